@@ -1,0 +1,1 @@
+"""Three implementations of one law: the reference in MLX operations, the fused CPU kernel, the GPU path."""
