@@ -1,0 +1,142 @@
+"""The lazy MLX module tree of a model folder, built with mlx_lm's own classes.
+
+Names come from MLX, never from guessing: whatever the loader would build from these files is what is built here,
+with experts stacked, fused tensors split and dropped heads gone. Nothing is read: weights are lazy arrays.
+The whole graph lives on the CPU stream, so that evaluating a weight never pages from disk inside a GPU command
+buffer (a lazy graph that does trips Metal's watchdog, ml-explore/mlx#3803).
+"""
+
+import importlib.metadata
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+from mlx.utils import tree_flatten, tree_map_with_path
+from mlx_lm.convert import MODEL_CONVERSION_DTYPES
+from mlx_lm.utils import _get_classes, load_config
+
+from mint.errors import MintError
+from mint.shards import Shard
+
+DTYPES = {
+    mx.bool_: "BOOL", mx.uint8: "U8", mx.int8: "I8", mx.uint16: "U16", mx.int16: "I16", mx.float16: "F16",
+    mx.bfloat16: "BF16", mx.uint32: "U32", mx.int32: "I32", mx.float32: "F32", mx.uint64: "U64", mx.int64: "I64",
+    mx.complex64: "C64",
+}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Tree:
+    """A model whose parameters are lazy, and the lazy source tensors that they are made of."""
+
+    model: nn.Module
+    leaves: Mapping[str, mx.array]
+
+    def parameters(self) -> dict[str, mx.array]:
+        """Every parameter by its name, in the order of the module tree."""
+        return dict(tree_flatten(self.model.parameters()))
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """The model's config as mlx_lm reads it; `MintError` if it is missing, broken or of a model that is not for us."""
+    path = folder / "config.json"
+    if not path.is_file():
+        raise MintError(f"{folder}: no config.json found; needed: a Hugging Face model folder")
+    try:
+        config: dict[str, Any] = load_config(folder)
+    except ValueError as error:
+        raise MintError(f"{path}: not valid JSON ({error}); download it again") from error
+    if "model_type" not in config:
+        raise MintError(f"{path}: no model_type found; needed: the config of a language model")
+    if config.get("model_file") is not None:
+        raise MintError(
+            f"{path}: the model brings its own code ({config['model_file']}), which is never run; "
+            "needed: an architecture that mlx_lm itself implements"
+        )
+    _refuse_quantized(folder, config)
+    return config
+
+
+def build_tree(folder: Path, config: dict[str, Any], shards: tuple[Shard, ...], dtype: str = "") -> Tree:
+    """The module tree of the model in `folder` over lazy weights, cast as `mlx_lm.convert` casts them.
+
+    `dtype` (float16, bfloat16, float32) overrides the config's own, empty leaves it. Raises `MintError` when mlx_lm
+    does not know the model type or when weights and modules do not fit together.
+    """
+    with mx.stream(mx.cpu):
+        leaves = {
+            tensor.name: array
+            for shard in shards
+            for tensor, array in _load(folder, shard)
+        }  # fmt: skip
+        try:
+            model_class, args_class = _get_classes(config)
+        except ValueError as error:
+            raise MintError(
+                f"{folder}: mlx_lm does not know model_type {config['model_type']!r}; {_update_advice()}"
+            ) from error
+        model = model_class(args_class.from_dict(config))
+        weights = dict(leaves)
+        try:
+            if hasattr(model, "sanitize"):
+                weights = model.sanitize(weights)
+            model.eval()
+            model.load_weights(list(weights.items()), strict=True)
+        except (ValueError, KeyError) as error:
+            summary = " ".join(str(error).split())[:300]
+            raise MintError(
+                f"{folder}: the weights do not fit mlx_lm's {config['model_type']} model: {summary}; "
+                f"needed: a complete model of that type. {_update_advice()}"
+            ) from error
+        _cast(model, config, dtype)
+    return Tree(model, leaves)
+
+
+def _load(folder: Path, shard: Shard) -> list[tuple[Any, mx.array]]:
+    arrays = mx.load(str(folder / shard.name))
+    assert isinstance(arrays, dict)
+    return [(tensor, arrays[tensor.name]) for tensor in shard.tensors]
+
+
+def _cast(model: nn.Module, config: dict[str, Any], dtype: str) -> None:
+    """The rule of `mlx_lm.convert` 0.32: the config's torch_dtype, else the text config's dtype, else no cast."""
+    name = dtype or config.get("torch_dtype") or (config.get("text_config") or {}).get("dtype")
+    if name not in MODEL_CONVERSION_DTYPES:
+        return
+    target = getattr(mx, name)
+    may_cast = getattr(model, "cast_predicate", lambda _: True)
+
+    def cast(path: str, array: mx.array) -> mx.array:
+        return array.astype(target) if may_cast(path) and mx.issubdtype(array.dtype, mx.floating) else array
+
+    model.update(tree_map_with_path(cast, model.parameters()))
+
+
+def _refuse_quantized(folder: Path, config: dict[str, Any]) -> None:
+    text_config = config.get("text_config") or {}
+    settings = config.get("quantization_config") or text_config.get("quantization_config") or {}
+    method = settings.get("quant_method", "unknown")
+    if "quantization" in config:
+        raise MintError(
+            f"{folder}: the model is already quantized by MLX; needed: full-precision weights. "
+            "Start from the original model"
+        )
+    if (folder / "hf_quant_config.json").exists():
+        method = "modelopt"
+    # mlx_lm's sanitize turns plain fp8 into bf16; blocks of 32 x 32 with power-of-two scales stay packed as mxfp8
+    plain_fp8 = method == "fp8" and not (
+        settings.get("scale_fmt") == "ue8m0" and list(settings.get("weight_block_size", ())) == [32, 32]
+    )
+    if (settings or method == "modelopt") and not plain_fp8:
+        raise MintError(
+            f"{folder}: the model is already quantized ({method}); needed: bf16, f16, f32 or fp8 weights. "
+            "Start from the original model, or dequantize this one first"
+        )
+
+
+def _update_advice() -> str:
+    version = importlib.metadata.version("mlx-lm")
+    return f"This is mlx_lm {version}; a newer one may know it: pip install --upgrade mlx-lm"
