@@ -1,0 +1,455 @@
+"""The multiple-choice knapsack, solved exactly: one option of every class, least loss within a capacity of bytes.
+
+    minimise  sum_i loss[i, j_i]   subject to   sum_i size[i, j_i] <= capacity,   one j_i for every class i
+
+It knows classes, options and a capacity; nothing of models.
+
+Theory of operation
+===================
+
+*Pareto.* An option that is no smaller and no better than another of its class is never needed. What is left has
+falling loss over rising size, and lies flat: all options of all classes one after another, `start` marks classes.
+
+*Relaxation.* Letting a class mix two options costs only its lower convex hull. Its steps, sorted by what they save
+per byte, are taken until the capacity breaks one; the slope of that step is the price of a byte. Lagrange's bound
+
+    bound(price) = sum_i min_j (loss[i, j] + price * size[i, j]) - price * capacity
+
+is then the relaxation's optimum, and `base`, the minimisers with the broken step left out, is a feasible choice.
+
+*Reduced costs.* Option j of class i adds `loss[i, j] + price * size[i, j]` less the minimum over the class to every
+bound it takes part in. One that lifts the bound above the best loss known can be dropped; a class with one option
+left is fixed. That also holds with options above the hull, which is where a budget gets filled.
+
+*Lattice.* Sizes of models are multiples of large strides, up to a few bytes of headers. The open options then reach
+no total just under most capacities, and the capacity may be lowered to the largest total in reach. It is an
+inference about the exact instance, not a rounding of it; the price of the unreachable bytes leaves the gap.
+
+*Core.* The open classes are merged one by one, largest steps first, into a list of states (size, loss) without
+dominated ones. Each state is bounded by the relaxation of the classes still to come, exactly, and dropped above the
+best known. If the list outgrows its width, only the most promising states are kept: then the result is a good choice
+but no proof.
+
+*Branching.* Where the core has no proof, the class with the largest spread of sizes (an embedding, mostly) is fixed
+to each of its options in turn and the cases are searched, least bound first. The least bound of the cases left open
+is the bound of the answer, whenever the time ends.
+
+Rules: sizes are exact integers throughout and feasibility is never judged in floating point. Losses are float64;
+"optimal" means that no choice is better by more than `PRECISION` of the loss, and only then the gap is exactly 0.
+Of equal options of a class the smallest is used, then the one given first; the same input gives the same choice.
+The order of classes may decide between choices of equal loss, never the loss.
+
+Cost: N log N once per instance for N options; per capacity O(N) for the first reduction, then only open options.
+Doubt: the problem is NP-hard. Instances of many equal large classes with losses that nearly balance can outlive any
+time limit; they end with an honest gap.
+"""
+
+import heapq
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import count
+from math import fsum, inf
+from time import perf_counter
+
+import numpy as np
+from numpy.typing import NDArray
+
+# N options side by side, C classes, H steps of hulls, S states
+
+Integers = NDArray[np.int64]
+Floats = NDArray[np.float64]
+
+PRECISION = 1e-12  # relative; sums of a hundred thousand float64 agree to better than this
+BYTES_LIMIT = 2**62  # of the spread between smallest and largest choice: sums stay within int64
+PROBES = ((32, 512), (128, 2048))  # (open options, states) of the searches for a first good choice
+WIDTH = 50_000  # states of a search for a proof
+
+
+class Infeasible(ValueError):  # noqa: N818, a state of the input as the field calls it
+    """No choice fits the capacity; `smallest` is the least capacity that has one."""
+
+    def __init__(self, capacity: int, smallest: int) -> None:
+        super().__init__(f"a capacity of {capacity} bytes was given, the smallest choice needs {smallest}")
+        self.smallest = smallest
+
+
+@dataclass(frozen=True, slots=True)
+class Solution:
+    """One option chosen in every class, and how far it can be from the best."""
+
+    choice: tuple[int, ...]  # option index per class, as given
+    nbytes: int  # spent
+    loss: float  # sum over classes
+    bound: float  # no choice within the capacity has less loss
+
+    @property
+    def gap(self) -> float:
+        """How much of the loss a better choice could save at most; 0.0 exactly if proved optimal."""
+        return (self.loss - self.bound) / self.loss if self.loss > self.bound else 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """Options of C classes side by side: within a class sizes rise and losses fall, strictly."""
+
+    name: Integers  # (N,) index in the whole instance
+    size: Integers  # (N,) above the smallest option of the class
+    loss: Floats  # (N,)
+    start: Integers  # (C + 1,) class i has the options start[i]:start[i + 1]
+
+    @property
+    def first(self) -> Integers:
+        """(C,) the smallest option of every class."""
+        return self.start[:-1]
+
+    @property
+    def row(self) -> Integers:
+        """(N,) the class of every option."""
+        return np.repeat(np.arange(len(self.start) - 1), np.diff(self.start))
+
+
+@dataclass(frozen=True, slots=True)
+class Hull:
+    """Steps along the lower convex hulls of all classes, the most saved per byte first."""
+
+    row: Integers  # (H,) class
+    to: Integers  # (H,) option reached
+    size: Integers  # (H,) bytes added
+    loss: Floats  # (H,) loss saved
+    slope: Floats  # (H,) loss saved per byte, falling
+
+
+@dataclass(frozen=True, slots=True)
+class Relaxation:
+    """The relaxed optimum at a capacity."""
+
+    price: float  # of a byte
+    base: Integers  # (C,) option of every class
+    bound: float
+    excess: Floats  # (N,) by how much each option would lift the bound
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """A part of the search: what is fixed, what is open and the capacity left for it."""
+
+    bound: float
+    fixed: Integers  # names of the options fixed
+    lost: float  # their loss
+    options: Options
+    capacity: int  # above the smallest of the open options
+
+
+class Knapsack:
+    """One instance, prepared once for any number of capacities."""
+
+    def __init__(
+        self,
+        sizes: Sequence[NDArray[np.int64] | Sequence[int]],
+        losses: Sequence[NDArray[np.float64] | Sequence[float]],
+    ) -> None:
+        counts, size, loss = _checked(sizes, losses)
+        self._begin = np.cumsum(counts) - counts  # where each class begins among the options as given
+        self._size = size
+        self._options = _pareto(counts, size, loss)
+        self._hull = _hull(self._options)
+        self._loss = loss
+        smallest = self._options.name[self._options.first]
+        self.smallest: int = sum(size[smallest].tolist())
+
+    def solve(self, capacity: int, *, seconds: float = 10.0) -> Solution:
+        """The choice of least loss within `capacity` bytes, or the best one found in `seconds` with its gap.
+
+        Raises `Infeasible` if no choice fits.
+        """
+        if capacity < self.smallest:
+            raise Infeasible(capacity, self.smallest)
+        root = Case(-inf, np.empty(0, np.int64), 0.0, self._options, capacity - self.smallest)
+        search = Search(perf_counter() + seconds)
+        bound = search.run(root, self._hull)
+        names = np.sort(search.names)  # one a class, so this is the order of classes
+        loss = fsum(self._loss[names].tolist())
+        proved = bound >= loss * (1 - PRECISION)
+        return Solution(
+            choice=tuple((names - self._begin).tolist()),
+            nbytes=sum(self._size[names].tolist()),
+            loss=loss,
+            bound=loss if proved else bound,
+        )
+
+
+def solve(
+    sizes: Sequence[NDArray[np.int64] | Sequence[int]],
+    losses: Sequence[NDArray[np.float64] | Sequence[float]],
+    capacity: int,
+    *,
+    seconds: float = 10.0,
+) -> Solution:
+    """One option of every class with the least total loss whose total size is within `capacity`.
+
+    Raises `Infeasible`, which names the smallest capacity, if there is none.
+    """
+    return Knapsack(sizes, losses).solve(capacity, seconds=seconds)
+
+
+def _checked(
+    sizes: Sequence[NDArray[np.int64] | Sequence[int]], losses: Sequence[NDArray[np.float64] | Sequence[float]]
+) -> tuple[Integers, Integers, Floats]:
+    """Options per class, and all sizes and losses one after another; raises `ValueError` for what is none."""
+    if len(sizes) != len(losses):
+        raise ValueError(f"{len(sizes)} classes of sizes but {len(losses)} of losses; give one of each per class")
+    counts = np.array([len(row) for row in sizes], np.int64)
+    for i in range(len(sizes)):
+        if not 0 < len(sizes[i]) == len(losses[i]):
+            raise ValueError(
+                f"class {i} has {len(sizes[i])} sizes and {len(losses[i])} losses; it needs one of each per option, "
+                "and at least one option"
+            )
+    if not len(sizes):
+        return counts, np.empty(0, np.int64), np.empty(0)
+    size = np.concatenate([np.asarray(row) for row in sizes])
+    loss = np.concatenate([np.asarray(row, np.float64) for row in losses])
+    if size.dtype.kind not in "iu" or size.min() < 0 or size.max() >= BYTES_LIMIT:
+        raise ValueError(
+            f"sizes must be whole bytes from 0 to 2^62; found {size.dtype} from {size.min()} to {size.max()}"
+        )
+    bad = np.flatnonzero(~(np.isfinite(loss) & (loss >= 0)))
+    if len(bad):
+        row = int(np.searchsorted(np.cumsum(counts), bad[0], "right"))
+        raise ValueError(f"losses must be finite and not negative; class {row} has {loss[bad[0]]}")
+    return counts, size.astype(np.int64), loss
+
+
+def _pareto(counts: Integers, size: Integers, loss: Floats) -> Options:
+    """The options that are smaller or better than every other of their class."""
+    row = np.repeat(np.arange(len(counts)), counts)
+    column = np.arange(len(row)) - np.repeat(np.cumsum(counts) - counts, counts)
+    table = np.full((len(counts), counts.max(initial=0)), inf)
+    order = np.lexsort((column, loss, size, row))
+    table[row, column] = loss[order]
+    lowest_before = np.full_like(table, inf)
+    np.minimum.accumulate(table[:, :-1], axis=1, out=lowest_before[:, 1:])
+    kept = table[row, column] < lowest_before[row, column]
+    name = order[kept]
+    start = np.concatenate([[0], np.cumsum(np.bincount(row[kept], minlength=len(counts)))])
+    size = size[name]
+    spread = size - np.repeat(size[start[:-1]], np.diff(start))
+    options = Options(name, spread, loss[name], start)
+    if sum(spread[start[1:] - 1].tolist()) >= BYTES_LIMIT:
+        raise ValueError("the sizes of all classes spread over 2^62 bytes or more; give them in a larger unit")
+    return options
+
+
+def _hull(options: Options) -> Hull:
+    """Steps along the lower convex hulls, found by dropping all points above their neighbours until none is left."""
+    row = options.row
+    point = np.arange(len(row))
+    while True:
+        inside = row[point[1:]] == row[point[:-1]]
+        size, loss = np.diff(options.size[point]), -np.diff(options.loss[point])
+        slope = np.divide(loss, size, out=np.full(len(size), inf), where=inside)
+        above = inside[:-1] & inside[1:] & (slope[:-1] <= slope[1:])
+        if not above.any():
+            break
+        point = np.delete(point, 1 + np.flatnonzero(above))
+    steps = np.flatnonzero(inside)
+    steps = steps[np.argsort(-slope[steps], kind="stable")]
+    to = point[steps + 1]
+    return Hull(row[to], to, size[steps], loss[steps], slope[steps])
+
+
+def _relax(case: Case, hull: Hull) -> Relaxation:
+    """Lagrange's bound of the case at the price where its relaxation breaks, and what each option adds to it."""
+    options = case.options
+    reach = np.cumsum(hull.size)
+    taken = int(np.searchsorted(reach, case.capacity, "right"))
+    base = options.first.copy()
+    base[hull.row[:taken]] = hull.to[:taken]  # in the order of each hull, so the last step taken stays
+    spent = int(reach[taken - 1]) if taken else 0
+    price = float(hull.slope[taken]) if taken < len(reach) else 0.0
+    bound = case.lost + fsum(options.loss[base].tolist()) - price * (case.capacity - spent)
+    counts = np.diff(options.start)
+    excess = options.loss - np.repeat(options.loss[base], counts)
+    excess += price * (options.size - np.repeat(options.size[base], counts))
+    return Relaxation(price, base, max(bound, case.bound), excess)
+
+
+def _restrict(case: Case, kept: NDArray[np.bool_], bound: float) -> Case:
+    """The case with only some of its options; classes with one option are fixed."""
+    options = case.options
+    counts = np.add.reduceat(kept, options.first, dtype=np.int64) if len(kept) else np.empty(0, np.int64)
+    lone = np.repeat(counts == 1, np.diff(options.start))
+    fixed, open_ = np.flatnonzero(kept & lone), np.flatnonzero(kept & ~lone)
+    counts = counts[counts > 1]
+    start = np.concatenate([[0], np.cumsum(counts)])
+    size = options.size[open_]
+    smallest = size[start[:-1]]
+    return Case(
+        bound=bound,
+        fixed=np.concatenate([case.fixed, options.name[fixed]]),
+        lost=case.lost + fsum(options.loss[fixed].tolist()),
+        options=Options(options.name[open_], size - np.repeat(smallest, counts), options.loss[open_], start),
+        capacity=case.capacity - int(options.size[fixed].sum()) - int(smallest.sum()),
+    )
+
+
+def _stride(sizes: Integers, terms: int) -> int:
+    """A stride that all sizes are nearly multiples of: `terms` of them leave its lattice by less than half of it.
+
+    Euclid's algorithm on all sizes at once, with remainders that small taken for zero.
+    """
+    stride = int(sizes.min())
+    while stride > 4 * terms:
+        remainder = np.abs((sizes + stride // 2) % stride - stride // 2)
+        large = remainder[remainder > stride // (4 * terms)]
+        if not len(large):
+            return int(np.median(sizes // ((sizes + stride // 2) // stride)))
+        stride = int(large.min())
+    return int(np.gcd.reduce(sizes))
+
+
+def _reachable(options: Options, capacity: int) -> int:
+    """A capacity that admits the same choices: totals just above it and up to `capacity` lie off the lattice."""
+    sizes = np.unique(options.size[options.size > 0])
+    if not len(sizes):
+        return capacity
+    stride = _stride(sizes, len(options.first))
+    off = (options.size + stride // 2) % stride - stride // 2
+    least = int(np.minimum.reduceat(off, options.first).sum())
+    most = int(np.maximum.reduceat(off, options.first).sum())
+    return min(capacity, (capacity - least) // stride * stride + most)
+
+
+class Search:
+    """The best choice known, and what shrinks the part of the search that could hold a better one."""
+
+    def __init__(self, deadline: float) -> None:
+        self.names = np.empty(0, np.int64)
+        self.loss = inf
+        self.deadline = deadline
+
+    @property
+    def limit(self) -> float:
+        """A loss from here on is no gain."""
+        return self.loss * (1 - PRECISION)
+
+    @property
+    def late(self) -> bool:
+        return perf_counter() > self.deadline
+
+    def offer(self, case: Case, chosen: Integers) -> None:
+        """Keep the choice of these options of a case if it is the best yet."""
+        loss = case.lost + fsum(case.options.loss[chosen].tolist())
+        if loss < self.limit:
+            self.names, self.loss = np.concatenate([case.fixed, case.options.name[chosen]]), loss
+
+    def reduce(self, case: Case, hull: Hull) -> Case:
+        """The case without the options that no better choice than the best known has."""
+        while case.capacity >= 0:
+            relaxation = _relax(case, hull)
+            self.offer(case, relaxation.base)
+            if relaxation.bound >= self.limit:
+                break
+            kept = relaxation.excess <= self.loss * (1 + PRECISION) - relaxation.bound
+            smaller = _restrict(case, kept, relaxation.bound)
+            capacity = _reachable(smaller.options, smaller.capacity)
+            if kept.all() and capacity == case.capacity:
+                return smaller
+            case = replace(smaller, capacity=capacity)
+            hull = _hull(case.options)
+        return replace(case, bound=inf)
+
+    def probe(self, case: Case, hull: Hull, opened: int, width: int) -> None:
+        """Look for a good choice among the options that lift the bound least."""
+        relaxation = _relax(case, hull)
+        self.offer(case, relaxation.base)
+        opened = min(opened + len(relaxation.base), len(relaxation.excess)) - 1
+        limit = np.partition(relaxation.excess, opened)[opened]
+        self.merge(_restrict(case, relaxation.excess <= limit, relaxation.bound), width)
+
+    def merge(self, case: Case, width: int) -> bool:
+        """Merge the classes into states; tell whether all choices better than the best known were seen."""
+        options = case.options
+        spread = options.size[options.start[1:] - 1]
+        order = np.argsort(-spread, kind="stable")
+        rests = _rests(options, order)
+        size, loss = np.zeros(1, np.int64), np.full(1, case.lost)
+        complete = True
+        history: list[tuple[Integers, Integers]] = []
+        for i, (size_left, loss_left) in zip(order.tolist(), rests, strict=True):
+            if self.late:
+                return False
+            here = slice(options.start[i], options.start[i + 1])
+            count = here.stop - here.start
+            size = np.add.outer(size, options.size[here]).ravel()
+            loss = np.add.outer(loss, options.loss[here]).ravel()
+            bound = loss + np.interp(case.capacity - size, size_left, loss_left, left=inf)
+            kept = np.flatnonzero(bound < self.limit)
+            kept = kept[np.argsort(size[kept], kind="stable")]
+            kept = kept[_undominated(size[kept], loss[kept])]
+            if len(kept) > width:
+                complete = False
+                kept = np.sort(kept[np.argpartition(bound[kept], width)[:width]])
+                kept = kept[np.argsort(size[kept], kind="stable")]
+            size, loss = size[kept], loss[kept]
+            history.append((kept // count, kept % count + here.start))
+            if not len(kept):
+                return complete
+        state = int(np.argmin(loss))
+        chosen = np.empty(len(order), np.int64)
+        for i, (parent, option) in zip(order[::-1].tolist(), reversed(history), strict=True):
+            chosen[i] = option[state]
+            state = parent[state]
+        self.offer(case, chosen)
+        return complete
+
+    def run(self, root: Case, hull: Hull) -> float:
+        """Search until the best choice is proved or time is up; returns the bound."""
+        for opened, width in PROBES:
+            self.probe(root, hull, opened, width)
+        cases = [self.reduce(root, hull)]
+        serial = count()
+        heap = [(cases[0].bound, next(serial), cases[0])]
+        while heap and heap[0][0] < self.limit and not self.late:
+            _, _, case = heapq.heappop(heap)
+            case = self.reduce(case, _hull(case.options))
+            if case.bound < self.limit and not self.merge(case, WIDTH):
+                for child in _branches(case):
+                    child = self.reduce(child, _hull(child.options))
+                    if child.bound < self.limit:
+                        heapq.heappush(heap, (child.bound, next(serial), child))
+        return min(heap[0][0] if heap else inf, self.loss)
+
+
+def _undominated(size: Integers, loss: Floats) -> NDArray[np.bool_]:
+    """Of states by size, those with less loss than all before; of equal sizes the last of them."""
+    least = np.minimum.accumulate(loss)
+    kept = np.ones(len(size), np.bool_)
+    kept[1:] = loss[1:] < least[:-1]
+    return kept
+
+
+def _rests(options: Options, order: Integers) -> Iterator[tuple[Floats, Floats]]:
+    """After each class in this order, the relaxed loss of all classes after it over the size left for them."""
+    hull = _hull(options)
+    rank = np.empty_like(order)
+    rank[order] = np.arange(len(order))
+    rank_of_step = rank[hull.row]
+    least = options.loss[options.start[1:] - 1][order]
+    floor = np.concatenate([np.cumsum(least[::-1])[::-1][1:], [0.0]])
+    for i in range(len(order)):
+        later = rank_of_step > i
+        size = np.concatenate([[0], np.cumsum(hull.size[later])])
+        loss = np.concatenate([np.cumsum(hull.loss[later][::-1])[::-1], [0.0]]) + floor[i]
+        yield size, loss
+
+
+def _branches(case: Case) -> Iterator[Case]:
+    """The cases in which the class with the largest spread of sizes has each of its options."""
+    options = case.options
+    i = int(np.argmax(options.size[options.start[1:] - 1]))
+    row = options.row
+    for option in range(options.start[i], options.start[i + 1]):
+        kept = row != i
+        kept[option] = True
+        yield _restrict(case, kept, case.bound)
