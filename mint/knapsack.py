@@ -62,7 +62,7 @@ Floats = NDArray[np.float64]
 PRECISION = 1e-12  # relative; sums of a hundred thousand float64 agree to better than this
 BYTES_LIMIT = 2**62  # of the spread between smallest and largest choice: sums stay within int64
 PROBES = ((32, 512), (128, 2048))  # (open options, states) of the searches for a first good choice
-WIDTH = 50_000  # states of a search for a proof
+NARROW, WIDE = 2_000, 50_000  # states of a search for a proof
 
 
 class Infeasible(ValueError):  # noqa: N818, a state of the input as the field calls it
@@ -293,31 +293,41 @@ def _restrict(case: Case, kept: NDArray[np.bool_], bound: float) -> Case:
     )
 
 
-def _stride(sizes: Integers, terms: int) -> int:
-    """A stride that all sizes are nearly multiples of: `terms` of them leave its lattice by less than half of it.
+def _stride(sizes: Integers) -> int:
+    """The stride that all sizes are nearly multiples of, or 1.
 
-    Euclid's algorithm on all sizes at once, with remainders that small taken for zero.
+    Euclid's algorithm on all sizes at once; a remainder of less than a sixteenth counts as none.
     """
-    stride = int(sizes.min())
-    while stride > 4 * terms:
+    stride = int(sizes.min(initial=BYTES_LIMIT))
+    while stride > 16:
         remainder = np.abs((sizes + stride // 2) % stride - stride // 2)
-        large = remainder[remainder > stride // (4 * terms)]
+        large = remainder[remainder > stride // 16]
         if not len(large):
             return int(np.median(sizes // ((sizes + stride // 2) // stride)))
         stride = int(large.min())
-    return int(np.gcd.reduce(sizes))
+    return 1
 
 
-def _reachable(options: Options, capacity: int) -> int:
-    """A capacity that admits the same choices: totals just above it and up to `capacity` lie off the lattice."""
-    sizes = np.unique(options.size[options.size > 0])
-    if not len(sizes):
-        return capacity
-    stride = _stride(sizes, len(options.first))
-    off = (options.size + stride // 2) % stride - stride // 2
-    least = int(np.minimum.reduceat(off, options.first).sum())
-    most = int(np.maximum.reduceat(off, options.first).sum())
-    return min(capacity, (capacity - least) // stride * stride + most)
+def _furthest(off: Integers, excess: Floats, room: float) -> int:
+    """The most that options can add up to off the lattice if their excess stays within `room`."""
+    useful = off > 0
+    off, excess = off[useful], np.maximum(excess[useful], 0)
+    order = np.argsort(excess / off)
+    within = int(np.searchsorted(np.cumsum(excess[order]), room, "right")) + 1  # a broken one counts as whole
+    return int(off[order[:within]].sum())
+
+
+def _reachable(case: Case, relaxation: Relaxation, kept: NDArray[np.bool_], room: float) -> int:
+    """A capacity that admits the same choices with the options kept, whose excess is within `room` in all."""
+    options = case.options
+    base_size = options.size[relaxation.base]
+    step = options.size[kept] - np.repeat(base_size, np.diff(options.start))[kept]
+    stride = _stride(np.unique(np.abs(step[step != 0])))
+    off = (step + stride // 2) % stride - stride // 2
+    excess = relaxation.excess[kept]
+    spent = int(base_size.sum())
+    strides = (case.capacity - spent + _furthest(-off, excess, room)) // stride
+    return min(case.capacity, spent + strides * stride + _furthest(off, excess, room))
 
 
 class Search:
@@ -350,12 +360,12 @@ class Search:
             self.offer(case, relaxation.base)
             if relaxation.bound >= self.limit:
                 break
-            kept = relaxation.excess <= self.loss * (1 + PRECISION) - relaxation.bound
-            smaller = _restrict(case, kept, relaxation.bound)
-            capacity = _reachable(smaller.options, smaller.capacity)
+            room = self.loss * (1 + PRECISION) - relaxation.bound
+            kept = relaxation.excess <= room
+            capacity = _reachable(case, relaxation, kept, room)
             if kept.all() and capacity == case.capacity:
-                return smaller
-            case = replace(smaller, capacity=capacity)
+                return replace(case, bound=relaxation.bound)
+            case = _restrict(replace(case, capacity=capacity), kept, relaxation.bound)
             hull = _hull(case.options)
         return replace(case, bound=inf)
 
@@ -407,18 +417,36 @@ class Search:
         """Search until the best choice is proved or time is up; returns the bound."""
         for opened, width in PROBES:
             self.probe(root, hull, opened, width)
-        cases = [self.reduce(root, hull)]
-        serial = count()
-        heap = [(cases[0].bound, next(serial), cases[0])]
+        serial = count()  # equal bounds in the order they were found
+        heap = [(-inf, next(serial), self.reduce(root, hull))]
         while heap and heap[0][0] < self.limit and not self.late:
-            _, _, case = heapq.heappop(heap)
+            case = heapq.heappop(heap)[2]
             case = self.reduce(case, _hull(case.options))
-            if case.bound < self.limit and not self.merge(case, WIDTH):
-                for child in _branches(case):
-                    child = self.reduce(child, _hull(child.options))
-                    if child.bound < self.limit:
-                        heapq.heappush(heap, (child.bound, next(serial), child))
+            for part in self.settle(case):
+                heapq.heappush(heap, (part.bound, next(serial), part))
         return min(heap[0][0] if heap else inf, self.loss)
+
+    def settle(self, case: Case) -> list[Case]:
+        """What is left of a case after the cheapest way to settle it; nothing if it is proved."""
+        if case.bound >= self.limit or self.merge(case, NARROW):
+            return []
+        parts = self.branch(case)
+        if 2 * sum(len(part.options.name) for part in parts) > len(case.options.name) and self.merge(case, WIDE):
+            return []
+        return [part for part in parts if part.bound < self.limit]
+
+    def branch(self, case: Case) -> list[Case]:
+        """The cases in which the class with the largest spread of sizes has each of its options."""
+        options = case.options
+        widest = int(np.argmax(options.size[options.start[1:] - 1]))
+        kept = options.row != widest
+        parts = []
+        for option in range(options.start[widest], options.start[widest + 1]):
+            kept[option] = True
+            part = _restrict(case, kept, case.bound)
+            parts.append(self.reduce(part, _hull(part.options)))
+            kept[option] = False
+        return [part for part in parts if part.bound < self.limit]
 
 
 def _undominated(size: Integers, loss: Floats) -> NDArray[np.bool_]:
@@ -442,14 +470,3 @@ def _rests(options: Options, order: Integers) -> Iterator[tuple[Floats, Floats]]
         size = np.concatenate([[0], np.cumsum(hull.size[later])])
         loss = np.concatenate([np.cumsum(hull.loss[later][::-1])[::-1], [0.0]]) + floor[i]
         yield size, loss
-
-
-def _branches(case: Case) -> Iterator[Case]:
-    """The cases in which the class with the largest spread of sizes has each of its options."""
-    options = case.options
-    i = int(np.argmax(options.size[options.start[1:] - 1]))
-    row = options.row
-    for option in range(options.start[i], options.start[i + 1]):
-        kept = row != i
-        kept[option] = True
-        yield _restrict(case, kept, case.bound)

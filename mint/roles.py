@@ -24,7 +24,7 @@ _RULES: tuple[tuple[str, str], ...] = (
     ("v", r"v_proj|c_v|wv|attn_value|unembed_out"),
     ("kv", r"kv_proj|kv_a_proj_with_mqa|kv_b_proj|kv_a_proj|w?kv"),
     ("qkv", r"qkv_proj|query_key_value|c_attn|Wqkv|wqkv|W_pack|q_k_v_proj|qkvg_proj|att_proj"),
-    ("o", r"o_proj|wo|attn_out|attn_resid|o_[ab]_proj|attention\.dense|self_attn\.dense|attn\.(c_proj|out_proj|dense)|self_attention\.dense"),
+    ("o", r"o_proj|wo|attn_out|attn_resid|o_[ab]_proj|(self_)?att(entio)?n\.(dense|c_proj|out_proj)"),
     ("gate", r"gate_proj|w1|v1|mlp_gate|c_fc_0|linear_y"),
     ("gate_up", r"gate_up_proj|input_linear|ff_proj"),
     ("up", r"up_proj|w3|fc1|fc_in|c_fc|dense_h_to_4h|mlp_linear|c_fc_1|linear_x"),

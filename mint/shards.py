@@ -85,9 +85,7 @@ def identity(shards: Iterable[Shard], config_text: bytes) -> str:
     """SHA-256 of the config and of every shard's name, size, header and sampled bytes: the model's identity."""
     digest = hashlib.sha256(hashlib.sha256(config_text).digest())
     for shard in shards:
-        digest.update(
-            f"{shard.name}\0{shard.nbytes}\0{shard.header_digest}\0{shard.sample_digest}\n".encode()
-        )
+        digest.update(f"{shard.name}\0{shard.nbytes}\0{shard.header_digest}\0{shard.sample_digest}\n".encode())
     return digest.hexdigest()
 
 
@@ -99,9 +97,7 @@ def _read_index(folder: Path) -> dict[str, str]:
         listed = json.loads(path.read_bytes())["weight_map"]
         return {str(name): str(shard) for name, shard in listed.items()}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise MintError(
-            f"{path}: not a safetensors index ({error!r}); download it again or remove it"
-        ) from error
+        raise MintError(f"{path}: not a safetensors index ({error!r}); download it again or remove it") from error
 
 
 def _read_shard(path: Path) -> Shard:
@@ -135,11 +131,7 @@ def _parse_header(path: Path, header: bytes, file_nbytes: int) -> tuple[SourceTe
             f"{path}: not a safetensors file: its header is not JSON ({error}); download it again"
         ) from error
     data_start = 8 + len(header)
-    tensors = [
-        _parse_entry(path, name, entry, data_start)
-        for name, entry in entries.items()
-        if name != "__metadata__"
-    ]
+    tensors = [_parse_entry(path, name, entry, data_start) for name, entry in entries.items() if name != "__metadata__"]
     tensors.sort(key=lambda tensor: (tensor.offset, tensor.nbytes))
     end = data_start
     for tensor in tensors:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
-import mlx.nn as nn
+from mlx.nn.layers.base import Module
 
 from mint.errors import MintError
 from mint.formats import AFFINE, QUANTIZABLE, admissible
@@ -77,9 +77,7 @@ def open_source(folder: Path | str, *, dtype: str = "") -> Source:
     return Source(folder, config, dtype, identity(shards, config_text), shards, units, parameters, dropped)
 
 
-def _find_units(
-    tree: Tree, arrays: Mapping[str, mx.array], sources: Mapping[str, tuple[str, ...]]
-) -> tuple[Unit, ...]:
+def _find_units(tree: Tree, arrays: Mapping[str, mx.array], sources: Mapping[str, tuple[str, ...]]) -> tuple[Unit, ...]:
     predicate = getattr(tree.model, "quant_predicate", None) or (lambda path, module: True)
     units = []
     for path, module in tree.model.named_modules():
@@ -103,7 +101,7 @@ def _find_units(
     return tuple(sorted(units, key=lambda unit: order[f"{unit.path}.weight"]))
 
 
-def _with_keep_reason(unit: Unit, module: nn.Module) -> Unit:
+def _with_keep_reason(unit: Unit, module: Module) -> Unit:
     """The unit, marked as kept when it has no known role or when MLX would not store it as `Format` says."""
     reason = unit.keep_reason
     if not reason and unit.role == UNKNOWN:
@@ -115,7 +113,7 @@ def _with_keep_reason(unit: Unit, module: nn.Module) -> Unit:
     return Unit(unit.path, unit.shape, unit.dtype, unit.role, unit.layer, unit.sources, unit.min_bits, reason)
 
 
-def _stores_as_planned(unit: Unit, module: nn.Module) -> bool:
+def _stores_as_planned(unit: Unit, module: Module) -> bool:
     """Whether the module, quantized lazily, holds exactly the tensors that the first admissible format plans."""
     for format in admissible(unit.shape, unit.dtype, AFFINE)[:1]:
         try:
@@ -123,9 +121,7 @@ def _stores_as_planned(unit: Unit, module: nn.Module) -> bool:
                 quantized = module.to_quantized(**format.config())
         except TypeError:
             return False
-        planned = {
-            tensor.name.rpartition(".")[2]: tensor for tensor in format.tensors("", unit.shape, unit.dtype)
-        }
+        planned = {tensor.name.rpartition(".")[2]: tensor for tensor in format.tensors("", unit.shape, unit.dtype)}
         for name, tensor in planned.items():
             array = quantized.get(name)
             if not isinstance(array, mx.array) or (array.shape, DTYPES[array.dtype]) != (

@@ -17,9 +17,7 @@ _INTO = re.compile(r'^"(?P<name>.*)" -> (?P<primitive>\d+)$')
 _OUT_OF = re.compile(r'^(?P<primitive>\d+) -> "(?P<name>.*)"$')
 
 
-def trace_sources(
-    parameters: Mapping[str, mx.array], leaves: Mapping[str, mx.array]
-) -> dict[str, tuple[str, ...]]:
+def trace_sources(parameters: Mapping[str, mx.array], leaves: Mapping[str, mx.array]) -> dict[str, tuple[str, ...]]:
     """For every parameter the names of the leaves that it is computed from, in the order of `leaves`."""
     leaf_of: dict[str, str] = {}
     for names in _batches(leaves):

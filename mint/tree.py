@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
-import mlx.nn as nn
+from mlx.nn.layers.base import Module
 from mlx.utils import tree_flatten, tree_map_with_path
 from mlx_lm.convert import MODEL_CONVERSION_DTYPES
-from mlx_lm.utils import _get_classes, load_config
+from mlx_lm.utils import _get_classes, load, load_config, load_model, save_config
 
 from mint.errors import MintError
 from mint.shards import Shard
@@ -32,7 +32,7 @@ DTYPES = {
 class Tree:
     """A model whose parameters are lazy, and the lazy source tensors that they are made of."""
 
-    model: nn.Module
+    model: Module
     leaves: Mapping[str, mx.array]
 
     def parameters(self) -> dict[str, mx.array]:
@@ -101,7 +101,7 @@ def _load(folder: Path, shard: Shard) -> list[tuple[Any, mx.array]]:
     return [(tensor, arrays[tensor.name]) for tensor in shard.tensors]
 
 
-def _cast(model: nn.Module, config: dict[str, Any], dtype: str) -> None:
+def _cast(model: Module, config: dict[str, Any], dtype: str) -> None:
     """The rule of `mlx_lm.convert` 0.32: the config's torch_dtype, else the text config's dtype, else no cast."""
     name = dtype or config.get("torch_dtype") or (config.get("text_config") or {}).get("dtype")
     if name not in MODEL_CONVERSION_DTYPES:
@@ -140,3 +140,42 @@ def _refuse_quantized(folder: Path, config: dict[str, Any]) -> None:
 def _update_advice() -> str:
     version = importlib.metadata.version("mlx-lm")
     return f"This is mlx_lm {version}; a newer one may know it: pip install --upgrade mlx-lm"
+
+
+def write_config(config: dict[str, Any], folder: Path, *, keep_vision_config: bool) -> None:
+    """Write config.json as mlx_lm writes it, without the keys of the source's own quantization."""
+    kept = {name: value for name, value in config.items() if name != "quantization_config" or "quantization" in config}
+    save_config(kept, folder / "config.json", keep_vision_config=keep_vision_config)
+
+
+def check_loads(folder: Path) -> bool:
+    """Load the model in `folder` as `mlx_lm.load` does; whether it has a tokenizer. Nothing of the weights is read.
+
+    Any exception of mlx_lm comes through: it is the finding.
+    """
+    if (folder / "tokenizer_config.json").exists() or (folder / "tokenizer.json").exists():
+        load(str(folder), lazy=True)
+        return True
+    load_model(folder, lazy=True)
+    return False
+
+
+def load_stock(folder: Path) -> Module:
+    """The model in `folder` as mlx_lm builds it, quantized modules and all, over lazy weights."""
+    model, _ = load_model(folder, lazy=True)
+    return model
+
+
+def load_plain(folder: Path) -> Module:
+    """The same model with none of its modules quantized; their weights are not set."""
+    config = load_config(folder)
+    model_class, args_class = _get_classes(config)
+    model = model_class(args_class.from_dict(config))
+    model.eval()
+    return model
+
+
+def read_written_config(folder: Path) -> dict[str, Any]:
+    """The config of a folder that mint wrote."""
+    config: dict[str, Any] = load_config(folder)
+    return config

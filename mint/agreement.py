@@ -1,0 +1,85 @@
+"""Do the stored weights mean what the loader takes them for?
+
+The stock model, quantized modules and all, and the same model with every weight dequantized see the same tokens.
+Both run in float32 (scales and biases widened, which changes no stored value), so nothing but the order of
+additions may differ: a wrong format, group size or module would show as a difference of order one.
+Weights are read when their module is called and dropped after it; memory is bounded by the largest unit.
+"""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+import numpy.typing as npt
+from mlx.nn.layers.base import Module
+
+from mint.formats import Format
+from mint.stored import StoredModel, open_stored
+from mint.tree import load_plain, load_stock
+
+TOKENS = 4
+_METHODS = ("__call__", "as_linear")  # the ways mlx_lm uses a module that has a weight
+
+
+def logits_difference(folder: Path, formats: Mapping[str, Format]) -> tuple[float, bool]:
+    """Relative L2 difference of the logits of the stored model and of its dequantized twin, and whether all are finite.
+
+    `formats` maps the path of every quantized module to its format.
+    """
+    stored = open_stored(folder)
+    stock = load_stock(folder)
+    for path, module in _modules(stock, formats):
+        _stream(module, _quantized_parts(stored, path))
+    found = _logits(stock)
+    del stock
+    plain = load_plain(folder)
+    plain.load_weights([(name, stored.wide(name)) for name in _kept(stored, formats)], strict=False)
+    for path, module in _modules(plain, formats):
+        _stream(module, lambda path=path: {"weight": stored.dequantized(path, formats[path])})  # type: ignore[misc]
+    expected = _logits(plain)
+    finite = bool(np.isfinite(found).all() and np.isfinite(expected).all())
+    scale = float(np.linalg.norm(expected)) or 1.0
+    return float(np.linalg.norm(found - expected)) / scale, finite
+
+
+def _modules(model: Module, formats: Mapping[str, Format]) -> list[tuple[str, Module]]:
+    return [(path, module) for path, module in model.named_modules() if path in formats]
+
+
+def _kept(stored: StoredModel, formats: Mapping[str, Format]) -> list[str]:
+    quantized = {f"{path}.{part}" for path in formats for part in ("weight", "scales", "biases")}
+    return [name for name in stored.tensors if name not in quantized]
+
+
+def _quantized_parts(stored: StoredModel, path: str) -> Callable[[], dict[str, mx.array]]:
+    names = [part for part in ("weight", "scales", "biases") if f"{path}.{part}" in stored.tensors]
+    return lambda: {part: stored.wide(f"{path}.{part}") for part in names}
+
+
+def _stream(module: Module, read: Callable[[], dict[str, mx.array]]) -> None:
+    """Let `module` take its weights from `read` at every call and give them back after it."""
+    kind = type(module)
+
+    def streamed(method: str) -> Callable[..., mx.array]:
+        def call(self: Any, *args: Any, **kwargs: Any) -> mx.array:
+            parts = read()
+            lazy = {part: self[part] for part in parts}
+            self.update(parts)
+            result: mx.array = getattr(kind, method)(self, *args, **kwargs)
+            mx.eval(result)
+            self.update(lazy)
+            return result
+
+        return call
+
+    methods = {method: streamed(method) for method in _METHODS if hasattr(kind, method)}
+    module.__class__ = type(f"Streamed{kind.__name__}", (kind,), methods)
+
+
+def _logits(model: Module) -> npt.NDArray[np.float32]:
+    tokens = mx.arange(1, TOKENS + 1)[None]
+    output = model(tokens)
+    logits = output if isinstance(output, mx.array) else output.logits
+    return np.asarray(logits.astype(mx.float32))

@@ -1,0 +1,85 @@
+"""Source to Analysis: measure every unit once, whatever happens on the way."""
+
+import time
+from pathlib import Path
+
+import structlog
+
+from mint.analysis import (
+    MAGIC,
+    Analysis,
+    Measurement,
+    from_record,
+    header_of,
+    journal_path,
+    read_analysis,
+    to_record,
+    write_analysis,
+)
+from mint.device import device_kind, versions
+from mint.errors import MintError
+from mint.execute import Executor, OnProgress, Progress, ignore, in_process
+from mint.jobs import measure
+from mint.journal import Journal, frame
+from mint.source import Source
+
+log = structlog.get_logger()
+
+
+def analyze(
+    source: Source,
+    output: Path | str,
+    *,
+    executor: Executor = in_process,
+    keep_nonfinite: bool = False,
+    on_progress: OnProgress = ignore,
+) -> Analysis:
+    """Measure every unit of `source` and write the analysis to `output`; go on where a killed run stopped.
+
+    Measurements are appended to `output`.partial as they come; the finished file replaces it. Raises `MintError`
+    for a weight that is NaN or infinite (unless `keep_nonfinite`: such a unit is kept unquantized) and for an
+    `output` that belongs to something else.
+    """
+    output = Path(output)
+    header = header_of(source, device_kind(), versions())
+    if output.exists():
+        return _reuse(output, header)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with Journal(journal_path(output), MAGIC, header) as journal:
+        measured = {record["path"]: from_record(record) for record in journal.records}
+        pending = [unit for unit in source.units if unit.path not in measured]
+        total = sum(unit.nbytes for unit in source.units)
+        done = total - sum(unit.nbytes for unit in pending)
+        on_progress(Progress("analyze", done, total, ""))
+        started = time.perf_counter()
+        for unit, measurement in executor(source, measure, pending):
+            if measurement.nonfinite and not keep_nonfinite:
+                raise MintError(_nonfinite(measurement))
+            journal.append(to_record(measurement))
+            measured[unit.path] = measurement
+            done += unit.nbytes
+            seconds, started = time.perf_counter() - started, time.perf_counter()
+            log.debug("unit.measured", unit=unit.path, nbytes=unit.nbytes, seconds=round(seconds, 4))
+            on_progress(Progress("analyze", done, total, unit.path))
+        write_analysis(output, header, measured)
+        journal.path.unlink()
+    return read_analysis(output)
+
+
+def _reuse(output: Path, header: dict[str, object]) -> Analysis:
+    """The finished analysis at `output`, if it is of this very model by these very versions on this kind of device."""
+    analysis = read_analysis(output)
+    if not output.read_bytes().startswith(MAGIC + frame(header)):
+        raise MintError(
+            f"{output}: holds an analysis of another model, dtype, device or version "
+            f"({analysis.model_type}, {analysis.device}, mlx {analysis.versions['mlx']}); choose another --output"
+        )
+    log.info("analysis.reused", path=str(output))
+    return analysis
+
+
+def _nonfinite(measurement: Measurement) -> str:
+    return (
+        f"unit {measurement.path}: {measurement.nonfinite} of its weights are NaN or infinite; needed: finite weights. "
+        "Download the model again, or keep such units unquantized with --keep-nonfinite"
+    )

@@ -1,0 +1,193 @@
+"""Plan and Source to an MLX model folder.
+
+Everything is built in `<output>.partial` and renamed when it is whole and on the disk. A journal lists the units
+that are written, each with its digest; the same command goes on from there after checking them against the files.
+"""
+
+import functools
+import json
+import os
+import shutil
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import structlog
+
+from mint.device import device_kind, versions
+from mint.errors import MintError
+from mint.execute import Executor, OnProgress, Progress, ignore, in_process
+from mint.formats import KEEP, Format, TensorSpec
+from mint.jobs import Packed, quantize_unit, raw_bytes
+from mint.journal import Journal
+from mint.manifest import PLAN_NAME, Manifest, file_digest, write_manifest
+from mint.plan import Plan, plan_text
+from mint.shards import INDEX_NAME
+from mint.source import Source
+from mint.tree import write_config
+from mint.units import Unit
+from mint.weights import WeightFiles, disk_full
+
+log = structlog.get_logger()
+
+_MAGIC = b"MINT assembly\n"
+_JOURNAL_NAME = "assembly.journal"
+# what mlx_lm's loader and transformers' tokenizers read beside config and weights; copied as they are, since
+# loading and saving a tokenizer again can change it
+_COPIED = ("*.json", "*.jinja", "*.model", "*.tiktoken", "*.txt", "*.jsonl", "*.py")
+_NOT_COPIED = ("config.json", "hf_quant_config.json", PLAN_NAME)
+
+
+def assemble(
+    plan: Plan,
+    source: Source,
+    output: Path | str,
+    *,
+    executor: Executor = in_process,
+    on_progress: OnProgress = ignore,
+) -> Manifest:
+    """Write the model that `plan` describes to the folder `output`, which must not exist.
+
+    Memory is bounded by the largest unit. Raises `MintError` when the plan is of another model, the output exists
+    or the disk is too small; what was written before an interruption is kept and gone on with.
+    """
+    output = Path(output)
+    _check(plan, source, output)
+    partial = partial_folder(output)
+    partial.mkdir(parents=True, exist_ok=True)
+    _check_space(partial, plan)
+    formats = {choice.path: choice.format for choice in plan.choices}
+    header = {"plan": plan.digest, "device": device_kind(), "versions": versions()}
+    with Journal(partial / _JOURNAL_NAME, _MAGIC, header) as journal, WeightFiles(partial, plan.layout()) as files:
+        written = _still_there(journal, files, plan)
+        pending = [unit for unit in source.units if unit.path not in written]
+        total = sum(unit.nbytes for unit in source.units)
+        done = total - sum(unit.nbytes for unit in pending)
+        on_progress(Progress("assemble", done, total, ""))
+        sizes = {unit.path: unit.nbytes for unit in source.units}
+        for unit, packed in executor(source, functools.partial(_quantize, formats), pending):
+            written[unit.path] = files.write(packed.tensors, packed.data)
+            journal.append([unit.path, written[unit.path]])
+            done += sizes[unit.path]
+            log.debug("unit.written", unit=unit.path, format=str(packed.format))
+            on_progress(Progress("assemble", done, total, unit.path))
+        _write_parameters(plan, source, files)
+        files.flush()
+    manifest = _finish(plan, source, partial, {unit.path: written[unit.path] for unit in source.units})
+    (partial / _JOURNAL_NAME).unlink()
+    _flush_folder(partial)
+    partial.rename(output)
+    _flush_folder(output.parent)
+    return manifest
+
+
+def partial_folder(output: Path) -> Path:
+    """Where the model lies while it is not whole."""
+    return output.with_name(output.name + ".partial")
+
+
+def _quantize(formats: Mapping[str, Format], unit: Unit, weight: mx.array) -> Packed:
+    return quantize_unit(unit, weight, formats[unit.path])
+
+
+def _check(plan: Plan, source: Source, output: Path) -> None:
+    if output.exists():
+        raise MintError(f"{output} exists; nothing is ever overwritten. Choose another --output or move it away")
+    if plan.model != source.identity or plan.dtype != source.dtype:
+        raise MintError(
+            f"the plan is for another model than {source.folder} (found identity {source.identity[:12]}, "
+            f"needed {plan.model[:12]}); assemble from the folder that was analyzed, or analyze this one"
+        )
+    planned = {choice.path: (choice.shape, choice.dtype) for choice in plan.choices}
+    if planned != {unit.path: (unit.shape, unit.dtype) for unit in source.units}:
+        raise MintError(f"the plan's units are not those of {source.folder}; run mint allocate again")
+
+
+def _check_space(partial: Path, plan: Plan) -> None:
+    there = sum(file.stat().st_blocks * 512 for file in partial.iterdir())
+    free = shutil.disk_usage(partial).free
+    if free + there < plan.planned_bytes:
+        raise MintError(disk_full(partial, plan.planned_bytes - there))
+
+
+def _still_there(journal: Journal, files: WeightFiles, plan: Plan) -> dict[str, str]:
+    """Units of the journal whose bytes are really in the files: a power cut may have kept the one without the other."""
+    tensors = {choice.path: choice.tensors for choice in plan.choices}
+    return {path: digest for path, digest in journal.records if files.digest(tensors[path]) == digest}
+
+
+def _write_parameters(plan: Plan, source: Source, files: WeightFiles) -> None:
+    arrays = source.arrays()
+    for parameter in plan.parameters:
+        array = arrays.pop(parameter.name)
+        mx.eval(array)
+        files.write((TensorSpec(parameter.name, parameter.dtype, parameter.shape),), (raw_bytes(array),))
+
+
+def _finish(plan: Plan, source: Source, partial: Path, units: Mapping[str, str]) -> Manifest:
+    """Everything beside the weights: index, config, tokenizer, card, plan, manifest."""
+    shards = plan.layout()
+    index = {
+        "metadata": {
+            "total_size": sum(placed.tensor.nbytes for shard in shards for placed in shard.tensors),
+            "total_parameters": plan.weights,
+        },
+        "weight_map": dict(sorted((placed.tensor.name, shard.name) for shard in shards for placed in shard.tensors)),
+    }
+    (partial / INDEX_NAME).write_text(json.dumps(index, indent=4))
+    keeps_vision = any("vision_tower" in name for name in index["weight_map"])
+    write_config({**source.config, **quantization_entries(plan)}, partial, keep_vision_config=keeps_vision)
+    for pattern in _COPIED:
+        for file in sorted(source.folder.glob(pattern)):
+            if file.name not in _NOT_COPIED and not file.name.endswith(".index.json") and file.is_file():
+                shutil.copyfile(file, partial / file.name)
+    (partial / "README.md").write_text(_card(plan))
+    (partial / PLAN_NAME).write_text(plan_text(plan))
+    names = sorted(file.name for file in partial.iterdir() if file.name not in (_JOURNAL_NAME, "mint.json"))
+    manifest = Manifest(
+        plan=plan.digest,
+        model=plan.model,
+        device=device_kind(),
+        versions=versions(),
+        budget_bytes=plan.budget_bytes,
+        weight_bytes=plan.planned_bytes,
+        files={name: file_digest(partial / name) for name in names},
+        units=units,
+    )
+    write_manifest(manifest, partial)
+    return manifest
+
+
+def quantization_entries(plan: Plan) -> dict[str, Any]:
+    """The config's `quantization`: the commonest format as default, and an entry for every module all the same.
+
+    Loaders that infer nothing (older mlx_lm, mlx-vlm, mlx-swift) need them all.
+    """
+    used = Counter(choice.format for choice in plan.choices if choice.format != KEEP)
+    if not used:
+        return {}
+    default = min(used, key=lambda format: (-used[format], format))
+    entries: dict[str, Any] = dict(default.config() or {})
+    entries.update({choice.path: choice.format.config() for choice in plan.choices})
+    return {"quantization": entries, "quantization_config": entries}
+
+
+def _card(plan: Plan) -> str:
+    used = Counter(str(choice.format) for choice in plan.choices)
+    rows = "\n".join(f"| {name} | {count} |" for name, count in sorted(used.items()))
+    return (
+        "---\nlibrary_name: mlx\npipeline_tag: text-generation\ntags:\n- mlx\n- mint\n---\n\n"
+        f"Quantized by MINT to {plan.planned_bytes} bytes of weights "
+        f"({plan.bits_per_weight:.2f} bits per weight), budget {plan.budget_bytes} bytes.\n\n"
+        f"| format (bits/group) | modules |\n|---|---|\n{rows}\n"
+    )
+
+
+def _flush_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,43 @@
+"""Sizes as people write them. GB is 10^9 bytes, GiB is 2^30; a number without a unit is refused."""
+
+import re
+from decimal import Decimal
+
+from mint.errors import MintError
+
+UNITS = {
+    "B": 1,
+    "kB": 10**3,
+    "MB": 10**6,
+    "GB": 10**9,
+    "TB": 10**12,
+    "KiB": 2**10,
+    "MiB": 2**20,
+    "GiB": 2**30,
+    "TiB": 2**40,
+}
+_BY_LOWER = {unit.lower(): factor for unit, factor in UNITS.items()}
+_SIZE = re.compile(r"\s*(\d+(?:[._]\d+)*)\s*([A-Za-z]*)\s*")
+
+
+def parse_size(text: str) -> int:
+    """Bytes of a size such as `90MB` or `16.5 GiB`, rounded down to a whole byte; `MintError` when it is not one."""
+    match = _SIZE.fullmatch(text)
+    if not match or match[1].count(".") > 1:
+        raise MintError(f"{text!r} is not a size; needed a number with a unit, such as 90MB or 16.5GiB")
+    if not match[2]:
+        raise MintError(f"{text!r} has no unit; needed one of {', '.join(UNITS)}, such as {text.strip()}GB")
+    if match[2].lower() not in _BY_LOWER:
+        raise MintError(f"{text!r} has the unknown unit {match[2]!r}; needed one of {', '.join(UNITS)}")
+    nbytes = int(Decimal(match[1].replace("_", "")) * _BY_LOWER[match[2].lower()])
+    if nbytes <= 0:
+        raise MintError(f"{text!r} is no budget; needed a size above zero")
+    return nbytes
+
+
+def format_size(nbytes: int) -> str:
+    """A size for people, in powers of 1000, with four figures."""
+    for unit in ("TB", "GB", "MB", "kB"):
+        if nbytes >= UNITS[unit]:
+            return f"{nbytes / UNITS[unit]:.4g} {unit}"
+    return f"{nbytes} B"

@@ -1,0 +1,22 @@
+"""The device that measures and quantizes, and the versions that results depend on."""
+
+from importlib.metadata import version
+
+import mlx.core as mx
+
+from mint import __version__
+
+
+def device_kind() -> str:
+    """`cpu`, or the name of the GPU. Results are comparable to the last bit within one kind.
+
+    The CPU kernels add in an order that no processor changes, so every CPU is of one kind.
+    """
+    if mx.default_device() == mx.gpu:
+        return f"gpu {mx.device_info().get('device_name', 'unknown')}"
+    return "cpu"
+
+
+def versions() -> dict[str, str]:
+    """Versions of what decides a measurement."""
+    return {"mint": __version__, "mlx": version("mlx"), "mlx-lm": version("mlx-lm")}

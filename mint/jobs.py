@@ -1,0 +1,105 @@
+"""The only two jobs: measure a unit, and quantize a unit into a format.
+
+Each takes a unit and its evaluated weight, and runs wherever an executor puts it. On the CPU both go through the
+fused kernel, on a GPU through MLX operations; what is measured is what that device will write.
+"""
+
+# S slices (experts; 1 for a plain matrix), R rows, C columns, F formats
+
+from dataclasses import dataclass
+
+import mlx.core as mx
+import numpy as np
+import numpy.typing as npt
+
+from mint.analysis import Measurement
+from mint.formats import KEEP, Format, TensorSpec
+from mint.units import Unit
+
+_RAW = {"BF16": (mx.uint16, np.uint16), "F16": (mx.uint16, np.uint16), "F32": (mx.float32, np.float32)}
+
+
+@dataclass(frozen=True, slots=True)
+class Packed:
+    """A unit as it will be stored: the tensors of its format and their bytes, in the same order."""
+
+    path: str
+    format: Format
+    tensors: tuple[TensorSpec, ...]
+    data: tuple[bytes | memoryview, ...]
+
+
+def measure(unit: Unit, weight: mx.array) -> Measurement:
+    """Squared relative errors of `unit` in every format that it admits; `weight` is evaluated, of `unit.shape`.
+
+    Weights that are NaN or infinite are counted in `nonfinite`; the errors then mean nothing.
+    """
+    formats = tuple(format for format in unit.formats if format != KEEP)
+    if not formats:
+        return Measurement(unit.path, (), (), (), 0.0)
+    if mx.default_device() == mx.gpu:
+        from mint.kernels import gpu
+
+        found = gpu.errors(weight.reshape(_stack(unit)), formats)
+    else:
+        from mint.kernels import cpu
+
+        found = cpu.errors(raw(weight, unit.dtype).reshape(_stack(unit)), unit.dtype, formats)
+    if found.nonfinite:
+        zeros = (0.0,) * len(formats)
+        return Measurement(unit.path, formats, zeros, zeros, 0.0, int(found.nonfinite))
+    energy = found.energy.sum()
+    slice_errors = _ratio(found.squared, found.energy[:, None])
+    return Measurement(
+        path=unit.path,
+        formats=formats,
+        errors=tuple(map(float, _ratio(found.squared.sum(axis=0), energy))),
+        worst_errors=tuple(map(float, slice_errors.max(axis=0))),
+        energy=float(energy),
+        slice_errors=slice_errors.astype("<f4").tobytes() if unit.slices > 1 else b"",
+    )
+
+
+def quantize_unit(unit: Unit, weight: mx.array, format: Format) -> Packed:
+    """The bytes of `unit` stored in `format`, exactly as `mx.quantize` writes them on this device."""
+    tensors = format.tensors(unit.path, unit.shape, unit.dtype)
+    if format == KEEP:
+        return Packed(unit.path, format, tensors, (raw_bytes(weight),))
+    if mx.default_device() == mx.gpu:
+        from mint.kernels import gpu
+
+        parts = [raw_bytes(part) for part in gpu.pack(weight.reshape(_stack(unit)), format)]
+    else:
+        from mint.kernels import cpu
+
+        arrays = cpu.pack(raw(weight, unit.dtype).reshape(_stack(unit)), unit.dtype, format)
+        parts = [memoryview(array).cast("B") for array in arrays]
+    return Packed(unit.path, format, tensors, tuple(parts))
+
+
+def raw(weight: mx.array, dtype: str) -> npt.NDArray[np.uint16] | npt.NDArray[np.float32]:
+    """The weight's memory as numpy sees it, without a copy where it is contiguous; 16-bit floats as bit patterns."""
+    view, _ = _RAW[dtype]
+    return np.asarray(_contiguous(weight).view(view, stream=mx.cpu))
+
+
+def raw_bytes(array: mx.array) -> memoryview:
+    """The bytes of an array of any dtype, row-major."""
+    flat = _contiguous(array).reshape(-1, stream=mx.cpu)
+    if flat.dtype == mx.bfloat16:
+        flat = flat.view(mx.uint16, stream=mx.cpu)
+    mx.eval(flat)
+    return memoryview(np.asarray(flat)).cast("B")
+
+
+def _contiguous(array: mx.array) -> mx.array:
+    return mx.contiguous(array, stream=mx.cpu)
+
+
+def _stack(unit: Unit) -> tuple[int, int, int]:
+    return unit.slices, unit.shape[-2], unit.shape[-1]
+
+
+def _ratio(squared: npt.NDArray[np.float64], energy: npt.NDArray[np.float64] | np.float64) -> npt.NDArray[np.float64]:
+    """squared / energy; a weight that is all zero has no error, whatever its scale became."""
+    return np.divide(squared, energy, out=np.zeros(squared.shape), where=energy > 0)

@@ -1,0 +1,270 @@
+"""One format for every unit, and why: the record, and the JSON that a person can read and edit.
+
+A line per unit. Change its `format` and the plan is recomputed and checked when it is read: bytes, loss and totals
+follow from the formats and the measured curve, never from the numbers in the file.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from mint.analysis import sqnr_db
+from mint.errors import MintError
+from mint.formats import KEEP, Format, TensorSpec, parse_format
+from mint.layout import MAX_SHARD_BYTES, OutputShard, lay_out, stored_nbytes
+from mint.roles import layer_of
+from mint.units import Parameter
+
+SCHEMA = 1
+KIND = "mint plan"
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """The format of one unit, what it costs and hurts, and what else was there to choose from."""
+
+    path: str
+    format: Format
+    reason: str
+    shape: tuple[int, ...]
+    dtype: str
+    role: str
+    layer: int
+    alpha: float
+    curve: Mapping[Format, float]  # squared relative error of every measured format
+
+    @property
+    def tensors(self) -> tuple[TensorSpec, ...]:
+        return self.format.tensors(self.path, self.shape, self.dtype)
+
+    @property
+    def error(self) -> float:
+        """Squared relative error of the unit in its format."""
+        return 0.0 if self.format == KEEP else self.curve[self.format]
+
+    @property
+    def loss(self) -> float:
+        """Predicted share in the KL divergence of the model's output."""
+        return self.alpha * self.error
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What to write: every byte of it follows from this record and the model."""
+
+    model: str  # identity of the source
+    model_type: str
+    dtype: str
+    analysis: str  # digest
+    device: str
+    budget_bytes: int
+    bound: float
+    veto_db: float
+    choices: tuple[Choice, ...]
+    parameters: tuple[Parameter, ...]
+    max_shard_bytes: int = MAX_SHARD_BYTES
+    edited: tuple[str, ...] = ()  # paths whose format was changed by hand
+
+    @property
+    def loss(self) -> float:
+        return sum(choice.loss for choice in self.choices)
+
+    @property
+    def gap(self) -> float:
+        """Relative distance of the loss to the proved bound; 0 when no plan within the budget can be better."""
+        gap = (self.loss - self.bound) / self.loss if self.loss > 0 else 0.0
+        return gap if gap > 1e-12 else 0.0  # below: the same sum in another order
+
+    @property
+    def planned_bytes(self) -> int:
+        """Size of all weight files, headers included."""
+        return sum(shard.nbytes for shard in self.layout())
+
+    @property
+    def bits_per_weight(self) -> float:
+        return 8 * self.planned_bytes / max(self.weights, 1)
+
+    @property
+    def weights(self) -> int:
+        """Number of weights of the unquantized model."""
+        kept = sum(_count(parameter.shape) for parameter in self.parameters)
+        return kept + sum(_count(choice.shape) for choice in self.choices)
+
+    def groups(self) -> tuple[tuple[TensorSpec, ...], ...]:
+        """The tensors to write, kept together as they are stored, layer by layer."""
+        units = [(choice.layer, choice.tensors) for choice in self.choices]
+        rest = [
+            (layer_of(parameter.name), (TensorSpec(parameter.name, parameter.dtype, parameter.shape),))
+            for parameter in self.parameters
+        ]
+        return tuple(tensors for _, tensors in sorted(units + rest, key=lambda pair: pair[0]))
+
+    def layout(self) -> tuple[OutputShard, ...]:
+        """The weight files, to the byte."""
+        digits = offset_digits(self)
+        return lay_out(self.groups(), digits=digits, max_shard_bytes=self.max_shard_bytes)
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of what decides the bytes of the output."""
+        decisive = [self.model, self.dtype, self.max_shard_bytes, [(c.path, str(c.format)) for c in self.choices]]
+        return hashlib.sha256(json.dumps(decisive).encode()).hexdigest()
+
+
+def offset_digits(plan: Plan) -> int:
+    """Digits that any offset of any plan for this model can have."""
+    return digits_for((choice.shape for choice in plan.choices), plan.parameters)
+
+
+def digits_for(shapes: Iterable[tuple[int, ...]], parameters: tuple[Parameter, ...]) -> int:
+    """Digits of an upper bound of the model's bytes: 8 a weight."""
+    return len(str(8 * (sum(map(_count, shapes)) + sum(_count(parameter.shape) for parameter in parameters))))
+
+
+def unit_nbytes(choice_tensors: tuple[TensorSpec, ...], digits: int) -> int:
+    """Bytes that a choice adds to the weight files."""
+    return stored_nbytes(choice_tensors, digits)
+
+
+def write_plan(plan: Plan, path: Path | str) -> None:
+    """Write the plan as JSON, one line per unit, whole or not at all."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".tmp")
+    with temporary.open("w") as file:
+        file.write(plan_text(plan))
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def plan_text(plan: Plan) -> str:
+    """The JSON text of a plan."""
+    head = {
+        "kind": KIND,
+        "schema": SCHEMA,
+        "digest": plan.digest,
+        "model": plan.model,
+        "model_type": plan.model_type,
+        "dtype": plan.dtype,
+        "analysis": plan.analysis,
+        "device": plan.device,
+        "budget_bytes": plan.budget_bytes,
+        "planned_bytes": plan.planned_bytes,
+        "bits_per_weight": round(plan.bits_per_weight, 4),
+        "loss": plan.loss,
+        "bound": plan.bound,
+        "gap": plan.gap,
+        "veto_db": plan.veto_db,
+        "max_shard_bytes": plan.max_shard_bytes,
+    }
+    digits = offset_digits(plan)
+    units = [_choice_record(choice, digits) for choice in plan.choices]
+    parameters = [{**asdict(parameter), "shape": list(parameter.shape)} for parameter in plan.parameters]
+    lines = [f"  {json.dumps(name)}: {json.dumps(value)}," for name, value in head.items()]
+    return "\n".join(["{", *lines, *_lines("units", units), "  ],", *_lines("parameters", parameters), "  ]", "}", ""])
+
+
+def read_plan(path: Path | str) -> Plan:
+    """Read a plan and check it anew; formats changed by hand are taken over and listed in `edited`.
+
+    Raises `MintError` for a file that is not a plan, a format that a unit cannot have, or a total over the budget.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise MintError(f"{path}: no such plan; make one with: mint allocate ANALYSIS --budget SIZE --output {path}")
+    try:
+        record = json.loads(path.read_text())
+    except ValueError as error:
+        raise MintError(f"{path}: not valid JSON ({error}); needed: a plan that `mint allocate` wrote") from error
+    if not isinstance(record, dict) or record.get("kind") != KIND or record.get("schema") != SCHEMA:
+        raise MintError(f"{path}: not a plan of schema {SCHEMA}; needed: a file that `mint allocate` wrote")
+    try:
+        plan = _plan(record)
+    except (KeyError, TypeError, ValueError) as error:
+        raise MintError(f"{path}: a damaged plan ({error!r}); make it again with mint allocate") from error
+    if plan.digest != record["digest"] and not plan.edited:
+        raise MintError(f"{path}: changed beyond its formats; edit only the `format` of units, or run mint allocate")
+    if plan.planned_bytes > plan.budget_bytes:
+        raise MintError(
+            f"{path}: needs {plan.planned_bytes} bytes, its budget is {plan.budget_bytes}; "
+            "choose smaller formats or raise budget_bytes"
+        )
+    return plan
+
+
+def _plan(record: dict[str, Any]) -> Plan:
+    parameters = tuple(
+        Parameter(fields["name"], tuple(fields["shape"]), fields["dtype"], tuple(fields["sources"]))
+        for fields in record["parameters"]
+    )
+    digits = digits_for((fields["shape"] for fields in record["units"]), parameters)
+    pairs = [_choice(fields, digits) for fields in record["units"]]
+    return Plan(
+        model=record["model"],
+        model_type=record["model_type"],
+        dtype=record["dtype"],
+        analysis=record["analysis"],
+        device=record["device"],
+        budget_bytes=int(record["budget_bytes"]),
+        bound=float(record["bound"]),
+        veto_db=float(record["veto_db"]),
+        choices=tuple(choice for choice, _ in pairs),
+        parameters=parameters,
+        max_shard_bytes=int(record["max_shard_bytes"]),
+        edited=tuple(choice.path for choice, edited in pairs if edited),
+    )
+
+
+def _choice_record(choice: Choice, digits: int) -> dict[str, Any]:
+    return {
+        "path": choice.path,
+        "format": str(choice.format),
+        "nbytes": unit_nbytes(choice.tensors, digits),
+        "sqnr_db": round(sqnr_db(choice.error), 2) if choice.error else "exact",
+        "loss": choice.loss,
+        "reason": choice.reason,
+        "role": choice.role,
+        "layer": choice.layer,
+        "shape": list(choice.shape),
+        "dtype": choice.dtype,
+        "alpha": choice.alpha,
+        "curve": {str(format): error for format, error in choice.curve.items()},
+    }
+
+
+def _choice(fields: dict[str, Any], digits: int) -> tuple[Choice, bool]:
+    """The choice of a line, and whether its format was changed by hand since it was written."""
+    choice = Choice(
+        path=fields["path"],
+        format=parse_format(fields["format"]),
+        reason=fields["reason"],
+        shape=tuple(fields["shape"]),
+        dtype=fields["dtype"],
+        role=fields["role"],
+        layer=int(fields["layer"]),
+        alpha=float(fields["alpha"]),
+        curve={parse_format(name): float(error) for name, error in fields["curve"].items()},
+    )
+    if choice.format != KEEP and choice.format not in choice.curve:
+        known = ", ".join([*map(str, choice.curve), str(KEEP)])
+        raise MintError(f"unit {choice.path} cannot be stored as {choice.format}; needed one of {known}")
+    written = (int(fields["nbytes"]), float(fields["loss"]))
+    edited = (unit_nbytes(choice.tensors, digits), choice.loss) != written
+    return (replace(choice, reason="chosen by hand") if edited else choice), edited
+
+
+def _lines(name: str, records: list[dict[str, Any]]) -> list[str]:
+    rows = [f"    {json.dumps(record)}" for record in records]
+    return [f'  "{name}": [', *(f"{row}," for row in rows[:-1]), *rows[-1:]]
+
+
+def _count(shape: tuple[int, ...]) -> int:
+    count = 1
+    for size in shape:
+        count *= size
+    return count

@@ -1,0 +1,58 @@
+"""Reading back what was written: the tensors of an assembled folder, and the weights they stand for."""
+
+# S slices, R rows, C columns
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import mlx.core as mx
+import numpy as np
+import numpy.typing as npt
+
+from mint.formats import KEEP, Format
+from mint.shards import SourceTensor, read_shards
+
+_NUMPY = {
+    "BF16": np.uint16, "F16": np.float16, "F32": np.float32, "U8": np.uint8, "U16": np.uint16, "U32": np.uint32,
+    "I8": np.int8, "I16": np.int16, "I32": np.int32, "I64": np.int64, "U64": np.uint64, "BOOL": np.bool_,
+    "C64": np.complex64,
+}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class StoredModel:
+    """The weight files of a folder by tensor name; each read touches only that tensor's bytes."""
+
+    folder: Path
+    tensors: dict[str, SourceTensor]
+
+    def raw(self, name: str) -> npt.NDArray[np.generic]:
+        """The tensor as numpy sees it, bf16 as bit patterns."""
+        tensor = self.tensors[name]
+        count = tensor.nbytes // np.dtype(_NUMPY[tensor.dtype]).itemsize
+        data = np.fromfile(self.folder / tensor.shard, _NUMPY[tensor.dtype], count, offset=tensor.offset)
+        return data.reshape(tensor.shape)
+
+    def array(self, name: str) -> mx.array:
+        """The tensor as an MLX array of its own dtype."""
+        array = mx.array(self.raw(name))
+        return array.view(mx.bfloat16) if self.tensors[name].dtype == "BF16" else array
+
+    def wide(self, name: str) -> mx.array:
+        """The tensor, floats widened to float32."""
+        array = self.array(name)
+        return array.astype(mx.float32) if mx.issubdtype(array.dtype, mx.floating) else array
+
+    def dequantized(self, path: str, format: Format) -> mx.array:
+        """The weight of the module at `path` in float32: exactly code * scale + bias of the stored values."""
+        if format == KEEP:
+            return self.wide(f"{path}.weight")
+        parts = [
+            self.wide(f"{path}.{part}") for part in ("weight", "scales", "biases") if f"{path}.{part}" in self.tensors
+        ]
+        return mx.dequantize(*parts, group_size=format.group_size, bits=format.bits, mode=format.mode, dtype=mx.float32)
+
+
+def open_stored(folder: Path) -> StoredModel:
+    """Open the weight files in `folder`, headers checked; `MintError` when one is damaged."""
+    return StoredModel(folder, {tensor.name: tensor for shard in read_shards(folder) for tensor in shard.tensors})

@@ -1,0 +1,195 @@
+"""Is the folder what its manifest and plan say, does stock mlx_lm load it, and does it compute what was planned?"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import mlx.core as mx
+import numpy as np
+
+from mint.agreement import logits_difference
+from mint.errors import MintError
+from mint.execute import OnProgress, Progress, ignore, in_process
+from mint.formats import KEEP
+from mint.manifest import PLAN_NAME, Manifest, file_digest, read_manifest
+from mint.plan import Plan, read_plan
+from mint.source import Source
+from mint.stored import StoredModel, open_stored
+from mint.tree import check_loads, read_written_config
+from mint.units import Unit
+
+LOGITS_TOLERANCE = 1e-3  # float32 noise of two orders of addition; a wrong format gives about 1
+ERROR_TOLERANCE = 1e-4  # relative, of a unit's squared error: float32 sums in another order
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One thing that was looked at: what it is, whether it holds, and the numbers."""
+
+    name: str
+    passed: bool
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class Verification:
+    """All checks of a folder."""
+
+    folder: Path
+    checks: tuple[Check, ...]
+
+    @property
+    def passed(self) -> bool:
+        return all(check.passed for check in self.checks)
+
+
+def verify(folder: Path | str, source: Source | None = None, *, on_progress: OnProgress = ignore) -> Verification:
+    """Check the model in `folder` against its manifest, its plan and, when given, its source.
+
+    Raises `MintError` only when there is nothing to check: no manifest, no plan. Disagreements are failed checks.
+    """
+    folder = Path(folder)
+    manifest = read_manifest(folder)
+    plan = read_plan(folder / PLAN_NAME)
+    looks: list[tuple[str, Callable[[], str]]] = [
+        ("files", lambda: _files(folder, manifest)),
+        ("bytes", lambda: _bytes(folder, manifest, plan)),
+        ("tensors", lambda: _tensors(folder, plan)),
+        ("config", lambda: _config(folder, plan)),
+        ("finite", lambda: _finite(folder)),
+        ("loads", lambda: _loads(folder)),
+        ("logits", lambda: _logits(folder, plan)),
+    ]
+    if source is not None:
+        looks.append(("errors", lambda: _errors(folder, plan, source)))
+    checks: list[Check] = []
+    for index, (name, look) in enumerate(looks):
+        on_progress(Progress("verify", index, len(looks), name))
+        checks.append(_check(name, look))
+        if not checks[-1].passed and name in ("bytes", "tensors"):
+            break  # what follows reads the weights by their planned names and sizes
+    on_progress(Progress("verify", len(looks), len(looks), ""))
+    return Verification(folder, tuple(checks))
+
+
+class _DisagreementError(Exception):
+    """A check does not hold."""
+
+
+def _check(name: str, look: Callable[[], str]) -> Check:
+    try:
+        return Check(name, True, look())
+    except (_DisagreementError, MintError) as finding:
+        return Check(name, False, str(finding))
+
+
+def _files(folder: Path, manifest: Manifest) -> str:
+    for name, expected in manifest.files.items():
+        path = folder / name
+        if not path.is_file():
+            raise _DisagreementError(f"{name} is missing")
+        found = file_digest(path)
+        if found.nbytes != expected.nbytes:
+            raise _DisagreementError(f"{name} has {found.nbytes} bytes, the manifest says {expected.nbytes}")
+        if found.sha256 != expected.sha256:
+            raise _DisagreementError(
+                f"{name} has SHA-256 {found.sha256[:16]}, the manifest says {expected.sha256[:16]}"
+            )
+    return f"{len(manifest.files)} files have the size and SHA-256 of the manifest"
+
+
+def _bytes(folder: Path, manifest: Manifest, plan: Plan) -> str:
+    found = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+    if not found == plan.planned_bytes == manifest.weight_bytes:
+        raise _DisagreementError(f"weight files have {found} bytes, planned {plan.planned_bytes}")
+    if found > plan.budget_bytes:
+        raise _DisagreementError(f"weight files have {found} bytes, the budget is {plan.budget_bytes}")
+    return f"{found} bytes of weights as planned, {plan.budget_bytes - found} below the budget"
+
+
+def _tensors(folder: Path, plan: Plan) -> str:
+    found = {name: (tensor.dtype, tensor.shape) for name, tensor in open_stored(folder).tensors.items()}
+    planned = {tensor.name: (tensor.dtype, tensor.shape) for group in plan.groups() for tensor in group}
+    for name in sorted(found.keys() | planned.keys()):
+        if found.get(name) != planned.get(name):
+            raise _DisagreementError(f"tensor {name}: found {found.get(name)}, planned {planned.get(name)}")
+    return f"{len(found)} tensors have the planned dtypes and shapes"
+
+
+def _config(folder: Path, plan: Plan) -> str:
+    config = read_written_config(folder)
+    entries = config.get("quantization", {})
+    quantized = [choice for choice in plan.choices if choice.format != KEEP]
+    for choice in plan.choices if quantized else ():
+        if entries.get(choice.path) != choice.format.config():
+            raise _DisagreementError(
+                f"{choice.path}: config.json says {entries.get(choice.path)}, planned {choice.format}"
+            )
+    if entries != config.get("quantization_config", {}):
+        raise _DisagreementError("quantization and quantization_config differ in config.json")
+    return f"config.json names the format of each of {len(plan.choices)} modules"
+
+
+def _finite(folder: Path) -> str:
+    stored = open_stored(folder)
+    names = [name for name, tensor in stored.tensors.items() if tensor.dtype in ("BF16", "F16", "F32")]
+    for name in names:
+        if not bool(mx.all(mx.isfinite(stored.array(name)))):
+            raise _DisagreementError(f"tensor {name} holds NaN or infinite values")
+    return f"{len(names)} tensors of floats are finite"
+
+
+def _loads(folder: Path) -> str:
+    try:
+        has_tokenizer = check_loads(folder)
+    except Exception as error:  # whatever mlx_lm raises is the finding
+        raise _DisagreementError(f"mlx_lm does not load it: {error!r}") from error
+    return "mlx_lm.load loads it" if has_tokenizer else "mlx_lm loads it (there is no tokenizer to load)"
+
+
+def _logits(folder: Path, plan: Plan) -> str:
+    formats = {choice.path: choice.format for choice in plan.choices if choice.format != KEEP}
+    difference, finite = logits_difference(folder, formats)
+    if not finite:
+        raise _DisagreementError("logits are not finite")
+    if not difference < LOGITS_TOLERANCE:
+        raise _DisagreementError(
+            f"logits differ from the dequantized model's by {difference:.2g}, allowed {LOGITS_TOLERANCE}"
+        )
+    return f"logits equal the dequantized model's to {difference:.1e}"
+
+
+def _errors(folder: Path, plan: Plan, source: Source) -> str:
+    if source.identity != plan.model:
+        raise _DisagreementError(f"{source.folder} is not the model of the plan")
+    stored = open_stored(folder)
+    worst = max(_error_differences(stored, plan, source), default=("", 0.0), key=lambda pair: pair[1])
+    if worst[1] > ERROR_TOLERANCE:
+        raise _DisagreementError(f"unit {worst[0]}: its error differs from the planned one by {worst[1]:.2g} relative")
+    return f"{len(plan.choices)} units have their measured errors (largest relative difference {worst[1]:.1e})"
+
+
+def _error_differences(stored: StoredModel, plan: Plan, source: Source) -> Iterator[tuple[str, float]]:
+    choices = {choice.path: choice for choice in plan.choices}
+
+    def measured_again(unit: Unit, weight: mx.array) -> float:
+        choice = choices[unit.path]
+        kept = choice.format == KEEP
+        written = stored.dequantized(unit.path, choice.format)
+        squared = energy = 0.0
+        # S x R rows in blocks: float64 sums of float32 differences, without a float64 copy of the whole
+        rows = unit.size // unit.shape[-1]
+        flat, other = weight.reshape(rows, -1), written.reshape(rows, -1)
+        step = max(1, (1 << 22) // unit.shape[-1])
+        for start in range(0, rows, step):
+            original = np.asarray(flat[start : start + step].astype(mx.float32), dtype=np.float64)
+            difference = np.asarray(other[start : start + step], dtype=np.float64) - original
+            squared += float(np.vdot(difference, difference))
+            energy += float(np.vdot(original, original))
+        found = squared / energy if energy else 0.0
+        if kept:
+            return found
+        return abs(found - choice.error) / choice.error if choice.error else found
+
+    for unit, difference in in_process(source, measured_again, source.units):
+        yield unit.path, difference
