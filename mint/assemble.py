@@ -129,15 +129,16 @@ def _write_parameters(plan: Plan, source: Source, files: WeightFiles) -> None:
 def _finish(plan: Plan, source: Source, partial: Path, units: Mapping[str, str]) -> Manifest:
     """Everything beside the weights: index, config, tokenizer, card, plan, manifest."""
     shards = plan.layout()
+    weight_map = dict(sorted((placed.tensor.name, shard.name) for shard in shards for placed in shard.tensors))
     index = {
         "metadata": {
             "total_size": sum(placed.tensor.nbytes for shard in shards for placed in shard.tensors),
             "total_parameters": plan.weights,
         },
-        "weight_map": dict(sorted((placed.tensor.name, shard.name) for shard in shards for placed in shard.tensors)),
+        "weight_map": weight_map,
     }
     (partial / INDEX_NAME).write_text(json.dumps(index, indent=4))
-    keeps_vision = any("vision_tower" in name for name in index["weight_map"])
+    keeps_vision = any("vision_tower" in name for name in weight_map)
     write_config({**source.config, **quantization_entries(plan)}, partial, keep_vision_config=keeps_vision)
     for pattern in _COPIED:
         for file in sorted(source.folder.glob(pattern)):
@@ -169,7 +170,7 @@ def quantization_entries(plan: Plan) -> dict[str, Any]:
     if not used:
         return {}
     default = min(used, key=lambda format: (-used[format], format))
-    entries: dict[str, Any] = dict(default.config() or {})
+    entries: dict[str, Any] = dict(default.parameters())
     entries.update({choice.path: choice.format.config() for choice in plan.choices})
     return {"quantization": entries, "quantization_config": entries}
 

@@ -70,11 +70,13 @@ class Format:
         """Bytes of all tensors of a weight stored in this format."""
         return sum(tensor.nbytes for tensor in self.tensors("", shape, dtype))
 
+    def parameters(self) -> dict[str, int | str]:
+        """The arguments of `to_quantized` that store a module in this format."""
+        return {"group_size": self.group_size, "bits": self.bits, "mode": self.mode}
+
     def config(self) -> dict[str, int | str] | bool:
         """The module's entry under `quantization` in config.json; `False` means not quantized."""
-        if self == KEEP:
-            return False
-        return {"group_size": self.group_size, "bits": self.bits, "mode": self.mode}
+        return False if self == KEEP else self.parameters()
 
 
 KEEP = Format("keep", 0, 1)

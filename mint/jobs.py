@@ -89,7 +89,7 @@ def raw_bytes(array: mx.array) -> memoryview:
     if flat.dtype == mx.bfloat16:
         flat = flat.view(mx.uint16, stream=mx.cpu)
     mx.eval(flat)
-    return memoryview(np.asarray(flat)).cast("B")
+    return np.asarray(flat).data.cast("B")
 
 
 def _contiguous(array: mx.array) -> mx.array:

@@ -55,7 +55,7 @@ def overhead_nbytes(total: int, max_shard_bytes: int) -> int:
 def lay_out(
     groups: Iterable[tuple[TensorSpec, ...]], *, digits: int, max_shard_bytes: int = MAX_SHARD_BYTES
 ) -> tuple[OutputShard, ...]:
-    """Place `groups` of tensors, in the order given, into shards of at most `max_shard_bytes`; a larger group gets its own."""
+    """Place `groups` of tensors in their order, in shards of at most `max_shard_bytes`; a larger group gets its own."""
     shards: list[list[TensorSpec]] = [[]]
     room = max_shard_bytes
     for group in groups:

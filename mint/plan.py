@@ -97,7 +97,7 @@ class Plan:
     def groups(self) -> tuple[tuple[TensorSpec, ...], ...]:
         """The tensors to write, kept together as they are stored, layer by layer."""
         units = [(choice.layer, choice.tensors) for choice in self.choices]
-        rest = [
+        rest: list[tuple[int, tuple[TensorSpec, ...]]] = [
             (layer_of(parameter.name), (TensorSpec(parameter.name, parameter.dtype, parameter.shape),))
             for parameter in self.parameters
         ]

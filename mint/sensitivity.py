@@ -43,7 +43,7 @@ LAST_LAYER = 2.0  # the published prior of a last layer
 
 
 def prior_alphas(units: Iterable[Unit]) -> dict[str, float]:
-    """Alpha by path of every unit that may be quantized, from role and depth; a tied embedding also pays as the head."""
+    """Alpha by path of every unit that may be quantized, from role and depth; a tied embedding pays as the head too."""
     units = tuple(units)
     layers = 1 + max((unit.layer for unit in units), default=0)
     tied = not any(unit.role == "head" for unit in units)

@@ -118,7 +118,7 @@ def _stores_as_planned(unit: Unit, module: Module) -> bool:
     for format in admissible(unit.shape, unit.dtype, AFFINE)[:1]:
         try:
             with mx.stream(mx.cpu):
-                quantized = module.to_quantized(**format.config())
+                quantized = module.to_quantized(**format.parameters())
         except TypeError:
             return False
         planned = {tensor.name.rpartition(".")[2]: tensor for tensor in format.tensors("", unit.shape, unit.dtype)}

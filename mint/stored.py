@@ -30,7 +30,9 @@ class StoredModel:
         """The tensor as numpy sees it, bf16 as bit patterns."""
         tensor = self.tensors[name]
         count = tensor.nbytes // np.dtype(_NUMPY[tensor.dtype]).itemsize
-        data = np.fromfile(self.folder / tensor.shard, _NUMPY[tensor.dtype], count, offset=tensor.offset)
+        data: npt.NDArray[np.generic] = np.fromfile(
+            self.folder / tensor.shard, _NUMPY[tensor.dtype], count, offset=tensor.offset
+        )
         return data.reshape(tensor.shape)
 
     def array(self, name: str) -> mx.array:
@@ -47,10 +49,16 @@ class StoredModel:
         """The weight of the module at `path` in float32: exactly code * scale + bias of the stored values."""
         if format == KEEP:
             return self.wide(f"{path}.weight")
-        parts = [
-            self.wide(f"{path}.{part}") for part in ("weight", "scales", "biases") if f"{path}.{part}" in self.tensors
-        ]
-        return mx.dequantize(*parts, group_size=format.group_size, bits=format.bits, mode=format.mode, dtype=mx.float32)
+        biases = f"{path}.biases"
+        return mx.dequantize(
+            self.array(f"{path}.weight"),
+            self.wide(f"{path}.scales"),
+            self.wide(biases) if biases in self.tensors else None,
+            group_size=format.group_size,
+            bits=format.bits,
+            mode=format.mode,
+            dtype=mx.float32,
+        )
 
 
 def open_stored(folder: Path) -> StoredModel:

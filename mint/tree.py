@@ -106,7 +106,7 @@ def _cast(model: Module, config: dict[str, Any], dtype: str) -> None:
     name = dtype or config.get("torch_dtype") or (config.get("text_config") or {}).get("dtype")
     if name not in MODEL_CONVERSION_DTYPES:
         return
-    target = getattr(mx, name)
+    target = getattr(mx, str(name))
     may_cast = getattr(model, "cast_predicate", lambda _: True)
 
     def cast(path: str, array: mx.array) -> mx.array:
@@ -162,7 +162,7 @@ def check_loads(folder: Path) -> bool:
 
 def load_stock(folder: Path) -> Module:
     """The model in `folder` as mlx_lm builds it, quantized modules and all, over lazy weights."""
-    model, _ = load_model(folder, lazy=True)
+    model: Module = load_model(folder, lazy=True)[0]
     return model
 
 
@@ -170,7 +170,7 @@ def load_plain(folder: Path) -> Module:
     """The same model with none of its modules quantized; their weights are not set."""
     config = load_config(folder)
     model_class, args_class = _get_classes(config)
-    model = model_class(args_class.from_dict(config))
+    model: Module = model_class(args_class.from_dict(config))
     model.eval()
     return model
 

@@ -72,14 +72,14 @@ def verify(folder: Path | str, source: Source | None = None, *, on_progress: OnP
     return Verification(folder, tuple(checks))
 
 
-class _DisagreementError(Exception):
+class _DisagreesError(Exception):
     """A check does not hold."""
 
 
 def _check(name: str, look: Callable[[], str]) -> Check:
     try:
         return Check(name, True, look())
-    except (_DisagreementError, MintError) as finding:
+    except (_DisagreesError, MintError) as finding:
         return Check(name, False, str(finding))
 
 
@@ -87,23 +87,21 @@ def _files(folder: Path, manifest: Manifest) -> str:
     for name, expected in manifest.files.items():
         path = folder / name
         if not path.is_file():
-            raise _DisagreementError(f"{name} is missing")
+            raise _DisagreesError(f"{name} is missing")
         found = file_digest(path)
         if found.nbytes != expected.nbytes:
-            raise _DisagreementError(f"{name} has {found.nbytes} bytes, the manifest says {expected.nbytes}")
+            raise _DisagreesError(f"{name} has {found.nbytes} bytes, the manifest says {expected.nbytes}")
         if found.sha256 != expected.sha256:
-            raise _DisagreementError(
-                f"{name} has SHA-256 {found.sha256[:16]}, the manifest says {expected.sha256[:16]}"
-            )
+            raise _DisagreesError(f"{name} has SHA-256 {found.sha256[:16]}, the manifest says {expected.sha256[:16]}")
     return f"{len(manifest.files)} files have the size and SHA-256 of the manifest"
 
 
 def _bytes(folder: Path, manifest: Manifest, plan: Plan) -> str:
     found = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
     if not found == plan.planned_bytes == manifest.weight_bytes:
-        raise _DisagreementError(f"weight files have {found} bytes, planned {plan.planned_bytes}")
+        raise _DisagreesError(f"weight files have {found} bytes, planned {plan.planned_bytes}")
     if found > plan.budget_bytes:
-        raise _DisagreementError(f"weight files have {found} bytes, the budget is {plan.budget_bytes}")
+        raise _DisagreesError(f"weight files have {found} bytes, the budget is {plan.budget_bytes}")
     return f"{found} bytes of weights as planned, {plan.budget_bytes - found} below the budget"
 
 
@@ -112,7 +110,7 @@ def _tensors(folder: Path, plan: Plan) -> str:
     planned = {tensor.name: (tensor.dtype, tensor.shape) for group in plan.groups() for tensor in group}
     for name in sorted(found.keys() | planned.keys()):
         if found.get(name) != planned.get(name):
-            raise _DisagreementError(f"tensor {name}: found {found.get(name)}, planned {planned.get(name)}")
+            raise _DisagreesError(f"tensor {name}: found {found.get(name)}, planned {planned.get(name)}")
     return f"{len(found)} tensors have the planned dtypes and shapes"
 
 
@@ -122,11 +120,11 @@ def _config(folder: Path, plan: Plan) -> str:
     quantized = [choice for choice in plan.choices if choice.format != KEEP]
     for choice in plan.choices if quantized else ():
         if entries.get(choice.path) != choice.format.config():
-            raise _DisagreementError(
+            raise _DisagreesError(
                 f"{choice.path}: config.json says {entries.get(choice.path)}, planned {choice.format}"
             )
     if entries != config.get("quantization_config", {}):
-        raise _DisagreementError("quantization and quantization_config differ in config.json")
+        raise _DisagreesError("quantization and quantization_config differ in config.json")
     return f"config.json names the format of each of {len(plan.choices)} modules"
 
 
@@ -135,7 +133,7 @@ def _finite(folder: Path) -> str:
     names = [name for name, tensor in stored.tensors.items() if tensor.dtype in ("BF16", "F16", "F32")]
     for name in names:
         if not bool(mx.all(mx.isfinite(stored.array(name)))):
-            raise _DisagreementError(f"tensor {name} holds NaN or infinite values")
+            raise _DisagreesError(f"tensor {name} holds NaN or infinite values")
     return f"{len(names)} tensors of floats are finite"
 
 
@@ -143,7 +141,7 @@ def _loads(folder: Path) -> str:
     try:
         has_tokenizer = check_loads(folder)
     except Exception as error:  # whatever mlx_lm raises is the finding
-        raise _DisagreementError(f"mlx_lm does not load it: {error!r}") from error
+        raise _DisagreesError(f"mlx_lm does not load it: {error!r}") from error
     return "mlx_lm.load loads it" if has_tokenizer else "mlx_lm loads it (there is no tokenizer to load)"
 
 
@@ -151,9 +149,9 @@ def _logits(folder: Path, plan: Plan) -> str:
     formats = {choice.path: choice.format for choice in plan.choices if choice.format != KEEP}
     difference, finite = logits_difference(folder, formats)
     if not finite:
-        raise _DisagreementError("logits are not finite")
+        raise _DisagreesError("logits are not finite")
     if not difference < LOGITS_TOLERANCE:
-        raise _DisagreementError(
+        raise _DisagreesError(
             f"logits differ from the dequantized model's by {difference:.2g}, allowed {LOGITS_TOLERANCE}"
         )
     return f"logits equal the dequantized model's to {difference:.1e}"
@@ -161,11 +159,11 @@ def _logits(folder: Path, plan: Plan) -> str:
 
 def _errors(folder: Path, plan: Plan, source: Source) -> str:
     if source.identity != plan.model:
-        raise _DisagreementError(f"{source.folder} is not the model of the plan")
+        raise _DisagreesError(f"{source.folder} is not the model of the plan")
     stored = open_stored(folder)
     worst = max(_error_differences(stored, plan, source), default=("", 0.0), key=lambda pair: pair[1])
     if worst[1] > ERROR_TOLERANCE:
-        raise _DisagreementError(f"unit {worst[0]}: its error differs from the planned one by {worst[1]:.2g} relative")
+        raise _DisagreesError(f"unit {worst[0]}: its error differs from the planned one by {worst[1]:.2g} relative")
     return f"{len(plan.choices)} units have their measured errors (largest relative difference {worst[1]:.1e})"
 
 
