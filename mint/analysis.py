@@ -19,7 +19,6 @@ import numpy.typing as npt
 from mint.errors import MintError
 from mint.formats import KEEP, Format, parse_format
 from mint.journal import frame, read_frames
-from mint.source import Source
 from mint.units import Parameter, Unit
 
 MAGIC = b"MINT analysis\n"
@@ -77,21 +76,6 @@ class Analysis:
     parameters: tuple[Parameter, ...]
     measurements: Mapping[str, Measurement]
     digest: str
-
-
-def header_of(source: Source, device: str, versions: Mapping[str, str]) -> dict[str, Any]:
-    """The header frame: whatever must be equal for measurements to be comparable."""
-    return {
-        "schema": SCHEMA,
-        "model_type": source.config["model_type"],
-        "model": source.identity,
-        "dtype": source.dtype,
-        "source_nbytes": source.nbytes,
-        "device": device,
-        "versions": dict(versions),
-        "units": [_as_list(unit) for unit in source.units],
-        "parameters": [_as_list(parameter) for parameter in source.parameters],
-    }
 
 
 def to_record(measurement: Measurement) -> dict[str, Any]:
@@ -166,7 +150,8 @@ def journal_path(path: Path) -> Path:
     return path.with_name(path.name + ".partial")
 
 
-def _as_list(record: Unit | Parameter) -> list[Any]:
+def to_fields(record: Unit | Parameter) -> list[Any]:
+    """A unit or parameter as it lies in the header."""
     return [list(value) if isinstance(value, tuple) else value for value in asdict(record).values()]
 
 

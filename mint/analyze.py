@@ -2,17 +2,19 @@
 
 import time
 from pathlib import Path
+from typing import Any
 
 import structlog
 
 from mint.analysis import (
     MAGIC,
+    SCHEMA,
     Analysis,
     Measurement,
     from_record,
-    header_of,
     journal_path,
     read_analysis,
+    to_fields,
     to_record,
     write_analysis,
 )
@@ -41,7 +43,7 @@ def analyze(
     `output` that belongs to something else.
     """
     output = Path(output)
-    header = header_of(source, device_kind(), versions())
+    header = header_of(source)
     if output.exists():
         return _reuse(output, header)
     output.parent.mkdir(parents=True, exist_ok=True)
@@ -66,7 +68,22 @@ def analyze(
     return read_analysis(output)
 
 
-def _reuse(output: Path, header: dict[str, object]) -> Analysis:
+def header_of(source: Source) -> dict[str, Any]:
+    """The header frame: whatever must be equal for measurements to be comparable."""
+    return {
+        "schema": SCHEMA,
+        "model_type": source.config["model_type"],
+        "model": source.identity,
+        "dtype": source.dtype,
+        "source_nbytes": source.nbytes,
+        "device": device_kind(),
+        "versions": versions(),
+        "units": [to_fields(unit) for unit in source.units],
+        "parameters": [to_fields(parameter) for parameter in source.parameters],
+    }
+
+
+def _reuse(output: Path, header: dict[str, Any]) -> Analysis:
     """The finished analysis at `output`, if it is of this very model by these very versions on this kind of device."""
     analysis = read_analysis(output)
     if not output.read_bytes().startswith(MAGIC + frame(header)):
