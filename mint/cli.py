@@ -4,6 +4,7 @@ stdout carries the answer (or, with --json, exactly one object), stderr everythi
 1 a mistake the user can mend, 2 usage, 3 a bug, 130 interrupted.
 """
 
+import errno
 import json
 import sys
 from pathlib import Path
@@ -53,6 +54,8 @@ KeepNonfinite = Annotated[
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout, everything else on stderr.")]
 
+# a disk or a folder that the user can do something about
+_MENDABLE = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS)
 VETO_DB = 9.0
 SHARD_SIZE = "5GiB"
 
@@ -234,13 +237,14 @@ def run_command(arguments: list[str]) -> int:
         code = app(arguments, standalone_mode=False)
     except MintError as error:
         return _fail(arguments, str(error), 1)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, typer.Abort):
         return _fail(arguments, "interrupted; nothing is lost, the same command goes on", 130)
-    except typer.Abort:
-        return 130
     except Exception as error:
         if (usage := _usage_code(error)) is not None:
             return usage
+        if isinstance(error, OSError) and error.errno in _MENDABLE:
+            where = f"{error.filename}: " if error.filename else ""
+            return _fail(arguments, f"{where}{error.strerror}; mend that and run the same command again", 1)
         import traceback
 
         traceback.print_exc()

@@ -4,6 +4,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
@@ -13,10 +14,12 @@ from mint.formats import KEEP, Format
 from mint.shards import SourceTensor, read_shards
 
 _NUMPY = {
-    "BF16": np.uint16, "F16": np.float16, "F32": np.float32, "U8": np.uint8, "U16": np.uint16, "U32": np.uint32,
+    "BF16": np.uint16, "F16": np.uint16, "F32": np.float32, "U8": np.uint8, "U16": np.uint16, "U32": np.uint32,
     "I8": np.int8, "I16": np.int16, "I32": np.int32, "I64": np.int64, "U64": np.uint64, "BOOL": np.bool_,
     "C64": np.complex64,
 }  # fmt: skip
+
+_HALF = {"BF16": mx.bfloat16, "F16": mx.float16}
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +30,7 @@ class StoredModel:
     tensors: dict[str, SourceTensor]
 
     def raw(self, name: str) -> npt.NDArray[np.generic]:
-        """The tensor as numpy sees it, bf16 as bit patterns."""
+        """The tensor as numpy sees it, 16-bit floats as bit patterns."""
         tensor = self.tensors[name]
         count = tensor.nbytes // np.dtype(_NUMPY[tensor.dtype]).itemsize
         data: npt.NDArray[np.generic] = np.fromfile(
@@ -38,7 +41,8 @@ class StoredModel:
     def array(self, name: str) -> mx.array:
         """The tensor as an MLX array of its own dtype."""
         array = mx.array(self.raw(name))
-        return array.view(mx.bfloat16) if self.tensors[name].dtype == "BF16" else array
+        kind = _HALF.get(self.tensors[name].dtype)
+        return array.view(kind) if kind else array
 
     def wide(self, name: str) -> mx.array:
         """The tensor, floats widened to float32."""
@@ -49,16 +53,15 @@ class StoredModel:
         """The weight of the module at `path` in float32: exactly code * scale + bias of the stored values."""
         if format == KEEP:
             return self.wide(f"{path}.weight")
-        biases = f"{path}.biases"
-        return mx.dequantize(
-            self.array(f"{path}.weight"),
-            self.wide(f"{path}.scales"),
-            self.wide(biases) if biases in self.tensors else None,
-            group_size=format.group_size,
-            bits=format.bits,
-            mode=format.mode,
-            dtype=mx.float32,
-        )
+        names = [name for part in ("weight", "scales", "biases") if (name := f"{path}.{part}") in self.tensors]
+        if mx.default_device() == mx.gpu:
+            codes, *rest = map(self.wide, names)
+            dequantize: Any = mx.dequantize  # its stub knows no unpacked arguments
+            dequantized: mx.array = dequantize(codes, *rest, **format.parameters(), dtype=mx.float32)
+            return dequantized
+        from mint.kernels.unpack import unpack
+
+        return unpack([self.raw(name) for name in names], self.tensors[names[1]].dtype, format)
 
 
 def open_stored(folder: Path) -> StoredModel:

@@ -1,0 +1,91 @@
+"""From stored tensors back to float32 weights: the inverse that verification reads with.
+
+Codes lie in one little-endian stream of bits, the first code lowest, so 8 codes of `bits` bits are `bits` bytes.
+Affine weights are scale * code + bias; fp4 codes stand for a sign and one of eight magnitudes times the scale, which
+is stored as a power of two (mxfp4) or as an 8-bit float (nvfp4). Agrees with `mx.dequantize` in float32.
+"""
+
+# N weights of a row block, G groups
+
+from collections.abc import Sequence
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+
+from mint.formats import Format
+from mint.kernels.compiled import STORAGES, Bytes, Floats, Raw, compiled, widen
+from mint.kernels.cpu import CHUNK
+from mint.kernels.cpu import _map as spread
+
+_MAGNITUDES = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
+_FP4 = np.array([*_MAGNITUDES, *(-value for value in _MAGNITUDES)], np.float32)
+
+
+def unpack(parts: Sequence[Raw], dtype: str, format: Format, *, threads: int | None = None) -> mx.array:
+    """The (..., C) float32 weights of packed codes (..., C*bits/32), scales and, for affine formats, biases.
+
+    `parts` are the stored arrays in their order; bf16 and f16 scales and biases as bit patterns of `dtype`.
+    """
+    packed, stored_scales, *stored_biases = (np.ascontiguousarray(part) for part in parts)
+    weights = packed.size * 32 // format.bits
+    shape = (*packed.shape[:-1], packed.shape[-1] * 32 // format.bits)
+    stream = packed.reshape(-1).view(np.uint8)
+    scales = _scales(stored_scales.reshape(-1), dtype, format)
+    biases = _widened(stored_biases[0].reshape(-1), dtype) if stored_biases else np.zeros(0, np.float32)
+    array = mx.zeros(weights, mx.float32, stream=mx.cpu)  # written through numpy's view: a copy would cost more
+    mx.eval(array)
+    output = np.asarray(array)
+
+    def write(start: int) -> None:
+        end = min(start + CHUNK, weights)
+        groups = slice(start // format.group_size, end // format.group_size)
+        codes = stream[start * format.bits // 8 : end * format.bits // 8]
+        if format.mode == "affine":
+            _write_affine(codes, format.bits, format.group_size, scales[groups], biases[groups], output[start:end])
+        else:
+            _write_fp4(codes, format.group_size, scales[groups], _FP4, output[start:end])
+
+    for _ in spread(write, range(0, weights, CHUNK), threads):
+        pass
+    return array.reshape(shape)
+
+
+def _scales(stored: Raw, dtype: str, format: Format) -> Floats:
+    if format.mode == "affine":
+        return _widened(stored, dtype)
+    if format.mode == "mxfp4":
+        return np.exp2(stored.astype(np.float64) - 127).astype(np.float32)
+    table = np.asarray(mx.from_fp8(mx.arange(256).astype(mx.uint8), dtype=mx.float32))
+    return table[stored]
+
+
+def _widened(stored: Raw, dtype: str) -> Floats:
+    values = np.empty(stored.size, np.float32)
+    widen(stored, STORAGES[dtype], values)
+    return values
+
+
+@compiled
+def _write_affine(codes: Bytes, bits: int, group_size: int, scales: Floats, biases: Floats, output: Floats) -> None:
+    """Write scale * code + bias for (N,) weights."""
+    mask = np.uint64((1 << bits) - 1)
+    for group in range(scales.size):
+        scale, bias = scales[group], biases[group]
+        for eight in range(group * group_size // 8, (group + 1) * group_size // 8):
+            word = np.uint64(0)
+            for byte in range(bits):
+                word |= np.uint64(codes[eight * bits + byte]) << np.uint64(8 * byte)
+            for k in range(8):
+                code = np.float32(np.int32((word >> np.uint64(k * bits)) & mask))
+                output[eight * 8 + k] = scale * code + bias
+
+
+@compiled
+def _write_fp4(codes: Bytes, group_size: int, scales: Floats, table: Any, output: Floats) -> None:
+    """Write scale * magnitude for (N,) weights, two codes a byte."""
+    for group in range(scales.size):
+        scale = scales[group]
+        for pair in range(group * group_size // 2, (group + 1) * group_size // 2):
+            output[2 * pair] = scale * table[codes[pair] & np.uint8(15)]
+            output[2 * pair + 1] = scale * table[codes[pair] >> np.uint8(4)]

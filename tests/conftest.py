@@ -1,0 +1,29 @@
+"""What every test stands on: tiny models made once, and a cache folder of the test's own."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.zoo import write_model
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MINT_CACHE", str(tmp_path_factory.mktemp("cache")))
+
+
+@pytest.fixture(scope="session")
+def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny llama with a tokenizer, in one shard. Not to be changed by a test."""
+    return write_model("llama", tmp_path_factory.mktemp("models") / "llama", tokenizer=True)
+
+
+@pytest.fixture
+def make_model(tmp_path: Path) -> Callable[..., Path]:
+    """Write a model of the zoo for this test alone."""
+
+    def make(name: str = "llama", folder: str = "model", **options: object) -> Path:
+        return write_model(name, tmp_path / folder, **options)  # type: ignore[arg-type]
+
+    return make

@@ -1,0 +1,131 @@
+"""Real processes, really killed; a disk that is really full."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from mint.possible import possible_bytes
+from mint.source import open_source
+from tests.zoo import write_model
+
+MINT = (sys.executable, "-c", "from mint.cli import main; main()")
+
+
+def _command(model: Path, output: Path, budget: int) -> list[str]:
+    return [*MINT, "quantize", str(model), "--budget", f"{budget}B", "--output", str(output)]
+
+
+def _environment(cache: Path) -> dict[str, str]:
+    return {**os.environ, "MINT_CACHE": str(cache)}
+
+
+def _folder_bytes(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_model("qwen3_moe", tmp_path_factory.mktemp("model") / "qwen3_moe", shards=2, tokenizer=True)
+
+
+@pytest.fixture(scope="module")
+def budget(model: Path) -> int:
+    source = open_source(model)
+    return possible_bytes(source.units, source.parameters)[1] // 2
+
+
+@pytest.fixture(scope="module")
+def undisturbed(model: Path, budget: int, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, bytes], float]:
+    """The folder that a run writes that nobody interrupts, and the seconds that it takes."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    started = time.perf_counter()
+    subprocess.run(_command(model, folder / "out", budget), env=_environment(folder / "cache"), check=True)
+    return _folder_bytes(folder / "out"), time.perf_counter() - started
+
+
+@pytest.mark.parametrize(("sent", "code"), [(signal.SIGKILL, -signal.SIGKILL), (signal.SIGINT, 130)])
+def test_killed_at_random_moments_the_same_command_ends_with_the_same_bytes(
+    sent: signal.Signals,
+    code: int,
+    model: Path,
+    budget: int,
+    undisturbed: tuple[dict[str, bytes], float],
+    tmp_path: Path,
+) -> None:
+    expected, seconds = undisturbed
+    moments = random.Random(sent)
+    command, environment = _command(model, tmp_path / "out", budget), _environment(tmp_path / "cache")
+    for _ in range(5):
+        process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+        try:
+            process.communicate(timeout=seconds * moments.uniform(0.3, 1.0))
+        except subprocess.TimeoutExpired:
+            process.send_signal(sent)
+            _, complaint = process.communicate()
+            assert process.returncode in (code, -sent, 0)
+            assert b"Traceback" not in complaint or process.returncode == -sent
+            if process.returncode and (tmp_path / "out").exists():
+                assert _folder_bytes(tmp_path / "out") == expected
+        if (tmp_path / "out").exists():
+            break
+    if not (tmp_path / "out").exists():
+        subprocess.run(command, env=environment, check=True)
+    assert _folder_bytes(tmp_path / "out") == expected
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["cache", "out"]
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 256 kB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(folder)], capture_output=True)
+    if mounted.returncode:
+        pytest.skip(f"a small file system needs mount, which is not permitted here: {mounted.stderr.decode().strip()}")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_a_disk_too_small_is_found_before_the_work_and_the_command_goes_on_elsewhere(
+    model: Path, budget: int, small_disk: Path, tmp_path: Path
+) -> None:
+    command = _command(model, small_disk / "out", budget)
+    result = subprocess.run(command, env=_environment(tmp_path / "cache"), capture_output=True, text=True)
+    assert result.returncode == 1
+    assert "bytes free, needed" in result.stderr
+    assert "Traceback" not in result.stderr
+    assert not (small_disk / "out").exists()
+    command = _command(model, tmp_path / "out", budget)
+    assert subprocess.run(command, env=_environment(tmp_path / "cache")).returncode == 0
+
+
+def test_a_disk_that_fills_up_on_the_way_never_leaves_a_model(
+    model: Path, budget: int, small_disk: Path, tmp_path: Path
+) -> None:
+    """The analysis does not fit: no free-space check can know that before."""
+    environment = _environment(small_disk / "cache")
+    with (small_disk / "ballast").open("wb") as file:
+        file.write(b"\0" * 248_000)
+    result = subprocess.run(_command(model, tmp_path / "out", budget), env=environment, capture_output=True, text=True)
+    assert result.returncode == 1
+    assert "No space left" in result.stderr
+    assert "Traceback" not in result.stderr
+    assert not (tmp_path / "out").exists()
+    (small_disk / "ballast").unlink()
+    assert subprocess.run(_command(model, tmp_path / "out", budget), env=environment).returncode == 0
+
+
+def test_output_exists_is_told_before_anything_is_read(model: Path, budget: int, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    command = _command(model, tmp_path / "out", budget)
+    result = subprocess.run(command, env=_environment(tmp_path / "cache"), capture_output=True, text=True)
+    assert result.returncode == 1
+    assert "exists; nothing is ever overwritten" in result.stderr
+    assert not (tmp_path / "cache").exists()

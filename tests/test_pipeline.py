@@ -1,0 +1,283 @@
+"""The whole way, for every architecture: open, analyze, allocate, assemble, verify, load, compute."""
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from mlx_lm import load
+from mlx_lm.utils import load_model
+
+from mint.allocate import allocate
+from mint.analyze import analyze
+from mint.assemble import assemble, partial_folder
+from mint.errors import MintError
+from mint.execute import Job, T, in_process
+from mint.formats import KEEP
+from mint.manifest import read_manifest
+from mint.plan import Plan
+from mint.possible import possible_bytes
+from mint.quantize import quantize
+from mint.source import Source, open_source
+from mint.units import Unit
+from mint.verify import verify
+from tests.zoo import ARCHITECTURES
+
+Make = Callable[..., Path]
+ANY_SQNR = -100.0
+
+
+def _plan(source: Source, folder: Path, share: float) -> Plan:
+    analysis = analyze(source, folder / "a.mint")
+    smallest, largest = possible_bytes(source.units, source.parameters)
+    return allocate(analysis, int(smallest + (largest - smallest) * share), veto_db=ANY_SQNR)
+
+
+def _bytes_on_disk(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_three_budgets_of_every_architecture_fit_load_and_compute(name: str, make_model: Make, tmp_path: Path) -> None:
+    source = open_source(make_model(name, shards=3))
+    for share in (0.02, 0.2, 0.6):
+        plan = _plan(source, tmp_path, share)
+        output = tmp_path / f"out-{share}"
+        manifest = assemble(plan, source, output)
+        assert _bytes_on_disk(output) == plan.planned_bytes == manifest.weight_bytes <= plan.budget_bytes
+        model, _ = load_model(output)
+        logits = model(mx.array([[1, 2, 3, 4, 5]]))
+        assert bool(mx.isfinite(logits).all())
+        verification = verify(output, source)
+        assert verification.passed, [check for check in verification.checks if not check.passed]
+
+
+def test_the_weights_are_what_mlx_would_have_stored(llama: Path, tmp_path: Path) -> None:
+    source = open_source(llama)
+    plan = _plan(source, tmp_path, 0.3)
+    assemble(plan, source, tmp_path / "out")
+    stored = mx.load(str(tmp_path / "out" / "model.safetensors"))
+    assert isinstance(stored, dict)
+    arrays = source.arrays()
+    for choice in plan.choices:
+        weight = arrays[f"{choice.path}.weight"]
+        expected = (weight,) if choice.format == KEEP else mx.quantize(weight, **choice.format.parameters())
+        for tensor, array in zip(choice.tensors, expected, strict=True):
+            assert mx.array_equal(stored[tensor.name], array), tensor.name
+
+
+def test_every_module_has_its_entry_in_the_config(llama: Path, tmp_path: Path) -> None:
+    source = open_source(llama)
+    plan = _plan(source, tmp_path, 0.6)
+    assemble(plan, source, tmp_path / "out")
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    entries = config["quantization"]
+    assert {choice.path for choice in plan.choices} == {path for path in entries if "." in path or path == "lm_head"}
+    assert entries == config["quantization_config"]
+    assert {type(entries[choice.path]) for choice in plan.choices if choice.format == KEEP} <= {bool}
+
+
+def test_shards_stay_below_their_limit_and_the_index_names_every_tensor(make_model: Make, tmp_path: Path) -> None:
+    source = open_source(make_model("qwen3_moe"))
+    analysis = analyze(source, tmp_path / "a.mint")
+    limit = 150_000
+    plan = allocate(analysis, 700_000, veto_db=ANY_SQNR, max_shard_bytes=limit)
+    assemble(plan, source, tmp_path / "out")
+    files = sorted((tmp_path / "out").glob("*.safetensors"))
+    assert len(files) > 3
+    assert _bytes_on_disk(tmp_path / "out") == plan.planned_bytes <= 700_000
+    index = json.loads((tmp_path / "out" / "model.safetensors.index.json").read_text())
+    assert set(index["weight_map"]) == {tensor.name for group in plan.groups() for tensor in group}
+    assert set(index["weight_map"].values()) == {file.name for file in files}
+    load_model(tmp_path / "out")
+
+
+def test_tokenizer_and_chat_template_come_along(llama: Path, tmp_path: Path) -> None:
+    source = open_source(llama)
+    assemble(_plan(source, tmp_path, 0.3), source, tmp_path / "out")
+    _, tokenizer = load(str(tmp_path / "out"))
+    _, original = load(str(llama))
+    text = "hello world"
+    assert tokenizer.encode(text) == original.encode(text)
+    assert tokenizer.chat_template == original.chat_template
+
+
+def test_an_existing_output_is_refused_and_left_alone(llama: Path, tmp_path: Path) -> None:
+    source = open_source(llama)
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "diary.txt").write_text("mine")
+    with pytest.raises(MintError, match="exists; nothing is ever overwritten"):
+        assemble(_plan(source, tmp_path, 0.3), source, tmp_path / "out")
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["diary.txt"]
+
+
+def test_a_plan_of_another_model_is_refused(llama: Path, make_model: Make, tmp_path: Path) -> None:
+    plan = _plan(open_source(llama), tmp_path, 0.3)
+    with pytest.raises(MintError, match="plan is for another model"):
+        assemble(plan, open_source(make_model("llama", seed=5)), tmp_path / "out")
+
+
+def _folder_bytes(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+
+
+def _dying_after(count: int) -> Callable[..., Iterator[tuple[Unit, object]]]:
+    def executor(source: Source, job: Job[T], units: Sequence[Unit]) -> Iterator[tuple[Unit, T]]:
+        for index, result in enumerate(in_process(source, job, units)):
+            if index == count:
+                raise KeyboardInterrupt
+            yield result
+
+    return executor
+
+
+def test_interrupted_assembly_goes_on_and_the_folder_is_the_same(llama: Path, tmp_path: Path) -> None:
+    source = open_source(llama)
+    plan = _plan(source, tmp_path, 0.3)
+    assemble(plan, source, tmp_path / "whole")
+    output = tmp_path / "out"
+    asked: list[int] = []
+    for _ in range(3):
+        with pytest.raises(KeyboardInterrupt):
+            assemble(plan, source, output, executor=_dying_after(4))
+        assert not output.exists()
+
+    def counting(source: Source, job: Job[T], units: Sequence[Unit]) -> Iterator[tuple[Unit, T]]:
+        asked.append(len(units))
+        yield from in_process(source, job, units)
+
+    assemble(plan, source, output, executor=counting)
+    assert asked == [len(source.units) - 12]
+    assert _folder_bytes(output) == _folder_bytes(tmp_path / "whole")
+    assert not partial_folder(output).exists()
+
+
+def test_bytes_that_a_power_cut_lost_are_written_again(llama: Path, tmp_path: Path) -> None:
+    source = open_source(llama)
+    plan = _plan(source, tmp_path, 0.3)
+    assemble(plan, source, tmp_path / "whole")
+    output = tmp_path / "out"
+    with pytest.raises(KeyboardInterrupt):
+        assemble(plan, source, output, executor=_dying_after(4))
+    shard = plan.layout()[0]
+    with (partial_folder(output) / shard.name).open("r+b") as file:
+        file.seek(shard.tensors[0].offset)
+        file.write(b"\0" * 64)
+    assemble(plan, source, output)
+    assert _folder_bytes(output) == _folder_bytes(tmp_path / "whole")
+
+
+def test_a_partial_folder_of_another_plan_is_refused(llama: Path, tmp_path: Path) -> None:
+    source = open_source(llama)
+    with pytest.raises(KeyboardInterrupt):
+        assemble(_plan(source, tmp_path, 0.3), source, tmp_path / "out", executor=_dying_after(2))
+    with pytest.raises(MintError, match="begun for something else"):
+        assemble(_plan(source, tmp_path, 0.5), source, tmp_path / "out")
+
+
+def _corrupt(path: Path, position: int) -> None:
+    data = bytearray(path.read_bytes())
+    data[position] ^= 0xFF
+    path.write_bytes(data)
+
+
+@pytest.fixture
+def written(llama: Path, tmp_path: Path) -> Path:
+    source = open_source(llama)
+    assemble(_plan(source, tmp_path, 0.3), source, tmp_path / "out")
+    return tmp_path / "out"
+
+
+def _failed(folder: Path, source: Source | None = None) -> dict[str, str]:
+    return {check.name: check.detail for check in verify(folder, source).checks if not check.passed}
+
+
+def test_a_flipped_byte_in_the_weights_is_found(written: Path) -> None:
+    path = written / "model.safetensors"
+    _corrupt(path, path.stat().st_size - 5000)
+    assert "SHA-256" in _failed(written)["files"]
+
+
+def test_wrong_codes_under_a_right_digest_are_found_by_measuring_again(written: Path, llama: Path) -> None:
+    """Even with the manifest forged, the measured errors tell that these are not the planned weights."""
+    path = written / "model.safetensors"
+    plan = json.loads((written / "mint-plan.json").read_text())
+    unit = next(unit for unit in plan["units"] if unit["role"] == "up")
+    header = path.read_bytes()
+    length = int.from_bytes(header[:8], "little")
+    entry = json.loads(header[8 : 8 + length])[f"{unit['path']}.weight"]
+    for offset in range(0, 400, 4):
+        _corrupt(path, 8 + length + entry["data_offsets"][0] + offset)
+    assert unit["path"] in _failed(written, open_source(llama))["errors"]
+
+
+def test_a_config_that_tells_another_format_is_found(written: Path) -> None:
+    path = written / "config.json"
+    config = json.loads(path.read_text())
+    unit = next(name for name, entry in config["quantization"].items() if isinstance(entry, dict))
+    config["quantization"][unit]["group_size"] = 96
+    path.write_text(json.dumps(config))
+    assert unit in _failed(written)["config"]
+    assert "loads" in _failed(written)
+
+
+def test_a_missing_file_is_found(written: Path) -> None:
+    (written / "tokenizer.json").unlink()
+    assert "tokenizer.json is missing" in _failed(written)["files"]
+
+
+def test_a_nan_among_the_scales_is_found(written: Path) -> None:
+    path = written / "model.safetensors"
+    text = bytearray(path.read_bytes())
+    length = int.from_bytes(text[:8], "little")
+    header = json.loads(text[8 : 8 + length])
+    name = next(name for name, entry in header.items() if name.endswith("scales") and entry["dtype"] == "BF16")
+    position = 8 + length + header[name]["data_offsets"][0]
+    text[position : position + 2] = b"\xc0\x7f"
+    path.write_bytes(text)
+    assert name in _failed(written)["finite"]
+
+
+def test_a_folder_that_mint_did_not_write_is_refused(llama: Path) -> None:
+    with pytest.raises(MintError, match=r"no mint\.json found"):
+        verify(llama)
+
+
+def test_quantize_does_it_all_and_the_second_budget_measures_nothing(llama: Path, tmp_path: Path) -> None:
+    largest = possible_bytes(open_source(llama).units, open_source(llama).parameters)[1]
+    first = quantize(llama, largest // 2, tmp_path / "a")
+    before = first.analysis.stat().st_mtime_ns
+    second = quantize(llama, largest // 3, tmp_path / "b")
+    assert second.analysis == first.analysis
+    assert second.analysis.stat().st_mtime_ns == before
+    for done in (first, second):
+        assert done.verification.passed
+        assert done.manifest.weight_bytes == _bytes_on_disk(done.output) <= done.plan.budget_bytes
+        assert set(done.seconds) == {"analyze", "allocate", "assemble", "verify"}
+        assert done.peak_rss_bytes > 0
+
+
+def test_the_same_model_and_budget_give_the_same_folder(llama: Path, tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        quantize(llama, 200_000, tmp_path / name, analysis=tmp_path / f"{name}.mint", veto_db=0.0)
+    assert _folder_bytes(tmp_path / "a") == _folder_bytes(tmp_path / "b")
+    assert read_manifest(tmp_path / "a") == read_manifest(tmp_path / "b")
+
+
+def test_float32_and_float16_models_work_too(make_model: Make, tmp_path: Path) -> None:
+    for dtype in ("F32", "F16"):
+        folder = make_model("llama", dtype, dtype=dtype)
+        largest = possible_bytes(open_source(folder).units, open_source(folder).parameters)[1]
+        done = quantize(folder, largest // 2, tmp_path / f"out-{dtype}")
+        assert verify(done.output, open_source(folder)).passed
+
+
+def test_unquantized_logits_are_close_to_the_quantized_ones_at_8_bits(llama: Path, tmp_path: Path) -> None:
+    """A model that keeps half of its bytes still computes nearly what it computed."""
+    largest = possible_bytes(open_source(llama).units, open_source(llama).parameters)[1]
+    done = quantize(llama, int(largest * 0.58), tmp_path / "out")
+    tokens = mx.array([[1, 2, 3, 4, 5]])
+    logits = [np.asarray(load_model(folder)[0](tokens).astype(mx.float32)) for folder in (llama, done.output)]
+    assert np.linalg.norm(logits[0] - logits[1]) / np.linalg.norm(logits[0]) < 0.05

@@ -1,0 +1,26 @@
+"""The verbs as Python functions, as the README documents them."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+
+@pytest.mark.parametrize("first", ["from mint.quantize import quantize", "import mint.verify", "pass"])
+def test_a_verb_is_a_function_whatever_was_imported_before(first: str) -> None:
+    names = "allocate analyze assemble open_source parse_size quantize read_analysis read_plan verify write_plan"
+    code = f"{first}\nimport mint\nprint([n for n in '{names}'.split() if type(getattr(mint, n)).__name__ != 'function'])"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "[]"
+
+
+def test_the_pipeline_reads_as_the_readme_says(llama: Path, tmp_path: Path) -> None:
+    from mint import allocate, analyze, assemble, open_source, parse_size, verify
+
+    source = open_source(llama)
+    analysis = analyze(source, tmp_path / "llama.mint")
+    plan = allocate(analysis, parse_size("400kB"))
+    manifest = assemble(plan, source, tmp_path / "out")
+    assert manifest.weight_bytes == plan.planned_bytes <= 400_000
+    assert verify(tmp_path / "out", source).passed
