@@ -9,12 +9,16 @@ Rules of the compiled code:
 
 # N weights of a piece of a slice, G groups
 
+import os
 from collections.abc import Callable
+from hashlib import sha256
+from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import numpy as np
-from numba import njit
+from numba import config, njit
 from numpy.typing import NDArray
+from platformdirs import user_cache_dir
 
 LANES = 16
 SEGMENT = 2048  # weights held in cache at once (8 KiB as float32); a multiple of every group size
@@ -24,16 +28,28 @@ BF16, F16, F32 = 0, 1, 2
 Floats = NDArray[np.float32]
 Doubles = NDArray[np.float64]
 Words = NDArray[np.uint32]
-Keys = NDArray[np.int32]
 Bytes = NDArray[np.uint8]
 Raw = NDArray[Any]  # uint16 patterns of BF16 or F16, or float32
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 
+def _sources() -> str:
+    """A digest of all kernels: numba looks only at the file of the outermost function, and would run stale code."""
+    files = sorted(Path(__file__).parent.glob("*.py"))
+    return sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:16]
+
+
+_CACHE = Path(os.environ.get("MINT_CACHE") or user_cache_dir("mint")) / "kernels" / _sources()
+
+
 def compiled(function: Function) -> Function:
     """Compile at first use, cache on disk, release the GIL; division by zero gives infinity as in C."""
-    return cast(Function, njit(nogil=True, cache=True, error_model="numpy")(function))
+    before, config.CACHE_DIR = config.CACHE_DIR, str(_CACHE)
+    try:
+        return cast(Function, njit(nogil=True, cache=True, error_model="numpy")(function))
+    finally:
+        config.CACHE_DIR = before
 
 
 @compiled

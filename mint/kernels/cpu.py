@@ -50,6 +50,7 @@ def errors(weight: Raw, dtype: str, formats: Sequence[Format], *, threads: int |
     `weight` is contiguous raw storage of the safetensors `dtype`: uint16 for BF16 and F16, float32 for F32. The error
     is that of scale * code + bias in float32, with scales and biases as stored. `threads` defaults to all cores.
     """
+    assert all(format.admits(weight.shape, dtype) for format in formats)
     slices, chunks = _cut(weight)
     table = np.array([(_MODES[format.mode], format.bits, format.group_size) for format in formats], np.int64)
     table = table.reshape(-1, 3)
@@ -72,6 +73,7 @@ def pack(weight: Raw, dtype: str, format: Format, *, threads: int | None = None)
     Codes are uint32 (S, R, C*bits/32), scales and biases (S, R, C/group_size) in raw storage like `weight`; the scales
     of mxfp4 and nvfp4 are uint8.
     """
+    assert format.admits(weight.shape, dtype)
     slices, chunks = _cut(weight)
     bits, group_size = format.bits, format.group_size
     packed = np.empty((len(slices), slices.shape[1] * bits // 8), np.uint8)
