@@ -62,6 +62,7 @@ Floats = NDArray[np.float64]
 PRECISION = 1e-12  # relative; sums of a hundred thousand float64 agree to better than this
 BYTES_LIMIT = 2**62  # of the spread between smallest and largest choice: sums stay within int64
 PROBES = ((32, 512), (128, 2048))  # (open options, states) of the searches for a first good choice
+MANY = 1_000  # open options that are merged at once
 NARROW, WIDE = 2_000, 50_000  # states of a search for a proof
 
 
@@ -124,6 +125,7 @@ class Relaxation:
     """The relaxed optimum at a capacity."""
 
     price: float  # of a byte
+    broken: int  # class of the step that is taken in part
     base: Integers  # (C,) option of every class
     bound: float
     excess: Floats  # (N,) by how much each option would lift the bound
@@ -271,7 +273,7 @@ def _relax(case: Case, hull: Hull) -> Relaxation:
     counts = np.diff(options.start)
     excess = options.loss - np.repeat(options.loss[base], counts)
     excess += price * (options.size - np.repeat(options.size[base], counts))
-    return Relaxation(price, base, max(bound, case.bound), excess)
+    return Relaxation(price, int(hull.row[taken]) if taken < len(reach) else -1, base, max(bound, case.bound), excess)
 
 
 def _restrict(case: Case, kept: NDArray[np.bool_], bound: float) -> Case:
@@ -369,10 +371,9 @@ class Search:
             hull = _hull(case.options)
         return replace(case, bound=inf)
 
-    def probe(self, case: Case, hull: Hull, opened: int, width: int) -> None:
+    def probe(self, case: Case, opened: int, width: int) -> None:
         """Look for a good choice among the options that lift the bound least."""
-        relaxation = _relax(case, hull)
-        self.offer(case, relaxation.base)
+        relaxation = _relax(case, _hull(case.options))
         opened = min(opened + len(relaxation.base), len(relaxation.excess)) - 1
         limit = np.partition(relaxation.excess, opened)[opened]
         self.merge(_restrict(case, relaxation.excess <= limit, relaxation.bound), width)
@@ -415,10 +416,9 @@ class Search:
 
     def run(self, root: Case, hull: Hull) -> float:
         """Search until the best choice is proved or time is up; returns the bound."""
-        for opened, width in PROBES:
-            self.probe(root, hull, opened, width)
         serial = count()  # equal bounds in the order they were found
-        heap = [(-inf, next(serial), self.reduce(root, hull))]
+        whole = self.reduce(root, hull)
+        heap = [(whole.bound, next(serial), whole)]
         while heap and heap[0][0] < self.limit and not self.late:
             case = heapq.heappop(heap)[2]
             case = self.reduce(case, _hull(case.options))
@@ -428,7 +428,13 @@ class Search:
 
     def settle(self, case: Case) -> list[Case]:
         """What is left of a case after the cheapest way to settle it; nothing if it is proved."""
-        if case.bound >= self.limit or self.merge(case, NARROW):
+        for opened, width in PROBES:
+            if case.bound < self.limit and len(case.options.name) > 4 * opened:
+                self.probe(case, opened, width)
+                case = self.reduce(case, _hull(case.options))
+        if case.bound >= self.limit:
+            return []
+        if len(case.options.name) <= MANY and self.merge(case, NARROW):
             return []
         parts = self.branch(case)
         if 2 * sum(len(part.options.name) for part in parts) > len(case.options.name) and self.merge(case, WIDE):
@@ -436,12 +442,12 @@ class Search:
         return [part for part in parts if part.bound < self.limit]
 
     def branch(self, case: Case) -> list[Case]:
-        """The cases in which the class with the largest spread of sizes has each of its options."""
+        """The cases in which the class whose step the relaxation breaks has each of its options."""
         options = case.options
-        widest = int(np.argmax(options.size[options.start[1:] - 1]))
-        kept = options.row != widest
+        broken = _relax(case, _hull(options)).broken
+        kept = options.row != broken
         parts = []
-        for option in range(options.start[widest], options.start[widest + 1]):
+        for option in range(options.start[broken], options.start[broken + 1]):
             kept[option] = True
             part = _restrict(case, kept, case.bound)
             parts.append(self.reduce(part, _hull(part.options)))

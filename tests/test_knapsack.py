@@ -1,0 +1,292 @@
+"""The knapsack's laws, against brute force, an independent solver and itself."""
+
+from dataclasses import dataclass
+from itertools import pairwise, product
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+from scipy.optimize import LinearConstraint, milp
+
+from mint.knapsack import PRECISION, Infeasible, Knapsack, Solution, solve
+
+quickly = hypothesis_settings(max_examples=80, deadline=None)
+
+
+@dataclass(frozen=True)
+class Instance:
+    sizes: list[list[int]]
+    losses: list[list[float]]
+    capacity: int
+
+    @property
+    def smallest(self) -> int:
+        return sum(map(min, self.sizes))
+
+    @property
+    def largest(self) -> int:
+        return sum(map(max, self.sizes))
+
+    def solve(self) -> Solution:
+        return solve(self.sizes, self.losses, self.capacity)
+
+    def nbytes(self, choice: tuple[int, ...]) -> int:
+        return sum(row[j] for row, j in zip(self.sizes, choice, strict=True))
+
+    def loss(self, choice: tuple[int, ...]) -> float:
+        return sum(row[j] for row, j in zip(self.losses, choice, strict=True))
+
+
+def size_of_any_kind() -> st.SearchStrategy[int]:
+    """Small ones that collide, multiples of a stride with a header, and anything up to 2^53."""
+    nearly = st.builds(lambda k, header: 4096 * k + header, st.integers(0, 40), st.integers(0, 9))
+    return st.one_of(st.integers(0, 12), nearly, st.integers(0, 2**53))
+
+
+def loss_of_any_kind() -> st.SearchStrategy[float]:
+    return st.one_of(st.integers(0, 5).map(float), st.floats(0, 1, allow_subnormal=False), st.floats(0, 1e6))
+
+
+@st.composite
+def instances(draw: st.DrawFn, classes: int = 5, options: int = 5) -> Instance:
+    counts = draw(st.lists(st.integers(1, options), min_size=1, max_size=classes))
+    size, loss = draw(st.sampled_from([size_of_any_kind(), st.integers(0, 12)])), loss_of_any_kind()
+    sizes = [draw(st.lists(size, min_size=count, max_size=count)) for count in counts]
+    losses = [draw(st.lists(loss, min_size=count, max_size=count)) for count in counts]
+    capacity = draw(st.integers(sum(map(min, sizes)), sum(map(max, sizes)) + 1))
+    return Instance(sizes, losses, capacity)
+
+
+def curves(classes: int, seed: int, shapes: tuple[int, ...] = (1024, 4096, 14336), share: float = 0.1) -> Instance:
+    """Like a model's: few shapes, bits and groups, a header of its own length, losses falling by bits."""
+    rng = np.random.default_rng(seed)
+    sizes: list[list[int]] = []
+    losses: list[list[float]] = []
+    for _ in range(classes):
+        weights = int(rng.choice(shapes)) * 4096
+        header, alpha = int(rng.integers(60, 90)), float(np.exp(rng.normal(0, 1.6)))
+        affine = [(bits, group) for bits in (2, 3, 4, 5, 6, 8) for group in (32, 64, 128)]
+        sizes.append([weights * bits // 8 + weights // group * 4 + 3 * header for bits, group in affine])
+        losses.append([alpha * 4.0**-bits * group**0.3 * float(np.exp(rng.normal(0, 0.1))) for bits, group in affine])
+        sizes[-1].append(weights * 2 + header)
+        losses[-1].append(0.0)
+    least, most = sum(map(min, sizes)), sum(map(max, sizes))
+    return Instance(sizes, losses, least + int((most - least) * share))
+
+
+def brute_force(instance: Instance) -> float:
+    choices = product(*(range(len(row)) for row in instance.sizes))
+    return min(instance.loss(choice) for choice in choices if instance.nbytes(choice) <= instance.capacity)
+
+
+def same(loss: float) -> object:
+    return pytest.approx(loss, rel=2 * PRECISION, abs=1e-300)
+
+
+@given(instances())
+@quickly
+def test_the_choice_fits_and_its_loss_and_bytes_are_what_it_says(instance: Instance) -> None:
+    solution = instance.solve()
+    assert solution.nbytes == instance.nbytes(solution.choice) <= instance.capacity
+    assert solution.loss == same(instance.loss(solution.choice))
+
+
+@given(instances())
+@quickly
+def test_no_choice_is_better_by_brute_force(instance: Instance) -> None:
+    solution = instance.solve()
+    assert solution.loss == same(brute_force(instance))
+    assert solution.bound == solution.loss
+    assert solution.gap == 0.0
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_no_choice_is_better_by_highs(seed: int) -> None:
+    instance = curves(40, seed, share=(0.02, 0.1, 0.3, 0.6)[seed % 4])
+    size, loss = np.concatenate(instance.sizes), np.concatenate(instance.losses)
+    one_each = np.kron(np.eye(40), np.ones(19))
+    answer = milp(
+        loss / loss.min(where=loss > 0, initial=1),
+        integrality=np.ones(len(loss)),
+        bounds=(0, 1),
+        constraints=[
+            LinearConstraint(one_each, 1, 1),
+            LinearConstraint(size[None] / 2**20, ub=instance.capacity / 2**20),
+        ],
+        options={"mip_rel_gap": 1e-7, "time_limit": 10},
+    )
+    choice = tuple(answer.x.reshape(40, 19).argmax(axis=1).tolist())
+    solution = instance.solve()
+    assert solution.gap == 0.0
+    assert instance.nbytes(choice) <= instance.capacity + 2  # HiGHS's own tolerance
+    assert solution.loss == pytest.approx(instance.loss(choice), rel=2e-6)
+    assert solution.loss <= instance.loss(choice) * (1 + 1e-9) or instance.nbytes(choice) > instance.capacity
+
+
+@pytest.mark.parametrize("share", [0.001, 0.05, 0.2, 0.7])
+@pytest.mark.parametrize("shapes", [(1024, 4096, 14336), (1536, 192, 576), (4096,)])
+def test_model_like_instances_are_proved_and_filled(shapes: tuple[int, ...], share: float) -> None:
+    instance = curves(300, 1, shapes, share)
+    solution = instance.solve()
+    assert solution.gap == 0.0
+    assert solution.nbytes <= instance.capacity
+    assert instance.capacity - solution.nbytes < 14336 * 4096 // 32
+
+
+@given(instances(), st.randoms(use_true_random=False))
+@quickly
+def test_the_order_of_classes_does_not_change_the_loss(instance: Instance, random: np.random.Generator) -> None:
+    order = list(range(len(instance.sizes)))
+    random.shuffle(order)
+    shuffled = Instance([instance.sizes[i] for i in order], [instance.losses[i] for i in order], instance.capacity)
+    assert shuffled.solve().loss == same(instance.solve().loss)
+
+
+@given(instances(), st.randoms(use_true_random=False))
+@quickly
+def test_the_order_of_options_does_not_change_the_bytes_and_the_loss(
+    instance: Instance, random: np.random.Generator
+) -> None:
+    sizes, losses = [], []
+    for size, loss in zip(instance.sizes, instance.losses, strict=True):
+        order = list(range(len(size)))
+        random.shuffle(order)
+        sizes.append([size[j] for j in order])
+        losses.append([loss[j] for j in order])
+    shuffled, solution = solve(sizes, losses, instance.capacity), instance.solve()
+    assert (shuffled.nbytes, shuffled.loss) == (solution.nbytes, solution.loss)
+
+
+@given(instances(), st.integers(0, 2**53))
+@quickly
+def test_more_capacity_never_means_more_loss(instance: Instance, more: int) -> None:
+    roomy = solve(instance.sizes, instance.losses, instance.capacity + more)
+    assert roomy.loss <= instance.solve().loss * (1 + 2 * PRECISION)
+
+
+def test_the_curve_of_a_model_falls_at_every_budget() -> None:
+    instance = curves(60, 3)
+    knapsack = Knapsack(instance.sizes, instance.losses)
+    losses = [knapsack.solve(int(capacity)).loss for capacity in np.linspace(instance.smallest, instance.largest, 200)]
+    assert all(after <= before * (1 + 2 * PRECISION) for before, after in pairwise(losses))
+
+
+@given(instances(), st.integers(1, 1000))
+@quickly
+def test_scaling_bytes_does_not_change_the_loss(instance: Instance, factor: int) -> None:
+    scaled = solve([[n * factor for n in row] for row in instance.sizes], instance.losses, instance.capacity * factor)
+    assert scaled.loss == same(instance.solve().loss)
+
+
+@given(instances(), st.integers(-30, 30))
+@quickly
+def test_scaling_losses_scales_the_loss(instance: Instance, power: int) -> None:
+    scaled = solve(instance.sizes, [[x * 2.0**power for x in row] for row in instance.losses], instance.capacity)
+    assert scaled.loss == same(instance.solve().loss * 2.0**power)
+
+
+@given(instances())
+@quickly
+def test_the_same_instance_gives_the_same_choice(instance: Instance) -> None:
+    prepared = Knapsack(instance.sizes, instance.losses)
+    prepared.solve(instance.largest)
+    assert instance.solve().choice == instance.solve().choice == prepared.solve(instance.capacity).choice
+
+
+def test_of_equal_options_the_smallest_then_the_first_is_chosen() -> None:
+    assert solve([[7, 5, 5, 9]], [[1.0, 1.0, 1.0, 1.0]], 100).choice == (1,)
+    assert solve([[3, 3]] * 3, [[0.5, 0.5]] * 3, 9).choice == (0, 0, 0)
+
+
+def test_a_point_above_the_hull_is_used_where_it_fills_the_budget() -> None:
+    # the hull goes from 0 to 10 bytes in one step; the middle option lies above it
+    solution = solve([[0, 5, 10]], [[10.0, 9.0, 0.0]], 7)
+    assert solution.choice == (1,)
+
+
+def test_lists_and_arrays_are_the_same() -> None:
+    sizes, losses = [[1, 2], [3, 5, 8]], [[2.0, 1.0], [3.0, 2.0, 0.0]]
+    arrays = solve([np.array(row) for row in sizes], [np.array(row) for row in losses], 9)
+    assert arrays == solve(sizes, losses, 9)
+    assert all(type(j) is int for j in arrays.choice)
+
+
+@pytest.mark.parametrize("instance", [curves(50, 5), Instance([[1, 4], [2, 2]], [[1, 0], [3, 2]], 0)])
+def test_at_the_smallest_and_the_largest_capacity_the_choice_is_given(instance: Instance) -> None:
+    smallest = solve(instance.sizes, instance.losses, instance.smallest)
+    largest = solve(instance.sizes, instance.losses, instance.largest)
+    assert (smallest.nbytes, smallest.gap) == (instance.smallest, 0.0)
+    assert largest.loss == pytest.approx(sum(map(min, instance.losses)), rel=1e-12)
+    assert largest.gap == 0.0
+
+
+def test_classes_of_one_option_leave_nothing_to_choose() -> None:
+    assert solve([[5]] * 4, [[0.25]] * 4, 20) == Solution((0, 0, 0, 0), 20, 1.0, 1.0)
+
+
+def test_no_classes_cost_nothing() -> None:
+    assert solve([], [], 0) == Solution((), 0, 0.0, 0.0)
+
+
+def test_a_loss_of_zero_is_proved() -> None:
+    assert solve([[1, 2], [1, 3]], [[0.0, 0.0], [4.0, 0.0]], 4) == Solution((0, 1), 4, 0.0, 0.0)
+
+
+@pytest.mark.parametrize("size", [2**53 - 1, 2**53 + 1, 2**60 - 1])
+def test_a_single_byte_counts_in_the_largest_integers(size: int) -> None:
+    sizes, losses = [[0, size], [0, 1, 2]], [[4.0, 0.0], [2.0, 1.5, 0.0]]
+    assert solve(sizes, losses, size + 1).choice == (1, 1)
+    assert solve(sizes, losses, size + 2).choice == (1, 2)
+
+
+def test_a_capacity_too_small_names_the_smallest() -> None:
+    with pytest.raises(Infeasible, match=r"7 bytes was given.*needs 8") as caught:
+        solve([[5, 6], [3, 9]], [[1.0, 0.0], [1.0, 0.0]], 7)
+    assert caught.value.smallest == 8
+    assert solve([[5, 6], [3, 9]], [[1.0, 0.0], [1.0, 0.0]], caught.value.smallest).nbytes == 8
+
+
+@pytest.mark.parametrize("seconds", [0.0, 0.02, 0.1])
+def test_a_time_limit_gives_a_good_choice_with_an_honest_gap(seconds: float) -> None:
+    rng = np.random.default_rng(0)  # subset sums of large numbers: nothing else is as hard
+    weights = rng.integers(2**39, 2**40, 60)
+    sizes, losses = [[0, int(w)] for w in weights], [[float(w), 0.0] for w in weights]
+    capacity = int(weights.sum()) // 2
+    solution = solve(sizes, losses, capacity, seconds=seconds)
+    assert solution.nbytes <= capacity
+    assert float(weights.sum()) - capacity <= solution.loss
+    assert solution.bound <= solution.loss
+    assert 0 <= solution.gap < 0.1
+    assert solution.gap == pytest.approx((solution.loss - solution.bound) / solution.loss)
+
+
+@given(instances())
+@quickly
+def test_the_bound_without_time_is_below_every_choice(instance: Instance) -> None:
+    solution = solve(instance.sizes, instance.losses, instance.capacity, seconds=0.0)
+    best = brute_force(instance)
+    assert solution.bound <= best * (1 + 2 * PRECISION)
+    assert best <= solution.loss * (1 + 2 * PRECISION)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "losses", "message"),
+    [
+        ([[1, 2]], [[1.0, float("nan")]], "class 0 has nan"),
+        ([[1], [1, 2]], [[1.0], [float("inf"), 1.0]], "class 1 has inf"),
+        ([[1]], [[-1.0]], "class 0 has -1.0"),
+        ([[1, -2]], [[1.0, 2.0]], "-2"),
+        ([[1.5]], [[1.0]], "whole bytes"),
+        ([[2**63]], [[1.0]], "2\\^62"),
+        ([[2**70]], [[1.0]], "2\\^62"),
+        ([[0, 2**61]] * 2, [[1.0, 0.0]] * 2, "larger unit"),
+        ([[1], []], [[1.0], []], "class 1 has 0 sizes"),
+        ([[1, 2]], [[1.0]], "2 sizes and 1 losses"),
+        ([[1]], [], "1 classes of sizes but 0 of losses"),
+    ],
+)
+def test_bad_input_is_named(sizes: list[list[int]], losses: list[list[float]], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        solve(sizes, losses, 10)
