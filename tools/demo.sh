@@ -1,0 +1,45 @@
+#!/bin/sh
+# From nothing to a sentence: a virtual environment, a real model, 90 MB of it, a generated text.
+# Steps already done are skipped. To start over: rm -r build/demo .venv-demo
+set -eu
+cd "$(dirname "$0")/.."
+
+venv=.venv-demo
+model=build/demo/SmolLM2-135M-Instruct
+small=build/demo/SmolLM2-135M-Instruct-mint-90MB
+
+find_python() {
+    for python in python3.11 python3.12 python3.13 python3; do
+        if "$python" -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
+            echo "$python"
+            return
+        fi
+    done
+    echo "No Python 3.11 or later with venv was found; needed: one on the PATH. Install it and run this again." >&2
+    return 1
+}
+
+if [ ! -e "$venv/ready" ]; then
+    python=$(find_python)
+    echo "== installing into $venv"
+    "$python" -m venv "$venv"
+    "$venv/bin/pip" install --quiet --disable-pip-version-check -e ".[dev]"
+    touch "$venv/ready"
+fi
+. "$venv/bin/activate"
+
+if [ ! -e "$model" ]; then
+    echo "== making $model"
+    python -m tools.make_smollm2 "$model" --variant dither --dtype bf16
+fi
+
+if [ ! -e "$small" ]; then
+    echo "== quantizing to 90 MB"
+    mint quantize "$model" --budget 90MB --output "$small"
+fi
+mint verify "$small"
+
+echo "== generating"
+mlx_lm.generate --model "$small" --prompt "Write one sentence about the sea." --max-tokens 24
+
+echo "== done; to start over: rm -r build/demo $venv"
