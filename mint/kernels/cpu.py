@@ -37,6 +37,7 @@ from mint.kernels.compiled import (
 from mint.kernels.distortion import Errors
 
 CHUNK = 128 * SEGMENT
+_LEAST_GROUP = 16
 _AFFINE, _MXFP4, _NVFP4 = 0, 1, 2
 _MODES = {"affine": _AFFINE, "mxfp4": _MXFP4, "nvfp4": _NVFP4}
 
@@ -90,7 +91,7 @@ def pack(weight: Raw, dtype: str, format: Format, *, threads: int | None = None)
         if mode == _AFFINE:
             _pack_affine(piece, STORAGES[dtype], bits, group_size, codes, scales[place, first:], biases[place, first:])
         else:
-            _pack_fp4(piece, STORAGES[dtype], mode, codes, scales[place, first:])
+            _pack_fp4(piece, STORAGES[dtype], mode, group_size, codes, scales[place, first:])
 
     for _ in _map(write, chunks, threads):
         pass
@@ -127,8 +128,8 @@ def _measure(raw: Raw, storage: int, table: Any) -> tuple[Doubles, int]:
     nonfinite = 0
     buffer = np.empty(SEGMENT, np.float32)
     lows, highs = np.empty((3, SEGMENT // 32), np.float32), np.empty((3, SEGMENT // 32), np.float32)
-    room = np.empty((4, SEGMENT // fp4.NVFP4_GROUP), np.float32)
-    stored = np.empty(SEGMENT // fp4.NVFP4_GROUP, np.uint8)
+    room = np.empty((4, SEGMENT // _LEAST_GROUP), np.float32)
+    stored = np.empty(SEGMENT // _LEAST_GROUP, np.uint8)
     lanes = np.empty(LANES, np.float32)
     for start in range(0, raw.size, SEGMENT):
         piece = raw[start : start + SEGMENT]
@@ -151,8 +152,8 @@ def _measure(raw: Raw, storage: int, table: Any) -> tuple[Doubles, int]:
                 narrow(stored_scales, storage, scratch)
                 affine.add_errors(values, group_size, top, scales, biases, stored_scales, lanes)
             else:
-                midpoints = _fp4_scales(values, mode, storage, scratch, stored_scales, stored[:groups], scales)
-                fp4.add_errors(values, group_size, midpoints, scales, lanes)
+                _fp4_scales(values, mode, storage, scratch, stored_scales, stored[:groups], scales)
+                fp4.add_errors(values, group_size, scales, lanes)
             for lane in range(LANES):
                 totals[f] += lanes[lane]
     return totals, nonfinite
@@ -187,16 +188,13 @@ def _energy(values: Floats) -> float:
 @compiled
 def _fp4_scales(
     values: Floats, mode: int, storage: int, scratch: Floats, quotients: Floats, stored: Bytes, scales: Floats
-) -> Floats:
-    """Write the scales of (N,) weights in G groups, as bytes and as float32; return the midpoints that go with them."""
+) -> None:
+    """Write the scales of (N,) weights in G groups, as bytes and as float32."""
+    fp4.quotients(values, values.size // scales.size, storage, scratch, quotients)
     if mode == _MXFP4:
-        fp4.quotients(values, fp4.MXFP4_GROUP, storage, scratch, quotients)
         fp4.mxfp4_scales(quotients, stored, scales)
-        return fp4.MX_MIDPOINTS
-    fp4.quotients(values, fp4.NVFP4_GROUP, storage, scratch, quotients)
-    fp4.nvfp4_scales(quotients, scratch, stored, scales)
-    midpoints: Floats = fp4.NV_MIDPOINTS[storage]
-    return midpoints
+    else:
+        fp4.nvfp4_scales(quotients, scratch, stored, scales)
 
 
 @compiled
@@ -223,18 +221,17 @@ def _pack_affine(raw: Raw, storage: int, bits: int, group_size: int, packed: Byt
 
 
 @compiled
-def _pack_fp4(raw: Raw, storage: int, mode: int, packed: Bytes, scales: Bytes) -> None:
+def _pack_fp4(raw: Raw, storage: int, mode: int, group_size: int, packed: Bytes, scales: Bytes) -> None:
     """Write the codes and scales of a chunk (N,)."""
-    group_size = fp4.MXFP4_GROUP if mode == _MXFP4 else fp4.NVFP4_GROUP
     buffer = np.empty(SEGMENT, np.float32)
     codes = np.empty(SEGMENT, np.uint32)
-    room = np.empty((3, SEGMENT // fp4.NVFP4_GROUP), np.float32)
+    room = np.empty((3, SEGMENT // group_size), np.float32)
     for start in range(0, raw.size, SEGMENT):
         piece = raw[start : start + SEGMENT]
         groups, first = piece.size // group_size, start // group_size
         values, scale, quotients, scratch = buffer[: piece.size], room[0, :groups], room[1, :groups], room[2, :groups]
         stored = scales[first : first + groups]
         widen(piece, storage, values)
-        midpoints = _fp4_scales(values, mode, storage, scratch, quotients, stored, scale)
-        fp4.write_codes(values, group_size, midpoints, scale, codes)
+        _fp4_scales(values, mode, storage, scratch, quotients, stored, scale)
+        fp4.write_codes(values, group_size, scale, codes)
         pack_codes(codes[: piece.size], 4, packed[start // 2 :])

@@ -3,8 +3,11 @@
 The rules are those of the fallback of `fp_quantize` in mlx/ops.cpp (mlx 0.32.4), which is what its CPU runs. A group's
 scale comes from q = max|w| / 6, divided in the weight's dtype: mxfp4 stores the power of two at or above q (earlier
 versions: the nearest), nvfp4 stores q as an 8-bit float (e4m3). A code is the place in the fp4 table nearest to
-w / scale, the lower magnitude on a tie. No division is made here: w / scale exceeds a midpoint of the table exactly
-where |w| exceeds that midpoint times the scale. Scales have at most 4 significant bits, so that product is exact.
+w / scale, the lower magnitude on a tie.
+
+No division is made here: MLX's quotient exceeds a midpoint exactly where |w| exceeds that midpoint times the scale. The
+product has at most 7 significant bits, so it is exact and a number of the weight's dtype of p bits; a greater |w| is
+greater by more than 2^-p of itself, which is more than rounding the quotient to p bits can take back.
 
 Two departures, both beyond any weight: where mxfp4's scale would be less than 2^-127, MLX's byte wraps around and means
 a large one, and here it is 2^-127; where nvfp4 meets weights above 2^30, MLX cannot tell 4 from 6 in float32 and may
@@ -17,23 +20,24 @@ import numpy as np
 
 from mint.kernels.compiled import LANES, Bytes, Floats, Words, compiled, narrow
 
-MXFP4_GROUP = 32
-NVFP4_GROUP = 16
 _ZERO = np.float32(0.0)
 _INFINITY = np.float32(np.inf)
 _LARGEST = np.float32(6.0)  # of the fp4 table 0, 0.5, 1, 1.5, 2, 3, 4, 6
-_MIDPOINTS = np.array([0.25, 0.75, 1.25, 1.75, 2.5, 3.5, 5.0], np.float32)
 
 
-def _rounded_midpoints(significant: int) -> Floats:
-    """The greatest quotients that a dtype of so many significant bits rounds down to each midpoint: (7,)."""
-    halves = np.ldexp(0.5, np.frexp(_MIDPOINTS)[1] - significant)
-    midpoints: Floats = (_MIDPOINTS + halves).astype(np.float32)
-    return midpoints
-
-
-MX_MIDPOINTS = _MIDPOINTS  # division by a power of two does not round
-NV_MIDPOINTS: Floats = np.stack([_rounded_midpoints(8), _rounded_midpoints(11), _MIDPOINTS])  # BF16, F16, F32
+@compiled
+def _midpoints(scale: np.float32) -> tuple[np.float32, ...]:
+    """The seven midpoints of the table times the scale; a zero scale has no value but 0, so nothing passes."""
+    unit = scale if scale > _ZERO else _INFINITY
+    return (
+        unit * np.float32(0.25),
+        unit * np.float32(0.75),
+        unit * np.float32(1.25),
+        unit * np.float32(1.75),
+        unit * np.float32(2.5),
+        unit * np.float32(3.5),
+        unit * np.float32(5.0),
+    )
 
 
 @compiled
@@ -84,7 +88,7 @@ def nvfp4_scales(quotient: Floats, scratch: Floats, stored: Bytes, scales: Float
 
 
 @compiled
-def add_errors(values: Floats, group_size: int, midpoints: Floats, scales: Floats, lanes: Floats) -> None:
+def add_errors(values: Floats, group_size: int, scales: Floats, lanes: Floats) -> None:
     """Add the squared errors of (N,) weights in G groups to the (LANES,) sums; all in float32.
 
     The nearest value is the sum of the table's steps over the midpoints passed: 0.5 four times, 1 twice, 2.
@@ -92,8 +96,7 @@ def add_errors(values: Floats, group_size: int, midpoints: Floats, scales: Float
     for i in range(scales.size):
         scale = scales[i]
         half, double = scale * np.float32(0.5), scale * np.float32(2.0)
-        limit = midpoints * (scale if scale > _ZERO else _INFINITY)
-        a, b, c, d, e, f, g = limit[0], limit[1], limit[2], limit[3], limit[4], limit[5], limit[6]
+        a, b, c, d, e, f, g = _midpoints(scale)
         for start in range(i * group_size, (i + 1) * group_size, LANES):
             block = values[start : start + LANES]
             for lane in range(LANES):
@@ -110,13 +113,12 @@ def add_errors(values: Floats, group_size: int, midpoints: Floats, scales: Float
 
 
 @compiled
-def write_codes(values: Floats, group_size: int, midpoints: Floats, scales: Floats, codes: Words) -> None:
+def write_codes(values: Floats, group_size: int, scales: Floats, codes: Words) -> None:
     """Write the codes of (N,) weights in G groups: the place in the table, plus 8 for a negative value but -0."""
     words = values.view(np.uint32)
     for i in range(scales.size):
         scale = scales[i]
-        limit = midpoints * (scale if scale > _ZERO else _INFINITY)
-        a, b, c, d, e, f, g = limit[0], limit[1], limit[2], limit[3], limit[4], limit[5], limit[6]
+        a, b, c, d, e, f, g = _midpoints(scale)
         for start in range(i * group_size, (i + 1) * group_size, LANES):
             block, signs, out = (
                 values[start : start + LANES],
