@@ -45,11 +45,12 @@ time limit; they end with an honest gap.
 """
 
 import heapq
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import count
 from math import fsum, inf
 from time import perf_counter
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -58,6 +59,7 @@ from numpy.typing import NDArray
 
 Integers = NDArray[np.int64]
 Floats = NDArray[np.float64]
+T = TypeVar("T", np.int64, np.float64)
 
 PRECISION = 1e-12  # relative; sums of a hundred thousand float64 agree to better than this
 BYTES_LIMIT = 2**62  # of the spread between smallest and largest choice: sums stay within int64
@@ -97,6 +99,7 @@ class Options:
     size: Integers  # (N,) above the smallest option of the class
     loss: Floats  # (N,)
     start: Integers  # (C + 1,) class i has the options start[i]:start[i + 1]
+    common: Integers  # (C,) how often a spread of sizes like that of the class occurs, as a power of two
 
     @property
     def first(self) -> Integers:
@@ -128,6 +131,7 @@ class Relaxation:
     broken: int  # class of the step that is taken in part
     base: Integers  # (C,) option of every class
     bound: float
+    step: Integers  # (N,) size of each option above that of its base
     excess: Floats  # (N,) by how much each option would lift the bound
 
 
@@ -236,10 +240,16 @@ def _pareto(counts: Integers, size: Integers, loss: Floats) -> Options:
     start = np.concatenate([[0], np.cumsum(np.bincount(row[kept], minlength=len(counts)))])
     size = size[name]
     spread = size - np.repeat(size[start[:-1]], np.diff(start))
-    options = Options(name, spread, loss[name], start)
+    options = Options(name, spread, loss[name], start, _common(spread[start[1:] - 1]))
     if sum(spread[start[1:] - 1].tolist()) >= BYTES_LIMIT:
         raise ValueError("the sizes of all classes spread over 2^62 bytes or more; give them in a larger unit")
     return options
+
+
+def _common(spread: Integers) -> Integers:
+    """How many of the spreads are within about a percent of each, as a power of two rounded down."""
+    _, kind, occurrences = np.unique(np.rint(64 * np.log2(spread + 1.0)), return_inverse=True, return_counts=True)
+    return np.log2(occurrences[kind]).astype(np.int64)
 
 
 def _hull(options: Options) -> Hull:
@@ -272,8 +282,10 @@ def _relax(case: Case, hull: Hull) -> Relaxation:
     bound = case.lost + fsum(options.loss[base].tolist()) - price * (case.capacity - spent)
     counts = np.diff(options.start)
     excess = options.loss - np.repeat(options.loss[base], counts)
-    excess += price * (options.size - np.repeat(options.size[base], counts))
-    return Relaxation(price, int(hull.row[taken]) if taken < len(reach) else -1, base, max(bound, case.bound), excess)
+    step = options.size - np.repeat(options.size[base], counts)
+    excess += price * step
+    broken = int(hull.row[taken]) if taken < len(reach) else -1
+    return Relaxation(price, broken, base, max(bound, case.bound), step, excess)
 
 
 def _restrict(case: Case, kept: NDArray[np.bool_], bound: float) -> Case:
@@ -282,6 +294,7 @@ def _restrict(case: Case, kept: NDArray[np.bool_], bound: float) -> Case:
     counts = np.add.reduceat(kept, options.first, dtype=np.int64) if len(kept) else np.empty(0, np.int64)
     lone = np.repeat(counts == 1, np.diff(options.start))
     fixed, open_ = np.flatnonzero(kept & lone), np.flatnonzero(kept & ~lone)
+    common = options.common[counts > 1]
     counts = counts[counts > 1]
     start = np.concatenate([[0], np.cumsum(counts)])
     size = options.size[open_]
@@ -290,22 +303,22 @@ def _restrict(case: Case, kept: NDArray[np.bool_], bound: float) -> Case:
         bound=bound,
         fixed=np.concatenate([case.fixed, options.name[fixed]]),
         lost=case.lost + fsum(options.loss[fixed].tolist()),
-        options=Options(options.name[open_], size - np.repeat(smallest, counts), options.loss[open_], start),
+        options=Options(options.name[open_], size - np.repeat(smallest, counts), options.loss[open_], start, common),
         capacity=case.capacity - int(options.size[fixed].sum()) - int(smallest.sum()),
     )
 
 
-def _stride(sizes: Integers) -> int:
-    """The stride that all sizes are nearly multiples of, or 1.
+def _stride(sizes: Integers, stride: int) -> int:
+    """A stride that all sizes are nearly multiples of, at most the given one; 1 if there is none.
 
     Euclid's algorithm on all sizes at once; a remainder of less than a sixteenth counts as none.
     """
-    stride = int(sizes.min(initial=BYTES_LIMIT))
     while stride > 16:
         remainder = np.abs((sizes + stride // 2) % stride - stride // 2)
         large = remainder[remainder > stride // 16]
         if not len(large):
-            return int(np.median(sizes // ((sizes + stride // 2) // stride)))
+            times = (sizes + stride // 2) // stride
+            return int(np.median(sizes[times > 0] // times[times > 0]))
         stride = int(large.min())
     return 1
 
@@ -319,17 +332,32 @@ def _furthest(off: Integers, excess: Floats, room: float) -> int:
     return int(off[order[:within]].sum())
 
 
-def _reachable(case: Case, relaxation: Relaxation, kept: NDArray[np.bool_], room: float) -> int:
-    """A capacity that admits the same choices with the options kept, whose excess is within `room` in all."""
-    options = case.options
-    base_size = options.size[relaxation.base]
-    step = options.size[kept] - np.repeat(base_size, np.diff(options.start))[kept]
-    stride = _stride(np.unique(np.abs(step[step != 0])))
-    off = (step + stride // 2) % stride - stride // 2
-    excess = relaxation.excess[kept]
-    spent = int(base_size.sum())
-    strides = (case.capacity - spent + _furthest(-off, excess, room)) // stride
-    return min(case.capacity, spent + strides * stride + _furthest(off, excess, room))
+@dataclass(frozen=True, slots=True)
+class Lattice:
+    """The multiples of a stride that totals of steps lie near."""
+
+    stride: int
+    below: int  # the furthest that a total can lie off
+    above: int
+
+    @classmethod
+    def of(cls, step: Integers, excess: Floats, room: float) -> "Lattice":
+        """The lattice of the steps whose excess is within `room` in all."""
+        within = (excess <= room) & (step != 0)
+        step, excess = step[within], excess[within]
+        if not len(step):
+            return cls(BYTES_LIMIT, 0, 0)
+        lattices = []
+        sizes = np.sort(np.abs(step))
+        for first in {int(sizes[len(sizes) * part // 10]) for part in (0, 2, 5)}:
+            stride = _stride(sizes, first)
+            off = (step + stride // 2) % stride - stride // 2
+            lattices.append(cls(stride, _furthest(-off, excess, room), _furthest(off, excess, room)))
+        return max(lattices, key=lambda lattice: lattice.stride - lattice.below - lattice.above)
+
+    def lower(self, nbytes: Any) -> Any:
+        """A number of bytes, or an array of them, lowered to the largest total in reach."""
+        return np.minimum(nbytes, (nbytes + self.below) // self.stride * self.stride + self.above)
 
 
 class Search:
@@ -364,7 +392,9 @@ class Search:
                 break
             room = self.loss * (1 + PRECISION) - relaxation.bound
             kept = relaxation.excess <= room
-            capacity = _reachable(case, relaxation, kept, room)
+            spent = int(case.options.size[relaxation.base].sum())
+            lattice = Lattice.of(relaxation.step, relaxation.excess, room)
+            capacity = spent + int(lattice.lower(case.capacity - spent))
             if kept.all() and capacity == case.capacity:
                 return replace(case, bound=relaxation.bound)
             case = _restrict(replace(case, capacity=capacity), kept, relaxation.bound)
@@ -372,43 +402,58 @@ class Search:
         return replace(case, bound=inf)
 
     def probe(self, case: Case, opened: int, width: int) -> None:
-        """Look for a good choice among the options that lift the bound least."""
+        """Look for a good choice among the options of each kind of class that lift the bound least."""
         relaxation = _relax(case, _hull(case.options))
-        opened = min(opened + len(relaxation.base), len(relaxation.excess)) - 1
-        limit = np.partition(relaxation.excess, opened)[opened]
-        self.merge(_restrict(case, relaxation.excess <= limit, relaxation.bound), width)
+        kind = np.repeat(case.options.common, np.diff(case.options.start))
+        kept = relaxation.excess <= 0
+        lifting = np.flatnonzero(~kept)
+        order = lifting[np.lexsort((relaxation.excess[lifting], kind[lifting]))]
+        place = np.arange(len(order)) - np.searchsorted(kind[order], kind[order])
+        kept[order[place < opened]] = True
+        self.merge(_restrict(case, kept, relaxation.bound), width)
 
     def merge(self, case: Case, width: int) -> bool:
         """Merge the classes into states; tell whether all choices better than the best known were seen."""
-        options = case.options
-        spread = options.size[options.start[1:] - 1]
-        order = np.argsort(-spread, kind="stable")
-        rests = _rests(options, order)
+        options, hull = case.options, _hull(case.options)
+        relaxation = _relax(case, hull)
+        order = np.lexsort((-options.size[options.start[1:] - 1], options.common))
+        rests = Rests(options, hull, relaxation, order)
         size, loss = np.zeros(1, np.int64), np.full(1, case.lost)
+        room = self.loss * (1 + PRECISION) - relaxation.bound
+        lattice = rests.lattice(0, room)
         complete = True
-        history: list[tuple[Integers, Integers]] = []
-        for i, (size_left, loss_left) in zip(order.tolist(), rests, strict=True):
+        chosen = relaxation.base.copy()
+        history: list[tuple[int, Integers, Integers]] = []
+        for position, i in enumerate(order.tolist()):
             if self.late:
                 return False
-            here = slice(options.start[i], options.start[i + 1])
-            count = here.stop - here.start
+            if rests.turns(position):
+                lattice = rests.lattice(position + 1, room)
+            here = options.start[i] + np.flatnonzero(relaxation.excess[options.start[i] : options.start[i + 1]] <= room)
+            if len(here) == 1:
+                size, loss = size + options.size[here], loss + options.loss[here]
+                continue
             size = np.add.outer(size, options.size[here]).ravel()
             loss = np.add.outer(loss, options.loss[here]).ravel()
-            bound = loss + np.interp(case.capacity - size, size_left, loss_left, left=inf)
+            left = rests.spent[position] + lattice.lower(case.capacity - size - rests.spent[position])
+            bound = loss + rests.relaxed(position, left)
             kept = np.flatnonzero(bound < self.limit)
             kept = kept[np.argsort(size[kept], kind="stable")]
             kept = kept[_undominated(size[kept], loss[kept])]
             if len(kept) > width:
                 complete = False
-                kept = np.sort(kept[np.argpartition(bound[kept], width)[:width]])
-                kept = kept[np.argsort(size[kept], kind="stable")]
-            size, loss = size[kept], loss[kept]
-            history.append((kept // count, kept % count + here.start))
+                kept = kept[np.sort(np.argpartition(bound[kept], width)[:width])]
             if not len(kept):
                 return complete
-        state = int(np.argmin(loss))
-        chosen = np.empty(len(order), np.int64)
-        for i, (parent, option) in zip(order[::-1].tolist(), reversed(history), strict=True):
+            size, loss = size[kept], loss[kept]
+            history.append((i, kept // len(here), here[kept % len(here)]))
+            priced = loss + rests.lost[position] - relaxation.price * (left[kept] - rests.spent[position])
+            room = min(room, self.loss * (1 + PRECISION) - float(priced.min()))
+        fits = np.flatnonzero(size <= case.capacity)
+        if not len(fits):
+            return complete
+        state = int(fits[np.argmin(loss[fits])])
+        for i, parent, option in reversed(history):
             chosen[i] = option[state]
             state = parent[state]
         self.offer(case, chosen)
@@ -463,16 +508,39 @@ def _undominated(size: Integers, loss: Floats) -> NDArray[np.bool_]:
     return kept
 
 
-def _rests(options: Options, order: Integers) -> Iterator[tuple[Floats, Floats]]:
-    """After each class in this order, the relaxed loss of all classes after it over the size left for them."""
-    hull = _hull(options)
-    rank = np.empty_like(order)
-    rank[order] = np.arange(len(order))
-    rank_of_step = rank[hull.row]
-    least = options.loss[options.start[1:] - 1][order]
-    floor = np.concatenate([np.cumsum(least[::-1])[::-1][1:], [0.0]])
-    for i in range(len(order)):
-        later = rank_of_step > i
-        size = np.concatenate([[0], np.cumsum(hull.size[later])])
-        loss = np.concatenate([np.cumsum(hull.loss[later][::-1])[::-1], [0.0]]) + floor[i]
-        yield size, loss
+def _tails(values: NDArray[T]) -> NDArray[T]:
+    """(V,) -> (V + 1,) the sum of the values from each one on, and 0."""
+    return np.concatenate([np.cumsum(values[::-1])[::-1], np.zeros(1, values.dtype)])
+
+
+class Rests:
+    """What the classes after each position of an order can still do."""
+
+    def __init__(self, options: Options, hull: Hull, relaxation: Relaxation, order: Integers) -> None:
+        rank = np.empty_like(order)
+        rank[order] = np.arange(len(order))
+        self._hull = hull
+        self._rank_of_step = rank[hull.row]
+        self._rank = np.repeat(rank, np.diff(options.start))
+        self._relaxation = relaxation
+        self._common = options.common[order]
+        self._least = _tails(options.loss[options.start[1:] - 1][order])[1:]
+        self.spent = _tails(options.size[relaxation.base][order])[1:]  # by the base
+        self.lost = _tails(options.loss[relaxation.base][order])[1:]
+
+    def turns(self, position: int) -> bool:
+        """Whether the classes after this one are of another kind."""
+        return position + 1 < len(self._common) and bool(self._common[position] != self._common[position + 1])
+
+    def lattice(self, position: int, room: float) -> Lattice:
+        """The lattice of the classes from this position on."""
+        later = self._rank >= position
+        return Lattice.of(self._relaxation.step[later], self._relaxation.excess[later], room)
+
+    def relaxed(self, position: int, left: Integers) -> Floats:
+        """The relaxed loss of the classes after this position with so many bytes left for them."""
+        later = self._rank_of_step > position
+        size = np.concatenate([[0], np.cumsum(self._hull.size[later])])
+        loss = _tails(self._hull.loss[later]) + self._least[position]
+        relaxed: Floats = np.interp(left, size, loss, left=inf)
+        return relaxed
