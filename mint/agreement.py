@@ -7,6 +7,7 @@ Weights are read when their module is called and dropped after it; memory is bou
 """
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,42 +21,45 @@ from mint.stored import StoredModel, open_stored
 from mint.tree import load_plain, load_stock
 
 TOKENS = 4
+_PARTS = ("weight", "scales", "biases")
 _METHODS = ("__call__", "as_linear")  # the ways mlx_lm uses a module that has a weight
 
 
-def logits_difference(folder: Path, formats: Mapping[str, Format]) -> tuple[float, bool]:
+def logits_difference(folder: Path, units: Mapping[str, tuple[tuple[int, ...], Format]]) -> tuple[float, bool]:
     """Relative L2 difference of the logits of the stored model and of its dequantized twin, and whether all are finite.
 
-    `formats` maps the path of every quantized module to its format.
+    `units` maps the path of every unit, kept ones too, to the shape of its weight and its format.
     """
     stored = open_stored(folder)
+    parts = {path: [part for part in _PARTS if f"{path}.{part}" in stored.tensors] for path in units}
+    streamed = {f"{path}.{part}" for path, names in parts.items() for part in names}
+    rest = {name: stored.wide(name) for name in stored.tensors if name not in streamed}
     stock = load_stock(folder)
-    for path, module in _modules(stock, formats):
-        _stream(module, _quantized_parts(stored, path))
+    stock.load_weights(list(rest.items()), strict=False)
+    for path, module in _modules(stock, units):
+        _stream(module, partial(_stored_parts, stored, path, parts[path]))
     found = _logits(stock)
     del stock
-    plain = load_plain(folder)
-    plain.load_weights([(name, stored.wide(name)) for name in _kept(stored, formats)], strict=False)
-    for path, module in _modules(plain, formats):
-        _stream(module, lambda path=path: {"weight": stored.dequantized(path, formats[path])})  # type: ignore[misc]
+    lazy = {f"{path}.weight": mx.zeros(shape) for path, (shape, _) in units.items()}
+    plain = load_plain(folder, {**rest, **lazy})
+    for path, module in _modules(plain, units):
+        _stream(module, partial(_dequantized_weight, stored, path, units[path][1]))
     expected = _logits(plain)
     finite = bool(np.isfinite(found).all() and np.isfinite(expected).all())
     scale = float(np.linalg.norm(expected)) or 1.0
     return float(np.linalg.norm(found - expected)) / scale, finite
 
 
-def _modules(model: Module, formats: Mapping[str, Format]) -> list[tuple[str, Module]]:
-    return [(path, module) for path, module in model.named_modules() if path in formats]
+def _modules(model: Module, units: Mapping[str, Any]) -> list[tuple[str, Module]]:
+    return [(path, module) for path, module in model.named_modules() if path in units]
 
 
-def _kept(stored: StoredModel, formats: Mapping[str, Format]) -> list[str]:
-    quantized = {f"{path}.{part}" for path in formats for part in ("weight", "scales", "biases")}
-    return [name for name in stored.tensors if name not in quantized]
+def _stored_parts(stored: StoredModel, path: str, parts: list[str]) -> dict[str, mx.array]:
+    return {part: stored.wide(f"{path}.{part}") for part in parts}
 
 
-def _quantized_parts(stored: StoredModel, path: str) -> Callable[[], dict[str, mx.array]]:
-    names = [part for part in ("weight", "scales", "biases") if f"{path}.{part}" in stored.tensors]
-    return lambda: {part: stored.wide(f"{path}.{part}") for part in names}
+def _dequantized_weight(stored: StoredModel, path: str, format: Format) -> dict[str, mx.array]:
+    return {"weight": stored.dequantized(path, format)}
 
 
 def _stream(module: Module, read: Callable[[], dict[str, mx.array]]) -> None:
@@ -80,6 +84,10 @@ def _stream(module: Module, read: Callable[[], dict[str, mx.array]]) -> None:
 
 def _logits(model: Module) -> npt.NDArray[np.float32]:
     tokens = mx.arange(1, TOKENS + 1)[None]
-    output = model(tokens)
+    mx.disable_compile()  # on a CPU fusing a function calls a C++ compiler: seconds for what is used once
+    try:
+        output = model(tokens)
+    finally:
+        mx.enable_compile()
     logits = output if isinstance(output, mx.array) else output.logits
     return np.asarray(logits.astype(mx.float32))

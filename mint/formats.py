@@ -7,6 +7,7 @@ Formats are named as people write them: `4/64` (affine, 4 bits, groups of 64), `
 from collections.abc import Iterable
 from dataclasses import dataclass
 from math import prod
+from typing import Any
 
 from mint.errors import MintError
 
@@ -70,11 +71,11 @@ class Format:
         """Bytes of all tensors of a weight stored in this format."""
         return sum(tensor.nbytes for tensor in self.tensors("", shape, dtype))
 
-    def parameters(self) -> dict[str, int | str]:
+    def parameters(self) -> dict[str, Any]:
         """The arguments of `to_quantized` that store a module in this format."""
         return {"group_size": self.group_size, "bits": self.bits, "mode": self.mode}
 
-    def config(self) -> dict[str, int | str] | bool:
+    def config(self) -> dict[str, Any] | bool:
         """The module's entry under `quantization` in config.json; `False` means not quantized."""
         return False if self == KEEP else self.parameters()
 

@@ -166,12 +166,15 @@ def load_stock(folder: Path) -> Module:
     return model
 
 
-def load_plain(folder: Path) -> Module:
-    """The same model with none of its modules quantized; their weights are not set."""
+def load_plain(folder: Path, weights: dict[str, mx.array]) -> Module:
+    """The same model with none of its modules quantized, over `weights` by parameter name."""
     config = load_config(folder)
     model_class, args_class = _get_classes(config)
     model: Module = model_class(args_class.from_dict(config))
+    if hasattr(model, "sanitize"):  # some models change their tree there
+        weights = model.sanitize(weights)
     model.eval()
+    model.load_weights(list(weights.items()), strict=True)
     return model
 
 

@@ -3,9 +3,18 @@
 from collections.abc import Callable
 from pathlib import Path
 
+import mlx.core as mx
 import pytest
 
-from tests.zoo import write_model
+from tests.zoo import ARCHITECTURES, write_model
+
+FULL_PRECISION = [name for name in ARCHITECTURES if name != "gpt_oss_mxfp4"]
+
+
+@pytest.fixture(autouse=True)
+def _no_fused_functions() -> None:
+    """On a CPU `mx.compile` calls a C++ compiler for every fused function of every architecture."""
+    mx.disable_compile()
 
 
 @pytest.fixture(autouse=True)

@@ -7,7 +7,7 @@ import pytest
 from mint.analysis import journal_path, read_analysis
 from mint.analyze import analyze
 from mint.errors import MintError
-from mint.execute import Job, T, in_process
+from mint.execute import Executor, Job, T, in_process
 from mint.formats import KEEP
 from mint.source import Source, open_source
 from mint.units import Unit
@@ -24,7 +24,7 @@ class KilledError(Exception):
     """Stands for the end of the process."""
 
 
-def dying_after(count: int) -> Callable[..., Iterator[tuple[Unit, object]]]:
+def dying_after(count: int) -> Executor:
     def executor(source: Source, job: Job[T], units: Sequence[Unit]) -> Iterator[tuple[Unit, T]]:
         for index, result in enumerate(in_process(source, job, units)):
             if index == count:

@@ -83,10 +83,10 @@ def test_killed_at_random_moments_the_same_command_ends_with_the_same_bytes(
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 256 kB."""
+    """A file system of 1 MB."""
     folder = tmp_path / "disk"
     folder.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(folder)], capture_output=True)
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)], capture_output=True)
     if mounted.returncode:
         pytest.skip(f"a small file system needs mount, which is not permitted here: {mounted.stderr.decode().strip()}")
     yield folder
@@ -111,8 +111,8 @@ def test_a_disk_that_fills_up_on_the_way_never_leaves_a_model(
 ) -> None:
     """The analysis does not fit: no free-space check can know that before."""
     environment = _environment(small_disk / "cache")
-    with (small_disk / "ballast").open("wb") as file:
-        file.write(b"\0" * 248_000)
+    status = os.statvfs(small_disk)
+    (small_disk / "ballast").write_bytes(b"\0" * (status.f_bavail * status.f_frsize - 16_384))
     result = subprocess.run(_command(model, tmp_path / "out", budget), env=environment, capture_output=True, text=True)
     assert result.returncode == 1
     assert "No space left" in result.stderr

@@ -128,7 +128,7 @@ def test_an_edit_that_breaks_the_budget_is_refused(analysis: Analysis, tmp_path:
 
 
 def test_an_edit_to_a_format_that_the_unit_cannot_have_is_refused(make_model: Make, tmp_path: Path) -> None:
-    analysis = analyze(open_source(make_model("gpt2")), tmp_path / "a.mint")
+    analysis = analyze(open_source(make_model("gemma3_text")), tmp_path / "a.mint")
     text = plan_text(allocate(analysis, possible_bytes(analysis.units, analysis.parameters)[1]))
     (tmp_path / "plan.json").write_text(text.replace('"format": "keep"', '"format": "4/128"', 1))
     with pytest.raises(MintError, match="cannot be stored as 4/128; needed one of"):

@@ -11,12 +11,13 @@ from mint.formats import KEEP
 from mint.roles import UNKNOWN
 from mint.source import open_source
 from mint.tree import DTYPES
-from tests.zoo import ARCHITECTURES, write_model
+from tests.conftest import FULL_PRECISION
+from tests.zoo import write_model
 
 Make = Callable[..., Path]
 
 
-@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("name", FULL_PRECISION)
 def test_every_source_tensor_ends_in_a_unit_a_parameter_or_the_list_of_dropped(name: str, make_model: Make) -> None:
     source = open_source(make_model(name, shards=3))
     used = {tensor for unit in source.units for tensor in unit.sources}
@@ -27,14 +28,14 @@ def test_every_source_tensor_ends_in_a_unit_a_parameter_or_the_list_of_dropped(n
     assert all(unit.sources for unit in source.units)
 
 
-@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("name", FULL_PRECISION)
 def test_no_module_of_a_known_architecture_is_unknown(name: str, make_model: Make) -> None:
     source = open_source(make_model(name))
     assert [unit.path for unit in source.units if unit.role == UNKNOWN] == []
     assert all(unit.layer >= 0 for unit in source.units if ".layers." in unit.path)
 
 
-@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("name", FULL_PRECISION)
 def test_a_traced_source_is_one_that_the_weight_depends_on(name: str, make_model: Make) -> None:
     """An independent look: poison one tensor with NaN; exactly the parameters traced to it change."""
     folder = make_model(name)
@@ -223,6 +224,11 @@ def test_a_quantized_model_is_refused_with_advice(extra: dict[str, object], make
     (folder / "config.json").write_text(json.dumps({**config, **extra}))
     with pytest.raises(MintError, match=r"already quantized.*original model"):
         open_source(folder)
+
+
+def test_official_gpt_oss_is_refused_since_its_experts_are_mxfp4(make_model: Make) -> None:
+    with pytest.raises(MintError, match=r"already quantized \(mxfp4\)"):
+        open_source(make_model("gpt_oss_mxfp4"))
 
 
 def test_code_of_the_model_is_never_run(make_model: Make) -> None:
