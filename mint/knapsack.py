@@ -63,8 +63,10 @@ T = TypeVar("T", np.int64, np.float64)
 
 PRECISION = 1e-12  # relative; sums of a hundred thousand float64 agree to better than this
 BYTES_LIMIT = 2**62  # of the spread between smallest and largest choice: sums stay within int64
-PROBES = ((32, 512), (128, 2048))  # (open options, states) of the searches for a first good choice
-MANY = 1_000  # open options that are merged at once
+PROBES = ((32, 512), (128, 2_048))  # (options of each kind, states) of quick searches for a good choice
+MANY = 1_000  # open options, of which classes of rare kinds are branched on first
+HOPES = (1 / 16, 1 / 4)  # parts of the gap in which a choice is hoped for, where many options are open
+RARE = 2  # a kind of at most seven classes
 NARROW, WIDE = 2_000, 50_000  # states of a search for a proof
 
 
@@ -416,7 +418,7 @@ class Search:
         """Merge the classes into states; tell whether all choices better than the best known were seen."""
         options, hull = case.options, _hull(case.options)
         relaxation = _relax(case, hull)
-        order = np.lexsort((-options.size[options.start[1:] - 1], options.common))
+        order = _merging_order(options)
         rests = Rests(options, hull, relaxation, order)
         size, loss = np.zeros(1, np.int64), np.full(1, case.lost)
         room = self.loss * (1 + PRECISION) - relaxation.bound
@@ -479,25 +481,47 @@ class Search:
                 case = self.reduce(case, _hull(case.options))
         if case.bound >= self.limit:
             return []
-        if len(case.options.name) <= MANY and self.merge(case, NARROW):
+        for part in HOPES if len(case.options.name) > MANY else ():
+            case = self.reduce(self.hope(case, part), _hull(case.options))
+            if case.bound >= self.limit:
+                return []
+        many = len(case.options.name) > MANY
+        if not many and self.merge(case, NARROW):
             return []
-        parts = self.branch(case)
-        if 2 * sum(len(part.options.name) for part in parts) > len(case.options.name) and self.merge(case, WIDE):
-            return []
-        return [part for part in parts if part.bound < self.limit]
+        first = _merging_order(case.options)[0]
+        parts = self.branch(case, int(first))
+        halved = 2 * sum(len(part.options.name) for part in parts) <= len(case.options.name)
+        if halved or (many and case.options.common[first] <= RARE) or not self.merge(case, WIDE):
+            return [part for part in parts if part.bound < self.limit]
+        return []
 
-    def branch(self, case: Case) -> list[Case]:
-        """The cases in which the class whose step the relaxation breaks has each of its options."""
-        options = case.options
-        broken = _relax(case, _hull(options)).broken
-        kept = options.row != broken
+    def hope(self, case: Case, part: float) -> Case:
+        """The case with its bound raised if no choice takes only a part of the gap, and searched for one."""
+        names, loss = self.names, self.loss
+        hoped = case.bound + part * (loss - case.bound)
+        self.loss = hoped
+        near = self.reduce(case, _hull(case.options))
+        complete = near.bound >= self.limit or self.merge(near, WIDE)
+        if self.loss == hoped:
+            self.names, self.loss = names, loss
+            return replace(case, bound=hoped * (1 - PRECISION)) if complete else case
+        return replace(case, bound=self.loss) if complete else case
+
+    def branch(self, case: Case, chosen: int) -> list[Case]:
+        """The cases in which a class has each of its options, as far as they can hold a better choice."""
+        kept = case.options.row != chosen
         parts = []
-        for option in range(options.start[broken], options.start[broken + 1]):
+        for option in range(case.options.start[chosen], case.options.start[chosen + 1]):
             kept[option] = True
             part = _restrict(case, kept, case.bound)
             parts.append(self.reduce(part, _hull(part.options)))
             kept[option] = False
         return [part for part in parts if part.bound < self.limit]
+
+
+def _merging_order(options: Options) -> Integers:
+    """The classes of rare kinds first, so that those left have one lattice; of one kind the largest steps first."""
+    return np.lexsort((-options.size[options.start[1:] - 1], options.common))
 
 
 def _undominated(size: Integers, loss: Floats) -> NDArray[np.bool_]:
