@@ -10,7 +10,8 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from scipy.optimize import LinearConstraint, milp
 
-from mint.knapsack import PRECISION, Infeasible, Knapsack, Solution, solve
+from mint.knapsack import Infeasible, Knapsack, Solution, solve
+from mint.knapsack_search import PRECISION
 
 quickly = hypothesis_settings(max_examples=80, deadline=None)
 
@@ -224,6 +225,10 @@ def test_at_the_smallest_and_the_largest_capacity_the_choice_is_given(instance: 
 
 def test_classes_of_one_option_leave_nothing_to_choose() -> None:
     assert solve([[5]] * 4, [[0.25]] * 4, 20) == Solution((0, 0, 0, 0), 20, 1.0, 1.0)
+
+
+def test_any_capacity_above_the_largest_is_enough() -> None:
+    assert solve([[5, 7], [1, 2]], [[1.0, 0.0], [3.0, 1.0]], 10**30) == Solution((1, 1), 9, 1.0, 1.0)
 
 
 def test_no_classes_cost_nothing() -> None:
