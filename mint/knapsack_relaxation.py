@@ -132,7 +132,7 @@ def relax(case: Case, hull: Hull) -> Relaxation:
     step = options.size - np.repeat(options.size[base], counts)
     excess += price * step
     broken = int(hull.row[taken]) if taken < len(reach) else -1
-    return Relaxation(price, broken, base, max(bound, case.bound), step, excess)
+    return Relaxation(price, broken, base, bound, step, excess)
 
 
 def restrict(case: Case, kept: NDArray[np.bool_], bound: float) -> Case:

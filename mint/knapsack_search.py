@@ -32,15 +32,8 @@ T = TypeVar("T", np.int64, np.float64)
 
 PRECISION = 1e-12  # relative; sums of a hundred thousand float64 agree to better than this
 PROBES = ((32, 512), (128, 2_048))  # (options of each kind, states) of quick searches for a good choice
-MANY = 1_000  # open options, of which classes of rare kinds are branched on first
-HOPES = (
-    1 / 16,
-    1 / 4,
-    1 / 4,
-    1 / 4,
-    1 / 4,
-    1 / 2,
-)  # parts of the gap in which a choice is hoped for, where many options are open
+MANY = 1_000  # open options above which a choice is hoped for, and classes of rare kinds are branched on
+HOPES = (1 / 16, 1 / 4, 1 / 4, 1 / 4, 1 / 4, 1 / 2)  # one after another, parts of the gap left
 RARE = 2  # a kind of at most seven classes
 NARROW, WIDE = 2_000, 50_000  # states of a search for a proof
 
@@ -73,16 +66,18 @@ class Search:
         while case.capacity >= 0:
             relaxation = relax(case, hull)
             self.offer(case, relaxation.base)
-            if relaxation.bound >= self.limit:
+            bound = max(case.bound, relaxation.bound)
+            if bound >= self.limit:
                 break
+            # the excess is above this relaxation, even where the case is known to have a higher bound
             room = self.loss * (1 + PRECISION) - relaxation.bound
             kept = relaxation.excess <= room
             spent = int(case.options.size[relaxation.base].sum())
             lattice = Lattice.of(relaxation.step, relaxation.excess, room)
             capacity = spent + int(lattice.lower(case.capacity - spent))
             if kept.all() and capacity == case.capacity:
-                return replace(case, bound=relaxation.bound)
-            case = restrict(replace(case, capacity=capacity), kept, relaxation.bound)
+                return replace(case, bound=bound)
+            case = restrict(replace(case, capacity=capacity), kept, bound)
             hull = lower_hulls(case.options)
         return replace(case, bound=inf)
 
@@ -95,7 +90,7 @@ class Search:
         order = lifting[np.lexsort((relaxation.excess[lifting], kind[lifting]))]
         place = np.arange(len(order)) - np.searchsorted(kind[order], kind[order])
         kept[order[place < opened]] = True
-        self.merge(restrict(case, kept, relaxation.bound), width)
+        self.merge(restrict(case, kept, case.bound), width)
 
     def merge(self, case: Case, width: int) -> bool:
         """Merge the classes into states; tell whether all choices better than the best known were seen."""
@@ -208,7 +203,7 @@ def _merging_order(options: Options) -> Integers:
 
 
 def _undominated(size: Integers, loss: Floats) -> NDArray[np.bool_]:
-    """Of states by size, those with less loss than all before; of equal sizes the last of them."""
+    """Of states by size, those with less loss than all before."""
     least = np.minimum.accumulate(loss)
     kept = np.ones(len(size), np.bool_)
     kept[1:] = loss[1:] < least[:-1]

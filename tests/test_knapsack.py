@@ -10,6 +10,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from scipy.optimize import LinearConstraint, milp
 
+from mint import knapsack_search
 from mint.knapsack import Infeasible, Knapsack, Solution, solve
 from mint.knapsack_search import PRECISION
 
@@ -103,6 +104,25 @@ def test_no_choice_is_better_by_brute_force(instance: Instance) -> None:
     assert solution.gap == 0.0
 
 
+@pytest.mark.parametrize(("narrow", "wide"), [(2000, 50_000), (1, 50_000), (1, 2)])
+def test_no_choice_is_better_when_every_stage_of_the_search_has_to_work(
+    monkeypatch: pytest.MonkeyPatch, narrow: int, wide: int
+) -> None:
+    for name, tight in {"PROBES": (), "MANY": 0, "NARROW": narrow, "WIDE": wide}.items():
+        monkeypatch.setattr(knapsack_search, name, tight)
+    rng = np.random.default_rng(7)
+    for _ in range(150):
+        counts = rng.integers(1, 5, rng.integers(2, 6)).tolist()
+        step = int(rng.choice([1, 1000]))
+        sizes = [(rng.integers(0, 30, count) * step + rng.integers(0, 2, count)).tolist() for count in counts]
+        losses = [rng.random(count).tolist() for count in counts]
+        least, most = sum(map(min, sizes)), sum(map(max, sizes))
+        instance = Instance(sizes, losses, int(rng.integers(least, most + 1)))
+        solution = instance.solve()
+        assert solution.loss == same(brute_force(instance))
+        assert solution.gap == 0.0
+
+
 @pytest.mark.parametrize("seed", range(8))
 def test_no_choice_is_better_by_highs(seed: int) -> None:
     instance = curves(40, seed, share=(0.02, 0.1, 0.3, 0.6)[seed % 4])
@@ -174,7 +194,7 @@ def test_the_curve_of_a_model_falls_at_every_budget() -> None:
     assert all(after <= before * (1 + 2 * PRECISION) for before, after in pairwise(losses))
 
 
-@given(instances(), st.integers(1, 1000))
+@given(instances(), st.integers(1, 100))
 @quickly
 def test_scaling_bytes_does_not_change_the_loss(instance: Instance, factor: int) -> None:
     scaled = solve([[n * factor for n in row] for row in instance.sizes], instance.losses, instance.capacity * factor)
