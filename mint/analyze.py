@@ -4,8 +4,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-import structlog
-
 from mint.analysis import (
     MAGIC,
     SCHEMA,
@@ -23,9 +21,8 @@ from mint.errors import MintError
 from mint.execute import Executor, OnProgress, Progress, ignore, in_process
 from mint.jobs import measure
 from mint.journal import Journal, frame
+from mint.log import log
 from mint.source import Source
-
-log = structlog.get_logger()
 
 
 def analyze(

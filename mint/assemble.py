@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
-import structlog
 
 from mint.device import device_kind, versions
 from mint.errors import MintError
@@ -22,6 +21,7 @@ from mint.execute import Executor, OnProgress, Progress, ignore, in_process
 from mint.formats import KEEP, Format, TensorSpec
 from mint.jobs import Packed, quantize_unit, raw_bytes
 from mint.journal import Journal
+from mint.log import log
 from mint.manifest import PLAN_NAME, Manifest, file_digest, write_manifest
 from mint.plan import Plan, plan_text
 from mint.shards import INDEX_NAME
@@ -29,8 +29,6 @@ from mint.source import Source
 from mint.tree import write_config
 from mint.units import Unit
 from mint.weights import WeightFiles, disk_full
-
-log = structlog.get_logger()
 
 _MAGIC = b"MINT assembly\n"
 _JOURNAL_NAME = "assembly.journal"

@@ -5,6 +5,7 @@ while this one is computed, and drops it; memory is bounded by the two largest n
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
@@ -41,12 +42,22 @@ def ignore(_: Progress) -> None:
     """For callers that do not watch."""
 
 
+@contextmanager
+def small_cache() -> Iterator[None]:
+    """Let MLX hoard few freed buffers while weights stream through, and none afterwards."""
+    before = mx.set_cache_limit(CACHE_BYTES)
+    try:
+        yield
+    finally:
+        mx.set_cache_limit(before)
+        mx.clear_cache()
+
+
 def in_process(source: Source, job: Job[T], units: Sequence[Unit]) -> Iterator[tuple[Unit, T]]:
     """The executor of one machine: every job in this process, in the order given."""
     if not units:
         return
-    before = mx.set_cache_limit(CACHE_BYTES)
-    try:
+    with small_cache():
         arrays = source.arrays()
         wanted = [arrays[f"{unit.path}.weight"] for unit in units]
         arrays.clear()
@@ -59,5 +70,3 @@ def in_process(source: Source, job: Job[T], units: Sequence[Unit]) -> Iterator[t
                 mx.async_eval(wanted[-1])
             yield unit, job(unit, weight)
             del weight
-    finally:
-        mx.set_cache_limit(before)

@@ -1,9 +1,14 @@
-"""Logs: structlog events on stderr, for people on a terminal, JSON otherwise."""
+"""Logs: structlog events on stderr, for people on a terminal, JSON otherwise.
+
+As a library mint stays quiet: nothing below a warning, unless the program has configured structlog itself.
+"""
 
 import logging
 import sys
 
 import structlog
+
+log = structlog.get_logger("mint")
 
 
 def configure_logging(*, verbose: bool) -> None:
@@ -18,3 +23,7 @@ def configure_logging(*, verbose: bool) -> None:
         wrapper_class=structlog.make_filtering_bound_logger(logging.DEBUG if verbose else logging.WARNING),
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
     )
+
+
+if not structlog.is_configured():
+    configure_logging(verbose=False)

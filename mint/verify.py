@@ -9,7 +9,7 @@ import numpy as np
 
 from mint.agreement import logits_difference
 from mint.errors import MintError
-from mint.execute import OnProgress, Progress, ignore, in_process
+from mint.execute import OnProgress, Progress, ignore, in_process, small_cache
 from mint.formats import KEEP
 from mint.manifest import PLAN_NAME, Manifest, file_digest, read_manifest
 from mint.plan import Plan, read_plan
@@ -65,10 +65,11 @@ def verify(folder: Path | str, source: Source | None = None, *, on_progress: OnP
     if source is not None:
         looks.append(("errors", lambda: _errors(folder, plan, source)))
     checks: list[Check] = []
-    for index, (name, look) in enumerate(looks):
-        on_progress(Progress("verify", index, len(looks), name))
-        broken = [check.name for check in checks if not check.passed and check.name in _NEEDS.get(name, ())]
-        checks.append(Check(name, False, f"not looked at: {broken[0]} failed") if broken else _check(name, look))
+    with small_cache():
+        for index, (name, look) in enumerate(looks):
+            on_progress(Progress("verify", index, len(looks), name))
+            broken = [check.name for check in checks if not check.passed and check.name in _NEEDS.get(name, ())]
+            checks.append(Check(name, False, f"not looked at: {broken[0]} failed") if broken else _check(name, look))
     on_progress(Progress("verify", len(looks), len(looks), ""))
     return Verification(folder, tuple(checks))
 

@@ -10,10 +10,8 @@ Squares are float32, so errors below about 1e-19 count as nothing; `energy` is f
 
 # S slices (experts), R rows, C columns, F formats, N weights of a piece of a slice
 
-import os
-from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any, TypeVar
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -35,14 +33,12 @@ from mint.kernels.compiled import (
     write_raw,
 )
 from mint.kernels.distortion import Errors
+from mint.kernels.threads import spread
 
-CHUNK = 128 * SEGMENT
+CHUNK = 64 * SEGMENT
 _LEAST_GROUP = 16
 _AFFINE, _MXFP4, _NVFP4 = 0, 1, 2
 _MODES = {"affine": _AFFINE, "mxfp4": _MXFP4, "nvfp4": _NVFP4}
-
-Item = TypeVar("Item")
-Result = TypeVar("Result")
 
 
 def errors(weight: Raw, dtype: str, formats: Sequence[Format], *, threads: int | None = None) -> Errors:
@@ -62,7 +58,7 @@ def errors(weight: Raw, dtype: str, formats: Sequence[Format], *, threads: int |
 
     totals = np.zeros((len(slices), len(formats) + 1))
     nonfinite = 0
-    for (place, _), (sums, count) in zip(chunks, _map(measure, chunks, threads), strict=True):
+    for (place, _), (sums, count) in zip(chunks, spread(measure, chunks, threads), strict=True):
         totals[place] += sums
         nonfinite += count
     return Errors(squared=totals[:, :-1], energy=totals[:, -1], nonfinite=nonfinite)
@@ -93,8 +89,7 @@ def pack(weight: Raw, dtype: str, format: Format, *, threads: int | None = None)
         else:
             _pack_fp4(piece, STORAGES[dtype], mode, group_size, codes, scales[place, first:])
 
-    for _ in _map(write, chunks, threads):
-        pass
+    spread(write, chunks, threads)
     rows = weight.shape[:2]
     words = packed.view(np.uint32).reshape(*rows, -1)
     if mode == _AFFINE:
@@ -106,15 +101,6 @@ def _cut(weight: Raw) -> tuple[Raw, list[tuple[int, int]]]:
     """Slices as vectors (S, R*C), and the (slice, start) of each chunk."""
     slices = weight.reshape(len(weight), -1)
     return slices, [(place, start) for place in range(len(slices)) for start in range(0, slices.shape[1], CHUNK)]
-
-
-def _map(work: Callable[[Item], Result], items: Sequence[Item], threads: int | None) -> Iterable[Result]:
-    """`map`, on a pool of threads where there is more than one item and more than one thread."""
-    threads = min(threads or os.cpu_count() or 1, len(items))
-    if threads <= 1:
-        return map(work, items)
-    with ThreadPoolExecutor(threads) as pool:
-        return list(pool.map(work, items))
 
 
 @compiled

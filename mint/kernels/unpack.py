@@ -16,7 +16,7 @@ import numpy as np
 from mint.formats import Format
 from mint.kernels.compiled import STORAGES, Bytes, Floats, Raw, compiled, widen
 from mint.kernels.cpu import CHUNK
-from mint.kernels.cpu import _map as spread
+from mint.kernels.threads import spread
 
 _MAGNITUDES = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
 _FP4 = np.array([*_MAGNITUDES, *(-value for value in _MAGNITUDES)], np.float32)
@@ -46,8 +46,7 @@ def unpack(parts: Sequence[Raw], dtype: str, format: Format, *, threads: int | N
         else:
             _write_fp4(codes, format.group_size, scales[groups], _FP4, output[start:end])
 
-    for _ in spread(write, range(0, weights, CHUNK), threads):
-        pass
+    spread(write, range(0, weights, CHUNK), threads)
     return array.reshape(shape)
 
 
