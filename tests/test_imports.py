@@ -12,9 +12,9 @@ ROOT = Path(__file__).parent.parent
 LEVELS = (
     {"mint"},
     {"errors"},
-    {"formats", "log", "roles", "budget", "journal", "knapsack"},
-    {"kernels", "shards", "units", "layout"},
-    {"trace", "tree", "device", "sensitivity", "manifest", "weights", "stored"},
+    {"formats", "log", "roles", "budget", "journal", "knapsack_relaxation"},
+    {"kernels", "shards", "units", "layout", "knapsack_search"},
+    {"knapsack", "trace", "tree", "device", "sensitivity", "manifest", "weights", "stored"},
     {"source"},
     {"analysis", "execute", "agreement"},
     {"plan"},

@@ -40,6 +40,6 @@ fi
 mint verify "$small"
 
 echo "== generating"
-mlx_lm.generate --model "$small" --prompt "Write one sentence about the sea." --max-tokens 24
+mlx_lm.generate --model "$small" --prompt "What is the capital of France?" --max-tokens 24
 
 echo "== done; to start over: rm -r build/demo $venv"
