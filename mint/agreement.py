@@ -20,7 +20,7 @@ from mint.formats import Format
 from mint.stored import StoredModel, open_stored
 from mint.tree import load_plain, load_stock
 
-TOKENS = 4
+TOKENS = 2  # the second one attends to the first
 _PARTS = ("weight", "scales", "biases")
 _METHODS = ("__call__", "as_linear")  # the ways mlx_lm uses a module that has a weight
 

@@ -44,7 +44,7 @@ class Screen:
             TimeRemainingColumn(),
             TextColumn("{task.fields[item]}", style="dim"),
             console=self._stderr,
-            transient=False,
+            disable=not self._stderr.is_terminal,
         )
         self._stages: dict[str, Any] = {}
 
