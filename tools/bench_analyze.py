@@ -1,7 +1,7 @@
 """How fast and how lean: the measuring, and the main job, side by side in one run.
 
-    python tools/bench_analyze.py MODEL            measuring, mint quantize and mlx_lm.convert on a real model
-    python tools/bench_analyze.py --memory 12      peak memory on a made model of 12 shards (random weights)
+    python -m tools.bench_analyze MODEL            measuring, mint quantize and mlx_lm.convert on a real model
+    python -m tools.bench_analyze --memory 12      peak memory on a made model of 12 shards (random weights)
 
 Machines are noisy: read the ratios. Every whole-process figure is the median of --runs runs in fresh processes.
 """
@@ -46,11 +46,12 @@ def main() -> None:
     if not options.model and not options.memory:
         parser.error("give a MODEL, or --memory SHARDS")
     record: dict[str, Any] = {"cores": os.cpu_count()}
-    if options.model:
-        record["measuring"] = measuring(options.size, options.runs)
-        record["whole"] = whole(options.model, options.runs)
+    # whole processes first: Linux counts the memory of the parent at its fork as the child's
     if options.memory:
         record["memory"] = memory(options.memory, options.layers_per_shard)
+    if options.model:
+        record["whole"] = whole(options.model, options.runs)
+        record["measuring"] = measuring(options.size, options.runs)
     print(json.dumps(record, indent=2) if options.json else _table(record))
 
 
@@ -78,11 +79,11 @@ def whole(model: Path, runs: int) -> dict[str, Any]:
     budget = str(int(open_source(model).nbytes * 0.28)) + "B"
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        compile_cache = {**os.environ, "NUMBA_CACHE_DIR": str(folder / "numba"), "MINT_CACHE": str(folder / "cold")}
-        first = _run(_mint(model, budget, folder / "cold-out"), compile_cache)
+        environment = {**os.environ, "MINT_CACHE": str(folder / "cache")}
+        first = _run(_mint(model, budget, folder / "first"), environment)  # compiles the kernels
         ours, theirs = [], []
         for index in range(runs):  # in turn: the machine's mood hits both
-            environment = {**os.environ, "MINT_CACHE": str(folder / f"cache-{index}")}
+            shutil.rmtree(folder / "cache" / "analyses")
             ours.append(_run(_mint(model, budget, folder / f"mint-{index}"), environment))
             theirs.append(_run(_convert(model, folder / f"convert-{index}"), environment))
             shutil.rmtree(folder / f"mint-{index}")
