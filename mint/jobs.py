@@ -38,13 +38,13 @@ def measure(unit: Unit, weight: mx.array) -> Measurement:
     if not formats:
         return Measurement(unit.path, (), (), (), 0.0)
     if mx.default_device() == mx.gpu:
-        from mint.kernels import gpu
+        from mint.kernels.gpu import errors as gpu_errors
 
-        found = gpu.errors(weight.reshape(_stack(unit)), formats)
+        found = gpu_errors(weight.reshape(_stack(unit)), formats)
     else:
-        from mint.kernels import cpu
+        from mint.kernels.cpu import errors as cpu_errors
 
-        found = cpu.errors(raw(weight, unit.dtype).reshape(_stack(unit)), unit.dtype, formats)
+        found = cpu_errors(raw(weight, unit.dtype).reshape(_stack(unit)), unit.dtype, formats)
     if found.nonfinite:
         zeros = (0.0,) * len(formats)
         return Measurement(unit.path, formats, zeros, zeros, 0.0, int(found.nonfinite))
@@ -66,13 +66,13 @@ def quantize_unit(unit: Unit, weight: mx.array, format: Format) -> Packed:
     if format == KEEP:
         return Packed(unit.path, format, tensors, (raw_bytes(weight),))
     if mx.default_device() == mx.gpu:
-        from mint.kernels import gpu
+        from mint.kernels.gpu import pack as gpu_pack
 
-        parts = [raw_bytes(part) for part in gpu.pack(weight.reshape(_stack(unit)), format)]
+        parts = [raw_bytes(part) for part in gpu_pack(weight.reshape(_stack(unit)), format)]
     else:
-        from mint.kernels import cpu
+        from mint.kernels.cpu import pack as cpu_pack
 
-        arrays = cpu.pack(raw(weight, unit.dtype).reshape(_stack(unit)), unit.dtype, format)
+        arrays = cpu_pack(raw(weight, unit.dtype).reshape(_stack(unit)), unit.dtype, format)
         parts = [memoryview(array).cast("B") for array in arrays]
     return Packed(unit.path, format, tensors, tuple(parts))
 

@@ -4,7 +4,7 @@ Opening reads headers, the config and a few sampled bytes, whatever the size of 
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ class Source:
     units: tuple[Unit, ...]
     parameters: tuple[Parameter, ...]
     dropped: tuple[str, ...]
+    _opened: list[dict[str, mx.array]] = field(default_factory=list, compare=False, repr=False)
 
     @property
     def nbytes(self) -> int:
@@ -47,7 +48,12 @@ class Source:
         return {tensor.name: tensor for shard in self.shards for tensor in shard.tensors}
 
     def arrays(self) -> dict[str, mx.array]:
-        """Fresh lazy arrays of all parameters by name. Take one out, evaluate it, drop it: that bounds the memory."""
+        """Fresh lazy arrays of all parameters by name. Take one out, evaluate it, drop it: that bounds the memory.
+
+        The arrays that opening made are handed out once, to the first who asks.
+        """
+        if self._opened:
+            return self._opened.pop()
         return build_tree(self.folder, self.config, self.shards, self.dtype).parameters()
 
 
@@ -74,7 +80,9 @@ def open_source(folder: Path | str, *, dtype: str = "") -> Source:
     used = {name for feeders in sources.values() for name in feeders}
     dropped = tuple(name for name in tree.leaves if name not in used)
     config_text = (folder / "config.json").read_bytes()
-    return Source(folder, config, dtype, identity(shards, config_text), shards, units, parameters, dropped)
+    return Source(
+        folder, config, dtype, identity(shards, config_text), shards, units, parameters, dropped, _opened=[arrays]
+    )
 
 
 def _find_units(tree: Tree, arrays: Mapping[str, mx.array], sources: Mapping[str, tuple[str, ...]]) -> tuple[Unit, ...]:
