@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import mlx.core as mx
+import platformdirs
 import pytest
 
 from tests.zoo import ARCHITECTURES, write_model
@@ -17,9 +18,19 @@ def _no_fused_functions() -> None:
     mx.disable_compile()
 
 
+def own_cache(folder: Path) -> Path:
+    """A cache folder for analyses of a test's own; compiled kernels are shared, since compiling takes seconds."""
+    kernels = Path(platformdirs.user_cache_dir("mint")) / "kernels"
+    kernels.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    if not (folder / "kernels").exists():
+        (folder / "kernels").symlink_to(kernels)
+    return folder
+
+
 @pytest.fixture(autouse=True)
 def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MINT_CACHE", str(tmp_path_factory.mktemp("cache")))
+    monkeypatch.setenv("MINT_CACHE", str(own_cache(tmp_path_factory.mktemp("cache"))))
 
 
 @pytest.fixture(scope="session")

@@ -150,7 +150,7 @@ def _made_model(folder: Path, shards: int, layers_per_shard: int) -> Path:
     total = sum(tensor.nbytes for group in groups for tensor in group)
     digits = digits_for((unit.shape for unit in units), ())
     random = np.random.default_rng(0)
-    for shard in lay_out(groups, digits=digits, max_shard_bytes=-(-total // shards) + (80 << 20)):
+    for shard in lay_out(groups, digits=digits, max_shard_bytes=-(-total // shards) + (24 << 20)):
         with (folder / shard.name).open("wb") as file:
             file.write(shard.head)
             for placed in shard.tensors:

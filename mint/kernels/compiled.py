@@ -11,6 +11,7 @@ Rules of the compiled code:
 
 import os
 from collections.abc import Callable
+from functools import cache
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -43,11 +44,21 @@ def _sources() -> str:
 _CACHE = Path(os.environ.get("MINT_CACHE") or user_cache_dir("mint")) / "kernels" / _sources()
 
 
+@cache
+def _may_cache() -> bool:
+    """Whether compiled code can be kept: where it cannot, every process compiles anew and works all the same."""
+    try:
+        _CACHE.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return False
+    return os.access(_CACHE, os.W_OK)
+
+
 def compiled(function: Function) -> Function:
     """Compile at first use, cache on disk, release the GIL; division by zero gives infinity as in C."""
     before, config.CACHE_DIR = config.CACHE_DIR, str(_CACHE)
     try:
-        return cast(Function, njit(nogil=True, cache=True, error_model="numpy")(function))
+        return cast(Function, njit(nogil=True, cache=_may_cache(), error_model="numpy")(function))
     finally:
         config.CACHE_DIR = before
 
