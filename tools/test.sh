@@ -5,16 +5,7 @@ cd "$(dirname "$0")/.."
 
 venv=${MINT_TEST_VENV:-.venv-test}
 
-find_python() {
-    for python in python3.11 python3.12 python3.13 python3; do
-        if "$python" -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
-            echo "$python"
-            return
-        fi
-    done
-    echo "No Python 3.11 or later with venv was found; needed: one on the PATH. Install it and run this again." >&2
-    return 1
-}
+. tools/python.sh
 
 stage() {
     name=$1
