@@ -32,6 +32,8 @@ from mint.plan import digits_for
 from mint.source import open_source
 from mint.units import Unit
 
+_PIECE = 1 << 20
+
 
 def main() -> None:
     """Run what was asked for and print it."""
@@ -108,15 +110,19 @@ def memory(shards: int, layers_per_shard: int) -> dict[str, Any]:
         source = open_source(model)
         largest = max(unit.nbytes for unit in source.units)
         budget = str(int(source.nbytes * 0.3)) + "B"
-        run = _run(_mint(model, budget, folder / "out"), {**os.environ, "MINT_CACHE": str(folder / "cache")})
+        environment = {**os.environ, "MINT_CACHE": str(folder / "cache")}
+        first = _run(_mint(model, budget, folder / "first"), environment)  # compiles the kernels
+        shutil.rmtree(folder / "cache" / "analyses")
+        run = _run(_mint(model, budget, folder / "out"), environment)
         allowed = 400 + 3 * largest / 1e6
         return {
             "source_mb": source.nbytes / 1e6,
             "shards": len(source.shards),
             "largest_unit_mb": largest / 1e6,
             "mint_peak_mb": run["peak_mb"],
+            "mint_first_use_peak_mb": first["peak_mb"],
             "allowed_peak_mb": allowed,
-            "within": run["peak_mb"] <= allowed,
+            "within": max(run["peak_mb"], first["peak_mb"]) <= allowed,
             "seconds": run["seconds"],
         }
 
@@ -154,9 +160,10 @@ def _made_model(folder: Path, shards: int, layers_per_shard: int) -> Path:
         with (folder / shard.name).open("wb") as file:
             file.write(shard.head)
             for placed in shard.tensors:
-                count = placed.tensor.nbytes // 2
-                values = random.standard_normal(count, dtype=np.float32) * np.float32(0.02)
-                file.write((values.view(np.uint32) >> 16).astype(np.uint16).tobytes())
+                for start in range(0, placed.tensor.nbytes // 2, _PIECE):  # small: the child's peak counts ours
+                    count = min(_PIECE, placed.tensor.nbytes // 2 - start)
+                    values = random.standard_normal(count, dtype=np.float32) * np.float32(0.02)
+                    file.write((values.view(np.uint32) >> 16).astype(np.uint16).tobytes())
     return folder
 
 
