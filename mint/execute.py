@@ -16,7 +16,7 @@ from mint.units import Unit
 
 T = TypeVar("T")
 Job = Callable[[Unit, mx.array], T]
-CACHE_BYTES = 16 << 20  # freed buffers that MLX may hoard
+CACHE_BYTES = 64 << 20  # freed buffers that MLX may hoard
 
 
 class Executor(Protocol):
