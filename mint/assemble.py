@@ -81,6 +81,12 @@ def assemble(
     return manifest
 
 
+def refuse_existing(output: Path) -> None:
+    """Raise `MintError` when there is anything at `output`."""
+    if output.exists():
+        raise MintError(f"{output} exists; nothing is ever overwritten. Choose another --output or move it away")
+
+
 def partial_folder(output: Path) -> Path:
     """Where the model lies while it is not whole."""
     return output.with_name(output.name + ".partial")
@@ -91,8 +97,7 @@ def _quantize(formats: Mapping[str, Format], unit: Unit, weight: mx.array) -> Pa
 
 
 def _check(plan: Plan, source: Source, output: Path) -> None:
-    if output.exists():
-        raise MintError(f"{output} exists; nothing is ever overwritten. Choose another --output or move it away")
+    refuse_existing(output)
     if plan.model != source.identity or plan.dtype != source.dtype:
         raise MintError(
             f"the plan is for another model than {source.folder} (found identity {source.identity[:12]}, "

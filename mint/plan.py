@@ -9,6 +9,7 @@ import json
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -91,8 +92,8 @@ class Plan:
     @property
     def weights(self) -> int:
         """Number of weights of the unquantized model."""
-        kept = sum(_count(parameter.shape) for parameter in self.parameters)
-        return kept + sum(_count(choice.shape) for choice in self.choices)
+        kept = sum(prod(parameter.shape) for parameter in self.parameters)
+        return kept + sum(prod(choice.shape) for choice in self.choices)
 
     def groups(self) -> tuple[tuple[TensorSpec, ...], ...]:
         """The tensors to write, kept together as they are stored, layer by layer."""
@@ -122,12 +123,7 @@ def offset_digits(plan: Plan) -> int:
 
 def digits_for(shapes: Iterable[tuple[int, ...]], parameters: tuple[Parameter, ...]) -> int:
     """Digits of an upper bound of the model's bytes: 8 a weight."""
-    return len(str(8 * (sum(map(_count, shapes)) + sum(_count(parameter.shape) for parameter in parameters))))
-
-
-def unit_nbytes(choice_tensors: tuple[TensorSpec, ...], digits: int) -> int:
-    """Bytes that a choice adds to the weight files."""
-    return stored_nbytes(choice_tensors, digits)
+    return len(str(8 * (sum(map(prod, shapes)) + sum(prod(parameter.shape) for parameter in parameters))))
 
 
 def write_plan(plan: Plan, path: Path | str) -> None:
@@ -224,7 +220,7 @@ def _choice_record(choice: Choice, digits: int) -> dict[str, Any]:
     return {
         "path": choice.path,
         "format": str(choice.format),
-        "nbytes": unit_nbytes(choice.tensors, digits),
+        "nbytes": stored_nbytes(choice.tensors, digits),
         "sqnr_db": round(sqnr_db(choice.error), 2) if choice.error else "exact",
         "loss": choice.loss,
         "reason": choice.reason,
@@ -254,17 +250,10 @@ def _choice(fields: dict[str, Any], digits: int) -> tuple[Choice, bool]:
         known = ", ".join([*map(str, choice.curve), str(KEEP)])
         raise MintError(f"unit {choice.path} cannot be stored as {choice.format}; needed one of {known}")
     written = (int(fields["nbytes"]), float(fields["loss"]))
-    edited = (unit_nbytes(choice.tensors, digits), choice.loss) != written
+    edited = (stored_nbytes(choice.tensors, digits), choice.loss) != written
     return (replace(choice, reason="chosen by hand") if edited else choice), edited
 
 
 def _lines(name: str, records: list[dict[str, Any]]) -> list[str]:
     rows = [f"    {json.dumps(record)}" for record in records]
     return [f'  "{name}": [', *(f"{row}," for row in rows[:-1]), *rows[-1:]]
-
-
-def _count(shape: tuple[int, ...]) -> int:
-    count = 1
-    for size in shape:
-        count *= size
-    return count

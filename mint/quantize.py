@@ -15,7 +15,7 @@ import platformdirs
 
 from mint.allocate import VETO_DB, allocate
 from mint.analyze import analyze
-from mint.assemble import assemble
+from mint.assemble import assemble, refuse_existing
 from mint.device import device_kind, versions
 from mint.errors import MintError
 from mint.execute import Executor, OnProgress, ignore, in_process
@@ -59,8 +59,7 @@ def quantize(
     verification raises too, and stays where it is for inspection.
     """
     output = Path(output)
-    if output.exists():
-        raise MintError(f"{output} exists; nothing is ever overwritten. Choose another --output or move it away")
+    refuse_existing(output)
     seconds: dict[str, float] = {}
     source = open_source(model, dtype=dtype)
     path = Path(analysis) if analysis else cached_analysis(source)

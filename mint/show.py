@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter, defaultdict
+from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -213,10 +214,7 @@ def _formats(plan: Plan) -> list[Record]:
     weights: Counter[Any] = Counter()
     for choice in plan.choices:
         units[choice.format] += 1
-        size = 1
-        for length in choice.shape:
-            size *= length
-        weights[choice.format] += size
+        weights[choice.format] += prod(choice.shape)
     total = sum(weights.values())
     order = sorted(units, key=lambda format: (format.bits == 0, format.bits, -format.group_size), reverse=True)
     return [
