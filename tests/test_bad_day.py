@@ -49,6 +49,11 @@ def undisturbed(model: Path, budget: int, tmp_path_factory: pytest.TempPathFacto
     return _folder_bytes(folder / "out")
 
 
+def _heed_interrupts() -> None:
+    """A shell's background jobs ignore SIGINT, and so would what they start."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @pytest.mark.parametrize(("sent", "code"), [(signal.SIGKILL, -signal.SIGKILL), (signal.SIGINT, 130)])
 def test_killed_at_random_moments_the_same_command_ends_with_the_same_bytes(
     sent: signal.Signals,
@@ -64,7 +69,13 @@ def test_killed_at_random_moments_the_same_command_ends_with_the_same_bytes(
     command.insert(len(MINT), "--verbose")  # a line on stderr for every unit measured or written
     interrupted = 0
     for _ in range(5):
-        process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+        process = subprocess.Popen(
+            command,
+            env=environment,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            preexec_fn=_heed_interrupts,
+        )
         assert process.stderr
         for _ in range(moments.randint(1, units)):
             process.stderr.readline()
