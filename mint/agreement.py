@@ -12,14 +12,16 @@ from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
+import mlx.nn as nn
 import numpy as np
 import numpy.typing as npt
 from mlx.nn.layers.base import Module
 
-from mint.formats import Format
+from mint.formats import KEEP, Format
 from mint.stored import StoredModel, open_stored
 from mint.tree import load_plain, load_stock
 
+BLOCK_ROWS = 8_192  # of an embedding at once
 TOKENS = 2  # the second one attends to the first
 _PARTS = ("weight", "scales", "biases")
 _METHODS = ("__call__", "as_linear")  # the ways mlx_lm uses a module that has a weight
@@ -43,7 +45,11 @@ def logits_difference(folder: Path, units: Mapping[str, tuple[tuple[int, ...], F
     lazy = {f"{path}.weight": mx.zeros(shape) for path, (shape, _) in units.items()}
     plain = load_plain(folder, {**rest, **lazy})
     for path, module in _modules(plain, units):
-        _stream(module, partial(_dequantized_weight, stored, path, units[path][1]))
+        format = units[path][1]
+        if type(module) is nn.Embedding and format != KEEP:
+            _stream_embedding(module, stored, path, format)
+        else:
+            _stream(module, partial(_dequantized_weight, stored, path, format))
     expected = _logits(plain)
     finite = bool(np.isfinite(found).all() and np.isfinite(expected).all())
     scale = float(np.linalg.norm(expected)) or 1.0
@@ -80,6 +86,26 @@ def _stream(module: Module, read: Callable[[], dict[str, mx.array]]) -> None:
 
     methods = {method: streamed(method) for method in _METHODS if hasattr(kind, method)}
     module.__class__ = type(f"Streamed{kind.__name__}", (kind,), methods)
+
+
+def _stream_embedding(module: Module, stored: StoredModel, path: str, format: Format) -> None:
+    """Let an embedding read only the rows that it looks up, and multiply by the whole table in blocks of rows."""
+
+    class StreamedEmbedding(nn.Embedding):  # type: ignore[misc]
+        def __call__(self, x: mx.array) -> mx.array:
+            rows = [stored.dequantized(path, format, slice(row, row + 1)) for row in np.asarray(x).ravel().tolist()]
+            return mx.concatenate(rows).reshape(*x.shape, -1)
+
+        def as_linear(self, x: mx.array) -> mx.array:
+            rows = stored.tensors[f"{path}.weight"].shape[0]
+            parts = []
+            for start in range(0, rows, BLOCK_ROWS):
+                block = stored.dequantized(path, format, slice(start, start + BLOCK_ROWS))
+                parts.append(x @ block.T)
+                mx.eval(parts[-1])
+            return mx.concatenate(parts, axis=-1)
+
+    module.__class__ = StreamedEmbedding
 
 
 def _logits(model: Module) -> npt.NDArray[np.float32]:

@@ -3,6 +3,7 @@
 # S slices, R rows, C columns
 
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ _NUMPY = {
     "C64": np.complex64,
 }  # fmt: skip
 
+ALL = slice(None)
 _HALF = {"BF16": mx.bfloat16, "F16": mx.float16}
 
 
@@ -29,39 +31,41 @@ class StoredModel:
     folder: Path
     tensors: dict[str, SourceTensor]
 
-    def raw(self, name: str) -> npt.NDArray[np.generic]:
-        """The tensor as numpy sees it, 16-bit floats as bit patterns."""
+    def raw(self, name: str, rows: slice = ALL) -> npt.NDArray[np.generic]:
+        """The tensor, or some `rows` of it along its first axis, as numpy sees it, 16-bit floats as bit patterns."""
         tensor = self.tensors[name]
-        count = tensor.nbytes // np.dtype(_NUMPY[tensor.dtype]).itemsize
-        data: npt.NDArray[np.generic] = np.fromfile(
-            self.folder / tensor.shard, _NUMPY[tensor.dtype], count, offset=tensor.offset
-        )
-        return data.reshape(tensor.shape)
+        dtype = np.dtype(_NUMPY[tensor.dtype])
+        start, stop, _ = rows.indices(tensor.shape[0]) if tensor.shape else (0, 1, 1)
+        shape = (stop - start, *tensor.shape[1:]) if tensor.shape else ()
+        row = prod(tensor.shape[1:])
+        offset = tensor.offset + start * row * dtype.itemsize
+        data: npt.NDArray[np.generic] = np.fromfile(self.folder / tensor.shard, dtype, prod(shape), offset=offset)
+        return data.reshape(shape)
 
-    def array(self, name: str) -> mx.array:
-        """The tensor as an MLX array of its own dtype."""
-        array = mx.array(self.raw(name))
+    def array(self, name: str, rows: slice = ALL) -> mx.array:
+        """The tensor, or some rows of it, as an MLX array of its own dtype."""
+        array = mx.array(self.raw(name, rows))
         kind = _HALF.get(self.tensors[name].dtype)
         return array.view(kind) if kind else array
 
-    def wide(self, name: str) -> mx.array:
-        """The tensor, floats widened to float32."""
-        array = self.array(name)
+    def wide(self, name: str, rows: slice = ALL) -> mx.array:
+        """The tensor, or some rows of it, floats widened to float32."""
+        array = self.array(name, rows)
         return array.astype(mx.float32) if mx.issubdtype(array.dtype, mx.floating) else array
 
-    def dequantized(self, path: str, format: Format) -> mx.array:
+    def dequantized(self, path: str, format: Format, rows: slice = ALL) -> mx.array:
         """The weight of the module at `path` in float32: exactly code * scale + bias of the stored values."""
         if format == KEEP:
-            return self.wide(f"{path}.weight")
+            return self.wide(f"{path}.weight", rows)
         names = [name for part in ("weight", "scales", "biases") if (name := f"{path}.{part}") in self.tensors]
         if mx.default_device() == mx.gpu:
-            codes, *rest = map(self.wide, names)
+            codes, *rest = (self.wide(name, rows) for name in names)
             dequantize: Any = mx.dequantize  # its stub knows no unpacked arguments
             dequantized: mx.array = dequantize(codes, *rest, **format.parameters(), dtype=mx.float32)
             return dequantized
         from mint.kernels.unpack import unpack
 
-        return unpack([self.raw(name) for name in names], self.tensors[names[1]].dtype, format)
+        return unpack([self.raw(name, rows) for name in names], self.tensors[names[1]].dtype, format)
 
 
 def open_stored(folder: Path) -> StoredModel:
