@@ -6,16 +6,17 @@ additions may differ: a wrong format, group size or module would show as a diffe
 Weights are read when their module is called and dropped after it; memory is bounded by the largest unit.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
+from math import inf
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
-import mlx.nn as nn
 import numpy as np
 import numpy.typing as npt
 from mlx.nn.layers.base import Module
+from mlx.nn.layers.embedding import Embedding
 
 from mint.formats import KEEP, Format
 from mint.stored import StoredModel, open_stored
@@ -27,37 +28,53 @@ _PARTS = ("weight", "scales", "biases")
 _METHODS = ("__call__", "as_linear")  # the ways mlx_lm uses a module that has a weight
 
 
-def logits_difference(folder: Path, units: Mapping[str, tuple[tuple[int, ...], Format]]) -> tuple[float, bool]:
-    """Relative L2 difference of the logits of the stored model and of its dequantized twin, and whether all are finite.
+def stock_logits(folder: Path, paths: Sequence[str]) -> npt.NDArray[np.float32]:
+    """The logits (1, TOKENS, vocabulary) of the model in `folder` as mlx_lm builds it, quantized modules and all.
+
+    `paths` are those of the modules whose weights are streamed.
+    """
+    stored = open_stored(folder)
+    stock = load_stock(folder)
+    stock.load_weights(list(_wide_rest(stored, paths).items()), strict=False)
+    for path, module in _modules(stock, paths):
+        parts = [part for part in _PARTS if f"{path}.{part}" in stored.tensors]
+        _stream(module, partial(_stored_parts, stored, path, parts))
+    return _logits(stock)
+
+
+def plain_logits(folder: Path, units: Mapping[str, tuple[tuple[int, ...], Format]]) -> npt.NDArray[np.float32]:
+    """The logits of the same model with every weight dequantized.
 
     `units` maps the path of every unit, kept ones too, to the shape of its weight and its format.
     """
     stored = open_stored(folder)
-    parts = {path: [part for part in _PARTS if f"{path}.{part}" in stored.tensors] for path in units}
-    streamed = {f"{path}.{part}" for path, names in parts.items() for part in names}
-    rest = {name: stored.wide(name) for name in stored.tensors if name not in streamed}
-    stock = load_stock(folder)
-    stock.load_weights(list(rest.items()), strict=False)
-    for path, module in _modules(stock, units):
-        _stream(module, partial(_stored_parts, stored, path, parts[path]))
-    found = _logits(stock)
-    del stock
     lazy = {f"{path}.weight": mx.zeros(shape) for path, (shape, _) in units.items()}
-    plain = load_plain(folder, {**rest, **lazy})
+    plain = load_plain(folder, {**_wide_rest(stored, units), **lazy})
     for path, module in _modules(plain, units):
         format = units[path][1]
-        if type(module) is nn.Embedding and format != KEEP:
+        if type(module) is Embedding and format != KEEP:
             _stream_embedding(module, stored, path, format)
         else:
             _stream(module, partial(_dequantized_weight, stored, path, format))
-    expected = _logits(plain)
-    finite = bool(np.isfinite(found).all() and np.isfinite(expected).all())
-    scale = float(np.linalg.norm(expected)) or 1.0
-    return float(np.linalg.norm(found - expected)) / scale, finite
+    return _logits(plain)
 
 
-def _modules(model: Module, units: Mapping[str, Any]) -> list[tuple[str, Module]]:
-    return [(path, module) for path, module in model.named_modules() if path in units]
+def difference(found: npt.NDArray[np.float32], expected: npt.NDArray[np.float32]) -> float:
+    """Relative L2 difference of logits; infinite when some are not finite."""
+    if not (np.isfinite(found).all() and np.isfinite(expected).all()):
+        return inf
+    return float(np.linalg.norm(found - expected)) / (float(np.linalg.norm(expected)) or 1.0)
+
+
+def _wide_rest(stored: StoredModel, paths: Iterable[str]) -> dict[str, mx.array]:
+    """The tensors of no module at `paths`, floats in float32."""
+    streamed = {f"{path}.{part}" for path in paths for part in _PARTS}
+    return {name: stored.wide(name) for name in stored.tensors if name not in streamed}
+
+
+def _modules(model: Module, paths: Iterable[str]) -> list[tuple[str, Module]]:
+    wanted = set(paths)
+    return [(path, module) for path, module in model.named_modules() if path in wanted]
 
 
 def _stored_parts(stored: StoredModel, path: str, parts: list[str]) -> dict[str, mx.array]:
@@ -91,7 +108,7 @@ def _stream(module: Module, read: Callable[[], dict[str, mx.array]]) -> None:
 def _stream_embedding(module: Module, stored: StoredModel, path: str, format: Format) -> None:
     """Let an embedding read only the rows that it looks up, and multiply by the whole table in blocks of rows."""
 
-    class StreamedEmbedding(nn.Embedding):  # type: ignore[misc]
+    class StreamedEmbedding(Embedding):
         def __call__(self, x: mx.array) -> mx.array:
             rows = [stored.dequantized(path, format, slice(row, row + 1)) for row in np.asarray(x).ravel().tolist()]
             return mx.concatenate(rows).reshape(*x.shape, -1)

@@ -9,6 +9,7 @@ import hashlib
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from functools import cache
 from math import inf, log10
 from pathlib import Path
 from typing import Any
@@ -16,13 +17,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from mint.context import ContextMemory
 from mint.errors import MintError
 from mint.formats import KEEP, Format, parse_format
 from mint.journal import frame, read_frames
 from mint.units import Parameter, Unit
 
 MAGIC = b"MINT analysis\n"
-SCHEMA = 1
+SCHEMA = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +77,16 @@ class Analysis:
     units: tuple[Unit, ...]
     parameters: tuple[Parameter, ...]
     measurements: Mapping[str, Measurement]
+    active: Mapping[str, float]  # share of a stack's matrices that one token is multiplied with, by path
+    traced: ContextMemory | str  # or why it could not be traced
     digest: str
+
+    @property
+    def context(self) -> ContextMemory:
+        """The memory that a context takes; `MintError` for a model whose forward pass could not be traced."""
+        if isinstance(self.traced, str):
+            raise MintError(f"{self.traced}. Give a --budget instead of a --device")
+        return self.traced
 
 
 def to_record(measurement: Measurement) -> dict[str, Any]:
@@ -87,13 +98,19 @@ def from_record(record: Mapping[str, Any]) -> Measurement:
     """The measurement of a frame."""
     return Measurement(
         path=record["path"],
-        formats=tuple(parse_format(name) for name in record["formats"]),
+        formats=_formats(tuple(record["formats"])),
         errors=tuple(record["errors"]),
         worst_errors=tuple(record["worst_errors"]),
         energy=record["energy"],
         nonfinite=record["nonfinite"],
         slice_errors=record["slice_errors"],
     )
+
+
+@cache
+def _formats(names: tuple[str, ...]) -> tuple[Format, ...]:
+    """One tuple for all units that were measured in the same formats."""
+    return tuple(map(parse_format, names))
 
 
 def write_analysis(path: Path, header: Mapping[str, Any], measurements: Mapping[str, Measurement]) -> None:
@@ -131,6 +148,7 @@ def read_analysis(path: Path | str) -> Analysis:
             f"{path}: damaged: {len(measured)} of {len(header['units'])} measurements are readable; "
             "remove the file and analyze the model again"
         )
+    context = header["context"]
     return Analysis(
         model_type=header["model_type"],
         model=header["model"],
@@ -141,6 +159,8 @@ def read_analysis(path: Path | str) -> Analysis:
         units=tuple(Unit(*_as_tuple(fields)) for fields in header["units"]),
         parameters=tuple(Parameter(*_as_tuple(fields)) for fields in header["parameters"]),
         measurements={record["path"]: from_record(record) for record in measured},
+        active=header["active"],
+        traced=context if isinstance(context, str) else ContextMemory.from_fields(context),
         digest=end["sha256"],
     )
 

@@ -18,11 +18,13 @@ from mint.analysis import (
 )
 from mint.device import device_kind, versions
 from mint.errors import MintError
-from mint.execute import Executor, OnProgress, Progress, ignore, in_process
+from mint.execute import Executor, in_process
 from mint.jobs import measure
 from mint.journal import Journal, frame
 from mint.log import log
+from mint.progress import OnProgress, Progress, ignore
 from mint.source import Source
+from mint.trace_context import active_experts, context_memory
 
 
 def analyze(
@@ -77,7 +79,17 @@ def header_of(source: Source) -> dict[str, Any]:
         "versions": versions(),
         "units": [to_fields(unit) for unit in source.units],
         "parameters": [to_fields(parameter) for parameter in source.parameters],
+        **_traced(source),
     }
+
+
+def _traced(source: Source) -> dict[str, Any]:
+    """What lazy forward passes tell; a model that cannot run on shapes alone is measured all the same."""
+    try:
+        return {"context": context_memory(source).to_fields(), "active": active_experts(source)}
+    except MintError as error:
+        log.warning("context.untraceable", reason=str(error))
+        return {"context": str(error), "active": {}}
 
 
 def _reuse(output: Path, header: dict[str, Any]) -> Analysis:

@@ -9,21 +9,22 @@ import json
 import os
 import shutil
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import mlx.core as mx
 
 from mint.device import device_kind, versions
 from mint.errors import MintError
-from mint.execute import Executor, OnProgress, Progress, ignore, in_process
-from mint.formats import KEEP, Format, TensorSpec
+from mint.execute import Executor, in_process
+from mint.formats import Format, TensorSpec
 from mint.jobs import Packed, quantize_unit, raw_bytes
 from mint.journal import Journal
 from mint.log import log
 from mint.manifest import PLAN_NAME, Manifest, file_digest, write_manifest
-from mint.plan import Plan, plan_text
+from mint.plan import Plan, plan_text, quantization_entries
+from mint.progress import OnProgress, Progress, ignore
+from mint.reuse import Reuse
 from mint.shards import INDEX_NAME
 from mint.source import Source
 from mint.tree import write_config
@@ -43,20 +44,21 @@ def assemble(
     source: Source,
     output: Path | str,
     *,
+    reuse: Reuse | None = None,
     executor: Executor = in_process,
     on_progress: OnProgress = ignore,
 ) -> Manifest:
     """Write the model that `plan` describes to the folder `output`, which must not exist.
 
-    Memory is bounded by the largest unit. Raises `MintError` when the plan is of another model, the output exists
-    or the disk is too small; what was written before an interruption is kept and gone on with.
+    Units that a folder of `reuse` holds in the planned format are copied. Memory is bounded by the largest unit.
+    Raises `MintError` when the plan is of another model, the output exists or the disk is too small; what was written
+    before an interruption is kept and gone on with.
     """
     output = Path(output)
     _check(plan, source, output)
     partial = partial_folder(output)
     partial.mkdir(parents=True, exist_ok=True)
     _check_space(partial, plan)
-    formats = {choice.path: choice.format for choice in plan.choices}
     header = {"plan": plan.digest, "device": device_kind(), "versions": versions()}
     with Journal(partial / _JOURNAL_NAME, _MAGIC, header) as journal, WeightFiles(partial, plan.layout()) as files:
         written = _still_there(journal, files, plan)
@@ -65,7 +67,7 @@ def assemble(
         done = total - sum(unit.nbytes for unit in pending)
         on_progress(Progress("assemble", done, total, ""))
         sizes = {unit.path: unit.nbytes for unit in source.units}
-        for unit, packed in executor(source, functools.partial(_quantize, formats), pending):
+        for unit, packed in _packed(plan, source, pending, reuse or Reuse(), executor):
             written[unit.path] = files.write(packed.tensors, packed.data)
             journal.append([unit.path, written[unit.path]])
             done += sizes[unit.path]
@@ -90,6 +92,20 @@ def refuse_existing(output: Path) -> None:
 def partial_folder(output: Path) -> Path:
     """Where the model lies while it is not whole."""
     return output.with_name(output.name + ".partial")
+
+
+def _packed(
+    plan: Plan, source: Source, units: Sequence[Unit], reuse: Reuse, executor: Executor
+) -> Iterator[tuple[Unit, Packed]]:
+    """Every unit as planned: copied where a folder holds it, quantized where none does."""
+    taken = set()
+    for unit, packed in reuse.take(plan, units):
+        taken.add(unit.path)
+        yield unit, packed
+    formats = {choice.path: choice.format for choice in plan.choices}
+    yield from executor(
+        source, functools.partial(_quantize, formats), [unit for unit in units if unit.path not in taken]
+    )
 
 
 def _quantize(formats: Mapping[str, Format], unit: Unit, weight: mx.array) -> Packed:
@@ -162,20 +178,6 @@ def _finish(plan: Plan, source: Source, partial: Path, units: Mapping[str, str])
     )
     write_manifest(manifest, partial)
     return manifest
-
-
-def quantization_entries(plan: Plan) -> dict[str, Any]:
-    """The config's `quantization`: the commonest format as default, and an entry for every module all the same.
-
-    Loaders that infer nothing (older mlx_lm, mlx-vlm, mlx-swift) need them all.
-    """
-    used = Counter(choice.format for choice in plan.choices if choice.format != KEEP)
-    if not used:
-        return {}
-    default = min(used, key=lambda format: (-used[format], format))
-    entries: dict[str, Any] = dict(default.parameters())
-    entries.update({choice.path: choice.format.config() for choice in plan.choices})
-    return {"quantization": entries, "quantization_config": entries}
 
 
 def _card(plan: Plan) -> str:

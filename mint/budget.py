@@ -1,6 +1,7 @@
-"""Sizes as people write them. GB is 10^9 bytes, GiB is 2^30; a number without a unit is refused."""
+"""Budgets and sizes as people write them. GB is 10^9 bytes, GiB is 2^30; a number without a unit is refused."""
 
 import re
+from dataclasses import dataclass
 from decimal import Decimal
 
 from mint.errors import MintError
@@ -17,6 +18,8 @@ UNITS = {
     "TiB": 2**40,
 }
 _BY_LOWER = {unit.lower(): factor for unit, factor in UNITS.items()}
+_RELATIVE = re.compile(r"(\d+(?:\.\d+)?)\s*(bpw|x)")
+_TOKENS = re.compile(r"(\d+)\s*([kKmM]?)")
 _SIZE = re.compile(r"\s*(\d+(?:[._]\d+)*)\s*([A-Za-z]*)\s*")
 
 
@@ -33,6 +36,43 @@ def parse_size(text: str) -> int:
     if nbytes <= 0:
         raise MintError(f"{text!r} is no budget; needed a size above zero")
     return nbytes
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """A budget as it was written: an amount of `B`, of bits per weight (`bpw`), of the source's size (`x`), or a word.
+
+    `min` is the smallest plan that keeps to the rules, `max` the smallest of those with the least loss.
+    """
+
+    text: str
+    unit: str  # B, bpw, x, min or max
+    amount: Decimal = Decimal(0)
+
+    def __str__(self) -> str:
+        return self.text
+
+
+def parse_budget(text: str) -> Budget:
+    """The budget that people write as `18GB`, `16.5GiB`, `4.5bpw`, `0.3x`, `min` or `max`."""
+    word = text.strip().lower()
+    if word in ("min", "max"):
+        return Budget(word, word)
+    match = _RELATIVE.fullmatch(word)
+    if not match:
+        return Budget(text.strip(), "B", Decimal(parse_size(text)))
+    amount = Decimal(match[1])
+    if amount <= 0:
+        raise MintError(f"{text!r} is no budget; needed a number above zero")
+    return Budget(text.strip(), match[2], amount)
+
+
+def parse_tokens(text: str) -> int:
+    """The tokens of a context such as `8192` or `32k` (k is 1024, M is 1024^2)."""
+    match = _TOKENS.fullmatch(text.strip())
+    if not match or int(match[1]) == 0:
+        raise MintError(f"{text!r} is not a context; needed a number of tokens, such as 8192, 32k or 1M")
+    return int(match[1]) * {"": 1, "k": 1024, "m": 1024**2}[match[2].lower()]
 
 
 def format_size(nbytes: int) -> str:

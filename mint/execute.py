@@ -6,7 +6,6 @@ while this one is computed, and drops it; memory is bounded by the two largest n
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
 import mlx.core as mx
@@ -23,23 +22,6 @@ class Executor(Protocol):
     """Do `job` for every unit of `source`; yield each unit with its result as it finishes, in any order."""
 
     def __call__(self, source: Source, job: Job[T], units: Sequence[Unit]) -> Iterator[tuple[Unit, T]]: ...
-
-
-@dataclass(frozen=True, slots=True)
-class Progress:
-    """How far a long stage has come: `done` of `total` bytes of weights, and what was finished last."""
-
-    stage: str
-    done: int
-    total: int
-    item: str
-
-
-OnProgress = Callable[[Progress], None]
-
-
-def ignore(_: Progress) -> None:
-    """For callers that do not watch."""
 
 
 @contextmanager

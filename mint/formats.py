@@ -42,6 +42,9 @@ class Format:
     bits: int
     group_size: int
 
+    def __hash__(self) -> int:
+        return self.bits << 16 | self.group_size  # a plan looks up formats by the hundred thousand
+
     def __str__(self) -> str:
         return f"{self.bits}/{self.group_size}" if self.mode == "affine" else self.mode
 

@@ -21,22 +21,30 @@ is then the relaxation's optimum, and `base`, the minimisers with the broken ste
 bound it takes part in. One that lifts the bound above the best loss known can be dropped; a class with one option
 left is fixed. That also holds with options above the hull, which is where a budget gets filled.
 
+*Exchanging.* The base with its best up to two exchanges in each half of the classes, out of the options that lift the
+bound least, is found by sorting pairs. It closes most of the gap before the first option is dropped.
+
 *Lattice.* Sizes of models are multiples of large strides, up to a few bytes of headers. The open options then reach
-no total just under most capacities, and the capacity may be lowered to the largest total in reach. It is an
-inference about the exact instance, not a rounding of it: how far totals can lie off the lattice is bounded by what
-the reduced costs leave room for.
+no total just under most capacities, and the capacity may be lowered to the largest total in reach. Mostly it also
+follows that a total fits exactly if its multiple fits: then multiples take the place of sizes. Both are inferences
+about the exact instance, not a rounding of it: how far totals can lie off the lattice is bounded by what the reduced
+costs leave room for.
 
-*Merging.* The open classes are merged one by one into a list of states (size, loss) without dominated ones; rare
-kinds of classes first, then the common ones, which share a lattice. What a state leaves of the capacity is lowered
-to the lattice of the classes still to come, their relaxation bounds the state exactly, and it is dropped above the
-best known. If the list outgrows its width, only the most promising states stay: a good choice, but no proof.
+*Diving, splitting.* A large class that breaks leaves more bytes than exchanges can fill. Fixing it to its most
+promising option, and so on a few times, finds the good choices beyond. If the relaxation with each of its options in
+turn lies well above the relaxation of the case, the case is split into these.
 
-*Probing, hoping.* Two small merges of the options that lift the bound least find a good choice first. Where many
-options stay open, one within a small part of the gap is hoped for: finding it proves it, finding none raises the bound.
+*Merging.* The open classes are merged one by one into a list of states (size, excess) without dominated ones; rare
+kinds of classes first, then the common ones, which share a lattice. A state is dropped where its excess, or the
+relaxation of the classes still to come, passes the best known. If the list outgrows its width, only the most promising
+states stay: a good choice, but no proof.
 
-*Branching.* Where merging has no proof, the largest class of the rarest kind is fixed to each of its options in turn
-and the cases are searched, least bound first. The least bound of the cases left open is the bound of the answer,
-whenever the time ends.
+*Probing, hoping.* Where many options stay open, a narrow merge of those that lift the bound least finds a better
+choice first. Then one within a part of the gap is hoped for: finding it proves it, finding none raises the bound.
+
+*Branching.* Where merging has no proof, the class that breaks is fixed to each of its options in turn and the cases
+are searched, least bound first. The least bound of the cases left open is the bound of the answer, whenever the time
+ends.
 
 Rules: sizes are exact integers throughout and feasibility is never judged in floating point. Losses are float64;
 "optimal" means that no choice is better by more than `PRECISION` of the loss, and only then the gap is exactly 0.
@@ -118,6 +126,11 @@ class Knapsack:
             loss=loss,
             bound=loss if proved else bound,
         )
+
+    def price(self, capacity: int) -> float:
+        """The loss that one more byte of capacity saves in the relaxation; 0 where everything is bought."""
+        taken = int(np.searchsorted(self._hull.reach, capacity - self.smallest, "right"))
+        return float(self._hull.slope[taken]) if taken < len(self._hull.slope) else 0.0
 
 
 def solve(sizes: SizeRows, losses: LossRows, capacity: int, *, seconds: float = 10.0) -> Solution:

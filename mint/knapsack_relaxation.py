@@ -3,7 +3,7 @@
 `mint/knapsack.py` tells how they work together.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import fsum, inf
 from typing import Any
 
@@ -48,6 +48,7 @@ class Hull:
     size: Integers  # (H,) bytes added
     loss: Floats  # (H,) loss saved
     slope: Floats  # (H,) loss saved per byte, falling
+    reach: Integers  # (H,) bytes added by the steps so far
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +58,7 @@ class Relaxation:
     price: float  # of a byte
     broken: int  # class of the step that is taken in part
     base: Integers  # (C,) option of every class
+    left: int  # bytes that the base leaves
     bound: float
     step: Integers  # (N,) size of each option above that of its base
     excess: Floats  # (N,) by how much each option would lift the bound
@@ -75,15 +77,18 @@ class Case:
 
 def pareto(counts: Integers, size: Integers, loss: Floats) -> Options:
     """The options that are smaller or better than every other of their class."""
+    begin = np.cumsum(counts) - counts
     row = np.repeat(np.arange(len(counts)), counts)
-    column = np.arange(len(row)) - np.repeat(np.cumsum(counts) - counts, counts)
-    table = np.full((len(counts), counts.max(initial=0)), inf)
-    order = np.lexsort((column, loss, size, row))
-    table[row, column] = loss[order]
-    lowest_before = np.full_like(table, inf)
-    np.minimum.accumulate(table[:, :-1], axis=1, out=lowest_before[:, 1:])
-    kept = table[row, column] < lowest_before[row, column]
-    name = order[kept]
+    place = row, np.arange(len(row)) - begin[row]
+    sizes = np.full((len(counts), counts.max(initial=0)), np.iinfo(np.int64).max)
+    losses = np.full(sizes.shape, inf)
+    sizes[place], losses[place] = size, loss
+    order = np.lexsort((losses, sizes))  # stable, row by row
+    losses = np.take_along_axis(losses, order, axis=1)
+    lowest_before = np.full_like(losses, inf)
+    np.minimum.accumulate(losses[:, :-1], axis=1, out=lowest_before[:, 1:])
+    kept = (losses < lowest_before)[place]
+    name = (order + begin[:, None])[place][kept]
     start = np.concatenate([[0], np.cumsum(np.bincount(row[kept], minlength=len(counts)))])
     size = size[name]
     spread = size - np.repeat(size[start[:-1]], np.diff(start))
@@ -114,25 +119,37 @@ def lower_hulls(options: Options) -> Hull:
     steps = np.flatnonzero(inside)
     steps = steps[np.argsort(-slope[steps], kind="stable")]
     to = point[steps + 1]
-    return Hull(row[to], to, size[steps], loss[steps], slope[steps])
+    return Hull(row[to], to, size[steps], loss[steps], slope[steps], np.cumsum(size[steps]))
 
 
 def relax(case: Case, hull: Hull) -> Relaxation:
     """Lagrange's bound of the case at the price where its relaxation breaks, and what each option adds to it."""
     options = case.options
-    reach = np.cumsum(hull.size)
-    taken = int(np.searchsorted(reach, case.capacity, "right"))
+    taken = int(np.searchsorted(hull.reach, case.capacity, "right"))
     base = options.first.copy()
     base[hull.row[:taken]] = hull.to[:taken]  # in the order of each hull, so the last step taken stays
-    spent = int(reach[taken - 1]) if taken else 0
-    price = float(hull.slope[taken]) if taken < len(reach) else 0.0
+    spent = int(hull.reach[taken - 1]) if taken else 0
+    price = float(hull.slope[taken]) if taken < len(hull.reach) else 0.0
     bound = case.lost + fsum(options.loss[base].tolist()) - price * (case.capacity - spent)
     counts = np.diff(options.start)
     excess = options.loss - np.repeat(options.loss[base], counts)
     step = options.size - np.repeat(options.size[base], counts)
     excess += price * step
-    broken = int(hull.row[taken]) if taken < len(reach) else -1
-    return Relaxation(price, broken, base, bound, step, excess)
+    broken = int(hull.row[taken]) if taken < len(hull.reach) else -1
+    return Relaxation(price, broken, base, case.capacity - spent, bound, step, excess)
+
+
+def relax_each(case: Case, hull: Hull, chosen: int) -> Floats:
+    """The relaxed optimum with a class fixed to each of its options in turn, infinite where that does not fit."""
+    options = case.options
+    own = slice(options.start[chosen], options.start[chosen + 1])
+    others = hull.row != chosen
+    reach = np.concatenate([[0], np.cumsum(hull.size[others])])
+    saved = np.concatenate([[0.0], np.cumsum(hull.loss[others])])
+    least = case.lost + fsum(options.loss[options.first].tolist()) - float(options.loss[options.start[chosen]])
+    left = case.capacity - options.size[own]
+    bounds: Floats = least + options.loss[own] - np.interp(left, reach, saved, left=-inf)
+    return bounds
 
 
 def restrict(case: Case, kept: NDArray[np.bool_], bound: float) -> Case:
@@ -165,7 +182,8 @@ def _stride(sizes: Integers, stride: int) -> int:
         large = remainder[remainder > stride // 16]
         if not len(large):
             times = (sizes + stride // 2) // stride
-            return int(np.median(sizes[times > 0] // times[times > 0]))
+            strides = np.sort(sizes[times > 0] // times[times > 0])
+            return int(strides[len(strides) // 2])
         stride = int(large.min())
     return 1
 
@@ -173,7 +191,7 @@ def _stride(sizes: Integers, stride: int) -> int:
 def _furthest(off: Integers, excess: Floats, room: float) -> int:
     """The most that options can add up to off the lattice if their excess stays within `room`."""
     useful = off > 0
-    off, excess = off[useful], np.maximum(excess[useful], 0)
+    off, excess = off[useful], excess[useful]
     order = np.argsort(excess / off)
     within = int(np.searchsorted(np.cumsum(excess[order]), room, "right")) + 1  # a broken one counts as whole
     return int(off[order[:within]].sum())
@@ -191,7 +209,7 @@ class Lattice:
     def of(cls, step: Integers, excess: Floats, room: float) -> "Lattice":
         """The lattice of the steps whose excess is within `room` in all."""
         within = (excess <= room) & (step != 0)
-        step, excess = step[within], excess[within]
+        step, excess = step[within], np.maximum(excess[within], 0)
         if not len(step):
             return cls(BYTES_LIMIT, 0, 0)
         lattices = []
@@ -205,3 +223,30 @@ class Lattice:
     def lower(self, nbytes: Any) -> Any:
         """A number of bytes, or an array of them, lowered to the largest total in reach."""
         return np.minimum(nbytes, (nbytes + self.below) // self.stride * self.stride + self.above)
+
+
+def snap(case: Case, relaxation: Relaxation, room: float) -> Case:
+    """The case with its capacity lowered to the lattice, and with multiples of the stride as sizes where that is exact.
+
+    A total in the room lies at most `below` under its multiple, so within `left` it has a multiple of at most `most`
+    strides. If also every total with such a multiple is within `left`, multiples decide alone. Those totals lie at
+    most `above` over their multiples; the excess is then priced by multiples, and the room with what the capacity rose.
+    """
+    options, left, step = case.options, relaxation.left, relaxation.step
+    lattice = Lattice.of(step, relaxation.excess, room)
+    lowered = case.capacity - left + int(lattice.lower(left))
+    unsnapped = case if lowered == case.capacity else replace(case, capacity=lowered)
+    if lattice.stride in (1, BYTES_LIMIT):
+        return unsnapped
+    nearest = (step + lattice.stride // 2) // lattice.stride * lattice.stride
+    excess = relaxation.excess + relaxation.price * (nearest - step)
+    room += relaxation.price * lattice.below - float(np.minimum(excess, 0).sum())
+    above = _furthest(step - nearest, np.maximum(excess, 0), room)
+    most = (left + lattice.below) // lattice.stride
+    if (nearest == step).all() or most * lattice.stride + above > left:
+        return unsnapped
+    size = nearest - np.repeat(nearest[options.first], np.diff(options.start))
+    last = np.append(size[1:] != size[:-1], True)  # of equal multiples of a class the last has the least loss
+    last[options.start[1:] - 1] = True
+    capacity = most * lattice.stride + int(size[relaxation.base].sum())
+    return restrict(replace(case, options=replace(options, size=size), capacity=capacity), last, case.bound)

@@ -8,8 +8,9 @@ of a choice add up: the knapsack can spend the budget to the byte, and planned e
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cache
 
-from mint.formats import TensorSpec
+from mint.formats import Format, TensorSpec
 
 MAX_SHARD_BYTES = 5 << 30  # as mlx_lm.convert
 _HEAD = '{"__metadata__":{"format":"mlx"}'
@@ -44,6 +45,47 @@ def header_nbytes(tensors: Iterable[TensorSpec], digits: int) -> int:
 def stored_nbytes(tensors: Sequence[TensorSpec], digits: int) -> int:
     """Bytes that `tensors` add to the file that holds them: data and header entries."""
     return sum(tensor.nbytes for tensor in tensors) + header_nbytes(tensors, digits)
+
+
+@cache
+def _name_nbytes(name: str) -> int:
+    return len(json.dumps(name)) - 2
+
+
+@cache
+def _unnamed(format: Format, shape: tuple[int, ...], dtype: str, digits: int) -> tuple[int, int, int]:
+    """Bytes of data, bytes of header entries and number of tensors of a unit whose path is empty."""
+    tensors = format.tensors("", shape, dtype)
+    return sum(tensor.nbytes for tensor in tensors), header_nbytes(tensors, digits), len(tensors)
+
+
+def unit_nbytes(path: str, format: Format, shape: tuple[int, ...], dtype: str, digits: int) -> tuple[int, int]:
+    """Bytes of data and of header entries of a unit: `stored_nbytes` of its tensors, without making them."""
+    data, entries, count = _unnamed(format, shape, dtype, digits)
+    return data, entries + count * _name_nbytes(path)
+
+
+def parameter_nbytes(name: str, shape: tuple[int, ...], dtype: str, digits: int) -> tuple[int, int]:
+    """Bytes of data and of the header entry of a parameter."""
+    tensor = TensorSpec(name, dtype, shape)
+    return tensor.nbytes, header_nbytes((tensor,), digits)
+
+
+def shards_nbytes(groups: Iterable[tuple[int, int]], max_shard_bytes: int) -> int:
+    """Bytes of all shards that `lay_out` makes of groups with so many bytes of data and of header entries."""
+    total = data = entries = 0
+    for group_data, group_entries in groups:
+        if data + entries and data + entries + group_data + group_entries > max_shard_bytes:
+            total += _shard_nbytes(data, entries)
+            data = entries = 0
+        data += group_data
+        entries += group_entries
+    return total + _shard_nbytes(data, entries)
+
+
+def _shard_nbytes(data: int, entries: int) -> int:
+    header = len(_HEAD) + entries + len(_TAIL)
+    return 8 + header + -header % _ALIGNMENT + data
 
 
 def overhead_nbytes(total: int, max_shard_bytes: int) -> int:

@@ -7,20 +7,25 @@ follow from the formats and the measured curve, never from the numbers in the fi
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
-from math import prod
+from math import fsum, prod
 from pathlib import Path
 from typing import Any
 
 from mint.analysis import sqnr_db
 from mint.errors import MintError
 from mint.formats import KEEP, Format, TensorSpec, parse_format
-from mint.layout import MAX_SHARD_BYTES, OutputShard, lay_out, stored_nbytes
+from mint.layout import MAX_SHARD_BYTES, OutputShard, lay_out, parameter_nbytes, shards_nbytes, unit_nbytes
+from mint.manifest import PLAN_NAME
+from mint.objectives import Objective, objective
 from mint.roles import layer_of
+from mint.rules import Rules
+from mint.speed import bytes_per_token, decode_cost
 from mint.units import Parameter
 
-SCHEMA = 1
+SCHEMA = 2
 KIND = "mint plan"
 
 
@@ -35,22 +40,33 @@ class Choice:
     dtype: str
     role: str
     layer: int
+    min_bits: int  # the model's own floor
     alpha: float
-    curve: Mapping[Format, float]  # squared relative error of every measured format
+    active: float  # share of the weights that one token reads
+    formats: tuple[Format, ...]  # measured
+    errors: tuple[float, ...]  # squared relative, of each
+    vetoed: tuple[Format, ...] = ()
+
+    @property
+    def weights(self) -> int:
+        return prod(self.shape)
 
     @property
     def tensors(self) -> tuple[TensorSpec, ...]:
         return self.format.tensors(self.path, self.shape, self.dtype)
 
+    def nbytes(self, digits: int, format: Format | None = None) -> int:
+        """Bytes that the unit adds to the files, in its format or another."""
+        return sum(unit_nbytes(self.path, format or self.format, self.shape, self.dtype, digits))
+
     @property
     def error(self) -> float:
         """Squared relative error of the unit in its format."""
-        return 0.0 if self.format == KEEP else self.curve[self.format]
+        return self.error_of(self.format)
 
-    @property
-    def loss(self) -> float:
-        """Predicted share in the KL divergence of the model's output."""
-        return self.alpha * self.error
+    def error_of(self, format: Format) -> float:
+        """Squared relative error of the unit in a measured format, or kept."""
+        return 0.0 if format == KEEP else self.errors[self.formats.index(format)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,8 +79,11 @@ class Plan:
     analysis: str  # digest
     device: str
     budget_bytes: int
-    bound: float
-    veto_db: float
+    objective: Objective
+    rules: Rules
+    speed_price: float  # loss that a byte read at decoding is worth; 0 where only the loss counts
+    bound: float  # no plan within the budget has less loss and charge
+    price: float  # loss that one more byte of budget saves
     choices: tuple[Choice, ...]
     parameters: tuple[Parameter, ...]
     max_shard_bytes: int = MAX_SHARD_BYTES
@@ -72,18 +91,42 @@ class Plan:
 
     @property
     def loss(self) -> float:
-        return sum(choice.loss for choice in self.choices)
+        """What the objective predicts; for `output`, nats of KL divergence per token."""
+        return fsum(self.loss_of(choice) for choice in self.choices)
+
+    def loss_of(self, choice: Choice) -> float:
+        """A unit's share in the loss."""
+        return self.objective.loss(choice.alpha, choice.error)
+
+    @property
+    def charge(self) -> float:
+        """What the wish for speed adds to the loss."""
+        if not self.speed_price:
+            return 0.0
+        costs = (decode_cost(choice.format, choice.shape, choice.dtype, choice.active) for choice in self.choices)
+        return self.speed_price * fsum(costs)
 
     @property
     def gap(self) -> float:
-        """Relative distance of the loss to the proved bound; 0 when no plan within the budget can be better."""
-        gap = (self.loss - self.bound) / self.loss if self.loss > 0 else 0.0
+        """Relative distance to the proved bound; 0 when no plan within the budget can be better."""
+        cost = self.loss + self.charge
+        gap = (cost - self.bound) / cost if cost > 0 else 0.0
         return gap if gap > 1e-12 else 0.0  # below: the same sum in another order
+
+    @property
+    def bytes_per_token(self) -> float:
+        """Bytes of weights that decoding one token reads, about: every unit in use, every parameter."""
+        units = (bytes_per_token(choice.format, choice.shape, choice.dtype, choice.active) for choice in self.choices)
+        return fsum(units) + sum(parameter.nbytes for parameter in self.parameters)
 
     @property
     def planned_bytes(self) -> int:
         """Size of all weight files, headers included."""
-        return sum(shard.nbytes for shard in self.layout())
+        digits = offset_digits(self)
+        sizes = [(c.layer, unit_nbytes(c.path, c.format, c.shape, c.dtype, digits)) for c in self.choices]
+        sizes += [(layer_of(p.name), parameter_nbytes(p.name, p.shape, p.dtype, digits)) for p in self.parameters]
+        sizes.sort(key=_layer)
+        return shards_nbytes((nbytes for _, nbytes in sizes), self.max_shard_bytes)
 
     @property
     def bits_per_weight(self) -> float:
@@ -93,7 +136,7 @@ class Plan:
     def weights(self) -> int:
         """Number of weights of the unquantized model."""
         kept = sum(prod(parameter.shape) for parameter in self.parameters)
-        return kept + sum(prod(choice.shape) for choice in self.choices)
+        return kept + sum(choice.weights for choice in self.choices)
 
     def groups(self) -> tuple[tuple[TensorSpec, ...], ...]:
         """The tensors to write, kept together as they are stored, layer by layer."""
@@ -102,7 +145,7 @@ class Plan:
             (layer_of(parameter.name), (TensorSpec(parameter.name, parameter.dtype, parameter.shape),))
             for parameter in self.parameters
         ]
-        return tuple(tensors for _, tensors in sorted(units + rest, key=lambda pair: pair[0]))
+        return tuple(tensors for _, tensors in sorted(units + rest, key=_layer))
 
     def layout(self) -> tuple[OutputShard, ...]:
         """The weight files, to the byte."""
@@ -116,6 +159,10 @@ class Plan:
         return hashlib.sha256(json.dumps(decisive).encode()).hexdigest()
 
 
+def _layer(pair: tuple[int, Any]) -> int:
+    return pair[0]
+
+
 def offset_digits(plan: Plan) -> int:
     """Digits that any offset of any plan for this model can have."""
     return digits_for((choice.shape for choice in plan.choices), plan.parameters)
@@ -124,6 +171,25 @@ def offset_digits(plan: Plan) -> int:
 def digits_for(shapes: Iterable[tuple[int, ...]], parameters: tuple[Parameter, ...]) -> int:
     """Digits of an upper bound of the model's bytes: 8 a weight."""
     return len(str(8 * (sum(map(prod, shapes)) + sum(prod(parameter.shape) for parameter in parameters))))
+
+
+def quantization_entries(plan: Plan) -> dict[str, Any]:
+    """The config's `quantization`: the commonest format as default, and an entry for every module all the same.
+
+    Loaders that infer nothing (older mlx_lm, mlx-vlm, mlx-swift) need them all. `mode` is left out where all are
+    affine, the default: loaders from before modes take the key for an error.
+    """
+    used = Counter(choice.format for choice in plan.choices if choice.format != KEEP)
+    if not used:
+        return {}
+    default = min(used, key=lambda format: (-used[format], format))
+    entries: dict[str, Any] = dict(default.parameters())
+    entries.update({choice.path: choice.format.config() for choice in plan.choices})
+    if all(format.mode == "affine" for format in used):
+        for entry in (entries, *entries.values()):
+            if isinstance(entry, dict):
+                entry.pop("mode", None)
+    return {"quantization": entries, "quantization_config": entries}
 
 
 def write_plan(plan: Plan, path: Path | str) -> None:
@@ -152,25 +218,32 @@ def plan_text(plan: Plan) -> str:
         "budget_bytes": plan.budget_bytes,
         "planned_bytes": plan.planned_bytes,
         "bits_per_weight": round(plan.bits_per_weight, 4),
+        "bytes_per_token": round(plan.bytes_per_token),
+        "objective": plan.objective.name,
         "loss": plan.loss,
         "bound": plan.bound,
         "gap": plan.gap,
-        "veto_db": plan.veto_db,
+        "price": plan.price,
+        "speed_price": plan.speed_price,
+        "rules": plan.rules.record(),
         "max_shard_bytes": plan.max_shard_bytes,
     }
     digits = offset_digits(plan)
-    units = [_choice_record(choice, digits) for choice in plan.choices]
+    units = [_choice_record(plan, choice, digits) for choice in plan.choices]
     parameters = [{**asdict(parameter), "shape": list(parameter.shape)} for parameter in plan.parameters]
     lines = [f"  {json.dumps(name)}: {json.dumps(value)}," for name, value in head.items()]
     return "\n".join(["{", *lines, *_lines("units", units), "  ],", *_lines("parameters", parameters), "  ]", "}", ""])
 
 
 def read_plan(path: Path | str) -> Plan:
-    """Read a plan and check it anew; formats changed by hand are taken over and listed in `edited`.
+    """Read a plan, or that of a folder that mint wrote, and check it anew.
 
-    Raises `MintError` for a file that is not a plan, a format that a unit cannot have, or a total over the budget.
+    Formats changed by hand are taken over and listed in `edited`. Raises `MintError` for a file that is not a plan, a
+    format that a unit cannot have, or a total over the budget.
     """
     path = Path(path)
+    if path.is_dir():
+        path /= PLAN_NAME
     if not path.is_file():
         raise MintError(f"{path}: no such plan; make one with: mint allocate ANALYSIS --budget SIZE --output {path}")
     try:
@@ -199,7 +272,8 @@ def _plan(record: dict[str, Any]) -> Plan:
         for fields in record["parameters"]
     )
     digits = digits_for((fields["shape"] for fields in record["units"]), parameters)
-    pairs = [_choice(fields, digits) for fields in record["units"]]
+    wanted = objective(record["objective"])
+    pairs = [_choice(fields, wanted, digits) for fields in record["units"]]
     return Plan(
         model=record["model"],
         model_type=record["model_type"],
@@ -207,8 +281,11 @@ def _plan(record: dict[str, Any]) -> Plan:
         analysis=record["analysis"],
         device=record["device"],
         budget_bytes=int(record["budget_bytes"]),
+        objective=wanted,
+        rules=Rules.of_record(record["rules"]),
+        speed_price=float(record["speed_price"]),
         bound=float(record["bound"]),
-        veto_db=float(record["veto_db"]),
+        price=float(record["price"]),
         choices=tuple(choice for choice, _ in pairs),
         parameters=parameters,
         max_shard_bytes=int(record["max_shard_bytes"]),
@@ -216,24 +293,27 @@ def _plan(record: dict[str, Any]) -> Plan:
     )
 
 
-def _choice_record(choice: Choice, digits: int) -> dict[str, Any]:
+def _choice_record(plan: Plan, choice: Choice, digits: int) -> dict[str, Any]:
     return {
         "path": choice.path,
         "format": str(choice.format),
-        "nbytes": stored_nbytes(choice.tensors, digits),
+        "nbytes": choice.nbytes(digits),
         "sqnr_db": round(sqnr_db(choice.error), 2) if choice.error else "exact",
-        "loss": choice.loss,
+        "loss": plan.loss_of(choice),
         "reason": choice.reason,
         "role": choice.role,
         "layer": choice.layer,
         "shape": list(choice.shape),
         "dtype": choice.dtype,
+        "min_bits": choice.min_bits,
         "alpha": choice.alpha,
-        "curve": {str(format): error for format, error in choice.curve.items()},
+        "active": choice.active,
+        "curve": dict(zip(map(str, choice.formats), choice.errors, strict=True)),
+        "vetoed": [str(format) for format in choice.vetoed],
     }
 
 
-def _choice(fields: dict[str, Any], digits: int) -> tuple[Choice, bool]:
+def _choice(fields: dict[str, Any], objective: Objective, digits: int) -> tuple[Choice, bool]:
     """The choice of a line, and whether its format was changed by hand since it was written."""
     choice = Choice(
         path=fields["path"],
@@ -243,14 +323,18 @@ def _choice(fields: dict[str, Any], digits: int) -> tuple[Choice, bool]:
         dtype=fields["dtype"],
         role=fields["role"],
         layer=int(fields["layer"]),
+        min_bits=int(fields["min_bits"]),
         alpha=float(fields["alpha"]),
-        curve={parse_format(name): float(error) for name, error in fields["curve"].items()},
+        active=float(fields["active"]),
+        formats=tuple(map(parse_format, fields["curve"])),
+        errors=tuple(map(float, fields["curve"].values())),
+        vetoed=tuple(map(parse_format, fields["vetoed"])),
     )
-    if choice.format != KEEP and choice.format not in choice.curve:
-        known = ", ".join([*map(str, choice.curve), str(KEEP)])
+    if choice.format not in (KEEP, *choice.formats):
+        known = ", ".join(map(str, (*choice.formats, KEEP)))
         raise MintError(f"unit {choice.path} cannot be stored as {choice.format}; needed one of {known}")
     written = (int(fields["nbytes"]), float(fields["loss"]))
-    edited = (stored_nbytes(choice.tensors, digits), choice.loss) != written
+    edited = (choice.nbytes(digits), objective.loss(choice.alpha, choice.error)) != written
     return (replace(choice, reason="chosen by hand") if edited else choice), edited
 
 

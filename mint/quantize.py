@@ -3,27 +3,43 @@
 import hashlib
 import json
 import os
-import resource
-import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import platformdirs
 
-from mint.allocate import VETO_DB, allocate
+from mint.allocate import budget_bytes
+from mint.analysis import Analysis
 from mint.analyze import analyze
 from mint.assemble import assemble, refuse_existing
+from mint.budget import Budget
 from mint.device import device_kind, versions
 from mint.errors import MintError
-from mint.execute import Executor, OnProgress, ignore, in_process
+from mint.execute import Executor, in_process
 from mint.layout import MAX_SHARD_BYTES
 from mint.manifest import Manifest
+from mint.objectives import objective as objective_named
 from mint.plan import Plan
+from mint.problem import Problem
+from mint.process import peak_rss_bytes
+from mint.progress import OnProgress, ignore
+from mint.reuse import Reuse
+from mint.rules import Rules
 from mint.source import Source, open_source
+from mint.stock import stock
 from mint.verify import Verification, verify
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A folder to write, and the budget of its weight files, which may depend on what the model turns out to be."""
+
+    output: Path
+    budget_bytes: Callable[[Problem], int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,48 +51,100 @@ class Quantized:
     plan: Plan
     manifest: Manifest
     verification: Verification
+    reused_bytes: int
     seconds: dict[str, float]
     peak_rss_bytes: int
 
 
 def quantize(
     model: Path | str,
-    budget_bytes: int,
+    budget: int | str | Budget,
     output: Path | str,
     *,
+    objective: str = "output",
+    rules: Rules = Rules(),  # noqa: B008, it is frozen
+    prefer_speed: float = 0.0,
     analysis: Path | str | None = None,
     dtype: str = "",
-    veto_db: float = VETO_DB,
     keep_nonfinite: bool = False,
     max_shard_bytes: int = MAX_SHARD_BYTES,
+    reuse: Sequence[Path | str] = (),
     executor: Executor = in_process,
     on_progress: OnProgress = ignore,
 ) -> Quantized:
-    """Write the best MLX model of `model` whose weight files take at most `budget_bytes` to the new folder `output`.
+    """Write the best MLX model of `model` whose weight files take at most `budget` to the new folder `output`.
 
-    The analysis is kept (in the user's cache, or in `analysis`), so another budget costs no measuring. Killed at any
-    point, the same call goes on. Raises `MintError` for everything that the user can mend; a model that fails its
-    verification raises too, and stays where it is for inspection.
+    The analysis is kept (in the user's cache, or in `analysis`), so another budget costs no measuring; units that a
+    folder of `reuse` holds in the planned format are copied. Killed at any point, the same call goes on. Raises
+    `MintError` for everything that the user can mend; a model that fails its verification raises too, and stays where
+    it is for inspection.
     """
-    output = Path(output)
-    refuse_existing(output)
+
+    def pose(measured: Analysis) -> Problem:
+        wanted = objective_named(objective)
+        return Problem(measured, wanted, rules, prefer_speed=prefer_speed, max_shard_bytes=max_shard_bytes)
+
+    return quantize_all(
+        model,
+        [Target(Path(output), partial(budget_bytes, budget))],
+        pose,
+        analysis=analysis,
+        dtype=dtype,
+        keep_nonfinite=keep_nonfinite,
+        reuse=reuse,
+        executor=executor,
+        on_progress=on_progress,
+    )[0]
+
+
+def quantize_all(
+    model: Path | str,
+    targets: Sequence[Target],
+    pose: Callable[[Analysis], Problem],
+    *,
+    analysis: Path | str | None = None,
+    dtype: str = "",
+    keep_nonfinite: bool = False,
+    reuse: Sequence[Path | str] = (),
+    executor: Executor = in_process,
+    on_progress: OnProgress = ignore,
+) -> list[Quantized]:
+    """Write one model per target from one analysis; `pose` makes the problem of it. Otherwise as `quantize`.
+
+    All plans are made before anything is written. Later targets copy what earlier ones hold in the same format.
+    """
+    for target in targets:
+        refuse_existing(target.output)
+    stock()  # starts while this process analyzes
     seconds: dict[str, float] = {}
     source = open_source(model, dtype=dtype)
     path = Path(analysis) if analysis else cached_analysis(source)
     with _timed(seconds, "analyze"):
         measured = analyze(source, path, executor=executor, keep_nonfinite=keep_nonfinite, on_progress=on_progress)
     with _timed(seconds, "allocate"):
-        plan = allocate(measured, budget_bytes, veto_db=veto_db, max_shard_bytes=max_shard_bytes)
-    with _timed(seconds, "assemble"):
-        manifest = assemble(plan, source, output, executor=executor, on_progress=on_progress)
-    with _timed(seconds, "verify"):
-        verification = verify(output, on_progress=on_progress)
+        problem = pose(measured)
+        plans = [problem.plan(target.budget_bytes(problem)) for target in targets]
+    folders = [Path(folder) for folder in reuse]
+    done = []
+    for target, plan in zip(targets, plans, strict=True):
+        taken = Reuse(folders)
+        with _timed(seconds, "assemble"):
+            manifest = assemble(plan, source, target.output, reuse=taken, executor=executor, on_progress=on_progress)
+        with _timed(seconds, "verify"):
+            verification = verify(target.output, on_progress=on_progress)
+        _insist(target.output, verification)
+        peak = peak_rss_bytes() + verification.peak_rss_bytes
+        done.append(Quantized(target.output, path, plan, manifest, verification, taken.nbytes, dict(seconds), peak))
+        folders.append(target.output)
+    return done
+
+
+def _insist(output: Path, verification: Verification) -> None:
     if not verification.passed:
         failed = "; ".join(f"{check.name}: {check.detail}" for check in verification.checks if not check.passed)
         raise MintError(
             f"{output}: written, but it fails its verification ({failed}); do not use it, please report this"
         )
-    return Quantized(output, path, plan, manifest, verification, seconds, peak_rss_bytes())
 
 
 def cached_analysis(source: Source) -> Path:
@@ -87,12 +155,6 @@ def cached_analysis(source: Source) -> Path:
     folder = Path(os.environ.get("MINT_CACHE") or platformdirs.user_cache_dir("mint")) / "analyses"
     key = json.dumps([source.identity, source.dtype, device_kind(), versions()], sort_keys=True)
     return folder / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.mint"
-
-
-def peak_rss_bytes() -> int:
-    """The largest resident memory of this process so far."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
 
 
 @contextmanager

@@ -16,6 +16,7 @@ import mlx.core as mx
 from mlx.nn.layers.base import Module
 from mlx.utils import tree_flatten, tree_map_with_path
 from mlx_lm.convert import MODEL_CONVERSION_DTYPES
+from mlx_lm.models.cache import make_prompt_cache
 from mlx_lm.utils import _get_classes, load, load_config, load_model, save_config
 
 from mint.errors import MintError
@@ -182,3 +183,9 @@ def read_written_config(folder: Path) -> dict[str, Any]:
     """The config of a folder that mint wrote."""
     config: dict[str, Any] = load_config(folder)
     return config
+
+
+def make_cache(model: Module) -> list[Any]:
+    """The empty caches that mlx_lm makes for one conversation with `model`."""
+    caches: list[Any] = make_prompt_cache(model)
+    return caches

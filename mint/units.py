@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from math import prod
 
-from mint.formats import FORMATS, KEEP, Format, admissible
+from mint.formats import FORMATS, ITEMSIZE, KEEP, Format, admissible
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,3 +53,7 @@ class Parameter:
     shape: tuple[int, ...]
     dtype: str
     sources: tuple[str, ...]
+
+    @property
+    def nbytes(self) -> int:
+        return prod(self.shape) * ITEMSIZE[self.dtype]

@@ -2,20 +2,23 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from math import isfinite
 from pathlib import Path
 
 import mlx.core as mx
 import numpy as np
 
-from mint.agreement import logits_difference
+from mint.agreement import difference, plain_logits
 from mint.errors import MintError
-from mint.execute import OnProgress, Progress, ignore, in_process, small_cache
+from mint.execute import in_process, small_cache
 from mint.formats import KEEP
 from mint.manifest import PLAN_NAME, Manifest, file_digest, read_manifest
-from mint.plan import Plan, read_plan
+from mint.plan import Plan, quantization_entries, read_plan
+from mint.progress import OnProgress, Progress, ignore
 from mint.source import Source
+from mint.stock import Answer, stock
 from mint.stored import StoredModel, open_stored
-from mint.tree import check_loads, read_written_config
+from mint.tree import read_written_config
 from mint.units import Unit
 
 LOGITS_TOLERANCE = 1e-2  # float32 noise is 1e-5 on CPUs; matrix units may round to 19 bits; a wrong format gives 1
@@ -39,6 +42,7 @@ class Verification:
 
     folder: Path
     checks: tuple[Check, ...]
+    peak_rss_bytes: int  # of the process that loaded it
 
     @property
     def passed(self) -> bool:
@@ -53,14 +57,15 @@ def verify(folder: Path | str, source: Source | None = None, *, on_progress: OnP
     folder = Path(folder)
     manifest = read_manifest(folder)
     plan = read_plan(folder / PLAN_NAME)
+    answer = stock().ask(folder, [choice.path for choice in plan.choices])
     looks: list[tuple[str, Callable[[], str]]] = [
         ("files", lambda: _files(folder, manifest)),
         ("bytes", lambda: _bytes(folder, manifest, plan)),
         ("tensors", lambda: _tensors(folder, plan)),
         ("config", lambda: _config(folder, plan)),
         ("finite", lambda: _finite(folder)),
-        ("loads", lambda: _loads(folder)),
-        ("logits", lambda: _logits(folder, plan)),
+        ("logits", lambda: _logits(folder, plan, answer)),
+        ("loads", lambda: _loads(answer)),
     ]
     if source is not None:
         looks.append(("errors", lambda: _errors(folder, plan, source)))
@@ -71,7 +76,7 @@ def verify(folder: Path | str, source: Source | None = None, *, on_progress: OnP
             broken = [check.name for check in checks if not check.passed and check.name in _NEEDS.get(name, ())]
             checks.append(Check(name, False, f"not looked at: {broken[0]} failed") if broken else _check(name, look))
     on_progress(Progress("verify", len(looks), len(looks), ""))
-    return Verification(folder, tuple(checks))
+    return Verification(folder, tuple(checks), answer().peak_rss_bytes)
 
 
 class _DisagreesError(Exception):
@@ -118,14 +123,12 @@ def _tensors(folder: Path, plan: Plan) -> str:
 
 def _config(folder: Path, plan: Plan) -> str:
     config = read_written_config(folder)
-    entries = config.get("quantization", {})
-    quantized = [choice for choice in plan.choices if choice.format != KEEP]
-    for choice in plan.choices if quantized else ():
-        if entries.get(choice.path) != choice.format.config():
-            raise _DisagreesError(
-                f"{choice.path}: config.json says {entries.get(choice.path)}, planned {choice.format}"
-            )
-    if entries != config.get("quantization_config", {}):
+    planned = quantization_entries(plan)
+    for name, entry in planned.get("quantization", {}).items():
+        found = config.get("quantization", {}).get(name)
+        if found != entry:
+            raise _DisagreesError(f"{name}: config.json says {found}, planned {entry}")
+    if config.get("quantization") != config.get("quantization_config") or bool(planned) != ("quantization" in config):
         raise _DisagreesError("quantization and quantization_config differ in config.json")
     return f"config.json names the format of each of {len(plan.choices)} modules"
 
@@ -139,27 +142,30 @@ def _finite(folder: Path) -> str:
     return f"{len(names)} tensors of floats are finite"
 
 
-def _loads(folder: Path) -> str:
-    try:
-        has_tokenizer = check_loads(folder)
-    except Exception as error:  # whatever mlx_lm raises is the finding
-        raise _DisagreesError(f"mlx_lm does not load it: {error!r}") from error
-    return "mlx_lm.load loads it" if has_tokenizer else "mlx_lm loads it (there is no tokenizer to load)"
-
-
-def _logits(folder: Path, plan: Plan) -> str:
+def _logits(folder: Path, plan: Plan, stock_answer: Callable[[], Answer]) -> str:
     units = {choice.path: (choice.shape, choice.format) for choice in plan.choices}
     try:
-        difference, finite = logits_difference(folder, units)
+        expected = plain_logits(folder, units)  # meanwhile the other process loads and computes
     except Exception as error:  # whatever mlx_lm raises is the finding
-        raise _DisagreesError(f"mlx_lm does not compute with it: {error!r}") from error
-    if not finite:
+        raise _DisagreesError(f"mlx_lm does not compute with the dequantized weights: {error!r}") from error
+    answer = stock_answer()
+    if answer.loads_error:
+        raise _DisagreesError("not compared: mlx_lm does not load it")
+    if answer.logits_error:
+        raise _DisagreesError(f"mlx_lm does not compute with it: {answer.logits_error}")
+    found = difference(answer.logits, expected)
+    if not isfinite(found):
         raise _DisagreesError("logits are not finite")
-    if not difference < LOGITS_TOLERANCE:
-        raise _DisagreesError(
-            f"logits differ from the dequantized model's by {difference:.2g}, allowed {LOGITS_TOLERANCE}"
-        )
-    return f"logits equal the dequantized model's to {difference:.1e}"
+    if not found < LOGITS_TOLERANCE:
+        raise _DisagreesError(f"logits differ from the dequantized model's by {found:.2g}, allowed {LOGITS_TOLERANCE}")
+    return f"logits equal the dequantized model's to {found:.1e}"
+
+
+def _loads(stock_answer: Callable[[], Answer]) -> str:
+    answer = stock_answer()
+    if answer.loads_error:
+        raise _DisagreesError(f"mlx_lm does not load it: {answer.loads_error}")
+    return "mlx_lm.load loads it" if answer.has_tokenizer else "mlx_lm loads it (there is no tokenizer to load)"
 
 
 def _errors(folder: Path, plan: Plan, source: Source) -> str:
@@ -194,5 +200,5 @@ def _error_differences(stored: StoredModel, plan: Plan, source: Source) -> Itera
             return found
         return abs(found - choice.error) / choice.error if choice.error else found
 
-    for unit, difference in in_process(source, measured_again, source.units):
-        yield unit.path, difference
+    for unit, differs in in_process(source, measured_again, source.units):
+        yield unit.path, differs

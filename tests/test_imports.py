@@ -12,25 +12,29 @@ ROOT = Path(__file__).parent.parent
 LEVELS = (
     {"mint"},
     {"errors"},
-    {"formats", "log", "roles", "budget", "journal", "knapsack_relaxation"},
-    {"kernels", "shards", "units", "layout", "knapsack_search"},
-    {"knapsack", "trace", "tree", "device", "sensitivity", "manifest", "weights", "stored"},
-    {"source"},
-    {"analysis", "execute", "agreement"},
+    {"formats", "log", "roles", "budget", "journal", "knapsack_relaxation", "context", "progress", "process"},
+    {"kernels", "shards", "units", "layout", "knapsack_merge", "devices", "compat", "speed"},
+    {"knapsack_search", "trace", "tree", "device", "sensitivity", "manifest", "weights", "stored"},
+    {"source", "knapsack", "analysis", "objectives", "agreement"},
+    {"execute", "rules", "trace_context", "stock"},
     {"plan"},
-    {"jobs", "allocate", "possible"},
-    {"analyze", "assemble", "verify"},
+    {"jobs", "problem", "possible", "explain", "diff"},
+    {"allocate", "curve", "fit", "reuse"},
+    {"analyze", "assemble", "verify", "draw"},
     {"quantize"},
-    {"show"},
+    {"records"},
+    {"show", "options"},
+    {"commands", "plan_commands"},
     {"cli"},
 )
 OWNERS = {
     "mlx_lm": {"mint/tree.py"},
     "ray": set(),
     "numba": {"mint/kernels"},
-    "typer": {"mint/cli.py"},
+    "typer": {"mint/cli.py", "mint/options.py", "mint/commands.py", "mint/plan_commands.py"},
     "rich": {"mint/show.py", "mint/cli.py"},
     "transformers": set(),
+    "matplotlib": {"mint/draw.py"},
 }
 
 

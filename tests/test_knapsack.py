@@ -1,7 +1,8 @@
 """The knapsack's laws, against brute force, an independent solver and itself."""
 
 from dataclasses import dataclass
-from itertools import pairwise, product
+from itertools import accumulate, pairwise, product
+from math import inf
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from scipy.optimize import LinearConstraint, milp
 
-from mint import knapsack_search
+from mint import knapsack_merge, knapsack_search
 from mint.knapsack import Infeasible, Knapsack, Solution, solve
 from mint.knapsack_search import PRECISION
 
@@ -104,12 +105,16 @@ def test_no_choice_is_better_by_brute_force(instance: Instance) -> None:
     assert solution.gap == 0.0
 
 
+@pytest.mark.parametrize("depth", [0, 3])
+@pytest.mark.parametrize("split", [0.0, 2.0])  # always, never
 @pytest.mark.parametrize(("narrow", "wide"), [(2000, 50_000), (1, 50_000), (1, 2)])
 def test_no_choice_is_better_when_every_stage_of_the_search_has_to_work(
-    monkeypatch: pytest.MonkeyPatch, narrow: int, wide: int
+    monkeypatch: pytest.MonkeyPatch, narrow: int, wide: int, split: float, depth: int
 ) -> None:
-    for name, tight in {"PROBES": (), "MANY": 0, "NARROW": narrow, "WIDE": wide}.items():
-        monkeypatch.setattr(knapsack_search, name, tight)
+    tight = {"EXCHANGED": 0, "FEW": 0, "MANY": 0, "DEPTH": depth, "SPLIT": split, "PROBED": (1, 2)}
+    for name, value in {**tight, "NARROW": narrow, "WIDE": wide}.items():
+        monkeypatch.setattr(knapsack_search, name, value)
+    monkeypatch.setattr(knapsack_merge, "CROWD", 1)
     rng = np.random.default_rng(7)
     for _ in range(150):
         counts = rng.integers(1, 5, rng.integers(2, 6)).tolist()
@@ -121,6 +126,58 @@ def test_no_choice_is_better_when_every_stage_of_the_search_has_to_work(
         solution = instance.solve()
         assert solution.loss == same(brute_force(instance))
         assert solution.gap == 0.0
+
+
+CHARACTERS = ("ties", "lattice", "off the lattice", "below the lattice", "huge class", "equal classes", "linear")
+
+
+def of_character(character: str, rng: np.random.Generator) -> tuple[list[list[int]], list[list[float]]]:
+    """Sizes and losses that defy one of the solver's assumptions each."""
+    alike = rng.integers(0, 50, 5) * 4096, rng.random(5)
+    sizes, losses = [], []
+    for i in range(int(rng.integers(2, 11))):
+        count = int(rng.integers(1, 7))
+        strides, loss = rng.integers(1, 60, count), rng.random(count)
+        size = {
+            "ties": strides // 10,
+            "lattice": strides * 8192 + rng.integers(0, 40),
+            "off the lattice": strides * 1024 + rng.integers(0, 200, count),
+            "below the lattice": strides * 4096 - rng.integers(0, 60, count),
+            "huge class": strides * (10**7 if i == 0 else 1000) + rng.integers(0, 9, count),
+            "equal classes": alike[0] + rng.integers(0, 3),
+            "linear": strides * 4096,
+        }[character]
+        loss = {
+            "ties": np.rint(5 * loss),
+            "huge class": loss * (100 if i == 0 else 1),
+            "equal classes": alike[1],
+            "linear": (60 - strides) * (1 + 1e-3 * loss),
+        }.get(character, loss)
+        sizes.append(size.tolist())
+        losses.append(loss.tolist())
+    return sizes, losses
+
+
+def front(sizes: list[list[int]], losses: list[list[float]]) -> list[tuple[int, float]]:
+    """Every total of sizes with less loss than all smaller ones: the answer at all capacities at once."""
+    totals = [(0, 0.0)]
+    for size, loss in zip(sizes, losses, strict=True):
+        merged = sorted((a + x, b + y) for a, b in totals for x, y in zip(size, loss, strict=True))
+        least = [inf, *accumulate((loss for _, loss in merged), min)]
+        totals = [total for total, before in zip(merged, least, strict=False) if total[1] < before]
+    return totals
+
+
+@pytest.mark.parametrize("character", CHARACTERS)
+def test_no_choice_is_better_by_the_front_of_all_totals(character: str) -> None:
+    rng = np.random.default_rng(11)
+    for _ in range(25):
+        sizes, losses = of_character(character, rng)
+        totals, knapsack = front(sizes, losses), Knapsack(sizes, losses)
+        for capacity in rng.integers(totals[0][0], totals[-1][0] + 2, 6).tolist():
+            solution = knapsack.solve(capacity)
+            assert solution.loss == same(max(total for total in totals if total[0] <= capacity)[1])
+            assert solution.gap == 0.0
 
 
 @pytest.mark.parametrize("seed", range(8))
@@ -144,6 +201,22 @@ def test_no_choice_is_better_by_highs(seed: int) -> None:
     assert instance.nbytes(choice) <= instance.capacity + 2  # HiGHS's own tolerance
     assert solution.loss == pytest.approx(instance.loss(choice), rel=2e-6)
     assert solution.loss <= instance.loss(choice) * (1 + 1e-9) or instance.nbytes(choice) > instance.capacity
+
+
+@pytest.mark.parametrize("share", np.linspace(0, 1, 12).tolist())
+def test_one_huge_class_is_proved_without_a_long_search(share: float) -> None:
+    instance = curves(200, 2, (576, 192, 1536), share)
+    huge = curves(1, 4, (49152 * 8,))
+    sizes, losses = [*instance.sizes, *huge.sizes], [*instance.losses, *huge.losses]
+    least, most = sum(map(min, sizes)), sum(map(max, sizes))
+    assert solve(sizes, losses, least + int((most - least) * share), seconds=2.0).gap == 0.0
+
+
+def test_budgets_in_any_order_have_the_same_choices() -> None:
+    instance = curves(80, 6)
+    capacities = np.linspace(instance.smallest, instance.largest, 40).astype(int).tolist()
+    rising, falling = (Knapsack(instance.sizes, instance.losses) for _ in range(2))
+    assert [rising.solve(n) for n in capacities] == [falling.solve(n) for n in reversed(capacities)][::-1]
 
 
 @pytest.mark.parametrize("share", [0.001, 0.05, 0.2, 0.7])
@@ -285,6 +358,16 @@ def test_a_time_limit_gives_a_good_choice_with_an_honest_gap(seconds: float) -> 
     assert solution.bound <= solution.loss
     assert 0 <= solution.gap < 0.1
     assert solution.gap == pytest.approx((solution.loss - solution.bound) / solution.loss)
+
+
+@pytest.mark.parametrize("share", [0.02, 0.3, 0.8])
+def test_an_answer_without_time_is_bounded_by_the_proved_one(share: float) -> None:
+    instance = curves(300, 9, share=share)
+    hasty, proved = solve(instance.sizes, instance.losses, instance.capacity, seconds=0.0), instance.solve()
+    assert proved.gap == 0.0
+    assert hasty.bound <= proved.loss * (1 + PRECISION)
+    assert proved.loss <= hasty.loss * (1 + PRECISION)
+    assert hasty.gap == (hasty.loss - hasty.bound) / hasty.loss
 
 
 @given(instances())

@@ -20,6 +20,7 @@ from mint.manifest import read_manifest
 from mint.plan import Plan
 from mint.possible import possible_bytes
 from mint.quantize import quantize
+from mint.rules import Rules
 from mint.source import Source, open_source
 from mint.units import Unit
 from mint.verify import verify
@@ -32,7 +33,7 @@ ANY_SQNR = -100.0
 def _plan(source: Source, folder: Path, share: float) -> Plan:
     analysis = analyze(source, folder / "a.mint")
     smallest, largest = possible_bytes(source.units, source.parameters)
-    return allocate(analysis, int(smallest + (largest - smallest) * share), veto_db=ANY_SQNR)
+    return allocate(analysis, int(smallest + (largest - smallest) * share), rules=Rules(veto_db=ANY_SQNR))
 
 
 def _bytes_on_disk(folder: Path) -> int:
@@ -84,7 +85,7 @@ def test_shards_stay_below_their_limit_and_the_index_names_every_tensor(make_mod
     source = open_source(make_model("qwen3_moe"))
     analysis = analyze(source, tmp_path / "a.mint")
     limit = 150_000
-    plan = allocate(analysis, 700_000, veto_db=ANY_SQNR, max_shard_bytes=limit)
+    plan = allocate(analysis, 700_000, rules=Rules(veto_db=ANY_SQNR), max_shard_bytes=limit)
     assemble(plan, source, tmp_path / "out")
     files = sorted((tmp_path / "out").glob("*.safetensors"))
     assert len(files) > 3
@@ -262,7 +263,7 @@ def test_quantize_does_it_all_and_the_second_budget_measures_nothing(llama: Path
 
 def test_the_same_model_and_budget_give_the_same_folder(llama: Path, tmp_path: Path) -> None:
     for name in ("a", "b"):
-        quantize(llama, 200_000, tmp_path / name, analysis=tmp_path / f"{name}.mint", veto_db=0.0)
+        quantize(llama, 200_000, tmp_path / name, analysis=tmp_path / f"{name}.mint", rules=Rules(veto_db=0.0))
     assert _folder_bytes(tmp_path / "a") == _folder_bytes(tmp_path / "b")
     assert read_manifest(tmp_path / "a") == read_manifest(tmp_path / "b")
 

@@ -1,0 +1,147 @@
+"""The commands that read or write a model: one function each, a thin rim around one verb."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mint.options import Dtype, Json, KeepNonfinite, Model, PlanFile, Reused, Room, Wishes, takes
+from mint.show import Screen
+
+Output = Annotated[
+    Path, typer.Option("--output", "-o", help="Folder to write; must not exist. It is built in OUTPUT.partial.")
+]
+
+
+@takes(Room, Wishes)
+def quantize(
+    model: Model,
+    output: Annotated[
+        Path,
+        typer.Option(
+            "--output", "-o",
+            help="Folder to write; must not exist. It is built in OUTPUT.partial. Several budgets: OUTPUT-BUDGET each.",
+        ),
+    ],
+    room: Room,
+    wishes: Wishes,
+    analysis: Annotated[
+        Path | None, typer.Option(help="Keep the analysis here; default: a cache, so the next budget is quick.")
+    ] = None,
+    dtype: Dtype = "",
+    keep_nonfinite: KeepNonfinite = False,
+    reuse: Reused = [],  # noqa: B006, typer copies it
+    as_json: Json = False,
+) -> None:  # fmt: skip
+    """Write the best MLX model that fits: analyze, allocate, assemble, verify.
+
+    Interrupted or killed, the same command goes on where it stopped.
+
+    Example: mint quantize models/Qwen3-8B --budget 6GB --output Qwen3-8B-6GB
+    """
+    room.check()
+    wishes.rules()
+    outputs = room.outputs(output)
+    from mint.stock import stock
+
+    stock()  # imports mlx_lm while this process does
+    from mint.quantize import Target, quantize_all
+    from mint.records import quantized_record
+
+    with Screen(as_json) as screen:
+        done = quantize_all(
+            model,
+            [Target(path, room.budget_of(name)) for name, path in outputs.items()],
+            wishes.problem,
+            analysis=analysis,
+            dtype=_dtype(dtype),
+            keep_nonfinite=keep_nonfinite,
+            reuse=reuse,
+            on_progress=screen.on_progress,
+        )
+    screen.answer_all([quantized_record(each) for each in done])
+
+
+def inspect(model: Model, dtype: Dtype = "", as_json: Json = False) -> None:
+    """Show what a model is made of: units, roles, sizes, smallest and largest possible model. Reads headers only."""
+    from mint.records import source_record
+    from mint.source import open_source
+
+    with Screen(as_json) as screen:
+        source = open_source(model, dtype=_dtype(dtype))
+    screen.answer(source_record(source))
+
+
+def analyze(
+    model: Model,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="File to write; default: NAME.mint in this folder.")
+    ] = None,
+    dtype: Dtype = "",
+    keep_nonfinite: KeepNonfinite = False,
+    as_json: Json = False,
+) -> None:
+    """Measure what every format would do to every unit. Killed at any point, the same command goes on."""
+    from mint.analyze import analyze as run
+    from mint.records import analysis_record
+    from mint.source import open_source
+
+    path = output or Path(f"{model.resolve().name}.mint")
+    with Screen(as_json) as screen:
+        source = open_source(model, dtype=_dtype(dtype))
+        analysis = run(source, path, keep_nonfinite=keep_nonfinite, on_progress=screen.on_progress)
+    screen.answer(analysis_record(analysis, path))
+
+
+def assemble(
+    plan: PlanFile,
+    model: Annotated[Path, typer.Option("--model", "-m", help="Folder of the model that was analyzed.")],
+    output: Output,
+    reuse: Reused = [],  # noqa: B006, typer copies it
+    as_json: Json = False,
+) -> None:
+    """Write the model that a plan describes; formats edited by hand count. Killed, the same command goes on."""
+    from mint.assemble import assemble as run
+    from mint.plan import read_plan
+    from mint.records import manifest_record
+    from mint.reuse import Reuse
+    from mint.source import open_source
+
+    with Screen(as_json) as screen:
+        chosen = read_plan(plan)
+        for path in chosen.edited:
+            screen.note(f"{path}: format changed by hand")
+        taken = Reuse(reuse)
+        source = open_source(model, dtype=chosen.dtype)
+        manifest = run(chosen, source, output, reuse=taken, on_progress=screen.on_progress)
+    screen.answer(manifest_record(manifest, output, taken))
+
+
+def verify(
+    folder: Annotated[Path, typer.Argument(metavar="OUT", help="A folder that mint wrote.")],
+    model: Annotated[
+        Path | None, typer.Option("--model", "-m", help="Also measure the error of every unit against this model.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Check sizes, digests, tensors and config, load the model with mlx_lm, and compare its logits."""
+    from mint.stock import stock
+
+    stock()  # imports mlx_lm while this process does
+    from mint.plan import read_plan
+    from mint.records import verification_record
+    from mint.source import open_source
+    from mint.verify import verify as run
+
+    with Screen(as_json) as screen:
+        source = open_source(model, dtype=read_plan(folder).dtype) if model else None
+        verification = run(folder, source, on_progress=screen.on_progress)
+    screen.answer(verification_record(verification))
+    if not verification.passed:
+        raise typer.Exit(1)
+
+
+def _dtype(name: str) -> str:
+    if name not in ("", "float16", "bfloat16", "float32"):
+        raise typer.BadParameter(f"found {name!r}, needed float16, bfloat16 or float32", param_hint="--dtype")
+    return name

@@ -1,0 +1,81 @@
+"""The whole curve of budget and loss of a model: where bytes buy much, and where they stop to.
+
+Every point is an exact plan of its budget, so the curve falls monotonically and nothing lies below it.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from math import exp, log
+
+from mint.problem import Problem
+from mint.progress import OnProgress, Progress, ignore
+
+POINTS = 100
+_HALVED = 0.5  # a knee: from here on the next byte saves less than half of what the last one saved
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """The best plan of one budget; `gap` is how far at most it is from the best, 0 where that is proved."""
+
+    budget_bytes: int
+    planned_bytes: int
+    bits_per_weight: float
+    loss: float
+    gap: float
+
+
+@dataclass(frozen=True, slots=True)
+class Curve:
+    """Points by rising budget, and the knees among them: what is bought beyond one costs at least twice as much."""
+
+    points: tuple[Point, ...]
+    knees: tuple[Point, ...]
+
+    def loss_at(self, budget_bytes: int) -> float:
+        """The loss of a budget between the points, along a straight line of its logarithm; flat beyond the ends."""
+        points = self.points
+        if budget_bytes <= points[0].budget_bytes:
+            return points[0].loss
+        for left, right in pairwise(points):
+            if budget_bytes <= right.budget_bytes:
+                share = (budget_bytes - left.budget_bytes) / (right.budget_bytes - left.budget_bytes)
+                if right.loss <= 0:
+                    return left.loss * (1 - share)
+                return exp(log(left.loss) * (1 - share) + log(right.loss) * share)
+        return points[-1].loss
+
+
+def curve(problem: Problem, *, points: int = POINTS, on_progress: OnProgress = ignore) -> Curve:
+    """The curve of a model from its smallest plan to the smallest one with the least loss, at evenly spaced budgets."""
+    first, last = problem.smallest_bytes, problem.largest_bytes
+    count = max(2, points)
+    budgets = sorted({first + (last - first) * index // (count - 1) for index in range(count)})
+    found: list[Point] = []
+    for budget, solution in zip(budgets, problem.solutions(budgets), strict=True):
+        planned = problem.planned_bytes(solution)
+        found.append(Point(budget, planned, 8 * planned / problem.weights, solution.loss, solution.gap))
+        on_progress(Progress("curve", len(found), len(budgets), ""))
+    return Curve(tuple(found), _knees(found))
+
+
+def _knees(points: Sequence[Point]) -> tuple[Point, ...]:
+    """Where the saving per byte, relative to the loss, at least halves along the hull of bytes and log loss."""
+    hull: list[Point] = []
+    for point in points:
+        if point.loss <= 0:
+            break
+        while len(hull) > 1 and _fall(hull[-2], hull[-1]) <= _fall(hull[-2], point):
+            hull.pop()
+        hull.append(point)
+    return tuple(
+        here
+        for before, here, after in zip(hull, hull[1:], hull[2:], strict=False)
+        if _fall(here, after) < _HALVED * _fall(before, here)
+    )
+
+
+def _fall(left: Point, right: Point) -> float:
+    """Relative loss saved per byte between two points."""
+    return (log(left.loss) - log(right.loss)) / (right.budget_bytes - left.budget_bytes)

@@ -1,0 +1,122 @@
+"""The commands that need an analysis or a plan, and never the model: they take a moment."""
+
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mint.errors import MintError
+from mint.options import AnalysisFile, Json, PlanFile, Room, Wishes, takes
+from mint.show import Screen
+
+
+@takes(Room, Wishes)
+def allocate(
+    analysis: AnalysisFile,
+    room: Room,
+    wishes: Wishes,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output", "-o", help="Write the plan here as JSON; default: only show it. Several budgets: NAME-BUDGET."
+        ),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Choose a format for every unit: the least predicted loss that fits the budget. Takes a moment."""
+    from mint.analysis import read_analysis
+    from mint.plan import write_plan
+    from mint.records import plan_record
+
+    started = time.perf_counter()
+    room.check()
+    outputs = room.outputs(output) if output else {}
+    for path in outputs.values():
+        if path.exists():
+            raise MintError(f"{path} exists; nothing is ever overwritten. Choose another --output")
+    with Screen(as_json) as screen:
+        problem = wishes.problem(read_analysis(analysis))
+        plans = {name: problem.plan(room.budget_of(name)(problem)) for name in room.names}
+        for name, path in outputs.items():
+            write_plan(plans[name], path)
+    seconds = time.perf_counter() - started
+    screen.answer_all([plan_record(plan, outputs.get(name), seconds) for name, plan in plans.items()])
+
+
+@takes(Wishes)
+def curve(
+    analysis: AnalysisFile,
+    wishes: Wishes,
+    points: Annotated[int, typer.Option(min=2, help="How many budgets to solve.")] = 100,
+    context: Annotated[str, typer.Option(metavar="TOKENS", help="Context that the devices have to hold too.")] = "8k",
+    reserve: Annotated[str, typer.Option(metavar="SIZE", help="Memory of the devices for everything else.")] = "1GB",
+    csv: Annotated[Path | None, typer.Option(metavar="FILE", help="Write all points here.")] = None,
+    plot: Annotated[Path | None, typer.Option(metavar="FILE.png|svg", help="Draw the curve here.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Show the whole curve of budget and loss: knees, what the next bytes buy, where every device lies on it."""
+    from mint.analysis import read_analysis
+    from mint.budget import parse_size, parse_tokens
+    from mint.curve import curve as run
+    from mint.draw import draw_curve, write_csv
+    from mint.fit import devices_on
+    from mint.records import curve_record
+
+    for path in filter(None, (csv, plot)):
+        if path.exists():
+            raise MintError(f"{path} exists; nothing is ever overwritten. Choose another name")
+    with Screen(as_json) as screen:
+        problem = wishes.problem(read_analysis(analysis))
+        found = run(problem, points=points, on_progress=screen.on_progress)
+        devices = devices_on(problem, tokens=parse_tokens(context), reserve_bytes=parse_size(reserve))
+        if csv:
+            write_csv(found, csv)
+        if plot:
+            draw_curve(found, devices, plot, title=problem.analysis.model_type)
+    screen.answer(curve_record(found, devices, csv, plot, brief=not as_json))
+
+
+def explain(
+    plan: PlanFile,
+    pattern: Annotated[str, typer.Argument(metavar="[PATTERN]", help="Units, such as '*.layers.0.*'.")] = "*",
+    as_json: Json = False,
+) -> None:
+    """Tell why units have their formats: what else there was, what the veto took, the next step up and down."""
+    from mint.explain import explain as run
+    from mint.plan import read_plan
+    from mint.records import explanation_record
+
+    with Screen(as_json) as screen:
+        chosen = read_plan(plan)
+        explanations = run(chosen, pattern)
+    screen.answer(explanation_record(chosen, explanations))
+
+
+def diff(
+    before: Annotated[Path, typer.Argument(metavar="PLAN", help="A plan, or a folder that mint wrote.")],
+    after: Annotated[Path, typer.Argument(metavar="PLAN", help="Another one of the same model.")],
+    as_json: Json = False,
+) -> None:
+    """Show which units differ between two plans, and what that costs and saves."""
+    from mint.diff import diff as run
+    from mint.plan import read_plan
+    from mint.records import diff_record
+
+    with Screen(as_json) as screen:
+        first, second = read_plan(before), read_plan(after)
+        changes = run(first, second)
+    screen.answer(diff_record(first, second, changes))
+
+
+def devices(
+    name: Annotated[str, typer.Argument(metavar="[NAME]", help="Only devices whose name contains this.")] = "",
+    loaders: Annotated[bool, typer.Option("--loaders", help="List loaders for --compat instead.")] = False,
+    as_json: Json = False,
+) -> None:
+    """List the devices that a budget can be named after, with what they leave for a model."""
+    from mint.records import devices_record, loaders_record
+
+    with Screen(as_json) as screen:
+        record = loaders_record() if loaders else devices_record(name)
+    screen.answer(record)

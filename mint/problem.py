@@ -1,0 +1,197 @@
+"""What there is to choose for a model, in bytes and losses: an analysis under an objective and rules.
+
+Prepared once, solved for any number of budgets. The knapsack sees bytes and losses only; names stay here.
+"""
+
+from collections.abc import Iterable, Iterator
+from functools import cached_property
+from math import prod
+
+from mint.analysis import Analysis, Measurement
+from mint.budget import format_size
+from mint.errors import MintError
+from mint.formats import KEEP, Format
+from mint.knapsack import Infeasible, Knapsack, Solution
+from mint.layout import MAX_SHARD_BYTES, overhead_nbytes, parameter_nbytes, unit_nbytes
+from mint.objectives import OBJECTIVES, Objective
+from mint.plan import Choice, Plan, digits_for
+from mint.rules import Allowance, Allowed, Rules
+from mint.speed import decode_cost
+from mint.units import Unit
+
+_REFERENCE = Format("affine", 4, 64)  # what a preference for speed is measured against
+
+
+class Problem:
+    """One analysis under an objective and rules, ready for any budget.
+
+    `prefer_speed` charges a format for what it costs at decoding: at 1, a hundredth of the time of uniform 4/64 is
+    worth a hundredth of the loss of uniform 4/64. Raises `MintError` for rules that contradict each other.
+    """
+
+    def __init__(
+        self,
+        analysis: Analysis,
+        objective: Objective = OBJECTIVES["output"],
+        rules: Rules = Rules(),  # noqa: B008, it is frozen
+        *,
+        prefer_speed: float = 0.0,
+        max_shard_bytes: int = MAX_SHARD_BYTES,
+    ) -> None:
+        self.analysis = analysis
+        self.objective = objective
+        self.rules = rules
+        self.prefer_speed = prefer_speed
+        self.max_shard_bytes = max_shard_bytes
+        self._digits = digits_for((unit.shape for unit in analysis.units), analysis.parameters)
+        self._alphas = objective.alphas(analysis.units)
+        self._active = active_shares(analysis)
+        allowance = Allowance(rules, analysis.units, objective.formats)
+        self._allowed = [allowance.of(unit, analysis.measurements[unit.path]) for unit in analysis.units]
+        self._speed_price = prefer_speed and prefer_speed * self._reference_price()
+        rows = [
+            self._row(unit, analysis.measurements[unit.path], allowed)
+            for unit, allowed in zip(analysis.units, self._allowed, strict=True)
+        ]
+        self._knapsack = Knapsack([sizes for sizes, _ in rows], [losses for _, losses in rows])
+        self._parameter_nbytes = sum(
+            sum(parameter_nbytes(parameter.name, parameter.shape, parameter.dtype, self._digits))
+            for parameter in analysis.parameters
+        )
+        self.largest_bytes = self._with_overhead(sum(_size_of_least(sizes, losses) for sizes, losses in rows))
+
+    @property
+    def weights(self) -> int:
+        """Number of weights of the unquantized model."""
+        analysis = self.analysis
+        return sum(unit.size for unit in analysis.units) + sum(prod(p.shape) for p in analysis.parameters)
+
+    @cached_property
+    def smallest_bytes(self) -> int:
+        """The smallest budget that has a plan."""
+        return self._with_overhead(self._knapsack.smallest)
+
+    def plan(self, budget_bytes: int, *, seconds: float = 10.0) -> Plan:
+        """The plan of least loss within the budget, with its proved bound, or the best one found in `seconds`.
+
+        Raises `MintError` naming the smallest budget that works when there is no plan.
+        """
+        try:
+            solution = self._knapsack.solve(self._capacity(budget_bytes), seconds=seconds)
+        except Infeasible as error:
+            raise MintError(self._infeasible(budget_bytes)) from error
+        return self._plan(budget_bytes, solution)
+
+    def solutions(self, budgets: Iterable[int]) -> Iterator[Solution]:
+        """The knapsack's own answers for many budgets, all of them feasible."""
+        return (self._knapsack.solve(self._capacity(budget)) for budget in budgets)
+
+    def planned_bytes(self, solution: Solution) -> int:
+        """The size of the weight files of an answer, at most."""
+        nbytes = solution.nbytes + self._parameter_nbytes
+        return nbytes + overhead_nbytes(nbytes, self.max_shard_bytes)
+
+    def _plan(self, budget_bytes: int, solution: Solution) -> Plan:
+        capacity = self._capacity(budget_bytes)
+        analysis = self.analysis
+        plan = Plan(
+            model=analysis.model,
+            model_type=analysis.model_type,
+            dtype=analysis.dtype,
+            analysis=analysis.digest,
+            device=analysis.device,
+            budget_bytes=budget_bytes,
+            objective=self.objective,
+            rules=self.rules,
+            speed_price=self._speed_price,
+            bound=solution.bound,
+            price=self._knapsack.price(capacity),
+            choices=tuple(
+                self._choice(unit, allowed, allowed.formats[index])
+                for unit, allowed, index in zip(analysis.units, self._allowed, solution.choice, strict=True)
+            ),
+            parameters=analysis.parameters,
+            max_shard_bytes=self.max_shard_bytes,
+        )
+        assert plan.planned_bytes <= budget_bytes, "the overhead of the shards was underestimated"
+        return plan
+
+    def _choice(self, unit: Unit, allowed: Allowed, format: Format) -> Choice:
+        measurement = self.analysis.measurements[unit.path]
+        known = not measurement.nonfinite
+        return Choice(
+            path=unit.path,
+            format=format,
+            reason=allowed.reason,
+            shape=unit.shape,
+            dtype=unit.dtype,
+            role=unit.role,
+            layer=unit.layer,
+            min_bits=unit.min_bits,
+            alpha=self._alphas.get(unit.path, 0.0),
+            active=self._active.get(unit.path, 1.0),
+            formats=measurement.formats if known else (),
+            errors=measurement.errors if known else (),
+            vetoed=allowed.vetoed,
+        )
+
+    def _row(self, unit: Unit, measurement: Measurement, allowed: Allowed) -> tuple[list[int], list[float]]:
+        """Bytes and losses of the formats that a unit may have."""
+        parts = [unit_nbytes(unit.path, format, unit.shape, unit.dtype, self._digits) for format in allowed.formats]
+        alpha, loss = self._alphas.get(unit.path, 0.0), self.objective.loss
+        errors = dict(zip(measurement.formats, measurement.errors, strict=True))
+        errors[KEEP] = 0.0
+        losses = [loss(alpha, errors[format]) for format in allowed.formats]
+        if self._speed_price:
+            active = self._active.get(unit.path, 1.0)
+            for index, format in enumerate(allowed.formats):
+                losses[index] += self._speed_price * decode_cost(format, unit.shape, unit.dtype, active)
+        return [data + entries for data, entries in parts], losses
+
+    def _reference_price(self) -> float:
+        """Loss of uniform 4/64 over its decoding cost; units that cannot have it count in neither."""
+        loss = cost = 0.0
+        for unit in self.analysis.units:
+            measurement = self.analysis.measurements[unit.path]
+            if _REFERENCE in measurement.formats:
+                loss += self.objective.loss(self._alphas.get(unit.path, 0.0), measurement.error(_REFERENCE))
+                cost += decode_cost(_REFERENCE, unit.shape, unit.dtype, self._active.get(unit.path, 1.0))
+        return loss / cost if cost else 0.0
+
+    def _capacity(self, budget_bytes: int) -> int:
+        return budget_bytes - self._parameter_nbytes - overhead_nbytes(budget_bytes, self.max_shard_bytes)
+
+    def _with_overhead(self, nbytes: int) -> int:
+        """The smallest budget that leaves this capacity."""
+        budget = nbytes + self._parameter_nbytes
+        while self._capacity(budget) < nbytes:
+            budget += nbytes - self._capacity(budget)
+        return budget
+
+    def _infeasible(self, budget_bytes: int) -> str:
+        limits = [f"the veto (now {self.rules.veto_db:g} dB) with --veto"]
+        limits += ["the formats set or kept"] if self.rules.locks else []
+        limits += [f"--min-bits {self.rules.min_bits}"] if self.rules.min_bits else []
+        limits += ["--formats or --compat"] if self.rules.formats else []
+        return (
+            f"the budget of {budget_bytes} bytes ({format_size(budget_bytes)}) is too small; "
+            f"the smallest that works is {self.smallest_bytes} bytes ({format_size(self.smallest_bytes)}, rounded). "
+            f"Raise the budget, or relax {', '.join(limits)}"
+        )
+
+
+def active_shares(analysis: Analysis) -> dict[str, float]:
+    """The share of a unit's weights that one token reads, where it is not all of them.
+
+    A token reads one row of an embedding, unless that is the head too, and some experts of a stack.
+    """
+    shares = dict(analysis.active)
+    if any(unit.role == "head" for unit in analysis.units):
+        looked_up = [unit for unit in analysis.units if unit.role == "embedding"]
+        shares.update((unit.path, 1 / unit.shape[-2]) for unit in looked_up)
+    return shares
+
+
+def _size_of_least(sizes: list[int], losses: list[float]) -> int:
+    """The size of the smallest of the options with the least loss."""
+    return min(zip(losses, sizes, strict=True))[1]
