@@ -7,6 +7,7 @@ same versions on the same kind of device give the same bytes.
 
 import hashlib
 import os
+import struct
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import cache
@@ -90,27 +91,45 @@ class Analysis:
 
 
 def to_record(measurement: Measurement) -> dict[str, Any]:
-    """The frame of one measurement."""
-    return {**asdict(measurement), "formats": [str(format) for format in measurement.formats]}
+    """The frame of one measurement: floats as little-endian float64, the worst errors only where they differ."""
+    plain = measurement.worst_errors == measurement.errors
+    return {
+        "path": measurement.path,
+        "formats": " ".join(map(str, measurement.formats)),
+        "errors": _packed(measurement.errors),
+        "worst_errors": b"" if plain else _packed(measurement.worst_errors),
+        "energy": measurement.energy,
+        "nonfinite": measurement.nonfinite,
+        "slice_errors": measurement.slice_errors,
+    }
 
 
 def from_record(record: Mapping[str, Any]) -> Measurement:
     """The measurement of a frame."""
+    errors = _unpacked(record["errors"])
     return Measurement(
         path=record["path"],
-        formats=_formats(tuple(record["formats"])),
-        errors=tuple(record["errors"]),
-        worst_errors=tuple(record["worst_errors"]),
+        formats=_formats(record["formats"]),
+        errors=errors,
+        worst_errors=_unpacked(record["worst_errors"]) if record["worst_errors"] else errors,
         energy=record["energy"],
         nonfinite=record["nonfinite"],
         slice_errors=record["slice_errors"],
     )
 
 
+def _packed(values: tuple[float, ...]) -> bytes:
+    return struct.pack(f"<{len(values)}d", *values)
+
+
+def _unpacked(text: bytes) -> tuple[float, ...]:
+    return struct.unpack(f"<{len(text) // 8}d", text)
+
+
 @cache
-def _formats(names: tuple[str, ...]) -> tuple[Format, ...]:
+def _formats(names: str) -> tuple[Format, ...]:
     """One tuple for all units that were measured in the same formats."""
-    return tuple(map(parse_format, names))
+    return tuple(map(parse_format, names.split()))
 
 
 def write_analysis(path: Path, header: Mapping[str, Any], measurements: Mapping[str, Measurement]) -> None:

@@ -60,7 +60,7 @@ def assemble(
     partial.mkdir(parents=True, exist_ok=True)
     _check_space(partial, plan)
     header = {"plan": plan.digest, "device": device_kind(), "versions": versions()}
-    with Journal(partial / _JOURNAL_NAME, _MAGIC, header) as journal, WeightFiles(partial, plan.layout()) as files:
+    with Journal(partial / _JOURNAL_NAME, _MAGIC, header) as journal, WeightFiles(partial, plan.layout) as files:
         written = _still_there(journal, files, plan)
         pending = [unit for unit in source.units if unit.path not in written]
         total = sum(unit.nbytes for unit in source.units)
@@ -147,7 +147,7 @@ def _write_parameters(plan: Plan, source: Source, files: WeightFiles) -> None:
 
 def _finish(plan: Plan, source: Source, partial: Path, units: Mapping[str, str]) -> Manifest:
     """Everything beside the weights: index, config, tokenizer, card, plan, manifest."""
-    shards = plan.layout()
+    shards = plan.layout
     weight_map = dict(sorted((placed.tensor.name, shard.name) for shard in shards for placed in shard.tensors))
     index = {
         "metadata": {

@@ -6,6 +6,7 @@ Formats are named as people write them: `4/64` (affine, 4 bits, groups of 64), `
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cache
 from math import prod
 from typing import Any
 
@@ -42,8 +43,18 @@ class Format:
     bits: int
     group_size: int
 
+    # plans compare formats by the hundred thousand; what a dataclass writes would make tuples each time
+
+    def __eq__(self, other: object) -> bool:
+        return self is other or (
+            isinstance(other, Format)
+            and self.bits == other.bits
+            and self.group_size == other.group_size
+            and self.mode == other.mode
+        )
+
     def __hash__(self) -> int:
-        return self.bits << 16 | self.group_size  # a plan looks up formats by the hundred thousand
+        return self.bits << 16 | self.group_size
 
     def __str__(self) -> str:
         return f"{self.bits}/{self.group_size}" if self.mode == "affine" else self.mode
@@ -72,7 +83,7 @@ class Format:
 
     def nbytes(self, shape: tuple[int, ...], dtype: str) -> int:
         """Bytes of all tensors of a weight stored in this format."""
-        return sum(tensor.nbytes for tensor in self.tensors("", shape, dtype))
+        return _nbytes(self, shape, dtype)
 
     def parameters(self) -> dict[str, Any]:
         """The arguments of `to_quantized` that store a module in this format."""
@@ -81,6 +92,11 @@ class Format:
     def config(self) -> dict[str, Any] | bool:
         """The module's entry under `quantization` in config.json; `False` means not quantized."""
         return False if self == KEEP else self.parameters()
+
+
+@cache
+def _nbytes(format: Format, shape: tuple[int, ...], dtype: str) -> int:
+    return sum(tensor.nbytes for tensor in format.tensors("", shape, dtype))
 
 
 KEEP = Format("keep", 0, 1)

@@ -48,12 +48,13 @@ def stored_nbytes(tensors: Sequence[TensorSpec], digits: int) -> int:
 
 
 @cache
-def _name_nbytes(name: str) -> int:
+def name_nbytes(name: str) -> int:
+    """Bytes that a path takes in every header entry that it is part of."""
     return len(json.dumps(name)) - 2
 
 
 @cache
-def _unnamed(format: Format, shape: tuple[int, ...], dtype: str, digits: int) -> tuple[int, int, int]:
+def unnamed_nbytes(format: Format, shape: tuple[int, ...], dtype: str, digits: int) -> tuple[int, int, int]:
     """Bytes of data, bytes of header entries and number of tensors of a unit whose path is empty."""
     tensors = format.tensors("", shape, dtype)
     return sum(tensor.nbytes for tensor in tensors), header_nbytes(tensors, digits), len(tensors)
@@ -61,8 +62,8 @@ def _unnamed(format: Format, shape: tuple[int, ...], dtype: str, digits: int) ->
 
 def unit_nbytes(path: str, format: Format, shape: tuple[int, ...], dtype: str, digits: int) -> tuple[int, int]:
     """Bytes of data and of header entries of a unit: `stored_nbytes` of its tensors, without making them."""
-    data, entries, count = _unnamed(format, shape, dtype, digits)
-    return data, entries + count * _name_nbytes(path)
+    data, entries, count = unnamed_nbytes(format, shape, dtype, digits)
+    return data, entries + count * name_nbytes(path)
 
 
 def parameter_nbytes(name: str, shape: tuple[int, ...], dtype: str, digits: int) -> tuple[int, int]:

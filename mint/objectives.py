@@ -9,6 +9,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import sqrt
 
+import numpy as np
+from numpy.typing import NDArray
+
 from mint.errors import MintError
 from mint.formats import FORMATS, KEEP, Format, parse_format
 from mint.sensitivity import prior_alphas
@@ -28,6 +31,10 @@ class Objective:
     def loss(self, alpha: float, error: float) -> float:
         """The loss of a unit of sensitivity `alpha` whose squared relative error (NRMSE^2) is `error`."""
         return alpha * error if self.power == 2 else alpha * sqrt(error)
+
+    def losses(self, alpha: float, errors: NDArray[np.float64]) -> NDArray[np.float64]:
+        """The same of many errors at once."""
+        return alpha * (errors if self.power == 2 else np.sqrt(errors))
 
 
 # the published system: its formats, and its priors in the order in which they are looked up

@@ -10,6 +10,7 @@ import os
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from math import fsum, prod
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,7 @@ class Choice:
 
     path: str
     format: Format
+    error: float  # squared relative, in this format
     reason: str
     shape: tuple[int, ...]
     dtype: str
@@ -59,19 +61,14 @@ class Choice:
         """Bytes that the unit adds to the files, in its format or another."""
         return sum(unit_nbytes(self.path, format or self.format, self.shape, self.dtype, digits))
 
-    @property
-    def error(self) -> float:
-        """Squared relative error of the unit in its format."""
-        return self.error_of(self.format)
-
     def error_of(self, format: Format) -> float:
         """Squared relative error of the unit in a measured format, or kept."""
         return 0.0 if format == KEEP else self.errors[self.formats.index(format)]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Plan:
-    """What to write: every byte of it follows from this record and the model."""
+    """What to write: every byte of it follows from this record and the model. What is derived is computed once."""
 
     model: str  # identity of the source
     model_type: str
@@ -89,7 +86,7 @@ class Plan:
     max_shard_bytes: int = MAX_SHARD_BYTES
     edited: tuple[str, ...] = ()  # paths whose format was changed by hand
 
-    @property
+    @cached_property
     def loss(self) -> float:
         """What the objective predicts; for `output`, nats of KL divergence per token."""
         return fsum(self.loss_of(choice) for choice in self.choices)
@@ -98,7 +95,7 @@ class Plan:
         """A unit's share in the loss."""
         return self.objective.loss(choice.alpha, choice.error)
 
-    @property
+    @cached_property
     def charge(self) -> float:
         """What the wish for speed adds to the loss."""
         if not self.speed_price:
@@ -113,13 +110,13 @@ class Plan:
         gap = (cost - self.bound) / cost if cost > 0 else 0.0
         return gap if gap > 1e-12 else 0.0  # below: the same sum in another order
 
-    @property
+    @cached_property
     def bytes_per_token(self) -> float:
         """Bytes of weights that decoding one token reads, about: every unit in use, every parameter."""
         units = (bytes_per_token(choice.format, choice.shape, choice.dtype, choice.active) for choice in self.choices)
         return fsum(units) + sum(parameter.nbytes for parameter in self.parameters)
 
-    @property
+    @cached_property
     def planned_bytes(self) -> int:
         """Size of all weight files, headers included."""
         digits = offset_digits(self)
@@ -132,7 +129,7 @@ class Plan:
     def bits_per_weight(self) -> float:
         return 8 * self.planned_bytes / max(self.weights, 1)
 
-    @property
+    @cached_property
     def weights(self) -> int:
         """Number of weights of the unquantized model."""
         kept = sum(prod(parameter.shape) for parameter in self.parameters)
@@ -147,6 +144,7 @@ class Plan:
         ]
         return tuple(tensors for _, tensors in sorted(units + rest, key=_layer))
 
+    @cached_property
     def layout(self) -> tuple[OutputShard, ...]:
         """The weight files, to the byte."""
         digits = offset_digits(self)
@@ -315,9 +313,15 @@ def _choice_record(plan: Plan, choice: Choice, digits: int) -> dict[str, Any]:
 
 def _choice(fields: dict[str, Any], objective: Objective, digits: int) -> tuple[Choice, bool]:
     """The choice of a line, and whether its format was changed by hand since it was written."""
+    format = parse_format(fields["format"])
+    curve = {parse_format(name): float(error) for name, error in fields["curve"].items()}
+    if format not in (KEEP, *curve):
+        known = ", ".join(map(str, (*curve, KEEP)))
+        raise MintError(f"unit {fields['path']} cannot be stored as {format}; needed one of {known}")
     choice = Choice(
         path=fields["path"],
-        format=parse_format(fields["format"]),
+        format=format,
+        error=curve.get(format, 0.0),
         reason=fields["reason"],
         shape=tuple(fields["shape"]),
         dtype=fields["dtype"],
@@ -326,13 +330,10 @@ def _choice(fields: dict[str, Any], objective: Objective, digits: int) -> tuple[
         min_bits=int(fields["min_bits"]),
         alpha=float(fields["alpha"]),
         active=float(fields["active"]),
-        formats=tuple(map(parse_format, fields["curve"])),
-        errors=tuple(map(float, fields["curve"].values())),
+        formats=tuple(curve),
+        errors=tuple(curve.values()),
         vetoed=tuple(map(parse_format, fields["vetoed"])),
     )
-    if choice.format not in (KEEP, *choice.formats):
-        known = ", ".join(map(str, (*choice.formats, KEEP)))
-        raise MintError(f"unit {choice.path} cannot be stored as {choice.format}; needed one of {known}")
     written = (int(fields["nbytes"]), float(fields["loss"]))
     edited = (choice.nbytes(digits), objective.loss(choice.alpha, choice.error)) != written
     return (replace(choice, reason="chosen by hand") if edited else choice), edited

@@ -7,12 +7,15 @@ from collections.abc import Iterable, Iterator
 from functools import cached_property
 from math import prod
 
+import numpy as np
+
 from mint.analysis import Analysis, Measurement
 from mint.budget import format_size
 from mint.errors import MintError
 from mint.formats import KEEP, Format
 from mint.knapsack import Infeasible, Knapsack, Solution
-from mint.layout import MAX_SHARD_BYTES, overhead_nbytes, parameter_nbytes, unit_nbytes
+from mint.knapsack_relaxation import Floats, Integers
+from mint.layout import MAX_SHARD_BYTES, name_nbytes, overhead_nbytes, parameter_nbytes, unnamed_nbytes
 from mint.objectives import OBJECTIVES, Objective
 from mint.plan import Choice, Plan, digits_for
 from mint.rules import Allowance, Allowed, Rules
@@ -46,6 +49,7 @@ class Problem:
         self._digits = digits_for((unit.shape for unit in analysis.units), analysis.parameters)
         self._alphas = objective.alphas(analysis.units)
         self._active = active_shares(analysis)
+        self._kinds: dict[tuple[tuple[int, ...], str, int], tuple[Integers, Integers, Integers]] = {}
         allowance = Allowance(rules, analysis.units, objective.formats)
         self._allowed = [allowance.of(unit, analysis.measurements[unit.path]) for unit in analysis.units]
         self._speed_price = prefer_speed and prefer_speed * self._reference_price()
@@ -58,7 +62,7 @@ class Problem:
             sum(parameter_nbytes(parameter.name, parameter.shape, parameter.dtype, self._digits))
             for parameter in analysis.parameters
         )
-        self.largest_bytes = self._with_overhead(sum(_size_of_least(sizes, losses) for sizes, losses in rows))
+        self._rows = rows
 
     @property
     def weights(self) -> int:
@@ -70,6 +74,11 @@ class Problem:
     def smallest_bytes(self) -> int:
         """The smallest budget that has a plan."""
         return self._with_overhead(self._knapsack.smallest)
+
+    @cached_property
+    def largest_bytes(self) -> int:
+        """The smallest budget whose plan has the least loss of all."""
+        return self._with_overhead(sum(_size_of_least(sizes, losses) for sizes, losses in self._rows))
 
     def plan(self, budget_bytes: int, *, seconds: float = 10.0) -> Plan:
         """The plan of least loss within the budget, with its proved bound, or the best one found in `seconds`.
@@ -107,7 +116,7 @@ class Problem:
             bound=solution.bound,
             price=self._knapsack.price(capacity),
             choices=tuple(
-                self._choice(unit, allowed, allowed.formats[index])
+                self._choice(unit, allowed, index)
                 for unit, allowed, index in zip(analysis.units, self._allowed, solution.choice, strict=True)
             ),
             parameters=analysis.parameters,
@@ -116,12 +125,14 @@ class Problem:
         assert plan.planned_bytes <= budget_bytes, "the overhead of the shards was underestimated"
         return plan
 
-    def _choice(self, unit: Unit, allowed: Allowed, format: Format) -> Choice:
+    def _choice(self, unit: Unit, allowed: Allowed, index: int) -> Choice:
         measurement = self.analysis.measurements[unit.path]
         known = not measurement.nonfinite
+        _, _, places = self._columns(unit, measurement, allowed)
         return Choice(
             path=unit.path,
-            format=format,
+            format=allowed.formats[index],
+            error=(*measurement.errors, 0.0)[places[index]],
             reason=allowed.reason,
             shape=unit.shape,
             dtype=unit.dtype,
@@ -135,18 +146,30 @@ class Problem:
             vetoed=allowed.vetoed,
         )
 
-    def _row(self, unit: Unit, measurement: Measurement, allowed: Allowed) -> tuple[list[int], list[float]]:
-        """Bytes and losses of the formats that a unit may have."""
-        parts = [unit_nbytes(unit.path, format, unit.shape, unit.dtype, self._digits) for format in allowed.formats]
-        alpha, loss = self._alphas.get(unit.path, 0.0), self.objective.loss
-        errors = dict(zip(measurement.formats, measurement.errors, strict=True))
-        errors[KEEP] = 0.0
-        losses = [loss(alpha, errors[format]) for format in allowed.formats]
+    def _row(self, unit: Unit, measurement: Measurement, allowed: Allowed) -> tuple[Integers, Floats]:
+        """Bytes and losses (F,) of the F formats that a unit may have."""
+        nbytes, entries, positions = self._columns(unit, measurement, allowed)
+        errors = np.array((*measurement.errors, 0.0))[positions]
+        losses = self.objective.losses(self._alphas.get(unit.path, 0.0), errors)
         if self._speed_price:
             active = self._active.get(unit.path, 1.0)
-            for index, format in enumerate(allowed.formats):
-                losses[index] += self._speed_price * decode_cost(format, unit.shape, unit.dtype, active)
-        return [data + entries for data, entries in parts], losses
+            costs = [decode_cost(format, unit.shape, unit.dtype, active) for format in allowed.formats]
+            losses = losses + self._speed_price * np.array(costs)
+        return nbytes + entries * name_nbytes(unit.path), losses
+
+    def _columns(self, unit: Unit, measurement: Measurement, allowed: Allowed) -> tuple[Integers, Integers, Integers]:
+        """Per format: bytes with an empty path, header entries, and where its error stands; shared by all of a kind."""
+        kind = (unit.shape, unit.dtype, id(allowed))
+        if kind not in self._kinds:
+            parts = [unnamed_nbytes(format, unit.shape, unit.dtype, self._digits) for format in allowed.formats]
+            # the error of a kept unit, 0, stands after the measured ones
+            places = {format: place for place, format in enumerate((*measurement.formats, KEEP))}
+            self._kinds[kind] = (
+                np.array([data + entries for data, entries, _ in parts], np.int64),
+                np.array([count for _, _, count in parts], np.int64),
+                np.array([places[format] for format in allowed.formats], np.int64),
+            )
+        return self._kinds[kind]
 
     def _reference_price(self) -> float:
         """Loss of uniform 4/64 over its decoding cost; units that cannot have it count in neither."""
@@ -192,6 +215,6 @@ def active_shares(analysis: Analysis) -> dict[str, float]:
     return shares
 
 
-def _size_of_least(sizes: list[int], losses: list[float]) -> int:
+def _size_of_least(sizes: Integers, losses: Floats) -> int:
     """The size of the smallest of the options with the least loss."""
-    return min(zip(losses, sizes, strict=True))[1]
+    return int(sizes[losses == losses.min()].min())

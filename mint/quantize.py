@@ -13,7 +13,7 @@ from pathlib import Path
 import platformdirs
 
 from mint.allocate import budget_bytes
-from mint.analysis import Analysis
+from mint.analysis import SCHEMA, Analysis
 from mint.analyze import analyze
 from mint.assemble import assemble, refuse_existing
 from mint.budget import Budget
@@ -153,7 +153,7 @@ def cached_analysis(source: Source) -> Path:
     The folder is `MINT_CACHE` if that is set, else the user's cache folder.
     """
     folder = Path(os.environ.get("MINT_CACHE") or platformdirs.user_cache_dir("mint")) / "analyses"
-    key = json.dumps([source.identity, source.dtype, device_kind(), versions()], sort_keys=True)
+    key = json.dumps([SCHEMA, source.identity, source.dtype, device_kind(), versions()], sort_keys=True)
     return folder / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.mint"
 
 

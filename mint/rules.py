@@ -67,7 +67,10 @@ class Allowed:
 
 
 class Allowance:
-    """Rules applied to the units of one model; `MintError` where they contradict each other or match nothing."""
+    """Rules applied to the units of one model; `MintError` where they contradict each other or match nothing.
+
+    Units of one kind whose veto takes the same formats share one answer: large models have few.
+    """
 
     def __init__(self, rules: Rules, units: Sequence[Unit], formats: Sequence[Format]) -> None:
         self._rules = rules
@@ -80,6 +83,7 @@ class Allowance:
                 f"no format has from {rules.min_bits} to {rules.max_bits} bits among "
                 f"{', '.join(map(str, wanted))}; widen --min-bits, --max-bits, --formats or --compat"
             )
+        self._kinds: dict[tuple[int, int, str, tuple[bool, ...]], Allowed] = {}
 
     def of(self, unit: Unit, measurement: Measurement) -> Allowed:
         """What may be chosen for `unit`, whose formats were measured."""
@@ -88,21 +92,25 @@ class Allowance:
             return self._locked(unit, kept)
         if kept:
             return Allowed((KEEP,), (), f"kept: {kept}")
-        limit, wanted = self._limit, self._wanted
-        vetoed = tuple(
-            format for format, worst in zip(measurement.formats, measurement.worst_errors, strict=True) if worst > limit
-        )
-        floor = unit.min_bits
-        possible = [format for format in measurement.formats if format in wanted and format.bits >= floor]
+        limit = self._limit
+        vetoes = tuple([worst > limit for worst in measurement.worst_errors])
+        kind = (id(measurement.formats), unit.min_bits, unit.dtype, vetoes)
+        if kind not in self._kinds:
+            vetoed = tuple(format for format, veto in zip(measurement.formats, vetoes, strict=True) if veto)
+            self._kinds[kind] = self._of_kind(unit, measurement.formats, vetoed)
+        return self._kinds[kind]
+
+    def _of_kind(self, unit: Unit, measured: Sequence[Format], vetoed: tuple[Format, ...]) -> Allowed:
+        possible = [format for format in measured if format in self._wanted and format.bits >= unit.min_bits]
         if not possible:
             return Allowed((KEEP,), vetoed, "kept: none of the formats that the rules leave fits it")
-        safe = [format for format in possible if format not in vetoed] if vetoed else possible
+        safe = [format for format in possible if format not in vetoed]
         if not safe:
             return Allowed((KEEP,), vetoed, f"kept: every format is below {self._rules.veto_db:g} dB")
         keep = (KEEP,) if self._rules.permits_keep(unit.dtype) else ()
         reason = "least loss"
-        if floor:
-            reason += f"; at least {floor} bits (the model's own rule)"
+        if unit.min_bits:
+            reason += f"; at least {unit.min_bits} bits (the model's own rule)"
         if len(safe) < len(possible):
             reason += f"; {len(possible) - len(safe)} formats below {self._rules.veto_db:g} dB"
         return Allowed((*safe, *keep), vetoed, reason)

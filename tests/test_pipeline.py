@@ -163,7 +163,7 @@ def test_bytes_that_a_power_cut_lost_are_written_again(llama: Path, tmp_path: Pa
     output = tmp_path / "out"
     with pytest.raises(KeyboardInterrupt):
         assemble(plan, source, output, executor=_dying_after(4))
-    shard = plan.layout()[0]
+    shard = plan.layout[0]
     with (partial_folder(output) / shard.name).open("r+b") as file:
         file.seek(shard.tensors[0].offset)
         file.write(b"\0" * 64)
