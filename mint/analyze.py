@@ -19,7 +19,7 @@ from mint.analysis import (
 from mint.device import device_kind, versions
 from mint.errors import MintError
 from mint.execute import Executor, in_process
-from mint.jobs import measure
+from mint.jobs import measure, ready_kernels
 from mint.journal import Journal, frame
 from mint.log import log
 from mint.progress import OnProgress, Progress, ignore
@@ -46,6 +46,7 @@ def analyze(
     if output.exists():
         return _reuse(output, header)
     output.parent.mkdir(parents=True, exist_ok=True)
+    ready_kernels(on_progress)
     with Journal(journal_path(output), MAGIC, header) as journal:
         measured = {record["path"]: from_record(record) for record in journal.records}
         pending = [unit for unit in source.units if unit.path not in measured]

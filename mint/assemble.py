@@ -18,7 +18,7 @@ from mint.device import device_kind, versions
 from mint.errors import MintError
 from mint.execute import Executor, in_process
 from mint.formats import Format, TensorSpec
-from mint.jobs import Packed, quantize_unit, raw_bytes
+from mint.jobs import Packed, quantize_unit, raw_bytes, ready_kernels
 from mint.journal import Journal
 from mint.log import log
 from mint.manifest import PLAN_NAME, Manifest, file_digest, write_manifest
@@ -56,6 +56,7 @@ def assemble(
     """
     output = Path(output)
     _check(plan, source, output)
+    ready_kernels(on_progress)
     partial = partial_folder(output)
     partial.mkdir(parents=True, exist_ok=True)
     _check_space(partial, plan)

@@ -14,6 +14,8 @@ import numpy.typing as npt
 
 from mint.analysis import Measurement
 from mint.formats import KEEP, Format, TensorSpec
+from mint.kernels.ready import is_ready, make_ready
+from mint.progress import OnProgress, Progress
 from mint.units import Unit
 
 _RAW = {"BF16": (mx.uint16, np.uint16), "F16": (mx.uint16, np.uint16), "F32": (mx.float32, np.float32)}
@@ -75,6 +77,15 @@ def quantize_unit(unit: Unit, weight: mx.array, format: Format) -> Packed:
         arrays = cpu_pack(raw(weight, unit.dtype).reshape(_stack(unit)), unit.dtype, format)
         parts = [memoryview(array).cast("B") for array in arrays]
     return Packed(unit.path, format, tensors, tuple(parts))
+
+
+def ready_kernels(on_progress: OnProgress) -> None:
+    """Compile what this device needs compiled, before any weight takes memory."""
+    if mx.default_device() == mx.gpu or is_ready():
+        return
+    on_progress(Progress("compile", 0, 1, "kernels, once"))
+    make_ready()
+    on_progress(Progress("compile", 1, 1, ""))
 
 
 def raw(weight: mx.array, dtype: str) -> npt.NDArray[np.uint16] | npt.NDArray[np.float32]:

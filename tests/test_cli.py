@@ -104,7 +104,10 @@ def test_a_bug_exits_3_with_its_traceback(
     assert json.loads(captured.out)["exit_code"] == 3
 
 
-@pytest.mark.parametrize("command", ["quantize", "inspect", "analyze", "allocate", "assemble", "verify"])
+@pytest.mark.parametrize(
+    "command",
+    ["quantize", "inspect", "analyze", "allocate", "curve", "explain", "diff", "assemble", "verify", "devices"],
+)
 def test_every_command_explains_itself(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run_command([command, "--help"]) == 0
     shown = capsys.readouterr().out

@@ -9,17 +9,14 @@ Rules of the compiled code:
 
 # N weights of a piece of a slice, G groups
 
-import os
 from collections.abc import Callable
-from functools import cache
-from hashlib import sha256
-from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import numpy as np
 from numba import config, njit
 from numpy.typing import NDArray
-from platformdirs import user_cache_dir
+
+from mint.kernels.ready import FOLDER, may_cache
 
 LANES = 16
 SEGMENT = 2048  # weights held in cache at once (8 KiB as float32); a multiple of every group size
@@ -35,30 +32,11 @@ Raw = NDArray[Any]  # uint16 patterns of BF16 or F16, or float32
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 
-def _sources() -> str:
-    """A digest of all kernels: numba looks only at the file of the outermost function, and would run stale code."""
-    files = sorted(Path(__file__).parent.glob("*.py"))
-    return sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:16]
-
-
-_CACHE = Path(os.environ.get("MINT_CACHE") or user_cache_dir("mint")) / "kernels" / _sources()
-
-
-@cache
-def _may_cache() -> bool:
-    """Whether compiled code can be kept: where it cannot, every process compiles anew and works all the same."""
-    try:
-        _CACHE.mkdir(parents=True, exist_ok=True)
-    except OSError:
-        return False
-    return os.access(_CACHE, os.W_OK)
-
-
 def compiled(function: Function) -> Function:
     """Compile at first use, cache on disk, release the GIL; division by zero gives infinity as in C."""
-    before, config.CACHE_DIR = config.CACHE_DIR, str(_CACHE)
+    before, config.CACHE_DIR = config.CACHE_DIR, str(FOLDER)
     try:
-        return cast(Function, njit(nogil=True, cache=_may_cache(), error_model="numpy")(function))
+        return cast(Function, njit(nogil=True, cache=may_cache(), error_model="numpy")(function))
     finally:
         config.CACHE_DIR = before
 

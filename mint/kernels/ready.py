@@ -1,0 +1,69 @@
+"""Where compiled kernels are kept, and how they come to be: once, in a process of its own.
+
+The compiler takes a few hundred megabytes that it never gives back; in a process of its own they go with it, and the
+memory of the work itself stays bounded by the weights. This file imports no compiler: what is ready costs nothing.
+"""
+
+import os
+import platform
+import subprocess
+import sys
+from functools import cache
+from hashlib import sha256
+from importlib.metadata import version
+from pathlib import Path
+
+from platformdirs import user_cache_dir
+
+
+def _sources() -> str:
+    """A digest of all kernels: numba looks only at the file of the outermost function, and would run stale code."""
+    files = sorted(Path(__file__).parent.glob("*.py"))
+    return sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:16]
+
+
+FOLDER = Path(os.environ.get("MINT_CACHE") or user_cache_dir("mint")) / "kernels" / _sources()
+
+
+@cache
+def may_cache() -> bool:
+    """Whether compiled code can be kept: where it cannot, every process compiles anew and works all the same."""
+    try:
+        FOLDER.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return False
+    return os.access(FOLDER, os.W_OK)
+
+
+def _marker() -> Path:
+    return FOLDER / f"ready-{version('numba')}-{platform.python_version()}-{platform.machine()}"
+
+
+def is_ready() -> bool:
+    """Whether there is nothing left to compile, or no place to keep it."""
+    return not may_cache() or _marker().exists()
+
+
+def make_ready() -> None:
+    """Compile every kernel: about ten seconds, once for each version of mint.
+
+    A failure is no error: the kernels are then compiled where they are called.
+    """
+    command = [sys.executable, "-P", "-c", "from mint.kernels.ready import compile_all; compile_all()"]
+    if subprocess.run(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL).returncode == 0:
+        _marker().touch()
+
+
+def compile_all() -> None:
+    """Call every kernel once for every dtype and mode, on the smallest weights there are."""
+    import numpy as np
+
+    from mint.formats import AFFINE, MXFP4, NVFP4
+    from mint.kernels.cpu import errors, pack
+    from mint.kernels.unpack import unpack
+
+    for dtype, kind in (("BF16", np.uint16), ("F16", np.uint16), ("F32", np.float32)):
+        weight = np.zeros((1, 1, 128), kind)
+        errors(weight, dtype, (*AFFINE, MXFP4, NVFP4))
+        for format in (AFFINE[0], MXFP4, NVFP4):
+            unpack(pack(weight, dtype, format), dtype, format)
