@@ -53,7 +53,7 @@ The order of classes may decide between choices of equal loss, never the loss.
 
 Cost: N log N once per instance for N options; per capacity O(N) for the first reduction, then only open options.
 Doubt: the problem is NP-hard. Instances of many equal large classes with losses that nearly balance can outlive any
-time limit; they end with an honest gap.
+limit; they end with an honest gap.
 """
 
 from collections.abc import Sequence
@@ -64,8 +64,11 @@ from time import perf_counter
 import numpy as np
 from numpy.typing import NDArray
 
+from mint.knapsack_merge import Patience
 from mint.knapsack_relaxation import BYTES_LIMIT, Case, Floats, Integers, lower_hulls, pareto
 from mint.knapsack_search import PRECISION, Search
+
+STATES = 20_000_000  # of a proof: about a second
 
 SizeRows = Sequence[NDArray[np.int64] | Sequence[int]]
 LossRows = Sequence[NDArray[np.float64] | Sequence[float]]
@@ -107,15 +110,16 @@ class Knapsack:
         smallest = self._options.name[self._options.first]
         self.smallest: int = sum(size[smallest].tolist())
 
-    def solve(self, capacity: int, *, seconds: float = 10.0) -> Solution:
-        """The choice of least loss within `capacity` bytes, or the best one found in `seconds` with its gap.
+    def solve(self, capacity: int, *, states: int = STATES, seconds: float = 60.0) -> Solution:
+        """The choice of least loss within `capacity` bytes, or the best one found with its gap.
 
-        Raises `Infeasible` if no choice fits.
+        A proof that needs more than `states` is given up, at the same point on every machine; so is one that takes
+        longer than `seconds`, which is not. Raises `Infeasible` if no choice fits.
         """
         if capacity < self.smallest:
             raise Infeasible(capacity, self.smallest)
         root = Case(-inf, np.empty(0, np.int64), 0.0, self._options, min(capacity - self.smallest, BYTES_LIMIT))
-        search = Search(perf_counter() + seconds)
+        search = Search(Patience(states, perf_counter() + seconds))
         bound = search.run(root, self._hull)
         names = np.sort(search.names)  # one a class, so this is the order of classes
         loss = fsum(self._loss[names].tolist())
@@ -133,7 +137,7 @@ class Knapsack:
         return float(self._hull.slope[taken]) if taken < len(self._hull.slope) else 0.0
 
 
-def solve(sizes: SizeRows, losses: LossRows, capacity: int, *, seconds: float = 10.0) -> Solution:
+def solve(sizes: SizeRows, losses: LossRows, capacity: int, *, seconds: float = 60.0) -> Solution:
     """One option of every class with the least total loss whose total size is within `capacity`.
 
     Raises `Infeasible`, which names the smallest capacity, if there is none.

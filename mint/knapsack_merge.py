@@ -84,7 +84,19 @@ class Merged:
     complete: bool  # every choice below the limit was among them
 
 
-def merge(case: Case, limit: float, width: int, deadline: float) -> Merged:
+@dataclass(slots=True)
+class Patience:
+    """What is left to spend on a proof: states to merge, the same on every machine, and time, which is not."""
+
+    states: int
+    deadline: float
+
+    @property
+    def over(self) -> bool:
+        return self.states <= 0 or perf_counter() > self.deadline
+
+
+def merge(case: Case, limit: float, width: int, patience: Patience) -> Merged:
     """Merge the classes one by one into states that can stay below the limit, at most `width` of them.
 
     A state is a total of steps away from the base, and how far it lifts the bound.
@@ -97,13 +109,14 @@ def merge(case: Case, limit: float, width: int, deadline: float) -> Merged:
     history: list[tuple[int, int, Integers]] = []
     complete = True
     for position, i in enumerate(rests.order.tolist()):
-        if perf_counter() > deadline:
+        if patience.over:
             return Merged(relaxation.base, complete=False)
         before, here = len(step), slice(options.start[i], options.start[i + 1])
         step = np.add.outer(relaxation.step[here], step).ravel()
         lift = np.add.outer(relaxation.excess[here], lift).ravel()
         kept = np.flatnonzero(lift <= room)
         step, lift = step[kept], lift[kept]
+        patience.states -= len(kept)
         order = np.argsort(step, kind="stable")  # quick: runs of rising steps, one per option
         kept, step, lift = kept[order], step[order], lift[order]
         undominated = _undominated(lift - price * step)

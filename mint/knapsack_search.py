@@ -7,11 +7,10 @@ import heapq
 from dataclasses import replace
 from itertools import count
 from math import fsum, inf
-from time import perf_counter
 
 import numpy as np
 
-from mint.knapsack_merge import exchange, least_lifting, merge
+from mint.knapsack_merge import Patience, exchange, least_lifting, merge
 from mint.knapsack_relaxation import Case, Floats, Hull, Integers, lower_hulls, relax, relax_each, restrict, snap
 
 # C classes, J options of one of them
@@ -29,19 +28,15 @@ NARROW, WIDE = 2_000, 50_000  # states of a search for a proof
 class Search:
     """The best choice known, and what shrinks the part of the search that could hold a better one."""
 
-    def __init__(self, deadline: float) -> None:
+    def __init__(self, patience: Patience) -> None:
         self.names = np.empty(0, np.int64)
         self.loss = inf
-        self.deadline = deadline
+        self.patience = patience
 
     @property
     def limit(self) -> float:
         """A loss from here on is no gain."""
         return self.loss * (1 - PRECISION)
-
-    @property
-    def late(self) -> bool:
-        return perf_counter() > self.deadline
 
     def offer(self, case: Case, chosen: Integers) -> None:
         """Keep the choice of these options of a case if it is the best yet."""
@@ -55,9 +50,9 @@ class Search:
         heap: list[tuple[float, int, Case]] = []
         case = self.reduce(root, hull)
         while True:
-            for part in [case] if self.late else self.settle(case):
+            for part in [case] if self.patience.over else self.settle(case):
                 heapq.heappush(heap, (part.bound, next(serial), part))
-            if self.late or not heap or heap[0][0] >= self.limit:
+            if self.patience.over or not heap or heap[0][0] >= self.limit:
                 return min(heap[0][0] if heap else inf, self.loss)
             case = self.reduce(heapq.heappop(heap)[2])
 
@@ -81,6 +76,7 @@ class Search:
     def reduce(self, case: Case, hull: Hull | None = None) -> Case:
         """The case without the options that no better choice than the best known has."""
         while case.capacity >= 0:
+            self.patience.states -= len(case.options.name)
             relaxation = relax(case, hull or lower_hulls(case.options))
             self.offer(case, relaxation.base)
             bound = max(case.bound, relaxation.bound)
@@ -99,7 +95,7 @@ class Search:
 
     def merge(self, case: Case, width: int) -> bool:
         """Whether merging the classes with so many states saw every better choice; the best it saw is kept."""
-        merged = merge(case, self.limit, width, self.deadline)
+        merged = merge(case, self.limit, width, self.patience)
         self.offer(case, merged.chosen)
         return merged.complete
 

@@ -80,13 +80,13 @@ class Problem:
         """The smallest budget whose plan has the least loss of all."""
         return self._with_overhead(sum(_size_of_least(sizes, losses) for sizes, losses in self._rows))
 
-    def plan(self, budget_bytes: int, *, seconds: float = 10.0) -> Plan:
-        """The plan of least loss within the budget, with its proved bound, or the best one found in `seconds`.
+    def plan(self, budget_bytes: int) -> Plan:
+        """The plan of least loss within the budget, with its bound: proved, or the best one found with its gap.
 
         Raises `MintError` naming the smallest budget that works when there is no plan.
         """
         try:
-            solution = self._knapsack.solve(self._capacity(budget_bytes), seconds=seconds)
+            solution = self._knapsack.solve(self._capacity(budget_bytes))
         except Infeasible as error:
             raise MintError(self._infeasible(budget_bytes)) from error
         return self._plan(budget_bytes, solution)

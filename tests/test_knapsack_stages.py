@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mint.knapsack_merge import exchange, merge
+from mint.knapsack_merge import Patience, exchange, merge
 from mint.knapsack_relaxation import Case, Hull, lower_hulls, pareto, relax, relax_each, snap
 from mint.knapsack_search import PRECISION
 from tests.test_knapsack import Instance, brute_force, instances, quickly, same
@@ -90,7 +90,7 @@ def test_relaxations_with_a_class_fixed_are_between_the_relaxation_and_the_best(
 def test_a_complete_merge_has_the_best_choice(instance: Instance) -> None:
     case, _ = case_of(instance.sizes, instance.losses, instance.capacity)
     limit = 2 * sum(map(max, instance.losses)) + 1
-    merged = merge(case, limit, width=10**6, deadline=inf)
+    merged = merge(case, limit, width=10**6, patience=Patience(10**9, inf))
     assert merged.complete
     assert case.options.size[merged.chosen].sum() <= case.capacity
     assert float(case.options.loss[merged.chosen].sum()) == pytest.approx(brute_force(instance), rel=1e-9, abs=1e-9)
@@ -105,7 +105,7 @@ def test_a_merge_too_narrow_for_the_best_choice_is_not_complete() -> None:
         if instance.capacity < instance.smallest:
             continue
         case, _ = case_of(sizes, losses, instance.capacity)
-        merged = merge(case, limit=100.0, width=2, deadline=inf)
+        merged = merge(case, limit=100.0, width=2, patience=Patience(10**9, inf))
         best = float(case.options.loss[merged.chosen].sum()) == pytest.approx(brute_force(instance))
         assert best or not merged.complete
         worse += not best
