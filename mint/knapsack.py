@@ -68,7 +68,7 @@ from mint.knapsack_merge import Patience
 from mint.knapsack_relaxation import BYTES_LIMIT, Case, Floats, Integers, lower_hulls, pareto
 from mint.knapsack_search import PRECISION, Search
 
-STATES = 20_000_000  # of a proof: about a second
+STATES = 20_000_000  # of a proof: less than a second
 
 SizeRows = Sequence[NDArray[np.int64] | Sequence[int]]
 LossRows = Sequence[NDArray[np.float64] | Sequence[float]]
