@@ -17,19 +17,34 @@ if TYPE_CHECKING:
     from mint.analysis import read_analysis
     from mint.analyze import analyze
     from mint.assemble import assemble
-    from mint.budget import parse_size
+    from mint.budget import parse_budget, parse_size
+    from mint.curve import curve
+    from mint.diff import diff
+    from mint.explain import explain
+    from mint.objectives import objective
     from mint.plan import read_plan, write_plan
+    from mint.problem import Problem
     from mint.quantize import quantize
+    from mint.reuse import Reuse
+    from mint.rules import Rules
     from mint.source import open_source
     from mint.verify import verify
 
 __version__ = "0.1.0"
 __all__ = [
     "MintError",
+    "Problem",
+    "Reuse",
+    "Rules",
     "allocate",
     "analyze",
     "assemble",
+    "curve",
+    "diff",
+    "explain",
+    "objective",
     "open_source",
+    "parse_budget",
     "parse_size",
     "quantize",
     "read_analysis",
@@ -40,7 +55,12 @@ __all__ = [
 _HOME = {
     "open_source": "source",
     "read_analysis": "analysis",
+    "parse_budget": "budget",
     "parse_size": "budget",
+    "objective": "objectives",
+    "Problem": "problem",
+    "Reuse": "reuse",
+    "Rules": "rules",
     "read_plan": "plan",
     "write_plan": "plan",
 }
