@@ -12,6 +12,7 @@ from mint.problem import Problem
 from mint.progress import OnProgress, Progress, ignore
 
 POINTS = 100
+_STRETCHES = 12  # of the curve, over which savings are compared
 _HALVED = 0.5  # a knee: from here on the next byte saves less than half of what the last one saved
 
 
@@ -57,22 +58,22 @@ def curve(problem: Problem, *, points: int = POINTS, on_progress: OnProgress = i
         planned = problem.planned_bytes(solution)
         found.append(Point(budget, planned, 8 * planned / problem.weights, solution.loss, solution.gap))
         on_progress(Progress("curve", len(found), len(budgets), ""))
-    return Curve(tuple(found), _knees(found))
+    return Curve(tuple(found), find_knees(found))
 
 
-def _knees(points: Sequence[Point]) -> tuple[Point, ...]:
-    """Where the saving per byte, relative to the loss, at least halves along the hull of bytes and log loss."""
-    hull: list[Point] = []
-    for point in points:
-        if point.loss <= 0:
-            break
-        while len(hull) > 1 and _fall(hull[-2], hull[-1]) <= _fall(hull[-2], point):
-            hull.pop()
-        hull.append(point)
+def find_knees(points: Sequence[Point]) -> tuple[Point, ...]:
+    """Where the relative saving per byte, over a stretch of the curve, is less than half of that before, and least."""
+    points = [point for point in points if point.loss > 0]
+    stretch = max(1, len(points) // _STRETCHES)
+    turns = {
+        index: _fall(points[index], points[index + stretch]) / _fall(points[index - stretch], points[index])
+        for index in range(stretch, len(points) - stretch)
+        if points[index].loss < points[index - stretch].loss
+    }
     return tuple(
-        here
-        for before, here, after in zip(hull, hull[1:], hull[2:], strict=False)
-        if _fall(here, after) < _HALVED * _fall(before, here)
+        points[index]
+        for index, turn in turns.items()
+        if turn < _HALVED and turn == min(turns.get(near, turn) for near in range(index - stretch, index + stretch + 1))
     )
 
 

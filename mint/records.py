@@ -185,7 +185,7 @@ def curve_record(
             "loss": point.loss,
             "gap": point.gap,
             f"next_{format_size(unit).replace(' ', '_')}_saves": _saving(curve, point.budget_bytes, unit),
-            "knee": point.budget_bytes in knees,
+            "knee": ("knee" if point.budget_bytes in knees else "") if brief else point.budget_bytes in knees,
         }
         for point in sorted({*points, *curve.knees}, key=lambda point: point.budget_bytes)
     ]
@@ -202,6 +202,8 @@ def curve_record(
     return {
         "points": rows,
         "devices": placed,
+        "devices_too_small": sum(each.verdict == "too small" for each in devices),
+        "devices_with_room_for_all": sum(each.verdict == "holds the largest plan" for each in devices),
         "knees": [point.budget_bytes for point in curve.knees],
         "smallest_bytes": curve.points[0].budget_bytes,
         "largest_bytes": curve.points[-1].budget_bytes,

@@ -8,7 +8,7 @@ from mint.allocate import allocate, budget_bytes
 from mint.analysis import Analysis
 from mint.analyze import analyze
 from mint.budget import parse_budget, parse_tokens
-from mint.curve import curve
+from mint.curve import Point, curve, find_knees
 from mint.errors import MintError
 from mint.formats import KEEP
 from mint.objectives import OBJECTIVES, objective
@@ -133,3 +133,14 @@ def test_between_its_points_a_curve_is_interpolated(analysis: Analysis) -> None:
         assert right.loss <= found.loss_at((left.budget_bytes + right.budget_bytes) // 2) <= left.loss
     assert found.loss_at(1) == found.points[0].loss
     assert found.loss_at(10**12) == 0
+
+
+def test_a_knee_is_where_the_saving_per_byte_halves() -> None:
+    """A made curve: the loss falls tenfold per 10 bytes up to byte 100, and by a third of that from there on."""
+    points = [
+        Point(budget, budget, 4.0, 10 ** (-budget / 10) if budget <= 100 else 10 ** (-10 - (budget - 100) / 30), 0.0)
+        for budget in range(0, 201, 5)
+    ]
+    assert [point.budget_bytes for point in find_knees(points)] == [100]
+    assert find_knees(points[:15]) == ()
+    assert find_knees([]) == ()
