@@ -2,7 +2,7 @@
 
 The verbs of the pipeline as functions, imported when first used:
 
-    from mint import open_source, analyze, allocate, assemble, verify, quantize
+    from mint import open_source, analyze, allocate, assemble, verify, evaluate, quantize
 """
 
 import importlib
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from mint.analyze import analyze
     from mint.assemble import assemble
     from mint.budget import parse_size
+    from mint.evaluate import evaluate
     from mint.plan import read_plan, write_plan
     from mint.quantize import quantize
     from mint.source import open_source
@@ -29,6 +30,7 @@ __all__ = [
     "allocate",
     "analyze",
     "assemble",
+    "evaluate",
     "open_source",
     "parse_size",
     "quantize",

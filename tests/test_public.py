@@ -9,7 +9,9 @@ import pytest
 
 @pytest.mark.parametrize("first", ["from mint.quantize import quantize", "import mint.verify", "pass"])
 def test_a_verb_is_a_function_whatever_was_imported_before(first: str) -> None:
-    names = "allocate analyze assemble open_source parse_size quantize read_analysis read_plan verify write_plan"
+    names = (
+        "allocate analyze assemble evaluate open_source parse_size quantize read_analysis read_plan verify write_plan"
+    )
     code = (
         f"{first}\nimport mint\nprint([n for n in '{names}'.split() if type(getattr(mint, n)).__name__ != 'function'])"
     )
