@@ -2,7 +2,7 @@
 
 The verbs of the pipeline as functions, imported when first used:
 
-    from mint import open_source, analyze, allocate, assemble, verify, quantize
+    from mint import open_source, analyze, allocate, assemble, verify, evaluate, quantize
 """
 
 import importlib
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from mint.budget import parse_budget, parse_size
     from mint.curve import curve
     from mint.diff import diff
+    from mint.evaluate import evaluate
     from mint.explain import explain
     from mint.objectives import objective
     from mint.plan import read_plan, write_plan
@@ -41,6 +42,7 @@ __all__ = [
     "assemble",
     "curve",
     "diff",
+    "evaluate",
     "explain",
     "objective",
     "open_source",

@@ -1,4 +1,5 @@
-"""The `mint` command: what every command has in common. The commands are in `commands` and `plan_commands`.
+"""The `mint` command: what every command has in common. The commands are in `commands`, `plan_commands` and
+`quality_commands`.
 
 stdout carries the answer (or, with --json, exactly one object), stderr everything else. Exit codes: 0 done,
 1 a mistake the user can mend, 2 usage, 3 a bug, 130 interrupted.
@@ -12,7 +13,7 @@ from typing import Annotated
 
 import typer
 
-from mint import __version__, commands, plan_commands
+from mint import __version__, commands, plan_commands, quality_commands
 from mint.errors import MintError
 from mint.log import configure_logging
 
@@ -56,6 +57,7 @@ for _command in (
     plan_commands.diff,
     commands.assemble,
     commands.verify,
+    quality_commands.evaluate,
     plan_commands.devices,
 ):
     app.command()(_command)

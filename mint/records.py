@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from mint.analysis import Analysis
     from mint.curve import Curve
     from mint.diff import Change
+    from mint.evaluation import Evaluation
     from mint.explain import Explanation, Step
     from mint.fit import Placed
     from mint.manifest import Manifest
@@ -130,6 +131,26 @@ def verification_record(verification: Verification) -> Record:
         ],
         "output": str(verification.folder),
         "passed": verification.passed,
+    }
+
+
+def evaluation_record(evaluation: Evaluation) -> Record:
+    """The record of `mint evaluate`."""
+    return {
+        "figures": [
+            {"figure": name, "value": figure.value, "low": figure.low, "high": figure.high}
+            for name, figure in evaluation.estimates.items()
+        ],
+        "output": evaluation.output,
+        "reference": evaluation.reference,
+        "identity": evaluation.identity,
+        "text": evaluation.text,
+        "seed": evaluation.seed,
+        "sequences": evaluation.sequences,
+        "tokens": evaluation.tokens,
+        "device": evaluation.device,
+        "seconds": evaluation.seconds,
+        "peak_rss_bytes": evaluation.peak_rss_bytes,
     }
 
 

@@ -17,7 +17,7 @@ from mlx.nn.layers.base import Module
 from mlx.utils import tree_flatten, tree_map_with_path
 from mlx_lm.convert import MODEL_CONVERSION_DTYPES
 from mlx_lm.models.cache import make_prompt_cache
-from mlx_lm.utils import _get_classes, load, load_config, load_model, save_config
+from mlx_lm.utils import _get_classes, load, load_config, load_model, load_tokenizer, save_config
 
 from mint.errors import MintError
 from mint.shards import Shard
@@ -154,7 +154,7 @@ def check_loads(folder: Path) -> bool:
 
     Any exception of mlx_lm comes through: it is the finding.
     """
-    if (folder / "tokenizer_config.json").exists() or (folder / "tokenizer.json").exists():
+    if has_tokenizer(folder):
         load(str(folder), lazy=True)
         return True
     load_model(folder, lazy=True)
@@ -177,6 +177,16 @@ def load_plain(folder: Path, weights: dict[str, mx.array]) -> Module:
     model.eval()
     model.load_weights(list(weights.items()), strict=True)
     return model
+
+
+def has_tokenizer(folder: Path) -> bool:
+    """Whether there is a tokenizer in `folder` for mlx_lm to load."""
+    return (folder / "tokenizer_config.json").exists() or (folder / "tokenizer.json").exists()
+
+
+def read_tokenizer(folder: Path) -> Any:
+    """The tokenizer in `folder` as mlx_lm loads it; any exception of mlx_lm comes through."""
+    return load_tokenizer(folder)
 
 
 def read_written_config(folder: Path) -> dict[str, Any]:

@@ -57,6 +57,7 @@ def test_people_get_tables_on_stdout(llama: Path, tmp_path: Path, capsys: pytest
         (["allocate", "nowhere.mint", "--budget", "1MB"], "no such analysis"),
         (["assemble", "nowhere.json", "--model", "m", "--output", "out"], "no such plan"),
         (["verify", "nowhere"], "no mint.json found"),
+        (["evaluate", "nowhere", "--reference", "m"], "no such folder"),
     ],
 )
 def test_a_mistake_that_can_be_mended_exits_1_with_one_message(
@@ -87,6 +88,7 @@ def test_an_error_is_one_object_too_with_json(capsys: pytest.CaptureFixture[str]
         ["inspect", "m", "--nonsense"],
         ["allocate", "a", "--budget", "1MB", "--veto", "x"],
         ["inspect", "m", "--dtype", "int3"],
+        ["evaluate", "m"],
     ],
 )
 def test_wrong_usage_exits_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
@@ -106,7 +108,19 @@ def test_a_bug_exits_3_with_its_traceback(
 
 @pytest.mark.parametrize(
     "command",
-    ["quantize", "inspect", "analyze", "allocate", "curve", "explain", "diff", "assemble", "verify", "devices"],
+    [
+        "quantize",
+        "inspect",
+        "analyze",
+        "allocate",
+        "curve",
+        "explain",
+        "diff",
+        "assemble",
+        "verify",
+        "devices",
+        "evaluate",
+    ],
 )
 def test_every_command_explains_itself(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run_command([command, "--help"]) == 0

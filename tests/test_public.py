@@ -10,7 +10,7 @@ import pytest
 @pytest.mark.parametrize("first", ["from mint.quantize import quantize", "import mint.verify", "pass"])
 def test_a_verb_is_a_function_whatever_was_imported_before(first: str) -> None:
     names = (
-        "allocate analyze assemble curve diff explain objective open_source parse_budget parse_size quantize "
+        "allocate analyze assemble curve diff evaluate explain objective open_source parse_budget parse_size quantize "
         "read_analysis read_plan verify write_plan"
     )
     code = (

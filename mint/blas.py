@@ -1,0 +1,49 @@
+"""Which BLAS multiplies matrices on Linux CPUs, and how to get a fast one.
+
+MLX's CPU wheel for Linux brings the reference BLAS: 2-6 GFLOP/s in float32, where OpenBLAS does 50-130. What is
+in the global scope of the dynamic linker when MLX is loaded goes first, so a preloaded system OpenBLAS takes over.
+numpy's own OpenBLAS cannot: its symbols bear a prefix.
+"""
+
+import ctypes
+import ctypes.util
+import os
+import sys
+
+_SYMBOL = "cblas_sgemm"
+_PLACES = (
+    "libopenblas.so.0",
+    "libopenblas.so",
+    "libopenblasp.so.0",
+    "/usr/lib/x86_64-linux-gnu/openblas-pthread/libopenblas.so.0",
+    "/usr/lib/aarch64-linux-gnu/openblas-pthread/libopenblas.so.0",
+    "/usr/lib64/libopenblasp.so.0",
+)
+CURE = "apt-get install libopenblas0-pthread (or preload another BLAS with LD_PRELOAD)"
+
+
+def multiplies_slowly() -> bool:
+    """Whether MLX in this process multiplies float32 matrices with the reference BLAS of its Linux wheel."""
+    import mlx.core as mx
+
+    return sys.platform == "linux" and mx.default_device() != mx.gpu and not _has_blas(None)
+
+
+def find_openblas() -> str:
+    """A system OpenBLAS that can be preloaded, by the name or path that the linker finds it under; empty if none."""
+    found = ctypes.util.find_library("openblas")
+    return next((place for place in (*([found] if found else []), *_PLACES) if _has_blas(place)), "")
+
+
+def preloading(library: str) -> dict[str, str]:
+    """The environment of a process that starts with `library` in the linker's global scope."""
+    others = os.environ.get("LD_PRELOAD")
+    return {**os.environ, "LD_PRELOAD": f"{library}:{others}" if others else library}
+
+
+def _has_blas(place: str | None) -> bool:
+    """Whether the library at `place`, or the linker's global scope for None, offers BLAS under its plain names."""
+    try:
+        return hasattr(ctypes.CDLL(place), _SYMBOL)
+    except OSError:
+        return False
