@@ -5,6 +5,7 @@ from mint.budget import Budget, parse_budget
 from mint.layout import MAX_SHARD_BYTES
 from mint.objectives import objective as objective_named
 from mint.plan import Plan
+from mint.probed import Probed
 from mint.problem import Problem
 from mint.rules import Rules
 
@@ -15,16 +16,23 @@ def allocate(
     *,
     objective: str = "output",
     rules: Rules = Rules(),  # noqa: B008, it is frozen
+    probed: Probed | None = None,
     prefer_speed: float = 0.0,
     max_shard_bytes: int = MAX_SHARD_BYTES,
 ) -> Plan:
     """The plan of least predicted loss whose weight files take at most `budget`, with its proved bound.
 
-    `budget` is a number of bytes, or text such as `18GB`, `4.5bpw`, `0.3x`, `min` or `max`. Raises `MintError` naming
+    `budget` is a number of bytes, or text such as `18GB`, `4.5bpw`, `0.3x`, `min` or `max`. `probed`
+    sensitivities go before those of the prior table. Raises `MintError` naming
     the smallest budget that works when there is no plan, and for rules that contradict each other.
     """
     problem = Problem(
-        analysis, objective_named(objective), rules, prefer_speed=prefer_speed, max_shard_bytes=max_shard_bytes
+        analysis,
+        objective_named(objective),
+        rules,
+        probed=probed,
+        prefer_speed=prefer_speed,
+        max_shard_bytes=max_shard_bytes,
     )
     return problem.plan(budget_bytes(budget, problem))
 

@@ -10,6 +10,8 @@ import ctypes.util
 import os
 import sys
 
+from mint.log import log
+
 _SYMBOL = "cblas_sgemm"
 _PLACES = (
     "libopenblas.so.0",
@@ -33,6 +35,21 @@ def find_openblas() -> str:
     """A system OpenBLAS that can be preloaded, by the name or path that the linker finds it under; empty if none."""
     found = ctypes.util.find_library("openblas")
     return next((place for place in (*([found] if found else []), *_PLACES) if _has_blas(place)), "")
+
+
+def restart_with_fast_blas() -> None:
+    """Start this very command again with a fast BLAS, where MLX has a slow one and the system a fast one.
+
+    Before any work is done, and only once: in the new process MLX is fast. Says what would cure it where there is none.
+    """
+    if not multiplies_slowly():
+        return
+    library = find_openblas()
+    if library:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], preloading(library))
+    log.warning("blas.slow", reason="MLX's own BLAS on Linux is 10-20 times slower than OpenBLAS", cure=CURE)
 
 
 def preloading(library: str) -> dict[str, str]:

@@ -51,6 +51,7 @@ for _command in (
     commands.quantize,
     commands.inspect,
     commands.analyze,
+    quality_commands.probe,
     plan_commands.allocate,
     plan_commands.curve,
     plan_commands.explain,

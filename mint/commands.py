@@ -30,6 +30,9 @@ def quantize(
     ] = None,
     dtype: Dtype = "",
     keep_nonfinite: KeepNonfinite = False,
+    probe: Annotated[
+        bool, typer.Option("--probe", help="Measure how sensitive the output is to each unit first (see mint probe).")
+    ] = False,
     reuse: Reused = [],  # noqa: B006, typer copies it
     as_json: Json = False,
 ) -> None:  # fmt: skip
@@ -41,10 +44,15 @@ def quantize(
     """
     room.check()
     wishes.rules()
+    if probe:
+        from mint.blas import restart_with_fast_blas
+
+        restart_with_fast_blas()
     outputs = room.outputs(output)
     from mint.stock import stock
 
     stock()  # imports mlx_lm while this process does
+    from mint.probe import Probing
     from mint.quantize import Target, quantize_all
     from mint.records import quantized_record
 
@@ -56,6 +64,7 @@ def quantize(
             analysis=analysis,
             dtype=_dtype(dtype),
             keep_nonfinite=keep_nonfinite,
+            probing=Probing() if probe else None,
             reuse=reuse,
             on_progress=screen.on_progress,
         )

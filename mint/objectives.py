@@ -27,6 +27,7 @@ class Objective:
     alphas: Callable[[Sequence[Unit]], Mapping[str, float]]  # by path of every unit that may be quantized
     power: int  # of NRMSE: 1 or 2
     formats: tuple[Format, ...]
+    probes: bool = False  # whether its alphas are the sensitivities that a probe measures
 
     def loss(self, alpha: float, error: float) -> float:
         """The loss of a unit of sensitivity `alpha` whose squared relative error (NRMSE^2) is `error`."""
@@ -68,7 +69,7 @@ _ALL = tuple(format for format in FORMATS if format != KEEP)
 OBJECTIVES = {
     objective.name: objective
     for objective in (
-        Objective("output", "sensitivity of the output x squared relative error", prior_alphas, 2, _ALL),
+        Objective("output", "sensitivity of the output x squared relative error", prior_alphas, 2, _ALL, probes=True),
         Objective(
             "mint",
             "the published one: priors x relative error, 13 formats",

@@ -20,6 +20,7 @@ from mint.errors import MintError
 if TYPE_CHECKING:
     from mint.analysis import Analysis
     from mint.devices import Device
+    from mint.probed import Probed
     from mint.problem import Problem
     from mint.rules import Rules
 
@@ -105,6 +106,12 @@ class Wishes:
             rich_help_panel="Rules",
         ),
     ] = 0.0
+    ignore_probe: Annotated[
+        bool,
+        typer.Option(
+            "--ignore-probe", help="Use the prior sensitivities although the model was probed.", rich_help_panel="Rules"
+        ),
+    ] = False
     max_shard_size: Annotated[
         str, typer.Option(metavar="SIZE", help="Largest weight file to write.", rich_help_panel="Rules")
     ] = SHARD_SIZE
@@ -133,8 +140,8 @@ class Wishes:
             locks += read_locks(self.locks)
         return Rules(self.veto, self.min_bits, self.max_bits, formats, tuple(locks))
 
-    def problem(self, analysis: Analysis) -> Problem:
-        """The problem that these options make of an analysis."""
+    def problem(self, analysis: Analysis, probed: Probed | None) -> Problem:
+        """The problem that these options make of an analysis and the probes of its model."""
         from mint.objectives import objective
         from mint.problem import Problem
 
@@ -144,6 +151,7 @@ class Wishes:
             analysis,
             objective(self.objective),
             self.rules(),
+            probed=None if self.ignore_probe else probed,
             prefer_speed=self.prefer_speed,
             max_shard_bytes=parse_size(self.max_shard_size),
         )

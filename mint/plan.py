@@ -26,7 +26,7 @@ from mint.rules import Rules
 from mint.speed import bytes_per_token, decode_cost
 from mint.units import Parameter
 
-SCHEMA = 2
+SCHEMA = 3
 KIND = "mint plan"
 
 
@@ -44,6 +44,7 @@ class Choice:
     layer: int
     min_bits: int  # the model's own floor
     alpha: float
+    alpha_from: str  # where it comes from: the prior table, or a probe
     active: float  # share of the weights that one token reads
     formats: tuple[Format, ...]  # measured
     errors: tuple[float, ...]  # squared relative, of each
@@ -305,6 +306,7 @@ def _choice_record(plan: Plan, choice: Choice, digits: int) -> dict[str, Any]:
         "dtype": choice.dtype,
         "min_bits": choice.min_bits,
         "alpha": choice.alpha,
+        "alpha_from": choice.alpha_from,
         "active": choice.active,
         "curve": dict(zip(map(str, choice.formats), choice.errors, strict=True)),
         "vetoed": [str(format) for format in choice.vetoed],
@@ -329,6 +331,7 @@ def _choice(fields: dict[str, Any], objective: Objective, digits: int) -> tuple[
         layer=int(fields["layer"]),
         min_bits=int(fields["min_bits"]),
         alpha=float(fields["alpha"]),
+        alpha_from=fields["alpha_from"],
         active=float(fields["active"]),
         formats=tuple(curve),
         errors=tuple(curve.values()),

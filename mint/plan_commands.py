@@ -27,6 +27,7 @@ def allocate(
     """Choose a format for every unit: the least predicted loss that fits the budget. Takes a moment."""
     from mint.analysis import read_analysis
     from mint.plan import write_plan
+    from mint.probed import probes_beside
     from mint.records import plan_record
 
     started = time.perf_counter()
@@ -36,7 +37,7 @@ def allocate(
         if path.exists():
             raise MintError(f"{path} exists; nothing is ever overwritten. Choose another --output")
     with Screen(as_json) as screen:
-        problem = wishes.problem(read_analysis(analysis))
+        problem = wishes.problem(read_analysis(analysis), probes_beside(analysis))
         plans = {name: problem.plan(room.budget_of(name)(problem)) for name in room.names}
         for name, path in outputs.items():
             write_plan(plans[name], path)
@@ -61,13 +62,14 @@ def curve(
     from mint.curve import curve as run
     from mint.draw import draw_curve, write_csv
     from mint.fit import devices_on
+    from mint.probed import probes_beside
     from mint.records import curve_record
 
     for path in filter(None, (csv, plot)):
         if path.exists():
             raise MintError(f"{path} exists; nothing is ever overwritten. Choose another name")
     with Screen(as_json) as screen:
-        problem = wishes.problem(read_analysis(analysis))
+        problem = wishes.problem(read_analysis(analysis), probes_beside(analysis))
         found = run(problem, points=points, on_progress=screen.on_progress)
         devices = devices_on(problem, tokens=parse_tokens(context), reserve_bytes=parse_size(reserve))
         if csv:

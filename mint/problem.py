@@ -18,7 +18,9 @@ from mint.knapsack_relaxation import Floats, Integers
 from mint.layout import MAX_SHARD_BYTES, name_nbytes, overhead_nbytes, parameter_nbytes, unnamed_nbytes
 from mint.objectives import OBJECTIVES, Objective
 from mint.plan import Choice, Plan, digits_for
+from mint.probed import Probed
 from mint.rules import Allowance, Allowed, Rules
+from mint.sensitivity import alphas_from
 from mint.speed import decode_cost
 from mint.units import Unit
 
@@ -38,16 +40,21 @@ class Problem:
         objective: Objective = OBJECTIVES["output"],
         rules: Rules = Rules(),  # noqa: B008, it is frozen
         *,
+        probed: Probed | None = None,
         prefer_speed: float = 0.0,
         max_shard_bytes: int = MAX_SHARD_BYTES,
     ) -> None:
+        if probed and probed.model != analysis.model:
+            raise MintError("the probes are of another model than the analysis; probe this one, or go without")
         self.analysis = analysis
         self.objective = objective
         self.rules = rules
         self.prefer_speed = prefer_speed
         self.max_shard_bytes = max_shard_bytes
         self._digits = digits_for((unit.shape for unit in analysis.units), analysis.parameters)
-        self._alphas = objective.alphas(analysis.units)
+        measured = probed.alphas if probed and objective.probes else {}
+        self._sensitivities = alphas_from(objective.alphas(analysis.units), analysis.units, measured)
+        self._alphas = {path: alpha.value for path, alpha in self._sensitivities.items()}
         self._active = active_shares(analysis)
         self._kinds: dict[tuple[tuple[int, ...], str, int], tuple[Integers, Integers, Integers]] = {}
         allowance = Allowance(rules, analysis.units, objective.formats)
@@ -140,6 +147,7 @@ class Problem:
             layer=unit.layer,
             min_bits=unit.min_bits,
             alpha=self._alphas.get(unit.path, 0.0),
+            alpha_from=self._sensitivities[unit.path].origin if unit.path in self._sensitivities else "",
             active=self._active.get(unit.path, 1.0),
             formats=measurement.formats if known else (),
             errors=measurement.errors if known else (),

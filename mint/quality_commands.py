@@ -1,12 +1,55 @@
-"""The command that tells how good a model is."""
+"""The commands that run a model: how sensitive it is, how good a quantized one is."""
 
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from mint.options import Json
+from mint.options import Dtype, Json, Model
 from mint.show import Screen
+
+
+def probe(
+    model: Model,
+    analysis: Annotated[
+        Path | None,
+        typer.Option(help="Its analysis; probes are kept beside it. Default: the one that mint quantize remembers."),
+    ] = None,
+    written: Annotated[
+        str, typer.Option("--tokens", metavar="own|random", help="Text that the model writes itself, or random tokens.")
+    ] = "own",
+    sequences: Annotated[int, typer.Option(metavar="N", help="Sequences that the model sees.")] = 8,
+    length: Annotated[int, typer.Option(metavar="N", help="Tokens of a sequence.")] = 64,
+    seed: Annotated[int, typer.Option(metavar="N", help="What decides the tokens.")] = 0,
+    probes: Annotated[
+        int | None, typer.Option(metavar="N", help="Probe only the N largest units; the rest is inferred from them.")
+    ] = None,
+    dtype: Dtype = "",
+    as_json: Json = False,
+) -> None:
+    """Measure how far the output moves when each unit alone is stored coarsely. No data; resumes by itself.
+
+    Later plans of the same analysis use what was measured. Takes a fraction of a forward pass for every unit.
+    """
+    from mint.blas import restart_with_fast_blas
+
+    restart_with_fast_blas()
+    from mint.analyze import analyze
+    from mint.probe import Probing
+    from mint.probe import probe as run
+    from mint.probed import probe_path
+    from mint.quantize import cached_analysis
+    from mint.records import probed_record
+    from mint.source import open_source
+
+    probing = Probing(written, sequences, length, seed, probes)
+    probing.check()
+    with Screen(as_json) as screen:
+        source = open_source(model, dtype=dtype)
+        path = analysis or cached_analysis(source)
+        measured = analyze(source, path, on_progress=screen.on_progress)
+        probed = run(source, measured, probe_path(path), probing=probing, on_progress=screen.on_progress)
+    screen.answer(probed_record(measured, probed, probe_path(path)))
 
 
 def evaluate(

@@ -24,6 +24,8 @@ from mint.layout import MAX_SHARD_BYTES
 from mint.manifest import Manifest
 from mint.objectives import objective as objective_named
 from mint.plan import Plan
+from mint.probe import Probing, probe
+from mint.probed import Probed, probe_path, probes_beside
 from mint.problem import Problem
 from mint.process import peak_rss_bytes
 from mint.progress import OnProgress, ignore
@@ -67,6 +69,7 @@ def quantize(
     analysis: Path | str | None = None,
     dtype: str = "",
     keep_nonfinite: bool = False,
+    probing: Probing | None = None,
     max_shard_bytes: int = MAX_SHARD_BYTES,
     reuse: Sequence[Path | str] = (),
     executor: Executor = in_process,
@@ -74,15 +77,22 @@ def quantize(
 ) -> Quantized:
     """Write the best MLX model of `model` whose weight files take at most `budget` to the new folder `output`.
 
-    The analysis is kept (in the user's cache, or in `analysis`), so another budget costs no measuring; units that a
-    folder of `reuse` holds in the planned format are copied. Killed at any point, the same call goes on. Raises
+    The analysis is kept (in the user's cache, or in `analysis`), so another budget costs no measuring; with `probing`
+    the sensitivities are measured too and kept beside it, and once there they are used by every later call. Units
+    that a folder of `reuse` holds in the planned format are copied. Killed at any point, the same call goes on. Raises
     `MintError` for everything that the user can mend; a model that fails its verification raises too, and stays where
     it is for inspection.
     """
 
-    def pose(measured: Analysis) -> Problem:
-        wanted = objective_named(objective)
-        return Problem(measured, wanted, rules, prefer_speed=prefer_speed, max_shard_bytes=max_shard_bytes)
+    def pose(measured: Analysis, probed: Probed | None) -> Problem:
+        return Problem(
+            measured,
+            objective_named(objective),
+            rules,
+            probed=probed,
+            prefer_speed=prefer_speed,
+            max_shard_bytes=max_shard_bytes,
+        )
 
     return quantize_all(
         model,
@@ -91,6 +101,7 @@ def quantize(
         analysis=analysis,
         dtype=dtype,
         keep_nonfinite=keep_nonfinite,
+        probing=probing,
         reuse=reuse,
         executor=executor,
         on_progress=on_progress,
@@ -100,11 +111,12 @@ def quantize(
 def quantize_all(
     model: Path | str,
     targets: Sequence[Target],
-    pose: Callable[[Analysis], Problem],
+    pose: Callable[[Analysis, Probed | None], Problem],
     *,
     analysis: Path | str | None = None,
     dtype: str = "",
     keep_nonfinite: bool = False,
+    probing: Probing | None = None,
     reuse: Sequence[Path | str] = (),
     executor: Executor = in_process,
     on_progress: OnProgress = ignore,
@@ -121,8 +133,14 @@ def quantize_all(
     path = Path(analysis) if analysis else cached_analysis(source)
     with _timed(seconds, "analyze"):
         measured = analyze(source, path, executor=executor, keep_nonfinite=keep_nonfinite, on_progress=on_progress)
+    probed = probes_beside(path)
+    if probing:
+        with _timed(seconds, "probe"):
+            probed = probe(
+                source, measured, probe_path(path), probing=probing, executor=executor, on_progress=on_progress
+            )
     with _timed(seconds, "allocate"):
-        problem = pose(measured)
+        problem = pose(measured, probed)
         plans = [problem.plan(target.budget_bytes(problem)) for target in targets]
     folders = [Path(folder) for folder in reuse]
     done = []

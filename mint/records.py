@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from mint.fit import Placed
     from mint.manifest import Manifest
     from mint.plan import Plan
+    from mint.probed import Probed
     from mint.quantize import Quantized
     from mint.reuse import Reuse
     from mint.source import Source
@@ -104,6 +105,7 @@ def plan_record(plan: Plan, path: Path | None, seconds: float) -> Record:
         "bound": plan.bound,
         "gap": plan.gap,
         "objective": plan.objective.name,
+        "alphas": dict(Counter(c.alpha_from for c in plan.choices if c.alpha_from)),
         "bytes_per_token": round(plan.bytes_per_token),
         "kept_units": {c.path: c.reason for c in plan.choices if c.reason.startswith("kept")},
         "seconds": round(seconds, 3),
@@ -269,6 +271,7 @@ def _unit_record(plan: Plan, explanation: Explanation) -> Record:
         "format": str(choice.format),
         "reason": choice.reason,
         "alpha": choice.alpha,
+        "alpha_from": choice.alpha_from,
         "loss": plan.loss_of(choice),
         "larger": _step_text(explanation.larger, plan.price, "saves"),
         "smaller": _step_text(explanation.smaller, plan.price, "costs"),
@@ -343,3 +346,28 @@ def loaders_record() -> Record:
             for loader in LOADERS
         ]
     }
+
+
+def probed_record(analysis: Analysis, probed: Probed, path: Path) -> Record:
+    """The record of `mint probe`: alphas by role beside the prior table's."""
+    from statistics import median
+
+    from mint.sensitivity import prior_alphas
+
+    priors = prior_alphas(analysis.units)
+    by_role: dict[str, list[str]] = defaultdict(list)
+    for unit in analysis.units:
+        if unit.path in probed.probes:
+            by_role[unit.role].append(unit.path)
+    rows = [
+        {
+            "role": role,
+            "units": len(paths),
+            "least": min(probed.probes[name].alpha for name in paths),
+            "median": median(probed.probes[name].alpha for name in paths),
+            "most": max(probed.probes[name].alpha for name in paths),
+            "prior_median": median(priors.get(name, 0.0) for name in paths),
+        }
+        for role, paths in by_role.items()
+    ]
+    return {"alphas": rows, "probes": str(path), "probed_units": len(probed.probes), "tokens": probed.tokens}

@@ -45,6 +45,12 @@ def role_of(path: str) -> str:
     return next((role for role, pattern in _COMPILED if pattern.search(path)), UNKNOWN)
 
 
+def layer_path(path: str) -> str:
+    """The path of the layer that the module at `path` lies in, empty outside of the layers."""
+    match = _LAYER.search(path)
+    return path[: match.end(1)] if match else ""
+
+
 def layer_of(path: str) -> int:
     """The index of the layer that the module at `path` lies in, -1 outside of the layers."""
     match = _LAYER.search(path)

@@ -7,7 +7,11 @@ alpha = KL / NRMSE^2, each unit of SmolLM2-135M-Instruct (30 layers, tied embedd
 does the same work, and say so. One model is thin evidence: a probe of the model at hand is always better.
 """
 
-from collections.abc import Iterable
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from math import exp, log
+from statistics import fmean
 
 from mint.units import Unit
 
@@ -48,6 +52,40 @@ def prior_alphas(units: Iterable[Unit]) -> dict[str, float]:
     layers = 1 + max((unit.layer for unit in units), default=0)
     tied = not any(unit.role == "head" for unit in units)
     return {unit.path: _prior(unit, layers, tied) for unit in units if not unit.keep_reason}
+
+
+@dataclass(frozen=True, slots=True)
+class Alpha:
+    """A sensitivity, and where it comes from."""
+
+    value: float
+    origin: str
+
+
+PRIOR, PROBED, SCALED = "prior", "probed", "prior scaled by probes"
+
+
+def alphas_from(priors: Mapping[str, float], units: Iterable[Unit], probed: Mapping[str, float]) -> dict[str, Alpha]:
+    """The alphas that were probed, and for all other units their priors.
+
+    A prior is scaled by what the probes of its role say of priors (geometric mean), else by what all of them say.
+    """
+    by_role: dict[str, list[float]] = defaultdict(list)
+    roles = {unit.path: unit.role for unit in units}
+    for path, alpha in probed.items():
+        if alpha > 0 and priors.get(path, 0.0) > 0:
+            by_role[roles[path]].append(log(alpha / priors[path]))
+    overall = [ratio for ratios in by_role.values() for ratio in ratios]
+    found = {}
+    for path, prior in priors.items():
+        ratios = by_role.get(roles[path]) or overall
+        if path in probed:
+            found[path] = Alpha(probed[path], PROBED)
+        elif ratios:
+            found[path] = Alpha(prior * exp(fmean(ratios)), SCALED)
+        else:
+            found[path] = Alpha(prior, PRIOR)
+    return found
 
 
 def _prior(unit: Unit, layers: int, tied: bool) -> float:

@@ -9,47 +9,27 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 # each module may import from the levels below its own; those of one level know nothing of each other
-LEVELS = (
-    {"mint"},
-    {"errors"},
-    {
-        "formats",
-        "log",
-        "roles",
-        "budget",
-        "journal",
-        "knapsack_relaxation",
-        "context",
-        "progress",
-        "process",
-        "blas",
-        "divergence",
-    },
-    {"kernels", "shards", "units", "layout", "knapsack_merge", "devices", "compat", "speed", "estimates"},
-    {
-        "knapsack_search",
-        "trace",
-        "tree",
-        "device",
-        "sensitivity",
-        "manifest",
-        "weights",
-        "stored",
-        "reference",
-        "evaluation",
-    },
-    {"source", "knapsack", "analysis", "objectives", "agreement", "logits"},
-    {"execute", "rules", "trace_context", "stock", "sequences"},
-    {"plan", "compare"},
-    {"jobs", "problem", "possible", "explain", "diff", "refer"},
-    {"allocate", "curve", "fit", "reuse", "evaluate_here"},
-    {"analyze", "assemble", "verify", "draw", "evaluate_apart"},
-    {"quantize", "evaluate"},
-    {"records"},
-    {"show", "options"},
-    {"commands", "plan_commands", "quality_commands"},
-    {"cli"},
-)
+LEVELS = [
+    set(line.split())
+    for line in """
+        mint
+        errors
+        formats log roles budget journal knapsack_relaxation context progress process divergence
+        blas kernels shards units layout knapsack_merge devices compat speed estimates probed replay
+        knapsack_search trace tree device sensitivity manifest weights stored reference evaluation
+        source knapsack analysis objectives agreement logits
+        execute rules trace_context stock sequences
+        plan probe compare
+        jobs problem possible explain diff refer
+        allocate curve fit reuse evaluate_here
+        analyze assemble verify draw evaluate_apart
+        quantize evaluate
+        records
+        show options
+        commands plan_commands quality_commands
+        cli
+    """.strip().splitlines()
+]
 OWNERS = {
     "mlx_lm": {"mint/tree.py"},
     "ray": set(),

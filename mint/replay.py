@@ -1,0 +1,86 @@
+"""A model whose first layers answer from memory, so that what lies behind a change in layer k starts at layer k.
+
+The first pass notes what every layer returns, in the order of the calls. Later passes let the layers that were
+called before a given one return that again and compute nothing. It works for every architecture whose layers are
+called once each; whether replaying changes nothing is checked on the model itself, and where it does, every pass
+computes everything: slower, never wrong.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import mlx.core as mx
+from mlx.nn.layers.base import Module
+
+
+class Replay:
+    """Layers by path, what they returned, and the order in which they were called."""
+
+    def __init__(self, model: Module, paths: Iterable[str]) -> None:
+        wanted = set(paths)
+        self._layers = {path: module for path, module in model.named_modules() if path in wanted}
+        self._answers: dict[str, Any] = {}
+        self._order: list[str] = []
+
+    @contextmanager
+    def recording(self) -> Iterator[None]:
+        """Note what the layers return while this lasts."""
+        self._order.clear()
+
+        def record(path: str, call: Callable[[], Any]) -> Any:
+            answer = call()
+            mx.eval(answer)
+            self._order.append(path)
+            self._answers[path] = answer
+            return answer
+
+        with self._calls(dict.fromkeys(self._layers, record)):
+            yield
+
+    @property
+    def possible(self) -> bool:
+        """Whether every layer was called exactly once."""
+        return sorted(self._order) == sorted(self._layers)
+
+    @contextmanager
+    def before(self, path: str | None) -> Iterator[None]:
+        """Let the layers called before the one at `path` answer from memory; all of them for None."""
+        end = self._end(path)
+        with self._calls({known: lambda known, _: self._answers[known] for known in self._order[:end]}):
+            yield
+
+    def share_before(self, path: str | None) -> float:
+        """The share of the layers that answer from memory then."""
+        return self._end(path) / len(self._layers) if self._layers else 0.0
+
+    def forget(self) -> None:
+        """Compute everything from now on."""
+        self._order.clear()
+        self._answers.clear()
+
+    def _end(self, path: str | None) -> int:
+        """How many of the calls come before the layer at `path`."""
+        if path is None:
+            return len(self._order)
+        return self._order.index(path) if path in self._order else 0
+
+    @contextmanager
+    def _calls(self, replaced: dict[str, Callable[[str, Callable[[], Any]], Any]]) -> Iterator[None]:
+        kinds = {path: type(self._layers[path]) for path in replaced}
+        for path in replaced:
+            self._layers[path].__class__ = _answering(kinds[path], path, replaced[path])
+        try:
+            yield
+        finally:
+            for path, kind in kinds.items():
+                self._layers[path].__class__ = kind
+
+
+def _answering(kind: type[Module], path: str, answer: Callable[[str, Callable[[], Any]], Any]) -> type[Module]:
+    """The class of a layer whose call is answered by `answer`, given its path and what would compute it."""
+
+    def call(self: Module, *arguments: Any, **options: Any) -> Any:
+        return answer(path, lambda: kind.__call__(self, *arguments, **options))
+
+    return type(kind.__name__, (kind,), {"__call__": call})
