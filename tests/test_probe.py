@@ -114,7 +114,7 @@ def test_layers_before_a_change_are_not_computed(source: Source) -> None:
 def _noting(kind: type, path: str, called: list[str]) -> type:
     def call(self: object, *arguments: object, **options: object) -> object:
         called.append(path)
-        return kind.__call__(self, *arguments, **options)  # type: ignore[operator]
+        return kind.__call__(self, *arguments, **options)
 
     return type(kind.__name__, (kind,), {"__call__": call})
 
