@@ -149,7 +149,10 @@ class Prober:
         self._replay = Replay(self._model, {layer_path(unit.path) for unit in source.units if unit.layer >= 0})
         started = perf_counter()
         with self._replay.recording():
-            self._expected = self._log_probabilities()
+            self._expected = self._logits()
+        self._normalizer = mx.logsumexp(self._expected, axis=-1)
+        self._probabilities = mx.exp(self._expected - self._normalizer[..., None])
+        mx.eval(self._probabilities)
         self._seconds_of_all = perf_counter() - started
         self._check_replay()
         self._seconds_of_none = perf_counter() - started - self._seconds_of_all  # all replayed: only the output
@@ -192,17 +195,20 @@ class Prober:
         return layer_path(unit.path) if unit.layer >= 0 else None if unit.role == "head" else ""
 
     def _kl(self) -> float:
-        """Mean KL(expected || found) over the tokens, in nats."""
-        found = self._log_probabilities()
-        kl = (mx.exp(self._expected) * (self._expected - found)).sum(axis=-1)
+        """Mean KL(expected || found) over the tokens, in nats.
+
+        sum_v p_v (log p_v - log q_v) = log Z_q - log Z_p - sum_v p_v (logit q_v - logit p_v): one exponential a logit.
+        """
+        found = self._logits()
+        change = (self._probabilities[..., None, :] @ (found - self._expected)[..., None]).squeeze((-2, -1))
+        kl = mx.logsumexp(found, axis=-1) - self._normalizer - change
         return float(np.asarray(kl, dtype=np.float64).mean())
 
-    def _log_probabilities(self) -> mx.array:
+    def _logits(self) -> mx.array:
         """(S, L, V) in float32."""
         logits = logits_of(self._model, self._tokens).astype(mx.float32)
-        found = logits - mx.logsumexp(logits, axis=-1, keepdims=True)
-        mx.eval(found)
-        return found
+        mx.eval(logits)
+        return logits
 
     def _check_replay(self) -> None:
         """Replay only where that changes nothing."""
