@@ -21,6 +21,7 @@ _PLACES = (
     "/usr/lib/aarch64-linux-gnu/openblas-pthread/libopenblas.so.0",
     "/usr/lib64/libopenblasp.so.0",
 )
+_may_restart = False
 CURE = "apt-get install libopenblas0-pthread (or preload another BLAS with LD_PRELOAD)"
 
 
@@ -37,6 +38,12 @@ def find_openblas() -> str:
     return next((place for place in (*([found] if found else []), *_PLACES) if _has_blas(place)), "")
 
 
+def allow_restart() -> None:
+    """Tell that this process is a command of its own, which may be started again; a library's host may not."""
+    global _may_restart
+    _may_restart = True
+
+
 def restart_with_fast_blas() -> None:
     """Start this very command again with a fast BLAS, where MLX has a slow one and the system a fast one.
 
@@ -45,7 +52,7 @@ def restart_with_fast_blas() -> None:
     if not multiplies_slowly():
         return
     library = find_openblas()
-    if library:
+    if library and _may_restart:
         sys.stdout.flush()
         sys.stderr.flush()
         os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], preloading(library))

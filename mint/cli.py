@@ -14,6 +14,7 @@ from typing import Annotated
 import typer
 
 from mint import __version__, commands, plan_commands, quality_commands
+from mint.blas import allow_restart
 from mint.errors import MintError
 from mint.log import configure_logging
 
@@ -68,6 +69,7 @@ def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit with its code."""
     # imports leave a million objects that live to the end: looking through them again and again takes half a second
     gc.set_threshold(100_000)
+    allow_restart()
     code = run_command(sys.argv[1:] if arguments is None else arguments)
     gc.freeze()
     sys.exit(code)
