@@ -65,6 +65,7 @@ def _noise(
 ) -> Array:
     """(S, L-1) KL between the model's float32 and bf16 runs."""
     noise = np.empty(top.shape)
+    on_progress(Progress("noise floor", 0, len(tokens), ""))
     for rows, logits in all_logits(open_narrow(folder), tokens, vocabulary):
         noise[rows] = differences(writing.log_probabilities(rows), top[rows], logits, tokens[rows, 1:]).kl
         on_progress(Progress("noise floor", rows.stop, len(tokens), "in bfloat16"))

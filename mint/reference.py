@@ -74,6 +74,11 @@ class Reference:
         return block
 
 
+def partial_path(path: Path) -> Path:
+    """Where the reference file at `path` is until it is whole."""
+    return path.with_name(f"{path.name}.partial")
+
+
 class Writing:
     """A reference file in the making, at PATH.partial until it is whole."""
 
@@ -82,17 +87,13 @@ class Writing:
         self._shapes = dict.fromkeys(_SMALL, (sequences, length - 1)) | {"tokens": (sequences, length)}
         self._origin = origin
         self._tokens = tokens
-        self._path = path
+        self._path, self._partial = path, partial_path(path)
         self._large: tuple[int, ...] = (sequences, length - 1, vocabulary)
         self._data = hashlib.sha256()
         self._written = 0
         path.parent.mkdir(parents=True, exist_ok=True)
         self._file: IO[bytes] = self._partial.open("w+b")
         self._start = len(self._header(_NO_DIGEST)) + sum(4 * prod(self._shapes[name]) for name in _SMALL)
-
-    @property
-    def _partial(self) -> Path:
-        return self._path.with_name(f"{self._path.name}.partial")
 
     def __enter__(self) -> Self:
         return self

@@ -149,6 +149,20 @@ def test_what_a_process_apart_raises_is_raised_here(llama: Path, saved: Path, tm
         evaluate_apart(_question(tmp_path, saved), "", ignore)
 
 
+def test_an_interrupted_process_apart_leaves_nothing(
+    llama: Path, converted: dict[int, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+
+    def interrupt(step: Progress) -> None:
+        if step.stage == "reference":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        evaluate_apart(_question(converted[4], llama, save=tmp_path / "saved"), "", interrupt)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_question_and_evaluation_survive_a_line_of_json(llama: Path, converted: dict[int, Path], saved: Path) -> None:
     question = _question(converted[4], llama, Path("a.txt"), Path("b.txt"), save=Path("c"), seed=3)
     assert question_from(question.to_line()) == question
