@@ -158,9 +158,12 @@ def _cast(model: Module, dtype: mx.Dtype, *, but_matrices: bool = False) -> Modu
 
 
 def _computing_wide(model: Module, dtype: mx.Dtype) -> Module:
-    """The model, its modules with a matrix multiplying in float32 and rounding what comes out to `dtype`."""
+    """The model, its matrices multiplied in float32 and what comes out rounded to `dtype`.
+
+    They are those that could be quantized or are; a router's gate rounds where its own code says.
+    """
     for _, module in model.named_modules():
-        if isinstance(module.get("weight"), mx.array) and module["weight"].ndim > 1:
+        if "weight" in module and (hasattr(module, "to_quantized") or "scales" in module):
             _compute_wide(module, dtype)
     return model
 

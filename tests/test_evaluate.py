@@ -96,8 +96,10 @@ def test_figures_are_those_of_mlx_lms_own_models(llama: Path, converted: dict[in
     assert all(figure.low <= figure.value <= figure.high for figure in found.values())
 
 
-def test_a_model_against_itself_differs_by_less_than_its_noise(llama: Path) -> None:
-    found = _evaluate(llama, llama).estimates
+@pytest.mark.parametrize("name", ["llama", "deepseek_v3", "glm4_moe", "gpt_oss", "jamba", "mamba2", "qwen3_next"])
+def test_a_model_against_itself_differs_by_less_than_its_noise(name: str, make_model: Callable[..., Path]) -> None:
+    folder = make_model(name)
+    found = _evaluate(folder, folder).estimates
     assert abs(found["kl_mean"].value) < 1e-6
     assert found["kl_mean"].value < found["noise_floor"].value / 10
     assert found["top1_agreement"].value == 1
