@@ -2,7 +2,7 @@
 
 Tokens of one sequence are alike, so it is sequences that are drawn again, with replacement (the block bootstrap);
 the interval runs from the 2.5th to the 97.5th percentile of the figure over the draws (Efron and Tibshirani 1993,
-chapter 13). All figures see the same draws, and a seed decides them.
+chapter 13). A seed decides the draws, so figures of the same sequences see the same ones.
 """
 
 # S sequences, T predicted tokens of each
@@ -53,13 +53,12 @@ def median_perplexity(nll: Array) -> float:
 
 
 def estimates(figures: Mapping[str, tuple[Statistic, npt.NDArray[np.generic]]]) -> dict[str, Estimate]:
-    """Every figure, a statistic of a sample (S, T), with its interval. All samples are of the same S sequences."""
-    samples = {id(sample): sample.astype(np.float64) for _, sample in figures.values()}
-    sequences = len(next(iter(samples.values())))
+    """Every figure, a statistic of a sample (S, T), with its interval."""
+    return {name: _estimate(statistic, sample.astype(np.float64)) for name, (statistic, sample) in figures.items()}
+
+
+def _estimate(statistic: Statistic, sample: Array) -> Estimate:
+    sequences = len(sample)
     draws = np.random.default_rng(SEED).integers(sequences, size=(DRAWS, sequences))
-    found = {}
-    for name, (statistic, sample) in figures.items():
-        values = samples[id(sample)]
-        low, high = np.percentile([statistic(values[draw]) for draw in draws], _OUTER)
-        found[name] = Estimate(statistic(values), float(low), float(high))
-    return found
+    low, high = np.percentile([statistic(sample[draw]) for draw in draws], _OUTER)
+    return Estimate(statistic(sample), float(low), float(high))

@@ -17,6 +17,7 @@ from mint.blas import preloading
 from mint.errors import MintError
 from mint.evaluation import Evaluation, Question, evaluation_from, question_from
 from mint.progress import OnProgress, Progress
+from mint.reference import partial_path
 
 _COMMAND = [sys.executable, "-P", "-c", "from mint.evaluate_apart import answer; answer()"]
 
@@ -47,6 +48,9 @@ def evaluate_apart(question: Question, library: str, on_progress: OnProgress) ->
             process.wait()  # it has something to say on stderr
         finally:
             process.kill()
+            process.wait()
+            if question.save_reference:
+                partial_path(question.save_reference).unlink(missing_ok=True)  # killed, it could not
     raise RuntimeError(f"the process that evaluates ended with code {process.returncode}")
 
 

@@ -20,7 +20,7 @@ import mlx.core as mx
 import numpy as np
 import numpy.typing as npt
 from mlx.nn.layers.base import Module
-from mlx.utils import tree_flatten, tree_map
+from mlx.utils import tree_flatten, tree_map_with_path
 
 from mint.divergence import Logits, Tokens
 from mint.errors import MintError
@@ -28,16 +28,19 @@ from mint.formats import FORMATS, Format
 from mint.shards import read_shards
 from mint.tree import DTYPES, load_plain, load_stock
 
-BLOCK = 1 << 26  # logits at once
+BLOCK = 1 << 25  # logits at once
 _METHODS = ("__call__", "as_linear")  # the ways mlx_lm uses a module that has a weight
 _PACKED = ("weight", "scales", "biases", "global_scale")
 
 
 def open_wide(folder: Path) -> Module:
     """The model in `folder` computing in float32."""
-    if _on_gpu():  # its weights stay as they are and are widened while they are used
-        return _computing_wide(_cast(_load(folder), mx.float32, vectors_only=True), mx.float32)
-    return _cast(_dequantized(folder), mx.float32)
+    return widened_in_use(folder) if _on_gpu() else _cast(_dequantized(folder), mx.float32)
+
+
+def widened_in_use(folder: Path) -> Module:
+    """The model in float32 by the way of a GPU: its matrices stay as they are stored, widened while they are used."""
+    return _computing_wide(_cast(_load(folder), mx.float32, but_matrices=True), mx.float32)
 
 
 def open_narrow(folder: Path) -> Module:
@@ -143,21 +146,24 @@ def _bits(array: mx.array) -> npt.NDArray[Any]:
     return np.asarray(array.view(mx.uint16) if array.dtype in (mx.bfloat16, mx.float16) else array)
 
 
-def _cast(model: Module, dtype: mx.Dtype, *, vectors_only: bool = False) -> Module:
-    """The model with its floats (or those with one axis only) cast; quantized parts on a GPU too."""
+def _cast(model: Module, dtype: mx.Dtype, *, but_matrices: bool = False) -> Module:
+    """The model with its floats cast; `but_matrices` leaves the unquantized weights of modules as they are."""
 
-    def cast(array: mx.array) -> mx.array:
-        wanted = mx.issubdtype(array.dtype, mx.floating) and not (vectors_only and array.ndim > 1)
-        return array.astype(dtype) if wanted else array
+    def cast(path: str, array: mx.array) -> mx.array:
+        stays = but_matrices and array.ndim > 1 and path.endswith(".weight")
+        return array.astype(dtype) if mx.issubdtype(array.dtype, mx.floating) and not stays else array
 
-    model.update(tree_map(cast, model.parameters()))
+    model.update(tree_map_with_path(cast, model.parameters()))
     return model
 
 
 def _computing_wide(model: Module, dtype: mx.Dtype) -> Module:
-    """The model, its modules with a matrix multiplying in float32 and rounding what comes out to `dtype`."""
+    """The model, its matrices multiplied in float32 and what comes out rounded to `dtype`.
+
+    They are those that could be quantized or are; a router's gate rounds where its own code says.
+    """
     for _, module in model.named_modules():
-        if isinstance(module.get("weight"), mx.array) and module["weight"].ndim > 1:
+        if "weight" in module and (hasattr(module, "to_quantized") or "scales" in module):
             _compute_wide(module, dtype)
     return model
 

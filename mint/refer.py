@@ -1,5 +1,7 @@
 """A model to its reference file: its sequences, what it says about them in float32, and its noise in bf16."""
 
+# S sequences, N of them measured for noise, L tokens of each
+
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +14,10 @@ from mint.evaluation import Question
 from mint.logits import all_logits, open_narrow, open_wide, vocabulary_size
 from mint.progress import OnProgress, Progress
 from mint.reference import Origin, Writing
-from mint.sequences import OWN_TEXT, own_sequences, text_sequences, vocabulary_digest, wanted
+from mint.sequences import FEWEST, OWN_TEXT, own_sequences, text_sequences, vocabulary_digest, wanted
 from mint.shards import identity, read_shards
+
+NOISE_SHARE = 4  # one sequence in four tells the noise: bf16 is slow on CPUs, and sequences differ little in it
 
 
 def refer(question: Question, path: Path, on_progress: OnProgress) -> None:
@@ -38,10 +42,11 @@ def refer(question: Question, path: Path, on_progress: OnProgress) -> None:
     model = open_wide(folder)
     if tokens is None:
         tokens = own_sequences(model, folder, vocabulary, size, origin.seed, on_progress)
-    with Writing(path, origin, tokens, vocabulary) as writing:
+    noisy = max(FEWEST, len(tokens) // NOISE_SHARE)
+    with Writing(path, origin, tokens, vocabulary, noisy=noisy) as writing:
         top, nll = _predict(model, writing, tokens, vocabulary, on_progress)
         del model  # before the next one is loaded
-        noise = _noise(folder, writing, tokens, top, vocabulary, on_progress)
+        noise = _noise(folder, writing, tokens[:noisy], top[:noisy], vocabulary, on_progress)
         writing.finish(top, nll, noise)
 
 
@@ -63,8 +68,9 @@ def _predict(
 def _noise(
     folder: Path, writing: Writing, tokens: Tokens, top: Tokens, vocabulary: int, on_progress: OnProgress
 ) -> Array:
-    """(S, L-1) KL between the model's float32 and bf16 runs."""
+    """(N, L-1) KL between the model's float32 and bf16 runs."""
     noise = np.empty(top.shape)
+    on_progress(Progress("noise floor", 0, len(tokens), ""))
     for rows, logits in all_logits(open_narrow(folder), tokens, vocabulary):
         noise[rows] = differences(writing.log_probabilities(rows), top[rows], logits, tokens[rows, 1:]).kl
         on_progress(Progress("noise floor", rows.stop, len(tokens), "in bfloat16"))

@@ -6,7 +6,7 @@ It is a safetensors file, written sequence by sequence:
     tokens             (S, L)        I32   the sequences
     top                (S, L-1)      I32   the likeliest next token
     nll                (S, L-1)      F32   negative log-likelihood of the next token, nats
-    noise              (S, L-1)      F32   KL(float32 run || bf16 run) of the reference itself, nats: the noise floor
+    noise              (N, L-1)      F32   KL(float32 run || bf16 run) of the reference itself on the first N sequences
     log_probabilities  (S, L-1, V)   F16   of every next token
 
 Half precision is enough for the log-probabilities: they are normalized again when read, so that what is left is of
@@ -14,7 +14,7 @@ second order. See `tests/test_reference.py` for the law, and README for the figu
 The metadata holds the model's identity, its tokenizer's vocabulary, seed, versions, and a digest of everything.
 """
 
-# S sequences, L tokens of each, V vocabulary, B sequences of a block
+# S sequences, N of them measured for noise, L tokens of each, V vocabulary, B sequences of a block
 
 import hashlib
 import json
@@ -64,7 +64,7 @@ class Reference:
     tokens: Tokens  # (S, L)
     top: Tokens  # (S, L-1)
     nll: npt.NDArray[np.float32]  # (S, L-1)
-    noise: npt.NDArray[np.float32]  # (S, L-1)
+    noise: npt.NDArray[np.float32]  # (N, L-1) the noise floor, nats
     vocabulary: int
 
     def log_probabilities(self, rows: slice) -> Logits:
@@ -74,25 +74,27 @@ class Reference:
         return block
 
 
+def partial_path(path: Path) -> Path:
+    """Where the reference file at `path` is until it is whole."""
+    return path.with_name(f"{path.name}.partial")
+
+
 class Writing:
     """A reference file in the making, at PATH.partial until it is whole."""
 
-    def __init__(self, path: Path, origin: Origin, tokens: Tokens, vocabulary: int) -> None:
+    def __init__(self, path: Path, origin: Origin, tokens: Tokens, vocabulary: int, *, noisy: int) -> None:
         sequences, length = tokens.shape
-        self._shapes = dict.fromkeys(_SMALL, (sequences, length - 1)) | {"tokens": (sequences, length)}
+        predicted = dict.fromkeys(_SMALL, (sequences, length - 1))
+        self._shapes = predicted | {"tokens": (sequences, length), "noise": (noisy, length - 1)}
         self._origin = origin
         self._tokens = tokens
-        self._path = path
+        self._path, self._partial = path, partial_path(path)
         self._large: tuple[int, ...] = (sequences, length - 1, vocabulary)
         self._data = hashlib.sha256()
         self._written = 0
         path.parent.mkdir(parents=True, exist_ok=True)
         self._file: IO[bytes] = self._partial.open("w+b")
         self._start = len(self._header(_NO_DIGEST)) + sum(4 * prod(self._shapes[name]) for name in _SMALL)
-
-    @property
-    def _partial(self) -> Path:
-        return self._path.with_name(f"{self._path.name}.partial")
 
     def __enter__(self) -> Self:
         return self
@@ -123,7 +125,7 @@ class Writing:
         small = {name: np.ascontiguousarray(given[name], _NUMPY[_DTYPES[name]]) for name in _SMALL}
         assert self._written == 2 * prod(self._large)
         self._file.seek(0)
-        self._file.write(self._header(_digest(self._origin, small, self._data.hexdigest())))
+        self._file.write(self._header(_digest(self._origin, small, self._large, self._data.hexdigest())))
         for name in _SMALL:
             self._file.write(small[name].data)
         self._file.close()
@@ -161,24 +163,24 @@ def read_reference(path: Path) -> Reference:
                 raise MintError(f"{path}: a reference of schema {metadata['schema']}, needed {SCHEMA}; {again}")
             small = {name: file.get_tensor(name) for name in _SMALL}
             shape = file.get_slice("log_probabilities").get_shape()
-        origin = json.loads(metadata["origin"])
+        origin, needed = json.loads(metadata["origin"]), metadata["digest"]
         kept = Origin(**{each.name: origin[each.name] for each in fields(Origin)})
     except (SafetensorError, KeyError, ValueError, TypeError) as error:
         raise MintError(f"{path}: not a whole reference file ({error}); {again}") from error
-    found = _digest(kept, small, _digest_of_end(path, 2 * prod(shape)))
-    if found != metadata["digest"]:
-        raise MintError(
-            f"{path}: damaged: its content has digest {found[:16]}, needed {metadata['digest'][:16]}; {again}"
-        )
+    found = _digest(kept, small, tuple(shape), _digest_of_end(path, 2 * prod(shape)))
+    if found != needed:
+        raise MintError(f"{path}: damaged: its content has digest {found[:16]}, needed {needed[:16]}; {again}")
     return Reference(path, kept, **small, vocabulary=shape[-1])
 
 
-def _digest(origin: Origin, small: Small, data: str) -> str:
-    """SHA-256 of everything in the file; `data` is that of the log-probabilities alone."""
+def _digest(origin: Origin, small: Small, shape: tuple[int, ...], data: str) -> str:
+    """SHA-256 of everything in the file; `shape` and `data` are the log-probabilities' shape and SHA-256."""
     digest = hashlib.sha256(json.dumps(asdict(origin), sort_keys=True).encode())
     for name in _SMALL:
-        digest.update(np.ascontiguousarray(small[name]).data)
-    digest.update(data.encode())
+        array = np.ascontiguousarray(small[name])
+        digest.update(f"{name} {array.dtype} {array.shape}".encode())
+        digest.update(array.data)
+    digest.update(f"{shape} {data}".encode())
     return digest.hexdigest()
 
 

@@ -96,8 +96,10 @@ def test_figures_are_those_of_mlx_lms_own_models(llama: Path, converted: dict[in
     assert all(figure.low <= figure.value <= figure.high for figure in found.values())
 
 
-def test_a_model_against_itself_differs_by_less_than_its_noise(llama: Path) -> None:
-    found = _evaluate(llama, llama).estimates
+@pytest.mark.parametrize("name", ["llama", "deepseek_v3", "glm4_moe", "gpt_oss", "jamba", "mamba2", "qwen3_next"])
+def test_a_model_against_itself_differs_by_less_than_its_noise(name: str, make_model: Callable[..., Path]) -> None:
+    folder = make_model(name)
+    found = _evaluate(folder, folder).estimates
     assert abs(found["kl_mean"].value) < 1e-6
     assert found["kl_mean"].value < found["noise_floor"].value / 10
     assert found["top1_agreement"].value == 1
@@ -147,6 +149,20 @@ def test_what_a_process_apart_raises_is_raised_here(llama: Path, saved: Path, tm
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(MintError, match="no model"):
         evaluate_apart(_question(tmp_path, saved), "", ignore)
+
+
+def test_an_interrupted_process_apart_leaves_nothing(
+    llama: Path, converted: dict[int, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+
+    def interrupt(step: Progress) -> None:
+        if step.stage == "reference":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        evaluate_apart(_question(converted[4], llama, save=tmp_path / "saved"), "", interrupt)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_question_and_evaluation_survive_a_line_of_json(llama: Path, converted: dict[int, Path], saved: Path) -> None:

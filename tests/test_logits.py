@@ -12,7 +12,16 @@ from mlx_lm import convert
 from mlx_lm.utils import load_model
 
 from mint.errors import MintError
-from mint.logits import all_logits, as_numpy, logits_of, open_narrow, open_used, open_wide, vocabulary_size
+from mint.logits import (
+    all_logits,
+    as_numpy,
+    logits_of,
+    open_narrow,
+    open_used,
+    open_wide,
+    vocabulary_size,
+    widened_in_use,
+)
 
 TOKENS = np.arange(1, 13, dtype=np.int32).reshape(2, 6)
 QUANTIZED = ["llama", "gemma3_text", "qwen3_moe", "mixtral", "deepseek_v3", "gpt_oss", "qwen3_next", "llama4", "gpt2"]
@@ -51,6 +60,15 @@ def test_every_mode_of_mlx_is_dequantized(mode: str, bits: int, group_size: int,
 def test_wide_is_the_model_in_float32(llama: Path) -> None:
     found = as_numpy(logits_of(open_wide(llama), mx.array(TOKENS)))
     assert _difference(found, _stock(llama, mx.float32)) < 1e-5
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma3_text", "qwen3_moe", "mamba2"])
+def test_the_way_of_a_gpu_computes_the_same(name: str, make_model: Callable[..., Path], tmp_path: Path) -> None:
+    plain, folder = make_model(name, tokenizer=True), tmp_path / "quantized"
+    convert(str(plain), str(folder), quantize=True, q_bits=4, q_group_size=32)
+    for each in (plain, folder):
+        found = as_numpy(logits_of(widened_in_use(each), mx.array(TOKENS)))
+        assert _difference(found, as_numpy(logits_of(open_wide(each), mx.array(TOKENS)))) < 1e-3
 
 
 @pytest.mark.parametrize("name", ["llama", "qwen3", "gemma3_text"])

@@ -11,19 +11,20 @@ from safetensors.numpy import save_file
 from mint.errors import MintError
 from mint.reference import Origin, Reference, Writing, read_reference
 
-S, L, V = 3, 4, 50
+S, N, L, V = 3, 2, 4, 50
 ORIGIN = Origin("model", "1234", "5678", "written", 7, "cpu", {"mint": "0.1.0"})
 GENERATOR = np.random.default_rng(0)
 TOKENS = GENERATOR.integers(0, V, (S, L), dtype=np.int32)
 TOP = GENERATOR.integers(0, V, (S, L - 1), dtype=np.int32)
-NLL, NOISE = GENERATOR.random((2, S, L - 1)).astype(np.float32)
+NLL = GENERATOR.random((S, L - 1)).astype(np.float32)
+NOISE = GENERATOR.random((N, L - 1)).astype(np.float32)
 LOG_PROBABILITIES = -GENERATOR.random((S, L - 1, V)).astype(np.float32)
 
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
     path = tmp_path / "reference.safetensors"
-    with Writing(path, ORIGIN, TOKENS, V) as writing:
+    with Writing(path, ORIGIN, TOKENS, V, noisy=N) as writing:
         writing.append(LOG_PROBABILITIES[:2])
         assert (writing.log_probabilities(slice(1, 2)) == LOG_PROBABILITIES[1:2].astype(np.float16)).all()
         writing.append(LOG_PROBABILITIES[2:])
@@ -49,7 +50,7 @@ def test_it_is_a_safetensors_file(path: Path) -> None:
 
 def test_an_interrupted_writing_leaves_nothing(tmp_path: Path) -> None:
     path = tmp_path / "reference.safetensors"
-    with pytest.raises(KeyboardInterrupt), Writing(path, ORIGIN, TOKENS, V) as writing:
+    with pytest.raises(KeyboardInterrupt), Writing(path, ORIGIN, TOKENS, V, noisy=N) as writing:
         writing.append(LOG_PROBABILITIES[:2])
         raise KeyboardInterrupt
     assert list(tmp_path.iterdir()) == []
