@@ -35,6 +35,16 @@ class _Log:
         return getattr(self._logger, method)
 
 
+class _Stderr:
+    """Whatever standard error is when something is written."""
+
+    def write(self, text: str) -> int:
+        return sys.stderr.write(text)
+
+    def flush(self) -> None:
+        sys.stderr.flush()
+
+
 def _ignore(*_: object, **__: object) -> None:
     """An event below the level."""
 
@@ -46,7 +56,7 @@ def _logger() -> Any:
         return structlog.get_logger("mint")
     terminal = sys.stderr.isatty()
     return structlog.wrap_logger(
-        structlog.PrintLogger(sys.stderr),
+        structlog.PrintLogger(_Stderr()),  # type: ignore[arg-type]
         processors=[
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
