@@ -104,12 +104,12 @@ def _packed(
         yield unit, packed
     formats = {choice.path: choice.format for choice in plan.choices}
     yield from executor(
-        source, functools.partial(_quantize, formats), [unit for unit in units if unit.path not in taken]
+        source, functools.partial(_quantize, formats, plan.rounding), [unit for unit in units if unit.path not in taken]
     )
 
 
-def _quantize(formats: Mapping[str, Format], unit: Unit, weight: mx.array) -> Packed:
-    return quantize_unit(unit, weight, formats[unit.path])
+def _quantize(formats: Mapping[str, Format], rounding: str, unit: Unit, weight: mx.array) -> Packed:
+    return quantize_unit(unit, weight, formats[unit.path], rounding)
 
 
 def _check(plan: Plan, source: Source, output: Path) -> None:
