@@ -25,7 +25,7 @@ from mint.journal import frame, read_frames
 from mint.units import Parameter, Unit
 
 MAGIC = b"MINT analysis\n"
-SCHEMA = 2
+SCHEMA = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +73,7 @@ class Analysis:
     model: str  # identity of the source
     dtype: str
     source_nbytes: int
+    rounding: str
     device: str
     versions: Mapping[str, str]
     units: tuple[Unit, ...]
@@ -173,6 +174,7 @@ def read_analysis(path: Path | str) -> Analysis:
         model=header["model"],
         dtype=header["dtype"],
         source_nbytes=header["source_nbytes"],
+        rounding=header["rounding"],
         device=header["device"],
         versions=header["versions"],
         units=tuple(Unit(*_as_tuple(fields)) for fields in header["units"]),

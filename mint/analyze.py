@@ -1,6 +1,7 @@
 """Source to Analysis: measure every unit once, whatever happens on the way."""
 
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from mint.analysis import (
 from mint.device import device_kind, versions
 from mint.errors import MintError
 from mint.execute import Executor, in_process
+from mint.formats import check_rounding
 from mint.jobs import measure, ready_kernels
 from mint.journal import Journal, frame
 from mint.log import log
@@ -31,22 +33,25 @@ def analyze(
     source: Source,
     output: Path | str,
     *,
+    rounding: str = "nearest",
     executor: Executor = in_process,
     keep_nonfinite: bool = False,
     on_progress: OnProgress = ignore,
 ) -> Analysis:
     """Measure every unit of `source` and write the analysis to `output`; go on where a killed run stopped.
 
+    `rounding` is how weights will be stored: "nearest", or "search" for scales of less error in the same bytes.
     Measurements are appended to `output`.partial as they come; the finished file replaces it. Raises `MintError`
     for a weight that is NaN or infinite (unless `keep_nonfinite`: such a unit is kept unquantized) and for an
     `output` that belongs to something else.
     """
     output = Path(output)
-    header = header_of(source)
+    check_rounding(rounding)
+    header = header_of(source, rounding)
     if output.exists():
         return _reuse(output, header)
     output.parent.mkdir(parents=True, exist_ok=True)
-    ready_kernels(on_progress)
+    ready_kernels(rounding, on_progress)
     with Journal(journal_path(output), MAGIC, header) as journal:
         measured = {record["path"]: from_record(record) for record in journal.records}
         pending = [unit for unit in source.units if unit.path not in measured]
@@ -54,7 +59,7 @@ def analyze(
         done = total - sum(unit.nbytes for unit in pending)
         on_progress(Progress("analyze", done, total, ""))
         started = time.perf_counter()
-        for unit, measurement in executor(source, measure, pending):
+        for unit, measurement in executor(source, partial(measure, rounding=rounding), pending):
             if measurement.nonfinite and not keep_nonfinite:
                 raise MintError(_nonfinite(measurement))
             journal.append(to_record(measurement))
@@ -68,7 +73,7 @@ def analyze(
     return read_analysis(output)
 
 
-def header_of(source: Source) -> dict[str, Any]:
+def header_of(source: Source, rounding: str) -> dict[str, Any]:
     """The header frame: whatever must be equal for measurements to be comparable."""
     return {
         "schema": SCHEMA,
@@ -76,6 +81,7 @@ def header_of(source: Source) -> dict[str, Any]:
         "model": source.identity,
         "dtype": source.dtype,
         "source_nbytes": source.nbytes,
+        "rounding": rounding,
         "device": device_kind(),
         "versions": versions(),
         "units": [to_fields(unit) for unit in source.units],
@@ -96,6 +102,11 @@ def _traced(source: Source) -> dict[str, Any]:
 def _reuse(output: Path, header: dict[str, Any]) -> Analysis:
     """The finished analysis at `output`, if it is of this very model by these very versions on this kind of device."""
     analysis = read_analysis(output)
+    if analysis.rounding != header["rounding"]:
+        raise MintError(
+            f"{output}: holds an analysis for --rounding {analysis.rounding}, needed one for {header['rounding']}; "
+            "choose another --output, or that rounding"
+        )
     if not output.read_bytes().startswith(MAGIC + frame(header)):
         raise MintError(
             f"{output}: holds an analysis of another model, dtype, device or version "

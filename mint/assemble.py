@@ -56,7 +56,7 @@ def assemble(
     """
     output = Path(output)
     _check(plan, source, output)
-    ready_kernels(on_progress)
+    ready_kernels(plan.rounding, on_progress)
     partial = partial_folder(output)
     partial.mkdir(parents=True, exist_ok=True)
     _check_space(partial, plan)
@@ -105,12 +105,12 @@ def _packed(
         yield unit, packed
     formats = {choice.path: choice.format for choice in plan.choices}
     yield from executor(
-        source, functools.partial(_quantize, formats), [unit for unit in units if unit.path not in taken]
+        source, functools.partial(_quantize, formats, plan.rounding), [unit for unit in units if unit.path not in taken]
     )
 
 
-def _quantize(formats: Mapping[str, Format], unit: Unit, weight: mx.array) -> Packed:
-    return quantize_unit(unit, weight, formats[unit.path])
+def _quantize(formats: Mapping[str, Format], rounding: str, unit: Unit, weight: mx.array) -> Packed:
+    return quantize_unit(unit, weight, formats[unit.path], rounding)
 
 
 def _check(plan: Plan, source: Source, output: Path) -> None:

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from mint.options import Dtype, Json, KeepNonfinite, Model, PlanFile, Reused, Room, Wishes, takes
+from mint.options import Dtype, Json, KeepNonfinite, Model, PlanFile, Reused, Room, Rounding, Wishes, takes
 from mint.show import Screen
 
 Output = Annotated[
@@ -29,6 +29,7 @@ def quantize(
         Path | None, typer.Option(help="Keep the analysis here; default: a cache, so the next budget is quick.")
     ] = None,
     dtype: Dtype = "",
+    rounding: Rounding = "nearest",
     keep_nonfinite: KeepNonfinite = False,
     probe: Annotated[
         bool, typer.Option("--probe", help="Measure how sensitive the output is to each unit first (see mint probe).")
@@ -63,6 +64,7 @@ def quantize(
             wishes.problem,
             analysis=analysis,
             dtype=_dtype(dtype),
+            rounding=_rounding(rounding),
             keep_nonfinite=keep_nonfinite,
             probing=Probing() if probe else None,
             reuse=reuse,
@@ -87,6 +89,7 @@ def analyze(
         Path | None, typer.Option("--output", "-o", help="File to write; default: NAME.mint in this folder.")
     ] = None,
     dtype: Dtype = "",
+    rounding: Rounding = "nearest",
     keep_nonfinite: KeepNonfinite = False,
     as_json: Json = False,
 ) -> None:
@@ -98,7 +101,13 @@ def analyze(
     path = output or Path(f"{model.resolve().name}.mint")
     with Screen(as_json) as screen:
         source = open_source(model, dtype=_dtype(dtype))
-        analysis = run(source, path, keep_nonfinite=keep_nonfinite, on_progress=screen.on_progress)
+        analysis = run(
+            source,
+            path,
+            rounding=_rounding(rounding),
+            keep_nonfinite=keep_nonfinite,
+            on_progress=screen.on_progress,
+        )
     screen.answer(analysis_record(analysis, path))
 
 
@@ -153,4 +162,12 @@ def verify(
 def _dtype(name: str) -> str:
     if name not in ("", "float16", "bfloat16", "float32"):
         raise typer.BadParameter(f"found {name!r}, needed float16, bfloat16 or float32", param_hint="--dtype")
+    return name
+
+
+def _rounding(name: str) -> str:
+    from mint.formats import ROUNDINGS
+
+    if name not in ROUNDINGS:
+        raise typer.BadParameter(f"found {name!r}, needed {' or '.join(ROUNDINGS)}", param_hint="--rounding")
     return name

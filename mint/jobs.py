@@ -31,7 +31,7 @@ class Packed:
     data: tuple[bytes | memoryview, ...]
 
 
-def measure(unit: Unit, weight: mx.array) -> Measurement:
+def measure(unit: Unit, weight: mx.array, rounding: str = "nearest") -> Measurement:
     """Squared relative errors of `unit` in every format that it admits; `weight` is evaluated, of `unit.shape`.
 
     Weights that are NaN or infinite are counted in `nonfinite`; the errors then mean nothing.
@@ -42,11 +42,12 @@ def measure(unit: Unit, weight: mx.array) -> Measurement:
     if mx.default_device() == mx.gpu:
         from mint.kernels.gpu import errors as gpu_errors
 
-        found = gpu_errors(weight.reshape(_stack(unit)), formats)
+        found = gpu_errors(weight.reshape(_stack(unit)), formats, rounding=rounding)
     else:
         from mint.kernels.cpu import errors as cpu_errors
 
-        found = cpu_errors(raw(weight, unit.dtype).reshape(_stack(unit)), unit.dtype, formats)
+        stack = raw(weight, unit.dtype).reshape(_stack(unit))
+        found = cpu_errors(stack, unit.dtype, formats, rounding=rounding)
     if found.nonfinite:
         zeros = (0.0,) * len(formats)
         return Measurement(unit.path, formats, zeros, zeros, 0.0, int(found.nonfinite))
@@ -62,29 +63,31 @@ def measure(unit: Unit, weight: mx.array) -> Measurement:
     )
 
 
-def quantize_unit(unit: Unit, weight: mx.array, format: Format) -> Packed:
-    """The bytes of `unit` stored in `format`, exactly as `mx.quantize` writes them on this device."""
+def quantize_unit(unit: Unit, weight: mx.array, format: Format, rounding: str = "nearest") -> Packed:
+    """The bytes of `unit` stored in `format`; rounded to nearest, as `mx.quantize` writes them on this device."""
     tensors = format.tensors(unit.path, unit.shape, unit.dtype)
     if format == KEEP:
         return Packed(unit.path, format, tensors, (raw_bytes(weight),))
     if mx.default_device() == mx.gpu:
         from mint.kernels.gpu import pack as gpu_pack
 
-        parts = [raw_bytes(part) for part in gpu_pack(weight.reshape(_stack(unit)), format)]
+        arrays = gpu_pack(weight.reshape(_stack(unit)), format, rounding=rounding)
+        parts = [raw_bytes(part) for part in arrays]
     else:
         from mint.kernels.cpu import pack as cpu_pack
 
-        arrays = cpu_pack(raw(weight, unit.dtype).reshape(_stack(unit)), unit.dtype, format)
-        parts = [memoryview(array).cast("B") for array in arrays]
+        stack = raw(weight, unit.dtype).reshape(_stack(unit))
+        written = cpu_pack(stack, unit.dtype, format, rounding=rounding)
+        parts = [memoryview(array).cast("B") for array in written]
     return Packed(unit.path, format, tensors, tuple(parts))
 
 
-def ready_kernels(on_progress: OnProgress) -> None:
+def ready_kernels(rounding: str, on_progress: OnProgress) -> None:
     """Compile what this device needs compiled, before any weight takes memory."""
-    if mx.default_device() == mx.gpu or is_ready():
+    if mx.default_device() == mx.gpu or is_ready(rounding):
         return
     on_progress(Progress("compile", 0, 1, "kernels, once"))
-    make_ready()
+    make_ready(rounding)
     on_progress(Progress("compile", 1, 1, ""))
 
 

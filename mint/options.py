@@ -38,6 +38,13 @@ Dtype = Annotated[
     str,
     typer.Option(help="Cast weights to float16, bfloat16 or float32 instead of the config's own torch_dtype."),
 ]
+Rounding = Annotated[
+    str,
+    typer.Option(
+        metavar="NAME",
+        help="How scales are chosen: nearest, as mlx does, or search: the same bytes with less error, measured slower.",
+    ),
+]
 KeepNonfinite = Annotated[
     bool,
     typer.Option("--keep-nonfinite", help="Keep units with NaN or infinite weights unquantized instead of stopping."),

@@ -17,7 +17,7 @@ from typing import Any
 
 from mint.analysis import sqnr_db
 from mint.errors import MintError
-from mint.formats import KEEP, Format, TensorSpec, parse_format
+from mint.formats import KEEP, Format, TensorSpec, check_rounding, parse_format
 from mint.layout import MAX_SHARD_BYTES, OutputShard, lay_out, parameter_nbytes, shards_nbytes, unit_nbytes
 from mint.manifest import PLAN_NAME
 from mint.objectives import Objective, objective
@@ -75,6 +75,7 @@ class Plan:
     model_type: str
     dtype: str
     analysis: str  # digest
+    rounding: str  # of the measured errors, and of what will be written
     device: str
     budget_bytes: int
     objective: Objective
@@ -154,7 +155,8 @@ class Plan:
     @property
     def digest(self) -> str:
         """SHA-256 of what decides the bytes of the output."""
-        decisive = [self.model, self.dtype, self.max_shard_bytes, [(c.path, str(c.format)) for c in self.choices]]
+        formats = [(c.path, str(c.format)) for c in self.choices]
+        decisive = [self.model, self.dtype, self.rounding, self.max_shard_bytes, formats]
         return hashlib.sha256(json.dumps(decisive).encode()).hexdigest()
 
 
@@ -213,6 +215,7 @@ def plan_text(plan: Plan) -> str:
         "model_type": plan.model_type,
         "dtype": plan.dtype,
         "analysis": plan.analysis,
+        "rounding": plan.rounding,
         "device": plan.device,
         "budget_bytes": plan.budget_bytes,
         "planned_bytes": plan.planned_bytes,
@@ -272,12 +275,14 @@ def _plan(record: dict[str, Any]) -> Plan:
     )
     digits = digits_for((fields["shape"] for fields in record["units"]), parameters)
     wanted = objective(record["objective"])
+    check_rounding(record["rounding"])
     pairs = [_choice(fields, wanted, digits) for fields in record["units"]]
     return Plan(
         model=record["model"],
         model_type=record["model_type"],
         dtype=record["dtype"],
         analysis=record["analysis"],
+        rounding=record["rounding"],
         device=record["device"],
         budget_bytes=int(record["budget_bytes"]),
         objective=wanted,

@@ -115,6 +115,7 @@ class Problem:
             model_type=analysis.model_type,
             dtype=analysis.dtype,
             analysis=analysis.digest,
+            rounding=analysis.rounding,
             device=analysis.device,
             budget_bytes=budget_bytes,
             objective=self.objective,

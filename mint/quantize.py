@@ -20,12 +20,13 @@ from mint.budget import Budget
 from mint.device import device_kind, versions
 from mint.errors import MintError
 from mint.execute import Executor, in_process
+from mint.formats import check_rounding
 from mint.layout import MAX_SHARD_BYTES
 from mint.manifest import Manifest
 from mint.objectives import objective as objective_named
 from mint.plan import Plan
 from mint.probe import Probing, probe
-from mint.probed import Probed, probe_path, probes_beside
+from mint.probed import Probed, probe_path, read_probed
 from mint.problem import Problem
 from mint.process import peak_rss_bytes
 from mint.progress import OnProgress, ignore
@@ -68,6 +69,7 @@ def quantize(
     prefer_speed: float = 0.0,
     analysis: Path | str | None = None,
     dtype: str = "",
+    rounding: str = "nearest",
     keep_nonfinite: bool = False,
     probing: Probing | None = None,
     max_shard_bytes: int = MAX_SHARD_BYTES,
@@ -81,7 +83,7 @@ def quantize(
     the sensitivities are measured too and kept beside it, and once there they are used by every later call. Units
     that a folder of `reuse` holds in the planned format are copied. Killed at any point, the same call goes on. Raises
     `MintError` for everything that the user can mend; a model that fails its verification raises too, and stays where
-    it is for inspection.
+    it is for inspection. `rounding` is "nearest", or "search" for scales of less error in the same bytes.
     """
 
     def pose(measured: Analysis, probed: Probed | None) -> Problem:
@@ -100,6 +102,7 @@ def quantize(
         pose,
         analysis=analysis,
         dtype=dtype,
+        rounding=rounding,
         keep_nonfinite=keep_nonfinite,
         probing=probing,
         reuse=reuse,
@@ -115,6 +118,7 @@ def quantize_all(
     *,
     analysis: Path | str | None = None,
     dtype: str = "",
+    rounding: str = "nearest",
     keep_nonfinite: bool = False,
     probing: Probing | None = None,
     reuse: Sequence[Path | str] = (),
@@ -125,20 +129,27 @@ def quantize_all(
 
     All plans are made before anything is written. Later targets copy what earlier ones hold in the same format.
     """
+    check_rounding(rounding)
     for target in targets:
         refuse_existing(target.output)
     stock()  # starts while this process analyzes
     seconds: dict[str, float] = {}
     source = open_source(model, dtype=dtype)
-    path = Path(analysis) if analysis else cached_analysis(source)
+    path = Path(analysis) if analysis else cached_analysis(source, rounding)
     with _timed(seconds, "analyze"):
-        measured = analyze(source, path, executor=executor, keep_nonfinite=keep_nonfinite, on_progress=on_progress)
-    probed = probes_beside(path)
+        measured = analyze(
+            source,
+            path,
+            rounding=rounding,
+            executor=executor,
+            keep_nonfinite=keep_nonfinite,
+            on_progress=on_progress,
+        )
+    kept = probe_path(Path(analysis) if analysis else cached_analysis(source))  # whatever the rounding
+    probed = read_probed(kept) if kept.exists() else None
     if probing:
         with _timed(seconds, "probe"):
-            probed = probe(
-                source, measured, probe_path(path), probing=probing, executor=executor, on_progress=on_progress
-            )
+            probed = probe(source, measured, kept, probing=probing, executor=executor, on_progress=on_progress)
     with _timed(seconds, "allocate"):
         problem = pose(measured, probed)
         plans = [problem.plan(target.budget_bytes(problem)) for target in targets]
@@ -165,13 +176,13 @@ def _insist(output: Path, verification: Verification) -> None:
         )
 
 
-def cached_analysis(source: Source) -> Path:
-    """Where the analysis of this very model by these versions on this kind of device is remembered.
+def cached_analysis(source: Source, rounding: str = "nearest") -> Path:
+    """Where the analysis of this very model and rounding by these versions on this kind of device is remembered.
 
     The folder is `MINT_CACHE` if that is set, else the user's cache folder.
     """
     folder = Path(os.environ.get("MINT_CACHE") or platformdirs.user_cache_dir("mint")) / "analyses"
-    key = json.dumps([SCHEMA, source.identity, source.dtype, device_kind(), versions()], sort_keys=True)
+    key = json.dumps([SCHEMA, source.identity, source.dtype, rounding, device_kind(), versions()], sort_keys=True)
     return folder / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.mint"
 
 

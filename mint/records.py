@@ -86,6 +86,7 @@ def analysis_record(analysis: Analysis, path: Path) -> Record:
         "digest": analysis.digest,
         "model_type": analysis.model_type,
         "model": analysis.model,
+        "rounding": analysis.rounding,
         "device": analysis.device,
         "units": len(analysis.units),
         "nonfinite_units": [path for path, m in analysis.measurements.items() if m.nonfinite],

@@ -1,4 +1,4 @@
-"""Units that another folder already holds: same model, same format, same device kind and versions, same bytes.
+"""Units that another folder already holds: same model, format, rounding, device kind and versions, same bytes.
 
 A folder of another budget of the model mostly differs in few units. The others are taken from it byte for byte; each
 is checked against the SHA-256 in that folder's manifest, and quantized anew where it does not hold.
@@ -32,8 +32,8 @@ class _Held:
 class Reuse:
     """Finished folders to take units from, and how much was taken so far.
 
-    Raises `MintError` for a folder that mint did not write. A folder of another model, device kind or version is
-    said so in the log and not used.
+    Raises `MintError` for a folder that mint did not write. A folder of another model, rounding, device kind or version
+    is said so in the log and not used.
     """
 
     def __init__(self, folders: Sequence[Path | str] = ()) -> None:
@@ -59,9 +59,11 @@ class Reuse:
         held: dict[str, list[_Held]] = {}
         for folder in self.folders:
             manifest, other = read_manifest(folder), read_plan(folder / PLAN_NAME)
-            ours = (plan.model, plan.dtype, device_kind(), versions())
-            if (other.model, other.dtype, manifest.device, dict(manifest.versions)) != ours:
-                log.warning("folder.not_reused", folder=str(folder), reason="another model, dtype, device or version")
+            ours = (plan.model, plan.dtype, plan.rounding, device_kind(), versions())
+            theirs = (other.model, other.dtype, other.rounding, manifest.device, dict(manifest.versions))
+            if theirs != ours:
+                reason = "another model, dtype, rounding, device or version"
+                log.warning("folder.not_reused", folder=str(folder), reason=reason)
                 continue
             stored = open_stored(folder)
             for choice in other.choices:

@@ -15,9 +15,9 @@ from mint.analyze import analyze
 from mint.assemble import assemble, partial_folder
 from mint.errors import MintError
 from mint.execute import Executor, Job, T, in_process
-from mint.formats import KEEP
+from mint.formats import KEEP, ROUNDINGS
 from mint.manifest import read_manifest
-from mint.plan import Plan
+from mint.plan import Plan, read_plan
 from mint.possible import possible_bytes
 from mint.quantize import quantize
 from mint.rules import Rules
@@ -286,3 +286,45 @@ def test_unquantized_logits_are_close_to_the_quantized_ones_at_8_bits(llama: Pat
         model.set_dtype(mx.float32)
         logits.append(np.asarray(model(mx.array([[1, 2, 3, 4, 5]]))))
     assert np.linalg.norm(logits[0] - logits[1]) / np.linalg.norm(logits[0]) < 0.1
+
+
+def test_a_searched_model_is_as_planned_and_loses_less_at_the_same_budget(llama: Path, tmp_path: Path) -> None:
+    source = open_source(llama)
+    smallest, largest = possible_bytes(source.units, source.parameters)
+    plans = {}
+    for rounding in ROUNDINGS:
+        analysis = analyze(source, tmp_path / f"{rounding}.mint", rounding=rounding)
+        assert analysis.rounding == rounding
+        plans[rounding] = allocate(analysis, (smallest + largest) // 3, rules=Rules(veto_db=ANY_SQNR))
+    assert plans["search"].loss < 0.95 * plans["nearest"].loss
+    output = tmp_path / "out"
+    assemble(plans["search"], source, output)
+    verification = verify(output, source)
+    assert verification.passed, [check for check in verification.checks if not check.passed]
+    assert read_plan(output).rounding == "search"
+
+
+def test_what_one_rounding_began_no_other_goes_on_with(llama: Path, tmp_path: Path) -> None:
+    source = open_source(llama)
+    path = tmp_path / "a.mint"
+    with pytest.raises(KeyboardInterrupt):
+        analyze(source, path, executor=_dying_after(2))
+    with pytest.raises(MintError, match="rounding: found nearest, needed search"):
+        analyze(source, path, rounding="search")
+    analyze(source, path)
+    with pytest.raises(MintError, match="holds an analysis for --rounding nearest, needed one for search"):
+        analyze(source, path, rounding="search")
+    with pytest.raises(MintError, match="'best' is not a rounding; needed one of: nearest, search"):
+        analyze(source, tmp_path / "b.mint", rounding="best")
+
+
+def test_units_of_another_rounding_are_not_reused(llama: Path, tmp_path: Path) -> None:
+    source = open_source(llama)
+    largest = possible_bytes(source.units, source.parameters)[1]
+    quantize(llama, largest // 2, tmp_path / "nearest")
+    done = quantize(llama, largest // 2, tmp_path / "search", rounding="search", reuse=[tmp_path / "nearest"])
+    assert done.reused_bytes == 0
+    assert verify(done.output, source).passed
+    again = quantize(llama, largest // 2, tmp_path / "again", rounding="search", reuse=[tmp_path / "search"])
+    assert again.reused_bytes > 0
+    assert again.plan.digest == done.plan.digest

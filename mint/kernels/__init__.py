@@ -1,1 +1,1 @@
-"""Three implementations of one law: the reference in MLX operations, the fused CPU kernel, the GPU path."""
+"""One law, implemented three times: the reference in MLX operations, the fused CPU kernels, the GPU path."""

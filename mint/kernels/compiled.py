@@ -22,6 +22,8 @@ LANES = 16
 SEGMENT = 2048  # weights held in cache at once (8 KiB as float32); a multiple of every group size
 STORAGES = {"BF16": 0, "F16": 1, "F32": 2}  # safetensors dtype -> number in compiled code
 BF16, F16, F32 = 0, 1, 2
+MODES = {"affine": 0, "mxfp4": 1, "nvfp4": 2}  # likewise
+AFFINE, MXFP4, NVFP4 = 0, 1, 2
 
 Floats = NDArray[np.float32]
 Doubles = NDArray[np.float64]

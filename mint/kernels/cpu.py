@@ -16,10 +16,12 @@ from typing import Any
 import numpy as np
 
 from mint.formats import Format
-from mint.kernels import affine, fp4
+from mint.kernels import affine, fp4, search
 from mint.kernels.compiled import (
+    AFFINE,
     F16,
     LANES,
+    MODES,
     SEGMENT,
     STORAGES,
     Bytes,
@@ -37,24 +39,39 @@ from mint.kernels.threads import spread
 
 CHUNK = 64 * SEGMENT
 _LEAST_GROUP = 16
-_AFFINE, _MXFP4, _NVFP4 = 0, 1, 2
-_MODES = {"affine": _AFFINE, "mxfp4": _MXFP4, "nvfp4": _NVFP4}
 
 
-def errors(weight: Raw, dtype: str, formats: Sequence[Format], *, threads: int | None = None) -> Errors:
+def errors(
+    weight: Raw,
+    dtype: str,
+    formats: Sequence[Format],
+    *,
+    rounding: str = "nearest",
+    importance: Floats | None = None,
+    threads: int | None = None,
+) -> Errors:
     """The squared error of each slice of (S, R, C) weights in each of the F formats.
 
     `weight` is contiguous raw storage of the safetensors `dtype`: uint16 for BF16 and F16, float32 for F32. The error
     is that of scale * code + bias in float32, with scales and biases as stored. `threads` defaults to all cores.
+
+    `rounding` is that of `mx.quantize`, "nearest", or "search" (see `search_affine`). The search minimizes the squared
+    error times the `importance` (C,) of its column, above zero and near 1; what is returned is the error itself.
     """
     assert all(format.admits(weight.shape, dtype) for format in formats)
+    _check(weight, rounding, importance)
     slices, chunks = _cut(weight)
-    table = np.array([(_MODES[format.mode], format.bits, format.group_size) for format in formats], np.int64)
+    table = np.array([(MODES[format.mode], format.bits, format.group_size) for format in formats], np.int64)
     table = table.reshape(-1, 3)
 
     def measure(chunk: tuple[int, int]) -> tuple[Doubles, int]:
         place, start = chunk
-        return _measure(slices[place, start : start + CHUNK], STORAGES[dtype], table)
+        piece = slices[place, start : start + CHUNK]
+        if rounding == "nearest":
+            return _measure(piece, STORAGES[dtype], table)
+        (energy,), nonfinite = _measure(piece, STORAGES[dtype], table[:0])
+        found = search.measure(piece, STORAGES[dtype], table, importance, start % weight.shape[2])
+        return np.append(found, energy), nonfinite
 
     totals = np.zeros((len(slices), len(formats) + 1))
     nonfinite = 0
@@ -64,37 +81,57 @@ def errors(weight: Raw, dtype: str, formats: Sequence[Format], *, threads: int |
     return Errors(squared=totals[:, :-1], energy=totals[:, -1], nonfinite=nonfinite)
 
 
-def pack(weight: Raw, dtype: str, format: Format, *, threads: int | None = None) -> tuple[Any, ...]:
-    """What `mx.quantize` writes for (S, R, C) weights: packed codes, scales and, for affine formats, biases.
+def pack(
+    weight: Raw,
+    dtype: str,
+    format: Format,
+    *,
+    rounding: str = "nearest",
+    importance: Floats | None = None,
+    threads: int | None = None,
+) -> tuple[Any, ...]:
+    """The tensors that store (S, R, C) weights: packed codes, scales and, for affine formats, biases.
 
     Codes are uint32 (S, R, C*bits/32), scales and biases (S, R, C/group_size) in raw storage like `weight`; the scales
-    of mxfp4 and nvfp4 are uint8.
+    of mxfp4 and nvfp4 are uint8. Rounded to nearest, they are what `mx.quantize` writes; searched, what `errors`
+    measures with the same arguments.
     """
     assert format.admits(weight.shape, dtype)
+    _check(weight, rounding, importance)
     slices, chunks = _cut(weight)
     bits, group_size = format.bits, format.group_size
     packed = np.empty((len(slices), slices.shape[1] * bits // 8), np.uint8)
     groups = (len(slices), slices.shape[1] // group_size)
-    mode = _MODES[format.mode]
-    scales = np.empty(groups, weight.dtype if mode == _AFFINE else np.uint8)
-    biases = np.empty(groups if mode == _AFFINE else (len(slices), 0), weight.dtype)
+    mode = MODES[format.mode]
+    scales = np.empty(groups, weight.dtype if mode == AFFINE else np.uint8)
+    biases = np.empty(groups if mode == AFFINE else (len(slices), 0), weight.dtype)
 
     def write(chunk: tuple[int, int]) -> None:
         place, start = chunk
         piece = slices[place, start : start + CHUNK]
         codes = packed[place, start * bits // 8 :]
-        first = start // group_size
-        if mode == _AFFINE:
-            _pack_affine(piece, STORAGES[dtype], bits, group_size, codes, scales[place, first:], biases[place, first:])
+        groups = slice(start // group_size, None)
+        given = (piece, STORAGES[dtype], bits if mode == AFFINE else mode, group_size)
+        taken = (codes, scales[place, groups], biases[place, groups])[: 3 if mode == AFFINE else 2]
+        if rounding == "nearest":
+            (_pack_affine if mode == AFFINE else _pack_fp4)(*given, *taken)
         else:
-            _pack_fp4(piece, STORAGES[dtype], mode, group_size, codes, scales[place, first:])
+            write_searched = search.pack_affine if mode == AFFINE else search.pack_fp4
+            write_searched(*given, importance, start % weight.shape[2], *taken)
 
     spread(write, chunks, threads)
     rows = weight.shape[:2]
     words = packed.view(np.uint32).reshape(*rows, -1)
-    if mode == _AFFINE:
+    if mode == AFFINE:
         return words, scales.reshape(*rows, -1), biases.reshape(*rows, -1)
     return words, scales.reshape(*rows, -1)
+
+
+def _check(weight: Raw, rounding: str, importance: Floats | None) -> None:
+    assert rounding in ("nearest", "search")
+    if importance is not None:
+        assert rounding == "search", "importance without a search changes nothing"
+        assert importance.shape == weight.shape[2:] and importance.dtype == np.float32
 
 
 def _cut(weight: Raw) -> tuple[Raw, list[tuple[int, int]]]:
@@ -130,7 +167,7 @@ def _measure(raw: Raw, storage: int, table: Any) -> tuple[Doubles, int]:
             scales, biases, stored_scales = room[0, :groups], room[1, :groups], room[2, :groups]
             scratch = room[3, :groups]
             lanes[:] = 0.0
-            if mode == _AFFINE:
+            if mode == AFFINE:
                 top = np.float32((1 << bits) - 1)
                 level = group_size // 64
                 affine.grid(lows[level, :groups], highs[level, :groups], top, scales, biases)
@@ -138,7 +175,7 @@ def _measure(raw: Raw, storage: int, table: Any) -> tuple[Doubles, int]:
                 narrow(stored_scales, storage, scratch)
                 affine.add_errors(values, group_size, top, scales, biases, stored_scales, lanes)
             else:
-                _fp4_scales(values, mode, storage, scratch, stored_scales, stored[:groups], scales)
+                fp4.group_scales(values, mode, storage, scratch, stored_scales, stored[:groups], scales)
                 fp4.add_errors(values, group_size, scales, lanes)
             for lane in range(LANES):
                 totals[f] += lanes[lane]
@@ -169,18 +206,6 @@ def _energy(values: Floats) -> float:
     for lane in range(LANES):
         total += lanes[lane]
     return total
-
-
-@compiled
-def _fp4_scales(
-    values: Floats, mode: int, storage: int, scratch: Floats, quotients: Floats, stored: Bytes, scales: Floats
-) -> None:
-    """Write the scales of (N,) weights in G groups, as bytes and as float32."""
-    fp4.quotients(values, values.size // scales.size, storage, scratch, quotients)
-    if mode == _MXFP4:
-        fp4.mxfp4_scales(quotients, stored, scales)
-    else:
-        fp4.nvfp4_scales(quotients, scratch, stored, scales)
 
 
 @compiled
@@ -218,6 +243,6 @@ def _pack_fp4(raw: Raw, storage: int, mode: int, group_size: int, packed: Bytes,
         values, scale, quotients, scratch = buffer[: piece.size], room[0, :groups], room[1, :groups], room[2, :groups]
         stored = scales[first : first + groups]
         widen(piece, storage, values)
-        _fp4_scales(values, mode, storage, scratch, quotients, stored, scale)
+        fp4.group_scales(values, mode, storage, scratch, quotients, stored, scale)
         fp4.write_codes(values, group_size, scale, codes)
         pack_codes(codes[: piece.size], 4, packed[start // 2 :])

@@ -18,7 +18,7 @@ write a code of 0, and here it is the largest.
 
 import numpy as np
 
-from mint.kernels.compiled import LANES, Bytes, Floats, Words, compiled, narrow
+from mint.kernels.compiled import LANES, MXFP4, Bytes, Floats, Words, compiled, narrow
 
 _ZERO = np.float32(0.0)
 _INFINITY = np.float32(np.inf)
@@ -26,7 +26,7 @@ _LARGEST = np.float32(6.0)  # of the fp4 table 0, 0.5, 1, 1.5, 2, 3, 4, 6
 
 
 @compiled
-def _midpoints(scale: np.float32) -> tuple[np.float32, ...]:
+def midpoints(scale: np.float32) -> tuple[np.float32, ...]:
     """The seven midpoints of the table times the scale; a zero scale has no value but 0, so nothing passes."""
     unit = scale if scale > _ZERO else _INFINITY
     return (
@@ -88,6 +88,18 @@ def nvfp4_scales(quotient: Floats, scratch: Floats, stored: Bytes, scales: Float
 
 
 @compiled
+def group_scales(
+    values: Floats, mode: int, storage: int, scratch: Floats, quotient: Floats, stored: Bytes, scales: Floats
+) -> None:
+    """Write the scales of (N,) weights in G groups, as bytes and as float32."""
+    quotients(values, values.size // scales.size, storage, scratch, quotient)
+    if mode == MXFP4:
+        mxfp4_scales(quotient, stored, scales)
+    else:
+        nvfp4_scales(quotient, scratch, stored, scales)
+
+
+@compiled
 def add_errors(values: Floats, group_size: int, scales: Floats, lanes: Floats) -> None:
     """Add the squared errors of (N,) weights in G groups to the (LANES,) sums; all in float32.
 
@@ -96,7 +108,7 @@ def add_errors(values: Floats, group_size: int, scales: Floats, lanes: Floats) -
     for i in range(scales.size):
         scale = scales[i]
         half, double = scale * np.float32(0.5), scale * np.float32(2.0)
-        a, b, c, d, e, f, g = _midpoints(scale)
+        a, b, c, d, e, f, g = midpoints(scale)
         for start in range(i * group_size, (i + 1) * group_size, LANES):
             block = values[start : start + LANES]
             for lane in range(LANES):
@@ -118,7 +130,7 @@ def write_codes(values: Floats, group_size: int, scales: Floats, codes: Words) -
     words = values.view(np.uint32)
     for i in range(scales.size):
         scale = scales[i]
-        a, b, c, d, e, f, g = _midpoints(scale)
+        a, b, c, d, e, f, g = midpoints(scale)
         for start in range(i * group_size, (i + 1) * group_size, LANES):
             block, signs, out = (
                 values[start : start + LANES],

@@ -19,27 +19,34 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mint.formats import Format
-from mint.kernels import reference
+from mint.kernels import reference, search_arrays
 from mint.kernels.distortion import Errors
 
 BLOCK_ELEMENTS = 64 << 20
+SEARCHED_AT_ONCE = 8 << 20  # weights; a search holds a dozen float32 arrays of them
 RUN = 128
+_NAMES = {mx.bfloat16: "BF16", mx.float16: "F16", mx.float32: "F32"}
 
 
-def errors(weight: mx.array, formats: Sequence[Format]) -> Errors:
-    """The squared error of each slice of (S, R, C) weights, already evaluated, in each of the F formats."""
+def errors(
+    weight: mx.array, formats: Sequence[Format], *, rounding: str = "nearest", importance: mx.array | None = None
+) -> Errors:
+    """The squared error of each slice of (S, R, C) weights, already evaluated, in each of the F formats.
+
+    `rounding` and `importance` (C,) as on the CPU.
+    """
     slices, rows = weight.shape[:2]
     squared = np.empty((slices * rows, len(formats)))
     energy = np.empty(slices * rows)
     nonfinite = 0
     start = 0
-    for block in _blocks(weight):
+    for block in _blocks(weight, rounding):
         here = slice(start, start + len(block))
         start = here.stop
         energy[here] = _row_sums(mx.square(block.astype(mx.float32)))
         nonfinite += int(np.array(mx.sum(~mx.isfinite(block))))
         for place, format in enumerate(formats):
-            restored = reference.dequantize(reference.pack(block, format), format)
+            restored = reference.dequantize(_packed(block, format, rounding, importance), format)
             squared[here, place] = _row_sums(_squared_difference(restored, block))
     return Errors(
         squared=squared.reshape(slices, rows, -1).sum(1) if formats else np.empty((slices, 0)),
@@ -48,23 +55,75 @@ def errors(weight: mx.array, formats: Sequence[Format]) -> Errors:
     )
 
 
-def pack(weight: mx.array, format: Format) -> tuple[mx.array, ...]:
-    """What this device's `mx.quantize` writes for (S, R, C) weights: codes, scales and, for affine formats, biases."""
+def pack(
+    weight: mx.array, format: Format, *, rounding: str = "nearest", importance: mx.array | None = None
+) -> tuple[mx.array, ...]:
+    """The tensors that store (S, R, C) weights: codes, scales and, for affine formats, biases.
+
+    Rounded to nearest, they are what this device's `mx.quantize` writes.
+    """
     pieces = []
-    for block in _blocks(weight):
-        piece = reference.pack(block, format)
+    for block in _blocks(weight, rounding):
+        piece = _packed(block, format, rounding, importance)
         mx.eval(piece)
         pieces.append(piece)
     return tuple(mx.concatenate(list(parts)).reshape(*weight.shape[:2], -1) for parts in zip(*pieces, strict=True))
 
 
-def _blocks(weight: mx.array) -> Iterator[mx.array]:
-    """Rows of all slices in order, as many at a time as `BLOCK_ELEMENTS` allows, at least one: (rows, C)."""
+def _blocks(weight: mx.array, rounding: str) -> Iterator[mx.array]:
+    """Rows of all slices in order, as many at a time as memory allows, at least one: (rows, C)."""
     columns = weight.shape[-1]
     rows = weight.reshape(-1, columns)
-    step = max(1, BLOCK_ELEMENTS // columns)
+    step = max(1, (BLOCK_ELEMENTS if rounding == "nearest" else SEARCHED_AT_ONCE) // columns)
     for start in range(0, len(rows), step):
         yield rows[start : start + step]
+
+
+def _packed(block: mx.array, format: Format, rounding: str, importance: mx.array | None) -> tuple[mx.array, ...]:
+    """The tensors that store (rows, C) weights."""
+    plain = reference.pack(block, format)
+    return plain if rounding == "nearest" else _searched(block, plain, format, importance)
+
+
+def _searched(
+    block: mx.array, plain: tuple[mx.array, ...], format: Format, importance: mx.array | None
+) -> tuple[mx.array, ...]:
+    """The search of `search_arrays`; groups are divided by a power of two, so that no square overflows or vanishes."""
+    rows, columns = block.shape
+    groups = block.astype(mx.float32).reshape(-1, format.group_size)
+    heights = None
+    if importance is not None:
+        heights = mx.broadcast_to(importance, block.shape).reshape(groups.shape)
+    power = mx.clip(abs(groups).max(-1, keepdims=True).view(mx.uint32) >> 23, 1, 253).astype(mx.uint32)
+    up, down = (power << 23).view(mx.float32), ((254 - power) << 23).astype(mx.uint32).view(mx.float32)
+    if format.mode != "affine":
+        codes, byte = search_arrays.search_fp4(
+            mx, groups * down, plain[1].reshape(-1, 1).astype(mx.int32), format.mode, up, heights
+        )
+        return _words(codes.reshape(rows, columns), format.bits), byte.astype(mx.uint8).reshape(rows, -1)
+
+    def store(values: mx.array) -> mx.array:
+        return (values * up).astype(block.dtype).astype(mx.float32) * down
+
+    start = tuple(part.reshape(-1, 1).astype(mx.float32) * down for part in plain[1:])
+    codes, scales, biases = search_arrays.search_affine(
+        mx, groups * down, (start[0], start[1]), format.bits, _NAMES[block.dtype], store, heights
+    )
+    stored = ((part * up).astype(block.dtype).reshape(rows, -1) for part in (scales, biases))
+    return _words(codes.reshape(rows, columns), format.bits), *stored
+
+
+def _words(codes: mx.array, bits: int) -> mx.array:
+    """(rows, C) codes in one little-endian stream of bits, the first code lowest: uint32 (rows, C * bits / 32)."""
+    rows, columns = codes.shape
+    codes = codes.astype(mx.uint32).reshape(rows, columns // 32, 32)
+    words = [mx.zeros(codes.shape[:2], mx.uint32) for _ in range(bits)]
+    for place in range(32):
+        word, shift = divmod(place * bits, 32)
+        words[word] = words[word] | (codes[..., place] << shift)
+        if shift + bits > 32:
+            words[word + 1] = words[word + 1] | (codes[..., place] >> (32 - shift))
+    return mx.stack(words, -1).reshape(rows, -1)
 
 
 @partial(mx.compile, shapeless=True)

@@ -35,27 +35,27 @@ def may_cache() -> bool:
     return os.access(FOLDER, os.W_OK)
 
 
-def _marker() -> Path:
-    return FOLDER / f"ready-{version('numba')}-{platform.python_version()}-{platform.machine()}"
+def _marker(rounding: str) -> Path:
+    return FOLDER / f"ready-{rounding}-{version('numba')}-{platform.python_version()}-{platform.machine()}"
 
 
-def is_ready() -> bool:
-    """Whether there is nothing left to compile, or no place to keep it."""
-    return not may_cache() or _marker().exists()
+def is_ready(rounding: str) -> bool:
+    """Whether there is nothing left to compile for a rounding, or no place to keep it."""
+    return not may_cache() or _marker(rounding).exists()
 
 
-def make_ready() -> None:
-    """Compile every kernel: about ten seconds, once for each version of mint.
+def make_ready(rounding: str) -> None:
+    """Compile every kernel that a rounding needs: some ten seconds, once for each version of mint.
 
     A failure is no error: the kernels are then compiled where they are called.
     """
-    command = [sys.executable, "-P", "-c", "from mint.kernels.ready import compile_all; compile_all()"]
+    command = [sys.executable, "-P", "-c", f"from mint.kernels.ready import compile_all; compile_all({rounding!r})"]
     if subprocess.run(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL).returncode == 0:
-        _marker().touch()
+        _marker(rounding).touch()
 
 
-def compile_all() -> None:
-    """Call every kernel once for every dtype and mode, on the smallest weights there are."""
+def compile_all(rounding: str) -> None:
+    """Call every kernel that a rounding needs once for every dtype and mode, on the smallest weights there are."""
     import numpy as np
 
     from mint.formats import AFFINE, MXFP4, NVFP4
@@ -64,6 +64,6 @@ def compile_all() -> None:
 
     for dtype, kind in (("BF16", np.uint16), ("F16", np.uint16), ("F32", np.float32)):
         weight = np.zeros((1, 1, 128), kind)
-        errors(weight, dtype, (*AFFINE, MXFP4, NVFP4))
+        errors(weight, dtype, (*AFFINE, MXFP4, NVFP4), rounding=rounding)
         for format in (AFFINE[0], MXFP4, NVFP4):
-            unpack(pack(weight, dtype, format), dtype, format)
+            unpack(pack(weight, dtype, format, rounding=rounding), dtype, format)

@@ -1,0 +1,252 @@
+"""The fused kernels of `--rounding search`: a segment of weights is laid out once, and searched for every format.
+
+A segment holds 16 lanes of 128 neighbouring weights. Laid side by side, row i is weight i of every lane, so the 16
+groups of any size that begin in one row are rows in a row: `search_affine` and `search_fp4` search them together.
+"""
+
+# N weights of a chunk, F formats; a segment has ROWS rows of LANES weights
+
+from typing import Any
+
+import numpy as np
+
+from mint.kernels import fp4
+from mint.kernels.compiled import (
+    AFFINE,
+    LANES,
+    SEGMENT,
+    Bytes,
+    Doubles,
+    Floats,
+    Raw,
+    Words,
+    compiled,
+    pack_codes,
+    widen,
+    write_raw,
+)
+from mint.kernels.search_affine import (
+    BIAS,
+    DOWN,
+    ERROR,
+    HIGH,
+    LOW,
+    ROWS,
+    SCALE,
+    TOTAL,
+    UP,
+    search,
+    write_codes,
+)
+from mint.kernels.search_fp4 import search_fp4, write_fp4_codes
+
+LENGTH = SEGMENT // LANES  # weights of a lane, a multiple of every group size
+_QUARTER = 32  # rows whose extremes are kept
+
+
+@compiled
+def measure(raw: Raw, storage: int, table: Any, importance: Floats | None, column: int) -> Doubles:
+    """The squared error of a chunk (N,) in each format, summed (F,) in float64.
+
+    `table` (F, 3): mode, bits, group_size. `importance` (C,) of the columns; the chunk begins at `column`.
+    """
+    totals = np.zeros((table.shape[0], LANES), np.float64)
+    row_major, values = np.zeros(SEGMENT, np.float32), np.empty(SEGMENT, np.float32)
+    heights = _room(importance)
+    spans = np.empty((2, SEGMENT // _QUARTER), np.float32)
+    state = np.zeros(ROWS * LANES, np.float32)
+    room, stored = np.empty((3, SEGMENT // 16), np.float32), np.empty(SEGMENT // 16, np.uint8)
+    for start in range(0, raw.size, SEGMENT):
+        piece = raw[start : start + SEGMENT]
+        row_major[piece.size :] = np.float32(0.0)
+        widen(piece, storage, row_major[: piece.size])
+        _lay_side_by_side(row_major, state, values)
+        _lay_importance(importance, column + start, heights)
+        _extremes(values, spans)
+        for f in range(table.shape[0]):
+            mode, bits, group_size = table[f]
+            group_scales = stored[: SEGMENT // group_size]
+            if mode != AFFINE:
+                _plain_scales(row_major, mode, storage, room, group_scales)
+            for first in range(0, LENGTH, group_size):
+                rows = slice(first * LANES, (first + group_size) * LANES)
+                if mode != AFFINE:
+                    search_fp4(values[rows], _rows(heights, rows), mode, first // group_size, group_scales, state)
+                else:
+                    _prepare(spans, heights, first, group_size, state)
+                    search(values[rows], _rows(heights, rows), storage, bits, state)
+                for lane in range(LANES):
+                    up = np.float64(state[UP + lane])
+                    totals[f, lane] += np.float64(state[ERROR + lane]) * up * up
+    sums = np.zeros(table.shape[0], np.float64)
+    for f in range(table.shape[0]):
+        for lane in range(LANES):
+            sums[f] += totals[f, lane]
+    return sums
+
+
+@compiled
+def pack_affine(
+    raw: Raw,
+    storage: int,
+    bits: int,
+    group_size: int,
+    importance: Floats | None,
+    column: int,
+    packed: Bytes,
+    scales: Raw,
+    biases: Raw,
+) -> None:
+    """Write the codes, scales and biases of a chunk (N,)."""
+    top = np.float32((1 << bits) - 1)
+    row_major, values = np.zeros(SEGMENT, np.float32), np.empty(SEGMENT, np.float32)
+    heights = _room(importance)
+    spans = np.empty((2, SEGMENT // _QUARTER), np.float32)
+    state = np.zeros(ROWS * LANES, np.float32)
+    side_by_side, codes = np.empty(SEGMENT, np.uint32), np.empty(SEGMENT, np.uint32)
+    found = np.empty((3, SEGMENT // group_size), np.float32)
+    per_lane = LENGTH // group_size
+    for start in range(0, raw.size, SEGMENT):
+        piece = raw[start : start + SEGMENT]
+        row_major[piece.size :] = np.float32(0.0)
+        widen(piece, storage, row_major[: piece.size])
+        _lay_side_by_side(row_major, state, values)
+        _lay_importance(importance, column + start, heights)
+        _extremes(values, spans)
+        for place in range(per_lane):
+            rows = slice(place * group_size * LANES, (place + 1) * group_size * LANES)
+            _prepare(spans, heights, place * group_size, group_size, state)
+            search(values[rows], _rows(heights, rows), storage, bits, state)
+            write_codes(values[rows], top, state, side_by_side[rows])
+            for lane in range(LANES):
+                found[0, lane * per_lane + place] = state[SCALE + lane] * state[UP + lane]
+                found[1, lane * per_lane + place] = state[BIAS + lane] * state[UP + lane]
+        _lay_in_order(side_by_side, codes)
+        pack_codes(codes[: piece.size], bits, packed[start * bits // 8 :])
+        groups, first = piece.size // group_size, start // group_size
+        write_raw(found[0, :groups], storage, found[2], scales[first : first + groups])
+        write_raw(found[1, :groups], storage, found[2], biases[first : first + groups])
+
+
+@compiled
+def pack_fp4(
+    raw: Raw,
+    storage: int,
+    mode: int,
+    group_size: int,
+    importance: Floats | None,
+    column: int,
+    packed: Bytes,
+    scales: Bytes,
+) -> None:
+    """Write the codes and scales of a chunk (N,)."""
+    row_major, values = np.zeros(SEGMENT, np.float32), np.empty(SEGMENT, np.float32)
+    heights = _room(importance)
+    state = np.zeros(ROWS * LANES, np.float32)
+    side_by_side, codes = np.empty(SEGMENT, np.uint32), np.empty(SEGMENT, np.uint32)
+    stored, room = np.empty(SEGMENT // group_size, np.uint8), np.empty((3, SEGMENT // group_size), np.float32)
+    for start in range(0, raw.size, SEGMENT):
+        piece = raw[start : start + SEGMENT]
+        row_major[piece.size :] = np.float32(0.0)
+        widen(piece, storage, row_major[: piece.size])
+        _lay_side_by_side(row_major, state, values)
+        _lay_importance(importance, column + start, heights)
+        _plain_scales(row_major, mode, storage, room, stored)
+        for place in range(LENGTH // group_size):
+            rows = slice(place * group_size * LANES, (place + 1) * group_size * LANES)
+            search_fp4(values[rows], _rows(heights, rows), mode, place, stored, state)
+            write_fp4_codes(values[rows], state, side_by_side[rows])
+        _lay_in_order(side_by_side, codes)
+        pack_codes(codes[: piece.size], 4, packed[start // 2 :])
+        groups, first = piece.size // group_size, start // group_size
+        scales[first : first + groups] = stored[:groups]
+
+
+@compiled
+def _plain_scales(row_major: Floats, mode: int, storage: int, room: Floats, stored: Bytes) -> None:
+    """The scales of a segment's groups as MLX chooses them."""
+    groups = stored.size
+    fp4.group_scales(row_major, mode, storage, room[0, :groups], room[1, :groups], stored, room[2, :groups])
+
+
+@compiled
+def _lay_side_by_side(row_major: Floats, state: Floats, values: Floats) -> None:
+    """Transpose a segment, each lane divided by the power of two (UP) of its largest weight."""
+    magnitudes, words = row_major.view(np.uint32), state.view(np.uint32)
+    for lane in range(LANES):
+        row = magnitudes[lane * LENGTH : (lane + 1) * LENGTH]
+        largest = np.uint32(0)
+        for i in range(LENGTH):
+            largest = max(largest, row[i] & np.uint32(0x7FFFFFFF))
+        power = min(max(largest >> np.uint32(23), np.uint32(1)), np.uint32(253))
+        words[UP + lane] = power << np.uint32(23)
+        words[DOWN + lane] = (np.uint32(254) - power) << np.uint32(23)
+    for i in range(LENGTH):
+        for lane in range(LANES):
+            values[i * LANES + lane] = row_major[lane * LENGTH + i] * state[DOWN + lane]
+
+
+@compiled
+def _lay_in_order(side_by_side: Words, codes: Words) -> None:
+    for lane in range(LANES):
+        for i in range(LENGTH):
+            codes[lane * LENGTH + i] = side_by_side[i * LANES + lane]
+
+
+@compiled
+def _room(importance: Floats | None) -> Floats | None:
+    if importance is None:
+        return None
+    return np.empty(SEGMENT, np.float32)
+
+
+@compiled
+def _rows(heights: Floats | None, rows: Any) -> Any:
+    if heights is None:
+        return None
+    return heights[rows]
+
+
+@compiled
+def _lay_importance(importance: Floats | None, start: int, heights: Floats | None) -> None:
+    """Transpose the importance of a segment whose first weight is the `start`th of rows of C columns."""
+    if importance is not None and heights is not None:
+        column = start % importance.size
+        for lane in range(LANES):
+            for i in range(LENGTH):
+                heights[i * LANES + lane] = importance[column]
+                column = column + 1 if column + 1 < importance.size else 0
+
+
+@compiled
+def _extremes(values: Floats, spans: Floats) -> None:
+    """Least and greatest weight of every quarter of a lane: (SEGMENT,) -> (2, SEGMENT / 32)."""
+    for quarter in range(LENGTH // _QUARTER):
+        first = quarter * _QUARTER * LANES
+        low, high = spans[0, quarter * LANES :], spans[1, quarter * LANES :]
+        for lane in range(LANES):
+            low[lane] = high[lane] = values[first + lane]
+        for start in range(first + LANES, first + _QUARTER * LANES, LANES):
+            row = values[start : start + LANES]
+            for lane in range(LANES):
+                low[lane] = min(low[lane], row[lane])
+                high[lane] = max(high[lane], row[lane])
+
+
+@compiled
+def _prepare(spans: Floats, heights: Floats | None, first: int, group_size: int, state: Floats) -> None:
+    """Set what the affine search needs to know of the groups that begin in row `first`."""
+    begin = first // _QUARTER
+    for lane in range(LANES):
+        low, high = spans[0, begin * LANES + lane], spans[1, begin * LANES + lane]
+        for quarter in range(begin + 1, begin + group_size // _QUARTER):
+            low = min(low, spans[0, quarter * LANES + lane])
+            high = max(high, spans[1, quarter * LANES + lane])
+        state[LOW + lane], state[HIGH + lane] = low, high
+        state[TOTAL + lane] = np.float32(group_size)
+    if heights is not None:
+        for lane in range(LANES):
+            total = np.float32(0.0)
+            for i in range(first, first + group_size):
+                total += heights[i * LANES + lane]
+            state[TOTAL + lane] = total

@@ -1,0 +1,359 @@
+"""A search for the scales and biases whose stored weights are nearest: same bytes, same loader, less error.
+
+`mx.quantize` spans a group from its least to its greatest weight. A narrower grid clips those few and is finer for all
+others, and the scale that is stored (8 bits of mantissa in bfloat16) is not the one its codes were rounded with. The
+search needs no data. Per group:
+
+1. starts: grids about the group's middle that span all of it, then 1 - step of it, 1 - 2 step, and so on;
+2. a descent from the best so far: codes to the nearest of the grid, then the scale of least squares for these codes
+   and, for that scale as it is stored, the bias; and again;
+3. the same descent from beside the best so far: its scale times 1 + step, then 1 - step.
+
+Every scale and bias is rounded to the weight's dtype before it is judged, and at the end the best is kept if its error,
+computed exactly as a loader will see it, is below that of `mx.quantize`'s own scale and bias: never worse, per group.
+
+Sixteen groups are searched side by side, one a lane, so that every comparison and every division is a vector's. What a
+lane knows lies in rows of `state`, one array, since LLVM then sees that rows do not overlap. Weights are scaled by a
+power of two per lane, so that no square overflows or vanishes. A division by zero or an overflow makes an error that
+is not less than any other: such a candidate is never kept, and needs no branch.
+"""
+
+# N weights of LANES groups side by side: weight i of group g is values[i * LANES + g]
+
+from typing import Any
+
+import numpy as np
+
+from mint.kernels import affine
+from mint.kernels.compiled import BF16, F16, LANES, Floats, Words, compiled
+
+# by bits: the step between starts, how many starts, and how many passes a descent from the best of them and one beside
+# it have. Found on Gaussian and Student-t weights; tools/bench_rounding.py tells what they gain
+SCHEDULES = {
+    2: (0.09, 4, 2, 3),
+    3: (0.065, 4, 2, 3),
+    4: (0.045, 4, 2, 3),
+    5: (0.02, 3, 2, 3),
+    6: (0.01, 3, 2, 3),
+    8: (0.004, 3, 2, 3),
+}
+# bfloat16 has too few bits to store what least squares finds for fine grids
+SCHEDULES_BF16 = {**SCHEDULES, 6: (0.008, 3, 2, 2), 8: (0.0035, 3, 0, 1)}
+
+
+def _table(schedules: dict[int, tuple[float, int, int, int]]) -> Floats:
+    return np.array([schedules.get(bits, (0,) * 4) for bits in range(9)], np.float32)
+
+
+_SCHEDULES = np.stack([_table(SCHEDULES_BF16), _table(SCHEDULES), _table(SCHEDULES)])  # by storage, then bits
+
+_ZERO = np.float32(0.0)
+_HALF = np.float32(0.5)
+_ONE = np.float32(1.0)
+_INFINITY = np.float32(np.inf)
+_ROUNDER = np.float32(2.0**23)  # see affine
+_F16_OVERFLOW = np.float32(65520.0)  # what rounds to infinity
+
+# rows of `state`. Set by the caller: the span of each group, the power of two that its weights were divided by and its
+# inverse, the sum of the importance of its weights
+ROWS = 24
+(
+    LOW, HIGH, UP, DOWN, TOTAL,
+    SCALE, BIAS, INVERSE,  # the candidate
+    SQUARES, RESIDUES, PRODUCTS, CODES, CODE_SQUARES,  # sums over a group: d^2, d, d * code, code, code^2
+    BEST, BEST_SCALE, BEST_BIAS,  # afterwards, the answer
+    PLAIN, PLAIN_SCALE, PLAIN_BIAS, PLAIN_ERROR,
+    ERROR, BEST_ERROR,  # squared error of the stored weights, without importance
+    SCRATCH, STORED,
+) = range(0, ROWS * LANES, LANES)  # fmt: skip
+
+
+@compiled
+def lanes(state: Floats) -> int:
+    """LANES, but unknown to LLVM: it would unroll short loops before it could make vectors of them."""
+    return state.size // ROWS
+
+
+@compiled
+def search(values: Floats, heights: Floats | None, storage: int, bits: int, state: Floats) -> None:
+    """Write the best scales, biases and their errors for (N,) weights of LANES groups into `state`.
+
+    `heights` (N,) are the importance of the weights, None where all are alike.
+    """
+    top = np.float32((1 << bits) - 1)
+    step, starts, first, beside = _SCHEDULES[storage, bits]
+    _take_plain(storage, top, state)
+    _measure_stored(values, heights, top, state)
+    _remember_plain(state)
+    for start in range(int(starts)):
+        _take_span(_ONE - np.float32(start) * step, top, state)
+        _store_candidate(storage, top, state)
+        _judge(values, heights, top, state)
+    _take_beside(_ONE, top, state)
+    _descend(values, heights, storage, top, int(first), state)
+    for factor in (_ONE + step, _ONE - step):
+        _take_beside(factor, top, state)
+        _store_candidate(storage, top, state)
+        _descend(values, heights, storage, top, int(beside), state)
+    _take_beside(_ONE, top, state)
+    _measure_stored(values, heights, top, state)
+    _keep_plain_unless_worse(state)
+
+
+@compiled
+def _code(place: np.float32, top: np.float32) -> np.float32:
+    """The code nearest to a place on the grid; 0 for NaN."""
+    place = place if place > _ZERO else _ZERO
+    place = place if place < top else top
+    return (place + _ROUNDER) - _ROUNDER
+
+
+@compiled
+def height(heights: Any, place: int) -> Any:
+    """The importance of a weight."""
+    if heights is None:
+        return _ONE  # a factor that LLVM leaves out
+    return heights[place]
+
+
+@compiled
+def part(heights: Floats | None, start: int) -> Floats | None:
+    """The importance of four rows of weights."""
+    if heights is None:
+        return None
+    return heights[start : start + 4 * LANES]
+
+
+@compiled
+def write_codes(values: Floats, top: np.float32, state: Floats, codes: Words) -> None:
+    """Write the codes of (N,) weights for the scales and biases of `state`."""
+    for lane in range(lanes(state)):
+        state[INVERSE + lane] = _ONE / state[SCALE + lane]
+    for start in range(0, values.size, 4 * LANES):
+        block, block_codes = values[start : start + 4 * LANES], codes[start : start + 4 * LANES]
+        for lane in range(LANES):
+            bias, inverse = state[BIAS + lane], state[INVERSE + lane]
+            for row in range(4):
+                place = row * LANES + lane
+                block_codes[place] = np.uint32(np.int32(_code((block[place] - bias) * inverse, top)))
+
+
+@compiled
+def _measure_stored(values: Floats, heights: Floats | None, top: np.float32, state: Floats) -> None:
+    """The squared error of the stored weights, scale * code + bias, into SQUARES (with importance) and ERROR."""
+    for lane in range(lanes(state)):
+        state[INVERSE + lane] = _ONE / state[SCALE + lane]
+        state[SQUARES + lane] = state[ERROR + lane] = _ZERO
+    for start in range(0, values.size, 4 * LANES):
+        block, block_heights = values[start : start + 4 * LANES], part(heights, start)
+        for lane in range(LANES):
+            scale, bias, inverse = state[SCALE + lane], state[BIAS + lane], state[INVERSE + lane]
+            squares = error = _ZERO
+            for row in range(4):
+                place = row * LANES + lane
+                weight = block[place]
+                difference = (_code((weight - bias) * inverse, top) * scale + bias) - weight
+                square = difference * difference
+                error += square
+                squares += height(block_heights, place) * square
+            state[SQUARES + lane] += squares
+            state[ERROR + lane] += error
+
+
+@compiled
+def _judge(values: Floats, heights: Floats | None, top: np.float32, state: Floats) -> None:
+    """Keep the candidate in the lanes where it is better; d is the distance to the code, in steps of the grid."""
+    for lane in range(lanes(state)):
+        state[INVERSE + lane] = _ONE / state[SCALE + lane]
+        state[SQUARES + lane] = _ZERO
+    for start in range(0, values.size, 4 * LANES):
+        block, block_heights = values[start : start + 4 * LANES], part(heights, start)
+        for lane in range(LANES):
+            bias, inverse = state[BIAS + lane], state[INVERSE + lane]
+            squares = _ZERO
+            for row in range(4):
+                place = row * LANES + lane
+                spot = (block[place] - bias) * inverse
+                d = spot - _code(spot, top)
+                squares += height(block_heights, place) * d * d
+            state[SQUARES + lane] += squares
+    _keep_better(state)
+
+
+@compiled
+def _judge_and_sum(values: Floats, heights: Floats | None, top: np.float32, state: Floats) -> None:
+    """As `_judge`, with the sums that least squares needs."""
+    for lane in range(lanes(state)):
+        state[INVERSE + lane] = _ONE / state[SCALE + lane]
+        state[SQUARES + lane] = state[RESIDUES + lane] = state[PRODUCTS + lane] = _ZERO
+        state[CODES + lane] = state[CODE_SQUARES + lane] = _ZERO
+    for start in range(0, values.size, 4 * LANES):
+        block, block_heights = values[start : start + 4 * LANES], part(heights, start)
+        for lane in range(LANES):
+            bias, inverse = state[BIAS + lane], state[INVERSE + lane]
+            squares = residues = products = codes = code_squares = _ZERO
+            for row in range(4):
+                place = row * LANES + lane
+                spot = (block[place] - bias) * inverse
+                code = _code(spot, top)
+                d = spot - code
+                share = height(block_heights, place)
+                high_d, high_code = share * d, share * code
+                squares += high_d * d
+                residues += high_d
+                products += high_d * code
+                codes += high_code
+                code_squares += high_code * code
+            state[SQUARES + lane] += squares
+            state[RESIDUES + lane] += residues
+            state[PRODUCTS + lane] += products
+            state[CODES + lane] += codes
+            state[CODE_SQUARES + lane] += code_squares
+    _keep_better(state)
+
+
+@compiled
+def _keep_better(state: Floats) -> None:
+    for lane in range(lanes(state)):
+        scale, bias, best = state[SCALE + lane], state[BIAS + lane], state[BEST + lane]
+        best_scale, best_bias = state[BEST_SCALE + lane], state[BEST_BIAS + lane]
+        error = state[SQUARES + lane] * scale * scale
+        better = error < best
+        state[BEST + lane] = error if better else best
+        state[BEST_SCALE + lane] = scale if better else best_scale
+        state[BEST_BIAS + lane] = bias if better else best_bias
+
+
+@compiled
+def _remember_plain(state: Floats) -> None:
+    for lane in range(lanes(state)):
+        error = state[SQUARES + lane]
+        state[PLAIN + lane] = state[BEST + lane] = error if error < _INFINITY else _INFINITY
+        state[PLAIN_ERROR + lane] = state[ERROR + lane]
+        state[PLAIN_SCALE + lane] = state[BEST_SCALE + lane] = state[SCALE + lane]
+        state[PLAIN_BIAS + lane] = state[BEST_BIAS + lane] = state[BIAS + lane]
+
+
+@compiled
+def _keep_plain_unless_worse(state: Floats) -> None:
+    for lane in range(lanes(state)):
+        scale, bias, error = state[SCALE + lane], state[BIAS + lane], state[ERROR + lane]
+        plain_scale, plain_bias = state[PLAIN_SCALE + lane], state[PLAIN_BIAS + lane]
+        plain_error = state[PLAIN_ERROR + lane]
+        better = state[SQUARES + lane] < state[PLAIN + lane]
+        state[SCALE + lane] = scale if better else plain_scale
+        state[BIAS + lane] = bias if better else plain_bias
+        state[ERROR + lane] = error if better else plain_error
+
+
+@compiled
+def _descend(values: Floats, heights: Floats | None, storage: int, top: np.float32, passes: int, state: Floats) -> None:
+    for _ in range(passes - 1):
+        _judge_and_sum(values, heights, top, state)
+        _least_squares_scale(state)
+        _store_scale(storage, top, state)
+        _least_squares_bias(state)
+        _store_bias(storage, state)
+    if passes:
+        _judge(values, heights, top, state)
+
+
+@compiled
+def _least_squares_scale(state: Floats) -> None:
+    """scale * (1 + a) with the a and b that minimize the sum of (d - a * code - b)^2; the scale it had to SCRATCH."""
+    for lane in range(lanes(state)):
+        total, codes = state[TOTAL + lane], state[CODES + lane]
+        spread = total * state[CODE_SQUARES + lane] - codes * codes
+        a = (total * state[PRODUCTS + lane] - codes * state[RESIDUES + lane]) / spread
+        scale = state[SCALE + lane]
+        state[SCRATCH + lane] = scale
+        state[SCALE + lane] = scale + scale * a
+
+
+@compiled
+def _least_squares_bias(state: Floats) -> None:
+    """The bias of least squares for the codes of the old scale (SCRATCH) and the new scale as it is stored."""
+    for lane in range(lanes(state)):
+        old = state[SCRATCH + lane]
+        residues = old * state[RESIDUES + lane] - (state[SCALE + lane] - old) * state[CODES + lane]
+        state[BIAS + lane] += residues / state[TOTAL + lane]
+
+
+@compiled
+def _take_plain(storage: int, top: np.float32, state: Floats) -> None:
+    """The scale and bias that `mx.quantize` stores."""
+    low, high = state[PRODUCTS : PRODUCTS + LANES], state[CODES : CODES + LANES]
+    for lane in range(lanes(state)):
+        state[PRODUCTS + lane] = state[LOW + lane] * state[UP + lane]
+        state[CODES + lane] = state[HIGH + lane] * state[UP + lane]
+    affine.grid(low, high, top, state[SCALE : SCALE + LANES], state[BIAS : BIAS + LANES])
+    for lane in range(lanes(state)):
+        state[SCALE + lane] *= state[DOWN + lane]
+        state[BIAS + lane] *= state[DOWN + lane]
+    _store_scale(storage, _ONE, state)  # as it is, whatever it may do
+
+
+@compiled
+def _take_span(share: np.float32, top: np.float32, state: Floats) -> None:
+    """The grid that spans this share of the group about its middle."""
+    margin = _HALF * (_ONE - share)
+    for lane in range(lanes(state)):
+        low, span = state[LOW + lane], state[HIGH + lane] - state[LOW + lane]
+        state[SCALE + lane] = (span * share) / top
+        state[BIAS + lane] = low + span * margin
+
+
+@compiled
+def _take_beside(factor: np.float32, top: np.float32, state: Floats) -> None:
+    """The best grid so far, its scale times `factor` about the middle of the grid."""
+    half = _HALF * top
+    for lane in range(lanes(state)):
+        scale = state[BEST_SCALE + lane] * factor
+        state[BIAS + lane] = state[BEST_BIAS + lane] + half * (state[BEST_SCALE + lane] - scale)
+        state[SCALE + lane] = scale
+
+
+@compiled
+def _store_candidate(storage: int, top: np.float32, state: Floats) -> None:
+    _store_scale(storage, top, state)
+    _store_bias(storage, state)
+
+
+@compiled
+def _store_scale(storage: int, top: np.float32, state: Floats) -> None:
+    """Round SCALE; infinite where a loader's scale * code would be."""
+    for lane in range(lanes(state)):
+        state[STORED + lane] = state[SCALE + lane] * state[UP + lane]
+    _narrow(storage, state)
+    for lane in range(lanes(state)):
+        stored = state[STORED + lane]
+        state[SCALE + lane] = stored * state[DOWN + lane] if abs(stored * top) < _INFINITY else _INFINITY
+
+
+@compiled
+def _store_bias(storage: int, state: Floats) -> None:
+    for lane in range(lanes(state)):
+        state[STORED + lane] = state[BIAS + lane] * state[UP + lane]
+    _narrow(storage, state)
+    for lane in range(lanes(state)):
+        state[BIAS + lane] = state[STORED + lane] * state[DOWN + lane]
+
+
+@compiled
+def _narrow(storage: int, state: Floats) -> None:
+    """Round the row STORED as `narrow` does; what `storage` cannot hold becomes infinite."""
+    words = state.view(np.uint32)
+    if storage == BF16:
+        for lane in range(lanes(state)):
+            word = words[STORED + lane]
+            odd = (word >> np.uint32(16)) & np.uint32(1)
+            words[STORED + lane] = (word + (np.uint32(0x7FFF) + odd)) & np.uint32(0xFFFF0000)
+    elif storage == F16:
+        for lane in range(lanes(state)):
+            word = words[STORED + lane]
+            power = max(word & np.uint32(0x7F800000), np.uint32(0x38800000))
+            words[INVERSE + lane] = (word & np.uint32(0x80000000)) | (power + np.uint32(13 << 23))
+        for lane in range(lanes(state)):
+            value, rounder = state[STORED + lane], state[INVERSE + lane]
+            rounded = (value + rounder) - rounder
+            state[STORED + lane] = rounded if abs(value) < _F16_OVERFLOW else _INFINITY

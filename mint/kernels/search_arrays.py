@@ -1,0 +1,154 @@
+"""The searches in array operations: in numpy's float64 the oracle of the fused kernels, in MLX the GPU path.
+
+The law of `search_affine` and `search_fp4` in the same order, one group a row, nothing fused. Both namespaces name
+these operations alike; `xp` is the one to use. A candidate of NaN or infinite error is never less than another, so it
+is never kept.
+"""
+
+# G groups of N weights each
+
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import numpy as np
+
+from mint.kernels.search_affine import SCHEDULES, SCHEDULES_BF16
+from mint.kernels.search_fp4 import MXFP4_NEIGHBOURS, NVFP4_NEIGHBOURS
+
+Array = Any  # of numpy or MLX
+_MIDPOINTS = (0.25, 0.75, 1.25, 1.75, 2.5, 3.5, 5.0)
+_STEPS = (0.5, 0.5, 0.5, 0.5, 1.0, 1.0, 2.0)  # of the table between them
+_NEIGHBOURS = {"mxfp4": MXFP4_NEIGHBOURS, "nvfp4": NVFP4_NEIGHBOURS}
+_LAST = {"mxfp4": 254, "nvfp4": 126}
+
+
+def search_affine(
+    xp: Any,
+    groups: Array,
+    plain: tuple[Array, Array],
+    bits: int,
+    dtype: str,
+    store: Callable[[Array], Array],
+    heights: Array | None = None,
+) -> tuple[Array, Array, Array]:
+    """The codes (G, N), scales and biases (G, 1) of least error for (G, N) groups of weights.
+
+    `plain` are the scales and biases (G, 1) of `mx.quantize`; `store` rounds as the weight's `dtype` does; `heights`
+    (G, N) are the importance of the weights.
+    """
+    top = 2**bits - 1
+    step, starts, first, beside = (SCHEDULES_BF16 if dtype == "BF16" else SCHEDULES)[bits]
+    weight = xp.ones_like(groups) if heights is None else heights
+    total = weight.sum(-1, keepdims=True)
+
+    def judged(best: tuple[Array, Array, Array], scale: Array, bias: Array) -> tuple[Array, Array, Array]:
+        error = _error(xp, groups, weight, scale, bias, top)
+        better = error < best[0]
+        return (
+            xp.where(better, error, best[0]),
+            xp.where(better, scale, best[1]),
+            xp.where(better, bias, best[2]),
+        )
+
+    def descended(
+        best: tuple[Array, Array, Array], scale: Array, bias: Array, passes: int
+    ) -> tuple[Array, Array, Array]:
+        for left in range(passes, 0, -1):
+            best = judged(best, scale, bias)
+            if left > 1:
+                scale, bias = _least_squares(xp, groups, weight, total, scale, bias, top, store)
+        return best
+
+    error = _error(xp, groups, weight, *plain, top)
+    best = (xp.where(error < np.inf, error, np.inf), *plain)
+    low, high = groups.min(-1, keepdims=True), groups.max(-1, keepdims=True)
+    for start in range(starts):
+        share = 1 - start * step
+        best = judged(best, store((high - low) * (share / top)), store(low + (high - low) * ((1 - share) / 2)))
+    best = descended(best, best[1], best[2], first)
+    for factor in (1 + step, 1 - step):
+        scale = best[1] * factor
+        bias = best[2] + (best[1] - scale) * (top / 2)
+        best = descended(best, store(scale), store(bias), beside)
+    return _codes(xp, groups, best[1], best[2], top), best[1], best[2]
+
+
+def _codes(xp: Any, groups: Array, scale: Array, bias: Array, top: int) -> Array:
+    """The nearest codes; 0 where the place is NaN."""
+    place = (groups - bias) / scale
+    place = xp.where(place > 0, place, 0)
+    return xp.round(xp.where(place < top, place, top))
+
+
+def _error(xp: Any, groups: Array, weight: Array, scale: Array, bias: Array, top: int) -> Array:
+    difference = (_codes(xp, groups, scale, bias, top) * scale + bias) - groups
+    return (weight * difference * difference).sum(-1, keepdims=True)
+
+
+def _least_squares(
+    xp: Any,
+    groups: Array,
+    weight: Array,
+    total: Array,
+    scale: Array,
+    bias: Array,
+    top: int,
+    store: Callable[[Array], Array],
+) -> tuple[Array, Array]:
+    """The scale of least squares for the codes of a grid, as it is stored, then the bias for that scale."""
+    codes = _codes(xp, groups, scale, bias, top)
+    residues = groups - (codes * scale + bias)
+    mean_code = (weight * codes).sum(-1, keepdims=True) / total
+    centred = codes - mean_code
+    slope = (weight * residues * centred).sum(-1, keepdims=True) / (weight * centred * centred).sum(-1, keepdims=True)
+    new_scale = store(scale + slope)
+    mean_residue = (weight * residues).sum(-1, keepdims=True) / total
+    return new_scale, store(bias + mean_residue - (new_scale - scale) * mean_code)
+
+
+def search_fp4(
+    xp: Any, groups: Array, plain: Array, mode: str, unit: Array, heights: Array | None = None
+) -> tuple[Array, Array]:
+    """The codes (G, N) and scale bytes (G, 1) of least error; `plain` are MLX's own bytes, as integers.
+
+    `unit` (G, 1) is what the groups were divided by.
+    """
+    table = xp.array(fp4_scales(mode))
+    best_error, best_byte = None, plain
+    for neighbour in (0, *map(int, _NEIGHBOURS[mode])):
+        byte = xp.clip(plain + neighbour, 0, _LAST[mode])
+        difference = _magnitudes(xp, groups, table[byte] / unit) - abs(groups)
+        squares = difference * difference if heights is None else heights * difference * difference
+        error = squares.sum(-1, keepdims=True)
+        if best_error is None:
+            best_error = xp.where(error < np.inf, error, np.inf)
+            continue
+        better = error < best_error
+        best_error, best_byte = xp.where(better, error, best_error), xp.where(better, byte, best_byte)
+    scale = table[best_byte] / unit
+    places = sum(abs(groups) > _midpoint(xp, scale, midpoint) for midpoint in _MIDPOINTS)
+    return xp.where((groups < 0) & (places > 0), places + 8, places), best_byte
+
+
+def _magnitudes(xp: Any, groups: Array, scale: Array) -> Array:
+    """The values of the table times the scale that are nearest to the weights' magnitudes."""
+    return sum(
+        xp.where(abs(groups) > _midpoint(xp, scale, midpoint), scale * step, 0)
+        for midpoint, step in zip(_MIDPOINTS, _STEPS, strict=True)
+    )
+
+
+def _midpoint(xp: Any, scale: Array, midpoint: float) -> Array:
+    return xp.where(scale > 0, scale * midpoint, np.inf)
+
+
+@cache
+def fp4_scales(mode: str) -> Array:
+    """What the bytes of a scale mean: powers of two (mxfp4), or 8-bit floats of 4 and 3 bits (nvfp4)."""
+    byte = np.arange(_LAST[mode] + 1)
+    if mode == "mxfp4":
+        return np.exp2(byte - 127.0).astype(np.float32)
+    power, fraction = byte >> 3, byte & 7
+    value = np.where(power > 0, (8 + fraction) * np.exp2(power - 10.0), fraction * np.exp2(-9.0))
+    return value.astype(np.float32)
