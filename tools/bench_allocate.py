@@ -93,7 +93,7 @@ def _write(path: Path, size: int) -> None:
     header = {
         "schema": SCHEMA, "model_type": "made", "model": "0" * 64, "dtype": "", "device": "none", "versions": {},
         "source_nbytes": sum(unit.nbytes for unit in units), "units": [to_fields(unit) for unit in units],
-        "parameters": [], "context": [[[256, 0, 1, 2], [512, 0, 2, 4]], ""], "active": {},
+        "parameters": [], "rounding": "nearest", "context": [[[256, 0, 1, 2], [512, 0, 2, 4]], ""], "active": {},
     }  # fmt: skip
     write_analysis(path, header, measurements)
 
