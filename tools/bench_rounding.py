@@ -3,7 +3,7 @@
     python -m tools.bench_rounding              one 4096 x 4096 bf16 matrix on one core, side by side in one run
     python -m tools.bench_rounding --students   heavier tails (Student's t of 4 degrees) instead of Gaussian weights
 
-Machines are noisy: plain and searched runs take turns, and ratios are medians of the pairs' ratios.
+Machines are noisy: plain and searched runs take turns, CPU time counts, and ratios are medians of the pairs' ratios.
 """
 
 import argparse
@@ -78,9 +78,9 @@ def _compared(weight: Any, runs: int, work: Callable[[str], object]) -> dict[str
         work(rounding)  # compile
     for _ in range(runs):
         for rounding, taken in seconds.items():
-            started = time.perf_counter()
+            started = time.thread_time()
             work(rounding)
-            taken.append(time.perf_counter() - started)
+            taken.append(time.thread_time() - started)
     pairs = zip(seconds["search"], seconds["nearest"], strict=True)
     return {
         "nearest_ns_per_weight": statistics.median(seconds["nearest"]) / weight.size * 1e9,

@@ -28,7 +28,8 @@ from mint.kernels import affine
 from mint.kernels.compiled import BF16, F16, LANES, Floats, Words, compiled
 
 # by bits: the step between starts, how many starts, and how many passes a descent from the best of them and one beside
-# it have. Found on Gaussian and Student-t weights; tools/bench_rounding.py tells what they gain
+# it have. Found on Gaussian and Student-t weights (tools/bench_rounding.py): at 4 bits g64 NRMSE is 9.3 % less; with
+# two passes beside 8.6 %, with none from the best 8.9 %, with a third descent 9.7 % for a fifth more time
 SCHEDULES = {
     2: (0.09, 4, 2, 3),
     3: (0.065, 4, 2, 3),
@@ -97,7 +98,7 @@ def search(values: Floats, heights: Floats | None, storage: int, bits: int, stat
         _descend(values, heights, storage, top, int(beside), state)
     _take_beside(_ONE, top, state)
     _measure_stored(values, heights, top, state)
-    _keep_plain_unless_worse(state)
+    _keep_plain_unless_beaten(state)
 
 
 @compiled
@@ -235,7 +236,7 @@ def _remember_plain(state: Floats) -> None:
 
 
 @compiled
-def _keep_plain_unless_worse(state: Floats) -> None:
+def _keep_plain_unless_beaten(state: Floats) -> None:
     for lane in range(lanes(state)):
         scale, bias, error = state[SCALE + lane], state[BIAS + lane], state[ERROR + lane]
         plain_scale, plain_bias = state[PLAIN_SCALE + lane], state[PLAIN_BIAS + lane]
