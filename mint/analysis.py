@@ -6,7 +6,6 @@ same versions on the same kind of device give the same bytes.
 """
 
 import hashlib
-import os
 import struct
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -21,7 +20,7 @@ import numpy.typing as npt
 from mint.context import ContextMemory
 from mint.errors import MintError
 from mint.formats import KEEP, Format, parse_format
-from mint.journal import frame, read_frames
+from mint.journal import read_frames, write_sealed
 from mint.units import Parameter, Unit
 
 MAGIC = b"MINT analysis\n"
@@ -135,15 +134,7 @@ def _formats(names: str) -> tuple[Format, ...]:
 
 def write_analysis(path: Path, header: Mapping[str, Any], measurements: Mapping[str, Measurement]) -> None:
     """Write the finished file, whole or not at all."""
-    text = MAGIC + frame(dict(header))
-    text += b"".join(frame(to_record(measurements[unit[0]])) for unit in header["units"])
-    text += frame({"end": len(header["units"]), "sha256": hashlib.sha256(text).hexdigest()})
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("wb") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    write_sealed(path, MAGIC, header, [to_record(measurements[unit[0]]) for unit in header["units"]])
 
 
 def read_analysis(path: Path | str) -> Analysis:

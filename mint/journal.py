@@ -3,10 +3,11 @@
 Layout: the magic, then frames of `length: u32, crc32: u32, payload` (little-endian, payload in msgpack).
 """
 
+import hashlib
 import os
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -39,6 +40,18 @@ def read_frames(text: bytes, start: int) -> Iterator[tuple[Any, int]]:
             return
         position += _FRAME.size + length
         yield msgpack.unpackb(payload, raw=False), position
+
+
+def write_sealed(path: Path, magic: bytes, header: Mapping[str, Any], records: Sequence[Any]) -> None:
+    """Write a finished file, whole or not at all: header, records, and how many and the SHA-256 of all before."""
+    text = magic + frame(dict(header)) + b"".join(map(frame, records))
+    text += frame({"end": len(records), "sha256": hashlib.sha256(text).hexdigest()})
+    temporary = path.with_name(path.name + ".tmp")
+    with temporary.open("wb") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
 
 
 class Journal:

@@ -5,14 +5,13 @@ SHA-256 of all before it: the same model probed the same way on one kind of devi
 """
 
 import hashlib
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from mint.errors import MintError
-from mint.journal import frame, read_frames
+from mint.journal import read_frames, write_sealed
 
 MAGIC = b"MINT probe\n"
 SCHEMA = 1
@@ -53,14 +52,7 @@ def probe_path(analysis: Path) -> Path:
 
 def write_probed(path: Path, header: Mapping[str, Any], probes: Mapping[str, Probe]) -> None:
     """Write the finished file, whole or not at all."""
-    text = MAGIC + frame(dict(header)) + b"".join(frame(asdict(probes[name])) for name in header["units"])
-    text += frame({"end": len(header["units"]), "sha256": hashlib.sha256(text).hexdigest()})
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("wb") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    write_sealed(path, MAGIC, header, [asdict(probes[name]) for name in header["units"]])
 
 
 def probes_beside(analysis: Path) -> Probed | None:
