@@ -66,11 +66,12 @@ def rows(model: Path, text: list[Path], tokens: int, work: Path, only: str) -> I
     """Make every candidate and compare it; a row each."""
     source = open_source(model)
     analysis = analyze(source, work / "analysis.mint")
+    searched = analyze(source, work / "searched.mint", rounding="search")
     probed = probe(source, analysis, work / "analysis.mint.probe")
     reference = work / "reference"
     sizes: dict[str, int] = {}
     base = 0.0
-    for candidate in _candidates(source, analysis, probed):
+    for candidate in _candidates(source, analysis, searched, probed):
         recipe = candidate.within or candidate.name
         if only not in recipe:
             continue
@@ -92,7 +93,7 @@ def rows(model: Path, text: list[Path], tokens: int, work: Path, only: str) -> I
         }  # fmt: skip
 
 
-def _candidates(source: Source, analysis: Analysis, probed: Probed) -> Iterator[Candidate]:
+def _candidates(source: Source, analysis: Analysis, searched: Analysis, probed: Probed) -> Iterator[Candidate]:
     def ours(plan_of: Callable[[int], Plan]) -> Callable[[Path, int], None]:
         return lambda folder, nbytes: (assemble(plan_of(nbytes), source, folder), None)[1]
 
@@ -107,6 +108,8 @@ def _candidates(source: Source, analysis: Analysis, probed: Probed) -> Iterator[
             "published objective": ours(lambda nbytes: allocate(analysis, nbytes, objective="mint")),
             "prior": ours(lambda nbytes: allocate(analysis, nbytes)),
             "probe": ours(lambda nbytes: allocate(analysis, nbytes, probed=probed)),
+            "prior, search": ours(lambda nbytes: allocate(searched, nbytes)),
+            "probe, search": ours(lambda nbytes: allocate(searched, nbytes, probed=probed)),
         }
         for variant, make_ours in variants.items():
             yield Candidate(f"{variant}, bytes of {name}", name, make_ours)
