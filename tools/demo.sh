@@ -26,7 +26,7 @@ fi
 
 if [ ! -e "$small" ]; then
     echo "== quantizing to 90 MB"
-    mint quantize "$model" --budget 90MB --output "$small"
+    mint quantize "$model" --budget 90MB --rounding search --output "$small"
 fi
 mint verify "$small"
 
