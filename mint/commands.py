@@ -5,7 +5,19 @@ from typing import Annotated
 
 import typer
 
-from mint.options import Dtype, Json, KeepNonfinite, Model, PlanFile, Reused, Room, Rounding, Wishes, takes
+from mint.options import (
+    Dtype,
+    Json,
+    KeepNonfinite,
+    Model,
+    PlanFile,
+    Reused,
+    Room,
+    Rounding,
+    Wishes,
+    checked_dtype,
+    takes,
+)
 from mint.show import Screen
 
 Output = Annotated[
@@ -63,7 +75,7 @@ def quantize(
             [Target(path, room.budget_of(name)) for name, path in outputs.items()],
             wishes.problem,
             analysis=analysis,
-            dtype=_dtype(dtype),
+            dtype=checked_dtype(dtype),
             rounding=_rounding(rounding),
             keep_nonfinite=keep_nonfinite,
             probing=Probing() if probe else None,
@@ -79,7 +91,7 @@ def inspect(model: Model, dtype: Dtype = "", as_json: Json = False) -> None:
     from mint.source import open_source
 
     with Screen(as_json) as screen:
-        source = open_source(model, dtype=_dtype(dtype))
+        source = open_source(model, dtype=checked_dtype(dtype))
     screen.answer(source_record(source))
 
 
@@ -100,7 +112,7 @@ def analyze(
 
     path = output or Path(f"{model.resolve().name}.mint")
     with Screen(as_json) as screen:
-        source = open_source(model, dtype=_dtype(dtype))
+        source = open_source(model, dtype=checked_dtype(dtype))
         analysis = run(
             source,
             path,
@@ -157,12 +169,6 @@ def verify(
     screen.answer(verification_record(verification))
     if not verification.passed:
         raise typer.Exit(1)
-
-
-def _dtype(name: str) -> str:
-    if name not in ("", "float16", "bfloat16", "float32"):
-        raise typer.BadParameter(f"found {name!r}, needed float16, bfloat16 or float32", param_hint="--dtype")
-    return name
 
 
 def _rounding(name: str) -> str:

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from mint.budget import format_size
+from mint.context import STEP
 from mint.devices import DEVICES, Device
 from mint.errors import MintError
 from mint.problem import Problem
@@ -30,11 +31,11 @@ def longest_context(problem: Problem, device: Device, *, kv_bits: int | None = N
     low, high = 0, _MOST_STEPS
     while low < high:
         middle = (low + high + 1) // 2
-        if memory.nbytes(middle * _STEP, kv_bits) <= room:
+        if memory.nbytes(middle * STEP, kv_bits) <= room:
             low = middle
         else:
             high = middle - 1
-    return low * _STEP
+    return low * STEP
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +62,6 @@ def devices_on(problem: Problem, *, tokens: int, reserve_bytes: int) -> list[Pla
     return placed
 
 
-_STEP = 256  # mlx_lm's caches grow by so many tokens
 _MOST_STEPS = 1 << 16
 
 
@@ -76,5 +76,5 @@ def _too_long(
     )
     if not longest:
         return found + "The model does not fit this device: choose a larger one, or relax the rules"
-    quantized = "" if kv_bits else ", or quantize the cache with --kv-bits 8"
+    quantized = "" if kv_bits or problem.analysis.context.obstacle else ", or quantize the cache with --kv-bits 8"
     return found + f"Longest context that fits: {longest} tokens; give a shorter --context{quantized}"

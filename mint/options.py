@@ -19,7 +19,6 @@ from mint.errors import MintError
 
 if TYPE_CHECKING:
     from mint.analysis import Analysis
-    from mint.devices import Device
     from mint.probed import Probed
     from mint.problem import Problem
     from mint.rules import Rules
@@ -205,8 +204,11 @@ class Room:
         names = [*map(parse_budget, self.budget), *self.device]
         if len(set(map(str, names))) < len(names):
             raise MintError("a budget is given twice; give each one once")
-        for name in self.device:
-            _device(name)
+        if self.device:
+            from mint.devices import device
+
+            for name in self.device:
+                device(name)
         parse_tokens(self.context)
         _reserve_bytes(self.reserve)
 
@@ -229,11 +231,12 @@ class Room:
                 from mint.allocate import budget_bytes
 
                 return budget_bytes(name, problem)
+            from mint.devices import device
             from mint.fit import room_for_weights
 
             return room_for_weights(
                 problem,
-                _device(name),
+                device(name),
                 tokens=parse_tokens(self.context),
                 kv_bits=self.kv_bits,
                 reserve_bytes=_reserve_bytes(self.reserve),
@@ -242,14 +245,15 @@ class Room:
         return nbytes
 
 
-def _device(name: str) -> Device:
-    from mint.devices import device, this_device
-
-    return this_device() if name == "this" else device(name)
-
-
 def _reserve_bytes(text: str) -> int:
     return 0 if text.strip() == "0" else parse_size(text)
+
+
+def checked_dtype(name: str) -> str:
+    """The dtype that was asked for, which is one of those that mlx_lm casts to, or none."""
+    if name not in ("", "float16", "bfloat16", "float32"):
+        raise typer.BadParameter(f"found {name!r}, needed float16, bfloat16 or float32", param_hint="--dtype")
+    return name
 
 
 def takes(*groups: type) -> Callable[[Callable[..., Any]], Callable[..., Any]]:

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from mint.options import Dtype, Json, Model
+from mint.options import Dtype, Json, Model, checked_dtype
 from mint.show import Screen
 
 
@@ -45,7 +45,7 @@ def probe(
     probing = Probing(written, sequences, length, seed, probes)
     probing.check()
     with Screen(as_json) as screen:
-        source = open_source(model, dtype=dtype)
+        source = open_source(model, dtype=checked_dtype(dtype))
         path = analysis or cached_analysis(source)
         measured = analyze(source, path, on_progress=screen.on_progress)
         probed = run(source, measured, probe_path(path), probing=probing, on_progress=screen.on_progress)

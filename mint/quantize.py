@@ -26,7 +26,7 @@ from mint.manifest import Manifest
 from mint.objectives import objective as objective_named
 from mint.plan import Plan
 from mint.probe import Probing, probe
-from mint.probed import Probed, probe_path, read_probed
+from mint.probed import Probed, probe_path, probes_beside
 from mint.problem import Problem
 from mint.process import peak_rss_bytes
 from mint.progress import OnProgress, ignore
@@ -145,11 +145,13 @@ def quantize_all(
             keep_nonfinite=keep_nonfinite,
             on_progress=on_progress,
         )
-    kept = probe_path(Path(analysis) if analysis else cached_analysis(source))  # whatever the rounding
-    probed = read_probed(kept) if kept.exists() else None
+    beside = Path(analysis) if analysis else cached_analysis(source)  # whatever the rounding
+    probed = probes_beside(beside)
     if probing:
         with _timed(seconds, "probe"):
-            probed = probe(source, measured, kept, probing=probing, executor=executor, on_progress=on_progress)
+            probed = probe(
+                source, measured, probe_path(beside), probing=probing, executor=executor, on_progress=on_progress
+            )
     with _timed(seconds, "allocate"):
         problem = pose(measured, probed)
         plans = [problem.plan(target.budget_bytes(problem)) for target in targets]
