@@ -19,6 +19,7 @@ from mlx.nn.layers.base import Module
 from mlx.nn.layers.embedding import Embedding
 
 from mint.formats import KEEP, Format
+from mint.logits import as_numpy, fusing_nothing, logits_of
 from mint.stored import StoredModel, open_stored
 from mint.tree import load_plain, load_stock
 
@@ -126,11 +127,5 @@ def _stream_embedding(module: Module, stored: StoredModel, path: str, format: Fo
 
 
 def _logits(model: Module) -> npt.NDArray[np.float32]:
-    tokens = mx.arange(1, TOKENS + 1)[None]
-    mx.disable_compile()  # on a CPU fusing a function calls a C++ compiler: seconds for what is used once
-    try:
-        output = model(tokens)
-    finally:
-        mx.enable_compile()
-    logits = output if isinstance(output, mx.array) else output.logits
-    return np.asarray(logits.astype(mx.float32))
+    with fusing_nothing():
+        return as_numpy(logits_of(model, mx.arange(1, TOKENS + 1)[None]))

@@ -17,9 +17,9 @@ LEVELS = [
         formats log roles budget journal knapsack_relaxation context progress process divergence
         blas kernels shards units layout knapsack_merge devices compat speed estimates probed replay
         knapsack_search trace tree device sensitivity manifest weights stored reference evaluation
-        source knapsack analysis objectives agreement logits
-        execute rules trace_context stock sequences
-        plan probe compare
+        source knapsack analysis objectives logits
+        execute rules trace_context agreement sequences
+        plan probe compare stock
         jobs problem possible explain diff refer
         allocate curve fit reuse evaluate_here
         analyze assemble verify draw evaluate_apart
