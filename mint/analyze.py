@@ -40,7 +40,8 @@ def analyze(
 ) -> Analysis:
     """Measure every unit of `source` and write the analysis to `output`; go on where a killed run stopped.
 
-    `rounding` is how weights will be stored: "nearest", or "search" for scales of less error in the same bytes.
+    `rounding` is how weights will be stored: "nearest", "search" for scales of less error in the same bytes, or
+    "compensate", which is measured as "search" is.
     Measurements are appended to `output`.partial as they come; the finished file replaces it. Raises `MintError`
     for a weight that is NaN or infinite (unless `keep_nonfinite`: such a unit is kept unquantized) and for an
     `output` that belongs to something else.

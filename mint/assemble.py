@@ -27,6 +27,7 @@ from mint.progress import OnProgress, Progress, ignore
 from mint.reuse import Reuse
 from mint.shards import INDEX_NAME
 from mint.source import Source
+from mint.stored import open_stored
 from mint.tree import write_config
 from mint.units import Unit
 from mint.weights import WeightFiles, disk_full
@@ -68,7 +69,7 @@ def assemble(
         done = total - sum(unit.nbytes for unit in pending)
         on_progress(Progress("assemble", done, total, ""))
         sizes = {unit.path: unit.nbytes for unit in source.units}
-        for unit, packed in _packed(plan, source, pending, reuse or Reuse(), executor):
+        for unit, packed in _packed(plan, source, partial, pending, reuse or Reuse(), executor, on_progress):
             written[unit.path] = files.write(packed.tensors, packed.data)
             journal.append([unit.path, written[unit.path]])
             done += sizes[unit.path]
@@ -96,9 +97,28 @@ def partial_folder(output: Path) -> Path:
 
 
 def _packed(
-    plan: Plan, source: Source, units: Sequence[Unit], reuse: Reuse, executor: Executor
+    plan: Plan,
+    source: Source,
+    partial: Path,
+    units: Sequence[Unit],
+    reuse: Reuse,
+    executor: Executor,
+    on_progress: OnProgress,
 ) -> Iterator[tuple[Unit, Packed]]:
     """Every unit as planned: copied where a folder holds it, quantized where none does."""
+    if plan.rounding == "compensate":
+        from mint.compensate import compensate
+
+        stored = open_stored(partial)
+        yield from compensate(
+            plan,
+            source,
+            units,
+            lambda unit, format: stored.dequantized(unit.path, format),
+            executor=executor,
+            on_progress=on_progress,
+        )
+        return
     taken = set()
     for unit, packed in reuse.take(plan, units):
         taken.add(unit.path)

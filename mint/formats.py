@@ -20,8 +20,11 @@ ITEMSIZE = {
     "U64": 8, "I64": 8, "F64": 8, "C64": 8,
 }  # fmt: skip
 QUANTIZABLE = ("BF16", "F16", "F32")
-# how scales and biases are chosen: as `mx.quantize` does, or searched for the least error in the same bytes
-ROUNDINGS = ("nearest", "search")
+# how scales and biases are chosen: as `mx.quantize` does; searched for the least error in the same bytes; or searched,
+# and what a column of weights loses is made up for by others, as far as the unit's inputs let them
+ROUNDINGS = ("nearest", "search", "compensate")
+# what errors are measured with: compensation searches too, and how much it gains depends on the inputs
+MEASURED = {"nearest": "nearest", "search": "search", "compensate": "search"}
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mint.analysis import Measurement
-from mint.formats import KEEP, Format, TensorSpec
+from mint.formats import KEEP, MEASURED, Format, TensorSpec
 from mint.kernels.ready import is_ready, make_ready
 from mint.progress import OnProgress, Progress
 from mint.units import Unit
@@ -34,11 +34,13 @@ class Packed:
 def measure(unit: Unit, weight: mx.array, rounding: str = "nearest") -> Measurement:
     """Squared relative errors of `unit` in every format that it admits; `weight` is evaluated, of `unit.shape`.
 
-    Weights that are NaN or infinite are counted in `nonfinite`; the errors then mean nothing.
+    Those of `rounding`, or of what is MEASURED in its place. Weights that are NaN or infinite are counted in
+    `nonfinite`; the errors then mean nothing.
     """
     formats = tuple(format for format in unit.formats if format != KEEP)
     if not formats:
         return Measurement(unit.path, (), (), (), 0.0)
+    rounding = MEASURED[rounding]
     if mx.default_device() == mx.gpu:
         from mint.kernels.gpu import errors as gpu_errors
 

@@ -83,7 +83,8 @@ def quantize(
     the sensitivities are measured too and kept beside it, and once there they are used by every later call. Units
     that a folder of `reuse` holds in the planned format are copied. Killed at any point, the same call goes on. Raises
     `MintError` for everything that the user can mend; a model that fails its verification raises too, and stays where
-    it is for inspection. `rounding` is "nearest", or "search" for scales of less error in the same bytes.
+    it is for inspection. `rounding` is "nearest", "search" for scales of less error in the same bytes, or
+    "compensate", which also makes up for errors on text that the model itself writes.
     """
 
     def pose(measured: Analysis, probed: Probed | None) -> Problem:

@@ -18,10 +18,10 @@ LEVELS = [
         blas kernels shards units layout knapsack_merge devices compat speed estimates probed replay
         knapsack_search trace tree device sensitivity manifest weights stored reference evaluation
         source knapsack analysis objectives logits
-        execute rules trace_context agreement sequences
-        plan probe compare stock
+        execute rules trace_context agreement sequences walk
+        plan probe compare stock written
         jobs problem possible explain diff refer
-        allocate curve fit reuse evaluate_here
+        allocate curve fit reuse evaluate_here compensate
         analyze assemble verify draw evaluate_apart
         quantize evaluate
         records

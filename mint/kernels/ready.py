@@ -58,12 +58,16 @@ def compile_all(rounding: str) -> None:
     """Call every kernel that a rounding needs once for every dtype and mode, on the smallest weights there are."""
     import numpy as np
 
-    from mint.formats import AFFINE, MXFP4, NVFP4
+    from mint.formats import AFFINE, MEASURED, MXFP4, NVFP4
+    from mint.kernels.compensate import pack_compensated
     from mint.kernels.cpu import errors, pack
     from mint.kernels.unpack import unpack
 
+    measured = MEASURED[rounding]
     for dtype, kind in (("BF16", np.uint16), ("F16", np.uint16), ("F32", np.float32)):
         weight = np.zeros((1, 1, 128), kind)
-        errors(weight, dtype, (*AFFINE, MXFP4, NVFP4), rounding=rounding)
+        errors(weight, dtype, (*AFFINE, MXFP4, NVFP4), rounding=measured)
         for format in (AFFINE[0], MXFP4, NVFP4):
-            unpack(pack(weight, dtype, format, rounding=rounding), dtype, format)
+            unpack(pack(weight, dtype, format, rounding=measured), dtype, format)
+            if rounding == "compensate":
+                pack_compensated(weight[0], dtype, format, np.eye(128, dtype=np.float32))

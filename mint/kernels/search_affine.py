@@ -102,7 +102,7 @@ def search(values: Floats, heights: Floats | None, storage: int, bits: int, stat
 
 
 @compiled
-def _code(place: np.float32, top: np.float32) -> np.float32:
+def nearest_code(place: np.float32, top: np.float32) -> np.float32:
     """The code nearest to a place on the grid; 0 for NaN."""
     place = place if place > _ZERO else _ZERO
     place = place if place < top else top
@@ -136,7 +136,7 @@ def write_codes(values: Floats, top: np.float32, state: Floats, codes: Words) ->
             bias, inverse = state[BIAS + lane], state[INVERSE + lane]
             for row in range(4):
                 place = row * LANES + lane
-                block_codes[place] = np.uint32(np.int32(_code((block[place] - bias) * inverse, top)))
+                block_codes[place] = np.uint32(np.int32(nearest_code((block[place] - bias) * inverse, top)))
 
 
 @compiled
@@ -153,7 +153,7 @@ def _measure_stored(values: Floats, heights: Floats | None, top: np.float32, sta
             for row in range(4):
                 place = row * LANES + lane
                 weight = block[place]
-                difference = (_code((weight - bias) * inverse, top) * scale + bias) - weight
+                difference = (nearest_code((weight - bias) * inverse, top) * scale + bias) - weight
                 square = difference * difference
                 error += square
                 squares += height(block_heights, place) * square
@@ -175,7 +175,7 @@ def _judge(values: Floats, heights: Floats | None, top: np.float32, state: Float
             for row in range(4):
                 place = row * LANES + lane
                 spot = (block[place] - bias) * inverse
-                d = spot - _code(spot, top)
+                d = spot - nearest_code(spot, top)
                 squares += height(block_heights, place) * d * d
             state[SQUARES + lane] += squares
     _keep_better(state)
@@ -196,7 +196,7 @@ def _judge_and_sum(values: Floats, heights: Floats | None, top: np.float32, stat
             for row in range(4):
                 place = row * LANES + lane
                 spot = (block[place] - bias) * inverse
-                code = _code(spot, top)
+                code = nearest_code(spot, top)
                 d = spot - code
                 share = height(block_heights, place)
                 high_d, high_code = share * d, share * code

@@ -19,7 +19,7 @@ from mint.kernels.cpu import CHUNK
 from mint.kernels.threads import spread
 
 _MAGNITUDES = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
-_FP4 = np.array([*_MAGNITUDES, *(-value for value in _MAGNITUDES)], np.float32)
+FP4 = np.array([*_MAGNITUDES, *(-value for value in _MAGNITUDES)], np.float32)
 
 
 def unpack(parts: Sequence[Raw], dtype: str, format: Format, *, threads: int | None = None) -> mx.array:
@@ -31,8 +31,8 @@ def unpack(parts: Sequence[Raw], dtype: str, format: Format, *, threads: int | N
     weights = packed.size * 32 // format.bits
     shape = (*packed.shape[:-1], packed.shape[-1] * 32 // format.bits)
     stream = packed.reshape(-1).view(np.uint8)
-    scales = _scales(stored_scales.reshape(-1), dtype, format)
-    biases = _widened(stored_biases[0].reshape(-1), dtype) if stored_biases else np.zeros(0, np.float32)
+    scales = scale_values(stored_scales.reshape(-1), dtype, format)
+    biases = widened(stored_biases[0].reshape(-1), dtype) if stored_biases else np.zeros(0, np.float32)
     array = mx.zeros(weights, mx.float32, stream=mx.cpu)  # written through numpy's view: a copy would cost more
     mx.eval(array)
     output = np.asarray(array)
@@ -44,22 +44,24 @@ def unpack(parts: Sequence[Raw], dtype: str, format: Format, *, threads: int | N
         if format.mode == "affine":
             _write_affine(codes, format.bits, format.group_size, scales[groups], biases[groups], output[start:end])
         else:
-            _write_fp4(codes, format.group_size, scales[groups], _FP4, output[start:end])
+            _write_fp4(codes, format.group_size, scales[groups], FP4, output[start:end])
 
     spread(write, range(0, weights, CHUNK), threads)
     return array.reshape(shape)
 
 
-def _scales(stored: Raw, dtype: str, format: Format) -> Floats:
+def scale_values(stored: Raw, dtype: str, format: Format) -> Floats:
+    """Stored scales (G,) as the float32 they stand for."""
     if format.mode == "affine":
-        return _widened(stored, dtype)
+        return widened(stored, dtype)
     if format.mode == "mxfp4":
         return np.exp2(stored.astype(np.float64) - 127).astype(np.float32)
     table = np.asarray(mx.from_fp8(mx.arange(256).astype(mx.uint8), dtype=mx.float32))
     return table[stored]
 
 
-def _widened(stored: Raw, dtype: str) -> Floats:
+def widened(stored: Raw, dtype: str) -> Floats:
+    """Raw storage (G,) of a safetensors `dtype` as float32."""
     values = np.empty(stored.size, np.float32)
     widen(stored, STORAGES[dtype], values)
     return values

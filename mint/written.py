@@ -1,0 +1,39 @@
+"""Text that a model wrote, kept: the same model by the same versions writes the same, so it is written once."""
+
+import hashlib
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import platformdirs
+
+from mint.device import device_kind, versions
+from mint.divergence import Tokens
+from mint.logits import fusing_nothing, open_wide, vocabulary_size
+from mint.progress import OnProgress
+from mint.sequences import Wanted, own_sequences
+from mint.source import Source
+
+
+def own_text(source: Source, size: Wanted, seed: int, on_progress: OnProgress) -> Tokens:
+    """(S, L) tokens that the model of `source` wrote by itself, decided by `seed`."""
+    path = _kept(source, size, seed)
+    if path.exists():
+        kept: Tokens = np.load(path)
+        return kept
+    with fusing_nothing():
+        model = open_wide(source.folder)
+        text = own_sequences(model, source.folder, vocabulary_size(source.folder), size, seed, on_progress)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(f".{os.getpid()}.tmp")
+    with temporary.open("wb") as file:
+        np.save(file, text)
+    temporary.replace(path)
+    return text
+
+
+def _kept(source: Source, size: Wanted, seed: int) -> Path:
+    folder = Path(os.environ.get("MINT_CACHE") or platformdirs.user_cache_dir("mint")) / "texts"
+    key = json.dumps([source.identity, size.count, size.window, seed, device_kind(), versions()], sort_keys=True)
+    return folder / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.npy"
