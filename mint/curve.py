@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from math import exp, log
 
+from mint.estimates import Estimate
 from mint.problem import Problem
 from mint.progress import OnProgress, Progress, ignore
 
@@ -25,6 +26,7 @@ class Point:
     bits_per_weight: float
     loss: float
     gap: float
+    predicted_kl: Estimate | None = None  # None for objectives that predict none
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +58,16 @@ def curve(problem: Problem, *, points: int = POINTS, on_progress: OnProgress = i
     found: list[Point] = []
     for budget, solution in zip(budgets, problem.solutions(budgets), strict=True):
         planned = problem.planned_bytes(solution)
-        found.append(Point(budget, planned, 8 * planned / problem.weights, solution.loss, solution.gap))
+        found.append(
+            Point(
+                budget,
+                planned,
+                8 * planned / problem.weights,
+                solution.loss,
+                solution.gap,
+                problem.predicted_kl(solution),
+            )
+        )
         on_progress(Progress("curve", len(found), len(budgets), ""))
     return Curve(tuple(found), find_knees(found))
 

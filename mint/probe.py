@@ -26,7 +26,7 @@ from mint.formats import Format, admissible, parse_format
 from mint.journal import Journal, frame
 from mint.log import log
 from mint.logits import fusing_nothing, logits_of, open_wide, vocabulary_size
-from mint.probed import MAGIC, SCHEMA, Probe, Probed, read_probed, write_probed
+from mint.probed import MAGIC, SCHEMA, Probe, Probed, probe_of, read_probed, write_probed
 from mint.progress import OnProgress, Progress, ignore
 from mint.replay import Replay
 from mint.roles import layer_path
@@ -90,6 +90,7 @@ def probe(
         "model": source.identity,
         "dtype": source.dtype,
         "tokens": str(probing),
+        "base": "full",
         "device": device_kind(),
         "versions": versions(),
         "units": [unit.path for unit in units],
@@ -99,7 +100,7 @@ def probe(
             raise MintError(f"{output}: holds other probes ({read_probed(output).tokens}); move it away to probe anew")
         return read_probed(output)
     with Journal(output.with_name(output.name + ".partial"), MAGIC, header) as journal, fusing_nothing():
-        probes = {record["path"]: Probe(**record) for record in journal.records}
+        probes = {record["path"]: probe_of(record) for record in journal.records}
         pending = [unit for unit in units if unit.path not in probes]
         if pending:
             for found in _probes(source, probing, pending, len(probes), executor, on_progress):
@@ -185,24 +186,24 @@ class Prober:
         module["weight"] = coarse
         try:
             with self._replay.before(self._start(unit)):
-                kl = self._kl()
+                kls = self._kls()
         finally:
             module["weight"] = kept
-        return Probe(unit.path, kl, error)
+        return Probe(unit.path, kls, error)
 
     def _start(self, unit: Unit) -> str | None:
         """The layer from which on a change of the unit can show; everything is computed for what lies outside."""
         return layer_path(unit.path) if unit.layer >= 0 else None if unit.role == "head" else ""
 
-    def _kl(self) -> float:
-        """Mean KL(expected || found) over the tokens, in nats.
+    def _kls(self) -> tuple[float, ...]:
+        """(S,) the mean KL(expected || found) over the tokens of every sequence, in nats.
 
         sum_v p_v (log p_v - log q_v) = log Z_q - log Z_p - sum_v p_v (logit q_v - logit p_v): one exponential a logit.
         """
         found = self._logits()
         change = (self._probabilities[..., None, :] @ (found - self._expected)[..., None]).squeeze((-2, -1))
         kl = mx.logsumexp(found, axis=-1) - self._normalizer - change
-        return float(np.asarray(kl, dtype=np.float64).mean())
+        return tuple(np.asarray(kl, dtype=np.float64).mean(axis=-1).tolist())
 
     def _logits(self) -> mx.array:
         """(S, L, V) in float32."""
@@ -214,7 +215,7 @@ class Prober:
         """Replay only where that changes nothing."""
         if self._replay.possible:
             with self._replay.before(None):
-                if abs(self._kl()) < _NOTHING:
+                if max(map(abs, self._kls())) < _NOTHING:
                     return
         log.warning("layers.not_replayed", reason="they are not called once each in a row")
         self._replay.forget()

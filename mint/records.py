@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from mint.analysis import Analysis
     from mint.curve import Curve
     from mint.diff import Change
+    from mint.estimates import Estimate
     from mint.evaluation import Evaluation
     from mint.explain import Explanation, Step
     from mint.fit import Placed
@@ -103,6 +104,7 @@ def plan_record(plan: Plan, path: Path | None, seconds: float) -> Record:
         "planned_bytes": plan.planned_bytes,
         "bits_per_weight": round(plan.bits_per_weight, 4),
         "loss": plan.loss,
+        **_predicted(plan.predicted_kl),
         "bound": plan.bound,
         "gap": plan.gap,
         "objective": plan.objective.name,
@@ -168,6 +170,7 @@ def quantized_record(done: Quantized) -> Record:
         "weight_bytes": done.manifest.weight_bytes,
         "bits_per_weight": round(done.plan.bits_per_weight, 4),
         "loss": done.plan.loss,
+        **_predicted(done.plan.predicted_kl),
         "bound": done.plan.bound,
         "gap": done.plan.gap,
         "bytes_per_token": round(done.plan.bytes_per_token),
@@ -177,6 +180,11 @@ def quantized_record(done: Quantized) -> Record:
         "seconds": done.seconds,
         "peak_rss_bytes": done.peak_rss_bytes,
     }
+
+
+def _predicted(kl: Estimate | None) -> Record:
+    """The KL divergence to expect and the ends of its interval; nothing where the objective predicts none."""
+    return {"predicted_kl": kl.value, "predicted_low": kl.low, "predicted_high": kl.high} if kl else {}
 
 
 def _formats(plan: Plan) -> list[Record]:
@@ -207,6 +215,7 @@ def curve_record(
             "planned_bytes": point.planned_bytes,
             "bits_per_weight": round(point.bits_per_weight, 3),
             "loss": point.loss,
+            **_predicted(point.predicted_kl),
             "gap": point.gap,
             f"next_{format_size(unit).replace(' ', '_')}_saves": _saving(curve, point.budget_bytes, unit),
             "knee": ("knee" if point.budget_bytes in knees else "") if brief else point.budget_bytes in knees,

@@ -16,7 +16,7 @@ LEVELS = [
         errors
         formats log roles budget journal knapsack_relaxation context progress process divergence
         blas kernels shards units layout knapsack_merge devices compat speed estimates probed replay
-        knapsack_search trace tree device sensitivity manifest weights stored reference evaluation
+        knapsack_search trace tree device prediction sensitivity manifest weights stored reference evaluation
         source knapsack analysis objectives logits
         execute rules trace_context agreement sequences
         plan probe compare stock

@@ -1,0 +1,105 @@
+"""What the loss of a plan says of the model that it makes: the KL divergence to expect, with an interval.
+
+    predicted KL = sum_i alpha_i * NRMSE_i^2   nats per token
+
+Its error is a factor, up and down, of two independent parts, added as squares of logarithms:
+
+* sampling: alphas were probed on a few sequences. Every sequence has a prediction of its own, the sum over units of
+  that sequence's KL per squared relative error; units move together from one sequence to the next, so it is their sums
+  whose mean gets a t interval over sequences.
+* form: units interact, alpha was measured at 3 bits, other text is not the text that was probed on, and a prior is of
+  another model. How far predictions were off on real models is in the table `TRIALS`.
+"""
+
+# U units, S sequences
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import exp, fsum, hypot, log, sqrt
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mint.estimates import Estimate
+from mint.probed import Probed
+
+Floats = NDArray[np.float64]
+# 97.5th percentiles of Student's t with 1, 2, ... degrees of freedom, and of the normal distribution
+_STUDENT = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131)
+_NORMAL = 1.960
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """One plan of a real model: its KL as predicted, and as measured on a text."""
+
+    model: str
+    alphas: str  # probed or prior
+    predicted: float
+    measured: float
+
+
+TRIALS = (
+    Trial("diag", "probed", 0.376, 0.312),
+    Trial("dither", "probed", 0.387, 0.334),
+    Trial("diag", "prior", 0.323, 0.374),
+    Trial("dither", "prior", 0.308, 0.343),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """What a predicted KL rests on."""
+
+    probed: float = 0.0  # the share of it whose alphas were probed
+    sequences: int = 0  # that they were probed on
+    spread: float = 0.0  # standard error of that share over the sequences, relative
+
+    @property
+    def factor(self) -> float:
+        """The 95 % interval is the prediction divided and multiplied by this."""
+        known = self.probed if self.sequences > 1 else 0.0  # one sequence does not tell how far others are from it
+        sampling = known * _student(self.sequences - 1) * self.spread if known else 0.0
+        return exp(hypot(sampling, known * form_error("probed"), (1 - known) * form_error("prior")))
+
+
+NO_PROBES = Evidence()
+
+
+def predicted_kl(loss: float, evidence: Evidence) -> Estimate:
+    """The KL divergence that a loss of the objective `output` stands for, in nats per token, with a 95 % interval."""
+    return Estimate(loss, loss / evidence.factor, loss * evidence.factor)
+
+
+def form_error(alphas: str) -> float:
+    """Half the 95 % interval of log(measured / predicted) over plans of real models."""
+    squares = [log(trial.measured / trial.predicted) ** 2 for trial in TRIALS if trial.alphas == alphas]
+    return _NORMAL * sqrt(fsum(squares) / len(squares))
+
+
+class Sampling:
+    """How the losses of units move together from one probed sequence to the next."""
+
+    def __init__(self, paths: Sequence[str], probed: Probed | None) -> None:
+        probes = probed.probes if probed else {}
+        self._places = np.array([place for place, path in enumerate(paths) if path in probes], np.int64)
+        known = [probes[path] for path in paths if path in probes]
+        # KL of every sequence over the mean of all (U, S): what a unit's loss is multiplied by
+        self._profiles = np.array([[kl / probe.kl if probe.kl > 0 else 0.0 for kl in probe.kls] for probe in known])
+
+    def evidence(self, losses: Floats) -> Evidence:
+        """What the sum of `losses` (U,) rests on, unit by unit in the order of the paths."""
+        total, part = float(losses.sum()), losses[self._places]
+        if not len(part) or total <= 0:
+            return NO_PROBES
+        sums = part @ self._profiles
+        sequences = len(sums)
+        spread = float(sums.std(ddof=1) / sqrt(sequences) / sums.mean()) if sequences > 1 and part.any() else 0.0
+        return Evidence(float(part.sum()) / total, sequences, spread)
+
+
+def _student(freedom: int) -> float:
+    """The 97.5th percentile of Student's t; beyond the table by its expansion around the normal one."""
+    if freedom <= len(_STUDENT):
+        return _STUDENT[freedom - 1]
+    return _NORMAL + (_NORMAL**3 + _NORMAL) / (4 * freedom)
