@@ -4,12 +4,15 @@
 
 on sequences that the model itself writes, or on random tokens. The KL divergence is the mean over tokens, in nats.
 Every probe stands for itself: they are kept as they come, resumed after a kill, and independent of their order.
+
+A model that does not fit in memory at full precision is probed around a base: all units are stored in 8 bits or fewer
+(`mint/base.py`), the probed one alone is replaced by its coarse form, and `model` above is the base model.
 """
 
 # S sequences, L tokens, V vocabulary
 
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -19,14 +22,15 @@ import numpy as np
 from mlx.nn.layers.base import Module
 
 from mint.analysis import Analysis
+from mint.base import AUTO, BASES, check_base, choose_base, describe_base, memory_for_models, open_base
 from mint.device import device_kind, versions
 from mint.errors import MintError
 from mint.execute import Executor, in_process
 from mint.formats import Format, admissible, parse_format
 from mint.journal import Journal, frame
 from mint.log import log
-from mint.logits import fusing_nothing, logits_of, open_wide, vocabulary_size
-from mint.probed import MAGIC, SCHEMA, Probe, Probed, probe_of, read_probed, write_probed
+from mint.logits import fusing_nothing, logits_of, vocabulary_size
+from mint.probed import FULL, MAGIC, SCHEMA, Probe, Probed, probe_of, read_probed, write_probed
 from mint.progress import OnProgress, Progress, ignore
 from mint.replay import Replay
 from mint.roles import layer_path
@@ -44,7 +48,8 @@ _NOTHING = 1e-6  # KL per token of a replay that changes nothing: float32 noise
 class Probing:
     """What the model sees: who writes it (`own` or `random`), how many sequences of how many tokens, the seed.
 
-    `most` bounds the number of units that are probed: the largest.
+    `most` bounds the number of units that are probed: the largest. `base` is what all other units are stored in
+    meanwhile: `full`, the bits of a smaller base, or `auto` for what fits in this machine's memory.
     """
 
     written: str = OWN
@@ -52,10 +57,15 @@ class Probing:
     length: int = LENGTH
     seed: int = 0
     most: int | None = None
+    base: str = AUTO
 
     def __str__(self) -> str:
         who = "written by the model" if self.written == OWN else "drawn at random"
         return f"{self.sequences} x {self.length} tokens {who}, seed {self.seed}"
+
+    @property
+    def tokens(self) -> int:
+        return self.sequences * self.length
 
     def check(self) -> None:
         """Raise `MintError` for what cannot be."""
@@ -63,6 +73,7 @@ class Probing:
             raise MintError(f"{self.written!r} writes no tokens; needed {OWN} or {RANDOM}")
         if self.sequences < 1 or self.length < 2:
             raise MintError(f"{self.sequences} x {self.length} tokens; needed 1 sequence or more of 2 tokens or more")
+        check_base(self.base)
         if self.most is not None and self.most < 1:
             raise MintError(f"{self.most} probes; needed 1 or more")
 
@@ -85,30 +96,47 @@ def probe(
         raise MintError(f"the analysis is of another model than {source.folder}; analyze this one first")
     probing.check()
     units = probed_units(source.units, probing.most)
-    header = {
+    header: dict[str, Any] = {
         "schema": SCHEMA,
         "model": source.identity,
         "dtype": source.dtype,
         "tokens": str(probing),
-        "base": "full",
+        "base": probing.base,
         "device": device_kind(),
         "versions": versions(),
         "units": [unit.path for unit in units],
     }
+    partial = output.with_name(output.name + ".partial")
+    if probing.base == AUTO:
+        header["base"] = _begun(header, (output, partial)) or choose_base(source, probing.tokens, memory_for_models())
     if output.exists():
         if not output.read_bytes().startswith(MAGIC + frame(header)):
-            raise MintError(f"{output}: holds other probes ({read_probed(output).tokens}); move it away to probe anew")
+            raise MintError(
+                f"{output}: holds other probes ({_described(read_probed(output))}); move it away to probe anew"
+            )
         return read_probed(output)
-    with Journal(output.with_name(output.name + ".partial"), MAGIC, header) as journal, fusing_nothing():
+    with Journal(partial, MAGIC, header) as journal, fusing_nothing():
         probes = {record["path"]: probe_of(record) for record in journal.records}
         pending = [unit for unit in units if unit.path not in probes]
         if pending:
-            for found in _probes(source, probing, pending, len(probes), executor, on_progress):
+            chosen = replace(probing, base=header["base"])
+            for found in _probes(source, chosen, pending, len(probes), executor, on_progress):
                 journal.append(asdict(found))
                 probes[found.path] = found
         write_probed(output, header, probes)
         journal.path.unlink()
     return read_probed(output)
+
+
+def _begun(header: Mapping[str, Any], paths: Iterable[Path]) -> str:
+    """The base of finished or unfinished probes with the same header otherwise; empty if there are none."""
+    starts = {base: MAGIC + frame(dict(header) | {"base": base}) for base in (FULL, *BASES)}
+    texts = [path.read_bytes() for path in paths if path.exists()]
+    return next((base for base, start in starts.items() for text in texts if text.startswith(start)), "")
+
+
+def _described(probed: Probed) -> str:
+    return f"{probed.tokens}, {describe_base(probed.base)}"
 
 
 def probed_units(units: Sequence[Unit], most: int | None) -> tuple[Unit, ...]:
@@ -143,7 +171,7 @@ class Prober:
     """A model in memory with what it predicts, ready to be asked about any of its units."""
 
     def __init__(self, source: Source, probing: Probing, on_progress: OnProgress) -> None:
-        self._model = open_wide(source.folder)
+        self._model = open_base(source, probing.base)
         self._modules: dict[str, Module] = dict(self._model.named_modules())
         mx.eval(self._model.parameters())
         self._tokens = mx.array(_sequences(self._model, source.folder, probing, on_progress))
@@ -182,13 +210,16 @@ class Prober:
         assert format
         coarse, error = _coarse(weight, format)
         module = self._modules[unit.path]
-        kept = module["weight"]
+        kept = module.get("weight")  # none where it is held packed
         module["weight"] = coarse
         try:
             with self._replay.before(self._start(unit)):
                 kls = self._kls()
         finally:
-            module["weight"] = kept
+            if kept is None:
+                module.pop("weight")
+            else:
+                module["weight"] = kept
         return Probe(unit.path, kls, error)
 
     def _start(self, unit: Unit) -> str | None:

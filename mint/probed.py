@@ -16,6 +16,7 @@ from mint.journal import read_frames, write_sealed
 
 MAGIC = b"MINT probe\n"
 SCHEMA = 2
+FULL = "full"  # no base
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +46,11 @@ class Probed:
     tokens: str  # what the model saw, in words
     base: str  # what the other units were stored in meanwhile: `full`, or the bits of a base
     probes: Mapping[str, Probe]
+
+    @property
+    def origin(self) -> str:
+        """Where its sensitivities come from, in words."""
+        return "probed" if self.base == FULL else f"probed around {self.base} bits"
 
     @property
     def alphas(self) -> dict[str, float]:

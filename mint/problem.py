@@ -22,7 +22,7 @@ from mint.plan import Choice, Plan, digits_for
 from mint.prediction import Evidence, Sampling, predicted_kl
 from mint.probed import Probed
 from mint.rules import Allowance, Allowed, Rules
-from mint.sensitivity import alphas_from
+from mint.sensitivity import PROBED, alphas_from
 from mint.speed import decode_cost
 from mint.units import Unit
 
@@ -55,7 +55,9 @@ class Problem:
         self.max_shard_bytes = max_shard_bytes
         self._digits = digits_for((unit.shape for unit in analysis.units), analysis.parameters)
         measured = probed.alphas if probed and objective.probes else {}
-        self._sensitivities = alphas_from(objective.alphas(analysis.units), analysis.units, measured)
+        self._sensitivities = alphas_from(
+            objective.alphas(analysis.units), analysis.units, measured, probed.origin if probed else PROBED
+        )
         self._sampling = Sampling([unit.path for unit in analysis.units], probed if objective.probes else None)
         self._alphas = {path: alpha.value for path, alpha in self._sensitivities.items()}
         self._active = active_shares(analysis)

@@ -380,4 +380,10 @@ def probed_record(analysis: Analysis, probed: Probed, path: Path) -> Record:
         }
         for role, paths in by_role.items()
     ]
-    return {"alphas": rows, "probes": str(path), "probed_units": len(probed.probes), "tokens": probed.tokens}
+    return {
+        "alphas": rows,
+        "probes": str(path),
+        "probed_units": len(probed.probes),
+        "tokens": probed.tokens,
+        "base": probed.base,
+    }

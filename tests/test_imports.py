@@ -19,8 +19,8 @@ LEVELS = [
         knapsack_search trace tree device prediction sensitivity manifest weights stored reference evaluation
         source knapsack analysis objectives logits
         execute rules trace_context agreement sequences
-        plan probe compare stock
-        jobs problem possible explain diff refer
+        plan base compare stock
+        jobs probe problem possible explain diff refer
         allocate curve fit reuse evaluate_here
         analyze assemble verify draw evaluate_apart
         quantize evaluate
