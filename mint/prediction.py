@@ -13,9 +13,12 @@ Its error is a factor, up and down, of two independent parts, added as squares o
 
 # U units, S sequences
 
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import exp, fsum, hypot, log, sqrt
+from functools import cache
+from math import exp, hypot, log, sqrt
+from statistics import fmean
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +30,7 @@ Floats = NDArray[np.float64]
 # 97.5th percentiles of Student's t with 1, 2, ... degrees of freedom, and of the normal distribution
 _STUDENT = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131)
 _NORMAL = 1.960
+VALID_KL = 2.0  # nats; beyond, units interact and a sum over them says no more than which plan is closer
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +47,6 @@ TRIALS = (
     Trial("diag", "probed", 0.376, 0.312),
     Trial("dither", "probed", 0.387, 0.334),
     Trial("diag", "prior", 0.323, 0.374),
-    Trial("dither", "prior", 0.308, 0.343),
 )
 
 
@@ -66,15 +69,30 @@ class Evidence:
 NO_PROBES = Evidence()
 
 
+def describe(kl: Estimate, evidence: Evidence) -> str:
+    """What a predicted KL rests on, in words."""
+    sampled = f" on {evidence.sequences} sequences, standard error {evidence.spread:.0%}" if evidence.sequences else ""
+    prior = f"{evidence.probed:.0%} from probes{sampled}" if evidence.probed else "the prior table of one small model"
+    beyond = f"; beyond {VALID_KL:g} nats it tells which plan is closer, not how close" if kl.value > VALID_KL else ""
+    return f"{prior}; right to a factor of {evidence.factor:.2g}{beyond}"
+
+
 def predicted_kl(loss: float, evidence: Evidence) -> Estimate:
     """The KL divergence that a loss of the objective `output` stands for, in nats per token, with a 95 % interval."""
     return Estimate(loss, loss / evidence.factor, loss * evidence.factor)
 
 
+@cache
 def form_error(alphas: str) -> float:
-    """Half the 95 % interval of log(measured / predicted) over plans of real models."""
-    squares = [log(trial.measured / trial.predicted) ** 2 for trial in TRIALS if trial.alphas == alphas]
-    return _NORMAL * sqrt(fsum(squares) / len(squares))
+    """Half the 95 % interval of log(measured / predicted) for one more model, from the models that were tried.
+
+    Plans of one model are off together, so it is models that count: Student's t, as many degrees of freedom as models.
+    """
+    by_model: dict[str, list[float]] = defaultdict(list)
+    for trial in TRIALS:
+        if trial.alphas == alphas and trial.predicted <= VALID_KL:
+            by_model[trial.model].append(log(trial.measured / trial.predicted) ** 2)
+    return _student(len(by_model)) * sqrt(fmean(map(fmean, by_model.values())))
 
 
 class Sampling:
@@ -102,4 +120,6 @@ def _student(freedom: int) -> float:
     """The 97.5th percentile of Student's t; beyond the table by its expansion around the normal one."""
     if freedom <= len(_STUDENT):
         return _STUDENT[freedom - 1]
-    return _NORMAL + (_NORMAL**3 + _NORMAL) / (4 * freedom)
+    first = (_NORMAL**3 + _NORMAL) / 4
+    second = (5 * _NORMAL**5 + 16 * _NORMAL**3 + 3 * _NORMAL) / 96
+    return _NORMAL + first / freedom + second / freedom**2

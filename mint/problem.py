@@ -116,14 +116,16 @@ class Problem:
         """The KL divergence that an answer is predicted to have; None for objectives that predict none."""
         if not self.objective.probes:
             return None
-        evidence, loss = self._evidence(solution)
-        return predicted_kl(loss, evidence)
+        return predicted_kl(float(self._chosen(solution).sum()), self.evidence(solution))
 
-    def _evidence(self, solution: Solution) -> tuple[Evidence, float]:
-        """What the loss of an answer rests on, and that loss without a charge for speed."""
+    def evidence(self, solution: Solution) -> Evidence:
+        """What the predicted KL of an answer rests on."""
+        return self._sampling.evidence(self._chosen(solution))
+
+    def _chosen(self, solution: Solution) -> Floats:
+        """The losses (U,) of an answer without a charge for speed."""
         options, starts = self._losses
-        losses = options[starts + np.array(solution.choice, np.int64)]
-        return self._sampling.evidence(losses), float(losses.sum())
+        return options[starts + np.array(solution.choice, np.int64)]
 
     @cached_property
     def _losses(self) -> tuple[Floats, Integers]:
@@ -156,7 +158,7 @@ class Problem:
                 for unit, allowed, index in zip(analysis.units, self._allowed, solution.choice, strict=True)
             ),
             parameters=analysis.parameters,
-            evidence=self._evidence(solution)[0],
+            evidence=self.evidence(solution),
             max_shard_bytes=self.max_shard_bytes,
         )
         assert plan.planned_bytes <= budget_bytes, "the overhead of the shards was underestimated"

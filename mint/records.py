@@ -104,7 +104,7 @@ def plan_record(plan: Plan, path: Path | None, seconds: float) -> Record:
         "planned_bytes": plan.planned_bytes,
         "bits_per_weight": round(plan.bits_per_weight, 4),
         "loss": plan.loss,
-        **_predicted(plan.predicted_kl),
+        **_prediction(plan),
         "bound": plan.bound,
         "gap": plan.gap,
         "objective": plan.objective.name,
@@ -170,7 +170,7 @@ def quantized_record(done: Quantized) -> Record:
         "weight_bytes": done.manifest.weight_bytes,
         "bits_per_weight": round(done.plan.bits_per_weight, 4),
         "loss": done.plan.loss,
-        **_predicted(done.plan.predicted_kl),
+        **_prediction(done.plan),
         "bound": done.plan.bound,
         "gap": done.plan.gap,
         "bytes_per_token": round(done.plan.bytes_per_token),
@@ -185,6 +185,14 @@ def quantized_record(done: Quantized) -> Record:
 def _predicted(kl: Estimate | None) -> Record:
     """The KL divergence to expect and the ends of its interval; nothing where the objective predicts none."""
     return {"predicted_kl": kl.value, "predicted_low": kl.low, "predicted_high": kl.high} if kl else {}
+
+
+def _prediction(plan: Plan) -> Record:
+    """The same of a plan, with what it rests on."""
+    from mint.prediction import describe
+
+    kl = plan.predicted_kl
+    return {**_predicted(kl), "predicted_from": describe(kl, plan.evidence)} if kl else {}
 
 
 def _formats(plan: Plan) -> list[Record]:
@@ -240,6 +248,7 @@ def curve_record(
         "knees": [point.budget_bytes for point in curve.knees],
         "smallest_bytes": curve.points[0].budget_bytes,
         "largest_bytes": curve.points[-1].budget_bytes,
+        **({"predicted_from": curve.predicted_from} if curve.predicted_from else {}),
         "csv": str(csv) if csv else "not written (no --csv)",
         "plot": str(plot) if plot else "not drawn (no --plot)",
     }
