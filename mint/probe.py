@@ -41,6 +41,7 @@ from mint.units import Unit
 OWN, RANDOM = "own", "random"
 COARSE = tuple(map(parse_format, ("3/64", "3/32", "3/128", "4/32", "mxfp4", "nvfp4")))  # the first that a unit admits
 SEQUENCES, LENGTH = 8, 64
+_BLOCK = 1 << 22  # weights that are made coarse at once
 _NOTHING = 1e-6  # KL per token of a replay that changes nothing: float32 noise
 
 
@@ -262,13 +263,25 @@ def _sequences(model: Module, folder: Path, probing: Probing, on_progress: OnPro
 
 
 def _coarse(weight: mx.array, format: Format) -> tuple[mx.array, float]:
-    """The weight as `format` stores it, in float32, and its squared relative error."""
-    parts = mx.quantize(weight, **format.parameters())
+    """The weight (..., R, C) as `format` stores it, in float32, and its squared relative error.
+
+    Some rows at a time: beside the weight and the answer, next to nothing is held.
+    """
+    rows = weight.reshape(-1, weight.shape[-1])
+    coarse = mx.zeros(rows.shape, mx.float32, stream=mx.cpu)  # written through numpy's view
+    mx.eval(coarse)
+    written = np.asarray(coarse)
     dequantize: Any = mx.dequantize  # its stub knows no unpacked arguments
-    coarse: mx.array = dequantize(*parts, **format.parameters(), dtype=mx.float32)
-    wide = weight.astype(mx.float32)
-    squared, energy = (_total(mx.square(values)) for values in (coarse - wide, wide))
-    return coarse, squared / energy if energy else 0.0
+    squared = energy = 0.0
+    step = max(1, _BLOCK // rows.shape[-1])
+    for start in range(0, len(rows), step):
+        block = rows[start : start + step]
+        stored = dequantize(*mx.quantize(block, **format.parameters()), **format.parameters(), dtype=mx.float32)
+        wide = block.astype(mx.float32)
+        squared += _total(mx.square(stored - wide))
+        energy += _total(mx.square(wide))
+        written[start : start + step] = np.asarray(stored)
+    return coarse.reshape(weight.shape), squared / energy if energy else 0.0
 
 
 def _total(values: mx.array) -> float:
