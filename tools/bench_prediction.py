@@ -27,6 +27,7 @@ from mint.evaluate import evaluate
 from mint.plan import Plan
 from mint.probe import probe
 from mint.problem import Problem
+from mint.rules import Rules
 from mint.source import Source, open_source
 
 BUDGETS = 10
@@ -64,6 +65,9 @@ def main() -> None:
     parser.add_argument("--window", type=int, help="tokens of a sequence")
     parser.add_argument("--alphas", choices=ALPHAS, default="probe", help="where sensitivities come from")
     parser.add_argument("--rounding", default="nearest", help="how scales are chosen: nearest or search")
+    parser.add_argument(
+        "--veto", type=float, default=Rules().veto_db, help="in dB; -100 for plans that predictions do not hold for"
+    )
     parser.add_argument("--budgets", type=int, default=BUDGETS, help=f"how many (default {BUDGETS})")
     parser.add_argument("--work", type=Path, help="where analyses and measurements are kept; default: nowhere")
     parser.add_argument("--json", action="store_true", help="print one JSON object a line")
@@ -88,7 +92,7 @@ def rows(source: Source, options: argparse.Namespace, work: Path) -> Iterator[Ro
     if options.rounding != "nearest":
         analysis = analyze(source, work / f"{options.rounding}.mint", rounding=options.rounding)
     probed = probe(source, nearest, work / "analysis.mint.probe") if options.alphas == "probe" else None
-    problem = Problem(analysis, probed=probed)
+    problem = Problem(analysis, rules=Rules(veto_db=options.veto), probed=probed)
     for budget in budgets(problem.smallest_bytes, problem.largest_bytes, options.budgets):
         plan = problem.plan(budget)
         predicted = plan.predicted_kl
