@@ -17,6 +17,5 @@ def peak_rss_bytes() -> int:
 def memory_bytes() -> int:
     """The memory of this machine, or of the container that Linux holds this process in if that is less."""
     limits = [path.read_text().strip() for path in _LIMITS if path.exists()]
-    return min(
-        os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"), *(int(text) for text in limits if text.isdigit())
-    )
+    machine = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return min([machine, *(int(text) for text in limits if text.isdigit())])

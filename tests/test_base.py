@@ -20,6 +20,7 @@ from mint.execute import in_process
 from mint.logits import logits_of, open_wide
 from mint.probe import Prober, Probing, coarse_format, probe
 from mint.probed import FULL, read_probed
+from mint.process import memory_bytes
 from mint.progress import ignore
 from mint.source import Source, open_source
 from mint.units import Unit
@@ -105,6 +106,17 @@ def test_the_base_is_the_first_that_fits_the_memory(source: Source) -> None:
     with pytest.raises(MintError, match=r"around 4 bits, this machine has .*--base 4 tries all the same"):
         choose_base(source, 16, needs[-1] - 1)
     assert memory_for_models() > needs[0]
+
+
+def test_a_container_bounds_the_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    limit = tmp_path / "memory.max"
+    monkeypatch.setattr("mint.process._LIMITS", (limit,))
+    machine = memory_bytes()
+    assert machine >= 2**28
+    limit.write_text("max\n")
+    assert memory_bytes() == machine
+    limit.write_text("1048576\n")
+    assert memory_bytes() == 1048576
 
 
 def test_probes_say_their_base_and_are_kept_by_it(
