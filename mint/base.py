@@ -92,6 +92,11 @@ def choose_base(source: Source, tokens: int, memory: int) -> str:
     )
 
 
+def chosen_base(source: Source, base: str, tokens: int) -> str:
+    """The base that was asked for; for `auto` the one that fits this machine."""
+    return choose_base(source, tokens, memory_for_models()) if base == AUTO else base
+
+
 def open_base(source: Source, base: str) -> Module:
     """The model of `source` computing in float32, its units held in the formats of a base."""
     if base == FULL:

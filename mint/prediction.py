@@ -8,7 +8,9 @@ Its error is a factor, up and down, of two independent parts, added as squares o
   that sequence's KL per squared relative error; units move together from one sequence to the next, so it is their sums
   whose mean gets a t interval over sequences.
 * form: units interact, alpha was measured at 3 bits, other text is not the text that was probed on, and a prior is of
-  another model. How far predictions were off on real models is in the table `TRIALS`.
+  another model. How far predictions were off on real models is in the table `TRIALS`: probed ones were right within
+  1.1 from 0.1 to 2 nats, and 1.2 to 1.5 times too high far below, since 3 bits are coarse for what 8 do. Without the
+  veto, `dither` in little more than 2 bits: 3.66 predicted, 3.75 measured; all in 2 bits: 9.43, 10.3.
 
 Edits by hand keep the evidence of the plan that they start from.
 """
@@ -32,7 +34,7 @@ Floats = NDArray[np.float64]
 # 97.5th percentiles of Student's t with 1, 2, ... degrees of freedom, and of the normal distribution
 _STUDENT = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131)
 _NORMAL = 1.960
-VALID_KL = 2.5  # nats; beyond, nothing was tried, and a sum over units goes on growing where a divergence cannot
+VALID_KL = 9.5  # nats; nothing beyond was tried, and a sum over units goes on growing where a divergence cannot
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +64,13 @@ TRIALS = (
     Trial("diag", "probed", 2.3, 2.51),
     Trial("diag", "probed", 0.703, 0.705),
     Trial("diag", "probed", 0.253, 0.252),
+    Trial("diag", "probed", 0.0845, 0.0797),
+    Trial("diag", "probed", 0.0261, 0.0228),
+    Trial("diag", "probed", 0.00814, 0.00807),
+    Trial("diag", "probed", 0.00245, 0.00206),
+    Trial("diag", "probed", 0.00142, 0.00119),
+    Trial("diag", "probed", 0.000587, 0.000512),
+    Trial("diag", "probed", 0.000122, 9.11e-05),
     Trial("diag", "prior", 1.79, 2.35),
     Trial("diag", "prior", 0.656, 0.985),
     Trial("diag", "prior", 0.209, 0.273),

@@ -22,7 +22,7 @@ import numpy as np
 from mlx.nn.layers.base import Module
 
 from mint.analysis import Analysis
-from mint.base import AUTO, BASES, check_base, choose_base, describe_base, memory_for_models, open_base
+from mint.base import AUTO, BASES, check_base, chosen_base, describe_base, open_base
 from mint.device import device_kind, versions
 from mint.errors import MintError
 from mint.execute import Executor, in_process
@@ -109,7 +109,7 @@ def probe(
     }
     partial = output.with_name(output.name + ".partial")
     if probing.base == AUTO:
-        header["base"] = _begun(header, (output, partial)) or choose_base(source, probing.tokens, memory_for_models())
+        header["base"] = _begun(header, (output, partial)) or chosen_base(source, AUTO, probing.tokens)
     if output.exists():
         if not output.read_bytes().startswith(MAGIC + frame(header)):
             raise MintError(
@@ -172,7 +172,7 @@ class Prober:
     """A model in memory with what it predicts, ready to be asked about any of its units."""
 
     def __init__(self, source: Source, probing: Probing, on_progress: OnProgress) -> None:
-        self._model = open_base(source, probing.base)
+        self._model = open_base(source, chosen_base(source, probing.base, probing.tokens))
         self._modules: dict[str, Module] = dict(self._model.named_modules())
         mx.eval(self._model.parameters())
         self._tokens = mx.array(_sequences(self._model, source.folder, probing, on_progress))
