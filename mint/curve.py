@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from itertools import pairwise
 from math import exp, log
 
+from mint.estimates import Estimate
+from mint.prediction import describe
 from mint.problem import Problem
 from mint.progress import OnProgress, Progress, ignore
 
@@ -25,6 +27,7 @@ class Point:
     bits_per_weight: float
     loss: float
     gap: float
+    predicted_kl: Estimate | None = None  # None for objectives that predict none
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +36,7 @@ class Curve:
 
     points: tuple[Point, ...]
     knees: tuple[Point, ...]
+    predicted_from: str = ""  # what the predicted KL of the smallest plan rests on, in words
 
     def loss_at(self, budget_bytes: int) -> float:
         """The loss of a budget between the points, along a straight line of its logarithm; flat beyond the ends."""
@@ -54,11 +58,14 @@ def curve(problem: Problem, *, points: int = POINTS, on_progress: OnProgress = i
     count = max(2, points)
     budgets = sorted({first + (last - first) * index // (count - 1) for index in range(count)})
     found: list[Point] = []
+    said = ""
     for budget, solution in zip(budgets, problem.solutions(budgets), strict=True):
         planned = problem.planned_bytes(solution)
-        found.append(Point(budget, planned, 8 * planned / problem.weights, solution.loss, solution.gap))
+        kl, evidence = problem.predicted_kl(solution), problem.evidence(solution)
+        said = said or (describe(kl, evidence) if kl else "")
+        found.append(Point(budget, planned, 8 * planned / problem.weights, solution.loss, solution.gap, kl))
         on_progress(Progress("curve", len(found), len(budgets), ""))
-    return Curve(tuple(found), find_knees(found))
+    return Curve(tuple(found), find_knees(found), said)
 
 
 def find_knees(points: Sequence[Point]) -> tuple[Point, ...]:

@@ -11,7 +11,7 @@ rounding per module away from what it says.
 
 # B sequences of a block, L tokens, V vocabulary
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -35,7 +35,20 @@ _PACKED = ("weight", "scales", "biases", "global_scale")
 
 def open_wide(folder: Path) -> Module:
     """The model in `folder` computing in float32."""
-    return widened_in_use(folder) if _on_gpu() else _cast(_dequantized(folder), mx.float32)
+    return widened_in_use(folder) if on_gpu() else _cast(_dequantized(folder), mx.float32)
+
+
+def open_without(folder: Path, paths: Collection[str]) -> Module:
+    """The model in `folder` computing in float32, the modules at `paths` having no weight; theirs is never read."""
+    model = _load(folder)
+    for path, module in model.named_modules():
+        if path in paths:
+            module.pop("weight")
+    return (
+        _computing_wide(_cast(model, mx.float32, but_matrices=True), mx.float32)
+        if on_gpu()
+        else _cast(model, mx.float32)
+    )
 
 
 def widened_in_use(folder: Path) -> Module:
@@ -45,14 +58,14 @@ def widened_in_use(folder: Path) -> Module:
 
 def open_narrow(folder: Path) -> Module:
     """The model in `folder` computing in bf16."""
-    if _on_gpu():
+    if on_gpu():
         return _cast(_load(folder), mx.bfloat16)
     return _computing_wide(_cast(_dequantized(folder), mx.bfloat16), mx.bfloat16)
 
 
 def open_used(folder: Path) -> Module:
     """The model in `folder` as this machine compares it: as mlx_lm runs it on a GPU, in float32 on a CPU."""
-    return _load(folder) if _on_gpu() else open_wide(folder)
+    return _load(folder) if on_gpu() else open_wide(folder)
 
 
 def vocabulary_size(folder: Path) -> int:
@@ -84,7 +97,7 @@ def as_numpy(array: mx.array) -> npt.NDArray[np.float32]:
 @contextmanager
 def fusing_nothing() -> Iterator[None]:
     """Compute without fused functions on a CPU: each one calls a C++ compiler, seconds for what is used a few times."""
-    if _on_gpu():
+    if on_gpu():
         yield
         return
     mx.disable_compile()
@@ -104,7 +117,8 @@ def _load(folder: Path) -> Module:
         raise MintError(f"{folder}: mlx_lm does not load it ({error!r}); needed: a model that mlx_lm loads") from error
 
 
-def _on_gpu() -> bool:
+def on_gpu() -> bool:
+    """Whether MLX computes on a GPU."""
     return bool(mx.default_device() == mx.gpu)
 
 
@@ -132,13 +146,18 @@ def dequantized(module: Module) -> mx.array:
     parts = [module[part] for part in _PACKED if isinstance(module.get(part), mx.array)]
     format = Format(module.mode, module.bits, module.group_size)
     if format in FORMATS and not isinstance(module.get("global_scale"), mx.array):
-        from mint.kernels.unpack import unpack
-
-        return unpack([_bits(part) for part in parts], DTYPES[parts[1].dtype], format)
+        return unpacked(parts, format)
     named = {part: module[part] for part in _PACKED[1:] if isinstance(module.get(part), mx.array)}
     dequantize: Any = mx.dequantize  # its stub knows no unpacked arguments
     weight: mx.array = dequantize(module["weight"], **named, **format.parameters(), dtype=mx.float32)
     return weight
+
+
+def unpacked(parts: Sequence[mx.array], format: Format) -> mx.array:
+    """The float32 weight of its stored parts, in the order of `mx.quantize`, by the CPU's kernel."""
+    from mint.kernels.unpack import unpack
+
+    return unpack([_bits(part) for part in parts], DTYPES[parts[1].dtype], format)
 
 
 def _bits(array: mx.array) -> npt.NDArray[Any]:

@@ -17,16 +17,18 @@ from typing import Any
 
 from mint.analysis import sqnr_db
 from mint.errors import MintError
+from mint.estimates import Estimate
 from mint.formats import KEEP, Format, TensorSpec, check_rounding, parse_format
 from mint.layout import MAX_SHARD_BYTES, OutputShard, lay_out, parameter_nbytes, shards_nbytes, unit_nbytes
 from mint.manifest import PLAN_NAME
 from mint.objectives import Objective, objective
+from mint.prediction import NO_PROBES, Evidence, predicted_kl
 from mint.roles import layer_of
 from mint.rules import Rules
 from mint.speed import bytes_per_token, decode_cost
 from mint.units import Parameter
 
-SCHEMA = 3
+SCHEMA = 4
 KIND = "mint plan"
 
 
@@ -86,12 +88,18 @@ class Plan:
     choices: tuple[Choice, ...]
     parameters: tuple[Parameter, ...]
     max_shard_bytes: int = MAX_SHARD_BYTES
+    evidence: Evidence = NO_PROBES  # what the predicted KL rests on
     edited: tuple[str, ...] = ()  # paths whose format was changed by hand
 
     @cached_property
     def loss(self) -> float:
         """What the objective predicts; for `output`, nats of KL divergence per token."""
         return fsum(self.loss_of(choice) for choice in self.choices)
+
+    @property
+    def predicted_kl(self) -> Estimate | None:
+        """The KL divergence to expect, in nats per token; None for objectives that predict none."""
+        return predicted_kl(self.loss, self.evidence) if self.objective.probes else None
 
     def loss_of(self, choice: Choice) -> float:
         """A unit's share in the loss."""
@@ -227,6 +235,8 @@ def plan_text(plan: Plan) -> str:
         "gap": plan.gap,
         "price": plan.price,
         "speed_price": plan.speed_price,
+        "predicted_kl": asdict(plan.predicted_kl) if plan.predicted_kl else None,
+        "evidence": asdict(plan.evidence),
         "rules": plan.rules.record(),
         "max_shard_bytes": plan.max_shard_bytes,
     }
@@ -252,8 +262,13 @@ def read_plan(path: Path | str) -> Plan:
         record = json.loads(path.read_text())
     except ValueError as error:
         raise MintError(f"{path}: not valid JSON ({error}); needed: a plan that `mint allocate` wrote") from error
-    if not isinstance(record, dict) or record.get("kind") != KIND or record.get("schema") != SCHEMA:
-        raise MintError(f"{path}: not a plan of schema {SCHEMA}; needed: a file that `mint allocate` wrote")
+    if not isinstance(record, dict) or record.get("kind") != KIND:
+        raise MintError(f"{path}: not a plan; needed: a file that `mint allocate` wrote")
+    if record.get("schema") != SCHEMA:
+        raise MintError(
+            f"{path}: a plan of schema {record.get('schema')}, written by another version of mint; needed: one of "
+            f"schema {SCHEMA}. Make it again with mint allocate"
+        )
     try:
         plan = _plan(record)
     except (KeyError, TypeError, ValueError) as error:
@@ -293,6 +308,7 @@ def _plan(record: dict[str, Any]) -> Plan:
         choices=tuple(choice for choice, _ in pairs),
         parameters=parameters,
         max_shard_bytes=int(record["max_shard_bytes"]),
+        evidence=Evidence(**record["evidence"]),
         edited=tuple(choice.path for choice, edited in pairs if edited),
     )
 

@@ -7,6 +7,7 @@ SHA-256 of all before it: the same model probed the same way on one kind of devi
 import hashlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from math import fsum
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +15,22 @@ from mint.errors import MintError
 from mint.journal import read_frames, write_sealed
 
 MAGIC = b"MINT probe\n"
-SCHEMA = 1
+SCHEMA = 2
+FULL = "full"  # no base
 
 
 @dataclass(frozen=True, slots=True)
 class Probe:
-    """One unit stored coarsely alone: KL divergence of the output in nats per token, squared relative error."""
+    """One unit stored coarsely alone: the KL divergence of the output, and the squared relative error of the weight."""
 
     path: str
-    kl: float
+    kls: tuple[float, ...]  # nats per token, of every sequence
     error: float
+
+    @property
+    def kl(self) -> float:
+        """Over all sequences, which are of one length."""
+        return fsum(self.kls) / len(self.kls)
 
     @property
     def alpha(self) -> float:
@@ -37,7 +44,13 @@ class Probed:
 
     model: str  # identity of the source
     tokens: str  # what the model saw, in words
+    base: str  # what the other units were stored in meanwhile: `full`, or the bits of a base
     probes: Mapping[str, Probe]
+
+    @property
+    def origin(self) -> str:
+        """Where its sensitivities come from, in words."""
+        return "probed" if self.base == FULL else f"probed around {self.base} bits"
 
     @property
     def alphas(self) -> dict[str, float]:
@@ -74,4 +87,10 @@ def read_probed(path: Path) -> Probed:
     end = probed.pop() if probed else {}
     if end.get("sha256") != hashlib.sha256(text[: frames[-2][1]]).hexdigest():
         raise MintError(f"{path}: damaged; remove the file and probe the model again")
-    return Probed(header["model"], header["tokens"], {record["path"]: Probe(**record) for record in probed})
+    probes = {record["path"]: probe_of(record) for record in probed}
+    return Probed(header["model"], header["tokens"], header["base"], probes)
+
+
+def probe_of(record: Mapping[str, Any]) -> Probe:
+    """The probe of a frame."""
+    return Probe(record["path"], tuple(record["kls"]), record["error"])

@@ -12,15 +12,17 @@ import numpy as np
 from mint.analysis import Analysis, Measurement
 from mint.budget import format_size
 from mint.errors import MintError
+from mint.estimates import Estimate
 from mint.formats import KEEP, Format
 from mint.knapsack import Infeasible, Knapsack, Solution
 from mint.knapsack_relaxation import Floats, Integers
 from mint.layout import MAX_SHARD_BYTES, name_nbytes, overhead_nbytes, parameter_nbytes, unnamed_nbytes
 from mint.objectives import OBJECTIVES, Objective
 from mint.plan import Choice, Plan, digits_for
+from mint.prediction import Evidence, Sampling, predicted_kl
 from mint.probed import Probed
 from mint.rules import Allowance, Allowed, Rules
-from mint.sensitivity import alphas_from
+from mint.sensitivity import PROBED, alphas_from
 from mint.speed import decode_cost
 from mint.units import Unit
 
@@ -53,7 +55,10 @@ class Problem:
         self.max_shard_bytes = max_shard_bytes
         self._digits = digits_for((unit.shape for unit in analysis.units), analysis.parameters)
         measured = probed.alphas if probed and objective.probes else {}
-        self._sensitivities = alphas_from(objective.alphas(analysis.units), analysis.units, measured)
+        self._sensitivities = alphas_from(
+            objective.alphas(analysis.units), analysis.units, measured, probed.origin if probed else PROBED
+        )
+        self._sampling = Sampling([unit.path for unit in analysis.units], probed if objective.probes else None)
         self._alphas = {path: alpha.value for path, alpha in self._sensitivities.items()}
         self._active = active_shares(analysis)
         self._kinds: dict[tuple[tuple[int, ...], str, int], tuple[Integers, Integers, Integers]] = {}
@@ -107,6 +112,31 @@ class Problem:
         nbytes = solution.nbytes + self._parameter_nbytes
         return nbytes + overhead_nbytes(nbytes, self.max_shard_bytes)
 
+    def predicted_kl(self, solution: Solution) -> Estimate | None:
+        """The KL divergence that an answer is predicted to have; None for objectives that predict none."""
+        if not self.objective.probes:
+            return None
+        return predicted_kl(float(self._chosen(solution).sum()), self.evidence(solution))
+
+    def evidence(self, solution: Solution) -> Evidence:
+        """What the predicted KL of an answer rests on."""
+        return self._sampling.evidence(self._chosen(solution))
+
+    def _chosen(self, solution: Solution) -> Floats:
+        """The losses (U,) of an answer without a charge for speed."""
+        options, starts = self._losses
+        return options[starts + np.array(solution.choice, np.int64)]
+
+    @cached_property
+    def _losses(self) -> tuple[Floats, Integers]:
+        """The losses of all options of all units without a charge for speed, and where those of each unit start."""
+        rows = []
+        for unit, allowed in zip(self.analysis.units, self._allowed, strict=True):
+            measurement = self.analysis.measurements[unit.path]
+            errors = np.array((*measurement.errors, 0.0))[self._columns(unit, measurement, allowed)[2]]
+            rows.append(self.objective.losses(self._alphas.get(unit.path, 0.0), errors))
+        return np.concatenate(rows), np.cumsum([0, *map(len, rows[:-1])])
+
     def _plan(self, budget_bytes: int, solution: Solution) -> Plan:
         capacity = self._capacity(budget_bytes)
         analysis = self.analysis
@@ -128,6 +158,7 @@ class Problem:
                 for unit, allowed, index in zip(analysis.units, self._allowed, solution.choice, strict=True)
             ),
             parameters=analysis.parameters,
+            evidence=self.evidence(solution),
             max_shard_bytes=self.max_shard_bytes,
         )
         assert plan.planned_bytes <= budget_bytes, "the overhead of the shards was underestimated"

@@ -24,6 +24,14 @@ def probe(
     probes: Annotated[
         int | None, typer.Option(metavar="N", help="Probe only the N largest units; the rest is inferred from them.")
     ] = None,
+    base: Annotated[
+        str,
+        typer.Option(
+            metavar="full|8|6|4",
+            help="What the other units are stored in meanwhile; default: full precision where that fits in memory, "
+            "else 8 bits, else fewer.",
+        ),
+    ] = "auto",
     dtype: Dtype = "",
     as_json: Json = False,
 ) -> None:
@@ -42,7 +50,7 @@ def probe(
     from mint.records import probed_record
     from mint.source import open_source
 
-    probing = Probing(written, sequences, length, seed, probes)
+    probing = Probing(written, sequences, length, seed, probes, base)
     probing.check()
     with Screen(as_json) as screen:
         source = open_source(model, dtype=checked_dtype(dtype))

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from mint.analysis import Analysis
     from mint.curve import Curve
     from mint.diff import Change
+    from mint.estimates import Estimate
     from mint.evaluation import Evaluation
     from mint.explain import Explanation, Step
     from mint.fit import Placed
@@ -103,6 +104,7 @@ def plan_record(plan: Plan, path: Path | None, seconds: float) -> Record:
         "planned_bytes": plan.planned_bytes,
         "bits_per_weight": round(plan.bits_per_weight, 4),
         "loss": plan.loss,
+        **_prediction(plan),
         "bound": plan.bound,
         "gap": plan.gap,
         "objective": plan.objective.name,
@@ -168,6 +170,7 @@ def quantized_record(done: Quantized) -> Record:
         "weight_bytes": done.manifest.weight_bytes,
         "bits_per_weight": round(done.plan.bits_per_weight, 4),
         "loss": done.plan.loss,
+        **_prediction(done.plan),
         "bound": done.plan.bound,
         "gap": done.plan.gap,
         "bytes_per_token": round(done.plan.bytes_per_token),
@@ -177,6 +180,19 @@ def quantized_record(done: Quantized) -> Record:
         "seconds": done.seconds,
         "peak_rss_bytes": done.peak_rss_bytes,
     }
+
+
+def _predicted(kl: Estimate | None) -> Record:
+    """The KL divergence to expect and the ends of its interval; nothing where the objective predicts none."""
+    return {"predicted_kl": kl.value, "predicted_low": kl.low, "predicted_high": kl.high} if kl else {}
+
+
+def _prediction(plan: Plan) -> Record:
+    """The same of a plan, with what it rests on."""
+    from mint.prediction import describe
+
+    kl = plan.predicted_kl
+    return {**_predicted(kl), "predicted_from": describe(kl, plan.evidence)} if kl else {}
 
 
 def _formats(plan: Plan) -> list[Record]:
@@ -207,6 +223,7 @@ def curve_record(
             "planned_bytes": point.planned_bytes,
             "bits_per_weight": round(point.bits_per_weight, 3),
             "loss": point.loss,
+            **_predicted(point.predicted_kl),
             "gap": point.gap,
             f"next_{format_size(unit).replace(' ', '_')}_saves": _saving(curve, point.budget_bytes, unit),
             "knee": ("knee" if point.budget_bytes in knees else "") if brief else point.budget_bytes in knees,
@@ -231,6 +248,7 @@ def curve_record(
         "knees": [point.budget_bytes for point in curve.knees],
         "smallest_bytes": curve.points[0].budget_bytes,
         "largest_bytes": curve.points[-1].budget_bytes,
+        **({"predicted_from": curve.predicted_from} if curve.predicted_from else {}),
         "csv": str(csv) if csv else "not written (no --csv)",
         "plot": str(plot) if plot else "not drawn (no --plot)",
     }
@@ -371,4 +389,10 @@ def probed_record(analysis: Analysis, probed: Probed, path: Path) -> Record:
         }
         for role, paths in by_role.items()
     ]
-    return {"alphas": rows, "probes": str(path), "probed_units": len(probed.probes), "tokens": probed.tokens}
+    return {
+        "alphas": rows,
+        "probes": str(path),
+        "probed_units": len(probed.probes),
+        "tokens": probed.tokens,
+        "base": probed.base,
+    }

@@ -91,8 +91,10 @@ class Alpha:
 PRIOR, PROBED, SCALED = "prior", "probed", "prior scaled by probes"
 
 
-def alphas_from(priors: Mapping[str, float], units: Iterable[Unit], probed: Mapping[str, float]) -> dict[str, Alpha]:
-    """The alphas that were probed, and for all other units their priors.
+def alphas_from(
+    priors: Mapping[str, float], units: Iterable[Unit], probed: Mapping[str, float], origin: str = PROBED
+) -> dict[str, Alpha]:
+    """The alphas that were probed, as `origin` says, and for all other units their priors.
 
     A prior is scaled by what the probes of its role say of priors (geometric mean), else by what all of them say.
     """
@@ -106,7 +108,7 @@ def alphas_from(priors: Mapping[str, float], units: Iterable[Unit], probed: Mapp
     for path, prior in priors.items():
         ratios = by_role.get(roles[path]) or overall
         if path in probed:
-            found[path] = Alpha(probed[path], PROBED)
+            found[path] = Alpha(probed[path], origin)
         elif ratios:
             found[path] = Alpha(prior * exp(fmean(ratios)), SCALED)
         else:

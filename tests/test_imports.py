@@ -16,11 +16,11 @@ LEVELS = [
         errors
         formats log roles budget journal knapsack_relaxation context progress process divergence
         blas kernels shards units layout knapsack_merge devices compat speed estimates probed replay
-        knapsack_search trace tree device sensitivity manifest weights stored reference evaluation
+        knapsack_search trace tree device prediction sensitivity manifest weights stored reference evaluation
         source knapsack analysis objectives logits
         execute rules trace_context agreement sequences walk
-        plan probe compare stock written
-        jobs problem possible explain diff refer
+        plan base compare stock written
+        jobs probe problem possible explain diff refer
         allocate curve fit reuse evaluate_here compensate
         analyze assemble verify draw evaluate_apart
         quantize evaluate

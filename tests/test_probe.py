@@ -197,7 +197,7 @@ def test_a_plan_tells_where_its_alphas_come_from(analysis: Analysis, probed: Pro
 
 
 def test_probes_of_another_model_are_refused(analysis: Analysis, source: Source, tmp_path: Path) -> None:
-    other = Probed("0" * 64, "", {"a": Probe("a", 1.0, 1.0)})
+    other = Probed("0" * 64, "", "full", {"a": Probe("a", (1.0,), 1.0)})
     with pytest.raises(MintError, match="probes are of another model"):
         allocate(analysis, "0.4x", probed=other)
     with pytest.raises(MintError, match="analysis is of another model"):
