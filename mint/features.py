@@ -8,8 +8,8 @@ R rows and C columns, N = R C weights (of a stack: of each of at most `EXPERTS` 
 * Spectrum: randomized SVD of that block A (R', C') as in Halko, Martinsson and Tropp (arXiv 0909.4061), algorithms 4.1
   and 5.1: Y = A X with X normal (C', r + `OVERSAMPLING`), no power iteration, Q = orth(Y) by Cholesky, s the singular
   values of Q'A from the eigenvalues of its Gram matrix. The rank r is 256, or max(32, sqrt(N) / 10), R' or C' where
-  that is less: 256 from 2560 x 2560 on. Products are in float32, Gram matrices and what follows in float64. Where r + 10
-  columns are no fewer than the block has, its own singular values are taken.
+  that is less: 256 from 2560 x 2560 on. Products are in float32, Gram matrices and what follows in float64. Where the
+  block has no more than r + 10 rows or columns, its own singular values are taken.
 * Groups lie along the last axis and are of 128, or of the greater of 64 and 32 that divides it. All groups of all
   matrices count. A group's kurtosis is m4 / m2^2 about its own mean: 3 for normal weights, 0 for equal ones.
 * Noise: dW is what `mx.quantize` to 4 bits with those groups adds to the drawn rows W; x = gain * z, z normal
@@ -164,7 +164,8 @@ def _orthonormal(columns: Floats) -> Floats:
     gram += np.eye(len(gram)) * (_SHIFT * np.trace(gram) / len(gram))
     if not gram.any():
         return columns
-    return product(columns, np.linalg.inv(np.linalg.cholesky(gram)).T.astype(np.float32))
+    basis = columns.astype(np.float64) @ np.linalg.inv(np.linalg.cholesky(gram)).T
+    return basis.astype(np.float32)
 
 
 def _gram(columns: Floats) -> Doubles:

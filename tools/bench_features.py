@@ -61,7 +61,7 @@ def of_model(folder: Path, runs: int, exact: bool) -> Iterator[dict[str, Any]]:
         totals += _milliseconds(unit, weight, gains.get(unit.path), runs)
         if exact and unit.slices == 1 and unit.shape[0] < 10_000:
             stack = _stack(unit, weight)
-            whole = Sample(*unit.shape, rank=sample_of(*unit.shape).rank)
+            whole = Sample(unit.shape[0], unit.shape[1], sample_of(*unit.shape).rank)
             svd = _of_svd(np.array(weight.astype(mx.float32)), whole.rank)
             rest = astuple(features(stack, unit.dtype, unit.path, gains.get(unit.path), sample=whole))[SPECTRAL:]
             true.append((*svd, *rest))
