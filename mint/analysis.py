@@ -8,7 +8,7 @@ same versions on the same kind of device give the same bytes.
 import hashlib
 import struct
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, astuple, dataclass
 from functools import cache
 from math import inf, log10
 from pathlib import Path
@@ -19,12 +19,13 @@ import numpy.typing as npt
 
 from mint.context import ContextMemory
 from mint.errors import MintError
+from mint.features import Features
 from mint.formats import KEEP, Format, parse_format
 from mint.journal import read_frames, write_sealed
 from mint.units import Parameter, Unit
 
 MAGIC = b"MINT analysis\n"
-SCHEMA = 3
+SCHEMA = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +34,7 @@ class Measurement:
 
     `errors` are squared relative errors |Q(W) - W|^2 / |W|^2 (NRMSE^2) of the whole unit, one per format;
     `worst_errors` those of the worst matrix of a stack; `slice_errors` float32 (slices, formats), empty for a
-    plain matrix. `energy` is |W|^2.
+    plain matrix. `energy` is |W|^2. `features` are None where they were not asked for or cannot be.
     """
 
     path: str
@@ -43,6 +44,7 @@ class Measurement:
     energy: float
     nonfinite: int = 0
     slice_errors: bytes = b""
+    features: Features | None = None
 
     def error(self, format: Format) -> float:
         """Squared relative error of the unit in this format; 0 when it is kept."""
@@ -80,6 +82,7 @@ class Analysis:
     measurements: Mapping[str, Measurement]
     active: Mapping[str, float]  # share of a stack's matrices that one token is multiplied with, by path
     traced: ContextMemory | str  # or why it could not be traced
+    features: Mapping[str, Any]  # what they were made with: numpy's version, the norm before each unit; empty for none
     digest: str
 
     @property
@@ -101,6 +104,7 @@ def to_record(measurement: Measurement) -> dict[str, Any]:
         "energy": measurement.energy,
         "nonfinite": measurement.nonfinite,
         "slice_errors": measurement.slice_errors,
+        "features": _packed(astuple(measurement.features)) if measurement.features else b"",
     }
 
 
@@ -115,6 +119,7 @@ def from_record(record: Mapping[str, Any]) -> Measurement:
         energy=record["energy"],
         nonfinite=record["nonfinite"],
         slice_errors=record["slice_errors"],
+        features=Features(*_unpacked(record["features"])) if record["features"] else None,
     )
 
 
@@ -173,6 +178,7 @@ def read_analysis(path: Path | str) -> Analysis:
         measurements={record["path"]: from_record(record) for record in measured},
         active=header["active"],
         traced=context if isinstance(context, str) else ContextMemory.from_fields(context),
+        features=header["features"],
         digest=end["sha256"],
     )
 

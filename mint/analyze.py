@@ -2,8 +2,12 @@
 
 import time
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+import numpy.typing as npt
 
 from mint.analysis import (
     MAGIC,
@@ -19,11 +23,12 @@ from mint.analysis import (
 )
 from mint.device import device_kind, versions
 from mint.errors import MintError
-from mint.execute import Executor, in_process
+from mint.execute import Executor, Job, in_process
 from mint.formats import check_rounding
-from mint.jobs import measure, ready_kernels
+from mint.jobs import measure, measure_with_features, ready_kernels
 from mint.journal import Journal, frame
 from mint.log import log
+from mint.norms import norm_gains, preceding_norms
 from mint.progress import OnProgress, Progress, ignore
 from mint.source import Source
 from mint.trace_context import active_experts, context_memory
@@ -36,23 +41,28 @@ def analyze(
     rounding: str = "nearest",
     executor: Executor = in_process,
     keep_nonfinite: bool = False,
+    features: bool = False,
     on_progress: OnProgress = ignore,
 ) -> Analysis:
     """Measure every unit of `source` and write the analysis to `output`; go on where a killed run stopped.
 
     `rounding` is how weights will be stored: "nearest", "search" for scales of less error in the same bytes, or
-    "compensate", which is measured as "search" is.
+    "compensate", which is measured as "search" is. With `features` every unit's features (see `features.py`) are
+    measured too; an analysis that has them serves without.
     Measurements are appended to `output`.partial as they come; the finished file replaces it. Raises `MintError`
     for a weight that is NaN or infinite (unless `keep_nonfinite`: such a unit is kept unquantized) and for an
     `output` that belongs to something else.
     """
     output = Path(output)
     check_rounding(rounding)
-    header = header_of(source, rounding)
+    header = header_of(source, rounding, features=features)
     if output.exists():
         return _reuse(output, header)
     output.parent.mkdir(parents=True, exist_ok=True)
-    ready_kernels(rounding, on_progress)
+    ready_kernels(rounding, on_progress, featured=features)
+    job: Job[Measurement] = partial(measure, rounding=rounding)
+    if features:
+        job = partial(measure_with_features, rounding=rounding, gains=_gains(source))
     with Journal(journal_path(output), MAGIC, header) as journal:
         measured = {record["path"]: from_record(record) for record in journal.records}
         pending = [unit for unit in source.units if unit.path not in measured]
@@ -60,7 +70,7 @@ def analyze(
         done = total - sum(unit.nbytes for unit in pending)
         on_progress(Progress("analyze", done, total, ""))
         started = time.perf_counter()
-        for unit, measurement in executor(source, partial(measure, rounding=rounding), pending):
+        for unit, measurement in executor(source, job, pending):
             if measurement.nonfinite and not keep_nonfinite:
                 raise MintError(_nonfinite(measurement))
             journal.append(to_record(measurement))
@@ -74,7 +84,7 @@ def analyze(
     return read_analysis(output)
 
 
-def header_of(source: Source, rounding: str) -> dict[str, Any]:
+def header_of(source: Source, rounding: str, *, features: bool = False) -> dict[str, Any]:
     """The header frame: whatever must be equal for measurements to be comparable."""
     return {
         "schema": SCHEMA,
@@ -88,6 +98,7 @@ def header_of(source: Source, rounding: str) -> dict[str, Any]:
         "units": [to_fields(unit) for unit in source.units],
         "parameters": [to_fields(parameter) for parameter in source.parameters],
         **_traced(source),
+        "features": _featured(source) if features else {},
     }
 
 
@@ -100,6 +111,24 @@ def _traced(source: Source) -> dict[str, Any]:
         return {"context": str(error), "active": {}}
 
 
+def _featured(source: Source) -> dict[str, Any]:
+    """What features depend on beside all the rest."""
+    try:
+        norms: dict[str, str] | str = preceding_norms(source)
+    except MintError as error:
+        log.warning("norms.untraceable", reason=str(error))
+        norms = str(error)
+    return {"numpy": version("numpy"), "norms": norms}
+
+
+def _gains(source: Source) -> dict[str, npt.NDArray[np.float32]]:
+    """The gains of the norms before units; none for a model that cannot run on shapes alone, as its header says."""
+    try:
+        return norm_gains(source)
+    except MintError:
+        return {}
+
+
 def _reuse(output: Path, header: dict[str, Any]) -> Analysis:
     """The finished analysis at `output`, if it is of this very model by these very versions on this kind of device."""
     analysis = read_analysis(output)
@@ -108,7 +137,10 @@ def _reuse(output: Path, header: dict[str, Any]) -> Analysis:
             f"{output}: holds an analysis for --rounding {analysis.rounding}, needed one for {header['rounding']}; "
             "choose another --output, or that rounding"
         )
-    if not output.read_bytes().startswith(MAGIC + frame(header)):
+    if header["features"] and not analysis.features:
+        raise MintError(f"{output}: holds an analysis without features; choose another --output, or go without them")
+    features = header["features"] or dict(analysis.features)  # more than was asked for does no harm
+    if not output.read_bytes().startswith(MAGIC + frame(header | {"features": features})):
         raise MintError(
             f"{output}: holds an analysis of another model, dtype, device or version "
             f"({analysis.model_type}, {analysis.device}, mlx {analysis.versions['mlx']}); choose another --output"

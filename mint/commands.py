@@ -7,6 +7,7 @@ import typer
 
 from mint.options import (
     Dtype,
+    Features,
     Json,
     KeepNonfinite,
     Model,
@@ -103,6 +104,7 @@ def analyze(
     dtype: Dtype = "",
     rounding: Rounding = "nearest",
     keep_nonfinite: KeepNonfinite = False,
+    features: Features = False,
     as_json: Json = False,
 ) -> None:
     """Measure what every format would do to every unit. Killed at any point, the same command goes on."""
@@ -118,6 +120,7 @@ def analyze(
             path,
             rounding=_rounding(rounding),
             keep_nonfinite=keep_nonfinite,
+            features=features,
             on_progress=screen.on_progress,
         )
     screen.answer(analysis_record(analysis, path))

@@ -6,7 +6,8 @@ fused kernel, on a GPU through MLX operations; what is measured is what that dev
 
 # S slices (experts; 1 for a plain matrix), R rows, C columns, F formats
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 
 import mlx.core as mx
 import numpy as np
@@ -14,7 +15,7 @@ import numpy.typing as npt
 
 from mint.analysis import Measurement
 from mint.formats import KEEP, MEASURED, Format, TensorSpec
-from mint.kernels.ready import is_ready, make_ready
+from mint.kernels.ready import FEATURES, is_ready, make_ready
 from mint.progress import OnProgress, Progress
 from mint.units import Unit
 
@@ -65,6 +66,22 @@ def measure(unit: Unit, weight: mx.array, rounding: str = "nearest") -> Measurem
     )
 
 
+def measure_with_features(
+    unit: Unit, weight: mx.array, gains: Mapping[str, npt.NDArray[np.float32]], rounding: str = "nearest"
+) -> Measurement:
+    """What `measure` finds, and the unit's features; none where no group size divides its rows or weights are bad.
+
+    `gains` are those of the norms before units, by their path.
+    """
+    from mint.features import features, group_size_of
+
+    found = measure(unit, weight, rounding)
+    if not found.formats or found.nonfinite or not group_size_of(unit.shape[-1]):
+        return found
+    stack = raw(weight, unit.dtype).reshape(_stack(unit))
+    return replace(found, features=features(stack, unit.dtype, unit.path, gains.get(unit.path)))
+
+
 def quantize_unit(unit: Unit, weight: mx.array, format: Format, rounding: str = "nearest") -> Packed:
     """The bytes of `unit` stored in `format`; rounded to nearest, as `mx.quantize` writes them on this device."""
     tensors = format.tensors(unit.path, unit.shape, unit.dtype)
@@ -84,13 +101,15 @@ def quantize_unit(unit: Unit, weight: mx.array, format: Format, rounding: str = 
     return Packed(unit.path, format, tensors, tuple(parts))
 
 
-def ready_kernels(rounding: str, on_progress: OnProgress) -> None:
+def ready_kernels(rounding: str, on_progress: OnProgress, *, featured: bool = False) -> None:
     """Compile what this device needs compiled, before any weight takes memory."""
-    if mx.default_device() == mx.gpu or is_ready(rounding):
-        return
-    on_progress(Progress("compile", 0, 1, "kernels, once"))
-    make_ready(rounding)
-    on_progress(Progress("compile", 1, 1, ""))
+    kinds = [] if mx.default_device() == mx.gpu else [rounding]
+    kinds += [FEATURES] if featured else []  # on any device
+    kinds = [kind for kind in kinds if not is_ready(kind)]
+    for count, kind in enumerate(kinds):
+        on_progress(Progress("compile", count, len(kinds), "kernels, once"))
+        make_ready(kind)
+        on_progress(Progress("compile", count + 1, len(kinds), ""))
 
 
 def raw(weight: mx.array, dtype: str) -> npt.NDArray[np.uint16] | npt.NDArray[np.float32]:

@@ -48,6 +48,14 @@ KeepNonfinite = Annotated[
     bool,
     typer.Option("--keep-nonfinite", help="Keep units with NaN or infinite weights unquantized instead of stopping."),
 ]
+Features = Annotated[
+    bool,
+    typer.Option(
+        "--features",
+        help="Also describe every unit: spectrum, kurtosis of its groups, noise at its output. For reports; no plan "
+        "uses them.",
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout, everything else on stderr.")]
 Reused = Annotated[
     list[Path],

@@ -18,6 +18,7 @@ from typing import Any
 from mint.analysis import sqnr_db
 from mint.errors import MintError
 from mint.estimates import Estimate
+from mint.features import Features
 from mint.formats import KEEP, Format, TensorSpec, check_rounding, parse_format
 from mint.layout import MAX_SHARD_BYTES, OutputShard, lay_out, parameter_nbytes, shards_nbytes, unit_nbytes
 from mint.manifest import PLAN_NAME
@@ -51,6 +52,7 @@ class Choice:
     formats: tuple[Format, ...]  # measured
     errors: tuple[float, ...]  # squared relative, of each
     vetoed: tuple[Format, ...] = ()
+    features: Features | None = None  # where they were measured
 
     @property
     def weights(self) -> int:
@@ -331,6 +333,7 @@ def _choice_record(plan: Plan, choice: Choice, digits: int) -> dict[str, Any]:
         "active": choice.active,
         "curve": dict(zip(map(str, choice.formats), choice.errors, strict=True)),
         "vetoed": [str(format) for format in choice.vetoed],
+        **({"features": asdict(choice.features)} if choice.features else {}),
     }
 
 
@@ -357,6 +360,7 @@ def _choice(fields: dict[str, Any], objective: Objective, digits: int) -> tuple[
         formats=tuple(curve),
         errors=tuple(curve.values()),
         vetoed=tuple(map(parse_format, fields["vetoed"])),
+        features=Features(**fields["features"]) if "features" in fields else None,
     )
     written = (int(fields["nbytes"]), float(fields["loss"]))
     edited = (choice.nbytes(digits), objective.loss(choice.alpha, choice.error)) != written

@@ -92,7 +92,7 @@ def explain(
     with Screen(as_json) as screen:
         chosen = read_plan(plan)
         explanations = run(chosen, pattern)
-    screen.answer(explanation_record(chosen, explanations))
+    screen.answer(explanation_record(chosen, explanations, brief=not as_json))
 
 
 def diff(

@@ -184,6 +184,7 @@ class Problem:
             formats=measurement.formats if known else (),
             errors=measurement.errors if known else (),
             vetoed=allowed.vetoed,
+            features=measurement.features,
         )
 
     def _row(self, unit: Unit, measurement: Measurement, allowed: Allowed) -> tuple[Integers, Floats]:

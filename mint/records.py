@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +13,7 @@ from mint.budget import format_size
 from mint.errors import MintError
 
 if TYPE_CHECKING:
-    from mint.analysis import Analysis
+    from mint.analysis import Analysis, Measurement
     from mint.curve import Curve
     from mint.diff import Change
     from mint.estimates import Estimate
@@ -83,6 +84,7 @@ def analysis_record(analysis: Analysis, path: Path) -> Record:
         rows.append(row)
     return {
         "sqnr": rows,
+        **({"features": _feature_rows(by_role)} if analysis.features else {}),
         "analysis": str(path),
         "digest": analysis.digest,
         "model_type": analysis.model_type,
@@ -92,6 +94,18 @@ def analysis_record(analysis: Analysis, path: Path) -> Record:
         "units": len(analysis.units),
         "nonfinite_units": [path for path, m in analysis.measurements.items() if m.nonfinite],
     }
+
+
+def _feature_rows(by_role: Mapping[str, Sequence[Measurement]]) -> list[Record]:
+    """The median of every feature for each role."""
+    from statistics import median
+
+    found = {role: [asdict(m.features) for m in measured if m.features] for role, measured in by_role.items()}
+    return [
+        {"role": role} | {name: float(f"{median(each[name] for each in features):.4g}") for name in features[0]}
+        for role, features in found.items()
+        if features
+    ]
 
 
 def plan_record(plan: Plan, path: Path | None, seconds: float) -> Record:
@@ -265,8 +279,8 @@ def _saving(curve: Curve, budget_bytes: int, step: int) -> str:
     return f"{1 - there / here:.1%}" if here > 0 else "0.0%"
 
 
-def explanation_record(plan: Plan, explanations: Sequence[Explanation]) -> Record:
-    """The record of `mint explain`: all options of a single unit, one row a unit for several."""
+def explanation_record(plan: Plan, explanations: Sequence[Explanation], *, brief: bool) -> Record:
+    """The record of `mint explain`: all options of one unit; for several a row each, for people without features."""
     if len(explanations) == 1:
         only = explanations[0]
         rows = [
@@ -279,11 +293,12 @@ def explanation_record(plan: Plan, explanations: Sequence[Explanation]) -> Recor
             }
             for option in only.options
         ]
-        return {"options": rows, **_unit_record(plan, only), "price_per_mb": plan.price * 1e6}
-    return {"units": [_unit_record(plan, each) for each in explanations], "price_per_mb": plan.price * 1e6}
+        return {"options": rows, **_unit_record(plan, only, featured=True), "price_per_mb": plan.price * 1e6}
+    rows = [_unit_record(plan, each, featured=not brief) for each in explanations]
+    return {"units": rows, "price_per_mb": plan.price * 1e6}
 
 
-def _unit_record(plan: Plan, explanation: Explanation) -> Record:
+def _unit_record(plan: Plan, explanation: Explanation, *, featured: bool) -> Record:
     choice = explanation.choice
     return {
         "path": choice.path,
@@ -294,6 +309,7 @@ def _unit_record(plan: Plan, explanation: Explanation) -> Record:
         "loss": plan.loss_of(choice),
         "larger": _step_text(explanation.larger, plan.price, "saves"),
         "smaller": _step_text(explanation.smaller, plan.price, "costs"),
+        **({"features": asdict(choice.features)} if choice.features and featured else {}),
     }
 
 

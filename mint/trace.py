@@ -9,10 +9,12 @@ primitive and therefore no sources.)
 import io
 import re
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 
 import mlx.core as mx
 
 _BATCH = 1000
+_LABEL = re.compile(r'^\{ (?P<primitive>\d+) \[label ="(?P<label>\w+)"')
 _INTO = re.compile(r'^"(?P<name>.*)" -> (?P<primitive>\d+)$')
 _OUT_OF = re.compile(r'^(?P<primitive>\d+) -> "(?P<name>.*)"$')
 
@@ -20,42 +22,53 @@ _OUT_OF = re.compile(r'^(?P<primitive>\d+) -> "(?P<name>.*)"$')
 def trace_sources(parameters: Mapping[str, mx.array], leaves: Mapping[str, mx.array]) -> dict[str, tuple[str, ...]]:
     """For every parameter the names of the leaves that it is computed from, in the order of `leaves`."""
     leaf_of: dict[str, str] = {}
-    for names in _batches(leaves):
-        _, producers = _export({f"leaf:{name}": array for name, array in names.items()})
+    for names in batches(leaves):
+        producers = read_graph({f"leaf:{name}": array for name, array in names.items()}).producers
         leaf_of.update({producers[f"leaf:{name}"]: name for name in names if f"leaf:{name}" in producers})
     rank = {name: index for index, name in enumerate(leaves)}
     sources: dict[str, tuple[str, ...]] = {}
-    for names in _batches(parameters):
-        inputs, producers = _export({f"parameter:{name}": array for name, array in names.items()})
+    for names in batches(parameters):
+        graph = read_graph({f"parameter:{name}": array for name, array in names.items()})
         for name in names:
-            found = _leaves_behind(producers.get(f"parameter:{name}", ""), inputs, producers, leaf_of)
+            found = _leaves_behind(graph.producers.get(f"parameter:{name}", ""), graph, leaf_of)
             sources[name] = tuple(sorted(found, key=rank.__getitem__))
     return sources
 
 
-def _batches(arrays: Mapping[str, mx.array]) -> Iterator[dict[str, mx.array]]:
+@dataclass(frozen=True, slots=True)
+class Graph:
+    """What `mx.export_to_dot` prints: arrays by name, and the primitives between them by ids that are stable."""
+
+    inputs: Mapping[str, list[str]]  # names of the arrays that go into each primitive
+    producers: Mapping[str, str]  # the primitive that each array comes out of
+    labels: Mapping[str, str]  # what each primitive does: Multiply, Reshape
+
+
+def batches(arrays: Mapping[str, mx.array]) -> Iterator[dict[str, mx.array]]:
+    """The arrays in portions that one `read_graph` takes."""
     items = list(arrays.items())
     for start in range(0, len(items), _BATCH):
         yield dict(items[start : start + _BATCH])
 
 
-def _export(arrays: Mapping[str, mx.array]) -> tuple[dict[str, list[str]], dict[str, str]]:
-    """Names that go into each primitive, and the primitive that each name comes out of."""
+def read_graph(arrays: Mapping[str, mx.array]) -> Graph:
+    """The graph behind up to 1,000 unevaluated arrays; where two names are of one array, one of them is lost."""
     buffer = io.StringIO()
     mx.export_to_dot(buffer, **arrays)
     inputs: dict[str, list[str]] = {}
     producers: dict[str, str] = {}
+    labels: dict[str, str] = {}
     for line in buffer.getvalue().splitlines():
         if match := _INTO.match(line):
             inputs.setdefault(match["primitive"], []).append(match["name"])
         elif match := _OUT_OF.match(line):
             producers[match["name"]] = match["primitive"]
-    return inputs, producers
+        elif match := _LABEL.match(line):
+            labels[match["primitive"]] = match["label"]
+    return Graph(inputs, producers, labels)
 
 
-def _leaves_behind(
-    primitive: str, inputs: Mapping[str, list[str]], producers: Mapping[str, str], leaf_of: Mapping[str, str]
-) -> set[str]:
+def _leaves_behind(primitive: str, graph: Graph, leaf_of: Mapping[str, str]) -> set[str]:
     found: set[str] = set()
     seen: set[str] = set()
     stack = [primitive]
@@ -67,5 +80,5 @@ def _leaves_behind(
         if current in leaf_of:
             found.add(leaf_of[current])
             continue
-        stack.extend(producers[name] for name in inputs.get(current, ()) if name in producers)
+        stack.extend(graph.producers[name] for name in graph.inputs.get(current, ()) if name in graph.producers)
     return found

@@ -40,7 +40,7 @@ def context_memory(source: Source) -> ContextMemory:
 
     Nothing of the weights is read. Raises `MintError` when the model's forward pass cannot be traced.
     """
-    with _tracing(source):
+    with tracing(source):
         passes = _Passes(_build(source))
         passes.learn()
         obstacle = _obstacle(passes)
@@ -58,7 +58,7 @@ def active_experts(source: Source) -> dict[str, float]:
     if not stacks:
         return {}
     chosen = dict.fromkeys(stacks, 0)
-    with _tracing(source):
+    with tracing(source):
         passes = _Passes(_build(source))
         for path, module in passes.model.named_modules():
             if path in stacks:
@@ -87,7 +87,7 @@ def _build(source: Source) -> Module:
 
 
 @contextmanager
-def _tracing(source: Source) -> Iterator[None]:
+def tracing(source: Source) -> Iterator[None]:
     """Say of any exception of a model's own code which model it was."""
     try:
         yield

@@ -22,6 +22,7 @@ def _sources() -> str:
     return sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:16]
 
 
+FEATURES = "features"  # the name that their kernels go by beside those of the roundings
 FOLDER = Path(os.environ.get("MINT_CACHE") or user_cache_dir("mint")) / "kernels" / _sources()
 
 
@@ -35,39 +36,44 @@ def may_cache() -> bool:
     return os.access(FOLDER, os.W_OK)
 
 
-def _marker(rounding: str) -> Path:
-    return FOLDER / f"ready-{rounding}-{version('numba')}-{platform.python_version()}-{platform.machine()}"
+def _marker(kind: str) -> Path:
+    return FOLDER / f"ready-{kind}-{version('numba')}-{platform.python_version()}-{platform.machine()}"
 
 
-def is_ready(rounding: str) -> bool:
-    """Whether there is nothing left to compile for a rounding, or no place to keep it."""
-    return not may_cache() or _marker(rounding).exists()
+def is_ready(kind: str) -> bool:
+    """Whether there is nothing left to compile for a rounding or for features, or no place to keep it."""
+    return not may_cache() or _marker(kind).exists()
 
 
-def make_ready(rounding: str) -> None:
-    """Compile every kernel that a rounding needs: some ten seconds, once for each version of mint.
+def make_ready(kind: str) -> None:
+    """Compile every kernel that a rounding needs, or `FEATURES`: some ten seconds, once for each version of mint.
 
     A failure is no error: the kernels are then compiled where they are called.
     """
-    command = [sys.executable, "-P", "-c", f"from mint.kernels.ready import compile_all; compile_all({rounding!r})"]
+    command = [sys.executable, "-P", "-c", f"from mint.kernels.ready import compile_all; compile_all({kind!r})"]
     if subprocess.run(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL).returncode == 0:
-        _marker(rounding).touch()
+        _marker(kind).touch()
 
 
-def compile_all(rounding: str) -> None:
-    """Call every kernel that a rounding needs once for every dtype and mode, on the smallest weights there are."""
+def compile_all(kind: str) -> None:
+    """Call every kernel that a rounding needs, or `FEATURES`, once for every dtype and mode, on tiny weights."""
     import numpy as np
 
     from mint.formats import AFFINE, MEASURED, MXFP4, NVFP4
     from mint.kernels.compensate import pack_compensated
     from mint.kernels.cpu import errors, pack
+    from mint.kernels.groups import kurtoses, rounding_errors
     from mint.kernels.unpack import unpack
 
-    measured = MEASURED[rounding]
-    for dtype, kind in (("BF16", np.uint16), ("F16", np.uint16), ("F32", np.float32)):
-        weight = np.zeros((1, 1, 128), kind)
-        errors(weight, dtype, (*AFFINE, MXFP4, NVFP4), rounding=measured)
+    for dtype, storage in (("BF16", np.uint16), ("F16", np.uint16), ("F32", np.float32)):
+        weight = np.zeros((1, 1, 128), storage)
+        if kind == FEATURES:
+            kurtoses(weight, dtype, 128)
+            rounding_errors(weight[0], dtype, 128)
+            continue
+        rounding = MEASURED[kind]
+        errors(weight, dtype, (*AFFINE, MXFP4, NVFP4), rounding=rounding)
         for format in (AFFINE[0], MXFP4, NVFP4):
-            unpack(pack(weight, dtype, format, rounding=measured), dtype, format)
-            if rounding == "compensate":
+            unpack(pack(weight, dtype, format, rounding=rounding), dtype, format)
+            if kind == "compensate":
                 pack_compensated(weight[0], dtype, format, np.eye(128, dtype=np.float32))

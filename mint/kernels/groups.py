@@ -1,0 +1,109 @@
+"""What features need of whole weights: the shape of every group's distribution, and the error of rounding some rows.
+
+One pass each, in the cache. The rules of `compiled.py` hold: the same bits on every CPU and any number of threads.
+"""
+
+# N weights of a piece of a slice, G groups of it
+
+from typing import Any
+
+import numpy as np
+
+from mint.kernels import affine
+from mint.kernels.compiled import SEGMENT, STORAGES, Floats, Raw, compiled, narrow, widen
+from mint.kernels.cpu import CHUNK
+from mint.kernels.threads import spread
+
+BITS = 4  # of the rounding
+
+
+def kurtoses(weight: Raw, dtype: str, group_size: int, *, threads: int | None = None) -> tuple[Floats, Floats]:
+    """Of each group of contiguous raw weights: its kurtosis m4 / m2^2, and its farthest weight in sigmas, (G,) each.
+
+    Moments are those of the group about its own mean, divided by its size. Both are 0 for a group of equal weights.
+    """
+    flat = weight.reshape(-1)
+    kurtosis, reach = np.empty((2, flat.size // group_size), np.float32)
+
+    def measure(start: int) -> None:
+        groups = slice(start // group_size, (start + CHUNK) // group_size)
+        _kurtoses(flat[start : start + CHUNK], STORAGES[dtype], group_size, kurtosis[groups], reach[groups])
+
+    spread(measure, range(0, flat.size, CHUNK), threads)
+    return kurtosis, reach
+
+
+def rounding_errors(weight: Raw, dtype: str, group_size: int) -> tuple[Floats, Floats]:
+    """Contiguous raw (R, C) weights as float32, and what affine rounding to `BITS` bits adds to them, (R, C) each."""
+    values, errors = np.empty((2, *weight.shape), np.float32)
+    _rounding_errors(weight.reshape(-1), STORAGES[dtype], group_size, values.reshape(-1), errors.reshape(-1))
+    return values, errors
+
+
+@compiled
+def _kurtoses(raw: Raw, storage: int, group_size: int, kurtosis: Floats, reach: Floats) -> None:
+    """Deviations are divided by the group's farthest, so that no fourth power leaves the range of float32."""
+    buffer = np.empty(SEGMENT, np.float32)
+    lows, highs = np.empty((3, SEGMENT // 32), np.float32), np.empty((3, SEGMENT // 32), np.float32)
+    squares, fourths = np.empty(group_size, np.float32), np.empty(group_size, np.float32)
+    level = group_size // 64
+    for start in range(0, raw.size, SEGMENT):
+        piece = raw[start : start + SEGMENT]
+        values = buffer[: piece.size]
+        widen(piece, storage, values)
+        affine.extremes(values, lows, highs)
+        for i in range(values.size // group_size):
+            group, place = values[i * group_size : (i + 1) * group_size], start // group_size + i
+            low, high = lows[level, i], highs[level, i]
+            kurtosis[place] = reach[place] = np.float32(0.0)
+            if low < high:
+                middle = low + (high - low) * np.float32(0.5)
+                for j in range(group_size):
+                    squares[j] = group[j] - middle
+                mean = middle + _sum(squares) / np.float32(group_size)
+                scale = np.float32(1.0) / max(high - mean, mean - low)
+                for j in range(group_size):
+                    deviation = (group[j] - mean) * scale
+                    square = deviation * deviation
+                    squares[j] = square
+                    fourths[j] = square * square
+                variance = _sum(squares) / np.float32(group_size)
+                kurtosis[place] = _sum(fourths) / np.float32(group_size) / (variance * variance)
+                reach[place] = np.float32(1.0) / np.sqrt(variance)
+
+
+@compiled
+def _sum(values: Floats) -> Any:
+    """The sum of 2^n values, which it overwrites, in float32: half is added to half, so in one order on every CPU."""
+    half = values.size // 2
+    while half:
+        low, high = values[:half], values[half : 2 * half]
+        for j in range(half):
+            low[j] += high[j]
+        half //= 2
+    return values[0]
+
+
+@compiled
+def _rounding_errors(raw: Raw, storage: int, group_size: int, values: Floats, errors: Floats) -> None:
+    top = np.float32((1 << BITS) - 1)
+    codes = np.empty(SEGMENT, np.uint32)
+    lows, highs = np.empty((3, SEGMENT // 32), np.float32), np.empty((3, SEGMENT // 32), np.float32)
+    room = np.empty((4, SEGMENT // 32), np.float32)
+    level = group_size // 64
+    widen(raw, storage, values)
+    for start in range(0, raw.size, SEGMENT):
+        piece = values[start : start + SEGMENT]
+        groups = piece.size // group_size
+        scales, biases, stored, scratch = room[0, :groups], room[1, :groups], room[2, :groups], room[3, :groups]
+        affine.extremes(piece, lows, highs)
+        affine.grid(lows[level, :groups], highs[level, :groups], top, scales, biases)
+        affine.write_codes(piece, group_size, top, scales, biases, codes)
+        stored[:] = scales
+        narrow(stored, storage, scratch)
+        for i in range(groups):
+            scale, bias = stored[i], biases[i]
+            group = slice(i * group_size, (i + 1) * group_size)
+            added, weights, group_codes = errors[start : start + piece.size][group], piece[group], codes[group]
+            for j in range(group_size):
+                added[j] = (np.float32(np.int32(group_codes[j])) * scale + bias) - weights[j]
