@@ -15,10 +15,10 @@ LEVELS = [
         mint
         errors
         formats log roles budget journal knapsack_relaxation context progress process divergence
-        blas kernels shards units layout knapsack_merge devices compat speed estimates probed replay
-        knapsack_search trace tree device sensitivity manifest weights stored reference evaluation
-        source knapsack analysis objectives logits
-        execute rules trace_context agreement sequences
+        blas kernels shards units layout knapsack_bundles devices compat speed estimates probed replay
+        knapsack_merge trace tree device sensitivity manifest weights stored reference evaluation
+        source knapsack_search analysis objectives logits
+        knapsack execute rules trace_context agreement sequences
         plan probe compare stock
         jobs problem possible explain diff refer
         allocate curve fit reuse evaluate_here
