@@ -30,14 +30,19 @@ follows that a total fits exactly if its multiple fits: then multiples take the 
 about the exact instance, not a rounding of it: how far totals can lie off the lattice is bounded by what the reduced
 costs leave room for.
 
-*Diving, splitting.* A large class that breaks leaves more bytes than exchanges can fill. Fixing it to its most
-promising option, and so on a few times, finds the good choices beyond. If the relaxation with each of its options in
-turn lies well above the relaxation of the case, the case is split into these.
+*Diving, splitting.* A large class that breaks among few leaves more bytes than exchanges can fill. Fixing it to its
+most promising option, and so on a few times, finds the good choices beyond. If the relaxation with each of its options
+in turn lies well above the relaxation of the case, the case is split into these.
 
-*Merging.* The open classes are merged one by one into a list of states (size, excess) without dominated ones; rare
-kinds of classes first, then the common ones, which share a lattice. A state is dropped where its excess, or the
-relaxation of the classes still to come, passes the best known. If the list outgrows its width, only the most promising
-states stay: a good choice, but no proof.
+*Bundling.* Of m classes with an open option of one step (bytes above the base), the best way to take k of them is to
+take the k of least excess. So they are one bundle, whose alternatives are the first, the first two, and so on as far as
+the room goes: thousands of near-equal classes become a few dozen bundles. That a class with several open options takes
+only one is left out; where the best state takes two, that class gets a bundle of its own and all are merged anew.
+
+*Merging.* The bundles are merged one by one into a list of states (size, excess) without dominated ones; those of rare
+kinds of classes first, then the common ones, which share a lattice. A state is dropped where its excess, with the least
+that the bundles still to come can do with the bytes that it leaves, passes the best known. If the list outgrows its
+width, only the most promising states stay: a good choice, but no proof.
 
 *Probing, hoping.* Where many options stay open, a narrow merge of those that lift the bound least finds a better
 choice first. Then one within a part of the gap is hoped for: finding it proves it, finding none raises the bound.
@@ -52,8 +57,10 @@ Of equal options of a class the smallest is used, then the one given first; the 
 The order of classes may decide between choices of equal loss, never the loss.
 
 Cost: N log N once per instance for N options; per capacity O(N) for the first reduction, then only open options.
-Doubt: the problem is NP-hard. Instances of many equal large classes with losses that nearly balance can outlive any
-limit; they end with an honest gap.
+A merge costs the states times the alternatives of all bundles: of near-equal classes, those go with the root of their
+number.
+Doubt: the problem is NP-hard. Instances of many large classes without equal steps and with losses that nearly balance
+can outlive any limit; they end with an honest gap.
 """
 
 from collections.abc import Sequence

@@ -7,16 +7,14 @@ from dataclasses import dataclass
 from functools import lru_cache
 from math import inf
 from time import perf_counter
-from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mint.knapsack_relaxation import Case, Floats, Hull, Integers, Lattice, Options, Relaxation, lower_hulls, relax
+from mint.knapsack_bundles import Bundles, Rests
+from mint.knapsack_relaxation import Case, Floats, Integers, Options, Relaxation, lower_hulls, relax
 
-# N options side by side, C classes, H steps of hulls, S states, P pairs
-
-T = TypeVar("T", np.int64, np.float64)
+# N options side by side, C classes, S states, P pairs
 
 CROWD = 512  # states from which on each is worth a relaxation of its own
 
@@ -97,46 +95,68 @@ class Patience:
 
 
 def merge(case: Case, limit: float, width: int, patience: Patience) -> Merged:
-    """Merge the classes one by one into states that can stay below the limit, at most `width` of them.
+    """Merge the bundles of the case into states that can stay below the limit, at most `width` of them.
+
+    A class of which the best state takes two options gets a bundle of its own, and all are merged anew.
+    """
+    options = case.options
+    relaxation = relax(case, lower_hulls(options))
+    room = limit - relaxation.bound
+    own = np.zeros(len(options.first), np.bool_)
+    while True:
+        bundles = Bundles.of(options, relaxation, room, own)
+        taken, complete = _merge(bundles, relaxation, room, width, patience)
+        row = np.searchsorted(options.start, taken, "right") - 1
+        twice = np.bincount(row, minlength=len(own)) > 1
+        if not twice.any():
+            chosen = relaxation.base.copy()
+            chosen[row] = taken
+            return Merged(chosen, complete)
+        own |= twice
+
+
+def _merge(
+    bundles: Bundles, relaxation: Relaxation, room: float, width: int, patience: Patience
+) -> tuple[Integers, bool]:
+    """The options that the best state below the limit takes, and whether all such states were among those kept.
 
     A state is a total of steps away from the base, and how far it lifts the bound.
     """
-    options, hull = case.options, lower_hulls(case.options)
-    relaxation = relax(case, hull)
-    price, room = relaxation.price, limit - relaxation.bound
-    rests = Rests(options, hull, relaxation, limit - case.lost)
+    price, left = relaxation.price, relaxation.left
+    rests = Rests(bundles, price, room)
     step, lift = np.zeros(1, np.int64), np.zeros(1)
-    history: list[tuple[int, int, Integers]] = []
+    history: list[tuple[int, Integers]] = []
     complete = True
-    for position, i in enumerate(rests.order.tolist()):
+    for position in range(len(bundles.kind)):
         if patience.over:
-            return Merged(relaxation.base, complete=False)
-        before, here = len(step), slice(options.start[i], options.start[i + 1])
-        step = np.add.outer(relaxation.step[here], step).ravel()
-        lift = np.add.outer(relaxation.excess[here], lift).ravel()
+            return np.empty(0, np.int64), False
+        before = len(step)
+        steps, lifts = bundles.alternatives(position)
+        step, lift = np.add.outer(steps, step).ravel(), np.add.outer(lifts, lift).ravel()
         kept = np.flatnonzero(lift <= room)
         step, lift = step[kept], lift[kept]
         patience.states -= len(kept)
-        order = np.argsort(step, kind="stable")  # quick: runs of rising steps, one per option
+        order = np.argsort(step, kind="stable")  # quick: runs of rising steps, one per alternative
         kept, step, lift = kept[order], step[order], lift[order]
         undominated = _undominated(lift - price * step)
         kept, step, lift = kept[undominated], step[undominated], lift[undominated]
         if len(kept) > min(CROWD, width):
-            bound = rests.bound(position, step, lift, room)
-            promising = np.flatnonzero(bound < rests.limit)
+            least = lift + rests.lift(position, left - step)
+            promising = np.flatnonzero(least <= room)
             if len(promising) > width:
                 complete = False
-                promising = promising[np.sort(np.argpartition(bound[promising], width)[:width])]
+                promising = promising[np.sort(np.argpartition(least[promising], width)[:width])]
             kept, step, lift = kept[promising], step[promising], lift[promising]
-        history.append((i, before, kept))
-    chosen = relaxation.base.copy()
-    fits = np.flatnonzero(step <= relaxation.left)
-    if len(fits):
-        state = int(fits[np.argmin(lift[fits] - price * step[fits])])
-        for i, before, kept in reversed(history):
-            option, state = divmod(int(kept[state]), before)
-            chosen[i] = options.start[i] + option
-    return Merged(chosen, complete)
+        history.append((before, kept))
+    lift = np.where(step <= left, lift + price * (left - step), inf)
+    state = int(np.argmin(lift)) if len(lift) else -1
+    if state < 0 or lift[state] > room:
+        return np.empty(0, np.int64), complete
+    taken = [np.empty(0, np.int64)]
+    for position, (before, kept) in reversed(list(enumerate(history))):
+        alternative, state = divmod(int(kept[state]), before)
+        taken.append(bundles.taken(position, alternative))
+    return np.concatenate(taken), complete
 
 
 def _undominated(loss: Floats) -> NDArray[np.bool_]:
@@ -144,53 +164,3 @@ def _undominated(loss: Floats) -> NDArray[np.bool_]:
     kept = np.ones(len(loss), np.bool_)
     kept[1:] = loss[1:] < np.minimum.accumulate(loss)[:-1]
     return kept
-
-
-def merging_order(options: Options, relaxation: Relaxation) -> Integers:
-    """The classes of rare kinds first, so that those left have one lattice; of one kind the highest excess first.
-
-    States multiply with classes of low excess, so these come last.
-    """
-    excess = np.where(relaxation.step == 0, inf, relaxation.excess)
-    return np.lexsort((-np.minimum.reduceat(excess, options.first), options.common))
-
-
-def _tails(values: NDArray[T]) -> NDArray[T]:
-    """(V,) -> (V + 1,) the sum of the values from each one on, and 0."""
-    return np.concatenate([np.cumsum(values[::-1])[::-1], np.zeros(1, values.dtype)])
-
-
-class Rests:
-    """What the classes after each position of an order can still do."""
-
-    def __init__(self, options: Options, hull: Hull, relaxation: Relaxation, limit: float) -> None:
-        self.order = merging_order(options, relaxation)
-        self.limit = limit  # of the loss of the open classes
-        rank = np.empty_like(self.order)
-        rank[self.order] = np.arange(len(rank))
-        self._hull, self._relaxation = hull, relaxation
-        self._rank_of_step = rank[hull.row]
-        self._rank = np.repeat(rank, np.diff(options.start))
-        self._kind = options.common[self.order]
-        self._least = _tails(options.loss[options.start[1:] - 1][self.order])[1:]
-        self._spent = _tails(options.size[relaxation.base][self.order])[1:]  # by the base
-        self._lost = np.cumsum(options.loss[relaxation.base][self.order])  # by the base, up to each position
-        self._lattice: tuple[int, Lattice] | None = None  # with the kind of class that it begins at
-
-    def bound(self, position: int, step: Integers, lift: Floats, room: float) -> Floats:
-        """(S,) the least loss of states with the classes after this position relaxed."""
-        relaxation, hull = self._relaxation, self._hull
-        left = self._lattice_after(position, room).lower(relaxation.left - step) + self._spent[position]
-        later = self._rank_of_step > position
-        size = np.concatenate([[0], np.cumsum(hull.size[later])])
-        loss = _tails(hull.loss[later]) + self._least[position]
-        bound: Floats = self._lost[position] + lift - relaxation.price * step + np.interp(left, size, loss, left=inf)
-        return bound
-
-    def _lattice_after(self, position: int, room: float) -> Lattice:
-        """The lattice of the classes after this position, found anew where another kind of them begins."""
-        kind = int(self._kind[position + 1]) if position + 1 < len(self._kind) else -1
-        if not self._lattice or self._lattice[0] != kind:
-            later = self._rank > position
-            self._lattice = kind, Lattice.of(self._relaxation.step[later], self._relaxation.excess[later], room)
-        return self._lattice[1]

@@ -18,6 +18,7 @@ from mint.knapsack_relaxation import Case, Floats, Hull, Integers, lower_hulls, 
 PRECISION = 1e-12  # relative; sums of a hundred thousand float64 agree to better than this
 EXCHANGED = 16  # options of each kind of class among which exchanges are tried
 FEW, MANY = 200, 1_000  # open options: up to the first only merging pays, above the second also hoping
+DIVED = 5_000  # open options from which on exchanges leave nothing to dive for
 DEPTH = 3  # classes fixed in a dive
 SPLIT = 1 / 4  # of the gap, from which on branching closes enough of it
 PROBED = 128, 2_048  # options of each kind and states of a probe
@@ -103,7 +104,7 @@ class Search:
         """The case reduced after a look for good choices with the most promising option of each class that breaks."""
         known, part = self.loss, case
         for _ in range(DEPTH):
-            if part.bound >= self.limit or len(part.options.name) <= FEW:
+            if part.bound >= self.limit or not FEW < len(part.options.name) <= DIVED:
                 break
             broken, bounds = _broken(part)
             part = self.reduce(_fixed(part, broken, int(np.argmin(bounds)), float(bounds.min())))

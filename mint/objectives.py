@@ -33,9 +33,9 @@ class Objective:
         """The loss of a unit of sensitivity `alpha` whose squared relative error (NRMSE^2) is `error`."""
         return alpha * error if self.power == 2 else alpha * sqrt(error)
 
-    def losses(self, alpha: float, errors: NDArray[np.float64]) -> NDArray[np.float64]:
-        """The same of many errors at once."""
-        return alpha * (errors if self.power == 2 else np.sqrt(errors))
+    def losses(self, alphas: NDArray[np.float64], errors: NDArray[np.float64]) -> NDArray[np.float64]:
+        """The same of many alphas and errors at once."""
+        return alphas * (errors if self.power == 2 else np.sqrt(errors))
 
 
 # the published system: its formats, and its priors in the order in which they are looked up

@@ -3,7 +3,8 @@
 Prepared once, solved for any number of budgets. The knapsack sees bytes and losses only; names stay here.
 """
 
-from collections.abc import Iterable, Iterator
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from math import prod
 
@@ -65,10 +66,7 @@ class Problem:
         allowance = Allowance(rules, analysis.units, objective.formats)
         self._allowed = [allowance.of(unit, analysis.measurements[unit.path]) for unit in analysis.units]
         self._speed_price = prefer_speed and prefer_speed * self._reference_price()
-        rows = [
-            self._row(unit, analysis.measurements[unit.path], allowed)
-            for unit, allowed in zip(analysis.units, self._allowed, strict=True)
-        ]
+        rows = self._all_rows()
         self._knapsack = Knapsack([sizes for sizes, _ in rows], [losses for _, losses in rows])
         self._parameter_nbytes = sum(
             sum(parameter_nbytes(parameter.name, parameter.shape, parameter.dtype, self._digits))
@@ -187,16 +185,38 @@ class Problem:
             features=measurement.features,
         )
 
-    def _row(self, unit: Unit, measurement: Measurement, allowed: Allowed) -> tuple[Integers, Floats]:
-        """Bytes and losses (F,) of the F formats that a unit may have."""
-        nbytes, entries, positions = self._columns(unit, measurement, allowed)
-        errors = np.array((*measurement.errors, 0.0))[positions]
-        losses = self.objective.losses(self._alphas.get(unit.path, 0.0), errors)
+    def _all_rows(self) -> list[tuple[Integers, Floats]]:
+        """Bytes and losses (F,) of the F formats that each unit may have; computed for all units of a kind at once."""
+        units, measurements = self.analysis.units, self.analysis.measurements
+        kinds: dict[tuple[tuple[int, ...], str, int], list[int]] = defaultdict(list)
+        for i, (unit, allowed) in enumerate(zip(units, self._allowed, strict=True)):
+            kinds[unit.shape, unit.dtype, id(allowed)].append(i)
+        rows: dict[int, tuple[Integers, Floats]] = {}
+        for places in kinds.values():
+            alike = [units[i] for i in places]
+            sizes, losses = self._kind_rows(
+                alike, [measurements[unit.path] for unit in alike], self._allowed[places[0]]
+            )
+            rows.update(zip(places, zip(sizes, losses, strict=True), strict=True))
+        return [rows[i] for i in range(len(units))]
+
+    def _kind_rows(
+        self, units: Sequence[Unit], measurements: Sequence[Measurement], allowed: Allowed
+    ) -> tuple[Integers, Floats]:
+        """(U, F) bytes and losses of the F formats that U units of one kind may have."""
+        nbytes, entries, positions = self._columns(units[0], measurements[0], allowed)
+        names = np.array([name_nbytes(unit.path) for unit in units], np.int64)
+        alphas = np.array([self._alphas.get(unit.path, 0.0) for unit in units])
+        errors = np.array([(*measurement.errors, 0.0) for measurement in measurements])[:, positions]
+        losses = self.objective.losses(alphas[:, None], errors)
         if self._speed_price:
-            active = self._active.get(unit.path, 1.0)
-            costs = [decode_cost(format, unit.shape, unit.dtype, active) for format in allowed.formats]
-            losses = losses + self._speed_price * np.array(costs)
-        return nbytes + entries * name_nbytes(unit.path), losses
+            active = [self._active.get(unit.path, 1.0) for unit in units]
+            costs = {
+                share: [decode_cost(format, units[0].shape, units[0].dtype, share) for format in allowed.formats]
+                for share in set(active)
+            }
+            losses = losses + self._speed_price * np.array([costs[share] for share in active])
+        return nbytes + entries * names[:, None], losses
 
     def _columns(self, unit: Unit, measurement: Measurement, allowed: Allowed) -> tuple[Integers, Integers, Integers]:
         """Per format: bytes with an empty path, header entries, and where its error stands; shared by all of a kind."""

@@ -15,10 +15,10 @@ LEVELS = [
         mint
         errors
         formats log roles budget journal knapsack_relaxation context progress process divergence features
-        blas kernels shards units layout knapsack_merge devices compat speed estimates probed replay
-        knapsack_search trace tree device prediction sensitivity manifest weights stored reference evaluation
-        source knapsack analysis objectives logits
-        execute rules trace_context agreement sequences walk
+        blas kernels shards units layout knapsack_bundles devices compat speed estimates probed replay
+        knapsack_merge trace tree device prediction sensitivity manifest weights stored reference evaluation
+        source knapsack_search analysis objectives logits
+        knapsack execute rules trace_context agreement sequences walk
         plan base compare stock written norms
         jobs probe problem possible explain diff refer
         allocate curve fit reuse evaluate_here compensate

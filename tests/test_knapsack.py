@@ -128,7 +128,16 @@ def test_no_choice_is_better_when_every_stage_of_the_search_has_to_work(
         assert solution.gap == 0.0
 
 
-CHARACTERS = ("ties", "lattice", "off the lattice", "below the lattice", "huge class", "equal classes", "linear")
+CHARACTERS = (
+    "ties",
+    "lattice",
+    "off the lattice",
+    "below the lattice",
+    "huge class",
+    "equal classes",
+    "near-equal classes",
+    "linear",
+)
 
 
 def of_character(character: str, rng: np.random.Generator) -> tuple[list[list[int]], list[list[float]]]:
@@ -145,12 +154,14 @@ def of_character(character: str, rng: np.random.Generator) -> tuple[list[list[in
             "below the lattice": strides * 4096 - rng.integers(0, 60, count),
             "huge class": strides * (10**7 if i == 0 else 1000) + rng.integers(0, 9, count),
             "equal classes": alike[0] + rng.integers(0, 3),
+            "near-equal classes": alike[0],
             "linear": strides * 4096,
         }[character]
         loss = {
             "ties": np.rint(5 * loss),
             "huge class": loss * (100 if i == 0 else 1),
             "equal classes": alike[1],
+            "near-equal classes": alike[1] + 0.1 * rng.random(5),
             "linear": (60 - strides) * (1 + 1e-3 * loss),
         }.get(character, loss)
         sizes.append(size.tolist())

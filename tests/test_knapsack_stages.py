@@ -8,6 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mint import knapsack_bundles
+from mint.knapsack_bundles import Bundles, Rests
 from mint.knapsack_merge import Patience, exchange, merge
 from mint.knapsack_relaxation import Case, Hull, lower_hulls, pareto, relax, relax_each, snap
 from mint.knapsack_search import PRECISION
@@ -105,8 +107,79 @@ def test_a_merge_too_narrow_for_the_best_choice_is_not_complete() -> None:
         if instance.capacity < instance.smallest:
             continue
         case, _ = case_of(sizes, losses, instance.capacity)
-        merged = merge(case, limit=100.0, width=2, patience=Patience(10**9, inf))
+        merged = merge(case, limit=100.0, width=1, patience=Patience(10**9, inf))
         best = float(case.options.loss[merged.chosen].sum()) == pytest.approx(brute_force(instance))
         assert best or not merged.complete
         worse += not best
     assert worse > 10
+
+
+def alike(classes: int, kinds: int, rng: np.random.Generator) -> tuple[list[list[int]], list[list[float]]]:
+    """Classes of a few shapes, with losses of their own."""
+    shapes = [np.cumsum(rng.integers(0, 4, 3)) * 100 + rng.integers(0, 2) for _ in range(kinds)]
+    sizes = [shapes[int(rng.integers(kinds))].tolist() for _ in range(classes)]
+    return sizes, [np.sort(rng.random(3))[::-1].tolist() for _ in sizes]
+
+
+@pytest.mark.parametrize("longest", [1, 2, 64])
+def test_bundles_have_alternatives_for_every_choice_and_rests_bound_them(
+    monkeypatch: pytest.MonkeyPatch, longest: int
+) -> None:
+    monkeypatch.setattr(knapsack_bundles, "LONGEST", longest)
+    rng = np.random.default_rng(17)
+    for _ in range(40):
+        sizes, losses = alike(5, 2, rng)
+        case, hull = case_of(sizes, losses, int(rng.integers(sum(map(min, sizes)), sum(map(max, sizes)) + 1)))
+        options, relaxation = case.options, relax(case, hull)
+        room = float(rng.random())
+        own = rng.random(len(options.first)) < 0.4
+        bundles = Bundles.of(options, relaxation, room, own)
+        rests = Rests(bundles, relaxation.price, room)
+        totals = {0: 0.0}  # of the bundles after a position: the least excess by step
+        for position in reversed(range(len(bundles.kind))):
+            for left in rng.integers(-600, 600, 4).tolist():
+                ways = [lift + relaxation.price * (left - step) for step, lift in totals.items() if step <= left]
+                least = min(ways, default=inf)
+                assert least > room or float(rests.lift(position, np.array([left]))[0]) <= least + 1e-12
+            merged: dict[int, float] = {}
+            for (step, lift), (more, lifted) in product(
+                totals.items(), zip(*map(np.ndarray.tolist, bundles.alternatives(position)), strict=True)
+            ):
+                merged[step + more] = min(merged.get(step + more, inf), lift + lifted)
+            totals = merged
+        for chosen in product(*(range(begin, end) for begin, end in pairwise(options.start.tolist()))):
+            excess, step = relaxation.excess[list(chosen)].sum(), int(relaxation.step[list(chosen)].sum())
+            assert excess > room - 1e-12 or totals[step] <= excess + 1e-12
+
+
+def test_an_alternative_takes_options_of_its_step_and_excess() -> None:
+    rng = np.random.default_rng(19)
+    for _ in range(40):
+        sizes, losses = alike(12, 3, rng)
+        case, hull = case_of(sizes, losses, int(rng.integers(sum(map(min, sizes)), sum(map(max, sizes)) + 1)))
+        relaxation = relax(case, hull)
+        bundles = Bundles.of(case.options, relaxation, 0.5, rng.random(len(case.options.first)) < 0.4)
+        for bundle in range(len(bundles.kind)):
+            for alternative, (step, excess) in enumerate(zip(*bundles.alternatives(bundle), strict=True)):
+                taken = bundles.taken(bundle, alternative)
+                assert len(set(case.options.row[taken])) == len(taken)
+                assert relaxation.step[taken].sum() == step
+                assert relaxation.excess[taken].sum() == pytest.approx(excess, abs=1e-12)
+
+
+def test_thousands_of_near_equal_classes_are_few_bundles() -> None:
+    sizes, losses = alike(3000, 2, np.random.default_rng(23))
+    case, hull = case_of(sizes, losses, sum(row[1] for row in sizes))
+    relaxation = relax(case, hull)
+    room = float(np.sort(relaxation.excess[relaxation.step != 0])[500])  # as much as the 500th option lifts the bound
+    bundles = Bundles.of(case.options, relaxation, room, np.zeros(len(case.options.first), np.bool_))
+    assert 0 < len(bundles.kind) <= 12
+    assert len(bundles.option) < 250
+
+
+def test_classes_of_one_loss_are_merged_block_by_block() -> None:
+    sizes, losses = [[0, 100]] * 500 + [[0, 7]], [[1.0, 0.0]] * 500 + [[0.01, 0.0]]
+    case, _ = case_of(sizes, losses, 20_055)
+    merged = merge(case, limit=310.0, width=10**6, patience=Patience(10**9, inf))
+    assert merged.complete
+    assert float(case.options.loss[merged.chosen].sum()) == pytest.approx(300.0)
