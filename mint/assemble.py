@@ -51,7 +51,8 @@ def assemble(
 ) -> Manifest:
     """Write the model that `plan` describes to the folder `output`, which must not exist.
 
-    Units that a folder of `reuse` holds in the planned format are copied. Memory is bounded by the largest unit.
+    Units that a folder of `reuse` holds in the planned format are copied, unless they are compensated. Memory is
+    bounded by the largest unit, or with compensation by a layer and what the tokens are there.
     Raises `MintError` when the plan is of another model, the output exists or the disk is too small; what was written
     before an interruption is kept and gone on with.
     """

@@ -58,7 +58,7 @@ def quantize(
     """
     room.check()
     wishes.rules()
-    if probe:
+    if probe or _rounding(rounding) == "compensate":
         from mint.blas import restart_with_fast_blas
 
         restart_with_fast_blas()
@@ -135,6 +135,7 @@ def assemble(
 ) -> None:
     """Write the model that a plan describes; formats edited by hand count. Killed, the same command goes on."""
     from mint.assemble import assemble as run
+    from mint.blas import restart_with_fast_blas
     from mint.plan import read_plan
     from mint.records import manifest_record
     from mint.reuse import Reuse
@@ -142,6 +143,8 @@ def assemble(
 
     with Screen(as_json) as screen:
         chosen = read_plan(plan)
+        if chosen.rounding == "compensate":
+            restart_with_fast_blas()
         for path in chosen.edited:
             screen.note(f"{path}: format changed by hand")
         taken = Reuse(reuse)

@@ -41,7 +41,8 @@ Rounding = Annotated[
     str,
     typer.Option(
         metavar="NAME",
-        help="How scales are chosen: nearest, as mlx does, or search: the same bytes with less error, measured slower.",
+        help="nearest, as mlx rounds; search: scales of less error, same bytes; compensate: closest by far, weights "
+        "make up for each other's errors too, on text that the model writes: it has to run for that.",
     ),
 ]
 KeepNonfinite = Annotated[

@@ -67,7 +67,8 @@ class Problem:
         self._allowed = [allowance.of(unit, analysis.measurements[unit.path]) for unit in analysis.units]
         self._speed_price = prefer_speed and prefer_speed * self._reference_price()
         rows = self._all_rows()
-        self._knapsack = Knapsack([sizes for sizes, _ in rows], [losses for _, losses in rows])
+        self._knapsack = Knapsack([sizes for sizes, _, _ in rows], [charged for _, _, charged in rows])
+        self._losses = [losses for _, losses, _ in rows]
         self._parameter_nbytes = sum(
             sum(parameter_nbytes(parameter.name, parameter.shape, parameter.dtype, self._digits))
             for parameter in analysis.parameters
@@ -88,7 +89,7 @@ class Problem:
     @cached_property
     def largest_bytes(self) -> int:
         """The smallest budget whose plan has the least loss of all."""
-        return self._with_overhead(sum(_size_of_least(sizes, losses) for sizes, losses in self._rows))
+        return self._with_overhead(sum(_size_of_least(sizes, charged) for sizes, _, charged in self._rows))
 
     def plan(self, budget_bytes: int) -> Plan:
         """The plan of least loss within the budget, with its bound: proved, or the best one found with its gap.
@@ -122,18 +123,7 @@ class Problem:
 
     def _chosen(self, solution: Solution) -> Floats:
         """The losses (U,) of an answer without a charge for speed."""
-        options, starts = self._losses
-        return options[starts + np.array(solution.choice, np.int64)]
-
-    @cached_property
-    def _losses(self) -> tuple[Floats, Integers]:
-        """The losses of all options of all units without a charge for speed, and where those of each unit start."""
-        rows = []
-        for unit, allowed in zip(self.analysis.units, self._allowed, strict=True):
-            measurement = self.analysis.measurements[unit.path]
-            errors = np.array((*measurement.errors, 0.0))[self._columns(unit, measurement, allowed)[2]]
-            rows.append(self.objective.losses(self._alphas.get(unit.path, 0.0), errors))
-        return np.concatenate(rows), np.cumsum([0, *map(len, rows[:-1])])
+        return np.array([losses[index] for losses, index in zip(self._losses, solution.choice, strict=True)])
 
     def _plan(self, budget_bytes: int, solution: Solution) -> Plan:
         capacity = self._capacity(budget_bytes)
@@ -185,38 +175,39 @@ class Problem:
             features=measurement.features,
         )
 
-    def _all_rows(self) -> list[tuple[Integers, Floats]]:
-        """Bytes and losses (F,) of the F formats that each unit may have; computed for all units of a kind at once."""
+    def _all_rows(self) -> list[tuple[Integers, Floats, Floats]]:
+        """Bytes, losses, and losses with the charge for speed (F,) of the F formats that each unit may have.
+
+        Computed for all units of a kind at once.
+        """
         units, measurements = self.analysis.units, self.analysis.measurements
         kinds: dict[tuple[tuple[int, ...], str, int], list[int]] = defaultdict(list)
         for i, (unit, allowed) in enumerate(zip(units, self._allowed, strict=True)):
             kinds[unit.shape, unit.dtype, id(allowed)].append(i)
-        rows: dict[int, tuple[Integers, Floats]] = {}
+        rows: dict[int, tuple[Integers, Floats, Floats]] = {}
         for places in kinds.values():
             alike = [units[i] for i in places]
-            sizes, losses = self._kind_rows(
-                alike, [measurements[unit.path] for unit in alike], self._allowed[places[0]]
-            )
-            rows.update(zip(places, zip(sizes, losses, strict=True), strict=True))
+            columns = self._kind_rows(alike, [measurements[unit.path] for unit in alike], self._allowed[places[0]])
+            rows.update(zip(places, zip(*columns, strict=True), strict=True))
         return [rows[i] for i in range(len(units))]
 
     def _kind_rows(
         self, units: Sequence[Unit], measurements: Sequence[Measurement], allowed: Allowed
-    ) -> tuple[Integers, Floats]:
-        """(U, F) bytes and losses of the F formats that U units of one kind may have."""
+    ) -> tuple[Integers, Floats, Floats]:
+        """(U, F) bytes, losses, and losses with the charge for speed of the F formats that U units of a kind have."""
         nbytes, entries, positions = self._columns(units[0], measurements[0], allowed)
         names = np.array([name_nbytes(unit.path) for unit in units], np.int64)
         alphas = np.array([self._alphas.get(unit.path, 0.0) for unit in units])
         errors = np.array([(*measurement.errors, 0.0) for measurement in measurements])[:, positions]
-        losses = self.objective.losses(alphas[:, None], errors)
+        losses = charged = self.objective.losses(alphas[:, None], errors)
         if self._speed_price:
             active = [self._active.get(unit.path, 1.0) for unit in units]
             costs = {
                 share: [decode_cost(format, units[0].shape, units[0].dtype, share) for format in allowed.formats]
                 for share in set(active)
             }
-            losses = losses + self._speed_price * np.array([costs[share] for share in active])
-        return nbytes + entries * names[:, None], losses
+            charged = losses + self._speed_price * np.array([costs[share] for share in active])
+        return nbytes + entries * names[:, None], losses, charged
 
     def _columns(self, unit: Unit, measurement: Measurement, allowed: Allowed) -> tuple[Integers, Integers, Integers]:
         """Per format: bytes with an empty path, header entries, and where its error stands; shared by all of a kind."""

@@ -46,8 +46,8 @@ def probe(
     from mint.probe import Probing
     from mint.probe import probe as run
     from mint.probed import probe_path
+    from mint.quality_records import probed_record
     from mint.quantize import cached_analysis
-    from mint.records import probed_record
     from mint.source import open_source
 
     probing = Probing(written, sequences, length, seed, probes, base)
@@ -91,7 +91,7 @@ def evaluate(
     Example: mint evaluate Qwen3-8B-6GB --reference models/Qwen3-8B
     """
     from mint.evaluate import evaluate as run
-    from mint.records import evaluation_record
+    from mint.quality_records import evaluation_record
 
     with Screen(as_json) as screen:
         evaluation = run(

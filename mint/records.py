@@ -17,12 +17,10 @@ if TYPE_CHECKING:
     from mint.curve import Curve
     from mint.diff import Change
     from mint.estimates import Estimate
-    from mint.evaluation import Evaluation
     from mint.explain import Explanation, Step
     from mint.fit import Placed
     from mint.manifest import Manifest
     from mint.plan import Plan
-    from mint.probed import Probed
     from mint.quantize import Quantized
     from mint.reuse import Reuse
     from mint.source import Source
@@ -150,26 +148,6 @@ def verification_record(verification: Verification) -> Record:
         ],
         "output": str(verification.folder),
         "passed": verification.passed,
-    }
-
-
-def evaluation_record(evaluation: Evaluation) -> Record:
-    """The record of `mint evaluate`."""
-    return {
-        "figures": [
-            {"figure": name, "value": figure.value, "low": figure.low, "high": figure.high}
-            for name, figure in evaluation.estimates.items()
-        ],
-        "output": evaluation.output,
-        "reference": evaluation.reference,
-        "identity": evaluation.identity,
-        "text": evaluation.text,
-        "seed": evaluation.seed,
-        "sequences": evaluation.sequences,
-        "tokens": evaluation.tokens,
-        "device": evaluation.device,
-        "seconds": evaluation.seconds,
-        "peak_rss_bytes": evaluation.peak_rss_bytes,
     }
 
 
@@ -380,35 +358,4 @@ def loaders_record() -> Record:
             }
             for loader in LOADERS
         ]
-    }
-
-
-def probed_record(analysis: Analysis, probed: Probed, path: Path) -> Record:
-    """The record of `mint probe`: alphas by role beside the prior table's."""
-    from statistics import median
-
-    from mint.sensitivity import prior_alphas
-
-    priors = prior_alphas(analysis.units)
-    by_role: dict[str, list[str]] = defaultdict(list)
-    for unit in analysis.units:
-        if unit.path in probed.probes:
-            by_role[unit.role].append(unit.path)
-    rows = [
-        {
-            "role": role,
-            "units": len(paths),
-            "least": min(probed.probes[name].alpha for name in paths),
-            "median": median(probed.probes[name].alpha for name in paths),
-            "most": max(probed.probes[name].alpha for name in paths),
-            "prior_median": median(priors.get(name, 0.0) for name in paths),
-        }
-        for role, paths in by_role.items()
-    ]
-    return {
-        "alphas": rows,
-        "probes": str(path),
-        "probed_units": len(probed.probes),
-        "tokens": probed.tokens,
-        "base": probed.base,
     }

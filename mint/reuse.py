@@ -58,6 +58,9 @@ class Reuse:
     def _held(self, plan: Plan) -> dict[str, list[_Held]]:
         held: dict[str, list[_Held]] = {}
         for folder in self.folders:
+            if plan.rounding == "compensate":
+                log.info("folder.not_reused", folder=str(folder), reason="a compensated unit depends on all before it")
+                continue
             manifest, other = read_manifest(folder), read_plan(folder / PLAN_NAME)
             ours = (plan.model, plan.dtype, plan.rounding, device_kind(), versions())
             theirs = (other.model, other.dtype, other.rounding, manifest.device, dict(manifest.versions))

@@ -24,7 +24,7 @@ LEVELS = [
         allocate curve fit reuse evaluate_here compensate
         analyze assemble verify draw evaluate_apart
         quantize evaluate
-        records
+        records quality_records
         show options
         commands plan_commands quality_commands
         cli

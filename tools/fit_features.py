@@ -31,7 +31,7 @@ from mint.blas import allow_restart, restart_with_fast_blas
 from mint.evaluate import evaluate
 from mint.features import NAMES
 from mint.formats import parse_format
-from mint.probed import Probe, Probed, read_probed
+from mint.probed import FULL, Probe, Probed, read_probed
 from mint.rules import Rules
 from mint.sensitivity import prior_alphas
 from mint.source import open_source
@@ -140,10 +140,10 @@ def compare(cases: Sequence[Case], form: str, only: str, text: list[Path], token
         correction = centred(held, columns, CENTRES[centre]) @ slope
         priors = prior_alphas(held.analysis.units)
         made = {
-            unit.path: Probe(unit.path, priors[unit.path] * exp(shift), 1.0)
+            unit.path: Probe(unit.path, (priors[unit.path] * exp(shift),), 1.0)
             for unit, shift in zip(held.units, correction, strict=True)
         }
-        corrected = Probed(held.analysis.model, "prior, corrected by features", made)
+        corrected = Probed(held.analysis.model, "prior, corrected by features", FULL, made)
         uniform = Rules(veto_db=-100.0, locks=(("*", parse_format("4/64")),))
         nbytes = allocate(held.analysis, "max", rules=uniform).planned_bytes
         source = open_source(held.folder)
