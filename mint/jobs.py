@@ -6,6 +6,7 @@ fused kernel, on a GPU through MLX operations; what is measured is what that dev
 
 # S slices (experts; 1 for a plain matrix), R rows, C columns, F formats
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import mlx.core as mx
@@ -80,6 +81,11 @@ def quantize_unit(unit: Unit, weight: mx.array, format: Format, rounding: str = 
         written = cpu_pack(stack, unit.dtype, format, rounding=rounding)
         parts = [memoryview(array).cast("B") for array in written]
     return Packed(unit.path, format, tensors, tuple(parts))
+
+
+def quantize_as_planned(formats: Mapping[str, Format], rounding: str, unit: Unit, weight: mx.array) -> Packed:
+    """`quantize_unit` in the format that `formats` has for its path."""
+    return quantize_unit(unit, weight, formats[unit.path], rounding)
 
 
 def ready_kernels(rounding: str, on_progress: OnProgress) -> None:
