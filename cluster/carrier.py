@@ -27,6 +27,7 @@ from mint.log import log
 
 RESOURCE = "mlx"
 START_SECONDS = 90.0  # for the worker of a node to say what it holds
+GRACE_SECONDS = 15.0  # for the others, once the first has
 AGAIN_SECONDS = 2.0  # between looks for nodes without a worker
 PING_SECONDS = 1.0  # until a ping that could not be delivered is sent again
 PIECES = 4  # that a stream may be ahead of the head
@@ -43,7 +44,7 @@ class Link:
     node: str
     node_id: str
     actor: Any
-    host: str = ""
+    pid: int = 0
     device: str = ""
     versions: dict[str, str] = field(default_factory=dict)
     inventory: Inventory | None = None
@@ -52,10 +53,10 @@ class Link:
 class Carrier:
     """The workers of a cluster that this process is connected to."""
 
-    def __init__(self, model: str) -> None:
+    def __init__(self) -> None:
         self.links: dict[str, Link] = {}
         self.refused: dict[str, str] = {}  # nodes that cannot take part, and why
-        self._model = model
+        self._model = ""
         self._waiting: dict[Any, partial[None]] = {}  # what to do, the link first, with a reference that is ready
         self._later: list[tuple[float, Callable[[], None]]] = []
         self._heard: list[Heard] = []
@@ -64,15 +65,22 @@ class Carrier:
         self._checked_at = 0.0
         self._on_hello: Callable[[Link], None] = lambda link: None
 
-    def meet(self) -> list[Link]:
-        """Start a worker on every node and wait until each has said what it is; those that do not are refused."""
+    def meet(self, model: str) -> list[Link]:
+        """The workers of all nodes, each with its inventory of `model`; started where there is none.
+
+        Once the first has answered the others have `GRACE_SECONDS`; whoever is later may still join the work.
+        """
+        self._model = model
+        self.refused.clear()
+        for link in self.links.values():
+            self._greet(link)
         self._start_missing()
         deadline = time.monotonic() + START_SECONDS
         while self._waiting and time.monotonic() < deadline:
             self._wait(deadline - time.monotonic())
-        for link in [link for link in self.links.values() if link.inventory is None]:
-            self.refuse(link, f"its worker did not start within {START_SECONDS:.0f} s")
-        return list(self.links.values())
+            if any(link.inventory for link in self.links.values()):
+                deadline = min(deadline, time.monotonic() + GRACE_SECONDS)
+        return [link for link in self.links.values() if link.inventory]
 
     def open(self, link: Link, model: Any, job: bytes, missing: dict[str, int]) -> None:
         """Let a worker get ready; it has joined when it is."""
@@ -147,8 +155,12 @@ class Carrier:
         worker = node if self._lives[node] == 1 else f"{node}~{self._lives[node]}"
         pinned = NodeAffinitySchedulingStrategy(node_id, soft=False)
         actor = _REMOTE.options(scheduling_strategy=pinned).remote(node)
-        link = self.links[worker] = Link(worker, node, node_id, actor)
-        self._waiting[actor.hello.remote(self._model)] = partial(self._said_hello, link)
+        self.links[worker] = Link(worker, node, node_id, actor)
+        self._greet(self.links[worker])
+
+    def _greet(self, link: Link) -> None:
+        link.inventory = None
+        self._waiting[link.actor.hello.remote(self._model)] = partial(self._said_hello, link)
 
     def _drop(self, link: Link) -> None:
         self.links.pop(link.worker, None)
@@ -184,7 +196,7 @@ class Carrier:
             self._drop(link)
             log.warning("worker.lost", worker=link.worker, reason=_first_line(error))
             return
-        link.host, link.device, link.versions = said["host"], said["device"], said["versions"]
+        link.pid, link.device, link.versions = said["pid"], said["device"], said["versions"]
         link.inventory = inventory_from(said["inventory"])
         self._on_hello(link)
 

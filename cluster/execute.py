@@ -33,19 +33,19 @@ class ClusterExecutor:
     """Do jobs on the nodes of a cluster that hold the model's shards."""
 
     def __init__(self, carrier: Carrier, model: Path, policy: Policy = Policy()) -> None:  # noqa: B008, it is frozen
-        self._carrier = carrier
+        self.carrier = carrier
         self._policy = policy
         here = any(model.glob(PATTERN)) or (model / "config.json").exists()
         self._head = take_inventory("this machine", model if here else None)
-        for link in carrier.meet():
-            self._check(link)
-        if not carrier.links:
+        carrier.on_hello(self._check)
+        links = [link for link in carrier.meet(str(model)) if link.worker in carrier.links]
+        if not links:
             reasons = "; ".join(f"{node}: {why}" for node, why in carrier.refused.items())
             raise MintError(
                 f"no node of the cluster can work ({reasons or 'none is there'}); needed: at least one that was "
                 "joined with mint cluster join"
             )
-        self._inventories = {link.node: link.inventory for link in carrier.links.values() if link.inventory}
+        self._inventories = {link.node: link.inventory for link in links if link.inventory}
         self._needed = needed_shards(self._head, self._inventories.values())
         self._agree()
 
@@ -66,7 +66,7 @@ class ClusterExecutor:
         if not config.is_file():
             raise MintError(f"{model}: no config.json found; needed here, also when the shards are elsewhere")
         owners = {name: self._owner(name) for name in self.lacking}
-        outlines = {name: Outline(*self._carrier.ask(link, "outline", name)) for name, link in owners.items()}
+        outlines = {name: Outline(*self.carrier.ask(link, "outline", name)) for name, link in owners.items()}
         view = make_view(views() / make_folder_name("head", model), model, config.read_bytes(), outlines)
         for name, link in owners.items():
             start = 8 + len(outlines[name].header)
@@ -89,25 +89,25 @@ class ClusterExecutor:
         tensors = source.tensors()
         placement = place(units, tensors, self._agree(), self._inventories)
         outlines = {name: read_outline(source.folder / name) for name in self._needed}
-        model, work = self._carrier.put(pack(tell_model(source, outlines))), pack(told)
+        model, work = self.carrier.put(pack(tell_model(source, outlines))), pack(told)
 
         def open_worker(link: Link) -> None:
             self._check(link)
-            if link.worker in self._carrier.links and link.inventory:
+            if link.worker in self.carrier.links and link.inventory:
                 self._inventories[link.node] = link.inventory
                 reach = place(units, tensors, self._agree(), self._inventories).missing
-                self._carrier.open(link, model, work, dict(reach[link.node]))
+                self.carrier.open(link, model, work, dict(reach[link.node]))
 
-        self._carrier.on_hello(open_worker)
-        for link in list(self._carrier.links.values()):
-            self._carrier.open(link, model, work, dict(placement.missing[link.node]))
+        self.carrier.on_hello(open_worker)
+        for link in [link for link in self.carrier.links.values() if link.node in self._inventories]:
+            self.carrier.open(link, model, work, dict(placement.missing[link.node]))
         by_path = {unit.path: unit for unit in units}
         coordinator = Coordinator(placement.items, self._policy)
         try:
             for item, pieces in self._accepted(coordinator):
                 yield by_path[item], from_pieces(told, by_path[item], pieces)
         except BaseException:  # also when the consumer stops: what they still do is not wanted
-            self._carrier.quit()
+            self.carrier.quit()
             raise
         assert coordinator.finished
         _insist(coordinator.finished, by_path)
@@ -117,7 +117,7 @@ class ClusterExecutor:
         self._carry(coordinator.step(time.monotonic()))
         while coordinator.finished is None:
             wait = min(coordinator.wakes_at - time.monotonic(), TICK_SECONDS)
-            for event, pieces in self._carrier.hear(max(wait, 0.0)):
+            for event, pieces in self.carrier.hear(max(wait, 0.0)):
                 commands = coordinator.step(time.monotonic(), event)
                 self._carry(commands)
                 for command in commands:
@@ -127,7 +127,7 @@ class ClusterExecutor:
 
     def _carry(self, commands: Sequence[Command]) -> None:
         for command in commands:
-            self._carrier.carry(command)
+            self.carrier.carry(command)
 
     def _check(self, link: Link) -> None:
         """Refuse a node whose results would not be those of this machine."""
@@ -136,7 +136,7 @@ class ClusterExecutor:
             *((name, link.versions.get(name), here) for name, here in versions().items()),
         ):
             if found != needed:
-                self._carrier.refuse(link, f"{what}: found {found}, needed {needed} as on this machine")
+                self.carrier.refuse(link, f"{what}: found {found}, needed {needed} as on this machine")
                 return
 
     def _agree(self) -> dict[str, tuple[str, ...]]:
@@ -145,10 +145,10 @@ class ClusterExecutor:
 
     def _owner(self, shard: str) -> Link:
         holders = self._agree()[shard]
-        return next(link for link in self._carrier.links.values() if link.node in holders)
+        return next(link for link in self.carrier.links.values() if link.node in holders and link.inventory)
 
     def _fetch(self, view: Path, link: Link, shard: str, ranges: list[tuple[int, int]]) -> None:
-        fill_in(view / shard, ranges, self._carrier.ask(link, "ranges", shard, ranges))
+        fill_in(view / shard, ranges, self.carrier.ask(link, "ranges", shard, ranges))
         log.debug("ranges.fetched", shard=shard, worker=link.worker, nbytes=sum(nbytes for _, nbytes in ranges))
 
 

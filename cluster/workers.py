@@ -6,7 +6,6 @@ arrays belong to the thread that makes them.
 
 import os
 import platform
-import socket
 from collections.abc import Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -50,7 +49,6 @@ class Worker:
         self._folder = find_model(model, model_roots())
         return pack(
             {
-                "host": socket.gethostname(),
                 "pid": os.getpid(),
                 "device": device_kind(),
                 "versions": {**versions(), "python": platform.python_version(), "ray": version("ray")},

@@ -1,6 +1,7 @@
 """Three Ray nodes on this machine, each with its own folder of models: the answers are those of one process."""
 
 import os
+import re
 import shutil
 import signal
 from collections.abc import Callable, Iterator, Sequence
@@ -9,14 +10,14 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-import mlx.core as mx
 import pytest
 
 from mint.allocate import allocate
 from mint.analyze import analyze
 from mint.assemble import assemble
 from mint.errors import MintError
-from mint.jobs import measure
+from mint.execute import in_process
+from mint.jobs import measure, quantize_as_planned
 from mint.possible import possible_bytes
 from mint.source import Source, open_source
 from mint.units import Unit
@@ -26,17 +27,17 @@ from tests.zoo import write_model
 pytest.importorskip("ray", reason="the cluster's tests need ray: pip install 'mint-mlx[cluster]'")
 os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # listen on loopback alone; read when ray is imported
 
-import ray  # noqa: E402
-from ray.cluster_utils import Cluster  # noqa: E402
+import ray
+from ray.cluster_utils import Cluster
 
-from cluster.carrier import Carrier  # noqa: E402
-from cluster.events import Policy  # noqa: E402
-from cluster.execute import ClusterExecutor  # noqa: E402
+from cluster.carrier import Carrier
+from cluster.events import Policy
+from cluster.execute import ClusterExecutor
 
 NODES = 3
 STORE_BYTES = 80_000_000
 LIMIT_SECONDS = 180
-IMPATIENT = Policy(patience_seconds=10, answer_seconds=3, stranded_seconds=15)
+IMPATIENT = Policy(patience_seconds=10, answer_seconds=3, stranded_seconds=60)
 
 
 @pytest.fixture(autouse=True)
@@ -83,17 +84,17 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
     lab.close()
 
 
+@pytest.fixture(scope="module")
+def carrier(lab: Lab) -> Iterator[Carrier]:
+    """The workers, which know mint by now: starting one takes seconds."""
+    carrier = Carrier()
+    yield carrier
+    carrier.quit()
+
+
 @pytest.fixture
-def connect(lab: Lab) -> Iterator[Callable[..., ClusterExecutor]]:
-    carriers = []
-
-    def make(model: Path, policy: Policy = IMPATIENT) -> ClusterExecutor:
-        carriers.append(Carrier(str(model)))
-        return ClusterExecutor(carriers[-1], model, policy)
-
-    yield make
-    for carrier in carriers:
-        carrier.quit()
+def connect(carrier: Carrier) -> Callable[..., ClusterExecutor]:
+    return lambda model: ClusterExecutor(carrier, model, IMPATIENT)
 
 
 def _distribute(model: Path, lab: Lab, held: Sequence[Sequence[int]]) -> None:
@@ -128,3 +129,127 @@ def test_analysis_plan_and_model_are_those_of_one_process_whoever_holds_which_sh
     assert (tmp_path / "cluster.mint").read_bytes() == (tmp_path / "alone.mint").read_bytes()
     assemble(plan, open_source(model), tmp_path / "cluster", executor=executor)
     assert _bytes(tmp_path / "cluster") == _bytes(tmp_path / "alone")
+
+
+def test_the_head_needs_no_shard_of_its_own(lab: Lab, connect: Callable[..., ClusterExecutor], tmp_path: Path) -> None:
+    model = write_model("qwen3_moe", tmp_path / "qwen-elsewhere", shards=3, tokenizer=True)
+    _distribute(model, lab, [(0, 1, 2), (), (2,)])
+    source = open_source(model)
+    alone = analyze(source, tmp_path / "alone.mint")
+    plan = allocate(alone, _half(source))
+    assemble(plan, source, tmp_path / "alone")
+    head = tmp_path / "head" / model.name
+    shutil.copytree(model, head, ignore=shutil.ignore_patterns("*.safetensors"))
+    executor = connect(head)
+    assert len(executor.lacking) == 3
+    folder = executor.whole_folder(head)
+    assert open_source(folder).identity == source.identity
+    analyze(open_source(folder), tmp_path / "cluster.mint", executor=executor)
+    assert (tmp_path / "cluster.mint").read_bytes() == (tmp_path / "alone.mint").read_bytes()
+    assemble(plan, open_source(folder), tmp_path / "cluster", executor=executor)
+    assert _bytes(tmp_path / "cluster") == _bytes(tmp_path / "alone")
+
+
+JOB = partial(measure, rounding="nearest")
+
+
+def _alone(source: Source) -> dict[str, Any]:
+    return {unit.path: result for unit, result in in_process(source, JOB, source.units)}
+
+
+def _many_units(tmp_path: Path, name: str) -> Path:
+    """More units than the workers can send ahead of whoever reads: some are always on their way."""
+    model = write_model("qwen3_moe", tmp_path / name)
+    assert len(open_source(model).units) > 12
+    return model
+
+
+def test_a_worker_that_crashes_is_replaced_and_nothing_is_lost(
+    lab: Lab, connect: Callable[..., ClusterExecutor], tmp_path: Path
+) -> None:
+    model = _many_units(tmp_path, "crash")
+    source = open_source(model)
+    executor = connect(model)
+    for link in list(executor.carrier.links.values())[1:]:
+        executor.carrier.refuse(link, "one is enough")
+    found: dict[str, Any] = {}
+    for unit, result in executor(source, JOB, source.units):
+        if not found:
+            (first,) = executor.carrier.links.values()
+            os.kill(first.pid, signal.SIGKILL)
+        assert unit.path not in found
+        found[unit.path] = result
+    assert found == _alone(open_source(model))
+    (second,) = executor.carrier.links.values()
+    assert second.worker == f"{first.node}~2"
+
+
+def test_stopping_ends_the_workers_and_the_next_run_starts_new_ones(
+    lab: Lab, connect: Callable[..., ClusterExecutor], tmp_path: Path
+) -> None:
+    model = _many_units(tmp_path, "stopped")
+    source = open_source(model)
+    executor = connect(model)
+    running = executor(source, JOB, source.units)
+    next(running)
+    running.close()  # type: ignore[attr-defined]
+    assert not executor.carrier.links
+    assert dict(_by_path(executor(open_source(model), JOB, source.units))) == _alone(open_source(model))
+
+
+def _by_path(results: Iterator[tuple[Unit, Any]]) -> Iterator[tuple[str, Any]]:
+    return ((unit.path, result) for unit, result in results)
+
+
+def test_a_unit_that_fails_on_every_worker_is_named_and_the_others_are_done(
+    lab: Lab, connect: Callable[..., ClusterExecutor], tmp_path: Path
+) -> None:
+    model = _many_units(tmp_path, "poison")
+    source = open_source(model)
+    *others, bad = source.units
+    job = partial(quantize_as_planned, {unit.path: unit.formats[0] for unit in others}, "nearest")
+    executor = connect(model)
+    done = []
+    with pytest.raises(MintError, match=f"1 of {len(source.units)} units broke .* {re.escape(bad.path)}.*KeyError"):
+        for unit, _ in executor(source, job, source.units):
+            done.append(unit.path)
+    assert sorted(done) == sorted(unit.path for unit in others)
+
+
+def test_a_shard_with_other_content_is_refused_by_name_before_any_work(
+    lab: Lab, connect: Callable[..., ClusterExecutor], tmp_path: Path
+) -> None:
+    model = write_model("llama", tmp_path / "conflict", shards=2)
+    _distribute(model, lab, [(0, 1), (0, 1), ()])
+    damaged = lab.roots[1] / model.name / "model-00002-of-00002.safetensors"
+    content = bytearray(damaged.read_bytes())
+    content[-9] ^= 1
+    damaged.write_bytes(content)
+    with pytest.raises(MintError, match=r"shard model-00002-of-00002.safetensors differs: .* sampled content"):
+        connect(model)
+
+
+def test_shards_that_nobody_has_are_named(lab: Lab, connect: Callable[..., ClusterExecutor], tmp_path: Path) -> None:
+    model = write_model("llama", tmp_path / "missing", shards=3)
+    _distribute(model, lab, [(0,), (1,), ()])
+    for shard in model.glob("*.safetensors"):
+        shard.unlink()
+    with pytest.raises(MintError, match=r"1 of 3 shards are nowhere: model-00003-of-00003.safetensors"):
+        connect(model)
+
+
+def test_a_node_that_is_killed_in_the_middle_loses_nothing(
+    lab: Lab, connect: Callable[..., ClusterExecutor], tmp_path: Path
+) -> None:
+    model = _many_units(tmp_path, "killed")
+    source = open_source(model)
+    fourth = lab.add(tmp_path / "root")
+    executor = connect(model)
+    assert len(executor.carrier.links) == NODES + 1
+    found: dict[str, Any] = {}
+    for unit, result in executor(source, JOB, source.units):
+        if not found:
+            lab.cluster.remove_node(fourth, allow_graceful=False)
+        assert unit.path not in found
+        found[unit.path] = result
+    assert found == _alone(open_source(model))
