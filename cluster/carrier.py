@@ -6,9 +6,9 @@ connection) means that a stream broke, which makes the worker suspect. A node wh
 for a new one as long as it is there.
 """
 
-import contextlib
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, TypeVar
@@ -23,6 +23,7 @@ from cluster.inventory import Inventory
 from cluster.view import Range
 from cluster.wire import inventory_from, unpack
 from cluster.workers import Worker
+from mint.errors import MintError
 from mint.log import log
 
 RESOURCE = "mlx"
@@ -48,6 +49,23 @@ class Link:
     device: str = ""
     versions: dict[str, str] = field(default_factory=dict)
     inventory: Inventory | None = None
+
+
+@contextmanager
+def connected(address: str, store_bytes: int) -> Iterator[None]:
+    """Be a driver of the cluster at `address`, or of one that is started here for as long as this lasts."""
+    alone = {"num_cpus": 0, "resources": {RESOURCE: 1}, "include_dashboard": False, "object_store_memory": store_bytes}
+    try:
+        ray.init(address=address or "local", log_to_driver=False, configure_logging=False, **({} if address else alone))
+    except (RayError, ConnectionError, RuntimeError) as error:
+        raise MintError(
+            f"--cluster {address or 'local'}: no connection ({_first_line(error)}); needed: a node of that cluster "
+            "on this machine, the same Ray and Python, and its token"
+        ) from error
+    try:
+        yield
+    finally:
+        ray.shutdown()
 
 
 class Carrier:
@@ -165,7 +183,7 @@ class Carrier:
     def _drop(self, link: Link) -> None:
         self.links.pop(link.worker, None)
         self._waiting = {key: then for key, then in self._waiting.items() if then.args[0] is not link}
-        with contextlib.suppress(RayError):
+        with suppress(RayError):
             ray.kill(link.actor, no_restart=True)
 
     def _ping(self, link: Link) -> None:

@@ -9,17 +9,17 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TypeVar
 
-from cluster.carrier import Carrier, Link
+from cluster.carrier import RESOURCE, Carrier, Link
 from cluster.coordinator import Coordinator
 from cluster.events import Accept, Command, Finish, Policy
 from cluster.inventory import agree, needed_shards, take_inventory
 from cluster.placement import place
 from cluster.view import Outline, fill_in, make_view, read_outline
-from cluster.wire import from_pieces, make_folder_name, pack, tell_job, tell_model
+from cluster.wire import can_travel, from_pieces, make_folder_name, pack, tell_job, tell_model
 from cluster.workers import views
 from mint.device import device_kind, versions
 from mint.errors import MintError
-from mint.execute import Job
+from mint.execute import Job, in_process
 from mint.log import log
 from mint.shards import PATTERN, sampled_ranges
 from mint.source import Source, open_source
@@ -43,7 +43,7 @@ class ClusterExecutor:
             reasons = "; ".join(f"{node}: {why}" for node, why in carrier.refused.items())
             raise MintError(
                 f"no node of the cluster can work ({reasons or 'none is there'}); needed: at least one that was "
-                "joined with mint cluster join"
+                f"started with the resource {RESOURCE}: 1 and with this version of mint"
             )
         self._inventories = {link.node: link.inventory for link in links if link.inventory}
         self._needed = needed_shards(self._head, self._inventories.values())
@@ -84,6 +84,14 @@ class ClusterExecutor:
     def __call__(self, source: Source, job: Job[T], units: Sequence[Unit]) -> Iterator[tuple[Unit, T]]:
         """Do `job` for every unit; an `Executor` of mint."""
         if not units:
+            return
+        if not can_travel(job):  # a probe needs the whole model in memory
+            if self.lacking:
+                raise MintError(
+                    f"{len(self.lacking)} shards are not on this machine, and probing is done here; "
+                    f"copy them to {source.folder}, the first is {self.lacking[0]}"
+                )
+            yield from in_process(source, job, units)
             return
         told = tell_job(job)
         tensors = source.tensors()

@@ -131,6 +131,6 @@ def agree(needed: Sequence[str], inventories: Sequence[Inventory]) -> Mapping[st
         looked = ", ".join(f"{each.node} ({each.folder or 'no such model'})" for each in inventories)
         raise MintError(
             f"{len(missing)} of {len(needed)} shards are nowhere: {', '.join(missing[:4])}; looked on {looked}. "
-            "Copy them to any node, or tell a node where its models are: mint cluster join --model-root"
+            f"Copy them to any node, or tell a node where its models are in {ROOTS_VARIABLE}"
         )
     return {name: tuple(nodes) for name, nodes in holders.items()}

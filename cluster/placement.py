@@ -1,11 +1,9 @@
 """Which nodes can do which units: those that hold every source tensor.
 
-A unit is read from the shards of its source tensors; units of the same shards form a group. With sharing, a group that
-no node holds whole may be done by any node, which then borrows the missing shards' tensors from others: the
-coordinator gives it to the one that misses the fewest bytes.
+A unit is read from the shards of its source tensors; units of the same shards form a group, and a node holds all of
+them or none.
 """
 
-from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
@@ -33,12 +31,10 @@ def place(
     tensors: Mapping[str, SourceTensor],
     holders: Mapping[str, Iterable[str]],
     nodes: Iterable[str],
-    *,
-    share: bool = False,
 ) -> Placement:
     """Who can do what, given the nodes that hold each shard.
 
-    Raises `MintError` that names the first unit that no node can do by itself, unless `share`.
+    Raises `MintError` that names the first unit that no node can do by itself.
     """
     units = tuple(units)
     held: dict[str, set[str]] = {node: set() for node in nodes}
@@ -47,27 +43,18 @@ def place(
             if node in held:
                 held[node].add(shard)
     items = tuple(Item(unit.path, unit.nbytes, group_of(unit, tensors)) for unit in units)
-    first = {item.group: unit for item, unit in reversed(list(zip(items, units, strict=True)))}
-    nbytes = _bytes_by_shard(units, tensors)
+    first: dict[str, Unit] = {}
+    for item, unit in zip(items, units, strict=True):
+        first.setdefault(item.group, unit)
     missing: dict[str, dict[str, int]] = {node: {} for node in held}
     for group, unit in first.items():
-        needed = set(group.split(" ")) if group else set()
-        lacking = {node: sum(nbytes[group][shard] for shard in needed - has) for node, has in held.items()}
-        whole = [node for node, has in held.items() if needed <= has]
-        if not whole and not share:
+        needed = set(group.split())
+        able = [node for node, has in held.items() if needed <= has]
+        if not able:
             raise MintError(_nobody(unit, needed, held))
-        for node in whole or held:
-            missing[node][group] = lacking[node]
+        for node in able:
+            missing[node][group] = 0
     return Placement(items, missing)
-
-
-def _bytes_by_shard(units: Iterable[Unit], tensors: Mapping[str, SourceTensor]) -> dict[str, dict[str, int]]:
-    """Bytes that the units of each group read from each shard."""
-    nbytes: dict[str, dict[str, int]] = defaultdict(lambda: defaultdict(int))
-    for unit in units:
-        for name in unit.sources:
-            nbytes[group_of(unit, tensors)][tensors[name].shard] += tensors[name].nbytes
-    return nbytes
 
 
 def _nobody(unit: Unit, needed: set[str], held: Mapping[str, set[str]]) -> str:

@@ -105,12 +105,16 @@ _KINDS = {
 }
 
 
+def can_travel(job: Job[Any]) -> bool:
+    """Whether a job can be told to another process."""
+    return isinstance(job, partial) and any(job.func is kind.function for kind in _KINDS.values())
+
+
 def tell_job(job: Job[Any]) -> dict[str, Any]:
-    """A job of a verb of `mint` as a plain record; ValueError for one that cannot travel."""
-    for name, kind in _KINDS.items():
-        if isinstance(job, partial) and job.func is kind.function:
-            return {"job": name, **kind.tell(job)}
-    raise ValueError(f"{job!r} cannot be done by a cluster")
+    """A job of a verb of `mint` as a plain record."""
+    assert isinstance(job, partial)
+    name, kind = next((name, kind) for name, kind in _KINDS.items() if job.func is kind.function)
+    return {"job": name, **kind.tell(job)}
 
 
 def make_job(told: dict[str, Any]) -> Job[Any]:
