@@ -131,7 +131,7 @@ class Carrier:
         match command:
             case Send(worker, batch, items):
                 stream = link.actor.run.options(_generator_backpressure_num_objects=PIECES).remote(batch, list(items))
-                self._waiting[stream] = partial(self._streamed, link, batch)
+                self._waiting[stream] = partial(self._streamed, link, batch, items)
             case Skip(_, batch, items):
                 link.actor.skip.remote(batch, list(items))
             case Ping():
@@ -152,6 +152,17 @@ class Carrier:
         self._wait(0.0 if self._heard else seconds)
         heard, self._heard = self._heard, []
         return heard
+
+    def rest(self) -> None:
+        """Hear nothing more of batches that were sent: doubles of work that is done must not pass for the next."""
+        for stream, then in list(self._waiting.items()):
+            if then.func == self._streamed:
+                link, batch, items = then.args
+                link.actor.skip.remote(batch, list(items))
+                del self._waiting[stream]
+        self._heard.clear()
+        self._later.clear()
+        self._gathering = Gathering()
 
     def quit(self) -> None:
         """End all workers: nothing that they still do is wanted."""
@@ -230,7 +241,7 @@ class Carrier:
         else:
             self._heard.append((Joined(link.worker, missing), []))
 
-    def _streamed(self, link: Link, batch: int, stream: Any) -> None:
+    def _streamed(self, link: Link, batch: int, _: Sequence[str], stream: Any) -> None:
         try:
             message = ray.get(next(stream))
         except StopIteration:

@@ -117,6 +117,7 @@ class ClusterExecutor:
         except BaseException:  # also when the consumer stops: what they still do is not wanted
             self.carrier.quit()
             raise
+        self.carrier.rest()
         assert coordinator.finished
         _insist(coordinator.finished, by_path)
 

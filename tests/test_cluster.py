@@ -31,7 +31,7 @@ import ray
 from ray.cluster_utils import Cluster
 
 from cluster.carrier import Carrier
-from cluster.events import Policy
+from cluster.events import Policy, Send
 from cluster.execute import ClusterExecutor
 
 NODES = 3
@@ -199,6 +199,21 @@ def test_stopping_ends_the_workers_and_the_next_run_starts_new_ones(
 
 def _by_path(results: Iterator[tuple[Unit, Any]]) -> Iterator[tuple[str, Any]]:
     return ((unit.path, result) for unit, result in results)
+
+
+def test_results_of_one_job_that_come_late_never_pass_for_those_of_the_next(
+    lab: Lab, connect: Callable[..., ClusterExecutor], tmp_path: Path
+) -> None:
+    model = _many_units(tmp_path, "late")
+    source = open_source(model)
+    executor = connect(model)
+    list(executor(source, JOB, source.units))
+    for worker in executor.carrier.links:  # as if they still had doubles to do when the last unit was done
+        executor.carrier.carry(Send(worker, 1, tuple(unit.path for unit in source.units)))
+    executor.carrier.rest()
+    job = partial(quantize_as_planned, {unit.path: unit.formats[0] for unit in source.units}, "nearest")
+    expected = dict(_by_path(in_process(open_source(model), job, source.units)))
+    assert dict(_by_path(executor(source, job, source.units))) == expected
 
 
 def test_a_unit_that_fails_on_every_worker_is_named_and_the_others_are_done(
