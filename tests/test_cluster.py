@@ -31,7 +31,7 @@ import ray
 from ray.cluster_utils import Cluster
 
 from cluster.carrier import Carrier
-from cluster.events import Policy, Send
+from cluster.events import Answered, Event, Ping, Policy, Send
 from cluster.execute import ClusterExecutor
 
 NODES = 3
@@ -208,9 +208,17 @@ def test_results_of_one_job_that_come_late_never_pass_for_those_of_the_next(
     source = open_source(model)
     executor = connect(model)
     list(executor(source, JOB, source.units))
-    for worker in executor.carrier.links:  # as if they still had doubles to do when the last unit was done
+    workers = list(executor.carrier.links)
+    for worker in workers:  # as if they still had doubles to do when the last unit was done
         executor.carrier.carry(Send(worker, 1, tuple(unit.path for unit in source.units)))
     executor.carrier.rest()
+    for worker in workers:
+        executor.carrier.carry(Ping(worker))
+    heard: list[Event] = []
+    while len(heard) < len(workers):
+        heard += [event for event, _ in executor.carrier.hear(1.0)]
+    heard += [event for event, _ in executor.carrier.hear(2.0)]
+    assert sorted(map(str, heard)) == sorted(str(Answered(worker)) for worker in workers)
     job = partial(quantize_as_planned, {unit.path: unit.formats[0] for unit in source.units}, "nearest")
     expected = dict(_by_path(in_process(open_source(model), job, source.units)))
     assert dict(_by_path(executor(source, job, source.units))) == expected
