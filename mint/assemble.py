@@ -17,8 +17,8 @@ import mlx.core as mx
 from mint.device import device_kind, versions
 from mint.errors import MintError
 from mint.execute import Executor, in_process
-from mint.formats import Format, TensorSpec
-from mint.jobs import Packed, quantize_unit, raw_bytes, ready_kernels
+from mint.formats import TensorSpec
+from mint.jobs import Packed, quantize_as_planned, raw_bytes, ready_kernels
 from mint.journal import Journal
 from mint.log import log
 from mint.manifest import PLAN_NAME, Manifest, file_digest, write_manifest
@@ -125,13 +125,8 @@ def _packed(
         taken.add(unit.path)
         yield unit, packed
     formats = {choice.path: choice.format for choice in plan.choices}
-    yield from executor(
-        source, functools.partial(_quantize, formats, plan.rounding), [unit for unit in units if unit.path not in taken]
-    )
-
-
-def _quantize(formats: Mapping[str, Format], rounding: str, unit: Unit, weight: mx.array) -> Packed:
-    return quantize_unit(unit, weight, formats[unit.path], rounding)
+    job = functools.partial(quantize_as_planned, formats, plan.rounding)
+    yield from executor(source, job, [unit for unit in units if unit.path not in taken])
 
 
 def _check(plan: Plan, source: Source, output: Path) -> None:

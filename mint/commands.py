@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from mint.options import (
+    Cluster,
     Dtype,
     Features,
     Json,
@@ -44,6 +45,7 @@ def quantize(
     dtype: Dtype = "",
     rounding: Rounding = "nearest",
     keep_nonfinite: KeepNonfinite = False,
+    cluster: Cluster = "",
     probe: Annotated[
         bool, typer.Option("--probe", help="Measure how sensitive the output is to each unit first (see mint probe).")
     ] = False,
@@ -66,13 +68,14 @@ def quantize(
     from mint.stock import stock
 
     stock()  # imports mlx_lm while this process does
+    from mint.places import executing
     from mint.probe import Probing
     from mint.quantize import Target, quantize_all
     from mint.records import quantized_record
 
-    with Screen(as_json) as screen:
+    with Screen(as_json) as screen, executing(cluster, model, checked_dtype(dtype)) as (folder, executor):
         done = quantize_all(
-            model,
+            folder,
             [Target(path, room.budget_of(name)) for name, path in outputs.items()],
             wishes.problem,
             analysis=analysis,
@@ -81,6 +84,7 @@ def quantize(
             keep_nonfinite=keep_nonfinite,
             probing=Probing() if probe else None,
             reuse=reuse,
+            executor=executor,
             on_progress=screen.on_progress,
         )
     screen.answer_all([quantized_record(each) for each in done])
@@ -105,22 +109,25 @@ def analyze(
     rounding: Rounding = "nearest",
     keep_nonfinite: KeepNonfinite = False,
     features: Features = False,
+    cluster: Cluster = "",
     as_json: Json = False,
 ) -> None:
     """Measure what every format would do to every unit. Killed at any point, the same command goes on."""
     from mint.analyze import analyze as run
+    from mint.places import executing
     from mint.records import analysis_record
     from mint.source import open_source
 
     path = output or Path(f"{model.resolve().name}.mint")
-    with Screen(as_json) as screen:
-        source = open_source(model, dtype=checked_dtype(dtype))
+    with Screen(as_json) as screen, executing(cluster, model, checked_dtype(dtype)) as (folder, executor):
+        source = open_source(folder, dtype=dtype)
         analysis = run(
             source,
             path,
             rounding=_rounding(rounding),
             keep_nonfinite=keep_nonfinite,
             features=features,
+            executor=executor,
             on_progress=screen.on_progress,
         )
     screen.answer(analysis_record(analysis, path))
@@ -131,11 +138,13 @@ def assemble(
     model: Annotated[Path, typer.Option("--model", "-m", help="Folder of the model that was analyzed.")],
     output: Output,
     reuse: Reused = [],  # noqa: B006, typer copies it
+    cluster: Cluster = "",
     as_json: Json = False,
 ) -> None:
     """Write the model that a plan describes; formats edited by hand count. Killed, the same command goes on."""
     from mint.assemble import assemble as run
     from mint.blas import restart_with_fast_blas
+    from mint.places import executing
     from mint.plan import read_plan
     from mint.records import manifest_record
     from mint.reuse import Reuse
@@ -148,8 +157,9 @@ def assemble(
         for path in chosen.edited:
             screen.note(f"{path}: format changed by hand")
         taken = Reuse(reuse)
-        source = open_source(model, dtype=chosen.dtype)
-        manifest = run(chosen, source, output, reuse=taken, on_progress=screen.on_progress)
+        with executing(cluster, model, chosen.dtype) as (folder, executor):
+            source = open_source(folder, dtype=chosen.dtype)
+            manifest = run(chosen, source, output, reuse=taken, executor=executor, on_progress=screen.on_progress)
     screen.answer(manifest_record(manifest, output, taken))
 
 

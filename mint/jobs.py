@@ -101,6 +101,11 @@ def quantize_unit(unit: Unit, weight: mx.array, format: Format, rounding: str = 
     return Packed(unit.path, format, tensors, tuple(parts))
 
 
+def quantize_as_planned(formats: Mapping[str, Format], rounding: str, unit: Unit, weight: mx.array) -> Packed:
+    """`quantize_unit` in the format that `formats` has for its path."""
+    return quantize_unit(unit, weight, formats[unit.path], rounding)
+
+
 def ready_kernels(rounding: str, on_progress: OnProgress, *, featured: bool = False) -> None:
     """Compile what this device needs compiled, before any weight takes memory."""
     kinds = [] if mx.default_device() == mx.gpu else [rounding]

@@ -57,6 +57,13 @@ Features = Annotated[
         "uses them.",
     ),
 ]
+Cluster = Annotated[
+    str,
+    typer.Option(
+        metavar="ADDRESS",
+        help="Work on all nodes of this Ray cluster (HOST:PORT), or 'local': a Ray of this machine alone.",
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout, everything else on stderr.")]
 Reused = Annotated[
     list[Path],

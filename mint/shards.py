@@ -50,7 +50,7 @@ def read_shards(folder: Path) -> tuple[Shard, ...]:
 
     Raises `MintError` when a shard is missing, truncated or malformed, or when two shards hold one name.
     """
-    listed = _read_index(folder)
+    listed = read_index(folder)
     present = sorted(path.name for path in folder.glob(PATTERN))
     if missing := sorted(set(listed.values()) - set(present)):
         raise MintError(
@@ -62,7 +62,7 @@ def read_shards(folder: Path) -> tuple[Shard, ...]:
         raise MintError(
             f"{folder}: no {PATTERN} found (found {others}); needed: a Hugging Face model in safetensors format"
         )
-    shards = tuple(_read_shard(folder / name) for name in present)
+    shards = tuple(read_shard(folder / name) for name in present)
     owner: dict[str, str] = {}
     for shard in shards:
         for tensor in shard.tensors:
@@ -89,7 +89,8 @@ def identity(shards: Iterable[Shard], config_text: bytes) -> str:
     return digest.hexdigest()
 
 
-def _read_index(folder: Path) -> dict[str, str]:
+def read_index(folder: Path) -> dict[str, str]:
+    """The shard of every tensor by the index of the model in `folder`; empty without an index."""
     path = folder / INDEX_NAME
     if not path.exists():
         return {}
@@ -100,7 +101,8 @@ def _read_index(folder: Path) -> dict[str, str]:
         raise MintError(f"{path}: not a safetensors index ({error!r}); download it again or remove it") from error
 
 
-def _read_shard(path: Path) -> Shard:
+def read_shard(path: Path) -> Shard:
+    """One shard, from its header and samples alone; `MintError` when it is truncated or malformed."""
     nbytes = path.stat().st_size
     with path.open("rb") as file:
         prefix = file.read(8)
@@ -114,11 +116,17 @@ def _read_shard(path: Path) -> Shard:
         tensors = _parse_header(path, header, nbytes)
         samples = hashlib.sha256()
         data_start = 8 + length
-        for index in range(SAMPLES):
-            span = max(nbytes - data_start - SAMPLE_BYTES, 0)
-            file.seek(data_start + span * index // (SAMPLES - 1))
-            samples.update(file.read(SAMPLE_BYTES))
+        for start, length in sampled_ranges(data_start, nbytes):
+            file.seek(start)
+            samples.update(file.read(length))
     return Shard(path.name, nbytes, hashlib.sha256(header).hexdigest(), samples.hexdigest(), tensors)
+
+
+def sampled_ranges(data_start: int, nbytes: int) -> list[tuple[int, int]]:
+    """Start and length of the samples of a file of so many bytes; they overlap in a small one."""
+    span = max(nbytes - data_start - SAMPLE_BYTES, 0)
+    starts = [data_start + span * index // (SAMPLES - 1) for index in range(SAMPLES)]
+    return [(start, min(SAMPLE_BYTES, nbytes - start)) for start in starts]
 
 
 def _parse_header(path: Path, header: bytes, file_nbytes: int) -> tuple[SourceTensor, ...]:

@@ -1,0 +1,320 @@
+"""The only file that talks to Ray: it carries the coordinator's commands to actors and brings their events.
+
+One actor a node, pinned to it, holding `mlx: 1`. Batches are streaming generators. Ray's own word on the life of
+an actor is not final: only "died" is believed at once, everything else (unavailable, lost objects, a broken
+connection) means that a stream broke, which makes the worker suspect. A node whose worker was dismissed is asked
+for a new one as long as it is there.
+"""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, TypeVar
+
+import ray
+from ray.exceptions import ActorDiedError, RayError, RayTaskError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from cluster.events import Answered, Broken, Command, Died, Dismiss, Ended, Event, Joined, Ping, Send, Skip
+from cluster.gather import Gathering
+from cluster.inventory import Inventory
+from cluster.view import Range
+from cluster.wire import inventory_from, unpack
+from cluster.workers import Worker
+from mint.errors import MintError
+from mint.log import log
+
+RESOURCE = "mlx"
+START_SECONDS = 90.0  # for the worker of a node to say what it holds
+GRACE_SECONDS = 15.0  # for the others, once the first has
+AGAIN_SECONDS = 2.0  # between looks for nodes without a worker
+PING_SECONDS = 1.0  # until a ping that could not be delivered is sent again
+PIECES = 4  # that a stream may be ahead of the head
+
+F = TypeVar("F", bound=Callable[..., Any])
+Heard = tuple[Event, list[bytes]]
+
+
+@dataclass(slots=True)
+class Link:
+    """A worker on a node, its actor, and what it said of itself."""
+
+    worker: str
+    node: str
+    node_id: str
+    actor: Any
+    pid: int = 0
+    device: str = ""
+    versions: dict[str, str] = field(default_factory=dict)
+    inventory: Inventory | None = None
+
+
+@contextmanager
+def connected(address: str, store_bytes: int) -> Iterator[None]:
+    """Be a driver of the cluster at `address`, or of one that is started here for as long as this lasts."""
+    alone = {"num_cpus": 0, "resources": {RESOURCE: 1}, "include_dashboard": False, "object_store_memory": store_bytes}
+    try:
+        ray.init(address=address or "local", log_to_driver=False, configure_logging=False, **({} if address else alone))
+    except (RayError, ConnectionError, RuntimeError) as error:
+        raise MintError(
+            f"--cluster {address or 'local'}: no connection ({_first_line(error)}); needed: a node of that cluster "
+            "on this machine, the same Ray and Python, and its token"
+        ) from error
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+class Carrier:
+    """The workers of a cluster that this process is connected to."""
+
+    def __init__(self) -> None:
+        self.links: dict[str, Link] = {}
+        self.refused: dict[str, str] = {}  # nodes that cannot take part, and why
+        self._model = ""
+        self._waiting: dict[Any, partial[None]] = {}  # what to do, the link first, with a reference that is ready
+        self._later: list[tuple[float, Callable[[], None]]] = []
+        self._heard: list[Heard] = []
+        self._lives: dict[str, int] = {}
+        self._gathering = Gathering()
+        self._checked_at = 0.0
+        self._on_hello: Callable[[Link], None] = lambda link: None
+
+    def meet(self, model: str) -> list[Link]:
+        """The workers of all nodes, each with its inventory of `model`; started where there is none.
+
+        Once the first has answered the others have `GRACE_SECONDS`; whoever is later may still join the work.
+        """
+        self._model = model
+        self.refused.clear()
+        for link in self.links.values():
+            self._greet(link)
+        self._start_missing()
+        deadline = time.monotonic() + START_SECONDS
+        while self._waiting and time.monotonic() < deadline:
+            self._wait(deadline - time.monotonic())
+            if any(link.inventory for link in self.links.values()):
+                deadline = min(deadline, time.monotonic() + GRACE_SECONDS)
+        return [link for link in self.links.values() if link.inventory]
+
+    def open(self, link: Link, model: Any, job: bytes, missing: dict[str, int]) -> None:
+        """Let a worker get ready; it has joined when it is."""
+        reference = link.actor.open.remote(model, job)
+        self._waiting[reference] = partial(self._opened, link, missing)
+
+    def refuse(self, link: Link, reason: str) -> None:
+        """Do without a node."""
+        self.refused[link.node] = reason
+        log.warning("worker.refused", worker=link.worker, reason=reason)
+        self._drop(link)
+
+    def on_hello(self, welcome: Callable[[Link], None]) -> None:
+        """What to do with a worker that comes while work goes on."""
+        self._on_hello = welcome
+
+    def put(self, data: bytes) -> Any:
+        """Bytes for many workers, stored once."""
+        return ray.put(data)
+
+    def ask(self, link: Link, method: str, *arguments: Any) -> Any:
+        """Call a worker and wait for its answer."""
+        return unpack(ray.get(getattr(link.actor, method).remote(*arguments), timeout=START_SECONDS))
+
+    def carry(self, command: Command) -> None:
+        """Do what the coordinator says."""
+        link = self.links.get(getattr(command, "worker", ""))
+        if link is None:
+            return
+        match command:
+            case Send(worker, batch, items):
+                stream = link.actor.run.options(_generator_backpressure_num_objects=PIECES).remote(batch, list(items))
+                self._waiting[stream] = partial(self._streamed, link, batch, items)
+            case Skip(_, batch, items):
+                link.actor.skip.remote(batch, list(items))
+            case Ping():
+                self._ping(link)
+            case Dismiss(worker, reason):
+                log.warning("worker.dismissed", worker=worker, reason=reason)
+                self._drop(link)
+
+    def hear(self, seconds: float) -> list[Heard]:
+        """Events since the last call; waits for the first at most so long."""
+        now = time.monotonic()
+        due = [do for moment, do in self._later if moment <= now]
+        self._later = [(moment, do) for moment, do in self._later if moment > now]
+        for do in due:
+            do()
+        if now - self._checked_at > AGAIN_SECONDS:
+            self._start_missing()
+        self._wait(0.0 if self._heard else seconds)
+        heard, self._heard = self._heard, []
+        return heard
+
+    def rest(self) -> None:
+        """Hear nothing more of batches that were sent: doubles of work that is done must not pass for the next."""
+        for stream, then in list(self._waiting.items()):
+            if then.func == self._streamed:
+                link, batch, items = then.args
+                link.actor.skip.remote(batch, list(items))
+                del self._waiting[stream]
+        self._heard.clear()
+        self._later.clear()
+        self._gathering = Gathering()
+
+    def quit(self) -> None:
+        """End all workers: nothing that they still do is wanted."""
+        for link in list(self.links.values()):
+            self._drop(link)
+        self._later.clear()
+
+    def _start_missing(self) -> None:
+        self._checked_at = time.monotonic()
+        busy = {link.node_id for link in self.links.values()}
+        for node in ray.nodes():
+            name = f"{node['NodeManagerHostname']}/{node['NodeID'][:6]}"
+            can_work = node["Alive"] and node["Resources"].get(RESOURCE, 0) >= 1
+            if can_work and name not in self.refused and node["NodeID"] not in busy:
+                self._start(name, node["NodeID"])
+
+    def _start(self, node: str, node_id: str) -> None:
+        self._lives[node] = self._lives.get(node, 0) + 1
+        worker = node if self._lives[node] == 1 else f"{node}~{self._lives[node]}"
+        pinned = NodeAffinitySchedulingStrategy(node_id, soft=False)
+        actor = _REMOTE.options(scheduling_strategy=pinned).remote(node)
+        self.links[worker] = Link(worker, node, node_id, actor)
+        self._greet(self.links[worker])
+
+    def _greet(self, link: Link) -> None:
+        link.inventory = None
+        self._waiting[link.actor.hello.remote(self._model)] = partial(self._said_hello, link)
+
+    def _drop(self, link: Link) -> None:
+        self.links.pop(link.worker, None)
+        self._waiting = {key: then for key, then in self._waiting.items() if then.args[0] is not link}
+        with suppress(RayError):
+            ray.kill(link.actor, no_restart=True)
+
+    def _ping(self, link: Link) -> None:
+        if link.worker in self.links:
+            self._waiting[link.actor.ping.remote()] = partial(self._answered, link)
+
+    def _wait(self, seconds: float) -> None:
+        """Hand everything that is there to whoever waits for it."""
+        if not self._waiting:
+            time.sleep(min(seconds, 0.1))
+            return
+        ready, _ = ray.wait(list(self._waiting), num_returns=1, timeout=max(seconds, 0.0), fetch_local=False)
+        while ready:
+            for reference in ready:
+                if reference in self._waiting:  # a worker dropped meanwhile is not waited for
+                    self._waiting[reference](reference)
+            if len(self._heard) > 100 or not self._waiting:
+                break
+            ready, _ = ray.wait(list(self._waiting), num_returns=len(self._waiting), timeout=0, fetch_local=False)
+
+    def _said_hello(self, link: Link, reference: Any) -> None:
+        del self._waiting[reference]
+        try:
+            said = unpack(ray.get(reference))
+        except RayTaskError:
+            raise
+        except RayError as error:
+            self._drop(link)
+            log.warning("worker.lost", worker=link.worker, reason=_first_line(error))
+            return
+        link.pid, link.device, link.versions = said["pid"], said["device"], said["versions"]
+        link.inventory = inventory_from(said["inventory"])
+        self._on_hello(link)
+
+    def _opened(self, link: Link, missing: dict[str, int], reference: Any) -> None:
+        del self._waiting[reference]
+        try:
+            ray.get(reference)
+        except RayTaskError as error:
+            self.refuse(link, _first_line(error.cause))
+        except RayError as error:
+            log.warning("worker.lost", worker=link.worker, reason=_first_line(error))
+            self._drop(link)
+        else:
+            self._heard.append((Joined(link.worker, missing), []))
+
+    def _streamed(self, link: Link, batch: int, _: Sequence[str], stream: Any) -> None:
+        try:
+            message = ray.get(next(stream))
+        except StopIteration:
+            self._over(link, batch, stream, Ended(link.worker, batch))
+        except RayTaskError:
+            raise
+        except ActorDiedError as error:
+            self._over(link, batch, stream, Died(link.worker, _first_line(error)))
+        except RayError:
+            self._over(link, batch, stream, Broken(link.worker, batch))
+        else:
+            if found := self._gathering.add(link.worker, batch, message):
+                self._heard.append(found)
+
+    def _over(self, link: Link, batch: int, stream: Any, event: Event) -> None:
+        del self._waiting[stream]
+        self._gathering.forget(link.worker, batch)
+        self._heard.append((event, []))
+
+    def _answered(self, link: Link, reference: Any) -> None:
+        del self._waiting[reference]
+        try:
+            ray.get(reference)
+        except ActorDiedError as error:
+            self._heard.append((Died(link.worker, _first_line(error)), []))
+        except RayError:
+            self._later.append((time.monotonic() + PING_SECONDS, partial(self._ping, link)))
+        else:
+            self._heard.append((Answered(link.worker), []))
+
+
+def _thread(group: str) -> Callable[[F], F]:
+    """The thread of the actor that a method runs in."""
+    decorate: Callable[[F], F] = ray.method(concurrency_group=group)
+    return decorate
+
+
+class _Actor(Worker):
+    """A worker whose work is done by one thread while another answers."""
+
+    @_thread("work")
+    def hello(self, model: str) -> bytes:
+        return super().hello(model)
+
+    @_thread("work")
+    def outline(self, shard: str) -> bytes:
+        return super().outline(shard)
+
+    @_thread("work")
+    def ranges(self, shard: str, ranges: Sequence[Range]) -> bytes:
+        return super().ranges(shard, ranges)
+
+    @_thread("work")
+    def open(self, model: bytes, job: bytes) -> None:
+        super().open(model, job)
+
+    @_thread("work")
+    def run(self, batch: int, names: Sequence[str]) -> Iterator[bytes]:
+        yield from super().run(batch, names)
+
+    @_thread("answers")
+    def skip(self, batch: int, names: Sequence[str]) -> None:
+        super().skip(batch, names)
+
+    @_thread("answers")
+    def ping(self) -> bool:
+        return super().ping()
+
+
+_REMOTE: Any = ray.remote(
+    num_cpus=0, resources={RESOURCE: 1}, max_restarts=0, concurrency_groups={"work": 1, "answers": 1}
+)(_Actor)
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().split("\n")[0]

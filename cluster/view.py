@@ -1,0 +1,62 @@
+"""A folder that looks like the whole model to whoever holds only a part of it.
+
+Held files are links. Of every other shard there is a sparse file of its full size that has the true header and, where
+it was filled in, true ranges; all else in it reads as zeros, so nothing may be read there but what was filled in. MLX
+builds the whole lazy module tree over such a folder and reads only the tensors that a unit is made of.
+"""
+
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True, slots=True)
+class Outline:
+    """A shard without its data: its size and its header as it lies in the file."""
+
+    nbytes: int
+    header: bytes
+
+
+Range = tuple[int, int]  # first byte and number of bytes, from the start of the file
+
+
+def read_outline(path: Path) -> Outline:
+    """The size and header of a safetensors file that was found sound before."""
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        return Outline(path.stat().st_size, file.read(length))
+
+
+def make_view(view: Path, local: Path | None, config: bytes, outlines: Mapping[str, Outline]) -> Path:
+    """Make the folder `view`: every file of `local` linked, `config` if there is none, a sparse file per outline."""
+    view.mkdir(parents=True, exist_ok=True)
+    for old in view.iterdir():
+        old.unlink()
+    if local:
+        for path in local.iterdir():
+            if path.is_file():
+                (view / path.name).symlink_to(path.resolve())
+    if not (view / "config.json").exists():
+        (view / "config.json").write_bytes(config)
+    for name, outline in outlines.items():
+        with (view / name).open("xb") as file:
+            file.write(len(outline.header).to_bytes(8, "little") + outline.header)
+            file.truncate(outline.nbytes)
+    return view
+
+
+def read_ranges(path: Path, ranges: Iterable[Range]) -> list[bytes]:
+    """These ranges of a file."""
+    with path.open("rb") as file:
+        return [os.pread(file.fileno(), nbytes, start) for start, nbytes in ranges]
+
+
+def fill_in(path: Path, ranges: Sequence[Range], pieces: Sequence[bytes]) -> None:
+    """Write ranges into a sparse file."""
+    assert not path.is_symlink(), f"{path.name} is held, not borrowed"
+    with path.open("r+b") as file:
+        for (start, nbytes), piece in zip(ranges, pieces, strict=True):
+            assert len(piece) == nbytes
+            os.pwrite(file.fileno(), piece, start)

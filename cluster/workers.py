@@ -1,0 +1,124 @@
+"""What runs on a node: it says what the node holds, opens the model, and does batches of units with mint's own jobs.
+
+Nothing here knows how calls and results travel. Everything but `ping` and `skip` is called by one thread, since MLX
+arrays belong to the thread that makes them.
+"""
+
+import os
+import platform
+from collections.abc import Iterator, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import platformdirs
+
+from cluster.inventory import find_model, model_roots, take_inventory
+from cluster.view import Range, make_view, read_outline, read_ranges
+from cluster.wire import (
+    make_folder_name,
+    make_job,
+    outlines_of,
+    pack,
+    tell_inventory,
+    to_pieces,
+    units_of,
+    unpack,
+)
+from mint.device import device_kind, versions
+from mint.execute import Job, in_process
+from mint.shards import read_shards
+from mint.source import Source
+from mint.units import Unit
+
+
+class Worker:
+    """The worker of one node."""
+
+    def __init__(self, node: str) -> None:
+        self._node = node
+        self._folder: Path | None = None
+        self._source: Source | None = None
+        self._units: dict[str, Unit] = {}
+        self._told: dict[str, Any] = {}
+        self._job: Job[Any] | None = None
+        self._skipped: set[tuple[int, str]] = set()
+
+    def hello(self, model: str) -> bytes:
+        """What this node is, and its inventory of `model`."""
+        self._folder = find_model(model, model_roots())
+        return pack(
+            {
+                "pid": os.getpid(),
+                "device": device_kind(),
+                "versions": {**versions(), "python": platform.python_version(), "ray": version("ray")},
+                "inventory": tell_inventory(take_inventory(self._node, self._folder)),
+            }
+        )
+
+    def outline(self, shard: str) -> bytes:
+        """Size and header of a shard that this node holds."""
+        outline = read_outline(self._path(shard))
+        return pack([outline.nbytes, outline.header])
+
+    def ranges(self, shard: str, ranges: Sequence[Range]) -> bytes:
+        """These ranges of a shard that this node holds."""
+        return pack(read_ranges(self._path(shard), ranges))
+
+    def open(self, model: bytes, job: bytes) -> None:
+        """Get ready to do `job` with units of `model`."""
+        told = unpack(model)
+        outlines = outlines_of(told)
+        held = {path.name for path in self._folder.iterdir()} if self._folder else set()
+        lacking = {name: outline for name, outline in outlines.items() if name not in held}
+        self._units = {unit.path: unit for unit in units_of(told)}
+        folder = self._folder
+        if lacking or folder is None:
+            view = views() / make_folder_name(told["identity"], folder)
+            folder = make_view(view, folder, told["config_text"], lacking)
+        shards = read_shards(folder)
+        units = tuple(self._units.values())
+        self._source = Source(folder, told["config"], told["dtype"], told["identity"], shards, units, (), ())
+        self._told = unpack(job)
+        self._job = make_job(self._told)
+        self._skipped.clear()
+
+    def run(self, batch: int, names: Sequence[str]) -> Iterator[bytes]:
+        """Do these units in their order; messages `[unit, reason of failure, piece, whether it is the last]`."""
+        assert self._source and self._job
+        rest = [self._units[name] for name in names]
+        while rest := [unit for unit in rest if (batch, unit.path) not in self._skipped]:
+            try:
+                for unit, result in in_process(self._source, self._job, rest):
+                    rest = rest[1:]
+                    yield from _messages(unit, to_pieces(self._told, result))
+                    if any((batch, unit.path) in self._skipped for unit in rest):
+                        break
+            except Exception as error:  # whatever it is, it is the item's; a second worker will tell
+                yield pack([rest[0].path, f"{type(error).__name__}: {error}", b"", True])
+                rest = rest[1:]
+
+    def skip(self, batch: int, names: Sequence[str]) -> None:
+        """Do not begin these units of a batch."""
+        self._skipped.update((batch, name) for name in names)
+
+    def ping(self) -> bool:
+        """Whether anybody is there."""
+        return True
+
+    def _path(self, shard: str) -> Path:
+        assert self._folder
+        return self._folder / shard
+
+
+def views() -> Path:
+    """Where the views of this user's models lie."""
+    return Path(os.environ.get("MINT_CACHE") or platformdirs.user_cache_dir("mint")) / "views"
+
+
+def _messages(unit: Unit, pieces: Iterator[bytes]) -> Iterator[bytes]:
+    held = next(pieces)
+    for piece in pieces:
+        yield pack([unit.path, "", held, False])
+        held = piece
+    yield pack([unit.path, "", held, True])

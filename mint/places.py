@@ -1,0 +1,29 @@
+"""Where the work of a command is done: in this process, or wherever an installed package offers."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import entry_points
+from pathlib import Path
+
+from mint.errors import MintError
+from mint.execute import Executor, in_process
+
+GROUP = "mint.executors"
+
+
+@contextmanager
+def executing(address: str, model: Path, dtype: str = "") -> Iterator[tuple[Path, Executor]]:
+    """The folder to open `model` from and the executor for it: this process without an `address`.
+
+    Raises `MintError` when there is an address and nothing installed that can work there.
+    """
+    if not address:
+        yield model, in_process
+        return
+    offers = entry_points(group=GROUP)
+    if not offers:
+        raise MintError(
+            f"--cluster {address}: nothing is installed that works elsewhere; needed: pip install 'mint-mlx[cluster]'"
+        )
+    with next(iter(offers)).load()(address, model, dtype) as place:
+        yield place
