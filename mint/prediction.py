@@ -11,6 +11,8 @@ Its error is a factor, up and down, of two independent parts, added as squares o
   another model. How far predictions were off on real models is in the table `TRIALS`: with probes, 0.86 to
   1.09 times what was predicted above 0.2 nats, 0.65 to 0.99 times below, since 3 bits are coarse for what 8 do.
   Without the veto, `dither` in little more than 2 bits: 3.66 predicted, 3.75 measured; all in 2 bits: 9.43, 10.3.
+* compensation: errors are measured as the search leaves them, and what compensation takes off is not known before the
+  model runs. A compensated plan is predicted to have the share of it (`relief`) that such plans had in `TRIALS`.
 
 Edits by hand keep the evidence of the plan that they start from.
 """
@@ -42,7 +44,7 @@ class Trial:
     """One plan of a real model: its KL as predicted, and as measured on a text."""
 
     model: str
-    alphas: str  # probed or prior
+    alphas: str  # probed, prior, or compensated: probed, and the model was rounded so
     predicted: float
     measured: float
 
@@ -91,13 +93,20 @@ class Evidence:
     probed: float = 0.0  # the share of it whose alphas were probed
     sequences: int = 0  # that they were probed on
     spread: float = 0.0  # standard error of that share over the sequences, relative
+    compensated: bool = False  # whether the model will be rounded so
+
+    @property
+    def relief(self) -> float:
+        """What the prediction is multiplied by."""
+        return exp(_lean("compensated")) if self.compensated else 1.0
 
     @property
     def factor(self) -> float:
         """The 95 % interval is the prediction divided and multiplied by this."""
         known = self.probed if self.sequences > 1 else 0.0  # one sequence does not tell how far others are from it
         sampling = known * _student(self.sequences - 1) * self.spread if known else 0.0
-        return exp(hypot(sampling, known * form_error("probed"), (1 - known) * form_error("prior")))
+        compensation = form_error("compensated") if self.compensated else 0.0
+        return exp(hypot(sampling, known * form_error("probed"), (1 - known) * form_error("prior"), compensation))
 
 
 NO_PROBES = Evidence()
@@ -112,12 +121,14 @@ def describe(kl: Estimate, evidence: Evidence) -> str:
         if kl.value > VALID_KL
         else ""
     )
-    return f"{prior}; right to a factor of {evidence.factor:.2g}{beyond}"
+    relief = f", times {evidence.relief:.2g} for compensation" if evidence.compensated else ""
+    return f"{prior}{relief}; right to a factor of {evidence.factor:.2g}{beyond}"
 
 
 def predicted_kl(loss: float, evidence: Evidence) -> Estimate:
     """The KL divergence that a loss of the objective `output` stands for, in nats per token, with a 95 % interval."""
-    return Estimate(loss, loss / evidence.factor, loss * evidence.factor)
+    expected = loss * evidence.relief
+    return Estimate(expected, expected / evidence.factor, expected * evidence.factor)
 
 
 @cache
@@ -125,12 +136,26 @@ def form_error(alphas: str) -> float:
     """Half the 95 % interval of log(measured / predicted) for one more model, from the models that were tried.
 
     Plans of one model are off together, so it is models that count: Student's t, as many degrees of freedom as models.
+    Compensated plans are taken against their relief.
     """
+    lean = _lean(alphas) if alphas == "compensated" else 0.0
+    by_model = [[(ratio - lean) ** 2 for ratio in ratios] for ratios in _ratios(alphas)]
+    return _student(len(by_model)) * sqrt(fmean(map(fmean, by_model)))
+
+
+def _lean(alphas: str) -> float:
+    """The mean over models of log(measured / predicted)."""
+    return fmean(map(fmean, _ratios(alphas)))
+
+
+@cache
+def _ratios(alphas: str) -> list[list[float]]:
+    """log(measured / predicted) of every plan that was tried, by model."""
     by_model: dict[str, list[float]] = defaultdict(list)
     for trial in TRIALS:
         if trial.alphas == alphas and trial.predicted <= VALID_KL:
-            by_model[trial.model].append(log(trial.measured / trial.predicted) ** 2)
-    return _student(len(by_model)) * sqrt(fmean(map(fmean, by_model.values())))
+            by_model[trial.model].append(log(trial.measured / trial.predicted))
+    return list(by_model.values())
 
 
 class Sampling:

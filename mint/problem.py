@@ -5,6 +5,7 @@ Prepared once, solved for any number of budgets. The knapsack sees bytes and los
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from functools import cached_property
 from math import prod
 
@@ -119,7 +120,8 @@ class Problem:
 
     def evidence(self, solution: Solution) -> Evidence:
         """What the predicted KL of an answer rests on."""
-        return self._sampling.evidence(self._chosen(solution))
+        found = self._sampling.evidence(self._chosen(solution))
+        return replace(found, compensated=self.analysis.rounding == "compensate")
 
     def _chosen(self, solution: Solution) -> Floats:
         """The losses (U,) of an answer without a charge for speed."""

@@ -8,22 +8,27 @@ from pathlib import Path
 import numpy as np
 import platformdirs
 
+from mint.base import AUTO, chosen_base, open_base
 from mint.device import device_kind, versions
 from mint.divergence import Tokens
-from mint.logits import fusing_nothing, open_wide, vocabulary_size
+from mint.logits import fusing_nothing, vocabulary_size
 from mint.progress import OnProgress
 from mint.sequences import Wanted, own_sequences
 from mint.source import Source
 
 
 def own_text(source: Source, size: Wanted, seed: int, on_progress: OnProgress) -> Tokens:
-    """(S, L) tokens that the model of `source` wrote by itself, decided by `seed`."""
-    path = _kept(source, size, seed)
+    """(S, L) tokens that the model of `source` wrote by itself, decided by `seed`.
+
+    Written around 8 bits or fewer where the memory is too small for full precision.
+    """
+    base = chosen_base(source, AUTO, size.count)
+    path = _kept(source, size, seed, base)
     if path.exists():
         kept: Tokens = np.load(path)
         return kept
     with fusing_nothing():
-        model = open_wide(source.folder)
+        model = open_base(source, base)
         text = own_sequences(model, source.folder, vocabulary_size(source.folder), size, seed, on_progress)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(f".{os.getpid()}.tmp")
@@ -33,7 +38,7 @@ def own_text(source: Source, size: Wanted, seed: int, on_progress: OnProgress) -
     return text
 
 
-def _kept(source: Source, size: Wanted, seed: int) -> Path:
+def _kept(source: Source, size: Wanted, seed: int, base: str) -> Path:
     folder = Path(os.environ.get("MINT_CACHE") or platformdirs.user_cache_dir("mint")) / "texts"
-    key = json.dumps([source.identity, size.count, size.window, seed, device_kind(), versions()], sort_keys=True)
+    key = json.dumps([source.identity, size.count, size.window, seed, base, device_kind(), versions()], sort_keys=True)
     return folder / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.npy"

@@ -19,8 +19,8 @@ LEVELS = [
         knapsack_merge trace tree device prediction sensitivity manifest weights stored reference evaluation
         source knapsack_search analysis objectives logits
         knapsack execute rules trace_context agreement sequences walk
-        plan base compare stock written norms places
-        jobs probe problem possible explain diff refer
+        plan base compare stock norms places
+        jobs probe written problem possible explain diff refer
         allocate curve fit reuse evaluate_here compensate
         analyze assemble verify draw evaluate_apart
         quantize evaluate

@@ -67,11 +67,12 @@ def rows(model: Path, text: list[Path], tokens: int, work: Path, only: str) -> I
     source = open_source(model)
     analysis = analyze(source, work / "analysis.mint")
     searched = analyze(source, work / "searched.mint", rounding="search")
+    compensated = analyze(source, work / "compensated.mint", rounding="compensate")
     probed = probe(source, analysis, work / "analysis.mint.probe")
     reference = work / "reference"
     sizes: dict[str, int] = {}
     base = 0.0
-    for candidate in _candidates(source, analysis, searched, probed):
+    for candidate in _candidates(source, analysis, searched, compensated, probed):
         recipe = candidate.within or candidate.name
         if only not in recipe:
             continue
@@ -93,14 +94,16 @@ def rows(model: Path, text: list[Path], tokens: int, work: Path, only: str) -> I
         }  # fmt: skip
 
 
-def _candidates(source: Source, analysis: Analysis, searched: Analysis, probed: Probed) -> Iterator[Candidate]:
+def _candidates(
+    source: Source, analysis: Analysis, searched: Analysis, compensated: Analysis, probed: Probed
+) -> Iterator[Candidate]:
     def ours(plan_of: Callable[[int], Plan]) -> Callable[[Path, int], None]:
         return lambda folder, nbytes: (assemble(plan_of(nbytes), source, folder), None)[1]
 
-    def uniform(format: str, _: int) -> Plan:
-        return allocate(analysis, "max", rules=Rules(veto_db=-100.0, locks=(("*", parse_format(format)),)))
+    def uniform(format: str, measured: Analysis, _: int) -> Plan:
+        return allocate(measured, "max", rules=Rules(veto_db=-100.0, locks=(("*", parse_format(format)),)))
 
-    recipes = [(f"uniform {format}", ours(partial(uniform, format))) for format in UNIFORM]
+    recipes = [(f"uniform {format}", ours(partial(uniform, format, analysis))) for format in UNIFORM]
     recipes += [(recipe, partial(_convert, source.folder, recipe)) for recipe in MIXED]
     for name, make in recipes:
         yield Candidate(name, "", make)
@@ -110,7 +113,11 @@ def _candidates(source: Source, analysis: Analysis, searched: Analysis, probed: 
             "probe": ours(lambda nbytes: allocate(analysis, nbytes, probed=probed)),
             "prior, search": ours(lambda nbytes: allocate(searched, nbytes)),
             "probe, search": ours(lambda nbytes: allocate(searched, nbytes, probed=probed)),
+            "prior, compensate": ours(lambda nbytes: allocate(compensated, nbytes)),
+            "probe, compensate": ours(lambda nbytes: allocate(compensated, nbytes, probed=probed)),
         }
+        if name.startswith("uniform "):
+            variants["itself, compensate"] = ours(partial(uniform, name.removeprefix("uniform "), compensated))
         for variant, make_ours in variants.items():
             yield Candidate(f"{variant}, bytes of {name}", name, make_ours)
 
