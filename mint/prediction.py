@@ -83,6 +83,8 @@ TRIALS = (
     Trial("diag", "prior", 0.00119, 0.0016),
     Trial("diag", "prior", 0.000608, 0.000613),
     Trial("diag", "prior", 0.000223, 0.000297),
+    Trial("diag", "compensated", 0.361, 0.170),
+    Trial("dither", "compensated", 0.365, 0.117),
 )
 
 

@@ -24,6 +24,7 @@ from mint.kernels.unpack import scale_values, unpack, widened
 from mint.plan import Plan
 from mint.quantize import quantize
 from mint.rules import Rules
+from mint.sequences import Wanted
 from mint.source import Source, open_source
 from mint.units import Unit
 from mint.verify import verify
@@ -32,6 +33,11 @@ from tests.test_kernels import DTYPES, raw, stored_as
 
 ANY_SQNR = -100.0
 CASES = [parse_format(name) for name in ("2/64", "3/32", "4/128", "5/64", "6/64", "8/64", "mxfp4", "nvfp4")]
+
+
+@pytest.fixture(autouse=True)
+def _little_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mint.compensate.TEXT", Wanted(6, 24))
 
 
 def correlated(rows: int, columns: int, draw: int = 0) -> np.ndarray:
