@@ -76,18 +76,18 @@ class Compensation:
         slices = []
         for place, each in enumerate(stack):
             rows = seen.of(place)
-            if unit.slices > 1 and len(rows) < FEWEST:
+            if seen.experts is None:
+                slices.append(pack_compensated(each, unit.dtype, format, self._shared_factor(rows)))
+            elif len(rows) < FEWEST:
                 slices.append(tuple(part[0] for part in pack(each[None], unit.dtype, format, rounding="search")))
             else:
-                slices.append(pack_compensated(each, unit.dtype, format, self._factor(rows)))
+                slices.append(pack_compensated(each, unit.dtype, format, factor(second_moments(rows))))
         tensors = format.tensors(unit.path, unit.shape, unit.dtype)
         parts: list[Any] = [np.stack(parts) for parts in zip(*slices, strict=True)]
         return Packed(unit.path, format, tensors, tuple(memoryview(part).cast("B") for part in parts))
 
-    def _factor(self, rows: Rows) -> Floats:
-        """The factor of these inputs; units that see the same share it."""
-        if all(seen.rows is not rows for seen in self._inputs.values()):  # of one expert alone
-            return factor(second_moments(rows))
+    def _shared_factor(self, rows: Rows) -> Floats:
+        """The factor of these inputs, computed once for all units that see them."""
         if id(rows) not in self._factors:
             self._factors[id(rows)] = factor(second_moments(rows))
         return self._factors[id(rows)]

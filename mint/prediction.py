@@ -23,7 +23,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
-from math import exp, hypot, log, sqrt
+from math import exp, fsum, hypot, log, sqrt
 from statistics import fmean
 
 import numpy as np
@@ -138,11 +138,13 @@ def form_error(alphas: str) -> float:
     """Half the 95 % interval of log(measured / predicted) for one more model, from the models that were tried.
 
     Plans of one model are off together, so it is models that count: Student's t, as many degrees of freedom as models.
-    Compensated plans are taken against their relief.
+    Compensated plans are taken against their relief, which is fitted and costs a degree of freedom.
     """
-    lean = _lean(alphas) if alphas == "compensated" else 0.0
-    by_model = [[(ratio - lean) ** 2 for ratio in ratios] for ratios in _ratios(alphas)]
-    return _student(len(by_model)) * sqrt(fmean(map(fmean, by_model)))
+    fitted = alphas == "compensated"
+    lean = _lean(alphas) if fitted else 0.0
+    by_model = [fmean((ratio - lean) ** 2 for ratio in ratios) for ratios in _ratios(alphas)]
+    freedom = len(by_model) - fitted
+    return _student(freedom) * sqrt(fsum(by_model) / freedom)
 
 
 def _lean(alphas: str) -> float:

@@ -109,6 +109,26 @@ def test_the_error_of_form_is_student_t_over_models_of_the_trials() -> None:
         assert form_error(alphas) == pytest.approx(percentile * sqrt(np.mean(list(means.values()))))
 
 
+def test_a_compensated_plan_is_predicted_to_have_the_share_that_such_plans_had() -> None:
+    plain = Evidence(1.0, 8, 0.05)
+    compensated = replace(plain, compensated=True)
+    tried = [log(t.measured / t.predicted) for t in TRIALS if t.alphas == "compensated"]
+    assert exp(min(tried)) < compensated.relief < exp(max(tried)) < 1
+    assert plain.relief == 1
+    assert predicted_kl(0.3, compensated).value == pytest.approx(0.3 * compensated.relief)
+    assert compensated.factor == pytest.approx(exp(hypot(log(plain.factor), form_error("compensated"))))
+    assert "for compensation" in describe(predicted_kl(0.3, compensated), compensated)
+
+
+def test_the_analysis_says_whether_a_plan_is_compensated(analysis: Analysis, probed: Probed) -> None:
+    plan, compensated = (
+        Problem(replace(analysis, rounding=rounding), probed=probed).plan(10**9)
+        for rounding in ("search", "compensate")
+    )
+    assert not plan.evidence.compensated
+    assert compensated.evidence == replace(plan.evidence, compensated=True)
+
+
 @pytest.mark.parametrize("prefer_speed", [0.0, 1.0])
 def test_a_plan_predicts_its_loss_and_a_curve_says_the_same(
     analysis: Analysis, probed: Probed, prefer_speed: float
