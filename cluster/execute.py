@@ -85,10 +85,10 @@ class ClusterExecutor:
         """Do `job` for every unit; an `Executor` of mint."""
         if not units:
             return
-        if not can_travel(job):  # a probe needs the whole model in memory
+        if not can_travel(job):  # probes and compensation run the model
             if self.lacking:
                 raise MintError(
-                    f"{len(self.lacking)} shards are not on this machine, and probing is done here; "
+                    f"{len(self.lacking)} shards are not on this machine, where the model has to run for this; "
                     f"copy them to {source.folder}, the first is {self.lacking[0]}"
                 )
             yield from in_process(source, job, units)
