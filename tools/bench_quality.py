@@ -51,6 +51,9 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=4096, help="of the text (default 4096)")
     parser.add_argument("--work", type=Path, help="where models are made and kept; default: a temporary folder")
     parser.add_argument("--only", default="", help="recipes whose name contains this, and what is within their bytes")
+    parser.add_argument(
+        "--without", action="append", default=[], help="leave out ways of ours, such as 'prior, search'"
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object a line")
     options = parser.parse_args()
     allow_restart()
@@ -58,23 +61,25 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         work = options.work or Path(name)
         work.mkdir(parents=True, exist_ok=True)
-        for row in rows(options.model, options.text, options.tokens, work, options.only):
+        for row in rows(options.model, options.text, options.tokens, work, options.only, options.without):
             print(json.dumps(row) if options.json else _line(row), flush=True)
 
 
-def rows(model: Path, text: list[Path], tokens: int, work: Path, only: str) -> Iterator[dict[str, Any]]:
+def rows(
+    model: Path, text: list[Path], tokens: int, work: Path, only: str, without: list[str]
+) -> Iterator[dict[str, Any]]:
     """Make every candidate and compare it; a row each."""
     source = open_source(model)
     analysis = analyze(source, work / "analysis.mint")
     searched = analyze(source, work / "searched.mint", rounding="search")
     compensated = analyze(source, work / "compensated.mint", rounding="compensate")
     probed = probe(source, analysis, work / "analysis.mint.probe")
-    reference = work / "reference"
+    reference = work / f"reference-{tokens}"
     sizes: dict[str, int] = {}
     base = 0.0
     for candidate in _candidates(source, analysis, searched, compensated, probed):
         recipe = candidate.within or candidate.name
-        if only not in recipe:
+        if only not in recipe or candidate.name.partition(", bytes of")[0] in without:
             continue
         folder = work / candidate.name.replace(" ", "-").replace("/", "-")
         if not folder.exists():
