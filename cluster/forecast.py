@@ -4,6 +4,7 @@ The ways to have the files, in the order of what they need: a copy on every mach
 others read over the network; a file server that all read from. Shipping and serving are the same to the coordinator:
 every machine sees all shards. With S bytes, N machines alike, rate R, disk d and link B the ideals are S/(N min(R,d)),
 S/(min(R,d) + min((N-1)R, B)) and S/min(NR, B); the simulated seconds add the start, batches and the ragged end.
+The disk of the one who shares is taken to serve both sides at full speed.
 """
 
 from collections.abc import Callable, Mapping, Sequence

@@ -11,7 +11,7 @@ import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import mlx.core as mx
@@ -28,7 +28,7 @@ BLOCK_BYTES = 16 << 20  # read at once
 WHOLE_BYTES = 1 << 30  # units above are read only when there are no others
 _F_NOCACHE = 48  # fcntl of macOS
 
-Weights = Callable[[Unit], mx.array]
+Weights = Callable[[Unit, Unit], mx.array]  # of a unit, the weight of its piece
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,20 +45,32 @@ def measure_rates(
     source: Source, *, seconds: float = 4.0, rounding: str = "nearest", on_progress: OnProgress = ignore
 ) -> Rates:
     """The rates of this machine for `source`, from about so many seconds of work, half of them reading."""
+    load, cores = os.getloadavg()[0], os.cpu_count() or 1
+    busy = (f"this machine is busy (load {load:.1f} on {cores} cores): both rates are lower than they could be",)
     ready_kernels(rounding, on_progress)
     disk, caveats = disk_rate(source.folder, source.shards, seconds=seconds / 4)
-    source.arrays()  # those that opening made
-    started = time.perf_counter()
+    tree_seconds = seconds_of_tree(source)
     arrays = source.arrays()
-    tree_seconds = time.perf_counter() - started
     sizes = source_bytes(source)
     small = [unit for unit in source.units if sum(sizes[unit.path].values()) <= WHOLE_BYTES]
-    measured = measuring_rate(
-        small or source.units, lambda unit: arrays.pop(f"{unit.path}.weight"), seconds=seconds / 2, rounding=rounding
-    )
+
+    def take(unit: Unit, piece: Unit) -> mx.array:
+        whole = arrays.pop(f"{unit.path}.weight").reshape(unit.slices, *unit.shape[-2:])
+        return whole[: piece.slices, : piece.shape[-2]].reshape(piece.shape)
+
+    measured = measuring_rate(small or source.units, take, seconds=seconds / 2, rounding=rounding)
+    caveats += busy if load > cores / 2 else ()
     if not small:
         caveats += (f"every unit is made of more than {WHOLE_BYTES} bytes; reading them took longer than asked for",)
     return Rates(measured, disk, tree_seconds, caveats)
+
+
+def seconds_of_tree(source: Source) -> float:
+    """CPU seconds to build the lazy tree once more, as a worker does for every batch."""
+    source.arrays()  # those that opening made
+    started = time.process_time()
+    source.arrays()
+    return time.process_time() - started
 
 
 def source_bytes(source: Source) -> dict[str, dict[str, int]]:
@@ -70,8 +82,8 @@ def source_bytes(source: Source) -> dict[str, dict[str, int]]:
 def measuring_rate(units: Iterable[Unit], weights: Weights, *, seconds: float, rounding: str = "nearest") -> float:
     """Bytes of weights per second that this machine measures, over the kinds of `units`, the heaviest kinds first.
 
-    Stops after so many seconds, but not before the first kind. `weights` makes a unit's weight, lazy or not. A rate
-    of mixed kinds is that of their bytes over their seconds.
+    Stops after so many seconds, but not before the first kind. A rate of mixed kinds is that of their bytes over
+    their seconds.
     """
     kinds: dict[tuple[object, ...], list[Unit]] = defaultdict(list)
     for unit in units:
@@ -82,29 +94,30 @@ def measuring_rate(units: Iterable[Unit], weights: Weights, *, seconds: float, r
     nbytes = spent = 0.0
     began = time.perf_counter()
     for position, kind in enumerate(heaviest):
-        unit, piece = cut(kind[0], weights(kind[0]))
+        piece = piece_of(kind[0])
+        weight = mx.contiguous(weights(kind[0], piece))
+        mx.eval(weight)
         if not position:
-            measure(unit, piece, rounding)  # threads and kernels wake up
+            measure(piece, weight, rounding)  # threads and kernels wake up
         started = time.perf_counter()
-        measure(unit, piece, rounding)
+        measure(piece, weight, rounding)
         took = time.perf_counter() - started
-        share = sum(each.nbytes for each in kind)
+        share = sum(unit.nbytes for unit in kind)
         nbytes += share
-        spent += took * share / unit.nbytes
+        spent += took * share / piece.nbytes
         if time.perf_counter() - began > seconds:
             break
     return nbytes / spent
 
 
-def cut(unit: Unit, weight: mx.array) -> tuple[Unit, mx.array]:
-    """The first matrices of a stack, or rows of a matrix, that make up a piece, evaluated; as a unit of its own."""
-    line = unit.shape[-1] * ITEMSIZE[unit.dtype]
-    rows = max(PIECE_BYTES // line, 1)
-    slices = min(max(rows // unit.shape[-2], 1), unit.slices)
-    part = weight.reshape(unit.slices, *unit.shape[-2:])[:slices, : min(rows, unit.shape[-2])]
-    part = mx.contiguous(part if len(unit.shape) > 2 else part[0])
-    mx.eval(part)
-    return Unit(unit.path, part.shape, unit.dtype, unit.role, unit.layer, unit.sources), part
+def piece_of(unit: Unit) -> Unit:
+    """As a unit of its own, the first matrices of a stack, or rows of a matrix, that are about `PIECE_BYTES`."""
+    *_, rows, columns = unit.shape
+    fitting = max(PIECE_BYTES // (columns * ITEMSIZE[unit.dtype]), 1)
+    matrix = (min(rows, fitting), columns)
+    if len(unit.shape) == 2:
+        return replace(unit, shape=matrix)
+    return replace(unit, shape=(min(max(fitting // rows, 1), unit.slices), *matrix))
 
 
 def disk_rate(folder: Path, shards: Iterable[Shard], *, seconds: float) -> tuple[float, tuple[str, ...]]:

@@ -56,7 +56,7 @@ def simulate(
     *,
     reads: Reads | None = None,
     reach: Mapping[str, Mapping[str, int]] | None = None,
-    costs: Costs = Costs(),  # noqa: B008, it is frozen
+    costs: Costs = Costs(),
     policy: Policy = Policy(),  # noqa: B008, it is frozen
     listen: Callable[[float, Event | None], None] = lambda now, event: None,
 ) -> Run:

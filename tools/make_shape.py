@@ -7,7 +7,7 @@ routers. Configurations and tensor names are written from knowledge of the publi
 meta-llama/Llama-4-Scout-17B-16E, its vision tower included; shards are filled in the order of the layers.
 """
 
-# L layers, E experts, H hidden size, I inner size
+# E experts, H hidden size, N inner size, V hidden size of the vision tower
 
 import argparse
 import json
@@ -62,7 +62,7 @@ LLAMA4_SCOUT: dict[str, Any] = {
 
 def qwen3_moe(config: dict[str, Any]) -> Iterator[Tensor]:
     """Every tensor of a Qwen3 mixture: one matrix an expert."""
-    H, I = config["hidden_size"], config["moe_intermediate_size"]
+    H, N = config["hidden_size"], config["moe_intermediate_size"]
     yield "model.embed_tokens.weight", (config["vocab_size"], H)
     for layer in range(config["num_hidden_layers"]):
         at = f"model.layers.{layer}"
@@ -71,7 +71,7 @@ def qwen3_moe(config: dict[str, Any]) -> Iterator[Tensor]:
             yield f"{at}.self_attn.{norm}.weight", (config["head_dim"],)
         yield f"{at}.mlp.gate.weight", (config["num_experts"], H)
         for expert in range(config["num_experts"]):
-            yield from _gated(f"{at}.mlp.experts.{expert}", H, I)
+            yield from _gated(f"{at}.mlp.experts.{expert}", H, N)
         for norm in ("input_layernorm", "post_attention_layernorm"):
             yield f"{at}.{norm}.weight", (H,)
     yield "model.norm.weight", (H,)
@@ -81,16 +81,16 @@ def qwen3_moe(config: dict[str, Any]) -> Iterator[Tensor]:
 def llama4(config: dict[str, Any]) -> Iterator[Tensor]:
     """Every tensor of a Llama 4 whose layers all are mixtures: stacks with inputs before outputs, and the eyes."""
     text = config["text_config"]
-    H, I, E = text["hidden_size"], text["intermediate_size"], text["num_local_experts"]
+    H, N, E = text["hidden_size"], text["intermediate_size"], text["num_local_experts"]
     yield from _vision(config["vision_config"], H)
     yield "language_model.model.embed_tokens.weight", (text["vocab_size"], H)
     for layer in range(text["num_hidden_layers"]):
         at = f"language_model.model.layers.{layer}"
         yield from _attention(f"{at}.self_attn", text)
         yield f"{at}.feed_forward.router.weight", (E, H)
-        yield f"{at}.feed_forward.experts.gate_up_proj", (E, H, 2 * I)
-        yield f"{at}.feed_forward.experts.down_proj", (E, I, H)
-        yield from _gated(f"{at}.feed_forward.shared_expert", H, I)
+        yield f"{at}.feed_forward.experts.gate_up_proj", (E, H, 2 * N)
+        yield f"{at}.feed_forward.experts.down_proj", (E, N, H)
+        yield from _gated(f"{at}.feed_forward.shared_expert", H, N)
         for norm in ("input_layernorm", "post_attention_layernorm"):
             yield f"{at}.{norm}.weight", (H,)
     yield "language_model.model.norm.weight", (H,)
@@ -106,15 +106,15 @@ def _attention(at: str, config: dict[str, Any]) -> Iterator[Tensor]:
     yield f"{at}.o_proj.weight", (H, queries)
 
 
-def _gated(at: str, H: int, I: int) -> Iterator[Tensor]:
-    yield f"{at}.gate_proj.weight", (I, H)
-    yield f"{at}.up_proj.weight", (I, H)
-    yield f"{at}.down_proj.weight", (H, I)
+def _gated(at: str, H: int, N: int) -> Iterator[Tensor]:
+    yield f"{at}.gate_proj.weight", (N, H)
+    yield f"{at}.up_proj.weight", (N, H)
+    yield f"{at}.down_proj.weight", (H, N)
 
 
 def _vision(config: dict[str, Any], H: int) -> Iterator[Tensor]:
     """What mlx_lm drops: vision tower, adapter and projector."""
-    V, I, out = config["hidden_size"], config["intermediate_size"], config["vision_output_dim"]
+    V, N, out = config["hidden_size"], config["intermediate_size"], config["vision_output_dim"]
     patches = (config["image_size"] // config["patch_size"]) ** 2
     yield "multi_modal_projector.linear_1.weight", (H, out)
     yield "vision_model.class_embedding", (V,)
@@ -128,9 +128,9 @@ def _vision(config: dict[str, Any], H: int) -> Iterator[Tensor]:
             yield from _with_bias(f"{at}.{norm}", (V,))
         for name in ("q_proj", "k_proj", "v_proj", "o_proj"):
             yield from _with_bias(f"{at}.self_attn.{name}", (V, V))
-        yield from _with_bias(f"{at}.mlp.fc1", (I, V))
-        yield from _with_bias(f"{at}.mlp.fc2", (V, I))
-    yield "vision_model.vision_adapter.mlp.fc1.weight", (config["projector_input_dim"], I)
+        yield from _with_bias(f"{at}.mlp.fc1", (N, V))
+        yield from _with_bias(f"{at}.mlp.fc2", (V, N))
+    yield "vision_model.vision_adapter.mlp.fc1.weight", (config["projector_input_dim"], N)
     yield "vision_model.vision_adapter.mlp.fc2.weight", (config["projector_output_dim"], config["projector_input_dim"])
 
 
