@@ -206,6 +206,7 @@ class Coordinator:
             owner = self._owner[batch]
             self._out.append(Skip(owner.name, batch, (item,)))
             self._drop(owner, batch, item)
+        self._copies.pop(item, None)
 
     def _trouble(self, item: str, worker: str, reason: str) -> None:
         if item not in self._left:

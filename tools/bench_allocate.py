@@ -84,12 +84,7 @@ def _write(path: Path, size: int) -> None:
     units = list(islice(_units(_EXPERTS if size > 1000 else 1), size))
     measurements = {}
     for unit in units:
-        formats = tuple(format for format in unit.formats if format != KEEP)
-        noise = random.uniform(0.8, 1.3) * random.uniform(0.98, 1.02, len(formats))
-        # as for Gaussian weights: a quarter of the error for every bit, more in larger groups
-        law = [2.2 * 4.0**-format.bits * (1 + 0.12 * np.log2(format.group_size / 32)) for format in formats]
-        errors = tuple((noise * law).tolist())
-        measurements[unit.path] = Measurement(unit.path, formats, errors, errors, 1.0)
+        measurements[unit.path] = made_measurement(unit, random)
     header = {
         "schema": SCHEMA, "model_type": "made", "model": "0" * 64, "dtype": "", "device": "none", "versions": {},
         "source_nbytes": sum(unit.nbytes for unit in units), "units": [to_fields(unit) for unit in units],
@@ -97,6 +92,15 @@ def _write(path: Path, size: int) -> None:
         "features": {},
     }  # fmt: skip
     write_analysis(path, header, measurements)
+
+
+def made_measurement(unit: Unit, random: np.random.Generator) -> Measurement:
+    """Made errors like those of Gaussian weights: a quarter for every bit, more in larger groups."""
+    formats = tuple(format for format in unit.formats if format != KEEP)
+    noise = random.uniform(0.8, 1.3) * random.uniform(0.98, 1.02, len(formats))
+    law = [2.2 * 4.0**-format.bits * (1 + 0.12 * np.log2(format.group_size / 32)) for format in formats]
+    errors = tuple((noise * law).tolist())
+    return Measurement(unit.path, formats, errors, errors, 1.0)
 
 
 def _units(experts: int) -> Iterator[Unit]:
