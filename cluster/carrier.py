@@ -20,13 +20,13 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from cluster.events import Answered, Broken, Command, Died, Dismiss, Ended, Event, Joined, Ping, Send, Skip
 from cluster.gather import Gathering
 from cluster.inventory import Inventory
+from cluster.settings import RESOURCE
 from cluster.view import Range
 from cluster.wire import inventory_from, unpack
 from cluster.workers import Worker
 from mint.errors import MintError
 from mint.log import log
 
-RESOURCE = "mlx"
 START_SECONDS = 90.0  # for the worker of a node to say what it holds
 GRACE_SECONDS = 15.0  # for the others, once the first has
 AGAIN_SECONDS = 2.0  # between looks for nodes without a worker
