@@ -68,6 +68,28 @@ def connected(address: str, store_bytes: int) -> Iterator[None]:
         ray.shutdown()
 
 
+def survey(tell: Callable[[], bytes], seconds: float) -> dict[str, tuple[str, bytes]]:
+    """What `tell` says on every living node, as `(address, answer)` by node id; an empty answer for none in time.
+
+    It runs beside the worker of a node and takes nothing of it.
+    """
+    asked: dict[Any, Any] = {}
+    for node in ray.nodes():
+        if node["Alive"]:
+            pinned = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+            task = ray.remote(num_cpus=0, max_retries=0)(tell).options(scheduling_strategy=pinned)
+            asked[task.remote()] = node
+    ready, _ = ray.wait(list(asked), num_returns=len(asked), timeout=seconds)
+    told = {}
+    for reference, node in asked.items():
+        answer = b""
+        if reference in ready:
+            with suppress(RayError):
+                answer = ray.get(reference)
+        told[node["NodeID"]] = node["NodeManagerAddress"], answer
+    return told
+
+
 class Carrier:
     """The workers of a cluster that this process is connected to."""
 

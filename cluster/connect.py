@@ -9,6 +9,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from cluster.settings import (
     STORE_BYTES,
@@ -25,6 +26,9 @@ from cluster.settings import (
 from mint.errors import MintError
 from mint.execute import Executor
 
+if TYPE_CHECKING:
+    from cluster.knock import Head
+
 LOCAL = "local"
 INSTALL = "pip install 'mint-mlx[cluster]'"
 
@@ -32,7 +36,7 @@ INSTALL = "pip install 'mint-mlx[cluster]'"
 @contextmanager
 def executing(address: str, model: Path, dtype: str = "") -> Iterator[tuple[Path, Executor]]:
     """The folder to open `model` from, and the executor of the cluster at `address`, until the block ends."""
-    with driving(address):
+    with driving(None if address == LOCAL else parse_address(address)):
         from cluster.carrier import Carrier
         from cluster.execute import ClusterExecutor
 
@@ -45,32 +49,33 @@ def executing(address: str, model: Path, dtype: str = "") -> Iterator[tuple[Path
 
 
 @contextmanager
-def driving(address: str) -> Iterator[None]:
-    """Be a driver of the cluster at `address` until the block ends.
+def driving(address: Address | None, token: Path | None = None) -> "Iterator[Head | None]":
+    """Be a driver of the cluster at `address`, or of a new one of this machine alone, until the block ends.
 
-    Raises `MintError` that names what is in the way.
+    Yields what the head told; raises `MintError` that names what is in the way.
     """
     with tempfile.TemporaryDirectory(prefix="mint-") as folder:
-        where = None if address == LOCAL else parse_address(address)
         for name in UNWANTED:
             os.environ.pop(name, None)
-        os.environ.update(settings(where, Path(folder)))
+        os.environ.update(settings(address, Path(folder), token))
         try:
             from cluster.carrier import connected
             from cluster.knock import knock
         except ImportError as error:
             raise MintError(f"--cluster needs Ray ({error}); install it beside mint: {INSTALL}") from error
-        if where:
-            tls = checked_tls(tls_place()) if where.tls else None
-            knock(where, token=token_place(), tls=tls).need_a_node_here()
-        with connected(str(where or ""), STORE_BYTES):
-            yield
+        head = None
+        if address:
+            tls = tls_place() if address.tls else None
+            head = knock(address, token=checked_token(token or token_place()), tls=tls)
+            head.need_a_node_here()
+        with connected(str(address or ""), STORE_BYTES):
+            yield head
 
 
-def settings(address: Address | None, folder: Path) -> dict[str, str]:
+def settings(address: Address | None, folder: Path, token: Path | None = None) -> dict[str, str]:
     """Ray's environment; a cluster of this machine alone (no address) gets a token of its own in `folder`."""
     if address is None:
         make_token(folder / "token")
         return ray_environment(token=folder / "token", loopback=True)
     tls = checked_tls(tls_place()) if address.tls else None
-    return ray_environment(token=checked_token(token_place()), loopback=address.is_loopback, tls=tls)
+    return ray_environment(token=checked_token(token or token_place()), loopback=address.is_loopback, tls=tls)

@@ -41,6 +41,10 @@ class Node:
     resources: Mapping[str, float]
     labels: Mapping[str, str]
 
+    def labels_of_versions(self) -> dict[str, str]:
+        """The versions that the node was started with."""
+        return {label: self.labels[label] for label in LABELS if label in self.labels}
+
 
 @dataclass(frozen=True, slots=True)
 class Head:
@@ -221,8 +225,8 @@ def _ask(address: Address, channel: grpc.Channel, secret: list[tuple[str, str]],
         raise MintError(f"{address}: the head has not started yet; try again in a few seconds")
     told = json.loads(metadata.value)
     head = next(node for node in found if node.is_alive and node.is_head)
-    labels = {label: head.labels[label] for label in LABELS if label in head.labels}
-    return Head(address, {"ray": told["ray_version"], "python": told["python_version"], **labels}, found)
+    versions = {"ray": told["ray_version"], "python": told["python_version"], **head.labels_of_versions()}
+    return Head(address, versions, found)
 
 
 def _call(channel: grpc.Channel, method: str, request: Any, reply: Any, metadata: list[tuple[str, str]]) -> Any:

@@ -72,7 +72,7 @@ for _command in (
 )
 def cluster(context: typer.Context) -> None:
     """Several machines as one, for --cluster: start and join nodes, see what they hold, find what is wrong."""
-    from mint.places import more_commands
+    from mint.extras import more_commands
 
     raise typer.Exit(
         more_commands("cluster")(context.args or ["--help"], prog_name="mint cluster", standalone_mode=False)

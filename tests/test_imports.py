@@ -14,7 +14,7 @@ LEVELS = [
     for line in """
         mint
         errors
-        formats log roles budget journal knapsack_relaxation context progress process divergence features
+        formats log roles extras budget journal knapsack_relaxation context progress process divergence features
         blas kernels shards units layout knapsack_bundles devices compat speed estimates probed replay
         knapsack_merge trace tree device prediction sensitivity manifest weights stored reference evaluation
         source knapsack_search analysis objectives logits
