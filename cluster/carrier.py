@@ -20,13 +20,13 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from cluster.events import Answered, Broken, Command, Died, Dismiss, Ended, Event, Joined, Ping, Send, Skip
 from cluster.gather import Gathering
 from cluster.inventory import Inventory
+from cluster.settings import RESOURCE
 from cluster.view import Range
 from cluster.wire import inventory_from, unpack
 from cluster.workers import Worker
 from mint.errors import MintError
 from mint.log import log
 
-RESOURCE = "mlx"
 START_SECONDS = 90.0  # for the worker of a node to say what it holds
 GRACE_SECONDS = 15.0  # for the others, once the first has
 AGAIN_SECONDS = 2.0  # between looks for nodes without a worker
@@ -66,6 +66,28 @@ def connected(address: str, store_bytes: int) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def survey(tell: Callable[[], bytes], seconds: float) -> dict[str, tuple[str, bytes]]:
+    """What `tell` says on every living node, as `(address, answer)` by node id; an empty answer for none in time.
+
+    It runs beside the worker of a node and takes nothing of it.
+    """
+    asked: dict[Any, Any] = {}
+    for node in ray.nodes():
+        if node["Alive"]:
+            pinned = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+            task = ray.remote(num_cpus=0, max_retries=0)(tell).options(scheduling_strategy=pinned)
+            asked[task.remote()] = node
+    ready, _ = ray.wait(list(asked), num_returns=len(asked), timeout=seconds)
+    told = {}
+    for reference, node in asked.items():
+        answer = b""
+        if reference in ready:
+            with suppress(RayError):
+                answer = ray.get(reference)
+        told[node["NodeID"]] = node["NodeManagerAddress"], answer
+    return told
 
 
 class Carrier:

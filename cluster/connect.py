@@ -1,59 +1,81 @@
 """From an address to an executor: connect to a running cluster, or start one of this machine alone.
 
 `mint` finds `executing` through the entry point group `mint.executors` and never imports this package by name.
-Token authentication is always on and always set explicitly: Ray's own default depends on files that happen to exist.
+Who answers at the address is found out before Ray is asked, which tries again for a long time and gives no reason.
 """
 
 import os
-import secrets
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from cluster.settings import (
+    STORE_BYTES,
+    UNWANTED,
+    Address,
+    checked_tls,
+    checked_token,
+    make_token,
+    parse_address,
+    ray_environment,
+    tls_place,
+    token_place,
+)
 from mint.errors import MintError
 from mint.execute import Executor
 
+if TYPE_CHECKING:
+    from cluster.knock import Head
+
 LOCAL = "local"
-TOKEN_VARIABLE = "RAY_AUTH_TOKEN_PATH"
-STORE_BYTES = 200_000_000  # what is on its way, in pieces
+INSTALL = "pip install 'mint-mlx[cluster]'"
 
 
 @contextmanager
 def executing(address: str, model: Path, dtype: str = "") -> Iterator[tuple[Path, Executor]]:
     """The folder to open `model` from, and the executor of the cluster at `address`, until the block ends."""
-    with tempfile.TemporaryDirectory(prefix="mint-") as folder:
-        os.environ.update(settings(address, Path(folder)))
+    with driving(None if address == LOCAL else parse_address(address)):
+        from cluster.carrier import Carrier
+        from cluster.execute import ClusterExecutor
+
+        carrier = Carrier()
         try:
-            from cluster.carrier import Carrier, connected
-            from cluster.execute import ClusterExecutor
+            executor = ClusterExecutor(carrier, model)
+            yield executor.whole_folder(model, dtype), executor
+        finally:
+            carrier.quit()
+
+
+@contextmanager
+def driving(address: Address | None, token: Path | None = None) -> "Iterator[Head | None]":
+    """Be a driver of the cluster at `address`, or of a new one of this machine alone, until the block ends.
+
+    Yields what the head told; raises `MintError` that names what is in the way.
+    """
+    with tempfile.TemporaryDirectory(prefix="mint-") as folder:
+        for name in UNWANTED:
+            os.environ.pop(name, None)
+        os.environ.update(settings(address, Path(folder), token))
+        try:
+            from cluster.carrier import connected
+            from cluster.knock import knock
         except ImportError as error:
-            raise MintError(
-                f"--cluster needs Ray ({error}); install it beside mint: pip install 'mint-mlx[cluster]'"
-            ) from error
-        with connected("" if address == LOCAL else address, STORE_BYTES):
-            carrier = Carrier()
-            try:
-                executor = ClusterExecutor(carrier, model)
-                yield executor.whole_folder(model, dtype), executor
-            finally:
-                carrier.quit()
+            raise MintError(f"--cluster needs Ray ({error}); install it beside mint: {INSTALL}") from error
+        head = None
+        if address:
+            tls = tls_place() if address.tls else None
+            head = knock(address, token=checked_token(token or token_place()), tls=tls)
+            head.need_a_node_here()
+        with connected(str(address or ""), STORE_BYTES):
+            yield head
 
 
-def settings(address: str, folder: Path) -> dict[str, str]:
-    """Ray's environment, which it reads when it is imported; a cluster of one machine gets a token of its own."""
-    fixed = {"RAY_AUTH_MODE": "token", "RAY_USAGE_STATS_ENABLED": "0", "RAY_COLOR_PREFIX": "0"}
-    if address == LOCAL:
-        token = folder / "token"
-        token.touch(mode=0o600)
-        token.write_text(secrets.token_hex(32))
-        return {**fixed, TOKEN_VARIABLE: str(token), "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
-    given = os.environ.get(TOKEN_VARIABLE, "")
-    if not given or not Path(given).is_file():
-        raise MintError(
-            f"--cluster {address}: no token; needed: the path of the cluster's token file in {TOKEN_VARIABLE} "
-            f"(found {given or 'nothing'})"
-        )
-    if Path(given).stat().st_mode & 0o077:
-        raise MintError(f"{given}: others may read this token; needed: chmod 600 {given}")
-    return {**fixed, "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "1"}
+def settings(address: Address | None, folder: Path, token: Path | None = None) -> dict[str, str]:
+    """Ray's environment; a cluster of this machine alone (no address) gets a token of its own in `folder`."""
+    if address is None:
+        make_token(folder / "token")
+        return ray_environment(token=folder / "token", loopback=True)
+    tls = checked_tls(tls_place()) if address.tls else None
+    return ray_environment(token=checked_token(token or token_place()), loopback=address.is_loopback, tls=tls)

@@ -9,11 +9,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TypeVar
 
-from cluster.carrier import RESOURCE, Carrier, Link
+from cluster.carrier import Carrier, Link
 from cluster.coordinator import Coordinator
 from cluster.events import Accept, Command, Finish, Policy
 from cluster.inventory import agree, needed_shards, take_inventory
 from cluster.placement import place
+from cluster.settings import RESOURCE
 from cluster.view import Outline, fill_in, make_view, read_outline
 from cluster.wire import can_travel, from_pieces, make_folder_name, pack, tell_job, tell_model
 from cluster.workers import views

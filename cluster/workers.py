@@ -14,6 +14,7 @@ from typing import Any
 import platformdirs
 
 from cluster.inventory import find_model, model_roots, take_inventory
+from cluster.meter import metered
 from cluster.view import Range, make_view, read_outline, read_ranges
 from cluster.wire import (
     make_folder_name,
@@ -42,6 +43,7 @@ class Worker:
         self._units: dict[str, Unit] = {}
         self._told: dict[str, Any] = {}
         self._job: Job[Any] | None = None
+        self._name = ""
         self._skipped: set[tuple[int, str]] = set()
 
     def hello(self, model: str) -> bytes:
@@ -81,6 +83,7 @@ class Worker:
         self._source = Source(folder, told["config"], told["dtype"], told["identity"], shards, units, (), ())
         self._told = unpack(job)
         self._job = make_job(self._told)
+        self._name = f"{self._told['job']} {self._told['rounding']}"
         self._skipped.clear()
 
     def run(self, batch: int, names: Sequence[str]) -> Iterator[bytes]:
@@ -89,7 +92,7 @@ class Worker:
         rest = [self._units[name] for name in names]
         while rest := [unit for unit in rest if (batch, unit.path) not in self._skipped]:
             try:
-                for unit, result in in_process(self._source, self._job, rest):
+                for unit, result in metered(self._name, in_process(self._source, self._job, rest)):
                     rest = rest[1:]
                     yield from _messages(unit, to_pieces(self._told, result))
                     if any((batch, unit.path) in self._skipped for unit in rest):

@@ -65,6 +65,20 @@ for _command in (
     app.command()(_command)
 
 
+@app.command(
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+    add_help_option=False,
+    options_metavar="COMMAND [OPTIONS]",
+)
+def cluster(context: typer.Context) -> None:
+    """Several machines as one, for --cluster: start and join nodes, see what they hold, find what is wrong."""
+    from mint.extras import more_commands
+
+    raise typer.Exit(
+        more_commands("cluster")(context.args or ["--help"], prog_name="mint cluster", standalone_mode=False)
+    )
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit with its code."""
     # imports leave a million objects that live to the end: looking through them again and again takes half a second

@@ -14,7 +14,7 @@ LEVELS = [
     for line in """
         mint
         errors
-        formats log roles budget journal knapsack_relaxation context progress process divergence features
+        formats log roles extras budget journal knapsack_relaxation context progress process divergence features
         blas kernels shards units layout knapsack_bundles devices compat speed estimates probed replay
         knapsack_merge trace tree device prediction sensitivity manifest weights stored reference evaluation
         source knapsack_search analysis objectives logits
@@ -32,7 +32,9 @@ LEVELS = [
 ]
 OWNERS = {
     "mlx_lm": {"mint/tree.py"},
-    "ray": {"cluster/carrier.py"},
+    "ray": {"cluster/carrier.py", "cluster/knock.py"},
+    "grpc": {"cluster/knock.py"},
+    "cryptography": {"cluster/certificates.py"},
     "numba": {"mint/kernels"},
     "typer": {
         "mint/cli.py",
@@ -40,6 +42,7 @@ OWNERS = {
         "mint/commands.py",
         "mint/plan_commands.py",
         "mint/quality_commands.py",
+        "cluster/commands.py",
     },
     "rich": {"mint/show.py", "mint/cli.py"},
     "transformers": set(),

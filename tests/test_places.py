@@ -8,11 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from cluster.connect import LOCAL, TOKEN_VARIABLE, settings
+from cluster.connect import settings
+from cluster.settings import TOKEN_VARIABLE, Address
 from mint.errors import MintError
 from mint.execute import in_process
 from mint.places import executing
 
+ELSEWHERE = Address("10.0.0.1", 6379)
 MINT = (sys.executable, "-c", "from mint.cli import main; main()")
 
 
@@ -41,23 +43,24 @@ def test_a_cluster_is_not_joined_without_a_token_that_only_its_owner_can_read(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.delenv(TOKEN_VARIABLE, raising=False)
+    monkeypatch.setenv("MINT_CONFIG", str(tmp_path / "config"))
     with pytest.raises(MintError, match="no token"):
-        settings("10.0.0.1:6379", tmp_path)
+        settings(ELSEWHERE, tmp_path)
     token = tmp_path / "secret"
     token.write_text("0" * 64)
     token.chmod(0o644)
     monkeypatch.setenv(TOKEN_VARIABLE, str(token))
     with pytest.raises(MintError, match="others may read this token; needed: chmod 600"):
-        settings("10.0.0.1:6379", tmp_path)
+        settings(ELSEWHERE, tmp_path)
     token.chmod(0o600)
-    assert settings("10.0.0.1:6379", tmp_path)["RAY_AUTH_MODE"] == "token"
+    assert settings(ELSEWHERE, tmp_path)["RAY_AUTH_MODE"] == "token"
 
 
 def test_a_cluster_of_one_machine_has_a_new_secret_token_every_time(tmp_path: Path) -> None:
     tokens = set()
     for name in "ab":
         (tmp_path / name).mkdir()
-        path = Path(settings(LOCAL, tmp_path / name)[TOKEN_VARIABLE])
+        path = Path(settings(None, tmp_path / name)[TOKEN_VARIABLE])
         assert path.stat().st_mode & 0o777 == 0o600
         tokens.add(path.read_text())
     assert len(tokens) == 2

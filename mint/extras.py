@@ -1,0 +1,18 @@
+"""Commands of packages that are installed beside mint, found through entry points."""
+
+from collections.abc import Callable
+from importlib.metadata import entry_points
+from typing import Any
+
+from mint.errors import MintError
+
+GROUP = "mint.commands"
+
+
+def more_commands(name: str) -> Callable[..., Any]:
+    """The command line of an installed package; raises `MintError` when nothing installed offers one of this name."""
+    offers = entry_points(group=GROUP, name=name)
+    if not offers:
+        raise MintError(f"mint {name}: nothing installed has this command; needed: pip install 'mint-mlx[{name}]'")
+    commands: Callable[..., Any] = next(iter(offers)).load()
+    return commands
