@@ -55,6 +55,8 @@ class Link:
 def connected(address: str, store_bytes: int) -> Iterator[None]:
     """Be a driver of the cluster at `address`, or of one that is started here for as long as this lasts."""
     alone = {"num_cpus": 0, "resources": {RESOURCE: 1}, "include_dashboard": False, "object_store_memory": store_bytes}
+    # it prints errors of other nodes on stdout, which is for the answer alone, and no option of Ray 2.60 stops that
+    ray._private.worker._worker_logs_enabled = False
     try:
         ray.init(address=address or "local", log_to_driver=False, configure_logging=False, **({} if address else alone))
     except (RayError, ConnectionError, RuntimeError) as error:

@@ -104,8 +104,7 @@ def join(
         from cluster.nodes import Start, own_address, run_node
 
         own = own_address(where)
-        known = knock(where, token=token, tls=certificates)
-        if any(node.address == own for node in known.living()):
+        if knock(where, token=token, tls=certificates).has(own):
             raise MintError(f"this machine ({own}) is a node of {where} already; one is enough")
         start = Start(where, own, False, token, certificates, roots)
         raise typer.Exit(run_node(start, lambda _: typer.echo(f"joined {where} as {own}. Ctrl-C leaves")))

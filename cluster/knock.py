@@ -35,6 +35,7 @@ class Node:
 
     node_id: str
     address: str
+    port: int
     hostname: str
     is_alive: bool
     is_head: bool
@@ -58,10 +59,17 @@ class Head:
         """The nodes that are there."""
         return tuple(node for node in self.nodes if node.is_alive)
 
+    def has(self, own: str) -> bool:
+        """Whether this machine, whose address is `own`, is one of the nodes.
+
+        Ray believes a node that was killed to be alive for a minute; whether one is here, its port tells.
+        """
+        return any(node.address == own and _opens(own, node.port) for node in self.living())
+
     def need_a_node_here(self) -> None:
         """Raise `MintError` unless one of the living nodes is this machine: a driver needs one beside it."""
         living = self.living()
-        if not any(is_here(node.address) for node in living):
+        if not any(is_here(node.address) and self.has(node.address) for node in living):
             raise MintError(
                 f"{self.address}: this machine is no node of that cluster, the nodes are "
                 f"{', '.join(node.address for node in living) or 'none'}; needed: mint cluster join {self.address} "
@@ -158,6 +166,14 @@ def _expect_tls(address: Address, tls: Path | None) -> None:
         ) from error
 
 
+def _opens(host: str, port: int) -> bool:
+    try:
+        socket.create_connection((host, port), timeout=SECONDS).close()
+    except OSError:
+        return False
+    return True
+
+
 def _speaks_tls(address: Address) -> bool:
     context = ssl.create_default_context()
     context.check_hostname = False
@@ -240,6 +256,7 @@ def _node(info: Any) -> Node:
     return Node(
         info.node_id.hex(),
         info.node_manager_address,
+        info.node_manager_port,
         info.node_manager_hostname,
         info.state == gcs_pb2.GcsNodeInfo.ALIVE,
         info.is_head_node,

@@ -46,13 +46,14 @@ class Start:
 
 def command_line(start: Start) -> list[str]:
     """The arguments of `ray start`; no secret is among them."""
-    where = ["--head", f"--port={start.address.port}"] if start.is_head else [f"--address={start.address}"]
+    head = ["--head", f"--port={start.address.port}", "--include-dashboard=false"]
+    where = head if start.is_head else [f"--address={start.address}"]
     versions = own_versions()
     labels = ",".join(f"{label}={versions[label]}" for label in LABELS)
     return [
         *(sys.executable, "-c", _RAY, "start", *where),
         *("--block", f"--node-ip-address={start.ip}", "--num-cpus=0", f"--resources={json.dumps({RESOURCE: 1})}"),
-        *("--include-dashboard=false", "--disable-usage-stats", f"--object-store-memory={STORE_BYTES}"),
+        *("--disable-usage-stats", f"--object-store-memory={STORE_BYTES}"),
         f"--labels={labels}",
     ]
 
@@ -137,7 +138,7 @@ def _wait_until_up(start: Start, child: "subprocess.Popen[bytes]", said: Path) -
         except MintError as error:
             trouble = str(error)
             continue
-        if any(node.address == start.ip for node in head.living()):
+        if head.has(start.ip):
             return head
         trouble = f"{start.ip} is not among its nodes"
     raise MintError(f"the node was not up within {START_SECONDS:.0f} s ({trouble}); Ray said: {_tail(said)}")
