@@ -24,7 +24,7 @@ from cluster.settings import (
     token_place,
 )
 from mint.errors import MintError
-from mint.options import Json
+from mint.options import Dtype, Json, Model, checked_dtype
 from mint.show import Screen
 
 if TYPE_CHECKING:
@@ -157,6 +157,32 @@ def doctor(
     screen.answer(record | ({"machine": asdict(machine)} if as_json else {}))
     if not is_well(findings):
         raise typer.Exit(1)
+
+
+@app.command()
+def plan(
+    model: Model,
+    machines: Annotated[int, typer.Option(min=2, help="How many machines like this one.")] = 2,
+    rounding: Annotated[str, typer.Option(metavar="NAME", help="What is measured: nearest or search.")] = "nearest",
+    dtype: Dtype = "",
+    as_json: Json = False,
+) -> None:
+    """Is a cluster worth it for MODEL? Measures this machine for a few seconds and predicts minutes.
+
+    Alone, with local copies, with a folder that one machine shares, and with a file server, over several links.
+    """
+    from cluster.forecast import plan_cluster
+    from mint.formats import check_rounding
+
+    check_rounding(rounding)
+    with Screen(as_json) as screen:
+        outlook = plan_cluster(
+            model, machines=machines, dtype=checked_dtype(dtype), rounding=rounding, on_progress=screen.on_progress
+        )
+    if as_json:
+        screen.answer(outlook.record())
+    else:
+        typer.echo(outlook.table())
 
 
 @app.command("service-file")

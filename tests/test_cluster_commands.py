@@ -33,6 +33,7 @@ from cluster.settings import (
 )
 from mint.cli import run_command
 from mint.errors import MintError
+from mint.source import open_source
 from tests.zoo import write_model
 
 pytest.importorskip("ray", reason="the cluster's tests need ray: pip install 'mint-mlx[cluster]'")
@@ -446,3 +447,16 @@ def test_a_token_that_others_can_read_is_refused_before_anything_is_sent(
         with pytest.raises(BlockingIOError):
             server.accept()
     assert "others may read this token; needed: chmod 600" in capsys.readouterr().err
+
+
+def test_plan_predicts_minutes_and_advises(llama: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_command(["cluster", "plan", str(llama), "--machines", "4", "--json"]) == 0
+    record = json.loads(capsys.readouterr().out)
+    assert record["source_nbytes"] == sum(unit.nbytes for unit in open_source(llama).units)
+    assert record["advice"]
+    for forecast in record["forecasts"]:
+        assert forecast["machines"] == 4
+        assert all(seconds > 0 for seconds in forecast["seconds"].values())
+    assert run_command(["cluster", "plan", str(llama)]) == 0
+    assert record["advice"].split()[0] in capsys.readouterr().out
+    assert run_command(["cluster", "plan", str(llama), "--machines", "1"]) == 2
