@@ -160,6 +160,18 @@ def doctor(
 
 
 @app.command()
+def certs(
+    hosts: Annotated[list[str], typer.Argument(metavar="HOST...", help="Address or name of every machine.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write, one folder in it for each machine.")],
+) -> None:
+    """Make certificates for --tls: an authority, and one certificate for every machine. More can be added later."""
+    from cluster.certificates import make_certificates
+
+    for folder in make_certificates(hosts, output):
+        typer.echo(f"{folder}: copy it to {tls_place()} on {folder.name}")
+
+
+@app.command()
 def plan(
     model: Model,
     machines: Annotated[int, typer.Option(min=2, help="How many machines like this one.")] = 2,
