@@ -1,4 +1,4 @@
-"""Real nodes of `mint cluster` in network namespaces of their own, joined by a switch: tokens, deaths, pulled cables.
+"""Real nodes of `mint cluster` in network namespaces of their own, joined by a switch: tokens, listeners, deaths.
 
 Needs root; everything that is set up is removed. Each node has its own network, processes, /dev/shm and /tmp/ray.
 """
@@ -29,7 +29,6 @@ HEAD = "10.77.0.1:6379"
 MINT = (sys.executable, "-c", "from mint.cli import main; main()")
 UP_SECONDS = 120.0
 RUN_SECONDS = 120.0
-CABLE_SECONDS = 20.0
 LOOK_SECONDS = 0.1
 DRIVER = """
 import sys
@@ -146,12 +145,6 @@ class Host:
             [*self._inside, "ss", "-Hltn"], capture_output=True, text=True, check=True, timeout=20
         ).stdout
         return {int(line.split()[3].rpartition(":")[2]) for line in shown.splitlines()}
-
-    def pull_cable(self) -> None:
-        _ip("-n", self._lab.switch, "link", "set", self._cable, "down")
-
-    def plug_cable(self) -> None:
-        _ip("-n", self._lab.switch, "link", "set", self._cable, "up")
 
     def kill(self) -> None:
         """As if the power went: the first process of the host is killed, and all others with it."""
@@ -276,14 +269,3 @@ def test_a_node_that_is_killed_is_done_without_and_may_come_back(lab: Lab) -> No
     assert lab.run("killed", threading.Thread(target=victim.kill)) == lab.alone
     lab.join(victim)
     assert victim.address in lab.living()
-
-
-def test_a_cable_that_is_pulled_for_a_while_changes_nothing(lab: Lab) -> None:
-    def trip() -> None:
-        lab.hosts[1].pull_cable()
-        try:
-            threading.Event().wait(CABLE_SECONDS)
-        finally:
-            lab.hosts[1].plug_cable()
-
-    assert lab.run("pulled", threading.Thread(target=trip)) == lab.alone
