@@ -6,12 +6,14 @@ called once each; whether replaying changes nothing is checked on the model itse
 computes everything: slower, never wrong.
 """
 
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import mlx.core as mx
 from mlx.nn.layers.base import Module
+
+Answer = Callable[[Callable[[], Any], tuple[Any, ...]], Any]  # to a call: what would compute it, its arguments
 
 
 class Replay:
@@ -28,14 +30,17 @@ class Replay:
         """Note what the layers return while this lasts."""
         self._order.clear()
 
-        def record(path: str, call: Callable[[], Any]) -> Any:
-            answer = call()
-            mx.eval(answer)
-            self._order.append(path)
-            self._answers[path] = answer
-            return answer
+        def recorded(path: str) -> Answer:
+            def record(call: Callable[[], Any], _: tuple[Any, ...]) -> Any:
+                answer = call()
+                mx.eval(answer)
+                self._order.append(path)
+                self._answers[path] = answer
+                return answer
 
-        with self._calls(dict.fromkeys(self._layers, record)):
+            return record
+
+        with answered(self._layers, {path: recorded(path) for path in self._layers}):
             yield
 
     @property
@@ -46,8 +51,11 @@ class Replay:
     @contextmanager
     def before(self, path: str | None) -> Iterator[None]:
         """Let the layers called before the one at `path` answer from memory; all of them for None."""
-        end = self._end(path)
-        with self._calls({known: lambda known, _: self._answers[known] for known in self._order[:end]}):
+
+        def recalled(path: str) -> Answer:
+            return lambda _, __: self._answers[path]
+
+        with answered(self._layers, {known: recalled(known) for known in self._order[: self._end(path)]}):
             yield
 
     def share_before(self, path: str | None) -> float:
@@ -65,22 +73,27 @@ class Replay:
             return len(self._order)
         return self._order.index(path) if path in self._order else 0
 
-    @contextmanager
-    def _calls(self, replaced: dict[str, Callable[[str, Callable[[], Any]], Any]]) -> Iterator[None]:
-        kinds = {path: type(self._layers[path]) for path in replaced}
-        for path in replaced:
-            self._layers[path].__class__ = _answering(kinds[path], path, replaced[path])
-        try:
-            yield
-        finally:
-            for path, kind in kinds.items():
-                self._layers[path].__class__ = kind
+
+@contextmanager
+def reclassed(modules: Mapping[str, Module], kinds: Mapping[str, type[Module]]) -> Iterator[None]:
+    """While this lasts, let modules be of other classes."""
+    before = {path: type(modules[path]) for path in kinds}
+    for path, kind in kinds.items():
+        modules[path].__class__ = kind
+    try:
+        yield
+    finally:
+        for path, kind in before.items():
+            modules[path].__class__ = kind
 
 
-def _answering(kind: type[Module], path: str, answer: Callable[[str, Callable[[], Any]], Any]) -> type[Module]:
-    """The class of a layer whose call is answered by `answer`, given its path and what would compute it."""
+def answered(modules: Mapping[str, Module], answers: Mapping[str, Answer]) -> AbstractContextManager[None]:
+    """While this lasts, let calls of modules be answered."""
+    return reclassed(modules, {path: _answering(type(modules[path]), answer) for path, answer in answers.items()})
 
+
+def _answering(kind: type[Module], answer: Answer) -> type[Module]:
     def call(self: Module, *arguments: Any, **options: Any) -> Any:
-        return answer(path, lambda: kind.__call__(self, *arguments, **options))
+        return answer(lambda: kind.__call__(self, *arguments, **options), arguments)
 
     return type(kind.__name__, (kind,), {"__call__": call})

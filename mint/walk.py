@@ -13,7 +13,6 @@ otherwise each layer's inputs come from a pass through the whole model: slower, 
 
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,11 +24,11 @@ from mlx.utils import tree_flatten, tree_map
 
 from mint.divergence import Tokens
 from mint.logits import logits_of
+from mint.replay import Answer, answered, reclassed
 from mint.roles import layer_path
 from mint.units import Unit
 
 Rows = npt.NDArray[np.float32]
-Answer = Callable[[Callable[[], Any], tuple[Any, ...]], Any]  # to a call: what would compute it, its arguments
 Note = Callable[[str, mx.array, mx.array | None], None]
 
 
@@ -107,11 +106,12 @@ class Walk:
         def remember(_: Callable[[], Any], __: tuple[Any, ...]) -> Any:
             return self._answer
 
+        noting = {path: _noted(type(self._modules[path]), path, note) for path, note in noted}
         calls: dict[str, Answer] = dict.fromkeys(self._passed, remember)
         if until:
             calls[until] = stop
         try:
-            with _answered(self._modules, calls), _noting(self._modules, dict(noted)):
+            with answered(self._modules, calls), reclassed(self._modules, noting):
                 logits_of(self._model, self._tokens)
         except _PassedError as passed:
             return passed.answer
@@ -136,7 +136,7 @@ class Walk:
 
             return answer
 
-        with _answered(self._modules, {path: note(path) for path in self._layers}):
+        with answered(self._modules, {path: note(path) for path in self._layers}):
             logits_of(self._model, self._tokens[:1, :2])
         return order if chained and sorted(order) == sorted(self._layers) else []
 
@@ -204,39 +204,6 @@ def _stages(units: Sequence[Unit]) -> tuple[tuple[Unit, ...], dict[str, tuple[Un
 def _by_number(path: str) -> tuple[int, str]:
     last = path.rpartition(".")[2]
     return int(last) if last.isdecimal() else -1, path
-
-
-@contextmanager
-def _answered(modules: Mapping[str, Module], calls: Mapping[str, Answer]) -> Iterator[None]:
-    """While this lasts, let calls of modules be answered, given what would compute them and the arguments."""
-    kinds = {path: type(modules[path]) for path in calls}
-    for path, answer in calls.items():
-        modules[path].__class__ = _answering(kinds[path], answer)
-    try:
-        yield
-    finally:
-        for path, kind in kinds.items():
-            modules[path].__class__ = kind
-
-
-def _answering(kind: type[Module], answer: Answer) -> type[Module]:
-    def call(self: Module, *arguments: Any, **options: Any) -> Any:
-        return answer(lambda: kind.__call__(self, *arguments, **options), arguments)
-
-    return type(kind.__name__, (kind,), {"__call__": call})
-
-
-@contextmanager
-def _noting(modules: Mapping[str, Module], noted: Mapping[str, Note]) -> Iterator[None]:
-    """While this lasts, note what modules multiply with their weights."""
-    kinds = {path: type(modules[path]) for path in noted}
-    for path, note in noted.items():
-        modules[path].__class__ = _noted(kinds[path], path, note)
-    try:
-        yield
-    finally:
-        for path, kind in kinds.items():
-            modules[path].__class__ = kind
 
 
 def _noted(kind: type[Module], path: str, note: Note) -> type[Module]:
