@@ -13,10 +13,9 @@ from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 
-import platformdirs
-
 from cluster.inventory import model_roots
 from cluster.settings import UNWANTED, is_loopback, token_place
+from mint.cache import cache_folder
 from mint.process import memory_bytes
 from mint.shards import PATTERN
 
@@ -67,7 +66,7 @@ class Machine:
 def observe() -> Machine:
     """Look at this machine; takes about a second, most of it for MLX."""
     roots = model_roots()
-    cache = Path(os.environ.get("MINT_CACHE") or platformdirs.user_cache_dir("mint"))
+    cache = cache_folder()
     temp = Path(os.environ.get("RAY_TMPDIR") or "/tmp") / "ray"
     token = token_place()
     return Machine(

@@ -7,8 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TypeVar
 
-import platformdirs
-
+from mint.cache import cache_folder
 from mint.units import Unit
 
 T = TypeVar("T")
@@ -49,4 +48,4 @@ def _note(job: str, bytes_per_second: float) -> None:
 
 
 def _place() -> Path:
-    return Path(os.environ.get("MINT_CACHE") or platformdirs.user_cache_dir("mint")) / "cluster" / "rates.json"
+    return cache_folder() / "cluster" / "rates.json"

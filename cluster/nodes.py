@@ -16,11 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
-import platformdirs
-
 from cluster.inventory import ROOTS_VARIABLE
 from cluster.knock import LABELS, Head, is_here, knock, own_versions
 from cluster.settings import RESOURCE, STORE_BYTES, Address, ray_environment, without_unwanted
+from mint.cache import cache_folder
 from mint.errors import MintError
 
 START_SECONDS = 90.0
@@ -150,7 +149,7 @@ def _tail(said: Path) -> str:
 
 
 def _log_place(start: Start) -> Path:
-    folder = Path(os.environ.get("MINT_CACHE") or platformdirs.user_cache_dir("mint")) / "cluster"
+    folder = cache_folder() / "cluster"
     folder.mkdir(parents=True, exist_ok=True)
     return folder / f"{'head' if start.is_head else 'worker'}-{start.ip}.log"
 

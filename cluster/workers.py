@@ -11,8 +11,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import platformdirs
-
 from cluster.inventory import find_model, model_roots, take_inventory
 from cluster.meter import metered
 from cluster.view import Range, make_view, read_outline, read_ranges
@@ -26,6 +24,7 @@ from cluster.wire import (
     units_of,
     unpack,
 )
+from mint.cache import cache_folder
 from mint.device import device_kind, versions
 from mint.execute import Job, in_process
 from mint.shards import read_shards
@@ -116,7 +115,7 @@ class Worker:
 
 def views() -> Path:
     """Where the views of this user's models lie."""
-    return Path(os.environ.get("MINT_CACHE") or platformdirs.user_cache_dir("mint")) / "views"
+    return cache_folder() / "views"
 
 
 def _messages(unit: Unit, pieces: Iterator[bytes]) -> Iterator[bytes]:

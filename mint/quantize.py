@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -10,13 +9,12 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-import platformdirs
-
 from mint.allocate import budget_bytes
 from mint.analysis import SCHEMA, Analysis
 from mint.analyze import analyze
 from mint.assemble import assemble, refuse_existing
 from mint.budget import Budget
+from mint.cache import cache_folder
 from mint.device import device_kind, versions
 from mint.errors import MintError
 from mint.execute import Executor, in_process
@@ -184,7 +182,7 @@ def cached_analysis(source: Source, rounding: str = "nearest") -> Path:
 
     The folder is `MINT_CACHE` if that is set, else the user's cache folder.
     """
-    folder = Path(os.environ.get("MINT_CACHE") or platformdirs.user_cache_dir("mint")) / "analyses"
+    folder = cache_folder() / "analyses"
     key = json.dumps([SCHEMA, source.identity, source.dtype, rounding, device_kind(), versions()], sort_keys=True)
     return folder / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.mint"
 

@@ -6,9 +6,9 @@ import os
 from pathlib import Path
 
 import numpy as np
-import platformdirs
 
 from mint.base import AUTO, chosen_base, open_base
+from mint.cache import cache_folder
 from mint.device import device_kind, versions
 from mint.divergence import Tokens
 from mint.logits import fusing_nothing, vocabulary_size
@@ -39,6 +39,6 @@ def own_text(source: Source, size: Wanted, seed: int, on_progress: OnProgress) -
 
 
 def _kept(source: Source, size: Wanted, seed: int, base: str) -> Path:
-    folder = Path(os.environ.get("MINT_CACHE") or platformdirs.user_cache_dir("mint")) / "texts"
+    folder = cache_folder() / "texts"
     key = json.dumps([source.identity, size.count, size.window, seed, base, device_kind(), versions()], sort_keys=True)
     return folder / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.npy"

@@ -13,7 +13,7 @@ LEVELS = [
     set(line.split())
     for line in """
         mint
-        errors
+        errors cache
         formats log roles extras budget journal knapsack_relaxation context progress process divergence features
         blas kernels shards units layout knapsack_bundles devices compat speed estimates probed replay
         knapsack_merge trace tree device prediction sensitivity manifest weights stored reference evaluation

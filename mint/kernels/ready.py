@@ -13,7 +13,7 @@ from hashlib import sha256
 from importlib.metadata import version
 from pathlib import Path
 
-from platformdirs import user_cache_dir
+from mint.cache import cache_folder
 
 
 def _sources() -> str:
@@ -23,7 +23,7 @@ def _sources() -> str:
 
 
 FEATURES = "features"  # the name that their kernels go by beside those of the roundings
-FOLDER = Path(os.environ.get("MINT_CACHE") or user_cache_dir("mint")) / "kernels" / _sources()
+FOLDER = cache_folder() / "kernels" / _sources()
 
 
 @cache
