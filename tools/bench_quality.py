@@ -24,9 +24,11 @@ from mint.assemble import assemble
 from mint.blas import allow_restart, restart_with_fast_blas
 from mint.evaluate import evaluate
 from mint.formats import parse_format
+from mint.objectives import objective as objective_named
 from mint.plan import Plan
 from mint.probe import probe
 from mint.probed import Probed
+from mint.problem import Problem
 from mint.rules import Rules
 from mint.source import Source, open_source
 
@@ -113,18 +115,27 @@ def _candidates(
     for name, make in recipes:
         yield Candidate(name, "", make)
         variants = {
-            "published objective": ours(lambda nbytes: allocate(analysis, nbytes, objective="mint")),
-            "prior": ours(lambda nbytes: allocate(analysis, nbytes)),
-            "probe": ours(lambda nbytes: allocate(analysis, nbytes, probed=probed)),
-            "prior, search": ours(lambda nbytes: allocate(searched, nbytes)),
-            "probe, search": ours(lambda nbytes: allocate(searched, nbytes, probed=probed)),
-            "prior, compensate": ours(lambda nbytes: allocate(compensated, nbytes)),
-            "probe, compensate": ours(lambda nbytes: allocate(compensated, nbytes, probed=probed)),
+            "published objective": ours(partial(_allocated, analysis, objective="mint")),
+            "prior": ours(partial(_allocated, analysis)),
+            "probe": ours(partial(_allocated, analysis, probed=probed)),
+            "prior, search": ours(partial(_allocated, searched)),
+            "probe, search": ours(partial(_allocated, searched, probed=probed)),
+            "prior, compensate": ours(partial(_allocated, compensated)),
+            "probe, compensate": ours(partial(_allocated, compensated, probed=probed)),
         }
         if name.startswith("uniform "):
             variants["itself, compensate"] = ours(partial(uniform, name.removeprefix("uniform "), compensated))
         for variant, make_ours in variants.items():
             yield Candidate(f"{variant}, bytes of {name}", name, make_ours)
+
+
+def _allocated(measured: Analysis, nbytes: int, *, objective: str = "output", probed: Probed | None = None) -> Plan:
+    """The plan for these bytes; where the veto leaves nothing that small, said so and planned without it."""
+    problem = Problem(measured, objective_named(objective), probed=probed)
+    if problem.smallest_bytes > nbytes:
+        print(f"the veto leaves nothing below {problem.smallest_bytes} bytes: without it", file=sys.stderr, flush=True)
+        problem = Problem(measured, objective_named(objective), Rules(veto_db=-100.0), probed=probed)
+    return problem.plan(nbytes)
 
 
 def _convert(model: Path, recipe: str, folder: Path, _: int) -> None:
