@@ -18,7 +18,7 @@ stage() {
 install() {
     python=$(find_python)
     "$python" -m venv "$venv"
-    "$venv/bin/pip" install --quiet --disable-pip-version-check -e ".[dev,cluster]"
+    "$venv/bin/pip" install --quiet --disable-pip-version-check -e ".[dev,cluster,service,postgres]"
     touch "$venv/ready"
 }
 
