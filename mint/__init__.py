@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from mint.analyze import analyze
     from mint.assemble import assemble
     from mint.budget import parse_budget, parse_size
+    from mint.client import Client
     from mint.curve import curve
     from mint.diff import diff
     from mint.evaluate import evaluate
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 __all__ = [
+    "Client",
     "MintError",
     "Problem",
     "Reuse",
@@ -55,6 +57,7 @@ __all__ = [
     "write_plan",
 ]
 _HOME = {
+    "Client": "client",
     "open_source": "source",
     "read_analysis": "analysis",
     "parse_budget": "budget",

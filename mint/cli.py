@@ -1,5 +1,5 @@
-"""The `mint` command: what every command has in common. The commands are in `commands`, `plan_commands` and
-`quality_commands`.
+"""The `mint` command: what every command has in common. The commands are in `commands`, `plan_commands`,
+`quality_commands` and `service_commands`.
 
 stdout carries the answer (or, with --json, exactly one object), stderr everything else. Exit codes: 0 done,
 1 a mistake the user can mend, 2 usage, 3 a bug, 130 interrupted.
@@ -13,7 +13,7 @@ from typing import Annotated
 
 import typer
 
-from mint import __version__, commands, plan_commands, quality_commands
+from mint import __version__, commands, plan_commands, quality_commands, service_commands
 from mint.blas import allow_restart
 from mint.errors import MintError
 from mint.log import configure_logging
@@ -61,6 +61,10 @@ for _command in (
     commands.verify,
     quality_commands.evaluate,
     plan_commands.devices,
+    service_commands.submit,
+    service_commands.jobs,
+    service_commands.cancel,
+    service_commands.download,
 ):
     app.command()(_command)
 

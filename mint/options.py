@@ -19,6 +19,7 @@ from mint.errors import MintError
 
 if TYPE_CHECKING:
     from mint.analysis import Analysis
+    from mint.client import Client
     from mint.probed import Probed
     from mint.problem import Problem
     from mint.rules import Rules
@@ -259,6 +260,37 @@ class Room:
             )
 
         return nbytes
+
+
+@dataclass(frozen=True)
+class Server:
+    """Which service, and who asks."""
+
+    server: Annotated[
+        str,
+        typer.Option(metavar="HOST:PORT", help="Or in MINT_SERVER; https://... with TLS.", rich_help_panel="Service"),
+    ] = ""
+    token_file: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="What mint token create printed; or in MINT_TOKEN.", rich_help_panel="Service"
+        ),
+    ] = None
+    ca: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Authorities that vouch for the service.", rich_help_panel="Service"),
+    ] = None
+    insecure: Annotated[
+        bool,
+        typer.Option("--insecure", help="Send the token in the clear, over plain HTTP.", rich_help_panel="Service"),
+    ] = False
+
+    def client(self) -> Client:
+        """A connection to it; raises `MintError` when none is named, or the token must not be sent there."""
+        from mint.client import Client
+        from mint.connection import token_of
+
+        return Client(self.server, token_of(self.token_file), ca=self.ca, insecure=self.insecure)
 
 
 def _reserve_bytes(text: str) -> int:

@@ -7,24 +7,35 @@ from typing import Annotated
 import typer
 
 from mint.errors import MintError
-from mint.options import AnalysisFile, Json, PlanFile, Room, Wishes, takes
+from mint.options import AnalysisFile, Json, PlanFile, Room, Rounding, Server, Wishes, takes
 from mint.show import Screen
 
 
-@takes(Room, Wishes)
+@takes(Room, Wishes, Server)
 def allocate(
-    analysis: AnalysisFile,
+    analysis: Annotated[
+        str,
+        typer.Argument(
+            metavar="ANALYSIS",
+            help="A file that `mint analyze` wrote; with --server a model of that service: its analysis comes here.",
+        ),
+    ],
     room: Room,
     wishes: Wishes,
+    server: Server,
     output: Annotated[
         Path | None,
         typer.Option(
             "--output", "-o", help="Write the plan here as JSON; default: only show it. Several budgets: NAME-BUDGET."
         ),
     ] = None,
+    rounding: Rounding = "nearest",
     as_json: Json = False,
 ) -> None:
-    """Choose a format for every unit: the least predicted loss that fits the budget. Takes a moment."""
+    """Choose a format for every unit: the least predicted loss that fits the budget. Takes a moment.
+
+    Example: mint allocate Qwen3-8B --server lab:8420 --budget 6GB -o plan.json
+    """
     from mint.analysis import read_analysis
     from mint.plan import write_plan
     from mint.probed import probes_beside
@@ -37,7 +48,12 @@ def allocate(
         if path.exists():
             raise MintError(f"{path} exists; nothing is ever overwritten. Choose another --output")
     with Screen(as_json) as screen:
-        problem = wishes.problem(read_analysis(analysis), probes_beside(analysis))
+        path = Path(analysis)
+        if server.server:
+            with server.client() as client:
+                path = client.analysis(analysis, options={"rounding": rounding}, on_progress=screen.on_progress)
+            screen.note(f"the service's analysis lies in {path}")
+        problem = wishes.problem(read_analysis(path), probes_beside(path))
         plans = {name: problem.plan(room.budget_of(name)(problem)) for name in room.names}
         for name, path in outputs.items():
             write_plan(plans[name], path)

@@ -14,8 +14,11 @@ LEVELS = [
     for line in """
         mint
         errors cache
+        connection
         formats log roles extras budget journal knapsack_relaxation context progress process divergence features
+        download
         blas kernels shards units layout knapsack_bundles devices compat speed estimates probed replay
+        client
         knapsack_merge trace tree device prediction sensitivity manifest weights stored reference evaluation
         source knapsack_search analysis objectives logits
         knapsack execute rules trace_context agreement sequences walk
@@ -26,7 +29,7 @@ LEVELS = [
         quantize evaluate
         records quality_records
         show options
-        commands plan_commands quality_commands
+        commands plan_commands quality_commands service_commands
         cli
     """.strip().splitlines()
 ]
@@ -42,11 +45,14 @@ OWNERS = {
         "mint/commands.py",
         "mint/plan_commands.py",
         "mint/quality_commands.py",
+        "mint/service_commands.py",
         "cluster/commands.py",
     },
     "rich": {"mint/show.py", "mint/cli.py"},
     "transformers": set(),
     "matplotlib": {"mint/draw.py"},
+    "httpx": {"mint/connection.py"},
+    "httpx_sse": {"mint/client.py"},
 }
 
 
