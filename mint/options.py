@@ -163,6 +163,25 @@ class Wishes:
             locks += read_locks(self.locks)
         return Rules(self.veto, self.min_bits, self.max_bits, formats, tuple(locks))
 
+    def told(self) -> dict[str, Any]:
+        """These options as a service takes them; raises `MintError` for rules that cannot be."""
+        from mint.rules import read_locks
+
+        self.rules()
+        locks = [f"{pattern}={format}" for pattern, format in (read_locks(self.locks) if self.locks else ())]
+        return {
+            "objective": self.objective,
+            "veto_db": self.veto,
+            "min_bits": self.min_bits,
+            "max_bits": self.max_bits,
+            "formats": list(self.formats),
+            "lock": [*(f"{pattern}=keep" for pattern in self.keep), *self.set, *locks],
+            "compat": self.compat,
+            "prefer_speed": self.prefer_speed,
+            "ignore_probe": self.ignore_probe,
+            "max_shard_size": self.max_shard_size,
+        }
+
     def problem(self, analysis: Analysis, probed: Probed | None) -> Problem:
         """The problem that these options make of an analysis and the probes of its model."""
         from mint.objectives import objective
@@ -233,6 +252,10 @@ class Room:
     def names(self) -> list[str]:
         """Every budget and device as it was given."""
         return [*self.budget, *self.device]
+
+    def told(self) -> dict[str, Any]:
+        """What a device is to leave room for, as a service takes it."""
+        return {"context": self.context, "kv_bits": self.kv_bits, "reserve": self.reserve} if self.device else {}
 
     def outputs(self, output: Path) -> dict[str, Path]:
         """Where the result of each budget goes: `output` itself for one, `output-NAME` for several."""

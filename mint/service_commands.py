@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mint.errors import MintError
-from mint.options import Json, Server, takes
+from mint.options import Dtype, Json, Room, Rounding, Server, Wishes, checked_dtype, takes
 from mint.show import Screen
 
 if TYPE_CHECKING:
@@ -17,19 +17,17 @@ if TYPE_CHECKING:
 Id = Annotated[str, typer.Argument(metavar="ID", help="Of a job; mint jobs lists them.")]
 
 
-@takes(Server)
+@takes(Room, Wishes, Server)
 def submit(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="A model of the service, as its page lists it.")],
+    room: Room,
+    wishes: Wishes,
     server: Server,
-    budget: Annotated[
-        list[str],
-        typer.Option("--budget", "-b", metavar="SIZE", help="As of mint quantize; may be repeated: a job each."),
-    ] = [],  # noqa: B006, typer copies it
-    rounding: Annotated[str, typer.Option(metavar="NAME", help="nearest, search or compensate.")] = "nearest",
-    probe: Annotated[bool, typer.Option("--probe", help="Measure sensitivities first.")] = False,
-    option: Annotated[
-        list[str], typer.Option("--option", metavar="NAME=VALUE", help="Any other option of the service.")
-    ] = [],  # noqa: B006
+    dtype: Dtype = "",
+    rounding: Rounding = "nearest",
+    probe: Annotated[
+        bool, typer.Option("--probe", help="Measure how sensitive the output is to each unit first (see mint probe).")
+    ] = False,
     priority: Annotated[int, typer.Option(help="Higher goes first.")] = 0,
     wait: Annotated[bool, typer.Option("--wait", help="Follow the jobs to their end.")] = False,
     download: Annotated[
@@ -37,14 +35,18 @@ def submit(
         typer.Option(metavar="DIR", help="Wait, and bring every result into a folder MODEL-BUDGET below DIR."),
     ] = None,
     as_json: Json = False,
-) -> None:  # fmt: skip
-    """Ask the service for models within budgets. Without --budget only for the analysis.
+) -> None:
+    """Ask the service for a model within every budget or device, or without any for its analysis alone.
+
+    What somebody asked for before is there at once.
 
     Example: mint submit Qwen3-8B --budget 6GB --budget 8GB --download models
     """
-    options: dict[str, Any] = {"rounding": rounding, "probe": probe, **dict(map(_option, option))}
+    if room.names:
+        room.check()
+    options = {**wishes.told(), **room.told(), "dtype": checked_dtype(dtype), "rounding": rounding, "probe": probe}
     with Screen(as_json) as screen, server.client() as client:
-        jobs = client.submit(model, budget, options=options, priority=priority)
+        jobs = client.submit(model, room.names, options=options, priority=priority)
         for job in jobs:
             screen.note(f"job {job.id}: {job.model} {job.budget or 'analysis'}, {job.state}")
         if wait or download:
@@ -52,7 +54,8 @@ def submit(
         records = [job_record(job) for job in jobs]
         for job, record in zip(jobs, records, strict=True):
             if download:
-                output = download / f"{Path(job.model).name}-{job.budget or 'analysis'}"
+                output = download / _folder_name(job)
+                output.parent.mkdir(parents=True, exist_ok=True)
                 client.download(job.artifact, output, screen.on_progress)
                 record["output"] = str(output)
     screen.answer_all(records)
@@ -106,7 +109,7 @@ def download(
         job = client.job(id)
         if job.state != "done":
             raise MintError(f"job {job.id} is {job.state}, there is nothing to download; mint jobs {id} --follow")
-        path = output or Path(f"{Path(job.model).name}-{job.budget or 'analysis'}")
+        path = output or Path(_folder_name(job))
         files = client.download(job.artifact, path, screen.on_progress)
     screen.answer(
         {"output": str(path), "nbytes": sum(file.nbytes for file in files), "files": [file.name for file in files]}
@@ -127,14 +130,5 @@ def _row(job: ServedJob) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _option(text: str) -> tuple[str, Any]:
-    """`NAME=VALUE`, the value as JSON where it is JSON."""
-    import json
-
-    name, equals, value = text.partition("=")
-    if not equals:
-        raise typer.BadParameter(f"found {text!r}, needed NAME=VALUE", param_hint="--option")
-    try:
-        return name, json.loads(value)
-    except ValueError:
-        return name, value
+def _folder_name(job: ServedJob) -> str:
+    return f"{Path(job.model).name}-{job.budget or 'analysis'}".replace(" ", "")
