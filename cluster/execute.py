@@ -11,7 +11,7 @@ from typing import TypeVar
 
 from cluster.carrier import Carrier, Link
 from cluster.coordinator import Coordinator
-from cluster.events import Accept, Arrived, Command, Finish, Policy
+from cluster.events import Accept, Arrived, Command, Finish, Policy, Send, Skip
 from cluster.inventory import agree, needed_shards, take_inventory
 from cluster.placement import place
 from cluster.settings import RESOURCE
@@ -141,6 +141,9 @@ class ClusterExecutor:
     def _carry(self, commands: Sequence[Command]) -> None:
         for command in commands:
             self.carrier.carry(command)
+            if isinstance(command, Send | Skip):
+                event = "batch.sent" if isinstance(command, Send) else "batch.shortened"
+                log.debug(event, worker=command.worker, units=list(command.items))
 
     def _check(self, link: Link) -> None:
         """Refuse a node whose results would not be those of this machine."""
