@@ -231,6 +231,14 @@ class Lab:
         _ip("netns", "del", self.switch)
 
 
+def cut_off(program: "subprocess.Popen[str]") -> None:
+    """Kill what `Host.python` started, if it still runs: the program itself and not only what entered the host."""
+    if program.poll() is None:
+        _signal(_children(program.pid), signal.SIGKILL)
+        program.kill()
+    program.wait(20)
+
+
 def _children(pid: int) -> list[int]:
     found: list[int] = []
     for thread in Path(f"/proc/{pid}/task").glob("*/children"):

@@ -26,7 +26,7 @@ from typing import Any
 
 from mint.cache import cache_folder
 from mint.source import open_source
-from tools.lab import Host, Lab, not_permitted
+from tools.lab import Host, Lab, cut_off, not_permitted
 from tools.make_shape import SHAPES, write_shape
 from tools.make_smollm2 import say
 
@@ -146,7 +146,7 @@ def _run(lab: Lab, command: Sequence[str], units: int = 0, accidents: Sequence[A
     log = lab.folder / f"log-{command[0]}"
     started = time.perf_counter()
     child = lab.hosts[0].python(PROGRAM, "--verbose", *command, log=log)
-    limit = threading.Timer(LIMIT_SECONDS, child.kill)
+    limit = threading.Timer(LIMIT_SECONDS, cut_off, [child])
     limit.start()
     told, waiting, rest = Told(), list(accidents), ""
     try:
@@ -167,7 +167,7 @@ def _run(lab: Lab, command: Sequence[str], units: int = 0, accidents: Sequence[A
                     continue
     finally:
         limit.cancel()
-        child.kill()
+        cut_off(child)
     if child.returncode:
         raise RuntimeError(f"{' '.join(command)}: exit code {child.returncode}: {log.read_text()[-2000:]}")
     return time.perf_counter() - started, told
