@@ -20,6 +20,7 @@ from cluster.settings import TOKEN_VARIABLE, make_token
 
 MINT = (sys.executable, "-c", "from mint.cli import main; main()")
 UP_SECONDS = 180.0
+STARTS = 3  # Ray gives a node 30 s to start, which is too little where several start on few and busy cores
 LOOK_SECONDS = 0.1
 _ROOT = Path(__file__).parent.parent
 _SCRIPT = """hostname "$1" && mount -t tmpfs tmpfs /dev/shm && mount --bind "$2" /tmp/ray && shift 2 && "$@"
@@ -222,7 +223,14 @@ class Lab:
     def join(self, *hosts: Host, scheme: str = "") -> None:
         """Start the nodes of these hosts, one after the other."""
         for host in hosts:
-            host.start("join", scheme + self.address, "--token-file", str(self.token), until="joined")
+            for attempt in range(STARTS):
+                try:
+                    host.start("join", scheme + self.address, "--token-file", str(self.token), until="joined")
+                    break
+                except RuntimeError as error:
+                    if attempt + 1 == STARTS or "timed out during startup" not in str(error):
+                        raise
+                    host.kill()
 
     def remove(self) -> None:
         """Take everything away."""
