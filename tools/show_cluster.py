@@ -42,16 +42,26 @@ class Told:
     """What the log of a run says of its units."""
 
     arrived: Counter[str] = field(default_factory=Counter)  # results by host
-    doubled: list[str] = field(default_factory=list)
+    again: list[str] = field(default_factory=list)  # units that a worker was asked for while another had them
+    doubled: list[str] = field(default_factory=list)  # units whose result came a second time
     lost: dict[str, str] = field(default_factory=dict)  # workers, and why
     accepted: set[str] = field(default_factory=set)
+    holders: dict[str, set[str]] = field(default_factory=dict)  # workers that were asked for a unit, and not to skip it
 
     def hear(self, line: str) -> None:
         """Take one line of the log."""
         if not line.startswith("{"):
             return
         record: dict[str, Any] = json.loads(line)
-        if record["event"] == "result.arrived":
+        if record["event"] == "batch.sent":
+            for unit in record["units"]:
+                holders = self.holders.setdefault(unit, set())
+                self.again += [unit] if holders else []
+                holders.add(record["worker"])
+        elif record["event"] == "batch.shortened":
+            for unit in record["units"]:
+                self.holders.setdefault(unit, set()).discard(record["worker"])
+        elif record["event"] == "result.arrived":
             self.arrived[record["worker"].split("/")[0]] += 1
             if record["accepted"]:
                 self.accepted.add(record["unit"])
@@ -129,8 +139,9 @@ def show(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
                 "cluster_seconds": seconds,
                 "accidents": [accident.what for accident in accidents],
                 "units_by_host": dict(sorted(told.arrived.items())),
-                "units_done_twice": len(told.doubled),
-                "bytes_done_twice": sum(sizes[unit] for unit in told.doubled),
+                "units_asked_for_again": len(told.again),  # at most so many were done, or begun, twice
+                "bytes_asked_for_again": sum(sizes[unit] for unit in told.again),
+                "units_that_came_twice": len(told.doubled),
                 "units_lost": len(sizes.keys() - told.accepted),
                 "workers_lost": told.lost,
             }
@@ -192,8 +203,8 @@ def _table(record: dict[str, Any]) -> str:
         lines += [
             f"{stage}: alone {told['alone_seconds']:.1f} s, cluster {told['cluster_seconds']:.1f} s "
             f"({'; '.join(told['accidents'])})",
-            f"  results: {hosts}; lost {told['units_lost']}; done twice {told['units_done_twice']} "
-            f"({told['bytes_done_twice'] / 1e6:.1f} MB)",
+            f"  results: {hosts}; lost {told['units_lost']}; asked for again {told['units_asked_for_again']} "
+            f"({told['bytes_asked_for_again'] / 1e6:.1f} MB), came twice {told['units_that_came_twice']}",
             *(f"  {worker}: {reason}" for worker, reason in told["workers_lost"].items()),
         ]
     return "\n".join([*lines, "byte for byte the same" if record["same_bytes"] else "THEY DIFFER"])
