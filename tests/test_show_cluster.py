@@ -1,23 +1,24 @@
 """What `tools.show_cluster` reads from the log of a run."""
 
 import json
+from collections.abc import Mapping
 
 from tools.show_cluster import Told
 
 
-def _told(*records: dict[str, object]) -> Told:
+def _told(*records: Mapping[str, object]) -> Told:
     told = Told()
     for record in records:
-        told.hear(json.dumps(record))
+        told.hear(json.dumps(dict(record)))
     told.hear("a line that is no record")
     return told
 
 
-def _sent(worker: str, *units: str) -> dict[str, object]:
+def _sent(worker: str, *units: str) -> Mapping[str, object]:
     return {"event": "batch.sent", "worker": worker, "units": list(units)}
 
 
-def _arrived(worker: str, unit: str, accepted: bool) -> dict[str, object]:
+def _arrived(worker: str, unit: str, accepted: bool) -> Mapping[str, object]:
     return {"event": "result.arrived", "worker": worker, "unit": unit, "accepted": accepted}
 
 
