@@ -4,13 +4,19 @@ One actor a node, pinned to it, holding `mlx: 1`. Batches are streaming generato
 an actor is not final: only "died" is believed at once, everything else (unavailable, lost objects, a broken
 connection) means that a stream broke, which makes the worker suspect. A node whose worker was dismissed is asked
 for a new one as long as it is there.
+
+No call here waits without a deadline, since behind a pulled cable Ray waits for a minute or for ever. What is waited
+for is waited for together, and a value is taken only when it is on this machine: Ray calls one ready that still lies
+on a node that nobody reaches. Actors take calls in the order in which they come: in the order in which they were sent,
+a call that got lost holds up all later ones, pings too.
 """
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
+from math import inf
 from typing import Any, TypeVar
 
 import ray
@@ -27,7 +33,9 @@ from cluster.workers import Worker
 from mint.errors import MintError
 from mint.log import log
 
-START_SECONDS = 90.0  # for the worker of a node to say what it holds
+START_SECONDS = 90.0  # for the worker of a node to say what it holds, or to get ready; longer each time
+ASK_SECONDS = 60.0  # for an answer without which nothing can begin, from each that can give it
+GET_SECONDS = 10.0  # for a value that is said to be here
 GRACE_SECONDS = 15.0  # for the others, once the first has
 AGAIN_SECONDS = 2.0  # between looks for nodes without a worker
 PING_SECONDS = 1.0  # until a ping that could not be delivered is sent again
@@ -49,6 +57,17 @@ class Link:
     device: str = ""
     versions: dict[str, str] = field(default_factory=dict)
     inventory: Inventory | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """A call of a worker whose answer is waited for."""
+
+    link: Link
+    then: Callable[[Any], None]  # what to do with its reference when the answer is here
+    until: float = inf  # when the worker is done without; the coordinator decides this for pings and batches
+    batch: int = 0
+    items: tuple[str, ...] = ()
 
 
 @contextmanager
@@ -87,7 +106,7 @@ def survey(tell: Callable[[], bytes], seconds: float) -> dict[str, tuple[str, by
         answer = b""
         if reference in ready:
             with suppress(RayError):
-                answer = ray.get(reference)
+                answer = ray.get(reference, timeout=GET_SECONDS)
         told[node["NodeID"]] = node["NodeManagerAddress"], answer
     return told
 
@@ -99,7 +118,7 @@ class Carrier:
         self.links: dict[str, Link] = {}
         self.refused: dict[str, str] = {}  # nodes that cannot take part, and why
         self._model = ""
-        self._waiting: dict[Any, partial[None]] = {}  # what to do, the link first, with a reference that is ready
+        self._waiting: dict[Any, Call] = {}
         self._later: list[tuple[float, Callable[[], None]]] = []
         self._heard: list[Heard] = []
         self._lives: dict[str, int] = {}
@@ -124,10 +143,10 @@ class Carrier:
                 deadline = min(deadline, time.monotonic() + GRACE_SECONDS)
         return [link for link in self.links.values() if link.inventory]
 
-    def open(self, link: Link, model: Any, job: bytes, missing: dict[str, int]) -> None:
+    def open(self, link: Link, model: Any, job: bytes, missing: Mapping[str, int]) -> None:
         """Let a worker get ready; it has joined when it is."""
-        reference = link.actor.open.remote(model, job)
-        self._waiting[reference] = partial(self._opened, link, missing)
+        then = partial(self._opened, link, missing)
+        self._waiting[link.actor.open.remote(model, job)] = Call(link, then, self._patience(link))
 
     def refuse(self, link: Link, reason: str) -> None:
         """Do without a node."""
@@ -143,9 +162,19 @@ class Carrier:
         """Bytes for many workers, stored once."""
         return ray.put(data)
 
-    def ask(self, link: Link, method: str, *arguments: Any) -> Any:
-        """Call a worker and wait for its answer."""
-        return unpack(ray.get(getattr(link.actor, method).remote(*arguments), timeout=START_SECONDS))
+    def ask(self, links: Sequence[Link], method: str, *arguments: Any) -> Any:
+        """What the first of these workers that answers says; raises `MintError` when none does."""
+        for link in links:
+            try:
+                return unpack(ray.get(getattr(link.actor, method).remote(*arguments), timeout=ASK_SECONDS))
+            except RayTaskError:
+                raise
+            except RayError as error:
+                log.warning("worker.silent", worker=link.worker, asked=method, reason=_first_line(error))
+        raise MintError(
+            f"no answer from {', '.join(link.node for link in links) or 'any node'}, asked for its {method}; needed: a "
+            "network to them (mint cluster status shows who answers)"
+        )
 
     def carry(self, command: Command) -> None:
         """Do what the coordinator says."""
@@ -155,7 +184,7 @@ class Carrier:
         match command:
             case Send(worker, batch, items):
                 stream = link.actor.run.options(_generator_backpressure_num_objects=PIECES).remote(batch, list(items))
-                self._waiting[stream] = partial(self._streamed, link, batch, items)
+                self._waiting[stream] = Call(link, partial(self._streamed, link, batch), batch=batch, items=items)
             case Skip(_, batch, items):
                 link.actor.skip.remote(batch, list(items))
             case Ping():
@@ -171,6 +200,7 @@ class Carrier:
         self._later = [(moment, do) for moment, do in self._later if moment > now]
         for do in due:
             do()
+        self._hurry(now)
         if now - self._checked_at > AGAIN_SECONDS:
             self._start_missing()
         self._wait(0.0 if self._heard else seconds)
@@ -179,10 +209,9 @@ class Carrier:
 
     def rest(self) -> None:
         """Hear nothing more of batches that were sent: doubles of work that is done must not pass for the next."""
-        for stream, then in list(self._waiting.items()):
-            if then.func == self._streamed:
-                link, batch, items = then.args
-                link.actor.skip.remote(batch, list(items))
+        for stream, call in list(self._waiting.items()):
+            if call.batch:
+                call.link.actor.skip.remote(call.batch, list(call.items))
                 del self._waiting[stream]
         self._heard.clear()
         self._later.clear()
@@ -213,36 +242,46 @@ class Carrier:
 
     def _greet(self, link: Link) -> None:
         link.inventory = None
-        self._waiting[link.actor.hello.remote(self._model)] = partial(self._said_hello, link)
+        then = partial(self._said_hello, link)
+        self._waiting[link.actor.hello.remote(self._model)] = Call(link, then, self._patience(link))
+
+    def _patience(self, link: Link) -> float:
+        return time.monotonic() + START_SECONDS * self._lives[link.node]
+
+    def _hurry(self, now: float) -> None:
+        """Do without workers that do not get ready; their nodes are asked for new ones."""
+        for link in [call.link for call in self._waiting.values() if call.until <= now]:
+            log.warning("worker.lost", worker=link.worker, reason="it does not get ready")
+            self._drop(link)
 
     def _drop(self, link: Link) -> None:
         self.links.pop(link.worker, None)
-        self._waiting = {key: then for key, then in self._waiting.items() if then.args[0] is not link}
+        self._waiting = {reference: call for reference, call in self._waiting.items() if call.link is not link}
         with suppress(RayError):
             ray.kill(link.actor, no_restart=True)
 
     def _ping(self, link: Link) -> None:
         if link.worker in self.links:
-            self._waiting[link.actor.ping.remote()] = partial(self._answered, link)
+            self._waiting[link.actor.ping.remote()] = Call(link, partial(self._answered, link))
 
     def _wait(self, seconds: float) -> None:
-        """Hand everything that is there to whoever waits for it."""
+        """Hand everything that is here to whoever waits for it."""
         if not self._waiting:
             time.sleep(min(seconds, 0.1))
             return
-        ready, _ = ray.wait(list(self._waiting), num_returns=1, timeout=max(seconds, 0.0), fetch_local=False)
+        ready, _ = ray.wait(list(self._waiting), num_returns=1, timeout=max(seconds, 0.0))
         while ready:
             for reference in ready:
                 if reference in self._waiting:  # a worker dropped meanwhile is not waited for
-                    self._waiting[reference](reference)
+                    self._waiting[reference].then(reference)
             if len(self._heard) > 100 or not self._waiting:
                 break
-            ready, _ = ray.wait(list(self._waiting), num_returns=len(self._waiting), timeout=0, fetch_local=False)
+            ready, _ = ray.wait(list(self._waiting), num_returns=len(self._waiting), timeout=0)
 
     def _said_hello(self, link: Link, reference: Any) -> None:
         del self._waiting[reference]
         try:
-            said = unpack(ray.get(reference))
+            said = unpack(ray.get(reference, timeout=GET_SECONDS))
         except RayTaskError:
             raise
         except RayError as error:
@@ -253,10 +292,10 @@ class Carrier:
         link.inventory = inventory_from(said["inventory"])
         self._on_hello(link)
 
-    def _opened(self, link: Link, missing: dict[str, int], reference: Any) -> None:
+    def _opened(self, link: Link, missing: Mapping[str, int], reference: Any) -> None:
         del self._waiting[reference]
         try:
-            ray.get(reference)
+            ray.get(reference, timeout=GET_SECONDS)
         except RayTaskError as error:
             self.refuse(link, _first_line(error.cause))
         except RayError as error:
@@ -265,9 +304,9 @@ class Carrier:
         else:
             self._heard.append((Joined(link.worker, missing), []))
 
-    def _streamed(self, link: Link, batch: int, _: Sequence[str], stream: Any) -> None:
+    def _streamed(self, link: Link, batch: int, stream: Any) -> None:
         try:
-            message = ray.get(next(stream))
+            message = ray.get(next(stream), timeout=GET_SECONDS)
         except StopIteration:
             self._over(link, batch, stream, Ended(link.worker, batch))
         except RayTaskError:
@@ -288,7 +327,7 @@ class Carrier:
     def _answered(self, link: Link, reference: Any) -> None:
         del self._waiting[reference]
         try:
-            ray.get(reference)
+            ray.get(reference, timeout=GET_SECONDS)
         except ActorDiedError as error:
             self._heard.append((Died(link.worker, _first_line(error)), []))
         except RayError:
@@ -336,7 +375,11 @@ class _Actor(Worker):
 
 
 _REMOTE: Any = ray.remote(
-    num_cpus=0, resources={RESOURCE: 1}, max_restarts=0, concurrency_groups={"work": 1, "answers": 1}
+    num_cpus=0,
+    resources={RESOURCE: 1},
+    max_restarts=0,
+    concurrency_groups={"work": 1, "answers": 1},
+    allow_out_of_order_execution=True,
 )(_Actor)
 
 

@@ -11,7 +11,7 @@ from typing import TypeVar
 
 from cluster.carrier import Carrier, Link
 from cluster.coordinator import Coordinator
-from cluster.events import Accept, Command, Finish, Policy
+from cluster.events import Accept, Arrived, Command, Finish, Policy, Send, Skip
 from cluster.inventory import agree, needed_shards, take_inventory
 from cluster.placement import place
 from cluster.settings import RESOURCE
@@ -66,13 +66,13 @@ class ClusterExecutor:
         config = model / "config.json"
         if not config.is_file():
             raise MintError(f"{model}: no config.json found; needed here, also when the shards are elsewhere")
-        owners = {name: self._owner(name) for name in self.lacking}
-        outlines = {name: Outline(*self.carrier.ask(link, "outline", name)) for name, link in owners.items()}
+        owners = {name: self._owners(name) for name in self.lacking}
+        outlines = {name: Outline(*self.carrier.ask(links, "outline", name)) for name, links in owners.items()}
         view = make_view(views() / make_folder_name("head", model), model, config.read_bytes(), outlines)
-        for name, link in owners.items():
+        for name, links in owners.items():
             start = 8 + len(outlines[name].header)
             self._fetch(
-                view, link, name, [each for each in sampled_ranges(start, outlines[name].nbytes) if each[1] > 0]
+                view, links, name, [each for each in sampled_ranges(start, outlines[name].nbytes) if each[1] > 0]
             )
         source = open_source(view, dtype=dtype)
         tensors = source.tensors()
@@ -129,6 +129,9 @@ class ClusterExecutor:
             wait = min(coordinator.wakes_at - time.monotonic(), TICK_SECONDS)
             for event, pieces in self.carrier.hear(max(wait, 0.0)):
                 commands = coordinator.step(time.monotonic(), event)
+                if isinstance(event, Arrived):
+                    accepted = Accept(event.item) in commands
+                    log.debug("result.arrived", worker=event.worker, unit=event.item, accepted=accepted)
                 self._carry(commands)
                 for command in commands:
                     if isinstance(command, Accept):
@@ -138,6 +141,9 @@ class ClusterExecutor:
     def _carry(self, commands: Sequence[Command]) -> None:
         for command in commands:
             self.carrier.carry(command)
+            if isinstance(command, Send | Skip):
+                event = "batch.sent" if isinstance(command, Send) else "batch.shortened"
+                log.debug(event, worker=command.worker, units=list(command.items))
 
     def _check(self, link: Link) -> None:
         """Refuse a node whose results would not be those of this machine."""
@@ -153,13 +159,13 @@ class ClusterExecutor:
         everybody = [inventory for inventory in self._inventories.values() if inventory]
         return dict(agree(self._needed, [self._head, *everybody]))
 
-    def _owner(self, shard: str) -> Link:
+    def _owners(self, shard: str) -> list[Link]:
         holders = self._agree()[shard]
-        return next(link for link in self.carrier.links.values() if link.node in holders and link.inventory)
+        return [link for link in self.carrier.links.values() if link.node in holders and link.inventory]
 
-    def _fetch(self, view: Path, link: Link, shard: str, ranges: list[tuple[int, int]]) -> None:
-        fill_in(view / shard, ranges, self.carrier.ask(link, "ranges", shard, ranges))
-        log.debug("ranges.fetched", shard=shard, worker=link.worker, nbytes=sum(nbytes for _, nbytes in ranges))
+    def _fetch(self, view: Path, links: list[Link], shard: str, ranges: list[tuple[int, int]]) -> None:
+        fill_in(view / shard, ranges, self.carrier.ask(links, "ranges", shard, ranges))
+        log.debug("ranges.fetched", shard=shard, nbytes=sum(nbytes for _, nbytes in ranges))
 
 
 def _insist(end: Finish, units: dict[str, Unit]) -> None:

@@ -20,6 +20,7 @@ UNWANTED = ("RAY_AUTH_TOKEN", "RAY_ADDRESS", "RAY_NAMESPACE")  # they would win 
 PORT = 6379
 RESOURCE = "mlx"  # one worker of mint a node; Ray itself knows no Apple GPU
 STORE_BYTES = 200_000_000  # Ray's object store of a node: what is on its way, in pieces
+MISSED_CHECKS = 15  # 3 to 13 s each, until Ray calls a node dead, which then ends; its 5 end it for a cable out 40 s
 TLS_SCHEME = "tls://"
 TLS_FILES = {"RAY_TLS_SERVER_CERT": "node.pem", "RAY_TLS_SERVER_KEY": "node.key", "RAY_TLS_CA_CERT": "ca.pem"}
 
@@ -125,6 +126,7 @@ def ray_environment(*, token: Path, loopback: bool, tls: Path | None = None) -> 
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_COLOR_PREFIX": "0",
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0" if loopback else "1",
+        "RAY_health_check_failure_threshold": str(MISSED_CHECKS),
         "RAY_USE_TLS": "1" if tls else "0",
     }
     if tls:

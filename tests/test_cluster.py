@@ -5,6 +5,7 @@ import re
 import shutil
 import signal
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from types import FrameType
@@ -17,12 +18,14 @@ from mint.analyze import analyze
 from mint.assemble import assemble
 from mint.errors import MintError
 from mint.execute import in_process
+from mint.formats import parse_format
 from mint.jobs import measure, quantize_as_planned
 from mint.possible import possible_bytes
 from mint.source import Source, open_source
 from mint.units import Unit
 from tests.conftest import own_cache
 from tests.zoo import write_model
+from tools.make_shape import QWEN3_06B, Shape, qwen3, write_shape
 
 pytest.importorskip("ray", reason="the cluster's tests need ray: pip install 'mint-mlx[cluster]'")
 os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # listen on loopback alone; read when ray is imported
@@ -259,6 +262,59 @@ def test_shards_that_nobody_has_are_named(lab: Lab, connect: Callable[..., Clust
         shard.unlink()
     with pytest.raises(MintError, match=r"1 of 3 shards are nowhere: model-00003-of-00003.safetensors"):
         connect(model)
+
+
+@contextmanager
+def _frozen(*pids: int) -> Iterator[None]:
+    """Processes that neither answer nor end, like all that runs behind a pulled cable."""
+    for pid in pids:
+        os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        for pid in pids:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGCONT)
+
+
+def test_who_is_asked_and_silent_is_not_waited_for_while_another_can_answer(
+    lab: Lab, connect: Callable[..., ClusterExecutor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = _many_units(tmp_path, "silent")
+    carrier = connect(model).carrier
+    first, second, *_ = carrier.links.values()
+    outline = carrier.ask([first], "outline", "model.safetensors")
+    monkeypatch.setattr("cluster.carrier.ASK_SECONDS", 1.0)
+    with _frozen(first.pid):
+        assert carrier.ask([first, second], "outline", "model.safetensors") == outline
+        with pytest.raises(MintError, match=f"no answer from {re.escape(first.node)}, asked for its outline"):
+            carrier.ask([first], "outline", "model.safetensors")
+
+
+def test_weights_that_lie_on_a_silent_node_hold_nobody_up(
+    lab: Lab, connect: Callable[..., ClusterExecutor], tmp_path: Path
+) -> None:
+    """The run ends before Ray itself has noticed anything, which takes it a minute."""
+    model = tmp_path / "heavy"
+    model.mkdir()
+    shape = QWEN3_06B | {"hidden_size": 512, "intermediate_size": 1024, "num_hidden_layers": 4, "vocab_size": 1024}
+    write_shape(model, Shape(shape, qwen3), random=True)
+    source = open_source(model)
+    job = partial(quantize_as_planned, {unit.path: parse_format("8/64") for unit in source.units}, "nearest")
+    expected = dict(_by_path(in_process(open_source(model), job, source.units)))
+    node = lab.add(tmp_path / "root")
+    executor = connect(model)
+    silent = next(link for link in executor.carrier.links.values() if link.node_id == node.node_id)
+    raylet = node.all_processes["raylet"][0].process.pid
+    found: dict[str, Any] = {}
+    with ExitStack() as until_the_end:
+        for unit, result in executor(source, job, source.units):
+            if not found:
+                until_the_end.enter_context(_frozen(raylet, silent.pid))
+            found[unit.path] = result
+        assert {each["NodeID"]: each["Alive"] for each in ray.nodes()}[node.node_id]
+    assert found == expected
+    lab.cluster.remove_node(node, allow_graceful=False)
 
 
 def test_a_node_that_is_killed_in_the_middle_loses_nothing(

@@ -1,271 +1,297 @@
-"""Real nodes of `mint cluster` in network namespaces of their own, joined by a switch: tokens, listeners, deaths.
+"""Real nodes of `mint cluster` on machines of their own (`tools.lab`): strangers, deaths, pulled cables, slow nodes.
 
-Needs root; everything that is set up is removed. Each node has its own network, processes, /dev/shm and /tmp/ray.
+Needs root; everything that is set up is removed.
 """
 
 import json
-import os
 import shutil
-import signal
 import subprocess
-import sys
 import threading
-import time
-from collections.abc import Iterator
-from contextlib import suppress
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from cluster.settings import TOKEN_VARIABLE, make_token
+from cluster.certificates import make_certificates
+from cluster.settings import make_token
 from mint.analyze import analyze
 from mint.source import open_source
 from tests.conftest import own_cache
-from tests.zoo import write_model
+from tools.lab import Host, Lab, cut_off, not_permitted
+from tools.make_shape import QWEN3_06B, Shape, qwen3, write_shape
 
 pytest.importorskip("ray", reason="the cluster's tests need ray: pip install 'mint-mlx[cluster]'")
 
-HEAD = "10.77.0.1:6379"
-MINT = (sys.executable, "-c", "from mint.cli import main; main()")
-UP_SECONDS = 120.0
-RUN_SECONDS = 120.0
-LOOK_SECONDS = 0.1
+LIMIT_SECONDS = 240.0  # a run that hangs fails; on a loaded machine workers alone take a minute to start
+CABLE_SECONDS = 25.0  # longer than the 20 s after which TCP gives up what it has sent
+WORKER = "ray::_Actor"  # how Ray calls the process that measures
+SMALL = Shape(QWEN3_06B | {"hidden_size": 512, "num_hidden_layers": 8, "vocab_size": 2048}, qwen3)
+# an analysis over the cluster that says when this many results are there, and goes on when it reads a line
 DRIVER = """
-import sys
+import os, sys
 from pathlib import Path
 from mint.analyze import analyze
+from mint.log import configure_logging
 from mint.places import executing
 from mint.source import open_source
 
+os.environ["RAY_gcs_rpc_server_reconnect_timeout_s"] = "10"  # Ray ends a driver whose head is gone; not after 60 s
+configure_logging(verbose=True)
+address, model, output, pause, only = sys.argv[1:]
+
 def pausing(executor):
     def run(source, job, units):
-        for number, result in enumerate(executor(source, job, units)):
-            if number == 0:
-                print("first", flush=True)
-                sys.stdin.readline()
+        for number, result in enumerate(executor(source, job, units), 1):
             yield result
+            if number == int(pause):
+                print("reached", flush=True)
+                sys.stdin.readline()
     return run
 
-address, model, output = sys.argv[1:]
 with executing(address, Path(model)) as (folder, executor):
+    for link in list(executor.carrier.links.values()):
+        if not link.node.startswith(only):
+            executor.carrier.refuse(link, "not asked")
     analyze(open_source(folder), Path(output), executor=pausing(executor))
 """
 
 
-def _ip(*arguments: str) -> None:
-    subprocess.run(["ip", *arguments], check=True, capture_output=True, text=True, timeout=20)
+Accident = Callable[["subprocess.Popen[str]"], object]
 
 
-def _permitted() -> str:
-    """Why namespaces cannot be made here; empty when they can."""
-    if sys.platform != "linux" or os.geteuid() != 0:
-        return "needs root on Linux"
-    if missing := [tool for tool in ("ip", "unshare", "nsenter", "ss") if not shutil.which(tool)]:
-        return f"needs {', '.join(missing)}"
-    name = f"mint-{os.getpid()}-probe"
-    try:
-        _ip("netns", "add", name)
-        _ip("netns", "del", name)
-        subprocess.run(["unshare", "--pid", "--fork", "--mount", "true"], check=True, capture_output=True, timeout=20)
-    except subprocess.CalledProcessError as error:
-        return f"namespaces are not permitted here: {error.stderr}"
-    return ""
+@dataclass(frozen=True, slots=True)
+class Run:
+    """What became of an analysis over the cluster."""
+
+    exit_code: int
+    said: str
+
+    def logged(self, event: str) -> list[dict[str, Any]]:
+        """The records of this event in its log."""
+        records = (json.loads(line) for line in self.said.splitlines() if line.startswith("{"))
+        return [record for record in records if record["event"] == event]
+
+    def by_host(self) -> Counter[str]:
+        """How many results came from each host."""
+        return Counter(record["worker"].split("/")[0] for record in self.logged("result.arrived"))
+
+    def copied(self) -> set[str]:
+        """The units that a second worker was asked for while the first still had them."""
+        holders: dict[str, set[str]] = {}
+        found = set()
+        for record in map(json.loads, filter(lambda line: line.startswith("{"), self.said.splitlines())):
+            match record["event"]:
+                case "batch.sent":
+                    found |= {unit for unit in record["units"] if holders.get(unit)}
+                    for unit in record["units"]:
+                        holders.setdefault(unit, set()).add(record["worker"])
+                case "batch.shortened":
+                    for unit in record["units"]:
+                        holders[unit].discard(record["worker"])
+        return found
+
+    def asked_for(self) -> set[str]:
+        """The units that any worker was asked for."""
+        return {unit for record in self.logged("batch.sent") for unit in record["units"]}
 
 
-class Host:
-    """A machine of the lab: a network namespace with a cable to the switch, and what runs there."""
+class Bench:
+    """A lab, a model that all of its hosts hold, and the analysis that one process makes of it."""
 
-    def __init__(self, lab: "Lab", number: int) -> None:
-        self.address = f"10.77.0.{number}"
-        self._lab = lab
-        self._net = f"{lab.switch}-{number}"
-        self._cable = f"v{os.getpid() % 10**7}-{number}"
-        self.folder = lab.folder / f"host{number}"
-        for name in ("config/cluster", "ray"):
-            (self.folder / name).mkdir(parents=True)
-        self.node: subprocess.Popen[bytes] | None = None
-        self._ran = 0
-        _ip("netns", "add", self._net)
-        _ip("link", "add", self._cable, "netns", lab.switch, "type", "veth", "peer", "name", "eth0", "netns", self._net)
-        _ip("-n", lab.switch, "link", "set", self._cable, "master", "br0", "up")
-        _ip("-n", self._net, "addr", "add", f"{self.address}/24", "dev", "eth0")
-        for device in ("eth0", "lo"):
-            _ip("-n", self._net, "link", "set", device, "up")
+    def __init__(self, lab: Lab, scheme: str = "") -> None:
+        self.lab = lab
+        self.address = scheme + lab.address
+        self.model = lab.folder / "models" / "small"
+        self.model.mkdir(parents=True)
+        write_shape(self.model, SMALL, random=True)
+        analyze(open_source(self.model), lab.folder / "alone.mint")
+        self.alone = (lab.folder / "alone.mint").read_bytes()
+        self._runs = 0
 
-    @property
-    def _environment(self) -> dict[str, str]:
-        kept = {name: value for name, value in os.environ.items() if name not in (TOKEN_VARIABLE, "LD_PRELOAD")}
-        return {
-            **kept,
-            "MINT_CONFIG": str(self.folder / "config"),
-            "MINT_CACHE": str(self._lab.cache),
-            "PYTHONPATH": str(Path(__file__).parent.parent),
-        }
+    def output(self, name: str) -> Path:
+        return self.lab.folder / f"{name}.mint"
 
-    def start(self, *arguments: str, until: str) -> None:
-        """Run a command of mint cluster in the foreground of this host until it says `until`."""
-        self._ran += 1
-        said = self.folder / f"said{self._ran}"
-        (self.folder / "ray").mkdir(exist_ok=True)
-        script = 'mount -t tmpfs tmpfs /dev/shm && mount --bind "$1" /tmp/ray && shift && exec "$@"'
-        self.node = subprocess.Popen(
-            [
-                *("ip", "netns", "exec", self._net, "unshare", "--pid", "--fork", "--kill-child", "--mount"),
-                *("--mount-proc", "sh", "-c", script, "sh", str(self.folder / "ray"), *MINT, "cluster", *arguments),
-            ],
-            env=self._environment,
-            stdin=subprocess.DEVNULL,
-            stdout=said.open("wb"),
-            stderr=subprocess.STDOUT,
-        )
-        deadline = time.monotonic() + UP_SECONDS
-        while until not in said.read_text():
-            assert self.node.poll() is None, said.read_text()
-            assert time.monotonic() < deadline, said.read_text()
-            with suppress(subprocess.TimeoutExpired):
-                self.node.wait(LOOK_SECONDS)
-
-    def mint(self, *arguments: str) -> "subprocess.CompletedProcess[str]":
-        """A command of mint on this host, beside its node if there is one."""
-        return subprocess.run(
-            [*self._inside, *MINT, *arguments], env=self._environment, capture_output=True, text=True, timeout=60
-        )
-
-    def driver(self, model: Path, output: Path) -> "subprocess.Popen[str]":
-        """An analysis over the cluster that waits for a line after its first result."""
-        return subprocess.Popen(
-            [*self._inside, sys.executable, "-c", DRIVER, HEAD, str(model), str(output)],
-            env=self._environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-            stderr=(self.folder / "driver").open("wb"),
-        )  # fmt: skip
-
-    def listeners(self) -> set[int]:
-        """The ports on which anybody listens here."""
-        shown = subprocess.run(
-            [*self._inside, "ss", "-Hltn"], capture_output=True, text=True, check=True, timeout=20
-        ).stdout
-        return {int(line.split()[3].rpartition(":")[2]) for line in shown.splitlines()}
-
-    def kill(self) -> None:
-        """As if the power went: the first process of the host is killed, and all others with it."""
-        if self.node and self.node.poll() is None:
-            for child in self._children(self.node.pid):
-                os.kill(child, signal.SIGKILL)
-            self.node.wait(20)
-        self.node = None
-        shutil.rmtree(self.folder / "ray", ignore_errors=True)
-
-    def remove(self) -> None:
-        self.kill()
-        _ip("netns", "del", self._net)
-
-    @property
-    def _inside(self) -> list[str]:
-        if self.node is None:
-            return ["ip", "netns", "exec", self._net]
-        (first,) = self._children(self.node.pid)
-        return ["nsenter", "-t", str(first), "--net", "--mount", "--pid"]
-
-    @staticmethod
-    def _children(pid: int) -> list[int]:
-        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-
-
-class Lab:
-    """Three hosts on a switch, a model that all of them hold, and the analysis that one process makes of it."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.cache = own_cache(folder / "cache")
-        self.model = write_model("qwen3_moe", folder / "models" / "moe", tokenizer=True)
-        analyze(open_source(self.model), folder / "alone.mint")
-        self.alone = (folder / "alone.mint").read_bytes()
-        self.token = folder / "token"
-        make_token(self.token)
-        Path("/tmp/ray").mkdir(exist_ok=True)
-        self.switch = f"mint-{os.getpid()}"
-        self.hosts: list[Host] = []
-        _ip("netns", "add", self.switch)
-        _ip("-n", self.switch, "link", "add", "br0", "type", "bridge")
-        _ip("-n", self.switch, "link", "set", "br0", "up")
-        for number in (1, 2, 3):
-            self.hosts.append(Host(self, number))
-
-    def join(self, host: Host) -> None:
-        host.start("join", HEAD, "--token-file", str(self.token), until="joined")
-
-    def remove(self) -> None:
-        for host in reversed(self.hosts):
-            host.remove()
-        _ip("netns", "del", self.switch)
-
-    def run(self, name: str, accident: "threading.Thread") -> bytes:
-        """The analysis over the cluster; the accident begins after the first result."""
-        output = self.folder / f"{name}.mint"
-        driver = self.hosts[0].driver(self.model, output)
-        timer = threading.Timer(RUN_SECONDS, driver.kill)
+    def run(self, name: str, accident: Accident, *, pause: int = 1, only: Host | None = None) -> Run:
+        """The analysis over the cluster, or `only` one host; after `pause` results it waits for the accident."""
+        self._runs += 1
+        log = self.lab.folder / f"driver{self._runs}"
+        arguments = (self.address, str(self.model), str(self.output(name)), str(pause), only.name if only else "")
+        driver = self.lab.hosts[0].python(DRIVER, *arguments, log=log)
+        timer = threading.Timer(LIMIT_SECONDS, cut_off, [driver])
         timer.start()
         try:
             assert driver.stdout
             assert driver.stdin
-            assert driver.stdout.readline() == "first\n", (self.hosts[0].folder / "driver").read_text()
-            accident.start()
-            driver.stdin.write("\n")
-            driver.stdin.close()
-            assert driver.wait() == 0, (self.hosts[0].folder / "driver").read_text()
+            assert driver.stdout.readline() == "reached\n", log.read_text()
+            accident(driver)
+            if driver.poll() is None:
+                driver.stdin.write("\n")
+                driver.stdin.close()
+            driver.wait()
         finally:
             timer.cancel()
-            driver.kill()
-            accident.join()
-        return output.read_bytes()
+            cut_off(driver)
+        return Run(driver.returncode, log.read_text())
+
+    def finish(self, name: str, accident: Accident, *, pause: int = 1, only: Host | None = None) -> Run:
+        """A run that must end well, with the result of one process."""
+        run = self.run(name, accident, pause=pause, only=only)
+        assert run.exit_code == 0, run.said
+        assert self.output(name).read_bytes() == self.alone
+        return run
 
     def living(self) -> set[str]:
         """The nodes that answer, as the head's host shows them."""
-        done = self.hosts[0].mint("cluster", "status", HEAD, "--json")
+        done = self.lab.hosts[0].mint("cluster", "status", self.address, "--json")
         assert done.returncode == 0, done.stderr
         return {node["node"] for node in json.loads(done.stdout)["nodes"] if node["answers"]}
 
 
-@pytest.fixture(scope="module")
-def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
-    if why := _permitted():
+@contextmanager
+def _made_lab(folder: Path, hosts: int) -> Iterator[Lab]:
+    if why := not_permitted():
         pytest.skip(why)
-    lab = Lab(tmp_path_factory.mktemp("lab"))
+    lab = Lab(folder, own_cache(folder / "cache"), hosts)
     try:
-        head = lab.hosts[0]
-        shutil.copy(lab.token, head.folder / "config" / "cluster" / "token")
-        head.start("up", "--head", "--address", head.address, until="Ctrl-C ends")
         yield lab
     finally:
         lab.remove()
 
 
-def test_nobody_gets_in_without_the_token(lab: Lab) -> None:
-    stranger = lab.hosts[1]
-    none = stranger.mint("cluster", "join", HEAD)
+@pytest.fixture(scope="module")
+def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
+    with _made_lab(tmp_path_factory.mktemp("lab"), 3) as lab:
+        lab.start_head()
+        yield Bench(lab)
+
+
+def _nothing(_: object) -> None:
+    """No accident."""
+
+
+def test_nobody_gets_in_without_the_token(bench: Bench) -> None:
+    stranger = bench.lab.hosts[1]
+    none = stranger.mint("cluster", "join", bench.lab.address)
     assert none.returncode == 1
     assert "no token at" in none.stderr
-    guess = lab.folder / "guess"
+    guess = bench.lab.folder / "guess"
     make_token(guess)
-    started = time.monotonic()
-    wrong = stranger.mint("cluster", "join", HEAD, "--token-file", str(guess))
+    wrong = stranger.mint("cluster", "join", bench.lab.address, "--token-file", str(guess))
     assert wrong.returncode == 1
     assert "token rejected" in wrong.stderr
-    assert time.monotonic() - started < 20, "Ray itself tries for longer"
+    assert bench.living() == {bench.lab.hosts[0].address}
 
 
-def test_with_the_token_they_join_and_few_ports_are_open(lab: Lab) -> None:
-    for host in lab.hosts[1:]:
-        lab.join(host)
-    assert lab.living() == {host.address for host in lab.hosts}
-    for host in lab.hosts:
+def test_with_the_token_they_join_and_few_ports_are_open(bench: Bench) -> None:
+    hosts = bench.lab.hosts
+    bench.lab.join(*hosts[1:])
+    assert bench.living() == {host.address for host in hosts}
+    for host in hosts:
         listening = host.listeners()
         assert not listening & {8265, 8266, 10001, 52365}  # dashboard, client server, agent
         assert len(listening) <= 8, listening
 
 
-def test_a_node_that_is_killed_is_done_without_and_may_come_back(lab: Lab) -> None:
-    victim = lab.hosts[2]
-    assert lab.run("killed", threading.Thread(target=victim.kill)) == lab.alone
-    lab.join(victim)
-    assert victim.address in lab.living()
+@pytest.mark.parametrize("during", [0.0, 0.05])
+def test_a_node_that_sleeps_or_is_slow_does_little_and_is_not_waited_for(bench: Bench, during: float) -> None:
+    """What it has in hand at the end is done a second time elsewhere, long before it counts as lost."""
+    with ExitStack() as until_the_end:
+
+        def slow(_: object) -> None:
+            until_the_end.enter_context(bench.lab.hosts[1].slowed(WORKER, of=1.0, during=during))
+
+        run = bench.finish(f"slow{during}", slow)
+    assert not run.logged("worker.dismissed")
+    done = run.by_host()
+    assert done["host2"] < done.total() / 5
+    if not any(record["worker"].startswith("host2/") for record in run.logged("batch.sent")):
+        pytest.skip("all was done before the second host was ready, on a machine as loaded as this")
+    assert during or run.copied(), "what it had in hand"
+
+
+def test_a_driver_that_is_killed_goes_on_from_its_journal(bench: Bench) -> None:
+    units = {unit.path for unit in open_source(bench.model).units}
+    half = len(units) // 2
+    killed = bench.run("resumed", cut_off, pause=half)
+    assert killed.exit_code
+    first = [record["unit"] for record in killed.logged("unit.measured")]
+    assert len(first) == half
+    again = bench.finish("resumed", _nothing)
+    assert again.asked_for() == units - set(first)
+
+
+def test_a_cable_that_is_pulled_for_a_while_changes_nothing(bench: Bench) -> None:
+    host = bench.lab.hosts[1]
+    with ExitStack() as until_the_end:
+
+        def pull(_: object) -> None:
+            host.pull_cable()
+            plug = threading.Timer(CABLE_SECONDS, host.plug_cable)
+            plug.start()
+            until_the_end.callback(plug.join)
+
+        bench.finish("pulled", pull)
+
+
+def test_work_that_only_one_node_can_do_waits_until_its_cable_is_back(bench: Bench) -> None:
+    host = bench.lab.hosts[1]
+    with ExitStack() as until_the_end:
+
+        def pull(_: object) -> None:
+            host.pull_cable()
+            plug = threading.Timer(CABLE_SECONDS, host.plug_cable)
+            plug.start()
+            until_the_end.callback(plug.join)
+
+        run = bench.finish("awaited", pull, only=host)
+    assert set(run.by_host()) == {"host2"}
+
+
+def test_with_tls_only_machines_of_one_authority_are_let_in(tmp_path_factory: pytest.TempPathFactory) -> None:
+    with _made_lab(tmp_path_factory.mktemp("tls"), 2) as lab:
+        head, worker = lab.hosts
+        ours = make_certificates([head.address, worker.address], lab.folder / "ours")
+        theirs = make_certificates([head.address, worker.address], lab.folder / "theirs")
+        shutil.copytree(ours[0], head.config / "tls")
+        lab.start_head("--tls")
+        join = ("cluster", "join", "--token-file", str(lab.token))
+        plain = worker.mint(*join, lab.address)
+        assert (plain.returncode, "speaks TLS; needed: --tls" in plain.stderr) == (1, True), plain.stderr
+        none = worker.mint(*join, f"tls://{lab.address}")
+        assert (none.returncode, "needed for TLS" in none.stderr) == (1, True), none.stderr
+        shutil.copytree(theirs[1], worker.config / "tls")
+        other = worker.mint(*join, f"tls://{lab.address}")
+        assert (other.returncode, "the certificates do not fit" in other.stderr) == (1, True), other.stderr
+        shutil.rmtree(worker.config / "tls")
+        shutil.copytree(ours[1], worker.config / "tls")
+        lab.join(worker, scheme="tls://")
+        bench = Bench(lab, "tls://")
+        assert bench.living() == {head.address, worker.address}
+        run = bench.finish("encrypted", _nothing)
+        assert len(run.asked_for()) == len(open_source(bench.model).units)
+
+
+def test_a_node_that_is_killed_is_done_without_and_may_come_back(bench: Bench) -> None:
+    victim = bench.lab.hosts[2]
+    bench.finish("killed", lambda _: victim.kill())
+    bench.lab.join(victim)
+    assert victim.address in bench.living()
+
+
+def test_a_cluster_whose_head_is_killed_goes_on_from_the_journal_when_it_is_back(bench: Bench) -> None:
+    units = {unit.path for unit in open_source(bench.model).units}
+    head = bench.lab.hosts[0]
+    killed = bench.run("headless", lambda driver: head.end("ray.scripts"), pause=len(units) // 2)
+    assert killed.exit_code != 0
+    first = {record["unit"] for record in killed.logged("unit.measured")}
+    assert len(first) >= len(units) // 2
+    for host in bench.lab.hosts:
+        host.kill()
+    bench.lab.start_head()
+    bench.lab.join(bench.lab.hosts[1])
+    again = bench.finish("headless", _nothing)
+    assert again.asked_for() == units - first

@@ -3,8 +3,9 @@
     python -m tools.make_shape OUT --shape qwen3-30b-a3b
 
 Every tensor is bf16. The data are holes, which read as zeros and take no disk, but for real (random) vectors and
-routers. Configurations and tensor names are written from knowledge of the public checkpoints Qwen/Qwen3-30B-A3B and
-meta-llama/Llama-4-Scout-17B-16E, its vision tower included; shards are filled in the order of the layers.
+routers; with --random all are random. Configurations and tensor names are written from knowledge of the public
+checkpoints Qwen/Qwen3-0.6B, Qwen/Qwen3-30B-A3B and meta-llama/Llama-4-Scout-17B-16E, its vision tower included; shards
+are filled in the order of the layers.
 """
 
 # E experts, H hidden size, N inner size, V hidden size of the vision tower
@@ -28,6 +29,14 @@ SHARD_BYTES = 5 * 10**9
 ITEM_BYTES = 2
 
 Tensor = tuple[str, tuple[int, ...]]
+
+QWEN3_06B: dict[str, Any] = {
+    "architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3", "torch_dtype": "bfloat16", "attention_bias": False,
+    "head_dim": 128, "hidden_act": "silu", "hidden_size": 1024, "intermediate_size": 3072,
+    "max_position_embeddings": 40960, "num_attention_heads": 16, "num_hidden_layers": 28, "num_key_value_heads": 8,
+    "rms_norm_eps": 1e-6, "rope_scaling": None, "rope_theta": 1000000.0, "tie_word_embeddings": True,
+    "vocab_size": 151936,
+}  # fmt: skip
 
 QWEN3_30B_A3B: dict[str, Any] = {
     "architectures": ["Qwen3MoeForCausalLM"], "model_type": "qwen3_moe", "torch_dtype": "bfloat16",
@@ -58,6 +67,21 @@ LLAMA4_SCOUT: dict[str, Any] = {
         "projector_output_dim": 4096, "vision_output_dim": 4096,
     },
 }  # fmt: skip
+
+
+def qwen3(config: dict[str, Any]) -> Iterator[Tensor]:
+    """Every tensor of a dense Qwen3; its head is its embedding."""
+    H = config["hidden_size"]
+    yield "model.embed_tokens.weight", (config["vocab_size"], H)
+    for layer in range(config["num_hidden_layers"]):
+        at = f"model.layers.{layer}"
+        yield from _attention(f"{at}.self_attn", config)
+        for norm in ("q_norm", "k_norm"):
+            yield f"{at}.self_attn.{norm}.weight", (config["head_dim"],)
+        yield from _gated(f"{at}.mlp", H, config["intermediate_size"])
+        for norm in ("input_layernorm", "post_attention_layernorm"):
+            yield f"{at}.{norm}.weight", (H,)
+    yield "model.norm.weight", (H,)
 
 
 def qwen3_moe(config: dict[str, Any]) -> Iterator[Tensor]:
@@ -147,7 +171,11 @@ class Shape:
     tensors: Callable[[dict[str, Any]], Iterator[Tensor]]
 
 
-SHAPES = {"qwen3-30b-a3b": Shape(QWEN3_30B_A3B, qwen3_moe), "llama4-scout": Shape(LLAMA4_SCOUT, llama4)}
+SHAPES = {
+    "qwen3-0.6b": Shape(QWEN3_06B, qwen3),
+    "qwen3-30b-a3b": Shape(QWEN3_30B_A3B, qwen3_moe),
+    "llama4-scout": Shape(LLAMA4_SCOUT, llama4),
+}
 
 
 def main() -> int:
@@ -156,10 +184,11 @@ def main() -> int:
     parser.add_argument("out", type=Path, metavar="OUT", help="folder to write; must not exist")
     parser.add_argument("--shape", choices=SHAPES, required=True)
     parser.add_argument("--layers", type=int, help="fewer layers than the model has")
+    parser.add_argument("--random", action="store_true", help="random weights instead of holes")
     options = parser.parse_args()
     try:
         with new_folder(options.out) as folder:
-            write_shape(folder, SHAPES[options.shape], layers=options.layers)
+            write_shape(folder, SHAPES[options.shape], layers=options.layers, random=options.random)
     except MintError as error:
         say(str(error))
         return 1
@@ -169,8 +198,10 @@ def main() -> int:
     return 0
 
 
-def write_shape(folder: Path, shape: Shape, *, layers: int | None = None, shard_bytes: int = SHARD_BYTES) -> None:
-    """Fill the empty `folder` with config, sparse shards and their index."""
+def write_shape(
+    folder: Path, shape: Shape, *, layers: int | None = None, shard_bytes: int = SHARD_BYTES, random: bool = False
+) -> None:
+    """Fill the empty `folder` with config, shards (sparse, or of `random` weights) and their index."""
     config = shape.config
     if layers:
         config = {**config, **_fewer(config, layers)}
@@ -187,7 +218,7 @@ def write_shape(folder: Path, shape: Shape, *, layers: int | None = None, shard_
     weight_map: dict[str, str] = {}
     for number, tensors in enumerate(shards, 1):
         name = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-        _write_shard(folder / name, tensors)
+        _write_shard(folder / name, tensors, random=random)
         weight_map.update(dict.fromkeys(tensors, name))
     total = sum(ITEM_BYTES * math.prod(size) for tensors in shards for size in tensors.values())
     listing = {"metadata": {"total_size": total}, "weight_map": weight_map}
@@ -200,8 +231,8 @@ def _fewer(config: dict[str, Any], layers: int) -> dict[str, Any]:
     return {"num_hidden_layers": layers}
 
 
-def _write_shard(path: Path, tensors: dict[str, tuple[int, ...]]) -> None:
-    """One file: its header, real values for vectors and routers, holes for the rest."""
+def _write_shard(path: Path, tensors: dict[str, tuple[int, ...]], *, random: bool) -> None:
+    """One file: its header, real values for vectors and routers, holes for the rest or `random` values too."""
     entries: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0
     for name, size in tensors.items():
@@ -214,8 +245,8 @@ def _write_shard(path: Path, tensors: dict[str, tuple[int, ...]]) -> None:
         file.write(len(header).to_bytes(8, "little") + header)
         file.truncate(8 + len(header) + end)
         for name, size in tensors.items():
-            if len(size) == 1 or name.endswith(("router.weight", "mlp.gate.weight")):
-                values = generator.normal(float(len(size) == 1), 0.02, size).astype(np.float32)
+            if random or len(size) == 1 or name.endswith(("router.weight", "mlp.gate.weight")):
+                values = generator.standard_normal(size, np.float32) * np.float32(0.02) + np.float32(len(size) == 1)
                 file.seek(8 + len(header) + entries[name]["data_offsets"][0])
                 file.write((values.view(np.uint32) >> 16).astype(np.uint16).tobytes())
 
