@@ -1,8 +1,10 @@
-"""Reading what comes next while the disk is idle: into the system's cache of files, by a thread beside the work.
+"""Reading what comes next while the disk is idle.
 
-A batch of one large unit leaves nothing to read while it is computed. What the next batch begins with is read then,
-and thrown away: it is found in the cache when it is wanted. That takes no memory of this process, and the system takes
-the cache back whenever it wants; where memory is short nothing is read.
+A batch of one large unit leaves nothing to read while it is computed. Where the next batch is known by then, the worker
+itself begins to read the first weight of it, as it does within a batch. Where it is announced later, when the thread
+that works can begin nothing, another thread reads the files into the system's cache and throws away what it read. That
+takes no memory of this process, and the system takes the cache back whenever it wants. Where memory is short nothing
+is read ahead.
 """
 
 import threading
@@ -20,16 +22,22 @@ class ReadAhead:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._wanted: dict[int, tuple[Part, ...]] = {}
+        self._wanted: dict[int, tuple[tuple[Part, ...], str]] = {}
         self._disk_is_free = False
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
 
-    def want(self, batch: int, parts: Iterable[Part]) -> None:
-        """A batch will begin with these; batches are numbered as they come."""
+    def want(self, batch: int, parts: tuple[Part, ...], name: str) -> None:
+        """A batch will begin with these parts, and the unit of this name; batches are numbered as they come."""
         with self._lock:
-            self._wanted[batch] = tuple(parts)
+            self._wanted[batch] = parts, name
             self._start()
+
+    @property
+    def next(self) -> str:
+        """The first unit of the batch that is next; empty while none is known."""
+        with self._lock:
+            return self._wanted[min(self._wanted)][1] if self._wanted else ""
 
     def free(self) -> None:
         """The batch that was begun has read everything."""
@@ -41,7 +49,7 @@ class ReadAhead:
         """A batch is begun and needs the disk: what reads ahead stops soon, and nothing before it is wanted."""
         with self._lock:
             self._disk_is_free = False
-            self._wanted = {coming: parts for coming, parts in self._wanted.items() if coming > batch}
+            self._wanted = {coming: first for coming, first in self._wanted.items() if coming > batch}
             self._stop.set()
 
     def wait(self) -> None:
@@ -51,7 +59,7 @@ class ReadAhead:
 
     def _start(self) -> None:
         if self._disk_is_free and self._wanted:
-            parts = self._wanted.pop(min(self._wanted))
+            parts, _ = self._wanted.pop(min(self._wanted))
             self._disk_is_free = False
             self._stop = threading.Event()
             self._thread = threading.Thread(target=read, args=(parts, self._stop), daemon=True)

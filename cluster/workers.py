@@ -31,6 +31,7 @@ from mint.cache import cache_folder
 from mint.device import device_kind, versions
 from mint.execute import Job, Weights, do
 from mint.jobs import peak_bytes
+from mint.process import memory_is_short
 from mint.shards import SourceTensor, read_shards
 from mint.source import Source
 from mint.units import Unit
@@ -54,6 +55,7 @@ class Worker:
         self._name = ""
         self._skipped: set[tuple[int, str]] = set()
         self._ahead = ReadAhead()
+        self._begun: Unit | None = None
         self._memory = memory_for_models()
 
     def hello(self, model: str) -> bytes:
@@ -108,6 +110,9 @@ class Worker:
         """Do these units in their order; messages `[unit, reason of failure, piece, whether it is the last]`."""
         assert self._weights and self._job
         self._ahead.begin(batch)
+        if self._begun and self._begun.path not in names:
+            self._weights.forget_kin([self._begun])
+        self._begun = None
         units = rest = [self._units[name] for name in names]
         for unit in units:
             if reason := self._too_large(unit):
@@ -115,7 +120,7 @@ class Worker:
                 rest = [other for other in rest if other is not unit]
         while rest := [unit for unit in rest if (batch, unit.path) not in self._skipped]:
             try:
-                results = do(self._job, rest, self._weights, self._ahead.free)
+                results = do(self._job, rest, self._weights, self._read_ahead)
                 for unit, result in metered(self._name, results):
                     rest = rest[1:]
                     yield from _messages(unit, to_pieces(self._told, result))
@@ -124,11 +129,11 @@ class Worker:
             except Exception as error:  # whatever it is, it is the item's; a second worker will tell
                 yield pack([rest[0].path, f"{type(error).__name__}: {error}", b"", True])
                 rest = rest[1:]
-        self._weights.forget_kin(units)
+        self._weights.forget_kin(units, keep=self._begun.path if self._begun else "")
 
     def expect(self, batch: int, names: Sequence[str]) -> None:
         """This batch will come: read ahead what it begins with, once the disk has nothing to do."""
-        self._ahead.want(batch, self._parts(names))
+        self._ahead.want(batch, tuple(self._parts(names)), names[0])
 
     def skip(self, batch: int, names: Sequence[str]) -> None:
         """Do not begin these units of a batch."""
@@ -137,6 +142,19 @@ class Worker:
     def ping(self) -> bool:
         """Whether anybody is there."""
         return True
+
+    def _read_ahead(self) -> None:
+        """The last weight of a batch has been read: begin the next batch, or let that be read when it is announced.
+
+        The estimate of a unit's peak has room for the next, which is no larger: the largest come first.
+        """
+        assert self._weights
+        name = self._ahead.next
+        if name and not memory_is_short():
+            self._begun = self._units[name]
+            self._weights.begin(self._begun)
+        elif not name:
+            self._ahead.free()
 
     def _too_large(self, unit: Unit) -> str:
         """Why this machine does not take a unit, rather than be killed for it; empty when it has room."""

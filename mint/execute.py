@@ -72,11 +72,19 @@ class Weights:
             self._lazy = {each.path: arrays[f"{each.path}.weight"] for each in self._units}
         return self._lazy.pop(unit.path)
 
-    def forget_kin(self, units: Iterable[Unit]) -> None:
-        """Drop what is made of a source tensor that `units` are made of too: once those were read, it holds that."""
+    def begin(self, unit: Unit) -> None:
+        """Start to read the weight of `unit`, which will be taken; nothing if it was taken before."""
+        if unit.path in self._lazy:
+            mx.async_eval(self._lazy[unit.path])
+
+    def forget_kin(self, units: Iterable[Unit], keep: str = "") -> None:
+        """Drop what is made of a source tensor that `units` are made of too: once those were read, it holds that.
+
+        What was begun and is not taken is dropped so too; the unit at the path `keep` is not.
+        """
         read = {name for unit in units for name in unit.sources}
         for unit in self._units:
-            if not read.isdisjoint(unit.sources):
+            if unit.path != keep and not read.isdisjoint(unit.sources):
                 self._lazy.pop(unit.path, None)
 
 
