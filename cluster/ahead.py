@@ -45,8 +45,8 @@ class ReadAhead:
             self._disk_is_free = True
             self._start()
 
-    def begin(self, batch: int) -> None:
-        """A batch is begun and needs the disk: what reads ahead stops soon, and nothing before it is wanted."""
+    def stop(self, batch: int) -> None:
+        """This batch is begun or over, the disk is needed: what reads ahead stops soon, what came before is dropped."""
         with self._lock:
             self._disk_is_free = False
             self._wanted = {coming: first for coming, first in self._wanted.items() if coming > batch}

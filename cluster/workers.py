@@ -109,7 +109,7 @@ class Worker:
     def run(self, batch: int, names: Sequence[str]) -> Iterator[bytes]:
         """Do these units in their order; messages `[unit, reason of failure, piece, whether it is the last]`."""
         assert self._weights and self._job
-        self._ahead.begin(batch)
+        self._ahead.stop(batch)
         if self._begun and self._begun.path not in names:
             self._weights.forget_kin([self._begun])
         self._begun = None
@@ -129,6 +129,7 @@ class Worker:
             except Exception as error:  # whatever it is, it is the item's; a second worker will tell
                 yield pack([rest[0].path, f"{type(error).__name__}: {error}", b"", True])
                 rest = rest[1:]
+        self._ahead.stop(batch)
         self._weights.forget_kin(units, keep=self._begun.path if self._begun else "")
 
     def expect(self, batch: int, names: Sequence[str]) -> None:
