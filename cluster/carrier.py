@@ -55,6 +55,7 @@ class Link:
     actor: Any
     pid: int = 0
     device: str = ""
+    memory_bytes: int = 0  # that it has for a model
     versions: dict[str, str] = field(default_factory=dict)
     inventory: Inventory | None = None
 
@@ -183,6 +184,7 @@ class Carrier:
             return
         match command:
             case Send(worker, batch, items):
+                link.actor.expect.remote(batch, list(items))
                 stream = link.actor.run.options(_generator_backpressure_num_objects=PIECES).remote(batch, list(items))
                 self._waiting[stream] = Call(link, partial(self._streamed, link, batch), batch=batch, items=items)
             case Skip(_, batch, items):
@@ -289,6 +291,7 @@ class Carrier:
             log.warning("worker.lost", worker=link.worker, reason=_first_line(error))
             return
         link.pid, link.device, link.versions = said["pid"], said["device"], said["versions"]
+        link.memory_bytes = said["memory_bytes"]
         link.inventory = inventory_from(said["inventory"])
         self._on_hello(link)
 
@@ -364,6 +367,10 @@ class _Actor(Worker):
     @_thread("work")
     def run(self, batch: int, names: Sequence[str]) -> Iterator[bytes]:
         yield from super().run(batch, names)
+
+    @_thread("answers")
+    def expect(self, batch: int, names: Sequence[str]) -> None:
+        super().expect(batch, names)
 
     @_thread("answers")
     def skip(self, batch: int, names: Sequence[str]) -> None:

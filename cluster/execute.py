@@ -1,28 +1,47 @@
 """The executor of a cluster: inventory, placement, workers, gather. A verb of `mint` gets it and does not know.
 
 What the nodes hold is compared before any work. Every node that holds the shards of a unit may do it, whatever comes
-first of it counts, and since all do the same arithmetic on the same bytes, the result is that of one machine.
+first of it counts, and since all do the same arithmetic on the same bytes, the result is that of one machine. Nodes of
+another kind than this machine measure too (`chips.py`), and do nothing else.
+
+Probes run the model, so they are made by the nodes that hold all of it; one of them writes what all of them look at.
+Compensation is sequential by its nature, every layer is rounded behind those that are stored already: it is done on
+this machine, as everything else that cannot be told to another one.
 """
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from cluster.carrier import Carrier, Link
+from cluster.chips import insist_on_agreement, measured_twice
 from cluster.coordinator import Coordinator
 from cluster.events import Accept, Arrived, Command, Finish, Policy, Send, Skip
 from cluster.inventory import agree, needed_shards, take_inventory
-from cluster.placement import place
+from cluster.placement import Placement, place
+from cluster.reach import place_whole, within_memory
 from cluster.settings import RESOURCE
 from cluster.view import Outline, fill_in, make_view, read_outline
-from cluster.wire import can_travel, from_pieces, make_folder_name, pack, tell_job, tell_model
+from cluster.wire import (
+    can_travel,
+    from_pieces,
+    make_folder_name,
+    measures,
+    pack,
+    tell_job,
+    tell_model,
+)
 from cluster.workers import views
+from mint.base import needed_bytes
+from mint.budget import format_size
 from mint.device import device_kind, versions
 from mint.errors import MintError
 from mint.execute import Job, in_process
+from mint.jobs import peak_bytes
 from mint.log import log
-from mint.shards import PATTERN, sampled_ranges
+from mint.prober import ProbeJob, TextJob
+from mint.shards import PATTERN, SourceTensor, sampled_ranges
 from mint.source import Source, open_source
 from mint.units import Unit
 
@@ -47,6 +66,9 @@ class ClusterExecutor:
                 f"started with the resource {RESOURCE}: 1 and with this version of mint"
             )
         self._inventories = {link.node: link.inventory for link in links if link.inventory}
+        self._memory = {link.node: link.memory_bytes for link in links}
+        self._kinds = {link.node: link.device for link in links}
+        self.devices = tuple(sorted(set(self._kinds.values())))  # that measure
         self._needed = needed_shards(self._head, self._inventories.values())
         self._agree()
 
@@ -86,17 +108,60 @@ class ClusterExecutor:
         """Do `job` for every unit; an `Executor` of mint."""
         if not units:
             return
-        if not can_travel(job):  # probes and compensation run the model
-            if self.lacking:
-                raise MintError(
-                    f"{len(self.lacking)} shards are not on this machine, where the model has to run for this; "
-                    f"copy them to {source.folder}, the first is {self.lacking[0]}"
-                )
+        if measures(job) and len(self.devices) > 1:
+            yield from self._measured(source, job, units)
+        elif measures(job):
+            yield from self._spread(source, job, units, self.devices)
+        elif isinstance(job, ProbeJob | TextJob) and self._runners(source, job):
+            yield from self._probed(source, job, units)
+        elif self._can_spread(source, job, units):
+            yield from self._spread(source, job, units, (device_kind(),))
+        else:
+            self._insist_on_shards(source, job)
             yield from in_process(source, job, units)
+
+    def _measured(self, source: Source, job: Job[Any], units: Sequence[Unit]) -> Iterator[tuple[Unit, Any]]:
+        """Measure on several kinds of device: some units on each of them, compared, before all others on any."""
+        tensors = source.tensors()
+        held = {kind: self._held(kind) for kind in self.devices}
+        able = {
+            kind: {unit.path for unit in source.units if any(_feeds(shards, unit, tensors) for shards in nodes)}
+            for kind, nodes in held.items()
+        }
+        twice = {unit.path for unit in measured_twice(source.units, able)}
+        if not twice:
+            log.warning("chips.not_compared", reason="no unit has its shards on nodes of two kinds", kinds=self.devices)
+        found: dict[str, dict[str, Any]] = {}
+        for kind in self.devices:
+            for unit, result, node in self._done(
+                source, job, [unit for unit in units if unit.path in twice & able[kind]], (kind,)
+            ):
+                found.setdefault(unit.path, {})[f"{node} ({kind})"] = result
+        for measurements in found.values():
+            insist_on_agreement(measurements)
+        for unit in units:
+            if unit.path in found:
+                yield unit, next(iter(found[unit.path].values()))
+        yield from self._spread(source, job, [unit for unit in units if unit.path not in found], self.devices)
+
+    def _probed(self, source: Source, job: Job[Any], units: Sequence[Unit]) -> Iterator[tuple[Unit, Any]]:
+        if isinstance(job, ProbeJob) and job.text.tokens is None:
+            ((_, job.text.tokens),) = self._spread(source, job.text, units[:1], (device_kind(),))
+        yield from self._spread(source, job, units, (device_kind(),))
+
+    def _spread(
+        self, source: Source, job: Job[T], units: Sequence[Unit], kinds: Sequence[str]
+    ) -> Iterator[tuple[Unit, T]]:
+        return ((unit, result) for unit, result, _ in self._done(source, job, units, kinds))
+
+    def _done(
+        self, source: Source, job: Job[T], units: Sequence[Unit], kinds: Sequence[str]
+    ) -> Iterator[tuple[Unit, T, str]]:
+        """Every unit with its result and the worker that it came from, done by nodes of these kinds."""
+        if not units:
             return
         told = tell_job(job)
-        tensors = source.tensors()
-        placement = place(units, tensors, self._agree(), self._inventories)
+        placement = self._placement(source, job, units, kinds)
         outlines = {name: read_outline(source.folder / name) for name in self._needed}
         model, work = self.carrier.put(pack(tell_model(source, outlines))), pack(told)
 
@@ -104,17 +169,19 @@ class ClusterExecutor:
             self._check(link)
             if link.worker in self.carrier.links and link.inventory:
                 self._inventories[link.node] = link.inventory
-                reach = place(units, tensors, self._agree(), self._inventories).missing
-                self.carrier.open(link, model, work, dict(reach[link.node]))
+                self._memory[link.node], self._kinds[link.node] = link.memory_bytes, link.device
+                if reach := self._placement(source, job, units, kinds).missing.get(link.node):
+                    self.carrier.open(link, model, work, dict(reach))
 
         self.carrier.on_hello(open_worker)
-        for link in [link for link in self.carrier.links.values() if link.node in self._inventories]:
-            self.carrier.open(link, model, work, dict(placement.missing[link.node]))
+        for link in list(self.carrier.links.values()):
+            if reach := placement.missing.get(link.node):
+                self.carrier.open(link, model, work, dict(reach))
         by_path = {unit.path: unit for unit in units}
         coordinator = Coordinator(placement.items, self._policy)
         try:
-            for item, pieces in self._accepted(coordinator):
-                yield by_path[item], from_pieces(told, by_path[item], pieces)
+            for item, pieces, worker in self._accepted(coordinator):
+                yield by_path[item], from_pieces(told, by_path[item], pieces), worker
         except BaseException:  # also when the consumer stops: what they still do is not wanted
             self.carrier.quit()
             raise
@@ -122,8 +189,65 @@ class ClusterExecutor:
         assert coordinator.finished
         _insist(coordinator.finished, by_path)
 
-    def _accepted(self, coordinator: Coordinator) -> Iterator[tuple[str, list[bytes]]]:
-        """Drive the coordinator; items and the pieces of their results as they come."""
+    def _placement(self, source: Source, job: Job[Any], units: Sequence[Unit], kinds: Sequence[str]) -> Placement:
+        """Who of the nodes of these kinds can do which units."""
+        if isinstance(job, ProbeJob | TextJob):
+            return place_whole(units, source.nbytes, self._agree(), self._runners(source, job))
+        tensors = source.tensors()
+        nodes = [node for node in self._inventories if self._kinds[node] in kinds]
+        placement = place(units, tensors, self._agree(), nodes)
+        peaks = {unit.path: peak_bytes(unit, tensors) for unit in units}
+        return within_memory(placement, peaks, {node: self._memory[node] for node in nodes})
+
+    def _runners(self, source: Source, job: ProbeJob | TextJob) -> list[str]:
+        """The nodes of this machine's kind that hold all of the model and have the memory to run it."""
+        return [node for node, reason in self._not_running(source, job).items() if not reason]
+
+    def _not_running(self, source: Source, job: ProbeJob | TextJob) -> dict[str, str]:
+        """Why each node does not run the model; empty for those that do."""
+        probing = (job.text if isinstance(job, ProbeJob) else job).probing
+        needed = needed_bytes(source, probing.base, probing.tokens)
+        reasons = {}
+        for node, inventory in self._inventories.items():
+            lacks = len(set(self._needed) - {shard.name for shard in inventory.shards})
+            if self._kinds[node] != device_kind():
+                reasons[node] = f"is {self._kinds[node]}, not {device_kind()}"
+            elif lacks:
+                reasons[node] = f"lacks {lacks} of {len(self._needed)} shards"
+            elif needed > self._memory[node]:
+                reasons[node] = f"needs {format_size(needed)} of memory, has {format_size(self._memory[node])}"
+            else:
+                reasons[node] = ""
+        return reasons
+
+    def _can_spread(self, source: Source, job: Job[Any], units: Sequence[Unit]) -> bool:
+        """Whether nodes do a job that writes bytes; where there are several kinds, if those of this machine's can."""
+        if isinstance(job, ProbeJob | TextJob) or not can_travel(job):
+            return False
+        tensors, held = source.tensors(), self._held(device_kind())
+        alone = self.devices == (device_kind(),)
+        return alone or all(any(_feeds(shards, unit, tensors) for shards in held) for unit in units)
+
+    def _held(self, kind: str) -> list[set[str]]:
+        """The names of the shards on each node of a kind."""
+        nodes = [inventory for node, inventory in self._inventories.items() if self._kinds[node] == kind]
+        return [{shard.name for shard in inventory.shards} for inventory in nodes]
+
+    def _insist_on_shards(self, source: Source, job: Job[Any]) -> None:
+        """Raise `MintError` unless this machine has all shards."""
+        if not self.lacking:
+            return
+        why = f"where this has to be done: no other {device_kind()} holds them all or can be told to"
+        if isinstance(job, ProbeJob | TextJob):
+            reasons = (f"{node} {reason}" for node, reason in self._not_running(source, job).items())
+            why = f"and no node can run the whole model ({'; '.join(reasons)})"
+        raise MintError(
+            f"{len(self.lacking)} shards are not on this machine, {why}; "
+            f"copy them to {source.folder}, the first is {self.lacking[0]}"
+        )
+
+    def _accepted(self, coordinator: Coordinator) -> Iterator[tuple[str, list[bytes], str]]:
+        """Drive the coordinator; items as they come, the pieces of their results, and who sent them."""
         self._carry(coordinator.step(time.monotonic()))
         while coordinator.finished is None:
             wait = min(coordinator.wakes_at - time.monotonic(), TICK_SECONDS)
@@ -135,7 +259,7 @@ class ClusterExecutor:
                 self._carry(commands)
                 for command in commands:
                     if isinstance(command, Accept):
-                        yield command.item, pieces
+                        yield command.item, pieces, event.worker
             self._carry(coordinator.step(time.monotonic()))
 
     def _carry(self, commands: Sequence[Command]) -> None:
@@ -147,12 +271,9 @@ class ClusterExecutor:
 
     def _check(self, link: Link) -> None:
         """Refuse a node whose results would not be those of this machine."""
-        for what, found, needed in (
-            ("device", link.device, device_kind()),
-            *((name, link.versions.get(name), here) for name, here in versions().items()),
-        ):
-            if found != needed:
-                self.carrier.refuse(link, f"{what}: found {found}, needed {needed} as on this machine")
+        for name, needed in versions().items():
+            if (found := link.versions.get(name)) != needed:
+                self.carrier.refuse(link, f"{name}: found {found}, needed {needed} as on this machine")
                 return
 
     def _agree(self) -> dict[str, tuple[str, ...]]:
@@ -166,6 +287,11 @@ class ClusterExecutor:
     def _fetch(self, view: Path, links: list[Link], shard: str, ranges: list[tuple[int, int]]) -> None:
         fill_in(view / shard, ranges, self.carrier.ask(links, "ranges", shard, ranges))
         log.debug("ranges.fetched", shard=shard, nbytes=sum(nbytes for _, nbytes in ranges))
+
+
+def _feeds(shards: set[str], unit: Unit, tensors: Mapping[str, SourceTensor]) -> bool:
+    """Whether these shards hold all sources of a unit."""
+    return all(tensors[name].shard in shards for name in unit.sources)
 
 
 def _insist(end: Finish, units: dict[str, Unit]) -> None:

@@ -30,16 +30,15 @@ def read_outline(path: Path) -> Outline:
 
 
 def make_view(view: Path, local: Path | None, config: bytes, outlines: Mapping[str, Outline]) -> Path:
-    """Make the folder `view`: every file of `local` linked, `config` if there is none, a sparse file per outline."""
+    """Make the folder `view`: every file of `local` linked but its config, `config`, a sparse file per outline."""
     view.mkdir(parents=True, exist_ok=True)
     for old in view.iterdir():
         old.unlink()
     if local:
         for path in local.iterdir():
-            if path.is_file():
+            if path.is_file() and path.name != "config.json":
                 (view / path.name).symlink_to(path.resolve())
-    if not (view / "config.json").exists():
-        (view / "config.json").write_bytes(config)
+    (view / "config.json").write_bytes(config)
     for name, outline in outlines.items():
         with (view / name).open("xb") as file:
             file.write(len(outline.header).to_bytes(8, "little") + outline.header)

@@ -11,13 +11,17 @@ from pathlib import Path
 from typing import Any
 
 import msgpack
+import numpy as np
 
 from cluster.inventory import Held, Inventory
 from cluster.view import Outline
 from mint.analysis import Measurement, from_record, to_fields, to_record
+from mint.divergence import Tokens
 from mint.execute import Job
 from mint.formats import parse_format
 from mint.jobs import Packed, measure, quantize_as_planned, ready_kernels
+from mint.probed import probe_of
+from mint.prober import ProbeJob, Probing, TextJob
 from mint.progress import ignore
 from mint.source import Source
 from mint.units import Unit
@@ -40,9 +44,9 @@ def unpack(data: bytes) -> Any:
 class _Kind:
     """A job as it travels: how it is told, how it is made again beside a model, and how its results travel."""
 
-    function: Callable[..., Any]
+    function: Callable[..., Any]  # of a partial call, or the class of the job
     tell: Callable[[Any], dict[str, Any]]
-    make: Callable[[dict[str, Any]], Job[Any]]
+    make: Callable[[dict[str, Any], Source, Job[Any] | None], Job[Any]]  # given the job that was done before
     to_pieces: Callable[[Any], Iterator[bytes]]
     from_pieces: Callable[[Unit, dict[str, Any], Sequence[bytes]], Any]
 
@@ -51,7 +55,7 @@ def _tell_measure(job: "partial[Measurement]") -> dict[str, Any]:
     return {"rounding": job.keywords["rounding"]}
 
 
-def _make_measure(told: dict[str, Any]) -> Job[Measurement]:
+def _make_measure(told: dict[str, Any], _: Source, __: Job[Any] | None) -> Job[Measurement]:
     ready_kernels(told["rounding"], ignore)
     return partial(measure, rounding=told["rounding"])
 
@@ -61,7 +65,7 @@ def _tell_quantize(job: "partial[Packed]") -> dict[str, Any]:
     return {"formats": {path: str(format) for path, format in formats.items()}, "rounding": rounding}
 
 
-def _make_quantize(told: dict[str, Any]) -> Job[Packed]:
+def _make_quantize(told: dict[str, Any], _: Source, __: Job[Any] | None) -> Job[Packed]:
     ready_kernels(told["rounding"], ignore)
     formats = {path: parse_format(text) for path, text in told["formats"].items()}
     return partial(quantize_as_planned, formats, told["rounding"])
@@ -93,6 +97,41 @@ def _packed_from(unit: Unit, told: dict[str, Any], pieces: Sequence[bytes]) -> P
     return Packed(unit.path, format, tensors, tuple(data))
 
 
+def _tell_text(job: TextJob) -> dict[str, Any]:
+    return {"probing": asdict(job.probing), "prefix": list(job.prefix)}
+
+
+def _tell_probe(job: ProbeJob) -> dict[str, Any]:
+    assert job.text.tokens is not None, "who probes is told what to look at: all nodes see the same"
+    return {**_tell_text(job.text), "tokens": _tell_tokens(job.text.tokens)}
+
+
+def _tell_tokens(tokens: Tokens) -> dict[str, Any]:
+    return {"shape": list(tokens.shape), "bytes": tokens.astype("<i4").tobytes()}
+
+
+def _tokens_from(told: dict[str, Any]) -> Tokens:
+    return np.frombuffer(told["bytes"], "<i4").reshape(told["shape"])
+
+
+def _make_text(told: dict[str, Any], source: Source, before: Job[Any] | None) -> TextJob:
+    """The job, with the model of the one `before` where that is the same: opening a large one takes long."""
+    text = before.text if isinstance(before, ProbeJob) else before
+    probing = Probing(**told["probing"])
+    same = (
+        isinstance(text, TextJob)
+        and (text.source.identity, text.source.dtype) == (source.identity, source.dtype)
+        and text.probing.base == probing.base
+    )
+    model = text.model if same and isinstance(text, TextJob) else None
+    tokens = _tokens_from(told["tokens"]) if "tokens" in told else None
+    return TextJob(source, probing, told["prefix"], model=model, tokens=tokens)
+
+
+def _make_probe(told: dict[str, Any], source: Source, before: Job[Any] | None) -> ProbeJob:
+    return ProbeJob(_make_text(told, source, before))
+
+
 _KINDS = {
     "measure": _Kind(
         measure,
@@ -102,24 +141,46 @@ _KINDS = {
         lambda unit, told, pieces: from_record(unpack(pieces[0])),
     ),
     "quantize": _Kind(quantize_as_planned, _tell_quantize, _make_quantize, _packed_pieces, _packed_from),
+    "text": _Kind(
+        TextJob,
+        _tell_text,
+        _make_text,
+        lambda tokens: iter((pack(_tell_tokens(tokens)),)),
+        lambda unit, told, pieces: _tokens_from(unpack(pieces[0])),
+    ),
+    "probe": _Kind(
+        ProbeJob,
+        _tell_probe,
+        _make_probe,
+        lambda probe: iter((pack(asdict(probe)),)),
+        lambda unit, told, pieces: probe_of(unpack(pieces[0])),
+    ),
 }
 
 
 def can_travel(job: Job[Any]) -> bool:
     """Whether a job can be told to another process."""
-    return isinstance(job, partial) and any(job.func is kind.function for kind in _KINDS.values())
+    return any(_function(job) is kind.function for kind in _KINDS.values())
+
+
+def measures(job: Job[Any]) -> bool:
+    """Whether a job measures, which every kind of device may do."""
+    return _function(job) is measure
 
 
 def tell_job(job: Job[Any]) -> dict[str, Any]:
     """A job of a verb of `mint` as a plain record."""
-    assert isinstance(job, partial)
-    name, kind = next((name, kind) for name, kind in _KINDS.items() if job.func is kind.function)
+    name, kind = next((name, kind) for name, kind in _KINDS.items() if _function(job) is kind.function)
     return {"job": name, **kind.tell(job)}
 
 
-def make_job(told: dict[str, Any]) -> Job[Any]:
-    """The job that was told, ready to be done; compiles what it needs."""
-    return _KINDS[told["job"]].make(told)
+def make_job(told: dict[str, Any], source: Source, before: Job[Any] | None = None) -> Job[Any]:
+    """The job that was told, to be done with `source`; compiles what it needs, takes over what the one `before` has."""
+    return _KINDS[told["job"]].make(told, source, before)
+
+
+def _function(job: Job[Any]) -> Any:
+    return job.func if isinstance(job, partial) else type(job)
 
 
 def to_pieces(told: dict[str, Any], result: Any) -> Iterator[bytes]:

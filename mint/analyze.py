@@ -1,6 +1,7 @@
 """Source to Analysis: measure every unit once, whatever happens on the way."""
 
 import time
+from collections.abc import Iterable, Mapping
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -21,13 +22,14 @@ from mint.analysis import (
     to_record,
     write_analysis,
 )
-from mint.device import device_kind, versions
+from mint.device import device_kind, kinds_in, versions
 from mint.errors import MintError
-from mint.execute import Executor, Job, in_process
+from mint.execute import Executor, Job, in_process, measuring_device
 from mint.formats import check_rounding
 from mint.jobs import measure, measure_with_features, ready_kernels
-from mint.journal import Journal, frame
+from mint.journal import Journal, frame, read_frames
 from mint.log import log
+from mint.mixed import is_mixed, rounded
 from mint.norms import norm_gains, preceding_norms
 from mint.progress import OnProgress, Progress, ignore
 from mint.source import Source
@@ -56,6 +58,9 @@ def analyze(
     output = Path(output)
     check_rounding(rounding)
     header = header_of(source, rounding, features=features)
+    if not features:  # which are computed here
+        header["device"] = measuring_device(executor)
+    header["device"] = _begun_on(header, (output, journal_path(output)))
     if output.exists():
         return _reuse(output, header)
     output.parent.mkdir(parents=True, exist_ok=True)
@@ -73,6 +78,8 @@ def analyze(
         for unit, measurement in executor(source, job, pending):
             if measurement.nonfinite and not keep_nonfinite:
                 raise MintError(_nonfinite(measurement))
+            if is_mixed(header["device"]):
+                measurement = rounded(measurement)
             journal.append(to_record(measurement))
             measured[unit.path] = measurement
             done += unit.nbytes
@@ -100,6 +107,18 @@ def header_of(source: Source, rounding: str, *, features: bool = False) -> dict[
         **_traced(source),
         "features": _featured(source) if features else {},
     }
+
+
+def _begun_on(header: Mapping[str, Any], paths: Iterable[Path]) -> str:
+    """The device of the header; if that is one of several kinds that an analysis was begun on, all of them."""
+    for path in paths:
+        text = path.read_bytes() if path.exists() else b""
+        first = next((record for record, _ in read_frames(text, len(MAGIC))), None) if text.startswith(MAGIC) else None
+        device = str(first.get("device", "")) if isinstance(first, dict) else ""
+        more = set(kinds_in(device)) >= set(kinds_in(header["device"]))
+        if more and text.startswith(MAGIC + frame({**header, "device": device})):
+            return device
+    return str(header["device"])
 
 
 def _traced(source: Source) -> dict[str, Any]:

@@ -69,7 +69,7 @@ def quantize(
 
     stock()  # imports mlx_lm while this process does
     from mint.places import executing
-    from mint.probe import Probing
+    from mint.prober import Probing
     from mint.quantize import Target, quantize_all
     from mint.records import quantized_record
 

@@ -17,8 +17,11 @@ from mint.analysis import Measurement
 from mint.formats import KEEP, MEASURED, Format, TensorSpec
 from mint.kernels.ready import FEATURES, is_ready, make_ready
 from mint.progress import OnProgress, Progress
+from mint.shards import SourceTensor
 from mint.units import Unit
 
+_GPU_BLOCK = 64 << 20  # weights, BLOCK_ELEMENTS of mint/kernels/gpu.py
+_GPU_BLOCK_BYTES = 6 * 4  # for each: a few float32 arrays that a lazy graph holds at once
 _RAW = {"BF16": (mx.uint16, np.uint16), "F16": (mx.uint16, np.uint16), "F32": (mx.float32, np.float32)}
 
 
@@ -30,6 +33,17 @@ class Packed:
     format: Format
     tensors: tuple[TensorSpec, ...]
     data: tuple[bytes | memoryview, ...]
+
+
+def peak_bytes(unit: Unit, tensors: Mapping[str, SourceTensor]) -> int:
+    """About the most memory that either job takes while it streams units, the largest first, from source `tensors`.
+
+    What the weight is made of, the weight, a copy of it or its packed form; the next weight, which is no larger, read
+    meanwhile; and on a GPU the float32 blocks that it computes in.
+    """
+    sources = sum(tensors[name].nbytes for name in unit.sources)
+    blocks = min(unit.size, _GPU_BLOCK) * _GPU_BLOCK_BYTES if mx.default_device() == mx.gpu else 0
+    return 2 * (sources + unit.nbytes) + unit.nbytes + blocks
 
 
 def measure(unit: Unit, weight: mx.array, rounding: str = "nearest") -> Measurement:

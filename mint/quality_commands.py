@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from mint.options import Dtype, Json, Model, checked_dtype
+from mint.options import Cluster, Dtype, Json, Model, checked_dtype
 from mint.show import Screen
 
 
@@ -33,6 +33,7 @@ def probe(
         ),
     ] = "auto",
     dtype: Dtype = "",
+    cluster: Cluster = "",
     as_json: Json = False,
 ) -> None:
     """Measure how far the output moves when each unit alone is stored coarsely. No data; resumes by itself.
@@ -43,20 +44,24 @@ def probe(
 
     restart_with_fast_blas()
     from mint.analyze import analyze
-    from mint.probe import Probing
+    from mint.execute import measuring_device
+    from mint.places import executing
     from mint.probe import probe as run
     from mint.probed import probe_path
+    from mint.prober import Probing
     from mint.quality_records import probed_record
     from mint.quantize import cached_analysis
     from mint.source import open_source
 
     probing = Probing(written, sequences, length, seed, probes, base)
     probing.check()
-    with Screen(as_json) as screen:
-        source = open_source(model, dtype=checked_dtype(dtype))
-        path = analysis or cached_analysis(source)
-        measured = analyze(source, path, on_progress=screen.on_progress)
-        probed = run(source, measured, probe_path(path), probing=probing, on_progress=screen.on_progress)
+    with Screen(as_json) as screen, executing(cluster, model, checked_dtype(dtype)) as (folder, executor):
+        source = open_source(folder, dtype=checked_dtype(dtype))
+        path = analysis or cached_analysis(source, device=measuring_device(executor))
+        measured = analyze(source, path, executor=executor, on_progress=screen.on_progress)
+        probed = run(
+            source, measured, probe_path(path), probing=probing, executor=executor, on_progress=screen.on_progress
+        )
     screen.answer(probed_record(measured, probed, probe_path(path)))
 
 

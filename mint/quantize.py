@@ -17,14 +17,15 @@ from mint.budget import Budget
 from mint.cache import cache_folder
 from mint.device import device_kind, versions
 from mint.errors import MintError
-from mint.execute import Executor, in_process
+from mint.execute import Executor, in_process, measuring_device
 from mint.formats import check_rounding
 from mint.layout import MAX_SHARD_BYTES
 from mint.manifest import Manifest
 from mint.objectives import objective as objective_named
 from mint.plan import Plan
-from mint.probe import Probing, probe
+from mint.probe import probe
 from mint.probed import Probed, probe_path, probes_beside
+from mint.prober import Probing
 from mint.problem import Problem
 from mint.process import peak_rss_bytes
 from mint.progress import OnProgress, ignore
@@ -134,7 +135,7 @@ def quantize_all(
     stock()  # starts while this process analyzes
     seconds: dict[str, float] = {}
     source = open_source(model, dtype=dtype)
-    path = Path(analysis) if analysis else cached_analysis(source, rounding)
+    path = Path(analysis) if analysis else cached_analysis(source, rounding, device=measuring_device(executor))
     with _timed(seconds, "analyze"):
         measured = analyze(
             source,
@@ -144,7 +145,9 @@ def quantize_all(
             keep_nonfinite=keep_nonfinite,
             on_progress=on_progress,
         )
-    beside = Path(analysis) if analysis else cached_analysis(source)  # whatever the rounding
+    beside = (
+        Path(analysis) if analysis else cached_analysis(source, device=measuring_device(executor))
+    )  # whatever the rounding
     probed = probes_beside(beside)
     if probing:
         with _timed(seconds, "probe"):
@@ -177,13 +180,16 @@ def _insist(output: Path, verification: Verification) -> None:
         )
 
 
-def cached_analysis(source: Source, rounding: str = "nearest") -> Path:
-    """Where the analysis of this very model and rounding by these versions on this kind of device is remembered.
+def cached_analysis(source: Source, rounding: str = "nearest", *, device: str = "") -> Path:
+    """Where the analysis of this very model and rounding by these versions is remembered.
+
+    `device` is the kind, or kinds, that measured; this process's own by default.
 
     The folder is `MINT_CACHE` if that is set, else the user's cache folder.
     """
     folder = cache_folder() / "analyses"
-    key = json.dumps([SCHEMA, source.identity, source.dtype, rounding, device_kind(), versions()], sort_keys=True)
+    device = device or device_kind()
+    key = json.dumps([SCHEMA, source.identity, source.dtype, rounding, device, versions()], sort_keys=True)
     return folder / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.mint"
 
 

@@ -14,7 +14,7 @@ from mint.evaluation import Question
 from mint.logits import all_logits, open_narrow, open_wide, vocabulary_size
 from mint.progress import OnProgress, Progress
 from mint.reference import Origin, Writing
-from mint.sequences import FEWEST, OWN_TEXT, own_sequences, text_sequences, vocabulary_digest, wanted
+from mint.sequences import FEWEST, OWN_TEXT, own_sequences, prefix_of, text_sequences, vocabulary_digest, wanted
 from mint.shards import identity, read_shards
 
 NOISE_SHARE = 4  # one sequence in four tells the noise: bf16 is slow on CPUs, and sequences differ little in it
@@ -41,7 +41,7 @@ def refer(question: Question, path: Path, on_progress: OnProgress) -> None:
     tokens = text_sequences(folder, question.text, size) if question.text else None
     model = open_wide(folder)
     if tokens is None:
-        tokens = own_sequences(model, folder, vocabulary, size, origin.seed, on_progress)
+        tokens = own_sequences(model, prefix_of(folder), vocabulary, size, origin.seed, on_progress)
     noisy = max(FEWEST, len(tokens) // NOISE_SHARE)
     with Writing(path, origin, tokens, vocabulary, noisy=noisy) as writing:
         top, nll = _predict(model, writing, tokens, vocabulary, on_progress)

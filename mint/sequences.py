@@ -82,13 +82,14 @@ def text_sequences(folder: Path, texts: Sequence[Path], size: Wanted) -> Tokens:
 
 
 def own_sequences(
-    model: Module, folder: Path, vocabulary: int, size: Wanted, seed: int, on_progress: OnProgress
+    model: Module, prefix: Sequence[int], vocabulary: int, size: Wanted, seed: int, on_progress: OnProgress
 ) -> Tokens:
-    """(S, L) tokens below `vocabulary` that `model` writes, decided by `seed`; `folder` may hold its tokenizer."""
-    prefix = _prefix(_tokenizer(folder)) if has_tokenizer(folder) else []
+    """(S, L) tokens below `vocabulary` that `model` writes, decided by `seed`; every sequence begins with `prefix`."""
     key, first = mx.random.split(mx.random.key(seed))
     start = mx.random.randint(0, vocabulary, (size.count, 1), key=first)
-    tokens = mx.concatenate([mx.broadcast_to(mx.array(prefix, mx.int32), (size.count, len(prefix))), start], axis=1)
+    tokens = mx.concatenate(
+        [mx.broadcast_to(mx.array(list(prefix), mx.int32), (size.count, len(prefix))), start], axis=1
+    )
     caches = make_cache(model)
     written, fed = [tokens], tokens
     for position in range(tokens.shape[1], size.window):
@@ -98,6 +99,11 @@ def own_sequences(
         written.append(fed)
         on_progress(Progress("write text", position + 1, size.window, f"{size.count} sequences"))
     return np.asarray(mx.concatenate(written, axis=1))
+
+
+def prefix_of(folder: Path) -> list[int]:
+    """The tokens that the tokenizer in `folder` puts before every text; none without a tokenizer."""
+    return _prefix(_tokenizer(folder)) if has_tokenizer(folder) else []
 
 
 def vocabulary_digest(folder: Path) -> str:

@@ -13,7 +13,7 @@ from mint.device import device_kind, versions
 from mint.divergence import Tokens
 from mint.logits import fusing_nothing, vocabulary_size
 from mint.progress import OnProgress
-from mint.sequences import Wanted, own_sequences
+from mint.sequences import Wanted, own_sequences, prefix_of
 from mint.source import Source
 
 
@@ -29,7 +29,8 @@ def own_text(source: Source, size: Wanted, seed: int, on_progress: OnProgress) -
         return kept
     with fusing_nothing():
         model = open_base(source, base)
-        text = own_sequences(model, source.folder, vocabulary_size(source.folder), size, seed, on_progress)
+        prefix, vocabulary = prefix_of(source.folder), vocabulary_size(source.folder)
+        text = own_sequences(model, prefix, vocabulary, size, seed, on_progress)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(f".{os.getpid()}.tmp")
     with temporary.open("wb") as file:

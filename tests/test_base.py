@@ -18,10 +18,10 @@ from mint.cli import run_command
 from mint.errors import MintError
 from mint.execute import in_process
 from mint.logits import logits_of, open_wide
-from mint.probe import Prober, Probing, coarse_format, probe
+from mint.probe import probe
 from mint.probed import FULL, read_probed
+from mint.prober import ProbeJob, Probing, TextJob, coarse_format
 from mint.process import memory_bytes
-from mint.progress import ignore
 from mint.source import Source, open_source
 from mint.units import Unit
 from tests.zoo import write_model
@@ -74,7 +74,7 @@ def test_a_packed_model_is_the_float32_function_of_its_packed_weights(name: str,
 
 
 def test_a_probe_around_a_base_is_the_divergence_from_the_base(source: Source) -> None:
-    prober = Prober(source, Probing("random", 2, 8, base="4"), ignore)
+    prober = ProbeJob(TextJob(source, Probing("random", 2, 8, base="4"), ()))
     tokens = mx.array(np.random.default_rng(0).integers(0, source.units[0].shape[0], (2, 8), dtype=np.int32))
     units = [unit for unit in source.units if unit.role in ("embedding", "head", "v", "down")]
     for unit, found in in_process(source, prober, units):

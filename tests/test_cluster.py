@@ -6,23 +6,31 @@ import shutil
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import mlx.core as mx
 import pytest
 
 from mint.allocate import allocate
+from mint.analysis import Analysis, Measurement
 from mint.analyze import analyze
 from mint.assemble import assemble
 from mint.errors import MintError
-from mint.execute import in_process
+from mint.execute import Executor, Job, in_process
 from mint.formats import parse_format
 from mint.jobs import measure, quantize_as_planned
+from mint.mixed import rounded
 from mint.possible import possible_bytes
+from mint.probe import probe
+from mint.probed import FULL
+from mint.prober import Probing
 from mint.source import Source, open_source
 from mint.units import Unit
+from mint.verify import verify
 from tests.conftest import own_cache
 from tests.zoo import write_model
 from tools.make_shape import QWEN3_06B, Shape, qwen3, write_shape
@@ -33,13 +41,15 @@ os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # listen on loopback alon
 import ray
 from ray.cluster_utils import Cluster
 
-from cluster.carrier import Carrier
+from cluster.carrier import Carrier, _Actor, _thread
 from cluster.events import Answered, Event, Ping, Policy, Send
 from cluster.execute import ClusterExecutor
+from cluster.wire import pack, unpack
 
 NODES = 3
 STORE_BYTES = 80_000_000
 LIMIT_SECONDS = 180
+OTHER_CHIP = "MINT_TEST_OTHER_CHIP"  # the kind that a node of this test says that it is; nobody else reads it
 IMPATIENT = Policy(patience_seconds=10, answer_seconds=3, stranded_seconds=60)
 
 
@@ -65,12 +75,12 @@ class Lab:
         self._cache = str(own_cache(folder / "cache"))
         head = {"num_cpus": 0, "include_dashboard": False, "object_store_memory": STORE_BYTES}
         self.cluster = Cluster(initialize_head=True, head_node_args=head)
-        self.nodes = [self.add(root) for root in self.roots]
+        self.nodes = [self.add(root, chip) for root, chip in zip(self.roots, ("", "gpu Other", ""), strict=True)]
         ray.init(address=self.cluster.address, log_to_driver=False, namespace="mint-test")
 
-    def add(self, root: Path) -> Any:
+    def add(self, root: Path, chip: str = "") -> Any:
         root.mkdir(exist_ok=True)
-        variables = {"MINT_MODEL_ROOTS": str(root), "MINT_CACHE": self._cache}
+        variables = {"MINT_MODEL_ROOTS": str(root), "MINT_CACHE": self._cache, OTHER_CHIP: chip}
         return self.cluster.add_node(
             num_cpus=0, resources={"mlx": 1}, object_store_memory=STORE_BYTES, env_vars=variables
         )
@@ -332,3 +342,146 @@ def test_a_node_that_is_killed_in_the_middle_loses_nothing(
         assert unit.path not in found
         found[unit.path] = result
     assert found == _alone(open_source(model))
+
+
+# what several nodes say of a model that runs
+
+
+def _probed(source: Source, analysis: Analysis, output: Path, base: str, executor: Executor = in_process) -> bytes:
+    probe(source, analysis, output, probing=Probing(sequences=2, length=8, base=base), executor=executor)
+    return output.read_bytes()
+
+
+def test_probes_are_made_by_the_nodes_that_hold_all_shards_and_are_those_of_one_process(
+    lab: Lab, connect: Callable[..., ClusterExecutor], tmp_path: Path
+) -> None:
+    model = write_model("llama", tmp_path / "llama-probed", shards=3, tokenizer=True)
+    _distribute(model, lab, [(0, 1, 2), (0, 1, 2), (2,)])
+    source = open_source(model)
+    analysis = analyze(source, tmp_path / "a.mint")
+    head = tmp_path / "head" / model.name
+    shutil.copytree(model, head, ignore=shutil.ignore_patterns("*.safetensors"))
+    executor = connect(head)
+    elsewhere = open_source(executor.whole_folder(head))
+    for base in (FULL, "8"):
+        alone = _probed(source, analysis, tmp_path / f"alone-{base}", base)
+        assert _probed(elsewhere, analysis, tmp_path / f"cluster-{base}", base, executor) == alone
+
+
+def test_probes_of_a_node_that_is_killed_are_made_by_others(
+    lab: Lab, connect: Callable[..., ClusterExecutor], tmp_path: Path
+) -> None:
+    model = write_model("llama", tmp_path / "probed-killed", tokenizer=True)
+    source = open_source(model)
+    analysis = analyze(source, tmp_path / "a.mint")
+    fourth = lab.add(tmp_path / "root")
+    executor = connect(model)
+    assert len(executor.carrier.links) == NODES + 1
+    killed: list[str] = []
+
+    def killing(source: Source, job: Job[Any], units: Sequence[Unit]) -> Iterator[tuple[Unit, Any]]:
+        for pair in executor(source, job, units):
+            if not killed:
+                lab.cluster.remove_node(fourth, allow_graceful=False)
+                killed.append(pair[0].path)
+            yield pair
+
+    found = _probed(source, analysis, tmp_path / "cluster", FULL, killing)
+    assert killed
+    assert found == _probed(source, analysis, tmp_path / "alone", FULL)
+
+
+def test_a_model_that_no_node_holds_whole_is_probed_where_it_lies_or_not_at_all(
+    lab: Lab, connect: Callable[..., ClusterExecutor], tmp_path: Path
+) -> None:
+    model = write_model("llama", tmp_path / "scattered", shards=3, tokenizer=True)
+    _distribute(model, lab, [(0,), (1,), (2,)])
+    source = open_source(model)
+    analysis = analyze(source, tmp_path / "a.mint")
+    alone = _probed(source, analysis, tmp_path / "alone", FULL)
+    assert _probed(source, analysis, tmp_path / "cluster", FULL, connect(model)) == alone
+    head = tmp_path / "head" / model.name
+    shutil.copytree(model, head, ignore=shutil.ignore_patterns("*.safetensors"))
+    executor = connect(head)
+    elsewhere = open_source(executor.whole_folder(head))
+    with pytest.raises(MintError, match=r"3 shards are not on this machine, and no node .* lacks 2 of 3 shards"):
+        _probed(elsewhere, analysis, tmp_path / "nowhere", FULL, executor)
+
+
+# chips of several kinds: the second node says that it is of another, and finds a little less or more
+
+
+class OtherChip(_Actor):
+    """A worker that is of another kind where `OTHER_CHIP` is set, and measures what it finds times `factor`."""
+
+    factor = 1 + 1e-8
+
+    @_thread("work")
+    def hello(self, model: str) -> bytes:
+        told = unpack(super().hello(model))
+        return pack(told | {"device": os.environ.get(OTHER_CHIP) or told["device"]})
+
+    @_thread("work")
+    def open(self, model: bytes, job: bytes) -> None:
+        super().open(model, job)
+        plain = self._job
+        if os.environ.get(OTHER_CHIP) and plain is not None and self._told["job"] == "measure":
+            self._job = partial(_slightly_different, plain, self.factor)
+
+
+class WrongChip(OtherChip):
+    factor = 1 + 1e-3
+
+
+def _slightly_different(job: Job[Measurement], factor: float, unit: Unit, weight: mx.array) -> Measurement:
+    found = job(unit, weight)
+    errors = tuple(error * factor for error in found.errors)
+    return replace(found, errors=errors, worst_errors=tuple(error * factor for error in found.worst_errors))
+
+
+@pytest.fixture
+def carrying(carrier: Carrier, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[type], Carrier]]:
+    """A carrier whose workers are of this class; the others make room for them."""
+    carrier.quit()
+    made: list[Carrier] = []
+
+    def carry(kind: type) -> Carrier:
+        options = {"num_cpus": 0, "resources": {"mlx": 1}, "concurrency_groups": {"work": 1, "answers": 1}}
+        monkeypatch.setattr("cluster.carrier._REMOTE", ray.remote(**options)(kind))
+        made.append(Carrier())
+        return made[-1]
+
+    yield carry
+    for each in made:
+        each.quit()
+
+
+def test_chips_of_two_kinds_measure_rounded_and_one_kind_writes(
+    lab: Lab, carrying: Callable[[type], Carrier], tmp_path: Path
+) -> None:
+    model = _many_units(tmp_path, "mixed")
+    source = open_source(model)
+    alone = analyze(source, tmp_path / "alone.mint")
+    executor = ClusterExecutor(carrying(OtherChip), model, IMPATIENT)
+    assert executor.devices == ("cpu", "gpu Other")
+    mixed = analyze(open_source(model), tmp_path / "mixed.mint", executor=executor)
+    assert mixed.device == "cpu + gpu Other"
+    assert {path: rounded(found) for path, found in alone.measurements.items()} == mixed.measurements
+    plan = allocate(mixed, _half(source))
+    assemble(plan, open_source(model), tmp_path / "cluster", executor=executor)
+    assemble(plan, source, tmp_path / "alone")
+    assert _bytes(tmp_path / "cluster") == _bytes(tmp_path / "alone")
+    assert verify(tmp_path / "cluster", source).passed
+    assert analyze(source, tmp_path / "mixed.mint") == mixed  # as one of the two would go on with it
+
+
+def test_a_chip_that_measures_something_else_is_found_out_before_anything_is_kept(
+    lab: Lab, carrying: Callable[[type], Carrier], tmp_path: Path
+) -> None:
+    model = _many_units(tmp_path, "wrong")
+    executor = ClusterExecutor(carrying(WrongChip), model, IMPATIENT)
+    found = r"unit \S+: error in \S+ is \S+ on \S+ \(cpu\) and \S+ on \S+ \(gpu Other\); needed: the same"
+    with pytest.raises(MintError, match=found):
+        analyze(open_source(model), tmp_path / "a.mint", executor=executor)
+    with pytest.raises(MintError, match=found):
+        analyze(open_source(model), tmp_path / "a.mint", executor=executor)

@@ -144,7 +144,7 @@ def test_a_view_has_the_units_of_the_model_and_the_bytes_of_what_is_held_or_fill
     local = tmp_path / "local"
     shutil.copytree(model, local, ignore=shutil.ignore_patterns("*00002*"))
     lost = "model-00002-of-00003.safetensors"
-    view = make_view(tmp_path / "view", local, b"", {lost: read_outline(model / lost)})
+    view = make_view(tmp_path / "view", local, (model / "config.json").read_bytes(), {lost: read_outline(model / lost)})
     shard = read_shard(view / lost)
     assert shard.tensors == read_shard(model / lost).tensors
     assert shard.sample_digest != read_shard(model / lost).sample_digest
@@ -159,7 +159,7 @@ def test_a_view_has_the_units_of_the_model_and_the_bytes_of_what_is_held_or_fill
 
 
 def test_a_held_file_is_never_written_through_a_view(model: Path, tmp_path: Path) -> None:
-    view = make_view(tmp_path / "view", model, b"", {})
+    view = make_view(tmp_path / "view", model, (model / "config.json").read_bytes(), {})
     with pytest.raises(AssertionError, match="held, not borrowed"):
         fill_in(view / "model-00001-of-00003.safetensors", [(8, 1)], [b"x"])
 

@@ -21,10 +21,10 @@ LEVELS = [
         client
         knapsack_merge trace tree device prediction sensitivity manifest weights stored reference evaluation
         source knapsack_search analysis objectives logits
-        knapsack execute rules trace_context agreement sequences walk
+        knapsack execute mixed rules trace_context agreement sequences walk
         plan base compare stock norms places
-        jobs probe written problem possible explain diff refer
-        allocate curve fit reuse evaluate_here compensate
+        jobs prober written problem possible explain diff refer
+        probe allocate curve fit reuse evaluate_here compensate
         analyze assemble verify draw evaluate_apart
         quantize evaluate
         records quality_records

@@ -17,9 +17,9 @@ from mint.cli import run_command
 from mint.errors import MintError
 from mint.execute import in_process
 from mint.logits import logits_of, open_wide
-from mint.probe import COARSE, Prober, Probing, coarse_format, probe, probed_units
+from mint.probe import probe, probed_units
 from mint.probed import Probe, Probed, probe_path, read_probed
-from mint.progress import ignore
+from mint.prober import COARSE, ProbeJob, Prober, Probing, TextJob, coarse_format
 from mint.replay import Replay
 from mint.roles import layer_path
 from mint.sensitivity import PRIOR, PROBED, SCALED, alphas_from
@@ -49,7 +49,7 @@ def probed(source: Source, analysis: Analysis, tmp_path_factory: pytest.TempPath
 
 def test_a_probe_is_the_divergence_that_one_coarse_unit_makes(source: Source) -> None:
     """Against the definition: the model with one weight replaced, both outputs in float64."""
-    prober = Prober(source, RANDOM, ignore)
+    prober = ProbeJob(TextJob(source, RANDOM, ()))
     units = [unit for unit in source.units if unit.role in ("embedding", "v", "down")][:4]
     tokens = mx.array(np.random.default_rng(0).integers(0, _vocabulary(source), (2, 8), dtype=np.int32))
     for unit, found in in_process(source, prober, units):
@@ -85,7 +85,8 @@ def test_replaying_layers_changes_no_probe(name: str, tmp_path: Path) -> None:
     source = open_source(write_model(name, tmp_path / name, dtype="F32"))
     units = [unit for unit in source.units if unit.layer == source.layers - 1 and coarse_format(unit)]
     units += [unit for unit in source.units if unit.role == "head"]
-    prober = Prober(source, RANDOM, ignore)
+    text = TextJob(source, RANDOM, ())
+    prober = Prober(source, text.opened(), text.written())
     assert prober.replays
     replayed = {unit.path: found for unit, found in in_process(source, prober, units)}
     prober.compute_everything()

@@ -10,7 +10,7 @@ from mlx_lm.utils import load_tokenizer
 from mint.errors import MintError
 from mint.logits import open_wide
 from mint.progress import ignore
-from mint.sequences import Wanted, own_sequences, text_sequences, vocabulary_digest, wanted
+from mint.sequences import Wanted, own_sequences, prefix_of, text_sequences, vocabulary_digest, wanted
 from tests.zoo import write_model
 
 WORDS = "A model is quantized under a budget of bytes. What a byte buys is measured. "
@@ -71,7 +71,9 @@ def test_text_needs_a_tokenizer_and_a_file_of_text(llama: Path, text: Path, tmp_
 
 def test_own_text_is_decided_by_its_seed(llama: Path) -> None:
     model = open_wide(llama)
-    first, again, other = (own_sequences(model, llama, 512, Wanted(3, 10), seed, ignore) for seed in (1, 1, 2))
+    first, again, other = (
+        own_sequences(model, prefix_of(llama), 512, Wanted(3, 10), seed, ignore) for seed in (1, 1, 2)
+    )
     assert first.shape == (3, 10)
     assert (first == again).all()
     assert (first != other).any()
@@ -85,7 +87,7 @@ def test_own_text_follows_the_models_distribution(llama: Path) -> None:
     from mint.logits import all_logits
 
     model = open_wide(llama)
-    tokens = own_sequences(model, llama, 512, Wanted(128, 8), 0, ignore)
+    tokens = own_sequences(model, prefix_of(llama), 512, Wanted(128, 8), 0, ignore)
     ((_, logits),) = all_logits(model, tokens, 512)
     said = predictions(logits, tokens[:, 1:])
     p = said.log_probabilities.astype(np.float64)
