@@ -49,6 +49,8 @@ class Link:
     device: str = ""
     versions: dict[str, str] = field(default_factory=dict)
     inventory: Inventory | None = None
+    address: str = ""
+    lends: dict[str, Any] = field(default_factory=dict)  # url, lent and kept of its `Lender`
 
 
 @contextmanager
@@ -99,6 +101,7 @@ class Carrier:
         self.links: dict[str, Link] = {}
         self.refused: dict[str, str] = {}  # nodes that cannot take part, and why
         self._model = ""
+        self._run = b""
         self._waiting: dict[Any, partial[None]] = {}  # what to do, the link first, with a reference that is ready
         self._later: list[tuple[float, Callable[[], None]]] = []
         self._heard: list[Heard] = []
@@ -107,12 +110,13 @@ class Carrier:
         self._checked_at = 0.0
         self._on_hello: Callable[[Link], None] = lambda link: None
 
-    def meet(self, model: str) -> list[Link]:
+    def meet(self, model: str, run: bytes = b"") -> list[Link]:
         """The workers of all nodes, each with its inventory of `model`; started where there is none.
 
+        With the number of a `run` they lend what they have to those who know it and the cluster's token.
         Once the first has answered the others have `GRACE_SECONDS`; whoever is later may still join the work.
         """
-        self._model = model
+        self._model, self._run = model, run
         self.refused.clear()
         for link in self.links.values():
             self._greet(link)
@@ -124,9 +128,9 @@ class Carrier:
                 deadline = min(deadline, time.monotonic() + GRACE_SECONDS)
         return [link for link in self.links.values() if link.inventory]
 
-    def open(self, link: Link, model: Any, job: bytes, missing: dict[str, int]) -> None:
+    def open(self, link: Link, model: Any, job: bytes, missing: dict[str, int], lenders: bytes) -> None:
         """Let a worker get ready; it has joined when it is."""
-        reference = link.actor.open.remote(model, job)
+        reference = link.actor.open.remote(model, job, lenders)
         self._waiting[reference] = partial(self._opened, link, missing)
 
     def refuse(self, link: Link, reason: str) -> None:
@@ -138,6 +142,12 @@ class Carrier:
     def on_hello(self, welcome: Callable[[Link], None]) -> None:
         """What to do with a worker that comes while work goes on."""
         self._on_hello = welcome
+
+    @property
+    def own_address(self) -> str:
+        """This machine's address, as its node has it."""
+        address: str = ray.util.get_node_ip_address()
+        return address
 
     def put(self, data: bytes) -> Any:
         """Bytes for many workers, stored once."""
@@ -201,19 +211,19 @@ class Carrier:
             name = f"{node['NodeManagerHostname']}/{node['NodeID'][:6]}"
             can_work = node["Alive"] and node["Resources"].get(RESOURCE, 0) >= 1
             if can_work and name not in self.refused and node["NodeID"] not in busy:
-                self._start(name, node["NodeID"])
+                self._start(name, node["NodeID"], node["NodeManagerAddress"])
 
-    def _start(self, node: str, node_id: str) -> None:
+    def _start(self, node: str, node_id: str, address: str) -> None:
         self._lives[node] = self._lives.get(node, 0) + 1
         worker = node if self._lives[node] == 1 else f"{node}~{self._lives[node]}"
         pinned = NodeAffinitySchedulingStrategy(node_id, soft=False)
         actor = _REMOTE.options(scheduling_strategy=pinned).remote(node)
-        self.links[worker] = Link(worker, node, node_id, actor)
+        self.links[worker] = Link(worker, node, node_id, actor, address=address)
         self._greet(self.links[worker])
 
     def _greet(self, link: Link) -> None:
         link.inventory = None
-        self._waiting[link.actor.hello.remote(self._model)] = partial(self._said_hello, link)
+        self._waiting[link.actor.hello.remote(self._model, self._run, link.address)] = partial(self._said_hello, link)
 
     def _drop(self, link: Link) -> None:
         self.links.pop(link.worker, None)
@@ -250,7 +260,7 @@ class Carrier:
             log.warning("worker.lost", worker=link.worker, reason=_first_line(error))
             return
         link.pid, link.device, link.versions = said["pid"], said["device"], said["versions"]
-        link.inventory = inventory_from(said["inventory"])
+        link.inventory, link.lends = inventory_from(said["inventory"]), said["lends"]
         self._on_hello(link)
 
     def _opened(self, link: Link, missing: dict[str, int], reference: Any) -> None:
@@ -307,8 +317,8 @@ class _Actor(Worker):
     """A worker whose work is done by one thread while another answers."""
 
     @_thread("work")
-    def hello(self, model: str) -> bytes:
-        return super().hello(model)
+    def hello(self, model: str, run: bytes, address: str) -> bytes:
+        return super().hello(model, run, address)
 
     @_thread("work")
     def outline(self, shard: str) -> bytes:
@@ -319,8 +329,8 @@ class _Actor(Worker):
         return super().ranges(shard, ranges)
 
     @_thread("work")
-    def open(self, model: bytes, job: bytes) -> None:
-        super().open(model, job)
+    def open(self, model: bytes, job: bytes, lenders: bytes) -> None:
+        super().open(model, job, lenders)
 
     @_thread("work")
     def run(self, batch: int, names: Sequence[str]) -> Iterator[bytes]:

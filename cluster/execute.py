@@ -13,7 +13,9 @@ from cluster.carrier import Carrier, Link
 from cluster.coordinator import Coordinator
 from cluster.events import Accept, Command, Finish, Policy
 from cluster.inventory import agree, needed_shards, take_inventory
+from cluster.lend import Lender, lend
 from cluster.placement import place
+from cluster.seals import new_run
 from cluster.settings import RESOURCE
 from cluster.view import Outline, fill_in, make_view, read_outline
 from cluster.wire import can_travel, from_pieces, make_folder_name, pack, tell_job, tell_model
@@ -33,13 +35,22 @@ TICK_SECONDS = 0.5
 class ClusterExecutor:
     """Do jobs on the nodes of a cluster that hold the model's shards."""
 
-    def __init__(self, carrier: Carrier, model: Path, policy: Policy = Policy()) -> None:  # noqa: B008, it is frozen
+    def __init__(
+        self,
+        carrier: Carrier,
+        model: Path,
+        policy: Policy = Policy(),  # noqa: B008, it is frozen
+        *,
+        share: bool = False,
+    ) -> None:
         self.carrier = carrier
+        self._run = new_run() if share else b""
+        self._lender: Lender | None = None
         self._policy = policy
         here = any(model.glob(PATTERN)) or (model / "config.json").exists()
         self._head = take_inventory("this machine", model if here else None)
         carrier.on_hello(self._check)
-        links = [link for link in carrier.meet(str(model)) if link.worker in carrier.links]
+        links = [link for link in carrier.meet(str(model), self._run) if link.worker in carrier.links]
         if not links:
             reasons = "; ".join(f"{node}: {why}" for node, why in carrier.refused.items())
             raise MintError(
@@ -49,6 +60,13 @@ class ClusterExecutor:
         self._inventories = {link.node: link.inventory for link in links if link.inventory}
         self._needed = needed_shards(self._head, self._inventories.values())
         self._agree()
+        if share:
+            self._lender = lend(self._head, self._run, carrier.own_address)
+
+    def close(self) -> None:
+        """Lend nothing more from this machine; the nodes stop when their workers end."""
+        if self._lender:
+            self._lender.close()
 
     @property
     def lacking(self) -> list[str]:
@@ -96,7 +114,7 @@ class ClusterExecutor:
             return
         told = tell_job(job)
         tensors = source.tensors()
-        placement = place(units, tensors, self._agree(), self._inventories)
+        placement = place(units, tensors, self._agree(), self._inventories, self._lent())
         outlines = {name: read_outline(source.folder / name) for name in self._needed}
         model, work = self.carrier.put(pack(tell_model(source, outlines))), pack(told)
 
@@ -104,12 +122,12 @@ class ClusterExecutor:
             self._check(link)
             if link.worker in self.carrier.links and link.inventory:
                 self._inventories[link.node] = link.inventory
-                reach = place(units, tensors, self._agree(), self._inventories).missing
-                self.carrier.open(link, model, work, dict(reach[link.node]))
+                reach = place(units, tensors, self._agree(), self._inventories, self._lent()).missing
+                self.carrier.open(link, model, work, dict(reach[link.node]), pack(self._lent() or {}))
 
         self.carrier.on_hello(open_worker)
         for link in [link for link in self.carrier.links.values() if link.node in self._inventories]:
-            self.carrier.open(link, model, work, dict(placement.missing[link.node]))
+            self.carrier.open(link, model, work, dict(placement.missing[link.node]), pack(self._lent() or {}))
         by_path = {unit.path: unit for unit in units}
         coordinator = Coordinator(placement.items, self._policy)
         try:
@@ -152,6 +170,19 @@ class ClusterExecutor:
     def _agree(self) -> dict[str, tuple[str, ...]]:
         everybody = [inventory for inventory in self._inventories.values() if inventory]
         return dict(agree(self._needed, [self._head, *everybody]))
+
+    def _lent(self) -> dict[str, list[str]] | None:
+        """Where each shard may be borrowed, by its name; None when nobody may."""
+        if not self._run:
+            return None
+        records = [link.lends for link in self.carrier.links.values() if link.inventory and link.lends]
+        lent: dict[str, list[str]] = {}
+        for record in [*records, *([self._lender.record()] if self._lender else [])]:
+            for shard in record["lent"]:
+                lent.setdefault(shard, []).append(record["url"])
+            for shard, reason in record["kept"].items():
+                log.debug("shard.kept", shard=shard, lender=record["url"], reason=reason)
+        return lent
 
     def _owner(self, shard: str) -> Link:
         holders = self._agree()[shard]

@@ -6,13 +6,17 @@ arrays belong to the thread that makes them.
 
 import os
 import platform
+import ssl
 from collections.abc import Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from cluster.borrow import Borrower, Loans
 from cluster.inventory import find_model, model_roots, take_inventory
+from cluster.lend import Lender, lend
 from cluster.meter import metered
+from cluster.seals import secrets_of
 from cluster.view import Range, make_view, read_outline, read_ranges
 from cluster.wire import (
     make_folder_name,
@@ -44,16 +48,25 @@ class Worker:
         self._job: Job[Any] | None = None
         self._name = ""
         self._skipped: set[tuple[int, str]] = set()
+        self._lender: Lender | None = None
+        self._loans: Loans | None = None
+        self._run = b""
 
-    def hello(self, model: str) -> bytes:
-        """What this node is, and its inventory of `model`."""
+    def hello(self, model: str, run: bytes, address: str) -> bytes:
+        """What this node is, its inventory of `model`, and what it lends at `address`; nothing without a `run`."""
         self._folder = find_model(model, model_roots())
+        inventory = take_inventory(self._node, self._folder)
+        if self._lender:
+            self._lender.close()
+        self._run = run
+        self._lender = lend(inventory, run, address) if run else None
         return pack(
             {
                 "pid": os.getpid(),
                 "device": device_kind(),
                 "versions": {**versions(), "python": platform.python_version(), "ray": version("ray")},
-                "inventory": tell_inventory(take_inventory(self._node, self._folder)),
+                "inventory": tell_inventory(inventory),
+                "lends": self._lender.record() if self._lender else {},
             }
         )
 
@@ -66,8 +79,8 @@ class Worker:
         """These ranges of a shard that this node holds."""
         return pack(read_ranges(self._path(shard), ranges))
 
-    def open(self, model: bytes, job: bytes) -> None:
-        """Get ready to do `job` with units of `model`."""
+    def open(self, model: bytes, job: bytes, lenders: bytes) -> None:
+        """Get ready to do `job` with units of `model`, and to borrow from `lenders`, by shard, what is not here."""
         told = unpack(model)
         outlines = outlines_of(told)
         held = {path.name for path in self._folder.iterdir()} if self._folder else set()
@@ -84,6 +97,10 @@ class Worker:
         self._job = make_job(self._told)
         self._name = f"{self._told['job']} {self._told['rounding']}"
         self._skipped.clear()
+        self._loans = None
+        if self._run and lacking:
+            borrower = Borrower(unpack(lenders), *secrets_of(self._run, ssl.PROTOCOL_TLS_CLIENT))
+            self._loans = Loans(folder, lacking, self._source.tensors(), borrower)
 
     def run(self, batch: int, names: Sequence[str]) -> Iterator[bytes]:
         """Do these units in their order; messages `[unit, reason of failure, piece, whether it is the last]`."""
@@ -91,7 +108,7 @@ class Worker:
         rest = [self._units[name] for name in names]
         while rest := [unit for unit in rest if (batch, unit.path) not in self._skipped]:
             try:
-                for unit, result in metered(self._name, in_process(self._source, self._job, rest)):
+                for unit, result in metered(self._name, self._results(rest)):
                     rest = rest[1:]
                     yield from _messages(unit, to_pieces(self._told, result))
                     if any((batch, unit.path) in self._skipped for unit in rest):
@@ -99,6 +116,13 @@ class Worker:
             except Exception as error:  # whatever it is, it is the item's; a second worker will tell
                 yield pack([rest[0].path, f"{type(error).__name__}: {error}", b"", True])
                 rest = rest[1:]
+        if self._loans:
+            self._loans.give_back()
+
+    def _results(self, units: Sequence[Unit]) -> Iterator[tuple[Unit, Any]]:
+        assert self._source and self._job
+        results = in_process(self._source, self._job, units)
+        return self._loans.before(units, results) if self._loans else results
 
     def skip(self, batch: int, names: Sequence[str]) -> None:
         """Do not begin these units of a batch."""
