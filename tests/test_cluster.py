@@ -5,6 +5,7 @@ import re
 import shutil
 import signal
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 from types import FrameType
@@ -33,6 +34,7 @@ from ray.cluster_utils import Cluster
 from cluster.carrier import Carrier
 from cluster.events import Answered, Event, Ping, Policy, Send
 from cluster.execute import ClusterExecutor
+from cluster.settings import TOKEN_VARIABLE, make_token
 
 NODES = 3
 STORE_BYTES = 80_000_000
@@ -60,6 +62,8 @@ class Lab:
     def __init__(self, folder: Path) -> None:
         self.roots = [folder / f"root{n}" for n in range(NODES)]
         self._cache = str(own_cache(folder / "cache"))
+        self.config = folder / "config"
+        make_token(self.config / "cluster" / "token")
         head = {"num_cpus": 0, "include_dashboard": False, "object_store_memory": STORE_BYTES}
         self.cluster = Cluster(initialize_head=True, head_node_args=head)
         self.nodes = [self.add(root) for root in self.roots]
@@ -67,7 +71,7 @@ class Lab:
 
     def add(self, root: Path) -> Any:
         root.mkdir(exist_ok=True)
-        variables = {"MINT_MODEL_ROOTS": str(root), "MINT_CACHE": self._cache}
+        variables = {"MINT_MODEL_ROOTS": str(root), "MINT_CACHE": self._cache, "MINT_CONFIG": str(self.config)}
         return self.cluster.add_node(
             num_cpus=0, resources={"mlx": 1}, object_store_memory=STORE_BYTES, env_vars=variables
         )
@@ -148,6 +152,30 @@ def test_the_head_needs_no_shard_of_its_own(lab: Lab, connect: Callable[..., Clu
     assert (tmp_path / "cluster.mint").read_bytes() == (tmp_path / "alone.mint").read_bytes()
     assemble(plan, open_source(folder), tmp_path / "cluster", executor=executor)
     assert _bytes(tmp_path / "cluster") == _bytes(tmp_path / "alone")
+
+
+def test_a_unit_whose_tensors_lie_on_several_nodes_is_refused_before_any_work_unless_they_share(
+    lab: Lab, carrier: Carrier, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.delenv(TOKEN_VARIABLE, raising=False)
+    monkeypatch.setenv("MINT_CONFIG", str(lab.config))
+    model = write_model("qwen3_moe", tmp_path / "shared", shards=3, tokenizer=True)
+    _distribute(model, lab, [(0,), (1,), ()])
+    source = open_source(model)
+    plan = allocate(analyze(source, tmp_path / "alone.mint"), _half(source))
+    assemble(plan, source, tmp_path / "alone")
+    head = tmp_path / "head" / model.name
+    shutil.copytree(model, head, ignore=shutil.ignore_patterns("model-0000[12]*"))  # one shard is on the head alone
+    executor = ClusterExecutor(carrier, head, IMPATIENT)
+    folder = executor.whole_folder(head)
+    with pytest.raises(MintError, match=r"no node holds all shards that model\.\S+ is made of: .*--share"):
+        analyze(open_source(folder), tmp_path / "refused.mint", executor=executor)
+    with closing(ClusterExecutor(carrier, head, IMPATIENT, share=True)) as executor:
+        folder = executor.whole_folder(head)
+        analyze(open_source(folder), tmp_path / "cluster.mint", executor=executor)
+        assert (tmp_path / "cluster.mint").read_bytes() == (tmp_path / "alone.mint").read_bytes()
+        assemble(plan, open_source(folder), tmp_path / "cluster", executor=executor)
+        assert _bytes(tmp_path / "cluster") == _bytes(tmp_path / "alone")
 
 
 JOB = partial(measure, rounding="nearest")

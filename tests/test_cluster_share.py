@@ -66,7 +66,7 @@ def test_any_range_of_a_lent_shard_comes_as_it_lies_in_the_file(tmp_path: Path, 
     header = b'{"x":{"dtype":"U8","shape":[%d],"data_offsets":[0,%d]}}' % (rows.size, rows.size)
     whole = len(header).to_bytes(8, "little") + header + rows.tobytes()
     (tmp_path / shard).write_bytes(whole)
-    edges = [0, 1, len(header) + 8, PIECE_BYTES - 1, PIECE_BYTES, PIECE_BYTES + 1, len(whole) - 1, len(whole)]
+    edges = [0, 1, len(header) + 8, PIECE_BYTES, PIECE_BYTES + 1, len(whole)]
     with lending(tmp_path, key) as lender, closing(borrower(lender, shard, key)) as asking:
         for start, end in itertools.combinations(edges, 2):
             assert b"".join(piece for _, piece in asking.pieces(shard, [(start, end - start)])) == whole[start:end]
