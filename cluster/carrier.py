@@ -287,8 +287,7 @@ class Carrier:
         except RayError:
             self._over(link, batch, stream, Broken(link.worker, batch))
         else:
-            if found := self._gathering.add(link.worker, batch, message):
-                self._heard.append(found)
+            self._heard.extend(self._gathering.add(link.worker, batch, message))
 
     def _over(self, link: Link, batch: int, stream: Any, event: Event) -> None:
         del self._waiting[stream]

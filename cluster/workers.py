@@ -16,6 +16,7 @@ from cluster.borrow import Borrower, Loans
 from cluster.inventory import find_model, model_roots, take_inventory
 from cluster.lend import Lender, lend
 from cluster.meter import metered
+from cluster.parcels import Parcel
 from cluster.seals import secrets_of
 from cluster.view import Range, make_view, read_outline, read_ranges
 from cluster.wire import (
@@ -103,18 +104,25 @@ class Worker:
             self._loans = Loans(folder, lacking, self._source.tensors(), borrower)
 
     def run(self, batch: int, names: Sequence[str]) -> Iterator[bytes]:
-        """Do these units in their order; messages `[unit, reason of failure, piece, whether it is the last]`."""
+        """Do these units in their order; messages of entries `[unit, reason of failure, piece, whether the last]`."""
         assert self._source and self._job
         rest = [self._units[name] for name in names]
+        parcel: Parcel[list[Any]] = Parcel()
         while rest := [unit for unit in rest if (batch, unit.path) not in self._skipped]:
             try:
                 for unit, result in metered(self._name, self._results(rest)):
                     rest = rest[1:]
-                    yield from _messages(unit, to_pieces(self._told, result))
-                    if any((batch, unit.path) in self._skipped for unit in rest):
+                    for entry in _entries(unit, to_pieces(self._told, result)):
+                        if parcel.add(entry, len(entry[2])):
+                            yield pack(parcel.take())
+                    again = any((batch, unit.path) in self._skipped for unit in rest)
+                    if parcel.is_due(unit.nbytes, rest[0].nbytes if rest and not again else None):
+                        yield pack(parcel.take())
+                    if again:
                         break
             except Exception as error:  # whatever it is, it is the item's; a second worker will tell
-                yield pack([rest[0].path, f"{type(error).__name__}: {error}", b"", True])
+                parcel.add([rest[0].path, f"{type(error).__name__}: {error}", b"", True], 0)
+                yield pack(parcel.take())
                 rest = rest[1:]
         if self._loans:
             self._loans.give_back()
@@ -142,9 +150,9 @@ def views() -> Path:
     return cache_folder() / "views"
 
 
-def _messages(unit: Unit, pieces: Iterator[bytes]) -> Iterator[bytes]:
+def _entries(unit: Unit, pieces: Iterator[bytes]) -> Iterator[list[Any]]:
     held = next(pieces)
     for piece in pieces:
-        yield pack([unit.path, "", held, False])
+        yield [unit.path, "", held, False]
         held = piece
-    yield pack([unit.path, "", held, True])
+    yield [unit.path, "", held, True]

@@ -1,0 +1,53 @@
+"""Small results that travel together: a message costs Ray a quarter of a millisecond, however little is in it.
+
+A result waits for the next ones only while that is short: `HOLD_SECONDS` from when the first of them was there to when
+the next one is expected, which is told from its bytes and the pace of the last. So what the head hears is never older
+than that, its deadlines mean what they say, and a large unit never holds back the small ones before it.
+"""
+
+import time
+from collections.abc import Callable
+from math import inf
+from typing import Generic, TypeVar
+
+HOLD_SECONDS = 0.25
+PARCEL_BYTES = 256 << 10  # a parcel is sent when it has so many; packed weights have more and travel as they come
+
+T = TypeVar("T")
+
+
+class Parcel(Generic[T]):
+    """Entries that are held back, and for how long."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._entries: list[T] = []
+        self._nbytes = 0
+        self._since = 0.0  # when the first entry came
+        self._last = clock()  # when the last unit was done
+        self._pace = inf  # seconds a byte of the last unit
+
+    def add(self, entry: T, nbytes: int) -> bool:
+        """Hold an entry with so many bytes; whether the parcel is full."""
+        if not self._entries:
+            self._since = self._clock()
+        self._entries.append(entry)
+        self._nbytes += nbytes
+        return self._nbytes >= PARCEL_BYTES
+
+    def is_due(self, done: int, following: int | None) -> bool:
+        """Whether to send what is held, now that a unit of `done` bytes is done and one of `following` bytes is next.
+
+        Without a next one it is.
+        """
+        now = self._clock()
+        self._pace = (now - self._last) / max(done, 1)
+        self._last = now
+        if not self._entries:
+            return False
+        return following is None or now + self._pace * following - self._since > HOLD_SECONDS
+
+    def take(self) -> list[T]:
+        """What was held; it is not any more."""
+        taken, self._entries, self._nbytes = self._entries, [], 0
+        return taken
