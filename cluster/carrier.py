@@ -95,9 +95,10 @@ def survey(tell: Callable[[], bytes], seconds: float) -> dict[str, tuple[str, by
 
 
 class Carrier:
-    """The workers of a cluster that this process is connected to."""
+    """The workers of a cluster that this process is connected to; `actor` is what `as_actor` made of their class."""
 
-    def __init__(self) -> None:
+    def __init__(self, actor: Any = None) -> None:
+        self._actor = actor or _REMOTE
         self.links: dict[str, Link] = {}
         self.refused: dict[str, str] = {}  # nodes that cannot take part, and why
         self._model = ""
@@ -217,7 +218,7 @@ class Carrier:
         self._lives[node] = self._lives.get(node, 0) + 1
         worker = node if self._lives[node] == 1 else f"{node}~{self._lives[node]}"
         pinned = NodeAffinitySchedulingStrategy(node_id, soft=False)
-        actor = _REMOTE.options(scheduling_strategy=pinned).remote(node)
+        actor = self._actor.options(scheduling_strategy=pinned).remote(node)
         self.links[worker] = Link(worker, node, node_id, actor, address=address)
         self._greet(self.links[worker])
 
@@ -312,7 +313,7 @@ def _thread(group: str) -> Callable[[F], F]:
     return decorate
 
 
-class _Actor(Worker):
+class Actor(Worker):
     """A worker whose work is done by one thread while another answers."""
 
     @_thread("work")
@@ -344,9 +345,15 @@ class _Actor(Worker):
         return super().ping()
 
 
-_REMOTE: Any = ray.remote(
-    num_cpus=0, resources={RESOURCE: 1}, max_restarts=0, concurrency_groups={"work": 1, "answers": 1}
-)(_Actor)
+def as_actor(kind: type[Actor]) -> Any:
+    """A class of workers as Ray starts them: one a node, for it has one `RESOURCE`."""
+    decorate = ray.remote(
+        num_cpus=0, resources={RESOURCE: 1}, max_restarts=0, concurrency_groups={"work": 1, "answers": 1}
+    )
+    return decorate(kind)
+
+
+_REMOTE = as_actor(Actor)
 
 
 def _first_line(error: BaseException) -> str:

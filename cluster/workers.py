@@ -105,7 +105,6 @@ class Worker:
 
     def run(self, batch: int, names: Sequence[str]) -> Iterator[bytes]:
         """Do these units in their order; messages of entries `[unit, reason of failure, piece, whether the last]`."""
-        assert self._source and self._job
         rest = [self._units[name] for name in names]
         parcel: Parcel[list[Any]] = Parcel()
         while rest := [unit for unit in rest if (batch, unit.path) not in self._skipped]:

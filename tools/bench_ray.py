@@ -1,0 +1,160 @@
+"""What does the cluster cost beside the work? A real Ray of this machine, the real coordinator, carrier and messages.
+
+    python -m tools.bench_ray 20000                  units of one size: CPU seconds and memory of every process
+    python -m tools.bench_ray 20000 --shape 8 512    smaller ones
+
+Units are made up: one expert of Qwen3-30B-A3B (768 x 2048 in bfloat16) measured again and again with mint's own job, in
+memory, so nothing is read and the work is the least that it can be. Overhead is all CPU time of the driver, of Ray's
+own processes and of the worker that is not spent in the job. Needs Linux.
+"""
+
+import argparse
+import json
+import os
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+
+from cluster.connect import driving
+from cluster.coordinator import Coordinator
+from cluster.events import Accept, Item
+from cluster.inventory import Inventory
+from cluster.wire import pack, tell_inventory, unpack
+from mint.device import device_kind, versions
+from mint.jobs import measure, ready_kernels
+from mint.units import Unit
+
+
+def making_actor() -> Any:
+    """The actor of `Making`, made where Ray may be imported: after its environment is set."""
+    from cluster.carrier import Actor, as_actor
+
+    class Making(Actor):
+        """A worker whose units are made up: there is no model."""
+
+        def hello(self, model: str, run: bytes, address: str) -> bytes:
+            inventory = tell_inventory(Inventory(self._node, "none"))
+            device = {"pid": os.getpid(), "device": device_kind(), "versions": versions()}
+            return pack({**device, "inventory": inventory, "lends": {}})
+
+        def open(self, model: bytes, job: bytes, lenders: bytes) -> None:
+            told = unpack(model)
+            self._units = {name: _unit(name, told["shape"]) for name in told["names"]}
+            self._told, self._name = {"job": "measure", "rounding": "nearest"}, "made"
+            ready_kernels("nearest", lambda progress: None)
+            self._seconds = 0.0
+
+        def _results(self, units: Sequence[Unit]) -> Iterator[tuple[Unit, Any]]:
+            weight = mx.random.normal(units[0].shape, scale=0.02).astype(mx.bfloat16)
+            mx.eval(weight)
+            for unit in units:
+                started = time.process_time()
+                result = measure(unit, weight)
+                self._seconds += time.process_time() - started
+                yield unit, result
+
+        def ping(self) -> float:  # type: ignore[override]
+            return self._seconds
+
+    return as_actor(Making)
+
+
+def _unit(name: str, shape: Sequence[int]) -> Unit:
+    return Unit(name, tuple(shape), "BF16", "expert_up", 0, ())
+
+
+def main() -> int:
+    """Run and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("units", type=int)
+    parser.add_argument("--shape", type=int, nargs=2, default=(768, 2048))
+    options = parser.parse_args()
+    print(json.dumps(overhead(options.units, options.shape), indent=2))
+    return 0
+
+
+def overhead(count: int, shape: Sequence[int]) -> dict[str, Any]:
+    """CPU seconds and resident memory by process of a run over `count` units."""
+    names = [f"model.layers.{i // 384}.mlp.experts.{i % 384 // 3}.{i % 3}" for i in range(count)]
+    nbytes = _unit("", shape).nbytes
+    looks = []
+    with driving(None):
+        import ray
+
+        from cluster.carrier import Carrier
+
+        carrier = Carrier(making_actor())
+        (link,) = carrier.meet("made")
+        told = carrier.put(pack({"names": names, "shape": list(shape)}))
+        carrier.open(link, told, b"", {"": 0}, b"")
+        while not (heard := carrier.hear(1.0)):
+            pass
+        coordinator = Coordinator(Item(name, nbytes) for name in names)
+        before, started = _processes(link.pid), time.perf_counter()
+        done = messages = 0
+        while coordinator.finished is None:
+            messages += bool(heard)
+            for event, _ in heard:
+                for command in coordinator.step(time.monotonic(), event):
+                    carrier.carry(command)
+                    done += isinstance(command, Accept)
+                    if isinstance(command, Accept) and done in {count // 4, count // 2, count}:
+                        looks.append({"done": done, "resident_mb": _resident(_processes(link.pid))})
+            heard = carrier.hear(0.5)
+        seconds, after = time.perf_counter() - started, _processes(link.pid)
+        work = float(ray.get(link.actor.ping.remote()))
+        carrier.quit()
+    spent = {name: after[name][0] - before.get(name, (0.0, 0))[0] for name in after}
+    overhead_seconds = sum(spent.values()) - work
+    return {
+        "units": count,
+        "shape": list(shape),
+        "seconds": seconds,
+        "work_cpu_seconds": work,
+        "work_cpu_milliseconds_per_unit": work / count * 1e3,
+        "cpu_seconds_by_process": {name: round(value, 3) for name, value in spent.items()},
+        "overhead_milliseconds_per_unit": overhead_seconds / count * 1e3,
+        "overhead_share_of_work": overhead_seconds / work,
+        "times_the_head_heard": messages,
+        "resident_mb_before": _resident(before),
+        "resident_mb": looks,
+    }
+
+
+def _resident(processes: dict[str, tuple[float, int]]) -> dict[str, float]:
+    return {name: round(nbytes / 1e6, 1) for name, (_, nbytes) in processes.items()}
+
+
+def _processes(worker: int) -> dict[str, tuple[float, int]]:
+    """CPU seconds and resident bytes of this process, of the worker, and of Ray's own by their names."""
+    tick, page = os.sysconf("SC_CLK_TCK"), os.sysconf("SC_PAGE_SIZE")
+    stats = {}
+    for place in Path("/proc").glob("[0-9]*"):
+        try:
+            name, _, rest = (place / "stat").read_text().partition("(")[2].rpartition(")")
+        except OSError:
+            continue
+        fields = rest.split()
+        stats[int(place.name)] = (
+            name,
+            int(fields[1]),
+            (int(fields[11]) + int(fields[12])) / tick,
+            int(fields[21]) * page,
+        )
+    found: dict[str, tuple[float, int]] = {}
+    for pid, (name, _, seconds, resident) in stats.items():
+        above = pid
+        while above in stats and above != os.getpid():
+            above = stats[above][1]
+        if above == os.getpid():
+            kind = {os.getpid(): "driver", worker: "worker"}.get(pid, name)
+            told = found.get(kind, (0.0, 0))
+            found[kind] = told[0] + seconds, told[1] + resident
+    return found
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
