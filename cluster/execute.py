@@ -113,8 +113,7 @@ class ClusterExecutor:
             yield from in_process(source, job, units)
             return
         told = tell_job(job)
-        tensors = source.tensors()
-        placement = place(units, tensors, self._agree(), self._inventories, self._lent())
+        placement = place(units, source.tensors(), self._agree(), self._inventories, self._lent())
         outlines = {name: read_outline(source.folder / name) for name in self._needed}
         model, work = self.carrier.put(pack(tell_model(source, outlines))), pack(told)
 
@@ -122,23 +121,24 @@ class ClusterExecutor:
             self._check(link)
             if link.worker in self.carrier.links and link.inventory:
                 self._inventories[link.node] = link.inventory
-                reach = place(units, tensors, self._agree(), self._inventories, self._lent()).missing
+                reach = place(units, source.tensors(), self._agree(), self._inventories, self._lent()).missing
                 self.carrier.open(link, model, work, dict(reach[link.node]), pack(self._lent() or {}))
 
         self.carrier.on_hello(open_worker)
         for link in [link for link in self.carrier.links.values() if link.node in self._inventories]:
             self.carrier.open(link, model, work, dict(placement.missing[link.node]), pack(self._lent() or {}))
-        by_path = {unit.path: unit for unit in units}
         coordinator = Coordinator(placement.items, self._policy)
+        del placement  # the coordinator keeps what it needs in a few bytes a unit
         try:
             for item, pieces in self._accepted(coordinator):
-                yield by_path[item], from_pieces(told, by_path[item], pieces)
+                unit = units[coordinator.items.rank_of(item)]
+                yield unit, from_pieces(told, unit, pieces)
         except BaseException:  # also when the consumer stops: what they still do is not wanted
             self.carrier.quit()
             raise
         self.carrier.rest()
         assert coordinator.finished
-        _insist(coordinator.finished, by_path)
+        _insist(coordinator.finished, units)
 
     def _accepted(self, coordinator: Coordinator) -> Iterator[tuple[str, list[bytes]]]:
         """Drive the coordinator; items and the pieces of their results as they come."""
@@ -193,13 +193,14 @@ class ClusterExecutor:
         log.debug("ranges.fetched", shard=shard, worker=link.worker, nbytes=sum(nbytes for _, nbytes in ranges))
 
 
-def _insist(end: Finish, units: dict[str, Unit]) -> None:
+def _insist(end: Finish, units: Sequence[Unit]) -> None:
     """Raise `MintError` for what could not be done."""
     if end.poisoned:
         first, troubles = next(iter(end.poisoned.items()))
+        nbytes = next(unit.nbytes for unit in units if unit.path == first)
         raise MintError(
             f"{len(end.poisoned)} of {len(units)} units broke every worker that tried, the first is {first} "
-            f"({units[first].nbytes} bytes): {'; '.join(troubles)}. Everything else is kept; mend that and run the "
+            f"({nbytes} bytes): {'; '.join(troubles)}. Everything else is kept; mend that and run the "
             "same command again"
         )
     if end.stranded:

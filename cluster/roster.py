@@ -59,6 +59,10 @@ class Roster:
         """The name of the item at a place."""
         return self._names[place]
 
+    def rank_of(self, name: str) -> int:
+        """How many items were given before an item."""
+        return self._rank[self.place(name)]
+
     def rank(self, place: int) -> int:
         """How many items were given before the one at a place."""
         return self._rank[place]

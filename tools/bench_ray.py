@@ -2,6 +2,8 @@
 
     python -m tools.bench_ray 20000                  units of one size: CPU seconds and memory of every process
     python -m tools.bench_ray 20000 --shape 8 512    smaller ones
+    python -m tools.bench_ray 200 --packed           packed units of 200 MB in all: as Ray brings them, and as the file
+                                                     server of --share would
 
 Units are made up: one expert of Qwen3-30B-A3B (768 x 2048 in bfloat16) measured again and again with mint's own job, in
 memory, so nothing is read and the work is the least that it can be. Overhead is all CPU time of the driver, of Ray's
@@ -10,25 +12,33 @@ is done; with that it is told too. Needs Linux.
 """
 
 import argparse
+import hashlib
 import json
 import os
+import subprocess
+import sys
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 
+from cluster.borrow import Borrower
 from cluster.connect import driving
 from cluster.coordinator import Coordinator
-from cluster.events import Accept, Item
+from cluster.events import Accept, Arrived, Item, Send
 from cluster.inventory import Inventory
 from cluster.wire import pack, tell_inventory, unpack
 from mint.device import device_kind, versions
-from mint.jobs import measure, ready_kernels
+from mint.formats import KEEP
+from mint.jobs import Packed, measure, ready_kernels
 from mint.units import Unit
 
-_IDLE_SECONDS = 4.0
+_IDLE_SECONDS = 20.0
+PACKED_BYTES = 25_000_000
 
 
 def making_actor() -> Any:
@@ -46,7 +56,7 @@ def making_actor() -> Any:
         def open(self, model: bytes, job: bytes, lenders: bytes) -> None:
             told = unpack(model)
             self._units = {name: _unit(name, told["shape"]) for name in told["names"]}
-            self._told, self._name = {"job": "measure", "rounding": "nearest"}, "made"
+            self._told, self._name = {"job": told["job"], "rounding": "nearest"}, "made"
             ready_kernels("nearest", lambda progress: None)
             self._weights: list[mx.array] = []
             self._seconds = 0.0
@@ -57,6 +67,10 @@ def making_actor() -> Any:
                 self._weights.append(mx.random.normal(units[0].shape, scale=0.02).astype(mx.bfloat16))
                 measure(units[0], self._weights[0])  # the first time loads what was compiled
                 self._began = time.process_time()
+            if self._told["job"] == "quantize":
+                data = os.urandom(PACKED_BYTES)
+                yield from ((unit, Packed(unit.path, KEEP, (), (data,))) for unit in units)
+                return
             for unit in units:
                 started = time.process_time()
                 result = measure(unit, self._weights[0])
@@ -78,8 +92,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("units", type=int)
     parser.add_argument("--shape", type=int, nargs=2, default=(768, 2048))
+    parser.add_argument("--packed", action="store_true")
     options = parser.parse_args()
-    print(json.dumps(overhead(options.units, options.shape), indent=2))
+    found = packed(options.units * 10**6) if options.packed else overhead(options.units, options.shape)
+    print(json.dumps(found, indent=2))
     return 0
 
 
@@ -95,7 +111,7 @@ def overhead(count: int, shape: Sequence[int]) -> dict[str, Any]:
 
         carrier = Carrier(making_actor())
         (link,) = carrier.meet("made")
-        told = carrier.put(pack({"names": names, "shape": list(shape)}))
+        told = carrier.put(pack({"names": names, "shape": list(shape), "job": "measure"}))
         carrier.open(link, told, b"", {"": 0}, b"")
         while not (heard := carrier.hear(1.0)):
             pass
@@ -135,6 +151,74 @@ def overhead(count: int, shape: Sequence[int]) -> dict[str, Any]:
         "resident_mb_before": _resident(before),
         "resident_mb": looks,
     }
+
+
+def packed(nbytes: int) -> dict[str, Any]:
+    """Seconds, CPU seconds and memory of bringing packed units of so many bytes in all to the head, both ways."""
+    names = [f"unit {number}" for number in range(nbytes // PACKED_BYTES)]
+    found: dict[str, Any] = {"nbytes": len(names) * PACKED_BYTES, "unit_nbytes": PACKED_BYTES}
+    with driving(None):
+        from cluster.carrier import Carrier
+
+        carrier = Carrier(making_actor())
+        (link,) = carrier.meet("made")
+        carrier.open(link, carrier.put(pack({"names": names, "shape": [8, 512], "job": "quantize"})), b"", {"": 0}, b"")
+        while not carrier.hear(1.0):
+            pass
+        for way in ("ray, first time", "ray"):
+            before, started, most, done = _processes(link.pid), time.perf_counter(), 0, 0
+            carrier.carry(Send(link.worker, 1, tuple(names)))
+            while done < len(names):
+                for event, pieces in carrier.hear(0.5):
+                    if isinstance(event, Arrived):
+                        *body, digest = pieces
+                        assert hashlib.sha256(memoryview(b"".join(body))).digest() == digest
+                        done += 1
+                        most = max(most, _store_bytes())
+            found[way] = _cost(before, _processes(link.pid), started) | {"shared_memory_mb": most / 1e6}
+            carrier.rest()
+        carrier.quit()
+    with tempfile.TemporaryDirectory() as name, subprocess.Popen(
+        [sys.executable, "-c", _LENDING, name, str(len(names) * PACKED_BYTES)], stdout=subprocess.PIPE, text=True
+    ) as lending:  # fmt: skip
+        assert lending.stdout
+        with closing(Borrower({"model.safetensors": [lending.stdout.readline().strip()]}, b"key")) as borrower:
+            for way in ("file server, first time", "file server"):
+                before, started = _processes(lending.pid), time.perf_counter()
+                for number in range(len(names)):
+                    pieces = [
+                        piece
+                        for _, piece in borrower.pieces("model.safetensors", [(number * PACKED_BYTES, PACKED_BYTES)])
+                    ]
+                    assert len(b"".join(pieces)) == PACKED_BYTES
+                found[way] = _cost(before, _processes(lending.pid), started)
+        lending.terminate()
+    return found
+
+
+_LENDING = """
+import sys, threading
+from pathlib import Path
+from cluster.inventory import Held
+from cluster.lend import Lender
+folder, nbytes = Path(sys.argv[1]), int(sys.argv[2])
+(folder / "model.safetensors").write_bytes(bytes(nbytes))
+print(Lender("127.0.0.1", folder, [Held("model.safetensors", nbytes, "", "")], b"key").url, flush=True)
+threading.Event().wait()
+"""
+
+
+def _cost(
+    before: dict[str, tuple[float, int]], after: dict[str, tuple[float, int]], started: float
+) -> dict[str, Any]:  # fmt: skip
+    cpu = {name: round(after[name][0] - before.get(name, (0.0, 0))[0], 2) for name in after}
+    return {"seconds": round(time.perf_counter() - started, 2), "cpu_seconds": round(sum(cpu.values()), 2), "by": cpu}
+
+
+def _store_bytes() -> int:
+    """Of shared memory that is in use: Ray's object store lies there."""
+    there = os.statvfs("/dev/shm")
+    return (there.f_blocks - there.f_bfree) * there.f_frsize
 
 
 def _resident(processes: dict[str, tuple[float, int]]) -> dict[str, float]:
