@@ -29,7 +29,7 @@ import mlx.core as mx
 from cluster.borrow import Borrower
 from cluster.connect import driving
 from cluster.coordinator import Coordinator
-from cluster.events import Accept, Arrived, Item, Send
+from cluster.events import Accept, Arrived, Failed, Item, Send
 from cluster.inventory import Inventory
 from cluster.wire import pack, tell_inventory, unpack
 from mint.device import device_kind, versions
@@ -114,7 +114,7 @@ def overhead(count: int, shape: Sequence[int]) -> dict[str, Any]:
         told = carrier.put(pack({"names": names, "shape": list(shape), "job": "measure"}))
         carrier.open(link, told, b"", {"": 0}, b"")
         while not (heard := carrier.hear(1.0)):
-            pass
+            assert not carrier.refused, carrier.refused
         coordinator = Coordinator(Item(name, nbytes) for name in names)
         idle_from = _processes(link.pid)
         time.sleep(_IDLE_SECONDS)  # what Ray's processes use by the second, whatever is done
@@ -164,12 +164,13 @@ def packed(nbytes: int) -> dict[str, Any]:
         (link,) = carrier.meet("made")
         carrier.open(link, carrier.put(pack({"names": names, "shape": [8, 512], "job": "quantize"})), b"", {"": 0}, b"")
         while not carrier.hear(1.0):
-            pass
-        for way in ("ray, first time", "ray"):
+            assert not carrier.refused, carrier.refused
+        for batch, way in enumerate(("ray, first time", "ray")):
             before, started, most, done = _processes(link.pid), time.perf_counter(), 0, 0
-            carrier.carry(Send(link.worker, 1, tuple(names)))
+            carrier.carry(Send(link.worker, batch, tuple(names)))
             while done < len(names):
                 for event, pieces in carrier.hear(0.5):
+                    assert not isinstance(event, Failed), event
                     if isinstance(event, Arrived):
                         *body, digest = pieces
                         assert hashlib.sha256(memoryview(b"".join(body))).digest() == digest
