@@ -1,8 +1,9 @@
 """Small results that travel together: a message costs Ray a quarter of a millisecond, however little is in it.
 
 A result waits for the next ones only while that is short: `HOLD_SECONDS` from when the first of them was there to when
-the next one is expected, which is told from its bytes and the pace of the last. So what the head hears is never older
-than that, its deadlines mean what they say, and a large unit never holds back the small ones before it.
+the next one is expected, which is told from its bytes and the pace of the last, and a twentieth of the time that the
+worker has worked. So what the head hears is never older than that, its deadlines mean what they say, a large unit never
+holds back the small ones before it, and the head shares out the last units by what is true.
 """
 
 import time
@@ -11,20 +12,21 @@ from math import inf
 from typing import Generic, TypeVar
 
 HOLD_SECONDS = 0.25
+HOLD_SHARE = 0.05  # of the time worked so far
 PARCEL_BYTES = 256 << 10  # a parcel is sent when it has so many; packed weights have more and travel as they come
 
 T = TypeVar("T")
 
 
 class Parcel(Generic[T]):
-    """Entries that are held back, and for how long."""
+    """Entries that are held back, and for how long. One for all batches of a job, made when it begins."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._entries: list[T] = []
         self._nbytes = 0
         self._since = 0.0  # when the first entry came
-        self._last = clock()  # when the last unit was done
+        self._began = self._last = clock()  # the job; when the last unit was done
         self._pace = inf  # seconds a byte of the last unit
 
     def add(self, entry: T, nbytes: int) -> bool:
@@ -45,7 +47,8 @@ class Parcel(Generic[T]):
         self._last = now
         if not self._entries:
             return False
-        return following is None or now + self._pace * following - self._since > HOLD_SECONDS
+        hold = min(HOLD_SECONDS, HOLD_SHARE * (now - self._began))
+        return following is None or now + self._pace * following - self._since > hold
 
     def take(self) -> list[T]:
         """What was held; it is not any more."""

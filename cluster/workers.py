@@ -50,6 +50,7 @@ class Worker:
         self._name = ""
         self._skipped: set[tuple[int, str]] = set()
         self._lender: Lender | None = None
+        self._parcel: Parcel[list[Any]] = Parcel()
         self._loans: Loans | None = None
         self._run = b""
 
@@ -98,6 +99,7 @@ class Worker:
         self._job = make_job(self._told)
         self._name = f"{self._told['job']} {self._told['rounding']}"
         self._skipped.clear()
+        self._parcel = Parcel()
         self._loans = None
         if self._run and lacking:
             borrower = Borrower(unpack(lenders), *secrets_of(self._run, ssl.PROTOCOL_TLS_CLIENT))
@@ -106,7 +108,7 @@ class Worker:
     def run(self, batch: int, names: Sequence[str]) -> Iterator[bytes]:
         """Do these units in their order; messages of entries `[unit, reason of failure, piece, whether the last]`."""
         rest = [self._units[name] for name in names]
-        parcel: Parcel[list[Any]] = Parcel()
+        parcel = self._parcel
         while rest := [unit for unit in rest if (batch, unit.path) not in self._skipped]:
             try:
                 for unit, result in metered(self._name, self._results(rest)):

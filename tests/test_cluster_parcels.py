@@ -1,10 +1,10 @@
 """Small results travel together, and nothing waits for long: a clock that is a number, no Ray."""
 
-from math import inf
+from math import inf, log
 
 import pytest
 
-from cluster.parcels import HOLD_SECONDS, PARCEL_BYTES, Parcel
+from cluster.parcels import HOLD_SECONDS, HOLD_SHARE, PARCEL_BYTES, Parcel
 
 
 class Sending:
@@ -38,7 +38,15 @@ def test_units_of_one_size_wait_no_longer_than_agreed_and_share_as_few_messages_
     sending = Sending([1000] * 2000, 1000 / seconds)
     assert sending.longest_wait <= HOLD_SECONDS + 1e-9
     together = min(HOLD_SECONDS / seconds, PARCEL_BYTES / 300)
-    assert sending.messages <= 2000 / (together - 1) + 3
+    ramp = log(HOLD_SECONDS / HOLD_SHARE / seconds) / log(1 + HOLD_SHARE)  # messages until it may hold so long
+    assert sending.messages <= 2000 / (together - 1) + ramp + 1 / HOLD_SHARE + 3
+
+
+@pytest.mark.parametrize("seconds", [1e-6, 1e-4, 1e-2])
+def test_nothing_waits_longer_than_a_share_of_the_time_worked(seconds: float) -> None:
+    sending = Sending([1000] * 300, 1000 / seconds)
+    for there, sent in zip(sending.there, sending.sent, strict=True):
+        assert sent - there <= HOLD_SHARE * sent + 1e-9
 
 
 @pytest.mark.parametrize("seconds", [0.3, 5.0, 600.0])

@@ -143,12 +143,13 @@ def coordinating(count: int, rate: float, machines: int = 8) -> dict[str, float]
     most = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     work = count * _EXPERT.nbytes / rate
-    ray = count * Costs().item_seconds
+    ray = run.messages * Costs().message_seconds
     return {
         "units": count,
         "machines": machines,
         "measuring_bytes_per_second": rate,
         "simulated_seconds": run.seconds,
+        "units_per_message": count / run.messages,
         "coordinator_microseconds_per_unit": seconds / count * 1e6,
         "coordinator_share_of_work": seconds / work,
         "share_of_work_with_ray": (seconds + ray) / work,

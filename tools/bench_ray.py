@@ -7,8 +7,8 @@
 
 Units are made up: one expert of Qwen3-30B-A3B (768 x 2048 in bfloat16) measured again and again with mint's own job, in
 memory, so nothing is read and the work is the least that it can be. Overhead is all CPU time of the driver, of Ray's
-own processes and of the worker that is not spent in the job, less what Ray's processes use by the second when nothing
-is done; with that it is told too. Needs Linux.
+own processes and of the worker that is not spent in the job, less what they use by the second when nothing is done;
+with that it is told too. So is the time by the clock in which the one worker was not at the job. Needs Linux.
 """
 
 import argparse
@@ -59,7 +59,7 @@ def making_actor() -> Any:
             self._told, self._name = {"job": told["job"], "rounding": "nearest"}, "made"
             ready_kernels("nearest", lambda progress: None)
             self._weights: list[mx.array] = []
-            self._seconds = 0.0
+            self._cpu = self._seconds = 0.0
             self._began = 0.0
 
         def _results(self, units: Sequence[Unit]) -> Iterator[tuple[Unit, Any]]:
@@ -72,13 +72,14 @@ def making_actor() -> Any:
                 yield from ((unit, Packed(unit.path, KEEP, (), (data,))) for unit in units)
                 return
             for unit in units:
-                started = time.process_time()
+                started, cpu = time.perf_counter(), time.process_time()
                 result = measure(unit, self._weights[0])
-                self._seconds += time.process_time() - started
+                self._cpu += time.process_time() - cpu
+                self._seconds += time.perf_counter() - started
                 yield unit, result
 
-        def ping(self) -> tuple[float, float]:  # type: ignore[override]
-            return self._seconds, time.process_time() - self._began
+        def ping(self) -> tuple[float, float, float]:  # type: ignore[override]
+            return self._cpu, time.process_time() - self._began, self._seconds
 
     return as_actor(Making)
 
@@ -130,16 +131,18 @@ def overhead(count: int, shape: Sequence[int]) -> dict[str, Any]:
                         looks.append({"done": done, "resident_mb": _resident(_processes(link.pid))})
             heard = carrier.hear(0.5)
         seconds, after = time.perf_counter() - started, _processes(link.pid)
-        work, all_of_worker = ray.get(link.actor.ping.remote())
+        work, all_of_worker, in_job = ray.get(link.actor.ping.remote())
         carrier.quit()
     idle = {name: (before[name][0] - idle_from[name][0]) / _IDLE_SECONDS for name in before if name in idle_from}
     spent = {name: after[name][0] - before.get(name, (0.0, 0))[0] for name in after}
     spent["worker"] = all_of_worker - work
-    beyond = {name: value - idle.get(name, 0.0) * seconds for name, value in spent.items()}
+    beyond = {name: max(value - idle.get(name, 0.0) * seconds, 0.0) for name, value in spent.items()}
     return {
         "units": count,
         "shape": list(shape),
         "seconds": seconds,
+        "seconds_in_the_job": in_job,
+        "seconds_beside_the_job_share": (seconds - in_job) / in_job,
         "work_cpu_seconds": work,
         "work_cpu_milliseconds_per_unit": work / count * 1e3,
         "cpu_seconds_beside_the_work": {name: round(value, 3) for name, value in spent.items()},
