@@ -37,7 +37,7 @@ from mint.formats import KEEP
 from mint.jobs import Packed, measure, ready_kernels
 from mint.units import Unit
 
-_IDLE_SECONDS = 20.0
+_IDLE_SECONDS = 10.0
 PACKED_BYTES = 25_000_000
 
 
