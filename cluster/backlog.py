@@ -4,55 +4,47 @@ Scarce items first (those that the fewest living workers can do), the biggest fi
 borrowed goes to the workers that miss the fewest bytes of it.
 """
 
-import heapq
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 
-from cluster.events import Item
+from cluster.roster import Roster, Subset
 
 
 class Backlog:
-    """Waiting items in one heap a group; taking one costs the logarithm of their number."""
+    """What waits of a roster: all of it at first."""
 
-    def __init__(self, items: Iterable[Item]) -> None:
-        self._items = {item.name: item for item in items}
-        self._rank = {name: rank for rank, name in enumerate(self._items)}
-        self._waiting: set[str] = set()
-        self._heaps: dict[str, list[tuple[int, int, str]]] = {}
-        self._nbytes: dict[str, int] = {}
-        self._count: dict[str, int] = {}
-        self._reach: dict[str, Mapping[str, int]] = {}
-        self._least: dict[str, int] = {}
-        self._able: dict[str, int] = {}
-        for name in self._items:
-            self.put(name)
+    def __init__(self, roster: Roster) -> None:
+        self._roster = roster
+        self._waiting = Subset(roster, full=True)
+        self._number = {group: number for number, group in enumerate(roster.groups)}
+        slices = [roster.slice_of(group) for group in range(len(roster.groups))]
+        self._count = [end - start for start, end in slices]
+        self._nbytes = [sum(map(roster.nbytes_at, range(start, end))) for start, end in slices]
+        self._reach: dict[str, dict[int, int]] = {}  # bytes to borrow, by worker and group
+        self._least: dict[int, int] = {}
+        self._able: dict[int, int] = {}
 
     def __len__(self) -> int:
         return len(self._waiting)
 
     def __iter__(self) -> Iterator[str]:
-        return iter(sorted(self._waiting, key=self._rank.__getitem__))
+        return iter(self._waiting)
 
     def put(self, name: str) -> None:
         """Let an item wait (again)."""
-        if name in self._waiting:
-            return
-        item = self._items[name]
-        self._waiting.add(name)
-        heapq.heappush(self._heaps.setdefault(item.group, []), (-item.nbytes, self._rank[name], name))
-        self._nbytes[item.group] = self._nbytes.get(item.group, 0) + item.nbytes
-        self._count[item.group] = self._count.get(item.group, 0) + 1
+        place = self._roster.place(name)
+        if self._waiting.add(place):
+            self._tally(place, 1)
 
     def remove(self, name: str) -> None:
-        """Let an item wait no more; its place in the heap is passed over later."""
-        if name in self._waiting:
-            item = self._items[name]
-            self._waiting.discard(name)
-            self._nbytes[item.group] -= item.nbytes
-            self._count[item.group] -= 1
+        """Let an item wait no more."""
+        place = self._roster.place(name)
+        if self._waiting.discard(place):
+            self._tally(place, -1)
 
     def admit(self, worker: str, missing: Mapping[str, int]) -> None:
         """A worker is there that can do these groups."""
-        self._reach[worker] = missing
+        known = ((self._number.get(group), nbytes) for group, nbytes in missing.items())
+        self._reach[worker] = {group: nbytes for group, nbytes in known if group is not None}
         self._recount()
 
     def forget(self, worker: str) -> None:
@@ -62,12 +54,16 @@ class Backlog:
 
     def may_take(self, worker: str, name: str) -> bool:
         """Whether a worker is among those that should do this item."""
-        return self._is_best(worker, self._items[name].group)
+        return self._is_best(worker, self._group(name))
 
     def takers(self, name: str) -> list[str]:
         """The living workers that should do this item."""
-        group = self._items[name].group
+        group = self._group(name)
         return [worker for worker in self._reach if self._is_best(worker, group)]
+
+    def is_stuck(self) -> bool:
+        """Whether no living worker can do anything that waits."""
+        return not any(self._count[group] for group in self._able)
 
     def room(self, worker: str) -> tuple[float, float]:
         """A fair share for a worker, in items and bytes, of all that waits for it: shares shrink towards the end."""
@@ -77,29 +73,37 @@ class Backlog:
             nbytes += self._nbytes[group] / self._able[group]
         return items, nbytes
 
-    def first(self, worker: str, refused: Iterable[str] = ()) -> str | None:
+    def first(self, worker: str, refused: Collection[str] = ()) -> str | None:
         """The item that a worker should take next, which goes on waiting until it is removed; None for nothing."""
-        skip = set(refused)
-        best: tuple[int, int, int, str] | None = None
+        skip = {self._roster.place(name) for name in refused}
+        best: tuple[int, int, int, int] | None = None
         for group in self._groups(worker):
-            found = self._head(group, skip)
-            if found and (best is None or (self._able[group], *found) < best):
-                best = (self._able[group], *found)
-        return best[3] if best else None
+            place = self._head(group, skip)
+            if place >= 0:
+                found = self._able[group], -self._roster.nbytes_at(place), self._roster.rank(place), place
+                best = min(best or found, found)
+        return self._roster.name(best[3]) if best else None
 
-    def _head(self, group: str, skip: set[str]) -> tuple[int, int, str] | None:
-        heap = self._heaps[group]
-        while heap and heap[0][2] not in self._waiting:
-            heapq.heappop(heap)
-        if not heap or heap[0][2] not in skip:
-            return heap[0] if heap else None
-        return min((entry for entry in heap if entry[2] in self._waiting and entry[2] not in skip), default=None)
+    def _head(self, group: int, skip: Collection[int]) -> int:
+        start, end = self._roster.slice_of(group)
+        place = self._waiting.first(start, end)
+        while place in skip:
+            place = self._waiting.first(place + 1, end)
+        return place
 
-    def _groups(self, worker: str) -> Iterator[str]:
+    def _tally(self, place: int, sign: int) -> None:
+        group = self._roster.group_at(place)
+        self._count[group] += sign
+        self._nbytes[group] += sign * self._roster.nbytes_at(place)
+
+    def _group(self, name: str) -> int:
+        return self._roster.group_at(self._roster.place(name))
+
+    def _groups(self, worker: str) -> Iterator[int]:
         reach = self._reach.get(worker, {})
-        return (group for group in self._heaps if self._count[group] and reach.get(group) == self._least.get(group, -1))
+        return (group for group, nbytes in reach.items() if self._count[group] and nbytes == self._least[group])
 
-    def _is_best(self, worker: str, group: str) -> bool:
+    def _is_best(self, worker: str, group: int) -> bool:
         reach = self._reach.get(worker, {})
         return group in reach and reach[group] == self._least[group]
 

@@ -39,7 +39,10 @@ GET_SECONDS = 10.0  # for a value that is said to be here
 GRACE_SECONDS = 15.0  # for the others, once the first has
 AGAIN_SECONDS = 2.0  # between looks for nodes without a worker
 PING_SECONDS = 1.0  # until a ping that could not be delivered is sent again
-PIECES = 4  # that a stream may be ahead of the head
+# Messages that a stream may be ahead of the head. A node works on one batch at a time, and a message is at most a piece
+# of `wire.PIECE_BYTES` and a parcel, so results take 50 MB of its object store (measured: six pieces) however much is
+# assembled, and the head fetches one at a time. Far from `STORE_BYTES`, so Ray has nothing to spill.
+PIECES = 4
 
 F = TypeVar("F", bound=Callable[..., Any])
 Heard = tuple[Event, list[bytes]]
@@ -58,6 +61,8 @@ class Link:
     memory_bytes: int = 0  # that it has for a model
     versions: dict[str, str] = field(default_factory=dict)
     inventory: Inventory | None = None
+    address: str = ""
+    lends: dict[str, Any] = field(default_factory=dict)  # url, lent and kept of its `Lender`
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,12 +118,14 @@ def survey(tell: Callable[[], bytes], seconds: float) -> dict[str, tuple[str, by
 
 
 class Carrier:
-    """The workers of a cluster that this process is connected to."""
+    """The workers of a cluster that this process is connected to; `actor` is what `as_actor` made of their class."""
 
-    def __init__(self) -> None:
+    def __init__(self, actor: Any = None) -> None:
+        self._actor = actor or _REMOTE
         self.links: dict[str, Link] = {}
         self.refused: dict[str, str] = {}  # nodes that cannot take part, and why
         self._model = ""
+        self._run = b""
         self._waiting: dict[Any, Call] = {}
         self._later: list[tuple[float, Callable[[], None]]] = []
         self._heard: list[Heard] = []
@@ -127,12 +134,13 @@ class Carrier:
         self._checked_at = 0.0
         self._on_hello: Callable[[Link], None] = lambda link: None
 
-    def meet(self, model: str) -> list[Link]:
+    def meet(self, model: str, run: bytes = b"") -> list[Link]:
         """The workers of all nodes, each with its inventory of `model`; started where there is none.
 
+        With the number of a `run` they lend what they have to those who know it and the cluster's token.
         Once the first has answered the others have `GRACE_SECONDS`; whoever is later may still join the work.
         """
-        self._model = model
+        self._model, self._run = model, run
         self.refused.clear()
         for link in self.links.values():
             self._greet(link)
@@ -144,10 +152,10 @@ class Carrier:
                 deadline = min(deadline, time.monotonic() + GRACE_SECONDS)
         return [link for link in self.links.values() if link.inventory]
 
-    def open(self, link: Link, model: Any, job: bytes, missing: Mapping[str, int]) -> None:
+    def open(self, link: Link, model: Any, job: bytes, missing: Mapping[str, int], lenders: bytes) -> None:
         """Let a worker get ready; it has joined when it is."""
         then = partial(self._opened, link, missing)
-        self._waiting[link.actor.open.remote(model, job)] = Call(link, then, self._patience(link))
+        self._waiting[link.actor.open.remote(model, job, lenders)] = Call(link, then, self._patience(link))
 
     def refuse(self, link: Link, reason: str) -> None:
         """Do without a node."""
@@ -158,6 +166,12 @@ class Carrier:
     def on_hello(self, welcome: Callable[[Link], None]) -> None:
         """What to do with a worker that comes while work goes on."""
         self._on_hello = welcome
+
+    @property
+    def own_address(self) -> str:
+        """This machine's address, as its node has it."""
+        address: str = ray.util.get_node_ip_address()
+        return address
 
     def put(self, data: bytes) -> Any:
         """Bytes for many workers, stored once."""
@@ -232,20 +246,21 @@ class Carrier:
             name = f"{node['NodeManagerHostname']}/{node['NodeID'][:6]}"
             can_work = node["Alive"] and node["Resources"].get(RESOURCE, 0) >= 1
             if can_work and name not in self.refused and node["NodeID"] not in busy:
-                self._start(name, node["NodeID"])
+                self._start(name, node["NodeID"], node["NodeManagerAddress"])
 
-    def _start(self, node: str, node_id: str) -> None:
+    def _start(self, node: str, node_id: str, address: str) -> None:
         self._lives[node] = self._lives.get(node, 0) + 1
         worker = node if self._lives[node] == 1 else f"{node}~{self._lives[node]}"
         pinned = NodeAffinitySchedulingStrategy(node_id, soft=False)
-        actor = _REMOTE.options(scheduling_strategy=pinned).remote(node)
-        self.links[worker] = Link(worker, node, node_id, actor)
+        actor = self._actor.options(scheduling_strategy=pinned).remote(node)
+        self.links[worker] = Link(worker, node, node_id, actor, address=address)
         self._greet(self.links[worker])
 
     def _greet(self, link: Link) -> None:
         link.inventory = None
         then = partial(self._said_hello, link)
-        self._waiting[link.actor.hello.remote(self._model)] = Call(link, then, self._patience(link))
+        said = link.actor.hello.remote(self._model, self._run, link.address)
+        self._waiting[said] = Call(link, then, self._patience(link))
 
     def _patience(self, link: Link) -> float:
         return time.monotonic() + START_SECONDS * self._lives[link.node]
@@ -292,7 +307,7 @@ class Carrier:
             return
         link.pid, link.device, link.versions = said["pid"], said["device"], said["versions"]
         link.memory_bytes = said["memory_bytes"]
-        link.inventory = inventory_from(said["inventory"])
+        link.inventory, link.lends = inventory_from(said["inventory"]), said["lends"]
         self._on_hello(link)
 
     def _opened(self, link: Link, missing: Mapping[str, int], reference: Any) -> None:
@@ -319,8 +334,7 @@ class Carrier:
         except RayError:
             self._over(link, batch, stream, Broken(link.worker, batch))
         else:
-            if found := self._gathering.add(link.worker, batch, message):
-                self._heard.append(found)
+            self._heard.extend(self._gathering.add(link.worker, batch, message))
 
     def _over(self, link: Link, batch: int, stream: Any, event: Event) -> None:
         del self._waiting[stream]
@@ -345,12 +359,12 @@ def _thread(group: str) -> Callable[[F], F]:
     return decorate
 
 
-class _Actor(Worker):
+class Actor(Worker):
     """A worker whose work is done by one thread while another answers."""
 
     @_thread("work")
-    def hello(self, model: str) -> bytes:
-        return super().hello(model)
+    def hello(self, model: str, run: bytes, address: str) -> bytes:
+        return super().hello(model, run, address)
 
     @_thread("work")
     def outline(self, shard: str) -> bytes:
@@ -361,8 +375,8 @@ class _Actor(Worker):
         return super().ranges(shard, ranges)
 
     @_thread("work")
-    def open(self, model: bytes, job: bytes) -> None:
-        super().open(model, job)
+    def open(self, model: bytes, job: bytes, lenders: bytes) -> None:
+        super().open(model, job, lenders)
 
     @_thread("work")
     def run(self, batch: int, names: Sequence[str]) -> Iterator[bytes]:
@@ -381,13 +395,19 @@ class _Actor(Worker):
         return super().ping()
 
 
-_REMOTE: Any = ray.remote(
-    num_cpus=0,
-    resources={RESOURCE: 1},
-    max_restarts=0,
-    concurrency_groups={"work": 1, "answers": 1},
-    allow_out_of_order_execution=True,
-)(_Actor)
+def as_actor(kind: type[Actor]) -> Any:
+    """A class of workers as Ray starts them: one a node, for it has one `RESOURCE`."""
+    decorate = ray.remote(
+        num_cpus=0,
+        resources={RESOURCE: 1},
+        max_restarts=0,
+        concurrency_groups={"work": 1, "answers": 1},
+        allow_out_of_order_execution=True,
+    )
+    return decorate(kind)
+
+
+_REMOTE = as_actor(Actor)
 
 
 def _first_line(error: BaseException) -> str:

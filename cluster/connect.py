@@ -7,7 +7,7 @@ Who answers at the address is found out before Ray is asked, which tries again f
 import os
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -34,16 +34,22 @@ INSTALL = "pip install 'mint-mlx[cluster]'"
 
 
 @contextmanager
-def executing(address: str, model: Path, dtype: str = "") -> Iterator[tuple[Path, Executor]]:
-    """The folder to open `model` from, and the executor of the cluster at `address`, until the block ends."""
+def executing(
+    address: str, model: Path, dtype: str = "", *, share: bool = False
+) -> Iterator[tuple[Path, Executor]]:  # fmt: skip
+    """The folder to open `model` from, and the executor of the cluster at `address`, until the block ends.
+
+    Nodes borrow what they lack of a unit's shards from each other where they `share`.
+    """
     with driving(None if address == LOCAL else parse_address(address)):
         from cluster.carrier import Carrier
         from cluster.execute import ClusterExecutor
 
         carrier = Carrier()
         try:
-            executor = ClusterExecutor(carrier, model)
-            yield executor.whole_folder(model, dtype), executor
+            executor = ClusterExecutor(carrier, model, share=share)
+            with closing(executor):
+                yield executor.whole_folder(model, dtype), executor
         finally:
             carrier.quit()
 

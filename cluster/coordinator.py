@@ -38,6 +38,7 @@ from cluster.events import (
     Send,
     Skip,
 )
+from cluster.roster import Roster, Subset
 
 
 class Phase(Enum):
@@ -77,10 +78,10 @@ class Coordinator:
 
     def __init__(self, items: Iterable[Item], policy: Policy = Policy()) -> None:  # noqa: B008, it is frozen
         self.policy = policy
-        self.items = {item.name: item for item in items}
+        self.items = Roster(items)
         self.finished: Finish | None = None
-        self._backlog = Backlog(self.items.values())
-        self._left = dict.fromkeys(self.items)
+        self._backlog = Backlog(self.items)
+        self._left = Subset(self.items, full=True)
         self._workers: dict[str, _Worker] = {}
         self._copies: dict[str, set[int]] = {}  # batches that hold an item
         self._owner: dict[int, _Worker] = {}
@@ -122,6 +123,11 @@ class Coordinator:
         worker.phase = rule[0]
         rule[1](self, worker, event)
 
+    def _is_left(self, name: str) -> bool:
+        """Whether an item is one of this run and not out of the way yet."""
+        place = self.items.find(name)
+        return place >= 0 and place in self._left
+
     # what each event means; the table below says when
 
     def _welcome(self, worker: _Worker, event: Joined) -> None:
@@ -133,7 +139,7 @@ class Coordinator:
 
     def _accept(self, worker: _Worker, event: Arrived) -> None:
         """The first result counts, also that of a worker that was given up."""
-        if event.item in self._left:
+        if self._is_left(event.item):
             self._out.append(Accept(event.item))
             self._settle(event.item)
 
@@ -193,14 +199,14 @@ class Coordinator:
         for batch in list(worker.batches):
             if item in worker.batches[batch]:
                 self._drop(worker, batch, item)
-                worker.nbytes += self.items[item].nbytes
+                worker.nbytes += self.items.nbytes(item)
                 worker.seconds += self._now - worker.began
         worker.began = self._now
         self._renew(worker)
 
     def _settle(self, item: str) -> None:
         """An item is out of the way, done or given up."""
-        self._left.pop(item, None)
+        self._left.discard(self.items.place(item))
         self._backlog.remove(item)
         for batch in sorted(self._copies.get(item, ())):
             owner = self._owner[batch]
@@ -209,7 +215,7 @@ class Coordinator:
         self._copies.pop(item, None)
 
     def _trouble(self, item: str, worker: str, reason: str) -> None:
-        if item not in self._left:
+        if not self._is_left(item):
             return
         troubles = self._troubles.setdefault(item, [])
         troubles.append((worker, reason))
@@ -228,7 +234,7 @@ class Coordinator:
         """A batch is over: what did not arrive, and nobody else has, waits again."""
         for item in list(worker.batches.get(batch, ())):
             self._drop(worker, batch, item)
-            if item in self._left and not self._copies[item]:
+            if self._is_left(item) and not self._copies[item]:
                 self._backlog.put(item)
         worker.batches.pop(batch, None)
         self._owner.pop(batch, None)
@@ -239,7 +245,7 @@ class Coordinator:
         if item is None and not worker.batches:
             worker.deadline = inf
             return
-        nbytes = self.items[item].nbytes if item else 0
+        nbytes = self.items.nbytes(item) if item else 0
         seconds = self.policy.patience_seconds + nbytes / self.policy.slowest
         worker.deadline = self._now + seconds * 2**worker.silences
 
@@ -269,7 +275,7 @@ class Coordinator:
         items: list[str] = []
         nbytes = 0
         while (item := self._backlog.first(worker.name, refused)) is not None:
-            size = self.items[item].nbytes
+            size = self.items.nbytes(item)
             if items and (len(items) >= most or nbytes + size > most_bytes or item in self._troubles):
                 break
             self._backlog.remove(item)
@@ -292,7 +298,7 @@ class Coordinator:
         queues = [(other, self._not_begun(other, worker)) for other in others]
         queues = [(other, waiting) for other, waiting in queues if waiting]
         if queues:
-            other, waiting = max(queues, key=lambda queue: sum(self.items[item].nbytes for _, item in queue[1]))
+            other, waiting = max(queues, key=lambda queue: sum(self.items.nbytes(item) for _, item in queue[1]))
             moved = waiting[len(waiting) // 2 :]
             for batch, item in moved:
                 self._out.append(Skip(other.name, batch, (item,)))
@@ -316,7 +322,7 @@ class Coordinator:
         if other.phase is Phase.SUSPECT:
             return True
         item = other.in_hand
-        return bool(item and worker.rate and self._now - other.began > 2 * self.items[item].nbytes / worker.rate)
+        return bool(item and worker.rate and self._now - other.began > 2 * self.items.nbytes(item) / worker.rate)
 
     def _may_copy(self, worker: _Worker, item: str) -> bool:
         return item not in self._troubles and self._backlog.may_take(worker.name, item)
@@ -337,7 +343,7 @@ class Coordinator:
         """Finish when all is settled, or when nobody can do, or comes to do, what is left."""
         if self._left:
             waiting = len(self._backlog) == len(self._left)
-            if not (waiting and not any(self._backlog.takers(item) for item in self._left)):
+            if not (waiting and self._backlog.is_stuck()):
                 self._stranded_at = inf
                 return
             self._stranded_at = min(self._stranded_at, self._now + self.policy.stranded_seconds)

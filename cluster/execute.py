@@ -19,8 +19,10 @@ from cluster.chips import insist_on_agreement, measured_twice
 from cluster.coordinator import Coordinator
 from cluster.events import Accept, Arrived, Command, Finish, Policy, Send, Skip
 from cluster.inventory import agree, needed_shards, take_inventory
+from cluster.lend import Lender, lend
 from cluster.placement import Placement, place
 from cluster.reach import place_whole, within_memory
+from cluster.seals import new_run
 from cluster.settings import RESOURCE
 from cluster.view import Outline, fill_in, make_view, read_outline
 from cluster.wire import (
@@ -52,13 +54,22 @@ TICK_SECONDS = 0.5
 class ClusterExecutor:
     """Do jobs on the nodes of a cluster that hold the model's shards."""
 
-    def __init__(self, carrier: Carrier, model: Path, policy: Policy = Policy()) -> None:  # noqa: B008, it is frozen
+    def __init__(
+        self,
+        carrier: Carrier,
+        model: Path,
+        policy: Policy = Policy(),  # noqa: B008, it is frozen
+        *,
+        share: bool = False,
+    ) -> None:
         self.carrier = carrier
+        self._run = new_run() if share else b""
+        self._lender: Lender | None = None
         self._policy = policy
         here = any(model.glob(PATTERN)) or (model / "config.json").exists()
         self._head = take_inventory("this machine", model if here else None)
         carrier.on_hello(self._check)
-        links = [link for link in carrier.meet(str(model)) if link.worker in carrier.links]
+        links = [link for link in carrier.meet(str(model), self._run) if link.worker in carrier.links]
         if not links:
             reasons = "; ".join(f"{node}: {why}" for node, why in carrier.refused.items())
             raise MintError(
@@ -71,6 +82,13 @@ class ClusterExecutor:
         self.devices = tuple(sorted(set(self._kinds.values())))  # that measure
         self._needed = needed_shards(self._head, self._inventories.values())
         self._agree()
+        if share:
+            self._lender = lend(self._head, self._run, carrier.own_address)
+
+    def close(self) -> None:
+        """Lend nothing more from this machine; the nodes stop when their workers end."""
+        if self._lender:
+            self._lender.close()
 
     @property
     def lacking(self) -> list[str]:
@@ -171,23 +189,24 @@ class ClusterExecutor:
                 self._inventories[link.node] = link.inventory
                 self._memory[link.node], self._kinds[link.node] = link.memory_bytes, link.device
                 if reach := self._placement(source, job, units, kinds).missing.get(link.node):
-                    self.carrier.open(link, model, work, dict(reach))
+                    self.carrier.open(link, model, work, dict(reach), pack(self._lent() or {}))
 
         self.carrier.on_hello(open_worker)
         for link in list(self.carrier.links.values()):
             if reach := placement.missing.get(link.node):
-                self.carrier.open(link, model, work, dict(reach))
-        by_path = {unit.path: unit for unit in units}
+                self.carrier.open(link, model, work, dict(reach), pack(self._lent() or {}))
         coordinator = Coordinator(placement.items, self._policy)
+        del placement  # the coordinator keeps what it needs in a few bytes a unit
         try:
             for item, pieces, worker in self._accepted(coordinator):
-                yield by_path[item], from_pieces(told, by_path[item], pieces), worker
+                unit = units[coordinator.items.rank_of(item)]
+                yield unit, from_pieces(told, unit, pieces), worker
         except BaseException:  # also when the consumer stops: what they still do is not wanted
             self.carrier.quit()
             raise
         self.carrier.rest()
         assert coordinator.finished
-        _insist(coordinator.finished, by_path)
+        _insist(coordinator.finished, units)
 
     def _placement(self, source: Source, job: Job[Any], units: Sequence[Unit], kinds: Sequence[str]) -> Placement:
         """Who of the nodes of these kinds can do which units."""
@@ -195,7 +214,7 @@ class ClusterExecutor:
             return place_whole(units, source.nbytes, self._agree(), self._runners(source, job))
         tensors = source.tensors()
         nodes = [node for node in self._inventories if self._kinds[node] in kinds]
-        placement = place(units, tensors, self._agree(), nodes)
+        placement = place(units, tensors, self._agree(), nodes, self._lent())
         peaks = {unit.path: peak_bytes(unit, tensors) for unit in units}
         return within_memory(placement, peaks, {node: self._memory[node] for node in nodes})
 
@@ -280,6 +299,19 @@ class ClusterExecutor:
         everybody = [inventory for inventory in self._inventories.values() if inventory]
         return dict(agree(self._needed, [self._head, *everybody]))
 
+    def _lent(self) -> dict[str, list[str]] | None:
+        """Where each shard may be borrowed, by its name; None when nobody may."""
+        if not self._run:
+            return None
+        records = [link.lends for link in self.carrier.links.values() if link.inventory and link.lends]
+        lent: dict[str, list[str]] = {}
+        for record in [*records, *([self._lender.record()] if self._lender else [])]:
+            for shard in record["lent"]:
+                lent.setdefault(shard, []).append(record["url"])
+            for shard, reason in record["kept"].items():
+                log.debug("shard.kept", shard=shard, lender=record["url"], reason=reason)
+        return lent
+
     def _owners(self, shard: str) -> list[Link]:
         holders = self._agree()[shard]
         return [link for link in self.carrier.links.values() if link.node in holders and link.inventory]
@@ -294,13 +326,14 @@ def _feeds(shards: set[str], unit: Unit, tensors: Mapping[str, SourceTensor]) ->
     return all(tensors[name].shard in shards for name in unit.sources)
 
 
-def _insist(end: Finish, units: dict[str, Unit]) -> None:
+def _insist(end: Finish, units: Sequence[Unit]) -> None:
     """Raise `MintError` for what could not be done."""
     if end.poisoned:
         first, troubles = next(iter(end.poisoned.items()))
+        nbytes = next(unit.nbytes for unit in units if unit.path == first)
         raise MintError(
             f"{len(end.poisoned)} of {len(units)} units broke every worker that tried, the first is {first} "
-            f"({units[first].nbytes} bytes): {'; '.join(troubles)}. Everything else is kept; mend that and run the "
+            f"({nbytes} bytes): {'; '.join(troubles)}. Everything else is kept; mend that and run the "
             "same command again"
         )
     if end.stranded:

@@ -3,8 +3,9 @@
 The model. A machine does its batches in turn, as workers do with `mint.execute.in_process`: it builds the lazy tree
 (`batch_seconds`), reads the first unit, and reads the next while it computes one. A source tensor is read once a batch.
 Files come through pipes, a disk or the link of a server; those who read at one moment share a pipe's bandwidth
-equally. Units that are taken away make a worker open what is left anew, as they do. Messages take no time but
-`item_seconds` of the machine's. Nobody dies: that is for the tests of the coordinator.
+equally. Units that are taken away make a worker open what is left anew, as they do. Results wait for each other in
+parcels, as theirs do, and a message takes `message_seconds` of the machine's time. Nobody dies: that is for the tests
+of the coordinator.
 """
 
 import heapq
@@ -16,10 +17,12 @@ from math import inf
 
 from cluster.coordinator import Coordinator
 from cluster.events import Answered, Arrived, Command, Dismiss, Ended, Event, Item, Joined, Ping, Policy, Send, Skip
+from cluster.parcels import Parcel
 from mint.errors import MintError
 
 Reads = Mapping[str, Mapping[str, int]]  # bytes of each source tensor that an item is made of, by the item's name
 Act = Callable[[], None]
+_RECORD_BYTES = 600  # of a measurement on its way
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,11 +36,11 @@ class Machine:
 
 @dataclass(frozen=True, slots=True)
 class Costs:
-    """What a cluster costs beside the work itself. Seconds of a start and of an item as measured with Ray 2.60."""
+    """What a cluster costs beside the work itself. Seconds of a start and of a message as measured with Ray 2.60."""
 
     start_seconds: float = 8.0  # the driver's connection and the workers' hello
     batch_seconds: float = 0.001  # with the lazy tree, which is built for every batch
-    item_seconds: float = 0.00028
+    message_seconds: float = 0.00028
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +48,7 @@ class Run:
     """What came of a simulated run."""
 
     seconds: float
+    messages: int
     done: Mapping[str, int]  # bytes computed on by each machine, doubles included
     read: Mapping[str, int]  # bytes that came through each pipe
 
@@ -103,7 +107,8 @@ def simulate(
             f"{len(lost)} of {len(items)} units would be given up, the first is {lost[0]} ({sizes[lost[0]]} bytes); "
             f"needed: machines that do more than {policy.slowest:.0f} bytes per second and can do all units"
         )
-    return Run(clock.now, {name: node.done for name, node in nodes.items()}, clock.read_nbytes)
+    messages = sum(node.messages for node in nodes.values())
+    return Run(clock.now, messages, {name: node.done for name, node in nodes.items()}, clock.read_nbytes)
 
 
 def alone(
@@ -116,7 +121,7 @@ def alone(
     node.take(0, tuple(sizes))
     while clock.due < inf:
         clock.tick()
-    return Run(clock.now, {machine.name: node.done}, clock.read_nbytes)
+    return Run(clock.now, node.messages, {machine.name: node.done}, clock.read_nbytes)
 
 
 class _Pipe:
@@ -200,6 +205,9 @@ class _Node:
     ) -> None:
         assert machine.rate > 0
         self.done = 0
+        self.messages = 0
+        self._parcel: Parcel[str] = Parcel(lambda: clock.now)
+        self._owed = 0.0  # seconds for messages that were sent
         self._machine = machine
         self._clock = clock
         self._sizes = sizes
@@ -261,22 +269,29 @@ class _Node:
                 self._compute()
 
         def computed() -> None:
-            self._arrive()
             batch, left = self._batches[0]
-            if not left or any((batch, name) in self._skipped for name in left):
+            name = left.popleft()
+            again = any((batch, other) in self._skipped for other in left)
+            self._arrive(name, left[0] if left and not again else None)
+            if not left or again:
                 self._open()
             else:
                 finished()
 
         if len(names) > 1:
             self._clock.read(self._machine.pipe, self._to_read(names[1]), self._unless_void(finished))
-        seconds = self._sizes[names[0]] / self._machine.rate + self._costs.item_seconds
+        seconds = self._sizes[names[0]] / self._machine.rate + self._owed
+        self._owed = 0.0
         self._clock.after(seconds, self._unless_void(computed))
 
-    def _arrive(self) -> None:
-        name = self._batches[0][1].popleft()
+    def _arrive(self, name: str, following: str | None) -> None:
         self.done += self._sizes[name]
-        self._hear(Arrived(self._machine.name, name))
+        full = self._parcel.add(name, _RECORD_BYTES)
+        if self._parcel.is_due(self._sizes[name], self._sizes[following] if following else None) or full:
+            self.messages += 1
+            self._owed += self._costs.message_seconds
+            for done in self._parcel.take():
+                self._hear(Arrived(self._machine.name, done))
 
     def _to_read(self, name: str) -> int:
         tensors = self._reads[name] if self._reads is not None else {name: self._sizes[name]}

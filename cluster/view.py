@@ -40,10 +40,18 @@ def make_view(view: Path, local: Path | None, config: bytes, outlines: Mapping[s
                 (view / path.name).symlink_to(path.resolve())
     (view / "config.json").write_bytes(config)
     for name, outline in outlines.items():
-        with (view / name).open("xb") as file:
-            file.write(len(outline.header).to_bytes(8, "little") + outline.header)
-            file.truncate(outline.nbytes)
+        make_outline(view, name, outline)
     return view
+
+
+def make_outline(view: Path, name: str, outline: Outline) -> None:
+    """Make a sparse file with a shard's true header in `view`, in the place of one that was filled in."""
+    path = view / name
+    assert not path.is_symlink(), f"{name} is held, not borrowed"
+    path.unlink(missing_ok=True)
+    with path.open("xb") as file:
+        file.write(len(outline.header).to_bytes(8, "little") + outline.header)
+        file.truncate(outline.nbytes)
 
 
 def read_ranges(path: Path, ranges: Iterable[Range]) -> list[bytes]:

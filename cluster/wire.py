@@ -26,7 +26,7 @@ from mint.progress import ignore
 from mint.source import Source
 from mint.units import Unit
 
-PIECE_BYTES = 8 << 20  # packed weights travel in pieces of at most
+PIECE_BYTES = 8 << 20  # packed weights travel in pieces of at most; source weights never travel with Ray
 
 
 def pack(record: Any) -> bytes:

@@ -6,15 +6,20 @@ arrays belong to the thread that makes them.
 
 import os
 import platform
+import ssl
 from collections.abc import Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from cluster.ahead import Part, ReadAhead
+from cluster.borrow import Borrower, Loans
 from cluster.inventory import find_model, model_roots, take_inventory
+from cluster.lend import Lender, lend
 from cluster.meter import metered
-from cluster.view import Range, make_view, read_outline, read_ranges
+from cluster.parcels import Parcel
+from cluster.seals import secrets_of
+from cluster.view import Outline, Range, make_view, read_outline, read_ranges
 from cluster.wire import (
     make_folder_name,
     make_job,
@@ -29,7 +34,7 @@ from mint.base import memory_for_models
 from mint.budget import format_size
 from mint.cache import cache_folder
 from mint.device import device_kind, versions
-from mint.execute import Job, Weights, do
+from mint.execute import Job, Weights, do, in_process
 from mint.jobs import peak_bytes
 from mint.process import memory_is_short
 from mint.shards import SourceTensor, read_shards
@@ -57,17 +62,28 @@ class Worker:
         self._ahead = ReadAhead()
         self._begun: Unit | None = None
         self._memory = memory_for_models()
+        self._lender: Lender | None = None
+        self._parcel: Parcel[list[Any]] = Parcel()
+        self._lacking: dict[str, Outline] = {}
+        self._loans: Loans | None = None
+        self._run = b""
 
-    def hello(self, model: str) -> bytes:
-        """What this node is, and its inventory of `model`."""
+    def hello(self, model: str, run: bytes, address: str) -> bytes:
+        """What this node is, its inventory of `model`, and what it lends at `address`; nothing without a `run`."""
         self._folder = find_model(model, model_roots())
+        inventory = take_inventory(self._node, self._folder)
+        if self._lender:
+            self._lender.close()
+        self._run = run
+        self._lender = lend(inventory, run, address) if run else None
         return pack(
             {
                 "pid": os.getpid(),
                 "device": device_kind(),
                 "memory_bytes": self._memory,
                 "versions": {**versions(), "python": platform.python_version(), "ray": version("ray")},
-                "inventory": tell_inventory(take_inventory(self._node, self._folder)),
+                "inventory": tell_inventory(inventory),
+                "lends": self._lender.record() if self._lender else {},
             }
         )
 
@@ -80,8 +96,11 @@ class Worker:
         """These ranges of a shard that this node holds."""
         return pack(read_ranges(self._path(shard), ranges))
 
-    def open(self, model: bytes, job: bytes) -> None:
-        """Get ready to do `job` with units of `model`; what is the same as before is kept."""
+    def open(self, model: bytes, job: bytes, lenders: bytes) -> None:
+        """Get ready to do `job` with units of `model`, and to borrow from `lenders`, by shard, what is not here.
+
+        What is the same as before is kept.
+        """
         if self._opened != (model, self._folder):
             self._open_model(unpack(model))
             self._opened = model, self._folder
@@ -90,6 +109,11 @@ class Worker:
         self._job = make_job(self._told, self._source, self._job)
         self._name = " ".join(filter(None, (self._told["job"], self._told.get("rounding"))))
         self._skipped.clear()
+        self._parcel = Parcel()
+        self._loans = None
+        if self._run and self._lacking:
+            borrower = Borrower(unpack(lenders), *secrets_of(self._run, ssl.PROTOCOL_TLS_CLIENT))
+            self._loans = Loans(self._source.folder, self._lacking, self._tensors, borrower)
 
     def _open_model(self, told: dict[str, Any]) -> None:
         outlines = outlines_of(told)
@@ -105,36 +129,53 @@ class Worker:
         self._source = Source(folder, told["config"], told["dtype"], told["identity"], shards, units, (), ())
         self._tensors = self._source.tensors()
         self._weights = Weights(self._source, units)
+        self._lacking = lacking
 
     def run(self, batch: int, names: Sequence[str]) -> Iterator[bytes]:
-        """Do these units in their order; messages `[unit, reason of failure, piece, whether it is the last]`."""
+        """Do these units in their order; messages of entries `[unit, reason of failure, piece, whether the last]`."""
         assert self._weights and self._job
         self._ahead.stop(batch)
         if self._begun and self._begun.path not in names:
             self._weights.forget_kin([self._begun])
         self._begun = None
+        parcel = self._parcel
         units = rest = [self._units[name] for name in names]
         for unit in units:
             if reason := self._too_large(unit):
-                yield pack([unit.path, reason, b"", True])
+                parcel.add([unit.path, reason, b"", True], 0)
+                yield pack(parcel.take())
                 rest = [other for other in rest if other is not unit]
         while rest := [unit for unit in rest if (batch, unit.path) not in self._skipped]:
             try:
-                results = do(self._job, rest, self._weights, self._read_ahead)
-                for unit, result in metered(self._name, results):
+                for unit, result in metered(self._name, self._results(rest)):
                     rest = rest[1:]
-                    yield from _messages(unit, to_pieces(self._told, result))
-                    if any((batch, unit.path) in self._skipped for unit in rest):
+                    for entry in _entries(unit, to_pieces(self._told, result)):
+                        if parcel.add(entry, len(entry[2])):
+                            yield pack(parcel.take())
+                    again = any((batch, unit.path) in self._skipped for unit in rest)
+                    if parcel.is_due(unit.nbytes, rest[0].nbytes if rest and not again else None):
+                        yield pack(parcel.take())
+                    if again:
                         break
             except Exception as error:  # whatever it is, it is the item's; a second worker will tell
-                yield pack([rest[0].path, f"{type(error).__name__}: {error}", b"", True])
+                parcel.add([rest[0].path, f"{type(error).__name__}: {error}", b"", True], 0)
+                yield pack(parcel.take())
                 rest = rest[1:]
         self._ahead.stop(batch)
         self._weights.forget_kin(units, keep=self._begun.path if self._begun else "")
+        if self._loans:
+            self._loans.give_back()
+
+    def _results(self, units: Sequence[Unit]) -> Iterator[tuple[Unit, Any]]:
+        assert self._source and self._weights and self._job
+        if self._loans:  # its files are filled for one batch, so they are opened for one
+            return self._loans.before(units, in_process(self._source, self._job, units))
+        return do(self._job, units, self._weights, self._read_ahead)
 
     def expect(self, batch: int, names: Sequence[str]) -> None:
         """This batch will come: read ahead what it begins with, once the disk has nothing to do."""
-        self._ahead.want(batch, tuple(self._parts(names)), names[0])
+        if not self._loans:
+            self._ahead.want(batch, tuple(self._parts(names)), names[0])
 
     def skip(self, batch: int, names: Sequence[str]) -> None:
         """Do not begin these units of a batch."""
@@ -189,9 +230,9 @@ def _has(path: Path, text: bytes) -> bool:
     return path.is_file() and path.read_bytes() == text
 
 
-def _messages(unit: Unit, pieces: Iterator[bytes]) -> Iterator[bytes]:
+def _entries(unit: Unit, pieces: Iterator[bytes]) -> Iterator[list[Any]]:
     held = next(pieces)
     for piece in pieces:
-        yield pack([unit.path, "", held, False])
+        yield [unit.path, "", held, False]
         held = piece
-    yield pack([unit.path, "", held, True])
+    yield [unit.path, "", held, True]

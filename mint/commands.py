@@ -16,6 +16,7 @@ from mint.options import (
     Reused,
     Room,
     Rounding,
+    Share,
     Wishes,
     checked_dtype,
     takes,
@@ -46,6 +47,7 @@ def quantize(
     rounding: Rounding = "nearest",
     keep_nonfinite: KeepNonfinite = False,
     cluster: Cluster = "",
+    share: Share = False,
     probe: Annotated[
         bool, typer.Option("--probe", help="Measure how sensitive the output is to each unit first (see mint probe).")
     ] = False,
@@ -73,7 +75,7 @@ def quantize(
     from mint.quantize import Target, quantize_all
     from mint.records import quantized_record
 
-    with Screen(as_json) as screen, executing(cluster, model, checked_dtype(dtype)) as (folder, executor):
+    with Screen(as_json) as screen, executing(cluster, model, checked_dtype(dtype), share=share) as (folder, executor):
         done = quantize_all(
             folder,
             [Target(path, room.budget_of(name)) for name, path in outputs.items()],
@@ -110,6 +112,7 @@ def analyze(
     keep_nonfinite: KeepNonfinite = False,
     features: Features = False,
     cluster: Cluster = "",
+    share: Share = False,
     as_json: Json = False,
 ) -> None:
     """Measure what every format would do to every unit. Killed at any point, the same command goes on."""
@@ -119,7 +122,7 @@ def analyze(
     from mint.source import open_source
 
     path = output or Path(f"{model.resolve().name}.mint")
-    with Screen(as_json) as screen, executing(cluster, model, checked_dtype(dtype)) as (folder, executor):
+    with Screen(as_json) as screen, executing(cluster, model, checked_dtype(dtype), share=share) as (folder, executor):
         source = open_source(folder, dtype=dtype)
         analysis = run(
             source,
@@ -139,6 +142,7 @@ def assemble(
     output: Output,
     reuse: Reused = [],  # noqa: B006, typer copies it
     cluster: Cluster = "",
+    share: Share = False,
     as_json: Json = False,
 ) -> None:
     """Write the model that a plan describes; formats edited by hand count. Killed, the same command goes on."""
@@ -157,7 +161,7 @@ def assemble(
         for path in chosen.edited:
             screen.note(f"{path}: format changed by hand")
         taken = Reuse(reuse)
-        with executing(cluster, model, chosen.dtype) as (folder, executor):
+        with executing(cluster, model, chosen.dtype, share=share) as (folder, executor):
             source = open_source(folder, dtype=chosen.dtype)
             manifest = run(chosen, source, output, reuse=taken, executor=executor, on_progress=screen.on_progress)
     screen.answer(manifest_record(manifest, output, taken))

@@ -65,6 +65,14 @@ Cluster = Annotated[
         help="Work on all nodes of this Ray cluster (HOST:PORT), or 'local': a Ray of this machine alone.",
     ),
 ]
+Share = Annotated[
+    bool,
+    typer.Option(
+        "--share",
+        help="With --cluster: units whose shards are not all on one node are done too, with missing bytes read from "
+        "the nodes that have them.",
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout, everything else on stderr.")]
 Reused = Annotated[
     list[Path],

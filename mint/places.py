@@ -12,11 +12,16 @@ GROUP = "mint.executors"
 
 
 @contextmanager
-def executing(address: str, model: Path, dtype: str = "") -> Iterator[tuple[Path, Executor]]:
+def executing(
+    address: str, model: Path, dtype: str = "", *, share: bool = False
+) -> Iterator[tuple[Path, Executor]]:  # fmt: skip
     """The folder to open `model` from and the executor for it: this process without an `address`.
 
-    Raises `MintError` when there is an address and nothing installed that can work there.
+    `share` lets the machines at that address read from each other what one of them lacks. Raises `MintError` when there
+    is an address and nothing installed that can work there, or when there is nobody to share with.
     """
+    if share and not address:
+        raise MintError("--share: there is one machine; needed: --cluster ADDRESS with it")
     if not address:
         yield model, in_process
         return
@@ -25,5 +30,5 @@ def executing(address: str, model: Path, dtype: str = "") -> Iterator[tuple[Path
         raise MintError(
             f"--cluster {address}: nothing is installed that works elsewhere; needed: pip install 'mint-mlx[cluster]'"
         )
-    with next(iter(offers)).load()(address, model, dtype) as place:
+    with next(iter(offers)).load()(address, model, dtype, share=share) as place:
         yield place

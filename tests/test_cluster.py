@@ -5,7 +5,7 @@ import re
 import shutil
 import signal
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -41,9 +41,10 @@ os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # listen on loopback alon
 import ray
 from ray.cluster_utils import Cluster
 
-from cluster.carrier import Carrier, _Actor, _thread
+from cluster.carrier import Actor, Carrier, _thread, as_actor
 from cluster.events import Answered, Event, Ping, Policy, Send
 from cluster.execute import ClusterExecutor
+from cluster.settings import TOKEN_VARIABLE, make_token
 from cluster.wire import pack, unpack
 
 NODES = 3
@@ -73,6 +74,8 @@ class Lab:
     def __init__(self, folder: Path) -> None:
         self.roots = [folder / f"root{n}" for n in range(NODES)]
         self._cache = str(own_cache(folder / "cache"))
+        self.config = folder / "config"
+        make_token(self.config / "cluster" / "token")
         head = {"num_cpus": 0, "include_dashboard": False, "object_store_memory": STORE_BYTES}
         self.cluster = Cluster(initialize_head=True, head_node_args=head)
         self.nodes = [self.add(root, chip) for root, chip in zip(self.roots, ("", "gpu Other", ""), strict=True)]
@@ -80,7 +83,9 @@ class Lab:
 
     def add(self, root: Path, chip: str = "") -> Any:
         root.mkdir(exist_ok=True)
-        variables = {"MINT_MODEL_ROOTS": str(root), "MINT_CACHE": self._cache, OTHER_CHIP: chip}
+        variables = {
+            "MINT_MODEL_ROOTS": str(root), "MINT_CACHE": self._cache, "MINT_CONFIG": str(self.config), OTHER_CHIP: chip,
+        }  # fmt: skip
         return self.cluster.add_node(
             num_cpus=0, resources={"mlx": 1}, object_store_memory=STORE_BYTES, env_vars=variables
         )
@@ -161,6 +166,30 @@ def test_the_head_needs_no_shard_of_its_own(lab: Lab, connect: Callable[..., Clu
     assert (tmp_path / "cluster.mint").read_bytes() == (tmp_path / "alone.mint").read_bytes()
     assemble(plan, open_source(folder), tmp_path / "cluster", executor=executor)
     assert _bytes(tmp_path / "cluster") == _bytes(tmp_path / "alone")
+
+
+def test_a_unit_whose_tensors_lie_on_several_nodes_is_refused_before_any_work_unless_they_share(
+    lab: Lab, carrier: Carrier, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.delenv(TOKEN_VARIABLE, raising=False)
+    monkeypatch.setenv("MINT_CONFIG", str(lab.config))
+    model = write_model("qwen3_moe", tmp_path / "shared", shards=3, tokenizer=True)
+    _distribute(model, lab, [(0,), (1,), ()])
+    source = open_source(model)
+    plan = allocate(analyze(source, tmp_path / "alone.mint"), _half(source))
+    assemble(plan, source, tmp_path / "alone")
+    head = tmp_path / "head" / model.name
+    shutil.copytree(model, head, ignore=shutil.ignore_patterns("model-0000[12]*"))  # one shard is on the head alone
+    executor = ClusterExecutor(carrier, head, IMPATIENT)
+    folder = executor.whole_folder(head)
+    with pytest.raises(MintError, match=r"no node holds all shards that model\.\S+ is made of: .*--share"):
+        analyze(open_source(folder), tmp_path / "refused.mint", executor=executor)
+    with closing(ClusterExecutor(carrier, head, IMPATIENT, share=True)) as executor:
+        folder = executor.whole_folder(head)
+        analyze(open_source(folder), tmp_path / "cluster.mint", executor=executor)
+        assert (tmp_path / "cluster.mint").read_bytes() == (tmp_path / "alone.mint").read_bytes()
+        assemble(plan, open_source(folder), tmp_path / "cluster", executor=executor)
+        assert _bytes(tmp_path / "cluster") == _bytes(tmp_path / "alone")
 
 
 JOB = partial(measure, rounding="nearest")
@@ -411,19 +440,19 @@ def test_a_model_that_no_node_holds_whole_is_probed_where_it_lies_or_not_at_all(
 # chips of several kinds: the second node says that it is of another, and finds a little less or more
 
 
-class OtherChip(_Actor):
+class OtherChip(Actor):
     """A worker that is of another kind where `OTHER_CHIP` is set, and measures what it finds times `factor`."""
 
     factor = 1 + 1e-8
 
     @_thread("work")
-    def hello(self, model: str) -> bytes:
-        told = unpack(super().hello(model))
+    def hello(self, model: str, run: bytes, address: str) -> bytes:
+        told = unpack(super().hello(model, run, address))
         return pack(told | {"device": os.environ.get(OTHER_CHIP) or told["device"]})
 
     @_thread("work")
-    def open(self, model: bytes, job: bytes) -> None:
-        super().open(model, job)
+    def open(self, model: bytes, job: bytes, lenders: bytes) -> None:
+        super().open(model, job, lenders)
         plain = self._job
         if os.environ.get(OTHER_CHIP) and plain is not None and self._told["job"] == "measure":
             self._job = partial(_slightly_different, plain, self.factor)
@@ -440,15 +469,13 @@ def _slightly_different(job: Job[Measurement], factor: float, unit: Unit, weight
 
 
 @pytest.fixture
-def carrying(carrier: Carrier, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[type], Carrier]]:
+def carrying(carrier: Carrier) -> Iterator[Callable[[type], Carrier]]:
     """A carrier whose workers are of this class; the others make room for them."""
     carrier.quit()
     made: list[Carrier] = []
 
     def carry(kind: type) -> Carrier:
-        options = {"num_cpus": 0, "resources": {"mlx": 1}, "concurrency_groups": {"work": 1, "answers": 1}}
-        monkeypatch.setattr("cluster.carrier._REMOTE", ray.remote(**options)(kind))
-        made.append(Carrier())
+        made.append(Carrier(as_actor(kind)))
         return made[-1]
 
     yield carry

@@ -126,13 +126,13 @@ def test_a_unit_goes_to_nodes_with_the_memory_for_it() -> None:
 def _worker(source: Source, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Worker:
     monkeypatch.setenv("MINT_CACHE", str(tmp_path / "cache"))
     worker = Worker("node")
-    worker.hello(str(source.folder))
-    worker.open(pack(tell_model(source, {})), pack(tell_job(JOB)))
+    worker.hello(str(source.folder), b"", "")
+    worker.open(pack(tell_model(source, {})), pack(tell_job(JOB)), pack({}))
     return worker
 
 
 def _results(messages: Iterator[bytes]) -> dict[str, Any]:
-    unpacked = [unpack(message) for message in messages]
+    unpacked = [entry for message in messages for entry in unpack(message)]
     return {path: reason or from_record(unpack(piece)) for path, reason, piece, _ in unpacked}
 
 
@@ -158,7 +158,7 @@ def test_a_worker_builds_the_tree_once_whatever_the_batches(
         found |= _results(worker.run(batch, names[start : start + 5]))
     assert found == expected
     assert len(built) == 1
-    worker.open(pack(tell_model(source, {})), pack(tell_job(JOB)))
+    worker.open(pack(tell_model(source, {})), pack(tell_job(JOB)), pack({}))
     assert _results(worker.run(99, names[:1])) == {names[0]: expected[names[0]]}
     assert len(built) == 2  # that unit was done before
 

@@ -21,7 +21,7 @@ from mint.shards import Shard
 from mint.source import open_source
 from mint.units import Unit
 
-FREE = Costs(start_seconds=0.0, batch_seconds=0.0, item_seconds=0.0)
+FREE = Costs(start_seconds=0.0, batch_seconds=0.0, message_seconds=0.0)
 SMALL = 4_000_000
 RATES = [(1e9, 5e9), (1e9, 0.5e9), (0.07e9, 2e9)]
 

@@ -3,6 +3,8 @@
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -11,7 +13,7 @@ import pytest
 from cluster.connect import settings
 from cluster.settings import TOKEN_VARIABLE, Address
 from mint.errors import MintError
-from mint.execute import in_process
+from mint.execute import Executor, in_process
 from mint.places import executing
 
 ELSEWHERE = Address("10.0.0.1", 6379)
@@ -37,6 +39,32 @@ def test_where_nothing_can_work_elsewhere_the_extra_is_named(monkeypatch: pytest
     monkeypatch.setattr("mint.places.entry_points", lambda group: ())
     with pytest.raises(MintError, match=r"needed: pip install 'mint-mlx\[cluster\]'"), executing("local", tmp_path):
         pass
+
+
+def test_one_machine_has_nobody_to_share_with(tmp_path: Path) -> None:
+    with pytest.raises(MintError, match=r"--share: .* needed: --cluster"), executing("", tmp_path, share=True):
+        pass
+
+
+def test_what_is_asked_for_reaches_the_place_that_offers_itself(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    asked: list[tuple[object, ...]] = []
+
+    class Offer:
+        def load(self) -> object:
+            @contextmanager
+            def place(address: str, model: Path, dtype: str, *, share: bool) -> Iterator[tuple[Path, Executor]]:
+                asked.append((address, model, dtype, share))
+                yield model, in_process
+
+            return place
+
+    monkeypatch.setattr("mint.places.entry_points", lambda group: (Offer(),))
+    for share in (False, True):
+        with executing("10.0.0.1", tmp_path, "float16", share=share) as place:
+            assert place == (tmp_path, in_process)
+    assert asked == [("10.0.0.1", tmp_path, "float16", False), ("10.0.0.1", tmp_path, "float16", True)]
 
 
 def test_a_cluster_is_not_joined_without_a_token_that_only_its_owner_can_read(

@@ -131,34 +131,39 @@ def coordinating(count: int, rate: float, machines: int = 8) -> dict[str, float]
     places = [Machine(str(index), rate, f"disk {index}") for index in range(machines)]
     heard: list[tuple[float, Event | None]] = []
     pipes = dict.fromkeys((place.pipe for place in places), 5e9)
-    run = simulate(_small(count), places, pipes, listen=lambda now, event: heard.append((now, event)))
+    run = simulate(list(_small(count)), places, pipes, listen=lambda now, event: heard.append((now, event)))
     seconds = min(_replay(count, heard)[0] for _ in range(3))
+    paths = [item.name for item in _small(count)]  # the source has them, whoever does the work
     tracemalloc.start()
-    before = tracemalloc.get_traced_memory()[0]
-    _replay(count, heard)
-    nbytes = tracemalloc.get_traced_memory()[1] - before
+    held = Coordinator(replace(item, name=path) for item, path in zip(_small(count), paths, strict=True))
+    at_first = tracemalloc.get_traced_memory()[0]
+    tracemalloc.reset_peak()
+    for now, event in heard:
+        held.step(now, event)
+    most = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     work = count * _EXPERT.nbytes / rate
-    ray = count * Costs().item_seconds
+    ray = run.messages * Costs().message_seconds
     return {
         "units": count,
         "machines": machines,
         "measuring_bytes_per_second": rate,
         "simulated_seconds": run.seconds,
+        "units_per_message": count / run.messages,
         "coordinator_microseconds_per_unit": seconds / count * 1e6,
         "coordinator_share_of_work": seconds / work,
         "share_of_work_with_ray": (seconds + ray) / work,
         "share_of_the_run": seconds / run.seconds,
-        "memory_bytes": nbytes,
-        "memory_bytes_per_unit": nbytes / count,
+        "memory_bytes": most,
+        "memory_bytes_at_first": at_first,
+        "memory_bytes_per_unit": most / count,
     }
 
 
-def _small(count: int) -> list[Item]:
-    return [
-        Item(f"model.layers.{i // 384}.mlp.experts.{i % 384 // 3}.{i % 3}", _EXPERT.nbytes, f"{i * _SHARDS // count}")
-        for i in range(count)
-    ]
+def _small(count: int) -> Iterator[Item]:
+    for i in range(count):
+        path = f"model.layers.{i // 384}.mlp.experts.{i % 384 // 3}.{i % 3}"
+        yield Item(path, _EXPERT.nbytes, f"{i * _SHARDS // count}")
 
 
 def _replay(count: int, heard: Sequence[tuple[float, Event | None]]) -> tuple[float, Coordinator]:

@@ -1,0 +1,56 @@
+"""Small results that travel together: a message costs Ray a quarter of a millisecond, however little is in it.
+
+A result waits for the next ones only while that is short: `HOLD_SECONDS` from when the first of them was there to when
+the next one is expected, which is told from its bytes and the pace of the last, and a twentieth of the time that the
+worker has worked. So what the head hears is never older than that, its deadlines mean what they say, a large unit never
+holds back the small ones before it, and the head shares out the last units by what is true.
+"""
+
+import time
+from collections.abc import Callable
+from math import inf
+from typing import Generic, TypeVar
+
+HOLD_SECONDS = 0.25
+HOLD_SHARE = 0.05  # of the time worked so far
+PARCEL_BYTES = 256 << 10  # a parcel is sent when it has so many; packed weights have more and travel as they come
+
+T = TypeVar("T")
+
+
+class Parcel(Generic[T]):
+    """Entries that are held back, and for how long. One for all batches of a job, made when it begins."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._entries: list[T] = []
+        self._nbytes = 0
+        self._since = 0.0  # when the first entry came
+        self._began = self._last = clock()  # the job; when the last unit was done
+        self._pace = inf  # seconds a byte of the last unit
+
+    def add(self, entry: T, nbytes: int) -> bool:
+        """Hold an entry with so many bytes; whether the parcel is full."""
+        if not self._entries:
+            self._since = self._clock()
+        self._entries.append(entry)
+        self._nbytes += nbytes
+        return self._nbytes >= PARCEL_BYTES
+
+    def is_due(self, done: int, following: int | None) -> bool:
+        """Whether to send what is held, now that a unit of `done` bytes is done and one of `following` bytes is next.
+
+        Without a next one it is.
+        """
+        now = self._clock()
+        self._pace = (now - self._last) / max(done, 1)
+        self._last = now
+        if not self._entries:
+            return False
+        hold = min(HOLD_SECONDS, HOLD_SHARE * (now - self._began))
+        return following is None or now + self._pace * following - self._since > hold
+
+    def take(self) -> list[T]:
+        """What was held; it is not any more."""
+        taken, self._entries, self._nbytes = self._entries, [], 0
+        return taken
