@@ -107,8 +107,9 @@ def test_a_lost_lease_cannot_write(world: World) -> None:
     job = world.submit()
     late = world.claim()
     world.clock.now += LEASE_SECONDS
+    assert world.queue.renew(late) is Lease.LOST  # even before anybody noticed
     with pytest.raises(LeaseLost):
-        world.queue.emit(late, "note", {})  # even before anybody noticed
+        world.queue.emit(late, "note", {})
     assert [job.id for job in world.queue.expire()] == [job.id]
     current = world.claim()
     assert world.queue.renew(late) is Lease.LOST

@@ -1,4 +1,4 @@
-"""Whatever people, runners, servers and the clock do, in any order: the queue is what a few lines of Python say it is."""
+"""Whatever people, runners, servers and the clock do: the queue is what a few lines of plain Python say it is."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -263,6 +263,19 @@ class Service(RuleBasedStateMachine):
         assert {job.id for job in self.queue.expire()} == late
         for id in late:
             self.model.lose(self.model.jobs[id])
+
+    @rule(claim=claims)
+    def write_too_late(self, claim: Claim) -> None:
+        self.world.clock.now += LEASE_SECONDS
+        self.emit(claim)
+        self.renew(claim)
+
+    @rule(times=st.integers(1, ATTEMPTS))
+    def crash_again_and_again(self, times: int) -> None:
+        for _ in range(times):
+            self.claim("a host that breaks")
+            self.world.clock.now += LEASE_SECONDS
+            self.expire()
 
     @invariant()
     def every_job_is_as_it_should_be(self) -> None:
