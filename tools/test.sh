@@ -35,9 +35,9 @@ packages() {
     mkdir -p /etc/postgresql-common
     [ -e /etc/postgresql-common/createcluster.conf ] ||
         echo "create_main_cluster = false" >/etc/postgresql-common/createcluster.conf
-    export DEBIAN_FRONTEND=noninteractive
+    export DEBIAN_FRONTEND=noninteractive UCF_FORCE_CONFFOLD=1
     apt-get update -qq || echo "== packages: apt-get update failed"
-    apt-get install -qq -y --no-install-recommends postgresql chromium chromium-driver >/dev/null ||
+    apt-get install -qq -y --no-install-recommends -o Dpkg::Options::=--force-confold postgresql chromium chromium-driver >/dev/null ||
         echo "== packages: apt-get install failed; some tests are skipped"
 }
 
