@@ -130,7 +130,8 @@ class Service(RuleBasedStateMachine):
 
     def nth_claim(self, n: int) -> Claim:
         """One of the claims, first those whose lease is good, then those that were lost last."""
-        ordered = sorted(self.claims[::-1], key=lambda claim: self.held(claim) is None)
+        latest_first = self.claims[::-1]
+        ordered = sorted(latest_first, key=lambda claim: self.held(claim) is None)
         return ordered[n % len(ordered)]
 
     def nth_job(self, n: int) -> str:
