@@ -3,6 +3,7 @@
 No line holds a token, a ticket or a query: people are named, secrets are not.
 """
 
+import os
 import threading
 from pathlib import Path
 from typing import Any
@@ -33,8 +34,11 @@ class Audit:
         with self._lock:
             if self._path.exists() and self._path.stat().st_size > _MOST_BYTES:
                 self._path.replace(self._path.with_name(self._path.name + ".1"))
-            with self._path.open("a", opener=_private) as file:
-                file.write(line + "\n")
+            file = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+            try:
+                os.write(file, f"{line}\n".encode())
+            finally:
+                os.close(file)
 
 
 class _Lines:
@@ -48,8 +52,3 @@ class _Lines:
 
     info = msg
 
-
-def _private(path: str, flags: int) -> int:
-    import os
-
-    return os.open(path, flags, 0o600)

@@ -88,6 +88,11 @@ class Guard:
                 await answer(refusal, sending, closing=True)
             else:
                 await self._app(scope, _replaying(body, receive), sending)
+        except Exception:
+            log.error("request.failed", method=scope["method"], path=scope["path"], exc_info=True)
+            if status:
+                raise  # the answer has begun: all that is left is to break it off
+            await answer(Refusal(500, "this is a bug in mint, please report it with the log of the service"), sending)
         finally:
             self._active -= 1
             route = getattr(scope.get("route"), "path", "none")

@@ -93,7 +93,7 @@ class Submission(_Request):
 class PlanRequest(_Request):
     """A plan that is wanted now, from an analysis that is there."""
 
-    model: Annotated[Sha256, Field(description="The identity of the model.")]
+    model: ModelName  # or its identity
     budget: Budget
     options: Options = Options()
 
@@ -167,7 +167,9 @@ class EstimateAnswer(_Answer):
     high: float
 
 
-class _Figures(_Answer):
+class PointAnswer(_Answer):
+    """The best plan of a budget; `gap` is how far it is from the best at most, 0 where that is proved."""
+
     budget_bytes: int
     planned_bytes: int
     bits_per_weight: float
@@ -186,14 +188,14 @@ class UnitAnswer(_Answer):
     reason: str
 
 
-class NextAnswer(_Figures):
+class NextAnswer(PointAnswer):
     """The plan with `step_bytes` more."""
 
     step_bytes: int
     says: str
 
 
-class PlanAnswer(_Figures):
+class PlanAnswer(PointAnswer):
     """A plan; its units stand in the order of the model."""
 
     model: str
@@ -221,7 +223,7 @@ class CurveAnswer(_Answer):
     model_type: str
     source_bytes: int
     weights: int
-    points: list[_Figures]
+    points: list[PointAnswer]
     knees: list[int]
     predicted_from: str
     devices: list[PlacedDevice]
@@ -229,12 +231,13 @@ class CurveAnswer(_Answer):
 
 
 class ModelAnswer(_Answer):
-    """A model below a root; `identity` is empty until it was looked at."""
+    """A model below a root; of one that cannot be read, `reason` says why, and the rest is empty."""
 
     name: str
     identity: str
-    source_bytes: int
+    nbytes: int
     analyzed: bool
+    reason: str
 
 
 class ModelsAnswer(_Answer):
@@ -278,7 +281,10 @@ class ArtifactsAnswer(_Answer):
 
 
 class ModelDetail(_Answer):
-    """All that is known of a model: what it is made of (once analyzed), its jobs, what was made of it."""
+    """All that is known of a model: what it is made of (once analyzed), its jobs, what was made of it.
+
+    `analyzed` are the roundings of its analyses.
+    """
 
     identity: str
     names: list[str]
@@ -286,6 +292,7 @@ class ModelDetail(_Answer):
     source_bytes: int
     layers: int
     roles: list[RoleAnswer]
+    analyzed: list[str]
     analyses: list[AnalysisAnswer]
     jobs: list[JobAnswer]
     artifacts: list[ArtifactAnswer]
@@ -311,15 +318,15 @@ class DevicesAnswer(_Answer):
 
 
 class HostAnswer(_Answer):
-    """A machine that works for the queue: what it runs, and what it has room for."""
+    """A machine that works for the queue: what it runs, and, of the one that answers, what it has room for."""
 
     name: str
     jobs: list[str]
     is_here: bool
-    slots: int
-    free_bytes: int
-    store_bytes: int
-    cluster: str
+    slots: int | None
+    free_bytes: int | None
+    store_bytes: int | None
+    cluster: str | None
 
 
 class HostsAnswer(_Answer):

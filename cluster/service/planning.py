@@ -202,20 +202,26 @@ def roles_record(problems: Problems, asked: Mapping[str, Any]) -> Record:
         row["units"] += 1
         row["weights"] += unit.size
         row["nbytes"] += unit.nbytes
-    headers = [read_header(Path(found["analysis"])) for found in asked["analyses"]]
     return {
         "model_type": analysis.model_type,
-        "source_bytes": analysis.source_nbytes,
         "layers": len({unit.layer for unit in analysis.units if unit.layer >= 0}),
         "roles": sorted(roles.values(), key=lambda row: -int(row["weights"])),
-        "analyses": [
-            {"rounding": header["rounding"], "dtype": header["dtype"], "probed": bool(found["probe"])}
-            for header, found in zip(headers, asked["analyses"], strict=True)
-        ],
+        **headers_record(problems, asked),
     }
 
 
-VERBS = {"plan": plan_record, "curve": curve_record, "roles": roles_record}
+def headers_record(problems: Problems, asked: Mapping[str, Any]) -> Record:
+    """What analyses are of."""
+    headers = [read_header(Path(found["analysis"])) for found in asked["analyses"]]
+    return {
+        "analyses": [
+            {"rounding": header["rounding"], "dtype": header["dtype"], "probed": bool(found["probe"])}
+            for header, found in zip(headers, asked["analyses"], strict=True)
+        ]
+    }
+
+
+VERBS = {"plan": plan_record, "curve": curve_record, "roles": roles_record, "headers": headers_record}
 
 
 def answer(problems: Problems, asked: Mapping[str, Any]) -> Record:

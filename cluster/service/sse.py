@@ -77,10 +77,6 @@ class _Channel:
         self.changed = asyncio.Event()
 
 
-class TooManyWatchers(Exception):
-    """No further stream can be opened."""
-
-
 class Hub:
     """All channels, and the one poller that fills them. Lives in one event loop."""
 
@@ -99,6 +95,11 @@ class Hub:
         """How many streams are open."""
         return sum(channel.watchers for channel in self._channels.values())
 
+    @property
+    def is_full(self) -> bool:
+        """Whether no further stream should be opened."""
+        return self.watchers >= _MOST_WATCHERS
+
     def close(self) -> None:
         """End all streams, soon."""
         self._closed = True
@@ -107,8 +108,6 @@ class Hub:
 
     async def stream(self, job: str, *, last_seq: int, after: int) -> AsyncIterator[bytes]:
         """The events of a job after number `after`, whose last one was `last_seq` a moment ago, as they come."""
-        if self.watchers >= _MOST_WATCHERS:
-            raise TooManyWatchers
         channel = self._channels.setdefault(job, _Channel(last_seq))
         channel.watchers += 1
         if self._poller is None or self._poller.done():
