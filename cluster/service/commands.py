@@ -5,7 +5,7 @@ A thin rim: the web framework and the database are imported inside the commands.
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -53,7 +53,7 @@ def serve(
     port: Annotated[int, typer.Option(min=0, max=65535, help="0: any that is free.")] = PORT,
     root: Annotated[
         list[Path],
-        typer.Option(metavar="DIR", help="Where models lie that may be asked for; nothing outside is ever read. May be repeated."),
+        typer.Option(metavar="DIR", help="Where models lie; nothing else is ever read. May be repeated."),
     ] = [],  # noqa: B006, typer copies it
     allow_hub: Annotated[
         bool, typer.Option("--allow-hub", help="Models of the Hugging Face hub may be asked for too.")
@@ -117,7 +117,7 @@ def create(
         str,
         typer.Option(
             metavar="LIST",
-            help="How much at a time: active=1,queued=20,bytes=500GB; jobs that run, jobs that wait or run, stored bytes.",
+            help="How much at a time: active=1,queued=20,bytes=500GB (jobs that run, that wait or run; stored).",
         ),
     ] = "",
     data: Data = None,
@@ -141,8 +141,8 @@ def list_(data: Data = None, database: DatabaseUrl = "", as_json: Json = False) 
             {
                 "name": grant.person.name,
                 "scopes": ",".join(grant.person.scopes),
-                **{f"quota_{name}": value for name, value in asdict(grant.person.quota).items()},
-                "created_at": grant.created_at,
+                "quota": write_quota(grant.person.quota),
+                "created": datetime.fromtimestamp(grant.created_at, UTC).isoformat(timespec="seconds"),
             }
             for grant in tokens.list()
         ]
@@ -171,6 +171,12 @@ def parse_quota(text: str) -> Quota:
             raise MintError(f"--quota {part!r}; needed some of active=N, queued=N, bytes=SIZE, separated by commas")
         found[field] = parse_size(value) if field == "nbytes" else int(value)
     return Quota(**found)
+
+
+def write_quota(quota: Quota) -> str:
+    """A quota as `parse_quota` reads it."""
+    parts = {"active": quota.active, "queued": quota.queued, "bytes": quota.nbytes}
+    return ",".join(f"{name}={value}{'B' * (name == 'bytes')}" for name, value in parts.items() if value is not None)
 
 
 def _folders(roots: list[Path]) -> tuple[Path, ...]:
