@@ -18,7 +18,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import compile_path
 
 from cluster.service import routes_about, routes_artifacts, routes_jobs, routes_models
-from cluster.service.access import Service
+from cluster.service.access import Service, refusals
 from cluster.service.audit import Audit
 from cluster.service.connections import Connection
 from cluster.service.database import Database, connect
@@ -74,7 +74,7 @@ def create_app(settings: Settings, *, clock: Callable[[], float] = time.time, bo
     )
     app.state.service = service
     for part in (routes_jobs, routes_models, routes_artifacts, routes_about):
-        app.include_router(part.router)
+        app.include_router(part.router, responses=refusals())
     if routes_about.WEB.is_dir():
         app.mount("/static", routes_about.Static(directory=routes_about.WEB))
     _answer_errors(app)
