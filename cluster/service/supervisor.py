@@ -91,6 +91,11 @@ class Supervisor:
         if self._thread.is_alive():
             self._thread.join()
 
+    def wait(self) -> None:
+        """Wait for the end of the runners that this process started."""
+        for child in list(self._children.values()):
+            child.process.wait()
+
     def step(self) -> None:
         """One round."""
         self._bury()
