@@ -274,9 +274,7 @@ def _fill(disk: Path, leave: int) -> None:
         os.posix_fallocate(file.fileno(), 0, free - leave)
 
 
-def test_a_full_disk_blocks_a_job_until_there_is_room(
-    small_disk: Path, tmp_path: Path, llama: Path, budgets: tuple[int, int]
-) -> None:
+def test_a_full_disk_blocks_a_job_until_there_is_room(small_disk: Path, tmp_path: Path, llama: Path) -> None:
     (tmp_path / "models").mkdir()
     shutil.copytree(llama, tmp_path / "models" / "llama")
     lab = Lab(small_disk, tmp_path / "models", f"sqlite:///{tmp_path / 'service.db'}")
