@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 from cluster.carrier import Carrier, Link
 from cluster.chips import insist_on_agreement, measured_twice
 from cluster.coordinator import Coordinator
-from cluster.events import Accept, Arrived, Command, Finish, Policy, Send, Skip
+from cluster.events import Accept, Arrived, Command, Event, Finish, Policy, Send, Skip
 from cluster.inventory import agree, needed_shards, take_inventory
 from cluster.lend import Lender, lend
 from cluster.placement import Placement, place
@@ -65,6 +65,7 @@ class ClusterExecutor:
         self.carrier = carrier
         self._run = new_run() if share else b""
         self._lender: Lender | None = None
+        self.made_by: dict[str, str] = {}  # the node that did a unit last, by the unit's path
         self._policy = policy
         here = any(model.glob(PATTERN)) or (model / "config.json").exists()
         self._head = take_inventory("this machine", model if here else None)
@@ -278,8 +279,14 @@ class ClusterExecutor:
                 self._carry(commands)
                 for command in commands:
                     if isinstance(command, Accept):
+                        self._note_maker(command.item, event)
                         yield command.item, pieces, event.worker
             self._carry(coordinator.step(time.monotonic()))
+
+    def _note_maker(self, item: str, event: Event) -> None:
+        link = self.carrier.links.get(getattr(event, "worker", ""))
+        if link:
+            self.made_by[item] = link.node
 
     def _carry(self, commands: Sequence[Command]) -> None:
         for command in commands:
