@@ -7,8 +7,7 @@ machine, wherever it seems to come from.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Annotated, Any, Protocol
+from typing import Annotated, Any
 
 from fastapi import Depends, Request
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
@@ -22,39 +21,17 @@ from cluster.service.metrics import Metrics
 from cluster.service.planner import Planner
 from cluster.service.records import Person
 from cluster.service.refusals import Refusal, retry_after
+from cluster.service.roots import Roots
 from cluster.service.security import is_forwarded
 from cluster.service.settings import Settings
 from cluster.service.sse import Hub
+from cluster.service.store import Store
 from cluster.service.tickets import Tickets
 from cluster.service.tokens import Tokens
 from cluster.settings import is_loopback
 
 LOCAL = Person("local", ("admin",))
 _FINE = 20.0  # requests that a wrong token costs its sender
-
-
-class Models(Protocol):
-    """The models that may be quantized: `Roots`."""
-
-    def names(self) -> list[str]:
-        """What the models are called."""
-        ...
-
-    def identify(self, name: str) -> tuple[Path, str]:
-        """Where a model lies, and its identity; raises `MintError`."""
-        ...
-
-
-class Files(Protocol):
-    """Files by digest: `Store`."""
-
-    def path(self, digest: str) -> Path:
-        """Where a file lies."""
-        ...
-
-    def free_bytes(self) -> int:
-        """Bytes that can still be stored."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,8 +42,8 @@ class Service:
     queue: Queue
     tokens: Tokens
     ledger: Ledger
-    store: Files
-    models: Models
+    store: Store
+    models: Roots
     hub: Hub
     planner: Planner
     tickets: Tickets
