@@ -4,7 +4,7 @@ import { h, svg } from "./dom.js";
 import { fitting, ticks } from "./scale.js";
 import { figures, interval, size, tick } from "./words.js";
 
-const MARGIN = { left: 58, right: 14, top: 14, bottom: 46 };
+const MARGIN = { left: 50, right: 14, top: 14, bottom: 46 };
 const LEAP = 10; // points, for Page Up and Page Down
 
 /** What is drawn of a point: the predicted KL where there is one, else the loss. */
@@ -120,6 +120,7 @@ export class CurveChart {
     this.#x = fitting(Math.min(...sizes), Math.max(...sizes), MARGIN.left, right);
     this.#y = fitting(Math.min(...lows), Math.max(...highs), bottom, MARGIN.top);
     this.#bottom = bottom;
+    const dense = (right - MARGIN.left) / points.length < 7;
     const line = points.map((point) => `${this.#x(point.budget_bytes)},${this.#y(height(point))}`);
     const band = [
       ...points.map((point, index) => `${this.#x(point.budget_bytes)},${this.#y(highs[index])}`),
@@ -134,10 +135,10 @@ export class CurveChart {
         svg("polyline", { class: "line", points: line.join(" ") }),
         points.map((point) => svg("circle", {
           class: point.knee ? "dot knee" : "dot", cx: this.#x(point.budget_bytes), cy: this.#y(height(point)),
-          r: point.knee ? 5 : 2.5,
+          r: point.knee ? 5 : dense ? 1.25 : 2.5,
         })),
         this.#made.filter((nbytes) => nbytes >= sizes[0] && nbytes <= sizes.at(-1)).map((nbytes) =>
-          svg("path", { class: "made", d: `M${this.#x(nbytes)} ${bottom}l-6 10h12z` })),
+          svg("path", { class: "made", d: `M${this.#x(nbytes)} ${bottom}l-6 -10h12z` })),
         this.#choice,
         this.#pointer,
       ),

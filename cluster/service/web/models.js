@@ -31,7 +31,7 @@ export async function modelPage({ key, signal }) {
     h("p", { class: "path" }, h("a", { href: "#/models" }, "Models")),
     h("h1", {}, base(name)),
     facts([
-      ["Name", model.names.join(", ")],
+      ["Name", model.names.length > 1 || name !== base(name) ? model.names.join(", ") : ""],
       ["Kind", model.model_type],
       ["Size", model.source_bytes && size(model.source_bytes)],
       ["Layers", model.layers || ""],
