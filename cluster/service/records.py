@@ -24,6 +24,12 @@ class Wish:
         asked = {"identity": self.identity, "budget": self.budget, "options": dict(self.options)}
         return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
 
+    @property
+    def analysis_key(self) -> str:
+        """SHA-256 of what decides the analysis: two jobs of one analysis never run at the same time."""
+        asked = [self.identity, self.options.get("rounding"), self.options.get("dtype")]
+        return hashlib.sha256(json.dumps(asked).encode()).hexdigest()
+
 
 @dataclass(frozen=True, slots=True)
 class Job:

@@ -1,0 +1,144 @@
+"""What every route needs: the parts of the service, and who asks.
+
+A token comes in the `Authorization` header and nowhere else. Where there is no token at all, and only programs on this
+machine can connect, whoever asks is called `local` and may do all; a request that a proxy passed on is not from this
+machine, wherever it seems to come from.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Protocol
+
+from fastapi import Depends, Request
+from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+
+from cluster.service.audit import Audit
+from cluster.service.jobs import Queue
+from cluster.service.ledger import Ledger
+from cluster.service.limits import Rates
+from cluster.service.messages import ErrorAnswer
+from cluster.service.metrics import Metrics
+from cluster.service.planner import Planner
+from cluster.service.records import Person
+from cluster.service.refusals import Refusal, retry_after
+from cluster.service.security import is_forwarded
+from cluster.service.settings import Settings
+from cluster.service.sse import Hub
+from cluster.service.tickets import Tickets
+from cluster.service.tokens import Tokens
+from cluster.settings import is_loopback
+
+LOCAL = Person("local", ("admin",))
+_FINE = 20.0  # requests that a wrong token costs its sender
+
+
+class Models(Protocol):
+    """The models that may be quantized: `Roots`."""
+
+    def names(self) -> list[str]:
+        """What the models are called."""
+        ...
+
+    def identify(self, name: str) -> tuple[Path, str]:
+        """Where a model lies, and its identity; raises `MintError`."""
+        ...
+
+
+class Files(Protocol):
+    """Files by digest: `Store`."""
+
+    def path(self, digest: str) -> Path:
+        """Where a file lies."""
+        ...
+
+    def free_bytes(self) -> int:
+        """Bytes that can still be stored."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    """The parts of a running service."""
+
+    settings: Settings
+    queue: Queue
+    tokens: Tokens
+    ledger: Ledger
+    store: Files
+    models: Models
+    hub: Hub
+    planner: Planner
+    tickets: Tickets
+    audit: Audit
+    metrics: Metrics
+    addresses: Rates  # by address, of all requests
+    people: Rates  # by name
+
+    def person(self, request: Request) -> Person:
+        """Who asks; raises `Refusal`."""
+        client = request.client.host if request.client else "unknown"
+        header = request.headers.get("authorization")
+        if header is None:
+            if not self._is_open(client, request):
+                raise _unauthorized("needed: a token, in the header Authorization: Bearer TOKEN; mint token create NAME")
+            return LOCAL
+        scheme, _, text = header.partition(" ")
+        person = self.tokens.verify(text.strip()) if scheme.lower() == "bearer" else None
+        if person is None:
+            self.addresses.fine(client, _FINE)
+            self.audit.note("token.refused", person="", client=client, path=request.url.path)
+            raise _unauthorized("the token is not known here, or was revoked; make one with mint token create NAME")
+        if wait := self.people.take(person.name):
+            raise Refusal(429, f"too many requests; come back in {wait:.1f} seconds", headers=retry_after(wait))
+        return person
+
+    def note(self, request: Request, person: Person, event: str, **about: Any) -> None:
+        """Write a line into the audit log."""
+        self.audit.note(event, person=person.name, client=request.client.host if request.client else "", **about)
+
+    def _is_open(self, client: str, request: Request) -> bool:
+        local = self.settings.is_local and is_loopback(client) and not is_forwarded(request.headers.keys())
+        return local and not self.tokens.any()
+
+
+def _unauthorized(message: str) -> Refusal:
+    return Refusal(401, message, headers={"WWW-Authenticate": "Bearer"})
+
+
+def service_of(request: Request) -> Service:
+    """The service that a request came to."""
+    service: Service = request.app.state.service
+    return service
+
+
+BEARER = HTTPBearer(auto_error=False, description="A token of `mint token create`.")
+
+
+def _need(scope: str) -> Callable[..., Person]:
+    def check(
+        request: Request,
+        service: Annotated[Service, Depends(service_of)],
+        _: Annotated[HTTPAuthorizationCredentials | None, Depends(BEARER)],
+    ) -> Person:
+        person = service.person(request)
+        if not person.may(scope):
+            service.note(request, person, "scope.refused", path=request.url.path, scope=scope)
+            raise Refusal(403, f"{person.name}'s token does not allow this; needed the scope {scope!r}")
+        return person
+
+    return check
+
+
+Here = Annotated[Service, Depends(service_of)]
+Reader = Annotated[Person, Depends(_need("read"))]
+Submitter = Annotated[Person, Depends(_need("submit"))]
+
+
+def refusals(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """The description of the errors of a route, beside those that every route has."""
+    return {status: {"model": ErrorAnswer} for status in (*_EVERYWHERE, *statuses)}
+
+
+_EVERYWHERE = (400, 401, 403, 422, 429, 503)
+POSTED = (408, 413, 415)  # of a request with a body

@@ -1,0 +1,10 @@
+"""What Alembic runs for a migration: it is given the connection, and with it the transaction."""
+
+from alembic import context
+from sqlalchemy import Connection
+
+connection = context.config.attributes["connection"]
+assert isinstance(connection, Connection)
+context.configure(connection=connection, transactional_ddl=True)
+with context.begin_transaction():
+    context.run_migrations()

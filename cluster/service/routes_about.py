@@ -1,0 +1,109 @@
+"""What the service and its machines are, and how they do."""
+
+import socket
+from pathlib import Path
+from typing import Any
+
+from fastapi import APIRouter, Request, Response
+from starlette.responses import FileResponse
+from starlette.staticfiles import StaticFiles
+
+from cluster.service.access import Here, Reader, refusals
+from cluster.service.messages import DevicesAnswer, HealthAnswer, HostsAnswer, PersonAnswer
+from cluster.service.metrics import CONTENT_TYPE
+from cluster.service.refusals import Refusal, retry_after
+from cluster.service.states import ACTIVE
+from mint import __version__
+from mint.devices import DEVICES
+
+router = APIRouter(tags=["about"])
+WEB = Path(__file__).parent / "web"
+_UNREADY_SECONDS = 5.0
+
+
+@router.get("/v1/devices")
+def devices(person: Reader) -> DevicesAnswer:
+    """The devices that a budget can be named after."""
+    rows = [
+        {
+            "name": device.name,
+            "chip": device.chip,
+            "memory_bytes": device.memory_bytes,
+            "working_set_bytes": device.working_set_bytes,
+            "gb_per_second": device.bandwidth_gb_s,
+            "source": device.source,
+        }
+        for device in DEVICES
+    ]
+    return DevicesAnswer.model_validate({"devices": rows})
+
+
+@router.get("/v1/hosts")
+def hosts(service: Here, person: Reader) -> HostsAnswer:
+    """The machines that work for the queue; what the others have room for, only they know."""
+    here = socket.gethostname()
+    running: dict[str, list[str]] = {here: []}
+    for state in ACTIVE:
+        for job in service.queue.find(state=state, limit=500):
+            running.setdefault(job.host, []).append(job.id)
+    rows: list[dict[str, Any]] = [
+        {
+            "name": name,
+            "jobs": jobs,
+            "is_here": name == here,
+            "slots": service.settings.slots if name == here else None,
+            "free_bytes": service.store.free_bytes() if name == here else None,
+            "store_bytes": service.ledger.nbytes() if name == here else None,
+            "cluster": service.settings.cluster if name == here else None,
+        }
+        for name, jobs in running.items()
+    ]
+    return HostsAnswer.model_validate({"hosts": rows})
+
+
+@router.get("/v1/me")
+def me(person: Reader) -> PersonAnswer:
+    """Who asks, and what they may."""
+    return PersonAnswer(name=person.name, scopes=list(person.scopes))
+
+
+@router.get("/healthz")
+async def health() -> HealthAnswer:
+    """Whether the process answers."""
+    return HealthAnswer(status="ok", version=__version__)
+
+
+@router.get("/readyz", responses=refusals())
+def ready(service: Here) -> HealthAnswer:
+    """Whether the database answers too."""
+    try:
+        service.queue.counts()
+    except Exception as error:  # whatever a database's driver raises: it is not ready
+        raise Refusal(503, "the database does not answer; see the log", headers=retry_after(_UNREADY_SECONDS)) from error
+    return HealthAnswer(status="ready", version=__version__)
+
+
+@router.get(
+    "/metrics",
+    response_class=Response,
+    responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}, **refusals()},
+)
+def metrics(service: Here, person: Reader) -> Response:
+    """Figures for Prometheus."""
+    return Response(service.metrics.text(), media_type=CONTENT_TYPE)
+
+
+@router.get("/", include_in_schema=False)
+async def page(request: Request) -> Response:
+    """The page."""
+    return FileResponse(WEB / "index.html", headers={"Cache-Control": "no-cache"})
+
+
+class Static(StaticFiles):
+    """The page's files; a browser asks each time whether they changed."""
+
+    def file_response(self, *arguments: Any, **options: Any) -> Response:
+        """A file, or that it did not change."""
+        response = super().file_response(*arguments, **options)
+        response.headers["Cache-Control"] = "no-cache"
+        return response

@@ -1,0 +1,138 @@
+"""Jobs: submit, list, look, cancel, follow."""
+
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+from dataclasses import asdict
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, Header, Path, Query, Request, Response
+from starlette.responses import StreamingResponse
+from starlette.types import Receive, Scope, Send
+
+from cluster.service.access import POSTED, Here, Reader, Service, Submitter, refusals
+from cluster.service.messages import JobAnswer, JobsAnswer, Sha256, Submission, SubmittedAnswer
+from cluster.service.options import DEVICE_NAMES, checked_budget, checked_options
+from cluster.service.records import Job, Person, Wish
+from cluster.service.refusals import Refusal, retry_after
+from cluster.service.states import ACTIVE, BLOCKED, FINAL, QUEUED
+from mint.devices import device
+from mint.errors import MintError
+
+router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
+JobId = Annotated[str, Path(pattern="^[0-9a-f]{16}$")]
+State = Literal[
+    "queued", "inventory", "analyzing", "probing", "solving", "assembling", "verifying", "done", "failed", "cancelled",
+    "blocked",
+]  # fmt: skip
+assert set(State.__args__) == {QUEUED, BLOCKED, *ACTIVE, *FINAL}  # type: ignore[attr-defined]
+
+
+def job_record(job: Job, person: Person) -> dict[str, Any]:
+    """A job as it is answered."""
+    record = asdict(job)
+    wish = record.pop("wish")
+    return {**wish, **record, "mine": person.name in job.watchers}
+
+
+@router.post("", status_code=201, responses={200: {"model": SubmittedAnswer}, **refusals(404, *POSTED)})
+def submit(
+    request: Request, response: Response, submission: Submission, service: Here, person: Submitter
+) -> SubmittedAnswer:
+    """Ask for a model: a job for each budget, or one for the analysis alone.
+
+    Who asks for what somebody asked for before shares that job: 200 where all are shared, 201 otherwise. Asking again
+    after an error is safe.
+    """
+    if submission.priority > 0 and not person.may("admin"):
+        raise Refusal(403, f"priority {submission.priority} goes before others; needed the scope 'admin', or at most 0")
+    options = submission.options.model_dump()
+    budgets = [checked_budget(budget) for budget in submission.budgets] or [""]
+    wanted = {budget: checked_options(budget, options) for budget in budgets}
+    _, identity = identified(service, submission.model)
+    answered = []
+    for budget, matters in wanted.items():
+        expected = device(budget).working_set_bytes if budget in DEVICE_NAMES else None
+        wish = Wish(submission.model, identity, budget, matters)
+        job, is_new = service.queue.submit(wish, person, submission.priority, expected_bytes=expected)
+        service.note(request, person, "job.submitted", job=job.id, model=job.wish.model, budget=budget, is_new=is_new)
+        answered.append({**job_record(job, person), "is_new": is_new})
+    response.status_code = 201 if any(each["is_new"] for each in answered) else 200
+    return SubmittedAnswer.model_validate({"jobs": answered})
+
+
+def identified(service: Service, name: str) -> tuple[Any, str]:
+    """Where a model lies and what it is; raises `Refusal` for one that is not there."""
+    try:
+        return service.models.identify(name)
+    except MintError as error:
+        raise Refusal(404, str(error), code="no_such_model") from error
+
+
+@router.get("", responses=refusals(404))
+def find(
+    service: Here,
+    person: Reader,
+    state: State | None = None,
+    mine: bool = False,
+    model: Annotated[Sha256 | None, Query(description="The identity of a model.")] = None,
+    before: Annotated[str | None, Query(pattern="^[0-9a-f]{16}$", description="The last job of the page before.")] = None,
+    limit: Annotated[int, Query(ge=1, le=500)] = 100,
+) -> JobsAnswer:
+    """Jobs, the newest first."""
+    found = service.queue.find(state, person.name if mine else None, model, before, limit)
+    return JobsAnswer.model_validate({"jobs": [job_record(job, person) for job in found]})
+
+
+@router.get("/{id}", responses=refusals(404))
+def look(id: JobId, service: Here, person: Reader) -> JobAnswer:
+    """A job as it stands."""
+    return JobAnswer.model_validate(job_record(service.queue.get(id), person))
+
+
+@router.delete("/{id}", responses=refusals(404))
+def cancel(request: Request, id: JobId, service: Here, person: Submitter) -> JobAnswer:
+    """No longer want a job. It ends when nobody wants it any more, or when an admin who did not ask for it says so."""
+    job = service.queue.cancel(id, person)
+    service.note(request, person, "job.cancelled", job=id, left=len(job.watchers))
+    return JobAnswer.model_validate(job_record(job, person))
+
+
+class _Events(StreamingResponse):
+    """A stream that gives back what it holds as soon as it ends, whoever ends it."""
+
+    def __init__(self, stream: AsyncIterator[bytes]) -> None:
+        super().__init__(stream, media_type="text/event-stream", headers={"X-Accel-Buffering": "no"})
+        self._stream = stream
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async with aclosing(self._stream):  # type: ignore[type-var]
+            await super().__call__(scope, receive, send)
+
+
+@router.get(
+    "/{id}/events",
+    response_class=Response,
+    responses={
+        200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}, "description": "The events."},
+        204: {"description": "The job is over, and there are no more events."},
+        **refusals(404),
+    },
+)
+def follow(
+    id: JobId,
+    service: Here,
+    person: Reader,
+    after: Annotated[int, Query(ge=0, le=2**53, description="Only events after this one.")] = 0,
+    last_event_id: Annotated[int | None, Header(ge=0, le=2**53, description="The same; it wins.")] = None,
+) -> Response:
+    """What happens to a job, as server-sent events: `id` is the event's number, `event` its kind, `data` JSON.
+
+    The stream ends after the event of a final state; comments keep it open until then.
+    """
+    job = service.queue.get(id)
+    seen = min(last_event_id if last_event_id is not None else after, job.last_seq)
+    if job.state in FINAL and seen == job.last_seq:
+        return Response(status_code=204)
+    if service.hub.is_full:
+        raise Refusal(503, "too many streams are open; come back", headers=retry_after(5))
+    return _Events(service.hub.stream(id, last_seq=job.last_seq, after=seen))
