@@ -65,18 +65,30 @@ for _command in (
     app.command()(_command)
 
 
-@app.command(
-    context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
-    add_help_option=False,
-    options_metavar="COMMAND [OPTIONS]",
-)
-def cluster(context: typer.Context) -> None:
-    """Several machines as one, for --cluster: start and join nodes, see what they hold, find what is wrong."""
-    from mint.extras import more_commands
+# of packages that are installed beside mint, which get their part of the command line as it is
+_OTHERS = {
+    "cluster": "Several machines as one, for --cluster: start and join nodes, see what they hold, find what is wrong.",
+    "serve": "Run a lab's quantization service: submit models, follow jobs, download results, in a browser too.",
+    "token": "Who may use the service of this machine: create, list and revoke tokens.",
+}
 
-    raise typer.Exit(
-        more_commands("cluster")(context.args or ["--help"], prog_name="mint cluster", standalone_mode=False)
+
+def _pass_on(name: str, help: str) -> None:
+    @app.command(
+        name,
+        help=help,
+        context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+        add_help_option=False,
+        options_metavar="[COMMAND] [OPTIONS]",
     )
+    def run(context: typer.Context) -> None:
+        from mint.extras import more_commands
+
+        raise typer.Exit(more_commands(name)(context.args, prog_name=f"mint {name}", standalone_mode=False))
+
+
+for _name, _help in _OTHERS.items():
+    _pass_on(_name, _help)
 
 
 def main(arguments: list[str] | None = None) -> None:

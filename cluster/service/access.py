@@ -81,7 +81,9 @@ class Service:
         header = request.headers.get("authorization")
         if header is None:
             if not self._is_open(client, request):
-                raise _unauthorized("needed: a token, in the header Authorization: Bearer TOKEN; mint token create NAME")
+                raise _unauthorized(
+                    "needed: a token, in the header Authorization: Bearer TOKEN; mint token create NAME"
+                )
             return LOCAL
         scheme, _, text = header.partition(" ")
         person = self.tokens.verify(text.strip()) if scheme.lower() == "bearer" else None

@@ -51,4 +51,3 @@ class _Lines:
         self._audit.write(line)
 
     info = msg
-

@@ -10,7 +10,7 @@ import json
 import sqlite3
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +19,9 @@ from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url
-from sqlalchemy.exc import ArgumentError, DatabaseError
+from sqlalchemy.exc import ArgumentError, DatabaseError, InterfaceError, OperationalError, SQLAlchemyError, TimeoutError
 
+from cluster.service.errors import Unavailable
 from mint.errors import MintError
 
 MIGRATIONS = Path(__file__).parent / "migrations"
@@ -46,20 +47,31 @@ class Database:
     def read(self) -> Iterator[Connection]:
         """A transaction that sees one state of the database and changes nothing."""
         isolation: dict[str, Any] = {} if self._sqlite else {"isolation_level": "REPEATABLE READ"}
-        with self._engine.connect().execution_options(**isolation) as connection, connection.begin():
+        opened = self._engine.connect
+        with self._answering(), opened().execution_options(**isolation) as connection, connection.begin():
             yield connection
 
     @contextmanager
     def write(self) -> Iterator[Connection]:
         """A transaction that nobody else writes beside; it is undone when the block raises."""
-        if self._sqlite:
-            open_one = self._engine.connect
-            with self._writer, open_one().execution_options(mint_writes=True) as connection, connection.begin():
-                yield connection
-        else:
-            with self._engine.begin() as connection:
+        opened, turn = self._engine.connect, self._writer if self._sqlite else nullcontext()
+        with self._answering(), turn, opened().execution_options(mint_writes=True) as connection, connection.begin():
+            if not self._sqlite:
                 connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({_LOCK})")
-                yield connection
+            yield connection
+
+    @contextmanager
+    def _answering(self) -> Iterator[None]:
+        """What is wrong with the database, and not with what was asked of it, is the user's to mend."""
+        try:
+            yield
+        except (SQLAlchemyError, sqlite3.Error) as error:
+            if not _is_away(error):
+                raise
+            raise Unavailable(
+                f"the database {self.place} cannot be used: {_first_line(error)}; needed one that runs, that may be "
+                "written, on a disk with room"
+            ) from error
 
     def close(self) -> None:
         """Close every connection that is not in use."""
@@ -71,17 +83,10 @@ def connect(url: str) -> Database:
 
     Raises `MintError` when it cannot be reached, is of another kind, or was written by a newer mint.
     """
-    engine = _engine(_parse(url))
-    database = Database(engine)
+    database = Database(_engine(_parse(url)))
     try:
         with database.write() as connection:
             _migrate(connection, database.place)
-    except (DatabaseError, sqlite3.Error) as error:
-        database.close()
-        raise MintError(
-            f"the database {database.place} cannot be used: {_first_line(error)}; needed one that can be reached and "
-            "written: check its address, that it runs, and who may write there"
-        ) from None
     except BaseException:
         database.close()
         raise
@@ -155,11 +160,18 @@ def _migrate(connection: Connection, place: str) -> None:
     found = set(MigrationContext.configure(connection).get_current_heads())
     if unknown := found - known:
         raise MintError(
-            f"the database {place} is at revision {', '.join(sorted(unknown))}, which this mint does not know (it knows "
-            f"up to {scripts.get_current_head()}); needed the mint that wrote it, or a newer one"
+            f"the database {place} is at revision {', '.join(sorted(unknown))}, this mint knows those up to "
+            f"{scripts.get_current_head()}; needed the mint that wrote it, or a newer one"
         )
     if found != {scripts.get_current_head()}:
         command.upgrade(config, "head")
+
+
+def _is_away(error: SQLAlchemyError | sqlite3.Error) -> bool:
+    if isinstance(error, (OperationalError, InterfaceError, TimeoutError, sqlite3.Error)):
+        return True
+    denied = getattr(getattr(error, "orig", None), "sqlstate", None) == "42501"  # PostgreSQL: no right to do so
+    return denied or type(error) is DatabaseError  # SQLite: the file is something else
 
 
 def _first_line(error: BaseException) -> str:

@@ -10,7 +10,7 @@ class NotFound(MintError):
 
 
 class NotWatching(MintError):
-    """Who cancels a job is not among those who wait for it, and is no admin."""
+    """Who cancels a job for others, or never asked for it, is no admin."""
 
 
 class LeaseLost(MintError):
@@ -27,3 +27,7 @@ class QuotaExceeded(MintError):
     def __init__(self, message: str, *, retry_after: int) -> None:
         super().__init__(message)
         self.retry_after = retry_after
+
+
+class Unavailable(MintError):
+    """The database does not answer, or cannot write; it may be better soon."""

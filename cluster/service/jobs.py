@@ -78,14 +78,19 @@ class Queue:
                 _touch(connection, row.artifact, now)
             return _read(connection, row.number), False
 
-    def cancel(self, id: str, by: Person) -> Job:
+    def cancel(self, id: str, by: Person, *, everybody: bool = False) -> Job:
         """Take someone off a job; the last to go ends it, at once or, where it runs, by `cancel_wanted`.
 
-        An admin who does not watch it ends it for everybody; `NotWatching` for others.
+        An admin can do so for everybody, and does if they never asked for it; others get `NotWatching`. Who is taken
+        off a finished job has its artifact no longer counted against their quota.
         """
         with self._database.write() as connection:
             row = _row(connection, id)
-            if watching.leave(connection, row.number, by) and row.finished_at is None and not row.cancel_wanted:
+            if (
+                watching.leave(connection, row.number, by, everybody=everybody)
+                and row.finished_at is None
+                and not row.cancel_wanted
+            ):
                 reason = f"cancelled by {by.name}"
                 if row.state in ACTIVE:
                     change = update(jobs).where(jobs.c.number == row.number)
@@ -99,7 +104,7 @@ class Queue:
     def get(self, id: str) -> Job:
         """One job; raises `NotFound`."""
         with self._database.read() as connection:
-            return _read(connection, _row(connection, id).number)
+            return _records(connection, [_row(connection, id)])[0]
 
     def find(
         self,
@@ -162,8 +167,8 @@ class Queue:
             count_turn(connection, row.owner)
             lease, now = secrets.token_hex(16), self._clock()
             self._move(
-                connection, row, INVENTORY,
-                lease=lease, lease_until=now + self._lease_seconds, attempts=row.attempts + 1, started_at=now, host=host,
+                connection, row, INVENTORY, lease=lease, lease_until=now + self._lease_seconds, started_at=now,
+                attempts=row.attempts + 1, host=host,
             )  # fmt: skip
             return Claim(_read(connection, row.number), lease)
 
@@ -182,7 +187,8 @@ class Queue:
         """Tell something about a job; raises `LeaseLost`."""
         with self._database.write() as connection:
             row = self._held(connection, claim)
-            return self._tell(connection, row, kind, body)
+            connection.execute(update(jobs).where(jobs.c.number == row.number).values(last_seq=row.last_seq + 1))
+            return _tell(connection, row, row.last_seq + 1, self._clock(), kind, body)
 
     def advance(
         self,
@@ -283,17 +289,21 @@ class Queue:
             values["reason"] = ""
         if "reason" in values:
             values["reason"] = _storable(values["reason"])
-        change = update(jobs).where(jobs.c.number == row.number).values(state=state, **values)
-        row = connection.execute(change.returning(*jobs.c)).one()
-        body = {"state": state, "reason": row.reason, "host": row.host, "attempts": row.attempts}
-        return self._tell(connection, row, "state", body)
+        change = update(jobs).where(jobs.c.number == row.number)
+        row = connection.execute(
+            change.values(state=state, last_seq=row.last_seq + 1, **values).returning(*jobs.c)
+        ).one()
+        return _tell_state(connection, row, self._clock())
 
-    def _tell(self, connection: Connection, row: _Row, kind: str, body: Mapping[str, Any]) -> Event:
-        event = Event(row.id, row.last_seq + 1, self._clock(), kind, dict(body))
-        connection.execute(update(jobs).where(jobs.c.number == row.number).values(last_seq=event.seq))
-        values = {"job": row.number, "seq": event.seq, "at": event.at, "kind": kind, "body": event.body}
-        connection.execute(insert(events).values(values))
-        return event
+
+def _tell_state(connection: Connection, row: _Row, now: float) -> Event:
+    body = {"state": row.state, "reason": row.reason, "host": row.host, "attempts": row.attempts}
+    return _tell(connection, row, row.last_seq, now, "state", body)
+
+
+def _tell(connection: Connection, row: _Row, seq: int, now: float, kind: str, body: Mapping[str, Any]) -> Event:
+    connection.execute(insert(events).values(job=row.number, seq=seq, at=now, kind=kind, body=dict(body)))
+    return Event(row.id, seq, now, kind, dict(body))
 
 
 def _storable(text: str) -> str:
@@ -310,8 +320,7 @@ def _insert(connection: Connection, wish: Wish, by: Person, priority: int, expec
         "cancel_wanted": False,
     }  # fmt: skip
     row = connection.execute(insert(jobs).values(values).returning(*jobs.c)).one()
-    body = {"state": QUEUED, "reason": "", "host": "", "attempts": 0}
-    connection.execute(insert(events).values(job=row.number, seq=1, at=now, kind="state", body=body))
+    _tell_state(connection, row, now)
     return row
 
 

@@ -1,4 +1,4 @@
-"""What the options and the budget of a wish mean: the same for the runner that makes a model and for plans shown before.
+"""What the options and the budget of a wish mean: the same for the runner that makes a model and for a plan before it.
 
 Only options that differ from their defaults, and that matter to what is asked for, are part of a wish: who writes a
 default out asks for the same thing as who does not.
@@ -15,6 +15,7 @@ from mint.formats import check_rounding
 
 if TYPE_CHECKING:
     from mint.analysis import Analysis
+    from mint.options import Wishes
     from mint.probed import Probed
     from mint.problem import Problem
 
@@ -104,7 +105,7 @@ def budget_bytes_of(budget: str, options: Mapping[str, Any], problem: "Problem")
     return room.budget_of(budget)(problem)
 
 
-def _wishes(options: Mapping[str, Any]) -> Any:
+def _wishes(options: Mapping[str, Any]) -> "Wishes":
     """The options as the command line has them, which knows what they mean."""
     from mint.options import Wishes
 

@@ -5,8 +5,8 @@ import os
 import subprocess
 import sys
 import threading
-from contextlib import suppress
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 from mint.errors import MintError
@@ -17,11 +17,11 @@ _END_SECONDS = 2.0  # for a process whose input has ended
 _WAITING = 8  # questions, with the one that is worked on
 
 
-class NotAnalyzed(MintError):
+class NotAnalyzed(MintError):  # noqa: N818, it says what is the case
     """No stored analysis fits the question."""
 
 
-class Busy(MintError):
+class Busy(MintError):  # noqa: N818, likewise
     """Others are being answered."""
 
     retry_after = 5.0
@@ -79,7 +79,7 @@ class Planner:
             if code > 0:
                 raise RuntimeError(f"{asked['verb']}: the planning process ended with {code}")
             raise Busy(
-                f"the plan was given up after {self._answer_seconds:g} seconds or for want of memory; ask for fewer points"
+                f"the plan was given up after {self._answer_seconds:g} seconds, or for want of memory; ask for less"
             )
         self._idle = threading.Timer(self._idle_seconds, self.close)
         self._idle.daemon = True

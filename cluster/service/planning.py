@@ -33,7 +33,7 @@ Record = dict[str, Any]
 T = TypeVar("T")
 
 
-class Missing(Exception):
+class Missing(Exception):  # noqa: N818, it says what is the case
     """There is no such analysis."""
 
 

@@ -79,7 +79,9 @@ def ready(service: Here) -> HealthAnswer:
     try:
         service.queue.counts()
     except Exception as error:  # whatever a database's driver raises: it is not ready
-        raise Refusal(503, "the database does not answer; see the log", headers=retry_after(_UNREADY_SECONDS)) from error
+        raise Refusal(
+            503, "the database does not answer; see the log", headers=retry_after(_UNREADY_SECONDS)
+        ) from error
     return HealthAnswer(status="ready", version=__version__)
 
 

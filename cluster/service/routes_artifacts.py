@@ -58,9 +58,7 @@ def look(digest: Digest, service: Here, person: Reader) -> ArtifactAnswer:
 
 
 @router.post("/{digest}/tickets", status_code=201, responses=refusals(404, *POSTED))
-def give_ticket(
-    request: Request, digest: Digest, wanted: TicketRequest, service: Here, person: Reader
-) -> TicketAnswer:
+def give_ticket(request: Request, digest: Digest, wanted: TicketRequest, service: Here, person: Reader) -> TicketAnswer:
     """A link to one file that works once, within a minute, for a browser: a link cannot send a token."""
     file = _file(service.ledger.get(digest), wanted.name)
     ticket = service.tickets.give(person.name, digest, file.name)
@@ -108,15 +106,23 @@ def _download(request: Request, digest: Digest, name: FileName, service: Here, t
 
 
 @router.get(
-    _FILE, response_class=Response, responses=_FILE_ANSWERS, operation_id="download_file", dependencies=[Depends(BEARER)]
+    _FILE,
+    response_class=Response,
+    responses=_FILE_ANSWERS,
+    operation_id="download_file",
+    dependencies=[Depends(BEARER)],
 )
 def download(request: Request, digest: Digest, name: FileName, service: Here, ticket: Ticket = None) -> Response:
-    """A file, or one range of it. Its ETag is its SHA-256, so that a cut download goes on with `Range` and `If-Range`."""
+    """A file, or one range of it. Its ETag is its SHA-256: a cut download goes on with `Range` and `If-Range`."""
     return _download(request, digest, name, service, ticket)
 
 
 @router.head(
-    _FILE, response_class=Response, responses=_FILE_ANSWERS, operation_id="describe_file", dependencies=[Depends(BEARER)]
+    _FILE,
+    response_class=Response,
+    responses=_FILE_ANSWERS,
+    operation_id="describe_file",
+    dependencies=[Depends(BEARER)],
 )
 def describe(request: Request, digest: Digest, name: FileName, service: Here, ticket: Ticket = None) -> Response:
     """The headers of a file: its size and its SHA-256."""
@@ -140,5 +146,7 @@ def _allowed(service: Service, request: Request, digest: str, name: str, ticket:
 def _file(artifact: Artifact, name: str) -> StoredFile:
     found = next((file for file in artifact.files if file.name == name), None)
     if found is None:
-        raise Refusal(404, f"the artifact has no file {name!r}; it has {len(artifact.files)}, see GET /v1/artifacts/DIGEST")
+        raise Refusal(
+            404, f"the artifact has no file {name!r}; GET /v1/artifacts/DIGEST lists its {len(artifact.files)}"
+        )
     return found

@@ -75,7 +75,9 @@ def find(
     state: State | None = None,
     mine: bool = False,
     model: Annotated[Sha256 | None, Query(description="The identity of a model.")] = None,
-    before: Annotated[str | None, Query(pattern="^[0-9a-f]{16}$", description="The last job of the page before.")] = None,
+    before: Annotated[
+        str | None, Query(pattern="^[0-9a-f]{16}$", description="The last job of the page before.")
+    ] = None,
     limit: Annotated[int, Query(ge=1, le=500)] = 100,
 ) -> JobsAnswer:
     """Jobs, the newest first."""

@@ -1,11 +1,12 @@
 """The service over HTTP: its parts put together, and the process that serves them."""
 
-import asyncio
 import contextlib
 import os
+import socket
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Any
 
 import uvicorn
@@ -14,6 +15,7 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
+from starlette.routing import compile_path
 
 from cluster.service import routes_about, routes_artifacts, routes_jobs, routes_models
 from cluster.service.access import Service
@@ -76,7 +78,7 @@ def create_app(settings: Settings, *, clock: Callable[[], float] = time.time, bo
         app.mount("/static", routes_about.Static(directory=routes_about.WEB))
     _answer_errors(app)
     app.add_middleware(
-        Guard,  # type: ignore[arg-type]
+        Guard,
         names=own_names(settings),
         rates=service.addresses,
         on_answered=service.metrics.answered,
@@ -160,28 +162,46 @@ def _answer_errors(app: FastAPI) -> None:
     @app.exception_handler(HTTPException)
     async def _http(request: Request, error: HTTPException) -> Response:
         known = CODES.get(error.status_code, "refused")
-        message = {404: f"there is nothing at {request.url.path}; see /openapi.json"}.get(
-            error.status_code, str(error.detail)
-        )
-        return refused(Refusal(error.status_code, message, code=known, headers=error.headers))
+        headers, message = dict(error.headers or {}), str(error.detail)
+        if error.status_code == 404:
+            message = f"there is nothing at {request.url.path}; see /openapi.json"
+        if error.status_code == 405:
+            headers["Allow"] = ", ".join(sorted(_methods(app, request.url.path)))
+            message = f"{request.method} is not possible here; needed {headers['Allow']}"
+        return refused(Refusal(error.status_code, message, code=known, headers=headers))
+
+
+def _methods(app: FastAPI, path: str) -> set[str]:
+    """What can be done with a path, by the description of the API."""
+    return {
+        method.upper()
+        for template, operations in app.openapi()["paths"].items()
+        if compile_path(template)[0].fullmatch(path)
+        for method in operations
+    } or {"GET", "HEAD"}
 
 
 class _Server(uvicorn.Server):
-    """A server that lets streams end before it waits for connections to."""
+    """A server that says when it listens, and lets streams end before it waits for connections to."""
 
-    def __init__(self, config: uvicorn.Config, on_stop: Callable[[], None]) -> None:
+    def __init__(self, config: uvicorn.Config, on_start: Callable[[], None], on_stop: Callable[[], None]) -> None:
         super().__init__(config)
-        self._on_stop = on_stop
+        self._on_start, self._on_stop = on_start, on_stop
+
+    async def startup(self, sockets: Any = None) -> None:
+        """Start, and say so."""
+        await super().startup(sockets)
+        if self.started:
+            self._on_start()
 
     async def shutdown(self, sockets: Any = None) -> None:
         """End the streams, then the rest."""
         self._on_stop()
-        await asyncio.sleep(0)
         await super().shutdown(sockets)
 
 
 def serve(settings: Settings, *, on_start: Callable[[str], None] = lambda url: None) -> None:
-    """Serve until SIGTERM or Ctrl-C. Raises `MintError` for an address that would let strangers in, or that is taken."""
+    """Serve until SIGTERM or Ctrl-C. Raises `MintError` for an address that is taken or would let strangers in."""
     os.umask(0o077)
     app = create_app(settings)
     service: Service = app.state.service
@@ -202,14 +222,12 @@ def serve(settings: Settings, *, on_start: Callable[[str], None] = lambda url: N
         ssl_certfile=settings.tls_cert,
         ssl_keyfile=settings.tls_key,
     )
-    sockets = [_bound(config)]
-    on_start(settings.url)
-    _Server(config, service.hub.close).run(sockets)
+    listener = _bound(config)
+    url = replace(settings, port=listener.getsockname()[1]).url
+    _Server(config, lambda: on_start(url), service.hub.close).run([listener])
 
 
-def _bound(config: uvicorn.Config) -> Any:
-    import socket
-
+def _bound(config: uvicorn.Config) -> socket.socket:
     family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
     bound = socket.socket(family)
     bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -38,19 +38,20 @@ def add(connection: Connection, job: int, name: str, priority: int) -> None:
     _settle(connection, job)
 
 
-def leave(connection: Connection, job: int, by: Person) -> bool:
-    """Note that someone no longer wants a job; whether nobody does now. Raises `NotWatching`.
+def leave(connection: Connection, job: int, by: Person, *, everybody: bool) -> bool:
+    """Note that someone, or everybody, no longer wants a job; whether nobody does now. Raises `NotWatching`.
 
     An admin who never asked for it takes it from everybody. Who has left already may leave again.
     """
     asked = select(watchers.c.name).where(watchers.c.job == job, watchers.c.name == by.name)
     change = update(watchers).where(watchers.c.job == job).values(wants=False)
-    if connection.execute(asked).one_or_none() is not None:
-        connection.execute(change.where(watchers.c.name == by.name))
-    elif by.may("admin"):
+    watches = connection.execute(asked).one_or_none() is not None
+    if by.may("admin") and (everybody or not watches):
         connection.execute(change)
+    elif watches and not everybody:
+        connection.execute(change.where(watchers.c.name == by.name))
     else:
-        raise NotWatching(f"{by.name} did not ask for this job; needed someone who did, or an admin")
+        raise NotWatching(f"{by.name} cannot cancel this job for others; needed one of one's own, or to be an admin")
     return not _settle(connection, job)
 
 

@@ -1,0 +1,221 @@
+"""`mint serve` and `mint token`, which the command line of mint finds through entry points.
+
+A thin rim: the web framework and the database are imported inside the commands.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from cluster.service.records import SCOPES, Quota
+from cluster.service.settings import PORT, Settings, data_place
+from mint.budget import parse_size
+from mint.errors import MintError
+from mint.options import Json
+from mint.show import Screen
+
+if TYPE_CHECKING:
+    from cluster.service.tokens import Tokens
+
+_HELP: dict[str, Any] = {
+    "pretty_exceptions_enable": False,
+    "add_completion": False,
+    "context_settings": {"help_option_names": ["-h", "--help"]},
+}
+serve_app = typer.Typer(name="serve", **_HELP)
+token_app = typer.Typer(
+    name="token", help="Who may use the service of this machine: tokens, shown once.", no_args_is_help=True, **_HELP
+)
+_PACKAGES = ("alembic", "fastapi", "prometheus_client", "pydantic", "sqlalchemy", "starlette", "uvicorn")
+
+Data = Annotated[
+    Path | None,
+    typer.Option(metavar="DIR", help="Where the service keeps everything; default: in the user's data folder."),
+]
+DatabaseUrl = Annotated[
+    str,
+    typer.Option(
+        "--database", metavar="URL", envvar="MINT_DATABASE", show_envvar=True,
+        help="postgresql://USER:PASSWORD@HOST/NAME, shared by several servers; default: SQLite in DIR.",
+    ),
+]  # fmt: skip
+
+
+@serve_app.command()
+def serve(
+    data: Data = None,
+    host: Annotated[str, typer.Option(metavar="IP", help="Where to listen; beyond loopback tokens and TLS are needed.")]
+    = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0: any that is free.")] = PORT,
+    root: Annotated[
+        list[Path],
+        typer.Option(metavar="DIR", help="Where models lie; nothing else is ever read. May be repeated."),
+    ] = [],  # noqa: B006, typer copies it
+    allow_hub: Annotated[
+        bool, typer.Option("--allow-hub", help="Models of the Hugging Face hub may be asked for too.")
+    ] = False,
+    cluster: Annotated[
+        str, typer.Option(metavar="ADDRESS", help="Work on all nodes of this Ray cluster (HOST:PORT).")
+    ] = "",
+    slots: Annotated[int, typer.Option(min=0, help="Jobs at a time; 0: only serve, others work.")] = 1,
+    max_store: Annotated[
+        str, typer.Option(metavar="SIZE", help="What all stored files may take; the longest unused go first.")
+    ] = "",
+    database: DatabaseUrl = "",
+    tls_cert: Annotated[Path | None, typer.Option(metavar="FILE", help="Certificate for HTTPS, PEM.")] = None,
+    tls_key: Annotated[Path | None, typer.Option(metavar="FILE", help="Its key, PEM.")] = None,
+    insecure: Annotated[
+        bool, typer.Option("--insecure", help="Plain HTTP beyond loopback: where a proxy or a VPN encrypts.")
+    ] = False,
+    name: Annotated[
+        list[str],
+        typer.Option(metavar="HOST", help="A further name that this service is called by. May be repeated."),
+    ] = [],  # noqa: B006, typer copies it
+    rate: Annotated[float, typer.Option(min=1, help="Requests a second that one person may make.")] = 100.0,
+) -> None:  # fmt: skip
+    """Run the lab's quantization service: submit models, follow jobs, download results, at http://127.0.0.1:8420/.
+
+    Everything lies in DIR: jobs, results, logs. Ctrl-C or SIGTERM ends the service; jobs at work go on, and the next
+    `mint serve` takes them up again. On loopback without any token, everybody on this machine may do everything.
+
+    Example: mint serve --root ~/models --max-store 500GB
+    """
+    settings = Settings(
+        data=(data or data_place()).expanduser().resolve(),
+        host=host,
+        port=port,
+        database=database,
+        roots=_folders(root),
+        allow_hub=allow_hub,
+        cluster=cluster,
+        slots=slots,
+        max_store_bytes=parse_size(max_store) if max_store else None,
+        tls_cert=_file(tls_cert, "--tls-cert"),
+        tls_key=_file(tls_key, "--tls-key"),
+        insecure=insecure,
+        names=tuple(name),
+        requests_per_second=rate,
+    )
+    with _service():
+        from cluster.service.server import serve as run
+
+        run(settings, on_start=lambda url: typer.echo(f"mint serves at {url}/ (data: {settings.data}). Ctrl-C ends it"))
+
+
+@token_app.command()
+def create(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Whose it is: letters, digits, . _ @ -")],
+    scope: Annotated[
+        str,
+        typer.Option(metavar="LIST", help="What it allows: read (look, plan, download), submit (and cancel), admin."),
+    ] = "read,submit",
+    quota: Annotated[
+        str,
+        typer.Option(
+            metavar="LIST",
+            help="How much at a time: active=1,queued=20,bytes=500GB (jobs that run, that wait or run; stored).",
+        ),
+    ] = "",
+    data: Data = None,
+    database: DatabaseUrl = "",
+) -> None:
+    """Make a token and print it, this once: the service keeps only its SHA-256.
+
+    Example: mint token create anna --quota active=1,bytes=500GB > anna.token
+    """
+    with _tokens(data, database) as tokens:
+        text = tokens.create(name, [part.strip() for part in scope.split(",") if part.strip()], parse_quota(quota))
+    typer.echo(text)
+    typer.echo(f"for {name}: give it by MINT_TOKEN or --token-file; it is not shown again", err=True)
+
+
+@token_app.command("list")
+def list_(data: Data = None, database: DatabaseUrl = "", as_json: Json = False) -> None:
+    """Show who has a token, what it allows and how much; never the token."""
+    with Screen(as_json) as screen, _tokens(data, database) as tokens:
+        rows = [
+            {
+                "name": grant.person.name,
+                "scopes": ",".join(grant.person.scopes),
+                "quota": write_quota(grant.person.quota),
+                "created": datetime.fromtimestamp(grant.created_at, UTC).isoformat(timespec="seconds"),
+            }
+            for grant in tokens.list()
+        ]
+    screen.answer({"tokens": rows})
+
+
+@token_app.command()
+def revoke(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Whose token.")],
+    data: Data = None,
+    database: DatabaseUrl = "",
+) -> None:
+    """Make a token worthless, at once. Jobs that it asked for go on."""
+    with _tokens(data, database) as tokens:
+        tokens.revoke(name)
+    typer.echo(f"the token of {name} opens nothing any more")
+
+
+def parse_quota(text: str) -> Quota:
+    """The quota that people write as `active=1,queued=20,bytes=500GB`; `MintError` for anything else."""
+    found: dict[str, int] = {}
+    for part in filter(None, (part.strip() for part in text.split(","))):
+        key, _, value = part.partition("=")
+        field = "nbytes" if key == "bytes" else key
+        if field not in ("active", "queued", "nbytes") or field in found or not (field == "nbytes" or value.isdigit()):
+            raise MintError(f"--quota {part!r}; needed some of active=N, queued=N, bytes=SIZE, separated by commas")
+        found[field] = parse_size(value) if field == "nbytes" else int(value)
+    return Quota(**found)
+
+
+def write_quota(quota: Quota) -> str:
+    """A quota as `parse_quota` reads it."""
+    parts = {"active": quota.active, "queued": quota.queued, "bytes": quota.nbytes}
+    return ",".join(f"{name}={value}{'B' * (name == 'bytes')}" for name, value in parts.items() if value is not None)
+
+
+def _folders(roots: list[Path]) -> tuple[Path, ...]:
+    for root in roots:
+        if not root.is_dir():
+            raise MintError(f"--root {root}: no such folder; needed one with models in it")
+    return tuple(root.resolve() for root in roots)
+
+
+def _file(path: Path | None, option: str) -> Path | None:
+    if path and not path.is_file():
+        raise MintError(f"{option} {path}: no such file")
+    return path
+
+
+@contextmanager
+def _tokens(data: Path | None, database: str) -> Iterator["Tokens"]:
+    settings = Settings(data=(data or data_place()).expanduser().resolve(), database=database)
+    settings.data.mkdir(parents=True, exist_ok=True, mode=0o700)
+    with _service():
+        from cluster.service.database import connect
+        from cluster.service.tokens import Tokens
+
+        opened = connect(settings.database_url)
+        try:
+            yield Tokens(opened)
+        finally:
+            opened.close()
+
+
+@contextmanager
+def _service() -> Iterator[None]:
+    """Name the extra where the web framework or the database is not installed."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if error.name and error.name.split(".")[0] in _PACKAGES:
+            raise MintError(f"{error.name} is not installed; needed: pip install 'mint-mlx[service]'") from error
+        raise
+
+
+assert set(SCOPES) == {"read", "submit", "admin"}  # as the help says
