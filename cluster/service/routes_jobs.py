@@ -92,9 +92,15 @@ def look(id: JobId, service: Here, person: Reader) -> JobAnswer:
 
 
 @router.delete("/{id}", responses=refusals(404))
-def cancel(request: Request, id: JobId, service: Here, person: Submitter) -> JobAnswer:
-    """No longer want a job. It ends when nobody wants it any more, or when an admin who did not ask for it says so."""
-    job = service.queue.cancel(id, person)
+def cancel(
+    request: Request,
+    id: JobId,
+    service: Here,
+    person: Submitter,
+    everybody: Annotated[bool, Query(description="Take it from all who want it; only for admins.")] = False,
+) -> JobAnswer:
+    """No longer want a job, which ends when nobody wants it any more. An admin who never asked for it ends it."""
+    job = service.queue.cancel(id, person, everybody=everybody)
     service.note(request, person, "job.cancelled", job=id, left=len(job.watchers))
     return JobAnswer.model_validate(job_record(job, person))
 

@@ -18,11 +18,11 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import compile_path
 
 from cluster.service import routes_about, routes_artifacts, routes_jobs, routes_models
-from cluster.service.access import Service
+from cluster.service.access import Service, refusals
 from cluster.service.audit import Audit
 from cluster.service.connections import Connection
 from cluster.service.database import Database, connect
-from cluster.service.errors import Held, NotFound, NotWatching, QuotaExceeded
+from cluster.service.errors import Held, NotFound, NotWatching, QuotaExceeded, Unavailable
 from cluster.service.guard import Guard
 from cluster.service.jobs import Queue
 from cluster.service.ledger import Ledger
@@ -39,6 +39,7 @@ from cluster.service.tickets import Tickets
 from cluster.service.tokens import Tokens
 from mint import __version__
 from mint.errors import MintError
+from mint.log import log
 
 _BURST_SECONDS = 4.0  # of requests at the steady rate may come at once
 _ADDRESS_FACTOR = 10.0  # many people may share an address
@@ -73,7 +74,7 @@ def create_app(settings: Settings, *, clock: Callable[[], float] = time.time, bo
     )
     app.state.service = service
     for part in (routes_jobs, routes_models, routes_artifacts, routes_about):
-        app.include_router(part.router)
+        app.include_router(part.router, responses=refusals())
     if routes_about.WEB.is_dir():
         app.mount("/static", routes_about.Static(directory=routes_about.WEB))
     _answer_errors(app)
@@ -151,6 +152,9 @@ def _answer_errors(app: FastAPI) -> None:
         if isinstance(error, (QuotaExceeded, Busy)):
             code = "quota" if isinstance(error, QuotaExceeded) else "busy"
             return refused(Refusal(429, str(error), code=code, headers=retry_after(error.retry_after)))
+        if isinstance(error, Unavailable):
+            log.error("database.unavailable", error=str(error))
+            return refused(Refusal(503, "the database does not answer; come back", headers=retry_after(5)))
         status = next((status for kind, status in _STATUS.items() if isinstance(error, kind)), 422)
         return refused(Refusal(status, str(error), code="unusable" if status == 422 else ""))
 
