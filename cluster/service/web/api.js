@@ -1,6 +1,7 @@
 // The service's JSON, and the token that it may ask for: typed once, kept by this tab, sent in a header only.
 
 const KEY = "mint.token";
+let known;
 
 /** What the service refused, in its own words. */
 export class Refusal extends Error {
@@ -16,8 +17,15 @@ export function token() {
 }
 
 export function setToken(text) {
+  known = undefined;
   if (text) sessionStorage.setItem(KEY, text);
   else sessionStorage.removeItem(KEY);
+}
+
+/** Who this tab is to the service, and what it may: {name, scopes, maySubmit}. */
+export async function person(signal) {
+  known ??= await ask("/v1/me", { signal });
+  return { ...known, maySubmit: known.scopes.some((scope) => scope === "submit" || scope === "admin") };
 }
 
 /** The headers of every request. */

@@ -1,6 +1,6 @@
 // The page's start: who may see it, and which part of it the address names.
 
-import { setToken, token } from "./api.js";
+import { person, setToken, token } from "./api.js";
 import { alertOf, h, say } from "./dom.js";
 import { jobPage, jobsPage } from "./jobs.js";
 import { modelPage, modelsPage } from "./models.js";
@@ -34,6 +34,7 @@ async function show({ focus = true } = {}) {
     const elements = await page({ signal, key: route?.[0].exec(location.hash)[1] });
     if (signal.aborted) return;
     main.replaceChildren(...elements);
+    if (token()) say(leave, `Sign out ${(await person(signal)).name}`);
   } catch (error) {
     if (signal.aborted || error.status === 401) return;
     main.replaceChildren(h("h1", {}, "This did not work"), alertOf(error), h("p", {}, h("a", { href: "#/" }, "To the jobs")));

@@ -4,7 +4,7 @@ import { ask } from "./api.js";
 import { announce, h, say } from "./dom.js";
 import { FINAL, STAGES, STATES, base, duration, figures, isActive, moment, size, wanted } from "./words.js";
 
-const IN_BYTES = ["analyzing", "assembling"];
+const IN_BYTES = ["analyze", "assemble"]; // what the runner counts in bytes of weights, and not in pieces
 
 /** One job on the page: made once, then told what changed, so that focus and buttons stay where they are. */
 export class JobCard {
@@ -69,7 +69,7 @@ export class JobCard {
     const bar = this.#bars.get(this.#job.state);
     const share = body.total > 0 ? body.done / body.total : 0;
     if (bar) bar.value = share;
-    const amount = (value) => (IN_BYTES.includes(this.#job.state) ? size(value, 3) : figures(value));
+    const amount = (value) => (IN_BYTES.includes(body.stage) ? size(value, 3) : figures(value));
     const count = body.total > 0 ? `${amount(body.done)} of ${amount(body.total)}` : "";
     say(this.doing, [`${Math.floor(100 * share)} %`, count, body.item].filter(Boolean).join(" · "));
     const most = Math.max(1, ...(body.hosts ?? []).map((host) => host.done));

@@ -155,7 +155,7 @@ export class CurveChart {
       ]),
       across.map((value) => [
         svg("line", { class: "tick", x1: this.#x(value), x2: this.#x(value), y1: bottom, y2: bottom + 5 }),
-        svg("text", { x: this.#x(value), y: bottom + 20, "text-anchor": "middle" }, size(value, 3)),
+        svg("text", { x: this.#x(value), y: bottom + 20, "text-anchor": "middle" }, size(value)),
       ]),
       svg("line", { class: "base", x1: MARGIN.left, x2: right, y1: bottom, y2: bottom }),
       svg("text", { class: "title", x: right, y: tall - 6, "text-anchor": "end" },

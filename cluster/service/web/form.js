@@ -65,11 +65,11 @@ export async function submitForm({ onSubmitted, signal }) {
 
 /** A model of the service's folders; where the hub is allowed, its ids can be typed, too. */
 function modelChoice(models, allowsHub) {
-  const choices = models.map(({ name, source_bytes: nbytes }) =>
-    h("option", { value: name }, nbytes ? `${name} (${size(nbytes, 3)})` : name));
+  const choices = models.filter(({ identity }) => identity).map(({ name, nbytes }) =>
+    h("option", { value: name }, `${name} (${size(nbytes, 3)})`));
   if (!allowsHub) {
     const select = h("select", { id: "model", required: true }, choices);
-    const none = !models.length && h("small", {}, "There is no model below the service's folders.");
+    const none = !choices.length && h("small", {}, "There is no model below the service's folders.");
     return { element: h("div", {}, select, none), get value() { return select.value; } };
   }
   const input = h("input", { id: "model", list: "models", required: true, autocomplete: "off", spellcheck: "false", value: models[0]?.name ?? "" });

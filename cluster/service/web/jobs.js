@@ -1,6 +1,6 @@
 // The queue: a form beside what runs, waits and ended; and the page of one job.
 
-import { ask } from "./api.js";
+import { ask, person } from "./api.js";
 import { JobCard } from "./card.js";
 import { alertOf, facts, h, say, table } from "./dom.js";
 import { submitForm } from "./form.js";
@@ -17,13 +17,15 @@ export async function jobsPage({ signal }) {
   const queue = new Queue(signal);
   const mine = h("input", { type: "checkbox", id: "mine", onchange: () => queue.look() });
   queue.mine = mine;
-  const form = submitForm({ onSubmitted: () => queue.look(), signal });
-  const [filled] = await Promise.all([form, queue.look()]);
+  const [{ maySubmit }] = await Promise.all([person(signal), queue.look()]);
+  const form = maySubmit
+    ? await submitForm({ onSubmitted: () => queue.look(), signal })
+    : h("p", { class: "empty" }, "This token allows to look, plan and download; to submit it needs the scope submit.");
   queue.keepLooking();
   return [
     h("h1", { class: "hidden" }, "Jobs"),
     h("div", { class: "columns" },
-      h("section", { class: "ask", "aria-labelledby": "ask" }, h("h2", { id: "ask" }, "Fit a model"), filled),
+      h("section", { class: "ask", "aria-labelledby": "ask" }, h("h2", { id: "ask" }, "Fit a model"), form),
       h("section", { class: "queue", "aria-labelledby": "queue" },
         h("div", { class: "head" }, h("h2", { id: "queue" }, "Jobs"), h("label", { class: "check", for: "mine" }, mine, "only mine")),
         queue.trouble, queue.running, queue.waiting, queue.ended)),

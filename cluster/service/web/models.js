@@ -1,6 +1,6 @@
 // The models of the service, and the page of one: its curve, the plan of a point, its artifacts, its history.
 
-import { ask } from "./api.js";
+import { ask, person } from "./api.js";
 import { CurveChart, describe, legend } from "./curve.js";
 import { alertOf, facts, h, table } from "./dom.js";
 import { artifactCard } from "./downloads.js";
@@ -17,15 +17,15 @@ export async function modelsPage({ signal }) {
     h("h1", {}, "Models"),
     models.length ? table("Models", [
       ["Model", ({ name, identity }) => (identity ? h("a", { href: `#/models/${identity}` }, name) : name)],
-      ["Size", ({ source_bytes: nbytes }) => (nbytes ? size(nbytes, 3) : ""), true],
-      ["Analyzed", ({ analyzed }) => (analyzed ? "yes" : "not yet")],
+      ["Size", ({ identity, nbytes }) => (identity ? size(nbytes, 3) : ""), true],
+      ["Analyzed", ({ analyzed, reason }) => reason || (analyzed ? "yes" : "not yet")],
     ], models) : h("p", { class: "empty" }, "There is no model below the service's folders."),
   ];
 }
 
 /** One model. */
 export async function modelPage({ key, signal }) {
-  const model = await ask(`/v1/models/${key}`, { signal });
+  const [model, { maySubmit }] = await Promise.all([ask(`/v1/models/${key}`, { signal }), person(signal)]);
   const name = model.names[0] ?? short(model.identity);
   return [
     h("p", { class: "path" }, h("a", { href: "#/models" }, "Models")),
@@ -37,7 +37,7 @@ export async function modelPage({ key, signal }) {
       ["Layers", model.layers || ""],
       ["Identity", h("code", { title: model.identity }, short(model.identity))],
     ]),
-    ...(model.analyses.length ? await curveSection(model, name, signal) : [notAnalyzed(name)]),
+    ...(model.analyses.length ? await curveSection(model, name, maySubmit, signal) : [notAnalyzed(name, maySubmit)]),
     h("section", {}, h("h2", {}, "Downloads"), model.artifacts.length
       ? h("div", { class: "artifacts" }, model.artifacts.map(artifactCard))
       : h("p", { class: "empty" }, "Nothing was made of this model yet.")),
@@ -45,7 +45,7 @@ export async function modelPage({ key, signal }) {
   ];
 }
 
-function notAnalyzed(name) {
+function notAnalyzed(name, maySubmit) {
   const note = h("p", { class: "taken", role: "status" });
   const button = h("button", { type: "button", class: "primary", onclick: async () => {
     button.disabled = true;
@@ -58,10 +58,10 @@ function notAnalyzed(name) {
     }
   } }, "Analyze it");
   return h("section", { class: "card" }, h("h2", {}, "Budget and loss"),
-    h("p", {}, "This model was not measured yet. Once it is, every budget takes seconds, for everybody."), button, note);
+    h("p", {}, "This model was not measured yet. Once it is, every budget takes seconds, for everybody."), maySubmit && button, note);
 }
 
-async function curveSection(model, name, signal) {
+async function curveSection(model, name, maySubmit, signal) {
   const place = h("div", { class: "columns wide" });
   const picture = h("div", {});
   const rounding = h("select", { id: "rounding", onchange: () => fill() }, model.analyses.map((each, index) =>
@@ -78,7 +78,7 @@ async function curveSection(model, name, signal) {
       const points = curve.points.map((point) => ({ ...point, knee: knees.has(point.budget_bytes) }));
       const known = new Map(devices.map((device) => [device.name, device]));
       const placed = curve.devices.map((each) => ({ ...known.get(each.name), ...each }));
-      const panel = new PlanPanel({ identity: model.identity, name, options, devices: placed, signal });
+      const panel = new PlanPanel({ identity: model.identity, name, options, devices: placed, maySubmit, signal });
       const made = model.jobs.map((job) => job.result?.planned_bytes).filter(Boolean);
       const chart = new CurveChart({ points, made, onChoose: (point) => panel.show(point) });
       place.replaceChildren(

@@ -13,8 +13,10 @@ export class PlanPanel {
   #name;
   #options;
   #placed;
+  #maySubmit;
 
-  constructor({ identity, name, options, devices, signal }) {
+  constructor({ identity, name, options, devices, maySubmit, signal }) {
+    this.#maySubmit = maySubmit;
     this.#placed = devices;
     this.#identity = identity;
     this.#name = name;
@@ -61,7 +63,7 @@ export class PlanPanel {
       ]),
       mix(plan.units),
       plan.predicted_from && h("p", { class: "hint" }, `Predicted from ${plan.predicted_from}.`),
-      button, note,
+      this.#maySubmit && button, note,
     ].filter(Boolean);
   }
 

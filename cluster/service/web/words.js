@@ -14,7 +14,7 @@ export function figures(value, count = 4) {
 /** A figure for an axis: a power of ten where it is small or large. */
 export function tick(value) {
   const power = Math.floor(Math.log10(value) + 1e-9);
-  if (value === 0 || (power > -4 && power < 5)) return figures(value, 2);
+  if (value === 0 || (power > -4 && power < 5)) return figures(value);
   const factor = Math.round(value / 10 ** power);
   return `${factor === 1 ? "" : `${factor}×`}10${[...String(power)].map((digit) => RAISED[digit]).join("")}`;
 }
