@@ -35,6 +35,7 @@ class ClusterExecutor:
 
     def __init__(self, carrier: Carrier, model: Path, policy: Policy = Policy()) -> None:  # noqa: B008, it is frozen
         self.carrier = carrier
+        self.made_by: dict[str, str] = {}  # the node that did a unit last, by the unit's path
         self._policy = policy
         here = any(model.glob(PATTERN)) or (model / "config.json").exists()
         self._head = take_inventory("this machine", model if here else None)
@@ -132,8 +133,14 @@ class ClusterExecutor:
                 self._carry(commands)
                 for command in commands:
                     if isinstance(command, Accept):
+                        self._note_maker(command.item, event)
                         yield command.item, pieces
             self._carry(coordinator.step(time.monotonic()))
+
+    def _note_maker(self, item: str, event: Event) -> None:
+        link = self.carrier.links.get(getattr(event, "worker", ""))
+        if link:
+            self.made_by[item] = link.node
 
     def _carry(self, commands: Sequence[Command]) -> None:
         for command in commands:

@@ -15,7 +15,7 @@ from pathlib import Path
 import mlx.core as mx
 
 from mint.device import device_kind, versions
-from mint.errors import MintError
+from mint.errors import DiskFull, MintError
 from mint.execute import Executor, in_process
 from mint.formats import TensorSpec
 from mint.jobs import Packed, quantize_as_planned, raw_bytes, ready_kernels
@@ -145,7 +145,7 @@ def _check_space(partial: Path, plan: Plan) -> None:
     there = sum(file.stat().st_blocks * 512 for file in partial.iterdir())
     free = shutil.disk_usage(partial).free
     if free + there < plan.planned_bytes:
-        raise MintError(disk_full(partial, plan.planned_bytes - there))
+        raise DiskFull(disk_full(partial, plan.planned_bytes - there))
 
 
 def _still_there(journal: Journal, files: WeightFiles, plan: Plan) -> dict[str, str]:

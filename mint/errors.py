@@ -6,3 +6,7 @@ Its text says what was found, what is needed and what to do. Everything else tha
 
 class MintError(Exception):
     """Something the user can mend; the message is shown as it is, without a traceback."""
+
+
+class DiskFull(MintError):  # noqa: N818, it says what is the case
+    """There is no room on a disk; there may be later."""

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Self
 
-from mint.errors import MintError
+from mint.errors import DiskFull
 from mint.formats import TensorSpec
 from mint.layout import OutputShard
 
@@ -82,7 +82,7 @@ class WeightFiles:
         except OSError as error:
             os.ftruncate(descriptor, 0)
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
-                raise MintError(disk_full(path.parent, shard.nbytes)) from error
+                raise DiskFull(disk_full(path.parent, shard.nbytes)) from error
             raise
 
     def _close(self) -> None:

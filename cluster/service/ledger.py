@@ -133,6 +133,12 @@ class Ledger:
             alone = {file.digest: file for file in found[0].files if file.digest not in kept}
             discard(list(alone.values()))
 
+    def settled(self, work: Callable[[Callable[[str], bool]], object]) -> None:
+        """Call `work` with what tells whether a digest is of a file of some artifact, while none comes or goes."""
+        with self._database.write() as connection:
+            known = set(connection.execute(select(artifact_files.c.digest).distinct()).scalars())
+            work(known.__contains__)
+
     # what models are called
 
     def name(self, path: str, stamp: str, identity: str) -> None:

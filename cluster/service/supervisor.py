@@ -1,0 +1,239 @@
+"""Who starts the runners of this machine, and sees to what they cannot see to themselves.
+
+A thread in the server. All it knows of jobs is in the database and in the folder of the data, so nothing is lost with it:
+when the service ends, its runners go on; the next one finds their jobs at work on this host and lets them. A round:
+bury runners that died, take back leases that ran out, end those that were cancelled, let blocked jobs wait again for
+their turn where there is room, start what has a turn, evict, clear away the folders of jobs that are over.
+"""
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from cluster.service.errors import LeaseLost, NotFound, Unavailable
+from cluster.service.jobs import Queue
+from cluster.service.options import option
+from cluster.service.records import Claim, Job
+from cluster.service.runner import DISK, Place
+from cluster.service.settings import Settings
+from cluster.service.states import ACTIVE, BLOCKED, FINAL
+from cluster.service.store import RESERVE_BYTES, Store
+from cluster.service.turns import holder
+from mint.blas import find_openblas, preloading
+from mint.log import log
+
+ROUND_SECONDS = 0.5
+KILL_SECONDS = 5.0  # after a job that was cancelled was told to stop
+_MOST_BLOCKED = 1000
+
+
+@dataclass
+class _Child:
+    """A runner that this process started."""
+
+    process: subprocess.Popen[bytes]
+    claim: Claim
+
+
+@dataclass
+class _Cancelling:
+    """A runner that was told to stop."""
+
+    told_at: float
+    pid: int = field(default=0)
+
+
+class Supervisor:
+    """Works for the queue on this machine, with at most `settings.slots` jobs at a time."""
+
+    def __init__(
+        self,
+        queue: Queue,
+        store: Store,
+        settings: Settings,
+        *,
+        host: str = "",
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._queue = queue
+        self._store = store
+        self._slots = settings.slots
+        self._database = settings.database_url
+        self._place = Place(
+            settings.data, settings.roots, settings.allow_hub, settings.cluster, settings.max_store_bytes
+        )
+        self._host = host or socket.gethostname()
+        self._clock = clock
+        self._children: dict[str, _Child] = {}
+        self._cancelling: dict[str, _Cancelling] = {}
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._work, name="supervisor", daemon=True)
+        for folder in (self._place.work("").parent, self._place.log("").parent, self._place.locks):
+            folder.mkdir(parents=True, exist_ok=True)
+
+    def start(self) -> None:
+        """Begin to work, in a thread."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Start nothing more; the runners go on."""
+        self._stopping.set()
+        if self._thread.is_alive():
+            self._thread.join()
+
+    def step(self) -> None:
+        """One round."""
+        self._bury()
+        self._queue.expire()
+        active = [job for state in ACTIVE for job in self._queue.find(state=state, limit=_MOST_BLOCKED)]
+        here = [job for job in active if job.host == self._host]
+        self._end_cancelled(here)
+        self._unblock()
+        running = len({*(job.id for job in here), *self._children})
+        while running < self._slots and not self._stopping.is_set():
+            claim = self._queue.claim(self._host)
+            if claim is None:
+                break
+            self._spawn(claim)
+            running += 1
+        self._store.evict()
+        self._clear()
+
+    def _work(self) -> None:
+        swept = False
+        while not self._stopping.wait(ROUND_SECONDS):
+            try:
+                if not swept:
+                    # servers that share a database but no disk must not forget what the others store
+                    self._store.sweep(rows=self._database.startswith("sqlite"))
+                    swept = True
+                self.step()
+            except Unavailable as error:
+                log.warning("database.away", reason=str(error))
+                self._stopping.wait(ROUND_SECONDS * 4)
+            except Exception as error:  # one bad round must not end the service's work
+                log.error("supervisor.stumbled", reason=f"{type(error).__name__}: {error}")
+                self._stopping.wait(ROUND_SECONDS * 4)
+
+    # runners
+
+    def _spawn(self, claim: Claim) -> None:
+        job = claim.job
+        try:
+            with self._place.log(job.id).open("ab") as said:
+                process = subprocess.Popen(
+                    self._place.arguments(job.id),
+                    stdin=subprocess.PIPE,
+                    stdout=said,
+                    stderr=said,
+                    env=_environment(job),
+                    start_new_session=True,
+                )
+        except OSError as error:
+            self._forfeit(claim, f"its process could not be started: {error.strerror}")
+            return
+        self._children[job.id] = _Child(process, claim)
+        assert process.stdin
+        try:
+            process.stdin.write(json.dumps({"database": self._database, "lease": claim.lease}).encode() + b"\n")
+            process.stdin.close()
+        except BrokenPipeError:
+            pass  # it died at once, and is buried in the next round
+        log.info("runner.started", job=job.id, pid=process.pid, attempt=job.attempts)
+
+    def _bury(self) -> None:
+        for id, child in list(self._children.items()):
+            code = child.process.poll()
+            if code is None:
+                continue
+            del self._children[id]
+            self._cancelling.pop(id, None)
+            log.info("runner.ended", job=id, code=code)
+            self._forfeit(child.claim, f"its process {_ending(code)}")
+
+    def _forfeit(self, claim: Claim, reason: str) -> None:
+        """Take a job back from a runner that is dead; nothing to take back from one that finished it."""
+        try:
+            job = self._queue.forfeit(claim, reason)
+        except LeaseLost:
+            return
+        log.warning("runner.lost", job=job.id, state=job.state, reason=job.reason)
+
+    def _end_cancelled(self, here: list[Job]) -> None:
+        wanted = {job.id: job for job in here if job.cancel_wanted}
+        for id in [id for id in self._cancelling if id not in wanted]:
+            del self._cancelling[id]
+        for id, job in wanted.items():
+            child = self._children.get(id)
+            pid = child.process.pid if child else holder(self._place.locks / job.wish.analysis_key)
+            told = self._cancelling.get(id)
+            if not pid:
+                continue  # not yet at work, or just over: it sees for itself
+            if told is None:
+                self._cancelling[id] = _Cancelling(self._clock(), pid)
+                _signal_group(pid, signal.SIGTERM)
+            elif told.pid == pid and self._clock() - told.told_at >= KILL_SECONDS:
+                _signal_group(pid, signal.SIGKILL)
+
+    # room
+
+    def _unblock(self) -> None:
+        """Put jobs back that waited for room, once there is a little more than they need."""
+        for job in reversed(self._queue.find(state=BLOCKED, limit=_MOST_BLOCKED)):
+            if not job.reason.startswith(DISK):
+                continue
+            need = job.needed_bytes + job.needed_bytes // 20 + RESERVE_BYTES // 4
+            work = self._place.work(job.id)
+            there = _allocated_bytes(work)
+            if not self._store.lacks(max(0, need - there), work if work.exists() else None):
+                self._queue.unblock(job.id)
+                log.info("job.unblocked", job=job.id)
+
+    def _clear(self) -> None:
+        """Remove what jobs that are over have left on the disk."""
+        for folder in self._place.work("").iterdir():
+            if folder == self._place.locks or folder.name in self._children:
+                continue
+            try:
+                over = self._queue.get(folder.name).state in FINAL
+            except NotFound:
+                over = True
+            if over:
+                shutil.rmtree(folder, ignore_errors=True)
+
+
+def _environment(job: Job) -> dict[str, str]:
+    """Of a runner: with a fast BLAS where the model has to run on a CPU whose MLX brings a slow one."""
+    runs = option(job.wish.options, "probe") or option(job.wish.options, "rounding") == "compensate"
+    library = find_openblas() if runs and sys.platform == "linux" else ""
+    return preloading(library) if library else dict(os.environ)
+
+
+def _signal_group(pid: int, number: signal.Signals) -> None:
+    try:
+        os.killpg(pid, number)
+    except (ProcessLookupError, PermissionError):
+        pass
+
+
+def _ending(code: int) -> str:
+    return f"was killed by signal {-code}" if code < 0 else f"ended with code {code}"
+
+
+def _allocated_bytes(folder: Path) -> int:
+    found = 0
+    for path in folder.rglob("*") if folder.exists() else ():
+        try:
+            found += path.lstat().st_blocks * 512
+        except FileNotFoundError:
+            continue  # being removed
+    return found
