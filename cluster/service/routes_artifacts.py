@@ -97,8 +97,10 @@ def _download(request: Request, digest: Digest, name: FileName, service: Here, t
             renew=lambda: service.ledger.hold(digest, holder, _HOLD_SECONDS),
             done=done,
         )
-    except BaseException:
+    except BaseException as error:
         service.ledger.drop(holder)
+        if isinstance(error, FileNotFoundError):
+            raise Refusal(404, f"the file {name!r} is not in the store any more; submit the job again") from error
         raise
     if request.method == "GET":
         service.note(request, person, "file.sent", artifact=digest, file=name, status=answer.status_code)
