@@ -22,7 +22,7 @@ from tests.conftest import own_cache
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 DRIVER = shutil.which("chromedriver")
 PICTURES = Path(__file__).parent.parent / ".artifacts" / "page"
-PATIENCE = 90.0  # seconds; a busy machine is slow, and nothing waits longer than it has to
+PATIENCE = 120.0  # seconds; a busy machine is slow, and nothing waits longer than it has to
 _SERVE = "import sys; from cluster.service.commands import serve_app; serve_app(sys.argv[1:])"
 _TOKEN = "import sys; from cluster.service.commands import token_app; token_app(sys.argv[1:])"
 _SWITCHES = (

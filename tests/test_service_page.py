@@ -151,6 +151,9 @@ def test_the_keyboard_is_enough(page: Page, made: str) -> None:
     walk_to(".skip")
     page.press(Keys.ENTER)
     assert page.script("return document.activeElement.id") == "main"
+    walk_to("#model")
+    page.press("small")
+    assert page.script("return document.activeElement.value") == "small-llama"
     walk_to("#size")
     page.press("5bpw", Keys.ENTER)  # which somebody has made: the job is shared
     walk_to("form [type=submit]")
@@ -311,7 +314,9 @@ def test_a_card_shows_how_far_every_host_is(page: Page) -> None:
           watchers: ["ada", "grace"], mine: true, attempts: 2, created_at: 1, started_at: 2, finished_at: null};
         const card = new JobCard(job);
         document.querySelector("main").replaceChildren(card.element);
-        const hosts = [{host: "studio", done: 3e9, bytes_per_second: 2e9}, {host: "mini", done: 1e9, bytes_per_second: 0}];
+        const hosts = [
+          {host: "studio", done: 3e9, bytes_per_second: 2e9},
+          {host: "mini", done: 1e9, bytes_per_second: 0}];
         const item = "model.layers.3.mlp.up_proj";
         card.progress({stage: "analyze", done: 4e9, total: 16e9, item, hosts});
         const bars = [...document.querySelectorAll(".track progress, .hosts progress")].map((bar) => bar.value);

@@ -17,7 +17,7 @@ export async function jobsPage({ signal }) {
   const queue = new Queue(signal);
   const mine = h("input", { type: "checkbox", id: "mine", onchange: () => queue.look() });
   queue.mine = mine;
-  const [{ maySubmit }] = await Promise.all([person(signal), queue.look()]);
+  const [{ maySubmit }] = await Promise.all([person(signal), queue.load()]);
   const form = maySubmit
     ? await submitForm({ onSubmitted: () => queue.look(), signal })
     : h("p", { class: "empty" }, "This token allows to look, plan and download; to submit it needs the scope submit.");
@@ -45,8 +45,13 @@ class Queue {
     this.ended = group("Ended", "Nothing yet. What you submit shows up here.");
   }
 
-  /** Look at the list now. */
-  async look() {
+  /** Look at the list now; what went wrong is shown. */
+  look() {
+    return this.load().catch(() => {});
+  }
+
+  /** The same; throws when the page is left, or the service wants to know who asks. */
+  async load() {
     const mine = this.mine.checked ? "&mine=true" : "";
     try {
       const { jobs } = await ask(`/v1/jobs?limit=100${mine}`, { signal: this.#signal });
@@ -61,7 +66,7 @@ class Queue {
   }
 
   keepLooking() {
-    const timer = setInterval(() => { if (!document.hidden) this.look().catch(() => {}); }, EVERY);
+    const timer = setInterval(() => { if (!document.hidden) this.look(); }, EVERY);
     this.#signal.addEventListener("abort", () => clearInterval(timer));
   }
 

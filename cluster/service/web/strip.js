@@ -6,6 +6,7 @@ import { figures, size } from "./words.js";
 const LABEL = 84;
 const ROW = 24;
 const HEAD = 18;
+const WIDEST = 48; // of a cell, where there are few layers
 const WRITTEN = 15; // a cell narrower than this has no room for its figure
 export const LEVELS = [2, 3, 4, 5, 6, 8, 16];
 
@@ -79,7 +80,8 @@ function draw(picture, found, width, readout) {
   picture.dataset.width = String(width);
   const layers = [...new Set(found.flatMap(([, cells]) => [...cells.keys()]))].filter((layer) => layer >= 0);
   layers.sort((a, b) => a - b);
-  const cell = (width - LABEL) / Math.max(1, layers.length);
+  const cell = Math.min(WIDEST, (width - LABEL) / Math.max(1, layers.length));
+  const room = Math.max(cell * layers.length, WIDEST);
   const tall = HEAD + found.length * ROW;
   const every = [1, 2, 5, 10, 20, 50].find((step) => step * cell >= 26) ?? 100;
   picture.replaceChildren(svg("svg", { width, height: tall, viewBox: `0 0 ${width} ${tall}` },
@@ -91,7 +93,7 @@ function draw(picture, found, width, readout) {
       [...cells].map(([layer, units]) => {
         const whole = layer < 0;
         const x = whole ? LABEL : LABEL + layers.indexOf(layer) * cell;
-        return oneCell(units, x, whole ? width - LABEL : cell, () => readout.replaceChildren(...readingOf(units)));
+        return oneCell(units, x, whole ? room : cell, () => readout.replaceChildren(...readingOf(units)));
       }),
     )),
   ));

@@ -89,5 +89,6 @@ export function isActive(state) {
 
 /** What a job was asked for, in words. */
 export function wanted(job) {
-  return job.budget || "analysis only";
+  const exact = /^(\d+)B$/.exec(job.budget); // of a point of the curve
+  return exact ? size(Number(exact[1])) : job.budget || "analysis only";
 }
