@@ -11,7 +11,7 @@ from typing import TypeVar
 
 from cluster.carrier import Carrier, Link
 from cluster.coordinator import Coordinator
-from cluster.events import Accept, Command, Finish, Policy
+from cluster.events import Accept, Command, Event, Finish, Policy
 from cluster.inventory import agree, needed_shards, take_inventory
 from cluster.placement import place
 from cluster.settings import RESOURCE

@@ -61,16 +61,21 @@ class Served:
 
     def store(self, kind: str, identity: str, **files: bytes) -> Artifact:
         """Store an artifact of these files; `_` in a name is a dot."""
-        stored = []
+        placed = []
         for name, text in files.items():
-            digest = hashlib.sha256(text).hexdigest()
-            path = self.service.store.path(digest)
+            file = stored(text, name.replace("_", "."))
+            path = self.service.store.path(file.digest)
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(text)
-            stored.append(StoredFile(name.replace("_", "."), digest, len(text)))
-        artifact = Artifact(kind, identity, tuple(stored))
+            placed.append(file)
+        artifact = Artifact(kind, identity, tuple(placed))
         self.service.ledger.add(artifact)
         return artifact
+
+
+def stored(text: bytes, name: str = "a.bin") -> StoredFile:
+    """What the store says of a file of these bytes."""
+    return StoredFile(name, hashlib.sha256(text).hexdigest(), len(text))
 
 
 @contextmanager

@@ -6,7 +6,7 @@ is, so that whoever makes requests from the description makes good ones.
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from cluster.service.options import DEFAULTS, DEVICE_NAMES
 from mint.compat import LOADERS
@@ -36,6 +36,14 @@ ModelName = Annotated[
         "allows it, an id of the Hugging Face hub.",
     ),
 ]  # fmt: skip
+
+
+def _whole(value: Any) -> Any:
+    """A number without a fraction is an integer in JSON, however it is written: 4.0 is 4."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+Whole = BeforeValidator(_whole)
 Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
 
@@ -51,8 +59,8 @@ class Options(_Request):
     probe: bool = False
     objective: Literal["output", "mint", "energy"] = "output"
     veto_db: Annotated[float, Field(ge=-20, le=120, allow_inf_nan=False)] = DEFAULTS["veto_db"]
-    min_bits: Annotated[int, Field(ge=0, le=16)] = 0
-    max_bits: Annotated[int, Field(ge=2, le=64)] = 64
+    min_bits: Annotated[int, Field(ge=0, le=16), Whole] = 0
+    max_bits: Annotated[int, Field(ge=2, le=64), Whole] = 64
     formats: Annotated[
         list[Annotated[str, Field(max_length=100, pattern=f"^{_FORMATS}$", examples=["3,4,8@64", "mxfp4"])]],
         Field(max_length=32),
@@ -77,7 +85,7 @@ class Options(_Request):
     context: Annotated[
         str, Field(max_length=16, pattern="^([1-9][0-9]{0,6}|[1-9][0-9]{0,3}[kKmM])$", description="Tokens.")
     ] = "8k"
-    kv_bits: Literal[2, 3, 4, 6, 8] | None = None
+    kv_bits: Annotated[Literal[2, 3, 4, 6, 8] | None, Whole] = None
     reserve: Annotated[str, Field(max_length=32, pattern=f"^(0|{_SIZE})$")] = "1GB"
 
 
@@ -87,7 +95,7 @@ class Submission(_Request):
     model: ModelName
     budgets: Annotated[list[Budget], Field(max_length=64)] = []
     options: Options = Options()
-    priority: Annotated[int, Field(ge=-10, le=10, description="Above 0 only for admins.")] = 0
+    priority: Annotated[int, Field(ge=-10, le=10, description="Above 0 only for admins."), Whole] = 0
 
 
 class PlanRequest(_Request):

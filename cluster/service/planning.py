@@ -73,10 +73,12 @@ def _key(asked: Mapping[str, Any], *names: str) -> str:
 def _problem(asked: Mapping[str, Any]) -> Problem:
     options = asked["options"]
     wanted = [option(options, name) for name in ANALYSIS if name != "probe"]
-    for found in asked["analyses"]:
-        header = read_header(Path(found["analysis"]))
+    headers = [(found, read_header(Path(found["analysis"]))) for found in asked["analyses"]]
+    # sensitivities are the model's, whatever the rounding
+    probes = [found["probe"] for found, header in headers if found["probe"] and header["dtype"] == wanted[1]]
+    for found, header in headers:
         if [header["rounding"], header["dtype"]] == wanted:
-            probed = read_probed(Path(found["probe"])) if found["probe"] else None
+            probed = read_probed(Path(probes[0])) if probes else None
             return problem_of(options, read_analysis(found["analysis"]), probed)
     raise Missing(f"not analyzed with rounding {wanted[0]} and dtype {wanted[1] or 'of its own'}")
 

@@ -1,9 +1,9 @@
 """Which folders may be read as models: those below the roots, and nothing that a name or a link makes of them.
 
-A name is relative, with forward slashes; with `..`, an absolute path, a NUL or half a character it is refused before the
-disk is asked. What it leads to, and every file in it, must lie below a root once all links are followed: a link to a
-file elsewhere would be copied into the result. A model that brings code of its own for its architecture is refused; that
-of its tokenizer is never run either, which the runner finds out when it loads that.
+A name is relative, with forward slashes; with `..`, an absolute path, a NUL or half a character it is refused before
+the disk is asked. What it leads to, and every file in it, must lie below a root once all links are followed: a link to
+a file elsewhere would be copied into the result. A model that brings code of its own for its architecture is refused;
+that of its tokenizer is never run either: the runner refuses a tokenizer that does not load without.
 """
 
 import hashlib

@@ -1,11 +1,11 @@
 """One job in a process of its own: `python -m cluster.service.runner --data DIR --job ID --root FOLDER ...`.
 
 On standard input comes a line of JSON: the address of the database and the lease, which must not be seen in a list of
-processes. It leads its own process group, is the only writer of the job's events while it holds the lease, and dies with
-it. What it has done so far lies in DIR/cache and DIR/work/ID, so that the next runner of the job goes on there.
+processes. It leads its own process group, is the only writer of the job's events while it holds the lease, and dies
+with it. What it has done so far lies in DIR/cache and DIR/work/ID: the next runner of the job goes on there.
 
-Exit codes: 0: what became of the job is in the database (done, failed, blocked, back in the queue); 3: the lease was lost
-before the start; 75: the database is away, nobody was told; -9: cancelled, told to stop, or the lease was lost.
+Exit codes: 0: what became of the job is in the database (done, failed, blocked, back in the queue); 3: the lease was
+lost before the start; 75: the database is away, nobody was told; -9: cancelled, told to stop, or the lease was lost.
 """
 
 import argparse

@@ -199,9 +199,10 @@ class _Server(uvicorn.Server):
             self._on_start()
 
     async def shutdown(self, sockets: Any = None) -> None:
-        """End the streams, then the rest."""
+        """End the streams, then the rest. To be told to stop is no failure: uvicorn would end by the signal again."""
         self._on_stop()
         await super().shutdown(sockets)
+        self._captured_signals.clear()
 
 
 def serve(settings: Settings, *, on_start: Callable[[str], None] = lambda url: None) -> None:

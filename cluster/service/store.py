@@ -1,9 +1,9 @@
 """Files by the SHA-256 of their bytes: what was made, each file once, however many artifacts it belongs to.
 
-Rules. A file appears in its place whole, by a rename, after its bytes are on the disk; it is never written again. It is
-in the ledger or it is nothing: files and rows change together, inside a transaction of the ledger. A process that is
-killed leaves at most a file without a row, which `sweep` removes. A view made of hard links (`link_out`) keeps the bytes
-of its files whatever is evicted.
+Rules. A file appears in its place whole, by a rename, after its bytes are on the disk; it is never written again. It
+is in the ledger or it is nothing: files and rows change together, inside a transaction of the ledger. A process that is
+killed leaves at most a file without a row, which `sweep` removes. A view made of hard links (`link_out`) keeps the
+bytes of its files whatever is evicted.
 """
 
 import errno
@@ -134,7 +134,7 @@ class Store:
         return free if self.max_bytes is None else max(0, min(free, self.max_bytes - self.ledger.nbytes()))
 
     def lacks(self, need: int, work: Path | None = None) -> str:
-        """Why `need` more bytes cannot be made in the folder `work` and stored, evicting what may go; empty if they can.
+        """Why `need` more bytes cannot be made in `work` and stored, evicting what may go; empty if they can.
 
         A folder on another disk than the store needs the room there too.
         """

@@ -1,7 +1,7 @@
 """Who starts the runners of this machine, and sees to what they cannot see to themselves.
 
-A thread in the server. All it knows of jobs is in the database and in the folder of the data, so nothing is lost with it:
-when the service ends, its runners go on; the next one finds their jobs at work on this host and lets them. A round:
+A thread in the server. All it knows of jobs is in the database and in the folder of the data, so nothing is lost with
+it: when the service ends, its runners go on; the next one finds their jobs at work on this host and lets them. A round:
 bury runners that died, take back leases that ran out, end those that were cancelled, let blocked jobs wait again for
 their turn where there is room, start what has a turn, evict, clear away the folders of jobs that are over.
 """
@@ -16,6 +16,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -77,7 +78,7 @@ class Supervisor:
         self._cancelling: dict[str, _Cancelling] = {}
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._work, name="supervisor", daemon=True)
-        for folder in (self._place.work("").parent, self._place.log("").parent, self._place.locks):
+        for folder in (self._place.locks, self._place.log("").parent):
             folder.mkdir(parents=True, exist_ok=True)
 
     def start(self) -> None:
@@ -89,6 +90,11 @@ class Supervisor:
         self._stopping.set()
         if self._thread.is_alive():
             self._thread.join()
+
+    def wait(self) -> None:
+        """Wait for the end of the runners that this process started."""
+        for child in list(self._children.values()):
+            child.process.wait()
 
     def step(self) -> None:
         """One round."""
@@ -200,7 +206,7 @@ class Supervisor:
 
     def _clear(self) -> None:
         """Remove what jobs that are over have left on the disk."""
-        for folder in self._place.work("").iterdir():
+        for folder in self._place.locks.parent.iterdir():
             if folder == self._place.locks or folder.name in self._children:
                 continue
             try:
@@ -219,10 +225,8 @@ def _environment(job: Job) -> dict[str, str]:
 
 
 def _signal_group(pid: int, number: signal.Signals) -> None:
-    try:
+    with suppress(ProcessLookupError, PermissionError):
         os.killpg(pid, number)
-    except (ProcessLookupError, PermissionError):
-        pass
 
 
 def _ending(code: int) -> str:

@@ -1,8 +1,8 @@
 """One at a time on a folder: a file that its holder locks, and that says who that is.
 
-A job's lease says who may write in the database; this says who writes on the disk. They differ when a runner was stopped
-(a machine that slept, a debugger) while its lease ran out: it lives, holds its files, and no longer may. Whoever has the
-job now ends it, if it is on the same machine.
+A job's lease says who may write in the database; this says who writes on the disk. They differ when a runner was
+stopped (a machine that slept, a debugger) while its lease ran out: it lives, holds its files, and no longer may.
+Whoever has the job now ends it, if it is on the same machine.
 """
 
 import fcntl

@@ -1,0 +1,385 @@
+"""Real runners, really killed, stopped and cancelled; a disk that is full. The result is mint's own, bit by bit."""
+
+import itertools
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import time
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cluster.service.database import connect
+from cluster.service.jobs import LEASE_SECONDS, Queue
+from cluster.service.ledger import Ledger
+from cluster.service.records import Artifact, Claim, Job, Person, Wish
+from cluster.service.roots import Roots
+from cluster.service.runner import DISK, OVER, Place
+from cluster.service.settings import Settings
+from cluster.service.stages import _refuse_tokenizer_code
+from cluster.service.states import BLOCKED, CANCELLED, DONE, FAILED, QUEUED
+from cluster.service.store import RESERVE_BYTES, Store
+from cluster.service.supervisor import Supervisor
+from cluster.service.telling import EVERY_SECONDS, Telling
+from mint.errors import MintError
+from mint.manifest import file_digest
+from mint.possible import possible_bytes
+from mint.progress import Progress
+from mint.quantize import quantize
+from mint.source import open_source
+from tests.conftest import own_cache
+from tests.zoo import write_model
+
+ANN = Person("ann", ("submit",))
+
+
+@dataclass
+class Lab:
+    """A service's data, without a server."""
+
+    data: Path
+    roots: Path
+    url: str
+
+    def __post_init__(self) -> None:
+        self.database = connect(self.url)
+        self.queue, self.ledger = Queue(self.database), Ledger(self.database)
+        self.store = Store(self.data / "store", self.ledger)
+        self.place = Place(self.data, (self.roots,))
+        own_cache(self.data / "cache")
+
+    @property
+    def settings(self) -> Settings:
+        return Settings(self.data, database=self.url, roots=(self.roots,))
+
+    def submit(self, model: str, budget: int | str = "", **options: Any) -> Job:
+        identity = Roots([self.roots]).identify(model)[1]
+        text = f"{budget}B" if isinstance(budget, int) else budget
+        return self.queue.submit(Wish(model, identity, text, options), ANN)[0]
+
+    def claim(self) -> Claim:
+        claim = self.queue.claim("here")
+        assert claim is not None
+        return claim
+
+    def begin(self, claim: Claim, **more: str) -> "subprocess.Popen[str]":
+        """A runner as the supervisor starts it, but for its log, which the test reads."""
+        runner = subprocess.Popen(
+            self.place.arguments(claim.job.id),
+            stdin=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, **more},
+            start_new_session=True,
+        )
+        assert runner.stdin
+        runner.stdin.write(json.dumps({"database": self.url, "lease": claim.lease}) + "\n")
+        runner.stdin.close()
+        runner.stdin = None
+        return runner
+
+    def work(self) -> tuple[Job, list[str]]:
+        """Run the next job until it is over; what became of it, and what its runner said."""
+        claim = self.claim()
+        runner = self.begin(claim)
+        _, said = runner.communicate()
+        assert runner.returncode == OVER, said
+        return self.queue.get(claim.job.id), said.splitlines()
+
+    def expire(self) -> None:
+        """Let all leases run out."""
+        Queue(self.database, lambda: time.time() + LEASE_SECONDS + 5).expire()
+
+    def digests(self, artifact: str) -> dict[str, str]:
+        return {file.name: file.digest for file in self.ledger.get(artifact).files}
+
+
+@pytest.fixture
+def lab(tmp_path: Path) -> Iterator[Lab]:
+    (tmp_path / "models").mkdir()
+    (tmp_path / "data").mkdir()
+    lab = Lab(tmp_path / "data", tmp_path / "models", f"sqlite:///{tmp_path / 'service.db'}")
+    yield lab
+    lab.database.close()
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_model("qwen3_moe", tmp_path_factory.mktemp("models") / "moe", shards=2, tokenizer=True)
+
+
+@pytest.fixture(scope="module")
+def budgets(model: Path) -> tuple[int, int]:
+    source = open_source(model)
+    smallest, largest = possible_bytes(source.units, source.parameters)
+    return (smallest + largest) // 2, (smallest + 2 * largest) // 3
+
+
+@pytest.fixture(scope="module")
+def expected(model: Path, budgets: tuple[int, int], tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """The digests of the files that mint itself writes."""
+    folder = tmp_path_factory.mktemp("own")
+    quantize(model, budgets[0], folder / "out", analysis=folder / "analysis.mint")
+    return {path.name: file_digest(path).sha256 for path in (folder / "out").iterdir()}
+
+
+def _units_measured(said: list[str]) -> Counter[str]:
+    return Counter(json.loads(line)["unit"] for line in said if '"unit.measured"' in line)
+
+
+def test_jobs_make_what_mint_makes_and_the_second_budget_of_a_model_measures_nothing(
+    lab: Lab, model: Path, budgets: tuple[int, int], expected: dict[str, str]
+) -> None:
+    shutil.copytree(model, lab.roots / "team" / "moe")
+    first = lab.submit("team/moe", budgets[0])
+    job, said = lab.work()
+    assert (job.id, job.state, job.reason) == (first.id, DONE, "")
+    assert lab.digests(job.artifact) == expected
+    assert set(_units_measured(said).values()) == {1}
+    assert job.result["planned_bytes"] <= budgets[0] and job.result["verified"]
+    assert job.needed_bytes >= job.result["planned_bytes"]
+    states = [event.body["state"] for event in lab.queue.events(job.id) if event.kind == "state"]
+    assert states == ["queued", "inventory", "analyzing", "solving", "assembling", "verifying", "done"]
+    told = [event.body for event in lab.queue.events(job.id) if event.kind == "progress"]
+    analyzed = [body for body in told if body["stage"] == "analyze"]
+    assert analyzed[-1]["done"] == analyzed[-1]["total"] == sum(host["done"] for host in analyzed[-1]["hosts"])
+    analysis = lab.ledger.find(kind="analysis")
+    assert [artifact.digest for artifact in analysis] == [job.result["analysis"]]
+    assert [file.name for file in analysis[0].files] == ["analysis.mint"]
+
+    lab.submit("team/moe", budgets[1])
+    other, said = lab.work()
+    assert other.state == DONE
+    assert not _units_measured(said)
+    assert other.result["reused_bytes"] > 0
+    assert other.artifact != job.artifact
+    assert lab.ledger.find(kind="analysis") == analysis
+
+
+def test_killed_and_stopped_at_any_moment_a_job_ends_with_the_same_bytes_and_measures_nothing_twice(
+    lab: Lab, model: Path, budgets: tuple[int, int], expected: dict[str, str]
+) -> None:
+    shutil.copytree(model, lab.roots / "moe")
+    job = lab.submit("moe", budgets[0])
+    units = len(open_source(model).units)
+    moments = random.Random(5)
+    said: list[str] = []
+    for ending, events in ((signal.SIGKILL, moments.randrange(units)), (signal.SIGSTOP, moments.randrange(units))):
+        runner = lab.begin(lab.claim())
+        assert runner.stderr
+        # units measured and written
+        for line in runner.stderr:
+            said.append(line)
+            events -= '"unit.' in line
+            if events < 0:
+                break
+        os.killpg(runner.pid, ending)
+        if ending == signal.SIGKILL:
+            said += runner.stderr
+            runner.wait()
+        lab.expire()
+        assert lab.queue.get(job.id).state == QUEUED
+        stopped = runner
+    found, more = lab.work()  # ends the one that was stopped, which holds the files
+    assert stopped.wait() == -signal.SIGKILL
+    assert stopped.stderr
+    said += [*stopped.stderr, *more]
+    assert (found.state, found.attempts) == (DONE, 3)
+    assert lab.digests(found.artifact) == expected
+    measured = _units_measured(said)
+    assert len(measured) == units
+    assert set(measured.values()) == {1}
+
+
+_GRANDCHILD = """
+import os, subprocess, sys
+if sys.argv[:1] == ["-c"]:  # a child of the runner
+    subprocess.Popen(["sh", "-c", f"exec sleep 600 > {os.environ['GRANDCHILD']}"])
+"""
+
+
+def test_cancelling_ends_the_runner_and_all_that_it_started(
+    lab: Lab, model: Path, budgets: tuple[int, int], tmp_path: Path
+) -> None:
+    shutil.copytree(model, lab.roots / "moe")
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "sitecustomize.py").write_text(_GRANDCHILD)
+    os.mkfifo(tmp_path / "fifo")
+    job = lab.submit("moe", budgets[0])
+    claim = lab.claim()
+    path = os.pathsep.join(filter(None, [str(tmp_path / "site"), os.environ.get("PYTHONPATH")]))
+    runner = lab.begin(claim, PYTHONPATH=path, GRANDCHILD=str(tmp_path / "fifo"))
+    with (tmp_path / "fifo").open() as grandchild:  # it runs
+        assert lab.queue.cancel(job.id, ANN).cancel_wanted
+        runner.communicate()
+        assert runner.returncode in (-signal.SIGKILL, OVER)  # it may have been done just before
+        assert grandchild.read() == ""  # it has ended
+    ended = lab.queue.get(job.id)
+    assert ended.state in (CANCELLED, DONE)
+    assert (ended.state == DONE) == (runner.returncode == OVER)
+
+
+def test_sigterm_gives_the_job_back(lab: Lab, model: Path, budgets: tuple[int, int]) -> None:
+    shutil.copytree(model, lab.roots / "moe")
+    job = lab.submit("moe", budgets[0])
+    runner = lab.begin(lab.claim())
+    assert runner.stderr
+    next(line for line in runner.stderr if '"unit.' in line)
+    runner.terminate()
+    assert runner.wait() == -signal.SIGKILL
+    runner.stderr.close()
+    back = lab.queue.get(job.id)
+    assert (back.state, back.attempts) == (QUEUED, 0)
+    assert "told to stop" in back.reason
+
+
+def test_a_model_that_changed_while_its_job_waited_fails_the_job_with_the_reason(lab: Lab, llama: Path) -> None:
+    shutil.copytree(llama, lab.roots / "llama")
+    lab.submit("llama", "4bpw")
+    config = lab.roots / "llama" / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"rope_theta": 5000.0}))
+    job, said = lab.work()
+    assert job.state == FAILED
+    assert "the model llama has changed since it was submitted" in job.reason
+    assert "Traceback" not in job.reason
+    assert any("Traceback" in line for line in said)
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk with 8 MiB beside what the service leaves free."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    size = RESERVE_BYTES + (16 << 20)
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)]
+    if os.geteuid() != 0 or subprocess.run(mount, check=False).returncode != 0:
+        pytest.skip("only root mounts a disk")
+    yield folder
+    subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+def _fill(disk: Path, leave: int) -> None:
+    """A file that leaves so many bytes of the disk free."""
+    ballast = disk / "ballast"
+    ballast.unlink(missing_ok=True)
+    free = shutil.disk_usage(disk).free
+    with ballast.open("wb") as file:
+        os.posix_fallocate(file.fileno(), 0, free - leave)
+
+
+def test_a_full_disk_blocks_a_job_until_there_is_room(
+    small_disk: Path, tmp_path: Path, llama: Path, budgets: tuple[int, int]
+) -> None:
+    (tmp_path / "models").mkdir()
+    shutil.copytree(llama, tmp_path / "models" / "llama")
+    lab = Lab(small_disk, tmp_path / "models", f"sqlite:///{tmp_path / 'service.db'}")
+    supervisor = Supervisor(lab.queue, lab.store, lab.settings)
+    lab.submit("llama", "4bpw")
+
+    def look() -> Job:
+        supervisor._unblock()
+        return lab.queue.get(job.id)
+
+    _fill(small_disk, 0)  # while it works
+    job, _ = lab.work()
+    assert (job.state, job.needed_bytes) == (BLOCKED, 0)
+    assert job.reason.startswith(DISK)
+    _fill(small_disk, RESERVE_BYTES)
+    assert look().state == BLOCKED
+    _fill(small_disk, RESERVE_BYTES + (12 << 20))
+    assert look().state == QUEUED
+
+    _fill(small_disk, RESERVE_BYTES + (1 << 20))  # before it assembles
+    job, _ = lab.work()
+    assert (job.state, job.attempts) == (BLOCKED, 0)
+    assert job.needed_bytes > 1 << 20
+    assert job.reason.startswith("disk: needs ")
+    assert " free" in job.reason
+    assert look().state == BLOCKED
+    (small_disk / "ballast").unlink()
+    assert look().state == QUEUED
+    job, said = lab.work()
+    assert (job.state, job.attempts) == (DONE, 1)
+    assert not _units_measured(said)
+    lab.database.close()
+
+
+def test_a_supervisor_starts_runners_and_the_next_one_adopts_them(lab: Lab, llama: Path, model: Path) -> None:
+    shutil.copytree(llama, lab.roots / "llama")
+    shutil.copytree(model, lab.roots / "moe")
+    first, second = lab.submit("llama"), lab.submit("moe")
+    before = Supervisor(lab.queue, lab.store, lab.settings)
+    before.step()
+    before.stop()  # its runner goes on
+    after = Supervisor(lab.queue, lab.store, lab.settings)
+    after.step()
+    assert lab.queue.get(second.id).state == QUEUED  # one at a time, and the first still runs
+    before.wait()
+    job = lab.queue.get(first.id)
+    assert (job.state, job.attempts) == (DONE, 1)
+    assert lab.ledger.get(job.artifact).kind == "analysis"
+    after.step()
+    after.wait()
+    after.step()
+    assert lab.queue.get(second.id).state == DONE
+    assert [path.name for path in lab.place.locks.parent.iterdir()] == ["locks"]  # nothing is left of them
+    assert '"job.begun"' in lab.place.log(first.id).read_text()
+
+
+def test_a_dead_runner_is_noticed_at_once_and_three_times_is_enough(lab: Lab, llama: Path) -> None:
+    shutil.copytree(llama, lab.roots / "llama")
+    job = lab.submit("llama")
+    lab.place = Place(lab.data, (lab.roots / "gone",))  # its runners cannot even begin
+    broken = Settings(lab.data, database=lab.url, roots=(lab.roots,))
+    supervisor = Supervisor(lab.queue, lab.store, broken)
+    (lab.data / "work" / "locks").rmdir()
+    (lab.data / "work" / "locks").write_text("in the way")
+    supervisor.step()
+    supervisor.wait()
+    supervisor.step()
+    found = lab.queue.get(job.id)
+    assert found.state == FAILED
+    assert "something unforeseen" in found.reason
+
+
+def test_a_tokenizer_that_needs_its_own_code_is_refused_and_its_code_never_run(
+    tmp_path: Path, llama: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = shutil.copytree(llama, tmp_path / "model")
+    _refuse_tokenizer_code(folder)
+    (folder / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nclass Evil: pass\n")
+    (folder / "tokenizer_config.json").write_text(json.dumps({"auto_map": {"AutoTokenizer": ["evil.Evil", None]}}))
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"auto_map": {"AutoConfig": "evil.Evil"}}))
+    with pytest.raises(MintError, match="never run"):
+        _refuse_tokenizer_code(folder)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_progress_is_told_at_most_twice_a_second_and_the_ends_of_stages_always() -> None:
+    told: list[tuple[float, dict[str, Any]]] = []
+    now = 0.0
+    telling = Telling(lambda kind, body: told.append((now, dict(body))), "here", lambda: now)
+    for stage in ("analyze", "assemble"):
+        for done in range(101):
+            telling.on_progress(Progress(stage, done, 100, f"unit {done}"))
+            now += 0.03
+    for stage in ("analyze", "assemble"):
+        mine = [(moment, body) for moment, body in told if body["stage"] == stage]
+        assert [body["done"] for _, body in mine][:: len(mine) - 1] == [0, 100]
+        times = [moment for moment, _ in mine[:-1]]
+        assert all(later - earlier >= EVERY_SECONDS for earlier, later in itertools.pairwise(times))
+
+
+def test_the_same_files_are_the_same_artifact_whoever_made_them(lab: Lab, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("bytes")
+    one = lab.store.put("model", "one", {"file": tmp_path / "file"})
+    assert isinstance(one, Artifact)
+    assert lab.digests(one.digest) == {"file": file_digest(tmp_path / "file").sha256}
