@@ -104,7 +104,8 @@ class Page:
 
     def one(self, css: str) -> WebElement:
         """The first element of a selector, once it is there."""
-        return self.until(lambda: next(iter(self.all(css)), None))
+        found: WebElement = self.until(lambda: next(iter(self.all(css)), None))
+        return found
 
     def read(self, css: str) -> str:
         """What the first element of a selector shows, in words."""
@@ -137,12 +138,17 @@ class Page:
 
     def requests(self) -> list[dict[str, Any]]:
         """Every request that left the browser since this was asked last."""
-        messages = [json.loads(entry["message"])["message"] for entry in self.driver.get_log("performance")]
+        messages = [json.loads(entry["message"])["message"] for entry in self._log("performance")]
         return [
             message["params"]["request"] for message in messages if message["method"] == "Network.requestWillBeSent"
         ]
 
     def complaints(self) -> Sequence[str]:
         """What the console complained about since this was asked last."""
-        said = [entry["message"] for entry in self.driver.get_log("browser") if entry["level"] != "INFO"]
+        said = [entry["message"] for entry in self._log("browser") if entry["level"] != "INFO"]
         return [message for message in said if not any(forgiven in message for forgiven in self.forgiven)]
+
+    def _log(self, kind: str) -> list[dict[str, Any]]:
+        get_log: Any = self.driver.get_log  # has no annotations
+        found: list[dict[str, Any]] = get_log(kind)
+        return found

@@ -162,7 +162,7 @@ export async function jobPage({ key, signal }) {
       if (event.kind === "progress") card.progress(event.body);
       if (event.kind === "state") card.update({ ...card.job, ...stateOf(event) });
       const over = FINAL.includes(card.job.state);
-      if (over) refresh().catch(() => {});
+      if (over && !FINAL.includes(job.state)) refresh().catch(() => {}); // else the result is there already
       return over;
     },
   }).catch((error) => log.append(h("li", {}, error.message)));
