@@ -333,20 +333,33 @@ def test_a_supervisor_starts_runners_and_the_next_one_adopts_them(lab: Lab, llam
     assert '"job.begun"' in lab.place.log(first.id).read_text()
 
 
-def test_a_dead_runner_is_noticed_at_once_and_three_times_is_enough(lab: Lab, llama: Path) -> None:
+def test_a_dead_runner_is_noticed_at_once_and_three_times_is_enough(
+    lab: Lab, llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     shutil.copytree(llama, lab.roots / "llama")
     job = lab.submit("llama")
-    lab.place = Place(lab.data, (lab.roots / "gone",))  # its runners cannot even begin
-    broken = Settings(lab.data, database=lab.url, roots=(lab.roots,))
-    supervisor = Supervisor(lab.queue, lab.store, broken)
-    (lab.data / "work" / "locks").rmdir()
-    (lab.data / "work" / "locks").write_text("in the way")
-    supervisor.step()
-    supervisor.wait()
+    supervisor = Supervisor(lab.queue, lab.store, lab.settings)
+    (tmp_path / "sitecustomize.py").write_text("import os; os._exit(7)")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    for attempt in (1, 2, 3):
+        supervisor.step()
+        assert lab.queue.get(job.id).attempts == attempt
+        supervisor.wait()
     supervisor.step()
     found = lab.queue.get(job.id)
     assert found.state == FAILED
-    assert "something unforeseen" in found.reason
+    assert "its process ended with code 7 (attempt 3 of 3)" in found.reason
+
+
+def test_a_bug_fails_the_job_with_a_line_for_people_and_the_story_in_the_log(lab: Lab, llama: Path) -> None:
+    shutil.copytree(llama, lab.roots / "llama")
+    lab.submit("llama")
+    lab.place.locks.parent.mkdir()
+    lab.place.locks.write_text("a file where a folder has to be")
+    job, said = lab.work()
+    assert job.state == FAILED
+    assert job.reason.startswith("something unforeseen (FileExistsError: ")
+    assert any("Traceback" in line for line in said)
 
 
 def test_a_tokenizer_that_needs_its_own_code_is_refused_and_its_code_never_run(

@@ -25,6 +25,7 @@ from cluster.service.refusals import Refusal, retry_after
 from cluster.service.security import is_forwarded
 from cluster.service.settings import Settings
 from cluster.service.sse import Hub
+from cluster.service.store import Store
 from cluster.service.tickets import Tickets
 from cluster.service.tokens import Tokens
 from cluster.settings import is_loopback
@@ -45,18 +46,6 @@ class Models(Protocol):
         ...
 
 
-class Files(Protocol):
-    """Files by digest: `Store`."""
-
-    def path(self, digest: str) -> Path:
-        """Where a file lies."""
-        ...
-
-    def free_bytes(self) -> int:
-        """Bytes that can still be stored."""
-        ...
-
-
 @dataclass(frozen=True, slots=True)
 class Service:
     """The parts of a running service."""
@@ -65,7 +54,7 @@ class Service:
     queue: Queue
     tokens: Tokens
     ledger: Ledger
-    store: Files
+    store: Store
     models: Models
     hub: Hub
     planner: Planner
