@@ -1,13 +1,19 @@
 """What every test stands on: tiny models made once, and a cache folder of the test's own."""
 
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import mlx.core as mx
 import platformdirs
 import pytest
 
 from tests.zoo import ARCHITECTURES, write_model
+
+if TYPE_CHECKING:  # tests of mint alone need neither the service nor what it needs
+    from cluster.service.database import Database
+    from tests.service_world import World
 
 FULL_PRECISION = [name for name in ARCHITECTURES if name != "gpt_oss_mxfp4"]
 
@@ -47,3 +53,60 @@ def make_model(tmp_path: Path) -> Callable[..., Path]:
         return write_model(name, tmp_path / folder, **options)  # type: ignore[arg-type]
 
     return make
+
+
+# the service
+
+
+@pytest.fixture(scope="session")
+def postgresql_server() -> Iterator[str]:
+    """The address of a PostgreSQL of this test run."""
+    from tests import postgresql
+
+    if reason := postgresql.why_not():
+        pytest.skip(reason)
+    with postgresql.running() as url:
+        yield url
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """The address of a database that is still empty: every test that asks for it runs on both kinds."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path / 'service.db'}"
+    from tests import postgresql
+
+    return postgresql.new_database(request.getfixturevalue("postgresql_server"), f"test_{next(_numbers)}")
+
+
+_numbers = itertools.count()
+
+
+@pytest.fixture(scope="session", params=["sqlite", "postgresql"])
+def standing_database(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> "Iterator[Database]":
+    """A database that tests share, one after the other."""
+    from cluster.service.database import connect
+
+    if request.param == "sqlite":
+        database = connect(f"sqlite:///{tmp_path_factory.mktemp('service') / 'service.db'}")
+    else:
+        database = connect(request.getfixturevalue("postgresql_server"))
+    yield database
+    database.close()
+
+
+@pytest.fixture
+def database(standing_database: "Database") -> "Database":
+    """A database with its tables, and nothing in them."""
+    from tests.service_world import clear
+
+    clear(standing_database)
+    return standing_database
+
+
+@pytest.fixture
+def world(database: "Database") -> "World":
+    """A queue and a ledger with a clock that stands still."""
+    from tests.service_world import World
+
+    return World(database)

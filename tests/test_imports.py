@@ -36,6 +36,23 @@ OWNERS = {
     "grpc": {"cluster/knock.py"},
     "cryptography": {"cluster/certificates.py"},
     "numba": {"mint/kernels"},
+    "sqlalchemy": {
+        f"cluster/service/{name}.py"
+        for name in (
+            "database",
+            "tables",
+            "jobs",
+            "watching",
+            "fairness",
+            "quotas",
+            "ledger",
+            "tokens",
+            "migrations/env",
+        )
+    }
+    | {"cluster/service/migrations/versions"},
+    "alembic": {"cluster/service/database.py", "cluster/service/migrations"},
+    "psycopg": set(),  # SQLAlchemy imports it
     "typer": {
         "mint/cli.py",
         "mint/options.py",

@@ -62,7 +62,7 @@ def test_a_wrong_or_revoked_token_is_nobodys_and_it_stands_in_the_header_only(wo
     ann = world.token("ann")
     text = ann["Authorization"].removeprefix("Bearer ")
     for header in ("Bearer", "Bearer ", f"Basic {text}", text, f"Bearer {text}x", f"Bearer {text[:-1]}", "Bearer \xe4"):
-        answer = world.client.get("/v1/jobs", headers={"Authorization": header.encode("latin-1")})  # type: ignore[dict-item]
+        answer = world.client.get("/v1/jobs", headers={b"Authorization": header.encode("latin-1")})
         assert answer.status_code == 401, header
     assert world.client.get("/v1/jobs", params={"token": text, "access_token": text}).status_code == 401
     assert world.client.get("/v1/jobs", headers={"Authorization": f"bearer {text}"}).status_code == 200

@@ -199,7 +199,7 @@ def test_a_stream_begins_after_the_event_that_was_seen_last(world: Served) -> No
     path = f"/v1/jobs/{claim.job.id}/events"
     for seen in range(7):
         for asked in ({"params": {"after": seen}}, {"headers": {"Last-Event-ID": str(seen)}, "params": {"after": 1}}):
-            answer = world.client.get(path, **asked)  # type: ignore[arg-type]
+            answer = world.client.get(path, **asked)
             assert answer.headers["content-type"].startswith("text/event-stream")
             assert [seq for seq, _, _ in _events(answer.content)] == list(range(seen + 1, 8))
     assert world.client.get(path, params={"after": 7}).status_code == 204  # a browser then stays away

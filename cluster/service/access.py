@@ -7,8 +7,7 @@ machine, wherever it seems to come from.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Annotated, Any, Protocol
+from typing import Annotated, Any
 
 from fastapi import Depends, Request
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
@@ -22,6 +21,7 @@ from cluster.service.metrics import Metrics
 from cluster.service.planner import Planner
 from cluster.service.records import Person
 from cluster.service.refusals import Refusal, retry_after
+from cluster.service.roots import Roots
 from cluster.service.security import is_forwarded
 from cluster.service.settings import Settings
 from cluster.service.sse import Hub
@@ -34,18 +34,6 @@ LOCAL = Person("local", ("admin",))
 _FINE = 20.0  # requests that a wrong token costs its sender
 
 
-class Models(Protocol):
-    """The models that may be quantized: `Roots`."""
-
-    def names(self) -> list[str]:
-        """What the models are called."""
-        ...
-
-    def identify(self, name: str) -> tuple[Path, str]:
-        """Where a model lies, and its identity; raises `MintError`."""
-        ...
-
-
 @dataclass(frozen=True, slots=True)
 class Service:
     """The parts of a running service."""
@@ -55,7 +43,7 @@ class Service:
     tokens: Tokens
     ledger: Ledger
     store: Store
-    models: Models
+    models: Roots
     hub: Hub
     planner: Planner
     tickets: Tickets

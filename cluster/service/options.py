@@ -48,8 +48,9 @@ def checked_options(budget: str, options: Mapping[str, Any]) -> dict[str, Any]:
     check_rounding(option(wanted, "rounding"))
     if option(wanted, "dtype") not in DTYPES:
         raise MintError(f"dtype {option(wanted, 'dtype')!r}; needed float16, bfloat16 or float32")
+    if wanted.keys() & {"formats", "lock", "compat"}:
+        _wishes(wanted).rules()  # not always: the rules of formats need numpy, which a server else does without
     if budget:
-        _wishes(wanted).rules()
         parse_size(option(wanted, "max_shard_size"))
     if budget in DEVICE_NAMES:
         parse_tokens(option(wanted, "context"))
