@@ -38,6 +38,27 @@ class Refusal(Exception):  # noqa: N818, an answer like any other
         return {"error": {"code": self.code, "message": self.message}}
 
 
+# what people may write where a pattern says so to programs
+_NEEDED = {
+    "budgets": "a size (24GB, 16.5GiB), bits per weight (4.5bpw), a share of the source (0.3x), min, max, or the name "
+    "of a device (GET /v1/devices)",
+    "formats": "formats such as 3,4,8@64 or mxfp4,4/32",
+    "lock": "PATTERN=FORMAT, such as *.down_proj=6/64",
+    "context": "a number of tokens, such as 8192, 32k or 1M",
+}
+_NEEDED["budget"] = _NEEDED["budgets"]
+_SHOWN = 40  # characters of what was found
+
+
+def describe_invalid(error: Mapping[str, Any]) -> str:
+    """One of pydantic's errors, as found and needed; a pattern is told in words where there are some."""
+    place = [str(part) for part in error["loc"]]
+    needed = next((_NEEDED[part] for part in reversed(place) if part in _NEEDED), "")
+    if error["type"] != "string_pattern_mismatch" or not needed:
+        return f"{'.'.join(place)}: {error['msg']}"
+    return f"{'.'.join(place[1:])}: found {str(error['input'])[:_SHOWN]!r}; needed {needed}"
+
+
 def retry_after(seconds: float) -> dict[str, str]:
     """The header that says when to come back."""
     return {"Retry-After": str(max(1, int(seconds + 0.999)))}

@@ -29,7 +29,7 @@ from cluster.service.ledger import Ledger
 from cluster.service.limits import Rates
 from cluster.service.metrics import Metrics
 from cluster.service.planner import Busy, NotAnalyzed, Planner
-from cluster.service.refusals import CODES, Refusal, retry_after
+from cluster.service.refusals import CODES, Refusal, describe_invalid, retry_after
 from cluster.service.roots import Roots
 from cluster.service.security import need_safe, own_names
 from cluster.service.settings import Settings
@@ -160,7 +160,7 @@ def _answer_errors(app: FastAPI) -> None:
 
     @app.exception_handler(RequestValidationError)
     async def _invalid(request: Request, error: RequestValidationError) -> Response:
-        said = "; ".join(f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors()[:5])
+        said = "; ".join(map(describe_invalid, error.errors()[:5]))
         return refused(Refusal(422, said or "the request is not what the API describes"))
 
     @app.exception_handler(HTTPException)

@@ -1,0 +1,64 @@
+// The service's JSON, and the token that it may ask for: typed once, kept by this tab, sent in a header only.
+
+const KEY = "mint.token";
+let known;
+
+/** What the service refused, in its own words. */
+export class Refusal extends Error {
+  constructor(status, code, message) {
+    super(message);
+    this.status = status;
+    this.code = code;
+  }
+}
+
+export function token() {
+  return sessionStorage.getItem(KEY) ?? "";
+}
+
+export function setToken(text) {
+  known = undefined;
+  if (text) sessionStorage.setItem(KEY, text);
+  else sessionStorage.removeItem(KEY);
+}
+
+/** Who this tab is to the service, and what it may: {name, scopes, maySubmit}. */
+export async function person(signal) {
+  known ??= await ask("/v1/me", { signal });
+  return { ...known, maySubmit: known.scopes.some((scope) => scope === "submit" || scope === "admin") };
+}
+
+/** The headers of every request. */
+export function headers(more = {}) {
+  return token() ? { ...more, Authorization: `Bearer ${token()}` } : more;
+}
+
+/** Ask the service and get its JSON; a `Refusal` for whatever else. A 401 is told to the page as an event, too. */
+export async function ask(path, { method = "GET", body, signal } = {}) {
+  const sent = body === undefined ? {} : { "Content-Type": "application/json" };
+  let response;
+  try {
+    response = await fetch(path, {
+      method,
+      headers: headers(sent),
+      body: body === undefined ? undefined : JSON.stringify(body),
+      signal,
+      cache: "no-store",
+    });
+  } catch (error) {
+    if (error.name === "AbortError") throw error;
+    throw new Refusal(0, "unreachable", "The service does not answer. The page tries again by itself.");
+  }
+  if (!response.ok) throw await refusal(response);
+  return response.status === 204 ? null : response.json();
+}
+
+/** What a response that is not OK says. */
+export async function refusal(response) {
+  const said = await response.json().catch(() => null);
+  if (response.status === 401) dispatchEvent(new CustomEvent("mint:unknown"));
+  const wait = Number(response.headers.get("Retry-After"));
+  const later = wait ? ` Try again in ${wait} s.` : "";
+  const message = said?.error?.message ?? `The service answered ${response.status} without a reason.`;
+  return new Refusal(response.status, said?.error?.code ?? String(response.status), message + later);
+}

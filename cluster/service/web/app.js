@@ -1,0 +1,69 @@
+// The page's start: who may see it, and which part of it the address names.
+
+import { person, setToken, token } from "./api.js";
+import { alertOf, h, say } from "./dom.js";
+import { jobPage, jobsPage } from "./jobs.js";
+import { modelPage, modelsPage } from "./models.js";
+import { signIn } from "./signin.js";
+import { themes } from "./theme.js";
+
+const ROUTES = [
+  [/^#\/models\/([0-9a-f]+)$/, modelPage],
+  [/^#\/models$/, modelsPage],
+  [/^#\/jobs\/([\w-]+)$/, jobPage],
+  [/^(#\/?)?$/, jobsPage],
+];
+
+const main = document.getElementById("main");
+const leave = document.getElementById("leave");
+let shown = new AbortController();
+
+/** Show what the address names; what was shown before stops whatever it still does. */
+async function show({ focus = true } = {}) {
+  shown.abort();
+  shown = new AbortController();
+  const { signal } = shown;
+  leave.hidden = !token();
+  for (const link of document.querySelectorAll("nav a")) {
+    const here = location.hash === link.hash || (link.hash !== "#/" && location.hash.startsWith(link.hash));
+    link.toggleAttribute("aria-current", here || (link.hash === "#/" && !location.hash));
+  }
+  const route = ROUTES.find(([pattern]) => pattern.test(location.hash));
+  const page = route ? route[1] : () => Promise.reject(new Error("There is no such page here."));
+  try {
+    const elements = await page({ signal, key: route?.[0].exec(location.hash)[1] });
+    if (signal.aborted) return;
+    main.replaceChildren(...elements);
+    if (token()) say(leave, `Sign out ${(await person(signal)).name}`);
+  } catch (error) {
+    if (signal.aborted || error.status === 401) return;
+    main.replaceChildren(h("h1", {}, "This did not work"), alertOf(error), h("p", {}, h("a", { href: "#/" }, "To the jobs")));
+  }
+  document.title = `${main.querySelector("h1")?.textContent ?? ""} · MINT`;
+  if (focus) main.focus({ preventScroll: true });
+  scrollTo(0, 0);
+}
+
+function askForToken() {
+  if (main.querySelector("form.sign-in")) return;
+  shown.abort();
+  setToken("");
+  leave.hidden = true;
+  main.replaceChildren(...signIn(() => show()));
+  main.querySelector("input").focus();
+}
+
+document.querySelector(".skip").addEventListener("click", (event) => {
+  event.preventDefault();
+  main.focus();
+});
+leave.addEventListener("click", () => askForToken());
+addEventListener("mint:unknown", askForToken);
+addEventListener("hashchange", () => show());
+addEventListener("mint:connection", ({ detail }) => {
+  const place = document.getElementById("connection");
+  place.dataset.state = detail;
+  say(place, detail === "lost" ? "No connection; trying again" : "");
+});
+themes(document.getElementById("theme"));
+show({ focus: false });

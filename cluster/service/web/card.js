@@ -1,0 +1,121 @@
+// A job as a card that lives: its way through the stages, its figures for every host, its end.
+
+import { ask } from "./api.js";
+import { announce, h, say } from "./dom.js";
+import { FINAL, STAGES, STATES, base, duration, figures, isActive, moment, size, wanted } from "./words.js";
+
+const IN_BYTES = ["analyze", "assemble"]; // what the runner counts in bytes of weights, and not in pieces
+
+/** One job on the page: made once, then told what changed, so that focus and buttons stay where they are. */
+export class JobCard {
+  #job;
+  #bars = new Map();
+  #hosts = new Map();
+
+  constructor(job, { onCancelled = () => {} } = {}) {
+    this.#job = job;
+    this.state = h("span", { class: "state" });
+    this.reason = h("p", { class: "reason", hidden: true });
+    this.doing = h("p", { class: "doing" });
+    this.track = h("ol", { class: "track", "aria-label": "Stages" }, STAGES.map((stage) => {
+      const bar = h("progress", { max: "1", value: "0", "aria-label": STATES[stage] });
+      this.#bars.set(stage, bar);
+      return h("li", { title: STATES[stage] }, bar);
+    }));
+    this.hosts = h("ul", { class: "hosts" });
+    this.cancel = h("button", { type: "button", class: "quiet", "aria-label": `Cancel ${base(job.model)}, ${wanted(job)}`,
+      onclick: () => this.#cancelJob(onCancelled) }, "Cancel");
+    this.element = h("article", { class: "card job", "data-job": job.id },
+      h("div", { class: "head" },
+        h("h3", {}, h("a", { href: `#/jobs/${job.id}` }, base(job.model)), " ", h("span", { class: "budget" }, wanted(job))),
+        this.state),
+      this.track, this.doing, this.hosts, this.reason,
+      h("div", { class: "foot" }, this.figures = h("p", { class: "hint" }), this.cancel));
+    this.update(job);
+  }
+
+  get job() {
+    return this.#job;
+  }
+
+  /** Show the job as it stands now. */
+  update(job) {
+    const before = this.#job.state;
+    this.#job = job;
+    this.element.dataset.state = job.state;
+    say(this.state, job.cancel_wanted && !FINAL.includes(job.state) ? "being cancelled" : STATES[job.state] ?? job.state);
+    if (before !== job.state) announce(`${base(job.model)}, ${wanted(job)}: ${STATES[job.state]}`);
+    const here = STAGES.indexOf(job.state);
+    this.track.hidden = here < 0;
+    STAGES.forEach((stage, index) => {
+      const bar = this.#bars.get(stage);
+      bar.parentElement.dataset.when = index < here ? "past" : index > here ? "later" : "now";
+      bar.parentElement.toggleAttribute("aria-current", index === here);
+      if (index !== here) bar.value = index < here ? 1 : 0;
+    });
+    if (!isActive(job.state)) {
+      say(this.doing, "");
+      this.hosts.replaceChildren();
+      this.#hosts.clear();
+    }
+    this.reason.hidden = !job.reason;
+    say(this.reason, job.reason);
+    this.cancel.hidden = !job.mine || FINAL.includes(job.state) || job.cancel_wanted;
+    say(this.figures, this.#summary());
+  }
+
+  /** Show how far its stage has come. */
+  progress(body) {
+    const bar = this.#bars.get(this.#job.state);
+    const share = body.total > 0 ? body.done / body.total : 0;
+    if (bar) bar.value = share;
+    const amount = (value) => (IN_BYTES.includes(body.stage) ? size(value, 3) : figures(value));
+    const count = body.total > 0 ? `${amount(body.done)} of ${amount(body.total)}` : "";
+    say(this.doing, [`${Math.floor(100 * share)} %`, count, body.item].filter(Boolean).join(" · "));
+    const most = Math.max(1, ...(body.hosts ?? []).map((host) => host.done));
+    for (const host of body.hosts ?? []) this.#host(host.host).tell(host, most);
+    say(this.figures, this.#summary());
+  }
+
+  #host(name) {
+    if (!this.#hosts.has(name)) {
+      const bar = h("progress", { max: "1", value: "0", "aria-label": name });
+      const said = h("span", { class: "rate" });
+      this.hosts.append(h("li", {}, h("span", { class: "name" }, name), bar, said));
+      this.#hosts.set(name, {
+        tell: (host, most) => {
+          bar.value = host.done / most;
+          const rate = host.bytes_per_second ? `${size(host.bytes_per_second, 2)}/s` : "";
+          say(said, [size(host.done, 3), rate].filter(Boolean).join(" · "));
+        },
+      });
+    }
+    return this.#hosts.get(name);
+  }
+
+  #summary() {
+    const job = this.#job;
+    const others = job.watchers.filter((name) => name !== job.owner);
+    const ran = job.started_at && (job.finished_at ?? Date.now() / 1000) - job.started_at;
+    return [
+      `asked by ${[job.owner, ...others].filter(Boolean).join(", ") || "this machine"}`,
+      FINAL.includes(job.state) ? moment(job.finished_at) : isActive(job.state) ? job.host && `on ${job.host}` : `since ${moment(job.created_at)}`,
+      ran ? `${isActive(job.state) ? "for" : "took"} ${duration(ran)}` : "",
+      job.attempts > 1 ? `attempt ${job.attempts}` : "",
+    ].filter(Boolean).join(" · ");
+  }
+
+  async #cancelJob(onCancelled) {
+    this.cancel.disabled = true;
+    try {
+      const job = await ask(`/v1/jobs/${this.#job.id}`, { method: "DELETE" });
+      this.update(job);
+      announce(`${base(job.model)}, ${wanted(job)}: ${STATES[job.state]}`);
+      onCancelled(job);
+    } catch (error) {
+      this.reason.hidden = false;
+      say(this.reason, error.message);
+    }
+    this.cancel.disabled = false;
+  }
+}

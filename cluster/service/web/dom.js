@@ -1,0 +1,54 @@
+// Elements made of data. Whatever comes from the service becomes text: nothing in this folder parses HTML.
+
+const SVG = "http://www.w3.org/2000/svg";
+
+/** An HTML element: `on…` properties are listeners, absent ones (null, undefined, false) are left out. */
+export function h(name, properties = {}, ...children) {
+  return filled(document.createElement(name), properties, children);
+}
+
+/** The same of SVG. */
+export function svg(name, properties = {}, ...children) {
+  return filled(document.createElementNS(SVG, name), properties, children);
+}
+
+function filled(node, properties, children) {
+  for (const [name, value] of Object.entries(properties)) {
+    if (value === null || value === undefined || value === false) continue;
+    if (name.startsWith("on")) node.addEventListener(name.slice(2), value);
+    else node.setAttribute(name, value === true ? "" : value);
+  }
+  node.append(...children.flat(Infinity).filter((child) => child !== null && child !== undefined && child !== false));
+  return node;
+}
+
+/** Set a node's text if it is another one, so that nothing is announced or drawn anew for no reason. */
+export function say(node, text) {
+  if (node.textContent !== String(text)) node.textContent = text;
+}
+
+/** Have screen readers say something once, when they are done with what they say. */
+export function announce(text) {
+  say(document.getElementById("announcements"), text);
+}
+
+/** An alert that says what went wrong; nothing without an error. */
+export function alertOf(error) {
+  return error ? h("p", { class: "alert", role: "alert" }, error.message) : null;
+}
+
+/** Pairs of a name and a value, as a definition list; values that are missing are left out. */
+export function facts(pairs) {
+  const known = pairs.filter(([, value]) => value !== null && value !== undefined && value !== "");
+  return h("dl", { class: "facts" }, known.map(([name, value]) => h("div", {}, h("dt", {}, name), h("dd", {}, value))));
+}
+
+/** A table: columns are [heading, cell of a row, whether it holds numbers]. */
+export function table(caption, columns, rows) {
+  return h("div", { class: "scrolls", tabindex: "0", role: "region", "aria-label": caption },
+    h("table", {},
+      h("caption", { class: "hidden" }, caption),
+      h("thead", {}, h("tr", {}, columns.map(([name, , number]) => h("th", { scope: "col", class: number && "number" }, name)))),
+      h("tbody", {}, rows.map((row) => h("tr", {},
+        columns.map(([, cell, number]) => h("td", { class: number && "number" }, cell(row))))))));
+}

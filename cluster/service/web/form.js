@@ -1,0 +1,170 @@
+// What one asks for: a model, budgets as sizes or devices, and how. Checked by the service, whose words are shown.
+
+import { ask } from "./api.js";
+import { announce, h } from "./dom.js";
+import { memory, size } from "./words.js";
+
+const BUDGET = /^(\d+(\.\d+)?\s*([kmgt]?b|[kmgt]ib|bpw|x)|min|max)$/i; // the service is stricter, and has the last word
+const CONTEXTS = ["4k", "8k", "16k", "32k", "64k", "128k"];
+const ROUNDINGS = [
+  ["nearest", "Nearest", "As MLX rounds by itself. Quickest."],
+  ["search", "Search", "Looks for better scales in every group: same bytes, less error, measuring takes about ten times as long."],
+  ["compensate", "Compensate", "Weights make up for each other's errors: closest to the original by far. The model has to run for it."],
+];
+const OBJECTIVES = [
+  ["output", "Output", "How much the model's answers would change. The only one with a predicted KL."],
+  ["energy", "Energy", "Squared error of all weights alike."],
+  ["mint", "Published", "The published objective, for comparison."],
+];
+
+/** The form; `onSubmitted(jobs)` is called when the service took it. `model` fixes the model. */
+export async function submitForm({ onSubmitted, signal }) {
+  const [{ models, allows_hub: allowsHub }, { devices }] = await Promise.all([ask("/v1/models", { signal }), ask("/v1/devices", { signal })]);
+  const model = modelChoice(models, allowsHub);
+  const budgets = new Budgets(devices);
+  const rounding = radios("rounding", "Rounding", ROUNDINGS);
+  const objective = radios("objective", "What is kept close", OBJECTIVES);
+  const probe = h("input", { type: "checkbox", id: "probe" });
+  const trouble = h("p", { class: "alert", role: "alert", hidden: true });
+  const taken = h("p", { class: "taken", role: "status", hidden: true });
+  const button = h("button", { type: "submit", class: "primary" }, "Submit");
+  const form = h("form", { class: "card", novalidate: true, onsubmit: (event) => { event.preventDefault(); send(); } },
+    h("div", { class: "field" }, h("label", { for: "model" }, "Model"), model.element),
+    budgets.element,
+    h("details", {}, h("summary", {}, "Options"),
+      rounding.element,
+      h("div", { class: "choice" }, probe, h("label", { for: "probe" }, "Probe",
+        h("small", {}, "Measures which layers matter by running the model on text that it writes itself. Without, a table by role and depth serves."))),
+      objective.element),
+    trouble, taken, button);
+
+  async function send() {
+    if (!budgets.take()) return;
+    trouble.hidden = taken.hidden = true;
+    button.disabled = true;
+    try {
+      const { jobs } = await ask("/v1/jobs", { method: "POST", body: {
+        model: model.value,
+        budgets: budgets.chosen,
+        options: {
+          rounding: rounding.value, objective: objective.value, probe: probe.checked, ...budgets.options,
+        },
+      } });
+      budgets.clear();
+      taken.textContent = jobs.length === 1 ? "Submitted one job." : `Submitted ${jobs.length} jobs.`;
+      taken.hidden = false;
+      onSubmitted(jobs);
+    } catch (error) {
+      trouble.textContent = error.message;
+      trouble.hidden = false;
+    }
+    button.disabled = false;
+  }
+  return form;
+}
+
+/** A model of the service's folders; where the hub is allowed, its ids can be typed, too. */
+function modelChoice(models, allowsHub) {
+  const choices = models.filter(({ identity }) => identity).map(({ name, nbytes }) =>
+    h("option", { value: name }, `${name} (${size(nbytes, 3)})`));
+  if (!allowsHub) {
+    const select = h("select", { id: "model", required: true }, choices);
+    const none = !choices.length && h("small", {}, "There is no model below the service's folders.");
+    return { element: h("div", {}, select, none), get value() { return select.value; } };
+  }
+  const input = h("input", { id: "model", list: "models", required: true, autocomplete: "off", spellcheck: "false", value: models[0]?.name ?? "" });
+  return {
+    element: h("div", {}, input, h("datalist", { id: "models" }, choices), h("small", {}, "A model of the service, or an id of the Hugging Face hub.")),
+    get value() { return input.value.trim(); },
+  };
+}
+
+function radios(name, title, choices) {
+  const inputs = choices.map(([value], index) =>
+    h("input", { type: "radio", name, id: `${name}-${value}`, value, checked: index === 0 }));
+  const element = h("fieldset", {}, h("legend", {}, title), choices.map(([value, label, words], index) =>
+    h("div", { class: "choice" }, inputs[index], h("label", { for: `${name}-${value}` }, label, h("small", {}, words)))));
+  return { element, get value() { return inputs.find((input) => input.checked).value; } };
+}
+
+/** Budgets as they are gathered: typed sizes, or devices beside a context. */
+class Budgets {
+  chosen = [];
+  #context = h("select", { id: "context" }, CONTEXTS.map((tokens) => h("option", { selected: tokens === "8k" }, tokens)));
+
+  constructor(devices) {
+    this.chips = h("ul", { class: "chips", "aria-label": "Budgets" });
+    this.size = h("input", { id: "size", placeholder: "24GB", autocomplete: "off", spellcheck: "false", "aria-describedby": "size-wrong size-hint",
+      onkeydown: (event) => { if (event.key === "Enter" && this.size.value.trim()) { event.preventDefault(); this.take(); } } });
+    this.device = h("select", { id: "device" }, h("option", { value: "" }, "Choose a device"), families(devices));
+    this.element = h("fieldset", { class: "budgets" },
+      h("legend", {}, "Memory"),
+      this.chips,
+      h("div", { class: "field" }, h("label", { for: "size" }, "A size"),
+        h("div", { class: "joined" }, this.size, h("button", { type: "button", onclick: () => this.take() }, "Add")),
+        this.wrong = h("p", { class: "wrong", id: "size-wrong", role: "alert", hidden: true }),
+        h("small", { id: "size-hint" }, "24GB, 16.5GiB, 4.5bpw, 0.3x; as many as you like. None: only the analysis.")),
+      h("div", { class: "field" }, h("label", { for: "device" }, "or what a device leaves"),
+        h("div", { class: "joined" }, this.device,
+          h("button", { type: "button", onclick: () => this.take() }, "Add")),
+        h("div", { class: "inline" }, h("label", { for: "context" }, "beside a context of"), this.#context, h("span", {}, "tokens"))));
+  }
+
+  /** What goes with the budgets into the options of the jobs. */
+  get options() {
+    return this.chosen.some((text) => this.#isDevice(text)) ? { context: this.#context.value } : {};
+  }
+
+  /** Take what was typed or picked but not yet added; false, with the reason shown, if that is no budget. */
+  take() {
+    const typed = this.size.value.split(/[,;]+|\s+(?=\d)/).map((text) => text.trim()).filter(Boolean);
+    const wrong = typed.find((text) => !BUDGET.test(text));
+    this.#refuse(wrong);
+    if (wrong) return false;
+    typed.forEach((text) => this.#add(text));
+    this.#add(this.device.value);
+    this.size.value = this.device.value = "";
+    return true;
+  }
+
+  #refuse(text) {
+    this.wrong.hidden = !text;
+    this.size.toggleAttribute("aria-invalid", Boolean(text));
+    if (!text) return;
+    this.wrong.textContent = /^[\d.]+$/.test(text)
+      ? `${text} has no unit. Needed: ${text}GB, ${text}GiB, ${text}MB …`
+      : `${text} is no budget. Needed: a number with a unit, such as 24GB, 16.5GiB, 4.5bpw or 0.3x.`;
+    this.size.focus();
+  }
+
+  clear() {
+    this.chosen = [];
+    this.#show();
+  }
+
+  #isDevice(text) {
+    return [...this.device.options].some((option) => option.value === text);
+  }
+
+  #add(text) {
+    if (!text || this.chosen.includes(text)) return;
+    this.chosen.push(text);
+    announce(`${text} added`);
+    this.#show();
+  }
+
+  #show() {
+    this.chips.replaceChildren(...this.chosen.map((text) => h("li", {}, text,
+      h("button", { type: "button", "aria-label": `Remove ${text}`, onclick: () => {
+        this.chosen = this.chosen.filter((each) => each !== text);
+        this.#show();
+        this.size.focus();
+      } }, "×"))));
+  }
+}
+
+function families(devices) {
+  const byChip = Map.groupBy(devices, ({ chip }) => chip);
+  return [...byChip].map(([chip, rows]) => h("optgroup", { label: chip }, rows.map((row) =>
+    h("option", { value: row.name }, `${chip}, ${memory(row.memory_bytes)}`))));
+}

@@ -1,0 +1,94 @@
+// How figures and states are written for people. The rules are those of `mint`: powers of 1000, four figures.
+
+const RAISED = Object.fromEntries([..."-0123456789"].map((digit, index) => [digit, [..."⁻⁰¹²³⁴⁵⁶⁷⁸⁹"][index]]));
+const SIZES = [["TB", 1e12], ["GB", 1e9], ["MB", 1e6], ["kB", 1e3]];
+
+/** A number with so many figures, without an exponent and without zeros at its end. */
+export function figures(value, count = 4) {
+  if (!Number.isFinite(value)) return "–";
+  if (value === 0) return "0";
+  const places = Math.min(20, Math.max(0, count - 1 - Math.floor(Math.log10(Math.abs(value)))));
+  return Number(value.toPrecision(count)).toLocaleString("en", { maximumFractionDigits: places, useGrouping: true });
+}
+
+/** A figure for an axis: a power of ten where it is small or large. */
+export function tick(value) {
+  const power = Math.floor(Math.log10(value) + 1e-9);
+  if (value === 0 || (power > -4 && power < 5)) return figures(value);
+  const factor = Math.round(value / 10 ** power);
+  return `${factor === 1 ? "" : `${factor}×`}10${[...String(power)].map((digit) => RAISED[digit]).join("")}`;
+}
+
+/** Bytes, such as 24.5 GB. */
+export function size(nbytes, count = 4) {
+  if (!Number.isFinite(nbytes)) return "–";
+  const [unit, factor] = SIZES.find(([, factor]) => Math.abs(nbytes) >= factor) ?? ["B", 1];
+  return `${figures(nbytes / factor, count)} ${unit}`;
+}
+
+/** Memory, which is sold in powers of 1024 and called GB. */
+export function memory(nbytes) {
+  return `${figures(nbytes / 2 ** 30, 3)} GB`;
+}
+
+/** Seconds, such as 1 h 04 min. */
+export function duration(seconds) {
+  if (!Number.isFinite(seconds)) return "–";
+  const whole = Math.max(0, Math.round(seconds));
+  if (whole < 60) return `${whole} s`;
+  if (whole < 3600) return `${Math.floor(whole / 60)} min ${String(whole % 60).padStart(2, "0")} s`;
+  return `${Math.floor(whole / 3600)} h ${String(Math.floor((whole % 3600) / 60)).padStart(2, "0")} min`;
+}
+
+/** A moment: the time of day today, the date before. */
+export function moment(seconds) {
+  if (!seconds) return "";
+  const then = new Date(seconds * 1000);
+  const today = then.toDateString() === new Date().toDateString();
+  return today
+    ? then.toLocaleTimeString([], { hour: "2-digit", minute: "2-digit" })
+    : then.toLocaleDateString([], { year: "numeric", month: "short", day: "numeric" });
+}
+
+/** A KL divergence and its interval. */
+export function interval(kl) {
+  return `${figures(kl.value, 3)} (${figures(kl.low, 2)} to ${figures(kl.high, 2)})`;
+}
+
+/** The first figures of a digest. */
+export function short(digest) {
+  return digest.slice(0, 12);
+}
+
+/** A model's name without the folders that it lies in. */
+export function base(name) {
+  return name.split("/").pop();
+}
+
+// the way of a job, in order; the service's states in words
+export const STAGES = ["inventory", "analyzing", "probing", "solving", "assembling", "verifying"];
+export const FINAL = ["done", "failed", "cancelled"];
+export const STATES = {
+  queued: "waiting",
+  inventory: "reading headers",
+  analyzing: "measuring",
+  probing: "probing",
+  solving: "choosing formats",
+  assembling: "writing",
+  verifying: "checking",
+  done: "done",
+  failed: "failed",
+  cancelled: "cancelled",
+  blocked: "waiting for disk",
+};
+
+/** Whether a runner is at work on a job of this state. */
+export function isActive(state) {
+  return STAGES.includes(state);
+}
+
+/** What a job was asked for, in words. */
+export function wanted(job) {
+  const exact = /^(\d+)B$/.exec(job.budget); // of a point of the curve
+  return exact ? size(Number(exact[1])) : job.budget || "analysis only";
+}
