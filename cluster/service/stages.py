@@ -36,8 +36,9 @@ from mint.log import log
 from mint.manifest import Manifest, read_manifest
 from mint.places import executing
 from mint.plan import Plan, plan_text, read_plan
-from mint.probe import Probing, probe
+from mint.probe import probe
 from mint.probed import Probed, probe_path, probes_beside
+from mint.prober import Probing
 from mint.process import peak_rss_bytes
 from mint.quantize import Quantized, cached_analysis
 from mint.records import quantized_record
