@@ -1,4 +1,4 @@
-"""The only file that talks to Ray: it carries the coordinator's commands to actors and brings their events.
+"""What talks to Ray for the head: it carries the coordinator's commands to actors and brings their events.
 
 One actor a node, pinned to it, holding `mlx: 1`. Batches are streaming generators. Ray's own word on the life of
 an actor is not final: only "died" is believed at once, everything else (unavailable, lost objects, a broken
@@ -17,19 +17,18 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from math import inf
-from typing import Any, TypeVar
+from typing import Any
 
 import ray
 from ray.exceptions import ActorDiedError, RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from cluster.actor import Actor, as_actor
 from cluster.events import Answered, Broken, Command, Died, Dismiss, Ended, Event, Joined, Ping, Send, Skip
 from cluster.gather import Gathering
 from cluster.inventory import Inventory
 from cluster.settings import RESOURCE
-from cluster.view import Range
 from cluster.wire import inventory_from, unpack
-from cluster.workers import Worker
 from mint.errors import MintError
 from mint.log import log
 
@@ -44,7 +43,7 @@ PING_SECONDS = 1.0  # until a ping that could not be delivered is sent again
 # assembled, and the head fetches one at a time. Far from `STORE_BYTES`, so Ray has nothing to spill.
 PIECES = 4
 
-F = TypeVar("F", bound=Callable[..., Any])
+_REMOTE = as_actor(Actor)
 Heard = tuple[Event, list[bytes]]
 
 
@@ -351,63 +350,6 @@ class Carrier:
             self._later.append((time.monotonic() + PING_SECONDS, partial(self._ping, link)))
         else:
             self._heard.append((Answered(link.worker), []))
-
-
-def _thread(group: str) -> Callable[[F], F]:
-    """The thread of the actor that a method runs in."""
-    decorate: Callable[[F], F] = ray.method(concurrency_group=group)
-    return decorate
-
-
-class Actor(Worker):
-    """A worker whose work is done by one thread while another answers."""
-
-    @_thread("work")
-    def hello(self, model: str, run: bytes, address: str) -> bytes:
-        return super().hello(model, run, address)
-
-    @_thread("work")
-    def outline(self, shard: str) -> bytes:
-        return super().outline(shard)
-
-    @_thread("work")
-    def ranges(self, shard: str, ranges: Sequence[Range]) -> bytes:
-        return super().ranges(shard, ranges)
-
-    @_thread("work")
-    def open(self, model: bytes, job: bytes, lenders: bytes) -> None:
-        super().open(model, job, lenders)
-
-    @_thread("work")
-    def run(self, batch: int, names: Sequence[str]) -> Iterator[bytes]:
-        yield from super().run(batch, names)
-
-    @_thread("answers")
-    def expect(self, batch: int, names: Sequence[str]) -> None:
-        super().expect(batch, names)
-
-    @_thread("answers")
-    def skip(self, batch: int, names: Sequence[str]) -> None:
-        super().skip(batch, names)
-
-    @_thread("answers")
-    def ping(self) -> bool:
-        return super().ping()
-
-
-def as_actor(kind: type[Actor]) -> Any:
-    """A class of workers as Ray starts them: one a node, for it has one `RESOURCE`."""
-    decorate = ray.remote(
-        num_cpus=0,
-        resources={RESOURCE: 1},
-        max_restarts=0,
-        concurrency_groups={"work": 1, "answers": 1},
-        allow_out_of_order_execution=True,
-    )
-    return decorate(kind)
-
-
-_REMOTE = as_actor(Actor)
 
 
 def _first_line(error: BaseException) -> str:

@@ -41,7 +41,8 @@ os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # listen on loopback alon
 import ray
 from ray.cluster_utils import Cluster
 
-from cluster.carrier import Actor, Carrier, _thread, as_actor
+from cluster.actor import Actor, as_actor, in_thread
+from cluster.carrier import Carrier
 from cluster.events import Answered, Event, Ping, Policy, Send
 from cluster.execute import ClusterExecutor
 from cluster.settings import TOKEN_VARIABLE, make_token
@@ -445,12 +446,12 @@ class OtherChip(Actor):
 
     factor = 1 + 1e-8
 
-    @_thread("work")
+    @in_thread("work")
     def hello(self, model: str, run: bytes, address: str) -> bytes:
         told = unpack(super().hello(model, run, address))
         return pack(told | {"device": os.environ.get(OTHER_CHIP) or told["device"]})
 
-    @_thread("work")
+    @in_thread("work")
     def open(self, model: bytes, job: bytes, lenders: bytes) -> None:
         super().open(model, job, lenders)
         plain = self._job

@@ -35,7 +35,7 @@ LEVELS = [
 ]
 OWNERS = {
     "mlx_lm": {"mint/tree.py"},
-    "ray": {"cluster/carrier.py", "cluster/knock.py"},
+    "ray": {"cluster/actor.py", "cluster/carrier.py", "cluster/knock.py"},
     "grpc": {"cluster/knock.py"},
     "cryptography": {"cluster/certificates.py"},
     "numba": {"mint/kernels"},

@@ -45,7 +45,7 @@ PACKED_BYTES = 25_000_000
 
 def making_actor() -> Any:
     """The actor of `Making`, made where Ray may be imported: after its environment is set."""
-    from cluster.carrier import Actor, as_actor
+    from cluster.actor import Actor, as_actor
 
     class Making(Actor):
         """A worker whose units are made up: there is no model."""
