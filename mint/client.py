@@ -111,6 +111,8 @@ class Client:
                 headers = {"Last-Event-ID": str(after), "Accept": "text/event-stream"}
                 with self._connection.stream(f"/v1/jobs/{_plain(id)}/events", headers) as response:
                     for event in EventSource(response).iter_sse():
+                        if not event.id or not event.data:
+                            continue  # how long to wait before coming again, or a sign of life
                         last = Happened(int(event.id), event.event, json.loads(event.data))
                         after, pause = last.seq, 0.5
                         yield last

@@ -115,7 +115,7 @@ class Connection:
         except (ValueError, KeyError, TypeError):
             told = f"{response.status_code} {response.reason_phrase}: not an answer of mint's service"
         if response.status_code == 401:
-            told += f"; needed: a token of this service in {TOKEN_VARIABLE} or --token-file"
+            told += f" (here: {TOKEN_VARIABLE} or --token-file)"
         if (wait := _seconds(response)) is not None:
             told += f"; try again in {wait:.0f} s"
         raise RefusedError(f"{self.url}: {told}", response.status_code)
