@@ -40,6 +40,12 @@ from tests.zoo import write_model
 ANN = Person("ann", ("submit",))
 
 
+@pytest.fixture(autouse=True)
+def _no_compilers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor in runners: on a CPU MLX calls a C++ compiler for every fused function."""
+    monkeypatch.setenv("MLX_DISABLE_COMPILE", "1")
+
+
 @dataclass
 class Lab:
     """A service's data, without a server."""
