@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -117,10 +118,19 @@ def download(
 
 
 def job_record(job: ServedJob) -> dict[str, Any]:
-    """A job as the commands print it."""
-    from dataclasses import asdict
+    """A job as the commands print it, its figures among the rest."""
+    record: dict[str, Any] = {
+        "id": job.id, "model": job.model, "budget": job.budget or "analysis", "options": dict(job.options),
+        "state": job.state, "reason": job.reason, "owner": job.owner, "watchers": list(job.watchers),
+        "attempts": job.attempts, "host": job.host, "created": _time(job.created_at), "started": _time(job.started_at),
+        "finished": _time(job.finished_at), "artifact": job.artifact,
+    }  # fmt: skip
+    return record | {name: value for name, value in job.result.items() if name not in record}
 
-    return {**asdict(job), "watchers": list(job.watchers)}
+
+def _time(seconds: float | None) -> str:
+    """A time as ISO 8601 in UTC; empty for one that is still to come."""
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds") if seconds else ""
 
 
 def _row(job: ServedJob) -> dict[str, Any]:
