@@ -6,7 +6,6 @@ that are written, each with its digest; the same command goes on from there afte
 
 import functools
 import json
-import os
 import shutil
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,7 +18,7 @@ from mint.errors import DiskFull, MintError
 from mint.execute import Executor, in_process
 from mint.formats import TensorSpec
 from mint.jobs import Packed, quantize_as_planned, raw_bytes, ready_kernels
-from mint.journal import Journal
+from mint.journal import Journal, flush_folder
 from mint.log import log
 from mint.manifest import PLAN_NAME, Manifest, file_digest, write_manifest
 from mint.plan import Plan, plan_text, quantization_entries
@@ -80,9 +79,9 @@ def assemble(
         files.flush()
     manifest = _finish(plan, source, partial, {unit.path: written[unit.path] for unit in source.units})
     (partial / _JOURNAL_NAME).unlink()
-    _flush_folder(partial)
+    flush_folder(partial)
     partial.rename(output)
-    _flush_folder(output.parent)
+    flush_folder(output.parent)
     return manifest
 
 
@@ -206,11 +205,3 @@ def _card(plan: Plan) -> str:
         f"({plan.bits_per_weight:.2f} bits per weight), budget {plan.budget_bytes} bytes.\n\n"
         f"| format (bits/group) | modules |\n|---|---|\n{rows}\n"
     )
-
-
-def _flush_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

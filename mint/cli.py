@@ -88,7 +88,8 @@ def _pass_on(name: str, help: str) -> None:
     def run(context: typer.Context) -> None:
         from mint.extras import more_commands
 
-        raise typer.Exit(more_commands(name)(context.args, prog_name=f"mint {name}", standalone_mode=False))
+        arguments = context.args or ([] if name == "serve" else ["--help"])
+        raise typer.Exit(more_commands(name)(arguments, prog_name=f"mint {name}", standalone_mode=False))
 
 
 for _name, _help in _OTHERS.items():

@@ -29,6 +29,17 @@ class Device:
     bandwidth_gb_s: float
     source: str
 
+    @property
+    def figures(self) -> dict[str, str | int | float]:
+        """All but the name, as tables and the API show it."""
+        return {
+            "chip": self.chip,
+            "memory_bytes": self.memory_bytes,
+            "working_set_bytes": self.working_set_bytes,
+            "gb_per_second": self.bandwidth_gb_s,
+            "source": self.source,
+        }
+
 
 @dataclass(frozen=True, slots=True)
 class MacChip:

@@ -326,18 +326,7 @@ def devices_record(part: str) -> Record:
     """The record of `mint devices`."""
     from mint.devices import DEVICES
 
-    rows = [
-        {
-            "device": device.name,
-            "chip": device.chip,
-            "memory_bytes": device.memory_bytes,
-            "working_set_bytes": device.working_set_bytes,
-            "gb_per_second": device.bandwidth_gb_s,
-            "source": device.source,
-        }
-        for device in DEVICES
-        if part.lower() in device.name
-    ]
+    rows = [{"device": device.name, **device.figures} for device in DEVICES if part.lower() in device.name]
     if not rows:
         raise MintError(f"no device has {part!r} in its name; `mint devices` lists all")
     return {"devices": rows, "shown": len(rows)}

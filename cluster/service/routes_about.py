@@ -22,17 +22,7 @@ WEB = Path(__file__).parent / "web"
 @router.get("/v1/devices")
 def devices(person: Reader) -> DevicesAnswer:
     """The devices that a budget can be named after."""
-    rows = [
-        {
-            "name": device.name,
-            "chip": device.chip,
-            "memory_bytes": device.memory_bytes,
-            "working_set_bytes": device.working_set_bytes,
-            "gb_per_second": device.bandwidth_gb_s,
-            "source": device.source,
-        }
-        for device in DEVICES
-    ]
+    rows = [{"name": device.name, **device.figures} for device in DEVICES]
     return DevicesAnswer.model_validate({"devices": rows})
 
 

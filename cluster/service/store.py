@@ -21,6 +21,7 @@ from cluster.service.ledger import Ledger
 from cluster.service.records import Artifact, StoredFile
 from mint.budget import format_size
 from mint.errors import MintError
+from mint.journal import flush_folder
 from mint.manifest import WrittenFile, file_digest
 
 ORPHAN_SECONDS = 3600.0  # nothing is between its rename and its row for that long
@@ -80,7 +81,7 @@ class Store:
                 place.parent.mkdir(exist_ok=True)
                 if not _has_size(place, sizes[digest]):
                     stage.replace(place)
-                    _flush_folder(place.parent)
+                    flush_folder(place.parent)
 
         try:
             self.ledger.add(artifact, settle)
@@ -241,11 +242,3 @@ def _has_size(path: Path, nbytes: int) -> bool:
         return path.stat().st_size == nbytes
     except FileNotFoundError:
         return False
-
-
-def _flush_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
