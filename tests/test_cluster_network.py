@@ -28,7 +28,7 @@ pytest.importorskip("ray", reason="the cluster's tests need ray: pip install 'mi
 
 LIMIT_SECONDS = 240.0  # a run that hangs fails; on a loaded machine workers alone take a minute to start
 CABLE_SECONDS = 25.0  # longer than the 20 s after which TCP gives up what it has sent
-WORKER = "ray::_Actor"  # how Ray calls the process that measures
+WORKER = "ray::Actor"  # how Ray calls the process that measures
 SMALL = Shape(QWEN3_06B | {"hidden_size": 512, "num_hidden_layers": 8, "vocab_size": 2048}, qwen3)
 # an analysis over the cluster that says when this many results are there, and goes on when it reads a line
 DRIVER = """
