@@ -131,14 +131,14 @@ def follow(
     service: Here,
     person: Reader,
     after: Annotated[int, Query(ge=0, le=2**53, description="Only events after this one.")] = 0,
-    last_event_id: Annotated[int | None, Header(ge=0, le=2**53, description="The same; it wins.")] = None,
+    last_event_id: Annotated[str, Header(pattern="^[0-9]{0,15}$", description="The same; it wins.")] = "",
 ) -> Response:
     """What happens to a job, as server-sent events: `id` is the event's number, `event` its kind, `data` JSON.
 
     The stream ends after the event of a final state; comments keep it open until then.
     """
     job = service.queue.get(id)
-    seen = min(last_event_id if last_event_id is not None else after, job.last_seq)
+    seen = min(int(last_event_id) if last_event_id else after, job.last_seq)
     if job.state in FINAL and seen == job.last_seq:
         return Response(status_code=204)
     if service.hub.is_full:
