@@ -61,7 +61,7 @@ def look(digest: Digest, service: Here, person: Reader) -> ArtifactAnswer:
 def give_ticket(request: Request, digest: Digest, wanted: TicketRequest, service: Here, person: Reader) -> TicketAnswer:
     """A link to one file that works once, within a minute, for a browser: a link cannot send a token."""
     file = _file(service.ledger.get(digest), wanted.name)
-    ticket = service.tickets.give(person.name, digest, file.name)
+    ticket = service.tickets.give(person.name, digest, file.name, service.grant(request))
     service.note(request, person, "ticket.given", artifact=digest, file=file.name)
     return TicketAnswer(url=f"{_url(digest, file.name)}?ticket={ticket}")
 
@@ -78,7 +78,7 @@ Ticket = Annotated[str | None, Query(max_length=64, description="Of POST .../tic
 
 
 def _download(request: Request, digest: Digest, name: FileName, service: Here, ticket: Ticket = None) -> Response:
-    person = _allowed(service, request, digest, name, ticket)
+    person, grant = _allowed(service, request, digest, name, ticket)
     file = _file(service.ledger.get(digest), name)
     holder = f"download-{secrets.token_hex(8)}"
     service.ledger.hold(digest, holder, _HOLD_SECONDS)
@@ -94,6 +94,7 @@ def _download(request: Request, digest: Digest, name: FileName, service: Here, t
             digest=file.digest,
             nbytes=file.nbytes,
             asked=lambda header: request.headers.get(header, ""),
+            allowed=lambda: service.standing.holds(grant),
             renew=lambda: service.ledger.hold(digest, holder, _HOLD_SECONDS),
             done=done,
         )
@@ -131,18 +132,18 @@ def describe(request: Request, digest: Digest, name: FileName, service: Here, ti
     return _download(request, digest, name, service, ticket)
 
 
-def _allowed(service: Service, request: Request, digest: str, name: str, ticket: str | None) -> Person:
-    """Who downloads: by token, or by a ticket."""
+def _allowed(service: Service, request: Request, digest: str, name: str, ticket: str | None) -> tuple[Person, str]:
+    """Who downloads, and by which token: that of the request, or that which a ticket was asked for with."""
     if ticket is None:
         person = service.person(request)
         if not person.may("read"):
             raise Refusal(403, f"{person.name}'s token does not allow this; needed the scope 'read'")
-        return person
-    name_of = service.tickets.use(ticket, digest, name)
-    if name_of is None:
+        return person, service.grant(request)
+    given = service.tickets.use(ticket, digest, name)
+    if given is None or not service.standing.is_good(given.grant):
         raise Refusal(401, "the ticket was used, is older than a minute, or is for another file; ask for a new one",
                       headers={"WWW-Authenticate": "Bearer"})  # fmt: skip
-    return Person(name_of, ("read",))
+    return Person(given.person, ("read",)), given.grant
 
 
 def _file(artifact: Artifact, name: str) -> StoredFile:
