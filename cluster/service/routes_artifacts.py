@@ -1,6 +1,9 @@
 """Artifacts and their files: what a service made, to be downloaded, resumed and checked."""
 
 import secrets
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
 from typing import Annotated, Any, Literal
 from urllib.parse import quote
 
@@ -8,6 +11,7 @@ from fastapi import APIRouter, Depends, Path, Query, Request, Response
 
 from cluster.service.access import BEARER, POSTED, Here, Reader, Service, refusals
 from cluster.service.downloads import Download
+from cluster.service.errors import Unavailable
 from cluster.service.messages import ArtifactAnswer, ArtifactsAnswer, Sha256, TicketAnswer, TicketRequest
 from cluster.service.records import Artifact, Person, StoredFile
 from cluster.service.refusals import Refusal
@@ -81,10 +85,12 @@ def _download(request: Request, digest: Digest, name: FileName, service: Here, t
     person, grant = _allowed(service, request, digest, name, ticket)
     file = _file(service.ledger.get(digest), name)
     holder = f"download-{secrets.token_hex(8)}"
-    service.ledger.hold(digest, holder, _HOLD_SECONDS)
+    hold = partial(_if_possible, lambda: service.ledger.hold(digest, holder, _HOLD_SECONDS))
+    drop = partial(_if_possible, lambda: service.ledger.drop(holder))
+    hold()
 
     def done(nbytes: int) -> None:
-        service.ledger.drop(holder)
+        drop()
         service.metrics.sent(nbytes)
 
     try:
@@ -95,17 +101,23 @@ def _download(request: Request, digest: Digest, name: FileName, service: Here, t
             nbytes=file.nbytes,
             asked=lambda header: request.headers.get(header, ""),
             allowed=lambda: service.standing.holds(grant),
-            renew=lambda: service.ledger.hold(digest, holder, _HOLD_SECONDS),
+            renew=hold,
             done=done,
         )
     except BaseException as error:
-        service.ledger.drop(holder)
+        drop()
         if isinstance(error, FileNotFoundError):
             raise Refusal(404, f"the file {name!r} is not in the store any more; submit the job again") from error
         raise
     if request.method == "GET":
         service.note(request, person, "file.sent", artifact=digest, file=name, status=answer.status_code)
     return answer
+
+
+def _if_possible(note: Callable[[], object]) -> None:
+    """Write down who holds what, if the database takes it: one that does not, on a full disk, evicts nothing either."""
+    with suppress(Unavailable):
+        note()
 
 
 @router.get(
