@@ -9,18 +9,21 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Self
 
 from mint.cache import cache_folder
-from mint.connection import Connection, Record, SilentError, server_of, token_of
+from mint.connection import Connection, Record, RefusedError, SilentError, server_of, token_of
 from mint.download import Wanted, download
 from mint.errors import MintError
 from mint.progress import OnProgress, Progress, ignore
 
 FINAL = ("done", "failed", "cancelled")
+BLOCKED = "blocked"
+PATIENCE = 600.0  # seconds without an answer, until who follows a job gives up
 ANALYSIS = "analysis.mint"  # its name in an artifact
 LONGEST_PAUSE = 10.0  # seconds between looks at a service that does not answer
 
@@ -101,35 +104,51 @@ class Client:
         return _job(self._connection.ask("DELETE", f"/v1/jobs/{_plain(id)}"))
 
     def events(self, id: str, after: int = 0) -> Iterator[Happened]:
-        """What happens to a job, from the event behind `after` to its end; a broken connection is made again."""
+        """What happens to a job, from the event behind `after` to its end; a broken connection is made again.
+
+        A service that answered once may be away for `PATIENCE` seconds: it is started again, and the job goes on.
+        """
         from httpx_sse import EventSource
 
-        pause = 0.5
+        pause, heard = 0.5, -PATIENCE
         while True:
             last: Happened | None = None
             try:
                 headers = {"Last-Event-ID": str(after), "Accept": "text/event-stream"}
                 with self._connection.stream(f"/v1/jobs/{_plain(id)}/events", headers) as response:
+                    heard = time.monotonic()
                     for event in EventSource(response).iter_sse():
                         if not event.id or not event.data:
                             continue  # how long to wait before coming again, or a sign of life
                         last = Happened(int(event.id), event.event, json.loads(event.data))
-                        after, pause = last.seq, 0.5
+                        after, pause, heard = last.seq, 0.5, time.monotonic()
                         yield last
-            except SilentError:
-                pass
+            except (SilentError, RefusedError) as error:
+                is_over = isinstance(error, RefusedError) and error.status not in (429, 503)
+                if is_over or time.monotonic() - heard > PATIENCE:
+                    raise
             if last and last.kind == "state" and last.body.get("state") in FINAL:
                 return
-            if last is None and self.job(id).is_final:
-                return
+            with suppress(SilentError):
+                if last is None and self.job(id).is_final:
+                    return
             time.sleep(pause)
             pause = min(2 * pause, LONGEST_PAUSE)
 
-    def wait(self, id: str, on_progress: OnProgress = ignore) -> ServedJob:
-        """The job when it is done; raises `MintError` with the reason when it fails or is cancelled."""
+    def wait(
+        self, id: str, on_progress: OnProgress = ignore, on_note: Callable[[str], object] = lambda text: None
+    ) -> ServedJob:
+        """The job when it is done; raises `MintError` with the reason when it fails or is cancelled.
+
+        `on_note` is told its states, and why it waits where it does.
+        """
         for event in self.events(id):
-            if event.kind == "progress":
-                body = event.body
+            body = event.body
+            if event.kind == "state":
+                on_note(f"job {id}: {body['state']}" + (f", {body['reason']}" if body["state"] == BLOCKED else ""))
+            elif event.kind == "note":
+                on_note(f"job {id}: {body['message']}")
+            elif event.kind == "progress":
                 on_progress(Progress(body["stage"], body["done"], body["total"], body.get("item", "")))
         job = self.job(id)
         if job.state != "done":

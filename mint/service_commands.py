@@ -51,7 +51,7 @@ def submit(
         for job in jobs:
             screen.note(f"job {job.id}: {job.model} {job.budget or 'analysis'}, {job.state}")
         if wait or download:
-            jobs = tuple(client.wait(job.id, screen.on_progress) for job in jobs)
+            jobs = tuple(client.wait(job.id, screen.on_progress, screen.note) for job in jobs)
         records = [job_record(job) for job in jobs]
         for job, record in zip(jobs, records, strict=True):
             if download:
@@ -77,7 +77,7 @@ def jobs(
         raise typer.BadParameter("needed: the id of the job to follow", param_hint="--follow")
     with Screen(as_json) as screen, server.client() as client:
         if id and follow:
-            client.wait(id, screen.on_progress)
+            client.wait(id, screen.on_progress, screen.note)
         found = [client.job(id)] if id else list(client.jobs(state=state, mine=mine, limit=limit))
     if id:
         screen.answer(job_record(found[0]))

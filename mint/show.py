@@ -49,7 +49,7 @@ class Screen:
 
     def on_progress(self, step: Step) -> None:
         """Show how far a stage has come."""
-        is_bytes = step.stage in ("analyze", "assemble")
+        is_bytes = step.stage in ("analyze", "assemble", "download")
         count = f"{format_size(step.done)} of {format_size(step.total)}" if is_bytes else f"{step.done} of {step.total}"
         if step.stage not in self._stages:
             self._stages[step.stage] = self._bars.add_task(step.stage, total=step.total, count=count, item="")
@@ -57,7 +57,7 @@ class Screen:
 
     def note(self, text: str) -> None:
         """A line for people, on stderr."""
-        self._stderr.print(text, highlight=False)
+        self._stderr.print(text, highlight=False, markup=False, soft_wrap=True)
 
     def answer(self, record: Record) -> None:
         """Print a record: as JSON, or as a table of its plain fields followed by one table per list."""

@@ -5,6 +5,7 @@ import json
 import random
 import re
 from collections.abc import Iterator
+from dataclasses import fields
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
@@ -13,13 +14,16 @@ from typing import Any
 import pytest
 
 from mint import MintError
-from mint.client import Client
+from mint.client import Client, ServedJob
 from mint.connection import Connection, RefusedError, SilentError, parse_server, token_of
 from mint.download import download
 
 FILES = {
     name: random.Random(name).randbytes(nbytes) for name, nbytes in (("a.safetensors", 300_001), ("config.json", 7))
 }
+
+
+AWAY = 0  # in place of a status: no answer
 
 
 class Teller:
@@ -48,10 +52,24 @@ class Teller:
                     self._json(200, {}, {"files": files})
                 else:
                     answers = teller.records[path]
-                    self._json(*(answers.pop(0) if len(answers) > 1 else answers[0]))
+                    status, headers, body = answers.pop(0) if len(answers) > 1 else answers[0]
+                    if status == AWAY:
+                        self.close_connection = True
+                    elif path.endswith("/events") and status == 200:
+                        self._stream(body)
+                    else:
+                        self._json(status, headers, body)
 
             def do_POST(self) -> None:
                 self.do_GET()
+
+            def _stream(self, events: list[tuple[int, str, dict[str, Any]]]) -> None:
+                self.send_response(200)
+                self.send_header("Content-Type", "text/event-stream")
+                self.end_headers()
+                for seq, kind, body in events:
+                    self.wfile.write(f"id: {seq}\nevent: {kind}\ndata: {json.dumps(body)}\n\n".encode())
+                self.close_connection = True
 
             def _json(self, status: int, headers: dict[str, str], body: Any) -> None:
                 text = json.dumps(body).encode()
@@ -101,6 +119,7 @@ def connection(teller: Teller, monkeypatch: pytest.MonkeyPatch) -> Iterator[Conn
     server = ThreadingHTTPServer(("127.0.0.1", 0), teller.handler())
     thread = Thread(target=server.serve_forever, args=(0.01,))
     thread.start()
+    monkeypatch.setattr("mint.client.time.sleep", lambda _: None)
     with Connection(f"127.0.0.1:{server.server_port}", "secret") as connection:
         yield connection
     server.shutdown()
@@ -204,6 +223,28 @@ def test_an_answer_of_something_else_is_named(connection: Connection, teller: Te
     teller.records["/x"] = [(404, {}, ["a page"])]
     with pytest.raises(RefusedError, match="not an answer of mint's service"):
         connection.ask("GET", "/x")
+
+
+def test_who_follows_a_job_waits_for_a_service_that_is_started_again(connection: Connection, teller: Teller) -> None:
+    running, over = (1, "state", {"state": "analyzing"}), (2, "state", {"state": "done"})
+    busy = (503, {"Retry-After": "60"}, {"error": {"code": "unavailable", "message": "come back"}})
+    away: tuple[int, dict[str, str], Any] = (AWAY, {}, None)
+    teller.records["/v1/jobs/abc/events"] = [(200, {}, [running]), *[away] * 9, busy, (200, {}, [over])]
+    teller.records["/v1/jobs/abc"] = [*[away] * 4 * 9, (200, {}, _record("analyzing"))]
+    with Client(connection.url) as client:
+        assert [event.seq for event in client.events("abc")] == [1, 2]
+
+
+@pytest.mark.parametrize("answer", [(AWAY, {}, None), (404, {}, {"error": {"code": "x", "message": "no such job"}})])
+def test_who_follows_a_job_of_nobody_is_told_at_once(connection: Connection, teller: Teller, answer: Any) -> None:
+    teller.records["/v1/jobs/abc/events"] = [answer]
+    with Client(connection.url) as client, pytest.raises(MintError):
+        next(client.events("abc"))
+
+
+def _record(state: str) -> dict[str, Any]:
+    names = [field.name for field in fields(ServedJob)]
+    return {name: [] if name == "watchers" else state if name == "state" else "" for name in names}
 
 
 def test_nobody_there_is_said_at_once() -> None:

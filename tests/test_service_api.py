@@ -113,6 +113,38 @@ def test_a_full_quota_says_when_to_come_back(world: Served) -> None:
     world.submit("llama", "1GB", headers=ann, status=200)  # what is shared is not more
 
 
+def test_a_submission_is_taken_whole_or_not_at_all(world: Served) -> None:
+    ann = world.token("ann", quota=Quota(queued=2))
+    asked = {"model": "llama", "budgets": ["1GB", "2GB", "3GB"]}
+    assert _error(world.client.post("/v1/jobs", json=asked, headers=ann), 429) == "quota"
+    assert world.client.get("/v1/jobs", headers=ann).json()["jobs"] == []
+    world.submit("llama", "1GB", "2GB", headers=ann)
+
+
+@pytest.mark.parametrize("budget", ["0.5x", "max", "8bpw", "m1-8", "1TB"])
+def test_a_quota_of_bytes_counts_a_budget_before_the_model_is_measured(world: Served, llama: Path, budget: str) -> None:
+    source = sum(path.stat().st_size for path in llama.glob("*.safetensors"))
+    ann = world.token("ann", quota=Quota(nbytes=source // 3))
+    refused = world.client.post("/v1/jobs", json={"model": "llama", "budgets": [budget]}, headers=ann)
+    assert _error(refused, 429) == "quota"
+    bob = world.token("bob", quota=Quota(nbytes=4 * source))  # however large the budget, the model is not
+    world.submit("llama", budget, headers=bob)
+    world.submit("llama", headers=ann)  # an analysis is small
+
+
+def test_a_database_that_cannot_be_written_is_no_missing_model(world: Served) -> None:
+    with world.service.ledger._database.write() as connection:
+        connection.exec_driver_sql("PRAGMA query_only = 1")
+    try:
+        assert world.client.get("/v1/models").json()["models"][0]["identity"]
+        refused = world.client.post("/v1/jobs", json={"model": "llama"})
+    finally:
+        with world.service.ledger._database.read() as connection:
+            connection.exec_driver_sql("PRAGMA query_only = 0")
+    assert _error(refused, 503) == "unavailable"
+    assert int(refused.headers["retry-after"]) > 0
+
+
 def test_going_before_others_is_for_admins(world: Served) -> None:
     asked = {"model": "llama", "budgets": ["1GB"], "priority": 1}
     ann, root = world.token("ann"), world.token("root", "admin")

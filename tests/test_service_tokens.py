@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 from sqlalchemy import select
 
-from cluster.service.database import Database, connect, file_url
+from cluster.service.database import Database, connect
 from cluster.service.errors import NotFound
 from cluster.service.jobs import Queue
 from cluster.service.records import Quota
+from cluster.service.settings import file_url
 from cluster.service.tables import metadata, tokens
 from cluster.service.tokens import PREFIX, Tokens
 from mint.errors import MintError

@@ -1,6 +1,6 @@
 """What every route needs: the parts of the service, and who asks.
 
-A token comes in the `Authorization` header and nowhere else. Where there is no token at all, and only programs on this
+A token comes in the `Authorization` header and nowhere else. Where nobody ever had a token, and only programs on this
 machine can connect, whoever asks is called `local` and may do all; a request that a proxy passed on is not from this
 machine, wherever it seems to come from.
 """
@@ -25,12 +25,13 @@ from cluster.service.roots import Roots
 from cluster.service.security import is_forwarded
 from cluster.service.settings import Settings
 from cluster.service.sse import Hub
+from cluster.service.standing import Standing
 from cluster.service.store import Store
 from cluster.service.tickets import Tickets
-from cluster.service.tokens import Tokens
+from cluster.service.tokens import NOBODY, Tokens, digest_of
 from cluster.settings import is_loopback
 
-LOCAL = Person("local", ("admin",))
+LOCAL = Person(NOBODY, ("admin",))
 _FINE = 20.0  # requests that a wrong token costs its sender
 
 
@@ -47,6 +48,7 @@ class Service:
     hub: Hub
     planner: Planner
     tickets: Tickets
+    standing: Standing
     audit: Audit
     metrics: Metrics
     addresses: Rates  # by address, of all requests
@@ -55,15 +57,14 @@ class Service:
     def person(self, request: Request) -> Person:
         """Who asks; raises `Refusal`."""
         client = request.client.host if request.client else "unknown"
-        header = request.headers.get("authorization")
-        if header is None:
+        text = _token(request)
+        if text is None:
             if not self._is_open(client, request):
                 raise _unauthorized(
                     "needed: a token, in the header Authorization: Bearer TOKEN; mint token create NAME"
                 )
             return LOCAL
-        scheme, _, text = header.partition(" ")
-        person = self.tokens.verify(text.strip()) if scheme.lower() == "bearer" else None
+        person = self.tokens.verify(text) if text else None
         if person is None:
             self.addresses.fine(client, _FINE)
             self.audit.note("token.refused", person="", client=client, path=request.url.path)
@@ -72,13 +73,27 @@ class Service:
             raise Refusal(429, f"too many requests; come back in {wait:.1f} seconds", headers=retry_after(wait))
         return person
 
+    def grant(self, request: Request) -> str:
+        """What `Standing` knows the token of a request by; empty for a request without one."""
+        text = _token(request)
+        return digest_of(text) if text else ""
+
     def note(self, request: Request, person: Person, event: str, **about: Any) -> None:
         """Write a line into the audit log."""
         self.audit.note(event, person=person.name, client=request.client.host if request.client else "", **about)
 
     def _is_open(self, client: str, request: Request) -> bool:
         local = self.settings.is_local and is_loopback(client) and not is_forwarded(request.headers.keys())
-        return local and not self.tokens.any()
+        return local and not self.tokens.ever()
+
+
+def _token(request: Request) -> str | None:
+    """The token in the header; empty where there is something else, None where there is nothing."""
+    header = request.headers.get("authorization")
+    if header is None:
+        return None
+    scheme, _, text = header.partition(" ")
+    return text.strip() if scheme.lower() == "bearer" else ""
 
 
 def _unauthorized(message: str) -> Refusal:

@@ -10,6 +10,8 @@ from typing import Any
 
 import structlog
 
+from mint.log import log
+
 _MOST_BYTES = 64 << 20
 
 
@@ -30,7 +32,13 @@ class Audit:
         self._logger.info(event, person=person, client=client, **about)
 
     def write(self, line: str) -> None:
-        """Append a line that is already JSON."""
+        """Append a line that is already JSON; on a full disk it goes to the log, and the service goes on."""
+        try:
+            self._append(line)
+        except OSError as error:
+            log.error("audit.unwritten", reason=error.strerror, line=line)
+
+    def _append(self, line: str) -> None:
         with self._lock:
             if self._path.exists() and self._path.stat().st_size > _MOST_BYTES:
                 self._path.replace(self._path.with_name(self._path.name + ".1"))

@@ -93,13 +93,6 @@ def connect(url: str) -> Database:
     return database
 
 
-def file_url(path: Path) -> str:
-    """The address of an SQLite database in a file; raises `MintError` for a path that no address can name."""
-    if "?" in str(path):
-        raise MintError(f"{path} has a question mark, which ends a path in an address; needed another folder")
-    return URL.create("sqlite", database=str(path)).render_as_string()
-
-
 def _parse(url: str) -> URL:
     try:
         parsed = make_url(url)

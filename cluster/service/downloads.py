@@ -44,7 +44,10 @@ def wanted_range(text: str, if_range: str, *, etag: str, nbytes: int) -> tuple[i
 
 
 class Download(Response):
-    """A file that is sent in pieces; `renew` is called about once a minute while it is, `done` when it was."""
+    """A file that is sent in pieces, for as long as it is `allowed`.
+
+    `renew` is called about once a minute while it is, `done` when it was.
+    """
 
     def __init__(
         self,
@@ -54,6 +57,7 @@ class Download(Response):
         digest: str,
         nbytes: int,
         asked: Callable[[str], str],
+        allowed: Callable[[], Awaitable[bool]],
         renew: Callable[[], object],
         done: Callable[[int], object],
     ) -> None:
@@ -76,7 +80,7 @@ class Download(Response):
         super().__init__(None, status, headers, "application/octet-stream")
         if status == 304:
             del self.headers["content-length"]
-        self._renew, self._done = renew, done
+        self._allowed, self._renew, self._done = allowed, renew, done
         self._file = os.open(path, os.O_RDONLY)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -94,6 +98,8 @@ class Download(Response):
                     raise OSError("a stored file is shorter than it was when it was stored")
                 await send({"type": "http.response.body", "body": piece, "more_body": True})
                 position += len(piece)
+                if position < self._end and not await self._allowed():
+                    return  # the connection is broken off: less came than was promised
                 if asyncio.get_running_loop().time() - renewed > _RENEW_SECONDS:
                     renewed = asyncio.get_running_loop().time()
                     await asyncio.to_thread(self._renew)

@@ -61,22 +61,29 @@ class Queue:
         `QuotaExceeded` if it is too much for `by`.
         """
         expected = quotas.expected_bytes(wish) if expected_bytes is None else expected_bytes
-        now = self._clock()
+        return self.submit_all([(wish, expected)], by, priority)[0]
+
+    def submit_all(self, wishes: Sequence[tuple[Wish, int]], by: Person, priority: int = 0) -> list[tuple[Job, bool]]:
+        """What `submit` does for each of some wishes, with what its answer takes at most: for all of them or none."""
         with self._database.write() as connection:
             quotas.remember(connection, by.name, by.quota)
-            row = _shared(connection, wish.key)
-            if row is None:
-                quotas.check(connection, by, expected, now, unfinished=True)
-                row = _insert(connection, wish, by, priority, expected, now)
-                watching.add(connection, row.number, by.name, priority)
-                return _read(connection, row.number), True
-            if not watching.wants(connection, row.number, by.name):
-                more = _stored_bytes(connection, row.artifact) if row.state == DONE else expected
-                quotas.check(connection, by, more, now, unfinished=row.state != DONE)
+            return [self._submit(connection, wish, expected, by, priority) for wish, expected in wishes]
+
+    def _submit(self, connection: Connection, wish: Wish, expected: int, by: Person, priority: int) -> tuple[Job, bool]:
+        now = self._clock()
+        row = _shared(connection, wish.key)
+        if row is None:
+            quotas.check(connection, by, expected, now, unfinished=True)
+            row = _insert(connection, wish, by, priority, expected, now)
             watching.add(connection, row.number, by.name, priority)
-            if row.state == DONE:
-                _touch(connection, row.artifact, now)
-            return _read(connection, row.number), False
+            return _read(connection, row.number), True
+        if not watching.wants(connection, row.number, by.name):
+            more = _stored_bytes(connection, row.artifact) if row.state == DONE else expected
+            quotas.check(connection, by, more, now, unfinished=row.state != DONE)
+        watching.add(connection, row.number, by.name, priority)
+        if row.state == DONE:
+            _touch(connection, row.artifact, now)
+        return _read(connection, row.number), False
 
     def cancel(self, id: str, by: Person, *, everybody: bool = False) -> Job:
         """Take someone off a job; the last to go ends it, at once or, where it runs, by `cancel_wanted`.

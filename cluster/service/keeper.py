@@ -10,6 +10,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Self, TypeVar
 
 from cluster.service.errors import LeaseLost, Unavailable
@@ -82,7 +83,7 @@ class Keeper:
             try:
                 found = self._queue.renew(self._claim)
             except Exception as error:  # the database is away; the lease lives a little longer
-                log.warning("lease.unrenewed", job=self._claim.job.id, reason=str(error))
+                self._warn("lease.unrenewed", error)
                 if time.monotonic() - renewed > LEASE_SECONDS - _MARGIN_SECONDS:
                     self._end()
                     return
@@ -91,7 +92,8 @@ class Keeper:
             if found is Lease.CANCEL_WANTED:
                 self._tell(lambda: self._queue.advance(self._claim, CANCELLED))
             if found is not Lease.HELD:
-                log.info("lease.over", job=self._claim.job.id, found=found.value)
+                with suppress(OSError):
+                    log.info("lease.over", job=self._claim.job.id, found=found.value)
                 self._end()
                 return
 
@@ -105,4 +107,8 @@ class Keeper:
         except LeaseLost:
             pass
         except Exception as error:  # the lease runs out, and whoever sees that writes the end
-            log.warning("job.untold", job=self._claim.job.id, reason=str(error))
+            self._warn("job.untold", error)
+
+    def _warn(self, event: str, error: Exception) -> None:
+        with suppress(OSError):  # the disk of the log may be what is full
+            log.warning(event, job=self._claim.job.id, reason=str(error))

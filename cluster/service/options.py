@@ -9,7 +9,7 @@ from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
 from mint.budget import UNITS, parse_budget, parse_size, parse_tokens
-from mint.devices import DEVICES
+from mint.devices import DEVICES, device
 from mint.errors import MintError
 from mint.formats import check_rounding
 
@@ -34,7 +34,8 @@ RULES: dict[str, Any] = {
 }
 ROOM: dict[str, Any] = {"context": "8k", "kv_bits": None, "reserve": "1GB"}  # of a device
 DEFAULTS: dict[str, Any] = {**ANALYSIS, **RULES, **ROOM}
-DEVICE_NAMES = frozenset(device.name for device in DEVICES)
+DEVICE_NAMES = frozenset(each.name for each in DEVICES)
+_GROWTH = 4
 DTYPES = ("", "float16", "bfloat16", "float32")
 
 
@@ -73,6 +74,22 @@ def checked_budget(text: str) -> str:
     if budget.unit == "B":
         return min((_written(int(budget.amount), unit) for unit in reversed(UNITS)), key=len)
     return budget.unit if budget.unit in ("min", "max") else f"{_plain(budget.amount)}{budget.unit}"
+
+
+def most_bytes(budget: str, source_bytes: int) -> int:
+    """About the most that the answer takes, before anything is measured: for a quota.
+
+    A relative budget is one of the source, which few results outgrow; no result has more than four times its bytes
+    (4 bits that become 16), however large the device.
+    """
+    if not budget:
+        return 0
+    if budget in DEVICE_NAMES:
+        return min(device(budget).working_set_bytes, _GROWTH * source_bytes)
+    asked = parse_budget(budget)
+    if asked.unit == "B":
+        return min(int(asked.amount), _GROWTH * source_bytes)
+    return min(int(asked.amount * source_bytes), source_bytes) if asked.unit == "x" else source_bytes
 
 
 def _written(nbytes: int, unit: str) -> str:

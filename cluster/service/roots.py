@@ -13,8 +13,10 @@ import re
 import stat
 import unicodedata
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 
+from cluster.service.errors import Unavailable
 from cluster.service.ledger import Ledger
 from mint.errors import MintError
 from mint.shards import PATTERN, identity, read_shards
@@ -76,7 +78,8 @@ class Roots:
         except OSError as error:
             raise MintError(f"the model {name!r} cannot be read: {error.strerror}; check its files") from error
         if self._ledger:
-            self._ledger.name(name, stamp, found)
+            with suppress(Unavailable):  # it is computed again next time
+                self._ledger.name(name, stamp, found)
         return path, found
 
     def _stamp(self, path: Path) -> str:

@@ -1,6 +1,9 @@
 """Artifacts and their files: what a service made, to be downloaded, resumed and checked."""
 
 import secrets
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
 from typing import Annotated, Any, Literal
 from urllib.parse import quote
 
@@ -8,6 +11,7 @@ from fastapi import APIRouter, Depends, Path, Query, Request, Response
 
 from cluster.service.access import BEARER, POSTED, Here, Reader, Service, refusals
 from cluster.service.downloads import Download
+from cluster.service.errors import Unavailable
 from cluster.service.messages import ArtifactAnswer, ArtifactsAnswer, Sha256, TicketAnswer, TicketRequest
 from cluster.service.records import Artifact, Person, StoredFile
 from cluster.service.refusals import Refusal
@@ -61,7 +65,7 @@ def look(digest: Digest, service: Here, person: Reader) -> ArtifactAnswer:
 def give_ticket(request: Request, digest: Digest, wanted: TicketRequest, service: Here, person: Reader) -> TicketAnswer:
     """A link to one file that works once, within a minute, for a browser: a link cannot send a token."""
     file = _file(service.ledger.get(digest), wanted.name)
-    ticket = service.tickets.give(person.name, digest, file.name)
+    ticket = service.tickets.give(person.name, digest, file.name, service.grant(request))
     service.note(request, person, "ticket.given", artifact=digest, file=file.name)
     return TicketAnswer(url=f"{_url(digest, file.name)}?ticket={ticket}")
 
@@ -78,13 +82,15 @@ Ticket = Annotated[str | None, Query(max_length=64, description="Of POST .../tic
 
 
 def _download(request: Request, digest: Digest, name: FileName, service: Here, ticket: Ticket = None) -> Response:
-    person = _allowed(service, request, digest, name, ticket)
+    person, grant = _allowed(service, request, digest, name, ticket)
     file = _file(service.ledger.get(digest), name)
     holder = f"download-{secrets.token_hex(8)}"
-    service.ledger.hold(digest, holder, _HOLD_SECONDS)
+    hold = partial(_if_possible, lambda: service.ledger.hold(digest, holder, _HOLD_SECONDS))
+    drop = partial(_if_possible, lambda: service.ledger.drop(holder))
+    hold()
 
     def done(nbytes: int) -> None:
-        service.ledger.drop(holder)
+        drop()
         service.metrics.sent(nbytes)
 
     try:
@@ -94,17 +100,24 @@ def _download(request: Request, digest: Digest, name: FileName, service: Here, t
             digest=file.digest,
             nbytes=file.nbytes,
             asked=lambda header: request.headers.get(header, ""),
-            renew=lambda: service.ledger.hold(digest, holder, _HOLD_SECONDS),
+            allowed=lambda: service.standing.holds(grant),
+            renew=hold,
             done=done,
         )
     except BaseException as error:
-        service.ledger.drop(holder)
+        drop()
         if isinstance(error, FileNotFoundError):
             raise Refusal(404, f"the file {name!r} is not in the store any more; submit the job again") from error
         raise
     if request.method == "GET":
         service.note(request, person, "file.sent", artifact=digest, file=name, status=answer.status_code)
     return answer
+
+
+def _if_possible(note: Callable[[], object]) -> None:
+    """Write down who holds what, if the database takes it: one that does not, on a full disk, evicts nothing either."""
+    with suppress(Unavailable):
+        note()
 
 
 @router.get(
@@ -131,18 +144,18 @@ def describe(request: Request, digest: Digest, name: FileName, service: Here, ti
     return _download(request, digest, name, service, ticket)
 
 
-def _allowed(service: Service, request: Request, digest: str, name: str, ticket: str | None) -> Person:
-    """Who downloads: by token, or by a ticket."""
+def _allowed(service: Service, request: Request, digest: str, name: str, ticket: str | None) -> tuple[Person, str]:
+    """Who downloads, and by which token: that of the request, or that which a ticket was asked for with."""
     if ticket is None:
         person = service.person(request)
         if not person.may("read"):
             raise Refusal(403, f"{person.name}'s token does not allow this; needed the scope 'read'")
-        return person
-    name_of = service.tickets.use(ticket, digest, name)
-    if name_of is None:
+        return person, service.grant(request)
+    given = service.tickets.use(ticket, digest, name)
+    if given is None or not service.standing.is_good(given.grant):
         raise Refusal(401, "the ticket was used, is older than a minute, or is for another file; ask for a new one",
                       headers={"WWW-Authenticate": "Bearer"})  # fmt: skip
-    return Person(name_of, ("read",))
+    return Person(given.person, ("read",)), given.grant
 
 
 def _file(artifact: Artifact, name: str) -> StoredFile:

@@ -3,6 +3,7 @@
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 from dataclasses import asdict
+from pathlib import Path as FilePath
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Header, Path, Query, Request, Response
@@ -10,12 +11,12 @@ from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from cluster.service.access import POSTED, Here, Reader, Service, Submitter, refusals
+from cluster.service.errors import Unavailable
 from cluster.service.messages import JobAnswer, JobsAnswer, Sha256, Submission, SubmittedAnswer
-from cluster.service.options import DEVICE_NAMES, checked_budget, checked_options
+from cluster.service.options import checked_budget, checked_options, most_bytes
 from cluster.service.records import Job, Person, Wish
 from cluster.service.refusals import Refusal, retry_after
 from cluster.service.states import ACTIVE, BLOCKED, FINAL, QUEUED
-from mint.devices import device
 from mint.errors import MintError
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
@@ -38,7 +39,7 @@ def job_record(job: Job, person: Person) -> dict[str, Any]:
 def submit(
     request: Request, response: Response, submission: Submission, service: Here, person: Submitter
 ) -> SubmittedAnswer:
-    """Ask for a model: a job for each budget, or one for the analysis alone.
+    """Ask for a model: a job for each budget, or one for the analysis alone. All of them are taken, or none.
 
     Who asks for what somebody asked for before shares that job: 200 where all are shared, 201 otherwise. Asking again
     after an error is safe.
@@ -48,22 +49,28 @@ def submit(
     options = submission.options.model_dump()
     budgets = [checked_budget(budget) for budget in submission.budgets] or [""]
     wanted = {budget: checked_options(budget, options) for budget in budgets}
-    _, identity = identified(service, submission.model)
+    path, identity = identified(service, submission.model)
+    source_bytes = sum(shard.stat().st_size for shard in path.glob("*.safetensors"))
+    wishes = [
+        (Wish(submission.model, identity, budget, matters), most_bytes(budget, source_bytes))
+        for budget, matters in wanted.items()
+    ]
     answered = []
-    for budget, matters in wanted.items():
-        expected = device(budget).working_set_bytes if budget in DEVICE_NAMES else None
-        wish = Wish(submission.model, identity, budget, matters)
-        job, is_new = service.queue.submit(wish, person, submission.priority, expected_bytes=expected)
-        service.note(request, person, "job.submitted", job=job.id, model=job.wish.model, budget=budget, is_new=is_new)
+    for job, is_new in service.queue.submit_all(wishes, person, submission.priority):
+        service.note(
+            request, person, "job.submitted", job=job.id, model=job.wish.model, budget=job.wish.budget, is_new=is_new
+        )
         answered.append({**job_record(job, person), "is_new": is_new})
     response.status_code = 201 if any(each["is_new"] for each in answered) else 200
     return SubmittedAnswer.model_validate({"jobs": answered})
 
 
-def identified(service: Service, name: str) -> tuple[Any, str]:
+def identified(service: Service, name: str) -> tuple[FilePath, str]:
     """Where a model lies and what it is; raises `Refusal` for one that is not there."""
     try:
         return service.models.identify(name)
+    except Unavailable:
+        raise
     except MintError as error:
         raise Refusal(404, str(error), code="no_such_model") from error
 
@@ -127,6 +134,7 @@ class _Events(StreamingResponse):
     },
 )
 def follow(
+    request: Request,
     id: JobId,
     service: Here,
     person: Reader,
@@ -135,7 +143,7 @@ def follow(
 ) -> Response:
     """What happens to a job, as server-sent events: `id` is the event's number, `event` its kind, `data` JSON.
 
-    The stream ends after the event of a final state; comments keep it open until then.
+    The stream ends after the event of a final state; comments keep it open until then. A revoked token ends it too.
     """
     job = service.queue.get(id)
     seen = min(int(last_event_id) if last_event_id else after, job.last_seq)
@@ -143,4 +151,7 @@ def follow(
         return Response(status_code=204)
     if service.hub.is_full:
         raise Refusal(503, "too many streams are open; come back", headers=retry_after(5))
-    return _Events(service.hub.stream(id, last_seq=job.last_seq, after=seen))
+    grant = service.grant(request)
+    return _Events(
+        service.hub.stream(id, last_seq=job.last_seq, after=seen, allowed=lambda: service.standing.holds(grant))
+    )

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, Path, Query
 
 from cluster.service.access import POSTED, Here, Reader, Service, refusals
+from cluster.service.errors import Unavailable
 from cluster.service.messages import (
     ArtifactAnswer,
     CurveAnswer,
@@ -44,6 +45,8 @@ def models(service: Here, person: Reader) -> ModelsAnswer:
 def _model(service: Service, name: str, analyzed: set[str]) -> dict[str, Any]:
     try:
         path, identity = service.models.identify(name)
+    except Unavailable:
+        raise
     except MintError as error:
         return {"name": name, "identity": "", "nbytes": 0, "analyzed": False, "reason": str(error)}
     nbytes = sum(shard.stat().st_size for shard in path.glob("*.safetensors"))

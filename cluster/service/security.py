@@ -28,6 +28,7 @@ HEADERS = {
 }
 _PAGES = ("/", "/index.html")
 _READING = ("GET", "HEAD")
+_OF_PROXIES = ("forwarded", "via", "x-real-ip")
 
 
 def need_safe(settings: Settings, *, has_tokens: bool) -> None:
@@ -80,7 +81,7 @@ def is_foreign(method: str, path: str, headers: Mapping[str, str]) -> bool:
 
 def is_forwarded(names: Iterable[str]) -> bool:
     """Whether headers with these names, in lower case, came through a proxy: then loopback is not this machine."""
-    return any(name == "forwarded" or name.startswith("x-forwarded-") for name in names)
+    return any(name in _OF_PROXIES or name.startswith("x-forwarded-") for name in names)
 
 
 def is_json(content_type: str) -> bool:

@@ -34,6 +34,7 @@ from cluster.service.roots import Roots
 from cluster.service.security import need_safe, own_names
 from cluster.service.settings import Settings
 from cluster.service.sse import Hub
+from cluster.service.standing import Standing
 from cluster.service.store import Store
 from cluster.service.tickets import Tickets
 from cluster.service.tokens import Tokens
@@ -91,16 +92,18 @@ def create_app(settings: Settings, *, clock: Callable[[], float] = time.time, bo
 def _service(settings: Settings, database: Database, clock: Callable[[], float]) -> Service:
     queue, ledger = Queue(database, clock), Ledger(database, clock)
     rate = settings.requests_per_second
+    tokens = Tokens(database, clock)
     service = Service(
         settings=settings,
         queue=queue,
-        tokens=Tokens(database, clock),
+        tokens=tokens,
         ledger=ledger,
         store=Store(settings.data / "store", ledger, settings.max_store_bytes),
         models=Roots(settings.roots, ledger, allow_hub=settings.allow_hub),
         hub=Hub(queue),
         planner=Planner(),
         tickets=Tickets(),
+        standing=Standing(tokens),
         audit=Audit(settings.data / "audit.log"),
         metrics=Metrics(),
         addresses=Rates(_ADDRESS_FACTOR * rate, _ADDRESS_FACTOR * rate * _BURST_SECONDS),

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import quote
 
 import platformdirs
 
@@ -13,6 +14,11 @@ PORT = 8420
 def data_place() -> Path:
     """Where the service keeps everything unless --data says otherwise."""
     return Path(platformdirs.user_data_dir("mint")) / "service"
+
+
+def file_url(path: Path) -> str:
+    """The address of an SQLite database in a file, whatever is in its name."""
+    return f"sqlite:///{quote(str(path))}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +43,7 @@ class Settings:
     @property
     def database_url(self) -> str:
         """Where jobs, tokens and artifacts are written down."""
-        return self.database or f"sqlite:///{self.data / 'service.db'}"
+        return self.database or file_url(self.data / "service.db")
 
     @property
     def is_local(self) -> bool:

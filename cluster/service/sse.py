@@ -9,7 +9,7 @@ of a final state.
 import asyncio
 import json
 from collections import deque
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -24,6 +24,11 @@ _KEPT = 256  # events of a job in memory
 _MOST_WATCHERS = 2000
 _RETRY = b"retry: 2000\n\n"  # milliseconds after which a browser comes back
 HEARTBEAT = b": still there\n\n"
+
+
+async def always() -> bool:
+    """Nobody is sent away."""
+    return True
 
 
 class Source(Protocol):
@@ -106,8 +111,13 @@ class Hub:
         for channel in self._channels.values():
             channel.wake()
 
-    async def stream(self, job: str, *, last_seq: int, after: int) -> AsyncIterator[bytes]:
-        """The events of a job after number `after`, whose last one was `last_seq` a moment ago, as they come."""
+    async def stream(
+        self, job: str, *, last_seq: int, after: int, allowed: Callable[[], Awaitable[bool]] = always
+    ) -> AsyncIterator[bytes]:
+        """The events of a job after number `after`, whose last one was `last_seq` a moment ago, as they come.
+
+        It ends when something is to be sent and that is no longer `allowed`.
+        """
         channel = self._channels.setdefault(job, _Channel(last_seq))
         channel.watchers += 1
         if self._poller is None or self._poller.done():
@@ -115,6 +125,8 @@ class Hub:
         try:
             yield _RETRY
             async for text in self._follow(job, channel, min(after, channel.seq)):
+                if not await allowed():
+                    return
                 yield text
         finally:
             channel.watchers -= 1

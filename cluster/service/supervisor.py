@@ -24,7 +24,7 @@ from cluster.service.errors import LeaseLost, NotFound, Unavailable
 from cluster.service.jobs import Queue
 from cluster.service.options import option
 from cluster.service.records import Claim, Job
-from cluster.service.runner import DISK, Place
+from cluster.service.runner import DISK, Place, is_full
 from cluster.service.settings import Settings
 from cluster.service.states import ACTIVE, BLOCKED, FINAL
 from cluster.service.store import RESERVE_BYTES, Store
@@ -145,7 +145,10 @@ class Supervisor:
                     start_new_session=True,
                 )
         except OSError as error:
-            self._forfeit(claim, f"its process could not be started: {error.strerror}")
+            if is_full(error):
+                self._queue.block(claim, f"{DISK}{error.strerror}, not even a log can be written")
+            else:
+                self._forfeit(claim, f"its process could not be started: {error.strerror}")
             return
         self._children[job.id] = _Child(process, claim)
         assert process.stdin

@@ -17,9 +17,10 @@ _MOST = 10_000
 
 @dataclass(frozen=True, slots=True)
 class Ticket:
-    """What a ticket opens, and for whom."""
+    """What a ticket opens, and for whom; `grant` is the token that they asked with, see `Standing`."""
 
     person: str
+    grant: str
     artifact: str
     name: str
     until: float
@@ -33,21 +34,21 @@ class Tickets:
         self._tickets: OrderedDict[str, Ticket] = OrderedDict()
         self._lock = threading.Lock()
 
-    def give(self, person: str, artifact: str, name: str) -> str:
+    def give(self, person: str, artifact: str, name: str, grant: str = "") -> str:
         """A new ticket for one file of an artifact."""
         text = secrets.token_urlsafe(32)
         with self._lock:
             self._forget()
-            self._tickets[text] = Ticket(person, artifact, name, self._clock() + SECONDS)
+            self._tickets[text] = Ticket(person, grant, artifact, name, self._clock() + SECONDS)
         return text
 
-    def use(self, text: str, artifact: str, name: str) -> str | None:
-        """Whose ticket it is, if it is good for this file; it is used up in any case."""
+    def use(self, text: str, artifact: str, name: str) -> Ticket | None:
+        """The ticket, if it is good for this file; it is used up in any case."""
         with self._lock:
             ticket = self._tickets.pop(text, None)
         if ticket is None or ticket.until <= self._clock() or (ticket.artifact, ticket.name) != (artifact, name):
             return None
-        return ticket.person
+        return ticket
 
     def _forget(self) -> None:
         """Drop what ran out, which stands first, and the oldest of too many."""

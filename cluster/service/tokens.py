@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import Row, delete, insert, select
+from sqlalchemy import Row, delete, insert, select, update
 
 from cluster.service import quotas
 from cluster.service.database import Database
@@ -17,6 +17,7 @@ from cluster.service.records import SCOPES, Person, Quota
 from cluster.service.tables import people, tokens
 from mint.errors import MintError
 
+NOBODY = "local"  # what everybody on this machine is called where nobody ever had a token
 PREFIX = "mint_"  # by which scanners for leaked secrets find one
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,63}")
 
@@ -38,17 +39,20 @@ class Tokens:
 
     def create(self, name: str, scopes: Sequence[str], quota: Quota = Quota()) -> str:  # noqa: B008 (it is frozen)
         """A new token for someone who has none; the only time that it is shown. Raises `MintError`."""
-        if not _NAME.fullmatch(name):
-            raise MintError(f"{name!r} is no name; needed 1 to 64 of: letters, digits, . _ @ -, the first no sign")
+        if not _NAME.fullmatch(name) or name == NOBODY:
+            raise MintError(
+                f"{name!r} is no name; needed 1 to 64 of: letters, digits, . _ @ -, the first no sign, and not {NOBODY}"
+            )
         if not scopes or not set(scopes) <= set(SCOPES):
             raise MintError(f"{','.join(scopes)!r} are no scopes; needed one or more of: {', '.join(SCOPES)}")
         text = PREFIX + secrets.token_urlsafe(32)
         with self._database.write() as connection:
-            if connection.execute(select(tokens).where(tokens.c.name == name)).one_or_none() is not None:
+            if connection.execute(select(tokens).where(tokens.c.name == name, _GOOD)).one_or_none() is not None:
                 raise MintError(f"{name} has a token; revoke it first: mint token revoke {name}")
             quotas.remember(connection, name, quota)
             ordered = ",".join(scope for scope in SCOPES if scope in scopes)
-            values = {"name": name, "digest": _digest(text), "scopes": ordered, "created_at": self._clock()}
+            values = {"name": name, "digest": digest_of(text), "scopes": ordered, "created_at": self._clock()}
+            connection.execute(delete(tokens).where(tokens.c.name == name))
             connection.execute(insert(tokens).values(values))
         return text
 
@@ -57,9 +61,9 @@ class Tokens:
 
         Every digest is compared, each in constant time, so that how long it takes tells nothing about any.
         """
-        digest = _digest(text)
+        digest = digest_of(text)
         with self._database.read() as connection:
-            rows = connection.execute(select(tokens.c.name, tokens.c.digest)).all()
+            rows = connection.execute(select(tokens.c.name, tokens.c.digest).where(_GOOD)).all()
             mine = [row.name for row in rows if hmac.compare_digest(row.digest, digest)]
             if not mine:
                 return None
@@ -68,25 +72,39 @@ class Tokens:
     def list(self) -> list[Grant]:
         """Every token that was given out, by name."""
         with self._database.read() as connection:
-            rows = connection.execute(_GRANTS.order_by(tokens.c.name)).all()
+            rows = connection.execute(_GRANTS.where(_GOOD).order_by(tokens.c.name)).all()
         return [Grant(_person(row), row.created_at) for row in rows]
 
     def revoke(self, name: str) -> None:
         """Make someone's token worthless, at once; raises `NotFound`."""
         with self._database.write() as connection:
-            if connection.execute(delete(tokens).where(tokens.c.name == name)).rowcount == 0:
+            change = update(tokens).where(tokens.c.name == name, _GOOD)
+            if connection.execute(change.values(digest=_REVOKED + digest_of(name)[1:])).rowcount == 0:
                 raise NotFound(f"{name} has no token; `mint token list` lists those who have")
 
     def any(self) -> bool:
         """Whether anybody has a token."""
         with self._database.read() as connection:
+            return connection.execute(select(tokens.c.name).where(_GOOD).limit(1)).one_or_none() is not None
+
+    def ever(self) -> bool:
+        """Whether anybody has or had a token: whoever it was taken from must not get in by leaving it out."""
+        with self._database.read() as connection:
             return connection.execute(select(tokens.c.name).limit(1)).one_or_none() is not None
 
+    def good(self) -> frozenset[str]:
+        """What `digest_of` makes of every token that is good now."""
+        with self._database.read() as connection:
+            return frozenset(connection.execute(select(tokens.c.digest).where(_GOOD)).scalars())
 
+
+_REVOKED = "-"  # begins what stands in place of the digest of a token that was revoked
+_GOOD = ~tokens.c.digest.startswith(_REVOKED)
 _GRANTS = select(tokens.c.scopes, tokens.c.created_at, people).join(people, people.c.name == tokens.c.name)
 
 
-def _digest(text: str) -> str:
+def digest_of(text: str) -> str:
+    """The SHA-256 that is kept of a token."""
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
