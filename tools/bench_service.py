@@ -74,6 +74,7 @@ def main() -> int:
     parser.add_argument("--budgets", type=Path, metavar="MODEL", help="folder of a full-precision model")
     parser.add_argument("--budget", action="append", help="of MODEL, in this order; default: 6bpw, 5bpw, 4.5bpw")
     parser.add_argument("--probe", action="store_true", help="probe MODEL too")
+    parser.add_argument("--pause", type=float, default=10.0, help="seconds between budgets (default %(default)s)")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     options = parser.parse_args()
     if not (options.crowd or options.download or options.budgets):
@@ -88,7 +89,9 @@ def main() -> int:
             record["download"] = downloads(place / "download", options.download, options.repeats)
         if options.budgets:
             wanted = options.budget or ["6bpw", "5bpw", "4.5bpw"]
-            record["budgets"] = budgets(place / "budgets", options.budgets.resolve(), wanted, probe=options.probe)
+            record["budgets"] = budgets(
+                place / "budgets", options.budgets.resolve(), wanted, options.pause, probe=options.probe
+            )
     record["load_after"] = os.getloadavg()
     print(json.dumps(record, indent=2) if options.json else _table(record))
     return int(any(each["wrong"] for each in record.get("crowd", ())))
@@ -328,7 +331,7 @@ class Made:
     stages: Mapping[str, float]
 
 
-def budgets(place: Path, model: Path, wanted: Sequence[str], *, probe: bool) -> dict[str, Any]:
+def budgets(place: Path, model: Path, wanted: Sequence[str], pause: float, *, probe: bool) -> dict[str, Any]:
     """A model's budgets, one after the other: the first has to measure, the next have not."""
     write_model("llama", place / "models" / "tiny")
     data = place / "data"
@@ -336,7 +339,10 @@ def budgets(place: Path, model: Path, wanted: Sequence[str], *, probe: bool) -> 
     roots = ("--root", str(place / "models"), "--root", str(model.parent))
     with serving(data, *roots) as served, Client(served.url, token) as client:
         _made(client, "tiny", "5bpw", {"probe": probe})  # compiles the kernels, which a machine does once
-        made = [_made(client, model.name, budget, {"probe": probe}) for budget in wanted]
+        made = []
+        for budget in wanted:
+            time.sleep(pause)  # as people do: nobody asks for the next within a moment
+            made.append(_made(client, model.name, budget, {"probe": probe}))
     first, *later = made
     return {
         "model": model.name,

@@ -1,8 +1,9 @@
 """One job in a process of its own: `python -m cluster.service.runner --data DIR --job ID --root FOLDER ...`.
 
 On standard input comes a line of JSON: the address of the database and the lease, which must not be seen in a list of
-processes. It leads its own process group, is the only writer of the job's events while it holds the lease, and dies
-with it. What it has done so far lies in DIR/cache and DIR/work/ID: the next runner of the job goes on there.
+processes. Without --job it imports what any job needs, and waits for that line to name its job too. It leads its own
+process group, is the only writer of the job's events while it holds the lease, and dies with it. What it has done so
+far lies in DIR/cache and DIR/work/ID: the next runner of the job goes on there.
 
 Exit codes: 0: what became of the job is in the database (done, failed, blocked, back in the queue); 3: the lease was
 lost before the start; 75: the database is away, nobody was told; -9: cancelled, told to stop, or the lease was lost.
@@ -10,6 +11,7 @@ lost before the start; 75: the database is away, nobody was told; -9: cancelled,
 
 import argparse
 import errno
+import importlib
 import json
 import os
 import socket
@@ -65,8 +67,8 @@ class Place:
         return self.data / "logs" / f"{job}.log"
 
     def arguments(self, job: str) -> list[str]:
-        """The command line of a runner."""
-        asked = ["--data", str(self.data), "--job", job]
+        """The command line of a runner; `job` may be empty: it is told later."""
+        asked = ["--data", str(self.data), *(["--job", job] if job else [])]
         for root in self.roots:
             asked += ["--root", str(root)]
         asked += ["--allow-hub"] if self.allow_hub else []
@@ -76,13 +78,23 @@ class Place:
 
 
 def main() -> None:
-    """Work on the job that the command line and standard input name."""
+    """Work on the job that the command line or standard input names."""
     place, job = _arguments()
-    told: dict[str, str] = json.loads(sys.stdin.readline())
     if os.getpgrp() != os.getpid():
         os.setsid()
     os.environ["MINT_CACHE"] = str(place.data / "cache")
     os.environ |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}  # what a model names is not fetched
+    if not job:
+        _get_ready()
+    line = sys.stdin.readline()
+    if not line:
+        return  # it was not needed: the service ended
+    told: dict[str, str] = json.loads(line)
+    if not job:
+        job = told["job"]
+        with place.log(job).open("ab") as said:
+            for descriptor in (1, 2):
+                os.dup2(said.fileno(), descriptor)
     configure_logging(verbose=True)
     try:
         code = run(place, job, told["database"], told["lease"])
@@ -94,6 +106,14 @@ def main() -> None:
         end_group()
     sys.stdout.flush()
     sys.exit(code)
+
+
+def _get_ready() -> None:
+    """Import what a job needs, in this process and in the one that will load what it makes."""
+    from mint.stock import stock
+
+    stock()
+    importlib.import_module("cluster.service.stages")
 
 
 def run(place: Place, job: str, database: str, lease: str) -> int:
@@ -152,7 +172,7 @@ def is_full(error: BaseException | None) -> bool:
 def _arguments() -> tuple[Place, str]:
     parser = argparse.ArgumentParser(prog="python -m cluster.service.runner")
     parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--job", required=True)
+    parser.add_argument("--job", default="")
     parser.add_argument("--root", type=Path, action="append", default=[])
     parser.add_argument("--allow-hub", action="store_true")
     parser.add_argument("--cluster", default="")

@@ -26,10 +26,11 @@ from cluster.service.options import option
 from cluster.service.records import Claim, Job
 from cluster.service.runner import DISK, Place, is_full
 from cluster.service.settings import Settings
+from cluster.service.spare import Spare, start
 from cluster.service.states import ACTIVE, BLOCKED, FINAL
 from cluster.service.store import RESERVE_BYTES, Store
 from cluster.service.turns import holder
-from mint.blas import find_openblas, preloading
+from mint.blas import find_openblas
 from mint.log import log
 
 ROUND_SECONDS = 0.5
@@ -75,6 +76,7 @@ class Supervisor:
         self._host = host or socket.gethostname()
         self._clock = clock
         self._children: dict[str, _Child] = {}
+        self._spare = Spare(self._place, clock=clock)
         self._cancelling: dict[str, _Cancelling] = {}
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._work, name="supervisor", daemon=True)
@@ -90,6 +92,7 @@ class Supervisor:
         self._stopping.set()
         if self._thread.is_alive():
             self._thread.join()
+        self._spare.drop()
 
     def wait(self) -> None:
         """Wait for the end of the runners that this process started."""
@@ -123,6 +126,7 @@ class Supervisor:
                     self._store.sweep(rows=self._database.startswith("sqlite"))
                     swept = True
                 self.step()
+                self._spare.keep(working=bool(self._children))
             except Unavailable as error:
                 log.warning("database.away", reason=str(error))
                 self._stopping.wait(ROUND_SECONDS * 4)
@@ -134,16 +138,12 @@ class Supervisor:
 
     def _spawn(self, claim: Claim) -> None:
         job = claim.job
+        library = _library(job)
+        process = self._spare.take(library)
         try:
-            with self._place.log(job.id).open("ab") as said:
-                process = subprocess.Popen(
-                    self._place.arguments(job.id),
-                    stdin=subprocess.PIPE,
-                    stdout=said,
-                    stderr=said,
-                    env=_environment(job),
-                    start_new_session=True,
-                )
+            if process is None:
+                with self._place.log(job.id).open("ab") as said:
+                    process = start(self._place, job.id, said.fileno(), library)
         except OSError as error:
             if is_full(error):
                 self._queue.block(claim, f"{DISK}{error.strerror}, not even a log can be written")
@@ -151,9 +151,10 @@ class Supervisor:
                 self._forfeit(claim, f"its process could not be started: {error.strerror}")
             return
         self._children[job.id] = _Child(process, claim)
+        told = {"job": job.id, "database": self._database, "lease": claim.lease}
         assert process.stdin
         try:
-            process.stdin.write(json.dumps({"database": self._database, "lease": claim.lease}).encode() + b"\n")
+            process.stdin.write(json.dumps(told).encode() + b"\n")
             process.stdin.close()
         except BrokenPipeError:
             pass  # it died at once, and is buried in the next round
@@ -220,11 +221,10 @@ class Supervisor:
                 shutil.rmtree(folder, ignore_errors=True)
 
 
-def _environment(job: Job) -> dict[str, str]:
-    """Of a runner: with a fast BLAS where the model has to run on a CPU whose MLX brings a slow one."""
+def _library(job: Job) -> str:
+    """The fast BLAS that its runner is to load, where the model has to run on a CPU whose MLX brings a slow one."""
     runs = option(job.wish.options, "probe") or option(job.wish.options, "rounding") == "compensate"
-    library = find_openblas() if runs and sys.platform == "linux" else ""
-    return preloading(library) if library else dict(os.environ)
+    return find_openblas() if runs and sys.platform == "linux" else ""
 
 
 def _signal_group(pid: int, number: signal.Signals) -> None:
