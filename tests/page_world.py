@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from selenium import webdriver
+from selenium.common.exceptions import StaleElementReferenceException
 from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.by import By
 from selenium.webdriver.remote.webelement import WebElement
@@ -106,6 +107,18 @@ class Page:
         """The first element of a selector, once it is there."""
         found: WebElement = self.until(lambda: next(iter(self.all(css)), None))
         return found
+
+    def click(self, css: str) -> None:
+        """Click the first element of a selector, once it is there; again where the page has just replaced it."""
+
+        def clicked() -> bool:
+            try:
+                self.one(css).click()
+            except StaleElementReferenceException:
+                return False
+            return True
+
+        self.until(clicked)
 
     def read(self, css: str) -> str:
         """What the first element of a selector shows, in words."""

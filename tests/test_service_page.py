@@ -90,14 +90,14 @@ def submit(page: Page, model: str, *budgets: str) -> None:
     Select(page.one("#model")).select_by_value(model)
     for budget in budgets:
         page.one("#size").send_keys(budget + Keys.ENTER)
-    page.one("form [type=submit]").click()
+    page.click("form [type=submit]")
     page.until(lambda: page.read("form .taken"))
 
 
 @needs_chromium
 def test_a_job_is_submitted_and_followed_to_its_end(page: Page, made: str) -> None:
     page.open()
-    page.one(".job[data-state='done'] a").click()
+    page.click(".job[data-state='done'] a")
     page.until(lambda: page.all(".artifact") and "done" in page.read(".log"))
     told = page.read(".log")
     states = ["waiting", "reading headers", "measuring", "choosing formats", "writing", "checking", "done"]
@@ -118,16 +118,16 @@ def test_a_click_on_the_curve_shows_a_plan_that_is_made_and_downloaded_whole(
     assert page.read(".curve .readout strong") and page.all(".strip .cell")
     assert "% less loss" in page.read(".plan") and "Predicted KL" in page.read(".plan")
     page.picture("model")
-    page.one(".plan .primary").click()
-    page.one(".plan .taken a").click()
-    page.until(lambda: page.all(".artifact"))
-    page.one(".artifact summary").click()
+    page.click(".plan .primary")
+    page.click(".plan .taken a")
+    page.until(lambda: page.all(".artifact") and "done" in page.read(".log"))
+    page.click(".artifact summary")
     rows = page.script(
         "const rows = [...document.querySelectorAll('.artifact tbody tr')];"
         "return rows.map((row) => [...row.cells].map((cell) => cell.innerText))"
     )
     digest = next(digest for name, _, digest in rows if name == "model.safetensors")
-    page.one("button[aria-label='Download model.safetensors']").click()
+    page.click("button[aria-label='Download model.safetensors']")
     file = downloads / "model.safetensors"
     page.until(lambda: file.exists() and not list(downloads.glob("*.crdownload")))
     assert hashlib.sha256(file.read_bytes()).hexdigest() == digest
@@ -232,16 +232,16 @@ def test_the_theme_can_be_switched_and_is_remembered(page: Page) -> None:
     page.open()
     backgrounds = {}
     for _ in range(3):
-        page.one("#theme").click()
+        page.click("#theme")
         backgrounds[page.read("#theme")] = page.script("return getComputedStyle(document.body).backgroundColor")
     assert set(backgrounds) == {"Auto", "Light", "Dark"}
     assert backgrounds["Auto"] == backgrounds["Light"] != backgrounds["Dark"]
-    page.one("#theme").click()
+    page.click("#theme")
     page.open(dark=True)
     assert page.read("#theme") == "Light"
     assert page.script("return getComputedStyle(document.body).backgroundColor") == backgrounds["Light"]
-    page.one("#theme").click()
-    page.one("#theme").click()  # back to what the system says
+    page.click("#theme")
+    page.click("#theme")  # back to what the system says
 
 
 @needs_chromium
@@ -268,7 +268,7 @@ def test_what_is_no_budget_is_refused_with_what_is_needed(page: Page) -> None:
     page.one("#size").clear()
     page.one("#size").send_keys("1234567.8GB" + Keys.ENTER)
     page.forgiven = ("422",)
-    page.one("form [type=submit]").click()
+    page.click("form [type=submit]")
     page.until(lambda: "1234567.8GB" in page.read("form .alert"))
     assert "pattern" not in page.read("form .alert")
 
@@ -296,13 +296,13 @@ def test_a_token_is_typed_once_and_travels_in_a_header_only(browser: Any, tmp_pa
         page.driver.refresh()
         page.until(lambda: "asked by ada" in page.read(".queue"))
         assert EVIL in page.read(".queue") and page.script("return window.pwned") is None
-        page.one(".job button[aria-label^='Cancel']").click()
+        page.click(".job button[aria-label^='Cancel']")
         page.until(lambda: page.all(".job[data-state='cancelled']"))
         sent = page.requests()
         assert not any(token in request["url"] or token in request.get("postData", "") for request in sent)
         assert any(request["headers"].get("Authorization") == f"Bearer {token}" for request in sent)
         assert token not in page.script("return JSON.stringify({...localStorage}) + document.cookie")
-        page.one("#leave").click()
+        page.click("#leave")
         page.one("#token")
         assert token not in page.script("return JSON.stringify({...sessionStorage})")
 
