@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 from cluster.carrier import Carrier, Link
 from cluster.chips import insist_on_agreement, measured_twice
 from cluster.coordinator import Coordinator
-from cluster.events import Accept, Arrived, Command, Event, Finish, Policy, Send, Skip
+from cluster.events import Accept, Arrived, Command, Finish, Policy, Send, Skip
 from cluster.inventory import agree, needed_shards, take_inventory
 from cluster.lend import Lender, lend
 from cluster.placement import Placement, place
@@ -279,14 +279,10 @@ class ClusterExecutor:
                 self._carry(commands)
                 for command in commands:
                     if isinstance(command, Accept):
-                        self._note_maker(command.item, event)
+                        if link := self.carrier.links.get(event.worker):
+                            self.made_by[command.item] = link.node
                         yield command.item, pieces, event.worker
             self._carry(coordinator.step(time.monotonic()))
-
-    def _note_maker(self, item: str, event: Event) -> None:
-        link = self.carrier.links.get(getattr(event, "worker", ""))
-        if link:
-            self.made_by[item] = link.node
 
     def _carry(self, commands: Sequence[Command]) -> None:
         for command in commands:

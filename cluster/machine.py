@@ -14,8 +14,9 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from cluster.inventory import model_roots
-from cluster.settings import UNWANTED, is_loopback, token_place
+from cluster.settings import UNWANTED, token_place
 from mint.cache import cache_folder
+from mint.connection import is_loopback
 from mint.process import memory_bytes
 from mint.shards import PATTERN
 

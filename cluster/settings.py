@@ -4,7 +4,6 @@ Token authentication is always on and always set explicitly: Ray's own default d
 The token and the keys lie in the user's configuration folder (`MINT_CONFIG` moves it), readable by their owner only.
 """
 
-import ipaddress
 import os
 import secrets
 from collections.abc import Mapping
@@ -13,6 +12,7 @@ from pathlib import Path
 
 import platformdirs
 
+from mint.connection import check_private, is_loopback
 from mint.errors import MintError
 
 TOKEN_VARIABLE = "RAY_AUTH_TOKEN_PATH"
@@ -53,14 +53,6 @@ def parse_address(text: str) -> Address:
     return Address(host, int(port or PORT), tls)
 
 
-def is_loopback(host: str) -> bool:
-    """Whether a host is this machine's own loopback."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
-
-
 def config_folder() -> Path:
     """Where this user's secrets of clusters lie."""
     return Path(os.environ.get("MINT_CONFIG") or platformdirs.user_config_dir("mint")) / "cluster"
@@ -95,7 +87,7 @@ def checked_token(path: Path) -> Path:
             f"no token at {path}; needed: the token of the cluster, copied from the head "
             f"(mint cluster up says where it lies), or its path in {TOKEN_VARIABLE}"
         )
-    _check_private(path, "token")
+    check_private(path, "token")
     if not path.read_text().strip():
         raise MintError(f"{path} is empty; needed: the token of the cluster, copied from the head")
     return path.resolve()
@@ -109,13 +101,8 @@ def checked_tls(folder: Path) -> Path:
             f"{folder}: no {', '.join(missing)}; needed for TLS: the folder that `mint cluster certs` made for this "
             "machine"
         )
-    _check_private(folder / TLS_FILES["RAY_TLS_SERVER_KEY"], "key")
+    check_private(folder / TLS_FILES["RAY_TLS_SERVER_KEY"], "key")
     return folder.resolve()
-
-
-def _check_private(path: Path, what: str) -> None:
-    if path.stat().st_mode & 0o077:
-        raise MintError(f"{path}: others may read this {what}; needed: chmod 600 {path}")
 
 
 def ray_environment(*, token: Path, loopback: bool, tls: Path | None = None) -> dict[str, str]:

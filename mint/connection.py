@@ -54,7 +54,9 @@ class Connection:
                 headers={"Authorization": f"Bearer {token}"} if token else {},
                 timeout=SECONDS,
                 verify=_context(ca) if ca else True,
-                trust_env=not _is_loopback(self.url),  # a proxy would get to read what is for this machine alone
+                trust_env=not is_loopback(
+                    urlsplit(self.url).hostname or ""
+                ),  # a proxy would get to read what is for this machine alone
             )
         except OSError as error:
             raise MintError(f"{ca}: not a file of certificates ({error})") from error
@@ -153,22 +155,28 @@ def token_of(file: Path | None) -> str:
         return os.environ.get(TOKEN_VARIABLE, "").strip()
     if not file.is_file():
         raise MintError(f"{file}: not there; needed: a file that holds what `mint token create` printed")
-    if file.stat().st_mode & 0o077:
-        raise MintError(f"{file}: others may read this token; needed: chmod 600 {file}")
+    check_private(file, "token")
     return file.read_text().strip()
 
 
 def _is_private(url: str) -> bool:
     """Whether nobody else can read what is sent there."""
-    return urlsplit(url).scheme == "https" or _is_loopback(url)
+    parts = urlsplit(url)
+    return parts.scheme == "https" or is_loopback(parts.hostname or "")
 
 
-def _is_loopback(url: str) -> bool:
-    host = urlsplit(url).hostname or ""
+def is_loopback(host: str) -> bool:
+    """Whether a host is this machine's own loopback."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return host == "localhost"
+
+
+def check_private(path: Path, what: str) -> None:
+    """Raise `MintError` where others may read a secret."""
+    if path.stat().st_mode & 0o077:
+        raise MintError(f"{path}: others may read this {what}; needed: chmod 600 {path}")
 
 
 def _context(ca: Path) -> Any:

@@ -98,6 +98,9 @@ def _fetch(connection: Connection, url: str, file: Wanted, path: Path, came: Cal
                 if breaks > BREAKS:
                     raise
                 time.sleep(min(0.25 * 2**breaks, 10.0))
+            else:
+                if nbytes == before:
+                    raise MintError(f"{file.name}: the service sent none of the {file.nbytes - nbytes} bytes left")
         out.flush()
         os.fsync(out.fileno())
     if digest.hexdigest() != file.digest:

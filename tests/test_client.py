@@ -16,7 +16,7 @@ import pytest
 from mint import MintError
 from mint.client import Client, ServedJob
 from mint.connection import Connection, RefusedError, SilentError, parse_server, token_of
-from mint.download import download
+from mint.download import Wanted, download
 
 FILES = {
     name: random.Random(name).randbytes(nbytes) for name, nbytes in (("a.safetensors", 300_001), ("config.json", 7))
@@ -199,6 +199,17 @@ def test_a_service_that_never_goes_on_is_given_up(connection: Connection, teller
     with pytest.raises(SilentError):
         download(connection, "abc", tmp_path / "out")
     assert len(teller.ranges) < 30
+
+
+def test_a_service_that_ends_a_file_early_and_means_it_is_named(
+    connection: Connection, teller: Teller, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mint.download._files", lambda record: (Wanted("config.json", "0" * 64, 8),))
+    (tmp_path / "out.partial").mkdir()
+    (tmp_path / "out.partial" / "config.json").write_bytes(b"")
+    teller.files["config.json"] = b""
+    with pytest.raises(MintError, match="none of the 8 bytes left"):
+        download(connection, "abc", tmp_path / "out")
 
 
 def test_a_refusal_tells_the_reason_and_when_to_come_again(connection: Connection, teller: Teller) -> None:

@@ -224,8 +224,9 @@ def test_a_driver_that_is_killed_goes_on_from_its_journal(bench: Bench) -> None:
     assert again.asked_for() == units - set(first)
 
 
-def test_a_cable_that_is_pulled_for_a_while_changes_nothing(bench: Bench) -> None:
-    host = bench.lab.hosts[1]
+@contextmanager
+def _cable_out(host: Host) -> Iterator[Accident]:
+    """The accident that pulls a host's cable; it is back before this ends."""
     with ExitStack() as until_the_end:
 
         def pull(_: object) -> None:
@@ -234,19 +235,18 @@ def test_a_cable_that_is_pulled_for_a_while_changes_nothing(bench: Bench) -> Non
             plug.start()
             until_the_end.callback(plug.join)
 
+        yield pull
+
+
+def test_a_cable_that_is_pulled_for_a_while_changes_nothing(bench: Bench) -> None:
+    host = bench.lab.hosts[1]
+    with _cable_out(host) as pull:
         bench.finish("pulled", pull)
 
 
 def test_work_that_only_one_node_can_do_waits_until_its_cable_is_back(bench: Bench) -> None:
     host = bench.lab.hosts[1]
-    with ExitStack() as until_the_end:
-
-        def pull(_: object) -> None:
-            host.pull_cable()
-            plug = threading.Timer(CABLE_SECONDS, host.plug_cable)
-            plug.start()
-            until_the_end.callback(plug.join)
-
+    with _cable_out(host) as pull:
         run = bench.finish("awaited", pull, only=host)
     assert set(run.by_host()) == {"host2"}
 

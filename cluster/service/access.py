@@ -29,7 +29,7 @@ from cluster.service.standing import Standing
 from cluster.service.store import Store
 from cluster.service.tickets import Tickets
 from cluster.service.tokens import NOBODY, Tokens, digest_of
-from cluster.settings import is_loopback
+from mint.connection import is_loopback
 
 LOCAL = Person(NOBODY, ("admin",))
 _FINE = 20.0  # requests that a wrong token costs its sender
