@@ -81,6 +81,9 @@ def making_actor() -> Any:
                 self._seconds += time.perf_counter() - started
                 yield unit, result
 
+        def expect(self, batch: int, names: Sequence[str]) -> None:
+            """Nothing is read, so nothing ahead."""
+
         def ping(self) -> tuple[float, float, float]:  # type: ignore[override]
             return self._cpu, time.process_time() - self._began, self._seconds
 
