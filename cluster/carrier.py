@@ -34,6 +34,8 @@ from mint.log import log
 
 START_SECONDS = 90.0  # for the worker of a node to say what it holds, or to get ready; longer each time
 ASK_SECONDS = 60.0  # for an answer without which nothing can begin, from each that can give it
+LOOK_BYTES = 8 << 20  # that a worker sends to show how fast its link is
+LOOK_SECONDS = 10.0  # a worker that takes longer for them is as good as none
 GET_SECONDS = 10.0  # for a value that is said to be here
 GRACE_SECONDS = 15.0  # for the others, once the first has
 AGAIN_SECONDS = 2.0  # between looks for nodes without a worker
@@ -176,11 +178,11 @@ class Carrier:
         """Bytes for many workers, stored once."""
         return ray.put(data)
 
-    def ask(self, links: Sequence[Link], method: str, *arguments: Any) -> Any:
-        """What the first of these workers that answers says; raises `MintError` when none does."""
+    def ask(self, links: Sequence[Link], method: str, *arguments: Any, seconds: float | None = None) -> Any:
+        """What the first of these workers that answers in time says; raises `MintError` when none does."""
         for link in links:
             try:
-                return unpack(ray.get(getattr(link.actor, method).remote(*arguments), timeout=ASK_SECONDS))
+                return unpack(ray.get(getattr(link.actor, method).remote(*arguments), timeout=seconds or ASK_SECONDS))
             except RayTaskError:
                 raise
             except RayError as error:
@@ -189,6 +191,19 @@ class Carrier:
             f"no answer from {', '.join(link.node for link in links) or 'any node'}, asked for its {method}; needed: a "
             "network to them (mint cluster status shows who answers)"
         )
+
+    def rate_of(self, link: Link) -> float:
+        """Bytes per second of a worker that arrive here; none of one that is silent, or has no shard to send of."""
+        if not link.inventory or not link.inventory.shards:
+            return 0.0
+        shard, started, seen = link.inventory.shards[0].name, 0.0, b""
+        try:
+            for nbytes in (1, LOOK_BYTES):  # connections are made with the first
+                started = time.perf_counter()
+                (seen,) = self.ask([link], "ranges", shard, [(0, nbytes)], seconds=LOOK_SECONDS)
+        except MintError:
+            return 0.0
+        return len(seen) / (time.perf_counter() - started)
 
     def carry(self, command: Command) -> None:
         """Do what the coordinator says."""

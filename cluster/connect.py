@@ -6,7 +6,7 @@ Who answers at the address is found out before Ray is asked, which tries again f
 
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -35,11 +35,17 @@ INSTALL = "pip install 'mint-mlx[cluster]'"
 
 @contextmanager
 def executing(
-    address: str, model: Path, dtype: str = "", *, share: bool = False
-) -> Iterator[tuple[Path, Executor]]:  # fmt: skip
+    address: str,
+    model: Path,
+    dtype: str = "",
+    *,
+    share: bool = False,
+    on_note: Callable[[str], object] = lambda text: None,
+) -> Iterator[tuple[Path, Executor]]:
     """The folder to open `model` from, and the executor of the cluster at `address`, until the block ends.
 
-    Nodes borrow what they lack of a unit's shards from each other where they `share`.
+    Nodes borrow what they lack of a unit's shards from each other where they `share`; `on_note` is told what was
+    decided on the way.
     """
     with driving(None if address == LOCAL else parse_address(address)):
         from cluster.carrier import Carrier
@@ -47,7 +53,7 @@ def executing(
 
         carrier = Carrier()
         try:
-            executor = ClusterExecutor(carrier, model, share=share)
+            executor = ClusterExecutor(carrier, model, share=share, on_note=on_note)
             with closing(executor):
                 yield executor.whole_folder(model, dtype), executor
         finally:

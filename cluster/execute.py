@@ -10,10 +10,11 @@ this machine, as everything else that cannot be told to another one.
 """
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+from cluster.alone import TRIAL_SECONDS, Reach, Timed, reason_to_be_alone
 from cluster.carrier import Carrier, Link
 from cluster.chips import insist_on_agreement, measured_twice
 from cluster.coordinator import Coordinator
@@ -35,11 +36,12 @@ from cluster.wire import (
     tell_model,
 )
 from cluster.workers import views
-from mint.base import needed_bytes
+from mint.base import memory_for_models, needed_bytes
 from mint.budget import format_size
 from mint.device import device_kind, versions
 from mint.errors import MintError
 from mint.execute import Job, in_process
+from mint.formats import parse_format
 from mint.jobs import peak_bytes
 from mint.log import log
 from mint.prober import ProbeJob, TextJob
@@ -61,8 +63,16 @@ class ClusterExecutor:
         policy: Policy = Policy(),  # noqa: B008, it is frozen
         *,
         share: bool = False,
+        trial_seconds: float = TRIAL_SECONDS,
+        on_note: Callable[[str], object] = lambda text: None,
     ) -> None:
+        """`trial_seconds`: of packing here before it is decided who packs; with none the workers do.
+
+        `on_note` is told what was decided.
+        """
         self.carrier = carrier
+        self._trial_seconds = trial_seconds
+        self._on_note = on_note
         self._run = new_run() if share else b""
         self._lender: Lender | None = None
         self.made_by: dict[str, str] = {}  # the node that did a unit last, by the unit's path
@@ -134,7 +144,7 @@ class ClusterExecutor:
         elif isinstance(job, ProbeJob | TextJob) and self._runners(source, job):
             yield from self._probed(source, job, units)
         elif self._can_spread(source, job, units):
-            yield from self._spread(source, job, units, (device_kind(),))
+            yield from self._packed(source, job, units)
         else:
             self._insist_on_shards(source, job)
             yield from in_process(source, job, units)
@@ -167,6 +177,43 @@ class ClusterExecutor:
         if isinstance(job, ProbeJob) and job.text.tokens is None:
             ((_, job.text.tokens),) = self._spread(source, job.text, units[:1], (device_kind(),))
         yield from self._spread(source, job, units, (device_kind(),))
+
+    def _packed(self, source: Source, job: Job[Any], units: Sequence[Unit]) -> Iterator[tuple[Unit, Any]]:
+        """Pack a few units here; then all others here or with all workers, whatever is faster."""
+        tensors, mine = source.tensors(), (device_kind(),)
+        fits = max(peak_bytes(unit, tensors) for unit in units) <= memory_for_models()
+        if self.lacking or not fits or not self._trial_seconds:
+            yield from self._spread(source, job, units, mine)
+            return
+        here, sizes = Timed(in_process(source, job, units)), []
+        for unit, result in here:
+            sizes.append(unit.nbytes)
+            yield unit, result
+            if here.seconds > self._trial_seconds:
+                break
+        rest = units[len(sizes) :]
+        if not rest:
+            return
+        if reason := reason_to_be_alone(here.rate(sizes), self._reaches(source, job, rest)):
+            self._on_note(reason)
+            yield from here
+        else:
+            del here  # and what it has read ahead
+            yield from self._spread(source, job, rest, mine)
+
+    def _reaches(self, source: Source, job: Job[Any], units: Sequence[Unit]) -> list[Reach]:
+        """The workers that can pack some of these units, and how fast bytes of them arrive here."""
+        formats = tell_job(job)["formats"]
+        packed = sum(parse_format(formats[unit.path]).nbytes(unit.shape, unit.dtype) for unit in units)
+        nbytes = sum(unit.nbytes for unit in units)
+        reached = []
+        for node, missing in self._placement(source, job, units, (device_kind(),)).missing.items():
+            link = next((each for each in self.carrier.links.values() if each.node == node), None)
+            if missing and link and link.inventory:
+                crossing = (packed + sum(missing.values())) / nbytes
+                own = link.address == self.carrier.own_address
+                reached.append(Reach(self.carrier.rate_of(link), crossing, own))
+        return reached
 
     def _spread(
         self, source: Source, job: Job[T], units: Sequence[Unit], kinds: Sequence[str]

@@ -75,7 +75,10 @@ def quantize(
     from mint.quantize import Target, quantize_all
     from mint.records import quantized_record
 
-    with Screen(as_json) as screen, executing(cluster, model, checked_dtype(dtype), share=share) as (folder, executor):
+    with (
+        Screen(as_json) as screen,
+        executing(cluster, model, checked_dtype(dtype), share=share, on_note=screen.note) as (folder, executor),
+    ):
         done = quantize_all(
             folder,
             [Target(path, room.budget_of(name)) for name, path in outputs.items()],
@@ -161,7 +164,7 @@ def assemble(
         for path in chosen.edited:
             screen.note(f"{path}: format changed by hand")
         taken = Reuse(reuse)
-        with executing(cluster, model, chosen.dtype, share=share) as (folder, executor):
+        with executing(cluster, model, chosen.dtype, share=share, on_note=screen.note) as (folder, executor):
             source = open_source(folder, dtype=chosen.dtype)
             manifest = run(chosen, source, output, reuse=taken, executor=executor, on_progress=screen.on_progress)
     screen.answer(manifest_record(manifest, output, taken))

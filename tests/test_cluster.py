@@ -113,7 +113,7 @@ def carrier(lab: Lab) -> Iterator[Carrier]:
 
 @pytest.fixture
 def connect(carrier: Carrier) -> Callable[..., ClusterExecutor]:
-    return lambda model: ClusterExecutor(carrier, model, IMPATIENT)
+    return lambda model: ClusterExecutor(carrier, model, IMPATIENT, trial_seconds=0)
 
 
 def _distribute(model: Path, lab: Lab, held: Sequence[Sequence[int]]) -> None:
@@ -181,11 +181,11 @@ def test_a_unit_whose_tensors_lie_on_several_nodes_is_refused_before_any_work_un
     assemble(plan, source, tmp_path / "alone")
     head = tmp_path / "head" / model.name
     shutil.copytree(model, head, ignore=shutil.ignore_patterns("model-0000[12]*"))  # one shard is on the head alone
-    executor = ClusterExecutor(carrier, head, IMPATIENT)
+    executor = ClusterExecutor(carrier, head, IMPATIENT, trial_seconds=0)
     folder = executor.whole_folder(head)
     with pytest.raises(MintError, match=r"no node holds all shards that model\.\S+ is made of: .*--share"):
         analyze(open_source(folder), tmp_path / "refused.mint", executor=executor)
-    with closing(ClusterExecutor(carrier, head, IMPATIENT, share=True)) as executor:
+    with closing(ClusterExecutor(carrier, head, IMPATIENT, trial_seconds=0, share=True)) as executor:
         folder = executor.whole_folder(head)
         analyze(open_source(folder), tmp_path / "cluster.mint", executor=executor)
         assert (tmp_path / "cluster.mint").read_bytes() == (tmp_path / "alone.mint").read_bytes()
@@ -374,6 +374,37 @@ def test_a_node_that_is_killed_in_the_middle_loses_nothing(
     assert found == _alone(open_source(model))
 
 
+@pytest.mark.parametrize(("arriving", "alone"), [(1.0, True), (1e12, False)])
+def test_the_assembling_node_packs_alone_where_little_arrives_and_says_so(
+    lab: Lab, carrier: Carrier, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, arriving: float, alone: bool
+) -> None:
+    model = _many_units(tmp_path, f"link{alone}")
+    source = open_source(model)
+    job = partial(quantize_as_planned, {unit.path: unit.formats[0] for unit in source.units}, "nearest")
+    expected = dict(_by_path(in_process(open_source(model), job, source.units)))
+    monkeypatch.setattr(carrier, "rate_of", lambda link: arriving)
+    notes: list[str] = []
+    executor = ClusterExecutor(carrier, model, IMPATIENT, trial_seconds=1e-9, on_note=notes.append)
+    results = list(_by_path(executor(source, job, source.units)))
+    assert len(results) == len(expected)
+    assert dict(results) == expected
+    _, *others = (unit.path for unit in source.units)
+    assert set(executor.made_by) == (set() if alone else set(others)), "the first is packed here in any case"
+    assert [note.partition(":")[0] for note in notes] == ["this machine packs everything itself"] * alone
+
+
+def test_how_fast_bytes_of_a_worker_arrive_is_measured_and_nothing_arrives_of_a_silent_one(
+    lab: Lab, connect: Callable[..., ClusterExecutor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    carrier = connect(_many_units(tmp_path, "rate")).carrier
+    holder, *others = carrier.links.values()
+    assert all(carrier.rate_of(link) > 0 for link in [holder, *others])
+    assert carrier.rate_of(replace(holder, inventory=None)) == 0.0
+    monkeypatch.setattr("cluster.carrier.LOOK_SECONDS", 0.5)
+    with _frozen(holder.pid):
+        assert carrier.rate_of(holder) == 0.0
+
+
 # what several nodes say of a model that runs
 
 
@@ -490,7 +521,7 @@ def test_chips_of_two_kinds_measure_rounded_and_one_kind_writes(
     model = _many_units(tmp_path, "mixed")
     source = open_source(model)
     alone = analyze(source, tmp_path / "alone.mint")
-    executor = ClusterExecutor(carrying(OtherChip), model, IMPATIENT)
+    executor = ClusterExecutor(carrying(OtherChip), model, IMPATIENT, trial_seconds=0)
     assert executor.devices == ("cpu", "gpu Other")
     mixed = analyze(open_source(model), tmp_path / "mixed.mint", executor=executor)
     assert mixed.device == "cpu + gpu Other"
@@ -507,7 +538,7 @@ def test_a_chip_that_measures_something_else_is_found_out_before_anything_is_kep
     lab: Lab, carrying: Callable[[type], Carrier], tmp_path: Path
 ) -> None:
     model = _many_units(tmp_path, "wrong")
-    executor = ClusterExecutor(carrying(WrongChip), model, IMPATIENT)
+    executor = ClusterExecutor(carrying(WrongChip), model, IMPATIENT, trial_seconds=0)
     found = r"unit \S+: error in \S+ is \S+ on \S+ \(cpu\) and \S+ on \S+ \(gpu Other\); needed: the same"
     with pytest.raises(MintError, match=found):
         analyze(open_source(model), tmp_path / "a.mint", executor=executor)

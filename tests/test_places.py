@@ -3,7 +3,7 @@
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
@@ -50,21 +50,26 @@ def test_what_is_asked_for_reaches_the_place_that_offers_itself(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     asked: list[tuple[object, ...]] = []
+    told: list[str] = []
 
     class Offer:
         def load(self) -> object:
             @contextmanager
-            def place(address: str, model: Path, dtype: str, *, share: bool) -> Iterator[tuple[Path, Executor]]:
+            def place(
+                address: str, model: Path, dtype: str, *, share: bool, on_note: Callable[[str], object]
+            ) -> Iterator[tuple[Path, Executor]]:
                 asked.append((address, model, dtype, share))
+                on_note("decided")
                 yield model, in_process
 
             return place
 
     monkeypatch.setattr("mint.places.entry_points", lambda group: (Offer(),))
     for share in (False, True):
-        with executing("10.0.0.1", tmp_path, "float16", share=share) as place:
+        with executing("10.0.0.1", tmp_path, "float16", share=share, on_note=told.append) as place:
             assert place == (tmp_path, in_process)
     assert asked == [("10.0.0.1", tmp_path, "float16", False), ("10.0.0.1", tmp_path, "float16", True)]
+    assert told == ["decided"] * 2
 
 
 def test_a_cluster_is_not_joined_without_a_token_that_only_its_owner_can_read(

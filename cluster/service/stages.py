@@ -85,7 +85,7 @@ class Stages:
         folder = self._identified()
         self.work.mkdir(parents=True, exist_ok=True)
         dtype = self._option("dtype")
-        with executing(self.cluster, folder, dtype) as (view, executor):
+        with executing(self.cluster, folder, dtype, on_note=self._note) as (view, executor):
             source = open_source(view, dtype=dtype)
             self._insist_on(source.identity)
             _refuse_tokenizer_code(folder)
@@ -172,7 +172,7 @@ class Stages:
             )
             if reuse.units:
                 text = f"{reuse.units} units ({format_size(reuse.nbytes)}) were taken from earlier results"
-                self._tell("note", {"message": text})
+                self._note(text)
             shutil.rmtree(self._reused, ignore_errors=True)
             return manifest, reuse
 
@@ -226,6 +226,9 @@ class Stages:
             Unavailable
         ) as error:  # what is lost is a figure; whether to go on without a database, the keeper decides
             log.warning("event.untold", reason=str(error))
+
+    def _note(self, text: str) -> None:
+        self._tell("note", {"message": text})
 
     def _option(self, name: str) -> Any:
         return option(self.claim.job.wish.options, name)
