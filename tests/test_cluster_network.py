@@ -27,6 +27,7 @@ from tools.make_shape import QWEN3_06B, Shape, qwen3, write_shape
 pytest.importorskip("ray", reason="the cluster's tests need ray: pip install 'mint-mlx[cluster]'")
 
 LIMIT_SECONDS = 240.0  # a run that hangs fails; on a loaded machine workers alone take a minute to start
+SLOW_MBIT = 40
 CABLE_SECONDS = 25.0  # longer than the 20 s after which TCP gives up what it has sent
 WORKER = "ray::Actor"  # how Ray calls the process that measures
 SMALL = Shape(QWEN3_06B | {"hidden_size": 512, "num_hidden_layers": 8, "vocab_size": 2048}, qwen3)
@@ -59,6 +60,15 @@ with executing(address, Path(model)) as (folder, executor):
     analyze(open_source(folder), Path(output), executor=pausing(executor))
 """
 
+LINKS = """
+import json, sys
+from pathlib import Path
+from mint.places import executing
+
+with executing(sys.argv[1], Path(sys.argv[2])) as (folder, executor):
+    carrier = executor.carrier
+    print(json.dumps({link.node.split("/")[0]: carrier.rate_of(link) for link in carrier.links.values()}))
+"""
 
 Accident = Callable[["subprocess.Popen[str]"], object]
 
@@ -194,6 +204,17 @@ def test_with_the_token_they_join_and_few_ports_are_open(bench: Bench) -> None:
         listening = host.listeners()
         assert not listening & {8265, 8266, 10001, 52365}  # dashboard, client server, agent
         assert len(listening) <= 8, listening
+
+
+def test_how_fast_bytes_of_a_node_arrive_is_what_its_cable_lets_through(bench: Bench) -> None:
+    own, slow, _ = bench.lab.hosts
+    with slow.slow_cable(SLOW_MBIT):
+        driver = own.python(LINKS, bench.address, str(bench.model), log=bench.lab.folder / "links")
+        told, _ = driver.communicate(timeout=LIMIT_SECONDS)
+    rates = json.loads(told)
+    most = SLOW_MBIT * 1e6 / 8
+    assert most / 4 < rates[slow.name] < 1.1 * most, rates
+    assert rates[own.name] > 2 * most, rates
 
 
 @pytest.mark.parametrize("during", [0.0, 0.05])

@@ -33,7 +33,7 @@ def not_permitted() -> str:
     """Why namespaces cannot be made here; empty when they can."""
     if sys.platform != "linux" or os.geteuid() != 0:
         return "needs root on Linux"
-    if missing := [tool for tool in ("ip", "unshare", "nsenter", "ss", "hostname") if not shutil.which(tool)]:
+    if missing := [tool for tool in ("ip", "tc", "unshare", "nsenter", "ss", "hostname") if not shutil.which(tool)]:
         return f"needs {', '.join(missing)}"
     name = f"mint-{os.getpid()}-probe"
     try:
@@ -123,6 +123,17 @@ class Host:
     def plug_cable(self) -> None:
         """The end of `pull_cable`."""
         _ip("-n", self._lab.switch, "link", "set", self._cable, "up")
+
+    @contextmanager
+    def slow_cable(self, mbit: int) -> Iterator[None]:
+        """What this host sends goes at so many million bits per second."""
+        inside = ("ip", "netns", "exec", self._net, "tc", "qdisc")
+        shape = ("tbf", "rate", f"{mbit}mbit", "burst", "64kb", "latency", "400ms")
+        subprocess.run([*inside, "add", "dev", "eth0", "root", *shape], check=True, capture_output=True, timeout=20)
+        try:
+            yield
+        finally:
+            subprocess.run([*inside, "del", "dev", "eth0", "root"], check=True, capture_output=True, timeout=20)
 
     def processes(self, name: str) -> list[int]:
         """The processes of this host that have `name` in their command line."""
