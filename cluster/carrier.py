@@ -28,6 +28,7 @@ from cluster.events import Answered, Broken, Command, Died, Dismiss, Ended, Even
 from cluster.gather import Gathering
 from cluster.inventory import Inventory
 from cluster.settings import RESOURCE
+from cluster.watch import Beside, HeadWatch
 from cluster.wire import inventory_from, unpack
 from mint.errors import MintError
 from mint.log import log
@@ -121,7 +122,8 @@ def survey(tell: Callable[[], bytes], seconds: float) -> dict[str, tuple[str, by
 class Carrier:
     """The workers of a cluster that this process is connected to; `actor` is what `as_actor` made of their class."""
 
-    def __init__(self, actor: Any = None) -> None:
+    def __init__(self, actor: Any = None, watch: HeadWatch | None = None) -> None:
+        self._watch = watch
         self._actor = actor or _REMOTE
         self.links: dict[str, Link] = {}
         self.refused: dict[str, str] = {}  # nodes that cannot take part, and why
@@ -133,6 +135,7 @@ class Carrier:
         self._lives: dict[str, int] = {}
         self._gathering = Gathering()
         self._checked_at = 0.0
+        self._nodes = Beside(ray.nodes)
         self._on_hello: Callable[[Link], None] = lambda link: None
 
     def meet(self, model: str, run: bytes = b"") -> list[Link]:
@@ -145,7 +148,7 @@ class Carrier:
         self.refused.clear()
         for link in self.links.values():
             self._greet(link)
-        self._start_missing()
+        self._start_missing(ray.nodes())
         deadline = time.monotonic() + START_SECONDS
         while self._waiting and time.monotonic() < deadline:
             self._wait(deadline - time.monotonic())
@@ -224,7 +227,9 @@ class Carrier:
                 self._drop(link)
 
     def hear(self, seconds: float) -> list[Heard]:
-        """Events since the last call; waits for the first at most so long."""
+        """Events since the last call; waits for the first at most so long. Raises `MintError` when the head is gone."""
+        if self._watch:
+            self._watch.insist()
         now = time.monotonic()
         due = [do for moment, do in self._later if moment <= now]
         self._later = [(moment, do) for moment, do in self._later if moment > now]
@@ -232,7 +237,10 @@ class Carrier:
             do()
         self._hurry(now)
         if now - self._checked_at > AGAIN_SECONDS:
-            self._start_missing()
+            self._checked_at = now
+            self._nodes.begin()
+        if nodes := self._nodes.take():
+            self._start_missing(nodes)
         self._wait(0.0 if self._heard else seconds)
         heard, self._heard = self._heard, []
         return heard
@@ -248,15 +256,16 @@ class Carrier:
         self._gathering = Gathering()
 
     def quit(self) -> None:
-        """End all workers: nothing that they still do is wanted."""
+        """End all workers: nothing that they still do is wanted. Those of a head that is gone end by themselves."""
+        if self._watch and self._watch.is_gone:
+            self.links.clear()
         for link in list(self.links.values()):
             self._drop(link)
         self._later.clear()
 
-    def _start_missing(self) -> None:
-        self._checked_at = time.monotonic()
+    def _start_missing(self, nodes: Sequence[Mapping[str, Any]]) -> None:
         busy = {link.node_id for link in self.links.values()}
-        for node in ray.nodes():
+        for node in nodes:
             name = f"{node['NodeManagerHostname']}/{node['NodeID'][:6]}"
             can_work = node["Alive"] and node["Resources"].get(RESOURCE, 0) >= 1
             if can_work and name not in self.refused and node["NodeID"] not in busy:

@@ -7,7 +7,7 @@ Who answers at the address is found out before Ray is asked, which tries again f
 import os
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,6 +23,7 @@ from cluster.settings import (
     tls_place,
     token_place,
 )
+from cluster.watch import HeadWatch
 from mint.errors import MintError
 from mint.execute import Executor
 
@@ -47,17 +48,16 @@ def executing(
     Nodes borrow what they lack of a unit's shards from each other where they `share`; `on_note` is told what was
     decided on the way.
     """
-    with driving(None if address == LOCAL else parse_address(address)):
+    head = None if address == LOCAL else parse_address(address)
+    with driving(head), ExitStack() as until_the_end:
         from cluster.carrier import Carrier
         from cluster.execute import ClusterExecutor
 
-        carrier = Carrier()
-        try:
-            executor = ClusterExecutor(carrier, model, share=share, on_note=on_note)
-            with closing(executor):
-                yield executor.whole_folder(model, dtype), executor
-        finally:
-            carrier.quit()
+        watch = until_the_end.enter_context(closing(HeadWatch(head, on_note))) if head else None
+        carrier = Carrier(watch=watch)
+        until_the_end.callback(carrier.quit)
+        executor = until_the_end.enter_context(closing(ClusterExecutor(carrier, model, share=share, on_note=on_note)))
+        yield executor.whole_folder(model, dtype), executor
 
 
 @contextmanager

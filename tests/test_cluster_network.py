@@ -33,14 +33,13 @@ WORKER = "ray::Actor"  # how Ray calls the process that measures
 SMALL = Shape(QWEN3_06B | {"hidden_size": 512, "num_hidden_layers": 8, "vocab_size": 2048}, qwen3)
 # an analysis over the cluster that says when this many results are there, and goes on when it reads a line
 DRIVER = """
-import os, sys
+import sys
 from pathlib import Path
 from mint.analyze import analyze
 from mint.log import configure_logging
 from mint.places import executing
 from mint.source import open_source
 
-os.environ["RAY_gcs_rpc_server_reconnect_timeout_s"] = "10"  # Ray ends a driver whose head is gone; not after 60 s
 configure_logging(verbose=True)
 address, model, output, pause, only = sys.argv[1:]
 
@@ -306,8 +305,9 @@ def test_a_node_that_is_killed_is_done_without_and_may_come_back(bench: Bench) -
 def test_a_cluster_whose_head_is_killed_goes_on_from_the_journal_when_it_is_back(bench: Bench) -> None:
     units = {unit.path for unit in open_source(bench.model).units}
     head = bench.lab.hosts[0]
-    killed = bench.run("headless", lambda driver: head.end("ray.scripts"), pause=len(units) // 2)
+    killed = bench.run("headless", lambda driver: head.end("ray.scripts"), pause=len(units) // 2, only=head)
     assert killed.exit_code != 0
+    assert f"the head of the cluster at {bench.lab.address} is gone" in killed.said, killed.said
     first = {record["unit"] for record in killed.logged("unit.measured")}
     assert len(first) >= len(units) // 2
     for host in bench.lab.hosts:
