@@ -46,6 +46,10 @@ class Actor(Worker):
         super().expect(batch, names)
 
     @in_thread("answers")
+    def lenders(self, lenders: bytes) -> None:
+        super().lenders(lenders)
+
+    @in_thread("answers")
     def skip(self, batch: int, names: Sequence[str]) -> None:
         super().skip(batch, names)
 

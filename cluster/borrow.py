@@ -59,6 +59,10 @@ class Borrower:
                 piece = offset, min(PIECE_BYTES, start + nbytes - offset)
                 yield piece, self._piece(shard, piece)
 
+    def lent_by(self, lenders: Mapping[str, Sequence[str]]) -> None:
+        """Ask these from now on: one came back elsewhere."""
+        self._lenders = lenders
+
     def trust_again(self) -> None:
         """Ask also those again that did not give what they should."""
         self._lost.clear()
@@ -73,13 +77,12 @@ class Borrower:
             self._connections.pop(url).close()
 
     def _piece(self, shard: str, piece: Range) -> bytes:
-        for url in self._lenders.get(shard, ()):
-            if url not in self._lost:
-                try:
-                    return self._from(url, shard, piece)
-                except _RefusedError as refusal:
-                    self._lost[url] = str(refusal)
-                    self._hang_up(url)
+        while url := next((url for url in self._lenders.get(shard, ()) if url not in self._lost), ""):
+            try:
+                return self._from(url, shard, piece)
+            except _RefusedError as refusal:
+                self._lost[url] = str(refusal)
+                self._hang_up(url)
         reasons = "; ".join(f"{url}: {self._lost[url]}" for url in self._lenders.get(shard, ()))
         raise MintError(
             f"bytes {piece[0]} to {sum(piece)} of {shard} cannot be borrowed ({reasons or 'nobody lends it'}); needed: "

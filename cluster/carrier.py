@@ -161,6 +161,11 @@ class Carrier:
         then = partial(self._opened, link, missing)
         self._waiting[link.actor.open.remote(model, job, lenders)] = Call(link, then, self._patience(link))
 
+    def tell_lenders(self, lenders: bytes) -> None:
+        """Let all workers borrow from these from now on: one lends at another place than before."""
+        for link in self.links.values():
+            link.actor.lenders.remote(lenders)
+
     def refuse(self, link: Link, reason: str) -> None:
         """Do without a node."""
         self.refused[link.node] = reason

@@ -236,8 +236,11 @@ class ClusterExecutor:
             if link.worker in self.carrier.links and link.inventory:
                 self._inventories[link.node] = link.inventory
                 self._memory[link.node], self._kinds[link.node] = link.memory_bytes, link.device
+                lent = pack(self._lent() or {})
+                if self._run:
+                    self.carrier.tell_lenders(lent)
                 if reach := self._placement(source, job, units, kinds).missing.get(link.node):
-                    self.carrier.open(link, model, work, dict(reach), pack(self._lent() or {}))
+                    self.carrier.open(link, model, work, dict(reach), lent)
 
         self.carrier.on_hello(open_worker)
         for link in list(self.carrier.links.values()):

@@ -65,6 +65,7 @@ class Worker:
         self._lender: Lender | None = None
         self._parcel: Parcel[list[Any]] = Parcel()
         self._lacking: dict[str, Outline] = {}
+        self._borrower: Borrower | None = None
         self._loans: Loans | None = None
         self._run = b""
 
@@ -110,10 +111,10 @@ class Worker:
         self._name = " ".join(filter(None, (self._told["job"], self._told.get("rounding"))))
         self._skipped.clear()
         self._parcel = Parcel()
-        self._loans = None
+        self._borrower = self._loans = None
         if self._run and self._lacking:
-            borrower = Borrower(unpack(lenders), *secrets_of(self._run, ssl.PROTOCOL_TLS_CLIENT))
-            self._loans = Loans(self._source.folder, self._lacking, self._tensors, borrower)
+            self._borrower = Borrower(unpack(lenders), *secrets_of(self._run, ssl.PROTOCOL_TLS_CLIENT))
+            self._loans = Loans(self._source.folder, self._lacking, self._tensors, self._borrower)
 
     def _open_model(self, told: dict[str, Any]) -> None:
         outlines = outlines_of(told)
@@ -176,6 +177,11 @@ class Worker:
         """This batch will come: read ahead what it begins with, once the disk has nothing to do."""
         if not self._loans:
             self._ahead.want(batch, tuple(self._parts(names)), names[0])
+
+    def lenders(self, lenders: bytes) -> None:
+        """Borrow from these from now on."""
+        if self._borrower:
+            self._borrower.lent_by(unpack(lenders))
 
     def skip(self, batch: int, names: Sequence[str]) -> None:
         """Do not begin these units of a batch."""

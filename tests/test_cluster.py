@@ -193,6 +193,28 @@ def test_a_unit_whose_tensors_lie_on_several_nodes_is_refused_before_any_work_un
         assert _bytes(tmp_path / "cluster") == _bytes(tmp_path / "alone")
 
 
+def test_a_node_that_comes_back_lends_at_another_place_and_all_are_told(
+    lab: Lab, carrier: Carrier, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv(TOKEN_VARIABLE, raising=False)
+    monkeypatch.setenv("MINT_CONFIG", str(lab.config))
+    source = open_source(_many_units(tmp_path, "moved"))
+    told: list[bytes] = []
+    monkeypatch.setattr(carrier, "tell_lenders", told.append)
+    with closing(ClusterExecutor(carrier, source.folder, IMPATIENT, share=True)) as executor:
+        first, *others = carrier.links.values()
+        for link in others:
+            carrier.refuse(link, "one is enough")
+        for number, _ in enumerate(executor(source, JOB, source.units)):
+            if not number:
+                os.kill(first.pid, signal.SIGKILL)
+        (second,) = carrier.links.values()
+        assert second.lends["url"] != first.lends["url"]
+        places = {url for urls in unpack(told[-1]).values() for url in urls}
+        assert second.lends["url"] in places
+        assert first.lends["url"] not in places
+
+
 JOB = partial(measure, rounding="nearest")
 
 
@@ -224,7 +246,8 @@ def test_a_worker_that_crashes_is_replaced_and_nothing_is_lost(
         found[unit.path] = result
     assert found == _alone(open_source(model))
     (second,) = executor.carrier.links.values()
-    assert second.worker == f"{first.node}~2"
+    assert second.node == first.node
+    assert second.worker != first.worker
 
 
 def test_stopping_ends_the_workers_and_the_next_run_starts_new_ones(

@@ -292,6 +292,21 @@ def test_a_unit_that_cannot_be_borrowed_fails_in_its_turn_and_the_others_do_not(
     assert any(needy) and done == needy.index(True)
 
 
+def test_a_lender_that_comes_back_elsewhere_is_found_by_who_borrowed_of_it_before(model: Path, key: bytes) -> None:
+    shard = first(model)
+    path = model / shard.name
+    with lending(model, key) as gone:
+        asking = Borrower({shard.name: [gone.url]}, key, pauses=())
+        assert list(asking.pieces(shard.name, [(0, 8)])) == [((0, 8), path.read_bytes()[:8])]
+    asking.close()
+    with pytest.raises(MintError, match="cannot be borrowed"):
+        list(asking.pieces(shard.name, [(8, 8)]))
+    with lending(model, key) as back, closing(asking):
+        assert back.url != gone.url
+        asking.lent_by({shard.name: [gone.url, back.url]})
+        assert list(asking.pieces(shard.name, [(8, 8)])) == [((8, 8), path.read_bytes()[8:16])]
+
+
 def test_where_nodes_may_borrow_a_unit_goes_to_the_node_that_misses_the_fewest_bytes(model: Path) -> None:
     source = open_source(model)
     tensors = source.tensors()
