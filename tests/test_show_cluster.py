@@ -30,9 +30,12 @@ def test_work_that_moves_is_not_done_twice_but_a_copy_is() -> None:
 
 def test_the_first_result_counts_and_the_second_is_a_double() -> None:
     told = _told(_arrived("host1/a", "unit", True), _arrived("host2/b~2", "unit", False))
-    assert told.accepted == {"unit"}
     assert told.doubled == ["unit"]
     assert told.arrived == {"host1": 1, "host2": 1}
+
+
+def test_what_is_done_is_what_was_measured_or_written_wherever_it_was_packed() -> None:
+    assert _told({"event": "unit.measured", "unit": "a"}, {"event": "unit.written", "unit": "b"}).done == {"a", "b"}
 
 
 def test_workers_that_went_are_named_with_the_reason() -> None:

@@ -1,6 +1,7 @@
 """A model of more than 1 GB over three machines, one of which dies while the cable of another is out: the same bytes.
 
     sudo python -m tools.show_cluster [--shape qwen3-0.6b] [--layers N] [--bits 4.5bpw]
+    sudo python -m tools.show_cluster --mbit 20      assembling over cables too slow to be of use
 
 The machines are network namespaces of this one (`tools.lab`), so they share its cores and its disk: what it shows is
 that nothing is lost, not that it is faster. It writes random bf16 weights in the shapes of a real model, analyzes and
@@ -32,6 +33,7 @@ from tools.make_smollm2 import say
 
 STAGES = ("analyze", "assemble")
 PROGRAM = "from mint.cli import main; main()"
+ALONE = "this machine packs everything itself"
 LOOK_SECONDS = 0.05
 LIMIT_SECONDS = 600.0
 _GROUP_BYTES = 400_000_000  # of a shard
@@ -45,12 +47,14 @@ class Told:
     again: list[str] = field(default_factory=list)  # units that a worker was asked for while another had them
     doubled: list[str] = field(default_factory=list)  # units whose result came a second time
     lost: dict[str, str] = field(default_factory=dict)  # workers, and why
-    accepted: set[str] = field(default_factory=set)
+    done: set[str] = field(default_factory=set)
+    notes: list[str] = field(default_factory=list)  # what mint said to people
     holders: dict[str, set[str]] = field(default_factory=dict)  # workers that were asked for a unit, and not to skip it
 
     def hear(self, line: str) -> None:
         """Take one line of the log."""
         if not line.startswith("{"):
+            self.notes += [line] if line.startswith(ALONE) else []
             return
         record: dict[str, Any] = json.loads(line)
         if record["event"] == "batch.sent":
@@ -63,10 +67,9 @@ class Told:
                 self.holders.setdefault(unit, set()).discard(record["worker"])
         elif record["event"] == "result.arrived":
             self.arrived[record["worker"].split("/")[0]] += 1
-            if record["accepted"]:
-                self.accepted.add(record["unit"])
-            else:
-                self.doubled.append(record["unit"])
+            self.doubled += [] if record["accepted"] else [record["unit"]]
+        elif record["event"] in ("unit.measured", "unit.written"):
+            self.done.add(record["unit"])
         elif record["event"] in ("worker.dismissed", "worker.lost"):
             self.lost[record["worker"]] = record["reason"]
 
@@ -87,6 +90,7 @@ def main() -> int:
     parser.add_argument("--layers", type=int, help="fewer layers than the model has")
     parser.add_argument("--bits", default="4.5bpw", help="budget (default %(default)s)")
     parser.add_argument("--cable", type=float, default=20.0, help="seconds (default %(default)s)")
+    parser.add_argument("--mbit", type=int, help="what each cable lets through while it assembles, without accidents")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     options = parser.parse_args()
     if why := not_permitted():
@@ -125,6 +129,7 @@ def show(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
         lab.start_head()
         lab.join(*lab.hosts[1:])
         for stage in STAGES:
+            slow = bool(options.mbit) and stage == "assemble"
             plug = threading.Timer(options.cable, lab.hosts[1].plug_cable)
             accidents = [
                 Accident(0.2, f"host2: cable out for {options.cable:.0f} s", partial(_trip, lab.hosts[1], plug))
@@ -132,17 +137,23 @@ def show(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
             if stage == "analyze":
                 accidents.append(Accident(0.4, "host3: killed", lab.hosts[2].kill))
             command = [*_command(stage, folder, "cluster"), "--cluster", lab.address]
-            seconds, told = _run(lab, command, len(sizes), accidents)
-            plug.join()
+            with ExitStack() as until_then:
+                for host in lab.hosts if slow else ():
+                    until_then.enter_context(host.slow_cable(options.mbit))
+                accidents = [] if slow else accidents
+                seconds, told = _run(lab, command, len(sizes), accidents)
+            if accidents:
+                plug.join()
             say(f"{stage} over the cluster: {seconds:.1f} s")
             stages[stage] |= {
                 "cluster_seconds": seconds,
-                "accidents": [accident.what for accident in accidents],
+                "accidents": [accident.what for accident in accidents] or [f"{options.mbit} Mbit/s cables"],
+                "said": told.notes,
                 "units_by_host": dict(sorted(told.arrived.items())),
                 "units_asked_for_again": len(told.again),  # at most so many were done, or begun, twice
                 "bytes_asked_for_again": sum(sizes[unit] for unit in told.again),
                 "units_that_came_twice": len(told.doubled),
-                "units_lost": len(sizes.keys() - told.accepted),
+                "units_lost": len(sizes.keys() - told.done),
                 "workers_lost": told.lost,
             }
     same = filecmp.cmp(folder / "alone.mint", folder / "cluster.mint", shallow=False)
@@ -167,8 +178,8 @@ def _run(lab: Lab, command: Sequence[str], units: int = 0, accidents: Sequence[A
                 *whole, rest = (rest + lines.read()).split("\n")
                 for line in whole:
                     told.hear(line)
-                while waiting and len(told.accepted) >= waiting[0].share * units:
-                    say(f"{len(told.accepted)} of {units} units: {waiting[0].what}")
+                while waiting and len(told.done) >= waiting[0].share * units:
+                    say(f"{len(told.done)} of {units} units: {waiting[0].what}")
                     waiting.pop(0).happen()
                 if over:
                     break
@@ -205,6 +216,7 @@ def _table(record: dict[str, Any]) -> str:
             f"({'; '.join(told['accidents'])})",
             f"  results: {hosts}; lost {told['units_lost']}; asked for again {told['units_asked_for_again']} "
             f"({told['bytes_asked_for_again'] / 1e6:.1f} MB), came twice {told['units_that_came_twice']}",
+            *(f"  said: {note}" for note in told["said"]),
             *(f"  {worker}: {reason}" for worker, reason in told["workers_lost"].items()),
         ]
     return "\n".join([*lines, "byte for byte the same" if record["same_bytes"] else "THEY DIFFER"])
