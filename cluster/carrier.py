@@ -35,7 +35,8 @@ from mint.log import log
 
 START_SECONDS = 90.0  # for the worker of a node to say what it holds, or to get ready; longer each time
 ASK_SECONDS = 60.0  # for an answer without which nothing can begin, from each that can give it
-LOOK_BYTES = 8 << 20  # that a worker sends to show how fast its link is
+LOOK_BYTES = (1, 512 << 10, 8 << 20)  # that a worker sends to show its link's rate; the first to make connections
+LONG_SECONDS = 0.2  # that are enough to tell a rate from
 LOOK_SECONDS = 10.0  # a worker that takes longer for them is as good as none
 GET_SECONDS = 10.0  # for a value that is said to be here
 GRACE_SECONDS = 15.0  # for the others, once the first has
@@ -206,9 +207,11 @@ class Carrier:
             return 0.0
         shard, started, seen = link.inventory.shards[0].name, 0.0, b""
         try:
-            for nbytes in (1, LOOK_BYTES):  # connections are made with the first
+            for nbytes in LOOK_BYTES:
                 started = time.perf_counter()
                 (seen,) = self.ask([link], "ranges", shard, [(0, nbytes)], seconds=LOOK_SECONDS)
+                if nbytes > 1 and time.perf_counter() - started > LONG_SECONDS:
+                    break
         except MintError:
             return 0.0
         return len(seen) / (time.perf_counter() - started)
