@@ -34,24 +34,24 @@ class Actor(Worker):
         return super().ranges(shard, ranges)
 
     @in_thread("work")
-    def open(self, model: bytes, job: bytes, lenders: bytes) -> None:
-        super().open(model, job, lenders)
+    def open(self, number: int, model: bytes, job: bytes, lenders: bytes) -> None:
+        super().open(number, model, job, lenders)
 
     @in_thread("work")
-    def run(self, batch: int, names: Sequence[str]) -> Iterator[bytes]:
-        yield from super().run(batch, names)
+    def run(self, number: int, batch: int, names: Sequence[str]) -> Iterator[bytes]:
+        yield from super().run(number, batch, names)
 
     @in_thread("answers")
-    def expect(self, batch: int, names: Sequence[str]) -> None:
-        super().expect(batch, names)
+    def expect(self, number: int, batch: int, names: Sequence[str]) -> None:
+        super().expect(number, batch, names)
 
     @in_thread("answers")
     def lenders(self, lenders: bytes) -> None:
         super().lenders(lenders)
 
     @in_thread("answers")
-    def skip(self, batch: int, names: Sequence[str]) -> None:
-        super().skip(batch, names)
+    def skip(self, number: int, batch: int, names: Sequence[str]) -> None:
+        super().skip(number, batch, names)
 
     @in_thread("answers")
     def ping(self) -> bool:

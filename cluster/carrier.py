@@ -75,6 +75,7 @@ class Call:
     link: Link
     then: Callable[[Any], None]  # what to do with its reference when the answer is here
     until: float = inf  # when the worker is done without; the coordinator decides this for pings and batches
+    of_job: bool = True  # and of no use once that is over
     batch: int = 0
     items: tuple[str, ...] = ()
 
@@ -131,6 +132,7 @@ class Carrier:
         self._model = ""
         self._run = b""
         self._waiting: dict[Any, Call] = {}
+        self._job = 1  # all that is told to workers names its job
         self._later: list[tuple[float, Callable[[], None]]] = []
         self._heard: list[Heard] = []
         self._lives: dict[str, int] = {}
@@ -160,7 +162,7 @@ class Carrier:
     def open(self, link: Link, model: Any, job: bytes, missing: Mapping[str, int], lenders: bytes) -> None:
         """Let a worker get ready; it has joined when it is."""
         then = partial(self._opened, link, missing)
-        self._waiting[link.actor.open.remote(model, job, lenders)] = Call(link, then, self._patience(link))
+        self._waiting[link.actor.open.remote(self._job, model, job, lenders)] = Call(link, then, self._patience(link))
 
     def tell_lenders(self, lenders: bytes) -> None:
         """Let all workers borrow from these from now on: one lends at another place than before."""
@@ -223,11 +225,12 @@ class Carrier:
             return
         match command:
             case Send(worker, batch, items):
-                link.actor.expect.remote(batch, list(items))
-                stream = link.actor.run.options(_generator_backpressure_num_objects=PIECES).remote(batch, list(items))
+                link.actor.expect.remote(self._job, batch, list(items))
+                run = link.actor.run.options(_generator_backpressure_num_objects=PIECES)
+                stream = run.remote(self._job, batch, list(items))
                 self._waiting[stream] = Call(link, partial(self._streamed, link, batch), batch=batch, items=items)
             case Skip(_, batch, items):
-                link.actor.skip.remote(batch, list(items))
+                link.actor.skip.remote(self._job, batch, list(items))
             case Ping():
                 self._ping(link)
             case Dismiss(worker, reason):
@@ -254,11 +257,16 @@ class Carrier:
         return heard
 
     def rest(self) -> None:
-        """Hear nothing more of batches that were sent: doubles of work that is done must not pass for the next."""
-        for stream, call in list(self._waiting.items()):
+        """The job is over: hear nothing more of it.
+
+        Doubles of work that is done must not pass for the next, nor who gets ready late for who is ready then.
+        """
+        for reference, call in list(self._waiting.items()):
             if call.batch:
-                call.link.actor.skip.remote(call.batch, list(call.items))
-                del self._waiting[stream]
+                call.link.actor.skip.remote(self._job, call.batch, list(call.items))
+            if call.of_job:
+                del self._waiting[reference]
+        self._job += 1
         self._heard.clear()
         self._later.clear()
         self._gathering = Gathering()
@@ -291,7 +299,7 @@ class Carrier:
         link.inventory = None
         then = partial(self._said_hello, link)
         said = link.actor.hello.remote(self._model, self._run, link.address)
-        self._waiting[said] = Call(link, then, self._patience(link))
+        self._waiting[said] = Call(link, then, self._patience(link), of_job=False)
 
     def _patience(self, link: Link) -> float:
         return time.monotonic() + START_SECONDS * self._lives[link.node]

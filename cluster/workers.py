@@ -55,10 +55,11 @@ class Worker:
         self._weights: Weights | None = None
         self._tensors: dict[str, SourceTensor] = {}
         self._units: dict[str, Unit] = {}
+        self._number = 0  # of the job: what is said of an earlier one is out of date
         self._told: dict[str, Any] = {}
         self._job: Job[Any] | None = None
         self._name = ""
-        self._skipped: set[tuple[int, str]] = set()
+        self._skipped: set[tuple[int, int, str]] = set()
         self._ahead = ReadAhead()
         self._begun: Unit | None = None
         self._memory = memory_for_models()
@@ -97,11 +98,14 @@ class Worker:
         """These ranges of a shard that this node holds."""
         return pack(read_ranges(self._path(shard), ranges))
 
-    def open(self, model: bytes, job: bytes, lenders: bytes) -> None:
+    def open(self, number: int, model: bytes, job: bytes, lenders: bytes) -> None:
         """Get ready to do `job` with units of `model`, and to borrow from `lenders`, by shard, what is not here.
 
-        What is the same as before is kept.
+        What is the same as before is kept. Jobs have growing numbers; one that is over by now is not begun.
         """
+        if number < self._number:
+            return
+        self._number = number
         if self._opened != (model, self._folder):
             self._open_model(unpack(model))
             self._opened = model, self._folder
@@ -132,8 +136,10 @@ class Worker:
         self._weights = Weights(self._source, units)
         self._lacking = lacking
 
-    def run(self, batch: int, names: Sequence[str]) -> Iterator[bytes]:
+    def run(self, number: int, batch: int, names: Sequence[str]) -> Iterator[bytes]:
         """Do these units in their order; messages of entries `[unit, reason of failure, piece, whether the last]`."""
+        if number != self._number:
+            return
         assert self._weights and self._job
         self._ahead.stop(batch)
         if self._begun and self._begun.path not in names:
@@ -146,14 +152,14 @@ class Worker:
                 parcel.add([unit.path, reason, b"", True], 0)
                 yield pack(parcel.take())
                 rest = [other for other in rest if other is not unit]
-        while rest := [unit for unit in rest if (batch, unit.path) not in self._skipped]:
+        while rest := [unit for unit in rest if (number, batch, unit.path) not in self._skipped]:
             try:
                 for unit, result in metered(self._name, self._results(rest)):
                     rest = rest[1:]
                     for entry in _entries(unit, to_pieces(self._told, result)):
                         if parcel.add(entry, len(entry[2])):
                             yield pack(parcel.take())
-                    again = any((batch, unit.path) in self._skipped for unit in rest)
+                    again = any((number, batch, unit.path) in self._skipped for unit in rest)
                     if parcel.is_due(unit.nbytes, rest[0].nbytes if rest and not again else None):
                         yield pack(parcel.take())
                     if again:
@@ -173,9 +179,9 @@ class Worker:
             return self._loans.before(units, in_process(self._source, self._job, units))
         return do(self._job, units, self._weights, self._read_ahead)
 
-    def expect(self, batch: int, names: Sequence[str]) -> None:
+    def expect(self, number: int, batch: int, names: Sequence[str]) -> None:
         """This batch will come: read ahead what it begins with, once the disk has nothing to do."""
-        if not self._loans:
+        if number == self._number and not self._loans:
             self._ahead.want(batch, tuple(self._parts(names)), names[0])
 
     def lenders(self, lenders: bytes) -> None:
@@ -183,9 +189,9 @@ class Worker:
         if self._borrower:
             self._borrower.lent_by(unpack(lenders))
 
-    def skip(self, batch: int, names: Sequence[str]) -> None:
+    def skip(self, number: int, batch: int, names: Sequence[str]) -> None:
         """Do not begin these units of a batch."""
-        self._skipped.update((batch, name) for name in names)
+        self._skipped.update((number, batch, name) for name in names)
 
     def ping(self) -> bool:
         """Whether anybody is there."""

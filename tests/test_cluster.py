@@ -43,10 +43,10 @@ from ray.cluster_utils import Cluster
 
 from cluster.actor import Actor, as_actor, in_thread
 from cluster.carrier import Carrier
-from cluster.events import Answered, Event, Ping, Policy, Send
+from cluster.events import Answered, Event, Joined, Ping, Policy, Send
 from cluster.execute import ClusterExecutor
 from cluster.settings import TOKEN_VARIABLE, make_token
-from cluster.wire import pack, unpack
+from cluster.wire import pack, tell_job, tell_model, unpack
 
 NODES = 3
 STORE_BYTES = 80_000_000
@@ -222,9 +222,9 @@ def _alone(source: Source) -> dict[str, Any]:
     return {unit.path: result for unit, result in in_process(source, JOB, source.units)}
 
 
-def _many_units(tmp_path: Path, name: str) -> Path:
+def _many_units(tmp_path: Path, name: str, seed: int = 0) -> Path:
     """More units than the workers can send ahead of whoever reads: some are always on their way."""
-    model = write_model("qwen3_moe", tmp_path / name)
+    model = write_model("qwen3_moe", tmp_path / name, seed=seed)
     assert len(open_source(model).units) > 12
     return model
 
@@ -288,6 +288,29 @@ def test_results_of_one_job_that_come_late_never_pass_for_those_of_the_next(
     job = partial(quantize_as_planned, {unit.path: unit.formats[0] for unit in source.units}, "nearest")
     expected = dict(_by_path(in_process(open_source(model), job, source.units)))
     assert dict(_by_path(executor(source, job, source.units))) == expected
+
+
+def test_a_worker_that_gets_ready_for_a_job_that_is_over_has_not_joined_the_next(
+    lab: Lab, connect: Callable[..., ClusterExecutor], tmp_path: Path
+) -> None:
+    """The units of two models may have the same names: a worker that still had the first would answer for the next."""
+    models = [_many_units(tmp_path, name, seed) for seed, name in enumerate(("before", "after"), 1)]
+    carrier = connect(models[1]).carrier
+    link = next(iter(carrier.links.values()))
+    job = pack(tell_job(JOB))
+
+    def open_model(model: Path) -> None:
+        carrier.open(link, carrier.put(pack(tell_model(open_source(model), {}))), job, {"": 0}, pack({}))
+
+    with _frozen(link.pid):
+        open_model(models[0])
+        carrier.rest()
+        open_model(models[1])
+    heard: list[Event] = []
+    while not heard:
+        heard += [event for event, _ in carrier.hear(1.0)]
+    heard += [event for event, _ in carrier.hear(1.0)]
+    assert heard == [Joined(link.worker, {"": 0})]
 
 
 def test_a_unit_that_fails_on_every_worker_is_named_and_the_others_are_done(
@@ -506,8 +529,8 @@ class OtherChip(Actor):
         return pack(told | {"device": os.environ.get(OTHER_CHIP) or told["device"]})
 
     @in_thread("work")
-    def open(self, model: bytes, job: bytes, lenders: bytes) -> None:
-        super().open(model, job, lenders)
+    def open(self, number: int, model: bytes, job: bytes, lenders: bytes) -> None:
+        super().open(number, model, job, lenders)
         plain = self._job
         if os.environ.get(OTHER_CHIP) and plain is not None and self._told["job"] == "measure":
             self._job = partial(_slightly_different, plain, self.factor)

@@ -127,7 +127,7 @@ def _worker(source: Source, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
     monkeypatch.setenv("MINT_CACHE", str(tmp_path / "cache"))
     worker = Worker("node")
     worker.hello(str(source.folder), b"", "")
-    worker.open(pack(tell_model(source, {})), pack(tell_job(JOB)), pack({}))
+    worker.open(1, pack(tell_model(source, {})), pack(tell_job(JOB)), pack({}))
     return worker
 
 
@@ -154,12 +154,12 @@ def test_a_worker_builds_the_tree_once_whatever_the_batches(
     found: dict[str, Any] = {}
     for batch, start in enumerate(range(0, len(names), 5)):
         if known == "before":
-            worker.expect(batch + 1, names[start + 5 : start + 10] or names[:1])
-        found |= _results(worker.run(batch, names[start : start + 5]))
+            worker.expect(1, batch + 1, names[start + 5 : start + 10] or names[:1])
+        found |= _results(worker.run(1, batch, names[start : start + 5]))
     assert found == expected
     assert len(built) == 1
-    worker.open(pack(tell_model(source, {})), pack(tell_job(JOB)), pack({}))
-    assert _results(worker.run(99, names[:1])) == {names[0]: expected[names[0]]}
+    worker.open(1, pack(tell_model(source, {})), pack(tell_job(JOB)), pack({}))
+    assert _results(worker.run(1, 99, names[:1])) == {names[0]: expected[names[0]]}
     assert len(built) == 2  # that unit was done before
 
 
@@ -189,6 +189,20 @@ def test_the_peak_of_a_unit_is_no_more_than_was_estimated(name: str, tmp_path: P
         assert unit.nbytes <= mx.get_peak_memory() - before <= peak_bytes(unit, tensors)
 
 
+def test_what_is_said_of_an_earlier_job_changes_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    sources = [open_source(write_model("llama", tmp_path / str(seed), seed=seed)) for seed in (1, 2)]
+    worker = _worker(sources[0], monkeypatch, tmp_path)
+    names = [unit.path for unit in sources[0].units]
+    expected = {unit.path: result for unit, result in in_process(sources[1], JOB, sources[1].units)}
+    worker.hello(str(sources[1].folder), b"", "")
+    for number, source in ((3, sources[1]), (2, sources[0])):  # they may overtake each other
+        worker.open(number, pack(tell_model(source, {})), pack(tell_job(JOB)), pack({}))
+    worker.skip(2, 1, names)
+    worker.expect(2, 1, names)
+    assert _results(worker.run(2, 1, names)) == {}
+    assert _results(worker.run(3, 1, names)) == expected
+
+
 def test_a_worker_refuses_a_unit_that_its_memory_is_too_small_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -196,7 +210,7 @@ def test_a_worker_refuses_a_unit_that_its_memory_is_too_small_for(
     worker = _worker(source, monkeypatch, tmp_path)
     sizes = {unit.path: peak_bytes(unit, source.tensors()) for unit in source.units}
     worker._memory = sorted(sizes.values())[len(sizes) // 2]
-    found = _results(worker.run(1, list(sizes)))
+    found = _results(worker.run(1, 1, list(sizes)))
     refused = {path for path, result in found.items() if isinstance(result, str)}
     assert refused == {path for path, nbytes in sizes.items() if nbytes > worker._memory}
     assert refused and len(refused) < len(sizes)

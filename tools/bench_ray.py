@@ -55,7 +55,8 @@ def making_actor() -> Any:
             device = {"pid": os.getpid(), "device": device_kind(), "versions": versions(), "memory_bytes": self._memory}
             return pack({**device, "inventory": inventory, "lends": {}})
 
-        def open(self, model: bytes, job: bytes, lenders: bytes) -> None:
+        def open(self, number: int, model: bytes, job: bytes, lenders: bytes) -> None:
+            self._number = number
             told = unpack(model)
             self._units = {name: _unit(name, told["shape"]) for name in told["names"]}
             self._told, self._name = {"job": told["job"], "rounding": "nearest"}, "made"
@@ -81,7 +82,7 @@ def making_actor() -> Any:
                 self._seconds += time.perf_counter() - started
                 yield unit, result
 
-        def expect(self, batch: int, names: Sequence[str]) -> None:
+        def expect(self, number: int, batch: int, names: Sequence[str]) -> None:
             """Nothing is read, so nothing ahead."""
 
         def ping(self) -> tuple[float, float, float]:  # type: ignore[override]

@@ -149,12 +149,12 @@ def _opened(source: Source) -> Worker:
     worker = Worker("bench")
     worker.hello(str(source.folder), b"", "")
     job = partial(measure, rounding="nearest")
-    worker.open(pack(tell_model(source, {})), pack(tell_job(job)), pack({}))
+    worker.open(1, pack(tell_model(source, {})), pack(tell_job(job)), pack({}))
     return worker
 
 
 def _run(worker: Worker, batch: int, names: Sequence[str]) -> None:
-    for _ in worker.run(batch, names):
+    for _ in worker.run(1, batch, names):
         pass
 
 
@@ -164,7 +164,7 @@ def _run_all(worker: Worker, names: Sequence[str], turn: int, way: str) -> None:
     assert job
     for place, name in enumerate(names):
         if place + 1 < len(names):
-            tell = partial(worker.expect, batch + place + 1, names[place + 1 : place + 2])
+            tell = partial(worker.expect, 1, batch + place + 1, names[place + 1 : place + 2])
             if way == "before":
                 tell()
             if way == "while":
