@@ -143,7 +143,9 @@ def follow(
 ) -> Response:
     """What happens to a job, as server-sent events: `id` is the event's number, `event` its kind, `data` JSON.
 
-    The stream ends after the event of a final state; comments keep it open until then. A revoked token ends it too.
+    Numbers grow, with gaps: progress takes the place of the progress before it. 30 days after the end of a job only its
+    end is told. The stream ends after the event of a final state; comments keep it open until then. A revoked token
+    ends it too.
     """
     job = service.queue.get(id)
     seen = min(int(last_event_id) if last_event_id else after, job.last_seq)

@@ -2,8 +2,8 @@
 
 Rules. The database holds all events; a channel keeps the last few of a watched job, encoded once. A watcher is a
 number, the last event that it was sent: it takes what comes next from the channel, or, where it fell behind, from the
-database. So a slow watcher costs no memory, nothing is lost, and nothing is sent twice. A stream ends after the event
-of a final state.
+database. So a slow watcher costs no memory, nothing is lost but progress that newer progress replaced, and nothing is
+sent twice. A stream ends after the event of a final state.
 """
 
 import asyncio
@@ -64,7 +64,8 @@ class _Channel:
     """What is known of one watched job."""
 
     seq: int  # of the last event
-    frames: deque[Frame] = field(default_factory=lambda: deque(maxlen=_KEPT))
+    start: int  # of the event before the first frame: all that came since are here
+    frames: deque[Frame] = field(default_factory=deque)
     watchers: int = 0
     changed: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -72,9 +73,15 @@ class _Channel:
         """The frames after `seq`; None where they are no longer here."""
         if seq >= self.seq:
             return []
-        if not self.frames or self.frames[0].seq > seq + 1:
-            return None
-        return [each for each in self.frames if each.seq > seq]
+        return [each for each in self.frames if each.seq > seq] if seq >= self.start else None
+
+    def add(self, frames: Sequence[Frame]) -> None:
+        """Keep what came, and let all who wait look again."""
+        self.frames.extend(frames)
+        self.seq = self.frames[-1].seq
+        while len(self.frames) > _KEPT:
+            self.start = self.frames.popleft().seq
+        self.wake()
 
     def wake(self) -> None:
         """Let all who wait look again."""
@@ -118,7 +125,7 @@ class Hub:
 
         It ends when something is to be sent and that is no longer `allowed`.
         """
-        channel = self._channels.setdefault(job, _Channel(last_seq))
+        channel = self._channels.setdefault(job, _Channel(last_seq, last_seq))
         channel.watchers += 1
         if self._poller is None or self._poller.done():
             self._poller = asyncio.create_task(self._poll())
@@ -166,6 +173,4 @@ class Hub:
     async def _fetch(self, job: str, channel: _Channel) -> None:
         events = await asyncio.to_thread(self._source.events, job, channel.seq, _KEPT)
         if events:
-            channel.frames.extend(map(frame, events))
-            channel.seq = events[-1].seq
-            channel.wake()
+            channel.add([frame(event) for event in events])
