@@ -76,6 +76,7 @@ def serve(
         typer.Option(metavar="HOST", help="A further name that this service is called by. May be repeated."),
     ] = [],  # noqa: B006, typer copies it
     rate: Annotated[float, typer.Option(min=1, help="Requests a second that one person may make.")] = 100.0,
+    streams: Annotated[int, typer.Option(min=1, help="Jobs that one person may follow at a time.")] = 100,
 ) -> None:  # fmt: skip
     """Run the lab's quantization service: submit models, follow jobs, download results, at http://127.0.0.1:8420/.
 
@@ -99,6 +100,7 @@ def serve(
         insecure=insecure,
         names=tuple(name),
         requests_per_second=rate,
+        streams_each=streams,
     )
     with _service():
         from cluster.service.server import serve as run

@@ -100,7 +100,7 @@ def _service(settings: Settings, database: Database, clock: Callable[[], float])
         ledger=ledger,
         store=Store(settings.data / "store", ledger, settings.max_store_bytes),
         models=Roots(settings.roots, ledger, allow_hub=settings.allow_hub),
-        hub=Hub(queue),
+        hub=Hub(queue, most_each=settings.streams_each),
         planner=Planner(),
         tickets=Tickets(),
         standing=Standing(tokens),

@@ -8,20 +8,22 @@ sent twice. A stream ends after the event of a final state.
 
 import asyncio
 import json
-from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import suppress
+from collections import Counter, deque
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Protocol
 
 from cluster.service.records import Event
+from cluster.service.refusals import Refusal, retry_after
 from cluster.service.states import FINAL
 from mint.log import log
 
 POLL_SECONDS = 0.25
 HEARTBEAT_SECONDS = 15.0
 _KEPT = 256  # events of a job in memory
-_MOST_WATCHERS = 2000
+_MOST_STREAMS = 2000
+_BACK_SECONDS = 5.0  # whom there is no room for may ask again after
 _RETRY = b"retry: 2000\n\n"  # milliseconds after which a browser comes back
 HEARTBEAT = b": still there\n\n"
 
@@ -93,9 +95,16 @@ class Hub:
     """All channels, and the one poller that fills them. Lives in one event loop."""
 
     def __init__(
-        self, source: Source, *, poll_seconds: float = POLL_SECONDS, heartbeat_seconds: float = HEARTBEAT_SECONDS
+        self,
+        source: Source,
+        *,
+        most_each: int = 100,
+        poll_seconds: float = POLL_SECONDS,
+        heartbeat_seconds: float = HEARTBEAT_SECONDS,
     ) -> None:
         self._source = source
+        self._most_each = most_each
+        self._seats: Counter[str] = Counter()
         self._poll_seconds = poll_seconds
         self._heartbeat_seconds = heartbeat_seconds
         self._channels: dict[str, _Channel] = {}
@@ -107,10 +116,24 @@ class Hub:
         """How many streams are open."""
         return sum(channel.watchers for channel in self._channels.values())
 
-    @property
-    def is_full(self) -> bool:
-        """Whether no further stream should be opened."""
-        return self.watchers >= _MOST_WATCHERS
+    @contextmanager
+    def seat(self, person: str) -> Iterator[None]:
+        """Room for a stream of someone, in this block; raises `Refusal` where there is none."""
+        if self._seats[person] >= self._most_each:
+            raise Refusal(
+                429,
+                f"{person} has {self._seats[person]} streams of events open, the most that one may have here; close "
+                "one, or ask for the jobs now and then",
+                headers=retry_after(_BACK_SECONDS),
+            )
+        if self._seats.total() >= _MOST_STREAMS:
+            raise Refusal(503, "too many streams are open; come back", headers=retry_after(_BACK_SECONDS))
+        self._seats[person] += 1
+        try:
+            yield
+        finally:
+            self._seats[person] -= 1
+            self._seats += Counter()  # forgets who has none
 
     def close(self) -> None:
         """End all streams, soon."""
