@@ -190,7 +190,8 @@ def test_the_client_in_python_does_what_the_commands_do(
         assert [job.id for job in jobs] == [made["4.5bpw"]["id"], made["0.4x"]["id"]]
         job = client.wait(jobs[0].id)
         events = list(client.events(job.id))
-        assert [event.seq for event in events] == list(range(1, len(events) + 1))
+        numbers = [event.seq for event in events]
+        assert numbers == sorted(set(numbers))
         assert list(client.events(job.id, after=events[-3].seq)) == events[-2:]
         assert list(client.events(job.id, after=events[-1].seq)) == []
         client.download(job.artifact, tmp_path / "model")
