@@ -181,6 +181,22 @@ def test_an_analysis_of_the_service_gives_the_plan_and_the_model_of_ones_own(
     assert file_digest(tmp_path / "model" / "model.safetensors") == file_digest(theirs)
 
 
+def test_an_analysis_of_the_service_is_of_the_kind_that_was_asked_for(lab: Lab, people: None, run: Mint) -> None:
+    said = [
+        run("allocate", MODEL, "--budget", "4.5bpw", *lab.as_("bob"), *more) for more in ([], ["--dtype", "float16"])
+    ]
+    assert [code for code, _ in said] == [0, 0]
+    with mint.Client(lab.address, (lab.folder / "bob").read_text().strip()) as client:
+        plain, cast = client.analysis(MODEL), client.analysis(MODEL, options={"dtype": "float16"})
+        assert [mint.read_analysis(path).dtype for path in (plain, cast)] == ["", "float16"]
+        asked = [job.options for job in client.jobs(limit=500) if not job.budget]
+    assert {"dtype": "float16"} in asked
+    code, refused = run("allocate", str(plain), "--budget", "4.5bpw", "--dtype", "float16", "--probe")
+    assert code == 1
+    assert "--dtype, --probe with" in refused["error"]
+    assert "needed: --server" in refused["error"]
+
+
 def test_the_client_in_python_does_what_the_commands_do(
     lab: Lab, made: dict[str, dict[str, Any]], tmp_path: Path
 ) -> None:
