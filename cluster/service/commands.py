@@ -40,7 +40,7 @@ DatabaseUrl = Annotated[
     str,
     typer.Option(
         "--database", metavar="URL", envvar="MINT_DATABASE", show_envvar=True,
-        help="postgresql://USER:PASSWORD@HOST/NAME, shared by several servers; default: SQLite in DIR.",
+        help="postgresql://USER:PASSWORD@HOST/NAME; several servers of one share DIR too. Default: SQLite in DIR.",
     ),
 ]  # fmt: skip
 

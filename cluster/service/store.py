@@ -154,14 +154,14 @@ class Store:
                 return f"needs {format_size(need)}, {format_size(free)} free"
         return ""
 
-    def sweep(self, *, rows: bool = True) -> tuple[int, int]:
-        """Mend what killed processes left: remove old files that no artifact has and, with `rows`, the reverse.
+    def sweep(self) -> tuple[int, int]:
+        """Mend what killed processes left: remove old files that no artifact has, and the reverse.
 
         Returns how many of each went. Artifacts that a file is missing of are forgotten; the others stay.
         """
         broken = [artifact for artifact in self.ledger.find(limit=_EVERYTHING) if not self._is_whole(artifact)]
         forgotten = 0
-        for artifact in broken if rows else ():
+        for artifact in broken:
             try:
                 self.ledger.remove(artifact.digest, self._discard)
                 forgotten += 1

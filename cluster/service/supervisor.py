@@ -129,8 +129,7 @@ class Supervisor:
         while not self._stopping.wait(ROUND_SECONDS):
             try:
                 if not swept:
-                    # servers that share a database but no disk must not forget what the others store
-                    self._store.sweep(rows=self._database.startswith("sqlite"))
+                    self._store.sweep()
                     swept = True
                 self.step()
                 self._spare.keep(working=bool(self._children))

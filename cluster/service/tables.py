@@ -122,6 +122,24 @@ holds = Table(
     Column("until", Double, nullable=False),
 )
 
+hosts = Table(
+    "hosts",
+    metadata,
+    Column("name", String(255), primary_key=True),
+    Column("slots", Integer, nullable=False),
+    Column("free_bytes", BigInteger, nullable=False),
+    Column("store_bytes", BigInteger, nullable=False),
+    Column("cluster", Text, nullable=False),
+    Column("seen_at", Double, nullable=False),
+)
+
+stores = Table(
+    "stores",
+    metadata,
+    Column("id", String(64), primary_key=True),  # one row: the store that all servers share
+    Column("place", Text, nullable=False),  # for people: where it was first
+)
+
 identities = Table(
     "identities",
     metadata,
