@@ -57,7 +57,7 @@ def create_app(settings: Settings, *, clock: Callable[[], float] = time.time, bo
     Raises `MintError` for a database or roots that cannot be used.
     """
     settings.data.mkdir(parents=True, exist_ok=True, mode=0o700)
-    database = connect(settings.database_url)
+    database = connect(settings.database_url, _say)
     if settings.database:
         try:
             Hosts(database).share(settings.data / "store", socket.gethostname())
@@ -126,6 +126,14 @@ def _service(settings: Settings, database: Database, clock: Callable[[], float])
     return service
 
 
+def _say(what: str, why: str) -> None:
+    """Log what became of the database: once, however many ask it."""
+    if why:
+        log.error("database.lost", cannot_be=what, reason=why)
+    else:
+        log.warning("database.found", can_be=what)
+
+
 async def _beat(service: Service, ending: asyncio.Event) -> None:
     """Tell how this machine is, now and then, until the service ends."""
     while not ending.is_set():
@@ -178,7 +186,6 @@ def _answer_errors(app: FastAPI) -> None:
             code = "quota" if isinstance(error, QuotaExceeded) else "busy"
             return refused(Refusal(429, str(error), code=code, headers=retry_after(error.retry_after)))
         if isinstance(error, Unavailable):
-            log.error("database.unavailable", error=str(error))
             return refused(Refusal(503, "the database does not answer; come back", headers=retry_after(5)))
         status = next((status for kind, status in _STATUS.items() if isinstance(error, kind)), 422)
         return refused(Refusal(status, str(error), code="unusable" if status == 422 else ""))

@@ -14,6 +14,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from cluster.service.errors import Unavailable
 from cluster.service.records import Event
 from cluster.service.refusals import Refusal, retry_after
 from cluster.service.states import FINAL
@@ -182,14 +183,18 @@ class Hub:
 
     async def _poll(self) -> None:
         """Ask for all watched jobs at once, until nobody watches."""
+        failed = ""
         while self._channels and not self._closed:
             try:
                 seqs = await asyncio.to_thread(self._source.last_seqs, list(self._channels))
                 for job, seq in seqs.items():
                     if (channel := self._channels.get(job)) and seq > channel.seq:
                         await self._fetch(job, channel)
+                failed = ""
             except Exception as error:  # a database that is away for a while must not end the streams
-                log.warning("events.failed", error=repr(error))
+                if not isinstance(error, Unavailable) and repr(error) != failed:
+                    log.warning("events.failed", error=repr(error))
+                failed = repr(error)
             with suppress(TimeoutError):
                 await asyncio.sleep(self._poll_seconds)
 

@@ -125,7 +125,7 @@ class Supervisor:
             self._forget(time.time() - KEPT_SECONDS)
 
     def _work(self) -> None:
-        swept = False
+        swept, stumbled = False, ""
         while not self._stopping.wait(ROUND_SECONDS):
             try:
                 if not swept:
@@ -133,11 +133,14 @@ class Supervisor:
                     swept = True
                 self.step()
                 self._spare.keep(working=bool(self._children))
-            except Unavailable as error:
-                log.warning("database.away", reason=str(error))
+                stumbled = ""
+            except Unavailable:  # the database says so itself
                 self._stopping.wait(ROUND_SECONDS * 4)
             except Exception as error:  # one bad round must not end the service's work
-                log.error("supervisor.stumbled", reason=f"{type(error).__name__}: {error}")
+                why = f"{type(error).__name__}: {error}"
+                if why != stumbled:
+                    log.error("supervisor.stumbled", reason=why)
+                stumbled = why
                 self._stopping.wait(ROUND_SECONDS * 4)
 
     # runners
