@@ -221,6 +221,30 @@ class Queue:
         with self._database.write() as connection:
             return self._move(connection, self._held(connection, claim), state, **values)
 
+    def reserve(self, claim: Claim, nbytes: int, lacks: Callable[[int], str]) -> str:
+        """Keep room for what a job stores until it ends, unless `lacks` says why there is none; that, or nothing.
+
+        `lacks` is told what all others have reserved: nobody reserves meanwhile. Raises `LeaseLost`.
+        """
+        with self._database.write() as connection:
+            row = self._held(connection, claim)
+            if why := lacks(_reserved(connection) - row.reserved_bytes):
+                return why
+            connection.execute(update(jobs).where(jobs.c.number == row.number).values(reserved_bytes=nbytes))
+            return ""
+
+    def reserved(self) -> int:
+        """Bytes of the store that are kept free for jobs at work."""
+        with self._database.read() as connection:
+            return _reserved(connection)
+
+    def promised(self) -> int:
+        """Bytes that are still to be stored by jobs which know how many they need, and wait for nothing but a turn."""
+        going_on = jobs.c.finished_at.is_(None) & (jobs.c.state != BLOCKED)
+        with self._database.read() as connection:
+            total = select(func.coalesce(func.sum(jobs.c.needed_bytes), 0)).where(going_on)
+            return int(connection.execute(total).scalar_one())
+
     def release(self, claim: Claim, reason: str) -> None:
         """Give a job back to the queue, as if this attempt had not been; raises `LeaseLost`."""
         self._give_back(claim, QUEUED, reason)
@@ -296,7 +320,7 @@ class Queue:
         if not can_become(row.state, state):
             raise ValueError(f"job {row.id} is {row.state}: it cannot become {state}")
         if state not in ACTIVE:
-            values |= {"lease": None, "lease_until": None}
+            values |= {"lease": None, "lease_until": None, "reserved_bytes": 0}
         if state in FINAL:
             values["finished_at"] = self._clock()
         if state == DONE:
@@ -334,6 +358,11 @@ def _shared(connection: Connection, key: str) -> _Row | None:
     live = jobs.c.finished_at.is_(None) & ~jobs.c.cancel_wanted
     statement = select(jobs).where(jobs.c.wish_key == key, or_(live, (jobs.c.state == DONE) & stored))
     return connection.execute(statement.order_by(jobs.c.number.desc()).limit(1)).one_or_none()
+
+
+def _reserved(connection: Connection) -> int:
+    total = select(func.coalesce(func.sum(jobs.c.reserved_bytes), 0)).where(jobs.c.state.in_(ACTIVE))
+    return int(connection.execute(total).scalar_one())
 
 
 def _stored_bytes(connection: Connection, digest: str) -> int:

@@ -210,10 +210,12 @@ class Supervisor:
         for job in reversed(self._queue.find(state=BLOCKED, limit=_MOST_BLOCKED)):
             if not job.reason.startswith(DISK):
                 continue
-            need = job.needed_bytes + job.needed_bytes // 20 + RESERVE_BYTES // 4
             work = self._place.work(job.id)
-            there = _allocated_bytes(work)
-            if not self._store.lacks(max(0, need - there), work if work.exists() else None):
+            why = self._store.lacks(
+                job.needed_bytes, work if work.exists() else None, written=_allocated_bytes(work),
+                reserved=self._queue.promised(), spare=job.needed_bytes // 20 + RESERVE_BYTES // 4,
+            )  # fmt: skip
+            if not why:
                 self._queue.unblock(job.id)
                 log.info("job.unblocked", job=job.id)
 

@@ -62,6 +62,8 @@ jobs = Table(
     Column("last_seq", Integer, nullable=False),
     Column("expected_bytes", BigInteger, nullable=False),  # what the answer takes at most, for the quota of bytes
     Column("needed_bytes", BigInteger, nullable=False),
+    # of the store, kept free for what it writes; 0 unless it is one of ACTIVE
+    Column("reserved_bytes", BigInteger, nullable=False, server_default="0"),
     Column("artifact", String(64), nullable=False, index=True),
     Column("result", JSON, nullable=False),
     Column("cancel_wanted", Boolean, nullable=False),

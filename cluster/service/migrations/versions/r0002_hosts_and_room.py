@@ -1,4 +1,4 @@
-"""Which machines there are, and which store is theirs."""
+"""Which machines there are, which store is theirs, and what of it jobs have reserved."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -8,7 +8,7 @@ down_revision = "0001"
 
 
 def upgrade() -> None:
-    """Make their tables."""
+    """Make their tables, and a column."""
     op.create_table(
         "hosts",
         sa.Column("name", sa.String(255), primary_key=True),
@@ -23,3 +23,4 @@ def upgrade() -> None:
         sa.Column("id", sa.String(64), primary_key=True),
         sa.Column("place", sa.Text, nullable=False),
     )
+    op.add_column("jobs", sa.Column("reserved_bytes", sa.BigInteger, nullable=False, server_default="0"))
