@@ -13,8 +13,8 @@ from cluster.service.refusals import Refusal
 from cluster.service.security import HEADERS
 
 HEAD_SECONDS = 15.0  # from the first byte of a request, or from the start of a connection, to the end of its head
-ABORT = "mint.abort"  # in the state of a request: what ends its connection at once
 TAKE_SECONDS = 120.0  # for a piece that was written: 4 MiB of a download, so 35 kB/s
+ABORT = "mint.abort"  # in the state of a request: what ends its connection at once
 
 
 class Connection(H11Protocol):
