@@ -80,8 +80,9 @@ def serve(
 ) -> None:  # fmt: skip
     """Run the lab's quantization service: submit models, follow jobs, download results, at http://127.0.0.1:8420/.
 
-    Everything lies in DIR: jobs, results, logs. Ctrl-C or SIGTERM ends the service; jobs at work go on, and the next
-    `mint serve` takes them up again. On loopback without any token, everybody on this machine may do everything.
+    Everything lies in DIR: jobs, results, logs. What was told and logged of a job goes 30 days after its end, the job
+    itself stays in the history. Ctrl-C or SIGTERM ends the service; jobs at work go on, and the next `mint serve` takes
+    them up again. On loopback without any token, everybody on this machine may do everything.
 
     Example: mint serve --root ~/models --max-store 500GB
     """
