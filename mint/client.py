@@ -19,7 +19,7 @@ from mint.cache import cache_folder
 from mint.connection import Connection, Record, RefusedError, SilentError, server_of, token_of
 from mint.download import Wanted, download
 from mint.errors import MintError
-from mint.progress import OnProgress, Progress, ignore
+from mint.progress import OnProgress, Progress, Share, ignore
 
 FINAL = ("done", "failed", "cancelled")
 BLOCKED = "blocked"
@@ -149,7 +149,7 @@ class Client:
             elif event.kind == "note":
                 on_note(f"job {id}: {body['message']}")
             elif event.kind == "progress":
-                on_progress(Progress(body["stage"], body["done"], body["total"], body.get("item", "")))
+                on_progress(_progress(body))
         job = self.job(id)
         if job.state != "done":
             raise MintError(f"job {job.id} of {job.model} is {job.state}" + (f": {job.reason}" if job.reason else ""))
@@ -180,6 +180,11 @@ class Client:
 def _job(record: Record) -> ServedJob:
     known = {field.name: record[field.name] for field in fields(ServedJob)}
     return ServedJob(**known | {"watchers": tuple(record["watchers"])})
+
+
+def _progress(body: Mapping[str, Any]) -> Progress:
+    shares = tuple(Share(each["host"], each["done"], each["bytes_per_second"]) for each in body.get("hosts", ()))
+    return Progress(body["stage"], body["done"], body["total"], body.get("item", ""), shares)
 
 
 def _plain(id: str) -> str:

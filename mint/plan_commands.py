@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from mint.errors import MintError
-from mint.options import AnalysisFile, Json, PlanFile, Room, Rounding, Server, Wishes, takes
+from mint.options import AnalysisFile, Dtype, Json, PlanFile, Room, Rounding, Server, Wishes, checked_dtype, takes
 from mint.show import Screen
 
 
@@ -29,10 +29,16 @@ def allocate(
             "--output", "-o", help="Write the plan here as JSON; default: only show it. Several budgets: NAME-BUDGET."
         ),
     ] = None,
+    dtype: Dtype = "",
     rounding: Rounding = "nearest",
+    probe: Annotated[
+        bool, typer.Option("--probe", help="Let the service measure how sensitive the output is to each unit first.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Choose a format for every unit: the least predicted loss that fits the budget. Takes a moment.
+
+    --dtype, --rounding and --probe say which analysis of the service is wanted; a file's was chosen by mint analyze.
 
     Example: mint allocate Qwen3-8B --server lab:8420 --budget 6GB -o plan.json
     """
@@ -43,6 +49,12 @@ def allocate(
 
     started = time.perf_counter()
     room.check()
+    asked = {"dtype": checked_dtype(dtype), "rounding": rounding, "probe": probe}
+    if not server.server and (given := [name for name, value in asked.items() if value not in ("", "nearest", False)]):
+        raise MintError(
+            f"{', '.join(f'--{name}' for name in given)} with {analysis}: an analysis that is there stays as it is; "
+            "needed: --server, which is asked for another, or mint analyze and mint probe"
+        )
     outputs = room.outputs(output) if output else {}
     for path in outputs.values():
         if path.exists():
@@ -51,7 +63,7 @@ def allocate(
         path = Path(analysis)
         if server.server:
             with server.client() as client:
-                path = client.analysis(analysis, options={"rounding": rounding}, on_progress=screen.on_progress)
+                path = client.analysis(analysis, options=asked, on_progress=screen.on_progress)
             screen.note(f"the service's analysis lies in {path}")
         problem = wishes.problem(read_analysis(path), probes_beside(path))
         plans = {name: problem.plan(room.budget_of(name)(problem)) for name in room.names}

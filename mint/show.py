@@ -9,16 +9,25 @@ import json
 from typing import TYPE_CHECKING, Any, Self
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, SpinnerColumn, Task, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 from mint.budget import format_size
 
 if TYPE_CHECKING:
     from mint.progress import Progress as Step
+    from mint.progress import Share
 
 Record = dict[str, Any]
 _ROWS_SHOWN = 20
+
+
+class _Remaining(TimeRemainingColumn):
+    """The time that a stage still takes; a node's share of it has no end of its own."""
+
+    def render(self, task: Task) -> Text:
+        return Text("") if task.fields["is_share"] else super().render(task)
 
 
 class Screen:
@@ -33,12 +42,13 @@ class Screen:
             TextColumn("{task.description:<10}"),
             BarColumn(),
             TextColumn("{task.fields[count]}"),
-            TimeRemainingColumn(),
+            _Remaining(),
             TextColumn("{task.fields[item]}", style="dim"),
             console=self._stderr,
             disable=not self._stderr.is_terminal,
         )
         self._stages: dict[str, Any] = {}
+        self._shares: dict[str, Any] = {}  # by node, of the stage that goes on
 
     def __enter__(self) -> Self:
         self._bars.start()
@@ -52,8 +62,26 @@ class Screen:
         is_bytes = step.stage in ("analyze", "assemble", "download")
         count = f"{format_size(step.done)} of {format_size(step.total)}" if is_bytes else f"{step.done} of {step.total}"
         if step.stage not in self._stages:
-            self._stages[step.stage] = self._bars.add_task(step.stage, total=step.total, count=count, item="")
+            self._stages[step.stage] = self._bars.add_task(
+                step.stage, total=step.total, count=count, item="", is_share=False
+            )
+            self._show_shares(())
         self._bars.update(self._stages[step.stage], completed=step.done, total=step.total, count=count, item=step.item)
+        if len(step.shares) > 1:
+            self._show_shares(step.shares)
+
+    def _show_shares(self, shares: tuple[Share, ...]) -> None:
+        """A bar for each node, beside that of the busiest."""
+        for node in self._shares.keys() - {share.node for share in shares}:
+            self._bars.remove_task(self._shares.pop(node))
+        most = max((share.nbytes for share in shares), default=0)
+        for share in shares:
+            if share.node not in self._shares:
+                self._shares[share.node] = self._bars.add_task(f"  {share.node}", count="", item="", is_share=True)
+            rate = f"{format_size(share.bytes_per_second)}/s" if share.bytes_per_second else ""
+            self._bars.update(
+                self._shares[share.node], completed=share.nbytes, total=most, count=format_size(share.nbytes), item=rate
+            )
 
     def note(self, text: str) -> None:
         """A line for people, on stderr."""

@@ -17,6 +17,7 @@ from mint import MintError
 from mint.client import Client, ServedJob
 from mint.connection import Connection, RefusedError, SilentError, parse_server, token_of
 from mint.download import Wanted, download
+from mint.progress import Progress, Share
 
 FILES = {
     name: random.Random(name).randbytes(nbytes) for name, nbytes in (("a.safetensors", 300_001), ("config.json", 7))
@@ -251,6 +252,17 @@ def test_who_follows_a_job_of_nobody_is_told_at_once(connection: Connection, tel
     teller.records["/v1/jobs/abc/events"] = [answer]
     with Client(connection.url) as client, pytest.raises(MintError):
         next(client.events("abc"))
+
+
+def test_progress_comes_with_what_every_node_did(connection: Connection, teller: Teller) -> None:
+    hosts = [{"host": "alpha", "done": 30, "bytes_per_second": 5}, {"host": "beta", "done": 10, "bytes_per_second": 0}]
+    body = {"stage": "analyze", "done": 40, "total": 90, "item": "x", "hosts": hosts}
+    teller.records["/v1/jobs/abc/events"] = [(200, {}, [(1, "progress", body), (2, "state", {"state": "done"})])]
+    teller.records["/v1/jobs/abc"] = [(200, {}, _record("done"))]
+    told: list[Progress] = []
+    with Client(connection.url) as client:
+        client.wait("abc", told.append)
+    assert told == [Progress("analyze", 40, 90, "x", (Share("alpha", 30, 5), Share("beta", 10, 0)))]
 
 
 def _record(state: str) -> dict[str, Any]:

@@ -50,6 +50,8 @@ OWNERS = {
             "quotas",
             "ledger",
             "tokens",
+            "history",
+            "hosts",
             "migrations/env",
         )
     }

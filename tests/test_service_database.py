@@ -202,6 +202,32 @@ def test_a_full_disk_is_said_and_reading_goes_on(tmp_path: Path) -> None:
     world.database.close()
 
 
+def test_what_becomes_of_a_database_is_told_once_however_many_ask(tmp_path: Path) -> None:
+    told: list[tuple[str, str]] = []
+    world = World(connect(file_url(tmp_path / "service.db"), lambda what, why: told.append((what, why))))
+    world.submit()
+    claim = world.claim()
+
+    def pages(count: int) -> None:
+        with world.database.read() as connection:
+            connection.exec_driver_sql(f"PRAGMA max_page_count = {count}")
+
+    def note() -> None:
+        world.queue.emit(claim, "note", {"text": "long " * 2000})
+
+    pages(1)  # SQLite takes the number of those that there are
+    for _ in range(3):
+        with pytest.raises(Unavailable):
+            note()
+        world.queue.counts()  # it can still be read
+    assert told == [("written", "database or disk is full")]
+    pages(1_000_000)
+    for _ in range(3):
+        note()
+    assert told[1:] == [("written", "")]
+    world.database.close()
+
+
 def test_a_server_that_was_started_again_is_found_again(postgresql_server: str) -> None:
     world = World(connect(postgresql_server))
     world.queue.counts()

@@ -354,18 +354,6 @@ def test_my_jobs_are_those_that_i_wait_for_and_those_that_were_cancelled(world: 
     assert [job.id for job in world.queue.find(watcher="bob")] == [shared.id]
 
 
-def test_events_go_on_after_the_last_that_was_seen(world: World) -> None:
-    job = world.submit()
-    claim = world.claim()
-    for n in range(5):
-        world.queue.emit(claim, "progress", {"n": n})
-    seen = world.queue.events(job.id, limit=3)
-    rest = world.queue.events(job.id, after=seen[-1].seq)
-    assert [event.seq for event in (*seen, *rest)] == list(range(1, 8))
-    assert [event.body["n"] for event in rest] == [1, 2, 3, 4]
-    assert world.queue.last_seqs([job.id, "missing"]) == {job.id: 7}
-
-
 def test_what_is_not_there_is_said(world: World) -> None:
     for ask in (world.queue.get, world.queue.events, world.queue.unblock, lambda id: world.queue.find(before=id)):
         with pytest.raises(NotFound, match="there is no job 'x'"):

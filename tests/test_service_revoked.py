@@ -1,13 +1,18 @@
 """A token that is revoked opens nothing any more, and what it opened is over."""
 
 import asyncio
+import socket
 from collections.abc import Iterator
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
+import httpx
 import pytest
+import uvicorn
 
 from cluster.service import downloads, standing
+from cluster.service.connections import Connection
 from cluster.service.errors import Unavailable
 from cluster.service.sse import Hub
 from cluster.service.standing import Standing
@@ -101,6 +106,42 @@ def test_a_download_is_broken_off_once_its_token_is_revoked(world: Served) -> No
     asyncio.run(world.app(scope, receive, send))
     assert b"".join(pieces) == BYTES[:300]
     assert len(world.service.ledger.evictable(1)) == 1  # it is held no more
+
+
+def test_breaking_off_a_download_ends_the_connection_and_is_no_bug(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "file").write_bytes(bytes(downloads.CHUNK_BYTES * 3))
+    done: list[int] = []
+
+    async def never() -> bool:
+        return False
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        answer = downloads.Download(
+            tmp_path / "file", name="file", digest="0" * 64, nbytes=downloads.CHUNK_BYTES * 3,
+            asked=lambda header: "", allowed=never, renew=lambda: None, done=done.append,
+        )  # fmt: skip
+        await answer(scope, receive, send)
+
+    config = uvicorn.Config(app, http=Connection, lifespan="off", log_config=None)
+    server = uvicorn.Server(config)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        serving = Thread(target=server.run, args=([listener],))
+        serving.start()
+        try:
+            with (
+                httpx.Client(trust_env=False) as client,
+                pytest.raises(httpx.TransportError),
+                client.stream("GET", f"http://127.0.0.1:{listener.getsockname()[1]}/") as response,
+            ):
+                assert response.status_code == 200
+                response.read()
+        finally:
+            server.should_exit = True
+            serving.join()
+    assert done == [downloads.CHUNK_BYTES]
+    assert [record.message for record in caplog.records if record.name.startswith("uvicorn")] == []
 
 
 def test_a_ticket_is_worth_no_more_than_the_token_it_was_asked_for_with(world: Served) -> None:

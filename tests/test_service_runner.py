@@ -1,6 +1,5 @@
 """Real runners, really killed, stopped and cancelled; a disk that is full. The result is mint's own, bit by bit."""
 
-import itertools
 import json
 import os
 import random
@@ -10,6 +9,7 @@ import subprocess
 import time
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,15 +23,11 @@ from cluster.service.records import Artifact, Claim, Job, Person, Wish
 from cluster.service.roots import Roots
 from cluster.service.runner import DISK, OVER, Place
 from cluster.service.settings import Settings
-from cluster.service.stages import _refuse_tokenizer_code
 from cluster.service.states import BLOCKED, CANCELLED, DONE, FAILED, QUEUED
 from cluster.service.store import RESERVE_BYTES, Store
 from cluster.service.supervisor import Supervisor
-from cluster.service.telling import EVERY_SECONDS, Telling
-from mint.errors import MintError
 from mint.manifest import file_digest
 from mint.possible import possible_bytes
-from mint.progress import Progress
 from mint.quantize import quantize
 from mint.source import open_source
 from tests.conftest import own_cache
@@ -107,13 +103,26 @@ class Lab:
         return {file.name: file.digest for file in self.ledger.get(artifact).files}
 
 
-@pytest.fixture
-def lab(tmp_path: Path) -> Iterator[Lab]:
-    (tmp_path / "models").mkdir()
-    (tmp_path / "data").mkdir()
-    lab = Lab(tmp_path / "data", tmp_path / "models", f"sqlite:///{tmp_path / 'service.db'}")
+@contextmanager
+def _opened(folder: Path, url: str) -> Iterator[Lab]:
+    (folder / "models").mkdir()
+    (folder / "data").mkdir()
+    lab = Lab(folder / "data", folder / "models", url)
     yield lab
     lab.database.close()
+
+
+@pytest.fixture
+def lab(tmp_path: Path) -> Iterator[Lab]:
+    with _opened(tmp_path, f"sqlite:///{tmp_path / 'service.db'}") as lab:
+        yield lab
+
+
+@pytest.fixture
+def any_lab(tmp_path: Path, database_url: str) -> Iterator[Lab]:
+    """A lab on each kind of database."""
+    with _opened(tmp_path, database_url) as lab:
+        yield lab
 
 
 @pytest.fixture(scope="module")
@@ -235,16 +244,16 @@ def test_cancelling_ends_the_runner_and_all_that_it_started(
     assert (ended.state == DONE) == (runner.returncode == OVER)
 
 
-def test_sigterm_gives_the_job_back(lab: Lab, model: Path, budgets: tuple[int, int]) -> None:
-    shutil.copytree(model, lab.roots / "moe")
-    job = lab.submit("moe", budgets[0])
-    runner = lab.begin(lab.claim())
+def test_sigterm_gives_the_job_back(any_lab: Lab, model: Path, budgets: tuple[int, int]) -> None:
+    shutil.copytree(model, any_lab.roots / "moe")
+    job = any_lab.submit("moe", budgets[0])
+    runner = any_lab.begin(any_lab.claim())
     assert runner.stderr
     next(line for line in runner.stderr if '"unit.' in line)
     runner.terminate()
     assert runner.wait() == -signal.SIGKILL
     runner.stderr.close()
-    back = lab.queue.get(job.id)
+    back = any_lab.queue.get(job.id)
     assert (back.state, back.attempts) == (QUEUED, 0)
     assert "told to stop" in back.reason
 
@@ -318,84 +327,55 @@ def test_a_full_disk_blocks_a_job_until_there_is_room(small_disk: Path, tmp_path
     lab.database.close()
 
 
-def test_a_supervisor_starts_runners_and_the_next_one_adopts_them(lab: Lab, llama: Path, model: Path) -> None:
-    shutil.copytree(llama, lab.roots / "llama")
-    shutil.copytree(model, lab.roots / "moe")
-    first, second = lab.submit("llama"), lab.submit("moe")
-    before = Supervisor(lab.queue, lab.store, lab.settings)
+def test_a_supervisor_starts_runners_and_the_next_one_adopts_them(any_lab: Lab, llama: Path, model: Path) -> None:
+    shutil.copytree(llama, any_lab.roots / "llama")
+    shutil.copytree(model, any_lab.roots / "moe")
+    first, second = any_lab.submit("llama"), any_lab.submit("moe")
+    before = Supervisor(any_lab.queue, any_lab.store, any_lab.settings)
     before.step()
     before.stop()  # its runner goes on
-    after = Supervisor(lab.queue, lab.store, lab.settings)
+    after = Supervisor(any_lab.queue, any_lab.store, any_lab.settings)
     after.step()
-    assert lab.queue.get(second.id).state == QUEUED  # one at a time, and the first still runs
+    assert any_lab.queue.get(second.id).state == QUEUED  # one at a time, and the first still runs
     before.wait()
-    job = lab.queue.get(first.id)
+    job = any_lab.queue.get(first.id)
     assert (job.state, job.attempts) == (DONE, 1)
-    assert lab.ledger.get(job.artifact).kind == "analysis"
+    assert any_lab.ledger.get(job.artifact).kind == "analysis"
     after.step()
     after.wait()
     after.step()
-    assert lab.queue.get(second.id).state == DONE
-    assert [path.name for path in lab.place.locks.parent.iterdir()] == ["locks"]  # nothing is left of them
-    assert '"job.begun"' in lab.place.log(first.id).read_text()
+    assert any_lab.queue.get(second.id).state == DONE
+    assert [path.name for path in any_lab.place.locks.parent.iterdir()] == ["locks"]  # nothing is left of them
+    assert '"job.begun"' in any_lab.place.log(first.id).read_text()
 
 
 def test_a_dead_runner_is_noticed_at_once_and_three_times_is_enough(
-    lab: Lab, llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    any_lab: Lab, llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    shutil.copytree(llama, lab.roots / "llama")
-    job = lab.submit("llama")
-    supervisor = Supervisor(lab.queue, lab.store, lab.settings)
+    shutil.copytree(llama, any_lab.roots / "llama")
+    job = any_lab.submit("llama")
+    supervisor = Supervisor(any_lab.queue, any_lab.store, any_lab.settings)
     (tmp_path / "sitecustomize.py").write_text("import os; os._exit(7)")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     for attempt in (1, 2, 3):
         supervisor.step()
-        assert lab.queue.get(job.id).attempts == attempt
+        assert any_lab.queue.get(job.id).attempts == attempt
         supervisor.wait()
     supervisor.step()
-    found = lab.queue.get(job.id)
+    found = any_lab.queue.get(job.id)
     assert found.state == FAILED
     assert "its process ended with code 7 (attempt 3 of 3)" in found.reason
 
 
-def test_a_bug_fails_the_job_with_a_line_for_people_and_the_story_in_the_log(lab: Lab, llama: Path) -> None:
-    shutil.copytree(llama, lab.roots / "llama")
-    lab.submit("llama")
-    lab.place.locks.parent.mkdir()
-    lab.place.locks.write_text("a file where a folder has to be")
-    job, said = lab.work()
+def test_a_bug_fails_the_job_with_a_line_for_people_and_the_story_in_the_log(any_lab: Lab, llama: Path) -> None:
+    shutil.copytree(llama, any_lab.roots / "llama")
+    any_lab.submit("llama")
+    any_lab.place.locks.parent.mkdir()
+    any_lab.place.locks.write_text("a file where a folder has to be")
+    job, said = any_lab.work()
     assert job.state == FAILED
     assert job.reason.startswith("something unforeseen (FileExistsError: ")
     assert any("Traceback" in line for line in said)
-
-
-def test_a_tokenizer_that_needs_its_own_code_is_refused_and_its_code_never_run(
-    tmp_path: Path, llama: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    folder = shutil.copytree(llama, tmp_path / "model")
-    _refuse_tokenizer_code(folder)
-    (folder / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nclass Evil: pass\n")
-    (folder / "tokenizer_config.json").write_text(json.dumps({"auto_map": {"AutoTokenizer": ["evil.Evil", None]}}))
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(config | {"auto_map": {"AutoConfig": "evil.Evil"}}))
-    with pytest.raises(MintError, match="never run"):
-        _refuse_tokenizer_code(folder)
-    assert not (tmp_path / "ran").exists()
-
-
-def test_progress_is_told_at_most_twice_a_second_and_the_ends_of_stages_always() -> None:
-    told: list[tuple[float, dict[str, Any]]] = []
-    now = 0.0
-    telling = Telling(lambda kind, body: told.append((now, dict(body))), "here", lambda: now)
-    for stage in ("analyze", "assemble"):
-        for done in range(101):
-            telling.on_progress(Progress(stage, done, 100, f"unit {done}"))
-            now += 0.03
-    for stage in ("analyze", "assemble"):
-        mine = [(moment, body) for moment, body in told if body["stage"] == stage]
-        assert [body["done"] for _, body in mine][:: len(mine) - 1] == [0, 100]
-        times = [moment for moment, _ in mine[:-1]]
-        assert all(later - earlier >= EVERY_SECONDS for earlier, later in itertools.pairwise(times))
 
 
 def test_the_same_files_are_the_same_artifact_whoever_made_them(lab: Lab, tmp_path: Path) -> None:

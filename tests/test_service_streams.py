@@ -86,14 +86,14 @@ def test_every_watcher_gets_every_event_once_in_order_whenever_they_came(queue: 
                     seen: list[int] = []
                     stream = hub.stream(job.id, last_seq=job.last_seq, after=step // 10)
                     watching.append((step // 10, seen, asyncio.create_task(_watch(stream, seen))))
-                await asyncio.to_thread(queue.emit, claim, "progress", {"done": step})
+                await asyncio.to_thread(queue.emit, claim, "note", {"done": step})
         for claim in claims:
             await asyncio.to_thread(_finish, queue, claim)
         await asyncio.wait_for(asyncio.gather(*(task for _, _, task in watching)), 60)
         assert hub.watchers == 0
         return [(after, seen) for after, seen, _ in watching]
 
-    last = 2 + 30 + 5  # queued, inventory, progress, the way to done
+    last = 2 + 30 + 5  # queued, inventory, notes, the way to done
     for after, seen in asyncio.run(run()):
         assert seen == list(range(after + 1, last + 1))
 
@@ -131,7 +131,7 @@ def test_a_slow_watcher_costs_no_memory_and_misses_nothing(queue: Queue, monkeyp
         fast: list[int] = []
         other = asyncio.create_task(_watch(hub.stream(claim.job.id, last_seq=2, after=2), fast))
         for step in range(20):
-            await asyncio.to_thread(queue.emit, claim, "progress", {"done": step})
+            await asyncio.to_thread(queue.emit, claim, "note", {"done": step})
             while not fast or fast[-1] < step + 3:
                 await asyncio.sleep(0)
         (channel,) = hub._channels.values()
@@ -142,6 +142,41 @@ def test_a_slow_watcher_costs_no_memory_and_misses_nothing(queue: Queue, monkeyp
         return [seq for seq, _, _ in _events(b"".join(pieces))]
 
     assert asyncio.run(run()) == list(range(1, 2 + 20 + 5 + 1))
+
+
+def test_who_reads_on_from_progress_that_was_replaced_gets_what_came_since(queue: Queue) -> None:
+    claim = _job(queue)
+    counting = Counting(queue)
+
+    async def run() -> list[list[tuple[int, str]]]:
+        hub = Hub(counting, poll_seconds=0.001)
+        seen: list[list[tuple[int, str]]] = [[] for _ in range(20)]
+
+        async def watch(after: int, told: list[tuple[int, str]]) -> None:
+            async for piece in hub.stream(claim.job.id, last_seq=4, after=after):
+                told += [(seq, kind) for seq, kind, _ in _events(piece)]
+
+        for step in range(2):
+            await asyncio.to_thread(queue.emit, claim, "progress", {"done": step})  # 4 is there, and 3 is not
+        tasks = [asyncio.create_task(watch(3 if n == 0 else 4, told)) for n, told in enumerate(seen)]
+        while hub.watchers < len(seen) or not seen[0]:
+            await asyncio.sleep(0.001)
+        for step in range(2, 4):
+            queue.emit(claim, "progress", {"done": step})  # both before the poller reads on
+        while not all(told and told[-1][0] == 6 for told in seen):
+            await asyncio.sleep(0.001)
+        await asyncio.to_thread(_finish, queue, claim)
+        await asyncio.wait_for(asyncio.gather(*tasks), 60)
+        return seen
+
+    behind, *others = asyncio.run(run())
+    assert behind[0] == (4, "progress")
+    for told in (behind[1:], *others):
+        assert told == [
+            (6, "progress"),
+            *((n, "state") for n in range(7, 12)),
+        ]
+    assert counting.asked.count("events") <= 10  # not one for each who waited for a number that never came
 
 
 def test_a_quiet_stream_is_kept_open_by_comments_and_ends_when_the_service_does(queue: Queue) -> None:

@@ -13,6 +13,7 @@ from fastapi import Depends, Request
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
 from cluster.service.audit import Audit
+from cluster.service.hosts import Hosts
 from cluster.service.jobs import Queue
 from cluster.service.ledger import Ledger
 from cluster.service.limits import Rates
@@ -43,6 +44,7 @@ class Service:
     queue: Queue
     tokens: Tokens
     ledger: Ledger
+    hosts: Hosts
     store: Store
     models: Roots
     hub: Hub

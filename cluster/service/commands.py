@@ -40,7 +40,7 @@ DatabaseUrl = Annotated[
     str,
     typer.Option(
         "--database", metavar="URL", envvar="MINT_DATABASE", show_envvar=True,
-        help="postgresql://USER:PASSWORD@HOST/NAME, shared by several servers; default: SQLite in DIR.",
+        help="postgresql://USER:PASSWORD@HOST/NAME; several servers of one share DIR too. Default: SQLite in DIR.",
     ),
 ]  # fmt: skip
 
@@ -76,11 +76,13 @@ def serve(
         typer.Option(metavar="HOST", help="A further name that this service is called by. May be repeated."),
     ] = [],  # noqa: B006, typer copies it
     rate: Annotated[float, typer.Option(min=1, help="Requests a second that one person may make.")] = 100.0,
+    streams: Annotated[int, typer.Option(min=1, help="Jobs that one person may follow at a time.")] = 100,
 ) -> None:  # fmt: skip
     """Run the lab's quantization service: submit models, follow jobs, download results, at http://127.0.0.1:8420/.
 
-    Everything lies in DIR: jobs, results, logs. Ctrl-C or SIGTERM ends the service; jobs at work go on, and the next
-    `mint serve` takes them up again. On loopback without any token, everybody on this machine may do everything.
+    Everything lies in DIR: jobs, results, logs. What was told and logged of a job goes 30 days after its end, the job
+    itself stays in the history. Ctrl-C or SIGTERM ends the service; jobs at work go on, and the next `mint serve` takes
+    them up again. On loopback without any token, everybody on this machine may do everything.
 
     Example: mint serve --root ~/models --max-store 500GB
     """
@@ -99,6 +101,7 @@ def serve(
         insecure=insecure,
         names=tuple(name),
         requests_per_second=rate,
+        streams_each=streams,
     )
     with _service():
         from cluster.service.server import serve as run

@@ -14,6 +14,7 @@ from cluster.service.security import HEADERS
 
 HEAD_SECONDS = 15.0  # from the first byte of a request, or from the start of a connection, to the end of its head
 TAKE_SECONDS = 120.0  # for a piece that was written: 4 MiB of a download, so 35 kB/s
+ABORT = "mint.abort"  # in the state of a request: what ends its connection at once
 
 
 class Connection(H11Protocol):
@@ -25,6 +26,7 @@ class Connection(H11Protocol):
     def connection_made(self, transport: Any) -> None:
         """Wait for the first request, but not for ever."""
         super().connection_made(transport)
+        self.app_state = {**self.app_state, ABORT: transport.abort}
         self._wait_for_head()
 
     def connection_lost(self, exc: Exception | None) -> None:

@@ -9,7 +9,7 @@ one at a time is plenty for a lab. A reading transaction sees one snapshot and w
 import json
 import sqlite3
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -31,11 +31,17 @@ _LOCK = 0x6D696E74  # "mint": the advisory lock of writers
 
 
 class Database:
-    """Where the service keeps what it knows. Made by `connect`; safe to use from many threads."""
+    """Where the service keeps what it knows. Made by `connect`; safe to use from many threads.
 
-    def __init__(self, engine: Engine) -> None:
+    `on_change` is told when it can no longer be read or written, and why, and when it can again: then why is empty.
+    """
+
+    def __init__(self, engine: Engine, on_change: Callable[[str, str], object] = lambda what, why: None) -> None:
         self._engine = engine
+        self._on_change = on_change
+        self._trouble = {"read": "", "written": ""}
         self._sqlite = engine.dialect.name == "sqlite"
+        self._noting = threading.Lock()
         self._writer = threading.Lock()  # threads of one process take turns without SQLite's polling
 
     @property
@@ -48,42 +54,56 @@ class Database:
         """A transaction that sees one state of the database and changes nothing."""
         isolation: dict[str, Any] = {} if self._sqlite else {"isolation_level": "REPEATABLE READ"}
         opened = self._engine.connect
-        with self._answering(), opened().execution_options(**isolation) as connection, connection.begin():
+        with self._answering("read"), opened().execution_options(**isolation) as connection, connection.begin():
             yield connection
 
     @contextmanager
     def write(self) -> Iterator[Connection]:
         """A transaction that nobody else writes beside; it is undone when the block raises."""
         opened, turn = self._engine.connect, self._writer if self._sqlite else nullcontext()
-        with self._answering(), turn, opened().execution_options(mint_writes=True) as connection, connection.begin():
+        with (
+            self._answering("written"),
+            turn,
+            opened().execution_options(mint_writes=True) as connection,
+            connection.begin(),
+        ):
             if not self._sqlite:
                 connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({_LOCK})")
             yield connection
 
     @contextmanager
-    def _answering(self) -> Iterator[None]:
+    def _answering(self, what: str) -> Iterator[None]:
         """What is wrong with the database, and not with what was asked of it, is the user's to mend."""
         try:
             yield
+            self._note(what, "")
         except (SQLAlchemyError, sqlite3.Error) as error:
             if not _is_away(error):
                 raise
+            self._note(what, _first_line(error))
             raise Unavailable(
                 f"the database {self.place} cannot be used: {_first_line(error)}; needed one that runs, that may be "
                 "written, on a disk with room"
             ) from error
+
+    def _note(self, what: str, why: str) -> None:
+        with self._noting:
+            is_news = bool(self._trouble[what]) != bool(why)
+            self._trouble[what] = why
+        if is_news:
+            self._on_change(what, why)
 
     def close(self) -> None:
         """Close every connection that is not in use."""
         self._engine.dispose()
 
 
-def connect(url: str) -> Database:
+def connect(url: str, on_change: Callable[[str, str], object] = lambda what, why: None) -> Database:
     """The database at `sqlite:///PATH` or `postgresql://USER:PASSWORD@HOST/NAME`, brought up to date.
 
     Raises `MintError` when it cannot be reached, is of another kind, or was written by a newer mint.
     """
-    database = Database(_engine(_parse(url)))
+    database = Database(_engine(_parse(url)), on_change)
     try:
         with database.write() as connection:
             _migrate(connection, database.place)

@@ -14,13 +14,13 @@ from typing import Any
 
 from sqlalchemy import Connection, Row, exists, func, insert, or_, select, update
 
-from cluster.service import quotas, watching
+from cluster.service import history, quotas, watching
 from cluster.service.database import Database
 from cluster.service.errors import LeaseLost, NotFound, QuotaExceeded
 from cluster.service.fairness import count_turn, next_queued
 from cluster.service.records import Claim, Event, Job, Person, Wish
 from cluster.service.states import ACTIVE, BLOCKED, CANCELLED, DONE, FAILED, FINAL, INVENTORY, QUEUED, can_become
-from cluster.service.tables import artifacts, events, jobs, watchers
+from cluster.service.tables import artifacts, jobs, watchers
 
 __all__ = ["ATTEMPTS", "LEASE_SECONDS", "Lease", "LeaseLost", "NotFound", "Queue", "QuotaExceeded"]
 
@@ -143,10 +143,7 @@ class Queue:
     def events(self, id: str, after: int = 0, limit: int = 1000) -> list[Event]:
         """What happened to a job after an event, in order; raises `NotFound`."""
         with self._database.read() as connection:
-            number = _row(connection, id).number
-            statement = select(events).where(events.c.job == number, events.c.seq > after)
-            rows = connection.execute(statement.order_by(events.c.seq).limit(limit)).all()
-        return [Event(id, row.seq, row.at, row.kind, row.body) for row in rows]
+            return history.read(connection, _row(connection, id), after, limit)
 
     def last_seqs(self, ids: Sequence[str]) -> dict[str, int]:
         """The number of the last event of each job; jobs that are not there are left out."""
@@ -191,11 +188,12 @@ class Queue:
         return Lease.CANCEL_WANTED if row.cancel_wanted else Lease.HELD
 
     def emit(self, claim: Claim, kind: str, body: Mapping[str, Any]) -> Event:
-        """Tell something about a job; raises `LeaseLost`."""
+        """Tell something about a job; raises `LeaseLost`. What `history` says of progress holds."""
         with self._database.write() as connection:
             row = self._held(connection, claim)
-            connection.execute(update(jobs).where(jobs.c.number == row.number).values(last_seq=row.last_seq + 1))
-            return _tell(connection, row, row.last_seq + 1, self._clock(), kind, body)
+            change = update(jobs).where(jobs.c.number == row.number).values(last_seq=row.last_seq + 1)
+            told = connection.execute(change.returning(*jobs.c)).one()
+            return history.tell(connection, told, self._clock(), kind, body)
 
     def advance(
         self,
@@ -222,6 +220,30 @@ class Queue:
             values["result"] = dict(result)
         with self._database.write() as connection:
             return self._move(connection, self._held(connection, claim), state, **values)
+
+    def reserve(self, claim: Claim, nbytes: int, lacks: Callable[[int], str]) -> str:
+        """Keep room for what a job stores until it ends, unless `lacks` says why there is none; that, or nothing.
+
+        `lacks` is told what all others have reserved: nobody reserves meanwhile. Raises `LeaseLost`.
+        """
+        with self._database.write() as connection:
+            row = self._held(connection, claim)
+            if why := lacks(_reserved(connection) - row.reserved_bytes):
+                return why
+            connection.execute(update(jobs).where(jobs.c.number == row.number).values(reserved_bytes=nbytes))
+            return ""
+
+    def reserved(self) -> int:
+        """Bytes of the store that are kept free for jobs at work."""
+        with self._database.read() as connection:
+            return _reserved(connection)
+
+    def promised(self) -> int:
+        """Bytes that are still to be stored by jobs which know how many they need, and wait for nothing but a turn."""
+        going_on = jobs.c.finished_at.is_(None) & (jobs.c.state != BLOCKED)
+        with self._database.read() as connection:
+            total = select(func.coalesce(func.sum(jobs.c.needed_bytes), 0)).where(going_on)
+            return int(connection.execute(total).scalar_one())
 
     def release(self, claim: Claim, reason: str) -> None:
         """Give a job back to the queue, as if this attempt had not been; raises `LeaseLost`."""
@@ -257,6 +279,15 @@ class Queue:
                 self._lose(connection, row, "its lease ran out")
             return [_read(connection, row.number) for row in rows]
 
+    def forget(self, before: float) -> int:
+        """Remove what is told of some jobs that ended before a time, but for their end; 0: there is no more."""
+        with self._database.read() as connection:
+            numbers = history.outlived(connection, before)
+        if not numbers:
+            return 0
+        with self._database.write() as connection:
+            return history.forget(connection, numbers)
+
     def _any(self, condition: Any) -> bool:
         """Whether there is such a job: asked first by those who ask often, so that they need not write."""
         with self._database.read() as connection:
@@ -289,7 +320,7 @@ class Queue:
         if not can_become(row.state, state):
             raise ValueError(f"job {row.id} is {row.state}: it cannot become {state}")
         if state not in ACTIVE:
-            values |= {"lease": None, "lease_until": None}
+            values |= {"lease": None, "lease_until": None, "reserved_bytes": 0}
         if state in FINAL:
             values["finished_at"] = self._clock()
         if state == DONE:
@@ -300,17 +331,7 @@ class Queue:
         row = connection.execute(
             change.values(state=state, last_seq=row.last_seq + 1, **values).returning(*jobs.c)
         ).one()
-        return _tell_state(connection, row, self._clock())
-
-
-def _tell_state(connection: Connection, row: _Row, now: float) -> Event:
-    body = {"state": row.state, "reason": row.reason, "host": row.host, "attempts": row.attempts}
-    return _tell(connection, row, row.last_seq, now, "state", body)
-
-
-def _tell(connection: Connection, row: _Row, seq: int, now: float, kind: str, body: Mapping[str, Any]) -> Event:
-    connection.execute(insert(events).values(job=row.number, seq=seq, at=now, kind=kind, body=dict(body)))
-    return Event(row.id, seq, now, kind, dict(body))
+        return history.tell_state(connection, row, self._clock())
 
 
 def _storable(text: str) -> str:
@@ -327,7 +348,7 @@ def _insert(connection: Connection, wish: Wish, by: Person, priority: int, expec
         "cancel_wanted": False,
     }  # fmt: skip
     row = connection.execute(insert(jobs).values(values).returning(*jobs.c)).one()
-    _tell_state(connection, row, now)
+    history.tell_state(connection, row, now)
     return row
 
 
@@ -337,6 +358,11 @@ def _shared(connection: Connection, key: str) -> _Row | None:
     live = jobs.c.finished_at.is_(None) & ~jobs.c.cancel_wanted
     statement = select(jobs).where(jobs.c.wish_key == key, or_(live, (jobs.c.state == DONE) & stored))
     return connection.execute(statement.order_by(jobs.c.number.desc()).limit(1)).one_or_none()
+
+
+def _reserved(connection: Connection) -> int:
+    total = select(func.coalesce(func.sum(jobs.c.reserved_bytes), 0)).where(jobs.c.state.in_(ACTIVE))
+    return int(connection.execute(total).scalar_one())
 
 
 def _stored_bytes(connection: Connection, digest: str) -> int:

@@ -326,7 +326,7 @@ class DevicesAnswer(_Answer):
 
 
 class HostAnswer(_Answer):
-    """A machine that works for the queue: what it runs, and, of the one that answers, what it has room for."""
+    """A machine: what it runs, and, where it told so itself, what it has room for; `seen_at` is when it did."""
 
     name: str
     jobs: list[str]
@@ -335,6 +335,7 @@ class HostAnswer(_Answer):
     free_bytes: int | None
     store_bytes: int | None
     cluster: str | None
+    seen_at: float | None
 
 
 class HostsAnswer(_Answer):

@@ -56,7 +56,7 @@ class Job:
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """One thing that happened to a job; `seq` counts from 1 within the job, without gaps."""
+    """One thing that happened to a job; `seq` grows from 1 within the job, with gaps where progress was replaced."""
 
     job: str
     seq: int

@@ -1,6 +1,8 @@
 """What the service and its machines are, and how they do."""
 
 import socket
+import time
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +10,8 @@ from fastapi import APIRouter, Request, Response
 from starlette.responses import FileResponse
 from starlette.staticfiles import StaticFiles
 
-from cluster.service.access import Here, Reader, refusals
+from cluster.service.access import Here, Reader, Service, refusals
+from cluster.service.hosts import Host
 from cluster.service.messages import DevicesAnswer, HealthAnswer, HostsAnswer, PersonAnswer
 from cluster.service.metrics import CONTENT_TYPE
 from cluster.service.states import ACTIVE
@@ -26,26 +29,27 @@ def devices(person: Reader) -> DevicesAnswer:
     return DevicesAnswer.model_validate({"devices": rows})
 
 
+def host_now(service: Service) -> Host:
+    """This machine."""
+    settings = service.settings
+    free, stored = service.store.free_bytes(), service.ledger.nbytes()
+    return Host(socket.gethostname(), settings.slots, free, stored, settings.cluster)
+
+
 @router.get("/v1/hosts")
 def hosts(service: Here, person: Reader) -> HostsAnswer:
-    """The machines that work for the queue; what the others have room for, only they know."""
-    here = socket.gethostname()
-    running: dict[str, list[str]] = {here: []}
+    """The machines that serve or work for the queue, as each told of itself at `seen_at`, a few seconds ago."""
+    here = host_now(service)
+    known = {host.name: (host, at) for host, at in service.hosts.seen().items()} | {here.name: (here, time.time())}
+    running: dict[str, list[str]] = {name: [] for name in known}
     for state in ACTIVE:
         for job in service.queue.find(state=state, limit=500):
             running.setdefault(job.host, []).append(job.id)
-    rows: list[dict[str, Any]] = [
-        {
-            "name": name,
-            "jobs": jobs,
-            "is_here": name == here,
-            "slots": service.settings.slots if name == here else None,
-            "free_bytes": service.store.free_bytes() if name == here else None,
-            "store_bytes": service.ledger.nbytes() if name == here else None,
-            "cluster": service.settings.cluster if name == here else None,
-        }
-        for name, jobs in running.items()
-    ]
+    rows = []
+    for name, jobs in running.items():
+        host, seen_at = known.get(name, (None, None))
+        figures = asdict(host) if host else dict.fromkeys(field.name for field in fields(Host))
+        rows.append({**figures, "name": name, "jobs": jobs, "is_here": name == here.name, "seen_at": seen_at})
     return HostsAnswer.model_validate({"hosts": rows})
 
 

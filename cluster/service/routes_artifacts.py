@@ -107,7 +107,11 @@ def _download(request: Request, digest: Digest, name: FileName, service: Here, t
     except BaseException as error:
         drop()
         if isinstance(error, FileNotFoundError):
-            raise Refusal(404, f"the file {name!r} is not in the store any more; submit the job again") from error
+            raise Refusal(
+                404,
+                f"the file {name!r} is gone from the service's disk. The service forgets it when it is started again, "
+                "and then makes it anew for who submits the job again",
+            ) from error
         raise
     if request.method == "GET":
         service.note(request, person, "file.sent", artifact=digest, file=name, status=answer.status_code)

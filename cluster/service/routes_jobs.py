@@ -1,7 +1,7 @@
 """Jobs: submit, list, look, cancel, follow."""
 
 from collections.abc import AsyncIterator
-from contextlib import aclosing
+from contextlib import AbstractContextManager, aclosing
 from dataclasses import asdict
 from pathlib import Path as FilePath
 from typing import Annotated, Any, Literal
@@ -15,7 +15,7 @@ from cluster.service.errors import Unavailable
 from cluster.service.messages import JobAnswer, JobsAnswer, Sha256, Submission, SubmittedAnswer
 from cluster.service.options import checked_budget, checked_options, most_bytes
 from cluster.service.records import Job, Person, Wish
-from cluster.service.refusals import Refusal, retry_after
+from cluster.service.refusals import Refusal
 from cluster.service.states import ACTIVE, BLOCKED, FINAL, QUEUED
 from mint.errors import MintError
 
@@ -113,15 +113,16 @@ def cancel(
 
 
 class _Events(StreamingResponse):
-    """A stream that gives back what it holds as soon as it ends, whoever ends it."""
+    """A stream that gives back what it holds as soon as it ends, whoever ends it; it begins where there is a seat."""
 
-    def __init__(self, stream: AsyncIterator[bytes]) -> None:
+    def __init__(self, stream: AsyncIterator[bytes], seat: AbstractContextManager[None]) -> None:
         super().__init__(stream, media_type="text/event-stream", headers={"X-Accel-Buffering": "no"})
-        self._stream = stream
+        self._stream, self._seat = stream, seat
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async with aclosing(self._stream):  # type: ignore[type-var]
-            await super().__call__(scope, receive, send)
+            with self._seat:
+                await super().__call__(scope, receive, send)
 
 
 @router.get(
@@ -143,15 +144,16 @@ def follow(
 ) -> Response:
     """What happens to a job, as server-sent events: `id` is the event's number, `event` its kind, `data` JSON.
 
-    The stream ends after the event of a final state; comments keep it open until then. A revoked token ends it too.
+    Numbers grow, with gaps: progress takes the place of the progress before it. 30 days after the end of a job only its
+    end is told. The stream ends after the event of a final state; comments keep it open until then. A revoked token
+    ends it too.
     """
     job = service.queue.get(id)
     seen = min(int(last_event_id) if last_event_id else after, job.last_seq)
     if job.state in FINAL and seen == job.last_seq:
         return Response(status_code=204)
-    if service.hub.is_full:
-        raise Refusal(503, "too many streams are open; come back", headers=retry_after(5))
     grant = service.grant(request)
     return _Events(
-        service.hub.stream(id, last_seq=job.last_seq, after=seen, allowed=lambda: service.standing.holds(grant))
+        service.hub.stream(id, last_seq=job.last_seq, after=seen, allowed=lambda: service.standing.holds(grant)),
+        service.hub.seat(person.name),
     )

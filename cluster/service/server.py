@@ -1,5 +1,6 @@
 """The service over HTTP: its parts put together, and the process that serves them."""
 
+import asyncio
 import contextlib
 import os
 import socket
@@ -24,6 +25,7 @@ from cluster.service.connections import Connection
 from cluster.service.database import Database, connect
 from cluster.service.errors import Held, NotFound, NotWatching, QuotaExceeded, Unavailable
 from cluster.service.guard import Guard
+from cluster.service.hosts import BEAT_SECONDS, Hosts
 from cluster.service.jobs import Queue
 from cluster.service.ledger import Ledger
 from cluster.service.limits import Rates
@@ -55,14 +57,24 @@ def create_app(settings: Settings, *, clock: Callable[[], float] = time.time, bo
     Raises `MintError` for a database or roots that cannot be used.
     """
     settings.data.mkdir(parents=True, exist_ok=True, mode=0o700)
-    database = connect(settings.database_url)
+    database = connect(settings.database_url, _say)
+    if settings.database:
+        try:
+            Hosts(database).share(settings.data / "store", socket.gethostname())
+        except BaseException:
+            database.close()
+            raise
     service = _service(settings, database, clock)
 
     @asynccontextmanager
     async def running(app: FastAPI) -> AsyncIterator[None]:
         with _working(service, database):
+            ending = asyncio.Event()
+            beating = asyncio.create_task(_beat(service, ending))
             yield
             service.hub.close()
+            ending.set()
+            await beating
 
     app = FastAPI(
         title="MINT",
@@ -98,9 +110,10 @@ def _service(settings: Settings, database: Database, clock: Callable[[], float])
         queue=queue,
         tokens=tokens,
         ledger=ledger,
+        hosts=Hosts(database, clock),
         store=Store(settings.data / "store", ledger, settings.max_store_bytes),
         models=Roots(settings.roots, ledger, allow_hub=settings.allow_hub),
-        hub=Hub(queue),
+        hub=Hub(queue, most_each=settings.streams_each),
         planner=Planner(),
         tickets=Tickets(),
         standing=Standing(tokens),
@@ -111,6 +124,23 @@ def _service(settings: Settings, database: Database, clock: Callable[[], float])
     )
     _watch(service)
     return service
+
+
+def _say(what: str, why: str) -> None:
+    """Log what became of the database: once, however many ask it."""
+    if why:
+        log.error("database.lost", cannot_be=what, reason=why)
+    else:
+        log.warning("database.found", can_be=what)
+
+
+async def _beat(service: Service, ending: asyncio.Event) -> None:
+    """Tell how this machine is, now and then, until the service ends."""
+    while not ending.is_set():
+        with contextlib.suppress(Unavailable, OSError):
+            await asyncio.to_thread(lambda: service.hosts.beat(routes_about.host_now(service)))
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(ending.wait(), BEAT_SECONDS)
 
 
 def _watch(service: Service) -> None:
@@ -156,7 +186,6 @@ def _answer_errors(app: FastAPI) -> None:
             code = "quota" if isinstance(error, QuotaExceeded) else "busy"
             return refused(Refusal(429, str(error), code=code, headers=retry_after(error.retry_after)))
         if isinstance(error, Unavailable):
-            log.error("database.unavailable", error=str(error))
             return refused(Refusal(503, "the database does not answer; come back", headers=retry_after(5)))
         status = next((status for kind, status in _STATUS.items() if isinstance(error, kind)), 422)
         return refused(Refusal(status, str(error), code="unusable" if status == 422 else ""))

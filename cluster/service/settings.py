@@ -39,6 +39,7 @@ class Settings:
     insecure: bool = False  # plain HTTP beyond loopback
     names: tuple[str, ...] = ()  # further host names that the service is called by
     requests_per_second: float = 100.0  # of one person; of one address ten times that
+    streams_each: int = 100  # of events, that one person may have open
 
     @property
     def database_url(self) -> str:

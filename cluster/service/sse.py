@@ -2,26 +2,29 @@
 
 Rules. The database holds all events; a channel keeps the last few of a watched job, encoded once. A watcher is a
 number, the last event that it was sent: it takes what comes next from the channel, or, where it fell behind, from the
-database. So a slow watcher costs no memory, nothing is lost, and nothing is sent twice. A stream ends after the event
-of a final state.
+database. So a slow watcher costs no memory, nothing is lost but progress that newer progress replaced, and nothing is
+sent twice. A stream ends after the event of a final state.
 """
 
 import asyncio
 import json
-from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import suppress
+from collections import Counter, deque
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from cluster.service.errors import Unavailable
 from cluster.service.records import Event
+from cluster.service.refusals import Refusal, retry_after
 from cluster.service.states import FINAL
 from mint.log import log
 
 POLL_SECONDS = 0.25
 HEARTBEAT_SECONDS = 15.0
 _KEPT = 256  # events of a job in memory
-_MOST_WATCHERS = 2000
+_MOST_STREAMS = 2000
+_BACK_SECONDS = 5.0  # whom there is no room for may ask again after
 _RETRY = b"retry: 2000\n\n"  # milliseconds after which a browser comes back
 HEARTBEAT = b": still there\n\n"
 
@@ -64,7 +67,8 @@ class _Channel:
     """What is known of one watched job."""
 
     seq: int  # of the last event
-    frames: deque[Frame] = field(default_factory=lambda: deque(maxlen=_KEPT))
+    start: int  # of the event before the first frame: all that came since are here
+    frames: deque[Frame] = field(default_factory=deque)
     watchers: int = 0
     changed: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -72,9 +76,15 @@ class _Channel:
         """The frames after `seq`; None where they are no longer here."""
         if seq >= self.seq:
             return []
-        if not self.frames or self.frames[0].seq > seq + 1:
-            return None
-        return [each for each in self.frames if each.seq > seq]
+        return [each for each in self.frames if each.seq > seq] if seq >= self.start else None
+
+    def add(self, frames: Sequence[Frame]) -> None:
+        """Keep what came, and let all who wait look again."""
+        self.frames.extend(frames)
+        self.seq = self.frames[-1].seq
+        while len(self.frames) > _KEPT:
+            self.start = self.frames.popleft().seq
+        self.wake()
 
     def wake(self) -> None:
         """Let all who wait look again."""
@@ -86,9 +96,16 @@ class Hub:
     """All channels, and the one poller that fills them. Lives in one event loop."""
 
     def __init__(
-        self, source: Source, *, poll_seconds: float = POLL_SECONDS, heartbeat_seconds: float = HEARTBEAT_SECONDS
+        self,
+        source: Source,
+        *,
+        most_each: int = 100,
+        poll_seconds: float = POLL_SECONDS,
+        heartbeat_seconds: float = HEARTBEAT_SECONDS,
     ) -> None:
         self._source = source
+        self._most_each = most_each
+        self._seats: Counter[str] = Counter()
         self._poll_seconds = poll_seconds
         self._heartbeat_seconds = heartbeat_seconds
         self._channels: dict[str, _Channel] = {}
@@ -100,10 +117,24 @@ class Hub:
         """How many streams are open."""
         return sum(channel.watchers for channel in self._channels.values())
 
-    @property
-    def is_full(self) -> bool:
-        """Whether no further stream should be opened."""
-        return self.watchers >= _MOST_WATCHERS
+    @contextmanager
+    def seat(self, person: str) -> Iterator[None]:
+        """Room for a stream of someone, in this block; raises `Refusal` where there is none."""
+        if self._seats[person] >= self._most_each:
+            raise Refusal(
+                429,
+                f"{person} has {self._seats[person]} streams of events open, the most that one may have here; close "
+                "one, or ask for the jobs now and then",
+                headers=retry_after(_BACK_SECONDS),
+            )
+        if self._seats.total() >= _MOST_STREAMS:
+            raise Refusal(503, "too many streams are open; come back", headers=retry_after(_BACK_SECONDS))
+        self._seats[person] += 1
+        try:
+            yield
+        finally:
+            self._seats[person] -= 1
+            self._seats += Counter()  # forgets who has none
 
     def close(self) -> None:
         """End all streams, soon."""
@@ -118,7 +149,7 @@ class Hub:
 
         It ends when something is to be sent and that is no longer `allowed`.
         """
-        channel = self._channels.setdefault(job, _Channel(last_seq))
+        channel = self._channels.setdefault(job, _Channel(last_seq, last_seq))
         channel.watchers += 1
         if self._poller is None or self._poller.done():
             self._poller = asyncio.create_task(self._poll())
@@ -152,20 +183,22 @@ class Hub:
 
     async def _poll(self) -> None:
         """Ask for all watched jobs at once, until nobody watches."""
+        failed = ""
         while self._channels and not self._closed:
             try:
                 seqs = await asyncio.to_thread(self._source.last_seqs, list(self._channels))
                 for job, seq in seqs.items():
                     if (channel := self._channels.get(job)) and seq > channel.seq:
                         await self._fetch(job, channel)
+                failed = ""
             except Exception as error:  # a database that is away for a while must not end the streams
-                log.warning("events.failed", error=repr(error))
+                if not isinstance(error, Unavailable) and repr(error) != failed:
+                    log.warning("events.failed", error=repr(error))
+                failed = repr(error)
             with suppress(TimeoutError):
                 await asyncio.sleep(self._poll_seconds)
 
     async def _fetch(self, job: str, channel: _Channel) -> None:
         events = await asyncio.to_thread(self._source.events, job, channel.seq, _KEPT)
         if events:
-            channel.frames.extend(map(frame, events))
-            channel.seq = events[-1].seq
-            channel.wake()
+            channel.add([frame(event) for event in events])

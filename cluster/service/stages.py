@@ -20,6 +20,7 @@ from cluster.service.jobs import Queue
 from cluster.service.keeper import patiently
 from cluster.service.options import budget_bytes_of, option, problem_of
 from cluster.service.records import Artifact, Claim
+from cluster.service.room import take_room
 from cluster.service.roots import Roots
 from cluster.service.states import ANALYZING, ASSEMBLING, DONE, PROBING, SOLVING, VERIFYING
 from cluster.service.store import Store
@@ -30,7 +31,7 @@ from mint.analyze import analyze
 from mint.assemble import assemble, partial_folder
 from mint.budget import format_size
 from mint.device import device_kind, versions
-from mint.errors import DiskFull, MintError
+from mint.errors import MintError
 from mint.execute import Executor
 from mint.log import log
 from mint.manifest import Manifest, read_manifest
@@ -163,9 +164,9 @@ class Stages:
     def _assembled(self, plan: Plan, source: Source, executor: Executor) -> tuple[Manifest, Reuse]:
         needed = plan.planned_bytes + _copied_bytes(source.folder) + _MARGIN_BYTES
         with self._stage(ASSEMBLING, needed_bytes=needed):
+            self._need_room(needed)
             if self._output.exists():  # whole, by an earlier runner
                 return read_manifest(self._output), Reuse()
-            self._need_room(needed)
             reuse = Reuse(self._earlier() if plan.rounding != "compensate" else [])
             manifest = assemble(
                 plan, source, self._output, reuse=reuse, executor=executor, on_progress=self._telling.on_progress
@@ -183,8 +184,8 @@ class Stages:
                 f"the result takes {format_size(needed)}, the service stores at most {format_size(limit)}; needed a "
                 "smaller budget, or a service with another --max-store"
             )
-        if why := self.store.lacks(max(0, needed - allocated_bytes(partial_folder(self._output))), self.work):
-            raise DiskFull(why)
+        written = sum(map(allocated_bytes, (self._output, partial_folder(self._output))))
+        take_room(self.queue, self.claim, self.store, needed, self.work, written=written)
 
     def _earlier(self) -> list[Path]:
         """Folders with earlier results of the model, as views that stay whole whatever is evicted."""

@@ -117,10 +117,7 @@ class Store:
 
         What a job or a download holds stays, so fewer bytes may fit than are needed: the next call goes on.
         """
-        if self.max_bytes is None:
-            return 0
-        over = self.ledger.nbytes() + need - self.max_bytes
-        count = 0
+        over, count = self.over(need), 0
         for artifact in self.ledger.evictable(over) if over > 0 else ():
             try:
                 self.ledger.remove(artifact.digest, self._discard)
@@ -129,24 +126,28 @@ class Store:
             count += 1
         return count
 
+    def over(self, need: int) -> int:
+        """Bytes above `max_bytes` once `need` more are stored; 0 where they fit."""
+        return 0 if self.max_bytes is None else max(0, self.ledger.nbytes() + need - self.max_bytes)
+
     def free_bytes(self) -> int:
         """Bytes that can still be stored without evicting anything."""
         free = max(0, shutil.disk_usage(self.folder).free - RESERVE_BYTES)
         return free if self.max_bytes is None else max(0, min(free, self.max_bytes - self.ledger.nbytes()))
 
-    def lacks(self, need: int, work: Path | None = None) -> str:
+    def lacks(self, need: int, work: Path | None = None, *, written: int = 0, reserved: int = 0, spare: int = 0) -> str:
         """Why `need` more bytes cannot be made in `work` and stored, evicting what may go; empty if they can.
 
-        A folder on another disk than the store needs the room there too.
+        `written` of them are in `work` already, `reserved` others are kept free for other jobs, and `spare` are to be
+        free on the disk beside. A folder on another disk than the store needs the room there too.
         """
-        evictable = 0
-        if self.max_bytes is not None:
-            over = self.ledger.nbytes() + need - self.max_bytes
-            if over > 0:
-                evictable = _freed(self.ledger, self.ledger.evictable(over))
-            if evictable < over:
-                allowed = self.max_bytes - self.ledger.nbytes() + evictable
-                return f"needs {format_size(need)}, {format_size(max(0, allowed))} free below the limit of the store"
+        over = self.over(need + reserved)
+        evictable = _freed(self.ledger, self.ledger.evictable(over)) if over else 0
+        if evictable < over:
+            allowed = need - (over - evictable)
+            kept = f", {format_size(reserved)} kept for jobs at work" if reserved else ""
+            return f"needs {format_size(need)}, {format_size(max(0, allowed))} free below the limit of the store{kept}"
+        need = max(0, need + spare - written)
         for folder in _disks(self.folder, work or self.folder):
             usage = shutil.disk_usage(folder)
             free = max(0, usage.free - RESERVE_BYTES) + (evictable if folder == self.folder else 0)
@@ -154,14 +155,14 @@ class Store:
                 return f"needs {format_size(need)}, {format_size(free)} free"
         return ""
 
-    def sweep(self, *, rows: bool = True) -> tuple[int, int]:
-        """Mend what killed processes left: remove old files that no artifact has and, with `rows`, the reverse.
+    def sweep(self) -> tuple[int, int]:
+        """Mend what killed processes left: remove old files that no artifact has, and the reverse.
 
         Returns how many of each went. Artifacts that a file is missing of are forgotten; the others stay.
         """
         broken = [artifact for artifact in self.ledger.find(limit=_EVERYTHING) if not self._is_whole(artifact)]
         forgotten = 0
-        for artifact in broken if rows else ():
+        for artifact in broken:
             try:
                 self.ledger.remove(artifact.digest, self._discard)
                 forgotten += 1

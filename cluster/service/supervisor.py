@@ -3,7 +3,8 @@
 A thread in the server. All it knows of jobs is in the database and in the folder of the data, so nothing is lost with
 it: when the service ends, its runners go on; the next one finds their jobs at work on this host and lets them. A round:
 bury runners that died, take back leases that ran out, end those that were cancelled, let blocked jobs wait again for
-their turn where there is room, start what has a turn, evict, clear away the folders of jobs that are over.
+their turn where there is room, start what has a turn, evict, clear away the folders of jobs that are over, and now and
+then what was told and logged of those that have been over for long.
 """
 
 import json
@@ -21,6 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from cluster.service.errors import LeaseLost, NotFound, Unavailable
+from cluster.service.history import KEPT_SECONDS
 from cluster.service.jobs import Queue
 from cluster.service.options import option
 from cluster.service.records import Claim, Job
@@ -35,6 +37,7 @@ from mint.log import log
 
 ROUND_SECONDS = 0.5
 KILL_SECONDS = 5.0  # after a job that was cancelled was told to stop
+FORGET_SECONDS = 3600.0  # between looks for what is too old
 _MOST_BLOCKED = 1000
 
 
@@ -78,9 +81,11 @@ class Supervisor:
         self._children: dict[str, _Child] = {}
         self._spare = Spare(self._place, clock=clock)
         self._cancelling: dict[str, _Cancelling] = {}
+        self._forget_at = clock()
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._work, name="supervisor", daemon=True)
-        for folder in (self._place.locks, self._place.log("").parent):
+        self._logs = self._place.log("").parent
+        for folder in (self._place.locks, self._logs):
             folder.mkdir(parents=True, exist_ok=True)
 
     def start(self) -> None:
@@ -116,22 +121,26 @@ class Supervisor:
             running += 1
         self._store.evict()
         self._clear()
+        if self._clock() >= self._forget_at:
+            self._forget(time.time() - KEPT_SECONDS)
 
     def _work(self) -> None:
-        swept = False
+        swept, stumbled = False, ""
         while not self._stopping.wait(ROUND_SECONDS):
             try:
                 if not swept:
-                    # servers that share a database but no disk must not forget what the others store
-                    self._store.sweep(rows=self._database.startswith("sqlite"))
+                    self._store.sweep()
                     swept = True
                 self.step()
                 self._spare.keep(working=bool(self._children))
-            except Unavailable as error:
-                log.warning("database.away", reason=str(error))
+                stumbled = ""
+            except Unavailable:  # the database says so itself
                 self._stopping.wait(ROUND_SECONDS * 4)
             except Exception as error:  # one bad round must not end the service's work
-                log.error("supervisor.stumbled", reason=f"{type(error).__name__}: {error}")
+                why = f"{type(error).__name__}: {error}"
+                if why != stumbled:
+                    log.error("supervisor.stumbled", reason=why)
+                stumbled = why
                 self._stopping.wait(ROUND_SECONDS * 4)
 
     # runners
@@ -201,12 +210,22 @@ class Supervisor:
         for job in reversed(self._queue.find(state=BLOCKED, limit=_MOST_BLOCKED)):
             if not job.reason.startswith(DISK):
                 continue
-            need = job.needed_bytes + job.needed_bytes // 20 + RESERVE_BYTES // 4
             work = self._place.work(job.id)
-            there = _allocated_bytes(work)
-            if not self._store.lacks(max(0, need - there), work if work.exists() else None):
+            why = self._store.lacks(
+                job.needed_bytes, work if work.exists() else None, written=_allocated_bytes(work),
+                reserved=self._queue.promised(), spare=job.needed_bytes // 20 + RESERVE_BYTES // 4,
+            )  # fmt: skip
+            if not why:
                 self._queue.unblock(job.id)
                 log.info("job.unblocked", job=job.id)
+
+    def _forget(self, before: float) -> None:
+        """Remove events and logs of jobs that ended before a time: some in a round, and the rest in the next."""
+        more = self._queue.forget(before)
+        self._forget_at = self._clock() + (0.0 if more else FORGET_SECONDS)
+        for path in () if more else self._logs.glob("*.log"):
+            if path.stat().st_mtime < before:
+                path.unlink(missing_ok=True)
 
     def _clear(self) -> None:
         """Remove what jobs that are over have left on the disk."""

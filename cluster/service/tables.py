@@ -62,6 +62,8 @@ jobs = Table(
     Column("last_seq", Integer, nullable=False),
     Column("expected_bytes", BigInteger, nullable=False),  # what the answer takes at most, for the quota of bytes
     Column("needed_bytes", BigInteger, nullable=False),
+    # of the store, kept free for what it writes; 0 unless it is one of ACTIVE
+    Column("reserved_bytes", BigInteger, nullable=False, server_default="0"),
     Column("artifact", String(64), nullable=False, index=True),
     Column("result", JSON, nullable=False),
     Column("cancel_wanted", Boolean, nullable=False),
@@ -120,6 +122,24 @@ holds = Table(
     Column("artifact", String(64), ForeignKey("artifacts.digest"), primary_key=True),
     Column("holder", String(128), primary_key=True, index=True),  # a job or a download
     Column("until", Double, nullable=False),
+)
+
+hosts = Table(
+    "hosts",
+    metadata,
+    Column("name", String(255), primary_key=True),
+    Column("slots", Integer, nullable=False),
+    Column("free_bytes", BigInteger, nullable=False),
+    Column("store_bytes", BigInteger, nullable=False),
+    Column("cluster", Text, nullable=False),
+    Column("seen_at", Double, nullable=False),
+)
+
+stores = Table(
+    "stores",
+    metadata,
+    Column("id", String(64), primary_key=True),  # one row: the store that all servers share
+    Column("place", Text, nullable=False),  # for people: where it was first
 )
 
 identities = Table(

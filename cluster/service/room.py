@@ -1,0 +1,26 @@
+"""Room for what a job is going to store: taken before it writes, so that all together stay below --max-store.
+
+Rule. What is stored and what is reserved are never more than the limit. So the room is made at once: what may be
+evicted now may be held by a download when the job is done.
+"""
+
+from pathlib import Path
+
+from cluster.service.jobs import Queue
+from cluster.service.records import Claim
+from cluster.service.store import Store
+from mint.errors import DiskFull
+
+
+def take_room(queue: Queue, claim: Claim, store: Store, need: int, work: Path, *, written: int) -> None:
+    """Reserve `need` bytes of the store for a job, `written` of which lie in `work`; raises `DiskFull` with the reason.
+
+    What was reserved is given back when the job is done, or waits.
+    """
+    why = queue.reserve(claim, need, lambda others: store.lacks(need, work, written=written, reserved=others))
+    if not why:
+        store.evict(queue.reserved())
+        if store.over(queue.reserved()):  # somebody just began to download what was to go
+            why = store.lacks(need, work, written=written, reserved=queue.reserved() - need)
+    if why:
+        raise DiskFull(why)
