@@ -63,7 +63,7 @@ def compile_all(kind: str) -> None:
     from mint.kernels.compensate import pack_compensated
     from mint.kernels.cpu import errors, pack
     from mint.kernels.groups import kurtoses, rounding_errors
-    from mint.kernels.unpack import unpack
+    from mint.kernels.unpack import multiply, unpack
 
     for dtype, storage in (("BF16", np.uint16), ("F16", np.uint16), ("F32", np.float32)):
         weight = np.zeros((1, 1, 128), storage)
@@ -74,6 +74,8 @@ def compile_all(kind: str) -> None:
         rounding = MEASURED[kind]
         errors(weight, dtype, (*AFFINE, MXFP4, NVFP4), rounding=rounding)
         for format in (AFFINE[0], MXFP4, NVFP4):
-            unpack(pack(weight, dtype, format, rounding=rounding), dtype, format)
+            parts = pack(weight, dtype, format, rounding=rounding)
+            unpack(parts, dtype, format)
+            multiply([part[0] for part in parts], dtype, format, np.zeros((1, 128), np.float32))
             if kind == "compensate":
                 pack_compensated(weight[0], dtype, format, np.eye(128, dtype=np.float32))
