@@ -69,7 +69,7 @@ class StoredModel:
         return unpack([self.raw(name, rows) for name in names], self.tensors[names[1]].dtype, format)
 
     def product(self, vectors: npt.NDArray[np.float32], path: str, format: Format) -> npt.NDArray[np.float32]:
-        """(B, R): (B, C) float32 times the transpose of the quantized (R, C) weight of the module at `path`, by the CPU.
+        """(B, R): (B, C) float32 times the transpose of the quantized (R, C) weight of a module, on the CPU.
 
         The weight is read in blocks of rows.
         """
@@ -91,3 +91,10 @@ class StoredModel:
 def open_stored(folder: Path) -> StoredModel:
     """Open the weight files in `folder`, headers checked; `MintError` when one is damaged."""
     return StoredModel(folder, {tensor.name: tensor for shard in read_shards(folder) for tensor in shard.tensors})
+
+
+def all_finite(raw: npt.NDArray[Any], dtype: str) -> bool:
+    """Whether no float is NaN or infinite: these are what has every bit of the exponent set."""
+    mask = {"BF16": 0x7F80, "F16": 0x7C00, "F32": 0x7F800000}[dtype]
+    exponent = np.array(mask, f"u{raw.itemsize}")
+    return not bool(((raw.view(exponent.dtype) & exponent) == exponent).any())

@@ -4,11 +4,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from math import isfinite
 from pathlib import Path
-from typing import Any
 
 import mlx.core as mx
 import numpy as np
-import numpy.typing as npt
 
 from mint.agreement import difference, plain_logits
 from mint.errors import MintError
@@ -20,7 +18,7 @@ from mint.plan import Plan, quantization_entries, read_plan
 from mint.progress import OnProgress, Progress, ignore
 from mint.source import Source
 from mint.stock import Answer, stock
-from mint.stored import StoredModel, open_stored
+from mint.stored import StoredModel, all_finite, open_stored
 from mint.tree import read_written_config
 from mint.units import Unit
 
@@ -142,15 +140,9 @@ def _finite(folder: Path) -> str:
     stored = open_stored(folder)
     names = [name for name, tensor in stored.tensors.items() if tensor.dtype in ("BF16", "F16", "F32")]
     for name in names:
-        if not _all_finite(stored.raw(name), stored.tensors[name].dtype):
+        if not all_finite(stored.raw(name), stored.tensors[name].dtype):
             raise _DisagreesError(f"tensor {name} holds NaN or infinite values")
     return f"{len(names)} tensors of floats are finite"
-
-
-def _all_finite(raw: npt.NDArray[Any], dtype: str) -> bool:
-    """Whether no float is NaN or infinite: these are what has every bit of the exponent set."""
-    exponent = {"BF16": np.uint16(0x7F80), "F16": np.uint16(0x7C00), "F32": np.uint32(0x7F800000)}[dtype]
-    return not bool(((raw.view(exponent.dtype) & exponent) == exponent).any())
 
 
 def _logits(folder: Path, plan: Plan, stock_answer: Callable[[], Answer]) -> str:

@@ -22,7 +22,7 @@ from pathlib import Path
 
 from cluster.service.errors import LeaseLost, NotFound, Unavailable
 from cluster.service.jobs import Queue
-from cluster.service.options import option
+from cluster.service.options import ANALYSIS, option
 from cluster.service.records import Claim, Job
 from cluster.service.runner import DISK, Place, is_full
 from cluster.service.settings import Settings
@@ -31,9 +31,11 @@ from cluster.service.states import ACTIVE, BLOCKED, FINAL
 from cluster.service.store import RESERVE_BYTES, Store
 from cluster.service.turns import holder
 from mint.blas import find_openblas
+from mint.kernels.ready import is_ready
 from mint.log import log
 
 ROUND_SECONDS = 0.5
+LOOK_SECONDS = 0.05  # for a job that a free slot could take, and for a runner that ended
 KILL_SECONDS = 5.0  # after a job that was cancelled was told to stop
 _MOST_BLOCKED = 1000
 
@@ -76,7 +78,7 @@ class Supervisor:
         self._host = host or socket.gethostname()
         self._clock = clock
         self._children: dict[str, _Child] = {}
-        self._spare = Spare(self._place, clock=clock)
+        self._spare = Spare(self._place, early=not is_ready(ANALYSIS["rounding"]), clock=clock)
         self._cancelling: dict[str, _Cancelling] = {}
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._work, name="supervisor", daemon=True)
@@ -119,7 +121,7 @@ class Supervisor:
 
     def _work(self) -> None:
         swept = False
-        while not self._stopping.wait(ROUND_SECONDS):
+        while not self._pause():
             try:
                 if not swept:
                     # servers that share a database but no disk must not forget what the others store
@@ -133,6 +135,19 @@ class Supervisor:
             except Exception as error:  # one bad round must not end the service's work
                 log.error("supervisor.stumbled", reason=f"{type(error).__name__}: {error}")
                 self._stopping.wait(ROUND_SECONDS * 4)
+
+    def _pause(self) -> bool:
+        """Wait for the next round, less where there is news for a slot; whether to stop."""
+        for _ in range(round(ROUND_SECONDS / LOOK_SECONDS)):
+            if self._stopping.wait(LOOK_SECONDS):
+                return True
+            if any(child.process.poll() is not None for child in self._children.values()):
+                return False
+            if len(self._children) < self._slots and self._queue.submitted.is_set():
+                self._queue.submitted.clear()
+                return False
+        self._queue.submitted.clear()
+        return self._stopping.is_set()
 
     # runners
 

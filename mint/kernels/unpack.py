@@ -139,9 +139,7 @@ def _multiply_affine(
 
 
 @compiled
-def _multiply_fp4(
-    codes: Bytes, group_size: int, scales: Floats, table: Any, vectors: Floats, output: Floats
-) -> None:
+def _multiply_fp4(codes: Bytes, group_size: int, scales: Floats, table: Any, vectors: Floats, output: Floats) -> None:
     """Write the products (R, B) of the rows of scale * magnitude with (B, C) vectors."""
     columns = vectors.shape[1]
     groups = columns // group_size
