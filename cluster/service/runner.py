@@ -112,17 +112,29 @@ def main() -> None:
 
 
 def _get_ready() -> None:
-    """Import what a job needs, in this process and in the one that will load what it makes; then its kernels."""
+    """Import what a job needs, in this process and in the one that will load what it makes; then load its kernels.
+
+    Whatever is not begun when a job comes is left for later: only who works on it renews its lease.
+    """
     from mint.stock import stock
 
     stock()
+    if _is_told():
+        return
     importlib.import_module("cluster.service.stages")
     from mint.jobs import warm_kernels
 
-    compiling = warm_kernels(ANALYSIS["rounding"])
-    while compiling and not select.select([sys.stdin], [], [], LOOK_SECONDS)[0]:
-        if compiling.poll() is not None:
-            compiling = warm_kernels(ANALYSIS["rounding"]) if compiling.returncode == 0 else None
+    while not _is_told():
+        compiling = warm_kernels(ANALYSIS["rounding"])
+        while compiling and compiling.poll() is None and not _is_told(LOOK_SECONDS):
+            pass
+        if not compiling or compiling.returncode:
+            return
+
+
+def _is_told(seconds: float = 0.0) -> bool:
+    """Whether there is something on standard input, or its end, before so many seconds have passed."""
+    return bool(select.select([sys.stdin], [], [], seconds)[0])
 
 
 def run(place: Place, job: str, database: str, lease: str) -> int:
