@@ -8,7 +8,8 @@ import functools
 import json
 import shutil
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import mlx.core as mx
@@ -16,12 +17,13 @@ import mlx.core as mx
 from mint.device import device_kind, versions
 from mint.errors import DiskFull, MintError
 from mint.execute import Executor, in_process
-from mint.formats import TensorSpec
+from mint.formats import Format, TensorSpec
 from mint.jobs import Packed, quantize_as_planned, raw_bytes, ready_kernels
 from mint.journal import Journal, flush_folder
 from mint.log import log
 from mint.manifest import PLAN_NAME, Manifest, file_digest, write_manifest
 from mint.plan import Plan, plan_text, quantization_entries
+from mint.process import memory_is_short
 from mint.progress import OnProgress, Progress, ignore
 from mint.reuse import Reuse
 from mint.shards import INDEX_NAME
@@ -62,22 +64,33 @@ def assemble(
     partial.mkdir(parents=True, exist_ok=True)
     _check_space(partial, plan)
     header = {"plan": plan.digest, "device": device_kind(), "versions": versions()}
-    with Journal(partial / _JOURNAL_NAME, _MAGIC, header) as journal, WeightFiles(partial, plan.layout) as files:
+    with (
+        Journal(partial / _JOURNAL_NAME, _MAGIC, header) as journal,
+        WeightFiles(partial, plan.layout) as files,
+        ThreadPoolExecutor(1, thread_name_prefix="mint-write") as aside,
+    ):
         written = _still_there(journal, files, plan)
         pending = [unit for unit in source.units if unit.path not in written]
         total = sum(unit.nbytes for unit in source.units)
         done = total - sum(unit.nbytes for unit in pending)
         on_progress(Progress("assemble", done, total, ""))
         sizes = {unit.path: unit.nbytes for unit in source.units}
-        for unit, packed in _packed(plan, source, partial, pending, reuse or Reuse(), executor, on_progress):
-            written[unit.path] = files.write(packed.tensors, packed.data)
-            journal.append([unit.path, written[unit.path]])
+
+        def write(unit: Packed) -> str:
+            digest = files.write(unit.tensors, unit.data, unit.sha256)
+            journal.append([unit.path, digest])
+            return digest
+
+        packed = _packed(plan, source, partial, pending, reuse or Reuse(), executor, on_progress)
+        for unit, format, digest in _written(packed, write, aside):
+            written[unit.path] = digest
             done += sizes[unit.path]
-            log.debug("unit.written", unit=unit.path, format=str(packed.format))
+            log.debug("unit.written", unit=unit.path, format=str(format))
             on_progress(Progress("assemble", done, total, unit.path))
         _write_parameters(plan, source, files)
-        files.flush()
-    manifest = _finish(plan, source, partial, {unit.path: written[unit.path] for unit in source.units})
+        flushed = aside.submit(files.flush)  # while all is read again
+        manifest = _finish(plan, source, partial, {unit.path: written[unit.path] for unit in source.units})
+        flushed.result()
     (partial / _JOURNAL_NAME).unlink()
     flush_folder(partial)
     partial.rename(output)
@@ -94,6 +107,25 @@ def refuse_existing(output: Path) -> None:
 def partial_folder(output: Path) -> Path:
     """Where the model lies while it is not whole."""
     return output.with_name(output.name + ".partial")
+
+
+def _written(
+    packed: Iterable[tuple[Unit, Packed]], write: Callable[[Packed], str], aside: ThreadPoolExecutor
+) -> Iterator[tuple[Unit, Format, str]]:
+    """Every unit once it is in its place, with its format and the digest of its bytes.
+
+    It is written while the next one is packed, unless memory is short; also when the next one is never packed.
+    """
+    before: tuple[Unit, Format, Future[str]] | None = None
+    for unit, each in packed:
+        if before:
+            yield before[0], before[1], before[2].result()
+        before = unit, each.format, aside.submit(write, each)
+        del each  # its bytes go once they are written
+        if memory_is_short():
+            before[2].result()
+    if before:
+        yield before[0], before[1], before[2].result()
 
 
 def _packed(

@@ -6,6 +6,7 @@ fused kernel, on a GPU through MLX operations; what is measured is what that dev
 
 # S slices (experts; 1 for a plain matrix), R rows, C columns, F formats
 
+import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
@@ -15,7 +16,7 @@ import numpy.typing as npt
 
 from mint.analysis import Measurement
 from mint.formats import KEEP, MEASURED, Format, TensorSpec
-from mint.kernels.ready import FEATURES, is_ready, make_ready
+from mint.kernels.ready import FEATURES, begin_to_make_ready, compile_all, is_ready, make_ready
 from mint.progress import OnProgress, Progress
 from mint.shards import SourceTensor
 from mint.units import Unit
@@ -33,6 +34,7 @@ class Packed:
     format: Format
     tensors: tuple[TensorSpec, ...]
     data: tuple[bytes | memoryview, ...]
+    sha256: str = ""  # of all the data, where it was just computed
 
 
 def peak_bytes(unit: Unit, tensors: Mapping[str, SourceTensor]) -> int:
@@ -129,6 +131,20 @@ def ready_kernels(rounding: str, on_progress: OnProgress, *, featured: bool = Fa
         on_progress(Progress("compile", count, len(kinds), "kernels, once"))
         make_ready(kind)
         on_progress(Progress("compile", count + 1, len(kinds), ""))
+
+
+def warm_kernels(rounding: str) -> "subprocess.Popen[bytes] | None":
+    """Load what this device needs compiled, so that the first unit does not wait for it.
+
+    Where it is not compiled yet that begins, in the process that is returned; to be loaded once that has ended.
+    `ready_kernels` waits for it too.
+    """
+    if mx.default_device() == mx.gpu:
+        return None
+    if not is_ready(rounding):
+        return begin_to_make_ready(rounding)
+    compile_all(rounding)
+    return None
 
 
 def raw(weight: mx.array, dtype: str) -> npt.NDArray[np.uint16] | npt.NDArray[np.float32]:

@@ -40,5 +40,7 @@ def memory_is_short() -> bool:
 
 def short_of(meminfo: str) -> bool:
     """Whether less than a twentieth of the memory is available, by what Linux says in /proc/meminfo."""
-    kilobytes = {name: int(rest.split()[0]) for name, _, rest in (line.partition(":") for line in meminfo.splitlines())}
-    return kilobytes["MemAvailable"] < _LEAST_SHARE * kilobytes["MemTotal"]
+    total, available = (
+        int(meminfo.partition(f"{name}:")[2].split(None, 1)[0]) for name in ("MemTotal", "MemAvailable")
+    )
+    return available < _LEAST_SHARE * total

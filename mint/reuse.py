@@ -84,7 +84,7 @@ def _read(unit: Unit, held: _Held) -> Packed | None:
     if not data or _digest(data) != held.sha256:
         log.warning("unit.not_reused", unit=unit.path, folder=str(held.stored.folder), reason="its bytes changed")
         return None
-    return Packed(unit.path, held.format, tensors, data)
+    return Packed(unit.path, held.format, tensors, data, held.sha256)
 
 
 def _digest(pieces: Sequence[memoryview]) -> str:

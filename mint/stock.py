@@ -99,22 +99,24 @@ def answer_questions() -> None:
     os.dup2(2, 1)  # what a library prints is no answer
     from mint.agreement import stock_logits
     from mint.process import peak_rss_bytes
-    from mint.tree import check_loads
+    from mint.tree import has_tokenizer, load_as_users_do
 
     for line in sys.stdin.buffer:
         question = json.loads(line)
         folder = Path(question["folder"])
-        record = {"number": question["number"], "loads_error": "", "has_tokenizer": False, "logits_error": ""}
-        logits = np.empty(0, np.float32)
+        record = {"number": question["number"], "loads_error": "", "logits_error": ""}
+        record["has_tokenizer"] = has_tokenizer(folder)
+        logits, model = np.empty(0, np.float32), None
         try:
-            record["has_tokenizer"] = check_loads(folder)
+            model = load_as_users_do(folder)
         except Exception as error:  # whatever mlx_lm raises is the finding
             record["loads_error"] = repr(error)
         try:
-            if not record["loads_error"]:
-                logits = stock_logits(folder, question["paths"])
+            if model:
+                logits = stock_logits(model, folder, question["paths"])
         except Exception as error:  # the same
             record["logits_error"] = repr(error)
+        del model
         record |= {"shape": logits.shape, "peak_rss_bytes": peak_rss_bytes()}
         answers.write(json.dumps(record).encode() + b"\n" + np.ascontiguousarray(logits).tobytes())
         answers.flush()

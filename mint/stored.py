@@ -21,6 +21,7 @@ _NUMPY = {
 }  # fmt: skip
 
 ALL = slice(None)
+_BLOCK = 16 << 20  # weights of a product, read at once
 _HALF = {"BF16": mx.bfloat16, "F16": mx.float16}
 
 
@@ -57,7 +58,7 @@ class StoredModel:
         """The weight of the module at `path` in float32: exactly code * scale + bias of the stored values."""
         if format == KEEP:
             return self.wide(f"{path}.weight", rows)
-        names = [name for part in ("weight", "scales", "biases") if (name := f"{path}.{part}") in self.tensors]
+        names = self._parts(path)
         if mx.default_device() == mx.gpu:
             codes, *rest = (self.wide(name, rows) for name in names)
             dequantize: Any = mx.dequantize  # its stub knows no unpacked arguments
@@ -67,7 +68,33 @@ class StoredModel:
 
         return unpack([self.raw(name, rows) for name in names], self.tensors[names[1]].dtype, format)
 
+    def product(self, vectors: npt.NDArray[np.float32], path: str, format: Format) -> npt.NDArray[np.float32]:
+        """(B, R): (B, C) float32 times the transpose of the quantized (R, C) weight of a module, on the CPU.
+
+        The weight is read in blocks of rows.
+        """
+        from mint.kernels.unpack import multiply
+
+        names = self._parts(path)
+        rows = self.tensors[names[0]].shape[0]
+        step = max(1, _BLOCK // vectors.shape[1])
+        blocks = (slice(start, start + step) for start in range(0, rows, step))
+        dtype = self.tensors[names[1]].dtype
+        return np.concatenate(
+            [multiply([self.raw(name, block) for name in names], dtype, format, vectors) for block in blocks], axis=1
+        )
+
+    def _parts(self, path: str) -> list[str]:
+        return [name for part in ("weight", "scales", "biases") if (name := f"{path}.{part}") in self.tensors]
+
 
 def open_stored(folder: Path) -> StoredModel:
     """Open the weight files in `folder`, headers checked; `MintError` when one is damaged."""
     return StoredModel(folder, {tensor.name: tensor for shard in read_shards(folder) for tensor in shard.tensors})
+
+
+def all_finite(raw: npt.NDArray[Any], dtype: str) -> bool:
+    """Whether no float is NaN or infinite: these are what has every bit of the exponent set."""
+    mask = {"BF16": 0x7F80, "F16": 0x7C00, "F32": 0x7F800000}[dtype]
+    exponent = np.array(mask, f"u{raw.itemsize}")
+    return not bool(((raw.view(exponent.dtype) & exponent) == exponent).any())

@@ -149,16 +149,13 @@ def write_config(config: dict[str, Any], folder: Path, *, keep_vision_config: bo
     save_config(kept, folder / "config.json", keep_vision_config=keep_vision_config)
 
 
-def check_loads(folder: Path) -> bool:
-    """Load the model in `folder` as `mlx_lm.load` does; whether it has a tokenizer. Nothing of the weights is read.
+def load_as_users_do(folder: Path) -> Module:
+    """The model in `folder` by `mlx_lm.load`, its tokenizer too if it has one. Nothing of the weights is read.
 
     Any exception of mlx_lm comes through: it is the finding.
     """
-    if has_tokenizer(folder):
-        load(str(folder), lazy=True)
-        return True
-    load_model(folder, lazy=True)
-    return False
+    model: Module = load(str(folder), lazy=True)[0] if has_tokenizer(folder) else load_stock(folder)
+    return model
 
 
 def load_stock(folder: Path) -> Module:

@@ -18,7 +18,7 @@ from mint.plan import Plan, quantization_entries, read_plan
 from mint.progress import OnProgress, Progress, ignore
 from mint.source import Source
 from mint.stock import Answer, stock
-from mint.stored import StoredModel, open_stored
+from mint.stored import StoredModel, all_finite, open_stored
 from mint.tree import read_written_config
 from mint.units import Unit
 
@@ -140,7 +140,7 @@ def _finite(folder: Path) -> str:
     stored = open_stored(folder)
     names = [name for name, tensor in stored.tensors.items() if tensor.dtype in ("BF16", "F16", "F32")]
     for name in names:
-        if not bool(mx.all(mx.isfinite(stored.array(name)))):
+        if not all_finite(stored.raw(name), stored.tensors[name].dtype):
             raise _DisagreesError(f"tensor {name} holds NaN or infinite values")
     return f"{len(names)} tensors of floats are finite"
 

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from mint.formats import AFFINE, MXFP4, NVFP4, Format, admissible
 from mint.kernels import cpu, gpu, reference
 from mint.kernels.distortion import Errors
+from mint.kernels.unpack import multiply, unpack
 
 DTYPES = {"BF16": mx.bfloat16, "F16": mx.float16, "F32": mx.float32}
 MEASURED = (*AFFINE, MXFP4, NVFP4)
@@ -209,3 +210,16 @@ def test_without_formats_only_the_energy_is_measured() -> None:
     answer = cpu.errors(raw(weight), "BF16", ())
     assert answer.squared.shape == (2, 0)
     np.testing.assert_allclose(answer.energy, reference.errors(weight, ()).energy, rtol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("format", MEASURED, ids=str)
+def test_a_product_is_that_with_the_unpacked_weights(format: Format, dtype: str) -> None:
+    weight = stored_as(dtype, weights("normal", (1, 500, 640)))  # of three chunks
+    parts = [part[0] for part in cpu.pack(raw(weight), dtype, format)]
+    vectors = np.random.default_rng(SEED).standard_normal((2, 640)).astype(np.float32)
+    found = multiply(parts, dtype, format, vectors)
+    expected = vectors.astype(np.float64) @ np.asarray(unpack(parts, dtype, format)).T.astype(np.float64)
+    assert found.shape == (2, 500)
+    assert np.allclose(found, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
+    assert np.array_equal(found, multiply(parts, dtype, format, vectors, threads=1))

@@ -22,6 +22,7 @@ from mint.possible import possible_bytes
 from mint.quantize import quantize
 from mint.rules import Rules
 from mint.source import Source, open_source
+from mint.stored import all_finite
 from mint.units import Unit
 from mint.verify import verify
 from tests.conftest import FULL_PRECISION
@@ -240,6 +241,23 @@ def test_a_nan_among_the_scales_is_found(written: Path) -> None:
     text[position : position + 2] = b"\xc0\x7f"
     path.write_bytes(text)
     assert name in _failed(written)["finite"]
+
+
+@pytest.mark.parametrize(
+    ("dtype", "bad", "good"),
+    [
+        ("BF16", (0x7F80, 0xFF80, 0x7FC0, 0x7F81), (0x7F7F, 0xFF7F, 0x0001, 0x8000)),
+        ("F16", (0x7C00, 0xFC00, 0x7E00, 0x7C01), (0x7BFF, 0xFBFF, 0x0001, 0x8000)),
+        ("F32", (0x7F800000, 0xFF800000, 0x7FC00000, 0x7F800001), (0x7F7FFFFF, 0xFF7FFFFF, 1, 1 << 31)),
+    ],
+)
+def test_nan_and_infinity_are_told_from_the_greatest_and_the_least(
+    dtype: str, bad: tuple[int, ...], good: tuple[int, ...]
+) -> None:
+    word, kind = (np.uint32, np.float32) if dtype == "F32" else (np.uint16, np.uint16)
+    assert all_finite(np.array(good, word).view(kind), dtype)
+    for each in bad:
+        assert not all_finite(np.array((*good, each), word).view(kind), dtype)
 
 
 def test_a_folder_that_mint_did_not_write_is_refused(llama: Path) -> None:

@@ -31,6 +31,12 @@ def test_a_job_goes_from_the_queue_to_done_and_tells_every_step(world: World) ->
     check_laws(world.database)
 
 
+def test_a_submission_is_news_to_whoever_waits_for_one(world: World) -> None:
+    assert not world.queue.submitted.is_set()
+    world.submit()
+    assert world.queue.submitted.is_set()
+
+
 def test_what_is_found_on_the_way_stays(world: World) -> None:
     job = world.submit()
     claim = world.claim()

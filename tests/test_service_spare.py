@@ -15,7 +15,6 @@ from cluster.service.roots import Roots
 from cluster.service.runner import OVER, Place
 from cluster.service.spare import IDLE_SECONDS, SETTLED_SECONDS, Spare, start
 from cluster.service.states import DONE
-from tests.conftest import own_cache
 from tests.zoo import write_model
 
 
@@ -34,7 +33,6 @@ def place(tmp_path: Path) -> Place:
     place = Place(tmp_path / "data", (tmp_path / "models",))
     for folder in (place.locks, place.log("").parent, *place.roots):
         folder.mkdir(parents=True)
-    own_cache(place.data / "cache")
     return place
 
 
@@ -61,6 +59,13 @@ def _is_there(pid: int) -> bool:
 def test_nobody_waits_before_the_first_job(spare: Spare) -> None:
     spare.keep(working=False)
     assert not spare.pid
+
+
+def test_one_that_has_kernels_to_compile_waits_before_the_first_job(place: Place, clock: Clock) -> None:
+    spare = Spare(place, early=True, clock=clock)
+    spare.keep(working=False)
+    assert spare.pid
+    spare.drop()
 
 
 def test_one_is_started_when_the_machine_has_nothing_else_to_begin(spare: Spare, clock: Clock) -> None:
@@ -137,4 +142,6 @@ def test_a_job_that_it_is_told_is_done_as_by_any_runner(place: Place, spare: Spa
     assert Ledger(database).get(done.artifact).kind == "model"
     assert '"job.begun"' in place.log(job.id).read_text()
     assert not place.log("spare").read_text()
+    assert (place.data / "cache" / "analyses").is_dir()
+    assert not (place.data / "cache" / "kernels").exists()  # they are those of all that mint does here
     database.close()

@@ -7,6 +7,7 @@ next. All times come from the clock of whoever asks; clocks of machines that sha
 """
 
 import secrets
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from enum import Enum
@@ -49,6 +50,7 @@ class Queue:
         self._database = database
         self._clock = clock
         self._lease_seconds = lease_seconds
+        self.submitted = threading.Event()  # set by every submission to this very object; who waits for it clears it
 
     # by those who want jobs
 
@@ -67,7 +69,9 @@ class Queue:
         """What `submit` does for each of some wishes, with what its answer takes at most: for all of them or none."""
         with self._database.write() as connection:
             quotas.remember(connection, by.name, by.quota)
-            return [self._submit(connection, wish, expected, by, priority) for wish, expected in wishes]
+            found = [self._submit(connection, wish, expected, by, priority) for wish, expected in wishes]
+        self.submitted.set()
+        return found
 
     def _submit(self, connection: Connection, wish: Wish, expected: int, by: Person, priority: int) -> tuple[Job, bool]:
         now = self._clock()

@@ -14,6 +14,7 @@ import errno
 import importlib
 import json
 import os
+import select
 import socket
 import sys
 import traceback
@@ -27,6 +28,7 @@ from cluster.service.errors import LeaseLost, Unavailable
 from cluster.service.jobs import Lease, Queue
 from cluster.service.keeper import Keeper, end_group, patiently
 from cluster.service.ledger import Ledger
+from cluster.service.options import ANALYSIS
 from cluster.service.records import Claim
 from cluster.service.roots import Roots
 from cluster.service.states import FAILED
@@ -37,6 +39,7 @@ from mint.log import configure_logging, log
 
 OVER, LOST, AWAY = 0, 3, 75
 FULL = (errno.ENOSPC, errno.EDQUOT)
+LOOK_SECONDS = 0.2  # for the end of compiling, and for a job
 DISK = "disk: "  # how the reason begins of a job that waits for room
 
 
@@ -109,11 +112,29 @@ def main() -> None:
 
 
 def _get_ready() -> None:
-    """Import what a job needs, in this process and in the one that will load what it makes."""
+    """Import what a job needs, in this process and in the one that will load what it makes; then load its kernels.
+
+    Whatever is not begun when a job comes is left for later: only who works on it renews its lease.
+    """
     from mint.stock import stock
 
     stock()
+    if _is_told():
+        return
     importlib.import_module("cluster.service.stages")
+    from mint.jobs import warm_kernels
+
+    while not _is_told():
+        compiling = warm_kernels(ANALYSIS["rounding"])
+        while compiling and compiling.poll() is None and not _is_told(LOOK_SECONDS):
+            pass
+        if not compiling or compiling.returncode:
+            return
+
+
+def _is_told(seconds: float = 0.0) -> bool:
+    """Whether there is something on standard input, or its end, before so many seconds have passed."""
+    return bool(select.select([sys.stdin], [], [], seconds)[0])
 
 
 def run(place: Place, job: str, database: str, lease: str) -> int:

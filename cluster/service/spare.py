@@ -1,8 +1,9 @@
-"""A runner that is ready before there is a job for it: it has imported MLX and mlx_lm, and waits to be told.
+"""A runner that is ready before there is a job for it: it has imported MLX and mlx_lm, loaded the kernels, and waits.
 
 Rules. It is a process as any other runner, for one job: what one job leaves in memory, the next never sees. It is
 nobody's until it is taken, holds no lease, and ends when the service does, however that ends: its standard input ends.
-One that nobody needed for a while is let go, since it takes memory.
+One that nobody needed for a while is let go, since it takes memory. Kernels belong to no model: runners share them with
+all that mint does for this user, and where they have to be compiled first that begins with the service.
 """
 
 import os
@@ -14,6 +15,7 @@ from contextlib import suppress
 
 from cluster.service.runner import Place
 from mint.blas import preloading
+from mint.kernels import ready
 from mint.log import log
 
 SETTLED_SECONDS = 5.0  # the start of a runner: another that starts beside it would take half of a small machine
@@ -21,13 +23,16 @@ IDLE_SECONDS = 900.0
 
 
 class Spare:
-    """At most one runner that waits, at `place`, with the same `library` preloaded as the last one that began."""
+    """At most one runner that waits, at `place`, with the same `library` preloaded as the last one that began.
 
-    def __init__(self, place: Place, *, clock: Callable[[], float] = time.monotonic) -> None:
+    None waits before the first job, unless it has something to do: an `early` one.
+    """
+
+    def __init__(self, place: Place, *, early: bool = False, clock: Callable[[], float] = time.monotonic) -> None:
         self._place = place
         self._clock = clock
         self._process: subprocess.Popen[bytes] | None = None
-        self._turn: float | None = None
+        self._turn: float | None = clock() if early else None
         self._library = ""
 
     @property
@@ -67,6 +72,8 @@ class Spare:
 def start(place: Place, job: str, said: int, library: str = "") -> "subprocess.Popen[bytes]":
     """A runner, for `job` or for one that it will be told; what it says goes to the open file `said`."""
     environment = preloading(library) if library else dict(os.environ)
+    if ready.may_cache():
+        environment["MINT_KERNELS"] = str(ready.FOLDER.parent)
     return subprocess.Popen(
         place.arguments(job), stdin=subprocess.PIPE, stdout=said, stderr=said, env=environment, start_new_session=True
     )

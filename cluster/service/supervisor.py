@@ -24,7 +24,7 @@ from pathlib import Path
 from cluster.service.errors import LeaseLost, NotFound, Unavailable
 from cluster.service.history import KEPT_SECONDS
 from cluster.service.jobs import Queue
-from cluster.service.options import option
+from cluster.service.options import ANALYSIS, option
 from cluster.service.records import Claim, Job
 from cluster.service.runner import DISK, Place, is_full
 from cluster.service.settings import Settings
@@ -33,9 +33,11 @@ from cluster.service.states import ACTIVE, BLOCKED, FINAL
 from cluster.service.store import RESERVE_BYTES, Store
 from cluster.service.turns import holder
 from mint.blas import find_openblas
+from mint.kernels.ready import is_ready
 from mint.log import log
 
 ROUND_SECONDS = 0.5
+LOOK_SECONDS = 0.05  # for a job that a free slot could take, and for a runner that ended
 KILL_SECONDS = 5.0  # after a job that was cancelled was told to stop
 FORGET_SECONDS = 3600.0  # between looks for what is too old
 _MOST_BLOCKED = 1000
@@ -79,7 +81,7 @@ class Supervisor:
         self._host = host or socket.gethostname()
         self._clock = clock
         self._children: dict[str, _Child] = {}
-        self._spare = Spare(self._place, clock=clock)
+        self._spare = Spare(self._place, early=not is_ready(ANALYSIS["rounding"]), clock=clock)
         self._cancelling: dict[str, _Cancelling] = {}
         self._forget_at = clock()
         self._stopping = threading.Event()
@@ -126,7 +128,7 @@ class Supervisor:
 
     def _work(self) -> None:
         swept, stumbled = False, ""
-        while not self._stopping.wait(ROUND_SECONDS):
+        while not self._pause():
             try:
                 if not swept:
                     self._store.sweep()
@@ -142,6 +144,19 @@ class Supervisor:
                     log.error("supervisor.stumbled", reason=why)
                 stumbled = why
                 self._stopping.wait(ROUND_SECONDS * 4)
+
+    def _pause(self) -> bool:
+        """Wait for the next round, less where there is news for a slot; whether to stop."""
+        for _ in range(round(ROUND_SECONDS / LOOK_SECONDS)):
+            if self._stopping.wait(LOOK_SECONDS):
+                return True
+            if any(child.process.poll() is not None for child in self._children.values()):
+                return False
+            if len(self._children) < self._slots and self._queue.submitted.is_set():
+                self._queue.submitted.clear()
+                return False
+        self._queue.submitted.clear()
+        return self._stopping.is_set()
 
     # runners
 

@@ -1,20 +1,21 @@
-"""From stored tensors back to float32 weights: the inverse that verification reads with.
+"""From stored tensors back to float32 weights, and products with them: the inverse that verification reads with.
 
 Codes lie in one little-endian stream of bits, the first code lowest, so 8 codes of `bits` bits are `bits` bytes.
 Affine weights are scale * code + bias; fp4 codes stand for a sign and one of eight magnitudes times the scale, which
 is stored as a power of two (mxfp4) or as an 8-bit float (nvfp4). Agrees with `mx.dequantize` in float32.
 """
 
-# N weights of a row block, G groups
+# R rows, C columns, B vectors, N weights of a row block, G groups, LANES partial sums
 
 from collections.abc import Sequence
+from math import prod
 from typing import Any
 
 import mlx.core as mx
 import numpy as np
 
 from mint.formats import Format
-from mint.kernels.compiled import STORAGES, Bytes, Floats, Raw, compiled, widen
+from mint.kernels.compiled import LANES, STORAGES, Bytes, Floats, Raw, compiled, widen
 from mint.kernels.cpu import CHUNK
 from mint.kernels.threads import spread
 
@@ -27,12 +28,9 @@ def unpack(parts: Sequence[Raw], dtype: str, format: Format, *, threads: int | N
 
     `parts` are the stored arrays in their order; bf16 and f16 scales and biases as bit patterns of `dtype`.
     """
-    packed, stored_scales, *stored_biases = (np.ascontiguousarray(part) for part in parts)
-    weights = packed.size * 32 // format.bits
-    shape = (*packed.shape[:-1], packed.shape[-1] * 32 // format.bits)
-    stream = packed.reshape(-1).view(np.uint8)
-    scales = scale_values(stored_scales.reshape(-1), dtype, format)
-    biases = widened(stored_biases[0].reshape(-1), dtype) if stored_biases else np.zeros(0, np.float32)
+    stream, scales, biases = _opened(parts, dtype, format)
+    shape = (*parts[0].shape[:-1], parts[0].shape[-1] * 32 // format.bits)
+    weights = prod(shape)
     array = mx.zeros(weights, mx.float32, stream=mx.cpu)  # written through numpy's view: a copy would cost more
     mx.eval(array)
     output = np.asarray(array)
@@ -48,6 +46,40 @@ def unpack(parts: Sequence[Raw], dtype: str, format: Format, *, threads: int | N
 
     spread(write, range(0, weights, CHUNK), threads)
     return array.reshape(shape)
+
+
+def multiply(
+    parts: Sequence[Raw], dtype: str, format: Format, vectors: Floats, *, threads: int | None = None
+) -> Floats:
+    """(B, R): (B, C) float32 `vectors` times the transpose of the (R, C) weights that `parts` store, in float32.
+
+    A row is multiplied while it lies in the first-level cache, so the float32 weights are never in memory.
+    """
+    stream, scales, biases = _opened(parts, dtype, format)
+    rows, columns = len(parts[0]), vectors.shape[1]
+    row_bytes, row_groups = columns * format.bits // 8, columns // format.group_size
+    output = np.empty((rows, len(vectors)), np.float32)
+    step = max(1, CHUNK // columns)
+
+    def work(start: int) -> None:
+        end = min(start + step, rows)
+        groups = slice(start * row_groups, end * row_groups)
+        codes, out = stream[start * row_bytes : end * row_bytes], output[start:end]
+        if format.mode == "affine":
+            _multiply_affine(codes, format.bits, format.group_size, scales[groups], biases[groups], vectors, out)
+        else:
+            _multiply_fp4(codes, format.group_size, scales[groups], FP4, vectors, out)
+
+    spread(work, range(0, rows, step), threads)
+    return output.T
+
+
+def _opened(parts: Sequence[Raw], dtype: str, format: Format) -> tuple[Bytes, Floats, Floats]:
+    """The stream of codes, and the scales and biases (G,) of all groups, without biases none."""
+    packed, stored_scales, *stored_biases = (np.ascontiguousarray(part) for part in parts)
+    scales = scale_values(stored_scales.reshape(-1), dtype, format)
+    biases = widened(stored_biases[0].reshape(-1), dtype) if stored_biases else np.zeros(0, np.float32)
+    return packed.reshape(-1).view(np.uint8), scales, biases
 
 
 def scale_values(stored: Raw, dtype: str, format: Format) -> Floats:
@@ -90,3 +122,43 @@ def _write_fp4(codes: Bytes, group_size: int, scales: Floats, table: Any, output
         for pair in range(group * group_size // 2, (group + 1) * group_size // 2):
             output[2 * pair] = scale * table[codes[pair] & np.uint8(15)]
             output[2 * pair + 1] = scale * table[codes[pair] >> np.uint8(4)]
+
+
+@compiled
+def _multiply_affine(
+    codes: Bytes, bits: int, group_size: int, scales: Floats, biases: Floats, vectors: Floats, output: Floats
+) -> None:
+    """Write the products (R, B) of the rows of scale * code + bias with (B, C) vectors."""
+    columns = vectors.shape[1]
+    groups, nbytes = columns // group_size, columns * bits // 8
+    row, lanes = np.empty(columns, np.float32), np.empty(LANES, np.float32)
+    for r in range(output.shape[0]):
+        first, last = r * groups, (r + 1) * groups
+        _write_affine(codes[r * nbytes :], bits, group_size, scales[first:last], biases[first:last], row)
+        _dots(row, vectors, lanes, output[r])
+
+
+@compiled
+def _multiply_fp4(codes: Bytes, group_size: int, scales: Floats, table: Any, vectors: Floats, output: Floats) -> None:
+    """Write the products (R, B) of the rows of scale * magnitude with (B, C) vectors."""
+    columns = vectors.shape[1]
+    groups = columns // group_size
+    row, lanes = np.empty(columns, np.float32), np.empty(LANES, np.float32)
+    for r in range(output.shape[0]):
+        _write_fp4(codes[r * columns // 2 :], group_size, scales[r * groups : (r + 1) * groups], table, row)
+        _dots(row, vectors, lanes, output[r])
+
+
+@compiled
+def _dots(row: Floats, vectors: Floats, lanes: Floats, output: Floats) -> None:
+    """Write the product of a row (C,) with each vector (B, C), C a multiple of LANES."""
+    for b in range(vectors.shape[0]):
+        lanes[:] = 0.0
+        for start in range(0, row.size, LANES):
+            first, second = row[start : start + LANES], vectors[b, start : start + LANES]
+            for lane in range(LANES):
+                lanes[lane] += first[lane] * second[lane]
+        total = np.float32(0.0)
+        for lane in range(LANES):
+            total += lanes[lane]
+        output[b] = total
