@@ -99,6 +99,21 @@ def test_a_node_looks_under_its_roots_before_the_path_of_the_head(model: Path, t
     assert find_model(str(model), [tmp_path / "moe"]) == tmp_path / "moe"
 
 
+def test_a_snapshot_of_the_head_is_found_as_the_same_one_then_as_a_newer_one_then_as_a_folder(
+    model: Path, tmp_path: Path
+) -> None:
+    head = "/head/hub/models--org--moe/snapshots/abc"
+    assert find_model(head, [tmp_path]) is None
+    shutil.copytree(model, tmp_path / "moe")
+    assert find_model(head, [tmp_path]) == tmp_path / "moe"
+    shutil.copytree(model, tmp_path / "models--other--moe" / "snapshots" / "def")
+    shutil.copytree(model, tmp_path / "models--org--moe" / "snapshots" / "def")
+    assert find_model(head, [tmp_path]) == tmp_path / "models--org--moe" / "snapshots" / "def"
+    shutil.copytree(model, tmp_path / "models--org--moe" / "snapshots" / "abc")
+    shutil.copytree(model, tmp_path / "models--org--moe" / "snapshots" / "ghi")
+    assert find_model(head, [tmp_path]) == tmp_path / "models--org--moe" / "snapshots" / "abc"
+
+
 def test_an_inventory_travels_unchanged(model: Path) -> None:
     inventory = take_inventory("here", model)
     assert inventory_from(unpack(pack(tell_inventory(inventory)))) == inventory
