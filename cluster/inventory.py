@@ -101,8 +101,9 @@ def take_inventory(node: str, folder: Path | None) -> Inventory:
 
 def held(shard: Shard, path: Path) -> Held:
     """A shard that was read, with the digest that its file is named by, if it is."""
-    target = path.resolve().name
-    digest = target if path.is_symlink() and _SHA256.fullmatch(target) else ""
+    # not where the link ends: files that huggingface_hub shares between repositories are named by another hash there
+    target = path.readlink().name if path.is_symlink() else ""
+    digest = target if _SHA256.fullmatch(target) else ""
     return Held(shard.name, shard.nbytes, shard.header_digest, shard.sample_digest, digest)
 
 

@@ -61,6 +61,17 @@ def cached(id: HubId) -> Path | None:
     return folder if _is_whole(folder) else None
 
 
+def blob_folders(snapshot: Path) -> tuple[Path, ...]:
+    """Where the files of a snapshot of the hub's cache lie: its repository's blobs, and those that repositories share.
+
+    Empty for any other folder. Since version 2 huggingface_hub keeps what came by Xet once for all repositories.
+    """
+    if snapshot.parent.name != "snapshots":
+        return ()
+    repository = snapshot.parent.parent
+    return repository / "blobs", repository.parent / "blobs"
+
+
 def _is_whole(folder: Path) -> bool:
     """Whether config and weights are all there; a cache that an older huggingface_hub filled does not tell."""
     shards = set(read_index(folder).values())

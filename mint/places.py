@@ -5,13 +5,13 @@ from contextlib import contextmanager
 from importlib.metadata import entry_points
 from pathlib import Path
 
+from mint.config import check_config
 from mint.errors import MintError
 from mint.execute import Executor, in_process
 from mint.hub import NotOnHub
 from mint.locate import locate
 from mint.log import log
 from mint.progress import OnProgress, ignore
-from mint.tree import read_config
 
 GROUP = "mint.executors"
 
@@ -29,7 +29,7 @@ def executing(
     if share and not address:
         raise MintError("--share: there is one machine; needed: --cluster ADDRESS with it")
     if not address:
-        yield locate(model, on_progress, check=read_config), in_process
+        yield locate(model, on_progress, check=check_config), in_process
         return
     offers = entry_points(group=GROUP)
     if not offers:
@@ -44,7 +44,7 @@ def executing(
 def _head_folder(model: Path | str, on_progress: OnProgress) -> Path:
     """Where the head has a model, or would have it: what the hub does not know may be a folder that only nodes have."""
     try:
-        return locate(model, on_progress, check=read_config)
+        return locate(model, on_progress, check=check_config)
     except NotOnHub as error:
         log.warning("model.elsewhere", reason=str(error))
         return Path(model)

@@ -11,6 +11,7 @@ from typing import Any
 import mlx.core as mx
 from mlx.nn.layers.base import Module
 
+from mint.config import check_config
 from mint.errors import MintError
 from mint.formats import AFFINE, QUANTIZABLE, admissible
 from mint.locate import locate
@@ -65,7 +66,7 @@ def open_source(model: Path | str, *, dtype: str = "", on_progress: OnProgress =
     `dtype` overrides the dtype that weights are cast to. Raises `MintError` when the folder, a shard, the config or the
     architecture is not what it has to be.
     """
-    folder = locate(model, on_progress, check=read_config)
+    folder = locate(model, on_progress, check=check_config)
     if not folder.is_dir():
         raise MintError(f"{folder}: no such folder; needed: the folder of a Hugging Face model, or an id of the hub")
     config = read_config(folder)

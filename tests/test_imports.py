@@ -18,7 +18,7 @@ LEVELS = [
         formats log roles extras budget journal knapsack_relaxation context progress process divergence features
         download
         blas kernels shards units layout knapsack_bundles devices compat speed estimates probed replay
-        client hub
+        client hub config
         fetch
         locate
         knapsack_merge trace tree device prediction sensitivity manifest weights stored reference evaluation

@@ -13,6 +13,7 @@ from fastapi import Depends, Request
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
 from cluster.service.audit import Audit
+from cluster.service.fetches import Fetches
 from cluster.service.jobs import Queue
 from cluster.service.ledger import Ledger
 from cluster.service.limits import Rates
@@ -47,6 +48,7 @@ class Service:
     models: Roots
     hub: Hub
     planner: Planner
+    fetches: Fetches
     tickets: Tickets
     standing: Standing
     audit: Audit

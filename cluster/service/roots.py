@@ -18,7 +18,7 @@ from pathlib import Path
 from cluster.service.errors import NotFetched, Unavailable
 from cluster.service.ledger import Ledger
 from mint.errors import MintError
-from mint.hub import cached, parse_id
+from mint.hub import blob_folders, cached, parse_id
 from mint.shards import PATTERN, identity, read_shards
 
 _DEEPEST = 5  # folders below a root: those of Hugging Face's cache have three
@@ -60,7 +60,10 @@ class Roots:
         if self._allow_hub and (id := parse_id(name)):
             if path := cached(id):
                 return path.resolve()
-            raise NotFetched(f"{name} is neither in the service's folders nor in its cache of the hub; fetch it first")
+            raise NotFetched(
+                f"{name} is neither in the service's folders nor in its cache of the hub; let it come first: "
+                "POST /v1/fetches"
+            )
         raise MintError(f"there is no model {name!r} here; {self._advice()}")
 
     def identify(self, name: str) -> tuple[Path, str]:
@@ -86,7 +89,7 @@ class Roots:
     def _stamp(self, path: Path) -> str:
         """What changes when a file of a model does; raises `MintError` for what leads out of the roots."""
         digest = hashlib.sha256(os.fsencode(path))
-        bases = [*self._folders, *([_repository(path)] if self._allow_hub else [])]
+        bases = [*self._folders, *([path, *blob_folders(path)] if self._allow_hub else [])]
         for entry in sorted(os.scandir(path), key=lambda entry: os.fsencode(entry.name)):
             if entry.is_dir():
                 continue  # mint reads no folders within a model
@@ -185,11 +188,6 @@ def _refuse_code(path: Path) -> None:
             f"{path.name}: the model brings its own code ({_shown(str(config['model_file'])[:80])}), which is never "
             "run; needed: an architecture that mlx_lm itself implements"
         )
-
-
-def _repository(path: Path) -> Path:
-    """The folder of Hugging Face's cache that a snapshot and its blobs lie in; else the folder itself."""
-    return path.parent.parent if path.parent.name == "snapshots" else path
 
 
 def _shown(name: str) -> str:
