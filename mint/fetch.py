@@ -1,6 +1,6 @@
 """A model of the Hugging Face hub into its cache on this machine: what mint needs of it, and nothing else.
 
-The cache is huggingface_hub's own, laid out by its own code. Only large files are brought by `fetch_file`: what came of
+The cache is huggingface_hub's own, laid out by its own code. Only the weights are brought by `fetch_file`: what came of
 a file huggingface_hub 2.4 throws away when a download ends early (or leaves behind for good when it is killed), and it
 compares sizes alone. Here the same command goes on at the byte where it was, and a file has the SHA-256 that the hub
 names it by. It lies among the cache's `blobs` under that name, where huggingface_hub finds it and links it into the
@@ -12,9 +12,9 @@ import os
 import re
 import shutil
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from fnmatch import fnmatchcase
 from functools import partial
 from pathlib import Path
@@ -29,6 +29,7 @@ from huggingface_hub.errors import (
     LocalEntryNotFoundError,
     RepositoryNotFoundError,
     RevisionNotFoundError,
+    XetDownloadError,
 )
 from huggingface_hub.utils import build_hf_headers, hf_raise_for_status, tqdm  # type: ignore[attr-defined]
 
@@ -68,37 +69,39 @@ def fetch(
     with _mending(id):
         files = _listed(id)
         place = partial(snapshot_download, id.repository, revision=id.revision, tqdm_class=_Unseen)
-        small = [file for file in files if not file.digest]
+        small = [file for file in files if not fnmatchcase(file.name, PATTERN)]
         total = sum(file.nbytes for file in files)
         on_progress(Progress("download", 0, total, str(id)))
         folder = Path(place(allow_patterns=[file.name for file in small]))
         check(folder)
-        large = [file for file in files if file.digest]
-        _need_room(folder, large, reserve_bytes)
+        weights = [file for file in files if file not in small and _SHA256.fullmatch(file.digest)]
+        _need_room(folder, weights, reserve_bytes)
         done = sum(file.nbytes for file in small)
-        for came, name in _bring(id, folder, large):
-            on_progress(Progress("download", done + came, total, name))
+        with closing(_bring(id, folder, weights)) as coming:
+            for came, name in coming:
+                on_progress(Progress("download", done + came, total, name))
         whole = Path(place(allow_patterns=list(WANTED), ignore_patterns=NESTED))
     on_progress(Progress("download", total, total, str(id)))
     return whole
 
 
 def _listed(id: HubId) -> list[Wanted]:
-    """The files of a model that mint needs, with the digests of the large ones; the weights last."""
+    """The files of a model that mint needs, with the digests of those that the hub keeps as large files."""
     told = HfApi().model_info(id.repository, revision=id.revision, files_metadata=True, timeout=_SECONDS)
     found = told.siblings or []
-    files = []
-    for each in found:
-        name, digest = each.rfilename, each.lfs.sha256 if each.lfs else ""
-        if "/" not in name and any(fnmatchcase(name, pattern) for pattern in WANTED):
-            files.append(Wanted(name, digest if _SHA256.fullmatch(digest) else "", each.size or 0))
-    if not any(fnmatchcase(file.name, PATTERN) for file in files):
-        others = ", ".join(sorted(each.rfilename for each in found)[:8]) or "nothing"
-        raise MintError(
-            f"{id} has no {PATTERN} (found {others}); needed: a model in safetensors format. Look for one that was "
-            "converted, or for another revision (OWNER/NAME@refs/pr/N)"
-        )
-    return sorted(files, key=lambda file: (fnmatchcase(file.name, PATTERN), file.name))
+    files = [
+        Wanted(each.rfilename, each.lfs.sha256 if each.lfs else "", each.size or 0)
+        for each in found
+        if "/" not in each.rfilename and any(fnmatchcase(each.rfilename, pattern) for pattern in WANTED)
+    ]
+    for pattern in (PATTERN, "config.json"):
+        if not any(fnmatchcase(file.name, pattern) for file in files):
+            others = ", ".join(sorted(each.rfilename for each in found)[:8]) or "nothing"
+            raise MintError(
+                f"{id} has no {pattern} (found {others}); needed: a model in safetensors format. Look for one that was "
+                "converted, or for another revision (OWNER/NAME@refs/pr/N)"
+            )
+    return files
 
 
 def _blob(folder: Path, file: Wanted) -> Path:
@@ -126,11 +129,11 @@ def _need_room(folder: Path, files: Sequence[Wanted], reserve_bytes: int) -> Non
     if needed > free:
         raise DiskFull(
             f"{constants.HF_HUB_CACHE}: {format_size(needed)} are still to come, {format_size(free)} are free there; "
-            "make room (hf cache prune), or set HF_HUB_CACHE to a folder on another disk"
+            "make room (hf cache ls), or set HF_HUB_CACHE to a folder on another disk"
         )
 
 
-def _bring(id: HubId, folder: Path, files: Sequence[Wanted]) -> Iterator[tuple[int, str]]:
+def _bring(id: HubId, folder: Path, files: Sequence[Wanted]) -> Generator[tuple[int, str]]:
     """Bring files to their place among the blobs; how many bytes have come, now and then, and a file of them."""
     came = {file.name: _there(folder, file) for file in files}
     stop = threading.Event()
@@ -243,7 +246,7 @@ def _mending(id: HubId) -> Iterator[None]:
         raise NotOnHub(f"{id}: {hub} answers {status}; run the same command again later") from error
     except HFValidationError as error:
         raise NotOnHub(f"{id} is no id of the hub: {error}") from error
-    except (httpx2.TransportError, LocalEntryNotFoundError) as error:
+    except (httpx2.TransportError, LocalEntryNotFoundError, XetDownloadError) as error:
         raise NotOnHub(
             f"{id} is not whole in the hub's cache ({constants.HF_HUB_CACHE}), and {hub} does not answer "
             f"({_kind(error)}); connect this machine and run the same command again, or give the path of a folder that "

@@ -194,7 +194,7 @@ def test_one_person_has_few_on_their_way_and_others_may_still_ask(world: Served,
     assert world.client.get("/v1/fetches/0123456789abcdef", headers=ann).status_code == 404
 
 
-def test_submit_lets_the_service_fetch_and_gets_the_model(
+def test_submit_lets_the_service_fetch_and_then_work(
     hub: FakeHub, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     own_cache(tmp_path / "data" / "cache")
@@ -203,27 +203,16 @@ def test_submit_lets_the_service_fetch_and_gets_the_model(
     assert service.stdout
     address = service.stdout.readline().split()[3].rstrip("/").removeprefix("http://")
     try:
-        asked = [
-            "submit",
-            ID,
-            "--budget",
-            "4.5bpw",
-            "--server",
-            address,
-            "--download",
-            str(tmp_path / "down"),
-            "--json",
-        ]
+        asked = ["submit", ID, "--server", address, "--wait", "--json"]
         assert run_command(asked) == 0, capsys.readouterr().err
         answer = json.loads(capsys.readouterr().out)
-        assert answer["output"] == str(tmp_path / "down" / "tiny-4.5bpw")
-        assert mint.verify(answer["output"], mint.open_source(ID)).passed
+        assert (answer["model"], answer["state"]) == (ID, "done")
         steps: list[Progress] = []
         with mint.Client(address) as client:
-            (job,) = client.submit(ID, ["4.5bpw"], on_progress=steps.append)
+            (job,) = client.submit(ID, on_progress=steps.append)
             assert (job.state, steps) == ("done", [])
             with pytest.raises(mint.MintError, match="knows no model Owner/nothing"):
-                client.submit("Owner/nothing", ["4.5bpw"])
+                client.submit("Owner/nothing")
     finally:
         service.terminate()
         service.communicate(timeout=60)
