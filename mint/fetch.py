@@ -13,11 +13,11 @@ import re
 import shutil
 import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
-from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from fnmatch import fnmatchcase
 from functools import partial
 from pathlib import Path
+from queue import Empty, SimpleQueue
 from typing import Any
 
 import httpx2
@@ -134,9 +134,14 @@ def _need_room(folder: Path, files: Sequence[Wanted], reserve_bytes: int) -> Non
 
 
 def _bring(id: HubId, folder: Path, files: Sequence[Wanted]) -> Generator[tuple[int, str]]:
-    """Bring files to their place among the blobs; how many bytes have come, now and then, and a file of them."""
+    """Bring files to their place among the blobs; how many bytes have come, now and then, and a file of them.
+
+    The threads are nobody's to wait for: who has had enough leaves at once, and what came is whole at every byte.
+    """
     came = {file.name: _there(folder, file) for file in files}
     stop = threading.Event()
+    wanted: SimpleQueue[Wanted] = SimpleQueue()
+    ended: SimpleQueue[Exception | None] = SimpleQueue()
 
     def bring(file: Wanted) -> None:
         def heard(nbytes: int) -> None:
@@ -152,18 +157,32 @@ def _bring(id: HubId, folder: Path, files: Sequence[Wanted]) -> Generator[tuple[
                 _partial(folder, file).rename(_blob(folder, file))
         heard(file.nbytes)
 
-    with ThreadPoolExecutor(STREAMS) as pool:
-        left: set[Future[None]] = {pool.submit(bring, file) for file in files}
-        try:
-            while left:
-                done, left = wait(left, _TICK_SECONDS, FIRST_EXCEPTION)
-                for each in done:
-                    each.result()
-                unfinished = [file.name for file in files if came[file.name] < file.nbytes]
-                yield sum(came.values()), unfinished[0] if unfinished else ""
-        finally:
-            stop.set()
-            pool.shutdown(cancel_futures=True)
+    def work() -> None:
+        with suppress(Empty):
+            while not stop.is_set():
+                file = wanted.get_nowait()
+                try:
+                    bring(file)
+                except Exception as error:
+                    ended.put(error)
+                else:
+                    ended.put(None)
+
+    for file in files:
+        wanted.put(file)
+    try:
+        for _ in files[:STREAMS]:
+            threading.Thread(target=work, name="fetch", daemon=True).start()
+        left = len(files)
+        while left:
+            with suppress(Empty):
+                if error := ended.get(timeout=_TICK_SECONDS):
+                    raise error
+                left -= 1
+            unfinished = [file.name for file in files if came[file.name] < file.nbytes]
+            yield sum(came.values()), unfinished[0] if unfinished else ""
+    finally:
+        stop.set()
 
 
 class _StoppedError(Exception):

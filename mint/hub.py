@@ -66,9 +66,9 @@ def blob_folders(snapshot: Path) -> tuple[Path, ...]:
 
     Empty for any other folder. Since version 2 huggingface_hub keeps what came by Xet once for all repositories.
     """
-    if snapshot.parent.name != "snapshots":
-        return ()
     repository = snapshot.parent.parent
+    if snapshot.parent.name != "snapshots" or not repository.name.startswith("models--"):
+        return ()
     return repository / "blobs", repository.parent / "blobs"
 
 

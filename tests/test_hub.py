@@ -3,9 +3,11 @@
 import hashlib
 import json
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +15,14 @@ import pytest
 from huggingface_hub import constants
 
 import mint
+from cluster.forecast import plan_cluster
 from mint.cli import run_command
 from mint.errors import DiskFull, MintError
+from mint.execute import Executor, in_process
 from mint.fetch import fetch
 from mint.hub import HubId, NotOnHub, cached, parse_id
 from mint.locate import locate, model_name
+from mint.places import executing
 from mint.progress import Progress
 from tests.hub_world import FakeHub, fake_hub, know
 from tests.zoo import write_model
@@ -99,18 +104,21 @@ def test_a_connection_that_breaks_off_is_taken_up_where_it_was(hub: FakeHub, big
     assert (folder / name).read_bytes() == (big / name).read_bytes()
 
 
-def test_a_killed_download_goes_on_at_its_byte(hub: FakeHub, big: Path, cache: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
+def test_a_download_that_is_killed_or_interrupted_goes_on_at_its_byte(
+    hub: FakeHub, big: Path, cache: Path, number: signal.Signals
+) -> None:
     name = "model-00003-of-00003.safetensors"
     hub.holds[name] = 1 << 15
     code = f"from mint.locate import locate; print(locate({ID!r}))"
-    first = subprocess.Popen([sys.executable, "-c", code], env=hub.environment(cache))
+    first = subprocess.Popen([sys.executable, "-c", code], env=hub.environment(cache), stderr=subprocess.DEVNULL)
     assert hub.held.wait(60)
     digest = hashlib.sha256((big / name).read_bytes()).hexdigest()
     partial = cache / "models--Owner--tiny-llama" / "blobs" / f"{digest}.mint.incomplete"
     while partial.stat().st_size < 1 << 15:
         assert first.poll() is None
-    first.kill()
-    first.wait()
+    first.send_signal(number)
+    assert first.wait(60) == -number
     held, hub.holds = partial.stat().st_size, {}
     hub.go.set()
     hub.asked.clear()
@@ -273,7 +281,27 @@ def test_every_command_that_takes_a_model_takes_an_id(
     run("allocate", "tiny-llama.mint", "--budget", "4.5bpw", "--output", "plan.json")
     run("assemble", "plan.json", "--model", f"{ID}@main", "--output", "out")
     assert run("verify", "out", "--model", ID)["passed"]
-    assert run("cluster", "plan", ID)["source_nbytes"] > 0
+    with executing("", ID) as (folder, _):
+        assert folder == locate(ID)
+    assert plan_cluster(ID, seconds=0.01).rates.measuring > 0
+
+
+def test_a_cluster_is_told_the_snapshot_or_what_may_be_a_folder_of_its_nodes(
+    hub: FakeHub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Offer:
+        def load(self) -> object:
+            @contextmanager
+            def place(address: str, model: Path, dtype: str, *, share: bool) -> Iterator[tuple[Path, Executor]]:
+                yield model, in_process
+
+            return place
+
+    monkeypatch.setattr("mint.places.entry_points", lambda group: (Offer(),))
+    with executing("10.0.0.1", ID) as (folder, _):
+        assert folder == cached(HubId(ID))
+    with executing("10.0.0.1", "models/moe") as (folder, _):
+        assert folder == Path("models/moe")
 
 
 def test_quantize_downloads_and_writes_what_the_folder_gives(

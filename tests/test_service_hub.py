@@ -91,6 +91,22 @@ def test_a_model_that_is_not_here_is_refused_fetched_and_taken(world: Served, hu
     assert again["id"] == job["id"]
 
 
+def test_a_file_that_the_cache_shares_between_repositories_is_the_model_s_own(world: Served, hub: FakeHub) -> None:
+    ended(world, ask(world, 202)["id"])
+    cache = Path(os.environ["HF_HUB_CACHE"])
+    blob = next(cache.glob(f"models--Owner--tiny/snapshots/*/{WEIGHTS}")).readlink()
+    blob = cache / "models--Owner--tiny" / "blobs" / blob.name
+    (cache / "blobs").mkdir()
+    blob.rename(cache / "blobs" / "shared")
+    blob.symlink_to(cache / "blobs" / "shared")
+    world.submit(ID, "4.5bpw")
+    blob.unlink()
+    (cache / "blobs" / "shared").rename(cache.parent / "elsewhere")
+    blob.symlink_to(cache.parent / "elsewhere")
+    refused = world.client.post("/v1/jobs", json={"model": ID, "budgets": ["4bpw"]})
+    assert (refused.status_code, "leads out" in refused.text) == (404, True)
+
+
 def test_without_allow_hub_nothing_of_the_hub_is_asked(hub: FakeHub, tmp_path: Path, llama: Path) -> None:
     with served(tmp_path / "data", roots=(llama.parent,)) as world:
         refused = world.client.post("/v1/jobs", json={"model": ID, "budgets": ["4.5bpw"]})

@@ -38,6 +38,8 @@ def main() -> None:
             fetch(id, tell, check=check_config, reserve_bytes=reserve_bytes)
     except MintError as error:
         print(json.dumps({"error": str(error)}), file=answers)
+    except OSError as error:  # a disk that others filled, a cache that may not be written
+        print(json.dumps({"error": f"{error.filename or id}: {error.strerror or error}"}), file=answers)
 
 
 def _end_with_the_service() -> None:

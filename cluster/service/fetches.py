@@ -72,8 +72,7 @@ class Fetches:
             self._need_room_for(person)
             found = self._known[id] = Fetch(id, model, person.name)
             self._known.move_to_end(id)
-            for old in [each.id for each in self._known.values() if each.is_over][: len(self._known) - _REMEMBERED]:
-                del self._known[old]
+            self._forget()
             if self._pool is None:
                 self._pool = ThreadPoolExecutor(AT_ONCE, thread_name_prefix="fetch")
             self._pool.submit(self._run, id)
@@ -111,6 +110,12 @@ class Fetches:
             )
         if len(unfinished) >= _MOST:
             raise Busy(f"{_MOST} models of the hub are on their way; come back later")
+
+    def _forget(self) -> None:
+        """Let go of what is over, the oldest first, where there is too much of it."""
+        over = [each.id for each in self._known.values() if each.is_over]
+        for id in over[: max(0, len(self._known) - _REMEMBERED)]:
+            del self._known[id]
 
     def _change(self, id: str, **what: object) -> None:
         with self._lock:
