@@ -183,6 +183,18 @@ def test_what_the_hub_refuses_is_told_with_its_cure(hub: FakeHub, case: str, cac
     assert not list(cache.glob("models--*/blobs/*"))
 
 
+def test_the_machine_s_token_is_shown_to_the_hub_and_a_wrong_one_is_said_to_be(
+    hub: FakeHub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_mine")
+    hub.refused[ID] = (401, "")
+    with pytest.raises(MintError, match="refuses the token of this machine"):
+        locate(ID)
+    hub.refused.clear()
+    locate(ID)
+    assert set(hub.tokens) == {"Bearer hf_mine"}
+
+
 def test_a_gated_model_is_refused_before_its_weights_are_asked_for(hub: FakeHub) -> None:
     hub.gated.add(ID)
     with pytest.raises(MintError, match="accept its terms"):
