@@ -172,7 +172,7 @@ class Outlook:
 
 
 def plan_cluster(
-    model: Path,
+    model: Path | str,
     *,
     machines: int = 2,
     links: Mapping[str, float] = LINKS,
@@ -183,9 +183,9 @@ def plan_cluster(
 ) -> Outlook:
     """Measure this machine for a few seconds with `model` and say what several like it would do.
 
-    Raises `MintError` for a folder that is not a model.
+    Raises `MintError` for what is not a model.
     """
-    source = open_source(model, dtype=dtype)
+    source = open_source(model, dtype=dtype, on_progress=on_progress)
     rates = measure_rates(source, seconds=seconds, rounding=rounding, on_progress=on_progress)
     return outlook(work_of(source), rates, machines=machines, links=links)
 

@@ -58,22 +58,32 @@ def model_roots() -> tuple[Path, ...]:
 def find_model(model: str, roots: Sequence[Path]) -> Path | None:
     """Where this node has the model that the head knows as the folder `model`: under its roots, or at the same path.
 
-    A root may be the folder itself; in a hub cache the newest snapshot counts.
+    A root may be the folder itself. Of a hub cache, the snapshot that the head has is preferred to the newest one; a
+    snapshot that the head has may be a folder of the model's name here.
     """
-    name = Path(model).name
-    for root in roots:
-        for folder in (root / name, root):
-            if any(folder.glob(PATTERN)) and (folder != root or root.name == name):
-                return folder
-        if snapshots := _snapshots(root, name):
-            return snapshots[-1]
+    for name in _names(Path(model)):
+        for root in roots:
+            for folder in (root / name, root):
+                if any(folder.glob(PATTERN)) and (folder != root or root.name == name):
+                    return folder
+            if snapshots := _snapshots(root, name):
+                return snapshots[-1]
     return Path(model) if any(Path(model).glob(PATTERN)) else None
+
+
+def _names(model: Path) -> tuple[str, ...]:
+    """What a model may be called on another node: a snapshot's commit, the folder of its repository, its name."""
+    repository = model.parent.parent.name
+    if model.parent.name != "snapshots" or not repository.startswith("models--"):
+        return (model.name,)
+    return model.name, repository, repository.rpartition("--")[2]
 
 
 def _snapshots(root: Path, name: str) -> list[Path]:
     """Snapshots in a hub cache of a model whose repository, or snapshot, bears this name; the newest last."""
-    found = [*root.glob(f"models--*--{name}/snapshots/*"), *root.glob(f"models--*/snapshots/{name}")]
-    return sorted((folder for folder in found if any(folder.glob(PATTERN))), key=lambda folder: folder.stat().st_mtime)
+    patterns = (f"{name}/snapshots/*", f"models--*--{name}/snapshots/*", f"models--*/snapshots/{name}")
+    found = [folder for pattern in patterns for folder in root.glob(pattern) if any(folder.glob(PATTERN))]
+    return sorted(found, key=lambda folder: folder.stat().st_mtime)
 
 
 def take_inventory(node: str, folder: Path | None) -> Inventory:
@@ -91,8 +101,9 @@ def take_inventory(node: str, folder: Path | None) -> Inventory:
 
 def held(shard: Shard, path: Path) -> Held:
     """A shard that was read, with the digest that its file is named by, if it is."""
-    target = path.resolve().name
-    digest = target if path.is_symlink() and _SHA256.fullmatch(target) else ""
+    # not where the link ends: files that huggingface_hub shares between repositories are named by another hash there
+    target = path.readlink().name if path.is_symlink() else ""
+    digest = target if _SHA256.fullmatch(target) else ""
     return Held(shard.name, shard.nbytes, shard.header_digest, shard.sample_digest, digest)
 
 

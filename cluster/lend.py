@@ -19,6 +19,7 @@ from urllib.parse import unquote
 
 from cluster.inventory import Held, Inventory
 from cluster.seals import content_seal, is_seal, request_seal, secrets_of
+from mint.hub import blob_folders
 
 PIECE_BYTES = 8 << 20
 CONTENT_SEAL = "Mint-Content-Seal"
@@ -43,8 +44,7 @@ def lendable(folder: Path, shards: Sequence[Held]) -> tuple[dict[str, Held], dic
 def _lies_within(real: Path, folder: Path) -> bool:
     """Whether a file is the model's own: in its folder, or a blob of the hub cache that the folder is a snapshot of."""
     folder = folder.resolve()
-    blobs = folder.parent.parent / "blobs"
-    return real.parent == folder or (folder.parent.name == "snapshots" and real.parent == blobs)
+    return real.parent == folder or any(real.is_relative_to(blobs) for blobs in blob_folders(folder))
 
 
 class Lender:

@@ -26,7 +26,7 @@ from mint.plan import Plan, plan_text, quantization_entries
 from mint.process import memory_is_short
 from mint.progress import OnProgress, Progress, ignore
 from mint.reuse import Reuse
-from mint.shards import INDEX_NAME
+from mint.shards import BESIDE, INDEX_NAME
 from mint.source import Source
 from mint.stored import open_stored
 from mint.tree import write_config
@@ -35,9 +35,6 @@ from mint.weights import WeightFiles, disk_full
 
 _MAGIC = b"MINT assembly\n"
 _JOURNAL_NAME = "assembly.journal"
-# what mlx_lm's loader and transformers' tokenizers read beside config and weights; copied as they are, since
-# loading and saving a tokenizer again can change it
-_COPIED = ("*.json", "*.jinja", "*.model", "*.tiktoken", "*.txt", "*.jsonl", "*.py")
 _NOT_COPIED = ("config.json", "hf_quant_config.json", PLAN_NAME)
 
 
@@ -207,7 +204,7 @@ def _finish(plan: Plan, source: Source, partial: Path, units: Mapping[str, str])
     (partial / INDEX_NAME).write_text(json.dumps(index, indent=4))
     keeps_vision = any("vision_tower" in name for name in weight_map)
     write_config({**source.config, **quantization_entries(plan)}, partial, keep_vision_config=keeps_vision)
-    for pattern in _COPIED:
+    for pattern in BESIDE:  # copied as it is, since loading and saving a tokenizer again can change it
         for file in sorted(source.folder.glob(pattern)):
             if file.name not in _NOT_COPIED and not file.name.endswith(".index.json") and file.is_file():
                 shutil.copyfile(file, partial / file.name)

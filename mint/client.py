@@ -23,6 +23,8 @@ from mint.progress import OnProgress, Progress, Share, ignore
 
 FINAL = ("done", "failed", "cancelled")
 BLOCKED = "blocked"
+NOT_FETCHED = "not_fetched"  # why a model of the hub is refused that the service does not have
+FETCH_PAUSE = 0.5  # seconds between looks at a fetch
 PATIENCE = 600.0  # seconds without an answer, until who follows a job gives up
 ANALYSIS = "analysis.mint"  # its name in an artifact
 LONGEST_PAUSE = 10.0  # seconds between looks at a service that does not answer
@@ -80,15 +82,56 @@ class Client:
         self._connection.__exit__()
 
     def submit(
-        self, model: str, budgets: Sequence[str] = (), *, options: Mapping[str, Any] | None = None, priority: int = 0
+        self,
+        model: str,
+        budgets: Sequence[str] = (),
+        *,
+        options: Mapping[str, Any] | None = None,
+        priority: int = 0,
+        on_progress: OnProgress = ignore,
     ) -> tuple[ServedJob, ...]:
         """Ask for a model within every one of the budgets, or without any for its analysis; a job each.
 
         Who asks for what is there already, or on its way, gets that job. `options` are those of `mint quantize`:
-        rounding, objective, probe, dtype, veto_db and others. Raises `RefusedError` with the service's reason.
+        rounding, objective, probe, dtype, veto_db and others. A model of the hub that the service allows and does not
+        have is fetched first. Raises `RefusedError` with the service's reason.
         """
         asked = {"model": model, "budgets": list(budgets), "options": dict(options or {}), "priority": priority}
-        return tuple(map(_job, self._connection.ask("POST", "/v1/jobs", json=asked)["jobs"]))
+        try:
+            answer = self._connection.ask("POST", "/v1/jobs", json=asked)
+        except RefusedError as error:
+            if error.code != NOT_FETCHED:
+                raise
+            self.fetch(model, on_progress)
+            answer = self._connection.ask("POST", "/v1/jobs", json=asked)
+        return tuple(map(_job, answer["jobs"]))
+
+    def fetch(self, model: str, on_progress: OnProgress = ignore) -> None:
+        """Let the service bring a model of the hub to its machine, and wait until it has; one on its way is joined.
+
+        Raises `MintError` with the reason where that fails; asked again it goes on. A service that answered may be
+        away for `PATIENCE` seconds.
+        """
+        fetched = self._begin_fetch(model)
+        heard = time.monotonic()
+        while fetched["state"] in ("waiting", "running"):
+            on_progress(Progress("download", fetched["done_bytes"], fetched["total_bytes"], model))
+            time.sleep(FETCH_PAUSE)
+            try:
+                fetched = self._connection.ask("GET", f"/v1/fetches/{_plain(fetched['id'])}")
+                heard = time.monotonic()
+            except RefusedError as error:
+                if error.status != 404:
+                    raise
+                fetched = self._begin_fetch(model)  # the service was started anew
+            except SilentError:
+                if time.monotonic() - heard > PATIENCE:
+                    raise
+        if fetched["state"] != "done":
+            raise MintError(f"{self._connection.url}: {fetched['reason']}")
+
+    def _begin_fetch(self, model: str) -> Record:
+        return self._connection.ask("POST", "/v1/fetches", json={"model": model})
 
     def jobs(self, *, state: str = "", mine: bool = False, limit: int = 50) -> tuple[ServedJob, ...]:
         """The newest jobs first."""
@@ -163,7 +206,7 @@ class Client:
         self, model: str, *, options: Mapping[str, Any] | None = None, on_progress: OnProgress = ignore
     ) -> Path:
         """The analysis of a model of the service as a file here, its probes beside it; it is made if need be."""
-        (job,) = self.submit(model, (), options=options)
+        (job,) = self.submit(model, (), options=options, on_progress=on_progress)
         found = self.wait(job.id, on_progress)
         folder = cache_folder() / "served" / found.artifact
         if not folder.exists():

@@ -77,7 +77,9 @@ def quantize(
 
     with (
         Screen(as_json) as screen,
-        executing(cluster, model, checked_dtype(dtype), share=share, on_note=screen.note) as (folder, executor),
+        executing(
+            cluster, model, checked_dtype(dtype), share=share, on_progress=screen.on_progress, on_note=screen.note
+        ) as (folder, executor),
     ):
         done = quantize_all(
             folder,
@@ -101,7 +103,7 @@ def inspect(model: Model, dtype: Dtype = "", as_json: Json = False) -> None:
     from mint.source import open_source
 
     with Screen(as_json) as screen:
-        source = open_source(model, dtype=checked_dtype(dtype))
+        source = open_source(model, dtype=checked_dtype(dtype), on_progress=screen.on_progress)
     screen.answer(source_record(source))
 
 
@@ -120,12 +122,17 @@ def analyze(
 ) -> None:
     """Measure what every format would do to every unit. Killed at any point, the same command goes on."""
     from mint.analyze import analyze as run
+    from mint.locate import model_name
     from mint.places import executing
     from mint.records import analysis_record
     from mint.source import open_source
 
-    path = output or Path(f"{model.resolve().name}.mint")
-    with Screen(as_json) as screen, executing(cluster, model, checked_dtype(dtype), share=share) as (folder, executor):
+    path = output or Path(f"{model_name(model)}.mint")
+    with (
+        Screen(as_json) as screen,
+        executing(cluster, model, checked_dtype(dtype), share=share, on_progress=screen.on_progress) as place,
+    ):
+        folder, executor = place
         source = open_source(folder, dtype=dtype)
         analysis = run(
             source,
@@ -141,7 +148,9 @@ def analyze(
 
 def assemble(
     plan: PlanFile,
-    model: Annotated[Path, typer.Option("--model", "-m", help="Folder of the model that was analyzed.")],
+    model: Annotated[
+        str, typer.Option("--model", "-m", help="The model that was analyzed: its folder, or its id of the hub.")
+    ],
     output: Output,
     reuse: Reused = [],  # noqa: B006, typer copies it
     cluster: Cluster = "",
@@ -164,7 +173,9 @@ def assemble(
         for path in chosen.edited:
             screen.note(f"{path}: format changed by hand")
         taken = Reuse(reuse)
-        with executing(cluster, model, chosen.dtype, share=share, on_note=screen.note) as (folder, executor):
+        with executing(
+            cluster, model, chosen.dtype, share=share, on_progress=screen.on_progress, on_note=screen.note
+        ) as (folder, executor):
             source = open_source(folder, dtype=chosen.dtype)
             manifest = run(chosen, source, output, reuse=taken, executor=executor, on_progress=screen.on_progress)
     screen.answer(manifest_record(manifest, output, taken))
@@ -173,10 +184,14 @@ def assemble(
 def verify(
     folder: Annotated[Path, typer.Argument(metavar="OUT", help="A folder that mint wrote.")],
     model: Annotated[
-        Path | None, typer.Option("--model", "-m", help="Also measure the error of every unit against this model.")
-    ] = None,
+        str,
+        typer.Option(
+            "--model", "-m", metavar="MODEL",
+            help="Also measure the error of every unit against this model: its folder, or its id of the hub.",
+        ),
+    ] = "",
     as_json: Json = False,
-) -> None:
+) -> None:  # fmt: skip
     """Check sizes, digests, tensors and config, load the model with mlx_lm, and compare its logits."""
     from mint.stock import stock
 
@@ -187,7 +202,9 @@ def verify(
     from mint.verify import verify as run
 
     with Screen(as_json) as screen:
-        source = open_source(model, dtype=read_plan(folder).dtype) if model else None
+        source = None
+        if model:
+            source = open_source(model, dtype=read_plan(folder).dtype, on_progress=screen.on_progress)
         verification = run(folder, source, on_progress=screen.on_progress)
     screen.answer(verification_record(verification))
     if not verification.passed:

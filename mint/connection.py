@@ -29,11 +29,12 @@ Record = dict[str, Any]
 
 
 class RefusedError(MintError):
-    """The service answered with an error; `status` is HTTP's."""
+    """The service answered with an error; `status` is HTTP's, `code` the service's name for it."""
 
-    def __init__(self, message: str, status: int) -> None:
+    def __init__(self, message: str, status: int, code: str = "") -> None:
         super().__init__(message)
         self.status = status
+        self.code = code
 
 
 class Connection:
@@ -112,15 +113,16 @@ class Connection:
     def _check(self, response: httpx.Response) -> None:
         if response.is_success:
             return
+        code = ""
         try:
-            told = response.json()["error"]["message"]
+            told, code = response.json()["error"]["message"], response.json()["error"]["code"]
         except (ValueError, KeyError, TypeError):
             told = f"{response.status_code} {response.reason_phrase}: not an answer of mint's service"
         if response.status_code == 401:
             told += f" (here: {TOKEN_VARIABLE} or --token-file)"
         if (wait := _seconds(response)) is not None:
             told += f"; try again in {wait:.0f} s"
-        raise RefusedError(f"{self.url}: {told}", response.status_code)
+        raise RefusedError(f"{self.url}: {told}", response.status_code, code)
 
 
 class SilentError(MintError):

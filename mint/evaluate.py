@@ -11,6 +11,7 @@ from pathlib import Path
 
 from mint.blas import CURE, find_openblas, multiplies_slowly
 from mint.evaluation import Evaluation, Question
+from mint.locate import locate
 from mint.log import log
 from mint.progress import OnProgress, ignore
 
@@ -26,14 +27,14 @@ def evaluate(
     save_reference: Path | str | None = None,
     on_progress: OnProgress = ignore,
 ) -> Evaluation:
-    """Compare the model in the folder `output` with `reference`, a model folder or a file of `save_reference`.
+    """Compare the model `output` with `reference`: folders or ids of the hub, the latter also a `save_reference` file.
 
     The sequences are windows of the `text` files, else what the reference itself writes by `seed`; they come from the
     file if `reference` is one. Raises `MintError` when a model does not load, a reference is damaged or of another
     vocabulary, or a text is too short.
     """
     question = Question(
-        Path(output), Path(reference), tuple(map(Path, text)), tokens, window, seed,
+        locate(output, on_progress), locate(reference, on_progress), tuple(map(Path, text)), tokens, window, seed,
         Path(save_reference) if save_reference else None,
     )  # fmt: skip
     question.check()

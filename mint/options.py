@@ -29,7 +29,15 @@ SHARD_SIZE = "5GiB"
 CONTEXT = "8k"
 RESERVE = "1GB"
 
-Model = Annotated[Path, typer.Argument(metavar="MODEL", help="Folder of a Hugging Face model in safetensors format.")]
+# a str: `Path` would take the `./` away that tells a folder from an id of the hub
+Model = Annotated[
+    str,
+    typer.Argument(
+        metavar="MODEL",
+        help="Folder of a Hugging Face model in safetensors format, or an id of the hub (owner/name, "
+        "owner/name@revision), which is downloaded if need be.",
+    ),
+]
 AnalysisFile = Annotated[Path, typer.Argument(metavar="ANALYSIS", help="A file that `mint analyze` wrote.")]
 PlanFile = Annotated[
     Path, typer.Argument(metavar="PLAN", help="A file that `mint allocate` wrote, or a folder that mint wrote.")

@@ -5,8 +5,13 @@ from contextlib import contextmanager
 from importlib.metadata import entry_points
 from pathlib import Path
 
+from mint.config import check_config
 from mint.errors import MintError
 from mint.execute import Executor, in_process
+from mint.hub import NotOnHub
+from mint.locate import locate
+from mint.log import log
+from mint.progress import OnProgress, ignore
 
 GROUP = "mint.executors"
 
@@ -14,27 +19,38 @@ GROUP = "mint.executors"
 @contextmanager
 def executing(
     address: str,
-    model: Path,
+    model: Path | str,
     dtype: str = "",
     *,
     share: bool = False,
+    on_progress: OnProgress = ignore,
     on_note: Callable[[str], object] = lambda text: None,
 ) -> Iterator[tuple[Path, Executor]]:
     """The folder to open `model` from and the executor for it: this process without an `address`.
 
-    `share` lets the machines at that address read from each other what one of them lacks; `on_note` is told what was
-    decided on the way, and why. Raises `MintError` when there
-    is an address and nothing installed that can work there, or when there is nobody to share with.
+    A model of the hub is downloaded to this machine if need be. `share` lets the machines at that address read from
+    each other what one of them lacks; `on_note` is told what was decided on the way, and why. Raises `MintError` when
+    there is an address and nothing installed that can work there, or when there is nobody to share with.
     """
     if share and not address:
         raise MintError("--share: there is one machine; needed: --cluster ADDRESS with it")
     if not address:
-        yield model, in_process
+        yield locate(model, on_progress, check=check_config), in_process
         return
     offers = entry_points(group=GROUP)
     if not offers:
         raise MintError(
             f"--cluster {address}: nothing is installed that works elsewhere; needed: pip install 'mint-mlx[cluster]'"
         )
-    with next(iter(offers)).load()(address, model, dtype, share=share, on_note=on_note) as place:
+    folder = _head_folder(model, on_progress)
+    with next(iter(offers)).load()(address, folder, dtype, share=share, on_note=on_note) as place:
         yield place
+
+
+def _head_folder(model: Path | str, on_progress: OnProgress) -> Path:
+    """Where the head has a model, or would have it: what the hub does not know may be a folder that only nodes have."""
+    try:
+        return locate(model, on_progress, check=check_config)
+    except NotOnHub as error:
+        log.warning("model.elsewhere", reason=str(error))
+        return Path(model)

@@ -55,7 +55,10 @@ def probe(
 
     probing = Probing(written, sequences, length, seed, probes, base)
     probing.check()
-    with Screen(as_json) as screen, executing(cluster, model, checked_dtype(dtype)) as (folder, executor):
+    with (
+        Screen(as_json) as screen,
+        executing(cluster, model, checked_dtype(dtype), on_progress=screen.on_progress) as (folder, executor),
+    ):
         source = open_source(folder, dtype=checked_dtype(dtype))
         path = analysis or cached_analysis(source, device=measuring_device(executor))
         measured = analyze(source, path, executor=executor, on_progress=screen.on_progress)
@@ -66,10 +69,15 @@ def probe(
 
 
 def evaluate(
-    output: Annotated[Path, typer.Argument(metavar="OUT", help="Folder of an MLX model: mint's or any other.")],
+    output: Annotated[
+        str, typer.Argument(metavar="OUT", help="Folder of an MLX model, mint's or any other, or an id of the hub.")
+    ],
     reference: Annotated[
-        Path,
-        typer.Option(metavar="MODEL", help="Folder of the original model, or a file that --save-reference wrote."),
+        str,
+        typer.Option(
+            metavar="MODEL",
+            help="The original model: its folder, its id of the hub, or a file that --save-reference wrote.",
+        ),
     ],
     text: Annotated[
         list[Path],

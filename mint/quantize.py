@@ -78,6 +78,7 @@ def quantize(
 ) -> Quantized:
     """Write the best MLX model of `model` whose weight files take at most `budget` to the new folder `output`.
 
+    `model` is a folder, or as a `str` an id of the Hugging Face hub, which is downloaded if need be.
     The analysis is kept (in the user's cache, or in `analysis`), so another budget costs no measuring; with `probing`
     the sensitivities are measured too and kept beside it, and once there they are used by every later call. Units
     that a folder of `reuse` holds in the planned format are copied. Killed at any point, the same call goes on. Raises
@@ -134,7 +135,7 @@ def quantize_all(
         refuse_existing(target.output)
     stock()  # starts while this process analyzes
     seconds: dict[str, float] = {}
-    source = open_source(model, dtype=dtype)
+    source = open_source(model, dtype=dtype, on_progress=on_progress)
     path = Path(analysis) if analysis else cached_analysis(source, rounding, device=measuring_device(executor))
     with _timed(seconds, "analyze"):
         measured = analyze(

@@ -20,7 +20,13 @@ Id = Annotated[str, typer.Argument(metavar="ID", help="Of a job; mint jobs lists
 
 @takes(Room, Wishes, Server)
 def submit(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="A model of the service, as its page lists it.")],
+    model: Annotated[
+        str,
+        typer.Argument(
+            metavar="MODEL",
+            help="A model of the service, as its page lists it, or where it allows them an id of the hub.",
+        ),
+    ],
     room: Room,
     wishes: Wishes,
     server: Server,
@@ -47,7 +53,7 @@ def submit(
         room.check()
     options = {**wishes.told(), **room.told(), "dtype": checked_dtype(dtype), "rounding": rounding, "probe": probe}
     with Screen(as_json) as screen, server.client() as client:
-        jobs = client.submit(model, room.names, options=options, priority=priority)
+        jobs = client.submit(model, room.names, options=options, priority=priority, on_progress=screen.on_progress)
         for job in jobs:
             screen.note(f"job {job.id}: {job.model} {job.budget or 'analysis'}, {job.state}")
         if wait or download:

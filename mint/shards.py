@@ -20,6 +20,8 @@ SAMPLE_BYTES = 65_536
 SAMPLES = 16
 INDEX_NAME = "model.safetensors.index.json"
 PATTERN = "model*.safetensors"  # what mlx_lm loads; other names would be ignored in silence
+# what mlx_lm's loader and transformers' tokenizers read beside the weights, config and index among it
+BESIDE = ("*.json", "*.jinja", "*.model", "*.tiktoken", "*.txt", "*.jsonl", "*.py")
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,8 +11,11 @@ from typing import Any
 import mlx.core as mx
 from mlx.nn.layers.base import Module
 
+from mint.config import check_config
 from mint.errors import MintError
 from mint.formats import AFFINE, QUANTIZABLE, admissible
+from mint.locate import locate
+from mint.progress import OnProgress, ignore
 from mint.roles import UNKNOWN, layer_of, role_of
 from mint.shards import Shard, SourceTensor, identity, read_shards
 from mint.trace import trace_sources
@@ -57,14 +60,15 @@ class Source:
         return build_tree(self.folder, self.config, self.shards, self.dtype).parameters()
 
 
-def open_source(folder: Path | str, *, dtype: str = "") -> Source:
-    """Open the Hugging Face model in `folder`; `dtype` overrides the dtype that weights are cast to.
+def open_source(model: Path | str, *, dtype: str = "", on_progress: OnProgress = ignore) -> Source:
+    """Open a Hugging Face model: a folder, or as a `str` an id of the hub, which is downloaded if need be.
 
-    Raises `MintError` when the folder, a shard, the config or the architecture is not what it has to be.
+    `dtype` overrides the dtype that weights are cast to. Raises `MintError` when the folder, a shard, the config or the
+    architecture is not what it has to be.
     """
-    folder = Path(folder)
+    folder = locate(model, on_progress, check=check_config)
     if not folder.is_dir():
-        raise MintError(f"{folder}: no such folder; needed: the folder of a Hugging Face model")
+        raise MintError(f"{folder}: no such folder; needed: the folder of a Hugging Face model, or an id of the hub")
     config = read_config(folder)
     shards = read_shards(folder)
     tree = build_tree(folder, config, shards, dtype)

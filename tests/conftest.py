@@ -1,9 +1,12 @@
 """What every test stands on: tiny models made once, and a cache folder of the test's own."""
 
 import itertools
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # huggingface_hub reads it when it is imported: no test asks the real hub
 
 import mlx.core as mx
 import platformdirs

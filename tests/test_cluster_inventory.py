@@ -88,7 +88,13 @@ def test_a_hub_cache_tells_the_digest_of_a_file_without_reading_it(model: Path, 
         shutil.copyfile(path, blobs / (f"{number}" * 64))
         (snapshot / path.name).symlink_to(blobs / (f"{number}" * 64))
     assert find_model("/elsewhere/moe", [tmp_path]) == snapshot
-    assert [shard.full_digest for shard in take_inventory("here", snapshot).shards] == [f"{n}" * 64 for n in range(3)]
+    digests = [f"{n}" * 64 for n in range(3)]
+    assert [shard.full_digest for shard in take_inventory("here", snapshot).shards] == digests
+    shared = tmp_path / "blobs" / ("a" * 64)  # what repositories share has the name of another hash
+    shared.parent.mkdir()
+    (blobs / digests[0]).rename(shared)
+    (blobs / digests[0]).symlink_to(shared)
+    assert [shard.full_digest for shard in take_inventory("here", snapshot).shards] == digests
 
 
 def test_a_node_looks_under_its_roots_before_the_path_of_the_head(model: Path, tmp_path: Path) -> None:
@@ -97,6 +103,21 @@ def test_a_node_looks_under_its_roots_before_the_path_of_the_head(model: Path, t
     shutil.copytree(model, tmp_path / "moe")
     assert find_model(str(model), [tmp_path]) == tmp_path / "moe"
     assert find_model(str(model), [tmp_path / "moe"]) == tmp_path / "moe"
+
+
+def test_a_snapshot_of_the_head_is_found_as_the_same_one_then_as_a_newer_one_then_as_a_folder(
+    model: Path, tmp_path: Path
+) -> None:
+    head = "/head/hub/models--org--moe/snapshots/abc"
+    assert find_model(head, [tmp_path]) is None
+    shutil.copytree(model, tmp_path / "moe")
+    assert find_model(head, [tmp_path]) == tmp_path / "moe"
+    shutil.copytree(model, tmp_path / "models--other--moe" / "snapshots" / "def")
+    shutil.copytree(model, tmp_path / "models--org--moe" / "snapshots" / "def")
+    assert find_model(head, [tmp_path]) == tmp_path / "models--org--moe" / "snapshots" / "def"
+    shutil.copytree(model, tmp_path / "models--org--moe" / "snapshots" / "abc")
+    shutil.copytree(model, tmp_path / "models--org--moe" / "snapshots" / "ghi")
+    assert find_model(head, [tmp_path]) == tmp_path / "models--org--moe" / "snapshots" / "abc"
 
 
 def test_an_inventory_travels_unchanged(model: Path) -> None:

@@ -194,6 +194,11 @@ def test_a_link_out_of_the_model_is_not_lent_and_said_so_but_a_hub_cache_s_blobs
     (snapshot / outside).symlink_to(model / outside)
     with lending(snapshot, key) as lender:
         assert list(lender.lent) == [inside]
+    (tmp_path / "blobs").mkdir()  # where huggingface_hub keeps what its repositories share
+    (blobs / "b").rename(tmp_path / "blobs" / "b")
+    (blobs / "b").symlink_to(tmp_path / "blobs" / "b")
+    with lending(snapshot, key) as lender:
+        assert list(lender.lent) == [inside]
         assert "outside the model's folder" in lender.kept[outside]
         assert list(borrower(lender, inside, key).pieces(inside, [(0, 8)]))
         with pytest.raises(MintError, match="404"):

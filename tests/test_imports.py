@@ -18,7 +18,9 @@ LEVELS = [
         formats log roles extras budget journal knapsack_relaxation context progress process divergence features
         download
         blas kernels shards units layout knapsack_bundles devices compat speed estimates probed replay
-        client
+        client hub config
+        fetch
+        locate
         knapsack_merge trace tree device prediction sensitivity manifest weights stored reference evaluation
         source knapsack_search analysis objectives logits
         knapsack execute mixed rules trace_context agreement sequences walk
@@ -76,7 +78,9 @@ OWNERS = {
     "rich": {"mint/show.py", "mint/cli.py"},
     "transformers": set(),
     "matplotlib": {"mint/draw.py"},
+    "huggingface_hub": {"mint/hub.py", "mint/fetch.py"},
     "httpx": {"mint/connection.py"},
+    "httpx2": {"mint/fetch.py"},
     "httpx_sse": {"mint/client.py"},
 }
 
@@ -126,7 +130,8 @@ def test_heavy_packages_are_imported_only_by_their_owners(package: str) -> None:
 
 
 def test_the_command_line_starts_without_the_heavy_packages() -> None:
-    code = "import sys, mint.cli; print([p for p in ('mlx', 'mlx_lm', 'numba', 'ray', 'numpy') if p in sys.modules])"
+    heavy = ("mlx", "mlx_lm", "numba", "ray", "numpy", "huggingface_hub", "httpx", "httpx2")
+    code = f"import sys, mint.cli; print([p for p in {heavy} if p in sys.modules])"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"
 

@@ -19,6 +19,7 @@ from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import Select
 
+from tests.hub_world import fake_hub
 from tests.page_world import CHROMIUM, DRIVER, Page, chromium, make_token, serving
 from tests.zoo import write_model
 
@@ -279,6 +280,32 @@ def test_a_budget_that_is_too_small_says_so_in_the_queue(page: Page) -> None:
     submit(page, "small-llama", "20kB")
     page.until(lambda: "smallest" in page.read(".job[data-state='failed'] .reason"))
     assert page.read("#announcements").endswith("failed")
+
+
+@needs_chromium
+def test_a_model_of_the_hub_is_fetched_in_sight_and_then_submitted(
+    browser: Any, tmp_path: Path, roots: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with fake_hub() as hub:
+        hub.add("Owner/tiny", roots / "small-llama")
+        hub.holds["model.safetensors"] = 1 << 15
+        for name, value in hub.environment(tmp_path / "hub").items():
+            monkeypatch.setenv(name, value)
+        with (
+            serving(tmp_path / "data", roots, "--slots", "0", "--allow-hub") as url,
+            watched(browser, url) as page,
+        ):
+            page.forgiven = ("409",)  # the console shows every answer that is an error
+            page.open()
+            page.script("arguments[0].value = ''", page.one("#model"))
+            page.one("#model").send_keys("Owner/tiny")
+            page.one("#size").send_keys("5bpw")
+            page.click("form [type=submit]")
+            page.until(lambda: re.search(r"Fetching Owner/tiny from the hub: \d+ % of \d", page.read("form .taken")))
+            page.picture("fetch")
+            hub.go.set()
+            page.until(lambda: page.read("form .taken") == "Submitted one job.")
+            page.until(lambda: "tiny" in page.read(".job[data-state='queued']"))
 
 
 @needs_chromium

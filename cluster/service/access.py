@@ -13,6 +13,7 @@ from fastapi import Depends, Request
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
 from cluster.service.audit import Audit
+from cluster.service.fetches import Fetches
 from cluster.service.hosts import Hosts
 from cluster.service.jobs import Queue
 from cluster.service.ledger import Ledger
@@ -49,6 +50,7 @@ class Service:
     models: Roots
     hub: Hub
     planner: Planner
+    fetches: Fetches
     tickets: Tickets
     standing: Standing
     audit: Audit

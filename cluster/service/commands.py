@@ -56,7 +56,12 @@ def serve(
         typer.Option(metavar="DIR", help="Where models lie; nothing else is ever read. May be repeated."),
     ] = [],  # noqa: B006, typer copies it
     allow_hub: Annotated[
-        bool, typer.Option("--allow-hub", help="Models of the Hugging Face hub may be asked for too.")
+        bool,
+        typer.Option(
+            "--allow-hub",
+            help="Models of the Hugging Face hub may be asked for too; they are downloaded to this machine's cache of "
+            "it, with this machine's token.",
+        ),
     ] = False,
     cluster: Annotated[
         str, typer.Option(metavar="ADDRESS", help="Work on all nodes of this Ray cluster (HOST:PORT).")

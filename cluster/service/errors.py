@@ -29,5 +29,9 @@ class QuotaExceeded(MintError):
         self.retry_after = retry_after
 
 
+class NotFetched(MintError):
+    """A model of the hub is not on this machine yet; it can be fetched."""
+
+
 class Unavailable(MintError):
     """The database does not answer, or cannot write; it may be better soon."""

@@ -13,6 +13,7 @@ from mint.compat import LOADERS
 
 _AMOUNT = r"([1-9][0-9]{0,5}(\.[0-9]{1,3})?|0\.0{0,2}[1-9][0-9]{0,2})"
 _SIZE = rf"({_AMOUNT} ?[kKMGTmgt]i?[bB]|[1-9][0-9]{{0,14}} ?[bB])"
+_PART = "[A-Za-z0-9]([A-Za-z0-9_.-]{0,94}[A-Za-z0-9_])?"  # of an id of the hub
 _BITS, _GROUP = "[234568]", "(32|64|128)"
 _FORMAT = rf"({_BITS}/{_GROUP}|mxfp4|nvfp4)"
 _FORMATS = rf"(({_BITS}|{_FORMAT})(,({_BITS}|{_FORMAT}))*|{_BITS}(,{_BITS})*@{_GROUP}(,{_GROUP})*)"
@@ -33,7 +34,7 @@ ModelName = Annotated[
     Field(
         min_length=1, max_length=255, pattern=r"^[^\x00-\x1f\x7f]+$", examples=["Qwen3-8B"],
         description="A folder below one of the service's roots, as `GET /v1/models` names it; or, where the service "
-        "allows it, an id of the Hugging Face hub.",
+        "allows it, an id of the Hugging Face hub, which `POST /v1/fetches` brings to it.",
     ),
 ]  # fmt: skip
 
@@ -96,6 +97,18 @@ class Submission(_Request):
     budgets: Annotated[list[Budget], Field(max_length=64)] = []
     options: Options = Options()
     priority: Annotated[int, Field(ge=-10, le=10, description="Above 0 only for admins."), Whole] = 0
+
+
+class FetchRequest(_Request):
+    """A model of the Hugging Face hub that is to come to the service's machine."""
+
+    model: Annotated[
+        str,
+        Field(
+            max_length=255, pattern=rf"^{_PART}/{_PART}(@{_PART}(/{_PART})*)?$", examples=["Qwen/Qwen3-8B"],
+            description="OWNER/NAME or OWNER/NAME@REVISION.",
+        ),
+    ]  # fmt: skip
 
 
 class PlanRequest(_Request):
@@ -165,6 +178,17 @@ class SubmittedJob(JobAnswer):
 
 class SubmittedAnswer(_Answer):
     jobs: list[SubmittedJob]
+
+
+class FetchAnswer(_Answer):
+    """A model of the hub on its way: waiting, running, done or failed, with the reason."""
+
+    id: str
+    model: str
+    state: str
+    done_bytes: int
+    total_bytes: int
+    reason: str
 
 
 class EstimateAnswer(_Answer):

@@ -9,16 +9,16 @@ that of its tokenizer is never run either: the runner refuses a tokenizer that d
 import hashlib
 import json
 import os
-import re
 import stat
 import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from cluster.service.errors import Unavailable
+from cluster.service.errors import NotFetched, Unavailable
 from cluster.service.ledger import Ledger
 from mint.errors import MintError
+from mint.hub import blob_folders, cached, parse_id
 from mint.shards import PATTERN, identity, read_shards
 
 _DEEPEST = 5  # folders below a root: those of Hugging Face's cache have three
@@ -26,13 +26,12 @@ _LONGEST = 1024  # characters of a name
 _MOST_SHOWN = 5
 _CONFIG = "config.json"
 _MOST_CONFIG_BYTES = 16 << 20
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 
 
 class Roots:
     """The models below `folders`; with `allow_hub` also those of Hugging Face's cache, by their ids.
 
-    What the hub has and the cache has not is never downloaded here: a name is answered at once.
+    What the hub has and the cache has not is not downloaded here (`fetches.py` does that): a name is answered at once.
     """
 
     def __init__(self, folders: Sequence[Path], ledger: Ledger | None = None, *, allow_hub: bool = False) -> None:
@@ -58,8 +57,13 @@ class Roots:
                 path = self._confined(folder / form)
                 if path and (path / _CONFIG).is_file():
                     return path
-        if self._allow_hub and (path := _cached(name)):
-            return path
+        if self._allow_hub and (id := parse_id(name)):
+            if path := cached(id):
+                return path.resolve()
+            raise NotFetched(
+                f"{name} is neither in the service's folders nor in its cache of the hub; let it come first: "
+                "POST /v1/fetches"
+            )
         raise MintError(f"there is no model {name!r} here; {self._advice()}")
 
     def identify(self, name: str) -> tuple[Path, str]:
@@ -85,7 +89,7 @@ class Roots:
     def _stamp(self, path: Path) -> str:
         """What changes when a file of a model does; raises `MintError` for what leads out of the roots."""
         digest = hashlib.sha256(os.fsencode(path))
-        bases = [*self._folders, *([_repository(path)] if self._allow_hub else [])]
+        bases = [*self._folders, *([path, *blob_folders(path)] if self._allow_hub else [])]
         for entry in sorted(os.scandir(path), key=lambda entry: os.fsencode(entry.name)):
             if entry.is_dir():
                 continue  # mint reads no folders within a model
@@ -184,25 +188,6 @@ def _refuse_code(path: Path) -> None:
             f"{path.name}: the model brings its own code ({_shown(str(config['model_file'])[:80])}), which is never "
             "run; needed: an architecture that mlx_lm itself implements"
         )
-
-
-def _cached(name: str) -> Path | None:
-    """The newest snapshot of a hub id that Hugging Face's cache has whole."""
-    if not _HUB_ID.fullmatch(name):
-        return None
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import LocalEntryNotFoundError
-
-    try:
-        path = Path(snapshot_download(name, local_files_only=True)).resolve()
-    except (LocalEntryNotFoundError, ValueError, OSError):
-        return None
-    return path if (path / _CONFIG).is_file() else None
-
-
-def _repository(path: Path) -> Path:
-    """The folder of Hugging Face's cache that a snapshot and its blobs lie in; else the folder itself."""
-    return path.parent.parent if path.parent.name == "snapshots" else path
 
 
 def _shown(name: str) -> str:

@@ -11,7 +11,7 @@ from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from cluster.service.access import POSTED, Here, Reader, Service, Submitter, refusals
-from cluster.service.errors import Unavailable
+from cluster.service.errors import NotFetched, Unavailable
 from cluster.service.messages import JobAnswer, JobsAnswer, Sha256, Submission, SubmittedAnswer
 from cluster.service.options import checked_budget, checked_options, most_bytes
 from cluster.service.records import Job, Person, Wish
@@ -35,14 +35,14 @@ def job_record(job: Job, person: Person) -> dict[str, Any]:
     return {**wish, **record, "mine": person.name in job.watchers}
 
 
-@router.post("", status_code=201, responses={200: {"model": SubmittedAnswer}, **refusals(404, *POSTED)})
+@router.post("", status_code=201, responses={200: {"model": SubmittedAnswer}, **refusals(404, 409, *POSTED)})
 def submit(
     request: Request, response: Response, submission: Submission, service: Here, person: Submitter
 ) -> SubmittedAnswer:
     """Ask for a model: a job for each budget, or one for the analysis alone. All of them are taken, or none.
 
     Who asks for what somebody asked for before shares that job: 200 where all are shared, 201 otherwise. Asking again
-    after an error is safe.
+    after an error is safe. A model of the hub that is not here yet is refused as `not_fetched`: fetch it first.
     """
     if submission.priority > 0 and not person.may("admin"):
         raise Refusal(403, f"priority {submission.priority} goes before others; needed the scope 'admin', or at most 0")
@@ -71,6 +71,8 @@ def identified(service: Service, name: str) -> tuple[FilePath, str]:
         return service.models.identify(name)
     except Unavailable:
         raise
+    except NotFetched as error:
+        raise Refusal(409, str(error), code="not_fetched") from error
     except MintError as error:
         raise Refusal(404, str(error), code="no_such_model") from error
 

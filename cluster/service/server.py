@@ -18,12 +18,13 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import compile_path
 
-from cluster.service import routes_about, routes_artifacts, routes_jobs, routes_models
+from cluster.service import routes_about, routes_artifacts, routes_fetches, routes_jobs, routes_models
 from cluster.service.access import Service, refusals
 from cluster.service.audit import Audit
 from cluster.service.connections import Connection
 from cluster.service.database import Database, connect
 from cluster.service.errors import Held, NotFound, NotWatching, QuotaExceeded, Unavailable
+from cluster.service.fetches import Fetches
 from cluster.service.guard import Guard
 from cluster.service.hosts import BEAT_SECONDS, Hosts
 from cluster.service.jobs import Queue
@@ -86,7 +87,7 @@ def create_app(settings: Settings, *, clock: Callable[[], float] = time.time, bo
         redirect_slashes=False,
     )
     app.state.service = service
-    for part in (routes_jobs, routes_models, routes_artifacts, routes_about):
+    for part in (routes_jobs, routes_models, routes_fetches, routes_artifacts, routes_about):
         app.include_router(part.router, responses=refusals())
     if routes_about.WEB.is_dir():
         app.mount("/static", routes_about.Static(directory=routes_about.WEB))
@@ -115,6 +116,7 @@ def _service(settings: Settings, database: Database, clock: Callable[[], float])
         models=Roots(settings.roots, ledger, allow_hub=settings.allow_hub),
         hub=Hub(queue, most_each=settings.streams_each),
         planner=Planner(),
+        fetches=Fetches(settings.data / "logs" / "fetches.log"),
         tickets=Tickets(),
         standing=Standing(tokens),
         audit=Audit(settings.data / "audit.log"),
@@ -147,6 +149,7 @@ def _watch(service: Service) -> None:
     metrics = service.metrics
     metrics.watch_many("mint_jobs", "Jobs in each state.", "state", lambda: dict(service.queue.counts()))
     metrics.watch("mint_event_streams", "Streams of events that are open.", lambda: service.hub.watchers)
+    metrics.watch("mint_fetches", "Models of the hub that are on their way.", service.fetches.running)
     metrics.watch("mint_store_bytes", "Bytes of stored artifacts.", service.ledger.nbytes)
     metrics.watch("mint_store_free_bytes", "Bytes that can still be stored.", service.store.free_bytes)
 
@@ -165,6 +168,7 @@ def _working(service: Service, database: Database) -> Any:
     finally:
         if supervisor:
             supervisor.stop()
+        service.fetches.close()
         service.planner.close()
         database.close()
 

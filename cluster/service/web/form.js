@@ -2,6 +2,7 @@
 
 import { ask } from "./api.js";
 import { announce, h } from "./dom.js";
+import { submitted } from "./fetches.js";
 import { memory, size } from "./words.js";
 
 const BUDGET = /^(\d+(\.\d+)?\s*([kmgt]?b|[kmgt]ib|bpw|x)|min|max)$/i; // the service is stricter, and has the last word
@@ -43,22 +44,32 @@ export async function submitForm({ onSubmitted, signal }) {
     trouble.hidden = taken.hidden = true;
     button.disabled = true;
     try {
-      const { jobs } = await ask("/v1/jobs", { method: "POST", body: {
+      const { jobs } = await submitted({
         model: model.value,
         budgets: budgets.chosen,
         options: {
           rounding: rounding.value, objective: objective.value, probe: probe.checked, ...budgets.options,
         },
-      } });
+      }, { onProgress: showFetch, signal });
       budgets.clear();
       taken.textContent = jobs.length === 1 ? "Submitted one job." : `Submitted ${jobs.length} jobs.`;
       taken.hidden = false;
       onSubmitted(jobs);
     } catch (error) {
+      if (signal.aborted) return;
+      taken.hidden = true;
       trouble.textContent = error.message;
       trouble.hidden = false;
     }
     button.disabled = false;
+  }
+
+  /** In whole percent: what changes is read aloud. */
+  function showFetch({ model, done_bytes: done, total_bytes: total }) {
+    const far = total ? `${Math.floor(100 * done / total)} % of ${size(total, 3)}` : "waiting";
+    const line = `Fetching ${model} from the hub: ${far}.`;
+    if (taken.textContent !== line) taken.textContent = line;
+    taken.hidden = false;
   }
   return form;
 }
@@ -74,7 +85,7 @@ function modelChoice(models, allowsHub) {
   }
   const input = h("input", { id: "model", list: "models", required: true, autocomplete: "off", spellcheck: "false", value: models[0]?.name ?? "" });
   return {
-    element: h("div", {}, input, h("datalist", { id: "models" }, choices), h("small", {}, "A model of the service, or an id of the Hugging Face hub.")),
+    element: h("div", {}, input, h("datalist", { id: "models" }, choices), h("small", {}, "A model of the service, or an id of the Hugging Face hub, such as Qwen/Qwen3-8B. What the service does not have yet it fetches first.")),
     get value() { return input.value.trim(); },
   };
 }

@@ -88,7 +88,8 @@ async function* events(path, last, signal) {
   }
 }
 
-function rest(milliseconds, signal) {
+/** Wait; a signal ends it early. */
+export function rest(milliseconds, signal) {
   return new Promise((resolve) => {
     const timer = setTimeout(resolve, milliseconds);
     signal.addEventListener("abort", () => { clearTimeout(timer); resolve(); }, { once: true });

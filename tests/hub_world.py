@@ -1,0 +1,202 @@
+"""A Hugging Face hub on loopback, as far as huggingface_hub asks one: what it serves, what breaks, what was asked."""
+
+import hashlib
+import json
+import os
+import re
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+import pytest
+
+_CHUNK = 1 << 14
+_API = re.compile(r"/api/models/(?P<id>[^/]+/[^/]+)/(?P<what>revision|tree)/(?P<revision>[^/]+)")
+_FILE = re.compile(r"/(?P<id>[^/]+/[^/]+)/resolve/(?P<revision>[^/]+)/(?P<name>.+)")
+
+
+@dataclass(slots=True)
+class Asked:
+    """A request for a file, and how many bytes have gone out."""
+
+    method: str
+    name: str
+    start: int
+    nbytes: int = 0
+
+
+@dataclass
+class FakeHub:
+    """Models by id, each the files of a folder. Large files (`large`, by their ending) have a SHA-256."""
+
+    models: dict[str, dict[str, bytes]] = field(default_factory=dict)
+    refused: dict[str, tuple[int, str]] = field(default_factory=dict)  # by id: status, and the hub's code for it
+    gated: set[str] = field(default_factory=set)  # ids whose files are refused
+    asked: list[Asked] = field(default_factory=list)
+    tokens: list[str] = field(default_factory=list)
+    breaks: dict[str, int] = field(default_factory=dict)  # by file: after so many bytes, once
+    holds: dict[str, int] = field(default_factory=dict)  # by file: after so many bytes, until `go`
+    held: threading.Event = field(default_factory=threading.Event)
+    go: threading.Event = field(default_factory=threading.Event)
+    large: tuple[str, ...] = (".safetensors",)
+    url: str = ""
+
+    def add(self, id: str, folder: Path, **more: bytes) -> None:
+        """Serve the files of a folder, and more; `_` in a name is a dot."""
+        files = {path.name: path.read_bytes() for path in folder.iterdir()}
+        self.models[id] = files | {name.replace("_", "."): text for name, text in more.items()}
+
+    def commit(self, id: str) -> str:
+        """The hash of what a model is."""
+        digest = hashlib.sha1(id.encode())
+        for name, text in sorted(self.models[id].items()):
+            digest.update(name.encode() + text)
+        return digest.hexdigest()
+
+    def sent(self, ending: str) -> list[Asked]:
+        """The requests for the content of files that end so."""
+        return [each for each in self.asked if each.method == "GET" and each.name.endswith(ending)]
+
+    def environment(self, cache: Path) -> dict[str, str]:
+        """What a process has to be told to know this hub, and no other."""
+        told = {"HF_ENDPOINT": self.url, "HF_HUB_CACHE": str(cache), "HF_HUB_OFFLINE": "0"}
+        return {**os.environ, **told, "HF_HUB_DISABLE_XET": "1", "HF_TOKEN_PATH": str(cache / "no-token")}
+
+
+def etag(name: str, text: bytes, large: tuple[str, ...]) -> str:
+    """What the hub names a file's content by: SHA-256 of a large one, git's hash of any other."""
+    if name.endswith(large):
+        return hashlib.sha256(text).hexdigest()
+    return hashlib.sha1(b"blob %d\0" % len(text) + text).hexdigest()
+
+
+@contextmanager
+def fake_hub() -> Iterator[FakeHub]:
+    """A hub that knows no model yet."""
+    hub = FakeHub()
+
+    class Handler(_Handler):
+        world = hub
+
+    class Server(ThreadingHTTPServer):
+        def handle_error(self, request: Any, client_address: Any) -> None:
+            """Who asked is gone."""
+
+    with Server(("127.0.0.1", 0), Handler) as server:
+        server.daemon_threads = True
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+        hub.url = f"http://127.0.0.1:{server.server_port}"
+        yield hub
+        hub.go.set()
+        server.shutdown()
+
+
+def know(hub: FakeHub, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let huggingface_hub in this process know this hub, and no other."""
+    from huggingface_hub import constants
+
+    values = {
+        "ENDPOINT": hub.url,
+        "HUGGINGFACE_CO_URL_TEMPLATE": hub.url + "/{repo_id}/resolve/{revision}/{filename}",
+        "HF_HUB_CACHE": str(cache),
+        "HF_HUB_OFFLINE": False,
+        "HF_HUB_DISABLE_XET": True,
+        "HF_TOKEN_PATH": str(cache / "no-token"),
+    }
+    for name, value in values.items():
+        monkeypatch.setattr(constants, name, value)
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    world: FakeHub
+
+    def do_GET(self) -> None:
+        self._answer()
+
+    def do_HEAD(self) -> None:
+        self._answer()
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+    def _answer(self) -> None:
+        path = unquote(urlsplit(self.path).path)
+        found = _API.fullmatch(urlsplit(self.path).path) or _FILE.fullmatch(path)
+        self.world.tokens.append(self.headers.get("Authorization", ""))
+        id = found["id"] if found else ""
+        if id in self.world.refused:
+            self._refuse(*self.world.refused[id])
+        elif not found or id not in self.world.models:
+            self._refuse(401, "")  # as the hub answers whom it does not know
+        elif unquote(found["revision"]) not in ("main", self.world.commit(id)):
+            self._refuse(404, "RevisionNotFound")
+        elif "what" in found.groupdict():
+            self._tell({"revision": self._info, "tree": self._tree}[found["what"]](id))
+        elif id in self.world.gated:
+            self._refuse(403, "GatedRepo")
+        else:
+            self._send(id, found["name"])
+
+    def _info(self, id: str) -> Any:
+        siblings = [{"rfilename": name, **self._metadata(name, text)} for name, text in self.world.models[id].items()]
+        return {"id": id, "sha": self.world.commit(id), "siblings": siblings}
+
+    def _tree(self, id: str) -> Any:
+        return [
+            {"type": "file", "path": name, "oid": "0" * 40, **self._metadata(name, text)}
+            for name, text in self.world.models[id].items()
+        ]
+
+    def _metadata(self, name: str, text: bytes) -> Mapping[str, Any]:
+        if not name.endswith(self.world.large):
+            return {"size": len(text)}
+        digest = etag(name, text, self.world.large)
+        return {"size": len(text), "lfs": {"sha256": digest, "oid": digest, "size": len(text), "pointerSize": 130}}
+
+    def _refuse(self, status: int, code: str) -> None:
+        self.send_response(status)
+        self.send_header("X-Error-Code", code)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def _tell(self, answer: Any) -> None:
+        text = json.dumps(answer).encode()
+        self.send_response(200)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(text)))
+        self.end_headers()
+        self.wfile.write(text)
+
+    def _send(self, id: str, name: str) -> None:
+        text = self.world.models[id][name]
+        start = int(self.headers.get("Range", "bytes=0-").removeprefix("bytes=").rstrip("-"))
+        self.send_response(206 if "Range" in self.headers else 200)
+        self.send_header("ETag", f'"{etag(name, text, self.world.large)}"')
+        self.send_header("X-Repo-Commit", self.world.commit(id))
+        self.send_header("Content-Length", str(len(text) - start))
+        self.end_headers()
+        asked = Asked(self.command, name, start)
+        self.world.asked.append(asked)
+        if self.command == "GET":
+            self._send_body(asked, name, text[start:])
+
+    def _send_body(self, asked: Asked, name: str, text: bytes) -> None:
+        most = min(len(text), self.world.breaks.pop(name, len(text)))
+        hold = self.world.holds.get(name, len(text))
+        for sent in range(0, most, _CHUNK):
+            if sent >= hold:
+                self.wfile.flush()
+                self.world.held.set()
+                self.world.go.wait()
+            self.wfile.write(text[sent : min(sent + _CHUNK, most)])
+            asked.nbytes = min(sent + _CHUNK, most)
+        if most < len(text):
+            self.close_connection = True
+            self.wfile.flush()
+            self.connection.shutdown(2)
