@@ -1,19 +1,16 @@
-"""Download files: every byte checked, and after any break only what is missing comes again.
+"""Download an artifact of a service: every byte checked, and after any break only what is missing comes again.
 
-`fetch_file` brings one file from wherever; `download` an artifact of a service. Its files come into FOLDER.partial and
-get their name when all digests agree, so a folder that is there is whole.
+The files come into FOLDER.partial and get their name when all digests agree, so a folder that is there is whole.
 """
 
 import hashlib
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import Any, Protocol
+from typing import Any
 from urllib.parse import quote
 
 from mint.budget import format_size
@@ -34,17 +31,6 @@ class Wanted:
     nbytes: int
 
 
-class Answer(Protocol):
-    """What comes of a request for the end of a file: 206 where it is the end that was asked for, else all of it."""
-
-    @property
-    def status_code(self) -> int:
-        """HTTP's status."""
-
-    def iter_raw(self) -> Iterator[bytes]:
-        """The bytes as they come."""
-
-
 def download(connection: Connection, digest: str, output: Path, on_progress: OnProgress = ignore) -> tuple[Wanted, ...]:
     """Bring the artifact `digest` into the new folder `output`; its files. Killed, the same call goes on.
 
@@ -53,11 +39,11 @@ def download(connection: Connection, digest: str, output: Path, on_progress: OnP
     if output.exists():
         raise MintError(f"{output} exists; nothing is ever overwritten. Choose another --output")
     files = _files(connection.ask("GET", f"/v1/artifacts/{digest}"))
-    folder = output.with_name(output.name + ".partial")
-    folder.mkdir(parents=True, exist_ok=True)
+    partial = output.with_name(output.name + ".partial")
+    partial.mkdir(parents=True, exist_ok=True)
     total = sum(file.nbytes for file in files)
-    held = sum(path.stat().st_size for path in folder.iterdir())
-    free = shutil.disk_usage(folder).free
+    held = sum(path.stat().st_size for path in partial.iterdir())
+    free = shutil.disk_usage(partial).free
     if free < total - held:
         raise MintError(f"{output}: {format_size(total - held)} are still to come, {format_size(free)} are free there")
     done = 0
@@ -67,14 +53,13 @@ def download(connection: Connection, digest: str, output: Path, on_progress: OnP
         def came(nbytes: int, before: int = before, name: str = file.name) -> None:
             on_progress(Progress("download", before + nbytes, total, name))
 
-        url = f"/v1/artifacts/{digest}/files/{quote(file.name)}"
-        fetch_file(partial(_from_service, connection, url, file), file, folder / file.name, came)
+        _fetch(connection, f"/v1/artifacts/{digest}/files/{quote(file.name)}", file, partial / file.name, came)
         done += file.nbytes
     wanted = {file.name for file in files}
-    for path in folder.iterdir():
+    for path in partial.iterdir():
         if path.name not in wanted:  # of another artifact that was begun under this name
             path.unlink()
-    folder.rename(output)
+    partial.rename(output)
     return files
 
 
@@ -87,21 +72,7 @@ def _files(record: Mapping[str, Any]) -> tuple[Wanted, ...]:
     return files
 
 
-def _from_service(
-    connection: Connection, url: str, file: Wanted, nbytes: int
-) -> AbstractContextManager[Answer]:  # fmt: skip
-    headers = {"Range": f"bytes={nbytes}-", "If-Range": f'"{file.digest}"', "Accept-Encoding": "identity"}
-    return connection.stream(url, headers)
-
-
-def fetch_file(
-    ask: Callable[[int], AbstractContextManager[Answer]], file: Wanted, path: Path, came: Callable[[int], object]
-) -> None:
-    """Bring `file` to `path`; what lies there already is its beginning. `ask` begins an answer at a byte.
-
-    An answer that breaks off (`SilentError`) is asked for again from where it did. `came` is told the bytes that are
-    there. Raises `MintError` for bytes that differ from the digest.
-    """
+def _fetch(connection: Connection, url: str, file: Wanted, path: Path, came: Callable[[int], None]) -> None:
     digest, nbytes = _hashed(path) if path.exists() else (hashlib.sha256(), 0)
     if nbytes > file.nbytes or (nbytes == file.nbytes and digest.hexdigest() != file.digest):
         path.unlink()
@@ -111,8 +82,9 @@ def fetch_file(
         while nbytes < file.nbytes:
             came(nbytes)
             before = nbytes
+            headers = {"Range": f"bytes={nbytes}-", "If-Range": f'"{file.digest}"', "Accept-Encoding": "identity"}
             try:
-                with ask(nbytes) as response:
+                with connection.stream(url, headers) as response:
                     if response.status_code != 206 and nbytes:  # all of it again: it is another file by now
                         out.truncate(0)
                         digest, nbytes = hashlib.sha256(), 0
@@ -128,7 +100,7 @@ def fetch_file(
                 time.sleep(min(0.25 * 2**breaks, 10.0))
             else:
                 if nbytes == before:
-                    raise MintError(f"{file.name}: the server sent none of the {file.nbytes - nbytes} bytes left")
+                    raise MintError(f"{file.name}: the service sent none of the {file.nbytes - nbytes} bytes left")
         out.flush()
         os.fsync(out.fileno())
     if digest.hexdigest() != file.digest:

@@ -1,27 +1,22 @@
 """A model of the Hugging Face hub into its cache on this machine: what mint needs of it, and nothing else.
 
-The cache is huggingface_hub's own, laid out by its own code. Only the weights are brought by `fetch_file`: what came of
-a file huggingface_hub 2.4 throws away when a download ends early (or leaves behind for good when it is killed), and it
-compares sizes alone. Here the same command goes on at the byte where it was, and a file has the SHA-256 that the hub
-names it by. It lies among the cache's `blobs` under that name, where huggingface_hub finds it and links it into the
-snapshot. The lock that it has for a blob is held meanwhile, so two who ask at once download once.
+huggingface_hub brings the files, checks their sizes, and keeps those that are whole: the same command goes on with the
+others. Here is what it leaves out: what mint can take and whether there is room, before the weights come; progress as
+mint tells it; a way out at once; and what can be done about every error.
 """
 
-import fcntl
-import os
-import re
 import shutil
 import threading
-from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import closing, contextmanager, suppress
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future
+from concurrent.futures import TimeoutError as NotYet
+from contextlib import contextmanager
 from fnmatch import fnmatchcase
-from functools import partial
 from pathlib import Path
-from queue import Empty, SimpleQueue
 from typing import Any
 
 import httpx2
-from huggingface_hub import HfApi, constants, get_session, get_token, hf_hub_url, is_offline_mode, snapshot_download
+from huggingface_hub import HfApi, constants, get_token, is_offline_mode, snapshot_download
 from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
@@ -31,20 +26,17 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
     XetDownloadError,
 )
-from huggingface_hub.utils import build_hf_headers, hf_raise_for_status, tqdm  # type: ignore[attr-defined]
+from huggingface_hub.utils import tqdm  # type: ignore[attr-defined]
 
 from mint.budget import format_size
-from mint.connection import SilentError
-from mint.download import Answer, Wanted, fetch_file
 from mint.errors import DiskFull, MintError
 from mint.hub import NESTED, WANTED, HubId, NotOnHub
 from mint.progress import OnProgress, Progress, ignore
 from mint.shards import PATTERN
 
-STREAMS = 4  # files at a time
 _SECONDS = 30.0  # without a word from the hub
 _TICK_SECONDS = 0.2  # between two reports
-_SHA256 = re.compile("[0-9a-f]{64}")
+_BYTES_BAR = "huggingface_hub.snapshot_download"  # the one of its bars that counts what is written
 _LOG_IN = "log in (hf auth login, or HF_TOKEN)"
 
 
@@ -67,64 +59,42 @@ def fetch(
             "HF_HUB_OFFLINE=0 to download it, or the path of a folder that holds it"
         )
     with _mending(id):
-        files = _listed(id)
-        place = partial(snapshot_download, id.repository, revision=id.revision, tqdm_class=_Unseen)
-        small = [file for file in files if not fnmatchcase(file.name, PATTERN)]
-        total = sum(file.nbytes for file in files)
+        sizes = _listed(id)
+        total = sum(sizes.values())
         on_progress(Progress("download", 0, total, str(id)))
-        folder = Path(place(allow_patterns=[file.name for file in small]))
+        folder = _bring(id, [name for name in sizes if not fnmatchcase(name, PATTERN)], lambda came: None)
         check(folder)
-        weights = [file for file in files if file not in small and _SHA256.fullmatch(file.digest)]
-        _need_room(folder, weights, reserve_bytes)
-        done = sum(file.nbytes for file in small)
-        with closing(_bring(id, folder, weights)) as coming:
-            for came, name in coming:
-                on_progress(Progress("download", done + came, total, name))
-        whole = Path(place(allow_patterns=list(WANTED), ignore_patterns=NESTED))
+        missing = sum(nbytes for name, nbytes in sizes.items() if not (folder / name).exists())
+        _need_room(folder, missing, reserve_bytes)
+
+        def heard(came: int) -> None:
+            on_progress(Progress("download", total - missing + min(came, missing), total, str(id)))
+
+        whole = _bring(id, list(WANTED), heard)
     on_progress(Progress("download", total, total, str(id)))
     return whole
 
 
-def _listed(id: HubId) -> list[Wanted]:
-    """The files of a model that mint needs, with the digests of those that the hub keeps as large files."""
+def _listed(id: HubId) -> Mapping[str, int]:
+    """The files of a model that mint needs, and their bytes."""
     told = HfApi().model_info(id.repository, revision=id.revision, files_metadata=True, timeout=_SECONDS)
-    found = told.siblings or []
-    files = [
-        Wanted(each.rfilename, each.lfs.sha256 if each.lfs else "", each.size or 0)
-        for each in found
-        if "/" not in each.rfilename and any(fnmatchcase(each.rfilename, pattern) for pattern in WANTED)
-    ]
+    found = {each.rfilename: each.size or 0 for each in told.siblings or []}
+    wanted = {
+        name: nbytes
+        for name, nbytes in found.items()
+        if "/" not in name and any(fnmatchcase(name, pattern) for pattern in WANTED)
+    }
     for pattern in (PATTERN, "config.json"):
-        if not any(fnmatchcase(file.name, pattern) for file in files):
-            others = ", ".join(sorted(each.rfilename for each in found)[:8]) or "nothing"
+        if not any(fnmatchcase(name, pattern) for name in wanted):
+            others = ", ".join(sorted(found)[:8]) or "nothing"
             raise MintError(
                 f"{id} has no {pattern} (found {others}); needed: a model in safetensors format. Look for one that was "
                 "converted, or for another revision (OWNER/NAME@refs/pr/N)"
             )
-    return files
+    return wanted
 
 
-def _blob(folder: Path, file: Wanted) -> Path:
-    return folder.parent.parent / "blobs" / file.digest
-
-
-def _partial(folder: Path, file: Wanted) -> Path:
-    """Where a file is until it is whole: as `hf cache prune` knows it."""
-    return _blob(folder, file).with_name(f"{file.digest}.mint.incomplete")
-
-
-def _is_there(folder: Path, file: Wanted) -> bool:
-    return (folder / file.name).exists() or _blob(folder, file).exists()
-
-
-def _there(folder: Path, file: Wanted) -> int:
-    """Bytes of a file that have come."""
-    path = _partial(folder, file)
-    return file.nbytes if _is_there(folder, file) else path.stat().st_size if path.exists() else 0
-
-
-def _need_room(folder: Path, files: Sequence[Wanted], reserve_bytes: int) -> None:
-    needed = sum(file.nbytes - _there(folder, file) for file in files)
+def _need_room(folder: Path, needed: int, reserve_bytes: int) -> None:
     free = max(0, shutil.disk_usage(folder).free - reserve_bytes)
     if needed > free:
         raise DiskFull(
@@ -133,105 +103,68 @@ def _need_room(folder: Path, files: Sequence[Wanted], reserve_bytes: int) -> Non
         )
 
 
-def _bring(id: HubId, folder: Path, files: Sequence[Wanted]) -> Generator[tuple[int, str]]:
-    """Bring files to their place among the blobs; how many bytes have come, now and then, and a file of them.
+def _bring(id: HubId, patterns: list[str], heard: Callable[[int], object]) -> Path:
+    """Let huggingface_hub download what is missing of these files; `heard` is told now and then how much has come.
 
-    The threads are nobody's to wait for: who has had enough leaves at once, and what came is whole at every byte.
+    It does so in threads of its own, and waits for all of them whatever happens: who has had enough of it here leaves
+    at once, and they end with their next bytes.
     """
-    came = {file.name: _there(folder, file) for file in files}
-    stop = threading.Event()
-    wanted: SimpleQueue[Wanted] = SimpleQueue()
-    ended: SimpleQueue[Exception | None] = SimpleQueue()
+    came, stop, done = _Came(), threading.Event(), Future[str]()
 
-    def bring(file: Wanted) -> None:
-        def heard(nbytes: int) -> None:
-            came[file.name] = nbytes
+    class Bar(tqdm):
+        """A progress bar that nobody sees."""
+
+        def __init__(self, *args: Any, name: str | None = None, **options: Any) -> None:
+            super().__init__(*args, **{**options, "name": name, "disable": True})  # type: ignore[no-untyped-call]
+            self._counts = name == _BYTES_BAR
+
+        def update(self, n: float | None = 1) -> None:
             if stop.is_set():
                 raise _StoppedError
+            if self._counts:
+                came.add(int(n or 0))
 
-        with _turn(folder, file, heard):
-            if not _is_there(folder, file):
-                _blob(folder, file).parent.mkdir(exist_ok=True)
-                url = hf_hub_url(id.repository, file.name, revision=folder.name)
-                fetch_file(partial(_answer, url), file, _partial(folder, file), heard)
-                _partial(folder, file).rename(_blob(folder, file))
-        heard(file.nbytes)
+    def download() -> None:
+        try:
+            done.set_result(
+                snapshot_download(
+                    id.repository,
+                    revision=id.revision,
+                    allow_patterns=patterns,
+                    ignore_patterns=NESTED,
+                    tqdm_class=Bar,
+                )
+            )
+        except BaseException as error:
+            done.set_exception(error)
 
-    def work() -> None:
-        with suppress(Empty):
-            while not stop.is_set():
-                file = wanted.get_nowait()
-                try:
-                    bring(file)
-                except Exception as error:
-                    ended.put(error)
-                else:
-                    ended.put(None)
-
-    for file in files:
-        wanted.put(file)
+    threading.Thread(target=download, name="fetch", daemon=True).start()
     try:
-        for _ in files[:STREAMS]:
-            threading.Thread(target=work, name="fetch", daemon=True).start()
-        left = len(files)
-        while left:
-            with suppress(Empty):
-                if error := ended.get(timeout=_TICK_SECONDS):
-                    raise error
-                left -= 1
-            unfinished = [file.name for file in files if came[file.name] < file.nbytes]
-            yield sum(came.values()), unfinished[0] if unfinished else ""
+        while True:
+            try:
+                return Path(done.result(_TICK_SECONDS))
+            except NotYet:
+                if done.done():
+                    raise  # it is the download's own
+                heard(came.nbytes)
     finally:
         stop.set()
 
 
+class _Came:
+    """Bytes that several threads have brought."""
+
+    def __init__(self) -> None:
+        self.nbytes = 0
+        self._lock = threading.Lock()
+
+    def add(self, nbytes: int) -> None:
+        with self._lock:
+            self.nbytes += nbytes
+
+
 class _StoppedError(Exception):
-    """Another file failed, or the user had enough."""
-
-
-@contextmanager
-def _turn(folder: Path, file: Wanted, heard: Callable[[int], object]) -> Iterator[None]:
-    """Hold huggingface_hub's lock of a blob; while another process does, tell how much of it has come."""
-    repository = folder.parent.parent
-    place = repository.parent / ".locks" / repository.name / f"{file.digest}.lock"
-    place.parent.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(place, os.O_RDWR | os.O_CREAT, 0o664)
-    try:
-        while not _locked(descriptor):
-            heard(_there(folder, file))
-            threading.Event().wait(_TICK_SECONDS)
-        yield
-    finally:
-        os.close(descriptor)
-
-
-def _locked(descriptor: int) -> bool:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
-
-
-@contextmanager
-def _answer(url: str, nbytes: int) -> Iterator[Answer]:
-    """The hub's answer to who wants a file from a byte on."""
-    headers = {**build_hf_headers(), "Range": f"bytes={nbytes}-", "Accept-Encoding": "identity"}
-    try:
-        with get_session().stream("GET", url, headers=headers, timeout=_SECONDS) as response:
-            if response.status_code in (408, 429) or response.status_code >= 500:
-                raise SilentError(f"{url}: the hub answers {response.status_code}; run the same command again")
-            hf_raise_for_status(response)
-            yield response
-    except httpx2.TransportError as error:
-        raise SilentError(f"{url}: broken off ({_kind(error)}); run the same command again, it goes on") from error
-
-
-class _Unseen(tqdm):
-    """A progress bar of huggingface_hub that nobody sees."""
-
-    def __init__(self, *args: Any, **options: Any) -> None:
-        super().__init__(*args, **{**options, "disable": True})  # type: ignore[no-untyped-call]
+    """The user had enough."""
 
 
 @contextmanager

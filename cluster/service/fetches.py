@@ -166,7 +166,7 @@ class Fetches:
             with self._lock:
                 del self._processes[id]
         if process.returncode and not reason:
-            reason = f"its process ended with {process.returncode}; ask for it again, what came is kept"
+            reason = f"its process ended with {process.returncode}; ask for it again, files that are whole are kept"
         return reason
 
 
