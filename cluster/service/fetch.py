@@ -2,8 +2,8 @@
 
 At least so many bytes stay free. Lines of JSON come out: how far it is, and in the end `{"error": ...}` if there is
 something to mend. It leads its own process group, and ends with its standard input, so it never outlives the service.
-Whole files stay: the next one goes on with the others. The model's config is looked at before its weights come; no code of the
-model is run.
+Whole files stay: the next one goes on with the others. The model's config is looked at before its weights come; no
+code of the model is run.
 """
 
 import json

@@ -10,7 +10,6 @@ import secrets
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from enum import Enum
 from typing import Any
 
 from sqlalchemy import Connection, Row, exists, func, insert, or_, select, update
@@ -19,7 +18,7 @@ from cluster.service import history, quotas, watching
 from cluster.service.database import Database
 from cluster.service.errors import LeaseLost, NotFound, QuotaExceeded
 from cluster.service.fairness import count_turn, next_queued
-from cluster.service.records import Claim, Event, Job, Person, Wish
+from cluster.service.records import Claim, Event, Job, Lease, Person, Wish
 from cluster.service.states import ACTIVE, BLOCKED, CANCELLED, DONE, FAILED, FINAL, INVENTORY, QUEUED, can_become
 from cluster.service.tables import artifacts, jobs, watchers
 
@@ -28,17 +27,6 @@ __all__ = ["ATTEMPTS", "LEASE_SECONDS", "Lease", "LeaseLost", "NotFound", "Queue
 LEASE_SECONDS = 20.0
 ATTEMPTS = 3
 _Row = Row[tuple[Any, ...]]
-
-
-class Lease(Enum):
-    """What `Queue.renew` found; only `HELD` is true."""
-
-    HELD = "held"
-    CANCEL_WANTED = "cancel wanted"  # still held: to write the end, and then to stop
-    LOST = "lost"
-
-    def __bool__(self) -> bool:
-        return self is Lease.HELD
 
 
 class Queue:

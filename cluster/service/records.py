@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from enum import Enum
 from typing import Any
 
 SCOPES = ("read", "submit", "admin")  # each includes those before it
@@ -122,3 +123,14 @@ class Person:
     def may(self, scope: str) -> bool:
         """Whether one of the scopes covers this one."""
         return any(SCOPES.index(scope) <= SCOPES.index(mine) for mine in self.scopes)
+
+
+class Lease(Enum):
+    """What `Queue.renew` found; only `HELD` is true."""
+
+    HELD = "held"
+    CANCEL_WANTED = "cancel wanted"  # still held: to write the end, and then to stop
+    LOST = "lost"
+
+    def __bool__(self) -> bool:
+        return self is Lease.HELD
