@@ -2,7 +2,8 @@
 
     python -m tools.bench_service --crowd                 50 users, 500 submissions of 20 requests, 200 watchers
     python -m tools.bench_service --download 256MB        rate of a download beside Python's http.server, same client
-    python -m tools.bench_service --budgets MODEL         a model's first submission beside its next, with other budgets
+    python -m tools.bench_service --budgets MODEL [--probe] [--rounding search] [--cold]
+                                                          a model's first submission beside its next, with other budgets
 
 Each part starts a real `mint serve` on a free port of loopback, over an empty folder that is removed at the end, with
 real runners. The crowd's models are tiny ones with random weights, so that a job is little more than its process. What
@@ -74,6 +75,8 @@ def main() -> int:
     parser.add_argument("--budgets", type=Path, metavar="MODEL", help="folder of a full-precision model")
     parser.add_argument("--budget", action="append", help="of MODEL, in this order; default: 6bpw, 5bpw, 4.5bpw")
     parser.add_argument("--probe", action="store_true", help="probe MODEL too")
+    parser.add_argument("--rounding", default="nearest", help="of MODEL (default %(default)s)")
+    parser.add_argument("--cold", action="store_true", help="as on a new machine: no kernel is compiled yet")
     parser.add_argument("--pause", type=float, default=10.0, help="seconds between budgets (default %(default)s)")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     options = parser.parse_args()
@@ -89,8 +92,9 @@ def main() -> int:
             record["download"] = downloads(place / "download", options.download, options.repeats)
         if options.budgets:
             wanted = options.budget or ["6bpw", "5bpw", "4.5bpw"]
+            wish = {"probe": options.probe, "rounding": options.rounding}
             record["budgets"] = budgets(
-                place / "budgets", options.budgets.resolve(), wanted, options.pause, probe=options.probe
+                place / "budgets", options.budgets.resolve(), wanted, options.pause, wish, cold=options.cold
             )
     record["load_after"] = os.getloadavg()
     print(json.dumps(record, indent=2) if options.json else _table(record))
@@ -331,22 +335,30 @@ class Made:
     stages: Mapping[str, float]
 
 
-def budgets(place: Path, model: Path, wanted: Sequence[str], pause: float, *, probe: bool) -> dict[str, Any]:
+def budgets(
+    place: Path, model: Path, wanted: Sequence[str], pause: float, wish: Mapping[str, Any], *, cold: bool
+) -> dict[str, Any]:
     """A model's budgets, one after the other: the first has to measure, the next have not."""
     write_model("llama", place / "models" / "tiny")
     data = place / "data"
     (token,) = make_tokens(data, ["anna"])
     roots = ("--root", str(place / "models"), "--root", str(model.parent))
+    if cold:
+        os.environ["MINT_KERNELS"] = str(place / "kernels")
     with serving(data, *roots) as served, Client(served.url, token) as client:
-        _made(client, "tiny", "5bpw", {"probe": probe})  # compiles the kernels, which a machine does once
-        made = []
+        if not cold:
+            _made(client, "tiny", "5bpw", wish)  # compiles the kernels, which a machine does once
+        made: list[Made] = []
         for budget in wanted:
-            time.sleep(pause)  # as people do: nobody asks for the next within a moment
-            made.append(_made(client, model.name, budget, {"probe": probe}))
+            if made or not cold:
+                time.sleep(pause)  # as people do: nobody asks for the next within a moment
+            made.append(_made(client, model.name, budget, wish))
     first, *later = made
     return {
         "model": model.name,
-        "probe": probe,
+        "options": ", ".join(
+            [*(["cold"] if cold else []), *(f"{name} {value}" for name, value in wish.items() if value)]
+        ),
         "made": [asdict(each) for each in made],
         "asked_ratio": statistics.median(each.asked for each in later) / first.asked if later else None,
         "worked_ratio": statistics.median(each.worked for each in later) / first.worked if later else None,
@@ -380,7 +392,7 @@ def _table(record: Mapping[str, Any]) -> str:
         names = ("service_over_plain", "rss_before_bytes", "rss_peak_bytes", "cpu_seconds")
         lines += [f"  {name:<36}{_shown(name, found[name])}" for name in names]
     if found := record.get("budgets"):
-        lines += ["", f"{found['model']}{', probed' * found['probe']}: submission to done, runner, stages (seconds)"]
+        lines += ["", f"{found['model']}, {found['options']}: submission to done, runner, stages (seconds)"]
         for made in found["made"]:
             stages = ", ".join(f"{name} {seconds:.2f}" for name, seconds in made["stages"].items())
             lines.append(f"  {made['budget']:<12}{made['asked']:8.2f}{made['worked']:8.2f}   {stages}")
