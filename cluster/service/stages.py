@@ -36,7 +36,7 @@ from mint.execute import Executor
 from mint.log import log
 from mint.manifest import Manifest, read_manifest
 from mint.places import executing
-from mint.plan import Plan, plan_text, read_plan
+from mint.plan import Plan, read_plan, write_plan
 from mint.probe import probe
 from mint.probed import Probed, probe_path, probes_beside
 from mint.prober import Probing
@@ -156,9 +156,7 @@ class Stages:
                 return read_plan(file)
             problem = problem_of(wish.options, analysis, probed)
             plan = problem.plan(budget_bytes_of(wish.budget, wish.options, problem))
-            new = file.with_name("plan.new")
-            new.write_text(plan_text(plan))
-            new.replace(file)
+            write_plan(plan, file)
             return plan
 
     def _assembled(self, plan: Plan, source: Source, executor: Executor) -> tuple[Manifest, Reuse]:
