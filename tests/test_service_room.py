@@ -1,5 +1,6 @@
 """--max-store holds whatever runs at the same time and whoever downloads: who would not fit waits."""
 
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from random import Random
@@ -12,7 +13,7 @@ from cluster.service.room import take_room
 from cluster.service.runner import DISK, Place
 from cluster.service.settings import Settings
 from cluster.service.states import BLOCKED, DONE, QUEUED
-from cluster.service.store import Store
+from cluster.service.store import RESERVE_BYTES, Store
 from cluster.service.supervisor import Supervisor
 from mint.errors import DiskFull, MintError
 from tests.service_world import ANN, World
@@ -134,6 +135,27 @@ def test_of_those_that_wait_as_many_go_on_as_there_is_room_for(world: World, sto
     assert states()[2:] == [QUEUED, BLOCKED]
     world.queue.cancel(waiting[2].job.id, ANN)
     assert states()[3] == QUEUED  # nearly all of the store is no more than the store
+
+
+def test_earlier_results_in_the_folder_of_a_job_are_nothing_that_it_has_written(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = Store(tmp_path / "store", world.ledger)
+    supervisor = Supervisor(world.queue, store, Settings(tmp_path / "data", slots=0))
+    waits = _begin(world, "one", needed := 1 << 20)
+    folder = tmp_path / "data" / "work" / waits.job.id / "0123456789ab"
+    for name in ("earlier/a", "model.partial"):  # views of what may be reused, and what is half written
+        (folder / name).mkdir(parents=True)
+    (folder / "earlier" / "a" / "model.safetensors").write_bytes(bytes(4 * needed))
+    usage = shutil.disk_usage(tmp_path)
+    full = RESERVE_BYTES + RESERVE_BYTES // 4 + needed // 20
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: type(usage)(usage.total, usage.total - full, full))
+    world.queue.block(waits, f"{DISK}no room")
+    supervisor._unblock()
+    assert world.queue.get(waits.job.id).state == BLOCKED
+    (folder / "model.partial" / "model.safetensors").write_bytes(bytes(needed))
+    supervisor._unblock()
+    assert world.queue.get(waits.job.id).state == QUEUED
 
 
 def test_a_runner_takes_room_before_it_writes_and_waits_where_there_is_none(

@@ -20,7 +20,7 @@ from cluster.service.jobs import Queue
 from cluster.service.keeper import patiently
 from cluster.service.options import budget_bytes_of, option, problem_of
 from cluster.service.records import Artifact, Claim
-from cluster.service.room import take_room
+from cluster.service.room import OUTPUT, take_room, written_bytes
 from cluster.service.roots import Roots
 from cluster.service.states import ANALYZING, ASSEMBLING, DONE, PROBING, SOLVING, VERIFYING
 from cluster.service.store import Store
@@ -28,7 +28,7 @@ from cluster.service.telling import Telling
 from cluster.service.turns import in_turn
 from mint.analysis import Analysis
 from mint.analyze import analyze
-from mint.assemble import assemble, partial_folder
+from mint.assemble import assemble
 from mint.budget import format_size
 from mint.device import device_kind, versions
 from mint.errors import MintError
@@ -182,7 +182,7 @@ class Stages:
                 f"the result takes {format_size(needed)}, the service stores at most {format_size(limit)}; needed a "
                 "smaller budget, or a service with another --max-store"
             )
-        written = sum(map(allocated_bytes, (self._output, partial_folder(self._output))))
+        written = written_bytes(self._folder)
         take_room(self.queue, self.claim, self.store, needed, self.work, written=written)
 
     def _earlier(self) -> list[Path]:
@@ -210,7 +210,7 @@ class Stages:
 
     @property
     def _output(self) -> Path:
-        return self._folder / "model"
+        return self._folder / OUTPUT
 
     @property
     def _reused(self) -> Path:
@@ -241,11 +241,6 @@ class Stages:
 
     def _took(self) -> dict[str, Any]:
         return {"seconds": round(sum(self._seconds.values()), 3), "stage_seconds": dict(self._seconds)}
-
-
-def allocated_bytes(folder: Path) -> int:
-    """Bytes that the files in a folder take on the disk."""
-    return sum(path.stat().st_blocks * 512 for path in folder.rglob("*") if path.is_file())
 
 
 def _finite(value: Any) -> Any:
