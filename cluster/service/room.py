@@ -28,6 +28,11 @@ def take_room(queue: Queue, claim: Claim, store: Store, need: int, work: Path, *
         raise DiskFull(why)
 
 
+def holder_of(claim: Claim) -> str:
+    """Who holds what a job has stored until it is done: its room is kept till then, and others would take the rest."""
+    return f"job-{claim.job.id}"
+
+
 def written_bytes(folder: Path) -> int:
     """Bytes on the disk of the model that a job writes in `folder`; results that it takes units from lie beside it."""
     found = 0

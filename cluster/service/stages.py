@@ -20,7 +20,7 @@ from cluster.service.jobs import Queue
 from cluster.service.keeper import patiently
 from cluster.service.options import budget_bytes_of, option, problem_of
 from cluster.service.records import Artifact, Claim
-from cluster.service.room import OUTPUT, take_room, written_bytes
+from cluster.service.room import OUTPUT, holder_of, take_room, written_bytes
 from cluster.service.roots import Roots
 from cluster.service.states import ANALYZING, ASSEMBLING, DONE, PROBING, SOLVING, VERIFYING
 from cluster.service.store import Store
@@ -103,7 +103,7 @@ class Stages:
             _insist(verification)
             self._identified()  # it may have changed meanwhile
             files = {each.name: each for each in output.iterdir()}
-            made = self.store.put("model", wish.identity, files, manifest.files)
+            made = self.store.put("model", wish.identity, files, manifest.files, holder=holder_of(self.claim))
         peak = peak_rss_bytes() + verification.peak_rss_bytes
         done = Quantized(output, path, plan, manifest, verification, reuse.nbytes, self._seconds, peak)
         record = {name: value for name, value in quantized_record(done).items() if name not in _NOT_IN_RESULT}
