@@ -261,6 +261,12 @@ def test_a_path_is_never_asked_of_the_hub(hub: FakeHub, text: str) -> None:
     assert not hub.tokens
 
 
+def test_a_name_that_the_system_refuses_is_told_as_it_refuses_it(hub: FakeHub) -> None:
+    with pytest.raises(MintError, match="File name too long; needed: the path of a folder"):
+        mint.open_source("a" * 300)
+    assert not hub.tokens
+
+
 def test_what_exists_and_what_is_a_path_object_is_no_id(
     hub: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
