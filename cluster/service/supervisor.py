@@ -240,20 +240,23 @@ class Supervisor:
         more = self._queue.forget(before)
         self._forget_at = self._clock() + (0.0 if more else FORGET_SECONDS)
         for path in () if more else self._logs.glob("*.log"):
-            if path.stat().st_mtime < before:
-                path.unlink(missing_ok=True)
+            with suppress(FileNotFoundError):  # another server was quicker
+                if path.stat().st_mtime < before and self._is_over(path.stem):
+                    path.unlink()
 
     def _clear(self) -> None:
         """Remove what jobs that are over have left on the disk."""
         for folder in self._place.locks.parent.iterdir():
             if folder == self._place.locks or folder.name in self._children:
                 continue
-            try:
-                over = self._queue.get(folder.name).state in FINAL
-            except NotFound:
-                over = True
-            if over:
+            if self._is_over(folder.name):
                 shutil.rmtree(folder, ignore_errors=True)
+
+    def _is_over(self, id: str) -> bool:
+        try:
+            return self._queue.get(id).state in FINAL
+        except NotFound:
+            return True
 
 
 def _library(job: Job) -> str:
