@@ -19,7 +19,7 @@ from mint.errors import DiskFull, MintError
 from mint.execute import Executor, in_process
 from mint.formats import Format, TensorSpec
 from mint.jobs import Packed, quantize_as_planned, raw_bytes, ready_kernels
-from mint.journal import Journal, flush_folder
+from mint.journal import Journal, flush_file, flush_folder
 from mint.log import log
 from mint.manifest import PLAN_NAME, Manifest, file_digest, write_manifest
 from mint.plan import Plan, plan_text, quantization_entries
@@ -88,6 +88,8 @@ def assemble(
         flushed = aside.submit(files.flush)  # while all is read again
         manifest = _finish(plan, source, partial, {unit.path: written[unit.path] for unit in source.units})
         flushed.result()
+    for file in partial.iterdir():  # what lies beside the weights too
+        flush_file(file)
     (partial / _JOURNAL_NAME).unlink()
     flush_folder(partial)
     partial.rename(output)

@@ -25,6 +25,7 @@ FINAL = ("done", "failed", "cancelled")
 BLOCKED = "blocked"
 NOT_FETCHED = "not_fetched"  # why a model of the hub is refused that the service does not have
 FETCH_PAUSE = 0.5  # seconds between looks at a fetch
+BUSY = (429, 503)  # HTTP's words for who may be better soon
 PATIENCE = 600.0  # seconds without an answer, until who follows a job gives up
 ANALYSIS = "analysis.mint"  # its name in an artifact
 LONGEST_PAUSE = 10.0  # seconds between looks at a service that does not answer
@@ -121,9 +122,10 @@ class Client:
                 fetched = self._connection.ask("GET", f"/v1/fetches/{_plain(fetched['id'])}")
                 heard = time.monotonic()
             except RefusedError as error:
-                if error.status != 404:
+                if error.status == 404:
+                    fetched = self._begin_fetch(model)  # the service was started anew
+                elif error.status not in BUSY or time.monotonic() - heard > PATIENCE:
                     raise
-                fetched = self._begin_fetch(model)  # the service was started anew
             except SilentError:
                 if time.monotonic() - heard > PATIENCE:
                     raise
@@ -167,7 +169,7 @@ class Client:
                         after, pause, heard = last.seq, 0.5, time.monotonic()
                         yield last
             except (SilentError, RefusedError) as error:
-                is_over = isinstance(error, RefusedError) and error.status not in (429, 503)
+                is_over = isinstance(error, RefusedError) and error.status not in BUSY
                 if is_over or time.monotonic() - heard > PATIENCE:
                     raise
             if last and last.kind == "state" and last.body.get("state") in FINAL:

@@ -62,7 +62,9 @@ def fetch(
         sizes = _listed(id)
         total = sum(sizes.values())
         on_progress(Progress("download", 0, total, str(id)))
-        folder = _bring(id, [name for name in sizes if not fnmatchcase(name, PATTERN)], lambda came: None)
+        small = {name: nbytes for name, nbytes in sizes.items() if not fnmatchcase(name, PATTERN)}
+        _need_room(Path(constants.HF_HUB_CACHE), sum(small.values()), reserve_bytes)
+        folder = _bring(id, list(small), lambda came: None)
         check(folder)
         missing = sum(nbytes for name, nbytes in sizes.items() if not (folder / name).exists())
         _need_room(folder, missing, reserve_bytes)
@@ -95,7 +97,8 @@ def _listed(id: HubId) -> Mapping[str, int]:
 
 
 def _need_room(folder: Path, needed: int, reserve_bytes: int) -> None:
-    free = max(0, shutil.disk_usage(folder).free - reserve_bytes)
+    there = next(each for each in (folder, *folder.absolute().parents) if each.exists())
+    free = max(0, shutil.disk_usage(there).free - reserve_bytes)
     if needed > free:
         raise DiskFull(
             f"{constants.HF_HUB_CACHE}: {format_size(needed)} are still to come, {format_size(free)} are free there; "
@@ -144,8 +147,8 @@ def _bring(id: HubId, patterns: list[str], heard: Callable[[int], object]) -> Pa
             try:
                 return Path(done.result(_TICK_SECONDS))
             except NotYet:
-                if done.done():
-                    raise  # it is the download's own
+                if done.done():  # just now, or the error is the download's own
+                    return Path(done.result())
                 heard(came.nbytes)
     finally:
         stop.set()

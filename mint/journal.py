@@ -56,7 +56,12 @@ def write_sealed(path: Path, magic: bytes, header: Mapping[str, Any], records: S
 
 def flush_folder(folder: Path) -> None:
     """Let the names in a folder outlive a loss of power."""
-    descriptor = os.open(folder, os.O_RDONLY)
+    flush_file(folder)
+
+
+def flush_file(path: Path) -> None:
+    """Let what a file holds outlive a loss of power."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

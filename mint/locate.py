@@ -7,6 +7,7 @@ Anything else that is written `owner/name` is looked for in the hub's cache, the
 from collections.abc import Callable
 from pathlib import Path
 
+from mint.errors import MintError
 from mint.hub import HubId, NotOnHub, cached, parse_id
 from mint.progress import OnProgress, ignore
 
@@ -33,8 +34,13 @@ def locate(
 
 
 def hub_id(model: str | Path) -> HubId | None:
-    """The id that `model` is; None for a path."""
-    return None if isinstance(model, Path) or Path(model).exists() else parse_id(model)
+    """The id that `model` is; None for a path. Raises `MintError` for one that cannot be looked at."""
+    try:
+        return None if isinstance(model, Path) or Path(model).exists() else parse_id(model)
+    except OSError as error:
+        raise MintError(
+            f"{model}: {error.strerror}; needed: the path of a folder that you may read, or an id of the hub"
+        ) from error
 
 
 def model_name(model: str | Path) -> str:

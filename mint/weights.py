@@ -11,6 +11,8 @@ from mint.errors import DiskFull
 from mint.formats import TensorSpec
 from mint.layout import OutputShard
 
+_MOST_AT_ONCE = 1 << 30  # bytes of a write: macOS refuses more than 2 GiB, which an expert layer can have
+
 
 class WeightFiles:
     """The open shards of a layout in `folder`; an existing file of the right size and head is gone on with."""
@@ -45,7 +47,7 @@ class WeightFiles:
                 digest.update(piece)
             rest = memoryview(piece)
             while rest:
-                count = os.pwrite(self._descriptors[index], rest, offset)
+                count = os.pwrite(self._descriptors[index], rest[:_MOST_AT_ONCE], offset)
                 rest, offset = rest[count:], offset + count
         return sha256 or digest.hexdigest()
 

@@ -35,6 +35,8 @@ def own_text(source: Source, size: Wanted, seed: int, on_progress: OnProgress) -
     temporary = path.with_suffix(f".{os.getpid()}.tmp")
     with temporary.open("wb") as file:
         np.save(file, text)
+        file.flush()
+        os.fsync(file.fileno())
     temporary.replace(path)
     return text
 

@@ -62,6 +62,7 @@ class Teller:
                         self._json(status, headers, body)
 
             def do_POST(self) -> None:
+                self.rfile.read(int(self.headers["Content-Length"]))
                 self.do_GET()
 
             def _stream(self, events: list[tuple[int, str, dict[str, Any]]]) -> None:
@@ -245,6 +246,27 @@ def test_who_follows_a_job_waits_for_a_service_that_is_started_again(connection:
     teller.records["/v1/jobs/abc"] = [*[away] * 4 * 9, (200, {}, _record("analyzing"))]
     with Client(connection.url) as client:
         assert [event.seq for event in client.events("abc")] == [1, 2]
+
+
+def test_a_fetch_is_waited_for_while_the_service_is_busy_or_away(teller: Teller, connection: Connection) -> None:
+    going: dict[str, Any] = {"id": "ab", "state": "running", "done_bytes": 1, "total_bytes": 2, "reason": ""}
+    troubles: list[tuple[int, dict[str, str], Any]] = [
+        (status, {}, {"error": {"code": "busy", "message": "come back"}}) for status in (503, 429)
+    ]
+    teller.records["/v1/fetches"] = [(202, {}, going)]
+    teller.records["/v1/fetches/ab"] = [
+        *troubles,
+        (AWAY, {}, None),
+        (200, {}, going),
+        (200, {}, going | {"state": "done"}),
+    ]
+    steps: list[Progress] = []
+    with Client(connection.url) as client:
+        client.fetch("Owner/tiny", steps.append)
+    assert {(step.done, step.total) for step in steps} == {(1, 2)}
+    teller.records["/v1/fetches/ab"] = [(403, {}, {"error": {"code": "x", "message": "no longer yours"}})]
+    with Client(connection.url) as client, pytest.raises(RefusedError, match="no longer yours"):
+        client.fetch("Owner/tiny")
 
 
 @pytest.mark.parametrize("answer", [(AWAY, {}, None), (404, {}, {"error": {"code": "x", "message": "no such job"}})])

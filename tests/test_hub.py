@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -207,6 +208,28 @@ def test_a_disk_that_is_too_small_is_told_before_the_weights_come(hub: FakeHub) 
     assert not hub.sent(".safetensors")
 
 
+def test_a_disk_that_not_even_the_small_files_fit_on_is_left_alone(hub: FakeHub, cache: Path) -> None:
+    hub.models[ID]["notes.txt"] = bytes(1 << 20)  # who made the model says how large these are
+    with pytest.raises(DiskFull, match="still to come, 0 B are free"):
+        fetch(HubId(ID), reserve_bytes=1 << 60)
+    assert not hub.sent("")
+    assert not cache.exists()
+
+
+def test_a_download_that_ends_while_its_progress_is_looked_at_has_ended(
+    hub: FakeHub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Late(Future[str]):
+        def result(self, timeout: float | None = None) -> str:
+            found = super().result()
+            if timeout is not None:
+                raise TimeoutError
+            return found
+
+    monkeypatch.setattr("mint.fetch.Future", Late)
+    assert fetch(HubId(ID)) == cached(HubId(ID))
+
+
 def test_without_a_network_the_cure_is_named(hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
     with pytest.raises(NotOnHub, match=r"no such folder, .*does not answer .*or give the path of a folder"):
@@ -235,6 +258,12 @@ def test_a_path_is_never_asked_of_the_hub(hub: FakeHub, text: str) -> None:
     assert parse_id(text) is None
     with pytest.raises(MintError, match="no such folder"):
         mint.open_source(text)
+    assert not hub.tokens
+
+
+def test_a_name_that_the_system_refuses_is_told_as_it_refuses_it(hub: FakeHub) -> None:
+    with pytest.raises(MintError, match="File name too long; needed: the path of a folder"):
+        mint.open_source("a" * 300)
     assert not hub.tokens
 
 

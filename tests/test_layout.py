@@ -1,11 +1,15 @@
+import errno
 import json
+import os
 from pathlib import Path
 
 import mlx.core as mx
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
 
+from mint import weights
 from mint.formats import AFFINE, KEEP, TensorSpec
 from mint.layout import OutputShard, lay_out, overhead_nbytes, stored_nbytes
 from mint.weights import WeightFiles
@@ -74,6 +78,24 @@ def test_the_files_are_read_by_safetensors_and_by_mlx(tmp_path: Path) -> None:
     header = path.read_bytes()
     assert int.from_bytes(header[:8], "little") % 8 == 0
     json.loads(header[8 : 8 + int.from_bytes(header[:8], "little")])
+
+
+def test_no_write_is_larger_than_every_system_takes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tensor = TensorSpec("a", "U8", (1000,))
+    data, pwrite = bytes(index % 251 for index in range(1000)), os.pwrite
+
+    def small(descriptor: int, piece: memoryview, offset: int) -> int:
+        if len(piece) > 64:
+            raise OSError(errno.EINVAL, "Invalid argument")
+        return pwrite(descriptor, piece, offset)
+
+    assert weights._MOST_AT_ONCE < 1 << 31  # macOS: EINVAL beyond INT_MAX
+    (shard,) = lay_out([(tensor,)], digits=5)
+    with WeightFiles(tmp_path, (shard,)) as files:
+        monkeypatch.setattr(weights, "_MOST_AT_ONCE", 64)
+        monkeypatch.setattr(os, "pwrite", small)
+        files.write((tensor,), (data,))
+    assert (tmp_path / shard.name).read_bytes()[shard.tensors[0].offset :] == data
 
 
 @settings(max_examples=20)

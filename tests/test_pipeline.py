@@ -1,6 +1,7 @@
 """The whole way, for every architecture: open, analyze, allocate, assemble, verify, load, compute."""
 
 import json
+import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -170,6 +171,29 @@ def test_bytes_that_a_power_cut_lost_are_written_again(llama: Path, tmp_path: Pa
         file.write(b"\0" * 64)
     assemble(plan, source, output)
     assert _folder_bytes(output) == _folder_bytes(tmp_path / "whole")
+
+
+def test_every_file_is_on_the_disk_as_it_is_before_the_folder_gets_its_name(
+    llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = open_source(llama)
+    flushed: dict[int, int] = {}
+    rename = Path.rename
+
+    def note(descriptor: int) -> None:
+        status = os.fstat(descriptor)
+        flushed[status.st_ino] = status.st_mtime_ns
+
+    def look(partial: Path, output: Path) -> Path:
+        files = {path.name: path.stat() for path in partial.iterdir()}
+        assert [name for name, file in files.items() if flushed.get(file.st_ino) != file.st_mtime_ns] == []
+        return rename(partial, output)
+
+    plan = _plan(source, tmp_path, 0.3)
+    monkeypatch.setattr(os, "fsync", note)
+    monkeypatch.setattr(Path, "rename", look)
+    assemble(plan, source, tmp_path / "out")
+    assert flushed[(tmp_path / "out" / "config.json").stat().st_ino]
 
 
 def test_a_partial_folder_of_another_plan_is_refused(llama: Path, tmp_path: Path) -> None:

@@ -64,14 +64,16 @@ def test_the_supervisor_forgets_events_and_logs_of_old_jobs_however_many_there_a
     passes = Clock()
     store = Store(tmp_path / "store", world.ledger)
     supervisor = Supervisor(world.queue, store, Settings(tmp_path, slots=0), clock=passes)
-    old, new = tmp_path / "logs" / "old.log", tmp_path / "logs" / "new.log"
-    for log in (old, new):
+    waits = world.submit(ANN, "waits")
+    old, new, unfinished = (tmp_path / "logs" / f"{name}.log" for name in ("old", "new", waits.id))
+    for log in (old, new, unfinished):
         log.write_text("")
-    os.utime(old, (0, world.clock.now - KEPT_SECONDS - 1))
+    for log in (old, unfinished):
+        os.utime(log, (0, world.clock.now - KEPT_SECONDS - 1))
     for _ in range(3):
         supervisor.step()
     assert {len(world.queue.events(job.id)) for job in ended} == {1}
-    assert [log.exists() for log in (old, new)] == [False, True]
+    assert [log.exists() for log in (old, new, unfinished)] == [False, True, True]
     os.utime(new, (0, 0))
     supervisor.step()
     assert new.exists()  # it has looked already

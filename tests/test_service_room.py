@@ -1,5 +1,6 @@
 """--max-store holds whatever runs at the same time and whoever downloads: who would not fit waits."""
 
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from random import Random
@@ -8,11 +9,11 @@ import pytest
 
 from cluster.service.jobs import Queue
 from cluster.service.records import Artifact, Claim
-from cluster.service.room import take_room
+from cluster.service.room import holder_of, take_room
 from cluster.service.runner import DISK, Place
 from cluster.service.settings import Settings
 from cluster.service.states import BLOCKED, DONE, QUEUED
-from cluster.service.store import Store
+from cluster.service.store import RESERVE_BYTES, Store
 from cluster.service.supervisor import Supervisor
 from mint.errors import DiskFull, MintError
 from tests.service_world import ANN, World
@@ -65,6 +66,21 @@ def test_the_second_of_two_that_do_not_fit_together_waits_for_the_first(world: W
     assert store.ledger.nbytes() + 60 <= LIMIT
     with pytest.raises(MintError, match="no artifact"):
         world.ledger.hold(made.digest, "a download", 60)
+
+
+def test_what_was_just_stored_makes_no_room_before_its_job_is_done(world: World, store: Store) -> None:
+    first, second = _begin(world, "one"), _begin(world, "two")
+    _take(world, store, first, 60)
+    file = store.folder / "made"
+    file.write_bytes(bytes(60))
+    made = store.put("model", first.job.wish.identity, {"file": file}, holder=holder_of(first))
+    with pytest.raises(DiskFull, match="needs 40 B"):  # the room of the first is counted twice for a moment
+        _take(world, store, second, 40)
+    world.queue.advance(first, "verifying")
+    world.queue.advance(first, DONE, artifact=made.digest)
+    world.ledger.drop(holder_of(first))
+    _take(world, store, second, 40)
+    assert store.ledger.find() == [made]
 
 
 def test_what_a_download_holds_is_no_room(world: World, store: Store) -> None:
@@ -134,6 +150,27 @@ def test_of_those_that_wait_as_many_go_on_as_there_is_room_for(world: World, sto
     assert states()[2:] == [QUEUED, BLOCKED]
     world.queue.cancel(waiting[2].job.id, ANN)
     assert states()[3] == QUEUED  # nearly all of the store is no more than the store
+
+
+def test_earlier_results_in_the_folder_of_a_job_are_nothing_that_it_has_written(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = Store(tmp_path / "store", world.ledger)
+    supervisor = Supervisor(world.queue, store, Settings(tmp_path / "data", slots=0))
+    waits = _begin(world, "one", needed := 1 << 20)
+    folder = tmp_path / "data" / "work" / waits.job.id / "0123456789ab"
+    for name in ("earlier/a", "model.partial"):  # views of what may be reused, and what is half written
+        (folder / name).mkdir(parents=True)
+    (folder / "earlier" / "a" / "model.safetensors").write_bytes(bytes(4 * needed))
+    usage = shutil.disk_usage(tmp_path)
+    full = RESERVE_BYTES + RESERVE_BYTES // 4 + needed // 20
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: type(usage)(usage.total, usage.total - full, full))
+    world.queue.block(waits, f"{DISK}no room")
+    supervisor._unblock()
+    assert world.queue.get(waits.job.id).state == BLOCKED
+    (folder / "model.partial" / "model.safetensors").write_bytes(bytes(needed))
+    supervisor._unblock()
+    assert world.queue.get(waits.job.id).state == QUEUED
 
 
 def test_a_runner_takes_room_before_it_writes_and_waits_where_there_is_none(

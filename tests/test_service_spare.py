@@ -13,7 +13,7 @@ from cluster.service.ledger import Ledger
 from cluster.service.records import Person, Wish
 from cluster.service.roots import Roots
 from cluster.service.runner import OVER, Place
-from cluster.service.spare import IDLE_SECONDS, SETTLED_SECONDS, Spare, start
+from cluster.service.spare import AGAIN_SECONDS, IDLE_SECONDS, SETTLED_SECONDS, Spare, start
 from cluster.service.states import DONE
 from tests.zoo import write_model
 
@@ -110,6 +110,19 @@ def test_one_that_died_is_not_given_and_replaced(spare: Spare) -> None:
     assert spare.take("") is None
     spare.keep(working=False)
     assert spare.pid not in (0, waiting)
+
+
+def test_where_they_die_with_nothing_to_do_few_are_started(spare: Spare, clock: Clock) -> None:
+    spare.take("")
+    started = 0
+    for part in range(10):
+        clock.now = part * AGAIN_SECONDS / 5
+        spare.keep(working=False)
+        if waiting := spare.pid:
+            started += 1
+            os.killpg(waiting, 9)
+            os.waitid(os.P_PID, waiting, os.WEXITED | os.WNOWAIT)
+    assert started == 2
 
 
 def test_it_ends_with_the_service_however_that_ends(place: Place) -> None:

@@ -240,7 +240,11 @@ def test_code_of_the_model_is_never_run(make_model: Make) -> None:
         open_source(folder)
 
 
-@pytest.mark.parametrize("broken", ["{", "[]", "{}"])
+BROKEN = ["{", "[" * 100_000, "[]", "{}", "5", "null", '"model_type"', '["model_type"]']
+BROKEN += ['{"model_type": "llama", "text_config": "?"}', '{"model_type": "llama", "quantization_config": [1]}']
+
+
+@pytest.mark.parametrize("broken", BROKEN, ids=lambda text: text[:40])
 def test_a_broken_config_is_refused(broken: str, make_model: Make) -> None:
     folder = make_model("llama")
     (folder / "config.json").write_text(broken)

@@ -16,6 +16,7 @@ from sqlalchemy import delete, insert, select
 from cluster.service.database import Database
 from cluster.service.tables import hosts, stores
 from mint.errors import MintError
+from mint.journal import flush_file
 
 BEAT_SECONDS = 5.0
 GONE_SECONDS = 24 * 3600.0  # without a sign of life, until a machine is forgotten
@@ -76,4 +77,5 @@ class Hosts:
 def _write(file: Path, text: str) -> None:
     new = file.with_name(f"id.{secrets.token_hex(8)}")
     new.write_text(text + "\n")
+    flush_file(new)
     new.replace(file)

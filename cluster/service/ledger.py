@@ -22,8 +22,13 @@ class Ledger:
         self._database = database
         self._clock = clock
 
-    def add(self, artifact: Artifact, settle: Callable[[], object] = lambda: None) -> None:
-        """Note that an artifact is in the store, as used now; `settle` puts its files there while none is removed."""
+    def add(
+        self, artifact: Artifact, settle: Callable[[], object] = lambda: None, *, holder: str = "", seconds: float = 0.0
+    ) -> None:
+        """Note that an artifact is in the store, as used now; `settle` puts its files there while none is removed.
+
+        A `holder` holds it from that very moment.
+        """
         now, digest = self._clock(), artifact.digest
         with self._database.write() as connection:
             settle()
@@ -42,6 +47,8 @@ class Ledger:
                     connection.execute(insert(artifact_files), rows)
             else:
                 connection.execute(update(artifacts).where(artifacts.c.digest == digest).values(used_at=now))
+            if holder:
+                _hold(connection, digest, holder, now + seconds)
 
     def get(self, digest: str) -> Artifact:
         """One artifact; raises `NotFound`."""
@@ -85,9 +92,7 @@ class Ledger:
             change = update(artifacts).where(artifacts.c.digest == digest).values(used_at=now)
             if connection.execute(change).rowcount == 0:
                 raise NotFound(f"there is no artifact {digest!r} to hold")
-            mine = (holds.c.artifact == digest, holds.c.holder == holder)
-            if connection.execute(update(holds).where(*mine).values(until=now + seconds)).rowcount == 0:
-                connection.execute(insert(holds).values(artifact=digest, holder=holder, until=now + seconds))
+            _hold(connection, digest, holder, now + seconds)
 
     def drop(self, holder: str) -> None:
         """Let go of everything that a job or a download holds."""
@@ -158,6 +163,12 @@ class Ledger:
         statement = select(identities.c.path).where(identities.c.identity == identity).order_by(identities.c.path)
         with self._database.read() as connection:
             return list(connection.execute(statement).scalars())
+
+
+def _hold(connection: Connection, digest: str, holder: str, until: float) -> None:
+    mine = (holds.c.artifact == digest, holds.c.holder == holder)
+    if connection.execute(update(holds).where(*mine).values(until=until)).rowcount == 0:
+        connection.execute(insert(holds).values(artifact=digest, holder=holder, until=until))
 
 
 def _read(connection: Connection, digests: Sequence[str]) -> list[Artifact]:

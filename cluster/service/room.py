@@ -11,6 +11,8 @@ from cluster.service.records import Claim
 from cluster.service.store import Store
 from mint.errors import DiskFull
 
+OUTPUT = "model"  # the folder that a job writes, and before it is whole the beginning of its name
+
 
 def take_room(queue: Queue, claim: Claim, store: Store, need: int, work: Path, *, written: int) -> None:
     """Reserve `need` bytes of the store for a job, `written` of which lie in `work`; raises `DiskFull` with the reason.
@@ -24,3 +26,19 @@ def take_room(queue: Queue, claim: Claim, store: Store, need: int, work: Path, *
             why = store.lacks(need, work, written=written, reserved=queue.reserved() - need)
     if why:
         raise DiskFull(why)
+
+
+def holder_of(claim: Claim) -> str:
+    """Who holds what a job has stored until it is done: its room is kept till then, and others would take the rest."""
+    return f"job-{claim.job.id}"
+
+
+def written_bytes(folder: Path) -> int:
+    """Bytes on the disk of the model that a job writes in `folder`; results that it takes units from lie beside it."""
+    found = 0
+    for path in folder.glob(f"{OUTPUT}*/*"):
+        try:
+            found += path.lstat().st_blocks * 512
+        except FileNotFoundError:
+            continue  # being renamed or removed
+    return found

@@ -18,6 +18,7 @@ import select
 import socket
 import sys
 import traceback
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -30,6 +31,7 @@ from cluster.service.keeper import Keeper, end_group, patiently
 from cluster.service.ledger import Ledger
 from cluster.service.options import ANALYSIS
 from cluster.service.records import Claim
+from cluster.service.room import holder_of
 from cluster.service.roots import Roots
 from cluster.service.states import FAILED
 from cluster.service.store import Store
@@ -155,6 +157,8 @@ def run(place: Place, job: str, database: str, lease: str) -> int:
                 end = Stages(queue, claim, store, roots, place.work(job), socket.gethostname(), place.cluster).run()
             keeper.rest()
             patiently(lambda: queue.advance(claim, end.state, artifact=end.artifact, result=end.result))
+            with suppress(Unavailable):  # what is held is let go in time
+                ledger.drop(holder_of(claim))
         except (LeaseLost, Unavailable):
             raise
         except Exception as error:  # whatever it is, people see why

@@ -20,6 +20,7 @@ from mint.log import log
 
 SETTLED_SECONDS = 5.0  # the start of a runner: another that starts beside it would take half of a small machine
 IDLE_SECONDS = 900.0
+AGAIN_SECONDS = 60.0  # from the start of one that died with nothing to do until the next: it may lack memory
 
 
 class Spare:
@@ -34,6 +35,7 @@ class Spare:
         self._process: subprocess.Popen[bytes] | None = None
         self._turn: float | None = clock() if early else None
         self._library = ""
+        self._not_before = clock()
 
     @property
     def pid(self) -> int:
@@ -45,7 +47,8 @@ class Spare:
         quiet = self._clock() - self._turn if self._turn is not None else IDLE_SECONDS
         if quiet >= IDLE_SECONDS:
             self.drop()
-        elif not self.pid and (not working or quiet >= SETTLED_SECONDS):
+        elif not self.pid and self._clock() >= self._not_before and (not working or quiet >= SETTLED_SECONDS):
+            self._not_before = self._clock() + AGAIN_SECONDS
             with suppress(OSError), self._place.log("spare").open("ab") as said:
                 self._process = start(self._place, "", said.fileno(), self._library)
                 log.info("runner.prepared", pid=self._process.pid)
@@ -55,6 +58,7 @@ class Spare:
         if library != self._library:
             self.drop()
         self._turn, self._library = self._clock(), library
+        self._not_before = self._turn
         process, self._process = self._process, None
         return process if process and process.poll() is None else None
 

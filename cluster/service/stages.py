@@ -20,7 +20,7 @@ from cluster.service.jobs import Queue
 from cluster.service.keeper import patiently
 from cluster.service.options import budget_bytes_of, option, problem_of
 from cluster.service.records import Artifact, Claim
-from cluster.service.room import take_room
+from cluster.service.room import OUTPUT, holder_of, take_room, written_bytes
 from cluster.service.roots import Roots
 from cluster.service.states import ANALYZING, ASSEMBLING, DONE, PROBING, SOLVING, VERIFYING
 from cluster.service.store import Store
@@ -28,7 +28,7 @@ from cluster.service.telling import Telling
 from cluster.service.turns import in_turn
 from mint.analysis import Analysis
 from mint.analyze import analyze
-from mint.assemble import assemble, partial_folder
+from mint.assemble import assemble
 from mint.budget import format_size
 from mint.device import device_kind, versions
 from mint.errors import MintError
@@ -36,7 +36,7 @@ from mint.execute import Executor
 from mint.log import log
 from mint.manifest import Manifest, read_manifest
 from mint.places import executing
-from mint.plan import Plan, plan_text, read_plan
+from mint.plan import Plan, read_plan, write_plan
 from mint.probe import probe
 from mint.probed import Probed, probe_path, probes_beside
 from mint.prober import Probing
@@ -103,7 +103,7 @@ class Stages:
             _insist(verification)
             self._identified()  # it may have changed meanwhile
             files = {each.name: each for each in output.iterdir()}
-            made = self.store.put("model", wish.identity, files, manifest.files)
+            made = self.store.put("model", wish.identity, files, manifest.files, holder=holder_of(self.claim))
         peak = peak_rss_bytes() + verification.peak_rss_bytes
         done = Quantized(output, path, plan, manifest, verification, reuse.nbytes, self._seconds, peak)
         record = {name: value for name, value in quantized_record(done).items() if name not in _NOT_IN_RESULT}
@@ -156,9 +156,7 @@ class Stages:
                 return read_plan(file)
             problem = problem_of(wish.options, analysis, probed)
             plan = problem.plan(budget_bytes_of(wish.budget, wish.options, problem))
-            new = file.with_name("plan.new")
-            new.write_text(plan_text(plan))
-            new.replace(file)
+            write_plan(plan, file)
             return plan
 
     def _assembled(self, plan: Plan, source: Source, executor: Executor) -> tuple[Manifest, Reuse]:
@@ -184,7 +182,7 @@ class Stages:
                 f"the result takes {format_size(needed)}, the service stores at most {format_size(limit)}; needed a "
                 "smaller budget, or a service with another --max-store"
             )
-        written = sum(map(allocated_bytes, (self._output, partial_folder(self._output))))
+        written = written_bytes(self._folder)
         take_room(self.queue, self.claim, self.store, needed, self.work, written=written)
 
     def _earlier(self) -> list[Path]:
@@ -212,7 +210,7 @@ class Stages:
 
     @property
     def _output(self) -> Path:
-        return self._folder / "model"
+        return self._folder / OUTPUT
 
     @property
     def _reused(self) -> Path:
@@ -243,11 +241,6 @@ class Stages:
 
     def _took(self) -> dict[str, Any]:
         return {"seconds": round(sum(self._seconds.values()), 3), "stage_seconds": dict(self._seconds)}
-
-
-def allocated_bytes(folder: Path) -> int:
-    """Bytes that the files in a folder take on the disk."""
-    return sum(path.stat().st_blocks * 512 for path in folder.rglob("*") if path.is_file())
 
 
 def _finite(value: Any) -> Any:

@@ -59,12 +59,19 @@ class Store:
             raise NotFound(f"there is no file {digest} in the store; it made room for others") from error
 
     def put(
-        self, kind: str, identity: str, files: Mapping[str, Path], known: Mapping[str, WrittenFile] | None = None
+        self,
+        kind: str,
+        identity: str,
+        files: Mapping[str, Path],
+        known: Mapping[str, WrittenFile] | None = None,
+        *,
+        holder: str = "",
     ) -> Artifact:
         """Store files by their names as one artifact, by hard links where the disk is the same.
 
         `known` digests are trusted: give those that were compared with the bytes just now. Others are computed. The
-        least recently used are evicted first where there is no room below `max_bytes`.
+        least recently used are evicted first where there is no room below `max_bytes`. A `holder` holds it until they
+        drop it, or for some minutes.
         """
         found = known or {}
         digests = {name: found.get(name) or file_digest(path) for name, path in files.items()}
@@ -84,7 +91,7 @@ class Store:
                     flush_folder(place.parent)
 
         try:
-            self.ledger.add(artifact, settle)
+            self.ledger.add(artifact, settle, holder=holder, seconds=_HOLD_SECONDS)
         finally:
             for stage in staged.values():
                 stage.unlink(missing_ok=True)

@@ -19,13 +19,13 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from cluster.service.errors import LeaseLost, NotFound, Unavailable
 from cluster.service.history import KEPT_SECONDS
 from cluster.service.jobs import Queue
 from cluster.service.options import ANALYSIS, option
 from cluster.service.records import Claim, Job
+from cluster.service.room import written_bytes
 from cluster.service.runner import DISK, Place, is_full
 from cluster.service.settings import Settings
 from cluster.service.spare import Spare, start
@@ -226,8 +226,9 @@ class Supervisor:
             if not job.reason.startswith(DISK):
                 continue
             work = self._place.work(job.id)
+            written = max(map(written_bytes, work.glob("*")), default=0)
             why = self._store.lacks(
-                job.needed_bytes, work if work.exists() else None, written=_allocated_bytes(work),
+                job.needed_bytes, work if work.exists() else None, written=written,
                 reserved=self._queue.promised(), spare=job.needed_bytes // 20 + RESERVE_BYTES // 4,
             )  # fmt: skip
             if not why:
@@ -239,20 +240,23 @@ class Supervisor:
         more = self._queue.forget(before)
         self._forget_at = self._clock() + (0.0 if more else FORGET_SECONDS)
         for path in () if more else self._logs.glob("*.log"):
-            if path.stat().st_mtime < before:
-                path.unlink(missing_ok=True)
+            with suppress(FileNotFoundError):  # another server was quicker
+                if path.stat().st_mtime < before and self._is_over(path.stem):
+                    path.unlink()
 
     def _clear(self) -> None:
         """Remove what jobs that are over have left on the disk."""
         for folder in self._place.locks.parent.iterdir():
             if folder == self._place.locks or folder.name in self._children:
                 continue
-            try:
-                over = self._queue.get(folder.name).state in FINAL
-            except NotFound:
-                over = True
-            if over:
+            if self._is_over(folder.name):
                 shutil.rmtree(folder, ignore_errors=True)
+
+    def _is_over(self, id: str) -> bool:
+        try:
+            return self._queue.get(id).state in FINAL
+        except NotFound:
+            return True
 
 
 def _library(job: Job) -> str:
@@ -268,13 +272,3 @@ def _signal_group(pid: int, number: signal.Signals) -> None:
 
 def _ending(code: int) -> str:
     return f"was killed by signal {-code}" if code < 0 else f"ended with code {code}"
-
-
-def _allocated_bytes(folder: Path) -> int:
-    found = 0
-    for path in folder.rglob("*") if folder.exists() else ():
-        try:
-            found += path.lstat().st_blocks * 512
-        except FileNotFoundError:
-            continue  # being removed
-    return found
