@@ -32,6 +32,10 @@ from tools.make_shape import SHAPES, write_shape
 from tools.make_smollm2 import say
 
 STAGES = ("analyze", "assemble")
+SHARES = {
+    "analyze": 0.2,
+    "assemble": 0.6,
+}  # of the units, done before the cable is pulled: by then it is known who packs
 PROGRAM = "from mint.cli import main; main()"
 ALONE = "this machine packs everything itself"
 LOOK_SECONDS = 0.05
@@ -132,7 +136,9 @@ def show(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
             slow = bool(options.mbit) and stage == "assemble"
             plug = threading.Timer(options.cable, lab.hosts[1].plug_cable)
             accidents = [
-                Accident(0.2, f"host2: cable out for {options.cable:.0f} s", partial(_trip, lab.hosts[1], plug))
+                Accident(
+                    SHARES[stage], f"host2: cable out for {options.cable:.0f} s", partial(_trip, lab.hosts[1], plug)
+                )
             ]
             if stage == "analyze":
                 accidents.append(Accident(0.4, "host3: killed", lab.hosts[2].kill))
