@@ -79,8 +79,8 @@ def up(
     with _ray():
         from cluster.nodes import Start, need_free, run_node
 
-        need_free(where)
         start = Start(where, address, True, checked_token(place), _certificates(tls), _folders(model_root))
+        need_free(where)
         typer.echo(f"token: {place} ({'made now' if made else 'as before'}; whoever has it can run programs here)")
         raise typer.Exit(run_node(start, lambda _: _say_how_to_join(start.address, place, tls)))
 
