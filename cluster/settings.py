@@ -12,8 +12,8 @@ from pathlib import Path
 
 import platformdirs
 
-from mint.connection import check_private, is_loopback
-from mint.errors import MintError
+from mint.client.http import check_private, is_loopback
+from mint.core.errors import MintError
 
 TOKEN_VARIABLE = "RAY_AUTH_TOKEN_PATH"
 UNWANTED = ("RAY_AUTH_TOKEN", "RAY_ADDRESS", "RAY_NAMESPACE")  # they would win over what is set here

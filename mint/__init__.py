@@ -6,39 +6,38 @@ The verbs of the pipeline as functions, imported when first used:
 """
 
 import importlib
-import sys
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from mint.errors import MintError
+from mint.core.errors import MintError
+from mint.core.version import __version__
 
 if TYPE_CHECKING:
-    from mint.allocate import allocate
-    from mint.analysis import read_analysis
-    from mint.analyze import analyze
-    from mint.assemble import assemble
-    from mint.budget import parse_budget, parse_size
-    from mint.client import Client
-    from mint.curve import curve
-    from mint.diff import diff
-    from mint.evaluate import evaluate
-    from mint.explain import explain
-    from mint.objectives import objective
-    from mint.plan import read_plan, write_plan
-    from mint.problem import Problem
-    from mint.quantize import quantize
-    from mint.reuse import Reuse
-    from mint.rules import Rules
-    from mint.source import open_source
-    from mint.verify import verify
+    from mint.analysis.analysis import read_analysis
+    from mint.analysis.analyze import analyze
+    from mint.assembly.assemble import assemble
+    from mint.assembly.reuse import Reuse
+    from mint.assembly.verify import verify
+    from mint.client.client import Client
+    from mint.core.sizes import parse_budget, parse_size
+    from mint.model.source import open_source
+    from mint.pipeline import quantize
+    from mint.plan.allocate import allocate
+    from mint.plan.curve import curve
+    from mint.plan.diff import diff
+    from mint.plan.explain import explain
+    from mint.plan.objectives import objective
+    from mint.plan.plan import read_plan, write_plan
+    from mint.plan.problem import Problem
+    from mint.plan.rules import Rules
+    from mint.quality.evaluate import evaluate
 
-__version__ = "0.1.0"
 __all__ = [
     "Client",
     "MintError",
     "Problem",
     "Reuse",
     "Rules",
+    "__version__",
     "allocate",
     "analyze",
     "assemble",
@@ -57,33 +56,31 @@ __all__ = [
     "write_plan",
 ]
 _HOME = {
-    "Client": "client",
-    "open_source": "source",
-    "read_analysis": "analysis",
-    "parse_budget": "budget",
-    "parse_size": "budget",
-    "objective": "objectives",
-    "Problem": "problem",
-    "Reuse": "reuse",
-    "Rules": "rules",
-    "read_plan": "plan",
-    "write_plan": "plan",
+    "Client": "mint.client.client",
+    "MintError": "mint.core.errors",
+    "Problem": "mint.plan.problem",
+    "Reuse": "mint.assembly.reuse",
+    "Rules": "mint.plan.rules",
+    "allocate": "mint.plan.allocate",
+    "analyze": "mint.analysis.analyze",
+    "assemble": "mint.assembly.assemble",
+    "curve": "mint.plan.curve",
+    "diff": "mint.plan.diff",
+    "evaluate": "mint.quality.evaluate",
+    "explain": "mint.plan.explain",
+    "objective": "mint.plan.objectives",
+    "open_source": "mint.model.source",
+    "parse_budget": "mint.core.sizes",
+    "parse_size": "mint.core.sizes",
+    "quantize": "mint.pipeline",
+    "read_analysis": "mint.analysis.analysis",
+    "read_plan": "mint.plan.plan",
+    "verify": "mint.assembly.verify",
+    "write_plan": "mint.plan.plan",
 }
 
 
-class _Package(ModuleType):
-    """A package in which a verb's name means the function, also after the module of that name was imported."""
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if name in __all__ and isinstance(value, ModuleType):
-            value = getattr(value, name)
-        super().__setattr__(name, value)
-
-
-sys.modules[__name__].__class__ = _Package
-
-
 def __getattr__(name: str) -> Any:
-    if name not in __all__:
+    if name not in _HOME:
         raise AttributeError(f"module 'mint' has no attribute {name!r}")
-    return getattr(importlib.import_module(f"mint.{_HOME.get(name, name)}"), name)
+    return getattr(importlib.import_module(_HOME[name]), name)

@@ -12,11 +12,11 @@ import mlx.core as mx
 import platformdirs
 import pytest
 
-from tests.zoo import ARCHITECTURES, write_model
+from tests.worlds.zoo import ARCHITECTURES, write_model
 
 if TYPE_CHECKING:  # tests of mint alone need neither the service nor what it needs
-    from cluster.service.database import Database
-    from tests.service_world import World
+    from cluster.service.data.database import Database
+    from tests.worlds.service_world import World
 
 FULL_PRECISION = [name for name in ARCHITECTURES if name != "gpt_oss_mxfp4"]
 
@@ -64,7 +64,7 @@ def make_model(tmp_path: Path) -> Callable[..., Path]:
 @pytest.fixture(scope="session")
 def postgresql_server() -> Iterator[str]:
     """The address of a PostgreSQL of this test run."""
-    from tests import postgresql
+    from tests.worlds import postgresql
 
     if reason := postgresql.why_not():
         pytest.skip(reason)
@@ -77,7 +77,7 @@ def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """The address of a database that is still empty: every test that asks for it runs on both kinds."""
     if request.param == "sqlite":
         return f"sqlite:///{tmp_path / 'service.db'}"
-    from tests import postgresql
+    from tests.worlds import postgresql
 
     return postgresql.new_database(request.getfixturevalue("postgresql_server"), f"test_{next(_numbers)}")
 
@@ -88,7 +88,7 @@ _numbers = itertools.count()
 @pytest.fixture(scope="session", params=["sqlite", "postgresql"])
 def standing_database(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> "Iterator[Database]":
     """A database that tests share, one after the other."""
-    from cluster.service.database import connect
+    from cluster.service.data.database import connect
 
     if request.param == "sqlite":
         database = connect(f"sqlite:///{tmp_path_factory.mktemp('service') / 'service.db'}")
@@ -101,7 +101,7 @@ def standing_database(request: pytest.FixtureRequest, tmp_path_factory: pytest.T
 @pytest.fixture
 def database(standing_database: "Database") -> "Database":
     """A database with its tables, and nothing in them."""
-    from tests.service_world import clear
+    from tests.worlds.service_world import clear
 
     clear(standing_database)
     return standing_database
@@ -110,6 +110,6 @@ def database(standing_database: "Database") -> "Database":
 @pytest.fixture
 def world(database: "Database") -> "World":
     """A queue and a ledger with a clock that stands still."""
-    from tests.service_world import World
+    from tests.worlds.service_world import World
 
     return World(database)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 
-@pytest.mark.parametrize("first", ["from mint.quantize import quantize", "import mint.verify", "pass"])
+@pytest.mark.parametrize("first", ["from mint.pipeline import quantize", "import mint.assembly.verify", "pass"])
 def test_a_verb_is_a_function_whatever_was_imported_before(first: str) -> None:
     names = (
         "allocate analyze assemble curve diff evaluate explain objective open_source parse_budget parse_size quantize "

@@ -21,7 +21,7 @@ fi
 
 if [ ! -e "$model" ]; then
     echo "== making $model"
-    python -m tools.make_smollm2 "$model" --variant diag --dtype bf16
+    python -m tools.models.make_smollm2 "$model" --variant diag --dtype bf16
 fi
 
 if [ ! -e "$small" ]; then

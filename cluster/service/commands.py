@@ -11,15 +11,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cluster.service.records import SCOPES, Quota
+from cluster.service.data.records import SCOPES, Quota
 from cluster.service.settings import PORT, Settings, data_place
-from mint.budget import parse_size
-from mint.errors import MintError
-from mint.options import Json
-from mint.show import Screen
+from mint.cli.options import Json
+from mint.cli.screen import Screen
+from mint.core.errors import MintError
+from mint.core.sizes import parse_size
 
 if TYPE_CHECKING:
-    from cluster.service.tokens import Tokens
+    from cluster.service.data.tokens import Tokens
 
 _HELP: dict[str, Any] = {
     "pretty_exceptions_enable": False,
@@ -109,7 +109,7 @@ def serve(
         streams_each=streams,
     )
     with _service():
-        from cluster.service.server import serve as run
+        from cluster.service.http.server import serve as run
 
         run(settings, on_start=lambda url: typer.echo(f"mint serves at {url}/ (data: {settings.data}). Ctrl-C ends it"))
 
@@ -205,8 +205,8 @@ def _tokens(data: Path | None, database: str) -> Iterator["Tokens"]:
     settings = Settings(data=(data or data_place()).expanduser().resolve(), database=database)
     settings.data.mkdir(parents=True, exist_ok=True, mode=0o700)
     with _service():
-        from cluster.service.database import connect
-        from cluster.service.tokens import Tokens
+        from cluster.service.data.database import connect
+        from cluster.service.data.tokens import Tokens
 
         opened = connect(settings.database_url)
         try:

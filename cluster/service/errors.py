@@ -2,7 +2,7 @@
 
 # ruff: noqa: N818 (they say what is the case)
 
-from mint.errors import MintError
+from mint.core.errors import MintError
 
 
 class NotFound(MintError):

@@ -6,7 +6,7 @@ from urllib.parse import quote
 
 import platformdirs
 
-from mint.connection import is_loopback
+from mint.client.http import is_loopback
 
 PORT = 8420
 

@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 
-from mint.formats import Format
+from mint.formats.format import Format
 from mint.kernels.compiled import (
     AFFINE,
     MODES,

@@ -16,7 +16,7 @@ import numpy as np
 from numba import config, njit
 from numpy.typing import NDArray
 
-from mint.kernels.ready import FOLDER, may_cache
+from mint.kernels.code_cache import code_folder, may_cache
 
 LANES = 16
 SEGMENT = 2048  # weights held in cache at once (8 KiB as float32); a multiple of every group size
@@ -36,7 +36,7 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 def compiled(function: Function) -> Function:
     """Compile at first use, cache on disk, release the GIL; division by zero gives infinity as in C."""
-    before, config.CACHE_DIR = config.CACHE_DIR, str(FOLDER)
+    before, config.CACHE_DIR = config.CACHE_DIR, str(code_folder())
     try:
         return cast(Function, njit(nogil=True, cache=may_cache(), error_model="numpy")(function))
     finally:

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from mint.formats import Format
+from mint.formats.format import Format
 from mint.kernels import affine, fp4, search
 from mint.kernels.compiled import (
     AFFINE,

@@ -18,8 +18,8 @@ import mlx.core as mx
 import numpy as np
 from numpy.typing import NDArray
 
-from mint.formats import Format
-from mint.kernels import reference, search_arrays
+from mint.formats.format import Format
+from mint.kernels import oracle, search_arrays
 from mint.kernels.distortion import Errors
 
 BLOCK_ELEMENTS = 64 << 20
@@ -46,7 +46,7 @@ def errors(
         energy[here] = _row_sums(mx.square(block.astype(mx.float32)))
         nonfinite += int(np.array(mx.sum(~mx.isfinite(block))))
         for place, format in enumerate(formats):
-            restored = reference.dequantize(_packed(block, format, rounding, importance), format)
+            restored = oracle.dequantize(_packed(block, format, rounding, importance), format)
             squared[here, place] = _row_sums(_squared_difference(restored, block))
     return Errors(
         squared=squared.reshape(slices, rows, -1).sum(1) if formats else np.empty((slices, 0)),
@@ -81,7 +81,7 @@ def _blocks(weight: mx.array, rounding: str) -> Iterator[mx.array]:
 
 def _packed(block: mx.array, format: Format, rounding: str, importance: mx.array | None) -> tuple[mx.array, ...]:
     """The tensors that store (rows, C) weights."""
-    plain = reference.pack(block, format)
+    plain = oracle.pack(block, format)
     return plain if rounding == "nearest" else _searched(block, plain, format, importance)
 
 

@@ -28,7 +28,7 @@ from mint.kernels import affine
 from mint.kernels.compiled import BF16, F16, LANES, Floats, Words, compiled
 
 # by bits: the step between starts, how many starts, and how many passes a descent from the best of them and one beside
-# it have. Found on Gaussian and Student-t weights (tools/bench_rounding.py): at 4 bits g64 NRMSE is 9.3 % less; with
+# it have. Found on Gaussian and Student-t weights (tools/bench/rounding.py): at 4 bits g64 NRMSE is 9.3 % less; with
 # two passes beside 8.6 %, with none from the best 8.9 %, with a third descent 9.7 % for a fifth more time
 SCHEDULES = {
     2: (0.09, 4, 2, 3),

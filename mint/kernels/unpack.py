@@ -14,7 +14,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from mint.formats import Format
+from mint.formats.format import Format
 from mint.kernels.compiled import LANES, STORAGES, Bytes, Floats, Raw, compiled, widen
 from mint.kernels.cpu import CHUNK
 from mint.kernels.threads import spread

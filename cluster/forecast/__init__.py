@@ -1,0 +1,1 @@
+"""Predicts how long a cluster takes (`mint cluster plan`)."""

@@ -1,0 +1,1 @@
+"""The `mint cluster` commands: nodes, their health, their start at boot."""

@@ -1,0 +1,107 @@
+"""Certificates for a cluster that speaks TLS: an authority of its own, and one certificate for every machine.
+
+Ray asks both sides for a certificate of the same authority, so whoever has none of them is not heard. The authority's
+key is needed only to add machines: it stays where it was made. Keys are elliptic (P-256), files of keys are private.
+"""
+
+import ipaddress
+import os
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
+from cluster.settings import TLS_FILES
+from mint.core.errors import MintError
+
+AUTHORITY_KEY = "authority.key"
+_CERTIFICATE, _KEY, _AUTHORITY = TLS_FILES.values()
+_YEARS = 5
+
+
+def make_certificates(hosts: Sequence[str], folder: Path) -> list[Path]:
+    """Write `folder`/HOST with certificate, key and authority for every host (address or name); those folders.
+
+    An authority that is in `folder` already signs for more hosts. Raises `MintError` for a host that has its folder.
+    """
+    there = [host for host in hosts if (folder / host).exists()]
+    if there:
+        raise MintError(
+            f"{folder / there[0]} exists; nothing is overwritten. Remove it to make new certificates for it"
+        )
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    key, authority = _authority(folder)
+    made = []
+    for host in hosts:
+        place = folder / host
+        place.mkdir(mode=0o700)
+        own = ec.generate_private_key(ec.SECP256R1())
+        names = [_name(each) for each in dict.fromkeys((host, "localhost", "127.0.0.1"))]
+        certificate = (
+            _begun(host, authority.subject, own)
+            .add_extension(x509.SubjectAlternativeName(names), critical=False)
+            .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+            .add_extension(
+                x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]),
+                critical=False,
+            )
+            .sign(key, hashes.SHA256())
+        )
+        _write(place / _KEY, _private(own))
+        _write(place / _CERTIFICATE, certificate.public_bytes(serialization.Encoding.PEM))
+        _write(place / _AUTHORITY, authority.public_bytes(serialization.Encoding.PEM))
+        made.append(place)
+    return made
+
+
+def _authority(folder: Path) -> tuple[ec.EllipticCurvePrivateKey, x509.Certificate]:
+    """The key and certificate of the authority in `folder`, made when there is none."""
+    if (folder / AUTHORITY_KEY).exists():
+        key = serialization.load_pem_private_key((folder / AUTHORITY_KEY).read_bytes(), password=None)
+        assert isinstance(key, ec.EllipticCurvePrivateKey)
+        return key, x509.load_pem_x509_certificate((folder / _AUTHORITY).read_bytes())
+    key = ec.generate_private_key(ec.SECP256R1())
+    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "mint cluster")])
+    certificate = (
+        _begun("mint cluster", subject, key)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+        .sign(key, hashes.SHA256())
+    )
+    _write(folder / AUTHORITY_KEY, _private(key))
+    _write(folder / _AUTHORITY, certificate.public_bytes(serialization.Encoding.PEM))
+    return key, certificate
+
+
+def _begun(name: str, issuer: x509.Name, key: ec.EllipticCurvePrivateKey) -> x509.CertificateBuilder:
+    now = datetime.now(UTC)
+    return (
+        x509.CertificateBuilder()
+        .subject_name(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)]))
+        .issuer_name(issuer)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - timedelta(days=1))  # clocks of machines differ
+        .not_valid_after(now + timedelta(days=365 * _YEARS))
+    )
+
+
+def _name(host: str) -> x509.GeneralName:
+    try:
+        return x509.IPAddress(ipaddress.ip_address(host))
+    except ValueError:
+        return x509.DNSName(host)
+
+
+def _private(key: ec.EllipticCurvePrivateKey) -> bytes:
+    return key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+
+
+def _write(path: Path, text: bytes) -> None:
+    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+        file.write(text)

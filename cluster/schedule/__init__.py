@@ -1,0 +1,1 @@
+"""Decides which node does which work, from events alone: no Ray, no clock, no socket."""

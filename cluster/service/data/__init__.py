@@ -1,0 +1,1 @@
+"""Tables of the service's database, and queries outside of the queue."""

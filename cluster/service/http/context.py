@@ -1,0 +1,142 @@
+"""What every route needs: the parts of the service, and who asks.
+
+A token comes in the `Authorization` header and nowhere else. Where nobody ever had a token, and only programs on this
+machine can connect, whoever asks is called `local` and may do all; a request that a proxy passed on is not from this
+machine, wherever it seems to come from.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from fastapi import Depends, Request
+from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+
+from cluster.service.data.catalog import Ledger
+from cluster.service.data.hosts import Hosts
+from cluster.service.data.records import Person
+from cluster.service.data.tokens import NOBODY, Tokens, digest_of
+from cluster.service.http.audit import Audit
+from cluster.service.http.error_answers import Refusal, retry_after
+from cluster.service.http.metrics import Metrics
+from cluster.service.http.rate_limit import Rates
+from cluster.service.http.revocation import Standing
+from cluster.service.http.schema import ErrorAnswer
+from cluster.service.http.security import is_forwarded
+from cluster.service.http.sse import Hub
+from cluster.service.http.tickets import Tickets
+from cluster.service.offload.fetch_pool import Fetches
+from cluster.service.offload.plan_pool import Planner
+from cluster.service.queue.queue import Queue
+from cluster.service.settings import Settings
+from cluster.service.store.model_roots import Roots
+from cluster.service.store.store import Store
+from mint.client.http import is_loopback
+
+LOCAL = Person(NOBODY, ("admin",))
+_FINE = 20.0  # requests that a wrong token costs its sender
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    """The parts of a running service."""
+
+    settings: Settings
+    queue: Queue
+    tokens: Tokens
+    ledger: Ledger
+    hosts: Hosts
+    store: Store
+    models: Roots
+    hub: Hub
+    planner: Planner
+    fetches: Fetches
+    tickets: Tickets
+    standing: Standing
+    audit: Audit
+    metrics: Metrics
+    addresses: Rates  # by address, of all requests
+    people: Rates  # by name
+
+    def person(self, request: Request) -> Person:
+        """Who asks; raises `Refusal`."""
+        client = request.client.host if request.client else "unknown"
+        text = _token(request)
+        if text is None:
+            if not self._is_open(client, request):
+                raise _unauthorized(
+                    "needed: a token, in the header Authorization: Bearer TOKEN; mint token create NAME"
+                )
+            return LOCAL
+        person = self.tokens.verify(text) if text else None
+        if person is None:
+            self.addresses.fine(client, _FINE)
+            self.audit.note("token.refused", person="", client=client, path=request.url.path)
+            raise _unauthorized("the token is not known here, or was revoked; make one with mint token create NAME")
+        if wait := self.people.take(person.name):
+            raise Refusal(429, f"too many requests; come back in {wait:.1f} seconds", headers=retry_after(wait))
+        return person
+
+    def grant(self, request: Request) -> str:
+        """What `Standing` knows the token of a request by; empty for a request without one."""
+        text = _token(request)
+        return digest_of(text) if text else ""
+
+    def note(self, request: Request, person: Person, event: str, **about: Any) -> None:
+        """Write a line into the audit log."""
+        self.audit.note(event, person=person.name, client=request.client.host if request.client else "", **about)
+
+    def _is_open(self, client: str, request: Request) -> bool:
+        local = self.settings.is_local and is_loopback(client) and not is_forwarded(request.headers.keys())
+        return local and not self.tokens.ever()
+
+
+def _token(request: Request) -> str | None:
+    """The token in the header; empty where there is something else, None where there is nothing."""
+    header = request.headers.get("authorization")
+    if header is None:
+        return None
+    scheme, _, text = header.partition(" ")
+    return text.strip() if scheme.lower() == "bearer" else ""
+
+
+def _unauthorized(message: str) -> Refusal:
+    return Refusal(401, message, headers={"WWW-Authenticate": "Bearer"})
+
+
+def service_of(request: Request) -> Service:
+    """The service that a request came to."""
+    service: Service = request.app.state.service
+    return service
+
+
+BEARER = HTTPBearer(auto_error=False, description="A token of `mint token create`.")
+
+
+def _need(scope: str) -> Callable[..., Person]:
+    def check(
+        request: Request,
+        service: Annotated[Service, Depends(service_of)],
+        _: Annotated[HTTPAuthorizationCredentials | None, Depends(BEARER)],
+    ) -> Person:
+        person = service.person(request)
+        if not person.may(scope):
+            service.note(request, person, "scope.refused", path=request.url.path, scope=scope)
+            raise Refusal(403, f"{person.name}'s token does not allow this; needed the scope {scope!r}")
+        return person
+
+    return check
+
+
+Here = Annotated[Service, Depends(service_of)]
+Reader = Annotated[Person, Depends(_need("read"))]
+Submitter = Annotated[Person, Depends(_need("submit"))]
+
+
+def refusals(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """The description of the errors of a route, beside those that every route has."""
+    return {status: {"model": ErrorAnswer} for status in (*_EVERYWHERE, *statuses)}
+
+
+_EVERYWHERE = (400, 401, 403, 422, 429, 503)
+POSTED = (408, 413, 415)  # of a request with a body

@@ -1,0 +1,98 @@
+"""What the service and its machines are, and how they do."""
+
+import socket
+import time
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any
+
+from fastapi import APIRouter, Request, Response
+from starlette.responses import FileResponse
+from starlette.staticfiles import StaticFiles
+
+from cluster.service.data.hosts import Host
+from cluster.service.data.states import ACTIVE
+from cluster.service.http.context import Here, Reader, Service, refusals
+from cluster.service.http.metrics import CONTENT_TYPE
+from cluster.service.http.schema import DevicesAnswer, HealthAnswer, HostsAnswer, PersonAnswer
+from mint.core.version import __version__
+from mint.targets.devices import DEVICES
+
+router = APIRouter(tags=["about"])
+WEB = Path(__file__).parent.parent / "web"
+
+
+@router.get("/v1/devices")
+def devices(person: Reader) -> DevicesAnswer:
+    """The devices that a budget can be named after."""
+    rows = [{"name": device.name, **device.figures} for device in DEVICES]
+    return DevicesAnswer.model_validate({"devices": rows})
+
+
+def host_now(service: Service) -> Host:
+    """This machine."""
+    settings = service.settings
+    free, stored = service.store.free_bytes(), service.ledger.nbytes()
+    return Host(socket.gethostname(), settings.slots, free, stored, settings.cluster)
+
+
+@router.get("/v1/hosts")
+def hosts(service: Here, person: Reader) -> HostsAnswer:
+    """The machines that serve or work for the queue, as each told of itself at `seen_at`, a few seconds ago."""
+    here = host_now(service)
+    known = {host.name: (host, at) for host, at in service.hosts.seen().items()} | {here.name: (here, time.time())}
+    running: dict[str, list[str]] = {name: [] for name in known}
+    for state in ACTIVE:
+        for job in service.queue.find(state=state, limit=500):
+            running.setdefault(job.host, []).append(job.id)
+    rows = []
+    for name, jobs in running.items():
+        host, seen_at = known.get(name, (None, None))
+        figures = asdict(host) if host else dict.fromkeys(field.name for field in fields(Host))
+        rows.append({**figures, "name": name, "jobs": jobs, "is_here": name == here.name, "seen_at": seen_at})
+    return HostsAnswer.model_validate({"hosts": rows})
+
+
+@router.get("/v1/me")
+def me(person: Reader) -> PersonAnswer:
+    """Who asks, and what they may."""
+    return PersonAnswer(name=person.name, scopes=list(person.scopes))
+
+
+@router.get("/healthz")
+async def health() -> HealthAnswer:
+    """Whether the process answers."""
+    return HealthAnswer(status="ok", version=__version__)
+
+
+@router.get("/readyz", responses=refusals())
+def ready(service: Here) -> HealthAnswer:
+    """Whether the database answers too; 503 if it does not."""
+    service.queue.counts()
+    return HealthAnswer(status="ready", version=__version__)
+
+
+@router.get(
+    "/metrics",
+    response_class=Response,
+    responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}, **refusals()},
+)
+def metrics(service: Here, person: Reader) -> Response:
+    """Figures for Prometheus."""
+    return Response(service.metrics.text(), media_type=CONTENT_TYPE)
+
+
+@router.get("/", include_in_schema=False)
+async def page(request: Request) -> Response:
+    """The page."""
+    return FileResponse(WEB / "index.html", headers={"Cache-Control": "no-cache"})
+
+
+class Static(StaticFiles):
+    """The page's files; a browser asks each time whether they changed."""
+
+    def file_response(self, *arguments: Any, **options: Any) -> Response:
+        """A file, or that it did not change."""
+        response = super().file_response(*arguments, **options)
+        response.headers["Cache-Control"] = "no-cache"
+        return response

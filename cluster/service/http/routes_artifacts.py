@@ -1,0 +1,171 @@
+"""Artifacts and their files: what a service made, to be downloaded, resumed and checked."""
+
+import secrets
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
+from typing import Annotated, Any, Literal
+from urllib.parse import quote
+
+from fastapi import APIRouter, Depends, Path, Query, Request, Response
+
+from cluster.service.data.records import Artifact, Person, StoredFile
+from cluster.service.errors import Unavailable
+from cluster.service.http.context import BEARER, POSTED, Here, Reader, Service, refusals
+from cluster.service.http.downloads import Download
+from cluster.service.http.error_answers import Refusal
+from cluster.service.http.schema import ArtifactAnswer, ArtifactsAnswer, Sha256, TicketAnswer, TicketRequest
+
+router = APIRouter(prefix="/v1/artifacts", tags=["artifacts"])
+Digest = Annotated[str, Path(pattern="^[0-9a-f]{64}$", description="SHA-256 of the list of its files.")]
+FileName = Annotated[str, Path(min_length=1, max_length=512)]
+_HOLD_SECONDS = 600.0  # renewed while a download goes on
+
+
+def artifact_record(artifact: Artifact) -> dict[str, Any]:
+    """An artifact as it is answered."""
+    digest = artifact.digest
+    files = [
+        {"name": each.name, "digest": each.digest, "nbytes": each.nbytes, "url": _url(digest, each.name)}
+        for each in artifact.files
+    ]
+    return {
+        "digest": digest,
+        "kind": artifact.kind,
+        "identity": artifact.identity,
+        "nbytes": artifact.nbytes,
+        "files": files,
+    }
+
+
+def _url(digest: str, name: str) -> str:
+    return f"/v1/artifacts/{digest}/files/{quote(name)}"
+
+
+@router.get("")
+def find(
+    service: Here,
+    person: Reader,
+    kind: Literal["model", "analysis"] | None = None,
+    model: Annotated[Sha256 | None, Query(description="The identity of a model.")] = None,
+    limit: Annotated[int, Query(ge=1, le=500)] = 100,
+) -> ArtifactsAnswer:
+    """What is stored, the last made first."""
+    found = service.ledger.find(kind, model, limit)
+    return ArtifactsAnswer.model_validate({"artifacts": [artifact_record(each) for each in found]})
+
+
+@router.get("/{digest}", responses=refusals(404))
+def look(digest: Digest, service: Here, person: Reader) -> ArtifactAnswer:
+    """The files of an artifact."""
+    return ArtifactAnswer.model_validate(artifact_record(service.ledger.get(digest)))
+
+
+@router.post("/{digest}/tickets", status_code=201, responses=refusals(404, *POSTED))
+def give_ticket(request: Request, digest: Digest, wanted: TicketRequest, service: Here, person: Reader) -> TicketAnswer:
+    """A link to one file that works once, within a minute, for a browser: a link cannot send a token."""
+    file = _file(service.ledger.get(digest), wanted.name)
+    ticket = service.tickets.give(person.name, digest, file.name, service.grant(request))
+    service.note(request, person, "ticket.given", artifact=digest, file=file.name)
+    return TicketAnswer(url=f"{_url(digest, file.name)}?ticket={ticket}")
+
+
+_FILE = "/{digest}/files/{name:path}"
+_BINARY = {"content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}}
+_FILE_ANSWERS: dict[int | str, dict[str, Any]] = {
+    200: {**_BINARY, "description": "The whole file."},
+    206: {**_BINARY, "description": "The range that was asked for."},
+    304: {"description": "The file with the ETag that the client named."},
+    **refusals(404, 416),
+}
+Ticket = Annotated[str | None, Query(max_length=64, description="Of POST .../tickets, in place of a token.")]
+
+
+def _download(request: Request, digest: Digest, name: FileName, service: Here, ticket: Ticket = None) -> Response:
+    person, grant = _allowed(service, request, digest, name, ticket)
+    file = _file(service.ledger.get(digest), name)
+    holder = f"download-{secrets.token_hex(8)}"
+    hold = partial(_if_possible, lambda: service.ledger.hold(digest, holder, _HOLD_SECONDS))
+    drop = partial(_if_possible, lambda: service.ledger.drop(holder))
+    hold()
+
+    def done(nbytes: int) -> None:
+        drop()
+        service.metrics.sent(nbytes)
+
+    try:
+        answer = Download(
+            service.store.path(file.digest),
+            name=file.name,
+            digest=file.digest,
+            nbytes=file.nbytes,
+            asked=lambda header: request.headers.get(header, ""),
+            allowed=lambda: service.standing.holds(grant),
+            renew=hold,
+            done=done,
+        )
+    except BaseException as error:
+        drop()
+        if isinstance(error, FileNotFoundError):
+            raise Refusal(
+                404,
+                f"the file {name!r} is gone from the service's disk. The service forgets it when it is started again, "
+                "and then makes it anew for who submits the job again",
+            ) from error
+        raise
+    if request.method == "GET":
+        service.note(request, person, "file.sent", artifact=digest, file=name, status=answer.status_code)
+    return answer
+
+
+def _if_possible(note: Callable[[], object]) -> None:
+    """Write down who holds what, if the database takes it: one that does not, on a full disk, evicts nothing either."""
+    with suppress(Unavailable):
+        note()
+
+
+@router.get(
+    _FILE,
+    response_class=Response,
+    responses=_FILE_ANSWERS,
+    operation_id="download_file",
+    dependencies=[Depends(BEARER)],
+)
+def download(request: Request, digest: Digest, name: FileName, service: Here, ticket: Ticket = None) -> Response:
+    """A file, or one range of it. Its ETag is its SHA-256: a cut download goes on with `Range` and `If-Range`."""
+    return _download(request, digest, name, service, ticket)
+
+
+@router.head(
+    _FILE,
+    response_class=Response,
+    responses=_FILE_ANSWERS,
+    operation_id="describe_file",
+    dependencies=[Depends(BEARER)],
+)
+def describe(request: Request, digest: Digest, name: FileName, service: Here, ticket: Ticket = None) -> Response:
+    """The headers of a file: its size and its SHA-256."""
+    return _download(request, digest, name, service, ticket)
+
+
+def _allowed(service: Service, request: Request, digest: str, name: str, ticket: str | None) -> tuple[Person, str]:
+    """Who downloads, and by which token: that of the request, or that which a ticket was asked for with."""
+    if ticket is None:
+        person = service.person(request)
+        if not person.may("read"):
+            raise Refusal(403, f"{person.name}'s token does not allow this; needed the scope 'read'")
+        return person, service.grant(request)
+    given = service.tickets.use(ticket, digest, name)
+    if given is None or not service.standing.is_good(given.grant):
+        raise Refusal(401, "the ticket was used, is older than a minute, or is for another file; ask for a new one",
+                      headers={"WWW-Authenticate": "Bearer"})  # fmt: skip
+    return Person(given.person, ("read",)), given.grant
+
+
+def _file(artifact: Artifact, name: str) -> StoredFile:
+    found = next((file for file in artifact.files if file.name == name), None)
+    if found is None:
+        raise Refusal(
+            404, f"the artifact has no file {name!r}; GET /v1/artifacts/DIGEST lists its {len(artifact.files)}"
+        )
+    return found

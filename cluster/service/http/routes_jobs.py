@@ -1,0 +1,161 @@
+"""Jobs: submit, list, look, cancel, follow."""
+
+from collections.abc import AsyncIterator
+from contextlib import AbstractContextManager, aclosing
+from dataclasses import asdict
+from pathlib import Path as FilePath
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, Header, Path, Query, Request, Response
+from starlette.responses import StreamingResponse
+from starlette.types import Receive, Scope, Send
+
+from cluster.service.data.records import Job, Person, Wish
+from cluster.service.data.states import ACTIVE, BLOCKED, FINAL, QUEUED
+from cluster.service.errors import NotFetched, Unavailable
+from cluster.service.http.context import POSTED, Here, Reader, Service, Submitter, refusals
+from cluster.service.http.error_answers import Refusal
+from cluster.service.http.schema import JobAnswer, JobsAnswer, Sha256, Submission, SubmittedAnswer
+from cluster.service.recipe_of_wish import checked_budget, checked_options, most_bytes
+from mint.core.errors import MintError
+
+router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
+JobId = Annotated[str, Path(pattern="^[0-9a-f]{16}$")]
+State = Literal[
+    "queued", "inventory", "analyzing", "probing", "solving", "assembling", "verifying", "done", "failed", "cancelled",
+    "blocked",
+]  # fmt: skip
+assert set(State.__args__) == {QUEUED, BLOCKED, *ACTIVE, *FINAL}  # type: ignore[attr-defined]
+
+
+def job_record(job: Job, person: Person) -> dict[str, Any]:
+    """A job as it is answered."""
+    record = asdict(job)
+    wish = record.pop("wish")
+    return {**wish, **record, "mine": person.name in job.watchers}
+
+
+@router.post("", status_code=201, responses={200: {"model": SubmittedAnswer}, **refusals(404, 409, *POSTED)})
+def submit(
+    request: Request, response: Response, submission: Submission, service: Here, person: Submitter
+) -> SubmittedAnswer:
+    """Ask for a model: a job for each budget, or one for the analysis alone. All of them are taken, or none.
+
+    Who asks for what somebody asked for before shares that job: 200 where all are shared, 201 otherwise. Asking again
+    after an error is safe. A model of the hub that is not here yet is refused as `not_fetched`: fetch it first.
+    """
+    if submission.priority > 0 and not person.may("admin"):
+        raise Refusal(403, f"priority {submission.priority} goes before others; needed the scope 'admin', or at most 0")
+    options = submission.options.model_dump()
+    budgets = [checked_budget(budget) for budget in submission.budgets] or [""]
+    wanted = {budget: checked_options(budget, options) for budget in budgets}
+    path, identity = identified(service, submission.model)
+    source_bytes = sum(shard.stat().st_size for shard in path.glob("*.safetensors"))
+    wishes = [
+        (Wish(submission.model, identity, budget, matters), most_bytes(budget, source_bytes))
+        for budget, matters in wanted.items()
+    ]
+    answered = []
+    for job, is_new in service.queue.submit_all(wishes, person, submission.priority):
+        service.note(
+            request, person, "job.submitted", job=job.id, model=job.wish.model, budget=job.wish.budget, is_new=is_new
+        )
+        answered.append({**job_record(job, person), "is_new": is_new})
+    response.status_code = 201 if any(each["is_new"] for each in answered) else 200
+    return SubmittedAnswer.model_validate({"jobs": answered})
+
+
+def identified(service: Service, name: str) -> tuple[FilePath, str]:
+    """Where a model lies and what it is; raises `Refusal` for one that is not there."""
+    try:
+        return service.models.identify(name)
+    except Unavailable:
+        raise
+    except NotFetched as error:
+        raise Refusal(409, str(error), code="not_fetched") from error
+    except MintError as error:
+        raise Refusal(404, str(error), code="no_such_model") from error
+
+
+@router.get("", responses=refusals(404))
+def find(
+    service: Here,
+    person: Reader,
+    state: State | None = None,
+    mine: bool = False,
+    model: Annotated[Sha256 | None, Query(description="The identity of a model.")] = None,
+    before: Annotated[
+        str | None, Query(pattern="^[0-9a-f]{16}$", description="The last job of the page before.")
+    ] = None,
+    limit: Annotated[int, Query(ge=1, le=500)] = 100,
+) -> JobsAnswer:
+    """Jobs, the newest first."""
+    found = service.queue.find(state, person.name if mine else None, model, before, limit)
+    return JobsAnswer.model_validate({"jobs": [job_record(job, person) for job in found]})
+
+
+@router.get("/{id}", responses=refusals(404))
+def look(id: JobId, service: Here, person: Reader) -> JobAnswer:
+    """A job as it stands."""
+    return JobAnswer.model_validate(job_record(service.queue.get(id), person))
+
+
+@router.delete("/{id}", responses=refusals(404))
+def cancel(
+    request: Request,
+    id: JobId,
+    service: Here,
+    person: Submitter,
+    everybody: Annotated[bool, Query(description="Take it from all who want it; only for admins.")] = False,
+) -> JobAnswer:
+    """No longer want a job, which ends when nobody wants it any more. An admin who never asked for it ends it."""
+    job = service.queue.cancel(id, person, everybody=everybody)
+    service.note(request, person, "job.cancelled", job=id, left=len(job.watchers))
+    return JobAnswer.model_validate(job_record(job, person))
+
+
+class _Events(StreamingResponse):
+    """A stream that gives back what it holds as soon as it ends, whoever ends it; it begins where there is a seat."""
+
+    def __init__(self, stream: AsyncIterator[bytes], seat: AbstractContextManager[None]) -> None:
+        super().__init__(stream, media_type="text/event-stream", headers={"X-Accel-Buffering": "no"})
+        self._stream, self._seat = stream, seat
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async with aclosing(self._stream):  # type: ignore[type-var]
+            with self._seat:
+                await super().__call__(scope, receive, send)
+
+
+@router.get(
+    "/{id}/events",
+    response_class=Response,
+    responses={
+        200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}, "description": "The events."},
+        204: {"description": "The job is over, and there are no more events."},
+        **refusals(404),
+    },
+)
+def follow(
+    request: Request,
+    id: JobId,
+    service: Here,
+    person: Reader,
+    after: Annotated[int, Query(ge=0, le=2**53, description="Only events after this one.")] = 0,
+    last_event_id: Annotated[str, Header(pattern="^[0-9]{0,15}$", description="The same; it wins.")] = "",
+) -> Response:
+    """What happens to a job, as server-sent events: `id` is the event's number, `event` its kind, `data` JSON.
+
+    Numbers grow, with gaps: progress takes the place of the progress before it. 30 days after the end of a job only its
+    end is told. The stream ends after the event of a final state; comments keep it open until then. A revoked token
+    ends it too.
+    """
+    job = service.queue.get(id)
+    seen = min(int(last_event_id) if last_event_id else after, job.last_seq)
+    if job.state in FINAL and seen == job.last_seq:
+        return Response(status_code=204)
+    grant = service.grant(request)
+    return _Events(
+        service.hub.stream(id, last_seq=job.last_seq, after=seen, allowed=lambda: service.standing.holds(grant)),
+        service.hub.seat(person.name),
+    )

@@ -1,0 +1,160 @@
+"""Models, their analyses, curves, and plans that are made at once from an analysis that is there."""
+
+import re
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, Path, Query
+
+from cluster.service.data.records import Artifact
+from cluster.service.errors import Unavailable
+from cluster.service.http.context import POSTED, Here, Reader, Service, refusals
+from cluster.service.http.error_answers import Refusal
+from cluster.service.http.routes_artifacts import artifact_record
+from cluster.service.http.routes_jobs import identified, job_record
+from cluster.service.http.schema import (
+    ArtifactAnswer,
+    CurveAnswer,
+    ModelDetail,
+    ModelsAnswer,
+    Options,
+    PlanAnswer,
+    PlanRequest,
+)
+from cluster.service.offload.plan_pool import NotAnalyzed
+from cluster.service.recipe_of_wish import checked_budget, checked_options
+from mint.core.errors import MintError
+
+router = APIRouter(prefix="/v1", tags=["models"])
+Identity = Annotated[str, Path(pattern="^[0-9a-f]{64}$", description="SHA-256 of the model's content.")]
+Rounding = Literal["nearest", "search", "compensate"]
+Dtype = Literal["", "float16", "bfloat16", "float32"]
+_IDENTITY = re.compile("[0-9a-f]{64}")
+_ANALYSIS, _PROBE = ".mint", ".probe"  # how the files of an analysis artifact end
+_MOST_JOBS = 100
+
+
+@router.get("/models")
+def models(service: Here, person: Reader) -> ModelsAnswer:
+    """Every model below the roots of the service."""
+    analyzed = {artifact.identity for artifact in service.ledger.find(kind="analysis", limit=10_000)}
+    rows = [_model(service, name, analyzed) for name in service.models.names()]
+    return ModelsAnswer.model_validate({"models": rows, "allows_hub": service.settings.allow_hub})
+
+
+def _model(service: Service, name: str, analyzed: set[str]) -> dict[str, Any]:
+    try:
+        path, identity = service.models.identify(name)
+    except Unavailable:
+        raise
+    except MintError as error:
+        return {"name": name, "identity": "", "nbytes": 0, "analyzed": False, "reason": str(error)}
+    nbytes = sum(shard.stat().st_size for shard in path.glob("*.safetensors"))
+    return {"name": name, "identity": identity, "nbytes": nbytes, "analyzed": identity in analyzed, "reason": ""}
+
+
+@router.get("/models/{identity}", responses=refusals(404))
+def model(identity: Identity, service: Here, person: Reader) -> ModelDetail:
+    """All that is known of a model."""
+    rows = [_model(service, name, set()) for name in service.models.names()]
+    named = [row for row in rows if row["identity"] == identity]
+    jobs = service.queue.find(model_identity=identity, limit=_MOST_JOBS)
+    artifacts = service.ledger.find(identity=identity, limit=_MOST_JOBS)
+    if not named and not jobs and not artifacts:
+        raise Refusal(404, f"nothing is known of a model {identity[:12]}; GET /v1/models lists those that there are")
+    found = stored_analyses(service, identity)
+    made_of: dict[str, Any] = {"model_type": "", "layers": 0, "roles": [], "analyses": []}
+    if found:
+        told = service.planner.ask("roles", analyses=[files for _, files in found])
+        told["analyses"] = [
+            {**each, "artifact": artifact.digest} for each, (artifact, _) in zip(told["analyses"], found, strict=True)
+        ]
+        made_of |= told
+    return ModelDetail.model_validate(
+        {
+            "identity": identity,
+            "names": sorted({*(row["name"] for row in named), *(job.wish.model for job in jobs)}),
+            "source_bytes": named[0]["nbytes"] if named else 0,
+            **made_of,
+            "analyzed": sorted({each["rounding"] for each in made_of["analyses"]}),
+            "jobs": [job_record(job, person) for job in jobs],
+            "artifacts": [artifact_record(artifact) for artifact in artifacts],
+        }
+    )
+
+
+def stored_analyses(service: Service, identity: str) -> list[tuple[Artifact, dict[str, str]]]:
+    """The stored analyses of a model, the last made first, with where their files lie."""
+    artifacts = service.ledger.find(kind="analysis", identity=identity)
+    return [(artifact, _files(service, artifact)) for artifact in artifacts]
+
+
+def _files(service: Service, artifact: Artifact) -> dict[str, str]:
+    def place(ending: str) -> str:
+        return next((str(service.store.path(file.digest)) for file in artifact.files if file.name.endswith(ending)), "")
+
+    return {"analysis": place(_ANALYSIS), "probe": place(_PROBE)}
+
+
+def _planned(service: Service, verb: str, identity: str, **asked: Any) -> dict[str, Any]:
+    found = [files for _, files in stored_analyses(service, identity)]
+    try:
+        if not found:
+            raise NotAnalyzed("not analyzed")
+        return service.planner.ask(verb, analyses=found, **asked)
+    except NotAnalyzed as error:
+        raise Refusal(
+            409,
+            f"the model {identity[:12]} is {error}; submit a job first (without a budget: the analysis alone)",
+            code="not_analyzed",
+        ) from error
+
+
+@router.get("/models/{identity}/curve", responses=refusals(404, 409))
+def curve(
+    identity: Identity,
+    service: Here,
+    person: Reader,
+    rounding: Rounding = "nearest",
+    dtype: Dtype = "",
+    objective: Literal["output", "mint", "energy"] = "output",
+    points: Annotated[int, Query(ge=2, le=200)] = 60,
+) -> CurveAnswer:
+    """The curve of budget and loss of an analyzed model, its knees, and where devices lie on it."""
+    options = Options(rounding=rounding, dtype=dtype, objective=objective).model_dump()
+    return CurveAnswer.model_validate(
+        _planned(service, "curve", identity, options=checked_options("max", options), points=points)
+    )
+
+
+@router.post("/plans", responses=refusals(404, 409, *POSTED))
+def plan(request: PlanRequest, service: Here, person: Reader) -> PlanAnswer:
+    """The plan of a budget, now and without a job."""
+    budget = checked_budget(request.budget)
+    is_identity = _IDENTITY.fullmatch(request.model)
+    identity = request.model if is_identity else identified(service, request.model)[1]
+    options = checked_options(budget, request.options.model_dump())
+    return PlanAnswer.model_validate(_planned(service, "plan", identity, options=options, budget=budget))
+
+
+@router.get("/analyses/{identity}", responses=refusals(404))
+def analysis(
+    identity: Identity, service: Here, person: Reader, rounding: Rounding = "nearest", dtype: Dtype = ""
+) -> ArtifactAnswer:
+    """The files of an analysis: a few MB, from which everybody who has the model can make any plan, and assemble it."""
+    found = stored_analyses(service, identity)
+    index = _which(service, [files for _, files in found], rounding, dtype)
+    if index is None:
+        raise Refusal(
+            404, f"the model {identity[:12]} is not analyzed with rounding {rounding}; submit a job first",
+            code="not_analyzed",
+        )  # fmt: skip
+    return ArtifactAnswer.model_validate(artifact_record(found[index][0]))
+
+
+def _which(service: Service, analyses: Sequence[dict[str, str]], rounding: str, dtype: str) -> int | None:
+    """Which of some analyses is of a rounding and a dtype."""
+    if not analyses:
+        return None
+    told = service.planner.ask("headers", analyses=analyses)["analyses"]
+    return next((i for i, each in enumerate(told) if (each["rounding"], each["dtype"]) == (rounding, dtype)), None)

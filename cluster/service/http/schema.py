@@ -1,0 +1,378 @@
+"""What is sent and answered: the schema of the API, version 1. Times are seconds since 1970, sizes bytes.
+
+Requests forbid what they do not know and bound every length; the patterns say exactly what a budget, a size or a lock
+is, so that whoever makes requests from the description makes good ones.
+"""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+from cluster.service.recipe_of_wish import DEFAULTS, DEVICE_NAMES
+from mint.targets.loaders import LOADERS
+
+_AMOUNT = r"([1-9][0-9]{0,5}(\.[0-9]{1,3})?|0\.0{0,2}[1-9][0-9]{0,2})"
+_SIZE = rf"({_AMOUNT} ?[kKMGTmgt]i?[bB]|[1-9][0-9]{{0,14}} ?[bB])"
+_PART = "[A-Za-z0-9]([A-Za-z0-9_.-]{0,94}[A-Za-z0-9_])?"  # of an id of the hub
+_BITS, _GROUP = "[234568]", "(32|64|128)"
+_FORMAT = rf"({_BITS}/{_GROUP}|mxfp4|nvfp4)"
+_FORMATS = rf"(({_BITS}|{_FORMAT})(,({_BITS}|{_FORMAT}))*|{_BITS}(,{_BITS})*@{_GROUP}(,{_GROUP})*)"
+_LOADERS = "|".join(loader.name.replace(".", r"\.") for loader in LOADERS)
+
+Budget = Annotated[
+    str,
+    Field(
+        max_length=64,
+        pattern=rf"^({_SIZE}|{_AMOUNT} ?(bpw|x)|min|max|{'|'.join(sorted(DEVICE_NAMES))})$",
+        description="A size (24GB, 16.5GiB), bits per weight (4.5bpw), a share of the source (0.3x), min, max, or the "
+        "name of a device, which leaves room for `context` tokens.",
+        examples=["24GB", "4.5bpw"],
+    ),
+]
+ModelName = Annotated[
+    str,
+    Field(
+        min_length=1, max_length=255, pattern=r"^[^\x00-\x1f\x7f]+$", examples=["Qwen3-8B"],
+        description="A folder below one of the service's roots, as `GET /v1/models` names it; or, where the service "
+        "allows it, an id of the Hugging Face hub, which `POST /v1/fetches` brings to it.",
+    ),
+]  # fmt: skip
+
+
+def _whole(value: Any) -> Any:
+    """A number without a fraction is an integer in JSON, however it is written: 4.0 is 4."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+Whole = BeforeValidator(_whole)
+Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+
+
+class _Request(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+
+class Options(_Request):
+    """How to quantize; what is left out is as `mint quantize` does it."""
+
+    rounding: Literal["nearest", "search", "compensate"] = "nearest"
+    dtype: Literal["", "float16", "bfloat16", "float32"] = ""
+    probe: bool = False
+    objective: Literal["output", "mint", "energy"] = "output"
+    veto_db: Annotated[float, Field(ge=-20, le=120, allow_inf_nan=False)] = DEFAULTS["veto_db"]
+    min_bits: Annotated[int, Field(ge=0, le=16), Whole] = 0
+    max_bits: Annotated[int, Field(ge=2, le=64), Whole] = 64
+    formats: Annotated[
+        list[Annotated[str, Field(max_length=100, pattern=f"^{_FORMATS}$", examples=["3,4,8@64", "mxfp4"])]],
+        Field(max_length=32),
+    ] = []
+    lock: Annotated[
+        list[
+            Annotated[
+                str,
+                Field(
+                    max_length=240,
+                    pattern=rf"^[A-Za-z0-9_.*?-]{{1,200}}=({_FORMAT}|keep)$",
+                    examples=["*.down_proj=6/64"],
+                ),
+            ]
+        ],
+        Field(max_length=256),
+    ] = []
+    compat: Annotated[str, Field(max_length=64, pattern=rf"^({_LOADERS})?$")] = ""
+    prefer_speed: Annotated[float, Field(ge=0, le=1000, allow_inf_nan=False)] = 0.0
+    ignore_probe: bool = False
+    max_shard_size: Annotated[str, Field(max_length=16, pattern="^[1-9][0-9]{0,4} ?[MG]i?B$")] = "5GiB"
+    context: Annotated[
+        str, Field(max_length=16, pattern="^([1-9][0-9]{0,6}|[1-9][0-9]{0,3}[kKmM])$", description="Tokens.")
+    ] = "8k"
+    kv_bits: Annotated[Literal[2, 3, 4, 6, 8] | None, Whole] = None
+    reserve: Annotated[str, Field(max_length=32, pattern=f"^(0|{_SIZE})$")] = "1GB"
+
+
+class Submission(_Request):
+    """A model and budgets: a job each; without a budget, one for the analysis alone."""
+
+    model: ModelName
+    budgets: Annotated[list[Budget], Field(max_length=64)] = []
+    options: Options = Options()
+    priority: Annotated[int, Field(ge=-10, le=10, description="Above 0 only for admins."), Whole] = 0
+
+
+class FetchRequest(_Request):
+    """A model of the Hugging Face hub that is to come to the service's machine."""
+
+    model: Annotated[
+        str,
+        Field(
+            max_length=255, pattern=rf"^{_PART}/{_PART}(@{_PART}(/{_PART})*)?$", examples=["Qwen/Qwen3-8B"],
+            description="OWNER/NAME or OWNER/NAME@REVISION.",
+        ),
+    ]  # fmt: skip
+
+
+class PlanRequest(_Request):
+    """A plan that is wanted now, from an analysis that is there."""
+
+    model: ModelName  # or its identity
+    budget: Budget
+    options: Options = Options()
+
+
+class TicketRequest(_Request):
+    """A file of an artifact that a browser is to download."""
+
+    name: Annotated[str, Field(min_length=1, max_length=512, pattern=r"^[^\x00-\x1f\x7f]+$")]
+
+
+class _Answer(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class ErrorDetail(_Answer):
+    code: str
+    message: str
+
+
+class ErrorAnswer(_Answer):
+    """Every error looks like this."""
+
+    error: ErrorDetail
+
+
+class JobAnswer(_Answer):
+    """A job as it stands."""
+
+    id: str
+    model: str
+    identity: str
+    budget: str
+    options: dict[str, Any]
+    state: str
+    reason: str
+    owner: str
+    watchers: list[str]
+    mine: bool
+    priority: int
+    attempts: int
+    created_at: float
+    started_at: float | None
+    finished_at: float | None
+    host: str
+    last_seq: int
+    needed_bytes: int
+    artifact: str
+    result: dict[str, Any]
+    cancel_wanted: bool
+
+
+class JobsAnswer(_Answer):
+    jobs: list[JobAnswer]
+
+
+class SubmittedJob(JobAnswer):
+    """A job that was asked for; `is_new` is false where somebody's job is shared."""
+
+    is_new: bool
+
+
+class SubmittedAnswer(_Answer):
+    jobs: list[SubmittedJob]
+
+
+class FetchAnswer(_Answer):
+    """A model of the hub on its way: waiting, running, done or failed, with the reason."""
+
+    id: str
+    model: str
+    state: str
+    done_bytes: int
+    total_bytes: int
+    reason: str
+
+
+class EstimateAnswer(_Answer):
+    """A figure and its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+class PointAnswer(_Answer):
+    """The best plan of a budget; `gap` is how far it is from the best at most, 0 where that is proved."""
+
+    budget_bytes: int
+    planned_bytes: int
+    bits_per_weight: float
+    loss: float
+    gap: float
+    predicted_kl: EstimateAnswer | None
+
+
+class UnitAnswer(_Answer):
+    path: str
+    role: str
+    layer: int
+    format: str
+    bits: float
+    nbytes: int
+    reason: str
+
+
+class NextAnswer(PointAnswer):
+    """The plan with `step_bytes` more."""
+
+    step_bytes: int
+    says: str
+
+
+class PlanAnswer(PointAnswer):
+    """A plan; its units stand in the order of the model."""
+
+    model: str
+    model_type: str
+    budget: str
+    bytes_per_token: int
+    predicted_from: str
+    digest: str
+    smallest_bytes: int
+    largest_bytes: int
+    units: list[UnitAnswer]
+    next: NextAnswer | None
+
+
+class PlacedDevice(_Answer):
+    """Where a device lies on a curve: the budget it leaves, or none."""
+
+    name: str
+    budget_bytes: int | None
+    verdict: str
+
+
+class CurveAnswer(_Answer):
+    model: str
+    model_type: str
+    source_bytes: int
+    weights: int
+    points: list[PointAnswer]
+    knees: list[int]
+    predicted_from: str
+    devices: list[PlacedDevice]
+    no_devices_because: str
+
+
+class ModelAnswer(_Answer):
+    """A model below a root; of one that cannot be read, `reason` says why, and the rest is empty."""
+
+    name: str
+    identity: str
+    nbytes: int
+    analyzed: bool
+    reason: str
+
+
+class ModelsAnswer(_Answer):
+    models: list[ModelAnswer]
+    allows_hub: bool
+
+
+class RoleAnswer(_Answer):
+    role: str
+    units: int
+    weights: int
+    nbytes: int
+
+
+class AnalysisAnswer(_Answer):
+    """A stored analysis: what it measured, and where it can be downloaded."""
+
+    rounding: str
+    dtype: str
+    probed: bool
+    artifact: str
+
+
+class FileAnswer(_Answer):
+    name: str
+    digest: str
+    nbytes: int
+    url: str
+
+
+class ArtifactAnswer(_Answer):
+    digest: str
+    kind: str
+    identity: str
+    nbytes: int
+    files: list[FileAnswer]
+
+
+class ArtifactsAnswer(_Answer):
+    artifacts: list[ArtifactAnswer]
+
+
+class ModelDetail(_Answer):
+    """All that is known of a model: what it is made of (once analyzed), its jobs, what was made of it.
+
+    `analyzed` are the roundings of its analyses.
+    """
+
+    identity: str
+    names: list[str]
+    model_type: str
+    source_bytes: int
+    layers: int
+    roles: list[RoleAnswer]
+    analyzed: list[str]
+    analyses: list[AnalysisAnswer]
+    jobs: list[JobAnswer]
+    artifacts: list[ArtifactAnswer]
+
+
+class TicketAnswer(_Answer):
+    """A link that works once, for a minute."""
+
+    url: str
+
+
+class DeviceAnswer(_Answer):
+    name: str
+    chip: str
+    memory_bytes: int
+    working_set_bytes: int
+    gb_per_second: float
+    source: str
+
+
+class DevicesAnswer(_Answer):
+    devices: list[DeviceAnswer]
+
+
+class HostAnswer(_Answer):
+    """A machine: what it runs, and, where it told so itself, what it has room for; `seen_at` is when it did."""
+
+    name: str
+    jobs: list[str]
+    is_here: bool
+    slots: int | None
+    free_bytes: int | None
+    store_bytes: int | None
+    cluster: str | None
+    seen_at: float | None
+
+
+class HostsAnswer(_Answer):
+    hosts: list[HostAnswer]
+
+
+class PersonAnswer(_Answer):
+    """Who asks, and what they may."""
+
+    name: str
+    scopes: list[str]
+
+
+class HealthAnswer(_Answer):
+    status: str
+    version: str

@@ -1,0 +1,1 @@
+"""Work that the server does in child processes: hub downloads and plans."""

@@ -1,0 +1,1 @@
+"""The queue: jobs, their order and their subscribers."""

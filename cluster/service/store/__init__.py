@@ -1,0 +1,1 @@
+"""Files by digest, room on the disk, and model folders."""

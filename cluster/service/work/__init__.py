@@ -1,0 +1,1 @@
+"""The process of a job: its runner, lease, stages and progress."""

@@ -1,0 +1,274 @@
+"""Who starts the runners of this machine, and sees to what they cannot see to themselves.
+
+A thread in the server. All it knows of jobs is in the database and in the folder of the data, so nothing is lost with
+it: when the service ends, its runners go on; the next one finds their jobs at work on this host and lets them. A round:
+bury runners that died, take back leases that ran out, end those that were cancelled, let blocked jobs wait again for
+their turn where there is room, start what has a turn, evict, clear away the folders of jobs that are over, and now and
+then what was told and logged of those that have been over for long.
+"""
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+
+from cluster.service.data.records import Claim, Job
+from cluster.service.data.states import ACTIVE, BLOCKED, FINAL
+from cluster.service.errors import LeaseLost, NotFound, Unavailable
+from cluster.service.queue.history import KEPT_SECONDS
+from cluster.service.queue.queue import Queue
+from cluster.service.recipe_of_wish import ANALYSIS, option
+from cluster.service.settings import Settings
+from cluster.service.store.reservation import written_bytes
+from cluster.service.store.store import RESERVE_BYTES, Store
+from cluster.service.work.folder_lock import holder
+from cluster.service.work.runner import DISK, Place, is_full
+from cluster.service.work.warm_runner import Spare, start
+from mint.core.log import log
+from mint.kernels.warmup import is_ready
+from mint.run.blas import find_openblas
+
+ROUND_SECONDS = 0.5
+LOOK_SECONDS = 0.05  # for a job that a free slot could take, and for a runner that ended
+KILL_SECONDS = 5.0  # after a job that was cancelled was told to stop
+FORGET_SECONDS = 3600.0  # between looks for what is too old
+_MOST_BLOCKED = 1000
+
+
+@dataclass
+class _Child:
+    """A runner that this process started."""
+
+    process: subprocess.Popen[bytes]
+    claim: Claim
+
+
+@dataclass
+class _Cancelling:
+    """A runner that was told to stop."""
+
+    told_at: float
+    pid: int = field(default=0)
+
+
+class Supervisor:
+    """Works for the queue on this machine, with at most `settings.slots` jobs at a time."""
+
+    def __init__(
+        self,
+        queue: Queue,
+        store: Store,
+        settings: Settings,
+        *,
+        host: str = "",
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._queue = queue
+        self._store = store
+        self._slots = settings.slots
+        self._database = settings.database_url
+        self._place = Place(
+            settings.data, settings.roots, settings.allow_hub, settings.cluster, settings.max_store_bytes
+        )
+        self._host = host or socket.gethostname()
+        self._clock = clock
+        self._children: dict[str, _Child] = {}
+        self._spare = Spare(self._place, early=not is_ready(ANALYSIS["rounding"]), clock=clock)
+        self._cancelling: dict[str, _Cancelling] = {}
+        self._forget_at = clock()
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._work, name="supervisor", daemon=True)
+        self._logs = self._place.log("").parent
+        for folder in (self._place.locks, self._logs):
+            folder.mkdir(parents=True, exist_ok=True)
+
+    def start(self) -> None:
+        """Begin to work, in a thread."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Start nothing more; the runners go on."""
+        self._stopping.set()
+        if self._thread.is_alive():
+            self._thread.join()
+        self._spare.drop()
+
+    def wait(self) -> None:
+        """Wait for the end of the runners that this process started."""
+        for child in list(self._children.values()):
+            child.process.wait()
+
+    def step(self) -> None:
+        """One round."""
+        self._bury()
+        self._queue.expire()
+        active = [job for state in ACTIVE for job in self._queue.find(state=state, limit=_MOST_BLOCKED)]
+        here = [job for job in active if job.host == self._host]
+        self._end_cancelled(here)
+        self._unblock()
+        running = len({*(job.id for job in here), *self._children})
+        while running < self._slots and not self._stopping.is_set():
+            claim = self._queue.claim(self._host)
+            if claim is None:
+                break
+            self._spawn(claim)
+            running += 1
+        self._store.evict()
+        self._clear()
+        if self._clock() >= self._forget_at:
+            self._forget(time.time() - KEPT_SECONDS)
+
+    def _work(self) -> None:
+        swept, stumbled = False, ""
+        while not self._pause():
+            try:
+                if not swept:
+                    self._store.sweep()
+                    swept = True
+                self.step()
+                self._spare.keep(working=bool(self._children))
+                stumbled = ""
+            except Unavailable:  # the database says so itself
+                self._stopping.wait(ROUND_SECONDS * 4)
+            except Exception as error:  # one bad round must not end the service's work
+                why = f"{type(error).__name__}: {error}"
+                if why != stumbled:
+                    log.error("supervisor.stumbled", reason=why)
+                stumbled = why
+                self._stopping.wait(ROUND_SECONDS * 4)
+
+    def _pause(self) -> bool:
+        """Wait for the next round, less where there is news for a slot; whether to stop."""
+        for _ in range(round(ROUND_SECONDS / LOOK_SECONDS)):
+            if self._stopping.wait(LOOK_SECONDS):
+                return True
+            if any(child.process.poll() is not None for child in self._children.values()):
+                return False
+            if len(self._children) < self._slots and self._queue.submitted.is_set():
+                self._queue.submitted.clear()
+                return False
+        self._queue.submitted.clear()
+        return self._stopping.is_set()
+
+    # runners
+
+    def _spawn(self, claim: Claim) -> None:
+        job = claim.job
+        library = _library(job)
+        process = self._spare.take(library)
+        try:
+            if process is None:
+                with self._place.log(job.id).open("ab") as said:
+                    process = start(self._place, job.id, said.fileno(), library)
+        except OSError as error:
+            if is_full(error):
+                self._queue.block(claim, f"{DISK}{error.strerror}, not even a log can be written")
+            else:
+                self._forfeit(claim, f"its process could not be started: {error.strerror}")
+            return
+        self._children[job.id] = _Child(process, claim)
+        told = {"job": job.id, "database": self._database, "lease": claim.lease}
+        assert process.stdin
+        try:
+            process.stdin.write(json.dumps(told).encode() + b"\n")
+            process.stdin.close()
+        except BrokenPipeError:
+            pass  # it died at once, and is buried in the next round
+        log.info("runner.started", job=job.id, pid=process.pid, attempt=job.attempts)
+
+    def _bury(self) -> None:
+        for id, child in list(self._children.items()):
+            code = child.process.poll()
+            if code is None:
+                continue
+            del self._children[id]
+            self._cancelling.pop(id, None)
+            log.info("runner.ended", job=id, code=code)
+            self._forfeit(child.claim, f"its process {_ending(code)}")
+
+    def _forfeit(self, claim: Claim, reason: str) -> None:
+        """Take a job back from a runner that is dead; nothing to take back from one that finished it."""
+        try:
+            job = self._queue.forfeit(claim, reason)
+        except LeaseLost:
+            return
+        log.warning("runner.lost", job=job.id, state=job.state, reason=job.reason)
+
+    def _end_cancelled(self, here: list[Job]) -> None:
+        wanted = {job.id: job for job in here if job.cancel_wanted}
+        for id in [id for id in self._cancelling if id not in wanted]:
+            del self._cancelling[id]
+        for id, job in wanted.items():
+            child = self._children.get(id)
+            pid = child.process.pid if child else holder(self._place.locks / job.wish.analysis_key)
+            told = self._cancelling.get(id)
+            if not pid:
+                continue  # not yet at work, or just over: it sees for itself
+            if told is None:
+                self._cancelling[id] = _Cancelling(self._clock(), pid)
+                _signal_group(pid, signal.SIGTERM)
+            elif told.pid == pid and self._clock() - told.told_at >= KILL_SECONDS:
+                _signal_group(pid, signal.SIGKILL)
+
+    # room
+
+    def _unblock(self) -> None:
+        """Put jobs back that waited for room, once there is a little more than they need."""
+        for job in reversed(self._queue.find(state=BLOCKED, limit=_MOST_BLOCKED)):
+            if not job.reason.startswith(DISK):
+                continue
+            work = self._place.work(job.id)
+            written = max(map(written_bytes, work.glob("*")), default=0)
+            why = self._store.lacks(
+                job.needed_bytes, work if work.exists() else None, written=written,
+                reserved=self._queue.promised(), spare=job.needed_bytes // 20 + RESERVE_BYTES // 4,
+            )  # fmt: skip
+            if not why:
+                self._queue.unblock(job.id)
+                log.info("job.unblocked", job=job.id)
+
+    def _forget(self, before: float) -> None:
+        """Remove events and logs of jobs that ended before a time: some in a round, and the rest in the next."""
+        more = self._queue.forget(before)
+        self._forget_at = self._clock() + (0.0 if more else FORGET_SECONDS)
+        for path in () if more else self._logs.glob("*.log"):
+            with suppress(FileNotFoundError):  # another server was quicker
+                if path.stat().st_mtime < before and self._is_over(path.stem):
+                    path.unlink()
+
+    def _clear(self) -> None:
+        """Remove what jobs that are over have left on the disk."""
+        for folder in self._place.locks.parent.iterdir():
+            if folder == self._place.locks or folder.name in self._children:
+                continue
+            if self._is_over(folder.name):
+                shutil.rmtree(folder, ignore_errors=True)
+
+    def _is_over(self, id: str) -> bool:
+        try:
+            return self._queue.get(id).state in FINAL
+        except NotFound:
+            return True
+
+
+def _library(job: Job) -> str:
+    """The fast BLAS that its runner is to load, where the model has to run on a CPU whose MLX brings a slow one."""
+    runs = option(job.wish.options, "probe") or option(job.wish.options, "rounding") == "compensate"
+    return find_openblas() if runs and sys.platform == "linux" else ""
+
+
+def _signal_group(pid: int, number: signal.Signals) -> None:
+    with suppress(ProcessLookupError, PermissionError):
+        os.killpg(pid, number)
+
+
+def _ending(code: int) -> str:
+    return f"was killed by signal {-code}" if code < 0 else f"ended with code {code}"

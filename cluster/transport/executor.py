@@ -1,0 +1,396 @@
+"""The executor of a cluster: inventory, placement, workers, gather. A verb of `mint` gets it and does not know.
+
+What the nodes hold is compared before any work. Every node that holds the shards of a unit may do it, whatever comes
+first of it counts, and since all do the same arithmetic on the same bytes, the result is that of one machine. Nodes of
+another kind than this machine measure too (`chips.py`), and do nothing else.
+
+Probes run the model, so they are made by the nodes that hold all of it; one of them writes what all of them look at.
+Compensation is sequential by its nature, every layer is rounded behind those that are stored already: it is done on
+this machine, as everything else that cannot be told to another one.
+"""
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from cluster.copies.inventory import agree, needed_shards, take_inventory
+from cluster.copies.range_server import Lender, lend
+from cluster.copies.seals import new_run
+from cluster.copies.sparse_copy import Outline, fill_in, make_view, read_outline
+from cluster.schedule.coordinator import Coordinator
+from cluster.schedule.cross_check import insist_on_agreement, measured_twice
+from cluster.schedule.eligibility import place_whole, within_memory
+from cluster.schedule.events import Accept, Arrived, Command, Finish, Policy, Send, Skip
+from cluster.schedule.placement import Placement, place
+from cluster.schedule.solo import TRIAL_SECONDS, Reach, Timed, reason_to_be_alone
+from cluster.settings import RESOURCE
+from cluster.transport.driver import Carrier, Link
+from cluster.transport.wire import (
+    can_travel,
+    from_pieces,
+    make_folder_name,
+    measures,
+    pack,
+    tell_job,
+    tell_model,
+)
+from cluster.transport.worker import views
+from mint.analysis.probes.packed_base import memory_for_models, needed_bytes
+from mint.analysis.probes.prober import ProbeJob, TextJob
+from mint.analysis.unit_jobs import peak_bytes
+from mint.core.errors import MintError
+from mint.core.log import log
+from mint.core.sizes import format_size
+from mint.formats.format import parse_format
+from mint.formats.units import Unit
+from mint.model.checkpoint.shards import PATTERN, SourceTensor, sampled_ranges
+from mint.model.source import Source, open_source
+from mint.run.device_kind import device_kind, versions
+from mint.run.executor import Job, in_process
+
+T = TypeVar("T")
+TICK_SECONDS = 0.5
+
+
+class ClusterExecutor:
+    """Do jobs on the nodes of a cluster that hold the model's shards."""
+
+    def __init__(
+        self,
+        carrier: Carrier,
+        model: Path,
+        policy: Policy = Policy(),  # noqa: B008, it is frozen
+        *,
+        share: bool = False,
+        trial_seconds: float = TRIAL_SECONDS,
+        on_note: Callable[[str], object] = lambda text: None,
+    ) -> None:
+        """`trial_seconds`: of packing here before it is decided who packs; with none the workers do.
+
+        `on_note` is told what was decided.
+        """
+        self.carrier = carrier
+        self._trial_seconds = trial_seconds
+        self._on_note = on_note
+        self._run = new_run() if share else b""
+        self._lender: Lender | None = None
+        self.made_by: dict[str, str] = {}  # the node that did a unit last, by the unit's path
+        self._policy = policy
+        here = any(model.glob(PATTERN)) or (model / "config.json").exists()
+        self._head = take_inventory("this machine", model if here else None)
+        carrier.on_hello(self._check)
+        links = [link for link in carrier.meet(str(model), self._run) if link.worker in carrier.links]
+        if not links:
+            reasons = "; ".join(f"{node}: {why}" for node, why in carrier.refused.items())
+            raise MintError(
+                f"no node of the cluster can work ({reasons or 'none is there'}); needed: at least one that was "
+                f"started with the resource {RESOURCE}: 1 and with this version of mint"
+            )
+        self._inventories = {link.node: link.inventory for link in links if link.inventory}
+        self._memory = {link.node: link.memory_bytes for link in links}
+        self._kinds = {link.node: link.device for link in links}
+        self.devices = tuple(sorted(set(self._kinds.values())))  # that measure
+        self._needed = needed_shards(self._head, self._inventories.values())
+        self._agree()
+        if share:
+            self._lender = lend(self._head, self._run, carrier.own_address)
+
+    def close(self) -> None:
+        """Lend nothing more from this machine; the nodes stop when their workers end."""
+        if self._lender:
+            self._lender.close()
+
+    @property
+    def lacking(self) -> list[str]:
+        """The shards that this machine does not hold itself."""
+        held = {shard.name for shard in self._head.shards}
+        return [name for name in self._needed if name not in held]
+
+    def whole_folder(self, model: Path, dtype: str = "") -> Path:
+        """`model` itself if all shards are here, else a view of it that has the true headers, samples and parameters.
+
+        It opens with the identity of the whole model; the weights of its units are not there.
+        """
+        if not self.lacking:
+            return model
+        config = model / "config.json"
+        if not config.is_file():
+            raise MintError(f"{model}: no config.json found; needed here, also when the shards are elsewhere")
+        owners = {name: self._owners(name) for name in self.lacking}
+        outlines = {name: Outline(*self.carrier.ask(links, "outline", name)) for name, links in owners.items()}
+        view = make_view(views() / make_folder_name("head", model), model, config.read_bytes(), outlines)
+        for name, links in owners.items():
+            start = 8 + len(outlines[name].header)
+            self._fetch(
+                view, links, name, [each for each in sampled_ranges(start, outlines[name].nbytes) if each[1] > 0]
+            )
+        source = open_source(view, dtype=dtype)
+        tensors = source.tensors()
+        for parameter in source.parameters:
+            for tensor in (tensors[feeder] for feeder in parameter.sources):
+                if tensor.shard in owners:
+                    self._fetch(view, owners[tensor.shard], tensor.shard, [(tensor.offset, tensor.nbytes)])
+        return view
+
+    def __call__(self, source: Source, job: Job[T], units: Sequence[Unit]) -> Iterator[tuple[Unit, T]]:
+        """Do `job` for every unit; an `Executor` of mint."""
+        if not units:
+            return
+        if measures(job) and len(self.devices) > 1:
+            yield from self._measured(source, job, units)
+        elif measures(job):
+            yield from self._spread(source, job, units, self.devices)
+        elif isinstance(job, ProbeJob | TextJob) and self._runners(source, job):
+            yield from self._probed(source, job, units)
+        elif self._can_spread(source, job, units):
+            yield from self._packed(source, job, units)
+        else:
+            self._insist_on_shards(source, job)
+            yield from in_process(source, job, units)
+
+    def _measured(self, source: Source, job: Job[Any], units: Sequence[Unit]) -> Iterator[tuple[Unit, Any]]:
+        """Measure on several kinds of device: some units on each of them, compared, before all others on any."""
+        tensors = source.tensors()
+        held = {kind: self._held(kind) for kind in self.devices}
+        able = {
+            kind: {unit.path for unit in source.units if any(_feeds(shards, unit, tensors) for shards in nodes)}
+            for kind, nodes in held.items()
+        }
+        twice = {unit.path for unit in measured_twice(source.units, able)}
+        if not twice:
+            log.warning("chips.not_compared", reason="no unit has its shards on nodes of two kinds", kinds=self.devices)
+        found: dict[str, dict[str, Any]] = {}
+        for kind in self.devices:
+            for unit, result, node in self._done(
+                source, job, [unit for unit in units if unit.path in twice & able[kind]], (kind,)
+            ):
+                found.setdefault(unit.path, {})[f"{node} ({kind})"] = result
+        for measurements in found.values():
+            insist_on_agreement(measurements)
+        for unit in units:
+            if unit.path in found:
+                yield unit, next(iter(found[unit.path].values()))
+        yield from self._spread(source, job, [unit for unit in units if unit.path not in found], self.devices)
+
+    def _probed(self, source: Source, job: Job[Any], units: Sequence[Unit]) -> Iterator[tuple[Unit, Any]]:
+        if isinstance(job, ProbeJob) and job.text.tokens is None:
+            ((_, job.text.tokens),) = self._spread(source, job.text, units[:1], (device_kind(),))
+        yield from self._spread(source, job, units, (device_kind(),))
+
+    def _packed(self, source: Source, job: Job[Any], units: Sequence[Unit]) -> Iterator[tuple[Unit, Any]]:
+        """Pack a few units here; then all others here or with all workers, whatever is faster."""
+        tensors, mine = source.tensors(), (device_kind(),)
+        fits = max(peak_bytes(unit, tensors) for unit in units) <= memory_for_models()
+        if self.lacking or not fits or not self._trial_seconds:
+            yield from self._spread(source, job, units, mine)
+            return
+        here, sizes = Timed(in_process(source, job, units)), []
+        for unit, result in here:
+            sizes.append(unit.nbytes)
+            yield unit, result
+            if here.seconds > self._trial_seconds:
+                break
+        rest = units[len(sizes) :]
+        if not rest:
+            return
+        if reason := reason_to_be_alone(here.rate(sizes), self._reaches(source, job, rest)):
+            self._on_note(reason)
+            yield from here
+        else:
+            del here  # and what it has read ahead
+            yield from self._spread(source, job, rest, mine)
+
+    def _reaches(self, source: Source, job: Job[Any], units: Sequence[Unit]) -> list[Reach]:
+        """The workers that can pack some of these units, and how fast bytes of them arrive here."""
+        formats = tell_job(job)["formats"]
+        packed = sum(parse_format(formats[unit.path]).nbytes(unit.shape, unit.dtype) for unit in units)
+        nbytes = sum(unit.nbytes for unit in units)
+        reached = []
+        for node, missing in self._placement(source, job, units, (device_kind(),)).missing.items():
+            link = next((each for each in self.carrier.links.values() if each.node == node), None)
+            if missing and link and link.inventory:
+                crossing = (packed + sum(missing.values())) / nbytes
+                own = link.address == self.carrier.own_address
+                reached.append(Reach(self.carrier.rate_of(link), crossing, own))
+        return reached
+
+    def _spread(
+        self, source: Source, job: Job[T], units: Sequence[Unit], kinds: Sequence[str]
+    ) -> Iterator[tuple[Unit, T]]:
+        return ((unit, result) for unit, result, _ in self._done(source, job, units, kinds))
+
+    def _done(
+        self, source: Source, job: Job[T], units: Sequence[Unit], kinds: Sequence[str]
+    ) -> Iterator[tuple[Unit, T, str]]:
+        """Every unit with its result and the worker that it came from, done by nodes of these kinds."""
+        if not units:
+            return
+        told = tell_job(job)
+        placement = self._placement(source, job, units, kinds)
+        outlines = {name: read_outline(source.folder / name) for name in self._needed}
+        model, work = self.carrier.put(pack(tell_model(source, outlines))), pack(told)
+
+        def open_worker(link: Link) -> None:
+            self._check(link)
+            if link.worker in self.carrier.links and link.inventory:
+                self._inventories[link.node] = link.inventory
+                self._memory[link.node], self._kinds[link.node] = link.memory_bytes, link.device
+                lent = pack(self._lent() or {})
+                if self._run:
+                    self.carrier.tell_lenders(lent)
+                if reach := self._placement(source, job, units, kinds).missing.get(link.node):
+                    self.carrier.open(link, model, work, dict(reach), lent)
+
+        self.carrier.on_hello(open_worker)
+        for link in list(self.carrier.links.values()):
+            if reach := placement.missing.get(link.node):
+                self.carrier.open(link, model, work, dict(reach), pack(self._lent() or {}))
+        coordinator = Coordinator(placement.items, self._policy)
+        del placement  # the coordinator keeps what it needs in a few bytes a unit
+        try:
+            for item, pieces, worker in self._accepted(coordinator):
+                unit = units[coordinator.items.rank_of(item)]
+                yield unit, from_pieces(told, unit, pieces), worker
+        except BaseException:  # also when the consumer stops: what they still do is not wanted
+            self.carrier.quit()
+            raise
+        self.carrier.rest()
+        assert coordinator.finished
+        _insist(coordinator.finished, units)
+
+    def _placement(self, source: Source, job: Job[Any], units: Sequence[Unit], kinds: Sequence[str]) -> Placement:
+        """Who of the nodes of these kinds can do which units."""
+        if isinstance(job, ProbeJob | TextJob):
+            return place_whole(units, source.nbytes, self._agree(), self._runners(source, job))
+        tensors = source.tensors()
+        nodes = [node for node in self._inventories if self._kinds[node] in kinds]
+        placement = place(units, tensors, self._agree(), nodes, self._lent())
+        peaks = {unit.path: peak_bytes(unit, tensors) for unit in units}
+        return within_memory(placement, peaks, {node: self._memory[node] for node in nodes})
+
+    def _runners(self, source: Source, job: ProbeJob | TextJob) -> list[str]:
+        """The nodes of this machine's kind that hold all of the model and have the memory to run it."""
+        return [node for node, reason in self._not_running(source, job).items() if not reason]
+
+    def _not_running(self, source: Source, job: ProbeJob | TextJob) -> dict[str, str]:
+        """Why each node does not run the model; empty for those that do."""
+        probing = (job.text if isinstance(job, ProbeJob) else job).probing
+        needed = needed_bytes(source, probing.base, probing.tokens)
+        reasons = {}
+        for node, inventory in self._inventories.items():
+            lacks = len(set(self._needed) - {shard.name for shard in inventory.shards})
+            if self._kinds[node] != device_kind():
+                reasons[node] = f"is {self._kinds[node]}, not {device_kind()}"
+            elif lacks:
+                reasons[node] = f"lacks {lacks} of {len(self._needed)} shards"
+            elif needed > self._memory[node]:
+                reasons[node] = f"needs {format_size(needed)} of memory, has {format_size(self._memory[node])}"
+            else:
+                reasons[node] = ""
+        return reasons
+
+    def _can_spread(self, source: Source, job: Job[Any], units: Sequence[Unit]) -> bool:
+        """Whether nodes do a job that writes bytes; where there are several kinds, if those of this machine's can."""
+        if isinstance(job, ProbeJob | TextJob) or not can_travel(job):
+            return False
+        tensors, held = source.tensors(), self._held(device_kind())
+        alone = self.devices == (device_kind(),)
+        return alone or all(any(_feeds(shards, unit, tensors) for shards in held) for unit in units)
+
+    def _held(self, kind: str) -> list[set[str]]:
+        """The names of the shards on each node of a kind."""
+        nodes = [inventory for node, inventory in self._inventories.items() if self._kinds[node] == kind]
+        return [{shard.name for shard in inventory.shards} for inventory in nodes]
+
+    def _insist_on_shards(self, source: Source, job: Job[Any]) -> None:
+        """Raise `MintError` unless this machine has all shards."""
+        if not self.lacking:
+            return
+        why = f"where this has to be done: no other {device_kind()} holds them all or can be told to"
+        if isinstance(job, ProbeJob | TextJob):
+            reasons = (f"{node} {reason}" for node, reason in self._not_running(source, job).items())
+            why = f"and no node can run the whole model ({'; '.join(reasons)})"
+        raise MintError(
+            f"{len(self.lacking)} shards are not on this machine, {why}; "
+            f"copy them to {source.folder}, the first is {self.lacking[0]}"
+        )
+
+    def _accepted(self, coordinator: Coordinator) -> Iterator[tuple[str, list[bytes], str]]:
+        """Drive the coordinator; items as they come, the pieces of their results, and who sent them."""
+        self._carry(coordinator.step(time.monotonic()))
+        while coordinator.finished is None:
+            wait = min(coordinator.wakes_at - time.monotonic(), TICK_SECONDS)
+            for event, pieces in self.carrier.hear(max(wait, 0.0)):
+                commands = coordinator.step(time.monotonic(), event)
+                if isinstance(event, Arrived):
+                    accepted = Accept(event.item) in commands
+                    log.debug("result.arrived", worker=event.worker, unit=event.item, accepted=accepted)
+                self._carry(commands)
+                for command in commands:
+                    if isinstance(command, Accept):
+                        if link := self.carrier.links.get(event.worker):
+                            self.made_by[command.item] = link.node
+                        yield command.item, pieces, event.worker
+            self._carry(coordinator.step(time.monotonic()))
+
+    def _carry(self, commands: Sequence[Command]) -> None:
+        for command in commands:
+            self.carrier.carry(command)
+            if isinstance(command, Send | Skip):
+                event = "batch.sent" if isinstance(command, Send) else "batch.shortened"
+                log.debug(event, worker=command.worker, units=list(command.items))
+
+    def _check(self, link: Link) -> None:
+        """Refuse a node whose results would not be those of this machine."""
+        for name, needed in versions().items():
+            if (found := link.versions.get(name)) != needed:
+                self.carrier.refuse(link, f"{name}: found {found}, needed {needed} as on this machine")
+                return
+
+    def _agree(self) -> dict[str, tuple[str, ...]]:
+        everybody = [inventory for inventory in self._inventories.values() if inventory]
+        return dict(agree(self._needed, [self._head, *everybody]))
+
+    def _lent(self) -> dict[str, list[str]] | None:
+        """Where each shard may be borrowed, by its name; None when nobody may."""
+        if not self._run:
+            return None
+        records = [link.lends for link in self.carrier.links.values() if link.inventory and link.lends]
+        lent: dict[str, list[str]] = {}
+        for record in [*records, *([self._lender.record()] if self._lender else [])]:
+            for shard in record["lent"]:
+                lent.setdefault(shard, []).append(record["url"])
+            for shard, reason in record["kept"].items():
+                log.debug("shard.kept", shard=shard, lender=record["url"], reason=reason)
+        return lent
+
+    def _owners(self, shard: str) -> list[Link]:
+        holders = self._agree()[shard]
+        return [link for link in self.carrier.links.values() if link.node in holders and link.inventory]
+
+    def _fetch(self, view: Path, links: list[Link], shard: str, ranges: list[tuple[int, int]]) -> None:
+        fill_in(view / shard, ranges, self.carrier.ask(links, "ranges", shard, ranges))
+        log.debug("ranges.fetched", shard=shard, nbytes=sum(nbytes for _, nbytes in ranges))
+
+
+def _feeds(shards: set[str], unit: Unit, tensors: Mapping[str, SourceTensor]) -> bool:
+    """Whether these shards hold all sources of a unit."""
+    return all(tensors[name].shard in shards for name in unit.sources)
+
+
+def _insist(end: Finish, units: Sequence[Unit]) -> None:
+    """Raise `MintError` for what could not be done."""
+    if end.poisoned:
+        first, troubles = next(iter(end.poisoned.items()))
+        nbytes = next(unit.nbytes for unit in units if unit.path == first)
+        raise MintError(
+            f"{len(end.poisoned)} of {len(units)} units broke every worker that tried, the first is {first} "
+            f"({nbytes} bytes): {'; '.join(troubles)}. Everything else is kept; mend that and run the "
+            "same command again"
+        )
+    if end.stranded:
+        raise MintError(
+            f"{len(end.stranded)} of {len(units)} units wait for nodes that are gone, the first is {end.stranded[0]}; "
+            "everything else is kept; bring a node back that holds their shards and run the same command again"
+        )

@@ -1,0 +1,1 @@
+"""Measures every unit of a Source: the Analysis."""

@@ -1,0 +1,1 @@
+"""Measures sensitivities: how far the output moves when one unit is quantized."""

@@ -1,0 +1,96 @@
+"""Sensitivities that were measured: the record, and the file that lies beside an analysis.
+
+The finished file holds a header, one frame per probed unit in the order of the module tree, and an end frame with the
+SHA-256 of all before it: the same model probed the same way on one kind of device gives the same bytes.
+"""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from math import fsum
+from pathlib import Path
+from typing import Any
+
+from mint.core.errors import MintError
+from mint.core.journal import read_frames, write_sealed
+
+MAGIC = b"MINT probe\n"
+SCHEMA = 2
+FULL = "full"  # no base
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """One unit stored coarsely alone: the KL divergence of the output, and the squared relative error of the weight."""
+
+    path: str
+    kls: tuple[float, ...]  # nats per token, of every sequence
+    error: float
+
+    @property
+    def kl(self) -> float:
+        """Over all sequences, which are of one length."""
+        return fsum(self.kls) / len(self.kls)
+
+    @property
+    def alpha(self) -> float:
+        """KL per squared relative error; 0 for a weight that is all zero."""
+        return max(self.kl, 0.0) / self.error if self.error else 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Probed:
+    """All probes of one model, and what they were made with."""
+
+    model: str  # identity of the source
+    tokens: str  # what the model saw, in words
+    base: str  # what the other units were stored in meanwhile: `full`, or the bits of a base
+    probes: Mapping[str, Probe]
+
+    @property
+    def origin(self) -> str:
+        """Where its sensitivities come from, in words."""
+        return "probed" if self.base == FULL else f"probed around {self.base} bits"
+
+    @property
+    def alphas(self) -> dict[str, float]:
+        """Sensitivities by path."""
+        return {path: probe.alpha for path, probe in self.probes.items()}
+
+
+def probe_path(analysis: Path) -> Path:
+    """Where the probes of the model of an analysis lie."""
+    return analysis.with_name(analysis.name + ".probe")
+
+
+def write_probed(path: Path, header: Mapping[str, Any], probes: Mapping[str, Probe]) -> None:
+    """Write the finished file, whole or not at all."""
+    write_sealed(path, MAGIC, header, [asdict(probes[name]) for name in header["units"]])
+
+
+def probes_beside(analysis: Path) -> Probed | None:
+    """The probes that lie beside an analysis, if there are any."""
+    path = probe_path(analysis)
+    return read_probed(path) if path.exists() else None
+
+
+def read_probed(path: Path) -> Probed:
+    """Read finished probes; `MintError` when the file is foreign, damaged or of another schema."""
+    text = path.read_bytes()
+    if not text.startswith(MAGIC):
+        raise MintError(f"{path}: not a file of probes; needed one that `mint probe` wrote")
+    frames = [(len(MAGIC), len(MAGIC)), *read_frames(text, len(MAGIC))]
+    records = [record for record, _ in frames[1:]]
+    if not records or not isinstance(records[0], dict) or records[0].get("schema") != SCHEMA:
+        raise MintError(f"{path}: probes of another schema than {SCHEMA}; remove the file and probe the model again")
+    header, *probed = records
+    end = probed.pop() if probed else {}
+    if end.get("sha256") != hashlib.sha256(text[: frames[-2][1]]).hexdigest():
+        raise MintError(f"{path}: damaged; remove the file and probe the model again")
+    probes = {record["path"]: probe_of(record) for record in probed}
+    return Probed(header["model"], header["tokens"], header["base"], probes)
+
+
+def probe_of(record: Mapping[str, Any]) -> Probe:
+    """The probe of a frame."""
+    return Probe(record["path"], tuple(record["kls"]), record["error"])

@@ -1,0 +1,263 @@
+"""How one probe is made: a model in memory with what it predicts, and any of its units stored coarsely alone.
+
+    alpha = KL(model || model with this unit alone stored coarsely) / NRMSE^2
+
+The KL divergence is the mean over tokens, in nats. A probe runs the whole model, so whoever makes one needs all of its
+weights, and what the probes see: jobs for both, that get ready wherever an executor puts them.
+"""
+
+# S sequences, L tokens, V vocabulary
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from time import perf_counter
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+from mlx.nn.layers.base import Module
+
+from mint.analysis.probes.packed_base import AUTO, check_base, chosen_base, open_base
+from mint.analysis.probes.probe_file import Probe
+from mint.analysis.probes.replay import Replay
+from mint.core.errors import MintError
+from mint.core.log import log
+from mint.core.progress import OnProgress, Progress, ignore
+from mint.formats.format import Format, admissible, parse_format
+from mint.formats.units import Unit
+from mint.model.roles import layer_path
+from mint.model.source import Source
+from mint.quality.divergence import Tokens
+from mint.quality.forward import fusing_nothing, logits_of, vocabulary_size
+from mint.quality.sequences import Wanted, own_sequences
+
+OWN, RANDOM = "own", "random"
+COARSE = tuple(map(parse_format, ("3/64", "3/32", "3/128", "4/32", "mxfp4", "nvfp4")))  # the first that a unit admits
+SEQUENCES, LENGTH = 8, 64
+_BLOCK = 1 << 22  # weights that are made coarse at once
+_NOTHING = 1e-6  # KL per token of a replay that changes nothing: float32 noise
+
+
+@dataclass(frozen=True, slots=True)
+class Probing:
+    """What the model sees: who writes it (`own` or `random`), how many sequences of how many tokens, the seed.
+
+    `most` bounds the number of units that are probed: the largest. `base` is what all other units are stored in
+    meanwhile: `full`, the bits of a smaller base, or `auto` for what fits in this machine's memory.
+    """
+
+    written: str = OWN
+    sequences: int = SEQUENCES
+    length: int = LENGTH
+    seed: int = 0
+    most: int | None = None
+    base: str = AUTO
+
+    def __str__(self) -> str:
+        who = "written by the model" if self.written == OWN else "drawn at random"
+        return f"{self.sequences} x {self.length} tokens {who}, seed {self.seed}"
+
+    @property
+    def tokens(self) -> int:
+        return self.sequences * self.length
+
+    def check(self) -> None:
+        """Raise `MintError` for what cannot be."""
+        if self.written not in (OWN, RANDOM):
+            raise MintError(f"{self.written!r} writes no tokens; needed {OWN} or {RANDOM}")
+        if self.sequences < 1 or self.length < 2:
+            raise MintError(f"{self.sequences} x {self.length} tokens; needed 1 sequence or more of 2 tokens or more")
+        check_base(self.base)
+        if self.most is not None and self.most < 1:
+            raise MintError(f"{self.most} probes; needed 1 or more")
+
+
+def coarse_format(unit: Unit) -> Format | None:
+    """The format that a unit is probed in; None when it admits none."""
+    return next(iter(admissible(unit.shape, unit.dtype, COARSE)), None)
+
+
+class TextJob:
+    """What probes see, as a job: wherever it is done, the model is opened there and writes the tokens (S, L), once.
+
+    Every sequence begins with `prefix`. `model` and `tokens` are given where they are there already.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        probing: Probing,
+        prefix: Sequence[int],
+        *,
+        model: Module | None = None,
+        tokens: Tokens | None = None,
+        on_progress: OnProgress = ignore,
+    ) -> None:
+        self.source, self.probing, self.prefix = source, probing, prefix
+        self.model, self.tokens = model, tokens
+        self.on_progress = on_progress
+
+    def ready(self, units: Sequence[Unit]) -> None:
+        """Open the model and let it write, before the weights of `units` take memory."""
+        with fusing_nothing():
+            self.opened()
+            self.written()
+
+    def opened(self) -> Module:
+        """The model, in memory."""
+        if self.model is None:
+            self.model = open_base(self.source, chosen_base(self.source, self.probing.base, self.probing.tokens))
+            mx.eval(self.model.parameters())
+        return self.model
+
+    def written(self) -> Tokens:
+        """The tokens: written by the model, or drawn at random."""
+        if self.tokens is None:
+            probing, vocabulary = self.probing, vocabulary_size(self.source.folder)
+            if probing.written == OWN:
+                size = Wanted(probing.sequences, probing.length)
+                self.tokens = own_sequences(
+                    self.opened(), self.prefix, vocabulary, size, probing.seed, self.on_progress
+                )
+            else:
+                random = np.random.default_rng(probing.seed)
+                self.tokens = random.integers(0, vocabulary, (probing.sequences, probing.length), dtype=np.int32)
+        return self.tokens
+
+    def __call__(self, unit: Unit, weight: mx.array) -> Tokens:
+        """The tokens, whatever the unit."""
+        return self.written()
+
+
+class ProbeJob:
+    """Probes as a job: what `text` says is opened where the job is done. `done` are those made before, for progress."""
+
+    def __init__(self, text: TextJob, done: int = 0) -> None:
+        self.text = text
+        self._done = done
+        self._prober: Prober | None = None
+
+    def ready(self, units: Sequence[Unit]) -> None:
+        """Let the model write and say what it predicts, before the weights of `units` take memory."""
+        if self._prober is None:
+            with fusing_nothing():
+                self._prober = Prober(self.text.source, self.text.opened(), self.text.written())
+            total = self._done + len(units)
+            self.text.on_progress(Progress("probe", self._done, total, self._prober.estimate(units)))
+
+    def __call__(self, unit: Unit, weight: mx.array) -> Probe:
+        """The probe of `unit`, whose evaluated weight is given."""
+        assert self._prober is not None, "get ready first"
+        with fusing_nothing():
+            return self._prober(unit, weight)
+
+
+class Prober:
+    """A model in memory with what it predicts on `tokens`, to be asked about any of its units."""
+
+    def __init__(self, source: Source, model: Module, tokens: Tokens) -> None:
+        self._model = model
+        self._modules: dict[str, Module] = dict(self._model.named_modules())
+        self._tokens = mx.array(tokens)
+        self._replay = Replay(self._model, {layer_path(unit.path) for unit in source.units if unit.layer >= 0})
+        started = perf_counter()
+        with self._replay.recording():
+            self._expected = self._logits()
+        self._normalizer = mx.logsumexp(self._expected, axis=-1)
+        self._probabilities = mx.exp(self._expected - self._normalizer[..., None])
+        mx.eval(self._probabilities)
+        self._seconds_of_all = perf_counter() - started
+        self._check_replay()
+        self._seconds_of_none = perf_counter() - started - self._seconds_of_all  # all replayed: only the output
+
+    @property
+    def replays(self) -> bool:
+        """Whether layers before a change answer from memory."""
+        return self._replay.share_before(None) > 0
+
+    def compute_everything(self) -> None:
+        """Replay no layer any more."""
+        self._replay.forget()
+
+    def estimate(self, units: Sequence[Unit]) -> str:
+        """About how long these probes take, as people read it."""
+        seconds = sum(
+            self._seconds_of_none
+            + (self._seconds_of_all - self._seconds_of_none) * (1 - self._replay.share_before(self._start(unit)))
+            for unit in units
+        )
+        return f"about {seconds / 60:.0f} min" if seconds > 90 else f"about {seconds:.0f} s"
+
+    def __call__(self, unit: Unit, weight: mx.array) -> Probe:
+        """The probe of `unit`, whose evaluated weight is given."""
+        format = coarse_format(unit)
+        assert format
+        coarse, error = _coarse(weight, format)
+        module = self._modules[unit.path]
+        kept = module.get("weight")  # none where it is held packed
+        module["weight"] = coarse
+        try:
+            with self._replay.before(self._start(unit)):
+                kls = self._kls()
+        finally:
+            if kept is None:
+                module.pop("weight")
+            else:
+                module["weight"] = kept
+        return Probe(unit.path, kls, error)
+
+    def _start(self, unit: Unit) -> str | None:
+        """The layer from which on a change of the unit can show; everything is computed for what lies outside."""
+        return layer_path(unit.path) if unit.layer >= 0 else None if unit.role == "head" else ""
+
+    def _kls(self) -> tuple[float, ...]:
+        """(S,) the mean KL(expected || found) over the tokens of every sequence, in nats.
+
+        sum_v p_v (log p_v - log q_v) = log Z_q - log Z_p - sum_v p_v (logit q_v - logit p_v): one exponential a logit.
+        """
+        found = self._logits()
+        change = (self._probabilities[..., None, :] @ (found - self._expected)[..., None]).squeeze((-2, -1))
+        kl = mx.logsumexp(found, axis=-1) - self._normalizer - change
+        return tuple(np.asarray(kl, dtype=np.float64).mean(axis=-1).tolist())
+
+    def _logits(self) -> mx.array:
+        """(S, L, V) in float32."""
+        logits = logits_of(self._model, self._tokens).astype(mx.float32)
+        mx.eval(logits)
+        return logits
+
+    def _check_replay(self) -> None:
+        """Replay only where that changes nothing."""
+        if self._replay.possible:
+            with self._replay.before(None):
+                if max(map(abs, self._kls())) < _NOTHING:
+                    return
+        log.warning("layers.not_replayed", reason="they are not called once each in a row")
+        self._replay.forget()
+
+
+def _coarse(weight: mx.array, format: Format) -> tuple[mx.array, float]:
+    """The weight (..., R, C) as `format` stores it, in float32, and its squared relative error.
+
+    Some rows at a time: beside the weight and the answer, next to nothing is held.
+    """
+    rows = weight.reshape(-1, weight.shape[-1])
+    coarse = mx.zeros(rows.shape, mx.float32, stream=mx.cpu)  # written through numpy's view
+    mx.eval(coarse)
+    written = np.asarray(coarse)
+    dequantize: Any = mx.dequantize  # its stub knows no unpacked arguments
+    squared = energy = 0.0
+    step = max(1, _BLOCK // rows.shape[-1])
+    for start in range(0, len(rows), step):
+        block = rows[start : start + step]
+        stored = dequantize(*mx.quantize(block, **format.parameters()), **format.parameters(), dtype=mx.float32)
+        wide = block.astype(mx.float32)
+        squared += _total(mx.square(stored - wide))
+        energy += _total(mx.square(wide))
+        written[start : start + step] = np.asarray(stored)
+    return coarse.reshape(weight.shape), squared / energy if energy else 0.0
+
+
+def _total(values: mx.array) -> float:
+    """The sum of many float32: of each row in float32, of the rows in float64."""
+    return float(np.asarray(values.sum(axis=-1), dtype=np.float64).sum())

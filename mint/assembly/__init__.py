@@ -1,0 +1,1 @@
+"""Writes the model that a Plan describes, and verifies it."""

@@ -1,0 +1,111 @@
+"""Units rounded with regard to what they will see: on text that the model itself wrote, layer by layer.
+
+Nothing outside of the model is used. The inputs of a layer are those behind the layers as they are stored, so what was
+lost before is made up for too (GPTQ's sequential rounding, arXiv 2210.17323). A unit that multiplies nothing, such as
+an embedding, and an expert that saw too little keep the searched rounding.
+
+Measured on SmolLM2 in uniform 4/64, two re-expressions of its weights, mean KL on 2,048 tokens of other text: rounded
+to nearest 0.787 and 0.523; searched with each column as important as the mean square of its inputs 0.214 and 0.169;
+compensated too, inputs from own text 0.172 and 0.115, from novels (the second) 0.123, from random tokens 0.222 and
+0.165. The squared gain of the preceding norm as importance, which needs no pass at all, changed 0.495 to 0.481.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+
+from mint.analysis.probes.own_text import own_text
+from mint.analysis.unit_jobs import Packed, quantize_unit, raw
+from mint.assembly.layer_inputs import Rows, Seen, Walk
+from mint.core.progress import OnProgress
+from mint.formats.format import KEEP, Format
+from mint.formats.units import Unit
+from mint.kernels.compensate import factor, pack_compensated, second_moments
+from mint.kernels.compiled import Floats
+from mint.kernels.cpu import pack
+from mint.kernels.unpack import unpack
+from mint.model.source import Source
+from mint.plan.plan import Plan
+from mint.quality.forward import fusing_nothing, open_wide
+from mint.quality.sequences import Wanted
+from mint.run.executor import Executor
+
+TEXT, SEED = Wanted(32, 128), 1  # what the model writes; another seed than the probe's: those tokens judge
+FEWEST = 32  # rows of inputs: an expert that saw fewer keeps the searched rounding
+
+
+def compensate(
+    plan: Plan,
+    source: Source,
+    pending: Sequence[Unit],
+    stored: Callable[[Unit, Format], mx.array],
+    *,
+    executor: Executor,
+    on_progress: OnProgress,
+) -> Iterator[tuple[Unit, Packed]]:
+    """Every one of the `pending` units as planned; all others are read by `stored`, in float32."""
+    formats = {choice.path: choice.format for choice in plan.choices}
+    text = own_text(source, TEXT, SEED, on_progress)
+    finished = {unit.path for unit in source.units} - {unit.path for unit in pending}
+    with fusing_nothing():
+        walk = Walk(open_wide(source.folder), source.units, text)
+        for unit, packed in executor(source, Compensation(formats, {}), walk.tied):
+            walk.store(unit.path, _dequantized(unit, packed))
+        for stage in walk.stages(finished):
+            for unit in stage.units:
+                if unit.path in finished and formats[unit.path] != KEEP:
+                    walk.store(unit.path, stored(unit, formats[unit.path]))
+            rest = [unit for unit in stage.units if unit.path not in finished]
+            for unit, packed in executor(source, Compensation(formats, stage.inputs), rest):
+                if packed.format != KEEP:
+                    walk.store(unit.path, _dequantized(unit, packed))
+                yield unit, packed
+
+
+class Compensation:
+    """The job: a unit as it will be stored, given what the units of its stage see."""
+
+    def __init__(self, formats: Mapping[str, Format], inputs: Mapping[str, Seen]) -> None:
+        self._formats = formats
+        self._inputs = inputs
+        self._factors: dict[int, Floats] = {}
+
+    def __call__(self, unit: Unit, weight: mx.array) -> Packed:
+        """The bytes of `unit`, whose evaluated weight is given."""
+        format, seen = self._formats[unit.path], self._inputs.get(unit.path)
+        if seen is None or format == KEEP:
+            return quantize_unit(unit, weight, format, "search")
+        stack = raw(weight, unit.dtype).reshape(unit.slices, *unit.shape[-2:])
+        slices = []
+        for place, each in enumerate(stack):
+            rows = seen.of(place)
+            if seen.experts is None:
+                slices.append(pack_compensated(each, unit.dtype, format, self._shared_factor(rows)))
+            elif len(rows) < FEWEST:
+                slices.append(tuple(part[0] for part in pack(each[None], unit.dtype, format, rounding="search")))
+            else:
+                slices.append(pack_compensated(each, unit.dtype, format, factor(second_moments(rows))))
+        tensors = format.tensors(unit.path, unit.shape, unit.dtype)
+        parts: list[Any] = [np.stack(parts) for parts in zip(*slices, strict=True)]
+        return Packed(unit.path, format, tensors, tuple(memoryview(part).cast("B") for part in parts))
+
+    def _shared_factor(self, rows: Rows) -> Floats:
+        """The factor of these inputs, computed once for all units that see them."""
+        if id(rows) not in self._factors:
+            self._factors[id(rows)] = factor(second_moments(rows))
+        return self._factors[id(rows)]
+
+
+def _dequantized(unit: Unit, packed: Packed) -> mx.array:
+    """The float32 weight that a loader will see."""
+    if packed.format == KEEP:
+        dtype = {"BF16": mx.bfloat16, "F16": mx.float16, "F32": mx.float32}[unit.dtype]
+        return mx.array(np.frombuffer(packed.data[0], np.uint8)).view(dtype).reshape(unit.shape).astype(mx.float32)
+    kinds = {"U32": np.uint32, "U8": np.uint8, "F32": np.float32}
+    parts = [
+        np.frombuffer(data, kinds.get(tensor.dtype, np.uint16)).reshape(tensor.shape)
+        for tensor, data in zip(packed.tensors, packed.data, strict=True)
+    ]
+    return unpack(parts, unit.dtype, packed.format)

@@ -1,0 +1,147 @@
+"""The `mint` command: what every command has in common. The commands are in `commands`, `plan_commands`,
+`quality_commands` and `service_commands`.
+
+stdout carries the answer (or, with --json, exactly one object), stderr everything else. Exit codes: 0 done,
+1 a mistake the user can mend, 2 usage, 3 a bug, 130 interrupted.
+"""
+
+import errno
+import gc
+import json
+import sys
+from typing import Annotated
+
+import typer
+
+from mint.cli import jobs as service_commands
+from mint.cli import make, plan, quality
+from mint.core.errors import MintError
+from mint.core.log import configure_logging
+from mint.core.version import __version__
+from mint.run.blas import allow_restart
+
+app = typer.Typer(
+    name="mint",
+    help="Give it a language model and a memory budget, get the best MLX model that fits.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="Exit codes: 0 done, 1 a mistake you can mend, 2 usage, 3 a bug, 130 interrupted.",
+)
+
+# a disk or a folder that the user can do something about
+_MENDABLE = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"mint {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log every unit of work on stderr.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """MINT: memory-informed N-bit tuning, without calibration data."""
+    configure_logging(verbose=verbose)
+
+
+for _command in (
+    make.quantize,
+    make.inspect,
+    make.analyze,
+    quality.probe,
+    plan.allocate,
+    plan.curve,
+    plan.explain,
+    plan.diff,
+    make.assemble,
+    make.verify,
+    quality.evaluate,
+    plan.devices,
+    service_commands.submit,
+    service_commands.jobs,
+    service_commands.cancel,
+    service_commands.download,
+):
+    app.command()(_command)
+
+
+# of packages that are installed beside mint, which get their part of the command line as it is
+_OTHERS = {
+    "cluster": "Several machines as one, for --cluster: start and join nodes, see what they hold, find what is wrong.",
+    "serve": "Run a lab's quantization service: submit models, follow jobs, download results, in a browser too.",
+    "token": "Who may use the service of this machine: create, list and revoke tokens.",
+}
+
+
+def _pass_on(name: str, help: str) -> None:
+    @app.command(
+        name,
+        help=help,
+        context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+        add_help_option=False,
+        options_metavar="[COMMAND] [OPTIONS]",
+    )
+    def run(context: typer.Context) -> None:
+        from mint.cli.plugins import more_commands
+
+        arguments = context.args or ([] if name == "serve" else ["--help"])
+        raise typer.Exit(more_commands(name)(arguments, prog_name=f"mint {name}", standalone_mode=False))
+
+
+for _name, _help in _OTHERS.items():
+    _pass_on(_name, _help)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line and exit with its code."""
+    # imports leave a million objects that live to the end: looking through them again and again takes half a second
+    gc.set_threshold(100_000)
+    allow_restart()
+    code = run_command(sys.argv[1:] if arguments is None else arguments)
+    gc.freeze()
+    sys.exit(code)
+
+
+def run_command(arguments: list[str]) -> int:
+    """Run the command line; its exit code. With --json an error is one object on stdout too."""
+    try:
+        code = app(arguments, standalone_mode=False)
+    except MintError as error:
+        return _fail(arguments, str(error), 1)
+    except (KeyboardInterrupt, typer.Abort):
+        return _fail(arguments, "interrupted; nothing is lost, the same command goes on", 130)
+    except Exception as error:
+        if (usage := _usage_code(error)) is not None:
+            return usage
+        if isinstance(error, OSError) and error.errno in _MENDABLE:
+            where = f"{error.filename}: " if error.filename else ""
+            return _fail(arguments, f"{where}{error.strerror}; mend that and run the same command again", 1)
+        import traceback
+
+        traceback.print_exc()
+        return _fail(arguments, f"this is a bug in mint, please report it: {error!r}", 3)
+    return int(code or 0)
+
+
+def _usage_code(error: Exception) -> int | None:
+    """The exit code of an error of the command line's own usage, which is shown; None for any other error."""
+    show = getattr(error, "show", None)
+    if show is None:
+        return None
+    from typer import rich_utils
+
+    rich_utils.rich_format_error(error)  # type: ignore[arg-type]
+    return int(getattr(error, "exit_code", 2))
+
+
+def _fail(arguments: list[str], message: str, code: int) -> int:
+    if "--json" in arguments:
+        print(json.dumps({"error": message, "exit_code": code}))
+    print(f"mint: {message}", file=sys.stderr)
+    return code

@@ -1,0 +1,1 @@
+"""Imported by every room: errors, sizes, journals, logs, progress, memory and the cache folder."""

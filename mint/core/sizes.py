@@ -1,0 +1,83 @@
+"""Budgets and sizes as people write them. GB is 10^9 bytes, GiB is 2^30; a number without a unit is refused."""
+
+import re
+from dataclasses import dataclass
+from decimal import Decimal
+
+from mint.core.errors import MintError
+
+UNITS = {
+    "B": 1,
+    "kB": 10**3,
+    "MB": 10**6,
+    "GB": 10**9,
+    "TB": 10**12,
+    "KiB": 2**10,
+    "MiB": 2**20,
+    "GiB": 2**30,
+    "TiB": 2**40,
+}
+_BY_LOWER = {unit.lower(): factor for unit, factor in UNITS.items()}
+_RELATIVE = re.compile(r"(\d+(?:\.\d+)?)\s*(bpw|x)")
+_TOKENS = re.compile(r"(\d+)\s*([kKmM]?)")
+_SIZE = re.compile(r"\s*(\d+(?:[._]\d+)*)\s*([A-Za-z]*)\s*")
+
+
+def parse_size(text: str) -> int:
+    """Bytes of a size such as `90MB` or `16.5 GiB`, rounded down to a whole byte; `MintError` when it is not one."""
+    match = _SIZE.fullmatch(text)
+    if not match or match[1].count(".") > 1:
+        raise MintError(f"{text!r} is not a size; needed a number with a unit, such as 90MB or 16.5GiB")
+    if not match[2]:
+        raise MintError(f"{text!r} has no unit; needed one of {', '.join(UNITS)}, such as {text.strip()}GB")
+    if match[2].lower() not in _BY_LOWER:
+        raise MintError(f"{text!r} has the unknown unit {match[2]!r}; needed one of {', '.join(UNITS)}")
+    nbytes = int(Decimal(match[1].replace("_", "")) * _BY_LOWER[match[2].lower()])
+    if nbytes <= 0:
+        raise MintError(f"{text!r} is no budget; needed a size above zero")
+    return nbytes
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """A budget as it was written: an amount of `B`, of bits per weight (`bpw`), of the source's size (`x`), or a word.
+
+    `min` is the smallest plan that keeps to the rules, `max` the smallest of those with the least loss.
+    """
+
+    text: str
+    unit: str  # B, bpw, x, min or max
+    amount: Decimal = Decimal(0)
+
+    def __str__(self) -> str:
+        return self.text
+
+
+def parse_budget(text: str) -> Budget:
+    """The budget that people write as `18GB`, `16.5GiB`, `4.5bpw`, `0.3x`, `min` or `max`."""
+    word = text.strip().lower()
+    if word in ("min", "max"):
+        return Budget(word, word)
+    match = _RELATIVE.fullmatch(word)
+    if not match:
+        return Budget(text.strip(), "B", Decimal(parse_size(text)))
+    amount = Decimal(match[1])
+    if amount <= 0:
+        raise MintError(f"{text!r} is no budget; needed a number above zero")
+    return Budget(text.strip(), match[2], amount)
+
+
+def parse_tokens(text: str) -> int:
+    """The tokens of a context such as `8192` or `32k` (k is 1024, M is 1024^2)."""
+    match = _TOKENS.fullmatch(text.strip())
+    if not match or int(match[1]) == 0:
+        raise MintError(f"{text!r} is not a context; needed a number of tokens, such as 8192, 32k or 1M")
+    return int(match[1]) * {"": 1, "k": 1024, "m": 1024**2}[match[2].lower()]
+
+
+def format_size(nbytes: int) -> str:
+    """A size for people, in powers of 1000, with four figures."""
+    for unit in ("TB", "GB", "MB", "kB"):
+        if nbytes >= UNITS[unit]:
+            return f"{nbytes / UNITS[unit]:.4g} {unit}"
+    return f"{nbytes} B"

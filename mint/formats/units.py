@@ -1,0 +1,59 @@
+"""What there is to decide: units, and the parameters around them that stay as they are."""
+
+from dataclasses import dataclass
+from math import prod
+
+from mint.formats.format import FORMATS, ITEMSIZE, KEEP, Format, admissible
+
+
+@dataclass(frozen=True, slots=True)
+class Unit:
+    """One quantizable MLX module: what is measured, decided and stored in one format.
+
+    `shape` is `(out, in)`, or `(experts, out, in)` for a stack; `dtype` (safetensors name) is that of the weight as
+    it will be stored. `sources` are the tensors on disk that feed it. `min_bits` is the model's own floor.
+    `keep_reason` says why the unit may not be quantized at all; empty when it may.
+    """
+
+    path: str
+    shape: tuple[int, ...]
+    dtype: str
+    role: str
+    layer: int
+    sources: tuple[str, ...]
+    min_bits: int = 0
+    keep_reason: str = ""
+
+    @property
+    def size(self) -> int:
+        """Number of weights."""
+        return prod(self.shape)
+
+    @property
+    def slices(self) -> int:
+        """Number of matrices in the stack; 1 for a plain matrix."""
+        return prod(self.shape[:-2])
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the weight kept as it is."""
+        return KEEP.nbytes(self.shape, self.dtype)
+
+    @property
+    def formats(self) -> tuple[Format, ...]:
+        """Every format that MLX can store this unit in, `keep` last."""
+        return (KEEP,) if self.keep_reason else admissible(self.shape, self.dtype, FORMATS)
+
+
+@dataclass(frozen=True, slots=True)
+class Parameter:
+    """A parameter that is stored as it is: norms, biases, convolutions, and the like."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    sources: tuple[str, ...]
+
+    @property
+    def nbytes(self) -> int:
+        return prod(self.shape) * ITEMSIZE[self.dtype]

@@ -1,0 +1,29 @@
+"""The folder of compiled kernels: one per state of their source files."""
+
+import os
+from functools import cache
+from hashlib import sha256
+from pathlib import Path
+
+from mint.core.cache import kernel_folder
+
+
+@cache
+def code_folder() -> Path:
+    """The folder that numba keeps compiled code in, named by a digest of all kernels.
+
+    numba looks only at the file of the outermost function, and would run stale code.
+    """
+    files = sorted(Path(__file__).parent.glob("*.py"))
+    return kernel_folder() / sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:16]
+
+
+@cache
+def may_cache() -> bool:
+    """True where compiled code can be kept; elsewhere every process compiles anew and works all the same."""
+    folder = code_folder()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return False
+    return os.access(folder, os.W_OK)

@@ -1,0 +1,47 @@
+"""The oracle: what `mx.quantize` writes and `mx.dequantize` reads back, with no cleverness.
+
+The other kernels are held to it. It is slow and holds a slice in float64: for tests, not for models.
+"""
+
+# S slices (experts), R rows, C columns, F formats
+
+from collections.abc import Sequence
+
+import mlx.core as mx
+import numpy as np
+
+from mint.formats.format import Format
+from mint.kernels.distortion import Errors
+
+
+def errors(weight: mx.array, formats: Sequence[Format]) -> Errors:
+    """The squared error of each slice of (S, R, C) weights in each of the F formats, summed in float64."""
+    exact = np.array(weight.astype(mx.float32)).astype(np.float64)
+    squared = np.empty((len(exact), len(formats)))
+    for place, format in enumerate(formats):
+        restored = np.array(dequantize(pack(weight, format), format)).astype(np.float64)
+        squared[:, place] = np.square(restored - exact).sum((1, 2))
+    return Errors(
+        squared=squared,
+        energy=np.square(exact).sum((1, 2)),
+        nonfinite=int(np.count_nonzero(~np.isfinite(exact))),
+    )
+
+
+def pack(weight: mx.array, format: Format) -> tuple[mx.array, ...]:
+    """Packed codes uint32 (S, R, C*bits/32), scales and, for affine formats, biases (S, R, C/group_size)."""
+    return tuple(mx.quantize(weight, group_size=format.group_size, bits=format.bits, mode=format.mode))
+
+
+def dequantize(packed: tuple[mx.array, ...], format: Format) -> mx.array:
+    """The (S, R, C) weights that `pack` stored, in float32: scale * code + bias, not rounded to the weight's dtype."""
+    codes, scales, *biases = packed
+    return mx.dequantize(
+        codes,
+        scales.astype(mx.float32) if biases else scales,
+        biases[0].astype(mx.float32) if biases else None,
+        group_size=format.group_size,
+        bits=format.bits,
+        mode=format.mode,
+        dtype=mx.float32,
+    )

@@ -1,0 +1,96 @@
+"""Where compiled kernels are kept, and how they come to be: once, in a process of its own.
+
+The compiler takes a few hundred megabytes that it never gives back; in a process of its own they go with it, and the
+memory of the work itself stays bounded by the weights. One process compiles at a time, the others wait for what it
+makes. This file imports no compiler: what is ready costs nothing.
+"""
+
+import platform
+import subprocess
+import sys
+from contextlib import suppress
+from functools import cache
+from hashlib import sha256
+from importlib.metadata import version
+from pathlib import Path
+
+from mint.kernels.code_cache import code_folder, may_cache
+
+try:
+    import fcntl
+except ImportError:  # no advisory locks on this platform
+    fcntl = None  # type: ignore[assignment]
+
+
+_KNOWN = ("model name", "flags", "CPU part", "Features")  # of a processor, on Linux
+FEATURES = "features"  # the name that their kernels go by beside those of the roundings
+
+
+def _marker(kind: str) -> Path:
+    made_by = f"{version('numba')}-{platform.python_version()}-{platform.machine()}-{_processor()}"
+    return code_folder() / f"ready-{kind}-{made_by}"
+
+
+@cache
+def _processor() -> str:
+    """A digest of what the processor is and can: code for another is compiled anew, and lies beside it in the cache."""
+    told = Path("/proc/cpuinfo")
+    lines = told.read_text().splitlines() if told.exists() else []
+    known = sorted({line for line in lines if line.partition(":")[0].strip() in _KNOWN}) or [platform.processor()]
+    return sha256("\n".join(known).encode()).hexdigest()[:8]
+
+
+def is_ready(kind: str) -> bool:
+    """Whether there is nothing left to compile for a rounding or for features, or no place to keep it."""
+    return not may_cache() or _marker(kind).exists()
+
+
+def make_ready(kind: str) -> None:
+    """Compile every kernel that a rounding needs, or `FEATURES`: some ten seconds, once for each version of mint.
+
+    A failure is no error: the kernels are then compiled where they are called.
+    """
+    begin_to_make_ready(kind).wait()
+
+
+def begin_to_make_ready(kind: str) -> "subprocess.Popen[bytes]":
+    """The process that does what `make_ready` does, for who has something else to do meanwhile."""
+    command = [sys.executable, "-P", "-c", f"from mint.kernels.warmup import compile_once; compile_once({kind!r})"]
+    return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+
+
+def compile_once(kind: str) -> None:
+    """Compile what a rounding needs, or `FEATURES`, unless another process has just done so."""
+    with (code_folder() / "lock").open("w") as lock:
+        if fcntl:
+            with suppress(OSError):  # a disk without locks: to compile twice does no harm
+                fcntl.flock(lock, fcntl.LOCK_EX)
+        if not _marker(kind).exists():
+            compile_all(kind)
+            _marker(kind).touch()
+
+
+def compile_all(kind: str) -> None:
+    """Call every kernel that a rounding needs, or `FEATURES`, once for every dtype and mode, on tiny weights."""
+    import numpy as np
+
+    from mint.formats.format import AFFINE, MEASURED, MXFP4, NVFP4
+    from mint.kernels.compensate import pack_compensated
+    from mint.kernels.cpu import errors, pack
+    from mint.kernels.group_features import kurtoses, rounding_errors
+    from mint.kernels.unpack import multiply, unpack
+
+    for dtype, storage in (("BF16", np.uint16), ("F16", np.uint16), ("F32", np.float32)):
+        weight = np.zeros((1, 1, 128), storage)
+        if kind == FEATURES:
+            kurtoses(weight, dtype, 128)
+            rounding_errors(weight[0], dtype, 128)
+            continue
+        rounding = MEASURED[kind]
+        errors(weight, dtype, (*AFFINE, MXFP4, NVFP4), rounding=rounding)
+        for format in (AFFINE[0], MXFP4, NVFP4):
+            parts = pack(weight, dtype, format, rounding=rounding)
+            unpack(parts, dtype, format)
+            multiply([part[0] for part in parts], dtype, format, np.zeros((1, 128), np.float32))
+            if kind == "compensate":
+                pack_compensated(weight[0], dtype, format, np.eye(128, dtype=np.float32))

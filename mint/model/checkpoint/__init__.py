@@ -1,0 +1,1 @@
+"""Safetensors checkpoints: headers, stored weights, and the files of an output folder."""

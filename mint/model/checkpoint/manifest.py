@@ -1,0 +1,70 @@
+"""What was written: every file with its size and digest, every unit with the digest of its bytes."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from mint.core.errors import MintError
+
+MANIFEST_NAME = "mint.json"
+PLAN_NAME = "mint-plan.json"
+KIND = "mint manifest"
+SCHEMA = 1
+_CHUNK_BYTES = 4 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class WrittenFile:
+    """Size and SHA-256 of a file of the output folder."""
+
+    nbytes: int
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """The record of an assembled model; `units` maps each path to the SHA-256 of its tensors' bytes."""
+
+    plan: str
+    model: str
+    device: str
+    versions: Mapping[str, str]
+    budget_bytes: int
+    weight_bytes: int
+    files: Mapping[str, WrittenFile]
+    units: Mapping[str, str]
+
+
+def write_manifest(manifest: Manifest, folder: Path) -> None:
+    """Write `mint.json` into `folder`; the same manifest always gives the same bytes."""
+    record = {"kind": KIND, "schema": SCHEMA, **asdict(manifest)}
+    (folder / MANIFEST_NAME).write_text(json.dumps(record, indent=1) + "\n")
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """The manifest of the model in `folder`; `MintError` when there is none or it is damaged."""
+    path = folder / MANIFEST_NAME
+    if not path.is_file():
+        raise MintError(f"{folder}: no {MANIFEST_NAME} found; needed: a folder that `mint assemble` wrote")
+    try:
+        record: dict[str, Any] = json.loads(path.read_text())
+        if record.pop("kind") != KIND or record.pop("schema") != SCHEMA:
+            raise ValueError(f"not a manifest of schema {SCHEMA}")
+        record["files"] = {name: WrittenFile(**fields) for name, fields in record["files"].items()}
+        return Manifest(**record)
+    except (ValueError, KeyError, TypeError) as error:
+        raise MintError(f"{path}: not a manifest that mint can read ({error!r}); assemble the model again") from error
+
+
+def file_digest(path: Path) -> WrittenFile:
+    """Size and SHA-256 of the file at `path`, read in pieces."""
+    digest = hashlib.sha256()
+    nbytes = 0
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK_BYTES):
+            digest.update(chunk)
+            nbytes += len(chunk)
+    return WrittenFile(nbytes, digest.hexdigest())

@@ -1,0 +1,100 @@
+"""Reading back what was written: the tensors of an assembled folder, and the weights they stand for."""
+
+# S slices, R rows, C columns
+
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+import numpy.typing as npt
+
+from mint.formats.format import KEEP, Format
+from mint.model.checkpoint.shards import SourceTensor, read_shards
+
+_NUMPY = {
+    "BF16": np.uint16, "F16": np.uint16, "F32": np.float32, "U8": np.uint8, "U16": np.uint16, "U32": np.uint32,
+    "I8": np.int8, "I16": np.int16, "I32": np.int32, "I64": np.int64, "U64": np.uint64, "BOOL": np.bool_,
+    "C64": np.complex64,
+}  # fmt: skip
+
+ALL = slice(None)
+_BLOCK = 16 << 20  # weights of a product, read at once
+_HALF = {"BF16": mx.bfloat16, "F16": mx.float16}
+
+
+@dataclass(frozen=True, slots=True)
+class StoredModel:
+    """The weight files of a folder by tensor name; each read touches only that tensor's bytes."""
+
+    folder: Path
+    tensors: dict[str, SourceTensor]
+
+    def raw(self, name: str, rows: slice = ALL) -> npt.NDArray[np.generic]:
+        """The tensor, or some `rows` of it along its first axis, as numpy sees it, 16-bit floats as bit patterns."""
+        tensor = self.tensors[name]
+        dtype = np.dtype(_NUMPY[tensor.dtype])
+        start, stop, _ = rows.indices(tensor.shape[0]) if tensor.shape else (0, 1, 1)
+        shape = (stop - start, *tensor.shape[1:]) if tensor.shape else ()
+        row = prod(tensor.shape[1:])
+        offset = tensor.offset + start * row * dtype.itemsize
+        data: npt.NDArray[np.generic] = np.fromfile(self.folder / tensor.shard, dtype, prod(shape), offset=offset)
+        return data.reshape(shape)
+
+    def array(self, name: str, rows: slice = ALL) -> mx.array:
+        """The tensor, or some rows of it, as an MLX array of its own dtype."""
+        array = mx.array(self.raw(name, rows))
+        kind = _HALF.get(self.tensors[name].dtype)
+        return array.view(kind) if kind else array
+
+    def wide(self, name: str, rows: slice = ALL) -> mx.array:
+        """The tensor, or some rows of it, floats widened to float32."""
+        array = self.array(name, rows)
+        return array.astype(mx.float32) if mx.issubdtype(array.dtype, mx.floating) else array
+
+    def dequantized(self, path: str, format: Format, rows: slice = ALL) -> mx.array:
+        """The weight of the module at `path` in float32: exactly code * scale + bias of the stored values."""
+        if format == KEEP:
+            return self.wide(f"{path}.weight", rows)
+        names = self._parts(path)
+        if mx.default_device() == mx.gpu:
+            codes, *rest = (self.wide(name, rows) for name in names)
+            dequantize: Any = mx.dequantize  # its stub knows no unpacked arguments
+            dequantized: mx.array = dequantize(codes, *rest, **format.parameters(), dtype=mx.float32)
+            return dequantized
+        from mint.kernels.unpack import unpack
+
+        return unpack([self.raw(name, rows) for name in names], self.tensors[names[1]].dtype, format)
+
+    def product(self, vectors: npt.NDArray[np.float32], path: str, format: Format) -> npt.NDArray[np.float32]:
+        """(B, R): (B, C) float32 times the transpose of the quantized (R, C) weight of a module, on the CPU.
+
+        The weight is read in blocks of rows.
+        """
+        from mint.kernels.unpack import multiply
+
+        names = self._parts(path)
+        rows = self.tensors[names[0]].shape[0]
+        step = max(1, _BLOCK // vectors.shape[1])
+        blocks = (slice(start, start + step) for start in range(0, rows, step))
+        dtype = self.tensors[names[1]].dtype
+        return np.concatenate(
+            [multiply([self.raw(name, block) for name in names], dtype, format, vectors) for block in blocks], axis=1
+        )
+
+    def _parts(self, path: str) -> list[str]:
+        return [name for part in ("weight", "scales", "biases") if (name := f"{path}.{part}") in self.tensors]
+
+
+def open_stored(folder: Path) -> StoredModel:
+    """Open the weight files in `folder`, headers checked; `MintError` when one is damaged."""
+    return StoredModel(folder, {tensor.name: tensor for shard in read_shards(folder) for tensor in shard.tensors})
+
+
+def all_finite(raw: npt.NDArray[Any], dtype: str) -> bool:
+    """Whether no float is NaN or infinite: these are what has every bit of the exponent set."""
+    mask = {"BF16": 0x7F80, "F16": 0x7C00, "F32": 0x7F800000}[dtype]
+    exponent = np.array(mask, f"u{raw.itemsize}")
+    return not bool(((raw.view(exponent.dtype) & exponent) == exponent).any())

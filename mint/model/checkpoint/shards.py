@@ -1,0 +1,181 @@
+"""The safetensors files of a model: their headers, read and checked before any long work begins.
+
+Source of the format: the safetensors README ("Format"): 8 bytes little-endian header length N, N bytes of JSON,
+then the data. Offsets count from the end of the header; the data has no holes, no overlaps and no rest.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any
+
+from mint.core.errors import MintError
+from mint.formats.format import ITEMSIZE
+
+MAX_HEADER_BYTES = 100_000_000  # the limit of the safetensors library itself
+SAMPLE_BYTES = 65_536
+SAMPLES = 16
+INDEX_NAME = "model.safetensors.index.json"
+PATTERN = "model*.safetensors"  # what mlx_lm loads; other names would be ignored in silence
+# what mlx_lm's loader and transformers' tokenizers read beside the weights, config and index among it
+BESIDE = ("*.json", "*.jinja", "*.model", "*.tiktoken", "*.txt", "*.jsonl", "*.py")
+
+
+@dataclass(frozen=True, slots=True)
+class SourceTensor:
+    """One tensor on disk: `offset` counts from the start of the file `shard`."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    shard: str
+    offset: int
+    nbytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """One safetensors file: its size, the digest of its header, and of bytes sampled from its data."""
+
+    name: str
+    nbytes: int
+    header_digest: str
+    sample_digest: str
+    tensors: tuple[SourceTensor, ...]
+
+
+def read_shards(folder: Path) -> tuple[Shard, ...]:
+    """All shards of the model in `folder`, sorted by name; reads headers and samples only.
+
+    Raises `MintError` when a shard is missing, truncated or malformed, or when two shards hold one name.
+    """
+    listed = read_index(folder)
+    present = sorted(path.name for path in folder.glob(PATTERN))
+    if missing := sorted(set(listed.values()) - set(present)):
+        raise MintError(
+            f"{folder}: {INDEX_NAME} names {len(missing)} shard(s) that are not there, the first is {missing[0]}; "
+            "download the model again or copy the missing files into the folder"
+        )
+    if not present:
+        others = ", ".join(sorted(path.name for path in folder.iterdir())[:8]) or "nothing"
+        raise MintError(
+            f"{folder}: no {PATTERN} found (found {others}); needed: a Hugging Face model in safetensors format"
+        )
+    shards = tuple(read_shard(folder / name) for name in present)
+    owner: dict[str, str] = {}
+    for shard in shards:
+        for tensor in shard.tensors:
+            if tensor.name in owner:
+                raise MintError(
+                    f"{folder}: tensor {tensor.name} is in {owner[tensor.name]} and in {shard.name}; "
+                    "needed: every tensor in one shard. Remove the file that does not belong to the model"
+                )
+            owner[tensor.name] = shard.name
+    for name, shard_name in listed.items():
+        if owner.get(name) != shard_name:
+            found = f"in {owner[name]}" if name in owner else "nowhere"
+            raise MintError(
+                f"{folder}: {INDEX_NAME} puts tensor {name} in {shard_name}, found {found}; download the model again"
+            )
+    return shards
+
+
+def identity(shards: Iterable[Shard], config_text: bytes) -> str:
+    """SHA-256 of the config and of every shard's name, size, header and sampled bytes: the model's identity."""
+    digest = hashlib.sha256(hashlib.sha256(config_text).digest())
+    for shard in shards:
+        digest.update(f"{shard.name}\0{shard.nbytes}\0{shard.header_digest}\0{shard.sample_digest}\n".encode())
+    return digest.hexdigest()
+
+
+def read_index(folder: Path) -> dict[str, str]:
+    """The shard of every tensor by the index of the model in `folder`; empty without an index."""
+    path = folder / INDEX_NAME
+    if not path.exists():
+        return {}
+    try:
+        listed = json.loads(path.read_bytes())["weight_map"]
+        return {str(name): str(shard) for name, shard in listed.items()}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise MintError(f"{path}: not a safetensors index ({error!r}); download it again or remove it") from error
+
+
+def read_shard(path: Path) -> Shard:
+    """One shard, from its header and samples alone; `MintError` when it is truncated or malformed."""
+    nbytes = path.stat().st_size
+    with path.open("rb") as file:
+        prefix = file.read(8)
+        length = int.from_bytes(prefix, "little")
+        if len(prefix) < 8 or length > min(nbytes - 8, MAX_HEADER_BYTES):
+            raise MintError(
+                f"{path}: not a whole safetensors file: the header claims {length} bytes, the file has {nbytes}; "
+                "download it again"
+            )
+        header = file.read(length)
+        tensors = _parse_header(path, header, nbytes)
+        samples = hashlib.sha256()
+        data_start = 8 + length
+        for start, length in sampled_ranges(data_start, nbytes):
+            file.seek(start)
+            samples.update(file.read(length))
+    return Shard(path.name, nbytes, hashlib.sha256(header).hexdigest(), samples.hexdigest(), tensors)
+
+
+def sampled_ranges(data_start: int, nbytes: int) -> list[tuple[int, int]]:
+    """Start and length of the samples of a file of so many bytes; they overlap in a small one."""
+    span = max(nbytes - data_start - SAMPLE_BYTES, 0)
+    starts = [data_start + span * index // (SAMPLES - 1) for index in range(SAMPLES)]
+    return [(start, min(SAMPLE_BYTES, nbytes - start)) for start in starts]
+
+
+def _parse_header(path: Path, header: bytes, file_nbytes: int) -> tuple[SourceTensor, ...]:
+    try:
+        entries = json.loads(header)
+        if not isinstance(entries, dict):
+            raise ValueError("the header is not a JSON object")
+    except ValueError as error:
+        raise MintError(
+            f"{path}: not a safetensors file: its header is not JSON ({error}); download it again"
+        ) from error
+    data_start = 8 + len(header)
+    tensors = [_parse_entry(path, name, entry, data_start) for name, entry in entries.items() if name != "__metadata__"]
+    tensors.sort(key=lambda tensor: (tensor.offset, tensor.nbytes))
+    end = data_start
+    for tensor in tensors:
+        if tensor.offset != end:
+            fault = "overlaps the tensor before it" if tensor.offset < end else "leaves a hole before it"
+            raise MintError(
+                f"{path}: tensor {tensor.name} starts at byte {tensor.offset}, needed {end}: it {fault}; "
+                "the file is damaged, download it again"
+            )
+        end += tensor.nbytes
+    if end != file_nbytes:
+        last = tensors[-1].name if tensors else "none"
+        raise MintError(
+            f"{path}: the header needs {end} bytes, the file has {file_nbytes} (last tensor: {last}); "
+            f"it is {'truncated' if file_nbytes < end else 'longer than its header says'}, download it again"
+        )
+    return tuple(tensors)
+
+
+def _parse_entry(path: Path, name: str, entry: Any, data_start: int) -> SourceTensor:
+    try:
+        dtype = str(entry["dtype"])
+        shape = tuple(int(size) for size in entry["shape"])
+        begin, end = (int(offset) for offset in entry["data_offsets"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise MintError(
+            f"{path}: tensor {name} has a malformed header entry ({error!r}); download the file again"
+        ) from error
+    if dtype not in ITEMSIZE:
+        raise MintError(f"{path}: tensor {name} has dtype {dtype}; needed one of {', '.join(ITEMSIZE)}")
+    needed = prod(shape) * ITEMSIZE[dtype]
+    if begin < 0 or end - begin != needed or any(size < 0 for size in shape):
+        raise MintError(
+            f"{path}: tensor {name} of shape {list(shape)} and dtype {dtype} needs {needed} bytes, "
+            f"its offsets give {end - begin}; the file is damaged, download it again"
+        )
+    return SourceTensor(name, dtype, shape, path.name, data_start + begin, needed)

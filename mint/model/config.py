@@ -1,0 +1,56 @@
+"""What a model's config.json tells before anything of its weights is there: whether mint can take it."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from mint.core.errors import MintError
+
+
+def check_config(folder: Path) -> None:
+    """Raise `MintError` for a config that is missing, broken or of a model that is not for us."""
+    path = folder / "config.json"
+    if not path.is_file():
+        raise MintError(f"{folder}: no config.json found; needed: a Hugging Face model folder")
+    try:
+        config = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise MintError(f"{path}: not valid JSON ({error}); download it again") from error
+    if not isinstance(config, dict) or "model_type" not in config:
+        raise MintError(f"{path}: no model_type found; needed: the config of a language model")
+    if config.get("model_file") is not None:
+        raise MintError(
+            f"{path}: the model brings its own code ({config['model_file']}), which is never run; "
+            "needed: an architecture that mlx_lm itself implements"
+        )
+    _refuse_quantized(folder, config)
+
+
+def _refuse_quantized(folder: Path, config: dict[str, Any]) -> None:
+    text_config = _section(folder, config, "text_config")
+    settings = _section(folder, config, "quantization_config") or _section(folder, text_config, "quantization_config")
+    method = settings.get("quant_method", "unknown")
+    if "quantization" in config:
+        raise MintError(
+            f"{folder}: the model is already quantized by MLX; needed: full-precision weights. "
+            "Start from the original model"
+        )
+    if (folder / "hf_quant_config.json").exists():
+        method = "modelopt"
+    # mlx_lm's sanitize turns plain fp8 into bf16; blocks of 32 x 32 with power-of-two scales stay packed as mxfp8
+    plain_fp8 = method == "fp8" and not (
+        settings.get("scale_fmt") == "ue8m0" and settings.get("weight_block_size") == [32, 32]
+    )
+    if (settings or method == "modelopt") and not plain_fp8:
+        raise MintError(
+            f"{folder}: the model is already quantized ({method}); needed: bf16, f16, f32 or fp8 weights. "
+            "Start from the original model, or dequantize this one first"
+        )
+
+
+def _section(folder: Path, config: dict[str, Any], name: str) -> dict[str, Any]:
+    """A part of a config that is an object itself; empty where it is missing."""
+    found = config.get(name) or {}
+    if not isinstance(found, dict):
+        raise MintError(f"{folder / 'config.json'}: {name} is no JSON object; download it again")
+    return found

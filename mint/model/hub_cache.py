@@ -1,0 +1,79 @@
+"""Models of the Hugging Face hub: their ids, and what its cache on this machine has of them.
+
+An id is `owner/name`, or `owner/name@revision` with a branch, a tag or a commit. It never leads out of the cache: every
+part of it begins with a letter or a digit. Nothing here asks the network; huggingface_hub is imported when the cache is
+looked into.
+"""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from mint.core.errors import MintError
+from mint.model.checkpoint.shards import BESIDE, PATTERN, read_index
+
+WANTED = (PATTERN, *BESIDE)  # the files that mint reads or copies
+NESTED = "*/*"  # those in folders are not
+_PART = r"[A-Za-z0-9](?:[\w.-]{0,94}\w)?"  # huggingface_hub's rule, but for a `_` in front
+_ID = re.compile(rf"(?P<repository>(?![^@]*--){_PART}/{_PART})(?:@(?P<revision>{_PART}(?:/{_PART})*))?", re.ASCII)
+
+
+class NotOnHub(MintError):  # noqa: N818, it says what is the case
+    """The hub does not know a model, or cannot be asked: its name may mean something else."""
+
+
+@dataclass(frozen=True, slots=True)
+class HubId:
+    """A model of the hub, `repository` being `owner/name`; the revision is a branch, a tag or a commit."""
+
+    repository: str
+    revision: str = "main"
+
+    @property
+    def name(self) -> str:
+        return self.repository.partition("/")[2]
+
+    def __str__(self) -> str:
+        return self.repository if self.revision == "main" else f"{self.repository}@{self.revision}"
+
+
+def parse_id(text: str) -> HubId | None:
+    """The id that a text is; None for anything else, such as a path with a `.` in front or more than one slash."""
+    found = _ID.fullmatch(text)
+    return HubId(found["repository"], found["revision"] or "main") if found and ".." not in text else None
+
+
+def cached(id: HubId) -> Path | None:
+    """The snapshot of a model in the hub's cache, if it is whole there; asks no network."""
+    from huggingface_hub import snapshot_download
+
+    try:
+        found = snapshot_download(
+            id.repository,
+            revision=id.revision,
+            allow_patterns=list(WANTED),
+            ignore_patterns=NESTED,
+            local_files_only=True,
+        )
+    except (OSError, ValueError):  # not there, or files of it are missing; not what the hub calls an id
+        return None
+    folder = Path(found)
+    return folder if _is_whole(folder) else None
+
+
+def blob_folders(snapshot: Path) -> tuple[Path, ...]:
+    """Where the files of a snapshot of the hub's cache lie: its repository's blobs, and those that repositories share.
+
+    Empty for any other folder. Since version 2 huggingface_hub keeps what came by Xet once for all repositories.
+    """
+    repository = snapshot.parent.parent
+    if snapshot.parent.name != "snapshots" or not repository.name.startswith("models--"):
+        return ()
+    return repository / "blobs", repository.parent / "blobs"
+
+
+def _is_whole(folder: Path) -> bool:
+    """Whether config and weights are all there; a cache that an older huggingface_hub filled does not tell."""
+    shards = set(read_index(folder).values())
+    there = all((folder / name).exists() for name in shards) if shards else any(folder.glob(PATTERN))
+    return there and (folder / "config.json").exists()

@@ -1,0 +1,289 @@
+"""What memory a context needs, and what share of the experts one token uses: the shapes of a lazy forward pass.
+
+mlx_lm makes the caches and the model fills them, once with all tokens but one and once with the last, after which
+sliding windows are trimmed to their steady size; then the bytes of the caches are known, though no weight was read
+and nothing was computed. Bytes are piecewise linear in the tokens: windows fill up, states have one size, all else
+grows. The kinks are found by bisection. Two rules keep it lazy and short:
+
+* The passes run inside `mx.vmap`, where MLX refuses to evaluate: a model that looks at values fails at once
+  instead of computing in silence. It also keeps `mx.compile` from fusing, so that no compiler is called.
+* A recurrent layer walks over its tokens one by one where there is no GPU kernel for it: a graph of millions of
+  nodes. Its cache has one size after any number of tokens, so it is traced on two short prompts, and for longer ones
+  arrays of the shapes seen stand for its answers.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from itertools import pairwise
+from typing import Any
+
+import mlx.core as mx
+from mlx.nn.layers.base import Module
+from mlx.utils import tree_flatten, tree_map
+
+from mint.core.errors import MintError
+from mint.model.kv_memory import KV_BITS, KV_GROUP_SIZE, STEP, ContextMemory, Point, on_line
+from mint.model.module_tree import build_tree, make_cache
+from mint.model.source import Source
+
+GRID = (STEP, 2**12, 2**16, 2**20)  # tokens; a straight line through these and the middles between them is one
+PASSES = 500  # a staircase of more kinks than these can find is not understood
+PROMPTS = (8, 16)  # tokens; longer than a short convolution's kernel, and two, to see what grows
+
+_Key = tuple[int, tuple[int, ...]]  # a module and the positions of the caches that it was called with
+
+
+def context_memory(source: Source) -> ContextMemory:
+    """The bytes that a context needs in this model, traced up to 2^20 tokens, or to what the model takes.
+
+    Nothing of the weights is read. Raises `MintError` when the model's forward pass cannot be traced.
+    """
+    with tracing(source):
+        passes = _Passes(_build(source))
+        passes.learn()
+        obstacle = _obstacle(passes)
+        return ContextMemory(_find_points(passes.measure), obstacle)
+
+
+def active_experts(source: Source) -> dict[str, float]:
+    """The share of its matrices that one token is multiplied with, for every unit that is a stack.
+
+    A routed stack is called with the indices of the chosen ones, the only integers among its arguments: their number
+    counts. A stack called without, such as the matrices per head of latent attention, is used whole: 1.
+    Raises `MintError` when the forward pass cannot be traced, or goes around a stack: then there is no telling.
+    """
+    stacks = {unit.path: unit.shape[0] for unit in source.units if len(unit.shape) == 3}
+    if not stacks:
+        return {}
+    chosen = dict.fromkeys(stacks, 0)
+    with tracing(source):
+        passes = _Passes(_build(source))
+        for path, module in passes.model.named_modules():
+            if path in stacks:
+                _replace_call(module, partial(_count_chosen, chosen, path, stacks[path]))
+        passes.run(1)
+    for path, count in chosen.items():
+        if count == 0:
+            raise MintError(
+                f"{source.folder}: one token's forward pass never calls {path}, a stack of {stacks[path]} matrices; "
+                "needed: a model that uses it, to know how much of it a token reads. Do without this estimate"
+            )
+    return {path: min(1.0, chosen[path] / matrices) for path, matrices in stacks.items()}
+
+
+def _count_chosen(
+    chosen: dict[str, int], path: str, matrices: int, call: Callable[..., Any], *args: Any, **kwargs: Any
+) -> Any:
+    arrays = [value for value in (*args, *kwargs.values()) if isinstance(value, mx.array)]
+    indices = [array.size for array in arrays if mx.issubdtype(array.dtype, mx.integer)]
+    chosen[path] += sum(indices) if indices else matrices
+    return call(*args, **kwargs)
+
+
+def _build(source: Source) -> Module:
+    return build_tree(source.folder, source.config, source.shards, source.dtype).model
+
+
+@contextmanager
+def tracing(source: Source) -> Iterator[None]:
+    """Say of any exception of a model's own code which model it was."""
+    try:
+        yield
+    except MintError as error:
+        raise MintError(f"{source.folder}: {error}") from error
+    except Exception as error:  # a model may raise what it likes
+        raise MintError(
+            f"{source.folder}: mlx_lm's {source.config['model_type']} model does not run on shapes alone "
+            f"({_summary(error)}); needed: a forward pass that does not look at values. Set memory for the context "
+            "aside by hand"
+        ) from error
+
+
+def _summary(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+
+
+@dataclass(frozen=True, slots=True)
+class _Spec:
+    """What is known of an array that was never computed."""
+
+    shape: tuple[int, ...]
+    dtype: mx.Dtype
+
+
+class _Passes:
+    """Lazy forward passes of one model, over fresh caches each time."""
+
+    def __init__(self, model: Module) -> None:
+        self.model = model
+        self._caches: list[Any] = []
+        self._leaves: list[Any] = []  # the caches inside
+        self._token = mx.zeros((), mx.int32)  # of the call under way
+        self._length = 0  # tokens of the call under way
+        self._answers: dict[_Key, Any] = {}  # specs of the answers that recurrent modules gave in this pass
+        self._known: dict[_Key, tuple[Any, Any]] = {}  # the same, for two prompts
+        self._states: dict[int, Any] = {}  # specs of the states, by position among the leaves
+
+    def run(self, *lengths: int, before_last: Callable[[list[Any]], None] = lambda caches: None) -> None:
+        """Call the model once for each of `lengths`, with so many tokens; `before_last` may change the caches."""
+        self._caches = make_cache(self.model)
+        self._leaves = list(_leaves(self._caches))
+        self._answers = {}
+
+        def calls(tokens: mx.array) -> mx.array:
+            self._token = tokens[0, 0]
+            for index, length in enumerate(lengths):
+                self._length = length
+                if index == len(lengths) - 1:
+                    before_last(self._caches)
+                self.model(tokens[:, :length], cache=self._caches)
+            return tokens
+
+        mx.vmap(calls)(mx.zeros((1, 1, max(lengths)), mx.int32))
+
+    def measure(self, tokens: int) -> Point:
+        """The caches after a prompt of `tokens - 1` tokens and one more."""
+        self.run(tokens - 1, 1)
+        quantizable = [cache for cache in self._caches if hasattr(cache, "to_quantized")]
+        plain = sum(cache.nbytes for cache in quantizable)
+        arrays = dict(tree_flatten([cache.state for cache in quantizable])).values()
+        elements = sum(array.size for array in arrays if isinstance(array, mx.array))
+        return tokens, sum(cache.nbytes for cache in self._caches if cache is not None) - plain, elements, plain
+
+    def learn(self) -> None:
+        """See what the modules that are called with nothing but states answer, to answer for them from now on."""
+        if not any(_is_state(leaf) for leaf in _leaves(make_cache(self.model))):
+            return
+        for _, module in self.model.named_modules():
+            _replace_call(module, self._answer)
+        states, answers = [], []
+        for prompt in PROMPTS:
+            self.run(prompt)
+            states.append([tree_map(_spec, leaf.state) if _is_state(leaf) else None for leaf in self._leaves])
+            answers.append(self._answers)
+        self._states = {
+            position: short
+            for position, (short, long) in enumerate(zip(*states, strict=True))
+            if short is not None and short == long
+        }
+        self._known = {
+            key: (answers[0][key], answers[1][key])
+            for key in answers[0].keys() & answers[1].keys()
+            if self._states.keys() >= set(key[1])
+        }
+
+    def _answer(self, call: Callable[..., Any], module: Module, *args: Any, **kwargs: Any) -> Any:
+        """The module's own answer, or one of the same shapes if its states are known."""
+        given = {id(leaf) for leaf in _leaves([*args, *kwargs.values()])}
+        positions = tuple(position for position, leaf in enumerate(self._leaves) if id(leaf) in given)
+        key = (id(module), positions)
+        if key in self._known:
+            for position in positions:
+                self._leaves[position].state = tree_map(self._stand_in, *[self._states[position]] * 2)
+            return tree_map(self._stand_in, *self._known[key])
+        answer = call(module, *args, **kwargs)
+        if positions and all(_is_state(self._leaves[position]) for position in positions):
+            specs = tree_map(_spec, answer)
+            if all(isinstance(spec, _Spec | None) for spec in dict(tree_flatten(specs)).values()):
+                self._answers[key] = specs
+        return answer
+
+    def _stand_in(self, short: _Spec | None, long: _Spec | None) -> mx.array | None:
+        """An array of the shape that follows from those for the two prompts, for as many tokens as there are now."""
+        if short is None or long is None:
+            return None
+        shape = [a + (b - a) * (self._length - PROMPTS[0]) // (PROMPTS[1] - PROMPTS[0])
+                 for a, b in zip(short.shape, long.shape, strict=True)]  # fmt: skip
+        return mx.broadcast_to(self._token.astype(short.dtype), shape)
+
+
+def _leaves(values: Iterable[Any]) -> Iterator[Any]:
+    """The single caches among `values`, inside lists and mlx_lm's lists of caches; other values come through."""
+    for value in values:
+        inner = value if isinstance(value, list | tuple) else getattr(value, "caches", None)
+        if inner is not None:
+            yield from _leaves(inner)
+        elif value is not None:
+            yield value
+
+
+def _is_state(cache: Any) -> bool:
+    """Whether the cache keeps no count of tokens, as only those do that have one size after any number of them."""
+    return not hasattr(cache, "offset")
+
+
+def _spec(value: Any) -> Any:
+    return _Spec(value.shape, value.dtype) if isinstance(value, mx.array) else value
+
+
+def _replace_call(module: Module, call: Callable[..., Any]) -> None:
+    """Let `module(...)` be `call(the call of its class, module, ...)`."""
+    kind = type(module)
+    if not callable(module):
+        return
+
+    def replaced(self: Module, *args: Any, **kwargs: Any) -> Any:
+        return call(kind.__call__, self, *args, **kwargs)
+
+    module.__class__ = type(kind.__name__, (kind,), {"__call__": replaced})
+
+
+def _obstacle(passes: _Passes) -> str:
+    """Why the model cannot run with its caches quantized as `mlx_lm.generate` does; empty when it can."""
+
+    def quantize(caches: list[Any]) -> None:
+        for index, cache in enumerate(caches):
+            if hasattr(cache, "to_quantized"):
+                caches[index] = cache.to_quantized(group_size=KV_GROUP_SIZE, bits=max(KV_BITS))
+
+    try:
+        passes.run(PROMPTS[0], 1, before_last=quantize)
+    except Exception as error:  # it is the finding
+        return _summary(error)
+    return ""
+
+
+def _find_points(measure: Callable[[int], Point]) -> tuple[Point, ...]:
+    """The ends of the straight pieces of `measure`, which is asked as seldom as may be."""
+    measured: dict[int, Point] = {}
+
+    def at(tokens: int) -> Point:
+        if len(measured) == PASSES:
+            raise MintError(f"found caches that still do not grow along straight lines after {PASSES} passes")
+        return measured.setdefault(tokens, measured.get(tokens) or measure(tokens))
+
+    def split(first: int, last: int) -> None:
+        middle = (first + last) // 2 // STEP * STEP
+        if middle > first and at(middle) != on_line(at(first), at(last), middle):
+            split(first, middle)
+            split(middle, last)
+
+    at(STEP)
+    top = _longest(at)
+    grid = [*(tokens for tokens in GRID if tokens < top), top]
+    if len(grid) == 2 or any(at(tokens) != on_line(at(STEP), at(top), tokens) for tokens in grid):
+        for first, last in pairwise(grid):
+            split(first, last)
+    points = [measured[tokens] for tokens in sorted(measured)]
+    kinks = [
+        point
+        for before, point, after in zip(points, points[1:], points[2:], strict=False)
+        if point != on_line(before, after, point[0])
+    ]
+    return points[0], *kinks, points[-1]
+
+
+def _longest(at: Callable[[int], Point]) -> int:
+    """The longest context that the model can be traced with: `GRID`'s last, or half of it as often as needed."""
+    tokens = GRID[-1]
+    while tokens > 2 * STEP:
+        try:
+            at(tokens)
+        except Exception:  # a table of positions may end, a size overflow
+            tokens //= 2
+        else:
+            return tokens
+    at(tokens)
+    return tokens

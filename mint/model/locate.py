@@ -1,0 +1,49 @@
+"""A model's name to its folder: a folder's own path, or an id of the Hugging Face hub.
+
+What exists is meant as a path; so is whatever does not look like an id (`./a/b`, `/a/b`, `a/b/c`), and every `Path`.
+Anything else that is written `owner/name` is looked for in the hub's cache, then downloaded.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from mint.core.errors import MintError
+from mint.core.progress import OnProgress, ignore
+from mint.model.hub_cache import HubId, NotOnHub, cached, parse_id
+
+
+def locate(
+    model: str | Path, on_progress: OnProgress = ignore, *, check: Callable[[Path], object] = lambda folder: None
+) -> Path:
+    """The folder or file that `model` means; a model of the hub is downloaded unless the cache has it whole.
+
+    `check` is given the folder before its large files are downloaded, and may raise. Raises `MintError` for a model
+    that cannot be had; a path is returned as it is.
+    """
+    id = hub_id(model)
+    if id is None:
+        return Path(model)
+    if found := cached(id):
+        return found
+    from mint.model.hub_download import fetch  # imports what asks a network
+
+    try:
+        return fetch(id, on_progress, check=check)
+    except NotOnHub as error:
+        raise NotOnHub(f"{model}: no such folder, and as a model of the hub: {error}") from error
+
+
+def hub_id(model: str | Path) -> HubId | None:
+    """The id that `model` is; None for a path. Raises `MintError` for one that cannot be looked at."""
+    try:
+        return None if isinstance(model, Path) or Path(model).exists() else parse_id(model)
+    except OSError as error:
+        raise MintError(
+            f"{model}: {error.strerror}; needed: the path of a folder that you may read, or an id of the hub"
+        ) from error
+
+
+def model_name(model: str | Path) -> str:
+    """What a model is called, without where it lies."""
+    id = hub_id(model)
+    return id.name if id else Path(model).resolve().name

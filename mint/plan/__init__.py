@@ -1,0 +1,1 @@
+"""Allocates a budget: from an Analysis to a Plan."""

@@ -1,0 +1,1 @@
+"""The exact multiple-choice knapsack solver, on arrays and numbers alone."""

@@ -1,0 +1,252 @@
+"""Bounds of a multiple-choice knapsack: Pareto filter, lower hulls, the relaxed optimum and the lattice of totals.
+
+`mint/plan/knapsack/solve.py` tells how they work together.
+"""
+
+from dataclasses import dataclass, replace
+from math import fsum, inf
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+# N options side by side, C classes, H steps of hulls
+
+Integers = NDArray[np.int64]
+Floats = NDArray[np.float64]
+
+BYTES_LIMIT = 2**62  # of the spread between smallest and largest choice: sums stay within int64
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """Options of C classes side by side: within a class sizes rise and losses fall, strictly."""
+
+    name: Integers  # (N,) index in the whole instance
+    size: Integers  # (N,) above the smallest option of the class
+    loss: Floats  # (N,)
+    start: Integers  # (C + 1,) class i has the options start[i]:start[i + 1]
+    common: Integers  # (C,) how often a spread of sizes like that of the class occurs, as a power of two
+
+    @property
+    def first(self) -> Integers:
+        """(C,) the smallest option of every class."""
+        return self.start[:-1]
+
+    @property
+    def row(self) -> Integers:
+        """(N,) the class of every option."""
+        return np.repeat(np.arange(len(self.start) - 1), np.diff(self.start))
+
+
+@dataclass(frozen=True, slots=True)
+class Hull:
+    """Steps along the lower convex hulls of all classes, the most saved per byte first."""
+
+    row: Integers  # (H,) class
+    to: Integers  # (H,) option reached
+    size: Integers  # (H,) bytes added
+    loss: Floats  # (H,) loss saved
+    slope: Floats  # (H,) loss saved per byte, falling
+    reach: Integers  # (H,) bytes added by the steps so far
+
+
+@dataclass(frozen=True, slots=True)
+class Relaxation:
+    """The relaxed optimum at a capacity."""
+
+    price: float  # of a byte
+    broken: int  # class of the step that is taken in part
+    base: Integers  # (C,) option of every class
+    left: int  # bytes that the base leaves
+    bound: float
+    step: Integers  # (N,) size of each option above that of its base
+    excess: Floats  # (N,) by how much each option would lift the bound
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """A part of the search: what is fixed, what is open and the capacity left for it."""
+
+    bound: float
+    fixed: Integers  # names of the options fixed
+    lost: float  # their loss
+    options: Options
+    capacity: int  # above the smallest of the open options
+
+
+def pareto(counts: Integers, size: Integers, loss: Floats) -> Options:
+    """The options that are smaller or better than every other of their class."""
+    begin = np.cumsum(counts) - counts
+    row = np.repeat(np.arange(len(counts)), counts)
+    place = row, np.arange(len(row)) - begin[row]
+    sizes = np.full((len(counts), counts.max(initial=0)), np.iinfo(np.int64).max)
+    losses = np.full(sizes.shape, inf)
+    sizes[place], losses[place] = size, loss
+    order = np.lexsort((losses, sizes))  # stable, row by row
+    losses = np.take_along_axis(losses, order, axis=1)
+    lowest_before = np.full_like(losses, inf)
+    np.minimum.accumulate(losses[:, :-1], axis=1, out=lowest_before[:, 1:])
+    kept = (losses < lowest_before)[place]
+    name = (order + begin[:, None])[place][kept]
+    start = np.concatenate([[0], np.cumsum(np.bincount(row[kept], minlength=len(counts)))])
+    size = size[name]
+    spread = size - np.repeat(size[start[:-1]], np.diff(start))
+    options = Options(name, spread, loss[name], start, _common(spread[start[1:] - 1]))
+    if sum(spread[start[1:] - 1].tolist()) >= BYTES_LIMIT:
+        raise ValueError("the sizes of all classes spread over 2^62 bytes or more; give them in a larger unit")
+    return options
+
+
+def _common(spread: Integers) -> Integers:
+    """How many of the spreads are within about a percent of each, as a power of two rounded down."""
+    _, kind, occurrences = np.unique(np.rint(64 * np.log2(spread + 1.0)), return_inverse=True, return_counts=True)
+    return np.log2(occurrences[kind]).astype(np.int64)
+
+
+def lower_hulls(options: Options) -> Hull:
+    """Steps along the lower convex hulls, found by dropping all points above their neighbours until none is left."""
+    row = options.row
+    point = np.arange(len(row))
+    while True:
+        inside = row[point[1:]] == row[point[:-1]]
+        size, loss = np.diff(options.size[point]), -np.diff(options.loss[point])
+        slope = np.divide(loss, size, out=np.full(len(size), inf), where=inside)
+        above = inside[:-1] & inside[1:] & (slope[:-1] <= slope[1:])
+        if not above.any():
+            break
+        point = np.delete(point, 1 + np.flatnonzero(above))
+    steps = np.flatnonzero(inside)
+    steps = steps[np.argsort(-slope[steps], kind="stable")]
+    to = point[steps + 1]
+    return Hull(row[to], to, size[steps], loss[steps], slope[steps], np.cumsum(size[steps]))
+
+
+def relax(case: Case, hull: Hull) -> Relaxation:
+    """Lagrange's bound of the case at the price where its relaxation breaks, and what each option adds to it."""
+    options = case.options
+    taken = int(np.searchsorted(hull.reach, case.capacity, "right"))
+    base = options.first.copy()
+    base[hull.row[:taken]] = hull.to[:taken]  # in the order of each hull, so the last step taken stays
+    spent = int(hull.reach[taken - 1]) if taken else 0
+    price = float(hull.slope[taken]) if taken < len(hull.reach) else 0.0
+    bound = case.lost + fsum(options.loss[base].tolist()) - price * (case.capacity - spent)
+    counts = np.diff(options.start)
+    excess = options.loss - np.repeat(options.loss[base], counts)
+    step = options.size - np.repeat(options.size[base], counts)
+    excess += price * step
+    broken = int(hull.row[taken]) if taken < len(hull.reach) else -1
+    return Relaxation(price, broken, base, case.capacity - spent, bound, step, excess)
+
+
+def relax_each(case: Case, hull: Hull, chosen: int) -> Floats:
+    """The relaxed optimum with a class fixed to each of its options in turn, infinite where that does not fit."""
+    options = case.options
+    own = slice(options.start[chosen], options.start[chosen + 1])
+    others = hull.row != chosen
+    reach = np.concatenate([[0], np.cumsum(hull.size[others])])
+    saved = np.concatenate([[0.0], np.cumsum(hull.loss[others])])
+    least = case.lost + fsum(options.loss[options.first].tolist()) - float(options.loss[options.start[chosen]])
+    left = case.capacity - options.size[own]
+    bounds: Floats = least + options.loss[own] - np.interp(left, reach, saved, left=-inf)
+    return bounds
+
+
+def restrict(case: Case, kept: NDArray[np.bool_], bound: float) -> Case:
+    """The case with only some of its options; classes with one option are fixed."""
+    options = case.options
+    counts = np.add.reduceat(kept, options.first, dtype=np.int64) if len(kept) else np.empty(0, np.int64)
+    lone = np.repeat(counts == 1, np.diff(options.start))
+    fixed, open_ = np.flatnonzero(kept & lone), np.flatnonzero(kept & ~lone)
+    common = options.common[counts > 1]
+    counts = counts[counts > 1]
+    start = np.concatenate([[0], np.cumsum(counts)])
+    size = options.size[open_]
+    smallest = size[start[:-1]]
+    return Case(
+        bound=bound,
+        fixed=np.concatenate([case.fixed, options.name[fixed]]),
+        lost=case.lost + fsum(options.loss[fixed].tolist()),
+        options=Options(options.name[open_], size - np.repeat(smallest, counts), options.loss[open_], start, common),
+        capacity=case.capacity - int(options.size[fixed].sum()) - int(smallest.sum()),
+    )
+
+
+def _stride(sizes: Integers, stride: int) -> int:
+    """A stride that all sizes are nearly multiples of, at most the given one; 1 if there is none.
+
+    Euclid's algorithm on all sizes at once; a remainder of less than a sixteenth counts as none.
+    """
+    while stride > 16:
+        remainder = np.abs((sizes + stride // 2) % stride - stride // 2)
+        large = remainder[remainder > stride // 16]
+        if not len(large):
+            times = (sizes + stride // 2) // stride
+            strides = np.sort(sizes[times > 0] // times[times > 0])
+            return int(strides[len(strides) // 2])
+        stride = int(large.min())
+    return 1
+
+
+def _furthest(off: Integers, excess: Floats, room: float) -> int:
+    """The most that options can add up to off the lattice if their excess stays within `room`."""
+    useful = off > 0
+    off, excess = off[useful], excess[useful]
+    order = np.argsort(excess / off)
+    within = int(np.searchsorted(np.cumsum(excess[order]), room, "right")) + 1  # a broken one counts as whole
+    return int(off[order[:within]].sum())
+
+
+@dataclass(frozen=True, slots=True)
+class Lattice:
+    """The multiples of a stride that totals of steps lie near."""
+
+    stride: int
+    below: int  # the furthest that a total can lie off
+    above: int
+
+    @classmethod
+    def of(cls, step: Integers, excess: Floats, room: float) -> "Lattice":
+        """The lattice of the steps whose excess is within `room` in all."""
+        within = (excess <= room) & (step != 0)
+        step, excess = step[within], np.maximum(excess[within], 0)
+        if not len(step):
+            return cls(BYTES_LIMIT, 0, 0)
+        lattices = []
+        sizes = np.sort(np.abs(step))
+        for first in {int(sizes[len(sizes) * part // 10]) for part in (0, 2, 5)}:
+            stride = _stride(sizes, first)
+            off = (step + stride // 2) % stride - stride // 2
+            lattices.append(cls(stride, _furthest(-off, excess, room), _furthest(off, excess, room)))
+        return max(lattices, key=lambda lattice: lattice.stride - lattice.below - lattice.above)
+
+    def lower(self, nbytes: Any) -> Any:
+        """A number of bytes, or an array of them, lowered to the largest total in reach."""
+        return np.minimum(nbytes, (nbytes + self.below) // self.stride * self.stride + self.above)
+
+
+def snap(case: Case, relaxation: Relaxation, room: float) -> Case:
+    """The case with its capacity lowered to the lattice, and with multiples of the stride as sizes where that is exact.
+
+    A total in the room lies at most `below` under its multiple, so within `left` it has a multiple of at most `most`
+    strides. If also every total with such a multiple is within `left`, multiples decide alone. Those totals lie at
+    most `above` over their multiples; the excess is then priced by multiples, and the room with what the capacity rose.
+    """
+    options, left, step = case.options, relaxation.left, relaxation.step
+    lattice = Lattice.of(step, relaxation.excess, room)
+    lowered = case.capacity - left + int(lattice.lower(left))
+    unsnapped = case if lowered == case.capacity else replace(case, capacity=lowered)
+    if lattice.stride in (1, BYTES_LIMIT):
+        return unsnapped
+    nearest = (step + lattice.stride // 2) // lattice.stride * lattice.stride
+    excess = relaxation.excess + relaxation.price * (nearest - step)
+    room += relaxation.price * lattice.below - float(np.minimum(excess, 0).sum())
+    above = _furthest(step - nearest, np.maximum(excess, 0), room)
+    most = (left + lattice.below) // lattice.stride
+    if (nearest == step).all() or most * lattice.stride + above > left:
+        return unsnapped
+    size = nearest - np.repeat(nearest[options.first], np.diff(options.start))
+    last = np.append(size[1:] != size[:-1], True)  # of equal multiples of a class the last has the least loss
+    last[options.start[1:] - 1] = True
+    capacity = most * lattice.stride + int(size[relaxation.base].sum())
+    return restrict(replace(case, options=replace(options, size=size), capacity=capacity), last, case.bound)

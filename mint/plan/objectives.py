@@ -1,0 +1,89 @@
+"""What a plan minimizes: sum over units of alpha * NRMSE^power, one entry per objective.
+
+`output` is the form that theory (the linearity theorem of HIGGS, arXiv 2411.17525) and measurement support. `mint` is
+the objective that was published under that name, kept for comparison: it adds errors, not their squares, so it spends
+its bytes on the many small matrices. `energy` weighs every squared relative error by the number of weights it is of.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from math import sqrt
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mint.analysis.probes.sensitivity import prior_alphas
+from mint.core.errors import MintError
+from mint.formats.format import FORMATS, KEEP, Format, parse_format
+from mint.formats.units import Unit
+
+
+@dataclass(frozen=True, slots=True)
+class Objective:
+    """A name, what it says of a unit's errors, and the formats that it chooses from unless told otherwise."""
+
+    name: str
+    summary: str
+    alphas: Callable[[Sequence[Unit]], Mapping[str, float]]  # by path of every unit that may be quantized
+    power: int  # of NRMSE: 1 or 2
+    formats: tuple[Format, ...]
+    probes: bool = False  # whether its alphas are the sensitivities that a probe measures
+
+    def loss(self, alpha: float, error: float) -> float:
+        """The loss of a unit of sensitivity `alpha` whose squared relative error (NRMSE^2) is `error`."""
+        return alpha * error if self.power == 2 else alpha * sqrt(error)
+
+    def losses(self, alphas: NDArray[np.float64], errors: NDArray[np.float64]) -> NDArray[np.float64]:
+        """The same of many alphas and errors at once."""
+        return alphas * (errors if self.power == 2 else np.sqrt(errors))
+
+
+# the published system: its formats, and its priors in the order in which they are looked up
+_PUBLISHED_FORMATS = "2/32 2/64 3/32 3/64 4/32 4/64 4/128 5/32 5/64 6/32 6/64 8/64 8/128"
+_PUBLISHED_ROLES = {"embedding": 10.0, "head": 10.0, "router": 8.0}
+_PUBLISHED_VISION = 8.0
+_PUBLISHED_FIRST_LAYER, _PUBLISHED_LAST_LAYER = 3.0, 2.0
+
+
+def _published(units: Sequence[Unit]) -> dict[str, float]:
+    last = max((unit.layer for unit in units), default=0)
+
+    def prior(unit: Unit) -> float:
+        if unit.role in _PUBLISHED_ROLES:
+            return _PUBLISHED_ROLES[unit.role]
+        if "vision" in unit.path:
+            return _PUBLISHED_VISION
+        if unit.layer == 0:
+            return _PUBLISHED_FIRST_LAYER
+        return _PUBLISHED_LAST_LAYER if unit.layer == last >= 0 else 1.0
+
+    return {unit.path: prior(unit) for unit in units if not unit.keep_reason}
+
+
+def _sizes(units: Sequence[Unit]) -> dict[str, float]:
+    total = sum(unit.size for unit in units) or 1
+    return {unit.path: unit.size / total for unit in units if not unit.keep_reason}
+
+
+_ALL = tuple(format for format in FORMATS if format != KEEP)
+OBJECTIVES = {
+    objective.name: objective
+    for objective in (
+        Objective("output", "sensitivity of the output x squared relative error", prior_alphas, 2, _ALL, probes=True),
+        Objective(
+            "mint",
+            "the published one: priors x relative error, 13 formats",
+            _published,
+            1,
+            tuple(map(parse_format, _PUBLISHED_FORMATS.split())),
+        ),
+        Objective("energy", "share of the weights x squared relative error", _sizes, 2, _ALL),
+    )
+}
+
+
+def objective(name: str) -> Objective:
+    """The objective of this name; `MintError` lists the names that exist."""
+    if name not in OBJECTIVES:
+        raise MintError(f"{name!r} is not an objective; needed one of: {', '.join(OBJECTIVES)}")
+    return OBJECTIVES[name]

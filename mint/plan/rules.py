@@ -1,0 +1,212 @@
+"""What may be chosen at all: formats, limits of bits, the veto, and units whose format is set.
+
+Patterns are those of a shell (`*` and `?`, matched against the whole path of a unit): `model.layers.0.*`,
+`*.down_proj`. A pattern that matches nothing is a mistake and said so; so are two patterns that want different
+formats for one unit. A format that is set obeys the model's own floor, but not the veto: it is the user's own word.
+"""
+
+import fnmatch
+import json
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from mint.analysis.analysis import Measurement
+from mint.core.errors import MintError
+from mint.formats.format import AFFINE, FORMATS, ITEMSIZE, KEEP, Format, parse_format
+from mint.formats.units import Unit
+
+VETO_DB = 9.0  # the published floor: below it a matrix is mostly noise
+MAX_BITS = 64  # no weight has more
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """Limits of what an allocation may choose; the defaults are those of a plan that nobody said more about."""
+
+    veto_db: float = VETO_DB
+    min_bits: int = 0
+    max_bits: int = MAX_BITS
+    formats: tuple[Format, ...] = ()  # empty: those of the objective
+    locks: tuple[tuple[str, Format], ...] = ()  # pattern, format
+
+    def permits(self, format: Format, default: Sequence[Format]) -> bool:
+        """Whether a format is among those wanted (`default` where none were named) and within the limits of bits."""
+        return format in (self.formats or default) and self.min_bits <= format.bits <= self.max_bits
+
+    def permits_keep(self, dtype: str) -> bool:
+        """Whether a weight of this dtype may stay as it is where a format would do."""
+        return 8 * ITEMSIZE[dtype] <= self.max_bits
+
+    def record(self) -> dict[str, Any]:
+        """The rules as they lie in a plan."""
+        names = [str(format) for format in self.formats]
+        return {**asdict(self), "formats": names, "locks": [[pattern, str(format)] for pattern, format in self.locks]}
+
+    @classmethod
+    def of_record(cls, record: dict[str, Any]) -> "Rules":
+        """The rules that lie in a plan."""
+        return cls(
+            veto_db=float(record["veto_db"]),
+            min_bits=int(record["min_bits"]),
+            max_bits=int(record["max_bits"]),
+            formats=tuple(map(parse_format, record["formats"])),
+            locks=tuple((pattern, parse_format(name)) for pattern, name in record["locks"]),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Allowed:
+    """The formats that a unit may have, the measured ones that the veto took, and why it is so."""
+
+    formats: tuple[Format, ...]
+    vetoed: tuple[Format, ...]
+    reason: str
+
+
+class Allowance:
+    """Rules applied to the units of one model; `MintError` where they contradict each other or match nothing.
+
+    Units of one kind whose veto takes the same formats share one answer: large models have few.
+    """
+
+    def __init__(self, rules: Rules, units: Sequence[Unit], formats: Sequence[Format]) -> None:
+        self._rules = rules
+        self._locks = _locks(rules.locks, units)
+        self._limit = 10 ** (-rules.veto_db / 10)  # of a squared relative error
+        wanted = rules.formats or formats
+        self._wanted = {format for format in wanted if rules.permits(format, wanted)}
+        if not self._wanted:
+            raise MintError(
+                f"no format has from {rules.min_bits} to {rules.max_bits} bits among "
+                f"{', '.join(map(str, wanted))}; widen --min-bits, --max-bits, --formats or --compat"
+            )
+        self._kinds: dict[tuple[int, int, str, tuple[bool, ...]], Allowed] = {}
+
+    def of(self, unit: Unit, measurement: Measurement) -> Allowed:
+        """What may be chosen for `unit`, whose formats were measured."""
+        kept = _kept_because(unit, measurement)
+        if unit.path in self._locks:
+            return self._locked(unit, kept)
+        if kept:
+            return Allowed((KEEP,), (), f"kept: {kept}")
+        limit = self._limit
+        vetoes = tuple([worst > limit for worst in measurement.worst_errors])
+        kind = (id(measurement.formats), unit.min_bits, unit.dtype, vetoes)
+        if kind not in self._kinds:
+            vetoed = tuple(format for format, veto in zip(measurement.formats, vetoes, strict=True) if veto)
+            self._kinds[kind] = self._of_kind(unit, measurement.formats, vetoed)
+        return self._kinds[kind]
+
+    def _of_kind(self, unit: Unit, measured: Sequence[Format], vetoed: tuple[Format, ...]) -> Allowed:
+        possible = [format for format in measured if format in self._wanted and format.bits >= unit.min_bits]
+        if not possible:
+            return Allowed((KEEP,), vetoed, "kept: none of the formats that the rules leave fits it")
+        safe = [format for format in possible if format not in vetoed]
+        if not safe:
+            return Allowed((KEEP,), vetoed, f"kept: every format is below {self._rules.veto_db:g} dB")
+        keep = (KEEP,) if self._rules.permits_keep(unit.dtype) else ()
+        reason = "least loss"
+        if unit.min_bits:
+            reason += f"; at least {unit.min_bits} bits (the model's own rule)"
+        if len(safe) < len(possible):
+            reason += f"; {len(possible) - len(safe)} formats below {self._rules.veto_db:g} dB"
+        return Allowed((*safe, *keep), vetoed, reason)
+
+    def _locked(self, unit: Unit, kept: str) -> Allowed:
+        pattern, format = self._locks[unit.path]
+        if format == KEEP:
+            return Allowed((KEEP,), (), f"kept: asked for by {pattern}")
+        if kept:
+            raise MintError(f"{pattern} sets {unit.path} to {format}, but it must be kept ({kept}); narrow the pattern")
+        if not format.admits(unit.shape, unit.dtype):
+            fitting = ", ".join(str(format) for format in unit.formats)
+            raise MintError(
+                f"{pattern} sets {unit.path} to {format}, which does not divide its last axis of {unit.shape[-1]}; "
+                f"needed one of {fitting}"
+            )
+        if format.bits < unit.min_bits:
+            raise MintError(
+                f"{pattern} sets {unit.path} to {format}, but the model itself asks for at least {unit.min_bits} bits "
+                "there; narrow the pattern or give more bits"
+            )
+        return Allowed((format,), (), f"set to {format} by {pattern}")
+
+
+def _kept_because(unit: Unit, measurement: Measurement) -> str:
+    if unit.keep_reason:
+        return unit.keep_reason
+    if measurement.nonfinite:
+        return f"{measurement.nonfinite} weights are NaN or infinite"
+    return "" if measurement.formats else f"no group size divides its last axis ({unit.shape[-1]})"
+
+
+def _locks(locks: Sequence[tuple[str, Format]], units: Sequence[Unit]) -> dict[str, tuple[str, Format]]:
+    """Pattern and format of every unit that is set, by path."""
+    found: dict[str, tuple[str, Format]] = {}
+    for pattern, format in locks:
+        for path in matching(pattern, [unit.path for unit in units]):
+            before = found.setdefault(path, (pattern, format))
+            if before[1] != format:
+                raise MintError(
+                    f"{path} is set to {before[1]} by {before[0]} and to {format} by {pattern}; "
+                    "make the patterns disjoint"
+                )
+    return found
+
+
+def matching(pattern: str, paths: Sequence[str]) -> list[str]:
+    """The paths that a pattern matches; `MintError` when there are none."""
+    match = re.compile(fnmatch.translate(pattern)).match
+    found = [path for path in paths if match(path)]
+    if not found:
+        examples = ", ".join(paths[: len(paths) // 2 + 1 : max(1, len(paths) // 2)])
+        raise MintError(f"{pattern!r} matches no unit; needed a path, or a pattern of paths, such as {examples}")
+    return found
+
+
+def parse_formats(terms: Iterable[str]) -> tuple[Format, ...]:
+    """The formats of terms such as `3,4,8@64,128` (bits at group sizes), `4` (all its groups) or `mxfp4,4/32`."""
+    found: list[Format] = []
+    for term in terms:
+        names, at, groups = term.partition("@")
+        for name in filter(None, (part.strip() for part in names.split(","))):
+            if name.isdigit():
+                found += _affine(term, int(name), [group.strip() for group in groups.split(",")] if at else [])
+            elif at:
+                raise MintError(f"{term!r}: {name!r} is not a number of bits; needed such as 3,4,8@64,128")
+            else:
+                found.append(parse_format(name))
+    return tuple(format for format in FORMATS if format in found)
+
+
+def _affine(term: str, bits: int, wanted: Sequence[str]) -> list[Format]:
+    fitting = [format for format in AFFINE if format.bits == bits and (not wanted or str(format.group_size) in wanted)]
+    if not fitting or len(fitting) < len(wanted):
+        known, groups = ({getattr(format, name) for format in AFFINE} for name in ("bits", "group_size"))
+        raise MintError(f"{term!r}: no such formats; MLX has {sorted(known)} bits at groups of {sorted(groups)}")
+    return fitting
+
+
+def parse_lock(text: str) -> tuple[str, Format]:
+    """The pattern and the format of `PATTERN=FORMAT`."""
+    pattern, equals, name = text.rpartition("=")
+    if not equals or not pattern:
+        raise MintError(f"{text!r}: found no format; needed PATTERN=FORMAT, such as '*.down_proj=6/64'")
+    return pattern, parse_format(name)
+
+
+def read_locks(path: Path) -> tuple[tuple[str, Format], ...]:
+    """The locks of a JSON file: an object of patterns and formats."""
+    try:
+        record = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise MintError(f"{path}: no locks could be read ({error}); needed JSON like {_LOCKS_EXAMPLE}") from error
+    if not isinstance(record, dict) or not all(isinstance(name, str) for name in record.values()):
+        raise MintError(f"{path}: not a set of locks; needed JSON like {_LOCKS_EXAMPLE}")
+    return tuple((pattern, parse_format(name)) for pattern, name in record.items())
+
+
+_LOCKS_EXAMPLE = '{"*.v_proj": "8/64", "lm_head": "keep"}'

@@ -1,0 +1,92 @@
+"""What an evaluation asks, and what it answers: both lie as JSON between two processes."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from mint.core.errors import MintError
+from mint.quality.estimates import Estimate
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """Which model is compared with which, on which sequences; None leaves a choice to the kind of text."""
+
+    output: Path
+    reference: Path  # a model folder or a reference file
+    text: tuple[Path, ...]
+    tokens: int | None
+    window: int | None
+    seed: int | None
+    save_reference: Path | None
+
+    def check(self) -> None:
+        """Raise `MintError` for what can be told to be wrong before any work."""
+        if not self.output.is_dir():
+            raise MintError(f"{self.output}: no such folder; needed: the folder of an MLX model")
+        if not self.reference.exists():
+            raise MintError(
+                f"{self.reference}: no such model or file; needed: the original model's folder, or a file of "
+                "--save-reference"
+            )
+        if self.save_reference and self.save_reference.exists():
+            raise MintError(f"{self.save_reference} exists; needed a new name for --save-reference, or remove the file")
+        options = {
+            "--text": self.text, "--tokens": self.tokens, "--window": self.window, "--seed": self.seed,
+            "--save-reference": self.save_reference,
+        }  # fmt: skip
+        given = [name for name, value in options.items() if value not in (None, ())]
+        if self.reference.is_file() and given:
+            raise MintError(
+                f"{self.reference} is a reference file and holds its sequences, but {', '.join(given)} was given; "
+                "leave that out, or give the model's folder as --reference"
+            )
+
+    def to_line(self) -> str:
+        """The question as a line of JSON."""
+        return json.dumps(asdict(self), default=str) + "\n"
+
+
+def question_from(line: str) -> Question:
+    """The question that `to_line` wrote."""
+    record = json.loads(line)
+    saved = record["save_reference"]
+    return Question(
+        Path(record["output"]),
+        Path(record["reference"]),
+        text=tuple(map(Path, record["text"])),
+        save_reference=Path(saved) if saved else None,
+        **{name: record[name] for name in ("tokens", "window", "seed")},
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """How close the model in `output` is to its reference, in figures with 95 % confidence intervals.
+
+    KL in nats per token. `noise_floor` is the KL of the reference itself between float32 and bf16 arithmetic.
+    """
+
+    output: str
+    reference: str
+    identity: str  # of the reference's weights and config
+    text: str
+    seed: int
+    sequences: int
+    tokens: int  # of all sequences
+    device: str
+    estimates: Mapping[str, Estimate]
+    seconds: float
+    peak_rss_bytes: int
+
+    def to_line(self) -> str:
+        """The evaluation as a line of JSON."""
+        return json.dumps(asdict(self)) + "\n"
+
+
+def evaluation_from(line: str) -> Evaluation:
+    """The evaluation that `to_line` wrote."""
+    record = json.loads(line)
+    record["estimates"] = {name: Estimate(**estimate) for name, estimate in record["estimates"].items()}
+    return Evaluation(**record)

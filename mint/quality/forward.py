@@ -1,0 +1,212 @@
+"""Running a whole model over sequences of tokens, at the precision that a comparison needs.
+
+On a CPU a model is held as plain float32, quantized or not: every quantized module is dequantized, exactly as it is
+stored. Products of float32 matrices are what a CPU multiplies fast, those of bf16 or of packed weights 10-20 times
+slower. On a GPU the model runs as mlx_lm loads it, since that is what will be used.
+
+`wide` is the model in float32: its function, free of the noise of 16-bit arithmetic. `narrow` is the same model
+in bf16, every product rounded to bf16 after sums in float32, as matrix units do it. Neither is more than one
+rounding per module away from what it says.
+"""
+
+# B sequences of a block, L tokens, V vocabulary
+
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+import numpy.typing as npt
+from mlx.nn.layers.base import Module
+from mlx.utils import tree_flatten, tree_map_with_path
+
+from mint.core.errors import MintError
+from mint.formats.format import FORMATS, Format
+from mint.model.checkpoint.shards import read_shards
+from mint.model.module_tree import DTYPES, load_plain, load_stock
+from mint.quality.divergence import Logits, Tokens
+
+BLOCK = 1 << 25  # logits at once
+_METHODS = ("__call__", "as_linear")  # the ways mlx_lm uses a module that has a weight
+_PACKED = ("weight", "scales", "biases", "global_scale")
+
+
+def open_wide(folder: Path) -> Module:
+    """The model in `folder` computing in float32."""
+    return widened_in_use(folder) if on_gpu() else _cast(_dequantized(folder), mx.float32)
+
+
+def open_without(folder: Path, paths: Collection[str]) -> Module:
+    """The model in `folder` computing in float32, the modules at `paths` having no weight; theirs is never read."""
+    model = _load(folder)
+    for path, module in model.named_modules():
+        if path in paths:
+            module.pop("weight")
+    return (
+        _computing_wide(_cast(model, mx.float32, but_matrices=True), mx.float32)
+        if on_gpu()
+        else _cast(model, mx.float32)
+    )
+
+
+def widened_in_use(folder: Path) -> Module:
+    """The model in float32 by the way of a GPU: its matrices stay as they are stored, widened while they are used."""
+    return _computing_wide(_cast(_load(folder), mx.float32, but_matrices=True), mx.float32)
+
+
+def open_narrow(folder: Path) -> Module:
+    """The model in `folder` computing in bf16."""
+    if on_gpu():
+        return _cast(_load(folder), mx.bfloat16)
+    return _computing_wide(_cast(_dequantized(folder), mx.bfloat16), mx.bfloat16)
+
+
+def open_used(folder: Path) -> Module:
+    """The model in `folder` as this machine compares it: as mlx_lm runs it on a GPU, in float32 on a CPU."""
+    return _load(folder) if on_gpu() else open_wide(folder)
+
+
+def vocabulary_size(folder: Path) -> int:
+    """How many tokens the logits of the model in `folder` are of; nothing is computed."""
+    return int(logits_of(_load(folder), mx.array([[0, 0]])).shape[-1])
+
+
+def logits_of(model: Module, tokens: mx.array, caches: list[Any] | None = None) -> mx.array:
+    """The logits (B, L, V) after each of the tokens (B, L)."""
+    output = model(tokens, cache=caches) if caches else model(tokens)
+    logits: mx.array = output if isinstance(output, mx.array) else output.logits
+    return logits
+
+
+def all_logits(model: Module, tokens: Tokens, vocabulary: int) -> Iterator[tuple[slice, Logits]]:
+    """The logits (B, L - 1, V) that predict all but the first of the tokens (S, L), block by block of sequences."""
+    sequences, length = tokens.shape
+    step = max(1, BLOCK // (vocabulary * length))
+    for start in range(0, sequences, step):
+        rows = slice(start, min(start + step, sequences))
+        yield rows, as_numpy(logits_of(model, mx.array(tokens[rows, :-1])))
+
+
+def as_numpy(array: mx.array) -> npt.NDArray[np.float32]:
+    """The array in float32, computed."""
+    return np.asarray(array.astype(mx.float32))
+
+
+@contextmanager
+def fusing_nothing() -> Iterator[None]:
+    """Compute without fused functions on a CPU: each one calls a C++ compiler, seconds for what is used a few times."""
+    if on_gpu():
+        yield
+        return
+    mx.disable_compile()
+    try:
+        yield
+    finally:
+        mx.enable_compile()
+
+
+def _load(folder: Path) -> Module:
+    if not (folder / "config.json").is_file():
+        raise MintError(f"{folder}: no config.json found; needed: a model folder")
+    read_shards(folder)  # a damaged file is told by its name
+    try:
+        return load_stock(folder)
+    except Exception as error:  # whatever mlx_lm raises is the finding
+        raise MintError(f"{folder}: mlx_lm does not load it ({error!r}); needed: a model that mlx_lm loads") from error
+
+
+def on_gpu() -> bool:
+    """Whether MLX computes on a GPU."""
+    return bool(mx.default_device() == mx.gpu)
+
+
+def _dequantized(folder: Path) -> Module:
+    """The model with none of its modules quantized, over lazy weights of the values that are stored."""
+    stock = _load(folder)
+    quantized = {path: module for path, module in stock.named_modules() if "scales" in module}
+    if not quantized:
+        return stock
+    weights = dict(tree_flatten(stock.parameters()))
+    for path, module in quantized.items():
+        if not type(module).__name__.startswith("Quantized"):
+            raise MintError(
+                f"{folder}: {path} is a {type(module).__name__}, which does more than hold a quantized weight; "
+                "needed a GPU to evaluate this model"
+            )
+        for part in _PACKED:
+            weights.pop(f"{path}.{part}", None)
+        weights[f"{path}.weight"] = dequantized(module)
+    return load_plain(folder, weights)
+
+
+def dequantized(module: Module) -> mx.array:
+    """The weight of a quantized module in float32, by the module's own format."""
+    parts = [module[part] for part in _PACKED if isinstance(module.get(part), mx.array)]
+    format = Format(module.mode, module.bits, module.group_size)
+    if format in FORMATS and not isinstance(module.get("global_scale"), mx.array):
+        return unpacked(parts, format)
+    named = {part: module[part] for part in _PACKED[1:] if isinstance(module.get(part), mx.array)}
+    dequantize: Any = mx.dequantize  # its stub knows no unpacked arguments
+    weight: mx.array = dequantize(module["weight"], **named, **format.parameters(), dtype=mx.float32)
+    return weight
+
+
+def unpacked(parts: Sequence[mx.array], format: Format) -> mx.array:
+    """The float32 weight of its stored parts, in the order of `mx.quantize`, by the CPU's kernel."""
+    from mint.kernels.unpack import unpack
+
+    return unpack([_bits(part) for part in parts], DTYPES[parts[1].dtype], format)
+
+
+def _bits(array: mx.array) -> npt.NDArray[Any]:
+    """The array as numpy sees it, 16-bit floats as bit patterns."""
+    return np.asarray(array.view(mx.uint16) if array.dtype in (mx.bfloat16, mx.float16) else array)
+
+
+def _cast(model: Module, dtype: mx.Dtype, *, but_matrices: bool = False) -> Module:
+    """The model with its floats cast; `but_matrices` leaves the unquantized weights of modules as they are."""
+
+    def cast(path: str, array: mx.array) -> mx.array:
+        stays = but_matrices and array.ndim > 1 and path.endswith(".weight")
+        return array.astype(dtype) if mx.issubdtype(array.dtype, mx.floating) and not stays else array
+
+    model.update(tree_map_with_path(cast, model.parameters()))
+    return model
+
+
+def _computing_wide(model: Module, dtype: mx.Dtype) -> Module:
+    """The model, its matrices multiplied in float32 and what comes out rounded to `dtype`.
+
+    They are those that could be quantized or are; a router's gate rounds where its own code says.
+    """
+    for _, module in model.named_modules():
+        if "weight" in module and (hasattr(module, "to_quantized") or "scales" in module):
+            _compute_wide(module, dtype)
+    return model
+
+
+def _compute_wide(module: Module, dtype: mx.Dtype) -> None:
+    kind = type(module)
+
+    def widened(method: str) -> Callable[..., mx.array]:
+        def call(self: Any, *arguments: Any, **options: Any) -> mx.array:
+            if not any(map(_is_float, arguments)):  # a look-up multiplies nothing
+                found: mx.array = getattr(kind, method)(self, *arguments, **options)
+                return found.astype(dtype)
+            held = {name: value for name, value in self.items() if _is_float(value)}
+            self.update({name: value.astype(mx.float32) for name, value in held.items()})
+            wide = [value.astype(mx.float32) if _is_float(value) else value for value in arguments]
+            result: mx.array = getattr(kind, method)(self, *wide, **options)
+            self.update(held)
+            return result.astype(dtype)
+
+        return call
+
+    methods = {method: widened(method) for method in _METHODS if hasattr(kind, method)}
+    module.__class__ = type(f"Wide{kind.__name__}", (kind,), methods)
+
+
+def _is_float(value: Any) -> bool:
+    return isinstance(value, mx.array) and mx.issubdtype(value.dtype, mx.floating)

@@ -1,0 +1,138 @@
+"""The sequences that two models are compared on: windows of a text, or text that the reference writes itself.
+
+Own text needs no data: every sequence begins with a random token of the vocabulary and goes on as the model samples
+it, at temperature 1 (ancestral sampling). A model meets there what it meets when it is used.
+All sequences of an evaluation have one length, and begin as the model's tokenizer begins every text (with the BOS
+token, or with nothing).
+"""
+
+# S sequences, L tokens of each
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import chain, zip_longest
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+from mlx.nn.layers.base import Module
+
+from mint.core.errors import MintError
+from mint.core.progress import OnProgress, Progress
+from mint.model.module_tree import has_tokenizer, make_cache, read_tokenizer
+from mint.quality.divergence import Tokens
+from mint.quality.forward import logits_of
+
+TEXT_TOKENS, TEXT_WINDOW = 4_096, 512
+OWN_TOKENS, OWN_WINDOW = 2_048, 128
+FEWEST = 2  # sequences: an interval needs some to draw from
+OWN_TEXT = "written by the reference model"
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """How many sequences of what length: `count` of `window` tokens."""
+
+    count: int
+    window: int
+
+
+def wanted(tokens: int | None, window: int | None, *, own: bool) -> Wanted:
+    """The number and length of sequences that make `tokens` tokens; `MintError` when that is fewer than two."""
+    tokens = tokens if tokens is not None else OWN_TOKENS if own else TEXT_TOKENS
+    window = window if window is not None else OWN_WINDOW if own else TEXT_WINDOW
+    if window < 2:
+        raise MintError(f"--window {window}: a sequence of {window} tokens predicts nothing; needed 2 or more")
+    if tokens < FEWEST * window:
+        raise MintError(
+            f"--tokens {tokens} is less than {FEWEST} sequences of {window} tokens; needed at least "
+            f"{FEWEST * window}, or a smaller --window"
+        )
+    return Wanted(tokens // window, window)
+
+
+def text_sequences(folder: Path, texts: Sequence[Path], size: Wanted) -> Tokens:
+    """(S, L) windows of the text files, cut one after another and taken from each file in turn.
+
+    The tokenizer is that of the model in `folder`. Raises `MintError` when there is none, when a file is no text, or
+    when all files together are too short.
+    """
+    if not has_tokenizer(folder):
+        raise MintError(
+            f"{folder}: no tokenizer found, needed for --text; copy the model's tokenizer.json there, or go without"
+        )
+    tokenizer = _tokenizer(folder)
+    prefix = _prefix(tokenizer)
+    fresh = size.window - len(prefix)
+    encoded = [tokenizer.encode(_read(path), add_special_tokens=False, verbose=False) for path in texts]
+    cut = [
+        [[*prefix, *tokens[at : at + fresh]] for at in range(0, len(tokens) - fresh + 1, fresh)] for tokens in encoded
+    ]
+    windows = [window for window in chain.from_iterable(zip_longest(*cut)) if window is not None]
+    if len(windows) < size.count:
+        raise MintError(
+            f"{', '.join(map(str, texts))}: {sum(map(len, encoded)):,} tokens make {len(windows)} whole windows of "
+            f"{size.window}; needed {size.count} ({size.count * size.window:,} tokens). "
+            "Give more text, or a smaller --tokens or --window"
+        )
+    return np.array(windows[: size.count], np.int32)
+
+
+def own_sequences(
+    model: Module, prefix: Sequence[int], vocabulary: int, size: Wanted, seed: int, on_progress: OnProgress
+) -> Tokens:
+    """(S, L) tokens below `vocabulary` that `model` writes, decided by `seed`; every sequence begins with `prefix`."""
+    key, first = mx.random.split(mx.random.key(seed))
+    start = mx.random.randint(0, vocabulary, (size.count, 1), key=first)
+    tokens = mx.concatenate(
+        [mx.broadcast_to(mx.array(list(prefix), mx.int32), (size.count, len(prefix))), start], axis=1
+    )
+    caches = make_cache(model)
+    written, fed = [tokens], tokens
+    for position in range(tokens.shape[1], size.window):
+        key, now = mx.random.split(key)
+        fed = mx.random.categorical(logits_of(model, fed, caches)[:, -1], key=now)[:, None].astype(mx.int32)
+        mx.eval(fed)
+        written.append(fed)
+        on_progress(Progress("write text", position + 1, size.window, f"{size.count} sequences"))
+    return np.asarray(mx.concatenate(written, axis=1))
+
+
+def prefix_of(folder: Path) -> list[int]:
+    """The tokens that the tokenizer in `folder` puts before every text; none without a tokenizer."""
+    return _prefix(_tokenizer(folder)) if has_tokenizer(folder) else []
+
+
+def vocabulary_digest(folder: Path) -> str:
+    """SHA-256 of the tokens and ids that the tokenizer in `folder` knows; empty when there is no tokenizer."""
+    if not has_tokenizer(folder):
+        return ""
+    vocabulary = sorted(_tokenizer(folder).get_vocab().items())
+    return hashlib.sha256(json.dumps(vocabulary).encode()).hexdigest()
+
+
+def _tokenizer(folder: Path) -> Any:
+    try:
+        return read_tokenizer(folder)
+    except Exception as error:  # whatever mlx_lm raises is the finding
+        raise MintError(
+            f"{folder}: mlx_lm does not load its tokenizer ({error!r}); needed: the tokenizer files of the model"
+        ) from error
+
+
+def _prefix(tokenizer: Any) -> list[int]:
+    """The BOS token, if the tokenizer puts it before every text by itself."""
+    first: list[int] = tokenizer.encode("")[:1]
+    return first if first == [tokenizer.bos_token_id] else []
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        raise MintError(f"{path}: no such text; needed: a file of plain text") from error
+    except (UnicodeDecodeError, IsADirectoryError) as error:
+        raise MintError(f"{path}: not a text in UTF-8 ({error}); needed: a file of plain text") from error

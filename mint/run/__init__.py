@@ -1,0 +1,1 @@
+"""Executors: where jobs run, and on which kind of device."""

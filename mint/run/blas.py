@@ -1,0 +1,73 @@
+"""Which BLAS multiplies matrices on Linux CPUs, and how to get a fast one.
+
+MLX's CPU wheel for Linux brings the reference BLAS: 2-6 GFLOP/s in float32, where OpenBLAS does 50-130. What is
+in the global scope of the dynamic linker when MLX is loaded goes first, so a preloaded system OpenBLAS takes over.
+numpy's own OpenBLAS cannot: its symbols bear a prefix.
+"""
+
+import ctypes
+import ctypes.util
+import os
+import sys
+
+from mint.core.log import log
+
+_SYMBOL = "cblas_sgemm"
+_PLACES = (
+    "libopenblas.so.0",
+    "libopenblas.so",
+    "libopenblasp.so.0",
+    "/usr/lib/x86_64-linux-gnu/openblas-pthread/libopenblas.so.0",
+    "/usr/lib/aarch64-linux-gnu/openblas-pthread/libopenblas.so.0",
+    "/usr/lib64/libopenblasp.so.0",
+)
+_may_restart = False
+CURE = "apt-get install libopenblas0-pthread (or preload another BLAS with LD_PRELOAD)"
+
+
+def multiplies_slowly() -> bool:
+    """Whether MLX in this process multiplies float32 matrices with the reference BLAS of its Linux wheel."""
+    import mlx.core as mx
+
+    return sys.platform == "linux" and mx.default_device() != mx.gpu and not _has_blas(None)
+
+
+def find_openblas() -> str:
+    """A system OpenBLAS that can be preloaded, by the name or path that the linker finds it under; empty if none."""
+    found = ctypes.util.find_library("openblas")
+    return next((place for place in (*([found] if found else []), *_PLACES) if _has_blas(place)), "")
+
+
+def allow_restart() -> None:
+    """Tell that this process is a command of its own, which may be started again; a library's host may not."""
+    global _may_restart
+    _may_restart = True
+
+
+def restart_with_fast_blas() -> None:
+    """Start this very command again with a fast BLAS, where MLX has a slow one and the system a fast one.
+
+    Before any work is done, and only once: in the new process MLX is fast. Says what would cure it where there is none.
+    """
+    if not multiplies_slowly():
+        return
+    library = find_openblas()
+    if library and _may_restart:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], preloading(library))
+    log.warning("blas.slow", reason="MLX's own BLAS on Linux is 10-20 times slower than OpenBLAS", cure=CURE)
+
+
+def preloading(library: str) -> dict[str, str]:
+    """The environment of a process that starts with `library` in the linker's global scope."""
+    others = os.environ.get("LD_PRELOAD")
+    return {**os.environ, "LD_PRELOAD": f"{library}:{others}" if others else library}
+
+
+def _has_blas(place: str | None) -> bool:
+    """Whether the library at `place`, or the linker's global scope for None, offers BLAS under its plain names."""
+    try:
+        return hasattr(ctypes.CDLL(place), _SYMBOL)
+    except OSError:
+        return False

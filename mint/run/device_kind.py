@@ -1,0 +1,35 @@
+"""The device that measures and quantizes, and the versions that results depend on."""
+
+from collections.abc import Iterable
+from importlib.metadata import version
+
+import mlx.core as mx
+
+from mint.core.version import __version__
+
+_AND = " + "
+
+
+def device_kind() -> str:
+    """`cpu`, or the name of the GPU. Results are comparable to the last bit within one kind.
+
+    The CPU kernels add in an order that no processor changes, so every CPU is of one kind.
+    """
+    if mx.default_device() == mx.gpu:
+        return f"gpu {mx.device_info().get('device_name', 'unknown')}"
+    return "cpu"
+
+
+def joined_kinds(kinds: Iterable[str]) -> str:
+    """Kinds of device as one name: what several chips measured bears the names of all."""
+    return _AND.join(sorted(set(kinds)))
+
+
+def kinds_in(device: str) -> tuple[str, ...]:
+    """The kinds that a name joins; one for what a single kind measured."""
+    return tuple(device.split(_AND))
+
+
+def versions() -> dict[str, str]:
+    """Versions of what decides a measurement."""
+    return {"mint": __version__, "mlx": version("mlx"), "mlx-lm": version("mlx-lm")}

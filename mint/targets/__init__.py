@@ -1,0 +1,1 @@
+"""Devices, loaders and reading speeds that a plan is made for."""

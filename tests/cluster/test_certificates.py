@@ -1,0 +1,85 @@
+"""Certificates of a cluster: machines know each other by them, and nobody else."""
+
+import socket
+import ssl
+import threading
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("cryptography", reason="the cluster's tests need: pip install 'mint-mlx[cluster]'")
+
+from cluster.ops.certificates import make_certificates
+from cluster.settings import TLS_FILES, checked_tls
+from mint.cli.main import run_command
+from mint.core.errors import MintError
+
+CERTIFICATE, KEY, AUTHORITY = TLS_FILES.values()
+
+
+def context(folder: Path, side: int) -> ssl.SSLContext:
+    """One side of a connection that asks the other for a certificate too."""
+    found = ssl.SSLContext(side)
+    found.load_verify_locations(folder / AUTHORITY)
+    found.load_cert_chain(folder / CERTIFICATE, folder / KEY)
+    found.verify_mode = ssl.CERT_REQUIRED
+    return found
+
+
+def greets(server: Path, client: ssl.SSLContext, name: str) -> bool:
+    """Whether a server with the certificate of one machine and a client shake hands and talk."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def serve() -> None:
+            connection, _ = listener.accept()
+            try:
+                with context(server, ssl.PROTOCOL_TLS_SERVER).wrap_socket(connection, server_side=True) as secure:
+                    secure.sendall(secure.recv(5))
+            except (ssl.SSLError, OSError):
+                connection.close()
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        try:
+            with (
+                socket.create_connection(listener.getsockname(), timeout=10) as plain,
+                client.wrap_socket(plain, server_hostname=name) as secure,
+            ):
+                secure.sendall(b"hello")
+                return secure.recv(5) == b"hello"
+        except (ssl.SSLError, OSError):
+            return False
+        finally:
+            thread.join(10)
+
+
+def test_machines_of_one_authority_know_each_other_and_nobody_else(tmp_path: Path) -> None:
+    head, worker = make_certificates(["10.0.0.1", "studio.lan"], tmp_path / "ours")
+    (stranger,) = make_certificates(["10.0.0.1"], tmp_path / "theirs")
+    member = context(worker, ssl.PROTOCOL_TLS_CLIENT)
+    assert greets(head, member, "10.0.0.1")
+    assert greets(head, member, "localhost")
+    assert not greets(head, member, "10.0.0.2")
+    assert not greets(stranger, member, "10.0.0.1")
+    outsider = context(stranger, ssl.PROTOCOL_TLS_CLIENT)
+    outsider.load_verify_locations(head / AUTHORITY)
+    assert not greets(head, outsider, "10.0.0.1")
+
+
+def test_keys_are_private_and_a_later_machine_has_the_same_authority(tmp_path: Path) -> None:
+    (first,) = make_certificates(["a"], tmp_path)
+    (later,) = make_certificates(["b"], tmp_path)
+    assert (first / AUTHORITY).read_bytes() == (later / AUTHORITY).read_bytes()
+    assert greets(first, context(later, ssl.PROTOCOL_TLS_CLIENT), "a")
+    assert all(path.stat().st_mode & 0o077 == 0 for path in tmp_path.rglob("*.key"))
+    assert checked_tls(first) == first.resolve()
+    with pytest.raises(MintError, match="nothing is overwritten"):
+        make_certificates(["c", "a"], tmp_path)
+    assert not (tmp_path / "c").exists()
+
+
+def test_the_command_says_where_each_folder_goes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_command(["cluster", "certs", "10.0.0.1", "10.0.0.2", "--output", str(tmp_path / "tls")]) == 0
+    told = capsys.readouterr().out
+    assert all(f"on 10.0.0.{n}" in told for n in (1, 2))
+    assert checked_tls(tmp_path / "tls" / "10.0.0.2")

@@ -1,0 +1,592 @@
+"""Three Ray nodes on this machine, each with its own folder of models: the answers are those of one process."""
+
+import os
+import re
+import shutil
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager, suppress
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import mlx.core as mx
+import pytest
+
+from mint.analysis.analysis import Analysis, Measurement
+from mint.analysis.analyze import analyze
+from mint.analysis.cross_device import rounded
+from mint.analysis.probes.probe import probe
+from mint.analysis.probes.probe_file import FULL
+from mint.analysis.probes.prober import Probing
+from mint.analysis.unit_jobs import measure, quantize_as_planned
+from mint.assembly.assemble import assemble
+from mint.assembly.verify import verify
+from mint.core.errors import MintError
+from mint.formats.format import parse_format
+from mint.formats.units import Unit
+from mint.model.source import Source, open_source
+from mint.plan.allocate import allocate
+from mint.plan.size_range import possible_bytes
+from mint.run.executor import Executor, Job, in_process
+from tests.conftest import own_cache
+from tests.worlds.zoo import write_model
+from tools.models.make_shape import QWEN3_06B, Shape, qwen3, write_shape
+
+pytest.importorskip("ray", reason="the cluster's tests need ray: pip install 'mint-mlx[cluster]'")
+os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # listen on loopback alone; read when ray is imported
+
+import ray
+from ray.cluster_utils import Cluster
+
+from cluster.schedule.events import Answered, Event, Joined, Ping, Policy, Send
+from cluster.settings import TOKEN_VARIABLE, make_token
+from cluster.transport.actor import Actor, as_actor, in_thread
+from cluster.transport.driver import Carrier
+from cluster.transport.executor import ClusterExecutor
+from cluster.transport.wire import pack, tell_job, tell_model, unpack
+
+NODES = 3
+STORE_BYTES = 80_000_000
+LIMIT_SECONDS = 180
+OTHER_CHIP = "MINT_TEST_OTHER_CHIP"  # the kind that a node of this test says that it is; nobody else reads it
+IMPATIENT = Policy(patience_seconds=10, answer_seconds=3, stranded_seconds=60)
+
+
+@pytest.fixture(autouse=True)
+def _limited() -> Iterator[None]:
+    """A cluster that hangs fails its test."""
+
+    def too_long(signal_number: int, frame: FrameType | None) -> None:
+        raise TimeoutError(f"longer than {LIMIT_SECONDS} s")
+
+    before = signal.signal(signal.SIGALRM, too_long)
+    signal.alarm(LIMIT_SECONDS)
+    yield
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, before)
+
+
+class Lab:
+    """The cluster of this test run, and the folder of models of each node."""
+
+    def __init__(self, folder: Path) -> None:
+        self.roots = [folder / f"root{n}" for n in range(NODES)]
+        self._cache = str(own_cache(folder / "cache"))
+        self.config = folder / "config"
+        make_token(self.config / "cluster" / "token")
+        head = {"num_cpus": 0, "include_dashboard": False, "object_store_memory": STORE_BYTES}
+        self.cluster = Cluster(initialize_head=True, head_node_args=head)
+        self.nodes = [self.add(root, chip) for root, chip in zip(self.roots, ("", "gpu Other", ""), strict=True)]
+        ray.init(address=self.cluster.address, log_to_driver=False, namespace="mint-test")
+
+    def add(self, root: Path, chip: str = "") -> Any:
+        root.mkdir(exist_ok=True)
+        variables = {
+            "MINT_MODEL_ROOTS": str(root), "MINT_CACHE": self._cache, "MINT_CONFIG": str(self.config), OTHER_CHIP: chip,
+        }  # fmt: skip
+        return self.cluster.add_node(
+            num_cpus=0, resources={"mlx": 1}, object_store_memory=STORE_BYTES, env_vars=variables
+        )
+
+    def close(self) -> None:
+        ray.shutdown()
+        self.cluster.shutdown()
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
+    lab = Lab(tmp_path_factory.mktemp("lab"))
+    yield lab
+    lab.close()
+
+
+@pytest.fixture(scope="module")
+def carrier(lab: Lab) -> Iterator[Carrier]:
+    """The workers, which know mint by now: starting one takes seconds."""
+    carrier = Carrier()
+    yield carrier
+    carrier.quit()
+
+
+@pytest.fixture
+def connect(carrier: Carrier) -> Callable[..., ClusterExecutor]:
+    return lambda model: ClusterExecutor(carrier, model, IMPATIENT, trial_seconds=0)
+
+
+def _distribute(model: Path, lab: Lab, held: Sequence[Sequence[int]]) -> None:
+    """Copy the shards of these numbers to each node's root."""
+    shards = sorted(model.glob("model*.safetensors"))
+    for root, numbers in zip(lab.roots, held, strict=True):
+        folder = root / model.name
+        folder.mkdir()
+        for number in numbers:
+            shutil.copyfile(shards[number], folder / shards[number].name)
+
+
+def _half(source: Source) -> int:
+    return possible_bytes(source.units, source.parameters)[1] // 2
+
+
+def _bytes(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+
+
+def test_analysis_plan_and_model_are_those_of_one_process_whoever_holds_which_shards(
+    lab: Lab, connect: Callable[..., ClusterExecutor], tmp_path: Path
+) -> None:
+    model = write_model("llama", tmp_path / "llama-parts", shards=3, tokenizer=True)
+    _distribute(model, lab, [(0, 1), (1, 2), (0, 1, 2)])
+    source = open_source(model)
+    alone = analyze(source, tmp_path / "alone.mint")
+    plan = allocate(alone, _half(source))
+    assemble(plan, source, tmp_path / "alone")
+    executor = connect(model)
+    analyze(open_source(model), tmp_path / "cluster.mint", executor=executor)
+    assert (tmp_path / "cluster.mint").read_bytes() == (tmp_path / "alone.mint").read_bytes()
+    assemble(plan, open_source(model), tmp_path / "cluster", executor=executor)
+    assert _bytes(tmp_path / "cluster") == _bytes(tmp_path / "alone")
+
+
+def test_the_head_needs_no_shard_of_its_own(lab: Lab, connect: Callable[..., ClusterExecutor], tmp_path: Path) -> None:
+    model = write_model("qwen3_moe", tmp_path / "qwen-elsewhere", shards=3, tokenizer=True)
+    _distribute(model, lab, [(0, 1, 2), (), (2,)])
+    source = open_source(model)
+    alone = analyze(source, tmp_path / "alone.mint")
+    plan = allocate(alone, _half(source))
+    assemble(plan, source, tmp_path / "alone")
+    head = tmp_path / "head" / model.name
+    shutil.copytree(model, head, ignore=shutil.ignore_patterns("*.safetensors"))
+    executor = connect(head)
+    assert len(executor.lacking) == 3
+    folder = executor.whole_folder(head)
+    assert open_source(folder).identity == source.identity
+    analyze(open_source(folder), tmp_path / "cluster.mint", executor=executor)
+    assert (tmp_path / "cluster.mint").read_bytes() == (tmp_path / "alone.mint").read_bytes()
+    assemble(plan, open_source(folder), tmp_path / "cluster", executor=executor)
+    assert _bytes(tmp_path / "cluster") == _bytes(tmp_path / "alone")
+
+
+def test_a_unit_whose_tensors_lie_on_several_nodes_is_refused_before_any_work_unless_they_share(
+    lab: Lab, carrier: Carrier, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.delenv(TOKEN_VARIABLE, raising=False)
+    monkeypatch.setenv("MINT_CONFIG", str(lab.config))
+    model = write_model("qwen3_moe", tmp_path / "shared", shards=3, tokenizer=True)
+    _distribute(model, lab, [(0,), (1,), ()])
+    source = open_source(model)
+    plan = allocate(analyze(source, tmp_path / "alone.mint"), _half(source))
+    assemble(plan, source, tmp_path / "alone")
+    head = tmp_path / "head" / model.name
+    shutil.copytree(model, head, ignore=shutil.ignore_patterns("model-0000[12]*"))  # one shard is on the head alone
+    executor = ClusterExecutor(carrier, head, IMPATIENT, trial_seconds=0)
+    folder = executor.whole_folder(head)
+    with pytest.raises(MintError, match=r"no node holds all shards that model\.\S+ is made of: .*--share"):
+        analyze(open_source(folder), tmp_path / "refused.mint", executor=executor)
+    with closing(ClusterExecutor(carrier, head, IMPATIENT, trial_seconds=0, share=True)) as executor:
+        folder = executor.whole_folder(head)
+        analyze(open_source(folder), tmp_path / "cluster.mint", executor=executor)
+        assert (tmp_path / "cluster.mint").read_bytes() == (tmp_path / "alone.mint").read_bytes()
+        assemble(plan, open_source(folder), tmp_path / "cluster", executor=executor)
+        assert _bytes(tmp_path / "cluster") == _bytes(tmp_path / "alone")
+
+
+def test_a_node_that_comes_back_lends_at_another_place_and_all_are_told(
+    lab: Lab, carrier: Carrier, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv(TOKEN_VARIABLE, raising=False)
+    monkeypatch.setenv("MINT_CONFIG", str(lab.config))
+    source = open_source(_many_units(tmp_path, "moved"))
+    told: list[bytes] = []
+    monkeypatch.setattr(carrier, "tell_lenders", told.append)
+    with closing(ClusterExecutor(carrier, source.folder, IMPATIENT, share=True)) as executor:
+        first, *others = carrier.links.values()
+        for link in others:
+            carrier.refuse(link, "one is enough")
+        for number, _ in enumerate(executor(source, JOB, source.units)):
+            if not number:
+                os.kill(first.pid, signal.SIGKILL)
+        (second,) = carrier.links.values()
+        assert second.lends["url"] != first.lends["url"]
+        places = {url for urls in unpack(told[-1]).values() for url in urls}
+        assert second.lends["url"] in places
+        assert first.lends["url"] not in places
+
+
+JOB = partial(measure, rounding="nearest")
+
+
+def _alone(source: Source) -> dict[str, Any]:
+    return {unit.path: result for unit, result in in_process(source, JOB, source.units)}
+
+
+def _many_units(tmp_path: Path, name: str, seed: int = 0) -> Path:
+    """More units than the workers can send ahead of whoever reads: some are always on their way."""
+    model = write_model("qwen3_moe", tmp_path / name, seed=seed)
+    assert len(open_source(model).units) > 12
+    return model
+
+
+def test_a_worker_that_crashes_is_replaced_and_nothing_is_lost(
+    lab: Lab, connect: Callable[..., ClusterExecutor], tmp_path: Path
+) -> None:
+    model = _many_units(tmp_path, "crash")
+    source = open_source(model)
+    executor = connect(model)
+    for link in list(executor.carrier.links.values())[1:]:
+        executor.carrier.refuse(link, "one is enough")
+    found: dict[str, Any] = {}
+    for unit, result in executor(source, JOB, source.units):
+        if not found:
+            (first,) = executor.carrier.links.values()
+            os.kill(first.pid, signal.SIGKILL)
+        assert unit.path not in found
+        found[unit.path] = result
+    assert found == _alone(open_source(model))
+    (second,) = executor.carrier.links.values()
+    assert second.node == first.node
+    assert second.worker != first.worker
+
+
+def test_stopping_ends_the_workers_and_the_next_run_starts_new_ones(
+    lab: Lab, connect: Callable[..., ClusterExecutor], tmp_path: Path
+) -> None:
+    model = _many_units(tmp_path, "stopped")
+    source = open_source(model)
+    executor = connect(model)
+    running = executor(source, JOB, source.units)
+    next(running)
+    running.close()  # type: ignore[attr-defined]
+    assert not executor.carrier.links
+    assert dict(_by_path(executor(open_source(model), JOB, source.units))) == _alone(open_source(model))
+
+
+def _by_path(results: Iterator[tuple[Unit, Any]]) -> Iterator[tuple[str, Any]]:
+    return ((unit.path, result) for unit, result in results)
+
+
+def test_results_of_one_job_that_come_late_never_pass_for_those_of_the_next(
+    lab: Lab, connect: Callable[..., ClusterExecutor], tmp_path: Path
+) -> None:
+    model = _many_units(tmp_path, "late")
+    source = open_source(model)
+    executor = connect(model)
+    list(executor(source, JOB, source.units))
+    workers = list(executor.carrier.links)
+    for worker in workers:  # as if they still had doubles to do when the last unit was done
+        executor.carrier.carry(Send(worker, 1, tuple(unit.path for unit in source.units)))
+    executor.carrier.rest()
+    for worker in workers:
+        executor.carrier.carry(Ping(worker))
+    heard: list[Event] = []
+    while len(heard) < len(workers):
+        heard += [event for event, _ in executor.carrier.hear(1.0)]
+    heard += [event for event, _ in executor.carrier.hear(2.0)]
+    assert sorted(map(str, heard)) == sorted(str(Answered(worker)) for worker in workers)
+    job = partial(quantize_as_planned, {unit.path: unit.formats[0] for unit in source.units}, "nearest")
+    expected = dict(_by_path(in_process(open_source(model), job, source.units)))
+    assert dict(_by_path(executor(source, job, source.units))) == expected
+
+
+def test_a_worker_that_gets_ready_for_a_job_that_is_over_has_not_joined_the_next(
+    lab: Lab, connect: Callable[..., ClusterExecutor], tmp_path: Path
+) -> None:
+    """The units of two models may have the same names: a worker that still had the first would answer for the next."""
+    models = [_many_units(tmp_path, name, seed) for seed, name in enumerate(("before", "after"), 1)]
+    carrier = connect(models[1]).carrier
+    link = next(iter(carrier.links.values()))
+    job = pack(tell_job(JOB))
+
+    def open_model(model: Path) -> None:
+        carrier.open(link, carrier.put(pack(tell_model(open_source(model), {}))), job, {"": 0}, pack({}))
+
+    with _frozen(link.pid):
+        open_model(models[0])
+        carrier.rest()
+        open_model(models[1])
+    heard: list[Event] = []
+    while not heard:
+        heard += [event for event, _ in carrier.hear(1.0)]
+    heard += [event for event, _ in carrier.hear(1.0)]
+    assert heard == [Joined(link.worker, {"": 0})]
+
+
+def test_a_unit_that_fails_on_every_worker_is_named_and_the_others_are_done(
+    lab: Lab, connect: Callable[..., ClusterExecutor], tmp_path: Path
+) -> None:
+    model = _many_units(tmp_path, "poison")
+    source = open_source(model)
+    *others, bad = source.units
+    job = partial(quantize_as_planned, {unit.path: unit.formats[0] for unit in others}, "nearest")
+    executor = connect(model)
+    done = []
+    with pytest.raises(MintError, match=f"1 of {len(source.units)} units broke .* {re.escape(bad.path)}.*KeyError"):
+        for unit, _ in executor(source, job, source.units):
+            done.append(unit.path)
+    assert sorted(done) == sorted(unit.path for unit in others)
+
+
+def test_a_shard_with_other_content_is_refused_by_name_before_any_work(
+    lab: Lab, connect: Callable[..., ClusterExecutor], tmp_path: Path
+) -> None:
+    model = write_model("llama", tmp_path / "conflict", shards=2)
+    _distribute(model, lab, [(0, 1), (0, 1), ()])
+    damaged = lab.roots[1] / model.name / "model-00002-of-00002.safetensors"
+    content = bytearray(damaged.read_bytes())
+    content[-9] ^= 1
+    damaged.write_bytes(content)
+    with pytest.raises(MintError, match=r"shard model-00002-of-00002.safetensors differs: .* sampled content"):
+        connect(model)
+
+
+def test_shards_that_nobody_has_are_named(lab: Lab, connect: Callable[..., ClusterExecutor], tmp_path: Path) -> None:
+    model = write_model("llama", tmp_path / "missing", shards=3)
+    _distribute(model, lab, [(0,), (1,), ()])
+    for shard in model.glob("*.safetensors"):
+        shard.unlink()
+    with pytest.raises(MintError, match=r"1 of 3 shards are nowhere: model-00003-of-00003.safetensors"):
+        connect(model)
+
+
+@contextmanager
+def _frozen(*pids: int) -> Iterator[None]:
+    """Processes that neither answer nor end, like all that runs behind a pulled cable."""
+    for pid in pids:
+        os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        for pid in pids:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGCONT)
+
+
+def test_who_is_asked_and_silent_is_not_waited_for_while_another_can_answer(
+    lab: Lab, connect: Callable[..., ClusterExecutor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = _many_units(tmp_path, "silent")
+    carrier = connect(model).carrier
+    first, second, *_ = carrier.links.values()
+    outline = carrier.ask([first], "outline", "model.safetensors")
+    monkeypatch.setattr("cluster.transport.driver.ASK_SECONDS", 1.0)
+    with _frozen(first.pid):
+        assert carrier.ask([first, second], "outline", "model.safetensors") == outline
+        with pytest.raises(MintError, match=f"no answer from {re.escape(first.node)}, asked for its outline"):
+            carrier.ask([first], "outline", "model.safetensors")
+
+
+def test_weights_that_lie_on_a_silent_node_hold_nobody_up(
+    lab: Lab, connect: Callable[..., ClusterExecutor], tmp_path: Path
+) -> None:
+    """The run ends before Ray itself has noticed anything, which takes it a minute."""
+    model = tmp_path / "heavy"
+    model.mkdir()
+    shape = QWEN3_06B | {"hidden_size": 512, "intermediate_size": 1024, "num_hidden_layers": 4, "vocab_size": 1024}
+    write_shape(model, Shape(shape, qwen3), random=True)
+    source = open_source(model)
+    job = partial(quantize_as_planned, {unit.path: parse_format("8/64") for unit in source.units}, "nearest")
+    expected = dict(_by_path(in_process(open_source(model), job, source.units)))
+    node = lab.add(tmp_path / "root")
+    executor = connect(model)
+    silent = next(link for link in executor.carrier.links.values() if link.node_id == node.node_id)
+    raylet = node.all_processes["raylet"][0].process.pid
+    found: dict[str, Any] = {}
+    with ExitStack() as until_the_end:
+        for unit, result in executor(source, job, source.units):
+            if not found:
+                until_the_end.enter_context(_frozen(raylet, silent.pid))
+            found[unit.path] = result
+        assert {each["NodeID"]: each["Alive"] for each in ray.nodes()}[node.node_id]
+    assert found == expected
+    lab.cluster.remove_node(node, allow_graceful=False)
+
+
+def test_a_node_that_is_killed_in_the_middle_loses_nothing(
+    lab: Lab, connect: Callable[..., ClusterExecutor], tmp_path: Path
+) -> None:
+    model = _many_units(tmp_path, "killed")
+    source = open_source(model)
+    fourth = lab.add(tmp_path / "root")
+    executor = connect(model)
+    assert len(executor.carrier.links) == NODES + 1
+    found: dict[str, Any] = {}
+    for unit, result in executor(source, JOB, source.units):
+        if not found:
+            lab.cluster.remove_node(fourth, allow_graceful=False)
+        assert unit.path not in found
+        found[unit.path] = result
+    assert found == _alone(open_source(model))
+
+
+@pytest.mark.parametrize(("arriving", "alone"), [(1.0, True), (1e12, False)])
+def test_the_assembling_node_packs_alone_where_little_arrives_and_says_so(
+    lab: Lab, carrier: Carrier, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, arriving: float, alone: bool
+) -> None:
+    model = _many_units(tmp_path, f"link{alone}")
+    source = open_source(model)
+    job = partial(quantize_as_planned, {unit.path: unit.formats[0] for unit in source.units}, "nearest")
+    expected = dict(_by_path(in_process(open_source(model), job, source.units)))
+    monkeypatch.setattr(carrier, "rate_of", lambda link: arriving)
+    notes: list[str] = []
+    executor = ClusterExecutor(carrier, model, IMPATIENT, trial_seconds=1e-9, on_note=notes.append)
+    results = list(_by_path(executor(source, job, source.units)))
+    assert len(results) == len(expected)
+    assert dict(results) == expected
+    _, *others = (unit.path for unit in source.units)
+    assert set(executor.made_by) == (set() if alone else set(others)), "the first is packed here in any case"
+    assert [note.partition(":")[0] for note in notes] == ["this machine packs everything itself"] * alone
+
+
+def test_how_fast_bytes_of_a_worker_arrive_is_measured_and_nothing_arrives_of_a_silent_one(
+    lab: Lab, connect: Callable[..., ClusterExecutor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    carrier = connect(_many_units(tmp_path, "rate")).carrier
+    holder, *others = carrier.links.values()
+    assert all(carrier.rate_of(link) > 0 for link in [holder, *others])
+    assert carrier.rate_of(replace(holder, inventory=None)) == 0.0
+    monkeypatch.setattr("cluster.transport.driver.LOOK_SECONDS", 0.5)
+    with _frozen(holder.pid):
+        assert carrier.rate_of(holder) == 0.0
+
+
+# what several nodes say of a model that runs
+
+
+def _probed(source: Source, analysis: Analysis, output: Path, base: str, executor: Executor = in_process) -> bytes:
+    probe(source, analysis, output, probing=Probing(sequences=2, length=8, base=base), executor=executor)
+    return output.read_bytes()
+
+
+def test_probes_are_made_by_the_nodes_that_hold_all_shards_and_are_those_of_one_process(
+    lab: Lab, connect: Callable[..., ClusterExecutor], tmp_path: Path
+) -> None:
+    model = write_model("llama", tmp_path / "llama-probed", shards=3, tokenizer=True)
+    _distribute(model, lab, [(0, 1, 2), (0, 1, 2), (2,)])
+    source = open_source(model)
+    analysis = analyze(source, tmp_path / "a.mint")
+    head = tmp_path / "head" / model.name
+    shutil.copytree(model, head, ignore=shutil.ignore_patterns("*.safetensors"))
+    executor = connect(head)
+    elsewhere = open_source(executor.whole_folder(head))
+    for base in (FULL, "8"):
+        alone = _probed(source, analysis, tmp_path / f"alone-{base}", base)
+        assert _probed(elsewhere, analysis, tmp_path / f"cluster-{base}", base, executor) == alone
+
+
+def test_probes_of_a_node_that_is_killed_are_made_by_others(
+    lab: Lab, connect: Callable[..., ClusterExecutor], tmp_path: Path
+) -> None:
+    model = write_model("llama", tmp_path / "probed-killed", tokenizer=True)
+    source = open_source(model)
+    analysis = analyze(source, tmp_path / "a.mint")
+    fourth = lab.add(tmp_path / "root")
+    executor = connect(model)
+    assert len(executor.carrier.links) == NODES + 1
+    killed: list[str] = []
+
+    def killing(source: Source, job: Job[Any], units: Sequence[Unit]) -> Iterator[tuple[Unit, Any]]:
+        for pair in executor(source, job, units):
+            if not killed:
+                lab.cluster.remove_node(fourth, allow_graceful=False)
+                killed.append(pair[0].path)
+            yield pair
+
+    found = _probed(source, analysis, tmp_path / "cluster", FULL, killing)
+    assert killed
+    assert found == _probed(source, analysis, tmp_path / "alone", FULL)
+
+
+def test_a_model_that_no_node_holds_whole_is_probed_where_it_lies_or_not_at_all(
+    lab: Lab, connect: Callable[..., ClusterExecutor], tmp_path: Path
+) -> None:
+    model = write_model("llama", tmp_path / "scattered", shards=3, tokenizer=True)
+    _distribute(model, lab, [(0,), (1,), (2,)])
+    source = open_source(model)
+    analysis = analyze(source, tmp_path / "a.mint")
+    alone = _probed(source, analysis, tmp_path / "alone", FULL)
+    assert _probed(source, analysis, tmp_path / "cluster", FULL, connect(model)) == alone
+    head = tmp_path / "head" / model.name
+    shutil.copytree(model, head, ignore=shutil.ignore_patterns("*.safetensors"))
+    executor = connect(head)
+    elsewhere = open_source(executor.whole_folder(head))
+    with pytest.raises(MintError, match=r"3 shards are not on this machine, and no node .* lacks 2 of 3 shards"):
+        _probed(elsewhere, analysis, tmp_path / "nowhere", FULL, executor)
+
+
+# chips of several kinds: the second node says that it is of another, and finds a little less or more
+
+
+class OtherChip(Actor):
+    """A worker that is of another kind where `OTHER_CHIP` is set, and measures what it finds times `factor`."""
+
+    factor = 1 + 1e-8
+
+    @in_thread("work")
+    def hello(self, model: str, run: bytes, address: str) -> bytes:
+        told = unpack(super().hello(model, run, address))
+        return pack(told | {"device": os.environ.get(OTHER_CHIP) or told["device"]})
+
+    @in_thread("work")
+    def open(self, number: int, model: bytes, job: bytes, lenders: bytes) -> None:
+        super().open(number, model, job, lenders)
+        plain = self._job
+        if os.environ.get(OTHER_CHIP) and plain is not None and self._told["job"] == "measure":
+            self._job = partial(_slightly_different, plain, self.factor)
+
+
+class WrongChip(OtherChip):
+    factor = 1 + 1e-3
+
+
+def _slightly_different(job: Job[Measurement], factor: float, unit: Unit, weight: mx.array) -> Measurement:
+    found = job(unit, weight)
+    errors = tuple(error * factor for error in found.errors)
+    return replace(found, errors=errors, worst_errors=tuple(error * factor for error in found.worst_errors))
+
+
+@pytest.fixture
+def carrying(carrier: Carrier) -> Iterator[Callable[[type], Carrier]]:
+    """A carrier whose workers are of this class; the others make room for them."""
+    carrier.quit()
+    made: list[Carrier] = []
+
+    def carry(kind: type) -> Carrier:
+        made.append(Carrier(as_actor(kind)))
+        return made[-1]
+
+    yield carry
+    for each in made:
+        each.quit()
+
+
+def test_chips_of_two_kinds_measure_rounded_and_one_kind_writes(
+    lab: Lab, carrying: Callable[[type], Carrier], tmp_path: Path
+) -> None:
+    model = _many_units(tmp_path, "mixed")
+    source = open_source(model)
+    alone = analyze(source, tmp_path / "alone.mint")
+    executor = ClusterExecutor(carrying(OtherChip), model, IMPATIENT, trial_seconds=0)
+    assert executor.devices == ("cpu", "gpu Other")
+    mixed = analyze(open_source(model), tmp_path / "mixed.mint", executor=executor)
+    assert mixed.device == "cpu + gpu Other"
+    assert {path: rounded(found) for path, found in alone.measurements.items()} == mixed.measurements
+    plan = allocate(mixed, _half(source))
+    assemble(plan, open_source(model), tmp_path / "cluster", executor=executor)
+    assemble(plan, source, tmp_path / "alone")
+    assert _bytes(tmp_path / "cluster") == _bytes(tmp_path / "alone")
+    assert verify(tmp_path / "cluster", source).passed
+    assert analyze(source, tmp_path / "mixed.mint") == mixed  # as one of the two would go on with it
+
+
+def test_a_chip_that_measures_something_else_is_found_out_before_anything_is_kept(
+    lab: Lab, carrying: Callable[[type], Carrier], tmp_path: Path
+) -> None:
+    model = _many_units(tmp_path, "wrong")
+    executor = ClusterExecutor(carrying(WrongChip), model, IMPATIENT, trial_seconds=0)
+    found = r"unit \S+: error in \S+ is \S+ on \S+ \(cpu\) and \S+ on \S+ \(gpu Other\); needed: the same"
+    with pytest.raises(MintError, match=found):
+        analyze(open_source(model), tmp_path / "a.mint", executor=executor)
+    with pytest.raises(MintError, match=found):
+        analyze(open_source(model), tmp_path / "a.mint", executor=executor)

@@ -1,0 +1,232 @@
+"""Rounding that knows its inputs: never stray codes, less error where inputs are, the same bytes after a kill."""
+
+# S slices, R rows, C columns, T rows of inputs
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+import pytest
+
+from mint.analysis.analyze import analyze
+from mint.analysis.unit_jobs import quantize_unit
+from mint.assembly.assemble import assemble
+from mint.assembly.compensated import FEWEST, Compensation
+from mint.assembly.layer_inputs import Seen
+from mint.assembly.verify import verify
+from mint.core.errors import MintError
+from mint.formats.format import AFFINE, FORMATS, KEEP, MXFP4, NVFP4, Format, parse_format
+from mint.formats.units import Unit
+from mint.kernels import cpu
+from mint.kernels.compensate import DAMPING, factor, pack_compensated, second_moments
+from mint.kernels.unpack import scale_values, unpack, widened
+from mint.model.source import Source, open_source
+from mint.pipeline import quantize
+from mint.plan.allocate import allocate
+from mint.plan.plan import Plan
+from mint.plan.rules import Rules
+from mint.quality.sequences import Wanted
+from mint.run.executor import Job, T, in_process
+from tests.mint.kernels.test_kernels import DTYPES, raw, stored_as
+
+ANY_SQNR = -100.0
+CASES = [parse_format(name) for name in ("2/64", "3/32", "4/128", "5/64", "6/64", "8/64", "mxfp4", "nvfp4")]
+
+
+@pytest.fixture(autouse=True)
+def _little_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mint.assembly.compensated.TEXT", Wanted(6, 24))
+
+
+def correlated(rows: int, columns: int, draw: int = 0) -> np.ndarray:
+    """(T, C) inputs of very different size, most of them of few directions, as those of real layers are."""
+    layer, random = np.random.default_rng(0), np.random.default_rng((1, draw))
+    directions, sizes = layer.normal(size=(columns // 4, columns)), np.exp(layer.normal(size=columns))
+    mixed = random.normal(size=(rows, columns // 4)) @ directions
+    return ((mixed + random.normal(size=(rows, columns))) * sizes).astype(np.float32)
+
+
+def output_error(stored: np.ndarray, weight: np.ndarray, inputs: np.ndarray) -> float:
+    return float(np.square(inputs @ (stored - weight).T, dtype=np.float64).sum())
+
+
+def one_matrix(dtype: str, columns: int = 640) -> tuple[Any, np.ndarray]:
+    """(24, C) weights as raw storage and in float32."""
+    weight = stored_as(dtype, np.random.default_rng(1).standard_normal((24, columns)).astype(np.float32))
+    return raw(weight), np.asarray(weight.astype(mx.float32))
+
+
+@pytest.mark.parametrize("format", CASES, ids=str)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_compensated_matrix_is_nearer_where_its_inputs_are(dtype: str, format: Format) -> None:
+    """On inputs that took no part."""
+    packed, wide = one_matrix(dtype)
+    upper = factor(second_moments(correlated(4096, 640)))
+    stored = np.asarray(unpack(pack_compensated(packed, dtype, format, upper), dtype, format))
+    searched = np.asarray(unpack(cpu.pack(packed[None], dtype, format, rounding="search"), dtype, format))[0]
+    unseen = correlated(4096, 640, draw=1)
+    assert output_error(stored, wide, unseen) < 0.9 * output_error(searched, wide, unseen)
+
+
+@pytest.mark.parametrize("format", [*AFFINE, MXFP4, NVFP4], ids=str)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_inputs_that_know_nothing_of_each_other_leave_the_search_as_it_is(dtype: str, format: Format) -> None:
+    packed, _ = one_matrix(dtype)
+    found = pack_compensated(packed, dtype, format, np.eye(640, dtype=np.float32))
+    searched = cpu.pack(packed[None], dtype, format, rounding="search")
+    for ours, theirs in zip(found, searched, strict=True):
+        np.testing.assert_array_equal(ours, theirs[0])
+
+
+@pytest.mark.parametrize("format", CASES, ids=str)
+def test_every_code_is_the_nearest_to_what_the_columns_before_left(format: Format) -> None:
+    """The recursion of GPTQ column by column in float64, with the scales that the kernel stored."""
+    packed, wide = one_matrix("BF16", 256)
+    upper = factor(second_moments(correlated(2048, 256)))
+    parts = pack_compensated(packed, "BF16", format, upper)
+    stored = np.asarray(unpack(parts, "BF16", format)).astype(np.float64)
+    scales = scale_values(parts[1].reshape(-1), "BF16", format).reshape(parts[1].shape)
+    rest = wide.astype(np.float64)
+    for column in range(256):
+        scale = scales[:, column // format.group_size]
+        found, wanted = stored[:, column], rest[:, column]
+        if format.mode == "affine":
+            biases = widened(parts[2].reshape(-1), "BF16").reshape(parts[2].shape)[:, column // format.group_size]
+            codes = np.clip(np.rint((wanted - biases) / scale), 0, 2**format.bits - 1)
+            nearest = scale * codes + biases
+        else:
+            grid = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.5, -1, -1.5, -2, -3, -4, -6])[:, None] * scale
+            nearest = np.take_along_axis(grid, np.abs(grid - wanted).argmin(0)[None], 0)[0]
+        closer = np.abs(wanted - nearest) < np.abs(wanted - found) - 1e-3 * np.abs(scale)  # ties in float32
+        assert not closer.any(), column
+        loss = (wanted - found) / upper[column, column]
+        rest[:, column + 1 :] -= loss[:, None] * upper[column, column + 1 :]
+
+
+def test_the_factor_is_that_of_the_inverse() -> None:
+    moments = second_moments(correlated(500, 96))
+    upper = factor(moments).astype(np.float64)
+    assert (np.tril(upper, -1) == 0).all()
+    np.testing.assert_allclose(upper.T @ upper @ moments, np.eye(96), atol=1e-3)
+
+
+def test_few_rows_are_believed_less_and_none_not_at_all() -> None:
+    inputs = correlated(4096, 64)
+    full = inputs.T @ inputs / len(inputs)
+
+    def off_diagonal(moments: np.ndarray) -> float:
+        return float(np.abs(moments - np.diag(np.diagonal(moments))).sum())
+
+    shares = [off_diagonal(second_moments(inputs[:rows])) / off_diagonal(full) for rows in (4, 64, 4096)]
+    assert shares[2] > 0.9
+    damped = np.diagonal(full) + DAMPING * np.diagonal(full).mean()
+    np.testing.assert_allclose(np.diagonal(second_moments(inputs)), damped, rtol=1e-4)
+    pair = second_moments(inputs[:64])
+    plain = inputs[:64].T @ inputs[:64] / 64
+    assert off_diagonal(pair) == pytest.approx(off_diagonal(plain) / 2, rel=1e-3)  # as many rows as columns
+    np.testing.assert_array_equal(factor(second_moments(np.zeros((3, 64), np.float32))), np.eye(64))
+
+
+def test_neither_threads_nor_rows_around_it_change_a_row() -> None:
+    packed, _ = one_matrix("BF16")
+    upper = factor(second_moments(correlated(1000, 640)))
+    format = parse_format("4/64")
+    alone = pack_compensated(packed, "BF16", format, upper, threads=1)
+    for part, other in zip(alone, pack_compensated(packed, "BF16", format, upper, threads=5), strict=True):
+        np.testing.assert_array_equal(part, other)
+
+
+def test_an_expert_that_saw_little_keeps_the_search() -> None:
+    unit = Unit("experts", (3, 8, 64), "BF16", "expert_up", 0, ())
+    weight = mx.random.normal(unit.shape, key=mx.random.key(0)).astype(mx.bfloat16)
+    rows = correlated(2 * FEWEST, 64)
+    experts = np.array([[0]] * (FEWEST - 1) + [[1]] * (FEWEST + 1))
+    format = parse_format("4/64")
+    found = Compensation({"experts": format}, {"experts": Seen(rows, experts)})(unit, weight)
+    searched = quantize_unit(unit, weight, format, "search")
+    assert found.tensors == searched.tensors
+    codes = [np.frombuffer(packed.data[0], np.uint32).reshape(3, 8, -1) for packed in (found, searched)]
+    same = [bool((codes[0][place] == codes[1][place]).all()) for place in range(3)]
+    assert same == [True, False, True]
+
+
+def compensated_plan(source: Source, folder: Path, share: float = 0.4) -> Plan:
+    analysis = analyze(source, folder / f"{source.folder.name}.mint", rounding="compensate")
+    rules = Rules(veto_db=ANY_SQNR, formats=tuple(format for format in FORMATS if format != KEEP))
+    least, most = (allocate(analysis, budget, rules=rules).planned_bytes for budget in ("min", "max"))
+    return allocate(analysis, int(least + share * (most - least)), rules=rules)
+
+
+def bytes_of(folder: Path) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in folder.iterdir()}
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma2", "qwen3_moe", "qwen3_next", "deepseek_v3", "gpt2"])
+def test_a_compensated_model_is_what_its_plan_says(name: str, make_model: Callable[..., Path], tmp_path: Path) -> None:
+    source = open_source(make_model(name))
+    plan = compensated_plan(source, tmp_path)
+    assemble(plan, source, tmp_path / "out")
+    verification = verify(tmp_path / "out", source)
+    assert verification.passed, [check for check in verification.checks if not check.passed]
+
+
+def _dying_after(count: int) -> Callable[..., Iterator[Any]]:
+    left = [count]
+
+    def dying(source: Source, job: Job[T], units: Sequence[Unit]) -> Iterator[tuple[Unit, T]]:
+        for done in in_process(source, job, units):
+            if left[0] == 0:
+                raise KeyboardInterrupt
+            left[0] -= 1
+            yield done
+
+    return dying
+
+
+def test_killed_anywhere_and_in_any_order_it_ends_with_the_same_bytes(llama: Path, tmp_path: Path) -> None:
+    source = open_source(llama)
+    plan = compensated_plan(source, tmp_path)
+    assemble(plan, source, tmp_path / "whole")
+    expected = bytes_of(tmp_path / "whole")
+    for count in (1, 5, 4, 2):
+        with pytest.raises(KeyboardInterrupt):
+            assemble(plan, source, tmp_path / "killed", executor=_dying_after(count))
+    assemble(plan, source, tmp_path / "killed")
+    assert bytes_of(tmp_path / "killed") == expected
+
+    def backwards(source: Source, job: Job[T], units: Sequence[Unit]) -> Iterator[tuple[Unit, T]]:
+        return in_process(source, job, units[::-1])
+
+    assemble(plan, source, tmp_path / "backwards", executor=backwards)
+    assert bytes_of(tmp_path / "backwards") == expected
+
+
+def test_compensated_units_are_never_reused(llama: Path, tmp_path: Path) -> None:
+    """What a unit makes up for depends on the formats of all before it."""
+    first = quantize(llama, "6bpw", tmp_path / "first", rounding="compensate")
+    again = quantize(llama, "6bpw", tmp_path / "again", rounding="compensate", reuse=[tmp_path / "first"])
+    assert again.reused_bytes == 0
+    assert again.manifest.units == first.manifest.units
+
+
+def test_a_unit_of_other_weights_is_found_although_errors_are_not_as_measured(llama: Path, tmp_path: Path) -> None:
+    source = open_source(llama)
+    plan = compensated_plan(source, tmp_path)
+
+    def confused(source: Source, job: Job[T], units: Sequence[Unit]) -> Iterator[tuple[Unit, T]]:
+        def mirrored(unit: Unit, weight: mx.array) -> T:
+            return job(unit, mx.contiguous(weight[::-1]) if unit.path.endswith("0.mlp.up_proj") else weight)
+
+        return in_process(source, mirrored, units)
+
+    assemble(plan, source, tmp_path / "out", executor=confused)
+    failed = {check.name: check.detail for check in verify(tmp_path / "out", source).checks if not check.passed}
+    assert list(failed) == ["errors"]
+    assert "up_proj" in failed["errors"]
+
+
+def test_a_name_that_is_no_rounding_is_told(llama: Path, tmp_path: Path) -> None:
+    with pytest.raises(MintError, match="needed one of: nearest, search, compensate"):
+        analyze(open_source(llama), tmp_path / "a.mint", rounding="gptq")

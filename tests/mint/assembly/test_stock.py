@@ -1,0 +1,48 @@
+"""The process that loads the result as a user would."""
+
+import os
+import signal
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mint.assembly.stock_child import Stock, stock
+from mint.model.module_tree import has_tokenizer
+
+
+@pytest.fixture(scope="module")
+def process() -> Stock:
+    return Stock()
+
+
+def test_it_loads_and_computes(process: Stock, llama: Path) -> None:
+    answer = process.ask(llama, [])()
+    assert (answer.loads_error, answer.logits_error) == ("", "")
+    assert answer.has_tokenizer == has_tokenizer(llama)
+    assert answer.logits.ndim == 3
+    assert np.isfinite(answer.logits).all()
+    assert answer.peak_rss_bytes > 10**7
+
+
+def test_what_does_not_load_is_an_answer_and_the_next_question_gets_its_own(
+    process: Stock, llama: Path, tmp_path: Path
+) -> None:
+    ask_nobody_waits_for = process.ask(llama, [])
+    broken = process.ask(tmp_path, [])()
+    assert "FileNotFoundError" in broken.loads_error
+    assert broken.logits.size == 0
+    assert process.ask(llama, [])().loads_error == ""
+    del ask_nobody_waits_for
+
+
+def test_a_process_that_dies_is_an_answer_and_another_takes_its_place(llama: Path) -> None:
+    mine = Stock()
+    os.kill(mine.pid, signal.SIGKILL)
+    assert "ended with code -9" in mine.ask(llama, [])().loads_error
+    shared = stock()
+    assert stock() is shared
+    os.kill(shared.pid, signal.SIGKILL)
+    shared.ask(llama, [])()
+    assert stock() is not shared
+    assert stock().ask(llama, [])().loads_error == ""

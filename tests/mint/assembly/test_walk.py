@@ -1,0 +1,114 @@
+"""A walk hands out what units really see, the layers before them as they were stored."""
+
+# N rows of inputs, C columns
+
+from collections.abc import Callable
+from pathlib import Path
+
+import mlx.core as mx
+import numpy as np
+import pytest
+
+from mint.assembly.layer_inputs import Stage, Walk
+from mint.model.source import Source, open_source
+from mint.quality.forward import open_wide
+from tests.conftest import FULL_PRECISION
+
+TOKENS = np.arange(2 * 24, dtype=np.int32).reshape(2, 24) % 50
+UNKNOWN = {"deepseek_v3": ("embed_q", "unembed_out"), "deepseek_v3_fp8": ("embed_q", "unembed_out")}  # of heads
+
+
+def walk(source: Source) -> Walk:
+    return Walk(open_wide(source.folder), source.units, TOKENS)
+
+
+def stages_of(source: Source, **options: object) -> list[Stage]:
+    return list(walk(source).stages(**options))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", FULL_PRECISION)
+def test_every_unit_of_every_architecture_has_its_stage_and_its_inputs(
+    name: str, make_model: Callable[..., Path]
+) -> None:
+    source = open_source(make_model(name))
+    stages = stages_of(source)
+    assert sorted(unit.path for stage in stages for unit in stage.units) == sorted(unit.path for unit in source.units)
+    seen = {path: found for stage in stages for path, found in stage.inputs.items()}
+    for unit in source.units:
+        looked_up = unit.role in ("position", "layer_embedding") or (unit.role == "embedding" and unit.path not in seen)
+        if looked_up or unit.path.endswith(UNKNOWN.get(name, ("-",))):
+            assert unit.path not in seen
+            continue
+        rows, experts = seen[unit.path].rows, seen[unit.path].experts
+        assert rows.shape[1] == unit.shape[-1]
+        assert np.isfinite(rows).all()
+        assert (experts is None) == (unit.slices == 1)
+        if experts is not None:
+            assert len(experts) == len(rows)
+            assert experts.min() >= 0 and experts.max() < unit.slices
+    heads = [unit for unit in source.units if unit.role == "head"] or [
+        unit for unit in source.units if unit.role == "embedding"
+    ]
+    assert all(unit.path in seen for unit in heads)
+
+
+def test_inputs_are_those_of_the_whole_model(llama: Path) -> None:
+    source = open_source(llama)
+    stages = stages_of(source)
+    model = open_wide(llama)
+    embedded = model.model.embed_tokens(mx.array(TOKENS))
+    first = model.model.layers[0]
+    expected = np.asarray(first.input_layernorm(embedded)).reshape(TOKENS.size, -1)
+    for name in ("q_proj", "k_proj", "v_proj"):
+        np.testing.assert_array_equal(stages[1].inputs[f"model.layers.0.self_attn.{name}"].rows, expected)
+    shared = [stages[1].inputs[f"model.layers.0.self_attn.{name}"].rows for name in ("q_proj", "k_proj")]
+    assert shared[0] is shared[1]
+
+
+def test_later_layers_see_what_was_stored_before_them(llama: Path) -> None:
+    """With nothing but zeros in the first layer, the second sees the embeddings."""
+    source = open_source(llama)
+    walking = walk(source)
+    model = open_wide(llama)
+    expected = model.model.layers[1].input_layernorm(model.model.embed_tokens(mx.array(TOKENS)))
+    for place, stage in enumerate(walking.stages()):
+        if place == 1:
+            for unit in stage.units:
+                walking.store(unit.path, mx.zeros(unit.shape))
+        if place == 2:
+            rows = stage.inputs["model.layers.1.self_attn.q_proj"].rows
+            np.testing.assert_array_equal(rows, np.asarray(expected).reshape(rows.shape))
+            break
+
+
+def test_every_token_goes_to_as_many_experts_as_the_model_says(make_model: Callable[..., Path]) -> None:
+    source = open_source(make_model("qwen3_moe"))
+    each = source.config["num_experts_per_tok"]
+    stacks = [(unit, stage.inputs[unit.path]) for stage in stages_of(source) for unit in stage.units if unit.slices > 1]
+    assert {unit.role for unit, _ in stacks} == {"expert_gate", "expert_up", "expert_down"}
+    for unit, seen in stacks:
+        assert sum(len(seen.of(place)) for place in range(unit.slices)) == TOKENS.size * each
+        if unit.role == "expert_down":  # what an expert made of a token is for that expert alone
+            assert seen.experts is not None and seen.experts.shape == (TOKENS.size * each, 1)
+
+
+def test_what_is_finished_is_passed_without_a_look(llama: Path) -> None:
+    source = open_source(llama)
+    finished = {unit.path for unit in source.units if unit.layer == 0}
+    stages = stages_of(source, finished=finished)
+    whole = stages_of(source)
+    assert not stages[1].inputs
+    for path, seen in whole[2].inputs.items():
+        np.testing.assert_array_equal(stages[2].inputs[path].rows, seen.rows)
+
+
+def test_layers_that_answer_each_other_out_of_turn_are_seen_through_the_whole_model(llama: Path) -> None:
+    """A model that calls a layer twice cannot be walked layer by layer; its inputs are those of a whole pass."""
+    source = open_source(llama)
+    model = open_wide(llama)
+    inner = model.model
+    inner.layers = [*inner.layers, inner.layers[0]]
+    stages = list(Walk(model, source.units, TOKENS).stages())
+    rows = stages[1].inputs["model.layers.0.self_attn.q_proj"].rows
+    assert len(rows) == 2 * TOKENS.size
+    assert sorted(unit.path for stage in stages for unit in stage.units) == sorted(unit.path for unit in source.units)

@@ -1,0 +1,138 @@
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mint.cli.main import run_command
+
+
+def _json(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, Any]:
+    code = run_command([*arguments, "--json"])
+    captured = capsys.readouterr()
+    assert code == 0, captured.err
+    record: dict[str, Any] = json.loads(captured.out)
+    return record
+
+
+def test_each_verb_hands_its_file_to_the_next(llama: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    inspected = _json(capsys, "inspect", str(llama))
+    assert inspected["smallest_bytes"] < inspected["largest_bytes"]
+    assert inspected["units"] == sum(role["units"] for role in inspected["roles"])
+    analysis, plan, output = (str(tmp_path / name) for name in ("a.mint", "plan.json", "out"))
+    assert _json(capsys, "analyze", str(llama), "--output", analysis)["units"] == inspected["units"]
+    budget = f"{inspected['largest_bytes'] // 2}B"
+    allocated = _json(capsys, "allocate", analysis, "--budget", budget, "--output", plan)
+    wanted = {"budget_bytes", "planned_bytes", "loss", "bound", "gap", "bits_per_weight", "seconds"}
+    assert wanted <= set(allocated)
+    assembled = _json(capsys, "assemble", plan, "--model", str(llama), "--output", output)
+    assert assembled["weight_bytes"] == allocated["planned_bytes"] <= allocated["budget_bytes"]
+    verified = _json(capsys, "verify", output, "--model", str(llama))
+    assert verified["passed"]
+    assert [check["check"] for check in verified["checks"]][-1] == "errors"
+
+
+def test_quantize_reports_what_machines_need(llama: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    record = _json(capsys, "quantize", str(llama), "--budget", "400kB", "--output", str(tmp_path / "out"))
+    assert record["output"] == str(tmp_path / "out")
+    assert record["weight_bytes"] == record["planned_bytes"] <= record["budget_bytes"] == 400_000
+    assert set(record["seconds"]) == {"analyze", "allocate", "assemble", "verify"}
+    assert {"bits_per_weight", "loss", "bound", "gap", "peak_rss_bytes", "verified"} <= set(record)
+
+
+def test_people_get_tables_on_stdout(llama: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_command(["quantize", str(llama), "--budget", "400kB", "--output", str(tmp_path / "out")]) == 0
+    shown = capsys.readouterr().out
+    assert "planned_bytes" in shown
+    assert "400,000 (400 kB)" in shown
+    assert "share" in shown
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (["inspect", "nowhere"], "no such folder"),
+        (["quantize", "nowhere", "--budget", "90", "--output", "out"], "has no unit"),
+        (["quantize", "nowhere", "--budget", "90MB", "--output", "out"], "no such folder"),
+        (["allocate", "nowhere.mint", "--budget", "1MB"], "no such analysis"),
+        (["assemble", "nowhere.json", "--model", "m", "--output", "out"], "no such plan"),
+        (["verify", "nowhere"], "no mint.json found"),
+        (["evaluate", "nowhere", "--reference", "m"], "no such folder"),
+    ],
+)
+def test_a_mistake_that_can_be_mended_exits_1_with_one_message(
+    arguments: list[str], complaint: str, capsys: pytest.CaptureFixture[str], tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    assert run_command(arguments) == 1
+    captured = capsys.readouterr()
+    assert complaint in captured.err
+    assert "Traceback" not in captured.err
+    assert captured.out == ""
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_error_is_one_object_too_with_json(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_command(["inspect", "nowhere", "--json"]) == 1
+    record = json.loads(capsys.readouterr().out)
+    assert record["exit_code"] == 1
+    assert "no such folder" in record["error"]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["frobnicate"],
+        ["quantize", "m"],
+        ["inspect", "m", "--nonsense"],
+        ["allocate", "a", "--budget", "1MB", "--veto", "x"],
+        ["inspect", "m", "--dtype", "int3"],
+        ["evaluate", "m"],
+    ],
+)
+def test_wrong_usage_exits_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_command(arguments) == 2
+    assert capsys.readouterr().err
+
+
+def test_a_bug_exits_3_with_its_traceback(
+    llama: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mint.model.source.open_source", lambda *_, **__: 1 / 0)
+    assert run_command(["inspect", str(llama), "--json"]) == 3
+    captured = capsys.readouterr()
+    assert "ZeroDivisionError" in captured.err
+    assert json.loads(captured.out)["exit_code"] == 3
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "quantize",
+        "inspect",
+        "analyze",
+        "allocate",
+        "curve",
+        "explain",
+        "diff",
+        "assemble",
+        "verify",
+        "devices",
+        "evaluate",
+    ],
+)
+def test_every_command_explains_itself(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_command([command, "--help"]) == 0
+    shown = capsys.readouterr().out
+    assert "--json" in shown
+    assert "Usage" in shown
+
+
+def test_a_failed_verification_exits_1(llama: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    output = tmp_path / "out"
+    assert run_command(["quantize", str(llama), "--budget", "400kB", "--output", str(output)]) == 0
+    (output / "config.json").write_text("{}")
+    capsys.readouterr()
+    assert run_command(["verify", str(output), "--json"]) == 1
+    assert not json.loads(capsys.readouterr().out)["passed"]

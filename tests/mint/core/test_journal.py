@@ -1,0 +1,67 @@
+from pathlib import Path
+
+import pytest
+
+from mint.core.errors import MintError
+from mint.core.journal import Journal, frame, read_frames
+
+MAGIC = b"test journal\n"
+HEADER = {"model": "abc", "schema": 1}
+RECORDS = [{"n": n, "data": bytes(range(n))} for n in range(6)]
+
+
+def _write(path: Path) -> bytes:
+    with Journal(path, MAGIC, HEADER) as journal:
+        for record in RECORDS:
+            journal.append(record)
+    return path.read_bytes()
+
+
+def test_what_was_appended_is_there_when_it_is_opened_again(tmp_path: Path) -> None:
+    _write(tmp_path / "j")
+    with Journal(tmp_path / "j", MAGIC, HEADER) as journal:
+        assert journal.records == RECORDS
+
+
+def test_cut_at_any_byte_it_goes_on_from_the_last_whole_record(tmp_path: Path) -> None:
+    whole = _write(tmp_path / "whole")
+    for length in range(len(whole) + 1):
+        path = tmp_path / "cut"
+        path.write_bytes(whole[:length])
+        with Journal(path, MAGIC, HEADER) as journal:
+            kept = journal.records
+            assert kept == RECORDS[: len(kept)]
+            for record in RECORDS[len(kept) :]:
+                journal.append(record)
+        assert path.read_bytes() == whole
+
+
+def test_a_flipped_bit_ends_what_is_believed(tmp_path: Path) -> None:
+    whole = _write(tmp_path / "whole")
+    start = len(MAGIC) + len(frame(HEADER))
+    for position in range(start, len(whole), 7):
+        damaged = bytearray(whole)
+        damaged[position] ^= 0x10
+        kept = [record for record, _ in read_frames(bytes(damaged), start)]
+        assert kept == RECORDS[: len(kept)]
+        assert len(kept) < len(RECORDS)
+
+
+def test_a_file_of_something_else_is_refused_and_left_alone(tmp_path: Path) -> None:
+    path = tmp_path / "j"
+    path.write_bytes(b"my thesis, chapter one")
+    with pytest.raises(MintError, match="did not write"):
+        Journal(path, MAGIC, HEADER)
+    assert path.read_bytes() == b"my thesis, chapter one"
+
+
+def test_a_journal_of_another_model_is_refused_with_the_difference(tmp_path: Path) -> None:
+    before = _write(tmp_path / "j")
+    with pytest.raises(MintError, match="model: found abc, needed xyz"):
+        Journal(tmp_path / "j", MAGIC, {**HEADER, "model": "xyz"})
+    assert (tmp_path / "j").read_bytes() == before
+
+
+def test_two_writers_at_once_are_refused(tmp_path: Path) -> None:
+    with Journal(tmp_path / "j", MAGIC, HEADER), pytest.raises(MintError, match="another mint"):
+        Journal(tmp_path / "j", MAGIC, HEADER)

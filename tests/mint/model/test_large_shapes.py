@@ -1,0 +1,56 @@
+"""Folders in the shape of very large models: their headers are true, their data are holes, all planning works."""
+
+from math import prod
+from pathlib import Path
+
+import pytest
+
+from mint.model.source import open_source
+from tools.bench.cluster import coordinating, shape
+from tools.models.make_shape import SHAPES, write_shape
+
+WEIGHTS = {"qwen3-30b-a3b": 30_532_122_624, "llama4-scout": 108_641_793_536}  # as the hub counts them
+TENSORS = {"qwen3-30b-a3b": 18_867}
+
+
+@pytest.mark.parametrize("name", WEIGHTS)
+def test_a_shape_has_as_many_weights_as_the_model(name: str) -> None:
+    tensors = list(SHAPES[name].tensors(SHAPES[name].config))
+    assert sum(prod(size) for _, size in tensors) == WEIGHTS[name]
+    assert len({tensor for tensor, _ in tensors}) == len(tensors) == TENSORS.get(name, len(tensors))
+
+
+@pytest.fixture(scope="module", params=WEIGHTS)
+def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Four layers of each shape, in several shards."""
+    folder = tmp_path_factory.mktemp("shape")
+    write_shape(folder, SHAPES[request.param], layers=4, shard_bytes=10**9)
+    return folder
+
+
+def test_a_shape_opens_as_a_model_and_takes_hardly_any_disk(folder: Path) -> None:
+    source = open_source(folder)
+    assert all(tensor.startswith(("vision_model", "multi_modal")) for tensor in source.dropped)
+    assert all(not unit.keep_reason for unit in source.units)
+    assert len(source.shards) > 3
+    taken = sum(path.stat().st_blocks * 512 for path in folder.iterdir())
+    assert taken < source.nbytes / 100
+
+
+def test_a_shape_goes_through_everything_but_the_arithmetic(folder: Path) -> None:
+    found = shape(folder, 1e9, "4.5bpw")
+    steps = {step["name"]: step["result"] for step in found["steps"]}
+    units = steps["open"]["units"]
+    whole, *partial = steps["inventory and placement"]["units by node"]
+    assert whole == units
+    assert all(able < units for able in partial)
+    assert steps["analysis with made errors"]["measurements"] == units
+    allocated = steps["allocation at 4.5bpw"]
+    assert steps["dry assembly"]["nbytes"] == allocated["planned_bytes"] <= allocated["budget_bytes"]
+
+
+def test_the_coordinator_is_replayed_to_its_end_and_its_memory_counted() -> None:
+    found = coordinating(600, 1e9)
+    assert found["coordinator_microseconds_per_unit"] > 0
+    assert 10 < found["memory_bytes_per_unit"] < 500
+    assert found["simulated_seconds"] >= found["units"] * 768 * 2048 * 2 / 1e9 / found["machines"]

@@ -1,0 +1,185 @@
+"""What each stage of the knapsack's search promises, against brute force."""
+
+from itertools import pairwise, product
+from math import inf
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mint.plan.knapsack import bundles as knapsack_bundles
+from mint.plan.knapsack.bundles import Bundles, Rests
+from mint.plan.knapsack.merge import Patience, exchange, merge
+from mint.plan.knapsack.relaxation import Case, Hull, lower_hulls, pareto, relax, relax_each, snap
+from mint.plan.knapsack.search import PRECISION
+from tests.mint.plan.test_knapsack import Instance, brute_force, instances, quickly, same
+
+
+def case_of(sizes: list[list[int]], losses: list[list[float]], capacity: int) -> tuple[Case, Hull]:
+    """What a search begins with, without the sizes of the smallest options."""
+    counts = np.array([len(row) for row in sizes], np.int64)
+    options = pareto(counts, np.concatenate(sizes).astype(np.int64), np.concatenate(losses))
+    case = Case(-inf, np.empty(0, np.int64), 0.0, options, capacity - sum(map(min, sizes)))
+    return case, lower_hulls(options)
+
+
+def totals_of(case: Case) -> list[tuple[tuple[int, ...], int, float]]:
+    """Names, size and loss of every choice of a case, in one order of names."""
+    options, fixed = case.options, tuple(case.fixed.tolist())
+    rows = [range(begin, end) for begin, end in pairwise(options.start.tolist())]
+    return [
+        (
+            tuple(sorted((*fixed, *options.name[list(choice)].tolist()))),
+            int(options.size[list(choice)].sum()),
+            case.lost + float(options.loss[list(choice)].sum()),
+        )
+        for choice in product(*rows)
+    ]
+
+
+def test_a_snapped_case_has_the_same_choices_below_the_best_known() -> None:
+    rng = np.random.default_rng(5)
+    snapped_cases = 0
+    for _ in range(400):
+        counts = rng.integers(2, 5, rng.integers(2, 6)).tolist()
+        sizes = [(rng.integers(0, 9, count) * 4096 + rng.integers(0, 120, count)).tolist() for count in counts]
+        losses = [rng.random(count).tolist() for count in counts]
+        close_to_a_total = sum(int(rng.choice(row)) for row in sizes) + int(rng.integers(-1, 2))
+        case, hull = case_of(sizes, losses, max(sum(map(min, sizes)), close_to_a_total))
+        relaxation = relax(case, hull)
+        known = float(case.options.loss[relaxation.base].sum())
+        snapped = snap(case, relaxation, known - relaxation.bound)
+        better, kept = (
+            {
+                names: loss
+                for names, size, loss in totals_of(part)
+                if size <= part.capacity and loss < known * (1 - PRECISION)
+            }
+            for part in (case, snapped)
+        )
+        # of options that become equal one is dropped, so there can be fewer, but none is new and the best is there
+        assert set(kept) <= set(better)
+        assert min(kept.values(), default=known) == same(min(better.values(), default=known))
+        snapped_cases += bool(np.gcd.reduce(snapped.options.size, initial=0) > 16)
+    assert snapped_cases > 50
+
+
+@given(instances(), st.integers(0, 20))
+@quickly
+def test_an_exchange_fits_and_is_never_worse_than_the_base(instance: Instance, each: int) -> None:
+    case, hull = case_of(instance.sizes, instance.losses, instance.capacity)
+    relaxation = relax(case, hull)
+    chosen = exchange(case, relaxation, inf, each)
+    assert np.array_equal(case.options.row[chosen], np.arange(len(instance.sizes)))
+    assert case.options.size[chosen].sum() <= case.capacity
+    assert case.options.loss[chosen].sum() <= case.options.loss[relaxation.base].sum() * (1 + PRECISION)
+
+
+@given(instances())
+@quickly
+def test_relaxations_with_a_class_fixed_are_between_the_relaxation_and_the_best(instance: Instance) -> None:
+    case, hull = case_of(instance.sizes, instance.losses, instance.capacity)
+    best = brute_force(instance)
+    for i in range(len(instance.sizes)):
+        bounds = relax_each(case, hull, i)
+        assert relax(case, hull).bound <= bounds.min() + 1e-9 * sum(map(max, instance.losses))
+        assert bounds.min() <= best + 1e-9 * sum(map(max, instance.losses))
+
+
+@given(instances())
+@quickly
+def test_a_complete_merge_has_the_best_choice(instance: Instance) -> None:
+    case, _ = case_of(instance.sizes, instance.losses, instance.capacity)
+    limit = 2 * sum(map(max, instance.losses)) + 1
+    merged = merge(case, limit, width=10**6, patience=Patience(10**9, inf))
+    assert merged.complete
+    assert case.options.size[merged.chosen].sum() <= case.capacity
+    assert float(case.options.loss[merged.chosen].sum()) == pytest.approx(brute_force(instance), rel=1e-9, abs=1e-9)
+
+
+def test_a_merge_too_narrow_for_the_best_choice_is_not_complete() -> None:
+    rng = np.random.default_rng(3)
+    worse = 0
+    for _ in range(200):
+        sizes, losses = rng.integers(0, 1000, (6, 3)).tolist(), rng.random((6, 3)).tolist()
+        instance = Instance(sizes, losses, int(rng.integers(1000, 4000)))
+        if instance.capacity < instance.smallest:
+            continue
+        case, _ = case_of(sizes, losses, instance.capacity)
+        merged = merge(case, limit=100.0, width=1, patience=Patience(10**9, inf))
+        best = float(case.options.loss[merged.chosen].sum()) == pytest.approx(brute_force(instance))
+        assert best or not merged.complete
+        worse += not best
+    assert worse > 10
+
+
+def alike(classes: int, kinds: int, rng: np.random.Generator) -> tuple[list[list[int]], list[list[float]]]:
+    """Classes of a few shapes, with losses of their own."""
+    shapes = [np.cumsum(rng.integers(0, 4, 3)) * 100 + rng.integers(0, 2) for _ in range(kinds)]
+    sizes = [shapes[int(rng.integers(kinds))].tolist() for _ in range(classes)]
+    return sizes, [np.sort(rng.random(3))[::-1].tolist() for _ in sizes]
+
+
+@pytest.mark.parametrize("longest", [1, 2, 64])
+def test_bundles_have_alternatives_for_every_choice_and_rests_bound_them(
+    monkeypatch: pytest.MonkeyPatch, longest: int
+) -> None:
+    monkeypatch.setattr(knapsack_bundles, "LONGEST", longest)
+    rng = np.random.default_rng(17)
+    for _ in range(40):
+        sizes, losses = alike(5, 2, rng)
+        case, hull = case_of(sizes, losses, int(rng.integers(sum(map(min, sizes)), sum(map(max, sizes)) + 1)))
+        options, relaxation = case.options, relax(case, hull)
+        room = float(rng.random())
+        own = rng.random(len(options.first)) < 0.4
+        bundles = Bundles.of(options, relaxation, room, own)
+        rests = Rests(bundles, relaxation.price, room)
+        totals = {0: 0.0}  # of the bundles after a position: the least excess by step
+        for position in reversed(range(len(bundles.kind))):
+            for left in rng.integers(-600, 600, 4).tolist():
+                ways = [lift + relaxation.price * (left - step) for step, lift in totals.items() if step <= left]
+                least = min(ways, default=inf)
+                assert least > room or float(rests.lift(position, np.array([left]))[0]) <= least + 1e-12
+            merged: dict[int, float] = {}
+            for (step, lift), (more, lifted) in product(
+                totals.items(), zip(*map(np.ndarray.tolist, bundles.alternatives(position)), strict=True)
+            ):
+                merged[step + more] = min(merged.get(step + more, inf), lift + lifted)
+            totals = merged
+        for chosen in product(*(range(begin, end) for begin, end in pairwise(options.start.tolist()))):
+            excess, step = relaxation.excess[list(chosen)].sum(), int(relaxation.step[list(chosen)].sum())
+            assert excess > room - 1e-12 or totals[step] <= excess + 1e-12
+
+
+def test_an_alternative_takes_options_of_its_step_and_excess() -> None:
+    rng = np.random.default_rng(19)
+    for _ in range(40):
+        sizes, losses = alike(12, 3, rng)
+        case, hull = case_of(sizes, losses, int(rng.integers(sum(map(min, sizes)), sum(map(max, sizes)) + 1)))
+        relaxation = relax(case, hull)
+        bundles = Bundles.of(case.options, relaxation, 0.5, rng.random(len(case.options.first)) < 0.4)
+        for bundle in range(len(bundles.kind)):
+            for alternative, (step, excess) in enumerate(zip(*bundles.alternatives(bundle), strict=True)):
+                taken = bundles.taken(bundle, alternative)
+                assert len(set(case.options.row[taken])) == len(taken)
+                assert relaxation.step[taken].sum() == step
+                assert relaxation.excess[taken].sum() == pytest.approx(excess, abs=1e-12)
+
+
+def test_thousands_of_near_equal_classes_are_few_bundles() -> None:
+    sizes, losses = alike(3000, 2, np.random.default_rng(23))
+    case, hull = case_of(sizes, losses, sum(row[1] for row in sizes))
+    relaxation = relax(case, hull)
+    room = float(np.sort(relaxation.excess[relaxation.step != 0])[500])  # as much as the 500th option lifts the bound
+    bundles = Bundles.of(case.options, relaxation, room, np.zeros(len(case.options.first), np.bool_))
+    assert 0 < len(bundles.kind) <= 12
+    assert len(bundles.option) < 250
+
+
+def test_classes_of_one_loss_are_merged_block_by_block() -> None:
+    sizes, losses = [[0, 100]] * 500 + [[0, 7]], [[1.0, 0.0]] * 500 + [[0.01, 0.0]]
+    case, _ = case_of(sizes, losses, 20_055)
+    merged = merge(case, limit=310.0, width=10**6, patience=Patience(10**9, inf))
+    assert merged.complete
+    assert float(case.options.loss[merged.chosen].sum()) == pytest.approx(300.0)

@@ -1,0 +1,235 @@
+"""`mint evaluate`: the figures mean what they say, live or from a file, here or in a process apart."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import mlx.core as mx
+import numpy as np
+import numpy.typing as npt
+import pytest
+from mlx.utils import tree_map
+from mlx_lm import convert
+from mlx_lm.utils import load_model
+from scipy.special import log_softmax
+
+from mint import evaluate, quantize
+from mint.cli.main import run_command
+from mint.core.errors import MintError
+from mint.core.progress import Progress, ignore
+from mint.quality.evaluate_child import evaluate_apart
+from mint.quality.evaluate_here import evaluate_here
+from mint.quality.evaluation import Evaluation, Question, evaluation_from, question_from
+from mint.quality.reference_file import read_reference
+from mint.run.blas import find_openblas, preloading
+
+SIZE = {"tokens": 64, "window": 8}
+
+
+def _question(
+    output: Path, reference: Path, *text: Path, save: Path | None = None, seed: int | None = None
+) -> Question:
+    size: dict[str, int | None] = {"tokens": None, "window": None} if reference.is_file() else {**SIZE}
+    return Question(output, reference, text, seed=seed, save_reference=save, **size)
+
+
+def _evaluate(output: Path, reference: Path, *text: Path, **options: Path | int) -> Evaluation:
+    """The evaluation in this process, whatever BLAS there is."""
+    question = _question(output, reference, *text, **options)  # type: ignore[arg-type]
+    question.check()
+    return evaluate_here(question, ignore)
+
+
+@pytest.fixture(scope="module")
+def converted(llama: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
+    """The llama as `mlx_lm.convert` quantizes it, by bits."""
+    folder = tmp_path_factory.mktemp("converted")
+    for bits in (2, 4, 8):
+        convert(str(llama), str(folder / str(bits)), quantize=True, q_bits=bits, q_group_size=32)
+    return {bits: folder / str(bits) for bits in (2, 4, 8)}
+
+
+@pytest.fixture(scope="module")
+def saved(llama: Path, converted: dict[int, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A reference file of the llama."""
+    path = tmp_path_factory.mktemp("saved") / "reference.safetensors"
+    _evaluate(converted[4], llama, save=path)
+    return path
+
+
+@pytest.fixture
+def text(tmp_path: Path) -> Path:
+    path = tmp_path / "text.txt"
+    path.write_text("The budget is spent where the loss of a model is largest. " * 12)
+    return path
+
+
+def _log_probabilities(folder: Path, tokens: npt.NDArray[np.int32]) -> npt.NDArray[np.float64]:
+    """What mlx_lm's model of the folder says in float32, (S, L-1, V)."""
+    model = load_model(folder, lazy=True)[0]
+    model.update(
+        tree_map(lambda a: a.astype(mx.float32) if mx.issubdtype(a.dtype, mx.floating) else a, model.parameters())
+    )
+    logits = np.asarray(model(mx.array(tokens[:, :-1])))
+    found: npt.NDArray[np.float64] = log_softmax(logits.astype(np.float64), axis=-1)
+    return found
+
+
+def test_figures_are_those_of_mlx_lms_own_models(llama: Path, converted: dict[int, Path], saved: Path) -> None:
+    found = _evaluate(converted[4], saved).estimates
+    tokens = read_reference(saved).tokens
+    p, q = _log_probabilities(llama, tokens), _log_probabilities(converted[4], tokens)
+    kl = (np.exp(p) * (p - q)).sum(-1)
+    following = tokens[:, 1:, None]
+    nll = {"reference_": -np.take_along_axis(p, following, -1), "": -np.take_along_axis(q, following, -1)}
+    assert found["kl_mean"].value == pytest.approx(kl.mean(), rel=1e-3)
+    for name, percent in {"kl_median": 50, "kl_p99": 99, "kl_p99.9": 99.9}.items():
+        assert found[name].value == pytest.approx(np.percentile(kl, percent), rel=1e-2)
+    assert found["top1_agreement"].value == pytest.approx((p.argmax(-1) == q.argmax(-1)).mean())
+    for prefix, each in nll.items():
+        assert found[f"{prefix}perplexity"].value == pytest.approx(np.exp(each.mean()), rel=1e-4)
+        median = np.exp(np.median(each[..., 0].mean(-1)))
+        assert found[f"{prefix}median_perplexity"].value == pytest.approx(median, rel=1e-4)
+    assert all(figure.low <= figure.value <= figure.high for figure in found.values())
+
+
+@pytest.mark.parametrize("name", ["llama", "deepseek_v3", "glm4_moe", "gpt_oss", "jamba", "mamba2", "qwen3_next"])
+def test_a_model_against_itself_differs_by_less_than_its_noise(name: str, make_model: Callable[..., Path]) -> None:
+    folder = make_model(name)
+    found = _evaluate(folder, folder).estimates
+    assert abs(found["kl_mean"].value) < 1e-6
+    assert found["kl_mean"].value < found["noise_floor"].value / 10
+    assert found["top1_agreement"].value == 1
+    assert found["perplexity"].value == pytest.approx(found["reference_perplexity"].value, rel=1e-6)
+
+
+def test_more_bits_mean_less_kl(converted: dict[int, Path], saved: Path) -> None:
+    kl = [_evaluate(converted[bits], saved).estimates["kl_mean"].value for bits in (2, 4, 8)]
+    assert kl[0] > kl[1] > kl[2] > read_reference(saved).noise.mean() / 10
+
+
+def test_a_saved_reference_gives_the_figures_of_the_live_one(
+    llama: Path, converted: dict[int, Path], saved: Path
+) -> None:
+    live, cached = _evaluate(converted[2], llama), _evaluate(converted[2], saved)
+    assert replace(live, seconds=0, peak_rss_bytes=0) == replace(cached, seconds=0, peak_rss_bytes=0)
+
+
+def test_a_folder_that_mint_wrote_is_evaluated(llama: Path, saved: Path, tmp_path: Path) -> None:
+    quantize(llama, "400kB", tmp_path / "out")
+    found = _evaluate(tmp_path / "out", saved).estimates
+    assert found["noise_floor"].value < found["kl_mean"].value < 1
+
+
+def test_text_is_compared_in_windows(llama: Path, converted: dict[int, Path], text: Path) -> None:
+    found = _evaluate(converted[4], llama, text)
+    assert (found.sequences, found.tokens, found.text) == (8, 64, str(text))
+    assert found.estimates["reference_perplexity"].value > 100  # random weights know nothing of English
+
+
+def test_another_seed_is_another_text(llama: Path, converted: dict[int, Path]) -> None:
+    first, again, other = (_evaluate(converted[4], llama, seed=seed).estimates for seed in (0, 0, 1))
+    assert first == again
+    assert first != other
+
+
+def test_a_process_apart_finds_the_same(llama: Path, converted: dict[int, Path], saved: Path) -> None:
+    steps: list[Progress] = []
+    apart = evaluate_apart(_question(converted[4], saved), "", steps.append)
+    here = _evaluate(converted[4], saved)
+    for name, estimate in here.estimates.items():
+        assert apart.estimates[name].value == pytest.approx(estimate.value, rel=1e-3)
+    assert steps[-1].done == steps[-1].total == 8
+
+
+def test_what_a_process_apart_raises_is_raised_here(llama: Path, saved: Path, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(MintError, match="no model"):
+        evaluate_apart(_question(tmp_path, saved), "", ignore)
+
+
+def test_an_interrupted_process_apart_leaves_nothing(
+    llama: Path, converted: dict[int, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+
+    def interrupt(step: Progress) -> None:
+        if step.stage == "reference":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        evaluate_apart(_question(converted[4], llama, save=tmp_path / "saved"), "", interrupt)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_question_and_evaluation_survive_a_line_of_json(llama: Path, converted: dict[int, Path], saved: Path) -> None:
+    question = _question(converted[4], llama, Path("a.txt"), Path("b.txt"), save=Path("c"), seed=3)
+    assert question_from(question.to_line()) == question
+    evaluation = _evaluate(converted[4], saved)
+    assert evaluation_from(evaluation.to_line()) == evaluation
+
+
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        ({"output": Path("nowhere")}, "nowhere: no such folder"),
+        ({"reference": Path("nowhere")}, "nowhere: no such model or file"),
+        ({"tokens": 64, "seed": 1}, "--tokens, --seed was given"),
+        ({"save_reference": Path(__file__)}, "exists; needed a new name"),
+    ],
+)
+def test_a_wrong_question_is_refused_before_any_work(
+    options: dict[str, Path | int], complaint: str, llama: Path, saved: Path
+) -> None:
+    with pytest.raises(MintError, match=complaint):
+        evaluate(**{"output": llama, "reference": saved, **options})  # type: ignore[arg-type]
+
+
+def test_a_reference_with_another_tokenizer_is_refused(saved: Path, make_model: Callable[..., Path]) -> None:
+    folder = make_model(tokenizer=True)
+    record = json.loads((folder / "tokenizer.json").read_text())
+    known = record["model"]["vocab"]
+    known["a"], known["b"] = known["b"], known["a"]
+    (folder / "tokenizer.json").write_text(json.dumps(record))
+    with pytest.raises(MintError, match="its tokenizer knows other tokens"):
+        _evaluate(folder, saved)
+
+
+def test_a_reference_of_another_vocabulary_is_refused(
+    llama: Path, saved: Path, make_model: Callable[..., Path], tmp_path: Path
+) -> None:
+    folder = make_model()
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"vocab_size": 256}))
+    weights = mx.load(str(folder / "model.safetensors"))
+    assert isinstance(weights, dict)
+    cut = {name: array[:256] if array.shape[0] == 512 else array for name, array in weights.items()}
+    mx.save_safetensors(str(folder / "model.safetensors"), cut)
+    with pytest.raises(MintError, match=r"has 256 tokens, that of the reference .* has 512"):
+        _evaluate(folder, saved)
+    with pytest.raises(MintError, match=r"has 256 tokens, that of the reference .* has 512"):
+        _evaluate(folder, llama, save=tmp_path / "new")
+    assert not list(tmp_path.glob("new*"))
+
+
+def test_the_command_prints_one_object(
+    converted: dict[int, Path], saved: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_command(["evaluate", str(converted[4]), "--reference", str(saved), "--json"]) == 0
+    record = json.loads(capsys.readouterr().out)
+    figures = {row["figure"]: row for row in record["figures"]}
+    assert {"kl_mean", "kl_median", "kl_p99", "kl_p99.9", "noise_floor", "top1_agreement", "perplexity"} <= set(figures)
+    assert figures["kl_mean"]["low"] <= figures["kl_mean"]["value"] <= figures["kl_mean"]["high"]
+    assert (record["sequences"], record["tokens"], record["seed"]) == (8, 64, 0)
+
+
+def test_a_preloaded_openblas_is_what_mlx_uses() -> None:
+    library = find_openblas()
+    if not library:
+        pytest.skip("no system OpenBLAS to preload")
+    command = [sys.executable, "-c", "from mint.run.blas import multiplies_slowly; print(multiplies_slowly())"]
+    result = subprocess.run(command, env=preloading(library), capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "False"

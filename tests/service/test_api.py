@@ -1,0 +1,305 @@
+"""The HTTP API in this process: what is asked and answered, and what is refused how."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cluster.service.data.records import Quota
+from cluster.service.http.schema import Options
+from cluster.service.recipe_of_wish import DEFAULTS, checked_budget
+from mint.analysis.analysis import read_analysis
+from mint.analysis.analyze import analyze
+from mint.core.sizes import parse_budget
+from mint.model.checkpoint.shards import identity, read_shards
+from mint.model.source import open_source
+from mint.plan.allocate import allocate
+from mint.plan.curve import curve
+from mint.plan.problem import Problem
+from tests.worlds.served import Served, served
+
+NOWHERE = "0" * 64
+
+
+@pytest.fixture
+def world(tmp_path: Path, llama: Path) -> Iterator[Served]:
+    with served(tmp_path / "data", roots=(llama.parent,)) as world:
+        yield world
+
+
+@pytest.fixture(scope="module")
+def analysis(llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("analysis") / "llama.mint"
+    analyze(open_source(llama), path)
+    return path
+
+
+def _identity(model: Path) -> str:
+    return identity(read_shards(model), (model / "config.json").read_bytes())
+
+
+def _error(response: Any, status: int) -> str:
+    """The code of an answer that is an error, which has the one form of all."""
+    assert response.status_code == status, response.text
+    assert response.headers["content-type"] == "application/json"
+    body = response.json()
+    assert list(body) == ["error"]
+    assert set(body["error"]) == {"code", "message"}
+    assert body["error"]["message"]
+    code: str = body["error"]["code"]
+    return code
+
+
+# jobs
+
+
+def test_a_submission_makes_a_job_for_every_budget(world: Served, llama: Path) -> None:
+    jobs = world.submit("llama", "90kB", "4 bpw", "m4-max-64", options={"rounding": "search", "context": "32k"})
+    assert [job["budget"] for job in jobs] == ["90kB", "4bpw", "m4-max-64"]
+    assert [job["options"] for job in jobs] == [{"rounding": "search"}] * 2 + [
+        {"rounding": "search", "context": "32k"}  # a context matters to a device only
+    ]
+    for job in jobs:
+        assert (job["state"], job["identity"], job["is_new"]) == ("queued", _identity(llama), True)
+        assert world.client.get(f"/v1/jobs/{job['id']}").json() == {k: v for k, v in job.items() if k != "is_new"}
+
+
+def test_without_a_budget_only_the_analysis_is_asked_for(world: Served) -> None:
+    (job,) = world.submit("llama", options={"rounding": "search", "veto_db": 3.0})
+    assert job["budget"] == ""
+    assert job["options"] == {"rounding": "search"}
+
+
+def test_people_who_ask_for_the_same_thing_share_a_job_and_cancelling_takes_off_who_cancels(world: Served) -> None:
+    ann, bob = world.token("ann"), world.token("bob")
+    (first,) = world.submit("llama", "4000MB", headers=ann)
+    (again,) = world.submit("llama", "4 GB", options={"objective": "output"}, headers=bob, status=200)
+    assert again["id"] == first["id"]
+    assert again["watchers"] == ["ann", "bob"]
+    assert not again["is_new"]
+    left = world.client.delete(f"/v1/jobs/{first['id']}", headers=ann).json()
+    assert (left["state"], left["watchers"], left["mine"]) == ("queued", ["bob"], False)
+    eve = world.token("eve")
+    assert _error(world.client.delete(f"/v1/jobs/{first['id']}", headers=eve), 403) == "forbidden"
+    assert world.client.delete(f"/v1/jobs/{first['id']}", headers=bob).json()["state"] == "cancelled"
+
+
+@pytest.mark.parametrize(
+    "texts",
+    [["4GB", "4000MB", "4 GB", "4.0gb", "4000000000B"], ["16GiB", "16384MiB"], ["4.5bpw", "4.50 bpw"], ["min"],
+     ["0.001kB", "1B"], ["m4-max-64"]],
+)  # fmt: skip
+def test_a_budget_has_one_way_to_be_written_that_means_the_same(texts: list[str]) -> None:
+    (written,) = {checked_budget(text) for text in texts}
+    assert checked_budget(written) == written
+    if written != "m4-max-64":
+        assert {(parse_budget(text).amount, parse_budget(text).unit) for text in [*texts, written]} == {
+            (parse_budget(texts[0]).amount, parse_budget(texts[0]).unit)
+        }
+
+
+def test_the_options_of_the_api_are_those_of_a_wish() -> None:
+    assert Options().model_dump() == DEFAULTS
+
+
+def test_a_full_quota_says_when_to_come_back(world: Served) -> None:
+    ann = world.token("ann", quota=Quota(queued=1))
+    world.submit("llama", "1GB", headers=ann)
+    refused = world.client.post("/v1/jobs", json={"model": "llama", "budgets": ["2GB"]}, headers=ann)
+    assert _error(refused, 429) == "quota"
+    assert int(refused.headers["retry-after"]) > 0
+    world.submit("llama", "1GB", headers=ann, status=200)  # what is shared is not more
+
+
+def test_a_submission_is_taken_whole_or_not_at_all(world: Served) -> None:
+    ann = world.token("ann", quota=Quota(queued=2))
+    asked = {"model": "llama", "budgets": ["1GB", "2GB", "3GB"]}
+    assert _error(world.client.post("/v1/jobs", json=asked, headers=ann), 429) == "quota"
+    assert world.client.get("/v1/jobs", headers=ann).json()["jobs"] == []
+    world.submit("llama", "1GB", "2GB", headers=ann)
+
+
+@pytest.mark.parametrize("budget", ["0.5x", "max", "8bpw", "m1-8", "1TB"])
+def test_a_quota_of_bytes_counts_a_budget_before_the_model_is_measured(world: Served, llama: Path, budget: str) -> None:
+    source = sum(path.stat().st_size for path in llama.glob("*.safetensors"))
+    ann = world.token("ann", quota=Quota(nbytes=source // 3))
+    refused = world.client.post("/v1/jobs", json={"model": "llama", "budgets": [budget]}, headers=ann)
+    assert _error(refused, 429) == "quota"
+    bob = world.token("bob", quota=Quota(nbytes=4 * source))  # however large the budget, the model is not
+    world.submit("llama", budget, headers=bob)
+    world.submit("llama", headers=ann)  # an analysis is small
+
+
+def test_a_database_that_cannot_be_written_is_no_missing_model(world: Served) -> None:
+    with world.service.ledger._database.write() as connection:
+        connection.exec_driver_sql("PRAGMA query_only = 1")
+    try:
+        assert world.client.get("/v1/models").json()["models"][0]["identity"]
+        refused = world.client.post("/v1/jobs", json={"model": "llama"})
+    finally:
+        with world.service.ledger._database.read() as connection:
+            connection.exec_driver_sql("PRAGMA query_only = 0")
+    assert _error(refused, 503) == "unavailable"
+    assert int(refused.headers["retry-after"]) > 0
+
+
+def test_going_before_others_is_for_admins(world: Served) -> None:
+    asked = {"model": "llama", "budgets": ["1GB"], "priority": 1}
+    ann, root = world.token("ann"), world.token("root", "admin")
+    assert _error(world.client.post("/v1/jobs", json=asked, headers=ann), 403) == "forbidden"
+    assert world.client.post("/v1/jobs", json=asked, headers=root).json()["jobs"][0]["priority"] == 1
+    assert world.client.post("/v1/jobs", json=asked | {"priority": -5, "budgets": ["2GB"]}, headers=ann).is_success
+
+
+def test_a_model_that_is_not_there_is_not_found(world: Served) -> None:
+    for name in ("nothing", "../llama", "/etc", "llama/../llama", "a" * 255):
+        refused = world.client.post("/v1/jobs", json={"model": name, "budgets": ["1GB"]})
+        assert _error(refused, 404) == "no_such_model", name
+
+
+def test_jobs_are_found_by_state_watcher_and_model_page_by_page(world: Served) -> None:
+    ann, bob = world.token("ann"), world.token("bob")
+    ids = [world.submit("llama", f"{index + 1}GB", headers=ann)[0]["id"] for index in range(5)]
+    world.client.delete(f"/v1/jobs/{ids[0]}", headers=ann)
+
+    def found(**asked: Any) -> list[str]:
+        return [job["id"] for job in world.client.get("/v1/jobs", params=asked, headers=bob).json()["jobs"]]
+
+    assert found() == ids[::-1]
+    assert found(limit=2) == [ids[4], ids[3]]
+    assert found(limit=2, before=ids[3]) == [ids[2], ids[1]]
+    assert found(state="cancelled") == ids[:1]
+    assert found(mine=True) == []
+    assert found(model=NOWHERE) == []
+    assert _error(world.client.get("/v1/jobs?state=lost", headers=bob), 422) == "invalid"
+
+
+# models and plans
+
+
+def test_models_are_listed_with_what_is_known_of_them(world: Served, llama: Path, analysis: Path) -> None:
+    (row,) = world.client.get("/v1/models").json()["models"]
+    nbytes = sum(path.stat().st_size for path in llama.glob("*.safetensors"))
+    assert row == {"name": "llama", "identity": _identity(llama), "nbytes": nbytes, "analyzed": False, "reason": ""}
+    (job,) = world.submit("llama", "1GB")
+    stored = world.store("analysis", row["identity"], analysis_mint=analysis.read_bytes())
+    assert world.client.get("/v1/models").json()["models"][0]["analyzed"]
+    model = world.client.get(f"/v1/models/{row['identity']}").json()
+    units = read_analysis(analysis).units
+    assert (model["names"], model["analyzed"], model["model_type"]) == (["llama"], ["nearest"], "llama")
+    assert sum(role["units"] for role in model["roles"]) == len(units)
+    assert sum(role["weights"] for role in model["roles"]) == sum(unit.size for unit in units)
+    assert [each["id"] for each in model["jobs"]] == [job["id"]]
+    assert [each["digest"] for each in model["artifacts"]] == [stored.digest]
+    assert model["analyses"] == [{"rounding": "nearest", "dtype": "", "probed": False, "artifact": stored.digest}]
+    assert _error(world.client.get(f"/v1/models/{NOWHERE}"), 404) == "not_found"
+
+
+def test_a_plan_of_a_stored_analysis_is_that_of_mint(world: Served, llama: Path, analysis: Path) -> None:
+    world.store("analysis", _identity(llama), analysis_mint=analysis.read_bytes())
+    for model in ("llama", _identity(llama)):
+        asked = {"model": model, "budget": "5bpw", "options": {"lock": ["*.v_proj=8/32"]}}
+        answer = world.client.post("/v1/plans", json=asked)
+        assert answer.status_code == 200, answer.text
+        plan = answer.json()
+        from mint.plan.rules import Rules, parse_lock
+
+        expected = allocate(read_analysis(analysis), "5bpw", rules=Rules(locks=(parse_lock("*.v_proj=8/32"),)))
+        assert plan["planned_bytes"] == expected.planned_bytes <= plan["budget_bytes"]
+        assert [(unit["path"], unit["format"]) for unit in plan["units"]] == [
+            (choice.path, str(choice.format)) for choice in expected.choices
+        ]
+        assert expected.predicted_kl
+        assert plan["predicted_kl"]["value"] == pytest.approx(expected.predicted_kl.value)
+        assert plan["next"]["loss"] < plan["loss"]
+
+
+def test_the_curve_of_a_stored_analysis_is_that_of_mint(world: Served, llama: Path, analysis: Path) -> None:
+    world.store("analysis", _identity(llama), analysis_mint=analysis.read_bytes())
+    answer = world.client.get(f"/v1/models/{_identity(llama)}/curve", params={"points": 20}).json()
+    expected = curve(Problem(read_analysis(analysis)), points=20)
+    assert [(point["budget_bytes"], point["loss"]) for point in answer["points"]] == [
+        (point.budget_bytes, point.loss) for point in expected.points
+    ]
+    assert answer["knees"] == [point.budget_bytes for point in expected.knees]
+    assert {device["verdict"] for device in answer["devices"]} == {"holds the largest plan"}
+
+
+def test_what_no_plan_can_be_made_of_is_said(world: Served, llama: Path, analysis: Path) -> None:
+    asked = {"model": "llama", "budget": "1GB"}
+    assert _error(world.client.post("/v1/plans", json=asked), 409) == "not_analyzed"
+    assert _error(world.client.get(f"/v1/models/{_identity(llama)}/curve"), 409) == "not_analyzed"
+    assert _error(world.client.get(f"/v1/analyses/{_identity(llama)}"), 404) == "not_analyzed"
+    stored = world.store("analysis", _identity(llama), analysis_mint=analysis.read_bytes())
+    assert world.client.get(f"/v1/analyses/{_identity(llama)}").json()["digest"] == stored.digest
+    assert _error(world.client.get(f"/v1/analyses/{_identity(llama)}?rounding=search"), 404) == "not_analyzed"
+    other = asked | {"options": {"rounding": "search"}}
+    assert _error(world.client.post("/v1/plans", json=other), 409) == "not_analyzed"
+    small = world.client.post("/v1/plans", json=asked | {"budget": "1kB"})
+    assert _error(small, 422) == "unusable"
+    assert "the smallest that works" in small.json()["error"]["message"]
+    nothing = world.client.post("/v1/plans", json=asked | {"options": {"lock": ["nothing=4/64"]}})
+    assert "matches no unit" in nothing.json()["error"]["message"]
+
+
+# errors and what is about the service
+
+
+def test_every_error_has_the_one_form(world: Served) -> None:
+    client = world.client
+    assert _error(client.get("/nothing"), 404) == "not_found"
+    assert _error(client.get("/static/nothing"), 404) == "not_found"
+    assert _error(client.get("/v1/jobs/0000000000000000"), 404) == "not_found"
+    assert _error(client.get("/v1/jobs/..%2f..%2fetc"), 404) == "not_found"
+    assert _error(client.get("/v1/jobs/nothing"), 422) == "invalid"
+    wrong = client.put("/v1/jobs")
+    assert _error(wrong, 405) == "method_not_allowed"
+    assert wrong.headers["allow"] == "GET, POST"
+    headers = {"content-type": "application/json"}
+    for body in (b"", b"{", b"[]", b"null", b'{"model": "a", "more": 1}', b'{"model": 1}', b'{"model": "\\ud800"}',
+                 b'{"model": "a", "budgets": ["4"]}', b'{"model": "a", "priority": 99}'):  # fmt: skip
+        assert _error(client.post("/v1/jobs", content=body, headers=headers), 422) == "invalid", body
+    assert _error(client.post("/v1/jobs", content=b"\xff", headers=headers), 400) == "bad_request"
+
+
+def test_a_bug_is_an_error_like_others_and_tells_nothing(world: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(id: str) -> None:
+        raise RuntimeError("secret inner state")
+
+    monkeypatch.setattr(world.service.queue, "get", broken)
+    answer = world.client.get("/v1/jobs/0000000000000000")
+    assert _error(answer, 500) == "bug"
+    assert "secret" not in answer.text
+
+
+def test_the_service_tells_how_it_is(world: Served) -> None:
+    assert world.client.get("/healthz").json()["status"] == "ok"
+    assert world.client.get("/readyz").json()["status"] == "ready"
+    assert world.client.get("/v1/me").json() == {"name": "local", "scopes": ["admin"]}
+    assert len(world.client.get("/v1/devices").json()["devices"]) > 50
+    world.submit("llama", "1GB")
+    (here,) = world.client.get("/v1/hosts").json()["hosts"]
+    assert here["is_here"]
+    assert here["free_bytes"] > 0
+    claim = world.claim()
+    assert {host["name"]: host["jobs"] for host in world.client.get("/v1/hosts").json()["hosts"]}["elsewhere"] == [
+        claim.job.id
+    ]
+    text = world.client.get("/metrics").text
+    assert 'mint_jobs{state="inventory"} 1.0' in text
+    assert 'mint_requests_total{method="POST",route="/v1/jobs",status="201"} 1.0' in text
+
+
+def test_the_description_names_every_route_and_its_errors(world: Served) -> None:
+    described = world.client.get("/openapi.json").json()
+    assert described["openapi"].startswith("3.1")
+    for path, operations in described["paths"].items():
+        for method, operation in operations.items():
+            if path in ("/healthz", "/readyz"):
+                continue
+            assert {"400", "401", "403", "422", "429"} <= set(operation["responses"]), (method, path)
+            assert operation["security"], (method, path)
+            assert operation["summary"]
+    assert "HTTPValidationError" not in json.dumps(described)

@@ -1,0 +1,96 @@
+"""A disk on which not a byte is left: what the service has is still served, and no job is lost."""
+
+import errno
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from threading import Event
+from typing import Any
+
+import pytest
+
+from cluster.service.data.records import Claim
+from cluster.service.data.states import BLOCKED
+from cluster.service.errors import Unavailable
+from cluster.service.settings import Settings
+from cluster.service.work import lease
+from cluster.service.work.lease import Keeper
+from cluster.service.work.runner import Place
+from cluster.service.work.supervisor import Supervisor
+from mint.core.log import log
+from tests.worlds.served import Served, served
+
+FULL = OSError(errno.ENOSPC, "No space left on device")
+
+
+@pytest.fixture
+def world(tmp_path: Path, llama: Path) -> Iterator[Served]:
+    with served(tmp_path / "data", roots=(llama.parent,)) as world:
+        yield world
+
+
+def test_what_is_stored_is_downloaded_although_nothing_can_be_written_down(
+    world: Served, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    artifact = world.store("model", "0" * 64, a_bin=b"bytes")
+    opened = os.open
+
+    def full(path: Any, flags: int, *more: Any, **others: Any) -> int:
+        if str(path).endswith("audit.log"):
+            raise FULL
+        return opened(path, flags, *more, **others)
+
+    def away(*_: object) -> None:
+        raise Unavailable("the database or disk is full")
+
+    monkeypatch.setattr(os, "open", full)
+    monkeypatch.setattr(world.service.ledger, "hold", away)
+    monkeypatch.setattr(world.service.ledger, "drop", away)
+    assert world.client.get(f"/v1/artifacts/{artifact.digest}/files/a.bin").content == b"bytes"
+    assert "file.sent" in capfd.readouterr().err  # the line is not lost
+
+
+def test_a_job_whose_log_cannot_be_opened_waits_for_room(
+    world: Served, llama: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (job,) = world.submit("llama", "1GB")
+    settings = Settings(world.service.settings.data, roots=(llama.parent,))
+    supervisor = Supervisor(world.service.queue, world.service.store, settings)
+
+    class Full(Path):
+        _flavour = type(Path())._flavour  # type: ignore[attr-defined]
+
+        def open(self, *_: object, **__: object) -> Any:
+            raise FULL
+
+    monkeypatch.setattr(Place, "log", lambda *_: Full("log"))
+    supervisor.step()
+    found = world.service.queue.get(job["id"])
+    assert (found.state, found.attempts) == (BLOCKED, 0)
+    assert found.reason.startswith("disk: No space left")
+
+
+def test_a_runner_that_can_neither_renew_nor_say_so_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    ended = Event()
+
+    class Away:
+        def renew(self, claim: Claim) -> None:
+            raise Unavailable("full")
+
+    def full(*_: object, **__: object) -> None:
+        raise FULL
+
+    monkeypatch.setattr(lease, "RENEW_SECONDS", 0.001)
+    monkeypatch.setattr(lease, "LEASE_SECONDS", lease._MARGIN_SECONDS + 0.01)
+    monkeypatch.setattr(log, "warning", full)
+    queue: Any = Away()
+    claim: Any = type("Claimed", (), {"job": type("Named", (), {"id": "0" * 16})})
+    handlers = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
+    try:
+        with Keeper(queue, claim, ended.set):
+            assert ended.wait(60)
+    finally:
+        signal.set_wakeup_fd(-1)
+        for number, handler in zip((signal.SIGTERM, signal.SIGINT), handlers, strict=True):
+            signal.signal(number, handler)

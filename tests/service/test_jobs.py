@@ -1,0 +1,377 @@
+"""The queue of the service, on SQLite and on PostgreSQL: whose turn it is, who may write, what is shared."""
+
+import dataclasses
+
+import pytest
+
+from cluster.service.data.states import ACTIVE, BLOCKED, CANCELLED, DONE, FAILED, QUEUED
+from cluster.service.errors import LeaseLost, NotFound, NotWatching
+from cluster.service.queue.queue import ATTEMPTS, LEASE_SECONDS, Lease
+from tests.worlds.service_world import ADMIN, ANN, BOB, EVE, World, check_laws, quota, wish
+
+
+def _owners_served(world: World, many: int) -> list[str]:
+    return [world.claim().job.owner for _ in range(many)]
+
+
+# a job's way
+
+
+def test_a_job_goes_from_the_queue_to_done_and_tells_every_step(world: World) -> None:
+    job, new = world.queue.submit(wish(budget="24GB", options={"rounding": "diag", "probe": True}), ANN)
+    assert (new, job.state, job.owner, job.watchers) == (True, QUEUED, "ann", ("ann",))
+    claim = world.claim()
+    assert claim.job.wish == job.wish
+    world.queue.emit(claim, "progress", {"done": 1, "of": 2})
+    made = world.finish(claim)
+    done = world.queue.get(job.id)
+    assert (done.state, done.artifact, done.host, done.attempts) == (DONE, made.digest, "here", 1)
+    kinds = [event.body.get("state", event.kind) for event in world.queue.events(job.id)]
+    assert kinds == ["queued", "inventory", "progress", "analyzing", "solving", "assembling", "verifying", "done"]
+    check_laws(world.database)
+
+
+def test_a_submission_is_news_to_whoever_waits_for_one(world: World) -> None:
+    assert not world.queue.submitted.is_set()
+    world.submit()
+    assert world.queue.submitted.is_set()
+
+
+def test_what_is_found_on_the_way_stays(world: World) -> None:
+    job = world.submit()
+    claim = world.claim()
+    world.queue.advance(claim, "analyzing", needed_bytes=5 * 10**12, result={"layers": 30})
+    world.queue.advance(claim, "solving")
+    world.queue.advance(claim, FAILED, reason="no plan fits", result={"smallest": 70})
+    found = world.queue.get(job.id)
+    assert (found.needed_bytes, found.reason, found.result) == (5 * 10**12, "no plan fits", {"smallest": 70})
+
+
+@pytest.mark.parametrize("state", ["solving", "done", "inventory"])
+def test_no_step_is_left_out_or_done_twice(world: World, state: str) -> None:
+    job = world.submit()
+    claim = world.claim()
+    with pytest.raises(ValueError, match=f"inventory: it cannot become {state}"):
+        world.queue.advance(claim, state)
+    assert world.queue.get(job.id).last_seq == 2
+
+
+def test_the_queue_and_the_wait_for_a_disk_are_no_steps_ahead(world: World) -> None:
+    world.submit()
+    claim = world.claim()
+    for state in (QUEUED, BLOCKED):
+        with pytest.raises(ValueError, match="not advanced"):
+            world.queue.advance(claim, state)
+
+
+def test_what_is_over_is_over(world: World) -> None:
+    world.submit()
+    claim = world.claim()
+    world.finish(claim)
+    assert world.queue.renew(claim) is Lease.LOST
+    for write in (
+        lambda: world.queue.emit(claim, "note", {}),
+        lambda: world.queue.advance(claim, FAILED),
+        lambda: world.queue.release(claim, ""),
+        lambda: world.queue.block(claim, ""),
+        lambda: world.queue.forfeit(claim, ""),
+    ):
+        with pytest.raises(LeaseLost):
+            write()
+    check_laws(world.database)
+
+
+def test_any_text_may_be_a_reason(world: World) -> None:
+    job = world.submit()
+    world.queue.advance(world.claim(), FAILED, reason="'\0\udc80\U0001f4a3 %s \"")
+    assert world.queue.get(job.id).reason == "'\N{REPLACEMENT CHARACTER}?\U0001f4a3 %s \""
+
+
+def test_a_figure_that_is_no_number_is_refused_and_changes_nothing(world: World) -> None:
+    job = world.submit()
+    claim = world.claim()
+    with pytest.raises(Exception, match="not JSON compliant"):
+        world.queue.emit(claim, "progress", {"loss": float("nan")})
+    assert world.queue.get(job.id).last_seq == 2
+    check_laws(world.database)
+
+
+# leases
+
+
+def test_a_lease_that_is_renewed_lasts(world: World) -> None:
+    world.submit()
+    claim = world.claim()
+    for _ in range(10):
+        world.clock.now += LEASE_SECONDS * 0.9
+        assert world.queue.renew(claim)
+        assert world.queue.expire() == []
+    world.queue.emit(claim, "note", {})
+
+
+def test_a_lost_lease_cannot_write(world: World) -> None:
+    job = world.submit()
+    late = world.claim()
+    world.clock.now += LEASE_SECONDS
+    assert world.queue.renew(late) is Lease.LOST  # even before anybody noticed
+    with pytest.raises(LeaseLost):
+        world.queue.emit(late, "note", {})
+    assert [job.id for job in world.queue.expire()] == [job.id]
+    current = world.claim()
+    assert world.queue.renew(late) is Lease.LOST
+    with pytest.raises(LeaseLost):
+        world.queue.advance(late, "analyzing")
+    world.queue.advance(current, "analyzing")
+    assert world.queue.get(job.id).last_seq == 5
+
+
+def test_three_attempts_then_failed_with_the_reason(world: World) -> None:
+    job = world.submit()
+    for attempt in range(1, ATTEMPTS + 1):
+        assert world.claim().job.attempts == attempt
+        world.clock.now += LEASE_SECONDS
+        (lost,) = world.queue.expire()
+        assert lost.reason.startswith("the runner on here was lost while inventory")
+        assert f"attempt {attempt} of {ATTEMPTS}" in lost.reason
+    assert lost.state == FAILED
+    assert world.queue.claim("here") is None
+    assert world.queue.get(job.id).finished_at == world.clock.now
+    check_laws(world.database)
+
+
+def test_a_runner_that_is_known_to_be_dead_is_not_waited_for(world: World) -> None:
+    world.submit()
+    claim = world.claim()
+    assert world.queue.forfeit(claim, "killed by signal 9").state == QUEUED
+    assert "killed by signal 9" in world.claim().job.reason
+
+
+def test_a_clean_stop_is_no_attempt(world: World) -> None:
+    job = world.submit()
+    for _ in range(ATTEMPTS + 1):
+        world.queue.release(world.claim(), "the service is stopped")
+    assert (world.queue.get(job.id).state, world.queue.get(job.id).attempts) == (QUEUED, 0)
+
+
+def test_a_blocked_job_waits_until_it_is_unblocked(world: World) -> None:
+    job = world.submit()
+    world.queue.block(world.claim(), "disk: 5 GB are missing")
+    assert world.queue.claim("here") is None
+    assert world.queue.find(state=BLOCKED)[0].reason == "disk: 5 GB are missing"
+    assert world.submit(BOB).id == job.id
+    assert (world.queue.unblock(job.id).state, world.queue.unblock(job.id).reason) == (QUEUED, "")
+    assert world.claim().job.attempts == 1
+    check_laws(world.database)
+
+
+# whose turn it is
+
+
+def test_owners_take_turns_however_many_jobs_each_has(world: World) -> None:
+    for n in range(5):
+        world.submit(ANN, f"a{n}")
+    for n in range(2):
+        world.submit(BOB, f"b{n}")
+    world.submit(EVE, "e")
+    assert _owners_served(world, 8) == ["ann", "bob", "eve", "ann", "bob", "ann", "ann", "ann"]
+
+
+def test_a_higher_priority_comes_first_and_owners_take_turns_within_it(world: World) -> None:
+    for n in range(2):
+        world.submit(ANN, f"a{n}")
+        world.submit(BOB, f"b{n}", priority=5)
+        world.submit(EVE, f"e{n}", priority=5)
+    assert _owners_served(world, 6) == ["bob", "eve", "bob", "eve", "ann", "ann"]
+
+
+def test_the_jobs_of_one_owner_are_served_in_their_order(world: World) -> None:
+    ids = [world.submit(ANN, f"a{n}").id for n in range(4)]
+    assert [world.claim().job.id for _ in range(4)] == ids
+
+
+def test_jobs_of_one_analysis_wait_for_each_other_and_others_go_ahead(world: World) -> None:
+    first = world.submit(ANN, budget="1GB")
+    second = world.submit(ANN, budget="2GB")
+    other = world.submit(ANN, options={"rounding": "other"})
+    claim = world.claim()
+    assert claim.job.id == first.id
+    assert world.claim().job.id == other.id
+    assert world.queue.claim("here") is None
+    world.finish(claim)
+    assert world.claim().job.id == second.id
+    check_laws(world.database)
+
+
+def test_an_owner_who_may_not_begin_more_does_not_keep_others_waiting(world: World) -> None:
+    few = quota(ANN, active=1)
+    for n in range(2):
+        world.submit(few, f"a{n}", priority=9)
+    world.submit(BOB, "b")
+    claim = world.claim()
+    assert _owners_served(world, 1) == ["bob"]
+    assert world.queue.claim("here") is None
+    world.finish(claim)
+    assert _owners_served(world, 1) == ["ann"]
+
+
+# sharing
+
+
+def test_the_same_wish_is_one_job_for_all_who_have_it(world: World) -> None:
+    job = world.submit(ANN)
+    again, new = world.queue.submit(wish(), BOB)
+    assert (again.id, new, again.watchers) == (job.id, False, ("ann", "bob"))
+    assert world.submit(ANN).watchers == ("ann", "bob")
+    assert len(world.queue.find()) == 1
+
+
+def test_another_name_of_the_same_model_is_the_same_wish(world: World) -> None:
+    job = world.submit(ANN)
+    renamed = dataclasses.replace(wish(), model="elsewhere/copy")
+    assert world.queue.submit(renamed, BOB)[0].id == job.id
+
+
+def test_who_cancels_goes_alone_and_the_next_becomes_the_owner(world: World) -> None:
+    job = world.submit(ANN)
+    world.submit(BOB)
+    left = world.queue.cancel(job.id, ANN)
+    assert (left.state, left.owner, left.watchers) == (QUEUED, "bob", ("bob",))
+    assert world.queue.cancel(job.id, ANN) == left
+    ended = world.queue.cancel(job.id, BOB)
+    assert (ended.state, ended.reason, ended.watchers) == (CANCELLED, "cancelled by bob", ())
+    assert world.queue.claim("here") is None
+    check_laws(world.database)
+
+
+def test_a_job_that_runs_is_told_to_stop_by_the_last_who_cancels(world: World) -> None:
+    job = world.submit(ANN)
+    world.submit(BOB)
+    claim = world.claim()
+    world.queue.cancel(job.id, ANN)
+    assert world.queue.renew(claim) is Lease.HELD
+    stopping = world.queue.cancel(job.id, BOB)
+    assert (stopping.state in ACTIVE, stopping.cancel_wanted) == (True, True)
+    assert world.queue.renew(claim) is Lease.CANCEL_WANTED
+    world.queue.advance(claim, CANCELLED)
+    assert (world.queue.get(job.id).state, world.queue.get(job.id).reason) == (CANCELLED, "cancelled by bob")
+
+
+@pytest.mark.parametrize("end", ["expire", "release", "block", "forfeit"])
+def test_a_cancelled_job_does_not_come_back_however_its_runner_ends(world: World, end: str) -> None:
+    job = world.submit()
+    claim = world.claim()
+    world.queue.cancel(job.id, ANN)
+    if end == "expire":
+        world.clock.now += LEASE_SECONDS
+        world.queue.expire()
+    else:
+        getattr(world.queue, end)(claim, "whatever")
+    assert (world.queue.get(job.id).state, world.queue.get(job.id).reason) == (CANCELLED, "cancelled by ann")
+    check_laws(world.database)
+
+
+def test_a_wish_for_what_is_being_cancelled_is_a_new_job_that_waits_for_the_end(world: World) -> None:
+    job = world.submit()
+    claim = world.claim()
+    world.queue.cancel(job.id, ANN)
+    again = world.submit(BOB)
+    assert again.id != job.id
+    assert world.queue.claim("here") is None  # the analysis is still being worked on
+    world.queue.advance(claim, CANCELLED)
+    assert world.claim().job.id == again.id
+    check_laws(world.database)
+
+
+def test_a_stranger_cannot_cancel_and_an_admin_cancels_for_all(world: World) -> None:
+    job = world.submit(ANN)
+    world.submit(BOB)
+    with pytest.raises(NotWatching, match="eve"):
+        world.queue.cancel(job.id, EVE)
+    with pytest.raises(NotWatching, match="ann"):
+        world.queue.cancel(job.id, ANN, everybody=True)
+    assert world.queue.get(job.id).watchers == ("ann", "bob")
+    assert world.queue.cancel(job.id, ADMIN).state == CANCELLED
+
+
+def test_an_admin_who_watches_goes_alone_unless_told_otherwise(world: World) -> None:
+    job = world.submit(ANN)
+    world.submit(ADMIN)
+    for _ in range(2):
+        assert world.queue.cancel(job.id, ADMIN).watchers == ("ann",)
+    assert world.queue.cancel(job.id, ADMIN, everybody=True).state == CANCELLED
+
+
+def test_the_most_urgent_of_those_who_wait_decides_and_only_while_they_do(world: World) -> None:
+    job = world.submit(ANN, priority=1)
+    assert world.submit(BOB, priority=7).priority == 7
+    assert world.submit(ANN, priority=3).priority == 7
+    assert world.queue.cancel(job.id, BOB).priority == 3
+
+
+def test_what_is_done_and_stored_is_not_made_again(world: World) -> None:
+    job = world.submit(ANN)
+    made = world.finish(world.claim())
+    same, new = world.queue.submit(wish(), BOB)
+    assert (same.id, same.state, same.watchers, new) == (job.id, DONE, ("ann", "bob"), False)
+    world.ledger.remove(made.digest)
+    remade, new = world.queue.submit(wish(), BOB)
+    assert (remade.id != job.id, remade.state, new) == (True, QUEUED, True)
+
+
+def test_who_asks_for_something_stored_keeps_it_in_the_store(world: World) -> None:
+    world.submit(ANN, "one")
+    old = world.finish(world.claim())
+    world.clock.now += 1
+    world.submit(ANN, "two")
+    new = world.finish(world.claim())
+    world.clock.now += 1
+    world.submit(BOB, "one")
+    assert [found.digest for found in world.ledger.evictable(1)] == [new.digest]
+    assert old.digest != new.digest
+
+
+@pytest.mark.parametrize("end", [FAILED, CANCELLED])
+def test_what_failed_or_was_cancelled_may_be_asked_for_again(world: World, end: str) -> None:
+    job = world.submit()
+    world.queue.advance(world.claim(), end, reason="so it goes")
+    assert world.submit().id != job.id
+
+
+# looking
+
+
+def test_jobs_are_found_by_state_watcher_and_model_a_page_at_a_time(world: World) -> None:
+    ids = [world.submit(ANN, f"a{n}").id for n in range(5)]
+    bobs = world.submit(BOB, "a2", budget="1GB").id
+    world.claim()
+    assert [job.id for job in world.queue.find(watcher="ann", limit=2)] == ids[:2:-1]
+    assert [job.id for job in world.queue.find(watcher="ann", before=ids[3], limit=2)] == ids[2:0:-1]
+    assert [job.id for job in world.queue.find(state="inventory")] == ids[:1]
+    assert [job.id for job in world.queue.find(model_identity="a2")] == [bobs, ids[2]]
+    assert world.queue.find(watcher="eve") == []
+
+
+def test_my_jobs_are_those_that_i_wait_for_and_those_that_were_cancelled(world: World) -> None:
+    mine, shared = world.submit(ANN, "mine"), world.submit(ANN, "shared")
+    world.submit(BOB, "shared")
+    for job in (mine, shared):
+        world.queue.cancel(job.id, ANN)
+    assert [job.id for job in world.queue.find(watcher="ann")] == [mine.id]
+    assert [job.id for job in world.queue.find(watcher="bob")] == [shared.id]
+
+
+def test_what_is_not_there_is_said(world: World) -> None:
+    for ask in (world.queue.get, world.queue.events, world.queue.unblock, lambda id: world.queue.find(before=id)):
+        with pytest.raises(NotFound, match="there is no job 'x'"):
+            ask("x")
+    with pytest.raises(NotFound):
+        world.queue.cancel("x", ADMIN)
+
+
+def test_every_state_is_counted(world: World) -> None:
+    for n in range(3):
+        world.submit(ANN, f"a{n}")
+    world.finish(world.claim())
+    counts = world.queue.counts()
+    assert {state: many for state, many in counts.items() if many} == {QUEUED: 2, DONE: 1}
+    assert len(counts) == 11

@@ -1,0 +1,182 @@
+"""What is in the store: found by digest, held while it is used, and gone in the order of its last use."""
+
+import hypothesis.strategies as st
+import pytest
+from hypothesis import HealthCheck, given, settings
+
+from cluster.service.data.database import Database
+from cluster.service.data.records import Artifact, StoredFile
+from cluster.service.errors import Held, NotFound
+from tests.worlds.service_world import World, artifact, clear
+
+
+def _store(world: World, *artifacts: Artifact) -> None:
+    """Put artifacts into the ledger, a second apart."""
+    for each in artifacts:
+        world.clock.now += 1
+        world.ledger.add(each)
+
+
+def _evictable(world: World, need: int) -> list[str]:
+    return [each.digest for each in world.ledger.evictable(need)]
+
+
+def test_an_artifact_is_found_by_digest_kind_and_model(world: World) -> None:
+    one, two = artifact("a", identity="m"), artifact("b", identity="n")
+    analysis = Artifact("analysis", "m", (StoredFile("x", "c" * 64, 3 * 10**12),))
+    _store(world, one, two, analysis)
+    assert world.ledger.get(one.digest) == one
+    assert world.ledger.find() == [analysis, two, one]
+    assert world.ledger.find(identity="m") == [analysis, one]
+    assert world.ledger.find(kind="model") == [two, one]
+    assert world.ledger.find(limit=1) == [analysis]
+    with pytest.raises(NotFound):
+        world.ledger.get("0" * 64)
+
+
+def test_the_same_artifact_twice_is_there_once(world: World) -> None:
+    one = artifact("a")
+    _store(world, one, one)
+    assert world.ledger.find() == [one]
+    assert world.ledger.nbytes() == one.nbytes
+
+
+def test_a_file_that_several_share_is_counted_once(world: World) -> None:
+    _store(world, artifact("a", nbytes=10, shared=100), artifact("b", nbytes=20, shared=100))
+    assert world.ledger.nbytes() == 130
+    assert world.ledger.has_file(artifact("b").files[0].digest)
+    assert not world.ledger.has_file("0" * 64)
+
+
+def test_the_least_recently_used_goes_first(world: World) -> None:
+    one, two, three = (artifact(name) for name in "abc")
+    _store(world, one, two, three)
+    world.clock.now += 1
+    world.ledger.touch(one.digest)
+    assert _evictable(world, 11) == [two.digest, three.digest]
+    world.clock.now += 1
+    _store(world, two)  # made again is used again
+    assert _evictable(world, 10**9) == [three.digest, one.digest, two.digest]
+    assert _evictable(world, 0) == []
+
+
+def test_a_shared_file_makes_room_only_with_the_last_that_has_it(world: World) -> None:
+    one, two = artifact("a", nbytes=10, shared=100), artifact("b", nbytes=10, shared=100)
+    _store(world, one, two)
+    assert _evictable(world, 10) == [one.digest]
+    assert _evictable(world, 11) == [one.digest, two.digest]
+    discarded: list[list[str]] = []
+    for each in (one, two):
+        world.ledger.remove(each.digest, lambda files: discarded.append([file.name for file in files]))
+    assert discarded == [["own"], ["own", "shared"]]
+
+
+def test_a_file_that_is_twice_in_an_artifact_is_one_file(world: World) -> None:
+    twice = Artifact("model", "m", (StoredFile("x", "a" * 64, 10), StoredFile("y", "a" * 64, 10)))
+    other = artifact("b", nbytes=5)
+    _store(world, twice, other)
+    assert world.ledger.nbytes() == 15
+    assert _evictable(world, 11) == [twice.digest, other.digest]
+    discarded: list[StoredFile] = []
+    world.ledger.remove(twice.digest, discarded.extend)
+    assert len(discarded) == 1
+
+
+def test_what_a_job_or_a_download_holds_does_not_go(world: World) -> None:
+    one, two = artifact("a"), artifact("b")
+    _store(world, one, two)
+    world.ledger.hold(one.digest, "job 1", 60)
+    world.ledger.hold(one.digest, "download 2", 30)
+    assert _evictable(world, 10**9) == [two.digest]
+    with pytest.raises(Held, match="download 2, job 1"):
+        world.ledger.remove(one.digest)
+    world.ledger.drop("job 1")
+    with pytest.raises(Held):
+        world.ledger.remove(one.digest)
+    world.clock.now += 30
+    assert one.digest in _evictable(world, 10**9)
+    world.ledger.remove(one.digest)
+    with pytest.raises(NotFound):
+        world.ledger.hold(one.digest, "download 3", 30)
+
+
+def test_a_hold_can_be_prolonged(world: World) -> None:
+    one = artifact("a")
+    _store(world, one)
+    for _ in range(5):
+        world.ledger.hold(one.digest, "download", 30)
+        world.clock.now += 29
+        assert _evictable(world, 1) == []
+
+
+def test_holding_is_using(world: World) -> None:
+    one, two = artifact("a"), artifact("b")
+    _store(world, one, two)
+    world.clock.now += 1
+    world.ledger.hold(one.digest, "download", 10)
+    world.ledger.drop("download")
+    assert _evictable(world, 10**9) == [two.digest, one.digest]
+
+
+def test_files_that_cannot_be_deleted_stay_known(world: World) -> None:
+    one = artifact("a")
+    _store(world, one)
+
+    def fail(files: object) -> None:
+        raise PermissionError
+
+    with pytest.raises(PermissionError):
+        world.ledger.remove(one.digest, fail)
+    assert world.ledger.get(one.digest) == one
+
+
+def test_an_artifact_whose_files_are_not_there_is_not_known(world: World) -> None:
+    def fail() -> None:
+        raise FileNotFoundError
+
+    with pytest.raises(FileNotFoundError):
+        world.ledger.add(artifact("a"), fail)
+    assert world.ledger.find() == []
+
+
+def test_a_model_is_known_by_its_path_until_its_files_change(world: World) -> None:
+    world.ledger.name("lab/llama", "stamp 1", "m")
+    world.ledger.name("lab/copy", "stamp 9", "m")
+    assert world.ledger.identity("lab/llama", "stamp 1") == "m"
+    assert world.ledger.identity("lab/llama", "stamp 2") == ""
+    assert world.ledger.paths("m") == ["lab/copy", "lab/llama"]
+    world.ledger.name("lab/llama", "stamp 2", "n")
+    assert (world.ledger.identity("lab/llama", "stamp 2"), world.ledger.identity("lab/llama", "stamp 1")) == ("n", "")
+    assert world.ledger.paths("m") == ["lab/copy"]
+
+
+FILES = st.sets(st.integers(0, 5), min_size=1, max_size=4)
+
+
+@settings(
+    max_examples=20, deadline=None, derandomize=True, database=None, suppress_health_check=[*HealthCheck],
+)  # fmt: skip
+@given(contents=st.lists(FILES, min_size=1, max_size=5), held=st.sets(st.integers(0, 4)), need=st.integers(1, 70))
+def test_what_goes_makes_enough_room_and_no_more_than_needed(
+    database: Database, contents: list[set[int]], held: set[int], need: int
+) -> None:
+    clear(database)
+    world = World(database)
+    made = [
+        Artifact("model", "m", tuple(StoredFile(f"{name}", f"{file:064}", 2**file) for name, file in enumerate(files)))
+        for files in contents
+    ]
+    _store(world, *made)
+    for number, each in enumerate(made):
+        if number in held:
+            world.ledger.hold(each.digest, "download", 60)
+    chosen, before = world.ledger.evictable(need), world.ledger.nbytes()
+    freed = [0]
+    for each in chosen:
+        world.ledger.remove(each.digest)
+        freed.append(before - world.ledger.nbytes())
+    assert all(room < need for room in freed[:-1])
+    if freed[-1] < need:  # all that was not held had to go
+        assert {each.digest for each in world.ledger.find()} == {
+            each.digest for n, each in enumerate(made) if n in held
+        }

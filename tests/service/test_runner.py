@@ -1,0 +1,385 @@
+"""Real runners, really killed, stopped and cancelled; a disk that is full. The result is mint's own, bit by bit."""
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cluster.service.data.catalog import Ledger
+from cluster.service.data.database import connect
+from cluster.service.data.records import Artifact, Claim, Job, Person, Wish
+from cluster.service.data.states import BLOCKED, CANCELLED, DONE, FAILED, QUEUED
+from cluster.service.queue.queue import LEASE_SECONDS, Queue
+from cluster.service.settings import Settings
+from cluster.service.store.model_roots import Roots
+from cluster.service.store.store import RESERVE_BYTES, Store
+from cluster.service.work.runner import DISK, OVER, Place
+from cluster.service.work.supervisor import Supervisor
+from mint.model.checkpoint.manifest import file_digest
+from mint.model.source import open_source
+from mint.pipeline import quantize
+from mint.plan.size_range import possible_bytes
+from tests.conftest import own_cache
+from tests.worlds.zoo import write_model
+
+ANN = Person("ann", ("submit",))
+
+
+@pytest.fixture(autouse=True)
+def _no_compilers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor in runners: on a CPU MLX calls a C++ compiler for every fused function."""
+    monkeypatch.setenv("MLX_DISABLE_COMPILE", "1")
+
+
+@dataclass
+class Lab:
+    """A service's data, without a server."""
+
+    data: Path
+    roots: Path
+    url: str
+
+    def __post_init__(self) -> None:
+        self.database = connect(self.url)
+        self.queue, self.ledger = Queue(self.database), Ledger(self.database)
+        self.store = Store(self.data / "store", self.ledger)
+        self.place = Place(self.data, (self.roots,))
+        own_cache(self.data / "cache")
+
+    @property
+    def settings(self) -> Settings:
+        return Settings(self.data, database=self.url, roots=(self.roots,))
+
+    def submit(self, model: str, budget: int | str = "", **options: Any) -> Job:
+        identity = Roots([self.roots]).identify(model)[1]
+        text = f"{budget}B" if isinstance(budget, int) else budget
+        return self.queue.submit(Wish(model, identity, text, options), ANN)[0]
+
+    def claim(self) -> Claim:
+        claim = self.queue.claim("here")
+        assert claim is not None
+        return claim
+
+    def begin(self, claim: Claim, **more: str) -> "subprocess.Popen[str]":
+        """A runner as the supervisor starts it, but for its log, which the test reads."""
+        runner = subprocess.Popen(
+            self.place.arguments(claim.job.id),
+            stdin=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, **more},
+            start_new_session=True,
+        )
+        assert runner.stdin
+        runner.stdin.write(json.dumps({"database": self.url, "lease": claim.lease}) + "\n")
+        runner.stdin.close()
+        runner.stdin = None
+        return runner
+
+    def work(self) -> tuple[Job, list[str]]:
+        """Run the next job until it is over; what became of it, and what its runner said."""
+        claim = self.claim()
+        runner = self.begin(claim)
+        _, said = runner.communicate()
+        assert runner.returncode == OVER, said
+        return self.queue.get(claim.job.id), said.splitlines()
+
+    def expire(self) -> None:
+        """Let all leases run out."""
+        Queue(self.database, lambda: time.time() + LEASE_SECONDS + 5).expire()
+
+    def digests(self, artifact: str) -> dict[str, str]:
+        return {file.name: file.digest for file in self.ledger.get(artifact).files}
+
+
+@contextmanager
+def _opened(folder: Path, url: str) -> Iterator[Lab]:
+    (folder / "models").mkdir()
+    (folder / "data").mkdir()
+    lab = Lab(folder / "data", folder / "models", url)
+    yield lab
+    lab.database.close()
+
+
+@pytest.fixture
+def lab(tmp_path: Path) -> Iterator[Lab]:
+    with _opened(tmp_path, f"sqlite:///{tmp_path / 'service.db'}") as lab:
+        yield lab
+
+
+@pytest.fixture
+def any_lab(tmp_path: Path, database_url: str) -> Iterator[Lab]:
+    """A lab on each kind of database."""
+    with _opened(tmp_path, database_url) as lab:
+        yield lab
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_model("qwen3_moe", tmp_path_factory.mktemp("models") / "moe", shards=2, tokenizer=True)
+
+
+@pytest.fixture(scope="module")
+def budgets(model: Path) -> tuple[int, int]:
+    source = open_source(model)
+    smallest, largest = possible_bytes(source.units, source.parameters)
+    return (smallest + largest) // 2, (smallest + 2 * largest) // 3
+
+
+@pytest.fixture(scope="module")
+def expected(model: Path, budgets: tuple[int, int], tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """The digests of the files that mint itself writes."""
+    folder = tmp_path_factory.mktemp("own")
+    quantize(model, budgets[0], folder / "out", analysis=folder / "analysis.mint")
+    return {path.name: file_digest(path).sha256 for path in (folder / "out").iterdir()}
+
+
+def _units_measured(said: list[str]) -> Counter[str]:
+    return Counter(json.loads(line)["unit"] for line in said if '"unit.measured"' in line)
+
+
+def test_jobs_make_what_mint_makes_and_the_second_budget_of_a_model_measures_nothing(
+    lab: Lab, model: Path, budgets: tuple[int, int], expected: dict[str, str]
+) -> None:
+    shutil.copytree(model, lab.roots / "team" / "moe")
+    first = lab.submit("team/moe", budgets[0])
+    job, said = lab.work()
+    assert (job.id, job.state, job.reason) == (first.id, DONE, "")
+    assert lab.digests(job.artifact) == expected
+    assert set(_units_measured(said).values()) == {1}
+    assert job.result["planned_bytes"] <= budgets[0] and job.result["verified"]
+    assert job.needed_bytes >= job.result["planned_bytes"]
+    states = [event.body["state"] for event in lab.queue.events(job.id) if event.kind == "state"]
+    assert states == ["queued", "inventory", "analyzing", "solving", "assembling", "verifying", "done"]
+    told = [event.body for event in lab.queue.events(job.id) if event.kind == "progress"]
+    analyzed = [body for body in told if body["stage"] == "analyze"]
+    assert analyzed[-1]["done"] == analyzed[-1]["total"] == sum(host["done"] for host in analyzed[-1]["hosts"])
+    analysis = lab.ledger.find(kind="analysis")
+    assert [artifact.digest for artifact in analysis] == [job.result["analysis"]]
+    assert [file.name for file in analysis[0].files] == ["analysis.mint"]
+
+    lab.submit("team/moe", budgets[1])
+    other, said = lab.work()
+    assert other.state == DONE
+    assert not _units_measured(said)
+    assert other.result["reused_bytes"] > 0
+    assert other.artifact != job.artifact
+    assert lab.ledger.find(kind="analysis") == analysis
+
+
+def test_killed_and_stopped_at_any_moment_a_job_ends_with_the_same_bytes_and_measures_nothing_twice(
+    lab: Lab, model: Path, budgets: tuple[int, int], expected: dict[str, str]
+) -> None:
+    shutil.copytree(model, lab.roots / "moe")
+    job = lab.submit("moe", budgets[0])
+    units = len(open_source(model).units)
+    moments = random.Random(5)
+    said: list[str] = []
+    for ending, events in ((signal.SIGKILL, moments.randrange(units)), (signal.SIGSTOP, moments.randrange(units))):
+        runner = lab.begin(lab.claim())
+        assert runner.stderr
+        # units measured and written
+        for line in runner.stderr:
+            said.append(line)
+            events -= '"unit.' in line
+            if events < 0:
+                break
+        with lab.database.write():  # a process that is stopped while it writes keeps SQLite's lock
+            os.killpg(runner.pid, ending)
+            if ending == signal.SIGSTOP:
+                os.waitpid(runner.pid, os.WUNTRACED)
+        if ending == signal.SIGKILL:
+            said += runner.stderr
+            runner.wait()
+        lab.expire()
+        assert lab.queue.get(job.id).state == QUEUED
+        stopped = runner
+    found, more = lab.work()  # ends the one that was stopped, which holds the files
+    assert stopped.wait() == -signal.SIGKILL
+    assert stopped.stderr
+    said += [*stopped.stderr, *more]
+    assert (found.state, found.attempts) == (DONE, 3)
+    assert lab.digests(found.artifact) == expected
+    measured = _units_measured(said)
+    assert len(measured) == units
+    assert set(measured.values()) == {1}
+
+
+_GRANDCHILD = """
+import os, subprocess, sys
+if sys.argv[:1] == ["-c"]:  # a child of the runner
+    subprocess.Popen(["sh", "-c", f"exec sleep 600 > {os.environ['GRANDCHILD']}"])
+"""
+
+
+def test_cancelling_ends_the_runner_and_all_that_it_started(
+    lab: Lab, model: Path, budgets: tuple[int, int], tmp_path: Path
+) -> None:
+    shutil.copytree(model, lab.roots / "moe")
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "sitecustomize.py").write_text(_GRANDCHILD)
+    os.mkfifo(tmp_path / "fifo")
+    job = lab.submit("moe", budgets[0])
+    claim = lab.claim()
+    path = os.pathsep.join(filter(None, [str(tmp_path / "site"), os.environ.get("PYTHONPATH")]))
+    runner = lab.begin(claim, PYTHONPATH=path, GRANDCHILD=str(tmp_path / "fifo"))
+    with (tmp_path / "fifo").open() as grandchild:  # it runs
+        assert lab.queue.cancel(job.id, ANN).cancel_wanted
+        runner.communicate()
+        assert runner.returncode in (-signal.SIGKILL, OVER)  # it may have been done just before
+        assert grandchild.read() == ""  # it has ended
+    ended = lab.queue.get(job.id)
+    assert ended.state in (CANCELLED, DONE)
+    assert (ended.state == DONE) == (runner.returncode == OVER)
+
+
+def test_sigterm_gives_the_job_back(any_lab: Lab, model: Path, budgets: tuple[int, int]) -> None:
+    shutil.copytree(model, any_lab.roots / "moe")
+    job = any_lab.submit("moe", budgets[0])
+    runner = any_lab.begin(any_lab.claim())
+    assert runner.stderr
+    next(line for line in runner.stderr if '"unit.' in line)
+    runner.terminate()
+    assert runner.wait() == -signal.SIGKILL
+    runner.stderr.close()
+    back = any_lab.queue.get(job.id)
+    assert (back.state, back.attempts) == (QUEUED, 0)
+    assert "told to stop" in back.reason
+
+
+def test_a_model_that_changed_while_its_job_waited_fails_the_job_with_the_reason(lab: Lab, llama: Path) -> None:
+    shutil.copytree(llama, lab.roots / "llama")
+    lab.submit("llama", "4bpw")
+    config = lab.roots / "llama" / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"rope_theta": 5000.0}))
+    job, said = lab.work()
+    assert job.state == FAILED
+    assert "the model llama has changed since it was submitted" in job.reason
+    assert "Traceback" not in job.reason
+    assert any("Traceback" in line for line in said)
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk with 8 MiB beside what the service leaves free."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    size = RESERVE_BYTES + (16 << 20)
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)]
+    if os.geteuid() != 0 or subprocess.run(mount, check=False).returncode != 0:
+        pytest.skip("only root mounts a disk")
+    yield folder
+    subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+def _fill(disk: Path, leave: int) -> None:
+    """A file that leaves so many bytes of the disk free."""
+    ballast = disk / "ballast"
+    ballast.unlink(missing_ok=True)
+    free = shutil.disk_usage(disk).free
+    with ballast.open("wb") as file:
+        os.posix_fallocate(file.fileno(), 0, free - leave)
+
+
+def test_a_full_disk_blocks_a_job_until_there_is_room(small_disk: Path, tmp_path: Path, llama: Path) -> None:
+    (tmp_path / "models").mkdir()
+    shutil.copytree(llama, tmp_path / "models" / "llama")
+    lab = Lab(small_disk, tmp_path / "models", f"sqlite:///{tmp_path / 'service.db'}")
+    supervisor = Supervisor(lab.queue, lab.store, lab.settings)
+    lab.submit("llama", "4bpw")
+
+    def look() -> Job:
+        supervisor._unblock()
+        return lab.queue.get(job.id)
+
+    _fill(small_disk, 0)  # while it works
+    job, _ = lab.work()
+    assert (job.state, job.needed_bytes) == (BLOCKED, 0)
+    assert job.reason.startswith(DISK)
+    _fill(small_disk, RESERVE_BYTES)
+    assert look().state == BLOCKED
+    _fill(small_disk, RESERVE_BYTES + (12 << 20))
+    assert look().state == QUEUED
+
+    _fill(small_disk, RESERVE_BYTES + (1 << 20))  # before it assembles
+    job, _ = lab.work()
+    assert (job.state, job.attempts) == (BLOCKED, 0)
+    assert job.needed_bytes > 1 << 20
+    assert job.reason.startswith("disk: needs ")
+    assert " free" in job.reason
+    assert look().state == BLOCKED
+    (small_disk / "ballast").unlink()
+    assert look().state == QUEUED
+    job, said = lab.work()
+    assert (job.state, job.attempts) == (DONE, 1)
+    assert not _units_measured(said)
+    lab.database.close()
+
+
+def test_a_supervisor_starts_runners_and_the_next_one_adopts_them(any_lab: Lab, llama: Path, model: Path) -> None:
+    shutil.copytree(llama, any_lab.roots / "llama")
+    shutil.copytree(model, any_lab.roots / "moe")
+    first, second = any_lab.submit("llama"), any_lab.submit("moe")
+    before = Supervisor(any_lab.queue, any_lab.store, any_lab.settings)
+    before.step()
+    before.stop()  # its runner goes on
+    after = Supervisor(any_lab.queue, any_lab.store, any_lab.settings)
+    after.step()
+    assert any_lab.queue.get(second.id).state == QUEUED  # one at a time, and the first still runs
+    before.wait()
+    job = any_lab.queue.get(first.id)
+    assert (job.state, job.attempts) == (DONE, 1)
+    assert any_lab.ledger.get(job.artifact).kind == "analysis"
+    after.step()
+    after.wait()
+    after.step()
+    assert any_lab.queue.get(second.id).state == DONE
+    assert [path.name for path in any_lab.place.locks.parent.iterdir()] == ["locks"]  # nothing is left of them
+    assert '"job.begun"' in any_lab.place.log(first.id).read_text()
+
+
+def test_a_dead_runner_is_noticed_at_once_and_three_times_is_enough(
+    any_lab: Lab, llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(llama, any_lab.roots / "llama")
+    job = any_lab.submit("llama")
+    supervisor = Supervisor(any_lab.queue, any_lab.store, any_lab.settings)
+    (tmp_path / "sitecustomize.py").write_text("import os; os._exit(7)")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    for attempt in (1, 2, 3):
+        supervisor.step()
+        assert any_lab.queue.get(job.id).attempts == attempt
+        supervisor.wait()
+    supervisor.step()
+    found = any_lab.queue.get(job.id)
+    assert found.state == FAILED
+    assert "its process ended with code 7 (attempt 3 of 3)" in found.reason
+
+
+def test_a_bug_fails_the_job_with_a_line_for_people_and_the_story_in_the_log(any_lab: Lab, llama: Path) -> None:
+    shutil.copytree(llama, any_lab.roots / "llama")
+    any_lab.submit("llama")
+    any_lab.place.locks.parent.mkdir()
+    any_lab.place.locks.write_text("a file where a folder has to be")
+    job, said = any_lab.work()
+    assert job.state == FAILED
+    assert job.reason.startswith("something unforeseen (FileExistsError: ")
+    assert any("Traceback" in line for line in said)
+
+
+def test_the_same_files_are_the_same_artifact_whoever_made_them(lab: Lab, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("bytes")
+    one = lab.store.put("model", "one", {"file": tmp_path / "file"})
+    assert isinstance(one, Artifact)
+    assert lab.digests(one.digest) == {"file": file_digest(tmp_path / "file").sha256}

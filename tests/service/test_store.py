@@ -1,0 +1,299 @@
+"""What is stored stays what it was, what is held stays, and names lead nowhere but to models below the roots."""
+
+import hashlib
+import json
+import os
+import shutil
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from cluster.service.data.catalog import Ledger
+from cluster.service.data.database import Database, connect
+from cluster.service.data.records import Artifact
+from cluster.service.errors import NotFound
+from cluster.service.store.model_roots import Roots
+from cluster.service.store.store import ORPHAN_SECONDS, Store
+from mint.core.errors import MintError
+from mint.model.source import open_source
+
+
+class Clock:
+    """The time of this machine, and as much more as a test says."""
+
+    def __init__(self) -> None:
+        self.ahead = 0.0
+
+    def __call__(self) -> float:
+        import time
+
+        return time.time() + self.ahead
+
+
+@pytest.fixture
+def here(tmp_path: Path) -> Iterator[Database]:
+    database = connect(f"sqlite:///{tmp_path / 'service.db'}")
+    yield database
+    database.close()
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def ledger(here: Database, clock: Clock) -> Ledger:
+    return Ledger(here, clock)
+
+
+@pytest.fixture
+def store(tmp_path: Path, ledger: Ledger, clock: Clock) -> Store:
+    return Store(tmp_path / "store", ledger, clock=clock)
+
+
+def _put(store: Store, folder: Path, **texts: str) -> Artifact:
+    folder.mkdir(exist_ok=True)
+    files = {name: folder / name for name in texts}
+    for name, text in texts.items():
+        files[name].write_text(text)
+    artifact = store.put("model", "one", files)
+    shutil.rmtree(folder)
+    return artifact
+
+
+def _stored(store: Store) -> set[str]:
+    return {path.name for path in store.folder.rglob("*") if path.is_file()}
+
+
+# the store
+
+
+def test_a_file_lies_under_the_digest_of_its_bytes_once_for_all_artifacts(store: Store, tmp_path: Path) -> None:
+    one = _put(store, tmp_path / "one", weights="w", shared="the same")
+    two = _put(store, tmp_path / "two", weights="v", shared="the same")
+    expected = {hashlib.sha256(text.encode()).hexdigest() for text in ("w", "v", "the same")}
+    assert _stored(store) == expected
+    assert {file.digest for file in (*one.files, *two.files)} == expected
+    with store.open(one.files[0].digest) as file:
+        assert file.read() == b"the same"
+
+
+def test_putting_the_same_again_is_the_same_artifact(store: Store, tmp_path: Path) -> None:
+    first, second = (_put(store, tmp_path / "one", weights="w") for _ in range(2))
+    assert first == second
+    assert len(store.ledger.find()) == 1
+
+
+def test_the_least_recently_used_go_first_and_only_as_many_as_must(
+    store: Store, ledger: Ledger, clock: Clock, tmp_path: Path
+) -> None:
+    store.max_bytes = 30
+    made = []
+    for name in "abc":
+        clock.ahead += 1
+        made.append(_put(store, tmp_path / "one", weights=name * 10))
+    clock.ahead += 1
+    ledger.touch(made[0].digest)
+    clock.ahead += 1
+    last = _put(store, tmp_path / "one", weights="d" * 10)
+    assert {artifact.digest for artifact in ledger.find()} == {made[0].digest, made[2].digest, last.digest}
+    assert _stored(store) == {artifact.files[0].digest for artifact in (made[0], made[2], last)}
+
+
+def test_what_is_held_is_never_evicted(store: Store, ledger: Ledger, clock: Clock, tmp_path: Path) -> None:
+    held = _put(store, tmp_path / "one", weights="a" * 10)
+    other = _put(store, tmp_path / "one", weights="b" * 10)
+    ledger.hold(held.digest, "a download", 60)
+    store.max_bytes = 5
+    assert store.evict() == 1
+    assert [artifact.digest for artifact in ledger.find()] == [held.digest]
+    assert other.files[0].digest not in _stored(store)
+    ledger.drop("a download")
+    assert store.evict() == 1
+    assert not _stored(store)
+
+
+def test_a_view_stays_whole_when_its_artifact_is_evicted(store: Store, tmp_path: Path) -> None:
+    made = _put(store, tmp_path / "one", weights="a" * 10, config="{}")
+    store.link_out(made, tmp_path / "view")
+    store.max_bytes = 0
+    assert store.evict() == 1
+    assert (tmp_path / "view" / "weights").read_text() == "a" * 10
+    with pytest.raises(NotFound):
+        store.link_out(made, tmp_path / "another")
+    assert not list(tmp_path.glob("another*"))
+
+
+def test_files_that_no_artifact_has_are_swept_once_they_are_old(store: Store, clock: Clock, tmp_path: Path) -> None:
+    made = _put(store, tmp_path / "one", weights="a")
+    orphan = store.path("f" * 64)
+    orphan.parent.mkdir()
+    orphan.write_text("left by a killed process")
+    assert store.sweep() == (0, 0)  # it may be on its way into the ledger
+    clock.ahead = ORPHAN_SECONDS + 1
+    assert store.sweep() == (1, 0)
+    assert _stored(store) == {made.files[0].digest}
+
+
+def test_an_artifact_that_a_file_is_missing_of_is_forgotten(store: Store, ledger: Ledger, tmp_path: Path) -> None:
+    broken = _put(store, tmp_path / "one", weights="a", shared="s")
+    whole = _put(store, tmp_path / "one", weights="b", shared="s")
+    store.path(hashlib.sha256(b"a").hexdigest()).unlink()
+    assert store.sweep() == (0, 1)
+    assert [artifact.digest for artifact in ledger.find()] == [whole.digest]
+    assert _stored(store) == {file.digest for file in whole.files}
+    assert broken.digest != whole.digest
+
+
+def test_a_file_of_another_size_in_its_place_is_mended_by_putting_it_again(store: Store, tmp_path: Path) -> None:
+    made = _put(store, tmp_path / "one", weights="whole")
+    place = store.path(made.files[0].digest)
+    place.write_text("cut")
+    _put(store, tmp_path / "one", weights="whole")
+    assert place.read_text() == "whole"
+
+
+def test_room_counts_what_may_be_evicted_and_not_what_is_held(store: Store, ledger: Ledger, tmp_path: Path) -> None:
+    made = _put(store, tmp_path / "one", weights="a" * 10)
+    store.max_bytes = 12
+    assert store.free_bytes() == 2
+    assert not store.lacks(12)
+    assert store.lacks(13)
+    ledger.hold(made.digest, "a job", 60)
+    assert not store.lacks(2)
+    assert "needs 3 B, 2 B free" in store.lacks(3)
+    store.max_bytes = None
+    assert "free" in store.lacks(shutil.disk_usage(tmp_path).total)
+
+
+def test_artifacts_come_and_go_from_many_threads_and_every_row_keeps_its_files(
+    store: Store, ledger: Ledger, tmp_path: Path
+) -> None:
+    store.max_bytes = 25
+    broken: list[str] = []
+
+    def work(name: str) -> None:
+        for count in range(6):
+            made = _put(store, tmp_path / name, weights=f"{name}{count % 2}" * 5, shared="s" * 5)
+            store.evict()
+            if any(not store.path(file.digest).exists() for file in made.files) and _known(ledger, made):
+                broken.append(made.digest)
+
+    threads = [threading.Thread(target=work, args=(name,)) for name in "abc"]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    rows = {file.digest for artifact in ledger.find() for file in artifact.files}
+    assert rows == _stored(store)
+    assert ledger.nbytes() <= 25 + 15  # what was put last is evicted by the next
+
+
+def _known(ledger: Ledger, artifact: Artifact) -> bool:
+    return artifact.digest in {each.digest for each in ledger.find()}
+
+
+@pytest.mark.parametrize("digest", ["", "..", "a" * 63, "A" * 64, "../" * 21 + "a", "a" * 64 + "\n"])
+def test_what_is_no_digest_has_no_place(store: Store, digest: str) -> None:
+    with pytest.raises(MintError, match="no digest"):
+        store.path(digest)
+
+
+# the roots
+
+
+@pytest.fixture
+def roots(tmp_path: Path, llama: Path, ledger: Ledger) -> Roots:
+    (tmp_path / "root" / "team").mkdir(parents=True)
+    shutil.copytree(llama, tmp_path / "root" / "llama")
+    shutil.copytree(llama, tmp_path / "root" / "team" / "lläma")
+    shutil.copytree(llama, tmp_path / "outside")
+    return Roots([tmp_path / "root"], ledger)
+
+
+def test_models_are_found_by_their_paths_below_the_roots(roots: Roots, llama: Path) -> None:
+    assert roots.names() == ["llama", "team/lläma"]
+    for name in roots.names():
+        assert roots.identify(name)[1] == open_source(llama).identity
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "", ".", "..", "../outside", "llama/../../outside", "llama/..", "./llama", "llama/", "team//lläma", "/etc",
+        "llama\0", "\0", "llama\n", "..\\outside", "\\\\server\\share", "\udcff", "\ud800", "a" * 5000, "~/models",
+        "team", "nothing", "%2e%2e/outside", "．．/outside", "llama/config.json", "C:/models",
+    ],
+)  # fmt: skip
+def test_no_name_leads_out_of_the_roots(roots: Roots, name: str) -> None:
+    with pytest.raises(MintError) as error:
+        roots.identify(name)
+    str(error.value).encode()  # it can be written into a database and an answer
+
+
+def test_an_absolute_name_of_a_model_below_a_root_is_refused_too(roots: Roots, tmp_path: Path) -> None:
+    with pytest.raises(MintError, match="no name of a model"):
+        roots.identify(str(tmp_path / "root" / "llama"))
+
+
+def test_a_link_out_of_the_roots_is_no_model(roots: Roots, tmp_path: Path) -> None:
+    (tmp_path / "root" / "link").symlink_to(tmp_path / "outside")
+    (tmp_path / "root" / "team" / "up").symlink_to("../..")
+    assert roots.names() == ["llama", "team/lläma"]
+    for name in ("link", "team/up/outside"):
+        with pytest.raises(MintError, match="there is no model"):
+            roots.identify(name)
+
+
+def test_a_file_that_is_a_link_out_of_the_roots_is_refused(roots: Roots, tmp_path: Path) -> None:
+    (tmp_path / "secret.json").write_text("{}")
+    (tmp_path / "root" / "llama" / "vocab.json").symlink_to(tmp_path / "secret.json")
+    with pytest.raises(MintError, match="a link that leads out"):
+        roots.identify("llama")
+
+
+def test_links_below_the_roots_are_followed(roots: Roots, tmp_path: Path, llama: Path) -> None:
+    snapshot = tmp_path / "root" / "models--a--b" / "snapshots" / "1"
+    snapshot.mkdir(parents=True)
+    for file in (tmp_path / "root" / "llama").iterdir():
+        (snapshot / file.name).symlink_to(os.path.relpath(file, snapshot))
+    assert roots.identify("models--a--b/snapshots/1")[1] == open_source(llama).identity
+    assert "models--a--b/snapshots/1" in roots.names()
+
+
+def test_what_is_no_regular_file_is_refused(roots: Roots, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "root" / "llama" / "generation_config.json")
+    with pytest.raises(MintError, match="no regular file"):
+        roots.identify("llama")
+
+
+def test_names_that_are_no_text_are_not_listed(roots: Roots, tmp_path: Path, llama: Path) -> None:
+    shutil.copytree(llama, tmp_path / "root" / os.fsdecode(b"caf\xe9"))
+    shutil.copytree(llama, tmp_path / "root" / "two\nlines")
+    assert roots.names() == ["llama", "team/lläma"]
+
+
+def test_an_identity_is_remembered_until_a_file_changes(roots: Roots, tmp_path: Path, ledger: Ledger) -> None:
+    path, before = roots.identify("llama")
+    assert ledger.paths(before) == ["llama"]
+    config = json.loads((path / "config.json").read_text())
+    (path / "config.json").write_text(json.dumps(config | {"rope_theta": 5000.0}))
+    assert roots.identify("llama")[1] != before
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        ('{"model_type": "llama", "model_file": "evil.py"}', "never run"),
+        ("[" * 100_000, "not valid JSON"),
+        ("[]", "no JSON object"),
+        ("\xff", "not valid JSON"),
+    ],
+)
+def test_a_config_with_code_or_without_sense_is_refused(roots: Roots, tmp_path: Path, config: str, said: str) -> None:
+    (tmp_path / "root" / "llama" / "config.json").write_text(config, encoding="latin-1")
+    with pytest.raises(MintError, match=said):
+        roots.identify("llama")

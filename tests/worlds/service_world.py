@@ -1,0 +1,111 @@
+"""What tests of the service's database share: a clock that stands still, people, wishes, and what must always hold."""
+
+from collections.abc import Mapping
+from itertools import pairwise
+from typing import Any
+
+from sqlalchemy import select
+
+from cluster.service.data.catalog import Ledger
+from cluster.service.data.database import Database
+from cluster.service.data.records import Artifact, Claim, Job, Person, Quota, StoredFile, Wish
+from cluster.service.data.states import ACTIVE, DONE, FINAL, INVENTORY, QUEUED, can_become
+from cluster.service.data.tables import events, jobs, metadata, watchers
+from cluster.service.queue.queue import ATTEMPTS, Queue
+
+ANN, BOB, EVE = (Person(name, ("submit",)) for name in ("ann", "bob", "eve"))
+ADMIN = Person("root", ("admin",))
+WAY = ("analyzing", "solving", "assembling", "verifying")  # the shortest to done
+
+
+class Clock:
+    """A time that passes only when it is told to."""
+
+    def __init__(self, now: float = 1_000_000.0) -> None:
+        self.now = now
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class World:
+    """A queue and a ledger over an empty database, with one clock."""
+
+    def __init__(self, database: Database) -> None:
+        self.database, self.clock = database, Clock()
+        self.queue, self.ledger = Queue(database, self.clock), Ledger(database, self.clock)
+
+    def submit(self, by: Person = ANN, identity: str = "one", priority: int = 0, **asked: Any) -> Job:
+        """The job that someone gets for a wish."""
+        return self.queue.submit(wish(identity, **asked), by, priority)[0]
+
+    def claim(self) -> Claim:
+        """The next job, which must be there."""
+        claim = self.queue.claim("here")
+        assert claim is not None
+        return claim
+
+    def finish(self, claim: Claim, nbytes: int = 10) -> Artifact:
+        """Bring a job to its end, with an artifact in the ledger."""
+        made = artifact(claim.job.id, identity=claim.job.wish.identity, nbytes=nbytes)
+        self.ledger.add(made)
+        for state in WAY:
+            self.queue.advance(claim, state)
+        self.queue.advance(claim, DONE, artifact=made.digest)
+        return made
+
+
+def wish(identity: str = "one", budget: str = "", options: Mapping[str, Any] | None = None) -> Wish:
+    """Something to want of a model."""
+    return Wish(f"models/{identity}", identity, budget, options or {})
+
+
+def artifact(name: str, *, identity: str = "one", nbytes: int = 10, shared: int = 0) -> Artifact:
+    """A model with a file of its own, and one of `shared` bytes that every other one has."""
+    files = [StoredFile("own", f"{name:0>64}", nbytes)]
+    if shared:
+        files.append(StoredFile("shared", f"{'shared' + str(shared):0>64}", shared))
+    return Artifact("model", identity, tuple(files))
+
+
+def quota(person: Person, **limits: int) -> Person:
+    """Someone with limits."""
+    return Person(person.name, person.scopes, Quota(**limits))
+
+
+def clear(database: Database) -> None:
+    """Forget everything."""
+    with database.write() as connection:
+        for table in reversed(metadata.sorted_tables):
+            connection.execute(table.delete())
+
+
+def check_laws(database: Database) -> None:
+    """What holds in every database, whatever happened to it: read from the tables, not from what wrote them."""
+    with database.read() as connection:
+        rows = connection.execute(select(jobs)).all()
+        told = connection.execute(select(events).order_by(events.c.job, events.c.seq)).all()
+        wanting = connection.execute(select(watchers).where(watchers.c.wants).order_by(watchers.c.position)).all()
+    active = [row for row in rows if row.state in ACTIVE]
+    live = [row for row in rows if row.state not in FINAL and not row.cancel_wanted]
+    assert len({row.analysis_key for row in active}) == len(active), "two jobs work on one analysis"
+    assert len({row.wish_key for row in live}) == len(live), "two jobs for one wish"
+    for row in rows:
+        assert (row.lease is not None) == (row.lease_until is not None) == (row.state in ACTIVE)
+        assert (row.finished_at is not None) == (row.state in FINAL)
+        assert 0 <= row.attempts <= ATTEMPTS
+        mine = [event for event in told if event.job == row.number]
+        assert [0, *(event.seq for event in mine)][-1] == row.last_seq, "the last event is not there"
+        assert all(
+            after.seq == before.seq + 1 or (after.seq > before.seq and after.kind == "progress")
+            for before, after in pairwise(mine)
+        ), "a gap that is no progress"
+        assert [event.at for event in mine] == sorted(event.at for event in mine)
+        states = [event.body["state"] for event in mine if event.kind == "state"]
+        assert states[0] == QUEUED
+        assert states[-1] == row.state
+        assert all(can_become(state, to) for state, to in pairwise(states))
+        assert states.count(INVENTORY) >= row.attempts
+        names = [watcher.name for watcher in wanting if watcher.job == row.number]
+        assert not names or row.owner == names[0]
+        assert row.state in FINAL or row.cancel_wanted or names, "a job that nobody wants"

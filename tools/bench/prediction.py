@@ -1,0 +1,183 @@
+"""Does the predicted KL come true? Ten plans of one model, from near the smallest to near the largest, each measured.
+
+    python -m tools.bench.prediction MODEL --text FILE [--text FILE ...] [--alphas probe] [--work FOLDER]
+
+KL in nats per token: predicted with its interval, measured with that of `mint evaluate`, the factor between the two,
+and how far the prediction keeps to the order. What was measured is kept in FOLDER, so a second run goes on; models are
+not. A model of an evaluation is compared with a reference file, so that the original is computed once.
+"""
+
+import argparse
+import hashlib
+import json
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from shutil import rmtree
+from statistics import median
+from typing import Any
+
+import numpy as np
+
+from mint.analysis.analyze import analyze
+from mint.analysis.probes.probe import probe
+from mint.assembly.assemble import assemble
+from mint.model.source import Source, open_source
+from mint.plan.plan import Plan
+from mint.plan.problem import Problem
+from mint.plan.rules import Rules
+from mint.quality.evaluate import evaluate
+from mint.run.blas import allow_restart, restart_with_fast_blas
+
+BUDGETS = 10
+_NEAR_SMALLEST, _NEAR_LARGEST = 1.02, 0.9
+ALPHAS = ("prior", "probe")
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One plan: what was predicted of it, and what it did."""
+
+    nbytes: int
+    predicted: float
+    low: float
+    high: float
+    measured: float
+    measured_low: float
+    measured_high: float
+
+    @property
+    def factor(self) -> float:
+        return self.measured / self.predicted
+
+    @property
+    def inside(self) -> bool:
+        return self.low <= self.measured <= self.high
+
+
+def main() -> None:
+    """Plan, measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", type=Path, help="folder of a full-precision model")
+    parser.add_argument("--text", type=Path, action="append", default=[], help="what the models are compared on")
+    parser.add_argument("--tokens", type=int, help="of the text, or of own text without one")
+    parser.add_argument("--window", type=int, help="tokens of a sequence")
+    parser.add_argument("--alphas", choices=ALPHAS, default="probe", help="where sensitivities come from")
+    parser.add_argument("--rounding", default="nearest", help="how scales are chosen: nearest or search")
+    parser.add_argument(
+        "--veto", type=float, default=Rules().veto_db, help="in dB; -100 for plans that predictions do not hold for"
+    )
+    parser.add_argument("--budgets", type=int, default=BUDGETS, help=f"how many (default {BUDGETS})")
+    parser.add_argument("--work", type=Path, help="where analyses and measurements are kept; default: nowhere")
+    parser.add_argument("--json", action="store_true", help="print one JSON object a line")
+    options = parser.parse_args()
+    allow_restart()
+    restart_with_fast_blas()
+    with tempfile.TemporaryDirectory() as name:
+        work = options.work or Path(name)
+        work.mkdir(parents=True, exist_ok=True)
+        source = open_source(options.model)
+        found = []
+        for row in rows(source, options, work):
+            found.append(row)
+            print(json.dumps(asdict(row)) if options.json else _line(row), flush=True)
+        print(json.dumps(summary(found)) if options.json else _summary_line(found))
+
+
+def rows(source: Source, options: argparse.Namespace, work: Path) -> Iterator[Row]:
+    """A row for every budget, smallest first."""
+    nearest = analyze(source, work / "analysis.mint")
+    analysis = nearest
+    if options.rounding != "nearest":
+        analysis = analyze(source, work / f"{options.rounding}.mint", rounding=options.rounding)
+    probed = probe(source, nearest, work / "analysis.mint.probe") if options.alphas == "probe" else None
+    problem = Problem(analysis, rules=Rules(veto_db=options.veto), probed=probed)
+    for budget in budgets(problem.smallest_bytes, problem.largest_bytes, options.budgets):
+        plan = problem.plan(budget)
+        predicted = plan.predicted_kl
+        assert predicted
+        measured = _measured(plan, source, options, work)
+        yield Row(plan.planned_bytes, predicted.value, predicted.low, predicted.high, *measured)
+
+
+def budgets(smallest: int, largest: int, count: int) -> list[int]:
+    """From near the smallest to near the largest, at even ratios."""
+    return [int(nbytes) for nbytes in np.geomspace(smallest * _NEAR_SMALLEST, largest * _NEAR_LARGEST, count)]
+
+
+def summary(found: Sequence[Row]) -> dict[str, float]:
+    """Rank correlation, the factors measured / predicted, and how many intervals hold what was measured."""
+    factors = sorted(row.factor for row in found)
+    return {
+        "rank_correlation": rank_correlation([row.predicted for row in found], [row.measured for row in found]),
+        "least_factor": factors[0],
+        "median_factor": median(factors),
+        "most_factor": factors[-1],
+        "inside": sum(row.inside for row in found),
+        "plans": len(found),
+    }
+
+
+def rank_correlation(left: Sequence[float], right: Sequence[float]) -> float:
+    """Spearman's, of values without ties."""
+    count = len(left)
+    places = [np.argsort(np.argsort(values)) for values in (left, right)]
+    squares = float(np.square(places[0] - places[1]).sum())
+    return 1 - 6 * squares / (count * (count**2 - 1))
+
+
+def _measured(plan: Plan, source: Source, options: argparse.Namespace, work: Path) -> tuple[float, float, float]:
+    """The plan's KL and the ends of its interval, from an earlier run if there was one."""
+    key = json.dumps([plan.digest, _sample(options)])
+    kept = work / "measured.json"
+    known = json.loads(kept.read_text()) if kept.exists() else {}
+    if key not in known:
+        known[key] = _measure(plan, source, options, work)
+        kept.write_text(json.dumps(known, indent=0))
+    value, low, high = known[key]
+    return value, low, high
+
+
+def _measure(plan: Plan, source: Source, options: argparse.Namespace, work: Path) -> tuple[float, float, float]:
+    sample = hashlib.sha256(json.dumps(_sample(options)).encode()).hexdigest()
+    reference, folder = work / f"reference-{sample[:16]}", work / "model"
+    if folder.exists():
+        rmtree(folder)  # of a run that was killed
+    assemble(plan, source, folder)
+    if reference.exists():
+        found = evaluate(folder, reference)
+    else:
+        found = evaluate(
+            folder, source.folder,
+            text=options.text, tokens=options.tokens, window=options.window, save_reference=reference,
+        )  # fmt: skip
+    rmtree(folder)
+    kl = found.estimates["kl_mean"]
+    return kl.value, kl.low, kl.high
+
+
+def _sample(options: argparse.Namespace) -> list[Any]:
+    """What the models are compared on."""
+    return [*map(str, options.text), options.tokens, options.window]
+
+
+def _line(row: Row) -> str:
+    return (
+        f"{row.nbytes / 1e6:8.2f} MB   predicted {row.predicted:.3g} ({row.low:.3g} to {row.high:.3g})   "
+        f"measured {row.measured:.3g} ({row.measured_low:.3g} to {row.measured_high:.3g})   "
+        f"factor {row.factor:.2f}   {'inside' if row.inside else 'OUTSIDE'}"
+    )
+
+
+def _summary_line(found: Sequence[Row]) -> str:
+    said = summary(found)
+    return (
+        f"rank correlation {said['rank_correlation']:.3f}, factor {said['median_factor']:.2f} "
+        f"({said['least_factor']:.2f} to {said['most_factor']:.2f}), "
+        f"{said['inside']} of {said['plans']} inside their interval"
+    )
+
+
+if __name__ == "__main__":
+    main()

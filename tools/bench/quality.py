@@ -1,0 +1,154 @@
+"""How close to the original at equal bytes? Uniform and mixed recipes, the published objective, and ours.
+
+    python -m tools.bench.quality MODEL --text FILE [--text FILE ...] [--work FOLDER]
+
+Makes every model in FOLDER (kept, so a second run goes on), each of ours within the bytes of the recipe beside it, and
+compares all with MODEL on the text. KL in nats per token, with its 95 % interval. Probes the model once: minutes.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from mint.analysis.analysis import Analysis
+from mint.analysis.analyze import analyze
+from mint.analysis.probes.probe import probe
+from mint.analysis.probes.probe_file import Probed
+from mint.assembly.assemble import assemble
+from mint.formats.format import parse_format
+from mint.model.source import Source, open_source
+from mint.plan.allocate import allocate
+from mint.plan.objectives import objective as objective_named
+from mint.plan.plan import Plan
+from mint.plan.problem import Problem
+from mint.plan.rules import Rules
+from mint.quality.evaluate import evaluate
+from mint.run.blas import allow_restart, restart_with_fast_blas
+
+UNIFORM = ("4/64", "4/32", "3/64")
+MIXED = ("mixed_4_6", "mixed_3_6", "mixed_3_4")
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A model to make, and the one whose bytes it may take; empty for a recipe that decides them itself."""
+
+    name: str
+    within: str
+    make: Callable[[Path, int], None]
+
+
+def main() -> None:
+    """Make, compare and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", type=Path, help="folder of a full-precision model")
+    parser.add_argument("--text", type=Path, action="append", default=[], help="what the models are compared on")
+    parser.add_argument("--tokens", type=int, default=4096, help="of the text (default 4096)")
+    parser.add_argument("--work", type=Path, help="where models are made and kept; default: a temporary folder")
+    parser.add_argument("--only", default="", help="recipes whose name contains this, and what is within their bytes")
+    parser.add_argument(
+        "--without", action="append", default=[], help="leave out ways of ours, such as 'prior, search'"
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON object a line")
+    options = parser.parse_args()
+    allow_restart()
+    restart_with_fast_blas()
+    with tempfile.TemporaryDirectory() as name:
+        work = options.work or Path(name)
+        work.mkdir(parents=True, exist_ok=True)
+        for row in rows(options.model, options.text, options.tokens, work, options.only, options.without):
+            print(json.dumps(row) if options.json else _line(row), flush=True)
+
+
+def rows(
+    model: Path, text: list[Path], tokens: int, work: Path, only: str, without: list[str]
+) -> Iterator[dict[str, Any]]:
+    """Make every candidate and compare it; a row each."""
+    source = open_source(model)
+    analysis = analyze(source, work / "analysis.mint")
+    searched = analyze(source, work / "searched.mint", rounding="search")
+    compensated = analyze(source, work / "compensated.mint", rounding="compensate")
+    probed = probe(source, analysis, work / "analysis.mint.probe")
+    reference = work / f"reference-{tokens}"
+    sizes: dict[str, int] = {}
+    base = 0.0
+    for candidate in _candidates(source, analysis, searched, compensated, probed):
+        recipe = candidate.within or candidate.name
+        if only not in recipe or candidate.name.partition(", bytes of")[0] in without:
+            continue
+        folder = work / candidate.name.replace(" ", "-").replace("/", "-")
+        if not folder.exists():
+            candidate.make(folder, sizes.get(candidate.within, 0))
+        nbytes = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+        sizes.setdefault(candidate.name, nbytes)
+        if reference.exists():
+            found = evaluate(folder, reference)
+        else:
+            found = evaluate(folder, model, text=text, tokens=tokens, save_reference=reference)
+        kl, perplexity, agreement = (found.estimates[name] for name in ("kl_mean", "perplexity", "top1_agreement"))
+        base = base if candidate.within else kl.value
+        yield {
+            "model": candidate.name, "nbytes": nbytes, "kl": kl.value, "low": kl.low, "high": kl.high,
+            "against_recipe": kl.value / base - 1, "perplexity": perplexity.value,
+            "agreement": agreement.value,
+        }  # fmt: skip
+
+
+def _candidates(
+    source: Source, analysis: Analysis, searched: Analysis, compensated: Analysis, probed: Probed
+) -> Iterator[Candidate]:
+    def ours(plan_of: Callable[[int], Plan]) -> Callable[[Path, int], None]:
+        return lambda folder, nbytes: (assemble(plan_of(nbytes), source, folder), None)[1]
+
+    def uniform(format: str, measured: Analysis, _: int) -> Plan:
+        return allocate(measured, "max", rules=Rules(veto_db=-100.0, locks=(("*", parse_format(format)),)))
+
+    recipes = [(f"uniform {format}", ours(partial(uniform, format, analysis))) for format in UNIFORM]
+    recipes += [(recipe, partial(_convert, source.folder, recipe)) for recipe in MIXED]
+    for name, make in recipes:
+        yield Candidate(name, "", make)
+        variants = {
+            "published objective": ours(partial(_allocated, analysis, objective="mint")),
+            "prior": ours(partial(_allocated, analysis)),
+            "probe": ours(partial(_allocated, analysis, probed=probed)),
+            "prior, search": ours(partial(_allocated, searched)),
+            "probe, search": ours(partial(_allocated, searched, probed=probed)),
+            "prior, compensate": ours(partial(_allocated, compensated)),
+            "probe, compensate": ours(partial(_allocated, compensated, probed=probed)),
+        }
+        if name.startswith("uniform "):
+            variants["itself, compensate"] = ours(partial(uniform, name.removeprefix("uniform "), compensated))
+        for variant, make_ours in variants.items():
+            yield Candidate(f"{variant}, bytes of {name}", name, make_ours)
+
+
+def _allocated(measured: Analysis, nbytes: int, *, objective: str = "output", probed: Probed | None = None) -> Plan:
+    """The plan for these bytes; where the veto leaves nothing that small, said so and planned without it."""
+    problem = Problem(measured, objective_named(objective), probed=probed)
+    if problem.smallest_bytes > nbytes:
+        print(f"the veto leaves nothing below {problem.smallest_bytes} bytes: without it", file=sys.stderr, flush=True)
+        problem = Problem(measured, objective_named(objective), Rules(veto_db=-100.0), probed=probed)
+    return problem.plan(nbytes)
+
+
+def _convert(model: Path, recipe: str, folder: Path, _: int) -> None:
+    command = [sys.executable, "-m", "mlx_lm", "convert", "--hf-path", str(model), "--mlx-path", str(folder)]
+    subprocess.run([*command, "-q", "--quant-predicate", recipe], check=True, capture_output=True)
+
+
+def _line(row: dict[str, Any]) -> str:
+    return (
+        f"{row['model']:<44} {row['nbytes'] / 1e6:8.2f} MB   KL {row['kl']:.4f} ({row['low']:.4f}-{row['high']:.4f})  "
+        f"{row['against_recipe']:+7.1%}   perplexity {row['perplexity']:8.2f}   agreement {row['agreement']:.1%}"
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,268 @@
+"""What does the cluster cost beside the work? A real Ray of this machine, the real coordinator, carrier and messages.
+
+    python -m tools.bench.ray 20000                  units of one size: CPU seconds and memory of every process
+    python -m tools.bench.ray 20000 --shape 8 512    smaller ones
+    python -m tools.bench.ray 200 --packed           packed units of 200 MB in all: as Ray brings them, and as the file
+                                                     server of --share would
+
+Units are made up: one expert of Qwen3-30B-A3B (768 x 2048 in bfloat16) measured again and again with mint's own job, in
+memory, so nothing is read and the work is the least that it can be. Overhead is all CPU time of the driver, of Ray's
+own processes and of the worker that is not spent in the job, less what they use by the second when nothing is done;
+with that it is told too. So is the time by the clock in which the one worker was not at the job. Needs Linux.
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+
+from cluster.copies.inventory import Inventory
+from cluster.copies.range_client import Borrower
+from cluster.schedule.coordinator import Coordinator
+from cluster.schedule.events import Accept, Arrived, Failed, Item, Send
+from cluster.transport.connect import driving
+from cluster.transport.wire import pack, tell_inventory, unpack
+from mint.analysis.unit_jobs import Packed, measure, ready_kernels
+from mint.formats.format import KEEP
+from mint.formats.units import Unit
+from mint.model.source import Source
+from mint.run.device_kind import device_kind, versions
+from mint.run.executor import Weights
+
+_IDLE_SECONDS = 10.0
+PACKED_BYTES = 25_000_000
+
+
+def making_actor() -> Any:
+    """The actor of `Making`, made where Ray may be imported: after its environment is set."""
+    from cluster.transport.actor import Actor, as_actor
+
+    class Making(Actor):
+        """A worker whose units are made up: there is no model."""
+
+        def hello(self, model: str, run: bytes, address: str) -> bytes:
+            inventory = tell_inventory(Inventory(self._node, "none"))
+            device = {"pid": os.getpid(), "device": device_kind(), "versions": versions(), "memory_bytes": self._memory}
+            return pack({**device, "inventory": inventory, "lends": {}})
+
+        def open(self, number: int, model: bytes, job: bytes, lenders: bytes) -> None:
+            self._number = number
+            told = unpack(model)
+            self._units = {name: _unit(name, told["shape"]) for name in told["names"]}
+            self._told, self._name = {"job": told["job"], "rounding": "nearest"}, "made"
+            ready_kernels("nearest", lambda progress: None)
+            self._one: list[mx.array] = []
+            self._job, self._weights = measure, Weights(Source(Path(), {}, "", "", (), (), (), ()), ())
+            self._cpu = self._seconds = 0.0
+            self._began = 0.0
+
+        def _results(self, units: Sequence[Unit]) -> Iterator[tuple[Unit, Any]]:
+            if not self._one:
+                self._one.append(mx.random.normal(units[0].shape, scale=0.02).astype(mx.bfloat16))
+                measure(units[0], self._one[0])  # the first time loads what was compiled
+                self._began = time.process_time()
+            if self._told["job"] == "quantize":
+                data = os.urandom(PACKED_BYTES)
+                yield from ((unit, Packed(unit.path, KEEP, (), (data,))) for unit in units)
+                return
+            for unit in units:
+                started, cpu = time.perf_counter(), time.process_time()
+                result = measure(unit, self._one[0])
+                self._cpu += time.process_time() - cpu
+                self._seconds += time.perf_counter() - started
+                yield unit, result
+
+        def expect(self, number: int, batch: int, names: Sequence[str]) -> None:
+            """Nothing is read, so nothing ahead."""
+
+        def ping(self) -> tuple[float, float, float]:  # type: ignore[override]
+            return self._cpu, time.process_time() - self._began, self._seconds
+
+    return as_actor(Making)
+
+
+def _unit(name: str, shape: Sequence[int]) -> Unit:
+    return Unit(name, tuple(shape), "BF16", "expert_up", 0, ())
+
+
+def main() -> int:
+    """Run and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("units", type=int)
+    parser.add_argument("--shape", type=int, nargs=2, default=(768, 2048))
+    parser.add_argument("--packed", action="store_true")
+    options = parser.parse_args()
+    found = packed(options.units * 10**6) if options.packed else overhead(options.units, options.shape)
+    print(json.dumps(found, indent=2))
+    return 0
+
+
+def overhead(count: int, shape: Sequence[int]) -> dict[str, Any]:
+    """CPU seconds and resident memory by process of a run over `count` units."""
+    names = [f"model.layers.{i // 384}.mlp.experts.{i % 384 // 3}.{i % 3}" for i in range(count)]
+    nbytes = _unit("", shape).nbytes
+    looks = []
+    with driving(None):
+        import ray
+
+        from cluster.transport.driver import Carrier
+
+        carrier = Carrier(making_actor())
+        (link,) = carrier.meet("made")
+        told = carrier.put(pack({"names": names, "shape": list(shape), "job": "measure"}))
+        carrier.open(link, told, b"", {"": 0}, b"")
+        while not (heard := carrier.hear(1.0)):
+            assert not carrier.refused, carrier.refused
+        coordinator = Coordinator(Item(name, nbytes) for name in names)
+        idle_from = _processes(link.pid)
+        time.sleep(_IDLE_SECONDS)  # what Ray's processes use by the second, whatever is done
+        before, started = _processes(link.pid), time.perf_counter()
+        done = messages = 0
+        while coordinator.finished is None:
+            messages += bool(heard)
+            for event, _ in heard:
+                for command in coordinator.step(time.monotonic(), event):
+                    carrier.carry(command)
+                    done += isinstance(command, Accept)
+                    if isinstance(command, Accept) and done in {count // 4, count // 2, count}:
+                        looks.append({"done": done, "resident_mb": _resident(_processes(link.pid))})
+            heard = carrier.hear(0.5)
+        seconds, after = time.perf_counter() - started, _processes(link.pid)
+        work, all_of_worker, in_job = ray.get(link.actor.ping.remote())
+        carrier.quit()
+    idle = {name: (before[name][0] - idle_from[name][0]) / _IDLE_SECONDS for name in before if name in idle_from}
+    spent = {name: after[name][0] - before.get(name, (0.0, 0))[0] for name in after}
+    spent["worker"] = all_of_worker - work
+    beyond = {name: max(value - idle.get(name, 0.0) * seconds, 0.0) for name, value in spent.items()}
+    return {
+        "units": count,
+        "shape": list(shape),
+        "seconds": seconds,
+        "seconds_in_the_job": in_job,
+        "seconds_beside_the_job_share": (seconds - in_job) / in_job,
+        "work_cpu_seconds": work,
+        "work_cpu_milliseconds_per_unit": work / count * 1e3,
+        "cpu_seconds_beside_the_work": {name: round(value, 3) for name, value in spent.items()},
+        "idle_cpu_share_of_a_core": {name: round(value, 4) for name, value in idle.items()},
+        "overhead_milliseconds_per_unit": sum(beyond.values()) / count * 1e3,
+        "overhead_share_of_work": sum(beyond.values()) / work,
+        "share_with_what_ray_uses_idle": sum(spent.values()) / work,
+        "times_the_head_heard": messages,
+        "resident_mb_before": _resident(before),
+        "resident_mb": looks,
+    }
+
+
+def packed(nbytes: int) -> dict[str, Any]:
+    """Seconds, CPU seconds and memory of bringing packed units of so many bytes in all to the head, both ways."""
+    names = [f"unit {number}" for number in range(nbytes // PACKED_BYTES)]
+    found: dict[str, Any] = {"nbytes": len(names) * PACKED_BYTES, "unit_nbytes": PACKED_BYTES}
+    with driving(None):
+        from cluster.transport.driver import Carrier
+
+        carrier = Carrier(making_actor())
+        (link,) = carrier.meet("made")
+        carrier.open(link, carrier.put(pack({"names": names, "shape": [8, 512], "job": "quantize"})), b"", {"": 0}, b"")
+        while not carrier.hear(1.0):
+            assert not carrier.refused, carrier.refused
+        for batch, way in enumerate(("ray, first time", "ray")):
+            before, started, most, done = _processes(link.pid), time.perf_counter(), 0, 0
+            carrier.carry(Send(link.worker, batch, tuple(names)))
+            while done < len(names):
+                for event, pieces in carrier.hear(0.5):
+                    assert not isinstance(event, Failed), event
+                    if isinstance(event, Arrived):
+                        *body, digest = pieces
+                        assert hashlib.sha256(memoryview(b"".join(body))).digest() == digest
+                        done += 1
+                        most = max(most, _store_bytes())
+            found[way] = _cost(before, _processes(link.pid), started) | {"shared_memory_mb": most / 1e6}
+            carrier.rest()
+        carrier.quit()
+    with tempfile.TemporaryDirectory() as name, subprocess.Popen(
+        [sys.executable, "-c", _LENDING, name, str(len(names) * PACKED_BYTES)], stdout=subprocess.PIPE, text=True
+    ) as lending:  # fmt: skip
+        assert lending.stdout
+        with closing(Borrower({"model.safetensors": [lending.stdout.readline().strip()]}, b"key")) as borrower:
+            for way in ("file server, first time", "file server"):
+                before, started = _processes(lending.pid), time.perf_counter()
+                for number in range(len(names)):
+                    pieces = [
+                        piece
+                        for _, piece in borrower.pieces("model.safetensors", [(number * PACKED_BYTES, PACKED_BYTES)])
+                    ]
+                    assert len(b"".join(pieces)) == PACKED_BYTES
+                found[way] = _cost(before, _processes(lending.pid), started)
+        lending.terminate()
+    return found
+
+
+_LENDING = """
+import sys, threading
+from pathlib import Path
+from cluster.copies.inventory import Held
+from cluster.copies.range_server import Lender
+folder, nbytes = Path(sys.argv[1]), int(sys.argv[2])
+(folder / "model.safetensors").write_bytes(bytes(nbytes))
+print(Lender("127.0.0.1", folder, [Held("model.safetensors", nbytes, "", "")], b"key").url, flush=True)
+threading.Event().wait()
+"""
+
+
+def _cost(
+    before: dict[str, tuple[float, int]], after: dict[str, tuple[float, int]], started: float
+) -> dict[str, Any]:  # fmt: skip
+    cpu = {name: round(after[name][0] - before.get(name, (0.0, 0))[0], 2) for name in after}
+    return {"seconds": round(time.perf_counter() - started, 2), "cpu_seconds": round(sum(cpu.values()), 2), "by": cpu}
+
+
+def _store_bytes() -> int:
+    """Of shared memory that is in use: Ray's object store lies there."""
+    there = os.statvfs("/dev/shm")
+    return (there.f_blocks - there.f_bfree) * there.f_frsize
+
+
+def _resident(processes: dict[str, tuple[float, int]]) -> dict[str, float]:
+    return {name: round(nbytes / 1e6, 1) for name, (_, nbytes) in processes.items()}
+
+
+def _processes(worker: int) -> dict[str, tuple[float, int]]:
+    """CPU seconds and resident bytes of this process, of the worker, and of Ray's own by their names."""
+    tick, page = os.sysconf("SC_CLK_TCK"), os.sysconf("SC_PAGE_SIZE")
+    stats = {}
+    for place in Path("/proc").glob("[0-9]*"):
+        try:
+            name, _, rest = (place / "stat").read_text().partition("(")[2].rpartition(")")
+        except OSError:
+            continue
+        fields = rest.split()
+        stats[int(place.name)] = (
+            name,
+            int(fields[1]),
+            (int(fields[11]) + int(fields[12])) / tick,
+            int(fields[21]) * page,
+        )
+    found: dict[str, tuple[float, int]] = {}
+    for pid, (name, _, seconds, resident) in stats.items():
+        above = pid
+        while above in stats and above != os.getpid():
+            above = stats[above][1]
+        if above == os.getpid():
+            kind = {os.getpid(): "driver", worker: "worker"}.get(pid, name)
+            told = found.get(kind, (0.0, 0))
+            found[kind] = told[0] + seconds, told[1] + resident
+    return found
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
