@@ -5,8 +5,9 @@ while this one is computed, and drops it; memory is bounded by the two largest n
 memory is short nothing is read ahead.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from types import MappingProxyType
 from typing import Protocol, TypeVar, runtime_checkable
 
 import mlx.core as mx
@@ -22,10 +23,15 @@ CACHE_BYTES = 64 << 20  # freed buffers that MLX may hoard
 
 
 class Executor(Protocol):
-    """Do `job` for every unit of `source`; yield each unit with its result as it finishes, in any order.
+    """Do `job` for every unit of `source`; yield each unit with its result as it finishes, in any order."""
 
-    One that measures on other devices than that of this process names their kinds in an attribute `devices`.
-    """
+    @property
+    def devices(self) -> Sequence[str]:
+        """The kinds of device that it measures on."""
+
+    @property
+    def made_by(self) -> Mapping[str, str]:
+        """The node that did a unit last, by the unit's path; a unit that is not there was done in this process."""
 
     def __call__(self, source: Source, job: Job[T], units: Sequence[Unit]) -> Iterator[tuple[Unit, T]]: ...
 
@@ -39,8 +45,7 @@ class Preparing(Protocol):
 
 def measuring_device(executor: Executor) -> str:
     """The kinds of device that an executor measures on, as one name."""
-    kinds: Sequence[str] = getattr(executor, "devices", ())
-    return joined_kinds(kinds or [device_kind()])
+    return joined_kinds(executor.devices)
 
 
 @contextmanager
@@ -88,10 +93,23 @@ class Weights:
                 self._lazy.pop(unit.path, None)
 
 
-def in_process(source: Source, job: Job[T], units: Sequence[Unit]) -> Iterator[tuple[Unit, T]]:
+class InProcess:
     """The executor of one machine: every job in this process, in the order given."""
-    if units:
-        yield from do(job, units, Weights(source, units))
+
+    made_by: Mapping[str, str] = MappingProxyType({})
+
+    @property
+    def devices(self) -> Sequence[str]:
+        """The kind of this process's device."""
+        return (device_kind(),)
+
+    def __call__(self, source: Source, job: Job[T], units: Sequence[Unit]) -> Iterator[tuple[Unit, T]]:
+        """Do `job` for every unit; an `Executor`."""
+        if units:
+            yield from do(job, units, Weights(source, units))
+
+
+in_process = InProcess()
 
 
 def do(

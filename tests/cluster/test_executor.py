@@ -32,6 +32,7 @@ from mint.plan.allocate import allocate
 from mint.plan.size_range import possible_bytes
 from mint.run.executor import Executor, Job, in_process
 from tests.conftest import own_cache
+from tests.worlds.executors import FunctionExecutor
 from tests.worlds.zoo import write_model
 from tools.models.make_shape import QWEN3_06B, Shape, qwen3, write_shape
 
@@ -486,6 +487,7 @@ def test_probes_of_a_node_that_is_killed_are_made_by_others(
     assert len(executor.carrier.links) == NODES + 1
     killed: list[str] = []
 
+    @FunctionExecutor
     def killing(source: Source, job: Job[Any], units: Sequence[Unit]) -> Iterator[tuple[Unit, Any]]:
         for pair in executor(source, job, units):
             if not killed:

@@ -39,6 +39,7 @@ from mint.analysis.analyze import analyze
 from mint.core.log import configure_logging
 from mint.run.executors import executing
 from mint.model.source import open_source
+from tests.worlds.executors import FunctionExecutor
 
 configure_logging(verbose=True)
 address, model, output, pause, only = sys.argv[1:]
@@ -50,7 +51,7 @@ def pausing(executor):
             if number == int(pause):
                 print("reached", flush=True)
                 sys.stdin.readline()
-    return run
+    return FunctionExecutor(run, executor.devices, executor.made_by)
 
 with executing(address, Path(model)) as (folder, executor):
     for link in list(executor.carrier.links.values()):

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from mint.core.progress import Progress
@@ -52,12 +53,30 @@ class Telling:
 
     def heard(self, executor: Executor) -> Executor:
         """The same executor; what it does is counted for whoever did it, in bytes of unquantized weights."""
-        made_by: Mapping[str, str] = getattr(executor, "made_by", {})  # of a cluster
 
-        def listening(source: Source, job: Job[T], units: Sequence[Unit]) -> Iterator[tuple[Unit, T]]:
-            for unit, result in executor(source, job, units):
-                host = made_by.get(unit.path, self._host)
-                self._done[host] = self._done.get(host, 0) + unit.nbytes
-                yield unit, result
+        def count(unit: Unit) -> None:
+            host = executor.made_by.get(unit.path, self._host)
+            self._done[host] = self._done.get(host, 0) + unit.nbytes
 
-        return listening
+        return _Heard(executor, count)
+
+
+@dataclass(frozen=True, slots=True)
+class _Heard:
+    """An executor that hands every unit to `count` once it is done."""
+
+    executor: Executor
+    count: Callable[[Unit], None]
+
+    @property
+    def devices(self) -> Sequence[str]:
+        return self.executor.devices
+
+    @property
+    def made_by(self) -> Mapping[str, str]:
+        return self.executor.made_by
+
+    def __call__(self, source: Source, job: Job[T], units: Sequence[Unit]) -> Iterator[tuple[Unit, T]]:
+        for unit, result in self.executor(source, job, units):
+            self.count(unit)
+            yield unit, result

@@ -46,7 +46,7 @@ from mint.model.source import Source, open_source
 from mint.pipeline import Quantized, cached_analysis
 from mint.plan.plan import Plan, read_plan, write_plan
 from mint.run.device_kind import device_kind, versions
-from mint.run.executor import Executor
+from mint.run.executor import Executor, measuring_device
 from mint.run.executors import executing
 
 _REUSED = 4  # earlier results of the model are looked into, the last made first
@@ -92,7 +92,9 @@ class Stages:
             _refuse_tokenizer_code(folder)
             executor = self._telling.heard(executor)
             analysis, probed, path = self._measured(source, executor)
-            measured = self._store_analysis(path, probe_path(cached_analysis(source)))
+            measured = self._store_analysis(
+                path, probe_path(cached_analysis(source, device=measuring_device(executor)))
+            )
             if not wish.budget:
                 return End(measured.digest, {"analysis": measured.digest, **self._took()})
             plan = self._planned(analysis, probed)
@@ -130,10 +132,11 @@ class Stages:
 
     def _measured(self, source: Source, executor: Executor) -> tuple[Analysis, Probed | None, Path]:
         rounding, told = self._option("rounding"), self._telling.on_progress
-        path = cached_analysis(source, rounding)
+        device = measuring_device(executor)
+        path = cached_analysis(source, rounding, device=device)
         with self._stage(ANALYZING):
             analysis = analyze(source, path, rounding=rounding, executor=executor, on_progress=told)
-        beside = cached_analysis(source)  # whatever the rounding
+        beside = cached_analysis(source, device=device)  # whatever the rounding
         if not self._option("probe"):
             return analysis, probes_beside(beside), path
         with self._stage(PROBING), in_turn(beside.with_name(beside.name + ".turn")):

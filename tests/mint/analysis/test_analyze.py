@@ -11,10 +11,12 @@ from mint.formats.format import KEEP
 from mint.formats.units import Unit
 from mint.model.source import Source, open_source
 from mint.run.executor import Executor, Job, T, in_process
+from tests.worlds.executors import FunctionExecutor
 
 Make = Callable[..., Path]
 
 
+@FunctionExecutor
 def backwards(source: Source, job: Job[T], units: Sequence[Unit]) -> Iterator[tuple[Unit, T]]:
     """An executor whose results come in another order."""
     yield from in_process(source, job, list(units)[::-1])
@@ -25,6 +27,7 @@ class KilledError(Exception):
 
 
 def dying_after(count: int) -> Executor:
+    @FunctionExecutor
     def executor(source: Source, job: Job[T], units: Sequence[Unit]) -> Iterator[tuple[Unit, T]]:
         for index, result in enumerate(in_process(source, job, units)):
             if index == count:
@@ -77,6 +80,7 @@ def test_nothing_that_was_measured_is_measured_again(llama: Path, tmp_path: Path
         analyze(source, tmp_path / "a.mint", executor=dying_after(5))
     asked: list[str] = []
 
+    @FunctionExecutor
     def recording(source: Source, job: Job[T], units: Sequence[Unit]) -> Iterator[tuple[Unit, T]]:
         asked.extend(unit.path for unit in units)
         yield from in_process(source, job, units)

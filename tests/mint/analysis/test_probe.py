@@ -24,6 +24,7 @@ from mint.model.source import Source, open_source
 from mint.plan.allocate import allocate
 from mint.quality.forward import logits_of, open_wide
 from mint.run.executor import in_process
+from tests.worlds.executors import FunctionExecutor
 from tests.worlds.zoo import write_model
 
 FEW = Probing(sequences=2, length=8)
@@ -129,6 +130,7 @@ def test_probing_is_deterministic_and_resumes_to_the_same_bytes(
     class _StopError(Exception):
         pass
 
+    @FunctionExecutor
     def stopping(source: Source, job: Any, units: Any) -> Iterator[Any]:
         for count, pair in enumerate(in_process(source, job, units)):
             if count == 3:

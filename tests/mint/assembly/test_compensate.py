@@ -28,8 +28,9 @@ from mint.plan.allocate import allocate
 from mint.plan.plan import Plan
 from mint.plan.rules import Rules
 from mint.quality.sequences import Wanted
-from mint.run.executor import Job, T, in_process
+from mint.run.executor import Executor, Job, T, in_process
 from tests.mint.kernels.test_kernels import DTYPES, raw, stored_as
+from tests.worlds.executors import FunctionExecutor
 
 ANY_SQNR = -100.0
 CASES = [parse_format(name) for name in ("2/64", "3/32", "4/128", "5/64", "6/64", "8/64", "mxfp4", "nvfp4")]
@@ -172,9 +173,10 @@ def test_a_compensated_model_is_what_its_plan_says(name: str, make_model: Callab
     assert verification.passed, [check for check in verification.checks if not check.passed]
 
 
-def _dying_after(count: int) -> Callable[..., Iterator[Any]]:
+def _dying_after(count: int) -> Executor:
     left = [count]
 
+    @FunctionExecutor
     def dying(source: Source, job: Job[T], units: Sequence[Unit]) -> Iterator[tuple[Unit, T]]:
         for done in in_process(source, job, units):
             if left[0] == 0:
@@ -196,6 +198,7 @@ def test_killed_anywhere_and_in_any_order_it_ends_with_the_same_bytes(llama: Pat
     assemble(plan, source, tmp_path / "killed")
     assert bytes_of(tmp_path / "killed") == expected
 
+    @FunctionExecutor
     def backwards(source: Source, job: Job[T], units: Sequence[Unit]) -> Iterator[tuple[Unit, T]]:
         return in_process(source, job, units[::-1])
 
@@ -215,6 +218,7 @@ def test_a_unit_of_other_weights_is_found_although_errors_are_not_as_measured(ll
     source = open_source(llama)
     plan = compensated_plan(source, tmp_path)
 
+    @FunctionExecutor
     def confused(source: Source, job: Job[T], units: Sequence[Unit]) -> Iterator[tuple[Unit, T]]:
         def mirrored(unit: Unit, weight: mx.array) -> T:
             return job(unit, mx.contiguous(weight[::-1]) if unit.path.endswith("0.mlp.up_proj") else weight)

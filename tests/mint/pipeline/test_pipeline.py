@@ -27,6 +27,7 @@ from mint.plan.rules import Rules
 from mint.plan.size_range import possible_bytes
 from mint.run.executor import Executor, Job, T, in_process
 from tests.conftest import FULL_PRECISION
+from tests.worlds.executors import FunctionExecutor
 
 Make = Callable[..., Path]
 ANY_SQNR = -100.0
@@ -128,6 +129,7 @@ def _folder_bytes(folder: Path) -> dict[str, bytes]:
 
 
 def _dying_after(count: int) -> Executor:
+    @FunctionExecutor
     def executor(source: Source, job: Job[T], units: Sequence[Unit]) -> Iterator[tuple[Unit, T]]:
         for index, result in enumerate(in_process(source, job, units)):
             if index == count:
@@ -148,6 +150,7 @@ def test_interrupted_assembly_goes_on_and_the_folder_is_the_same(llama: Path, tm
             assemble(plan, source, output, executor=_dying_after(4))
         assert not output.exists()
 
+    @FunctionExecutor
     def counting(source: Source, job: Job[T], units: Sequence[Unit]) -> Iterator[tuple[Unit, T]]:
         asked.append(len(units))
         yield from in_process(source, job, units)
