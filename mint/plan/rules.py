@@ -174,7 +174,7 @@ def parse_formats(terms: Iterable[str]) -> tuple[Format, ...]:
         names, at, groups = term.partition("@")
         for name in filter(None, (part.strip() for part in names.split(","))):
             if name.isdigit():
-                found += _affine(term, int(name), [group.strip() for group in groups.split(",")] if at else [])
+                found += _affine(term, int(name), {group.strip() for group in groups.split(",")} if at else set())
             elif at:
                 raise MintError(f"{term!r}: {name!r} is not a number of bits; needed such as 3,4,8@64,128")
             else:
@@ -182,11 +182,11 @@ def parse_formats(terms: Iterable[str]) -> tuple[Format, ...]:
     return tuple(format for format in FORMATS if format in found)
 
 
-def _affine(term: str, bits: int, wanted: Sequence[str]) -> list[Format]:
-    fitting = [format for format in AFFINE if format.bits == bits and (not wanted or str(format.group_size) in wanted)]
-    if not fitting or len(fitting) < len(wanted):
-        known, groups = ({getattr(format, name) for format in AFFINE} for name in ("bits", "group_size"))
-        raise MintError(f"{term!r}: no such formats; MLX has {sorted(known)} bits at groups of {sorted(groups)}")
+def _affine(term: str, bits: int, groups: set[str]) -> list[Format]:
+    fitting = [format for format in AFFINE if format.bits == bits and (not groups or str(format.group_size) in groups)]
+    if not fitting or len(fitting) < len(groups):
+        bit_widths, sizes = (sorted({getattr(format, name) for format in AFFINE}) for name in ("bits", "group_size"))
+        raise MintError(f"{term!r}: no such formats; MLX has {bit_widths} bits at groups of {sizes}")
     return fitting
 
 

@@ -58,6 +58,7 @@ def test_the_models_floor_holds_beside_the_rules() -> None:
 def test_formats_are_written_as_bits_at_groups_or_by_name() -> None:
     assert parse_formats(["3,4@64,128"]) == tuple(map(parse_format, ("3/64", "3/128", "4/64", "4/128")))
     assert parse_formats(["mxfp4,8/32", "2"]) == tuple(map(parse_format, ("2/32", "2/64", "2/128", "8/32", "mxfp4")))
+    assert parse_formats(["8@32,64,32,64"]) == tuple(map(parse_format, ("8/32", "8/64"))), "a repeated group is one"
     assert parse_formats([]) == ()
 
 
