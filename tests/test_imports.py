@@ -65,13 +65,3 @@ def test_allocating_needs_neither_mlx_lm_nor_numba_nor_ray() -> None:
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"
-
-
-def test_files_stay_small() -> None:
-    long = {
-        path.name: len(path.read_text().splitlines())
-        for folder in ("mint", "cluster")
-        for path in (ROOT / folder).rglob("*.py")
-        if len(path.read_text().splitlines()) > 400
-    }
-    assert not long

@@ -46,5 +46,7 @@ stage packages packages
 . "$venv/bin/activate"
 stage format ruff format --check .
 stage lint ruff check .
+stage house python -m tools.house rooms length
+stage imports lint-imports
 stage types mypy
 stage tests pytest "$@"

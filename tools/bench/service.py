@@ -37,8 +37,8 @@ from cluster.service.settings import Settings
 from cluster.service.store.store import Store
 from mint.client.client import Client
 from mint.core.sizes import parse_size
-from tests.worlds.zoo import write_model
 from tools.lab.crowd import Crowd, Seen, rush
+from tools.models.make_shape import TINY, Shape, qwen3, write_shape
 
 _MODELS, _BUDGETS = 5, 4  # tiny models, and budgets of each: 20 distinct requests
 _BITS = (
@@ -195,6 +195,12 @@ def make_tokens(data: Path, names: Sequence[str]) -> list[str]:
         database.close()
 
 
+def write_tiny_model(folder: Path, *, seed: int = 0) -> None:
+    """Write a model of random weights that a job quantizes in a moment."""
+    folder.mkdir(parents=True)
+    write_shape(folder, Shape(TINY, qwen3), random=True, seed=seed)
+
+
 # many people at once
 
 
@@ -202,7 +208,7 @@ def crowd(place: Path, *, users: int, submissions: int, watchers: int, slots: in
     """Crowds at one service, one after the other: what each saw, and what the service used for it."""
     models = [f"tiny{number}" for number in range(_MODELS)]
     for seed, name in enumerate(models):
-        write_model("llama", place / "models" / name, seed=seed)
+        write_tiny_model(place / "models" / name, seed=seed)
     tokens = make_tokens(place / "data", [f"user{number}" for number in range(users)])
     rows = []
     with serving(place / "data", "--root", str(place / "models"), "--slots", str(slots)) as served:
@@ -339,7 +345,7 @@ def budgets(
     place: Path, model: Path, wanted: Sequence[str], pause: float, wish: Mapping[str, Any], *, cold: bool
 ) -> dict[str, Any]:
     """A model's budgets, one after the other: the first has to measure, the next have not."""
-    write_model("llama", place / "models" / "tiny")
+    write_tiny_model(place / "models" / "tiny")
     data = place / "data"
     (token,) = make_tokens(data, ["anna"])
     roots = ("--root", str(place / "models"), "--root", str(model.parent))

@@ -68,6 +68,11 @@ LLAMA4_SCOUT: dict[str, Any] = {
     },
 }  # fmt: skip
 
+TINY = QWEN3_06B | {
+    "head_dim": 64, "hidden_size": 128, "intermediate_size": 256, "num_attention_heads": 2, "num_hidden_layers": 3,
+    "num_key_value_heads": 1, "vocab_size": 512,
+}  # fmt: skip
+
 
 def qwen3(config: dict[str, Any]) -> Iterator[Tensor]:
     """Every tensor of a dense Qwen3; its head is its embedding."""
@@ -199,9 +204,15 @@ def main() -> int:
 
 
 def write_shape(
-    folder: Path, shape: Shape, *, layers: int | None = None, shard_bytes: int = SHARD_BYTES, random: bool = False
+    folder: Path,
+    shape: Shape,
+    *,
+    layers: int | None = None,
+    shard_bytes: int = SHARD_BYTES,
+    random: bool = False,
+    seed: int = 0,
 ) -> None:
-    """Fill the empty `folder` with config, shards (sparse, or of `random` weights) and their index."""
+    """Fill the empty `folder` with config, shards (sparse, or of `random` weights of `seed`) and their index."""
     config = shape.config
     if layers:
         config = {**config, **_fewer(config, layers)}
@@ -218,7 +229,7 @@ def write_shape(
     weight_map: dict[str, str] = {}
     for number, tensors in enumerate(shards, 1):
         name = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-        _write_shard(folder / name, tensors, random=random)
+        _write_shard(folder / name, tensors, random=random, seed=seed)
         weight_map.update(dict.fromkeys(tensors, name))
     total = sum(ITEM_BYTES * math.prod(size) for tensors in shards for size in tensors.values())
     listing = {"metadata": {"total_size": total}, "weight_map": weight_map}
@@ -231,7 +242,7 @@ def _fewer(config: dict[str, Any], layers: int) -> dict[str, Any]:
     return {"num_hidden_layers": layers}
 
 
-def _write_shard(path: Path, tensors: dict[str, tuple[int, ...]], *, random: bool) -> None:
+def _write_shard(path: Path, tensors: dict[str, tuple[int, ...]], *, random: bool, seed: int) -> None:
     """One file: its header, real values for vectors and routers, holes for the rest or `random` values too."""
     entries: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0
@@ -240,7 +251,7 @@ def _write_shard(path: Path, tensors: dict[str, tuple[int, ...]], *, random: boo
         entries[name] = {"dtype": "BF16", "shape": list(size), "data_offsets": [begin, end]}
     header = json.dumps(entries, separators=(",", ":")).encode()
     header += b" " * (-len(header) % 8)
-    generator = np.random.default_rng(len(header))
+    generator = np.random.default_rng(len(header) + seed)
     with path.open("xb") as file:
         file.write(len(header).to_bytes(8, "little") + header)
         file.truncate(8 + len(header) + end)
