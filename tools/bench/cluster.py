@@ -32,7 +32,7 @@ from cluster.forecast.forecast import LINKS, Work, forecast, minutes, work_of
 from cluster.forecast.simulate import Costs, Machine, simulate
 from cluster.schedule.coordinator import Coordinator
 from cluster.schedule.events import Event, Item
-from cluster.schedule.placement import Placement, place
+from cluster.schedule.placement import Placement, place_units
 from mint.analysis.analysis import Analysis, read_analysis, write_analysis
 from mint.analysis.analyze import header_of
 from mint.analysis.unit_jobs import ready_kernels
@@ -240,7 +240,7 @@ def placed(source: Source) -> Placement:
         held = tuple(shard for i, shard in enumerate(whole.shards) if i % (_NODES - 1) != node - 1)
         inventories.append(replace(whole, node=f"node {node}", shards=held))
     holders = agree(needed_shards(whole, inventories), inventories)
-    return place(source.units, source.tensors(), holders, [each.node for each in inventories])
+    return place_units(source.units, source.tensors(), holders, [each.node for each in inventories])
 
 
 def _able(placement: Placement, node: str) -> int:
