@@ -1,11 +1,10 @@
-"""A run of the real coordinator over machines that are numbers, under a clock that is a number.
+"""Simulates the real coordinator with modelled machines and a virtual clock.
 
 The model. A machine does its batches in turn, as workers do with `mint.run.executor`: it builds the lazy tree
 (`batch_seconds`), reads the first unit, and reads the next while it computes one. A source tensor is read once a batch.
-Files come through pipes, a disk or the link of a server; those who read at one moment share a pipe's bandwidth
-equally. Units that are taken away make a worker open what is left anew, as they do. Results wait for each other in
-parcels, as theirs do, and a message takes `message_seconds` of the machine's time. Nobody dies: that is for the tests
-of the coordinator.
+Files come through pipes: a disk, or the link of a server. Concurrent readers share a pipe's bandwidth equally. If units
+are skipped, a machine opens the rest of the batch again, as workers do. Results travel in parcels, and a message takes
+`message_seconds` of the machine's time. No machine fails: the tests of the coordinator cover that.
 """
 
 import heapq
@@ -33,14 +32,14 @@ from cluster.schedule.events import (
 from cluster.transport.messages import Parcel
 from mint.core.errors import MintError
 
-Reads = Mapping[str, Mapping[str, int]]  # bytes of each source tensor that an item is made of, by the item's name
+Reads = Mapping[str, Mapping[str, int]]  # bytes of each source tensor of an item, by the item's name
 Act = Callable[[], None]
-_RECORD_BYTES = 600  # of a measurement on its way
+_RECORD_BYTES = 600  # of one measurement in a message
 
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """A machine: bytes of weights that it computes on per second, and the pipe that its files come through."""
+    """A machine: bytes of weights per second that it computes, and the pipe of its files."""
 
     name: str
     rate: float
@@ -49,21 +48,21 @@ class Machine:
 
 @dataclass(frozen=True, slots=True)
 class Costs:
-    """What a cluster costs beside the work itself. Seconds of a start and of a message as measured with Ray 2.60."""
+    """The overhead of a cluster. Seconds of a start and of a message as measured with Ray 2.60."""
 
-    start_seconds: float = 8.0  # the driver's connection and the workers' hello
-    batch_seconds: float = 0.001  # with the lazy tree, which is built for every batch
+    start_seconds: float = 8.0  # connection of the driver and start of the workers
+    batch_seconds: float = 0.001  # includes the lazy tree of every batch
     message_seconds: float = 0.00028
 
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """What came of a simulated run."""
+    """The result of a simulated run."""
 
     seconds: float
     messages: int
-    done: Mapping[str, int]  # bytes computed on by each machine, doubles included
-    read: Mapping[str, int]  # bytes that came through each pipe
+    done: Mapping[str, int]  # bytes computed by each machine, copies included
+    read: Mapping[str, int]  # bytes through each pipe
 
 
 def simulate(
@@ -79,43 +78,43 @@ def simulate(
 ) -> Run:
     """Let the coordinator give `items` to `machines` until all are done. `pipes` are bandwidths in bytes per second.
 
-    `reach` says which groups each machine can do, as `Placement.missing`; without it everyone can do all. `listen`
-    hears what the coordinator hears, for replays. Raises `MintError` when the coordinator gives items up, as it does
-    with machines that are far slower than the policy's patience.
+    `reach` has the groups of each machine, as `Placement.missing`; without it every machine can do all. `listen` gets
+    every event, for replays. Raises `MintError` if the coordinator gives items up, as it does with machines that are
+    far slower than the policy allows.
     """
     clock = _Clock(pipes)
     coordinator = Coordinator(items, policy)
     everything = dict.fromkeys((item.group for item in items), 0)
 
-    def hear(event: Event | None) -> None:
+    def apply(event: Event | None) -> None:
         listen(clock.now, event)
         for command in coordinator.step(clock.now, event):
-            carry(command)
+            execute(command)
 
-    def carry(command: Command) -> None:
+    def execute(command: Command) -> None:
         match command:
             case Send(worker, batch, names):
                 nodes[worker].take(batch, names)
             case Skip(worker, batch, names):
                 nodes[worker].skip(batch, names)
             case Ping(worker):
-                clock.after(0.0, lambda: hear(Answered(worker)))
+                clock.after(0.0, lambda: apply(Answered(worker)))
             case Dismiss(worker, _):
                 nodes[worker].stop()
 
     sizes = {item.name: item.nbytes for item in items}
-    nodes = {machine.name: _Node(machine, clock, sizes, reads, costs, hear) for machine in machines}
+    nodes = {machine.name: _Node(machine, clock, sizes, reads, costs, apply) for machine in machines}
     for name in nodes:
         joined = Joined(name, reach[name] if reach else everything)
-        clock.after(costs.start_seconds, lambda joined=joined: hear(joined))  # type: ignore[misc]
-    hear(None)
+        clock.after(costs.start_seconds, lambda joined=joined: apply(joined))  # type: ignore[misc]
+    apply(None)
     while coordinator.finished is None:
         if coordinator.wakes_at < clock.due:
             clock.now = coordinator.wakes_at
-            hear(None)
+            apply(None)
         else:
             clock.tick()
-    if lost := [*coordinator.finished.poisoned, *coordinator.finished.stranded]:
+    if lost := [*coordinator.finished.bad_items, *coordinator.finished.stranded]:
         raise MintError(
             f"{len(lost)} of {len(items)} units would be given up, the first is {lost[0]} ({sizes[lost[0]]} bytes); "
             f"needed: machines that do more than {policy.slowest:.0f} bytes per second and can do all units"
@@ -124,10 +123,10 @@ def simulate(
     return Run(clock.now, messages, {name: node.done for name, node in nodes.items()}, clock.read_nbytes)
 
 
-def alone(
+def simulate_alone(
     items: Iterable[Item], machine: Machine, pipes: Mapping[str, float], *, reads: Reads | None = None
 ) -> Run:  # fmt: skip
-    """The same work in the process of one machine, without a cluster: all of it one batch, in the order given."""
+    """The same work in the process of one machine, without a cluster: one batch of all items, in order."""
     sizes = {item.name: item.nbytes for item in items}
     clock = _Clock(pipes)
     node = _Node(machine, clock, sizes, reads, Costs(0.0, 0.0, 0.0), lambda event: None)
@@ -138,14 +137,14 @@ def alone(
 
 
 class _Pipe:
-    """A bandwidth that all readers share equally: each has been served as many bytes as any other since it came."""
+    """A bandwidth that all readers share equally: since a reader came, each got the same number of bytes."""
 
     def __init__(self, bandwidth: float) -> None:
         assert bandwidth > 0
         self._bandwidth = bandwidth
-        self._readers: list[tuple[float, int, Act]] = []  # what will have been served when each is done
+        self._readers: list[tuple[float, int, Act]] = []  # total served at the end of each
         self._served = 0.0
-        self._at = 0.0
+        self._updated = 0.0
 
     def add(self, now: float, nbytes: int, number: int, then: Act) -> None:
         self._advance(now)
@@ -153,25 +152,25 @@ class _Pipe:
 
     @property
     def due(self) -> float:
-        """When the next reader is done."""
+        """The time at which the next reader is done."""
         if not self._readers:
             return inf
         left = max(self._readers[0][0] - self._served, 0.0)
-        return self._at + left * len(self._readers) / self._bandwidth
+        return self._updated + left * len(self._readers) / self._bandwidth
 
     def finish(self, now: float) -> Act:
-        """Take out the reader that is done."""
+        """Remove the reader that is done."""
         self._advance(now)
         return heapq.heappop(self._readers)[2]
 
     def _advance(self, now: float) -> None:
         if self._readers:
-            self._served += (now - self._at) * self._bandwidth / len(self._readers)
-        self._at = now
+            self._served += (now - self._updated) * self._bandwidth / len(self._readers)
+        self._updated = now
 
 
 class _Clock:
-    """What will happen when: in the agenda, or at the end of a pipe."""
+    """A virtual clock with an agenda of actions and the pipes."""
 
     def __init__(self, pipes: Mapping[str, float]) -> None:
         self.now = 0.0
@@ -189,12 +188,12 @@ class _Clock:
 
     @property
     def due(self) -> float:
-        """When the next thing happens."""
+        """The time of the next action."""
         first = self._agenda[0][0] if self._agenda else inf
         return min(first, *(pipe.due for pipe in self._pipes.values()))
 
     def tick(self) -> None:
-        """Let the next thing happen."""
+        """Advance to the next action and do it."""
         pipe = min(self._pipes.values(), key=lambda pipe: pipe.due)
         if self._agenda and self._agenda[0][0] <= pipe.due:
             self.now, _, do = heapq.heappop(self._agenda)
@@ -205,7 +204,7 @@ class _Clock:
 
 
 class _Node:
-    """One machine at work."""
+    """The state of one machine."""
 
     def __init__(
         self,
@@ -214,23 +213,23 @@ class _Node:
         sizes: Mapping[str, int],
         reads: Reads | None,
         costs: Costs,
-        hear: Callable[[Event], None],
+        report: Callable[[Event], None],
     ) -> None:
         assert machine.rate > 0
         self.done = 0
         self.messages = 0
         self._parcel: Parcel[str] = Parcel(lambda: clock.now)
-        self._owed = 0.0  # seconds for messages that were sent
+        self._owed = 0.0  # seconds for sent messages, not yet added to the work
         self._machine = machine
         self._clock = clock
         self._sizes = sizes
         self._reads = reads
         self._costs = costs
-        self._hear = hear
+        self._report = report
         self._batches: deque[tuple[int, deque[str]]] = deque()
         self._skipped: set[tuple[int, str]] = set()
-        self._there: set[str] = set()  # source tensors read since the batch was opened
-        self._opened = 0  # times; what belongs to an earlier one is void
+        self._loaded: set[str] = set()  # source tensors read since the batch was opened
+        self._opened = 0  # number of opens; actions of an earlier open are void
         self._busy = False
         self._alive = True
 
@@ -248,9 +247,9 @@ class _Node:
         self._opened += 1
 
     def _open(self) -> None:
-        """Go on with the first batch: its tree, then the first of its items."""
+        """Open the first batch: build its tree, then read its first item."""
         self._opened += 1
-        self._there = set()
+        self._loaded = set()
         batch, names = self._batches[0]
         left = deque(name for name in names if (batch, name) not in self._skipped)
         self._batches[0] = batch, left
@@ -261,7 +260,7 @@ class _Node:
 
     def _close(self) -> None:
         batch, _ = self._batches.popleft()
-        self._hear(Ended(self._machine.name, batch))
+        self._report(Ended(self._machine.name, batch))
         if self._batches:
             self._open()
         else:
@@ -271,22 +270,22 @@ class _Node:
         self._clock.read(self._machine.pipe, self._to_read(self._batches[0][1][0]), self._unless_void(self._compute))
 
     def _compute(self) -> None:
-        """The first item is read: compute it while the next is being read; go on when both are done."""
+        """Compute the first item while the next is read; continue when both are done."""
         names = self._batches[0][1]
-        awaited = 1 + (len(names) > 1)
+        pending = 1 + (len(names) > 1)
 
         def finished() -> None:
-            nonlocal awaited
-            awaited -= 1
-            if not awaited:
+            nonlocal pending
+            pending -= 1
+            if not pending:
                 self._compute()
 
         def computed() -> None:
             batch, left = self._batches[0]
             name = left.popleft()
-            again = any((batch, other) in self._skipped for other in left)
-            self._arrive(name, left[0] if left and not again else None)
-            if not left or again:
+            has_skips = any((batch, other) in self._skipped for other in left)
+            self._deliver(name, left[0] if left and not has_skips else None)
+            if not left or has_skips:
                 self._open()
             else:
                 finished()
@@ -297,20 +296,20 @@ class _Node:
         self._owed = 0.0
         self._clock.after(seconds, self._unless_void(computed))
 
-    def _arrive(self, name: str, following: str | None) -> None:
+    def _deliver(self, name: str, following: str | None) -> None:
         self.done += self._sizes[name]
-        full = self._parcel.add(name, _RECORD_BYTES)
-        if self._parcel.is_due(self._sizes[name], self._sizes[following] if following else None) or full:
+        is_full = self._parcel.add(name, _RECORD_BYTES)
+        if self._parcel.is_due(self._sizes[name], self._sizes[following] if following else None) or is_full:
             self.messages += 1
             self._owed += self._costs.message_seconds
             for done in self._parcel.take():
-                self._hear(Arrived(self._machine.name, done))
+                self._report(Arrived(self._machine.name, done))
 
     def _to_read(self, name: str) -> int:
         tensors = self._reads[name] if self._reads is not None else {name: self._sizes[name]}
-        fresh = tensors.keys() - self._there
-        self._there.update(fresh)
-        return sum(tensors[tensor] for tensor in fresh)
+        missing = tensors.keys() - self._loaded
+        self._loaded.update(missing)
+        return sum(tensors[tensor] for tensor in missing)
 
     def _unless_void(self, do: Act) -> Act:
         opened = self._opened

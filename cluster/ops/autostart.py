@@ -1,7 +1,7 @@
-"""Files that let a machine start its node by itself: a property list for launchd, a unit for systemd.
+"""Service files that start a node at boot: a property list for launchd, a unit for systemd.
 
-On a Mac it is a LaunchDaemon with a user, since LaunchAgents and most terminals are kept from the local network, and
-`caffeinate` keeps the Mac awake for as long as the node lives. Neither file holds a secret.
+A Mac needs a LaunchDaemon with a user: macOS blocks LaunchAgents and most terminals from the local network.
+`caffeinate` keeps the Mac awake while the node runs. Neither file contains a secret.
 """
 
 import plistlib
@@ -12,13 +12,13 @@ from dataclasses import dataclass
 OPEN_FILES = 65536
 LAUNCHD, SYSTEMD = "launchd", "systemd"
 _CAFFEINATE = ("/usr/bin/caffeinate", "-is")
-_AGAIN_SECONDS = 10  # between a node's end and its next start
-_END_SECONDS = 60  # for the node to end its children
+_RESTART_SECONDS = 10  # between the end of a node and its next start
+_STOP_SECONDS = 60  # for the node to end its children
 
 
 @dataclass(frozen=True, slots=True)
-class Service:
-    """A command of mint that shall always run, as a user."""
+class NodeService:
+    """A mint command that always runs, as a user."""
 
     name: str  # mint-cluster-head
     command: Sequence[str]
@@ -28,7 +28,7 @@ class Service:
     variables: Mapping[str, str]
 
 
-def launchd(service: Service) -> str:
+def launchd(service: NodeService) -> str:
     """The property list of a LaunchDaemon, for /Library/LaunchDaemons."""
     listing = {
         "Label": service.name,
@@ -38,9 +38,9 @@ def launchd(service: Service) -> str:
         "EnvironmentVariables": {"HOME": service.home, **service.variables},
         "RunAtLoad": True,
         "KeepAlive": True,
-        "ThrottleInterval": _AGAIN_SECONDS,
-        "ExitTimeOut": _END_SECONDS,
-        "ProcessType": "Interactive",  # else macOS gives it less of the processor
+        "ThrottleInterval": _RESTART_SECONDS,
+        "ExitTimeOut": _STOP_SECONDS,
+        "ProcessType": "Interactive",  # otherwise macOS throttles its processor time
         "SoftResourceLimits": {"NumberOfFiles": OPEN_FILES},
         "HardResourceLimits": {"NumberOfFiles": OPEN_FILES},
         "StandardOutPath": service.log,
@@ -49,7 +49,7 @@ def launchd(service: Service) -> str:
     return plistlib.dumps(listing, sort_keys=False).decode()
 
 
-def systemd(service: Service) -> str:
+def systemd(service: NodeService) -> str:
     """The unit of a system service, for /etc/systemd/system."""
     command = " ".join(shlex.quote(word.replace("%", "%%").replace("$", "$$")) for word in service.command)
     assignments = " ".join(f'"{name}={value.replace("%", "%%")}"' for name, value in service.variables.items())
@@ -58,7 +58,7 @@ def systemd(service: Service) -> str:
         f"[Unit]\nDescription=MINT cluster node ({service.name})\n"
         "Wants=network-online.target\nAfter=network-online.target\n\n"
         f"[Service]\nExecStart={command}\nUser={service.user}\nWorkingDirectory={service.home}\n{variables}"
-        f"Restart=always\nRestartSec={_AGAIN_SECONDS}\nTimeoutStopSec={_END_SECONDS}\nLimitNOFILE={OPEN_FILES}\n\n"
+        f"Restart=always\nRestartSec={_RESTART_SECONDS}\nTimeoutStopSec={_STOP_SECONDS}\nLimitNOFILE={OPEN_FILES}\n\n"
         "[Install]\nWantedBy=multi-user.target\n"
     )
 
@@ -66,12 +66,12 @@ def systemd(service: Service) -> str:
 KINDS = {LAUNCHD: launchd, SYSTEMD: systemd}
 
 
-def how_to_install(kind: str, name: str) -> str:
-    """What to do with the file, for the user."""
+def install_hint(kind: str, name: str) -> str:
+    """The shell commands that install the file."""
     if kind == LAUNCHD:
-        place = f"/Library/LaunchDaemons/{name}.plist"
+        path = f"/Library/LaunchDaemons/{name}.plist"
         return (
-            f"sudo install -m 644 -o root -g wheel FILE {place} && sudo launchctl bootstrap system {place}; "
-            f"ended with: sudo launchctl bootout system/{name}"
+            f"sudo install -m 644 -o root -g wheel FILE {path} && sudo launchctl bootstrap system {path}; "
+            f"to stop it: sudo launchctl bootout system/{name}"
         )
     return f"sudo install -m 644 FILE /etc/systemd/system/{name}.service && sudo systemctl enable --now {name}"

@@ -1,7 +1,7 @@
-"""Certificates for a cluster that speaks TLS: an authority of its own, and one certificate for every machine.
+"""Certificates for a cluster with TLS: its own authority, and one certificate for every machine.
 
-Ray asks both sides for a certificate of the same authority, so whoever has none of them is not heard. The authority's
-key is needed only to add machines: it stays where it was made. Keys are elliptic (P-256), files of keys are private.
+Ray requires certificates of the same authority on both sides of a connection. The authority's key is needed only to
+add machines, so it stays on the machine that made it. Keys are elliptic (P-256); only the owner can read key files.
 """
 
 import ipaddress
@@ -24,25 +24,21 @@ _YEARS = 5
 
 
 def make_certificates(hosts: Sequence[str], folder: Path) -> list[Path]:
-    """Write `folder`/HOST with certificate, key and authority for every host (address or name); those folders.
+    """Write certificate, key and authority to `folder`/HOST for every host (address or name); return these folders.
 
-    An authority that is in `folder` already signs for more hosts. Raises `MintError` for a host that has its folder.
+    An existing authority in `folder` signs for more hosts. Raises `MintError` if the folder of a host exists.
     """
-    there = [host for host in hosts if (folder / host).exists()]
-    if there:
-        raise MintError(
-            f"{folder / there[0]} exists; nothing is overwritten. Remove it to make new certificates for it"
-        )
+    if existing := [folder / host for host in hosts if (folder / host).exists()]:
+        raise MintError(f"{existing[0]} exists; nothing is overwritten. Remove it to make new certificates for it")
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     key, authority = _authority(folder)
-    made = []
-    for host in hosts:
-        place = folder / host
-        place.mkdir(mode=0o700)
-        own = ec.generate_private_key(ec.SECP256R1())
-        names = [_name(each) for each in dict.fromkeys((host, "localhost", "127.0.0.1"))]
+    targets = [folder / host for host in hosts]
+    for host, target in zip(hosts, targets, strict=True):
+        target.mkdir(mode=0o700)
+        host_key = ec.generate_private_key(ec.SECP256R1())
+        names = [_name(name) for name in dict.fromkeys((host, "localhost", "127.0.0.1"))]
         certificate = (
-            _begun(host, authority.subject, own)
+            _builder(host, authority.subject, host_key)
             .add_extension(x509.SubjectAlternativeName(names), critical=False)
             .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
             .add_extension(
@@ -51,15 +47,14 @@ def make_certificates(hosts: Sequence[str], folder: Path) -> list[Path]:
             )
             .sign(key, hashes.SHA256())
         )
-        _write(place / _KEY, _private(own))
-        _write(place / _CERTIFICATE, certificate.public_bytes(serialization.Encoding.PEM))
-        _write(place / _AUTHORITY, authority.public_bytes(serialization.Encoding.PEM))
-        made.append(place)
-    return made
+        _write(target / _KEY, _private(host_key))
+        _write(target / _CERTIFICATE, certificate.public_bytes(serialization.Encoding.PEM))
+        _write(target / _AUTHORITY, authority.public_bytes(serialization.Encoding.PEM))
+    return targets
 
 
 def _authority(folder: Path) -> tuple[ec.EllipticCurvePrivateKey, x509.Certificate]:
-    """The key and certificate of the authority in `folder`, made when there is none."""
+    """The key and certificate of the authority in `folder`; makes them if there are none."""
     if (folder / AUTHORITY_KEY).exists():
         key = serialization.load_pem_private_key((folder / AUTHORITY_KEY).read_bytes(), password=None)
         assert isinstance(key, ec.EllipticCurvePrivateKey)
@@ -67,7 +62,7 @@ def _authority(folder: Path) -> tuple[ec.EllipticCurvePrivateKey, x509.Certifica
     key = ec.generate_private_key(ec.SECP256R1())
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "mint cluster")])
     certificate = (
-        _begun("mint cluster", subject, key)
+        _builder("mint cluster", subject, key)
         .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
         .sign(key, hashes.SHA256())
     )
@@ -76,7 +71,7 @@ def _authority(folder: Path) -> tuple[ec.EllipticCurvePrivateKey, x509.Certifica
     return key, certificate
 
 
-def _begun(name: str, issuer: x509.Name, key: ec.EllipticCurvePrivateKey) -> x509.CertificateBuilder:
+def _builder(name: str, issuer: x509.Name, key: ec.EllipticCurvePrivateKey) -> x509.CertificateBuilder:
     now = datetime.now(UTC)
     return (
         x509.CertificateBuilder()
@@ -84,7 +79,7 @@ def _begun(name: str, issuer: x509.Name, key: ec.EllipticCurvePrivateKey) -> x50
         .issuer_name(issuer)
         .public_key(key.public_key())
         .serial_number(x509.random_serial_number())
-        .not_valid_before(now - timedelta(days=1))  # clocks of machines differ
+        .not_valid_before(now - timedelta(days=1))  # tolerates clock differences between machines
         .not_valid_after(now + timedelta(days=365 * _YEARS))
     )
 

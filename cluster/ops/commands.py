@@ -1,6 +1,6 @@
-"""`mint cluster`: the commands of a cluster, which the command line of mint finds through an entry point.
+"""The commands of `mint cluster`, which the command line of mint loads through an entry point.
 
-A thin rim: everything heavy, Ray above all, is imported inside the commands.
+Heavy modules, above all Ray, are imported inside the commands.
 """
 
 import os
@@ -32,37 +32,38 @@ if TYPE_CHECKING:
 
 app = typer.Typer(
     name="cluster",
-    help="Several machines as one, for --cluster.",
+    help="Use several machines as one, for --cluster.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     add_completion=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-Where = Annotated[
-    str, typer.Argument(metavar="[tls://]HOST[:PORT]", help=f"The head of the cluster; its port, if not {PORT}.")
+Head = Annotated[
+    str, typer.Argument(metavar="[tls://]HOST[:PORT]", help=f"The head of the cluster; the default port is {PORT}.")
 ]
 TokenFile = Annotated[
     Path | None,
-    typer.Option(metavar="FILE", help=f"The cluster's token; default: {TOKEN_VARIABLE}, or where up makes one."),
+    typer.Option(
+        metavar="FILE", help=f"The token of the cluster; default: {TOKEN_VARIABLE}, or the token that up makes."
+    ),
 ]
 ModelRoots = Annotated[
     list[Path],
-    typer.Option(
-        metavar="DIR", help="Where this machine has its models: folders of models, or a hub cache. May be repeated."
-    ),
+    typer.Option(metavar="DIR", help="A folder with models, or a hub cache, on this machine. May be repeated."),
 ]
-Tls = Annotated[bool, typer.Option("--tls", help="Encrypt everything, with the certificates of mint cluster certs.")]
+Tls = Annotated[bool, typer.Option("--tls", help="Encrypt all traffic with the certificates of mint cluster certs.")]
 HERE = f"127.0.0.1:{PORT}"
 
 
 @app.command()
 def up(
-    head: Annotated[bool, typer.Option("--head", help="Start the head; it works too.")] = False,
+    head: Annotated[bool, typer.Option("--head", help="Start the head, which works too.")] = False,
     address: Annotated[
-        str, typer.Option(metavar="IP", help="This machine's address for the others; default: for this machine alone.")
+        str,
+        typer.Option(metavar="IP", help="The address of this machine for the other nodes; default: this machine only."),
     ] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=1, max=65535, help="Where the head listens.")] = PORT,
+    port: Annotated[int, typer.Option(min=1, max=65535, help="The port of the head.")] = PORT,
     token_file: TokenFile = None,
     model_root: ModelRoots = [],  # noqa: B006, typer copies it
     tls: Tls = False,
@@ -73,75 +74,75 @@ def up(
     """
     if not head:
         raise MintError("needed: --head to start a cluster here, or mint cluster join HOST:PORT to join one")
-    where = parse_address(f"{address}:{port}")
-    place = token_file or token_place()
-    made = make_token(place)
+    head_address = parse_address(f"{address}:{port}")
+    token = token_file or token_place()
+    is_new = make_token(token)
     with _ray():
-        from cluster.ops.nodes import Start, need_free, run_node
+        from cluster.ops.nodes import NodeStart, require_free, run_node
 
-        start = Start(where, address, True, checked_token(place), _certificates(tls), _folders(model_root))
-        need_free(where)
-        typer.echo(f"token: {place} ({'made now' if made else 'as before'}; whoever has it can run programs here)")
-        raise typer.Exit(run_node(start, lambda _: _say_how_to_join(start.address, place, tls)))
+        start = NodeStart(head_address, address, True, checked_token(token), _certificates(tls), _folders(model_root))
+        require_free(head_address)
+        typer.echo(f"token: {token} ({'new' if is_new else 'existing'}; anyone who has it can run programs here)")
+        raise typer.Exit(run_node(start, lambda _: _print_next_steps(head_address, token, tls)))
 
 
 @app.command()
 def join(
-    head: Where,
+    head: Head,
     token_file: TokenFile = None,
     model_root: ModelRoots = [],  # noqa: B006, typer copies it
     tls: Tls = False,
 ) -> None:
-    """Let this machine work for a cluster, in the foreground, until Ctrl-C.
+    """Join this machine to a cluster, in the foreground, until Ctrl-C.
 
     Example: mint cluster join 10.0.0.1:6379 --token-file token --model-root ~/models
     """
-    where = parse_address(head)
-    token, certificates = checked_token(token_file or token_place()), _certificates(tls or where.tls)
+    address = parse_address(head)
+    token, certificates = checked_token(token_file or token_place()), _certificates(tls or address.tls)
     roots = _folders(model_root)
     with _ray():
-        from cluster.ops.nodes import Start, own_address, run_node
+        from cluster.ops.nodes import NodeStart, own_address, run_node
         from cluster.transport.handshake import knock
 
-        own = own_address(where)
-        if knock(where, token=token, tls=certificates).has(own):
-            raise MintError(f"this machine ({own}) is a node of {where} already; one is enough")
-        start = Start(where, own, False, token, certificates, roots)
-        raise typer.Exit(run_node(start, lambda _: typer.echo(f"joined {where} as {own}. Ctrl-C leaves")))
+        own = own_address(address)
+        if knock(address, token=token, tls=certificates).has(own):
+            raise MintError(f"this machine ({own}) is already a node of {address}; needed: one node per machine")
+        start = NodeStart(address, own, False, token, certificates, roots)
+        raise typer.Exit(run_node(start, lambda _: typer.echo(f"joined {address} as {own}. Press Ctrl-C to leave")))
 
 
 @app.command()
 def status(
-    head: Where = HERE,
+    head: Head = HERE,
     token_file: TokenFile = None,
     tls: Tls = False,
     as_json: Json = False,
 ) -> None:
-    """Show the nodes of a cluster, what each of them holds, and how fast it was."""
-    where = parse_address(head)
-    where = replace(where, tls=where.tls or tls)
+    """Show the nodes of a cluster, their models and their measured rates."""
+    address = parse_address(head)
+    address = replace(address, tls=address.tls or tls)
     with Screen(as_json) as screen, _ray():
-        from cluster.ops.status import ANSWER_SECONDS, cluster_record, tell_node
+        from cluster.ops.status import ANSWER_SECONDS, cluster_record, pack_node
         from cluster.transport.connect import driving
 
-        with driving(where, token_file) as known:
+        with driving(address, token_file) as known:
             from cluster.transport.driver import survey
 
             assert known
-            record = cluster_record(known, survey(tell_node, ANSWER_SECONDS))
+            record = cluster_record(known, survey(pack_node, ANSWER_SECONDS))
     screen.answer(record)
 
 
 @app.command()
 def doctor(
     head: Annotated[
-        str, typer.Argument(metavar="[[tls://]HOST[:PORT]]", help="Also see whether this cluster lets this machine in.")
+        str, typer.Argument(metavar="[[tls://]HOST[:PORT]]", help="Also check that this cluster accepts this machine.")
     ] = "",
     as_json: Json = False,
 ) -> None:
-    """Check this machine for everything known to go wrong in a cluster, with its cure. The report holds no secret.
+    """Check this machine for known problems of a cluster and name the cures. The report contains no secret.
 
-    Exit code 1 when something is bad.
+    The exit code is 1 if a finding is bad.
     """
     from dataclasses import asdict
 
@@ -152,7 +153,7 @@ def doctor(
         machine = observe()
         findings = examine(machine)
         if head:
-            findings.append(_knocked(head))
+            findings.append(_check_head(head))
     record = {"checks": [asdict(finding) for finding in findings], "well": is_well(findings)}
     screen.answer(record | ({"machine": asdict(machine)} if as_json else {}))
     if not is_well(findings):
@@ -161,10 +162,12 @@ def doctor(
 
 @app.command()
 def certs(
-    hosts: Annotated[list[str], typer.Argument(metavar="HOST...", help="Address or name of every machine.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write, one folder in it for each machine.")],
+    hosts: Annotated[list[str], typer.Argument(metavar="HOST...", help="The address or name of every machine.")],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="The output folder; gets one folder for each machine.")
+    ],
 ) -> None:
-    """Make certificates for --tls: an authority, and one certificate for every machine. More can be added later."""
+    """Make certificates for --tls: an authority, and a certificate for every machine. Run it again to add some."""
     from cluster.ops.certificates import make_certificates
 
     for folder in make_certificates(hosts, output):
@@ -174,14 +177,16 @@ def certs(
 @app.command()
 def plan(
     model: Model,
-    machines: Annotated[int, typer.Option(min=2, help="How many machines like this one.")] = 2,
-    rounding: Annotated[str, typer.Option(metavar="NAME", help="What is measured: nearest or search.")] = "nearest",
+    machines: Annotated[int, typer.Option(min=2, help="Number of machines like this one.")] = 2,
+    rounding: Annotated[
+        str, typer.Option(metavar="NAME", help="The rounding to measure: nearest or search.")
+    ] = "nearest",
     dtype: Dtype = "",
     as_json: Json = False,
 ) -> None:
-    """Is a cluster worth it for MODEL? Measures this machine for a few seconds and predicts minutes.
+    """Measure this machine for a few seconds and predict if a cluster is worth it for MODEL.
 
-    Alone, with local copies, with a folder that one machine shares, and with a file server, over several links.
+    Compares one machine, local copies, a shared folder and a file server, over several links.
     """
     from cluster.forecast.forecast import plan_cluster
     from mint.formats.format import check_rounding
@@ -199,74 +204,77 @@ def plan(
 
 @app.command("service-file")
 def service_file(
-    role: Annotated[str, typer.Argument(metavar="head|worker", help="Which node this machine shall be.")],
+    role: Annotated[str, typer.Argument(metavar="head|worker", help="The role of this machine.")],
     address: Annotated[
         str,
-        typer.Option(metavar="IP[:PORT]", help="head: this machine's address for the others; worker: the head's."),
+        typer.Option(
+            metavar="IP[:PORT]",
+            help="head: the address of this machine for the others; worker: the address of the head.",
+        ),
     ],
     token_file: TokenFile = None,
     model_root: ModelRoots = [],  # noqa: B006, typer copies it
     tls: Tls = False,
-    kind: Annotated[str, typer.Option(metavar="launchd|systemd", help="Default: what this system has.")] = "",
+    kind: Annotated[str, typer.Option(metavar="launchd|systemd", help="Default: the kind of this system.")] = "",
 ) -> None:
-    """Print a file that lets this machine start its node by itself: a launchd property list, or a systemd unit.
+    """Print a service file that starts the node of this machine at boot, for launchd or systemd.
 
     Example: mint cluster service-file worker --address 10.0.0.1 --model-root ~/models > mint-cluster-worker.plist
     """
     import getpass
     import sys
 
-    from cluster.ops.autostart import KINDS, LAUNCHD, SYSTEMD, Service, how_to_install
+    from cluster.ops.autostart import KINDS, LAUNCHD, SYSTEMD, NodeService, install_hint
 
     if role not in ("head", "worker"):
         raise typer.BadParameter(f"found {role!r}, needed head or worker", param_hint="head|worker")
     kind = kind or (LAUNCHD if sys.platform == "darwin" else SYSTEMD)
     if kind not in KINDS:
         raise typer.BadParameter(f"found {kind!r}, needed {' or '.join(KINDS)}", param_hint="--kind")
-    where = parse_address(address)
-    start = ["up", "--head", "--address", where.host, "--port", str(where.port)]
+    head = parse_address(address)
+    up = ["up", "--head", "--address", head.host, "--port", str(head.port)]
     command = [
         *(str(Path(sys.executable).with_name("mint")), "cluster"),
-        *(start if role == "head" else ["join", str(where)]),
+        *(up if role == "head" else ["join", str(head)]),
         *("--token-file", str((token_file or token_place()).absolute())),
         *(word for root in _folders(model_root) for word in ("--model-root", str(root))),
-        *(["--tls"] if tls or where.tls else []),
+        *(["--tls"] if tls or head.tls else []),
     ]
-    kept = {name: os.environ[name] for name in ("MINT_CACHE", "MINT_CONFIG") if name in os.environ}
+    variables = {name: os.environ[name] for name in ("MINT_CACHE", "MINT_CONFIG") if name in os.environ}
     name = f"mint-cluster-{role}"
     home = str(Path.home())
-    service = Service(name, command, getpass.getuser(), home, f"{home}/{name}.log", kept)
+    service = NodeService(name, command, getpass.getuser(), home, f"{home}/{name}.log", variables)
     typer.echo(KINDS[kind](service), nl=False)
-    typer.echo(how_to_install(kind, name), err=True)
+    typer.echo(install_hint(kind, name), err=True)
 
 
-def _say_how_to_join(address: Address, token: Path, tls: bool) -> None:
+def _print_next_steps(address: Address, token: Path, tls: bool) -> None:
     scheme = "tls://" if tls else ""
     if address.is_loopback:
-        typer.echo("up, for this machine alone; for others: --address with this machine's address")
+        typer.echo("The head is up, for this machine only; for other machines, give --address with this one's address")
     else:
         typer.echo(
-            f"up. On every other machine, with a copy of the token (chmod 600):\n"
+            f"The head is up. On every other machine, with a copy of the token (chmod 600), run:\n"
             f"  mint cluster join {scheme}{address} --token-file TOKEN --model-root DIR\n"
-            "Ray listens on all networks of this machine from now on; nobody is let in without the token."
+            "Ray now listens on all networks of this machine; it accepts nobody without the token."
         )
     variable = "" if token == token_place() else f"{TOKEN_VARIABLE}={token} "
-    typer.echo(f"Then on any of them:\n  {variable}mint quantize MODEL --budget 64GB --cluster {scheme}{address}")
-    typer.echo("Ctrl-C ends the head, and the cluster with it.")
+    typer.echo(f"Then run on any of them:\n  {variable}mint quantize MODEL --budget 64GB --cluster {scheme}{address}")
+    typer.echo("Ctrl-C stops the head and thereby the cluster.")
 
 
-def _knocked(head: str) -> "Finding":
+def _check_head(head: str) -> "Finding":
     from cluster.ops.doctor import BAD, GOOD, Finding
 
-    where = parse_address(head)
+    address = parse_address(head)
     try:
         with _ray():
             from cluster.transport.handshake import knock
 
-            known = knock(where, token=checked_token(token_place()), tls=_certificates(where.tls))
+            known = knock(address, token=checked_token(token_place()), tls=_certificates(address.tls))
     except MintError as error:
-        return Finding("cluster", BAD, str(where), str(error))
-    return Finding("cluster", GOOD, f"{where}: {len(known.living())} nodes, same versions, token accepted")
+        return Finding("cluster", BAD, str(address), str(error))
+    return Finding("cluster", GOOD, f"{address}: {len(known.living())} nodes, same versions, token accepted")
 
 
 def _certificates(tls: bool) -> Path | None:
@@ -282,7 +290,7 @@ def _folders(roots: list[Path]) -> tuple[Path, ...]:
 
 @contextmanager
 def _ray() -> Iterator[None]:
-    """Name the extra where Ray or gRPC is not installed."""
+    """Raise `MintError` with the extra to install if Ray or gRPC is missing."""
     try:
         yield
     except ModuleNotFoundError as error:

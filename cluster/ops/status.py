@@ -1,4 +1,4 @@
-"""What the nodes of a cluster are and hold, asked of each of them, beside whatever work goes on."""
+"""Collects the record of `mint cluster status` from all nodes, also while they work."""
 
 from __future__ import annotations
 
@@ -8,26 +8,26 @@ from typing import TYPE_CHECKING, Any
 from cluster.transport.wire import pack, unpack
 
 if TYPE_CHECKING:
-    from cluster.transport.handshake import Head  # not before Ray's environment is set: it imports Ray
+    from cluster.transport.handshake import Head  # imports Ray, which must not happen before its environment is set
 
-ANSWER_SECONDS = 30.0  # a node that was not asked before has to import MLX first
+ANSWER_SECONDS = 30.0  # the first request to a node imports MLX
 
 
-def tell_node() -> bytes:
-    """What this node is and holds; runs on the node."""
+def pack_node() -> bytes:
+    """The machine, models and rates of this node, as msgpack; runs on the node."""
     from cluster.ops.machine import models, observe
     from cluster.transport.throughput import rates
 
     return pack({"machine": asdict(observe()), "models": [asdict(model) for model in models()], "rates": rates()})
 
 
-def cluster_record(head: Head, told: dict[str, tuple[str, bytes]]) -> dict[str, Any]:
-    """The record of `mint cluster status`: what the head knows and what the nodes `told`, by node id."""
+def cluster_record(head: Head, answers: dict[str, tuple[str, bytes]]) -> dict[str, Any]:
+    """The record of `mint cluster status`, from the head and the answers of `pack_node`, by node id."""
     nodes, models, rates = [], [], []
     for node in sorted(head.living(), key=lambda node: (not node.is_head, node.address)):
-        answer = told.get(node.node_id, ("", b""))[1]
-        said = unpack(answer) if answer else {"machine": None, "models": [], "rates": {}}
-        machine = said["machine"]
+        answer = answers.get(node.node_id, ("", b""))[1]
+        record = unpack(answer) if answer else {"machine": None, "models": [], "rates": {}}
+        machine = record["machine"]
         nodes.append(
             {
                 "node": node.address,
@@ -41,9 +41,9 @@ def cluster_record(head: Head, told: dict[str, tuple[str, bytes]]) -> dict[str, 
                 "versions": dict(node.labels_of_versions()) | ({"python": machine["python"]} if machine else {}),
             }
         )
-        models += [{"node": node.address, **_model(model)} for model in said["models"]]
+        models += [{"node": node.address, **_model(model)} for model in record["models"]]
         rates += [
-            {"node": node.address, "job": job, "bytes_per_second": round(rate)} for job, rate in said["rates"].items()
+            {"node": node.address, "job": job, "bytes_per_second": round(rate)} for job, rate in record["rates"].items()
         ]
     gone = [node.address for node in head.nodes if not node.is_alive]
     return {

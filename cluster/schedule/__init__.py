@@ -1,1 +1,1 @@
-"""Decides which node does which work, from events alone: no Ray, no clock, no socket."""
+"""Assigns work to nodes from events alone: no Ray, no clock, no socket."""

@@ -1,9 +1,8 @@
-"""Macs of different kinds in one cluster: which units are measured on several of them, to be compared.
+"""Chooses the units that every kind of Mac in a cluster measures, and compares their results.
 
-Any node may measure, whatever its chip. Some units, decided by their paths alone, are measured on every kind that can,
-before the others; kinds that disagree about one are not to be trusted with the rest. What writes bytes or runs the
-model is done by nodes of one kind alone, that of the machine where the command runs: chips may differ in single codes,
-and the units of one model, like the probes of one file, have to be of one kind.
+A node of any chip may measure. Some units, chosen by their paths alone, are first measured on every kind that can do
+them. If kinds disagree about one, the run stops. Jobs that write bytes or run the model use one kind only, that of the
+machine where the command runs: chips may differ in single codes, and one model or probe file needs one kind.
 """
 
 import hashlib
@@ -16,27 +15,27 @@ from mint.core.errors import MintError
 from mint.formats.units import Unit
 
 SHARE = 0.005  # of all units
-FEWEST = 2
+FEWEST = 2  # units
 
 
-def measured_twice(units: Sequence[Unit], able: Mapping[str, set[str]]) -> tuple[Unit, ...]:
-    """The units, of all `units`, to measure on every kind; `able` has the paths that each kind can do."""
+def cross_check_units(units: Sequence[Unit], able: Mapping[str, set[str]]) -> tuple[Unit, ...]:
+    """The units to measure on every kind; `able` maps a kind to the paths that it can do."""
     shared = [unit for unit in units if sum(unit.path in paths for paths in able.values()) > 1]
     count = max(FEWEST, ceil(SHARE * len(units)))
     chosen = {unit.path for unit in sorted(shared, key=lambda unit: _draw(unit.path))[:count]}
     return tuple(unit for unit in shared if unit.path in chosen)
 
 
-def insist_on_agreement(found: Mapping[str, Measurement]) -> None:
-    """Raise `MintError` when nodes of different kinds disagree about one unit; `found` is by the name of the node."""
-    (first, expected), *others = found.items()
+def check_agreement(measurements: Mapping[str, Measurement]) -> None:
+    """Raise `MintError` if nodes of different kinds disagree about one unit; `measurements` is by node name."""
+    (first, expected), *others = measurements.items()
     for node, measurement in others:
-        if differs := difference(expected, measurement):
-            what, one, other = differs
+        if values := difference(expected, measurement):
+            quantity, one, other = values
             raise MintError(
-                f"unit {measurement.path}: {what} is {one:.9g} on {first} and {other:.9g} on {node}; needed: the same "
-                f"within {TOLERANCE:g} relative, whatever the chip. Do without one of the two (mint cluster doctor "
-                "there), and analyze again"
+                f"unit {measurement.path}: {quantity} is {one:.9g} on {first} and {other:.9g} on {node}; needed: the "
+                f"same within {TOLERANCE:g} relative on every chip. Run mint cluster doctor on both, remove one, and "
+                "analyze again"
             )
 
 

@@ -1,14 +1,14 @@
-"""What the coordinator hears and what it says: records only, so that both can be written down and replayed."""
+"""Events and commands of the coordinator: plain records, so that a run can be logged and replayed."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-# events name the worker that they come from: one incarnation of one node. A node that comes back is a new worker
+# a worker is one incarnation of a node: a node that comes back is a new worker
 
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """A piece of work. Items of one `group` are read from the same shards, so the same workers can do them."""
+    """A unit of work. Items of one `group` are read from the same shards, so the same workers can do them."""
 
     name: str
     nbytes: int
@@ -17,7 +17,7 @@ class Item:
 
 @dataclass(frozen=True, slots=True)
 class Joined:
-    """A worker is there; `missing` says how many bytes it would have to borrow for each group that it can do."""
+    """A worker is ready; `missing` is the number of bytes to borrow for each group that it can do."""
 
     worker: str
     missing: Mapping[str, int]
@@ -25,7 +25,7 @@ class Joined:
 
 @dataclass(frozen=True, slots=True)
 class Arrived:
-    """The result of an item came from a worker."""
+    """A worker sent the result of an item."""
 
     worker: str
     item: str
@@ -33,7 +33,7 @@ class Arrived:
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """An item raised on a worker that goes on with the rest of the batch."""
+    """An item raised on a worker, which continues with the rest of the batch."""
 
     worker: str
     item: str
@@ -42,7 +42,7 @@ class Failed:
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """A batch is over: whatever of it has not arrived will not come."""
+    """A batch is over: no more results of it will arrive."""
 
     worker: str
     batch: int
@@ -50,7 +50,7 @@ class Ended:
 
 @dataclass(frozen=True, slots=True)
 class Broken:
-    """The stream of a batch broke off; the worker may live."""
+    """The stream of a batch broke; the worker may be alive."""
 
     worker: str
     batch: int
@@ -73,7 +73,7 @@ class Died:
 
 @dataclass(frozen=True, slots=True)
 class Overdue:
-    """Nothing was heard of a worker for as long as it was given. The coordinator says this to itself."""
+    """A worker passed its deadline. The coordinator creates this event itself."""
 
     worker: str
 
@@ -83,7 +83,7 @@ Event = Joined | Arrived | Failed | Ended | Broken | Answered | Died | Overdue
 
 @dataclass(frozen=True, slots=True)
 class Send:
-    """Give a worker these items, to be done in this order."""
+    """Send these items to a worker, in this order."""
 
     worker: str
     batch: int
@@ -92,7 +92,7 @@ class Send:
 
 @dataclass(frozen=True, slots=True)
 class Skip:
-    """Tell a worker not to begin these items of a batch; done all the same, they do no harm."""
+    """Tell a worker not to begin these items of a batch; their results do no harm."""
 
     worker: str
     batch: int
@@ -101,14 +101,14 @@ class Skip:
 
 @dataclass(frozen=True, slots=True)
 class Ping:
-    """Ask a worker whether it is there."""
+    """Ask a worker for a sign of life."""
 
     worker: str
 
 
 @dataclass(frozen=True, slots=True)
 class Dismiss:
-    """Expect nothing more of a worker; its node may send a new one."""
+    """Give up a worker; its node may start a new one."""
 
     worker: str
     reason: str
@@ -116,16 +116,16 @@ class Dismiss:
 
 @dataclass(frozen=True, slots=True)
 class Accept:
-    """The result that just arrived is the first of its item. Without this it is a double, to be dropped."""
+    """Keep the result that just arrived: it is the first of its item. Drop a result without this command."""
 
     item: str
 
 
 @dataclass(frozen=True, slots=True)
 class Finish:
-    """Nothing is left to wait for: all is done but the items that broke workers and those that nobody could do."""
+    """The run is over: all items are done, except for bad items and items that no worker could do."""
 
-    poisoned: Mapping[str, tuple[str, ...]]  # what happened each time, by item
+    bad_items: Mapping[str, tuple[str, ...]]  # the reason of each attempt, by item
     stranded: tuple[str, ...]
 
 
@@ -134,14 +134,14 @@ Command = Send | Skip | Ping | Dismiss | Accept | Finish
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """How much at once, and how long to wait."""
+    """Batch sizes and time limits."""
 
-    window: int = 2  # batches that a worker has
+    window: int = 2  # batches per worker
     batch_items: int = 64
     batch_bytes: int = 1 << 30
     patience_seconds: float = 30.0  # without progress
-    slowest: float = 5e6  # bytes per second; a large item is given its time at this rate on top
-    answer_seconds: float = 30.0  # for a ping: more than a cable is out on a good day
-    stranded_seconds: float = 120.0  # for a worker that can do what is left
-    silences: int = 4  # answers to pings in a row, without progress, that are believed
-    attempts: int = 2  # workers that an item may break
+    slowest: float = 5e6  # bytes per second; adds time for large items
+    answer_seconds: float = 30.0  # for a ping: longer than a brief network outage
+    stranded_seconds: float = 120.0  # for a worker to join that can do the rest
+    silences: int = 4  # answered pings in a row without progress, before the worker is given up
+    attempts: int = 2  # failures of an item, before it is reported

@@ -1,7 +1,7 @@
-"""Which nodes can do which units: those that hold every source tensor, or that may borrow what they lack.
+"""Places units on nodes that hold their source tensors, or may borrow the missing ones.
 
-A unit is read from the shards of its source tensors; units of the same shards form a group, and a node holds all of
-them or not. A group is done by the nodes that miss the fewest bytes of it: those that hold all, as long as one lives.
+A unit is read from the shards of its source tensors. Units of the same shards form a group, which a node holds as a
+whole or not. The nodes that miss the fewest bytes of a group do it: a node that holds all, as long as one lives.
 """
 
 from collections import Counter
@@ -16,60 +16,55 @@ from mint.model.checkpoint.shards import SourceTensor
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """Items in the order of the units, and for each node the bytes it misses of every group that it can do."""
+    """Items in the order of the units, and for each node the missing bytes of every group that it can do."""
 
     items: tuple[Item, ...]
     missing: Mapping[str, Mapping[str, int]]
 
 
 def group_of(unit: Unit, tensors: Mapping[str, SourceTensor]) -> str:
-    """The shards that a unit is read from, as one name."""
+    """The names of the shards of a unit, joined by spaces."""
     return " ".join(sorted({tensors[name].shard for name in unit.sources}))
 
 
-def place(
+def place_units(
     units: Iterable[Unit],
     tensors: Mapping[str, SourceTensor],
-    holders: Mapping[str, Iterable[str]],
+    holders: Mapping[str, Collection[str]],
     nodes: Iterable[str],
     lent: Collection[str] | None = None,
 ) -> Placement:
-    """Who can do what, given the nodes that hold each shard, and the shards that are lent where nodes may borrow.
+    """Place units by the nodes that hold each shard; `lent` are the shards to borrow, None without borrowing.
 
-    Raises `MintError` that names the first unit that no node can do.
+    Raises `MintError` for the first unit that no node can do.
     """
     units = tuple(units)
-    held: dict[str, set[str]] = {node: set() for node in nodes}
-    for shard, owners in holders.items():
-        for node in owners:
-            if node in held:
-                held[node].add(shard)
+    shards = {node: {shard for shard, owners in holders.items() if node in owners} for node in nodes}
     items = tuple(Item(unit.path, unit.nbytes, group_of(unit, tensors)) for unit in units)
     first: dict[str, Unit] = {}
-    read: dict[str, Counter[str]] = {}  # bytes of each shard that a group is read from
+    read: dict[str, Counter[str]] = {}  # bytes that a group reads, by shard
     for item, unit in zip(items, units, strict=True):
         first.setdefault(item.group, unit)
         by_shard = read.setdefault(item.group, Counter())
         for tensor in (tensors[name] for name in unit.sources):
             by_shard[tensor.shard] += tensor.nbytes
-    missing: dict[str, dict[str, int]] = {node: {} for node in held}
+    missing: dict[str, dict[str, int]] = {node: {} for node in shards}
     for group, by_shard in read.items():
-        able = [node for node, has in held.items() if by_shard.keys() - has <= set(lent or ())]
+        able = [node for node, own in shards.items() if by_shard.keys() - own <= set(lent or ())]
         if not able:
-            raise MintError(_nobody(first[group], by_shard.keys(), held, lent))
+            raise MintError(_unplaceable(first[group], by_shard.keys(), shards, lent))
         for node in able:
-            missing[node][group] = sum(nbytes for shard, nbytes in by_shard.items() if shard not in held[node])
+            missing[node][group] = sum(nbytes for shard, nbytes in by_shard.items() if shard not in shards[node])
     return Placement(items, missing)
 
 
-def _nobody(unit: Unit, needed: Collection[str], held: Mapping[str, set[str]], lent: Collection[str] | None) -> str:
-    has = "; ".join(
-        f"{node} has {', '.join(sorted(shards.intersection(needed))) or 'none of them'}"
-        for node, shards in held.items()
-    )
+def _unplaceable(
+    unit: Unit, needed: Collection[str], shards: Mapping[str, set[str]], lent: Collection[str] | None
+) -> str:
+    def listed(names: set[str]) -> str:
+        return ", ".join(sorted(names.intersection(needed))) or "none of them"
+
+    own = "; ".join(f"{node} has {listed(names)}" for node, names in shards.items())
     cure = "copy the missing ones to one of the nodes"
-    if lent is None:
-        cure += ", or let nodes borrow what they lack from those that have it: --share"
-    else:
-        cure += f"; lent are {', '.join(sorted(set(needed) & set(lent))) or 'none of them'}"
-    return f"no node holds all shards that {unit.path} is made of: {', '.join(sorted(needed))} ({has}); {cure}"
+    cure += "; lent are " + listed(set(lent)) if lent is not None else ", or let nodes borrow them: --share"
+    return f"no node holds all shards of {unit.path}: {', '.join(sorted(needed))} ({own}); {cure}"

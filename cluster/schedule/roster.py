@@ -1,8 +1,8 @@
-"""All items of a run in a few arrays: some 26 bytes an item beside its name, however long the run.
+"""All items of a run in a few arrays: about 26 bytes per item beside its name.
 
-Items lie in the order in which a worker should take them: group by group, the biggest first, else as they were given.
-So the items of a group are a slice, what waits is a row of flags, and the next to take is the first flag of a slice. An
-item is known to the world by its name, here by its place in this order.
+Items are in the order in which a worker should take them: by group, then the biggest first, then in input order. So
+the items of a group are a slice, and a subset is an array of flags. The next item of a group is the first flag of its
+slice. Callers know an item by its name; here an index into this order identifies it.
 """
 
 from array import array
@@ -17,10 +17,10 @@ _SET = b"\x01"
 
 
 class Roster:
-    """Names, bytes and groups of items that never change."""
+    """The names, bytes and groups of all items; immutable."""
 
     def __init__(self, items: Iterable[Item]) -> None:
-        numbers: dict[str, int] = {}  # of groups, as they come
+        numbers: dict[str, int] = {}  # of groups, in input order
         names, nbytes, group = [], array("Q"), array("I")
         for item in items:
             names.append(item.name)
@@ -42,50 +42,50 @@ class Roster:
         return self.find(name) >= 0
 
     def find(self, name: str) -> int:
-        """Where an item lies in the order of taking; -1 for one that is not there."""
-        index = bisect_left(self._by_name, name, key=self._names.__getitem__)
-        if index < len(self._by_name) and self._names[self._by_name[index]] == name:
-            return self._by_name[index]
+        """The index of an item; -1 if there is no such item."""
+        position = bisect_left(self._by_name, name, key=self._names.__getitem__)
+        if position < len(self._by_name) and self._names[self._by_name[position]] == name:
+            return self._by_name[position]
         return -1
 
-    def place(self, name: str) -> int:
-        """`find` for an item that must be there; raises `KeyError`."""
-        place = self.find(name)
-        if place < 0:
+    def index(self, name: str) -> int:
+        """The index of an item; raises `KeyError` if there is no such item."""
+        index = self.find(name)
+        if index < 0:
             raise KeyError(name)
-        return place
+        return index
 
-    def name(self, place: int) -> str:
-        """The name of the item at a place."""
-        return self._names[place]
+    def name(self, index: int) -> str:
+        """The name of the item at an index."""
+        return self._names[index]
 
     def rank_of(self, name: str) -> int:
-        """How many items were given before an item."""
-        return self._rank[self.place(name)]
+        """The position of an item in the input."""
+        return self._rank[self.index(name)]
 
-    def rank(self, place: int) -> int:
-        """How many items were given before the one at a place."""
-        return self._rank[place]
+    def rank(self, index: int) -> int:
+        """The position in the input of the item at an index."""
+        return self._rank[index]
 
     def nbytes(self, name: str) -> int:
         """The bytes of an item."""
-        return self._nbytes[self.place(name)]
+        return self._nbytes[self.index(name)]
 
-    def nbytes_at(self, place: int) -> int:
-        """The bytes of the item at a place."""
-        return self._nbytes[place]
+    def nbytes_at(self, index: int) -> int:
+        """The bytes of the item at an index."""
+        return self._nbytes[index]
 
-    def group_at(self, place: int) -> int:
-        """The number of the group of the item at a place."""
-        return bisect_right(self._starts, place) - 1
+    def group_at(self, index: int) -> int:
+        """The group number of the item at an index."""
+        return bisect_right(self._starts, index) - 1
 
     def slice_of(self, group: int) -> tuple[int, int]:
-        """The first place of a group and the one behind its last."""
+        """The first index of a group and the index after its last."""
         return self._starts[group], self._starts[group + 1]
 
 
 class Subset:
-    """Some items of a roster, by their places: a flag each."""
+    """A set of items of a roster: one flag per index."""
 
     def __init__(self, roster: Roster, *, full: bool) -> None:
         self._roster = roster
@@ -95,28 +95,28 @@ class Subset:
     def __len__(self) -> int:
         return self._count
 
-    def __contains__(self, place: int) -> bool:
-        return bool(self._flags[place])
+    def __contains__(self, index: int) -> bool:
+        return bool(self._flags[index])
 
     def __iter__(self) -> Iterator[str]:
-        """Names in the order in which the items were given."""
-        places = (place for place in range(len(self._flags)) if self._flags[place])
-        return map(self._roster.name, sorted(places, key=self._roster.rank))
+        """Names in input order."""
+        indices = (index for index, flag in enumerate(self._flags) if flag)
+        return map(self._roster.name, sorted(indices, key=self._roster.rank))
 
-    def add(self, place: int) -> bool:
-        """Take an item in; whether it was not there."""
-        fresh = not self._flags[place]
-        self._flags[place] = 1
-        self._count += fresh
-        return fresh
+    def add(self, index: int) -> bool:
+        """Add an item; true if it is new."""
+        is_new = not self._flags[index]
+        self._flags[index] = 1
+        self._count += is_new
+        return is_new
 
-    def discard(self, place: int) -> bool:
-        """Take an item out; whether it was there."""
-        there = bool(self._flags[place])
-        self._flags[place] = 0
-        self._count -= there
-        return there
+    def discard(self, index: int) -> bool:
+        """Remove an item; true if it was there."""
+        is_there = bool(self._flags[index])
+        self._flags[index] = 0
+        self._count -= is_there
+        return is_there
 
     def first(self, start: int, end: int) -> int:
-        """The first place from `start` on and before `end` that is there; -1 for none."""
+        """The first index in the set within `start:end`; -1 for none."""
         return self._flags.find(_SET, start, end)

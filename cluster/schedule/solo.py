@@ -1,7 +1,7 @@
-"""Does the assembling node pack everything itself? Worth it where the link is slower than its own disk and chip.
+"""Decides if the assembling node packs everything itself, which is faster where links are slow.
 
-Both are measured: how fast this machine packs, on the first units, whose results are kept; and how fast bytes of each
-worker arrive here. The others are taken to be as fast as this machine. Nothing depends on the answer but seconds.
+Two rates are measured: the packing rate of this machine, on the first units, and the arrival rate of each worker's
+bytes. All workers are assumed to be as fast as this machine. The decision changes only the time, not the result.
 """
 
 import time
@@ -11,69 +11,69 @@ from typing import TypeVar
 
 from mint.core.sizes import format_size
 
-TRIAL_SECONDS = 2.0  # of packing here, before anything is decided; most small models are whole by then
-WORTHWHILE = 1.1  # times as fast as alone; below, the others are not worth waiting for
+TRIAL_SECONDS = 2.0  # of packing here before the decision; enough to finish most small models
+WORTHWHILE = 1.1  # times as fast as alone; below, workers are not used
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
-class Reach:
-    """A worker as the assembling node sees it."""
+class LinkSpeed:
+    """The link from a worker to the assembling node."""
 
-    link: float  # bytes per second of it that arrive
-    crossing: float  # bytes that cross the link for each byte of weights that it packs
-    own: bool = False  # on the assembling machine: its bytes cross no network
+    rate: float  # bytes per second that arrive
+    crossing: float  # bytes that cross the link per byte of weights packed
+    is_local: bool = False  # on the assembling machine: its bytes cross no network
 
 
 class Timed(Iterator[T]):
-    """An iterator, and the seconds that it took from its first item on: what came before was getting ready."""
+    """An iterator that measures the seconds it takes for its items."""
 
     def __init__(self, items: Iterator[T], clock: Callable[[], float] = time.perf_counter) -> None:
         self._items = items
         self._clock = clock
-        self._spent: list[float] = []
+        self._seconds: list[float] = []
 
     def __next__(self) -> T:
         started = self._clock()
         item = next(self._items)
-        self._spent.append(self._clock() - started)
+        self._seconds.append(self._clock() - started)
         return item
 
     @property
     def seconds(self) -> float:
-        """Of all items."""
-        return sum(self._spent)
+        """Seconds for all items so far."""
+        return sum(self._seconds)
 
     def rate(self, sizes: Sequence[int]) -> float:
-        """Bytes per second, given the bytes of the items so far; without the first where there are others."""
-        skipped = 1 if len(sizes) > 1 else 0
-        return sum(sizes[skipped:]) / max(sum(self._spent[skipped:]), 1e-9)
+        """Bytes per second, given the bytes of all items so far. The first item is skipped: it includes the start."""
+        skipped = int(len(sizes) > 1)
+        return sum(sizes[skipped:]) / max(sum(self._seconds[skipped:]), 1e-9)
 
 
-def together(rate: float, workers: Sequence[Reach]) -> float:
-    """Bytes of weights per second that `workers` pack and bring here, each as fast as `rate` if its link lets it.
+def combined_rate(rate: float, links: Sequence[LinkSpeed]) -> float:
+    """Bytes of weights per second that all workers pack and send here; each packs at most at `rate`.
 
-    What comes over the network has no more room than the fastest of the links.
+    The network to this machine is as fast as the fastest of the links.
     """
-    found = sum(min(rate, each.link / each.crossing) for each in workers if each.own)
-    others = sorted((each for each in workers if not each.own), key=lambda each: each.crossing)
-    room = max((each.link for each in others), default=0.0)
-    for each in others:
-        packed = min(rate, each.link / each.crossing, room / each.crossing)
-        found += packed
-        room -= packed * each.crossing
-    return found
+    total = sum(min(rate, link.rate / link.crossing) for link in links if link.is_local)
+    remote = sorted((link for link in links if not link.is_local), key=lambda link: link.crossing)
+    bandwidth = max((link.rate for link in remote), default=0.0)
+    for link in remote:
+        packed = min(rate, link.rate / link.crossing, bandwidth / link.crossing)
+        total += packed
+        bandwidth -= packed * link.crossing
+    return total
 
 
-def reason_to_be_alone(rate: float, workers: Sequence[Reach]) -> str:
-    """Why this machine packs everything itself; empty where the workers are worth it."""
-    gain = together(rate, workers) / rate
+def reason_to_pack_alone(rate: float, links: Sequence[LinkSpeed]) -> str:
+    """The reason why this machine packs everything itself; empty if the workers are worth it."""
+    gain = combined_rate(rate, links) / rate
     if gain >= WORTHWHILE:
         return ""
-    links = [each.link for each in workers if not each.own]
-    arriving = f"bytes of other nodes arrive at {format_size(int(max(links)))}/s" if links else "there are no others"
+    rates = [link.rate for link in links if not link.is_local]
+    arrival = f"bytes of other nodes arrive at {format_size(int(max(rates)))}/s" if rates else "there are no others"
     return (
-        f"this machine packs everything itself: it does {format_size(int(rate))} of weights a second, {arriving}, and "
-        f"all workers together would be {gain:.2f} times as fast"
+        f"this machine packs everything itself: it packs {format_size(int(rate))} of weights per second, {arrival}, "
+        f"and all workers together would be {gain:.2f} times as fast"
     )

@@ -19,11 +19,11 @@ from cluster.copies.range_server import Lender, lend
 from cluster.copies.seals import new_run
 from cluster.copies.sparse_copy import Outline, fill_in, make_view, read_outline
 from cluster.schedule.coordinator import Coordinator
-from cluster.schedule.cross_check import insist_on_agreement, measured_twice
-from cluster.schedule.eligibility import place_whole, within_memory
+from cluster.schedule.cross_check import check_agreement, cross_check_units
+from cluster.schedule.eligibility import place_whole_model, within_memory
 from cluster.schedule.events import Accept, Arrived, Command, Finish, Policy, Send, Skip
-from cluster.schedule.placement import Placement, place
-from cluster.schedule.solo import TRIAL_SECONDS, Reach, Timed, reason_to_be_alone
+from cluster.schedule.placement import Placement, place_units
+from cluster.schedule.solo import TRIAL_SECONDS, LinkSpeed, Timed, reason_to_pack_alone
 from cluster.settings import RESOURCE
 from cluster.transport.driver import Carrier, Link
 from cluster.transport.wire import (
@@ -157,7 +157,7 @@ class ClusterExecutor:
             kind: {unit.path for unit in source.units if any(_feeds(shards, unit, tensors) for shards in nodes)}
             for kind, nodes in held.items()
         }
-        twice = {unit.path for unit in measured_twice(source.units, able)}
+        twice = {unit.path for unit in cross_check_units(source.units, able)}
         if not twice:
             log.warning("chips.not_compared", reason="no unit has its shards on nodes of two kinds", kinds=self.devices)
         found: dict[str, dict[str, Any]] = {}
@@ -167,7 +167,7 @@ class ClusterExecutor:
             ):
                 found.setdefault(unit.path, {})[f"{node} ({kind})"] = result
         for measurements in found.values():
-            insist_on_agreement(measurements)
+            check_agreement(measurements)
         for unit in units:
             if unit.path in found:
                 yield unit, next(iter(found[unit.path].values()))
@@ -194,14 +194,14 @@ class ClusterExecutor:
         rest = units[len(sizes) :]
         if not rest:
             return
-        if reason := reason_to_be_alone(here.rate(sizes), self._reaches(source, job, rest)):
+        if reason := reason_to_pack_alone(here.rate(sizes), self._reaches(source, job, rest)):
             self._on_note(reason)
             yield from here
         else:
             del here  # and what it has read ahead
             yield from self._spread(source, job, rest, mine)
 
-    def _reaches(self, source: Source, job: Job[Any], units: Sequence[Unit]) -> list[Reach]:
+    def _reaches(self, source: Source, job: Job[Any], units: Sequence[Unit]) -> list[LinkSpeed]:
         """The workers that can pack some of these units, and how fast bytes of them arrive here."""
         formats = tell_job(job)["formats"]
         packed = sum(parse_format(formats[unit.path]).nbytes(unit.shape, unit.dtype) for unit in units)
@@ -212,7 +212,7 @@ class ClusterExecutor:
             if missing and link and link.inventory:
                 crossing = (packed + sum(missing.values())) / nbytes
                 own = link.address == self.carrier.own_address
-                reached.append(Reach(self.carrier.rate_of(link), crossing, own))
+                reached.append(LinkSpeed(self.carrier.rate_of(link), crossing, own))
         return reached
 
     def _spread(
@@ -262,10 +262,10 @@ class ClusterExecutor:
     def _placement(self, source: Source, job: Job[Any], units: Sequence[Unit], kinds: Sequence[str]) -> Placement:
         """Who of the nodes of these kinds can do which units."""
         if isinstance(job, ProbeJob | TextJob):
-            return place_whole(units, source.nbytes, self._agree(), self._runners(source, job))
+            return place_whole_model(units, source.nbytes, self._agree(), self._runners(source, job))
         tensors = source.tensors()
         nodes = [node for node in self._inventories if self._kinds[node] in kinds]
-        placement = place(units, tensors, self._agree(), nodes, self._lent())
+        placement = place_units(units, tensors, self._agree(), nodes, self._lent())
         peaks = {unit.path: peak_bytes(unit, tensors) for unit in units}
         return within_memory(placement, peaks, {node: self._memory[node] for node in nodes})
 
@@ -381,11 +381,11 @@ def _feeds(shards: set[str], unit: Unit, tensors: Mapping[str, SourceTensor]) ->
 
 def _insist(end: Finish, units: Sequence[Unit]) -> None:
     """Raise `MintError` for what could not be done."""
-    if end.poisoned:
-        first, troubles = next(iter(end.poisoned.items()))
+    if end.bad_items:
+        first, troubles = next(iter(end.bad_items.items()))
         nbytes = next(unit.nbytes for unit in units if unit.path == first)
         raise MintError(
-            f"{len(end.poisoned)} of {len(units)} units broke every worker that tried, the first is {first} "
+            f"{len(end.bad_items)} of {len(units)} units broke every worker that tried, the first is {first} "
             f"({nbytes} bytes): {'; '.join(troubles)}. Everything else is kept; mend that and run the "
             "same command again"
         )

@@ -1,4 +1,4 @@
-"""Certificates of a cluster: machines know each other by them, and nobody else."""
+"""Certificates of a cluster: its machines accept each other and reject all others."""
 
 import socket
 import ssl
@@ -18,16 +18,16 @@ CERTIFICATE, KEY, AUTHORITY = TLS_FILES.values()
 
 
 def context(folder: Path, side: int) -> ssl.SSLContext:
-    """One side of a connection that asks the other for a certificate too."""
-    found = ssl.SSLContext(side)
-    found.load_verify_locations(folder / AUTHORITY)
-    found.load_cert_chain(folder / CERTIFICATE, folder / KEY)
-    found.verify_mode = ssl.CERT_REQUIRED
-    return found
+    """One side of a connection that requires a certificate of the other side."""
+    side_context = ssl.SSLContext(side)
+    side_context.load_verify_locations(folder / AUTHORITY)
+    side_context.load_cert_chain(folder / CERTIFICATE, folder / KEY)
+    side_context.verify_mode = ssl.CERT_REQUIRED
+    return side_context
 
 
-def greets(server: Path, client: ssl.SSLContext, name: str) -> bool:
-    """Whether a server with the certificate of one machine and a client shake hands and talk."""
+def connects(server: Path, client: ssl.SSLContext, name: str) -> bool:
+    """True if the client can exchange data with a server that has the certificate of one machine."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
 
         def serve() -> None:
@@ -53,24 +53,24 @@ def greets(server: Path, client: ssl.SSLContext, name: str) -> bool:
             thread.join(10)
 
 
-def test_machines_of_one_authority_know_each_other_and_nobody_else(tmp_path: Path) -> None:
+def test_machines_of_one_authority_accept_only_each_other(tmp_path: Path) -> None:
     head, worker = make_certificates(["10.0.0.1", "studio.lan"], tmp_path / "ours")
     (stranger,) = make_certificates(["10.0.0.1"], tmp_path / "theirs")
     member = context(worker, ssl.PROTOCOL_TLS_CLIENT)
-    assert greets(head, member, "10.0.0.1")
-    assert greets(head, member, "localhost")
-    assert not greets(head, member, "10.0.0.2")
-    assert not greets(stranger, member, "10.0.0.1")
+    assert connects(head, member, "10.0.0.1")
+    assert connects(head, member, "localhost")
+    assert not connects(head, member, "10.0.0.2")
+    assert not connects(stranger, member, "10.0.0.1")
     outsider = context(stranger, ssl.PROTOCOL_TLS_CLIENT)
     outsider.load_verify_locations(head / AUTHORITY)
-    assert not greets(head, outsider, "10.0.0.1")
+    assert not connects(head, outsider, "10.0.0.1")
 
 
 def test_keys_are_private_and_a_later_machine_has_the_same_authority(tmp_path: Path) -> None:
     (first,) = make_certificates(["a"], tmp_path)
     (later,) = make_certificates(["b"], tmp_path)
     assert (first / AUTHORITY).read_bytes() == (later / AUTHORITY).read_bytes()
-    assert greets(first, context(later, ssl.PROTOCOL_TLS_CLIENT), "a")
+    assert connects(first, context(later, ssl.PROTOCOL_TLS_CLIENT), "a")
     assert all(path.stat().st_mode & 0o077 == 0 for path in tmp_path.rglob("*.key"))
     assert checked_tls(first) == first.resolve()
     with pytest.raises(MintError, match="nothing is overwritten"):
@@ -80,6 +80,6 @@ def test_keys_are_private_and_a_later_machine_has_the_same_authority(tmp_path: P
 
 def test_the_command_says_where_each_folder_goes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run_command(["cluster", "certs", "10.0.0.1", "10.0.0.2", "--output", str(tmp_path / "tls")]) == 0
-    told = capsys.readouterr().out
-    assert all(f"on 10.0.0.{n}" in told for n in (1, 2))
+    output = capsys.readouterr().out
+    assert all(f"on 10.0.0.{n}" in output for n in (1, 2))
     assert checked_tls(tmp_path / "tls" / "10.0.0.2")

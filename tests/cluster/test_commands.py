@@ -1,4 +1,4 @@
-"""`mint cluster`: what a node is started with, what a machine is judged by, and every refusal in words."""
+"""`mint cluster`: the command line of a node, the checks of a machine, and every error message."""
 
 import json
 import plistlib
@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from cluster.ops.autostart import Service, launchd, systemd
+from cluster.ops.autostart import NodeService, launchd, systemd
 from cluster.ops.doctor import BAD, DOUBTFUL, GOOD, examine, is_well
 from cluster.ops.machine import Machine, models, observe
 from cluster.settings import (
@@ -40,7 +40,7 @@ pytest.importorskip("ray", reason="the cluster's tests need ray: pip install 'mi
 
 import grpc
 
-from cluster.ops.nodes import Start, command_line, environment, need_free
+from cluster.ops.nodes import NodeStart, command_line, environment, require_free
 from cluster.transport.handshake import Head, compare_versions, knock, own_versions
 
 HERE = "127.0.0.1"
@@ -70,12 +70,12 @@ def token(tmp_path: Path) -> Path:
         ("tls://studio:6380", Address("studio", 6380, tls=True)),
     ],
 )
-def test_addresses_are_what_people_write(text: str, address: Address) -> None:
+def test_an_address_has_a_host_and_optionally_a_port_and_a_scheme(text: str, address: Address) -> None:
     assert parse_address(text) == address
 
 
 @pytest.mark.parametrize("text", ["", ":6379", "http://10.0.0.1:6379", "10.0.0.1:port", "10.0.0.1:70000"])
-def test_what_is_no_address_is_refused(text: str) -> None:
+def test_a_bad_address_is_refused(text: str) -> None:
     with pytest.raises(MintError, match="needed"):
         parse_address(text)
 
@@ -105,12 +105,12 @@ def test_a_token_is_made_once_and_only_its_owner_can_read_it(tmp_path: Path) -> 
         checked_token(path)
 
 
-# what a node is started with
+# the command line of a node
 
 
 @pytest.mark.parametrize("is_head", [True, False])
-def test_a_node_is_started_with_tokens_on_and_no_secret_in_sight(is_head: bool, token: Path) -> None:
-    start = Start(Address("10.0.0.1", 6379), "10.0.0.2", is_head, token, None, (token.parent,))
+def test_a_node_starts_with_token_authentication_and_without_visible_secrets(is_head: bool, token: Path) -> None:
+    start = NodeStart(Address("10.0.0.1", 6379), "10.0.0.2", is_head, token, None, (token.parent,))
     arguments = command_line(start)
     outer = {**dict.fromkeys(UNWANTED, "x"), "MINT_MODEL_ROOTS": "/more", "RAY_AUTH_MODE": "disabled", "PATH": "/bin"}
     variables = environment(start, outer)
@@ -127,18 +127,18 @@ def test_a_node_is_started_with_tokens_on_and_no_secret_in_sight(is_head: bool, 
     assert not any("stop" in argument for argument in arguments)
 
 
-def test_what_would_win_over_our_settings_is_taken_away() -> None:
+def test_variables_that_override_our_settings_are_removed() -> None:
     assert without_unwanted({"RAY_AUTH_TOKEN": "x", "HOME": "/"}) == {"HOME": "/"}
 
 
 def test_a_head_needs_an_address_of_this_machine_and_a_free_port() -> None:
     with pytest.raises(MintError, match="is no address of this machine"):
-        need_free(Address("192.0.2.1", 6379))
+        require_free(Address("192.0.2.1", 6379))
     with socket.create_server((HERE, 0)) as taken, pytest.raises(MintError, match=r"is taken .* another --port"):
-        need_free(Address(HERE, taken.getsockname()[1]))
+        require_free(Address(HERE, taken.getsockname()[1]))
 
 
-# who answers at an address
+# the handshake with an address
 
 
 def _free_port() -> int:
@@ -148,17 +148,17 @@ def _free_port() -> int:
 
 @contextmanager
 def _server(answer: Callable[[str, str], bytes | None]) -> Iterator[Address]:
-    """A gRPC server that gives `answer(method, token)`, None for whoever it does not let in."""
+    """A gRPC server that replies `answer(method, token)`; None refuses the caller."""
 
     class Handler(grpc.GenericRpcHandler):  # type: ignore[misc, unused-ignore]
         def service(self, details: Any) -> Any:
             token = dict(details.invocation_metadata).get("authorization", "")
 
             def reply(request: bytes, context: Any) -> bytes:
-                answered = answer(details.method, token)
-                if answered is None:
+                content = answer(details.method, token)
+                if content is None:
                     context.abort(grpc.StatusCode.UNAUTHENTICATED, "who are you?")
-                return answered or b""
+                return content or b""
 
             return grpc.unary_unary_rpc_method_handler(reply)
 
@@ -169,14 +169,14 @@ def _server(answer: Callable[[str, str], bytes | None]) -> Iterator[Address]:
     server.stop(None).wait(5)
 
 
-def test_nobody_is_told_from_somebody_else(token: Path) -> None:
+def test_a_free_port_and_an_unknown_host_have_different_errors(token: Path) -> None:
     with pytest.raises(MintError, match=r"nobody listens at 127.0.0.1:\d+; needed: mint cluster up --head"):
         knock(Address(HERE, _free_port()), token=token)
     with pytest.raises(MintError, match="is no known host"):
         knock(Address("no-such-host.invalid", 6379), token=token)
 
 
-def test_what_speaks_another_language_is_no_head(token: Path) -> None:
+def test_a_server_of_another_protocol_is_no_head(token: Path) -> None:
     with socket.create_server((HERE, 0)) as server:
         threading.Thread(target=_hang_up, args=(server, 8), daemon=True).start()
         with pytest.raises(MintError, match="is no head of a Ray cluster"):
@@ -193,26 +193,26 @@ def _hang_up(server: socket.socket, times: int) -> None:
         connection.close()
 
 
-def test_a_wrong_token_is_named_at_once(token: Path) -> None:
-    with _server(lambda method, found: None) as address, pytest.raises(MintError, match="token rejected"):
+def test_a_wrong_token_is_reported_at_once(token: Path) -> None:
+    with _server(lambda method, token: None) as address, pytest.raises(MintError, match="token rejected"):
         knock(address, token=token)
 
 
-def test_a_head_that_lets_anybody_in_is_refused_and_never_gets_the_token(token: Path) -> None:
-    heard: list[str] = []
+def test_a_head_without_authentication_is_refused_and_never_gets_the_token(token: Path) -> None:
+    tokens: list[str] = []
 
-    def answer(method: str, found: str) -> bytes:
-        heard.append(found)
+    def answer(method: str, token: str) -> bytes:
+        tokens.append(token)
         return b""
 
     with _server(answer) as address, pytest.raises(MintError, match="lets anybody in without a token"):
         knock(address, token=token)
-    assert heard == [""]
+    assert tokens == [""]
 
 
-def test_a_head_that_has_only_begun_is_told_from_one_that_is_up(token: Path) -> None:
+def test_a_head_that_still_starts_is_reported_as_such(token: Path) -> None:
     with (
-        _server(lambda method, found: b"" if found else None) as address,
+        _server(lambda method, given: b"" if given else None) as address,
         pytest.raises(MintError, match="has not started yet"),
     ):
         knock(address, token=token)
@@ -227,7 +227,7 @@ def test_a_head_that_has_only_begun_is_told_from_one_that_is_up(token: Path) -> 
         ("mlx", r"pip install 'mlx==9.9.9'"),
     ],
 )
-def test_another_version_is_named_with_the_command_that_installs_the_right_one(name: str, cure: str) -> None:
+def test_another_version_is_reported_with_the_command_that_installs_the_right_one(name: str, cure: str) -> None:
     here = own_versions()
     address = Address("10.0.0.1", 6379)
     compare_versions(address, here, here)
@@ -245,7 +245,7 @@ def test_a_driver_needs_a_node_beside_it() -> None:
 
 @pytest.fixture(scope="module")
 def machine() -> Machine:
-    """A machine on which nothing is wrong."""
+    """A machine without problems."""
     here = observe()
     return replace(
         here, system="Linux", open_files=65536, resolves_to="10.0.0.1", temp_folder="/tmp/ray", variables=(),
@@ -281,27 +281,27 @@ WRONG: list[tuple[str, str, dict[str, Any]]] = [
     ("local network", DOUBTFUL, MAC | {"release": "15.2"}),
 ]
 
-ALSO = {"Ray on macOS 26": ("local network",)}  # that macOS asks too
+ALSO = {"Ray on macOS 26": ("local network",)}  # that macOS has this problem too
 
 
-def test_nothing_is_wrong_with_a_machine_that_is_as_it_should_be(machine: Machine) -> None:
+def test_a_healthy_machine_has_only_good_findings(machine: Machine) -> None:
     for well in (machine, replace(machine, **MAC)):
         assert {finding.check: finding.verdict for finding in examine(well) if finding.verdict != GOOD} == {}
 
 
 @pytest.mark.parametrize(("check", "verdict", "change"), WRONG)
-def test_whatever_is_wrong_is_the_one_thing_found_and_has_a_cure(
+def test_each_problem_gives_exactly_its_finding_with_a_cure(
     machine: Machine, check: str, verdict: str, change: dict[str, Any]
 ) -> None:
     findings = examine(replace(machine, **change))
-    troubles = {finding.check: finding for finding in findings if finding.verdict != GOOD}
-    assert set(troubles) == {check, *ALSO.get(check, ())}
-    assert troubles[check].verdict == verdict
-    assert all(trouble.cure for trouble in troubles.values())
+    problems = {finding.check: finding for finding in findings if finding.verdict != GOOD}
+    assert set(problems) == {check, *ALSO.get(check, ())}
+    assert problems[check].verdict == verdict
+    assert all(problem.cure for problem in problems.values())
     assert is_well(findings) == (verdict == DOUBTFUL)
 
 
-def test_every_rule_of_the_doctor_can_fail(machine: Machine) -> None:
+def test_every_check_of_the_doctor_can_fail(machine: Machine) -> None:
     assert {check for check, _, _ in WRONG} == {finding.check for finding in examine(machine)}
 
 
@@ -311,12 +311,12 @@ def test_the_doctor_s_report_is_one_object_without_secrets(
     monkeypatch.setenv(TOKEN_VARIABLE, str(token))
     port = _free_port()
     assert run_command(["cluster", "doctor", f"{HERE}:{port}", "--json"]) == 1
-    shown = capsys.readouterr().out
-    report = json.loads(shown)
+    output = capsys.readouterr().out
+    report = json.loads(output)
     assert report["checks"][-1]["check"] == "cluster"
     assert f"nobody listens at {HERE}:{port}" in report["checks"][-1]["cure"]
     assert not report["well"]
-    assert token.read_text() not in shown
+    assert token.read_text() not in output
 
 
 # service files
@@ -346,12 +346,12 @@ def test_a_systemd_unit_starts_the_node_again(capsys: pytest.CaptureFixture[str]
 
 def test_words_with_spaces_survive_in_both_kinds_of_file() -> None:
     command = ("/opt/my mint", "--model-root", "/Volumes/100% models & more")
-    service = Service("mint", command, "me", "/home/me", "/log", {})
+    service = NodeService("mint", command, "me", "/home/me", "/log", {})
     assert plistlib.loads(launchd(service).encode())["ProgramArguments"][2:] == list(command)
     assert shlex.split(systemd(service).split("ExecStart=")[1].splitlines()[0].replace("%%", "%")) == list(command)
 
 
-# what nodes say of themselves
+# the facts that nodes report
 
 
 def test_models_are_found_in_roots_and_in_hub_caches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -359,13 +359,13 @@ def test_models_are_found_in_roots_and_in_hub_caches(tmp_path: Path, monkeypatch
     snapshot = tmp_path / "hub" / "models--org--name" / "snapshots" / "0123"
     write_model("llama", snapshot)
     monkeypatch.setenv("MINT_MODEL_ROOTS", f"{tmp_path / 'root'}:{tmp_path / 'hub'}:{tmp_path / 'nowhere'}")
-    found = {model.name: model for model in models()}
-    assert set(found) == {"tiny", "org/name"}
-    assert len(found["tiny"].shards) == 2
-    assert found["org/name"].nbytes == sum(path.stat().st_size for path in snapshot.glob("*.safetensors"))
+    by_name = {model.name: model for model in models()}
+    assert set(by_name) == {"tiny", "org/name"}
+    assert len(by_name["tiny"].shards) == 2
+    assert by_name["org/name"].nbytes == sum(path.stat().st_size for path in snapshot.glob("*.safetensors"))
 
 
-def test_a_node_remembers_how_fast_it_was(llama: Path) -> None:
+def test_a_node_records_its_rates(llama: Path) -> None:
     from mint.model.source import open_source
 
     assert rates() == {}
@@ -401,7 +401,7 @@ def test_the_cluster_s_help_needs_no_ray() -> None:
 
 
 @pytest.mark.parametrize("package", ["ray", "grpc"])
-def test_without_the_extra_it_is_named(package: str, token: Path) -> None:
+def test_a_missing_extra_is_named(package: str, token: Path) -> None:
     code = (
         f"import sys; sys.modules[{package!r}] = None; from mint.cli.main import run_command;"
         f"sys.exit(run_command(['cluster', 'join', '{HERE}:1', '--token-file', {str(token)!r}]))"
@@ -411,7 +411,7 @@ def test_without_the_extra_it_is_named(package: str, token: Path) -> None:
     assert "needed: pip install 'mint-mlx[cluster]'" in result.stderr
 
 
-def test_where_nothing_offers_the_commands_the_extra_is_named(
+def test_without_the_cluster_commands_the_extra_is_named(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("mint.cli.plugins.entry_points", lambda group, name: ())
@@ -429,14 +429,12 @@ def test_where_nothing_offers_the_commands_the_extra_is_named(
         (["up", "--head", "--tls"], "mint cluster certs"),
     ],
 )
-def test_mistakes_are_answered_in_words(
-    arguments: list[str], complaint: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_each_mistake_has_its_message(arguments: list[str], complaint: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run_command(["cluster", *arguments]) == 1
     assert complaint in capsys.readouterr().err
 
 
-def test_a_token_that_others_can_read_is_refused_before_anything_is_sent(
+def test_a_token_that_others_can_read_is_refused_before_any_connection(
     token: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     token.chmod(0o644)

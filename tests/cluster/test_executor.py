@@ -184,7 +184,7 @@ def test_a_unit_whose_tensors_lie_on_several_nodes_is_refused_before_any_work_un
     shutil.copytree(model, head, ignore=shutil.ignore_patterns("model-0000[12]*"))  # one shard is on the head alone
     executor = ClusterExecutor(carrier, head, IMPATIENT, trial_seconds=0)
     folder = executor.whole_folder(head)
-    with pytest.raises(MintError, match=r"no node holds all shards that model\.\S+ is made of: .*--share"):
+    with pytest.raises(MintError, match=r"no node holds all shards of model\.\S+: .*--share"):
         analyze(open_source(folder), tmp_path / "refused.mint", executor=executor)
     with closing(ClusterExecutor(carrier, head, IMPATIENT, trial_seconds=0, share=True)) as executor:
         folder = executor.whole_folder(head)

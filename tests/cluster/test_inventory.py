@@ -12,7 +12,7 @@ import pytest
 from cluster.copies.inventory import Held, Inventory, agree, find_model, needed_shards, take_inventory
 from cluster.copies.sparse_copy import fill_in, make_view, read_outline, read_ranges
 from cluster.schedule.events import Arrived, Failed
-from cluster.schedule.placement import group_of, place
+from cluster.schedule.placement import group_of, place_units
 from cluster.transport.messages import Gathering
 from cluster.transport.wire import inventory_from, pack, tell_inventory, unpack
 from mint.core.errors import MintError
@@ -133,7 +133,7 @@ def test_every_unit_goes_to_exactly_the_nodes_that_hold_all_its_tensors(model: P
     for one, other in itertools.product(subsets, repeat=2):
         held = {"one": one, "other": other, "all": set(names)}
         holders = {name: [node for node, has in held.items() if name in has] for name in names}
-        placement = place(source.units, tensors, holders, held)
+        placement = place_units(source.units, tensors, holders, held)
         assert [item.name for item in placement.items] == [unit.path for unit in source.units]
         for unit in source.units:
             able = {node for node, missing in placement.missing.items() if group_of(unit, tensors) in missing}
@@ -145,8 +145,8 @@ def test_every_unit_goes_to_exactly_the_nodes_that_hold_all_its_tensors(model: P
 def test_a_unit_that_no_node_can_read_whole_is_named_with_its_shards(model: Path) -> None:
     source = open_source(model)
     holders = {shard.name: [f"node{n}"] for n, shard in enumerate(source.shards)}
-    with pytest.raises(MintError, match=r"no node holds all shards that model.layers.0.mlp.switch_mlp\S+ is made of"):
-        place(source.units, source.tensors(), holders, ["node0", "node1", "node2"])
+    with pytest.raises(MintError, match=r"no node holds all shards of model.layers.0.mlp.switch_mlp\S+:"):
+        place_units(source.units, source.tensors(), holders, ["node0", "node1", "node2"])
 
 
 def test_samples_cover_the_start_and_the_end_of_every_file() -> None:

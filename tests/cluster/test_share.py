@@ -20,7 +20,7 @@ from cluster.copies.range_client import Borrower, Loans, joined
 from cluster.copies.range_server import PIECE_BYTES, Lender
 from cluster.copies.seals import content_seal, new_run, request_seal, run_key, tls_context
 from cluster.copies.sparse_copy import make_view, read_outline
-from cluster.schedule.placement import group_of, place
+from cluster.schedule.placement import group_of, place_units
 from cluster.settings import make_token, ray_environment
 from mint.analysis.unit_jobs import measure
 from mint.core.errors import MintError
@@ -326,10 +326,10 @@ def test_where_nodes_may_borrow_a_unit_goes_to_the_node_that_misses_the_fewest_b
             if all(set(group_of(unit, tensors).split()) - has - lent for has in held.values())
         ]
         if impossible:
-            with pytest.raises(MintError, match=f"{impossible[0].path} is made of.*; lent are"):
-                place(source.units, tensors, holders, held, lent)
+            with pytest.raises(MintError, match=f"{impossible[0].path}: .*; lent are"):
+                place_units(source.units, tensors, holders, held, lent)
             continue
-        placement = place(source.units, tensors, holders, held, lent)
+        placement = place_units(source.units, tensors, holders, held, lent)
         for node, has in held.items():
             found = placement.missing[node]
             for group in {item.group for item in placement.items}:

@@ -11,8 +11,8 @@ from typing import Any
 import mlx.core as mx
 import pytest
 
-from cluster.schedule.cross_check import FEWEST, SHARE, insist_on_agreement, measured_twice
-from cluster.schedule.eligibility import place_whole, within_memory
+from cluster.schedule.cross_check import FEWEST, SHARE, check_agreement, cross_check_units
+from cluster.schedule.eligibility import place_whole_model, within_memory
 from cluster.schedule.events import Item
 from cluster.schedule.placement import Placement
 from cluster.transport.prefetch import ReadAhead, read
@@ -70,23 +70,23 @@ def test_measurements_disagree_beyond_the_tolerance_and_not_within() -> None:
 
 
 def test_a_disagreement_names_the_unit_both_nodes_and_both_values() -> None:
-    insist_on_agreement({"a (M2)": _found(0.25)})
+    check_agreement({"a (M2)": _found(0.25)})
     with pytest.raises(MintError, match=r"unit unit: error in 2/64 is 0.25 on a \(M2\) and 0.26 on b \(M4\)"):
-        insist_on_agreement({"a (M2)": _found(0.25), "b (M4)": _found(0.26)})
+        check_agreement({"a (M2)": _found(0.25), "b (M4)": _found(0.26)})
 
 
 @pytest.mark.parametrize("count", [2, 3, 399, 401, 1000])
-def test_half_a_percent_of_the_units_and_at_least_two_are_measured_twice(count: int) -> None:
+def test_half_a_percent_of_the_units_and_at_least_two_are_measured_on_every_kind(count: int) -> None:
     units, paths = UNITS[:count], {unit.path for unit in UNITS[:count]}
-    twice = measured_twice(units, {"M2": paths, "M4": paths})
+    twice = cross_check_units(units, {"M2": paths, "M4": paths})
     assert len(twice) == max(FEWEST, ceil(SHARE * count))
-    assert measured_twice(units[::-1], {"M4": paths, "M2": paths}) == twice[::-1]
+    assert cross_check_units(units[::-1], {"M4": paths, "M2": paths}) == twice[::-1]
 
 
-def test_only_what_two_kinds_can_do_is_measured_twice() -> None:
+def test_only_what_two_kinds_can_do_is_measured_on_every_kind() -> None:
     able = {"M2": {unit.path for unit in UNITS[:10]}, "M4": {unit.path for unit in UNITS[9:]}}
-    assert measured_twice(UNITS, able) == (UNITS[9],)
-    assert measured_twice(UNITS, {"M2": {unit.path for unit in UNITS}}) == ()
+    assert cross_check_units(UNITS, able) == (UNITS[9],)
+    assert cross_check_units(UNITS, {"M2": {unit.path for unit in UNITS}}) == ()
 
 
 def test_kinds_are_joined_in_one_order_and_found_again() -> None:
@@ -100,7 +100,7 @@ def test_kinds_are_joined_in_one_order_and_found_again() -> None:
 
 def test_whoever_holds_every_shard_can_run_the_model() -> None:
     holders = {"one": ("a", "b"), "two": ("b", "c")}
-    placement = place_whole(UNITS[:3], 10**9, holders, ["a", "b", "c"])
+    placement = place_whole_model(UNITS[:3], 10**9, holders, ["a", "b", "c"])
     assert [node for node, reach in placement.missing.items() if reach] == ["b"]
     assert {item.nbytes for item in placement.items} == {10**9}
     (group,) = {item.group for item in placement.items}

@@ -1,4 +1,4 @@
-"""Made-up worlds for the coordinator: nodes that die, fall silent and come back, under a clock that is a number."""
+"""Simulated worlds for the coordinator: nodes die, fall silent and come back, under a virtual clock."""
 
 import heapq
 import random
@@ -34,13 +34,13 @@ POLICY = Policy(
 
 @dataclass
 class Node:
-    """A machine: its speed in bytes per second, what it can do, and how it behaves. `worker` is its incarnation."""
+    """A machine: its bytes per second, its groups and its state. `worker` is its current incarnation."""
 
     name: str
     rate: float
     missing: dict[str, int]
     alive: bool = False
-    cut_until: float = 0.0  # no message passes before
+    cut_until: float = 0.0  # no message arrives before
     stuck: bool = False
     lives: int = 0
     queue: list[tuple[int, list[str]]] = field(default_factory=list)
@@ -53,7 +53,7 @@ class Node:
 
 
 class World:
-    """Carries out commands and brings events, late, twice or never, until the coordinator has finished."""
+    """Executes commands and delivers events, late, twice or never, until the coordinator has finished."""
 
     def __init__(
         self, items: list[Item], nodes: list[Node], chance: random.Random, policy: Policy = POLICY, *, calm: bool = True
@@ -66,7 +66,7 @@ class World:
         self.now = 0.0
         self.accepted: Counter[str] = Counter()
         self.begun: Counter[str] = Counter()
-        self.ends: Counter[str] = Counter()  # times an item was in hand at a death, or raised
+        self.ends: Counter[str] = Counter()  # deaths during an item, and raises
         self.kills: set[str] = set()
         self.raises: set[str] = set()
         self.hangs: set[str] = set()
@@ -85,21 +85,21 @@ class World:
         self._carry_out(self.coordinator.step(0.0))
         while self.coordinator.finished is None:
             self.steps += 1
-            assert self.steps < most, "it does not end"
+            assert self.steps < most, "the run does not end"
             due = self._agenda[0][0] if self._agenda else float("inf")
             if self.coordinator.wakes_at < due:
                 self.now = max(self.now, self.coordinator.wakes_at)
                 self._carry_out(self.coordinator.step(self.now))
                 continue
-            assert self._agenda, "nothing will ever happen again"
+            assert self._agenda, "no event is left"
             self.now, _, do = heapq.heappop(self._agenda)
             do()
         return self.coordinator.finished
 
-    def tell(self, node: Node, event: Event) -> None:
-        """An event from a node, held up while its cable is out."""
+    def deliver(self, node: Node, event: Event) -> None:
+        """Deliver an event of a node, later if its cable is out."""
         if self.now < node.cut_until:
-            self.at(node.cut_until, lambda: self.tell(node, event))
+            self.at(node.cut_until, lambda: self.deliver(node, event))
         else:
             self._hear(event)
 
@@ -132,7 +132,7 @@ class World:
                         self.at(self.now + 0.1, lambda node=node, worker=worker: self._answer(node, worker))  # type: ignore[misc]
                 case Dismiss(worker, _):
                     node = self._node(worker)
-                    if node and node.alive:  # the driver ends the actor, and asks the node for a new one
+                    if node and node.alive:  # the driver ends the actor and asks the node for a new one
                         node.alive = False
                         self.at(self.now + 1.0, self._joins(node))
                 case Finish():
@@ -149,13 +149,13 @@ class World:
             node.lives += 1
             node.alive, node.stuck, node.running = True, False, False
             node.queue, node.skipped = [], set()
-            self.tell(node, Joined(node.worker, node.missing))
+            self.deliver(node, Joined(node.worker, node.missing))
 
         return join
 
     def _answer(self, node: Node, worker: str) -> None:
         if node.alive and node.worker == worker:
-            self.tell(node, Answered(worker))
+            self.deliver(node, Answered(worker))
 
     def _go_on(self, node: Node) -> None:
         if node.running or not node.alive or node.stuck or not node.queue:
@@ -166,7 +166,7 @@ class World:
         worker = node.worker
         if not names:
             node.queue.pop(0)
-            self.tell(node, Ended(worker, batch))
+            self.deliver(node, Ended(worker, batch))
             self._go_on(node)
             return
         item = names.pop(0)
@@ -180,7 +180,7 @@ class World:
             return
         node.running = False
         if item in self.kills:
-            self.die(node, in_hand=item)
+            self.die(node, current=item)
             return
         if item in self.hangs:
             self.ends[item] += 1
@@ -188,32 +188,32 @@ class World:
             return
         if item in self.raises:
             self.ends[item] += 1
-            self.tell(node, Failed(worker, item, "raised"))
+            self.deliver(node, Failed(worker, item, "raised"))
         else:
             self._deliver(node, worker, batch, item)
         self._go_on(node)
 
     def _deliver(self, node: Node, worker: str, batch: int, item: str) -> None:
         fate = 1.0 if self.calm else self.chance.random()
-        if fate < 0.03:  # the stream breaks: this result and the batch's later ones are lost, the worker lives
+        if fate < 0.03:  # the stream breaks: this result and later ones of the batch are lost, the worker lives
             node.skipped.update((batch, name) for name in self.items)
-            self.tell(node, Broken(worker, batch))
+            self.deliver(node, Broken(worker, batch))
             return
-        if fate < 0.08:  # late, maybe after the worker was given up
+        if fate < 0.08:  # late, maybe after the worker is gone
             self.at(self.now + self.chance.uniform(1, 30), lambda: self._hear(Arrived(worker, item)))
             return
-        self.tell(node, Arrived(worker, item))
+        self.deliver(node, Arrived(worker, item))
         if fate < 0.15:
-            self.tell(node, Arrived(worker, item))
+            self.deliver(node, Arrived(worker, item))
 
-    def die(self, node: Node, *, in_hand: str | None = None, silent: bool | None = None) -> None:
-        """A node's death; noticed at once or never."""
+    def die(self, node: Node, *, current: str | None = None, silent: bool | None = None) -> None:
+        """End a node; the death is noticed soon or never."""
         if not node.alive:
             return
         worker = node.worker
         self._blame(node)
-        if in_hand:
-            self.ends[in_hand] += 1
+        if current:
+            self.ends[current] += 1
         node.alive = node.running = False
         if silent is None:
             silent = self.chance.random() < 0.4
@@ -223,12 +223,12 @@ class World:
             self.at(self.now + self.comes_back + self.chance.uniform(0, 20), self._joins(node))
 
     def _blame(self, node: Node) -> None:
-        for name in self.items:  # whatever was not accepted may have been its item in hand
+        for name in self.items:  # any open item may have been its current one
             if not self.accepted[name]:
                 self.ends[name] += 1
 
     def disturb(self) -> None:
-        """Deaths and cut cables by chance."""
+        """Schedule random deaths and network outages."""
         for node in self.nodes.values():
             for _ in range(self.chance.choice((0, 0, 1, 1, 2))):
                 moment = self.chance.uniform(0, 30)
@@ -239,4 +239,4 @@ class World:
 
     def _cut(self, node: Node, moment: float) -> None:
         node.cut_until = moment + self.chance.uniform(1, 25)
-        self._blame(node)  # out for too long, it is given up as if it had died
+        self._blame(node)  # after a long outage it is given up like a dead node

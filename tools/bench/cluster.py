@@ -27,12 +27,12 @@ import mlx.core as mx
 import numpy as np
 
 from cluster.copies.inventory import agree, needed_shards, take_inventory
-from cluster.forecast.benchmark import Rates, disk_rate, measuring_rate, seconds_of_tree
+from cluster.forecast.benchmark import MachineRates, disk_rate, measuring_rate, seconds_of_tree
 from cluster.forecast.forecast import LINKS, Work, forecast, minutes, work_of
 from cluster.forecast.simulate import Costs, Machine, simulate
 from cluster.schedule.coordinator import Coordinator
 from cluster.schedule.events import Event, Item
-from cluster.schedule.placement import Placement, place
+from cluster.schedule.placement import Placement, place_units
 from mint.analysis.analysis import Analysis, read_analysis, write_analysis
 from mint.analysis.analyze import header_of
 from mint.analysis.unit_jobs import ready_kernels
@@ -105,13 +105,13 @@ def simulated(source: Source, rate: float, disks: Sequence[float]) -> dict[str, 
     }
 
 
-def here(source: Source, rate: float) -> Rates:
+def here(source: Source, rate: float) -> MachineRates:
     """This machine's rates for a model, on random weights in the shapes of its units."""
     if not rate:
         ready_kernels("nearest", lambda progress: None)
         rate = measuring_rate(source.units, random_weights, seconds=3.0)
     disk, notes = disk_rate(source.folder, source.shards, seconds=1.0)
-    return Rates(rate, disk, seconds_of_tree(source), notes)
+    return MachineRates(rate, disk, seconds_of_tree(source), notes)
 
 
 def random_weights(unit: Unit, piece: Unit) -> mx.array:
@@ -240,14 +240,14 @@ def placed(source: Source) -> Placement:
         held = tuple(shard for i, shard in enumerate(whole.shards) if i % (_NODES - 1) != node - 1)
         inventories.append(replace(whole, node=f"node {node}", shards=held))
     holders = agree(needed_shards(whole, inventories), inventories)
-    return place(source.units, source.tensors(), holders, [each.node for each in inventories])
+    return place_units(source.units, source.tensors(), holders, [each.node for each in inventories])
 
 
 def _able(placement: Placement, node: str) -> int:
     return sum(item.group in placement.missing[node] for item in placement.items)
 
 
-def _scattered(placement: Placement, work: Work, rates: Rates) -> float:
+def _scattered(placement: Placement, work: Work, rates: MachineRates) -> float:
     nodes = list(placement.missing)
     machines = [Machine(node, rates.measuring, node) for node in nodes]
     costs = replace(Costs(), batch_seconds=Costs().batch_seconds + rates.tree_seconds)

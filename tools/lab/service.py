@@ -229,7 +229,7 @@ class Lab:
         """Start the cluster's first node."""
         head = self.hosts[0]
         shutil.copy(self.token, head.config / "token")
-        head.start("up", "--head", "--address", head.address, *options, until="Ctrl-C ends")
+        head.start("up", "--head", "--address", head.address, *options, until="Ctrl-C stops")
 
     def join(self, *hosts: Host, scheme: str = "") -> None:
         """Start the nodes of these hosts, one after the other."""

@@ -1,6 +1,6 @@
 """Bounds of a multiple-choice knapsack: Pareto filter, lower hulls, the relaxed optimum and the lattice of totals.
 
-`mint/plan/knapsack/solve.py` tells how they work together.
+`mint/plan/knapsack/solve.py` gives the theory.
 """
 
 from dataclasses import dataclass, replace
@@ -56,40 +56,40 @@ class Relaxation:
     """The relaxed optimum at a capacity."""
 
     price: float  # of a byte
-    broken: int  # class of the step that is taken in part
+    broken: int  # class of the step taken in part; -1 for none
     base: Integers  # (C,) option of every class
-    left: int  # bytes that the base leaves
+    left: int  # capacity less the bytes of the base
     bound: float
     step: Integers  # (N,) size of each option above that of its base
-    excess: Floats  # (N,) by how much each option would lift the bound
+    excess: Floats  # (N,) lift of the bound by each option
 
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """A part of the search: what is fixed, what is open and the capacity left for it."""
+    """A part of the search: the fixed options, the open options and the capacity left for these."""
 
     bound: float
-    fixed: Integers  # names of the options fixed
+    fixed: Integers  # names of the fixed options
     lost: float  # their loss
     options: Options
     capacity: int  # above the smallest of the open options
 
 
 def pareto(counts: Integers, size: Integers, loss: Floats) -> Options:
-    """The options that are smaller or better than every other of their class."""
+    """The options that no other option of their class dominates in size and loss."""
     begin = np.cumsum(counts) - counts
     row = np.repeat(np.arange(len(counts)), counts)
-    place = row, np.arange(len(row)) - begin[row]
+    cell = row, np.arange(len(row)) - begin[row]
     sizes = np.full((len(counts), counts.max(initial=0)), np.iinfo(np.int64).max)
     losses = np.full(sizes.shape, inf)
-    sizes[place], losses[place] = size, loss
+    sizes[cell], losses[cell] = size, loss
     order = np.lexsort((losses, sizes))  # stable, row by row
     losses = np.take_along_axis(losses, order, axis=1)
     lowest_before = np.full_like(losses, inf)
     np.minimum.accumulate(losses[:, :-1], axis=1, out=lowest_before[:, 1:])
-    kept = (losses < lowest_before)[place]
-    name = (order + begin[:, None])[place][kept]
-    start = np.concatenate([[0], np.cumsum(np.bincount(row[kept], minlength=len(counts)))])
+    optimal = (losses < lowest_before)[cell]
+    name = (order + begin[:, None])[cell][optimal]
+    start = np.concatenate([[0], np.cumsum(np.bincount(row[optimal], minlength=len(counts)))])
     size = size[name]
     spread = size - np.repeat(size[start[:-1]], np.diff(start))
     options = Options(name, spread, loss[name], start, _common(spread[start[1:] - 1]))
@@ -99,13 +99,13 @@ def pareto(counts: Integers, size: Integers, loss: Floats) -> Options:
 
 
 def _common(spread: Integers) -> Integers:
-    """How many of the spreads are within about a percent of each, as a power of two rounded down."""
+    """The number of spreads within about a percent of each, as a power of two rounded down."""
     _, kind, occurrences = np.unique(np.rint(64 * np.log2(spread + 1.0)), return_inverse=True, return_counts=True)
     return np.log2(occurrences[kind]).astype(np.int64)
 
 
 def lower_hulls(options: Options) -> Hull:
-    """Steps along the lower convex hulls, found by dropping all points above their neighbours until none is left."""
+    """Steps along the lower convex hulls; drops points above their neighbours until none is left."""
     row = options.row
     point = np.arange(len(row))
     while True:
@@ -123,7 +123,7 @@ def lower_hulls(options: Options) -> Hull:
 
 
 def relax(case: Case, hull: Hull) -> Relaxation:
-    """Lagrange's bound of the case at the price where its relaxation breaks, and what each option adds to it."""
+    """Lagrange's bound of the case at the price where its relaxation breaks, and the excess of each option."""
     options = case.options
     taken = int(np.searchsorted(hull.reach, case.capacity, "right"))
     base = options.first.copy()
@@ -152,12 +152,12 @@ def relax_each(case: Case, hull: Hull, chosen: int) -> Floats:
     return bounds
 
 
-def restrict(case: Case, kept: NDArray[np.bool_], bound: float) -> Case:
-    """The case with only some of its options; classes with one option are fixed."""
+def restrict(case: Case, keep: NDArray[np.bool_], bound: float) -> Case:
+    """The case with the options that `keep` (N,) marks; classes with one option are fixed."""
     options = case.options
-    counts = np.add.reduceat(kept, options.first, dtype=np.int64) if len(kept) else np.empty(0, np.int64)
+    counts = np.add.reduceat(keep, options.first, dtype=np.int64) if len(keep) else np.empty(0, np.int64)
     lone = np.repeat(counts == 1, np.diff(options.start))
-    fixed, open_ = np.flatnonzero(kept & lone), np.flatnonzero(kept & ~lone)
+    fixed, open_ = np.flatnonzero(keep & lone), np.flatnonzero(keep & ~lone)
     common = options.common[counts > 1]
     counts = counts[counts > 1]
     start = np.concatenate([[0], np.cumsum(counts)])
@@ -173,9 +173,9 @@ def restrict(case: Case, kept: NDArray[np.bool_], bound: float) -> Case:
 
 
 def _stride(sizes: Integers, stride: int) -> int:
-    """A stride that all sizes are nearly multiples of, at most the given one; 1 if there is none.
+    """A stride, at most the given one, that nearly divides all sizes; 1 if there is none.
 
-    Euclid's algorithm on all sizes at once; a remainder of less than a sixteenth counts as none.
+    Euclid's algorithm on all sizes at once; a remainder below a sixteenth of the stride counts as none.
     """
     while stride > 16:
         remainder = np.abs((sizes + stride // 2) % stride - stride // 2)
@@ -189,25 +189,25 @@ def _stride(sizes: Integers, stride: int) -> int:
 
 
 def _furthest(off: Integers, excess: Floats, room: float) -> int:
-    """The most that options can add up to off the lattice if their excess stays within `room`."""
+    """The largest total offset from the lattice of options whose excess is at most `room` in all."""
     useful = off > 0
     off, excess = off[useful], excess[useful]
     order = np.argsort(excess / off)
-    within = int(np.searchsorted(np.cumsum(excess[order]), room, "right")) + 1  # a broken one counts as whole
+    within = int(np.searchsorted(np.cumsum(excess[order]), room, "right")) + 1  # the broken option counts as whole
     return int(off[order[:within]].sum())
 
 
 @dataclass(frozen=True, slots=True)
 class Lattice:
-    """The multiples of a stride that totals of steps lie near."""
+    """The multiples of a stride, near which all totals of steps lie."""
 
     stride: int
-    below: int  # the furthest that a total can lie off
-    above: int
+    below: int  # largest distance of a total under its multiple
+    above: int  # and over it
 
     @classmethod
     def of(cls, step: Integers, excess: Floats, room: float) -> "Lattice":
-        """The lattice of the steps whose excess is within `room` in all."""
+        """The lattice of the steps whose excess is at most `room` in all."""
         within = (excess <= room) & (step != 0)
         step, excess = step[within], np.maximum(excess[within], 0)
         if not len(step):
@@ -221,16 +221,17 @@ class Lattice:
         return max(lattices, key=lambda lattice: lattice.stride - lattice.below - lattice.above)
 
     def lower(self, nbytes: Any) -> Any:
-        """A number of bytes, or an array of them, lowered to the largest total in reach."""
+        """Bytes, a number or an array, lowered to the largest reachable total."""
         return np.minimum(nbytes, (nbytes + self.below) // self.stride * self.stride + self.above)
 
 
 def snap(case: Case, relaxation: Relaxation, room: float) -> Case:
     """The case with its capacity lowered to the lattice, and with multiples of the stride as sizes where that is exact.
 
-    A total in the room lies at most `below` under its multiple, so within `left` it has a multiple of at most `most`
-    strides. If also every total with such a multiple is within `left`, multiples decide alone. Those totals lie at
-    most `above` over their multiples; the excess is then priced by multiples, and the room with what the capacity rose.
+    A total within the room lies at most `below` under its multiple. So a total within `left` has a multiple of at most
+    `most` strides. If also every total with such a multiple is within `left`, multiples alone decide. These totals lie
+    at most `above` over their multiples. The excess is then priced by multiples, and the room grows by the price of
+    the raised capacity.
     """
     options, left, step = case.options, relaxation.left, relaxation.step
     lattice = Lattice.of(step, relaxation.excess, room)
@@ -246,7 +247,7 @@ def snap(case: Case, relaxation: Relaxation, room: float) -> Case:
     if (nearest == step).all() or most * lattice.stride + above > left:
         return unsnapped
     size = nearest - np.repeat(nearest[options.first], np.diff(options.start))
-    last = np.append(size[1:] != size[:-1], True)  # of equal multiples of a class the last has the least loss
+    last = np.append(size[1:] != size[:-1], True)  # of equal sizes in a class, the last has the least loss
     last[options.start[1:] - 1] = True
     capacity = most * lattice.stride + int(size[relaxation.base].sum())
     return restrict(replace(case, options=replace(options, size=size), capacity=capacity), last, case.bound)

@@ -2,65 +2,64 @@
 
     minimise  sum_i loss[i, j_i]   subject to   sum_i size[i, j_i] <= capacity,   one j_i for every class i
 
-It knows classes, options and a capacity; nothing of models.
+The solver knows classes, options and a capacity, and nothing about models.
 
 Theory of operation
 ===================
 
-*Pareto.* An option that is no smaller and no better than another of its class is never needed. What is left has
-falling loss over rising size, and lies flat: all options of all classes one after another, `start` marks classes.
+*Pareto.* An option that is no smaller and no better than another of its class is never needed. The other options have
+falling loss over rising size. All classes lie in one flat array; `start` marks where each class begins.
 
-*Relaxation.* Letting a class mix two options costs only its lower convex hull. Its steps, sorted by what they save
-per byte, are taken until the capacity breaks one; the slope of that step is the price of a byte. Lagrange's bound
+*Relaxation.* If a class may mix two options, only its lower convex hull matters. The steps of all hulls are sorted by
+loss saved per byte and taken until the capacity breaks one. The slope of that step is the price of a byte.
+Lagrange's bound
 
     bound(price) = sum_i min_j (loss[i, j] + price * size[i, j]) - price * capacity
 
 is then the relaxation's optimum, and `base`, the minimisers with the broken step left out, is a feasible choice.
 
 *Reduced costs.* Option j of class i adds `loss[i, j] + price * size[i, j]` less the minimum over the class to every
-bound it takes part in. One that lifts the bound above the best loss known can be dropped; a class with one option
-left is fixed. That also holds with options above the hull, which is where a budget gets filled.
+bound that contains it. An option that lifts the bound above the best known loss is dropped; a class with one option
+left is fixed. Options above the hull count too: they fill the budget.
 
-*Exchanging.* The base with its best up to two exchanges in each half of the classes, out of the options that lift the
-bound least, is found by sorting pairs. It closes most of the gap before the first option is dropped.
+*Exchanging.* Sorting pairs finds the best choice with up to two options of the base exchanged in each half of the
+classes, out of the options of least excess. It closes most of the gap before the first option is dropped.
 
 *Lattice.* Sizes of models are multiples of large strides, up to a few bytes of headers. The open options then reach
-no total just under most capacities, and the capacity may be lowered to the largest total in reach. Mostly it also
-follows that a total fits exactly if its multiple fits: then multiples take the place of sizes. Both are inferences
-about the exact instance, not a rounding of it: how far totals can lie off the lattice is bounded by what the reduced
-costs leave room for.
+no total just under most capacities, and the capacity may be lowered to the largest reachable total. Mostly it also
+follows that a total fits exactly if its multiple fits: then multiples replace sizes. Both are inferences about the
+exact instance, not a rounding of it: the reduced costs bound how far totals can lie off the lattice.
 
-*Diving, splitting.* A large class that breaks among few leaves more bytes than exchanges can fill. Fixing it to its
-most promising option, and so on a few times, finds the good choices beyond. If the relaxation with each of its options
-in turn lies well above the relaxation of the case, the case is split into these.
+*Diving, splitting.* A large class that breaks among few leaves more bytes than exchanges can fill. A dive fixes it to
+its most promising option, then the next class that breaks, a few times. If the relaxation with each of its options in
+turn lies well above the relaxation of the case, the case is split by these options.
 
 *Bundling.* Of m classes with an open option of one step (bytes above the base), the best way to take k of them is to
-take the k of least excess. So they are one bundle, whose alternatives are the first, the first two, and so on as far as
-the room goes: thousands of near-equal classes become a few dozen bundles. That a class with several open options takes
-only one is left out; where the best state takes two, that class gets a bundle of its own and all are merged anew.
+take the k of least excess. So they are one bundle, whose alternatives are the first, the first two, and so on within
+the room: thousands of near-equal classes become a few dozen bundles. Bundles ignore that a class takes only one
+option. If the best state takes two, that class gets a bundle of its own and the merge starts again.
 
-*Merging.* The bundles are merged one by one into a list of states (size, excess) without dominated ones; those of rare
-kinds of classes first, then the common ones, which share a lattice. A state is dropped where its excess, with the least
-that the bundles still to come can do with the bytes that it leaves, passes the best known. If the list outgrows its
-width, only the most promising states stay: a good choice, but no proof.
+*Merging.* The bundles are merged one by one into a list of undominated states (size, excess). Bundles of rare kinds of
+classes come first, then the common ones, which share a lattice. A state is dropped if its excess, plus the least lift
+by the later bundles for the bytes it leaves, exceeds the best known loss. If the list outgrows its width, only the
+most promising states stay: a good choice, but no proof.
 
-*Probing, hoping.* Where many options stay open, a narrow merge of those that lift the bound least finds a better
-choice first. Then one within a part of the gap is hoped for: finding it proves it, finding none raises the bound.
+*Probing, aspiration.* Where many options stay open, a narrow merge of the options of least excess finds a better
+choice first. An aspiration search then looks only within a part of the gap: a hit is proved, a miss raises the bound.
 
 *Branching.* Where merging has no proof, the class that breaks is fixed to each of its options in turn and the cases
-are searched, least bound first. The least bound of the cases left open is the bound of the answer, whenever the time
-ends.
+are searched, least bound first. The least bound of the open cases bounds the answer, whenever the time ends.
 
 Rules: sizes are exact integers throughout and feasibility is never judged in floating point. Losses are float64;
 "optimal" means that no choice is better by more than `PRECISION` of the loss, and only then the gap is exactly 0.
-Of equal options of a class the smallest is used, then the one given first; the same input gives the same choice.
+Of equal options in a class the smallest is used, then the first; the same input gives the same choice.
 The order of classes may decide between choices of equal loss, never the loss.
 
 Cost: N log N once per instance for N options; per capacity O(N) for the first reduction, then only open options.
-A merge costs the states times the alternatives of all bundles: of near-equal classes, those go with the root of their
-number.
+A merge costs the states times the alternatives of all bundles. For near-equal classes these grow with the square root
+of their number.
 Doubt: the problem is NP-hard. Instances of many large classes without equal steps and with losses that nearly balance
-can outlive any limit; they end with an honest gap.
+can exceed any limit; they end with an honest gap.
 """
 
 from collections.abc import Sequence
@@ -71,17 +70,17 @@ from time import perf_counter
 import numpy as np
 from numpy.typing import NDArray
 
-from mint.plan.knapsack.merge import Patience
+from mint.plan.knapsack.merge import ProofBudget
 from mint.plan.knapsack.relaxation import BYTES_LIMIT, Case, Floats, Integers, lower_hulls, pareto
-from mint.plan.knapsack.search import PRECISION, Search
+from mint.plan.knapsack.search import PRECISION, Search, Tuning
 
-STATES = 20_000_000  # of a proof: less than a second
+STATES = 20_000_000  # limit of a proof: less than a second
 
 SizeRows = Sequence[NDArray[np.int64] | Sequence[int]]
 LossRows = Sequence[NDArray[np.float64] | Sequence[float]]
 
 
-class Infeasible(ValueError):  # noqa: N818, a state of the input as the field calls it
+class InfeasibleError(ValueError):
     """No choice fits the capacity; `smallest` is the least capacity that has one."""
 
     def __init__(self, capacity: int, smallest: int) -> None:
@@ -100,35 +99,36 @@ class Solution:
 
     @property
     def gap(self) -> float:
-        """How much of the loss a better choice could save at most; 0.0 exactly if proved optimal."""
+        """The largest share of the loss that a better choice could save; exactly 0.0 if proved optimal."""
         return (self.loss - self.bound) / self.loss if self.loss > self.bound else 0.0
 
 
 class Knapsack:
     """One instance, prepared once for any number of capacities."""
 
-    def __init__(self, sizes: SizeRows, losses: LossRows) -> None:
+    def __init__(self, sizes: SizeRows, losses: LossRows, *, tuning: Tuning = Tuning()) -> None:  # noqa: B008, frozen
         counts, size, loss = _checked(sizes, losses)
-        self._begin = np.cumsum(counts) - counts  # where each class begins among the options as given
+        self._begin = np.cumsum(counts) - counts  # index of the first option of each class in the input
         self._size = size
         self._options = pareto(counts, size, loss)
         self._hull = lower_hulls(self._options)
         self._loss = loss
+        self._tuning = tuning
         smallest = self._options.name[self._options.first]
         self.smallest: int = sum(size[smallest].tolist())
 
     def solve(self, capacity: int, *, states: int = STATES, seconds: float = 60.0) -> Solution:
-        """The choice of least loss within `capacity` bytes, or the best one found with its gap.
+        """The choice of least loss within `capacity` bytes, or the best known choice with its gap.
 
-        A proof that needs more than `states` is given up, at the same point on every machine; so is one that takes
-        longer than `seconds`, which is not. Raises `Infeasible` if no choice fits.
+        A proof stops after `states`, at the same point on every machine, or after `seconds`, which depends on it.
+        Raises `InfeasibleError` if no choice fits.
         """
         if capacity < self.smallest:
-            raise Infeasible(capacity, self.smallest)
+            raise InfeasibleError(capacity, self.smallest)
         root = Case(-inf, np.empty(0, np.int64), 0.0, self._options, min(capacity - self.smallest, BYTES_LIMIT))
-        search = Search(Patience(states, perf_counter() + seconds))
+        search = Search(ProofBudget(states, perf_counter() + seconds), self._tuning)
         bound = search.run(root, self._hull)
-        names = np.sort(search.names)  # one a class, so this is the order of classes
+        names = np.sort(search.names)  # one per class, so this is the order of classes
         loss = fsum(self._loss[names].tolist())
         proved = bound >= loss * (1 - PRECISION)
         return Solution(
@@ -139,7 +139,7 @@ class Knapsack:
         )
 
     def price(self, capacity: int) -> float:
-        """The loss that one more byte of capacity saves in the relaxation; 0 where everything is bought."""
+        """The loss that one more byte of capacity saves in the relaxation; 0 at the largest choice."""
         taken = int(np.searchsorted(self._hull.reach, capacity - self.smallest, "right"))
         return float(self._hull.slope[taken]) if taken < len(self._hull.slope) else 0.0
 
@@ -147,13 +147,13 @@ class Knapsack:
 def solve(sizes: SizeRows, losses: LossRows, capacity: int, *, seconds: float = 60.0) -> Solution:
     """One option of every class with the least total loss whose total size is within `capacity`.
 
-    Raises `Infeasible`, which names the smallest capacity, if there is none.
+    Raises `InfeasibleError`, which names the smallest capacity, if no choice fits.
     """
     return Knapsack(sizes, losses).solve(capacity, seconds=seconds)
 
 
 def _checked(sizes: SizeRows, losses: LossRows) -> tuple[Integers, Integers, Floats]:
-    """Options per class, and all sizes and losses one after another; raises `ValueError` for what is none."""
+    """Options per class, and flat sizes and losses; raises `ValueError` for bad input."""
     if len(sizes) != len(losses):
         raise ValueError(f"{len(sizes)} classes of sizes but {len(losses)} of losses; give one of each per class")
     counts = np.array([len(row) for row in sizes], np.int64)

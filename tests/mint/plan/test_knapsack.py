@@ -11,9 +11,8 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from scipy.optimize import LinearConstraint, milp
 
-from mint.plan.knapsack import merge, search
-from mint.plan.knapsack.search import PRECISION
-from mint.plan.knapsack.solve import Infeasible, Knapsack, Solution, solve
+from mint.plan.knapsack.search import PRECISION, Tuning
+from mint.plan.knapsack.solve import InfeasibleError, Knapsack, Solution, solve
 
 quickly = hypothesis_settings(max_examples=80, deadline=None)
 
@@ -32,8 +31,8 @@ class Instance:
     def largest(self) -> int:
         return sum(map(max, self.sizes))
 
-    def solve(self) -> Solution:
-        return solve(self.sizes, self.losses, self.capacity)
+    def solve(self, tuning: Tuning = Tuning()) -> Solution:  # noqa: B008, frozen
+        return Knapsack(self.sizes, self.losses, tuning=tuning).solve(self.capacity)
 
     def nbytes(self, choice: tuple[int, ...]) -> int:
         return sum(row[j] for row, j in zip(self.sizes, choice, strict=True))
@@ -43,7 +42,7 @@ class Instance:
 
 
 def size_of_any_kind() -> st.SearchStrategy[int]:
-    """Small ones that collide, multiples of a stride with a header, and anything up to 2^53."""
+    """Small sizes that collide, multiples of a stride with a header, and anything up to 2^53."""
     nearly = st.builds(lambda k, header: 4096 * k + header, st.integers(0, 40), st.integers(0, 9))
     return st.one_of(st.integers(0, 12), nearly, st.integers(0, 2**53))
 
@@ -63,7 +62,7 @@ def instances(draw: st.DrawFn, classes: int = 5, options: int = 5) -> Instance:
 
 
 def curves(classes: int, seed: int, shapes: tuple[int, ...] = (1024, 4096, 14336), share: float = 0.1) -> Instance:
-    """Like a model's: few shapes, bits and groups, a header of its own length, losses falling by bits."""
+    """Curves like a model's: few shapes, bits and groups, individual headers, losses that fall with bits."""
     rng = np.random.default_rng(seed)
     sizes: list[list[int]] = []
     losses: list[list[float]] = []
@@ -90,7 +89,7 @@ def same(loss: float) -> object:
 
 @given(instances())
 @quickly
-def test_the_choice_fits_and_its_loss_and_bytes_are_what_it_says(instance: Instance) -> None:
+def test_the_choice_fits_and_its_loss_and_bytes_are_exact(instance: Instance) -> None:
     solution = instance.solve()
     assert solution.nbytes == instance.nbytes(solution.choice) <= instance.capacity
     assert solution.loss == same(instance.loss(solution.choice))
@@ -108,13 +107,13 @@ def test_no_choice_is_better_by_brute_force(instance: Instance) -> None:
 @pytest.mark.parametrize("depth", [0, 3])
 @pytest.mark.parametrize("split", [0.0, 2.0])  # always, never
 @pytest.mark.parametrize(("narrow", "wide"), [(2000, 50_000), (1, 50_000), (1, 2)])
-def test_no_choice_is_better_when_every_stage_of_the_search_has_to_work(
-    monkeypatch: pytest.MonkeyPatch, narrow: int, wide: int, split: float, depth: int
+def test_no_choice_is_better_when_every_search_stage_is_exercised(
+    narrow: int, wide: int, split: float, depth: int
 ) -> None:
-    tight = {"EXCHANGED": 0, "FEW": 0, "MANY": 0, "DEPTH": depth, "SPLIT": split, "PROBED": (1, 2)}
-    for name, value in {**tight, "NARROW": narrow, "WIDE": wide}.items():
-        monkeypatch.setattr(search, name, value)
-    monkeypatch.setattr(merge, "CROWD", 1)
+    tuning = Tuning(
+        exchange_options=0, few=0, many=0, dive_depth=depth, split=split, probe_options=1, probe_width=2,
+        narrow=narrow, wide=wide, crowd=1,
+    )  # fmt: skip
     rng = np.random.default_rng(7)
     for _ in range(150):
         counts = rng.integers(1, 5, rng.integers(2, 6)).tolist()
@@ -123,7 +122,7 @@ def test_no_choice_is_better_when_every_stage_of_the_search_has_to_work(
         losses = [rng.random(count).tolist() for count in counts]
         least, most = sum(map(min, sizes)), sum(map(max, sizes))
         instance = Instance(sizes, losses, int(rng.integers(least, most + 1)))
-        solution = instance.solve()
+        solution = instance.solve(tuning)
         assert solution.loss == same(brute_force(instance))
         assert solution.gap == 0.0
 
@@ -141,7 +140,7 @@ CHARACTERS = (
 
 
 def of_character(character: str, rng: np.random.Generator) -> tuple[list[list[int]], list[list[float]]]:
-    """Sizes and losses that defy one of the solver's assumptions each."""
+    """Sizes and losses that break one assumption of the solver."""
     alike = rng.integers(0, 50, 5) * 4096, rng.random(5)
     sizes, losses = [], []
     for i in range(int(rng.integers(2, 11))):
@@ -170,7 +169,7 @@ def of_character(character: str, rng: np.random.Generator) -> tuple[list[list[in
 
 
 def front(sizes: list[list[int]], losses: list[list[float]]) -> list[tuple[int, float]]:
-    """Every total of sizes with less loss than all smaller ones: the answer at all capacities at once."""
+    """Every total size with less loss than all smaller ones: the answers at all capacities."""
     totals = [(0, 0.0)]
     for size, loss in zip(sizes, losses, strict=True):
         merged = sorted((a + x, b + y) for a, b in totals for x, y in zip(size, loss, strict=True))
@@ -223,7 +222,7 @@ def test_one_huge_class_is_proved_without_a_long_search(share: float) -> None:
     assert solve(sizes, losses, least + int((most - least) * share), seconds=2.0).gap == 0.0
 
 
-def test_budgets_in_any_order_have_the_same_choices() -> None:
+def test_the_order_of_budgets_does_not_change_the_choices() -> None:
     instance = curves(80, 6)
     capacities = np.linspace(instance.smallest, instance.largest, 40).astype(int).tolist()
     rising, falling = (Knapsack(instance.sizes, instance.losses) for _ in range(2))
@@ -319,7 +318,7 @@ def test_lists_and_arrays_are_the_same() -> None:
 
 
 @pytest.mark.parametrize("instance", [curves(50, 5), Instance([[1, 4], [2, 2]], [[1, 0], [3, 2]], 0)])
-def test_at_the_smallest_and_the_largest_capacity_the_choice_is_given(instance: Instance) -> None:
+def test_the_smallest_and_the_largest_capacity_leave_one_choice(instance: Instance) -> None:
     smallest = solve(instance.sizes, instance.losses, instance.smallest)
     largest = solve(instance.sizes, instance.losses, instance.largest)
     assert (smallest.nbytes, smallest.gap) == (instance.smallest, 0.0)
@@ -350,8 +349,8 @@ def test_a_single_byte_counts_in_the_largest_integers(size: int) -> None:
     assert solve(sizes, losses, size + 2).choice == (1, 2)
 
 
-def test_a_capacity_too_small_names_the_smallest() -> None:
-    with pytest.raises(Infeasible, match=r"7 bytes was given.*needs 8") as caught:
+def test_a_capacity_below_the_smallest_is_an_error_that_names_it() -> None:
+    with pytest.raises(InfeasibleError, match=r"7 bytes was given.*needs 8") as caught:
         solve([[5, 6], [3, 9]], [[1.0, 0.0], [1.0, 0.0]], 7)
     assert caught.value.smallest == 8
     assert solve([[5, 6], [3, 9]], [[1.0, 0.0], [1.0, 0.0]], caught.value.smallest).nbytes == 8

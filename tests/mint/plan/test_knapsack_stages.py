@@ -1,4 +1,4 @@
-"""What each stage of the knapsack's search promises, against brute force."""
+"""The promises of each stage of the knapsack search, against brute force."""
 
 from itertools import pairwise, product
 from math import inf
@@ -8,16 +8,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mint.plan.knapsack import bundles as knapsack_bundles
-from mint.plan.knapsack.bundles import Bundles, Rests
-from mint.plan.knapsack.merge import Patience, exchange, merge
+from mint.plan.knapsack.bundles import Bundles, SuffixBound
+from mint.plan.knapsack.merge import ProofBudget, exchange, merge
 from mint.plan.knapsack.relaxation import Case, Hull, lower_hulls, pareto, relax, relax_each, snap
 from mint.plan.knapsack.search import PRECISION
 from tests.mint.plan.test_knapsack import Instance, brute_force, instances, quickly, same
 
 
 def case_of(sizes: list[list[int]], losses: list[list[float]], capacity: int) -> tuple[Case, Hull]:
-    """What a search begins with, without the sizes of the smallest options."""
+    """The root case of a search, with sizes above the smallest options."""
     counts = np.array([len(row) for row in sizes], np.int64)
     options = pareto(counts, np.concatenate(sizes).astype(np.int64), np.concatenate(losses))
     case = Case(-inf, np.empty(0, np.int64), 0.0, options, capacity - sum(map(min, sizes)))
@@ -67,10 +66,10 @@ def test_a_snapped_case_has_the_same_choices_below_the_best_known() -> None:
 
 @given(instances(), st.integers(0, 20))
 @quickly
-def test_an_exchange_fits_and_is_never_worse_than_the_base(instance: Instance, each: int) -> None:
+def test_an_exchange_fits_and_is_never_worse_than_the_base(instance: Instance, count: int) -> None:
     case, hull = case_of(instance.sizes, instance.losses, instance.capacity)
     relaxation = relax(case, hull)
-    chosen = exchange(case, relaxation, inf, each)
+    chosen = exchange(case, relaxation, inf, count)
     assert np.array_equal(case.options.row[chosen], np.arange(len(instance.sizes)))
     assert case.options.size[chosen].sum() <= case.capacity
     assert case.options.loss[chosen].sum() <= case.options.loss[relaxation.base].sum() * (1 + PRECISION)
@@ -92,7 +91,7 @@ def test_relaxations_with_a_class_fixed_are_between_the_relaxation_and_the_best(
 def test_a_complete_merge_has_the_best_choice(instance: Instance) -> None:
     case, _ = case_of(instance.sizes, instance.losses, instance.capacity)
     limit = 2 * sum(map(max, instance.losses)) + 1
-    merged = merge(case, limit, width=10**6, patience=Patience(10**9, inf))
+    merged = merge(case, limit, width=10**6, budget=ProofBudget(10**9, inf))
     assert merged.complete
     assert case.options.size[merged.chosen].sum() <= case.capacity
     assert float(case.options.loss[merged.chosen].sum()) == pytest.approx(brute_force(instance), rel=1e-9, abs=1e-9)
@@ -107,7 +106,7 @@ def test_a_merge_too_narrow_for_the_best_choice_is_not_complete() -> None:
         if instance.capacity < instance.smallest:
             continue
         case, _ = case_of(sizes, losses, instance.capacity)
-        merged = merge(case, limit=100.0, width=1, patience=Patience(10**9, inf))
+        merged = merge(case, limit=100.0, width=1, budget=ProofBudget(10**9, inf))
         best = float(case.options.loss[merged.chosen].sum()) == pytest.approx(brute_force(instance))
         assert best or not merged.complete
         worse += not best
@@ -122,10 +121,7 @@ def alike(classes: int, kinds: int, rng: np.random.Generator) -> tuple[list[list
 
 
 @pytest.mark.parametrize("longest", [1, 2, 64])
-def test_bundles_have_alternatives_for_every_choice_and_rests_bound_them(
-    monkeypatch: pytest.MonkeyPatch, longest: int
-) -> None:
-    monkeypatch.setattr(knapsack_bundles, "LONGEST", longest)
+def test_bundles_have_alternatives_for_every_choice_and_suffix_bounds_hold(longest: int) -> None:
     rng = np.random.default_rng(17)
     for _ in range(40):
         sizes, losses = alike(5, 2, rng)
@@ -133,14 +129,14 @@ def test_bundles_have_alternatives_for_every_choice_and_rests_bound_them(
         options, relaxation = case.options, relax(case, hull)
         room = float(rng.random())
         own = rng.random(len(options.first)) < 0.4
-        bundles = Bundles.of(options, relaxation, room, own)
-        rests = Rests(bundles, relaxation.price, room)
+        bundles = Bundles.of(options, relaxation, room, own, longest=longest)
+        suffix = SuffixBound(bundles, relaxation.price, room)
         totals = {0: 0.0}  # of the bundles after a position: the least excess by step
         for position in reversed(range(len(bundles.kind))):
             for left in rng.integers(-600, 600, 4).tolist():
                 ways = [lift + relaxation.price * (left - step) for step, lift in totals.items() if step <= left]
                 least = min(ways, default=inf)
-                assert least > room or float(rests.lift(position, np.array([left]))[0]) <= least + 1e-12
+                assert least > room or float(suffix.lift(position, np.array([left]))[0]) <= least + 1e-12
             merged: dict[int, float] = {}
             for (step, lift), (more, lifted) in product(
                 totals.items(), zip(*map(np.ndarray.tolist, bundles.alternatives(position)), strict=True)
@@ -180,6 +176,6 @@ def test_thousands_of_near_equal_classes_are_few_bundles() -> None:
 def test_classes_of_one_loss_are_merged_block_by_block() -> None:
     sizes, losses = [[0, 100]] * 500 + [[0, 7]], [[1.0, 0.0]] * 500 + [[0.01, 0.0]]
     case, _ = case_of(sizes, losses, 20_055)
-    merged = merge(case, limit=310.0, width=10**6, patience=Patience(10**9, inf))
+    merged = merge(case, limit=310.0, width=10**6, budget=ProofBudget(10**9, inf))
     assert merged.complete
     assert float(case.options.loss[merged.chosen].sum()) == pytest.approx(300.0)
