@@ -20,7 +20,7 @@ from mint.formats.format import KEEP, Format
 from mint.formats.layout import MAX_SHARD_BYTES, name_nbytes, overhead_nbytes, parameter_nbytes, unnamed_nbytes
 from mint.formats.units import Unit
 from mint.plan.knapsack.relaxation import Floats, Integers
-from mint.plan.knapsack.solve import Infeasible, Knapsack, Solution
+from mint.plan.knapsack.solve import InfeasibleError, Knapsack, Solution
 from mint.plan.objectives import OBJECTIVES, Objective
 from mint.plan.plan import Choice, Plan, digits_for
 from mint.plan.prediction import Evidence, Sampling, predicted_kl
@@ -99,7 +99,7 @@ class Problem:
         """
         try:
             solution = self._knapsack.solve(self._capacity(budget_bytes))
-        except Infeasible as error:
+        except InfeasibleError as error:
             raise MintError(self._infeasible(budget_bytes)) from error
         return self._plan(budget_bytes, solution)
 

@@ -12,11 +12,11 @@ import pytest
 import uvicorn
 
 from cluster.service.data.tokens import digest_of
-from cluster.service.errors import Unavailable
+from cluster.service.errors import DatabaseUnavailableError
 from cluster.service.http import downloads, revocation
 from cluster.service.http.head_deadline import Connection
-from cluster.service.http.revocation import Standing
-from cluster.service.http.sse import Hub
+from cluster.service.http.revocation import TokenCache
+from cluster.service.http.sse import EventFanout
 from tests.worlds.served import Served, served
 
 BYTES = bytes(range(256)) * 8
@@ -54,7 +54,7 @@ def test_a_stream_ends_before_the_first_event_after_its_token_was_revoked(world:
     claim = world.claim()
 
     async def run() -> list[list[bytes]]:
-        hub, good = Hub(queue, poll_seconds=0.001), Standing(tokens)
+        hub, good = EventFanout(queue, poll_seconds=0.001), TokenCache(tokens)
 
         async def watch(headers: dict[str, str]) -> list[bytes]:
             stream = hub.stream(claim.job.id, last_seq=2, after=0, allowed=lambda: good.holds(_grant(headers)))
@@ -155,7 +155,7 @@ def test_a_ticket_is_worth_no_more_than_the_token_it_was_asked_for_with(world: S
 
 
 def test_what_was_opened_without_a_token_is_over_with_the_first_one(world: Served) -> None:
-    good = Standing(world.service.tokens)
+    good = TokenCache(world.service.tokens)
     assert asyncio.run(good.holds(""))
     assert good.is_good("")
     world.token("ann")
@@ -165,10 +165,10 @@ def test_what_was_opened_without_a_token_is_over_with_the_first_one(world: Serve
 
 def test_a_database_that_is_away_takes_nothing_from_anybody(world: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     grant = _grant(world.token("ann"))
-    good = Standing(world.service.tokens)
+    good = TokenCache(world.service.tokens)
 
     def away() -> None:
-        raise Unavailable("away")
+        raise DatabaseUnavailableError("away")
 
     with monkeypatch.context() as patch:
         patch.setattr(world.service.tokens, "good", away)
@@ -184,7 +184,7 @@ def test_a_database_that_is_away_takes_nothing_from_anybody(world: Served, monke
 def test_however_many_ask_the_database_is_asked_once_a_second(world: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(revocation, "_SECONDS", 1.0)
     now = [0.0]
-    good, grant = Standing(world.service.tokens, clock=lambda: now[0]), _grant(world.token("ann"))
+    good, grant = TokenCache(world.service.tokens, clock=lambda: now[0]), _grant(world.token("ann"))
     assert asyncio.run(good.holds(grant))
     world.service.tokens.revoke("ann")
     now[0] = 0.9

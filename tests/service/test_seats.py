@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from cluster.service.http import sse
-from cluster.service.http.sse import Hub
+from cluster.service.http.sse import EventFanout
 from tests.worlds.served import Served, served
 
 
@@ -73,7 +73,7 @@ def test_one_person_can_follow_so_many_jobs_and_no_more_and_others_still_can(wor
 def test_all_together_can_open_so_many(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sse, "_MOST_STREAMS", 3)
     source: Any = None
-    hub = Hub(source, most_each=2)
+    hub = EventFanout(source, most_each=2)
     with hub.seat("ann"), hub.seat("ann"), hub.seat("bob"):
         for name in ("bob", "eve"):
             with pytest.raises(Exception, match="too many streams") as refused, hub.seat(name):

@@ -12,8 +12,8 @@ from cluster.service.data.database import connect
 from cluster.service.data.records import Claim, Event, Person, Wish
 from cluster.service.http import downloads, sse
 from cluster.service.http.downloads import wanted_range
-from cluster.service.http.error_answers import Refusal
-from cluster.service.http.sse import HEARTBEAT, Hub, frame
+from cluster.service.http.error_answers import ApiError
+from cluster.service.http.sse import HEARTBEAT, EventFanout, frame
 from cluster.service.queue.queue import Queue
 from tests.worlds.served import WAY, Served, served
 
@@ -77,7 +77,7 @@ def test_every_watcher_gets_every_event_once_in_order_whenever_they_came(queue: 
     claims = [_job(queue, name) for name in ("one", "two")]
 
     async def run() -> list[tuple[int, list[int]]]:
-        hub = Hub(queue, poll_seconds=0.001)
+        hub = EventFanout(queue, poll_seconds=0.001)
         watching: list[tuple[int, list[int], asyncio.Task[None]]] = []
         for step in range(30):
             for claim in claims:
@@ -103,7 +103,7 @@ def test_any_number_of_watchers_costs_the_database_one_poller(queue: Queue) -> N
     counting = Counting(queue)
 
     async def run() -> None:
-        hub = Hub(counting, poll_seconds=0.001)
+        hub = EventFanout(counting, poll_seconds=0.001)
         job = queue.get(claim.job.id)
         seen: list[list[int]] = [[] for _ in range(100)]
         tasks = [
@@ -125,7 +125,7 @@ def test_a_slow_watcher_costs_no_memory_and_misses_nothing(queue: Queue, monkeyp
     claim = _job(queue)
 
     async def run() -> list[int]:
-        hub = Hub(queue, poll_seconds=0.001)
+        hub = EventFanout(queue, poll_seconds=0.001)
         slow = hub.stream(claim.job.id, last_seq=2, after=0)
         pieces = [await anext(slow), await anext(slow)]  # and then takes nothing for a while
         fast: list[int] = []
@@ -149,7 +149,7 @@ def test_who_reads_on_from_progress_that_was_replaced_gets_what_came_since(queue
     counting = Counting(queue)
 
     async def run() -> list[list[tuple[int, str]]]:
-        hub = Hub(counting, poll_seconds=0.001)
+        hub = EventFanout(counting, poll_seconds=0.001)
         seen: list[list[tuple[int, str]]] = [[] for _ in range(20)]
 
         async def watch(after: int, told: list[tuple[int, str]]) -> None:
@@ -183,7 +183,7 @@ def test_a_quiet_stream_is_kept_open_by_comments_and_ends_when_the_service_does(
     claim = _job(queue)
 
     async def run() -> None:
-        hub = Hub(queue, poll_seconds=0.001, heartbeat_seconds=0.01)
+        hub = EventFanout(queue, poll_seconds=0.001, heartbeat_seconds=0.01)
         stream = hub.stream(claim.job.id, last_seq=2, after=2)
         assert (await anext(stream)).startswith(b"retry:")
         assert [await anext(stream) for _ in range(3)] == [HEARTBEAT] * 3
@@ -205,7 +205,7 @@ def test_a_database_that_is_away_for_a_while_does_not_end_a_stream(queue: Queue)
             return super().last_seqs(ids)
 
     async def run() -> list[int]:
-        hub = Hub(Away(queue), poll_seconds=0.001)
+        hub = EventFanout(Away(queue), poll_seconds=0.001)
         await asyncio.to_thread(_finish, queue, claim)
         seen: list[int] = []
         await asyncio.wait_for(_watch(hub.stream(claim.job.id, last_seq=2, after=2), seen), 60)
@@ -296,7 +296,7 @@ def test_the_pieces_between_any_cuts_are_the_file() -> None:
                 assert span == (start, min(last + 1, nbytes))
         for suffix in range(1, nbytes + 2):
             assert wanted_range(f"bytes=-{suffix}", "", etag='"e"', nbytes=nbytes) == (max(0, nbytes - suffix), nbytes)
-        with pytest.raises(Refusal):
+        with pytest.raises(ApiError):
             wanted_range(f"bytes={nbytes}-", "", etag='"e"', nbytes=nbytes)
 
 

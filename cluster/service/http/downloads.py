@@ -15,7 +15,7 @@ from pathlib import Path
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from cluster.service.http.error_answers import Refusal
+from cluster.service.http.error_answers import ApiError
 from cluster.service.http.head_deadline import ABORT
 
 CHUNK_BYTES = 4 << 20
@@ -25,7 +25,7 @@ _RANGE = re.compile(r"bytes=(?:([0-9]{1,18})-([0-9]{0,18})|-([0-9]{1,18}))")
 def wanted_range(text: str, if_range: str, *, etag: str, nbytes: int) -> tuple[int, int] | None:
     """The first byte and the one after the last of what is asked for; None for the whole file.
 
-    Raises `Refusal` (416) for a range that begins beyond the end.
+    Raises `ApiError` (416) for a range that begins beyond the end.
     """
     match = _RANGE.fullmatch(text.strip())
     if not match or (if_range and if_range != etag):
@@ -38,7 +38,7 @@ def wanted_range(text: str, if_range: str, *, etag: str, nbytes: int) -> tuple[i
         if last and int(last) < int(first):
             return None
     if start >= end:
-        raise Refusal(
+        raise ApiError(
             416, f"the file has {nbytes} bytes, asked for {text}", headers={"Content-Range": f"bytes */{nbytes}"}
         )
     return start, end

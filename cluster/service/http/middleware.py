@@ -11,8 +11,8 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from dataclasses import dataclass
 from typing import Any
 
-from cluster.service.http.error_answers import Refusal, retry_after
-from cluster.service.http.rate_limit import Rates
+from cluster.service.http.error_answers import ApiError, retry_after
+from cluster.service.http.rate_limit import TokenBucket
 from cluster.service.http.security import HEADERS, is_foreign, is_json, is_own_host
 from mint.core.log import log
 
@@ -49,7 +49,7 @@ class Guard:
         app: App,
         *,
         names: frozenset[str],
-        rates: Rates,
+        rates: TokenBucket,
         on_answered: Callable[[Answered], None],
         body_seconds: float = BODY_SECONDS,
     ) -> None:
@@ -84,7 +84,7 @@ class Guard:
         try:
             try:
                 body = await self._admit(scope, receive)
-            except Refusal as refusal:
+            except ApiError as refusal:
                 await answer(refusal, sending, closing=True)
             else:
                 await self._app(scope, _replaying(body, receive), sending)
@@ -92,7 +92,7 @@ class Guard:
             log.error("request.failed", method=scope["method"], path=scope["path"], exc_info=True)
             if status:
                 raise  # the answer has begun: all that is left is to break it off
-            await answer(Refusal(500, "this is a bug in mint, please report it with the log of the service"), sending)
+            await answer(ApiError(500, "this is a bug in mint, please report it with the log of the service"), sending)
         finally:
             self._active -= 1
             route = getattr(scope.get("route"), "path", "none")
@@ -102,25 +102,25 @@ class Guard:
             log.debug("request.answered", method=answered.method, route=route, status=status, seconds=round(seconds, 4))
 
     async def _admit(self, scope: Scope, receive: Receive) -> bytes:
-        """The body of a request that may pass; raises `Refusal` for any other."""
+        """The body of a request that may pass; raises `ApiError` for any other."""
         headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
         if self._active > MOST_REQUESTS:
-            raise Refusal(503, f"{MOST_REQUESTS} requests are being answered; come back", headers=retry_after(5))
+            raise ApiError(503, f"{MOST_REQUESTS} requests are being answered; come back", headers=retry_after(5))
         if wait := self._rates.take(client_of(scope)):
-            raise Refusal(429, f"too many requests; come back in {wait:.1f} seconds", headers=retry_after(wait))
+            raise ApiError(429, f"too many requests; come back in {wait:.1f} seconds", headers=retry_after(wait))
         if not is_own_host(headers.get("host", ""), self._names):
-            raise Refusal(
+            raise ApiError(
                 400,
                 "the Host header names another host; needed this machine's address or name, or one given to mint serve "
                 "with --name",
                 code="bad_host",
             )
         if is_foreign(scope["method"], scope["path"], headers):
-            raise Refusal(403, "a page of another site asked for this; open the service's own page", code="cross_site")
+            raise ApiError(403, "a page of another site asked for this; open the service's own page", code="cross_site")
         if "\0" in scope["path"]:
-            raise Refusal(404, "there is nothing of this name")
+            raise ApiError(404, "there is nothing of this name")
         if scope["method"] == "POST" and not is_json(headers.get("content-type", "")):
-            raise Refusal(415, "needed: Content-Type: application/json")
+            raise ApiError(415, "needed: Content-Type: application/json")
         return await self._body(headers, receive)
 
     async def _body(self, headers: dict[str, str], receive: Receive) -> bytes:
@@ -134,7 +134,7 @@ class Guard:
                 while True:
                     message = await receive()
                     if message["type"] == "http.disconnect":
-                        raise Refusal(400, "the connection ended within the body")
+                        raise ApiError(400, "the connection ended within the body")
                     nbytes += len(message.get("body", b""))
                     # a client that is still sending would not read the answer: a little more is thrown away first
                     if nbytes > _DISCARDED_BYTES or (length.isdigit() and int(length) > _DISCARDED_BYTES):
@@ -146,13 +146,13 @@ class Guard:
                             raise _too_large()
                         return bytes(body)
         except TimeoutError:
-            raise Refusal(
+            raise ApiError(
                 408, f"the body was not complete after {self._body_seconds:g} seconds; send it at once"
             ) from None
 
 
-def _too_large() -> Refusal:
-    return Refusal(413, f"the body is larger than {MOST_BODY_BYTES} bytes, which no request needs")
+def _too_large() -> ApiError:
+    return ApiError(413, f"the body is larger than {MOST_BODY_BYTES} bytes, which no request needs")
 
 
 def client_of(scope: Scope) -> str:
@@ -161,7 +161,7 @@ def client_of(scope: Scope) -> str:
     return str(client[0]) if client else "unknown"
 
 
-async def answer(refusal: Refusal, send: Send, *, closing: bool = False) -> None:
+async def answer(refusal: ApiError, send: Send, *, closing: bool = False) -> None:
     """Send a refusal; `closing` ends the connection too, since the rest of the request was not read."""
     body = json.dumps(refusal.record).encode()
     headers = [(name.lower().encode(), value.encode()) for name, value in refusal.headers.items()]

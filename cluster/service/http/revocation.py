@@ -6,12 +6,12 @@ from collections.abc import Callable
 from contextlib import suppress
 
 from cluster.service.data.tokens import Tokens
-from cluster.service.errors import Unavailable
+from cluster.service.errors import DatabaseUnavailableError
 
 _SECONDS = 1.0  # between questions to the database, however many streams are open
 
 
-class Standing:
+class TokenCache:
     """The tokens that are good now, for those who ask again and again. Lives in one event loop."""
 
     def __init__(self, tokens: Tokens, *, clock: Callable[[], float] = time.monotonic) -> None:
@@ -33,7 +33,7 @@ class Standing:
         """
         if self._clock() - self._asked >= _SECONDS:
             self._asked = self._clock()
-            with suppress(Unavailable):
+            with suppress(DatabaseUnavailableError):
                 self._good, self._is_open = await asyncio.to_thread(self._look)
         if self._good is None:
             return True

@@ -10,10 +10,10 @@ from urllib.parse import quote
 from fastapi import APIRouter, Depends, Path, Query, Request, Response
 
 from cluster.service.data.records import Artifact, Person, StoredFile
-from cluster.service.errors import Unavailable
+from cluster.service.errors import DatabaseUnavailableError
 from cluster.service.http.context import BEARER, POSTED, Here, Reader, Service, refusals
 from cluster.service.http.downloads import Download
-from cluster.service.http.error_answers import Refusal
+from cluster.service.http.error_answers import ApiError
 from cluster.service.http.schema import ArtifactAnswer, ArtifactsAnswer, Sha256, TicketAnswer, TicketRequest
 
 router = APIRouter(prefix="/v1/artifacts", tags=["artifacts"])
@@ -107,7 +107,7 @@ def _download(request: Request, digest: Digest, name: FileName, service: Here, t
     except BaseException as error:
         drop()
         if isinstance(error, FileNotFoundError):
-            raise Refusal(
+            raise ApiError(
                 404,
                 f"the file {name!r} is gone from the service's disk. The service forgets it when it is started again, "
                 "and then makes it anew for who submits the job again",
@@ -120,7 +120,7 @@ def _download(request: Request, digest: Digest, name: FileName, service: Here, t
 
 def _if_possible(note: Callable[[], object]) -> None:
     """Write down who holds what, if the database takes it: one that does not, on a full disk, evicts nothing either."""
-    with suppress(Unavailable):
+    with suppress(DatabaseUnavailableError):
         note()
 
 
@@ -153,11 +153,11 @@ def _allowed(service: Service, request: Request, digest: str, name: str, ticket:
     if ticket is None:
         person = service.person(request)
         if not person.may("read"):
-            raise Refusal(403, f"{person.name}'s token does not allow this; needed the scope 'read'")
+            raise ApiError(403, f"{person.name}'s token does not allow this; needed the scope 'read'")
         return person, service.grant(request)
     given = service.tickets.use(ticket, digest, name)
     if given is None or not service.standing.is_good(given.grant):
-        raise Refusal(401, "the ticket was used, is older than a minute, or is for another file; ask for a new one",
+        raise ApiError(401, "the ticket was used, is older than a minute, or is for another file; ask for a new one",
                       headers={"WWW-Authenticate": "Bearer"})  # fmt: skip
     return Person(given.person, ("read",)), given.grant
 
@@ -165,7 +165,7 @@ def _allowed(service: Service, request: Request, digest: str, name: str, ticket:
 def _file(artifact: Artifact, name: str) -> StoredFile:
     found = next((file for file in artifact.files if file.name == name), None)
     if found is None:
-        raise Refusal(
+        raise ApiError(
             404, f"the artifact has no file {name!r}; GET /v1/artifacts/DIGEST lists its {len(artifact.files)}"
         )
     return found

@@ -12,9 +12,9 @@ from starlette.types import Receive, Scope, Send
 
 from cluster.service.data.records import Job, Person, Wish
 from cluster.service.data.states import ACTIVE, BLOCKED, FINAL, QUEUED
-from cluster.service.errors import NotFetched, Unavailable
+from cluster.service.errors import DatabaseUnavailableError, NotFetchedError
 from cluster.service.http.context import POSTED, Here, Reader, Service, Submitter, refusals
-from cluster.service.http.error_answers import Refusal
+from cluster.service.http.error_answers import ApiError
 from cluster.service.http.schema import JobAnswer, JobsAnswer, Sha256, Submission, SubmittedAnswer
 from cluster.service.recipe_of_wish import checked_budget, checked_options, most_bytes
 from mint.core.errors import MintError
@@ -45,7 +45,9 @@ def submit(
     after an error is safe. A model of the hub that is not here yet is refused as `not_fetched`: fetch it first.
     """
     if submission.priority > 0 and not person.may("admin"):
-        raise Refusal(403, f"priority {submission.priority} goes before others; needed the scope 'admin', or at most 0")
+        raise ApiError(
+            403, f"priority {submission.priority} goes before others; needed the scope 'admin', or at most 0"
+        )
     options = submission.options.model_dump()
     budgets = [checked_budget(budget) for budget in submission.budgets] or [""]
     wanted = {budget: checked_options(budget, options) for budget in budgets}
@@ -66,15 +68,15 @@ def submit(
 
 
 def identified(service: Service, name: str) -> tuple[FilePath, str]:
-    """Where a model lies and what it is; raises `Refusal` for one that is not there."""
+    """Where a model lies and what it is; raises `ApiError` for one that is not there."""
     try:
         return service.models.identify(name)
-    except Unavailable:
+    except DatabaseUnavailableError:
         raise
-    except NotFetched as error:
-        raise Refusal(409, str(error), code="not_fetched") from error
+    except NotFetchedError as error:
+        raise ApiError(409, str(error), code="not_fetched") from error
     except MintError as error:
-        raise Refusal(404, str(error), code="no_such_model") from error
+        raise ApiError(404, str(error), code="no_such_model") from error
 
 
 @router.get("", responses=refusals(404))

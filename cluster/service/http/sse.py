@@ -16,8 +16,8 @@ from typing import Protocol
 
 from cluster.service.data.records import Event
 from cluster.service.data.states import FINAL
-from cluster.service.errors import Unavailable
-from cluster.service.http.error_answers import Refusal, retry_after
+from cluster.service.errors import DatabaseUnavailableError
+from cluster.service.http.error_answers import ApiError, retry_after
 from mint.core.log import log
 
 POLL_SECONDS = 0.25
@@ -92,7 +92,7 @@ class _Channel:
         self.changed = asyncio.Event()
 
 
-class Hub:
+class EventFanout:
     """All channels, and the one poller that fills them. Lives in one event loop."""
 
     def __init__(
@@ -119,16 +119,16 @@ class Hub:
 
     @contextmanager
     def seat(self, person: str) -> Iterator[None]:
-        """Room for a stream of someone, in this block; raises `Refusal` where there is none."""
+        """Room for a stream of someone, in this block; raises `ApiError` where there is none."""
         if self._seats[person] >= self._most_each:
-            raise Refusal(
+            raise ApiError(
                 429,
                 f"{person} has {self._seats[person]} streams of events open, the most that one may have here; close "
                 "one, or ask for the jobs now and then",
                 headers=retry_after(_BACK_SECONDS),
             )
         if self._seats.total() >= _MOST_STREAMS:
-            raise Refusal(503, "too many streams are open; come back", headers=retry_after(_BACK_SECONDS))
+            raise ApiError(503, "too many streams are open; come back", headers=retry_after(_BACK_SECONDS))
         self._seats[person] += 1
         try:
             yield
@@ -192,7 +192,7 @@ class Hub:
                         await self._fetch(job, channel)
                 failed = ""
             except Exception as error:  # a database that is away for a while must not end the streams
-                if not isinstance(error, Unavailable) and repr(error) != failed:
+                if not isinstance(error, DatabaseUnavailableError) and repr(error) != failed:
                     log.warning("events.failed", error=repr(error))
                 failed = repr(error)
             with suppress(TimeoutError):

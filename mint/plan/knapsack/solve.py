@@ -81,7 +81,7 @@ SizeRows = Sequence[NDArray[np.int64] | Sequence[int]]
 LossRows = Sequence[NDArray[np.float64] | Sequence[float]]
 
 
-class Infeasible(ValueError):  # noqa: N818, a state of the input as the field calls it
+class InfeasibleError(ValueError):
     """No choice fits the capacity; `smallest` is the least capacity that has one."""
 
     def __init__(self, capacity: int, smallest: int) -> None:
@@ -121,10 +121,10 @@ class Knapsack:
         """The choice of least loss within `capacity` bytes, or the best one found with its gap.
 
         A proof that needs more than `states` is given up, at the same point on every machine; so is one that takes
-        longer than `seconds`, which is not. Raises `Infeasible` if no choice fits.
+        longer than `seconds`, which is not. Raises `InfeasibleError` if no choice fits.
         """
         if capacity < self.smallest:
-            raise Infeasible(capacity, self.smallest)
+            raise InfeasibleError(capacity, self.smallest)
         root = Case(-inf, np.empty(0, np.int64), 0.0, self._options, min(capacity - self.smallest, BYTES_LIMIT))
         search = Search(Patience(states, perf_counter() + seconds))
         bound = search.run(root, self._hull)
@@ -147,7 +147,7 @@ class Knapsack:
 def solve(sizes: SizeRows, losses: LossRows, capacity: int, *, seconds: float = 60.0) -> Solution:
     """One option of every class with the least total loss whose total size is within `capacity`.
 
-    Raises `Infeasible`, which names the smallest capacity, if there is none.
+    Raises `InfeasibleError`, which names the smallest capacity, if there is none.
     """
     return Knapsack(sizes, losses).solve(capacity, seconds=seconds)
 

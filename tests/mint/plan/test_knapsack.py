@@ -13,7 +13,7 @@ from scipy.optimize import LinearConstraint, milp
 
 from mint.plan.knapsack import merge, search
 from mint.plan.knapsack.search import PRECISION
-from mint.plan.knapsack.solve import Infeasible, Knapsack, Solution, solve
+from mint.plan.knapsack.solve import InfeasibleError, Knapsack, Solution, solve
 
 quickly = hypothesis_settings(max_examples=80, deadline=None)
 
@@ -351,7 +351,7 @@ def test_a_single_byte_counts_in_the_largest_integers(size: int) -> None:
 
 
 def test_a_capacity_too_small_names_the_smallest() -> None:
-    with pytest.raises(Infeasible, match=r"7 bytes was given.*needs 8") as caught:
+    with pytest.raises(InfeasibleError, match=r"7 bytes was given.*needs 8") as caught:
         solve([[5, 6], [3, 9]], [[1.0, 0.0], [1.0, 0.0]], 7)
     assert caught.value.smallest == 8
     assert solve([[5, 6], [3, 9]], [[1.0, 0.0], [1.0, 0.0]], caught.value.smallest).nbytes == 8
