@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from cluster.service.http.error_answers import ApiError
-from cluster.service.http.middleware import MOST_BODY_BYTES, Guard
+from cluster.service.http.middleware import MAX_BODY_BYTES, Guard
 from cluster.service.http.rate_limit import TokenBucket
 from cluster.service.http.security import HEADERS, is_foreign, is_json, is_own_host, need_safe, own_names
 from cluster.service.http.tickets import SECONDS, Tickets
@@ -207,7 +207,7 @@ def test_a_post_is_json_which_no_form_can_send(world: Served, content_type: str,
 
 
 def test_a_huge_body_is_refused_whether_its_length_is_told_or_not(world: Served) -> None:
-    huge = b" " * (MOST_BODY_BYTES + 1)
+    huge = b" " * (MAX_BODY_BYTES + 1)
     told = world.client.post("/v1/jobs", content=huge, headers=JSON)
     assert (told.status_code, _code(told)) == (413, "too_large")
     pieces = world.client.post("/v1/jobs", content=iter([huge[:1000]] * 70), headers=JSON)

@@ -17,10 +17,12 @@ from cluster.service.data.hosts import Hosts
 from cluster.service.data.records import Person
 from cluster.service.data.tokens import NOBODY, Tokens, digest_of
 from cluster.service.http.audit import Audit
+from cluster.service.http.downloads import CHUNK_BYTES
 from cluster.service.http.error_answers import ApiError, retry_after
 from cluster.service.http.metrics import Metrics
+from cluster.service.http.middleware import BODY_SECONDS
 from cluster.service.http.rate_limit import TokenBucket
-from cluster.service.http.revocation import TokenCache
+from cluster.service.http.revocation import SECONDS, TokenCache
 from cluster.service.http.schema import ErrorAnswer
 from cluster.service.http.security import is_forwarded
 from cluster.service.http.sse import EventFanout
@@ -38,21 +40,31 @@ _FINE = 20.0  # requests that a wrong token costs its sender
 
 
 @dataclass(frozen=True, slots=True)
+class Limits:
+    """Sizes and times of the HTTP layer that no option sets."""
+
+    body_seconds: float = BODY_SECONDS  # for the body of a request
+    chunk_bytes: int = CHUNK_BYTES  # of a download in memory
+    token_seconds: float = SECONDS  # from a revocation to the end of what the token opened
+
+
+@dataclass(frozen=True, slots=True)
 class Service:
     """The parts of a running service."""
 
     settings: Settings
+    limits: Limits
     queue: Queue
     tokens: Tokens
     ledger: Ledger
     hosts: Hosts
     store: Store
     models: Roots
-    hub: EventFanout
+    fanout: EventFanout
     planner: Planner
     fetches: Fetches
     tickets: Tickets
-    standing: TokenCache
+    token_cache: TokenCache
     audit: Audit
     metrics: Metrics
     addresses: TokenBucket  # by address, of all requests

@@ -1,14 +1,10 @@
 """Jobs: submit, list, look, cancel, follow."""
 
-from collections.abc import AsyncIterator
-from contextlib import AbstractContextManager, aclosing
 from dataclasses import asdict
 from pathlib import Path as FilePath
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Header, Path, Query, Request, Response
-from starlette.responses import StreamingResponse
-from starlette.types import Receive, Scope, Send
 
 from cluster.service.data.records import Job, Person, Wish
 from cluster.service.data.states import ACTIVE, BLOCKED, FINAL, QUEUED
@@ -16,6 +12,7 @@ from cluster.service.errors import DatabaseUnavailableError, NotFetchedError
 from cluster.service.http.context import POSTED, Here, Reader, Service, Submitter, refusals
 from cluster.service.http.error_answers import ApiError
 from cluster.service.http.schema import JobAnswer, JobsAnswer, Sha256, Submission, SubmittedAnswer
+from cluster.service.http.sse import EventStream
 from cluster.service.recipe_of_wish import checked_budget, checked_options, most_bytes
 from mint.core.errors import MintError
 
@@ -116,19 +113,6 @@ def cancel(
     return JobAnswer.model_validate(job_record(job, person))
 
 
-class _Events(StreamingResponse):
-    """A stream that gives back what it holds as soon as it ends, whoever ends it; it begins where there is a seat."""
-
-    def __init__(self, stream: AsyncIterator[bytes], seat: AbstractContextManager[None]) -> None:
-        super().__init__(stream, media_type="text/event-stream", headers={"X-Accel-Buffering": "no"})
-        self._stream, self._seat = stream, seat
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        async with aclosing(self._stream):  # type: ignore[type-var]
-            with self._seat:
-                await super().__call__(scope, receive, send)
-
-
 @router.get(
     "/{id}/events",
     response_class=Response,
@@ -157,7 +141,7 @@ def follow(
     if job.state in FINAL and seen == job.last_seq:
         return Response(status_code=204)
     grant = service.grant(request)
-    return _Events(
-        service.hub.stream(id, last_seq=job.last_seq, after=seen, allowed=lambda: service.standing.holds(grant)),
-        service.hub.seat(person.name),
+    stream = service.fanout.stream(
+        id, last_seq=job.last_seq, after=seen, allowed=lambda: service.token_cache.is_still_good(grant)
     )
+    return EventStream(stream, service.fanout.seat(person.name))

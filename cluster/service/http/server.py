@@ -31,11 +31,11 @@ from cluster.service.errors import (
 )
 from cluster.service.http import routes_about, routes_artifacts, routes_fetches, routes_jobs, routes_models
 from cluster.service.http.audit import Audit
-from cluster.service.http.context import Service, refusals
+from cluster.service.http.context import Limits, Service, refusals
 from cluster.service.http.error_answers import CODES, ApiError, describe_invalid, retry_after
 from cluster.service.http.head_deadline import Connection
 from cluster.service.http.metrics import Metrics
-from cluster.service.http.middleware import Guard
+from cluster.service.http.middleware import Guard, SecurityHeaders
 from cluster.service.http.rate_limit import TokenBucket
 from cluster.service.http.revocation import TokenCache
 from cluster.service.http.security import need_safe, own_names
@@ -63,7 +63,12 @@ _STATUS: dict[type[MintError], int] = {
 }
 
 
-def create_app(settings: Settings, *, clock: Callable[[], float] = time.time, body_seconds: float = 10.0) -> FastAPI:
+def create_app(
+    settings: Settings,
+    *,
+    clock: Callable[[], float] = time.time,
+    limits: Limits = Limits(),  # noqa: B008, it is frozen
+) -> FastAPI:
     """The service as an ASGI application; it opens the database now, and works for the queue while it is served.
 
     Raises `MintError` for a database or roots that cannot be used.
@@ -76,7 +81,7 @@ def create_app(settings: Settings, *, clock: Callable[[], float] = time.time, bo
         except BaseException:
             database.close()
             raise
-    service = _service(settings, database, clock)
+    service = _service(settings, limits, database, clock)
 
     @asynccontextmanager
     async def running(app: FastAPI) -> AsyncIterator[None]:
@@ -84,7 +89,7 @@ def create_app(settings: Settings, *, clock: Callable[[], float] = time.time, bo
             ending = asyncio.Event()
             beating = asyncio.create_task(_beat(service, ending))
             yield
-            service.hub.close()
+            service.fanout.close()
             ending.set()
             await beating
 
@@ -108,28 +113,30 @@ def create_app(settings: Settings, *, clock: Callable[[], float] = time.time, bo
         names=own_names(settings),
         rates=service.addresses,
         on_answered=service.metrics.answered,
-        body_seconds=body_seconds,
+        body_seconds=limits.body_seconds,
     )
+    app.add_middleware(SecurityHeaders)  # the outermost
     return app
 
 
-def _service(settings: Settings, database: Database, clock: Callable[[], float]) -> Service:
+def _service(settings: Settings, limits: Limits, database: Database, clock: Callable[[], float]) -> Service:
     queue, ledger = Queue(database, clock), Ledger(database, clock)
     rate = settings.requests_per_second
     tokens = Tokens(database, clock)
     service = Service(
         settings=settings,
+        limits=limits,
         queue=queue,
         tokens=tokens,
         ledger=ledger,
         hosts=Hosts(database, clock),
         store=Store(settings.data / "store", ledger, settings.max_store_bytes),
         models=Roots(settings.roots, ledger, allow_hub=settings.allow_hub),
-        hub=EventFanout(queue, most_each=settings.streams_each),
+        fanout=EventFanout(queue, streams_per_person=settings.streams_each),
         planner=Planner(),
         fetches=Fetches(settings.data / "logs" / "fetches.log"),
         tickets=Tickets(),
-        standing=TokenCache(tokens),
+        token_cache=TokenCache(tokens, seconds=limits.token_seconds),
         audit=Audit(settings.data / "audit.log"),
         metrics=Metrics(),
         addresses=TokenBucket(_ADDRESS_FACTOR * rate, _ADDRESS_FACTOR * rate * _BURST_SECONDS),
@@ -159,7 +166,7 @@ async def _beat(service: Service, ending: asyncio.Event) -> None:
 def _watch(service: Service) -> None:
     metrics = service.metrics
     metrics.watch_many("mint_jobs", "Jobs in each state.", "state", lambda: dict(service.queue.counts()))
-    metrics.watch("mint_event_streams", "Streams of events that are open.", lambda: service.hub.watchers)
+    metrics.watch("mint_event_streams", "Streams of events that are open.", lambda: service.fanout.watchers)
     metrics.watch("mint_fetches", "Models of the hub that are on their way.", service.fetches.running)
     metrics.watch("mint_store_bytes", "Bytes of stored artifacts.", service.ledger.nbytes)
     metrics.watch("mint_store_free_bytes", "Bytes that can still be stored.", service.store.free_bytes)
@@ -276,7 +283,7 @@ def serve(settings: Settings, *, on_start: Callable[[str], None] = lambda url: N
     )
     listener = _bound(config)
     url = replace(settings, port=listener.getsockname()[1]).url
-    _Server(config, lambda: on_start(url), service.hub.close).run([listener])
+    _Server(config, lambda: on_start(url), service.fanout.close).run([listener])
 
 
 def _bound(config: uvicorn.Config) -> socket.socket:
