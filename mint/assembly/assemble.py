@@ -16,7 +16,7 @@ import mlx.core as mx
 
 from mint.analysis.unit_jobs import Packed, quantize_as_planned, raw_bytes, ready_kernels
 from mint.assembly.reuse import Reuse
-from mint.core.errors import DiskFull, MintError
+from mint.core.errors import DiskFullError, MintError
 from mint.core.journal import Journal, flush_file, flush_folder
 from mint.core.log import log
 from mint.core.memory import memory_is_short
@@ -175,7 +175,7 @@ def _check_space(partial: Path, plan: Plan) -> None:
     there = sum(file.stat().st_blocks * 512 for file in partial.iterdir())
     free = shutil.disk_usage(partial).free
     if free + there < plan.planned_bytes:
-        raise DiskFull(disk_full(partial, plan.planned_bytes - there))
+        raise DiskFullError(disk_full(partial, plan.planned_bytes - there))
 
 
 def _still_there(journal: Journal, files: WeightFiles, plan: Plan) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""A lab's quantization service from Python: submit, follow, cancel, download; what the commands of the same names do.
+"""Python client of a lab's quantization service: submit, follow, cancel and download, as the commands of these names.
 
 with mint.Client("lab.local:8420", token) as client:
     (job,) = client.submit("Qwen3-8B", ["6GB"])
@@ -8,32 +8,30 @@ with mint.Client("lab.local:8420", token) as client:
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
-from mint.client.download import Wanted, download
-from mint.client.http import Connection, Record, RefusedError, SilentError, server_of, token_of
+from mint.client.download import ServedFile, download
+from mint.client.http import Connection, Record, RefusedError, SilentError, Timing, is_away, server_of, token_of
 from mint.core.cache import cache_folder
 from mint.core.errors import MintError
 from mint.core.progress import OnProgress, Progress, Share, ignore
 
+if TYPE_CHECKING:
+    from httpx_sse import EventSource
+
 FINAL = ("done", "failed", "cancelled")
 BLOCKED = "blocked"
-NOT_FETCHED = "not_fetched"  # why a model of the hub is refused that the service does not have
-FETCH_PAUSE = 0.5  # seconds between looks at a fetch
-BUSY = (429, 503)  # HTTP's words for who may be better soon
-PATIENCE = 600.0  # seconds without an answer, until who follows a job gives up
+NOT_FETCHED = "not_fetched"  # the code of a refusal: a model of the hub is not on the service's machine
 ANALYSIS = "analysis.mint"  # its name in an artifact
-LONGEST_PAUSE = 10.0  # seconds between looks at a service that does not answer
 
 
 @dataclass(frozen=True, slots=True)
 class ServedJob:
-    """A job of the service as it stood when asked. Times are seconds since 1970, sizes bytes."""
+    """A job of the service at the time of the request. Times are seconds since 1970, sizes bytes."""
 
     id: str
     model: str
@@ -54,12 +52,12 @@ class ServedJob:
 
     @property
     def is_final(self) -> bool:
-        """Whether nothing more will happen to it."""
+        """True if the job is done, failed or cancelled."""
         return self.state in FINAL
 
 
 @dataclass(frozen=True, slots=True)
-class Happened:
+class JobEvent:
     """An event of a job: `kind` is state, progress or note."""
 
     seq: int
@@ -73,8 +71,18 @@ class Client:
     `ca` is a file of the authorities that vouch for it; `insecure` sends the token over plain HTTP.
     """
 
-    def __init__(self, server: str = "", token: str = "", *, ca: Path | None = None, insecure: bool = False) -> None:
-        self._connection = Connection(server_of(server), token or token_of(None), ca=ca, insecure=insecure)
+    def __init__(
+        self,
+        server: str = "",
+        token: str = "",
+        *,
+        ca: Path | None = None,
+        insecure: bool = False,
+        timing: Timing = Timing(),  # noqa: B008, it is frozen
+    ) -> None:
+        self._connection = Connection(
+            server_of(server), token or token_of(None), ca=ca, insecure=insecure, timing=timing
+        )
 
     def __enter__(self) -> Self:
         return self
@@ -91,46 +99,42 @@ class Client:
         priority: int = 0,
         on_progress: OnProgress = ignore,
     ) -> tuple[ServedJob, ...]:
-        """Ask for a model within every one of the budgets, or without any for its analysis; a job each.
+        """Submit a job for each budget, or one for the analysis alone if there is none.
 
-        Who asks for what is there already, or on its way, gets that job. `options` are those of `mint quantize`:
-        rounding, objective, probe, dtype, veto_db and others. A model of the hub that the service allows and does not
-        have is fetched first. Raises `RefusedError` with the service's reason.
+        A request equal to an earlier one gets the job of that. `options` are those of `mint quantize`: rounding,
+        objective, probe, dtype, veto_db and others. A model of the hub that the service allows and does not have is
+        fetched first. Raises `RefusedError` with the service's reason.
         """
-        asked = {"model": model, "budgets": list(budgets), "options": dict(options or {}), "priority": priority}
+        request = {"model": model, "budgets": list(budgets), "options": dict(options or {}), "priority": priority}
         try:
-            answer = self._connection.ask("POST", "/v1/jobs", json=asked)
+            answer = self._connection.ask("POST", "/v1/jobs", json=request)
         except RefusedError as error:
             if error.code != NOT_FETCHED:
                 raise
             self.fetch(model, on_progress)
-            answer = self._connection.ask("POST", "/v1/jobs", json=asked)
+            answer = self._connection.ask("POST", "/v1/jobs", json=request)
         return tuple(map(_job, answer["jobs"]))
 
     def fetch(self, model: str, on_progress: OnProgress = ignore) -> None:
-        """Let the service bring a model of the hub to its machine, and wait until it has; one on its way is joined.
+        """Let the service download a model of the hub, and wait for it; a download that is under way is joined.
 
-        Raises `MintError` with the reason where that fails; asked again it goes on. A service that answered may be
-        away for `PATIENCE` seconds.
+        Raises `MintError` with the reason of a failure; the same call then resumes. A service that answered once may be
+        away for `timing.patience` seconds.
         """
-        fetched = self._begin_fetch(model)
-        heard = time.monotonic()
-        while fetched["state"] in ("waiting", "running"):
-            on_progress(Progress("download", fetched["done_bytes"], fetched["total_bytes"], model))
-            time.sleep(FETCH_PAUSE)
+        timing = self._connection.timing
+        patiently = self._connection.retrying(is_away, seconds=timing.patience)
+        record = self._begin_fetch(model)
+        while record["state"] in ("waiting", "running"):
+            on_progress(Progress("download", record["done_bytes"], record["total_bytes"], model))
+            timing.sleep(timing.first_pause)
             try:
-                fetched = self._connection.ask("GET", f"/v1/fetches/{_plain(fetched['id'])}")
-                heard = time.monotonic()
+                record = patiently(self._connection.ask, "GET", f"/v1/fetches/{_plain(record['id'])}")
             except RefusedError as error:
-                if error.status == 404:
-                    fetched = self._begin_fetch(model)  # the service was started anew
-                elif error.status not in BUSY or time.monotonic() - heard > PATIENCE:
+                if error.status != 404:
                     raise
-            except SilentError:
-                if time.monotonic() - heard > PATIENCE:
-                    raise
-        if fetched["state"] != "done":
-            raise MintError(f"{self._connection.url}: {fetched['reason']}")
+                record = self._begin_fetch(model)  # the service was restarted
+        if record["state"] != "done":
+            raise MintError(f"{self._connection.url}: {record['reason']}")
 
     def _begin_fetch(self, model: str) -> Record:
         return self._connection.ask("POST", "/v1/fetches", json={"model": model})
@@ -141,51 +145,51 @@ class Client:
         return tuple(map(_job, self._connection.ask("GET", "/v1/jobs", params=params)["jobs"]))
 
     def job(self, id: str) -> ServedJob:
-        """One job as it stands."""
+        """The current state of a job."""
         return _job(self._connection.ask("GET", f"/v1/jobs/{_plain(id)}"))
 
     def cancel(self, id: str) -> ServedJob:
-        """Want it no more; it ends when nobody else does."""
+        """Withdraw from a job; it ends when no other subscriber is left."""
         return _job(self._connection.ask("DELETE", f"/v1/jobs/{_plain(id)}"))
 
-    def events(self, id: str, after: int = 0) -> Iterator[Happened]:
-        """What happens to a job, from the event behind `after` to its end; a broken connection is made again.
+    def events(self, id: str, after: int = 0) -> Iterator[JobEvent]:
+        """Yield the events of a job after number `after`, to its end; a broken connection is made again.
 
-        A service that answered once may be away for `PATIENCE` seconds: it is started again, and the job goes on.
+        A service that answered once may be away for `timing.patience` seconds: it is restarted, and the job goes on.
         """
-        from httpx_sse import EventSource
-
-        pause, heard = 0.5, -PATIENCE
+        timing, tries = self._connection.timing, 1
         while True:
-            last: Happened | None = None
-            try:
-                headers = {"Last-Event-ID": str(after), "Accept": "text/event-stream"}
-                with self._connection.stream(f"/v1/jobs/{_plain(id)}/events", headers) as response:
-                    heard = time.monotonic()
-                    for event in EventSource(response).iter_sse():
-                        if not event.id or not event.data:
-                            continue  # how long to wait before coming again, or a sign of life
-                        last = Happened(int(event.id), event.event, json.loads(event.data))
-                        after, pause, heard = last.seq, 0.5, time.monotonic()
+            response = ExitStack()
+            connect = self._connection.retrying(is_away, tries=tries, seconds=timing.patience)
+            source = connect(self._connect, response, f"/v1/jobs/{_plain(id)}/events", after)
+            tries = 0  # from now on it is worth waiting for
+            last: JobEvent | None = None
+            with suppress(SilentError), response:
+                for event in source.iter_sse():
+                    if event.id and event.data:  # else a comment, or the pause before connecting again
+                        last = JobEvent(int(event.id), event.event, json.loads(event.data))
+                        after = last.seq
                         yield last
-            except (SilentError, RefusedError) as error:
-                is_over = isinstance(error, RefusedError) and error.status not in BUSY
-                if is_over or time.monotonic() - heard > PATIENCE:
-                    raise
             if last and last.kind == "state" and last.body.get("state") in FINAL:
                 return
             with suppress(SilentError):
                 if last is None and self.job(id).is_final:
                     return
-            time.sleep(pause)
-            pause = min(2 * pause, LONGEST_PAUSE)
+            timing.sleep(timing.first_pause)
+
+    def _connect(self, response: ExitStack, path: str, after: int) -> EventSource:
+        """Open a stream of events, which `response` closes."""
+        from httpx_sse import EventSource
+
+        headers = {"Last-Event-ID": str(after), "Accept": "text/event-stream"}
+        return EventSource(response.enter_context(self._connection.stream(path, headers)))
 
     def wait(
         self, id: str, on_progress: OnProgress = ignore, on_note: Callable[[str], object] = lambda text: None
     ) -> ServedJob:
-        """The job when it is done; raises `MintError` with the reason when it fails or is cancelled.
+        """Wait until a job is done, and return it; raises `MintError` with the reason if it fails or is cancelled.
 
-        `on_note` is told its states, and why it waits where it does.
+        `on_note` is called with its states, and with the reason of a state that waits.
         """
         for event in self.events(id):
             body = event.body
@@ -200,35 +204,35 @@ class Client:
             raise MintError(f"job {job.id} of {job.model} is {job.state}" + (f": {job.reason}" if job.reason else ""))
         return job
 
-    def download(self, artifact: str, output: Path | str, on_progress: OnProgress = ignore) -> tuple[Wanted, ...]:
-        """Bring what a job made into the new folder `output`; its files. Killed, the same call goes on."""
+    def download(self, artifact: str, output: Path | str, on_progress: OnProgress = ignore) -> tuple[ServedFile, ...]:
+        """Download an artifact into the new folder `output`, and return its files. Killed, the same call resumes."""
         return download(self._connection, _plain(artifact), Path(output), on_progress)
 
     def analysis(
         self, model: str, *, options: Mapping[str, Any] | None = None, on_progress: OnProgress = ignore
     ) -> Path:
-        """The analysis of a model of the service as a file here, its probes beside it; it is made if need be."""
+        """The path of a model's analysis here, with its probes beside it; the service makes a missing one."""
         (job,) = self.submit(model, (), options=options, on_progress=on_progress)
-        found = self.wait(job.id, on_progress)
-        folder = cache_folder() / "served" / found.artifact
+        artifact = self.wait(job.id, on_progress).artifact
+        folder = cache_folder() / "served" / artifact
         if not folder.exists():
             folder.parent.mkdir(parents=True, exist_ok=True)
-            self.download(found.artifact, folder, on_progress)
+            self.download(artifact, folder, on_progress)
         return folder / ANALYSIS
 
     def models(self) -> list[Record]:
-        """The models that the service can take."""
-        found: list[Record] = self._connection.ask("GET", "/v1/models")["models"]
-        return found
+        """The models that the service can quantize."""
+        records: list[Record] = self._connection.ask("GET", "/v1/models")["models"]
+        return records
 
 
 def _job(record: Record) -> ServedJob:
-    known = {field.name: record[field.name] for field in fields(ServedJob)}
-    return ServedJob(**known | {"watchers": tuple(record["watchers"])})
+    values = {field.name: record[field.name] for field in fields(ServedJob)}
+    return ServedJob(**values | {"watchers": tuple(record["watchers"])})
 
 
 def _progress(body: Mapping[str, Any]) -> Progress:
-    shares = tuple(Share(each["host"], each["done"], each["bytes_per_second"]) for each in body.get("hosts", ()))
+    shares = tuple(Share(host["host"], host["done"], host["bytes_per_second"]) for host in body.get("hosts", ()))
     return Progress(body["stage"], body["done"], body["total"], body.get("item", ""), shares)
 
 

@@ -1,6 +1,7 @@
-"""One HTTP connection to a lab's service: its address, whose token, and what its refusals mean.
+"""An HTTP connection to a lab's service: its address, the token, retries, and errors from refusals.
 
-A token is sent in the header only, and never in the clear over a network. httpx is imported with the first connection.
+A token is sent in the header only, and never in the clear over a network. httpx and tenacity are imported when they are
+first used.
 """
 
 from __future__ import annotations
@@ -8,8 +9,9 @@ from __future__ import annotations
 import ipaddress
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 from urllib.parse import urlsplit
@@ -18,32 +20,61 @@ from mint.core.errors import MintError
 
 if TYPE_CHECKING:
     import httpx
+    from tenacity import RetryCallState, Retrying
 
 SERVER_VARIABLE, TOKEN_VARIABLE = "MINT_SERVER", "MINT_TOKEN"
 PORT = 8420
-SECONDS = 30.0  # without a word from the service
-TRIES = 4  # of what may be asked again without harm
-LONGEST_WAIT = 10.0  # seconds that a busy service may ask us to wait before it is the user's turn to decide
+BUSY = (429, 503)  # HTTP's statuses of a service that may answer later
 
 Record = dict[str, Any]
 
 
 class RefusedError(MintError):
-    """The service answered with an error; `status` is HTTP's, `code` the service's name for it."""
+    """The service answered with an error; `status` is HTTP's, `code` the service's name for it.
 
-    def __init__(self, message: str, status: int, code: str = "") -> None:
+    `retry_after` are the seconds after which the service wants the request again.
+    """
+
+    def __init__(self, message: str, status: int, code: str = "", retry_after: float | None = None) -> None:
         super().__init__(message)
         self.status = status
         self.code = code
+        self.retry_after = retry_after
+
+
+class SilentError(MintError):
+    """The service did not answer, or the connection broke; the same request may be sent again."""
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """Timeouts and pauses of a client, in seconds."""
+
+    silence: float = 30.0  # without a byte from the service
+    tries: int = 4  # of a request that is safe to repeat
+    first_pause: float = 0.5  # after a failed try; it doubles up to `longest_pause`
+    longest_pause: float = 10.0  # also the longest that a busy service can ask for before the user decides
+    patience: float = 600.0  # without an answer while a job or a fetch is followed
+    stalls: int = 20  # of a download in a row without a new byte
+    sleep: Callable[[float], None] = time.sleep
 
 
 class Connection:
     """The service at `server` (`HOST`, `HOST:PORT` or a URL), asked with `token`; `ca` is a file of authorities."""
 
-    def __init__(self, server: str, token: str = "", *, ca: Path | None = None, insecure: bool = False) -> None:
+    def __init__(
+        self,
+        server: str,
+        token: str = "",
+        *,
+        ca: Path | None = None,
+        insecure: bool = False,
+        timing: Timing = Timing(),
+    ) -> None:
         import httpx
 
         self.url = parse_server(server)
+        self.timing = timing
         if token and not insecure and not _is_private(self.url):
             raise MintError(
                 f"{self.url}: the token would cross the network in the clear; needed: an https address, or --insecure "
@@ -53,11 +84,10 @@ class Connection:
             self._client = httpx.Client(
                 base_url=self.url,
                 headers={"Authorization": f"Bearer {token}"} if token else {},
-                timeout=SECONDS,
+                timeout=timing.silence,
                 verify=_context(ca) if ca else True,
-                trust_env=not is_loopback(
-                    urlsplit(self.url).hostname or ""
-                ),  # a proxy would get to read what is for this machine alone
+                # a proxy could read what is for this machine alone
+                trust_env=not is_loopback(urlsplit(self.url).hostname or ""),
             )
         except OSError as error:
             raise MintError(f"{ca}: not a file of certificates ({error})") from error
@@ -71,66 +101,84 @@ class Connection:
     def ask(
         self, method: str, path: str, *, json: Mapping[str, Any] | None = None, params: Mapping[str, Any] | None = None
     ) -> Record:
-        """The JSON answer; raises `RefusedError` for an error and `MintError` when nobody answers."""
-        for left in reversed(range(TRIES)):
-            try:
+        """The JSON answer; raises `RefusedError` for an error and `SilentError` when nobody answers."""
+
+        def send() -> Record:
+            with self._broken_is_silent():
                 response = self._client.request(method, path, json=json, params=params)
-            except self._broken as error:
-                if not left or method != "GET":
-                    raise self._silent(error) from error
-                time.sleep(0.5 * (TRIES - left))
-                continue
-            wait = _seconds(response)
-            if response.status_code in (429, 503) and wait is not None and wait <= LONGEST_WAIT and left:
-                time.sleep(wait)
-                continue
             self._check(response)
-            found: Record = response.json() if response.content else {}
-            return found
-        raise AssertionError("the last try returns or raises")
+            record: Record = response.json() if response.content else {}
+            return record
+
+        def may_repeat(error: BaseException) -> bool:
+            if isinstance(error, RefusedError) and error.status in BUSY and error.retry_after is not None:
+                return error.retry_after <= self.timing.longest_pause
+            return isinstance(error, SilentError) and method == "GET"
+
+        return self.retrying(may_repeat, tries=self.timing.tries)(send)
 
     @contextmanager
     def stream(self, path: str, headers: Mapping[str, str]) -> Iterator[httpx.Response]:
-        """An answer whose body is still to be read; raises as `ask` does, also while it is read."""
-        try:
-            with self._client.stream("GET", path, headers=dict(headers)) as response:
-                if response.status_code >= 400:
-                    response.read()
-                self._check(response)
-                yield response
-        except self._broken as error:
-            raise self._silent(error) from error
+        """An answer whose body is still to be read; raises as `ask` does, also while the body is read."""
+        with self._broken_is_silent(), self._client.stream("GET", path, headers=dict(headers)) as response:
+            if response.status_code >= 400:
+                response.read()
+            self._check(response)
+            yield response
 
-    @property
-    def _broken(self) -> type[Exception]:
+    def retrying(
+        self, may_repeat: Callable[[BaseException], bool], *, tries: int = 0, seconds: float = 0.0
+    ) -> Retrying:
+        """A caller that repeats after errors that allow it, at most `tries` times or for `seconds`."""
+        from tenacity import Retrying, retry_if_exception, stop_after_attempt, stop_after_delay
+
+        stop = stop_after_attempt(tries) if tries else stop_after_delay(seconds)
+        return Retrying(
+            retry=retry_if_exception(may_repeat), stop=stop, wait=self._pause, sleep=self.timing.sleep, reraise=True
+        )
+
+    def _pause(self, state: RetryCallState) -> float:
+        """Seconds until the next try: as the service says, else doubling."""
+        error = state.outcome.exception() if state.outcome else None
+        seconds = self.timing.first_pause * 2.0 ** min(state.attempt_number - 1, 32)
+        if isinstance(error, RefusedError) and error.retry_after is not None:
+            seconds = error.retry_after
+        return min(seconds, self.timing.longest_pause)
+
+    @contextmanager
+    def _broken_is_silent(self) -> Iterator[None]:
+        """Raise `SilentError` for any failure of the transport."""
         import httpx
 
-        return httpx.TransportError
-
-    def _silent(self, error: Exception) -> MintError:
-        return SilentError(f"{self.url}: no answer ({error or type(error).__name__}); is `mint serve` running there?")
+        try:
+            yield
+        except httpx.TransportError as error:
+            raise SilentError(
+                f"{self.url}: no answer ({error or type(error).__name__}); is `mint serve` running there?"
+            ) from error
 
     def _check(self, response: httpx.Response) -> None:
         if response.is_success:
             return
-        code = ""
+        code, retry_after = "", _retry_after(response)
         try:
-            told, code = response.json()["error"]["message"], response.json()["error"]["code"]
+            message, code = response.json()["error"]["message"], response.json()["error"]["code"]
         except (ValueError, KeyError, TypeError):
-            told = f"{response.status_code} {response.reason_phrase}: not an answer of mint's service"
+            message = f"{response.status_code} {response.reason_phrase}: not an answer of mint's service"
         if response.status_code == 401:
-            told += f" (here: {TOKEN_VARIABLE} or --token-file)"
-        if (wait := _seconds(response)) is not None:
-            told += f"; try again in {wait:.0f} s"
-        raise RefusedError(f"{self.url}: {told}", response.status_code, code)
+            message += f" (here: {TOKEN_VARIABLE} or --token-file)"
+        if retry_after is not None:
+            message += f"; try again in {retry_after:.0f} s"
+        raise RefusedError(f"{self.url}: {message}", response.status_code, code, retry_after)
 
 
-class SilentError(MintError):
-    """Nobody answered, or the connection broke; the same may be asked again."""
+def is_away(error: BaseException) -> bool:
+    """True for an error of a service that may be back later: it is silent, or says that it is busy."""
+    return isinstance(error, SilentError) or (isinstance(error, RefusedError) and error.status in BUSY)
 
 
 def parse_server(text: str) -> str:
-    """The URL of a service; raises `MintError` for what is none."""
+    """The URL of a service; raises `MintError` if it is none."""
     url = text if "://" in text else f"http://{text}"
     try:
         parts = urlsplit(url)
@@ -162,23 +210,23 @@ def token_of(file: Path | None) -> str:
 
 
 def _is_private(url: str) -> bool:
-    """Whether nobody else can read what is sent there."""
+    """True if nobody on the way can read what is sent to `url`."""
     parts = urlsplit(url)
     return parts.scheme == "https" or is_loopback(parts.hostname or "")
 
 
 def is_loopback(host: str) -> bool:
-    """Whether a host is this machine's own loopback."""
+    """True if a host is this machine's own loopback."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return host == "localhost"
 
 
-def check_private(path: Path, what: str) -> None:
-    """Raise `MintError` where others may read a secret."""
+def check_private(path: Path, kind: str) -> None:
+    """Raise `MintError` if others may read a secret; `kind` names it in the message."""
     if path.stat().st_mode & 0o077:
-        raise MintError(f"{path}: others may read this {what}; needed: chmod 600 {path}")
+        raise MintError(f"{path}: others may read this {kind}; needed: chmod 600 {path}")
 
 
 def _context(ca: Path) -> Any:
@@ -187,7 +235,7 @@ def _context(ca: Path) -> Any:
     return ssl.create_default_context(cafile=str(ca))
 
 
-def _seconds(response: httpx.Response) -> float | None:
+def _retry_after(response: httpx.Response) -> float | None:
     try:
         return float(response.headers["Retry-After"])
     except (KeyError, ValueError):

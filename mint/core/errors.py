@@ -8,5 +8,5 @@ class MintError(Exception):
     """Something the user can mend; the message is shown as it is, without a traceback."""
 
 
-class DiskFull(MintError):  # noqa: N818, it says what is the case
+class DiskFullError(MintError):
     """There is no room on a disk; there may be later."""

@@ -18,7 +18,7 @@ _PART = r"[A-Za-z0-9](?:[\w.-]{0,94}\w)?"  # huggingface_hub's rule, but for a `
 _ID = re.compile(rf"(?P<repository>(?![^@]*--){_PART}/{_PART})(?:@(?P<revision>{_PART}(?:/{_PART})*))?", re.ASCII)
 
 
-class NotOnHub(MintError):  # noqa: N818, it says what is the case
+class NotOnHubError(MintError):
     """The hub does not know a model, or cannot be asked: its name may mean something else."""
 
 

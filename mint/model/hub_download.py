@@ -28,11 +28,11 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.utils import tqdm  # type: ignore[attr-defined]
 
-from mint.core.errors import DiskFull, MintError
+from mint.core.errors import DiskFullError, MintError
 from mint.core.progress import OnProgress, Progress, ignore
 from mint.core.sizes import format_size
 from mint.model.checkpoint.shards import PATTERN
-from mint.model.hub_cache import NESTED, WANTED, HubId, NotOnHub
+from mint.model.hub_cache import NESTED, WANTED, HubId, NotOnHubError
 
 _SECONDS = 30.0  # without a word from the hub
 _TICK_SECONDS = 0.2  # between two reports
@@ -49,12 +49,12 @@ def fetch(
 ) -> Path:
     """Download what is missing of a model and return its snapshot's folder; interrupted, the same call goes on.
 
-    `check` is given the folder before any large file is asked for, and may raise. Raises `NotOnHub` where the hub has
-    no such model or does not answer, `DiskFull` where less than `reserve_bytes` would stay free, and `MintError` for
-    everything else that can be mended.
+    `check` is given the folder before any large file is asked for, and may raise. Raises `NotOnHubError` where the hub
+    has no such model or does not answer, `DiskFullError` where less than `reserve_bytes` would stay free, and
+    `MintError` for everything else that can be mended.
     """
     if is_offline_mode():
-        raise NotOnHub(
+        raise NotOnHubError(
             f"{id} is not whole in the hub's cache ({constants.HF_HUB_CACHE}), and HF_HUB_OFFLINE is set; needed: "
             "HF_HUB_OFFLINE=0 to download it, or the path of a folder that holds it"
         )
@@ -100,7 +100,7 @@ def _need_room(folder: Path, needed: int, reserve_bytes: int) -> None:
     there = next(each for each in (folder, *folder.absolute().parents) if each.exists())
     free = max(0, shutil.disk_usage(there).free - reserve_bytes)
     if needed > free:
-        raise DiskFull(
+        raise DiskFullError(
             f"{constants.HF_HUB_CACHE}: {format_size(needed)} are still to come, {format_size(free)} are free there; "
             "make room (hf cache ls), or set HF_HUB_CACHE to a folder on another disk"
         )
@@ -189,7 +189,7 @@ def _mending(id: HubId) -> Iterator[None]:
     except HfHubHTTPError as error:
         status = error.response.status_code
         if isinstance(error, RepositoryNotFoundError) or (status == 401 and not get_token()):
-            raise NotOnHub(
+            raise NotOnHubError(
                 f"{hub} knows no model {id.repository}; check its name. If it is private, {_LOG_IN} as somebody who "
                 "may read it"
             ) from error
@@ -198,11 +198,11 @@ def _mending(id: HubId) -> Iterator[None]:
                 f"{id}: {hub} refuses the token of this machine ({status}: {_kind(error)}); {_LOG_IN} as somebody who "
                 "may read it"
             ) from error
-        raise NotOnHub(f"{id}: {hub} answers {status}; run the same command again later") from error
+        raise NotOnHubError(f"{id}: {hub} answers {status}; run the same command again later") from error
     except HFValidationError as error:
-        raise NotOnHub(f"{id} is no id of the hub: {error}") from error
+        raise NotOnHubError(f"{id} is no id of the hub: {error}") from error
     except (httpx2.TransportError, LocalEntryNotFoundError, XetDownloadError) as error:
-        raise NotOnHub(
+        raise NotOnHubError(
             f"{id} is not whole in the hub's cache ({constants.HF_HUB_CACHE}), and {hub} does not answer "
             f"({_kind(error)}); connect this machine and run the same command again, or give the path of a folder that "
             "holds it"

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from mint.core.errors import MintError
 from mint.core.progress import OnProgress, ignore
-from mint.model.hub_cache import HubId, NotOnHub, cached, parse_id
+from mint.model.hub_cache import HubId, NotOnHubError, cached, parse_id
 
 
 def locate(
@@ -29,8 +29,8 @@ def locate(
 
     try:
         return fetch(id, on_progress, check=check)
-    except NotOnHub as error:
-        raise NotOnHub(f"{model}: no such folder, and as a model of the hub: {error}") from error
+    except NotOnHubError as error:
+        raise NotOnHubError(f"{model}: no such folder, and as a model of the hub: {error}") from error
 
 
 def hub_id(model: str | Path) -> HubId | None:

@@ -9,7 +9,7 @@ from mint.core.errors import MintError
 from mint.core.log import log
 from mint.core.progress import OnProgress, ignore
 from mint.model.config import check_config
-from mint.model.hub_cache import NotOnHub
+from mint.model.hub_cache import NotOnHubError
 from mint.model.locate import locate
 from mint.run.executor import Executor, in_process
 
@@ -51,6 +51,6 @@ def _head_folder(model: Path | str, on_progress: OnProgress) -> Path:
     """Where the head has a model, or would have it: what the hub does not know may be a folder that only nodes have."""
     try:
         return locate(model, on_progress, check=check_config)
-    except NotOnHub as error:
+    except NotOnHubError as error:
         log.warning("model.elsewhere", reason=str(error))
         return Path(model)

@@ -13,7 +13,7 @@ from sqlalchemy import inspect, text
 
 from cluster.service.data.database import MIGRATIONS, Database, connect
 from cluster.service.data.tables import metadata
-from cluster.service.errors import Unavailable
+from cluster.service.errors import DatabaseUnavailableError
 from cluster.service.queue.queue import Queue
 from cluster.service.settings import Settings, file_url
 from mint.core.errors import MintError
@@ -194,7 +194,7 @@ def test_a_full_disk_is_said_and_reading_goes_on(tmp_path: Path) -> None:
     with world.database.write() as connection:
         pages = connection.exec_driver_sql("PRAGMA page_count").scalar_one()
         connection.exec_driver_sql(f"PRAGMA max_page_count = {pages}")
-    with pytest.raises(Unavailable, match="full"):
+    with pytest.raises(DatabaseUnavailableError, match="full"):
         for _ in range(100):
             world.queue.emit(claim, "note", {"text": "long " * 1000})
     assert world.queue.get(job.id).state == "inventory"
@@ -217,7 +217,7 @@ def test_what_becomes_of_a_database_is_told_once_however_many_ask(tmp_path: Path
 
     pages(1)  # SQLite takes the number of those that there are
     for _ in range(3):
-        with pytest.raises(Unavailable):
+        with pytest.raises(DatabaseUnavailableError):
             note()
         world.queue.counts()  # it can still be read
     assert told == [("written", "database or disk is full")]

@@ -12,11 +12,11 @@ import pytest
 
 from cluster.service.data.records import Claim
 from cluster.service.data.states import BLOCKED
-from cluster.service.errors import Unavailable
+from cluster.service.errors import DatabaseUnavailableError
 from cluster.service.settings import Settings
 from cluster.service.work import lease
-from cluster.service.work.lease import Keeper
-from cluster.service.work.runner import Place
+from cluster.service.work.lease import LeaseKeeper
+from cluster.service.work.runner import RunnerSettings
 from cluster.service.work.supervisor import Supervisor
 from mint.core.log import log
 from tests.worlds.served import Served, served
@@ -42,7 +42,7 @@ def test_what_is_stored_is_downloaded_although_nothing_can_be_written_down(
         return opened(path, flags, *more, **others)
 
     def away(*_: object) -> None:
-        raise Unavailable("the database or disk is full")
+        raise DatabaseUnavailableError("the database or disk is full")
 
     monkeypatch.setattr(os, "open", full)
     monkeypatch.setattr(world.service.ledger, "hold", away)
@@ -64,7 +64,7 @@ def test_a_job_whose_log_cannot_be_opened_waits_for_room(
         def open(self, *_: object, **__: object) -> Any:
             raise FULL
 
-    monkeypatch.setattr(Place, "log", lambda *_: Full("log"))
+    monkeypatch.setattr(RunnerSettings, "log", lambda *_: Full("log"))
     supervisor.step()
     found = world.service.queue.get(job["id"])
     assert (found.state, found.attempts) == (BLOCKED, 0)
@@ -76,7 +76,7 @@ def test_a_runner_that_can_neither_renew_nor_say_so_ends(monkeypatch: pytest.Mon
 
     class Away:
         def renew(self, claim: Claim) -> None:
-            raise Unavailable("full")
+            raise DatabaseUnavailableError("full")
 
     def full(*_: object, **__: object) -> None:
         raise FULL
@@ -88,7 +88,7 @@ def test_a_runner_that_can_neither_renew_nor_say_so_ends(monkeypatch: pytest.Mon
     claim: Any = type("Claimed", (), {"job": type("Named", (), {"id": "0" * 16})})
     handlers = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
     try:
-        with Keeper(queue, claim, ended.set):
+        with LeaseKeeper(queue, claim, ended.set):
             assert ended.wait(60)
     finally:
         signal.set_wakeup_fd(-1)

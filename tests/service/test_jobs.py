@@ -4,9 +4,10 @@ import dataclasses
 
 import pytest
 
+from cluster.service.data.records import Lease
 from cluster.service.data.states import ACTIVE, BLOCKED, CANCELLED, DONE, FAILED, QUEUED
-from cluster.service.errors import LeaseLost, NotFound, NotWatching
-from cluster.service.queue.queue import ATTEMPTS, LEASE_SECONDS, Lease
+from cluster.service.errors import LeaseLostError, NotFoundError, NotWatchingError
+from cluster.service.queue.queue import ATTEMPTS, LEASE_SECONDS
 from tests.worlds.service_world import ADMIN, ANN, BOB, EVE, World, check_laws, quota, wish
 
 
@@ -76,7 +77,7 @@ def test_what_is_over_is_over(world: World) -> None:
         lambda: world.queue.block(claim, ""),
         lambda: world.queue.forfeit(claim, ""),
     ):
-        with pytest.raises(LeaseLost):
+        with pytest.raises(LeaseLostError):
             write()
     check_laws(world.database)
 
@@ -114,12 +115,12 @@ def test_a_lost_lease_cannot_write(world: World) -> None:
     late = world.claim()
     world.clock.now += LEASE_SECONDS
     assert world.queue.renew(late) is Lease.LOST  # even before anybody noticed
-    with pytest.raises(LeaseLost):
+    with pytest.raises(LeaseLostError):
         world.queue.emit(late, "note", {})
     assert [job.id for job in world.queue.expire()] == [job.id]
     current = world.claim()
     assert world.queue.renew(late) is Lease.LOST
-    with pytest.raises(LeaseLost):
+    with pytest.raises(LeaseLostError):
         world.queue.advance(late, "analyzing")
     world.queue.advance(current, "analyzing")
     assert world.queue.get(job.id).last_seq == 5
@@ -285,9 +286,9 @@ def test_a_wish_for_what_is_being_cancelled_is_a_new_job_that_waits_for_the_end(
 def test_a_stranger_cannot_cancel_and_an_admin_cancels_for_all(world: World) -> None:
     job = world.submit(ANN)
     world.submit(BOB)
-    with pytest.raises(NotWatching, match="eve"):
+    with pytest.raises(NotWatchingError, match="eve"):
         world.queue.cancel(job.id, EVE)
-    with pytest.raises(NotWatching, match="ann"):
+    with pytest.raises(NotWatchingError, match="ann"):
         world.queue.cancel(job.id, ANN, everybody=True)
     assert world.queue.get(job.id).watchers == ("ann", "bob")
     assert world.queue.cancel(job.id, ADMIN).state == CANCELLED
@@ -362,9 +363,9 @@ def test_my_jobs_are_those_that_i_wait_for_and_those_that_were_cancelled(world: 
 
 def test_what_is_not_there_is_said(world: World) -> None:
     for ask in (world.queue.get, world.queue.events, world.queue.unblock, lambda id: world.queue.find(before=id)):
-        with pytest.raises(NotFound, match="there is no job 'x'"):
+        with pytest.raises(NotFoundError, match="there is no job 'x'"):
             ask("x")
-    with pytest.raises(NotFound):
+    with pytest.raises(NotFoundError):
         world.queue.cancel("x", ADMIN)
 
 

@@ -16,10 +16,10 @@ from hypothesis.stateful import (
 )
 
 from cluster.service.data.database import Database
-from cluster.service.data.records import Claim, Person, Quota
+from cluster.service.data.records import Claim, Lease, Person, Quota
 from cluster.service.data.states import ACTIVE, BLOCKED, CANCELLED, DONE, FAILED, FINAL, INVENTORY, QUEUED, can_become
-from cluster.service.errors import LeaseLost, NotWatching, QuotaExceeded
-from cluster.service.queue.queue import ATTEMPTS, LEASE_SECONDS, Lease
+from cluster.service.errors import LeaseLostError, NotWatchingError, QuotaExceededError
+from cluster.service.queue.queue import ATTEMPTS, LEASE_SECONDS
 from tests.worlds.service_world import World, artifact, check_laws, clear, wish
 
 PEOPLE = {
@@ -146,7 +146,7 @@ class Service(RuleBasedStateMachine):
         """Write with a lease, which is refused if it is not good."""
         job = self.held(claim)
         if job is None:
-            with pytest.raises(LeaseLost):
+            with pytest.raises(LeaseLostError):
                 write()
         else:
             write()
@@ -163,7 +163,7 @@ class Service(RuleBasedStateMachine):
         job = self.model.jobs.get(id)
         more = job is None or (job.state != DONE and name not in job.watchers)
         if more and limit is not None and self.model.unfinished(name) >= limit:
-            with pytest.raises(QuotaExceeded):
+            with pytest.raises(QuotaExceededError):
                 self.queue.submit(wish(identity, budget), PEOPLE[name], priority)
             return
         found, new = self.queue.submit(wish(identity, budget), PEOPLE[name], priority)
@@ -268,7 +268,7 @@ class Service(RuleBasedStateMachine):
         id = self.nth_job(n)
         job = self.model.jobs[id]
         if name != "root" and (everybody or name not in job.asked):
-            with pytest.raises(NotWatching):
+            with pytest.raises(NotWatchingError):
                 self.queue.cancel(id, PEOPLE[name], everybody=everybody)
             return
         self.queue.cancel(id, PEOPLE[name], everybody=everybody)

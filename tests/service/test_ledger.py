@@ -6,7 +6,7 @@ from hypothesis import HealthCheck, given, settings
 
 from cluster.service.data.database import Database
 from cluster.service.data.records import Artifact, StoredFile
-from cluster.service.errors import Held, NotFound
+from cluster.service.errors import ArtifactInUseError, NotFoundError
 from tests.worlds.service_world import World, artifact, clear
 
 
@@ -30,7 +30,7 @@ def test_an_artifact_is_found_by_digest_kind_and_model(world: World) -> None:
     assert world.ledger.find(identity="m") == [analysis, one]
     assert world.ledger.find(kind="model") == [two, one]
     assert world.ledger.find(limit=1) == [analysis]
-    with pytest.raises(NotFound):
+    with pytest.raises(NotFoundError):
         world.ledger.get("0" * 64)
 
 
@@ -88,15 +88,15 @@ def test_what_a_job_or_a_download_holds_does_not_go(world: World) -> None:
     world.ledger.hold(one.digest, "job 1", 60)
     world.ledger.hold(one.digest, "download 2", 30)
     assert _evictable(world, 10**9) == [two.digest]
-    with pytest.raises(Held, match="download 2, job 1"):
+    with pytest.raises(ArtifactInUseError, match="download 2, job 1"):
         world.ledger.remove(one.digest)
     world.ledger.drop("job 1")
-    with pytest.raises(Held):
+    with pytest.raises(ArtifactInUseError):
         world.ledger.remove(one.digest)
     world.clock.now += 30
     assert one.digest in _evictable(world, 10**9)
     world.ledger.remove(one.digest)
-    with pytest.raises(NotFound):
+    with pytest.raises(NotFoundError):
         world.ledger.hold(one.digest, "download 3", 30)
 
 

@@ -3,14 +3,14 @@
 import pytest
 
 from cluster.service.data.states import DONE
-from cluster.service.errors import QuotaExceeded
+from cluster.service.errors import QuotaExceededError
 from tests.worlds.service_world import ANN, BOB, World, check_laws, quota, wish
 
 
 def test_who_has_enough_jobs_is_told_when_to_come_back(world: World) -> None:
     few = quota(ANN, queued=2)
     jobs = [world.submit(few, f"a{n}") for n in range(2)]
-    with pytest.raises(QuotaExceeded, match="2 jobs that wait or run and may have 2") as refused:
+    with pytest.raises(QuotaExceededError, match="2 jobs that wait or run and may have 2") as refused:
         world.submit(few, "a2")
     assert refused.value.retry_after > 0
     assert world.submit(few, "a0").id == jobs[0].id  # what one has already is not counted twice
@@ -30,7 +30,7 @@ def test_when_to_come_back_is_when_the_first_should_be_done(world: World) -> Non
     world.submit(few, "b")
     world.claim()
     world.clock.now += 12
-    with pytest.raises(QuotaExceeded) as refused:
+    with pytest.raises(QuotaExceededError) as refused:
         world.submit(few, "c")
     assert refused.value.retry_after == 30 - 12
 
@@ -39,7 +39,7 @@ def test_a_shared_job_counts_for_each_so_that_it_can_pass_on(world: World) -> No
     few = quota(BOB, queued=1)
     job = world.submit(ANN, "a")
     world.submit(few, "a")
-    with pytest.raises(QuotaExceeded):
+    with pytest.raises(QuotaExceededError):
         world.submit(few, "b")
     world.queue.cancel(job.id, ANN)
     assert world.queue.get(job.id).owner == "bob"
@@ -48,18 +48,18 @@ def test_a_shared_job_counts_for_each_so_that_it_can_pass_on(world: World) -> No
 def test_bytes_are_counted_from_the_budget_until_they_are_known(world: World) -> None:
     few = quota(ANN, nbytes=100)
     world.submit(few, "a", budget="60B")
-    with pytest.raises(QuotaExceeded, match="60 B stored or still to come"):
+    with pytest.raises(QuotaExceededError, match="60 B stored or still to come"):
         world.submit(few, "b", budget="41B")
     world.finish(world.claim(), nbytes=30)
     world.submit(few, "b", budget="70B")
-    with pytest.raises(QuotaExceeded):
+    with pytest.raises(QuotaExceededError):
         world.submit(few, "c", budget="1B")
 
 
 def test_what_the_answer_takes_at_most_may_be_known_better_than_from_the_budget(world: World) -> None:
     few = quota(ANN, nbytes=100)
     world.queue.submit(wish("a", "64GB"), few, expected_bytes=70)
-    with pytest.raises(QuotaExceeded):
+    with pytest.raises(QuotaExceededError):
         world.queue.submit(wish("b", "4bpw"), few, expected_bytes=31)
 
 
@@ -67,7 +67,7 @@ def test_giving_up_a_finished_job_gives_its_bytes_back(world: World) -> None:
     few = quota(ANN, nbytes=100)
     job = world.submit(few, "a", budget="90B")
     world.finish(world.claim(), nbytes=90)
-    with pytest.raises(QuotaExceeded):
+    with pytest.raises(QuotaExceededError):
         world.submit(few, "b", budget="20B")
     assert world.queue.cancel(job.id, ANN).state == DONE
     world.submit(few, "b", budget="20B")
@@ -76,7 +76,7 @@ def test_giving_up_a_finished_job_gives_its_bytes_back(world: World) -> None:
 def test_something_stored_counts_for_everybody_who_asked_for_it(world: World) -> None:
     world.submit(ANN, "a", budget="90B")
     world.finish(world.claim(), nbytes=90)
-    with pytest.raises(QuotaExceeded):
+    with pytest.raises(QuotaExceededError):
         world.submit(quota(BOB, nbytes=80), "a", budget="90B")
     world.submit(quota(BOB, nbytes=90), "a", budget="90B")
 
@@ -84,7 +84,7 @@ def test_something_stored_counts_for_everybody_who_asked_for_it(world: World) ->
 def test_a_refused_submission_leaves_nothing_behind(world: World) -> None:
     world.submit(ANN)
     for _ in range(2):
-        with pytest.raises(QuotaExceeded):
+        with pytest.raises(QuotaExceededError):
             world.submit(quota(BOB, queued=0))
     assert world.queue.find()[0].watchers == ("ann",)
     check_laws(world.database)

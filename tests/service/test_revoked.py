@@ -12,21 +12,20 @@ import pytest
 import uvicorn
 
 from cluster.service.data.tokens import digest_of
-from cluster.service.errors import Unavailable
-from cluster.service.http import downloads, revocation
+from cluster.service.errors import DatabaseUnavailableError
+from cluster.service.http import downloads
+from cluster.service.http.context import Limits
 from cluster.service.http.head_deadline import Connection
-from cluster.service.http.revocation import Standing
-from cluster.service.http.sse import Hub
+from cluster.service.http.revocation import TokenCache
+from cluster.service.http.sse import EventFanout
 from tests.worlds.served import Served, served
 
 BYTES = bytes(range(256)) * 8
 
 
 @pytest.fixture
-def world(tmp_path: Path, llama: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Served]:
-    monkeypatch.setattr(revocation, "_SECONDS", 0.0)
-    monkeypatch.setattr(downloads, "CHUNK_BYTES", 100)
-    with served(tmp_path / "data", roots=(llama.parent,)) as world:
+def world(tmp_path: Path, llama: Path) -> Iterator[Served]:
+    with served(tmp_path / "data", roots=(llama.parent,), limits=Limits(chunk_bytes=100, token_seconds=0)) as world:
         yield world
 
 
@@ -54,10 +53,12 @@ def test_a_stream_ends_before_the_first_event_after_its_token_was_revoked(world:
     claim = world.claim()
 
     async def run() -> list[list[bytes]]:
-        hub, good = Hub(queue, poll_seconds=0.001), Standing(tokens)
+        fanout, good = EventFanout(queue, poll_seconds=0.001), TokenCache(tokens, seconds=0)
 
         async def watch(headers: dict[str, str]) -> list[bytes]:
-            stream = hub.stream(claim.job.id, last_seq=2, after=0, allowed=lambda: good.holds(_grant(headers)))
+            stream = fanout.stream(
+                claim.job.id, last_seq=2, after=0, allowed=lambda: good.is_still_good(_grant(headers))
+            )
             seen = []
             async for piece in stream:
                 seen.append(piece)
@@ -120,7 +121,7 @@ def test_breaking_off_a_download_ends_the_connection_and_is_no_bug(
     async def app(scope: Any, receive: Any, send: Any) -> None:
         answer = downloads.Download(
             tmp_path / "file", name="file", digest="0" * 64, nbytes=downloads.CHUNK_BYTES * 3,
-            asked=lambda header: "", allowed=never, renew=lambda: None, done=done.append,
+            allowed=never, begin=int, renew=int, end=done.append,
         )  # fmt: skip
         await answer(scope, receive, send)
 
@@ -155,39 +156,38 @@ def test_a_ticket_is_worth_no_more_than_the_token_it_was_asked_for_with(world: S
 
 
 def test_what_was_opened_without_a_token_is_over_with_the_first_one(world: Served) -> None:
-    good = Standing(world.service.tokens)
-    assert asyncio.run(good.holds(""))
+    good = TokenCache(world.service.tokens, seconds=0)
+    assert asyncio.run(good.is_still_good(""))
     assert good.is_good("")
     world.token("ann")
-    assert not asyncio.run(good.holds(""))
+    assert not asyncio.run(good.is_still_good(""))
     assert not good.is_good("")
 
 
 def test_a_database_that_is_away_takes_nothing_from_anybody(world: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     grant = _grant(world.token("ann"))
-    good = Standing(world.service.tokens)
+    good = TokenCache(world.service.tokens, seconds=0)
 
     def away() -> None:
-        raise Unavailable("away")
+        raise DatabaseUnavailableError("away")
 
     with monkeypatch.context() as patch:
         patch.setattr(world.service.tokens, "good", away)
-        assert asyncio.run(good.holds(grant))  # nothing was heard yet
-    assert asyncio.run(good.holds(grant))
+        assert asyncio.run(good.is_still_good(grant))  # nothing was heard yet
+    assert asyncio.run(good.is_still_good(grant))
     world.service.tokens.revoke("ann")
     with monkeypatch.context() as patch:
         patch.setattr(world.service.tokens, "good", away)
-        assert asyncio.run(good.holds(grant))
-    assert not asyncio.run(good.holds(grant))
+        assert asyncio.run(good.is_still_good(grant))
+    assert not asyncio.run(good.is_still_good(grant))
 
 
-def test_however_many_ask_the_database_is_asked_once_a_second(world: Served, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(revocation, "_SECONDS", 1.0)
+def test_however_many_ask_the_database_is_asked_once_a_second(world: Served) -> None:
     now = [0.0]
-    good, grant = Standing(world.service.tokens, clock=lambda: now[0]), _grant(world.token("ann"))
-    assert asyncio.run(good.holds(grant))
+    good, grant = TokenCache(world.service.tokens, clock=lambda: now[0]), _grant(world.token("ann"))
+    assert asyncio.run(good.is_still_good(grant))
     world.service.tokens.revoke("ann")
     now[0] = 0.9
-    assert asyncio.run(good.holds(grant))
+    assert asyncio.run(good.is_still_good(grant))
     now[0] = 1.0
-    assert not asyncio.run(good.holds(grant))
+    assert not asyncio.run(good.is_still_good(grant))

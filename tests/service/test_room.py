@@ -13,9 +13,9 @@ from cluster.service.queue.queue import Queue
 from cluster.service.settings import Settings
 from cluster.service.store.reservation import holder_of, take_room
 from cluster.service.store.store import RESERVE_BYTES, Store
-from cluster.service.work.runner import DISK, Place
+from cluster.service.work.runner import DISK, RunnerSettings
 from cluster.service.work.supervisor import Supervisor
-from mint.core.errors import DiskFull, MintError
+from mint.core.errors import DiskFullError, MintError
 from tests.service.test_runner import Lab
 from tests.worlds.service_world import ANN, World
 from tests.worlds.zoo import write_model
@@ -54,7 +54,7 @@ def _finish(world: World, store: Store, claim: Claim, nbytes: int) -> Artifact:
 def test_the_second_of_two_that_do_not_fit_together_waits_for_the_first(world: World, store: Store) -> None:
     first, second = _begin(world, "one"), _begin(world, "two")
     _take(world, store, first, 60)
-    with pytest.raises(DiskFull, match="needs 60 B, 40 B free below the limit of the store, 60 B kept for jobs"):
+    with pytest.raises(DiskFullError, match="needs 60 B, 40 B free below the limit of the store, 60 B kept for jobs"):
         _take(world, store, second, 60)
     _take(world, store, second, 40)
     assert world.queue.reserved() == LIMIT
@@ -74,7 +74,7 @@ def test_what_was_just_stored_makes_no_room_before_its_job_is_done(world: World,
     file = store.folder / "made"
     file.write_bytes(bytes(60))
     made = store.put("model", first.job.wish.identity, {"file": file}, holder=holder_of(first))
-    with pytest.raises(DiskFull, match="needs 40 B"):  # the room of the first is counted twice for a moment
+    with pytest.raises(DiskFullError, match="needs 40 B"):  # the room of the first is counted twice for a moment
         _take(world, store, second, 40)
     world.queue.advance(first, "verifying")
     world.queue.advance(first, DONE, artifact=made.digest)
@@ -87,7 +87,7 @@ def test_what_a_download_holds_is_no_room(world: World, store: Store) -> None:
     made = _finish(world, store, _begin(world, "one"), 60)
     world.ledger.hold(made.digest, "a download", 60)
     claim = _begin(world, "two")
-    with pytest.raises(DiskFull, match=r"needs 60 B, 40 B free below the limit of the store$"):
+    with pytest.raises(DiskFullError, match=r"needs 60 B, 40 B free below the limit of the store$"):
         _take(world, store, claim, 60)
     world.ledger.drop("a download")
     _take(world, store, claim, 60)
@@ -105,7 +105,7 @@ def test_a_download_that_begins_at_the_wrong_moment_makes_the_job_wait(
         return evict(need)
 
     monkeypatch.setattr(store, "evict", late)
-    with pytest.raises(DiskFull, match="needs 60 B, 40 B free"):
+    with pytest.raises(DiskFullError, match="needs 60 B, 40 B free"):
         _take(world, store, claim, 60)
     world.queue.block(claim, "disk: no room")
     assert world.queue.reserved() == 0
@@ -118,7 +118,7 @@ def test_however_many_ask_at_the_same_moment_all_that_got_room_have_it(world: Wo
     def take(asked: tuple[Claim, int]) -> int:
         try:
             _take(world, store, *asked)
-        except DiskFull:
+        except DiskFullError:
             return 0
         return asked[1]
 
@@ -180,7 +180,7 @@ def test_a_runner_takes_room_before_it_writes_and_waits_where_there_is_none(
     write_model("llama", tmp_path / "models" / "llama", tokenizer=True)
     lab = Lab(tmp_path / "data", tmp_path / "models", f"sqlite:///{tmp_path / 'service.db'}")
     limit = 4 << 20
-    lab.place = Place(lab.data, (lab.roots,), max_store_bytes=limit)
+    lab.place = RunnerSettings(lab.data, (lab.roots,), max_store_bytes=limit)
     lab.store = Store(lab.data / "store", lab.ledger, limit)
     world = World(lab.database)
     world.queue = Queue(lab.database, lease_seconds=3600.0)  # nobody renews it

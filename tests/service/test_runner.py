@@ -24,7 +24,7 @@ from cluster.service.queue.queue import LEASE_SECONDS, Queue
 from cluster.service.settings import Settings
 from cluster.service.store.model_roots import Roots
 from cluster.service.store.store import RESERVE_BYTES, Store
-from cluster.service.work.runner import DISK, OVER, Place
+from cluster.service.work.runner import DISK, OVER, RunnerSettings
 from cluster.service.work.supervisor import Supervisor
 from mint.model.checkpoint.manifest import file_digest
 from mint.model.source import open_source
@@ -54,7 +54,7 @@ class Lab:
         self.database = connect(self.url)
         self.queue, self.ledger = Queue(self.database), Ledger(self.database)
         self.store = Store(self.data / "store", self.ledger)
-        self.place = Place(self.data, (self.roots,))
+        self.place = RunnerSettings(self.data, (self.roots,))
         own_cache(self.data / "cache")
 
     @property

@@ -8,8 +8,7 @@ from typing import Any
 
 import pytest
 
-from cluster.service.http import sse
-from cluster.service.http.sse import Hub
+from cluster.service.http.sse import EventFanout
 from tests.worlds.served import Served, served
 
 
@@ -70,18 +69,17 @@ def test_one_person_can_follow_so_many_jobs_and_no_more_and_others_still_can(wor
     asyncio.run(run())
 
 
-def test_all_together_can_open_so_many(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sse, "_MOST_STREAMS", 3)
+def test_all_together_can_open_so_many() -> None:
     source: Any = None
-    hub = Hub(source, most_each=2)
-    with hub.seat("ann"), hub.seat("ann"), hub.seat("bob"):
+    fanout = EventFanout(source, streams_per_person=2, streams=3)
+    with fanout.seat("ann"), fanout.seat("ann"), fanout.seat("bob"):
         for name in ("bob", "eve"):
-            with pytest.raises(Exception, match="too many streams") as refused, hub.seat(name):
+            with pytest.raises(Exception, match="too many streams") as refused, fanout.seat(name):
                 pass
             assert refused.value.status == 503  # type: ignore[attr-defined]
-        with pytest.raises(Exception, match="ann has 2 streams") as refused, hub.seat("ann"):
+        with pytest.raises(Exception, match="ann has 2 streams") as refused, fanout.seat("ann"):
             pass
         assert refused.value.status == 429  # type: ignore[attr-defined]
-    assert not hub._seats
-    with hub.seat("eve"):
+    assert fanout.seats == 0
+    with fanout.seat("eve"):
         pass

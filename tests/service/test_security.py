@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from cluster.service.http.error_answers import Refusal
-from cluster.service.http.middleware import MOST_BODY_BYTES, Guard
-from cluster.service.http.rate_limit import Rates
+from cluster.service.http.error_answers import ApiError
+from cluster.service.http.middleware import MAX_BODY_BYTES, Guard
+from cluster.service.http.rate_limit import TokenBucket
 from cluster.service.http.security import HEADERS, is_foreign, is_json, is_own_host, need_safe, own_names
 from cluster.service.http.tickets import SECONDS, Tickets
 from cluster.service.settings import Settings
@@ -207,7 +207,7 @@ def test_a_post_is_json_which_no_form_can_send(world: Served, content_type: str,
 
 
 def test_a_huge_body_is_refused_whether_its_length_is_told_or_not(world: Served) -> None:
-    huge = b" " * (MOST_BODY_BYTES + 1)
+    huge = b" " * (MAX_BODY_BYTES + 1)
     told = world.client.post("/v1/jobs", content=huge, headers=JSON)
     assert (told.status_code, _code(told)) == (413, "too_large")
     pieces = world.client.post("/v1/jobs", content=iter([huge[:1000]] * 70), headers=JSON)
@@ -241,7 +241,9 @@ def test_a_body_that_never_ends_runs_into_a_deadline() -> None:
     async def never(scope: Any, receive: Any, send: Any) -> None:
         raise AssertionError("the request was let through")
 
-    guard = Guard(never, names=frozenset(), rates=Rates(10, 10), on_answered=lambda answered: None, body_seconds=0.01)
+    guard = Guard(
+        never, names=frozenset(), rates=TokenBucket(10, 10), on_answered=lambda answered: None, body_seconds=0.01
+    )
     headers = [(b"host", b"127.0.0.1"), (b"content-type", b"application/json"), (b"content-length", b"10")]
     status, body = _ask(guard, [{"type": "http.request", "body": b"{", "more_body": True}], headers=headers)
     assert (status, body["error"]["code"]) == (408, "too_slow")
@@ -254,7 +256,7 @@ def test_a_body_that_never_ends_runs_into_a_deadline() -> None:
 
 def test_a_bucket_gives_its_burst_then_its_rate_and_says_how_long_to_wait() -> None:
     clock = Clock()
-    rates = Rates(2.0, 5.0, clock=clock)
+    rates = TokenBucket(2.0, 5.0, clock=clock)
     assert [rates.take("ann") for _ in range(5)] == [0.0] * 5
     assert rates.take("ann") == pytest.approx(0.5)
     assert rates.take("bob") == 0.0
@@ -267,7 +269,7 @@ def test_a_bucket_gives_its_burst_then_its_rate_and_says_how_long_to_wait() -> N
 
 def test_a_bucket_never_lets_more_through_than_its_burst_and_its_rate() -> None:
     clock = Clock()
-    rates = Rates(3.0, 4.0, clock=clock)
+    rates = TokenBucket(3.0, 4.0, clock=clock)
     let = 0
     for _ in range(500):
         let += rates.take("ann") == 0.0
@@ -364,7 +366,7 @@ def test_the_audit_log_tells_who_did_what_and_no_secret(
 
 
 def test_a_refusal_has_a_code_for_every_status_it_is_made_with() -> None:
-    assert Refusal(429, "later").record == {"error": {"code": "too_many", "message": "later"}}
+    assert ApiError(429, "later").record == {"error": {"code": "too_many", "message": "later"}}
 
 
 def test_who_may_ask_is_decided_by_where_the_service_listens_not_by_who_says_so(tmp_path: Path, llama: Path) -> None:

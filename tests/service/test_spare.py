@@ -13,8 +13,8 @@ from cluster.service.data.records import Person, Wish
 from cluster.service.data.states import DONE
 from cluster.service.queue.queue import Queue
 from cluster.service.store.model_roots import Roots
-from cluster.service.work.runner import OVER, Place
-from cluster.service.work.warm_runner import AGAIN_SECONDS, IDLE_SECONDS, SETTLED_SECONDS, Spare, start
+from cluster.service.work.runner import OVER, RunnerSettings
+from cluster.service.work.warm_runner import AGAIN_SECONDS, IDLE_SECONDS, SETTLED_SECONDS, WarmRunner, start
 from tests.worlds.zoo import write_model
 
 
@@ -29,8 +29,8 @@ class Clock:
 
 
 @pytest.fixture
-def place(tmp_path: Path) -> Place:
-    place = Place(tmp_path / "data", (tmp_path / "models",))
+def place(tmp_path: Path) -> RunnerSettings:
+    place = RunnerSettings(tmp_path / "data", (tmp_path / "models",))
     for folder in (place.locks, place.log("").parent, *place.roots):
         folder.mkdir(parents=True)
     return place
@@ -42,8 +42,8 @@ def clock() -> Clock:
 
 
 @pytest.fixture
-def spare(place: Place, clock: Clock) -> Iterator[Spare]:
-    spare = Spare(place, clock=clock)
+def spare(place: RunnerSettings, clock: Clock) -> Iterator[WarmRunner]:
+    spare = WarmRunner(place, clock=clock)
     yield spare
     spare.drop()
 
@@ -56,19 +56,19 @@ def _is_there(pid: int) -> bool:
     return True
 
 
-def test_nobody_waits_before_the_first_job(spare: Spare) -> None:
+def test_nobody_waits_before_the_first_job(spare: WarmRunner) -> None:
     spare.keep(working=False)
     assert not spare.pid
 
 
-def test_one_that_has_kernels_to_compile_waits_before_the_first_job(place: Place, clock: Clock) -> None:
-    spare = Spare(place, early=True, clock=clock)
+def test_one_that_has_kernels_to_compile_waits_before_the_first_job(place: RunnerSettings, clock: Clock) -> None:
+    spare = WarmRunner(place, early=True, clock=clock)
     spare.keep(working=False)
     assert spare.pid
     spare.drop()
 
 
-def test_one_is_started_when_the_machine_has_nothing_else_to_begin(spare: Spare, clock: Clock) -> None:
+def test_one_is_started_when_the_machine_has_nothing_else_to_begin(spare: WarmRunner, clock: Clock) -> None:
     assert spare.take("") is None
     spare.keep(working=True)
     assert not spare.pid
@@ -80,7 +80,7 @@ def test_one_is_started_when_the_machine_has_nothing_else_to_begin(spare: Spare,
     assert spare.pid == waiting  # one is enough
 
 
-def test_one_that_nobody_needs_is_let_go(spare: Spare, clock: Clock) -> None:
+def test_one_that_nobody_needs_is_let_go(spare: WarmRunner, clock: Clock) -> None:
     spare.take("")
     spare.keep(working=False)
     waiting = spare.pid
@@ -93,7 +93,7 @@ def test_one_that_nobody_needs_is_let_go(spare: Spare, clock: Clock) -> None:
     assert not _is_there(waiting)
 
 
-def test_one_with_another_library_is_not_given(spare: Spare) -> None:
+def test_one_with_another_library_is_not_given(spare: WarmRunner) -> None:
     spare.take("")
     spare.keep(working=False)
     waiting = spare.pid
@@ -101,7 +101,7 @@ def test_one_with_another_library_is_not_given(spare: Spare) -> None:
     assert not _is_there(waiting)
 
 
-def test_one_that_died_is_not_given_and_replaced(spare: Spare) -> None:
+def test_one_that_died_is_not_given_and_replaced(spare: WarmRunner) -> None:
     spare.take("")
     spare.keep(working=False)
     waiting = spare.pid
@@ -112,7 +112,7 @@ def test_one_that_died_is_not_given_and_replaced(spare: Spare) -> None:
     assert spare.pid not in (0, waiting)
 
 
-def test_where_they_die_with_nothing_to_do_few_are_started(spare: Spare, clock: Clock) -> None:
+def test_where_they_die_with_nothing_to_do_few_are_started(spare: WarmRunner, clock: Clock) -> None:
     spare.take("")
     started = 0
     for part in range(10):
@@ -125,7 +125,7 @@ def test_where_they_die_with_nothing_to_do_few_are_started(spare: Spare, clock: 
     assert started == 2
 
 
-def test_it_ends_with_the_service_however_that_ends(place: Place) -> None:
+def test_it_ends_with_the_service_however_that_ends(place: RunnerSettings) -> None:
     with place.log("spare").open("ab") as said:
         waiting = start(place, "", said.fileno())
     assert waiting.stdin
@@ -133,7 +133,9 @@ def test_it_ends_with_the_service_however_that_ends(place: Place) -> None:
     assert waiting.wait() == 0
 
 
-def test_a_job_that_it_is_told_is_done_as_by_any_runner(place: Place, spare: Spare, tmp_path: Path) -> None:
+def test_a_job_that_it_is_told_is_done_as_by_any_runner(
+    place: RunnerSettings, spare: WarmRunner, tmp_path: Path
+) -> None:
     write_model("llama", place.roots[0] / "llama", tokenizer=True)
     url = f"sqlite:///{tmp_path / 'service.db'}"
     database = connect(url)

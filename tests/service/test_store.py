@@ -13,7 +13,7 @@ import pytest
 from cluster.service.data.catalog import Ledger
 from cluster.service.data.database import Database, connect
 from cluster.service.data.records import Artifact
-from cluster.service.errors import NotFound
+from cluster.service.errors import NotFoundError
 from cluster.service.store.model_roots import Roots
 from cluster.service.store.store import ORPHAN_SECONDS, Store
 from mint.core.errors import MintError
@@ -122,7 +122,7 @@ def test_a_view_stays_whole_when_its_artifact_is_evicted(store: Store, tmp_path:
     store.max_bytes = 0
     assert store.evict() == 1
     assert (tmp_path / "view" / "weights").read_text() == "a" * 10
-    with pytest.raises(NotFound):
+    with pytest.raises(NotFoundError):
         store.link_out(made, tmp_path / "another")
     assert not list(tmp_path.glob("another*"))
 

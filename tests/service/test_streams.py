@@ -10,13 +10,14 @@ import pytest
 
 from cluster.service.data.database import connect
 from cluster.service.data.records import Claim, Event, Person, Wish
-from cluster.service.http import downloads, sse
-from cluster.service.http.downloads import wanted_range
-from cluster.service.http.error_answers import Refusal
-from cluster.service.http.sse import HEARTBEAT, Hub, frame
+from cluster.service.http.context import Limits
+from cluster.service.http.downloads import Download, is_single_range
+from cluster.service.http.error_answers import ApiError
+from cluster.service.http.sse import EventFanout, EventStream, always, frame
 from cluster.service.queue.queue import Queue
 from tests.worlds.served import WAY, Served, served
 
+PING = b": still there\n\n"
 ANN = Person("ann", ("submit",))
 
 
@@ -77,20 +78,20 @@ def test_every_watcher_gets_every_event_once_in_order_whenever_they_came(queue: 
     claims = [_job(queue, name) for name in ("one", "two")]
 
     async def run() -> list[tuple[int, list[int]]]:
-        hub = Hub(queue, poll_seconds=0.001)
+        fanout = EventFanout(queue, poll_seconds=0.001)
         watching: list[tuple[int, list[int], asyncio.Task[None]]] = []
         for step in range(30):
             for claim in claims:
                 job = queue.get(claim.job.id)
                 if step % 5 == 0:
                     seen: list[int] = []
-                    stream = hub.stream(job.id, last_seq=job.last_seq, after=step // 10)
+                    stream = fanout.stream(job.id, last_seq=job.last_seq, after=step // 10)
                     watching.append((step // 10, seen, asyncio.create_task(_watch(stream, seen))))
                 await asyncio.to_thread(queue.emit, claim, "note", {"done": step})
         for claim in claims:
             await asyncio.to_thread(_finish, queue, claim)
         await asyncio.wait_for(asyncio.gather(*(task for _, _, task in watching)), 60)
-        assert hub.watchers == 0
+        assert fanout.watchers == 0
         return [(after, seen) for after, seen, _ in watching]
 
     last = 2 + 30 + 5  # queued, inventory, notes, the way to done
@@ -103,14 +104,14 @@ def test_any_number_of_watchers_costs_the_database_one_poller(queue: Queue) -> N
     counting = Counting(queue)
 
     async def run() -> None:
-        hub = Hub(counting, poll_seconds=0.001)
+        fanout = EventFanout(counting, poll_seconds=0.001)
         job = queue.get(claim.job.id)
         seen: list[list[int]] = [[] for _ in range(100)]
         tasks = [
-            asyncio.create_task(_watch(hub.stream(job.id, last_seq=job.last_seq, after=job.last_seq), each))
+            asyncio.create_task(_watch(fanout.stream(job.id, last_seq=job.last_seq, after=job.last_seq), each))
             for each in seen
         ]
-        while hub.watchers < 100:
+        while fanout.watchers < 100:
             await asyncio.sleep(0)
         await asyncio.to_thread(_finish, queue, claim)
         await asyncio.wait_for(asyncio.gather(*tasks), 60)
@@ -120,22 +121,20 @@ def test_any_number_of_watchers_costs_the_database_one_poller(queue: Queue) -> N
     assert counting.asked.count("events") <= 5  # not one for each of a hundred
 
 
-def test_a_slow_watcher_costs_no_memory_and_misses_nothing(queue: Queue, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sse, "_KEPT", 4)
+def test_a_slow_watcher_costs_no_memory_and_misses_nothing(queue: Queue) -> None:
     claim = _job(queue)
 
     async def run() -> list[int]:
-        hub = Hub(queue, poll_seconds=0.001)
-        slow = hub.stream(claim.job.id, last_seq=2, after=0)
+        fanout = EventFanout(queue, frames=4, poll_seconds=0.001)
+        slow = fanout.stream(claim.job.id, last_seq=2, after=0)
         pieces = [await anext(slow), await anext(slow)]  # and then takes nothing for a while
         fast: list[int] = []
-        other = asyncio.create_task(_watch(hub.stream(claim.job.id, last_seq=2, after=2), fast))
+        other = asyncio.create_task(_watch(fanout.stream(claim.job.id, last_seq=2, after=2), fast))
         for step in range(20):
             await asyncio.to_thread(queue.emit, claim, "note", {"done": step})
             while not fast or fast[-1] < step + 3:
                 await asyncio.sleep(0)
-        (channel,) = hub._channels.values()
-        assert len(channel.frames) == 4
+        assert fanout.frames_in_memory == 4
         await asyncio.to_thread(_finish, queue, claim)
         await asyncio.wait_for(other, 60)
         pieces += [piece async for piece in slow]
@@ -149,17 +148,17 @@ def test_who_reads_on_from_progress_that_was_replaced_gets_what_came_since(queue
     counting = Counting(queue)
 
     async def run() -> list[list[tuple[int, str]]]:
-        hub = Hub(counting, poll_seconds=0.001)
+        fanout = EventFanout(counting, poll_seconds=0.001)
         seen: list[list[tuple[int, str]]] = [[] for _ in range(20)]
 
         async def watch(after: int, told: list[tuple[int, str]]) -> None:
-            async for piece in hub.stream(claim.job.id, last_seq=4, after=after):
+            async for piece in fanout.stream(claim.job.id, last_seq=4, after=after):
                 told += [(seq, kind) for seq, kind, _ in _events(piece)]
 
         for step in range(2):
             await asyncio.to_thread(queue.emit, claim, "progress", {"done": step})  # 4 is there, and 3 is not
         tasks = [asyncio.create_task(watch(3 if n == 0 else 4, told)) for n, told in enumerate(seen)]
-        while hub.watchers < len(seen) or not seen[0]:
+        while fanout.watchers < len(seen) or not seen[0]:
             await asyncio.sleep(0.001)
         for step in range(2, 4):
             queue.emit(claim, "progress", {"done": step})  # both before the poller reads on
@@ -183,15 +182,38 @@ def test_a_quiet_stream_is_kept_open_by_comments_and_ends_when_the_service_does(
     claim = _job(queue)
 
     async def run() -> None:
-        hub = Hub(queue, poll_seconds=0.001, heartbeat_seconds=0.01)
-        stream = hub.stream(claim.job.id, last_seq=2, after=2)
-        assert (await anext(stream)).startswith(b"retry:")
-        assert [await anext(stream) for _ in range(3)] == [HEARTBEAT] * 3
-        hub.close()
-        assert [piece async for piece in stream] in ([], [HEARTBEAT])
-        assert hub.watchers == 0
+        fanout = EventFanout(queue, poll_seconds=0.001)
+        stream = EventStream(fanout.stream(claim.job.id, last_seq=2, after=2), fanout.seat("ann"), ping_seconds=0.01)
+        sent: list[bytes] = []
+
+        async def send(message: Any) -> None:
+            sent.append(message.get("body", b""))
+            if sent.count(PING) == 3:
+                fanout.close()
+
+        await asyncio.wait_for(stream({"type": "http", "method": "GET"}, asyncio.Event().wait, send), 60)  # type: ignore[arg-type]
+        assert sent[1].startswith(b"retry:")
+        assert set(sent[2:-1]) == {PING}
+        assert sent[-1] == b""  # it ends, and does not break
+        assert (fanout.watchers, fanout.seats) == (0, 0)
 
     asyncio.run(run())
+
+
+def test_a_quiet_stream_ends_when_it_is_no_longer_allowed(queue: Queue) -> None:
+    claim = _job(queue)
+    answers = iter([True, True, False])
+
+    async def allowed() -> bool:
+        return next(answers)
+
+    async def run() -> list[bytes]:
+        fanout = EventFanout(queue, poll_seconds=0.001, idle_seconds=0.001)
+        stream = fanout.stream(claim.job.id, last_seq=2, after=2, allowed=allowed)
+        return [piece async for piece in stream]
+
+    (hint,) = asyncio.run(run())
+    assert hint.startswith(b"retry:")
 
 
 def test_a_database_that_is_away_for_a_while_does_not_end_a_stream(queue: Queue) -> None:
@@ -205,10 +227,10 @@ def test_a_database_that_is_away_for_a_while_does_not_end_a_stream(queue: Queue)
             return super().last_seqs(ids)
 
     async def run() -> list[int]:
-        hub = Hub(Away(queue), poll_seconds=0.001)
+        fanout = EventFanout(Away(queue), poll_seconds=0.001)
         await asyncio.to_thread(_finish, queue, claim)
         seen: list[int] = []
-        await asyncio.wait_for(_watch(hub.stream(claim.job.id, last_seq=2, after=2), seen), 60)
+        await asyncio.wait_for(_watch(fanout.stream(claim.job.id, last_seq=2, after=2), seen), 60)
         return seen
 
     assert asyncio.run(run()) == [3, 4, 5, 6, 7]
@@ -224,6 +246,13 @@ def test_an_event_is_one_line_of_json_whatever_it_says() -> None:
 @pytest.fixture
 def world(tmp_path: Path, llama: Path) -> Iterator[Served]:
     with served(tmp_path / "data", roots=(llama.parent,)) as world:
+        yield world
+
+
+@pytest.fixture
+def slow_world(tmp_path: Path, llama: Path) -> Iterator[Served]:
+    """A service whose downloads come in pieces of a hundred bytes."""
+    with served(tmp_path / "data", roots=(llama.parent,), limits=Limits(chunk_bytes=100)) as world:
         yield world
 
 
@@ -273,7 +302,7 @@ def test_a_range_is_those_bytes(world: Served, text: str, expected: bytes) -> No
 @pytest.mark.parametrize("text", ["", "bytes=0-1,5-6", "bytes=5-1", "bytes=a-b", "bytes=-", "items=0-1", "bytes=+1-2",
                                   "bytes=1_0-20", "bytes 0-1", "bytes=\u0661-2"])  # fmt: skip
 def test_what_is_no_single_range_gets_the_whole_file(text: str) -> None:
-    assert wanted_range(text, "", etag='"e"', nbytes=100) is None
+    assert not is_single_range(text, 100)
 
 
 def test_a_range_beyond_the_end_is_refused_with_the_size(world: Served) -> None:
@@ -288,16 +317,37 @@ def test_a_range_beyond_the_end_is_refused_with_the_size(world: Served) -> None:
     assert world.client.get(f"{url}/empty.bin").content == b""
 
 
-def test_the_pieces_between_any_cuts_are_the_file() -> None:
-    for nbytes in range(1, 8):
+async def _ranged(path: Path, text: str) -> tuple[int, bytes]:
+    """Status and body of the answer to a request for a range of a file."""
+    status, body = 0, b""
+
+    async def send(message: Any) -> None:
+        nonlocal status, body
+        status = message.get("status", status)
+        body += message.get("body", b"")
+
+    answer = Download(
+        path, name="a", digest="e", nbytes=path.stat().st_size, allowed=always, begin=int, renew=int, end=int
+    )
+    scope = {"type": "http", "method": "GET", "headers": [(b"range", text.encode())]}
+    await answer(scope, asyncio.Event().wait, send)  # type: ignore[arg-type]
+    return status, body
+
+
+def test_the_pieces_between_any_cuts_are_the_file(tmp_path: Path) -> None:
+    def check(text: str, expected: bytes) -> None:
+        assert asyncio.run(_ranged(path, text)) == (206, expected), text
+
+    path = tmp_path / "file"
+    for nbytes in range(1, 5):
+        path.write_bytes(data := BYTES[:nbytes])
         for start in range(nbytes):
             for last in range(start, nbytes + 2):
-                span = wanted_range(f"bytes={start}-{last}", "", etag='"e"', nbytes=nbytes)
-                assert span == (start, min(last + 1, nbytes))
+                check(f"bytes={start}-{last}", data[start : last + 1])
         for suffix in range(1, nbytes + 2):
-            assert wanted_range(f"bytes=-{suffix}", "", etag='"e"', nbytes=nbytes) == (max(0, nbytes - suffix), nbytes)
-        with pytest.raises(Refusal):
-            wanted_range(f"bytes={nbytes}-", "", etag='"e"', nbytes=nbytes)
+            check(f"bytes=-{suffix}", data[-suffix:])
+        with pytest.raises(ApiError):
+            asyncio.run(_ranged(path, f"bytes={nbytes}-"))
 
 
 def test_a_download_goes_on_only_with_the_very_same_content(world: Served) -> None:
@@ -360,9 +410,9 @@ def _download(world: Served, path: str, on_piece: Callable[[int], bool]) -> list
 
 
 def test_an_artifact_is_held_while_it_is_sent_and_what_was_begun_is_sent_to_its_end(
-    world: Served, monkeypatch: pytest.MonkeyPatch
+    slow_world: Served,
 ) -> None:
-    monkeypatch.setattr(downloads, "CHUNK_BYTES", 100)
+    world = slow_world
     artifact = world.store("model", "0" * 64, a_bin=BYTES)
     ledger, path = world.service.ledger, world.service.store.path(artifact.files[0].digest)
     during: list[int] = []
@@ -381,12 +431,12 @@ def test_an_artifact_is_held_while_it_is_sent_and_what_was_begun_is_sent_to_its_
     assert len(ledger.evictable(1)) == 1
 
 
-def test_nothing_more_is_read_for_a_client_that_is_gone(world: Served, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(downloads, "CHUNK_BYTES", 10)
+def test_nothing_more_is_read_for_a_client_that_is_gone(slow_world: Served) -> None:
+    world = slow_world
     artifact = world.store("model", "0" * 64, a_bin=BYTES)
     before = len(list(Path("/proc/self/fd").iterdir()))
     pieces = _download(world, f"/v1/artifacts/{artifact.digest}/files/a.bin", lambda count: count == 5)
-    assert len(pieces) < 10
+    assert len(pieces) < 10 < len(BYTES) // 100
     assert len(world.service.ledger.evictable(1)) == 1  # it is held no more
     assert len(list(Path("/proc/self/fd").iterdir())) <= before
 

@@ -12,7 +12,7 @@ from cluster.service.data.database import Database, connect
 from cluster.service.data.records import Quota
 from cluster.service.data.tables import metadata, tokens
 from cluster.service.data.tokens import PREFIX, Tokens
-from cluster.service.errors import NotFound
+from cluster.service.errors import NotFoundError
 from cluster.service.queue.queue import Queue
 from cluster.service.settings import file_url
 from mint.core.errors import MintError
@@ -129,7 +129,7 @@ def test_a_scope_that_is_none_is_refused(given: Tokens, scopes: list[str]) -> No
 
 
 def test_a_token_that_was_never_given_cannot_be_revoked(given: Tokens, database: Database) -> None:
-    with pytest.raises(NotFound, match="mint token list"):
+    with pytest.raises(NotFoundError, match="mint token list"):
         given.revoke("eve")
     with database.read() as connection:
         assert connection.execute(select(tokens)).all() == []

@@ -12,7 +12,7 @@ from sqlalchemy import Connection, delete, exists, func, insert, select, update
 from cluster.service.data.database import Database
 from cluster.service.data.records import Artifact, StoredFile
 from cluster.service.data.tables import artifact_files, artifacts, holds, identities
-from cluster.service.errors import Held, NotFound
+from cluster.service.errors import ArtifactInUseError, NotFoundError
 
 
 class Ledger:
@@ -51,11 +51,11 @@ class Ledger:
                 _hold(connection, digest, holder, now + seconds)
 
     def get(self, digest: str) -> Artifact:
-        """One artifact; raises `NotFound`."""
+        """One artifact; raises `NotFoundError`."""
         with self._database.read() as connection:
             found = _read(connection, [digest])
         if not found:
-            raise NotFound(f"there is no artifact {digest!r}: it was never made here, or made room for others")
+            raise NotFoundError(f"there is no artifact {digest!r}: it was never made here, or made room for others")
         return found[0]
 
     def find(self, kind: str | None = None, identity: str | None = None, limit: int = 100) -> list[Artifact]:
@@ -86,12 +86,12 @@ class Ledger:
             connection.execute(change)
 
     def hold(self, digest: str, holder: str, seconds: float) -> None:
-        """Keep an artifact for a job or a download, from now on for so long; raises `NotFound`."""
+        """Keep an artifact for a job or a download, from now on for so long; raises `NotFoundError`."""
         now = self._clock()
         with self._database.write() as connection:
             change = update(artifacts).where(artifacts.c.digest == digest).values(used_at=now)
             if connection.execute(change).rowcount == 0:
-                raise NotFound(f"there is no artifact {digest!r} to hold")
+                raise NotFoundError(f"there is no artifact {digest!r} to hold")
             _hold(connection, digest, holder, now + seconds)
 
     def drop(self, holder: str) -> None:
@@ -120,14 +120,19 @@ class Ledger:
         return chosen
 
     def remove(self, digest: str, discard: Callable[[Sequence[StoredFile]], object] = lambda files: None) -> None:
-        """Forget an artifact; `discard` gets those of its files that no other has. Raises `Held`, `NotFound`."""
+        """Forget an artifact; `discard` gets those of its files that no other has.
+
+        Raises `ArtifactInUseError` or `NotFoundError`.
+        """
         with self._database.write() as connection:
             found = _read(connection, [digest])
             if not found:
-                raise NotFound(f"there is no artifact {digest!r} to remove")
+                raise NotFoundError(f"there is no artifact {digest!r} to remove")
             holding = select(holds.c.holder).where(holds.c.artifact == digest, holds.c.until > self._clock())
             if holders := connection.execute(holding).scalars().all():
-                raise Held(f"the artifact {digest} is held by {', '.join(sorted(holders))}; it goes once they are done")
+                raise ArtifactInUseError(
+                    f"the artifact {digest} is held by {', '.join(sorted(holders))}; it goes once they are done"
+                )
             for table in (holds, artifact_files):
                 connection.execute(delete(table).where(table.c.artifact == digest))
             connection.execute(delete(artifacts).where(artifacts.c.digest == digest))

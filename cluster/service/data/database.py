@@ -21,7 +21,7 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url
 from sqlalchemy.exc import ArgumentError, DatabaseError, InterfaceError, OperationalError, SQLAlchemyError, TimeoutError
 
-from cluster.service.errors import Unavailable
+from cluster.service.errors import DatabaseUnavailableError
 from mint.core.errors import MintError
 
 MIGRATIONS = Path(__file__).parent / "migrations"
@@ -81,7 +81,7 @@ class Database:
             if not _is_away(error):
                 raise
             self._note(what, _first_line(error))
-            raise Unavailable(
+            raise DatabaseUnavailableError(
                 f"the database {self.place} cannot be used: {_first_line(error)}; needed one that runs, that may be "
                 "written, on a disk with room"
             ) from error

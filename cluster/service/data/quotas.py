@@ -15,7 +15,7 @@ from sqlalchemy.dialects.sqlite import insert as insert_sqlite
 from cluster.service.data.records import Person, Quota, Wish
 from cluster.service.data.states import DONE
 from cluster.service.data.tables import artifacts, jobs, people, watchers
-from cluster.service.errors import QuotaExceeded
+from cluster.service.errors import QuotaExceededError
 from mint.core.sizes import format_size, parse_budget
 
 _RECENT = 20  # jobs whose time says how long one takes
@@ -43,15 +43,15 @@ def quota_of(row: Row[tuple[object, ...]]) -> Quota:
 
 
 def check(connection: Connection, by: Person, more_bytes: int, now: float, *, unfinished: bool) -> None:
-    """Raise `QuotaExceeded` if one more job, which takes `more_bytes` at most, were too much for someone."""
+    """Raise `QuotaExceededError` if one more job, which takes `more_bytes` at most, were too much for someone."""
     if unfinished and by.quota.queued is not None and (have := _unfinished(connection, by.name)) >= by.quota.queued:
-        raise QuotaExceeded(
+        raise QuotaExceededError(
             f"{by.name} has {have} jobs that wait or run and may have {by.quota.queued}; needed one of them done or "
             "cancelled first",
             retry_after=_soonest(connection, by.name, now),
         )
     if by.quota.nbytes is not None and (have := _nbytes(connection, by.name)) + more_bytes > by.quota.nbytes:
-        raise QuotaExceeded(
+        raise QuotaExceededError(
             f"{by.name} has {format_size(have)} stored or still to come and may have {format_size(by.quota.nbytes)}, "
             f"this job takes up to {format_size(more_bytes)}; cancel jobs, finished ones too, whose models are no "
             "longer needed",

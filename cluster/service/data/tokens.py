@@ -14,7 +14,7 @@ from cluster.service.data import quotas
 from cluster.service.data.database import Database
 from cluster.service.data.records import SCOPES, Person, Quota
 from cluster.service.data.tables import people, tokens
-from cluster.service.errors import NotFound
+from cluster.service.errors import NotFoundError
 from mint.core.errors import MintError
 
 NOBODY = "local"  # what everybody on this machine is called where nobody ever had a token
@@ -76,11 +76,11 @@ class Tokens:
         return [Grant(_person(row), row.created_at) for row in rows]
 
     def revoke(self, name: str) -> None:
-        """Make someone's token worthless, at once; raises `NotFound`."""
+        """Make someone's token worthless, at once; raises `NotFoundError`."""
         with self._database.write() as connection:
             change = update(tokens).where(tokens.c.name == name, _GOOD)
             if connection.execute(change.values(digest=_REVOKED + digest_of(name)[1:])).rowcount == 0:
-                raise NotFound(f"{name} has no token; `mint token list` lists those who have")
+                raise NotFoundError(f"{name} has no token; `mint token list` lists those who have")
 
     def any(self) -> bool:
         """Whether anybody has a token."""

@@ -17,13 +17,15 @@ from cluster.service.data.hosts import Hosts
 from cluster.service.data.records import Person
 from cluster.service.data.tokens import NOBODY, Tokens, digest_of
 from cluster.service.http.audit import Audit
-from cluster.service.http.error_answers import Refusal, retry_after
+from cluster.service.http.downloads import CHUNK_BYTES
+from cluster.service.http.error_answers import ApiError, retry_after
 from cluster.service.http.metrics import Metrics
-from cluster.service.http.rate_limit import Rates
-from cluster.service.http.revocation import Standing
+from cluster.service.http.middleware import BODY_SECONDS
+from cluster.service.http.rate_limit import TokenBucket
+from cluster.service.http.revocation import SECONDS, TokenCache
 from cluster.service.http.schema import ErrorAnswer
 from cluster.service.http.security import is_forwarded
-from cluster.service.http.sse import Hub
+from cluster.service.http.sse import EventFanout
 from cluster.service.http.tickets import Tickets
 from cluster.service.offload.fetch_pool import Fetches
 from cluster.service.offload.plan_pool import Planner
@@ -38,28 +40,38 @@ _FINE = 20.0  # requests that a wrong token costs its sender
 
 
 @dataclass(frozen=True, slots=True)
+class Limits:
+    """Sizes and times of the HTTP layer that no option sets."""
+
+    body_seconds: float = BODY_SECONDS  # for the body of a request
+    chunk_bytes: int = CHUNK_BYTES  # of a download in memory
+    token_seconds: float = SECONDS  # from a revocation to the end of what the token opened
+
+
+@dataclass(frozen=True, slots=True)
 class Service:
     """The parts of a running service."""
 
     settings: Settings
+    limits: Limits
     queue: Queue
     tokens: Tokens
     ledger: Ledger
     hosts: Hosts
     store: Store
     models: Roots
-    hub: Hub
+    fanout: EventFanout
     planner: Planner
     fetches: Fetches
     tickets: Tickets
-    standing: Standing
+    token_cache: TokenCache
     audit: Audit
     metrics: Metrics
-    addresses: Rates  # by address, of all requests
-    people: Rates  # by name
+    addresses: TokenBucket  # by address, of all requests
+    people: TokenBucket  # by name
 
     def person(self, request: Request) -> Person:
-        """Who asks; raises `Refusal`."""
+        """Who asks; raises `ApiError`."""
         client = request.client.host if request.client else "unknown"
         text = _token(request)
         if text is None:
@@ -74,11 +86,11 @@ class Service:
             self.audit.note("token.refused", person="", client=client, path=request.url.path)
             raise _unauthorized("the token is not known here, or was revoked; make one with mint token create NAME")
         if wait := self.people.take(person.name):
-            raise Refusal(429, f"too many requests; come back in {wait:.1f} seconds", headers=retry_after(wait))
+            raise ApiError(429, f"too many requests; come back in {wait:.1f} seconds", headers=retry_after(wait))
         return person
 
     def grant(self, request: Request) -> str:
-        """What `Standing` knows the token of a request by; empty for a request without one."""
+        """What `TokenCache` knows the token of a request by; empty for a request without one."""
         text = _token(request)
         return digest_of(text) if text else ""
 
@@ -100,8 +112,8 @@ def _token(request: Request) -> str | None:
     return text.strip() if scheme.lower() == "bearer" else ""
 
 
-def _unauthorized(message: str) -> Refusal:
-    return Refusal(401, message, headers={"WWW-Authenticate": "Bearer"})
+def _unauthorized(message: str) -> ApiError:
+    return ApiError(401, message, headers={"WWW-Authenticate": "Bearer"})
 
 
 def service_of(request: Request) -> Service:
@@ -122,7 +134,7 @@ def _need(scope: str) -> Callable[..., Person]:
         person = service.person(request)
         if not person.may(scope):
             service.note(request, person, "scope.refused", path=request.url.path, scope=scope)
-            raise Refusal(403, f"{person.name}'s token does not allow this; needed the scope {scope!r}")
+            raise ApiError(403, f"{person.name}'s token does not allow this; needed the scope {scope!r}")
         return person
 
     return check

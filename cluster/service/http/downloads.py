@@ -1,54 +1,36 @@
-"""Files as they are downloaded: whole or from where a cut one stopped.
+"""Downloads of stored files, whole or from where an interrupted one stopped.
 
-Rules (RFC 9110). One range at most; several, or one that is no range, are answered with the whole file, as every server
-may. `If-Range` counts only where it names this very content by its strong ETag, which is the SHA-256 of the file. The
-file is opened before the first header is sent, so what was promised is sent to its end even if the file's name goes
-away; 4 MiB at a time are read, and no more until the client took them.
+Rules (RFC 9110). The ETag is the SHA-256 of the file, so `If-Range` continues only the very same content. Starlette's
+`FileResponse` sends one range at most; several, or a malformed one, are answered with the whole file, as every server
+may. A download ends as soon as its token is revoked.
 """
 
 import asyncio
-import os
 import re
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
-from starlette.responses import Response
-from starlette.types import Receive, Scope, Send
+from starlette.datastructures import Headers
+from starlette.responses import FileResponse
+from starlette.staticfiles import NotModifiedResponse
+from starlette.types import Message, Receive, Scope, Send
 
-from cluster.service.http.error_answers import Refusal
+from cluster.service.http.error_answers import ApiError
 from cluster.service.http.head_deadline import ABORT
 
 CHUNK_BYTES = 4 << 20
+_RENEW_SECONDS = 60.0
 _RANGE = re.compile(r"bytes=(?:([0-9]{1,18})-([0-9]{0,18})|-([0-9]{1,18}))")
 
 
-def wanted_range(text: str, if_range: str, *, etag: str, nbytes: int) -> tuple[int, int] | None:
-    """The first byte and the one after the last of what is asked for; None for the whole file.
+class Download(FileResponse):
+    """A file that is sent for as long as `allowed` answers True.
 
-    Raises `Refusal` (416) for a range that begins beyond the end.
+    `begin` is called with the status, `renew` about once a minute, `end` with the number of bytes that were sent.
+    Raises `FileNotFoundError`, and `OSError` for a file that has not `nbytes`.
     """
-    match = _RANGE.fullmatch(text.strip())
-    if not match or (if_range and if_range != etag):
-        return None
-    first, last, suffix = match.groups()
-    if suffix is not None:
-        start, end = max(0, nbytes - int(suffix)), nbytes
-    else:
-        start, end = int(first), min(int(last) + 1, nbytes) if last else nbytes
-        if last and int(last) < int(first):
-            return None
-    if start >= end:
-        raise Refusal(
-            416, f"the file has {nbytes} bytes, asked for {text}", headers={"Content-Range": f"bytes */{nbytes}"}
-        )
-    return start, end
 
-
-class Download(Response):
-    """A file that is sent in pieces, for as long as it is `allowed`.
-
-    `renew` is called about once a minute while it is, `done` when it was.
-    """
+    max_ranges = 1
 
     def __init__(
         self,
@@ -57,87 +39,95 @@ class Download(Response):
         name: str,
         digest: str,
         nbytes: int,
-        asked: Callable[[str], str],
         allowed: Callable[[], Awaitable[bool]],
+        begin: Callable[[int], object],
         renew: Callable[[], object],
-        done: Callable[[int], object],
+        end: Callable[[int], object],
+        chunk_bytes: int = CHUNK_BYTES,
     ) -> None:
-        etag = f'"{digest}"'
-        headers = {
-            "Accept-Ranges": "bytes",
-            "ETag": etag,
-            "Cache-Control": "private, no-cache, no-transform",
-            "Content-Disposition": _disposition(name),
-        }
-        self._start, self._end = 0, nbytes
-        status = 200
-        if _names(asked("if-none-match"), etag):
-            status, self._end = 304, 0
-        elif (span := wanted_range(asked("range"), asked("if-range"), etag=etag, nbytes=nbytes)) is not None:
-            status, (self._start, self._end) = 206, span
-            headers["Content-Range"] = f"bytes {self._start}-{self._end - 1}/{nbytes}"
-        if status != 304:
-            headers["Content-Length"] = str(self._end - self._start)
-        super().__init__(None, status, headers, "application/octet-stream")
-        if status == 304:
-            del self.headers["content-length"]
-        self._allowed, self._renew, self._done = allowed, renew, done
-        self._file = os.open(path, os.O_RDONLY)
+        stat = path.stat()
+        if stat.st_size != nbytes:
+            raise OSError(f"a stored file has {stat.st_size} bytes; it had {nbytes} when it was stored")
+        super().__init__(
+            path,
+            headers={"ETag": f'"{digest}"', "Cache-Control": "private, no-cache, no-transform"},
+            media_type="application/octet-stream",
+            filename=name.rpartition("/")[2],
+            stat_result=stat,
+        )
+        self.chunk_size = chunk_bytes
+        self._nbytes = nbytes
+        self._allowed, self._begin, self._renew, self._end = allowed, begin, renew, end
+        self._sent_bytes = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send it, until the client has it or goes away."""
-        gone = asyncio.create_task(_disconnected(receive))
-        position = self._start
+        """Send the file until the client has it, goes away, or is no longer allowed to have it."""
+        headers = Headers(scope=scope)
         try:
-            await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-            if scope["method"] == "HEAD":
-                position = self._end
-            renewed = asyncio.get_running_loop().time()
-            while position < self._end and not gone.done():
-                piece = await asyncio.to_thread(os.pread, self._file, min(CHUNK_BYTES, self._end - position), position)
-                if not piece:
-                    raise OSError("a stored file is shorter than it was when it was stored")
-                await send({"type": "http.response.body", "body": piece, "more_body": True})
-                position += len(piece)
-                if position < self._end and not await self._allowed():
-                    await _break_off(scope, gone)  # less came than was promised
-                    return
-                if asyncio.get_running_loop().time() - renewed > _RENEW_SECONDS:
-                    renewed = asyncio.get_running_loop().time()
-                    await asyncio.to_thread(self._renew)
-            if not gone.done():
-                await send({"type": "http.response.body", "body": b""})
+            if _matches(headers.get("if-none-match", ""), self.headers["etag"]):
+                await NotModifiedResponse(self.headers)(scope, receive, self._watched(send))
+                return
+            if not is_single_range(headers.get("range", ""), self._nbytes):
+                scope = {**scope, "headers": [header for header in scope["headers"] if header[0] != b"range"]}
+            await super().__call__(scope, receive, self._watched(send))
+        except _RevokedError:
+            await _break_off(scope, receive)
         finally:
-            gone.cancel()
-            os.close(self._file)
-            await asyncio.shield(asyncio.to_thread(self._done, position - self._start))
+            await asyncio.shield(asyncio.to_thread(self._end, self._sent_bytes))
+
+    def _watched(self, send: Send) -> Send:
+        """`send`, which counts bytes, renews, and raises `_RevokedError` between two pieces of a revoked download."""
+        clock = asyncio.get_running_loop().time
+        renewed_at = clock()
+
+        async def sending(message: Message) -> None:
+            nonlocal renewed_at
+            if message["type"] == "http.response.start":
+                await asyncio.to_thread(self._begin, message["status"])
+            await send(message)
+            self._sent_bytes += len(message.get("body", b""))
+            if not message.get("more_body", False):
+                return
+            if not await self._allowed():
+                raise _RevokedError
+            if clock() - renewed_at > _RENEW_SECONDS:
+                renewed_at = clock()
+                await asyncio.to_thread(self._renew)
+
+        return sending
 
 
-_RENEW_SECONDS = 60.0
+class _RevokedError(Exception):
+    """The token of a download was revoked."""
 
 
-def _disposition(name: str) -> str:
-    from urllib.parse import quote
+def is_single_range(text: str, nbytes: int) -> bool:
+    """True if a Range header names one range of a file; raises `ApiError` (416) for one beyond the file's end."""
+    match = _RANGE.fullmatch(text.strip())
+    if not match:
+        return False
+    first, last, suffix = match.groups()
+    if last and int(last) < int(first):
+        return False
+    if (int(first) >= nbytes) if first else (int(suffix) == 0 or nbytes == 0):
+        raise ApiError(
+            416, f"the file has {nbytes} bytes, asked for {text}", headers={"Content-Range": f"bytes */{nbytes}"}
+        )
+    return True
 
-    return f"attachment; filename*=utf-8''{quote(name.rpartition('/')[2], safe='')}"
 
-
-def _names(if_none_match: str, etag: str) -> bool:
-    """Whether an If-None-Match names this content, or any."""
+def _matches(if_none_match: str, etag: str) -> bool:
+    """True if an If-None-Match names this content, or any."""
     tags = [tag.strip().removeprefix("W/") for tag in if_none_match.split(",")]
     return "*" in tags or etag in tags
 
 
-async def _break_off(scope: Scope, gone: asyncio.Task[None]) -> None:
-    """End the connection, where the server lets us; one that finds an answer without its end calls that a bug."""
-    if end := scope.get("state", {}).get(ABORT):
-        end()
-        await gone
+async def _break_off(scope: Scope, receive: Receive) -> None:
+    """End the connection if the server lets us, since less came than was promised.
 
-
-async def _disconnected(receive: Callable[[], Awaitable[object]]) -> None:
-    """Return when the client is gone."""
-    while True:
-        message = await receive()
-        if isinstance(message, dict) and message["type"] == "http.disconnect":
-            return
+    A server that finds an answer without its end on a living connection logs a bug.
+    """
+    if abort := scope.get("state", {}).get(ABORT):
+        abort()
+        while (await receive())["type"] != "http.disconnect":
+            pass

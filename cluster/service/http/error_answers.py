@@ -22,7 +22,7 @@ CODES = {
 }
 
 
-class Refusal(Exception):  # noqa: N818, an answer like any other
+class ApiError(Exception):
     """An answer that is an error. The message says what was found, what is needed, and what to do."""
 
     def __init__(self, status: int, message: str, *, code: str = "", headers: Mapping[str, str] | None = None) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 from h11 import IDLE
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from cluster.service.http.error_answers import Refusal
+from cluster.service.http.error_answers import ApiError
 from cluster.service.http.security import HEADERS
 
 HEAD_SECONDS = 15.0  # from the first byte of a request, or from the start of a connection, to the end of its head
@@ -59,7 +59,7 @@ class Connection(H11Protocol):
 
     def send_400_response(self, msg: str) -> None:
         """Answer what is no HTTP."""
-        body = json.dumps(Refusal(400, msg).record).encode()
+        body = json.dumps(ApiError(400, msg).record).encode()
         headers = {"Content-Type": "application/json", "Content-Length": str(len(body)), "Connection": "close"}
         lines = [f"{name}: {value}" for name, value in {**headers, **HEADERS}.items()]
         self.transport.write("\r\n".join(["HTTP/1.1 400 Bad Request", *lines, "", ""]).encode() + body)

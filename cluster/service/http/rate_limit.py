@@ -8,7 +8,7 @@ from collections.abc import Callable
 _CLIENTS = 10_000  # remembered; whoever was away longest is forgotten, and has a full bucket again
 
 
-class Rates:
+class TokenBucket:
     """One bucket a client: `per_second` requests, of which `burst` may come at once."""
 
     def __init__(self, per_second: float, burst: float, *, clock: Callable[[], float] = time.monotonic) -> None:

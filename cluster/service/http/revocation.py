@@ -1,4 +1,4 @@
-"""Whether who began a stream of events or a download may go on with it: a revoked token ends what it opened."""
+"""A short-lived cache of valid tokens, by which event streams and downloads end once their token is revoked."""
 
 import asyncio
 import time
@@ -6,38 +6,38 @@ from collections.abc import Callable
 from contextlib import suppress
 
 from cluster.service.data.tokens import Tokens
-from cluster.service.errors import Unavailable
+from cluster.service.errors import DatabaseUnavailableError
 
-_SECONDS = 1.0  # between questions to the database, however many streams are open
+SECONDS = 1.0
 
 
-class Standing:
-    """The tokens that are good now, for those who ask again and again. Lives in one event loop."""
+class TokenCache:
+    """The valid tokens, by digest, as of at most `seconds` ago. Lives in one event loop."""
 
-    def __init__(self, tokens: Tokens, *, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, tokens: Tokens, *, seconds: float = SECONDS, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self._tokens = tokens
+        self._seconds = seconds
         self._clock = clock
-        self._asked = -_SECONDS
-        self._good: frozenset[str] | None = None  # nothing was heard yet
-        self._is_open = False
+        self._read_at = -seconds
+        self._digests: frozenset[str] | None = None  # None: not read yet
+        self._is_open = False  # no token was ever made: everybody on this machine may do everything
 
     def is_good(self, grant: str) -> bool:
-        """What the database says now, for those who only begin."""
-        good, is_open = self._look()
-        return grant in good if grant else is_open
+        """True if the database lists the token of digest `grant` now, or, without one, if no token was ever made."""
+        digests, is_open = self._read()
+        return grant in digests if grant else is_open
 
-    async def holds(self, grant: str) -> bool:
-        """Whether a token of this digest is good, or, without one, everybody on this machine may all.
-
-        A database that is away takes nothing from anybody.
-        """
-        if self._clock() - self._asked >= _SECONDS:
-            self._asked = self._clock()
-            with suppress(Unavailable):
-                self._good, self._is_open = await asyncio.to_thread(self._look)
-        if self._good is None:
+    async def is_still_good(self, grant: str) -> bool:
+        """The same from the cache; a database that is away revokes nothing."""
+        if self._clock() - self._read_at >= self._seconds:
+            self._read_at = self._clock()
+            with suppress(DatabaseUnavailableError):
+                self._digests, self._is_open = await asyncio.to_thread(self._read)
+        if self._digests is None:
             return True
-        return grant in self._good if grant else self._is_open
+        return grant in self._digests if grant else self._is_open
 
-    def _look(self) -> tuple[frozenset[str], bool]:
+    def _read(self) -> tuple[frozenset[str], bool]:
         return self._tokens.good(), not self._tokens.ever()

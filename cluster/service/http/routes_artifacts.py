@@ -1,4 +1,4 @@
-"""Artifacts and their files: what a service made, to be downloaded, resumed and checked."""
+"""Routes of artifacts: list them, describe their files, download and resume those."""
 
 import secrets
 from collections.abc import Callable
@@ -10,10 +10,10 @@ from urllib.parse import quote
 from fastapi import APIRouter, Depends, Path, Query, Request, Response
 
 from cluster.service.data.records import Artifact, Person, StoredFile
-from cluster.service.errors import Unavailable
+from cluster.service.errors import DatabaseUnavailableError
 from cluster.service.http.context import BEARER, POSTED, Here, Reader, Service, refusals
 from cluster.service.http.downloads import Download
-from cluster.service.http.error_answers import Refusal
+from cluster.service.http.error_answers import ApiError
 from cluster.service.http.schema import ArtifactAnswer, ArtifactsAnswer, Sha256, TicketAnswer, TicketRequest
 
 router = APIRouter(prefix="/v1/artifacts", tags=["artifacts"])
@@ -26,8 +26,8 @@ def artifact_record(artifact: Artifact) -> dict[str, Any]:
     """An artifact as it is answered."""
     digest = artifact.digest
     files = [
-        {"name": each.name, "digest": each.digest, "nbytes": each.nbytes, "url": _url(digest, each.name)}
-        for each in artifact.files
+        {"name": file.name, "digest": file.digest, "nbytes": file.nbytes, "url": _url(digest, file.name)}
+        for file in artifact.files
     ]
     return {
         "digest": digest,
@@ -50,9 +50,9 @@ def find(
     model: Annotated[Sha256 | None, Query(description="The identity of a model.")] = None,
     limit: Annotated[int, Query(ge=1, le=500)] = 100,
 ) -> ArtifactsAnswer:
-    """What is stored, the last made first."""
-    found = service.ledger.find(kind, model, limit)
-    return ArtifactsAnswer.model_validate({"artifacts": [artifact_record(each) for each in found]})
+    """The stored artifacts, the last made first."""
+    artifacts = service.ledger.find(kind, model, limit)
+    return ArtifactsAnswer.model_validate({"artifacts": [artifact_record(artifact) for artifact in artifacts]})
 
 
 @router.get("/{digest}", responses=refusals(404))
@@ -87,40 +87,43 @@ def _download(request: Request, digest: Digest, name: FileName, service: Here, t
     holder = f"download-{secrets.token_hex(8)}"
     hold = partial(_if_possible, lambda: service.ledger.hold(digest, holder, _HOLD_SECONDS))
     drop = partial(_if_possible, lambda: service.ledger.drop(holder))
-    hold()
 
-    def done(nbytes: int) -> None:
+    def begin(status: int) -> None:
+        if request.method == "GET":
+            service.note(request, person, "file.sent", artifact=digest, file=name, status=status)
+
+    def end(nbytes: int) -> None:
         drop()
         service.metrics.sent(nbytes)
 
+    hold()
     try:
-        answer = Download(
+        return Download(
             service.store.path(file.digest),
             name=file.name,
             digest=file.digest,
             nbytes=file.nbytes,
-            asked=lambda header: request.headers.get(header, ""),
-            allowed=lambda: service.standing.holds(grant),
+            allowed=lambda: service.token_cache.is_still_good(grant),
+            begin=begin,
             renew=hold,
-            done=done,
+            end=end,
+            chunk_bytes=service.limits.chunk_bytes,
         )
-    except BaseException as error:
+    except FileNotFoundError as error:
         drop()
-        if isinstance(error, FileNotFoundError):
-            raise Refusal(
-                404,
-                f"the file {name!r} is gone from the service's disk. The service forgets it when it is started again, "
-                "and then makes it anew for who submits the job again",
-            ) from error
+        raise ApiError(
+            404,
+            f"the file {name!r} is gone from the service's disk. The service forgets it when it is started again, "
+            "and then makes it anew for who submits the job again",
+        ) from error
+    except BaseException:
+        drop()
         raise
-    if request.method == "GET":
-        service.note(request, person, "file.sent", artifact=digest, file=name, status=answer.status_code)
-    return answer
 
 
 def _if_possible(note: Callable[[], object]) -> None:
-    """Write down who holds what, if the database takes it: one that does not, on a full disk, evicts nothing either."""
-    with suppress(Unavailable):
+    """Record a hold if the database can write; one that cannot, on a full disk, evicts nothing either."""
+    with suppress(DatabaseUnavailableError):
         note()
 
 
@@ -149,23 +152,23 @@ def describe(request: Request, digest: Digest, name: FileName, service: Here, ti
 
 
 def _allowed(service: Service, request: Request, digest: str, name: str, ticket: str | None) -> tuple[Person, str]:
-    """Who downloads, and by which token: that of the request, or that which a ticket was asked for with."""
+    """The person who downloads, and the digest of the token: that of the request, or that behind a ticket."""
     if ticket is None:
         person = service.person(request)
         if not person.may("read"):
-            raise Refusal(403, f"{person.name}'s token does not allow this; needed the scope 'read'")
+            raise ApiError(403, f"{person.name}'s token does not allow this; needed the scope 'read'")
         return person, service.grant(request)
-    given = service.tickets.use(ticket, digest, name)
-    if given is None or not service.standing.is_good(given.grant):
-        raise Refusal(401, "the ticket was used, is older than a minute, or is for another file; ask for a new one",
+    entry = service.tickets.use(ticket, digest, name)
+    if entry is None or not service.token_cache.is_good(entry.grant):
+        raise ApiError(401, "the ticket was used, is older than a minute, or is for another file; ask for a new one",
                       headers={"WWW-Authenticate": "Bearer"})  # fmt: skip
-    return Person(given.person, ("read",)), given.grant
+    return Person(entry.person, ("read",)), entry.grant
 
 
 def _file(artifact: Artifact, name: str) -> StoredFile:
-    found = next((file for file in artifact.files if file.name == name), None)
-    if found is None:
-        raise Refusal(
+    file = next((file for file in artifact.files if file.name == name), None)
+    if file is None:
+        raise ApiError(
             404, f"the artifact has no file {name!r}; GET /v1/artifacts/DIGEST lists its {len(artifact.files)}"
         )
-    return found
+    return file

@@ -5,7 +5,7 @@ from typing import Annotated
 from fastapi import APIRouter, Path, Request, Response
 
 from cluster.service.http.context import POSTED, Here, Reader, Submitter, refusals
-from cluster.service.http.error_answers import Refusal
+from cluster.service.http.error_answers import ApiError
 from cluster.service.http.schema import FetchAnswer, FetchRequest
 from cluster.service.offload.fetch_pool import Fetch
 from mint.model.hub_cache import parse_id
@@ -24,14 +24,14 @@ def fetch(
     goes on where it was.
     """
     if not service.settings.allow_hub:
-        raise Refusal(
+        raise ApiError(
             403,
             "this service takes no models of the hub; GET /v1/models lists those that it has. Who runs it may start it "
             "with --allow-hub",
             code="no_hub",
         )
     if not (id := parse_id(wanted.model)):
-        raise Refusal(422, f"{wanted.model!r} is no id of the hub; needed OWNER/NAME or OWNER/NAME@REVISION")
+        raise ApiError(422, f"{wanted.model!r} is no id of the hub; needed OWNER/NAME or OWNER/NAME@REVISION")
     found, is_new = service.fetches.ask(str(id), person)
     service.note(request, person, "fetch.asked", model=found.model, is_new=is_new)
     response.status_code = 202 if is_new else 200

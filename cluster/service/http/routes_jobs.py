@@ -1,21 +1,18 @@
 """Jobs: submit, list, look, cancel, follow."""
 
-from collections.abc import AsyncIterator
-from contextlib import AbstractContextManager, aclosing
 from dataclasses import asdict
 from pathlib import Path as FilePath
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Header, Path, Query, Request, Response
-from starlette.responses import StreamingResponse
-from starlette.types import Receive, Scope, Send
 
 from cluster.service.data.records import Job, Person, Wish
 from cluster.service.data.states import ACTIVE, BLOCKED, FINAL, QUEUED
-from cluster.service.errors import NotFetched, Unavailable
+from cluster.service.errors import DatabaseUnavailableError, NotFetchedError
 from cluster.service.http.context import POSTED, Here, Reader, Service, Submitter, refusals
-from cluster.service.http.error_answers import Refusal
+from cluster.service.http.error_answers import ApiError
 from cluster.service.http.schema import JobAnswer, JobsAnswer, Sha256, Submission, SubmittedAnswer
+from cluster.service.http.sse import EventStream
 from cluster.service.recipe_of_wish import checked_budget, checked_options, most_bytes
 from mint.core.errors import MintError
 
@@ -45,7 +42,9 @@ def submit(
     after an error is safe. A model of the hub that is not here yet is refused as `not_fetched`: fetch it first.
     """
     if submission.priority > 0 and not person.may("admin"):
-        raise Refusal(403, f"priority {submission.priority} goes before others; needed the scope 'admin', or at most 0")
+        raise ApiError(
+            403, f"priority {submission.priority} goes before others; needed the scope 'admin', or at most 0"
+        )
     options = submission.options.model_dump()
     budgets = [checked_budget(budget) for budget in submission.budgets] or [""]
     wanted = {budget: checked_options(budget, options) for budget in budgets}
@@ -66,15 +65,15 @@ def submit(
 
 
 def identified(service: Service, name: str) -> tuple[FilePath, str]:
-    """Where a model lies and what it is; raises `Refusal` for one that is not there."""
+    """Where a model lies and what it is; raises `ApiError` for one that is not there."""
     try:
         return service.models.identify(name)
-    except Unavailable:
+    except DatabaseUnavailableError:
         raise
-    except NotFetched as error:
-        raise Refusal(409, str(error), code="not_fetched") from error
+    except NotFetchedError as error:
+        raise ApiError(409, str(error), code="not_fetched") from error
     except MintError as error:
-        raise Refusal(404, str(error), code="no_such_model") from error
+        raise ApiError(404, str(error), code="no_such_model") from error
 
 
 @router.get("", responses=refusals(404))
@@ -114,19 +113,6 @@ def cancel(
     return JobAnswer.model_validate(job_record(job, person))
 
 
-class _Events(StreamingResponse):
-    """A stream that gives back what it holds as soon as it ends, whoever ends it; it begins where there is a seat."""
-
-    def __init__(self, stream: AsyncIterator[bytes], seat: AbstractContextManager[None]) -> None:
-        super().__init__(stream, media_type="text/event-stream", headers={"X-Accel-Buffering": "no"})
-        self._stream, self._seat = stream, seat
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        async with aclosing(self._stream):  # type: ignore[type-var]
-            with self._seat:
-                await super().__call__(scope, receive, send)
-
-
 @router.get(
     "/{id}/events",
     response_class=Response,
@@ -155,7 +141,7 @@ def follow(
     if job.state in FINAL and seen == job.last_seq:
         return Response(status_code=204)
     grant = service.grant(request)
-    return _Events(
-        service.hub.stream(id, last_seq=job.last_seq, after=seen, allowed=lambda: service.standing.holds(grant)),
-        service.hub.seat(person.name),
+    stream = service.fanout.stream(
+        id, last_seq=job.last_seq, after=seen, allowed=lambda: service.token_cache.is_still_good(grant)
     )
+    return EventStream(stream, service.fanout.seat(person.name))

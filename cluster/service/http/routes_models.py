@@ -7,9 +7,9 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, Path, Query
 
 from cluster.service.data.records import Artifact
-from cluster.service.errors import Unavailable
+from cluster.service.errors import DatabaseUnavailableError
 from cluster.service.http.context import POSTED, Here, Reader, Service, refusals
-from cluster.service.http.error_answers import Refusal
+from cluster.service.http.error_answers import ApiError
 from cluster.service.http.routes_artifacts import artifact_record
 from cluster.service.http.routes_jobs import identified, job_record
 from cluster.service.http.schema import (
@@ -21,7 +21,7 @@ from cluster.service.http.schema import (
     PlanAnswer,
     PlanRequest,
 )
-from cluster.service.offload.plan_pool import NotAnalyzed
+from cluster.service.offload.plan_pool import NotAnalyzedError
 from cluster.service.recipe_of_wish import checked_budget, checked_options
 from mint.core.errors import MintError
 
@@ -45,7 +45,7 @@ def models(service: Here, person: Reader) -> ModelsAnswer:
 def _model(service: Service, name: str, analyzed: set[str]) -> dict[str, Any]:
     try:
         path, identity = service.models.identify(name)
-    except Unavailable:
+    except DatabaseUnavailableError:
         raise
     except MintError as error:
         return {"name": name, "identity": "", "nbytes": 0, "analyzed": False, "reason": str(error)}
@@ -61,7 +61,7 @@ def model(identity: Identity, service: Here, person: Reader) -> ModelDetail:
     jobs = service.queue.find(model_identity=identity, limit=_MOST_JOBS)
     artifacts = service.ledger.find(identity=identity, limit=_MOST_JOBS)
     if not named and not jobs and not artifacts:
-        raise Refusal(404, f"nothing is known of a model {identity[:12]}; GET /v1/models lists those that there are")
+        raise ApiError(404, f"nothing is known of a model {identity[:12]}; GET /v1/models lists those that there are")
     found = stored_analyses(service, identity)
     made_of: dict[str, Any] = {"model_type": "", "layers": 0, "roles": [], "analyses": []}
     if found:
@@ -100,10 +100,10 @@ def _planned(service: Service, verb: str, identity: str, **asked: Any) -> dict[s
     found = [files for _, files in stored_analyses(service, identity)]
     try:
         if not found:
-            raise NotAnalyzed("not analyzed")
+            raise NotAnalyzedError("not analyzed")
         return service.planner.ask(verb, analyses=found, **asked)
-    except NotAnalyzed as error:
-        raise Refusal(
+    except NotAnalyzedError as error:
+        raise ApiError(
             409,
             f"the model {identity[:12]} is {error}; submit a job first (without a budget: the analysis alone)",
             code="not_analyzed",
@@ -145,7 +145,7 @@ def analysis(
     found = stored_analyses(service, identity)
     index = _which(service, [files for _, files in found], rounding, dtype)
     if index is None:
-        raise Refusal(
+        raise ApiError(
             404, f"the model {identity[:12]} is not analyzed with rounding {rounding}; submit a job first",
             code="not_analyzed",
         )  # fmt: skip

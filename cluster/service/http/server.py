@@ -22,21 +22,27 @@ from cluster.service.data.catalog import Ledger
 from cluster.service.data.database import Database, connect
 from cluster.service.data.hosts import BEAT_SECONDS, Hosts
 from cluster.service.data.tokens import Tokens
-from cluster.service.errors import Held, NotFound, NotWatching, QuotaExceeded, Unavailable
+from cluster.service.errors import (
+    ArtifactInUseError,
+    DatabaseUnavailableError,
+    NotFoundError,
+    NotWatchingError,
+    QuotaExceededError,
+)
 from cluster.service.http import routes_about, routes_artifacts, routes_fetches, routes_jobs, routes_models
 from cluster.service.http.audit import Audit
-from cluster.service.http.context import Service, refusals
-from cluster.service.http.error_answers import CODES, Refusal, describe_invalid, retry_after
+from cluster.service.http.context import Limits, Service, refusals
+from cluster.service.http.error_answers import CODES, ApiError, describe_invalid, retry_after
 from cluster.service.http.head_deadline import Connection
 from cluster.service.http.metrics import Metrics
-from cluster.service.http.middleware import Guard
-from cluster.service.http.rate_limit import Rates
-from cluster.service.http.revocation import Standing
+from cluster.service.http.middleware import Guard, SecurityHeaders
+from cluster.service.http.rate_limit import TokenBucket
+from cluster.service.http.revocation import TokenCache
 from cluster.service.http.security import need_safe, own_names
-from cluster.service.http.sse import Hub
+from cluster.service.http.sse import EventFanout
 from cluster.service.http.tickets import Tickets
 from cluster.service.offload.fetch_pool import Fetches
-from cluster.service.offload.plan_pool import Busy, NotAnalyzed, Planner
+from cluster.service.offload.plan_pool import NotAnalyzedError, Planner, ServiceBusyError
 from cluster.service.queue.queue import Queue
 from cluster.service.settings import Settings
 from cluster.service.store.model_roots import Roots
@@ -49,10 +55,20 @@ _BURST_SECONDS = 4.0  # of requests at the steady rate may come at once
 _ADDRESS_FACTOR = 10.0  # many people may share an address
 _STOP_SECONDS = 10  # for requests that are being answered
 # what a refusal of the parts is to a client; anything else that can be mended is 422
-_STATUS: dict[type[MintError], int] = {NotFound: 404, NotWatching: 403, Held: 409, NotAnalyzed: 409}
+_STATUS: dict[type[MintError], int] = {
+    NotFoundError: 404,
+    NotWatchingError: 403,
+    ArtifactInUseError: 409,
+    NotAnalyzedError: 409,
+}
 
 
-def create_app(settings: Settings, *, clock: Callable[[], float] = time.time, body_seconds: float = 10.0) -> FastAPI:
+def create_app(
+    settings: Settings,
+    *,
+    clock: Callable[[], float] = time.time,
+    limits: Limits = Limits(),  # noqa: B008, it is frozen
+) -> FastAPI:
     """The service as an ASGI application; it opens the database now, and works for the queue while it is served.
 
     Raises `MintError` for a database or roots that cannot be used.
@@ -65,7 +81,7 @@ def create_app(settings: Settings, *, clock: Callable[[], float] = time.time, bo
         except BaseException:
             database.close()
             raise
-    service = _service(settings, database, clock)
+    service = _service(settings, limits, database, clock)
 
     @asynccontextmanager
     async def running(app: FastAPI) -> AsyncIterator[None]:
@@ -73,7 +89,7 @@ def create_app(settings: Settings, *, clock: Callable[[], float] = time.time, bo
             ending = asyncio.Event()
             beating = asyncio.create_task(_beat(service, ending))
             yield
-            service.hub.close()
+            service.fanout.close()
             ending.set()
             await beating
 
@@ -97,32 +113,34 @@ def create_app(settings: Settings, *, clock: Callable[[], float] = time.time, bo
         names=own_names(settings),
         rates=service.addresses,
         on_answered=service.metrics.answered,
-        body_seconds=body_seconds,
+        body_seconds=limits.body_seconds,
     )
+    app.add_middleware(SecurityHeaders)  # the outermost
     return app
 
 
-def _service(settings: Settings, database: Database, clock: Callable[[], float]) -> Service:
+def _service(settings: Settings, limits: Limits, database: Database, clock: Callable[[], float]) -> Service:
     queue, ledger = Queue(database, clock), Ledger(database, clock)
     rate = settings.requests_per_second
     tokens = Tokens(database, clock)
     service = Service(
         settings=settings,
+        limits=limits,
         queue=queue,
         tokens=tokens,
         ledger=ledger,
         hosts=Hosts(database, clock),
         store=Store(settings.data / "store", ledger, settings.max_store_bytes),
         models=Roots(settings.roots, ledger, allow_hub=settings.allow_hub),
-        hub=Hub(queue, most_each=settings.streams_each),
+        fanout=EventFanout(queue, streams_per_person=settings.streams_each),
         planner=Planner(),
         fetches=Fetches(settings.data / "logs" / "fetches.log"),
         tickets=Tickets(),
-        standing=Standing(tokens),
+        token_cache=TokenCache(tokens, seconds=limits.token_seconds),
         audit=Audit(settings.data / "audit.log"),
         metrics=Metrics(),
-        addresses=Rates(_ADDRESS_FACTOR * rate, _ADDRESS_FACTOR * rate * _BURST_SECONDS),
-        people=Rates(rate, rate * _BURST_SECONDS),
+        addresses=TokenBucket(_ADDRESS_FACTOR * rate, _ADDRESS_FACTOR * rate * _BURST_SECONDS),
+        people=TokenBucket(rate, rate * _BURST_SECONDS),
     )
     _watch(service)
     return service
@@ -139,7 +157,7 @@ def _say(what: str, why: str) -> None:
 async def _beat(service: Service, ending: asyncio.Event) -> None:
     """Tell how this machine is, now and then, until the service ends."""
     while not ending.is_set():
-        with contextlib.suppress(Unavailable, OSError):
+        with contextlib.suppress(DatabaseUnavailableError, OSError):
             await asyncio.to_thread(lambda: service.hosts.beat(routes_about.host_now(service)))
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(ending.wait(), BEAT_SECONDS)
@@ -148,7 +166,7 @@ async def _beat(service: Service, ending: asyncio.Event) -> None:
 def _watch(service: Service) -> None:
     metrics = service.metrics
     metrics.watch_many("mint_jobs", "Jobs in each state.", "state", lambda: dict(service.queue.counts()))
-    metrics.watch("mint_event_streams", "Streams of events that are open.", lambda: service.hub.watchers)
+    metrics.watch("mint_event_streams", "Streams of events that are open.", lambda: service.fanout.watchers)
     metrics.watch("mint_fetches", "Models of the hub that are on their way.", service.fetches.running)
     metrics.watch("mint_store_bytes", "Bytes of stored artifacts.", service.ledger.nbytes)
     metrics.watch("mint_store_free_bytes", "Bytes that can still be stored.", service.store.free_bytes)
@@ -176,28 +194,28 @@ def _working(service: Service, database: Database) -> Any:
 def _answer_errors(app: FastAPI) -> None:
     """Give every error its one form."""
 
-    def refused(refusal: Refusal) -> Response:
+    def refused(refusal: ApiError) -> Response:
         app.state.service.metrics.refused(refusal.code)
         return JSONResponse(refusal.record, refusal.status, refusal.headers)
 
-    @app.exception_handler(Refusal)
-    async def _refusal(request: Request, error: Refusal) -> Response:
+    @app.exception_handler(ApiError)
+    async def _refusal(request: Request, error: ApiError) -> Response:
         return refused(error)
 
     @app.exception_handler(MintError)
     async def _mendable(request: Request, error: MintError) -> Response:
-        if isinstance(error, (QuotaExceeded, Busy)):
-            code = "quota" if isinstance(error, QuotaExceeded) else "busy"
-            return refused(Refusal(429, str(error), code=code, headers=retry_after(error.retry_after)))
-        if isinstance(error, Unavailable):
-            return refused(Refusal(503, "the database does not answer; come back", headers=retry_after(5)))
+        if isinstance(error, (QuotaExceededError, ServiceBusyError)):
+            code = "quota" if isinstance(error, QuotaExceededError) else "busy"
+            return refused(ApiError(429, str(error), code=code, headers=retry_after(error.retry_after)))
+        if isinstance(error, DatabaseUnavailableError):
+            return refused(ApiError(503, "the database does not answer; come back", headers=retry_after(5)))
         status = next((status for kind, status in _STATUS.items() if isinstance(error, kind)), 422)
-        return refused(Refusal(status, str(error), code="unusable" if status == 422 else ""))
+        return refused(ApiError(status, str(error), code="unusable" if status == 422 else ""))
 
     @app.exception_handler(RequestValidationError)
     async def _invalid(request: Request, error: RequestValidationError) -> Response:
         said = "; ".join(map(describe_invalid, error.errors()[:5]))
-        return refused(Refusal(422, said or "the request is not what the API describes"))
+        return refused(ApiError(422, said or "the request is not what the API describes"))
 
     @app.exception_handler(HTTPException)
     async def _http(request: Request, error: HTTPException) -> Response:
@@ -208,7 +226,7 @@ def _answer_errors(app: FastAPI) -> None:
         if error.status_code == 405:
             headers["Allow"] = ", ".join(sorted(_methods(app, request.url.path)))
             message = f"{request.method} is not possible here; needed {headers['Allow']}"
-        return refused(Refusal(error.status_code, message, code=known, headers=headers))
+        return refused(ApiError(error.status_code, message, code=known, headers=headers))
 
 
 def _methods(app: FastAPI, path: str) -> set[str]:
@@ -265,7 +283,7 @@ def serve(settings: Settings, *, on_start: Callable[[str], None] = lambda url: N
     )
     listener = _bound(config)
     url = replace(settings, port=listener.getsockname()[1]).url
-    _Server(config, lambda: on_start(url), service.hub.close).run([listener])
+    _Server(config, lambda: on_start(url), service.fanout.close).run([listener])
 
 
 def _bound(config: uvicorn.Config) -> socket.socket:

@@ -1,40 +1,43 @@
-"""Events of jobs as server-sent events: one poller for all who watch, whatever their number.
+"""Job events as server-sent events: one poller of the database for all streams.
 
-Rules. The database holds all events; a channel keeps the last few of a watched job, encoded once. A watcher is a
-number, the last event that it was sent: it takes what comes next from the channel, or, where it fell behind, from the
-database. So a slow watcher costs no memory, nothing is lost but progress that newer progress replaced, and nothing is
-sent twice. A stream ends after the event of a final state.
+Rules. The database holds all events; a channel keeps the last few of a watched job, encoded once. A stream is only the
+number of the last event that it sent: it takes the next ones from the channel, or from the database if it fell behind.
+So a slow client costs no memory, only progress that newer progress replaced is lost, and nothing is sent twice.
+A stream ends after the event of a final state. sse-starlette frames events, pings, and notices clients that leave.
 """
 
 import asyncio
 import json
 from collections import Counter, deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from sse_starlette import EventSourceResponse, ServerSentEvent
+from starlette.types import Receive, Scope, Send
+
 from cluster.service.data.records import Event
 from cluster.service.data.states import FINAL
-from cluster.service.errors import Unavailable
-from cluster.service.http.error_answers import Refusal, retry_after
+from cluster.service.errors import DatabaseUnavailableError
+from cluster.service.http.error_answers import ApiError, retry_after
 from mint.core.log import log
 
 POLL_SECONDS = 0.25
-HEARTBEAT_SECONDS = 15.0
-_KEPT = 256  # events of a job in memory
-_MOST_STREAMS = 2000
-_BACK_SECONDS = 5.0  # whom there is no room for may ask again after
-_RETRY = b"retry: 2000\n\n"  # milliseconds after which a browser comes back
-HEARTBEAT = b": still there\n\n"
+PING_SECONDS = 15.0  # between comments that keep a quiet connection open
+_LINE_END = "\n"
+_PING = ServerSentEvent(comment="still there", sep=_LINE_END)
+_RECONNECT = ServerSentEvent(retry=2000, sep=_LINE_END).encode()  # milliseconds after which a browser connects again
+_RETRY_SECONDS = 5.0  # for a client that found no free stream
+_END_SECONDS = 5.0  # for streams to end by themselves when the service stops
 
 
 async def always() -> bool:
-    """Nobody is sent away."""
+    """True: a stream that no token opened."""
     return True
 
 
-class Source(Protocol):
+class EventSource(Protocol):
     """Where events come from: a `Queue`."""
 
     def last_seqs(self, ids: Sequence[str]) -> dict[str, int]:
@@ -58,83 +61,118 @@ class Frame:
 def frame(event: Event) -> Frame:
     """The event in the format of server-sent events; its JSON has no line break."""
     body = json.dumps({"at": event.at, **event.body}, allow_nan=False)
-    text = f"id: {event.seq}\nevent: {event.kind}\ndata: {body}\n\n"
-    return Frame(event.seq, text.encode(), event.kind == "state" and event.body.get("state") in FINAL)
+    message = ServerSentEvent(body, event=event.kind, id=str(event.seq), sep=_LINE_END)
+    return Frame(event.seq, message.encode(), event.kind == "state" and event.body.get("state") in FINAL)
+
+
+class EventStream(EventSourceResponse):
+    """A response that sends `stream`, and occupies `seat` from its first to its last byte."""
+
+    def __init__(
+        self, stream: AsyncIterator[bytes], seat: AbstractContextManager[None], *, ping_seconds: float = PING_SECONDS
+    ) -> None:
+        super().__init__(
+            stream,
+            ping=ping_seconds,
+            ping_message_factory=lambda: _PING,
+            sep=_LINE_END,
+            shutdown_grace_period=_END_SECONDS,
+        )
+        self._seat = seat
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send the stream; raises `ApiError` before its first byte if there is no seat."""
+        with self._seat:
+            await super().__call__(scope, receive, send)
 
 
 @dataclass(slots=True)
 class _Channel:
-    """What is known of one watched job."""
+    """The latest events of one watched job."""
 
     seq: int  # of the last event
-    start: int  # of the event before the first frame: all that came since are here
+    start: int  # of the event before the first frame: all later events are here
     frames: deque[Frame] = field(default_factory=deque)
     watchers: int = 0
     changed: asyncio.Event = field(default_factory=asyncio.Event)
 
     def since(self, seq: int) -> list[Frame] | None:
-        """The frames after `seq`; None where they are no longer here."""
+        """The frames after `seq`; None if some of them are no longer here."""
         if seq >= self.seq:
             return []
-        return [each for each in self.frames if each.seq > seq] if seq >= self.start else None
+        return [frame for frame in self.frames if frame.seq > seq] if seq >= self.start else None
 
-    def add(self, frames: Sequence[Frame]) -> None:
-        """Keep what came, and let all who wait look again."""
+    def add(self, frames: Sequence[Frame], capacity: int) -> None:
+        """Append frames, drop the oldest beyond `capacity`, and wake the streams."""
         self.frames.extend(frames)
         self.seq = self.frames[-1].seq
-        while len(self.frames) > _KEPT:
+        while len(self.frames) > capacity:
             self.start = self.frames.popleft().seq
         self.wake()
 
     def wake(self) -> None:
-        """Let all who wait look again."""
+        """Let all waiting streams look again."""
         self.changed.set()
         self.changed = asyncio.Event()
 
 
-class Hub:
+class EventFanout:
     """All channels, and the one poller that fills them. Lives in one event loop."""
 
     def __init__(
         self,
-        source: Source,
+        source: EventSource,
         *,
-        most_each: int = 100,
+        streams_per_person: int = 100,
+        streams: int = 2000,
+        frames: int = 256,  # of one job in memory
         poll_seconds: float = POLL_SECONDS,
-        heartbeat_seconds: float = HEARTBEAT_SECONDS,
+        idle_seconds: float = PING_SECONDS,  # between checks whether a quiet stream is still allowed
     ) -> None:
         self._source = source
-        self._most_each = most_each
-        self._seats: Counter[str] = Counter()
+        self._streams_per_person = streams_per_person
+        self._streams = streams
+        self._frames = frames
         self._poll_seconds = poll_seconds
-        self._heartbeat_seconds = heartbeat_seconds
+        self._idle_seconds = idle_seconds
+        self._seats: Counter[str] = Counter()
         self._channels: dict[str, _Channel] = {}
         self._poller: asyncio.Task[None] | None = None
         self._closed = False
 
     @property
     def watchers(self) -> int:
-        """How many streams are open."""
+        """The number of open streams."""
         return sum(channel.watchers for channel in self._channels.values())
+
+    @property
+    def seats(self) -> int:
+        """The number of occupied seats."""
+        return self._seats.total()
+
+    @property
+    def frames_in_memory(self) -> int:
+        """The number of frames in all channels."""
+        return sum(len(channel.frames) for channel in self._channels.values())
 
     @contextmanager
     def seat(self, person: str) -> Iterator[None]:
-        """Room for a stream of someone, in this block; raises `Refusal` where there is none."""
-        if self._seats[person] >= self._most_each:
-            raise Refusal(
+        """Count one stream of a person during this block; raises `ApiError` if the person, or all, have too many."""
+        if self._seats[person] >= self._streams_per_person:
+            raise ApiError(
                 429,
                 f"{person} has {self._seats[person]} streams of events open, the most that one may have here; close "
                 "one, or ask for the jobs now and then",
-                headers=retry_after(_BACK_SECONDS),
+                headers=retry_after(_RETRY_SECONDS),
             )
-        if self._seats.total() >= _MOST_STREAMS:
-            raise Refusal(503, "too many streams are open; come back", headers=retry_after(_BACK_SECONDS))
+        if self._seats.total() >= self._streams:
+            raise ApiError(503, "too many streams are open; come back", headers=retry_after(_RETRY_SECONDS))
         self._seats[person] += 1
         try:
             yield
         finally:
             self._seats[person] -= 1
-            self._seats += Counter()  # forgets who has none
+            self._seats += Counter()  # drops names whose count is zero
 
     def close(self) -> None:
         """End all streams, soon."""
@@ -145,60 +183,55 @@ class Hub:
     async def stream(
         self, job: str, *, last_seq: int, after: int, allowed: Callable[[], Awaitable[bool]] = always
     ) -> AsyncIterator[bytes]:
-        """The events of a job after number `after`, whose last one was `last_seq` a moment ago, as they come.
+        """Yield the events of a job after number `after` as they come; `last_seq` was the last one a moment ago.
 
-        It ends when something is to be sent and that is no longer `allowed`.
+        `allowed` is asked before every piece and while the job is quiet; the stream ends when it answers False.
         """
         channel = self._channels.setdefault(job, _Channel(last_seq, last_seq))
         channel.watchers += 1
         if self._poller is None or self._poller.done():
             self._poller = asyncio.create_task(self._poll())
+        position = min(after, channel.seq)
         try:
-            yield _RETRY
-            async for text in self._follow(job, channel, min(after, channel.seq)):
+            yield _RECONNECT
+            while not self._closed:
+                changed = channel.changed  # taken before looking: an event in between sets it
+                frames = channel.since(position)
+                if frames is None:
+                    events = await asyncio.to_thread(self._source.events, job, position, self._frames)
+                    frames = [frame(event) for event in events]
+                if not frames:
+                    with suppress(TimeoutError):
+                        await asyncio.wait_for(changed.wait(), self._idle_seconds)
                 if not await allowed():
                     return
-                yield text
+                if frames:
+                    yield b"".join(frame.text for frame in frames)
+                    position = frames[-1].seq
+                    if frames[-1].is_final:
+                        return
         finally:
             channel.watchers -= 1
             if not channel.watchers:
                 self._channels.pop(job, None)
 
-    async def _follow(self, job: str, channel: _Channel, after: int) -> AsyncIterator[bytes]:
-        while not self._closed:
-            changed = channel.changed  # taken before looking: what comes in between wakes it
-            frames = channel.since(after)
-            if frames is None:
-                frames = [frame(event) for event in await asyncio.to_thread(self._source.events, job, after, _KEPT)]
-            if frames:
-                yield b"".join(each.text for each in frames)
-                after = frames[-1].seq
-                if frames[-1].is_final:
-                    return
-                continue
-            try:
-                await asyncio.wait_for(changed.wait(), self._heartbeat_seconds)
-            except TimeoutError:
-                yield HEARTBEAT
-
     async def _poll(self) -> None:
-        """Ask for all watched jobs at once, until nobody watches."""
-        failed = ""
+        """Ask for all watched jobs at once, until none is watched."""
+        failure = ""
         while self._channels and not self._closed:
             try:
                 seqs = await asyncio.to_thread(self._source.last_seqs, list(self._channels))
                 for job, seq in seqs.items():
                     if (channel := self._channels.get(job)) and seq > channel.seq:
-                        await self._fetch(job, channel)
-                failed = ""
+                        await self._fill(job, channel)
+                failure = ""
             except Exception as error:  # a database that is away for a while must not end the streams
-                if not isinstance(error, Unavailable) and repr(error) != failed:
+                if not isinstance(error, DatabaseUnavailableError) and repr(error) != failure:
                     log.warning("events.failed", error=repr(error))
-                failed = repr(error)
-            with suppress(TimeoutError):
-                await asyncio.sleep(self._poll_seconds)
+                failure = repr(error)
+            await asyncio.sleep(self._poll_seconds)
 
-    async def _fetch(self, job: str, channel: _Channel) -> None:
-        events = await asyncio.to_thread(self._source.events, job, channel.seq, _KEPT)
+    async def _fill(self, job: str, channel: _Channel) -> None:
+        events = await asyncio.to_thread(self._source.events, job, channel.seq, self._frames)
         if events:
-            channel.add([frame(event) for event in events])
+            channel.add([frame(event) for event in events], self._frames)

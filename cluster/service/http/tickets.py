@@ -17,7 +17,7 @@ _MOST = 10_000
 
 @dataclass(frozen=True, slots=True)
 class Ticket:
-    """What a ticket opens, and for whom; `grant` is the token that they asked with, see `Standing`."""
+    """What a ticket opens, and for whom; `grant` is the token that they asked with, see `TokenCache`."""
 
     person: str
     grant: str

@@ -18,8 +18,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from cluster.service.data.records import Person
-from cluster.service.errors import NotFound, QuotaExceeded
-from cluster.service.offload.plan_pool import Busy
+from cluster.service.errors import NotFoundError, QuotaExceededError
+from cluster.service.offload.plan_pool import ServiceBusyError
 from cluster.service.store.store import RESERVE_BYTES
 from mint.core.log import log
 
@@ -63,7 +63,7 @@ class Fetches:
     def ask(self, model: str, person: Person) -> tuple[Fetch, bool]:
         """The fetch of a model, and whether it begins now: who asks for one that is on its way joins it.
 
-        Raises `QuotaExceeded` where somebody has too many on their way, `Busy` where all together have.
+        Raises `QuotaExceededError` where a person has too many on their way, `ServiceBusyError` where all people have.
         """
         id = hashlib.sha256(model.encode()).hexdigest()[:16]
         with self._lock:
@@ -79,10 +79,10 @@ class Fetches:
         return found, True
 
     def get(self, id: str) -> Fetch:
-        """A fetch as it stands; raises `NotFound`."""
+        """A fetch as it stands; raises `NotFoundError`."""
         with self._lock:
             if id not in self._known:
-                raise NotFound(f"there is no fetch {id}; ask for the model again, what came of it is kept")
+                raise NotFoundError(f"there is no fetch {id}; ask for the model again, what came of it is kept")
             return self._known[id]
 
     def running(self) -> int:
@@ -103,13 +103,13 @@ class Fetches:
         unfinished = [each.by for each in self._known.values() if not each.is_over]
         most = _MOST_OF_ONE if person.quota.queued is None else min(_MOST_OF_ONE, person.quota.queued)
         if unfinished.count(person.name) >= most:
-            raise QuotaExceeded(
+            raise QuotaExceededError(
                 f"{person.name} has {unfinished.count(person.name)} models of the hub on their way and may have {most};"
                 " needed one of them here first",
                 retry_after=_RETRY_SECONDS,
             )
         if len(unfinished) >= _MOST:
-            raise Busy(f"{_MOST} models of the hub are on their way; come back later")
+            raise ServiceBusyError(f"{_MOST} models of the hub are on their way; come back later")
 
     def _forget(self) -> None:
         """Let go of what is over, the oldest first, where there is too much of it."""

@@ -33,7 +33,7 @@ Record = dict[str, Any]
 T = TypeVar("T")
 
 
-class Missing(Exception):  # noqa: N818, it says what is the case
+class AnalysisMissingError(Exception):
     """There is no such analysis."""
 
 
@@ -80,7 +80,7 @@ def _problem(asked: Mapping[str, Any]) -> Problem:
         if [header["rounding"], header["dtype"]] == wanted:
             probed = read_probed(Path(probes[0])) if probes else None
             return problem_of(options, read_analysis(found["analysis"]), probed)
-    raise Missing(f"not analyzed with rounding {wanted[0]} and dtype {wanted[1] or 'of its own'}")
+    raise AnalysisMissingError(f"not analyzed with rounding {wanted[0]} and dtype {wanted[1] or 'of its own'}")
 
 
 def read_header(path: Path) -> Mapping[str, Any]:
@@ -232,7 +232,7 @@ def answer(problems: Problems, asked: Mapping[str, Any]) -> Record:
         return {"answer": VERBS[asked["verb"]](problems, asked)}
     except MintError as error:
         return {"error": str(error)}
-    except Missing as error:
+    except AnalysisMissingError as error:
         return {"missing": str(error)}
 
 

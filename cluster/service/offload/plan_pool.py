@@ -17,11 +17,11 @@ _END_SECONDS = 2.0  # for a process whose input has ended
 _WAITING = 8  # questions, with the one that is worked on
 
 
-class NotAnalyzed(MintError):  # noqa: N818, it says what is the case
+class NotAnalyzedError(MintError):
     """No stored analysis fits the question."""
 
 
-class Busy(MintError):  # noqa: N818, likewise
+class ServiceBusyError(MintError):
     """Others are being answered."""
 
     retry_after = 5.0
@@ -39,9 +39,9 @@ class Planner:
         self._idle: threading.Timer | None = None
 
     def ask(self, verb: str, **asked: Any) -> dict[str, Any]:
-        """The answer; raises `MintError` for what the asker can mend, `NotAnalyzed` and `Busy` among it."""
+        """The answer; raises `NotAnalyzedError`, `ServiceBusyError` or another `MintError` that the asker can mend."""
         if not self._places.acquire(blocking=False):
-            raise Busy("other plans are being made; come back in a few seconds")
+            raise ServiceBusyError("other plans are being made; come back in a few seconds")
         try:
             with self._lock:
                 reply = self._ask({"verb": verb, **asked})
@@ -50,7 +50,7 @@ class Planner:
         if "error" in reply:
             raise MintError(reply["error"])
         if "missing" in reply:
-            raise NotAnalyzed(reply["missing"])
+            raise NotAnalyzedError(reply["missing"])
         answer: dict[str, Any] = reply["answer"]
         return answer
 
@@ -78,7 +78,7 @@ class Planner:
             code = self._end()
             if code > 0:
                 raise RuntimeError(f"{asked['verb']}: the planning process ended with {code}")
-            raise Busy(
+            raise ServiceBusyError(
                 f"the plan was given up after {self._answer_seconds:g} seconds, or for want of memory; ask for less"
             )
         self._idle = threading.Timer(self._idle_seconds, self.close)

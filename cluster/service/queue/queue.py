@@ -19,11 +19,9 @@ from cluster.service.data.database import Database
 from cluster.service.data.records import Claim, Event, Job, Lease, Person, Wish
 from cluster.service.data.states import ACTIVE, BLOCKED, CANCELLED, DONE, FAILED, FINAL, INVENTORY, QUEUED, can_become
 from cluster.service.data.tables import artifacts, jobs, watchers
-from cluster.service.errors import LeaseLost, NotFound, QuotaExceeded
+from cluster.service.errors import LeaseLostError, NotFoundError
 from cluster.service.queue import history, subscriptions
 from cluster.service.queue.fairness import count_turn, next_queued
-
-__all__ = ["ATTEMPTS", "LEASE_SECONDS", "Lease", "LeaseLost", "NotFound", "Queue", "QuotaExceeded"]
 
 LEASE_SECONDS = 20.0
 ATTEMPTS = 3
@@ -49,7 +47,7 @@ class Queue:
         """The job for a wish, and whether it is new: else one that waits, runs, or is done and still stored.
 
         `expected_bytes` is what the answer takes at most, where that is known better than from the budget. Raises
-        `QuotaExceeded` if it is too much for `by`.
+        `QuotaExceededError` if it is too much for `by`.
         """
         expected = quotas.expected_bytes(wish) if expected_bytes is None else expected_bytes
         return self.submit_all([(wish, expected)], by, priority)[0]
@@ -81,8 +79,8 @@ class Queue:
     def cancel(self, id: str, by: Person, *, everybody: bool = False) -> Job:
         """Take someone off a job; the last to go ends it, at once or, where it runs, by `cancel_wanted`.
 
-        An admin can do so for everybody, and does if they never asked for it; others get `NotWatching`. Who is taken
-        off a finished job has its artifact no longer counted against their quota.
+        An admin can do so for everybody, and does if they never asked for it; others get `NotWatchingError`. Who is
+        taken off a finished job has its artifact no longer counted against their quota.
         """
         with self._database.write() as connection:
             row = _row(connection, id)
@@ -102,7 +100,7 @@ class Queue:
     # by those who look
 
     def get(self, id: str) -> Job:
-        """One job; raises `NotFound`."""
+        """One job; raises `NotFoundError`."""
         with self._database.read() as connection:
             return _records(connection, [_row(connection, id)])[0]
 
@@ -134,7 +132,7 @@ class Queue:
             return _records(connection, connection.execute(statement).all())
 
     def events(self, id: str, after: int = 0, limit: int = 1000) -> list[Event]:
-        """What happened to a job after an event, in order; raises `NotFound`."""
+        """What happened to a job after an event, in order; raises `NotFoundError`."""
         with self._database.read() as connection:
             return history.read(connection, _row(connection, id), after, limit)
 
@@ -181,7 +179,7 @@ class Queue:
         return Lease.CANCEL_WANTED if row.cancel_wanted else Lease.HELD
 
     def emit(self, claim: Claim, kind: str, body: Mapping[str, Any]) -> Event:
-        """Tell something about a job; raises `LeaseLost`. What `history` says of progress holds."""
+        """Tell something about a job; raises `LeaseLostError`. What `history` says of progress holds."""
         with self._database.write() as connection:
             row = self._held(connection, claim)
             change = update(jobs).where(jobs.c.number == row.number).values(last_seq=row.last_seq + 1)
@@ -198,7 +196,7 @@ class Queue:
         artifact: str = "",
         result: Mapping[str, Any] | None = None,
     ) -> Event:
-        """The next stage of a job, or its end, which gives the lease back; raises `LeaseLost`.
+        """The next stage of a job, or its end, which gives the lease back; raises `LeaseLostError`.
 
         To stop before the end there are `release` and `block`.
         """
@@ -217,7 +215,7 @@ class Queue:
     def reserve(self, claim: Claim, nbytes: int, lacks: Callable[[int], str]) -> str:
         """Keep room for what a job stores until it ends, unless `lacks` says why there is none; that, or nothing.
 
-        `lacks` is told what all others have reserved: nobody reserves meanwhile. Raises `LeaseLost`.
+        `lacks` is told what all others have reserved: nobody reserves meanwhile. Raises `LeaseLostError`.
         """
         with self._database.write() as connection:
             row = self._held(connection, claim)
@@ -239,11 +237,11 @@ class Queue:
             return int(connection.execute(total).scalar_one())
 
     def release(self, claim: Claim, reason: str) -> None:
-        """Give a job back to the queue, as if this attempt had not been; raises `LeaseLost`."""
+        """Give a job back to the queue, as if this attempt had not been; raises `LeaseLostError`."""
         self._give_back(claim, QUEUED, reason)
 
     def block(self, claim: Claim, reason: str) -> None:
-        """Let a job wait for what it lacks, as if this attempt had not been; raises `LeaseLost`."""
+        """Let a job wait for what it lacks, as if this attempt had not been; raises `LeaseLostError`."""
         self._give_back(claim, BLOCKED, reason)
 
     def unblock(self, id: str) -> Job:
@@ -255,7 +253,7 @@ class Queue:
             return _read(connection, row.number)
 
     def forfeit(self, claim: Claim, reason: str) -> Job:
-        """What `expire` does, at once: for who knows that the runner of a claim died; raises `LeaseLost`."""
+        """What `expire` does, at once: for who knows that the runner of a claim died; raises `LeaseLostError`."""
         with self._database.write() as connection:
             row = self._held(connection, claim)
             self._lose(connection, row, reason)
@@ -290,7 +288,7 @@ class Queue:
         statement = select(jobs).where(jobs.c.id == claim.job.id, jobs.c.lease == claim.lease)
         row = connection.execute(statement.where(jobs.c.lease_until > self._clock())).one_or_none()
         if row is None:
-            raise LeaseLost(f"the lease of job {claim.job.id} ran out or was taken back; its runner must stop")
+            raise LeaseLostError(f"the lease of job {claim.job.id} ran out or was taken back; its runner must stop")
         return row
 
     def _give_back(self, claim: Claim, state: str, reason: str) -> None:
@@ -369,7 +367,7 @@ def _touch(connection: Connection, digest: str, now: float) -> None:
 def _row(connection: Connection, id: str) -> _Row:
     row = connection.execute(select(jobs).where(jobs.c.id == id)).one_or_none()
     if row is None:
-        raise NotFound(f"there is no job {id!r}; `mint jobs` lists those that there are")
+        raise NotFoundError(f"there is no job {id!r}; `mint jobs` lists those that there are")
     return row
 
 

@@ -6,7 +6,7 @@ from sqlalchemy import Connection, func, insert, select, update
 
 from cluster.service.data.records import Person
 from cluster.service.data.tables import jobs, watchers
-from cluster.service.errors import NotWatching
+from cluster.service.errors import NotWatchingError
 
 
 def names(connection: Connection, numbers: Sequence[int]) -> dict[int, tuple[str, ...]]:
@@ -39,7 +39,7 @@ def add(connection: Connection, job: int, name: str, priority: int) -> None:
 
 
 def leave(connection: Connection, job: int, by: Person, *, everybody: bool) -> bool:
-    """Note that someone, or everybody, no longer wants a job; whether nobody does now. Raises `NotWatching`.
+    """Note that someone, or everybody, no longer wants a job; whether nobody does now. Raises `NotWatchingError`.
 
     An admin who never asked for it takes it from everybody. Who has left already may leave again.
     """
@@ -51,7 +51,9 @@ def leave(connection: Connection, job: int, by: Person, *, everybody: bool) -> b
     elif watches and not everybody:
         connection.execute(change.where(watchers.c.name == by.name))
     else:
-        raise NotWatching(f"{by.name} cannot cancel this job for others; needed one of one's own, or to be an admin")
+        raise NotWatchingError(
+            f"{by.name} cannot cancel this job for others; needed one of one's own, or to be an admin"
+        )
     return not _settle(connection, job)
 
 

@@ -16,7 +16,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from cluster.service.data.catalog import Ledger
-from cluster.service.errors import NotFetched, Unavailable
+from cluster.service.errors import DatabaseUnavailableError, NotFetchedError
 from mint.core.errors import MintError
 from mint.model.checkpoint.shards import PATTERN, identity, read_shards
 from mint.model.hub_cache import blob_folders, cached, parse_id
@@ -60,7 +60,7 @@ class Roots:
         if self._allow_hub and (id := parse_id(name)):
             if path := cached(id):
                 return path.resolve()
-            raise NotFetched(
+            raise NotFetchedError(
                 f"{name} is neither in the service's folders nor in its cache of the hub; let it come first: "
                 "POST /v1/fetches"
             )
@@ -82,7 +82,7 @@ class Roots:
         except OSError as error:
             raise MintError(f"the model {name!r} cannot be read: {error.strerror}; check its files") from error
         if self._ledger:
-            with suppress(Unavailable):  # it is computed again next time
+            with suppress(DatabaseUnavailableError):  # it is computed again next time
                 self._ledger.name(name, stamp, found)
         return path, found
 

@@ -9,15 +9,15 @@ from pathlib import Path
 from cluster.service.data.records import Claim
 from cluster.service.queue.queue import Queue
 from cluster.service.store.store import Store
-from mint.core.errors import DiskFull
+from mint.core.errors import DiskFullError
 
 OUTPUT = "model"  # the folder that a job writes, and before it is whole the beginning of its name
 
 
 def take_room(queue: Queue, claim: Claim, store: Store, need: int, work: Path, *, written: int) -> None:
-    """Reserve `need` bytes of the store for a job, `written` of which lie in `work`; raises `DiskFull` with the reason.
+    """Reserve `need` bytes of the store for a job, `written` of which lie in `work`.
 
-    What was reserved is given back when the job is done, or waits.
+    Raises `DiskFullError` with the reason. What was reserved is given back when the job is done, or waits.
     """
     why = queue.reserve(claim, need, lambda others: store.lacks(need, work, written=written, reserved=others))
     if not why:
@@ -25,7 +25,7 @@ def take_room(queue: Queue, claim: Claim, store: Store, need: int, work: Path, *
         if store.over(queue.reserved()):  # somebody just began to download what was to go
             why = store.lacks(need, work, written=written, reserved=queue.reserved() - need)
     if why:
-        raise DiskFull(why)
+        raise DiskFullError(why)
 
 
 def holder_of(claim: Claim) -> str:

@@ -18,7 +18,7 @@ from typing import BinaryIO
 
 from cluster.service.data.catalog import Ledger
 from cluster.service.data.records import Artifact, StoredFile
-from cluster.service.errors import Held, NotFound
+from cluster.service.errors import ArtifactInUseError, NotFoundError
 from mint.core.errors import MintError
 from mint.core.journal import flush_folder
 from mint.core.sizes import format_size
@@ -52,11 +52,11 @@ class Store:
         return self.folder / digest[:2] / digest
 
     def open(self, digest: str) -> BinaryIO:
-        """The file of a digest, to read; raises `NotFound`."""
+        """The file of a digest, to read; raises `NotFoundError`."""
         try:
             return self.path(digest).open("rb")
         except FileNotFoundError as error:
-            raise NotFound(f"there is no file {digest} in the store; it made room for others") from error
+            raise NotFoundError(f"there is no file {digest} in the store; it made room for others") from error
 
     def put(
         self,
@@ -100,7 +100,7 @@ class Store:
     def link_out(self, artifact: Artifact, folder: Path) -> None:
         """Make a folder with the files of an artifact under their names; it stays whole when they are evicted.
 
-        Hard links, copies on another disk. The folder appears when it is whole. Raises `NotFound`.
+        Hard links, copies on another disk. The folder appears when it is whole. Raises `NotFoundError`.
         """
         holder = f"view-{secrets.token_hex(8)}"
         partial = folder.with_name(folder.name + ".partial")
@@ -113,7 +113,7 @@ class Store:
         except BaseException as error:
             shutil.rmtree(partial, ignore_errors=True)
             if isinstance(error, FileNotFoundError):
-                raise NotFound(f"the artifact {artifact.digest} is not whole in the store") from error
+                raise NotFoundError(f"the artifact {artifact.digest} is not whole in the store") from error
             raise
         finally:
             self.ledger.drop(holder)
@@ -128,7 +128,7 @@ class Store:
         for artifact in self.ledger.evictable(over) if over > 0 else ():
             try:
                 self.ledger.remove(artifact.digest, self._discard)
-            except (Held, NotFound):
+            except (ArtifactInUseError, NotFoundError):
                 continue  # somebody was quicker
             count += 1
         return count
@@ -173,7 +173,7 @@ class Store:
             try:
                 self.ledger.remove(artifact.digest, self._discard)
                 forgotten += 1
-            except (Held, NotFound):
+            except (ArtifactInUseError, NotFoundError):
                 continue
         removed: list[Path] = []
 

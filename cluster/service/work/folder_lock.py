@@ -20,15 +20,15 @@ from mint.core.errors import MintError
 _RUNNER = "cluster.service.work.runner"
 
 
-class Taken(MintError):  # noqa: N818, it says what is the case
+class FolderInUseError(MintError):
     """A runner on another machine still works there."""
 
 
 @contextmanager
-def sole(place: Path) -> Iterator[None]:
+def exclusive(place: Path) -> Iterator[None]:
     """Be the only runner that works under the lock at `place`; one that still does on this machine is ended.
 
-    For a runner with a lease: whoever else holds the lock has lost it. Raises `Taken` for one elsewhere.
+    For a runner with a lease: whoever else holds the lock has lost it. Raises `FolderInUseError` for one elsewhere.
     """
     with _opened(place) as descriptor:
         if not _locked(descriptor):
@@ -65,7 +65,9 @@ def holder(place: Path) -> int:
 def _end_holder(place: Path) -> None:
     pid = holder(place)
     if not pid:
-        raise Taken(f"{place}: a runner on another machine still works on this; it ends once it sees its lease lost")
+        raise FolderInUseError(
+            f"{place}: a runner on another machine still works on this; it ends once it sees its lease lost"
+        )
     os.killpg(pid, signal.SIGKILL)
 
 

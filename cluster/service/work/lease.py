@@ -13,10 +13,10 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Self, TypeVar
 
-from cluster.service.data.records import Claim
+from cluster.service.data.records import Claim, Lease
 from cluster.service.data.states import CANCELLED
-from cluster.service.errors import LeaseLost, Unavailable
-from cluster.service.queue.queue import LEASE_SECONDS, Lease, Queue
+from cluster.service.errors import DatabaseUnavailableError, LeaseLostError
+from cluster.service.queue.queue import LEASE_SECONDS, Queue
 from mint.core.log import log
 
 RENEW_SECONDS = 2.0
@@ -24,13 +24,13 @@ _MARGIN_SECONDS = 4.0  # before a lease that could not be renewed runs out, its 
 T = TypeVar("T")
 
 
-def patiently(what: Callable[[], T], seconds: float = LEASE_SECONDS - _MARGIN_SECONDS) -> T:
+def retry_while_leased(what: Callable[[], T], seconds: float = LEASE_SECONDS - _MARGIN_SECONDS) -> T:
     """Do something with the database; if that is away, again for as long as a lease lives."""
     began = time.monotonic()
     while True:
         try:
             return what()
-        except Unavailable:
+        except DatabaseUnavailableError:
             if time.monotonic() - began > seconds:
                 raise
             time.sleep(0.5)
@@ -41,7 +41,7 @@ def end_group() -> None:
     os.killpg(os.getpgrp(), signal.SIGKILL)
 
 
-class Keeper:
+class LeaseKeeper:
     """Holds the lease of `claim` while its block runs. SIGTERM gives the job back to the queue, and ends the group."""
 
     def __init__(self, queue: Queue, claim: Claim, end: Callable[[], None] = end_group) -> None:
@@ -104,7 +104,7 @@ class Keeper:
     def _tell(self, what: Callable[[], object]) -> None:
         try:
             what()
-        except LeaseLost:
+        except LeaseLostError:
             pass
         except Exception as error:  # the lease runs out, and whoever sees that writes the end
             self._warn("job.untold", error)

@@ -26,17 +26,17 @@ from typing import Any
 
 from cluster.service.data.catalog import Ledger
 from cluster.service.data.database import connect
-from cluster.service.data.records import Claim
+from cluster.service.data.records import Claim, Lease
 from cluster.service.data.states import FAILED
-from cluster.service.errors import LeaseLost, Unavailable
-from cluster.service.queue.queue import Lease, Queue
+from cluster.service.errors import DatabaseUnavailableError, LeaseLostError
+from cluster.service.queue.queue import Queue
 from cluster.service.recipe_of_wish import ANALYSIS
 from cluster.service.store.model_roots import Roots
 from cluster.service.store.reservation import holder_of
 from cluster.service.store.store import Store
-from cluster.service.work.folder_lock import Taken, sole
-from cluster.service.work.lease import Keeper, end_group, patiently
-from mint.core.errors import DiskFull, MintError
+from cluster.service.work.folder_lock import FolderInUseError, exclusive
+from cluster.service.work.lease import LeaseKeeper, end_group, retry_while_leased
+from mint.core.errors import DiskFullError, MintError
 from mint.core.log import configure_logging, log
 
 OVER, LOST, AWAY = 0, 3, 75
@@ -46,7 +46,7 @@ DISK = "disk: "  # how the reason begins of a job that waits for room
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class RunnerSettings:
     """Where a runner finds and leaves things."""
 
     data: Path
@@ -103,10 +103,10 @@ def main() -> None:
     configure_logging(verbose=True)
     try:
         code = run(place, job, told["database"], told["lease"])
-    except Unavailable as error:
+    except DatabaseUnavailableError as error:
         log.error("database.away", reason=str(error))
         code = AWAY
-    except LeaseLost as error:
+    except LeaseLostError as error:
         log.error("lease.lost", reason=str(error))
         end_group()
     sys.stdout.flush()
@@ -139,39 +139,42 @@ def _is_told(seconds: float = 0.0) -> bool:
     return bool(select.select([sys.stdin], [], [], seconds)[0])
 
 
-def run(place: Place, job: str, database: str, lease: str) -> int:
-    """Work on a job until it is over, and say so in the database; the exit code. Raises `LeaseLost`, `Unavailable`."""
+def run(place: RunnerSettings, job: str, database: str, lease: str) -> int:
+    """Work on a job until it is over, and say so in the database; the exit code.
+
+    Raises `LeaseLostError` or `DatabaseUnavailableError`.
+    """
     connected = connect(database)
     queue, ledger = Queue(connected), Ledger(connected)
     claim = Claim(queue.get(job), lease)
     if queue.renew(claim) is Lease.LOST:
         return LOST
     log.info("job.begun", job=job, attempt=claim.job.attempts, pid=os.getpid())
-    with Keeper(queue, claim) as keeper:
+    with LeaseKeeper(queue, claim) as keeper:
         try:
-            with sole(place.locks / claim.job.wish.analysis_key):
+            with exclusive(place.locks / claim.job.wish.analysis_key):
                 from cluster.service.work.stages import Stages  # imports MLX: only once the lease is being kept
 
                 store = Store(place.store, ledger, place.max_store_bytes)
                 roots = Roots(place.roots, ledger, allow_hub=place.allow_hub)
                 end = Stages(queue, claim, store, roots, place.work(job), socket.gethostname(), place.cluster).run()
             keeper.rest()
-            patiently(lambda: queue.advance(claim, end.state, artifact=end.artifact, result=end.result))
-            with suppress(Unavailable):  # what is held is let go in time
+            retry_while_leased(lambda: queue.advance(claim, end.state, artifact=end.artifact, result=end.result))
+            with suppress(DatabaseUnavailableError):  # what is held is let go in time
                 ledger.drop(holder_of(claim))
-        except (LeaseLost, Unavailable):
+        except (LeaseLostError, DatabaseUnavailableError):
             raise
         except Exception as error:  # whatever it is, people see why
             traceback.print_exc()
             keeper.rest()
-            patiently(partial(_tell_end, queue, claim, error))
+            retry_while_leased(partial(_tell_end, queue, claim, error))
     log.info("job.ended", job=job)
     return OVER
 
 
 def _tell_end(queue: Queue, claim: Claim, error: Exception) -> None:
     """Write why a job cannot go on."""
-    if isinstance(error, Taken):
+    if isinstance(error, FolderInUseError):
         queue.release(claim, str(error))
     elif is_full(error):
         queue.block(claim, f"{DISK}{str(error).removeprefix(DISK)}")
@@ -188,13 +191,13 @@ def _tell_end(queue: Queue, claim: Claim, error: Exception) -> None:
 def is_full(error: BaseException | None) -> bool:
     """Whether a full disk is behind an error."""
     while error is not None:
-        if isinstance(error, DiskFull) or (isinstance(error, OSError) and error.errno in FULL):
+        if isinstance(error, DiskFullError) or (isinstance(error, OSError) and error.errno in FULL):
             return True
         error = error.__cause__ or error.__context__
     return False
 
 
-def _arguments() -> tuple[Place, str]:
+def _arguments() -> tuple[RunnerSettings, str]:
     parser = argparse.ArgumentParser(prog="python -m cluster.service.work.runner")
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--job", default="")
@@ -203,7 +206,7 @@ def _arguments() -> tuple[Place, str]:
     parser.add_argument("--cluster", default="")
     parser.add_argument("--max-store", type=int)
     given: Any = parser.parse_args()
-    return Place(given.data, tuple(given.root), given.allow_hub, given.cluster, given.max_store), given.job
+    return RunnerSettings(given.data, tuple(given.root), given.allow_hub, given.cluster, given.max_store), given.job
 
 
 if __name__ == "__main__":

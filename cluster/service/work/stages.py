@@ -17,14 +17,14 @@ from typing import Any
 
 from cluster.service.data.records import Artifact, Claim
 from cluster.service.data.states import ANALYZING, ASSEMBLING, DONE, PROBING, SOLVING, VERIFYING
-from cluster.service.errors import NotFound, Unavailable
+from cluster.service.errors import DatabaseUnavailableError, NotFoundError
 from cluster.service.queue.queue import Queue
 from cluster.service.recipe_of_wish import budget_bytes_of, option, problem_of
 from cluster.service.store.model_roots import Roots
 from cluster.service.store.reservation import OUTPUT, holder_of, take_room, written_bytes
 from cluster.service.store.store import Store
 from cluster.service.work.folder_lock import in_turn
-from cluster.service.work.lease import patiently
+from cluster.service.work.lease import retry_while_leased
 from cluster.service.work.progress_events import Telling
 from mint.analysis.analysis import Analysis
 from mint.analysis.analyze import analyze
@@ -78,7 +78,7 @@ class Stages:
     _seconds: dict[str, float] = field(default_factory=dict)
 
     def run(self) -> End:
-        """Do all that is left to do. Raises `MintError` for what fails the job, `DiskFull` for what makes it wait."""
+        """Do all that is left to do. Raises `MintError` for what fails the job, `DiskFullError` if it must wait."""
         wish = self.claim.job.wish
         self._telling = Telling(self._tell, self.host)
         if wish.budget:
@@ -196,7 +196,7 @@ class Stages:
             folder = self._reused / artifact.digest[:16]
             try:
                 self.store.link_out(artifact, folder)
-            except NotFound:
+            except NotFoundError:
                 continue  # it made room for others just now
             found.append(folder)
         return found
@@ -225,7 +225,7 @@ class Stages:
         try:
             self.queue.emit(self.claim, kind, body)
         except (
-            Unavailable
+            DatabaseUnavailableError
         ) as error:  # what is lost is a figure; whether to go on without a database, the keeper decides
             log.warning("event.untold", reason=str(error))
 
@@ -237,7 +237,7 @@ class Stages:
 
     @contextmanager
     def _stage(self, state: str, needed_bytes: int | None = None) -> Iterator[None]:
-        patiently(lambda: self.queue.advance(self.claim, state, needed_bytes=needed_bytes))
+        retry_while_leased(lambda: self.queue.advance(self.claim, state, needed_bytes=needed_bytes))
         started = time.perf_counter()
         yield
         self._seconds[state] = round(time.perf_counter() - started, 3)

@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 
 from cluster.service.data.records import Claim, Job
 from cluster.service.data.states import ACTIVE, BLOCKED, FINAL
-from cluster.service.errors import LeaseLost, NotFound, Unavailable
+from cluster.service.errors import DatabaseUnavailableError, LeaseLostError, NotFoundError
 from cluster.service.queue.history import KEPT_SECONDS
 from cluster.service.queue.queue import Queue
 from cluster.service.recipe_of_wish import ANALYSIS, option
@@ -30,8 +30,8 @@ from cluster.service.settings import Settings
 from cluster.service.store.reservation import written_bytes
 from cluster.service.store.store import RESERVE_BYTES, Store
 from cluster.service.work.folder_lock import holder
-from cluster.service.work.runner import DISK, Place, is_full
-from cluster.service.work.warm_runner import Spare, start
+from cluster.service.work.runner import DISK, RunnerSettings, is_full
+from cluster.service.work.warm_runner import WarmRunner, start
 from mint.core.log import log
 from mint.kernels.warmup import is_ready
 from mint.run.blas import find_openblas
@@ -75,13 +75,13 @@ class Supervisor:
         self._store = store
         self._slots = settings.slots
         self._database = settings.database_url
-        self._place = Place(
+        self._place = RunnerSettings(
             settings.data, settings.roots, settings.allow_hub, settings.cluster, settings.max_store_bytes
         )
         self._host = host or socket.gethostname()
         self._clock = clock
         self._children: dict[str, _Child] = {}
-        self._spare = Spare(self._place, early=not is_ready(ANALYSIS["rounding"]), clock=clock)
+        self._spare = WarmRunner(self._place, early=not is_ready(ANALYSIS["rounding"]), clock=clock)
         self._cancelling: dict[str, _Cancelling] = {}
         self._forget_at = clock()
         self._stopping = threading.Event()
@@ -136,7 +136,7 @@ class Supervisor:
                 self.step()
                 self._spare.keep(working=bool(self._children))
                 stumbled = ""
-            except Unavailable:  # the database says so itself
+            except DatabaseUnavailableError:  # the database says so itself
                 self._stopping.wait(ROUND_SECONDS * 4)
             except Exception as error:  # one bad round must not end the service's work
                 why = f"{type(error).__name__}: {error}"
@@ -198,7 +198,7 @@ class Supervisor:
         """Take a job back from a runner that is dead; nothing to take back from one that finished it."""
         try:
             job = self._queue.forfeit(claim, reason)
-        except LeaseLost:
+        except LeaseLostError:
             return
         log.warning("runner.lost", job=job.id, state=job.state, reason=job.reason)
 
@@ -255,7 +255,7 @@ class Supervisor:
     def _is_over(self, id: str) -> bool:
         try:
             return self._queue.get(id).state in FINAL
-        except NotFound:
+        except NotFoundError:
             return True
 
 

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 
-from cluster.service.work.runner import Place
+from cluster.service.work.runner import RunnerSettings
 from mint.core.log import log
 from mint.kernels.code_cache import code_folder, may_cache
 from mint.run.blas import preloading
@@ -23,13 +23,15 @@ IDLE_SECONDS = 900.0
 AGAIN_SECONDS = 60.0  # from the start of one that died with nothing to do until the next: it may lack memory
 
 
-class Spare:
+class WarmRunner:
     """At most one runner that waits, at `place`, with the same `library` preloaded as the last one that began.
 
     None waits before the first job, unless it has something to do: an `early` one.
     """
 
-    def __init__(self, place: Place, *, early: bool = False, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, place: RunnerSettings, *, early: bool = False, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self._place = place
         self._clock = clock
         self._process: subprocess.Popen[bytes] | None = None
@@ -73,7 +75,7 @@ class Spare:
             process.stdin.close()
 
 
-def start(place: Place, job: str, said: int, library: str = "") -> "subprocess.Popen[bytes]":
+def start(place: RunnerSettings, job: str, said: int, library: str = "") -> "subprocess.Popen[bytes]":
     """A runner, for `job` or for one that it will be told; what it says goes to the open file `said`."""
     environment = preloading(library) if library else dict(os.environ)
     if may_cache():

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Self
 
-from mint.core.errors import DiskFull
+from mint.core.errors import DiskFullError
 from mint.formats.format import TensorSpec
 from mint.formats.layout import OutputShard
 
@@ -85,7 +85,7 @@ class WeightFiles:
         except OSError as error:
             os.ftruncate(descriptor, 0)
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
-                raise DiskFull(disk_full(path.parent, shard.nbytes)) from error
+                raise DiskFullError(disk_full(path.parent, shard.nbytes)) from error
             raise
 
     def _close(self) -> None:

@@ -15,8 +15,8 @@ import pytest
 
 from mint import MintError
 from mint.client.client import Client, ServedJob
-from mint.client.download import Wanted, download
-from mint.client.http import Connection, RefusedError, SilentError, parse_server, token_of
+from mint.client.download import ServedFile, download, fetch
+from mint.client.http import Connection, RefusedError, SilentError, Timing, parse_server, token_of
 from mint.core.progress import Progress, Share
 
 FILES = {
@@ -24,6 +24,7 @@ FILES = {
 }
 
 
+HASTY = Timing(sleep=lambda _: None)
 AWAY = 0  # in place of a status: no answer
 
 
@@ -115,14 +116,11 @@ def teller() -> Teller:
 
 
 @pytest.fixture
-def connection(teller: Teller, monkeypatch: pytest.MonkeyPatch) -> Iterator[Connection]:
-    monkeypatch.setattr("mint.client.download.time.sleep", lambda _: None)
-    monkeypatch.setattr("mint.client.http.time.sleep", lambda _: None)
+def connection(teller: Teller) -> Iterator[Connection]:
     server = ThreadingHTTPServer(("127.0.0.1", 0), teller.handler())
     thread = Thread(target=server.serve_forever, args=(0.01,))
     thread.start()
-    monkeypatch.setattr("mint.client.client.time.sleep", lambda _: None)
-    with Connection(f"127.0.0.1:{server.server_port}", "secret") as connection:
+    with Connection(f"127.0.0.1:{server.server_port}", "secret", timing=HASTY) as connection:
         yield connection
     server.shutdown()
     thread.join()
@@ -196,6 +194,20 @@ def test_nothing_is_overwritten(connection: Connection, tmp_path: Path) -> None:
         download(connection, "abc", tmp_path / "out")
 
 
+def test_pauses_double_up_to_the_longest_and_a_busy_service_sets_its_own(
+    teller: Teller, connection: Connection
+) -> None:
+    pauses: list[float] = []
+    timing = Timing(tries=5, longest_pause=3.0, sleep=pauses.append)
+    teller.records["/x"] = [(AWAY, {}, None), (503, {"Retry-After": "2.5"}, {}), *[(AWAY, {}, None)] * 9]
+    with Connection(connection.url, timing=timing) as patient, pytest.raises(SilentError):
+        patient.ask("GET", "/x")
+    assert pauses == [0.5, 2.5, 2.0, 3.0]
+    with Connection(connection.url, timing=timing) as patient, pytest.raises(SilentError):
+        patient.ask("POST", "/x", json={})  # which might be done twice
+    assert len(pauses) == 4
+
+
 def test_a_service_that_never_goes_on_is_given_up(connection: Connection, teller: Teller, tmp_path: Path) -> None:
     teller.cuts = [1000] + [0] * 100
     with pytest.raises(SilentError):
@@ -204,14 +216,13 @@ def test_a_service_that_never_goes_on_is_given_up(connection: Connection, teller
 
 
 def test_a_service_that_ends_a_file_early_and_means_it_is_named(
-    connection: Connection, teller: Teller, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    connection: Connection, teller: Teller, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr("mint.client.download._files", lambda record: (Wanted("config.json", "0" * 64, 8),))
-    (tmp_path / "out.partial").mkdir()
-    (tmp_path / "out.partial" / "config.json").write_bytes(b"")
     teller.files["config.json"] = b""
     with pytest.raises(MintError, match="none of the 8 bytes left"):
-        download(connection, "abc", tmp_path / "out")
+        fetch(
+            connection, "/v1/artifacts/abc/files/config.json", ServedFile("config.json", "0" * 64, 8), tmp_path / "file"
+        )
 
 
 def test_a_refusal_tells_the_reason_and_when_to_come_again(connection: Connection, teller: Teller) -> None:
@@ -244,7 +255,7 @@ def test_who_follows_a_job_waits_for_a_service_that_is_started_again(connection:
     away: tuple[int, dict[str, str], Any] = (AWAY, {}, None)
     teller.records["/v1/jobs/abc/events"] = [(200, {}, [running]), *[away] * 9, busy, (200, {}, [over])]
     teller.records["/v1/jobs/abc"] = [*[away] * 4 * 9, (200, {}, _record("analyzing"))]
-    with Client(connection.url) as client:
+    with Client(connection.url, timing=HASTY) as client:
         assert [event.seq for event in client.events("abc")] == [1, 2]
 
 
@@ -261,18 +272,18 @@ def test_a_fetch_is_waited_for_while_the_service_is_busy_or_away(teller: Teller,
         (200, {}, going | {"state": "done"}),
     ]
     steps: list[Progress] = []
-    with Client(connection.url) as client:
+    with Client(connection.url, timing=HASTY) as client:
         client.fetch("Owner/tiny", steps.append)
     assert {(step.done, step.total) for step in steps} == {(1, 2)}
     teller.records["/v1/fetches/ab"] = [(403, {}, {"error": {"code": "x", "message": "no longer yours"}})]
-    with Client(connection.url) as client, pytest.raises(RefusedError, match="no longer yours"):
+    with Client(connection.url, timing=HASTY) as client, pytest.raises(RefusedError, match="no longer yours"):
         client.fetch("Owner/tiny")
 
 
 @pytest.mark.parametrize("answer", [(AWAY, {}, None), (404, {}, {"error": {"code": "x", "message": "no such job"}})])
 def test_who_follows_a_job_of_nobody_is_told_at_once(connection: Connection, teller: Teller, answer: Any) -> None:
     teller.records["/v1/jobs/abc/events"] = [answer]
-    with Client(connection.url) as client, pytest.raises(MintError):
+    with Client(connection.url, timing=HASTY) as client, pytest.raises(MintError):
         next(client.events("abc"))
 
 
@@ -282,7 +293,7 @@ def test_progress_comes_with_what_every_node_did(connection: Connection, teller:
     teller.records["/v1/jobs/abc/events"] = [(200, {}, [(1, "progress", body), (2, "state", {"state": "done"})])]
     teller.records["/v1/jobs/abc"] = [(200, {}, _record("done"))]
     told: list[Progress] = []
-    with Client(connection.url) as client:
+    with Client(connection.url, timing=HASTY) as client:
         client.wait("abc", told.append)
     assert told == [Progress("analyze", 40, 90, "x", (Share("alpha", 30, 5), Share("beta", 10, 0)))]
 

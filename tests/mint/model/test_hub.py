@@ -17,9 +17,9 @@ from huggingface_hub import constants
 import mint
 from cluster.forecast.forecast import plan_cluster
 from mint.cli.main import run_command
-from mint.core.errors import DiskFull, MintError
+from mint.core.errors import DiskFullError, MintError
 from mint.core.progress import Progress
-from mint.model.hub_cache import HubId, NotOnHub, cached, parse_id
+from mint.model.hub_cache import HubId, NotOnHubError, cached, parse_id
 from mint.model.hub_download import fetch
 from mint.model.locate import locate, model_name
 from mint.run.executor import Executor, in_process
@@ -146,11 +146,15 @@ def test_two_who_ask_at_once_download_once(hub: FakeHub, cache: Path) -> None:
 
 
 REFUSALS: dict[str, tuple[tuple[int, str], type[MintError], str]] = {
-    "unknown": ((404, "RepoNotFound"), NotOnHub, "no such folder, .* knows no model Owner/tiny-llama; .*hf auth login"),
-    "nobody": ((401, ""), NotOnHub, "no such folder, .* knows no model"),
+    "unknown": (
+        (404, "RepoNotFound"),
+        NotOnHubError,
+        "no such folder, .* knows no model Owner/tiny-llama; .*hf auth login",
+    ),
+    "nobody": ((401, ""), NotOnHubError, "no such folder, .* knows no model"),
     "forbidden": ((403, ""), MintError, "refuses the token of this machine .403.* HF_TOKEN"),
     "gated": ((403, "GatedRepo"), MintError, "accept them at http.*/Owner/tiny-llama and log in"),
-    "down": ((503, ""), NotOnHub, "answers 503; run the same command again later"),
+    "down": ((503, ""), NotOnHubError, "answers 503; run the same command again later"),
 }
 
 
@@ -203,14 +207,14 @@ def test_a_model_that_mint_cannot_take_is_refused_before_its_weights_come(hub: F
 
 
 def test_a_disk_that_is_too_small_is_told_before_the_weights_come(hub: FakeHub) -> None:
-    with pytest.raises(DiskFull, match=r"still to come, 0 B are free .* HF_HUB_CACHE"):
+    with pytest.raises(DiskFullError, match=r"still to come, 0 B are free .* HF_HUB_CACHE"):
         fetch(HubId(ID), reserve_bytes=1 << 60)
     assert not hub.sent(".safetensors")
 
 
 def test_a_disk_that_not_even_the_small_files_fit_on_is_left_alone(hub: FakeHub, cache: Path) -> None:
     hub.models[ID]["notes.txt"] = bytes(1 << 20)  # who made the model says how large these are
-    with pytest.raises(DiskFull, match="still to come, 0 B are free"):
+    with pytest.raises(DiskFullError, match="still to come, 0 B are free"):
         fetch(HubId(ID), reserve_bytes=1 << 60)
     assert not hub.sent("")
     assert not cache.exists()
@@ -232,10 +236,10 @@ def test_a_download_that_ends_while_its_progress_is_looked_at_has_ended(
 
 def test_without_a_network_the_cure_is_named(hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
-    with pytest.raises(NotOnHub, match=r"no such folder, .*does not answer .*or give the path of a folder"):
+    with pytest.raises(NotOnHubError, match=r"no such folder, .*does not answer .*or give the path of a folder"):
         locate(ID)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    with pytest.raises(NotOnHub, match=r"no such folder, .*HF_HUB_OFFLINE is set; needed: HF_HUB_OFFLINE=0"):
+    with pytest.raises(NotOnHubError, match=r"no such folder, .*HF_HUB_OFFLINE is set; needed: HF_HUB_OFFLINE=0"):
         locate(ID)
 
 
