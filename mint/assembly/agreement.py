@@ -24,13 +24,13 @@ from mlx.nn.layers.linear import Linear
 
 from mint.formats.format import KEEP, Format
 from mint.model.checkpoint.reader import StoredModel, open_stored
+from mint.model.hooks import hook
 from mint.model.module_tree import load_plain
 from mint.quality.forward import as_numpy, fusing_nothing, logits_of, on_gpu
 
 BLOCK_ROWS = 8_192  # of a matrix at once
 TOKENS = 2  # the second one attends to the first
 _PARTS = ("weight", "scales", "biases")
-_METHODS = ("__call__", "as_linear")  # the ways mlx_lm uses a module that has a weight
 
 
 def stock_logits(stock: Module, folder: Path, paths: Sequence[str]) -> npt.NDArray[np.float32]:
@@ -93,47 +93,41 @@ def _dequantized_weight(stored: StoredModel, path: str, format: Format) -> dict[
 
 def _stream(module: Module, read: Callable[[], dict[str, mx.array]]) -> None:
     """Let `module` take its weights from `read` at every call and give them back after it."""
-    kind = type(module)
 
-    def streamed(method: str) -> Callable[..., mx.array]:
-        def call(self: Any, *args: Any, **kwargs: Any) -> mx.array:
-            parts = read()
-            lazy = {part: self[part] for part in parts}
-            self.update(parts)
-            result: mx.array = getattr(kind, method)(self, *args, **kwargs)
-            mx.eval(result)
-            self.update(lazy)
-            return result
+    def call(method: Callable[..., mx.array], module: Module, *arguments: Any, **options: Any) -> mx.array:
+        parts = read()
+        lazy = {part: module[part] for part in parts}
+        module.update(parts)
+        result = method(module, *arguments, **options)
+        mx.eval(result)
+        module.update(lazy)
+        return result
 
-        return call
-
-    methods = {method: streamed(method) for method in _METHODS if hasattr(kind, method)}
-    module.__class__ = type(f"Streamed{kind.__name__}", (kind,), methods)
+    hook(module, call)
 
 
 def _stream_embedding(module: Module, stored: StoredModel, path: str, format: Format) -> None:
     """Let an embedding read only the rows that it looks up, and multiply by the whole table in blocks of rows."""
 
-    class StreamedEmbedding(Embedding):
-        def __call__(self, x: mx.array) -> mx.array:
-            rows = [stored.dequantized(path, format, slice(row, row + 1)) for row in np.asarray(x).ravel().tolist()]
-            return mx.concatenate(rows).reshape(*x.shape, -1)
+    def look_up(_: Any, __: Module, tokens: mx.array) -> mx.array:
+        rows = [stored.dequantized(path, format, slice(row, row + 1)) for row in np.asarray(tokens).ravel().tolist()]
+        return mx.concatenate(rows).reshape(*tokens.shape, -1)
 
-        def as_linear(self, x: mx.array) -> mx.array:
-            return _product(x, stored, path, format)
+    def multiply(_: Any, __: Module, x: mx.array) -> mx.array:
+        return _product(x, stored, path, format)
 
-    module.__class__ = StreamedEmbedding
+    hook(module, look_up, ("__call__",))
+    hook(module, multiply, ("as_linear",))
 
 
 def _stream_linear(module: Module, stored: StoredModel, path: str, format: Format) -> None:
     """Let a linear layer read its weight in blocks of rows."""
 
-    class StreamedLinear(Linear):
-        def __call__(self, x: mx.array) -> mx.array:
-            product = _product(x, stored, path, format)
-            return product + self["bias"] if "bias" in self else product
+    def multiply(_: Any, module: Module, x: mx.array) -> mx.array:
+        product = _product(x, stored, path, format)
+        return product + module["bias"] if "bias" in module else product
 
-    module.__class__ = StreamedLinear
+    hook(module, multiply)
 
 
 def _product(x: mx.array, stored: StoredModel, path: str, format: Format) -> mx.array:

@@ -22,8 +22,8 @@ import numpy.typing as npt
 from mlx.nn.layers.base import Module
 from mlx.utils import tree_flatten, tree_map
 
-from mint.analysis.probes.replay import Answer, answered, reclassed
 from mint.formats.units import Unit
+from mint.model.hooks import Hook, hook, hooked, unhooked_after
 from mint.model.roles import layer_path
 from mint.quality.divergence import Tokens
 from mint.quality.forward import logits_of
@@ -100,18 +100,16 @@ class Walk:
     def _run(self, noted: Sequence[tuple[str, Note]], until: str | None) -> Any:
         """Call the model up to the end of a layer, or all of it, and return what the layer does; all of it lazy."""
 
-        def stop(call: Callable[[], Any], _: tuple[Any, ...]) -> Any:
-            raise _PassedError(call())
+        def stop(method: Any, layer: Module, *arguments: Any, **options: Any) -> Any:
+            raise _PassedError(method(layer, *arguments, **options))
 
-        def remember(_: Callable[[], Any], __: tuple[Any, ...]) -> Any:
-            return self._answer
-
-        noting = {path: _noted(type(self._modules[path]), path, note) for path, note in noted}
-        calls: dict[str, Answer] = dict.fromkeys(self._passed, remember)
+        calls: dict[str, Hook] = dict.fromkeys(self._passed, lambda *_, **__: self._answer)
         if until:
             calls[until] = stop
         try:
-            with answered(self._modules, calls), reclassed(self._modules, noting):
+            with hooked(self._modules, calls), unhooked_after(self._modules[path] for path, _ in noted):
+                for path, note in noted:
+                    _note_inputs(self._modules[path], path, note)
                 logits_of(self._model, self._tokens)
         except _PassedError as passed:
             return passed.answer
@@ -126,17 +124,17 @@ class Walk:
         answers: list[Any] = []
         chained = True
 
-        def note(path: str) -> Answer:
-            def answer(call: Callable[[], Any], arguments: tuple[Any, ...]) -> Any:
+        def note(path: str) -> Hook:
+            def answer(method: Any, layer: Module, *arguments: Any, **options: Any) -> Any:
                 nonlocal chained
                 chained = chained and (not answers or (bool(arguments) and arguments[0] is answers[-1]))
                 order.append(path)
-                answers.append(call())
+                answers.append(method(layer, *arguments, **options))
                 return answers[-1]
 
             return answer
 
-        with answered(self._modules, {path: note(path) for path in self._layers}):
+        with hooked(self._modules, {path: note(path) for path in self._layers}):
             logits_of(self._model, self._tokens[:1, :2])
         return order if chained and sorted(order) == sorted(self._layers) else []
 
@@ -206,23 +204,19 @@ def _by_number(path: str) -> tuple[int, str]:
     return int(last) if last.isdecimal() else -1, path
 
 
-def _noted(kind: type[Module], path: str, note: Note) -> type[Module]:
-    """The class of a module that notes its inputs.
+def _note_inputs(module: Module, path: str, note: Note) -> None:
+    """Note the inputs of a module: a matrix, a stack given the experts of each row, or an embedding used as a head."""
 
-    Known are plain matrices, stacks of them that are given the experts of each row, and embeddings used as a head.
-    """
-    method = "as_linear" if hasattr(kind, "as_linear") else "__call__"
-
-    def call(self: Module, rows: mx.array, *arguments: Any, **options: Any) -> Any:
-        shape = self["weight"].shape
+    def call(method: Any, module: Module, rows: mx.array, *arguments: Any, **options: Any) -> Any:
+        shape = module["weight"].shape
         if rows.shape[-1] == shape[-1]:
             if len(shape) == 2:
                 note(path, rows, None)
             elif len(shape) == 3 and arguments and isinstance(arguments[0], mx.array):
                 note(path, *_routed(rows, arguments[0]))
-        return getattr(kind, method)(self, rows, *arguments, **options)
+        return method(module, rows, *arguments, **options)
 
-    return type(kind.__name__, (kind,), {method: call})
+    hook(module, call, ("as_linear",) if hasattr(module, "as_linear") else ("__call__",))
 
 
 def _routed(rows: mx.array, experts: mx.array) -> tuple[mx.array, mx.array]:

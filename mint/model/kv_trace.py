@@ -24,6 +24,7 @@ from mlx.nn.layers.base import Module
 from mlx.utils import tree_flatten, tree_map
 
 from mint.core.errors import MintError
+from mint.model.hooks import hook
 from mint.model.kv_memory import KV_BITS, KV_GROUP_SIZE, STEP, ContextMemory, Point, on_line
 from mint.model.module_tree import build_tree, make_cache
 from mint.model.source import Source
@@ -62,7 +63,7 @@ def active_experts(source: Source) -> dict[str, float]:
         passes = _Passes(_build(source))
         for path, module in passes.model.named_modules():
             if path in stacks:
-                _replace_call(module, partial(_count_chosen, chosen, path, stacks[path]))
+                hook(module, partial(_count_chosen, chosen, path, stacks[path]), ("__call__",))
         passes.run(1)
     for path, count in chosen.items():
         if count == 0:
@@ -157,7 +158,7 @@ class _Passes:
         if not any(_is_state(leaf) for leaf in _leaves(make_cache(self.model))):
             return
         for _, module in self.model.named_modules():
-            _replace_call(module, self._answer)
+            hook(module, self._answer, ("__call__",))
         states, answers = [], []
         for prompt in PROMPTS:
             self.run(prompt)
@@ -216,18 +217,6 @@ def _is_state(cache: Any) -> bool:
 
 def _spec(value: Any) -> Any:
     return _Spec(value.shape, value.dtype) if isinstance(value, mx.array) else value
-
-
-def _replace_call(module: Module, call: Callable[..., Any]) -> None:
-    """Let `module(...)` be `call(the call of its class, module, ...)`."""
-    kind = type(module)
-    if not callable(module):
-        return
-
-    def replaced(self: Module, *args: Any, **kwargs: Any) -> Any:
-        return call(kind.__call__, self, *args, **kwargs)
-
-    module.__class__ = type(kind.__name__, (kind,), {"__call__": replaced})
 
 
 def _obstacle(passes: _Passes) -> str:

@@ -19,13 +19,13 @@ import numpy as np
 import numpy.typing as npt
 from mlx.nn.layers.base import Module
 
+from mint.model.hooks import hook, unhooked_after
 from mint.model.kv_trace import tracing
 from mint.model.lineage import Graph, batches, read_graph
 from mint.model.module_tree import build_tree, make_cache
 from mint.model.source import Source
 
 TOKENS = 8
-_METHODS = ("__call__", "as_linear")  # the ways mlx_lm uses a module that has a weight
 # the primitives (mlx 0.32) that move values and change none
 _MOVES = {
     "AsType", "Broadcast", "BroadcastAxes", "Contiguous", "Copy", "ExpandDims", "Flatten", "Gather", "GatherAxis",
@@ -80,7 +80,6 @@ def _gain(norm: Any, *, alone: bool) -> npt.NDArray[np.float32]:
 def _traced(source: Source) -> tuple[Module, dict[str, str], set[str]]:
     """The model with lazy weights, the norm of each unit, and the norms that take one array alone."""
     model = build_tree(source.folder, source.config, source.shards, source.dtype).model
-    kinds = {path: type(module) for path, module in model.named_modules()}
     units = {unit.path for unit in source.units}
     norms = {path for path, module in model.named_modules() if _may_be_norm(module)}
     calls: dict[str, _Call] = {}
@@ -95,13 +94,12 @@ def _traced(source: Source) -> tuple[Module, dict[str, str], set[str]]:
         found.update(_match(entered, left))
         return tokens
 
-    with tracing(source):
+    modules = [module for _, module in model.named_modules()]
+    with tracing(source), unhooked_after(modules):
         for path, module in model.named_modules():
             if path in units or path in norms:
                 _watch(module, path, calls)
         mx.vmap(watch)(mx.zeros((1, 1, TOKENS), mx.int32))
-    for path, module in model.named_modules():
-        module.__class__ = kinds[path]
     return model, found, {path for path, call in calls.items() if call.alone}
 
 
@@ -112,21 +110,16 @@ def _may_be_norm(module: Any) -> bool:
 
 def _watch(module: Any, path: str, calls: dict[str, _Call]) -> None:
     """Let the module note its first call."""
-    kind = type(module)
 
-    def noting(method: Callable[..., Any]) -> Callable[..., Any]:
-        def call(self: Module, *args: Any, **kwargs: Any) -> Any:
-            given = method(self, *args, **kwargs)
-            arrays = [value for value in (*args, *kwargs.values()) if isinstance(value, mx.array)]
-            floats = [array for array in arrays if mx.issubdtype(array.dtype, mx.floating)]
-            if floats and isinstance(given, mx.array):
-                calls.setdefault(path, _Call(floats[0], given, len(arrays) == 1))
-            return given
+    def call(method: Callable[..., Any], module: Module, *arguments: Any, **options: Any) -> Any:
+        result = method(module, *arguments, **options)
+        arrays = [value for value in (*arguments, *options.values()) if isinstance(value, mx.array)]
+        floats = [array for array in arrays if mx.issubdtype(array.dtype, mx.floating)]
+        if floats and isinstance(result, mx.array):
+            calls.setdefault(path, _Call(floats[0], result, len(arrays) == 1))
+        return result
 
-        return call
-
-    methods = {name: noting(getattr(kind, name)) for name in _METHODS if hasattr(kind, name)}
-    module.__class__ = type(kind.__name__, (kind,), methods)
+    hook(module, call)
 
 
 def _match(entered: Mapping[str, mx.array], left: Mapping[str, mx.array]) -> dict[str, str]:

@@ -25,11 +25,11 @@ from mlx.utils import tree_flatten, tree_map_with_path
 from mint.core.errors import MintError
 from mint.formats.format import FORMATS, Format
 from mint.model.checkpoint.shards import read_shards
+from mint.model.hooks import hook
 from mint.model.module_tree import DTYPES, load_plain, load_stock
 from mint.quality.divergence import Logits, Tokens
 
 BLOCK = 1 << 25  # logits at once
-_METHODS = ("__call__", "as_linear")  # the ways mlx_lm uses a module that has a weight
 _PACKED = ("weight", "scales", "biases", "global_scale")
 
 
@@ -188,24 +188,17 @@ def _computing_wide(model: Module, dtype: mx.Dtype) -> Module:
 
 
 def _compute_wide(module: Module, dtype: mx.Dtype) -> None:
-    kind = type(module)
+    def call(method: Callable[..., mx.array], module: Module, *arguments: Any, **options: Any) -> mx.array:
+        if not any(map(_is_float, arguments)):  # a look-up multiplies nothing
+            return method(module, *arguments, **options).astype(dtype)
+        stored = {name: value for name, value in module.items() if _is_float(value)}
+        module.update({name: value.astype(mx.float32) for name, value in stored.items()})
+        wide = [value.astype(mx.float32) if _is_float(value) else value for value in arguments]
+        result = method(module, *wide, **options)
+        module.update(stored)
+        return result.astype(dtype)
 
-    def widened(method: str) -> Callable[..., mx.array]:
-        def call(self: Any, *arguments: Any, **options: Any) -> mx.array:
-            if not any(map(_is_float, arguments)):  # a look-up multiplies nothing
-                found: mx.array = getattr(kind, method)(self, *arguments, **options)
-                return found.astype(dtype)
-            held = {name: value for name, value in self.items() if _is_float(value)}
-            self.update({name: value.astype(mx.float32) for name, value in held.items()})
-            wide = [value.astype(mx.float32) if _is_float(value) else value for value in arguments]
-            result: mx.array = getattr(kind, method)(self, *wide, **options)
-            self.update(held)
-            return result.astype(dtype)
-
-        return call
-
-    methods = {method: widened(method) for method in _METHODS if hasattr(kind, method)}
-    module.__class__ = type(f"Wide{kind.__name__}", (kind,), methods)
+    hook(module, call)
 
 
 def _is_float(value: Any) -> bool:

@@ -20,6 +20,7 @@ from mint.core.memory import memory_bytes
 from mint.core.sizes import format_size
 from mint.formats.format import Format, admissible, parse_format
 from mint.formats.units import Unit
+from mint.model.hooks import hook
 from mint.model.source import Source
 from mint.quality.forward import on_gpu, open_wide, open_without, unpacked
 from mint.run.executor import in_process, small_cache
@@ -117,29 +118,21 @@ def open_base(source: Source, base: str) -> Module:
 
 
 def _hold_packed(module: Module, parts: Sequence[mx.array], format: Format) -> None:
-    kind = type(module)
+    def call(method: Callable[..., mx.array], module: Module, *arguments: Any, **options: Any) -> mx.array:
+        if "weight" in module:
+            return method(module, *arguments, **options)
+        if method is Embedding.__call__:
+            return _lazily([part[arguments[0]] for part in parts], format)
+        module["weight"] = _lazily(parts, format) if on_gpu() else unpacked(parts, format)
+        try:
+            result = method(module, *arguments, **options)
+            if not on_gpu():
+                mx.eval(result)  # or every matrix of the model would be unpacked before the first is used
+        finally:
+            module.pop("weight")
+        return result
 
-    def unpacking(method: str) -> Callable[..., mx.array]:
-        def call(self: Any, *arguments: Any, **options: Any) -> mx.array:
-            compute = getattr(kind, method)
-            if "weight" in self:
-                given: mx.array = compute(self, *arguments, **options)
-                return given
-            if compute is Embedding.__call__:
-                return _lazily([part[arguments[0]] for part in parts], format)
-            self["weight"] = _lazily(parts, format) if on_gpu() else unpacked(parts, format)
-            try:
-                found: mx.array = compute(self, *arguments, **options)
-                if not on_gpu():
-                    mx.eval(found)  # or every matrix of the model would be unpacked before the first is used
-            finally:
-                self.pop("weight")
-            return found
-
-        return call
-
-    methods = {method: unpacking(method) for method in ("__call__", "as_linear") if hasattr(kind, method)}
-    module.__class__ = type(f"Packed{kind.__name__}", (kind,), methods)
+    hook(module, call)
 
 
 def _lazily(parts: Sequence[mx.array], format: Format) -> mx.array:

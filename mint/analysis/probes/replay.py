@@ -6,14 +6,14 @@ called once each; whether replaying changes nothing is checked on the model itse
 computes everything: slower, never wrong.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import mlx.core as mx
 from mlx.nn.layers.base import Module
 
-Answer = Callable[[Callable[[], Any], tuple[Any, ...]], Any]  # to a call: what would compute it, its arguments
+from mint.model.hooks import Hook, hooked
 
 
 class Replay:
@@ -30,9 +30,9 @@ class Replay:
         """Note what the layers return while this lasts."""
         self._order.clear()
 
-        def recorded(path: str) -> Answer:
-            def record(call: Callable[[], Any], _: tuple[Any, ...]) -> Any:
-                answer = call()
+        def recorded(path: str) -> Hook:
+            def record(method: Any, layer: Module, *arguments: Any, **options: Any) -> Any:
+                answer = method(layer, *arguments, **options)
                 mx.eval(answer)
                 self._order.append(path)
                 self._answers[path] = answer
@@ -40,7 +40,7 @@ class Replay:
 
             return record
 
-        with answered(self._layers, {path: recorded(path) for path in self._layers}):
+        with hooked(self._layers, {path: recorded(path) for path in self._layers}):
             yield
 
     @property
@@ -52,10 +52,10 @@ class Replay:
     def before(self, path: str | None) -> Iterator[None]:
         """Let the layers called before the one at `path` answer from memory; all of them for None."""
 
-        def recalled(path: str) -> Answer:
-            return lambda _, __: self._answers[path]
+        def recalled(path: str) -> Hook:
+            return lambda *_, **__: self._answers[path]
 
-        with answered(self._layers, {known: recalled(known) for known in self._order[: self._end(path)]}):
+        with hooked(self._layers, {known: recalled(known) for known in self._order[: self._end(path)]}):
             yield
 
     def share_before(self, path: str | None) -> float:
@@ -72,28 +72,3 @@ class Replay:
         if path is None:
             return len(self._order)
         return self._order.index(path) if path in self._order else 0
-
-
-@contextmanager
-def reclassed(modules: Mapping[str, Module], kinds: Mapping[str, type[Module]]) -> Iterator[None]:
-    """While this lasts, let modules be of other classes."""
-    before = {path: type(modules[path]) for path in kinds}
-    for path, kind in kinds.items():
-        modules[path].__class__ = kind
-    try:
-        yield
-    finally:
-        for path, kind in before.items():
-            modules[path].__class__ = kind
-
-
-def answered(modules: Mapping[str, Module], answers: Mapping[str, Answer]) -> AbstractContextManager[None]:
-    """While this lasts, let calls of modules be answered."""
-    return reclassed(modules, {path: _answering(type(modules[path]), answer) for path, answer in answers.items()})
-
-
-def _answering(kind: type[Module], answer: Answer) -> type[Module]:
-    def call(self: Module, *arguments: Any, **options: Any) -> Any:
-        return answer(lambda: kind.__call__(self, *arguments, **options), arguments)
-
-    return type(kind.__name__, (kind,), {"__call__": call})

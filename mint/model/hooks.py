@@ -1,0 +1,48 @@
+"""Hooks calls of MLX modules: a hooked module gets a subclass of its own class, so all else about it stays the same."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from mlx.nn.layers.base import Module
+
+CALLS = ("__call__", "as_linear")  # the ways mlx_lm uses a module that has a weight
+
+Hook = Callable[..., Any]  # of the class's own method, the module, and the arguments of the call
+
+
+def hook(module: Module, call: Hook, methods: Sequence[str] = CALLS) -> None:
+    """From now on, answer calls of `module` by `call(method, module, *arguments, **options)`.
+
+    `method` is the one that the module's class has. Methods that it lacks are left out.
+    """
+    kind = type(module)
+
+    def hooked_method(method: Callable[..., Any]) -> Callable[..., Any]:
+        def answer(self: Module, *arguments: Any, **options: Any) -> Any:
+            return call(method, self, *arguments, **options)
+
+        return answer
+
+    own = [name for name in methods if callable(getattr(module, name, None))]  # a class itself always has `__call__`
+    module.__class__ = type(kind.__name__, (kind,), {name: hooked_method(getattr(kind, name)) for name in own})
+
+
+@contextmanager
+def hooked(modules: Mapping[str, Module], calls: Mapping[str, Hook], methods: Sequence[str] = CALLS) -> Iterator[None]:
+    """While this lasts, hook the modules at the paths of `calls`."""
+    with unhooked_after(modules[path] for path in calls):
+        for path, call in calls.items():
+            hook(modules[path], call, methods)
+        yield
+
+
+@contextmanager
+def unhooked_after(modules: Iterable[Module]) -> Iterator[None]:
+    """Take off again what hooks are put on these modules while this lasts."""
+    kinds = [(module, type(module)) for module in modules]
+    try:
+        yield
+    finally:
+        for module, kind in kinds:
+            module.__class__ = kind
