@@ -23,8 +23,8 @@ from mint.core.errors import MintError
 from mint.core.memory import peak_rss_bytes
 from mint.core.progress import OnProgress, ignore
 from mint.core.sizes import Budget
-from mint.formats.format import check_rounding
 from mint.formats.layout import MAX_SHARD_BYTES
+from mint.formats.rounding import parse_rounding
 from mint.model.checkpoint.manifest import Manifest
 from mint.model.source import Source, open_source
 from mint.plan.allocate import budget_bytes
@@ -130,7 +130,7 @@ def quantize_all(
 
     All plans are made before anything is written. Later targets copy what earlier ones hold in the same format.
     """
-    check_rounding(rounding)
+    parse_rounding(rounding)
     for target in targets:
         refuse_existing(target.output)
     stock()  # starts while this process analyzes

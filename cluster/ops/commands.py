@@ -189,9 +189,9 @@ def plan(
     Compares one machine, local copies, a shared folder and a file server, over several links.
     """
     from cluster.forecast.forecast import plan_cluster
-    from mint.formats.format import check_rounding
+    from mint.formats.rounding import parse_rounding
 
-    check_rounding(rounding)
+    parse_rounding(rounding)
     with Screen(as_json) as screen:
         outlook = plan_cluster(
             model, machines=machines, dtype=checked_dtype(dtype), rounding=rounding, on_progress=screen.on_progress

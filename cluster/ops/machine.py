@@ -119,9 +119,9 @@ def _chip() -> str:
 
 
 def _has_gpu() -> bool:
-    import mlx.core as mx
+    from mint.kernels.backend import backend
 
-    return mx.default_device() == mx.Device(mx.gpu)
+    return backend().kind != "cpu"
 
 
 def _said(*command: str) -> str:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from mint.core.errors import MintError
 from mint.core.sizes import UNITS, parse_budget, parse_size, parse_tokens
-from mint.formats.format import check_rounding
+from mint.formats.rounding import parse_rounding
 from mint.targets.devices import DEVICES, device
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ def checked_options(budget: str, options: Mapping[str, Any]) -> dict[str, Any]:
         raise MintError(f"unknown options: {', '.join(unknown)}; needed some of {', '.join(DEFAULTS)}")
     matters = {**ANALYSIS, **(RULES if budget else {}), **(ROOM if budget in DEVICE_NAMES else {})}
     wanted = {name: value for name, value in options.items() if name in matters and value != DEFAULTS[name]}
-    check_rounding(option(wanted, "rounding"))
+    parse_rounding(option(wanted, "rounding"))
     if option(wanted, "dtype") not in DTYPES:
         raise MintError(f"dtype {option(wanted, 'dtype')!r}; needed float16, bfloat16 or float32")
     if wanted.keys() & {"formats", "lock", "compat"}:

@@ -28,7 +28,7 @@ from mint.core.errors import MintError
 from mint.core.journal import Journal, frame, read_frames
 from mint.core.log import log
 from mint.core.progress import OnProgress, Progress, ignore
-from mint.formats.format import check_rounding
+from mint.formats.rounding import parse_rounding
 from mint.model.kv_trace import active_experts, context_memory
 from mint.model.norms import norm_gains, preceding_norms
 from mint.model.source import Source
@@ -56,7 +56,7 @@ def analyze(
     `output` that belongs to something else.
     """
     output = Path(output)
-    check_rounding(rounding)
+    parse_rounding(rounding)
     header = header_of(source, rounding, features=features)
     if not features:  # which are computed here
         header["device"] = measuring_device(executor)

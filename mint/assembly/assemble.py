@@ -14,7 +14,7 @@ from pathlib import Path
 
 import mlx.core as mx
 
-from mint.analysis.unit_jobs import Packed, quantize_as_planned, raw_bytes, ready_kernels
+from mint.analysis.unit_jobs import Packed, quantize_as_planned, ready_kernels
 from mint.assembly.reuse import Reuse
 from mint.core.errors import DiskFullError, MintError
 from mint.core.journal import Journal, flush_file, flush_folder
@@ -22,7 +22,9 @@ from mint.core.log import log
 from mint.core.memory import memory_is_short
 from mint.core.progress import OnProgress, Progress, ignore
 from mint.formats.format import Format, TensorSpec
+from mint.formats.rounding import ROUNDINGS
 from mint.formats.units import Unit
+from mint.kernels.storage import raw_bytes
 from mint.model.checkpoint.manifest import PLAN_NAME, Manifest, file_digest, write_manifest
 from mint.model.checkpoint.reader import open_stored
 from mint.model.checkpoint.shards import BESIDE, INDEX_NAME
@@ -137,7 +139,7 @@ def _packed(
     on_progress: OnProgress,
 ) -> Iterator[tuple[Unit, Packed]]:
     """Every unit as planned: copied where a folder holds it, quantized where none does."""
-    if plan.rounding == "compensate":
+    if ROUNDINGS[plan.rounding].sequential:
         from mint.assembly.compensated import compensate
 
         stored = open_stored(partial)

@@ -17,14 +17,16 @@ import mlx.core as mx
 import numpy as np
 
 from mint.analysis.probes.own_text import own_text
-from mint.analysis.unit_jobs import Packed, quantize_unit, raw
+from mint.analysis.unit_jobs import Packed, quantize_unit
 from mint.assembly.layer_inputs import Rows, Seen, Walk
 from mint.core.progress import OnProgress
 from mint.formats.format import KEEP, Format
+from mint.formats.rounding import ROUNDINGS
 from mint.formats.units import Unit
 from mint.kernels.compensate import factor, pack_compensated, second_moments
 from mint.kernels.compiled import Floats
 from mint.kernels.cpu import pack
+from mint.kernels.storage import raw
 from mint.kernels.unpack import unpack
 from mint.model.source import Source
 from mint.plan.plan import Plan
@@ -34,6 +36,7 @@ from mint.run.executor import Executor
 
 TEXT, SEED = Wanted(32, 128), 1  # what the model writes; another seed than the probe's: those tokens judge
 FEWEST = 32  # rows of inputs: an expert that saw fewer keeps the searched rounding
+_SEARCH = ROUNDINGS[ROUNDINGS["compensate"].measured_as]
 
 
 def compensate(
@@ -76,15 +79,15 @@ class Compensation:
         """The bytes of `unit`, whose evaluated weight is given."""
         format, seen = self._formats[unit.path], self._inputs.get(unit.path)
         if seen is None or format == KEEP:
-            return quantize_unit(unit, weight, format, "search")
-        stack = raw(weight, unit.dtype).reshape(unit.slices, *unit.shape[-2:])
+            return quantize_unit(unit, weight, format, _SEARCH.name)
+        stack = raw(weight).reshape(unit.slices, *unit.shape[-2:])
         slices = []
         for place, each in enumerate(stack):
             rows = seen.of(place)
             if seen.experts is None:
                 slices.append(pack_compensated(each, unit.dtype, format, self._shared_factor(rows)))
             elif len(rows) < FEWEST:
-                slices.append(tuple(part[0] for part in pack(each[None], unit.dtype, format, rounding="search")))
+                slices.append(tuple(part[0] for part in pack(each[None], unit.dtype, format, search=True)))
             else:
                 slices.append(pack_compensated(each, unit.dtype, format, factor(second_moments(rows))))
         tensors = format.tensors(unit.path, unit.shape, unit.dtype)

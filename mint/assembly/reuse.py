@@ -13,6 +13,7 @@ from mint.analysis.unit_jobs import Packed
 from mint.core.errors import MintError
 from mint.core.log import log
 from mint.formats.format import Format
+from mint.formats.rounding import ROUNDINGS
 from mint.formats.units import Unit
 from mint.model.checkpoint.manifest import PLAN_NAME, read_manifest
 from mint.model.checkpoint.reader import StoredModel, open_stored
@@ -58,7 +59,7 @@ class Reuse:
     def _held(self, plan: Plan) -> dict[str, list[_Held]]:
         held: dict[str, list[_Held]] = {}
         for folder in self.folders:
-            if plan.rounding == "compensate":
+            if not ROUNDINGS[plan.rounding].is_reusable:
                 log.info("folder.not_reused", folder=str(folder), reason="a compensated unit depends on all before it")
                 continue
             manifest, other = read_manifest(folder), read_plan(folder / PLAN_NAME)

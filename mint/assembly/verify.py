@@ -14,6 +14,7 @@ from mint.assembly.stock_child import Answer, stock
 from mint.core.errors import MintError
 from mint.core.progress import OnProgress, Progress, ignore
 from mint.formats.format import KEEP
+from mint.formats.rounding import ROUNDINGS
 from mint.formats.units import Unit
 from mint.model.checkpoint.manifest import PLAN_NAME, Manifest, file_digest, read_manifest
 from mint.model.checkpoint.reader import StoredModel, all_finite, open_stored
@@ -176,7 +177,7 @@ def _errors(folder: Path, plan: Plan, source: Source) -> str:
         raise _DisagreesError(f"{source.folder} is not the model of the plan")
     stored = open_stored(folder)
     worst = max(_error_differences(stored, plan, source), default=("", 0.0), key=lambda pair: pair[1])
-    if plan.rounding == "compensate":
+    if not ROUNDINGS[plan.rounding].is_measured:
         if worst[1] > COMPENSATED:
             raise _DisagreesError(f"unit {worst[0]}: its error is {1 + worst[1]:.0f} times the measured one")
         return (

@@ -62,7 +62,9 @@ def quantize(
     """
     room.check()
     wishes.rules()
-    if probe or _rounding(rounding) == "compensate":
+    from mint.formats.rounding import ROUNDINGS
+
+    if probe or ROUNDINGS[_rounding(rounding)].needs_model:
         from mint.run.blas import restart_with_fast_blas
 
         restart_with_fast_blas()
@@ -161,6 +163,7 @@ def assemble(
     from mint.assembly.assemble import assemble as run
     from mint.assembly.reuse import Reuse
     from mint.cli.json_records import manifest_record
+    from mint.formats.rounding import ROUNDINGS
     from mint.model.source import open_source
     from mint.plan.plan import read_plan
     from mint.run.blas import restart_with_fast_blas
@@ -168,7 +171,7 @@ def assemble(
 
     with Screen(as_json) as screen:
         chosen = read_plan(plan)
-        if chosen.rounding == "compensate":
+        if ROUNDINGS[chosen.rounding].needs_model:
             restart_with_fast_blas()
         for path in chosen.edited:
             screen.note(f"{path}: format changed by hand")
@@ -212,7 +215,7 @@ def verify(
 
 
 def _rounding(name: str) -> str:
-    from mint.formats.format import ROUNDINGS
+    from mint.formats.rounding import ROUNDINGS
 
     if name not in ROUNDINGS:
         raise typer.BadParameter(f"found {name!r}, needed {' or '.join(ROUNDINGS)}", param_hint="--rounding")

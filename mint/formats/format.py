@@ -20,11 +20,6 @@ ITEMSIZE = {
     "U64": 8, "I64": 8, "F64": 8, "C64": 8,
 }  # fmt: skip
 QUANTIZABLE = ("BF16", "F16", "F32")
-# how scales and biases are chosen: as `mx.quantize` does; searched for the least error in the same bytes; or searched,
-# and what a column of weights loses is made up for by others, as far as the unit's inputs let them
-ROUNDINGS = ("nearest", "search", "compensate")
-# what errors are measured with: compensation searches too, and how much it gains depends on the inputs
-MEASURED = {"nearest": "nearest", "search": "search", "compensate": "search"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,12 +112,6 @@ def parse_format(name: str) -> Format:
     if name not in _BY_NAME:
         raise MintError(f"{name!r} is not a format; needed one of: {', '.join(_BY_NAME)}")
     return _BY_NAME[name]
-
-
-def check_rounding(name: str) -> None:
-    """Raise `MintError` for a rounding that does not exist."""
-    if name not in ROUNDINGS:
-        raise MintError(f"{name!r} is not a rounding; needed one of: {', '.join(ROUNDINGS)}")
 
 
 def admissible(shape: tuple[int, ...], dtype: str, formats: Iterable[Format] = FORMATS) -> tuple[Format, ...]:

@@ -112,7 +112,7 @@ def _searched(values: Floats, dtype: str, format: Format, importance: Doubles) -
     kept = np.empty(flat.size, np.float32 if dtype == "F32" else np.uint16)
     write_raw(flat, STORAGES[dtype], scratch, kept)
     weights = (importance / importance.mean()).astype(np.float32)
-    _, *parts = pack(kept.reshape(1, *values.shape), dtype, format, rounding="search", importance=weights)
+    _, *parts = pack(kept.reshape(1, *values.shape), dtype, format, search=True, importance=weights)
     return tuple(part[0] for part in parts)
 
 

@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 
 from mint.formats.format import Format
-from mint.kernels import affine, fp4, search
+from mint.kernels import affine, fp4
+from mint.kernels import search as searched
 from mint.kernels.compiled import (
     AFFINE,
     F16,
@@ -46,7 +47,7 @@ def errors(
     dtype: str,
     formats: Sequence[Format],
     *,
-    rounding: str = "nearest",
+    search: bool = False,
     importance: Floats | None = None,
     threads: int | None = None,
 ) -> Errors:
@@ -55,11 +56,11 @@ def errors(
     `weight` is contiguous raw storage of the safetensors `dtype`: uint16 for BF16 and F16, float32 for F32. The error
     is that of scale * code + bias in float32, with scales and biases as stored. `threads` defaults to all cores.
 
-    `rounding` is that of `mx.quantize`, "nearest", or "search" (see `search_affine`). The search minimizes the squared
-    error times the `importance` (C,) of its column, above zero and near 1; what is returned is the error itself.
+    Scales are those of `mx.quantize`, or with `search` of less error (see `search_affine`). The search minimizes the
+    squared error times the `importance` (C,) of its column, above zero and near 1; the error itself is returned.
     """
     assert all(format.admits(weight.shape, dtype) for format in formats)
-    _check(weight, rounding, importance)
+    _check(weight, search, importance)
     slices, chunks = _cut(weight)
     table = np.array([(MODES[format.mode], format.bits, format.group_size) for format in formats], np.int64)
     table = table.reshape(-1, 3)
@@ -67,11 +68,11 @@ def errors(
     def measure(chunk: tuple[int, int]) -> tuple[Doubles, int]:
         place, start = chunk
         piece = slices[place, start : start + CHUNK]
-        if rounding == "nearest":
+        if not search:
             return _measure(piece, STORAGES[dtype], table)
         (energy,), nonfinite = _measure(piece, STORAGES[dtype], table[:0])
-        found = search.measure(piece, STORAGES[dtype], table, importance, start % weight.shape[2])
-        return np.append(found, energy), nonfinite
+        squared = searched.measure(piece, STORAGES[dtype], table, importance, start % weight.shape[2])
+        return np.append(squared, energy), nonfinite
 
     totals = np.zeros((len(slices), len(formats) + 1))
     nonfinite = 0
@@ -86,18 +87,18 @@ def pack(
     dtype: str,
     format: Format,
     *,
-    rounding: str = "nearest",
+    search: bool = False,
     importance: Floats | None = None,
     threads: int | None = None,
 ) -> tuple[Any, ...]:
     """The tensors that store (S, R, C) weights: packed codes, scales and, for affine formats, biases.
 
     Codes are uint32 (S, R, C*bits/32), scales and biases (S, R, C/group_size) in raw storage like `weight`; the scales
-    of mxfp4 and nvfp4 are uint8. Rounded to nearest, they are what `mx.quantize` writes; searched, what `errors`
+    of mxfp4 and nvfp4 are uint8. Without a search, they are what `mx.quantize` writes; with one, what `errors`
     measures with the same arguments.
     """
     assert format.admits(weight.shape, dtype)
-    _check(weight, rounding, importance)
+    _check(weight, search, importance)
     slices, chunks = _cut(weight)
     bits, group_size = format.bits, format.group_size
     packed = np.empty((len(slices), slices.shape[1] * bits // 8), np.uint8)
@@ -113,10 +114,10 @@ def pack(
         groups = slice(start // group_size, None)
         given = (piece, STORAGES[dtype], bits if mode == AFFINE else mode, group_size)
         taken = (codes, scales[place, groups], biases[place, groups])[: 3 if mode == AFFINE else 2]
-        if rounding == "nearest":
+        if not search:
             (_pack_affine if mode == AFFINE else _pack_fp4)(*given, *taken)
         else:
-            write_searched = search.pack_affine if mode == AFFINE else search.pack_fp4
+            write_searched = searched.pack_affine if mode == AFFINE else searched.pack_fp4
             write_searched(*given, importance, start % weight.shape[2], *taken)
 
     spread(write, chunks, threads)
@@ -127,10 +128,9 @@ def pack(
     return words, scales.reshape(*rows, -1)
 
 
-def _check(weight: Raw, rounding: str, importance: Floats | None) -> None:
-    assert rounding in ("nearest", "search")
+def _check(weight: Raw, search: bool, importance: Floats | None) -> None:
     if importance is not None:
-        assert rounding == "search", "importance without a search changes nothing"
+        assert search, "importance without a search changes nothing"
         assert importance.shape == weight.shape[2:] and importance.dtype == np.float32
 
 

@@ -21,32 +21,32 @@ from numpy.typing import NDArray
 from mint.formats.format import Format
 from mint.kernels import oracle, search_arrays
 from mint.kernels.distortion import Errors
+from mint.kernels.storage import DTYPE_NAMES
 
 BLOCK_ELEMENTS = 64 << 20
 SEARCHED_AT_ONCE = 8 << 20  # weights; a search holds a dozen float32 arrays of them
 RUN = 128
-_NAMES = {mx.bfloat16: "BF16", mx.float16: "F16", mx.float32: "F32"}
 
 
 def errors(
-    weight: mx.array, formats: Sequence[Format], *, rounding: str = "nearest", importance: mx.array | None = None
+    weight: mx.array, formats: Sequence[Format], *, search: bool = False, importance: mx.array | None = None
 ) -> Errors:
     """The squared error of each slice of (S, R, C) weights, already evaluated, in each of the F formats.
 
-    `rounding` and `importance` (C,) as on the CPU.
+    `search` and `importance` (C,) as on the CPU.
     """
     slices, rows = weight.shape[:2]
     squared = np.empty((slices * rows, len(formats)))
     energy = np.empty(slices * rows)
     nonfinite = 0
     start = 0
-    for block in _blocks(weight, rounding):
+    for block in _blocks(weight, search):
         here = slice(start, start + len(block))
         start = here.stop
         energy[here] = _row_sums(mx.square(block.astype(mx.float32)))
         nonfinite += int(np.array(mx.sum(~mx.isfinite(block))))
         for place, format in enumerate(formats):
-            restored = oracle.dequantize(_packed(block, format, rounding, importance), format)
+            restored = oracle.dequantize(_packed(block, format, search, importance), format)
             squared[here, place] = _row_sums(_squared_difference(restored, block))
     return Errors(
         squared=squared.reshape(slices, rows, -1).sum(1) if formats else np.empty((slices, 0)),
@@ -56,33 +56,33 @@ def errors(
 
 
 def pack(
-    weight: mx.array, format: Format, *, rounding: str = "nearest", importance: mx.array | None = None
+    weight: mx.array, format: Format, *, search: bool = False, importance: mx.array | None = None
 ) -> tuple[mx.array, ...]:
     """The tensors that store (S, R, C) weights: codes, scales and, for affine formats, biases.
 
-    Rounded to nearest, they are what this device's `mx.quantize` writes.
+    Without a search, they are what this device's `mx.quantize` writes.
     """
     pieces = []
-    for block in _blocks(weight, rounding):
-        piece = _packed(block, format, rounding, importance)
+    for block in _blocks(weight, search):
+        piece = _packed(block, format, search, importance)
         mx.eval(piece)
         pieces.append(piece)
     return tuple(mx.concatenate(list(parts)).reshape(*weight.shape[:2], -1) for parts in zip(*pieces, strict=True))
 
 
-def _blocks(weight: mx.array, rounding: str) -> Iterator[mx.array]:
+def _blocks(weight: mx.array, search: bool) -> Iterator[mx.array]:
     """Rows of all slices in order, as many at a time as memory allows, at least one: (rows, C)."""
     columns = weight.shape[-1]
     rows = weight.reshape(-1, columns)
-    step = max(1, (BLOCK_ELEMENTS if rounding == "nearest" else SEARCHED_AT_ONCE) // columns)
+    step = max(1, (SEARCHED_AT_ONCE if search else BLOCK_ELEMENTS) // columns)
     for start in range(0, len(rows), step):
         yield rows[start : start + step]
 
 
-def _packed(block: mx.array, format: Format, rounding: str, importance: mx.array | None) -> tuple[mx.array, ...]:
+def _packed(block: mx.array, format: Format, search: bool, importance: mx.array | None) -> tuple[mx.array, ...]:
     """The tensors that store (rows, C) weights."""
     plain = oracle.pack(block, format)
-    return plain if rounding == "nearest" else _searched(block, plain, format, importance)
+    return _searched(block, plain, format, importance) if search else plain
 
 
 def _searched(
@@ -107,7 +107,7 @@ def _searched(
 
     start = tuple(part.reshape(-1, 1).astype(mx.float32) * down for part in plain[1:])
     codes, scales, biases = search_arrays.search_affine(
-        mx, groups * down, (start[0], start[1]), format.bits, _NAMES[block.dtype], store, heights
+        mx, groups * down, (start[0], start[1]), format.bits, DTYPE_NAMES[block.dtype], store, heights
     )
     stored = ((part * up).astype(block.dtype).reshape(rows, -1) for part in (scales, biases))
     return _words(codes.reshape(rows, columns), format.bits), *stored

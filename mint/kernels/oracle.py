@@ -1,6 +1,6 @@
 """The oracle: what `mx.quantize` writes and `mx.dequantize` reads back, with no cleverness.
 
-The other kernels are held to it. It is slow and holds a slice in float64: for tests, not for models.
+The other kernels are held to it. `errors` is slow and holds a slice in float64: for tests, not for models.
 """
 
 # S slices (experts), R rows, C columns, F formats

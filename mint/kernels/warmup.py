@@ -74,7 +74,8 @@ def compile_all(kind: str) -> None:
     """Call every kernel that a rounding needs, or `FEATURES`, once for every dtype and mode, on tiny weights."""
     import numpy as np
 
-    from mint.formats.format import AFFINE, MEASURED, MXFP4, NVFP4
+    from mint.formats.format import AFFINE, MXFP4, NVFP4
+    from mint.formats.rounding import ROUNDINGS
     from mint.kernels.compensate import pack_compensated
     from mint.kernels.cpu import errors, pack
     from mint.kernels.group_features import kurtoses, rounding_errors
@@ -86,11 +87,11 @@ def compile_all(kind: str) -> None:
             kurtoses(weight, dtype, 128)
             rounding_errors(weight[0], dtype, 128)
             continue
-        rounding = MEASURED[kind]
-        errors(weight, dtype, (*AFFINE, MXFP4, NVFP4), rounding=rounding)
+        rounding = ROUNDINGS[kind]
+        errors(weight, dtype, (*AFFINE, MXFP4, NVFP4), search=rounding.searches)
         for format in (AFFINE[0], MXFP4, NVFP4):
-            parts = pack(weight, dtype, format, rounding=rounding)
+            parts = pack(weight, dtype, format, search=rounding.searches)
             unpack(parts, dtype, format)
             multiply([part[0] for part in parts], dtype, format, np.zeros((1, 128), np.float32))
-            if kind == "compensate":
+            if rounding.sequential:
                 pack_compensated(weight[0], dtype, format, np.eye(128, dtype=np.float32))

@@ -18,8 +18,9 @@ from typing import Any
 from mint.analysis.analysis import sqnr_db
 from mint.analysis.features import Features
 from mint.core.errors import MintError
-from mint.formats.format import KEEP, Format, TensorSpec, check_rounding, parse_format
+from mint.formats.format import KEEP, Format, TensorSpec, parse_format
 from mint.formats.layout import MAX_SHARD_BYTES, OutputShard, lay_out, parameter_nbytes, shards_nbytes, unit_nbytes
+from mint.formats.rounding import parse_rounding
 from mint.formats.units import Parameter
 from mint.model.checkpoint.manifest import PLAN_NAME
 from mint.model.roles import layer_of
@@ -292,7 +293,7 @@ def _plan(record: dict[str, Any]) -> Plan:
     )
     digits = digits_for((fields["shape"] for fields in record["units"]), parameters)
     wanted = objective(record["objective"])
-    check_rounding(record["rounding"])
+    parse_rounding(record["rounding"])
     pairs = [_choice(fields, wanted, digits) for fields in record["units"]]
     return Plan(
         model=record["model"],

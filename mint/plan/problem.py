@@ -18,6 +18,7 @@ from mint.core.errors import MintError
 from mint.core.sizes import format_size
 from mint.formats.format import KEEP, Format
 from mint.formats.layout import MAX_SHARD_BYTES, name_nbytes, overhead_nbytes, parameter_nbytes, unnamed_nbytes
+from mint.formats.rounding import ROUNDINGS
 from mint.formats.units import Unit
 from mint.plan.knapsack.relaxation import Floats, Integers
 from mint.plan.knapsack.solve import InfeasibleError, Knapsack, Solution
@@ -121,7 +122,7 @@ class Problem:
     def evidence(self, solution: Solution) -> Evidence:
         """What the predicted KL of an answer rests on."""
         found = self._sampling.evidence(self._chosen(solution))
-        return replace(found, compensated=self.analysis.rounding == "compensate")
+        return replace(found, compensated=not ROUNDINGS[self.analysis.rounding].is_measured)
 
     def _chosen(self, solution: Solution) -> Floats:
         """The losses (U,) of an answer without a charge for speed."""

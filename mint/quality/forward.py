@@ -11,7 +11,7 @@ rounding per module away from what it says.
 
 # B sequences of a block, L tokens, V vocabulary
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -24,9 +24,10 @@ from mlx.utils import tree_flatten, tree_map_with_path
 
 from mint.core.errors import MintError
 from mint.formats.format import FORMATS, Format
+from mint.kernels.backend import backend
 from mint.model.checkpoint.shards import read_shards
 from mint.model.hooks import hook
-from mint.model.module_tree import DTYPES, load_plain, load_stock
+from mint.model.module_tree import load_plain, load_stock
 from mint.quality.divergence import Logits, Tokens
 
 BLOCK = 1 << 25  # logits at once
@@ -35,7 +36,7 @@ _PACKED = ("weight", "scales", "biases", "global_scale")
 
 def open_wide(folder: Path) -> Module:
     """The model in `folder` computing in float32."""
-    return widened_in_use(folder) if on_gpu() else _cast(_dequantized(folder), mx.float32)
+    return widened_in_use(folder) if backend().runs_stored_weights else _cast(_dequantized(folder), mx.float32)
 
 
 def open_without(folder: Path, paths: Collection[str]) -> Module:
@@ -44,11 +45,9 @@ def open_without(folder: Path, paths: Collection[str]) -> Module:
     for path, module in model.named_modules():
         if path in paths:
             module.pop("weight")
-    return (
-        _computing_wide(_cast(model, mx.float32, but_matrices=True), mx.float32)
-        if on_gpu()
-        else _cast(model, mx.float32)
-    )
+    if backend().runs_stored_weights:
+        return _computing_wide(_cast(model, mx.float32, but_matrices=True), mx.float32)
+    return _cast(model, mx.float32)
 
 
 def widened_in_use(folder: Path) -> Module:
@@ -58,14 +57,14 @@ def widened_in_use(folder: Path) -> Module:
 
 def open_narrow(folder: Path) -> Module:
     """The model in `folder` computing in bf16."""
-    if on_gpu():
+    if backend().runs_stored_weights:
         return _cast(_load(folder), mx.bfloat16)
     return _computing_wide(_cast(_dequantized(folder), mx.bfloat16), mx.bfloat16)
 
 
 def open_used(folder: Path) -> Module:
     """The model in `folder` as this machine compares it: as mlx_lm runs it on a GPU, in float32 on a CPU."""
-    return _load(folder) if on_gpu() else open_wide(folder)
+    return _load(folder) if backend().runs_stored_weights else open_wide(folder)
 
 
 def vocabulary_size(folder: Path) -> int:
@@ -96,8 +95,8 @@ def as_numpy(array: mx.array) -> npt.NDArray[np.float32]:
 
 @contextmanager
 def fusing_nothing() -> Iterator[None]:
-    """Compute without fused functions on a CPU: each one calls a C++ compiler, seconds for what is used a few times."""
-    if on_gpu():
+    """Compute without fused functions where each one costs seconds of compiling."""
+    if backend().fuses_functions:
         yield
         return
     mx.disable_compile()
@@ -115,11 +114,6 @@ def _load(folder: Path) -> Module:
         return load_stock(folder)
     except Exception as error:  # whatever mlx_lm raises is the finding
         raise MintError(f"{folder}: mlx_lm does not load it ({error!r}); needed: a model that mlx_lm loads") from error
-
-
-def on_gpu() -> bool:
-    """Whether MLX computes on a GPU."""
-    return bool(mx.default_device() == mx.gpu)
 
 
 def _dequantized(folder: Path) -> Module:
@@ -146,23 +140,11 @@ def dequantized(module: Module) -> mx.array:
     parts = [module[part] for part in _PACKED if isinstance(module.get(part), mx.array)]
     format = Format(module.mode, module.bits, module.group_size)
     if format in FORMATS and not isinstance(module.get("global_scale"), mx.array):
-        return unpacked(parts, format)
+        return backend().unpack(parts, format)
     named = {part: module[part] for part in _PACKED[1:] if isinstance(module.get(part), mx.array)}
     dequantize: Any = mx.dequantize  # its stub knows no unpacked arguments
     weight: mx.array = dequantize(module["weight"], **named, **format.parameters(), dtype=mx.float32)
     return weight
-
-
-def unpacked(parts: Sequence[mx.array], format: Format) -> mx.array:
-    """The float32 weight of its stored parts, in the order of `mx.quantize`, by the CPU's kernel."""
-    from mint.kernels.unpack import unpack
-
-    return unpack([_bits(part) for part in parts], DTYPES[parts[1].dtype], format)
-
-
-def _bits(array: mx.array) -> npt.NDArray[Any]:
-    """The array as numpy sees it, 16-bit floats as bit patterns."""
-    return np.asarray(array.view(mx.uint16) if array.dtype in (mx.bfloat16, mx.float16) else array)
 
 
 def _cast(model: Module, dtype: mx.Dtype, *, but_matrices: bool = False) -> Module:

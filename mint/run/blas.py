@@ -11,6 +11,7 @@ import os
 import sys
 
 from mint.core.log import log
+from mint.kernels.backend import backend
 
 _SYMBOL = "cblas_sgemm"
 _PLACES = (
@@ -27,9 +28,7 @@ CURE = "apt-get install libopenblas0-pthread (or preload another BLAS with LD_PR
 
 def multiplies_slowly() -> bool:
     """Whether MLX in this process multiplies float32 matrices with the reference BLAS of its Linux wheel."""
-    import mlx.core as mx
-
-    return sys.platform == "linux" and mx.default_device() != mx.gpu and not _has_blas(None)
+    return sys.platform == "linux" and backend().uses_blas and not _has_blas(None)
 
 
 def find_openblas() -> str:

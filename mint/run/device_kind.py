@@ -3,9 +3,8 @@
 from collections.abc import Iterable
 from importlib.metadata import version
 
-import mlx.core as mx
-
 from mint.core.version import __version__
+from mint.kernels.backend import backend
 
 _AND = " + "
 
@@ -15,9 +14,7 @@ def device_kind() -> str:
 
     The CPU kernels add in an order that no processor changes, so every CPU is of one kind.
     """
-    if mx.default_device() == mx.gpu:
-        return f"gpu {mx.device_info().get('device_name', 'unknown')}"
-    return "cpu"
+    return backend().kind
 
 
 def joined_kinds(kinds: Iterable[str]) -> str:

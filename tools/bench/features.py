@@ -19,8 +19,9 @@ import numpy as np
 from scipy.stats import spearmanr
 
 from mint.analysis.features import NAMES, Sample, features, group_size_of, sample_of
-from mint.analysis.unit_jobs import measure, raw
+from mint.analysis.unit_jobs import measure
 from mint.formats.units import Unit
+from mint.kernels.storage import raw
 from mint.model.norms import norm_gains
 from mint.model.source import open_source
 from mint.run.executor import in_process
@@ -101,7 +102,7 @@ def _milliseconds(unit: Unit, weight: mx.array, gain: Any, runs: int) -> tuple[f
 
 
 def _stack(unit: Unit, weight: mx.array) -> Any:
-    return raw(weight, unit.dtype).reshape(unit.slices, *unit.shape[-2:])
+    return raw(weight).reshape(unit.slices, *unit.shape[-2:])
 
 
 def _of_svd(weight: Any, rank: int) -> tuple[float, float, float]:

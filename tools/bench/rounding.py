@@ -52,34 +52,32 @@ def made(size: int, dtype: str, *, students: bool) -> Any:
 
 def packing(weight: Any, dtype: str, format: Format, runs: int) -> dict[str, float]:
     """Nanoseconds a weight of packing, on one core."""
-    return _compared(weight, runs, lambda rounding: cpu.pack(weight, dtype, format, rounding=rounding, threads=1))
+    return _compared(weight, runs, lambda search: cpu.pack(weight, dtype, format, search=search, threads=1))
 
 
 def measuring(weight: Any, dtype: str, runs: int) -> dict[str, float]:
     """Nanoseconds a weight of measuring the 18 affine formats, on one core."""
-    return _compared(weight, runs, lambda rounding: cpu.errors(weight, dtype, AFFINE, rounding=rounding, threads=1))
+    return _compared(weight, runs, lambda search: cpu.errors(weight, dtype, AFFINE, search=search, threads=1))
 
 
 def gains(weight: Any, dtype: str) -> dict[str, float]:
     """How much less NRMSE each format has when searched, in percent."""
     formats = (*AFFINE, MXFP4, NVFP4)
-    plain, searched = (
-        cpu.errors(weight, dtype, formats, rounding=rounding).squared.sum(0) for rounding in ("nearest", "search")
-    )
+    plain, searched = (cpu.errors(weight, dtype, formats, search=search).squared.sum(0) for search in (False, True))
     return {
         str(format): round(100 * (1 - float(ratio)), 2)
         for format, ratio in zip(formats, np.sqrt(searched / plain), strict=True)
     }
 
 
-def _compared(weight: Any, runs: int, work: Callable[[str], object]) -> dict[str, float]:
+def _compared(weight: Any, runs: int, work: Callable[[bool], object]) -> dict[str, float]:
     seconds: dict[str, list[float]] = {"nearest": [], "search": []}
     for rounding in seconds:
-        work(rounding)  # compile
+        work(rounding == "search")  # compile
     for _ in range(runs):
         for rounding, taken in seconds.items():
             started = time.thread_time()
-            work(rounding)
+            work(rounding == "search")
             taken.append(time.thread_time() - started)
     pairs = zip(seconds["search"], seconds["nearest"], strict=True)
     return {

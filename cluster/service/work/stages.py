@@ -40,6 +40,7 @@ from mint.core.errors import MintError
 from mint.core.log import log
 from mint.core.memory import peak_rss_bytes
 from mint.core.sizes import format_size
+from mint.formats.rounding import ROUNDINGS
 from mint.model.checkpoint.manifest import Manifest, read_manifest
 from mint.model.module_tree import has_tokenizer, read_tokenizer
 from mint.model.source import Source, open_source
@@ -168,7 +169,7 @@ class Stages:
             self._need_room(needed)
             if self._output.exists():  # whole, by an earlier runner
                 return read_manifest(self._output), Reuse()
-            reuse = Reuse(self._earlier() if plan.rounding != "compensate" else [])
+            reuse = Reuse(self._earlier() if ROUNDINGS[plan.rounding].is_reusable else [])
             manifest = assemble(
                 plan, source, self._output, reuse=reuse, executor=executor, on_progress=self._telling.on_progress
             )

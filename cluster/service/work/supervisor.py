@@ -33,6 +33,7 @@ from cluster.service.work.folder_lock import holder
 from cluster.service.work.runner import DISK, RunnerSettings, is_full
 from cluster.service.work.warm_runner import WarmRunner, start
 from mint.core.log import log
+from mint.formats.rounding import ROUNDINGS
 from mint.kernels.warmup import is_ready
 from mint.run.blas import find_openblas
 
@@ -261,7 +262,7 @@ class Supervisor:
 
 def _library(job: Job) -> str:
     """The fast BLAS that its runner is to load, where the model has to run on a CPU whose MLX brings a slow one."""
-    runs = option(job.wish.options, "probe") or option(job.wish.options, "rounding") == "compensate"
+    runs = option(job.wish.options, "probe") or ROUNDINGS[option(job.wish.options, "rounding")].needs_model
     return find_openblas() if runs and sys.platform == "linux" else ""
 
 

@@ -16,15 +16,15 @@ from mlx.nn.layers.embedding import Embedding
 from mint.analysis.probes.probe_file import FULL
 from mint.core.errors import MintError
 from mint.core.log import log
-from mint.core.memory import memory_bytes
 from mint.core.sizes import format_size
 from mint.formats.format import Format, admissible, parse_format
 from mint.formats.units import Unit
+from mint.kernels.backend import backend
+from mint.kernels.oracle import dequantize
 from mint.model.hooks import hook
 from mint.model.source import Source
-from mint.quality.forward import on_gpu, open_wide, open_without, unpacked
+from mint.quality.forward import open_wide, open_without
 from mint.run.executor import in_process, small_cache
-from mint.targets.devices import this_device
 
 AUTO = "auto"
 BASES = {  # by falling memory; each unit gets the first format that it admits, or stays as it is
@@ -56,7 +56,7 @@ def base_format(unit: Unit, base: str) -> Format | None:
 
 def needed_bytes(source: Source, base: str, tokens: int) -> int:
     """About what probing takes around a base: the model, what `tokens` pass through it, and the unit at hand."""
-    plain = 0 if on_gpu() else 4  # bytes of a weight that is not packed; on a GPU as it is stored
+    plain = 0 if backend().runs_stored_weights else 4  # bytes of a weight that is not packed; 0: as it is stored
     held = 0
     for unit in source.units:
         format = base_format(unit, base)
@@ -69,7 +69,7 @@ def needed_bytes(source: Source, base: str, tokens: int) -> int:
 
 def memory_for_models() -> int:
     """Bytes that this machine has for a model: its GPU's working set, else its memory, less a reserve."""
-    return int(_SHARE * (this_device().working_set_bytes if on_gpu() else memory_bytes()))
+    return int(_SHARE * backend().memory_bytes())
 
 
 def choose_base(source: Source, tokens: int, memory: int) -> str:
@@ -122,23 +122,14 @@ def _hold_packed(module: Module, parts: Sequence[mx.array], format: Format) -> N
         if "weight" in module:
             return method(module, *arguments, **options)
         if method is Embedding.__call__:
-            return _lazily([part[arguments[0]] for part in parts], format)
-        module["weight"] = _lazily(parts, format) if on_gpu() else unpacked(parts, format)
+            return dequantize(tuple(part[arguments[0]] for part in parts), format)
+        module["weight"] = backend().unpack(parts, format)
         try:
             result = method(module, *arguments, **options)
-            if not on_gpu():
+            if not backend().unpacks_lazily:
                 mx.eval(result)  # or every matrix of the model would be unpacked before the first is used
         finally:
             module.pop("weight")
         return result
 
     hook(module, call)
-
-
-def _lazily(parts: Sequence[mx.array], format: Format) -> mx.array:
-    """The float32 weight, not yet computed; `mx.dequantize` computes in the dtype of the scales, mlx 0.32.4."""
-    packed, *scales = parts
-    wide = [part.astype(mx.float32) if mx.issubdtype(part.dtype, mx.floating) else part for part in scales]
-    dequantize: Any = mx.dequantize  # its stub knows no unpacked arguments
-    weight: mx.array = dequantize(packed, *wide, **format.parameters(), dtype=mx.float32)
-    return weight

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mint.formats.format import KEEP, Format
+from mint.kernels.backend import backend
 from mint.model.checkpoint.shards import SourceTensor, read_shards
 
 _NUMPY = {
@@ -55,37 +56,25 @@ class StoredModel:
         return array.astype(mx.float32) if mx.issubdtype(array.dtype, mx.floating) else array
 
     def dequantized(self, path: str, format: Format, rows: slice = ALL) -> mx.array:
-        """The weight of the module at `path` in float32: exactly code * scale + bias of the stored values."""
+        """The weight of the module at `path` in float32, exactly as its stored values say."""
         if format == KEEP:
             return self.wide(f"{path}.weight", rows)
-        names = self._parts(path)
-        if mx.default_device() == mx.gpu:
-            codes, *rest = (self.wide(name, rows) for name in names)
-            dequantize: Any = mx.dequantize  # its stub knows no unpacked arguments
-            dequantized: mx.array = dequantize(codes, *rest, **format.parameters(), dtype=mx.float32)
-            return dequantized
-        from mint.kernels.unpack import unpack
+        return backend().unpack(self._parts(path, rows), format)
 
-        return unpack([self.raw(name, rows) for name in names], self.tensors[names[1]].dtype, format)
-
-    def product(self, vectors: npt.NDArray[np.float32], path: str, format: Format) -> npt.NDArray[np.float32]:
-        """(B, R): (B, C) float32 times the transpose of the quantized (R, C) weight of a module, on the CPU.
+    def product(self, vectors: mx.array, path: str, format: Format) -> mx.array:
+        """(B, R): (B, C) float32 times the transpose of the quantized (R, C) weight of a module.
 
         The weight is read in blocks of rows.
         """
-        from mint.kernels.unpack import multiply
-
-        names = self._parts(path)
-        rows = self.tensors[names[0]].shape[0]
+        rows = self.tensors[f"{path}.weight"].shape[0]
         step = max(1, _BLOCK // vectors.shape[1])
-        blocks = (slice(start, start + step) for start in range(0, rows, step))
-        dtype = self.tensors[names[1]].dtype
-        return np.concatenate(
-            [multiply([self.raw(name, block) for name in names], dtype, format, vectors) for block in blocks], axis=1
-        )
+        blocks = (self._parts(path, slice(start, start + step)) for start in range(0, rows, step))
+        return mx.concatenate([backend().multiply(vectors, block, format) for block in blocks], axis=1)
 
-    def _parts(self, path: str) -> list[str]:
-        return [name for part in ("weight", "scales", "biases") if (name := f"{path}.{part}") in self.tensors]
+    def _parts(self, path: str, rows: slice) -> list[mx.array]:
+        """The stored tensors of a quantized module, some rows of them, in the order of `mx.quantize`."""
+        names = (f"{path}.{part}" for part in ("weight", "scales", "biases"))
+        return [self.array(name, rows) for name in names if name in self.tensors]
 
 
 def open_stored(folder: Path) -> StoredModel:

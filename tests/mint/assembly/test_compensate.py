@@ -66,7 +66,7 @@ def test_a_compensated_matrix_is_nearer_where_its_inputs_are(dtype: str, format:
     packed, wide = one_matrix(dtype)
     upper = factor(second_moments(correlated(4096, 640)))
     stored = np.asarray(unpack(pack_compensated(packed, dtype, format, upper), dtype, format))
-    searched = np.asarray(unpack(cpu.pack(packed[None], dtype, format, rounding="search"), dtype, format))[0]
+    searched = np.asarray(unpack(cpu.pack(packed[None], dtype, format, search=True), dtype, format))[0]
     unseen = correlated(4096, 640, draw=1)
     assert output_error(stored, wide, unseen) < 0.9 * output_error(searched, wide, unseen)
 
@@ -76,7 +76,7 @@ def test_a_compensated_matrix_is_nearer_where_its_inputs_are(dtype: str, format:
 def test_inputs_that_know_nothing_of_each_other_leave_the_search_as_it_is(dtype: str, format: Format) -> None:
     packed, _ = one_matrix(dtype)
     found = pack_compensated(packed, dtype, format, np.eye(640, dtype=np.float32))
-    searched = cpu.pack(packed[None], dtype, format, rounding="search")
+    searched = cpu.pack(packed[None], dtype, format, search=True)
     for ours, theirs in zip(found, searched, strict=True):
         np.testing.assert_array_equal(ours, theirs[0])
 

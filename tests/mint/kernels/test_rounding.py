@@ -27,7 +27,7 @@ def searched(
     weight: mx.array, dtype: str, format: Format, importance: np.ndarray | None = None
 ) -> tuple[mx.array, ...]:
     """What the CPU's search packs, as MLX arrays."""
-    codes, *rest = cpu.pack(raw(weight), dtype, format, rounding="search", importance=importance)
+    codes, *rest = cpu.pack(raw(weight), dtype, format, search=True, importance=importance)
     if format.mode != "affine":
         return mx.array(codes), mx.array(rest[0])
     view = DTYPES[dtype] if dtype != "F32" else mx.float32
@@ -35,7 +35,7 @@ def searched(
 
 
 def assert_measured_is_packed(weight: mx.array, dtype: str, formats: tuple[Format, ...] = MEASURED) -> None:
-    measured = cpu.errors(raw(weight), dtype, formats, rounding="search")
+    measured = cpu.errors(raw(weight), dtype, formats, search=True)
     for place, format in enumerate(formats):
         stored = squared_by_group(weight, searched(weight, dtype, format), format).reshape(len(weight), -1).sum(1)
         floor = 1e-12 * measured.energy  # float32's own rounding
@@ -96,7 +96,7 @@ def numpy_search(weight: mx.array, dtype: str, format: Format, importance: np.nd
 @pytest.mark.parametrize("kind", ["normal", "offset", "ties", "heavy tails", "constant", "one outlier"])
 def test_the_search_finds_what_its_oracle_finds(kind: str, dtype: str) -> None:
     weight = stored_as(dtype, weights(kind, (2, 40, 640)))
-    measured = cpu.errors(raw(weight), dtype, ORACLE, rounding="search")
+    measured = cpu.errors(raw(weight), dtype, ORACLE, search=True)
     for place, format in enumerate(ORACLE):
         expected = numpy_search(weight, dtype, format).sum()
         assert measured.squared[:, place].sum() == pytest.approx(expected, rel=1e-2, abs=1e-12 * measured.energy.sum())
@@ -106,12 +106,12 @@ def test_the_search_finds_what_its_oracle_finds(kind: str, dtype: str) -> None:
 @pytest.mark.parametrize("kind", ["normal", "offset", "ties", "heavy tails", "constant"])
 def test_the_gpu_path_searches_as_well_and_measures_what_it_packs(kind: str, dtype: str) -> None:
     weight = stored_as(dtype, weights(kind, (2, 20, 640)))
-    found = gpu.errors(weight, MEASURED, rounding="search")
-    expected = cpu.errors(raw(weight), dtype, MEASURED, rounding="search")
+    found = gpu.errors(weight, MEASURED, search=True)
+    expected = cpu.errors(raw(weight), dtype, MEASURED, search=True)
     noise = 1e-12 * expected.energy.max()
     np.testing.assert_allclose(found.squared.sum(0), expected.squared.sum(0), rtol=1e-2, atol=noise)
     for place, format in enumerate(MEASURED):
-        packed = gpu.pack(weight, format, rounding="search")
+        packed = gpu.pack(weight, format, search=True)
         by_group = squared_by_group(weight, packed, format)
         plain = squared_by_group(weight, oracle.pack(weight, format), format)
         assert (by_group <= plain * (1 + 1e-5) + noise / 1000).all(), str(format)
@@ -124,7 +124,7 @@ def test_the_gpu_path_searches_as_well_and_measures_what_it_packs(kind: str, dty
 def test_the_search_takes_this_much_off_the_error_of_gaussian_weights(bits: int, least: float) -> None:
     weight = raw(stored_as("BF16", weights("normal", (1, 64, 4096))))
     format = Format("affine", bits, 64)
-    plain, found = (cpu.errors(weight, "BF16", [format], rounding=rounding) for rounding in ("nearest", "search"))
+    plain, found = (cpu.errors(weight, "BF16", [format], search=search) for search in (False, True))
     assert 1 - np.sqrt(found.squared / plain.squared).item() > least
 
 
@@ -139,7 +139,7 @@ def test_weights_on_a_grid_are_stored_exactly(dtype: str) -> None:
         scales = random.integers(1, 8, (len(codes), 1)) * 2.0**-8
         biases = -(random.integers(2, 40, (len(codes), 1)) * 2.0**-9)
         weight = stored_as(dtype, (codes * scales + biases).reshape(1, 8, 640).astype(np.float32))
-        found = cpu.errors(raw(weight), dtype, [format], rounding="search")
+        found = cpu.errors(raw(weight), dtype, [format], search=True)
         # in float32 a neighbour of the grid can look as exact
         assert (found.squared <= (1e-14 if dtype == "F32" else 0) * found.energy[:, None]).all(), str(format)
     assert cpu.errors(raw(weight), dtype, [format]).squared.max() > 0
@@ -158,11 +158,11 @@ def test_columns_of_more_importance_are_stored_more_exactly() -> None:
         by_group = [(squares * importance).reshape(-1, format.group_size).sum(1) for squares in (found, plain)]
         assert (by_group[0] <= by_group[1] * (1 + 1e-5)).all()
         assert (found * importance).sum() < (blind * importance).sum()
-        measured = cpu.errors(raw(weight), "BF16", [format], rounding="search", importance=importance)
+        measured = cpu.errors(raw(weight), "BF16", [format], search=True, importance=importance)
         assert measured.squared.sum() == pytest.approx(found.sum(), rel=1e-4)
         expected = numpy_search(weight, "BF16", format, importance).sum()
         assert (found * importance).sum() == pytest.approx(expected, rel=5e-3)
-        on_gpu = gpu.pack(weight, format, rounding="search", importance=mx.array(importance))
+        on_gpu = gpu.pack(weight, format, search=True, importance=mx.array(importance))
         squares = np.square(np.array(oracle.dequantize(on_gpu, format) - weight.astype(mx.float32)))
         assert (squares * importance).sum() == pytest.approx((found * importance).sum(), rel=1e-2)
 
@@ -171,10 +171,8 @@ def test_even_importance_changes_nothing() -> None:
     weight = raw(stored_as("BF16", weights("normal")))
     ones = np.ones(640, np.float32)
     for format in ORACLE:
-        plain = cpu.pack(weight, "BF16", format, rounding="search")
-        for ours, theirs in zip(
-            cpu.pack(weight, "BF16", format, rounding="search", importance=ones), plain, strict=True
-        ):
+        plain = cpu.pack(weight, "BF16", format, search=True)
+        for ours, theirs in zip(cpu.pack(weight, "BF16", format, search=True, importance=ones), plain, strict=True):
             assert ours.tobytes() == theirs.tobytes()
 
 
@@ -190,13 +188,11 @@ def test_any_shape_is_searched(columns: int, rows: int) -> None:
 def test_neither_threads_nor_company_nor_neighbours_change_a_bit_of_a_search() -> None:
     weight = raw(stored_as("BF16", weights("normal", (3, 70, 4224))))
     formats = (*ORACLE[1:4], MXFP4, NVFP4)
-    one, *others = (cpu.errors(weight, "BF16", formats, rounding="search", threads=threads) for threads in (1, 2, 3))
+    one, *others = (cpu.errors(weight, "BF16", formats, search=True, threads=threads) for threads in (1, 2, 3))
     for other in others:
         assert other.squared.tobytes() == one.squared.tobytes()
-    alone = cpu.errors(weight[1:2], "BF16", formats[2:3], rounding="search")
+    alone = cpu.errors(weight[1:2], "BF16", formats[2:3], search=True)
     assert alone.squared.tobytes() == np.ascontiguousarray(one.squared[1:2, 2:3]).tobytes()
-    packed, *repacked = (
-        cpu.pack(weight, "BF16", formats[1], rounding="search", threads=threads) for threads in (1, 2, 3)
-    )
+    packed, *repacked = (cpu.pack(weight, "BF16", formats[1], search=True, threads=threads) for threads in (1, 2, 3))
     for again in repacked:
         assert [tensor.tobytes() for tensor in again] == [tensor.tobytes() for tensor in packed]

@@ -15,7 +15,8 @@ from mint.analysis.analyze import analyze
 from mint.assembly.assemble import assemble, partial_folder
 from mint.assembly.verify import verify
 from mint.core.errors import MintError
-from mint.formats.format import KEEP, ROUNDINGS
+from mint.formats.format import KEEP
+from mint.formats.rounding import ROUNDINGS
 from mint.formats.units import Unit
 from mint.model.checkpoint.manifest import read_manifest
 from mint.model.checkpoint.reader import all_finite

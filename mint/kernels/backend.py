@@ -1,0 +1,105 @@
+"""The kind of device that measures, packs and computes: one implementation of `Backend` each, chosen in one place.
+
+Everything that depends on the device is a property or a method here. A backend promises that `errors` are those of
+what its `pack` writes, and that `unpack` reads exactly the stored values.
+"""
+
+# S slices (experts), R rows, C columns, B vectors
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import cache
+from typing import TYPE_CHECKING, Any, Protocol
+
+from mint.formats.format import Format
+from mint.formats.rounding import Rounding
+
+if TYPE_CHECKING:
+    import mlx.core as mx
+
+    from mint.kernels.distortion import Errors
+
+
+class Backend(Protocol):
+    """One kind of device. Weights are evaluated arrays (S, R, C) in their own dtype."""
+
+    @property
+    def kind(self) -> str:
+        """The name of the device in analyses and models: results are equal to the last bit within one kind."""
+
+    @property
+    def runs_stored_weights(self) -> bool:
+        """True where products with stored weights are fast; elsewhere a model is held in float32."""
+
+    @property
+    def unpacks_lazily(self) -> bool:
+        """True where `unpack` returns a graph; elsewhere its result takes memory at once."""
+
+    @property
+    def fuses_functions(self) -> bool:
+        """True where `mx.compile` pays; on a CPU each fused function calls a C++ compiler, for seconds."""
+
+    @property
+    def uses_blas(self) -> bool:
+        """True where a BLAS library multiplies float32 matrices."""
+
+    def memory_bytes(self) -> int:
+        """Bytes that the device has for a model and the work on it."""
+
+    def working_bytes(self, weights: int) -> int:
+        """The most bytes that `errors` and `pack` take beside a weight of so many elements and its packed form."""
+
+    def kernel_sets(self, rounding: Rounding) -> tuple[str, ...]:
+        """The sets of compiled kernels (see `warmup`) that this rounding needs here."""
+
+    def errors(self, weight: "mx.array", formats: Sequence[Format], rounding: Rounding) -> "Errors":
+        """The squared error of each slice in each format, with scales chosen by `rounding`."""
+
+    def pack(self, weight: "mx.array", format: Format, rounding: Rounding) -> tuple[Any, ...]:
+        """The tensors that store the weight, in the order of `Format.tensors`: contiguous numpy arrays."""
+
+    def unpack(self, parts: Sequence["mx.array"], format: Format) -> "mx.array":
+        """The (..., C) float32 weights of stored tensors, such as `pack` writes them."""
+
+    def multiply(self, vectors: "mx.array", parts: Sequence["mx.array"], format: Format) -> "mx.array":
+        """(B, C) float32 vectors times the transpose of the stored (R, C) weight: (B, R) in float32."""
+
+
+def _cpu() -> Backend:
+    from mint.kernels.cpu_backend import CpuBackend
+
+    return CpuBackend()
+
+
+def _gpu() -> Backend:
+    from mint.kernels.gpu_backend import GpuBackend
+
+    return GpuBackend()
+
+
+BACKENDS: dict[str, Callable[[], Backend]] = {"cpu": _cpu, "gpu": _gpu}  # by MLX's kind of device
+_used: list[Backend] = []
+
+
+def backend() -> Backend:
+    """The backend in `use`, else that of MLX's default device."""
+    if _used:
+        return _used[-1]
+    import mlx.core as mx
+
+    return _backend_of("gpu" if mx.default_device() == mx.gpu else "cpu")
+
+
+@cache
+def _backend_of(device: str) -> Backend:
+    return BACKENDS[device]()
+
+
+@contextmanager
+def using(chosen: Backend) -> Iterator[None]:
+    """Measure, pack and compute on another backend in this process."""
+    _used.append(chosen)
+    try:
+        yield
+    finally:
+        _used.remove(chosen)
