@@ -1,13 +1,20 @@
 """The worker of a node as an actor of Ray: which thread does what."""
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import ray
+from ray.exceptions import RayError, RayTaskError
 
+from cluster.copies.borrower import Answer, Peers
+from cluster.copies.lender import Piece, RefusedError
 from cluster.copies.sparse_copy import Range
 from cluster.settings import RESOURCE
 from cluster.transport.worker import Worker
+
+LENDING_THREADS = 2
+_ANSWER_SECONDS = 40.0  # for a piece of a shard; as long as a cable may be out
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -22,8 +29,8 @@ class Actor(Worker):
     """A worker whose work is done by one thread while another answers."""
 
     @in_thread("work")
-    def hello(self, model: str, run: bytes, address: str) -> bytes:
-        return super().hello(model, run, address)
+    def hello(self, model: str, *, share: bool = False) -> bytes:
+        return super().hello(model, share=share)
 
     @in_thread("work")
     def outline(self, shard: str) -> bytes:
@@ -34,20 +41,24 @@ class Actor(Worker):
         return super().ranges(shard, ranges)
 
     @in_thread("work")
-    def open(self, number: int, model: bytes, job: bytes, lenders: bytes) -> None:
-        super().open(number, model, job, lenders)
+    def open(self, number: int, model: bytes, job: bytes, peers: Peers) -> None:
+        super().open(number, model, job, peers)
 
     @in_thread("work")
     def run(self, number: int, batch: int, names: Sequence[str]) -> Iterator[bytes]:
         yield from super().run(number, batch, names)
+
+    @in_thread("lends")
+    def piece(self, shard: str, start: int, nbytes: int) -> Piece:
+        return super().piece(shard, start, nbytes)
 
     @in_thread("answers")
     def expect(self, number: int, batch: int, names: Sequence[str]) -> None:
         super().expect(number, batch, names)
 
     @in_thread("answers")
-    def lenders(self, lenders: bytes) -> None:
-        super().lenders(lenders)
+    def borrow_from(self, peers: Peers) -> None:
+        super().borrow_from(peers)
 
     @in_thread("answers")
     def skip(self, number: int, batch: int, names: Sequence[str]) -> None:
@@ -64,7 +75,30 @@ def as_actor(kind: type[Actor]) -> Any:
         num_cpus=0,
         resources={RESOURCE: 1},
         max_restarts=0,
-        concurrency_groups={"work": 1, "answers": 1},
+        concurrency_groups={"work": 1, "answers": 1, "lends": LENDING_THREADS},
         allow_out_of_order_execution=True,
     )
     return decorate(kind)
+
+
+@dataclass(frozen=True, slots=True)
+class RayPeer:
+    """A lender behind an actor: one of workers, or of a `Lender` alone."""
+
+    name: str
+    actor: Any
+
+    def ask(self, shard: str, start: int, nbytes: int) -> Answer:
+        """Begin to fetch a range."""
+        reference = self.actor.piece.remote(shard, start, nbytes)
+
+        def answer() -> Piece:
+            try:
+                piece: Piece = ray.get(reference, timeout=_ANSWER_SECONDS)
+            except RayTaskError as error:
+                raise RefusedError(str(error.cause)) from error
+            except RayError as error:
+                raise RefusedError(f"no answer ({type(error).__name__})") from error
+            return piece
+
+        return answer

@@ -23,10 +23,12 @@ import ray
 from ray.exceptions import ActorDiedError, RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from cluster.copies.borrower import Peers
 from cluster.copies.inventory import Inventory
+from cluster.copies.lender import Lender
 from cluster.schedule.events import Answered, Broken, Command, Died, Dismiss, Ended, Event, Joined, Ping, Send, Skip
 from cluster.settings import RESOURCE
-from cluster.transport.actor import Actor, as_actor
+from cluster.transport.actor import LENDING_THREADS, Actor, RayPeer, as_actor
 from cluster.transport.head_watch import Beside, HeadWatch
 from cluster.transport.messages import Gathering
 from cluster.transport.wire import inventory_from, unpack
@@ -65,7 +67,7 @@ class Link:
     versions: dict[str, str] = field(default_factory=dict)
     inventory: Inventory | None = None
     address: str = ""
-    lends: dict[str, Any] = field(default_factory=dict)  # url, lent and kept of its `Lender`
+    lent: tuple[str, ...] = ()  # names of shards that it lends
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +132,8 @@ class Carrier:
         self.links: dict[str, Link] = {}
         self.refused: dict[str, str] = {}  # nodes that cannot take part, and why
         self._model = ""
-        self._run = b""
+        self._share = False
+        self._lender: tuple[RayPeer, tuple[str, ...]] | None = None  # of this machine, and the shards that it lends
         self._waiting: dict[Any, Call] = {}
         self._job = 1  # all that is told to workers names its job
         self._later: list[tuple[float, Callable[[], None]]] = []
@@ -141,13 +144,13 @@ class Carrier:
         self._nodes = Beside(ray.nodes)
         self._on_hello: Callable[[Link], None] = lambda link: None
 
-    def meet(self, model: str, run: bytes = b"") -> list[Link]:
+    def meet(self, model: str, *, share: bool = False) -> list[Link]:
         """The workers of all nodes, each with its inventory of `model`; started where there is none.
 
-        With the number of a `run` they lend what they have to those who know it and the cluster's token.
-        Once the first has answered the others have `GRACE_SECONDS`; whoever is later may still join the work.
+        To `share` they lend each other the shards that they have. Once the first has answered the others have
+        `GRACE_SECONDS`; one that is later may still join the work.
         """
-        self._model, self._run = model, run
+        self._model, self._share = model, share
         self.refused.clear()
         for link in self.links.values():
             self._greet(link)
@@ -159,15 +162,39 @@ class Carrier:
                 deadline = min(deadline, time.monotonic() + GRACE_SECONDS)
         return [link for link in self.links.values() if link.inventory]
 
-    def open(self, link: Link, model: Any, job: bytes, missing: Mapping[str, int], lenders: bytes) -> None:
+    def open(self, link: Link, model: Any, job: bytes, missing: Mapping[str, int], peers: Peers) -> None:
         """Let a worker get ready; it has joined when it is."""
         then = partial(self._opened, link, missing)
-        self._waiting[link.actor.open.remote(self._job, model, job, lenders)] = Call(link, then, self._patience(link))
+        self._waiting[link.actor.open.remote(self._job, model, job, peers)] = Call(link, then, self._patience(link))
 
-    def tell_lenders(self, lenders: bytes) -> None:
-        """Let all workers borrow from these from now on: one lends at another place than before."""
+    def lend(self, inventory: Inventory) -> None:
+        """Let a process of this machine lend what an inventory has, until `stop_lending`."""
+        if lent := tuple(Lender(inventory).lent):
+            here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+            kind = ray.remote(num_cpus=0, max_concurrency=LENDING_THREADS, scheduling_strategy=here)(Lender)
+            self._lender = RayPeer(inventory.node, kind.remote(inventory)), lent
+
+    def stop_lending(self) -> None:
+        """End the process that lends this machine's shards."""
+        if self._lender:
+            with suppress(RayError):
+                ray.kill(self._lender[0].actor)
+            self._lender = None
+
+    def peers(self) -> Peers:
+        """The lenders of each shard, workers first."""
+        workers = [(RayPeer(link.worker, link.actor), link.lent) for link in self.links.values() if link.inventory]
+        peers: dict[str, list[RayPeer]] = {}
+        for peer, lent in [*workers, *([self._lender] if self._lender else [])]:
+            for shard in lent:
+                peers.setdefault(shard, []).append(peer)
+        return peers
+
+    def tell_peers(self) -> None:
+        """Let all workers borrow from those that lend now."""
+        peers = self.peers()
         for link in self.links.values():
-            link.actor.lenders.remote(lenders)
+            link.actor.borrow_from.remote(peers)
 
     def refuse(self, link: Link, reason: str) -> None:
         """Do without a node."""
@@ -298,7 +325,7 @@ class Carrier:
     def _greet(self, link: Link) -> None:
         link.inventory = None
         then = partial(self._said_hello, link)
-        said = link.actor.hello.remote(self._model, self._run, link.address)
+        said = link.actor.hello.remote(self._model, share=self._share)
         self._waiting[said] = Call(link, then, self._patience(link), of_job=False)
 
     def _patience(self, link: Link) -> float:
@@ -346,7 +373,9 @@ class Carrier:
             return
         link.pid, link.device, link.versions = said["pid"], said["device"], said["versions"]
         link.memory_bytes = said["memory_bytes"]
-        link.inventory, link.lends = inventory_from(said["inventory"]), said["lends"]
+        link.inventory, link.lent = inventory_from(said["inventory"]), tuple(said["lent"])
+        for shard, reason in said["kept"].items():
+            log.debug("shard.kept", shard=shard, worker=link.worker, reason=reason)
         self._on_hello(link)
 
     def _opened(self, link: Link, missing: Mapping[str, int], reference: Any) -> None:

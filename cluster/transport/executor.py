@@ -15,8 +15,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from cluster.copies.inventory import agree, needed_shards, take_inventory
-from cluster.copies.range_server import Lender, lend
-from cluster.copies.seals import new_run
 from cluster.copies.sparse_copy import Outline, fill_in, make_view, read_outline
 from cluster.schedule.coordinator import Coordinator
 from cluster.schedule.cross_check import check_agreement, cross_check_units
@@ -73,14 +71,13 @@ class ClusterExecutor:
         self.carrier = carrier
         self._trial_seconds = trial_seconds
         self._on_note = on_note
-        self._run = new_run() if share else b""
-        self._lender: Lender | None = None
+        self._share = share
         self.made_by: dict[str, str] = {}  # the node that did a unit last, by the unit's path
         self._policy = policy
         here = any(model.glob(PATTERN)) or (model / "config.json").exists()
         self._head = take_inventory("this machine", model if here else None)
         carrier.on_hello(self._check)
-        links = [link for link in carrier.meet(str(model), self._run) if link.worker in carrier.links]
+        links = [link for link in carrier.meet(str(model), share=share) if link.worker in carrier.links]
         if not links:
             reasons = "; ".join(f"{node}: {why}" for node, why in carrier.refused.items())
             raise MintError(
@@ -94,12 +91,11 @@ class ClusterExecutor:
         self._needed = needed_shards(self._head, self._inventories.values())
         self._agree()
         if share:
-            self._lender = lend(self._head, self._run, carrier.own_address)
+            carrier.lend(self._head)
 
     def close(self) -> None:
         """Lend nothing more from this machine; the nodes stop when their workers end."""
-        if self._lender:
-            self._lender.close()
+        self.carrier.stop_lending()
 
     @property
     def lacking(self) -> list[str]:
@@ -236,16 +232,15 @@ class ClusterExecutor:
             if link.worker in self.carrier.links and link.inventory:
                 self._inventories[link.node] = link.inventory
                 self._memory[link.node], self._kinds[link.node] = link.memory_bytes, link.device
-                lent = pack(self._lent() or {})
-                if self._run:
-                    self.carrier.tell_lenders(lent)
+                if self._share:
+                    self.carrier.tell_peers()
                 if reach := self._placement(source, job, units, kinds).missing.get(link.node):
-                    self.carrier.open(link, model, work, dict(reach), lent)
+                    self.carrier.open(link, model, work, dict(reach), self.carrier.peers())
 
         self.carrier.on_hello(open_worker)
         for link in list(self.carrier.links.values()):
             if reach := placement.missing.get(link.node):
-                self.carrier.open(link, model, work, dict(reach), pack(self._lent() or {}))
+                self.carrier.open(link, model, work, dict(reach), self.carrier.peers())
         coordinator = Coordinator(placement.items, self._policy)
         del placement  # the coordinator keeps what it needs in a few bytes a unit
         try:
@@ -265,7 +260,8 @@ class ClusterExecutor:
             return place_whole_model(units, source.nbytes, self._agree(), self._runners(source, job))
         tensors = source.tensors()
         nodes = [node for node in self._inventories if self._kinds[node] in kinds]
-        placement = place_units(units, tensors, self._agree(), nodes, self._lent())
+        lent = set(self.carrier.peers()) if self._share else None
+        placement = place_units(units, tensors, self._agree(), nodes, lent)
         peaks = {unit.path: peak_bytes(unit, tensors) for unit in units}
         return within_memory(placement, peaks, {node: self._memory[node] for node in nodes})
 
@@ -351,19 +347,6 @@ class ClusterExecutor:
     def _agree(self) -> dict[str, tuple[str, ...]]:
         everybody = [inventory for inventory in self._inventories.values() if inventory]
         return dict(agree(self._needed, [self._head, *everybody]))
-
-    def _lent(self) -> dict[str, list[str]] | None:
-        """Where each shard may be borrowed, by its name; None when nobody may."""
-        if not self._run:
-            return None
-        records = [link.lends for link in self.carrier.links.values() if link.inventory and link.lends]
-        lent: dict[str, list[str]] = {}
-        for record in [*records, *([self._lender.record()] if self._lender else [])]:
-            for shard in record["lent"]:
-                lent.setdefault(shard, []).append(record["url"])
-            for shard, reason in record["kept"].items():
-                log.debug("shard.kept", shard=shard, lender=record["url"], reason=reason)
-        return lent
 
     def _owners(self, shard: str) -> list[Link]:
         holders = self._agree()[shard]

@@ -1,21 +1,19 @@
 """What runs on a node: it says what the node holds, opens the model, and does batches of units with mint's own jobs.
 
-Nothing here knows how calls and results travel. Everything but `ping` and `skip` is called by one thread, since MLX
-arrays belong to the thread that makes them.
+Nothing here knows how calls and results travel. One thread makes all calls that touch MLX arrays, since those belong to
+the thread that makes them; others answer meanwhile (`actor.py`).
 """
 
 import os
 import platform
-import ssl
 from collections.abc import Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from cluster.copies.borrower import Borrower, Loans, Peers
 from cluster.copies.inventory import find_model, model_roots, take_inventory
-from cluster.copies.range_client import Borrower, Loans
-from cluster.copies.range_server import Lender, lend
-from cluster.copies.seals import secrets_of
+from cluster.copies.lender import Lender, Piece, RefusedError
 from cluster.copies.sparse_copy import Outline, Range, make_view, read_outline, read_ranges
 from cluster.transport.messages import Parcel
 from cluster.transport.prefetch import Part, ReadAhead
@@ -68,16 +66,12 @@ class Worker:
         self._lacking: dict[str, Outline] = {}
         self._borrower: Borrower | None = None
         self._loans: Loans | None = None
-        self._run = b""
 
-    def hello(self, model: str, run: bytes, address: str) -> bytes:
-        """What this node is, its inventory of `model`, and what it lends at `address`; nothing without a `run`."""
+    def hello(self, model: str, *, share: bool = False) -> bytes:
+        """Describe this node: its device and versions, its inventory of `model`, and what it lends to `share`."""
         self._folder = find_model(model, model_roots())
         inventory = take_inventory(self._node, self._folder)
-        if self._lender:
-            self._lender.close()
-        self._run = run
-        self._lender = lend(inventory, run, address) if run else None
+        self._lender = Lender(inventory) if share else None
         return pack(
             {
                 "pid": os.getpid(),
@@ -85,7 +79,8 @@ class Worker:
                 "memory_bytes": self._memory,
                 "versions": {**versions(), "python": platform.python_version(), "ray": version("ray")},
                 "inventory": tell_inventory(inventory),
-                "lends": self._lender.record() if self._lender else {},
+                "lent": list(self._lender.lent) if self._lender else [],
+                "kept": self._lender.kept if self._lender else {},
             }
         )
 
@@ -98,8 +93,14 @@ class Worker:
         """These ranges of a shard that this node holds."""
         return pack(read_ranges(self._path(shard), ranges))
 
-    def open(self, number: int, model: bytes, job: bytes, lenders: bytes) -> None:
-        """Get ready to do `job` with units of `model`, and to borrow from `lenders`, by shard, what is not here.
+    def piece(self, shard: str, start: int, nbytes: int) -> Piece:
+        """A range of a shard that this node lends; called by any thread."""
+        if self._lender is None:
+            raise RefusedError("lends nothing")
+        return self._lender.piece(shard, start, nbytes)
+
+    def open(self, number: int, model: bytes, job: bytes, peers: Peers) -> None:
+        """Get ready to do `job` with units of `model`, and to borrow from `peers` what is not here.
 
         What is the same as before is kept. Jobs have growing numbers; one that is over by now is not begun.
         """
@@ -116,8 +117,8 @@ class Worker:
         self._skipped.clear()
         self._parcel = Parcel()
         self._borrower = self._loans = None
-        if self._run and self._lacking:
-            self._borrower = Borrower(unpack(lenders), *secrets_of(self._run, ssl.PROTOCOL_TLS_CLIENT))
+        if self._lender and self._lacking:
+            self._borrower = Borrower(peers)
             self._loans = Loans(self._source.folder, self._lacking, self._tensors, self._borrower)
 
     def _open_model(self, told: dict[str, Any]) -> None:
@@ -184,10 +185,10 @@ class Worker:
         if number == self._number and not self._loans:
             self._ahead.want(batch, tuple(self._parts(names)), names[0])
 
-    def lenders(self, lenders: bytes) -> None:
-        """Borrow from these from now on."""
+    def borrow_from(self, peers: Peers) -> None:
+        """Borrow from these peers from now on."""
         if self._borrower:
-            self._borrower.lent_by(unpack(lenders))
+            self._borrower.lent_by(peers)
 
     def skip(self, number: int, batch: int, names: Sequence[str]) -> None:
         """Do not begin these units of a batch."""

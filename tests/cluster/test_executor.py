@@ -42,8 +42,9 @@ os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # listen on loopback alon
 import ray
 from ray.cluster_utils import Cluster
 
+from cluster.copies.borrower import Peers
 from cluster.schedule.events import Answered, Event, Joined, Ping, Policy, Send
-from cluster.settings import TOKEN_VARIABLE, make_token
+from cluster.settings import make_token
 from cluster.transport.actor import Actor, as_actor, in_thread
 from cluster.transport.driver import Carrier
 from cluster.transport.executor import ClusterExecutor
@@ -171,10 +172,8 @@ def test_the_head_needs_no_shard_of_its_own(lab: Lab, connect: Callable[..., Clu
 
 
 def test_a_unit_whose_tensors_lie_on_several_nodes_is_refused_before_any_work_unless_they_share(
-    lab: Lab, carrier: Carrier, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    lab: Lab, carrier: Carrier, tmp_path: Path
 ) -> None:
-    monkeypatch.delenv(TOKEN_VARIABLE, raising=False)
-    monkeypatch.setenv("MINT_CONFIG", str(lab.config))
     model = write_model("qwen3_moe", tmp_path / "shared", shards=3, tokenizer=True)
     _distribute(model, lab, [(0,), (1,), ()])
     source = open_source(model)
@@ -194,14 +193,12 @@ def test_a_unit_whose_tensors_lie_on_several_nodes_is_refused_before_any_work_un
         assert _bytes(tmp_path / "cluster") == _bytes(tmp_path / "alone")
 
 
-def test_a_node_that_comes_back_lends_at_another_place_and_all_are_told(
+def test_a_node_that_comes_back_lends_again_and_all_are_told(
     lab: Lab, carrier: Carrier, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.delenv(TOKEN_VARIABLE, raising=False)
-    monkeypatch.setenv("MINT_CONFIG", str(lab.config))
     source = open_source(_many_units(tmp_path, "moved"))
-    told: list[bytes] = []
-    monkeypatch.setattr(carrier, "tell_lenders", told.append)
+    told: list[Peers] = []
+    monkeypatch.setattr(carrier, "tell_peers", lambda: told.append(carrier.peers()))
     with closing(ClusterExecutor(carrier, source.folder, IMPATIENT, share=True)) as executor:
         first, *others = carrier.links.values()
         for link in others:
@@ -210,10 +207,9 @@ def test_a_node_that_comes_back_lends_at_another_place_and_all_are_told(
             if not number:
                 os.kill(first.pid, signal.SIGKILL)
         (second,) = carrier.links.values()
-        assert second.lends["url"] != first.lends["url"]
-        places = {url for urls in unpack(told[-1]).values() for url in urls}
-        assert second.lends["url"] in places
-        assert first.lends["url"] not in places
+        lenders = {peer.name for peers in told[-1].values() for peer in peers}
+        assert second.worker in lenders
+        assert first.worker not in lenders
 
 
 JOB = partial(measure, rounding="nearest")
@@ -301,7 +297,7 @@ def test_a_worker_that_gets_ready_for_a_job_that_is_over_has_not_joined_the_next
     job = pack(tell_job(JOB))
 
     def open_model(model: Path) -> None:
-        carrier.open(link, carrier.put(pack(tell_model(open_source(model), {}))), job, {"": 0}, pack({}))
+        carrier.open(link, carrier.put(pack(tell_model(open_source(model), {}))), job, {"": 0}, {})
 
     with _frozen(link.pid):
         open_model(models[0])
@@ -526,13 +522,13 @@ class OtherChip(Actor):
     factor = 1 + 1e-8
 
     @in_thread("work")
-    def hello(self, model: str, run: bytes, address: str) -> bytes:
-        told = unpack(super().hello(model, run, address))
+    def hello(self, model: str, *, share: bool = False) -> bytes:
+        told = unpack(super().hello(model, share=share))
         return pack(told | {"device": os.environ.get(OTHER_CHIP) or told["device"]})
 
     @in_thread("work")
-    def open(self, number: int, model: bytes, job: bytes, lenders: bytes) -> None:
-        super().open(number, model, job, lenders)
+    def open(self, number: int, model: bytes, job: bytes, peers: Peers) -> None:
+        super().open(number, model, job, peers)
         plain = self._job
         if os.environ.get(OTHER_CHIP) and plain is not None and self._told["job"] == "measure":
             self._job = partial(_slightly_different, plain, self.factor)

@@ -126,8 +126,8 @@ def test_a_unit_goes_to_nodes_with_the_memory_for_it() -> None:
 def _worker(source: Source, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Worker:
     monkeypatch.setenv("MINT_CACHE", str(tmp_path / "cache"))
     worker = Worker("node")
-    worker.hello(str(source.folder), b"", "")
-    worker.open(1, pack(tell_model(source, {})), pack(tell_job(JOB)), pack({}))
+    worker.hello(str(source.folder))
+    worker.open(1, pack(tell_model(source, {})), pack(tell_job(JOB)), {})
     return worker
 
 
@@ -158,7 +158,7 @@ def test_a_worker_builds_the_tree_once_whatever_the_batches(
         found |= _results(worker.run(1, batch, names[start : start + 5]))
     assert found == expected
     assert len(built) == 1
-    worker.open(1, pack(tell_model(source, {})), pack(tell_job(JOB)), pack({}))
+    worker.open(1, pack(tell_model(source, {})), pack(tell_job(JOB)), {})
     assert _results(worker.run(1, 99, names[:1])) == {names[0]: expected[names[0]]}
     assert len(built) == 2  # that unit was done before
 
@@ -194,9 +194,9 @@ def test_what_is_said_of_an_earlier_job_changes_nothing(monkeypatch: pytest.Monk
     worker = _worker(sources[0], monkeypatch, tmp_path)
     names = [unit.path for unit in sources[0].units]
     expected = {unit.path: result for unit, result in in_process(sources[1], JOB, sources[1].units)}
-    worker.hello(str(sources[1].folder), b"", "")
+    worker.hello(str(sources[1].folder))
     for number, source in ((3, sources[1]), (2, sources[0])):  # they may overtake each other
-        worker.open(number, pack(tell_model(source, {})), pack(tell_job(JOB)), pack({}))
+        worker.open(number, pack(tell_model(source, {})), pack(tell_job(JOB)), {})
     worker.skip(2, 1, names)
     worker.expect(2, 1, names)
     assert _results(worker.run(2, 1, names)) == {}

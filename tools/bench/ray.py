@@ -2,8 +2,7 @@
 
     python -m tools.bench.ray 20000                  units of one size: CPU seconds and memory of every process
     python -m tools.bench.ray 20000 --shape 8 512    smaller ones
-    python -m tools.bench.ray 200 --packed           packed units of 200 MB in all: as Ray brings them, and as the file
-                                                     server of --share would
+    python -m tools.bench.ray 200 --packed           packed units of 200 MB in all, as Ray brings them
 
 Units are made up: one expert of Qwen3-30B-A3B (768 x 2048 in bfloat16) measured again and again with mint's own job, in
 memory, so nothing is read and the work is the least that it can be. Overhead is all CPU time of the driver, of Ray's
@@ -15,19 +14,15 @@ import argparse
 import hashlib
 import json
 import os
-import subprocess
-import sys
-import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 
+from cluster.copies.borrower import Peers
 from cluster.copies.inventory import Inventory
-from cluster.copies.range_client import Borrower
 from cluster.schedule.coordinator import Coordinator
 from cluster.schedule.events import Accept, Arrived, Failed, Item, Send
 from cluster.transport.connect import driving
@@ -50,12 +45,12 @@ def making_actor() -> Any:
     class Making(Actor):
         """A worker whose units are made up: there is no model."""
 
-        def hello(self, model: str, run: bytes, address: str) -> bytes:
+        def hello(self, model: str, *, share: bool = False) -> bytes:
             inventory = tell_inventory(Inventory(self._node, "none"))
             device = {"pid": os.getpid(), "device": device_kind(), "versions": versions(), "memory_bytes": self._memory}
-            return pack({**device, "inventory": inventory, "lends": {}})
+            return pack({**device, "inventory": inventory, "lent": [], "kept": {}})
 
-        def open(self, number: int, model: bytes, job: bytes, lenders: bytes) -> None:
+        def open(self, number: int, model: bytes, job: bytes, peers: Peers) -> None:
             self._number = number
             told = unpack(model)
             self._units = {name: _unit(name, told["shape"]) for name in told["names"]}
@@ -120,7 +115,7 @@ def overhead(count: int, shape: Sequence[int]) -> dict[str, Any]:
         carrier = Carrier(making_actor())
         (link,) = carrier.meet("made")
         told = carrier.put(pack({"names": names, "shape": list(shape), "job": "measure"}))
-        carrier.open(link, told, b"", {"": 0}, b"")
+        carrier.open(link, told, b"", {"": 0}, {})
         while not (heard := carrier.hear(1.0)):
             assert not carrier.refused, carrier.refused
         coordinator = Coordinator(Item(name, nbytes) for name in names)
@@ -164,7 +159,7 @@ def overhead(count: int, shape: Sequence[int]) -> dict[str, Any]:
 
 
 def packed(nbytes: int) -> dict[str, Any]:
-    """Seconds, CPU seconds and memory of bringing packed units of so many bytes in all to the head, both ways."""
+    """Seconds, CPU seconds and memory of bringing packed units of so many bytes in all to the head."""
     names = [f"unit {number}" for number in range(nbytes // PACKED_BYTES)]
     found: dict[str, Any] = {"nbytes": len(names) * PACKED_BYTES, "unit_nbytes": PACKED_BYTES}
     with driving(None):
@@ -172,7 +167,7 @@ def packed(nbytes: int) -> dict[str, Any]:
 
         carrier = Carrier(making_actor())
         (link,) = carrier.meet("made")
-        carrier.open(link, carrier.put(pack({"names": names, "shape": [8, 512], "job": "quantize"})), b"", {"": 0}, b"")
+        carrier.open(link, carrier.put(pack({"names": names, "shape": [8, 512], "job": "quantize"})), b"", {"": 0}, {})
         while not carrier.hear(1.0):
             assert not carrier.refused, carrier.refused
         for batch, way in enumerate(("ray, first time", "ray")):
@@ -189,34 +184,7 @@ def packed(nbytes: int) -> dict[str, Any]:
             found[way] = _cost(before, _processes(link.pid), started) | {"shared_memory_mb": most / 1e6}
             carrier.rest()
         carrier.quit()
-    with tempfile.TemporaryDirectory() as name, subprocess.Popen(
-        [sys.executable, "-c", _LENDING, name, str(len(names) * PACKED_BYTES)], stdout=subprocess.PIPE, text=True
-    ) as lending:  # fmt: skip
-        assert lending.stdout
-        with closing(Borrower({"model.safetensors": [lending.stdout.readline().strip()]}, b"key")) as borrower:
-            for way in ("file server, first time", "file server"):
-                before, started = _processes(lending.pid), time.perf_counter()
-                for number in range(len(names)):
-                    pieces = [
-                        piece
-                        for _, piece in borrower.pieces("model.safetensors", [(number * PACKED_BYTES, PACKED_BYTES)])
-                    ]
-                    assert len(b"".join(pieces)) == PACKED_BYTES
-                found[way] = _cost(before, _processes(lending.pid), started)
-        lending.terminate()
     return found
-
-
-_LENDING = """
-import sys, threading
-from pathlib import Path
-from cluster.copies.inventory import Held
-from cluster.copies.range_server import Lender
-folder, nbytes = Path(sys.argv[1]), int(sys.argv[2])
-(folder / "model.safetensors").write_bytes(bytes(nbytes))
-print(Lender("127.0.0.1", folder, [Held("model.safetensors", nbytes, "", "")], b"key").url, flush=True)
-threading.Event().wait()
-"""
 
 
 def _cost(

@@ -147,9 +147,9 @@ def make_large_units(folder: Path, count: int, nbytes: int) -> None:
 
 def _opened(source: Source) -> Worker:
     worker = Worker("bench")
-    worker.hello(str(source.folder), b"", "")
+    worker.hello(str(source.folder))
     job = partial(measure, rounding="nearest")
-    worker.open(1, pack(tell_model(source, {})), pack(tell_job(job)), pack({}))
+    worker.open(1, pack(tell_model(source, {})), pack(tell_job(job)), {})
     return worker
 
 
