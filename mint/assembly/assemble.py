@@ -185,7 +185,7 @@ def _still_there(journal: Journal, files: WeightFiles, plan: Plan) -> dict[str, 
 
 
 def _write_parameters(plan: Plan, source: Source, files: WeightFiles) -> None:
-    arrays = source.arrays()
+    arrays = source.opened.take([parameter.name for parameter in plan.parameters])
     for parameter in plan.parameters:
         array = arrays.pop(parameter.name)
         mx.eval(array)
