@@ -35,6 +35,7 @@ from mint.core.memory import memory_is_short
 from mint.core.sizes import format_size
 from mint.formats.units import Unit
 from mint.model.checkpoint.shards import SourceTensor, read_shards
+from mint.model.module_tree import OpenedModel
 from mint.model.source import Source
 from mint.run.device_kind import device_kind, versions
 from mint.run.executor import Job, Weights, do, in_process
@@ -132,7 +133,9 @@ class Worker:
             folder = make_view(view, folder, told["config_text"], lacking)
         shards = read_shards(folder)
         units = tuple(self._units.values())
-        self._source = Source(folder, told["config"], told["dtype"], told["identity"], shards, units, (), ())
+        config, dtype = told["config"], told["dtype"]
+        opened = OpenedModel(folder, config, shards, dtype)
+        self._source = Source(folder, config, dtype, told["identity"], shards, units, (), (), opened)
         self._tensors = self._source.tensors()
         self._weights = Weights(self._source, units)
         self._lacking = lacking

@@ -5,7 +5,6 @@ SHA-256 of all before it. Nothing in it depends on time or on the order of work,
 same versions on the same kind of device give the same bytes.
 """
 
-import hashlib
 import struct
 from collections.abc import Mapping
 from dataclasses import asdict, astuple, dataclass
@@ -19,13 +18,14 @@ import numpy.typing as npt
 
 from mint.analysis.features import Features
 from mint.core.errors import MintError
-from mint.core.journal import read_frames, write_sealed
+from mint.core.journal import SealedKind, read_sealed, write_sealed
 from mint.formats.format import KEEP, Format, parse_format
 from mint.formats.units import Parameter, Unit
 from mint.model.kv_memory import ContextMemory
 
 MAGIC = b"MINT analysis\n"
 SCHEMA = 4
+_KIND = SealedKind(MAGIC, SCHEMA, "a mint analysis", "mint analyze", "analyze the model again")
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,9 +137,11 @@ def _formats(names: str) -> tuple[Format, ...]:
     return tuple(map(parse_format, names.split()))
 
 
-def write_analysis(path: Path, header: Mapping[str, Any], measurements: Mapping[str, Measurement]) -> None:
-    """Write the finished file, whole or not at all."""
-    write_sealed(path, MAGIC, header, [to_record(measurements[unit[0]]) for unit in header["units"]])
+def write_analysis(path: Path, header: dict[str, Any], measurements: Mapping[str, Measurement]) -> Analysis:
+    """Write the finished file, whole or not at all, and return the analysis in it."""
+    ordered = {unit[0]: measurements[unit[0]] for unit in header["units"]}
+    digest = write_sealed(path, _KIND, header, [to_record(measurement) for measurement in ordered.values()])
+    return _analysis(header, ordered, digest)
 
 
 def read_analysis(path: Path | str) -> Analysis:
@@ -148,22 +150,11 @@ def read_analysis(path: Path | str) -> Analysis:
     if not path.is_file():
         hint = " (an unfinished one is there: run mint analyze again)" if journal_path(path).exists() else ""
         raise MintError(f"{path}: no such analysis{hint}; make one with: mint analyze MODEL --output {path}")
-    text = path.read_bytes()
-    if not text.startswith(MAGIC):
-        raise MintError(f"{path}: not a mint analysis; needed: a file that `mint analyze` wrote")
-    frames = [(len(MAGIC), len(MAGIC)), *read_frames(text, len(MAGIC))]
-    records = [record for record, _ in frames[1:]]
-    if not records or not isinstance(records[0], dict) or records[0].get("schema") != SCHEMA:
-        found = records[0].get("schema") if records and isinstance(records[0], dict) else "none"
-        raise MintError(f"{path}: analysis of schema {found}, needed {SCHEMA}; analyze the model again")
-    header, *measured = records
-    body = text[: frames[-2][1]]
-    end = measured.pop() if measured else {}
-    if end.get("end") != len(header["units"]) or end.get("sha256") != hashlib.sha256(body).hexdigest():
-        raise MintError(
-            f"{path}: damaged: {len(measured)} of {len(header['units'])} measurements are readable; "
-            "remove the file and analyze the model again"
-        )
+    sealed = read_sealed(path, _KIND)
+    return _analysis(sealed.header, {record["path"]: from_record(record) for record in sealed.records}, sealed.sha256)
+
+
+def _analysis(header: Mapping[str, Any], measurements: Mapping[str, Measurement], digest: str) -> Analysis:
     context = header["context"]
     return Analysis(
         model_type=header["model_type"],
@@ -175,11 +166,11 @@ def read_analysis(path: Path | str) -> Analysis:
         versions=header["versions"],
         units=tuple(Unit(*_as_tuple(fields)) for fields in header["units"]),
         parameters=tuple(Parameter(*_as_tuple(fields)) for fields in header["parameters"]),
-        measurements={record["path"]: from_record(record) for record in measured},
+        measurements=measurements,
         active=header["active"],
         traced=context if isinstance(context, str) else ContextMemory.from_fields(context),
         features=header["features"],
-        digest=end["sha256"],
+        digest=digest,
     )
 
 

@@ -25,7 +25,7 @@ from mint.analysis.analysis import (
 from mint.analysis.cross_device import is_mixed, rounded
 from mint.analysis.unit_jobs import measure, measure_with_features, ready_kernels
 from mint.core.errors import MintError
-from mint.core.journal import Journal, frame, read_frames
+from mint.core.journal import Journal, read_header
 from mint.core.log import log
 from mint.core.progress import OnProgress, Progress, ignore
 from mint.formats.rounding import parse_rounding
@@ -57,12 +57,14 @@ def analyze(
     """
     output = Path(output)
     parse_rounding(rounding)
-    header = header_of(source, rounding, features=features)
+    header = header_of(source, rounding)
     if not features:  # which are computed here
         header["device"] = measuring_device(executor)
-    header["device"] = _begun_on(header, (output, journal_path(output)))
+    begun = [read_header(path, MAGIC) for path in (output, journal_path(output))]
+    header["device"] = _device(header, begun)
     if output.exists():
-        return _reuse(output, header)
+        return _reuse(output, header, features=features)
+    header |= traced_header(source, features=features)
     output.parent.mkdir(parents=True, exist_ok=True)
     ready_kernels(rounding, on_progress, featured=features)
     job: Job[Measurement] = partial(measure, rounding=rounding)
@@ -86,13 +88,13 @@ def analyze(
             seconds, started = time.perf_counter() - started, time.perf_counter()
             log.debug("unit.measured", unit=unit.path, nbytes=unit.nbytes, seconds=round(seconds, 4))
             on_progress(Progress("analyze", done, total, unit.path))
-        write_analysis(output, header, measured)
+        analysis = write_analysis(output, header, measured)
         journal.path.unlink()
-    return read_analysis(output)
+    return analysis
 
 
-def header_of(source: Source, rounding: str, *, features: bool = False) -> dict[str, Any]:
-    """The header frame: whatever must be equal for measurements to be comparable."""
+def header_of(source: Source, rounding: str) -> dict[str, Any]:
+    """The first part of the header frame: whatever must be equal for measurements to be comparable."""
     return {
         "schema": SCHEMA,
         "model_type": source.config["model_type"],
@@ -104,25 +106,31 @@ def header_of(source: Source, rounding: str, *, features: bool = False) -> dict[
         "versions": versions(),
         "units": [to_fields(unit) for unit in source.units],
         "parameters": [to_fields(parameter) for parameter in source.parameters],
-        **_traced(source),
-        "features": _featured(source) if features else {},
     }
 
 
-def _begun_on(header: Mapping[str, Any], paths: Iterable[Path]) -> str:
+def traced_header(source: Source, *, features: bool = False) -> dict[str, Any]:
+    """The second part of the header frame, from lazy forward passes: it follows from the model and the versions."""
+    return {**_traced(source), "features": _featured(source) if features else {}}
+
+
+def _device(header: Mapping[str, Any], begun: Iterable[Mapping[str, Any] | None]) -> str:
     """The device of the header; if that is one of several kinds that an analysis was begun on, all of them."""
-    for path in paths:
-        text = path.read_bytes() if path.exists() else b""
-        first = next((record for record, _ in read_frames(text, len(MAGIC))), None) if text.startswith(MAGIC) else None
-        device = str(first.get("device", "")) if isinstance(first, dict) else ""
+    for first in begun:
+        device = str(first.get("device", "")) if first else ""
         more = set(kinds_in(device)) >= set(kinds_in(header["device"]))
-        if more and text.startswith(MAGIC + frame({**header, "device": device})):
+        if first and more and _is_of({**header, "device": device}, first):
             return device
     return str(header["device"])
 
 
+def _is_of(header: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Whether the header of a file has everything that `header` has."""
+    return all(name in other and other[name] == value for name, value in header.items())
+
+
 def _traced(source: Source) -> dict[str, Any]:
-    """What lazy forward passes tell; a model that cannot run on shapes alone is measured all the same."""
+    """The memory of a context and the share of experts; a model that cannot run on shapes alone is measured too."""
     try:
         return {"context": context_memory(source).to_fields(), "active": active_experts(source)}
     except MintError as error:
@@ -148,7 +156,7 @@ def _gains(source: Source) -> dict[str, npt.NDArray[np.float32]]:
         return {}
 
 
-def _reuse(output: Path, header: dict[str, Any]) -> Analysis:
+def _reuse(output: Path, header: dict[str, Any], *, features: bool) -> Analysis:
     """The finished analysis at `output`, if it is of this very model by these very versions on this kind of device."""
     analysis = read_analysis(output)
     if analysis.rounding != header["rounding"]:
@@ -156,10 +164,10 @@ def _reuse(output: Path, header: dict[str, Any]) -> Analysis:
             f"{output}: holds an analysis for --rounding {analysis.rounding}, needed one for {header['rounding']}; "
             "choose another --output, or that rounding"
         )
-    if header["features"] and not analysis.features:
+    if features and not analysis.features:
         raise MintError(f"{output}: holds an analysis without features; choose another --output, or go without them")
-    features = header["features"] or dict(analysis.features)  # more than was asked for does no harm
-    if not output.read_bytes().startswith(MAGIC + frame(header | {"features": features})):
+    other_numpy = features and analysis.features["numpy"] != version("numpy")
+    if other_numpy or not _is_of(header, read_header(output, MAGIC) or {}):
         raise MintError(
             f"{output}: holds an analysis of another model, dtype, device or version "
             f"({analysis.model_type}, {analysis.device}, mlx {analysis.versions['mlx']}); choose another --output"

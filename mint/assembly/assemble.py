@@ -17,7 +17,8 @@ import mlx.core as mx
 from mint.analysis.unit_jobs import Packed, quantize_as_planned, ready_kernels
 from mint.assembly.reuse import Reuse
 from mint.core.errors import DiskFullError, MintError
-from mint.core.journal import Journal, flush_file, flush_folder
+from mint.core.files import flush
+from mint.core.journal import Journal
 from mint.core.log import log
 from mint.core.memory import memory_is_short
 from mint.core.progress import OnProgress, Progress, ignore
@@ -91,11 +92,11 @@ def assemble(
         manifest = _finish(plan, source, partial, {unit.path: written[unit.path] for unit in source.units})
         flushed.result()
     for file in partial.iterdir():  # what lies beside the weights too
-        flush_file(file)
+        flush(file)
     (partial / _JOURNAL_NAME).unlink()
-    flush_folder(partial)
+    flush(partial)
     partial.rename(output)
-    flush_folder(output.parent)
+    flush(output.parent)
     return manifest
 
 
@@ -187,7 +188,7 @@ def _still_there(journal: Journal, files: WeightFiles, plan: Plan) -> dict[str, 
 
 
 def _write_parameters(plan: Plan, source: Source, files: WeightFiles) -> None:
-    arrays = source.arrays()
+    arrays = source.opened.take([parameter.name for parameter in plan.parameters])
     for parameter in plan.parameters:
         array = arrays.pop(parameter.name)
         mx.eval(array)

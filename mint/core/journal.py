@@ -8,12 +8,14 @@ import os
 import struct
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
 import msgpack
 
 from mint.core.errors import MintError
+from mint.core.files import write_whole
 
 _FRAME = struct.Struct("<II")
 MAX_FRAME_BYTES = 1 << 30
@@ -31,41 +33,89 @@ def frame(record: Any) -> bytes:
 
 
 def read_frames(text: bytes, start: int) -> Iterator[tuple[Any, int]]:
-    """Every whole and undamaged frame from `start` on, with the position of its end; stops at the first bad one."""
+    """Every whole and undamaged frame from `start` on, with the position of its end; stops at the first bad one.
+
+    A power cut can leave zeros behind the last frame, and an empty frame would have the right checksum: it is bad too.
+    """
     position = start
     while position + _FRAME.size <= len(text):
         length, checksum = _FRAME.unpack_from(text, position)
         payload = text[position + _FRAME.size : position + _FRAME.size + length]
-        if length > MAX_FRAME_BYTES or len(payload) < length or zlib.crc32(payload) != checksum:
+        if not 0 < length <= MAX_FRAME_BYTES or len(payload) < length or zlib.crc32(payload) != checksum:
+            return
+        try:
+            record = msgpack.unpackb(payload, raw=False)
+        except (ValueError, msgpack.UnpackException):
             return
         position += _FRAME.size + length
-        yield msgpack.unpackb(payload, raw=False), position
+        yield record, position
 
 
-def write_sealed(path: Path, magic: bytes, header: Mapping[str, Any], records: Sequence[Any]) -> None:
-    """Write a finished file, whole or not at all: header, records, and how many and the SHA-256 of all before."""
-    text = magic + frame(dict(header)) + b"".join(map(frame, records))
-    text += frame({"end": len(records), "sha256": hashlib.sha256(text).hexdigest()})
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("wb") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+def read_header(path: Path, magic: bytes) -> dict[str, Any] | None:
+    """The header of the file at `path`, without the rest of it; None where there is no whole one after `magic`."""
+    if not path.exists():
+        return None
+    with path.open("rb") as file:
+        text = file.read(len(magic) + _FRAME.size)
+        if len(text) < len(magic) + _FRAME.size or not text.startswith(magic):
+            return None
+        text += file.read(min(_FRAME.unpack_from(text, len(magic))[0], MAX_FRAME_BYTES))
+    header, _ = next(read_frames(text, len(magic)), (None, 0))
+    return header if isinstance(header, dict) else None
 
 
-def flush_folder(folder: Path) -> None:
-    """Let the names in a folder outlive a loss of power."""
-    flush_file(folder)
+@dataclass(frozen=True, slots=True)
+class SealedKind:
+    """A kind of finished file: how it begins, its schema, and the words of its error messages."""
+
+    magic: bytes
+    schema: int
+    name: str  # with its article
+    command: str  # writes such files
+    remedy: str  # what to do about a bad one
 
 
-def flush_file(path: Path) -> None:
-    """Let what a file holds outlive a loss of power."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+@dataclass(frozen=True, slots=True)
+class Sealed:
+    """The content of a finished file; `sha256` is that of everything before its end frame."""
+
+    header: dict[str, Any]
+    records: list[Any]
+    sha256: str
+
+
+def write_sealed(path: Path, kind: SealedKind, header: Mapping[str, Any], records: Sequence[Any]) -> str:
+    """Write a finished file, whole or not at all: header, records, and an end frame with their number and SHA-256.
+
+    Returns the SHA-256.
+    """
+    text = kind.magic + frame(dict(header)) + b"".join(map(frame, records))
+    digest = hashlib.sha256(text).hexdigest()
+    write_whole(path, text + frame({"end": len(records), "sha256": digest}))
+    return digest
+
+
+def read_sealed(path: Path, kind: SealedKind) -> Sealed:
+    """Read a finished file; `MintError` when it is foreign, damaged, unfinished or of another schema."""
+    text = path.read_bytes()
+    if not text.startswith(kind.magic):
+        raise MintError(f"{path}: not {kind.name}; needed: a file that `{kind.command}` wrote")
+    ends = [len(kind.magic), len(kind.magic)]
+    records = []
+    for record, end in read_frames(text, len(kind.magic)):
+        records.append(record)
+        ends.append(end)
+    header = records[0] if records and isinstance(records[0], dict) else {}
+    if header.get("schema") != kind.schema:
+        raise MintError(f"{path}: {kind.name} of schema {header.get('schema')}, needed {kind.schema}; {kind.remedy}")
+    body, seal = records[1:-1], records[-1]
+    digest = hashlib.sha256(text[: ends[-2]]).hexdigest()
+    if not isinstance(seal, dict) or (seal.get("end"), seal.get("sha256")) != (len(body), digest):
+        raise MintError(
+            f"{path}: damaged: {len(records) - 1} frames after the header are readable, the last is no seal; "
+            f"remove the file and {kind.remedy}"
+        )
+    return Sealed(header, body, digest)
 
 
 class Journal:

@@ -1,4 +1,4 @@
-"""What a model's config.json tells before anything of its weights is there: whether mint can take it."""
+"""Reads and checks a model's config.json, before any of its weights is there."""
 
 import json
 from pathlib import Path
@@ -7,13 +7,17 @@ from typing import Any
 from mint.core.errors import MintError
 
 
-def check_config(folder: Path) -> None:
-    """Raise `MintError` for a config that is missing, broken or of a model that is not for us."""
+def read_config(folder: Path) -> tuple[dict[str, Any], bytes]:
+    """The config of the model in `folder`, and its text, from one reading of the file.
+
+    Raises `MintError` for a config that is missing, broken or of a model that mint does not take.
+    """
     path = folder / "config.json"
     if not path.is_file():
         raise MintError(f"{folder}: no config.json found; needed: a Hugging Face model folder")
+    text = path.read_bytes()
     try:
-        config = json.loads(path.read_bytes())
+        config = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise MintError(f"{path}: not valid JSON ({error}); download it again") from error
     if not isinstance(config, dict) or "model_type" not in config:
@@ -24,6 +28,7 @@ def check_config(folder: Path) -> None:
             "needed: an architecture that mlx_lm itself implements"
         )
     _refuse_quantized(folder, config)
+    return config, text
 
 
 def _refuse_quantized(folder: Path, config: dict[str, Any]) -> None:
@@ -50,7 +55,7 @@ def _refuse_quantized(folder: Path, config: dict[str, Any]) -> None:
 
 def _section(folder: Path, config: dict[str, Any], name: str) -> dict[str, Any]:
     """A part of a config that is an object itself; empty where it is missing."""
-    found = config.get(name) or {}
-    if not isinstance(found, dict):
+    section = config.get(name) or {}
+    if not isinstance(section, dict):
         raise MintError(f"{folder / 'config.json'}: {name} is no JSON object; download it again")
-    return found
+    return section

@@ -24,9 +24,9 @@ from mlx.nn.layers.base import Module
 from mlx.utils import tree_flatten, tree_map
 
 from mint.core.errors import MintError
-from mint.model.hooks import hook
+from mint.model.hooks import hook, unhooked_after
 from mint.model.kv_memory import KV_BITS, KV_GROUP_SIZE, STEP, ContextMemory, Point, on_line
-from mint.model.module_tree import build_tree, make_cache
+from mint.model.module_tree import make_cache
 from mint.model.source import Source
 
 GRID = (STEP, 2**12, 2**16, 2**20)  # tokens; a straight line through these and the middles between them is one
@@ -41,8 +41,8 @@ def context_memory(source: Source) -> ContextMemory:
 
     Nothing of the weights is read. Raises `MintError` when the model's forward pass cannot be traced.
     """
-    with tracing(source):
-        passes = _Passes(_build(source))
+    with tracing(source) as model:
+        passes = _Passes(model)
         passes.learn()
         obstacle = _obstacle(passes)
         return ContextMemory(_find_points(passes.measure), obstacle)
@@ -59,12 +59,11 @@ def active_experts(source: Source) -> dict[str, float]:
     if not stacks:
         return {}
     chosen = dict.fromkeys(stacks, 0)
-    with tracing(source):
-        passes = _Passes(_build(source))
-        for path, module in passes.model.named_modules():
+    with tracing(source) as model:
+        for path, module in model.named_modules():
             if path in stacks:
                 hook(module, partial(_count_chosen, chosen, path, stacks[path]), ("__call__",))
-        passes.run(1)
+        _Passes(model).run(1)
     for path, count in chosen.items():
         if count == 0:
             raise MintError(
@@ -83,15 +82,13 @@ def _count_chosen(
     return call(*args, **kwargs)
 
 
-def _build(source: Source) -> Module:
-    return build_tree(source.folder, source.config, source.shards, source.dtype).model
-
-
 @contextmanager
-def tracing(source: Source) -> Iterator[None]:
-    """Say of any exception of a model's own code which model it was."""
+def tracing(source: Source) -> Iterator[Module]:
+    """The modules of `source`, unhooked afterwards; an exception of the model's own code names the model."""
     try:
-        yield
+        model = source.opened.model
+        with unhooked_after(module for _, module in model.named_modules()):
+            yield model
     except MintError as error:
         raise MintError(f"{source.folder}: {error}") from error
     except Exception as error:  # a model may raise what it likes

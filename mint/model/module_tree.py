@@ -1,27 +1,28 @@
-"""The lazy MLX module tree of a model folder, built with mlx_lm's own classes.
+"""The lazy MLX module tree of a model folder, built with the classes of the package that will load the model.
 
-Names come from MLX, never from guessing: whatever the loader would build from these files is what is built here,
-with experts stacked, fused tensors split and dropped heads gone. Nothing is read: weights are lazy arrays.
+Names come from MLX, never from guessing: the tree is what the loader would build from these files, with experts
+stacked, fused tensors split and dropped heads gone. Nothing is read: weights are lazy arrays. `TREE_LOADERS` is the
+table of packages that bring such classes; mlx_lm is its first entry, and another package's models need one more.
 The whole graph lives on the CPU stream, so that evaluating a weight never pages from disk inside a GPU command
 buffer (a lazy graph that does trips Metal's watchdog, ml-explore/mlx#3803).
 """
 
 import importlib.metadata
-from collections.abc import Mapping
+import json
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 from mlx.nn.layers.base import Module
-from mlx.utils import tree_flatten, tree_map_with_path
+from mlx.utils import tree_flatten, tree_map, tree_map_with_path
 from mlx_lm.convert import MODEL_CONVERSION_DTYPES
 from mlx_lm.models.cache import make_prompt_cache
-from mlx_lm.utils import _get_classes, load, load_config, load_model, load_tokenizer, save_config
+from mlx_lm.utils import _decode_tagged_floats, _get_classes, load, load_config, load_model, load_tokenizer, save_config
 
 from mint.core.errors import MintError
 from mint.model.checkpoint.shards import Shard
-from mint.model.config import check_config
 
 DTYPES = {
     mx.bool_: "BOOL", mx.uint8: "U8", mx.int8: "I8", mx.uint16: "U16", mx.int16: "I16", mx.float16: "F16",
@@ -30,58 +31,136 @@ DTYPES = {
 }  # fmt: skip
 
 
+Arrays = dict[str, mx.array]  # by name
+
+
+@dataclass(frozen=True, slots=True)
+class TreeLoader:
+    """A package whose model classes make module trees."""
+
+    name: str
+    takes: Callable[[dict[str, Any]], bool]  # whether it knows the model of a config
+    module: Callable[[dict[str, Any]], Module]  # the modules of a config
+    sanitized: Callable[[Module, Arrays], Arrays]  # a checkpoint's tensors as the parameters of these modules
+
+
+def _takes(config: dict[str, Any]) -> bool:
+    try:
+        _get_classes(config)
+    except ValueError:
+        return False
+    return True
+
+
+def _module(config: dict[str, Any]) -> Module:
+    model_class, args_class = _get_classes(config)
+    model: Module = model_class(args_class.from_dict(config))
+    return model
+
+
+def _sanitized(model: Module, weights: Arrays) -> Arrays:
+    """The weights as the model's own `sanitize` leaves them; some models change their tree there."""
+    sanitized: Arrays = model.sanitize(weights) if hasattr(model, "sanitize") else weights
+    return sanitized
+
+
+TREE_LOADERS = [TreeLoader("mlx_lm", _takes, _module, _sanitized)]  # the first that takes a config builds its tree
+
+
 @dataclass(frozen=True, slots=True)
 class Tree:
-    """A model whose parameters are lazy, and the lazy source tensors that they are made of."""
+    """The modules of a model, its lazy parameters in their order, and the lazy source tensors that feed them.
+
+    The modules hold stand-ins of the same shapes and dtypes instead of the parameters: they are for forward passes
+    that compute nothing, and keep no weight in memory that was evaluated.
+    """
 
     model: Module
-    leaves: Mapping[str, mx.array]
-
-    def parameters(self) -> dict[str, mx.array]:
-        """Every parameter by its name, in the order of the module tree."""
-        return dict(tree_flatten(self.model.parameters()))
+    arrays: Arrays
+    leaves: Arrays
 
 
-def read_config(folder: Path) -> dict[str, Any]:
-    """The model's config as mlx_lm reads it; `MintError` if it is missing, broken or of a model that is not for us."""
-    check_config(folder)
-    config: dict[str, Any] = load_config(folder)
-    return config
+class OpenedModel:
+    """Owns the module tree of a model: built when it is first needed, shared by all passes that compute nothing.
+
+    The weights are handed over, not kept: an array that its new owner evaluates and drops leaves the memory. A lazy
+    array can be evaluated once, so a second reading of the weights builds the tree again.
+    """
+
+    def __init__(self, folder: Path, config: dict[str, Any], shards: tuple[Shard, ...], dtype: str = "") -> None:
+        self._files = folder, config, shards, dtype
+        self._tree: Tree | None = None  # not handed over
+        self._model: Module | None = None
+        self.unshared: Collection[str] = ()  # parameters that share no source tensor with others
+        self._left: Arrays = {}  # these, of the last reading
+
+    def tree(self) -> Tree:
+        """The tree, to look at and not to keep, since its arrays will be handed over."""
+        if self._tree is None:
+            self._tree = build_tree(*self._files)
+            self._model = self._model or self._tree.model
+        return self._tree
+
+    @property
+    def model(self) -> Module:
+        """The modules over stand-ins of the parameters. Take off every hook after use."""
+        return self._model or self.tree().model
+
+    def arrays(self) -> Arrays:
+        """Fresh lazy arrays of all parameters by name, in the order of the module tree."""
+        arrays, self._tree = self.tree().arrays, None
+        self._left = {name: arrays[name] for name in self.unshared}
+        return arrays
+
+    def take(self, names: Collection[str]) -> Arrays:
+        """Fresh lazy arrays of these parameters, from what the last reading of `arrays` left where that has them."""
+        arrays = self._left if self._left.keys() >= set(names) else self.arrays()
+        self._left = {}
+        return {name: arrays[name] for name in names}
+
+
+def completed(config: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """The config as mlx_lm's `load_config` makes it: floats decoded, the end tokens of the generation config."""
+    completed: dict[str, Any] = _decode_tagged_floats(config)
+    try:
+        generation = json.loads((folder / "generation_config.json").read_bytes())
+    except (FileNotFoundError, json.JSONDecodeError):
+        return completed
+    end_tokens = generation.get("eos_token_id", False)
+    return completed | {"eos_token_id": end_tokens} if end_tokens else completed
 
 
 def build_tree(folder: Path, config: dict[str, Any], shards: tuple[Shard, ...], dtype: str = "") -> Tree:
     """The module tree of the model in `folder` over lazy weights, cast as `mlx_lm.convert` casts them.
 
-    `dtype` (float16, bfloat16, float32) overrides the config's own, empty leaves it. Raises `MintError` when mlx_lm
-    does not know the model type or when weights and modules do not fit together.
+    `dtype` (float16, bfloat16, float32) overrides the config's own, empty leaves it. Raises `MintError` when no
+    loader knows the model type or when weights and modules do not fit together.
     """
+    loader = next((loader for loader in TREE_LOADERS if loader.takes(config)), None)
+    if loader is None:
+        names = " and ".join(loader.name for loader in TREE_LOADERS)
+        raise MintError(f"{folder}: {names} does not know model_type {config['model_type']!r}; {_update_advice()}")
     with mx.stream(mx.cpu):
         leaves = {
             tensor.name: array
             for shard in shards
             for tensor, array in _load(folder, shard)
         }  # fmt: skip
+        model = loader.module(config)
         try:
-            model_class, args_class = _get_classes(config)
-        except ValueError as error:
-            raise MintError(
-                f"{folder}: mlx_lm does not know model_type {config['model_type']!r}; {_update_advice()}"
-            ) from error
-        model = model_class(args_class.from_dict(config))
-        weights = dict(leaves)
-        try:
-            if hasattr(model, "sanitize"):
-                weights = model.sanitize(weights)
+            weights = loader.sanitized(model, dict(leaves))
             model.eval()
             model.load_weights(list(weights.items()), strict=True)
         except (ValueError, KeyError) as error:
             summary = " ".join(str(error).split())[:300]
             raise MintError(
-                f"{folder}: the weights do not fit mlx_lm's {config['model_type']} model: {summary}; "
+                f"{folder}: the weights do not fit {loader.name}'s {config['model_type']} model: {summary}; "
                 f"needed: a complete model of that type. {_update_advice()}"
             ) from error
         _cast(model, config, dtype)
-    return Tree(model, leaves)
+    arrays = dict(tree_flatten(model.parameters()))
+    model.update(tree_map(lambda array: mx.zeros(array.shape, array.dtype), model.parameters()))  # lazy, like arrays
+    return Tree(model, arrays, leaves)
 
 
 def _load(folder: Path, shard: Shard) -> list[tuple[Any, mx.array]]:
@@ -132,11 +211,8 @@ def load_stock(folder: Path) -> Module:
 
 def load_plain(folder: Path, weights: dict[str, mx.array]) -> Module:
     """The same model with none of its modules quantized, over `weights` by parameter name."""
-    config = load_config(folder)
-    model_class, args_class = _get_classes(config)
-    model: Module = model_class(args_class.from_dict(config))
-    if hasattr(model, "sanitize"):  # some models change their tree there
-        weights = model.sanitize(weights)
+    model = _module(load_config(folder))
+    weights = _sanitized(model, weights)
     model.eval()
     model.load_weights(list(weights.items()), strict=True)
     return model

@@ -19,10 +19,10 @@ import numpy as np
 import numpy.typing as npt
 from mlx.nn.layers.base import Module
 
-from mint.model.hooks import hook, unhooked_after
+from mint.model.hooks import hook
 from mint.model.kv_trace import tracing
 from mint.model.lineage import Graph, batches, read_graph
-from mint.model.module_tree import build_tree, make_cache
+from mint.model.module_tree import make_cache
 from mint.model.source import Source
 
 TOKENS = 8
@@ -48,7 +48,7 @@ def preceding_norms(source: Source) -> dict[str, str]:
     Of a unit that is used several times in a pass, the first use counts. Raises `MintError` when the forward pass
     cannot be traced.
     """
-    return _traced(source)[1]
+    return _traced(source)[0]
 
 
 def norm_gains(source: Source) -> dict[str, npt.NDArray[np.float32]]:
@@ -58,18 +58,29 @@ def norm_gains(source: Source) -> dict[str, npt.NDArray[np.float32]]:
     already, so the gain is x times half the difference of the answers to x and -x, whatever bias is added. A norm that
     takes more than one array (gates) says it with its weight. A norm of single heads counts once for every head.
     """
-    model, norms, alone = _traced(source)
-    modules = dict(model.named_modules())
-    asked = {norm: _gain(modules[norm], alone=norm in alone) for norm in set(norms.values())}
+    norms, alone = _traced(source)
+    modules = dict(source.opened.model.named_modules())
+    arrays = source.arrays()
+    gains = {norm: _gain(norm, modules[norm], arrays, alone=norm in alone) for norm in set(norms.values())}
     columns = {unit.path: unit.shape[-1] for unit in source.units}
     return {
-        unit: np.tile(asked[norm], columns[unit] // asked[norm].size)
+        unit: np.tile(gains[norm], columns[unit] // gains[norm].size)
         for unit, norm in norms.items()
-        if columns[unit] % asked[norm].size == 0
+        if columns[unit] % gains[norm].size == 0
     }
 
 
-def _gain(norm: Any, *, alone: bool) -> npt.NDArray[np.float32]:
+def _gain(path: str, norm: Any, arrays: Mapping[str, mx.array], *, alone: bool) -> npt.NDArray[np.float32]:
+    """The gain of one norm, which has its parameters from `arrays` only while it computes."""
+    stand_ins = {name: value for name, value in norm.items() if f"{path}.{name}" in arrays}
+    norm.update({name: arrays[f"{path}.{name}"] for name in stand_ins})
+    try:
+        return _answered_gain(norm, alone=alone)
+    finally:
+        norm.update(stand_ins)
+
+
+def _answered_gain(norm: Any, *, alone: bool) -> npt.NDArray[np.float32]:
     weight = norm["weight"].astype(mx.float32)
     if alone:
         ends = mx.where(mx.arange(weight.size) % 2 == 0, 1.0, -1.0)
@@ -77,13 +88,13 @@ def _gain(norm: Any, *, alone: bool) -> npt.NDArray[np.float32]:
     return np.array(weight.astype(mx.float32))
 
 
-def _traced(source: Source) -> tuple[Module, dict[str, str], set[str]]:
-    """The model with lazy weights, the norm of each unit, and the norms that take one array alone."""
-    model = build_tree(source.folder, source.config, source.shards, source.dtype).model
+def _traced(source: Source) -> tuple[dict[str, str], set[str]]:
+    """The norm of each unit, and the norms that take one array alone."""
+    model = source.opened.model
     units = {unit.path for unit in source.units}
     norms = {path for path, module in model.named_modules() if _may_be_norm(module)}
     calls: dict[str, _Call] = {}
-    found: dict[str, str] = {}
+    preceding: dict[str, str] = {}
 
     def watch(tokens: mx.array) -> mx.array:
         model(tokens, cache=make_cache(model))
@@ -91,16 +102,15 @@ def _traced(source: Source) -> tuple[Module, dict[str, str], set[str]]:
         left = {
             path: call.given for path, call in calls.items() if path in norms and call.taken.shape == call.given.shape
         }
-        found.update(_match(entered, left))
+        preceding.update(_match(entered, left))
         return tokens
 
-    modules = [module for _, module in model.named_modules()]
-    with tracing(source), unhooked_after(modules):
+    with tracing(source):
         for path, module in model.named_modules():
             if path in units or path in norms:
                 _watch(module, path, calls)
         mx.vmap(watch)(mx.zeros((1, 1, TOKENS), mx.int32))
-    return model, found, {path for path, call in calls.items() if call.alone}
+    return preceding, {path for path, call in calls.items() if call.alone}
 
 
 def _may_be_norm(module: Any) -> bool:

@@ -3,6 +3,7 @@
 Opening reads headers, the config and a few sampled bytes, whatever the size of the model.
 """
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,10 +17,10 @@ from mint.core.progress import OnProgress, ignore
 from mint.formats.format import AFFINE, QUANTIZABLE, admissible
 from mint.formats.units import Parameter, Unit
 from mint.model.checkpoint.shards import Shard, SourceTensor, identity, read_shards
-from mint.model.config import check_config
+from mint.model.config import read_config
 from mint.model.lineage import trace_sources
 from mint.model.locate import locate
-from mint.model.module_tree import DTYPES, Tree, build_tree, read_config
+from mint.model.module_tree import DTYPES, OpenedModel, Tree, completed
 from mint.model.roles import UNKNOWN, layer_of, role_of
 
 
@@ -35,7 +36,7 @@ class Source:
     units: tuple[Unit, ...]
     parameters: tuple[Parameter, ...]
     dropped: tuple[str, ...]
-    _opened: list[dict[str, mx.array]] = field(default_factory=list, compare=False, repr=False)
+    opened: OpenedModel = field(compare=False, repr=False)  # owns the module tree and the lazy weights
 
     @property
     def nbytes(self) -> int:
@@ -51,13 +52,8 @@ class Source:
         return {tensor.name: tensor for shard in self.shards for tensor in shard.tensors}
 
     def arrays(self) -> dict[str, mx.array]:
-        """Fresh lazy arrays of all parameters by name. Take one out, evaluate it, drop it: that bounds the memory.
-
-        The arrays that opening made are handed out once, to the first who asks.
-        """
-        if self._opened:
-            return self._opened.pop()
-        return build_tree(self.folder, self.config, self.shards, self.dtype).parameters()
+        """Fresh lazy arrays of all parameters by name. Take one out, evaluate it, drop it: that bounds the memory."""
+        return self.opened.arrays()
 
 
 def open_source(model: Path | str, *, dtype: str = "", on_progress: OnProgress = ignore) -> Source:
@@ -66,38 +62,37 @@ def open_source(model: Path | str, *, dtype: str = "", on_progress: OnProgress =
     `dtype` overrides the dtype that weights are cast to. Raises `MintError` when the folder, a shard, the config or the
     architecture is not what it has to be.
     """
-    folder = locate(model, on_progress, check=check_config)
+    folder = locate(model, on_progress, check=read_config)
     if not folder.is_dir():
         raise MintError(f"{folder}: no such folder; needed: the folder of a Hugging Face model, or an id of the hub")
-    config = read_config(folder)
+    config, text = read_config(folder)
+    config = completed(config, folder)
     shards = read_shards(folder)
-    tree = build_tree(folder, config, shards, dtype)
-    arrays = tree.parameters()
-    sources = trace_sources(arrays, tree.leaves)
-    units = _find_units(tree, arrays, sources)
-    held = {f"{unit.path}.weight" for unit in units}
+    opened = OpenedModel(folder, config, shards, dtype)
+    tree = opened.tree()
+    sources = trace_sources(tree.arrays, tree.leaves)
+    units = _find_units(tree, sources)
+    weights = {f"{unit.path}.weight" for unit in units}
     parameters = tuple(
         Parameter(name, array.shape, DTYPES[array.dtype], sources[name])
-        for name, array in arrays.items()
-        if name not in held
+        for name, array in tree.arrays.items()
+        if name not in weights
     )
-    used = {name for feeders in sources.values() for name in feeders}
-    dropped = tuple(name for name in tree.leaves if name not in used)
-    config_text = (folder / "config.json").read_bytes()
-    return Source(
-        folder, config, dtype, identity(shards, config_text), shards, units, parameters, dropped, _opened=[arrays]
-    )
+    uses = Counter(name for feeders in sources.values() for name in feeders)
+    dropped = tuple(name for name in tree.leaves if name not in uses)
+    opened.unshared = [parameter.name for parameter in parameters if {uses[name] for name in parameter.sources} <= {1}]
+    return Source(folder, config, dtype, identity(shards, text), shards, units, parameters, dropped, opened)
 
 
-def _find_units(tree: Tree, arrays: Mapping[str, mx.array], sources: Mapping[str, tuple[str, ...]]) -> tuple[Unit, ...]:
+def _find_units(tree: Tree, sources: Mapping[str, tuple[str, ...]]) -> tuple[Unit, ...]:
     predicate = getattr(tree.model, "quant_predicate", None) or (lambda path, module: True)
     units = []
     for path, module in tree.model.named_modules():
         name = f"{path}.weight"
-        if not hasattr(module, "to_quantized") or name not in arrays:
+        if not hasattr(module, "to_quantized") or name not in tree.arrays:
             continue
         verdict = predicate(path, module)
-        weight = arrays[name]
+        weight = tree.arrays[name]
         unit = Unit(
             path=path,
             shape=weight.shape,
@@ -109,7 +104,7 @@ def _find_units(tree: Tree, arrays: Mapping[str, mx.array], sources: Mapping[str
             keep_reason="" if verdict else "the model's own quant_predicate keeps it",
         )
         units.append(_with_keep_reason(unit, module))
-    order = {name: index for index, name in enumerate(arrays)}
+    order = {name: index for index, name in enumerate(tree.arrays)}
     return tuple(sorted(units, key=lambda unit: order[f"{unit.path}.weight"]))
 
 

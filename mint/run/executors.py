@@ -8,7 +8,7 @@ from pathlib import Path
 from mint.core.errors import MintError
 from mint.core.log import log
 from mint.core.progress import OnProgress, ignore
-from mint.model.config import check_config
+from mint.model.config import read_config
 from mint.model.hub_cache import NotOnHubError
 from mint.model.locate import locate
 from mint.run.executor import Executor, in_process
@@ -35,7 +35,7 @@ def executing(
     if share and not address:
         raise MintError("--share: there is one machine; needed: --cluster ADDRESS with it")
     if not address:
-        yield locate(model, on_progress, check=check_config), in_process
+        yield locate(model, on_progress, check=read_config), in_process
         return
     offers = entry_points(group=GROUP)
     if not offers:
@@ -50,7 +50,7 @@ def executing(
 def _head_folder(model: Path | str, on_progress: OnProgress) -> Path:
     """Where the head has a model, or would have it: what the hub does not know may be a folder that only nodes have."""
     try:
-        return locate(model, on_progress, check=check_config)
+        return locate(model, on_progress, check=read_config)
     except NotOnHubError as error:
         log.warning("model.elsewhere", reason=str(error))
         return Path(model)

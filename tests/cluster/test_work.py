@@ -149,7 +149,7 @@ def test_a_worker_builds_the_tree_once_whatever_the_batches(
         built.append(folder)
         return build_tree(folder, *rest)
 
-    monkeypatch.setattr("mint.model.source.build_tree", building)
+    monkeypatch.setattr("mint.model.module_tree.build_tree", building)
     names = [unit.path for unit in source.units]
     found: dict[str, Any] = {}
     for batch, start in enumerate(range(0, len(names), 5)):

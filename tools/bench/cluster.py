@@ -33,8 +33,8 @@ from cluster.forecast.simulate import Costs, Machine, simulate
 from cluster.schedule.coordinator import Coordinator
 from cluster.schedule.events import Event, Item
 from cluster.schedule.placement import Placement, place_units
-from mint.analysis.analysis import Analysis, read_analysis, write_analysis
-from mint.analysis.analyze import header_of
+from mint.analysis.analysis import Analysis, write_analysis
+from mint.analysis.analyze import header_of, traced_header
 from mint.analysis.unit_jobs import ready_kernels
 from mint.formats.units import Unit
 from mint.model.source import Source, open_source
@@ -270,8 +270,7 @@ def made_analysis(source: Source) -> Analysis:
         measurements[unit.path] = made
     with tempfile.TemporaryDirectory() as name:
         path = Path(name) / "made.mint"
-        write_analysis(path, header_of(source, "nearest"), measurements)
-        return read_analysis(path)
+        return write_analysis(path, header_of(source, "nearest") | traced_header(source), measurements)
 
 
 def dry_assembly(plan: Plan) -> dict[str, Any]:

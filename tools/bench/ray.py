@@ -30,6 +30,7 @@ from cluster.transport.wire import pack, tell_inventory, unpack
 from mint.analysis.unit_jobs import Packed, measure, ready_kernels
 from mint.formats.format import KEEP
 from mint.formats.units import Unit
+from mint.model.module_tree import OpenedModel
 from mint.model.source import Source
 from mint.run.device_kind import device_kind, versions
 from mint.run.executor import Weights
@@ -57,7 +58,8 @@ def making_actor() -> Any:
             self._told, self._name = {"job": told["job"], "rounding": "nearest"}, "made"
             ready_kernels("nearest", lambda progress: None)
             self._one: list[mx.array] = []
-            self._job, self._weights = measure, Weights(Source(Path(), {}, "", "", (), (), (), ()), ())
+            nothing = Source(Path(), {}, "", "", (), (), (), (), OpenedModel(Path(), {}, ()))
+            self._job, self._weights = measure, Weights(nothing, ())
             self._cpu = self._seconds = 0.0
             self._began = 0.0
 

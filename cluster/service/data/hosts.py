@@ -16,7 +16,7 @@ from sqlalchemy import delete, insert, select
 from cluster.service.data.database import Database
 from cluster.service.data.tables import hosts, stores
 from mint.core.errors import MintError
-from mint.core.journal import flush_file
+from mint.core.files import flush
 
 BEAT_SECONDS = 5.0
 GONE_SECONDS = 24 * 3600.0  # without a sign of life, until a machine is forgotten
@@ -77,5 +77,5 @@ class Hosts:
 def _write(file: Path, text: str) -> None:
     new = file.with_name(f"id.{secrets.token_hex(8)}")
     new.write_text(text + "\n")
-    flush_file(new)
+    flush(new)
     new.replace(file)

@@ -15,7 +15,7 @@ import threading
 from mint.core.errors import MintError
 from mint.core.log import configure_logging
 from mint.core.progress import Progress
-from mint.model.config import check_config
+from mint.model.config import read_config
 from mint.model.hub_cache import cached, parse_id
 from mint.model.hub_download import fetch
 
@@ -35,7 +35,7 @@ def main() -> None:
 
     try:
         if not cached(id):
-            fetch(id, tell, check=check_config, reserve_bytes=reserve_bytes)
+            fetch(id, tell, check=read_config, reserve_bytes=reserve_bytes)
     except MintError as error:
         print(json.dumps({"error": str(error)}), file=answers)
     except OSError as error:  # a disk that others filled, a cache that may not be written

@@ -20,7 +20,7 @@ from cluster.service.data.catalog import Ledger
 from cluster.service.data.records import Artifact, StoredFile
 from cluster.service.errors import ArtifactInUseError, NotFoundError
 from mint.core.errors import MintError
-from mint.core.journal import flush_folder
+from mint.core.files import flush
 from mint.core.sizes import format_size
 from mint.model.checkpoint.manifest import WrittenFile, file_digest
 
@@ -88,7 +88,7 @@ class Store:
                 place.parent.mkdir(exist_ok=True)
                 if not _has_size(place, sizes[digest]):
                     stage.replace(place)
-                    flush_folder(place.parent)
+                    flush(place.parent)
 
         try:
             self.ledger.add(artifact, settle, holder=holder, seconds=_HOLD_SECONDS)

@@ -9,7 +9,7 @@ A model that does not fit in memory at full precision is probed around a base: a
 (`packed_base.py`), the probed one alone is replaced by its coarse form, and `model` above is the base model.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from time import perf_counter
@@ -20,7 +20,7 @@ from mint.analysis.probes.packed_base import AUTO, BASES, chosen_base, describe_
 from mint.analysis.probes.probe_file import FULL, MAGIC, SCHEMA, Probe, Probed, probe_of, read_probed, write_probed
 from mint.analysis.probes.prober import ProbeJob, Probing, TextJob, coarse_format
 from mint.core.errors import MintError
-from mint.core.journal import Journal, frame
+from mint.core.journal import Journal, read_header
 from mint.core.log import log
 from mint.core.progress import OnProgress, Progress, ignore
 from mint.formats.units import Unit
@@ -62,11 +62,10 @@ def probe(
     if probing.base == AUTO:
         header["base"] = _begun(header, (output, partial)) or chosen_base(source, AUTO, probing.tokens)
     if output.exists():
-        if not output.read_bytes().startswith(MAGIC + frame(header)):
-            raise MintError(
-                f"{output}: holds other probes ({_described(read_probed(output))}); move it away to probe anew"
-            )
-        return read_probed(output)
+        probed = read_probed(output)
+        if read_header(output, MAGIC) != header:
+            raise MintError(f"{output}: holds other probes ({_described(probed)}); move it away to probe anew")
+        return probed
     with Journal(partial, MAGIC, header) as journal:
         probes = {record["path"]: probe_of(record) for record in journal.records}
         pending = [unit for unit in units if unit.path not in probes]
@@ -75,16 +74,15 @@ def probe(
             for found in _probes(source, chosen, pending, len(probes), executor, on_progress):
                 journal.append(asdict(found))
                 probes[found.path] = found
-        write_probed(output, header, probes)
+        probed = write_probed(output, header, probes)
         journal.path.unlink()
-    return read_probed(output)
+    return probed
 
 
-def _begun(header: Mapping[str, Any], paths: Iterable[Path]) -> str:
+def _begun(header: dict[str, Any], paths: Iterable[Path]) -> str:
     """The base of finished or unfinished probes with the same header otherwise; empty if there are none."""
-    starts = {base: MAGIC + frame(dict(header) | {"base": base}) for base in (FULL, *BASES)}
-    texts = [path.read_bytes() for path in paths if path.exists()]
-    return next((base for base, start in starts.items() for text in texts if text.startswith(start)), "")
+    begun = [read_header(path, MAGIC) for path in paths]
+    return next((base for base in (FULL, *BASES) if header | {"base": base} in begun), "")
 
 
 def _described(probed: Probed) -> str:

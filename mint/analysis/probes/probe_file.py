@@ -4,18 +4,17 @@ The finished file holds a header, one frame per probed unit in the order of the 
 SHA-256 of all before it: the same model probed the same way on one kind of device gives the same bytes.
 """
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from math import fsum
 from pathlib import Path
 from typing import Any
 
-from mint.core.errors import MintError
-from mint.core.journal import read_frames, write_sealed
+from mint.core.journal import SealedKind, read_sealed, write_sealed
 
 MAGIC = b"MINT probe\n"
 SCHEMA = 2
+_KIND = SealedKind(MAGIC, SCHEMA, "a file of probes", "mint probe", "probe the model again")
 FULL = "full"  # no base
 
 
@@ -63,9 +62,11 @@ def probe_path(analysis: Path) -> Path:
     return analysis.with_name(analysis.name + ".probe")
 
 
-def write_probed(path: Path, header: Mapping[str, Any], probes: Mapping[str, Probe]) -> None:
-    """Write the finished file, whole or not at all."""
-    write_sealed(path, MAGIC, header, [asdict(probes[name]) for name in header["units"]])
+def write_probed(path: Path, header: Mapping[str, Any], probes: Mapping[str, Probe]) -> Probed:
+    """Write the finished file, whole or not at all, and return the probes in it."""
+    ordered = {name: probes[name] for name in header["units"]}
+    write_sealed(path, _KIND, header, [asdict(probe) for probe in ordered.values()])
+    return _probed(header, ordered)
 
 
 def probes_beside(analysis: Path) -> Probed | None:
@@ -76,18 +77,11 @@ def probes_beside(analysis: Path) -> Probed | None:
 
 def read_probed(path: Path) -> Probed:
     """Read finished probes; `MintError` when the file is foreign, damaged or of another schema."""
-    text = path.read_bytes()
-    if not text.startswith(MAGIC):
-        raise MintError(f"{path}: not a file of probes; needed one that `mint probe` wrote")
-    frames = [(len(MAGIC), len(MAGIC)), *read_frames(text, len(MAGIC))]
-    records = [record for record, _ in frames[1:]]
-    if not records or not isinstance(records[0], dict) or records[0].get("schema") != SCHEMA:
-        raise MintError(f"{path}: probes of another schema than {SCHEMA}; remove the file and probe the model again")
-    header, *probed = records
-    end = probed.pop() if probed else {}
-    if end.get("sha256") != hashlib.sha256(text[: frames[-2][1]]).hexdigest():
-        raise MintError(f"{path}: damaged; remove the file and probe the model again")
-    probes = {record["path"]: probe_of(record) for record in probed}
+    sealed = read_sealed(path, _KIND)
+    return _probed(sealed.header, {record["path"]: probe_of(record) for record in sealed.records})
+
+
+def _probed(header: Mapping[str, Any], probes: Mapping[str, Probe]) -> Probed:
     return Probed(header["model"], header["tokens"], header["base"], probes)
 
 

@@ -92,6 +92,24 @@ def test_nothing_that_was_measured_is_measured_again(llama: Path, tmp_path: Path
     assert asked == []
 
 
+def test_what_analyze_returns_is_what_its_file_says(make_model: Make, tmp_path: Path) -> None:
+    source = open_source(make_model("mixtral"))
+    analysis = analyze(source, tmp_path / "a.mint")
+    assert read_analysis(tmp_path / "a.mint") == analysis
+    assert analyze(source, tmp_path / "a.mint") == analysis
+
+
+def test_a_finished_analysis_is_found_before_anything_is_traced(
+    llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = open_source(llama)
+    analysis = analyze(source, tmp_path / "a.mint")
+    traces: list[Path] = []
+    monkeypatch.setattr("mint.analysis.analyze.context_memory", lambda source: traces.append(source.folder))
+    assert analyze(source, tmp_path / "a.mint") == analysis
+    assert traces == []
+
+
 def test_a_stack_keeps_a_number_per_expert_and_the_worst(make_model: Make, tmp_path: Path) -> None:
     analysis = analyze(open_source(make_model("mixtral")), tmp_path / "a.mint")
     stacks = [unit for unit in analysis.units if unit.slices > 1]

@@ -1,9 +1,10 @@
 from pathlib import Path
+from zlib import crc32
 
 import pytest
 
 from mint.core.errors import MintError
-from mint.core.journal import Journal, frame, read_frames
+from mint.core.journal import Journal, Sealed, SealedKind, frame, read_frames, read_header, read_sealed, write_sealed
 
 MAGIC = b"test journal\n"
 HEADER = {"model": "abc", "schema": 1}
@@ -45,6 +46,33 @@ def test_a_flipped_bit_ends_what_is_believed(tmp_path: Path) -> None:
         kept = [record for record, _ in read_frames(bytes(damaged), start)]
         assert kept == RECORDS[: len(kept)]
         assert len(kept) < len(RECORDS)
+
+
+@pytest.mark.parametrize(
+    "tail", [bytes(1), bytes(8), bytes(4096), b"\x01\x00\x00\x00" + crc32(b"\xc1").to_bytes(4, "little") + b"\xc1"]
+)
+def test_a_tail_that_a_power_cut_left_ends_the_journal(tail: bytes, tmp_path: Path) -> None:
+    """Zeros make frames of length 0 whose checksum is right; the last is a sound frame that is no msgpack."""
+    path = tmp_path / "j"
+    whole = _write(path)
+    path.write_bytes(whole + tail)
+    with Journal(path, MAGIC, HEADER) as journal:
+        assert journal.records == RECORDS
+    assert path.read_bytes() == whole
+
+
+def test_a_sealed_file_is_read_whole_or_not_at_all(tmp_path: Path) -> None:
+    kind = SealedKind(MAGIC, 1, "a test file", "make test", "test again")
+    path = tmp_path / "sealed"
+    digest = write_sealed(path, kind, HEADER, RECORDS)
+    assert read_sealed(path, kind) == Sealed(HEADER, RECORDS, digest)
+    assert read_header(path, MAGIC) == HEADER
+    whole = path.read_bytes()
+    for length in range(len(whole)):
+        path.write_bytes(whole[:length])
+        with pytest.raises(MintError, match=r"not a test file|of schema|damaged"):
+            read_sealed(path, kind)
+        assert read_header(path, MAGIC) in (HEADER, None)
 
 
 def test_a_file_of_something_else_is_refused_and_left_alone(tmp_path: Path) -> None:

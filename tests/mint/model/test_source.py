@@ -1,14 +1,21 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
 import pytest
+from mlx.nn.layers.base import Module
+from mlx.nn.layers.embedding import Embedding
+from mlx.nn.layers.linear import Linear
+from mlx.utils import tree_flatten
 
 from mint.core.errors import MintError
 from mint.formats.format import KEEP
-from mint.model.module_tree import DTYPES
+from mint.model import module_tree
+from mint.model.kv_trace import active_experts, context_memory
+from mint.model.module_tree import DTYPES, TREE_LOADERS, Tree, TreeLoader, build_tree
 from mint.model.roles import UNKNOWN
 from mint.model.source import open_source
 from tests.conftest import FULL_PRECISION
@@ -261,3 +268,107 @@ def test_a_folder_that_is_no_model_is_refused(tmp_path: Path) -> None:
     _shard(tmp_path / "model").rename(tmp_path / "model" / "weights.bin")
     with pytest.raises(MintError, match=r"no model\*\.safetensors found.*weights\.bin"):
         open_source(tmp_path / "model")
+
+
+@pytest.fixture
+def builds(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """The folders whose module trees were built."""
+    folders: list[Path] = []
+
+    def building(folder: Path, *rest: Any) -> Tree:
+        folders.append(folder)
+        return build_tree(folder, *rest)
+
+    monkeypatch.setattr(module_tree, "build_tree", building)
+    return folders
+
+
+def test_one_tree_serves_opening_tracing_and_the_first_reading(builds: list[Path], make_model: Make) -> None:
+    source = open_source(make_model("qwen3_moe"))
+    context_memory(source)
+    active_experts(source)
+    source.arrays()
+    source.opened.take([parameter.name for parameter in source.parameters])
+    context_memory(source)
+    assert len(builds) == 1
+    source.arrays()
+    assert len(builds) == 2  # a lazy array can be evaluated once
+
+
+def test_tracing_takes_off_its_hooks_and_evaluates_nothing(make_model: Make) -> None:
+    source = open_source(make_model("qwen3_next"))
+    kinds = [type(module) for _, module in source.opened.model.named_modules()]
+    first = context_memory(source), active_experts(source)
+    before = mx.get_active_memory()
+    assert (context_memory(source), active_experts(source)) == first
+    assert [type(module) for _, module in source.opened.model.named_modules()] == kinds
+    assert mx.get_active_memory() - before < min(unit.nbytes for unit in source.units)  # a few scalars
+
+
+def test_a_weight_that_was_read_and_dropped_leaves_the_memory(make_model: Make) -> None:
+    source = open_source(make_model("llama"))
+    arrays = source.arrays()
+    for unit in source.units:
+        before = mx.get_active_memory()
+        weight = arrays.pop(f"{unit.path}.weight")
+        mx.eval(weight)
+        assert mx.get_active_memory() - before >= unit.nbytes
+        del weight
+        assert mx.get_active_memory() == before
+
+
+def test_parameters_are_the_same_from_the_first_reading_and_from_another(make_model: Make) -> None:
+    source = open_source(make_model("llama"))
+    names = [parameter.name for parameter in source.parameters]
+    whole = source.arrays()
+    for _ in range(2):
+        parameters = source.opened.take(names)
+        assert list(parameters) == names
+        assert all(mx.array_equal(parameters[name], whole[name]) for name in names)
+
+
+class OwnBlock(Module):
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.q_proj = Linear(64, 64, bias=False)
+
+    def __call__(self, x: mx.array) -> mx.array:
+        return x + self.q_proj(x)
+
+
+class OwnModel(Module):
+    """A model that mlx_lm does not know."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.embed_tokens = Embedding(32, 64)
+        self.layers = [OwnBlock()]
+
+    def __call__(self, tokens: mx.array, cache: Any = None) -> mx.array:
+        logits: mx.array = self.embed_tokens.as_linear(self.layers[0](self.embed_tokens(tokens)))
+        return logits
+
+
+def test_a_package_from_outside_brings_its_own_module_trees(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "own"
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps({"model_type": "own_model"}))
+    flat: dict[str, mx.array] = dict(tree_flatten(OwnModel().parameters()))  # type: ignore[no-untyped-call]
+    weights = {f"own.{name}": array.astype(mx.bfloat16) for name, array in flat.items()}
+    mx.save_safetensors(str(folder / "model.safetensors"), weights)
+    with pytest.raises(MintError, match="mlx_lm does not know model_type 'own_model'"):
+        open_source(folder)
+    own = TreeLoader(
+        name="own",
+        takes=lambda config: config["model_type"] == "own_model",
+        module=lambda config: OwnModel(),
+        sanitized=lambda module, arrays: {name.removeprefix("own."): array for name, array in arrays.items()},
+    )
+    monkeypatch.setattr(module_tree, "TREE_LOADERS", [*TREE_LOADERS, own])
+    source = open_source(folder)
+    assert [(unit.path, unit.role, unit.sources) for unit in source.units] == [
+        ("embed_tokens", "embedding", ("own.embed_tokens.weight",)),
+        ("layers.0.q_proj", "q", ("own.layers.0.q_proj.weight",)),
+    ]
+    for unit in source.units:
+        assert mx.array_equal(source.arrays()[f"{unit.path}.weight"], weights[f"own.{unit.path}.weight"])

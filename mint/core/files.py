@@ -1,0 +1,55 @@
+"""Files that outlive a kill and a loss of power, and the digests of their bytes."""
+
+import hashlib
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+CHUNK_BYTES = 4 << 20  # read at once
+_MOST_AT_ONCE = 1 << 30  # bytes of a write: macOS refuses more than 2 GiB, which an expert layer can have
+
+
+def write_whole(path: Path, text: bytes) -> None:
+    """Write a file under a temporary name, flush it to the disk, and give it its name: whole or not at all."""
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def flush(path: Path) -> None:
+    """Let the content of a file, or the names in a folder, outlive a loss of power."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_all(descriptor: int, data: bytes | memoryview, offset: int) -> None:
+    """Write all of `data` at `offset` of an open file; the operating system may take less of it at once."""
+    rest = memoryview(data)
+    while rest:
+        count = os.pwrite(descriptor, rest[:_MOST_AT_ONCE], offset)
+        rest, offset = rest[count:], offset + count
+
+
+def chunks(file: BinaryIO) -> Iterator[bytes]:
+    """The rest of an open file in pieces of `CHUNK_BYTES`."""
+    while piece := file.read(CHUNK_BYTES):
+        yield piece
+
+
+def sha256_of(pieces: Iterable[bytes | memoryview]) -> str:
+    """The SHA-256 of pieces, one after another."""
+    digest = hashlib.sha256()
+    for piece in pieces:
+        digest.update(piece)
+    return digest.hexdigest()
