@@ -222,7 +222,7 @@ def shape(folder: Path, rate: float, budget: str) -> dict[str, Any]:
             result[f"minutes, {machines}"] = minutes(seconds)
     with step("simulated run over the made-up nodes") as result:
         result["minutes"] = minutes(_scattered(placement, work, fast))
-    with step("analysis with made-up errors") as result:
+    with step("analysis with made errors") as result:
         analysis = made_analysis(source)
         result["measurements"] = len(analysis.measurements)
     with step(f"allocation at {budget}") as result:
