@@ -1,4 +1,4 @@
-"""What every test stands on: tiny models made once, and a cache folder of the test's own."""
+"""Shared by all tests: tiny models made once, and a cache folder of the test's own."""
 
 import itertools
 import os

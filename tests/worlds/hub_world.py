@@ -63,13 +63,13 @@ class FakeHub:
         return [each for each in self.asked if each.method == "GET" and each.name.endswith(ending)]
 
     def environment(self, cache: Path) -> dict[str, str]:
-        """What a process has to be told to know this hub, and no other."""
+        """Environment of a process that knows this hub and no other."""
         told = {"HF_ENDPOINT": self.url, "HF_HUB_CACHE": str(cache), "HF_HUB_OFFLINE": "0"}
         return {**os.environ, **told, "HF_HUB_DISABLE_XET": "1", "HF_TOKEN_PATH": str(cache / "no-token")}
 
 
 def etag(name: str, text: bytes, large: tuple[str, ...]) -> str:
-    """What the hub names a file's content by: SHA-256 of a large one, git's hash of any other."""
+    """The hub's name of a file's content: SHA-256 of a large file, git's hash of any other."""
     if name.endswith(large):
         return hashlib.sha256(text).hexdigest()
     return hashlib.sha1(b"blob %d\0" % len(text) + text).hexdigest()
@@ -85,7 +85,7 @@ def fake_hub() -> Iterator[FakeHub]:
 
     class Server(ThreadingHTTPServer):
         def handle_error(self, request: Any, client_address: Any) -> None:
-            """Who asked is gone."""
+            """Ignore clients that have left."""
 
     with Server(("127.0.0.1", 0), Handler) as server:
         server.daemon_threads = True

@@ -84,7 +84,7 @@ class Page:
     def __init__(self, driver: webdriver.Chrome, url: str) -> None:
         self.driver = driver
         self.url = url
-        self.forgiven: tuple[str, ...] = ()  # what the console may say
+        self.forgiven: tuple[str, ...] = ()  # messages that the console may have
 
     def open(self, address: str = "#/", *, width: int = 1280, dark: bool = False, calm: bool = False) -> None:
         """Load an address of the page afresh, on a screen of this width."""
@@ -121,7 +121,7 @@ class Page:
         self.until(clicked)
 
     def read(self, css: str) -> str:
-        """What the first element of a selector shows, in words."""
+        """The text of the first element of a selector."""
         return str(self.script("return document.querySelector(arguments[0])?.innerText ?? ''", css))
 
     def until(self, what: Callable[[], Any]) -> Any:
@@ -157,7 +157,7 @@ class Page:
         ]
 
     def complaints(self) -> Sequence[str]:
-        """What the console complained about since this was asked last."""
+        """Warnings and errors of the console since the last call."""
         said = [entry["message"] for entry in self._log("browser") if entry["level"] != "INFO"]
         return [message for message in said if not any(forgiven in message for forgiven in self.forgiven)]
 

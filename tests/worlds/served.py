@@ -1,4 +1,4 @@
-"""What tests of the HTTP API share: a service over an empty folder, a model that is stored as analyzed, artifacts."""
+"""Shared by tests of the HTTP API: a service over an empty folder, a model that is stored as analyzed, artifacts."""
 
 import hashlib
 from collections.abc import Iterator
@@ -74,7 +74,7 @@ class Served:
 
 
 def stored(text: bytes, name: str = "a.bin") -> StoredFile:
-    """What the store says of a file of these bytes."""
+    """The store's record of a file of these bytes."""
     return StoredFile(name, hashlib.sha256(text).hexdigest(), len(text))
 
 

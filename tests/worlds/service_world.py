@@ -1,4 +1,4 @@
-"""What tests of the service's database share: a clock that stands still, people, wishes, and what must always hold."""
+"""Shared by tests of the service's database: a stopped clock, people, wishes, and the laws of the tables."""
 
 from collections.abc import Mapping
 from itertools import pairwise
@@ -81,7 +81,7 @@ def clear(database: Database) -> None:
 
 
 def check_laws(database: Database) -> None:
-    """What holds in every database, whatever happened to it: read from the tables, not from what wrote them."""
+    """Check the laws that hold in every database, on its tables alone."""
     with database.read() as connection:
         rows = connection.execute(select(jobs)).all()
         told = connection.execute(select(events).order_by(events.c.job, events.c.seq)).all()

@@ -20,11 +20,11 @@ FP8_BLOCK = 128
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """How to write a tiny checkpoint of one architecture."""
+    """Instructions for a tiny checkpoint of one architecture."""
 
     config: dict[str, Any]
     steps: tuple[Step, ...] = ()
-    tied: tuple[bool, ...] = (False,)  # what the architecture allows for tie_word_embeddings, its usual choice first
+    tied: tuple[bool, ...] = (False,)  # allowed values of tie_word_embeddings, the usual one first
     float32: tuple[str, ...] = ()  # endings of tensors stored as F32 whatever the dtype of the rest
     zero_centered: tuple[str, ...] = ()  # endings of norm weights that the model adds to one
     fp8: str = ""  # pattern of weights stored as F8_E4M3 with a scale per 128x128 block
@@ -190,7 +190,7 @@ NEXT_TOKEN = (
     ("mtp.pre_fc_norm_hidden.weight", (128,)),
 )
 
-# What DeepSeek's kind of multi-token prediction layer holds beside a usual layer's tensors.
+# Tensors of DeepSeek's multi-token prediction layer beside those of a usual layer.
 MTP = (
     ("embed_tokens.weight", (512, 128)),
     ("enorm.weight", (128,)),

@@ -1,9 +1,9 @@
-"""How quick is `mint allocate` as a whole process, and how well do its plans fill their budgets?
+"""Times `mint allocate` as a whole process, and measures how well its plans fill their budgets.
 
-    python -m tools.bench.allocate                     seconds for made analyses of 400 and of 18,867 units
+    python -m tools.bench.allocate                     seconds for made-up analyses of 400 and of 18,867 units
     python -m tools.bench.allocate ANALYSIS ...        30 budgets from the smallest to the largest plan of each
 
-The made analyses have the shapes of Qwen3-30B-A3B's tensors, one unit each, and errors like those of real weights.
+Made-up analyses have the shapes of Qwen3-30B-A3B's tensors, one unit each, and errors like those of real weights.
 """
 
 import argparse
@@ -33,7 +33,7 @@ _HIDDEN, _EXPERT, _VOCABULARY, _EXPERTS = 2048, 768, 151_936, 128
 
 
 def main() -> None:
-    """Run what was asked for and print it."""
+    """Run the selected benchmark and print its figures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("analyses", nargs="*", type=Path, metavar="ANALYSIS")
     parser.add_argument("--runs", type=int, default=3, help="runs per figure (default 3)")
@@ -62,7 +62,7 @@ def whole(size: int, runs: int) -> dict[str, Any]:
 
 
 def filling(path: Path) -> dict[str, Any]:
-    """How much of 30 budgets is used, how far from proved, and whether the curve falls."""
+    """Used share and gap of 30 budgets, and a check that the curve falls."""
     problem = Problem(read_analysis(path))
     started = time.perf_counter()
     points = curve(problem, points=_BUDGETS).points
@@ -95,7 +95,7 @@ def _write(path: Path, size: int) -> None:
 
 
 def made_measurement(unit: Unit, random: np.random.Generator) -> Measurement:
-    """Made errors like those of Gaussian weights: a quarter for every bit, more in larger groups."""
+    """Errors like those of Gaussian weights: a quarter for every bit, more in larger groups."""
     formats = tuple(format for format in unit.formats if format != KEEP)
     noise = random.uniform(0.8, 1.3) * random.uniform(0.98, 1.02, len(formats))
     law = [2.2 * 4.0**-format.bits * (1 + 0.12 * np.log2(format.group_size / 32)) for format in formats]

@@ -1,7 +1,7 @@
-"""How fast and how lean: the measuring, and the main job, side by side in one run.
+"""Speed and memory of measuring and of `mint quantize`, beside their alternatives in the same run.
 
     python -m tools.bench.analyze MODEL            measuring, mint quantize and mlx_lm.convert on a real model
-    python -m tools.bench.analyze --memory 12      peak memory on a made model of 12 shards (random weights)
+    python -m tools.bench.analyze --memory 12      peak memory on a made-up model of 12 shards (random weights)
 
 Machines are noisy: read the ratios. Every whole-process figure is the median of --runs runs in fresh processes.
 """
@@ -36,10 +36,10 @@ _PIECE = 1 << 20
 
 
 def main() -> None:
-    """Run what was asked for and print it."""
+    """Run the selected benchmark and print its figures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", nargs="?", type=Path, help="folder of a full-precision model")
-    parser.add_argument("--memory", type=int, metavar="SHARDS", help="measure peak memory on a made model")
+    parser.add_argument("--memory", type=int, metavar="SHARDS", help="measure peak memory on a made-up model")
     parser.add_argument("--layers-per-shard", type=int, default=3, help="with --memory: size of a shard (default 3)")
     parser.add_argument("--size", type=int, default=4096, help="rows and columns of the measured matrix")
     parser.add_argument("--runs", type=int, default=5, help="runs per figure (default 5)")
@@ -58,33 +58,33 @@ def main() -> None:
 
 
 def measuring(size: int, runs: int) -> dict[str, float]:
-    """Seconds to measure the 18 affine formats of one random bf16 matrix, by way of measuring."""
+    """Seconds to measure the 18 affine formats of one_core random bf16 matrix, for each implementation."""
     mx.random.seed(0)
     weight = mx.random.normal((1, size, size)).astype(mx.bfloat16)
     raw = np.asarray(weight.view(mx.uint16))
     cpu.errors(raw[:, :8], "BF16", AFFINE)  # compile
     operations = _median(1, lambda: oracle.errors(weight, AFFINE))
-    one = _median(runs, lambda: cpu.errors(raw, "BF16", AFFINE, threads=1))
-    every = _median(runs, lambda: cpu.errors(raw, "BF16", AFFINE))
+    one_core = _median(runs, lambda: cpu.errors(raw, "BF16", AFFINE, threads=1))
+    all_cores = _median(runs, lambda: cpu.errors(raw, "BF16", AFFINE))
     return {
         "mlx_operations_seconds": operations,
-        "fused_one_core_seconds": one,
-        "fused_all_cores_seconds": every,
-        "operations_over_fused_one_core": operations / one,
-        "operations_over_fused_all_cores": operations / every,
-        "fused_weights_per_second": size * size / every,
+        "fused_one_core_seconds": one_core,
+        "fused_all_cores_seconds": all_cores,
+        "operations_over_fused_one_core": operations / one_core,
+        "operations_over_fused_all_cores": operations / all_cores,
+        "fused_weights_per_second": size * size / all_cores,
     }
 
 
 def whole(model: Path, runs: int) -> dict[str, Any]:
-    """Seconds of `mint quantize` (nothing remembered) and of `mlx_lm.convert -q --q-bits 4`, as whole processes."""
+    """Seconds of `mint quantize` (no cached analysis) and of `mlx_lm.convert -q --q-bits 4`, as whole processes."""
     budget = str(int(open_source(model).nbytes * 0.28)) + "B"
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         environment = {**os.environ, "MINT_CACHE": str(folder / "cache")}
         first = _run(_mint(model, budget, folder / "first"), environment)  # compiles the kernels
         ours, theirs = [], []
-        for index in range(runs):  # in turn: the machine's mood hits both
+        for index in range(runs):  # in turns: load of the machine affects both
             shutil.rmtree(folder / "cache" / "analyses")
             ours.append(_run(_mint(model, budget, folder / f"mint-{index}"), environment))
             theirs.append(_run(_convert(model, folder / f"convert-{index}"), environment))
@@ -160,7 +160,7 @@ def _made_model(folder: Path, shards: int, layers_per_shard: int) -> Path:
         with (folder / shard.name).open("wb") as file:
             file.write(shard.head)
             for placed in shard.tensors:
-                for start in range(0, placed.tensor.nbytes // 2, _PIECE):  # small: the child's peak counts ours
+                for start in range(0, placed.tensor.nbytes // 2, _PIECE):  # small: the peak of a child includes ours
                     count = min(_PIECE, placed.tensor.nbytes // 2 - start)
                     values = random.standard_normal(count, dtype=np.float32) * np.float32(0.02)
                     file.write((values.view(np.uint32) >> 16).astype(np.uint16).tobytes())
@@ -178,19 +178,19 @@ def _convert(model: Path, output: Path) -> list[str]:
 
 
 def _run(command: list[str], environment: dict[str, str]) -> dict[str, float]:
-    """Wall seconds and peak resident megabytes of one process; for mint, of it and its helper together."""
-    with tempfile.TemporaryFile() as answer, tempfile.TemporaryFile() as complaint:
+    """Wall seconds and peak resident megabytes of one process; for mint, the verifying child is included."""
+    with tempfile.TemporaryFile() as answer, tempfile.TemporaryFile() as errors:
         started = time.perf_counter()
-        process = subprocess.Popen(command, env=environment, stdout=answer, stderr=complaint)
+        process = subprocess.Popen(command, env=environment, stdout=answer, stderr=errors)
         _, status, usage = os.wait4(process.pid, 0)
         seconds = time.perf_counter() - started
         process.returncode = os.waitstatus_to_exitcode(status)
         if process.returncode:
-            complaint.seek(0)
-            raise SystemExit(f"{' '.join(command[-8:])} failed: {complaint.read().decode()[-2000:]}")
+            errors.seek(0)
+            raise SystemExit(f"{' '.join(command[-8:])} failed: {errors.read().decode()[-2000:]}")
         answer.seek(0)
         text = answer.read()
-    # both peaks added, as if they came at once
+    # the sum of both peaks: an upper bound
     peak = json.loads(text)["peak_rss_bytes"] / 1e6 if "--json" in command else _megabytes(usage)
     return {"seconds": seconds, "peak_mb": peak}
 

@@ -1,10 +1,10 @@
-"""What does probing around 8 bits (or fewer) change, against full precision: sensitivities, plans, memory?
+"""Compares probes around a base of 8 or fewer bits with probes at full precision.
 
     python -m tools.bench.base MODEL [--base 8 --base 4] [--text FILE ...] [--work FOLDER]
 
-Probes the model at full precision and around every base, each in a process of its own, whose peak memory is told; then
-compares the alphas, and the plans at the bytes of uniform 4/64: how many units get another format, and what both plans
-lose under the alphas of full precision. With --text both models are made and measured. Probes are kept in FOLDER.
+Probes the model at full precision and around every base, each in a process of its own, and reports its peak memory.
+Compares the alphas, and the plans at the bytes of uniform 4/64: the number of units with another format, and the loss
+of both plans under the alphas of full precision. With --text both models are made and measured. Probes stay in FOLDER.
 """
 
 import argparse
@@ -50,7 +50,7 @@ def main() -> None:
     parser.add_argument("--text", type=Path, action="append", default=[], help="measure both plans on it")
     parser.add_argument("--probes", type=int, help="probe only the N largest units")
     parser.add_argument("--length", type=int, default=64, help="tokens of a probed sequence")
-    parser.add_argument("--work", type=Path, help="where analyses and probes are kept; default: nowhere")
+    parser.add_argument("--work", type=Path, help="folder for analyses and probes; default: a temporary one")
     parser.add_argument("--json", action="store_true", help="print one JSON object a line")
     options = parser.parse_args()
     allow_restart()
@@ -72,21 +72,21 @@ def rows(options: argparse.Namespace, work: Path) -> Iterator[dict[str, Any]]:
     measured = _measured(best, source, options.text, work)
     yield {"base": FULL, "peak_mb": round(peak / 1e6), "plan_bytes": nbytes, "loss": round(best.loss, 4), **measured}
     for base in options.base or ["8"]:
-        found, peak = _probed(base, options, work)
-        plan = allocate(analysis, nbytes, probed=found)
+        probed, peak = _probed(base, options, work)
+        plan = allocate(analysis, nbytes, probed=probed)
         measured = _measured(plan, source, options.text, work)
-        yield {"base": base, "peak_mb": round(peak / 1e6), **compared(full, found, best, plan), **measured}
+        yield {"base": base, "peak_mb": round(peak / 1e6), **compared(full, probed, best, plan), **measured}
 
 
-def compared(full: Probed, found: Probed, best: Plan, plan: Plan) -> dict[str, Any]:
-    """How far alphas and plans of a base are from those of full precision."""
+def compared(full: Probed, probed: Probed, best: Plan, plan: Plan) -> dict[str, Any]:
+    """Differences of alphas and plans of a base from those of full precision."""
     paths = [path for path, alpha in full.alphas.items() if alpha > 0]
-    ratios = sorted(found.alphas[path] / full.alphas[path] for path in paths)
+    ratios = sorted(probed.alphas[path] / full.alphas[path] for path in paths)
     differing = [a for a, b in zip(best.choices, plan.choices, strict=True) if a.format != b.format]
     loss = loss_under(full, plan)
     return {
         "rank_correlation": round(
-            rank_correlation([full.alphas[p] for p in paths], [found.alphas[p] for p in paths]), 4
+            rank_correlation([full.alphas[p] for p in paths], [probed.alphas[p] for p in paths]), 4
         ),
         "median_ratio": round(median(ratios), 3),
         "tenth": round(ratios[len(ratios) // 10], 3),
@@ -99,12 +99,12 @@ def compared(full: Probed, found: Probed, best: Plan, plan: Plan) -> dict[str, A
 
 
 def loss_under(full: Probed, plan: Plan) -> float:
-    """What a plan loses by the alphas of full precision, over the units that were probed."""
+    """Loss of a plan by the alphas of full precision, over the probed units."""
     return fsum(full.alphas[choice.path] * choice.error for choice in plan.choices if choice.path in full.alphas)
 
 
 def _probed(base: str, options: argparse.Namespace, work: Path) -> tuple[Probed, int]:
-    """The probes of a base, and the peak memory of the process that made them; 0 where they were kept."""
+    """The probes of a base, and the peak memory of the process that made them; 0 if they exist already."""
     analysis = work / f"{base}.mint"
     if probe_path(analysis).exists():
         return read_probed(probe_path(analysis)), 0
@@ -119,10 +119,10 @@ def _probed(base: str, options: argparse.Namespace, work: Path) -> tuple[Probed,
         str(options.length),
     ]
     command += ["--probes", str(options.probes)] if options.probes else []
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-c", _PROBE, *command, "--json"], check=True, capture_output=True, text=True
     )
-    return read_probed(probe_path(analysis)), int(done.stderr.split()[-1])
+    return read_probed(probe_path(analysis)), int(process.stderr.split()[-1])
 
 
 def _measured(plan: Plan, source: Source, text: list[Path], work: Path) -> dict[str, float]:
@@ -133,11 +133,11 @@ def _measured(plan: Plan, source: Source, text: list[Path], work: Path) -> dict[
         rmtree(folder)  # of a run that was killed
     assemble(plan, source, folder)
     if reference.exists():
-        found = evaluate(folder, reference)
+        evaluation = evaluate(folder, reference)
     else:
-        found = evaluate(folder, source.folder, text=text, save_reference=reference)
+        evaluation = evaluate(folder, source.folder, text=text, save_reference=reference)
     rmtree(folder)
-    kl = found.estimates["kl_mean"]
+    kl = evaluation.estimates["kl_mean"]
     return {"kl": round(kl.value, 4), "low": round(kl.low, 4), "high": round(kl.high, 4)}
 
 

@@ -1,4 +1,4 @@
-"""What would a cluster bring, what does its coordinator cost, and does a very large model go through all of it?
+"""Benchmarks of the cluster: predicted minutes, cost of the coordinator, and every step for a very large model.
 
     python -m tools.bench.cluster --simulate MODEL      minutes for 1 to 8 machines by disk and link, from rates
                                                         measured here, or from --rate and --disk
@@ -51,7 +51,7 @@ _DISKS = (1.5e9, 7e9)  # bytes per second: a small Mac's, and a large one's
 
 
 def main() -> int:
-    """Run what was asked for and print it."""
+    """Run the selected benchmarks and print their figures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--simulate", type=Path, metavar="MODEL")
     parser.add_argument("--coordinator", action="store_true")
@@ -87,9 +87,10 @@ def simulated(source: Source, rate: float, disks: Sequence[float]) -> dict[str, 
     rows = []
     for machines in range(1, 9):
         row: dict[str, float] = {}
-        for each in kinds:
-            found = forecast(work, [each] * machines, LINKS["10GbE"])
-            row[f"copies, disk {each.disk / 1e9:.2f}"] = found.alone if machines == 1 else found.ways["local copies"]
+        for kind in kinds:
+            prediction = forecast(work, [kind] * machines, LINKS["10GbE"])
+            seconds = prediction.alone if machines == 1 else prediction.ways["local copies"]
+            row[f"copies, disk {kind.disk / 1e9:.2f}"] = seconds
         for name, link in LINKS.items():
             ways = forecast(work, [kinds[-1]] * machines, link).ways
             row |= {f"{way}, {name}": seconds for way, seconds in ways.items() if way != "local copies"}
@@ -124,23 +125,23 @@ def random_weights(unit: Unit, piece: Unit) -> mx.array:
 
 
 def coordinating(count: int, rate: float, machines: int = 8) -> dict[str, float]:
-    """CPU seconds and memory of the coordinator alone, hearing again what it heard in a run of `machines`."""
+    """CPU seconds and memory of the coordinator alone, replaying the events of a simulated run over `machines`."""
     if not rate:
         ready_kernels("nearest", lambda progress: None)
         rate = measuring_rate([_EXPERT], random_weights, seconds=1.0)
-    places = [Machine(str(index), rate, f"disk {index}") for index in range(machines)]
-    heard: list[tuple[float, Event | None]] = []
-    pipes = dict.fromkeys((place.pipe for place in places), 5e9)
-    run = simulate(list(_small(count)), places, pipes, listen=lambda now, event: heard.append((now, event)))
-    seconds = min(_replay(count, heard)[0] for _ in range(3))
-    paths = [item.name for item in _small(count)]  # the source has them, whoever does the work
+    nodes = [Machine(str(index), rate, f"disk {index}") for index in range(machines)]
+    events: list[tuple[float, Event | None]] = []
+    pipes = dict.fromkeys((node.pipe for node in nodes), 5e9)
+    run = simulate(list(_small(count)), nodes, pipes, listen=lambda now, event: events.append((now, event)))
+    seconds = min(_replay(count, events)[0] for _ in range(3))
+    paths = [item.name for item in _small(count)]  # a source holds the names anyway
     tracemalloc.start()
-    held = Coordinator(replace(item, name=path) for item, path in zip(_small(count), paths, strict=True))
-    at_first = tracemalloc.get_traced_memory()[0]
+    coordinator = Coordinator(replace(item, name=path) for item, path in zip(_small(count), paths, strict=True))
+    initial = tracemalloc.get_traced_memory()[0]
     tracemalloc.reset_peak()
-    for now, event in heard:
-        held.step(now, event)
-    most = tracemalloc.get_traced_memory()[1]
+    for now, event in events:
+        coordinator.step(now, event)
+    peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     work = count * _EXPERT.nbytes / rate
     ray = run.messages * Costs().message_seconds
@@ -154,9 +155,9 @@ def coordinating(count: int, rate: float, machines: int = 8) -> dict[str, float]
         "coordinator_share_of_work": seconds / work,
         "share_of_work_with_ray": (seconds + ray) / work,
         "share_of_the_run": seconds / run.seconds,
-        "memory_bytes": most,
-        "memory_bytes_at_first": at_first,
-        "memory_bytes_per_unit": most / count,
+        "memory_bytes": peak,
+        "memory_bytes_at_first": initial,
+        "memory_bytes_per_unit": peak / count,
     }
 
 
@@ -166,11 +167,11 @@ def _small(count: int) -> Iterator[Item]:
         yield Item(path, _EXPERT.nbytes, f"{i * _SHARDS // count}")
 
 
-def _replay(count: int, heard: Sequence[tuple[float, Event | None]]) -> tuple[float, Coordinator]:
-    """CPU seconds of a coordinator that hears all this, and the coordinator."""
+def _replay(count: int, events: Sequence[tuple[float, Event | None]]) -> tuple[float, Coordinator]:
+    """CPU seconds of a coordinator that handles all events, and the coordinator."""
     started = time.process_time()
     coordinator = Coordinator(_small(count))
-    for now, event in heard:
+    for now, event in events:
         coordinator.step(now, event)
     assert coordinator.finished
     return time.process_time() - started, coordinator
@@ -181,7 +182,7 @@ def _replay(count: int, heard: Sequence[tuple[float, Event | None]]) -> tuple[fl
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """What a step took by the clock and of the CPU, and the memory of the process after it."""
+    """Wall and CPU seconds of a step, and the memory of the process after it."""
 
     name: str
     seconds: float
@@ -191,7 +192,7 @@ class Step:
 
 
 def shape(folder: Path, rate: float, budget: str) -> dict[str, Any]:
-    """Take the model in `folder` through all that reads no weights: open, place, simulate, allocate, lay out."""
+    """Run all steps that read no weights on the model in `folder`: open, place, simulate, allocate, lay out."""
     steps: list[Step] = []
 
     @contextmanager
@@ -202,32 +203,33 @@ def shape(folder: Path, rate: float, budget: str) -> dict[str, Any]:
         seconds, cpu_seconds = time.perf_counter() - started, time.process_time() - cpu
         steps.append(Step(name, seconds, cpu_seconds, _resident_bytes(), result))
 
-    with step("open") as said:
+    with step("open") as result:
         source = open_source(folder)
-        said |= {"units": len(source.units), "tensors": len(source.tensors()), "nbytes": source.nbytes}
-    with step("inventory and placement") as said:
+        result |= {"units": len(source.units), "tensors": len(source.tensors()), "nbytes": source.nbytes}
+    with step("inventory and placement") as result:
         placement = placed(source)
-        said |= {"nodes": len(placement.missing), "groups": len({item.group for item in placement.items})}
-        said["units by node"] = [_able(placement, node) for node in placement.missing]
-    with step("rates") as said:
+        result |= {"nodes": len(placement.missing), "groups": len({item.group for item in placement.items})}
+        result["units by node"] = [_able(placement, node) for node in placement.missing]
+    with step("rates") as result:
         rates = here(source, rate)
-        said |= {"measuring": rates.measuring, "tree_seconds": rates.tree_seconds}
+        result |= {"measuring": rates.measuring, "tree_seconds": rates.tree_seconds}
     work = work_of(source)
-    with step("simulated runs, local copies on 7 GB/s") as said:
+    with step("simulated runs, local copies on 7 GB/s") as result:
         fast = replace(rates, disk=_DISKS[-1])
         for machines in _COUNTS:
-            found = forecast(work, [fast] * machines, LINKS["10GbE"])
-            said[f"minutes, {machines}"] = minutes(found.alone if machines == 1 else found.ways["local copies"])
-    with step("simulated run over the made-up nodes") as said:
-        said["minutes"] = minutes(_scattered(placement, work, fast))
-    with step("analysis with made errors") as said:
+            prediction = forecast(work, [fast] * machines, LINKS["10GbE"])
+            seconds = prediction.alone if machines == 1 else prediction.ways["local copies"]
+            result[f"minutes, {machines}"] = minutes(seconds)
+    with step("simulated run over the made-up nodes") as result:
+        result["minutes"] = minutes(_scattered(placement, work, fast))
+    with step("analysis with made errors") as result:
         analysis = made_analysis(source)
-        said["measurements"] = len(analysis.measurements)
-    with step(f"allocation at {budget}") as said:
+        result["measurements"] = len(analysis.measurements)
+    with step(f"allocation at {budget}") as result:
         plan = allocate(analysis, budget)
-        said |= {"planned_bytes": plan.planned_bytes, "budget_bytes": plan.budget_bytes, "gap": plan.gap}
-    with step("dry assembly") as said:
-        said |= dry_assembly(plan)
+        result |= {"planned_bytes": plan.planned_bytes, "budget_bytes": plan.budget_bytes, "gap": plan.gap}
+    with step("dry assembly") as result:
+        result |= dry_assembly(plan)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     return {"peak_bytes": peak, "steps": [asdict(step) for step in steps]}
 
@@ -237,10 +239,10 @@ def placed(source: Source) -> Placement:
     whole = take_inventory("node 0", source.folder)
     inventories = [whole]
     for node in range(1, _NODES):
-        held = tuple(shard for i, shard in enumerate(whole.shards) if i % (_NODES - 1) != node - 1)
-        inventories.append(replace(whole, node=f"node {node}", shards=held))
+        shards = tuple(shard for i, shard in enumerate(whole.shards) if i % (_NODES - 1) != node - 1)
+        inventories.append(replace(whole, node=f"node {node}", shards=shards))
     holders = agree(needed_shards(whole, inventories), inventories)
-    return place_units(source.units, source.tensors(), holders, [each.node for each in inventories])
+    return place_units(source.units, source.tensors(), holders, [inventory.node for inventory in inventories])
 
 
 def _able(placement: Placement, node: str) -> int:
@@ -257,7 +259,7 @@ def _scattered(placement: Placement, work: Work, rates: MachineRates) -> float:
 
 
 def made_analysis(source: Source) -> Analysis:
-    """An analysis of `source` as its file gives it back, with made errors, those of single experts included."""
+    """An analysis of `source`, written and read back, with made-up errors of units and of single experts."""
     random = np.random.default_rng(0)
     measurements = {}
     for unit in source.units:
@@ -274,28 +276,28 @@ def made_analysis(source: Source) -> Analysis:
 
 
 def dry_assembly(plan: Plan) -> dict[str, Any]:
-    """Plan every byte of the output and check that it is one: shards without holes, headers that say what is there."""
+    """Lay out every byte of the output and check it: shards without holes, headers that match their tensors."""
     expected = {tensor.name for group in plan.groups() for tensor in group}
-    found: set[str] = set()
+    names: set[str] = set()
     for shard in plan.layout:
         entries = json.loads(shard.head[8:])
         end = len(shard.head)
         for placed in shard.tensors:
             entry = entries[placed.tensor.name]
-            assert placed.offset == end and placed.tensor.name not in found, placed
+            assert placed.offset == end and placed.tensor.name not in names, placed
             assert [begin + len(shard.head) for begin in entry["data_offsets"]] == [end, end + placed.tensor.nbytes]
             end += placed.tensor.nbytes
-            found.add(placed.tensor.name)
+            names.add(placed.tensor.name)
         assert end == shard.nbytes
-    assert found == expected
+    assert names == expected
     nbytes = sum(shard.nbytes for shard in plan.layout)
     assert nbytes == plan.planned_bytes
     config = json.dumps(quantization_entries(plan))
-    return {"shards": len(plan.layout), "tensors": len(found), "nbytes": nbytes, "config_bytes": len(config)}
+    return {"shards": len(plan.layout), "tensors": len(names), "nbytes": nbytes, "config_bytes": len(config)}
 
 
 def _resident_bytes() -> int:
-    """Of this process now; its peak so far where the system does not tell."""
+    """Resident bytes of this process; its peak so far where the system does not report them."""
     statm = Path("/proc/self/statm")
     if statm.exists():
         return int(statm.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
@@ -306,29 +308,29 @@ def _table(record: Mapping[str, Any]) -> str:
     return "\n".join(line for name, lines in _TABLES.items() if name in record for line in lines(record[name]))
 
 
-def _simulated_table(found: Mapping[str, Any]) -> Iterator[str]:
+def _simulated_table(record: Mapping[str, Any]) -> Iterator[str]:
     yield (
-        f"{found['source_nbytes'] / 1e9:.1f} GB at {found['measuring_bytes_per_second'] / 1e9:.3f} GB/s measured; "
-        f"disk {found['disk_bytes_per_second'] / 1e9:.2f} GB/s; lazy tree {found['tree_seconds']:.2f} s a batch"
+        f"{record['source_nbytes'] / 1e9:.1f} GB at {record['measuring_bytes_per_second'] / 1e9:.3f} GB/s measured; "
+        f"disk {record['disk_bytes_per_second'] / 1e9:.2f} GB/s; lazy tree {record['tree_seconds']:.2f} s a batch"
     )
-    yield from (f"note: {note}" for note in found["notes"])
-    columns = list(found["rows"][0]["seconds"])
-    yield f"{'minutes, machines':<48}" + "".join(f"{row['machines']:>8}" for row in found["rows"])
+    yield from (f"note: {note}" for note in record["notes"])
+    columns = list(record["rows"][0]["seconds"])
+    yield f"{'minutes, machines':<48}" + "".join(f"{row['machines']:>8}" for row in record["rows"])
     for column in columns:
-        yield f"{column:<48}" + "".join(f"{minutes(row['seconds'][column]):>8}" for row in found["rows"])
+        yield f"{column:<48}" + "".join(f"{minutes(row['seconds'][column]):>8}" for row in record["rows"])
 
 
-def _coordinator_table(found: Sequence[Mapping[str, float]]) -> Iterator[str]:
-    for name in found[0]:
-        yield f"{name:<40}" + "".join(f"{row[name]:>16.6g}" for row in found)
+def _coordinator_table(rows: Sequence[Mapping[str, float]]) -> Iterator[str]:
+    for name in rows[0]:
+        yield f"{name:<40}" + "".join(f"{row[name]:>16.6g}" for row in rows)
 
 
-def _shape_table(found: Mapping[str, Any]) -> Iterator[str]:
-    for step in found["steps"]:
-        told = ", ".join(f"{name} {value}" for name, value in step["result"].items())
+def _shape_table(record: Mapping[str, Any]) -> Iterator[str]:
+    for step in record["steps"]:
+        results = ", ".join(f"{name} {value}" for name, value in step["result"].items())
         spent = f"{step['seconds']:>8.2f} s {step['cpu_seconds']:>6.2f} s CPU"
-        yield f"{step['name']:<40}{spent} {step['resident_bytes'] / 1e6:>6.0f} MB  {told}"
-    yield f"peak memory {found['peak_bytes'] / 1e6:.0f} MB"
+        yield f"{step['name']:<40}{spent} {step['resident_bytes'] / 1e6:>6.0f} MB  {results}"
+    yield f"peak memory {record['peak_bytes'] / 1e6:.0f} MB"
 
 
 _TABLES: Mapping[str, Callable[[Any], Iterator[str]]] = {

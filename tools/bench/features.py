@@ -1,9 +1,9 @@
-"""What features cost beside measuring the distortion, and how close what is seen of a matrix comes to its SVD.
+"""Cost of features beside measuring the distortion, and accuracy of the sampled spectrum against the SVD.
 
     python -m tools.bench.features [MODEL]       normal weights of some shapes, and every unit of MODEL
 
-The two take turns; CPU time of all threads counts, and the least of some runs, since machines are shared. Keep BLAS to
-one thread (OPENBLAS_NUM_THREADS=1) where others compute: its idle threads spin, which is CPU time too.
+The two take turns. Figures are the least CPU time of all threads over some runs, since machines are shared. Keep BLAS
+to one thread (OPENBLAS_NUM_THREADS=1) on a busy machine: its idle threads spin, which is CPU time too.
 """
 
 import argparse
@@ -52,12 +52,12 @@ def made(runs: int) -> Iterator[dict[str, Any]]:
 
 
 def of_model(folder: Path, runs: int, exact: bool) -> Iterator[dict[str, Any]]:
-    """Cost on all units of a model together, and how close the sampled spectrum is to that of the SVD."""
+    """Cost on all units of a model together, and accuracy of the sampled spectrum against the SVD."""
     source = open_source(folder)
     gains = norm_gains(source)
     units = [unit for unit in source.units if group_size_of(unit.shape[-1])]
     totals = np.zeros(2)
-    seen, true = [], []
+    sampled, true = [], []
     for unit, weight in in_process(source, lambda unit, weight: weight, units):
         totals += _milliseconds(unit, weight, gains.get(unit.path), runs)
         if exact and unit.slices == 1 and unit.shape[0] < 10_000:
@@ -66,11 +66,11 @@ def of_model(folder: Path, runs: int, exact: bool) -> Iterator[dict[str, Any]]:
             svd = _of_svd(np.array(weight.astype(mx.float32)), whole.rank)
             rest = astuple(features(stack, unit.dtype, unit.path, gains.get(unit.path), sample=whole))[SPECTRAL:]
             true.append((*svd, *rest))
-            seen.append(astuple(features(stack, unit.dtype, unit.path, gains.get(unit.path))))
+            sampled.append(astuple(features(stack, unit.dtype, unit.path, gains.get(unit.path))))
     yield _row(folder.name, *totals)
-    for place, name in enumerate(NAMES if exact else ()):
-        ratios = np.array([a[place] / b[place] for a, b in zip(seen, true, strict=True)])
-        rank = spearmanr([a[place] for a in seen], [b[place] for b in true])[0]
+    for index, name in enumerate(NAMES if exact else ()):
+        ratios = np.array([a[index] / b[index] for a, b in zip(sampled, true, strict=True)])
+        rank = spearmanr([a[index] for a in sampled], [b[index] for b in true])[0]
         yield {"feature": name, "median_of_seen_over_true": round(float(np.median(ratios)), 3),
                "rank_correlation": round(float(rank), 3)}  # fmt: skip
 
@@ -93,11 +93,11 @@ def _milliseconds(unit: Unit, weight: mx.array, gain: Any, runs: int) -> tuple[f
     )
     least = [float("inf")] * len(jobs)
     for run in range(runs + 1):
-        for place, job in enumerate(jobs):
+        for index, job in enumerate(jobs):
             started = time.process_time()
             job()
             if run:  # the first one compiles
-                least[place] = min(least[place], time.process_time() - started)
+                least[index] = min(least[index], time.process_time() - started)
     return least[0] * 1e3, least[1] * 1e3
 
 

@@ -1,6 +1,6 @@
-"""Time the allocation's knapsack on model-like instances, with the MILP solver HiGHS beside it.
+"""Times the knapsack on model-like instances, beside the MILP solver HiGHS.
 
-python tools/bench/knapsack.py [--json] [--highs SECONDS] [--budgets N] [--only NAME] [--sweep N]
+python -m tools.bench.knapsack [--json] [--highs SECONDS] [--budgets N] [--only NAME] [--sweep N]
 """
 
 import argparse

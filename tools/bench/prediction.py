@@ -1,10 +1,10 @@
-"""Does the predicted KL come true? Ten plans of one model, from near the smallest to near the largest, each measured.
+"""Compares predicted with measured KL for ten plans of one model, from near the smallest to near the largest.
 
     python -m tools.bench.prediction MODEL --text FILE [--text FILE ...] [--alphas probe] [--work FOLDER]
 
-KL in nats per token: predicted with its interval, measured with that of `mint evaluate`, the factor between the two,
-and how far the prediction keeps to the order. What was measured is kept in FOLDER, so a second run goes on; models are
-not. A model of an evaluation is compared with a reference file, so that the original is computed once.
+KL in nats per token: predicted with its interval, measured with that of `mint evaluate`, their ratio, and the rank
+correlation over all plans. Measurements stay in FOLDER, so a second run resumes; models do not. Models are compared
+with a reference file, so that the original is computed once.
 """
 
 import argparse
@@ -37,7 +37,7 @@ ALPHAS = ("prior", "probe")
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One plan: what was predicted of it, and what it did."""
+    """Predicted and measured KL of one plan."""
 
     nbytes: int
     predicted: float
@@ -60,16 +60,19 @@ def main() -> None:
     """Plan, measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", type=Path, help="folder of a full-precision model")
-    parser.add_argument("--text", type=Path, action="append", default=[], help="what the models are compared on")
-    parser.add_argument("--tokens", type=int, help="of the text, or of own text without one")
+    parser.add_argument("--text", type=Path, action="append", default=[], help="text to compare the models on")
+    parser.add_argument("--tokens", type=int, help="tokens of the text, or of own text without --text")
     parser.add_argument("--window", type=int, help="tokens of a sequence")
-    parser.add_argument("--alphas", choices=ALPHAS, default="probe", help="where sensitivities come from")
-    parser.add_argument("--rounding", default="nearest", help="how scales are chosen: nearest or search")
+    parser.add_argument("--alphas", choices=ALPHAS, default="probe", help="source of the sensitivities")
+    parser.add_argument("--rounding", default="nearest", help="nearest or search")
     parser.add_argument(
-        "--veto", type=float, default=Rules().veto_db, help="in dB; -100 for plans that predictions do not hold for"
+        "--veto",
+        type=float,
+        default=Rules().veto_db,
+        help="minimum SQNR in dB; -100 plans beyond the range of predictions",
     )
-    parser.add_argument("--budgets", type=int, default=BUDGETS, help=f"how many (default {BUDGETS})")
-    parser.add_argument("--work", type=Path, help="where analyses and measurements are kept; default: nowhere")
+    parser.add_argument("--budgets", type=int, default=BUDGETS, help=f"number of budgets (default {BUDGETS})")
+    parser.add_argument("--work", type=Path, help="folder for analyses and measurements; default: a temporary one")
     parser.add_argument("--json", action="store_true", help="print one JSON object a line")
     options = parser.parse_args()
     allow_restart()
@@ -78,11 +81,11 @@ def main() -> None:
         work = options.work or Path(name)
         work.mkdir(parents=True, exist_ok=True)
         source = open_source(options.model)
-        found = []
+        results = []
         for row in rows(source, options, work):
-            found.append(row)
+            results.append(row)
             print(json.dumps(asdict(row)) if options.json else _line(row), flush=True)
-        print(json.dumps(summary(found)) if options.json else _summary_line(found))
+        print(json.dumps(summary(results)) if options.json else _summary_line(results))
 
 
 def rows(source: Source, options: argparse.Namespace, work: Path) -> Iterator[Row]:
@@ -102,39 +105,39 @@ def rows(source: Source, options: argparse.Namespace, work: Path) -> Iterator[Ro
 
 
 def budgets(smallest: int, largest: int, count: int) -> list[int]:
-    """From near the smallest to near the largest, at even ratios."""
+    """Budgets from near the smallest to near the largest, at even ratios."""
     return [int(nbytes) for nbytes in np.geomspace(smallest * _NEAR_SMALLEST, largest * _NEAR_LARGEST, count)]
 
 
-def summary(found: Sequence[Row]) -> dict[str, float]:
-    """Rank correlation, the factors measured / predicted, and how many intervals hold what was measured."""
-    factors = sorted(row.factor for row in found)
+def summary(results: Sequence[Row]) -> dict[str, float]:
+    """Rank correlation, factors measured / predicted, and the number of intervals that contain the measured KL."""
+    factors = sorted(row.factor for row in results)
     return {
-        "rank_correlation": rank_correlation([row.predicted for row in found], [row.measured for row in found]),
+        "rank_correlation": rank_correlation([row.predicted for row in results], [row.measured for row in results]),
         "least_factor": factors[0],
         "median_factor": median(factors),
         "most_factor": factors[-1],
-        "inside": sum(row.inside for row in found),
-        "plans": len(found),
+        "inside": sum(row.inside for row in results),
+        "plans": len(results),
     }
 
 
 def rank_correlation(left: Sequence[float], right: Sequence[float]) -> float:
-    """Spearman's, of values without ties."""
+    """Spearman's rank correlation of values without ties."""
     count = len(left)
-    places = [np.argsort(np.argsort(values)) for values in (left, right)]
-    squares = float(np.square(places[0] - places[1]).sum())
+    ranks = [np.argsort(np.argsort(values)) for values in (left, right)]
+    squares = float(np.square(ranks[0] - ranks[1]).sum())
     return 1 - 6 * squares / (count * (count**2 - 1))
 
 
 def _measured(plan: Plan, source: Source, options: argparse.Namespace, work: Path) -> tuple[float, float, float]:
-    """The plan's KL and the ends of its interval, from an earlier run if there was one."""
+    """KL of the plan and the ends of its interval, from an earlier run if there was one."""
     key = json.dumps([plan.digest, _sample(options)])
-    kept = work / "measured.json"
-    known = json.loads(kept.read_text()) if kept.exists() else {}
+    path = work / "measured.json"
+    known = json.loads(path.read_text()) if path.exists() else {}
     if key not in known:
         known[key] = _measure(plan, source, options, work)
-        kept.write_text(json.dumps(known, indent=0))
+        path.write_text(json.dumps(known, indent=0))
     value, low, high = known[key]
     return value, low, high
 
@@ -146,19 +149,19 @@ def _measure(plan: Plan, source: Source, options: argparse.Namespace, work: Path
         rmtree(folder)  # of a run that was killed
     assemble(plan, source, folder)
     if reference.exists():
-        found = evaluate(folder, reference)
+        evaluation = evaluate(folder, reference)
     else:
-        found = evaluate(
+        evaluation = evaluate(
             folder, source.folder,
             text=options.text, tokens=options.tokens, window=options.window, save_reference=reference,
         )  # fmt: skip
     rmtree(folder)
-    kl = found.estimates["kl_mean"]
+    kl = evaluation.estimates["kl_mean"]
     return kl.value, kl.low, kl.high
 
 
 def _sample(options: argparse.Namespace) -> list[Any]:
-    """What the models are compared on."""
+    """Identity of the tokens that models are compared on."""
     return [*map(str, options.text), options.tokens, options.window]
 
 
@@ -170,12 +173,12 @@ def _line(row: Row) -> str:
     )
 
 
-def _summary_line(found: Sequence[Row]) -> str:
-    said = summary(found)
+def _summary_line(results: Sequence[Row]) -> str:
+    figures = summary(results)
     return (
-        f"rank correlation {said['rank_correlation']:.3f}, factor {said['median_factor']:.2f} "
-        f"({said['least_factor']:.2f} to {said['most_factor']:.2f}), "
-        f"{said['inside']} of {said['plans']} inside their interval"
+        f"rank correlation {figures['rank_correlation']:.3f}, factor {figures['median_factor']:.2f} "
+        f"({figures['least_factor']:.2f} to {figures['most_factor']:.2f}), "
+        f"{figures['inside']} of {figures['plans']} inside their interval"
     )
 
 

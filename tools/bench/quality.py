@@ -1,9 +1,10 @@
-"""How close to the original at equal bytes? Uniform and mixed recipes, the published objective, and ours.
+"""KL against the original at equal bytes: uniform and mixed recipes, the published objective, and MINT's plans.
 
     python -m tools.bench.quality MODEL --text FILE [--text FILE ...] [--work FOLDER]
 
-Makes every model in FOLDER (kept, so a second run goes on), each of ours within the bytes of the recipe beside it, and
-compares all with MODEL on the text. KL in nats per token, with its 95 % interval. Probes the model once: minutes.
+Makes every model in FOLDER and compares it with MODEL on the text. Each plan of MINT is within the bytes of the recipe
+beside it. Models stay in FOLDER, so a second run resumes. KL is in nats per token, with its 95 % interval. The model is
+probed once, which takes minutes.
 """
 
 import argparse
@@ -38,7 +39,7 @@ MIXED = ("mixed_4_6", "mixed_3_6", "mixed_3_4")
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A model to make, and the one whose bytes it may take; empty for a recipe that decides them itself."""
+    """A model to make, and the recipe whose bytes are its budget; `within` is empty for a recipe itself."""
 
     name: str
     within: str
@@ -49,13 +50,11 @@ def main() -> None:
     """Make, compare and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", type=Path, help="folder of a full-precision model")
-    parser.add_argument("--text", type=Path, action="append", default=[], help="what the models are compared on")
-    parser.add_argument("--tokens", type=int, default=4096, help="of the text (default 4096)")
-    parser.add_argument("--work", type=Path, help="where models are made and kept; default: a temporary folder")
-    parser.add_argument("--only", default="", help="recipes whose name contains this, and what is within their bytes")
-    parser.add_argument(
-        "--without", action="append", default=[], help="leave out ways of ours, such as 'prior, search'"
-    )
+    parser.add_argument("--text", type=Path, action="append", default=[], help="text to compare the models on")
+    parser.add_argument("--tokens", type=int, default=4096, help="tokens of the text (default 4096)")
+    parser.add_argument("--work", type=Path, help="folder for models; default: a temporary one")
+    parser.add_argument("--only", default="", help="recipes whose name contains this, and the plans within their bytes")
+    parser.add_argument("--without", action="append", default=[], help="variants to leave out, such as 'prior, search'")
     parser.add_argument("--json", action="store_true", help="print one JSON object a line")
     options = parser.parse_args()
     allow_restart()
@@ -70,7 +69,7 @@ def main() -> None:
 def rows(
     model: Path, text: list[Path], tokens: int, work: Path, only: str, without: list[str]
 ) -> Iterator[dict[str, Any]]:
-    """Make every candidate and compare it; a row each."""
+    """Make every candidate, compare it, and yield its row."""
     source = open_source(model)
     analysis = analyze(source, work / "analysis.mint")
     searched = analyze(source, work / "searched.mint", rounding="search")
@@ -89,10 +88,10 @@ def rows(
         nbytes = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
         sizes.setdefault(candidate.name, nbytes)
         if reference.exists():
-            found = evaluate(folder, reference)
+            evaluation = evaluate(folder, reference)
         else:
-            found = evaluate(folder, model, text=text, tokens=tokens, save_reference=reference)
-        kl, perplexity, agreement = (found.estimates[name] for name in ("kl_mean", "perplexity", "top1_agreement"))
+            evaluation = evaluate(folder, model, text=text, tokens=tokens, save_reference=reference)
+        kl, perplexity, agreement = (evaluation.estimates[name] for name in ("kl_mean", "perplexity", "top1_agreement"))
         base = base if candidate.within else kl.value
         yield {
             "model": candidate.name, "nbytes": nbytes, "kl": kl.value, "low": kl.low, "high": kl.high,
@@ -130,10 +129,14 @@ def _candidates(
 
 
 def _allocated(measured: Analysis, nbytes: int, *, objective: str = "output", probed: Probed | None = None) -> Plan:
-    """The plan for these bytes; where the veto leaves nothing that small, said so and planned without it."""
+    """The plan for these bytes; planned without the veto, with a message, if the veto allows none so small."""
     problem = Problem(measured, objective_named(objective), probed=probed)
     if problem.smallest_bytes > nbytes:
-        print(f"the veto leaves nothing below {problem.smallest_bytes} bytes: without it", file=sys.stderr, flush=True)
+        print(
+            f"the veto allows no plan below {problem.smallest_bytes} bytes; planning without it",
+            file=sys.stderr,
+            flush=True,
+        )
         problem = Problem(measured, objective_named(objective), Rules(veto_db=-100.0), probed=probed)
     return problem.plan(nbytes)
 

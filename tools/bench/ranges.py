@@ -1,4 +1,4 @@
-"""How fast do ranges of a shard travel between nodes with --share, and how fast would a plain HTTP server send them?
+"""Rate of ranges of a shard between two nodes with --share, beside a plain HTTP server.
 
     python -m tools.bench.ranges --mb 256 --rounds 5
 

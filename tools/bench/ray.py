@@ -1,4 +1,4 @@
-"""What does the cluster cost beside the work? A real Ray of this machine, the real coordinator, carrier and messages.
+"""Overhead of the cluster beside the work, with a real Ray of this machine and the real coordinator and messages.
 
     python -m tools.bench.ray 20000                  units of one size: CPU seconds and memory of every process
     python -m tools.bench.ray 20000 --shape 8 512    smaller ones
@@ -122,7 +122,7 @@ def overhead(count: int, shape: Sequence[int]) -> dict[str, Any]:
             assert not carrier.refused, carrier.refused
         coordinator = Coordinator(Item(name, nbytes) for name in names)
         idle_from = _processes(link.pid)
-        time.sleep(_IDLE_SECONDS)  # what Ray's processes use by the second, whatever is done
+        time.sleep(_IDLE_SECONDS)  # CPU that Ray's processes use while idle
         before, started = _processes(link.pid), time.perf_counter()
         done = messages = 0
         while coordinator.finished is None:

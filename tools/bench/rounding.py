@@ -1,9 +1,9 @@
-"""What `--rounding search` costs and gains, beside plain rounding by mint's own fused kernel, on random weights.
+"""Cost and gain of `--rounding search` beside rounding to nearest, with the fused kernel on random weights.
 
     python -m tools.bench.rounding              one 4096 x 4096 bf16 matrix on one core, side by side in one run
     python -m tools.bench.rounding --students   heavier tails (Student's t of 4 degrees) instead of Gaussian weights
 
-Machines are noisy: plain and searched runs take turns, CPU time counts, and ratios are medians of the pairs' ratios.
+Machines are noisy: both roundings take turns, times are CPU times, and ratios are medians over pairs of runs.
 """
 
 import argparse
@@ -61,7 +61,7 @@ def measuring(weight: Any, dtype: str, runs: int) -> dict[str, float]:
 
 
 def gains(weight: Any, dtype: str) -> dict[str, float]:
-    """How much less NRMSE each format has when searched, in percent."""
+    """Reduction of NRMSE by the search in each format, in percent."""
     formats = (*AFFINE, MXFP4, NVFP4)
     plain, searched = (cpu.errors(weight, dtype, formats, search=search).squared.sum(0) for search in (False, True))
     return {
@@ -93,7 +93,7 @@ def _table(record: dict[str, Any]) -> str:
         for name, row in record[title].items():
             nearest, search, ratio = row.values()
             lines.append(f"{title} {name:<20} {nearest:>8.2f} {search:>8.2f} {ratio:>7.2f}")
-    lines.append("NRMSE less by")
+    lines.append("NRMSE reduced by")
     lines += [f"  {name:<8} {percent:>6.2f} %" for name, percent in record["gain"].items()]
     return "\n".join(lines)
 

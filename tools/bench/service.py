@@ -1,14 +1,14 @@
-"""What a lab's service stands: a crowd, downloads beside a plain file server, and what a second budget costs.
+"""Load of the service: a crowd of users, downloads beside a plain file server, and the cost of later budgets.
 
     python -m tools.bench.service --crowd                 50 users, 500 submissions of 20 requests, 200 watchers
     python -m tools.bench.service --download 256MB        rate of a download beside Python's http.server, same client
     python -m tools.bench.service --budgets MODEL [--probe] [--rounding search] [--cold]
                                                           a model's first submission beside its next, with other budgets
 
-Each part starts a real `mint serve` on a free port of loopback, over an empty folder that is removed at the end, with
-real runners. The crowd's models are tiny ones with random weights, so that a job is little more than its process. What
-is reported was seen by clients; memory and CPU seconds are those of the serving process alone, without its runners.
-Exit code 1 where anything was not as promised: an error, a job lost or doubled, a watcher without all events.
+Each part starts a real `mint serve` with real runners, on a free port of loopback, over a temporary folder. The crowd's
+models are tiny, with random weights, so that a job is little more than its process. Times are those that clients see;
+memory and CPU seconds are those of the serving process alone, without its runners. Exit code 1 if a promise was broken:
+an error, a lost or doubled job, a watcher without all events.
 """
 
 import argparse
@@ -61,17 +61,17 @@ _END_SECONDS = 30.0
 
 
 def main() -> int:
-    """Run what was asked for and print it."""
+    """Run the selected benchmarks and print their figures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--crowd", action="store_true", help="many people at once")
+    parser.add_argument("--crowd", action="store_true", help="many users at once")
     parser.add_argument("--users", type=int, default=50, help="of the crowd, a token each (default %(default)s)")
     parser.add_argument("--submissions", type=int, default=500, help="of all users together (default %(default)s)")
     parser.add_argument("--watchers", type=int, default=200, help="streams of events (default %(default)s)")
     parser.add_argument("--slots", type=int, default=1, help="jobs at a time (default %(default)s)")
     parser.add_argument("--rounds", type=int, default=1, choices=range(1, len(_BITS) // _BUDGETS + 1),
-                        help="crowds, one after the other, with other requests: does memory grow?")  # fmt: skip
+                        help="crowds, one after the other, with other requests, to see growth of memory")  # fmt: skip
     parser.add_argument("--download", type=parse_size, metavar="SIZE", help="of a file of this size")
-    parser.add_argument("--repeats", type=int, default=5, help="of each download, by turns (default %(default)s)")
+    parser.add_argument("--repeats", type=int, default=5, help="of each download, in turns (default %(default)s)")
     parser.add_argument("--budgets", type=Path, metavar="MODEL", help="folder of a full-precision model")
     parser.add_argument("--budget", action="append", help="of MODEL, in this order; default: 6bpw, 5bpw, 4.5bpw")
     parser.add_argument("--probe", action="store_true", help="probe MODEL too")
@@ -84,21 +84,21 @@ def main() -> int:
         parser.error("give --crowd, --download SIZE or --budgets MODEL")
     record: dict[str, Any] = {"cores": os.cpu_count(), "load_before": os.getloadavg()}
     with tempfile.TemporaryDirectory(prefix="mint-bench-") as name:
-        place = Path(name)
+        folder = Path(name)
         if options.crowd:
             shape = {name: getattr(options, name) for name in ("users", "submissions", "watchers", "slots", "rounds")}
-            record["crowd"] = crowd(place / "crowd", **shape)
+            record["crowd"] = crowd(folder / "crowd", **shape)
         if options.download:
-            record["download"] = downloads(place / "download", options.download, options.repeats)
+            record["download"] = downloads(folder / "download", options.download, options.repeats)
         if options.budgets:
-            wanted = options.budget or ["6bpw", "5bpw", "4.5bpw"]
+            texts = options.budget or ["6bpw", "5bpw", "4.5bpw"]
             wish = {"probe": options.probe, "rounding": options.rounding}
             record["budgets"] = budgets(
-                place / "budgets", options.budgets.resolve(), wanted, options.pause, wish, cold=options.cold
+                folder / "budgets", options.budgets.resolve(), texts, options.pause, wish, cold=options.cold
             )
     record["load_after"] = os.getloadavg()
     print(json.dumps(record, indent=2) if options.json else _table(record))
-    return int(any(each["wrong"] for each in record.get("crowd", ())))
+    return int(any(row["wrong"] for row in record.get("crowd", ())))
 
 
 # a service
@@ -110,18 +110,18 @@ class Served:
     def __init__(self, data: Path, *options: str) -> None:
         self.data = data
         command = [sys.executable, "-m", "mint", "serve", "--data", str(data)]
-        self._log = (data / "said").open("w+b")
+        self._log = (data / "stderr").open("w+b")
         self._process = subprocess.Popen([*command, "--port", "0", *options], stdout=subprocess.PIPE, stderr=self._log)
         assert self._process.stdout
-        said = self._process.stdout.readline().decode()
-        if "serves at" not in said:
-            raise SystemExit(f"mint serve did not start: {self.said()}")
-        self.url = said.split()[3].rstrip("/")
+        line = self._process.stdout.readline().decode()
+        if "serves at" not in line:
+            raise SystemExit(f"mint serve did not start: {self.stderr()}")
+        self.url = line.split()[3].rstrip("/")
         self.port = int(self.url.rpartition(":")[2])
         self.pid = self._process.pid
 
-    def said(self) -> str:
-        """What it wrote on stderr."""
+    def stderr(self) -> str:
+        """The text that the service wrote on stderr."""
         self._log.seek(0)
         return self._log.read().decode(errors="replace")
 
@@ -138,7 +138,7 @@ class Served:
 
 @contextmanager
 def serving(data: Path, *options: str) -> Iterator[Served]:
-    """A service while the block runs; its data is made before, where the caller did not."""
+    """A service that runs during the block; its data folder is made if it does not exist."""
     data.mkdir(parents=True, exist_ok=True)
     served = Served(data, *options)
     try:
@@ -148,7 +148,7 @@ def serving(data: Path, *options: str) -> Iterator[Served]:
 
 
 class Use:
-    """What a process uses, looked at while the block runs: bytes in memory at first, most and last, CPU seconds."""
+    """Memory of a process before, at its peak and after the block, and CPU seconds of the block."""
 
     def __init__(self, pid: int) -> None:
         self._pid = pid
@@ -175,18 +175,18 @@ class Use:
 
 
 def used(pid: int) -> tuple[int, float]:
-    """Bytes that a process has in memory, and the CPU seconds it has used; without its children."""
+    """Resident bytes and CPU seconds of a process, without its children."""
     stat = Path(f"/proc/{pid}/stat")
     if stat.exists():
         fields = stat.read_text().rpartition(")")[2].split()
         return int(fields[21]) * os.sysconf("SC_PAGE_SIZE"), sum(map(int, fields[11:13])) / os.sysconf("SC_CLK_TCK")
-    told = subprocess.run(["ps", "-o", "rss=,time=", "-p", str(pid)], capture_output=True, text=True, check=True)
-    kilobytes, clock = told.stdout.split()
+    process = subprocess.run(["ps", "-o", "rss=,time=", "-p", str(pid)], capture_output=True, text=True, check=True)
+    kilobytes, clock = process.stdout.split()
     return int(kilobytes) << 10, sum(60**power * float(part) for power, part in enumerate(reversed(clock.split(":"))))
 
 
 def make_tokens(data: Path, names: Sequence[str]) -> list[str]:
-    """A token for each."""
+    """Create one token per name."""
     data.mkdir(parents=True, exist_ok=True)
     database = connect(Settings(data).database_url)
     try:
@@ -201,25 +201,27 @@ def write_tiny_model(folder: Path, *, seed: int = 0) -> None:
     write_shape(folder, Shape(TINY, qwen3), random=True, seed=seed)
 
 
-# many people at once
+# crowds
 
 
-def crowd(place: Path, *, users: int, submissions: int, watchers: int, slots: int, rounds: int) -> list[dict[str, Any]]:
-    """Crowds at one service, one after the other: what each saw, and what the service used for it."""
+def crowd(
+    folder: Path, *, users: int, submissions: int, watchers: int, slots: int, rounds: int
+) -> list[dict[str, Any]]:
+    """Figures of several crowds at one service, one after the other, and of the service's memory and CPU."""
     models = [f"tiny{number}" for number in range(_MODELS)]
     for seed, name in enumerate(models):
-        write_tiny_model(place / "models" / name, seed=seed)
-    tokens = make_tokens(place / "data", [f"user{number}" for number in range(users)])
+        write_tiny_model(folder / "models" / name, seed=seed)
+    tokens = make_tokens(folder / "data", [f"user{number}" for number in range(users)])
     rows = []
-    with serving(place / "data", "--root", str(place / "models"), "--slots", str(slots)) as served:
+    with serving(folder / "data", "--root", str(folder / "models"), "--slots", str(slots)) as served:
         for turn in range(rounds):
             bits = _BITS[turn * _BUDGETS : (turn + 1) * _BUDGETS]
-            wanted = [(model, budget) for model in models for budget in bits]
-            people = Crowd(tokens, wanted, submissions, watchers, seed=turn)
+            requests = [(model, budget) for model in models for budget in bits]
+            people = Crowd(tokens, requests, submissions, watchers, seed=turn)
             with Use(served.pid) as use:
                 seen = asyncio.run(rush(served.port, people))
-            told = [line for line in served.said().splitlines() if "error" in line.lower()]
-            rows.append(_crowd_record(people, seen, use) | {"wrong": seen.wrong(people) + told})
+            errors = [line for line in served.stderr().splitlines() if "error" in line.lower()]
+            rows.append(_crowd_record(people, seen, use) | {"wrong": seen.wrong(people) + errors})
     return rows
 
 
@@ -227,7 +229,7 @@ def _crowd_record(people: Crowd, seen: Seen, use: Use) -> dict[str, Any]:
     return {
         "users": len(people.tokens),
         "submissions": people.submissions,
-        "distinct": len(people.wanted),
+        "distinct": len(people.requests),
         "watchers": people.watchers,
         "jobs_done": seen.states["done"],
         "watchers_with_all_events": seen.ends["done"],
@@ -247,7 +249,7 @@ def _crowd_record(people: Crowd, seen: Seen, use: Use) -> dict[str, Any]:
 
 
 def _spread(seconds: Sequence[float]) -> dict[str, float]:
-    """How many there are, their median and 99th percentile, and the longest."""
+    """Count, median, 99th percentile and maximum."""
     if not seconds:
         return {"count": 0}
     ordered = sorted(seconds)
@@ -258,9 +260,9 @@ def _spread(seconds: Sequence[float]) -> dict[str, float]:
 # downloads
 
 
-def downloads(place: Path, nbytes: int, repeats: int) -> dict[str, Any]:
-    """Bytes per second of one file from the service and from Python's http.server, by turns; medians."""
-    data, plain = place / "data", place / "plain"
+def downloads(folder: Path, nbytes: int, repeats: int) -> dict[str, Any]:
+    """Median bytes per second of one file, from the service and from Python's http.server in turns."""
+    data, plain = folder / "data", folder / "plain"
     plain.mkdir(parents=True)
     with (plain / "big.bin").open("wb") as file:
         for start in range(0, nbytes, _CHUNK):
@@ -275,22 +277,22 @@ def downloads(place: Path, nbytes: int, repeats: int) -> dict[str, Any]:
 
         def checked() -> None:
             with Client(served.url, token) as client:
-                client.download(artifact.digest, place / "out")
-            shutil.rmtree(place / "out")
+                client.download(artifact.digest, folder / "out")
+            shutil.rmtree(folder / "out")
 
         ways: dict[str, Callable[[], None]] = {
             "service": lambda: _fetch(served.port, path, headers, nbytes),
             "python http.server": lambda: _fetch(port, "/big.bin", {}, nbytes),
             "service, mint.Client (writes, checks SHA-256)": checked,
         }
-        took: dict[str, list[float]] = {name: [] for name in ways}
+        seconds_by_way: dict[str, list[float]] = {name: [] for name in ways}
         for turn in range(repeats + 1):
             for name, way in ways.items():
                 began = time.perf_counter()
                 way()
                 if turn:  # the first one fills the caches
-                    took[name].append(time.perf_counter() - began)
-    rates = {name: nbytes / statistics.median(seconds) for name, seconds in took.items()}
+                    seconds_by_way[name].append(time.perf_counter() - began)
+    rates = {name: nbytes / statistics.median(seconds) for name, seconds in seconds_by_way.items()}
     return {
         "nbytes": nbytes,
         "repeats": repeats,
@@ -304,7 +306,7 @@ def downloads(place: Path, nbytes: int, repeats: int) -> dict[str, Any]:
 
 @contextmanager
 def _static(folder: Path) -> Iterator[int]:
-    """The port of Python's own file server."""
+    """Port of Python's own file server, which runs during the block."""
     command = [sys.executable, "-u", "-m", "http.server", "0", "--bind", "127.0.0.1", "--directory", str(folder)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
     try:
@@ -316,16 +318,16 @@ def _static(folder: Path) -> Iterator[int]:
 
 
 def _fetch(port: int, path: str, headers: Mapping[str, str], nbytes: int) -> None:
-    """Read a file from a server and throw it away."""
+    """Read a file from a server and discard it."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
     connection.request("GET", path, headers=dict(headers))
     answer = connection.getresponse()
-    buffer, got = bytearray(_CHUNK), 0
+    buffer, total = bytearray(_CHUNK), 0
     while read := answer.readinto(buffer):
-        got += read
+        total += read
     connection.close()
-    if answer.status != 200 or got != nbytes:
-        raise SystemExit(f"{path}: status {answer.status}, {got} bytes of {nbytes}")
+    if answer.status != 200 or total != nbytes:
+        raise SystemExit(f"{path}: status {answer.status}, {total} bytes of {nbytes}")
 
 
 # budgets
@@ -333,31 +335,31 @@ def _fetch(port: int, path: str, headers: Mapping[str, str], nbytes: int) -> Non
 
 @dataclass(frozen=True, slots=True)
 class Made:
-    """What one budget took, in seconds: for who asked, for its runner, and in each stage."""
+    """Seconds of one budget: for the client, for its runner, and for each stage."""
 
     budget: str
-    asked: float  # from the submission to the news that it is done
+    asked: float  # from the submission to the event of its end
     worked: float  # from the start of its runner to the end
     stages: Mapping[str, float]
 
 
 def budgets(
-    place: Path, model: Path, wanted: Sequence[str], pause: float, wish: Mapping[str, Any], *, cold: bool
+    folder: Path, model: Path, texts: Sequence[str], pause: float, wish: Mapping[str, Any], *, cold: bool
 ) -> dict[str, Any]:
-    """A model's budgets, one after the other: the first has to measure, the next have not."""
-    write_tiny_model(place / "models" / "tiny")
-    data = place / "data"
+    """Submit the budgets of a model one after the other; only the first has to measure."""
+    write_tiny_model(folder / "models" / "tiny")
+    data = folder / "data"
     (token,) = make_tokens(data, ["anna"])
-    roots = ("--root", str(place / "models"), "--root", str(model.parent))
+    roots = ("--root", str(folder / "models"), "--root", str(model.parent))
     if cold:
-        os.environ["MINT_KERNELS"] = str(place / "kernels")
+        os.environ["MINT_KERNELS"] = str(folder / "kernels")
     with serving(data, *roots) as served, Client(served.url, token) as client:
         if not cold:
             _made(client, "tiny", "5bpw", wish)  # compiles the kernels, which a machine does once
         made: list[Made] = []
-        for budget in wanted:
+        for budget in texts:
             if made or not cold:
-                time.sleep(pause)  # as people do: nobody asks for the next within a moment
+                time.sleep(pause)  # people do not submit the next budget at once
             made.append(_made(client, model.name, budget, wish))
     first, *later = made
     return {
@@ -365,9 +367,9 @@ def budgets(
         "options": ", ".join(
             [*(["cold"] if cold else []), *(f"{name} {value}" for name, value in wish.items() if value)]
         ),
-        "made": [asdict(each) for each in made],
-        "asked_ratio": statistics.median(each.asked for each in later) / first.asked if later else None,
-        "worked_ratio": statistics.median(each.worked for each in later) / first.worked if later else None,
+        "made": [asdict(budget) for budget in made],
+        "asked_ratio": statistics.median(budget.asked for budget in later) / first.asked if later else None,
+        "worked_ratio": statistics.median(budget.worked for budget in later) / first.worked if later else None,
     }
 
 
@@ -389,29 +391,31 @@ def _table(record: Mapping[str, Any]) -> str:
     ]
     for row in record.get("crowd", ()):
         lines += ["", f"{row['users']} users, {row['submissions']} submissions of {row['distinct']} distinct requests, "
-                  f"{row['watchers']} watchers: {len(row['wrong'])} things wrong"]  # fmt: skip
-        lines += [f"  wrong: {each}" for each in row["wrong"][:20]]
+                  f"{row['watchers']} watchers: {len(row['wrong'])} violations"]  # fmt: skip
+        lines += [f"  wrong: {text}" for text in row["wrong"][:20]]
         lines += [f"  {name:<36}{_shown(name, value)}" for name, value in row.items() if name != "wrong"]
-    if found := record.get("download"):
-        lines += ["", f"{found['nbytes'] / 1e6:.0f} MB, median of {found['repeats']}, by turns"]
-        lines += [f"  {name:<48}{rate / 1e6:8.0f} MB/s" for name, rate in found["bytes_per_second"].items()]
+    if figures := record.get("download"):
+        lines += ["", f"{figures['nbytes'] / 1e6:.0f} MB, median of {figures['repeats']}, in turns"]
+        lines += [f"  {name:<48}{rate / 1e6:8.0f} MB/s" for name, rate in figures["bytes_per_second"].items()]
         names = ("service_over_plain", "rss_before_bytes", "rss_peak_bytes", "cpu_seconds")
-        lines += [f"  {name:<36}{_shown(name, found[name])}" for name in names]
-    if found := record.get("budgets"):
-        lines += ["", f"{found['model']}, {found['options']}: submission to done, runner, stages (seconds)"]
-        for made in found["made"]:
+        lines += [f"  {name:<36}{_shown(name, figures[name])}" for name in names]
+    if figures := record.get("budgets"):
+        lines += ["", f"{figures['model']}, {figures['options']}: submission to done, runner, stages (seconds)"]
+        for made in figures["made"]:
             stages = ", ".join(f"{name} {seconds:.2f}" for name, seconds in made["stages"].items())
             lines.append(f"  {made['budget']:<12}{made['asked']:8.2f}{made['worked']:8.2f}   {stages}")
-        if found["asked_ratio"] is not None:
+        if figures["asked_ratio"] is not None:
             lines.append(
-                f"  later budgets over the first: {found['asked_ratio']:.1%}, runner {found['worked_ratio']:.1%}"
+                f"  later budgets over the first: {figures['asked_ratio']:.1%}, runner {figures['worked_ratio']:.1%}"
             )
     return "\n".join(lines)
 
 
 def _shown(name: str, value: Any) -> str:
     if isinstance(value, Mapping):
-        return "  ".join(f"{key} {each if key == 'count' else f'{1000 * each:.1f} ms'}" for key, each in value.items())
+        return "  ".join(
+            f"{key} {number if key == 'count' else f'{1000 * number:.1f} ms'}" for key, number in value.items()
+        )
     if name.endswith("_bytes"):
         return f"{value / 1e6:.1f} MB"
     return f"{value:.2f}" if isinstance(value, float) else str(value)

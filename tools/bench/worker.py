@@ -1,4 +1,4 @@
-"""What keeping the module tree, and reading ahead of the next batch, bring to the worker of a node, without Ray.
+"""Gain of keeping the module tree, and of reading the next batch ahead, for the worker of a node without Ray.
 
     python -m tools.bench.worker --tree MODEL           CPU seconds of a batch of one small unit, the tree built for
                                                         every batch and built once

@@ -1,8 +1,8 @@
-"""Many people at once at a running service, and whether each of them got what they were promised.
+"""Many users at once at a running service, and a check of its promises to each of them.
 
-Everybody is a task of one event loop with a bare connection of their own: a client that costs little, so that what is
-measured is the service. Users submit one after the other; watchers follow one job each, from its first event to its
-end; lookers ask for the status of jobs as long as all this lasts.
+Every user is a task of one event loop with a bare connection: a client that costs little, so that the service is
+measured. Users submit requests one after the other. Watchers follow one job each, from its first event to its end.
+Pollers ask for the status of jobs until all others have finished.
 """
 
 import asyncio
@@ -16,64 +16,64 @@ from dataclasses import dataclass, field
 from typing import Any, Self
 
 FINAL = ("done", "failed", "cancelled")
-_LOOKERS = 4
-_PAUSE_SECONDS = 0.05  # of a looker between two questions
-_BACK_SECONDS = 0.2  # before a stream that broke is asked for again
+_POLLERS = 4
+_PAUSE_SECONDS = 0.05  # of a poller between two requests
+_BACK_SECONDS = 0.2  # before a broken stream is opened again
 _TRIES = 20
 
-Asked = tuple[str, str]  # model and budget
+Request = tuple[str, str]  # model and budget
 
 
 @dataclass(frozen=True, slots=True)
 class Crowd:
-    """Who comes, and what they ask for: everything that is wanted is asked for equally often."""
+    """Users and their requests: every request is submitted equally often."""
 
     tokens: Sequence[str]
-    wanted: Sequence[Asked]
+    requests: Sequence[Request]
     submissions: int
     watchers: int
     seed: int = 0
 
-    def turns(self) -> list[list[Asked]]:
-        """What each user asks for, in their order."""
-        asked = [self.wanted[index % len(self.wanted)] for index in range(self.submissions)]
-        random.Random(self.seed).shuffle(asked)
-        return [asked[user :: len(self.tokens)] for user in range(len(self.tokens))]
+    def turns(self) -> list[list[Request]]:
+        """The submissions of each user, in order."""
+        submissions = [self.requests[index % len(self.requests)] for index in range(self.submissions)]
+        random.Random(self.seed).shuffle(submissions)
+        return [submissions[user :: len(self.tokens)] for user in range(len(self.tokens))]
 
 
 @dataclass
 class Seen:
-    """What the crowd saw. Times are seconds."""
+    """Observations of the crowd. Times are seconds."""
 
     errors: list[str] = field(default_factory=list)
-    jobs: dict[Asked, set[str]] = field(default_factory=dict)  # the jobs that were the answer to the same question
-    new: int = 0  # submissions that were told to have made a job
-    submitted: list[float] = field(default_factory=list)  # how long each submission took
-    submitting_seconds: float = 0.0  # from the first submission to the answer to the last
-    looked_in_rush: list[float] = field(default_factory=list)  # how long a status took, while all submit
+    jobs: dict[Request, set[str]] = field(default_factory=dict)  # job ids that answered a request
+    new: int = 0  # submissions whose answer was a new job
+    submitted: list[float] = field(default_factory=list)  # duration of each submission
+    submitting_seconds: float = 0.0  # from the first submission to the last answer
+    looked_in_rush: list[float] = field(default_factory=list)  # duration of a status request during the submissions
     looked_later: list[float] = field(default_factory=list)
-    events: int = 0  # that watchers were sent
+    events: int = 0  # events that watchers received
     reconnects: int = 0
     pushed_back: int = 0  # answers 429 and 503
     seconds: float = 0.0
     states: Counter[str] = field(default_factory=Counter)  # of the jobs, at the end
-    ends: Counter[str] = field(default_factory=Counter)  # what watchers saw as the end
+    ends: Counter[str] = field(default_factory=Counter)  # last states that watchers saw
 
     def wrong(self, crowd: Crowd) -> list[str]:
-        """Everything that is not as promised: errors, jobs that were lost or doubled, watchers without an end."""
-        found = list(self.errors)
-        found += [f"{asked} has {len(ids)} jobs" for asked, ids in self.jobs.items() if len(ids) != 1]
-        if (many := len(crowd.wanted)) != len(self.jobs) or self.new != many or self.states != Counter(done=many):
-            found.append(f"{many} requests became {self.new} new jobs, which are {dict(self.states)}")
+        """Violations of promises: errors, lost or doubled jobs, watchers without an end."""
+        violations = list(self.errors)
+        violations += [f"{request} has {len(ids)} jobs" for request, ids in self.jobs.items() if len(ids) != 1]
+        if (many := len(crowd.requests)) != len(self.jobs) or self.new != many or self.states != Counter(done=many):
+            violations.append(f"{many} requests became {self.new} new jobs, which are {dict(self.states)}")
         if len(self.submitted) != crowd.submissions:
-            found.append(f"{len(self.submitted)} of {crowd.submissions} submissions were answered")
+            violations.append(f"{len(self.submitted)} of {crowd.submissions} submissions were answered")
         if self.ends != Counter(done=crowd.watchers):
-            found.append(f"of {crowd.watchers} watchers these saw an end: {dict(self.ends)}")
-        return found
+            violations.append(f"of {crowd.watchers} watchers these saw an end: {dict(self.ends)}")
+        return violations
 
 
 class Line:
-    """One connection that is kept, with one request at a time."""
+    """One persistent connection, with one request at a time."""
 
     def __init__(self, port: int, token: str) -> None:
         self._port = port
@@ -90,13 +90,13 @@ class Line:
         self._reader = self._writer = None
 
     async def ask(self, method: str, path: str, body: Any = None) -> tuple[int, Any]:
-        """The status and the JSON of the answer."""
+        """Send a request; return the status and the JSON of the answer."""
         status, headers, reader = await self._send(method, path, body)
         text = await reader.readexactly(int(headers["content-length"]))
         return status, json.loads(text)
 
     async def events(self, path: str, after: int) -> AsyncIterator[tuple[int, str, Any]]:
-        """Number, kind and body of the events of a stream."""
+        """Yield number, kind and body of the events of a stream."""
         status, _, reader = await self._send("GET", path, None, f"Last-Event-ID: {after}\r\n")
         if status == 204:
             return
@@ -107,10 +107,10 @@ class Line:
             text += await reader.readexactly(size)
             await reader.readexactly(2)
             *whole, text = text.split(b"\n\n")
-            for each in whole:
-                told = dict(line.split(": ", 1) for line in each.decode().splitlines())
-                if "data" in told:  # else a sign of life
-                    yield int(told["id"]), told["event"], json.loads(told["data"])
+            for block in whole:
+                fields = dict(line.split(": ", 1) for line in block.decode().splitlines())
+                if "data" in fields:  # else a heartbeat
+                    yield int(fields["id"]), fields["event"], json.loads(fields["data"])
 
     async def _send(
         self, method: str, path: str, body: Any, more: str = ""
@@ -131,7 +131,7 @@ class Line:
 
 
 async def rush(port: int, crowd: Crowd) -> Seen:
-    """Let them all come at once, and wait until every job is over and every watcher saw it."""
+    """Run all users at once, until every job has ended and every watcher saw it."""
     return await _Rush(port, crowd).run()
 
 
@@ -141,16 +141,16 @@ class _Rush:
         self._crowd = crowd
         self._seen = Seen()
         loop = asyncio.get_running_loop()
-        self._ids: dict[Asked, asyncio.Future[str]] = {asked: loop.create_future() for asked in crowd.wanted}
+        self._ids: dict[Request, asyncio.Future[str]] = {request: loop.create_future() for request in crowd.requests}
         self._known: list[str] = []
         self._submitting = True
 
     async def run(self) -> Seen:
         seen, crowd, started = self._seen, self._crowd, time.perf_counter()
         tokens = crowd.tokens
-        lookers = [asyncio.create_task(self._look(tokens[index % len(tokens)])) for index in range(_LOOKERS)]
+        pollers = [asyncio.create_task(self._poll(tokens[index % len(tokens)])) for index in range(_POLLERS)]
         watchers = [
-            asyncio.create_task(self._watch(tokens[index % len(tokens)], crowd.wanted[index % len(crowd.wanted)]))
+            asyncio.create_task(self._watch(tokens[index % len(tokens)], crowd.requests[index % len(crowd.requests)]))
             for index in range(crowd.watchers)
         ]
         await asyncio.gather(*map(self._submit, tokens, crowd.turns()))
@@ -158,33 +158,35 @@ class _Rush:
         self._submitting = False
         for future in self._ids.values():
             if not future.done():
-                future.cancel()  # nobody was told of its job: those who wait for it end, and are missed
+                future.cancel()  # no submission succeeded: its watchers end, and count as missing
         await asyncio.gather(*watchers)
         await self._settle()
-        for each in lookers:
-            each.cancel()
-        await asyncio.gather(*lookers, return_exceptions=True)
+        for poller in pollers:
+            poller.cancel()
+        await asyncio.gather(*pollers, return_exceptions=True)
         seen.seconds = time.perf_counter() - started
         return seen
 
-    async def _submit(self, token: str, turns: Sequence[Asked]) -> None:
+    async def _submit(self, token: str, turns: Sequence[Request]) -> None:
         async with self._line(token, "a user") as line:
-            for asked in turns:
-                model, budget = asked
+            for request in turns:
+                model, budget = request
                 began = time.perf_counter()
-                status, answer = await self._patiently(line, "POST", "/v1/jobs", {"model": model, "budgets": [budget]})
+                status, answer = await self._ask_until_accepted(
+                    line, "POST", "/v1/jobs", {"model": model, "budgets": [budget]}
+                )
                 if status not in (200, 201):
                     self._seen.errors.append(f"a submission was answered {status}: {answer}")
                     continue
                 self._seen.submitted.append(time.perf_counter() - began)
                 (job,) = answer["jobs"]
                 self._seen.new += job["is_new"]
-                self._seen.jobs.setdefault(asked, set()).add(job["id"])
-                if not self._ids[asked].done():
-                    self._ids[asked].set_result(job["id"])
+                self._seen.jobs.setdefault(request, set()).add(job["id"])
+                if not self._ids[request].done():
+                    self._ids[request].set_result(job["id"])
                     self._known.append(job["id"])
 
-    async def _patiently(self, line: Line, method: str, path: str, body: Any = None) -> tuple[int, Any]:
+    async def _ask_until_accepted(self, line: Line, method: str, path: str, body: Any = None) -> tuple[int, Any]:
         for _ in range(_TRIES):
             status, answer = await line.ask(method, path, body)
             if status not in (429, 503):
@@ -193,9 +195,9 @@ class _Rush:
             await asyncio.sleep(_BACK_SECONDS)
         return status, answer
 
-    async def _watch(self, token: str, asked: Asked) -> None:
+    async def _watch(self, token: str, request: Request) -> None:
         try:
-            id = await asyncio.shield(self._ids[asked])
+            id = await asyncio.shield(self._ids[request])
         except asyncio.CancelledError:
             return
         last, state = 0, ""
@@ -203,7 +205,7 @@ class _Rush:
             async with self._line(token, f"a watcher of {id}") as line:
                 self._seen.reconnects += attempt > 0
                 async for seq, kind, body in line.events(f"/v1/jobs/{id}/events", last):
-                    if seq <= last or (seq > last + 1 and kind != "progress"):  # which takes the place of others
+                    if seq <= last or (seq > last + 1 and kind != "progress"):  # progress events replace earlier ones
                         self._seen.errors.append(f"a watcher of {id} saw event {seq} after {last}")
                     last = seq
                     self._seen.events += 1
@@ -212,14 +214,14 @@ class _Rush:
                 break
             await asyncio.sleep(_BACK_SECONDS)
         async with self._line(token, "a watcher") as line:
-            _, job = await self._patiently(line, "GET", f"/v1/jobs/{id}")
+            _, job = await self._ask_until_accepted(line, "GET", f"/v1/jobs/{id}")
             if last != job["last_seq"]:
                 self._seen.errors.append(f"a watcher of {id} saw {last} of {job['last_seq']} events")
         self._seen.ends[state] += 1
 
-    async def _look(self, token: str) -> None:
+    async def _poll(self, token: str) -> None:
         chance = random.Random(self._crowd.seed)
-        async with self._line(token, "a looker") as line:
+        async with self._line(token, "a poller") as line:
             while True:
                 await asyncio.sleep(_PAUSE_SECONDS)
                 if not self._known:
@@ -232,16 +234,16 @@ class _Rush:
                     self._seen.errors.append(f"a status was answered {status}")
 
     async def _settle(self) -> None:
-        """Count what became of all the jobs that anybody was told of."""
-        async with self._line(self._crowd.tokens[0], "the last look") as line:
+        """Count the final states of all jobs."""
+        async with self._line(self._crowd.tokens[0], "the final check") as line:
             for id in sorted(set().union(*self._seen.jobs.values())):
-                self._seen.states[(await self._patiently(line, "GET", f"/v1/jobs/{id}"))[1]["state"]] += 1
+                self._seen.states[(await self._ask_until_accepted(line, "GET", f"/v1/jobs/{id}"))[1]["state"]] += 1
 
     @asynccontextmanager
-    async def _line(self, token: str, who: str) -> AsyncIterator[Line]:
-        """A connection; one that breaks is an error that is counted, and ends what was done with it."""
+    async def _line(self, token: str, owner: str) -> AsyncIterator[Line]:
+        """A connection; an error of it is recorded and ends the block."""
         try:
             async with Line(self._port, token) as line:
                 yield line
         except (OSError, EOFError, ValueError, KeyError) as error:
-            self._seen.errors.append(f"{who}: {error!r}")
+            self._seen.errors.append(f"{owner}: {error!r}")

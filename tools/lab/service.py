@@ -1,7 +1,7 @@
-"""A lab of machines on this one: network namespaces on a switch, each with its own processes, name and /dev/shm.
+"""A lab of virtual machines: network namespaces on a switch, each with its own processes, name and /dev/shm.
 
-What happens to real machines happens to them: power cuts, pulled cables, programs that are stopped or slow. Needs root
-on Linux; whatever is set up is removed, and no process is ended that was not started here.
+Hosts can lose power or their network, and their programs can be stopped or slowed. Needs root on Linux. Everything that
+is set up is removed, and only processes that were started here are ended.
 """
 
 import itertools
@@ -25,12 +25,12 @@ LOOK_SECONDS = 0.1
 _ROOT = Path(__file__).parents[2]
 _SCRIPT = """hostname "$1" && mount -t tmpfs tmpfs /dev/shm && mount --bind "$2" /tmp/ray && shift 2 && "$@"
 echo -- ended --; exec sleep infinity"""
-_ENDED = "-- ended --"  # a machine stays when its node ends
+_ENDED = "-- ended --"  # a host outlives its node
 _labs = itertools.count(1)
 
 
 def not_permitted() -> str:
-    """Why namespaces cannot be made here; empty when they can."""
+    """The reason that namespaces cannot be made here; empty if they can."""
     if sys.platform != "linux" or os.geteuid() != 0:
         return "needs root on Linux"
     if missing := [tool for tool in ("ip", "tc", "unshare", "nsenter", "ss", "hostname") if not shutil.which(tool)]:
@@ -52,15 +52,15 @@ def _ip(*arguments: str) -> None:
 
 
 class Host:
-    """A machine of the lab: a network namespace with a cable to the switch, and what runs there."""
+    """A machine of the lab: a network namespace with a cable to the switch, and its processes."""
 
     def __init__(self, lab: "Lab", number: int) -> None:
         self.name = f"host{number}"
         self.address = f"10.77.0.{number}"
         self.folder = lab.folder / self.name
         self.config = self.folder / "config" / "cluster"
-        for place in (self.config, self.folder / "ray"):
-            place.mkdir(parents=True)
+        for folder in (self.config, self.folder / "ray"):
+            folder.mkdir(parents=True)
         self._lab = lab
         self._net = f"{lab.switch}-{number}"
         self._cable = f"v{lab.number}-{os.getpid() % 10**7}-{number}"
@@ -74,11 +74,11 @@ class Host:
             _ip("-n", self._net, "link", "set", device, "up")
 
     def start(self, *arguments: str, until: str) -> None:
-        """Run a command of mint cluster in the foreground of this host until it says `until`."""
+        """Run a command of mint cluster on this host, and wait until its output has `until`."""
         self._starts += 1
-        said = self.folder / f"said{self._starts}"
+        output = self.folder / f"output{self._starts}"
         (self.folder / "ray").mkdir(exist_ok=True)
-        with said.open("wb") as out:
+        with output.open("wb") as out:
             self._node = subprocess.Popen(
                 [
                     *("ip", "netns", "exec", self._net, "unshare", "--pid", "--uts", "--fork", "--kill-child"),
@@ -88,21 +88,21 @@ class Host:
                 env=self._environment, stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT,
             )  # fmt: skip
         deadline = time.monotonic() + UP_SECONDS
-        while until not in said.read_text():
-            if self._node.poll() is not None or _ENDED in said.read_text() or time.monotonic() > deadline:
-                raise RuntimeError(f"{self.name} does not start: {said.read_text()}")
+        while until not in output.read_text():
+            if self._node.poll() is not None or _ENDED in output.read_text() or time.monotonic() > deadline:
+                raise RuntimeError(f"{self.name} does not start: {output.read_text()}")
             with suppress(subprocess.TimeoutExpired):
                 self._node.wait(LOOK_SECONDS)
 
     def mint(self, *arguments: str, seconds: float = 90.0) -> "subprocess.CompletedProcess[str]":
-        """A command of mint on this host, beside its node if there is one."""
+        """Run a command of mint on this host, beside its node if there is one."""
         return subprocess.run(
             [*self._inside, *MINT, *arguments],
             env=self._environment, capture_output=True, text=True, timeout=seconds, check=False,
         )  # fmt: skip
 
     def python(self, program: str, *arguments: str, log: Path) -> "subprocess.Popen[str]":
-        """A program of Python on this host, with pipes for what it reads and writes; its errors go to `log`."""
+        """Start a Python program on this host, with pipes for input and output; its errors go to `log`."""
         with log.open("wb") as errors:
             return subprocess.Popen(
                 [*self._inside, sys.executable, "-c", program, *arguments],
@@ -110,23 +110,23 @@ class Host:
             )  # fmt: skip
 
     def listeners(self) -> set[int]:
-        """The ports on which anybody listens here."""
+        """The ports with a listener on this host."""
         shown = subprocess.run(
             [*self._inside, "ss", "-Hltn"], capture_output=True, text=True, check=True, timeout=20
         ).stdout
         return {int(line.split()[3].rpartition(":")[2]) for line in shown.splitlines()}
 
     def pull_cable(self) -> None:
-        """Nothing goes to this host or comes from it from now on."""
+        """Disconnect this host from the switch."""
         _ip("-n", self._lab.switch, "link", "set", self._cable, "down")
 
     def plug_cable(self) -> None:
-        """The end of `pull_cable`."""
+        """Connect this host again."""
         _ip("-n", self._lab.switch, "link", "set", self._cable, "up")
 
     @contextmanager
     def slow_cable(self, mbit: int) -> Iterator[None]:
-        """What this host sends goes at so many million bits per second."""
+        """Limit the sending rate of this host to `mbit` million bits per second."""
         inside = ("ip", "netns", "exec", self._net, "tc", "qdisc")
         shape = ("tbf", "rate", f"{mbit}mbit", "burst", "64kb", "latency", "400ms")
         subprocess.run([*inside, "add", "dev", "eth0", "root", *shape], check=True, capture_output=True, timeout=20)
@@ -137,18 +137,18 @@ class Host:
 
     def processes(self, name: str) -> list[int]:
         """The processes of this host that have `name` in their command line."""
-        found, unseen = [], [self._node.pid] if self._node else []
+        pids, unseen = [], [self._node.pid] if self._node else []
         while unseen:
             pid = unseen.pop()
             unseen += _children(pid)
             with suppress(OSError):
                 if name in Path(f"/proc/{pid}/cmdline").read_text():
-                    found.append(pid)
-        return found
+                    pids.append(pid)
+        return pids
 
     @contextmanager
     def slowed(self, name: str, *, of: float, during: float) -> Iterator[None]:
-        """Let the processes `name` run for the first `during` of every `of` seconds only; 0 stops them."""
+        """Run the processes `name` only for the first `during` of every `of` seconds; 0 stops them."""
         over = threading.Event()
         stopped = set(_signal(self.processes(name), signal.SIGSTOP))
 
@@ -169,11 +169,11 @@ class Host:
             _signal(stopped & set(self.processes(name)), signal.SIGCONT)
 
     def end(self, name: str) -> None:
-        """Kill the processes `name`, which are not asked."""
+        """Kill the processes `name` without warning."""
         _signal(self.processes(name), signal.SIGKILL)
 
     def kill(self) -> None:
-        """As if the power went: the first process of the host is killed, and all others with it."""
+        """Cut the power: kill the first process of the host, and all others with it."""
         if self._node and self._node.poll() is None:
             _signal(_children(self._node.pid), signal.SIGKILL)
             self._node.wait(20)
@@ -181,14 +181,14 @@ class Host:
         shutil.rmtree(self.folder / "ray", ignore_errors=True)
 
     def remove(self) -> None:
-        """End what runs here, and take the cable away."""
+        """End all processes of this host and remove its network."""
         self.kill()
         _ip("netns", "del", self._net)
 
     @property
     def _environment(self) -> Mapping[str, str]:
-        kept = {name: value for name, value in os.environ.items() if name not in (TOKEN_VARIABLE, "LD_PRELOAD")}
-        return kept | {
+        environment = {name: value for name, value in os.environ.items() if name not in (TOKEN_VARIABLE, "LD_PRELOAD")}
+        return environment | {
             "MINT_CONFIG": str(self.folder / "config"),
             "MINT_CACHE": str(self._lab.cache),
             "PYTHONPATH": str(_ROOT),
@@ -222,7 +222,7 @@ class Lab:
 
     @property
     def address(self) -> str:
-        """Where the head listens."""
+        """Address of the head."""
         return f"{self.hosts[0].address}:6379"
 
     def start_head(self, *options: str) -> None:
@@ -244,14 +244,14 @@ class Lab:
                     host.kill()
 
     def remove(self) -> None:
-        """Take everything away."""
+        """Remove all hosts and the switch."""
         for host in reversed(self.hosts):
             host.remove()
         _ip("netns", "del", self.switch)
 
 
 def cut_off(program: "subprocess.Popen[str]") -> None:
-    """Kill what `Host.python` started, if it still runs: the program itself and not only what entered the host."""
+    """Kill a program of `Host.python` if it still runs, and its child inside the host."""
     if program.poll() is None:
         _signal(_children(program.pid), signal.SIGKILL)
         program.kill()
@@ -259,18 +259,18 @@ def cut_off(program: "subprocess.Popen[str]") -> None:
 
 
 def _children(pid: int) -> list[int]:
-    found: list[int] = []
+    pids: list[int] = []
     for thread in Path(f"/proc/{pid}/task").glob("*/children"):
         with suppress(OSError):
-            found += map(int, thread.read_text().split())
-    return found
+            pids += map(int, thread.read_text().split())
+    return pids
 
 
 def _signal(pids: Sequence[int] | set[int], number: signal.Signals) -> list[int]:
-    """Those that were still there."""
-    there = []
+    """Send a signal; return the processes that still existed."""
+    alive = []
     for pid in pids:
         with suppress(ProcessLookupError):
             os.kill(pid, number)
-            there.append(pid)
-    return there
+            alive.append(pid)
+    return alive

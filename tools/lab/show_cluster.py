@@ -1,12 +1,12 @@
-"""A model of more than 1 GB over three machines, one of which dies while the cable of another is out: the same bytes.
+"""Runs a model of more than 1 GB over three machines, with a killed node and a cut network, and compares the bytes.
 
     sudo python -m tools.lab.show_cluster [--shape qwen3-0.6b] [--layers N] [--bits 4.5bpw]
-    sudo python -m tools.lab.show_cluster --mbit 20      assembling over cables too slow to be of use
+    sudo python -m tools.lab.show_cluster --mbit 20      assembles over cables that are too slow to help
 
-The machines are network namespaces of this one (`tools.lab`), so they share its cores and its disk: what it shows is
-that nothing is lost, not that it is faster. It writes random bf16 weights in the shapes of a real model, analyzes and
-assembles it in one process, then over the cluster: in each of both the cable of one worker is out for a while, and in
-one of them the other worker is killed. It compares byte for byte and removes all that it made.
+The machines are network namespaces (`tools.lab`) that share cores and disk: the run shows that nothing is lost, not
+that it is faster. It writes random bf16 weights in the shapes of a real model, then analyzes and assembles it in one
+process and over the cluster. In both stages one worker has no network for a while; in the first, the other worker is
+killed. The results are compared byte for byte, and everything is removed.
 """
 
 import argparse
@@ -32,10 +32,8 @@ from tools.models.make_shape import SHAPES, write_shape
 from tools.models.make_smollm2 import say
 
 STAGES = ("analyze", "assemble")
-SHARES = {
-    "analyze": 0.2,
-    "assemble": 0.6,
-}  # of the units, done before the cable is pulled: by then it is known who packs
+# of the units, done before the network is cut: by then the packing nodes are known
+SHARES = {"analyze": 0.2, "assemble": 0.6}
 PROGRAM = "from mint.cli.main import main; main()"
 ALONE = "this machine packs everything itself"
 LOOK_SECONDS = 0.05
@@ -44,19 +42,19 @@ _GROUP_BYTES = 400_000_000  # of a shard
 
 
 @dataclass(slots=True)
-class Told:
-    """What the log of a run says of its units."""
+class RunLog:
+    """History of the units of one run, read from its log."""
 
     arrived: Counter[str] = field(default_factory=Counter)  # results by host
-    again: list[str] = field(default_factory=list)  # units that a worker was asked for while another had them
-    doubled: list[str] = field(default_factory=list)  # units whose result came a second time
-    lost: dict[str, str] = field(default_factory=dict)  # workers, and why
+    again: list[str] = field(default_factory=list)  # units that were sent to a worker while another had them
+    doubled: list[str] = field(default_factory=list)  # units whose result arrived twice
+    lost: dict[str, str] = field(default_factory=dict)  # workers, with the reason
     done: set[str] = field(default_factory=set)
-    notes: list[str] = field(default_factory=list)  # what mint said to people
-    holders: dict[str, set[str]] = field(default_factory=dict)  # workers that were asked for a unit, and not to skip it
+    notes: list[str] = field(default_factory=list)  # messages of mint
+    holders: dict[str, set[str]] = field(default_factory=dict)  # workers that have a unit to do
 
-    def hear(self, line: str) -> None:
-        """Take one line of the log."""
+    def read(self, line: str) -> None:
+        """Read one line of the log."""
         if not line.startswith("{"):
             self.notes += [line] if line.startswith(ALONE) else []
             return
@@ -80,25 +78,25 @@ class Told:
 
 @dataclass(frozen=True, slots=True)
 class Accident:
-    """What happens when this share of the units is done."""
+    """An event at a share of the units."""
 
     share: float
-    what: str
+    title: str
     happen: Callable[[], object]
 
 
 def main() -> int:
-    """Show it and print the figures; exit code 1 when anything differs."""
+    """Run everything and print the figures; exit code 1 if anything differs."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", choices=SHAPES, default="qwen3-0.6b")
     parser.add_argument("--layers", type=int, help="fewer layers than the model has")
     parser.add_argument("--bits", default="4.5bpw", help="budget (default %(default)s)")
     parser.add_argument("--cable", type=float, default=20.0, help="seconds (default %(default)s)")
-    parser.add_argument("--mbit", type=int, help="what each cable lets through while it assembles, without accidents")
+    parser.add_argument("--mbit", type=int, help="rate of each cable while assembling, without accidents")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     options = parser.parse_args()
-    if why := not_permitted():
-        say(f"cannot make machines: {why}")
+    if reason := not_permitted():
+        say(f"cannot make machines: {reason}")
         return 1
     with tempfile.TemporaryDirectory(prefix="mint-show-") as folder:
         record = show(Path(folder), options)
@@ -107,7 +105,7 @@ def main() -> int:
 
 
 def show(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
-    """All of it, in `folder`: seconds, and what each host did."""
+    """Run all stages in `folder`; return seconds and the work of each host."""
     model = folder / "model"
     model.mkdir()
     say(f"writing {options.shape} with random weights")
@@ -117,7 +115,7 @@ def show(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
     cache = folder / "cache"
     cache.mkdir()
     (cache_folder() / "kernels").mkdir(parents=True, exist_ok=True)
-    (cache / "kernels").symlink_to(cache_folder() / "kernels")  # compiled once a machine
+    (cache / "kernels").symlink_to(cache_folder() / "kernels")  # compiled once per machine
     say(f"{source.nbytes / 1e9:.2f} GB in {len(sizes)} units and {len(source.shards)} shards")
     with ExitStack() as until_the_end:
         lab = Lab(folder / "lab", cache)
@@ -147,20 +145,20 @@ def show(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
                 for host in lab.hosts if slow else ():
                     until_then.enter_context(host.slow_cable(options.mbit))
                 accidents = [] if slow else accidents
-                seconds, told = _run(lab, command, len(sizes), accidents)
+                seconds, run_log = _run(lab, command, len(sizes), accidents)
             if accidents:
                 plug.join()
             say(f"{stage} over the cluster: {seconds:.1f} s")
             stages[stage] |= {
                 "cluster_seconds": seconds,
-                "accidents": [accident.what for accident in accidents] or [f"{options.mbit} Mbit/s cables"],
-                "said": told.notes,
-                "units_by_host": dict(sorted(told.arrived.items())),
-                "units_asked_for_again": len(told.again),  # at most so many were done, or begun, twice
-                "bytes_asked_for_again": sum(sizes[unit] for unit in told.again),
-                "units_that_came_twice": len(told.doubled),
-                "units_lost": len(sizes.keys() - told.done),
-                "workers_lost": told.lost,
+                "accidents": [accident.title for accident in accidents] or [f"{options.mbit} Mbit/s cables"],
+                "said": run_log.notes,
+                "units_by_host": dict(sorted(run_log.arrived.items())),
+                "units_asked_for_again": len(run_log.again),  # upper bound of the units that were begun twice
+                "bytes_asked_for_again": sum(sizes[unit] for unit in run_log.again),
+                "units_that_came_twice": len(run_log.doubled),
+                "units_lost": len(sizes.keys() - run_log.done),
+                "workers_lost": run_log.lost,
             }
     same = filecmp.cmp(folder / "alone.mint", folder / "cluster.mint", shallow=False)
     names = sorted(path.name for path in (folder / "alone").iterdir())
@@ -169,23 +167,23 @@ def show(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
     return {"source_nbytes": source.nbytes, "units": len(sizes), "same_bytes": same, "stages": stages}
 
 
-def _run(lab: Lab, command: Sequence[str], units: int = 0, accidents: Sequence[Accident] = ()) -> tuple[float, Told]:
-    """Seconds of a command of mint on the first host, and its log; raises when it fails."""
+def _run(lab: Lab, command: Sequence[str], units: int = 0, accidents: Sequence[Accident] = ()) -> tuple[float, RunLog]:
+    """Seconds of a command of mint on the first host, and its log; raises RuntimeError if it fails."""
     log = lab.folder / f"log-{command[0]}"
     started = time.perf_counter()
     child = lab.hosts[0].python(PROGRAM, "--verbose", *command, log=log)
     limit = threading.Timer(LIMIT_SECONDS, cut_off, [child])
     limit.start()
-    told, waiting, rest = Told(), list(accidents), ""
+    run_log, waiting, rest = RunLog(), list(accidents), ""
     try:
         with log.open() as lines:
             while True:
                 over = child.poll() is not None
                 *whole, rest = (rest + lines.read()).split("\n")
                 for line in whole:
-                    told.hear(line)
-                while waiting and len(told.done) >= waiting[0].share * units:
-                    say(f"{len(told.done)} of {units} units: {waiting[0].what}")
+                    run_log.read(line)
+                while waiting and len(run_log.done) >= waiting[0].share * units:
+                    say(f"{len(run_log.done)} of {units} units: {waiting[0].title}")
                     waiting.pop(0).happen()
                 if over:
                     break
@@ -198,14 +196,14 @@ def _run(lab: Lab, command: Sequence[str], units: int = 0, accidents: Sequence[A
         cut_off(child)
     if child.returncode:
         raise RuntimeError(f"{' '.join(command)}: exit code {child.returncode}: {log.read_text()[-2000:]}")
-    return time.perf_counter() - started, told
+    return time.perf_counter() - started, run_log
 
 
-def _command(stage: str, folder: Path, place: str) -> list[str]:
-    """What makes PLACE.mint, or the folder PLACE from the plan."""
+def _command(stage: str, folder: Path, name: str) -> list[str]:
+    """The command that makes NAME.mint, or the folder NAME from the plan."""
     if stage == "analyze":
-        return [stage, str(folder / "model"), "-o", str(folder / f"{place}.mint")]
-    return [stage, str(folder / "plan.json"), "-m", str(folder / "model"), "-o", str(folder / place)]
+        return [stage, str(folder / "model"), "-o", str(folder / f"{name}.mint")]
+    return [stage, str(folder / "plan.json"), "-m", str(folder / "model"), "-o", str(folder / name)]
 
 
 def _trip(host: Host, plug: threading.Timer) -> None:
@@ -215,15 +213,15 @@ def _trip(host: Host, plug: threading.Timer) -> None:
 
 def _table(record: dict[str, Any]) -> str:
     lines = [f"{record['source_nbytes'] / 1e9:.2f} GB, {record['units']} units"]
-    for stage, told in record["stages"].items():
-        hosts = ", ".join(f"{host} {count}" for host, count in told["units_by_host"].items())
+    for stage, figures in record["stages"].items():
+        hosts = ", ".join(f"{host} {count}" for host, count in figures["units_by_host"].items())
         lines += [
-            f"{stage}: alone {told['alone_seconds']:.1f} s, cluster {told['cluster_seconds']:.1f} s "
-            f"({'; '.join(told['accidents'])})",
-            f"  results: {hosts}; lost {told['units_lost']}; asked for again {told['units_asked_for_again']} "
-            f"({told['bytes_asked_for_again'] / 1e6:.1f} MB), came twice {told['units_that_came_twice']}",
-            *(f"  said: {note}" for note in told["said"]),
-            *(f"  {worker}: {reason}" for worker, reason in told["workers_lost"].items()),
+            f"{stage}: alone {figures['alone_seconds']:.1f} s, cluster {figures['cluster_seconds']:.1f} s "
+            f"({'; '.join(figures['accidents'])})",
+            f"  results: {hosts}; lost {figures['units_lost']}; asked for again {figures['units_asked_for_again']} "
+            f"({figures['bytes_asked_for_again'] / 1e6:.1f} MB), came twice {figures['units_that_came_twice']}",
+            *(f"  said: {note}" for note in figures["said"]),
+            *(f"  {worker}: {reason}" for worker, reason in figures["workers_lost"].items()),
         ]
     return "\n".join([*lines, "byte for byte the same" if record["same_bytes"] else "THEY DIFFER"])
 

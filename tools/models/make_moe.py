@@ -1,4 +1,4 @@
-"""Express a dense llama folder exactly as a mixture of experts: a checkpoint in Mixtral's format.
+"""Expresses a dense llama folder exactly as a mixture of experts: a checkpoint in Mixtral's format.
 
     python -m tools.models.make_moe SOURCE OUT --mode part --experts 8 --top-k 8
 

@@ -1,11 +1,11 @@
-"""Write a folder that is a large model in all but its weights: true config, names, shapes and headers, sparse data.
+"""Writes a folder with the config, names, shapes and headers of a large model, and sparse data.
 
     python -m tools.models.make_shape OUT --shape qwen3-30b-a3b
 
-Every tensor is bf16. The data are holes, which read as zeros and take no disk, but for real (random) vectors and
-routers; with --random all are random. Configurations and tensor names are written from knowledge of the public
-checkpoints Qwen/Qwen3-0.6B, Qwen/Qwen3-30B-A3B and meta-llama/Llama-4-Scout-17B-16E, its vision tower included; shards
-are filled in the order of the layers.
+Every tensor is bf16. Matrices are holes, which read as zeros and take no disk space; vectors and routers are random.
+With --random all tensors are random. Configurations and tensor names follow the public checkpoints Qwen/Qwen3-0.6B,
+Qwen/Qwen3-30B-A3B and meta-llama/Llama-4-Scout-17B-16E, its vision tower included. Shards are filled in the order of
+the layers.
 """
 
 # E experts, H hidden size, N inner size, V hidden size of the vision tower
@@ -79,13 +79,13 @@ def qwen3(config: dict[str, Any]) -> Iterator[Tensor]:
     H = config["hidden_size"]
     yield "model.embed_tokens.weight", (config["vocab_size"], H)
     for layer in range(config["num_hidden_layers"]):
-        at = f"model.layers.{layer}"
-        yield from _attention(f"{at}.self_attn", config)
+        prefix = f"model.layers.{layer}"
+        yield from _attention(f"{prefix}.self_attn", config)
         for norm in ("q_norm", "k_norm"):
-            yield f"{at}.self_attn.{norm}.weight", (config["head_dim"],)
-        yield from _gated(f"{at}.mlp", H, config["intermediate_size"])
+            yield f"{prefix}.self_attn.{norm}.weight", (config["head_dim"],)
+        yield from _gated(f"{prefix}.mlp", H, config["intermediate_size"])
         for norm in ("input_layernorm", "post_attention_layernorm"):
-            yield f"{at}.{norm}.weight", (H,)
+            yield f"{prefix}.{norm}.weight", (H,)
     yield "model.norm.weight", (H,)
 
 
@@ -94,55 +94,55 @@ def qwen3_moe(config: dict[str, Any]) -> Iterator[Tensor]:
     H, N = config["hidden_size"], config["moe_intermediate_size"]
     yield "model.embed_tokens.weight", (config["vocab_size"], H)
     for layer in range(config["num_hidden_layers"]):
-        at = f"model.layers.{layer}"
-        yield from _attention(f"{at}.self_attn", config)
+        prefix = f"model.layers.{layer}"
+        yield from _attention(f"{prefix}.self_attn", config)
         for norm in ("q_norm", "k_norm"):
-            yield f"{at}.self_attn.{norm}.weight", (config["head_dim"],)
-        yield f"{at}.mlp.gate.weight", (config["num_experts"], H)
+            yield f"{prefix}.self_attn.{norm}.weight", (config["head_dim"],)
+        yield f"{prefix}.mlp.gate.weight", (config["num_experts"], H)
         for expert in range(config["num_experts"]):
-            yield from _gated(f"{at}.mlp.experts.{expert}", H, N)
+            yield from _gated(f"{prefix}.mlp.experts.{expert}", H, N)
         for norm in ("input_layernorm", "post_attention_layernorm"):
-            yield f"{at}.{norm}.weight", (H,)
+            yield f"{prefix}.{norm}.weight", (H,)
     yield "model.norm.weight", (H,)
     yield "lm_head.weight", (config["vocab_size"], H)
 
 
 def llama4(config: dict[str, Any]) -> Iterator[Tensor]:
-    """Every tensor of a Llama 4 whose layers all are mixtures: stacks with inputs before outputs, and the eyes."""
+    """Every tensor of a Llama 4 of mixtures only: stacks with inputs before outputs, and the vision tower."""
     text = config["text_config"]
     H, N, E = text["hidden_size"], text["intermediate_size"], text["num_local_experts"]
     yield from _vision(config["vision_config"], H)
     yield "language_model.model.embed_tokens.weight", (text["vocab_size"], H)
     for layer in range(text["num_hidden_layers"]):
-        at = f"language_model.model.layers.{layer}"
-        yield from _attention(f"{at}.self_attn", text)
-        yield f"{at}.feed_forward.router.weight", (E, H)
-        yield f"{at}.feed_forward.experts.gate_up_proj", (E, H, 2 * N)
-        yield f"{at}.feed_forward.experts.down_proj", (E, N, H)
-        yield from _gated(f"{at}.feed_forward.shared_expert", H, N)
+        prefix = f"language_model.model.layers.{layer}"
+        yield from _attention(f"{prefix}.self_attn", text)
+        yield f"{prefix}.feed_forward.router.weight", (E, H)
+        yield f"{prefix}.feed_forward.experts.gate_up_proj", (E, H, 2 * N)
+        yield f"{prefix}.feed_forward.experts.down_proj", (E, N, H)
+        yield from _gated(f"{prefix}.feed_forward.shared_expert", H, N)
         for norm in ("input_layernorm", "post_attention_layernorm"):
-            yield f"{at}.{norm}.weight", (H,)
+            yield f"{prefix}.{norm}.weight", (H,)
     yield "language_model.model.norm.weight", (H,)
     yield "language_model.lm_head.weight", (text["vocab_size"], H)
 
 
-def _attention(at: str, config: dict[str, Any]) -> Iterator[Tensor]:
+def _attention(prefix: str, config: dict[str, Any]) -> Iterator[Tensor]:
     H, head = config["hidden_size"], config["head_dim"]
     queries, keys = config["num_attention_heads"] * head, config["num_key_value_heads"] * head
-    yield f"{at}.q_proj.weight", (queries, H)
-    yield f"{at}.k_proj.weight", (keys, H)
-    yield f"{at}.v_proj.weight", (keys, H)
-    yield f"{at}.o_proj.weight", (H, queries)
+    yield f"{prefix}.q_proj.weight", (queries, H)
+    yield f"{prefix}.k_proj.weight", (keys, H)
+    yield f"{prefix}.v_proj.weight", (keys, H)
+    yield f"{prefix}.o_proj.weight", (H, queries)
 
 
-def _gated(at: str, H: int, N: int) -> Iterator[Tensor]:
-    yield f"{at}.gate_proj.weight", (N, H)
-    yield f"{at}.up_proj.weight", (N, H)
-    yield f"{at}.down_proj.weight", (H, N)
+def _gated(prefix: str, H: int, N: int) -> Iterator[Tensor]:
+    yield f"{prefix}.gate_proj.weight", (N, H)
+    yield f"{prefix}.up_proj.weight", (N, H)
+    yield f"{prefix}.down_proj.weight", (H, N)
 
 
 def _vision(config: dict[str, Any], H: int) -> Iterator[Tensor]:
-    """What mlx_lm drops: vision tower, adapter and projector."""
+    """The tensors that mlx_lm drops: vision tower, adapter and projector."""
     V, N, out = config["hidden_size"], config["intermediate_size"], config["vision_output_dim"]
     patches = (config["image_size"] // config["patch_size"]) ** 2
     yield "multi_modal_projector.linear_1.weight", (H, out)
@@ -152,25 +152,25 @@ def _vision(config: dict[str, Any], H: int) -> Iterator[Tensor]:
     for norm in ("layernorm_pre", "layernorm_post"):
         yield from _with_bias(f"vision_model.{norm}", (V,))
     for layer in range(config["num_hidden_layers"]):
-        at = f"vision_model.model.layers.{layer}"
+        prefix = f"vision_model.model.layers.{layer}"
         for norm in ("input_layernorm", "post_attention_layernorm"):
-            yield from _with_bias(f"{at}.{norm}", (V,))
+            yield from _with_bias(f"{prefix}.{norm}", (V,))
         for name in ("q_proj", "k_proj", "v_proj", "o_proj"):
-            yield from _with_bias(f"{at}.self_attn.{name}", (V, V))
-        yield from _with_bias(f"{at}.mlp.fc1", (N, V))
-        yield from _with_bias(f"{at}.mlp.fc2", (V, N))
+            yield from _with_bias(f"{prefix}.self_attn.{name}", (V, V))
+        yield from _with_bias(f"{prefix}.mlp.fc1", (N, V))
+        yield from _with_bias(f"{prefix}.mlp.fc2", (V, N))
     yield "vision_model.vision_adapter.mlp.fc1.weight", (config["projector_input_dim"], N)
     yield "vision_model.vision_adapter.mlp.fc2.weight", (config["projector_output_dim"], config["projector_input_dim"])
 
 
-def _with_bias(at: str, shape: tuple[int, ...]) -> Iterator[Tensor]:
-    yield f"{at}.weight", shape
-    yield f"{at}.bias", shape[:1]
+def _with_bias(prefix: str, shape: tuple[int, ...]) -> Iterator[Tensor]:
+    yield f"{prefix}.weight", shape
+    yield f"{prefix}.bias", shape[:1]
 
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """The config of a model, and what lists its tensors."""
+    """The config of a model, and the function that lists its tensors."""
 
     config: dict[str, Any]
     tensors: Callable[[dict[str, Any]], Iterator[Tensor]]
@@ -184,7 +184,7 @@ SHAPES = {
 
 
 def main() -> int:
-    """Write the folder and say what it takes."""
+    """Write the folder and print its size."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path, metavar="OUT", help="folder to write; must not exist")
     parser.add_argument("--shape", choices=SHAPES, required=True)
@@ -198,8 +198,8 @@ def main() -> int:
         say(str(error))
         return 1
     files = [path.stat() for path in options.out.iterdir()]
-    apparent, taken = sum(file.st_size for file in files), sum(file.st_blocks * 512 for file in files)
-    say(f"{len(files)} files, {apparent / 1e9:.1f} GB apparent, {taken / 1e6:.1f} MB on the disk")
+    apparent, allocated = sum(file.st_size for file in files), sum(file.st_blocks * 512 for file in files)
+    say(f"{len(files)} files, {apparent / 1e9:.1f} GB apparent, {allocated / 1e6:.1f} MB on the disk")
     return 0
 
 
@@ -218,14 +218,14 @@ def write_shape(
         config = {**config, **_fewer(config, layers)}
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     shards: list[dict[str, tuple[int, ...]]] = [{}]
-    room = shard_bytes
+    free = shard_bytes
     for name, size in shape.tensors(config):
         nbytes = ITEM_BYTES * math.prod(size)
-        if shards[-1] and nbytes > room:
+        if shards[-1] and nbytes > free:
             shards.append({})
-            room = shard_bytes
+            free = shard_bytes
         shards[-1][name] = size
-        room -= nbytes
+        free -= nbytes
     weight_map: dict[str, str] = {}
     for number, tensors in enumerate(shards, 1):
         name = f"model-{number:05d}-of-{len(shards):05d}.safetensors"

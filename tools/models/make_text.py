@@ -1,10 +1,10 @@
-"""Make plain English text to evaluate models on: six novels and a handbook, from two Debian packages.
+"""Makes plain English text to evaluate models on: six novels and a handbook, from two Debian packages.
 
     python -m tools.models.make_text OUT [--unpacked FOLDER]
 
 r-cran-janeaustenr holds Jane Austen's six novels (public domain) as R character vectors, debian-handbook the
 Debian Administrator's Handbook (GPL-2+ or CC-BY-SA-3.0) as HTML. Both are fetched with `apt-get download` and
-unpacked with `dpkg-deb -x`; elsewhere give the folder of packages that were unpacked.
+unpacked with `dpkg-deb -x`; on other systems, give the folder of the unpacked packages.
 
 Models have probably seen both texts in training: use them for differences between models, not for absolute claims.
 """
@@ -110,7 +110,7 @@ def read_pages(folder: Path) -> Iterator[str]:
     for file in files:
         reader = _Prose()
         reader.feed(file.read_text(encoding="utf-8"))
-        yield "\n\n".join(filter(None, (" ".join(each.split()) for each in reader.paragraphs)))
+        yield "\n\n".join(filter(None, (" ".join(text.split()) for text in reader.paragraphs)))
 
 
 class _Prose(HTMLParser):
@@ -119,7 +119,7 @@ class _Prose(HTMLParser):
     def __init__(self) -> None:
         super().__init__()
         self.paragraphs: list[str] = []
-        self._open: list[bool] = []  # for every open element: whether it begins a paragraph
+        self._open: list[bool] = []  # for every open element: true if it begins a paragraph
         self._skipped = 0  # depth within a listing
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
@@ -142,7 +142,7 @@ class _Prose(HTMLParser):
 
 
 def write(path: Path, text: str) -> None:
-    """Write a text and say how long it is."""
+    """Write a text and print its length."""
     path.write_text(text + "\n", encoding="utf-8")
     say(f"{path.name}: {len(text):,} characters")
 

@@ -32,7 +32,7 @@ SPREAD = 0.3  # standard deviation of the logarithm of a channel's scale
 
 @dataclass(frozen=True, slots=True)
 class Heads:
-    """How many heads attention has: `num_attention_heads` and `num_key_value_heads` of config.json."""
+    """Numbers of attention heads: `num_attention_heads` and `num_key_value_heads` of config.json."""
 
     queries: int
     keys: int

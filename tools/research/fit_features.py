@@ -1,12 +1,13 @@
-"""Do features improve the prior sensitivities? An ablation: prior against probes, with and without each feature.
+"""Ablation of features as corrections of the prior sensitivities, judged on probes.
 
     python -m tools.research.fit_features MODEL=ANALYSIS=PROBES ... [--only NAME] [--text FILE --work FOLDER]
 
-For each model an analysis with features (`mint analyze --features`) and its probes (`mint probe`). What is explained is
-y = log(probed alpha / prior alpha), centred in each model, since one factor for all units changes no plan. A feature
-enters as its logarithm (`as it is` where it may be 0), centred in each model, or in each role of each model: then it
-says nothing that the role does not say already. One slope (ridge where all enter) is fitted on all models but one and
-judged on that one. With --text, the best form's plans at the bytes of uniform 4/64 are compared with the prior's.
+Each model needs an analysis with features (`mint analyze --features`) and its probes (`mint probe`). The target is
+y = log(probed alpha / prior alpha), centred in each model, since a common factor of all units changes no plan. A
+feature enters as its logarithm (unchanged if it may be 0), centred in each model, or in each role of each model: then
+it adds only information that the role does not have. One slope (ridge regression for all features) is fitted on all
+models but one and judged on that one. With --text, plans of the best form at the bytes of uniform 4/64 are compared
+with the prior's.
 """
 
 # U units, P features
@@ -38,8 +39,8 @@ from mint.quality.evaluate import evaluate
 from mint.run.blas import allow_restart, restart_with_fast_blas
 
 Doubles = NDArray[np.float64]
-AS_IT_IS = ("outlier_groups", "log_spread")
-RIDGE = 10.0  # of standardized features: units that say nothing
+UNCHANGED = ("outlier_groups", "log_spread")
+RIDGE = 10.0  # strength for standardized features, in observations
 CENTRES: dict[str, Callable[[Unit], str]] = {"model": lambda unit: "", "role": lambda unit: unit.role}
 
 
@@ -78,7 +79,7 @@ def read_case(text: str) -> Case:
 def _numbers(analysis: Analysis, unit: Unit) -> list[float]:
     features = analysis.measurements[unit.path].features
     assert features
-    return [v if name in AS_IT_IS else log(max(v, 1e-6)) for name, v in asdict(features).items()]
+    return [v if name in UNCHANGED else log(max(v, 1e-6)) for name, v in asdict(features).items()]
 
 
 def centred(case: Case, columns: Sequence[int], key: Callable[[Unit], str]) -> Doubles:
@@ -87,8 +88,8 @@ def centred(case: Case, columns: Sequence[int], key: Callable[[Unit], str]) -> D
     for row, unit in enumerate(case.units):
         rows[key(unit)].append(row)
     values = case.features[:, columns].copy()
-    for some in rows.values():
-        values[some] -= values[some].mean(axis=0)
+    for indices in rows.values():
+        values[indices] -= values[indices].mean(axis=0)
     return values
 
 
@@ -99,23 +100,23 @@ def slopes(cases: Sequence[Case], columns: Sequence[int], key: Callable[[Unit], 
     spread = np.maximum(inputs.std(axis=0), 1e-12)
     inputs = inputs / spread
     gram = inputs.T @ inputs + RIDGE * np.eye(len(columns))
-    found: Doubles = np.linalg.solve(gram, inputs.T @ target) / spread
-    return found
+    coefficients: Doubles = np.linalg.solve(gram, inputs.T @ target) / spread
+    return coefficients
 
 
 def rows(cases: Sequence[Case]) -> list[dict[str, Any]]:
-    """The table: per held-out case, what of y each form explains."""
+    """The table: for each held-out case, the share of y that each form explains."""
     forms = [(name, [index]) for index, name in enumerate(NAMES)] + [("all", list(range(len(NAMES))))]
-    found = []
+    table = []
     for held in cases:
         others = [case for case in cases if case is not held]
         prior = held.probed - held.target
-        found.append(_row(held, "none", "", np.zeros(len(held.units)), prior, 0.0))
+        table.append(_row(held, "none", "", np.zeros(len(held.units)), prior, 0.0))
         for name, columns in forms:
             for centre, key in CENTRES.items():
                 slope = slopes(others, columns, key)
-                found.append(_row(held, name, centre, centred(held, columns, key) @ slope, prior, slope[0]))
-    return found
+                table.append(_row(held, name, centre, centred(held, columns, key) @ slope, prior, slope[0]))
+    return table
 
 
 def _row(held: Case, name: str, centre: str, correction: Doubles, prior: Doubles, slope: float) -> dict[str, Any]:
@@ -153,14 +154,14 @@ def compare(cases: Sequence[Case], form: str, only: str, text: list[Path], token
                 assemble(allocate(held.analysis, nbytes, probed=probed), source, folder)
             reference = work / f"{held.name}.reference"
             known = reference.exists()
-            found = evaluate(
+            kl = evaluate(
                 folder,
                 reference if known else held.folder,
                 text=() if known else text,
                 tokens=None if known else tokens,
                 save_reference=None if known else reference,
             ).estimates["kl_mean"]
-            print(f"{held.name:<36} {title:<28} KL {found.value:.4f} ({found.low:.4f}-{found.high:.4f})", flush=True)
+            print(f"{held.name:<36} {title:<28} KL {kl.value:.4f} ({kl.low:.4f}-{kl.high:.4f})", flush=True)
 
 
 def main() -> None:
@@ -171,7 +172,7 @@ def main() -> None:
     parser.add_argument("--only", default="", help="compare plans only of models whose name contains this")
     parser.add_argument("--text", type=Path, action="append", default=[])
     parser.add_argument("--tokens", type=int, default=2048)
-    parser.add_argument("--work", type=Path, help="where models are made and kept")
+    parser.add_argument("--work", type=Path, help="folder for models")
     parser.add_argument("--json", action="store_true", help="print one JSON object a line")
     options = parser.parse_args()
     if options.form:
