@@ -23,8 +23,7 @@ if TYPE_CHECKING:
     from mint.pipeline import quantize
     from mint.plan.allocate import allocate
     from mint.plan.curve import curve
-    from mint.plan.diff import diff
-    from mint.plan.explain import explain
+    from mint.plan.explain import diff, explain
     from mint.plan.objectives import objective
     from mint.plan.plan import read_plan, write_plan
     from mint.plan.problem import Problem
@@ -65,7 +64,7 @@ _HOME = {
     "analyze": "mint.analysis.analyze",
     "assemble": "mint.assembly.assemble",
     "curve": "mint.plan.curve",
-    "diff": "mint.plan.diff",
+    "diff": "mint.plan.explain",
     "evaluate": "mint.quality.evaluate",
     "explain": "mint.plan.explain",
     "objective": "mint.plan.objectives",

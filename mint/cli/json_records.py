@@ -21,8 +21,7 @@ if TYPE_CHECKING:
     from mint.pipeline import Quantized
     from mint.plan.curve import Curve
     from mint.plan.device_fit import Placed
-    from mint.plan.diff import Change
-    from mint.plan.explain import Explanation, Step
+    from mint.plan.explain import Change, Explanation, Step
     from mint.plan.plan import Plan
     from mint.quality.estimates import Estimate
 

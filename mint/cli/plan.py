@@ -130,7 +130,7 @@ def diff(
 ) -> None:
     """Show which units differ between two plans, and what that costs and saves."""
     from mint.cli.json_records import diff_record
-    from mint.plan.diff import diff as run
+    from mint.plan.explain import diff as run
     from mint.plan.plan import read_plan
 
     with Screen(as_json) as screen:

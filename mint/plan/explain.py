@@ -1,8 +1,9 @@
-"""Why a unit has its format: everything else it could have had, and what that would cost and save."""
+"""Plans to look at: the alternatives of each unit with their cost, and the differences between two plans."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from mint.analysis.analysis import sqnr_db
+from mint.core.errors import MintError
 from mint.formats.format import KEEP, Format
 from mint.plan.plan import Choice, Plan, offset_digits
 from mint.plan.rules import matching
@@ -19,7 +20,7 @@ CHOSEN, VETOED, FLOOR, EXCLUDED, WORSE, OPEN = (
 
 @dataclass(frozen=True, slots=True)
 class Option:
-    """One way to store a unit: bytes, what it would hurt, and whether it could be chosen."""
+    """One way to store a unit: its bytes, its error, its loss, and the reason for or against it."""
 
     format: Format
     nbytes: int
@@ -30,7 +31,7 @@ class Option:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """From the chosen format to the best next one: bytes added or freed, loss saved or added, and loss per MB of it."""
+    """A change of format: bytes added (negative: freed) and loss saved (negative: added)."""
 
     format: Format
     nbytes: int
@@ -43,7 +44,7 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class Explanation:
-    """A unit's choice, its options by size, and the best steps to a larger and to a smaller format, where there are."""
+    """A unit's choice, its options by size, and the best step to a larger and to a smaller format."""
 
     choice: Choice
     options: tuple[Option, ...]
@@ -51,44 +52,71 @@ class Explanation:
     smaller: Step | None
 
 
+@dataclass(frozen=True, slots=True)
+class Change:
+    """A unit whose format differs between two plans; bytes and loss are the second plan's minus the first's."""
+
+    before: Choice
+    after: Choice
+    nbytes: int
+    loss: float
+
+
 def explain(plan: Plan, pattern: str = "*") -> tuple[Explanation, ...]:
-    """Why the units whose path matches `pattern` have their formats; `MintError` when none does."""
-    wanted = set(matching(pattern, [choice.path for choice in plan.choices]))
+    """Explain the units whose path matches `pattern`; `MintError` if no path matches."""
+    paths = set(matching(pattern, [choice.path for choice in plan.choices]))
     digits = offset_digits(plan)
-    return tuple(_explain(plan, choice, digits) for choice in plan.choices if choice.path in wanted)
+    return tuple(_explain(plan, choice, digits) for choice in plan.choices if choice.path in paths)
+
+
+def diff(before: Plan, after: Plan) -> tuple[Change, ...]:
+    """The units whose formats differ, by falling change of loss; `MintError` for plans of two models."""
+    if before.model != after.model or before.dtype != after.dtype:
+        raise MintError(
+            f"the plans are of two models (identities {before.model[:12]} and {after.model[:12]}); "
+            "needed: two plans of one model"
+        )
+    digits = offset_digits(before)
+    choices = {choice.path: choice for choice in after.choices}
+    pairs = ((old, choices[old.path]) for old in before.choices)
+    changes = [
+        Change(old, new, new.nbytes(digits) - old.nbytes(digits), after.loss_of(new) - before.loss_of(old))
+        for old, new in pairs
+        if old.format != new.format
+    ]
+    return tuple(sorted(changes, key=lambda change: (-abs(change.loss), change.before.path)))
 
 
 def _explain(plan: Plan, choice: Choice, digits: int) -> Explanation:
-    options = sorted(
-        (
-            Option(
-                format=format,
-                nbytes=choice.nbytes(digits, format),
-                sqnr_db=sqnr_db(choice.error_of(format)),
-                loss=plan.objective.loss(choice.alpha, choice.error_of(format)),
-                verdict=_verdict(plan, choice, format),
-            )
-            for format in (*choice.formats, KEEP)
-        ),
-        key=lambda option: (option.nbytes, option.loss),
-    )
-    least = float("inf")
-    judged = []
-    for option in options:
-        worse = option.verdict == OPEN and option.loss >= least
-        judged.append(Option(option.format, option.nbytes, option.sqnr_db, option.loss, WORSE) if worse else option)
-        if option.verdict in (OPEN, CHOSEN):
-            least = min(least, option.loss)
-    here = next(option for option in judged if option.format == choice.format)
-    steps = [Step(o.format, o.nbytes - here.nbytes, here.loss - o.loss) for o in judged if o.verdict == OPEN]
+    options = _options(plan, choice, digits)
+    chosen = next(option for option in options if option.format == choice.format)
+    steps = [Step(o.format, o.nbytes - chosen.nbytes, chosen.loss - o.loss) for o in options if o.verdict == OPEN]
     larger = [step for step in steps if step.nbytes > 0 and step.loss > 0]
     smaller = [step for step in steps if step.nbytes < 0]
     return Explanation(
         choice=choice,
-        options=tuple(judged),
+        options=tuple(options),
         larger=max(larger, key=lambda step: step.loss_per_mb, default=None),
         smaller=min(smaller, key=lambda step: step.loss_per_mb, default=None),
     )
+
+
+def _options(plan: Plan, choice: Choice, digits: int) -> list[Option]:
+    """The unit's options by size; a possible one that a smaller option equals or beats is `WORSE`."""
+    options = []
+    for format in (*choice.formats, KEEP):
+        error = choice.error_of(format)
+        loss = plan.objective.loss(choice.alpha, error)
+        verdict = _verdict(plan, choice, format)
+        options.append(Option(format, choice.nbytes(digits, format), sqnr_db(error), loss, verdict))
+    options.sort(key=lambda option: (option.nbytes, option.loss))
+    least = float("inf")
+    for index, option in enumerate(options):
+        if option.verdict == OPEN and option.loss >= least:
+            options[index] = replace(option, verdict=WORSE)
+        if option.verdict in (OPEN, CHOSEN):
+            least = min(least, option.loss)
+    return options
 
 
 def _verdict(plan: Plan, choice: Choice, format: Format) -> str:

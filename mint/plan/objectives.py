@@ -1,61 +1,65 @@
-"""What a plan minimizes: sum over units of alpha * NRMSE^power, one entry per objective.
+"""The objectives: what a plan minimizes, the sum over units of alpha * NRMSE^power.
 
 `output` is the form that theory (the linearity theorem of HIGGS, arXiv 2411.17525) and measurement support. `mint` is
-the objective that was published under that name, kept for comparison: it adds errors, not their squares, so it spends
-its bytes on the many small matrices. `energy` weighs every squared relative error by the number of weights it is of.
+the objective published under that name, kept for comparison: it adds errors, not their squares, so it spends its bytes
+on the many small matrices. `energy` weighs every squared relative error by the number of weights.
 """
+
+from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import sqrt
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING
 
 from mint.analysis.probes.sensitivity import prior_alphas
 from mint.core.errors import MintError
 from mint.formats.format import FORMATS, KEEP, Format, parse_format
 from mint.formats.units import Unit
 
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
 
 @dataclass(frozen=True, slots=True)
 class Objective:
-    """A name, what it says of a unit's errors, and the formats that it chooses from unless told otherwise."""
+    """A name, a summary, the sensitivities, and the formats to choose from by default."""
 
     name: str
     summary: str
     alphas: Callable[[Sequence[Unit]], Mapping[str, float]]  # by path of every unit that may be quantized
     power: int  # of NRMSE: 1 or 2
     formats: tuple[Format, ...]
-    probes: bool = False  # whether its alphas are the sensitivities that a probe measures
+    probes: bool = False  # its alphas are the sensitivities that a probe measures
 
     def loss(self, alpha: float, error: float) -> float:
-        """The loss of a unit of sensitivity `alpha` whose squared relative error (NRMSE^2) is `error`."""
+        """The loss of a unit of sensitivity `alpha` and squared relative error (NRMSE^2) `error`."""
         return alpha * error if self.power == 2 else alpha * sqrt(error)
 
     def losses(self, alphas: NDArray[np.float64], errors: NDArray[np.float64]) -> NDArray[np.float64]:
-        """The same of many alphas and errors at once."""
+        """`loss` of arrays that broadcast."""
+        import numpy as np  # not above: the names of objectives must load without it
+
         return alphas * (errors if self.power == 2 else np.sqrt(errors))
 
 
-# the published system: its formats, and its priors in the order in which they are looked up
 _PUBLISHED_FORMATS = "2/32 2/64 3/32 3/64 4/32 4/64 4/128 5/32 5/64 6/32 6/64 8/64 8/128"
 _PUBLISHED_ROLES = {"embedding": 10.0, "head": 10.0, "router": 8.0}
-_PUBLISHED_VISION = 8.0
-_PUBLISHED_FIRST_LAYER, _PUBLISHED_LAST_LAYER = 3.0, 2.0
 
 
 def _published(units: Sequence[Unit]) -> dict[str, float]:
+    """The priors of the published system, looked up in its order."""
     last = max((unit.layer for unit in units), default=0)
 
     def prior(unit: Unit) -> float:
         if unit.role in _PUBLISHED_ROLES:
             return _PUBLISHED_ROLES[unit.role]
         if "vision" in unit.path:
-            return _PUBLISHED_VISION
+            return 8.0
         if unit.layer == 0:
-            return _PUBLISHED_FIRST_LAYER
-        return _PUBLISHED_LAST_LAYER if unit.layer == last >= 0 else 1.0
+            return 3.0
+        return 2.0 if unit.layer == last >= 0 else 1.0
 
     return {unit.path: prior(unit) for unit in units if not unit.keep_reason}
 
@@ -83,7 +87,7 @@ OBJECTIVES = {
 
 
 def objective(name: str) -> Objective:
-    """The objective of this name; `MintError` lists the names that exist."""
+    """The objective of this name; `MintError` lists the names."""
     if name not in OBJECTIVES:
         raise MintError(f"{name!r} is not an objective; needed one of: {', '.join(OBJECTIVES)}")
     return OBJECTIVES[name]

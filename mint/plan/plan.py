@@ -240,7 +240,7 @@ def plan_text(plan: Plan) -> str:
         "speed_price": plan.speed_price,
         "predicted_kl": asdict(plan.predicted_kl) if plan.predicted_kl else None,
         "evidence": asdict(plan.evidence),
-        "rules": plan.rules.record(),
+        "rules": plan.rules.to_dict(),
         "max_shard_bytes": plan.max_shard_bytes,
     }
     digits = offset_digits(plan)
@@ -304,7 +304,7 @@ def _plan(record: dict[str, Any]) -> Plan:
         device=record["device"],
         budget_bytes=int(record["budget_bytes"]),
         objective=wanted,
-        rules=Rules.of_record(record["rules"]),
+        rules=Rules.from_dict(record["rules"]),
         speed_price=float(record["speed_price"]),
         bound=float(record["bound"]),
         price=float(record["price"]),

@@ -1,9 +1,11 @@
-"""What may be chosen at all: formats, limits of bits, the veto, and units whose format is set.
+"""The limits of a plan: formats, bits, the veto, and locks (units whose format is set).
 
-Patterns are those of a shell (`*` and `?`, matched against the whole path of a unit): `model.layers.0.*`,
-`*.down_proj`. A pattern that matches nothing is a mistake and said so; so are two patterns that want different
-formats for one unit. A format that is set obeys the model's own floor, but not the veto: it is the user's own word.
+Patterns are shell patterns (`*` and `?`) that match the whole path of a unit: `model.layers.0.*`, `*.down_proj`.
+A pattern that matches nothing is an error, and so are two patterns that set different formats for one unit. A lock
+obeys the model's own floor. It overrides the veto, because the user asks for it.
 """
+
+from __future__ import annotations
 
 import fnmatch
 import json
@@ -11,43 +13,45 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from mint.analysis.analysis import Measurement
 from mint.core.errors import MintError
 from mint.formats.format import AFFINE, FORMATS, ITEMSIZE, KEEP, Format, parse_format
 from mint.formats.units import Unit
 
+if TYPE_CHECKING:
+    from mint.analysis.analysis import Measurement
+
 VETO_DB = 9.0  # the published floor: below it a matrix is mostly noise
-MAX_BITS = 64  # no weight has more
+MAX_BITS = 64  # no weight has more bits
 
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """Limits of what an allocation may choose; the defaults are those of a plan that nobody said more about."""
+    """Limits of what an allocation may choose."""
 
     veto_db: float = VETO_DB
     min_bits: int = 0
     max_bits: int = MAX_BITS
-    formats: tuple[Format, ...] = ()  # empty: those of the objective
+    formats: tuple[Format, ...] = ()  # empty: the formats of the objective
     locks: tuple[tuple[str, Format], ...] = ()  # pattern, format
 
     def permits(self, format: Format, default: Sequence[Format]) -> bool:
-        """Whether a format is among those wanted (`default` where none were named) and within the limits of bits."""
+        """True for a format within the limits of bits and among the rules' formats, or `default` if they name none."""
         return format in (self.formats or default) and self.min_bits <= format.bits <= self.max_bits
 
     def permits_keep(self, dtype: str) -> bool:
-        """Whether a weight of this dtype may stay as it is where a format would do."""
+        """True if a weight of this dtype may stay as it is although a format fits it."""
         return 8 * ITEMSIZE[dtype] <= self.max_bits
 
-    def record(self) -> dict[str, Any]:
-        """The rules as they lie in a plan."""
+    def to_dict(self) -> dict[str, Any]:
+        """The rules as the JSON of a plan."""
         names = [str(format) for format in self.formats]
         return {**asdict(self), "formats": names, "locks": [[pattern, str(format)] for pattern, format in self.locks]}
 
     @classmethod
-    def of_record(cls, record: dict[str, Any]) -> "Rules":
-        """The rules that lie in a plan."""
+    def from_dict(cls, record: dict[str, Any]) -> Rules:
+        """The rules in the JSON of a plan."""
         return cls(
             veto_db=float(record["veto_db"]),
             min_bits=int(record["min_bits"]),
@@ -59,7 +63,7 @@ class Rules:
 
 @dataclass(frozen=True, slots=True)
 class Allowed:
-    """The formats that a unit may have, the measured ones that the veto took, and why it is so."""
+    """The formats that a unit may have, the measured formats under the veto, and the reason."""
 
     formats: tuple[Format, ...]
     vetoed: tuple[Format, ...]
@@ -67,32 +71,32 @@ class Allowed:
 
 
 class Allowance:
-    """Rules applied to the units of one model; `MintError` where they contradict each other or match nothing.
+    """Rules applied to the units of one model; `MintError` for rules that contradict each other or match nothing.
 
-    Units of one kind whose veto takes the same formats share one answer: large models have few.
+    Units of one kind with the same vetoes share one `Allowed`: a large model has few kinds.
     """
 
     def __init__(self, rules: Rules, units: Sequence[Unit], formats: Sequence[Format]) -> None:
         self._rules = rules
         self._locks = _locks(rules.locks, units)
-        self._limit = 10 ** (-rules.veto_db / 10)  # of a squared relative error
-        wanted = rules.formats or formats
-        self._wanted = {format for format in wanted if rules.permits(format, wanted)}
-        if not self._wanted:
+        self._max_error = 10 ** (-rules.veto_db / 10)  # a squared relative error
+        candidates = rules.formats or formats
+        self._formats = {format for format in candidates if rules.permits(format, candidates)}
+        if not self._formats:
             raise MintError(
                 f"no format has from {rules.min_bits} to {rules.max_bits} bits among "
-                f"{', '.join(map(str, wanted))}; widen --min-bits, --max-bits, --formats or --compat"
+                f"{', '.join(map(str, candidates))}; widen --min-bits, --max-bits, --formats or --compat"
             )
         self._kinds: dict[tuple[int, int, str, tuple[bool, ...]], Allowed] = {}
 
     def of(self, unit: Unit, measurement: Measurement) -> Allowed:
-        """What may be chosen for `unit`, whose formats were measured."""
-        kept = _kept_because(unit, measurement)
+        """The formats that may be chosen for a measured unit."""
+        keep_reason = _keep_reason(unit, measurement)
         if unit.path in self._locks:
-            return self._locked(unit, kept)
-        if kept:
-            return Allowed((KEEP,), (), f"kept: {kept}")
-        limit = self._limit
+            return self._locked(unit, keep_reason)
+        if keep_reason:
+            return Allowed((KEEP,), (), f"kept: {keep_reason}")
+        limit = self._max_error
         vetoes = tuple([worst > limit for worst in measurement.worst_errors])
         kind = (id(measurement.formats), unit.min_bits, unit.dtype, vetoes)
         if kind not in self._kinds:
@@ -101,7 +105,7 @@ class Allowance:
         return self._kinds[kind]
 
     def _of_kind(self, unit: Unit, measured: Sequence[Format], vetoed: tuple[Format, ...]) -> Allowed:
-        possible = [format for format in measured if format in self._wanted and format.bits >= unit.min_bits]
+        possible = [format for format in measured if format in self._formats and format.bits >= unit.min_bits]
         if not possible:
             return Allowed((KEEP,), vetoed, "kept: none of the formats that the rules leave fits it")
         safe = [format for format in possible if format not in vetoed]
@@ -115,27 +119,28 @@ class Allowance:
             reason += f"; {len(possible) - len(safe)} formats below {self._rules.veto_db:g} dB"
         return Allowed((*safe, *keep), vetoed, reason)
 
-    def _locked(self, unit: Unit, kept: str) -> Allowed:
+    def _locked(self, unit: Unit, keep_reason: str) -> Allowed:
         pattern, format = self._locks[unit.path]
         if format == KEEP:
             return Allowed((KEEP,), (), f"kept: asked for by {pattern}")
-        if kept:
-            raise MintError(f"{pattern} sets {unit.path} to {format}, but it must be kept ({kept}); narrow the pattern")
+        if keep_reason:
+            raise MintError(
+                f"{pattern} sets {unit.path} to {format}, but it must be kept ({keep_reason}); narrow the pattern"
+            )
         if not format.admits(unit.shape, unit.dtype):
-            fitting = ", ".join(str(format) for format in unit.formats)
             raise MintError(
                 f"{pattern} sets {unit.path} to {format}, which does not divide its last axis of {unit.shape[-1]}; "
-                f"needed one of {fitting}"
+                f"needed one of {', '.join(map(str, unit.formats))}"
             )
         if format.bits < unit.min_bits:
             raise MintError(
-                f"{pattern} sets {unit.path} to {format}, but the model itself asks for at least {unit.min_bits} bits "
-                "there; narrow the pattern or give more bits"
+                f"{pattern} sets {unit.path} to {format}, but the model itself asks for at least {unit.min_bits} bits; "
+                "narrow the pattern or give more bits"
             )
         return Allowed((format,), (), f"set to {format} by {pattern}")
 
 
-def _kept_because(unit: Unit, measurement: Measurement) -> str:
+def _keep_reason(unit: Unit, measurement: Measurement) -> str:
     if unit.keep_reason:
         return unit.keep_reason
     if measurement.nonfinite:
@@ -144,69 +149,66 @@ def _kept_because(unit: Unit, measurement: Measurement) -> str:
 
 
 def _locks(locks: Sequence[tuple[str, Format]], units: Sequence[Unit]) -> dict[str, tuple[str, Format]]:
-    """Pattern and format of every unit that is set, by path."""
-    found: dict[str, tuple[str, Format]] = {}
+    """Pattern and format of every locked unit, by path."""
+    by_path: dict[str, tuple[str, Format]] = {}
     for pattern, format in locks:
         for path in matching(pattern, [unit.path for unit in units]):
-            before = found.setdefault(path, (pattern, format))
-            if before[1] != format:
+            first, set_format = by_path.setdefault(path, (pattern, format))
+            if set_format != format:
                 raise MintError(
-                    f"{path} is set to {before[1]} by {before[0]} and to {format} by {pattern}; "
-                    "make the patterns disjoint"
+                    f"{path} is set to {set_format} by {first} and to {format} by {pattern}; make the patterns disjoint"
                 )
-    return found
+    return by_path
 
 
 def matching(pattern: str, paths: Sequence[str]) -> list[str]:
-    """The paths that a pattern matches; `MintError` when there are none."""
+    """The paths that match a pattern; `MintError` if none does."""
     match = re.compile(fnmatch.translate(pattern)).match
-    found = [path for path in paths if match(path)]
-    if not found:
+    matches = [path for path in paths if match(path)]
+    if not matches:
         examples = ", ".join(paths[: len(paths) // 2 + 1 : max(1, len(paths) // 2)])
         raise MintError(f"{pattern!r} matches no unit; needed a path, or a pattern of paths, such as {examples}")
-    return found
+    return matches
 
 
 def parse_formats(terms: Iterable[str]) -> tuple[Format, ...]:
     """The formats of terms such as `3,4,8@64,128` (bits at group sizes), `4` (all its groups) or `mxfp4,4/32`."""
-    found: list[Format] = []
+    formats: set[Format] = set()
     for term in terms:
         names, at, groups = term.partition("@")
         for name in filter(None, (part.strip() for part in names.split(","))):
             if name.isdigit():
-                found += _affine(term, int(name), {group.strip() for group in groups.split(",")} if at else set())
+                formats |= _affine(term, int(name), {group.strip() for group in groups.split(",")} if at else set())
             elif at:
-                raise MintError(f"{term!r}: {name!r} is not a number of bits; needed such as 3,4,8@64,128")
+                raise MintError(f"{term!r}: {name!r} is not a number of bits; needed bits, such as 3,4,8@64,128")
             else:
-                found.append(parse_format(name))
-    return tuple(format for format in FORMATS if format in found)
+                formats.add(parse_format(name))
+    return tuple(format for format in FORMATS if format in formats)
 
 
-def _affine(term: str, bits: int, groups: set[str]) -> list[Format]:
-    fitting = [format for format in AFFINE if format.bits == bits and (not groups or str(format.group_size) in groups)]
-    if not fitting or len(fitting) < len(groups):
+def _affine(term: str, bits: int, groups: set[str]) -> set[Format]:
+    formats = {format for format in AFFINE if format.bits == bits and (not groups or str(format.group_size) in groups)}
+    if not formats or len(formats) < len(groups):
         bit_widths, sizes = (sorted({getattr(format, name) for format in AFFINE}) for name in ("bits", "group_size"))
         raise MintError(f"{term!r}: no such formats; MLX has {bit_widths} bits at groups of {sizes}")
-    return fitting
+    return formats
 
 
 def parse_lock(text: str) -> tuple[str, Format]:
     """The pattern and the format of `PATTERN=FORMAT`."""
-    pattern, equals, name = text.rpartition("=")
-    if not equals or not pattern:
+    pattern, _, name = text.rpartition("=")
+    if not pattern:
         raise MintError(f"{text!r}: found no format; needed PATTERN=FORMAT, such as '*.down_proj=6/64'")
     return pattern, parse_format(name)
 
 
 def read_locks(path: Path) -> tuple[tuple[str, Format], ...]:
     """The locks of a JSON file: an object of patterns and formats."""
+    example = '{"*.v_proj": "8/64", "lm_head": "keep"}'
     try:
         record = json.loads(path.read_text())
     except (OSError, ValueError) as error:
-        raise MintError(f"{path}: no locks could be read ({error}); needed JSON like {_LOCKS_EXAMPLE}") from error
+        raise MintError(f"{path}: cannot read the locks ({error}); needed JSON like {example}") from error
     if not isinstance(record, dict) or not all(isinstance(name, str) for name in record.values()):
-        raise MintError(f"{path}: not a set of locks; needed JSON like {_LOCKS_EXAMPLE}")
+        raise MintError(f"{path}: not a set of locks; needed JSON like {example}")
     return tuple((pattern, parse_format(name)) for pattern, name in record.items())
-
-
-_LOCKS_EXAMPLE = '{"*.v_proj": "8/64", "lm_head": "keep"}'

@@ -9,20 +9,15 @@ from mint.plan.plan import digits_for
 
 
 def possible_bytes(units: Sequence[Unit], parameters: Sequence[Parameter]) -> tuple[int, int]:
-    """Upper bounds of the weight files' bytes with every unit as small as its formats allow, and with all units kept.
+    """Upper bounds of the weight files: every unit in its smallest format, and every unit kept.
 
-    What is really safe to choose (the veto) is known only after measuring.
+    The veto, known only after measuring, can forbid the smallest formats.
     """
-    digits = digits_for((unit.shape for unit in units), tuple(parameters))
-    fixed = sum(stored_nbytes((TensorSpec(p.name, p.dtype, p.shape),), digits) for p in parameters)
-    sizes = [
-        [
-            stored_nbytes(format.tensors(unit.path, unit.shape, unit.dtype), digits)
-            for format in unit.formats
-            if format == KEEP or format.bits >= unit.min_bits
-        ]
-        for unit in units
-    ]
-    smallest = fixed + sum(min(options) for options in sizes)
-    largest = fixed + sum(options[-1] for options in sizes)
-    return tuple(total + overhead_nbytes(total, MAX_SHARD_BYTES) for total in (smallest, largest))  # type: ignore[return-value]
+    digits = digits_for((unit.shape for unit in units), parameters)
+    smallest = largest = sum(stored_nbytes((TensorSpec(p.name, p.dtype, p.shape),), digits) for p in parameters)
+    for unit in units:
+        formats = [format for format in unit.formats if format == KEEP or format.bits >= unit.min_bits]
+        sizes = [stored_nbytes(format.tensors(unit.path, unit.shape, unit.dtype), digits) for format in formats]
+        smallest += min(sizes)
+        largest += sizes[-1]
+    return smallest + overhead_nbytes(smallest, MAX_SHARD_BYTES), largest + overhead_nbytes(largest, MAX_SHARD_BYTES)

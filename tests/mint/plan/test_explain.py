@@ -11,8 +11,7 @@ from mint.core.errors import MintError
 from mint.formats.format import KEEP, parse_format
 from mint.model.source import open_source
 from mint.plan.allocate import allocate
-from mint.plan.diff import diff
-from mint.plan.explain import CHOSEN, EXCLUDED, FLOOR, OPEN, VETOED, WORSE, explain
+from mint.plan.explain import CHOSEN, EXCLUDED, FLOOR, OPEN, VETOED, WORSE, diff, explain
 from mint.plan.plan import Plan
 from mint.plan.rules import Rules
 from mint.plan.size_range import possible_bytes

@@ -137,7 +137,7 @@ def test_patterns_match_whole_paths() -> None:
 
 def test_rules_read_back_as_they_were_written() -> None:
     rules = Rules(7.5, 3, 6, (AFFINE[4], NVFP4), (("*.q_proj", KEEP),))
-    assert Rules.of_record(json.loads(json.dumps(rules.record()))) == rules
+    assert Rules.from_dict(json.loads(json.dumps(rules.to_dict()))) == rules
 
 
 def test_a_loader_from_before_a_format_cannot_be_given_it() -> None:
