@@ -180,7 +180,7 @@ def offset_digits(plan: Plan) -> int:
     return digits_for((choice.shape for choice in plan.choices), plan.parameters)
 
 
-def digits_for(shapes: Iterable[tuple[int, ...]], parameters: tuple[Parameter, ...]) -> int:
+def digits_for(shapes: Iterable[tuple[int, ...]], parameters: Iterable[Parameter]) -> int:
     """Digits of an upper bound of the model's bytes: 8 a weight."""
     return len(str(8 * (sum(map(prod, shapes)) + sum(prod(parameter.shape) for parameter in parameters))))
 
