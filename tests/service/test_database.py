@@ -1,4 +1,4 @@
-"""The database of the service: brought up to date wholly or not at all, and clear about what is wrong with it."""
+"""The database of the service: complete migrations or none, and clear errors."""
 
 import threading
 from pathlib import Path
@@ -11,7 +11,7 @@ from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import inspect, text
 
-from cluster.service.data.database import MIGRATIONS, Database, connect
+from cluster.service.data.database import MIGRATIONS, Database, connect, make_engine
 from cluster.service.data.tables import metadata
 from cluster.service.errors import DatabaseUnavailableError
 from cluster.service.queue.queue import Queue
@@ -29,14 +29,12 @@ def _scripts() -> Config:
 REVISIONS = [script.revision for script in ScriptDirectory.from_config(_scripts()).walk_revisions()][::-1]
 
 
-def _empty(url: str, monkeypatch: pytest.MonkeyPatch) -> Database:
+def _empty(url: str) -> Database:
     """A database without tables."""
-    with monkeypatch.context() as patched:
-        patched.setattr("cluster.service.data.database._migrate", lambda *_: None)
-        return connect(url)
+    return Database(make_engine(url))
 
 
-def test_the_migrations_make_the_tables_that_the_code_knows(database_url: str) -> None:
+def test_the_migrations_make_the_tables_of_the_code(database_url: str) -> None:
     database = connect(database_url)
     with database.read() as connection:
         context = MigrationContext.configure(connection, opts={"compare_type": True, "compare_server_default": True})
@@ -44,9 +42,9 @@ def test_the_migrations_make_the_tables_that_the_code_knows(database_url: str) -
     database.close()
 
 
-def test_every_older_database_is_brought_up_to_date(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_older_database_is_migrated(database_url: str) -> None:
     for number, revision in enumerate(["base", *REVISIONS]):
-        empty = _empty(database_url, monkeypatch)
+        empty = _empty(database_url)
         with empty.write() as connection:
             config = _scripts()
             config.attributes["connection"] = connection
@@ -73,21 +71,23 @@ def test_connecting_again_changes_nothing(database_url: str) -> None:
     again.close()
 
 
-def test_the_database_of_a_newer_mint_is_refused_and_left_alone(database_url: str) -> None:
+def test_the_database_of_a_newer_mint_is_refused_unchanged(database_url: str) -> None:
     database = connect(database_url)
     with database.write() as connection:
         connection.execute(text("UPDATE alembic_version SET version_num = '9999'"))
-    with pytest.raises(MintError, match=f"is at revision 9999, this mint knows those up to {REVISIONS[-1]}; needed"):
+    with pytest.raises(
+        MintError, match=f"is at revision 9999, this mint knows revisions up to {REVISIONS[-1]}; needed"
+    ):
         connect(database_url)
     with database.read() as connection:
         assert connection.execute(text("SELECT version_num FROM alembic_version")).scalars().all() == ["9999"]
     database.close()
 
 
-def test_a_migration_that_breaks_leaves_nothing_behind(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    empty = _empty(database_url, monkeypatch)
+def test_a_migration_that_breaks_leaves_nothing_behind(database_url: str) -> None:
+    empty = _empty(database_url)
     with empty.write() as connection:
-        connection.execute(text("CREATE TABLE identities (whose INTEGER)"))  # the last table that would be made
+        connection.execute(text("CREATE TABLE identities (whose INTEGER)"))  # the last table of the migrations
     with pytest.raises(Exception, match="identities"):
         connect(database_url)
     with empty.read() as connection:
@@ -96,7 +96,7 @@ def test_a_migration_that_breaks_leaves_nothing_behind(database_url: str, monkey
 
 
 @pytest.mark.parametrize(
-    ("url", "found"),
+    ("url", "message"),
     [
         ("secret", "not the address of a database"),
         ("mysql://me:secret@here/x", "not the address of a database"),
@@ -106,16 +106,14 @@ def test_a_migration_that_breaks_leaves_nothing_behind(database_url: str, monkey
         ("postgresql://me:secret@127.0.0.1:1/x", "refused"),
     ],
 )
-def test_an_address_that_cannot_be_used_is_answered_with_what_to_do_but_not_with_its_password(
-    url: str, found: str
-) -> None:
-    with pytest.raises(MintError, match=found) as refused:
+def test_the_error_for_a_bad_address_has_a_cure_and_no_password(url: str, message: str) -> None:
+    with pytest.raises(MintError, match=message) as refused:
         connect(url)
     assert "needed" in str(refused.value)
     assert "secret" not in str(refused.value)
 
 
-def test_a_file_that_is_no_database_is_refused_and_left_alone(tmp_path: Path) -> None:
+def test_a_file_that_is_no_database_is_refused_unchanged(tmp_path: Path) -> None:
     path = tmp_path / "letter.txt"
     path.write_bytes(b"Dear all,\n" * 500)
     with pytest.raises(MintError, match="not a database"):
@@ -124,15 +122,15 @@ def test_a_file_that_is_no_database_is_refused_and_left_alone(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("name", ["plain", "a b", "100%", "50%25", "ü", "a#b", "a+b&c=d", "what?", "?x=1"])
-def test_a_database_is_where_its_path_says_whatever_the_path(name: str, tmp_path: Path) -> None:
+def test_a_database_path_may_have_any_characters(name: str, tmp_path: Path) -> None:
     path = tmp_path / name / "service.db"
     path.parent.mkdir()
     connect(Settings(path.parent).database_url).close()
     assert path.exists()
-    assert sorted(each.name for each in tmp_path.iterdir()) == [name]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [name]
 
 
-def test_a_transaction_that_raises_is_undone(database: Database) -> None:
+def test_a_transaction_that_raises_is_rolled_back(database: Database) -> None:
     world = World(database)
     job = world.submit()
     with pytest.raises(KeyError), database.write() as connection:
@@ -141,7 +139,7 @@ def test_a_transaction_that_raises_is_undone(database: Database) -> None:
     assert world.queue.get(job.id).state == "queued"
 
 
-def test_who_reads_sees_one_moment_and_waits_for_nobody(database: Database) -> None:
+def test_a_reader_sees_one_snapshot_without_waiting(database: Database) -> None:
     world = World(database)
     count = text("SELECT count(*) FROM jobs")
     with database.read() as reading:
@@ -154,7 +152,7 @@ def test_who_reads_sees_one_moment_and_waits_for_nobody(database: Database) -> N
         writing.rollback()
 
 
-def test_who_writes_sees_what_the_writer_before_has_written(database_url: str) -> None:
+def test_a_writer_sees_the_writes_of_the_writer_before(database_url: str) -> None:
     first, second = connect(database_url), connect(database_url)
     order: list[str] = []
 
@@ -162,9 +160,9 @@ def test_who_writes_sees_what_the_writer_before_has_written(database_url: str) -
         started.set()
         with second.write() as connection:
             order.append("second")
-            found.append(connection.execute(text("SELECT count(*) FROM people")).scalar_one())
+            counts.append(connection.execute(text("SELECT count(*) FROM people")).scalar_one())
 
-    started, found = threading.Event(), list[int]()
+    started, counts = threading.Event(), list[int]()
     thread = threading.Thread(target=write)
     with first.write() as connection:
         thread.start()
@@ -172,12 +170,12 @@ def test_who_writes_sees_what_the_writer_before_has_written(database_url: str) -
         connection.execute(text("INSERT INTO people (name, served) VALUES ('ann', 0)"))
         order.append("first")
     thread.join()
-    assert (order, found) == (["first", "second"], [1])
+    assert (order, counts) == (["first", "second"], [1])
     first.close()
     second.close()
 
 
-def test_what_must_never_be_is_refused_by_the_database_itself(world: World) -> None:
+def test_the_database_itself_enforces_one_job_per_wish_and_per_analysis(world: World) -> None:
     world.submit(budget="1GB")
     world.submit(budget="2GB")
     world.claim()
@@ -187,7 +185,7 @@ def test_what_must_never_be_is_refused_by_the_database_itself(world: World) -> N
     check_laws(world.database)
 
 
-def test_a_full_disk_is_said_and_reading_goes_on(tmp_path: Path) -> None:
+def test_a_full_disk_is_reported_and_reads_still_work(tmp_path: Path) -> None:
     world = World(connect(file_url(tmp_path / "service.db")))
     job = world.submit()
     claim = world.claim()
@@ -202,9 +200,9 @@ def test_a_full_disk_is_said_and_reading_goes_on(tmp_path: Path) -> None:
     world.database.close()
 
 
-def test_what_becomes_of_a_database_is_told_once_however_many_ask(tmp_path: Path) -> None:
-    told: list[tuple[str, str]] = []
-    world = World(connect(file_url(tmp_path / "service.db"), lambda what, why: told.append((what, why))))
+def test_a_change_of_the_database_state_is_reported_once(tmp_path: Path) -> None:
+    changes: list[tuple[str, str]] = []
+    world = World(connect(file_url(tmp_path / "service.db"), lambda access, reason: changes.append((access, reason))))
     world.submit()
     claim = world.claim()
 
@@ -215,27 +213,27 @@ def test_what_becomes_of_a_database_is_told_once_however_many_ask(tmp_path: Path
     def note() -> None:
         world.queue.emit(claim, "note", {"text": "long " * 2000})
 
-    pages(1)  # SQLite takes the number of those that there are
+    pages(1)  # SQLite raises this to the current number
     for _ in range(3):
         with pytest.raises(DatabaseUnavailableError):
             note()
-        world.queue.counts()  # it can still be read
-    assert told == [("written", "database or disk is full")]
+        world.queue.counts()  # reads still work
+    assert changes == [("written", "database or disk is full")]
     pages(1_000_000)
     for _ in range(3):
         note()
-    assert told[1:] == [("written", "")]
+    assert changes[1:] == [("written", "")]
     world.database.close()
 
 
-def test_a_server_that_was_started_again_is_found_again(postgresql_server: str) -> None:
+def test_a_restarted_server_is_reconnected(postgresql_server: str) -> None:
     world = World(connect(postgresql_server))
     world.queue.counts()
     with world.database.read() as connection:
-        mine = connection.execute(text("SELECT pg_backend_pid()")).scalar_one()
+        pid = connection.execute(text("SELECT pg_backend_pid()")).scalar_one()
     other = connect(postgresql_server)
     with other.write() as connection:
-        assert connection.execute(text(f"SELECT pg_terminate_backend({mine})")).scalar_one()
+        assert connection.execute(text(f"SELECT pg_terminate_backend({pid})")).scalar_one()
     assert world.queue.counts()["queued"] >= 0
     for database in (world.database, other):
         database.close()

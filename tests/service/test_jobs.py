@@ -1,4 +1,4 @@
-"""The queue of the service, on SQLite and on PostgreSQL: whose turn it is, who may write, what is shared."""
+"""The queue of the service, on SQLite and on PostgreSQL: order, leases and shared jobs."""
 
 import dataclasses
 
@@ -15,10 +15,10 @@ def _owners_served(world: World, many: int) -> list[str]:
     return [world.claim().job.owner for _ in range(many)]
 
 
-# a job's way
+# states of a job
 
 
-def test_a_job_goes_from_the_queue_to_done_and_tells_every_step(world: World) -> None:
+def test_a_job_goes_from_queued_to_done_with_an_event_per_step(world: World) -> None:
     job, new = world.queue.submit(wish(budget="24GB", options={"rounding": "diag", "probe": True}), ANN)
     assert (new, job.state, job.owner, job.watchers) == (True, QUEUED, "ann", ("ann",))
     claim = world.claim()
@@ -32,24 +32,24 @@ def test_a_job_goes_from_the_queue_to_done_and_tells_every_step(world: World) ->
     check_laws(world.database)
 
 
-def test_a_submission_is_news_to_whoever_waits_for_one(world: World) -> None:
+def test_a_submission_sets_the_submitted_event(world: World) -> None:
     assert not world.queue.submitted.is_set()
     world.submit()
     assert world.queue.submitted.is_set()
 
 
-def test_what_is_found_on_the_way_stays(world: World) -> None:
+def test_results_of_earlier_stages_stay(world: World) -> None:
     job = world.submit()
     claim = world.claim()
     world.queue.advance(claim, "analyzing", needed_bytes=5 * 10**12, result={"layers": 30})
     world.queue.advance(claim, "solving")
     world.queue.advance(claim, FAILED, reason="no plan fits", result={"smallest": 70})
-    found = world.queue.get(job.id)
-    assert (found.needed_bytes, found.reason, found.result) == (5 * 10**12, "no plan fits", {"smallest": 70})
+    failed = world.queue.get(job.id)
+    assert (failed.needed_bytes, failed.reason, failed.result) == (5 * 10**12, "no plan fits", {"smallest": 70})
 
 
 @pytest.mark.parametrize("state", ["solving", "done", "inventory"])
-def test_no_step_is_left_out_or_done_twice(world: World, state: str) -> None:
+def test_a_job_cannot_skip_or_repeat_a_stage(world: World, state: str) -> None:
     job = world.submit()
     claim = world.claim()
     with pytest.raises(ValueError, match=f"inventory: it cannot become {state}"):
@@ -57,7 +57,7 @@ def test_no_step_is_left_out_or_done_twice(world: World, state: str) -> None:
     assert world.queue.get(job.id).last_seq == 2
 
 
-def test_the_queue_and_the_wait_for_a_disk_are_no_steps_ahead(world: World) -> None:
+def test_queued_and_blocked_are_no_targets_of_advance(world: World) -> None:
     world.submit()
     claim = world.claim()
     for state in (QUEUED, BLOCKED):
@@ -65,7 +65,7 @@ def test_the_queue_and_the_wait_for_a_disk_are_no_steps_ahead(world: World) -> N
             world.queue.advance(claim, state)
 
 
-def test_what_is_over_is_over(world: World) -> None:
+def test_a_finished_job_accepts_no_writes(world: World) -> None:
     world.submit()
     claim = world.claim()
     world.finish(claim)
@@ -82,13 +82,13 @@ def test_what_is_over_is_over(world: World) -> None:
     check_laws(world.database)
 
 
-def test_any_text_may_be_a_reason(world: World) -> None:
+def test_a_reason_may_be_any_text(world: World) -> None:
     job = world.submit()
     world.queue.advance(world.claim(), FAILED, reason="'\0\udc80\U0001f4a3 %s \"")
     assert world.queue.get(job.id).reason == "'\N{REPLACEMENT CHARACTER}?\U0001f4a3 %s \""
 
 
-def test_a_figure_that_is_no_number_is_refused_and_changes_nothing(world: World) -> None:
+def test_nan_in_an_event_is_refused_without_a_change(world: World) -> None:
     job = world.submit()
     claim = world.claim()
     with pytest.raises(Exception, match="not JSON compliant"):
@@ -100,7 +100,7 @@ def test_a_figure_that_is_no_number_is_refused_and_changes_nothing(world: World)
 # leases
 
 
-def test_a_lease_that_is_renewed_lasts(world: World) -> None:
+def test_a_renewed_lease_stays_valid(world: World) -> None:
     world.submit()
     claim = world.claim()
     for _ in range(10):
@@ -114,7 +114,7 @@ def test_a_lost_lease_cannot_write(world: World) -> None:
     job = world.submit()
     late = world.claim()
     world.clock.now += LEASE_SECONDS
-    assert world.queue.renew(late) is Lease.LOST  # even before anybody noticed
+    assert world.queue.renew(late) is Lease.LOST  # even before expire()
     with pytest.raises(LeaseLostError):
         world.queue.emit(late, "note", {})
     assert [job.id for job in world.queue.expire()] == [job.id]
@@ -126,7 +126,7 @@ def test_a_lost_lease_cannot_write(world: World) -> None:
     assert world.queue.get(job.id).last_seq == 5
 
 
-def test_three_attempts_then_failed_with_the_reason(world: World) -> None:
+def test_after_three_attempts_a_job_fails_with_the_reason(world: World) -> None:
     job = world.submit()
     for attempt in range(1, ATTEMPTS + 1):
         assert world.claim().job.attempts == attempt
@@ -140,14 +140,14 @@ def test_three_attempts_then_failed_with_the_reason(world: World) -> None:
     check_laws(world.database)
 
 
-def test_a_runner_that_is_known_to_be_dead_is_not_waited_for(world: World) -> None:
+def test_the_job_of_a_dead_runner_returns_to_the_queue_at_once(world: World) -> None:
     world.submit()
     claim = world.claim()
     assert world.queue.forfeit(claim, "killed by signal 9").state == QUEUED
     assert "killed by signal 9" in world.claim().job.reason
 
 
-def test_a_clean_stop_is_no_attempt(world: World) -> None:
+def test_a_clean_stop_does_not_count_as_an_attempt(world: World) -> None:
     job = world.submit()
     for _ in range(ATTEMPTS + 1):
         world.queue.release(world.claim(), "the service is stopped")
@@ -165,10 +165,10 @@ def test_a_blocked_job_waits_until_it_is_unblocked(world: World) -> None:
     check_laws(world.database)
 
 
-# whose turn it is
+# order
 
 
-def test_owners_take_turns_however_many_jobs_each_has(world: World) -> None:
+def test_owners_take_turns_whatever_the_number_of_their_jobs(world: World) -> None:
     for n in range(5):
         world.submit(ANN, f"a{n}")
     for n in range(2):
@@ -185,12 +185,12 @@ def test_a_higher_priority_comes_first_and_owners_take_turns_within_it(world: Wo
     assert _owners_served(world, 6) == ["bob", "eve", "bob", "eve", "ann", "ann"]
 
 
-def test_the_jobs_of_one_owner_are_served_in_their_order(world: World) -> None:
+def test_the_jobs_of_one_owner_are_served_in_order(world: World) -> None:
     ids = [world.submit(ANN, f"a{n}").id for n in range(4)]
     assert [world.claim().job.id for _ in range(4)] == ids
 
 
-def test_jobs_of_one_analysis_wait_for_each_other_and_others_go_ahead(world: World) -> None:
+def test_jobs_of_one_analysis_wait_for_each_other_but_not_other_jobs(world: World) -> None:
     first = world.submit(ANN, budget="1GB")
     second = world.submit(ANN, budget="2GB")
     other = world.submit(ANN, options={"rounding": "other"})
@@ -203,7 +203,7 @@ def test_jobs_of_one_analysis_wait_for_each_other_and_others_go_ahead(world: Wor
     check_laws(world.database)
 
 
-def test_an_owner_who_may_not_begin_more_does_not_keep_others_waiting(world: World) -> None:
+def test_an_owner_at_the_quota_does_not_delay_others(world: World) -> None:
     few = quota(ANN, active=1)
     for n in range(2):
         world.submit(few, f"a{n}", priority=9)
@@ -218,7 +218,7 @@ def test_an_owner_who_may_not_begin_more_does_not_keep_others_waiting(world: Wor
 # sharing
 
 
-def test_the_same_wish_is_one_job_for_all_who_have_it(world: World) -> None:
+def test_equal_wishes_share_one_job(world: World) -> None:
     job = world.submit(ANN)
     again, new = world.queue.submit(wish(), BOB)
     assert (again.id, new, again.watchers) == (job.id, False, ("ann", "bob"))
@@ -232,7 +232,7 @@ def test_another_name_of_the_same_model_is_the_same_wish(world: World) -> None:
     assert world.queue.submit(renamed, BOB)[0].id == job.id
 
 
-def test_who_cancels_goes_alone_and_the_next_becomes_the_owner(world: World) -> None:
+def test_a_cancel_removes_one_watcher_and_the_next_becomes_the_owner(world: World) -> None:
     job = world.submit(ANN)
     world.submit(BOB)
     left = world.queue.cancel(job.id, ANN)
@@ -244,7 +244,7 @@ def test_who_cancels_goes_alone_and_the_next_becomes_the_owner(world: World) -> 
     check_laws(world.database)
 
 
-def test_a_job_that_runs_is_told_to_stop_by_the_last_who_cancels(world: World) -> None:
+def test_a_running_job_stops_when_its_last_watcher_cancels(world: World) -> None:
     job = world.submit(ANN)
     world.submit(BOB)
     claim = world.claim()
@@ -258,7 +258,7 @@ def test_a_job_that_runs_is_told_to_stop_by_the_last_who_cancels(world: World) -
 
 
 @pytest.mark.parametrize("end", ["expire", "release", "block", "forfeit"])
-def test_a_cancelled_job_does_not_come_back_however_its_runner_ends(world: World, end: str) -> None:
+def test_a_cancelled_job_stays_cancelled_however_its_runner_ends(world: World, end: str) -> None:
     job = world.submit()
     claim = world.claim()
     world.queue.cancel(job.id, ANN)
@@ -271,19 +271,19 @@ def test_a_cancelled_job_does_not_come_back_however_its_runner_ends(world: World
     check_laws(world.database)
 
 
-def test_a_wish_for_what_is_being_cancelled_is_a_new_job_that_waits_for_the_end(world: World) -> None:
+def test_a_wish_like_a_job_being_cancelled_is_a_new_job_that_waits(world: World) -> None:
     job = world.submit()
     claim = world.claim()
     world.queue.cancel(job.id, ANN)
     again = world.submit(BOB)
     assert again.id != job.id
-    assert world.queue.claim("here") is None  # the analysis is still being worked on
+    assert world.queue.claim("here") is None  # the old job still works on the analysis
     world.queue.advance(claim, CANCELLED)
     assert world.claim().job.id == again.id
     check_laws(world.database)
 
 
-def test_a_stranger_cannot_cancel_and_an_admin_cancels_for_all(world: World) -> None:
+def test_only_watchers_and_admins_can_cancel(world: World) -> None:
     job = world.submit(ANN)
     world.submit(BOB)
     with pytest.raises(NotWatchingError, match="eve"):
@@ -294,7 +294,7 @@ def test_a_stranger_cannot_cancel_and_an_admin_cancels_for_all(world: World) -> 
     assert world.queue.cancel(job.id, ADMIN).state == CANCELLED
 
 
-def test_an_admin_who_watches_goes_alone_unless_told_otherwise(world: World) -> None:
+def test_an_admin_who_watches_removes_only_themselves_by_default(world: World) -> None:
     job = world.submit(ANN)
     world.submit(ADMIN)
     for _ in range(2):
@@ -302,14 +302,14 @@ def test_an_admin_who_watches_goes_alone_unless_told_otherwise(world: World) -> 
     assert world.queue.cancel(job.id, ADMIN, everybody=True).state == CANCELLED
 
 
-def test_the_most_urgent_of_those_who_wait_decides_and_only_while_they_do(world: World) -> None:
+def test_a_job_has_the_highest_priority_of_its_current_watchers(world: World) -> None:
     job = world.submit(ANN, priority=1)
     assert world.submit(BOB, priority=7).priority == 7
     assert world.submit(ANN, priority=3).priority == 7
     assert world.queue.cancel(job.id, BOB).priority == 3
 
 
-def test_what_is_done_and_stored_is_not_made_again(world: World) -> None:
+def test_a_stored_result_is_not_made_again(world: World) -> None:
     job = world.submit(ANN)
     made = world.finish(world.claim())
     same, new = world.queue.submit(wish(), BOB)
@@ -319,7 +319,7 @@ def test_what_is_done_and_stored_is_not_made_again(world: World) -> None:
     assert (remade.id != job.id, remade.state, new) == (True, QUEUED, True)
 
 
-def test_who_asks_for_something_stored_keeps_it_in_the_store(world: World) -> None:
+def test_a_wish_for_a_stored_result_counts_as_use(world: World) -> None:
     world.submit(ANN, "one")
     old = world.finish(world.claim())
     world.clock.now += 1
@@ -327,18 +327,18 @@ def test_who_asks_for_something_stored_keeps_it_in_the_store(world: World) -> No
     new = world.finish(world.claim())
     world.clock.now += 1
     world.submit(BOB, "one")
-    assert [found.digest for found in world.ledger.evictable(1)] == [new.digest]
+    assert [artifact.digest for artifact in world.ledger.evictable(1)] == [new.digest]
     assert old.digest != new.digest
 
 
 @pytest.mark.parametrize("end", [FAILED, CANCELLED])
-def test_what_failed_or_was_cancelled_may_be_asked_for_again(world: World, end: str) -> None:
+def test_a_failed_or_cancelled_wish_can_be_submitted_again(world: World, end: str) -> None:
     job = world.submit()
     world.queue.advance(world.claim(), end, reason="so it goes")
     assert world.submit().id != job.id
 
 
-# looking
+# queries
 
 
 def test_jobs_are_found_by_state_watcher_and_model_a_page_at_a_time(world: World) -> None:
@@ -352,7 +352,7 @@ def test_jobs_are_found_by_state_watcher_and_model_a_page_at_a_time(world: World
     assert world.queue.find(watcher="eve") == []
 
 
-def test_my_jobs_are_those_that_i_wait_for_and_those_that_were_cancelled(world: World) -> None:
+def test_the_jobs_of_a_watcher_are_wanted_and_cancelled_ones(world: World) -> None:
     mine, shared = world.submit(ANN, "mine"), world.submit(ANN, "shared")
     world.submit(BOB, "shared")
     for job in (mine, shared):
@@ -361,7 +361,7 @@ def test_my_jobs_are_those_that_i_wait_for_and_those_that_were_cancelled(world: 
     assert [job.id for job in world.queue.find(watcher="bob")] == [shared.id]
 
 
-def test_what_is_not_there_is_said(world: World) -> None:
+def test_a_missing_job_is_an_error(world: World) -> None:
     for ask in (world.queue.get, world.queue.events, world.queue.unblock, lambda id: world.queue.find(before=id)):
         with pytest.raises(NotFoundError, match="there is no job 'x'"):
             ask("x")

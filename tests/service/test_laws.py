@@ -1,4 +1,4 @@
-"""Whatever people, runners, servers and the clock do: the queue is what a few lines of plain Python say it is."""
+"""For any sequence of actions and times, the queue equals a model in a few lines of plain Python."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -32,13 +32,13 @@ PEOPLE = {
 
 @dataclass
 class Expected:
-    """A job as it should be."""
+    """The expected state of a job."""
 
     number: int
     wish: tuple[str, str]  # identity (which decides the analysis), budget
     owner: str
-    watchers: dict[str, int]  # those who want it, in order, and how urgently
-    asked: set[str]  # those who ever did
+    watchers: dict[str, int]  # current watchers in order, and their priorities
+    past_watchers: set[str]  # all watchers ever
     state: str = QUEUED
     attempts: int = 0
     seq: int = 1
@@ -64,17 +64,17 @@ class Expected:
 
 @dataclass
 class Model:
-    """The queue in plain Python, as the rules of the service have it."""
+    """The queue in plain Python."""
 
     jobs: dict[str, Expected] = field(default_factory=dict)
     served: dict[str, int] = field(default_factory=dict)
     stored: set[str] = field(default_factory=set)
     turns: int = 0
 
-    def shared(self, wanted: tuple[str, str]) -> str:
-        same = [id for id, job in self.jobs.items() if job.wish == wanted]
-        found = [id for id in same if self.jobs[id].live or self.jobs[id].artifact in self.stored]
-        return found[-1] if found else ""
+    def shared(self, wish: tuple[str, str]) -> str:
+        same = [id for id, job in self.jobs.items() if job.wish == wish]
+        usable = [id for id in same if self.jobs[id].live or self.jobs[id].artifact in self.stored]
+        return usable[-1] if usable else ""
 
     def unfinished(self, name: str) -> int:
         return sum(name in job.watchers and job.state not in FINAL for job in self.jobs.values())
@@ -104,7 +104,7 @@ NTH = st.integers(0, 3)
 
 
 class Service(RuleBasedStateMachine):
-    """Everything that may be done to a queue, each beside what the model says of it."""
+    """All actions on a queue, each compared with the model."""
 
     database: Database
 
@@ -113,11 +113,11 @@ class Service(RuleBasedStateMachine):
         clear(self.database)
         self.world, self.model = World(self.database), Model()
         self.queue = self.world.queue
-        self.claims: list[Claim] = []  # all that ever were
+        self.claims: list[Claim] = []  # all claims so far
 
     @initialize()
     def begin(self) -> None:
-        """Some jobs that wait and some that run, so that every step has something to change."""
+        """Some waiting and some running jobs, so that every step has something to change."""
         for name, identity, budget in (
             ("ann", "m", "1GB"),
             ("eve", "m", "2GB"),
@@ -129,22 +129,22 @@ class Service(RuleBasedStateMachine):
         self.claim("there")
 
     def nth_claim(self, n: int) -> Claim:
-        """One of the claims, first those whose lease is good, then those that were lost last."""
+        """A claim: first those with a valid lease, then the latest lost ones."""
         latest_first = self.claims[::-1]
-        ordered = sorted(latest_first, key=lambda claim: self.held(claim) is None)
+        ordered = sorted(latest_first, key=lambda claim: self.leased(claim) is None)
         return ordered[n % len(ordered)]
 
     def nth_job(self, n: int) -> str:
         return list(self.model.jobs)[-1 - n % len(self.model.jobs)]
 
-    def held(self, claim: Claim) -> Expected | None:
-        """The job of a claim, if the lease is good."""
+    def leased(self, claim: Claim) -> Expected | None:
+        """The job of a claim with a valid lease."""
         job = self.model.jobs[claim.job.id]
         return job if job.lease == claim.lease and job.until > self.world.clock.now else None
 
     def writes(self, claim: Claim, write: Callable[[], Any]) -> Expected | None:
-        """Write with a lease, which is refused if it is not good."""
-        job = self.held(claim)
+        """Write with a lease; an invalid lease must be refused."""
+        job = self.leased(claim)
         if job is None:
             with pytest.raises(LeaseLostError):
                 write()
@@ -166,16 +166,16 @@ class Service(RuleBasedStateMachine):
             with pytest.raises(QuotaExceededError):
                 self.queue.submit(wish(identity, budget), PEOPLE[name], priority)
             return
-        found, new = self.queue.submit(wish(identity, budget), PEOPLE[name], priority)
+        answer, new = self.queue.submit(wish(identity, budget), PEOPLE[name], priority)
         assert new == (job is None)
         if job is None:
-            assert found.id not in self.model.jobs
+            assert answer.id not in self.model.jobs
             number = len(self.model.jobs)
-            self.model.jobs[found.id] = Expected(number, (identity, budget), name, {name: priority}, {name})
+            self.model.jobs[answer.id] = Expected(number, (identity, budget), name, {name: priority}, {name})
             return
-        assert found.id == id
+        assert answer.id == id
         job.watchers[name] = max(priority, job.watchers.get(name, priority))
-        job.asked.add(name)
+        job.past_watchers.add(name)
         job.owner = next(iter(job.watchers))
 
     @rule(host=st.sampled_from(["here", "there"]))
@@ -198,11 +198,11 @@ class Service(RuleBasedStateMachine):
     @rule(n=NTH)
     def renew(self, n: int) -> None:
         claim = self.nth_claim(n)
-        found, job = self.queue.renew(claim), self.held(claim)
+        lease, job = self.queue.renew(claim), self.leased(claim)
         if job is None:
-            assert found is Lease.LOST
+            assert lease is Lease.LOST
             return
-        assert found is (Lease.CANCEL_WANTED if job.cancel_wanted else Lease.HELD)
+        assert lease is (Lease.CANCEL_WANTED if job.cancel_wanted else Lease.HELD)
         job.until = self.world.clock.now + LEASE_SECONDS
 
     @rule(n=NTH)
@@ -214,7 +214,7 @@ class Service(RuleBasedStateMachine):
     @rule(n=NTH, state=st.sampled_from([*ACTIVE, *FINAL]))
     def advance_anywhere(self, n: int, state: str) -> None:
         claim = self.nth_claim(n)
-        if (job := self.held(claim)) and not can_become(job.state, state):
+        if (job := self.leased(claim)) and not can_become(job.state, state):
             with pytest.raises(ValueError, match="cannot become"):
                 self.queue.advance(claim, state)
         elif state != DONE and (job := self.writes(claim, lambda: self.queue.advance(claim, state))):
@@ -223,18 +223,18 @@ class Service(RuleBasedStateMachine):
     @rule(n=NTH)
     def work_to_the_end(self, n: int) -> None:
         claim = self.nth_claim(n)
-        made = artifact(claim.job.id)
+        result = artifact(claim.job.id)
         for state in ("analyzing", "solving", "assembling", "verifying"):
-            if (job := self.held(claim)) and can_become(job.state, state):
+            if (job := self.leased(claim)) and can_become(job.state, state):
                 self.queue.advance(claim, state)
                 job.become(state)
-        self.world.ledger.add(made)
-        self.model.stored.add(made.digest)
-        if (job := self.held(claim)) is None or can_become(job.state, DONE):
-            job = self.writes(claim, lambda: self.queue.advance(claim, DONE, artifact=made.digest))
+        self.world.ledger.add(result)
+        self.model.stored.add(result.digest)
+        if (job := self.leased(claim)) is None or can_become(job.state, DONE):
+            job = self.writes(claim, lambda: self.queue.advance(claim, DONE, artifact=result.digest))
         if job and can_become(job.state, DONE):
             job.become(DONE)
-            job.artifact = made.digest
+            job.artifact = result.digest
 
     @rule(n=NTH)
     def evict(self, n: int) -> None:
@@ -267,12 +267,12 @@ class Service(RuleBasedStateMachine):
     def cancel(self, n: int, name: str, everybody: bool) -> None:
         id = self.nth_job(n)
         job = self.model.jobs[id]
-        if name != "root" and (everybody or name not in job.asked):
+        if name != "root" and (everybody or name not in job.past_watchers):
             with pytest.raises(NotWatchingError):
                 self.queue.cancel(id, PEOPLE[name], everybody=everybody)
             return
         self.queue.cancel(id, PEOPLE[name], everybody=everybody)
-        for leaving in job.watchers.copy() if everybody or name not in job.asked else [name]:
+        for leaving in job.watchers.copy() if everybody or name not in job.past_watchers else [name]:
             job.watchers.pop(leaving, None)
         if job.watchers:
             job.owner = next(iter(job.watchers))
@@ -296,7 +296,7 @@ class Service(RuleBasedStateMachine):
     def write_too_late(self, n: int) -> None:
         claim = self.nth_claim(n)
         self.world.clock.now += LEASE_SECONDS
-        assert self.held(claim) is None
+        assert self.leased(claim) is None
         self.emit(n)
         self.renew(n)
 
@@ -308,15 +308,15 @@ class Service(RuleBasedStateMachine):
             self.expire()
 
     @invariant()
-    def every_job_is_as_it_should_be(self) -> None:
-        found = {
+    def every_job_is_as_expected(self) -> None:
+        actual = {
             job.id: (
                 job.state, job.attempts, job.last_seq, job.owner, job.watchers, job.cancel_wanted, job.artifact,
                 job.priority if job.watchers else 0,
             )
             for job in self.queue.find(limit=10_000)
         }  # fmt: skip
-        assert found == {
+        assert actual == {
             id: (
                 job.state, job.attempts, job.seq, job.owner, tuple(job.watchers), job.cancel_wanted, job.artifact,
                 job.priority if job.watchers else 0,
@@ -330,7 +330,7 @@ class Service(RuleBasedStateMachine):
         check_laws(self.database)
 
 
-def test_whatever_happens_nothing_is_lost_doubled_or_out_of_order(database: Database) -> None:
+def test_after_any_actions_no_job_is_lost_doubled_or_out_of_order(database: Database) -> None:
     service = type("Service", (Service,), {"database": database})
     with database.read() as connection:
         quick = connection.dialect.name == "sqlite"

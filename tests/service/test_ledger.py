@@ -1,4 +1,4 @@
-"""What is in the store: found by digest, held while it is used, and gone in the order of its last use."""
+"""The ledger: finds artifacts by digest, holds them in use, and evicts them by last use."""
 
 import hypothesis.strategies as st
 import pytest
@@ -12,13 +12,13 @@ from tests.worlds.service_world import World, artifact, clear
 
 def _store(world: World, *artifacts: Artifact) -> None:
     """Put artifacts into the ledger, a second apart."""
-    for each in artifacts:
+    for stored in artifacts:
         world.clock.now += 1
-        world.ledger.add(each)
+        world.ledger.add(stored)
 
 
 def _evictable(world: World, need: int) -> list[str]:
-    return [each.digest for each in world.ledger.evictable(need)]
+    return [stored.digest for stored in world.ledger.evictable(need)]
 
 
 def test_an_artifact_is_found_by_digest_kind_and_model(world: World) -> None:
@@ -34,7 +34,7 @@ def test_an_artifact_is_found_by_digest_kind_and_model(world: World) -> None:
         world.ledger.get("0" * 64)
 
 
-def test_the_same_artifact_twice_is_there_once(world: World) -> None:
+def test_the_same_artifact_is_stored_once(world: World) -> None:
     one = artifact("a")
     _store(world, one, one)
     assert world.ledger.find() == [one]
@@ -55,23 +55,23 @@ def test_the_least_recently_used_goes_first(world: World) -> None:
     world.ledger.touch(one.digest)
     assert _evictable(world, 11) == [two.digest, three.digest]
     world.clock.now += 1
-    _store(world, two)  # made again is used again
+    _store(world, two)  # adding counts as use
     assert _evictable(world, 10**9) == [three.digest, one.digest, two.digest]
     assert _evictable(world, 0) == []
 
 
-def test_a_shared_file_makes_room_only_with_the_last_that_has_it(world: World) -> None:
+def test_a_shared_file_is_freed_with_its_last_artifact(world: World) -> None:
     one, two = artifact("a", nbytes=10, shared=100), artifact("b", nbytes=10, shared=100)
     _store(world, one, two)
     assert _evictable(world, 10) == [one.digest]
     assert _evictable(world, 11) == [one.digest, two.digest]
     discarded: list[list[str]] = []
-    for each in (one, two):
-        world.ledger.remove(each.digest, lambda files: discarded.append([file.name for file in files]))
+    for removed in (one, two):
+        world.ledger.remove(removed.digest, lambda files: discarded.append([file.name for file in files]))
     assert discarded == [["own"], ["own", "shared"]]
 
 
-def test_a_file_that_is_twice_in_an_artifact_is_one_file(world: World) -> None:
+def test_two_equal_files_of_an_artifact_are_one_file(world: World) -> None:
     twice = Artifact("model", "m", (StoredFile("x", "a" * 64, 10), StoredFile("y", "a" * 64, 10)))
     other = artifact("b", nbytes=5)
     _store(world, twice, other)
@@ -82,7 +82,7 @@ def test_a_file_that_is_twice_in_an_artifact_is_one_file(world: World) -> None:
     assert len(discarded) == 1
 
 
-def test_what_a_job_or_a_download_holds_does_not_go(world: World) -> None:
+def test_an_artifact_held_by_a_job_or_a_download_is_not_evicted(world: World) -> None:
     one, two = artifact("a"), artifact("b")
     _store(world, one, two)
     world.ledger.hold(one.digest, "job 1", 60)
@@ -109,7 +109,7 @@ def test_a_hold_can_be_prolonged(world: World) -> None:
         assert _evictable(world, 1) == []
 
 
-def test_holding_is_using(world: World) -> None:
+def test_a_hold_counts_as_use(world: World) -> None:
     one, two = artifact("a"), artifact("b")
     _store(world, one, two)
     world.clock.now += 1
@@ -118,7 +118,7 @@ def test_holding_is_using(world: World) -> None:
     assert _evictable(world, 10**9) == [two.digest, one.digest]
 
 
-def test_files_that_cannot_be_deleted_stay_known(world: World) -> None:
+def test_an_artifact_whose_files_cannot_be_deleted_stays(world: World) -> None:
     one = artifact("a")
     _store(world, one)
 
@@ -130,7 +130,7 @@ def test_files_that_cannot_be_deleted_stay_known(world: World) -> None:
     assert world.ledger.get(one.digest) == one
 
 
-def test_an_artifact_whose_files_are_not_there_is_not_known(world: World) -> None:
+def test_an_artifact_without_its_files_is_not_added(world: World) -> None:
     def fail() -> None:
         raise FileNotFoundError
 
@@ -139,13 +139,13 @@ def test_an_artifact_whose_files_are_not_there_is_not_known(world: World) -> Non
     assert world.ledger.find() == []
 
 
-def test_a_model_is_known_by_its_path_until_its_files_change(world: World) -> None:
-    world.ledger.name("lab/llama", "stamp 1", "m")
-    world.ledger.name("lab/copy", "stamp 9", "m")
+def test_the_identity_of_a_path_is_valid_until_its_files_change(world: World) -> None:
+    world.ledger.save_identity("lab/llama", "stamp 1", "m")
+    world.ledger.save_identity("lab/copy", "stamp 9", "m")
     assert world.ledger.identity("lab/llama", "stamp 1") == "m"
     assert world.ledger.identity("lab/llama", "stamp 2") == ""
     assert world.ledger.paths("m") == ["lab/copy", "lab/llama"]
-    world.ledger.name("lab/llama", "stamp 2", "n")
+    world.ledger.save_identity("lab/llama", "stamp 2", "n")
     assert (world.ledger.identity("lab/llama", "stamp 2"), world.ledger.identity("lab/llama", "stamp 1")) == ("n", "")
     assert world.ledger.paths("m") == ["lab/copy"]
 
@@ -157,26 +157,25 @@ FILES = st.sets(st.integers(0, 5), min_size=1, max_size=4)
     max_examples=20, deadline=None, derandomize=True, database=None, suppress_health_check=[*HealthCheck],
 )  # fmt: skip
 @given(contents=st.lists(FILES, min_size=1, max_size=5), held=st.sets(st.integers(0, 4)), need=st.integers(1, 70))
-def test_what_goes_makes_enough_room_and_no_more_than_needed(
+def test_evicted_artifacts_free_enough_bytes_and_no_more_than_needed(
     database: Database, contents: list[set[int]], held: set[int], need: int
 ) -> None:
     clear(database)
     world = World(database)
-    made = [
+    artifacts = [
         Artifact("model", "m", tuple(StoredFile(f"{name}", f"{file:064}", 2**file) for name, file in enumerate(files)))
         for files in contents
     ]
-    _store(world, *made)
-    for number, each in enumerate(made):
+    _store(world, *artifacts)
+    for number, stored in enumerate(artifacts):
         if number in held:
-            world.ledger.hold(each.digest, "download", 60)
+            world.ledger.hold(stored.digest, "download", 60)
     chosen, before = world.ledger.evictable(need), world.ledger.nbytes()
     freed = [0]
-    for each in chosen:
-        world.ledger.remove(each.digest)
+    for evicted in chosen:
+        world.ledger.remove(evicted.digest)
         freed.append(before - world.ledger.nbytes())
-    assert all(room < need for room in freed[:-1])
-    if freed[-1] < need:  # all that was not held had to go
-        assert {each.digest for each in world.ledger.find()} == {
-            each.digest for n, each in enumerate(made) if n in held
-        }
+    assert all(nbytes < need for nbytes in freed[:-1])
+    if freed[-1] < need:  # only held artifacts stay
+        left = {stored.digest for stored in world.ledger.find()}
+        assert left == {stored.digest for n, stored in enumerate(artifacts) if n in held}

@@ -1,4 +1,4 @@
-"""How much one may have at a time, and when one is told to come back."""
+"""The quotas of a person, and the time to retry."""
 
 import pytest
 
@@ -7,19 +7,19 @@ from cluster.service.errors import QuotaExceededError
 from tests.worlds.service_world import ANN, BOB, World, check_laws, quota, wish
 
 
-def test_who_has_enough_jobs_is_told_when_to_come_back(world: World) -> None:
+def test_a_submission_beyond_the_quota_is_refused_with_a_time_to_retry(world: World) -> None:
     few = quota(ANN, queued=2)
     jobs = [world.submit(few, f"a{n}") for n in range(2)]
-    with pytest.raises(QuotaExceededError, match="2 jobs that wait or run and may have 2") as refused:
+    with pytest.raises(QuotaExceededError, match="2 waiting or running jobs and may have 2") as refused:
         world.submit(few, "a2")
     assert refused.value.retry_after > 0
-    assert world.submit(few, "a0").id == jobs[0].id  # what one has already is not counted twice
+    assert world.submit(few, "a0").id == jobs[0].id  # an existing job is not counted twice
     world.queue.cancel(jobs[1].id, few)
     world.submit(few, "a2")
     assert [job.wish.identity for job in world.queue.find()] == ["a2", "a1", "a0"]
 
 
-def test_when_to_come_back_is_when_the_first_should_be_done(world: World) -> None:
+def test_the_time_to_retry_is_the_estimated_end_of_the_first_job(world: World) -> None:
     few = quota(ANN, queued=1)
     world.submit(few, "a")
     claim = world.claim()
@@ -35,7 +35,7 @@ def test_when_to_come_back_is_when_the_first_should_be_done(world: World) -> Non
     assert refused.value.retry_after == 30 - 12
 
 
-def test_a_shared_job_counts_for_each_so_that_it_can_pass_on(world: World) -> None:
+def test_a_shared_job_counts_for_every_watcher_so_that_it_can_change_its_owner(world: World) -> None:
     few = quota(BOB, queued=1)
     job = world.submit(ANN, "a")
     world.submit(few, "a")
@@ -48,7 +48,7 @@ def test_a_shared_job_counts_for_each_so_that_it_can_pass_on(world: World) -> No
 def test_bytes_are_counted_from_the_budget_until_they_are_known(world: World) -> None:
     few = quota(ANN, nbytes=100)
     world.submit(few, "a", budget="60B")
-    with pytest.raises(QuotaExceededError, match="60 B stored or still to come"):
+    with pytest.raises(QuotaExceededError, match="60 B stored or expected"):
         world.submit(few, "b", budget="41B")
     world.finish(world.claim(), nbytes=30)
     world.submit(few, "b", budget="70B")
@@ -56,14 +56,14 @@ def test_bytes_are_counted_from_the_budget_until_they_are_known(world: World) ->
         world.submit(few, "c", budget="1B")
 
 
-def test_what_the_answer_takes_at_most_may_be_known_better_than_from_the_budget(world: World) -> None:
+def test_the_caller_may_give_a_better_upper_bound_than_the_budget(world: World) -> None:
     few = quota(ANN, nbytes=100)
     world.queue.submit(wish("a", "64GB"), few, expected_bytes=70)
     with pytest.raises(QuotaExceededError):
         world.queue.submit(wish("b", "4bpw"), few, expected_bytes=31)
 
 
-def test_giving_up_a_finished_job_gives_its_bytes_back(world: World) -> None:
+def test_cancelling_a_finished_job_frees_its_quota(world: World) -> None:
     few = quota(ANN, nbytes=100)
     job = world.submit(few, "a", budget="90B")
     world.finish(world.claim(), nbytes=90)
@@ -73,7 +73,7 @@ def test_giving_up_a_finished_job_gives_its_bytes_back(world: World) -> None:
     world.submit(few, "b", budget="20B")
 
 
-def test_something_stored_counts_for_everybody_who_asked_for_it(world: World) -> None:
+def test_a_stored_result_counts_for_every_watcher(world: World) -> None:
     world.submit(ANN, "a", budget="90B")
     world.finish(world.claim(), nbytes=90)
     with pytest.raises(QuotaExceededError):

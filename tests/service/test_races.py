@@ -1,4 +1,4 @@
-"""Several processes and many threads on one database: every job once, nothing locked, and a death at any statement."""
+"""Several processes and threads on one database: one claim per job, no lock errors, crashes at any statement."""
 
 import os
 import signal
@@ -23,7 +23,7 @@ SPAWN = get_context("spawn")
 
 
 def _in_processes(work: Callable[..., None], arguments: list[tuple[Any, ...]]) -> None:
-    processes = [SPAWN.Process(target=work, args=each) for each in arguments]
+    processes = [SPAWN.Process(target=work, args=argument) for argument in arguments]
     for process in processes:
         process.start()
     for process in processes:
@@ -31,24 +31,24 @@ def _in_processes(work: Callable[..., None], arguments: list[tuple[Any, ...]]) -
     assert [process.exitcode for process in processes] == [0] * len(processes)
 
 
-def _claim_many(url: str, host: str, most: int, ready: Barrier, found: "SimpleQueue[list[str]]") -> None:
+def _claim_many(url: str, host: str, most: int, ready: Barrier, claims: "SimpleQueue[list[str]]") -> None:
     database = connect(url)
     queue, ids = Queue(database), list[str]()
     ready.wait()
     while len(ids) < most and (claim := queue.claim(host)):
         ids.append(claim.job.id)
         assert queue.renew(claim)
-    found.put(ids)
+    claims.put(ids)
     database.close()
 
 
 def test_two_servers_claim_every_job_once(database_url: str) -> None:
     database = connect(database_url)
-    queue, many, most = Queue(database), 40, 30  # so that neither can have them all
+    queue, many, most = Queue(database), 40, 30  # neither can claim all
     ids = [queue.submit(wish(f"m{n}"), (ANN, BOB)[n % 2])[0].id for n in range(many)]
-    ready, found = SPAWN.Barrier(2), SPAWN.SimpleQueue()
-    _in_processes(_claim_many, [(database_url, host, most, ready, found) for host in ("here", "there")])
-    claimed = found.get() + found.get()
+    ready, claims = SPAWN.Barrier(2), SPAWN.SimpleQueue()
+    _in_processes(_claim_many, [(database_url, host, most, ready, claims) for host in ("here", "there")])
+    claimed = claims.get() + claims.get()
     assert Counter(claimed) == Counter(ids)
     assert {job.attempts for job in queue.find()} == {1}
     check_laws(database)
@@ -69,18 +69,18 @@ def test_servers_that_start_at_once_make_the_tables_once(database_url: str) -> N
     database.close()
 
 
-def test_the_same_wish_at_the_same_moment_is_one_job(database_url: str) -> None:
-    databases = [connect(database_url) for _ in range(4)]  # each is to the others what another process is
+def test_equal_wishes_at_the_same_moment_are_one_job(database_url: str) -> None:
+    databases = [connect(database_url) for _ in range(4)]  # stand for different processes
     people = [Person(f"person{n}", ("submit",)) for n in range(8)]
     ready = threading.Barrier(len(people))
 
     def submit(number: int) -> list[tuple[str, bool]]:
-        queue, made = Queue(databases[number % len(databases)]), []
+        queue, answers = Queue(databases[number % len(databases)]), []
         for n in range(5):
             ready.wait()
             job, new = queue.submit(wish(f"m{n}"), people[number])
-            made.append((job.id, new))
-        return made
+            answers.append((job.id, new))
+        return answers
 
     with ThreadPoolExecutor(len(people)) as pool:
         rounds = list(zip(*pool.map(submit, range(len(people))), strict=True))
@@ -93,7 +93,7 @@ def test_the_same_wish_at_the_same_moment_is_one_job(database_url: str) -> None:
         database.close()
 
 
-def test_quotas_hold_when_one_asks_for_much_at_once(database_url: str) -> None:
+def test_quotas_hold_for_concurrent_submissions(database_url: str) -> None:
     database = connect(database_url)
     queue, few = Queue(database), quota(ANN, queued=3, nbytes=100)
 
@@ -109,7 +109,7 @@ def test_quotas_hold_when_one_asks_for_much_at_once(database_url: str) -> None:
     database.close()
 
 
-def test_twenty_threads_and_two_servers_never_find_it_locked(database_url: str) -> None:
+def test_twenty_threads_and_two_servers_see_no_locked_database(database_url: str) -> None:
     databases = [connect(database_url) for _ in range(2)]
     limited = Person("carl", ("submit",), Quota(active=1))
 
@@ -125,7 +125,7 @@ def test_twenty_threads_and_two_servers_never_find_it_locked(database_url: str) 
     with ThreadPoolExecutor(20) as pool:
         list(pool.map(live, range(20)))
     world = World(databases[0])
-    while claim := world.queue.claim("last"):  # what one could not begin while another worked on its analysis
+    while claim := world.queue.claim("last"):  # jobs that waited for the analysis of another
         world.finish(claim)
     assert world.queue.counts()[DONE] == 20
     check_laws(databases[0])
@@ -134,7 +134,7 @@ def test_twenty_threads_and_two_servers_never_find_it_locked(database_url: str) 
 
 
 def _die_everywhere(url: str, step: int) -> None:
-    """Live through a job's life again and again, and be killed at a later statement each time."""
+    """Run a job again and again, killed at a later statement each time."""
     for last in range(1, 1000, step):
         world = World(connect(url))
         world.clock.now += 10 * LEASE_SECONDS * last
@@ -145,16 +145,16 @@ def _die_everywhere(url: str, step: int) -> None:
             _live_until(url, last, world.clock.now)
             os._exit(0)
         if os.waitpid(pid, 0)[1] == 0:
-            return  # it lived to the end
+            return  # the job ended
 
 
 def _live_until(url: str, last: int, now: float) -> None:
-    world, seen = World(connect(url)), [0]
+    world, statements = World(connect(url)), [0]
     world.clock.now = now
 
     def count(*_: object) -> None:
-        seen[0] += 1
-        if seen[0] == last:
+        statements[0] += 1
+        if statements[0] == last:
             os.kill(os.getpid(), signal.SIGKILL)
 
     event.listen(Engine, "after_cursor_execute", count)
@@ -166,7 +166,7 @@ def _live_until(url: str, last: int, now: float) -> None:
     world.finish(claim)
 
 
-def test_a_death_at_any_statement_leaves_nothing_half_done(database_url: str) -> None:
+def test_a_crash_at_any_statement_keeps_the_database_consistent(database_url: str) -> None:
     connect(database_url).close()
     _in_processes(_die_everywhere, [(database_url, 7)])
     world = World(connect(database_url))
@@ -177,7 +177,7 @@ def test_a_death_at_any_statement_leaves_nothing_half_done(database_url: str) ->
     assert set(counts) <= {QUEUED, DONE, FAILED}
     assert counts[QUEUED] > 3
     assert all("attempt 3 of 3" in job.reason for job in world.queue.find(state=FAILED))
-    while claim := world.queue.claim("here"):  # whatever was begun can be ended
+    while claim := world.queue.claim("here"):  # every job can still finish
         world.finish(claim)
     assert {job.state for job in world.queue.find(limit=1000)} <= {DONE, FAILED}
     assert {len(job.watchers) for job in world.queue.find(limit=1000)} <= {1, 2}

@@ -1,7 +1,8 @@
-"""--max-store holds whatever runs at the same time and whoever downloads: who would not fit waits."""
+"""--max-store holds with concurrent jobs and downloads: a job that does not fit waits."""
 
 import shutil
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 
@@ -11,7 +12,7 @@ from cluster.service.data.records import Artifact, Claim
 from cluster.service.data.states import BLOCKED, DONE, QUEUED
 from cluster.service.queue.queue import Queue
 from cluster.service.settings import Settings
-from cluster.service.store.reservation import holder_of, take_room
+from cluster.service.store.reservation import holder_of, reserve_space
 from cluster.service.store.store import RESERVE_BYTES, Store
 from cluster.service.work.runner import DISK, RunnerSettings
 from cluster.service.work.supervisor import Supervisor
@@ -29,7 +30,7 @@ def store(world: World, tmp_path: Path) -> Store:
 
 
 def _begin(world: World, name: str, needed_bytes: int = 0) -> Claim:
-    """A job that is about to write."""
+    """Claim a job up to the stage before it writes."""
     world.submit(ANN, name)
     claim = world.claim()
     for state in ("analyzing", "solving"):
@@ -38,62 +39,64 @@ def _begin(world: World, name: str, needed_bytes: int = 0) -> Claim:
     return claim
 
 
-def _take(world: World, store: Store, claim: Claim, need: int) -> None:
-    take_room(world.queue, claim, store, need, store.folder, written=0)
+def _reserve(world: World, store: Store, claim: Claim, need: int) -> None:
+    reserve_space(world.queue, claim, store, need, store.folder, written=0)
 
 
 def _finish(world: World, store: Store, claim: Claim, nbytes: int) -> Artifact:
     file = store.folder.parent / claim.job.id
     file.write_bytes(claim.job.id.encode().ljust(nbytes)[:nbytes])
-    made = store.put("model", claim.job.wish.identity, {"file": file})
+    result = store.put("model", claim.job.wish.identity, {"file": file})
     world.queue.advance(claim, "verifying")
-    world.queue.advance(claim, DONE, artifact=made.digest)
-    return made
+    world.queue.advance(claim, DONE, artifact=result.digest)
+    return result
 
 
-def test_the_second_of_two_that_do_not_fit_together_waits_for_the_first(world: World, store: Store) -> None:
+def test_of_two_jobs_that_do_not_fit_together_the_second_waits(world: World, store: Store) -> None:
     first, second = _begin(world, "one"), _begin(world, "two")
-    _take(world, store, first, 60)
-    with pytest.raises(DiskFullError, match="needs 60 B, 40 B free below the limit of the store, 60 B kept for jobs"):
-        _take(world, store, second, 60)
-    _take(world, store, second, 40)
-    assert world.queue.reserved() == LIMIT
+    _reserve(world, store, first, 60)
+    with pytest.raises(
+        DiskFullError, match="needs 60 B, 40 B free below the limit of the store, 60 B reserved for running jobs"
+    ):
+        _reserve(world, store, second, 60)
+    _reserve(world, store, second, 40)
+    assert world.queue.reserved_bytes() == LIMIT
     _finish(world, store, second, 40)
     made = _finish(world, store, first, 60)
-    assert (store.ledger.nbytes(), world.queue.reserved()) == (LIMIT, 0)
+    assert (store.ledger.nbytes(), world.queue.reserved_bytes()) == (LIMIT, 0)
     third = _begin(world, "three")
-    _take(world, store, third, 60)  # what was unused longest goes at once, and no more than that
+    _reserve(world, store, third, 60)  # evicts only the least recently used
     assert store.ledger.nbytes() + 60 <= LIMIT
     with pytest.raises(MintError, match="no artifact"):
         world.ledger.hold(made.digest, "a download", 60)
 
 
-def test_what_was_just_stored_makes_no_room_before_its_job_is_done(world: World, store: Store) -> None:
+def test_a_new_artifact_is_not_evicted_before_its_job_is_done(world: World, store: Store) -> None:
     first, second = _begin(world, "one"), _begin(world, "two")
-    _take(world, store, first, 60)
+    _reserve(world, store, first, 60)
     file = store.folder / "made"
     file.write_bytes(bytes(60))
     made = store.put("model", first.job.wish.identity, {"file": file}, holder=holder_of(first))
-    with pytest.raises(DiskFullError, match="needs 40 B"):  # the room of the first is counted twice for a moment
-        _take(world, store, second, 40)
+    with pytest.raises(DiskFullError, match="needs 40 B"):  # the space of the first counts twice for a moment
+        _reserve(world, store, second, 40)
     world.queue.advance(first, "verifying")
     world.queue.advance(first, DONE, artifact=made.digest)
     world.ledger.drop(holder_of(first))
-    _take(world, store, second, 40)
+    _reserve(world, store, second, 40)
     assert store.ledger.find() == [made]
 
 
-def test_what_a_download_holds_is_no_room(world: World, store: Store) -> None:
+def test_an_artifact_held_by_a_download_is_not_evicted(world: World, store: Store) -> None:
     made = _finish(world, store, _begin(world, "one"), 60)
     world.ledger.hold(made.digest, "a download", 60)
     claim = _begin(world, "two")
     with pytest.raises(DiskFullError, match=r"needs 60 B, 40 B free below the limit of the store$"):
-        _take(world, store, claim, 60)
+        _reserve(world, store, claim, 60)
     world.ledger.drop("a download")
-    _take(world, store, claim, 60)
+    _reserve(world, store, claim, 60)
 
 
-def test_a_download_that_begins_at_the_wrong_moment_makes_the_job_wait(
+def test_a_download_that_begins_during_the_reservation_makes_the_job_wait(
     world: World, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = _finish(world, store, _begin(world, "one"), 60)
@@ -106,37 +109,37 @@ def test_a_download_that_begins_at_the_wrong_moment_makes_the_job_wait(
 
     monkeypatch.setattr(store, "evict", late)
     with pytest.raises(DiskFullError, match="needs 60 B, 40 B free"):
-        _take(world, store, claim, 60)
+        _reserve(world, store, claim, 60)
     world.queue.block(claim, "disk: no room")
-    assert world.queue.reserved() == 0
+    assert world.queue.reserved_bytes() == 0
 
 
-def test_however_many_ask_at_the_same_moment_all_that_got_room_have_it(world: World, store: Store) -> None:
+def test_concurrent_reservations_never_exceed_the_limit(world: World, store: Store) -> None:
     chance = Random(0)
     claims = [(_begin(world, f"m{n}"), chance.randrange(10, 60)) for n in range(10)]
 
-    def take(asked: tuple[Claim, int]) -> int:
+    def reserve(request: tuple[Claim, int]) -> int:
         try:
-            _take(world, store, *asked)
+            _reserve(world, store, *request)
         except DiskFullError:
             return 0
-        return asked[1]
+        return request[1]
 
     with ThreadPoolExecutor(10) as pool:
-        taken = list(pool.map(take, claims))
-    assert sum(taken) == world.queue.reserved() <= LIMIT
-    assert all(sum(taken) + need > LIMIT for (_, need), took in zip(claims, taken, strict=True) if not took)
+        sizes = list(pool.map(reserve, claims))
+    assert sum(sizes) == world.queue.reserved_bytes() <= LIMIT
+    assert all(sum(sizes) + need > LIMIT for (_, need), size in zip(claims, sizes, strict=True) if not size)
 
 
-def test_of_those_that_wait_as_many_go_on_as_there_is_room_for(world: World, store: Store, tmp_path: Path) -> None:
+def test_as_many_blocked_jobs_return_to_the_queue_as_fit(world: World, store: Store, tmp_path: Path) -> None:
     supervisor = Supervisor(world.queue, store, Settings(tmp_path / "data", slots=0))
 
     def states() -> list[str]:
-        supervisor._unblock()
+        supervisor.step()
         return [world.queue.get(claim.job.id).state for claim in (*waiting, large)]
 
     busy = _begin(world, "busy", 60)
-    _take(world, store, busy, 60)
+    _reserve(world, store, busy, 60)
     waiting = [_begin(world, name, 45) for name in ("one", "two", "three")]
     large = _begin(world, "large", 99)
     for claim in (*waiting, large):
@@ -149,31 +152,31 @@ def test_of_those_that_wait_as_many_go_on_as_there_is_room_for(world: World, sto
         world.queue.cancel(claim.job.id, ANN)
     assert states()[2:] == [QUEUED, BLOCKED]
     world.queue.cancel(waiting[2].job.id, ANN)
-    assert states()[3] == QUEUED  # nearly all of the store is no more than the store
+    assert states()[3] == QUEUED  # 99 of 100 bytes fit
 
 
-def test_earlier_results_in_the_folder_of_a_job_are_nothing_that_it_has_written(
+def test_earlier_results_in_the_folder_of_a_job_do_not_count_as_written(
     world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = Store(tmp_path / "store", world.ledger)
     supervisor = Supervisor(world.queue, store, Settings(tmp_path / "data", slots=0))
     waits = _begin(world, "one", needed := 1 << 20)
     folder = tmp_path / "data" / "work" / waits.job.id / "0123456789ab"
-    for name in ("earlier/a", "model.partial"):  # views of what may be reused, and what is half written
+    for name in ("earlier/a", "model.partial"):  # a view for reuse, and a partial model
         (folder / name).mkdir(parents=True)
     (folder / "earlier" / "a" / "model.safetensors").write_bytes(bytes(4 * needed))
     usage = shutil.disk_usage(tmp_path)
     full = RESERVE_BYTES + RESERVE_BYTES // 4 + needed // 20
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: type(usage)(usage.total, usage.total - full, full))
     world.queue.block(waits, f"{DISK}no room")
-    supervisor._unblock()
+    supervisor.step()
     assert world.queue.get(waits.job.id).state == BLOCKED
     (folder / "model.partial" / "model.safetensors").write_bytes(bytes(needed))
-    supervisor._unblock()
+    supervisor.step()
     assert world.queue.get(waits.job.id).state == QUEUED
 
 
-def test_a_runner_takes_room_before_it_writes_and_waits_where_there_is_none(
+def test_a_runner_reserves_space_before_it_writes_and_waits_without_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MLX_DISABLE_COMPILE", "1")
@@ -185,16 +188,16 @@ def test_a_runner_takes_room_before_it_writes_and_waits_where_there_is_none(
     world = World(lab.database)
     world.queue = Queue(lab.database, lease_seconds=3600.0)  # nobody renews it
     other = _begin(world, "another model", limit - 1000)
-    _take(world, lab.store, other, limit - 1000)
+    _reserve(world, lab.store, other, limit - 1000)
     lab.submit("llama", "4bpw")
     waits, _ = lab.work()
     assert (waits.state, waits.attempts) == (BLOCKED, 0)
     assert waits.needed_bytes > 1000
-    assert "kept for jobs at work" in waits.reason
-    supervisor = Supervisor(lab.queue, lab.store, lab.settings)
-    supervisor._unblock()
+    assert "reserved for running jobs" in waits.reason
+    supervisor = Supervisor(lab.queue, lab.store, replace(lab.settings, slots=0))
+    supervisor.step()
     assert lab.queue.get(waits.id).state == BLOCKED
     world.queue.advance(other, "failed")
-    supervisor._unblock()
+    supervisor.step()
     assert lab.queue.get(waits.id).state == QUEUED
     lab.database.close()

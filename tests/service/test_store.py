@@ -1,4 +1,4 @@
-"""What is stored stays what it was, what is held stays, and names lead nowhere but to models below the roots."""
+"""Files in the store never change, held artifacts stay, and names resolve only to models below the roots."""
 
 import hashlib
 import json
@@ -21,7 +21,7 @@ from mint.model.source import open_source
 
 
 class Clock:
-    """The time of this machine, and as much more as a test says."""
+    """The time of this machine, plus an offset."""
 
     def __init__(self) -> None:
         self.ahead = 0.0
@@ -71,7 +71,7 @@ def _stored(store: Store) -> set[str]:
 # the store
 
 
-def test_a_file_lies_under_the_digest_of_its_bytes_once_for_all_artifacts(store: Store, tmp_path: Path) -> None:
+def test_a_file_is_stored_once_under_its_digest_for_all_artifacts(store: Store, tmp_path: Path) -> None:
     one = _put(store, tmp_path / "one", weights="w", shared="the same")
     two = _put(store, tmp_path / "two", weights="v", shared="the same")
     expected = {hashlib.sha256(text.encode()).hexdigest() for text in ("w", "v", "the same")}
@@ -81,13 +81,13 @@ def test_a_file_lies_under_the_digest_of_its_bytes_once_for_all_artifacts(store:
         assert file.read() == b"the same"
 
 
-def test_putting_the_same_again_is_the_same_artifact(store: Store, tmp_path: Path) -> None:
+def test_putting_equal_files_gives_the_same_artifact(store: Store, tmp_path: Path) -> None:
     first, second = (_put(store, tmp_path / "one", weights="w") for _ in range(2))
     assert first == second
     assert len(store.ledger.find()) == 1
 
 
-def test_the_least_recently_used_go_first_and_only_as_many_as_must(
+def test_eviction_removes_the_fewest_least_recently_used_artifacts(
     store: Store, ledger: Ledger, clock: Clock, tmp_path: Path
 ) -> None:
     store.max_bytes = 30
@@ -103,7 +103,7 @@ def test_the_least_recently_used_go_first_and_only_as_many_as_must(
     assert _stored(store) == {artifact.files[0].digest for artifact in (made[0], made[2], last)}
 
 
-def test_what_is_held_is_never_evicted(store: Store, ledger: Ledger, clock: Clock, tmp_path: Path) -> None:
+def test_a_held_artifact_is_never_evicted(store: Store, ledger: Ledger, clock: Clock, tmp_path: Path) -> None:
     held = _put(store, tmp_path / "one", weights="a" * 10)
     other = _put(store, tmp_path / "one", weights="b" * 10)
     ledger.hold(held.digest, "a download", 60)
@@ -127,18 +127,18 @@ def test_a_view_stays_whole_when_its_artifact_is_evicted(store: Store, tmp_path:
     assert not list(tmp_path.glob("another*"))
 
 
-def test_files_that_no_artifact_has_are_swept_once_they_are_old(store: Store, clock: Clock, tmp_path: Path) -> None:
+def test_old_files_without_an_artifact_are_swept(store: Store, clock: Clock, tmp_path: Path) -> None:
     made = _put(store, tmp_path / "one", weights="a")
     orphan = store.path("f" * 64)
     orphan.parent.mkdir()
     orphan.write_text("left by a killed process")
-    assert store.sweep() == (0, 0)  # it may be on its way into the ledger
+    assert store.sweep() == (0, 0)  # its row may still follow
     clock.ahead = ORPHAN_SECONDS + 1
     assert store.sweep() == (1, 0)
     assert _stored(store) == {made.files[0].digest}
 
 
-def test_an_artifact_that_a_file_is_missing_of_is_forgotten(store: Store, ledger: Ledger, tmp_path: Path) -> None:
+def test_an_artifact_with_a_missing_file_is_removed(store: Store, ledger: Ledger, tmp_path: Path) -> None:
     broken = _put(store, tmp_path / "one", weights="a", shared="s")
     whole = _put(store, tmp_path / "one", weights="b", shared="s")
     store.path(hashlib.sha256(b"a").hexdigest()).unlink()
@@ -148,30 +148,28 @@ def test_an_artifact_that_a_file_is_missing_of_is_forgotten(store: Store, ledger
     assert broken.digest != whole.digest
 
 
-def test_a_file_of_another_size_in_its_place_is_mended_by_putting_it_again(store: Store, tmp_path: Path) -> None:
+def test_putting_a_file_again_repairs_a_stored_file_of_another_size(store: Store, tmp_path: Path) -> None:
     made = _put(store, tmp_path / "one", weights="whole")
-    place = store.path(made.files[0].digest)
-    place.write_text("cut")
+    path = store.path(made.files[0].digest)
+    path.write_text("cut")
     _put(store, tmp_path / "one", weights="whole")
-    assert place.read_text() == "whole"
+    assert path.read_text() == "whole"
 
 
-def test_room_counts_what_may_be_evicted_and_not_what_is_held(store: Store, ledger: Ledger, tmp_path: Path) -> None:
+def test_the_shortage_counts_evictable_but_not_held_artifacts(store: Store, ledger: Ledger, tmp_path: Path) -> None:
     made = _put(store, tmp_path / "one", weights="a" * 10)
     store.max_bytes = 12
     assert store.free_bytes() == 2
-    assert not store.lacks(12)
-    assert store.lacks(13)
+    assert not store.shortage(12)
+    assert store.shortage(13)
     ledger.hold(made.digest, "a job", 60)
-    assert not store.lacks(2)
-    assert "needs 3 B, 2 B free" in store.lacks(3)
+    assert not store.shortage(2)
+    assert "needs 3 B, 2 B free" in store.shortage(3)
     store.max_bytes = None
-    assert "free" in store.lacks(shutil.disk_usage(tmp_path).total)
+    assert "free" in store.shortage(shutil.disk_usage(tmp_path).total)
 
 
-def test_artifacts_come_and_go_from_many_threads_and_every_row_keeps_its_files(
-    store: Store, ledger: Ledger, tmp_path: Path
-) -> None:
+def test_with_many_threads_every_row_keeps_its_files(store: Store, ledger: Ledger, tmp_path: Path) -> None:
     store.max_bytes = 25
     broken: list[str] = []
 
@@ -189,15 +187,15 @@ def test_artifacts_come_and_go_from_many_threads_and_every_row_keeps_its_files(
         thread.join()
     rows = {file.digest for artifact in ledger.find() for file in artifact.files}
     assert rows == _stored(store)
-    assert ledger.nbytes() <= 25 + 15  # what was put last is evicted by the next
+    assert ledger.nbytes() <= 25 + 15  # the next put evicts the last ones
 
 
 def _known(ledger: Ledger, artifact: Artifact) -> bool:
-    return artifact.digest in {each.digest for each in ledger.find()}
+    return artifact.digest in {stored.digest for stored in ledger.find()}
 
 
 @pytest.mark.parametrize("digest", ["", "..", "a" * 63, "A" * 64, "../" * 21 + "a", "a" * 64 + "\n"])
-def test_what_is_no_digest_has_no_place(store: Store, digest: str) -> None:
+def test_a_bad_digest_has_no_path(store: Store, digest: str) -> None:
     with pytest.raises(MintError, match="no digest"):
         store.path(digest)
 
@@ -264,19 +262,19 @@ def test_links_below_the_roots_are_followed(roots: Roots, tmp_path: Path, llama:
     assert "models--a--b/snapshots/1" in roots.names()
 
 
-def test_what_is_no_regular_file_is_refused(roots: Roots, tmp_path: Path) -> None:
+def test_a_file_that_is_not_regular_is_refused(roots: Roots, tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "root" / "llama" / "generation_config.json")
     with pytest.raises(MintError, match="no regular file"):
         roots.identify("llama")
 
 
-def test_names_that_are_no_text_are_not_listed(roots: Roots, tmp_path: Path, llama: Path) -> None:
+def test_names_with_invalid_characters_are_not_listed(roots: Roots, tmp_path: Path, llama: Path) -> None:
     shutil.copytree(llama, tmp_path / "root" / os.fsdecode(b"caf\xe9"))
     shutil.copytree(llama, tmp_path / "root" / "two\nlines")
     assert roots.names() == ["llama", "team/lläma"]
 
 
-def test_an_identity_is_remembered_until_a_file_changes(roots: Roots, tmp_path: Path, ledger: Ledger) -> None:
+def test_an_identity_is_cached_until_a_file_changes(roots: Roots, tmp_path: Path, ledger: Ledger) -> None:
     path, before = roots.identify("llama")
     assert ledger.paths(before) == ["llama"]
     config = json.loads((path / "config.json").read_text())
@@ -285,7 +283,7 @@ def test_an_identity_is_remembered_until_a_file_changes(roots: Roots, tmp_path: 
 
 
 @pytest.mark.parametrize(
-    ("config", "said"),
+    ("config", "message"),
     [
         ('{"model_type": "llama", "model_file": "evil.py"}', "never run"),
         ("[" * 100_000, "not valid JSON"),
@@ -293,7 +291,7 @@ def test_an_identity_is_remembered_until_a_file_changes(roots: Roots, tmp_path: 
         ("\xff", "not valid JSON"),
     ],
 )
-def test_a_config_with_code_or_without_sense_is_refused(roots: Roots, tmp_path: Path, config: str, said: str) -> None:
+def test_a_config_with_code_or_bad_json_is_refused(roots: Roots, tmp_path: Path, config: str, message: str) -> None:
     (tmp_path / "root" / "llama" / "config.json").write_text(config, encoding="latin-1")
-    with pytest.raises(MintError, match=said):
+    with pytest.raises(MintError, match=message):
         roots.identify("llama")

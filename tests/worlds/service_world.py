@@ -1,4 +1,4 @@
-"""Shared by tests of the service's database: a stopped clock, people, wishes, and the laws of the tables."""
+"""A test world of the service's database: a fixed clock, persons, wishes, and the laws of the tables."""
 
 from collections.abc import Mapping
 from itertools import pairwise
@@ -15,11 +15,11 @@ from cluster.service.queue.queue import ATTEMPTS, Queue
 
 ANN, BOB, EVE = (Person(name, ("submit",)) for name in ("ann", "bob", "eve"))
 ADMIN = Person("root", ("admin",))
-WAY = ("analyzing", "solving", "assembling", "verifying")  # the shortest to done
+WAY = ("analyzing", "solving", "assembling", "verifying")  # the shortest way to done
 
 
 class Clock:
-    """A time that passes only when it is told to."""
+    """A clock that tests advance."""
 
     def __init__(self, now: float = 1_000_000.0) -> None:
         self.now = now
@@ -35,33 +35,33 @@ class World:
         self.database, self.clock = database, Clock()
         self.queue, self.ledger = Queue(database, self.clock), Ledger(database, self.clock)
 
-    def submit(self, by: Person = ANN, identity: str = "one", priority: int = 0, **asked: Any) -> Job:
-        """The job that someone gets for a wish."""
-        return self.queue.submit(wish(identity, **asked), by, priority)[0]
+    def submit(self, by: Person = ANN, identity: str = "one", priority: int = 0, **fields: Any) -> Job:
+        """Submit a wish."""
+        return self.queue.submit(wish(identity, **fields), by, priority)[0]
 
     def claim(self) -> Claim:
-        """The next job, which must be there."""
+        """Claim the next job, which must exist."""
         claim = self.queue.claim("here")
         assert claim is not None
         return claim
 
     def finish(self, claim: Claim, nbytes: int = 10) -> Artifact:
-        """Bring a job to its end, with an artifact in the ledger."""
-        made = artifact(claim.job.id, identity=claim.job.wish.identity, nbytes=nbytes)
-        self.ledger.add(made)
+        """Finish a job, with an artifact in the ledger."""
+        result = artifact(claim.job.id, identity=claim.job.wish.identity, nbytes=nbytes)
+        self.ledger.add(result)
         for state in WAY:
             self.queue.advance(claim, state)
-        self.queue.advance(claim, DONE, artifact=made.digest)
-        return made
+        self.queue.advance(claim, DONE, artifact=result.digest)
+        return result
 
 
 def wish(identity: str = "one", budget: str = "", options: Mapping[str, Any] | None = None) -> Wish:
-    """Something to want of a model."""
+    """A request for a model."""
     return Wish(f"models/{identity}", identity, budget, options or {})
 
 
 def artifact(name: str, *, identity: str = "one", nbytes: int = 10, shared: int = 0) -> Artifact:
-    """A model with a file of its own, and one of `shared` bytes that every other one has."""
+    """A model with its own file, and a file of `shared` bytes that others have too."""
     files = [StoredFile("own", f"{name:0>64}", nbytes)]
     if shared:
         files.append(StoredFile("shared", f"{'shared' + str(shared):0>64}", shared))
@@ -69,23 +69,23 @@ def artifact(name: str, *, identity: str = "one", nbytes: int = 10, shared: int 
 
 
 def quota(person: Person, **limits: int) -> Person:
-    """Someone with limits."""
+    """The person with limits."""
     return Person(person.name, person.scopes, Quota(**limits))
 
 
 def clear(database: Database) -> None:
-    """Forget everything."""
+    """Delete all rows."""
     with database.write() as connection:
         for table in reversed(metadata.sorted_tables):
             connection.execute(table.delete())
 
 
 def check_laws(database: Database) -> None:
-    """Check the laws that hold in every database, on its tables alone."""
+    """Assert the invariants of every database, read from the tables alone."""
     with database.read() as connection:
         rows = connection.execute(select(jobs)).all()
-        told = connection.execute(select(events).order_by(events.c.job, events.c.seq)).all()
-        wanting = connection.execute(select(watchers).where(watchers.c.wants).order_by(watchers.c.position)).all()
+        history = connection.execute(select(events).order_by(events.c.job, events.c.seq)).all()
+        wants = connection.execute(select(watchers).where(watchers.c.wants).order_by(watchers.c.position)).all()
     active = [row for row in rows if row.state in ACTIVE]
     live = [row for row in rows if row.state not in FINAL and not row.cancel_wanted]
     assert len({row.analysis_key for row in active}) == len(active), "two jobs work on one analysis"
@@ -94,18 +94,18 @@ def check_laws(database: Database) -> None:
         assert (row.lease is not None) == (row.lease_until is not None) == (row.state in ACTIVE)
         assert (row.finished_at is not None) == (row.state in FINAL)
         assert 0 <= row.attempts <= ATTEMPTS
-        mine = [event for event in told if event.job == row.number]
-        assert [0, *(event.seq for event in mine)][-1] == row.last_seq, "the last event is not there"
+        own = [event for event in history if event.job == row.number]
+        assert [0, *(event.seq for event in own)][-1] == row.last_seq, "the last event is missing"
         assert all(
             after.seq == before.seq + 1 or (after.seq > before.seq and after.kind == "progress")
-            for before, after in pairwise(mine)
-        ), "a gap that is no progress"
-        assert [event.at for event in mine] == sorted(event.at for event in mine)
-        states = [event.body["state"] for event in mine if event.kind == "state"]
+            for before, after in pairwise(own)
+        ), "a gap without progress"
+        assert [event.at for event in own] == sorted(event.at for event in own)
+        states = [event.body["state"] for event in own if event.kind == "state"]
         assert states[0] == QUEUED
         assert states[-1] == row.state
         assert all(can_become(state, to) for state, to in pairwise(states))
         assert states.count(INVENTORY) >= row.attempts
-        names = [watcher.name for watcher in wanting if watcher.job == row.number]
+        names = [watcher.name for watcher in wants if watcher.job == row.number]
         assert not names or row.owner == names[0]
-        assert row.state in FINAL or row.cancel_wanted or names, "a job that nobody wants"
+        assert row.state in FINAL or row.cancel_wanted or names, "a job without watchers"

@@ -1,1 +1,1 @@
-"""Tables of the service's database, and queries outside of the queue."""
+"""The tables of the service's database, and queries beside the queue."""

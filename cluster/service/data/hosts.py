@@ -1,8 +1,8 @@
-"""The machines that serve a database: what each has room for, and the one store that they share.
+"""The machines that serve a database: their capacity, and the one store that they share.
 
-An artifact is rows in the database and files in DIR/store. Servers of one database therefore share one DIR: otherwise
-each would list what it cannot send, and evict what another has. The store says who it is in a file, which moves with
-it, and the database knows that of its own.
+An artifact is rows in the database and files in DIR/store. So servers of one database must share one DIR: otherwise
+each would list files that it lacks, and evict rows of the other. A file in the store has its id, which moves with it;
+the database has the id of its store.
 """
 
 import secrets
@@ -19,12 +19,12 @@ from mint.core.errors import MintError
 from mint.core.files import flush
 
 BEAT_SECONDS = 5.0
-GONE_SECONDS = 24 * 3600.0  # without a sign of life, until a machine is forgotten
+GONE_SECONDS = 24 * 3600.0  # without a report, until a machine is removed
 
 
 @dataclass(frozen=True, slots=True)
 class Host:
-    """A machine as it last told of itself."""
+    """The last report of a machine."""
 
     name: str
     slots: int
@@ -40,8 +40,8 @@ class Hosts:
         self._database = database
         self._clock = clock
 
-    def beat(self, host: Host) -> None:
-        """Tell how a machine is now."""
+    def report(self, host: Host) -> None:
+        """Save the state of a machine now; remove machines without reports."""
         now = self._clock()
         with self._database.write() as connection:
             connection.execute(
@@ -49,28 +49,28 @@ class Hosts:
             )
             connection.execute(insert(hosts).values(**asdict(host), seen_at=now))
 
-    def seen(self) -> dict[Host, float]:
-        """The machines, and when each was last heard of."""
+    def last_seen(self) -> dict[Host, float]:
+        """The machines, and the time of the last report of each."""
         with self._database.read() as connection:
             rows = connection.execute(select(hosts).order_by(hosts.c.name)).all()
         return {Host(row.name, row.slots, row.free_bytes, row.store_bytes, row.cluster): row.seen_at for row in rows}
 
-    def share(self, store: Path, host: str) -> None:
-        """Raise `MintError` unless `store` is the one of this database; the first becomes it."""
+    def require_store(self, store: Path, host: str) -> None:
+        """Raise `MintError` unless `store` belongs to this database; the first store does from then on."""
         file = store / "id"
         store.mkdir(parents=True, exist_ok=True)
         with self._database.write() as connection:
-            found = file.read_text().strip() if file.exists() else ""
+            file_id = file.read_text().strip() if file.exists() else ""
             row = connection.execute(select(stores)).one_or_none()
             if row is None:
-                id = found or secrets.token_hex(16)
+                id = file_id or secrets.token_hex(16)
                 _write(file, id)
                 connection.execute(insert(stores).values(id=id, place=f"{host}:{store}"))
-            elif row.id != found:
+            elif row.id != file_id:
                 raise MintError(
-                    f"{store} is not where the database {self._database.place} has its files, that is {row.place}; "
-                    "needed: one --data folder for all servers of a database, on a disk that they share. If that store "
-                    f"is lost, and what was in it may be forgotten: echo {row.id} > {file}"
+                    f"{store} is not the store of the database {self._database.url}, which is {row.place}; needed: one "
+                    "--data folder for all servers of a database, on a shared disk. If that store is lost for good, "
+                    f"run: echo {row.id} > {file}"
                 )
 
 

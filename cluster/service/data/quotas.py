@@ -1,9 +1,9 @@
-"""How much one may ask for, and when to ask again.
+"""Quotas of persons, and the seconds until a refused submission may succeed.
 
-Two of the limits hold when a job is submitted, for whoever watches it, shared or not: the jobs that wait or run, and
-the bytes of what is stored or still to come. So they hold as well when a shared job passes to its next watcher. The
-third holds when a job begins: its owner has fewer that run than the quota says. A running job that passes to a next
-owner goes on, and counts against what they may begin.
+Two limits apply to every watcher of a job when it is submitted: the number of unfinished jobs, and the bytes that are
+stored or expected. So they still hold if a shared job passes to its next watcher. The third limit applies when a job
+begins: the number of running jobs of its owner. A running job that passes to the next owner continues, and counts
+against that owner's limit.
 """
 
 from collections.abc import Sequence
@@ -18,19 +18,19 @@ from cluster.service.data.tables import artifacts, jobs, people, watchers
 from cluster.service.errors import QuotaExceededError
 from mint.core.sizes import format_size, parse_budget
 
-_RECENT = 20  # jobs whose time says how long one takes
-_UNKNOWN_SECONDS = 60.0  # a job takes, before any was done
-_SHORTEST, _LONGEST = 5, 3600  # seconds to wait before one asks again
+_RECENT = 20  # jobs that give the usual time of a job
+_UNKNOWN_SECONDS = 60.0  # the usual time before the first job is done
+_SHORTEST, _LONGEST = 5, 3600  # limits of `retry_after`, seconds
 
 
 def expected_bytes(wish: Wish) -> int:
-    """Bytes that the answer takes at most, as far as the budget alone says; 0 where it depends on the model."""
+    """An upper bound of the result's bytes, from the budget alone; 0 if it depends on the model."""
     budget = parse_budget(wish.budget) if wish.budget else None
     return int(budget.amount) if budget and budget.unit == "B" else 0
 
 
-def remember(connection: Connection, name: str, quota: Quota) -> None:
-    """Keep the quota that someone has now, from their first job on."""
+def save(connection: Connection, name: str, quota: Quota) -> None:
+    """Save the current quota of a person."""
     insert = insert_sqlite if connection.dialect.name == "sqlite" else insert_postgresql
     values = {"active_quota": quota.active, "queued_quota": quota.queued, "nbytes_quota": quota.nbytes}
     statement = insert(people).values(name=name, served=0, **values)
@@ -43,44 +43,44 @@ def quota_of(row: Row[tuple[object, ...]]) -> Quota:
 
 
 def check(connection: Connection, by: Person, more_bytes: int, now: float, *, unfinished: bool) -> None:
-    """Raise `QuotaExceededError` if one more job, which takes `more_bytes` at most, were too much for someone."""
-    if unfinished and by.quota.queued is not None and (have := _unfinished(connection, by.name)) >= by.quota.queued:
+    """Raise `QuotaExceededError` if one more job of at most `more_bytes` exceeds a quota of `by`."""
+    if unfinished and by.quota.queued is not None and (count := _unfinished(connection, by.name)) >= by.quota.queued:
         raise QuotaExceededError(
-            f"{by.name} has {have} jobs that wait or run and may have {by.quota.queued}; needed one of them done or "
-            "cancelled first",
-            retry_after=_soonest(connection, by.name, now),
+            f"{by.name} has {count} waiting or running jobs and may have {by.quota.queued}; needed: one "
+            "of them done or cancelled first",
+            retry_after=_seconds_until_done(connection, by.name, now),
         )
-    if by.quota.nbytes is not None and (have := _nbytes(connection, by.name)) + more_bytes > by.quota.nbytes:
+    if by.quota.nbytes is not None and (nbytes := _nbytes(connection, by.name)) + more_bytes > by.quota.nbytes:
         raise QuotaExceededError(
-            f"{by.name} has {format_size(have)} stored or still to come and may have {format_size(by.quota.nbytes)}, "
-            f"this job takes up to {format_size(more_bytes)}; cancel jobs, finished ones too, whose models are no "
-            "longer needed",
+            f"{by.name} has {format_size(nbytes)} stored or expected and may have {format_size(by.quota.nbytes)}, "
+            f"this job takes up to {format_size(more_bytes)}; cancel jobs whose models are no longer "
+            "used, also finished ones",
             retry_after=_LONGEST,
         )
 
 
 def _unfinished(connection: Connection, name: str) -> int:
     statement = select(func.count()).select_from(jobs.join(watchers, watchers.c.job == jobs.c.number))
-    wanted = statement.where(watchers.c.name == name, watchers.c.wants, jobs.c.finished_at.is_(None))
-    return connection.execute(wanted).scalar_one()
+    unfinished = statement.where(watchers.c.name == name, watchers.c.wants, jobs.c.finished_at.is_(None))
+    return connection.execute(unfinished).scalar_one()
 
 
 def _nbytes(connection: Connection, name: str) -> int:
-    """Bytes of the artifacts that someone's jobs made, each once, and of what their jobs will make at most."""
-    wanted = select(jobs).join(watchers, watchers.c.job == jobs.c.number)
-    wanted = wanted.where(watchers.c.name == name, watchers.c.wants)
-    made = select(wanted.where(jobs.c.state == DONE).subquery().c.artifact)
+    """Bytes of the artifacts of a person's jobs, counted once each, and an upper bound for unfinished jobs."""
+    watched = select(jobs).join(watchers, watchers.c.job == jobs.c.number)
+    watched = watched.where(watchers.c.name == name, watchers.c.wants)
+    made = select(watched.where(jobs.c.state == DONE).subquery().c.artifact)
     stored = select(func.coalesce(func.sum(artifacts.c.nbytes), 0)).where(artifacts.c.digest.in_(made))
-    coming = wanted.where(jobs.c.finished_at.is_(None)).subquery()
-    most = case((coming.c.expected_bytes > 0, coming.c.expected_bytes), else_=coming.c.needed_bytes)
-    unmade = select(func.coalesce(func.sum(most), 0))
-    return int(connection.execute(stored).scalar_one()) + int(connection.execute(unmade).scalar_one())
+    unfinished = watched.where(jobs.c.finished_at.is_(None)).subquery()
+    most = case((unfinished.c.expected_bytes > 0, unfinished.c.expected_bytes), else_=unfinished.c.needed_bytes)
+    expected = select(func.coalesce(func.sum(most), 0))
+    return int(connection.execute(stored).scalar_one()) + int(connection.execute(expected).scalar_one())
 
 
-def _soonest(connection: Connection, name: str, now: float) -> int:
-    """Seconds until the first of someone's jobs should be over, by what the last ones took."""
-    took = jobs.c.finished_at - jobs.c.started_at
-    recent = select(took).where(jobs.c.state == DONE).order_by(jobs.c.finished_at.desc()).limit(_RECENT)
+def _seconds_until_done(connection: Connection, name: str, now: float) -> int:
+    """The estimated seconds until the first job of a person is done, from the time of recent jobs."""
+    duration = jobs.c.finished_at - jobs.c.started_at
+    recent = select(duration).where(jobs.c.state == DONE).order_by(jobs.c.finished_at.desc()).limit(_RECENT)
     seconds: Sequence[float] = connection.execute(recent).scalars().all()
     usual = sum(seconds) / len(seconds) if seconds else _UNKNOWN_SECONDS
     running = select(func.min(jobs.c.started_at)).join(watchers, watchers.c.job == jobs.c.number)

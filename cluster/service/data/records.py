@@ -1,4 +1,4 @@
-"""What the service speaks of: requests, jobs, their events, artifacts, and those who ask."""
+"""The records of the service: requests, jobs, their events, artifacts, persons and quotas."""
 
 import hashlib
 import json
@@ -12,7 +12,7 @@ SCOPES = ("read", "submit", "admin")  # each includes those before it
 
 @dataclass(frozen=True, slots=True)
 class Wish:
-    """What is wanted of a model: everything that decides the bytes of the answer. An empty budget: only an analysis."""
+    """A request for a model: everything that decides the bytes of the result. Without a budget: an analysis only."""
 
     model: str  # relative to a root, with forward slashes, or a hub id
     identity: str  # of the model's content (`Source.identity`)
@@ -21,43 +21,43 @@ class Wish:
 
     @property
     def key(self) -> str:
-        """SHA-256 of everything that decides the bytes: who asks for the same thing shares the job."""
-        asked = {"identity": self.identity, "budget": self.budget, "options": dict(self.options)}
-        return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
+        """SHA-256 of everything that decides the bytes: equal requests share a job."""
+        content = {"identity": self.identity, "budget": self.budget, "options": dict(self.options)}
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
     @property
     def analysis_key(self) -> str:
-        """SHA-256 of what decides the analysis: two jobs of one analysis never run at the same time."""
-        asked = [self.identity, self.options.get("rounding"), self.options.get("dtype")]
-        return hashlib.sha256(json.dumps(asked).encode()).hexdigest()
+        """SHA-256 of everything that decides the analysis: jobs of one analysis never run at the same time."""
+        content = [self.identity, self.options.get("rounding"), self.options.get("dtype")]
+        return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """A job as it stands. Times are seconds since 1970, sizes bytes."""
+    """A snapshot of a job. Times are seconds since 1970, sizes bytes."""
 
     id: str
     wish: Wish
     state: str
-    reason: str  # of failed, blocked, or of the last attempt that broke
-    owner: str  # the first of those who still want it: whose turn it takes
+    reason: str  # of failed, blocked, or of the last broken attempt
+    owner: str  # the first watcher; the job takes a turn of the owner
     watchers: tuple[str, ...]
     priority: int
     attempts: int
     created_at: float
     started_at: float | None
     finished_at: float | None
-    host: str  # where it runs or ran
+    host: str  # of the last runner
     last_seq: int  # of its events
-    needed_bytes: int  # on disk, once known from the plan
-    artifact: str  # digest of what it made; empty until done
-    result: Mapping[str, Any]  # figures for people: plan, predicted KL, seconds a stage, bytes reused
+    needed_bytes: int  # on disk, known once there is a plan
+    artifact: str  # digest of the result; empty until done
+    result: Mapping[str, Any]  # figures to show: plan, predicted KL, seconds per stage, bytes reused
     cancel_wanted: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """One thing that happened to a job; `seq` grows from 1 within the job, with gaps where progress was replaced."""
+    """An event of a job; `seq` grows from 1 within the job, with gaps where progress was replaced."""
 
     job: str
     seq: int
@@ -68,7 +68,7 @@ class Event:
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """A job that was claimed: its runner proves with `lease` that it may still write."""
+    """A claimed job and the secret `lease`, which its runner needs to write."""
 
     job: Job
     lease: str
@@ -85,10 +85,10 @@ class StoredFile:
 
 @dataclass(frozen=True, slots=True)
 class Artifact:
-    """Something to download: a model, or an analysis with its probes. Its digest is that of the list of its files."""
+    """A downloadable result: a model, or an analysis with its probes."""
 
     kind: str  # model | analysis
-    identity: str  # of the model that it was made of
+    identity: str  # of the source model
     files: tuple[StoredFile, ...]
 
     @property
@@ -105,31 +105,31 @@ class Artifact:
 
 @dataclass(frozen=True, slots=True)
 class Quota:
-    """How much one may take at a time; None is no limit."""
+    """The limits of a person; None is no limit."""
 
-    active: int | None = None  # jobs that run
-    queued: int | None = None  # jobs that wait or run
-    nbytes: int | None = None  # of stored models that one asked for and of those still to come
+    active: int | None = None  # running jobs
+    queued: int | None = None  # waiting and running jobs
+    nbytes: int | None = None  # of stored and expected models
 
 
 @dataclass(frozen=True, slots=True)
 class Person:
-    """Whose token it was."""
+    """The owner of a token."""
 
     name: str
     scopes: tuple[str, ...]
     quota: Quota = Quota()
 
     def may(self, scope: str) -> bool:
-        """Whether one of the scopes covers this one."""
-        return any(SCOPES.index(scope) <= SCOPES.index(mine) for mine in self.scopes)
+        """True if one of the scopes includes this scope."""
+        return any(SCOPES.index(scope) <= SCOPES.index(own) for own in self.scopes)
 
 
 class Lease(Enum):
-    """What `Queue.renew` found; only `HELD` is true."""
+    """The result of `Queue.renew`; only `HELD` is true."""
 
     HELD = "held"
-    CANCEL_WANTED = "cancel wanted"  # still held: to write the end, and then to stop
+    CANCEL_WANTED = "cancel wanted"  # still held, to write the end and stop
     LOST = "lost"
 
     def __bool__(self) -> bool:

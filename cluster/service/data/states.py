@@ -1,18 +1,18 @@
-"""The states of a job, and the only ways from one to another, as a table."""
+"""The states of a job, and a table of all transitions."""
 
 QUEUED, INVENTORY, ANALYZING, PROBING, SOLVING = "queued", "inventory", "analyzing", "probing", "solving"
 ASSEMBLING, VERIFYING, DONE, FAILED, CANCELLED, BLOCKED = (
     "assembling", "verifying", "done", "failed", "cancelled", "blocked",
 )  # fmt: skip
 
-# of a job whose runner holds a lease; from each it may also fail, be cancelled, be blocked or go back to the queue
+# states under a lease; from each a job may also fail, be cancelled, be blocked or return to the queue
 ACTIVE = (INVENTORY, ANALYZING, PROBING, SOLVING, ASSEMBLING, VERIFYING)
 FINAL = (DONE, FAILED, CANCELLED)
 
 _FORWARD: dict[str, tuple[str, ...]] = {
     QUEUED: (INVENTORY, CANCELLED, FAILED),
     INVENTORY: (ANALYZING,),
-    ANALYZING: (PROBING, SOLVING, DONE),  # done: only an analysis was asked for
+    ANALYZING: (PROBING, SOLVING, DONE),  # done: the request is for an analysis only
     PROBING: (SOLVING, DONE),
     SOLVING: (ASSEMBLING,),
     ASSEMBLING: (VERIFYING,),
@@ -27,5 +27,5 @@ TRANSITIONS: dict[str, tuple[str, ...]] = {
 
 
 def can_become(state: str, to: str) -> bool:
-    """Whether a job may go from `state` to `to` in one step."""
+    """True if a job may go from `state` to `to` in one step."""
     return to in TRANSITIONS[state]

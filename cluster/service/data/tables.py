@@ -1,4 +1,4 @@
-"""The tables of the service, as `migrations` leaves them behind; a test compares the two."""
+"""The tables of the service, equal to the result of `migrations`; a test compares the two."""
 
 from sqlalchemy import (
     JSON,
@@ -24,7 +24,7 @@ people = Table(
     "people",
     metadata,
     Column("name", String(64), primary_key=True),
-    Column("served", Integer, nullable=False),  # when a job of theirs last began, counted in jobs that began
+    Column("served", Integer, nullable=False),  # rank of the last turn, in turns of all owners
     Column("active_quota", Integer),
     Column("queued_quota", Integer),
     Column("nbytes_quota", BigInteger),
@@ -34,7 +34,7 @@ tokens = Table(
     "tokens",
     metadata,
     Column("name", String(64), ForeignKey("people.name"), primary_key=True),
-    Column("digest", String(64), nullable=False, unique=True),  # SHA-256 of the token, which is not kept
+    Column("digest", String(64), nullable=False, unique=True),  # SHA-256 of the token, which is not stored
     Column("scopes", String(64), nullable=False),  # separated by commas
     Column("created_at", Double, nullable=False),
 )
@@ -42,7 +42,7 @@ tokens = Table(
 jobs = Table(
     "jobs",
     metadata,
-    Column("number", Integer, primary_key=True),  # in the order in which they were submitted
+    Column("number", Integer, primary_key=True),  # in the order of submission
     Column("id", String(32), nullable=False, unique=True),
     Column("model", Text, nullable=False),
     Column("identity", String(128), nullable=False, index=True),
@@ -60,17 +60,17 @@ jobs = Table(
     Column("finished_at", Double),
     Column("host", String(255), nullable=False),
     Column("last_seq", Integer, nullable=False),
-    Column("expected_bytes", BigInteger, nullable=False),  # what the answer takes at most, for the quota of bytes
+    Column("expected_bytes", BigInteger, nullable=False),  # upper bound of the result, for the quota
     Column("needed_bytes", BigInteger, nullable=False),
-    # of the store, kept free for what it writes; 0 unless it is one of ACTIVE
+    # of the store, for the files that the job writes; 0 unless the state is one of ACTIVE
     Column("reserved_bytes", BigInteger, nullable=False, server_default="0"),
     Column("artifact", String(64), nullable=False, index=True),
     Column("result", JSON, nullable=False),
     Column("cancel_wanted", Boolean, nullable=False),
-    Column("lease", String(32)),  # there exactly while the state is one of ACTIVE
+    Column("lease", String(32)),  # set exactly while the state is one of ACTIVE
     Column("lease_until", Double, index=True),
 )
-# what must never be is refused by the database itself, whoever forgets to ask
+# the database itself enforces these two invariants
 _LIVE = text("finished_at IS NULL AND NOT cancel_wanted")
 _ACTIVE = text("lease IS NOT NULL")
 Index("jobs_one_for_a_wish", jobs.c.wish_key, unique=True, sqlite_where=_LIVE, postgresql_where=_LIVE)
@@ -81,7 +81,7 @@ watchers = Table(
     metadata,
     Column("job", Integer, ForeignKey("jobs.number"), primary_key=True),
     Column("name", String(64), ForeignKey("people.name"), primary_key=True, index=True),
-    Column("position", Integer, nullable=False),  # the first who still wants the job is its owner
+    Column("position", Integer, nullable=False),  # the first watcher that wants the job is its owner
     Column("priority", Integer, nullable=False),
     Column("wants", Boolean, nullable=False),  # false once cancelled
 )
@@ -139,13 +139,13 @@ stores = Table(
     "stores",
     metadata,
     Column("id", String(64), primary_key=True),  # one row: the store that all servers share
-    Column("place", Text, nullable=False),  # for people: where it was first
+    Column("place", Text, nullable=False),  # its first path, for messages
 )
 
 identities = Table(
     "identities",
     metadata,
-    Column("path", Text, primary_key=True),  # of a model, as people name it
-    Column("stamp", Text, nullable=False),  # of the files that it had when it was read
+    Column("path", Text, primary_key=True),  # name of a model
+    Column("stamp", Text, nullable=False),  # of its files at the time of reading
     Column("identity", String(128), nullable=False, index=True),
 )

@@ -1,4 +1,4 @@
-"""Who may ask: tokens of 32 random bytes, shown once. The database keeps their SHA-256, from which none can be made."""
+"""Access tokens of 32 random bytes, shown once. The database stores only their SHA-256."""
 
 import hashlib
 import hmac
@@ -17,14 +17,14 @@ from cluster.service.data.tables import people, tokens
 from cluster.service.errors import NotFoundError
 from mint.core.errors import MintError
 
-NOBODY = "local"  # what everybody on this machine is called where nobody ever had a token
-PREFIX = "mint_"  # by which scanners for leaked secrets find one
+NOBODY = "local"  # name of everybody on this machine as long as there are no tokens
+PREFIX = "mint_"  # recognized by scanners for leaked secrets
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,63}")
 
 
 @dataclass(frozen=True, slots=True)
 class Grant:
-    """A token that was given out: to whom, and when (seconds since 1970)."""
+    """A valid token: its person and its creation time (seconds since 1970)."""
 
     person: Person
     created_at: float
@@ -38,18 +38,18 @@ class Tokens:
         self._clock = clock
 
     def create(self, name: str, scopes: Sequence[str], quota: Quota = Quota()) -> str:  # noqa: B008 (it is frozen)
-        """A new token for someone who has none; the only time that it is shown. Raises `MintError`."""
+        """Make a token for a person without one, and return its only copy. Raises `MintError`."""
         if not _NAME.fullmatch(name) or name == NOBODY:
             raise MintError(
-                f"{name!r} is no name; needed 1 to 64 of: letters, digits, . _ @ -, the first no sign, and not {NOBODY}"
+                f"{name!r} is no name; needed: 1 to 64 letters, digits, . _ @ -, not {NOBODY}, and no sign first"
             )
         if not scopes or not set(scopes) <= set(SCOPES):
-            raise MintError(f"{','.join(scopes)!r} are no scopes; needed one or more of: {', '.join(SCOPES)}")
+            raise MintError(f"{','.join(scopes)!r} are no scopes; needed: one or more of {', '.join(SCOPES)}")
         text = PREFIX + secrets.token_urlsafe(32)
         with self._database.write() as connection:
-            if connection.execute(select(tokens).where(tokens.c.name == name, _GOOD)).one_or_none() is not None:
+            if connection.execute(select(tokens).where(tokens.c.name == name, _VALID)).one_or_none() is not None:
                 raise MintError(f"{name} has a token; revoke it first: mint token revoke {name}")
-            quotas.remember(connection, name, quota)
+            quotas.save(connection, name, quota)
             ordered = ",".join(scope for scope in SCOPES if scope in scopes)
             values = {"name": name, "digest": digest_of(text), "scopes": ordered, "created_at": self._clock()}
             connection.execute(delete(tokens).where(tokens.c.name == name))
@@ -57,54 +57,53 @@ class Tokens:
         return text
 
     def verify(self, text: str) -> Person | None:
-        """Whose token this is; None if it is nobody's.
+        """The person of a token; None for an invalid token.
 
-        Every digest is compared, each in constant time, so that how long it takes tells nothing about any.
+        Compares all digests, each in constant time, so that the duration reveals nothing.
         """
         digest = digest_of(text)
         with self._database.read() as connection:
-            rows = connection.execute(select(tokens.c.name, tokens.c.digest).where(_GOOD)).all()
-            mine = [row.name for row in rows if hmac.compare_digest(row.digest, digest)]
-            if not mine:
+            rows = connection.execute(select(tokens.c.name, tokens.c.digest).where(_VALID)).all()
+            names = [row.name for row in rows if hmac.compare_digest(row.digest, digest)]
+            if not names:
                 return None
-            return _person(connection.execute(_GRANTS.where(tokens.c.name == mine[0])).one())
+            return _person(connection.execute(_GRANTS.where(tokens.c.name == names[0])).one())
 
     def list(self) -> list[Grant]:
-        """Every token that was given out, by name."""
+        """All valid tokens, by name."""
         with self._database.read() as connection:
-            rows = connection.execute(_GRANTS.where(_GOOD).order_by(tokens.c.name)).all()
+            rows = connection.execute(_GRANTS.where(_VALID).order_by(tokens.c.name)).all()
         return [Grant(_person(row), row.created_at) for row in rows]
 
     def revoke(self, name: str) -> None:
-        """Make someone's token worthless, at once; raises `NotFoundError`."""
+        """Revoke the token of a person; raises `NotFoundError`."""
         with self._database.write() as connection:
-            change = update(tokens).where(tokens.c.name == name, _GOOD)
+            change = update(tokens).where(tokens.c.name == name, _VALID)
             if connection.execute(change.values(digest=_REVOKED + digest_of(name)[1:])).rowcount == 0:
-                raise NotFoundError(f"{name} has no token; `mint token list` lists those who have")
+                raise NotFoundError(f"{name} has no token; needed: a name from `mint token list`")
 
-    def any(self) -> bool:
-        """Whether anybody has a token."""
-        with self._database.read() as connection:
-            return connection.execute(select(tokens.c.name).where(_GOOD).limit(1)).one_or_none() is not None
+    def has_valid(self) -> bool:
+        """True if there is a valid token."""
+        return bool(self.valid_digests())
 
-    def ever(self) -> bool:
-        """Whether anybody has or had a token: whoever it was taken from must not get in by leaving it out."""
+    def has_any(self) -> bool:
+        """True if there is or was a token: without its token, a revoked person must not get in."""
         with self._database.read() as connection:
             return connection.execute(select(tokens.c.name).limit(1)).one_or_none() is not None
 
-    def good(self) -> frozenset[str]:
-        """What `digest_of` makes of every token that is good now."""
+    def valid_digests(self) -> frozenset[str]:
+        """The `digest_of` every valid token."""
         with self._database.read() as connection:
-            return frozenset(connection.execute(select(tokens.c.digest).where(_GOOD)).scalars())
+            return frozenset(connection.execute(select(tokens.c.digest).where(_VALID)).scalars())
 
 
-_REVOKED = "-"  # begins what stands in place of the digest of a token that was revoked
-_GOOD = ~tokens.c.digest.startswith(_REVOKED)
+_REVOKED = "-"  # first character of the placeholder for a revoked digest
+_VALID = ~tokens.c.digest.startswith(_REVOKED)
 _GRANTS = select(tokens.c.scopes, tokens.c.created_at, people).join(people, people.c.name == tokens.c.name)
 
 
 def digest_of(text: str) -> str:
-    """The SHA-256 that is kept of a token."""
+    """The SHA-256 of a token."""
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 

@@ -100,7 +100,7 @@ class Service:
 
     def _is_open(self, client: str, request: Request) -> bool:
         local = self.settings.is_local and is_loopback(client) and not is_forwarded(request.headers.keys())
-        return local and not self.tokens.ever()
+        return local and not self.tokens.has_any()
 
 
 def _token(request: Request) -> str | None:

@@ -40,4 +40,4 @@ class TokenCache:
         return grant in self._digests if grant else self._is_open
 
     def _read(self) -> tuple[frozenset[str], bool]:
-        return self._tokens.good(), not self._tokens.ever()
+        return self._tokens.valid_digests(), not self._tokens.has_any()

@@ -40,7 +40,7 @@ def host_now(service: Service) -> Host:
 def hosts(service: Here, person: Reader) -> HostsAnswer:
     """The machines that serve or work for the queue, as each told of itself at `seen_at`, a few seconds ago."""
     here = host_now(service)
-    known = {host.name: (host, at) for host, at in service.hosts.seen().items()} | {here.name: (here, time.time())}
+    known = {host.name: (host, at) for host, at in service.hosts.last_seen().items()} | {here.name: (here, time.time())}
     running: dict[str, list[str]] = {name: [] for name in known}
     for state in ACTIVE:
         for job in service.queue.find(state=state, limit=500):

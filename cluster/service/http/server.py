@@ -77,7 +77,7 @@ def create_app(
     database = connect(settings.database_url, _say)
     if settings.database:
         try:
-            Hosts(database).share(settings.data / "store", socket.gethostname())
+            Hosts(database).require_store(settings.data / "store", socket.gethostname())
         except BaseException:
             database.close()
             raise
@@ -158,7 +158,7 @@ async def _beat(service: Service, ending: asyncio.Event) -> None:
     """Tell how this machine is, now and then, until the service ends."""
     while not ending.is_set():
         with contextlib.suppress(DatabaseUnavailableError, OSError):
-            await asyncio.to_thread(lambda: service.hosts.beat(routes_about.host_now(service)))
+            await asyncio.to_thread(lambda: service.hosts.report(routes_about.host_now(service)))
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(ending.wait(), BEAT_SECONDS)
 
@@ -264,7 +264,7 @@ def serve(settings: Settings, *, on_start: Callable[[str], None] = lambda url: N
     os.umask(0o077)
     app = create_app(settings)
     service: Service = app.state.service
-    need_safe(settings, has_tokens=service.tokens.any())
+    need_safe(settings, has_tokens=service.tokens.has_valid())
     config = uvicorn.Config(
         app,
         host=settings.host,

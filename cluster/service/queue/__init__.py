@@ -1,1 +1,1 @@
-"""The queue: jobs, their order and their subscribers."""
+"""The queue: jobs, their order and their watchers."""

@@ -1,9 +1,8 @@
-"""The queue: jobs as they are submitted, claimed, worked on and finished. Every method is one transaction.
+"""The queue: submits, claims, advances and finishes jobs. Every method is one transaction.
 
-Who works on a job holds its lease: a secret that is valid until a time, and that they renew. Every write of theirs asks
-for it, so whoever lost it (their machine slept, the network broke) can no longer write, and the job may be given to the
-next. All times come from the clock of whoever asks; clocks of machines that share a database must agree to well within
-`LEASE_SECONDS`.
+A runner holds the lease of its job: a secret with an expiry, which it renews. Every write checks the lease. So a runner
+that lost it (its machine slept, the network broke) can no longer write, and the job goes to another runner. All times
+come from the caller's clock: the clocks of machines with one database must agree to well within `LEASE_SECONDS`.
 """
 
 import secrets
@@ -37,58 +36,53 @@ class Queue:
         self._database = database
         self._clock = clock
         self._lease_seconds = lease_seconds
-        self.submitted = threading.Event()  # set by every submission to this very object; who waits for it clears it
+        self.submitted = threading.Event()  # set by every submission to this object; a waiting thread clears it
 
-    # by those who want jobs
+    # for clients
 
     def submit(
         self, wish: Wish, by: Person, priority: int = 0, *, expected_bytes: int | None = None
     ) -> tuple[Job, bool]:
-        """The job for a wish, and whether it is new: else one that waits, runs, or is done and still stored.
+        """The job for a wish, and true if it is new; otherwise it waits, runs, or is done and still stored.
 
-        `expected_bytes` is what the answer takes at most, where that is known better than from the budget. Raises
-        `QuotaExceededError` if it is too much for `by`.
+        `expected_bytes` is an upper bound of the result, if the caller knows a better one than the budget. Raises
+        `QuotaExceededError`.
         """
         expected = quotas.expected_bytes(wish) if expected_bytes is None else expected_bytes
         return self.submit_all([(wish, expected)], by, priority)[0]
 
     def submit_all(self, wishes: Sequence[tuple[Wish, int]], by: Person, priority: int = 0) -> list[tuple[Job, bool]]:
-        """What `submit` does for each of some wishes, with what its answer takes at most: for all of them or none."""
+        """Submit several wishes, each with an upper bound of its result, all or none."""
         with self._database.write() as connection:
-            quotas.remember(connection, by.name, by.quota)
-            found = [self._submit(connection, wish, expected, by, priority) for wish, expected in wishes]
+            quotas.save(connection, by.name, by.quota)
+            answers = [self._submit(connection, wish, expected, by, priority) for wish, expected in wishes]
         self.submitted.set()
-        return found
+        return answers
 
     def _submit(self, connection: Connection, wish: Wish, expected: int, by: Person, priority: int) -> tuple[Job, bool]:
         now = self._clock()
         row = _shared(connection, wish.key)
+        is_new, is_done = row is None, row is not None and row.state == DONE
+        if row is None or not subscriptions.wants(connection, row.number, by.name):
+            nbytes = _stored_bytes(connection, row.artifact) if row is not None and is_done else expected
+            quotas.check(connection, by, nbytes, now, unfinished=not is_done)
         if row is None:
-            quotas.check(connection, by, expected, now, unfinished=True)
             row = _insert(connection, wish, by, priority, expected, now)
-            subscriptions.add(connection, row.number, by.name, priority)
-            return _read(connection, row.number), True
-        if not subscriptions.wants(connection, row.number, by.name):
-            more = _stored_bytes(connection, row.artifact) if row.state == DONE else expected
-            quotas.check(connection, by, more, now, unfinished=row.state != DONE)
         subscriptions.add(connection, row.number, by.name, priority)
-        if row.state == DONE:
-            _touch(connection, row.artifact, now)
-        return _read(connection, row.number), False
+        if is_done:
+            connection.execute(update(artifacts).where(artifacts.c.digest == row.artifact).values(used_at=now))
+        return _read(connection, row.number), is_new
 
     def cancel(self, id: str, by: Person, *, everybody: bool = False) -> Job:
-        """Take someone off a job; the last to go ends it, at once or, where it runs, by `cancel_wanted`.
+        """Remove a watcher; without watchers the job ends, at once or, if it runs, through `cancel_wanted`.
 
-        An admin can do so for everybody, and does if they never asked for it; others get `NotWatchingError`. Who is
-        taken off a finished job has its artifact no longer counted against their quota.
+        An admin may remove everybody, and does so if they never were a watcher; others get `NotWatchingError`. The artifact
+        of a finished job no longer counts against the quota of a removed watcher.
         """
         with self._database.write() as connection:
             row = _row(connection, id)
-            if (
-                subscriptions.leave(connection, row.number, by, everybody=everybody)
-                and row.finished_at is None
-                and not row.cancel_wanted
-            ):
+            is_unwanted = subscriptions.leave(connection, row.number, by, everybody=everybody)
+            if is_unwanted and row.finished_at is None and not row.cancel_wanted:
                 reason = f"cancelled by {by.name}"
                 if row.state in ACTIVE:
                     change = update(jobs).where(jobs.c.number == row.number)
@@ -97,7 +91,7 @@ class Queue:
                     self._move(connection, row, CANCELLED, reason=reason)
             return _read(connection, row.number)
 
-    # by those who look
+    # queries
 
     def get(self, id: str) -> Job:
         """One job; raises `NotFoundError`."""
@@ -112,18 +106,17 @@ class Queue:
         before: str | None = None,
         limit: int = 100,
     ) -> list[Job]:
-        """The newest jobs first, of a state, a watcher, a model; `before` is the id that the page before ended with.
+        """The jobs of a state, a watcher and a model, newest first; `before` is the last id of the previous page.
 
-        A watcher's jobs are those that they wait for or got, and those that were cancelled.
+        The jobs of a watcher are those that they want, and cancelled ones.
         """
         statement = select(jobs).order_by(jobs.c.number.desc()).limit(limit)
         if state is not None:
             statement = statement.where(jobs.c.state == state)
         if watcher is not None:
-            asked = exists().where(watchers.c.job == jobs.c.number, watchers.c.name == watcher)
-            statement = statement.where(
-                asked.where(or_(watchers.c.wants, jobs.c.cancel_wanted, jobs.c.state == CANCELLED))
-            )
+            is_watched = exists().where(watchers.c.job == jobs.c.number, watchers.c.name == watcher)
+            is_relevant = or_(watchers.c.wants, jobs.c.cancel_wanted, jobs.c.state == CANCELLED)
+            statement = statement.where(is_watched.where(is_relevant))
         if model_identity is not None:
             statement = statement.where(jobs.c.identity == model_identity)
         with self._database.read() as connection:
@@ -132,27 +125,27 @@ class Queue:
             return _records(connection, connection.execute(statement).all())
 
     def events(self, id: str, after: int = 0, limit: int = 1000) -> list[Event]:
-        """What happened to a job after an event, in order; raises `NotFoundError`."""
+        """The events of a job after number `after`, in order; raises `NotFoundError`."""
         with self._database.read() as connection:
             return history.read(connection, _row(connection, id), after, limit)
 
     def last_seqs(self, ids: Sequence[str]) -> dict[str, int]:
-        """The number of the last event of each job; jobs that are not there are left out."""
+        """The number of the last event of each job, without missing jobs."""
         statement = select(jobs.c.id, jobs.c.last_seq).where(jobs.c.id.in_(ids))
         with self._database.read() as connection:
             return {row.id: row.last_seq for row in connection.execute(statement)}
 
     def counts(self) -> dict[str, int]:
-        """How many jobs are in each state."""
+        """The number of jobs in each state."""
         statement = select(jobs.c.state, func.count().label("many")).group_by(jobs.c.state)
         with self._database.read() as connection:
-            found = {row.state: row.many for row in connection.execute(statement)}
-        return {state: found.get(state, 0) for state in (QUEUED, *ACTIVE, BLOCKED, *FINAL)}
+            counts = {row.state: row.many for row in connection.execute(statement)}
+        return {state: counts.get(state, 0) for state in (QUEUED, *ACTIVE, BLOCKED, *FINAL)}
 
-    # by those who work
+    # for runners and the supervisor
 
     def claim(self, host: str) -> Claim | None:
-        """Begin the job whose turn it is, see `fairness`; None if there is none."""
+        """Begin the next job by `fairness`; None if there is none."""
         if not self._any(jobs.c.state == QUEUED):
             return None
         with self._database.write() as connection:
@@ -168,10 +161,10 @@ class Queue:
             return Claim(_read(connection, row.number), lease)
 
     def renew(self, claim: Claim) -> Lease:
-        """Hold the lease for `lease_seconds` more; says whether it was lost, or the job is to be cancelled."""
+        """Renew the lease for `lease_seconds`, and return its state."""
         now = self._clock()
-        mine = (jobs.c.id == claim.job.id, jobs.c.lease == claim.lease, jobs.c.lease_until > now)
-        change = update(jobs).where(*mine).values(lease_until=now + self._lease_seconds)
+        is_valid = (jobs.c.id == claim.job.id, jobs.c.lease == claim.lease, jobs.c.lease_until > now)
+        change = update(jobs).where(*is_valid).values(lease_until=now + self._lease_seconds)
         with self._database.write() as connection:
             row = connection.execute(change.returning(jobs.c.cancel_wanted)).one_or_none()
         if row is None:
@@ -179,12 +172,12 @@ class Queue:
         return Lease.CANCEL_WANTED if row.cancel_wanted else Lease.HELD
 
     def emit(self, claim: Claim, kind: str, body: Mapping[str, Any]) -> Event:
-        """Tell something about a job; raises `LeaseLostError`. What `history` says of progress holds."""
+        """Save an event of a job; progress replaces progress, see `history`. Raises `LeaseLostError`."""
         with self._database.write() as connection:
-            row = self._held(connection, claim)
+            row = self._leased(connection, claim)
             change = update(jobs).where(jobs.c.number == row.number).values(last_seq=row.last_seq + 1)
-            told = connection.execute(change.returning(*jobs.c)).one()
-            return history.tell(connection, told, self._clock(), kind, body)
+            row = connection.execute(change.returning(*jobs.c)).one()
+            return history.append(connection, row, self._clock(), kind, body)
 
     def advance(
         self,
@@ -196,56 +189,56 @@ class Queue:
         artifact: str = "",
         result: Mapping[str, Any] | None = None,
     ) -> Event:
-        """The next stage of a job, or its end, which gives the lease back; raises `LeaseLostError`.
+        """Move a job to its next stage, or to its end, which ends the lease; raises `LeaseLostError`.
 
-        To stop before the end there are `release` and `block`.
+        Use `release` and `block` to stop before the end.
         """
         if state not in (*ACTIVE, *FINAL):
             raise ValueError(f"a job is not advanced to {state!r}")
-        values: dict[str, Any] = {"reason": reason} if reason else {}
-        if needed_bytes is not None:
-            values["needed_bytes"] = needed_bytes
-        if artifact:
-            values["artifact"] = artifact
-        if result is not None:
-            values["result"] = dict(result)
+        given = {
+            "reason": reason or None,
+            "needed_bytes": needed_bytes,
+            "artifact": artifact or None,
+            "result": None if result is None else dict(result),
+        }
+        values = {name: value for name, value in given.items() if value is not None}
         with self._database.write() as connection:
-            return self._move(connection, self._held(connection, claim), state, **values)
+            return self._move(connection, self._leased(connection, claim), state, **values)
 
-    def reserve(self, claim: Claim, nbytes: int, lacks: Callable[[int], str]) -> str:
-        """Keep room for what a job stores until it ends, unless `lacks` says why there is none; that, or nothing.
+    def reserve(self, claim: Claim, nbytes: int, shortage: Callable[[int], str]) -> str:
+        """Reserve space in the store for a job until its end, unless there is a `shortage`; return the shortage.
 
-        `lacks` is told what all others have reserved: nobody reserves meanwhile. Raises `LeaseLostError`.
+        `shortage` gets the bytes that all other jobs have reserved; no job reserves meanwhile. Raises `LeaseLostError`.
         """
         with self._database.write() as connection:
-            row = self._held(connection, claim)
-            if why := lacks(_reserved(connection) - row.reserved_bytes):
-                return why
+            row = self._leased(connection, claim)
+            if reason := shortage(_reserved(connection) - row.reserved_bytes):
+                return reason
             connection.execute(update(jobs).where(jobs.c.number == row.number).values(reserved_bytes=nbytes))
             return ""
 
-    def reserved(self) -> int:
-        """Bytes of the store that are kept free for jobs at work."""
+    def reserved_bytes(self) -> int:
+        """Bytes of the store that are reserved for running jobs."""
         with self._database.read() as connection:
             return _reserved(connection)
 
-    def promised(self) -> int:
-        """Bytes that are still to be stored by jobs which know how many they need, and wait for nothing but a turn."""
-        going_on = jobs.c.finished_at.is_(None) & (jobs.c.state != BLOCKED)
+    def expected_bytes(self) -> int:
+        """Bytes that unfinished jobs still store, without blocked jobs and jobs that do not know it yet."""
+        is_open = jobs.c.finished_at.is_(None) & (jobs.c.state != BLOCKED)
         with self._database.read() as connection:
-            total = select(func.coalesce(func.sum(jobs.c.needed_bytes), 0)).where(going_on)
+            total = select(func.coalesce(func.sum(jobs.c.needed_bytes), 0)).where(is_open)
             return int(connection.execute(total).scalar_one())
 
     def release(self, claim: Claim, reason: str) -> None:
-        """Give a job back to the queue, as if this attempt had not been; raises `LeaseLostError`."""
+        """Return a job to the queue without counting this attempt; raises `LeaseLostError`."""
         self._give_back(claim, QUEUED, reason)
 
     def block(self, claim: Claim, reason: str) -> None:
-        """Let a job wait for what it lacks, as if this attempt had not been; raises `LeaseLostError`."""
+        """Block a job until `unblock`, without counting this attempt; raises `LeaseLostError`."""
         self._give_back(claim, BLOCKED, reason)
 
     def unblock(self, id: str) -> Job:
-        """Put a job that was blocked back into the queue; others stay as they are."""
+        """Return a blocked job to the queue; other jobs stay unchanged."""
         with self._database.write() as connection:
             row = _row(connection, id)
             if row.state == BLOCKED:
@@ -253,61 +246,61 @@ class Queue:
             return _read(connection, row.number)
 
     def forfeit(self, claim: Claim, reason: str) -> Job:
-        """What `expire` does, at once: for who knows that the runner of a claim died; raises `LeaseLostError`."""
+        """Take back a claim whose runner is dead, as `expire` does later; raises `LeaseLostError`."""
         with self._database.write() as connection:
-            row = self._held(connection, claim)
+            row = self._leased(connection, claim)
             self._lose(connection, row, reason)
             return _read(connection, row.number)
 
     def expire(self) -> list[Job]:
-        """Take back every lease that ran out: the job waits again, or has failed after the last of its attempts."""
-        over = jobs.c.lease_until <= self._clock()
-        if not self._any(over):
+        """Take back every expired lease: the job returns to the queue, or fails after its last attempt."""
+        is_over = jobs.c.lease_until <= self._clock()
+        if not self._any(is_over):
             return []
         with self._database.write() as connection:
-            rows = connection.execute(select(jobs).where(over).order_by(jobs.c.number)).all()
+            rows = connection.execute(select(jobs).where(is_over).order_by(jobs.c.number)).all()
             for row in rows:
-                self._lose(connection, row, "its lease ran out")
+                self._lose(connection, row, "its lease expired")
             return [_read(connection, row.number) for row in rows]
 
-    def forget(self, before: float) -> int:
-        """Remove what is told of some jobs that ended before a time, but for their end; 0: there is no more."""
+    def trim(self, before: float) -> int:
+        """Remove all but the last event of some jobs that ended before a time; return the number of events."""
         with self._database.read() as connection:
-            numbers = history.outlived(connection, before)
+            numbers = history.untrimmed(connection, before)
         if not numbers:
             return 0
         with self._database.write() as connection:
-            return history.forget(connection, numbers)
+            return history.trim(connection, numbers)
 
     def _any(self, condition: Any) -> bool:
-        """Whether there is such a job: asked first by those who ask often, so that they need not write."""
+        """True if there is such a job. A cheap read that saves frequent callers a write transaction."""
         with self._database.read() as connection:
             return connection.execute(select(jobs.c.number).where(condition).limit(1)).one_or_none() is not None
 
-    def _held(self, connection: Connection, claim: Claim) -> _Row:
+    def _leased(self, connection: Connection, claim: Claim) -> _Row:
         statement = select(jobs).where(jobs.c.id == claim.job.id, jobs.c.lease == claim.lease)
         row = connection.execute(statement.where(jobs.c.lease_until > self._clock())).one_or_none()
         if row is None:
-            raise LeaseLostError(f"the lease of job {claim.job.id} ran out or was taken back; its runner must stop")
+            raise LeaseLostError(f"the lease of job {claim.job.id} expired or was taken back; its runner must stop")
         return row
 
     def _give_back(self, claim: Claim, state: str, reason: str) -> None:
         with self._database.write() as connection:
-            row = self._held(connection, claim)
+            row = self._leased(connection, claim)
             if row.cancel_wanted:
                 self._move(connection, row, CANCELLED)
             else:
                 self._move(connection, row, state, reason=reason, attempts=row.attempts - 1)
 
-    def _lose(self, connection: Connection, row: _Row, why: str) -> None:
+    def _lose(self, connection: Connection, row: _Row, cause: str) -> None:
         if row.cancel_wanted:
             self._move(connection, row, CANCELLED)
             return
-        reason = f"the runner on {row.host} was lost while {row.state}: {why} (attempt {row.attempts} of {ATTEMPTS})"
+        reason = f"the runner on {row.host} was lost while {row.state}: {cause} (attempt {row.attempts} of {ATTEMPTS})"
         self._move(connection, row, QUEUED if row.attempts < ATTEMPTS else FAILED, reason=reason)
 
     def _move(self, connection: Connection, row: _Row, state: str, **values: Any) -> Event:
-        """Change a job's state, and tell so; the only place that does."""
+        """Change the state of a job and save the event; the only method that does."""
         if not can_become(row.state, state):
             raise ValueError(f"job {row.id} is {row.state}: it cannot become {state}")
         if state not in ACTIVE:
@@ -318,15 +311,14 @@ class Queue:
             values["reason"] = ""
         if "reason" in values:
             values["reason"] = _storable(values["reason"])
-        change = update(jobs).where(jobs.c.number == row.number)
-        row = connection.execute(
-            change.values(state=state, last_seq=row.last_seq + 1, **values).returning(*jobs.c)
-        ).one()
-        return history.tell_state(connection, row, self._clock())
+        values |= {"state": state, "last_seq": row.last_seq + 1}
+        change = update(jobs).where(jobs.c.number == row.number).values(values)
+        row = connection.execute(change.returning(*jobs.c)).one()
+        return history.append_state(connection, row, self._clock())
 
 
 def _storable(text: str) -> str:
-    """Text that a database takes: without NUL and halves of characters, which names of files may bring."""
+    """The text without NUL and lone surrogates, which file names may contain and databases reject."""
     return text.replace("\0", "\N{REPLACEMENT CHARACTER}").encode("utf-8", "replace").decode()
 
 
@@ -339,15 +331,15 @@ def _insert(connection: Connection, wish: Wish, by: Person, priority: int, expec
         "cancel_wanted": False,
     }  # fmt: skip
     row = connection.execute(insert(jobs).values(values).returning(*jobs.c)).one()
-    history.tell_state(connection, row, now)
+    history.append_state(connection, row, now)
     return row
 
 
 def _shared(connection: Connection, key: str) -> _Row | None:
-    """The job that already is there for a wish: unfinished and not being cancelled, or done and still stored."""
-    stored = exists().where(artifacts.c.digest == jobs.c.artifact)
-    live = jobs.c.finished_at.is_(None) & ~jobs.c.cancel_wanted
-    statement = select(jobs).where(jobs.c.wish_key == key, or_(live, (jobs.c.state == DONE) & stored))
+    """The existing job for a wish: unfinished and not being cancelled, or done and still stored."""
+    is_stored = exists().where(artifacts.c.digest == jobs.c.artifact)
+    is_live = jobs.c.finished_at.is_(None) & ~jobs.c.cancel_wanted
+    statement = select(jobs).where(jobs.c.wish_key == key, or_(is_live, (jobs.c.state == DONE) & is_stored))
     return connection.execute(statement.order_by(jobs.c.number.desc()).limit(1)).one_or_none()
 
 
@@ -360,14 +352,10 @@ def _stored_bytes(connection: Connection, digest: str) -> int:
     return int(connection.execute(select(artifacts.c.nbytes).where(artifacts.c.digest == digest)).scalar_one())
 
 
-def _touch(connection: Connection, digest: str, now: float) -> None:
-    connection.execute(update(artifacts).where(artifacts.c.digest == digest).values(used_at=now))
-
-
 def _row(connection: Connection, id: str) -> _Row:
     row = connection.execute(select(jobs).where(jobs.c.id == id)).one_or_none()
     if row is None:
-        raise NotFoundError(f"there is no job {id!r}; `mint jobs` lists those that there are")
+        raise NotFoundError(f"there is no job {id!r}; needed: an id from `mint jobs`")
     return row
 
 

@@ -1,1 +1,1 @@
-"""Files by digest, room on the disk, and model folders."""
+"""The store: files by digest, disk space, and model folders."""

@@ -1,9 +1,9 @@
-"""Which folders may be read as models: those below the roots, and nothing that a name or a link makes of them.
+"""Resolves the names of models to folders below the roots, and refuses everything outside.
 
-A name is relative, with forward slashes; with `..`, an absolute path, a NUL or half a character it is refused before
-the disk is asked. What it leads to, and every file in it, must lie below a root once all links are followed: a link to
-a file elsewhere would be copied into the result. A model that brings code of its own for its architecture is refused;
-that of its tokenizer is never run either: the runner refuses a tokenizer that does not load without.
+A name is relative, with forward slashes. A name with `..`, an absolute path, a NUL or a lone surrogate is refused
+before any access to the disk. With all links followed, the folder and all its files must be below a root: a link to
+another file would be copied into the result. A model with its own code is refused. Code of a tokenizer never runs: the
+runner refuses a tokenizer that needs it.
 """
 
 import hashlib
@@ -16,13 +16,13 @@ from contextlib import suppress
 from pathlib import Path
 
 from cluster.service.data.catalog import Ledger
-from cluster.service.errors import DatabaseUnavailableError, NotFetchedError
+from cluster.service.errors import NotFetchedError, DatabaseUnavailableError
 from mint.core.errors import MintError
 from mint.model.checkpoint.shards import PATTERN, identity, read_shards
 from mint.model.hub_cache import blob_folders, cached, parse_id
 
-_DEEPEST = 5  # folders below a root: those of Hugging Face's cache have three
-_LONGEST = 1024  # characters of a name
+_MOST_LEVELS = 5  # of folders below a root; Hugging Face's cache has three
+_MOST_CHARACTERS = 1024  # of a name
 _MOST_SHOWN = 5
 _CONFIG = "config.json"
 _MOST_CONFIG_BYTES = 16 << 20
@@ -31,7 +31,7 @@ _MOST_CONFIG_BYTES = 16 << 20
 class Roots:
     """The models below `folders`; with `allow_hub` also those of Hugging Face's cache, by their ids.
 
-    What the hub has and the cache has not is not downloaded here (`fetches.py` does that): a name is answered at once.
+    Names resolve at once: a model that is missing from the cache is not downloaded here.
     """
 
     def __init__(self, folders: Sequence[Path], ledger: Ledger | None = None, *, allow_hub: bool = False) -> None:
@@ -44,106 +44,103 @@ class Roots:
 
     def names(self) -> list[str]:
         """The models below the roots, by name."""
-        found: dict[str, None] = {}
-        for folder in self._folders:
-            found.update(dict.fromkeys(_below(folder, folder, self._confined, set())))
-        return sorted(found)
+        return sorted({name for folder in self._folders for name in _below(folder, folder, self._confined, set())})
 
     def resolve(self, name: str) -> Path:
-        """The folder of the model that people call `name`, with all links followed; raises `MintError`."""
+        """The folder of the model `name`, with all links followed; raises `MintError`."""
         _check_name(name)
         for folder in self._folders:
-            for form in dict.fromkeys([name, *(unicodedata.normalize(each, name) for each in ("NFC", "NFD"))]):
-                path = self._confined(folder / form)
+            for spelling in dict.fromkeys([name, *(unicodedata.normalize(form, name) for form in ("NFC", "NFD"))]):
+                path = self._confined(folder / spelling)
                 if path and (path / _CONFIG).is_file():
                     return path
         if self._allow_hub and (id := parse_id(name)):
             if path := cached(id):
                 return path.resolve()
             raise NotFetchedError(
-                f"{name} is neither in the service's folders nor in its cache of the hub; let it come first: "
+                f"{name} is neither in the service's folders nor in its cache of the hub; needed: fetch it first with "
                 "POST /v1/fetches"
             )
         raise MintError(f"there is no model {name!r} here; {self._advice()}")
 
     def identify(self, name: str) -> tuple[Path, str]:
-        """Where a model lies, and its identity; raises `MintError` for one that is not whole, or may not be used.
+        """The folder and the identity of a model; raises `MintError` for an incomplete or forbidden model.
 
-        The identity is remembered in the ledger for as long as no file changes.
+        The ledger caches the identity until a file changes.
         """
         path = self.resolve(name)
         stamp = self._stamp(path)
         _refuse_code(path)
-        known = self._ledger.identity(name, stamp) if self._ledger else ""
-        if known:
-            return path, known
+        cached_identity = self._ledger.identity(name, stamp) if self._ledger else ""
+        if cached_identity:
+            return path, cached_identity
         try:
-            found = identity(read_shards(path), (path / _CONFIG).read_bytes())
+            new_identity = identity(read_shards(path), (path / _CONFIG).read_bytes())
         except OSError as error:
             raise MintError(f"the model {name!r} cannot be read: {error.strerror}; check its files") from error
         if self._ledger:
-            with suppress(DatabaseUnavailableError):  # it is computed again next time
-                self._ledger.name(name, stamp, found)
-        return path, found
+            with suppress(DatabaseUnavailableError):  # the next call computes it again
+                self._ledger.save_identity(name, stamp, new_identity)
+        return path, new_identity
 
     def _stamp(self, path: Path) -> str:
-        """What changes when a file of a model does; raises `MintError` for what leads out of the roots."""
+        """A digest that changes with every file of a model; raises `MintError` for a link out of the roots."""
         digest = hashlib.sha256(os.fsencode(path))
         bases = [*self._folders, *([path, *blob_folders(path)] if self._allow_hub else [])]
         for entry in sorted(os.scandir(path), key=lambda entry: os.fsencode(entry.name)):
             if entry.is_dir():
-                continue  # mint reads no folders within a model
+                continue  # mint does not read subfolders of a model
             real = Path(os.path.realpath(entry.path))
             if not any(real.is_relative_to(base) for base in bases):
                 raise MintError(
                     f"{path.name}: the file {_shown(entry.name)} is a link that leads out of the service's folders; "
-                    "needed: a model whose files all lie there. Copy the file in place of the link"
+                    "needed: a model with all files there. Replace the link with a copy of the file"
                 )
             try:
-                found = real.stat()
+                status = real.stat()
             except OSError as error:
                 raise MintError(f"{path.name}: {_shown(entry.name)} cannot be read: {error.strerror}") from error
-            if not stat.S_ISREG(found.st_mode):
+            if not stat.S_ISREG(status.st_mode):
                 raise MintError(f"{path.name}: {_shown(entry.name)} is no regular file; needed: files only")
             digest.update(os.fsencode(entry.name))
-            digest.update(f"\0{found.st_size}\0{found.st_mtime_ns}\0{found.st_ctime_ns}\0{found.st_ino}\0".encode())
+            digest.update(f"\0{status.st_size}\0{status.st_mtime_ns}\0{status.st_ctime_ns}\0{status.st_ino}\0".encode())
         return digest.hexdigest()
 
     def _confined(self, path: Path) -> Path | None:
-        """The folder that a path leads to, if it lies below a root; None otherwise, wherever it leads."""
+        """The folder of a path with all links followed, if it is below a root; None otherwise."""
         try:
             real = path.resolve(strict=True)
-        except (OSError, RuntimeError, ValueError):  # not there, a loop of links, no name of a file
+        except (OSError, RuntimeError, ValueError):  # missing, a loop of links, or an invalid name
             return None
-        below = any(real.is_relative_to(folder) for folder in self._folders)
-        return real if below and real.is_dir() else None
+        is_below = any(real.is_relative_to(folder) for folder in self._folders)
+        return real if is_below and real.is_dir() else None
 
     def _advice(self) -> str:
         names = self.names()
         if not names:
-            return "the service's folders hold no model; put one there, or start the service with another --root"
-        return f"needed one of: {', '.join(names[:_MOST_SHOWN])}{', ...' if len(names) > _MOST_SHOWN else ''}"
+            return "the service's folders have no model; needed: a model there, or another --root"
+        return f"needed: one of {', '.join(names[:_MOST_SHOWN])}{', ...' if len(names) > _MOST_SHOWN else ''}"
 
 
 def _check_name(name: str) -> None:
     parts = name.split("/")
-    bad = (
+    is_bad = (
         not name
-        or len(name) > _LONGEST
+        or len(name) > _MOST_CHARACTERS
         or any(part in ("", ".", "..") for part in parts)
         or "\\" in name
-        or any(unicodedata.category(each) in ("Cc", "Cs") for each in name)
+        or any(unicodedata.category(character) in ("Cc", "Cs") for character in name)
         or Path(name).is_absolute()
     )
-    if bad:
+    if is_bad:
         raise MintError(
-            f"{_shown(name[:80])} is no name of a model; needed a folder below one of the service's roots, such as "
+            f"{_shown(name[:80])} is no name of a model; needed: a folder below one of the service's roots, such as "
             "Qwen3-8B or mlx/Qwen3-8B"
         )
 
 
 def _below(root: Path, folder: Path, confined: Callable[[Path], Path | None], seen: set[Path]) -> Iterator[str]:
-    """The names of the models in a folder and below it; each folder once, and a model is not looked into."""
+    """The names of the models in a folder and below it; visits each folder once, and no folder of a model."""
     real = confined(folder)
     if real is None or real in seen:
         return
@@ -158,14 +155,14 @@ def _below(root: Path, folder: Path, confined: Callable[[Path], Path | None], se
         if next(folder.glob(PATTERN), None):
             yield name
         return
-    if len(folder.relative_to(root).parts) >= _DEEPEST:
+    if len(folder.relative_to(root).parts) >= _MOST_LEVELS:
         return
     for entry in entries:
-        if not entry.name.startswith(".") and entry.is_dir() and _is_text(entry.name):
+        if not entry.name.startswith(".") and entry.is_dir() and _is_name(entry.name):
             yield from _below(root, Path(entry.path), confined, seen)
 
 
-def _is_text(name: str) -> bool:
+def _is_name(name: str) -> bool:
     try:
         _check_name(name)
     except MintError:
@@ -176,7 +173,9 @@ def _is_text(name: str) -> bool:
 def _refuse_code(path: Path) -> None:
     file = path / _CONFIG
     if file.stat().st_size > _MOST_CONFIG_BYTES:
-        raise MintError(f"{path.name}: its {_CONFIG} has {file.stat().st_size} bytes; that is no config of a model")
+        raise MintError(
+            f"{path.name}: its {_CONFIG} has {file.stat().st_size} bytes; needed: at most {_MOST_CONFIG_BYTES}"
+        )
     try:
         config = json.loads(file.read_bytes())
     except (ValueError, RecursionError) as error:
@@ -185,8 +184,8 @@ def _refuse_code(path: Path) -> None:
         raise MintError(f"{path.name}: {_CONFIG} is no JSON object; download it again")
     if config.get("model_file") is not None:
         raise MintError(
-            f"{path.name}: the model brings its own code ({_shown(str(config['model_file'])[:80])}), which is never "
-            "run; needed: an architecture that mlx_lm itself implements"
+            f"{path.name}: the model has its own code ({_shown(str(config['model_file'])[:80])}), which is never run; "
+            "needed: an architecture that mlx_lm itself implements"
         )
 
 

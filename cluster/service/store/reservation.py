@@ -1,7 +1,7 @@
-"""Room for what a job is going to store: taken before it writes, so that all together stay below --max-store.
+"""Reserves space in the store for a job before it writes, so that all jobs together stay below --max-store.
 
-Rule. What is stored and what is reserved are never more than the limit. So the room is made at once: what may be
-evicted now may be held by a download when the job is done.
+Rule. Stored and reserved bytes never exceed the limit. So the space is freed at once: an artifact that may be evicted
+now may be held by a download when the job is done.
 """
 
 from pathlib import Path
@@ -11,34 +11,34 @@ from cluster.service.queue.queue import Queue
 from cluster.service.store.store import Store
 from mint.core.errors import DiskFullError
 
-OUTPUT = "model"  # the folder that a job writes, and before it is whole the beginning of its name
+OUTPUT = "model"  # output folder of a job; a partial folder has this prefix
 
 
-def take_room(queue: Queue, claim: Claim, store: Store, need: int, work: Path, *, written: int) -> None:
-    """Reserve `need` bytes of the store for a job, `written` of which lie in `work`.
+def reserve_space(queue: Queue, claim: Claim, store: Store, need: int, work: Path, *, written: int) -> None:
+    """Reserve `need` bytes of the store for a job, `written` of which are in `work`; raises `DiskFullError`.
 
-    Raises `DiskFullError` with the reason. What was reserved is given back when the job is done, or waits.
+    The reservation ends when the job is done or waits.
     """
-    why = queue.reserve(claim, need, lambda others: store.lacks(need, work, written=written, reserved=others))
-    if not why:
-        store.evict(queue.reserved())
-        if store.over(queue.reserved()):  # somebody just began to download what was to go
-            why = store.lacks(need, work, written=written, reserved=queue.reserved() - need)
-    if why:
-        raise DiskFullError(why)
+    shortage = queue.reserve(claim, need, lambda others: store.shortage(need, work, written=written, reserved=others))
+    if not shortage:
+        store.evict(queue.reserved_bytes())
+        if store.excess(queue.reserved_bytes()):  # a download just began to hold an evictable artifact
+            shortage = store.shortage(need, work, written=written, reserved=queue.reserved_bytes() - need)
+    if shortage:
+        raise DiskFullError(shortage)
 
 
 def holder_of(claim: Claim) -> str:
-    """Who holds what a job has stored until it is done: its room is kept till then, and others would take the rest."""
+    """The holder name under which a job holds its artifacts until it is done."""
     return f"job-{claim.job.id}"
 
 
 def written_bytes(folder: Path) -> int:
-    """Bytes on the disk of the model that a job writes in `folder`; results that it takes units from lie beside it."""
-    found = 0
+    """Bytes on disk of the model that a job writes in `folder`, without the earlier results beside it."""
+    nbytes = 0
     for path in folder.glob(f"{OUTPUT}*/*"):
         try:
-            found += path.lstat().st_blocks * 512
+            nbytes += path.lstat().st_blocks * 512
         except FileNotFoundError:
             continue  # being renamed or removed
-    return found
+    return nbytes

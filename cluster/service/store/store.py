@@ -1,9 +1,8 @@
-"""Files by the SHA-256 of their bytes: what was made, each file once, however many artifacts it belongs to.
+"""Files by the SHA-256 of their bytes: each file once, for any number of artifacts.
 
-Rules. A file appears in its place whole, by a rename, after its bytes are on the disk; it is never written again. It
-is in the ledger or it is nothing: files and rows change together, inside a transaction of the ledger. A process that is
-killed leaves at most a file without a row, which `sweep` removes. A view made of hard links (`link_out`) keeps the
-bytes of its files whatever is evicted.
+Rules. A file appears complete, by a rename, after its bytes are on the disk; it is never written again. Files and
+ledger rows change together, inside a transaction of the ledger. A killed process leaves at most a file without a row,
+which `sweep` removes. A view made of hard links (`link_out`) keeps the bytes of its files even after eviction.
 """
 
 import errno
@@ -12,7 +11,7 @@ import re
 import secrets
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from pathlib import Path
 from typing import BinaryIO
 
@@ -24,16 +23,16 @@ from mint.core.files import flush
 from mint.core.sizes import format_size
 from mint.model.checkpoint.manifest import WrittenFile, file_digest
 
-ORPHAN_SECONDS = 3600.0  # nothing is between its rename and its row for that long
-INCOMING_SECONDS = 24 * 3600.0  # the last of many files may take long to copy from another disk
-RESERVE_BYTES = 32 << 20  # left free, so that the database can always be written
-_HOLD_SECONDS = 600.0  # to make a view; a copy of a large model to another disk renews it with every file
+ORPHAN_SECONDS = 3600.0  # longer than any time between a rename and its row
+INCOMING_SECONDS = 24 * 3600.0  # copies of many files from another disk take long
+RESERVE_BYTES = 32 << 20  # free space for the database
+_HOLD_SECONDS = 600.0  # to make a view; every file renews it
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _EVERYTHING = 1_000_000_000
 
 
 class Store:
-    """The files below `folder`, and the ledger that says what they are; at most `max_bytes` of them, if given."""
+    """The files below `folder` and their ledger; at most `max_bytes`, if given."""
 
     def __init__(
         self, folder: Path, ledger: Ledger, max_bytes: int | None = None, clock: Callable[[], float] = time.time
@@ -46,17 +45,17 @@ class Store:
         self._incoming.mkdir(parents=True, exist_ok=True)
 
     def path(self, digest: str) -> Path:
-        """Where the file of a digest lies, if it is there."""
+        """The path of the file of a digest, which may be missing."""
         if not _DIGEST.fullmatch(digest):
-            raise MintError(f"{digest!r} is no digest; needed 64 hexadecimal figures")
+            raise MintError(f"{digest!r} is no digest; needed: 64 hexadecimal digits")
         return self.folder / digest[:2] / digest
 
     def open(self, digest: str) -> BinaryIO:
-        """The file of a digest, to read; raises `NotFoundError`."""
+        """Open the file of a digest for reading; raises `NotFoundError`."""
         try:
             return self.path(digest).open("rb")
         except FileNotFoundError as error:
-            raise NotFoundError(f"there is no file {digest} in the store; it made room for others") from error
+            raise NotFoundError(f"there is no file {digest} in the store; it was evicted") from error
 
     def put(
         self,
@@ -67,28 +66,26 @@ class Store:
         *,
         holder: str = "",
     ) -> Artifact:
-        """Store files by their names as one artifact, by hard links where the disk is the same.
+        """Store files by their names as one artifact, by hard links on the same disk.
 
-        `known` digests are trusted: give those that were compared with the bytes just now. Others are computed. The
-        least recently used are evicted first where there is no room below `max_bytes`. A `holder` holds it until they
-        drop it, or for some minutes.
+        `known` digests are trusted, so they must be fresh; others are computed. If there is no space below `max_bytes`,
+        the least recently used artifacts are evicted first. A `holder` holds the artifact until `drop`, or for some
+        minutes.
         """
-        found = known or {}
-        digests = {name: found.get(name) or file_digest(path) for name, path in files.items()}
-        artifact = Artifact(
-            kind, identity, tuple(StoredFile(name, each.sha256, each.nbytes) for name, each in sorted(digests.items()))
-        )
+        digests = {name: (known or {}).get(name) or file_digest(path) for name, path in files.items()}
+        stored = (StoredFile(name, digest.sha256, digest.nbytes) for name, digest in sorted(digests.items()))
+        artifact = Artifact(kind, identity, tuple(stored))
         self.evict(self._new_bytes(artifact))
         staged = {digests[name].sha256: self._stage(path) for name, path in files.items()}
         sizes = {file.digest: file.nbytes for file in artifact.files}
 
         def settle() -> None:
             for digest, stage in staged.items():
-                place = self.path(digest)
-                place.parent.mkdir(exist_ok=True)
-                if not _has_size(place, sizes[digest]):
-                    stage.replace(place)
-                    flush(place.parent)
+                path = self.path(digest)
+                path.parent.mkdir(exist_ok=True)
+                if not _has_size(path, sizes[digest]):
+                    stage.replace(path)
+                    flush(path.parent)
 
         try:
             self.ledger.add(artifact, settle, holder=holder, seconds=_HOLD_SECONDS)
@@ -98,9 +95,9 @@ class Store:
         return artifact
 
     def link_out(self, artifact: Artifact, folder: Path) -> None:
-        """Make a folder with the files of an artifact under their names; it stays whole when they are evicted.
+        """Make a folder with the files of an artifact; it stays complete after an eviction.
 
-        Hard links, copies on another disk. The folder appears when it is whole. Raises `NotFoundError`.
+        Uses hard links, or copies on another disk. The folder appears when it is complete. Raises `NotFoundError`.
         """
         holder = f"view-{secrets.token_hex(8)}"
         partial = folder.with_name(folder.name + ".partial")
@@ -113,47 +110,49 @@ class Store:
         except BaseException as error:
             shutil.rmtree(partial, ignore_errors=True)
             if isinstance(error, FileNotFoundError):
-                raise NotFoundError(f"the artifact {artifact.digest} is not whole in the store") from error
+                raise NotFoundError(f"the artifact {artifact.digest} is incomplete in the store") from error
             raise
         finally:
             self.ledger.drop(holder)
         partial.rename(folder)
 
     def evict(self, need: int = 0) -> int:
-        """Remove the least recently used until `need` more bytes fit below `max_bytes`; how many artifacts went.
+        """Evict the least recently used artifacts until `need` more bytes fit below `max_bytes`; return their number.
 
-        What a job or a download holds stays, so fewer bytes may fit than are needed: the next call goes on.
+        ArtifactInUseError artifacts stay, so fewer bytes may fit; the next call continues.
         """
-        over, count = self.over(need), 0
-        for artifact in self.ledger.evictable(over) if over > 0 else ():
+        excess, count = self.excess(need), 0
+        for artifact in self.ledger.evictable(excess) if excess > 0 else ():
             try:
                 self.ledger.remove(artifact.digest, self._discard)
             except (ArtifactInUseError, NotFoundError):
-                continue  # somebody was quicker
+                continue  # another process removed it or holds it
             count += 1
         return count
 
-    def over(self, need: int) -> int:
-        """Bytes above `max_bytes` once `need` more are stored; 0 where they fit."""
+    def excess(self, need: int) -> int:
+        """Bytes above `max_bytes` after storing `need` more; 0 if they fit."""
         return 0 if self.max_bytes is None else max(0, self.ledger.nbytes() + need - self.max_bytes)
 
     def free_bytes(self) -> int:
-        """Bytes that can still be stored without evicting anything."""
+        """Bytes that fit without eviction."""
         free = max(0, shutil.disk_usage(self.folder).free - RESERVE_BYTES)
         return free if self.max_bytes is None else max(0, min(free, self.max_bytes - self.ledger.nbytes()))
 
-    def lacks(self, need: int, work: Path | None = None, *, written: int = 0, reserved: int = 0, spare: int = 0) -> str:
-        """Why `need` more bytes cannot be made in `work` and stored, evicting what may go; empty if they can.
+    def shortage(
+        self, need: int, work: Path | None = None, *, written: int = 0, reserved: int = 0, spare: int = 0
+    ) -> str:
+        """The reason why `need` more bytes do not fit in `work` and the store, even after eviction; empty if they do.
 
-        `written` of them are in `work` already, `reserved` others are kept free for other jobs, and `spare` are to be
-        free on the disk beside. A folder on another disk than the store needs the room there too.
+        `written` of them are already in `work`, `reserved` more belong to other jobs, and `spare` must stay free on the
+        disk. If `work` is on another disk than the store, both need the space.
         """
-        over = self.over(need + reserved)
-        evictable = _freed(self.ledger, self.ledger.evictable(over)) if over else 0
-        if evictable < over:
-            allowed = need - (over - evictable)
-            kept = f", {format_size(reserved)} kept for jobs at work" if reserved else ""
-            return f"needs {format_size(need)}, {format_size(max(0, allowed))} free below the limit of the store{kept}"
+        excess = self.excess(need + reserved)
+        evictable = _freed(self.ledger, self.ledger.evictable(excess)) if excess else 0
+        if evictable < excess:
+            allowed = format_size(max(0, need - (excess - evictable)))
+            others = f", {format_size(reserved)} reserved for running jobs" if reserved else ""
+            return f"needs {format_size(need)}, {allowed} free below the limit of the store{others}"
         need = max(0, need + spare - written)
         for folder in _disks(self.folder, work or self.folder):
             usage = shutil.disk_usage(folder)
@@ -163,33 +162,33 @@ class Store:
         return ""
 
     def sweep(self) -> tuple[int, int]:
-        """Mend what killed processes left: remove old files that no artifact has, and the reverse.
+        """Remove old files without an artifact, and artifacts without a file; return the number of each.
 
-        Returns how many of each went. Artifacts that a file is missing of are forgotten; the others stay.
+        Killed processes and lost disks leave such files and artifacts.
         """
-        broken = [artifact for artifact in self.ledger.find(limit=_EVERYTHING) if not self._is_whole(artifact)]
-        forgotten = 0
+        broken = [artifact for artifact in self.ledger.find(limit=_EVERYTHING) if not self._is_complete(artifact)]
+        removed_artifacts = 0
         for artifact in broken:
             try:
                 self.ledger.remove(artifact.digest, self._discard)
-                forgotten += 1
+                removed_artifacts += 1
             except (ArtifactInUseError, NotFoundError):
                 continue
-        removed: list[Path] = []
+        removed_files: list[Path] = []
 
-        def discard(known: Callable[[str], bool]) -> None:
+        def discard(digests: Set[str]) -> None:
             now = self._clock()
             for path in self._files():
-                incoming = path.parent == self._incoming
-                old = now - path.lstat().st_ctime > (INCOMING_SECONDS if incoming else ORPHAN_SECONDS)
-                if old and (incoming or not known(path.name)):
+                is_incoming = path.parent == self._incoming
+                is_old = now - path.lstat().st_ctime > (INCOMING_SECONDS if is_incoming else ORPHAN_SECONDS)
+                if is_old and (is_incoming or path.name not in digests):
                     path.unlink(missing_ok=True)
-                    removed.append(path)
+                    removed_files.append(path)
 
-        self.ledger.settled(discard)
-        return len(removed), forgotten
+        self.ledger.with_digests(discard)
+        return len(removed_files), removed_artifacts
 
-    def _is_whole(self, artifact: Artifact) -> bool:
+    def _is_complete(self, artifact: Artifact) -> bool:
         return all(_has_size(self.path(file.digest), file.nbytes) for file in artifact.files)
 
     def _new_bytes(self, artifact: Artifact) -> int:
@@ -202,7 +201,7 @@ class Store:
                 yield from folder.iterdir()
 
     def _stage(self, path: Path) -> Path:
-        """The file's bytes in the store's own folder, on the disk, under a name of no meaning."""
+        """Link or copy a file into the store under a random name, and flush it to the disk."""
         stage = self._incoming / secrets.token_hex(16)
         _link_or_copy(path, stage)
         with stage.open("rb") as file:
@@ -214,32 +213,31 @@ class Store:
             self.path(file.digest).unlink(missing_ok=True)
 
 
-def _freed(ledger: Ledger, going: Sequence[Artifact]) -> int:
-    """Bytes that are free once these artifacts are gone."""
-    digests = {artifact.digest for artifact in going}
-    staying = [artifact for artifact in ledger.find(limit=_EVERYTHING) if artifact.digest not in digests]
-    kept = {file.digest for artifact in staying for file in artifact.files}
-    gone = {file.digest: file.nbytes for artifact in going for file in artifact.files if file.digest not in kept}
-    return sum(gone.values())
+def _freed(ledger: Ledger, evicted: Sequence[Artifact]) -> int:
+    """Bytes that the eviction of these artifacts frees."""
+    digests = {artifact.digest for artifact in evicted}
+    others = [artifact for artifact in ledger.find(limit=_EVERYTHING) if artifact.digest not in digests]
+    shared = {file.digest for artifact in others for file in artifact.files}
+    freed = {file.digest: file.nbytes for artifact in evicted for file in artifact.files if file.digest not in shared}
+    return sum(freed.values())
 
 
 def _disks(*folders: Path) -> list[Path]:
-    """One folder for each disk that they lie on."""
+    """One folder for each disk of the folders."""
     return list({folder.stat().st_dev: folder for folder in reversed(folders)}.values())
 
 
 def _inside(folder: Path, name: str) -> Path:
-    path = folder / name
     if Path(name).name != name:
         raise MintError(f"{name!r} is no name of a file of an artifact")
-    return path
+    return folder / name
 
 
 def _link_or_copy(source: Path, target: Path) -> None:
     try:
         os.link(source, target)
     except OSError as error:
-        # another disk, a disk without hard links, or a file with too many
+        # another disk, a disk without hard links, or a file with too many links
         if error.errno not in (errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOTSUP):
             raise
         shutil.copyfile(source, target)

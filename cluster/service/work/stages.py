@@ -21,7 +21,7 @@ from cluster.service.errors import DatabaseUnavailableError, NotFoundError
 from cluster.service.queue.queue import Queue
 from cluster.service.recipe_of_wish import budget_bytes_of, option, problem_of
 from cluster.service.store.model_roots import Roots
-from cluster.service.store.reservation import OUTPUT, holder_of, take_room, written_bytes
+from cluster.service.store.reservation import OUTPUT, holder_of, reserve_space, written_bytes
 from cluster.service.store.store import Store
 from cluster.service.work.folder_lock import in_turn
 from cluster.service.work.lease import retry_while_leased
@@ -187,7 +187,7 @@ class Stages:
                 "smaller budget, or a service with another --max-store"
             )
         written = written_bytes(self._folder)
-        take_room(self.queue, self.claim, self.store, needed, self.work, written=written)
+        reserve_space(self.queue, self.claim, self.store, needed, self.work, written=written)
 
     def _earlier(self) -> list[Path]:
         """Folders with earlier results of the model, as views that stay whole whatever is evicted."""

@@ -23,7 +23,7 @@ from dataclasses import dataclass, field
 from cluster.service.data.records import Claim, Job
 from cluster.service.data.states import ACTIVE, BLOCKED, FINAL
 from cluster.service.errors import DatabaseUnavailableError, LeaseLostError, NotFoundError
-from cluster.service.queue.history import KEPT_SECONDS
+from cluster.service.queue.history import RETENTION_SECONDS
 from cluster.service.queue.queue import Queue
 from cluster.service.recipe_of_wish import ANALYSIS, option
 from cluster.service.settings import Settings
@@ -125,7 +125,7 @@ class Supervisor:
         self._store.evict()
         self._clear()
         if self._clock() >= self._forget_at:
-            self._forget(time.time() - KEPT_SECONDS)
+            self._forget(time.time() - RETENTION_SECONDS)
 
     def _work(self) -> None:
         swept, stumbled = False, ""
@@ -228,9 +228,9 @@ class Supervisor:
                 continue
             work = self._place.work(job.id)
             written = max(map(written_bytes, work.glob("*")), default=0)
-            why = self._store.lacks(
+            why = self._store.shortage(
                 job.needed_bytes, work if work.exists() else None, written=written,
-                reserved=self._queue.promised(), spare=job.needed_bytes // 20 + RESERVE_BYTES // 4,
+                reserved=self._queue.expected_bytes(), spare=job.needed_bytes // 20 + RESERVE_BYTES // 4,
             )  # fmt: skip
             if not why:
                 self._queue.unblock(job.id)
@@ -238,7 +238,7 @@ class Supervisor:
 
     def _forget(self, before: float) -> None:
         """Remove events and logs of jobs that ended before a time: some in a round, and the rest in the next."""
-        more = self._queue.forget(before)
+        more = self._queue.trim(before)
         self._forget_at = self._clock() + (0.0 if more else FORGET_SECONDS)
         for path in () if more else self._logs.glob("*.log"):
             with suppress(FileNotFoundError):  # another server was quicker
