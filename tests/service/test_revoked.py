@@ -172,12 +172,12 @@ def test_a_database_that_is_away_takes_nothing_from_anybody(world: Served, monke
         raise DatabaseUnavailableError("away")
 
     with monkeypatch.context() as patch:
-        patch.setattr(world.service.tokens, "good", away)
+        patch.setattr(world.service.tokens, "valid_digests", away)
         assert asyncio.run(good.is_still_good(grant))  # nothing was heard yet
     assert asyncio.run(good.is_still_good(grant))
     world.service.tokens.revoke("ann")
     with monkeypatch.context() as patch:
-        patch.setattr(world.service.tokens, "good", away)
+        patch.setattr(world.service.tokens, "valid_digests", away)
         assert asyncio.run(good.is_still_good(grant))
     assert not asyncio.run(good.is_still_good(grant))
 
