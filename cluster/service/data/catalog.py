@@ -120,7 +120,10 @@ class Ledger:
         return chosen
 
     def remove(self, digest: str, discard: Callable[[Sequence[StoredFile]], object] = lambda files: None) -> None:
-        """Remove an artifact; `discard` gets the files that no other artifact has. Raises `ArtifactInUseError`, `NotFoundError`."""
+        """Remove an artifact; `discard` gets the files that no other artifact has.
+
+        Raises `ArtifactInUseError` or `NotFoundError`.
+        """
         with self._database.write() as connection:
             rows = _read(connection, [digest])
             if not rows:

@@ -76,8 +76,8 @@ class Queue:
     def cancel(self, id: str, by: Person, *, everybody: bool = False) -> Job:
         """Remove a watcher; without watchers the job ends, at once or, if it runs, through `cancel_wanted`.
 
-        An admin may remove everybody, and does so if they never were a watcher; others get `NotWatchingError`. The artifact
-        of a finished job no longer counts against the quota of a removed watcher.
+        An admin may remove everybody, and does so if they never were a watcher; others get `NotWatchingError`. The
+        artifact of a finished job no longer counts against the quota of a removed watcher.
         """
         with self._database.write() as connection:
             row = _row(connection, id)

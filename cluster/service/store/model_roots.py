@@ -16,7 +16,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from cluster.service.data.catalog import Ledger
-from cluster.service.errors import NotFetchedError, DatabaseUnavailableError
+from cluster.service.errors import DatabaseUnavailableError, NotFetchedError
 from mint.core.errors import MintError
 from mint.model.checkpoint.shards import PATTERN, identity, read_shards
 from mint.model.hub_cache import blob_folders, cached, parse_id
