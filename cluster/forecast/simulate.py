@@ -10,7 +10,7 @@ are skipped, a machine opens the rest of the batch again, as workers do. Results
 import heapq
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import count
 from math import inf
 
@@ -203,75 +203,70 @@ class _Clock:
         do()
 
 
+@dataclass(slots=True, eq=False)
 class _Node:
     """The state of one machine."""
 
-    def __init__(
-        self,
-        machine: Machine,
-        clock: _Clock,
-        sizes: Mapping[str, int],
-        reads: Reads | None,
-        costs: Costs,
-        report: Callable[[Event], None],
-    ) -> None:
-        assert machine.rate > 0
-        self.done = 0
-        self.messages = 0
-        self._parcel: Parcel[str] = Parcel(lambda: clock.now)
-        self._owed = 0.0  # seconds for sent messages, not yet added to the work
-        self._machine = machine
-        self._clock = clock
-        self._sizes = sizes
-        self._reads = reads
-        self._costs = costs
-        self._report = report
-        self._batches: deque[tuple[int, deque[str]]] = deque()
-        self._skipped: set[tuple[int, str]] = set()
-        self._loaded: set[str] = set()  # source tensors read since the batch was opened
-        self._opened = 0  # number of opens; actions of an earlier open are void
-        self._busy = False
-        self._alive = True
+    machine: Machine
+    clock: _Clock
+    sizes: Mapping[str, int]
+    reads: Reads | None
+    costs: Costs
+    report: Callable[[Event], None]
+    done: int = 0
+    messages: int = 0
+    parcel: Parcel[str] = field(init=False)
+    owed: float = 0.0  # seconds for sent messages, not yet added to the work
+    batches: deque[tuple[int, deque[str]]] = field(default_factory=deque)
+    skipped: set[tuple[int, str]] = field(default_factory=set)
+    loaded: set[str] = field(default_factory=set)  # source tensors read since the batch was opened
+    opened: int = 0  # number of opens; actions of an earlier open are void
+    is_busy: bool = False
+    is_alive: bool = True
+
+    def __post_init__(self) -> None:
+        assert self.machine.rate > 0
+        self.parcel = Parcel(lambda: self.clock.now)
 
     def take(self, batch: int, names: Iterable[str]) -> None:
-        self._batches.append((batch, deque(names)))
-        if not self._busy:
-            self._busy = True
+        self.batches.append((batch, deque(names)))
+        if not self.is_busy:
+            self.is_busy = True
             self._open()
 
     def skip(self, batch: int, names: Iterable[str]) -> None:
-        self._skipped.update((batch, name) for name in names)
+        self.skipped.update((batch, name) for name in names)
 
     def stop(self) -> None:
-        self._alive = False
-        self._opened += 1
+        self.is_alive = False
+        self.opened += 1
 
     def _open(self) -> None:
         """Open the first batch: build its tree, then read its first item."""
-        self._opened += 1
-        self._loaded = set()
-        batch, names = self._batches[0]
-        left = deque(name for name in names if (batch, name) not in self._skipped)
-        self._batches[0] = batch, left
+        self.opened += 1
+        self.loaded = set()
+        batch, names = self.batches[0]
+        left = deque(name for name in names if (batch, name) not in self.skipped)
+        self.batches[0] = batch, left
         if left:
-            self._clock.after(self._costs.batch_seconds, self._unless_void(self._read_first))
+            self.clock.after(self.costs.batch_seconds, self._unless_void(self._read_first))
         else:
-            self._clock.after(0.0, self._unless_void(self._close))
+            self.clock.after(0.0, self._unless_void(self._close))
 
     def _close(self) -> None:
-        batch, _ = self._batches.popleft()
-        self._report(Ended(self._machine.name, batch))
-        if self._batches:
+        batch, _ = self.batches.popleft()
+        self.report(Ended(self.machine.name, batch))
+        if self.batches:
             self._open()
         else:
-            self._busy = False
+            self.is_busy = False
 
     def _read_first(self) -> None:
-        self._clock.read(self._machine.pipe, self._to_read(self._batches[0][1][0]), self._unless_void(self._compute))
+        self.clock.read(self.machine.pipe, self._to_read(self.batches[0][1][0]), self._unless_void(self._compute))
 
     def _compute(self) -> None:
         """Compute the first item while the next is read; continue when both are done."""
-        names = self._batches[0][1]
+        names = self.batches[0][1]
         pending = 1 + (len(names) > 1)
 
         def finished() -> None:
@@ -281,9 +276,9 @@ class _Node:
                 self._compute()
 
         def computed() -> None:
-            batch, left = self._batches[0]
+            batch, left = self.batches[0]
             name = left.popleft()
-            has_skips = any((batch, other) in self._skipped for other in left)
+            has_skips = any((batch, other) in self.skipped for other in left)
             self._deliver(name, left[0] if left and not has_skips else None)
             if not left or has_skips:
                 self._open()
@@ -291,31 +286,31 @@ class _Node:
                 finished()
 
         if len(names) > 1:
-            self._clock.read(self._machine.pipe, self._to_read(names[1]), self._unless_void(finished))
-        seconds = self._sizes[names[0]] / self._machine.rate + self._owed
-        self._owed = 0.0
-        self._clock.after(seconds, self._unless_void(computed))
+            self.clock.read(self.machine.pipe, self._to_read(names[1]), self._unless_void(finished))
+        seconds = self.sizes[names[0]] / self.machine.rate + self.owed
+        self.owed = 0.0
+        self.clock.after(seconds, self._unless_void(computed))
 
     def _deliver(self, name: str, following: str | None) -> None:
-        self.done += self._sizes[name]
-        is_full = self._parcel.add(name, _RECORD_BYTES)
-        if self._parcel.is_due(self._sizes[name], self._sizes[following] if following else None) or is_full:
+        self.done += self.sizes[name]
+        is_full = self.parcel.add(name, _RECORD_BYTES)
+        if self.parcel.is_due(self.sizes[name], self.sizes[following] if following else None) or is_full:
             self.messages += 1
-            self._owed += self._costs.message_seconds
-            for done in self._parcel.take():
-                self._report(Arrived(self._machine.name, done))
+            self.owed += self.costs.message_seconds
+            for done in self.parcel.take():
+                self.report(Arrived(self.machine.name, done))
 
     def _to_read(self, name: str) -> int:
-        tensors = self._reads[name] if self._reads is not None else {name: self._sizes[name]}
-        missing = tensors.keys() - self._loaded
-        self._loaded.update(missing)
+        tensors = self.reads[name] if self.reads is not None else {name: self.sizes[name]}
+        missing = tensors.keys() - self.loaded
+        self.loaded.update(missing)
         return sum(tensors[tensor] for tensor in missing)
 
     def _unless_void(self, do: Act) -> Act:
-        opened = self._opened
+        opened = self.opened
 
         def act() -> None:
-            if self._alive and opened == self._opened:
+            if self.is_alive and opened == self.opened:
                 do()
 
         return act
