@@ -69,15 +69,15 @@ for _command in (
     app.command()(_command)
 
 
-# commands of packages that are installed beside mint, which parse their own arguments
-_PLUGINS = {
-    "cluster": "Use several machines as one with --cluster: start and join nodes, show their contents, find problems.",
-    "serve": "Run a lab's quantization service: submit models, follow jobs, download results, in a browser too.",
-    "token": "Access to the service of this machine: create, list and revoke tokens.",
-}
+# commands of packages that are installed beside mint: name, extra that installs it, help
+_PLUGINS = (
+    ("cluster", "cluster", "Use several machines as one, for --cluster: start, join, inspect and diagnose nodes."),
+    ("serve", "service", "Run a lab's quantization service: submit models, follow jobs, download results."),
+    ("token", "service", "Create, list and revoke tokens for the service of this machine."),
+)
 
 
-def _add_plugin(name: str, help: str) -> None:
+def _add_plugin(name: str, extra: str, help: str) -> None:
     @app.command(
         name,
         help=help,
@@ -86,14 +86,19 @@ def _add_plugin(name: str, help: str) -> None:
         options_metavar="[COMMAND] [OPTIONS]",
     )
     def run(context: typer.Context) -> None:
-        from mint.cli.plugins import plugin_command
+        from importlib.metadata import entry_points  # slow to import
 
+        points = entry_points(group="mint.commands", name=name)
+        if not points:
+            raise MintError(
+                f"mint {name}: no installed package has this command; needed: pip install 'mint-mlx[{extra}]'"
+            )
         arguments = context.args or ([] if name == "serve" else ["--help"])
-        raise typer.Exit(plugin_command(name)(arguments, prog_name=f"mint {name}", standalone_mode=False))
+        raise typer.Exit(next(iter(points)).load()(arguments, prog_name=f"mint {name}", standalone_mode=False))
 
 
-for _name, _help in _PLUGINS.items():
-    _add_plugin(_name, _help)
+for _plugin in _PLUGINS:
+    _add_plugin(*_plugin)
 
 
 def main(arguments: list[str] | None = None) -> None:

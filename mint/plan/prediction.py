@@ -43,7 +43,7 @@ VALID_KL = 9.5  # nats; no trial lies beyond, where a sum over units keeps growi
 # python -m tools.bench.prediction MODEL --text FILE --text FILE --tokens 2048 --window 256 --alphas probe or prior.
 # The prior was fitted to `dither`, so only `diag` shows its error on another model. Compensated: 4 budgets of `diag`
 # and 3 of `dither`, the last of which was stopped.
-TRIALS = {
+TRIALS: dict[str, dict[str, tuple[tuple[float, float], ...]]] = {
     "probed": {
         "dither": (
             (2.03, 1.92), (0.7, 0.605), (0.264, 0.271), (0.0917, 0.0655), (0.025, 0.0193),
