@@ -1,8 +1,7 @@
-"""The `mint` command: what every command has in common. The commands are in `commands`, `plan_commands`,
-`quality_commands` and `service_commands`.
+"""The `mint` command: registers the commands of `make`, `plan`, `quality` and `jobs`, and turns errors into exit codes.
 
-stdout carries the answer (or, with --json, exactly one object), stderr everything else. Exit codes: 0 done,
-1 a mistake the user can mend, 2 usage, 3 a bug, 130 interrupted.
+stdout carries the answer (with --json, exactly one object), stderr everything else. Exit codes: 0 done, 1 an error that
+the user can fix, 2 wrong usage, 3 a bug, 130 interrupted.
 """
 
 import errno
@@ -13,8 +12,7 @@ from typing import Annotated
 
 import typer
 
-from mint.cli import jobs as service_commands
-from mint.cli import make, plan, quality
+from mint.cli import jobs, make, plan, quality
 from mint.core.errors import MintError
 from mint.core.log import configure_logging
 from mint.core.version import __version__
@@ -26,15 +24,15 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
-    epilog="Exit codes: 0 done, 1 a mistake you can mend, 2 usage, 3 a bug, 130 interrupted.",
+    epilog="Exit codes: 0 done, 1 an error you can fix, 2 wrong usage, 3 a bug, 130 interrupted.",
 )
 
-# a disk or a folder that the user can do something about
-_MENDABLE = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS)
+# the user can fix the disk or the folder
+_FIXABLE = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS)
 
 
-def _show_version(wanted: bool) -> None:
-    if wanted:
+def _show_version(is_given: bool) -> None:
+    if is_given:
         typer.echo(f"mint {__version__}")
         raise typer.Exit
 
@@ -63,23 +61,23 @@ for _command in (
     make.verify,
     quality.evaluate,
     plan.devices,
-    service_commands.submit,
-    service_commands.jobs,
-    service_commands.cancel,
-    service_commands.download,
+    jobs.submit,
+    jobs.jobs,
+    jobs.cancel,
+    jobs.download,
 ):
     app.command()(_command)
 
 
-# of packages that are installed beside mint, which get their part of the command line as it is
-_OTHERS = {
-    "cluster": "Several machines as one, for --cluster: start and join nodes, see what they hold, find what is wrong.",
-    "serve": "Run a lab's quantization service: submit models, follow jobs, download results, in a browser too.",
-    "token": "Who may use the service of this machine: create, list and revoke tokens.",
-}
+# commands of packages that are installed beside mint: name, extra that installs it, help
+_PLUGINS = (
+    ("cluster", "cluster", "Use several machines as one, for --cluster: start, join, inspect and diagnose nodes."),
+    ("serve", "service", "Run a lab's quantization service: submit models, follow jobs, download results."),
+    ("token", "service", "Create, list and revoke tokens for the service of this machine."),
+)
 
 
-def _pass_on(name: str, help: str) -> None:
+def _add_plugin(name: str, extra: str, help: str) -> None:
     @app.command(
         name,
         help=help,
@@ -88,19 +86,24 @@ def _pass_on(name: str, help: str) -> None:
         options_metavar="[COMMAND] [OPTIONS]",
     )
     def run(context: typer.Context) -> None:
-        from mint.cli.plugins import more_commands
+        from importlib.metadata import entry_points  # slow to import
 
+        points = entry_points(group="mint.commands", name=name)
+        if not points:
+            raise MintError(
+                f"mint {name}: no installed package has this command; needed: pip install 'mint-mlx[{extra}]'"
+            )
         arguments = context.args or ([] if name == "serve" else ["--help"])
-        raise typer.Exit(more_commands(name)(arguments, prog_name=f"mint {name}", standalone_mode=False))
+        raise typer.Exit(next(iter(points)).load()(arguments, prog_name=f"mint {name}", standalone_mode=False))
 
 
-for _name, _help in _OTHERS.items():
-    _pass_on(_name, _help)
+for _plugin in _PLUGINS:
+    _add_plugin(*_plugin)
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit with its code."""
-    # imports leave a million objects that live to the end: looking through them again and again takes half a second
+    # imports leave a million objects for the whole run; collecting them repeatedly takes half a second
     gc.set_threshold(100_000)
     allow_restart()
     code = run_command(sys.argv[1:] if arguments is None else arguments)
@@ -109,19 +112,19 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def run_command(arguments: list[str]) -> int:
-    """Run the command line; its exit code. With --json an error is one object on stdout too."""
+    """Run the command line and return its exit code. With --json an error is one object on stdout too."""
     try:
         code = app(arguments, standalone_mode=False)
     except MintError as error:
         return _fail(arguments, str(error), 1)
     except (KeyboardInterrupt, typer.Abort):
-        return _fail(arguments, "interrupted; nothing is lost, the same command goes on", 130)
+        return _fail(arguments, "interrupted; run the same command again to resume", 130)
     except Exception as error:
         if (usage := _usage_code(error)) is not None:
             return usage
-        if isinstance(error, OSError) and error.errno in _MENDABLE:
+        if isinstance(error, OSError) and error.errno in _FIXABLE:
             where = f"{error.filename}: " if error.filename else ""
-            return _fail(arguments, f"{where}{error.strerror}; mend that and run the same command again", 1)
+            return _fail(arguments, f"{where}{error.strerror}; fix that and run the same command again", 1)
         import traceback
 
         traceback.print_exc()
@@ -130,7 +133,7 @@ def run_command(arguments: list[str]) -> int:
 
 
 def _usage_code(error: Exception) -> int | None:
-    """The exit code of an error of the command line's own usage, which is shown; None for any other error."""
+    """Show a usage error and return its exit code; None for any other error."""
     show = getattr(error, "show", None)
     if show is None:
         return None

@@ -1,15 +1,16 @@
-"""What people and machines get to see: progress and tables on a terminal, or one JSON object.
+"""Output of the commands: progress and tables on a terminal, or one JSON object.
 
-`json_records.py` turns results into the records of --json; `answer` prints such a record, or the tables made of it.
+`json_records.py` turns results into the records of --json; `answer` prints such a record as JSON or as tables.
 """
 
 from __future__ import annotations
 
 import json
+from itertools import islice
 from typing import TYPE_CHECKING, Any, Self
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, SpinnerColumn, Task, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, SpinnerColumn, Task, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
@@ -20,18 +21,18 @@ if TYPE_CHECKING:
     from mint.core.progress import Share
 
 Record = dict[str, Any]
-_ROWS_SHOWN = 20
+_MAX_ITEMS = 20  # of a dict in a table
 
 
 class _Remaining(TimeRemainingColumn):
-    """The time that a stage still takes; a node's share of it has no end of its own."""
+    """The remaining time of a stage; empty for a node's share, which has no total."""
 
     def render(self, task: Task) -> Text:
         return Text("") if task.fields["is_share"] else super().render(task)
 
 
 class Screen:
-    """Progress bars on stderr while work goes on, and the answer on stdout when it is done."""
+    """Progress bars on stderr during the work, and the answer on stdout at its end."""
 
     def __init__(self, as_json: bool) -> None:
         self._as_json = as_json
@@ -47,8 +48,8 @@ class Screen:
             console=self._stderr,
             disable=not self._stderr.is_terminal,
         )
-        self._stages: dict[str, Any] = {}
-        self._shares: dict[str, Any] = {}  # by node, of the stage that goes on
+        self._stages: dict[str, TaskID] = {}  # bars by stage
+        self._shares: dict[str, TaskID] = {}  # bars of the current stage by node
 
     def __enter__(self) -> Self:
         self._bars.start()
@@ -58,20 +59,18 @@ class Screen:
         self._bars.stop()
 
     def on_progress(self, step: Step) -> None:
-        """Show how far a stage has come."""
-        is_bytes = step.stage in ("analyze", "assemble", "download")
-        count = f"{format_size(step.done)} of {format_size(step.total)}" if is_bytes else f"{step.done} of {step.total}"
+        """Update the bar of a stage, and the bars of its nodes if there are several."""
+        text = format_size if step.stage in ("analyze", "assemble", "download") else str
+        count = f"{text(step.done)} of {text(step.total)}"
         if step.stage not in self._stages:
-            self._stages[step.stage] = self._bars.add_task(
-                step.stage, total=step.total, count=count, item="", is_share=False
-            )
+            self._stages[step.stage] = self._bars.add_task(step.stage, count="", item="", is_share=False)
             self._show_shares(())
         self._bars.update(self._stages[step.stage], completed=step.done, total=step.total, count=count, item=step.item)
         if len(step.shares) > 1:
             self._show_shares(step.shares)
 
     def _show_shares(self, shares: tuple[Share, ...]) -> None:
-        """A bar for each node, beside that of the busiest."""
+        """A bar for each node, relative to the busiest node."""
         for node in self._shares.keys() - {share.node for share in shares}:
             self._bars.remove_task(self._shares.pop(node))
         most = max((share.nbytes for share in shares), default=0)
@@ -84,24 +83,24 @@ class Screen:
             )
 
     def note(self, text: str) -> None:
-        """A line for people, on stderr."""
+        """Print a line on stderr."""
         self._stderr.print(text, highlight=False, markup=False, soft_wrap=True)
 
     def answer(self, record: Record) -> None:
-        """Print a record: as JSON, or as a table of its plain fields followed by one table per list."""
+        """Print a record: as JSON, or as one table per list of records, followed by its other fields."""
         if self._as_json:
             print(json.dumps(record, indent=2))
             return
-        for name, value in record.items():
-            if isinstance(value, list) and value and isinstance(value[0], dict):
-                self._table(name, value)
+        tables = {name: value for name, value in record.items() if _is_table(value)}
+        for name, rows in tables.items():
+            self._table(name, rows)
         width = max(len(name) for name in record)
         for name, value in record.items():
-            if not (isinstance(value, list) and value and isinstance(value[0], dict)):
+            if name not in tables:
                 self._stdout.print(f"{name:<{width}}  {_text(name, value)}", highlight=False, soft_wrap=True)
 
     def answer_all(self, records: list[Record]) -> None:
-        """Print one record as it is, several one after another; as JSON, as the list `results` of one object."""
+        """Print records one after another; several as JSON are the list `results` of one object."""
         if len(records) == 1:
             self.answer(records[0])
         elif self._as_json:
@@ -121,24 +120,23 @@ class Screen:
         self._stdout.print(table)
 
 
+def _is_table(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and isinstance(value[0], dict)
+
+
 def _text(name: str, value: Any) -> str:
-    """A field as people read it."""
+    """The text of a field in a table."""
     if isinstance(value, bool):
         return "yes" if value else "NO"
-    if isinstance(value, int) and (name.endswith("bytes") or name == "nbytes"):
-        return f"{value:,} ({format_size(value)})"
     if isinstance(value, int):
-        return f"{value:,}"
+        return f"{value:,} ({format_size(value)})" if name.endswith("bytes") else f"{value:,}"
     if isinstance(value, float):
         return f"{value:.6g}"
     if isinstance(value, dict):
-        if not value:
-            return "none"
-        shown = [f"{key} {_text(key, item)}" for key, item in list(value.items())[:_ROWS_SHOWN]]
-        more = [f"and {len(value) - _ROWS_SHOWN} more (--json lists all)"] if len(value) > _ROWS_SHOWN else []
-        return ", ".join(shown + more)
+        items = [f"{key} {_text(key, item)}" for key, item in islice(value.items(), _MAX_ITEMS)]
+        more = [f"and {len(value) - _MAX_ITEMS} more (--json lists all)"] if len(value) > _MAX_ITEMS else []
+        return ", ".join(items + more) or "none"
     if isinstance(value, list):
-        return f"{len(value)}" + (
-            f" ({', '.join(map(str, value[:3]))}{', ...' if len(value) > 3 else ''})" if value else ""
-        )
+        first = ", ".join(map(str, value[:3])) + (", ..." if len(value) > 3 else "")
+        return f"{len(value)} ({first})" if value else "0"
     return str(value)

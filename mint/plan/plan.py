@@ -1,23 +1,24 @@
-"""One format for every unit, and why: the record, and the JSON that a person can read and edit.
+"""A plan: one format per unit, with its reason. The record, and the JSON that a person can read and edit.
 
-A line per unit. Change its `format` and the plan is recomputed and checked when it is read: bytes, loss and totals
-follow from the formats and the measured curve, never from the numbers in the file.
+The JSON has a line per unit. After an edit of a unit's `format`, reading the plan recomputes and checks it: bytes, loss
+and totals follow from the formats and the measured curve, never from the numbers in the file.
 """
 
 import hashlib
 import json
-import os
 from collections import Counter
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property
 from math import fsum, prod
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
 from mint.analysis.analysis import sqnr_db
 from mint.analysis.features import Features
 from mint.core.errors import MintError
+from mint.core.files import write_whole
 from mint.formats.format import KEEP, Format, TensorSpec, parse_format
 from mint.formats.layout import MAX_SHARD_BYTES, OutputShard, lay_out, parameter_nbytes, shards_nbytes, unit_nbytes
 from mint.formats.rounding import parse_rounding
@@ -32,15 +33,16 @@ from mint.targets.speed import bytes_per_token, decode_cost
 
 SCHEMA = 4
 KIND = "mint plan"
+_by_layer = itemgetter(0)
 
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """The format of one unit, what it costs and hurts, and what else was there to choose from."""
+    """The format of one unit, its error and reason, and the alternatives."""
 
     path: str
     format: Format
-    error: float  # squared relative, in this format
+    error: float  # squared relative error in this format
     reason: str
     shape: tuple[int, ...]
     dtype: str
@@ -48,12 +50,12 @@ class Choice:
     layer: int
     min_bits: int  # the model's own floor
     alpha: float
-    alpha_from: str  # where it comes from: the prior table, or a probe
+    alpha_from: str  # the source of alpha: the prior table, or a probe
     active: float  # share of the weights that one token reads
     formats: tuple[Format, ...]  # measured
-    errors: tuple[float, ...]  # squared relative, of each
+    errors: tuple[float, ...]  # squared relative error of each measured format
     vetoed: tuple[Format, ...] = ()
-    features: Features | None = None  # where they were measured
+    features: Features | None = None  # None if not measured
 
     @property
     def weights(self) -> int:
@@ -64,53 +66,53 @@ class Choice:
         return self.format.tensors(self.path, self.shape, self.dtype)
 
     def nbytes(self, digits: int, format: Format | None = None) -> int:
-        """Bytes that the unit adds to the files, in its format or another."""
+        """Bytes of the unit in the files, header entries included, in its format or another."""
         return sum(unit_nbytes(self.path, format or self.format, self.shape, self.dtype, digits))
 
     def error_of(self, format: Format) -> float:
-        """Squared relative error of the unit in a measured format, or kept."""
+        """Squared relative error of the unit in a measured format; 0 if kept."""
         return 0.0 if format == KEEP else self.errors[self.formats.index(format)]
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What to write: every byte of it follows from this record and the model. What is derived is computed once."""
+    """The model to write: this record and the source decide every byte. Derived values are computed once."""
 
     model: str  # identity of the source
     model_type: str
     dtype: str
     analysis: str  # digest
-    rounding: str  # of the measured errors, and of what will be written
+    rounding: str  # of the measured errors, and of the model to write
     device: str
     budget_bytes: int
     objective: Objective
     rules: Rules
-    speed_price: float  # loss that a byte read at decoding is worth; 0 where only the loss counts
-    bound: float  # no plan within the budget has less loss and charge
+    speed_price: float  # loss charged per byte read at decoding; 0 without a preference for speed
+    bound: float  # no plan within the budget has less loss plus charge
     price: float  # loss that one more byte of budget saves
     choices: tuple[Choice, ...]
     parameters: tuple[Parameter, ...]
     max_shard_bytes: int = MAX_SHARD_BYTES
-    evidence: Evidence = NO_PROBES  # what the predicted KL rests on
-    edited: tuple[str, ...] = ()  # paths whose format was changed by hand
+    evidence: Evidence = NO_PROBES  # of the predicted KL
+    edited: tuple[str, ...] = ()  # paths whose format a person changed
 
     @cached_property
     def loss(self) -> float:
-        """What the objective predicts; for `output`, nats of KL divergence per token."""
+        """The value of the objective; for `output`, nats of KL divergence per token."""
         return fsum(self.loss_of(choice) for choice in self.choices)
 
     @property
     def predicted_kl(self) -> Estimate | None:
-        """The KL divergence to expect, in nats per token; None for objectives that predict none."""
+        """The expected KL divergence in nats per token; None for objectives that predict none."""
         return predicted_kl(self.loss, self.evidence) if self.objective.probes else None
 
     def loss_of(self, choice: Choice) -> float:
-        """A unit's share in the loss."""
+        """A unit's share of the loss."""
         return self.objective.loss(choice.alpha, choice.error)
 
     @cached_property
     def charge(self) -> float:
-        """What the wish for speed adds to the loss."""
+        """The preference for speed, as an addition to the loss."""
         if not self.speed_price:
             return 0.0
         costs = (decode_cost(choice.format, choice.shape, choice.dtype, choice.active) for choice in self.choices)
@@ -118,14 +120,14 @@ class Plan:
 
     @property
     def gap(self) -> float:
-        """Relative distance to the proved bound; 0 when no plan within the budget can be better."""
+        """Relative distance to the proved bound; 0 if no plan within the budget can be better."""
         cost = self.loss + self.charge
         gap = (cost - self.bound) / cost if cost > 0 else 0.0
-        return gap if gap > 1e-12 else 0.0  # below: the same sum in another order
+        return gap if gap > 1e-12 else 0.0  # a smaller gap is the same sum in another order
 
     @cached_property
     def bytes_per_token(self) -> float:
-        """Bytes of weights that decoding one token reads, about: every unit in use, every parameter."""
+        """Approximate bytes of weights that decoding one token reads: every active unit, every parameter."""
         units = (bytes_per_token(choice.format, choice.shape, choice.dtype, choice.active) for choice in self.choices)
         return fsum(units) + sum(parameter.nbytes for parameter in self.parameters)
 
@@ -135,7 +137,7 @@ class Plan:
         digits = offset_digits(self)
         sizes = [(c.layer, unit_nbytes(c.path, c.format, c.shape, c.dtype, digits)) for c in self.choices]
         sizes += [(layer_of(p.name), parameter_nbytes(p.name, p.shape, p.dtype, digits)) for p in self.parameters]
-        sizes.sort(key=_layer)
+        sizes.sort(key=_by_layer)
         return shards_nbytes((nbytes for _, nbytes in sizes), self.max_shard_bytes)
 
     @property
@@ -149,58 +151,50 @@ class Plan:
         return kept + sum(choice.weights for choice in self.choices)
 
     def groups(self) -> tuple[tuple[TensorSpec, ...], ...]:
-        """The tensors to write, kept together as they are stored, layer by layer."""
-        units = [(choice.layer, choice.tensors) for choice in self.choices]
-        rest: list[tuple[int, tuple[TensorSpec, ...]]] = [
-            (layer_of(parameter.name), (TensorSpec(parameter.name, parameter.dtype, parameter.shape),))
-            for parameter in self.parameters
-        ]
-        return tuple(tensors for _, tensors in sorted(units + rest, key=_layer))
+        """The tensors to write, in groups that are stored together, layer by layer."""
+        groups = [(choice.layer, choice.tensors) for choice in self.choices]
+        groups += [(layer_of(p.name), (TensorSpec(p.name, p.dtype, p.shape),)) for p in self.parameters]
+        return tuple(tensors for _, tensors in sorted(groups, key=_by_layer))
 
     @cached_property
     def layout(self) -> tuple[OutputShard, ...]:
         """The weight files, to the byte."""
-        digits = offset_digits(self)
-        return lay_out(self.groups(), digits=digits, max_shard_bytes=self.max_shard_bytes)
+        return lay_out(self.groups(), digits=offset_digits(self), max_shard_bytes=self.max_shard_bytes)
 
     @property
     def digest(self) -> str:
-        """SHA-256 of what decides the bytes of the output."""
+        """SHA-256 of the fields that decide the bytes of the output."""
         formats = [(c.path, str(c.format)) for c in self.choices]
         decisive = [self.model, self.dtype, self.rounding, self.max_shard_bytes, formats]
         return hashlib.sha256(json.dumps(decisive).encode()).hexdigest()
 
 
-def _layer(pair: tuple[int, Any]) -> int:
-    return pair[0]
-
-
 def offset_digits(plan: Plan) -> int:
-    """Digits that any offset of any plan for this model can have."""
+    """The most digits of an offset, in any plan of the model."""
     return digits_for((choice.shape for choice in plan.choices), plan.parameters)
 
 
 def digits_for(shapes: Iterable[tuple[int, ...]], parameters: Iterable[Parameter]) -> int:
-    """Digits of an upper bound of the model's bytes: 8 a weight."""
+    """Digits of an upper bound of the model's bytes, 8 per weight."""
     return len(str(8 * (sum(map(prod, shapes)) + sum(prod(parameter.shape) for parameter in parameters))))
 
 
 def quantization_entries(plan: Plan) -> dict[str, Any]:
-    """The config's `quantization`: the commonest format as default, and an entry for every module all the same.
+    """The config's `quantization`: the most frequent format as default, and an entry for every module.
 
-    Loaders that infer nothing (older mlx_lm, mlx-vlm, mlx-swift) need them all. `mode` is left out where all are
-    affine, the default: loaders from before modes take the key for an error.
+    Loaders that infer nothing (older mlx_lm, mlx-vlm, mlx-swift) need an entry for every module. `mode` is left out if
+    every format is affine, the default: loaders older than modes reject the key.
     """
-    used = Counter(choice.format for choice in plan.choices if choice.format != KEEP)
-    if not used:
+    counts = Counter(choice.format for choice in plan.choices if choice.format != KEEP)
+    if not counts:
         return {}
-    default = min(used, key=lambda format: (-used[format], format))
-    entries: dict[str, Any] = dict(default.parameters())
-    entries.update({choice.path: choice.format.config() for choice in plan.choices})
-    if all(format.mode == "affine" for format in used):
-        for entry in (entries, *entries.values()):
+    default = min(counts, key=lambda format: (-counts[format], format)).parameters()
+    modules = {choice.path: choice.format.config() for choice in plan.choices}
+    if all(format.mode == "affine" for format in counts):
+        for entry in (default, *modules.values()):
             if isinstance(entry, dict):
                 entry.pop("mode", None)
+    entries = {**default, **modules}
     return {"quantization": entries, "quantization_config": entries}
 
 
@@ -208,12 +202,7 @@ def write_plan(plan: Plan, path: Path | str) -> None:
     """Write the plan as JSON, one line per unit, whole or not at all."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("w") as file:
-        file.write(plan_text(plan))
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    write_whole(path, plan_text(plan).encode())
 
 
 def plan_text(plan: Plan) -> str:
@@ -251,10 +240,10 @@ def plan_text(plan: Plan) -> str:
 
 
 def read_plan(path: Path | str) -> Plan:
-    """Read a plan, or that of a folder that mint wrote, and check it anew.
+    """Read a plan, or the plan of a folder that mint wrote, and check it.
 
-    Formats changed by hand are taken over and listed in `edited`. Raises `MintError` for a file that is not a plan, a
-    format that a unit cannot have, or a total over the budget.
+    Formats that a person changed are adopted and listed in `edited`. Raises `MintError` for a file that is not a plan,
+    a format that a unit cannot have, or a total over the budget.
     """
     path = Path(path)
     if path.is_dir():
@@ -288,32 +277,27 @@ def read_plan(path: Path | str) -> Plan:
 
 def _plan(record: dict[str, Any]) -> Plan:
     parameters = tuple(
-        Parameter(fields["name"], tuple(fields["shape"]), fields["dtype"], tuple(fields["sources"]))
-        for fields in record["parameters"]
+        Parameter(line["name"], tuple(line["shape"]), line["dtype"], tuple(line["sources"]))
+        for line in record["parameters"]
     )
-    digits = digits_for((fields["shape"] for fields in record["units"]), parameters)
-    wanted = objective(record["objective"])
+    digits = digits_for((line["shape"] for line in record["units"]), parameters)
+    goal = objective(record["objective"])
     parse_rounding(record["rounding"])
-    pairs = [_choice(fields, wanted, digits) for fields in record["units"]]
+    pairs = [_choice(line, goal, digits) for line in record["units"]]
     return Plan(
-        model=record["model"],
-        model_type=record["model_type"],
-        dtype=record["dtype"],
-        analysis=record["analysis"],
-        rounding=record["rounding"],
-        device=record["device"],
-        budget_bytes=int(record["budget_bytes"]),
-        objective=wanted,
+        **_scalars(Plan, record),
+        objective=goal,
         rules=Rules.from_dict(record["rules"]),
-        speed_price=float(record["speed_price"]),
-        bound=float(record["bound"]),
-        price=float(record["price"]),
         choices=tuple(choice for choice, _ in pairs),
         parameters=parameters,
-        max_shard_bytes=int(record["max_shard_bytes"]),
         evidence=Evidence(**record["evidence"]),
         edited=tuple(choice.path for choice, edited in pairs if edited),
     )
+
+
+def _scalars(cls: type[Plan | Choice], record: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of all fields that are text or numbers, as their declared types."""
+    return {field.name: field.type(record[field.name]) for field in fields(cls) if field.type in (str, int, float)}
 
 
 def _choice_record(plan: Plan, choice: Choice, digits: int) -> dict[str, Any]:
@@ -338,32 +322,23 @@ def _choice_record(plan: Plan, choice: Choice, digits: int) -> dict[str, Any]:
     }
 
 
-def _choice(fields: dict[str, Any], objective: Objective, digits: int) -> tuple[Choice, bool]:
-    """The choice of a line, and whether its format was changed by hand since it was written."""
-    format = parse_format(fields["format"])
-    curve = {parse_format(name): float(error) for name, error in fields["curve"].items()}
+def _choice(line: dict[str, Any], objective: Objective, digits: int) -> tuple[Choice, bool]:
+    """The choice of a line; True if a person changed its format."""
+    format = parse_format(line["format"])
+    curve = {parse_format(name): float(error) for name, error in line["curve"].items()}
     if format not in (KEEP, *curve):
-        known = ", ".join(map(str, (*curve, KEEP)))
-        raise MintError(f"unit {fields['path']} cannot be stored as {format}; needed one of {known}")
+        formats = ", ".join(map(str, (*curve, KEEP)))
+        raise MintError(f"unit {line['path']} cannot be stored as {format}; needed one of {formats}")
     choice = Choice(
-        path=fields["path"],
+        **_scalars(Choice, {**line, "error": curve.get(format, 0.0)}),
         format=format,
-        error=curve.get(format, 0.0),
-        reason=fields["reason"],
-        shape=tuple(fields["shape"]),
-        dtype=fields["dtype"],
-        role=fields["role"],
-        layer=int(fields["layer"]),
-        min_bits=int(fields["min_bits"]),
-        alpha=float(fields["alpha"]),
-        alpha_from=fields["alpha_from"],
-        active=float(fields["active"]),
+        shape=tuple(line["shape"]),
         formats=tuple(curve),
         errors=tuple(curve.values()),
-        vetoed=tuple(map(parse_format, fields["vetoed"])),
-        features=Features(**fields["features"]) if "features" in fields else None,
+        vetoed=tuple(map(parse_format, line["vetoed"])),
+        features=Features(**line["features"]) if "features" in line else None,
     )
-    written = (int(fields["nbytes"]), float(fields["loss"]))
+    written = (int(line["nbytes"]), float(line["loss"]))
     edited = (choice.nbytes(digits), objective.loss(choice.alpha, choice.error)) != written
     return (replace(choice, reason="chosen by hand") if edited else choice), edited
 

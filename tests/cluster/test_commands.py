@@ -414,7 +414,7 @@ def test_a_missing_extra_is_named(package: str, token: Path) -> None:
 def test_without_the_cluster_commands_the_extra_is_named(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("mint.cli.plugins.entry_points", lambda group, name: ())
+    monkeypatch.setattr("importlib.metadata.entry_points", lambda group, name: ())
     assert run_command(["cluster", "status"]) == 1
     assert "pip install 'mint-mlx[cluster]'" in capsys.readouterr().err
 

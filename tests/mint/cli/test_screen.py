@@ -1,4 +1,4 @@
-"""What a terminal shows while work goes on."""
+"""Progress bars on a terminal."""
 
 import pytest
 
@@ -13,12 +13,12 @@ def _terminal(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def _shown(capsys: pytest.CaptureFixture[str], *steps: Progress) -> list[str]:
-    """The lines that are left when all steps were shown."""
+    """The lines on the terminal after all steps."""
     with Screen(as_json=False) as screen:
         for step in steps:
             screen.on_progress(step)
         capsys.readouterr()
-    drawn = capsys.readouterr().err.rpartition("\x1b[2K")[2]  # the last line that was cleared is where it began anew
+    drawn = capsys.readouterr().err.rpartition("\x1b[2K")[2]  # the last redraw begins at the last cleared line
     return [line for line in drawn.splitlines() if line.strip("\x1b[?25hlGKm ")]
 
 
@@ -26,7 +26,7 @@ TWO = (Share("alpha", 30_000_000, 5_000_000), Share("beta", 10_000_000, 0))
 
 
 @pytest.mark.usefixtures("_terminal")
-def test_each_of_several_nodes_has_a_line_below_its_stage(capsys: pytest.CaptureFixture[str]) -> None:
+def test_several_nodes_have_a_line_each_below_their_stage(capsys: pytest.CaptureFixture[str]) -> None:
     stage, alpha, beta = _shown(capsys, Progress("analyze", 40_000_000, 90_000_000, "x.q_proj", TWO))
     assert "analyze" in stage
     assert "40 MB of 90 MB" in stage
@@ -39,13 +39,13 @@ def test_each_of_several_nodes_has_a_line_below_its_stage(capsys: pytest.Capture
 
 
 @pytest.mark.usefixtures("_terminal")
-def test_one_node_alone_needs_no_line(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_single_node_has_no_line(capsys: pytest.CaptureFixture[str]) -> None:
     shown = _shown(capsys, Progress("analyze", 4, 9, "x", TWO[:1]))
     assert not any("alpha" in line for line in shown)
 
 
 @pytest.mark.usefixtures("_terminal")
-def test_the_next_stage_begins_without_the_nodes_of_the_last(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_next_stage_removes_the_nodes_of_the_last(capsys: pytest.CaptureFixture[str]) -> None:
     shown = _shown(capsys, Progress("analyze", 9, 9, "", TWO), Progress("assemble", 0, 9, ""))
     assert any("assemble" in line for line in shown)
     assert not any("alpha" in line or "beta" in line for line in shown)

@@ -1,4 +1,4 @@
-"""Why a unit has its format, and what differs between plans."""
+"""Explanations of the units' formats, and differences between plans."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -29,7 +29,7 @@ def _plan(analysis: Analysis, share: float, rules: Rules = Rules()) -> Plan:  # 
     return allocate(analysis, smallest + int((largest - smallest) * share), rules=rules)
 
 
-def test_every_unit_has_its_format_as_chosen_and_verdicts_for_the_rest(analysis: Analysis) -> None:
+def test_exactly_the_format_of_a_unit_has_the_verdict_chosen(analysis: Analysis) -> None:
     plan = _plan(analysis, 0.5)
     for explanation in explain(plan):
         verdicts = {option.format: option.verdict for option in explanation.options}
@@ -38,7 +38,7 @@ def test_every_unit_has_its_format_as_chosen_and_verdicts_for_the_rest(analysis:
         assert all(verdicts[format] == VETOED for format in explanation.choice.vetoed if verdicts[format] != FLOOR)
 
 
-def test_what_is_possible_gets_better_with_every_byte(analysis: Analysis) -> None:
+def test_a_possible_option_with_more_bytes_has_less_loss(analysis: Analysis) -> None:
     for explanation in explain(_plan(analysis, 0.5)):
         possible = [option for option in explanation.options if option.verdict in (OPEN, CHOSEN)]
         losses = [option.loss for option in possible]
@@ -46,7 +46,7 @@ def test_what_is_possible_gets_better_with_every_byte(analysis: Analysis) -> Non
         assert all(option.loss >= min(losses) for option in explanation.options if option.verdict == WORSE)
 
 
-def test_rules_and_floors_are_named(analysis: Analysis) -> None:
+def test_verdicts_name_the_rules_and_the_models_floor(analysis: Analysis) -> None:
     rules = Rules(veto_db=-9.0, formats=(parse_format("4/32"), parse_format("8/32")), max_bits=16)
     for explanation in explain(_plan(analysis, 0.6, rules)):
         for option in explanation.options:
@@ -71,8 +71,8 @@ def test_steps_lead_to_possible_formats_and_a_step_down_costs_at_least_the_price
 
 def test_a_pattern_chooses_the_units_and_one_without_match_is_refused(analysis: Analysis) -> None:
     plan = _plan(analysis, 0.5)
-    found = explain(plan, "*.q_proj")
-    assert {explanation.choice.role for explanation in found} == {"q"}
+    explanations = explain(plan, "*.q_proj")
+    assert {explanation.choice.role for explanation in explanations} == {"q"}
     with pytest.raises(MintError, match="matches no unit"):
         explain(plan, "no.such.unit")
 

@@ -1,3 +1,5 @@
+"""Plans keep their budget, their rules and the model's floor; files of plans can be edited, within limits."""
+
 import json
 from collections.abc import Callable
 from pathlib import Path

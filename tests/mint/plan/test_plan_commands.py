@@ -1,4 +1,4 @@
-"""The commands around plans, as people and machines use them."""
+"""The commands that make, draw, explain and compare plans."""
 
 import csv
 import json
@@ -36,9 +36,9 @@ def test_several_budgets_make_several_plans(analysis: Path, tmp_path: Path, caps
     budgets = ["min", "0.5x", "6bpw"]
     arguments = [part for budget in budgets for part in ("--budget", budget)]
     results = _json(capsys, "allocate", str(analysis), *arguments, "--output", str(output))["results"]
-    assert [Path(each["plan"]).name for each in results] == ["plan-min.json", "plan-0.5x.json", "plan-6bpw.json"]
-    for each in results:
-        assert read_plan(each["plan"]).planned_bytes == each["planned_bytes"] <= each["budget_bytes"]
+    assert [Path(result["plan"]).name for result in results] == ["plan-min.json", "plan-0.5x.json", "plan-6bpw.json"]
+    for result in results:
+        assert read_plan(result["plan"]).planned_bytes == result["planned_bytes"] <= result["budget_bytes"]
     assert run_command(["allocate", str(analysis), *arguments, "--output", str(output)]) == 1
     assert "exists; nothing is ever overwritten" in capsys.readouterr().err
 
@@ -49,8 +49,8 @@ def test_rules_reach_the_plan(analysis: Path, tmp_path: Path, capsys: pytest.Cap
     rules = ["--formats", "3,4,8@32,64", "--keep", "*.q_proj", "--set", "*.v_proj=8/64", "--locks", str(locks)]
     plan = tmp_path / "plan.json"
     _json(capsys, "allocate", str(analysis), "--budget", "max", "--max-bits", "8", *rules, "--output", str(plan))
-    found = {choice.path.rpartition(".")[2]: str(choice.format) for choice in read_plan(plan).choices}
-    assert (found["q_proj"], found["v_proj"], found["k_proj"]) == ("keep", "8/64", "8/32")
+    formats = {choice.path.rpartition(".")[2]: str(choice.format) for choice in read_plan(plan).choices}
+    assert (formats["q_proj"], formats["v_proj"], formats["k_proj"]) == ("keep", "8/64", "8/32")
     assert {str(choice.format) for choice in read_plan(plan).choices if choice.role == "o"} <= {"8/32", "8/64"}
 
 
@@ -88,7 +88,7 @@ def test_a_device_and_a_context_are_a_budget(analysis: Path, capsys: pytest.Capt
         (["--budget", "1MB", "--min-bits", "7", "--max-bits", "7"], ["no format has from 7 to 7 bits"]),
     ],
 )
-def test_what_cannot_be_is_said_with_what_to_do(
+def test_an_impossible_request_exits_1_and_names_a_remedy(
     analysis: Path, arguments: list[str], complaints: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run_command(["allocate", str(analysis), *arguments]) == 1
@@ -99,7 +99,7 @@ def test_what_cannot_be_is_said_with_what_to_do(
         assert complaint in captured.err
 
 
-def test_a_curve_is_a_table_a_file_and_a_picture(
+def test_a_curve_is_printed_written_and_drawn(
     analysis: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     numbers, picture = tmp_path / "curve.csv", tmp_path / "curve.svg"
@@ -122,7 +122,7 @@ def test_a_curve_is_a_table_a_file_and_a_picture(
     assert "knees" in capsys.readouterr().out
 
 
-def test_plans_explain_themselves_and_differ(
+def test_explain_lists_units_and_options_and_diff_lists_changes(
     analysis: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     small, large = tmp_path / "small.json", tmp_path / "large.json"
@@ -149,7 +149,7 @@ def test_devices_and_loaders_are_listed_with_their_sources(capsys: pytest.Captur
     assert "no device has 'commodore'" in capsys.readouterr().err
 
 
-def test_allocating_starts_no_compiler_and_no_model_code(analysis: Path) -> None:
+def test_allocate_imports_no_compiler_and_no_model_code(analysis: Path) -> None:
     code = (
         "import sys; from mint.cli.main import run_command;"
         f"run_command(['allocate', {str(analysis)!r}, '--budget', '0.5x']);"

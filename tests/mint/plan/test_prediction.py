@@ -1,4 +1,4 @@
-"""Predicted KL: what it says, how wide its interval is, and where it is shown."""
+"""Predicted KL: its value, its interval, and the commands that show it."""
 
 import csv
 import json
@@ -18,11 +18,20 @@ from mint.analysis.probes.probe_file import Probe, Probed, probe_path, write_pro
 from mint.cli.main import run_command
 from mint.core.errors import MintError
 from mint.model.source import open_source
-from mint.plan import prediction
 from mint.plan.allocate import allocate
 from mint.plan.objectives import OBJECTIVES
 from mint.plan.plan import read_plan, write_plan
-from mint.plan.prediction import NO_PROBES, TRIALS, VALID_KL, Evidence, Sampling, describe, form_error, predicted_kl
+from mint.plan.prediction import (
+    NO_PROBES,
+    TRIALS,
+    VALID_KL,
+    Evidence,
+    Sampling,
+    describe,
+    form_error,
+    predicted_kl,
+    student_percentile,
+)
 from mint.plan.problem import Problem
 from tools.bench.prediction import Row, budgets, rank_correlation, summary
 
@@ -54,32 +63,32 @@ def probed(analysis: Analysis) -> Probed:
 @pytest.mark.parametrize("freedom", [1, 2, 5, 15, 16, 40])
 def test_percentiles_of_t_enclose_95_percent(freedom: int) -> None:
     """Against the density of Student's t, integrated."""
-    end = prediction._student(freedom)
-    places = np.linspace(-end, end, 20_001)
+    end = student_percentile(freedom)
+    points = np.linspace(-end, end, 20_001)
     scale = gamma((freedom + 1) / 2) / sqrt(freedom * pi) / gamma(freedom / 2)
-    density = scale * (1 + places**2 / freedom) ** (-(freedom + 1) / 2)
-    assert float(np.trapezoid(density, places)) == pytest.approx(0.95, abs=5e-4)
+    density = scale * (1 + points**2 / freedom) ** (-(freedom + 1) / 2)
+    assert float(np.trapezoid(density, points)) == pytest.approx(0.95, abs=5e-4)
 
 
-def test_the_spread_is_that_of_the_sum_over_units_of_every_sequence() -> None:
+def test_the_spread_is_the_standard_error_of_the_sum_over_units_of_each_sequence() -> None:
     kls = {"a": (1.0, 2.0, 3.0), "b": (0.2, 0.2, 0.5), "d": (0.1, 0.4, 0.1)}
     losses = np.array([0.5, 0.2, 0.3, 0.1])  # c has no probe
-    found = Sampling(PATHS, _probed("m", kls)).evidence(losses)
+    evidence = Sampling(PATHS, _probed("m", kls)).evidence(losses)
     shares = {"a": 0.5, "b": 0.2, "d": 0.1}
     sums = [fsum(shares[path] * kls[path][s] / fmean(kls[path]) for path in kls) for s in range(3)]
-    assert found.probed == pytest.approx(0.8 / 1.1)
-    assert found.sequences == 3
-    assert found.spread == pytest.approx(stdev(sums) / sqrt(3) / fmean(sums))
+    assert evidence.probed == pytest.approx(0.8 / 1.1)
+    assert evidence.sequences == 3
+    assert evidence.spread == pytest.approx(stdev(sums) / sqrt(3) / fmean(sums))
 
 
-def test_units_that_move_against_each_other_leave_no_spread() -> None:
+def test_units_with_opposite_variation_have_no_spread() -> None:
     against = Sampling(("a", "b"), _probed("m", {"a": (1.0, 3.0), "b": (3.0, 1.0)}))
     together = Sampling(("a", "b"), _probed("m", {"a": (1.0, 3.0), "b": (1.0, 3.0)}))
     assert against.evidence(np.array([0.1, 0.1])).spread == pytest.approx(0, abs=1e-12)
     assert together.evidence(np.array([0.1, 0.1])).spread == pytest.approx(0.5)
 
 
-def test_the_interval_widens_with_every_reason_for_doubt() -> None:
+def test_the_interval_widens_with_spread_and_with_unprobed_units() -> None:
     sure = Evidence(1.0, 8, 0.0)
     assert sure.factor == pytest.approx(exp(form_error("probed")))
     spreads = [replace(sure, spread=spread).factor for spread in (0.0, 0.1, 0.2)]
@@ -94,33 +103,31 @@ def test_the_interval_widens_with_every_reason_for_doubt() -> None:
     assert kl.high / kl.value == pytest.approx(kl.value / kl.low) == pytest.approx(sure.factor)
 
 
-def test_the_error_of_form_is_student_t_over_models_of_the_trials() -> None:
-    """The prior was fitted to one of the models, so only the other one tells how it does on a model it has not seen."""
-    assert {trial.model for trial in TRIALS if trial.alphas == "prior"} == {"diag"}
+def test_the_form_error_is_a_t_interval_over_the_models_of_the_trials() -> None:
+    """The prior was fitted to one of the models, so only the other one shows its error on a new model."""
+    assert list(TRIALS["prior"]) == ["diag"]
     for alphas in ("prior", "probed"):
-        means = {
-            model: np.mean(
-                [log(t.measured / t.predicted) ** 2 for t in TRIALS if (t.alphas, t.model) == (alphas, model)
-                 and t.predicted <= VALID_KL]
-            )
-            for model in {trial.model for trial in TRIALS if trial.alphas == alphas}
-        }  # fmt: skip
+        means = [
+            np.mean([log(measured / predicted) ** 2 for predicted, measured in trials if predicted <= VALID_KL])
+            for trials in TRIALS[alphas].values()
+        ]
         percentile = {1: 12.706, 2: 4.303}[len(means)]
-        assert form_error(alphas) == pytest.approx(percentile * sqrt(np.mean(list(means.values()))))
+        assert form_error(alphas) == pytest.approx(percentile * sqrt(np.mean(means)))
 
 
-def test_a_compensated_plan_is_predicted_to_have_the_share_that_such_plans_had() -> None:
+def test_a_compensated_plan_is_predicted_the_relief_of_earlier_compensated_plans() -> None:
     plain = Evidence(1.0, 8, 0.05)
     compensated = replace(plain, compensated=True)
-    tried = [log(t.measured / t.predicted) for t in TRIALS if t.alphas == "compensated"]
-    assert exp(min(tried)) < compensated.relief < exp(max(tried)) < 1
+    pairs = [pair for trials in TRIALS["compensated"].values() for pair in trials]
+    shares = [measured / predicted for predicted, measured in pairs]
+    assert min(shares) < compensated.relief < max(shares) < 1
     assert plain.relief == 1
     assert predicted_kl(0.3, compensated).value == pytest.approx(0.3 * compensated.relief)
     assert compensated.factor == pytest.approx(exp(hypot(log(plain.factor), form_error("compensated"))))
     assert "for compensation" in describe(predicted_kl(0.3, compensated), compensated)
 
 
-def test_the_analysis_says_whether_a_plan_is_compensated(analysis: Analysis, probed: Probed) -> None:
+def test_the_rounding_of_the_analysis_decides_if_a_plan_is_compensated(analysis: Analysis, probed: Probed) -> None:
     plan, compensated = (
         Problem(replace(analysis, rounding=rounding), probed=probed).plan(10**9)
         for rounding in ("search", "compensate")
@@ -130,9 +137,7 @@ def test_the_analysis_says_whether_a_plan_is_compensated(analysis: Analysis, pro
 
 
 @pytest.mark.parametrize("prefer_speed", [0.0, 1.0])
-def test_a_plan_predicts_its_loss_and_a_curve_says_the_same(
-    analysis: Analysis, probed: Probed, prefer_speed: float
-) -> None:
+def test_a_plan_and_a_curve_predict_the_same_kl(analysis: Analysis, probed: Probed, prefer_speed: float) -> None:
     problem = Problem(analysis, probed=probed, prefer_speed=prefer_speed)
     for share in (0.3, 0.5, 0.9):
         budget = int(share * problem.largest_bytes + (1 - share) * problem.smallest_bytes)
@@ -149,7 +154,7 @@ def test_a_plan_predicts_its_loss_and_a_curve_says_the_same(
 
 
 @pytest.mark.parametrize("name", sorted(set(OBJECTIVES) - {"output"}))
-def test_other_objectives_predict_nothing(
+def test_other_objectives_predict_no_kl(
     name: str, analysis: Analysis, path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     plan = allocate(analysis, "0.5x", objective=name)
@@ -160,7 +165,9 @@ def test_other_objectives_predict_nothing(
     assert not [key for key in (*record, *record["points"][0]) if "predicted" in key]
 
 
-def test_plans_keep_what_their_prediction_rests_on(analysis: Analysis, probed: Probed, tmp_path: Path) -> None:
+def test_a_written_plan_keeps_the_evidence_of_its_prediction(
+    analysis: Analysis, probed: Probed, tmp_path: Path
+) -> None:
     file = tmp_path / "plan.json"
     plan = allocate(analysis, "0.5x", probed=probed)
     write_plan(plan, file)
@@ -173,7 +180,7 @@ def test_plans_keep_what_their_prediction_rests_on(analysis: Analysis, probed: P
         read_plan(file)
 
 
-def test_words_tell_the_source_and_where_it_ends() -> None:
+def test_the_description_names_the_evidence_and_its_limit() -> None:
     evidence = Evidence(0.75, 8, 0.12)
     assert "75% from probes on 8 sequences, standard error 12%" in describe(predicted_kl(0.3, evidence), evidence)
     assert "beyond" not in describe(predicted_kl(VALID_KL, evidence), evidence)
@@ -189,11 +196,11 @@ def test_allocate_and_curve_show_the_interval(
     prior = _run(capsys, "allocate", str(beside), "--budget", "0.5x")
     header = {"schema": 2, "model": probed.model, "tokens": "", "base": "full", "units": list(probed.probes)}
     write_probed(probe_path(beside), header, probed.probes)
-    found = _run(capsys, "allocate", str(beside), "--budget", "0.5x")
-    for record in (prior, found):
+    allocated = _run(capsys, "allocate", str(beside), "--budget", "0.5x")
+    for record in (prior, allocated):
         assert record["predicted_low"] < record["predicted_kl"] == record["loss"] < record["predicted_high"]
-    assert found["predicted_high"] / found["predicted_kl"] < prior["predicted_high"] / prior["predicted_kl"]
-    assert "6 sequences" in found["predicted_from"]
+    assert allocated["predicted_high"] / allocated["predicted_kl"] < prior["predicted_high"] / prior["predicted_kl"]
+    assert "6 sequences" in allocated["predicted_from"]
     numbers = tmp_path / "curve.csv"
     record = _run(capsys, "curve", str(beside), "--points", "7", "--csv", str(numbers))
     with numbers.open() as file:
@@ -214,16 +221,16 @@ def _run(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, Any]:
     return record
 
 
-def test_the_check_ranks_and_counts() -> None:
+def test_the_benchmark_computes_rank_correlation_and_interval_coverage() -> None:
     assert rank_correlation([1, 2, 3, 4], [10, 20, 30, 40]) == 1
     assert rank_correlation([1, 2, 3, 4], [4, 3, 2, 1]) == -1
     generator = np.random.default_rng(1)
     left, right = generator.random(9), generator.random(9)
     ranks = [np.argsort(np.argsort(values)).tolist() for values in (left, right)]
     assert rank_correlation(left.tolist(), right.tolist()) == pytest.approx(correlation(*ranks))
-    found = summary([Row(1, 1.0, 0.5, 2.0, 1.5, 1.4, 1.6), Row(2, 0.1, 0.05, 0.2, 0.3, 0.2, 0.4)])
-    assert found["inside"] == 1
-    assert found["most_factor"] == pytest.approx(3)
+    figures = summary([Row(1, 1.0, 0.5, 2.0, 1.5, 1.4, 1.6), Row(2, 0.1, 0.05, 0.2, 0.3, 0.2, 0.4)])
+    assert figures["inside"] == 1
+    assert figures["most_factor"] == pytest.approx(3)
     between = budgets(100, 1000, 10)
     assert len(between) == 10
     assert 100 < between[0] < between[-1] < 1000

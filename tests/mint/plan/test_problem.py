@@ -114,25 +114,25 @@ def test_a_plan_with_rules_and_a_wish_reads_back(experts: Analysis, tmp_path: Pa
     assert read_plan(tmp_path / "plan.json") == plan
 
 
-def test_used_bytes_fill_the_budget_and_the_curve_falls(analysis: Analysis) -> None:
-    found = curve(Problem(analysis, rules=ANY), points=30)
-    assert len(found.points) == 30
-    losses = [point.loss for point in found.points]
+def test_the_curve_falls_and_its_plans_keep_their_budgets(analysis: Analysis) -> None:
+    curve_30 = curve(Problem(analysis, rules=ANY), points=30)
+    assert len(curve_30.points) == 30
+    losses = [point.loss for point in curve_30.points]
     assert losses == sorted(losses, reverse=True)
     assert losses[-1] == 0
-    for point in found.points:
+    for point in curve_30.points:
         assert point.planned_bytes <= point.budget_bytes
         assert point.gap < 1e-6
-    assert set(found.knees) <= set(found.points)
+    assert set(curve_30.knees) <= set(curve_30.points)
 
 
-def test_between_its_points_a_curve_is_interpolated(analysis: Analysis) -> None:
-    found = curve(Problem(analysis, rules=ANY), points=10)
-    for left, right in zip(found.points, found.points[1:], strict=False):
-        assert found.loss_at(left.budget_bytes) == pytest.approx(left.loss)
-        assert right.loss <= found.loss_at((left.budget_bytes + right.budget_bytes) // 2) <= left.loss
-    assert found.loss_at(1) == found.points[0].loss
-    assert found.loss_at(10**12) == 0
+def test_a_curve_is_interpolated_between_its_points(analysis: Analysis) -> None:
+    curve_10 = curve(Problem(analysis, rules=ANY), points=10)
+    for left, right in zip(curve_10.points, curve_10.points[1:], strict=False):
+        assert curve_10.loss_at(left.budget_bytes) == pytest.approx(left.loss)
+        assert right.loss <= curve_10.loss_at((left.budget_bytes + right.budget_bytes) // 2) <= left.loss
+    assert curve_10.loss_at(1) == curve_10.points[0].loss
+    assert curve_10.loss_at(10**12) == 0
 
 
 def test_a_knee_is_where_the_saving_per_byte_halves() -> None:

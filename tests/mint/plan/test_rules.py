@@ -1,4 +1,4 @@
-"""What may be chosen: limits, the veto, locks, and their contradictions."""
+"""The rules of a plan: limits, the veto, locks, and their contradictions."""
 
 import json
 from dataclasses import replace
@@ -42,14 +42,14 @@ def test_without_rules_only_the_veto_takes_formats() -> None:
     assert reason == "least loss; 6 formats below 20 dB"
 
 
-def test_limits_of_bits_hold_and_below_sixteen_a_unit_is_not_kept() -> None:
+def test_limits_of_bits_apply_and_below_sixteen_a_unit_is_not_kept() -> None:
     formats, _ = _allowed(Rules(veto_db=-9, min_bits=3, max_bits=5))
     assert {FORMAT[name].bits for name in formats} == {3, 4, 5}
     formats, _ = _allowed(Rules(veto_db=-9, max_bits=16))
     assert "keep" in formats
 
 
-def test_the_models_floor_holds_beside_the_rules() -> None:
+def test_the_models_floor_applies_beside_the_rules() -> None:
     formats, reason = _allowed(Rules(veto_db=-9, min_bits=3), _unit(min_bits=8))
     assert {FORMAT[name].bits for name in formats - {"keep"}} == {8}
     assert "at least 8 bits" in reason
@@ -73,7 +73,7 @@ def test_rules_that_leave_no_format_are_refused() -> None:
         _allowed(Rules(min_bits=7, max_bits=7))
 
 
-def test_a_lock_sets_one_format_whatever_the_veto_says() -> None:
+def test_a_lock_overrides_the_veto() -> None:
     formats, reason = _allowed(Rules(veto_db=100.0, locks=(("*.up_proj", FORMAT["2/64"]),)))
     assert formats == {"2/64"}
     assert reason == "set to 2/64 by *.up_proj"
@@ -100,12 +100,12 @@ def test_locks_that_contradict_each_other_are_refused() -> None:
         (_unit(shape=(64, 96)), "4/64", "does not divide its last axis of 96"),
     ],
 )
-def test_a_lock_that_cannot_be_is_refused(unit: Unit, format: str, complaint: str) -> None:
+def test_an_impossible_lock_is_refused(unit: Unit, format: str, complaint: str) -> None:
     with pytest.raises(MintError, match=complaint):
         _allowed(Rules(locks=(("*", FORMAT[format]),)), unit)
 
 
-def test_a_unit_that_no_wanted_format_fits_is_kept_and_says_so() -> None:
+def test_a_unit_that_no_permitted_format_fits_is_kept_with_that_reason() -> None:
     unit = _unit(min_bits=8)
     assert _allowed(Rules(formats=(FORMAT["4/64"],)), unit) == (
         {"keep"},
@@ -140,6 +140,6 @@ def test_rules_read_back_as_they_were_written() -> None:
     assert Rules.from_dict(json.loads(json.dumps(rules.to_dict()))) == rules
 
 
-def test_a_loader_from_before_a_format_cannot_be_given_it() -> None:
+def test_formats_newer_than_a_loader_are_incompatible_with_it() -> None:
     assert NVFP4 not in compatible_formats("mlx-0.29.0")
     assert {format.bits for format in compatible_formats("mlx-0.21.1")} == {0, 2, 3, 4, 6, 8}

@@ -1,4 +1,4 @@
-"""The tables of devices, loaders and speeds: each is data with sources, so the tests are laws over its rows."""
+"""The tables of devices, loaders and speeds. They are data with sources, so the tests are laws over their rows."""
 
 import re
 import subprocess
@@ -44,7 +44,7 @@ def test_names_of_devices_are_unique() -> None:
 
 
 @pytest.mark.parametrize("source", SOURCES)
-def test_every_row_says_where_it_is_from_or_that_it_is_an_estimate(source: str) -> None:
+def test_every_row_has_a_source_or_is_an_estimate(source: str) -> None:
     assert SOURCE.search(source)
 
 
@@ -62,7 +62,7 @@ def test_more_memory_never_means_a_smaller_working_set_within_a_chip() -> None:
             assert one.working_set_bytes < other.working_set_bytes
 
 
-def test_a_chip_is_sold_once_with_each_memory() -> None:
+def test_no_chip_is_listed_twice_with_the_same_memory() -> None:
     sold = [(row.chip, gib) for row in MAC_CHIPS for gib in row.memory_gib]
     assert len(set(sold)) == len(sold)
 
@@ -70,7 +70,7 @@ def test_a_chip_is_sold_once_with_each_memory() -> None:
 @pytest.mark.parametrize(
     ("gib", "mib"), [(16, 10922), (32, 21845), (36, 27648), (64, 49152), (96, 73728), (128, 98304), (192, 147456)]
 )
-def test_the_working_set_of_a_mac_is_what_users_report(gib: int, mib: int) -> None:
+def test_the_working_set_of_a_mac_matches_user_reports(gib: int, mib: int) -> None:
     assert mac_working_set(gib * GIB) // 2**20 == mib
 
 
@@ -78,16 +78,16 @@ def test_a_mac_of_24_gb_has_binary_gigabytes() -> None:
     assert device("m4-pro-24").memory_bytes == 24 * 2**30
 
 
-def test_a_device_that_was_not_announced_says_so() -> None:
+def test_an_unannounced_device_is_marked() -> None:
     assert "not announced" in device("m4-ultra-512").source
 
 
 @pytest.mark.parametrize(
-    ("asked", "meant"), [("m4pro-24", "m4-pro-24"), ("M4 Max 64", "m4-max-64"), ("rtx4090", "rtx-4090")]
+    ("name", "closest"), [("m4pro-24", "m4-pro-24"), ("M4 Max 64", "m4-max-64"), ("rtx4090", "rtx-4090")]
 )
-def test_an_unknown_device_gets_the_closest_names_and_the_list(asked: str, meant: str) -> None:
-    with pytest.raises(MintError, match=rf"{asked}.*{meant}.*mint devices"):
-        device(asked)
+def test_an_unknown_device_gets_the_closest_names_and_the_list(name: str, closest: str) -> None:
+    with pytest.raises(MintError, match=rf"{name}.*{closest}.*mint devices"):
+        device(name)
 
 
 def test_a_device_like_no_other_gets_the_list() -> None:
@@ -95,15 +95,15 @@ def test_a_device_like_no_other_gets_the_list() -> None:
         device("abacus")
 
 
-# --- the machine at hand: MLX's answer on a Mac or with CUDA cannot be had on Linux without a GPU, so it is played in
+# --- this machine: Linux without a GPU has no Metal or CUDA report, so the tests supply one
 
 
-def _reports(monkeypatch: pytest.MonkeyPatch, found: dict[str, str | int]) -> None:
-    monkeypatch.setattr(mx, "device_info", lambda asked: found)
+def _reports(monkeypatch: pytest.MonkeyPatch, report: dict[str, str | int]) -> None:
+    monkeypatch.setattr(mx, "device_info", lambda _: report)
 
 
-def test_this_device_is_what_metal_reports(monkeypatch: pytest.MonkeyPatch) -> None:
-    found: dict[str, str | int] = {
+def test_this_device_is_read_from_the_report_of_metal(monkeypatch: pytest.MonkeyPatch) -> None:
+    report: dict[str, str | int] = {
         "device_name": "Apple M4 Max",
         "architecture": "applegpu_g16s",
         "max_buffer_length": 86 * GIB,
@@ -111,35 +111,35 @@ def test_this_device_is_what_metal_reports(monkeypatch: pytest.MonkeyPatch) -> N
         "memory_size": 128 * GIB,
         "resource_limit": 499000,
     }
-    _reports(monkeypatch, found)
+    _reports(monkeypatch, report)
     here = device("this")
     assert (here.name, here.chip) == ("this", "M4 Max")
     assert (here.memory_bytes, here.working_set_bytes) == (128 * GIB, 107 * GIB)
     assert here.bandwidth_gb_s == device("m4-max-128").bandwidth_gb_s
 
 
-def test_the_bandwidth_of_this_device_is_that_of_its_bin(monkeypatch: pytest.MonkeyPatch) -> None:
-    found: dict[str, str | int] = {
+def test_the_bandwidth_of_this_device_depends_on_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    report: dict[str, str | int] = {
         "device_name": "Apple M4 Max",
         "max_recommended_working_set_size": 27 * GIB,
         "memory_size": 36 * GIB,
     }
-    _reports(monkeypatch, found)
+    _reports(monkeypatch, report)
     assert this_device().bandwidth_gb_s == 410
 
 
 def test_the_bandwidth_of_a_chip_that_is_not_in_the_table_is_unknown(monkeypatch: pytest.MonkeyPatch) -> None:
-    found: dict[str, str | int] = {
+    report: dict[str, str | int] = {
         "device_name": "Apple M99",
         "max_recommended_working_set_size": 3 * GIB,
         "memory_size": 4 * GIB,
     }
-    _reports(monkeypatch, found)
+    _reports(monkeypatch, report)
     assert this_device().bandwidth_gb_s == 0.0
 
 
 def test_this_device_with_cuda_is_its_total_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    total = 25_757_220_864  # what a card reports is a little below the 24 GiB it is sold with
+    total = 25_757_220_864  # the report of a card is a little below its nominal 24 GiB
     _reports(monkeypatch, {"device_name": "NVIDIA GeForce RTX 4090", "total_memory": total, "free_memory": total})
     here = this_device()
     assert here.memory_bytes == total
@@ -147,7 +147,7 @@ def test_this_device_with_cuda_is_its_total_memory(monkeypatch: pytest.MonkeyPat
     assert here.bandwidth_gb_s == device("rtx-4090").bandwidth_gb_s
 
 
-def test_a_machine_without_a_gpu_is_told_to_name_a_device(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_on_a_machine_without_a_gpu_the_error_asks_for_a_device(monkeypatch: pytest.MonkeyPatch) -> None:
     _reports(monkeypatch, {})
     with pytest.raises(MintError, match=r"--device this needs Apple silicon or MLX CUDA.*mint devices"):
         this_device()
@@ -161,7 +161,7 @@ def test_names_of_loaders_are_unique() -> None:
 
 
 @pytest.mark.parametrize("row", LOADERS, ids=lambda row: row.name)
-def test_a_loader_reads_formats_that_exist_and_what_is_not_quantized(row: Loader) -> None:
+def test_a_loader_reads_known_formats_and_unquantized_weights(row: Loader) -> None:
     assert set(row.formats) <= set(FORMATS)
     assert len(set(row.formats)) == len(row.formats)
     assert KEEP in compatible_formats(row.name)
