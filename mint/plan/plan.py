@@ -197,7 +197,7 @@ def quantization_entries(plan: Plan) -> dict[str, Any]:
     default = min(used, key=lambda format: (-used[format], format))
     entries: dict[str, Any] = dict(default.parameters())
     entries.update({choice.path: choice.format.config() for choice in plan.choices})
-    if all(format.mode == "affine" for format in used):
+    if all(format.scheme.is_default for format in used):
         for entry in (entries, *entries.values()):
             if isinstance(entry, dict):
                 entry.pop("mode", None)
