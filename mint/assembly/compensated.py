@@ -26,8 +26,8 @@ from mint.formats.units import Unit
 from mint.kernels.compensate import factor, pack_compensated, second_moments
 from mint.kernels.compiled import Floats
 from mint.kernels.cpu import pack
-from mint.kernels.storage import raw
-from mint.kernels.unpack import unpack
+from mint.kernels.cpu_backend import CpuBackend
+from mint.kernels.storage import NUMPY_DTYPES, from_raw, raw
 from mint.model.source import Source
 from mint.plan.plan import Plan
 from mint.quality.forward import fusing_nothing, open_wide
@@ -78,7 +78,7 @@ class Compensation:
     def __call__(self, unit: Unit, weight: mx.array) -> Packed:
         """The bytes of `unit`, whose evaluated weight is given."""
         format, seen = self._formats[unit.path], self._inputs.get(unit.path)
-        if seen is None or format == KEEP:
+        if seen is None or format == KEEP or not format.scheme.is_compiled:
             return quantize_unit(unit, weight, format, _SEARCH.name)
         stack = raw(weight).reshape(unit.slices, *unit.shape[-2:])
         slices = []
@@ -103,12 +103,8 @@ class Compensation:
 
 def _dequantized(unit: Unit, packed: Packed) -> mx.array:
     """The float32 weight that a loader will see."""
-    if packed.format == KEEP:
-        dtype = {"BF16": mx.bfloat16, "F16": mx.float16, "F32": mx.float32}[unit.dtype]
-        return mx.array(np.frombuffer(packed.data[0], np.uint8)).view(dtype).reshape(unit.shape).astype(mx.float32)
-    kinds = {"U32": np.uint32, "U8": np.uint8, "F32": np.float32}
     parts = [
-        np.frombuffer(data, kinds.get(tensor.dtype, np.uint16)).reshape(tensor.shape)
+        from_raw(np.frombuffer(data, NUMPY_DTYPES[tensor.dtype]).reshape(tensor.shape), tensor.dtype)
         for tensor, data in zip(packed.tensors, packed.data, strict=True)
     ]
-    return unpack(parts, unit.dtype, packed.format)
+    return parts[0].astype(mx.float32) if packed.format == KEEP else CpuBackend().unpack(parts, packed.format)

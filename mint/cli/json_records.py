@@ -75,7 +75,7 @@ def analysis_record(analysis: Analysis, path: Path) -> Record:
     for role, measured in by_role.items():
         row: Record = {"role": role, "units": len(measured)}
         for format in measured[0].formats:
-            if format.mode == "affine" and format.group_size == 64:
+            if format.scheme.is_default and format.group_size == 64:
                 errors = sorted(m.error(format) for m in measured if format in m.formats)
                 row[f"{format} dB"] = round(sqnr_db(errors[len(errors) // 2]), 1)
         rows.append(row)

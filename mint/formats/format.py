@@ -11,6 +11,7 @@ from math import prod
 from typing import Any
 
 from mint.core.errors import MintError
+from mint.formats.scheme import AFFINE_SCHEME, MXFP4_SCHEME, NVFP4_SCHEME, SCHEMES, Scheme
 
 # bytes of one element of a safetensors dtype (safetensors format description)
 ITEMSIZE = {
@@ -57,7 +58,12 @@ class Format:
         return self.bits << 16 | self.group_size
 
     def __str__(self) -> str:
-        return f"{self.bits}/{self.group_size}" if self.mode == "affine" else self.mode
+        return self.scheme.name(self.bits, self.group_size)
+
+    @property
+    def scheme(self) -> Scheme:
+        """What its codes, scales and biases mean."""
+        return SCHEMES[self.mode]
 
     def admits(self, shape: tuple[int, ...], dtype: str) -> bool:
         """Whether MLX can store a weight of this shape and safetensors dtype in this format."""
@@ -73,13 +79,9 @@ class Format:
         *rows, columns = shape
         packed = TensorSpec(weight, "U32", (*rows, columns * self.bits // 32))
         groups = (*rows, columns // self.group_size)
-        if self.mode != "affine":
-            return packed, TensorSpec(f"{path}.scales", "U8", groups)
-        return (
-            packed,
-            TensorSpec(f"{path}.scales", dtype, groups),
-            TensorSpec(f"{path}.biases", dtype, groups),
-        )
+        scales = TensorSpec(f"{path}.scales", self.scheme.scale_dtype(dtype), groups)
+        biases = (TensorSpec(f"{path}.biases", dtype, groups),) if self.scheme.has_bias else ()
+        return (packed, scales, *biases)
 
     def nbytes(self, shape: tuple[int, ...], dtype: str) -> int:
         """Bytes of all tensors of a weight stored in this format."""
@@ -99,21 +101,37 @@ def _nbytes(format: Format, shape: tuple[int, ...], dtype: str) -> int:
     return sum(tensor.nbytes for tensor in format.tensors("", shape, dtype))
 
 
+def formats_of(scheme: Scheme) -> tuple[Format, ...]:
+    """The formats of a scheme, by bits and then by group size."""
+    return tuple(Format(scheme.mode, bits, group_size) for bits in scheme.bits for group_size in scheme.group_sizes)
+
+
 KEEP = Format("keep", 0, 1)
-AFFINE = tuple(Format("affine", bits, group) for bits in (2, 3, 4, 5, 6, 8) for group in (32, 64, 128))
-MXFP4 = Format("mxfp4", 4, 32)
-NVFP4 = Format("nvfp4", 4, 16)
-FORMATS = (*AFFINE, MXFP4, NVFP4, KEEP)
-_BY_NAME = {str(format): format for format in FORMATS}
+AFFINE = formats_of(AFFINE_SCHEME)
+(MXFP4,), (NVFP4,) = formats_of(MXFP4_SCHEME), formats_of(NVFP4_SCHEME)
+FORMATS = (*AFFINE, MXFP4, NVFP4, KEEP)  # those that mint brings
+
+
+def known_formats() -> tuple[Format, ...]:
+    """Every format that a weight can be stored in: `FORMATS`, and those of schemes from outside before `KEEP`."""
+    return tuple(_by_name(tuple(SCHEMES.values())).values())
 
 
 def parse_format(name: str) -> Format:
     """The format that people write as `name`; `MintError` lists the names that exist."""
-    if name not in _BY_NAME:
-        raise MintError(f"{name!r} is not a format; needed one of: {', '.join(_BY_NAME)}")
-    return _BY_NAME[name]
+    formats = _by_name(tuple(SCHEMES.values()))
+    if name not in formats:
+        raise MintError(f"{name!r} is not a format; needed one of: {', '.join(formats)}")
+    return formats[name]
 
 
-def admissible(shape: tuple[int, ...], dtype: str, formats: Iterable[Format] = FORMATS) -> tuple[Format, ...]:
-    """Those of `formats` that MLX can store a weight of this shape and dtype in, in the order given."""
-    return tuple(format for format in formats if format.admits(shape, dtype))
+@cache
+def _by_name(schemes: tuple[Scheme, ...]) -> dict[str, Format]:
+    formats = [format for scheme in schemes for format in formats_of(scheme) if format != KEEP]
+    return {str(format): format for format in (*formats, KEEP)}
+
+
+def admissible(shape: tuple[int, ...], dtype: str, formats: Iterable[Format] | None = None) -> tuple[Format, ...]:
+    """Those of `formats`, by default of all, that MLX can store a weight of this shape and dtype in, in their order."""
+    candidates = known_formats() if formats is None else formats
+    return tuple(format for format in candidates if format.admits(shape, dtype))

@@ -1,6 +1,5 @@
 """How the scales and biases of a stored weight are chosen: a rounding is one row of `ROUNDINGS`."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 from mint.core.errors import MintError
@@ -29,7 +28,7 @@ class Rounding:
 
 
 # compensation searches too; how much more it gains depends on the inputs, which an analysis does not have
-ROUNDINGS: Mapping[str, Rounding] = {
+ROUNDINGS = {
     rounding.name: rounding
     for rounding in (
         Rounding("nearest", "as mlx rounds", searches=False, measured_as="nearest"),

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from math import prod
 
-from mint.formats.format import FORMATS, ITEMSIZE, KEEP, Format, admissible
+from mint.formats.format import ITEMSIZE, KEEP, Format, admissible
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +42,7 @@ class Unit:
     @property
     def formats(self) -> tuple[Format, ...]:
         """Every format that MLX can store this unit in, `keep` last."""
-        return (KEEP,) if self.keep_reason else admissible(self.shape, self.dtype, FORMATS)
+        return (KEEP,) if self.keep_reason else admissible(self.shape, self.dtype)
 
 
 @dataclass(frozen=True, slots=True)

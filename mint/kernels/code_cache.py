@@ -6,16 +6,20 @@ from hashlib import sha256
 from pathlib import Path
 
 from mint.core.cache import kernel_folder
+from mint.formats import scheme
 
 
 @cache
 def code_folder() -> Path:
-    """The folder that numba keeps compiled code in, named by a digest of all kernels.
+    """The folder that numba keeps compiled code in, named by a digest of the kernels and of where they lie.
 
-    numba looks only at the file of the outermost function, and would run stale code.
+    numba looks only at the file of the outermost function, and would run stale code. It also keeps code by the path of
+    that file, so environments with kernels in other folders share nothing.
     """
-    files = sorted(Path(__file__).parent.glob("*.py"))
-    return kernel_folder() / sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:16]
+    folder = Path(__file__).parent
+    files = (*sorted(folder.glob("*.py")), Path(scheme.__file__))  # the numbers of the schemes are constants there
+    sources = b"".join(file.read_bytes() for file in files)
+    return kernel_folder() / sha256(str(folder).encode() + b"\0" + sources).hexdigest()[:16]
 
 
 @cache

@@ -27,7 +27,6 @@ import numpy as np
 from mint.formats.format import Format
 from mint.kernels.compiled import (
     AFFINE,
-    MODES,
     STORAGES,
     Bytes,
     Doubles,
@@ -37,14 +36,16 @@ from mint.kernels.compiled import (
     compiled,
     narrow,
     pack_codes,
+    scale_values,
     widen,
+    widened,
     write_raw,
 )
 from mint.kernels.cpu import pack
 from mint.kernels.fp4 import midpoints
 from mint.kernels.search_affine import nearest_code
 from mint.kernels.threads import spread
-from mint.kernels.unpack import FP4, scale_values, widened
+from mint.kernels.unpack import FP4
 
 DAMPING = 0.01  # of the mean diagonal
 BLOCK = 128  # columns between two products of matrices
@@ -90,9 +91,9 @@ def pack_compensated(
             group = slice(first, first + format.group_size)
             parts = _searched(values[:, group], dtype, format, importance[group])
             stored.append(parts)
-            scales = scale_values(parts[0].reshape(-1), dtype, format)
-            biases = widened(parts[1].reshape(-1), dtype) if format.mode == "affine" else scales
-            given = (MODES[format.mode], format.bits, first, group.stop, end, start, upper)
+            scales = scale_values(parts[0].reshape(-1), dtype, format.scheme)
+            biases = widened(parts[1].reshape(-1), dtype) if format.scheme.has_bias else scales
+            given = (format.scheme.kernel, format.bits, first, group.stop, end, start, upper)
             work = [
                 (values[some], *given, scales[some], biases[some], FP4, codes[some], losses[some]) for some in pieces
             ]

@@ -10,20 +10,22 @@ Rules of the compiled code:
 # N weights of a piece of a slice, G groups
 
 from collections.abc import Callable
+from functools import cache
 from typing import Any, TypeVar, cast
 
 import numpy as np
 from numba import config, njit
 from numpy.typing import NDArray
 
+from mint.formats.scheme import AFFINE_SCHEME, MXFP4_SCHEME, NVFP4_SCHEME, Scheme
 from mint.kernels.code_cache import code_folder, may_cache
 
 LANES = 16
 SEGMENT = 2048  # weights held in cache at once (8 KiB as float32); a multiple of every group size
+CHUNK = 64 * SEGMENT  # weights of one piece of parallel work
 STORAGES = {"BF16": 0, "F16": 1, "F32": 2}  # safetensors dtype -> number in compiled code
 BF16, F16, F32 = 0, 1, 2
-MODES = {"affine": 0, "mxfp4": 1, "nvfp4": 2}  # likewise
-AFFINE, MXFP4, NVFP4 = 0, 1, 2
+AFFINE, MXFP4, NVFP4 = AFFINE_SCHEME.kernel, MXFP4_SCHEME.kernel, NVFP4_SCHEME.kernel  # likewise
 
 Floats = NDArray[np.float32]
 Doubles = NDArray[np.float64]
@@ -124,3 +126,20 @@ def pack_codes(codes: Words, bits: int, packed: Bytes) -> None:
     for i in range(eights.size):
         for byte in range(bits):
             packed[i * bits + byte] = (eights[i] >> np.uint64(8 * byte)) & np.uint64(0xFF)
+
+
+def widened(stored: Raw, dtype: str) -> Floats:
+    """Raw storage (G,) of a safetensors `dtype` as float32."""
+    values = np.empty(stored.size, np.float32)
+    widen(stored, STORAGES[dtype], values)
+    return values
+
+
+def scale_values(stored: Raw, dtype: str, scheme: Scheme) -> Floats:
+    """Stored scales (G,) as the float32 they stand for."""
+    return _scale_table(scheme)[stored] if scheme.scale_values else widened(stored, dtype)
+
+
+@cache
+def _scale_table(scheme: Scheme) -> Floats:
+    return np.array(scheme.scale_values, np.float32)

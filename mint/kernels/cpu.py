@@ -20,9 +20,9 @@ from mint.kernels import affine, fp4
 from mint.kernels import search as searched
 from mint.kernels.compiled import (
     AFFINE,
+    CHUNK,
     F16,
     LANES,
-    MODES,
     SEGMENT,
     STORAGES,
     Bytes,
@@ -38,7 +38,6 @@ from mint.kernels.compiled import (
 from mint.kernels.distortion import Errors
 from mint.kernels.threads import spread
 
-CHUNK = 64 * SEGMENT
 _LEAST_GROUP = 16
 
 
@@ -62,7 +61,7 @@ def errors(
     assert all(format.admits(weight.shape, dtype) for format in formats)
     _check(weight, search, importance)
     slices, chunks = _cut(weight)
-    table = np.array([(MODES[format.mode], format.bits, format.group_size) for format in formats], np.int64)
+    table = np.array([(format.scheme.kernel, format.bits, format.group_size) for format in formats], np.int64)
     table = table.reshape(-1, 3)
 
     def measure(chunk: tuple[int, int]) -> tuple[Doubles, int]:
@@ -103,27 +102,27 @@ def pack(
     bits, group_size = format.bits, format.group_size
     packed = np.empty((len(slices), slices.shape[1] * bits // 8), np.uint8)
     groups = (len(slices), slices.shape[1] // group_size)
-    mode = MODES[format.mode]
-    scales = np.empty(groups, weight.dtype if mode == AFFINE else np.uint8)
-    biases = np.empty(groups if mode == AFFINE else (len(slices), 0), weight.dtype)
+    has_bias = format.scheme.has_bias
+    scales = np.empty(groups, weight.dtype if has_bias else np.uint8)
+    biases = np.empty(groups if has_bias else (len(slices), 0), weight.dtype)
 
     def write(chunk: tuple[int, int]) -> None:
         place, start = chunk
         piece = slices[place, start : start + CHUNK]
         codes = packed[place, start * bits // 8 :]
         groups = slice(start // group_size, None)
-        given = (piece, STORAGES[dtype], bits if mode == AFFINE else mode, group_size)
-        taken = (codes, scales[place, groups], biases[place, groups])[: 3 if mode == AFFINE else 2]
+        given = (piece, STORAGES[dtype], bits if has_bias else format.scheme.kernel, group_size)
+        taken = (codes, scales[place, groups], biases[place, groups])[: 3 if has_bias else 2]
         if not search:
-            (_pack_affine if mode == AFFINE else _pack_fp4)(*given, *taken)
+            (_pack_affine if has_bias else _pack_fp4)(*given, *taken)
         else:
-            write_searched = searched.pack_affine if mode == AFFINE else searched.pack_fp4
+            write_searched = searched.pack_affine if has_bias else searched.pack_fp4
             write_searched(*given, importance, start % weight.shape[2], *taken)
 
     spread(write, chunks, threads)
     rows = weight.shape[:2]
     words = packed.view(np.uint32).reshape(*rows, -1)
-    if mode == AFFINE:
+    if has_bias:
         return words, scales.reshape(*rows, -1), biases.reshape(*rows, -1)
     return words, scales.reshape(*rows, -1)
 

@@ -82,7 +82,7 @@ def _blocks(weight: mx.array, search: bool) -> Iterator[mx.array]:
 def _packed(block: mx.array, format: Format, search: bool, importance: mx.array | None) -> tuple[mx.array, ...]:
     """The tensors that store (rows, C) weights."""
     plain = oracle.pack(block, format)
-    return _searched(block, plain, format, importance) if search else plain
+    return _searched(block, plain, format, importance) if search and format.scheme.is_compiled else plain
 
 
 def _searched(
@@ -96,9 +96,9 @@ def _searched(
         heights = mx.broadcast_to(importance, block.shape).reshape(groups.shape)
     power = mx.clip(abs(groups).max(-1, keepdims=True).view(mx.uint32) >> 23, 1, 253).astype(mx.uint32)
     up, down = (power << 23).view(mx.float32), ((254 - power) << 23).astype(mx.uint32).view(mx.float32)
-    if format.mode != "affine":
+    if not format.scheme.has_bias:
         codes, byte = search_arrays.search_fp4(
-            mx, groups * down, plain[1].reshape(-1, 1).astype(mx.int32), format.mode, up, heights
+            mx, groups * down, plain[1].reshape(-1, 1).astype(mx.int32), format.scheme, up, heights
         )
         return _words(codes.reshape(rows, columns), format.bits), byte.astype(mx.uint8).reshape(rows, -1)
 

@@ -10,8 +10,7 @@ from typing import Any
 import numpy as np
 
 from mint.kernels import affine
-from mint.kernels.compiled import SEGMENT, STORAGES, Floats, Raw, compiled, narrow, widen
-from mint.kernels.cpu import CHUNK
+from mint.kernels.compiled import CHUNK, SEGMENT, STORAGES, Floats, Raw, compiled, narrow, widen
 from mint.kernels.threads import spread
 
 BITS = 4  # of the rounding

@@ -8,19 +8,16 @@ is never kept.
 # G groups of N weights each
 
 from collections.abc import Callable
-from functools import cache
 from typing import Any
 
 import numpy as np
 
-from mint.kernels.search_affine import SCHEDULES, SCHEDULES_BF16
-from mint.kernels.search_fp4 import MXFP4_NEIGHBOURS, NVFP4_NEIGHBOURS
+from mint.formats.scheme import Scheme
+from mint.kernels.schedules import LAST_SCALE, NEIGHBOURS, SCHEDULES, SCHEDULES_BF16
 
 Array = Any  # of numpy or MLX
 _MIDPOINTS = (0.25, 0.75, 1.25, 1.75, 2.5, 3.5, 5.0)
 _STEPS = (0.5, 0.5, 0.5, 0.5, 1.0, 1.0, 2.0)  # of the table between them
-_NEIGHBOURS = {"mxfp4": MXFP4_NEIGHBOURS, "nvfp4": NVFP4_NEIGHBOURS}
-_LAST = {"mxfp4": 254, "nvfp4": 126}
 
 
 def search_affine(
@@ -108,16 +105,17 @@ def _least_squares(
 
 
 def search_fp4(
-    xp: Any, groups: Array, plain: Array, mode: str, unit: Array, heights: Array | None = None
+    xp: Any, groups: Array, plain: Array, scheme: Scheme, unit: Array, heights: Array | None = None
 ) -> tuple[Array, Array]:
     """The codes (G, N) and scale bytes (G, 1) of least error; `plain` are MLX's own bytes, as integers.
 
     `unit` (G, 1) is what the groups were divided by.
     """
-    table = xp.array(fp4_scales(mode))
+    last = LAST_SCALE[scheme.kernel]
+    table = xp.array(np.array(scheme.scale_values[: last + 1], np.float32))
     best_error, best_byte = None, plain
-    for neighbour in (0, *map(int, _NEIGHBOURS[mode])):
-        byte = xp.clip(plain + neighbour, 0, _LAST[mode])
+    for neighbour in (0, *NEIGHBOURS[scheme.kernel]):
+        byte = xp.clip(plain + neighbour, 0, last)
         difference = _magnitudes(xp, groups, table[byte] / unit) - abs(groups)
         squares = difference * difference if heights is None else heights * difference * difference
         error = squares.sum(-1, keepdims=True)
@@ -141,14 +139,3 @@ def _magnitudes(xp: Any, groups: Array, scale: Array) -> Array:
 
 def _midpoint(xp: Any, scale: Array, midpoint: float) -> Array:
     return xp.where(scale > 0, scale * midpoint, np.inf)
-
-
-@cache
-def fp4_scales(mode: str) -> Array:
-    """What the bytes of a scale mean: powers of two (mxfp4), or 8-bit floats of 4 and 3 bits (nvfp4)."""
-    byte = np.arange(_LAST[mode] + 1)
-    if mode == "mxfp4":
-        return np.exp2(byte - 127.0).astype(np.float32)
-    power, fraction = byte >> 3, byte & 7
-    value = np.where(power > 0, (8 + fraction) * np.exp2(power - 10.0), fraction * np.exp2(-9.0))
-    return value.astype(np.float32)

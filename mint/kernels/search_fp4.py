@@ -11,13 +11,14 @@ values of the table. The scale of least error is kept, MLX's own where no other 
 import numpy as np
 from numpy.typing import NDArray
 
-from mint.kernels.compiled import LANES, MXFP4, Bytes, Floats, Words, compiled
+from mint.kernels.compiled import LANES, MXFP4, NVFP4, Bytes, Floats, Words, compiled
 from mint.kernels.fp4 import midpoints
+from mint.kernels.schedules import LAST_SCALE, NEIGHBOURS
 from mint.kernels.search_affine import BEST, BEST_ERROR, BEST_SCALE, DOWN, ERROR, SCALE, SQUARES, height, lanes, part
 
-MXFP4_NEIGHBOURS = np.array([-1], np.int32)  # scales that are tried, as differences from MLX's byte
-NVFP4_NEIGHBOURS = np.array([-2, -1, 1, 2, 3, 4, 5], np.int32)
-_MXFP4_LAST, _NVFP4_LAST = 254, 126  # the greatest finite scales
+_MXFP4_NEIGHBOURS = np.array(NEIGHBOURS[MXFP4], np.int32)
+_NVFP4_NEIGHBOURS = np.array(NEIGHBOURS[NVFP4], np.int32)
+_MXFP4_LAST, _NVFP4_LAST = LAST_SCALE[MXFP4], LAST_SCALE[NVFP4]
 
 Integers = NDArray[np.int32]
 
@@ -42,7 +43,7 @@ def search_fp4(values: Floats, heights: Floats | None, mode: int, place: int, st
         state[BEST + lane] = square if square < _INFINITY else _INFINITY
         state[BEST_ERROR + lane] = state[ERROR + lane]
         state[BEST_SCALE + lane] = state[SCALE + lane]
-    for neighbour in MXFP4_NEIGHBOURS if mode == MXFP4 else NVFP4_NEIGHBOURS:
+    for neighbour in _MXFP4_NEIGHBOURS if mode == MXFP4 else _NVFP4_NEIGHBOURS:
         for lane in range(lanes(state)):
             tried[lane] = min(max(plain[lane] + neighbour, np.int32(0)), last)
         _take(tried, mode, state)

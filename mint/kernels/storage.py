@@ -7,15 +7,26 @@ import numpy as np
 from numpy.typing import NDArray
 
 DTYPE_NAMES = {mx.bfloat16: "BF16", mx.float16: "F16", mx.float32: "F32"}  # of weights, as safetensors calls them
-_HALF = (mx.bfloat16, mx.float16)
+NUMPY_DTYPES = {  # of a safetensors file; 16-bit floats as bit patterns
+    "BF16": np.uint16, "F16": np.uint16, "F32": np.float32, "U8": np.uint8, "U16": np.uint16, "U32": np.uint32,
+    "I8": np.int8, "I16": np.int16, "I32": np.int32, "I64": np.int64, "U64": np.uint64, "BOOL": np.bool_,
+    "C64": np.complex64,
+}  # fmt: skip
+_HALF = {"BF16": mx.bfloat16, "F16": mx.float16}
 
 
 def raw(array: mx.array) -> NDArray[Any]:
     """The array's memory, without a copy where it is contiguous; 16-bit floats as uint16 bit patterns."""
     contiguous = mx.contiguous(array, stream=mx.cpu)
-    return np.asarray(contiguous.view(mx.uint16, stream=mx.cpu) if array.dtype in _HALF else contiguous)
+    return np.asarray(contiguous.view(mx.uint16, stream=mx.cpu) if array.dtype in _HALF.values() else contiguous)
 
 
 def raw_bytes(array: mx.array) -> memoryview:
     """The bytes of an array of any dtype, row-major."""
     return raw(array).reshape(-1).data.cast("B")
+
+
+def from_raw(stored: NDArray[Any], dtype: str) -> mx.array:
+    """The MLX array of a safetensors `dtype` whose memory numpy sees as `stored`: the inverse of `raw`."""
+    array = mx.array(stored)
+    return array.view(_HALF[dtype]) if dtype in _HALF else array

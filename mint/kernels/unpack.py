@@ -15,12 +15,11 @@ import mlx.core as mx
 import numpy as np
 
 from mint.formats.format import Format
-from mint.kernels.compiled import LANES, STORAGES, Bytes, Floats, Raw, compiled, widen
-from mint.kernels.cpu import CHUNK
+from mint.formats.scheme import E2M1
+from mint.kernels.compiled import CHUNK, LANES, Bytes, Floats, Raw, compiled, scale_values, widened
 from mint.kernels.threads import spread
 
-_MAGNITUDES = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
-FP4 = np.array([*_MAGNITUDES, *(-value for value in _MAGNITUDES)], np.float32)
+FP4 = np.array(E2M1, np.float32)
 
 
 def unpack(parts: Sequence[Raw], dtype: str, format: Format, *, threads: int | None = None) -> mx.array:
@@ -39,7 +38,7 @@ def unpack(parts: Sequence[Raw], dtype: str, format: Format, *, threads: int | N
         end = min(start + CHUNK, weights)
         groups = slice(start // format.group_size, end // format.group_size)
         codes = stream[start * format.bits // 8 : end * format.bits // 8]
-        if format.mode == "affine":
+        if format.scheme.has_bias:
             _write_affine(codes, format.bits, format.group_size, scales[groups], biases[groups], output[start:end])
         else:
             _write_fp4(codes, format.group_size, scales[groups], FP4, output[start:end])
@@ -65,7 +64,7 @@ def multiply(
         end = min(start + step, rows)
         groups = slice(start * row_groups, end * row_groups)
         codes, out = stream[start * row_bytes : end * row_bytes], output[start:end]
-        if format.mode == "affine":
+        if format.scheme.has_bias:
             _multiply_affine(codes, format.bits, format.group_size, scales[groups], biases[groups], vectors, out)
         else:
             _multiply_fp4(codes, format.group_size, scales[groups], FP4, vectors, out)
@@ -77,26 +76,9 @@ def multiply(
 def _opened(parts: Sequence[Raw], dtype: str, format: Format) -> tuple[Bytes, Floats, Floats]:
     """The stream of codes, and the scales and biases (G,) of all groups, without biases none."""
     packed, stored_scales, *stored_biases = (np.ascontiguousarray(part) for part in parts)
-    scales = scale_values(stored_scales.reshape(-1), dtype, format)
+    scales = scale_values(stored_scales.reshape(-1), dtype, format.scheme)
     biases = widened(stored_biases[0].reshape(-1), dtype) if stored_biases else np.zeros(0, np.float32)
     return packed.reshape(-1).view(np.uint8), scales, biases
-
-
-def scale_values(stored: Raw, dtype: str, format: Format) -> Floats:
-    """Stored scales (G,) as the float32 they stand for."""
-    if format.mode == "affine":
-        return widened(stored, dtype)
-    if format.mode == "mxfp4":
-        return np.exp2(stored.astype(np.float64) - 127).astype(np.float32)
-    table = np.asarray(mx.from_fp8(mx.arange(256).astype(mx.uint8), dtype=mx.float32))
-    return table[stored]
-
-
-def widened(stored: Raw, dtype: str) -> Floats:
-    """Raw storage (G,) of a safetensors `dtype` as float32."""
-    values = np.empty(stored.size, np.float32)
-    widen(stored, STORAGES[dtype], values)
-    return values
 
 
 @compiled

@@ -190,7 +190,7 @@ def quantization_entries(plan: Plan) -> dict[str, Any]:
         return {}
     default = min(counts, key=lambda format: (-counts[format], format)).parameters()
     modules = {choice.path: choice.format.config() for choice in plan.choices}
-    if all(format.mode == "affine" for format in counts):
+    if all(format.scheme.is_default for format in counts):
         for entry in (default, *modules.values()):
             if isinstance(entry, dict):
                 entry.pop("mode", None)

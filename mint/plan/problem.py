@@ -16,7 +16,7 @@ from mint.analysis.probes.probe_file import Probed
 from mint.analysis.probes.sensitivity import PROBED, alphas_from
 from mint.core.errors import MintError
 from mint.core.sizes import format_size
-from mint.formats.format import KEEP, Format
+from mint.formats.format import KEEP, parse_format
 from mint.formats.layout import MAX_SHARD_BYTES, name_nbytes, overhead_nbytes, parameter_nbytes, unnamed_nbytes
 from mint.formats.rounding import ROUNDINGS
 from mint.formats.units import Unit
@@ -29,7 +29,7 @@ from mint.plan.rules import Allowance, Allowed, Rules
 from mint.quality.estimates import Estimate
 from mint.targets.speed import decode_cost
 
-_REFERENCE = Format("affine", 4, 64)  # what a preference for speed is measured against
+_REFERENCE = parse_format("4/64")  # what a preference for speed is measured against
 
 
 class Problem:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mint.core.errors import MintError
-from mint.formats.format import AFFINE, FORMATS, ITEMSIZE, KEEP, Format, parse_format
+from mint.formats.format import AFFINE, ITEMSIZE, KEEP, Format, known_formats, parse_format
 from mint.formats.units import Unit
 
 if TYPE_CHECKING:
@@ -183,7 +183,7 @@ def parse_formats(terms: Iterable[str]) -> tuple[Format, ...]:
                 raise MintError(f"{term!r}: {name!r} is not a number of bits; needed bits, such as 3,4,8@64,128")
             else:
                 formats.add(parse_format(name))
-    return tuple(format for format in FORMATS if format in formats)
+    return tuple(format for format in known_formats() if format in formats)
 
 
 def _affine(term: str, bits: int, groups: set[str]) -> set[Format]:

@@ -23,7 +23,7 @@ from mlx.nn.layers.base import Module
 from mlx.utils import tree_flatten, tree_map_with_path
 
 from mint.core.errors import MintError
-from mint.formats.format import FORMATS, Format
+from mint.formats.format import Format, known_formats
 from mint.kernels.backend import backend
 from mint.model.checkpoint.shards import read_shards
 from mint.model.hooks import hook
@@ -139,7 +139,7 @@ def dequantized(module: Module) -> mx.array:
     """The weight of a quantized module in float32, by the module's own format."""
     parts = [module[part] for part in _PACKED if isinstance(module.get(part), mx.array)]
     format = Format(module.mode, module.bits, module.group_size)
-    if format in FORMATS and not isinstance(module.get("global_scale"), mx.array):
+    if format in known_formats() and not isinstance(module.get("global_scale"), mx.array):
         return backend().unpack(parts, format)
     named = {part: module[part] for part in _PACKED[1:] if isinstance(module.get(part), mx.array)}
     dequantize: Any = mx.dequantize  # its stub knows no unpacked arguments

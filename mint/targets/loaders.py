@@ -10,7 +10,7 @@ Sources are what was read: merged pull requests, and release tags that contain t
 from dataclasses import dataclass
 
 from mint.core.errors import MintError
-from mint.formats.format import FORMATS, KEEP, MXFP4, NVFP4, Format
+from mint.formats.format import AFFINE, FORMATS, KEEP, MXFP4, NVFP4, Format, known_formats
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +26,7 @@ class Loader:
 
 
 def _affine(*bits: int) -> tuple[Format, ...]:
-    return tuple(format for format in FORMATS if format == KEEP or (format.mode == "affine" and format.bits in bits))
+    return (*(format for format in AFFINE if format.bits in bits), KEEP)
 
 
 _POWERS = _affine(2, 4, 8)
@@ -130,6 +130,6 @@ def loader(name: str) -> Loader:
 
 
 def compatible_formats(name: str) -> tuple[Format, ...]:
-    """The formats that the loader generation `name` reads, `KEEP` among them, in the order of `FORMATS`."""
-    known = loader(name).formats
-    return tuple(format for format in FORMATS if format in known)
+    """The formats that the loader generation `name` reads, `KEEP` among them, in the order of `known_formats`."""
+    formats = loader(name).formats
+    return tuple(format for format in known_formats() if format in formats or name in format.scheme.loaders)

@@ -13,17 +13,11 @@ import numpy.typing as npt
 
 from mint.formats.format import KEEP, Format
 from mint.kernels.backend import backend
+from mint.kernels.storage import NUMPY_DTYPES, from_raw
 from mint.model.checkpoint.shards import SourceTensor, read_shards
-
-_NUMPY = {
-    "BF16": np.uint16, "F16": np.uint16, "F32": np.float32, "U8": np.uint8, "U16": np.uint16, "U32": np.uint32,
-    "I8": np.int8, "I16": np.int16, "I32": np.int32, "I64": np.int64, "U64": np.uint64, "BOOL": np.bool_,
-    "C64": np.complex64,
-}  # fmt: skip
 
 ALL = slice(None)
 _BLOCK = 16 << 20  # weights of a product, read at once
-_HALF = {"BF16": mx.bfloat16, "F16": mx.float16}
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +30,7 @@ class StoredModel:
     def raw(self, name: str, rows: slice = ALL) -> npt.NDArray[np.generic]:
         """The tensor, or some `rows` of it along its first axis, as numpy sees it, 16-bit floats as bit patterns."""
         tensor = self.tensors[name]
-        dtype = np.dtype(_NUMPY[tensor.dtype])
+        dtype = np.dtype(NUMPY_DTYPES[tensor.dtype])
         start, stop, _ = rows.indices(tensor.shape[0]) if tensor.shape else (0, 1, 1)
         shape = (stop - start, *tensor.shape[1:]) if tensor.shape else ()
         row = prod(tensor.shape[1:])
@@ -46,9 +40,7 @@ class StoredModel:
 
     def array(self, name: str, rows: slice = ALL) -> mx.array:
         """The tensor, or some rows of it, as an MLX array of its own dtype."""
-        array = mx.array(self.raw(name, rows))
-        kind = _HALF.get(self.tensors[name].dtype)
-        return array.view(kind) if kind else array
+        return from_raw(self.raw(name, rows), self.tensors[name].dtype)
 
     def wide(self, name: str, rows: slice = ALL) -> mx.array:
         """The tensor, or some rows of it, floats widened to float32."""

@@ -21,7 +21,8 @@ from mint.formats.format import AFFINE, FORMATS, KEEP, MXFP4, NVFP4, Format, par
 from mint.formats.units import Unit
 from mint.kernels import cpu
 from mint.kernels.compensate import DAMPING, factor, pack_compensated, second_moments
-from mint.kernels.unpack import scale_values, unpack, widened
+from mint.kernels.compiled import scale_values, widened
+from mint.kernels.unpack import unpack
 from mint.model.source import Source, open_source
 from mint.pipeline import quantize
 from mint.plan.allocate import allocate
@@ -88,7 +89,7 @@ def test_every_code_is_the_nearest_to_what_the_columns_before_left(format: Forma
     upper = factor(second_moments(correlated(2048, 256)))
     parts = pack_compensated(packed, "BF16", format, upper)
     stored = np.asarray(unpack(parts, "BF16", format)).astype(np.float64)
-    scales = scale_values(parts[1].reshape(-1), "BF16", format).reshape(parts[1].shape)
+    scales = scale_values(parts[1].reshape(-1), "BF16", format.scheme).reshape(parts[1].shape)
     rest = wide.astype(np.float64)
     for column in range(256):
         scale = scales[:, column // format.group_size]

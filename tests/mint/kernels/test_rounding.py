@@ -86,9 +86,9 @@ def numpy_search(weight: mx.array, dtype: str, format: Format, importance: np.nd
             restored = codes * scales + biases
         else:
             ones = np.ones((len(groups), 1))
-            codes, byte = search_arrays.search_fp4(np, groups, plain[0].astype(int), format.mode, ones, heights)
+            codes, byte = search_arrays.search_fp4(np, groups, plain[0].astype(int), format.scheme, ones, heights)
             table = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6])
-            restored = np.where(codes > 7, -1, 1) * table[codes % 8] * search_arrays.fp4_scales(format.mode)[byte]
+            restored = np.where(codes > 7, -1, 1) * table[codes % 8] * np.array(format.scheme.scale_values)[byte]
     return np.asarray((np.square(restored - groups) * (1 if heights is None else heights)).sum(1))
 
 

@@ -10,16 +10,17 @@ import pytest
 
 from mint.core.errors import MintError
 from mint.formats.format import FORMATS, KEEP, MXFP4, NVFP4, Format, parse_format
+from mint.formats.scheme import SCHEMES
 from mint.targets.devices import DEVICES, GIB, MAC_CHIPS, WORKING_SET_RULES, device, mac_working_set, this_device
 from mint.targets.loaders import CURRENT, LOADERS, Loader, compatible_formats, loader
-from mint.targets.speed import READ_FACTORS, bytes_per_token, decode_cost
+from mint.targets.speed import bytes_per_token, decode_cost
 
 SOURCE = re.compile(r"https://\S+\.\S+|[\w.-]+/[\w.-]+#\d+|estimate|by definition")
 SOURCES = sorted(
     {row.source for row in DEVICES}
     | {row.source for row in WORKING_SET_RULES}
     | {row.source for row in LOADERS}
-    | {row.source for row in READ_FACTORS}
+    | {row.source for scheme in SCHEMES.values() for row in scheme.read_factors}
 )
 SEED_DEVICES = (
     "m4-16", "m4-32", "m4-pro-24", "m4-pro-48", "m4-max-36", "m4-max-64", "m4-max-128",
@@ -211,7 +212,7 @@ def test_an_unknown_loader_gets_the_list() -> None:
 
 
 def test_every_format_has_one_read_factor() -> None:
-    keys = [(row.mode, row.bits) for row in READ_FACTORS]
+    keys = [(scheme.mode, row.bits) for scheme in SCHEMES.values() for row in scheme.read_factors]
     assert len(set(keys)) == len(keys)
     assert set(keys) == {(format.mode, format.bits) for format in FORMATS}
 
