@@ -37,9 +37,11 @@ def _code(page: Path) -> Iterator[str]:
     text = page.read_text(encoding="utf-8")
     for block in re.findall(r"^ *```sh\n(.*?)^ *```", text, re.MULTILINE | re.DOTALL):
         yield from (line.split("#")[0].strip() for line in block.splitlines())
-    yield from (
-        code.replace("\n", " ") for code in re.findall(r"`([^`]+)`", re.sub(r"```.*?```", "", text, flags=re.DOTALL))
-    )
+    yield from (code.replace("\n", " ") for code in re.findall(r"`([^`]+)`", _without_blocks(page)))
+
+
+def _without_blocks(page: Path) -> str:
+    return re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
 
 
 def _options(words: list[str]) -> list[str]:
@@ -81,7 +83,7 @@ def test_every_file_that_a_page_names_exists(page: Path) -> None:
 
 @PAGE
 def test_every_link_between_pages_leads_somewhere(page: Path) -> None:
-    text = page.read_text(encoding="utf-8")
+    text = _without_blocks(page)
     for target in re.findall(r"\]\(([^)\s]+)\)", text):
         name, _, anchor = target.partition("#")
         if "://" in target:
