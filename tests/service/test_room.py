@@ -132,7 +132,7 @@ def test_of_those_that_wait_as_many_go_on_as_there_is_room_for(world: World, sto
     supervisor = Supervisor(world.queue, store, Settings(tmp_path / "data", slots=0))
 
     def states() -> list[str]:
-        supervisor._unblock()
+        supervisor.unblock()
         return [world.queue.get(claim.job.id).state for claim in (*waiting, large)]
 
     busy = _begin(world, "busy", 60)
@@ -166,10 +166,10 @@ def test_earlier_results_in_the_folder_of_a_job_are_nothing_that_it_has_written(
     full = RESERVE_BYTES + RESERVE_BYTES // 4 + needed // 20
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: type(usage)(usage.total, usage.total - full, full))
     world.queue.block(waits, f"{DISK}no room")
-    supervisor._unblock()
+    supervisor.unblock()
     assert world.queue.get(waits.job.id).state == BLOCKED
     (folder / "model.partial" / "model.safetensors").write_bytes(bytes(needed))
-    supervisor._unblock()
+    supervisor.unblock()
     assert world.queue.get(waits.job.id).state == QUEUED
 
 
@@ -180,7 +180,7 @@ def test_a_runner_takes_room_before_it_writes_and_waits_where_there_is_none(
     write_model("llama", tmp_path / "models" / "llama", tokenizer=True)
     lab = Lab(tmp_path / "data", tmp_path / "models", f"sqlite:///{tmp_path / 'service.db'}")
     limit = 4 << 20
-    lab.place = RunnerSettings(lab.data, (lab.roots,), max_store_bytes=limit)
+    lab.runner_settings = RunnerSettings(lab.data, (lab.roots,), max_store_bytes=limit)
     lab.store = Store(lab.data / "store", lab.ledger, limit)
     world = World(lab.database)
     world.queue = Queue(lab.database, lease_seconds=3600.0)  # nobody renews it
@@ -192,9 +192,9 @@ def test_a_runner_takes_room_before_it_writes_and_waits_where_there_is_none(
     assert waits.needed_bytes > 1000
     assert "kept for jobs at work" in waits.reason
     supervisor = Supervisor(lab.queue, lab.store, lab.settings)
-    supervisor._unblock()
+    supervisor.unblock()
     assert lab.queue.get(waits.id).state == BLOCKED
     world.queue.advance(other, "failed")
-    supervisor._unblock()
+    supervisor.unblock()
     assert lab.queue.get(waits.id).state == QUEUED
     lab.database.close()

@@ -36,7 +36,7 @@ class Audit:
         try:
             self._append(line)
         except OSError as error:
-            log.error("audit.unwritten", reason=error.strerror, line=line)
+            log.error("audit.not_written", reason=error.strerror, line=line)
 
     def _append(self, line: str) -> None:
         with self._lock:

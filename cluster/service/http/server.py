@@ -151,7 +151,7 @@ def _say(what: str, why: str) -> None:
     if why:
         log.error("database.lost", cannot_be=what, reason=why)
     else:
-        log.warning("database.found", can_be=what)
+        log.warning("database.recovered", can_be=what)
 
 
 async def _beat(service: Service, ending: asyncio.Event) -> None:
