@@ -1,4 +1,4 @@
-"""Who did what: one JSON line for everything that changes something, hands out something, or was refused.
+"""The audit log: one JSON line for every request that changes something, hands out something, or is refused.
 
 No line holds a token, a ticket or a query: people are named, secrets are not.
 """
@@ -12,11 +12,11 @@ import structlog
 
 from mint.core.log import log
 
-_MOST_BYTES = 64 << 20
+_MAX_BYTES = 64 << 20
 
 
 class Audit:
-    """The audit log, readable by its owner only; the one before it is kept when it grows beyond 64 MiB."""
+    """The audit log at `path`, which only its owner can read; beyond 64 MiB it moves to `path`.1, and begins anew."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -27,12 +27,12 @@ class Audit:
             wrapper_class=structlog.BoundLogger,
         )
 
-    def note(self, event: str, *, person: str, client: str, **about: Any) -> None:
+    def note(self, event: str, *, person: str, client: str, **context: Any) -> None:
         """Write one line."""
-        self._logger.info(event, person=person, client=client, **about)
+        self._logger.info(event, person=person, client=client, **context)
 
     def write(self, line: str) -> None:
-        """Append a line that is already JSON; on a full disk it goes to the log, and the service goes on."""
+        """Append a line of JSON; on a full disk it goes to the log, and the service continues."""
         try:
             self._append(line)
         except OSError as error:
@@ -40,7 +40,7 @@ class Audit:
 
     def _append(self, line: str) -> None:
         with self._lock:
-            if self._path.exists() and self._path.stat().st_size > _MOST_BYTES:
+            if self._path.exists() and self._path.stat().st_size > _MAX_BYTES:
                 self._path.replace(self._path.with_name(self._path.name + ".1"))
             file = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
             try:
@@ -50,7 +50,7 @@ class Audit:
 
 
 class _Lines:
-    """What structlog writes to."""
+    """The logger that structlog writes to."""
 
     def __init__(self, audit: Audit) -> None:
         self._audit = audit

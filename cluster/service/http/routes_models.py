@@ -1,4 +1,4 @@
-"""Models, their analyses, curves, and plans that are made at once from an analysis that is there."""
+"""Routes of models and their analyses, and of curves and plans that a stored analysis yields at once."""
 
 import re
 from collections.abc import Sequence
@@ -55,7 +55,7 @@ def _model(service: Service, name: str, analyzed: set[str]) -> dict[str, Any]:
 
 @router.get("/models/{identity}", responses=refusals(404))
 def model(identity: Identity, service: Here, person: Reader) -> ModelDetail:
-    """All that is known of a model."""
+    """Everything that the service knows about a model."""
     rows = [_model(service, name, set()) for name in service.models.names()]
     named = [row for row in rows if row["identity"] == identity]
     jobs = service.queue.find(model_identity=identity, limit=_MOST_JOBS)
@@ -84,7 +84,7 @@ def model(identity: Identity, service: Here, person: Reader) -> ModelDetail:
 
 
 def stored_analyses(service: Service, identity: str) -> list[tuple[Artifact, dict[str, str]]]:
-    """The stored analyses of a model, the last made first, with where their files lie."""
+    """The stored analyses of a model, the last made first, with the paths of their files."""
     artifacts = service.ledger.find(kind="analysis", identity=identity)
     return [(artifact, _files(service, artifact)) for artifact in artifacts]
 
