@@ -31,15 +31,8 @@ token_app = typer.Typer(
     name="token", help="Tokens for the service of this machine, shown once.", no_args_is_help=True, **_HELP
 )
 _PACKAGES = (
-    "alembic",
-    "fastapi",
-    "prometheus_client",
-    "pydantic",
-    "sqlalchemy",
-    "sse_starlette",
-    "starlette",
-    "uvicorn",
-)
+    "alembic", "fastapi", "prometheus_client", "pydantic", "sqlalchemy", "sse_starlette", "starlette", "uvicorn"
+)  # fmt: skip
 
 Data = Annotated[
     Path | None,

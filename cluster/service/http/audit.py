@@ -3,12 +3,12 @@
 No line holds a token, a ticket or a query: people are named, secrets are not.
 """
 
+import json
 import os
 import threading
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
-
-import structlog
 
 from mint.core.log import log
 
@@ -21,18 +21,11 @@ class Audit:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._lock = threading.Lock()
-        self._logger = structlog.wrap_logger(
-            _Lines(self),
-            processors=[structlog.processors.TimeStamper(fmt="iso", utc=True), structlog.processors.JSONRenderer()],
-            wrapper_class=structlog.BoundLogger,
-        )
 
     def note(self, event: str, *, person: str, client: str, **context: Any) -> None:
-        """Write one line."""
-        self._logger.info(event, person=person, client=client, **context)
-
-    def write(self, line: str) -> None:
-        """Append a line of JSON; on a full disk it goes to the log, and the service continues."""
+        """Write one line; on a full disk it goes to the log, and the service continues."""
+        timestamp = datetime.now(UTC).isoformat().replace("+00:00", "Z")
+        line = json.dumps({"person": person, "client": client, **context, "event": event, "timestamp": timestamp})
         try:
             self._append(line)
         except OSError as error:
@@ -47,15 +40,3 @@ class Audit:
                 os.write(file, f"{line}\n".encode())
             finally:
                 os.close(file)
-
-
-class _Lines:
-    """The logger that structlog writes to."""
-
-    def __init__(self, audit: Audit) -> None:
-        self._audit = audit
-
-    def msg(self, line: str) -> None:
-        self._audit.write(line)
-
-    info = msg
