@@ -101,7 +101,7 @@ def test_quotas_hold_when_one_asks_for_much_at_once(database_url: str) -> None:
         try:
             return queue.submit(wish(f"m{number}", "40B"), few)[1]
         except Exception as error:
-            assert type(error).__name__ == "QuotaExceeded", error
+            assert type(error).__name__ == "QuotaExceededError", error
             return False
 
     with ThreadPoolExecutor(12) as pool:
