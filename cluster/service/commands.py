@@ -1,6 +1,6 @@
-"""`mint serve` and `mint token`, which the command line of mint finds through entry points.
+"""The commands `mint serve` and `mint token`, which the command line of mint finds through entry points.
 
-A thin rim: the web framework and the database are imported inside the commands.
+The web framework and the database are imported inside the commands.
 """
 
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cluster.service.data.records import SCOPES, Quota
-from cluster.service.settings import PORT, Settings, data_place
+from cluster.service.settings import PORT, Settings, default_data_folder
 from mint.cli.options import Json
 from mint.cli.screen import Screen
 from mint.core.errors import MintError
@@ -28,13 +28,15 @@ _HELP: dict[str, Any] = {
 }
 serve_app = typer.Typer(name="serve", **_HELP)
 token_app = typer.Typer(
-    name="token", help="Who may use the service of this machine: tokens, shown once.", no_args_is_help=True, **_HELP
+    name="token", help="Tokens for the service of this machine, shown once.", no_args_is_help=True, **_HELP
 )
-_PACKAGES = ("alembic", "fastapi", "prometheus_client", "pydantic", "sqlalchemy", "starlette", "uvicorn")
+_PACKAGES = (
+    "alembic", "fastapi", "prometheus_client", "pydantic", "sqlalchemy", "sse_starlette", "starlette", "uvicorn"
+)  # fmt: skip
 
 Data = Annotated[
     Path | None,
-    typer.Option(metavar="DIR", help="Where the service keeps everything; default: in the user's data folder."),
+    typer.Option(metavar="DIR", help="The folder of all data; default: in the user's data folder."),
 ]
 DatabaseUrl = Annotated[
     str,
@@ -48,27 +50,27 @@ DatabaseUrl = Annotated[
 @serve_app.command()
 def serve(
     data: Data = None,
-    host: Annotated[str, typer.Option(metavar="IP", help="Where to listen; beyond loopback tokens and TLS are needed.")]
+    host: Annotated[str, typer.Option(metavar="IP", help="The address; beyond loopback tokens and TLS are needed.")]
     = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="0: any that is free.")] = PORT,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0: any free port.")] = PORT,
     root: Annotated[
         list[Path],
-        typer.Option(metavar="DIR", help="Where models lie; nothing else is ever read. May be repeated."),
+        typer.Option(metavar="DIR", help="A folder of models; nothing outside is ever read. May be repeated."),
     ] = [],  # noqa: B006, typer copies it
     allow_hub: Annotated[
         bool,
         typer.Option(
             "--allow-hub",
-            help="Models of the Hugging Face hub may be asked for too; they are downloaded to this machine's cache of "
-            "it, with this machine's token.",
+            help="Accept models of the Hugging Face hub too; they are downloaded to this machine's cache of it, with "
+            "this machine's token.",
         ),
     ] = False,
     cluster: Annotated[
         str, typer.Option(metavar="ADDRESS", help="Work on all nodes of this Ray cluster (HOST:PORT).")
     ] = "",
-    slots: Annotated[int, typer.Option(min=0, help="Jobs at a time; 0: only serve, others work.")] = 1,
+    slots: Annotated[int, typer.Option(min=0, help="Jobs at a time; 0: only serve, other machines run the jobs.")] = 1,
     max_store: Annotated[
-        str, typer.Option(metavar="SIZE", help="What all stored files may take; the longest unused go first.")
+        str, typer.Option(metavar="SIZE", help="Most bytes of stored files; the longest unused are removed.")
     ] = "",
     database: DatabaseUrl = "",
     tls_cert: Annotated[Path | None, typer.Option(metavar="FILE", help="Certificate for HTTPS, PEM.")] = None,
@@ -78,21 +80,21 @@ def serve(
     ] = False,
     name: Annotated[
         list[str],
-        typer.Option(metavar="HOST", help="A further name that this service is called by. May be repeated."),
+        typer.Option(metavar="HOST", help="A further host name of this service. May be repeated."),
     ] = [],  # noqa: B006, typer copies it
-    rate: Annotated[float, typer.Option(min=1, help="Requests a second that one person may make.")] = 100.0,
-    streams: Annotated[int, typer.Option(min=1, help="Jobs that one person may follow at a time.")] = 100,
+    rate: Annotated[float, typer.Option(min=1, help="Requests a second from one person.")] = 100.0,
+    streams: Annotated[int, typer.Option(min=1, help="Event streams of one person at a time.")] = 100,
 ) -> None:  # fmt: skip
     """Run the lab's quantization service: submit models, follow jobs, download results, at http://127.0.0.1:8420/.
 
-    Everything lies in DIR: jobs, results, logs. What was told and logged of a job goes 30 days after its end, the job
-    itself stays in the history. Ctrl-C or SIGTERM ends the service; jobs at work go on, and the next `mint serve` takes
-    them up again. On loopback without any token, everybody on this machine may do everything.
+    DIR holds everything: jobs, results, logs. Events and logs of a job are removed 30 days after its end; the job
+    itself stays in the history. Ctrl-C or SIGTERM ends the service; running jobs continue, and the next `mint serve`
+    finds them. On loopback without any token, everybody on this machine may do everything.
 
     Example: mint serve --root ~/models --max-store 500GB
     """
     settings = Settings(
-        data=(data or data_place()).expanduser().resolve(),
+        data=(data or default_data_folder()).expanduser().resolve(),
         host=host,
         port=port,
         database=database,
@@ -116,34 +118,34 @@ def serve(
 
 @token_app.command()
 def create(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="Whose it is: letters, digits, . _ @ -")],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="The person: letters, digits, . _ @ -")],
     scope: Annotated[
         str,
-        typer.Option(metavar="LIST", help="What it allows: read (look, plan, download), submit (and cancel), admin."),
+        typer.Option(metavar="LIST", help="Scopes: read (look, plan, download), submit (and cancel), admin."),
     ] = "read,submit",
     quota: Annotated[
         str,
         typer.Option(
             metavar="LIST",
-            help="How much at a time: active=1,queued=20,bytes=500GB (jobs that run, that wait or run; stored).",
+            help="Limits: active=1,queued=20,bytes=500GB (jobs that run, that wait or run; stored bytes).",
         ),
     ] = "",
     data: Data = None,
     database: DatabaseUrl = "",
 ) -> None:
-    """Make a token and print it, this once: the service keeps only its SHA-256.
+    """Make a token and print it once: the service stores only its SHA-256.
 
     Example: mint token create anna --quota active=1,bytes=500GB > anna.token
     """
     with _tokens(data, database) as tokens:
         text = tokens.create(name, [part.strip() for part in scope.split(",") if part.strip()], parse_quota(quota))
     typer.echo(text)
-    typer.echo(f"for {name}: give it by MINT_TOKEN or --token-file; it is not shown again", err=True)
+    typer.echo(f"for {name}: pass it in MINT_TOKEN or --token-file; it is not shown again", err=True)
 
 
 @token_app.command("list")
 def list_(data: Data = None, database: DatabaseUrl = "", as_json: Json = False) -> None:
-    """Show who has a token, what it allows and how much; never the token."""
+    """List the tokens with their scopes and quotas, never the token itself."""
     with Screen(as_json) as screen, _tokens(data, database) as tokens:
         rows = [
             {
@@ -159,30 +161,30 @@ def list_(data: Data = None, database: DatabaseUrl = "", as_json: Json = False) 
 
 @token_app.command()
 def revoke(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="Whose token.")],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="The person.")],
     data: Data = None,
     database: DatabaseUrl = "",
 ) -> None:
-    """Make a token worthless, at once. Jobs that it asked for go on."""
+    """Revoke a token at once. Its jobs continue."""
     with _tokens(data, database) as tokens:
         tokens.revoke(name)
-    typer.echo(f"the token of {name} opens nothing any more")
+    typer.echo(f"the token of {name} is revoked")
 
 
 def parse_quota(text: str) -> Quota:
-    """The quota that people write as `active=1,queued=20,bytes=500GB`; `MintError` for anything else."""
-    found: dict[str, int] = {}
+    """Parse a quota such as `active=1,queued=20,bytes=500GB`; raises `MintError` for anything else."""
+    limits: dict[str, int] = {}
     for part in filter(None, (part.strip() for part in text.split(","))):
         key, _, value = part.partition("=")
         field = "nbytes" if key == "bytes" else key
-        if field not in ("active", "queued", "nbytes") or field in found or not (field == "nbytes" or value.isdigit()):
+        if field not in ("active", "queued", "nbytes") or field in limits or not (field == "nbytes" or value.isdigit()):
             raise MintError(f"--quota {part!r}; needed some of active=N, queued=N, bytes=SIZE, separated by commas")
-        found[field] = parse_size(value) if field == "nbytes" else int(value)
-    return Quota(**found)
+        limits[field] = parse_size(value) if field == "nbytes" else int(value)
+    return Quota(**limits)
 
 
 def write_quota(quota: Quota) -> str:
-    """A quota as `parse_quota` reads it."""
+    """Write a quota in the form that `parse_quota` reads."""
     parts = {"active": quota.active, "queued": quota.queued, "bytes": quota.nbytes}
     return ",".join(f"{name}={value}{'B' * (name == 'bytes')}" for name, value in parts.items() if value is not None)
 
@@ -202,7 +204,7 @@ def _file(path: Path | None, option: str) -> Path | None:
 
 @contextmanager
 def _tokens(data: Path | None, database: str) -> Iterator["Tokens"]:
-    settings = Settings(data=(data or data_place()).expanduser().resolve(), database=database)
+    settings = Settings(data=(data or default_data_folder()).expanduser().resolve(), database=database)
     settings.data.mkdir(parents=True, exist_ok=True, mode=0o700)
     with _service():
         from cluster.service.data.database import connect
@@ -217,7 +219,7 @@ def _tokens(data: Path | None, database: str) -> Iterator["Tokens"]:
 
 @contextmanager
 def _service() -> Iterator[None]:
-    """Name the extra where the web framework or the database is not installed."""
+    """Name the missing extra if the web framework or the database is not installed."""
     try:
         yield
     except ModuleNotFoundError as error:

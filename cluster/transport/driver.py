@@ -224,7 +224,7 @@ class Carrier:
             except RayTaskError:
                 raise
             except RayError as error:
-                log.warning("worker.silent", worker=link.worker, asked=method, reason=_first_line(error))
+                log.warning("call.failed", worker=link.worker, asked=method, reason=_first_line(error))
         raise MintError(
             f"no answer from {', '.join(link.node for link in links) or 'any node'}, asked for its {method}; needed: a "
             "network to them (mint cluster status shows who answers)"

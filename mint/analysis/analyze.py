@@ -134,7 +134,7 @@ def _traced(source: Source) -> dict[str, Any]:
     try:
         return {"context": context_memory(source).to_fields(), "active": active_experts(source)}
     except MintError as error:
-        log.warning("context.untraceable", reason=str(error))
+        log.warning("context.not_traced", reason=str(error))
         return {"context": str(error), "active": {}}
 
 
@@ -143,7 +143,7 @@ def _featured(source: Source) -> dict[str, Any]:
     try:
         norms: dict[str, str] | str = preceding_norms(source)
     except MintError as error:
-        log.warning("norms.untraceable", reason=str(error))
+        log.warning("norms.not_traced", reason=str(error))
         norms = str(error)
     return {"numpy": version("numpy"), "norms": norms}
 

@@ -8,17 +8,15 @@ import os
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
+from io import BufferedRandom
 from pathlib import Path, PurePosixPath
-from typing import Any, Self
+from typing import Any
 from urllib.parse import quote
 
 from mint.client.http import Connection, SilentError
 from mint.core.errors import MintError
 from mint.core.progress import OnProgress, Progress, ignore
 from mint.core.sizes import format_size
-
-CHUNK = 4 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,49 +77,38 @@ def _files(record: Mapping[str, Any]) -> tuple[ServedFile, ...]:
 class _Part:
     """The beginning of a file on the disk, and the digest of its bytes."""
 
-    def __init__(self, path: Path) -> None:
-        self._file = path.open("a+b")
-        self._file.seek(0)
-        self.digest, self.nbytes = hashlib.sha256(), 0
-        while chunk := self._file.read(CHUNK):
-            self.digest.update(chunk)
-            self.nbytes += len(chunk)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._file.close()
+    def __init__(self, file: BufferedRandom) -> None:
+        file.seek(0)
+        self.file = file
+        self.digest, self.nbytes = hashlib.file_digest(file, "sha256"), file.tell()
 
     def append(self, chunk: bytes) -> None:
-        self._file.write(chunk)
+        self.file.write(chunk)
         self.digest.update(chunk)
         self.nbytes += len(chunk)
 
     def clear(self) -> None:
-        self._file.truncate(0)
+        self.file.truncate(0)
         self.digest, self.nbytes = hashlib.sha256(), 0
-
-    def sync(self) -> None:
-        self._file.flush()
-        os.fsync(self._file.fileno())
 
 
 def fetch(
     connection: Connection, url: str, file: ServedFile, path: Path, report: Callable[[int], None] = lambda nbytes: None
 ) -> None:
-    """Download one file to `path`, after the bytes that lie there; `report` is told how many bytes are there.
+    """Download one file to `path`, after the bytes that lie there; `report` is called with the number of bytes there.
 
     Raises `MintError` for bytes that differ from the digest, `SilentError` when the service stalls.
     """
-    with _Part(path) as part:
+    with path.open("a+b") as out:
+        part = _Part(out)
         if part.nbytes > file.nbytes or (part.nbytes == file.nbytes and part.digest.hexdigest() != file.digest):
             part.clear()
         report(part.nbytes)
         while part.nbytes < file.nbytes:
-            stalled = connection.retrying(_is_silent, tries=connection.timing.stalls + 1)
-            stalled(partial(_append, connection, url, file, part, report))
-        part.sync()
+            persistently = connection.retrying(_is_silent, tries=connection.timing.stalls + 1)
+            persistently(_append, connection, url, file, part, report)
+        out.flush()
+        os.fsync(out.fileno())
     if part.digest.hexdigest() != file.digest:
         path.unlink()
         raise MintError(f"{file.name}: the bytes that came are not those of its digest; run the same command again")

@@ -1,6 +1,6 @@
-"""Logs: structlog events on stderr, for people on a terminal, JSON otherwise.
+"""Logs: structlog events on standard error, rendered for people on a terminal and as JSON otherwise.
 
-As a library mint stays quiet: nothing below a warning, unless the program has configured structlog itself.
+As a library mint logs warnings only, unless the program has configured structlog: then its configuration rules.
 structlog is imported with the first event: most commands have none.
 """
 
@@ -12,57 +12,40 @@ _level = logging.WARNING
 
 
 def configure_logging(*, verbose: bool) -> None:
-    """Send events to stderr: warnings only, or every unit of work when `verbose`."""
+    """Log every unit of work if `verbose`, else warnings only."""
     global _level
     _level = logging.DEBUG if verbose else logging.WARNING
-    log.forget()
 
 
 class _Log:
-    """The logger of mint, configured when it is first used."""
-
-    def __init__(self) -> None:
-        self._logger: Any = None
-
-    def forget(self) -> None:
-        self._logger = None
+    """`log.info(event, **context)` and so on; the configuration is looked up with every event."""
 
     def __getattr__(self, method: str) -> Any:
-        if getattr(logging, method.upper(), logging.ERROR) < _level and self._logger is None:
-            return _ignore
-        if self._logger is None:
-            self._logger = _logger()
-        return getattr(self._logger, method)
-
-
-class _Stderr:
-    """Whatever standard error is when something is written."""
-
-    def write(self, text: str) -> int:
-        return sys.stderr.write(text)
-
-    def flush(self) -> None:
-        sys.stderr.flush()
+        structlog = sys.modules.get("structlog")
+        if structlog and structlog.is_configured():
+            return getattr(structlog.get_logger("mint"), method)
+        is_logged = getattr(logging, method.upper(), logging.ERROR) >= _level
+        return getattr(_logger(), method) if is_logged else _ignore
 
 
 def _ignore(*_: object, **__: object) -> None:
-    """An event below the level."""
+    """Drop an event below the level."""
 
 
 def _logger() -> Any:
     import structlog
 
-    if structlog.is_configured():
-        return structlog.get_logger("mint")
-    terminal = sys.stderr.isatty()
+    render: list[Any] = [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
+    if sys.stderr.isatty():
+        render = [structlog.dev.ConsoleRenderer()]
     return structlog.wrap_logger(
-        structlog.PrintLogger(_Stderr()),  # type: ignore[arg-type]
+        structlog.PrintLogger(sys.stderr),
         processors=[
+            structlog.contextvars.merge_contextvars,
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
-            structlog.dev.ConsoleRenderer() if terminal else structlog.processors.JSONRenderer(),
+            *render,
         ],
-        wrapper_class=structlog.make_filtering_bound_logger(_level),
     )
 
 

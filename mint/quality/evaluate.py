@@ -43,7 +43,9 @@ def evaluate(
             from mint.quality.evaluate_child import evaluate_apart
 
             return evaluate_apart(question, library, on_progress)
-        log.warning("blas.slow", reason="MLX's own BLAS on Linux is 10-20 times slower than OpenBLAS", cure=CURE)
+        log.warning(
+            "openblas.not_found", reason="MLX's own BLAS on Linux is 10-20 times slower than OpenBLAS", cure=CURE
+        )
     from mint.quality.evaluate_here import evaluate_here  # imports mlx_lm: a second that a parent does not need
 
     return evaluate_here(question, on_progress)

@@ -55,7 +55,7 @@ def restart_with_fast_blas() -> None:
         sys.stdout.flush()
         sys.stderr.flush()
         os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], preloading(library))
-    log.warning("blas.slow", reason="MLX's own BLAS on Linux is 10-20 times slower than OpenBLAS", cure=CURE)
+    log.warning("openblas.not_found", reason="MLX's own BLAS on Linux is 10-20 times slower than OpenBLAS", cure=CURE)
 
 
 def preloading(library: str) -> dict[str, str]:

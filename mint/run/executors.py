@@ -52,5 +52,5 @@ def _head_folder(model: Path | str, on_progress: OnProgress) -> Path:
     try:
         return locate(model, on_progress, check=read_config)
     except NotOnHubError as error:
-        log.warning("model.elsewhere", reason=str(error))
+        log.warning("model.not_found", reason=str(error))
         return Path(model)

@@ -14,7 +14,6 @@ from cluster.service.data.records import Claim
 from cluster.service.data.states import BLOCKED
 from cluster.service.errors import DatabaseUnavailableError
 from cluster.service.settings import Settings
-from cluster.service.work import lease
 from cluster.service.work.lease import LeaseKeeper
 from cluster.service.work.runner import RunnerSettings
 from cluster.service.work.supervisor import Supervisor
@@ -64,7 +63,7 @@ def test_a_job_whose_log_cannot_be_opened_waits_for_room(
         def open(self, *_: object, **__: object) -> Any:
             raise FULL
 
-    monkeypatch.setattr(RunnerSettings, "log", lambda *_: Full("log"))
+    monkeypatch.setattr(RunnerSettings, "log_path", lambda *_: Full("log"))
     supervisor.step()
     found = world.service.queue.get(job["id"])
     assert (found.state, found.attempts) == (BLOCKED, 0)
@@ -81,14 +80,12 @@ def test_a_runner_that_can_neither_renew_nor_say_so_ends(monkeypatch: pytest.Mon
     def full(*_: object, **__: object) -> None:
         raise FULL
 
-    monkeypatch.setattr(lease, "RENEW_SECONDS", 0.001)
-    monkeypatch.setattr(lease, "LEASE_SECONDS", lease._MARGIN_SECONDS + 0.01)
     monkeypatch.setattr(log, "warning", full)
     queue: Any = Away()
     claim: Any = type("Claimed", (), {"job": type("Named", (), {"id": "0" * 16})})
     handlers = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
     try:
-        with LeaseKeeper(queue, claim, ended.set):
+        with LeaseKeeper(queue, claim, ended.set, renew_seconds=0.001, patience_seconds=0.01):
             assert ended.wait(60)
     finally:
         signal.set_wakeup_fd(-1)

@@ -15,7 +15,7 @@ from cluster.service.data.tokens import digest_of
 from cluster.service.errors import DatabaseUnavailableError
 from cluster.service.http import downloads
 from cluster.service.http.context import Limits
-from cluster.service.http.head_deadline import Connection
+from cluster.service.http.head_deadline import DeadlineProtocol
 from cluster.service.http.revocation import TokenCache
 from cluster.service.http.sse import EventFanout
 from tests.worlds.served import Served, served
@@ -125,7 +125,7 @@ def test_breaking_off_a_download_ends_the_connection_and_is_no_bug(
         )  # fmt: skip
         await answer(scope, receive, send)
 
-    config = uvicorn.Config(app, http=Connection, lifespan="off", log_config=None)
+    config = uvicorn.Config(app, http=DeadlineProtocol, lifespan="off", log_config=None)
     server = uvicorn.Server(config)
     with socket.create_server(("127.0.0.1", 0)) as listener:
         serving = Thread(target=server.run, args=([listener],))

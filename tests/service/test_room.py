@@ -183,7 +183,7 @@ def test_a_runner_reserves_space_before_it_writes_and_waits_without_it(
     write_model("llama", tmp_path / "models" / "llama", tokenizer=True)
     lab = Lab(tmp_path / "data", tmp_path / "models", f"sqlite:///{tmp_path / 'service.db'}")
     limit = 4 << 20
-    lab.place = RunnerSettings(lab.data, (lab.roots,), max_store_bytes=limit)
+    lab.runner_settings = RunnerSettings(lab.data, (lab.roots,), max_store_bytes=limit)
     lab.store = Store(lab.data / "store", lab.ledger, limit)
     world = World(lab.database)
     world.queue = Queue(lab.database, lease_seconds=3600.0)  # nobody renews it

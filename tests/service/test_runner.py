@@ -54,7 +54,7 @@ class Lab:
         self.database = connect(self.url)
         self.queue, self.ledger = Queue(self.database), Ledger(self.database)
         self.store = Store(self.data / "store", self.ledger)
-        self.place = RunnerSettings(self.data, (self.roots,))
+        self.runner_settings = RunnerSettings(self.data, (self.roots,))
         own_cache(self.data / "cache")
 
     @property
@@ -74,7 +74,7 @@ class Lab:
     def begin(self, claim: Claim, **more: str) -> "subprocess.Popen[str]":
         """A runner as the supervisor starts it, but for its log, which the test reads."""
         runner = subprocess.Popen(
-            self.place.arguments(claim.job.id),
+            self.runner_settings.arguments(claim.job.id),
             stdin=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -300,7 +300,7 @@ def test_a_full_disk_blocks_a_job_until_there_is_room(small_disk: Path, tmp_path
     lab.submit("llama", "4bpw")
 
     def look() -> Job:
-        supervisor._unblock()
+        supervisor.unblock()
         return lab.queue.get(job.id)
 
     _fill(small_disk, 0)  # while it works
@@ -345,8 +345,10 @@ def test_a_supervisor_starts_runners_and_the_next_one_adopts_them(any_lab: Lab, 
     after.wait()
     after.step()
     assert any_lab.queue.get(second.id).state == DONE
-    assert [path.name for path in any_lab.place.locks.parent.iterdir()] == ["locks"]  # nothing is left of them
-    assert '"job.begun"' in any_lab.place.log(first.id).read_text()
+    assert [path.name for path in any_lab.runner_settings.lock_folder.parent.iterdir()] == [
+        "locks"
+    ]  # nothing is left of them
+    assert '"job.begun"' in any_lab.runner_settings.log_path(first.id).read_text()
 
 
 def test_a_dead_runner_is_noticed_at_once_and_three_times_is_enough(
@@ -370,8 +372,8 @@ def test_a_dead_runner_is_noticed_at_once_and_three_times_is_enough(
 def test_a_bug_fails_the_job_with_a_line_for_people_and_the_story_in_the_log(any_lab: Lab, llama: Path) -> None:
     shutil.copytree(llama, any_lab.roots / "llama")
     any_lab.submit("llama")
-    any_lab.place.locks.parent.mkdir()
-    any_lab.place.locks.write_text("a file where a folder has to be")
+    any_lab.runner_settings.lock_folder.parent.mkdir()
+    any_lab.runner_settings.lock_folder.write_text("a file where a folder has to be")
     job, said = any_lab.work()
     assert job.state == FAILED
     assert job.reason.startswith("something unforeseen (FileExistsError: ")

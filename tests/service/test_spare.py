@@ -29,11 +29,11 @@ class Clock:
 
 
 @pytest.fixture
-def place(tmp_path: Path) -> RunnerSettings:
-    place = RunnerSettings(tmp_path / "data", (tmp_path / "models",))
-    for folder in (place.locks, place.log("").parent, *place.roots):
+def settings(tmp_path: Path) -> RunnerSettings:
+    settings = RunnerSettings(tmp_path / "data", (tmp_path / "models",))
+    for folder in (settings.lock_folder, settings.log_path("").parent, *settings.roots):
         folder.mkdir(parents=True)
-    return place
+    return settings
 
 
 @pytest.fixture
@@ -42,10 +42,10 @@ def clock() -> Clock:
 
 
 @pytest.fixture
-def spare(place: RunnerSettings, clock: Clock) -> Iterator[WarmRunner]:
-    spare = WarmRunner(place, clock=clock)
-    yield spare
-    spare.drop()
+def warm(settings: RunnerSettings, clock: Clock) -> Iterator[WarmRunner]:
+    warm = WarmRunner(settings, clock=clock)
+    yield warm
+    warm.drop()
 
 
 def _is_there(pid: int) -> bool:
@@ -56,107 +56,107 @@ def _is_there(pid: int) -> bool:
     return True
 
 
-def test_nobody_waits_before_the_first_job(spare: WarmRunner) -> None:
-    spare.keep(working=False)
-    assert not spare.pid
+def test_nobody_waits_before_the_first_job(warm: WarmRunner) -> None:
+    warm.keep(working=False)
+    assert not warm.pid
 
 
-def test_one_that_has_kernels_to_compile_waits_before_the_first_job(place: RunnerSettings, clock: Clock) -> None:
-    spare = WarmRunner(place, early=True, clock=clock)
-    spare.keep(working=False)
-    assert spare.pid
-    spare.drop()
+def test_one_that_has_kernels_to_compile_waits_before_the_first_job(settings: RunnerSettings, clock: Clock) -> None:
+    warm = WarmRunner(settings, early=True, clock=clock)
+    warm.keep(working=False)
+    assert warm.pid
+    warm.drop()
 
 
-def test_one_is_started_when_the_machine_has_nothing_else_to_begin(spare: WarmRunner, clock: Clock) -> None:
-    assert spare.take("") is None
-    spare.keep(working=True)
-    assert not spare.pid
+def test_one_is_started_when_the_machine_has_nothing_else_to_begin(warm: WarmRunner, clock: Clock) -> None:
+    assert warm.take("") is None
+    warm.keep(working=True)
+    assert not warm.pid
     clock.now = SETTLED_SECONDS
-    spare.keep(working=True)
-    waiting = spare.pid
+    warm.keep(working=True)
+    waiting = warm.pid
     assert waiting
-    spare.keep(working=True)
-    assert spare.pid == waiting  # one is enough
+    warm.keep(working=True)
+    assert warm.pid == waiting  # one is enough
 
 
-def test_one_that_nobody_needs_is_let_go(spare: WarmRunner, clock: Clock) -> None:
-    spare.take("")
-    spare.keep(working=False)
-    waiting = spare.pid
+def test_one_that_nobody_needs_is_let_go(warm: WarmRunner, clock: Clock) -> None:
+    warm.take("")
+    warm.keep(working=False)
+    waiting = warm.pid
     clock.now = IDLE_SECONDS - 1
-    spare.keep(working=False)
-    assert spare.pid == waiting
+    warm.keep(working=False)
+    assert warm.pid == waiting
     clock.now = IDLE_SECONDS
-    spare.keep(working=False)
-    assert not spare.pid
+    warm.keep(working=False)
+    assert not warm.pid
     assert not _is_there(waiting)
 
 
-def test_one_with_another_library_is_not_given(spare: WarmRunner) -> None:
-    spare.take("")
-    spare.keep(working=False)
-    waiting = spare.pid
-    assert spare.take("libother.so") is None
+def test_one_with_another_library_is_not_given(warm: WarmRunner) -> None:
+    warm.take("")
+    warm.keep(working=False)
+    waiting = warm.pid
+    assert warm.take("libother.so") is None
     assert not _is_there(waiting)
 
 
-def test_one_that_died_is_not_given_and_replaced(spare: WarmRunner) -> None:
-    spare.take("")
-    spare.keep(working=False)
-    waiting = spare.pid
+def test_one_that_died_is_not_given_and_replaced(warm: WarmRunner) -> None:
+    warm.take("")
+    warm.keep(working=False)
+    waiting = warm.pid
     os.killpg(waiting, 9)
     os.waitid(os.P_PID, waiting, os.WEXITED | os.WNOWAIT)
-    assert spare.take("") is None
-    spare.keep(working=False)
-    assert spare.pid not in (0, waiting)
+    assert warm.take("") is None
+    warm.keep(working=False)
+    assert warm.pid not in (0, waiting)
 
 
-def test_where_they_die_with_nothing_to_do_few_are_started(spare: WarmRunner, clock: Clock) -> None:
-    spare.take("")
+def test_where_they_die_with_nothing_to_do_few_are_started(warm: WarmRunner, clock: Clock) -> None:
+    warm.take("")
     started = 0
     for part in range(10):
         clock.now = part * AGAIN_SECONDS / 5
-        spare.keep(working=False)
-        if waiting := spare.pid:
+        warm.keep(working=False)
+        if waiting := warm.pid:
             started += 1
             os.killpg(waiting, 9)
             os.waitid(os.P_PID, waiting, os.WEXITED | os.WNOWAIT)
     assert started == 2
 
 
-def test_it_ends_with_the_service_however_that_ends(place: RunnerSettings) -> None:
-    with place.log("spare").open("ab") as said:
-        waiting = start(place, "", said.fileno())
+def test_it_ends_with_the_service_however_that_ends(settings: RunnerSettings) -> None:
+    with settings.log_path("spare").open("ab") as output:
+        waiting = start(settings, "", output.fileno())
     assert waiting.stdin
     waiting.stdin.close()  # as the system does for a process that is killed
     assert waiting.wait() == 0
 
 
 def test_a_job_that_it_is_told_is_done_as_by_any_runner(
-    place: RunnerSettings, spare: WarmRunner, tmp_path: Path
+    settings: RunnerSettings, warm: WarmRunner, tmp_path: Path
 ) -> None:
-    write_model("llama", place.roots[0] / "llama", tokenizer=True)
+    write_model("llama", settings.roots[0] / "llama", tokenizer=True)
     url = f"sqlite:///{tmp_path / 'service.db'}"
     database = connect(url)
     queue = Queue(database)
-    wish = Wish("llama", Roots(place.roots).identify("llama")[1], "5bpw")
+    wish = Wish("llama", Roots(settings.roots).identify("llama")[1], "5bpw")
     job, _ = queue.submit(wish, Person("ann", ("submit",)))
     claim = queue.claim("here")
     assert claim
-    spare.take("")
-    spare.keep(working=False)
-    runner = spare.take("")
+    warm.take("")
+    warm.keep(working=False)
+    runner = warm.take("")
     assert runner and runner.stdin
     told = {"job": job.id, "database": url, "lease": claim.lease}
     runner.stdin.write(json.dumps(told).encode() + b"\n")
     runner.stdin.close()
-    assert runner.wait() == OVER, place.log("spare").read_text() + place.log(job.id).read_text()
+    assert runner.wait() == OVER, settings.log_path("spare").read_text() + settings.log_path(job.id).read_text()
     done = queue.get(job.id)
     assert done.state == DONE
     assert Ledger(database).get(done.artifact).kind == "model"
-    assert '"job.begun"' in place.log(job.id).read_text()
-    assert not place.log("spare").read_text()
-    assert (place.data / "cache" / "analyses").is_dir()
-    assert not (place.data / "cache" / "kernels").exists()  # they are those of all that mint does here
+    assert '"job.begun"' in settings.log_path(job.id).read_text()
+    assert not settings.log_path("spare").read_text()
+    assert (settings.data / "cache" / "analyses").is_dir()
+    assert not (settings.data / "cache" / "kernels").exists()  # they are those of all that mint does here
     database.close()

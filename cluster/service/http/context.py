@@ -1,8 +1,8 @@
-"""What every route needs: the parts of the service, and who asks.
+"""The context of every route: the parts of the service, and the person behind a request.
 
-A token comes in the `Authorization` header and nowhere else. Where nobody ever had a token, and only programs on this
-machine can connect, whoever asks is called `local` and may do all; a request that a proxy passed on is not from this
-machine, wherever it seems to come from.
+A token comes in the `Authorization` header and nowhere else. Before the first token is made, and if only programs on
+this machine can connect, every request is that of `local`, who may do everything. A request that a proxy passed on is
+not from this machine, whatever its address.
 """
 
 from collections.abc import Callable
@@ -36,7 +36,7 @@ from cluster.service.store.store import Store
 from mint.client.http import is_loopback
 
 LOCAL = Person(NOBODY, ("admin",))
-_FINE = 20.0  # requests that a wrong token costs its sender
+_FINE = 20.0  # requests that a wrong token costs
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +71,7 @@ class Service:
     people: TokenBucket  # by name
 
     def person(self, request: Request) -> Person:
-        """Who asks; raises `ApiError`."""
+        """The person behind a request; raises `ApiError`."""
         client = request.client.host if request.client else "unknown"
         text = _token(request)
         if text is None:
@@ -90,13 +90,13 @@ class Service:
         return person
 
     def grant(self, request: Request) -> str:
-        """What `TokenCache` knows the token of a request by; empty for a request without one."""
+        """The digest of a request's token, as `TokenCache` takes it; empty for a request without one."""
         text = _token(request)
         return digest_of(text) if text else ""
 
-    def note(self, request: Request, person: Person, event: str, **about: Any) -> None:
+    def note(self, request: Request, person: Person, event: str, **context: Any) -> None:
         """Write a line into the audit log."""
-        self.audit.note(event, person=person.name, client=request.client.host if request.client else "", **about)
+        self.audit.note(event, person=person.name, client=request.client.host if request.client else "", **context)
 
     def _is_open(self, client: str, request: Request) -> bool:
         local = self.settings.is_local and is_loopback(client) and not is_forwarded(request.headers.keys())
@@ -104,7 +104,7 @@ class Service:
 
 
 def _token(request: Request) -> str | None:
-    """The token in the header; empty where there is something else, None where there is nothing."""
+    """The token in the header; empty for a header of another kind, None without one."""
     header = request.headers.get("authorization")
     if header is None:
         return None
@@ -117,7 +117,7 @@ def _unauthorized(message: str) -> ApiError:
 
 
 def service_of(request: Request) -> Service:
-    """The service that a request came to."""
+    """The service behind a request."""
     service: Service = request.app.state.service
     return service
 
@@ -146,9 +146,9 @@ Submitter = Annotated[Person, Depends(_need("submit"))]
 
 
 def refusals(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """The description of the errors of a route, beside those that every route has."""
+    """The description of a route's errors: `statuses`, and those that every route has."""
     return {status: {"model": ErrorAnswer} for status in (*_EVERYWHERE, *statuses)}
 
 
 _EVERYWHERE = (400, 401, 403, 422, 429, 503)
-POSTED = (408, 413, 415)  # of a request with a body
+POSTED = (408, 413, 415)  # errors of a request with a body

@@ -1,9 +1,9 @@
-"""Every error that the API answers with: a status, a code for programs, and a message for people."""
+"""Errors of the API: a status, a code for programs, and a message for people."""
 
 from collections.abc import Mapping
 from typing import Any
 
-# status: the code where nothing more exact is known
+# status: its code, unless a more exact one is known
 CODES = {
     400: "bad_request",
     401: "unauthorized",
@@ -23,7 +23,7 @@ CODES = {
 
 
 class ApiError(Exception):
-    """An answer that is an error. The message says what was found, what is needed, and what to do."""
+    """An error as the API answers it. The message says what was found, what is needed, and what to do."""
 
     def __init__(self, status: int, message: str, *, code: str = "", headers: Mapping[str, str] | None = None) -> None:
         super().__init__(message)
@@ -38,7 +38,7 @@ class ApiError(Exception):
         return {"error": {"code": self.code, "message": self.message}}
 
 
-# what people may write where a pattern says so to programs
+# field: the values that its pattern allows, in words
 _NEEDED = {
     "budgets": "a size (24GB, 16.5GiB), bits per weight (4.5bpw), a share of the source (0.3x), min, max, or the name "
     "of a device (GET /v1/devices)",
@@ -47,18 +47,18 @@ _NEEDED = {
     "context": "a number of tokens, such as 8192, 32k or 1M",
 }
 _NEEDED["budget"] = _NEEDED["budgets"]
-_SHOWN = 40  # characters of what was found
+_SHOWN = 40  # characters of a wrong value
 
 
 def describe_invalid(error: Mapping[str, Any]) -> str:
-    """One of pydantic's errors, as found and needed; a pattern is told in words where there are some."""
-    place = [str(part) for part in error["loc"]]
-    needed = next((_NEEDED[part] for part in reversed(place) if part in _NEEDED), "")
+    """One of pydantic's errors as found and needed; a pattern is described in words if there are any."""
+    location = [str(part) for part in error["loc"]]
+    needed = next((_NEEDED[part] for part in reversed(location) if part in _NEEDED), "")
     if error["type"] != "string_pattern_mismatch" or not needed:
-        return f"{'.'.join(place)}: {error['msg']}"
-    return f"{'.'.join(place[1:])}: found {str(error['input'])[:_SHOWN]!r}; needed {needed}"
+        return f"{'.'.join(location)}: {error['msg']}"
+    return f"{'.'.join(location[1:])}: found {str(error['input'])[:_SHOWN]!r}; needed {needed}"
 
 
 def retry_after(seconds: float) -> dict[str, str]:
-    """The header that says when to come back."""
+    """The header that says after how many seconds to repeat the request."""
     return {"Retry-After": str(max(1, int(seconds + 0.999)))}

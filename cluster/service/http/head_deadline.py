@@ -1,9 +1,10 @@
-"""Connections that a client cannot hold for nothing: beside what uvicorn does, a deadline for the head of a request,
-one for taking what was written, and an answer to what is no HTTP in the form of all others.
+"""Connections with deadlines: for the head of a request, and for a client to take what was written.
+
+uvicorn has neither, and answers a request that is not HTTP with plain text; here it gets an error like all others.
 """
 
-import asyncio
 import json
+from asyncio import TimerHandle
 from typing import Any
 
 from h11 import IDLE
@@ -12,30 +13,33 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from cluster.service.http.error_answers import ApiError
 from cluster.service.http.security import HEADERS
 
-HEAD_SECONDS = 15.0  # from the first byte of a request, or from the start of a connection, to the end of its head
-TAKE_SECONDS = 120.0  # for a piece that was written: 4 MiB of a download, so 35 kB/s
-ABORT = "mint.abort"  # in the state of a request: what ends its connection at once
+HEAD_SECONDS = 15.0  # from the first byte of a request, or the start of a connection, to the end of the head
+TAKE_SECONDS = 120.0  # for one piece: 4 MiB of a download, so 35 kB/s
+ABORT = "mint.abort"  # key in a request's state: a function that ends the connection at once
 
 
-class Connection(H11Protocol):
-    """A connection with deadlines."""
+class DeadlineProtocol(H11Protocol):
+    """An HTTP/1.1 connection with deadlines."""
 
-    _head: asyncio.TimerHandle | None = None
-    _take: asyncio.TimerHandle | None = None
+    _head: TimerHandle | None = None
+    _take: TimerHandle | None = None
 
     def connection_made(self, transport: Any) -> None:
-        """Wait for the first request, but not for ever."""
+        """Start the deadline of the first head."""
         super().connection_made(transport)
         self.app_state = {**self.app_state, ABORT: transport.abort}
         self._wait_for_head()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Forget the deadlines."""
-        self._forget()
+        """Cancel the deadlines."""
+        for timer in (self._head, self._take):
+            if timer:
+                timer.cancel()
+        self._head = self._take = None
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        """Take what came; as long as the head of a request is not complete, the time runs."""
+        """Read data; the deadline runs until the head of a request is complete."""
         super().data_received(data)
         if self.conn.their_state is not IDLE:
             if self._head:
@@ -45,20 +49,20 @@ class Connection(H11Protocol):
             self._wait_for_head()
 
     def pause_writing(self) -> None:
-        """The client has not taken enough to write more: it has some time for that."""
+        """Start the deadline for a client whose buffer is full."""
         super().pause_writing()
         if self._take is None:
             self._take = self.loop.call_later(TAKE_SECONDS, self.transport.abort)
 
     def resume_writing(self) -> None:
-        """The client took it."""
+        """Cancel that deadline."""
         super().resume_writing()
         if self._take:
             self._take.cancel()
             self._take = None
 
     def send_400_response(self, msg: str) -> None:
-        """Answer what is no HTTP."""
+        """Refuse a request that is not HTTP."""
         body = json.dumps(ApiError(400, msg).record).encode()
         headers = {"Content-Type": "application/json", "Content-Length": str(len(body)), "Connection": "close"}
         lines = [f"{name}: {value}" for name, value in {**headers, **HEADERS}.items()]
@@ -67,9 +71,3 @@ class Connection(H11Protocol):
 
     def _wait_for_head(self) -> None:
         self._head = self.loop.call_later(HEAD_SECONDS, self.transport.abort)
-
-    def _forget(self) -> None:
-        for timer in (self._head, self._take):
-            if timer:
-                timer.cancel()
-        self._head = self._take = None

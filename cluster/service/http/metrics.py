@@ -1,4 +1,4 @@
-"""Figures of the service for Prometheus."""
+"""Metrics of the service for Prometheus."""
 
 from collections.abc import Callable, Iterator
 
@@ -13,7 +13,7 @@ _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5
 
 
 class Metrics:
-    """The counters of one service; what others know is asked for when somebody looks."""
+    """The counters of one service, and gauges that are read when the metrics are."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
@@ -40,33 +40,33 @@ class Metrics:
             self._seconds.labels(answered.method, answered.route).observe(answered.seconds)
 
     def sent(self, nbytes: int) -> None:
-        """Count what a download sent."""
+        """Count the bytes of a download."""
         self._sent.inc(nbytes)
 
     def refused(self, code: str) -> None:
         """Count a refusal."""
         self._refused.labels(code).inc()
 
-    def watch(self, name: str, help: str, look: Callable[[], float]) -> None:
-        """Show a figure that `look` tells when it is asked for."""
-        self.watch_many(name, help, "", lambda: {"": look()})
+    def add_gauge(self, name: str, help: str, read: Callable[[], float]) -> None:
+        """Add a gauge whose value `read` returns."""
+        self.add_gauges(name, help, "", lambda: {"": read()})
 
-    def watch_many(self, name: str, help: str, label: str, look: Callable[[], dict[str, float]]) -> None:
-        """Show figures, one for each value of a label, that `look` tells when it is asked for."""
-        self.registry.register(_Looked(name, help, label, look))
+    def add_gauges(self, name: str, help: str, label: str, read: Callable[[], dict[str, float]]) -> None:
+        """Add gauges, one for each value of a label, whose values `read` returns."""
+        self.registry.register(_Gauges(name, help, label, read))
 
     def text(self) -> bytes:
-        """All figures, as Prometheus reads them."""
+        """All metrics in the format of Prometheus."""
         return generate_latest(self.registry)
 
 
-class _Looked(Collector):
-    def __init__(self, name: str, help: str, label: str, look: Callable[[], dict[str, float]]) -> None:
-        self._name, self._help, self._label, self._look = name, help, label, look
+class _Gauges(Collector):
+    def __init__(self, name: str, help: str, label: str, read: Callable[[], dict[str, float]]) -> None:
+        self._name, self._help, self._label, self._read = name, help, label, read
 
     def collect(self) -> Iterator[GaugeMetricFamily]:
         family = GaugeMetricFamily(self._name, self._help, labels=[self._label] if self._label else [])
-        for label, value in self._look().items():
+        for label, value in self._read().items():
             family.add_metric([label] if self._label else [], value)
         yield family
 

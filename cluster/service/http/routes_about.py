@@ -1,4 +1,4 @@
-"""What the service and its machines are, and how they do."""
+"""Routes about the service itself: devices, hosts, health, metrics, and the page."""
 
 import socket
 import time
@@ -24,13 +24,13 @@ WEB = Path(__file__).parent.parent / "web"
 
 @router.get("/v1/devices")
 def devices(person: Reader) -> DevicesAnswer:
-    """The devices that a budget can be named after."""
+    """The devices whose names can stand for a budget."""
     rows = [{"name": device.name, **device.figures} for device in DEVICES]
     return DevicesAnswer.model_validate({"devices": rows})
 
 
 def host_now(service: Service) -> Host:
-    """This machine."""
+    """The state of this machine."""
     settings = service.settings
     free, stored = service.store.free_bytes(), service.ledger.nbytes()
     return Host(socket.gethostname(), settings.slots, free, stored, settings.cluster)
@@ -38,16 +38,18 @@ def host_now(service: Service) -> Host:
 
 @router.get("/v1/hosts")
 def hosts(service: Here, person: Reader) -> HostsAnswer:
-    """The machines that serve or work for the queue, as each told of itself at `seen_at`, a few seconds ago."""
+    """The machines that serve or work for the queue, as each reported itself at `seen_at`, a few seconds ago."""
     here = host_now(service)
-    known = {host.name: (host, at) for host, at in service.hosts.last_seen().items()} | {here.name: (here, time.time())}
-    running: dict[str, list[str]] = {name: [] for name in known}
+    reports = {host.name: (host, at) for host, at in service.hosts.last_seen().items()} | {
+        here.name: (here, time.time())
+    }
+    running: dict[str, list[str]] = {name: [] for name in reports}
     for state in ACTIVE:
         for job in service.queue.find(state=state, limit=500):
             running.setdefault(job.host, []).append(job.id)
     rows = []
     for name, jobs in running.items():
-        host, seen_at = known.get(name, (None, None))
+        host, seen_at = reports.get(name, (None, None))
         figures = asdict(host) if host else dict.fromkeys(field.name for field in fields(Host))
         rows.append({**figures, "name": name, "jobs": jobs, "is_here": name == here.name, "seen_at": seen_at})
     return HostsAnswer.model_validate({"hosts": rows})
@@ -55,19 +57,19 @@ def hosts(service: Here, person: Reader) -> HostsAnswer:
 
 @router.get("/v1/me")
 def me(person: Reader) -> PersonAnswer:
-    """Who asks, and what they may."""
+    """The person behind the request, and their scopes."""
     return PersonAnswer(name=person.name, scopes=list(person.scopes))
 
 
 @router.get("/healthz")
 async def health() -> HealthAnswer:
-    """Whether the process answers."""
+    """200 if the process answers."""
     return HealthAnswer(status="ok", version=__version__)
 
 
 @router.get("/readyz", responses=refusals())
 def ready(service: Here) -> HealthAnswer:
-    """Whether the database answers too; 503 if it does not."""
+    """200 if the database answers too, 503 if it does not."""
     service.queue.counts()
     return HealthAnswer(status="ready", version=__version__)
 
@@ -78,7 +80,7 @@ def ready(service: Here) -> HealthAnswer:
     responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}, **refusals()},
 )
 def metrics(service: Here, person: Reader) -> Response:
-    """Figures for Prometheus."""
+    """Metrics for Prometheus."""
     return Response(service.metrics.text(), media_type=CONTENT_TYPE)
 
 
@@ -89,10 +91,10 @@ async def page(request: Request) -> Response:
 
 
 class Static(StaticFiles):
-    """The page's files; a browser asks each time whether they changed."""
+    """The page's files; a browser revalidates them each time."""
 
     def file_response(self, *arguments: Any, **options: Any) -> Response:
-        """A file, or that it did not change."""
+        """A file, or 304 if it did not change."""
         response = super().file_response(*arguments, **options)
         response.headers["Cache-Control"] = "no-cache"
         return response

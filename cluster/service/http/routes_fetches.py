@@ -1,4 +1,4 @@
-"""Models of the hub that are to come to the service's machine, where it allows them."""
+"""Routes that download models of the hub to the service's machine, if it allows them."""
 
 from typing import Annotated
 
@@ -18,10 +18,9 @@ FetchId = Annotated[str, Path(pattern="^[0-9a-f]{16}$")]
 def fetch(
     request: Request, response: Response, wanted: FetchRequest, service: Here, person: Submitter
 ) -> FetchAnswer:  # fmt: skip
-    """Let a model of the hub come to the service's machine, so that jobs can be submitted for it.
+    """Download a model of the hub to the service's machine, so that jobs can be submitted for it.
 
-    202 where that begins, 200 where it is on its way already, for whoever asked first. Asking again after an error
-    goes on where it was.
+    202 if the download begins, 200 if an earlier request began it. The same request after an error resumes.
     """
     if not service.settings.allow_hub:
         raise ApiError(
@@ -32,15 +31,15 @@ def fetch(
         )
     if not (id := parse_id(wanted.model)):
         raise ApiError(422, f"{wanted.model!r} is no id of the hub; needed OWNER/NAME or OWNER/NAME@REVISION")
-    found, is_new = service.fetches.ask(str(id), person)
-    service.note(request, person, "fetch.asked", model=found.model, is_new=is_new)
+    entry, is_new = service.fetches.ask(str(id), person)
+    service.note(request, person, "fetch.asked", model=entry.model, is_new=is_new)
     response.status_code = 202 if is_new else 200
-    return _answer(found)
+    return _answer(entry)
 
 
 @router.get("/{id}", responses=refusals(404))
 def look(id: FetchId, service: Here, person: Reader) -> FetchAnswer:
-    """How far a fetch is."""
+    """The progress of a download."""
     return _answer(service.fetches.get(id))
 
 

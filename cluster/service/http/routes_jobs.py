@@ -1,4 +1,4 @@
-"""Jobs: submit, list, look, cancel, follow."""
+"""Routes of jobs: submit, list, look, cancel, follow."""
 
 from dataclasses import asdict
 from pathlib import Path as FilePath
@@ -26,7 +26,7 @@ assert set(State.__args__) == {QUEUED, BLOCKED, *ACTIVE, *FINAL}  # type: ignore
 
 
 def job_record(job: Job, person: Person) -> dict[str, Any]:
-    """A job as it is answered."""
+    """A job as the API answers it."""
     record = asdict(job)
     wish = record.pop("wish")
     return {**wish, **record, "mine": person.name in job.watchers}
@@ -36,9 +36,9 @@ def job_record(job: Job, person: Person) -> dict[str, Any]:
 def submit(
     request: Request, response: Response, submission: Submission, service: Here, person: Submitter
 ) -> SubmittedAnswer:
-    """Ask for a model: a job for each budget, or one for the analysis alone. All of them are taken, or none.
+    """Submit a job for each budget, or one for the analysis alone. All of them are accepted, or none.
 
-    Who asks for what somebody asked for before shares that job: 200 where all are shared, 201 otherwise. Asking again
+    A request equal to an earlier one shares its job: 200 if all jobs are shared, 201 otherwise. Repeating a request
     after an error is safe. A model of the hub that is not here yet is refused as `not_fetched`: fetch it first.
     """
     if submission.priority > 0 and not person.may("admin"):
@@ -47,12 +47,12 @@ def submit(
         )
     options = submission.options.model_dump()
     budgets = [checked_budget(budget) for budget in submission.budgets] or [""]
-    wanted = {budget: checked_options(budget, options) for budget in budgets}
+    options_of = {budget: checked_options(budget, options) for budget in budgets}
     path, identity = identified(service, submission.model)
     source_bytes = sum(shard.stat().st_size for shard in path.glob("*.safetensors"))
     wishes = [
         (Wish(submission.model, identity, budget, matters), most_bytes(budget, source_bytes))
-        for budget, matters in wanted.items()
+        for budget, matters in options_of.items()
     ]
     answered = []
     for job, is_new in service.queue.submit_all(wishes, person, submission.priority):
@@ -60,12 +60,12 @@ def submit(
             request, person, "job.submitted", job=job.id, model=job.wish.model, budget=job.wish.budget, is_new=is_new
         )
         answered.append({**job_record(job, person), "is_new": is_new})
-    response.status_code = 201 if any(each["is_new"] for each in answered) else 200
+    response.status_code = 201 if any(job["is_new"] for job in answered) else 200
     return SubmittedAnswer.model_validate({"jobs": answered})
 
 
 def identified(service: Service, name: str) -> tuple[FilePath, str]:
-    """Where a model lies and what it is; raises `ApiError` for one that is not there."""
+    """The folder and the identity of a model; raises `ApiError` if the service has no such model."""
     try:
         return service.models.identify(name)
     except DatabaseUnavailableError:
@@ -89,13 +89,13 @@ def find(
     limit: Annotated[int, Query(ge=1, le=500)] = 100,
 ) -> JobsAnswer:
     """Jobs, the newest first."""
-    found = service.queue.find(state, person.name if mine else None, model, before, limit)
-    return JobsAnswer.model_validate({"jobs": [job_record(job, person) for job in found]})
+    jobs = service.queue.find(state, person.name if mine else None, model, before, limit)
+    return JobsAnswer.model_validate({"jobs": [job_record(job, person) for job in jobs]})
 
 
 @router.get("/{id}", responses=refusals(404))
 def look(id: JobId, service: Here, person: Reader) -> JobAnswer:
-    """A job as it stands."""
+    """The current state of a job."""
     return JobAnswer.model_validate(job_record(service.queue.get(id), person))
 
 
@@ -107,7 +107,7 @@ def cancel(
     person: Submitter,
     everybody: Annotated[bool, Query(description="Take it from all who want it; only for admins.")] = False,
 ) -> JobAnswer:
-    """No longer want a job, which ends when nobody wants it any more. An admin who never asked for it ends it."""
+    """Withdraw from a job, which ends when it has no subscriber left. An admin who is not one ends it for all."""
     job = service.queue.cancel(id, person, everybody=everybody)
     service.note(request, person, "job.cancelled", job=id, left=len(job.watchers))
     return JobAnswer.model_validate(job_record(job, person))
@@ -130,11 +130,11 @@ def follow(
     after: Annotated[int, Query(ge=0, le=2**53, description="Only events after this one.")] = 0,
     last_event_id: Annotated[str, Header(pattern="^[0-9]{0,15}$", description="The same; it wins.")] = "",
 ) -> Response:
-    """What happens to a job, as server-sent events: `id` is the event's number, `event` its kind, `data` JSON.
+    """The events of a job as server-sent events: `id` is the event's number, `event` its kind, `data` JSON.
 
-    Numbers grow, with gaps: progress takes the place of the progress before it. 30 days after the end of a job only its
-    end is told. The stream ends after the event of a final state; comments keep it open until then. A revoked token
-    ends it too.
+    Numbers grow, with gaps: progress replaces the progress before it. 30 days after the end of a job only its end is
+    left. The stream ends after the event of a final state; comments keep it open until then. A revoked token ends it
+    too.
     """
     job = service.queue.get(id)
     seen = min(int(last_event_id) if last_event_id else after, job.last_seq)

@@ -1,4 +1,4 @@
-"""Models, their analyses, curves, and plans that are made at once from an analysis that is there."""
+"""Routes of models and their analyses, and of curves and plans that a stored analysis yields at once."""
 
 import re
 from collections.abc import Sequence
@@ -30,7 +30,7 @@ Identity = Annotated[str, Path(pattern="^[0-9a-f]{64}$", description="SHA-256 of
 Rounding = Literal["nearest", "search", "compensate"]
 Dtype = Literal["", "float16", "bfloat16", "float32"]
 _IDENTITY = re.compile("[0-9a-f]{64}")
-_ANALYSIS, _PROBE = ".mint", ".probe"  # how the files of an analysis artifact end
+_ANALYSIS, _PROBE = ".mint", ".probe"  # endings of the files of an analysis artifact
 _MOST_JOBS = 100
 
 
@@ -55,28 +55,28 @@ def _model(service: Service, name: str, analyzed: set[str]) -> dict[str, Any]:
 
 @router.get("/models/{identity}", responses=refusals(404))
 def model(identity: Identity, service: Here, person: Reader) -> ModelDetail:
-    """All that is known of a model."""
+    """Everything that the service knows about a model."""
     rows = [_model(service, name, set()) for name in service.models.names()]
     named = [row for row in rows if row["identity"] == identity]
     jobs = service.queue.find(model_identity=identity, limit=_MOST_JOBS)
     artifacts = service.ledger.find(identity=identity, limit=_MOST_JOBS)
     if not named and not jobs and not artifacts:
         raise ApiError(404, f"nothing is known of a model {identity[:12]}; GET /v1/models lists those that there are")
-    found = stored_analyses(service, identity)
-    made_of: dict[str, Any] = {"model_type": "", "layers": 0, "roles": [], "analyses": []}
-    if found:
-        told = service.planner.ask("roles", analyses=[files for _, files in found])
-        told["analyses"] = [
-            {**each, "artifact": artifact.digest} for each, (artifact, _) in zip(told["analyses"], found, strict=True)
+    stored = stored_analyses(service, identity)
+    structure: dict[str, Any] = {"model_type": "", "layers": 0, "roles": [], "analyses": []}
+    if stored:
+        structure |= service.planner.ask("roles", analyses=[files for _, files in stored])
+        structure["analyses"] = [
+            {**header, "artifact": artifact.digest}
+            for header, (artifact, _) in zip(structure["analyses"], stored, strict=True)
         ]
-        made_of |= told
     return ModelDetail.model_validate(
         {
             "identity": identity,
             "names": sorted({*(row["name"] for row in named), *(job.wish.model for job in jobs)}),
             "source_bytes": named[0]["nbytes"] if named else 0,
-            **made_of,
-            "analyzed": sorted({each["rounding"] for each in made_of["analyses"]}),
+            **structure,
+            "analyzed": sorted({header["rounding"] for header in structure["analyses"]}),
             "jobs": [job_record(job, person) for job in jobs],
             "artifacts": [artifact_record(artifact) for artifact in artifacts],
         }
@@ -84,24 +84,24 @@ def model(identity: Identity, service: Here, person: Reader) -> ModelDetail:
 
 
 def stored_analyses(service: Service, identity: str) -> list[tuple[Artifact, dict[str, str]]]:
-    """The stored analyses of a model, the last made first, with where their files lie."""
+    """The stored analyses of a model, the last made first, with the paths of their files."""
     artifacts = service.ledger.find(kind="analysis", identity=identity)
     return [(artifact, _files(service, artifact)) for artifact in artifacts]
 
 
 def _files(service: Service, artifact: Artifact) -> dict[str, str]:
-    def place(ending: str) -> str:
+    def path(ending: str) -> str:
         return next((str(service.store.path(file.digest)) for file in artifact.files if file.name.endswith(ending)), "")
 
-    return {"analysis": place(_ANALYSIS), "probe": place(_PROBE)}
+    return {"analysis": path(_ANALYSIS), "probe": path(_PROBE)}
 
 
-def _planned(service: Service, verb: str, identity: str, **asked: Any) -> dict[str, Any]:
-    found = [files for _, files in stored_analyses(service, identity)]
+def _planned(service: Service, verb: str, identity: str, **request: Any) -> dict[str, Any]:
+    analyses = [files for _, files in stored_analyses(service, identity)]
     try:
-        if not found:
+        if not analyses:
             raise NotAnalyzedError("not analyzed")
-        return service.planner.ask(verb, analyses=found, **asked)
+        return service.planner.ask(verb, analyses=analyses, **request)
     except NotAnalyzedError as error:
         raise ApiError(
             409,
@@ -142,19 +142,21 @@ def analysis(
     identity: Identity, service: Here, person: Reader, rounding: Rounding = "nearest", dtype: Dtype = ""
 ) -> ArtifactAnswer:
     """The files of an analysis: a few MB, from which everybody who has the model can make any plan, and assemble it."""
-    found = stored_analyses(service, identity)
-    index = _which(service, [files for _, files in found], rounding, dtype)
+    stored = stored_analyses(service, identity)
+    index = _which(service, [files for _, files in stored], rounding, dtype)
     if index is None:
         raise ApiError(
             404, f"the model {identity[:12]} is not analyzed with rounding {rounding}; submit a job first",
             code="not_analyzed",
         )  # fmt: skip
-    return ArtifactAnswer.model_validate(artifact_record(found[index][0]))
+    return ArtifactAnswer.model_validate(artifact_record(stored[index][0]))
 
 
 def _which(service: Service, analyses: Sequence[dict[str, str]], rounding: str, dtype: str) -> int | None:
-    """Which of some analyses is of a rounding and a dtype."""
+    """The index of the analysis with a rounding and a dtype; None if there is none."""
     if not analyses:
         return None
-    told = service.planner.ask("headers", analyses=analyses)["analyses"]
-    return next((i for i, each in enumerate(told) if (each["rounding"], each["dtype"]) == (rounding, dtype)), None)
+    headers = service.planner.ask("headers", analyses=analyses)["analyses"]
+    return next(
+        (i for i, header in enumerate(headers) if (header["rounding"], header["dtype"]) == (rounding, dtype)), None
+    )

@@ -1,7 +1,7 @@
-"""What is sent and answered: the schema of the API, version 1. Times are seconds since 1970, sizes bytes.
+"""Requests and answers of the API, version 1. Times are seconds since 1970, sizes bytes.
 
-Requests forbid what they do not know and bound every length; the patterns say exactly what a budget, a size or a lock
-is, so that whoever makes requests from the description makes good ones.
+Requests forbid unknown fields and bound every length; patterns define a budget, a size or a lock exactly, so that a
+program can generate valid requests from the description.
 """
 
 from typing import Annotated, Any, Literal
@@ -100,7 +100,7 @@ class Submission(_Request):
 
 
 class FetchRequest(_Request):
-    """A model of the Hugging Face hub that is to come to the service's machine."""
+    """A model of the Hugging Face hub to be downloaded to the service's machine."""
 
     model: Annotated[
         str,
@@ -112,7 +112,7 @@ class FetchRequest(_Request):
 
 
 class PlanRequest(_Request):
-    """A plan that is wanted now, from an analysis that is there."""
+    """A plan to be made at once from a stored analysis."""
 
     model: ModelName  # or its identity
     budget: Budget
@@ -120,7 +120,7 @@ class PlanRequest(_Request):
 
 
 class TicketRequest(_Request):
-    """A file of an artifact that a browser is to download."""
+    """A file of an artifact for a browser to download."""
 
     name: Annotated[str, Field(min_length=1, max_length=512, pattern=r"^[^\x00-\x1f\x7f]+$")]
 
@@ -135,13 +135,13 @@ class ErrorDetail(_Answer):
 
 
 class ErrorAnswer(_Answer):
-    """Every error looks like this."""
+    """The body of every error."""
 
     error: ErrorDetail
 
 
 class JobAnswer(_Answer):
-    """A job as it stands."""
+    """The current state of a job."""
 
     id: str
     model: str
@@ -171,7 +171,7 @@ class JobsAnswer(_Answer):
 
 
 class SubmittedJob(JobAnswer):
-    """A job that was asked for; `is_new` is false where somebody's job is shared."""
+    """A submitted job; `is_new` is false if an earlier request submitted it."""
 
     is_new: bool
 
@@ -181,7 +181,7 @@ class SubmittedAnswer(_Answer):
 
 
 class FetchAnswer(_Answer):
-    """A model of the hub on its way: waiting, running, done or failed, with the reason."""
+    """A download of a model of the hub: waiting, running, done or failed, with the reason."""
 
     id: str
     model: str
@@ -200,7 +200,7 @@ class EstimateAnswer(_Answer):
 
 
 class PointAnswer(_Answer):
-    """The best plan of a budget; `gap` is how far it is from the best at most, 0 where that is proved."""
+    """The best plan of a budget; `gap` bounds its distance from the optimum, 0 if it is proved optimal."""
 
     budget_bytes: int
     planned_bytes: int
@@ -243,7 +243,7 @@ class PlanAnswer(PointAnswer):
 
 
 class PlacedDevice(_Answer):
-    """Where a device lies on a curve: the budget it leaves, or none."""
+    """A device on a curve: the budget that it leaves, if any."""
 
     name: str
     budget_bytes: int | None
@@ -263,7 +263,7 @@ class CurveAnswer(_Answer):
 
 
 class ModelAnswer(_Answer):
-    """A model below a root; of one that cannot be read, `reason` says why, and the rest is empty."""
+    """A model below a root; if it cannot be read, `reason` says why, and the other fields are empty."""
 
     name: str
     identity: str
@@ -285,7 +285,7 @@ class RoleAnswer(_Answer):
 
 
 class AnalysisAnswer(_Answer):
-    """A stored analysis: what it measured, and where it can be downloaded."""
+    """A stored analysis: its settings, and the artifact that holds it."""
 
     rounding: str
     dtype: str
@@ -313,7 +313,7 @@ class ArtifactsAnswer(_Answer):
 
 
 class ModelDetail(_Answer):
-    """All that is known of a model: what it is made of (once analyzed), its jobs, what was made of it.
+    """Everything known about a model: its layers and roles (once analyzed), its jobs and artifacts.
 
     `analyzed` are the roundings of its analyses.
     """
@@ -331,7 +331,7 @@ class ModelDetail(_Answer):
 
 
 class TicketAnswer(_Answer):
-    """A link that works once, for a minute."""
+    """A link that works once, within a minute."""
 
     url: str
 
@@ -350,7 +350,7 @@ class DevicesAnswer(_Answer):
 
 
 class HostAnswer(_Answer):
-    """A machine: what it runs, and, where it told so itself, what it has room for; `seen_at` is when it did."""
+    """A machine: the jobs that it runs, and its capacity as it reported it at `seen_at`."""
 
     name: str
     jobs: list[str]
@@ -367,7 +367,7 @@ class HostsAnswer(_Answer):
 
 
 class PersonAnswer(_Answer):
-    """Who asks, and what they may."""
+    """The person behind a request, and their scopes."""
 
     name: str
     scopes: list[str]

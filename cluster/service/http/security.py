@@ -1,10 +1,10 @@
-"""Who may talk to the service at all: pure rules, each of which answers one known attack.
+"""Security rules of the service, each against one known attack; pure functions.
 
-- Beyond loopback nothing is open: without tokens, or with neither TLS nor --insecure, it does not start.
-- A page of another site that has its own name point at 127.0.0.1 (DNS rebinding) sends that name as Host: only
+- Beyond loopback nothing is open: without tokens, or with neither TLS nor --insecure, the service does not start.
+- DNS rebinding: a page of another site lets its own name point at 127.0.0.1, and sends that name as Host. Only
   addresses, which cannot be rebound, and the service's own names are answered.
-- A page of another site that posts here sends an Origin or Sec-Fetch-Site that says so: refused.
-- A page of this site runs no foreign or inline script, is framed by nobody, and tells nobody where it was.
+- Cross-site requests: a page of another site sends an Origin or Sec-Fetch-Site that says so, and is refused.
+- The service's own page runs no foreign or inline script, cannot be framed, and sends no Referer.
 
 `Strict-Transport-Security` is left out on purpose: it covers all ports of a host, and other services of a lab's
 machine speak plain HTTP.
@@ -27,12 +27,12 @@ HEADERS = {
     "X-Frame-Options": "DENY",
 }
 _PAGES = ("/", "/index.html")
-_READING = ("GET", "HEAD")
-_OF_PROXIES = ("forwarded", "via", "x-real-ip")
+_SAFE_METHODS = ("GET", "HEAD")
+_PROXY_HEADERS = ("forwarded", "via", "x-real-ip")
 
 
 def need_safe(settings: Settings, *, has_tokens: bool) -> None:
-    """Raise `MintError`, with the cure, for an address that would let strangers in."""
+    """Raise `MintError`, with the cure, for settings that would let strangers in."""
     if bool(settings.tls_cert) != bool(settings.tls_key):
         raise MintError("found one of --tls-cert and --tls-key; needed: both, as PEM files")
     if settings.is_local:
@@ -51,7 +51,7 @@ def need_safe(settings: Settings, *, has_tokens: bool) -> None:
 
 
 def own_names(settings: Settings) -> frozenset[str]:
-    """The names, in lower case, that a request may call the service by, beside addresses."""
+    """The names of the service in lower case, which a Host header may give beside addresses."""
     names = {"localhost", settings.host, *settings.names}
     if not settings.is_local:
         host = socket.gethostname()
@@ -60,7 +60,10 @@ def own_names(settings: Settings) -> frozenset[str]:
 
 
 def is_own_host(host: str, names: frozenset[str]) -> bool:
-    """Whether a Host header, with or without a port, is an address or one of the names."""
+    """True if a Host header, with or without a port, is an address or one of the names.
+
+    Starlette's TrustedHostMiddleware compares names only: it cannot admit every address.
+    """
     name = host[: host.rindex("]") + 1] if host.startswith("[") and "]" in host else host.partition(":")[0]
     try:
         ipaddress.ip_address(name.strip("[]"))
@@ -70,22 +73,22 @@ def is_own_host(host: str, names: frozenset[str]) -> bool:
 
 
 def is_foreign(method: str, path: str, headers: Mapping[str, str]) -> bool:
-    """Whether a page of another site made the request. Following a link to the page itself is not foreign."""
+    """True if a page of another site made the request. A link to the page itself is not foreign."""
     origin = headers.get("origin")
     if origin is not None and origin.partition("://")[2].lower() != headers.get("host", "").lower():
         return True
     if headers.get("sec-fetch-site", "none") in ("none", "same-origin"):
         return False
-    return not (method in _READING and path in _PAGES and headers.get("sec-fetch-mode") == "navigate")
+    return not (method in _SAFE_METHODS and path in _PAGES and headers.get("sec-fetch-mode") == "navigate")
 
 
 def is_forwarded(names: Iterable[str]) -> bool:
-    """Whether headers with these names, in lower case, came through a proxy: then loopback is not this machine."""
-    return any(name in _OF_PROXIES or name.startswith("x-forwarded-") for name in names)
+    """True if headers of these names, in lower case, came through a proxy: then loopback is not this machine."""
+    return any(name in _PROXY_HEADERS or name.startswith("x-forwarded-") for name in names)
 
 
 def is_json(content_type: str) -> bool:
-    """Whether a Content-Type is JSON in UTF-8, which no form of another site can send without being asked first."""
+    """True if a Content-Type is JSON in UTF-8, which no form of another site can send without a preflight."""
     kind, _, parameter = content_type.partition(";")
     charset = parameter.strip().lower().removeprefix("charset=").strip('"')
     return kind.strip().lower() == "application/json" and charset in ("", "utf-8")

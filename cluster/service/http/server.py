@@ -1,11 +1,11 @@
-"""The service over HTTP: its parts put together, and the process that serves them."""
+"""The HTTP server: assembles the parts of the service, and serves them."""
 
 import asyncio
 import contextlib
 import os
 import socket
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import Any
@@ -33,7 +33,7 @@ from cluster.service.http import routes_about, routes_artifacts, routes_fetches,
 from cluster.service.http.audit import Audit
 from cluster.service.http.context import Limits, Service, refusals
 from cluster.service.http.error_answers import CODES, ApiError, describe_invalid, retry_after
-from cluster.service.http.head_deadline import Connection
+from cluster.service.http.head_deadline import DeadlineProtocol
 from cluster.service.http.metrics import Metrics
 from cluster.service.http.middleware import Guard, SecurityHeaders
 from cluster.service.http.rate_limit import TokenBucket
@@ -51,10 +51,10 @@ from mint.core.errors import MintError
 from mint.core.log import log
 from mint.core.version import __version__
 
-_BURST_SECONDS = 4.0  # of requests at the steady rate may come at once
+_BURST_SECONDS = 4.0  # a burst is that many seconds' worth of the steady rate
 _ADDRESS_FACTOR = 10.0  # many people may share an address
 _STOP_SECONDS = 10  # for requests that are being answered
-# what a refusal of the parts is to a client; anything else that can be mended is 422
+# error of the service: its status; any other `MintError` is 422
 _STATUS: dict[type[MintError], int] = {
     NotFoundError: 404,
     NotWatchingError: 403,
@@ -69,12 +69,12 @@ def create_app(
     clock: Callable[[], float] = time.time,
     limits: Limits = Limits(),  # noqa: B008, it is frozen
 ) -> FastAPI:
-    """The service as an ASGI application; it opens the database now, and works for the queue while it is served.
+    """The service as an ASGI application; it opens the database now, and runs jobs while it is served.
 
     Raises `MintError` for a database or roots that cannot be used.
     """
     settings.data.mkdir(parents=True, exist_ok=True, mode=0o700)
-    database = connect(settings.database_url, _say)
+    database = connect(settings.database_url, _log_database)
     if settings.database:
         try:
             Hosts(database).require_store(settings.data / "store", socket.gethostname())
@@ -142,20 +142,20 @@ def _service(settings: Settings, limits: Limits, database: Database, clock: Call
         addresses=TokenBucket(_ADDRESS_FACTOR * rate, _ADDRESS_FACTOR * rate * _BURST_SECONDS),
         people=TokenBucket(rate, rate * _BURST_SECONDS),
     )
-    _watch(service)
+    _add_gauges(service)
     return service
 
 
-def _say(what: str, why: str) -> None:
-    """Log what became of the database: once, however many ask it."""
-    if why:
-        log.error("database.lost", cannot_be=what, reason=why)
+def _log_database(access: str, reason: str) -> None:
+    """Log that the database can no longer be read or written, with the reason, or that it can again."""
+    if reason:
+        log.error("database.lost", cannot_be=access, reason=reason)
     else:
-        log.warning("database.found", can_be=what)
+        log.warning("database.recovered", can_be=access)
 
 
 async def _beat(service: Service, ending: asyncio.Event) -> None:
-    """Tell how this machine is, now and then, until the service ends."""
+    """Report the state of this machine now and then, until the service ends."""
     while not ending.is_set():
         with contextlib.suppress(DatabaseUnavailableError, OSError):
             await asyncio.to_thread(lambda: service.hosts.report(routes_about.host_now(service)))
@@ -163,18 +163,18 @@ async def _beat(service: Service, ending: asyncio.Event) -> None:
             await asyncio.wait_for(ending.wait(), BEAT_SECONDS)
 
 
-def _watch(service: Service) -> None:
+def _add_gauges(service: Service) -> None:
     metrics = service.metrics
-    metrics.watch_many("mint_jobs", "Jobs in each state.", "state", lambda: dict(service.queue.counts()))
-    metrics.watch("mint_event_streams", "Streams of events that are open.", lambda: service.fanout.watchers)
-    metrics.watch("mint_fetches", "Models of the hub that are on their way.", service.fetches.running)
-    metrics.watch("mint_store_bytes", "Bytes of stored artifacts.", service.ledger.nbytes)
-    metrics.watch("mint_store_free_bytes", "Bytes that can still be stored.", service.store.free_bytes)
+    metrics.add_gauges("mint_jobs", "Jobs in each state.", "state", lambda: dict(service.queue.counts()))
+    metrics.add_gauge("mint_event_streams", "Streams of events that are open.", lambda: service.fanout.watchers)
+    metrics.add_gauge("mint_fetches", "Models of the hub that are on their way.", service.fetches.running)
+    metrics.add_gauge("mint_store_bytes", "Bytes of stored artifacts.", service.ledger.nbytes)
+    metrics.add_gauge("mint_store_free_bytes", "Bytes that can still be stored.", service.store.free_bytes)
 
 
 @contextlib.contextmanager
-def _working(service: Service, database: Database) -> Any:
-    """Work for the queue, until the service stops; runners that are at work then go on."""
+def _working(service: Service, database: Database) -> Iterator[None]:
+    """Run jobs until the service stops; runners that are at work then continue."""
     supervisor = None
     if service.settings.slots > 0:
         from cluster.service.work.supervisor import Supervisor
@@ -192,7 +192,7 @@ def _working(service: Service, database: Database) -> Any:
 
 
 def _answer_errors(app: FastAPI) -> None:
-    """Give every error its one form."""
+    """Answer every error in the form of `ApiError`."""
 
     def refused(refusal: ApiError) -> Response:
         app.state.service.metrics.refused(refusal.code)
@@ -214,23 +214,23 @@ def _answer_errors(app: FastAPI) -> None:
 
     @app.exception_handler(RequestValidationError)
     async def _invalid(request: Request, error: RequestValidationError) -> Response:
-        said = "; ".join(map(describe_invalid, error.errors()[:5]))
-        return refused(ApiError(422, said or "the request is not what the API describes"))
+        message = "; ".join(map(describe_invalid, error.errors()[:5]))
+        return refused(ApiError(422, message or "the request is not what the API describes"))
 
     @app.exception_handler(HTTPException)
     async def _http(request: Request, error: HTTPException) -> Response:
-        known = CODES.get(error.status_code, "refused")
+        code = CODES.get(error.status_code, "refused")
         headers, message = dict(error.headers or {}), str(error.detail)
         if error.status_code == 404:
             message = f"there is nothing at {request.url.path}; see /openapi.json"
         if error.status_code == 405:
             headers["Allow"] = ", ".join(sorted(_methods(app, request.url.path)))
             message = f"{request.method} is not possible here; needed {headers['Allow']}"
-        return refused(ApiError(error.status_code, message, code=known, headers=headers))
+        return refused(ApiError(error.status_code, message, code=code, headers=headers))
 
 
 def _methods(app: FastAPI, path: str) -> set[str]:
-    """What can be done with a path, by the description of the API."""
+    """The methods of a path in the description of the API."""
     return {
         method.upper()
         for template, operations in app.openapi()["paths"].items()
@@ -240,27 +240,27 @@ def _methods(app: FastAPI, path: str) -> set[str]:
 
 
 class _Server(uvicorn.Server):
-    """A server that says when it listens, and lets streams end before it waits for connections to."""
+    """A server that reports when it listens, and ends the event streams before it waits for connections to close."""
 
     def __init__(self, config: uvicorn.Config, on_start: Callable[[], None], on_stop: Callable[[], None]) -> None:
         super().__init__(config)
         self._on_start, self._on_stop = on_start, on_stop
 
     async def startup(self, sockets: Any = None) -> None:
-        """Start, and say so."""
+        """Start, and report it."""
         await super().startup(sockets)
         if self.started:
             self._on_start()
 
     async def shutdown(self, sockets: Any = None) -> None:
-        """End the streams, then the rest. To be told to stop is no failure: uvicorn would end by the signal again."""
+        """End the streams, then the rest. Exit code 0: uvicorn would raise the signal again."""
         self._on_stop()
         await super().shutdown(sockets)
         self._captured_signals.clear()
 
 
 def serve(settings: Settings, *, on_start: Callable[[str], None] = lambda url: None) -> None:
-    """Serve until SIGTERM or Ctrl-C. Raises `MintError` for an address that is taken or would let strangers in."""
+    """Serve until SIGTERM or Ctrl-C. Raises `MintError` for an address that is in use or would let strangers in."""
     os.umask(0o077)
     app = create_app(settings)
     service: Service = app.state.service
@@ -269,11 +269,11 @@ def serve(settings: Settings, *, on_start: Callable[[str], None] = lambda url: N
         app,
         host=settings.host,
         port=settings.port,
-        http=Connection,
+        http=DeadlineProtocol,
         ws="none",
         proxy_headers=False,
         server_header=False,
-        access_log=False,  # it would write down queries, tickets among them
+        access_log=False,  # it would log queries, tickets among them
         log_level="warning",
         timeout_keep_alive=30,
         timeout_graceful_shutdown=_STOP_SECONDS,
@@ -281,22 +281,22 @@ def serve(settings: Settings, *, on_start: Callable[[str], None] = lambda url: N
         ssl_certfile=settings.tls_cert,
         ssl_keyfile=settings.tls_key,
     )
-    listener = _bound(config)
+    listener = _listen(config)
     url = replace(settings, port=listener.getsockname()[1]).url
     _Server(config, lambda: on_start(url), service.fanout.close).run([listener])
 
 
-def _bound(config: uvicorn.Config) -> socket.socket:
+def _listen(config: uvicorn.Config) -> socket.socket:
     family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
-    bound = socket.socket(family)
-    bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    listener = socket.socket(family)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
-        bound.bind((config.host, config.port))
+        listener.bind((config.host, config.port))
     except OSError as error:
-        bound.close()
+        listener.close()
         raise MintError(
             f"cannot listen on {config.host}:{config.port} ({error.strerror}); choose another --host or --port, or end "
             "what listens there"
         ) from error
-    bound.set_inheritable(False)
-    return bound
+    listener.set_inheritable(False)
+    return listener

@@ -146,11 +146,6 @@ class EventFanout:
         return sum(channel.watchers for channel in self._channels.values())
 
     @property
-    def seats(self) -> int:
-        """The number of occupied seats."""
-        return self._seats.total()
-
-    @property
     def frames_in_memory(self) -> int:
         """The number of frames in all channels."""
         return sum(len(channel.frames) for channel in self._channels.values())

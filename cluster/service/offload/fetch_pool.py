@@ -131,7 +131,7 @@ class Fetches:
         except OSError as error:
             reason = f"its process could not be started: {error.strerror}"
         except Exception as error:  # whoever waits is told
-            log.error("fetch.stumbled", model=model, reason=repr(error))
+            log.error("fetch.failed", model=model, reason=repr(error))
             reason = f"something unforeseen ({type(error).__name__}); please report it"
         log.info("fetch.ended", model=model, reason=reason)
         self._change(id, state=FAILED if reason else DONE, reason=reason)

@@ -1,8 +1,8 @@
-"""One at a time on a folder: a file that its holder locks, and that says who that is.
+"""A lock file for a folder: one process at a time works there, and the file names it.
 
-A job's lease says who may write in the database; this says who writes on the disk. They differ when a runner was
-stopped (a machine that slept, a debugger) while its lease ran out: it lives, holds its files, and no longer may.
-Whoever has the job now ends it, if it is on the same machine.
+A job's lease says who may write in the database; this lock says who writes on the disk. They differ when a runner was
+stopped (a machine that slept, a debugger) while its lease ran out: it lives, keeps its files open, and may no longer
+write. The next runner of the job kills it, if it is on the same machine.
 """
 
 import fcntl
@@ -21,60 +21,60 @@ _RUNNER = "cluster.service.work.runner"
 
 
 class FolderInUseError(MintError):
-    """A runner on another machine still works there."""
+    """A runner on another machine still works in the folder."""
 
 
 @contextmanager
-def exclusive(place: Path) -> Iterator[None]:
-    """Be the only runner that works under the lock at `place`; one that still does on this machine is ended.
+def exclusive(lock: Path) -> Iterator[None]:
+    """Hold the file `lock` as the only runner; another holder on this machine is killed.
 
-    For a runner with a lease: whoever else holds the lock has lost it. Raises `FolderInUseError` for one elsewhere.
+    For a runner with a lease: any other holder has lost it. Raises `FolderInUseError` for a holder elsewhere.
     """
-    with _opened(place) as descriptor:
+    with _opened(lock) as descriptor:
         if not _locked(descriptor):
-            _end_holder(place)
+            _kill_holder(lock)
             fcntl.flock(descriptor, fcntl.LOCK_EX)
-        _write(descriptor)
+        _write_holder(descriptor)
         yield
         os.ftruncate(descriptor, 0)
 
 
 @contextmanager
-def in_turn(place: Path) -> Iterator[None]:
-    """Wait for one's turn under the lock at `place`."""
-    with _opened(place) as descriptor:
+def in_turn(lock: Path) -> Iterator[None]:
+    """Wait for the file `lock`, and hold it."""
+    with _opened(lock) as descriptor:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield
 
 
-def holder(place: Path) -> int:
-    """The process that works under a lock on this machine; 0 if there is none."""
-    if not place.exists():
+def holder(lock: Path) -> int:
+    """The process on this machine that holds `lock`; 0 if there is none."""
+    if not lock.exists():
         return 0
-    with _opened(place) as descriptor:
+    with _opened(lock) as descriptor:
         if _locked(descriptor):
             return 0
     try:
-        told = json.loads(place.read_text())
+        record = json.loads(lock.read_text())
     except (OSError, ValueError):
         return 0
-    pid = int(told["pid"])
-    return pid if told["host"] == socket.gethostname() and _RUNNER in _command(pid) else 0
+    pid = int(record["pid"])
+    return pid if record["host"] == socket.gethostname() and _RUNNER in _command(pid) else 0
 
 
-def _end_holder(place: Path) -> None:
-    pid = holder(place)
+def _kill_holder(lock: Path) -> None:
+    pid = holder(lock)
     if not pid:
         raise FolderInUseError(
-            f"{place}: a runner on another machine still works on this; it ends once it sees its lease lost"
+            f"{lock}: a runner on another machine still works on this; it ends once it sees its lease lost"
         )
     os.killpg(pid, signal.SIGKILL)
 
 
 @contextmanager
-def _opened(place: Path) -> Iterator[int]:
-    place.parent.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(place, os.O_RDWR | os.O_CREAT, 0o600)
+def _opened(lock: Path) -> Iterator[int]:
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(lock, os.O_RDWR | os.O_CREAT, 0o600)
     try:
         yield descriptor
     finally:
@@ -89,11 +89,10 @@ def _locked(descriptor: int) -> bool:
     return True
 
 
-def _write(descriptor: int) -> None:
+def _write_holder(descriptor: int) -> None:
     os.ftruncate(descriptor, 0)
     os.pwrite(descriptor, json.dumps({"pid": os.getpid(), "host": socket.gethostname()}).encode(), 0)
 
 
 def _command(pid: int) -> str:
-    found = subprocess.run(["ps", "-o", "command=", "-p", str(pid)], capture_output=True, text=True, check=False)
-    return found.stdout
+    return subprocess.run(["ps", "-o", "command=", "-p", str(pid)], capture_output=True, text=True, check=False).stdout

@@ -1,7 +1,7 @@
-"""Who keeps a runner honest: a thread that renews its lease, and ends its whole process group when that is over.
+"""Renews a runner's lease from a thread, and kills the runner's process group when the lease is lost.
 
-It works beside native code: MLX and mint's kernels give the interpreter away while they compute, and a signal's byte
-comes through a pipe that C code writes to. A runner that cannot renew must not go on: another may have its job.
+The thread works beside native code: MLX and mint's kernels release the interpreter while they compute, and a signal
+arrives through a pipe that C code writes to. A runner that cannot renew must not continue: another may have its job.
 """
 
 import os
@@ -11,7 +11,10 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from contextvars import copy_context
 from typing import Self, TypeVar
+
+from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_fixed
 
 from cluster.service.data.records import Claim, Lease
 from cluster.service.data.states import CANCELLED
@@ -20,38 +23,49 @@ from cluster.service.queue.queue import LEASE_SECONDS, Queue
 from mint.core.log import log
 
 RENEW_SECONDS = 2.0
-_MARGIN_SECONDS = 4.0  # before a lease that could not be renewed runs out, its runner has ended
+PATIENCE_SECONDS = LEASE_SECONDS - 4.0  # without a renewal; a runner must have ended before its lease runs out
+_PAUSE_SECONDS = 0.5  # between two attempts to reach the database
 T = TypeVar("T")
 
 
-def retry_while_leased(what: Callable[[], T], seconds: float = LEASE_SECONDS - _MARGIN_SECONDS) -> T:
-    """Do something with the database; if that is away, again for as long as a lease lives."""
-    began = time.monotonic()
-    while True:
-        try:
-            return what()
-        except DatabaseUnavailableError:
-            if time.monotonic() - began > seconds:
-                raise
-            time.sleep(0.5)
+def retry_while_leased(call: Callable[[], T], seconds: float = PATIENCE_SECONDS) -> T:
+    """Call the database; while it is away, repeat for as long as a lease lives."""
+    retrying = Retrying(
+        retry=retry_if_exception_type(DatabaseUnavailableError),
+        stop=stop_after_delay(seconds),
+        wait=wait_fixed(_PAUSE_SECONDS),
+        reraise=True,
+    )
+    return retrying(call)
 
 
 def end_group() -> None:
-    """End this process and all that it started, at once."""
+    """Kill this process and all that it started."""
     os.killpg(os.getpgrp(), signal.SIGKILL)
 
 
 class LeaseKeeper:
-    """Holds the lease of `claim` while its block runs. SIGTERM gives the job back to the queue, and ends the group."""
+    """Keeps the lease of `claim` while its block runs. SIGTERM returns the job to the queue, and calls `end`."""
 
-    def __init__(self, queue: Queue, claim: Claim, end: Callable[[], None] = end_group) -> None:
+    def __init__(
+        self,
+        queue: Queue,
+        claim: Claim,
+        end: Callable[[], None] = end_group,
+        *,
+        renew_seconds: float = RENEW_SECONDS,
+        patience_seconds: float = PATIENCE_SECONDS,
+    ) -> None:
         self._queue = queue
         self._claim = claim
         self._end = end
+        self._renew_seconds = renew_seconds
+        self._patience_seconds = patience_seconds
         self._read, self._write = os.pipe()
         os.set_blocking(self._write, False)
-        self._resting = threading.Event()
-        self._thread = threading.Thread(target=self._keep, name="keeper", daemon=True)
+        self._stopping = threading.Event()
+        context = copy_context()  # with the names that events are logged with
+        self._thread = threading.Thread(target=context.run, args=(self._keep,), name="lease", daemon=True)
 
     def __enter__(self) -> Self:
         signal.signal(signal.SIGTERM, lambda *_: None)
@@ -61,54 +75,50 @@ class LeaseKeeper:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.rest()
+        self.stop()
 
-    def rest(self) -> None:
-        """Renew no more: what is written next is the last, and gives the lease back."""
-        if not self._resting.is_set():
-            self._resting.set()
+    def stop(self) -> None:
+        """Stop renewing: the next write is the last, and returns the lease."""
+        if not self._stopping.is_set():
+            self._stopping.set()
             os.write(self._write, b"\0")
             self._thread.join()
 
     def _keep(self) -> None:
-        renewed = time.monotonic()
+        renewed_at = time.monotonic()
         while True:
-            ready, _, _ = select.select([self._read], [], [], RENEW_SECONDS)
+            ready, _, _ = select.select([self._read], [], [], self._renew_seconds)
             signals = os.read(self._read, 512) if ready else b""
-            if self._resting.is_set():
+            if self._stopping.is_set():
                 return
             if signal.SIGTERM in signals:
-                self._give_back()
-                return
+                self._update(lambda: self._queue.release(self._claim, "its runner was told to stop"))
+                break
             try:
-                found = self._queue.renew(self._claim)
+                lease = self._queue.renew(self._claim)
             except Exception as error:  # the database is away; the lease lives a little longer
-                self._warn("lease.unrenewed", error)
-                if time.monotonic() - renewed > LEASE_SECONDS - _MARGIN_SECONDS:
-                    self._end()
-                    return
+                self._warn("lease.not_renewed", error)
+                if time.monotonic() - renewed_at > self._patience_seconds:
+                    break
                 continue
-            renewed = time.monotonic()
-            if found is Lease.CANCEL_WANTED:
-                self._tell(lambda: self._queue.advance(self._claim, CANCELLED))
-            if found is not Lease.HELD:
+            renewed_at = time.monotonic()
+            if lease is Lease.CANCEL_WANTED:
+                self._update(lambda: self._queue.advance(self._claim, CANCELLED))
+            if lease is not Lease.HELD:
                 with suppress(OSError):
-                    log.info("lease.over", job=self._claim.job.id, found=found.value)
-                self._end()
-                return
-
-    def _give_back(self) -> None:
-        self._tell(lambda: self._queue.release(self._claim, "its runner was told to stop"))
+                    log.info("lease.ended", reason=lease.value)
+                break
         self._end()
 
-    def _tell(self, what: Callable[[], object]) -> None:
+    def _update(self, call: Callable[[], object]) -> None:
+        """Write the end of the job; without a database, whoever sees the lease run out writes it."""
         try:
-            what()
+            call()
         except LeaseLostError:
             pass
-        except Exception as error:  # the lease runs out, and whoever sees that writes the end
-            self._warn("job.untold", error)
+        except Exception as error:
+            self._warn("job.not_updated", error)
 
     def _warn(self, event: str, error: Exception) -> None:
-        with suppress(OSError):  # the disk of the log may be what is full
-            log.warning(event, job=self._claim.job.id, reason=str(error))
+        with suppress(OSError):  # the full disk may be that of the log
+            log.warning(event, reason=str(error))

@@ -1,12 +1,12 @@
-"""One job in a process of its own: `python -m cluster.service.work.runner --data DIR --job ID --root FOLDER ...`.
+"""Runs one job in its own process: `python -m cluster.service.work.runner --data DIR --job ID --root FOLDER ...`.
 
-On standard input comes a line of JSON: the address of the database and the lease, which must not be seen in a list of
-processes. Without --job it imports what any job needs, and waits for that line to name its job too. It leads its own
-process group, is the only writer of the job's events while it holds the lease, and dies with it. What it has done so
-far lies in DIR/cache and DIR/work/ID: the next runner of the job goes on there.
+Standard input brings a line of JSON: the address of the database and the lease, which must not be seen in a list of
+processes. Without --job the process imports what any job needs, and waits for that line to name its job too. It leads
+its own process group, is the only writer of the job's events while it holds the lease, and dies with it. Its results so
+far lie in DIR/cache and DIR/work/ID, where the next runner of the job continues.
 
-Exit codes: 0: what became of the job is in the database (done, failed, blocked, back in the queue); 3: the lease was
-lost before the start; 75: the database is away, nobody was told; -9: cancelled, told to stop, or the lease was lost.
+Exit codes: 0: the outcome is in the database (done, failed, blocked, back in the queue); 3: the lease was lost before
+the start; 75: the database is away and knows no outcome; -9: cancelled, told to stop, or the lease was lost.
 """
 
 import argparse
@@ -23,6 +23,8 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
+
+from structlog.contextvars import bind_contextvars
 
 from cluster.service.data.catalog import Ledger
 from cluster.service.data.database import connect
@@ -41,13 +43,13 @@ from mint.core.log import configure_logging, log
 
 OVER, LOST, AWAY = 0, 3, 75
 FULL = (errno.ENOSPC, errno.EDQUOT)
-LOOK_SECONDS = 0.2  # for the end of compiling, and for a job
-DISK = "disk: "  # how the reason begins of a job that waits for room
+LOOK_SECONDS = 0.2  # between looks for the end of compiling, and for a job
+DISK = "disk: "  # the beginning of the reason of a job that waits for room
 
 
 @dataclass(frozen=True, slots=True)
 class RunnerSettings:
-    """Where a runner finds and leaves things."""
+    """The folders, cluster and limits of a runner."""
 
     data: Path
     roots: tuple[Path, ...]
@@ -56,55 +58,56 @@ class RunnerSettings:
     max_store_bytes: int | None = None
 
     @property
-    def store(self) -> Path:
+    def store_folder(self) -> Path:
         return self.data / "store"
 
     @property
-    def locks(self) -> Path:
+    def lock_folder(self) -> Path:
         return self.data / "work" / "locks"
 
-    def work(self, job: str) -> Path:
-        """What a job has written so far."""
+    def work_folder(self, job: str) -> Path:
+        """The files of a job that is not done."""
         return self.data / "work" / job
 
-    def log(self, job: str) -> Path:
-        """What its runners said."""
+    def log_path(self, job: str) -> Path:
+        """The output of a job's runners."""
         return self.data / "logs" / f"{job}.log"
 
     def arguments(self, job: str) -> list[str]:
-        """The command line of a runner; `job` may be empty: it is told later."""
-        asked = ["--data", str(self.data), *(["--job", job] if job else [])]
+        """The command line of a runner; if `job` is empty, it reads its job from standard input."""
+        options = ["--data", str(self.data), *(["--job", job] if job else [])]
         for root in self.roots:
-            asked += ["--root", str(root)]
-        asked += ["--allow-hub"] if self.allow_hub else []
-        asked += ["--cluster", self.cluster] if self.cluster else []
-        asked += ["--max-store", str(self.max_store_bytes)] if self.max_store_bytes is not None else []
-        return [sys.executable, "-P", "-m", "cluster.service.work.runner", *asked]
+            options += ["--root", str(root)]
+        options += ["--allow-hub"] if self.allow_hub else []
+        options += ["--cluster", self.cluster] if self.cluster else []
+        options += ["--max-store", str(self.max_store_bytes)] if self.max_store_bytes is not None else []
+        return [sys.executable, "-P", "-m", "cluster.service.work.runner", *options]
 
 
 def main() -> None:
-    """Work on the job that the command line or standard input names."""
-    place, job = _arguments()
+    """Run the job that the command line or standard input names."""
+    settings, job = _arguments()
     if os.getpgrp() != os.getpid():
         os.setsid()
-    os.environ["MINT_CACHE"] = str(place.data / "cache")
-    os.environ |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}  # what a model names is not fetched
+    os.environ["MINT_CACHE"] = str(settings.data / "cache")
+    os.environ |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}  # a model cannot make it download anything
     if not job:
         _get_ready()
     line = sys.stdin.readline()
     if not line:
-        return  # it was not needed: the service ended
-    told: dict[str, str] = json.loads(line)
+        return  # the service ended before it needed this runner
+    message: dict[str, str] = json.loads(line)
     if not job:
-        job = told["job"]
-        with place.log(job).open("ab") as said:
+        job = message["job"]
+        with settings.log_path(job).open("ab") as output:
             for descriptor in (1, 2):
-                os.dup2(said.fileno(), descriptor)
+                os.dup2(output.fileno(), descriptor)
     configure_logging(verbose=True)
+    bind_contextvars(job=job)
     try:
-        code = run(place, job, told["database"], told["lease"])
+        code = run(settings, job, message["database"], message["lease"])
     except DatabaseUnavailableError as error:
-        log.error("database.away", reason=str(error))
+        log.error("database.lost", reason=str(error))
         code = AWAY
     except LeaseLostError as error:
         log.error("lease.lost", reason=str(error))
@@ -114,33 +117,33 @@ def main() -> None:
 
 
 def _get_ready() -> None:
-    """Import what a job needs, in this process and in the one that will load what it makes; then load its kernels.
+    """Import what a job needs, here and in the process that will load the model that it makes; then load its kernels.
 
-    Whatever is not begun when a job comes is left for later: only who works on it renews its lease.
+    A job that arrives ends this at the next step, since its lease is renewed only once it runs.
     """
     from mint.assembly.stock_child import stock
 
     stock()
-    if _is_told():
+    if _has_input():
         return
     importlib.import_module("cluster.service.work.stages")
     from mint.analysis.unit_jobs import warm_kernels
 
-    while not _is_told():
+    while not _has_input():
         compiling = warm_kernels(ANALYSIS["rounding"])
-        while compiling and compiling.poll() is None and not _is_told(LOOK_SECONDS):
+        while compiling and compiling.poll() is None and not _has_input(LOOK_SECONDS):
             pass
         if not compiling or compiling.returncode:
             return
 
 
-def _is_told(seconds: float = 0.0) -> bool:
-    """Whether there is something on standard input, or its end, before so many seconds have passed."""
+def _has_input(seconds: float = 0.0) -> bool:
+    """True if a line, or the end, arrives on standard input within some seconds."""
     return bool(select.select([sys.stdin], [], [], seconds)[0])
 
 
-def run(place: RunnerSettings, job: str, database: str, lease: str) -> int:
-    """Work on a job until it is over, and say so in the database; the exit code.
+def run(settings: RunnerSettings, job: str, database: str, lease: str) -> int:
+    """Run a job to its end, write that into the database, and return the exit code.
 
     Raises `LeaseLostError` or `DatabaseUnavailableError`.
     """
@@ -149,31 +152,34 @@ def run(place: RunnerSettings, job: str, database: str, lease: str) -> int:
     claim = Claim(queue.get(job), lease)
     if queue.renew(claim) is Lease.LOST:
         return LOST
-    log.info("job.begun", job=job, attempt=claim.job.attempts, pid=os.getpid())
+    bind_contextvars(model=claim.job.wish.model)
+    log.info("job.begun", attempt=claim.job.attempts, pid=os.getpid())
     with LeaseKeeper(queue, claim) as keeper:
         try:
-            with exclusive(place.locks / claim.job.wish.analysis_key):
-                from cluster.service.work.stages import Stages  # imports MLX: only once the lease is being kept
+            with exclusive(settings.lock_folder / claim.job.wish.analysis_key):
+                from cluster.service.work.stages import Stages  # imports MLX, which takes longer than a lease lives
 
-                store = Store(place.store, ledger, place.max_store_bytes)
-                roots = Roots(place.roots, ledger, allow_hub=place.allow_hub)
-                end = Stages(queue, claim, store, roots, place.work(job), socket.gethostname(), place.cluster).run()
-            keeper.rest()
+                store = Store(settings.store_folder, ledger, settings.max_store_bytes)
+                roots = Roots(settings.roots, ledger, allow_hub=settings.allow_hub)
+                end = Stages(
+                    queue, claim, store, roots, settings.work_folder(job), socket.gethostname(), settings.cluster
+                ).run()
+            keeper.stop()
             retry_while_leased(lambda: queue.advance(claim, end.state, artifact=end.artifact, result=end.result))
-            with suppress(DatabaseUnavailableError):  # what is held is let go in time
+            with suppress(DatabaseUnavailableError):  # its holds run out
                 ledger.drop(holder_of(claim))
         except (LeaseLostError, DatabaseUnavailableError):
             raise
-        except Exception as error:  # whatever it is, people see why
+        except Exception as error:  # the job must end with a reason
             traceback.print_exc()
-            keeper.rest()
-            retry_while_leased(partial(_tell_end, queue, claim, error))
-    log.info("job.ended", job=job)
+            keeper.stop()
+            retry_while_leased(partial(_write_failure, queue, claim, error))
+    log.info("job.ended")
     return OVER
 
 
-def _tell_end(queue: Queue, claim: Claim, error: Exception) -> None:
-    """Write why a job cannot go on."""
+def _write_failure(queue: Queue, claim: Claim, error: Exception) -> None:
+    """Write the reason why a job cannot go on."""
     if isinstance(error, FolderInUseError):
         queue.release(claim, str(error))
     elif is_full(error):
@@ -189,7 +195,7 @@ def _tell_end(queue: Queue, claim: Claim, error: Exception) -> None:
 
 
 def is_full(error: BaseException | None) -> bool:
-    """Whether a full disk is behind an error."""
+    """True if an error, or one of its causes, is a full disk."""
     while error is not None:
         if isinstance(error, DiskFullError) or (isinstance(error, OSError) and error.errno in FULL):
             return True
@@ -205,8 +211,9 @@ def _arguments() -> tuple[RunnerSettings, str]:
     parser.add_argument("--allow-hub", action="store_true")
     parser.add_argument("--cluster", default="")
     parser.add_argument("--max-store", type=int)
-    given: Any = parser.parse_args()
-    return RunnerSettings(given.data, tuple(given.root), given.allow_hub, given.cluster, given.max_store), given.job
+    options: Any = parser.parse_args()
+    settings = RunnerSettings(options.data, tuple(options.root), options.allow_hub, options.cluster, options.max_store)
+    return settings, options.job
 
 
 if __name__ == "__main__":

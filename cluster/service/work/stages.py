@@ -228,7 +228,7 @@ class Stages:
         except (
             DatabaseUnavailableError
         ) as error:  # what is lost is a figure; whether to go on without a database, the keeper decides
-            log.warning("event.untold", reason=str(error))
+            log.warning("event.not_written", reason=str(error))
 
     def _note(self, text: str) -> None:
         self._tell("note", {"message": text})

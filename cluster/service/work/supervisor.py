@@ -1,10 +1,9 @@
-"""Who starts the runners of this machine, and sees to what they cannot see to themselves.
+"""Starts, reaps and cancels the runner processes of this machine.
 
-A thread in the server. All it knows of jobs is in the database and in the folder of the data, so nothing is lost with
-it: when the service ends, its runners go on; the next one finds their jobs at work on this host and lets them. A round:
-bury runners that died, take back leases that ran out, end those that were cancelled, let blocked jobs wait again for
-their turn where there is room, start what has a turn, evict, clear away the folders of jobs that are over, and now and
-then what was told and logged of those that have been over for long.
+A thread in the server. All its state of jobs is in the database and in the data folder, so nothing is lost with it:
+when the service ends, its runners continue, and the next service finds their jobs at work on this host. A round: reap
+dead runners, expire leases, end cancelled runners, requeue blocked jobs that now fit, start the next jobs, evict, and
+remove the folders of finished jobs, and now and then the events and logs of jobs that ended long ago.
 """
 
 import json
@@ -18,7 +17,7 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from cluster.service.data.records import Claim, Job
 from cluster.service.data.states import ACTIVE, BLOCKED, FINAL
@@ -38,10 +37,10 @@ from mint.kernels.warmup import is_ready
 from mint.run.blas import find_openblas
 
 ROUND_SECONDS = 0.5
-LOOK_SECONDS = 0.05  # for a job that a free slot could take, and for a runner that ended
-KILL_SECONDS = 5.0  # after a job that was cancelled was told to stop
-FORGET_SECONDS = 3600.0  # between looks for what is too old
-_MOST_BLOCKED = 1000
+LOOK_SECONDS = 0.05  # between looks for a job that a free slot could take, and for a runner that ended
+KILL_SECONDS = 5.0  # from SIGTERM to SIGKILL for the runner of a cancelled job
+FORGET_SECONDS = 3600.0  # between removals of old events and logs
+_MAX_JOBS = 1000
 
 
 @dataclass
@@ -54,10 +53,10 @@ class _Child:
 
 @dataclass
 class _Cancelling:
-    """A runner that was told to stop."""
+    """A runner that was sent SIGTERM."""
 
-    told_at: float
-    pid: int = field(default=0)
+    signalled_at: float
+    pid: int
 
 
 class Supervisor:
@@ -76,45 +75,45 @@ class Supervisor:
         self._store = store
         self._slots = settings.slots
         self._database = settings.database_url
-        self._place = RunnerSettings(
+        self._runners = RunnerSettings(
             settings.data, settings.roots, settings.allow_hub, settings.cluster, settings.max_store_bytes
         )
         self._host = host or socket.gethostname()
         self._clock = clock
         self._children: dict[str, _Child] = {}
-        self._spare = WarmRunner(self._place, early=not is_ready(ANALYSIS["rounding"]), clock=clock)
+        self._warm_runner = WarmRunner(self._runners, early=not is_ready(ANALYSIS["rounding"]), clock=clock)
         self._cancelling: dict[str, _Cancelling] = {}
         self._forget_at = clock()
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._work, name="supervisor", daemon=True)
-        self._logs = self._place.log("").parent
-        for folder in (self._place.locks, self._logs):
+        self._logs = self._runners.log_path("").parent
+        for folder in (self._runners.lock_folder, self._logs):
             folder.mkdir(parents=True, exist_ok=True)
 
     def start(self) -> None:
-        """Begin to work, in a thread."""
+        """Start the thread."""
         self._thread.start()
 
     def stop(self) -> None:
-        """Start nothing more; the runners go on."""
+        """Start no more runners; those at work continue."""
         self._stopping.set()
         if self._thread.is_alive():
             self._thread.join()
-        self._spare.drop()
+        self._warm_runner.drop()
 
     def wait(self) -> None:
-        """Wait for the end of the runners that this process started."""
+        """Wait until the runners that this process started have ended."""
         for child in list(self._children.values()):
             child.process.wait()
 
     def step(self) -> None:
-        """One round."""
-        self._bury()
+        """Do one round."""
+        self._reap()
         self._queue.expire()
-        active = [job for state in ACTIVE for job in self._queue.find(state=state, limit=_MOST_BLOCKED)]
+        active = [job for state in ACTIVE for job in self._queue.find(state=state, limit=_MAX_JOBS)]
         here = [job for job in active if job.host == self._host]
         self._end_cancelled(here)
-        self._unblock()
+        self.unblock()
         running = len({*(job.id for job in here), *self._children})
         while running < self._slots and not self._stopping.is_set():
             claim = self._queue.claim(self._host)
@@ -128,26 +127,26 @@ class Supervisor:
             self._forget(time.time() - RETENTION_SECONDS)
 
     def _work(self) -> None:
-        swept, stumbled = False, ""
+        is_swept, failure = False, ""
         while not self._pause():
             try:
-                if not swept:
+                if not is_swept:
                     self._store.sweep()
-                    swept = True
+                    is_swept = True
                 self.step()
-                self._spare.keep(working=bool(self._children))
-                stumbled = ""
-            except DatabaseUnavailableError:  # the database says so itself
+                self._warm_runner.keep(working=bool(self._children))
+                failure = ""
+            except DatabaseUnavailableError:  # logged by the database itself
                 self._stopping.wait(ROUND_SECONDS * 4)
             except Exception as error:  # one bad round must not end the service's work
-                why = f"{type(error).__name__}: {error}"
-                if why != stumbled:
-                    log.error("supervisor.stumbled", reason=why)
-                stumbled = why
+                reason = f"{type(error).__name__}: {error}"
+                if reason != failure:
+                    log.error("round.failed", reason=reason)
+                failure = reason
                 self._stopping.wait(ROUND_SECONDS * 4)
 
     def _pause(self) -> bool:
-        """Wait for the next round, less where there is news for a slot; whether to stop."""
+        """Wait for the next round, or for news of a slot or a job; True if the thread must stop."""
         for _ in range(round(ROUND_SECONDS / LOOK_SECONDS)):
             if self._stopping.wait(LOOK_SECONDS):
                 return True
@@ -164,11 +163,11 @@ class Supervisor:
     def _spawn(self, claim: Claim) -> None:
         job = claim.job
         library = _library(job)
-        process = self._spare.take(library)
+        process = self._warm_runner.take(library)
         try:
             if process is None:
-                with self._place.log(job.id).open("ab") as said:
-                    process = start(self._place, job.id, said.fileno(), library)
+                with self._runners.log_path(job.id).open("ab") as output:
+                    process = start(self._runners, job.id, output.fileno(), library)
         except OSError as error:
             if is_full(error):
                 self._queue.block(claim, f"{DISK}{error.strerror}, not even a log can be written")
@@ -176,16 +175,16 @@ class Supervisor:
                 self._forfeit(claim, f"its process could not be started: {error.strerror}")
             return
         self._children[job.id] = _Child(process, claim)
-        told = {"job": job.id, "database": self._database, "lease": claim.lease}
+        message = {"job": job.id, "database": self._database, "lease": claim.lease}
         assert process.stdin
         try:
-            process.stdin.write(json.dumps(told).encode() + b"\n")
+            process.stdin.write(json.dumps(message).encode() + b"\n")
             process.stdin.close()
         except BrokenPipeError:
-            pass  # it died at once, and is buried in the next round
+            pass  # it died at once, and is reaped in the next round
         log.info("runner.started", job=job.id, pid=process.pid, attempt=job.attempts)
 
-    def _bury(self) -> None:
+    def _reap(self) -> None:
         for id, child in list(self._children.items()):
             code = child.process.poll()
             if code is None:
@@ -196,7 +195,7 @@ class Supervisor:
             self._forfeit(child.claim, f"its process {_ending(code)}")
 
     def _forfeit(self, claim: Claim, reason: str) -> None:
-        """Take a job back from a runner that is dead; nothing to take back from one that finished it."""
+        """Take a job back from a dead runner; one that finished its job has none."""
         try:
             job = self._queue.forfeit(claim, reason)
         except LeaseLostError:
@@ -204,51 +203,51 @@ class Supervisor:
         log.warning("runner.lost", job=job.id, state=job.state, reason=job.reason)
 
     def _end_cancelled(self, here: list[Job]) -> None:
-        wanted = {job.id: job for job in here if job.cancel_wanted}
-        for id in [id for id in self._cancelling if id not in wanted]:
+        cancelled = {job.id: job for job in here if job.cancel_wanted}
+        for id in [id for id in self._cancelling if id not in cancelled]:
             del self._cancelling[id]
-        for id, job in wanted.items():
+        for id, job in cancelled.items():
             child = self._children.get(id)
-            pid = child.process.pid if child else holder(self._place.locks / job.wish.analysis_key)
-            told = self._cancelling.get(id)
+            pid = child.process.pid if child else holder(self._runners.lock_folder / job.wish.analysis_key)
+            cancelling = self._cancelling.get(id)
             if not pid:
-                continue  # not yet at work, or just over: it sees for itself
-            if told is None:
+                continue  # not yet at work, or just over: it notices by itself
+            if cancelling is None:
                 self._cancelling[id] = _Cancelling(self._clock(), pid)
                 _signal_group(pid, signal.SIGTERM)
-            elif told.pid == pid and self._clock() - told.told_at >= KILL_SECONDS:
+            elif cancelling.pid == pid and self._clock() - cancelling.signalled_at >= KILL_SECONDS:
                 _signal_group(pid, signal.SIGKILL)
 
     # room
 
-    def _unblock(self) -> None:
-        """Put jobs back that waited for room, once there is a little more than they need."""
-        for job in reversed(self._queue.find(state=BLOCKED, limit=_MOST_BLOCKED)):
+    def unblock(self) -> None:
+        """Requeue jobs that wait for room, once there is a little more than they need."""
+        for job in reversed(self._queue.find(state=BLOCKED, limit=_MAX_JOBS)):
             if not job.reason.startswith(DISK):
                 continue
-            work = self._place.work(job.id)
+            work = self._runners.work_folder(job.id)
             written = max(map(written_bytes, work.glob("*")), default=0)
-            why = self._store.shortage(
+            shortage = self._store.shortage(
                 job.needed_bytes, work if work.exists() else None, written=written,
                 reserved=self._queue.expected_bytes(), spare=job.needed_bytes // 20 + RESERVE_BYTES // 4,
             )  # fmt: skip
-            if not why:
+            if not shortage:
                 self._queue.unblock(job.id)
                 log.info("job.unblocked", job=job.id)
 
     def _forget(self, before: float) -> None:
-        """Remove events and logs of jobs that ended before a time: some in a round, and the rest in the next."""
+        """Remove events and logs of jobs that ended before a time, some in each round."""
         more = self._queue.trim(before)
         self._forget_at = self._clock() + (0.0 if more else FORGET_SECONDS)
         for path in () if more else self._logs.glob("*.log"):
-            with suppress(FileNotFoundError):  # another server was quicker
+            with suppress(FileNotFoundError):  # another server removed it
                 if path.stat().st_mtime < before and self._is_over(path.stem):
                     path.unlink()
 
     def _clear(self) -> None:
-        """Remove what jobs that are over have left on the disk."""
-        for folder in self._place.locks.parent.iterdir():
-            if folder == self._place.locks or folder.name in self._children:
+        """Remove the work folders of finished jobs."""
+        for folder in self._runners.lock_folder.parent.iterdir():
+            if folder == self._runners.lock_folder or folder.name in self._children:
                 continue
             if self._is_over(folder.name):
                 shutil.rmtree(folder, ignore_errors=True)
@@ -261,9 +260,9 @@ class Supervisor:
 
 
 def _library(job: Job) -> str:
-    """The fast BLAS that its runner is to load, where the model has to run on a CPU whose MLX brings a slow one."""
-    runs = option(job.wish.options, "probe") or ROUNDINGS[option(job.wish.options, "rounding")].needs_model
-    return find_openblas() if runs and sys.platform == "linux" else ""
+    """The fast BLAS that the runner must preload, if the job runs the model on a CPU whose MLX has a slow one."""
+    runs_model = option(job.wish.options, "probe") or ROUNDINGS[option(job.wish.options, "rounding")].needs_model
+    return find_openblas() if runs_model and sys.platform == "linux" else ""
 
 
 def _signal_group(pid: int, number: signal.Signals) -> None:

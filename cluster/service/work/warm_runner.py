@@ -1,9 +1,9 @@
-"""A runner that is ready before there is a job for it: it has imported MLX and mlx_lm, loaded the kernels, and waits.
+"""A runner that is ready before there is a job: it has imported MLX and mlx_lm, loaded the kernels, and waits.
 
-Rules. It is a process as any other runner, for one job: what one job leaves in memory, the next never sees. It is
-nobody's until it is taken, holds no lease, and ends when the service does, however that ends: its standard input ends.
-One that nobody needed for a while is let go, since it takes memory. Kernels belong to no model: runners share them with
-all that mint does for this user, and where they have to be compiled first that begins with the service.
+Rules. It is a process like any other runner, for one job, so that no job sees what another left in memory. It holds no
+lease until it is taken, and ends with the service, however that ends, because its standard input ends. One that was not
+needed for a while is ended, since it takes memory. Kernels belong to no model: runners share them with every mint of
+this user, and where they must be compiled first, that begins with the service.
 """
 
 import os
@@ -18,49 +18,49 @@ from mint.core.log import log
 from mint.kernels.code_cache import code_folder, may_cache
 from mint.run.blas import preloading
 
-SETTLED_SECONDS = 5.0  # the start of a runner: another that starts beside it would take half of a small machine
+SETTLED_SECONDS = 5.0  # a runner's start; a second one at that time would take half of a small machine
 IDLE_SECONDS = 900.0
-AGAIN_SECONDS = 60.0  # from the start of one that died with nothing to do until the next: it may lack memory
+AGAIN_SECONDS = 60.0  # from the start of one that died without a job to the next: memory may be short
 
 
 class WarmRunner:
-    """At most one runner that waits, at `place`, with the same `library` preloaded as the last one that began.
+    """At most one waiting runner, with the same BLAS `library` preloaded as the last one that began a job.
 
-    None waits before the first job, unless it has something to do: an `early` one.
+    None waits before the first job, unless there are kernels to compile: `early`.
     """
 
     def __init__(
-        self, place: RunnerSettings, *, early: bool = False, clock: Callable[[], float] = time.monotonic
+        self, settings: RunnerSettings, *, early: bool = False, clock: Callable[[], float] = time.monotonic
     ) -> None:
-        self._place = place
+        self._settings = settings
         self._clock = clock
         self._process: subprocess.Popen[bytes] | None = None
-        self._turn: float | None = clock() if early else None
+        self._needed_at: float | None = clock() if early else None
         self._library = ""
         self._not_before = clock()
 
     @property
     def pid(self) -> int:
-        """The runner that waits; 0 if none does."""
+        """The waiting process; 0 if there is none."""
         return self._process.pid if self._process and self._process.poll() is None else 0
 
     def keep(self, *, working: bool) -> None:
-        """Start one where a job may come soon, let it go where none came; `working`: whether a runner is at work."""
-        quiet = self._clock() - self._turn if self._turn is not None else IDLE_SECONDS
-        if quiet >= IDLE_SECONDS:
+        """Start one if a job may come soon, end it if none came; `working`: another runner is at work."""
+        idle = self._clock() - self._needed_at if self._needed_at is not None else IDLE_SECONDS
+        if idle >= IDLE_SECONDS:
             self.drop()
-        elif not self.pid and self._clock() >= self._not_before and (not working or quiet >= SETTLED_SECONDS):
+        elif not self.pid and self._clock() >= self._not_before and (not working or idle >= SETTLED_SECONDS):
             self._not_before = self._clock() + AGAIN_SECONDS
-            with suppress(OSError), self._place.log("spare").open("ab") as said:
-                self._process = start(self._place, "", said.fileno(), self._library)
+            with suppress(OSError), self._settings.log_path("spare").open("ab") as output:
+                self._process = start(self._settings, "", output.fileno(), self._library)
                 log.info("runner.prepared", pid=self._process.pid)
 
     def take(self, library: str) -> "subprocess.Popen[bytes] | None":
-        """For a job that begins: the runner that waits, the taker's from now on; None if there is none like that."""
+        """The waiting runner, which belongs to the caller from now on; None if none with `library` is ready."""
         if library != self._library:
             self.drop()
-        self._turn, self._library = self._clock(), library
-        self._not_before = self._turn
+        self._needed_at, self._library = self._clock(), library
+        self._not_before = self._needed_at
         process, self._process = self._process, None
         return process if process and process.poll() is None else None
 
@@ -75,11 +75,16 @@ class WarmRunner:
             process.stdin.close()
 
 
-def start(place: RunnerSettings, job: str, said: int, library: str = "") -> "subprocess.Popen[bytes]":
-    """A runner, for `job` or for one that it will be told; what it says goes to the open file `said`."""
+def start(settings: RunnerSettings, job: str, output: int, library: str = "") -> "subprocess.Popen[bytes]":
+    """Start a runner that logs to the open file `output`; without a `job`, it reads one from standard input later."""
     environment = preloading(library) if library else dict(os.environ)
     if may_cache():
         environment["MINT_KERNELS"] = str(code_folder().parent)
     return subprocess.Popen(
-        place.arguments(job), stdin=subprocess.PIPE, stdout=said, stderr=said, env=environment, start_new_session=True
+        settings.arguments(job),
+        stdin=subprocess.PIPE,
+        stdout=output,
+        stderr=output,
+        env=environment,
+        start_new_session=True,
     )
