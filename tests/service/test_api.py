@@ -110,7 +110,7 @@ def test_a_full_quota_says_when_to_come_back(world: Served) -> None:
     refused = world.client.post("/v1/jobs", json={"model": "llama", "budgets": ["2GB"]}, headers=ann)
     assert _error(refused, 429) == "quota"
     assert int(refused.headers["retry-after"]) > 0
-    world.submit("llama", "1GB", headers=ann, status=200)  # what is shared is not more
+    world.submit("llama", "1GB", headers=ann, status=200)  # a shared job is not one more
 
 
 def test_a_submission_is_taken_whole_or_not_at_all(world: Served) -> None:

@@ -82,7 +82,7 @@ def people(lab: Lab) -> None:
 
 @pytest.fixture(scope="module")
 def made(lab: Lab, people: None) -> dict[str, dict[str, Any]]:
-    """What `mint submit --download` of two budgets answered, by budget."""
+    """The answers of `mint submit --download` of two budgets, by budget."""
     command = [sys.executable, "-m", "mint", "submit", MODEL, *lab.as_("ann")]
     asked = ["--budget", "4.5bpw", "--budget", "0.4x", "--download", str(lab.folder / "down"), "--json"]
     done = subprocess.run([*command, *asked], capture_output=True, text=True)
@@ -160,7 +160,7 @@ def test_a_download_that_is_cut_goes_on_where_it_was(
     first = lab.folder / "down" / f"{MODEL}-0.4x"
     assert sorted(found["files"]) == sorted(path.name for path in first.iterdir())
     assert all(file_digest(tmp_path / "model" / path.name) == file_digest(path) for path in first.iterdir())
-    assert cutting.sent < 1.5 * found["nbytes"]  # what had come did not come again
+    assert cutting.sent < 1.5 * found["nbytes"]  # bytes on the disk were not fetched again
     code, again = run("download", made["0.4x"]["id"], *lab.as_("bob"), "--output", str(tmp_path / "model"))
     assert code == 1
     assert "nothing is ever overwritten" in again["error"]

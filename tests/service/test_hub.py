@@ -52,7 +52,7 @@ def world(hub: FakeHub, tmp_path: Path, llama: Path) -> Iterator[Served]:
 
 
 def until(what: Callable[[], Any]) -> Any:
-    """What is true in the end."""
+    """Wait until a condition is true."""
     deadline = time.monotonic() + PATIENCE
     while not (found := what()):
         assert time.monotonic() < deadline

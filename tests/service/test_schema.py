@@ -14,7 +14,7 @@ from cluster.service.http.server import create_app
 from cluster.service.settings import Settings
 
 EXAMPLES = 12
-HOST = "testserver"  # what schemathesis calls an application
+HOST = "testserver"  # the name that schemathesis gives an application
 
 
 @pytest.fixture(scope="module")

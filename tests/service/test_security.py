@@ -1,4 +1,4 @@
-"""Who may talk to the service: each known attack, refused; and nothing secret in what is written down."""
+"""Access to the service: each known attack is refused, and no log holds a secret."""
 
 import asyncio
 import json
@@ -309,7 +309,7 @@ def test_a_ticket_opens_one_file_once_within_a_minute() -> None:
     for artifact, name in (("other", "a"), ("digest", "b")):
         text = tickets.give("ann", "digest", "a")
         assert tickets.use(text, artifact, name) is None
-        assert tickets.use(text, "digest", "a") is None  # who tries another file has lost it
+        assert tickets.use(text, "digest", "a") is None  # trying another file uses it up
     text = tickets.give("ann", "digest", "a")
     clock.now += SECONDS
     assert tickets.use(text, "digest", "a") is None
@@ -331,7 +331,7 @@ def test_a_browser_downloads_by_a_ticket_and_by_nothing_else(world: Served) -> N
     assert world.client.get(url.partition("?")[0]).status_code == 401
 
 
-# what is written down
+# logs
 
 
 def test_the_audit_log_tells_who_did_what_and_no_secret(

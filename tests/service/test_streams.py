@@ -1,4 +1,4 @@
-"""What is sent piece by piece: events of jobs to all who watch, and files to all who download."""
+"""Event streams and downloads: every watcher gets every event, and every range is those bytes."""
 
 import asyncio
 import json
