@@ -1,7 +1,7 @@
-"""How a weight matrix may be stored, and the exact bytes of each way.
+"""The storage formats of a weight matrix, and the exact bytes of each.
 
 Sizes are arithmetic, never an experiment: they equal what `mx.quantize` writes, for every format and shape.
-Formats are named as people write them: `4/64` (affine, 4 bits, groups of 64), `mxfp4`, `nvfp4`, `keep`.
+Names of formats: `4/64` (affine, 4 bits, groups of 64), `mxfp4`, `nvfp4`, `keep`.
 """
 
 from collections.abc import Iterable
@@ -44,7 +44,7 @@ class Format:
     bits: int
     group_size: int
 
-    # plans compare formats by the hundred thousand; what a dataclass writes would make tuples each time
+    # plans compare formats by the hundred thousand; the methods of a dataclass would make tuples each time
 
     def __eq__(self, other: object) -> bool:
         return self is other or (
@@ -62,11 +62,11 @@ class Format:
 
     @property
     def scheme(self) -> Scheme:
-        """What its codes, scales and biases mean."""
+        """The meaning of its codes, scales and biases."""
         return SCHEMES[self.mode]
 
     def admits(self, shape: tuple[int, ...], dtype: str) -> bool:
-        """Whether MLX can store a weight of this shape and safetensors dtype in this format."""
+        """True where MLX can store a weight of this shape and safetensors dtype in this format."""
         if self == KEEP:
             return True
         return len(shape) >= 2 and shape[-1] % self.group_size == 0 and dtype in QUANTIZABLE
@@ -109,7 +109,7 @@ def formats_of(scheme: Scheme) -> tuple[Format, ...]:
 KEEP = Format("keep", 0, 1)
 AFFINE = formats_of(AFFINE_SCHEME)
 (MXFP4,), (NVFP4,) = formats_of(MXFP4_SCHEME), formats_of(NVFP4_SCHEME)
-FORMATS = (*AFFINE, MXFP4, NVFP4, KEEP)  # those that mint brings
+FORMATS = (*AFFINE, MXFP4, NVFP4, KEEP)  # built in
 
 
 def known_formats() -> tuple[Format, ...]:
@@ -118,7 +118,7 @@ def known_formats() -> tuple[Format, ...]:
 
 
 def parse_format(name: str) -> Format:
-    """The format that people write as `name`; `MintError` lists the names that exist."""
+    """The format of this name; `MintError` lists the names that exist."""
     formats = _by_name(tuple(SCHEMES.values()))
     if name not in formats:
         raise MintError(f"{name!r} is not a format; needed one of: {', '.join(formats)}")

@@ -1,4 +1,4 @@
-"""Where every byte of the output will lie, before any of them exists.
+"""The position of every output byte, computed before anything is written.
 
 A unit or parameter is stored whole in one shard. Its entry in the safetensors header is padded with spaces to a
 length that depends on nothing but its name, dtype and shape (JSON allows white space anywhere), so that the bytes

@@ -1,4 +1,4 @@
-"""How the scales and biases of a stored weight are chosen: a rounding is one row of `ROUNDINGS`."""
+"""The ways to choose the scales and biases of a stored weight: a rounding is one row of `ROUNDINGS`."""
 
 from dataclasses import dataclass
 

@@ -1,4 +1,4 @@
-"""What a stored code, scale and bias mean: a scheme is one entry, of one of MLX's modes of storage.
+"""The meaning of stored codes, scales and biases: a scheme is one entry, for one of MLX's modes.
 
 A weight is value(code) * scale, plus bias where there is one; weights of a group share scale and bias. `mx.quantize`
 and `mx.dequantize` with the scheme's mode are its reference kernels. A scheme that the compiled kernels know besides

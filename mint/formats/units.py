@@ -1,4 +1,4 @@
-"""What there is to decide: units, and the parameters around them that stay as they are."""
+"""Units, each stored in a format of its own, and parameters, which are stored as they are."""
 
 from dataclasses import dataclass
 from math import prod

@@ -1,4 +1,4 @@
-"""The kind of device that measures, packs and computes: one implementation of `Backend` each, chosen in one place.
+"""The device that measures, packs and computes: one implementation of `Backend` per kind, chosen in one place.
 
 Everything that depends on the device is a property or a method here. A backend promises that `errors` are those of
 what its `pack` writes, and that `unpack` reads exactly the stored values.

@@ -55,12 +55,12 @@ _ROWS = 64  # of one piece of parallel work
 def second_moments(inputs: Floats) -> Doubles:
     """H (C, C) of the rows (T, C), as far as so many rows can tell."""
     rows, columns = inputs.shape
-    seen = (inputs.T @ inputs).astype(np.float64)  # T times the second moments
-    squares = np.diagonal(seen) / max(rows, 1)
-    seen[np.diag_indices(columns)] += columns * squares
-    seen /= rows + columns
-    seen[np.diag_indices(columns)] += DAMPING * squares.mean()
-    return seen
+    moments = (inputs.T @ inputs).astype(np.float64)  # T times the second moments
+    squares = np.diagonal(moments) / max(rows, 1)
+    moments[np.diag_indices(columns)] += columns * squares
+    moments /= rows + columns
+    moments[np.diag_indices(columns)] += DAMPING * squares.mean()
+    return moments
 
 
 def factor(moments: Doubles) -> Floats:
@@ -93,9 +93,9 @@ def pack_compensated(
             stored.append(parts)
             scales = scale_values(parts[0].reshape(-1), dtype, format.scheme)
             biases = widened(parts[1].reshape(-1), dtype) if format.scheme.has_bias else scales
-            given = (format.scheme.kernel, format.bits, first, group.stop, end, start, upper)
+            fixed = (format.scheme.kernel, format.bits, first, group.stop, end, start, upper)
             work = [
-                (values[some], *given, scales[some], biases[some], FP4, codes[some], losses[some]) for some in pieces
+                (values[some], *fixed, scales[some], biases[some], FP4, codes[some], losses[some]) for some in pieces
             ]
             spread(lambda arguments: _round(*arguments), work, threads)
         if end < columns:
@@ -110,10 +110,10 @@ def _searched(values: Floats, dtype: str, format: Format, importance: Doubles) -
     flat = np.ascontiguousarray(values).reshape(-1)
     scratch = np.empty_like(flat)
     narrow(flat, STORAGES[dtype], scratch)
-    kept = np.empty(flat.size, np.float32 if dtype == "F32" else np.uint16)
-    write_raw(flat, STORAGES[dtype], scratch, kept)
+    stored = np.empty(flat.size, np.float32 if dtype == "F32" else np.uint16)
+    write_raw(flat, STORAGES[dtype], scratch, stored)
     weights = (importance / importance.mean()).astype(np.float32)
-    _, *parts = pack(kept.reshape(1, *values.shape), dtype, format, search=True, importance=weights)
+    _, *parts = pack(stored.reshape(1, *values.shape), dtype, format, search=True, importance=weights)
     return tuple(part[0] for part in parts)
 
 
@@ -148,9 +148,9 @@ def _round(
                 stored = code * scale + bias
                 codes[r, c] = np.uint8(np.int32(code))
             else:
-                place = _fp4_code(weight, scale)
-                stored = table[place] * scale
-                codes[r, c] = place
+                index = _fp4_code(weight, scale)
+                stored = table[index] * scale
+                codes[r, c] = index
             loss = (weight - stored) / upper[c, c]
             losses[r, c - start] = loss
             rest, share = row[c + 1 : end], upper[c, c + 1 : end]
@@ -160,12 +160,12 @@ def _round(
 
 @compiled
 def _fp4_code(weight: np.float32, scale: np.float32) -> np.uint8:
-    """The place of a weight in the fp4 table, plus 8 for a negative value but -0."""
+    """The index of a weight in the fp4 table, plus 8 for a negative value but -0."""
     magnitude = abs(weight)
-    place = np.uint8(0)
+    index = np.uint8(0)
     for midpoint in midpoints(scale):
-        place += np.uint8(magnitude > midpoint)
-    return np.uint8(place + 8) if weight < 0 and place > 0 else place
+        index += np.uint8(magnitude > midpoint)
+    return np.uint8(index + 8) if weight < 0 and index > 0 else index
 
 
 @compiled

@@ -1,4 +1,4 @@
-"""How the CPU kernels are compiled, and what affine and fp4 kernels share: element types and lanes.
+"""The compiler of the CPU kernels, and the element types and lanes that affine and fp4 kernels share.
 
 Rules of the compiled code:
 - No fast math. Every operation rounds as IEEE 754 says, in the order written, so that x86 and ARM agree to the bit.
@@ -49,7 +49,7 @@ def compiled(function: Function) -> Function:
 def widen(raw: Raw, storage: int, values: Floats) -> None:
     """Write the (N,) weights as float32, exactly.
 
-    A float16's bits, moved to the place where a float32 keeps them, read 2^112 too small, subnormals included.
+    A float16's bits, shifted to the position of a float32's, read 2^112 too small, subnormals included.
     """
     words = values.view(np.uint32)
     if storage == BF16:

@@ -65,8 +65,8 @@ def errors(
     table = table.reshape(-1, 3)
 
     def measure(chunk: tuple[int, int]) -> tuple[Doubles, int]:
-        place, start = chunk
-        piece = slices[place, start : start + CHUNK]
+        index, start = chunk
+        piece = slices[index, start : start + CHUNK]
         if not search:
             return _measure(piece, STORAGES[dtype], table)
         (energy,), nonfinite = _measure(piece, STORAGES[dtype], table[:0])
@@ -75,8 +75,8 @@ def errors(
 
     totals = np.zeros((len(slices), len(formats) + 1))
     nonfinite = 0
-    for (place, _), (sums, count) in zip(chunks, spread(measure, chunks, threads), strict=True):
-        totals[place] += sums
+    for (index, _), (sums, count) in zip(chunks, spread(measure, chunks, threads), strict=True):
+        totals[index] += sums
         nonfinite += count
     return Errors(squared=totals[:, :-1], energy=totals[:, -1], nonfinite=nonfinite)
 
@@ -107,17 +107,17 @@ def pack(
     biases = np.empty(groups if has_bias else (len(slices), 0), weight.dtype)
 
     def write(chunk: tuple[int, int]) -> None:
-        place, start = chunk
-        piece = slices[place, start : start + CHUNK]
-        codes = packed[place, start * bits // 8 :]
+        index, start = chunk
+        piece = slices[index, start : start + CHUNK]
+        codes = packed[index, start * bits // 8 :]
         groups = slice(start // group_size, None)
-        given = (piece, STORAGES[dtype], bits if has_bias else format.scheme.kernel, group_size)
-        taken = (codes, scales[place, groups], biases[place, groups])[: 3 if has_bias else 2]
+        inputs = (piece, STORAGES[dtype], bits if has_bias else format.scheme.kernel, group_size)
+        outputs = (codes, scales[index, groups], biases[index, groups])[: 3 if has_bias else 2]
         if not search:
-            (_pack_affine if has_bias else _pack_fp4)(*given, *taken)
+            (_pack_affine if has_bias else _pack_fp4)(*inputs, *outputs)
         else:
             write_searched = searched.pack_affine if has_bias else searched.pack_fp4
-            write_searched(*given, importance, start % weight.shape[2], *taken)
+            write_searched(*inputs, importance, start % weight.shape[2], *outputs)
 
     spread(write, chunks, threads)
     rows = weight.shape[:2]
@@ -136,7 +136,7 @@ def _check(weight: Raw, search: bool, importance: Floats | None) -> None:
 def _cut(weight: Raw) -> tuple[Raw, list[tuple[int, int]]]:
     """Slices as vectors (S, R*C), and the (slice, start) of each chunk."""
     slices = weight.reshape(len(weight), -1)
-    return slices, [(place, start) for place in range(len(slices)) for start in range(0, slices.shape[1], CHUNK)]
+    return slices, [(index, start) for index in range(len(slices)) for start in range(0, slices.shape[1], CHUNK)]
 
 
 @compiled
@@ -183,7 +183,7 @@ def _measure(raw: Raw, storage: int, table: Any) -> tuple[Doubles, int]:
 
 @compiled
 def _count_nonfinite(values: Floats, storage: int) -> int:
-    """How many of (N,) weights are infinite or NaN; `widen` maps those of float16 to 2^16 and beyond."""
+    """The number of (N,) weights that are infinite or NaN; `widen` maps those of float16 to 2^16 and beyond."""
     words = values.view(np.uint32)
     limit = np.uint32(0x47800000) if storage == F16 else np.uint32(0x7F800000)
     count = np.uint32(0)

@@ -1,4 +1,4 @@
-"""What storing a weight costs: the record that every kernel returns."""
+"""The error of a stored weight: the record that every kernel returns."""
 
 # S slices (experts), F formats
 

@@ -2,7 +2,7 @@
 
 The rules are those of the fallback of `fp_quantize` in mlx/ops.cpp (mlx 0.32.4), which is what its CPU runs. A group's
 scale comes from q = max|w| / 6, divided in the weight's dtype: mxfp4 stores the power of two at or above q (earlier
-versions: the nearest), nvfp4 stores q as an 8-bit float (e4m3). A code is the place in the fp4 table nearest to
+versions: the nearest), nvfp4 stores q as an 8-bit float (e4m3). A code is the index in the fp4 table nearest to
 w / scale, the lower magnitude on a tie.
 
 No division is made here: MLX's quotient exceeds a midpoint exactly where |w| exceeds that midpoint times the scale. The
@@ -126,7 +126,7 @@ def add_errors(values: Floats, group_size: int, scales: Floats, lanes: Floats) -
 
 @compiled
 def write_codes(values: Floats, group_size: int, scales: Floats, codes: Words) -> None:
-    """Write the codes of (N,) weights in G groups: the place in the table, plus 8 for a negative value but -0."""
+    """Write the codes of (N,) weights in G groups: the index in the table, plus 8 for a negative value but -0."""
     words = values.view(np.uint32)
     for i in range(scales.size):
         scale = scales[i]
@@ -139,8 +139,8 @@ def write_codes(values: Floats, group_size: int, scales: Floats, codes: Words) -
             )
             for lane in range(LANES):
                 magnitude = abs(block[lane])
-                place = np.uint32(magnitude > a) + np.uint32(magnitude > b) + np.uint32(magnitude > c)
-                place += np.uint32(magnitude > d) + np.uint32(magnitude > e) + np.uint32(magnitude > f)
-                place += np.uint32(magnitude > g)
+                index = np.uint32(magnitude > a) + np.uint32(magnitude > b) + np.uint32(magnitude > c)
+                index += np.uint32(magnitude > d) + np.uint32(magnitude > e) + np.uint32(magnitude > f)
+                index += np.uint32(magnitude > g)
                 sign = (signs[lane] >> np.uint32(28)) & np.uint32(8)
-                out[lane] = place | (sign if place else np.uint32(0))
+                out[lane] = index | (sign if index else np.uint32(0))

@@ -41,13 +41,13 @@ def errors(
     nonfinite = 0
     start = 0
     for block in _blocks(weight, search):
-        here = slice(start, start + len(block))
-        start = here.stop
-        energy[here] = _row_sums(mx.square(block.astype(mx.float32)))
+        covered = slice(start, start + len(block))
+        start = covered.stop
+        energy[covered] = _row_sums(mx.square(block.astype(mx.float32)))
         nonfinite += int(np.array(mx.sum(~mx.isfinite(block))))
-        for place, format in enumerate(formats):
+        for index, format in enumerate(formats):
             restored = oracle.dequantize(_packed(block, format, search, importance), format)
-            squared[here, place] = _row_sums(_squared_difference(restored, block))
+            squared[covered, index] = _row_sums(_squared_difference(restored, block))
     return Errors(
         squared=squared.reshape(slices, rows, -1).sum(1) if formats else np.empty((slices, 0)),
         energy=energy.reshape(slices, rows).sum(1),
@@ -118,11 +118,11 @@ def _words(codes: mx.array, bits: int) -> mx.array:
     rows, columns = codes.shape
     codes = codes.astype(mx.uint32).reshape(rows, columns // 32, 32)
     words = [mx.zeros(codes.shape[:2], mx.uint32) for _ in range(bits)]
-    for place in range(32):
-        word, shift = divmod(place * bits, 32)
-        words[word] = words[word] | (codes[..., place] << shift)
+    for index in range(32):
+        word, shift = divmod(index * bits, 32)
+        words[word] = words[word] | (codes[..., index] << shift)
         if shift + bits > 32:
-            words[word + 1] = words[word + 1] | (codes[..., place] >> (32 - shift))
+            words[word + 1] = words[word + 1] | (codes[..., index] >> (32 - shift))
     return mx.stack(words, -1).reshape(rows, -1)
 
 

@@ -1,4 +1,4 @@
-"""What features need of whole weights: the shape of every group's distribution, and the error of rounding some rows.
+"""Kernels of the features: the shape of every group's distribution, and the rounding error of some rows.
 
 One pass each, in the cache. The rules of `compiled.py` hold: the same bits on every CPU and any number of threads.
 """
@@ -52,9 +52,9 @@ def _kurtoses(raw: Raw, storage: int, group_size: int, kurtosis: Floats, reach: 
         widen(piece, storage, values)
         affine.extremes(values, lows, highs)
         for i in range(values.size // group_size):
-            group, place = values[i * group_size : (i + 1) * group_size], start // group_size + i
+            group, index = values[i * group_size : (i + 1) * group_size], start // group_size + i
             low, high = lows[level, i], highs[level, i]
-            kurtosis[place] = reach[place] = np.float32(0.0)
+            kurtosis[index] = reach[index] = np.float32(0.0)
             if low < high:
                 middle = low + (high - low) * np.float32(0.5)
                 for j in range(group_size):
@@ -67,8 +67,8 @@ def _kurtoses(raw: Raw, storage: int, group_size: int, kurtosis: Floats, reach: 
                     squares[j] = square
                     fourths[j] = square * square
                 variance = _sum(squares) / np.float32(group_size)
-                kurtosis[place] = _sum(fourths) / np.float32(group_size) / (variance * variance)
-                reach[place] = np.float32(1.0) / np.sqrt(variance)
+                kurtosis[index] = _sum(fourths) / np.float32(group_size) / (variance * variance)
+                reach[index] = np.float32(1.0) / np.sqrt(variance)
 
 
 @compiled

@@ -18,9 +18,9 @@ def errors(weight: mx.array, formats: Sequence[Format]) -> Errors:
     """The squared error of each slice of (S, R, C) weights in each of the F formats, summed in float64."""
     exact = np.array(weight.astype(mx.float32)).astype(np.float64)
     squared = np.empty((len(exact), len(formats)))
-    for place, format in enumerate(formats):
+    for index, format in enumerate(formats):
         restored = np.array(dequantize(pack(weight, format), format)).astype(np.float64)
-        squared[:, place] = np.square(restored - exact).sum((1, 2))
+        squared[:, index] = np.square(restored - exact).sum((1, 2))
     return Errors(
         squared=squared,
         energy=np.square(exact).sum((1, 2)),

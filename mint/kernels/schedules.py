@@ -1,4 +1,4 @@
-"""What the searches try, as tables without a compiler: the compiled kernels and the array operations read them."""
+"""The candidates of the searches, as tables that both the compiled kernels and the array operations read."""
 
 from mint.formats.scheme import MXFP4_SCHEME, NVFP4_SCHEME
 

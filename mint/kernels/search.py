@@ -104,7 +104,7 @@ def pack_affine(
     spans = np.empty((2, SEGMENT // _QUARTER), np.float32)
     state = np.zeros(ROWS * LANES, np.float32)
     side_by_side, codes = np.empty(SEGMENT, np.uint32), np.empty(SEGMENT, np.uint32)
-    found = np.empty((3, SEGMENT // group_size), np.float32)
+    grids = np.empty((3, SEGMENT // group_size), np.float32)
     per_lane = LENGTH // group_size
     for start in range(0, raw.size, SEGMENT):
         piece = raw[start : start + SEGMENT]
@@ -113,19 +113,19 @@ def pack_affine(
         _lay_side_by_side(row_major, state, values)
         _lay_importance(importance, column + start, heights)
         _extremes(values, spans)
-        for place in range(per_lane):
-            rows = slice(place * group_size * LANES, (place + 1) * group_size * LANES)
-            _prepare(spans, heights, place * group_size, group_size, state)
+        for index in range(per_lane):
+            rows = slice(index * group_size * LANES, (index + 1) * group_size * LANES)
+            _prepare(spans, heights, index * group_size, group_size, state)
             search(values[rows], _rows(heights, rows), storage, bits, state)
             write_codes(values[rows], top, state, side_by_side[rows])
             for lane in range(LANES):
-                found[0, lane * per_lane + place] = state[SCALE + lane] * state[UP + lane]
-                found[1, lane * per_lane + place] = state[BIAS + lane] * state[UP + lane]
+                grids[0, lane * per_lane + index] = state[SCALE + lane] * state[UP + lane]
+                grids[1, lane * per_lane + index] = state[BIAS + lane] * state[UP + lane]
         _lay_in_order(side_by_side, codes)
         pack_codes(codes[: piece.size], bits, packed[start * bits // 8 :])
         groups, first = piece.size // group_size, start // group_size
-        write_raw(found[0, :groups], storage, found[2], scales[first : first + groups])
-        write_raw(found[1, :groups], storage, found[2], biases[first : first + groups])
+        write_raw(grids[0, :groups], storage, grids[2], scales[first : first + groups])
+        write_raw(grids[1, :groups], storage, grids[2], biases[first : first + groups])
 
 
 @compiled
@@ -152,9 +152,9 @@ def pack_fp4(
         _lay_side_by_side(row_major, state, values)
         _lay_importance(importance, column + start, heights)
         _plain_scales(row_major, mode, storage, room, stored)
-        for place in range(LENGTH // group_size):
-            rows = slice(place * group_size * LANES, (place + 1) * group_size * LANES)
-            search_fp4(values[rows], _rows(heights, rows), mode, place, stored, state)
+        for index in range(LENGTH // group_size):
+            rows = slice(index * group_size * LANES, (index + 1) * group_size * LANES)
+            search_fp4(values[rows], _rows(heights, rows), mode, index, stored, state)
             write_fp4_codes(values[rows], state, side_by_side[rows])
         _lay_in_order(side_by_side, codes)
         pack_codes(codes[: piece.size], 4, packed[start // 2 :])

@@ -89,19 +89,19 @@ def search(values: Floats, heights: Floats | None, storage: int, bits: int, stat
 
 
 @compiled
-def nearest_code(place: np.float32, top: np.float32) -> np.float32:
-    """The code nearest to a place on the grid; 0 for NaN."""
-    place = place if place > _ZERO else _ZERO
-    place = place if place < top else top
-    return (place + _ROUNDER) - _ROUNDER
+def nearest_code(position: np.float32, top: np.float32) -> np.float32:
+    """The code nearest to a position on the grid; 0 for NaN."""
+    position = position if position > _ZERO else _ZERO
+    position = position if position < top else top
+    return (position + _ROUNDER) - _ROUNDER
 
 
 @compiled
-def height(heights: Any, place: int) -> Any:
+def height(heights: Any, index: int) -> Any:
     """The importance of a weight."""
     if heights is None:
         return _ONE  # a factor that LLVM leaves out
-    return heights[place]
+    return heights[index]
 
 
 @compiled
@@ -122,8 +122,8 @@ def write_codes(values: Floats, top: np.float32, state: Floats, codes: Words) ->
         for lane in range(LANES):
             bias, inverse = state[BIAS + lane], state[INVERSE + lane]
             for row in range(4):
-                place = row * LANES + lane
-                block_codes[place] = np.uint32(np.int32(nearest_code((block[place] - bias) * inverse, top)))
+                index = row * LANES + lane
+                block_codes[index] = np.uint32(np.int32(nearest_code((block[index] - bias) * inverse, top)))
 
 
 @compiled
@@ -138,12 +138,12 @@ def _measure_stored(values: Floats, heights: Floats | None, top: np.float32, sta
             scale, bias, inverse = state[SCALE + lane], state[BIAS + lane], state[INVERSE + lane]
             squares = error = _ZERO
             for row in range(4):
-                place = row * LANES + lane
-                weight = block[place]
+                index = row * LANES + lane
+                weight = block[index]
                 difference = (nearest_code((weight - bias) * inverse, top) * scale + bias) - weight
                 square = difference * difference
                 error += square
-                squares += height(block_heights, place) * square
+                squares += height(block_heights, index) * square
             state[SQUARES + lane] += squares
             state[ERROR + lane] += error
 
@@ -160,10 +160,10 @@ def _judge(values: Floats, heights: Floats | None, top: np.float32, state: Float
             bias, inverse = state[BIAS + lane], state[INVERSE + lane]
             squares = _ZERO
             for row in range(4):
-                place = row * LANES + lane
-                spot = (block[place] - bias) * inverse
-                d = spot - nearest_code(spot, top)
-                squares += height(block_heights, place) * d * d
+                index = row * LANES + lane
+                position = (block[index] - bias) * inverse
+                d = position - nearest_code(position, top)
+                squares += height(block_heights, index) * d * d
             state[SQUARES + lane] += squares
     _keep_better(state)
 
@@ -181,11 +181,11 @@ def _judge_and_sum(values: Floats, heights: Floats | None, top: np.float32, stat
             bias, inverse = state[BIAS + lane], state[INVERSE + lane]
             squares = residues = products = codes = code_squares = _ZERO
             for row in range(4):
-                place = row * LANES + lane
-                spot = (block[place] - bias) * inverse
-                code = nearest_code(spot, top)
-                d = spot - code
-                share = height(block_heights, place)
+                index = row * LANES + lane
+                position = (block[index] - bias) * inverse
+                code = nearest_code(position, top)
+                d = position - code
+                share = height(block_heights, index)
                 high_d, high_code = share * d, share * code
                 squares += high_d * d
                 residues += high_d

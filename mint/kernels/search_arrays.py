@@ -72,10 +72,10 @@ def search_affine(
 
 
 def _codes(xp: Any, groups: Array, scale: Array, bias: Array, top: int) -> Array:
-    """The nearest codes; 0 where the place is NaN."""
-    place = (groups - bias) / scale
-    place = xp.where(place > 0, place, 0)
-    return xp.round(xp.where(place < top, place, top))
+    """The nearest codes; 0 where the position is NaN."""
+    position = (groups - bias) / scale
+    position = xp.where(position > 0, position, 0)
+    return xp.round(xp.where(position < top, position, top))
 
 
 def _error(xp: Any, groups: Array, weight: Array, scale: Array, bias: Array, top: int) -> Array:

@@ -27,15 +27,15 @@ _INFINITY = np.float32(np.inf)
 
 
 @compiled
-def search_fp4(values: Floats, heights: Floats | None, mode: int, place: int, stored: Bytes, state: Floats) -> None:
+def search_fp4(values: Floats, heights: Floats | None, mode: int, index: int, stored: Bytes, state: Floats) -> None:
     """Improve the scales of (N,) weights of LANES groups, and write their squared errors into ERROR of `state`.
 
-    `stored` are the scales of all groups of the segment, as bytes; these are the groups at `place` of every lane.
+    `stored` are the scales of all groups of the segment, as bytes; these are the groups at `index` of every lane.
     """
     per_lane, last = stored.size // LANES, np.int32(_MXFP4_LAST if mode == MXFP4 else _NVFP4_LAST)
     plain, best, tried = np.empty(LANES, np.int32), np.empty(LANES, np.int32), np.empty(LANES, np.int32)
     for lane in range(LANES):
-        plain[lane] = best[lane] = np.int32(stored[lane * per_lane + place])
+        plain[lane] = best[lane] = np.int32(stored[lane * per_lane + index])
     _take(plain, mode, state)
     _measure(values, heights, state)
     for lane in range(lanes(state)):
@@ -52,7 +52,7 @@ def search_fp4(values: Floats, heights: Floats | None, mode: int, place: int, st
     for lane in range(LANES):
         state[ERROR + lane] = state[BEST_ERROR + lane]
         state[SCALE + lane] = state[BEST_SCALE + lane]
-        stored[lane * per_lane + place] = np.uint8(best[lane])
+        stored[lane * per_lane + index] = np.uint8(best[lane])
 
 
 @compiled
@@ -71,18 +71,18 @@ def _keep_better(tried: Integers, best: Integers, state: Floats) -> None:
 
 @compiled
 def write_fp4_codes(values: Floats, state: Floats, codes: Words) -> None:
-    """Write the codes of (N,) weights for the scales of `state`: the place in the table, plus 8 if negative but -0."""
+    """Write the codes of (N,) weights for the scales of `state`: the index in the table, plus 8 if negative but -0."""
     words = values.view(np.uint32)
     for start in range(0, values.size, LANES):
         row, signs, out = values[start : start + LANES], words[start : start + LANES], codes[start : start + LANES]
         for lane in range(LANES):
             magnitude = abs(row[lane])
             a, b, c, d, e, f, g = midpoints(state[SCALE + lane])
-            place = np.uint32(magnitude > a) + np.uint32(magnitude > b) + np.uint32(magnitude > c)
-            place += np.uint32(magnitude > d) + np.uint32(magnitude > e) + np.uint32(magnitude > f)
-            place += np.uint32(magnitude > g)
+            index = np.uint32(magnitude > a) + np.uint32(magnitude > b) + np.uint32(magnitude > c)
+            index += np.uint32(magnitude > d) + np.uint32(magnitude > e) + np.uint32(magnitude > f)
+            index += np.uint32(magnitude > g)
             sign = (signs[lane] >> np.uint32(28)) & np.uint32(8)
-            out[lane] = place | (sign if place else np.uint32(0))
+            out[lane] = index | (sign if index else np.uint32(0))
 
 
 @compiled
@@ -111,8 +111,8 @@ def _measure(values: Floats, heights: Floats | None, state: Floats) -> None:
             a, b, c, d, e, f, g = midpoints(scale)
             squares = error = _ZERO
             for row in range(4):
-                place = row * LANES + lane
-                magnitude = abs(block[place])
+                index = row * LANES + lane
+                magnitude = abs(block[index])
                 nearest = half if magnitude > a else _ZERO
                 nearest += half if magnitude > b else _ZERO
                 nearest += half if magnitude > c else _ZERO
@@ -123,6 +123,6 @@ def _measure(values: Floats, heights: Floats | None, state: Floats) -> None:
                 difference = nearest - magnitude
                 square = difference * difference
                 error += square
-                squares += height(block_heights, place) * square
+                squares += height(block_heights, index) * square
             state[SQUARES + lane] += squares
             state[ERROR + lane] += error

@@ -1,8 +1,8 @@
-"""Where compiled kernels are kept, and how they come to be: once, in a process of its own.
+"""Compiles the kernels once, in a process of its own.
 
-The compiler takes a few hundred megabytes that it never gives back; in a process of its own they go with it, and the
-memory of the work itself stays bounded by the weights. One process compiles at a time, the others wait for what it
-makes. This file imports no compiler: what is ready costs nothing.
+The compiler takes a few hundred megabytes that it never frees. They end with its process, and the memory of the work
+itself stays bounded by the weights. One process compiles at a time, the others wait for it. This file imports no
+compiler: kernels that are ready cost nothing.
 """
 
 import platform
@@ -33,28 +33,28 @@ def _marker(kind: str) -> Path:
 
 @cache
 def _processor() -> str:
-    """A digest of what the processor is and can: code for another is compiled anew, and lies beside it in the cache."""
-    told = Path("/proc/cpuinfo")
-    lines = told.read_text().splitlines() if told.exists() else []
+    """A digest of the processor and its features: code for another one is compiled anew, and cached beside it."""
+    file = Path("/proc/cpuinfo")
+    lines = file.read_text().splitlines() if file.exists() else []
     known = sorted({line for line in lines if line.partition(":")[0].strip() in _KNOWN}) or [platform.processor()]
     return sha256("\n".join(known).encode()).hexdigest()[:8]
 
 
 def is_ready(kind: str) -> bool:
-    """Whether there is nothing left to compile for a rounding or for features, or no place to keep it."""
+    """True where the kernels of a rounding or of features are compiled, or no folder can keep them."""
     return not may_cache() or _marker(kind).exists()
 
 
 def make_ready(kind: str) -> None:
     """Compile every kernel that a rounding needs, or `FEATURES`: some ten seconds, once for each version of mint.
 
-    A failure is no error: the kernels are then compiled where they are called.
+    A failure is no error: kernels are then compiled when they are called.
     """
     begin_to_make_ready(kind).wait()
 
 
 def begin_to_make_ready(kind: str) -> "subprocess.Popen[bytes]":
-    """The process that does what `make_ready` does, for who has something else to do meanwhile."""
+    """Start the process of `make_ready` without waiting for it."""
     command = [sys.executable, "-P", "-c", f"from mint.kernels.warmup import compile_once; compile_once({kind!r})"]
     return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
 

@@ -1,8 +1,8 @@
-"""Which BLAS multiplies matrices on Linux CPUs, and how to get a fast one.
+"""A fast BLAS for matrix products on Linux CPUs.
 
-MLX's CPU wheel for Linux brings the reference BLAS: 2-6 GFLOP/s in float32, where OpenBLAS does 50-130. What is
-in the global scope of the dynamic linker when MLX is loaded goes first, so a preloaded system OpenBLAS takes over.
-numpy's own OpenBLAS cannot: its symbols bear a prefix.
+MLX's CPU wheel for Linux brings the reference BLAS: 2-6 GFLOP/s in float32, where OpenBLAS does 50-130. The
+dynamic linker prefers symbols of its global scope, so a preloaded system OpenBLAS takes over. numpy's own OpenBLAS
+cannot: its symbols have a prefix.
 """
 
 import ctypes
@@ -14,7 +14,7 @@ from mint.core.log import log
 from mint.kernels.backend import backend
 
 _SYMBOL = "cblas_sgemm"
-_PLACES = (
+_NAMES = (
     "libopenblas.so.0",
     "libopenblas.so",
     "libopenblasp.so.0",
@@ -27,26 +27,26 @@ CURE = "apt-get install libopenblas0-pthread (or preload another BLAS with LD_PR
 
 
 def multiplies_slowly() -> bool:
-    """Whether MLX in this process multiplies float32 matrices with the reference BLAS of its Linux wheel."""
+    """True where MLX in this process multiplies float32 matrices with the reference BLAS of its Linux wheel."""
     return sys.platform == "linux" and backend().uses_blas and not _has_blas(None)
 
 
 def find_openblas() -> str:
     """A system OpenBLAS that can be preloaded, by the name or path that the linker finds it under; empty if none."""
-    found = ctypes.util.find_library("openblas")
-    return next((place for place in (*([found] if found else []), *_PLACES) if _has_blas(place)), "")
+    candidates = (ctypes.util.find_library("openblas"), *_NAMES)
+    return next((name for name in candidates if name and _has_blas(name)), "")
 
 
 def allow_restart() -> None:
-    """Tell that this process is a command of its own, which may be started again; a library's host may not."""
+    """Allow `restart_with_fast_blas` to restart this process: it is a command, not the host of a library."""
     global _may_restart
     _may_restart = True
 
 
 def restart_with_fast_blas() -> None:
-    """Start this very command again with a fast BLAS, where MLX has a slow one and the system a fast one.
+    """Restart this command with a fast BLAS, where MLX has a slow one and the system a fast one; else log the cure.
 
-    Before any work is done, and only once: in the new process MLX is fast. Says what would cure it where there is none.
+    It restarts once: in the new process MLX is fast.
     """
     if not multiplies_slowly():
         return
@@ -64,9 +64,9 @@ def preloading(library: str) -> dict[str, str]:
     return {**os.environ, "LD_PRELOAD": f"{library}:{others}" if others else library}
 
 
-def _has_blas(place: str | None) -> bool:
-    """Whether the library at `place`, or the linker's global scope for None, offers BLAS under its plain names."""
+def _has_blas(library: str | None) -> bool:
+    """True where a library, or the linker's global scope for None, offers BLAS under its plain names."""
     try:
-        return hasattr(ctypes.CDLL(place), _SYMBOL)
+        return hasattr(ctypes.CDLL(library), _SYMBOL)
     except OSError:
         return False

@@ -10,23 +10,20 @@ _AND = " + "
 
 
 def device_kind() -> str:
-    """`cpu`, or the name of the GPU. Results are comparable to the last bit within one kind.
-
-    The CPU kernels add in an order that no processor changes, so every CPU is of one kind.
-    """
+    """`cpu`, or the name of the GPU. Results are comparable to the last bit within one kind."""
     return backend().kind
 
 
 def joined_kinds(kinds: Iterable[str]) -> str:
-    """Kinds of device as one name: what several chips measured bears the names of all."""
+    """Kinds of device as one name, for a result that several chips measured."""
     return _AND.join(sorted(set(kinds)))
 
 
 def kinds_in(device: str) -> tuple[str, ...]:
-    """The kinds that a name joins; one for what a single kind measured."""
+    """The kinds that a name joins."""
     return tuple(device.split(_AND))
 
 
 def versions() -> dict[str, str]:
-    """Versions of what decides a measurement."""
+    """Versions of the packages that decide a measurement."""
     return {"mint": __version__, "mlx": version("mlx"), "mlx-lm": version("mlx-lm")}

@@ -1,11 +1,11 @@
-"""What devices can hold and how fast they read it: the table behind `--device`.
+"""The memory and bandwidth of devices: the table behind `--device`.
 
 Memory is binary: a "24 GB" Mac has 24 * 2^30 bytes. The GPU may not wire all of it; Metal says how much as
 `recommendedMaxWorkingSetSize`. The table gives what macOS up to 15 allows by default, the least of any version:
 macOS 26 allows more (11.84 of 16 GiB AlexsJones/llmfit#754, 17.76 of 24 sgl-project/sglang#29949, 107.5 of 128
 antirez/ds4#893), so a plan for a named Mac fits on either. `sudo sysctl iogpu.wired_limit_mb=<MiB>` raises it until
 the next boot; `this` asks the machine. Bandwidths are the makers' peaks; where bins of a chip differ, the bin that is
-sold with that memory. A source is a URL or owner/repo#number; what is no fact says estimate.
+sold with that memory. A source is a URL or owner/repo#number; an estimate says so.
 """
 
 from dataclasses import dataclass
@@ -189,7 +189,7 @@ _BY_NAME = {device.name: device for device in DEVICES}
 
 
 def device(name: str) -> Device:
-    """The device that people call `name`, `this` being the machine at hand; `MintError` names the closest ones."""
+    """The device of this name, `this` being the machine at hand; `MintError` names the closest ones."""
     if name == THIS:
         return this_device()
     if name not in _BY_NAME:
@@ -203,14 +203,14 @@ def this_device() -> Device:
     """The machine at hand, as MLX reports its GPU; `MintError` without one."""
     import mlx.core as mx  # not above: the tables must load without it
 
-    found = mx.device_info(mx.gpu)
-    chip = str(found.get("device_name", "")).removeprefix("Apple ")
-    if "max_recommended_working_set_size" in found:
-        memory = int(found["memory_size"])
-        working_set = int(found["max_recommended_working_set_size"])
+    gpu = mx.device_info(mx.gpu)
+    chip = str(gpu.get("device_name", "")).removeprefix("Apple ")
+    if "max_recommended_working_set_size" in gpu:
+        memory = int(gpu["memory_size"])
+        working_set = int(gpu["max_recommended_working_set_size"])
         source = "mx.device_info, Metal"
-    elif "total_memory" in found:
-        memory = int(found["total_memory"])
+    elif "total_memory" in gpu:
+        memory = int(gpu["total_memory"])
         working_set = int(memory * CUDA_SHARE)
         source = "mx.device_info, CUDA"
     else:

@@ -1,10 +1,10 @@
-"""Which stored formats a generation of a loader can read.
+"""The stored formats that each generation of a loader reads.
 
 A generation is the first release that reads what the one before cannot; later releases read it too. Dates are those
 of the release tags, for LM Studio those of the commit that pins MLX in lmstudio-ai/mlx-engine. A plan that stores its
 modules in different formats needs more than the formats: the loader must read an entry per module (`mixed`), and
 the entry's key `mode` was an error for loaders from before modes (`mode_key`): for those, leave it out.
-Sources are what was read: merged pull requests, and release tags that contain them.
+Sources are merged pull requests, and release tags that contain them.
 """
 
 from dataclasses import dataclass
@@ -123,7 +123,7 @@ _BY_NAME = {loader.name: loader for loader in LOADERS}
 
 
 def loader(name: str) -> Loader:
-    """The loader generation that people call `name`; `MintError` lists those that exist."""
+    """The loader generation of this name; `MintError` lists those that exist."""
     if name not in _BY_NAME:
         raise MintError(f"{name!r} is not a known loader; needed one of: {', '.join(_BY_NAME)}")
     return _BY_NAME[name]

@@ -1,4 +1,4 @@
-"""What decoding a token costs: the bytes it reads, times how slowly its format is read.
+"""The cost of decoding a token: the bytes that it reads, times the reading time of their formats.
 
 One token at a time, a matrix-vector product is bound by memory: time = overhead + sum over weights of
 bytes * factor / bandwidth. The factors (`Scheme.read_factors`) are relative to 4/64 and fitted to published generation
