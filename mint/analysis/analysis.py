@@ -7,7 +7,7 @@ same versions on the same kind of device give the same bytes.
 
 import struct
 from collections.abc import Mapping
-from dataclasses import asdict, astuple, dataclass
+from dataclasses import astuple, dataclass
 from functools import cache
 from math import inf, log10
 from pathlib import Path
@@ -20,7 +20,7 @@ from mint.analysis.features import Features
 from mint.core.errors import MintError
 from mint.core.journal import SealedKind, read_sealed, write_sealed
 from mint.formats.format import KEEP, Format, parse_format
-from mint.formats.units import Parameter, Unit
+from mint.formats.units import Parameter, Unit, from_fields
 from mint.model.kv_memory import ContextMemory
 
 MAGIC = b"MINT analysis\n"
@@ -164,8 +164,8 @@ def _analysis(header: Mapping[str, Any], measurements: Mapping[str, Measurement]
         rounding=header["rounding"],
         device=header["device"],
         versions=header["versions"],
-        units=tuple(Unit(*_as_tuple(fields)) for fields in header["units"]),
-        parameters=tuple(Parameter(*_as_tuple(fields)) for fields in header["parameters"]),
+        units=tuple(from_fields(Unit, fields) for fields in header["units"]),
+        parameters=tuple(from_fields(Parameter, fields) for fields in header["parameters"]),
         measurements=measurements,
         active=header["active"],
         traced=context if isinstance(context, str) else ContextMemory.from_fields(context),
@@ -177,12 +177,3 @@ def _analysis(header: Mapping[str, Any], measurements: Mapping[str, Measurement]
 def journal_path(path: Path) -> Path:
     """Where the measurements lie while the analysis at `path` is unfinished."""
     return path.with_name(path.name + ".partial")
-
-
-def to_fields(record: Unit | Parameter) -> list[Any]:
-    """A unit or parameter as it lies in the header."""
-    return [list(value) if isinstance(value, tuple) else value for value in asdict(record).values()]
-
-
-def _as_tuple(fields: list[Any]) -> list[Any]:
-    return [tuple(value) if isinstance(value, list) else value for value in fields]

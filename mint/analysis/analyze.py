@@ -18,7 +18,6 @@ from mint.analysis.analysis import (
     from_record,
     journal_path,
     read_analysis,
-    to_fields,
     to_record,
     write_analysis,
 )
@@ -29,6 +28,7 @@ from mint.core.journal import Journal, read_header
 from mint.core.log import log
 from mint.core.progress import OnProgress, Progress, ignore
 from mint.formats.rounding import parse_rounding
+from mint.formats.units import to_fields
 from mint.model.kv_trace import active_experts, context_memory
 from mint.model.norms import norm_gains, preceding_norms
 from mint.model.source import Source

@@ -4,13 +4,13 @@ A folder of another budget of the model mostly differs in few units. The others 
 is checked against the SHA-256 in that folder's manifest, and quantized anew where it does not hold.
 """
 
-import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from mint.analysis.unit_jobs import Packed
 from mint.core.errors import MintError
+from mint.core.files import sha256_of
 from mint.core.log import log
 from mint.formats.format import Format
 from mint.formats.rounding import ROUNDINGS
@@ -82,14 +82,7 @@ def _read(unit: Unit, held: _Held) -> Packed | None:
         data = tuple(held.stored.raw(tensor.name).reshape(-1).view("u1").data for tensor in tensors)
     except (KeyError, OSError, MintError):
         data = ()
-    if not data or _digest(data) != held.sha256:
+    if not data or sha256_of(data) != held.sha256:
         log.warning("unit.not_reused", unit=unit.path, folder=str(held.stored.folder), reason="its bytes changed")
         return None
     return Packed(unit.path, held.format, tensors, data, held.sha256)
-
-
-def _digest(pieces: Sequence[memoryview]) -> str:
-    digest = hashlib.sha256()
-    for piece in pieces:
-        digest.update(piece)
-    return digest.hexdigest()

@@ -29,11 +29,12 @@ import numpy.typing as npt
 from safetensors import SafetensorError, safe_open
 
 from mint.core.errors import MintError
+from mint.core.files import chunks, sha256_of
+from mint.formats.layout import file_head
 from mint.quality.divergence import Logits, Tokens
 
 KIND = "mint reference"
 SCHEMA = 1
-_CHUNK_BYTES = 4 << 20
 _NO_DIGEST = "0" * 64
 _SMALL = ("tokens", "top", "nll", "noise")
 _DTYPES = {"tokens": "I32", "top": "I32", "nll": "F32", "noise": "F32", "log_probabilities": "F16"}
@@ -143,9 +144,7 @@ class Writing:
             nbytes = prod(shape) * _NUMPY[_DTYPES[name]].itemsize
             entries[name] = {"dtype": _DTYPES[name], "shape": shape, "data_offsets": (offset, offset + nbytes)}
             offset += nbytes
-        text = json.dumps(entries).encode()
-        text += b" " * (-len(text) % 8)
-        return len(text).to_bytes(8, "little") + text
+        return file_head(json.dumps(entries))
 
 
 def read_reference(path: Path) -> Reference:
@@ -186,9 +185,6 @@ def _digest(origin: Origin, small: Small, shape: tuple[int, ...], data: str) -> 
 
 def _digest_of_end(path: Path, nbytes: int) -> str:
     """SHA-256 of the last `nbytes` bytes of a file."""
-    digest = hashlib.sha256()
     with path.open("rb") as file:
         file.seek(-nbytes, 2)
-        while chunk := file.read(_CHUNK_BYTES):
-            digest.update(chunk)
-    return digest.hexdigest()
+        return sha256_of(chunks(file))
