@@ -13,9 +13,6 @@ from math import inf, log10
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-
 from mint.analysis.features import Features
 from mint.core.errors import MintError
 from mint.core.journal import SealedKind, read_sealed, write_sealed
@@ -49,16 +46,6 @@ class Measurement:
     def error(self, format: Format) -> float:
         """Squared relative error of the unit in this format; 0 when it is kept."""
         return 0.0 if format == KEEP else self.errors[self.formats.index(format)]
-
-    def worst_error(self, format: Format) -> float:
-        """Squared relative error of the unit's worst matrix in this format; 0 when it is kept."""
-        return 0.0 if format == KEEP else self.worst_errors[self.formats.index(format)]
-
-    def by_slice(self) -> npt.NDArray[np.float32]:
-        """Squared relative errors of every matrix of the stack, (slices, formats)."""
-        if not self.slice_errors:
-            return np.array([self.errors], dtype=np.float32)
-        return np.frombuffer(self.slice_errors, dtype="<f4").reshape(-1, len(self.formats))
 
 
 def sqnr_db(error: float) -> float:

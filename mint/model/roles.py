@@ -36,7 +36,6 @@ _COMPILED = tuple((role, re.compile(rf"(?:^|\.)(?:{pattern})$")) for role, patte
 _LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks)\.(\d+)(?:\.|$)")
 
 UNKNOWN = "unknown"
-ROLES = (*(role for role, _ in _RULES), UNKNOWN)
 
 
 @cache
