@@ -22,6 +22,7 @@ from mint.analysis.analysis import (
     write_analysis,
 )
 from mint.analysis.cross_device import is_mixed, rounded
+from mint.analysis.norms import norm_gains, preceding_norms
 from mint.analysis.unit_jobs import measure, measure_with_features, ready_kernels
 from mint.core.errors import MintError
 from mint.core.journal import Journal, read_header
@@ -30,7 +31,6 @@ from mint.core.progress import OnProgress, Progress, ignore
 from mint.formats.rounding import parse_rounding
 from mint.formats.units import to_fields
 from mint.model.kv_trace import active_experts, context_memory
-from mint.model.norms import norm_gains, preceding_norms
 from mint.model.source import Source
 from mint.run.device_kind import device_kind, kinds_in, versions
 from mint.run.executor import Executor, Job, in_process, measuring_device
