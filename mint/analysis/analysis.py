@@ -1,4 +1,4 @@
-"""What was measured of one model: the record, and the file it lies in.
+"""All measurements of one model: the record, and its file.
 
 The finished file holds the header, one frame per unit in the order of the module tree, and an end frame with the
 SHA-256 of all before it. Nothing in it depends on time or on the order of work, so the same weights measured by the
@@ -27,7 +27,7 @@ _KIND = SealedKind(MAGIC, SCHEMA, "a mint analysis", "mint analyze", "analyze th
 
 @dataclass(frozen=True, slots=True)
 class Measurement:
-    """What each format would do to one unit.
+    """The errors that each format would cause in one unit.
 
     `errors` are squared relative errors |Q(W) - W|^2 / |W|^2 (NRMSE^2) of the whole unit, one per format;
     `worst_errors` those of the worst matrix of a stack; `slice_errors` float32 (slices, formats), empty for a
@@ -162,5 +162,5 @@ def _analysis(header: Mapping[str, Any], measurements: Mapping[str, Measurement]
 
 
 def journal_path(path: Path) -> Path:
-    """Where the measurements lie while the analysis at `path` is unfinished."""
+    """The journal of an unfinished analysis for `path`."""
     return path.with_name(path.name + ".partial")

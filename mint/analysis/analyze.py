@@ -125,7 +125,7 @@ def _device(header: Mapping[str, Any], begun: Iterable[Mapping[str, Any] | None]
 
 
 def _is_of(header: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
-    """Whether the header of a file has everything that `header` has."""
+    """True if the header `other` of a file agrees with every field of `header`."""
     return all(name in other and other[name] == value for name, value in header.items())
 
 
@@ -139,7 +139,7 @@ def _traced(source: Source) -> dict[str, Any]:
 
 
 def _featured(source: Source) -> dict[str, Any]:
-    """What features depend on beside all the rest."""
+    """The part of the header that features depend on: numpy's version, and the norm before each unit."""
     try:
         norms: dict[str, str] | str = preceding_norms(source)
     except MintError as error:

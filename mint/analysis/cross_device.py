@@ -24,7 +24,7 @@ TOLERANCE = 1e-4  # relative
 
 
 def is_mixed(device: str) -> bool:
-    """Whether several kinds measured what bears this name of a device."""
+    """True if the name of a device joins several kinds."""
     return len(kinds_in(device)) > 1
 
 
@@ -41,7 +41,7 @@ def rounded(found: Measurement) -> Measurement:
 
 
 def difference(one: Measurement, other: Measurement) -> tuple[str, float, float] | None:
-    """What two measurements of a unit disagree about by more than the tolerance, with both values; None if nothing."""
+    """The first value in which two measurements differ by more than the tolerance, from both; None if none."""
     pairs = [
         ("bad weights", float(one.nonfinite), float(other.nonfinite)),
         ("energy", one.energy, other.energy),

@@ -107,7 +107,7 @@ def refuse_existing(output: Path) -> None:
 
 
 def partial_folder(output: Path) -> Path:
-    """Where the model lies while it is not whole."""
+    """The folder of the unfinished model for `output`."""
     return output.with_name(output.name + ".partial")
 
 

@@ -1,4 +1,4 @@
-"""What every unit of a model gets to see, layer by layer, the layers before it already as they will be stored.
+"""Yields the calibration inputs of each unit, layer by layer, with all earlier layers already quantized.
 
 A walk runs the model on some tokens one layer at a time. It hands out the inputs of the layer's units, takes back the
 weights that they will have, and goes on with what the layer returns then. So later layers see, and make up for, what

@@ -19,7 +19,7 @@ from mint.run.child import Child, open_answers, questions, send
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What became of a folder: whether mlx_lm loaded it and computed with it, else what it raised."""
+    """The result for one folder: the logits that mlx_lm computed, or the errors that it raised."""
 
     loads_error: str
     has_tokenizer: bool

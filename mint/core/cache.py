@@ -1,4 +1,4 @@
-"""Where mint keeps what it can make again."""
+"""The user's cache folder: files that mint can make again."""
 
 import json
 import os

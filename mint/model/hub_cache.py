@@ -62,7 +62,7 @@ def cached(id: HubId) -> Path | None:
 
 
 def blob_folders(snapshot: Path) -> tuple[Path, ...]:
-    """Where the files of a snapshot of the hub's cache lie: its repository's blobs, and those that repositories share.
+    """The folders that hold the files of a snapshot: its repository's blobs, and those that repositories share.
 
     Empty for any other folder. Since version 2 huggingface_hub keeps what came by Xet once for all repositories.
     """
@@ -73,7 +73,7 @@ def blob_folders(snapshot: Path) -> tuple[Path, ...]:
 
 
 def _is_whole(folder: Path) -> bool:
-    """Whether config and weights are all there; a cache that an older huggingface_hub filled does not tell."""
+    """True if config and weights are all there; a cache that an older huggingface_hub filled does not record it."""
     shards = set(read_index(folder).values())
     there = all((folder / name).exists() for name in shards) if shards else any(folder.glob(PATTERN))
     return there and (folder / "config.json").exists()

@@ -1,4 +1,4 @@
-"""What memory a context takes: bytes of a model's caches, piecewise linear in the tokens."""
+"""The memory of a context: bytes of a model's caches, piecewise linear in the tokens."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which source tensors feed which parameter, read off MLX's own graph.
+"""Reads off MLX's own graph the source tensors that feed each parameter.
 
 `mx.export_to_dot` prints the graph of unevaluated arrays with a stable id for every primitive. The primitives of
 the source tensors are learnt first, in calls of their own; then the graph of the parameters is printed once and
@@ -37,7 +37,7 @@ def trace_sources(parameters: Mapping[str, mx.array], leaves: Mapping[str, mx.ar
 
 @dataclass(frozen=True, slots=True)
 class Graph:
-    """What `mx.export_to_dot` prints: arrays by name, and the primitives between them by ids that are stable."""
+    """The graph that `mx.export_to_dot` prints: arrays by name, and the primitives between them by stable ids."""
 
     inputs: Mapping[str, list[str]]  # names of the arrays that go into each primitive
     producers: Mapping[str, str]  # the primitive that each array comes out of

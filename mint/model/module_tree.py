@@ -219,7 +219,7 @@ def load_plain(folder: Path, weights: dict[str, mx.array]) -> Module:
 
 
 def has_tokenizer(folder: Path) -> bool:
-    """Whether there is a tokenizer in `folder` for mlx_lm to load."""
+    """True if `folder` has a tokenizer that mlx_lm can load."""
     return (folder / "tokenizer_config.json").exists() or (folder / "tokenizer.json").exists()
 
 

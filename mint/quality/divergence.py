@@ -1,4 +1,4 @@
-"""How far one model's prediction of the next token is from another's, per token, from their logits.
+"""The distance between two models' predictions of the next token, per token, from their logits.
 
     KL(p || q) = sum_v p_v (log p_v - log q_v) in nats, p the reference's distribution, q the candidate's
 
@@ -23,7 +23,7 @@ _BLOCK = 1 << 20  # numbers at once: they stay in a core's cache
 
 @dataclass(frozen=True, slots=True)
 class Predictions:
-    """What a reference says about tokens: all log-probabilities, the likeliest token, and the real one's cost."""
+    """A reference's prediction of tokens: all log-probabilities, the likeliest token, and the cost of the real one."""
 
     log_probabilities: npt.NDArray[np.float32]  # (B, T, V)
     top: Tokens  # (B, T)
@@ -32,7 +32,7 @@ class Predictions:
 
 @dataclass(frozen=True, slots=True)
 class Differences:
-    """What a candidate makes of the same tokens."""
+    """A candidate's prediction of the same tokens, compared with the reference's."""
 
     kl: Array  # (B, T) KL(reference || candidate) in nats
     agrees: npt.NDArray[np.bool_]  # (B, T) the likeliest token is the same

@@ -11,7 +11,7 @@ from mint.quality.estimates import Estimate
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """Which model is compared with which, on which sequences; None leaves a choice to the kind of text."""
+    """The two models to compare and the sequences to compare them on; None leaves a choice to the kind of text."""
 
     output: Path
     reference: Path  # a model folder or a reference file
@@ -63,7 +63,7 @@ def question_of(record: Mapping[str, Any]) -> Question:
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """How close the model in `output` is to its reference, in figures with 95 % confidence intervals.
+    """The distance of the model in `output` from its reference, in figures with 95 % confidence intervals.
 
     KL in nats per token. `noise_floor` is the KL of the reference itself between float32 and bf16 arithmetic.
     """

@@ -45,7 +45,7 @@ Small = Mapping[str, npt.NDArray[Any]]
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """Where a reference comes from: its model, its sequences, and the versions that computed it."""
+    """The origin of a reference: its model, its sequences, and the versions that computed it."""
 
     model: str  # its folder, for people
     identity: str  # of its weights and config
@@ -76,7 +76,7 @@ class Reference:
 
 
 def partial_path(path: Path) -> Path:
-    """Where the reference file at `path` is until it is whole."""
+    """The path of the unfinished reference file for `path`."""
     return path.with_name(f"{path.name}.partial")
 
 

@@ -1,4 +1,4 @@
-"""What was written: every file with its size and digest, every unit with the digest of its bytes."""
+"""The record of a written model: every file with its size and digest, every unit with the digest of its bytes."""
 
 import json
 from collections.abc import Mapping

@@ -83,7 +83,7 @@ class WeightFiles:
 
 
 def disk_full(folder: Path, needed: int) -> str:
-    """What to tell when there is no room for `needed` bytes in `folder`."""
+    """The error message for a disk that has less than `needed` bytes free."""
     status = os.statvfs(folder)
     free = status.f_bavail * status.f_frsize
     return (
