@@ -28,14 +28,14 @@ def is_mixed(device: str) -> bool:
     return len(kinds_in(device)) > 1
 
 
-def rounded(found: Measurement) -> Measurement:
+def rounded(measurement: Measurement) -> Measurement:
     """A measurement as the solver gets to see it when several kinds measured; features are kept as they are."""
-    slices = np.frombuffer(found.slice_errors, "<f4")
+    slices = np.frombuffer(measurement.slice_errors, "<f4")
     return replace(
-        found,
-        errors=_rounded(found.errors),
-        worst_errors=_rounded(found.worst_errors),
-        energy=_rounded([found.energy])[0],
+        measurement,
+        errors=_rounded(measurement.errors),
+        worst_errors=_rounded(measurement.worst_errors),
+        energy=_rounded([measurement.energy])[0],
         slice_errors=np.array(_rounded(slices.tolist()), "<f4").tobytes(),
     )
 

@@ -39,8 +39,8 @@ class HubId:
 
 def parse_id(text: str) -> HubId | None:
     """The id that a text is; None for anything else, such as a path with a `.` in front or more than one slash."""
-    found = _ID.fullmatch(text)
-    return HubId(found["repository"], found["revision"] or "main") if found and ".." not in text else None
+    match = _ID.fullmatch(text)
+    return HubId(match["repository"], match["revision"] or "main") if match and ".." not in text else None
 
 
 def cached(id: HubId) -> Path | None:
@@ -48,7 +48,7 @@ def cached(id: HubId) -> Path | None:
     from huggingface_hub import snapshot_download
 
     try:
-        found = snapshot_download(
+        snapshot = snapshot_download(
             id.repository,
             revision=id.revision,
             allow_patterns=list(WANTED),
@@ -57,7 +57,7 @@ def cached(id: HubId) -> Path | None:
         )
     except (OSError, ValueError):  # not there, or files of it are missing; not what the hub calls an id
         return None
-    folder = Path(found)
+    folder = Path(snapshot)
     return folder if _is_whole(folder) else None
 
 

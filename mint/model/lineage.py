@@ -30,8 +30,8 @@ def trace_sources(parameters: Mapping[str, mx.array], leaves: Mapping[str, mx.ar
     for names in batches(parameters):
         graph = read_graph({f"parameter:{name}": array for name, array in names.items()})
         for name in names:
-            found = _leaves_behind(graph.producers.get(f"parameter:{name}", ""), graph, leaf_of)
-            sources[name] = tuple(sorted(found, key=rank.__getitem__))
+            leaf_names = _leaves_behind(graph.producers.get(f"parameter:{name}", ""), graph, leaf_of)
+            sources[name] = tuple(sorted(leaf_names, key=rank.__getitem__))
     return sources
 
 
@@ -69,7 +69,7 @@ def read_graph(arrays: Mapping[str, mx.array]) -> Graph:
 
 
 def _leaves_behind(primitive: str, graph: Graph, leaf_of: Mapping[str, str]) -> set[str]:
-    found: set[str] = set()
+    names: set[str] = set()
     seen: set[str] = set()
     stack = [primitive]
     while stack:
@@ -78,7 +78,7 @@ def _leaves_behind(primitive: str, graph: Graph, leaf_of: Mapping[str, str]) -> 
             continue
         seen.add(current)
         if current in leaf_of:
-            found.add(leaf_of[current])
+            names.add(leaf_of[current])
             continue
         stack.extend(graph.producers[name] for name in graph.inputs.get(current, ()) if name in graph.producers)
-    return found
+    return names

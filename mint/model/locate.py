@@ -23,8 +23,8 @@ def locate(
     id = hub_id(model)
     if id is None:
         return Path(model)
-    if found := cached(id):
-        return found
+    if folder := cached(id):
+        return folder
     from mint.model.hub_download import fetch  # imports what asks a network
 
     try:

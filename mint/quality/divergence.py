@@ -43,8 +43,8 @@ def predictions(logits: Logits, following: Tokens) -> Predictions:
     """The reference's predictions from its logits (B, T, V) and the tokens (B, T) that follow."""
     log_probabilities = np.empty(logits.shape, np.float32)
     nll = np.empty(following.shape)
-    for rows, (said, next_tokens, normal_out, nll_out) in _blocks(logits, following, log_probabilities, nll):
-        normal_out[rows] = normal = _normalized(said[rows])
+    for rows, (block, next_tokens, normal_out, nll_out) in _blocks(logits, following, log_probabilities, nll):
+        normal_out[rows] = normal = _normalized(block[rows])
         nll_out[rows] = -_picked(normal, next_tokens[rows])
     return Predictions(log_probabilities, logits.argmax(-1).astype(np.int32), nll)
 
@@ -56,14 +56,14 @@ def differences(log_probabilities: Logits, top: Tokens, logits: Logits, followin
     """
     kl, nll = np.empty(following.shape), np.empty(following.shape)
     arrays = (log_probabilities, logits, following, kl, nll)
-    for rows, (wanted, said, next_tokens, kl_out, nll_out) in _blocks(*arrays):
-        expected, found = _normalized(wanted[rows]), _normalized(said[rows])
+    for rows, (reference, candidate, next_tokens, kl_out, nll_out) in _blocks(*arrays):
+        expected, candidate_normal = _normalized(reference[rows]), _normalized(candidate[rows])
         probabilities = np.exp(expected)
         with np.errstate(invalid="ignore"):
-            expected -= found
+            expected -= candidate_normal
         # 0 log 0 = 0, whatever the candidate says
         kl_out[rows] = np.multiply(probabilities, expected, where=probabilities > 0, out=probabilities).sum(-1)
-        nll_out[rows] = -_picked(found, next_tokens[rows])
+        nll_out[rows] = -_picked(candidate_normal, next_tokens[rows])
     return Differences(kl, logits.argmax(-1) == top, nll)
 
 

@@ -117,8 +117,8 @@ class Writing:
         _, positions, vocabulary = self._large
         size = positions * vocabulary
         self._file.seek(self._start + rows.start * size * 2)
-        found = np.fromfile(self._file, np.float16, (rows.stop - rows.start) * size)
-        return found.reshape(-1, positions, vocabulary)
+        block = np.fromfile(self._file, np.float16, (rows.stop - rows.start) * size)
+        return block.reshape(-1, positions, vocabulary)
 
     def finish(self, top: Tokens, nll: Logits, noise: Logits) -> None:
         """Write the small tensors and the digest, and give the file its name."""
@@ -162,14 +162,14 @@ def read_reference(path: Path) -> Reference:
                 raise MintError(f"{path}: a reference of schema {metadata['schema']}, needed {SCHEMA}; {again}")
             small = {name: file.get_tensor(name) for name in _SMALL}
             shape = file.get_slice("log_probabilities").get_shape()
-        origin, needed = json.loads(metadata["origin"]), metadata["digest"]
-        kept = Origin(**{each.name: origin[each.name] for each in fields(Origin)})
+        record, needed = json.loads(metadata["origin"]), metadata["digest"]
+        origin = Origin(**{field.name: record[field.name] for field in fields(Origin)})
     except (SafetensorError, KeyError, ValueError, TypeError) as error:
         raise MintError(f"{path}: not a whole reference file ({error}); {again}") from error
-    found = _digest(kept, small, tuple(shape), _digest_of_end(path, 2 * prod(shape)))
-    if found != needed:
-        raise MintError(f"{path}: damaged: its content has digest {found[:16]}, needed {needed[:16]}; {again}")
-    return Reference(path, kept, **small, vocabulary=shape[-1])
+    digest = _digest(origin, small, tuple(shape), _digest_of_end(path, 2 * prod(shape)))
+    if digest != needed:
+        raise MintError(f"{path}: damaged: its content has digest {digest[:16]}, needed {needed[:16]}; {again}")
+    return Reference(path, origin, **small, vocabulary=shape[-1])
 
 
 def _digest(origin: Origin, small: Small, shape: tuple[int, ...], data: str) -> str:

@@ -77,9 +77,9 @@ def read_shards(folder: Path) -> tuple[Shard, ...]:
             owner[tensor.name] = shard.name
     for name, shard_name in listed.items():
         if owner.get(name) != shard_name:
-            found = f"in {owner[name]}" if name in owner else "nowhere"
+            location = f"in {owner[name]}" if name in owner else "nowhere"
             raise MintError(
-                f"{folder}: {INDEX_NAME} puts tensor {name} in {shard_name}, found {found}; download the model again"
+                f"{folder}: {INDEX_NAME} puts tensor {name} in {shard_name}, found {location}; download the model again"
             )
     return shards
 
