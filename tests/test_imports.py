@@ -1,6 +1,7 @@
 """Heavy packages have owners, and commands start without them. `lint-imports` holds the direction of all imports."""
 
 import ast
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -64,4 +65,38 @@ def test_allocating_needs_neither_mlx_lm_nor_numba_nor_ray() -> None:
         "print([p for p in ('mlx_lm', 'numba', 'ray', 'transformers') if p in sys.modules])"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "[]"
+
+
+def test_importing_hashes_nothing_and_reads_no_file(tmp_path: Path) -> None:
+    """The compiled kernels are exempt: numba's decorator looks for their cache."""
+    code = """
+import hashlib, importlib, pkgutil, sys
+
+events, sha256 = [], hashlib.sha256
+
+def noted(*arguments, **options):
+    name = sys._getframe(1).f_globals["__name__"]
+    if name.startswith("mint") and name != "mint.kernels.code_cache":
+        events.append(f"{name} hashes")
+    return sha256(*arguments, **options)
+
+def audit(event, arguments):
+    path = arguments[0] if event == "open" and isinstance(arguments[0], str) else ""
+    ours = path.startswith(tuple(sys.argv[1:])) and not path.endswith((".py", ".pyc", "entry_points.txt"))
+    if ours and "/kernels/" not in path:
+        events.append(f"{path} is read")
+
+import mint
+hashlib.sha256 = noted
+sys.addaudithook(audit)
+for module in pkgutil.walk_packages(mint.__path__, "mint."):
+    if module.name != "mint.__main__":
+        importlib.import_module(module.name)
+print(events)
+"""
+    result = subprocess.run(
+        [sys.executable, "-c", code, f"{ROOT}/", f"{tmp_path}/"],
+        capture_output=True, text=True, check=True, env={**os.environ, "MINT_CACHE": str(tmp_path)},
+    )  # fmt: skip
     assert result.stdout.strip() == "[]"

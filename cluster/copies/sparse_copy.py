@@ -10,6 +10,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from mint.core.files import write_all
+from mint.model.checkpoint.shards import read_header
+
 
 @dataclass(frozen=True, slots=True)
 class Outline:
@@ -24,9 +27,8 @@ Range = tuple[int, int]  # first byte and number of bytes, from the start of the
 
 def read_outline(path: Path) -> Outline:
     """The size and header of a safetensors file that was found sound before."""
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        return Outline(path.stat().st_size, file.read(length))
+    header, nbytes = read_header(path)
+    return Outline(nbytes, header)
 
 
 def make_view(view: Path, local: Path | None, config: bytes, outlines: Mapping[str, Outline]) -> Path:
@@ -66,4 +68,4 @@ def fill_in(path: Path, ranges: Sequence[Range], pieces: Sequence[bytes]) -> Non
     with path.open("r+b") as file:
         for (start, nbytes), piece in zip(ranges, pieces, strict=True):
             assert len(piece) == nbytes
-            os.pwrite(file.fileno(), piece, start)
+            write_all(file.fileno(), piece, start)

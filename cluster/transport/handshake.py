@@ -39,7 +39,6 @@ class Node:
     hostname: str
     is_alive: bool
     is_head: bool
-    resources: Mapping[str, float]
     labels: Mapping[str, str]
 
     def labels_of_versions(self) -> dict[str, str]:
@@ -260,7 +259,6 @@ def _node(info: Any) -> Node:
         info.node_manager_hostname,
         info.state == gcs_pb2.GcsNodeInfo.ALIVE,
         info.is_head_node,
-        dict(info.resources_total),
         dict(info.labels),
     )
 

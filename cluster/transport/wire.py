@@ -15,13 +15,13 @@ import numpy as np
 
 from cluster.copies.inventory import Held, Inventory
 from cluster.copies.sparse_copy import Outline
-from mint.analysis.analysis import Measurement, from_record, to_fields, to_record
+from mint.analysis.analysis import Measurement, from_record, to_record
 from mint.analysis.probes.probe_file import probe_of
 from mint.analysis.probes.prober import ProbeJob, Probing, TextJob
 from mint.analysis.unit_jobs import Packed, measure, quantize_as_planned, ready_kernels
 from mint.core.progress import ignore
 from mint.formats.format import parse_format
-from mint.formats.units import Unit
+from mint.formats.units import Unit, from_fields, to_fields
 from mint.model.source import Source
 from mint.quality.divergence import Tokens
 from mint.run.executor import Job
@@ -212,11 +212,7 @@ def outlines_of(told: dict[str, Any]) -> dict[str, Outline]:
 
 def units_of(told: dict[str, Any]) -> tuple[Unit, ...]:
     """The units in what was told of a model."""
-    return tuple(Unit(*_with_tuples(fields)) for fields in told["units"])
-
-
-def _with_tuples(fields: list[Any]) -> list[Any]:
-    return [tuple(value) if isinstance(value, list) else value for value in fields]
+    return tuple(from_fields(Unit, fields) for fields in told["units"])
 
 
 def tell_inventory(inventory: Inventory) -> dict[str, Any]:

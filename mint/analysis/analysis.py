@@ -1,4 +1,4 @@
-"""What was measured of one model: the record, and the file it lies in.
+"""All measurements of one model: the record, and its file.
 
 The finished file holds the header, one frame per unit in the order of the module tree, and an end frame with the
 SHA-256 of all before it. Nothing in it depends on time or on the order of work, so the same weights measured by the
@@ -7,20 +7,17 @@ same versions on the same kind of device give the same bytes.
 
 import struct
 from collections.abc import Mapping
-from dataclasses import asdict, astuple, dataclass
+from dataclasses import astuple, dataclass
 from functools import cache
 from math import inf, log10
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-
 from mint.analysis.features import Features
 from mint.core.errors import MintError
 from mint.core.journal import SealedKind, read_sealed, write_sealed
 from mint.formats.format import KEEP, Format, parse_format
-from mint.formats.units import Parameter, Unit
+from mint.formats.units import Parameter, Unit, from_fields
 from mint.model.kv_memory import ContextMemory
 
 MAGIC = b"MINT analysis\n"
@@ -30,7 +27,7 @@ _KIND = SealedKind(MAGIC, SCHEMA, "a mint analysis", "mint analyze", "analyze th
 
 @dataclass(frozen=True, slots=True)
 class Measurement:
-    """What each format would do to one unit.
+    """The errors that each format would cause in one unit.
 
     `errors` are squared relative errors |Q(W) - W|^2 / |W|^2 (NRMSE^2) of the whole unit, one per format;
     `worst_errors` those of the worst matrix of a stack; `slice_errors` float32 (slices, formats), empty for a
@@ -49,16 +46,6 @@ class Measurement:
     def error(self, format: Format) -> float:
         """Squared relative error of the unit in this format; 0 when it is kept."""
         return 0.0 if format == KEEP else self.errors[self.formats.index(format)]
-
-    def worst_error(self, format: Format) -> float:
-        """Squared relative error of the unit's worst matrix in this format; 0 when it is kept."""
-        return 0.0 if format == KEEP else self.worst_errors[self.formats.index(format)]
-
-    def by_slice(self) -> npt.NDArray[np.float32]:
-        """Squared relative errors of every matrix of the stack, (slices, formats)."""
-        if not self.slice_errors:
-            return np.array([self.errors], dtype=np.float32)
-        return np.frombuffer(self.slice_errors, dtype="<f4").reshape(-1, len(self.formats))
 
 
 def sqnr_db(error: float) -> float:
@@ -164,8 +151,8 @@ def _analysis(header: Mapping[str, Any], measurements: Mapping[str, Measurement]
         rounding=header["rounding"],
         device=header["device"],
         versions=header["versions"],
-        units=tuple(Unit(*_as_tuple(fields)) for fields in header["units"]),
-        parameters=tuple(Parameter(*_as_tuple(fields)) for fields in header["parameters"]),
+        units=tuple(from_fields(Unit, fields) for fields in header["units"]),
+        parameters=tuple(from_fields(Parameter, fields) for fields in header["parameters"]),
         measurements=measurements,
         active=header["active"],
         traced=context if isinstance(context, str) else ContextMemory.from_fields(context),
@@ -175,14 +162,5 @@ def _analysis(header: Mapping[str, Any], measurements: Mapping[str, Measurement]
 
 
 def journal_path(path: Path) -> Path:
-    """Where the measurements lie while the analysis at `path` is unfinished."""
+    """The journal of an unfinished analysis for `path`."""
     return path.with_name(path.name + ".partial")
-
-
-def to_fields(record: Unit | Parameter) -> list[Any]:
-    """A unit or parameter as it lies in the header."""
-    return [list(value) if isinstance(value, tuple) else value for value in asdict(record).values()]
-
-
-def _as_tuple(fields: list[Any]) -> list[Any]:
-    return [tuple(value) if isinstance(value, list) else value for value in fields]

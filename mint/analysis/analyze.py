@@ -18,19 +18,19 @@ from mint.analysis.analysis import (
     from_record,
     journal_path,
     read_analysis,
-    to_fields,
     to_record,
     write_analysis,
 )
 from mint.analysis.cross_device import is_mixed, rounded
+from mint.analysis.norms import norm_gains, preceding_norms
 from mint.analysis.unit_jobs import measure, measure_with_features, ready_kernels
 from mint.core.errors import MintError
 from mint.core.journal import Journal, read_header
 from mint.core.log import log
 from mint.core.progress import OnProgress, Progress, ignore
 from mint.formats.rounding import parse_rounding
+from mint.formats.units import to_fields
 from mint.model.kv_trace import active_experts, context_memory
-from mint.model.norms import norm_gains, preceding_norms
 from mint.model.source import Source
 from mint.run.device_kind import device_kind, kinds_in, versions
 from mint.run.executor import Executor, Job, in_process, measuring_device
@@ -125,7 +125,7 @@ def _device(header: Mapping[str, Any], begun: Iterable[Mapping[str, Any] | None]
 
 
 def _is_of(header: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
-    """Whether the header of a file has everything that `header` has."""
+    """True if the header `other` of a file agrees with every field of `header`."""
     return all(name in other and other[name] == value for name, value in header.items())
 
 
@@ -139,7 +139,7 @@ def _traced(source: Source) -> dict[str, Any]:
 
 
 def _featured(source: Source) -> dict[str, Any]:
-    """What features depend on beside all the rest."""
+    """The part of the header that features depend on: numpy's version, and the norm before each unit."""
     try:
         norms: dict[str, str] | str = preceding_norms(source)
     except MintError as error:

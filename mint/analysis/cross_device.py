@@ -24,24 +24,24 @@ TOLERANCE = 1e-4  # relative
 
 
 def is_mixed(device: str) -> bool:
-    """Whether several kinds measured what bears this name of a device."""
+    """True if the name of a device joins several kinds."""
     return len(kinds_in(device)) > 1
 
 
-def rounded(found: Measurement) -> Measurement:
+def rounded(measurement: Measurement) -> Measurement:
     """A measurement as the solver gets to see it when several kinds measured; features are kept as they are."""
-    slices = np.frombuffer(found.slice_errors, "<f4")
+    slices = np.frombuffer(measurement.slice_errors, "<f4")
     return replace(
-        found,
-        errors=_rounded(found.errors),
-        worst_errors=_rounded(found.worst_errors),
-        energy=_rounded([found.energy])[0],
+        measurement,
+        errors=_rounded(measurement.errors),
+        worst_errors=_rounded(measurement.worst_errors),
+        energy=_rounded([measurement.energy])[0],
         slice_errors=np.array(_rounded(slices.tolist()), "<f4").tobytes(),
     )
 
 
 def difference(one: Measurement, other: Measurement) -> tuple[str, float, float] | None:
-    """What two measurements of a unit disagree about by more than the tolerance, with both values; None if nothing."""
+    """The first value in which two measurements differ by more than the tolerance, from both; None if none."""
     pairs = [
         ("bad weights", float(one.nonfinite), float(other.nonfinite)),
         ("energy", one.energy, other.energy),

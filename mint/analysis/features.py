@@ -1,4 +1,4 @@
-"""What the published method looks at in a weight matrix, exactly defined: spectrum, groups, noise at the output.
+"""The features of a weight matrix in the published method, exactly defined: spectrum, groups, noise at the output.
 
 Spectrum and noise are those of a seeded sample, to take no longer than measuring the distortion does. Of a matrix of
 R rows and C columns, N = R C weights (of a stack: of each of at most `EXPERTS` matrices drawn; the mean counts):
@@ -65,7 +65,7 @@ NONE = Features(*(0.0 for _ in NAMES))
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """How much of a matrix is seen: rows, columns of these for the spectrum, and its rank."""
+    """The sampled part of a matrix: rows, columns of these for the spectrum, and its rank."""
 
     rows: int
     columns: int
@@ -73,7 +73,7 @@ class Sample:
 
 
 def sample_of(rows: int, columns: int) -> Sample:
-    """How much of a matrix (R, C) is seen: the rule above."""
+    """The sampled part of a matrix (R, C), by the rule above."""
     root = isqrt(rows * columns)
     block = min(rows, max(_LEAST, root // 4)), min(columns, max(_LEAST, root // 4))
     return Sample(*block, rank=min(RANK, max(_LEAST, root // 10), *block))

@@ -64,11 +64,11 @@ def plain_logits(folder: Path, units: Mapping[str, tuple[tuple[int, ...], Format
     return _logits(plain)
 
 
-def difference(found: npt.NDArray[np.float32], expected: npt.NDArray[np.float32]) -> float:
+def difference(logits: npt.NDArray[np.float32], expected: npt.NDArray[np.float32]) -> float:
     """Relative L2 difference of logits; infinite when some are not finite."""
-    if not (np.isfinite(found).all() and np.isfinite(expected).all()):
+    if not (np.isfinite(logits).all() and np.isfinite(expected).all()):
         return inf
-    return float(np.linalg.norm(found - expected)) / (float(np.linalg.norm(expected)) or 1.0)
+    return float(np.linalg.norm(logits - expected)) / (float(np.linalg.norm(expected)) or 1.0)
 
 
 def _wide_rest(stored: StoredModel, paths: Iterable[str]) -> dict[str, mx.array]:

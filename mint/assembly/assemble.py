@@ -107,7 +107,7 @@ def refuse_existing(output: Path) -> None:
 
 
 def partial_folder(output: Path) -> Path:
-    """Where the model lies while it is not whole."""
+    """The folder of the unfinished model for `output`."""
     return output.with_name(output.name + ".partial")
 
 
@@ -119,11 +119,11 @@ def _written(
     It is written while the next one is packed, unless memory is short; also when the next one is never packed.
     """
     before: tuple[Unit, Format, Future[str]] | None = None
-    for unit, each in packed:
+    for unit, packed_unit in packed:
         if before:
             yield before[0], before[1], before[2].result()
-        before = unit, each.format, aside.submit(write, each)
-        del each  # its bytes go once they are written
+        before = unit, packed_unit.format, aside.submit(write, packed_unit)
+        del packed_unit  # its bytes go once they are written
         if memory_is_short():
             before[2].result()
     if before:

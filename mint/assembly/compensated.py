@@ -82,14 +82,14 @@ class Compensation:
             return quantize_unit(unit, weight, format, _SEARCH.name)
         stack = raw(weight).reshape(unit.slices, *unit.shape[-2:])
         slices = []
-        for place, each in enumerate(stack):
-            rows = seen.of(place)
+        for index, matrix in enumerate(stack):
+            rows = seen.of(index)
             if seen.experts is None:
-                slices.append(pack_compensated(each, unit.dtype, format, self._shared_factor(rows)))
+                slices.append(pack_compensated(matrix, unit.dtype, format, self._shared_factor(rows)))
             elif len(rows) < FEWEST:
-                slices.append(tuple(part[0] for part in pack(each[None], unit.dtype, format, search=True)))
+                slices.append(tuple(part[0] for part in pack(matrix[None], unit.dtype, format, search=True)))
             else:
-                slices.append(pack_compensated(each, unit.dtype, format, factor(second_moments(rows))))
+                slices.append(pack_compensated(matrix, unit.dtype, format, factor(second_moments(rows))))
         tensors = format.tensors(unit.path, unit.shape, unit.dtype)
         parts: list[Any] = [np.stack(parts) for parts in zip(*slices, strict=True)]
         return Packed(unit.path, format, tensors, tuple(memoryview(part).cast("B") for part in parts))

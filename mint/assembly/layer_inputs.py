@@ -1,4 +1,4 @@
-"""What every unit of a model gets to see, layer by layer, the layers before it already as they will be stored.
+"""Yields the calibration inputs of each unit, layer by layer, with all earlier layers already quantized.
 
 A walk runs the model on some tokens one layer at a time. It hands out the inputs of the layer's units, takes back the
 weights that they will have, and goes on with what the layer returns then. So later layers see, and make up for, what
@@ -39,9 +39,9 @@ class Seen:
     rows: Rows
     experts: npt.NDArray[np.int64] | None = None
 
-    def of(self, place: int) -> Rows:
+    def of(self, index: int) -> Rows:
         """The rows that went to one matrix of the stack."""
-        return self.rows if self.experts is None else self.rows[(self.experts == place).any(axis=1)]
+        return self.rows if self.experts is None else self.rows[(self.experts == index).any(axis=1)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,8 +181,8 @@ class _Inputs:
     def _copy(self, rows: mx.array) -> Rows:
         """(..., C) -> (N, C) in float32; the same array for the same rows."""
         if id(rows) not in self._copies:
-            found = np.asarray(rows.astype(mx.float32)).reshape(-1, rows.shape[-1])
-            self._copies[id(rows)] = rows, found  # holding the rows keeps their id
+            copy = np.asarray(rows.astype(mx.float32)).reshape(-1, rows.shape[-1])
+            self._copies[id(rows)] = rows, copy  # holding the rows keeps their id
         return self._copies[id(rows)][1]
 
 
@@ -196,7 +196,7 @@ def _stages(units: Sequence[Unit]) -> tuple[tuple[Unit, ...], dict[str, tuple[Un
         if unit.layer >= 0:
             layers[layer_path(unit.path)].append(unit)
     before = tuple(unit for unit in outer if unit not in behind)
-    return before, {path: tuple(found) for path, found in layers.items()}, behind
+    return before, {path: tuple(units_of_layer) for path, units_of_layer in layers.items()}, behind
 
 
 def _by_number(path: str) -> tuple[int, str]:

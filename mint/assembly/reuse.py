@@ -4,13 +4,13 @@ A folder of another budget of the model mostly differs in few units. The others 
 is checked against the SHA-256 in that folder's manifest, and quantized anew where it does not hold.
 """
 
-import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from mint.analysis.unit_jobs import Packed
 from mint.core.errors import MintError
+from mint.core.files import sha256_of
 from mint.core.log import log
 from mint.formats.format import Format
 from mint.formats.rounding import ROUNDINGS
@@ -22,10 +22,10 @@ from mint.run.device_kind import device_kind, versions
 
 
 @dataclass(frozen=True, slots=True)
-class _Held:
+class _StoredUnit:
     """A unit in a finished folder."""
 
-    stored: StoredModel
+    model: StoredModel
     format: Format
     sha256: str
 
@@ -34,7 +34,7 @@ class Reuse:
     """Finished folders to take units from, and how much was taken so far.
 
     Raises `MintError` for a folder that mint did not write. A folder of another model, rounding, device kind or version
-    is said so in the log and not used.
+    is logged and not used.
     """
 
     def __init__(self, folders: Sequence[Path | str] = ()) -> None:
@@ -46,18 +46,18 @@ class Reuse:
 
     def take(self, plan: Plan, units: Sequence[Unit]) -> Iterator[tuple[Unit, Packed]]:
         """Those of `units` that a folder holds in the format that `plan` gives them."""
-        held = self._held(plan)
+        units_by_path = self._stored_units(plan)
         formats = {choice.path: choice.format for choice in plan.choices}
         for unit in units:
-            for found in held.get(unit.path, ()):
-                if found.format == formats[unit.path] and (packed := _read(unit, found)):
+            for stored in units_by_path.get(unit.path, ()):
+                if stored.format == formats[unit.path] and (packed := _read(unit, stored)):
                     self.units += 1
                     self.nbytes += sum(map(len, packed.data))
                     yield unit, packed
                     break
 
-    def _held(self, plan: Plan) -> dict[str, list[_Held]]:
-        held: dict[str, list[_Held]] = {}
+    def _stored_units(self, plan: Plan) -> dict[str, list[_StoredUnit]]:
+        units: dict[str, list[_StoredUnit]] = {}
         for folder in self.folders:
             if not ROUNDINGS[plan.rounding].is_reusable:
                 log.info("folder.not_reused", folder=str(folder), reason="a compensated unit depends on all before it")
@@ -71,25 +71,20 @@ class Reuse:
                 continue
             stored = open_stored(folder)
             for choice in other.choices:
-                held.setdefault(choice.path, []).append(_Held(stored, choice.format, manifest.units[choice.path]))
-        return held
+                units.setdefault(choice.path, []).append(
+                    _StoredUnit(stored, choice.format, manifest.units[choice.path])
+                )
+        return units
 
 
-def _read(unit: Unit, held: _Held) -> Packed | None:
-    """The unit's bytes as they lie in the folder; None, said in the log, when they are not those of the manifest."""
-    tensors = held.format.tensors(unit.path, unit.shape, unit.dtype)
+def _read(unit: Unit, stored: _StoredUnit) -> Packed | None:
+    """The unit's bytes in the folder; None, with a log event, when they are not those of the manifest."""
+    tensors = stored.format.tensors(unit.path, unit.shape, unit.dtype)
     try:
-        data = tuple(held.stored.raw(tensor.name).reshape(-1).view("u1").data for tensor in tensors)
+        data = tuple(stored.model.raw(tensor.name).reshape(-1).view("u1").data for tensor in tensors)
     except (KeyError, OSError, MintError):
         data = ()
-    if not data or _digest(data) != held.sha256:
-        log.warning("unit.not_reused", unit=unit.path, folder=str(held.stored.folder), reason="its bytes changed")
+    if not data or sha256_of(data) != stored.sha256:
+        log.warning("unit.not_reused", unit=unit.path, folder=str(stored.model.folder), reason="its bytes changed")
         return None
-    return Packed(unit.path, held.format, tensors, data, held.sha256)
-
-
-def _digest(pieces: Sequence[memoryview]) -> str:
-    digest = hashlib.sha256()
-    for piece in pieces:
-        digest.update(piece)
-    return digest.hexdigest()
+    return Packed(unit.path, stored.format, tensors, data, stored.sha256)

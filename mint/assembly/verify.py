@@ -99,39 +99,39 @@ def _files(folder: Path, manifest: Manifest) -> str:
         path = folder / name
         if not path.is_file():
             raise _DisagreesError(f"{name} is missing")
-        found = file_digest(path)
-        if found.nbytes != expected.nbytes:
-            raise _DisagreesError(f"{name} has {found.nbytes} bytes, the manifest says {expected.nbytes}")
-        if found.sha256 != expected.sha256:
-            raise _DisagreesError(f"{name} has SHA-256 {found.sha256[:16]}, the manifest says {expected.sha256[:16]}")
+        digest = file_digest(path)
+        if digest.nbytes != expected.nbytes:
+            raise _DisagreesError(f"{name} has {digest.nbytes} bytes, the manifest says {expected.nbytes}")
+        if digest.sha256 != expected.sha256:
+            raise _DisagreesError(f"{name} has SHA-256 {digest.sha256[:16]}, the manifest says {expected.sha256[:16]}")
     return f"{len(manifest.files)} files have the size and SHA-256 of the manifest"
 
 
 def _bytes(folder: Path, manifest: Manifest, plan: Plan) -> str:
-    found = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
-    if not found == plan.planned_bytes == manifest.weight_bytes:
-        raise _DisagreesError(f"weight files have {found} bytes, planned {plan.planned_bytes}")
-    if found > plan.budget_bytes:
-        raise _DisagreesError(f"weight files have {found} bytes, the budget is {plan.budget_bytes}")
-    return f"{found} bytes of weights as planned, {plan.budget_bytes - found} below the budget"
+    nbytes = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+    if not nbytes == plan.planned_bytes == manifest.weight_bytes:
+        raise _DisagreesError(f"weight files have {nbytes} bytes, planned {plan.planned_bytes}")
+    if nbytes > plan.budget_bytes:
+        raise _DisagreesError(f"weight files have {nbytes} bytes, the budget is {plan.budget_bytes}")
+    return f"{nbytes} bytes of weights as planned, {plan.budget_bytes - nbytes} below the budget"
 
 
 def _tensors(folder: Path, plan: Plan) -> str:
-    found = {name: (tensor.dtype, tensor.shape) for name, tensor in open_stored(folder).tensors.items()}
+    stored = {name: (tensor.dtype, tensor.shape) for name, tensor in open_stored(folder).tensors.items()}
     planned = {tensor.name: (tensor.dtype, tensor.shape) for group in plan.groups() for tensor in group}
-    for name in sorted(found.keys() | planned.keys()):
-        if found.get(name) != planned.get(name):
-            raise _DisagreesError(f"tensor {name}: found {found.get(name)}, planned {planned.get(name)}")
-    return f"{len(found)} tensors have the planned dtypes and shapes"
+    for name in sorted(stored.keys() | planned.keys()):
+        if stored.get(name) != planned.get(name):
+            raise _DisagreesError(f"tensor {name}: found {stored.get(name)}, planned {planned.get(name)}")
+    return f"{len(stored)} tensors have the planned dtypes and shapes"
 
 
 def _config(folder: Path, plan: Plan) -> str:
     config = read_written_config(folder)
     planned = quantization_entries(plan)
     for name, entry in planned.get("quantization", {}).items():
-        found = config.get("quantization", {}).get(name)
-        if found != entry:
-            raise _DisagreesError(f"{name}: config.json says {found}, planned {entry}")
+        written = config.get("quantization", {}).get(name)
+        if written != entry:
+            raise _DisagreesError(f"{name}: config.json says {written}, planned {entry}")
     if config.get("quantization") != config.get("quantization_config") or bool(planned) != ("quantization" in config):
         raise _DisagreesError("quantization and quantization_config differ in config.json")
     return f"config.json names the format of each of {len(plan.choices)} modules"
@@ -157,12 +157,14 @@ def _logits(folder: Path, plan: Plan, stock_answer: Callable[[], Answer]) -> str
         raise _DisagreesError("not compared: mlx_lm does not load it")
     if answer.logits_error:
         raise _DisagreesError(f"mlx_lm does not compute with it: {answer.logits_error}")
-    found = difference(answer.logits, expected)
-    if not isfinite(found):
+    distance = difference(answer.logits, expected)
+    if not isfinite(distance):
         raise _DisagreesError("logits are not finite")
-    if not found < LOGITS_TOLERANCE:
-        raise _DisagreesError(f"logits differ from the dequantized model's by {found:.2g}, allowed {LOGITS_TOLERANCE}")
-    return f"logits equal the dequantized model's to {found:.1e}"
+    if not distance < LOGITS_TOLERANCE:
+        raise _DisagreesError(
+            f"logits differ from the dequantized model's by {distance:.2g}, allowed {LOGITS_TOLERANCE}"
+        )
+    return f"logits equal the dequantized model's to {distance:.1e}"
 
 
 def _loads(stock_answer: Callable[[], Answer]) -> str:

@@ -1,14 +1,24 @@
-"""Where mint keeps what it can make again."""
+"""The user's cache folder: files that mint can make again."""
 
+import json
 import os
 from pathlib import Path
+from typing import Any
 
 from platformdirs import user_cache_dir
+
+from mint.core.files import sha256_of
 
 
 def cache_folder() -> Path:
     """`MINT_CACHE` if that is set, else the user's cache folder."""
     return Path(os.environ.get("MINT_CACHE") or user_cache_dir("mint"))
+
+
+def cached_path(folder: str, suffix: str, *key: Any) -> Path:
+    """The file in a folder of the cache whose name follows from everything in `key`, which JSON can hold."""
+    name = sha256_of([json.dumps(key, sort_keys=True).encode()])[:32]
+    return cache_folder() / folder / f"{name}{suffix}"
 
 
 def kernel_folder() -> Path:

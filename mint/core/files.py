@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 CHUNK_BYTES = 4 << 20  # read at once
-_MOST_AT_ONCE = 1 << 30  # bytes of a write: macOS refuses more than 2 GiB, which an expert layer can have
+MOST_AT_ONCE = 1 << 30  # bytes of a write: macOS refuses more than 2 GiB, which an expert layer can have
 
 
 def write_whole(path: Path, text: bytes) -> None:
@@ -37,7 +37,7 @@ def write_all(descriptor: int, data: bytes | memoryview, offset: int) -> None:
     """Write all of `data` at `offset` of an open file; the operating system may take less of it at once."""
     rest = memoryview(data)
     while rest:
-        count = os.pwrite(descriptor, rest[:_MOST_AT_ONCE], offset)
+        count = os.pwrite(descriptor, rest[:MOST_AT_ONCE], offset)
         rest, offset = rest[count:], offset + count
 
 

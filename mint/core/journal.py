@@ -176,10 +176,10 @@ class Journal:
         return [record for record, _ in frames[1:]]
 
 
-def _difference(found: Any, needed: dict[str, Any]) -> str:
-    if not isinstance(found, dict):
+def _difference(other: Any, needed: dict[str, Any]) -> str:
+    if not isinstance(other, dict):
         return "its header is not ours"
-    names = [name for name in needed if found.get(name) != needed[name]]
+    names = [name for name in needed if other.get(name) != needed[name]]
     return ", ".join(
-        f"{name}: found {str(found.get(name))[:60]}, needed {str(needed[name])[:60]}" for name in names[:3]
+        f"{name}: found {str(other.get(name))[:60]}, needed {str(needed[name])[:60]}" for name in names[:3]
     )

@@ -125,11 +125,16 @@ def _shard(name: str, tensors: Sequence[TensorSpec], digits: int) -> OutputShard
         entries.append(_entry(tensor, begin, end).ljust(header_nbytes((tensor,), digits)))
         begins.append(begin)
         begin = end
-    header = (_HEAD + "".join(entries) + _TAIL).encode()
-    header += b" " * (-len(header) % _ALIGNMENT)
-    head = len(header).to_bytes(8, "little") + header
+    head = file_head(_HEAD + "".join(entries) + _TAIL)
     placed = tuple(PlacedTensor(tensor, len(head) + offset) for tensor, offset in zip(tensors, begins, strict=True))
     return OutputShard(name, head, placed, len(head) + begin)
+
+
+def file_head(header: str) -> bytes:
+    """The first bytes of a safetensors file with this header: its length, and the header padded with spaces."""
+    text = header.encode()
+    text += b" " * (-len(text) % _ALIGNMENT)
+    return len(text).to_bytes(8, "little") + text
 
 
 def _entry(tensor: TensorSpec, begin: int, end: int) -> str:

@@ -1,7 +1,8 @@
 """Units, each stored in a format of its own, and parameters, which are stored as they are."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from math import prod
+from typing import Any, TypeVar
 
 from mint.formats.format import ITEMSIZE, KEEP, Format, admissible
 
@@ -57,3 +58,17 @@ class Parameter:
     @property
     def nbytes(self) -> int:
         return prod(self.shape) * ITEMSIZE[self.dtype]
+
+
+T = TypeVar("T", Unit, Parameter)
+
+
+def to_fields(record: Unit | Parameter) -> list[Any]:
+    """A unit or parameter as a plain list."""
+    return [list(value) if isinstance(value, tuple) else value for value in asdict(record).values()]
+
+
+def from_fields(kind: type[T], fields: list[Any]) -> T:
+    """The unit or parameter of a list that `to_fields` made."""
+    values: list[Any] = [tuple(value) if isinstance(value, list) else value for value in fields]
+    return kind(*values)

@@ -39,8 +39,8 @@ class HubId:
 
 def parse_id(text: str) -> HubId | None:
     """The id that a text is; None for anything else, such as a path with a `.` in front or more than one slash."""
-    found = _ID.fullmatch(text)
-    return HubId(found["repository"], found["revision"] or "main") if found and ".." not in text else None
+    match = _ID.fullmatch(text)
+    return HubId(match["repository"], match["revision"] or "main") if match and ".." not in text else None
 
 
 def cached(id: HubId) -> Path | None:
@@ -48,7 +48,7 @@ def cached(id: HubId) -> Path | None:
     from huggingface_hub import snapshot_download
 
     try:
-        found = snapshot_download(
+        snapshot = snapshot_download(
             id.repository,
             revision=id.revision,
             allow_patterns=list(WANTED),
@@ -57,12 +57,12 @@ def cached(id: HubId) -> Path | None:
         )
     except (OSError, ValueError):  # not there, or files of it are missing; not what the hub calls an id
         return None
-    folder = Path(found)
+    folder = Path(snapshot)
     return folder if _is_whole(folder) else None
 
 
 def blob_folders(snapshot: Path) -> tuple[Path, ...]:
-    """Where the files of a snapshot of the hub's cache lie: its repository's blobs, and those that repositories share.
+    """The folders that hold the files of a snapshot: its repository's blobs, and those that repositories share.
 
     Empty for any other folder. Since version 2 huggingface_hub keeps what came by Xet once for all repositories.
     """
@@ -73,7 +73,7 @@ def blob_folders(snapshot: Path) -> tuple[Path, ...]:
 
 
 def _is_whole(folder: Path) -> bool:
-    """Whether config and weights are all there; a cache that an older huggingface_hub filled does not tell."""
+    """True if config and weights are all there; a cache that an older huggingface_hub filled does not record it."""
     shards = set(read_index(folder).values())
     there = all((folder / name).exists() for name in shards) if shards else any(folder.glob(PATTERN))
     return there and (folder / "config.json").exists()

@@ -1,4 +1,4 @@
-"""What memory a context takes: bytes of a model's caches, piecewise linear in the tokens."""
+"""The memory of a context: bytes of a model's caches, piecewise linear in the tokens."""
 
 from __future__ import annotations
 
@@ -43,10 +43,10 @@ class ContextMemory:
                 f"found kv_bits {kv_bits}, but mlx_lm cannot run this model with a quantized cache ({self.obstacle}); "
                 "needed: a cache that is not quantized. Leave kv_bits out"
             )
-        kept, elements, plain = self._at(tokens)
+        fixed, elements, plain = self._at(tokens)
         if kv_bits is None:
-            return kept + plain
-        return kept + elements * kv_bits // 8 + 2 * plain // KV_GROUP_SIZE
+            return fixed + plain
+        return fixed + elements * kv_bits // 8 + 2 * plain // KV_GROUP_SIZE
 
     def to_fields(self) -> list[Any]:
         """The record as plain lists."""

@@ -1,4 +1,4 @@
-"""What memory a context needs, and what share of the experts one token uses: the shapes of a lazy forward pass.
+"""Traces the memory of a context and the share of experts that a token uses, from the shapes of lazy forward passes.
 
 mlx_lm makes the caches and the model fills them, once with all tokens but one and once with the last, after which
 sliding windows are trimmed to their steady size; then the bytes of the caches are known, though no weight was read
@@ -105,7 +105,7 @@ def _summary(error: Exception) -> str:
 
 @dataclass(frozen=True, slots=True)
 class _Spec:
-    """What is known of an array that was never computed."""
+    """Shape and dtype of an array that is never computed."""
 
     shape: tuple[int, ...]
     dtype: mx.Dtype
@@ -208,7 +208,7 @@ def _leaves(values: Iterable[Any]) -> Iterator[Any]:
 
 
 def _is_state(cache: Any) -> bool:
-    """Whether the cache keeps no count of tokens, as only those do that have one size after any number of them."""
+    """True if the cache has no count of tokens: its size is the same after any number of them."""
     return not hasattr(cache, "offset")
 
 

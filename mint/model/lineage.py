@@ -1,4 +1,4 @@
-"""Which source tensors feed which parameter, read off MLX's own graph.
+"""Reads off MLX's own graph the source tensors that feed each parameter.
 
 `mx.export_to_dot` prints the graph of unevaluated arrays with a stable id for every primitive. The primitives of
 the source tensors are learnt first, in calls of their own; then the graph of the parameters is printed once and
@@ -30,14 +30,14 @@ def trace_sources(parameters: Mapping[str, mx.array], leaves: Mapping[str, mx.ar
     for names in batches(parameters):
         graph = read_graph({f"parameter:{name}": array for name, array in names.items()})
         for name in names:
-            found = _leaves_behind(graph.producers.get(f"parameter:{name}", ""), graph, leaf_of)
-            sources[name] = tuple(sorted(found, key=rank.__getitem__))
+            leaf_names = _leaves_behind(graph.producers.get(f"parameter:{name}", ""), graph, leaf_of)
+            sources[name] = tuple(sorted(leaf_names, key=rank.__getitem__))
     return sources
 
 
 @dataclass(frozen=True, slots=True)
 class Graph:
-    """What `mx.export_to_dot` prints: arrays by name, and the primitives between them by ids that are stable."""
+    """The graph that `mx.export_to_dot` prints: arrays by name, and the primitives between them by stable ids."""
 
     inputs: Mapping[str, list[str]]  # names of the arrays that go into each primitive
     producers: Mapping[str, str]  # the primitive that each array comes out of
@@ -69,7 +69,7 @@ def read_graph(arrays: Mapping[str, mx.array]) -> Graph:
 
 
 def _leaves_behind(primitive: str, graph: Graph, leaf_of: Mapping[str, str]) -> set[str]:
-    found: set[str] = set()
+    names: set[str] = set()
     seen: set[str] = set()
     stack = [primitive]
     while stack:
@@ -78,7 +78,7 @@ def _leaves_behind(primitive: str, graph: Graph, leaf_of: Mapping[str, str]) -> 
             continue
         seen.add(current)
         if current in leaf_of:
-            found.add(leaf_of[current])
+            names.add(leaf_of[current])
             continue
         stack.extend(graph.producers[name] for name in graph.inputs.get(current, ()) if name in graph.producers)
-    return found
+    return names

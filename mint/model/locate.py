@@ -23,8 +23,8 @@ def locate(
     id = hub_id(model)
     if id is None:
         return Path(model)
-    if found := cached(id):
-        return found
+    if folder := cached(id):
+        return folder
     from mint.model.hub_download import fetch  # imports what asks a network
 
     try:
@@ -44,6 +44,6 @@ def hub_id(model: str | Path) -> HubId | None:
 
 
 def model_name(model: str | Path) -> str:
-    """What a model is called, without where it lies."""
+    """The name of a model, without its folder or owner."""
     id = hub_id(model)
     return id.name if id else Path(model).resolve().name

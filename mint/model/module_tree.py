@@ -190,8 +190,8 @@ def _update_advice() -> str:
 
 def write_config(config: dict[str, Any], folder: Path, *, keep_vision_config: bool) -> None:
     """Write config.json as mlx_lm writes it, without the keys of the source's own quantization."""
-    kept = {name: value for name, value in config.items() if name != "quantization_config" or "quantization" in config}
-    save_config(kept, folder / "config.json", keep_vision_config=keep_vision_config)
+    saved = {name: value for name, value in config.items() if name != "quantization_config" or "quantization" in config}
+    save_config(saved, folder / "config.json", keep_vision_config=keep_vision_config)
 
 
 def load_as_users_do(folder: Path) -> Module:
@@ -219,7 +219,7 @@ def load_plain(folder: Path, weights: dict[str, mx.array]) -> Module:
 
 
 def has_tokenizer(folder: Path) -> bool:
-    """Whether there is a tokenizer in `folder` for mlx_lm to load."""
+    """True if `folder` has a tokenizer that mlx_lm can load."""
     return (folder / "tokenizer_config.json").exists() or (folder / "tokenizer.json").exists()
 
 

@@ -1,4 +1,4 @@
-"""What a module is for, read off its path: the one table of names in the project.
+"""The role of a module, read off its path: the one table of names in the project.
 
 Roles serve the prior sensitivities and the reports; they never decide what exists. A module whose name no rule
 knows has the role `unknown`: it is kept at full precision and listed in the plan, never quantized by default.
@@ -36,7 +36,6 @@ _COMPILED = tuple((role, re.compile(rf"(?:^|\.)(?:{pattern})$")) for role, patte
 _LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks)\.(\d+)(?:\.|$)")
 
 UNKNOWN = "unknown"
-ROLES = (*(role for role, _ in _RULES), UNKNOWN)
 
 
 @cache

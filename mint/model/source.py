@@ -121,7 +121,7 @@ def _with_keep_reason(unit: Unit, module: Module) -> Unit:
 
 
 def _stores_as_planned(unit: Unit, module: Module) -> bool:
-    """Whether the module, quantized lazily, holds exactly the tensors that the first admissible format plans."""
+    """True if the module, quantized lazily, has exactly the tensors that the first admissible format plans."""
     for format in admissible(unit.shape, unit.dtype, AFFINE)[:1]:
         try:
             with mx.stream(mx.cpu):

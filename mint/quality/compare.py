@@ -28,8 +28,8 @@ def compare(folder: Path, reference: Reference, started: float, on_progress: OnP
     tokens = reference.tokens
     on_progress(Progress("compare", 0, len(tokens), ""))
     for rows, logits in all_logits(open_used(folder), tokens, reference.vocabulary):
-        found = differences(reference.log_probabilities(rows), reference.top[rows], logits, tokens[rows, 1:])
-        kl[rows], nll[rows], agrees[rows] = found.kl, found.nll, found.agrees
+        divergence = differences(reference.log_probabilities(rows), reference.top[rows], logits, tokens[rows, 1:])
+        kl[rows], nll[rows], agrees[rows] = divergence.kl, divergence.nll, divergence.agrees
         on_progress(Progress("compare", rows.stop, len(tokens), str(folder)))
     if np.isnan(kl).any():
         raise MintError(f"{folder}: the model computes NaN for {np.isnan(kl).sum()} tokens; mint verify may tell why")
@@ -50,10 +50,10 @@ def compare(folder: Path, reference: Reference, started: float, on_progress: OnP
 
 def check_vocabulary(folder: Path, tokenizer: str, vocabulary: int, reference: str) -> None:
     """Raise `MintError` unless the model in `folder` loads and its tokens mean what those of `reference` mean."""
-    found = vocabulary_size(folder)
-    if found != vocabulary:
+    size = vocabulary_size(folder)
+    if size != vocabulary:
         raise MintError(
-            f"{folder}: its vocabulary has {found:,} tokens, that of the reference {reference} has {vocabulary:,}; "
+            f"{folder}: its vocabulary has {size:,} tokens, that of the reference {reference} has {vocabulary:,}; "
             "needed: a reference of the model that it was made from"
         )
     digest = vocabulary_digest(folder)

@@ -1,4 +1,4 @@
-"""How far one model's prediction of the next token is from another's, per token, from their logits.
+"""The distance between two models' predictions of the next token, per token, from their logits.
 
     KL(p || q) = sum_v p_v (log p_v - log q_v) in nats, p the reference's distribution, q the candidate's
 
@@ -23,7 +23,7 @@ _BLOCK = 1 << 20  # numbers at once: they stay in a core's cache
 
 @dataclass(frozen=True, slots=True)
 class Predictions:
-    """What a reference says about tokens: all log-probabilities, the likeliest token, and the real one's cost."""
+    """A reference's prediction of tokens: all log-probabilities, the likeliest token, and the cost of the real one."""
 
     log_probabilities: npt.NDArray[np.float32]  # (B, T, V)
     top: Tokens  # (B, T)
@@ -32,7 +32,7 @@ class Predictions:
 
 @dataclass(frozen=True, slots=True)
 class Differences:
-    """What a candidate makes of the same tokens."""
+    """A candidate's prediction of the same tokens, compared with the reference's."""
 
     kl: Array  # (B, T) KL(reference || candidate) in nats
     agrees: npt.NDArray[np.bool_]  # (B, T) the likeliest token is the same
@@ -43,8 +43,8 @@ def predictions(logits: Logits, following: Tokens) -> Predictions:
     """The reference's predictions from its logits (B, T, V) and the tokens (B, T) that follow."""
     log_probabilities = np.empty(logits.shape, np.float32)
     nll = np.empty(following.shape)
-    for rows, (said, next_tokens, normal_out, nll_out) in _blocks(logits, following, log_probabilities, nll):
-        normal_out[rows] = normal = _normalized(said[rows])
+    for rows, (block, next_tokens, normal_out, nll_out) in _blocks(logits, following, log_probabilities, nll):
+        normal_out[rows] = normal = _normalized(block[rows])
         nll_out[rows] = -_picked(normal, next_tokens[rows])
     return Predictions(log_probabilities, logits.argmax(-1).astype(np.int32), nll)
 
@@ -56,14 +56,14 @@ def differences(log_probabilities: Logits, top: Tokens, logits: Logits, followin
     """
     kl, nll = np.empty(following.shape), np.empty(following.shape)
     arrays = (log_probabilities, logits, following, kl, nll)
-    for rows, (wanted, said, next_tokens, kl_out, nll_out) in _blocks(*arrays):
-        expected, found = _normalized(wanted[rows]), _normalized(said[rows])
+    for rows, (reference, candidate, next_tokens, kl_out, nll_out) in _blocks(*arrays):
+        expected, candidate_normal = _normalized(reference[rows]), _normalized(candidate[rows])
         probabilities = np.exp(expected)
         with np.errstate(invalid="ignore"):
-            expected -= found
+            expected -= candidate_normal
         # 0 log 0 = 0, whatever the candidate says
         kl_out[rows] = np.multiply(probabilities, expected, where=probabilities > 0, out=probabilities).sum(-1)
-        nll_out[rows] = -_picked(found, next_tokens[rows])
+        nll_out[rows] = -_picked(candidate_normal, next_tokens[rows])
     return Differences(kl, logits.argmax(-1) == top, nll)
 
 

@@ -1,9 +1,9 @@
-"""What an evaluation asks, and what it answers: both lie as JSON between two processes."""
+"""The question of an evaluation, and its answer: records that pass between two processes."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from mint.core.errors import MintError
 from mint.quality.estimates import Estimate
@@ -11,7 +11,7 @@ from mint.quality.estimates import Estimate
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """Which model is compared with which, on which sequences; None leaves a choice to the kind of text."""
+    """The two models to compare and the sequences to compare them on; None leaves a choice to the kind of text."""
 
     output: Path
     reference: Path  # a model folder or a reference file
@@ -43,14 +43,14 @@ class Question:
                 "leave that out, or give the model's folder as --reference"
             )
 
-    def to_line(self) -> str:
-        """The question as a line of JSON."""
-        return json.dumps(asdict(self), default=str) + "\n"
+    def to_record(self) -> dict[str, Any]:
+        """The question as JSON holds it."""
+        paths = {"output": str(self.output), "reference": str(self.reference), "text": [*map(str, self.text)]}
+        return asdict(self) | paths | {"save_reference": str(self.save_reference) if self.save_reference else None}
 
 
-def question_from(line: str) -> Question:
-    """The question that `to_line` wrote."""
-    record = json.loads(line)
+def question_of(record: Mapping[str, Any]) -> Question:
+    """The question of a record that `to_record` made."""
     saved = record["save_reference"]
     return Question(
         Path(record["output"]),
@@ -63,7 +63,7 @@ def question_from(line: str) -> Question:
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """How close the model in `output` is to its reference, in figures with 95 % confidence intervals.
+    """The distance of the model in `output` from its reference, in figures with 95 % confidence intervals.
 
     KL in nats per token. `noise_floor` is the KL of the reference itself between float32 and bf16 arithmetic.
     """
@@ -80,13 +80,8 @@ class Evaluation:
     seconds: float
     peak_rss_bytes: int
 
-    def to_line(self) -> str:
-        """The evaluation as a line of JSON."""
-        return json.dumps(asdict(self)) + "\n"
 
-
-def evaluation_from(line: str) -> Evaluation:
-    """The evaluation that `to_line` wrote."""
-    record = json.loads(line)
-    record["estimates"] = {name: Estimate(**estimate) for name, estimate in record["estimates"].items()}
-    return Evaluation(**record)
+def evaluation_of(record: Mapping[str, Any]) -> Evaluation:
+    """The evaluation of a record that `asdict` made."""
+    estimates = {name: Estimate(**estimate) for name, estimate in record["estimates"].items()}
+    return Evaluation(**{**record, "estimates": estimates})

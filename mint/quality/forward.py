@@ -68,7 +68,7 @@ def open_used(folder: Path) -> Module:
 
 
 def vocabulary_size(folder: Path) -> int:
-    """How many tokens the logits of the model in `folder` are of; nothing is computed."""
+    """The number of tokens in the vocabulary of the model in `folder`, by its logits; nothing is computed."""
     return int(logits_of(_load(folder), mx.array([[0, 0]])).shape[-1])
 
 

@@ -58,9 +58,9 @@ def _predict(
     top, nll = np.empty(shape, np.int32), np.empty(shape)
     on_progress(Progress("reference", 0, len(tokens), ""))
     for rows, logits in all_logits(model, tokens, vocabulary):
-        found = predictions(logits, tokens[rows, 1:])
-        top[rows], nll[rows] = found.top, found.nll
-        writing.append(found.log_probabilities)
+        block = predictions(logits, tokens[rows, 1:])
+        top[rows], nll[rows] = block.top, block.nll
+        writing.append(block.log_probabilities)
         on_progress(Progress("reference", rows.stop, len(tokens), "in float32"))
     return top, nll
 

@@ -29,11 +29,12 @@ import numpy.typing as npt
 from safetensors import SafetensorError, safe_open
 
 from mint.core.errors import MintError
+from mint.core.files import chunks, sha256_of
+from mint.formats.layout import file_head
 from mint.quality.divergence import Logits, Tokens
 
 KIND = "mint reference"
 SCHEMA = 1
-_CHUNK_BYTES = 4 << 20
 _NO_DIGEST = "0" * 64
 _SMALL = ("tokens", "top", "nll", "noise")
 _DTYPES = {"tokens": "I32", "top": "I32", "nll": "F32", "noise": "F32", "log_probabilities": "F16"}
@@ -44,7 +45,7 @@ Small = Mapping[str, npt.NDArray[Any]]
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """Where a reference comes from: its model, its sequences, and the versions that computed it."""
+    """The origin of a reference: its model, its sequences, and the versions that computed it."""
 
     model: str  # its folder, for people
     identity: str  # of its weights and config
@@ -75,7 +76,7 @@ class Reference:
 
 
 def partial_path(path: Path) -> Path:
-    """Where the reference file at `path` is until it is whole."""
+    """The path of the unfinished reference file for `path`."""
     return path.with_name(f"{path.name}.partial")
 
 
@@ -116,8 +117,8 @@ class Writing:
         _, positions, vocabulary = self._large
         size = positions * vocabulary
         self._file.seek(self._start + rows.start * size * 2)
-        found = np.fromfile(self._file, np.float16, (rows.stop - rows.start) * size)
-        return found.reshape(-1, positions, vocabulary)
+        block = np.fromfile(self._file, np.float16, (rows.stop - rows.start) * size)
+        return block.reshape(-1, positions, vocabulary)
 
     def finish(self, top: Tokens, nll: Logits, noise: Logits) -> None:
         """Write the small tensors and the digest, and give the file its name."""
@@ -143,9 +144,7 @@ class Writing:
             nbytes = prod(shape) * _NUMPY[_DTYPES[name]].itemsize
             entries[name] = {"dtype": _DTYPES[name], "shape": shape, "data_offsets": (offset, offset + nbytes)}
             offset += nbytes
-        text = json.dumps(entries).encode()
-        text += b" " * (-len(text) % 8)
-        return len(text).to_bytes(8, "little") + text
+        return file_head(json.dumps(entries))
 
 
 def read_reference(path: Path) -> Reference:
@@ -163,14 +162,14 @@ def read_reference(path: Path) -> Reference:
                 raise MintError(f"{path}: a reference of schema {metadata['schema']}, needed {SCHEMA}; {again}")
             small = {name: file.get_tensor(name) for name in _SMALL}
             shape = file.get_slice("log_probabilities").get_shape()
-        origin, needed = json.loads(metadata["origin"]), metadata["digest"]
-        kept = Origin(**{each.name: origin[each.name] for each in fields(Origin)})
+        record, needed = json.loads(metadata["origin"]), metadata["digest"]
+        origin = Origin(**{field.name: record[field.name] for field in fields(Origin)})
     except (SafetensorError, KeyError, ValueError, TypeError) as error:
         raise MintError(f"{path}: not a whole reference file ({error}); {again}") from error
-    found = _digest(kept, small, tuple(shape), _digest_of_end(path, 2 * prod(shape)))
-    if found != needed:
-        raise MintError(f"{path}: damaged: its content has digest {found[:16]}, needed {needed[:16]}; {again}")
-    return Reference(path, kept, **small, vocabulary=shape[-1])
+    digest = _digest(origin, small, tuple(shape), _digest_of_end(path, 2 * prod(shape)))
+    if digest != needed:
+        raise MintError(f"{path}: damaged: its content has digest {digest[:16]}, needed {needed[:16]}; {again}")
+    return Reference(path, origin, **small, vocabulary=shape[-1])
 
 
 def _digest(origin: Origin, small: Small, shape: tuple[int, ...], data: str) -> str:
@@ -186,9 +185,6 @@ def _digest(origin: Origin, small: Small, shape: tuple[int, ...], data: str) -> 
 
 def _digest_of_end(path: Path, nbytes: int) -> str:
     """SHA-256 of the last `nbytes` bytes of a file."""
-    digest = hashlib.sha256()
     with path.open("rb") as file:
         file.seek(-nbytes, 2)
-        while chunk := file.read(_CHUNK_BYTES):
-            digest.update(chunk)
-    return digest.hexdigest()
+        return sha256_of(chunks(file))

@@ -34,7 +34,7 @@ OWN_TEXT = "written by the reference model"
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """How many sequences of what length: `count` of `window` tokens."""
+    """The size of a text: `count` sequences of `window` tokens."""
 
     count: int
     window: int

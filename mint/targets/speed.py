@@ -13,21 +13,16 @@ of MLX measure 4 %. All of it holds for Metal and one sequence; prompts and batc
 from mint.formats.format import Format
 
 
-def bytes_per_token(
-    format: Format, shape: tuple[int, ...], dtype: str, active: float = 1.0, *, looked_up: bool = False
-) -> float:
+def bytes_per_token(format: Format, shape: tuple[int, ...], dtype: str, active: float = 1.0) -> float:
     """Bytes of a weight stored in `format` that one token reads.
 
-    `active` is the share of a stack (experts, ..., ...) that a token uses. An embedding (rows, columns) that is only
-    looked up reads one of its rows; a tied one is read as the head too, and is not `looked_up`.
+    `active` is the share of its rows that a token uses: some experts of a stack, one row of an embedding that is not
+    the head too.
     """
     assert 0.0 <= active <= 1.0
-    rows = shape[-2] if looked_up else 1
-    return format.nbytes(shape, dtype) * active / rows
+    return format.nbytes(shape, dtype) * active
 
 
-def decode_cost(
-    format: Format, shape: tuple[int, ...], dtype: str, active: float = 1.0, *, looked_up: bool = False
-) -> float:
+def decode_cost(format: Format, shape: tuple[int, ...], dtype: str, active: float = 1.0) -> float:
     """`bytes_per_token` in bytes of 4/64: what takes as long to read."""
-    return bytes_per_token(format, shape, dtype, active, looked_up=looked_up) * format.scheme.read_factor(format.bits)
+    return bytes_per_token(format, shape, dtype, active) * format.scheme.read_factor(format.bits)

@@ -18,6 +18,7 @@ import mint
 from cluster.service.data.records import Quota
 from mint.cli.main import run_command
 from mint.core.progress import Progress
+from mint.run.child import Child
 from tests.conftest import own_cache
 from tests.worlds.hub_world import FakeHub, fake_hub, know
 from tests.worlds.served import Served, served
@@ -163,19 +164,14 @@ def test_a_fetch_ends_with_the_service(hub: FakeHub, tmp_path: Path, llama: Path
         fetched = ask(world, 202)
         assert hub.held.wait(PATIENCE)
         process = world.service.fetches._processes[fetched["id"]]
-    assert process.returncode == -signal.SIGKILL
+    assert process.exit_code == -signal.SIGKILL
 
 
 def test_a_fetch_ends_with_a_service_that_was_killed(hub: FakeHub) -> None:
     hub.holds[WEIGHTS] = 1 << 15
-    process = subprocess.Popen(
-        [sys.executable, "-m", "cluster.service.offload.fetch_child", ID, "0"],
-        stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, start_new_session=True,
-    )  # fmt: skip
+    child = Child("cluster.service.offload.fetch_child:main", ID, "0")
     assert hub.held.wait(PATIENCE)
-    assert process.stdin
-    process.stdin.close()  # as the kernel does it for who is killed
-    assert process.wait(PATIENCE) == -signal.SIGKILL
+    assert child.close() == -signal.SIGKILL  # its input ends, as the kernel ends it for a parent that is killed
 
 
 def test_what_the_hub_refuses_is_the_reason_of_the_fetch(world: Served, hub: FakeHub) -> None:

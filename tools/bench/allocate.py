@@ -20,9 +20,9 @@ from typing import Any
 
 import numpy as np
 
-from mint.analysis.analysis import SCHEMA, Measurement, read_analysis, to_fields, write_analysis
+from mint.analysis.analysis import SCHEMA, Measurement, read_analysis, write_analysis
 from mint.formats.format import KEEP
-from mint.formats.units import Unit
+from mint.formats.units import Unit, to_fields
 from mint.plan.curve import curve
 from mint.plan.problem import Problem
 

@@ -19,10 +19,10 @@ import numpy as np
 from scipy.stats import spearmanr
 
 from mint.analysis.features import NAMES, Sample, features, group_size_of, sample_of
+from mint.analysis.norms import norm_gains
 from mint.analysis.unit_jobs import measure
 from mint.formats.units import Unit
 from mint.kernels.storage import raw
-from mint.model.norms import norm_gains
 from mint.model.source import open_source
 from mint.run.executor import in_process
 

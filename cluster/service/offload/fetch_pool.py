@@ -5,15 +5,9 @@ a new fetch, which goes on where the old one was.
 """
 
 import hashlib
-import json
-import os
-import signal
-import subprocess
-import sys
 import threading
 from collections import OrderedDict
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -22,6 +16,7 @@ from cluster.service.errors import NotFoundError, QuotaExceededError
 from cluster.service.offload.plan_pool import ServiceBusyError
 from cluster.service.store.store import RESERVE_BYTES
 from mint.core.log import log
+from mint.run.child import Child
 
 WAITING, RUNNING, DONE, FAILED = "waiting", "running", "done", "failed"
 AT_ONCE = 2
@@ -56,7 +51,7 @@ class Fetches:
         self._said = said
         self._lock = threading.Lock()
         self._known: OrderedDict[str, Fetch] = OrderedDict()
-        self._processes: dict[str, subprocess.Popen[str]] = {}
+        self._processes: dict[str, Child] = {}
         self._pool: ThreadPoolExecutor | None = None
         self._closed = False
 
@@ -95,7 +90,7 @@ class Fetches:
         with self._lock:
             self._closed = True
             for process in self._processes.values():
-                _end(process)
+                process.kill()
         if self._pool:
             self._pool.shutdown(cancel_futures=True)
 
@@ -139,37 +134,24 @@ class Fetches:
     def _follow(self, id: str, model: str) -> str:
         """Start the process of a fetch and take in what it tells; why it failed, or nothing."""
         self._said.parent.mkdir(parents=True, exist_ok=True)
-        command = [sys.executable, "-P", "-m", "cluster.service.offload.fetch_child", model, str(RESERVE_BYTES)]
-        with self._said.open("ab") as said, self._lock:
-            if self._closed:
-                return "the service ends; ask for it again"
-            process = subprocess.Popen(
-                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=said, text=True, start_new_session=True
-            )
-            self._processes[id] = process
-        assert process.stdin and process.stdout
-        reason = ""
-        try:
-            for line in process.stdout:
-                told = json.loads(line)
-                if "error" in told:
-                    reason = told["error"]
-                else:
-                    self._change(id, done_bytes=told["done"], total_bytes=told["total"])
-            process.wait()
-        finally:
-            if process.poll() is None:
-                _end(process)
-            process.wait()
-            process.stdout.close()
-            process.stdin.close()  # last: its end ends a process that is not over
+        with self._said.open("a") as said:
             with self._lock:
-                del self._processes[id]
-        if process.returncode and not reason:
-            reason = f"its process ended with {process.returncode}; ask for it again, files that are whole are kept"
+                if self._closed:
+                    return "the service ends; ask for it again"
+                child = Child("cluster.service.offload.fetch_child:main", model, str(RESERVE_BYTES), stderr=said)
+                self._processes[id] = child
+            reason = ""
+            try:
+                with child:
+                    for told in child.answers():
+                        if "error" in told:
+                            reason = told["error"]
+                        else:
+                            self._change(id, done_bytes=told["done"], total_bytes=told["total"])
+                    message = child.exit_message()
+            finally:
+                with self._lock:
+                    del self._processes[id]
+        if child.exit_code and not reason:
+            reason = f"its process {message}; ask for it again, files that are whole are kept"
         return reason
-
-
-def _end(process: "subprocess.Popen[str]") -> None:
-    with suppress(ProcessLookupError, PermissionError):
-        os.killpg(process.pid, signal.SIGKILL)

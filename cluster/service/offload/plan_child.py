@@ -1,4 +1,4 @@
-"""Plans and curves of stored analyses, in a process of its own: `python -m cluster.service.offload.plan_child`.
+"""Plans and curves of stored analyses, made in a child process of the service.
 
 A line of JSON asks, a line of JSON answers: `{"answer": ...}`, or `{"error": ...}` for what the asker can mend. It ends
 with its standard input, so it never outlives the service. An analysis of twenty thousand units and its problem take a
@@ -6,7 +6,6 @@ hundred megabytes and seconds of a processor: none of that belongs into the proc
 """
 
 import json
-import sys
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
@@ -26,6 +25,7 @@ from mint.plan.plan import Plan, offset_digits
 from mint.plan.prediction import describe
 from mint.plan.problem import Problem
 from mint.quality.estimates import Estimate
+from mint.run.child import open_answers, questions, send
 
 _GB = 10**9
 _KEPT = 2  # problems
@@ -238,10 +238,6 @@ def answer(problems: Problems, asked: Mapping[str, Any]) -> Record:
 
 def main() -> None:
     """Answer until standard input ends."""
-    problems = Problems()
-    for line in sys.stdin:
-        print(json.dumps(answer(problems, json.loads(line)), allow_nan=False), flush=True)
-
-
-if __name__ == "__main__":
-    main()
+    answers, problems = open_answers(), Problems()
+    for question in questions():
+        send(answers, answer(problems, question))

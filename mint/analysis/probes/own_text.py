@@ -1,14 +1,13 @@
 """Text that a model wrote, kept: the same model by the same versions writes the same, so it is written once."""
 
-import hashlib
-import json
-import os
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 
 from mint.analysis.probes.packed_base import AUTO, chosen_base, open_base
-from mint.core.cache import cache_folder
+from mint.core.cache import cached_path
+from mint.core.files import write_whole
 from mint.core.progress import OnProgress
 from mint.model.source import Source
 from mint.quality.divergence import Tokens
@@ -32,16 +31,11 @@ def own_text(source: Source, size: Wanted, seed: int, on_progress: OnProgress) -
         prefix, vocabulary = prefix_of(source.folder), vocabulary_size(source.folder)
         text = own_sequences(model, prefix, vocabulary, size, seed, on_progress)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(f".{os.getpid()}.tmp")
-    with temporary.open("wb") as file:
-        np.save(file, text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    buffer = BytesIO()
+    np.save(buffer, text)
+    write_whole(path, buffer.getvalue())
     return text
 
 
 def _kept(source: Source, size: Wanted, seed: int, base: str) -> Path:
-    folder = cache_folder() / "texts"
-    key = json.dumps([source.identity, size.count, size.window, seed, base, device_kind(), versions()], sort_keys=True)
-    return folder / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.npy"
+    return cached_path("texts", ".npy", source.identity, size.count, size.window, seed, base, device_kind(), versions())

@@ -57,14 +57,14 @@ def base_format(unit: Unit, base: str) -> Format | None:
 def needed_bytes(source: Source, base: str, tokens: int) -> int:
     """About what probing takes around a base: the model, what `tokens` pass through it, and the unit at hand."""
     plain = 0 if backend().runs_stored_weights else 4  # bytes of a weight that is not packed; 0: as it is stored
-    held = 0
+    nbytes = 0
     for unit in source.units:
         format = base_format(unit, base)
-        held += format.nbytes(unit.shape, unit.dtype) if format else (unit.size * plain or unit.nbytes)
-    held += sum(4 * prod(parameter.shape) for parameter in source.parameters)
+        nbytes += format.nbytes(unit.shape, unit.dtype) if format else (unit.size * plain or unit.nbytes)
+    nbytes += sum(4 * prod(parameter.shape) for parameter in source.parameters)
     largest = max((unit.size * (4 + 4) + unit.nbytes for unit in source.units), default=0)
     rows, width = max((unit.shape[-2:] for unit in source.units if unit.role in ("head", "embedding")), default=(0, 0))
-    return held + largest + 4 * tokens * (_LOGITS * rows + source.layers * width)
+    return nbytes + largest + 4 * tokens * (_LOGITS * rows + source.layers * width)
 
 
 def memory_for_models() -> int:

@@ -48,7 +48,7 @@ class Probed:
 
     @property
     def origin(self) -> str:
-        """Where its sensitivities come from, in words."""
+        """The origin of its sensitivities, in words."""
         return "probed" if self.base == FULL else f"probed around {self.base} bits"
 
     @property
@@ -58,7 +58,7 @@ class Probed:
 
 
 def probe_path(analysis: Path) -> Path:
-    """Where the probes of the model of an analysis lie."""
+    """The file of the probes beside an analysis."""
     return analysis.with_name(analysis.name + ".probe")
 
 

@@ -170,15 +170,6 @@ class Prober:
         self._check_replay()
         self._seconds_of_none = perf_counter() - started - self._seconds_of_all  # all replayed: only the output
 
-    @property
-    def replays(self) -> bool:
-        """Whether layers before a change answer from memory."""
-        return self._replay.share_before(None) > 0
-
-    def compute_everything(self) -> None:
-        """Replay no layer any more."""
-        self._replay.forget()
-
     def estimate(self, units: Sequence[Unit]) -> str:
         """About how long these probes take, as people read it."""
         seconds = sum(

@@ -45,7 +45,7 @@ class Replay:
 
     @property
     def possible(self) -> bool:
-        """Whether every layer was called exactly once."""
+        """True if every layer was called exactly once."""
         return sorted(self._order) == sorted(self._layers)
 
     @contextmanager
@@ -68,7 +68,7 @@ class Replay:
         self._answers.clear()
 
     def _end(self, path: str | None) -> int:
-        """How many of the calls come before the layer at `path`."""
+        """The number of calls before the one of the layer at `path`."""
         if path is None:
             return len(self._order)
         return self._order.index(path) if path in self._order else 0

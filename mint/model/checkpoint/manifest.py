@@ -1,6 +1,5 @@
-"""What was written: every file with its size and digest, every unit with the digest of its bytes."""
+"""The record of a written model: every file with its size and digest, every unit with the digest of its bytes."""
 
-import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -8,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from mint.core.errors import MintError
+from mint.core.files import chunks, sha256_of
 
 MANIFEST_NAME = "mint.json"
 PLAN_NAME = "mint-plan.json"
 KIND = "mint manifest"
 SCHEMA = 1
-_CHUNK_BYTES = 4 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,10 +60,6 @@ def read_manifest(folder: Path) -> Manifest:
 
 def file_digest(path: Path) -> WrittenFile:
     """Size and SHA-256 of the file at `path`, read in pieces."""
-    digest = hashlib.sha256()
-    nbytes = 0
     with path.open("rb") as file:
-        while chunk := file.read(_CHUNK_BYTES):
-            digest.update(chunk)
-            nbytes += len(chunk)
-    return WrittenFile(nbytes, digest.hexdigest())
+        sha256 = sha256_of(chunks(file))
+        return WrittenFile(file.tell(), sha256)

@@ -75,7 +75,7 @@ def open_stored(folder: Path) -> StoredModel:
 
 
 def all_finite(raw: npt.NDArray[Any], dtype: str) -> bool:
-    """Whether no float is NaN or infinite: these are what has every bit of the exponent set."""
+    """True if no float is NaN or infinite; such floats have every bit of the exponent set."""
     mask = {"BF16": 0x7F80, "F16": 0x7C00, "F32": 0x7F800000}[dtype]
     exponent = np.array(mask, f"u{raw.itemsize}")
     return not bool(((raw.view(exponent.dtype) & exponent) == exponent).any())

@@ -6,13 +6,14 @@ then the data. Offsets count from the end of the header; the data has no holes, 
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 from typing import Any
 
 from mint.core.errors import MintError
+from mint.core.files import sha256_of
 from mint.formats.format import ITEMSIZE
 
 MAX_HEADER_BYTES = 100_000_000  # the limit of the safetensors library itself
@@ -76,9 +77,9 @@ def read_shards(folder: Path) -> tuple[Shard, ...]:
             owner[tensor.name] = shard.name
     for name, shard_name in listed.items():
         if owner.get(name) != shard_name:
-            found = f"in {owner[name]}" if name in owner else "nowhere"
+            location = f"in {owner[name]}" if name in owner else "nowhere"
             raise MintError(
-                f"{folder}: {INDEX_NAME} puts tensor {name} in {shard_name}, found {found}; download the model again"
+                f"{folder}: {INDEX_NAME} puts tensor {name} in {shard_name}, found {location}; download the model again"
             )
     return shards
 
@@ -105,6 +106,14 @@ def read_index(folder: Path) -> dict[str, str]:
 
 def read_shard(path: Path) -> Shard:
     """One shard, from its header and samples alone; `MintError` when it is truncated or malformed."""
+    header, nbytes = read_header(path)
+    tensors = _parse_header(path, header, nbytes)
+    samples = sha256_of(_samples(path, sampled_ranges(8 + len(header), nbytes)))
+    return Shard(path.name, nbytes, sha256_of([header]), samples, tensors)
+
+
+def read_header(path: Path) -> tuple[bytes, int]:
+    """The header of a safetensors file, and how many bytes the file has; `MintError` when it is not whole."""
     nbytes = path.stat().st_size
     with path.open("rb") as file:
         prefix = file.read(8)
@@ -114,14 +123,14 @@ def read_shard(path: Path) -> Shard:
                 f"{path}: not a whole safetensors file: the header claims {length} bytes, the file has {nbytes}; "
                 "download it again"
             )
-        header = file.read(length)
-        tensors = _parse_header(path, header, nbytes)
-        samples = hashlib.sha256()
-        data_start = 8 + length
-        for start, length in sampled_ranges(data_start, nbytes):
+        return file.read(length), nbytes
+
+
+def _samples(path: Path, ranges: Iterable[tuple[int, int]]) -> Iterator[bytes]:
+    with path.open("rb") as file:
+        for start, length in ranges:
             file.seek(start)
-            samples.update(file.read(length))
-    return Shard(path.name, nbytes, hashlib.sha256(header).hexdigest(), samples.hexdigest(), tensors)
+            yield file.read(length)
 
 
 def sampled_ranges(data_start: int, nbytes: int) -> list[tuple[int, int]]:

@@ -1,17 +1,15 @@
 """Weight files under construction: sized first, then filled at known positions in any order."""
 
 import errno
-import hashlib
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Self
 
 from mint.core.errors import DiskFullError
+from mint.core.files import CHUNK_BYTES, sha256_of, write_all
 from mint.formats.format import TensorSpec
 from mint.formats.layout import OutputShard
-
-_MOST_AT_ONCE = 1 << 30  # bytes of a write: macOS refuses more than 2 GiB, which an expert layer can have
 
 
 class WeightFiles:
@@ -19,7 +17,7 @@ class WeightFiles:
 
     def __init__(self, folder: Path, layout: Sequence[OutputShard]) -> None:
         self._descriptors: list[int] = []
-        self._places = {
+        self._positions = {
             placed.tensor.name: (index, placed.offset, placed.tensor)
             for index, shard in enumerate(layout)
             for placed in shard.tensors
@@ -37,33 +35,24 @@ class WeightFiles:
     def __exit__(self, *_: object) -> None:
         self._close()
 
-    def write(self, tensors: Iterable[TensorSpec], data: Iterable[bytes | memoryview], sha256: str = "") -> str:
-        """Write the bytes of each tensor in its place; the SHA-256 of them all, computed unless it is given."""
-        digest = hashlib.sha256()
+    def write(self, tensors: Iterable[TensorSpec], data: Sequence[bytes | memoryview], sha256: str = "") -> str:
+        """Write the bytes of each tensor at its position; returns the SHA-256 of them all, computed unless given."""
         for tensor, piece in zip(tensors, data, strict=True):
-            index, offset, planned = self._places[tensor.name]
+            index, offset, planned = self._positions[tensor.name]
             assert tensor == planned and len(piece) == planned.nbytes, f"{tensor.name} is not as planned"
-            if not sha256:
-                digest.update(piece)
-            rest = memoryview(piece)
-            while rest:
-                count = os.pwrite(self._descriptors[index], rest[:_MOST_AT_ONCE], offset)
-                rest, offset = rest[count:], offset + count
-        return sha256 or digest.hexdigest()
+            write_all(self._descriptors[index], piece, offset)
+        return sha256 or sha256_of(data)
 
     def digest(self, tensors: Iterable[TensorSpec]) -> str:
-        """The SHA-256 of what now lies in the place of these tensors."""
-        digest = hashlib.sha256()
-        for tensor in tensors:
-            index, offset, planned = self._places[tensor.name]
-            end = offset + planned.nbytes
-            while offset < end:
-                piece = os.pread(self._descriptors[index], min(end - offset, 4 << 20), offset)
-                if not piece:
-                    break
-                digest.update(piece)
-                offset += len(piece)
-        return digest.hexdigest()
+        """The SHA-256 of the bytes that these tensors now have in the files."""
+        return sha256_of(piece for tensor in tensors for piece in self._read(tensor))
+
+    def _read(self, tensor: TensorSpec) -> Iterator[bytes]:
+        index, offset, planned = self._positions[tensor.name]
+        end = offset + planned.nbytes
+        while offset < end and (piece := os.pread(self._descriptors[index], min(end - offset, CHUNK_BYTES), offset)):
+            yield piece
+            offset += len(piece)
 
     def flush(self) -> None:
         """Wait until everything is on the disk."""
@@ -81,7 +70,7 @@ class WeightFiles:
                 os.posix_fallocate(descriptor, 0, shard.nbytes)
             else:
                 os.ftruncate(descriptor, shard.nbytes)
-            os.pwrite(descriptor, shard.head, 0)
+            write_all(descriptor, shard.head, 0)
         except OSError as error:
             os.ftruncate(descriptor, 0)
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
@@ -94,7 +83,7 @@ class WeightFiles:
 
 
 def disk_full(folder: Path, needed: int) -> str:
-    """What to tell when there is no room for `needed` bytes in `folder`."""
+    """The error message for a disk that has less than `needed` bytes free."""
     status = os.statvfs(folder)
     free = status.f_bavail * status.f_frsize
     return (

@@ -19,6 +19,7 @@ from mint.analysis.probes.replay import Replay
 from mint.analysis.probes.sensitivity import PRIOR, PROBED, SCALED, alphas_from
 from mint.cli.main import run_command
 from mint.core.errors import MintError
+from mint.model.hooks import hooked
 from mint.model.roles import layer_path
 from mint.model.source import Source, open_source
 from mint.plan.allocate import allocate
@@ -82,17 +83,29 @@ def _log_probabilities(logits: mx.array) -> Any:
 
 
 @pytest.mark.parametrize("name", REPLAYED)
-def test_replaying_layers_changes_no_probe(name: str, tmp_path: Path) -> None:
+def test_replaying_layers_changes_no_probe(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = open_source(write_model(name, tmp_path / name, dtype="F32"))
     units = [unit for unit in source.units if unit.layer == source.layers - 1 and coarse_format(unit)]
     units += [unit for unit in source.units if unit.role == "head"]
     text = TextJob(source, RANDOM, ())
-    prober = Prober(source, text.opened(), text.written())
-    assert prober.replays
-    replayed = {unit.path: found for unit, found in in_process(source, prober, units)}
-    prober.compute_everything()
-    for unit, found in in_process(source, prober, units):
-        assert found.kl == pytest.approx(replayed[unit.path].kl, rel=1e-3, abs=1e-6)
+    first = next(layer_path(unit.path) for unit in source.units if unit.layer == 0)
+    calls: list[str] = []
+
+    def noting(method: Any, layer: Any, *arguments: Any, **options: Any) -> Any:
+        calls.append(first)
+        return method(layer, *arguments, **options)
+
+    with hooked(dict(text.opened().named_modules()), {first: noting}):
+        prober = Prober(source, text.opened(), text.written())
+        calls.clear()
+        replayed = {unit.path: probe for unit, probe in in_process(source, prober, units)}
+        assert not calls
+        monkeypatch.setattr(Replay, "possible", False)
+        prober = Prober(source, text.opened(), text.written())
+        calls.clear()
+        for unit, probe in in_process(source, prober, units):
+            assert probe.kl == pytest.approx(replayed[unit.path].kl, rel=1e-3, abs=1e-6)
+        assert calls
 
 
 def test_layers_before_a_change_are_not_computed(source: Source) -> None:

@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
 
+from mint.core import files
 from mint.formats.format import AFFINE, KEEP, TensorSpec
 from mint.formats.layout import OutputShard, lay_out, overhead_nbytes, stored_nbytes
-from mint.model.checkpoint import writer
 from mint.model.checkpoint.writer import WeightFiles
 
 groups_of_tensors = st.lists(
@@ -89,13 +89,25 @@ def test_no_write_is_larger_than_every_system_takes(tmp_path: Path, monkeypatch:
             raise OSError(errno.EINVAL, "Invalid argument")
         return pwrite(descriptor, piece, offset)
 
-    assert writer._MOST_AT_ONCE < 1 << 31  # macOS: EINVAL beyond INT_MAX
+    assert files.MOST_AT_ONCE < 1 << 31  # macOS: EINVAL beyond INT_MAX
     (shard,) = lay_out([(tensor,)], digits=5)
-    with WeightFiles(tmp_path, (shard,)) as files:
-        monkeypatch.setattr(writer, "_MOST_AT_ONCE", 64)
-        monkeypatch.setattr(os, "pwrite", small)
-        files.write((tensor,), (data,))
+    monkeypatch.setattr(files, "MOST_AT_ONCE", 64)
+    monkeypatch.setattr(os, "pwrite", small)
+    with WeightFiles(tmp_path, (shard,)) as written:
+        written.write((tensor,), (data,))
     assert (tmp_path / shard.name).read_bytes()[shard.tensors[0].offset :] == data
+
+
+def test_a_system_that_writes_less_than_it_was_given_gets_the_rest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tensor = TensorSpec("a", "U8", (1000,))
+    data, pwrite = bytes(index % 251 for index in range(1000)), os.pwrite
+    monkeypatch.setattr(os, "pwrite", lambda descriptor, piece, offset: pwrite(descriptor, piece[:7], offset))
+    (shard,) = lay_out([(tensor,)], digits=5)
+    with WeightFiles(tmp_path, (shard,)) as written:
+        written.write((tensor,), (data,))
+    assert (tmp_path / shard.name).read_bytes() == shard.head + data
 
 
 @settings(max_examples=20)

@@ -329,18 +329,19 @@ def test_parameters_are_the_same_from_the_first_reading_and_from_another(make_mo
 
 class OwnBlock(Module):
     def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        Module.__init__(self)
         self.q_proj = Linear(64, 64, bias=False)
 
     def __call__(self, x: mx.array) -> mx.array:
-        return x + self.q_proj(x)
+        product: mx.array = self.q_proj(x)
+        return x + product
 
 
 class OwnModel(Module):
     """A model that mlx_lm does not know."""
 
     def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        Module.__init__(self)
         self.embed_tokens = Embedding(32, 64)
         self.layers = [OwnBlock()]
 
@@ -353,8 +354,8 @@ def test_a_package_from_outside_brings_its_own_module_trees(tmp_path: Path, monk
     folder = tmp_path / "own"
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps({"model_type": "own_model"}))
-    flat: dict[str, mx.array] = dict(tree_flatten(OwnModel().parameters()))  # type: ignore[no-untyped-call]
-    weights = {f"own.{name}": array.astype(mx.bfloat16) for name, array in flat.items()}
+    parameters: dict[str, mx.array] = dict(tree_flatten(Module.parameters(OwnModel())))
+    weights = {f"own.{name}": array.astype(mx.bfloat16) for name, array in parameters.items()}
     mx.save_safetensors(str(folder / "model.safetensors"), weights)
     with pytest.raises(MintError, match="mlx_lm does not know model_type 'own_model'"):
         open_source(folder)

@@ -9,7 +9,7 @@ import mlx.core as mx
 import pytest
 
 from mint.core.errors import MintError
-from mint.formats.format import FORMATS, KEEP, MXFP4, NVFP4, Format, parse_format
+from mint.formats.format import FORMATS, KEEP, Format, parse_format
 from mint.formats.scheme import SCHEMES
 from mint.targets.devices import DEVICES, GIB, MAC_CHIPS, WORKING_SET_RULES, device, mac_working_set, this_device
 from mint.targets.loaders import CURRENT, LOADERS, Loader, compatible_formats, loader
@@ -174,8 +174,7 @@ def test_newer_generations_of_a_loader_only_gain(family: list[Loader]) -> None:
         assert older.released < newer.released
         assert set(older.formats) <= set(newer.formats)
         assert older.mixed <= newer.mixed
-        assert older.mode_key <= newer.mode_key
-        assert (older.formats, older.mixed, older.mode_key) != (newer.formats, newer.mixed, newer.mode_key)
+        assert (older.formats, older.mixed) != (newer.formats, newer.mixed)
 
 
 def test_there_are_three_families_of_loaders() -> None:
@@ -186,13 +185,6 @@ def test_the_current_loader_reads_everything() -> None:
     current = loader(CURRENT)
     assert compatible_formats(CURRENT) == FORMATS
     assert current.mixed
-    assert current.mode_key
-
-
-def test_a_loader_that_reads_a_mode_knows_the_key() -> None:
-    for row in LOADERS:
-        if {MXFP4, NVFP4} & set(row.formats):
-            assert row.mode_key, row.name
 
 
 @pytest.mark.parametrize(
@@ -249,8 +241,8 @@ def test_the_active_share_of_a_stack_scales_its_cost(format: Format) -> None:
 @pytest.mark.parametrize("format", FORMATS, ids=str)
 def test_looking_a_token_up_reads_one_row(format: Format) -> None:
     rows, columns = SHAPE
-    assert bytes_per_token(format, SHAPE, "BF16", looked_up=True) == format.nbytes((1, columns), "BF16")
-    assert decode_cost(format, SHAPE, "BF16", looked_up=True) * rows == pytest.approx(
+    assert bytes_per_token(format, SHAPE, "BF16", active=1 / rows) == format.nbytes((1, columns), "BF16")
+    assert decode_cost(format, SHAPE, "BF16", active=1 / rows) * rows == pytest.approx(
         decode_cost(format, SHAPE, "BF16")
     )
 

@@ -4,7 +4,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import mlx.core as mx
@@ -20,9 +20,8 @@ from mint import evaluate, quantize
 from mint.cli.main import run_command
 from mint.core.errors import MintError
 from mint.core.progress import Progress, ignore
-from mint.quality.evaluate_child import evaluate_apart
-from mint.quality.evaluate_here import evaluate_here
-from mint.quality.evaluation import Evaluation, Question, evaluation_from, question_from
+from mint.quality.evaluate import evaluate_here, evaluate_in_child
+from mint.quality.evaluation import Evaluation, Question, evaluation_of, question_of
 from mint.quality.reference_file import read_reference
 from mint.run.blas import find_openblas, preloading
 
@@ -138,7 +137,7 @@ def test_another_seed_is_another_text(llama: Path, converted: dict[int, Path]) -
 
 def test_a_process_apart_finds_the_same(llama: Path, converted: dict[int, Path], saved: Path) -> None:
     steps: list[Progress] = []
-    apart = evaluate_apart(_question(converted[4], saved), "", steps.append)
+    apart = evaluate_in_child(_question(converted[4], saved), "", steps.append)
     here = _evaluate(converted[4], saved)
     for name, estimate in here.estimates.items():
         assert apart.estimates[name].value == pytest.approx(estimate.value, rel=1e-3)
@@ -148,7 +147,7 @@ def test_a_process_apart_finds_the_same(llama: Path, converted: dict[int, Path],
 def test_what_a_process_apart_raises_is_raised_here(llama: Path, saved: Path, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(MintError, match="no model"):
-        evaluate_apart(_question(tmp_path, saved), "", ignore)
+        evaluate_in_child(_question(tmp_path, saved), "", ignore)
 
 
 def test_an_interrupted_process_apart_leaves_nothing(
@@ -161,15 +160,15 @@ def test_an_interrupted_process_apart_leaves_nothing(
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        evaluate_apart(_question(converted[4], llama, save=tmp_path / "saved"), "", interrupt)
+        evaluate_in_child(_question(converted[4], llama, save=tmp_path / "saved"), "", interrupt)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_question_and_evaluation_survive_a_line_of_json(llama: Path, converted: dict[int, Path], saved: Path) -> None:
     question = _question(converted[4], llama, Path("a.txt"), Path("b.txt"), save=Path("c"), seed=3)
-    assert question_from(question.to_line()) == question
+    assert question_of(json.loads(json.dumps(question.to_record()))) == question
     evaluation = _evaluate(converted[4], saved)
-    assert evaluation_from(evaluation.to_line()) == evaluation
+    assert evaluation_of(json.loads(json.dumps(asdict(evaluation)))) == evaluation
 
 
 @pytest.mark.parametrize(

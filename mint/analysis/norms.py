@@ -1,4 +1,4 @@
-"""Which norm feeds which unit, read off a lazy forward pass: by structure, not by a table of architectures.
+"""Reads off a lazy forward pass the norm that feeds each unit: by structure, not by a table of architectures.
 
 A norm is a module without children whose weight is one vector, as long as the last axis of what it takes and returns.
 It precedes a unit when the unit's input is the norm's output with nothing in between but operations that move values
@@ -52,7 +52,7 @@ def preceding_norms(source: Source) -> dict[str, str]:
 
 
 def norm_gains(source: Source) -> dict[str, npt.NDArray[np.float32]]:
-    """What the norm that feeds a unit multiplies its normalized input with (C,), by the unit's path.
+    """The gain (C,) that the norm before a unit multiplies its normalized input with, by the unit's path.
 
     It is asked, not read: some norms multiply with 1 + weight. An input x of alternating 1 and -1 is normalized
     already, so the gain is x times half the difference of the answers to x and -x, whatever bias is added. A norm that

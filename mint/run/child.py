@@ -1,0 +1,149 @@
+"""A child process that is asked in lines of JSON and answers in lines of JSON, which bytes may follow.
+
+It leads a session of its own, so Ctrl-C in a terminal reaches the parent alone, which decides. The end of its standard
+input ends it, so it does not outlive a parent that is killed.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from typing import Any, BinaryIO, Self, TextIO
+
+_END_SECONDS = 2.0  # for a process whose input has ended
+
+
+class Child:
+    """A running child; `function` is `module:name`, called without arguments, `arguments` are its `sys.argv[1:]`.
+
+    Lines of its standard error are copied to `stderr`; the last one is part of `exit_message`.
+    """
+
+    def __init__(
+        self,
+        function: str,
+        *arguments: str,
+        environment: Mapping[str, str] | None = None,
+        stderr: TextIO | None = None,
+    ) -> None:
+        module, _, name = function.partition(":")
+        self._process = subprocess.Popen(
+            [sys.executable, "-P", "-c", f"from {module} import {name}; {name}()", *arguments],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env=environment,
+            start_new_session=True,
+        )
+        assert self._process.stdin and self._process.stdout and self._process.stderr
+        self._input, self._output = self._process.stdin, self._process.stdout
+        self._last_line = ""
+        self._copying = threading.Thread(target=self._copy, args=(self._process.stderr, stderr), daemon=True)
+        self._copying.start()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.kill()
+        self.close()
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    @property
+    def exit_code(self) -> int | None:
+        """Its exit code, below 0 if it was killed; None while it runs."""
+        return self._process.poll()
+
+    def ask(self, question: Mapping[str, Any]) -> None:
+        """Send a question; a child that is dead shows when its answer is read."""
+        with suppress(BrokenPipeError):
+            self._input.write(json.dumps(question).encode() + b"\n")
+            self._input.flush()
+
+    def answer(self) -> dict[str, Any] | None:
+        """Wait for the next answer; None when the child ended instead."""
+        line = self._output.readline()
+        record: dict[str, Any] | None = json.loads(line) if line.endswith(b"\n") else None
+        return record
+
+    def answers(self) -> Iterator[dict[str, Any]]:
+        """All answers until the child ends."""
+        while (record := self.answer()) is not None:
+            yield record
+
+    def read(self, nbytes: int) -> bytes:
+        """The bytes that follow an answer."""
+        return self._output.read(nbytes)
+
+    def kill(self) -> None:
+        """End it, and all that it started, at once."""
+        if self._process.poll() is None:
+            with suppress(ProcessLookupError, PermissionError):
+                os.killpg(self._process.pid, signal.SIGKILL)
+
+    def close(self) -> int:
+        """End its input, wait for its end, kill it where that takes long; its exit code."""
+        with suppress(BrokenPipeError):
+            self._input.close()
+        try:
+            self._process.wait(timeout=_END_SECONDS)
+        except subprocess.TimeoutExpired:
+            self.kill()
+        code = self._process.wait()
+        self._output.close()
+        self._copying.join(_END_SECONDS)  # another process may hold its standard error
+        return code
+
+    def exit_message(self) -> str:
+        """How it ended, with the last line of its standard error unless it was killed. Waits for the end."""
+        code = self._process.wait()
+        self._copying.join(_END_SECONDS)
+        return f"ended with code {code}" + (
+            f": {self._last_line}" if self._last_line and code != -signal.SIGKILL else ""
+        )
+
+    def _copy(self, lines: BinaryIO, target: TextIO | None) -> None:
+        with lines:
+            for line in lines:
+                text = line.decode(errors="replace")
+                self._last_line = text.strip() or self._last_line
+                if target:
+                    with suppress(OSError, ValueError):  # it may be closed by now
+                        target.write(text)
+                        target.flush()
+
+
+def open_answers() -> BinaryIO:
+    """In a child: the stream of its answers. What libraries print goes to standard error; interrupts are ignored."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    answers = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)
+    return answers
+
+
+def questions() -> Iterator[dict[str, Any]]:
+    """In a child: the questions of its parent, until there are no more."""
+    return map(json.loads, sys.stdin.buffer)
+
+
+def send(answers: BinaryIO, record: Mapping[str, Any], data: bytes = b"") -> None:
+    """In a child: send an answer, and the bytes that follow it."""
+    answers.write(json.dumps(record).encode() + b"\n" + data)
+    answers.flush()
+
+
+def end_with_parent() -> None:
+    """In a child that was asked all: end its process group from a thread when the parent closes the input or dies."""
+
+    def wait() -> None:
+        os.read(0, 1)  # unbuffered: a thread that reads `sys.stdin` would be in the way of a normal end
+        os.killpg(os.getpgrp(), signal.SIGKILL)
+
+    threading.Thread(target=wait, daemon=True).start()
