@@ -24,28 +24,19 @@ from cluster.schedule.placement import Placement, place_units
 from cluster.schedule.solo import TRIAL_SECONDS, LinkSpeed, Timed, reason_to_pack_alone
 from cluster.settings import RESOURCE
 from cluster.transport.driver import Carrier, Link
-from cluster.transport.wire import (
-    can_travel,
-    from_pieces,
-    make_folder_name,
-    measures,
-    pack,
-    tell_job,
-    tell_model,
-)
+from cluster.transport.wire import from_pieces, make_folder_name, pack, tell_job, tell_model
 from cluster.transport.worker import views
-from mint.analysis.probes.packed_base import memory_for_models, needed_bytes
-from mint.analysis.probes.prober import ProbeJob, TextJob
+from mint.analysis.probes.packed_base import memory_for_models
 from mint.analysis.unit_jobs import peak_bytes
 from mint.core.errors import MintError
 from mint.core.log import log
 from mint.core.sizes import format_size
-from mint.formats.format import parse_format
 from mint.formats.units import Unit
 from mint.model.checkpoint.shards import PATTERN, SourceTensor, sampled_ranges
 from mint.model.source import Source, open_source
 from mint.run.device_kind import device_kind, versions
-from mint.run.executor import Job, in_process
+from mint.run.executor import in_process
+from mint.run.job import Job, PortableJob
 
 T = TypeVar("T")
 TICK_SECONDS = 0.5
@@ -133,53 +124,50 @@ class ClusterExecutor:
         """Do `job` for every unit; an `Executor` of mint."""
         if not units:
             return
-        if measures(job) and len(self.devices) > 1:
-            yield from self._measured(source, job, units)
-        elif measures(job):
-            yield from self._spread(source, job, units, self.devices)
-        elif isinstance(job, ProbeJob | TextJob) and self._runners(source, job):
-            yield from self._probed(source, job, units)
-        elif self._can_spread(source, job, units):
-            yield from self._packed(source, job, units)
+        if isinstance(job, PortableJob) and job.any_device:
+            spread = self._compared if len(self.devices) > 1 else self._spread
+            yield from spread(source, job, units, self.devices)
+        elif isinstance(job, PortableJob) and self._can_spread(source, job, units):
+            spread = self._tried if any(map(job.result_nbytes, units)) else self._spread
+            yield from spread(source, job, units, (device_kind(),))
         else:
             self._insist_on_shards(source, job)
             yield from in_process(source, job, units)
 
-    def _measured(self, source: Source, job: Job[Any], units: Sequence[Unit]) -> Iterator[tuple[Unit, Any]]:
+    def _compared(
+        self, source: Source, job: PortableJob[T], units: Sequence[Unit], kinds: Sequence[str]
+    ) -> Iterator[tuple[Unit, T]]:
         """Measure on several kinds of device: some units on each of them, compared, before all others on any."""
         tensors = source.tensors()
-        held = {kind: self._held(kind) for kind in self.devices}
+        held = {kind: self._held(kind) for kind in kinds}
         able = {
             kind: {unit.path for unit in source.units if any(_feeds(shards, unit, tensors) for shards in nodes)}
             for kind, nodes in held.items()
         }
         twice = {unit.path for unit in cross_check_units(source.units, able)}
         if not twice:
-            log.warning("chips.not_compared", reason="no unit has its shards on nodes of two kinds", kinds=self.devices)
-        found: dict[str, dict[str, Any]] = {}
-        for kind in self.devices:
+            log.warning("chips.not_compared", reason="no unit has its shards on nodes of two kinds", kinds=kinds)
+        found: dict[str, dict[str, T]] = {}
+        for kind in kinds:
             for unit, result, node in self._done(
                 source, job, [unit for unit in units if unit.path in twice & able[kind]], (kind,)
             ):
                 found.setdefault(unit.path, {})[f"{node} ({kind})"] = result
-        for measurements in found.values():
-            check_agreement(measurements)
+        for path, results in found.items():
+            check_agreement(path, results, job.difference)
         for unit in units:
             if unit.path in found:
                 yield unit, next(iter(found[unit.path].values()))
-        yield from self._spread(source, job, [unit for unit in units if unit.path not in found], self.devices)
+        yield from self._spread(source, job, [unit for unit in units if unit.path not in found], kinds)
 
-    def _probed(self, source: Source, job: Job[Any], units: Sequence[Unit]) -> Iterator[tuple[Unit, Any]]:
-        if isinstance(job, ProbeJob) and job.text.tokens is None:
-            ((_, job.text.tokens),) = self._spread(source, job.text, units[:1], (device_kind(),))
-        yield from self._spread(source, job, units, (device_kind(),))
-
-    def _packed(self, source: Source, job: Job[Any], units: Sequence[Unit]) -> Iterator[tuple[Unit, Any]]:
-        """Pack a few units here; then all others here or with all workers, whatever is faster."""
-        tensors, mine = source.tensors(), (device_kind(),)
+    def _tried(
+        self, source: Source, job: PortableJob[T], units: Sequence[Unit], kinds: Sequence[str]
+    ) -> Iterator[tuple[Unit, T]]:
+        """Do a few units here; then all others here or with all workers, whatever is faster."""
+        tensors = source.tensors()
         fits = max(peak_bytes(unit, tensors) for unit in units) <= memory_for_models()
         if self.lacking or not fits or not self._trial_seconds:
-            yield from self._spread(source, job, units, mine)
+            yield from self._spread(source, job, units, kinds)
             return
         here, sizes = Timed(in_process(source, job, units)), []
         for unit, result in here:
@@ -190,17 +178,16 @@ class ClusterExecutor:
         rest = units[len(sizes) :]
         if not rest:
             return
-        if reason := reason_to_pack_alone(here.rate(sizes), self._reaches(source, job, rest)):
+        if reason := reason_to_pack_alone(here.rate(sizes), self._link_speeds(source, job, rest)):
             self._on_note(reason)
             yield from here
         else:
             del here  # and what it has read ahead
-            yield from self._spread(source, job, rest, mine)
+            yield from self._spread(source, job, rest, kinds)
 
-    def _reaches(self, source: Source, job: Job[Any], units: Sequence[Unit]) -> list[LinkSpeed]:
-        """The workers that can pack some of these units, and how fast bytes of them arrive here."""
-        formats = tell_job(job)["formats"]
-        packed = sum(parse_format(formats[unit.path]).nbytes(unit.shape, unit.dtype) for unit in units)
+    def _link_speeds(self, source: Source, job: PortableJob[Any], units: Sequence[Unit]) -> list[LinkSpeed]:
+        """The workers that can do some of these units, and how fast bytes of them arrive here."""
+        packed = sum(map(job.result_nbytes, units))
         nbytes = sum(unit.nbytes for unit in units)
         reached = []
         for node, missing in self._placement(source, job, units, (device_kind(),)).missing.items():
@@ -212,20 +199,19 @@ class ClusterExecutor:
         return reached
 
     def _spread(
-        self, source: Source, job: Job[T], units: Sequence[Unit], kinds: Sequence[str]
+        self, source: Source, job: PortableJob[T], units: Sequence[Unit], kinds: Sequence[str]
     ) -> Iterator[tuple[Unit, T]]:
         return ((unit, result) for unit, result, _ in self._done(source, job, units, kinds))
 
     def _done(
-        self, source: Source, job: Job[T], units: Sequence[Unit], kinds: Sequence[str]
+        self, source: Source, job: PortableJob[T], units: Sequence[Unit], kinds: Sequence[str]
     ) -> Iterator[tuple[Unit, T, str]]:
         """Every unit with its result and the worker that it came from, done by nodes of these kinds."""
         if not units:
             return
-        told = tell_job(job)
         placement = self._placement(source, job, units, kinds)
         outlines = {name: read_outline(source.folder / name) for name in self._needed}
-        model, work = self.carrier.put(pack(tell_model(source, outlines))), pack(told)
+        model, work = self.carrier.put(pack(tell_model(source, outlines))), pack(tell_job(job))
 
         def open_worker(link: Link) -> None:
             self._check(link)
@@ -246,7 +232,7 @@ class ClusterExecutor:
         try:
             for item, pieces, worker in self._accepted(coordinator):
                 unit = units[coordinator.items.rank_of(item)]
-                yield unit, from_pieces(told, unit, pieces), worker
+                yield unit, from_pieces(job, unit, pieces), worker
         except BaseException:  # also when the consumer stops: what they still do is not wanted
             self.carrier.quit()
             raise
@@ -254,9 +240,11 @@ class ClusterExecutor:
         assert coordinator.finished
         _insist(coordinator.finished, units)
 
-    def _placement(self, source: Source, job: Job[Any], units: Sequence[Unit], kinds: Sequence[str]) -> Placement:
-        """Who of the nodes of these kinds can do which units."""
-        if isinstance(job, ProbeJob | TextJob):
+    def _placement(
+        self, source: Source, job: PortableJob[Any], units: Sequence[Unit], kinds: Sequence[str]
+    ) -> Placement:
+        """Which of the nodes of these kinds can do which units."""
+        if job.whole_model:
             return place_whole_model(units, source.nbytes, self._agree(), self._runners(source, job))
         tensors = source.tensors()
         nodes = [node for node in self._inventories if self._kinds[node] in kinds]
@@ -265,14 +253,13 @@ class ClusterExecutor:
         peaks = {unit.path: peak_bytes(unit, tensors) for unit in units}
         return within_memory(placement, peaks, {node: self._memory[node] for node in nodes})
 
-    def _runners(self, source: Source, job: ProbeJob | TextJob) -> list[str]:
+    def _runners(self, source: Source, job: PortableJob[Any]) -> list[str]:
         """The nodes of this machine's kind that hold all of the model and have the memory to run it."""
         return [node for node, reason in self._not_running(source, job).items() if not reason]
 
-    def _not_running(self, source: Source, job: ProbeJob | TextJob) -> dict[str, str]:
+    def _not_running(self, source: Source, job: PortableJob[Any]) -> dict[str, str]:
         """Why each node does not run the model; empty for those that do."""
-        probing = (job.text if isinstance(job, ProbeJob) else job).probing
-        needed = needed_bytes(source, probing.base, probing.tokens)
+        needed = job.memory_bytes(source)
         reasons = {}
         for node, inventory in self._inventories.items():
             lacks = len(set(self._needed) - {shard.name for shard in inventory.shards})
@@ -286,10 +273,10 @@ class ClusterExecutor:
                 reasons[node] = ""
         return reasons
 
-    def _can_spread(self, source: Source, job: Job[Any], units: Sequence[Unit]) -> bool:
-        """Whether nodes do a job that writes bytes; where there are several kinds, if those of this machine's can."""
-        if isinstance(job, ProbeJob | TextJob) or not can_travel(job):
-            return False
+    def _can_spread(self, source: Source, job: PortableJob[Any], units: Sequence[Unit]) -> bool:
+        """Whether nodes of this machine's kind can do a job, all units of it where there are other kinds too."""
+        if job.whole_model:
+            return bool(self._runners(source, job))
         tensors, held = source.tensors(), self._held(device_kind())
         alone = self.devices == (device_kind(),)
         return alone or all(any(_feeds(shards, unit, tensors) for shards in held) for unit in units)
@@ -304,7 +291,7 @@ class ClusterExecutor:
         if not self.lacking:
             return
         why = f"where this has to be done: no other {device_kind()} holds them all or can be told to"
-        if isinstance(job, ProbeJob | TextJob):
+        if isinstance(job, PortableJob) and job.whole_model:
             reasons = (f"{node} {reason}" for node, reason in self._not_running(source, job).items())
             why = f"and no node can run the whole model ({'; '.join(reasons)})"
         raise MintError(

@@ -26,14 +26,14 @@ from cluster.copies.inventory import Inventory
 from cluster.schedule.coordinator import Coordinator
 from cluster.schedule.events import Accept, Arrived, Failed, Item, Send
 from cluster.transport.connect import driving
+from cluster.transport.prefetch import BatchWeights
 from cluster.transport.wire import pack, tell_inventory, unpack
-from mint.analysis.unit_jobs import Packed, measure, ready_kernels
+from mint.analysis.unit_jobs import Measure, Packed, Quantize, measure, ready_kernels
 from mint.formats.format import KEEP
 from mint.formats.units import Unit
 from mint.model.module_tree import OpenedModel
 from mint.model.source import Source
 from mint.run.device_kind import device_kind, versions
-from mint.run.executor import Weights
 
 _IDLE_SECONDS = 10.0
 PACKED_BYTES = 25_000_000
@@ -55,11 +55,11 @@ def making_actor() -> Any:
             self._number = number
             told = unpack(model)
             self._units = {name: _unit(name, told["shape"]) for name in told["names"]}
-            self._told, self._name = {"job": told["job"], "rounding": "nearest"}, "made"
             ready_kernels("nearest", lambda progress: None)
             self._one: list[mx.array] = []
+            self._job = Measure() if told["job"] == "measure" else Quantize({})
             nothing = Source(Path(), {}, "", "", (), (), (), (), OpenedModel(Path(), {}, ()))
-            self._job, self._weights = measure, Weights(nothing, ())
+            self._weights = BatchWeights(nothing, ())
             self._cpu = self._seconds = 0.0
             self._began = 0.0
 
@@ -68,7 +68,7 @@ def making_actor() -> Any:
                 self._one.append(mx.random.normal(units[0].shape, scale=0.02).astype(mx.bfloat16))
                 measure(units[0], self._one[0])  # the first time loads what was compiled
                 self._began = time.process_time()
-            if self._told["job"] == "quantize":
+            if isinstance(self._job, Quantize):
                 data = os.urandom(PACKED_BYTES)
                 yield from ((unit, Packed(unit.path, KEEP, (), (data,))) for unit in units)
                 return
