@@ -17,7 +17,9 @@ from cluster.copies.inventory import Held, Inventory
 from cluster.copies.sparse_copy import Outline
 from mint.analysis.analysis import to_fields
 from mint.core.errors import MintError
-from mint.formats.units import Unit
+from mint.formats.units import Parameter, Unit
+from mint.model.checkpoint.shards import read_shards
+from mint.model.module_tree import OpenedModel
 from mint.model.source import Source
 from mint.run.job import PortableJob, job_path, load_job
 
@@ -93,6 +95,8 @@ def tell_model(source: Source, outlines: Mapping[str, Outline]) -> dict[str, Any
         "dtype": source.dtype,
         "identity": source.identity,
         "units": [to_fields(unit) for unit in source.units],
+        "parameters": [to_fields(parameter) for parameter in source.parameters],
+        "dropped": list(source.dropped),
         "outlines": {name: asdict(outline) for name, outline in outlines.items()},
     }
 
@@ -103,10 +107,21 @@ def outlines_of(record: Mapping[str, Any]) -> dict[str, Outline]:
         return {name: Outline(**fields) for name, fields in record["outlines"].items()}
 
 
-def units_of(record: Mapping[str, Any]) -> tuple[Unit, ...]:
-    """The units in the record of a model."""
+def source_from(record: Mapping[str, Any], folder: Path) -> Source:
+    """The model of a record as `folder` has it: the head opened and traced it, so only its headers are read here."""
+    shards = read_shards(folder)
     with reading("the record of a model"):
-        return tuple(Unit(*_with_tuples(fields)) for fields in record["units"])
+        return Source(
+            folder=folder,
+            config=record["config"],
+            dtype=record["dtype"],
+            identity=record["identity"],
+            shards=shards,
+            units=tuple(Unit(*_with_tuples(fields)) for fields in record["units"]),
+            parameters=tuple(Parameter(*_with_tuples(fields)) for fields in record["parameters"]),
+            dropped=tuple(record["dropped"]),
+            opened=OpenedModel(folder, record["config"], shards, record["dtype"]),
+        )
 
 
 def _with_tuples(fields: Iterable[Any]) -> list[Any]:

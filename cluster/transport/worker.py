@@ -25,9 +25,9 @@ from cluster.transport.wire import (
     make_job,
     outlines_of,
     pack,
+    source_from,
     tell_inventory,
     to_pieces,
-    units_of,
     unpack,
 )
 from mint.analysis.probes.packed_base import memory_for_models
@@ -36,8 +36,7 @@ from mint.core.cache import cache_folder
 from mint.core.memory import memory_is_short
 from mint.core.sizes import format_size
 from mint.formats.units import Unit
-from mint.model.checkpoint.shards import SourceTensor, read_shards
-from mint.model.module_tree import OpenedModel
+from mint.model.checkpoint.shards import SourceTensor
 from mint.model.source import Source
 from mint.run.device_kind import device_kind, versions
 from mint.run.executor import do, in_process
@@ -125,18 +124,14 @@ class Worker:
         outlines = outlines_of(told)
         held = {path.name for path in self._folder.iterdir()} if self._folder else set()
         lacking = {name: outline for name, outline in outlines.items() if name not in held}
-        self._units = {unit.path: unit for unit in units_of(told)}
         folder = self._folder
         if lacking or folder is None or not _has(folder / "config.json", told["config_text"]):
             view = views() / make_folder_name(told["identity"], folder)
             folder = make_view(view, folder, told["config_text"], lacking)
-        shards = read_shards(folder)
-        units = tuple(self._units.values())
-        config, dtype = told["config"], told["dtype"]
-        opened = OpenedModel(folder, config, shards, dtype)
-        self._source = Source(folder, config, dtype, told["identity"], shards, units, (), (), opened)
+        self._source = source_from(told, folder)
+        self._units = {unit.path: unit for unit in self._source.units}
         self._tensors = self._source.tensors()
-        self._weights = BatchWeights(self._source, units)
+        self._weights = BatchWeights(self._source, self._source.units)
         self._lacking = lacking
 
     def run(self, number: int, batch: int, names: Sequence[str]) -> Iterator[bytes]:

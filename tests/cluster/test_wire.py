@@ -11,11 +11,12 @@ from cluster.transport.wire import (
     from_pieces,
     inventory_from,
     make_job,
+    outlines_of,
     pack,
+    source_from,
     tell_job,
     tell_model,
     to_pieces,
-    units_of,
     unpack,
 )
 from cluster.transport.worker import Worker
@@ -34,6 +35,10 @@ from tests.worlds.zoo import write_model
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Source:
     return open_source(write_model("llama", tmp_path_factory.mktemp("models") / "llama", tokenizer=True))
+
+
+def test_a_worker_knows_the_whole_model(source: Source) -> None:
+    assert source_from(unpack(pack(tell_model(source, {}))), source.folder) == source
 
 
 def _done_by_a_worker(source: Source, job: PortableJob[Any]) -> dict[str, Any]:
@@ -100,12 +105,13 @@ def test_a_record_that_is_no_job_is_refused_and_says_what_is_needed(source: Sour
         make_job(record, source)
 
 
-def test_messages_that_cannot_be_read_say_so() -> None:
+def test_messages_that_cannot_be_read_say_so(source: Source) -> None:
     unit = Unit("up", (64, 64), "BF16", "up", 0, ())
     for reads in (
         lambda: unpack(b"\xc1"),
         lambda: unpack(pack([1, 2])[:-1]),
-        lambda: units_of({"units": [[1]]}),
+        lambda: source_from(tell_model(source, {}) | {"units": [[1]]}, source.folder),
+        lambda: outlines_of({"outlines": {"shard": {"nbytes": 3}}}),
         lambda: inventory_from({"node": "one"}),
         lambda: from_pieces(Measure(), unit, []),
         lambda: from_pieces(Clipped(1.0), unit, list(to_pieces(Quantize({}), Packed("up", KEEP, (), (b"abc",))))),
