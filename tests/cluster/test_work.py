@@ -21,7 +21,7 @@ from mint.analysis.analysis import Measurement
 from mint.analysis.cross_device import ROUNDING, TOLERANCE, difference, is_mixed, rounded
 from mint.analysis.unit_jobs import Measure, peak_bytes
 from mint.core.errors import MintError
-from mint.core.memory import short_of
+from mint.core.memory import is_short
 from mint.formats.format import parse_format
 from mint.formats.units import Unit
 from mint.model.module_tree import Tree, build_tree
@@ -241,6 +241,5 @@ def test_reading_ahead_reads_what_is_wanted_next_once_the_disk_is_free(tmp_path:
 
 
 def test_memory_is_short_when_little_is_available() -> None:
-    meminfo = "MemTotal:       1000 kB\nMemFree:  1 kB\nMemAvailable:    {} kB\n"
-    assert short_of(meminfo.format(49))
-    assert not short_of(meminfo.format(50))
+    assert is_short(1000, 49)
+    assert not is_short(1000, 50)

@@ -16,10 +16,12 @@ import json
 import os
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
+import psutil
 
 from cluster.copies.borrower import Peers
 from cluster.copies.inventory import Inventory
@@ -208,30 +210,15 @@ def _resident(processes: dict[str, tuple[float, int]]) -> dict[str, float]:
 
 def _processes(worker: int) -> dict[str, tuple[float, int]]:
     """CPU seconds and resident bytes of this process, of the worker, and of Ray's own by their names."""
-    tick, page = os.sysconf("SC_CLK_TCK"), os.sysconf("SC_PAGE_SIZE")
-    stats = {}
-    for place in Path("/proc").glob("[0-9]*"):
-        try:
-            name, _, rest = (place / "stat").read_text().partition("(")[2].rpartition(")")
-        except OSError:
-            continue
-        fields = rest.split()
-        stats[int(place.name)] = (
-            name,
-            int(fields[1]),
-            (int(fields[11]) + int(fields[12])) / tick,
-            int(fields[21]) * page,
-        )
-    found: dict[str, tuple[float, int]] = {}
-    for pid, (name, _, seconds, resident) in stats.items():
-        above = pid
-        while above in stats and above != os.getpid():
-            above = stats[above][1]
-        if above == os.getpid():
-            kind = {os.getpid(): "driver", worker: "worker"}.get(pid, name)
-            told = found.get(kind, (0.0, 0))
-            found[kind] = told[0] + seconds, told[1] + resident
-    return found
+    here = psutil.Process()
+    usage: dict[str, tuple[float, int]] = {}
+    for process in [here, *here.children(recursive=True)]:
+        with suppress(psutil.NoSuchProcess), process.oneshot():
+            name = {here.pid: "driver", worker: "worker"}.get(process.pid, process.name())
+            seconds, resident = usage.get(name, (0.0, 0))
+            times = process.cpu_times()
+            usage[name] = seconds + times.user + times.system, resident + process.memory_info().rss
+    return usage
 
 
 if __name__ == "__main__":
