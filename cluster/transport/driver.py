@@ -1,14 +1,14 @@
-"""What talks to Ray for the head: it carries the coordinator's commands to actors and brings their events.
+"""Calls to Ray for the head: carries the coordinator's commands to actors and brings their events.
 
 One actor a node, pinned to it, holding `mlx: 1`. Batches are streaming generators. Ray's own word on the life of
 an actor is not final: only "died" is believed at once, everything else (unavailable, lost objects, a broken
 connection) means that a stream broke, which makes the worker suspect. A node whose worker was dismissed is asked
 for a new one as long as it is there.
 
-No call here waits without a deadline, since behind a pulled cable Ray waits for a minute or for ever. What is waited
-for is waited for together, and a value is taken only when it is on this machine: Ray calls one ready that still lies
-on a node that nobody reaches. Actors take calls in the order in which they come: in the order in which they were sent,
-a call that got lost holds up all later ones, pings too.
+No call here waits without a deadline, since behind a pulled cable Ray waits for a minute or for ever. One wait serves
+all pending calls, and a value is taken only when it is on this machine: Ray also calls one ready that lies on a node
+that cannot be reached. Actors take calls in the order of arrival: in the order of sending, one lost call would hold up
+all later ones, pings too.
 """
 
 import time
@@ -52,7 +52,7 @@ Heard = tuple[Event, list[bytes]]
 
 @dataclass(slots=True)
 class Link:
-    """A worker on a node, its actor, and what it said of itself."""
+    """A worker on a node, its actor, and its description of itself."""
 
     worker: str
     node: str

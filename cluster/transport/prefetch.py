@@ -1,4 +1,4 @@
-"""Reading what comes next while the disk is idle.
+"""Reads the next batch while the disk is idle.
 
 A batch of one large unit leaves nothing to read while it is computed. Where the next batch is known by then, the worker
 itself begins to read the first weight of it, as it does within a batch. Where it is announced later, when the thread

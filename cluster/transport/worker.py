@@ -1,4 +1,4 @@
-"""What runs on a node: it says what the node holds, opens the model, and does batches of units with mint's own jobs.
+"""The worker of a node: describes what the node holds, opens the model, and does batches of units.
 
 Nothing here knows how calls and results travel. One thread makes all calls that touch MLX arrays, since those belong to
 the thread that makes them; others answer meanwhile (`actor.py`).
@@ -46,7 +46,7 @@ AHEAD_BYTES = 1 << 30  # of a batch that comes next; or its first unit, if that 
 
 
 class Worker:
-    """The worker of one node."""
+    """Opens a model on one node and does jobs with its units."""
 
     def __init__(self, node: str) -> None:
         self._node = node
