@@ -11,8 +11,8 @@ import pytest
 ROOT = Path(__file__).parent.parent
 OWNERS = {
     "mlx_lm": {"mint/model/module_tree.py"},
-    "ray": {"cluster/transport/actor.py", "cluster/transport/driver.py", "cluster/transport/handshake.py"},
-    "grpc": {"cluster/transport/handshake.py"},
+    "ray": {"cluster/transport", "cluster/head/handshake.py"},
+    "grpc": {"cluster/head/handshake.py"},
     "cryptography": {"cluster/ops/certificates.py"},
     "numba": {"mint/kernels"},
     "sqlalchemy": {"cluster/service/data", "cluster/service/queue"},

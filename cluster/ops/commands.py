@@ -101,8 +101,8 @@ def join(
     token, certificates = checked_token(token_file or token_place()), _certificates(tls or address.tls)
     roots = _folders(model_root)
     with _ray():
+        from cluster.head.handshake import knock
         from cluster.ops.nodes import NodeStart, own_address, run_node
-        from cluster.transport.handshake import knock
 
         own = own_address(address)
         if knock(address, token=token, tls=certificates).has(own):
@@ -126,7 +126,7 @@ def status(
         from cluster.transport.connect import driving
 
         with driving(address, token_file) as known:
-            from cluster.transport.driver import survey
+            from cluster.transport.survey import survey
 
             assert known
             record = cluster_record(known, survey(pack_node, ANSWER_SECONDS))
@@ -269,7 +269,7 @@ def _check_head(head: str) -> "Finding":
     address = parse_address(head)
     try:
         with _ray():
-            from cluster.transport.handshake import knock
+            from cluster.head.handshake import knock
 
             known = knock(address, token=checked_token(token_place()), tls=_certificates(address.tls))
     except MintError as error:

@@ -17,8 +17,8 @@ from pathlib import Path
 from types import FrameType
 
 from cluster.copies.inventory import ROOTS_VARIABLE
+from cluster.head.handshake import LABELS, Head, is_here, knock, own_versions
 from cluster.settings import RESOURCE, STORE_BYTES, Address, ray_environment, without_unwanted
-from cluster.transport.handshake import LABELS, Head, is_here, knock, own_versions
 from mint.core.cache import cache_folder
 from mint.core.errors import MintError
 

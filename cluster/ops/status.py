@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from cluster.transport.wire import pack, unpack
 
 if TYPE_CHECKING:
-    from cluster.transport.handshake import Head  # imports Ray, which must not happen before its environment is set
+    from cluster.head.handshake import Head  # imports Ray, which must not happen before its environment is set
 
 ANSWER_SECONDS = 30.0  # the first request to a node imports MLX
 

@@ -6,13 +6,16 @@ machine where the command runs: chips may differ in single codes, and one model 
 """
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from math import ceil
+from typing import TypeVar
 
-from mint.analysis.analysis import Measurement
-from mint.analysis.cross_device import TOLERANCE, difference
+from mint.analysis.cross_device import TOLERANCE
 from mint.core.errors import MintError
 from mint.formats.units import Unit
+from mint.run.job import Difference
+
+T = TypeVar("T")
 
 SHARE = 0.005  # of all units
 FEWEST = 2  # units
@@ -26,14 +29,14 @@ def cross_check_units(units: Sequence[Unit], able: Mapping[str, set[str]]) -> tu
     return tuple(unit for unit in shared if unit.path in chosen)
 
 
-def check_agreement(measurements: Mapping[str, Measurement]) -> None:
-    """Raise `MintError` if nodes of different kinds disagree about one unit; `measurements` is by node name."""
-    (first, expected), *others = measurements.items()
-    for node, measurement in others:
-        if values := difference(expected, measurement):
+def check_agreement(unit: str, results: Mapping[str, T], difference: Callable[[T, T], Difference | None]) -> None:
+    """Raise `MintError` if nodes of different kinds disagree about a unit; `results` is by node name."""
+    (first, expected), *others = results.items()
+    for node, result in others:
+        if values := difference(expected, result):
             quantity, one, other = values
             raise MintError(
-                f"unit {measurement.path}: {quantity} is {one:.9g} on {first} and {other:.9g} on {node}; needed: the "
+                f"unit {unit}: {quantity} is {one:.9g} on {first} and {other:.9g} on {node}; needed: the "
                 f"same within {TOLERANCE:g} relative on every chip. Run mint cluster doctor on both, remove one, and "
                 "analyze again"
             )

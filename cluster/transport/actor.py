@@ -1,20 +1,16 @@
 """The worker of a node as an actor of Ray: which thread does what."""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import ray
-from ray.exceptions import RayError, RayTaskError
 
-from cluster.copies.borrower import Answer, Peers
-from cluster.copies.lender import Piece, RefusedError
+from cluster.copies.borrower import Peers
+from cluster.copies.lender import Piece
 from cluster.copies.sparse_copy import Range
 from cluster.settings import RESOURCE
+from cluster.transport.sharing import LENDING_THREADS
 from cluster.transport.worker import Worker
-
-LENDING_THREADS = 2
-_ANSWER_SECONDS = 40.0  # for a piece of a shard; as long as a cable may be out
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -79,26 +75,3 @@ def as_actor(kind: type[Actor]) -> Any:
         allow_out_of_order_execution=True,
     )
     return decorate(kind)
-
-
-@dataclass(frozen=True, slots=True)
-class RayPeer:
-    """A lender behind an actor: one of workers, or of a `Lender` alone."""
-
-    name: str
-    actor: Any
-
-    def ask(self, shard: str, start: int, nbytes: int) -> Answer:
-        """Begin to fetch a range."""
-        reference = self.actor.piece.remote(shard, start, nbytes)
-
-        def answer() -> Piece:
-            try:
-                piece: Piece = ray.get(reference, timeout=_ANSWER_SECONDS)
-            except RayTaskError as error:
-                raise RefusedError(str(error.cause)) from error
-            except RayError as error:
-                raise RefusedError(f"no answer ({type(error).__name__})") from error
-            return piece
-
-        return answer

@@ -11,6 +11,7 @@ from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from cluster.head.watch import HeadWatch
 from cluster.settings import (
     STORE_BYTES,
     UNWANTED,
@@ -23,12 +24,11 @@ from cluster.settings import (
     tls_place,
     token_place,
 )
-from cluster.transport.head_watch import HeadWatch
 from mint.core.errors import MintError
 from mint.run.executor import Executor
 
 if TYPE_CHECKING:
-    from cluster.transport.handshake import Head
+    from cluster.head.handshake import Head
 
 LOCAL = "local"
 INSTALL = "pip install 'mint-mlx[cluster]'"
@@ -71,8 +71,8 @@ def driving(address: Address | None, token: Path | None = None) -> "Iterator[Hea
             os.environ.pop(name, None)
         os.environ.update(settings(address, Path(folder), token))
         try:
-            from cluster.transport.driver import connected
-            from cluster.transport.handshake import knock
+            from cluster.head.handshake import knock
+            from cluster.transport.survey import connected
         except ImportError as error:
             raise MintError(f"--cluster needs Ray ({error}); install it beside mint: {INSTALL}") from error
         head = None

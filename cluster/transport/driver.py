@@ -1,19 +1,19 @@
-"""What talks to Ray for the head: it carries the coordinator's commands to actors and brings their events.
+"""Calls to Ray for the head: carries the coordinator's commands to actors and brings their events.
 
 One actor a node, pinned to it, holding `mlx: 1`. Batches are streaming generators. Ray's own word on the life of
 an actor is not final: only "died" is believed at once, everything else (unavailable, lost objects, a broken
 connection) means that a stream broke, which makes the worker suspect. A node whose worker was dismissed is asked
 for a new one as long as it is there.
 
-No call here waits without a deadline, since behind a pulled cable Ray waits for a minute or for ever. What is waited
-for is waited for together, and a value is taken only when it is on this machine: Ray calls one ready that still lies
-on a node that nobody reaches. Actors take calls in the order in which they come: in the order in which they were sent,
-a call that got lost holds up all later ones, pings too.
+No call here waits without a deadline, since behind a pulled cable Ray waits for a minute or for ever. One wait serves
+all pending calls, and a value is taken only when it is on this machine: Ray also calls one ready that lies on a node
+that cannot be reached. Actors take calls in the order of arrival: in the order of sending, one lost call would hold up
+all later ones, pings too.
 """
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from math import inf
@@ -21,16 +21,15 @@ from typing import Any
 
 import ray
 from ray.exceptions import ActorDiedError, RayError, RayTaskError
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from cluster.copies.borrower import Peers
 from cluster.copies.inventory import Inventory
-from cluster.copies.lender import Lender
+from cluster.head.watch import HeadWatch
 from cluster.schedule.events import Answered, Broken, Command, Died, Dismiss, Ended, Event, Joined, Ping, Send, Skip
-from cluster.settings import RESOURCE
-from cluster.transport.actor import LENDING_THREADS, Actor, RayPeer, as_actor
-from cluster.transport.head_watch import Beside, HeadWatch
+from cluster.transport.actor import Actor, as_actor
 from cluster.transport.messages import Gathering
+from cluster.transport.sharing import HeadLender, RayPeer, peers_by_shard
+from cluster.transport.survey import GET_SECONDS, Node, NodeSurvey, first_line, pinned_to
 from cluster.transport.wire import inventory_from, unpack
 from mint.core.errors import MintError
 from mint.core.log import log
@@ -40,9 +39,7 @@ ASK_SECONDS = 60.0  # for an answer without which nothing can begin, from each t
 LOOK_BYTES = (1, 512 << 10, 8 << 20)  # that a worker sends to show its link's rate; the first to make connections
 LONG_SECONDS = 0.2  # that are enough to tell a rate from
 LOOK_SECONDS = 10.0  # a worker that takes longer for them is as good as none
-GET_SECONDS = 10.0  # for a value that is said to be here
 GRACE_SECONDS = 15.0  # for the others, once the first has
-AGAIN_SECONDS = 2.0  # between looks for nodes without a worker
 PING_SECONDS = 1.0  # until a ping that could not be delivered is sent again
 # Messages that a stream may be ahead of the head. A node works on one batch at a time, and a message is at most a piece
 # of `wire.PIECE_BYTES` and a parcel, so results take 50 MB of its object store (measured: six pieces) however much is
@@ -55,7 +52,7 @@ Heard = tuple[Event, list[bytes]]
 
 @dataclass(slots=True)
 class Link:
-    """A worker on a node, its actor, and what it said of itself."""
+    """A worker on a node, its actor, and its description of itself."""
 
     worker: str
     node: str
@@ -82,47 +79,6 @@ class Call:
     items: tuple[str, ...] = ()
 
 
-@contextmanager
-def connected(address: str, store_bytes: int) -> Iterator[None]:
-    """Be a driver of the cluster at `address`, or of one that is started here for as long as this lasts."""
-    alone = {"num_cpus": 0, "resources": {RESOURCE: 1}, "include_dashboard": False, "object_store_memory": store_bytes}
-    # it prints errors of other nodes on stdout, which is for the answer alone, and no option of Ray 2.60 stops that
-    ray._private.worker._worker_logs_enabled = False
-    try:
-        ray.init(address=address or "local", log_to_driver=False, configure_logging=False, **({} if address else alone))
-    except (RayError, ConnectionError, RuntimeError) as error:
-        raise MintError(
-            f"--cluster {address or 'local'}: no connection ({_first_line(error)}); needed: a node of that cluster "
-            "on this machine, the same Ray and Python, and its token"
-        ) from error
-    try:
-        yield
-    finally:
-        ray.shutdown()
-
-
-def survey(tell: Callable[[], bytes], seconds: float) -> dict[str, tuple[str, bytes]]:
-    """What `tell` says on every living node, as `(address, answer)` by node id; an empty answer for none in time.
-
-    It runs beside the worker of a node and takes nothing of it.
-    """
-    asked: dict[Any, Any] = {}
-    for node in ray.nodes():
-        if node["Alive"]:
-            pinned = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-            task = ray.remote(num_cpus=0, max_retries=0)(tell).options(scheduling_strategy=pinned)
-            asked[task.remote()] = node
-    ready, _ = ray.wait(list(asked), num_returns=len(asked), timeout=seconds)
-    told = {}
-    for reference, node in asked.items():
-        answer = b""
-        if reference in ready:
-            with suppress(RayError):
-                answer = ray.get(reference, timeout=GET_SECONDS)
-        told[node["NodeID"]] = node["NodeManagerAddress"], answer
-    return told
-
-
 class Carrier:
     """The workers of a cluster that this process is connected to; `actor` is what `as_actor` made of their class."""
 
@@ -133,15 +89,14 @@ class Carrier:
         self.refused: dict[str, str] = {}  # nodes that cannot take part, and why
         self._model = ""
         self._share = False
-        self._lender: tuple[RayPeer, tuple[str, ...]] | None = None  # of this machine, and the shards that it lends
+        self._lender: HeadLender | None = None
         self._waiting: dict[Any, Call] = {}
         self._job = 1  # all that is told to workers names its job
         self._later: list[tuple[float, Callable[[], None]]] = []
         self._heard: list[Heard] = []
         self._lives: dict[str, int] = {}
         self._gathering = Gathering()
-        self._checked_at = 0.0
-        self._nodes = Beside(ray.nodes)
+        self._nodes = NodeSurvey()
         self._on_hello: Callable[[Link], None] = lambda link: None
 
     def meet(self, model: str, *, share: bool = False) -> list[Link]:
@@ -154,7 +109,7 @@ class Carrier:
         self.refused.clear()
         for link in self.links.values():
             self._greet(link)
-        self._start_missing(ray.nodes())
+        self._start_missing(self._nodes.now())
         deadline = time.monotonic() + START_SECONDS
         while self._waiting and time.monotonic() < deadline:
             self._wait(deadline - time.monotonic())
@@ -168,27 +123,19 @@ class Carrier:
         self._waiting[link.actor.open.remote(self._job, model, job, peers)] = Call(link, then, self._patience(link))
 
     def lend(self, inventory: Inventory) -> None:
-        """Let a process of this machine lend what an inventory has, until `stop_lending`."""
-        if lent := tuple(Lender(inventory).lent):
-            here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-            kind = ray.remote(num_cpus=0, max_concurrency=LENDING_THREADS, scheduling_strategy=here)(Lender)
-            self._lender = RayPeer(inventory.node, kind.remote(inventory)), lent
+        """Let this machine lend the shards of an inventory, until `stop_lending`."""
+        self._lender = HeadLender(inventory)
 
     def stop_lending(self) -> None:
-        """End the process that lends this machine's shards."""
+        """Lend nothing more from this machine."""
         if self._lender:
-            with suppress(RayError):
-                ray.kill(self._lender[0].actor)
+            self._lender.close()
             self._lender = None
 
     def peers(self) -> Peers:
         """The lenders of each shard, workers first."""
         workers = [(RayPeer(link.worker, link.actor), link.lent) for link in self.links.values() if link.inventory]
-        peers: dict[str, list[RayPeer]] = {}
-        for peer, lent in [*workers, *([self._lender] if self._lender else [])]:
-            for shard in lent:
-                peers.setdefault(shard, []).append(peer)
-        return peers
+        return peers_by_shard([*workers, *([(self._lender.peer, self._lender.lent)] if self._lender else [])])
 
     def tell_peers(self) -> None:
         """Let all workers borrow from those that lend now."""
@@ -224,7 +171,7 @@ class Carrier:
             except RayTaskError:
                 raise
             except RayError as error:
-                log.warning("call.failed", worker=link.worker, asked=method, reason=_first_line(error))
+                log.warning("call.failed", worker=link.worker, asked=method, reason=first_line(error))
         raise MintError(
             f"no answer from {', '.join(link.node for link in links) or 'any node'}, asked for its {method}; needed: a "
             "network to them (mint cluster status shows who answers)"
@@ -274,11 +221,7 @@ class Carrier:
         for do in due:
             do()
         self._hurry(now)
-        if now - self._checked_at > AGAIN_SECONDS:
-            self._checked_at = now
-            self._nodes.begin()
-        if nodes := self._nodes.take():
-            self._start_missing(nodes)
+        self._start_missing(self._nodes.poll())
         self._wait(0.0 if self._heard else seconds)
         heard, self._heard = self._heard, []
         return heard
@@ -306,20 +249,17 @@ class Carrier:
             self._drop(link)
         self._later.clear()
 
-    def _start_missing(self, nodes: Sequence[Mapping[str, Any]]) -> None:
+    def _start_missing(self, nodes: Iterable[Node]) -> None:
         busy = {link.node_id for link in self.links.values()}
         for node in nodes:
-            name = f"{node['NodeManagerHostname']}/{node['NodeID'][:6]}"
-            can_work = node["Alive"] and node["Resources"].get(RESOURCE, 0) >= 1
-            if can_work and name not in self.refused and node["NodeID"] not in busy:
-                self._start(name, node["NodeID"], node["NodeManagerAddress"])
+            if node.name not in self.refused and node.id not in busy:
+                self._start(node)
 
-    def _start(self, node: str, node_id: str, address: str) -> None:
-        self._lives[node] = self._lives.get(node, 0) + 1
-        worker = node if self._lives[node] == 1 else f"{node}~{self._lives[node]}"
-        pinned = NodeAffinitySchedulingStrategy(node_id, soft=False)
-        actor = self._actor.options(scheduling_strategy=pinned).remote(node)
-        self.links[worker] = Link(worker, node, node_id, actor, address=address)
+    def _start(self, node: Node) -> None:
+        lives = self._lives[node.name] = self._lives.get(node.name, 0) + 1
+        worker = node.name if lives == 1 else f"{node.name}~{lives}"
+        actor = self._actor.options(scheduling_strategy=pinned_to(node.id)).remote(node.name)
+        self.links[worker] = Link(worker, node.name, node.id, actor, address=node.address)
         self._greet(self.links[worker])
 
     def _greet(self, link: Link) -> None:
@@ -369,7 +309,7 @@ class Carrier:
             raise
         except RayError as error:
             self._drop(link)
-            log.warning("worker.lost", worker=link.worker, reason=_first_line(error))
+            log.warning("worker.lost", worker=link.worker, reason=first_line(error))
             return
         link.pid, link.device, link.versions = said["pid"], said["device"], said["versions"]
         link.memory_bytes = said["memory_bytes"]
@@ -383,9 +323,9 @@ class Carrier:
         try:
             ray.get(reference, timeout=GET_SECONDS)
         except RayTaskError as error:
-            self.refuse(link, _first_line(error.cause))
+            self.refuse(link, first_line(error.cause))
         except RayError as error:
-            log.warning("worker.lost", worker=link.worker, reason=_first_line(error))
+            log.warning("worker.lost", worker=link.worker, reason=first_line(error))
             self._drop(link)
         else:
             self._heard.append((Joined(link.worker, missing), []))
@@ -398,7 +338,7 @@ class Carrier:
         except RayTaskError:
             raise
         except ActorDiedError as error:
-            self._over(link, batch, stream, Died(link.worker, _first_line(error)))
+            self._over(link, batch, stream, Died(link.worker, first_line(error)))
         except RayError:
             self._over(link, batch, stream, Broken(link.worker, batch))
         else:
@@ -414,12 +354,8 @@ class Carrier:
         try:
             ray.get(reference, timeout=GET_SECONDS)
         except ActorDiedError as error:
-            self._heard.append((Died(link.worker, _first_line(error)), []))
+            self._heard.append((Died(link.worker, first_line(error)), []))
         except RayError:
             self._later.append((time.monotonic() + PING_SECONDS, partial(self._ping, link)))
         else:
             self._heard.append((Answered(link.worker), []))
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().split("\n")[0]

@@ -1,20 +1,20 @@
-"""The executor of a cluster: inventory, placement, workers, gather. A verb of `mint` gets it and does not know.
+"""The executor of a cluster: inventory, placement, workers, gathering. A verb of `mint` uses it as any other.
 
-What the nodes hold is compared before any work. Every node that holds the shards of a unit may do it, whatever comes
-first of it counts, and since all do the same arithmetic on the same bytes, the result is that of one machine. Nodes of
-another kind than this machine measure too (`chips.py`), and do nothing else.
+The shards of the nodes are compared before any work. Every node that holds the shards of a unit may do it, and the
+first result counts: all do the same arithmetic on the same bytes, so the result is that of one machine. Nodes with
+another kind of device do jobs of `any_device` only; some of their results are compared (`cross_check.py`).
 
-Probes run the model, so they are made by the nodes that hold all of it; one of them writes what all of them look at.
-Compensation is sequential by its nature, every layer is rounded behind those that are stored already: it is done on
-this machine, as everything else that cannot be told to another one.
+A job of `whole_model` is done by the nodes that hold all shards. A job that is not portable is done in this process:
+compensation, for example, rounds every layer behind those that are stored already.
 """
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from cluster.copies.inventory import agree, needed_shards, take_inventory
+from cluster.copies.holdings import Holder, Holdings
+from cluster.copies.inventory import take_inventory
 from cluster.copies.sparse_copy import Outline, fill_in, make_view, read_outline
 from cluster.schedule.coordinator import Coordinator
 from cluster.schedule.cross_check import check_agreement, cross_check_units
@@ -24,28 +24,18 @@ from cluster.schedule.placement import Placement, place_units
 from cluster.schedule.solo import TRIAL_SECONDS, LinkSpeed, Timed, reason_to_pack_alone
 from cluster.settings import RESOURCE
 from cluster.transport.driver import Carrier, Link
-from cluster.transport.wire import (
-    can_travel,
-    from_pieces,
-    make_folder_name,
-    measures,
-    pack,
-    tell_job,
-    tell_model,
-)
+from cluster.transport.wire import from_pieces, make_folder_name, pack, tell_job, tell_model
 from cluster.transport.worker import views
-from mint.analysis.probes.packed_base import memory_for_models, needed_bytes
-from mint.analysis.probes.prober import ProbeJob, TextJob
+from mint.analysis.probes.packed_base import memory_for_models
 from mint.analysis.unit_jobs import peak_bytes
 from mint.core.errors import MintError
 from mint.core.log import log
-from mint.core.sizes import format_size
-from mint.formats.format import parse_format
 from mint.formats.units import Unit
-from mint.model.checkpoint.shards import PATTERN, SourceTensor, sampled_ranges
+from mint.model.checkpoint.shards import PATTERN, sampled_ranges
 from mint.model.source import Source, open_source
 from mint.run.device_kind import device_kind, versions
-from mint.run.executor import Job, in_process
+from mint.run.executor import in_process
+from mint.run.job import Job, PortableJob
 
 T = TypeVar("T")
 TICK_SECONDS = 0.5
@@ -64,15 +54,15 @@ class ClusterExecutor:
         trial_seconds: float = TRIAL_SECONDS,
         on_note: Callable[[str], object] = lambda text: None,
     ) -> None:
-        """`trial_seconds`: of packing here before it is decided who packs; with none the workers do.
+        """Meet the workers. `trial_seconds` of packing here decide where the rest is packed; with 0 the workers do it.
 
-        `on_note` is told what was decided.
+        `on_note` gets the decision as text.
         """
         self.carrier = carrier
         self._trial_seconds = trial_seconds
         self._on_note = on_note
         self._share = share
-        self.made_by: dict[str, str] = {}  # the node that did a unit last, by the unit's path
+        self.made_by: dict[str, str] = {}  # by the path of a unit, the node that did it last
         self._policy = policy
         here = any(model.glob(PATTERN)) or (model / "config.json").exists()
         self._head = take_inventory("this machine", model if here else None)
@@ -84,29 +74,24 @@ class ClusterExecutor:
                 f"no node of the cluster can work ({reasons or 'none is there'}); needed: at least one that was "
                 f"started with the resource {RESOURCE}: 1 and with this version of mint"
             )
-        self._inventories = {link.node: link.inventory for link in links if link.inventory}
-        self._memory = {link.node: link.memory_bytes for link in links}
-        self._kinds = {link.node: link.device for link in links}
-        self.devices = tuple(sorted(set(self._kinds.values())))  # that measure
-        self._needed = needed_shards(self._head, self._inventories.values())
-        self._agree()
+        self._holdings = Holdings(self._head, {link.node: _holder(link) for link in links})
+        self.devices = self._holdings.devices  # that measure
         if share:
             carrier.lend(self._head)
 
     def close(self) -> None:
-        """Lend nothing more from this machine; the nodes stop when their workers end."""
+        """End the lending of this machine's shards; that of the nodes ends with their workers."""
         self.carrier.stop_lending()
 
     @property
     def lacking(self) -> list[str]:
         """The shards that this machine does not hold itself."""
-        held = {shard.name for shard in self._head.shards}
-        return [name for name in self._needed if name not in held]
+        return self._holdings.lacking
 
     def whole_folder(self, model: Path, dtype: str = "") -> Path:
-        """`model` itself if all shards are here, else a view of it that has the true headers, samples and parameters.
+        """`model` itself if all shards are here, else a view of it with the true headers, samples and parameters.
 
-        It opens with the identity of the whole model; the weights of its units are not there.
+        The view opens with the identity of the whole model, but lacks the weights of its units.
         """
         if not self.lacking:
             return model
@@ -118,9 +103,8 @@ class ClusterExecutor:
         view = make_view(views() / make_folder_name("head", model), model, config.read_bytes(), outlines)
         for name, links in owners.items():
             start = 8 + len(outlines[name].header)
-            self._fetch(
-                view, links, name, [each for each in sampled_ranges(start, outlines[name].nbytes) if each[1] > 0]
-            )
+            samples = [(first, size) for first, size in sampled_ranges(start, outlines[name].nbytes) if size > 0]
+            self._fetch(view, links, name, samples)
         source = open_source(view, dtype=dtype)
         tensors = source.tensors()
         for parameter in source.parameters:
@@ -133,53 +117,46 @@ class ClusterExecutor:
         """Do `job` for every unit; an `Executor` of mint."""
         if not units:
             return
-        if measures(job) and len(self.devices) > 1:
-            yield from self._measured(source, job, units)
-        elif measures(job):
-            yield from self._spread(source, job, units, self.devices)
-        elif isinstance(job, ProbeJob | TextJob) and self._runners(source, job):
-            yield from self._probed(source, job, units)
-        elif self._can_spread(source, job, units):
-            yield from self._packed(source, job, units)
+        if isinstance(job, PortableJob) and job.any_device:
+            spread = self._compared if len(self.devices) > 1 else self._spread
+            yield from spread(source, job, units, self.devices)
+        elif isinstance(job, PortableJob) and self._can_spread(source, job, units):
+            spread = self._tried if any(map(job.result_nbytes, units)) else self._spread
+            yield from spread(source, job, units, (device_kind(),))
         else:
             self._insist_on_shards(source, job)
             yield from in_process(source, job, units)
 
-    def _measured(self, source: Source, job: Job[Any], units: Sequence[Unit]) -> Iterator[tuple[Unit, Any]]:
-        """Measure on several kinds of device: some units on each of them, compared, before all others on any."""
+    def _compared(
+        self, source: Source, job: PortableJob[T], units: Sequence[Unit], kinds: Sequence[str]
+    ) -> Iterator[tuple[Unit, T]]:
+        """Do some units on every kind of device and compare their results, before all others on any kind."""
         tensors = source.tensors()
-        held = {kind: self._held(kind) for kind in self.devices}
-        able = {
-            kind: {unit.path for unit in source.units if any(_feeds(shards, unit, tensors) for shards in nodes)}
-            for kind, nodes in held.items()
-        }
+        able = {kind: self._holdings.fed(source.units, tensors, kind) for kind in kinds}
         twice = {unit.path for unit in cross_check_units(source.units, able)}
         if not twice:
-            log.warning("chips.not_compared", reason="no unit has its shards on nodes of two kinds", kinds=self.devices)
-        found: dict[str, dict[str, Any]] = {}
-        for kind in self.devices:
+            log.warning("chips.not_compared", reason="no unit has its shards on nodes of two kinds", kinds=kinds)
+        compared: dict[str, dict[str, T]] = {}
+        for kind in kinds:
             for unit, result, node in self._done(
                 source, job, [unit for unit in units if unit.path in twice & able[kind]], (kind,)
             ):
-                found.setdefault(unit.path, {})[f"{node} ({kind})"] = result
-        for measurements in found.values():
-            check_agreement(measurements)
+                compared.setdefault(unit.path, {})[f"{node} ({kind})"] = result
+        for path, results in compared.items():
+            check_agreement(path, results, job.difference)
         for unit in units:
-            if unit.path in found:
-                yield unit, next(iter(found[unit.path].values()))
-        yield from self._spread(source, job, [unit for unit in units if unit.path not in found], self.devices)
+            if unit.path in compared:
+                yield unit, next(iter(compared[unit.path].values()))
+        yield from self._spread(source, job, [unit for unit in units if unit.path not in compared], kinds)
 
-    def _probed(self, source: Source, job: Job[Any], units: Sequence[Unit]) -> Iterator[tuple[Unit, Any]]:
-        if isinstance(job, ProbeJob) and job.text.tokens is None:
-            ((_, job.text.tokens),) = self._spread(source, job.text, units[:1], (device_kind(),))
-        yield from self._spread(source, job, units, (device_kind(),))
-
-    def _packed(self, source: Source, job: Job[Any], units: Sequence[Unit]) -> Iterator[tuple[Unit, Any]]:
-        """Pack a few units here; then all others here or with all workers, whatever is faster."""
-        tensors, mine = source.tensors(), (device_kind(),)
+    def _tried(
+        self, source: Source, job: PortableJob[T], units: Sequence[Unit], kinds: Sequence[str]
+    ) -> Iterator[tuple[Unit, T]]:
+        """Do a few units here; then all others here or with all workers, whatever is faster."""
+        tensors = source.tensors()
         fits = max(peak_bytes(unit, tensors) for unit in units) <= memory_for_models()
         if self.lacking or not fits or not self._trial_seconds:
-            yield from self._spread(source, job, units, mine)
+            yield from self._spread(source, job, units, kinds)
             return
         here, sizes = Timed(in_process(source, job, units)), []
         for unit, result in here:
@@ -190,17 +167,16 @@ class ClusterExecutor:
         rest = units[len(sizes) :]
         if not rest:
             return
-        if reason := reason_to_pack_alone(here.rate(sizes), self._reaches(source, job, rest)):
+        if reason := reason_to_pack_alone(here.rate(sizes), self._link_speeds(source, job, rest)):
             self._on_note(reason)
             yield from here
         else:
             del here  # and what it has read ahead
-            yield from self._spread(source, job, rest, mine)
+            yield from self._spread(source, job, rest, kinds)
 
-    def _reaches(self, source: Source, job: Job[Any], units: Sequence[Unit]) -> list[LinkSpeed]:
-        """The workers that can pack some of these units, and how fast bytes of them arrive here."""
-        formats = tell_job(job)["formats"]
-        packed = sum(parse_format(formats[unit.path]).nbytes(unit.shape, unit.dtype) for unit in units)
+    def _link_speeds(self, source: Source, job: PortableJob[Any], units: Sequence[Unit]) -> list[LinkSpeed]:
+        """The workers that can do some of these units, and how fast bytes of them arrive here."""
+        packed = sum(map(job.result_nbytes, units))
         nbytes = sum(unit.nbytes for unit in units)
         reached = []
         for node, missing in self._placement(source, job, units, (device_kind(),)).missing.items():
@@ -212,26 +188,24 @@ class ClusterExecutor:
         return reached
 
     def _spread(
-        self, source: Source, job: Job[T], units: Sequence[Unit], kinds: Sequence[str]
+        self, source: Source, job: PortableJob[T], units: Sequence[Unit], kinds: Sequence[str]
     ) -> Iterator[tuple[Unit, T]]:
         return ((unit, result) for unit, result, _ in self._done(source, job, units, kinds))
 
     def _done(
-        self, source: Source, job: Job[T], units: Sequence[Unit], kinds: Sequence[str]
+        self, source: Source, job: PortableJob[T], units: Sequence[Unit], kinds: Sequence[str]
     ) -> Iterator[tuple[Unit, T, str]]:
         """Every unit with its result and the worker that it came from, done by nodes of these kinds."""
         if not units:
             return
-        told = tell_job(job)
         placement = self._placement(source, job, units, kinds)
-        outlines = {name: read_outline(source.folder / name) for name in self._needed}
-        model, work = self.carrier.put(pack(tell_model(source, outlines))), pack(told)
+        outlines = {name: read_outline(source.folder / name) for name in self._holdings.needed}
+        model, work = self.carrier.put(pack(tell_model(source, outlines))), pack(tell_job(job))
 
         def open_worker(link: Link) -> None:
             self._check(link)
             if link.worker in self.carrier.links and link.inventory:
-                self._inventories[link.node] = link.inventory
-                self._memory[link.node], self._kinds[link.node] = link.memory_bytes, link.device
+                self._holdings.holders[link.node] = _holder(link)
                 if self._share:
                     self.carrier.tell_peers()
                 if reach := self._placement(source, job, units, kinds).missing.get(link.node):
@@ -246,74 +220,56 @@ class ClusterExecutor:
         try:
             for item, pieces, worker in self._accepted(coordinator):
                 unit = units[coordinator.items.rank_of(item)]
-                yield unit, from_pieces(told, unit, pieces), worker
-        except BaseException:  # also when the consumer stops: what they still do is not wanted
+                yield unit, from_pieces(job, unit, pieces), worker
+        except BaseException:  # also when the consumer stops: nobody wants what the workers still do
             self.carrier.quit()
             raise
         self.carrier.rest()
         assert coordinator.finished
         _insist(coordinator.finished, units)
 
-    def _placement(self, source: Source, job: Job[Any], units: Sequence[Unit], kinds: Sequence[str]) -> Placement:
-        """Who of the nodes of these kinds can do which units."""
-        if isinstance(job, ProbeJob | TextJob):
-            return place_whole_model(units, source.nbytes, self._agree(), self._runners(source, job))
+    def _placement(
+        self, source: Source, job: PortableJob[Any], units: Sequence[Unit], kinds: Sequence[str]
+    ) -> Placement:
+        """Which of the nodes of these kinds can do which units."""
+        if job.whole_model:
+            return place_whole_model(units, source.nbytes, self._holdings.owners(), self._runners(source, job))
         tensors = source.tensors()
-        nodes = [node for node in self._inventories if self._kinds[node] in kinds]
+        nodes = self._holdings.nodes_of(kinds)
         lent = set(self.carrier.peers()) if self._share else None
-        placement = place_units(units, tensors, self._agree(), nodes, lent)
+        placement = place_units(units, tensors, self._holdings.owners(), nodes, lent)
         peaks = {unit.path: peak_bytes(unit, tensors) for unit in units}
-        return within_memory(placement, peaks, {node: self._memory[node] for node in nodes})
+        return within_memory(placement, peaks, {node: self._holdings.holders[node].memory_bytes for node in nodes})
 
-    def _runners(self, source: Source, job: ProbeJob | TextJob) -> list[str]:
+    def _runners(self, source: Source, job: PortableJob[Any]) -> list[str]:
         """The nodes of this machine's kind that hold all of the model and have the memory to run it."""
-        return [node for node, reason in self._not_running(source, job).items() if not reason]
+        reasons = self._holdings.obstacles(device_kind(), job.memory_bytes(source))
+        return [node for node, reason in reasons.items() if not reason]
 
-    def _not_running(self, source: Source, job: ProbeJob | TextJob) -> dict[str, str]:
-        """Why each node does not run the model; empty for those that do."""
-        probing = (job.text if isinstance(job, ProbeJob) else job).probing
-        needed = needed_bytes(source, probing.base, probing.tokens)
-        reasons = {}
-        for node, inventory in self._inventories.items():
-            lacks = len(set(self._needed) - {shard.name for shard in inventory.shards})
-            if self._kinds[node] != device_kind():
-                reasons[node] = f"is {self._kinds[node]}, not {device_kind()}"
-            elif lacks:
-                reasons[node] = f"lacks {lacks} of {len(self._needed)} shards"
-            elif needed > self._memory[node]:
-                reasons[node] = f"needs {format_size(needed)} of memory, has {format_size(self._memory[node])}"
-            else:
-                reasons[node] = ""
-        return reasons
-
-    def _can_spread(self, source: Source, job: Job[Any], units: Sequence[Unit]) -> bool:
-        """Whether nodes do a job that writes bytes; where there are several kinds, if those of this machine's can."""
-        if isinstance(job, ProbeJob | TextJob) or not can_travel(job):
-            return False
-        tensors, held = source.tensors(), self._held(device_kind())
-        alone = self.devices == (device_kind(),)
-        return alone or all(any(_feeds(shards, unit, tensors) for shards in held) for unit in units)
-
-    def _held(self, kind: str) -> list[set[str]]:
-        """The names of the shards on each node of a kind."""
-        nodes = [inventory for node, inventory in self._inventories.items() if self._kinds[node] == kind]
-        return [{shard.name for shard in inventory.shards} for inventory in nodes]
+    def _can_spread(self, source: Source, job: PortableJob[Any], units: Sequence[Unit]) -> bool:
+        """Whether nodes of this machine's kind can do a job, all units of it where there are other kinds too."""
+        if job.whole_model:
+            return bool(self._runners(source, job))
+        if self.devices == (device_kind(),):
+            return True
+        return {unit.path for unit in units} <= self._holdings.fed(units, source.tensors(), device_kind())
 
     def _insist_on_shards(self, source: Source, job: Job[Any]) -> None:
         """Raise `MintError` unless this machine has all shards."""
         if not self.lacking:
             return
         why = f"where this has to be done: no other {device_kind()} holds them all or can be told to"
-        if isinstance(job, ProbeJob | TextJob):
-            reasons = (f"{node} {reason}" for node, reason in self._not_running(source, job).items())
-            why = f"and no node can run the whole model ({'; '.join(reasons)})"
+        if isinstance(job, PortableJob) and job.whole_model:
+            reasons = self._holdings.obstacles(device_kind(), job.memory_bytes(source))
+            nodes = "; ".join(f"{node} {reason}" for node, reason in reasons.items())
+            why = f"and no node can run the whole model ({nodes})"
         raise MintError(
             f"{len(self.lacking)} shards are not on this machine, {why}; "
             f"copy them to {source.folder}, the first is {self.lacking[0]}"
         )
 
     def _accepted(self, coordinator: Coordinator) -> Iterator[tuple[str, list[bytes], str]]:
-        """Drive the coordinator; items as they come, the pieces of their results, and who sent them."""
+        """Drive the coordinator; yield every item with the pieces of its result and the worker that did it."""
         self._carry(coordinator.step(time.monotonic()))
         while coordinator.finished is None:
             wait = min(coordinator.wakes_at - time.monotonic(), TICK_SECONDS)
@@ -344,12 +300,8 @@ class ClusterExecutor:
                 self.carrier.refuse(link, f"{name}: found {found}, needed {needed} as on this machine")
                 return
 
-    def _agree(self) -> dict[str, tuple[str, ...]]:
-        everybody = [inventory for inventory in self._inventories.values() if inventory]
-        return dict(agree(self._needed, [self._head, *everybody]))
-
     def _owners(self, shard: str) -> list[Link]:
-        holders = self._agree()[shard]
+        holders = self._holdings.owners()[shard]
         return [link for link in self.carrier.links.values() if link.node in holders and link.inventory]
 
     def _fetch(self, view: Path, links: list[Link], shard: str, ranges: list[tuple[int, int]]) -> None:
@@ -357,9 +309,9 @@ class ClusterExecutor:
         log.debug("ranges.fetched", shard=shard, nbytes=sum(nbytes for _, nbytes in ranges))
 
 
-def _feeds(shards: set[str], unit: Unit, tensors: Mapping[str, SourceTensor]) -> bool:
-    """Whether these shards hold all sources of a unit."""
-    return all(tensors[name].shard in shards for name in unit.sources)
+def _holder(link: Link) -> Holder:
+    assert link.inventory, "a link that has not said hello holds nothing"
+    return Holder(link.inventory, link.device, link.memory_bytes)
 
 
 def _insist(end: Finish, units: Sequence[Unit]) -> None:

@@ -1,4 +1,4 @@
-"""Reading what comes next while the disk is idle.
+"""Reads the next batch while the disk is idle.
 
 A batch of one large unit leaves nothing to read while it is computed. Where the next batch is known by then, the worker
 itself begins to read the first weight of it, as it does within a batch. Where it is announced later, when the thread
@@ -11,10 +11,33 @@ import threading
 from collections.abc import Iterable
 from pathlib import Path
 
+import mlx.core as mx
+
 from mint.core.memory import memory_is_short
+from mint.formats.units import Unit
+from mint.run.executor import Weights
 
 Part = tuple[Path, int, int]  # file, first byte, number of bytes
 PIECE_BYTES = 4 << 20
+
+
+class BatchWeights(Weights):
+    """The weights of all units of a model, for batches: the first of a batch may be begun before the batch is."""
+
+    def begin(self, unit: Unit) -> None:
+        """Start to read the weight of `unit`, which will be taken; nothing if it was taken before."""
+        if unit.path in self.lazy:
+            mx.async_eval(self.lazy[unit.path])
+
+    def forget_kin(self, units: Iterable[Unit], keep: str = "") -> None:
+        """Drop the weights made of a source tensor that `units` are made of too: once those were read, they hold it.
+
+        A weight that was begun and is not taken is dropped so too; that of the unit at the path `keep` is not.
+        """
+        read = {name for unit in units for name in unit.sources}
+        for unit in self.units:
+            if unit.path != keep and not read.isdisjoint(unit.sources):
+                self.lazy.pop(unit.path, None)
 
 
 class ReadAhead:

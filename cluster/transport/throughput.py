@@ -1,4 +1,4 @@
-"""How fast this node did its last batch of each job: kept beside its cache, told by `mint cluster status`."""
+"""The rate of this node in its last batch of each job: stored beside its cache, shown by `mint cluster status`."""
 
 import json
 import os

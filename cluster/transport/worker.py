@@ -1,4 +1,4 @@
-"""What runs on a node: it says what the node holds, opens the model, and does batches of units with mint's own jobs.
+"""The worker of a node: describes what the node holds, opens the model, and does batches of units.
 
 Nothing here knows how calls and results travel. One thread makes all calls that touch MLX arrays, since those belong to
 the thread that makes them; others answer meanwhile (`actor.py`).
@@ -11,21 +11,23 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import mlx.core as mx
+
 from cluster.copies.borrower import Borrower, Loans, Peers
 from cluster.copies.inventory import find_model, model_roots, take_inventory
 from cluster.copies.lender import Lender, Piece, RefusedError
 from cluster.copies.sparse_copy import Outline, Range, make_view, read_outline, read_ranges
 from cluster.transport.messages import Parcel
-from cluster.transport.prefetch import Part, ReadAhead
+from cluster.transport.prefetch import BatchWeights, Part, ReadAhead
 from cluster.transport.throughput import metered
 from cluster.transport.wire import (
     make_folder_name,
     make_job,
     outlines_of,
     pack,
+    source_from,
     tell_inventory,
     to_pieces,
-    units_of,
     unpack,
 )
 from mint.analysis.probes.packed_base import memory_for_models
@@ -34,30 +36,28 @@ from mint.core.cache import cache_folder
 from mint.core.memory import memory_is_short
 from mint.core.sizes import format_size
 from mint.formats.units import Unit
-from mint.model.checkpoint.shards import SourceTensor, read_shards
-from mint.model.module_tree import OpenedModel
+from mint.model.checkpoint.shards import SourceTensor
 from mint.model.source import Source
 from mint.run.device_kind import device_kind, versions
-from mint.run.executor import Job, Weights, do, in_process
+from mint.run.executor import do, in_process
+from mint.run.job import PortableJob
 
 AHEAD_BYTES = 1 << 30  # of a batch that comes next; or its first unit, if that is larger
 
 
 class Worker:
-    """The worker of one node."""
+    """Opens a model on one node and does jobs with its units."""
 
     def __init__(self, node: str) -> None:
         self._node = node
         self._folder: Path | None = None
         self._opened: tuple[bytes, Path | None] | None = None  # the model as it was told, and where it lies
         self._source: Source | None = None
-        self._weights: Weights | None = None
+        self._weights: BatchWeights | None = None
         self._tensors: dict[str, SourceTensor] = {}
         self._units: dict[str, Unit] = {}
         self._number = 0  # of the job: what is said of an earlier one is out of date
-        self._told: dict[str, Any] = {}
-        self._job: Job[Any] | None = None
-        self._name = ""
+        self._job: PortableJob[Any] | None = None
         self._skipped: set[tuple[int, int, str]] = set()
         self._ahead = ReadAhead()
         self._begun: Unit | None = None
@@ -112,9 +112,7 @@ class Worker:
             self._open_model(unpack(model))
             self._opened = model, self._folder
         assert self._source
-        self._told = unpack(job)
-        self._job = make_job(self._told, self._source, self._job)
-        self._name = " ".join(filter(None, (self._told["job"], self._told.get("rounding"))))
+        self._job = make_job(unpack(job), self._source, self._job)
         self._skipped.clear()
         self._parcel = Parcel()
         self._borrower = self._loans = None
@@ -126,18 +124,14 @@ class Worker:
         outlines = outlines_of(told)
         held = {path.name for path in self._folder.iterdir()} if self._folder else set()
         lacking = {name: outline for name, outline in outlines.items() if name not in held}
-        self._units = {unit.path: unit for unit in units_of(told)}
         folder = self._folder
         if lacking or folder is None or not _has(folder / "config.json", told["config_text"]):
             view = views() / make_folder_name(told["identity"], folder)
             folder = make_view(view, folder, told["config_text"], lacking)
-        shards = read_shards(folder)
-        units = tuple(self._units.values())
-        config, dtype = told["config"], told["dtype"]
-        opened = OpenedModel(folder, config, shards, dtype)
-        self._source = Source(folder, config, dtype, told["identity"], shards, units, (), (), opened)
+        self._source = source_from(told, folder)
+        self._units = {unit.path: unit for unit in self._source.units}
         self._tensors = self._source.tensors()
-        self._weights = Weights(self._source, units)
+        self._weights = BatchWeights(self._source, self._source.units)
         self._lacking = lacking
 
     def run(self, number: int, batch: int, names: Sequence[str]) -> Iterator[bytes]:
@@ -158,9 +152,9 @@ class Worker:
                 rest = [other for other in rest if other is not unit]
         while rest := [unit for unit in rest if (number, batch, unit.path) not in self._skipped]:
             try:
-                for unit, result in metered(self._name, self._results(rest)):
+                for unit, result in metered(self._job.label, self._results(rest)):
                     rest = rest[1:]
-                    for entry in _entries(unit, to_pieces(self._told, result)):
+                    for entry in _entries(unit, to_pieces(self._job, result)):
                         if parcel.add(entry, len(entry[2])):
                             yield pack(parcel.take())
                     again = any((number, batch, unit.path) in self._skipped for unit in rest)
@@ -179,9 +173,17 @@ class Worker:
 
     def _results(self, units: Sequence[Unit]) -> Iterator[tuple[Unit, Any]]:
         assert self._source and self._weights and self._job
+        job = self._job
         if self._loans:  # its files are filled for one batch, so they are opened for one
-            return self._loans.before(units, in_process(self._source, self._job, units))
-        return do(self._job, units, self._weights, self._read_ahead)
+            return self._loans.before(units, in_process(self._source, job, units))
+
+        def telling(unit: Unit, weight: mx.array) -> Any:
+            if unit is units[-1]:
+                self._read_ahead()
+            return job(unit, weight)
+
+        job.ready(units)
+        return do(telling, units, self._weights)
 
     def expect(self, number: int, batch: int, names: Sequence[str]) -> None:
         """This batch will come: read ahead what it begins with, once the disk has nothing to do."""

@@ -23,7 +23,7 @@ from mint.analysis.analysis import (
 )
 from mint.analysis.cross_device import is_mixed, rounded
 from mint.analysis.norms import norm_gains, preceding_norms
-from mint.analysis.unit_jobs import measure, measure_with_features, ready_kernels
+from mint.analysis.unit_jobs import Measure, measure_with_features, ready_kernels
 from mint.core.errors import MintError
 from mint.core.journal import Journal, read_header
 from mint.core.log import log
@@ -33,7 +33,8 @@ from mint.formats.units import to_fields
 from mint.model.kv_trace import active_experts, context_memory
 from mint.model.source import Source
 from mint.run.device_kind import device_kind, kinds_in, versions
-from mint.run.executor import Executor, Job, in_process, measuring_device
+from mint.run.executor import Executor, in_process, measuring_device
+from mint.run.job import Job
 
 
 def analyze(
@@ -67,7 +68,7 @@ def analyze(
     header |= traced_header(source, features=features)
     output.parent.mkdir(parents=True, exist_ok=True)
     ready_kernels(rounding, on_progress, featured=features)
-    job: Job[Measurement] = partial(measure, rounding=rounding)
+    job: Job[Measurement] = Measure(rounding)
     if features:
         job = partial(measure_with_features, rounding=rounding, gains=_gains(source))
     with Journal(journal_path(output), MAGIC, header) as journal:

@@ -1,4 +1,4 @@
-"""The only two jobs: measure a unit, and quantize a unit into a format.
+"""The two jobs that stream weights: measure a unit, and quantize a unit into a format.
 
 Each takes a unit and its evaluated weight, and runs wherever an executor puts it, on the backend of that device:
 what is measured is what that device will write.
@@ -7,22 +7,28 @@ what is measured is what that device will write.
 # S slices (experts; 1 for a plain matrix), R rows, C columns, F formats
 
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Self
 
 import mlx.core as mx
+import msgpack
 import numpy as np
 import numpy.typing as npt
 
-from mint.analysis.analysis import Measurement
-from mint.core.progress import OnProgress, Progress
-from mint.formats.format import KEEP, Format, TensorSpec
+from mint.analysis.analysis import Measurement, from_record, to_record
+from mint.analysis.cross_device import difference
+from mint.core.errors import MintError
+from mint.core.progress import OnProgress, Progress, ignore
+from mint.formats.format import KEEP, Format, TensorSpec, parse_format
 from mint.formats.rounding import ROUNDINGS
 from mint.formats.units import Unit
 from mint.kernels.backend import backend
 from mint.kernels.storage import raw, raw_bytes
 from mint.kernels.warmup import FEATURES, begin_to_make_ready, compile_all, is_ready, make_ready
 from mint.model.checkpoint.shards import SourceTensor
+from mint.model.source import Source
+from mint.run.job import Difference, PortableJob
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,9 +103,86 @@ def quantize_unit(unit: Unit, weight: mx.array, format: Format, rounding: str = 
     return Packed(unit.path, format, tensors, tuple(memoryview(array).cast("B") for array in arrays))
 
 
-def quantize_as_planned(formats: Mapping[str, Format], rounding: str, unit: Unit, weight: mx.array) -> Packed:
-    """`quantize_unit` in the format that `formats` has for its path."""
-    return quantize_unit(unit, weight, formats[unit.path], rounding)
+@dataclass(frozen=True, slots=True)
+class Measure(PortableJob[Measurement]):
+    """`measure` as a job."""
+
+    name: ClassVar[str] = "measure"
+    any_device: ClassVar[bool] = True
+    rounding: str = "nearest"
+
+    def __call__(self, unit: Unit, weight: mx.array) -> Measurement:
+        return measure(unit, weight, self.rounding)
+
+    @property
+    def label(self) -> str:
+        return f"{self.name} {self.rounding}"
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"rounding": self.rounding}
+
+    @classmethod
+    def from_dict(cls, fields: Mapping[str, Any], source: Source) -> Self:
+        return cls(fields["rounding"])
+
+    def prepare(self, previous: PortableJob[Any] | None) -> None:
+        ready_kernels(self.rounding, ignore)
+
+    def encode(self, result: Measurement) -> Iterable[bytes]:
+        """The record of the analysis file, which rounds nothing."""
+        return (msgpack.packb(to_record(result)),)
+
+    def decode(self, unit: Unit, data: memoryview) -> Measurement:
+        return from_record(msgpack.unpackb(data))
+
+    def difference(self, one: Measurement, other: Measurement) -> Difference | None:
+        return difference(one, other)
+
+
+@dataclass(frozen=True, slots=True)
+class Quantize(PortableJob[Packed]):
+    """`quantize_unit` as a job, in the format that `formats` has for the unit's path."""
+
+    name: ClassVar[str] = "quantize"
+    formats: Mapping[str, Format]
+    rounding: str = "nearest"
+
+    def __call__(self, unit: Unit, weight: mx.array) -> Packed:
+        return quantize_unit(unit, weight, self.formats[unit.path], self.rounding)
+
+    @property
+    def label(self) -> str:
+        return f"{self.name} {self.rounding}"
+
+    def to_dict(self) -> dict[str, Any]:
+        formats = {path: str(format) for path, format in self.formats.items()}
+        return {"formats": formats, "rounding": self.rounding}
+
+    @classmethod
+    def from_dict(cls, fields: Mapping[str, Any], source: Source) -> Self:
+        formats = {path: parse_format(text) for path, text in fields["formats"].items()}
+        return cls(formats, fields["rounding"])
+
+    def prepare(self, previous: PortableJob[Any] | None) -> None:
+        ready_kernels(self.rounding, ignore)
+
+    def encode(self, result: Packed) -> Iterable[bytes | memoryview]:
+        return result.data
+
+    def decode(self, unit: Unit, data: memoryview) -> Packed:
+        """The tensors lie one behind the other."""
+        format = self.formats[unit.path]
+        tensors = format.tensors(unit.path, unit.shape, unit.dtype)
+        if len(data) != (needed := sum(tensor.nbytes for tensor in tensors)):
+            raise MintError(f"{unit.path}: {len(data)} bytes came, needed the {needed} bytes of {format}")
+        parts, start = [], 0
+        for tensor in tensors:
+            parts.append(data[start : start + tensor.nbytes])
+            start += tensor.nbytes
+        return Packed(unit.path, format, tensors, tuple(parts))
+
+    def result_nbytes(self, unit: Unit) -> int:
+        return self.formats[unit.path].nbytes(unit.shape, unit.dtype)
 
 
 def ready_kernels(rounding: str, on_progress: OnProgress, *, featured: bool = False) -> None:

@@ -4,7 +4,6 @@ Everything is built in `<output>.partial` and renamed when it is whole and on th
 that are written, each with its digest; the same command goes on from there after checking them against the files.
 """
 
-import functools
 import json
 import shutil
 from collections import Counter
@@ -14,7 +13,7 @@ from pathlib import Path
 
 import mlx.core as mx
 
-from mint.analysis.unit_jobs import Packed, quantize_as_planned, ready_kernels
+from mint.analysis.unit_jobs import Packed, Quantize, ready_kernels
 from mint.assembly.reuse import Reuse
 from mint.core.errors import DiskFullError, MintError
 from mint.core.files import flush
@@ -158,8 +157,7 @@ def _packed(
         taken.add(unit.path)
         yield unit, packed
     formats = {choice.path: choice.format for choice in plan.choices}
-    job = functools.partial(quantize_as_planned, formats, plan.rounding)
-    yield from executor(source, job, [unit for unit in units if unit.path not in taken])
+    yield from executor(source, Quantize(formats, plan.rounding), [unit for unit in units if unit.path not in taken])
 
 
 def _check(plan: Plan, source: Source, output: Path) -> None:

@@ -1,15 +1,13 @@
-"""What the operating system knows of this process."""
+"""The memory of this machine and of this process, as the operating system counts it."""
 
 import ctypes
-import os
 import resource
 import sys
 from pathlib import Path
 
+import psutil
+
 _LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
-
-
-_MEMINFO = Path("/proc/meminfo")
 _LEAST_SHARE = 0.05  # of Linux's memory that is available: below it is short
 _NORMAL = 1  # macOS's pressure level; 2 is a warning, 4 critical
 
@@ -23,7 +21,7 @@ def peak_rss_bytes() -> int:
 def memory_bytes() -> int:
     """The memory of this machine, or of the container that Linux holds this process in if that is less."""
     limits = [path.read_text().strip() for path in _LIMITS if path.exists()]
-    machine = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    machine: int = psutil.virtual_memory().total
     return min([machine, *(int(text) for text in limits if text.isdigit())])
 
 
@@ -35,12 +33,10 @@ def memory_is_short() -> bool:
             b"kern.memorystatus_vm_pressure_level", ctypes.byref(level), ctypes.byref(size), None, ctypes.c_size_t(0)
         )
         return level.value > _NORMAL
-    return _MEMINFO.exists() and short_of(_MEMINFO.read_text())
+    memory = psutil.virtual_memory()
+    return is_short(memory.total, memory.available)
 
 
-def short_of(meminfo: str) -> bool:
-    """Whether less than a twentieth of the memory is available, by what Linux says in /proc/meminfo."""
-    total, available = (
-        int(meminfo.partition(f"{name}:")[2].split(None, 1)[0]) for name in ("MemTotal", "MemAvailable")
-    )
+def is_short(total: int, available: int) -> bool:
+    """Whether less than a twentieth of the memory is available."""
     return available < _LEAST_SHARE * total

@@ -5,10 +5,10 @@ while this one is computed, and drops it; memory is bounded by the two largest n
 memory is short nothing is read ahead.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import MappingProxyType
-from typing import Protocol, TypeVar, runtime_checkable
+from typing import Protocol, TypeVar
 
 import mlx.core as mx
 
@@ -16,9 +16,9 @@ from mint.core.memory import memory_is_short
 from mint.formats.units import Unit
 from mint.model.source import Source
 from mint.run.device_kind import device_kind, joined_kinds
+from mint.run.job import Job, Preparing
 
 T = TypeVar("T")
-Job = Callable[[Unit, mx.array], T]
 CACHE_BYTES = 64 << 20  # freed buffers that MLX may hoard
 
 
@@ -34,13 +34,6 @@ class Executor(Protocol):
         """The node that did a unit last, by the unit's path; a unit that is not there was done in this process."""
 
     def __call__(self, source: Source, job: Job[T], units: Sequence[Unit]) -> Iterator[tuple[Unit, T]]: ...
-
-
-@runtime_checkable
-class Preparing(Protocol):
-    """A job that gets ready where it is done, before the weights of its units take memory."""
-
-    def ready(self, units: Sequence[Unit]) -> None: ...
 
 
 def measuring_device(executor: Executor) -> str:
@@ -67,30 +60,15 @@ class Weights:
 
     def __init__(self, source: Source, units: Iterable[Unit]) -> None:
         self._source = source
-        self._units = tuple(units)
-        self._lazy: dict[str, mx.array] = {}
+        self.units = tuple(units)
+        self.lazy: dict[str, mx.array] = {}  # by path, of those that were not taken yet
 
     def take(self, unit: Unit) -> mx.array:
         """The lazy weight of `unit`: evaluate it, use it, drop it."""
-        if unit.path not in self._lazy:
+        if unit.path not in self.lazy:
             arrays = self._source.arrays()
-            self._lazy = {each.path: arrays[f"{each.path}.weight"] for each in self._units}
-        return self._lazy.pop(unit.path)
-
-    def begin(self, unit: Unit) -> None:
-        """Start to read the weight of `unit`, which will be taken; nothing if it was taken before."""
-        if unit.path in self._lazy:
-            mx.async_eval(self._lazy[unit.path])
-
-    def forget_kin(self, units: Iterable[Unit], keep: str = "") -> None:
-        """Drop what is made of a source tensor that `units` are made of too: once those were read, it holds that.
-
-        What was begun and is not taken is dropped so too; the unit at the path `keep` is not.
-        """
-        read = {name for unit in units for name in unit.sources}
-        for unit in self._units:
-            if unit.path != keep and not read.isdisjoint(unit.sources):
-                self._lazy.pop(unit.path, None)
+            self.lazy = {unit.path: arrays[f"{unit.path}.weight"] for unit in self.units}
+        return self.lazy.pop(unit.path)
 
 
 class InProcess:
@@ -112,24 +90,21 @@ class InProcess:
 in_process = InProcess()
 
 
-def do(
-    job: Job[T], units: Sequence[Unit], weights: Weights, when_read: Callable[[], None] = lambda: None
-) -> Iterator[tuple[Unit, T]]:
-    """Do `job` for every unit in the order given; `when_read` is called when the last weight has been read."""
+def do(job: Job[T], units: Sequence[Unit], weights: Weights) -> Iterator[tuple[Unit, T]]:
+    """Do `job` for every unit in the order given, and read the next weight meanwhile."""
     if isinstance(job, Preparing):
         job.ready(units)
     with small_cache():
-        coming = weights.take(units[0])
-        mx.async_eval(coming)
-        for place, unit in enumerate(units, start=1):
-            weight = coming
+        following = weights.take(units[0])
+        mx.async_eval(following)
+        for number, unit in enumerate(units, start=1):
+            weight = following
             mx.eval(weight)
-            if place < len(units):
-                coming = weights.take(units[place])
+            if number < len(units):
+                following = weights.take(units[number])
                 if not memory_is_short():
-                    mx.async_eval(coming)
+                    mx.async_eval(following)
             else:
-                del coming
-                when_read()
+                del following
             yield unit, job(unit, weight)
             del weight

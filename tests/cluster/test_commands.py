@@ -40,8 +40,8 @@ pytest.importorskip("ray", reason="the cluster's tests need ray: pip install 'mi
 
 import grpc
 
+from cluster.head.handshake import Head, compare_versions, knock, own_versions
 from cluster.ops.nodes import NodeStart, command_line, environment, require_free
-from cluster.transport.handshake import Head, compare_versions, knock, own_versions
 
 HERE = "127.0.0.1"
 

@@ -6,8 +6,7 @@ import shutil
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
-from dataclasses import replace
-from functools import partial
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -21,7 +20,7 @@ from mint.analysis.cross_device import rounded
 from mint.analysis.probes.probe import probe
 from mint.analysis.probes.probe_file import FULL
 from mint.analysis.probes.prober import Probing
-from mint.analysis.unit_jobs import measure, quantize_as_planned
+from mint.analysis.unit_jobs import Measure, Quantize
 from mint.assembly.assemble import assemble
 from mint.assembly.verify import verify
 from mint.core.errors import MintError
@@ -30,9 +29,11 @@ from mint.formats.units import Unit
 from mint.model.source import Source, open_source
 from mint.plan.allocate import allocate
 from mint.plan.size_range import possible_bytes
-from mint.run.executor import Executor, Job, in_process
+from mint.run.executor import Executor, in_process
+from mint.run.job import Job
 from tests.conftest import own_cache
 from tests.worlds.executors import FunctionExecutor
+from tests.worlds.jobs import Clipped
 from tests.worlds.zoo import write_model
 from tools.models.make_shape import QWEN3_06B, Shape, qwen3, write_shape
 
@@ -212,11 +213,21 @@ def test_a_node_that_comes_back_lends_again_and_all_are_told(
         assert first.worker not in lenders
 
 
-JOB = partial(measure, rounding="nearest")
+JOB = Measure("nearest")
 
 
 def _alone(source: Source) -> dict[str, Any]:
     return {unit.path: result for unit, result in in_process(source, JOB, source.units)}
+
+
+def test_a_job_that_nobody_knew_is_done_by_the_nodes_as_in_one_process(
+    lab: Lab, connect: Callable[..., ClusterExecutor], tmp_path: Path
+) -> None:
+    source = open_source(_many_units(tmp_path, "unknown"))
+    expected = dict(in_process(source, Clipped(0.02), source.units))
+    executor = connect(source.folder)
+    assert dict(executor(source, Clipped(0.02), source.units)) == expected
+    assert executor.made_by.keys() == {unit.path for unit in source.units}
 
 
 def _many_units(tmp_path: Path, name: str, seed: int = 0) -> Path:
@@ -282,7 +293,7 @@ def test_results_of_one_job_that_come_late_never_pass_for_those_of_the_next(
         heard += [event for event, _ in executor.carrier.hear(1.0)]
     heard += [event for event, _ in executor.carrier.hear(2.0)]
     assert sorted(map(str, heard)) == sorted(str(Answered(worker)) for worker in workers)
-    job = partial(quantize_as_planned, {unit.path: unit.formats[0] for unit in source.units}, "nearest")
+    job = Quantize({unit.path: unit.formats[0] for unit in source.units}, "nearest")
     expected = dict(_by_path(in_process(open_source(model), job, source.units)))
     assert dict(_by_path(executor(source, job, source.units))) == expected
 
@@ -316,7 +327,7 @@ def test_a_unit_that_fails_on_every_worker_is_named_and_the_others_are_done(
     model = _many_units(tmp_path, "poison")
     source = open_source(model)
     *others, bad = source.units
-    job = partial(quantize_as_planned, {unit.path: unit.formats[0] for unit in others}, "nearest")
+    job = Quantize({unit.path: unit.formats[0] for unit in others}, "nearest")
     executor = connect(model)
     done = []
     with pytest.raises(MintError, match=f"1 of {len(source.units)} units broke .* {re.escape(bad.path)}.*KeyError"):
@@ -383,7 +394,7 @@ def test_weights_that_lie_on_a_silent_node_hold_nobody_up(
     shape = QWEN3_06B | {"hidden_size": 512, "intermediate_size": 1024, "num_hidden_layers": 4, "vocab_size": 1024}
     write_shape(model, Shape(shape, qwen3), random=True)
     source = open_source(model)
-    job = partial(quantize_as_planned, {unit.path: parse_format("8/64") for unit in source.units}, "nearest")
+    job = Quantize({unit.path: parse_format("8/64") for unit in source.units}, "nearest")
     expected = dict(_by_path(in_process(open_source(model), job, source.units)))
     node = lab.add(tmp_path / "root")
     executor = connect(model)
@@ -423,7 +434,7 @@ def test_the_assembling_node_packs_alone_where_little_arrives_and_says_so(
 ) -> None:
     model = _many_units(tmp_path, f"link{alone}")
     source = open_source(model)
-    job = partial(quantize_as_planned, {unit.path: unit.formats[0] for unit in source.units}, "nearest")
+    job = Quantize({unit.path: unit.formats[0] for unit in source.units}, "nearest")
     expected = dict(_by_path(in_process(open_source(model), job, source.units)))
     monkeypatch.setattr(carrier, "rate_of", lambda link: arriving)
     notes: list[str] = []
@@ -529,19 +540,22 @@ class OtherChip(Actor):
     @in_thread("work")
     def open(self, number: int, model: bytes, job: bytes, peers: Peers) -> None:
         super().open(number, model, job, peers)
-        plain = self._job
-        if os.environ.get(OTHER_CHIP) and plain is not None and self._told["job"] == "measure":
-            self._job = partial(_slightly_different, plain, self.factor)
+        if os.environ.get(OTHER_CHIP) and isinstance(self._job, Measure):
+            self._job = SlightlyDifferent(factor=self.factor)
 
 
 class WrongChip(OtherChip):
     factor = 1 + 1e-3
 
 
-def _slightly_different(job: Job[Measurement], factor: float, unit: Unit, weight: mx.array) -> Measurement:
-    found = job(unit, weight)
-    errors = tuple(error * factor for error in found.errors)
-    return replace(found, errors=errors, worst_errors=tuple(error * factor for error in found.worst_errors))
+@dataclass(frozen=True)
+class SlightlyDifferent(Measure):
+    factor: float = 1.0
+
+    def __call__(self, unit: Unit, weight: mx.array) -> Measurement:
+        found = super().__call__(unit, weight)
+        errors = tuple(error * self.factor for error in found.errors)
+        return replace(found, errors=errors, worst_errors=tuple(error * self.factor for error in found.worst_errors))
 
 
 @pytest.fixture

@@ -7,8 +7,7 @@ from contextlib import closing
 
 import pytest
 
-from cluster.settings import Address
-from cluster.transport.head_watch import (
+from cluster.head.watch import (
     EVERY_SECONDS,
     REFUSED_SECONDS,
     SAY_SECONDS,
@@ -17,6 +16,7 @@ from cluster.transport.head_watch import (
     HeadWatch,
     Patience,
 )
+from cluster.settings import Address
 from mint.core.errors import MintError
 
 HEAD = Address("10.0.0.1", 6379)
@@ -58,8 +58,8 @@ def test_every_answer_begins_the_wait_anew() -> None:
 
 
 def test_a_head_that_listens_is_there_and_one_that_stopped_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cluster.transport.head_watch.EVERY_SECONDS", 0.01)
-    monkeypatch.setattr("cluster.transport.head_watch.REFUSED_SECONDS", 0.05)
+    monkeypatch.setattr("cluster.head.watch.EVERY_SECONDS", 0.01)
+    monkeypatch.setattr("cluster.head.watch.REFUSED_SECONDS", 0.05)
     tried = threading.Event()
     took = Patience.tried
 

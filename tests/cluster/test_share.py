@@ -3,7 +3,6 @@
 import itertools
 import os
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,14 +14,14 @@ from cluster.copies.lender import PIECE_BYTES, Lender, Piece, RefusedError
 from cluster.copies.sparse_copy import make_view, read_outline
 from cluster.schedule.placement import group_of, place_units
 from cluster.transport.worker import Worker
-from mint.analysis.unit_jobs import measure
+from mint.analysis.unit_jobs import Measure
 from mint.core.errors import MintError
 from mint.model.checkpoint.shards import Shard
 from mint.model.source import open_source
 from mint.run.executor import in_process
 from tests.worlds.zoo import write_model
 
-JOB = partial(measure, rounding="nearest")
+JOB = Measure("nearest")
 
 
 @pytest.fixture(scope="module")

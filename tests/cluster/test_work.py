@@ -3,7 +3,6 @@
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
-from functools import partial
 from math import ceil, nextafter
 from pathlib import Path
 from typing import Any
@@ -15,23 +14,23 @@ from cluster.schedule.cross_check import FEWEST, SHARE, check_agreement, cross_c
 from cluster.schedule.eligibility import place_whole_model, within_memory
 from cluster.schedule.events import Item
 from cluster.schedule.placement import Placement
-from cluster.transport.prefetch import ReadAhead, read
-from cluster.transport.wire import pack, tell_job, tell_model, unpack
+from cluster.transport.prefetch import BatchWeights, ReadAhead, read
+from cluster.transport.wire import from_pieces, pack, tell_job, tell_model, unpack
 from cluster.transport.worker import Worker
-from mint.analysis.analysis import Measurement, from_record
+from mint.analysis.analysis import Measurement
 from mint.analysis.cross_device import ROUNDING, TOLERANCE, difference, is_mixed, rounded
-from mint.analysis.unit_jobs import measure, peak_bytes
+from mint.analysis.unit_jobs import Measure, peak_bytes
 from mint.core.errors import MintError
-from mint.core.memory import short_of
+from mint.core.memory import is_short
 from mint.formats.format import parse_format
 from mint.formats.units import Unit
 from mint.model.module_tree import Tree, build_tree
 from mint.model.source import Source, open_source
 from mint.run.device_kind import joined_kinds, kinds_in
-from mint.run.executor import Weights, in_process
+from mint.run.executor import in_process
 from tests.worlds.zoo import write_model
 
-JOB = partial(measure, rounding="nearest")
+JOB = Measure("nearest")
 UNITS = [Unit(f"layers.{n}.up", (64, 64), "BF16", "up", n, (f"{n}.weight",)) for n in range(1000)]
 
 
@@ -70,9 +69,9 @@ def test_measurements_disagree_beyond_the_tolerance_and_not_within() -> None:
 
 
 def test_a_disagreement_names_the_unit_both_nodes_and_both_values() -> None:
-    check_agreement({"a (M2)": _found(0.25)})
+    check_agreement("unit", {"a (M2)": _found(0.25)}, difference)
     with pytest.raises(MintError, match=r"unit unit: error in 2/64 is 0.25 on a \(M2\) and 0.26 on b \(M4\)"):
-        check_agreement({"a (M2)": _found(0.25), "b (M4)": _found(0.26)})
+        check_agreement("unit", {"a (M2)": _found(0.25), "b (M4)": _found(0.26)}, difference)
 
 
 @pytest.mark.parametrize("count", [2, 3, 399, 401, 1000])
@@ -132,8 +131,12 @@ def _worker(source: Source, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
 
 
 def _results(messages: Iterator[bytes]) -> dict[str, Any]:
-    unpacked = [entry for message in messages for entry in unpack(message)]
-    return {path: reason or from_record(unpack(piece)) for path, reason, piece, _ in unpacked}
+    pieces: dict[str, list[bytes]] = {}
+    reasons: dict[str, str] = {}
+    for path, reason, piece, _ in (entry for message in messages for entry in unpack(message)):
+        pieces.setdefault(path, []).append(piece)
+        reasons[path] = reason
+    return {path: reasons[path] or from_pieces(JOB, UNITS[0], parts) for path, parts in pieces.items()}
 
 
 @pytest.mark.parametrize("known", ["before", "never"])
@@ -168,7 +171,7 @@ def test_what_was_read_for_one_unit_is_not_kept_for_its_kin(tmp_path: Path) -> N
     one, other = next(
         (a, b) for a in source.units for b in source.units if a is not b and set(a.sources) & set(b.sources)
     )
-    weights = Weights(source, source.units)
+    weights = BatchWeights(source, source.units)
     before = mx.get_active_memory()
     mx.eval(weights.take(one))
     assert mx.get_active_memory() - before >= one.nbytes  # the tensor that both are made of
@@ -238,6 +241,5 @@ def test_reading_ahead_reads_what_is_wanted_next_once_the_disk_is_free(tmp_path:
 
 
 def test_memory_is_short_when_little_is_available() -> None:
-    meminfo = "MemTotal:       1000 kB\nMemFree:  1 kB\nMemAvailable:    {} kB\n"
-    assert short_of(meminfo.format(49))
-    assert not short_of(meminfo.format(50))
+    assert is_short(1000, 49)
+    assert not is_short(1000, 50)

@@ -6,7 +6,8 @@ from typing import Any
 
 from mint.formats.units import Unit
 from mint.model.source import Source
-from mint.run.executor import Job, T, in_process
+from mint.run.executor import in_process
+from mint.run.job import Job, T
 
 
 @dataclass(frozen=True)

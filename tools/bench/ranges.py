@@ -81,7 +81,7 @@ class Borrowing:
 
     def over_ray(self, lender: Any, nbytes: int) -> float:
         """Seconds for the shard from the actor, as `--share` fetches it."""
-        from cluster.transport.actor import RayPeer
+        from cluster.transport.sharing import RayPeer
 
         borrower = Borrower({SHARD: [RayPeer("lender", lender)]})
         return _seconds((content for _, content in borrower.pieces(SHARD, [(0, nbytes)])), nbytes)

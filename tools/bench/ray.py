@@ -16,24 +16,26 @@ import json
 import os
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
+import psutil
 
 from cluster.copies.borrower import Peers
 from cluster.copies.inventory import Inventory
 from cluster.schedule.coordinator import Coordinator
 from cluster.schedule.events import Accept, Arrived, Failed, Item, Send
 from cluster.transport.connect import driving
+from cluster.transport.prefetch import BatchWeights
 from cluster.transport.wire import pack, tell_inventory, unpack
-from mint.analysis.unit_jobs import Packed, measure, ready_kernels
+from mint.analysis.unit_jobs import Measure, Packed, Quantize, measure, ready_kernels
 from mint.formats.format import KEEP
 from mint.formats.units import Unit
 from mint.model.module_tree import OpenedModel
 from mint.model.source import Source
 from mint.run.device_kind import device_kind, versions
-from mint.run.executor import Weights
 
 _IDLE_SECONDS = 10.0
 PACKED_BYTES = 25_000_000
@@ -55,11 +57,11 @@ def making_actor() -> Any:
             self._number = number
             told = unpack(model)
             self._units = {name: _unit(name, told["shape"]) for name in told["names"]}
-            self._told, self._name = {"job": told["job"], "rounding": "nearest"}, "made"
             ready_kernels("nearest", lambda progress: None)
             self._one: list[mx.array] = []
+            self._job = Measure() if told["job"] == "measure" else Quantize({})
             nothing = Source(Path(), {}, "", "", (), (), (), (), OpenedModel(Path(), {}, ()))
-            self._job, self._weights = measure, Weights(nothing, ())
+            self._weights = BatchWeights(nothing, ())
             self._cpu = self._seconds = 0.0
             self._began = 0.0
 
@@ -68,7 +70,7 @@ def making_actor() -> Any:
                 self._one.append(mx.random.normal(units[0].shape, scale=0.02).astype(mx.bfloat16))
                 measure(units[0], self._one[0])  # the first time loads what was compiled
                 self._began = time.process_time()
-            if self._told["job"] == "quantize":
+            if isinstance(self._job, Quantize):
                 data = os.urandom(PACKED_BYTES)
                 yield from ((unit, Packed(unit.path, KEEP, (), (data,))) for unit in units)
                 return
@@ -208,30 +210,15 @@ def _resident(processes: dict[str, tuple[float, int]]) -> dict[str, float]:
 
 def _processes(worker: int) -> dict[str, tuple[float, int]]:
     """CPU seconds and resident bytes of this process, of the worker, and of Ray's own by their names."""
-    tick, page = os.sysconf("SC_CLK_TCK"), os.sysconf("SC_PAGE_SIZE")
-    stats = {}
-    for place in Path("/proc").glob("[0-9]*"):
-        try:
-            name, _, rest = (place / "stat").read_text().partition("(")[2].rpartition(")")
-        except OSError:
-            continue
-        fields = rest.split()
-        stats[int(place.name)] = (
-            name,
-            int(fields[1]),
-            (int(fields[11]) + int(fields[12])) / tick,
-            int(fields[21]) * page,
-        )
-    found: dict[str, tuple[float, int]] = {}
-    for pid, (name, _, seconds, resident) in stats.items():
-        above = pid
-        while above in stats and above != os.getpid():
-            above = stats[above][1]
-        if above == os.getpid():
-            kind = {os.getpid(): "driver", worker: "worker"}.get(pid, name)
-            told = found.get(kind, (0.0, 0))
-            found[kind] = told[0] + seconds, told[1] + resident
-    return found
+    here = psutil.Process()
+    usage: dict[str, tuple[float, int]] = {}
+    for process in [here, *here.children(recursive=True)]:
+        with suppress(psutil.NoSuchProcess), process.oneshot():
+            name = {here.pid: "driver", worker: "worker"}.get(process.pid, process.name())
+            seconds, resident = usage.get(name, (0.0, 0))
+            times = process.cpu_times()
+            usage[name] = seconds + times.user + times.system, resident + process.memory_info().rss
+    return usage
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -24,13 +25,14 @@ from statistics import median
 import mlx.core as mx
 import numpy as np
 
+from cluster.transport.prefetch import BatchWeights
 from cluster.transport.wire import pack, tell_job, tell_model
 from cluster.transport.worker import Worker
 from mint.analysis.analysis import Measurement
-from mint.analysis.unit_jobs import measure
+from mint.analysis.unit_jobs import Measure, measure
 from mint.formats.units import Unit
 from mint.model.source import Source, open_source
-from mint.run.executor import Job, Weights
+from mint.run.job import Job
 
 _COLUMNS = 4096
 
@@ -70,7 +72,7 @@ def tree(model: Path, rounds: int) -> dict[str, object]:
     _run(worker, 0, names[:1])  # compiles, and builds the tree
     for batch, name in enumerate(names[1:], start=1):
         kept = worker._weights
-        worker._weights = Weights(source, source.units)
+        worker._weights = BatchWeights(source, source.units)
         ways["every batch"].append(_seconds(time.process_time, partial(_run, worker, 2 * batch, [name])))
         worker._weights = kept
         ways["once"].append(_seconds(time.process_time, partial(_run, worker, 2 * batch + 1, [name])))
@@ -84,7 +86,7 @@ def ahead(folder: Path, rounds: int, compute: float | None) -> dict[str, object]
     source = open_source(folder)
     worker = _opened(source)
     if compute is not None:
-        worker._job = partial(_wait, compute)
+        worker._job = Waiting(seconds=compute)
     largest = max(unit.nbytes for unit in source.units)
     names = [unit.path for unit in source.units if unit.nbytes == largest]
     ways: dict[str, list[float]] = {"not": [], "while": [], "before": []}
@@ -92,7 +94,7 @@ def ahead(folder: Path, rounds: int, compute: float | None) -> dict[str, object]
     for turn in range(rounds):
         for way, found in ways.items():
             _drop_from_cache(folder)
-            worker._weights = Weights(source, source.units)
+            worker._weights = BatchWeights(source, source.units)
             found.append(_seconds(time.perf_counter, partial(_run_all, worker, names, turn, way)))
     _drop_from_cache(folder)
     reading = _seconds(time.perf_counter, partial(_read, folder))
@@ -104,14 +106,27 @@ def ahead(folder: Path, rounds: int, compute: float | None) -> dict[str, object]
     }
 
 
-def _wait(seconds: float, unit: Unit, weight: mx.array) -> Measurement:
-    time.sleep(seconds)
-    return Measurement(unit.path, (), (), (), 0.0)
+@dataclass(frozen=True)
+class Waiting(Measure):
+    """Takes some seconds and measures nothing."""
+
+    seconds: float = 0.0
+
+    def __call__(self, unit: Unit, weight: mx.array) -> Measurement:
+        time.sleep(self.seconds)
+        return Measurement(unit.path, (), (), (), 0.0)
 
 
-def _telling(tell: Callable[[], None], job: Job[Measurement], unit: Unit, weight: mx.array) -> Measurement:
-    tell()
-    return job(unit, weight)
+@dataclass(frozen=True)
+class Telling(Measure):
+    """Calls `tell` before it does `job`."""
+
+    tell: Callable[[], None] = lambda: None
+    job: Job[Measurement] = measure
+
+    def __call__(self, unit: Unit, weight: mx.array) -> Measurement:
+        self.tell()
+        return self.job(unit, weight)
 
 
 def make_large_units(folder: Path, count: int, nbytes: int) -> None:
@@ -148,7 +163,7 @@ def make_large_units(folder: Path, count: int, nbytes: int) -> None:
 def _opened(source: Source) -> Worker:
     worker = Worker("bench")
     worker.hello(str(source.folder))
-    job = partial(measure, rounding="nearest")
+    job = Measure("nearest")
     worker.open(1, pack(tell_model(source, {})), pack(tell_job(job)), {})
     return worker
 
@@ -168,7 +183,7 @@ def _run_all(worker: Worker, names: Sequence[str], turn: int, way: str) -> None:
             if way == "before":
                 tell()
             if way == "while":
-                worker._job = partial(_telling, tell, job)
+                worker._job = Telling(tell=tell, job=job)
         _run(worker, batch + place, [name])
     worker._job = job
 

@@ -8,7 +8,8 @@ from typing import Any, TypeVar
 from mint.core.progress import Progress
 from mint.formats.units import Unit
 from mint.model.source import Source
-from mint.run.executor import Executor, Job
+from mint.run.executor import Executor
+from mint.run.job import Job
 
 T = TypeVar("T")
 EVERY_SECONDS = 0.5

@@ -103,10 +103,10 @@ def _probes(
 ) -> Iterator[Probe]:
     total = done + len(units)
     text = TextJob(source, probing, prefix_of(source.folder), on_progress=on_progress)
-    job = ProbeJob(text, done)
     on_progress(Progress("probe", done, total, ""))
+    ((_, text.tokens),) = executor(source, text, [min(units, key=lambda unit: unit.nbytes)])
     started = perf_counter()
-    for count, (unit, found) in enumerate(executor(source, job, units), start=1):
+    for count, (unit, found) in enumerate(executor(source, ProbeJob(text, done), units), start=1):
         seconds, started = perf_counter() - started, perf_counter()
         log.debug("unit.probed", unit=unit.path, kl=found.kl, alpha=found.alpha, seconds=round(seconds, 3))
         on_progress(Progress("probe", done + count, total, unit.path))

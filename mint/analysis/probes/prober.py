@@ -8,17 +8,18 @@ weights, and what the probes see: jobs for both, that get ready wherever an exec
 
 # S sequences, L tokens, V vocabulary
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from time import perf_counter
-from typing import Any
+from typing import Any, Self
 
 import mlx.core as mx
+import msgpack
 import numpy as np
 from mlx.nn.layers.base import Module
 
-from mint.analysis.probes.packed_base import AUTO, check_base, chosen_base, open_base
-from mint.analysis.probes.probe_file import Probe
+from mint.analysis.probes.packed_base import AUTO, check_base, chosen_base, needed_bytes, open_base
+from mint.analysis.probes.probe_file import Probe, probe_of
 from mint.analysis.probes.replay import Replay
 from mint.core.errors import MintError
 from mint.core.log import log
@@ -30,6 +31,7 @@ from mint.model.source import Source
 from mint.quality.divergence import Tokens
 from mint.quality.forward import fusing_nothing, logits_of, vocabulary_size
 from mint.quality.sequences import Wanted, own_sequences
+from mint.run.job import PortableJob
 
 OWN, RANDOM = "own", "random"
 COARSE = tuple(map(parse_format, ("3/64", "3/32", "3/128", "4/32", "mxfp4", "nvfp4")))  # the first that a unit admits
@@ -77,11 +79,14 @@ def coarse_format(unit: Unit) -> Format | None:
     return next(iter(admissible(unit.shape, unit.dtype, COARSE)), None)
 
 
-class TextJob:
-    """What probes see, as a job: wherever it is done, the model is opened there and writes the tokens (S, L), once.
+class TextJob(PortableJob[Tokens]):
+    """The tokens (S, L) that probes see: the model is opened where the job is done, and writes them once.
 
     Every sequence begins with `prefix`. `model` and `tokens` are given where they are there already.
     """
+
+    name = "text"
+    whole_model = True
 
     def __init__(
         self,
@@ -128,9 +133,46 @@ class TextJob:
         """The tokens, whatever the unit."""
         return self.written()
 
+    def to_dict(self) -> dict[str, Any]:
+        tokens = {} if self.tokens is None else {"tokens": b"".join(self.encode(self.tokens))}
+        return {"probing": asdict(self.probing), "prefix": list(self.prefix), **tokens}
 
-class ProbeJob:
-    """Probes as a job: what `text` says is opened where the job is done. `done` are those made before, for progress."""
+    @classmethod
+    def from_dict(cls, fields: Mapping[str, Any], source: Source) -> Self:
+        job = cls(source, Probing(**fields["probing"]), fields["prefix"])
+        if "tokens" in fields:
+            job.tokens = job._decoded(fields["tokens"])
+        return job
+
+    def prepare(self, previous: PortableJob[Any] | None) -> None:
+        """Take over the model of the previous job where that is the same: opening a large one takes long."""
+        text = previous.text if isinstance(previous, ProbeJob) else previous
+        if isinstance(text, TextJob) and text._runs() == self._runs():
+            self.model = text.model
+
+    def _runs(self) -> tuple[str, str, str]:
+        """Which model this job runs, around which base."""
+        return self.source.identity, self.source.dtype, self.probing.base
+
+    def encode(self, result: Tokens) -> Iterable[bytes]:
+        """The tokens row by row, as little-endian int32."""
+        return (result.astype("<i4").tobytes(),)
+
+    def decode(self, unit: Unit, data: memoryview) -> Tokens:
+        return self._decoded(data)
+
+    def _decoded(self, data: bytes | memoryview) -> Tokens:
+        return np.frombuffer(data, "<i4").reshape(self.probing.sequences, self.probing.length)
+
+    def memory_bytes(self, source: Source) -> int:
+        return needed_bytes(source, self.probing.base, self.probing.tokens)
+
+
+class ProbeJob(PortableJob[Probe]):
+    """Probes as a job on the model and the tokens of `text`. `done` are those made before, for progress."""
+
+    name = "probe"
+    whole_model = True
 
     def __init__(self, text: TextJob, done: int = 0) -> None:
         self.text = text
@@ -150,6 +192,26 @@ class ProbeJob:
         assert self._prober is not None, "get ready first"
         with fusing_nothing():
             return self._prober(unit, weight)
+
+    def to_dict(self) -> dict[str, Any]:
+        assert self.text.tokens is not None, "the text is written before: all nodes probe on the same"
+        return self.text.to_dict()
+
+    @classmethod
+    def from_dict(cls, fields: Mapping[str, Any], source: Source) -> Self:
+        return cls(TextJob.from_dict(fields, source))
+
+    def prepare(self, previous: PortableJob[Any] | None) -> None:
+        self.text.prepare(previous)
+
+    def encode(self, result: Probe) -> Iterable[bytes]:
+        return (msgpack.packb(asdict(result)),)
+
+    def decode(self, unit: Unit, data: memoryview) -> Probe:
+        return probe_of(msgpack.unpackb(data))
+
+    def memory_bytes(self, source: Source) -> int:
+        return self.text.memory_bytes(source)
 
 
 class Prober:

@@ -11,7 +11,8 @@ from mint.core.errors import MintError
 from mint.formats.format import KEEP
 from mint.formats.units import Unit
 from mint.model.source import Source, open_source
-from mint.run.executor import Executor, Job, T, in_process
+from mint.run.executor import Executor, in_process
+from mint.run.job import Job, T
 from tests.worlds.executors import FunctionExecutor
 
 Make = Callable[..., Path]

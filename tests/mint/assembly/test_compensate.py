@@ -29,7 +29,8 @@ from mint.plan.allocate import allocate
 from mint.plan.plan import Plan
 from mint.plan.rules import Rules
 from mint.quality.sequences import Wanted
-from mint.run.executor import Executor, Job, T, in_process
+from mint.run.executor import Executor, in_process
+from mint.run.job import Job, T
 from tests.mint.kernels.test_kernels import DTYPES, raw, stored_as
 from tests.worlds.executors import FunctionExecutor
 

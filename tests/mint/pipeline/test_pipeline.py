@@ -26,7 +26,8 @@ from mint.plan.allocate import allocate
 from mint.plan.plan import Plan, read_plan
 from mint.plan.rules import Rules
 from mint.plan.size_range import possible_bytes
-from mint.run.executor import Executor, Job, T, in_process
+from mint.run.executor import Executor, in_process
+from mint.run.job import Job, T
 from tests.conftest import FULL_PRECISION
 from tests.worlds.executors import FunctionExecutor
 

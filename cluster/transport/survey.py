@@ -1,0 +1,105 @@
+"""The nodes of a cluster: connecting to it, which of them can work, and what each says of its machine."""
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+from ray.exceptions import RayError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from cluster.head.watch import Beside
+from cluster.settings import RESOURCE
+from mint.core.errors import MintError
+
+GET_SECONDS = 10.0  # for a value that is said to be here
+AGAIN_SECONDS = 2.0  # between looks for nodes
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """A living node that a worker can run on."""
+
+    name: str
+    id: str
+    address: str
+
+
+class NodeSurvey:
+    """Looks for nodes again and again without waiting: a head that is gone answers never."""
+
+    def __init__(self) -> None:
+        self._answers = Beside(ray.nodes)
+        self._asked_at = 0.0
+
+    def now(self) -> list[Node]:
+        """The nodes that can work; waits for the head's answer."""
+        return list(_workable(ray.nodes()))
+
+    def poll(self) -> list[Node]:
+        """The nodes that can work, once per answer of the head; none while there is no new one."""
+        now = time.monotonic()
+        if now - self._asked_at > AGAIN_SECONDS:
+            self._asked_at = now
+            self._answers.begin()
+        return list(_workable(self._answers.take() or ()))
+
+
+def _workable(nodes: Iterable[Mapping[str, Any]]) -> Iterator[Node]:
+    for node in nodes:
+        if node["Alive"] and node["Resources"].get(RESOURCE, 0) >= 1:
+            yield Node(
+                f"{node['NodeManagerHostname']}/{node['NodeID'][:6]}", node["NodeID"], node["NodeManagerAddress"]
+            )
+
+
+def pinned_to(node_id: str) -> NodeAffinitySchedulingStrategy:
+    """Lets Ray run something on this node and on no other."""
+    return NodeAffinitySchedulingStrategy(node_id, soft=False)
+
+
+@contextmanager
+def connected(address: str, store_bytes: int) -> Iterator[None]:
+    """Be a driver of the cluster at `address`, or of one that is started here for as long as this lasts."""
+    alone = {"num_cpus": 0, "resources": {RESOURCE: 1}, "include_dashboard": False, "object_store_memory": store_bytes}
+    # it prints errors of other nodes on stdout, which is for the answer alone, and no option of Ray 2.60 stops that
+    ray._private.worker._worker_logs_enabled = False
+    try:
+        ray.init(address=address or "local", log_to_driver=False, configure_logging=False, **({} if address else alone))
+    except (RayError, ConnectionError, RuntimeError) as error:
+        raise MintError(
+            f"--cluster {address or 'local'}: no connection ({first_line(error)}); needed: a node of that cluster "
+            "on this machine, the same Ray and Python, and its token"
+        ) from error
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def survey(tell: Callable[[], bytes], seconds: float) -> dict[str, tuple[str, bytes]]:
+    """The answer of `tell` on every living node, as `(address, answer)` by node id; an empty one for none in time.
+
+    It runs beside the worker of a node and takes nothing of it.
+    """
+    asked: dict[Any, Any] = {}
+    for node in ray.nodes():
+        if node["Alive"]:
+            task = ray.remote(num_cpus=0, max_retries=0)(tell).options(scheduling_strategy=pinned_to(node["NodeID"]))
+            asked[task.remote()] = node
+    ready, _ = ray.wait(list(asked), num_returns=len(asked), timeout=seconds)
+    answers = {}
+    for reference, node in asked.items():
+        answer = b""
+        if reference in ready:
+            with suppress(RayError):
+                answer = ray.get(reference, timeout=GET_SECONDS)
+        answers[node["NodeID"]] = node["NodeManagerAddress"], answer
+    return answers
+
+
+def first_line(error: BaseException) -> str:
+    """The message of an error of Ray, without the stack of the other process."""
+    return str(error).strip().split("\n")[0]

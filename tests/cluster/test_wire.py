@@ -1,0 +1,120 @@
+"""What travels: every job and its results come back as they were, and what cannot be read is said."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from cluster.transport.messages import Gathering
+from cluster.transport.wire import (
+    PIECE_BYTES,
+    from_pieces,
+    inventory_from,
+    make_job,
+    outlines_of,
+    pack,
+    source_from,
+    tell_job,
+    tell_model,
+    to_pieces,
+    unpack,
+)
+from cluster.transport.worker import Worker
+from mint.analysis.probes.prober import ProbeJob, Probing, TextJob
+from mint.analysis.unit_jobs import Measure, Packed, Quantize
+from mint.core.errors import MintError
+from mint.formats.format import KEEP
+from mint.formats.units import Unit
+from mint.model.source import Source, open_source
+from mint.run.executor import in_process
+from mint.run.job import PortableJob
+from tests.worlds.jobs import Clipped
+from tests.worlds.zoo import write_model
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Source:
+    return open_source(write_model("llama", tmp_path_factory.mktemp("models") / "llama", tokenizer=True))
+
+
+def test_a_worker_knows_the_whole_model(source: Source) -> None:
+    assert source_from(unpack(pack(tell_model(source, {}))), source.folder) == source
+
+
+def _done_by_a_worker(source: Source, job: PortableJob[Any]) -> dict[str, Any]:
+    worker, gathering = Worker("node"), Gathering()
+    worker.hello(str(source.folder))
+    worker.open(1, pack(tell_model(source, {})), pack(tell_job(job)), {})
+    units = {unit.path: unit for unit in source.units}
+    arrived = [result for message in worker.run(1, 1, list(units)) for result in gathering.add("node", 1, message)]
+    return {event.item: from_pieces(job, units[event.item], pieces) for event, pieces in arrived}
+
+
+def _bytes(result: Any) -> Any:
+    return [bytes(data) for data in result.data] if isinstance(result, Packed) else result
+
+
+def _jobs(source: Source) -> list[PortableJob[Any]]:
+    text = TextJob(source, Probing("random", 2, 8, base="full"), ())
+    text.tokens = text.written()
+    quantize = Quantize({unit.path: next(iter(unit.formats), KEEP) for unit in source.units}, "search")
+    return [Measure("search"), quantize, text, ProbeJob(text), Clipped(0.02)]
+
+
+@pytest.mark.parametrize("number", range(5))
+def test_every_job_has_the_same_result_here_and_behind_the_wire_also_one_that_nobody_knew(
+    source: Source, number: int
+) -> None:
+    job = _jobs(source)[number]
+    here = {unit.path: _bytes(result) for unit, result in in_process(source, job, source.units)}
+    there = {path: _bytes(result) for path, result in _done_by_a_worker(source, job).items()}
+    np.testing.assert_equal(there, here)
+
+
+def test_a_large_result_comes_in_pieces_and_one_that_was_changed_is_refused() -> None:
+    unit = Unit("up", (4096, 4096), "BF16", "up", 0, ())
+    data = np.random.default_rng(0).bytes(unit.nbytes)
+    job = Quantize({"up": KEEP})
+    pieces = list(to_pieces(job, Packed("up", KEEP, KEEP.tensors("up", unit.shape, unit.dtype), (data,))))
+    assert [len(piece) for piece in pieces] == [PIECE_BYTES] * 4 + [32]
+    assert bytes(from_pieces(job, unit, pieces).data[0]) == data
+    with pytest.raises(MintError, match="the result for up was changed on its way"):
+        from_pieces(job, unit, [pieces[1], pieces[0], *pieces[2:]])
+    short = list(to_pieces(job, Packed("up", KEEP, (), (data[:-2],))))
+    with pytest.raises(MintError, match=f"up: {unit.nbytes - 2} bytes came, needed the {unit.nbytes} bytes"):
+        from_pieces(job, unit, short)
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        {},
+        None,
+        {"job": "mint.analysis.unit_jobs:Measure"},
+        {"job": "mint.analysis.unit_jobs:Measure", "fields": {}},
+        {"job": "mint.analysis.unit_jobs:Quantize", "fields": {"formats": {"up": "no format"}, "rounding": "nearest"}},
+        {"job": 3, "fields": {}},
+        {"job": "mint.analysis.unit_jobs:Nothing", "fields": {}},
+        {"job": "mint.analysis.unit_jobs:Packed", "fields": {}},
+        {"job": "os:getcwd", "fields": {}},
+        {"job": "no_such_module:Job", "fields": {}},
+    ],
+)
+def test_a_record_that_is_no_job_is_refused_and_says_what_is_needed(source: Source, record: Any) -> None:
+    with pytest.raises(MintError, match="needed"):
+        make_job(record, source)
+
+
+def test_messages_that_cannot_be_read_say_so(source: Source) -> None:
+    unit = Unit("up", (64, 64), "BF16", "up", 0, ())
+    for reads in (
+        lambda: unpack(b"\xc1"),
+        lambda: unpack(pack([1, 2])[:-1]),
+        lambda: source_from(tell_model(source, {}) | {"units": [[1]]}, source.folder),
+        lambda: outlines_of({"outlines": {"shard": {"nbytes": 3}}}),
+        lambda: inventory_from({"node": "one"}),
+        lambda: from_pieces(Measure(), unit, []),
+        lambda: from_pieces(Clipped(1.0), unit, list(to_pieces(Quantize({}), Packed("up", KEEP, (), (b"abc",))))),
+    ):
+        with pytest.raises(MintError, match=r"cannot be read .* needed: one of this version of mint"):
+            reads()

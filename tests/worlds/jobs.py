@@ -1,0 +1,38 @@
+"""A job that neither mint nor cluster knows."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Self
+
+import mlx.core as mx
+import numpy as np
+
+from mint.formats.units import Unit
+from mint.model.source import Source
+from mint.run.job import PortableJob
+
+
+@dataclass(frozen=True)
+class Clipped(PortableJob[tuple[int, float]]):
+    """The number of weights beyond `limit`, and the largest magnitude."""
+
+    name: ClassVar[str] = "clipped"
+    limit: float
+
+    def __call__(self, unit: Unit, weight: mx.array) -> tuple[int, float]:
+        size = mx.abs(weight.astype(mx.float32))
+        return int(np.asarray((size > self.limit).sum())), float(np.asarray(size.max()))
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"limit": self.limit}
+
+    @classmethod
+    def from_dict(cls, fields: Mapping[str, Any], source: Source) -> Self:
+        return cls(fields["limit"])
+
+    def encode(self, result: tuple[int, float]) -> Iterable[bytes]:
+        return (np.array(result, "<f8").tobytes(),)
+
+    def decode(self, unit: Unit, data: memoryview) -> tuple[int, float]:
+        count, largest = np.frombuffer(data, "<f8").tolist()
+        return int(count), largest
