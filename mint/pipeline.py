@@ -51,7 +51,7 @@ class Target:
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """What a model's plans are made of, the files that keep it, and the seconds of its stages.
+    """The measurements that plans are made of, the files that keep them, and the seconds of their stages.
 
     `probes` need not exist.
     """
@@ -186,7 +186,7 @@ class _Run:
         """Analyze, and probe if the recipe says so."""
         source, device = self.source, measuring_device(self.executor)
         path = Path(analysis) if analysis else cached_analysis(source, self.recipe.rounding, device=device)
-        # whatever the rounding
+        # one file for all roundings
         probes = probe_path(Path(analysis) if analysis else cached_analysis(source, device=device))
         with self._stage(ANALYZE):
             measured = analyze(

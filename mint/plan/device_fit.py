@@ -1,4 +1,4 @@
-"""What a device leaves for weights: its working set, less the cache of a context, less a reserve."""
+"""Memory of a device for weights: its working set, less the cache of a context, less a reserve."""
 
 from __future__ import annotations
 

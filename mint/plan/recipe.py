@@ -1,4 +1,4 @@
-"""The request: what to make of a model (`Recipe`) and how large (`Budget`).
+"""The request: a `Recipe` for a model, and a `Budget` for its size.
 
 The command line, the service, its page, its client and Python all build these records. Every default stands here, or is
 a name from the room that owns it. A record is checked once, when it is made. This file imports nothing heavy.
@@ -34,7 +34,7 @@ _KINDS = {
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """What to make of a model, whatever its budget. Raises `MintError` for values that nothing can be made of."""
+    """The wanted model, for any budget. Raises `MintError` for a value that no model can have."""
 
     rounding: str = "nearest"
     dtype: str = ""  # empty: the config's own
@@ -86,7 +86,7 @@ class Recipe:
         return Recipe(**{name: getattr(self, name) for name in ANALYSIS_FIELDS})
 
     def problem(self, analysis: "Analysis", probed: "Probed | None" = None) -> "Problem":
-        """What there is to choose for a model, by its analysis and its probes."""
+        """The choices for a model, by its analysis and its probes."""
         from mint.plan.problem import Problem
 
         return Problem(

@@ -47,7 +47,7 @@ def source_record(source: Source) -> Record:
 
 
 def role_rows(units: Sequence[Unit]) -> list[Record]:
-    """What units are there by role, the role with most weights first."""
+    """The units by role, the role with most weights first."""
     roles: dict[str, list[Unit]] = defaultdict(list)
     for unit in units:
         roles[unit.role].append(unit)

@@ -88,7 +88,7 @@ def _reading(plan: Plan) -> Record:
 
 
 def _formats(plan: Plan) -> list[Record]:
-    """How many units and weights each format got, most bits first."""
+    """The units and the weights of each format, most bits first."""
     units: Counter[Any] = Counter()
     weights: Counter[Any] = Counter()
     for choice in plan.choices:

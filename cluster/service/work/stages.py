@@ -192,7 +192,7 @@ class Stages(pipeline.Hooks):
 
     @property
     def _folder(self) -> Path:
-        """What was begun by these versions on this device: what others began cannot be gone on with."""
+        """The folder of these versions on this device; attempts of others cannot be resumed."""
         made_by = json.dumps([device_kind(), versions()], sort_keys=True)
         folder = self.work / hashlib.sha256(made_by.encode()).hexdigest()[:12]
         folder.mkdir(exist_ok=True)
@@ -248,7 +248,7 @@ def _refuse_tokenizer_code(folder: Path) -> None:
         return
     try:
         read_tokenizer(folder)
-    except Exception as error:  # whatever transformers raises
+    except Exception as error:  # transformers raises any kind
         raise MintError(
             f"{folder.name}: its tokenizer brings its own code, which is never run, and does not load without "
             f"({' '.join(str(error).split())[:200]}); needed: a tokenizer that transformers itself implements"
