@@ -2,81 +2,72 @@
 
 The verbs of the pipeline as functions, imported when first used:
 
-    from mint import open_source, analyze, allocate, assemble, verify, evaluate, quantize
+    from mint import open_source, analyze, probe, allocate, assemble, verify, evaluate, quantize, Recipe, Budget
 """
 
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from mint.core.errors import MintError
-from mint.core.version import __version__
+from mint.core.errors import MintError as MintError
+from mint.core.version import __version__ as __version__
 
 if TYPE_CHECKING:
-    from mint.analysis.analysis import read_analysis
-    from mint.analysis.analyze import analyze
-    from mint.assembly.assemble import assemble
-    from mint.assembly.reuse import Reuse
-    from mint.assembly.verify import verify
-    from mint.client.client import Client
-    from mint.core.sizes import parse_budget, parse_size
-    from mint.model.source import open_source
-    from mint.pipeline import quantize
-    from mint.plan.allocate import allocate
-    from mint.plan.curve import curve
-    from mint.plan.explain import diff, explain
-    from mint.plan.objectives import objective
-    from mint.plan.plan import read_plan, write_plan
-    from mint.plan.problem import Problem
-    from mint.plan.rules import Rules
-    from mint.quality.evaluate import evaluate
+    from mint.analysis.analysis import read_analysis as read_analysis
+    from mint.analysis.analyze import analyze as analyze
+    from mint.analysis.probes.probe import probe as probe
+    from mint.analysis.probes.probe_file import probe_path as probe_path
+    from mint.analysis.probes.probe_file import read_probes as read_probes
+    from mint.analysis.probes.prober import Probing as Probing
+    from mint.assembly.assemble import assemble as assemble
+    from mint.assembly.reuse import Reuse as Reuse
+    from mint.assembly.verify import verify as verify
+    from mint.client.client import Client as Client
+    from mint.core.sizes import parse_budget as parse_budget
+    from mint.core.sizes import parse_size as parse_size
+    from mint.model.source import open_source as open_source
+    from mint.pipeline import quantize as quantize
+    from mint.plan.allocate import allocate as allocate
+    from mint.plan.curve import curve as curve
+    from mint.plan.explain import diff as diff
+    from mint.plan.explain import explain as explain
+    from mint.plan.objectives import objective as objective
+    from mint.plan.plan import read_plan as read_plan
+    from mint.plan.plan import write_plan as write_plan
+    from mint.plan.problem import Problem as Problem
+    from mint.plan.recipe import Budget as Budget
+    from mint.plan.recipe import Recipe as Recipe
+    from mint.plan.recipe import Room as Room
+    from mint.plan.rules import Rules as Rules
+    from mint.quality.evaluate import evaluate as evaluate
+    from mint.targets.devices import DEVICES as DEVICES
+    from mint.targets.devices import device as device
 
-__all__ = [
-    "Client",
-    "MintError",
-    "Problem",
-    "Reuse",
-    "Rules",
-    "__version__",
-    "allocate",
-    "analyze",
-    "assemble",
-    "curve",
-    "diff",
-    "evaluate",
-    "explain",
-    "objective",
-    "open_source",
-    "parse_budget",
-    "parse_size",
-    "quantize",
-    "read_analysis",
-    "read_plan",
-    "verify",
-    "write_plan",
-]
-_HOME = {
-    "Client": "mint.client.client",
-    "MintError": "mint.core.errors",
-    "Problem": "mint.plan.problem",
-    "Reuse": "mint.assembly.reuse",
-    "Rules": "mint.plan.rules",
-    "allocate": "mint.plan.allocate",
-    "analyze": "mint.analysis.analyze",
-    "assemble": "mint.assembly.assemble",
-    "curve": "mint.plan.curve",
-    "diff": "mint.plan.explain",
-    "evaluate": "mint.quality.evaluate",
-    "explain": "mint.plan.explain",
-    "objective": "mint.plan.objectives",
-    "open_source": "mint.model.source",
-    "parse_budget": "mint.core.sizes",
-    "parse_size": "mint.core.sizes",
-    "quantize": "mint.pipeline",
-    "read_analysis": "mint.analysis.analysis",
-    "read_plan": "mint.plan.plan",
-    "verify": "mint.assembly.verify",
-    "write_plan": "mint.plan.plan",
+_NAMES = {
+    "mint.analysis.analysis": "read_analysis",
+    "mint.analysis.analyze": "analyze",
+    "mint.analysis.probes.probe": "probe",
+    "mint.analysis.probes.probe_file": "probe_path read_probes",
+    "mint.analysis.probes.prober": "Probing",
+    "mint.assembly.assemble": "assemble",
+    "mint.assembly.reuse": "Reuse",
+    "mint.assembly.verify": "verify",
+    "mint.client.client": "Client",
+    "mint.core.sizes": "parse_budget parse_size",
+    "mint.model.source": "open_source",
+    "mint.pipeline": "quantize",
+    "mint.plan.allocate": "allocate",
+    "mint.plan.curve": "curve",
+    "mint.plan.explain": "diff explain",
+    "mint.plan.objectives": "objective",
+    "mint.plan.plan": "read_plan write_plan",
+    "mint.plan.problem": "Problem",
+    "mint.plan.recipe": "Budget Recipe Room",
+    "mint.plan.rules": "Rules",
+    "mint.quality.evaluate": "evaluate",
+    "mint.targets.devices": "DEVICES device",
 }
+_HOME = {name: module for module, names in _NAMES.items() for name in names.split()}
+__all__ = ["MintError", "__version__", *_HOME]
 
 
 def __getattr__(name: str) -> Any:

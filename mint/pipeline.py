@@ -1,18 +1,21 @@
-"""The main job in one call: analyze, allocate, assemble, verify."""
+"""The one pipeline: analyze, probe, allocate, assemble, verify.
+
+`run` makes every model of one analysis; Python, the command line and the service call it. What a caller does between
+the stages, such as leases, storing and checks, stands in its `Hooks`.
+"""
 
 import hashlib
 import json
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from mint.analysis.analysis import SCHEMA, Analysis
 from mint.analysis.analyze import analyze
 from mint.analysis.probes.probe import probe
-from mint.analysis.probes.probe_file import Probed, probe_path, probes_beside
+from mint.analysis.probes.probe_file import Probed, probe_path, read_probes
 from mint.analysis.probes.prober import Probing
 from mint.assembly.assemble import assemble, refuse_existing
 from mint.assembly.reuse import Reuse
@@ -22,56 +25,89 @@ from mint.core.cache import cache_folder
 from mint.core.errors import MintError
 from mint.core.memory import peak_rss_bytes
 from mint.core.progress import OnProgress, ignore
-from mint.core.sizes import Budget
-from mint.formats.layout import MAX_SHARD_BYTES
-from mint.formats.rounding import parse_rounding
-from mint.model.checkpoint.manifest import Manifest
+from mint.model.checkpoint.manifest import Manifest, read_manifest
 from mint.model.source import Source, open_source
-from mint.plan.allocate import budget_bytes
-from mint.plan.objectives import objective as objective_named
-from mint.plan.plan import Plan
-from mint.plan.problem import Problem
-from mint.plan.rules import Rules
+from mint.plan.allocate import allocate_all
+from mint.plan.plan import Plan, read_plan, write_plan
+from mint.plan.recipe import Budget, Recipe
 from mint.run.device_kind import device_kind, versions
 from mint.run.executor import Executor, in_process, measuring_device
+
+ANALYZE, PROBE, ALLOCATE, ASSEMBLE, VERIFY = "analyze", "probe", "allocate", "assemble", "verify"  # the stages
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """A folder to write, and the budget of its weight files, which may depend on what the model turns out to be."""
+    """A folder to write and its budget.
+
+    `plan` is the file that keeps the plan, for callers whose attempts continue each other: a plan that lies there is
+    used again, and an output that exists is whole. Without it, an output that exists is refused.
+    """
 
     output: Path
-    budget_bytes: Callable[[Problem], int]
+    budget: Budget
+    plan: Path | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """The measurements that plans are made of, the files that keep them, and the seconds of their stages.
+
+    `probes` need not exist.
+    """
+
+    analysis: Analysis
+    probed: Probed | None
+    path: Path
+    probes: Path
+    seconds: dict[str, float]
 
 
 @dataclass(frozen=True, slots=True)
 class Quantized:
-    """What `quantize` did: the folder, its plan, its checks, and what it took."""
+    """Result of one target: the folder, its plan, its checks, and the time and memory used."""
 
     output: Path
     analysis: Path
     plan: Plan
     manifest: Manifest
     verification: Verification
+    reused_units: int
     reused_bytes: int
     seconds: dict[str, float]
     peak_rss_bytes: int
+
+
+class Hooks:
+    """The steps of a caller between the stages; these do nothing."""
+
+    def stage(self, name: str, plan: Plan | None = None) -> AbstractContextManager[None]:
+        """Surrounds a stage; `plan` is the one to assemble."""
+        return nullcontext()
+
+    def measured(self, measured: Measured) -> None:
+        """Follows the analysis and the probes."""
+
+    def earlier(self) -> Sequence[Path]:
+        """More folders to copy units from; called within the stage, before each model is assembled."""
+        return ()
+
+    def assembled(self, reuse: Reuse) -> None:
+        """Follows each model, within its stage."""
+
+    def verified(self, output: Path, manifest: Manifest) -> None:
+        """Follows each successful verification, within its stage."""
 
 
 def quantize(
     model: Path | str,
     budget: int | str | Budget,
     output: Path | str,
+    recipe: Recipe = Recipe(),  # noqa: B008, it is frozen
     *,
-    objective: str = "output",
-    rules: Rules = Rules(),  # noqa: B008, it is frozen
-    prefer_speed: float = 0.0,
     analysis: Path | str | None = None,
-    dtype: str = "",
-    rounding: str = "nearest",
+    probing: Probing = Probing(),  # noqa: B008, it is frozen
     keep_nonfinite: bool = False,
-    probing: Probing | None = None,
-    max_shard_bytes: int = MAX_SHARD_BYTES,
     reuse: Sequence[Path | str] = (),
     executor: Executor = in_process,
     on_progress: OnProgress = ignore,
@@ -79,105 +115,152 @@ def quantize(
     """Write the best MLX model of `model` whose weight files take at most `budget` to the new folder `output`.
 
     `model` is a folder, or as a `str` an id of the Hugging Face hub, which is downloaded if need be.
-    The analysis is kept (in the user's cache, or in `analysis`), so another budget costs no measuring; with `probing`
-    the sensitivities are measured too and kept beside it, and once there they are used by every later call. Units
-    that a folder of `reuse` holds in the planned format are copied. Killed at any point, the same call goes on. Raises
-    `MintError` for everything that the user can mend; a model that fails its verification raises too, and stays where
-    it is for inspection. `rounding` is "nearest", "search" for scales of less error in the same bytes, or
-    "compensate", which also makes up for errors on text that the model itself writes.
+    The analysis is kept (in the user's cache, or in `analysis`), so another budget costs no measuring. With
+    `recipe.probe` the sensitivities are measured too, as `probing` says; later calls use them. Units that a folder of
+    `reuse` holds in the planned format are copied. Killed at any point, the same call resumes. Raises `MintError` for
+    everything that the user can fix; a model that fails its verification raises too, and stays for inspection.
     """
-
-    def pose(measured: Analysis, probed: Probed | None) -> Problem:
-        return Problem(
-            measured,
-            objective_named(objective),
-            rules,
-            probed=probed,
-            prefer_speed=prefer_speed,
-            max_shard_bytes=max_shard_bytes,
-        )
-
-    return quantize_all(
+    target = Target(Path(output), Budget.of(budget))
+    (result,) = run(
         model,
-        [Target(Path(output), partial(budget_bytes, budget))],
-        pose,
+        recipe,
+        [target],
         analysis=analysis,
-        dtype=dtype,
-        rounding=rounding,
-        keep_nonfinite=keep_nonfinite,
         probing=probing,
+        keep_nonfinite=keep_nonfinite,
         reuse=reuse,
         executor=executor,
         on_progress=on_progress,
-    )[0]
+    )
+    return result
 
 
-def quantize_all(
-    model: Path | str,
+def run(
+    model: Source | Path | str,
+    recipe: Recipe,
     targets: Sequence[Target],
-    pose: Callable[[Analysis, Probed | None], Problem],
     *,
     analysis: Path | str | None = None,
-    dtype: str = "",
-    rounding: str = "nearest",
+    probing: Probing = Probing(),  # noqa: B008, it is frozen
     keep_nonfinite: bool = False,
-    probing: Probing | None = None,
     reuse: Sequence[Path | str] = (),
     executor: Executor = in_process,
+    hooks: Hooks = Hooks(),  # noqa: B008, it has no state
     on_progress: OnProgress = ignore,
 ) -> list[Quantized]:
-    """Write one model per target from one analysis; `pose` makes the problem of it. Otherwise as `quantize`.
+    """Write one model per target from one analysis; without targets, only measure. Otherwise as `quantize`.
 
     All plans are made before anything is written. Later targets copy what earlier ones hold in the same format.
     """
-    parse_rounding(rounding)
     for target in targets:
-        refuse_existing(target.output)
-    stock()  # starts while this process analyzes
-    seconds: dict[str, float] = {}
-    source = open_source(model, dtype=dtype, on_progress=on_progress)
-    path = Path(analysis) if analysis else cached_analysis(source, rounding, device=measuring_device(executor))
-    with _timed(seconds, "analyze"):
-        measured = analyze(
-            source,
-            path,
-            rounding=rounding,
-            executor=executor,
-            keep_nonfinite=keep_nonfinite,
-            on_progress=on_progress,
-        )
-    beside = (
-        Path(analysis) if analysis else cached_analysis(source, device=measuring_device(executor))
-    )  # whatever the rounding
-    probed = probes_beside(beside)
-    if probing:
-        with _timed(seconds, "probe"):
-            probed = probe(
-                source, measured, probe_path(beside), probing=probing, executor=executor, on_progress=on_progress
-            )
-    with _timed(seconds, "allocate"):
-        problem = pose(measured, probed)
-        plans = [problem.plan(target.budget_bytes(problem)) for target in targets]
+        if not target.plan:
+            refuse_existing(target.output)
+    if targets:
+        stock()  # starts while this process analyzes
+    source = model if isinstance(model, Source) else open_source(model, dtype=recipe.dtype, on_progress=on_progress)
+    work = _Run(source, recipe, executor, hooks, on_progress)
+    measured = work.measure(analysis, probing, keep_nonfinite)
+    if not targets:
+        return []
+    plans = work.plans(targets, measured)
     folders = [Path(folder) for folder in reuse]
-    done = []
+    results = []
     for target, plan in zip(targets, plans, strict=True):
-        taken = Reuse(folders)
-        with _timed(seconds, "assemble"):
-            manifest = assemble(plan, source, target.output, reuse=taken, executor=executor, on_progress=on_progress)
-        with _timed(seconds, "verify"):
-            verification = verify(target.output, on_progress=on_progress)
-        _insist(target.output, verification)
-        peak = peak_rss_bytes() + verification.peak_rss_bytes
-        done.append(Quantized(target.output, path, plan, manifest, verification, taken.nbytes, dict(seconds), peak))
+        results.append(work.write(target, plan, measured, folders))
         folders.append(target.output)
-    return done
+    return results
+
+
+@dataclass(slots=True)
+class _Run:
+    """The stages of one run, with their seconds."""
+
+    source: Source
+    recipe: Recipe
+    executor: Executor
+    hooks: Hooks
+    on_progress: OnProgress
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def measure(self, analysis: Path | str | None, probing: Probing, keep_nonfinite: bool) -> Measured:
+        """Analyze, and probe if the recipe says so."""
+        source, device = self.source, measuring_device(self.executor)
+        path = Path(analysis) if analysis else cached_analysis(source, self.recipe.rounding, device=device)
+        # one file for all roundings
+        probes = probe_path(Path(analysis) if analysis else cached_analysis(source, device=device))
+        with self._stage(ANALYZE):
+            measured = analyze(
+                source,
+                path,
+                rounding=self.recipe.rounding,
+                executor=self.executor,
+                keep_nonfinite=keep_nonfinite,
+                on_progress=self.on_progress,
+            )
+        if self.recipe.probe:
+            with self._stage(PROBE):
+                probed: Probed | None = probe(
+                    source, measured, probes, probing=probing, executor=self.executor, on_progress=self.on_progress
+                )
+        else:
+            probed = read_probes(probes) if probes.exists() else None
+        result = Measured(measured, probed, path, probes, dict(self.seconds))
+        self.hooks.measured(result)
+        return result
+
+    def plans(self, targets: Sequence[Target], measured: Measured) -> list[Plan]:
+        """The plan of every target: the one in its file, or a new one."""
+        with self._stage(ALLOCATE):
+            missing = [target for target in targets if not (target.plan and target.plan.exists())]
+            budgets = [target.budget for target in missing]
+            new = allocate_all(measured.analysis, budgets, self.recipe, probed=measured.probed) if missing else []
+            for target, plan in zip(missing, new, strict=True):
+                if target.plan:
+                    write_plan(plan, target.plan)
+            made = dict(zip(missing, new, strict=True))
+            return [made[target] if target in made else read_plan(target.plan or "") for target in targets]
+
+    def write(self, target: Target, plan: Plan, measured: Measured, folders: Sequence[Path]) -> Quantized:
+        """Assemble and verify one model."""
+        reuse = Reuse()
+        with self._stage(ASSEMBLE, plan):
+            if target.output.exists():  # whole, by an earlier attempt
+                manifest = read_manifest(target.output)
+            else:
+                reuse = Reuse([*folders, *self.hooks.earlier()])
+                manifest = assemble(
+                    plan, self.source, target.output, reuse=reuse, executor=self.executor, on_progress=self.on_progress
+                )
+                self.hooks.assembled(reuse)
+        with self._stage(VERIFY):
+            verification = verify(target.output, on_progress=self.on_progress)
+            _insist(target.output, verification)
+            self.hooks.verified(target.output, manifest)
+        return Quantized(
+            target.output,
+            measured.path,
+            plan,
+            manifest,
+            verification,
+            reuse.units,
+            reuse.nbytes,
+            dict(self.seconds),
+            peak_rss_bytes() + verification.peak_rss_bytes,
+        )
+
+    @contextmanager
+    def _stage(self, name: str, plan: Plan | None = None) -> Iterator[None]:
+        with self.hooks.stage(name, plan):
+            started = time.perf_counter()
+            yield
+            self.seconds[name] = round(time.perf_counter() - started, 3)
 
 
 def _insist(output: Path, verification: Verification) -> None:
     if not verification.passed:
         failed = "; ".join(f"{check.name}: {check.detail}" for check in verification.checks if not check.passed)
         raise MintError(
-            f"{output}: written, but it fails its verification ({failed}); do not use it, please report this"
+            f"{output.name} is written, but fails its verification ({failed}); do not use it, please report this"
         )
 
 
@@ -192,10 +275,3 @@ def cached_analysis(source: Source, rounding: str = "nearest", *, device: str = 
     device = device or device_kind()
     key = json.dumps([SCHEMA, source.identity, source.dtype, rounding, device, versions()], sort_keys=True)
     return folder / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.mint"
-
-
-@contextmanager
-def _timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
-    started = time.perf_counter()
-    yield
-    seconds[stage] = round(time.perf_counter() - started, 3)

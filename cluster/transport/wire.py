@@ -16,7 +16,7 @@ import msgpack
 from cluster.copies.inventory import Held, Inventory
 from cluster.copies.sparse_copy import Outline
 from mint.core.errors import MintError
-from mint.formats.units import Parameter, Unit, to_fields
+from mint.formats.units import Parameter, Unit, from_fields, to_fields
 from mint.model.checkpoint.shards import read_shards
 from mint.model.module_tree import OpenedModel
 from mint.model.source import Source

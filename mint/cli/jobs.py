@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mint.cli.options import Dtype, Json, Room, Rounding, Server, Wishes, checked_dtype, takes
+from mint.cli import options as opt
 from mint.cli.screen import Screen
 from mint.core.errors import MintError
 
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 Id = Annotated[str, typer.Argument(metavar="ID", help="Of a job; mint jobs lists them.")]
 
 
-@takes(Room, Wishes, Server)
 def submit(
     model: Annotated[
         str,
@@ -27,21 +26,37 @@ def submit(
             help="A model of the service, as its page lists it, or where it allows them an id of the hub.",
         ),
     ],
-    room: Room,
-    wishes: Wishes,
-    server: Server,
-    dtype: Dtype = "",
-    rounding: Rounding = "nearest",
-    probe: Annotated[
-        bool, typer.Option("--probe", help="Measure how sensitive the output is to each unit first (see mint probe).")
-    ] = False,
+    budget: opt.Budgets = opt.NONE,
+    device: opt.Devices = opt.NONE,
+    context: opt.Context = opt.ROOM.context,
+    kv_bits: opt.KvBits = opt.ROOM.kv_bits,
+    reserve: opt.Reserve = opt.ROOM.reserve,
+    objective: opt.Objective = opt.RECIPE.objective,
+    veto: opt.Veto = opt.RECIPE.veto_db,
+    min_bits: opt.MinBits = opt.RECIPE.min_bits,
+    max_bits: opt.MaxBits = opt.RECIPE.max_bits,
+    formats: opt.Formats = opt.NONE,
+    keep: opt.Keep = opt.NONE,
+    set: opt.Set = opt.NONE,
+    locks: opt.Locks = None,
+    compat: opt.Compat = opt.RECIPE.compat,
+    prefer_speed: opt.PreferSpeed = opt.RECIPE.prefer_speed,
+    ignore_probe: opt.IgnoreProbe = opt.RECIPE.ignore_probe,
+    max_shard_size: opt.MaxShardSize = opt.RECIPE.max_shard_size,
+    server: opt.Server = "",
+    token_file: opt.TokenFile = None,
+    ca: opt.Authorities = None,
+    insecure: opt.Insecure = False,
+    dtype: opt.Dtype = opt.RECIPE.dtype,
+    rounding: opt.Rounding = opt.RECIPE.rounding,
+    probe: opt.Probe = opt.RECIPE.probe,
     priority: Annotated[int, typer.Option(help="Higher goes first.")] = 0,
     wait: Annotated[bool, typer.Option("--wait", help="Follow the jobs to their end.")] = False,
     download: Annotated[
         Path | None,
         typer.Option(metavar="DIR", help="Wait, and bring every result into a folder MODEL-BUDGET below DIR."),
     ] = None,
-    as_json: Json = False,
+    as_json: opt.Json = False,
 ) -> None:
     """Ask the service for a model within every budget or device, or without any for its analysis alone.
 
@@ -49,11 +64,10 @@ def submit(
 
     Example: mint submit Qwen3-8B --budget 6GB --budget 8GB --download models
     """
-    if room.names:
-        room.check()
-    options = {**wishes.told(), **room.told(), "dtype": checked_dtype(dtype), "rounding": rounding, "probe": probe}
-    with Screen(as_json) as screen, server.client() as client:
-        jobs = client.submit(model, room.names, options=options, priority=priority, on_progress=screen.on_progress)
+    given = locals()
+    recipe, budgets = opt.recipe_of(given), opt.budgets_of(given) if budget or device else []
+    with Screen(as_json) as screen, opt.client_of(given) as client:
+        jobs = client.submit(model, budgets, recipe, priority=priority, on_progress=screen.on_progress)
         for job in jobs:
             screen.note(f"job {job.id}: {job.model} {job.budget or 'analysis'}, {job.state}")
         if wait or download:
@@ -68,20 +82,23 @@ def submit(
     screen.answer_all(records)
 
 
-@takes(Server)
 def jobs(
-    server: Server,
+    server: opt.Server = "",
+    token_file: opt.TokenFile = None,
+    ca: opt.Authorities = None,
+    insecure: opt.Insecure = False,
     id: Annotated[str, typer.Argument(metavar="[ID]", help="Of a job; default: the newest.")] = "",
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Stay until the job ends.")] = False,
     state: Annotated[str, typer.Option(metavar="STATE", help="Only those in this state.")] = "",
     mine: Annotated[bool, typer.Option("--mine", help="Only mine.")] = False,
     limit: Annotated[int, typer.Option(min=1, max=500, help="How many.")] = 20,
-    as_json: Json = False,
+    as_json: opt.Json = False,
 ) -> None:
     """Show the jobs of the service, or one of them, or follow it to its end."""
+    given = locals()
     if follow and not id:
         raise typer.BadParameter("needed: the id of the job to follow", param_hint="--follow")
-    with Screen(as_json) as screen, server.client() as client:
+    with Screen(as_json) as screen, opt.client_of(given) as client:
         if id and follow:
             client.wait(id, screen.on_progress, screen.note)
         found = [client.job(id)] if id else list(client.jobs(state=state, mine=mine, limit=limit))
@@ -91,10 +108,17 @@ def jobs(
         screen.answer({"count": len(found), "jobs": [_row(job) for job in found]})
 
 
-@takes(Server)
-def cancel(id: Id, server: Server, as_json: Json = False) -> None:
+def cancel(
+    id: Id,
+    server: opt.Server = "",
+    token_file: opt.TokenFile = None,
+    ca: opt.Authorities = None,
+    insecure: opt.Insecure = False,
+    as_json: opt.Json = False,
+) -> None:
     """Want a job no more: it ends at once, unless somebody else asked for the same."""
-    with Screen(as_json) as screen, server.client() as client:
+    given = locals()
+    with Screen(as_json) as screen, opt.client_of(given) as client:
         job = client.cancel(id)
         if not job.is_final:
             others = ", ".join(job.watchers)
@@ -102,17 +126,20 @@ def cancel(id: Id, server: Server, as_json: Json = False) -> None:
     screen.answer(job_record(job))
 
 
-@takes(Server)
 def download(
     id: Id,
-    server: Server,
+    server: opt.Server = "",
+    token_file: opt.TokenFile = None,
+    ca: opt.Authorities = None,
+    insecure: opt.Insecure = False,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Folder to write; must not exist. Default: MODEL-BUDGET.")
     ] = None,
-    as_json: Json = False,
+    as_json: opt.Json = False,
 ) -> None:
     """Bring the result of a job here. Every byte is checked; killed or cut off, the same command goes on."""
-    with Screen(as_json) as screen, server.client() as client:
+    given = locals()
+    with Screen(as_json) as screen, opt.client_of(given) as client:
         job = client.job(id)
         if job.state != "done":
             raise MintError(f"job {job.id} is {job.state}, there is nothing to download; mint jobs {id} --follow")

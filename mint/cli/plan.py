@@ -1,17 +1,18 @@
 """The commands that need an analysis or a plan, and never the model: they take a moment."""
 
 import time
+from itertools import zip_longest
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from mint.cli.options import AnalysisFile, Dtype, Json, PlanFile, Room, Rounding, Server, Wishes, checked_dtype, takes
+from mint.cli import options as opt
 from mint.cli.screen import Screen
 from mint.core.errors import MintError
+from mint.plan.recipe import Room
 
 
-@takes(Room, Wishes, Server)
 def allocate(
     analysis: Annotated[
         str,
@@ -20,21 +21,39 @@ def allocate(
             help="A file that `mint analyze` wrote; with --server a model of that service: its analysis comes here.",
         ),
     ],
-    room: Room,
-    wishes: Wishes,
-    server: Server,
+    budget: opt.Budgets = opt.NONE,
+    device: opt.Devices = opt.NONE,
+    context: opt.Context = opt.ROOM.context,
+    kv_bits: opt.KvBits = opt.ROOM.kv_bits,
+    reserve: opt.Reserve = opt.ROOM.reserve,
+    objective: opt.Objective = opt.RECIPE.objective,
+    veto: opt.Veto = opt.RECIPE.veto_db,
+    min_bits: opt.MinBits = opt.RECIPE.min_bits,
+    max_bits: opt.MaxBits = opt.RECIPE.max_bits,
+    formats: opt.Formats = opt.NONE,
+    keep: opt.Keep = opt.NONE,
+    set: opt.Set = opt.NONE,
+    locks: opt.Locks = None,
+    compat: opt.Compat = opt.RECIPE.compat,
+    prefer_speed: opt.PreferSpeed = opt.RECIPE.prefer_speed,
+    ignore_probe: opt.IgnoreProbe = opt.RECIPE.ignore_probe,
+    max_shard_size: opt.MaxShardSize = opt.RECIPE.max_shard_size,
+    server: opt.Server = "",
+    token_file: opt.TokenFile = None,
+    ca: opt.Authorities = None,
+    insecure: opt.Insecure = False,
     output: Annotated[
         Path | None,
         typer.Option(
             "--output", "-o", help="Write the plan here as JSON; default: only show it. Several budgets: NAME-BUDGET."
         ),
     ] = None,
-    dtype: Dtype = "",
-    rounding: Rounding = "nearest",
+    dtype: opt.Dtype = opt.RECIPE.dtype,
+    rounding: opt.Rounding = opt.RECIPE.rounding,
     probe: Annotated[
         bool, typer.Option("--probe", help="Let the service measure how sensitive the output is to each unit first.")
-    ] = False,
-    as_json: Json = False,
+    ] = opt.RECIPE.probe,
+    as_json: opt.Json = False,
 ) -> None:
     """Choose a format for every unit: the least predicted loss that fits the budget. Takes a moment.
 
@@ -44,62 +63,77 @@ def allocate(
     """
     from mint.analysis.analysis import read_analysis
     from mint.analysis.probes.probe_file import probes_beside
-    from mint.cli.json_records import plan_record
+    from mint.plan.allocate import allocate_all
     from mint.plan.plan import write_plan
+    from mint.render.plans import plan_record
 
-    started = time.perf_counter()
-    room.check()
-    asked = {"dtype": checked_dtype(dtype), "rounding": rounding, "probe": probe}
-    if not server.server and (given := [name for name, value in asked.items() if value not in ("", "nearest", False)]):
+    started, options = time.perf_counter(), locals()
+    budgets, recipe = opt.budgets_of(options), opt.recipe_of(options)
+    asked = recipe.analysis.to_dict()
+    changed = [f"--{name}" for name, value in opt.RECIPE.to_dict().items() if asked[name] != value]
+    if not server and changed:
         raise MintError(
-            f"{', '.join(f'--{name}' for name in given)} with {analysis}: an analysis that is there stays as it is; "
+            f"{', '.join(changed)} with {analysis}: an analysis that is there stays as it is; "
             "needed: --server, which is asked for another, or mint analyze and mint probe"
         )
-    outputs = room.outputs(output) if output else {}
-    for path in outputs.values():
+    outputs = opt.outputs_of(budgets, output) if output else []
+    for path in outputs:
         if path.exists():
             raise MintError(f"{path} exists; nothing is ever overwritten. Choose another --output")
     with Screen(as_json) as screen:
         path = Path(analysis)
-        if server.server:
-            with server.client() as client:
-                path = client.analysis(analysis, options=asked, on_progress=screen.on_progress)
+        if server:
+            with opt.client_of(options) as client:
+                path = client.analysis(analysis, recipe, on_progress=screen.on_progress)
             screen.note(f"the service's analysis lies in {path}")
-        problem = wishes.problem(read_analysis(path), probes_beside(path))
-        plans = {name: problem.plan(room.budget_of(name)(problem)) for name in room.names}
-        for name, path in outputs.items():
-            write_plan(plans[name], path)
+        plans = allocate_all(read_analysis(path), budgets, recipe, probed=probes_beside(path))
+        for plan, path in zip(plans, outputs, strict=False):
+            write_plan(plan, path)
     seconds = time.perf_counter() - started
-    screen.answer_all([plan_record(plan, outputs.get(name), seconds) for name, plan in plans.items()])
+    screen.answer_all([plan_record(plan, path, seconds) for plan, path in zip_longest(plans, outputs)])
 
 
-@takes(Wishes)
 def curve(
-    analysis: AnalysisFile,
-    wishes: Wishes,
+    analysis: opt.AnalysisFile,
+    objective: opt.Objective = opt.RECIPE.objective,
+    veto: opt.Veto = opt.RECIPE.veto_db,
+    min_bits: opt.MinBits = opt.RECIPE.min_bits,
+    max_bits: opt.MaxBits = opt.RECIPE.max_bits,
+    formats: opt.Formats = opt.NONE,
+    keep: opt.Keep = opt.NONE,
+    set: opt.Set = opt.NONE,
+    locks: opt.Locks = None,
+    compat: opt.Compat = opt.RECIPE.compat,
+    prefer_speed: opt.PreferSpeed = opt.RECIPE.prefer_speed,
+    ignore_probe: opt.IgnoreProbe = opt.RECIPE.ignore_probe,
+    max_shard_size: opt.MaxShardSize = opt.RECIPE.max_shard_size,
     points: Annotated[int, typer.Option(min=2, help="How many budgets to solve.")] = 100,
-    context: Annotated[str, typer.Option(metavar="TOKENS", help="Context that the devices have to hold too.")] = "8k",
-    reserve: Annotated[str, typer.Option(metavar="SIZE", help="Memory of the devices for everything else.")] = "1GB",
+    context: Annotated[
+        str, typer.Option(metavar="TOKENS", help="Context that the devices have to hold too.")
+    ] = opt.ROOM.context,
+    reserve: Annotated[
+        str, typer.Option(metavar="SIZE", help="Memory of the devices for everything else.")
+    ] = opt.ROOM.reserve,
     csv: Annotated[Path | None, typer.Option(metavar="FILE", help="Write all points here.")] = None,
     plot: Annotated[Path | None, typer.Option(metavar="FILE.png|svg", help="Draw the curve here.")] = None,
-    as_json: Json = False,
+    as_json: opt.Json = False,
 ) -> None:
     """Show the whole curve of budget and loss: knees, what the next bytes buy, where every device lies on it."""
     from mint.analysis.analysis import read_analysis
     from mint.analysis.probes.probe_file import probes_beside
     from mint.cli.chart import draw_curve, write_csv
-    from mint.cli.json_records import curve_record
-    from mint.core.sizes import parse_size, parse_tokens
     from mint.plan.curve import curve as run
     from mint.plan.device_fit import devices_on
+    from mint.render.plans import curve_record
 
+    recipe, room = opt.recipe_of(locals()), Room(context=context, reserve=reserve)
     for path in filter(None, (csv, plot)):
         if path.exists():
             raise MintError(f"{path} exists; nothing is ever overwritten. Choose another name")
     with Screen(as_json) as screen:
-        problem = wishes.problem(read_analysis(analysis), probes_beside(analysis))
+        problem = recipe.problem(read_analysis(analysis), probes_beside(analysis))
         found = run(problem, points=points, on_progress=screen.on_progress)
-        devices = devices_on(problem, tokens=parse_tokens(context), reserve_bytes=parse_size(reserve))
+        devices = devices_on(problem, room)
         if csv:
             write_csv(found, csv)
         if plot:
@@ -108,14 +142,14 @@ def curve(
 
 
 def explain(
-    plan: PlanFile,
+    plan: opt.PlanFile,
     pattern: Annotated[str, typer.Argument(metavar="[PATTERN]", help="Units, such as '*.layers.0.*'.")] = "*",
-    as_json: Json = False,
+    as_json: opt.Json = False,
 ) -> None:
     """Tell why units have their formats: what else there was, what the veto took, the next step up and down."""
-    from mint.cli.json_records import explanation_record
     from mint.plan.explain import explain as run
     from mint.plan.plan import read_plan
+    from mint.render.plans import explanation_record
 
     with Screen(as_json) as screen:
         chosen = read_plan(plan)
@@ -126,12 +160,12 @@ def explain(
 def diff(
     before: Annotated[Path, typer.Argument(metavar="PLAN", help="A plan, or a folder that mint wrote.")],
     after: Annotated[Path, typer.Argument(metavar="PLAN", help="Another one of the same model.")],
-    as_json: Json = False,
+    as_json: opt.Json = False,
 ) -> None:
     """Show which units differ between two plans, and what that costs and saves."""
-    from mint.cli.json_records import diff_record
     from mint.plan.explain import diff as run
     from mint.plan.plan import read_plan
+    from mint.render.plans import diff_record
 
     with Screen(as_json) as screen:
         first, second = read_plan(before), read_plan(after)
@@ -142,10 +176,10 @@ def diff(
 def devices(
     name: Annotated[str, typer.Argument(metavar="[NAME]", help="Only devices whose name contains this.")] = "",
     loaders: Annotated[bool, typer.Option("--loaders", help="List loaders for --compat instead.")] = False,
-    as_json: Json = False,
+    as_json: opt.Json = False,
 ) -> None:
     """List the devices that a budget can be named after, with what they leave for a model."""
-    from mint.cli.json_records import devices_record, loaders_record
+    from mint.render.models import devices_record, loaders_record
 
     with Screen(as_json) as screen:
         record = loaders_record() if loaders else devices_record(name)

@@ -5,12 +5,12 @@ from typing import Annotated
 
 import typer
 
-from mint.cli.options import Cluster, Dtype, Json, Model, checked_dtype
+from mint.cli import options as opt
 from mint.cli.screen import Screen
 
 
 def probe(
-    model: Model,
+    model: opt.Model,
     analysis: Annotated[
         Path | None,
         typer.Option(help="Its analysis; probes are kept beside it. Default: the one that mint quantize remembers."),
@@ -32,9 +32,9 @@ def probe(
             "else 8 bits, else fewer.",
         ),
     ] = "auto",
-    dtype: Dtype = "",
-    cluster: Cluster = "",
-    as_json: Json = False,
+    dtype: opt.Dtype = "",
+    cluster: opt.Cluster = "",
+    as_json: opt.Json = False,
 ) -> None:
     """Measure how far the output moves when each unit alone is stored coarsely. No data; resumes by itself.
 
@@ -47,9 +47,9 @@ def probe(
     from mint.analysis.probes.probe import probe as run
     from mint.analysis.probes.probe_file import probe_path
     from mint.analysis.probes.prober import Probing
-    from mint.cli.json_quality import probed_record
     from mint.model.source import open_source
     from mint.pipeline import cached_analysis
+    from mint.render.models import probed_record
     from mint.run.executor import measuring_device
     from mint.run.executors import executing
 
@@ -57,9 +57,9 @@ def probe(
     probing.check()
     with (
         Screen(as_json) as screen,
-        executing(cluster, model, checked_dtype(dtype), on_progress=screen.on_progress) as (folder, executor),
+        executing(cluster, model, opt.checked_dtype(dtype), on_progress=screen.on_progress) as (folder, executor),
     ):
-        source = open_source(folder, dtype=checked_dtype(dtype))
+        source = open_source(folder, dtype=opt.checked_dtype(dtype))
         path = analysis or cached_analysis(source, device=measuring_device(executor))
         measured = analyze(source, path, executor=executor, on_progress=screen.on_progress)
         probed = run(
@@ -94,7 +94,7 @@ def evaluate(
         Path | None,
         typer.Option(metavar="FILE", help="Keep what MODEL says, so that the next model is compared without MODEL."),
     ] = None,
-    as_json: Json = False,
+    as_json: opt.Json = False,
 ) -> None:
     """Compare a quantized model's predictions with the original's: KL divergence, agreement, perplexity.
 
@@ -103,8 +103,8 @@ def evaluate(
 
     Example: mint evaluate Qwen3-8B-6GB --reference models/Qwen3-8B
     """
-    from mint.cli.json_quality import evaluation_record
     from mint.quality.evaluate import evaluate as run
+    from mint.render.models import evaluation_record
 
     with Screen(as_json) as screen:
         evaluation = run(

@@ -1,6 +1,6 @@
 """Output of the commands: progress and tables on a terminal, or one JSON object.
 
-`json_records.py` turns results into the records of --json; `answer` prints such a record as JSON or as tables.
+`mint.render` turns results into the records of --json; `answer` prints such a record as JSON or as tables.
 """
 
 from __future__ import annotations

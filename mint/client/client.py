@@ -19,6 +19,7 @@ from mint.client.http import Connection, Record, RefusedError, SilentError, Timi
 from mint.core.cache import cache_folder
 from mint.core.errors import MintError
 from mint.core.progress import OnProgress, Progress, Share, ignore
+from mint.plan.recipe import Budget, Recipe, Room
 
 if TYPE_CHECKING:
     from httpx_sse import EventSource
@@ -93,19 +94,24 @@ class Client:
     def submit(
         self,
         model: str,
-        budgets: Sequence[str] = (),
+        budgets: Sequence[str | Budget] = (),
+        recipe: Recipe = Recipe(),  # noqa: B008, it is frozen
         *,
-        options: Mapping[str, Any] | None = None,
         priority: int = 0,
         on_progress: OnProgress = ignore,
     ) -> tuple[ServedJob, ...]:
         """Submit a job for each budget, or one for the analysis alone if there is none.
 
-        A request equal to an earlier one gets the job of that. `options` are those of `mint quantize`: rounding,
-        objective, probe, dtype, veto_db and others. A model of the hub that the service allows and does not have is
-        fetched first. Raises `RefusedError` with the service's reason.
+        A request equal to an earlier one gets the job of that. A model of the hub that the service allows and does not
+        have is fetched first. Raises `RefusedError` with the service's reason, and `MintError` for devices of different
+        rooms: those need a submission each.
         """
-        request = {"model": model, "budgets": list(budgets), "options": dict(options or {}), "priority": priority}
+        wanted = [Budget.of(budget) for budget in budgets]
+        rooms = {budget.room for budget in wanted if budget.device} or {Room()}
+        if len(rooms) > 1:
+            raise MintError(f"found devices with {len(rooms)} different rooms; needed one room, or a submission each")
+        options = {**recipe.to_dict(), **rooms.pop().to_dict()}
+        request = {"model": model, "budgets": list(map(str, wanted)), "options": options, "priority": priority}
         try:
             answer = self._connection.ask("POST", "/v1/jobs", json=request)
         except RefusedError as error:
@@ -209,10 +215,14 @@ class Client:
         return download(self._connection, _plain(artifact), Path(output), on_progress)
 
     def analysis(
-        self, model: str, *, options: Mapping[str, Any] | None = None, on_progress: OnProgress = ignore
+        self,
+        model: str,
+        recipe: Recipe = Recipe(),  # noqa: B008, it is frozen
+        *,
+        on_progress: OnProgress = ignore,
     ) -> Path:
         """The path of a model's analysis here, with its probes beside it; the service makes a missing one."""
-        (job,) = self.submit(model, (), options=options, on_progress=on_progress)
+        (job,) = self.submit(model, (), recipe.analysis, on_progress=on_progress)
         artifact = self.wait(job.id, on_progress).artifact
         folder = cache_folder() / "served" / artifact
         if not folder.exists():

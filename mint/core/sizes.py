@@ -39,32 +39,37 @@ def parse_size(text: str) -> int:
 
 
 @dataclass(frozen=True, slots=True)
-class Budget:
-    """A budget as it was written: an amount of `B`, of bits per weight (`bpw`), of the source's size (`x`), or a word.
+class Amount:
+    """A budget as it was written: a number of `B`, of bits per weight (`bpw`), of the source's size (`x`), or a word.
 
     `min` is the smallest plan that keeps to the rules, `max` the smallest of those with the least loss.
     """
 
     text: str
     unit: str  # B, bpw, x, min or max
-    amount: Decimal = Decimal(0)
+    number: Decimal = Decimal(0)
+
+    @classmethod
+    def of_bytes(cls, nbytes: int) -> "Amount":
+        """A number of bytes."""
+        return cls(f"{nbytes}B", "B", Decimal(nbytes))
 
     def __str__(self) -> str:
         return self.text
 
 
-def parse_budget(text: str) -> Budget:
-    """The budget that people write as `18GB`, `16.5GiB`, `4.5bpw`, `0.3x`, `min` or `max`."""
+def parse_budget(text: str) -> Amount:
+    """The amount that people write as `18GB`, `16.5GiB`, `4.5bpw`, `0.3x`, `min` or `max`."""
     word = text.strip().lower()
     if word in ("min", "max"):
-        return Budget(word, word)
+        return Amount(word, word)
     match = _RELATIVE.fullmatch(word)
     if not match:
-        return Budget(text.strip(), "B", Decimal(parse_size(text)))
-    amount = Decimal(match[1])
-    if amount <= 0:
+        return Amount(text.strip(), "B", Decimal(parse_size(text)))
+    number = Decimal(match[1])
+    if number <= 0:
         raise MintError(f"{text!r} is no budget; needed a number above zero")
-    return Budget(text.strip(), match[2], amount)
+    return Amount(text.strip(), match[2], number)
 
 
 def parse_tokens(text: str) -> int:

@@ -9,7 +9,7 @@ import pytest
 
 from cluster.service.data.records import Quota
 from cluster.service.http.schema import Options
-from cluster.service.recipe_of_wish import DEFAULTS, checked_budget
+from cluster.service.recipe_of_wish import DEFAULTS, budget_of, canonical
 from mint.analysis.analysis import read_analysis
 from mint.analysis.analyze import analyze
 from mint.core.sizes import parse_budget
@@ -18,6 +18,7 @@ from mint.model.source import open_source
 from mint.plan.allocate import allocate
 from mint.plan.curve import curve
 from mint.plan.problem import Problem
+from mint.plan.recipe import Recipe
 from tests.worlds.served import Served, served
 
 NOWHERE = "0" * 64
@@ -92,11 +93,11 @@ def test_people_who_ask_for_the_same_thing_share_a_job_and_cancelling_takes_off_
      ["0.001kB", "1B"], ["m4-max-64"]],
 )  # fmt: skip
 def test_a_budget_has_one_way_to_be_written_that_means_the_same(texts: list[str]) -> None:
-    (written,) = {checked_budget(text) for text in texts}
-    assert checked_budget(written) == written
+    (written,) = {canonical(budget_of(text, {})) for text in texts}
+    assert canonical(budget_of(written, {})) == written
     if written != "m4-max-64":
-        assert {(parse_budget(text).amount, parse_budget(text).unit) for text in [*texts, written]} == {
-            (parse_budget(texts[0]).amount, parse_budget(texts[0]).unit)
+        assert {(parse_budget(text).number, parse_budget(text).unit) for text in [*texts, written]} == {
+            (parse_budget(texts[0]).number, parse_budget(texts[0]).unit)
         }
 
 
@@ -204,9 +205,7 @@ def test_a_plan_of_a_stored_analysis_is_that_of_mint(world: Served, llama: Path,
         answer = world.client.post("/v1/plans", json=asked)
         assert answer.status_code == 200, answer.text
         plan = answer.json()
-        from mint.plan.rules import Rules, parse_lock
-
-        expected = allocate(read_analysis(analysis), "5bpw", rules=Rules(locks=(parse_lock("*.v_proj=8/32"),)))
+        expected = allocate(read_analysis(analysis), "5bpw", Recipe(lock=("*.v_proj=8/32",)))
         assert plan["planned_bytes"] == expected.planned_bytes <= plan["budget_bytes"]
         assert [(unit["path"], unit["format"]) for unit in plan["units"]] == [
             (choice.path, str(choice.format)) for choice in expected.choices

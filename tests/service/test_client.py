@@ -17,6 +17,7 @@ import pytest
 import mint
 from mint.cli.main import run_command
 from mint.model.checkpoint.manifest import file_digest
+from mint.plan.recipe import Recipe
 from tests.conftest import own_cache
 from tests.worlds.zoo import write_model
 
@@ -220,7 +221,7 @@ def test_an_analysis_of_the_service_is_of_the_kind_that_was_asked_for(lab: Lab, 
     ]
     assert [code for code, _ in said] == [0, 0]
     with mint.Client(lab.address, (lab.folder / "bob").read_text().strip()) as client:
-        plain, cast = client.analysis(MODEL), client.analysis(MODEL, options={"dtype": "float16"})
+        plain, cast = client.analysis(MODEL), client.analysis(MODEL, Recipe(dtype="float16"))
         assert [mint.read_analysis(path).dtype for path in (plain, cast)] == ["", "float16"]
         asked = [job.options for job in client.jobs(limit=500) if not job.budget]
     assert {"dtype": "float16"} in asked

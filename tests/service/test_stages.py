@@ -16,7 +16,7 @@ from cluster.service.data.records import Person, Wish
 from cluster.service.queue.queue import Queue
 from cluster.service.store.model_roots import Roots
 from cluster.service.store.store import Store
-from cluster.service.work.progress_events import EVERY_SECONDS, Telling
+from cluster.service.work.progress_events import EVERY_SECONDS, ProgressEvents
 from cluster.service.work.stages import Stages, _refuse_tokenizer_code
 from mint.analysis.analysis import read_analysis
 from mint.analysis.analyze import analyze
@@ -48,7 +48,7 @@ def test_a_tokenizer_that_needs_its_own_code_is_refused_and_its_code_never_run(
 def test_progress_is_told_at_most_twice_a_second_and_the_ends_of_stages_always() -> None:
     told: list[tuple[float, dict[str, Any]]] = []
     now = 0.0
-    telling = Telling(lambda kind, body: told.append((now, dict(body))), "here", lambda: now)
+    telling = ProgressEvents(lambda kind, body: told.append((now, dict(body))), "here", lambda: now)
     for stage in ("analyze", "assemble"):
         for done in range(101):
             telling.on_progress(Progress(stage, done, 100, f"unit {done}"))
@@ -61,7 +61,7 @@ def test_progress_is_told_at_most_twice_a_second_and_the_ends_of_stages_always()
 
 
 def test_a_heard_executor_still_names_all_kinds_that_it_measures_on() -> None:
-    heard = Telling(lambda kind, body: None, "here").heard(_two_kinds({"unit": "node"}))
+    heard = ProgressEvents(lambda kind, body: None, "here").counting(_two_kinds({"unit": "node"}))
     assert measuring_device(heard) == _BOTH
     assert heard.made_by == {"unit": "node"}
 

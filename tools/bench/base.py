@@ -21,13 +21,12 @@ from typing import Any
 
 from mint.analysis.analysis import read_analysis
 from mint.analysis.probes.packed_base import BASES
-from mint.analysis.probes.probe_file import FULL, Probed, probe_path, read_probed
+from mint.analysis.probes.probe_file import FULL, Probed, probe_path, read_probes
 from mint.assembly.assemble import assemble
-from mint.formats.format import parse_format
 from mint.model.source import Source, open_source
 from mint.plan.allocate import allocate
 from mint.plan.plan import Plan
-from mint.plan.rules import Rules
+from mint.plan.recipe import Recipe
 from mint.quality.evaluate import evaluate
 from mint.run.blas import allow_restart, restart_with_fast_blas
 from tools.bench.prediction import rank_correlation
@@ -67,7 +66,7 @@ def rows(options: argparse.Namespace, work: Path) -> Iterator[dict[str, Any]]:
     source = open_source(options.model)
     full, peak = _probed(FULL, options, work)
     analysis = read_analysis(work / f"{FULL}.mint")
-    nbytes = allocate(analysis, "max", rules=Rules(veto_db=-100.0, locks=(("*", parse_format("4/64")),))).planned_bytes
+    nbytes = allocate(analysis, "max", Recipe(veto_db=-100.0, lock=("*=4/64",))).planned_bytes
     best = allocate(analysis, nbytes, probed=full)
     measured = _measured(best, source, options.text, work)
     yield {"base": FULL, "peak_mb": round(peak / 1e6), "plan_bytes": nbytes, "loss": round(best.loss, 4), **measured}
@@ -107,7 +106,7 @@ def _probed(base: str, options: argparse.Namespace, work: Path) -> tuple[Probed,
     """The probes of a base, and the peak memory of the process that made them; 0 if they exist already."""
     analysis = work / f"{base}.mint"
     if probe_path(analysis).exists():
-        return read_probed(probe_path(analysis)), 0
+        return read_probes(probe_path(analysis)), 0
     command = [
         "probe",
         str(options.model),
@@ -122,7 +121,7 @@ def _probed(base: str, options: argparse.Namespace, work: Path) -> tuple[Probed,
     process = subprocess.run(
         [sys.executable, "-c", _PROBE, *command, "--json"], check=True, capture_output=True, text=True
     )
-    return read_probed(probe_path(analysis)), int(process.stderr.split()[-1])
+    return read_probes(probe_path(analysis)), int(process.stderr.split()[-1])
 
 
 def _measured(plan: Plan, source: Source, text: list[Path], work: Path) -> dict[str, float]:

@@ -25,8 +25,7 @@ from mint.analysis.probes.probe import probe
 from mint.assembly.assemble import assemble
 from mint.model.source import Source, open_source
 from mint.plan.plan import Plan
-from mint.plan.problem import Problem
-from mint.plan.rules import Rules
+from mint.plan.recipe import Recipe
 from mint.quality.evaluate import evaluate
 from mint.run.blas import allow_restart, restart_with_fast_blas
 
@@ -68,7 +67,7 @@ def main() -> None:
     parser.add_argument(
         "--veto",
         type=float,
-        default=Rules().veto_db,
+        default=Recipe().veto_db,
         help="minimum SQNR in dB; -100 plans beyond the range of predictions",
     )
     parser.add_argument("--budgets", type=int, default=BUDGETS, help=f"number of budgets (default {BUDGETS})")
@@ -95,7 +94,7 @@ def rows(source: Source, options: argparse.Namespace, work: Path) -> Iterator[Ro
     if options.rounding != "nearest":
         analysis = analyze(source, work / f"{options.rounding}.mint", rounding=options.rounding)
     probed = probe(source, nearest, work / "analysis.mint.probe") if options.alphas == "probe" else None
-    problem = Problem(analysis, rules=Rules(veto_db=options.veto), probed=probed)
+    problem = Recipe(veto_db=options.veto).problem(analysis, probed)
     for budget in budgets(problem.smallest_bytes, problem.largest_bytes, options.budgets):
         plan = problem.plan(budget)
         predicted = plan.predicted_kl

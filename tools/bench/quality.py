@@ -23,13 +23,10 @@ from mint.analysis.analyze import analyze
 from mint.analysis.probes.probe import probe
 from mint.analysis.probes.probe_file import Probed
 from mint.assembly.assemble import assemble
-from mint.formats.format import parse_format
 from mint.model.source import Source, open_source
 from mint.plan.allocate import allocate
-from mint.plan.objectives import objective as objective_named
 from mint.plan.plan import Plan
-from mint.plan.problem import Problem
-from mint.plan.rules import Rules
+from mint.plan.recipe import Recipe
 from mint.quality.evaluate import evaluate
 from mint.run.blas import allow_restart, restart_with_fast_blas
 
@@ -107,7 +104,7 @@ def _candidates(
         return lambda folder, nbytes: (assemble(plan_of(nbytes), source, folder), None)[1]
 
     def uniform(format: str, measured: Analysis, _: int) -> Plan:
-        return allocate(measured, "max", rules=Rules(veto_db=-100.0, locks=(("*", parse_format(format)),)))
+        return allocate(measured, "max", Recipe(veto_db=-100.0, lock=(f"*={format}",)))
 
     recipes = [(f"uniform {format}", ours(partial(uniform, format, analysis))) for format in UNIFORM]
     recipes += [(recipe, partial(_convert, source.folder, recipe)) for recipe in MIXED]
@@ -130,14 +127,14 @@ def _candidates(
 
 def _allocated(measured: Analysis, nbytes: int, *, objective: str = "output", probed: Probed | None = None) -> Plan:
     """The plan for these bytes; planned without the veto, with a message, if the veto allows none so small."""
-    problem = Problem(measured, objective_named(objective), probed=probed)
+    problem = Recipe(objective=objective).problem(measured, probed)
     if problem.smallest_bytes > nbytes:
         print(
             f"the veto allows no plan below {problem.smallest_bytes} bytes; planning without it",
             file=sys.stderr,
             flush=True,
         )
-        problem = Problem(measured, objective_named(objective), Rules(veto_db=-100.0), probed=probed)
+        problem = Recipe(objective=objective, veto_db=-100.0).problem(measured, probed)
     return problem.plan(nbytes)
 
 

@@ -37,6 +37,7 @@ from cluster.service.settings import Settings
 from cluster.service.store.store import Store
 from mint.client.client import Client
 from mint.core.sizes import parse_size
+from mint.plan.recipe import Recipe
 from tools.lab.crowd import Crowd, Seen, rush
 from tools.models.make_shape import TINY, Shape, qwen3, write_shape
 
@@ -375,7 +376,7 @@ def budgets(
 
 def _made(client: Client, model: str, budget: str, options: Mapping[str, Any]) -> Made:
     began = time.perf_counter()
-    (job,) = client.submit(model, [budget], options=options)
+    (job,) = client.submit(model, [budget], Recipe.from_dict(options))
     done = client.wait(job.id)
     asked = time.perf_counter() - began
     assert done.started_at is not None and done.finished_at is not None

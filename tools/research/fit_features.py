@@ -27,14 +27,13 @@ from scipy.stats import spearmanr
 
 from mint.analysis.analysis import Analysis, read_analysis
 from mint.analysis.features import NAMES
-from mint.analysis.probes.probe_file import FULL, Probe, Probed, read_probed
+from mint.analysis.probes.probe_file import FULL, Probe, Probed, read_probes
 from mint.analysis.probes.sensitivity import prior_alphas
 from mint.assembly.assemble import assemble
-from mint.formats.format import parse_format
 from mint.formats.units import Unit
 from mint.model.source import open_source
 from mint.plan.allocate import allocate
-from mint.plan.rules import Rules
+from mint.plan.recipe import Recipe
 from mint.quality.evaluate import evaluate
 from mint.run.blas import allow_restart, restart_with_fast_blas
 
@@ -60,7 +59,7 @@ class Case:
 def read_case(text: str) -> Case:
     """The case of `MODEL=ANALYSIS=PROBES`."""
     folder, analysis_path, probes_path = map(Path, text.split("="))
-    analysis, probed = read_analysis(analysis_path), read_probed(probes_path)
+    analysis, probed = read_analysis(analysis_path), read_probes(probes_path)
     priors = prior_alphas(analysis.units)
     alphas = {path: alpha for path, alpha in probed.alphas.items() if alpha > 0 and path in priors}
     units = tuple(u for u in analysis.units if u.path in alphas and analysis.measurements[u.path].features)
@@ -145,8 +144,8 @@ def compare(cases: Sequence[Case], form: str, only: str, text: list[Path], token
             for unit, shift in zip(held.units, correction, strict=True)
         }
         corrected = Probed(held.analysis.model, "prior, corrected by features", FULL, made)
-        uniform = Rules(veto_db=-100.0, locks=(("*", parse_format("4/64")),))
-        nbytes = allocate(held.analysis, "max", rules=uniform).planned_bytes
+        uniform = Recipe(veto_db=-100.0, lock=("*=4/64",))
+        nbytes = allocate(held.analysis, "max", uniform).planned_bytes
         source = open_source(held.folder)
         for title, probed in (("prior", None), (f"{name} in {centre}", corrected)):
             folder = work / f"{held.name}-{title.replace(' ', '-')}"

@@ -26,7 +26,7 @@ _SHORTEST, _LONGEST = 5, 3600  # limits of `retry_after`, seconds
 def expected_bytes(wish: Wish) -> int:
     """An upper bound of the result's bytes, from the budget alone; 0 if it depends on the model."""
     budget = parse_budget(wish.budget) if wish.budget else None
-    return int(budget.amount) if budget and budget.unit == "B" else 0
+    return int(budget.number) if budget and budget.unit == "B" else 0
 
 
 def save(connection: Connection, name: str, quota: Quota) -> None:

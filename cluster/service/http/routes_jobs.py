@@ -1,5 +1,6 @@
 """Routes of jobs: submit, list, look, cancel, follow."""
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path as FilePath
 from typing import Annotated, Any, Literal
@@ -13,8 +14,9 @@ from cluster.service.http.context import POSTED, Here, Reader, Service, Submitte
 from cluster.service.http.error_answers import ApiError
 from cluster.service.http.schema import JobAnswer, JobsAnswer, Sha256, Submission, SubmittedAnswer
 from cluster.service.http.sse import EventStream
-from cluster.service.recipe_of_wish import checked_budget, checked_options, most_bytes
+from cluster.service.recipe_of_wish import budget_of, canonical, checked_options, most_bytes
 from mint.core.errors import MintError
+from mint.plan.recipe import Budget
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
 JobId = Annotated[str, Path(pattern="^[0-9a-f]{16}$")]
@@ -46,13 +48,13 @@ def submit(
             403, f"priority {submission.priority} goes before others; needed the scope 'admin', or at most 0"
         )
     options = submission.options.model_dump()
-    budgets = [checked_budget(budget) for budget in submission.budgets] or [""]
-    options_of = {budget: checked_options(budget, options) for budget in budgets}
+    budgets: Sequence[Budget | None] = [budget_of(text, options) for text in submission.budgets] or [None]
+    wanted = {canonical(budget): (budget, checked_options(budget, options)) for budget in budgets}
     path, identity = identified(service, submission.model)
     source_bytes = sum(shard.stat().st_size for shard in path.glob("*.safetensors"))
     wishes = [
-        (Wish(submission.model, identity, budget, matters), most_bytes(budget, source_bytes))
-        for budget, matters in options_of.items()
+        (Wish(submission.model, identity, text, changes), most_bytes(budget, source_bytes))
+        for text, (budget, changes) in wanted.items()
     ]
     answered = []
     for job, is_new in service.queue.submit_all(wishes, person, submission.priority):

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Path, Query
 
@@ -15,20 +15,21 @@ from cluster.service.http.routes_jobs import identified, job_record
 from cluster.service.http.schema import (
     ArtifactAnswer,
     CurveAnswer,
+    Dtype,
     ModelDetail,
     ModelsAnswer,
-    Options,
+    ObjectiveName,
     PlanAnswer,
     PlanRequest,
+    Rounding,
 )
 from cluster.service.offload.plan_pool import NotAnalyzedError
-from cluster.service.recipe_of_wish import checked_budget, checked_options
+from cluster.service.recipe_of_wish import DEFAULTS, budget_of, canonical, recipe_of
 from mint.core.errors import MintError
+from mint.plan.recipe import Recipe
 
 router = APIRouter(prefix="/v1", tags=["models"])
 Identity = Annotated[str, Path(pattern="^[0-9a-f]{64}$", description="SHA-256 of the model's content.")]
-Rounding = Literal["nearest", "search", "compensate"]
-Dtype = Literal["", "float16", "bfloat16", "float32"]
 _IDENTITY = re.compile("[0-9a-f]{64}")
 _ANALYSIS, _PROBE = ".mint", ".probe"  # endings of the files of an analysis artifact
 _MOST_JOBS = 100
@@ -115,31 +116,35 @@ def curve(
     identity: Identity,
     service: Here,
     person: Reader,
-    rounding: Rounding = "nearest",
-    dtype: Dtype = "",
-    objective: Literal["output", "mint", "energy"] = "output",
+    rounding: Rounding = DEFAULTS["rounding"],
+    dtype: Dtype = DEFAULTS["dtype"],
+    objective: ObjectiveName = DEFAULTS["objective"],
     points: Annotated[int, Query(ge=2, le=200)] = 60,
 ) -> CurveAnswer:
     """The curve of budget and loss of an analyzed model, its knees, and where devices lie on it."""
-    options = Options(rounding=rounding, dtype=dtype, objective=objective).model_dump()
-    return CurveAnswer.model_validate(
-        _planned(service, "curve", identity, options=checked_options("max", options), points=points)
-    )
+    recipe = Recipe(rounding=rounding, dtype=dtype, objective=objective)
+    return CurveAnswer.model_validate(_planned(service, "curve", identity, recipe=recipe.to_dict(), points=points))
 
 
 @router.post("/plans", responses=refusals(404, 409, *POSTED))
 def plan(request: PlanRequest, service: Here, person: Reader) -> PlanAnswer:
     """The plan of a budget, now and without a job."""
-    budget = checked_budget(request.budget)
+    options = request.options.model_dump()
+    budget = budget_of(request.budget, options)
     is_identity = _IDENTITY.fullmatch(request.model)
     identity = request.model if is_identity else identified(service, request.model)[1]
-    options = checked_options(budget, request.options.model_dump())
-    return PlanAnswer.model_validate(_planned(service, "plan", identity, options=options, budget=budget))
+    recipe = recipe_of(budget, options)
+    plan = _planned(service, "plan", identity, recipe=recipe.to_dict(), budget=budget.to_dict())
+    return PlanAnswer.model_validate({"budget": canonical(budget), **plan})
 
 
 @router.get("/analyses/{identity}", responses=refusals(404))
 def analysis(
-    identity: Identity, service: Here, person: Reader, rounding: Rounding = "nearest", dtype: Dtype = ""
+    identity: Identity,
+    service: Here,
+    person: Reader,
+    rounding: Rounding = DEFAULTS["rounding"],
+    dtype: Dtype = DEFAULTS["dtype"],
 ) -> ArtifactAnswer:
     """The files of an analysis: a few MB, from which everybody who has the model can make any plan, and assemble it."""
     stored = stored_analyses(service, identity)

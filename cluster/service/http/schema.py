@@ -9,6 +9,9 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from cluster.service.recipe_of_wish import DEFAULTS, DEVICE_NAMES
+from mint.formats.rounding import ROUNDINGS
+from mint.plan.objectives import OBJECTIVES
+from mint.plan.recipe import DTYPES
 from mint.targets.loaders import LOADERS
 
 _AMOUNT = r"([1-9][0-9]{0,5}(\.[0-9]{1,3})?|0\.0{0,2}[1-9][0-9]{0,2})"
@@ -17,7 +20,7 @@ _PART = "[A-Za-z0-9]([A-Za-z0-9_.-]{0,94}[A-Za-z0-9_])?"  # of an id of the hub
 _BITS, _GROUP = "[234568]", "(32|64|128)"
 _FORMAT = rf"({_BITS}/{_GROUP}|mxfp4|nvfp4)"
 _FORMATS = rf"(({_BITS}|{_FORMAT})(,({_BITS}|{_FORMAT}))*|{_BITS}(,{_BITS})*@{_GROUP}(,{_GROUP})*)"
-_LOADERS = "|".join(loader.name.replace(".", r"\.") for loader in LOADERS)
+_LOADERS = "|".join(loader.name.replace(".", r"\.") for loader in LOADERS if loader.mixed)
 
 Budget = Annotated[
     str,
@@ -44,6 +47,9 @@ def _whole(value: Any) -> Any:
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
+Rounding = Literal[*ROUNDINGS]  # type: ignore[valid-type]
+Dtype = Literal["", *DTYPES]  # type: ignore[valid-type]
+ObjectiveName = Literal[*OBJECTIVES]  # type: ignore[valid-type]
 Whole = BeforeValidator(_whole)
 Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
@@ -55,17 +61,17 @@ class _Request(BaseModel):
 class Options(_Request):
     """How to quantize; what is left out is as `mint quantize` does it."""
 
-    rounding: Literal["nearest", "search", "compensate"] = "nearest"
-    dtype: Literal["", "float16", "bfloat16", "float32"] = ""
-    probe: bool = False
-    objective: Literal["output", "mint", "energy"] = "output"
+    rounding: Rounding = DEFAULTS["rounding"]
+    dtype: Dtype = DEFAULTS["dtype"]
+    probe: bool = DEFAULTS["probe"]
+    objective: ObjectiveName = DEFAULTS["objective"]
     veto_db: Annotated[float, Field(ge=-20, le=120, allow_inf_nan=False)] = DEFAULTS["veto_db"]
-    min_bits: Annotated[int, Field(ge=0, le=16), Whole] = 0
-    max_bits: Annotated[int, Field(ge=2, le=64), Whole] = 64
+    min_bits: Annotated[int, Field(ge=0, le=16), Whole] = DEFAULTS["min_bits"]
+    max_bits: Annotated[int, Field(ge=2, le=64), Whole] = DEFAULTS["max_bits"]
     formats: Annotated[
         list[Annotated[str, Field(max_length=100, pattern=f"^{_FORMATS}$", examples=["3,4,8@64", "mxfp4"])]],
         Field(max_length=32),
-    ] = []
+    ] = DEFAULTS["formats"]
     lock: Annotated[
         list[
             Annotated[
@@ -78,16 +84,18 @@ class Options(_Request):
             ]
         ],
         Field(max_length=256),
-    ] = []
-    compat: Annotated[str, Field(max_length=64, pattern=rf"^({_LOADERS})?$")] = ""
-    prefer_speed: Annotated[float, Field(ge=0, le=1000, allow_inf_nan=False)] = 0.0
-    ignore_probe: bool = False
-    max_shard_size: Annotated[str, Field(max_length=16, pattern="^[1-9][0-9]{0,4} ?[MG]i?B$")] = "5GiB"
+    ] = DEFAULTS["lock"]
+    compat: Annotated[str, Field(max_length=64, pattern=rf"^({_LOADERS})?$")] = DEFAULTS["compat"]
+    prefer_speed: Annotated[float, Field(ge=0, le=1000, allow_inf_nan=False)] = DEFAULTS["prefer_speed"]
+    ignore_probe: bool = DEFAULTS["ignore_probe"]
+    max_shard_size: Annotated[str, Field(max_length=16, pattern="^[1-9][0-9]{0,4} ?[MG]i?B$")] = DEFAULTS[
+        "max_shard_size"
+    ]
     context: Annotated[
         str, Field(max_length=16, pattern="^([1-9][0-9]{0,6}|[1-9][0-9]{0,3}[kKmM])$", description="Tokens.")
-    ] = "8k"
-    kv_bits: Annotated[Literal[2, 3, 4, 6, 8] | None, Whole] = None
-    reserve: Annotated[str, Field(max_length=32, pattern=f"^(0|{_SIZE})$")] = "1GB"
+    ] = DEFAULTS["context"]
+    kv_bits: Annotated[Literal[2, 3, 4, 6, 8] | None, Whole] = DEFAULTS["kv_bits"]
+    reserve: Annotated[str, Field(max_length=32, pattern=f"^(0|{_SIZE})$")] = DEFAULTS["reserve"]
 
 
 class Submission(_Request):

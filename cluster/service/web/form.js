@@ -7,24 +7,27 @@ import { memory, size } from "./words.js";
 
 const BUDGET = /^(\d+(\.\d+)?\s*([kmgt]?b|[kmgt]ib|bpw|x)|min|max)$/i; // the service is stricter, and has the last word
 const CONTEXTS = ["4k", "8k", "16k", "32k", "64k", "128k"];
-const ROUNDINGS = [
-  ["nearest", "Nearest", "As MLX rounds by itself. Quickest."],
-  ["search", "Search", "Looks for better scales in every group: same bytes, less error, measuring takes about ten times as long."],
-  ["compensate", "Compensate", "Weights make up for each other's errors: closest to the original by far. The model has to run for it."],
-];
-const OBJECTIVES = [
-  ["output", "Output", "How much the model's answers would change. The only one with a predicted KL."],
-  ["energy", "Energy", "Squared error of all weights alike."],
-  ["mint", "Published", "The published objective, for comparison."],
-];
+// label and explanation of each value that the API describes
+const ROUNDINGS = {
+  nearest: ["Nearest", "As MLX rounds by itself. Quickest."],
+  search: ["Search", "Looks for better scales in every group: same bytes, less error, measuring takes about ten times as long."],
+  compensate: ["Compensate", "Weights make up for each other's errors: closest to the original by far. The model has to run for it."],
+};
+const OBJECTIVES = {
+  output: ["Output", "How much the model's answers would change. The only one with a predicted KL."],
+  energy: ["Energy", "Squared error of all weights alike."],
+  mint: ["Published", "The published objective, for comparison."],
+};
 
 /** The form; `onSubmitted(jobs)` is called when the service took it. `model` fixes the model. */
 export async function submitForm({ onSubmitted, signal }) {
-  const [{ models, allows_hub: allowsHub }, { devices }] = await Promise.all([ask("/v1/models", { signal }), ask("/v1/devices", { signal })]);
+  const asked = ["/v1/models", "/v1/devices", "/openapi.json"].map((path) => ask(path, { signal }));
+  const [{ models, allows_hub: allowsHub }, { devices }, { components }] = await Promise.all(asked);
+  const options = components.schemas.Options.properties;
   const model = modelChoice(models, allowsHub);
-  const budgets = new Budgets(devices);
-  const rounding = radios("rounding", "Rounding", ROUNDINGS);
-  const objective = radios("objective", "What is kept close", OBJECTIVES);
+  const budgets = new Budgets(devices, options.context.default);
+  const rounding = radios("rounding", "Rounding", options.rounding, ROUNDINGS);
+  const objective = radios("objective", "What is kept close", options.objective, OBJECTIVES);
   const probe = h("input", { type: "checkbox", id: "probe" });
   const trouble = h("p", { class: "alert", role: "alert", hidden: true });
   const taken = h("p", { class: "taken", role: "status", hidden: true });
@@ -90,20 +93,22 @@ function modelChoice(models, allowsHub) {
   };
 }
 
-function radios(name, title, choices) {
-  const inputs = choices.map(([value], index) =>
-    h("input", { type: "radio", name, id: `${name}-${value}`, value, checked: index === 0 }));
-  const element = h("fieldset", {}, h("legend", {}, title), choices.map(([value, label, words], index) =>
-    h("div", { class: "choice" }, inputs[index], h("label", { for: `${name}-${value}` }, label, h("small", {}, words)))));
+/** A choice of the values that the API describes for an option, its default checked. */
+function radios(name, title, { enum: values, default: usual }, words) {
+  const inputs = values.map((value) => h("input", { type: "radio", name, id: `${name}-${value}`, value, checked: value === usual }));
+  const element = h("fieldset", {}, h("legend", {}, title), values.map((value, index) => {
+    const [label, explanation] = words[value] ?? [value, ""];
+    return h("div", { class: "choice" }, inputs[index], h("label", { for: `${name}-${value}` }, label, h("small", {}, explanation)));
+  }));
   return { element, get value() { return inputs.find((input) => input.checked).value; } };
 }
 
 /** Budgets as they are gathered: typed sizes, or devices beside a context. */
 class Budgets {
   chosen = [];
-  #context = h("select", { id: "context" }, CONTEXTS.map((tokens) => h("option", { selected: tokens === "8k" }, tokens)));
 
-  constructor(devices) {
+  constructor(devices, context) {
+    this.context = h("select", { id: "context" }, CONTEXTS.map((tokens) => h("option", { selected: tokens === context }, tokens)));
     this.chips = h("ul", { class: "chips", "aria-label": "Budgets" });
     this.size = h("input", { id: "size", placeholder: "24GB", autocomplete: "off", spellcheck: "false", "aria-describedby": "size-wrong size-hint",
       onkeydown: (event) => { if (event.key === "Enter" && this.size.value.trim()) { event.preventDefault(); this.take(); } } });
@@ -118,12 +123,12 @@ class Budgets {
       h("div", { class: "field" }, h("label", { for: "device" }, "or what a device leaves"),
         h("div", { class: "joined" }, this.device,
           h("button", { type: "button", onclick: () => this.take() }, "Add")),
-        h("div", { class: "inline" }, h("label", { for: "context" }, "beside a context of"), this.#context, h("span", {}, "tokens"))));
+        h("div", { class: "inline" }, h("label", { for: "context" }, "beside a context of"), this.context, h("span", {}, "tokens"))));
   }
 
   /** What goes with the budgets into the options of the jobs. */
   get options() {
-    return this.chosen.some((text) => this.#isDevice(text)) ? { context: this.#context.value } : {};
+    return this.chosen.some((text) => this.#isDevice(text)) ? { context: this.context.value } : {};
   }
 
   /** Take what was typed or picked but not yet added; false, with the reason shown, if that is no budget. */

@@ -1,4 +1,4 @@
-"""What a job tells of its progress: at most two events a second, each with what every machine has done of the stage."""
+"""Progress of a job as events: at most two a second, each with the share of every machine in the stage."""
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -15,8 +15,8 @@ T = TypeVar("T")
 EVERY_SECONDS = 0.5
 
 
-class Telling:
-    """Progress to events; it listens to `executor` for who did what. `host` is this machine's name."""
+class ProgressEvents:
+    """Turns progress into events, with bytes by machine as `counting` sees them. `host` is this machine's name."""
 
     def __init__(
         self, emit: Callable[[str, Mapping[str, Any]], object], host: str, clock: Callable[[], float] = time.monotonic
@@ -26,19 +26,19 @@ class Telling:
         self._clock = clock
         self._stage = ""
         self._ended = False
-        self._told = self._began = clock()
+        self._sent = self._began = clock()
         self._done: dict[str, int] = {}
 
     def on_progress(self, progress: Progress) -> None:
-        """Tell of it, if it is the first or the last of its stage, or nothing was told for a while."""
+        """Emit the first and the last progress of each stage, and between them one after every pause."""
         now = self._clock()
         is_new = progress.stage != self._stage
         if is_new:
             self._stage, self._began, self._ended = progress.stage, now, False
             self._done.clear()
         is_last = progress.done >= progress.total and not self._ended and not is_new
-        if is_new or is_last or now - self._told >= EVERY_SECONDS:
-            self._told = now
+        if is_new or is_last or now - self._sent >= EVERY_SECONDS:
+            self._sent = now
             self._ended = progress.done >= progress.total
             self._emit("progress", self._body(progress, now - self._began))
 
@@ -52,19 +52,19 @@ class Telling:
             "hosts": hosts,
         }  # fmt: skip
 
-    def heard(self, executor: Executor) -> Executor:
-        """The same executor; what it does is counted for whoever did it, in bytes of unquantized weights."""
+    def counting(self, executor: Executor) -> Executor:
+        """The same executor, with the unquantized bytes of its results counted by machine."""
 
         def count(unit: Unit) -> None:
             host = executor.made_by.get(unit.path, self._host)
             self._done[host] = self._done.get(host, 0) + unit.nbytes
 
-        return _Heard(executor, count)
+        return _Counting(executor, count)
 
 
 @dataclass(frozen=True, slots=True)
-class _Heard:
-    """An executor that hands every unit to `count` once it is done."""
+class _Counting:
+    """An executor that passes every finished unit to `count`."""
 
     executor: Executor
     count: Callable[[Unit], None]

@@ -32,7 +32,6 @@ from cluster.service.data.records import Claim, Lease
 from cluster.service.data.states import FAILED
 from cluster.service.errors import DatabaseUnavailableError, LeaseLostError
 from cluster.service.queue.queue import Queue
-from cluster.service.recipe_of_wish import ANALYSIS
 from cluster.service.store.model_roots import Roots
 from cluster.service.store.reservation import holder_of
 from cluster.service.store.store import Store
@@ -40,6 +39,7 @@ from cluster.service.work.folder_lock import FolderInUseError, exclusive
 from cluster.service.work.lease import LeaseKeeper, end_group, retry_while_leased
 from mint.core.errors import DiskFullError, MintError
 from mint.core.log import configure_logging, log
+from mint.plan.recipe import Recipe
 
 OVER, LOST, AWAY = 0, 3, 75
 FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -130,7 +130,7 @@ def _get_ready() -> None:
     from mint.analysis.unit_jobs import warm_kernels
 
     while not _has_input():
-        compiling = warm_kernels(ANALYSIS["rounding"])
+        compiling = warm_kernels(Recipe().rounding)
         while compiling and compiling.poll() is None and not _has_input(LOOK_SECONDS):
             pass
         if not compiling or compiling.returncode:

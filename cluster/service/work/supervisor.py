@@ -24,7 +24,7 @@ from cluster.service.data.states import ACTIVE, BLOCKED, FINAL
 from cluster.service.errors import DatabaseUnavailableError, LeaseLostError, NotFoundError
 from cluster.service.queue.history import RETENTION_SECONDS
 from cluster.service.queue.queue import Queue
-from cluster.service.recipe_of_wish import ANALYSIS, option
+from cluster.service.recipe_of_wish import recipe_of
 from cluster.service.settings import Settings
 from cluster.service.store.reservation import written_bytes
 from cluster.service.store.store import RESERVE_BYTES, Store
@@ -34,6 +34,7 @@ from cluster.service.work.warm_runner import WarmRunner, start
 from mint.core.log import log
 from mint.formats.rounding import ROUNDINGS
 from mint.kernels.warmup import is_ready
+from mint.plan.recipe import Recipe
 from mint.run.blas import find_openblas
 
 ROUND_SECONDS = 0.5
@@ -81,7 +82,7 @@ class Supervisor:
         self._host = host or socket.gethostname()
         self._clock = clock
         self._children: dict[str, _Child] = {}
-        self._warm_runner = WarmRunner(self._runners, early=not is_ready(ANALYSIS["rounding"]), clock=clock)
+        self._warm_runner = WarmRunner(self._runners, early=not is_ready(Recipe().rounding), clock=clock)
         self._cancelling: dict[str, _Cancelling] = {}
         self._forget_at = clock()
         self._stopping = threading.Event()
@@ -261,7 +262,8 @@ class Supervisor:
 
 def _library(job: Job) -> str:
     """The fast BLAS that the runner must preload, if the job runs the model on a CPU whose MLX has a slow one."""
-    runs_model = option(job.wish.options, "probe") or ROUNDINGS[option(job.wish.options, "rounding")].needs_model
+    recipe = recipe_of(None, job.wish.options)
+    runs_model = recipe.probe or ROUNDINGS[recipe.rounding].needs_model
     return find_openblas() if runs_model and sys.platform == "linux" else ""
 
 

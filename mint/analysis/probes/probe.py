@@ -17,7 +17,7 @@ from typing import Any
 
 from mint.analysis.analysis import Analysis
 from mint.analysis.probes.packed_base import AUTO, BASES, chosen_base, describe_base
-from mint.analysis.probes.probe_file import FULL, MAGIC, SCHEMA, Probe, Probed, probe_of, read_probed, write_probed
+from mint.analysis.probes.probe_file import FULL, MAGIC, SCHEMA, Probe, Probed, probe_of, read_probes, write_probed
 from mint.analysis.probes.prober import ProbeJob, Probing, TextJob, coarse_format
 from mint.core.errors import MintError
 from mint.core.journal import Journal, read_header
@@ -62,7 +62,7 @@ def probe(
     if probing.base == AUTO:
         header["base"] = _begun(header, (output, partial)) or chosen_base(source, AUTO, probing.tokens)
     if output.exists():
-        probed = read_probed(output)
+        probed = read_probes(output)
         if read_header(output, MAGIC) != header:
             raise MintError(f"{output}: holds other probes ({_described(probed)}); move it away to probe anew")
         return probed

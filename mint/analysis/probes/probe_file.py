@@ -72,10 +72,10 @@ def write_probed(path: Path, header: Mapping[str, Any], probes: Mapping[str, Pro
 def probes_beside(analysis: Path) -> Probed | None:
     """The probes that lie beside an analysis, if there are any."""
     path = probe_path(analysis)
-    return read_probed(path) if path.exists() else None
+    return read_probes(path) if path.exists() else None
 
 
-def read_probed(path: Path) -> Probed:
+def read_probes(path: Path) -> Probed:
     """Read finished probes; `MintError` when the file is foreign, damaged or of another schema."""
     sealed = read_sealed(path, _KIND)
     return _probed(sealed.header, {record["path"]: probe_of(record) for record in sealed.records})

@@ -14,7 +14,7 @@ from mlx.utils import tree_flatten
 from mint.analysis.analyze import analyze
 from mint.analysis.probes.packed_base import BASES, base_format, choose_base, memory_for_models, needed_bytes, open_base
 from mint.analysis.probes.probe import probe
-from mint.analysis.probes.probe_file import FULL, read_probed
+from mint.analysis.probes.probe_file import FULL, read_probes
 from mint.analysis.probes.prober import ProbeJob, Probing, TextJob, coarse_format
 from mint.cli.main import run_command
 from mint.core.errors import MintError
@@ -125,7 +125,7 @@ def test_probes_say_their_base_and_are_kept_by_it(
     analysis = analyze(source, tmp_path / "a.mint")
     path = tmp_path / "a.mint.probe"
     around = probe(source, analysis, path, probing=replace(FEW, base="8"))
-    assert around.base == read_probed(path).base == "8"
+    assert around.base == read_probes(path).base == "8"
     assert probe(source, analysis, path, probing=FEW) == around  # what is there serves who does not ask for another
     with pytest.raises(MintError, match=r"holds other probes .*around 8 bits"):
         probe(source, analysis, path, probing=replace(FEW, base=FULL))

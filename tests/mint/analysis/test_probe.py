@@ -13,7 +13,7 @@ import pytest
 from mint.analysis.analysis import Analysis
 from mint.analysis.analyze import analyze
 from mint.analysis.probes.probe import probe, probed_units
-from mint.analysis.probes.probe_file import Probe, Probed, probe_path, read_probed
+from mint.analysis.probes.probe_file import Probe, Probed, probe_path, read_probes
 from mint.analysis.probes.prober import COARSE, ProbeJob, Prober, Probing, TextJob, coarse_format
 from mint.analysis.probes.replay import Replay
 from mint.analysis.probes.sensitivity import PRIOR, PROBED, SCALED, alphas_from
@@ -23,6 +23,7 @@ from mint.model.hooks import hooked
 from mint.model.roles import layer_path
 from mint.model.source import Source, open_source
 from mint.plan.allocate import allocate
+from mint.plan.recipe import Recipe
 from mint.quality.forward import logits_of, open_wide
 from mint.run.executor import in_process
 from tests.worlds.executors import FunctionExecutor
@@ -167,10 +168,10 @@ def test_other_probes_are_not_overwritten(source: Source, analysis: Analysis, tm
         probe(source, analysis, path, probing=RANDOM)
     path.write_bytes(path.read_bytes()[:-5])
     with pytest.raises(MintError, match="damaged"):
-        read_probed(path)
+        read_probes(path)
     path.write_bytes(b"something else")
     with pytest.raises(MintError, match="not a file of probes"):
-        read_probed(path)
+        read_probes(path)
 
 
 @pytest.mark.parametrize(
@@ -208,7 +209,7 @@ def test_a_plan_tells_where_its_alphas_come_from(analysis: Analysis, probed: Pro
         assert choice.alpha_from == PROBED
         assert choice.alpha == probed.probes[choice.path].alpha
     assert {choice.alpha_from for choice in allocate(analysis, "0.4x").choices} == {PRIOR}
-    published = allocate(analysis, "0.4x", objective="mint", probed=probed)
+    published = allocate(analysis, "0.4x", Recipe(objective="mint"), probed=probed)
     assert {choice.alpha for choice in published.choices} <= {1.0, 2.0, 3.0, 10.0}
 
 

@@ -27,7 +27,7 @@ from mint.model.source import Source, open_source
 from mint.pipeline import quantize
 from mint.plan.allocate import allocate
 from mint.plan.plan import Plan
-from mint.plan.rules import Rules
+from mint.plan.recipe import Recipe
 from mint.quality.sequences import Wanted
 from mint.run.executor import Executor, in_process
 from mint.run.job import Job, T
@@ -157,9 +157,9 @@ def test_an_expert_that_saw_little_keeps_the_search() -> None:
 
 def compensated_plan(source: Source, folder: Path, share: float = 0.4) -> Plan:
     analysis = analyze(source, folder / f"{source.folder.name}.mint", rounding="compensate")
-    rules = Rules(veto_db=ANY_SQNR, formats=tuple(format for format in FORMATS if format != KEEP))
-    least, most = (allocate(analysis, budget, rules=rules).planned_bytes for budget in ("min", "max"))
-    return allocate(analysis, int(least + share * (most - least)), rules=rules)
+    recipe = Recipe(veto_db=ANY_SQNR, formats=tuple(str(format) for format in FORMATS if format != KEEP))
+    least, most = (allocate(analysis, budget, recipe).planned_bytes for budget in ("min", "max"))
+    return allocate(analysis, int(least + share * (most - least)), recipe)
 
 
 def bytes_of(folder: Path) -> dict[str, bytes]:
@@ -210,8 +210,8 @@ def test_killed_anywhere_and_in_any_order_it_ends_with_the_same_bytes(llama: Pat
 
 def test_compensated_units_are_never_reused(llama: Path, tmp_path: Path) -> None:
     """What a unit makes up for depends on the formats of all before it."""
-    first = quantize(llama, "6bpw", tmp_path / "first", rounding="compensate")
-    again = quantize(llama, "6bpw", tmp_path / "again", rounding="compensate", reuse=[tmp_path / "first"])
+    first = quantize(llama, "6bpw", tmp_path / "first", Recipe(rounding="compensate"))
+    again = quantize(llama, "6bpw", tmp_path / "again", Recipe(rounding="compensate"), reuse=[tmp_path / "first"])
     assert again.reused_bytes == 0
     assert again.manifest.units == first.manifest.units
 

@@ -26,7 +26,8 @@ from mint.model.source import Source, open_source
 from mint.plan.allocate import allocate
 from mint.plan.objectives import OBJECTIVES
 from mint.plan.plan import Plan, quantization_entries
-from mint.plan.rules import Rules, parse_formats
+from mint.plan.recipe import Recipe
+from mint.plan.rules import parse_formats
 from mint.run.device_kind import device_kind
 from mint.targets.loaders import CURRENT, compatible_formats
 from mint.targets.speed import decode_cost
@@ -52,7 +53,7 @@ def mxfp8(monkeypatch: pytest.MonkeyPatch) -> Format:
 
 def _plan(source: Source, folder: Path, formats: tuple[Format, ...], **options: Any) -> Plan:
     analysis = analyze(source, folder / "a.mint", **options)
-    return allocate(analysis, "0.45x", rules=Rules(veto_db=-100.0, formats=formats))
+    return allocate(analysis, "0.45x", Recipe(veto_db=-100.0, formats=tuple(map(str, formats))))
 
 
 def test_a_scheme_from_outside_has_a_name_bytes_a_loader_and_a_speed(mxfp8: Format) -> None:
@@ -147,7 +148,7 @@ def test_a_backend_from_outside_measures_packs_and_verifies(outside: Backend, ll
     here = analyze(source, tmp_path / "here.mint")
     with using(outside):
         analysis = analyze(source, tmp_path / "outside.mint")
-        plan = allocate(analysis, "0.3x", rules=Rules(veto_db=-100.0))
+        plan = allocate(analysis, "0.3x", Recipe(veto_db=-100.0))
         manifest = assemble(plan, source, tmp_path / "out")
         verification = verify(tmp_path / "out", source)
     assert verification.passed, [check for check in verification.checks if not check.passed]
@@ -179,8 +180,8 @@ def test_an_objective_from_outside_is_a_row(monkeypatch: pytest.MonkeyPatch, lla
     monkeypatch.setitem(OBJECTIVES, only_attention.name, only_attention)
     source = open_source(llama)
     analysis = analyze(source, tmp_path / "a.mint")
-    rules = Rules(veto_db=-100.0)
-    ours, usual = (allocate(analysis, "0.3x", objective=name, rules=rules) for name in ("attention", "output"))
+    recipes = [Recipe(veto_db=-100.0, objective=name) for name in ("attention", "output")]
+    ours, usual = (allocate(analysis, "0.3x", recipe) for recipe in recipes)
 
     def attention_error(plan: Plan) -> float:
         return sum(choice.error for choice in plan.choices if "self_attn" in choice.path)

@@ -24,7 +24,7 @@ from mint.model.source import Source, open_source
 from mint.pipeline import quantize
 from mint.plan.allocate import allocate
 from mint.plan.plan import Plan, read_plan
-from mint.plan.rules import Rules
+from mint.plan.recipe import Recipe
 from mint.plan.size_range import possible_bytes
 from mint.run.executor import Executor, in_process
 from mint.run.job import Job, T
@@ -38,7 +38,7 @@ ANY_SQNR = -100.0
 def _plan(source: Source, folder: Path, share: float) -> Plan:
     analysis = analyze(source, folder / "a.mint")
     smallest, largest = possible_bytes(source.units, source.parameters)
-    return allocate(analysis, int(smallest + (largest - smallest) * share), rules=Rules(veto_db=ANY_SQNR))
+    return allocate(analysis, int(smallest + (largest - smallest) * share), Recipe(veto_db=ANY_SQNR))
 
 
 def _bytes_on_disk(folder: Path) -> int:
@@ -90,7 +90,7 @@ def test_shards_stay_below_their_limit_and_the_index_names_every_tensor(make_mod
     source = open_source(make_model("qwen3_moe"))
     analysis = analyze(source, tmp_path / "a.mint")
     limit = 150_000
-    plan = allocate(analysis, 700_000, rules=Rules(veto_db=ANY_SQNR), max_shard_bytes=limit)
+    plan = allocate(analysis, 700_000, Recipe(veto_db=ANY_SQNR, max_shard_size=f"{limit}B"))
     assemble(plan, source, tmp_path / "out")
     files = sorted((tmp_path / "out").glob("*.safetensors"))
     assert len(files) > 3
@@ -310,7 +310,7 @@ def test_quantize_does_it_all_and_the_second_budget_measures_nothing(llama: Path
 
 def test_the_same_model_and_budget_give_the_same_folder(llama: Path, tmp_path: Path) -> None:
     for name in ("a", "b"):
-        quantize(llama, 200_000, tmp_path / name, analysis=tmp_path / f"{name}.mint", rules=Rules(veto_db=0.0))
+        quantize(llama, 200_000, tmp_path / name, Recipe(veto_db=0.0), analysis=tmp_path / f"{name}.mint")
     assert _folder_bytes(tmp_path / "a") == _folder_bytes(tmp_path / "b")
     assert read_manifest(tmp_path / "a") == read_manifest(tmp_path / "b")
 
@@ -342,7 +342,7 @@ def test_a_searched_model_is_as_planned_and_loses_less_at_the_same_budget(llama:
     for rounding in ROUNDINGS:
         analysis = analyze(source, tmp_path / f"{rounding}.mint", rounding=rounding)
         assert analysis.rounding == rounding
-        plans[rounding] = allocate(analysis, (smallest + largest) // 3, rules=Rules(veto_db=ANY_SQNR))
+        plans[rounding] = allocate(analysis, (smallest + largest) // 3, Recipe(veto_db=ANY_SQNR))
     assert plans["search"].loss < 0.95 * plans["nearest"].loss
     output = tmp_path / "out"
     assemble(plans["search"], source, output)
@@ -369,9 +369,9 @@ def test_units_of_another_rounding_are_not_reused(llama: Path, tmp_path: Path) -
     source = open_source(llama)
     largest = possible_bytes(source.units, source.parameters)[1]
     quantize(llama, largest // 2, tmp_path / "nearest")
-    done = quantize(llama, largest // 2, tmp_path / "search", rounding="search", reuse=[tmp_path / "nearest"])
+    done = quantize(llama, largest // 2, tmp_path / "search", Recipe(rounding="search"), reuse=[tmp_path / "nearest"])
     assert done.reused_bytes == 0
     assert verify(done.output, source).passed
-    again = quantize(llama, largest // 2, tmp_path / "again", rounding="search", reuse=[tmp_path / "search"])
+    again = quantize(llama, largest // 2, tmp_path / "again", Recipe(rounding="search"), reuse=[tmp_path / "search"])
     assert again.reused_bytes > 0
     assert again.plan.digest == done.plan.digest

@@ -8,12 +8,12 @@ import pytest
 from mint.analysis.analysis import Analysis
 from mint.analysis.analyze import analyze
 from mint.core.errors import MintError
-from mint.formats.format import KEEP, parse_format
+from mint.formats.format import KEEP
 from mint.model.source import open_source
 from mint.plan.allocate import allocate
 from mint.plan.explain import CHOSEN, EXCLUDED, FLOOR, OPEN, VETOED, WORSE, diff, explain
 from mint.plan.plan import Plan
-from mint.plan.rules import Rules
+from mint.plan.recipe import Recipe
 from mint.plan.size_range import possible_bytes
 from tests.worlds.zoo import write_model
 
@@ -24,9 +24,9 @@ def analysis(tmp_path_factory: pytest.TempPathFactory) -> Analysis:
     return analyze(open_source(write_model("qwen3_moe", folder / "model")), folder / "a.mint")
 
 
-def _plan(analysis: Analysis, share: float, rules: Rules = Rules()) -> Plan:  # noqa: B008
+def _plan(analysis: Analysis, share: float, recipe: Recipe = Recipe()) -> Plan:  # noqa: B008
     smallest, largest = possible_bytes(analysis.units, analysis.parameters)
-    return allocate(analysis, smallest + int((largest - smallest) * share), rules=rules)
+    return allocate(analysis, smallest + int((largest - smallest) * share), recipe)
 
 
 def test_exactly_the_format_of_a_unit_has_the_verdict_chosen(analysis: Analysis) -> None:
@@ -47,8 +47,8 @@ def test_a_possible_option_with_more_bytes_has_less_loss(analysis: Analysis) -> 
 
 
 def test_verdicts_name_the_rules_and_the_models_floor(analysis: Analysis) -> None:
-    rules = Rules(veto_db=-9.0, formats=(parse_format("4/32"), parse_format("8/32")), max_bits=16)
-    for explanation in explain(_plan(analysis, 0.6, rules)):
+    recipe = Recipe(veto_db=-9.0, formats=("4/32", "8/32"), max_bits=16)
+    for explanation in explain(_plan(analysis, 0.6, recipe)):
         for option in explanation.options:
             if option.format.bits < explanation.choice.min_bits and option.format != KEEP:
                 assert option.verdict == FLOOR

@@ -13,7 +13,7 @@ from mint.formats.format import KEEP, parse_format
 from mint.model.source import open_source
 from mint.plan.allocate import allocate
 from mint.plan.plan import Plan, plan_text, read_plan, write_plan
-from mint.plan.rules import Rules
+from mint.plan.recipe import Recipe
 from mint.plan.size_range import possible_bytes
 
 Make = Callable[..., Path]
@@ -26,22 +26,20 @@ def analysis(llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Analysis:
 
 def _budgets(analysis: Analysis, count: int = 12) -> list[int]:
     smallest, largest = possible_bytes(analysis.units, analysis.parameters)
-    smallest = (
-        allocate(analysis, largest * 2, rules=Rules(veto_db=-100.0)).planned_bytes if smallest > largest else smallest
-    )
+    smallest = allocate(analysis, largest * 2, Recipe(veto_db=-100.0)).planned_bytes if smallest > largest else smallest
     return [smallest + (largest - smallest) * index // (count - 1) for index in range(count)]
 
 
 def test_a_plan_never_exceeds_its_budget_and_says_how_far_it_is_from_the_best(analysis: Analysis) -> None:
     for budget in _budgets(analysis):
-        plan = allocate(analysis, budget, rules=Rules(veto_db=-100.0))
+        plan = allocate(analysis, budget, Recipe(veto_db=-100.0))
         assert plan.planned_bytes <= budget
         assert plan.bound <= plan.loss * (1 + 1e-9)
         assert 0 <= plan.gap < 1e-3
 
 
 def test_more_budget_never_means_more_loss(analysis: Analysis) -> None:
-    losses = [allocate(analysis, budget, rules=Rules(veto_db=-100.0)).loss for budget in _budgets(analysis, 25)]
+    losses = [allocate(analysis, budget, Recipe(veto_db=-100.0)).loss for budget in _budgets(analysis, 25)]
     assert losses == sorted(losses, reverse=True)
     assert losses[-1] == 0 < losses[0]
 
@@ -64,7 +62,7 @@ def test_a_budget_too_small_names_one_that_works(analysis: Analysis) -> None:
 @pytest.mark.parametrize("veto_db", [0.0, 9.0, 15.0, 25.0])
 def test_nothing_below_the_veto_is_chosen(analysis: Analysis, veto_db: float) -> None:
     budget = possible_bytes(analysis.units, analysis.parameters)[1] // 2
-    plan = allocate(analysis, budget, rules=Rules(veto_db=veto_db))
+    plan = allocate(analysis, budget, Recipe(veto_db=veto_db))
     for choice in plan.choices:
         measurement = analysis.measurements[choice.path]
         worst_errors = dict(zip(measurement.formats, measurement.worst_errors, strict=True))
@@ -72,7 +70,7 @@ def test_nothing_below_the_veto_is_chosen(analysis: Analysis, veto_db: float) ->
 
 
 def test_a_unit_whose_every_format_is_vetoed_is_kept_and_the_plan_says_so(analysis: Analysis) -> None:
-    plan = allocate(analysis, 10**9, rules=Rules(veto_db=200.0))
+    plan = allocate(analysis, 10**9, Recipe(veto_db=200.0))
     assert {choice.format for choice in plan.choices} == {KEEP}
     assert all(choice.reason == "kept: every format is below 200 dB" for choice in plan.choices)
 
@@ -80,7 +78,7 @@ def test_a_unit_whose_every_format_is_vetoed_is_kept_and_the_plan_says_so(analys
 def test_the_models_floor_is_never_undercut(make_model: Make, tmp_path: Path) -> None:
     analysis = analyze(open_source(make_model("qwen3_moe")), tmp_path / "a.mint")
     smallest, largest = possible_bytes(analysis.units, analysis.parameters)
-    plan = allocate(analysis, smallest + (largest - smallest) // 8, rules=Rules(veto_db=-100.0))
+    plan = allocate(analysis, smallest + (largest - smallest) // 8, Recipe(veto_db=-100.0))
     routers = [choice for choice in plan.choices if choice.role == "router"]
     assert routers
     assert all(choice.format == KEEP or choice.format.bits >= 8 for choice in routers)

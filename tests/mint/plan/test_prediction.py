@@ -33,6 +33,7 @@ from mint.plan.prediction import (
     student_percentile,
 )
 from mint.plan.problem import Problem
+from mint.plan.recipe import Recipe
 from tools.bench.prediction import Row, budgets, rank_correlation, summary
 
 PATHS = ("a", "b", "c", "d")
@@ -157,7 +158,7 @@ def test_a_plan_and_a_curve_predict_the_same_kl(analysis: Analysis, probed: Prob
 def test_other_objectives_predict_no_kl(
     name: str, analysis: Analysis, path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    plan = allocate(analysis, "0.5x", objective=name)
+    plan = allocate(analysis, "0.5x", Recipe(objective=name))
     assert plan.predicted_kl is None
     write_plan(plan, tmp_path / "plan.json")
     assert read_plan(tmp_path / "plan.json") == plan

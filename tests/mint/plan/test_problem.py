@@ -10,11 +10,12 @@ from mint.core.errors import MintError
 from mint.core.sizes import parse_budget, parse_tokens
 from mint.formats.format import KEEP
 from mint.model.source import open_source
-from mint.plan.allocate import allocate, budget_bytes
+from mint.plan.allocate import allocate
 from mint.plan.curve import Point, curve, find_knees
 from mint.plan.objectives import OBJECTIVES, objective
 from mint.plan.plan import read_plan, write_plan
 from mint.plan.problem import Problem, active_shares
+from mint.plan.recipe import Budget, Recipe
 from mint.plan.rules import Rules
 from tests.worlds.zoo import write_model
 
@@ -45,7 +46,7 @@ def test_every_objective_is_minimized_by_its_own_plan(analysis: Analysis, name: 
 
 
 def test_the_published_objective_adds_relative_errors_and_uses_its_own_formats(analysis: Analysis) -> None:
-    plan = allocate(analysis, "4.5bpw", objective="mint", rules=ANY)
+    plan = allocate(analysis, "4.5bpw", Recipe(objective="mint", veto_db=ANY.veto_db))
     assert {choice.format for choice in plan.choices} <= {*OBJECTIVES["mint"].formats, KEEP}
     assert plan.loss == pytest.approx(sum(choice.alpha * choice.error**0.5 for choice in plan.choices))
     assert {choice.alpha for choice in plan.choices if choice.role == "embedding"} == {10.0}
@@ -59,11 +60,11 @@ def test_an_unknown_objective_is_refused() -> None:
 
 def test_budgets_mean_what_they_say(analysis: Analysis) -> None:
     problem = Problem(analysis, rules=ANY)
-    assert budget_bytes("1MB", problem) == 10**6
-    assert budget_bytes("0.5x", problem) == analysis.source_nbytes // 2
-    assert budget_bytes("8bpw", problem) == problem.weights
-    assert budget_bytes(4711, problem) == 4711
-    smallest, largest = problem.plan(budget_bytes("min", problem)), problem.plan(budget_bytes("max", problem))
+    assert Budget.of("1MB").nbytes(problem) == 10**6
+    assert Budget.of("0.5x").nbytes(problem) == analysis.source_nbytes // 2
+    assert Budget.of("8bpw").nbytes(problem) == problem.weights
+    assert Budget.of(4711).nbytes(problem) == 4711
+    smallest, largest = (problem.plan(Budget.of(text).nbytes(problem)) for text in ("min", "max"))
     assert smallest.planned_bytes <= problem.smallest_bytes
     with pytest.raises(MintError, match="too small"):
         problem.plan(problem.smallest_bytes - 1)
@@ -86,7 +87,8 @@ def test_contexts_count_in_powers_of_1024() -> None:
 
 def test_a_wish_for_speed_buys_bytes_per_token_with_loss(experts: Analysis) -> None:
     budget = Problem(experts, rules=ANY).largest_bytes
-    plans = [allocate(experts, budget, rules=ANY, prefer_speed=wish) for wish in (0.0, 0.3, 3.0, 30.0)]
+    recipes = [Recipe(veto_db=ANY.veto_db, prefer_speed=wish) for wish in (0.0, 0.3, 3.0, 30.0)]
+    plans = [allocate(experts, budget, recipe) for recipe in recipes]
     assert [plan.loss for plan in plans] == sorted(plan.loss for plan in plans)
     read = [plan.bytes_per_token for plan in plans]
     assert read == sorted(read, reverse=True)
@@ -101,15 +103,15 @@ def test_a_token_reads_its_experts_and_one_row_of_the_embedding(experts: Analysi
     stacks = [unit for unit in experts.units if unit.slices > 1]
     assert stacks
     assert all(0 < shares[unit.path] < 1 for unit in stacks)
-    plan = allocate(experts, "max", rules=ANY)
+    plan = allocate(experts, "max", Recipe(veto_db=ANY.veto_db))
     expected = float(sum(parameter.nbytes for parameter in experts.parameters))
     expected += sum(unit.nbytes * shares.get(unit.path, 1.0) for unit in experts.units)
     assert plan.bytes_per_token == pytest.approx(expected)
 
 
 def test_a_plan_with_rules_and_a_wish_reads_back(experts: Analysis, tmp_path: Path) -> None:
-    rules = Rules(7.0, 3, 16, locks=(("*.q_proj", KEEP),))
-    plan = allocate(experts, "0.5x", objective="energy", rules=rules, prefer_speed=0.5)
+    rules = {"veto_db": 7.0, "min_bits": 3, "max_bits": 16, "lock": ("*.q_proj=keep",)}
+    plan = allocate(experts, "0.5x", Recipe.from_dict({"objective": "energy", "prefer_speed": 0.5, **rules}))
     write_plan(plan, tmp_path / "plan.json")
     assert read_plan(tmp_path / "plan.json") == plan
 

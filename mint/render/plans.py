@@ -1,108 +1,28 @@
-"""What --json prints: each verb's result as one record of plain values, lists of rows first."""
+"""Plans, curves and explanations as plain values."""
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import asdict
 from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mint.core.errors import MintError
 from mint.core.sizes import format_size
 
 if TYPE_CHECKING:
-    from mint.analysis.analysis import Analysis, Measurement
-    from mint.assembly.reuse import Reuse
-    from mint.assembly.verify import Verification
-    from mint.model.checkpoint.manifest import Manifest
-    from mint.model.source import Source
     from mint.pipeline import Quantized
-    from mint.plan.curve import Curve
+    from mint.plan.curve import Curve, Point
     from mint.plan.device_fit import Placed
     from mint.plan.explain import Change, Explanation, Step
     from mint.plan.plan import Plan
+    from mint.plan.problem import Problem
     from mint.quality.estimates import Estimate
 
 Record = dict[str, Any]
 _BRIEF_POINTS = 12
-
-
-def source_record(source: Source) -> Record:
-    """The record of `mint inspect`."""
-    from mint.plan.size_range import possible_bytes
-
-    smallest, largest = possible_bytes(source.units, source.parameters)
-    roles: dict[str, list[Any]] = defaultdict(list)
-    for unit in source.units:
-        roles[unit.role].append(unit)
-    return {
-        "roles": [
-            {
-                "role": role,
-                "units": len(units),
-                "matrices": sum(unit.slices for unit in units),
-                "weights": sum(unit.size for unit in units),
-                "nbytes": sum(unit.nbytes for unit in units),
-                "shapes": ", ".join("x".join(map(str, shape)) for shape in sorted({unit.shape for unit in units})[:3]),
-            }
-            for role, units in sorted(roles.items(), key=lambda pair: -sum(unit.size for unit in pair[1]))
-        ],
-        "model": str(source.folder),
-        "model_type": source.config["model_type"],
-        "identity": source.identity,
-        "layers": source.layers,
-        "shards": len(source.shards),
-        "source_bytes": source.nbytes,
-        "units": len(source.units),
-        "parameters": len(source.parameters),
-        "dropped_tensors": list(source.dropped),
-        "kept_units": {unit.path: unit.keep_reason for unit in source.units if unit.keep_reason},
-        "smallest_bytes": smallest,
-        "largest_bytes": largest,
-    }
-
-
-def analysis_record(analysis: Analysis, path: Path) -> Record:
-    """The record of `mint analyze`."""
-    by_role: dict[str, list[Any]] = defaultdict(list)
-    for unit in analysis.units:
-        by_role[unit.role].append(analysis.measurements[unit.path])
-    from mint.analysis.analysis import sqnr_db
-
-    rows = []
-    for role, measured in by_role.items():
-        row: Record = {"role": role, "units": len(measured)}
-        for format in measured[0].formats:
-            if format.scheme.is_default and format.group_size == 64:
-                errors = sorted(m.error(format) for m in measured if format in m.formats)
-                row[f"{format} dB"] = round(sqnr_db(errors[len(errors) // 2]), 1)
-        rows.append(row)
-    return {
-        "sqnr": rows,
-        **({"features": _feature_rows(by_role)} if analysis.features else {}),
-        "analysis": str(path),
-        "digest": analysis.digest,
-        "model_type": analysis.model_type,
-        "model": analysis.model,
-        "rounding": analysis.rounding,
-        "device": analysis.device,
-        "units": len(analysis.units),
-        "nonfinite_units": [path for path, m in analysis.measurements.items() if m.nonfinite],
-    }
-
-
-def _feature_rows(by_role: Mapping[str, Sequence[Measurement]]) -> list[Record]:
-    """The median of every feature for each role."""
-    from statistics import median
-
-    found = {role: [asdict(m.features) for m in measured if m.features] for role, measured in by_role.items()}
-    return [
-        {"role": role} | {name: float(f"{median(each[name] for each in features):.4g}") for name in features[0]}
-        for role, features in found.items()
-        if features
-    ]
+_GB = 10**9
 
 
 def plan_record(plan: Plan, path: Path | None, seconds: float) -> Record:
@@ -113,40 +33,11 @@ def plan_record(plan: Plan, path: Path | None, seconds: float) -> Record:
         "digest": plan.digest,
         "budget_bytes": plan.budget_bytes,
         "planned_bytes": plan.planned_bytes,
-        "bits_per_weight": round(plan.bits_per_weight, 4),
-        "loss": plan.loss,
-        **_prediction(plan),
-        "bound": plan.bound,
-        "gap": plan.gap,
+        **_solution(plan),
         "objective": plan.objective.name,
         "alphas": dict(Counter(c.alpha_from for c in plan.choices if c.alpha_from)),
-        "bytes_per_token": round(plan.bytes_per_token),
-        "kept_units": {c.path: c.reason for c in plan.choices if c.reason.startswith("kept")},
+        **_reading(plan),
         "seconds": round(seconds, 3),
-    }
-
-
-def manifest_record(manifest: Manifest, output: Path, reuse: Reuse) -> Record:
-    """The record of `mint assemble`."""
-    return {
-        "output": str(output),
-        "plan": manifest.plan,
-        "budget_bytes": manifest.budget_bytes,
-        "weight_bytes": manifest.weight_bytes,
-        "reused_bytes": reuse.nbytes,
-        "reused_units": reuse.units,
-        "files": len(manifest.files),
-    }
-
-
-def verification_record(verification: Verification) -> Record:
-    """The record of `mint verify`."""
-    return {
-        "checks": [
-            {"check": check.name, "passed": check.passed, "detail": check.detail} for check in verification.checks
-        ],
-        "output": str(verification.folder),
-        "passed": verification.passed,
     }
 
 
@@ -159,13 +50,8 @@ def quantized_record(done: Quantized) -> Record:
         "budget_bytes": done.plan.budget_bytes,
         "planned_bytes": done.plan.planned_bytes,
         "weight_bytes": done.manifest.weight_bytes,
-        "bits_per_weight": round(done.plan.bits_per_weight, 4),
-        "loss": done.plan.loss,
-        **_prediction(done.plan),
-        "bound": done.plan.bound,
-        "gap": done.plan.gap,
-        "bytes_per_token": round(done.plan.bytes_per_token),
-        "kept_units": {c.path: c.reason for c in done.plan.choices if c.reason.startswith("kept")},
+        **_solution(done.plan),
+        **_reading(done.plan),
         "reused_bytes": done.reused_bytes,
         "verified": done.verification.passed,
         "seconds": done.seconds,
@@ -178,16 +64,31 @@ def _predicted(kl: Estimate | None) -> Record:
     return {"predicted_kl": kl.value, "predicted_low": kl.low, "predicted_high": kl.high} if kl else {}
 
 
-def _prediction(plan: Plan) -> Record:
-    """The same of a plan, with what it rests on."""
+def _solution(plan: Plan) -> Record:
+    """The quality of a plan, and for an objective that predicts a KL divergence, that and its basis."""
     from mint.plan.prediction import describe
 
     kl = plan.predicted_kl
-    return {**_predicted(kl), "predicted_from": describe(kl, plan.evidence)} if kl else {}
+    return {
+        "bits_per_weight": round(plan.bits_per_weight, 4),
+        "loss": plan.loss,
+        **_predicted(kl),
+        **({"predicted_from": describe(kl, plan.evidence)} if kl else {}),
+        "bound": plan.bound,
+        "gap": plan.gap,
+    }
+
+
+def _reading(plan: Plan) -> Record:
+    """The bytes that a token reads, and the units that stay as they are with the reason."""
+    return {
+        "bytes_per_token": round(plan.bytes_per_token),
+        "kept_units": {c.path: c.reason for c in plan.choices if c.reason.startswith("kept")},
+    }
 
 
 def _formats(plan: Plan) -> list[Record]:
-    """How many units and weights each format got, most bits first."""
+    """The units and the weights of each format, most bits first."""
     units: Counter[Any] = Counter()
     weights: Counter[Any] = Counter()
     for choice in plan.choices:
@@ -321,29 +222,45 @@ def diff_record(before: Plan, after: Plan, changes: Sequence[Change]) -> Record:
     }
 
 
-def devices_record(part: str) -> Record:
-    """The record of `mint devices`."""
-    from mint.targets.devices import DEVICES
-
-    rows = [{"device": device.name, **device.figures} for device in DEVICES if part.lower() in device.name]
-    if not rows:
-        raise MintError(f"no device has {part!r} in its name; `mint devices` lists all")
-    return {"devices": rows, "shown": len(rows)}
-
-
-def loaders_record() -> Record:
-    """The record of `mint devices --loaders`."""
-    from mint.targets.loaders import LOADERS
-
+def figures(plan: Plan | Point) -> Record:
+    """The size and the quality of a plan or of a point of a curve."""
     return {
-        "loaders": [
-            {
-                "loader": loader.name,
-                "released": loader.released,
-                "formats": ", ".join(map(str, loader.formats)),
-                "mixed": loader.mixed,
-                "source": loader.source,
-            }
-            for loader in LOADERS
-        ]
+        "budget_bytes": plan.budget_bytes,
+        "planned_bytes": plan.planned_bytes,
+        "bits_per_weight": plan.bits_per_weight,
+        "loss": plan.loss,
+        "gap": plan.gap,
+        "predicted_kl": asdict(plan.predicted_kl) if plan.predicted_kl else None,
+    }
+
+
+def unit_rows(plan: Plan) -> list[Record]:
+    """Every unit of a plan in the order of the model."""
+    from mint.plan.plan import offset_digits
+
+    digits = offset_digits(plan)
+    return [
+        {
+            "path": choice.path,
+            "role": choice.role,
+            "layer": choice.layer,
+            "format": str(choice.format),
+            "bits": round(8 * (nbytes := choice.nbytes(digits)) / max(choice.weights, 1), 3),
+            "nbytes": nbytes,
+            "reason": choice.reason,
+        }
+        for choice in plan.choices
+    ]
+
+
+def next_record(problem: Problem, plan: Plan) -> Record | None:
+    """The gain of the next GB, or for a small model of a tenth of the span of its sizes; None where nothing is left."""
+    step = min(_GB, max(1, (problem.largest_bytes - problem.smallest_bytes) // 10))
+    if plan.planned_bytes >= problem.largest_bytes or plan.loss <= 0:
+        return None
+    more = problem.plan(plan.budget_bytes + step)
+    return {
+        "step_bytes": step,
+        "says": f"{format_size(step)} more: {1 - more.loss / plan.loss:.1%} less loss",
+        **figures(more),
     }

@@ -1,0 +1,218 @@
+"""The request: a `Recipe` for a model, and a `Budget` for its size.
+
+The command line, the service, its page, its client and Python all build these records. Every default stands here, or is
+a name from the room that owns it. A record is checked once, when it is made. This file imports nothing heavy.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from types import NoneType
+from typing import TYPE_CHECKING, Any, Self
+
+from mint.core.errors import MintError
+from mint.core.sizes import Amount, parse_budget, parse_size, parse_tokens
+from mint.formats.format import Format
+from mint.formats.layout import MAX_SHARD_BYTES
+from mint.formats.rounding import parse_rounding
+from mint.plan.objectives import objective
+from mint.plan.rules import MAX_BITS, VETO_DB, Rules, parse_formats, parse_lock
+from mint.targets.devices import device as device_named
+from mint.targets.loaders import compatible_formats, loader
+
+if TYPE_CHECKING:
+    from mint.analysis.analysis import Analysis
+    from mint.analysis.probes.probe_file import Probed
+    from mint.plan.problem import Problem
+
+DTYPES = ("float16", "bfloat16", "float32")  # that mlx_lm casts to
+ANALYSIS_FIELDS = ("rounding", "dtype", "probe")  # of a recipe, that decide what is measured
+_KINDS = {
+    bool: "true or false", int: "a whole number", float: "a number", str: "a text", tuple: "a list of texts",
+    NoneType: "a whole number or nothing",
+}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """The wanted model, for any budget. Raises `MintError` for a value that no model can have."""
+
+    rounding: str = "nearest"
+    dtype: str = ""  # empty: the config's own
+    probe: bool = False  # measure the sensitivities first
+    objective: str = "output"
+    veto_db: float = VETO_DB
+    min_bits: int = 0
+    max_bits: int = MAX_BITS
+    formats: tuple[str, ...] = ()  # terms such as 3,4,8@64; empty: those of the objective
+    lock: tuple[str, ...] = ()  # PATTERN=FORMAT
+    compat: str = ""  # a loader; empty: the current mlx_lm
+    prefer_speed: float = 0.0
+    ignore_probe: bool = False
+    max_shard_size: str = f"{MAX_SHARD_BYTES >> 30}GiB"
+
+    def __post_init__(self) -> None:
+        parse_rounding(self.rounding)
+        if self.dtype not in ("", *DTYPES):
+            raise MintError(f"dtype {self.dtype!r}; needed {', '.join(DTYPES[:-1])} or {DTYPES[-1]}")
+        if self.prefer_speed < 0:
+            raise MintError(f"prefer_speed {self.prefer_speed:g} is negative; needed 0 or more")
+        objective(self.objective)
+        parse_size(self.max_shard_size)
+        _ = self.rules
+
+    @property
+    def rules(self) -> Rules:
+        """The limits of what a plan may choose."""
+        return Rules(self.veto_db, self.min_bits, self.max_bits, self._formats(), tuple(map(parse_lock, self.lock)))
+
+    def _formats(self) -> tuple[Format, ...]:
+        wanted = parse_formats(self.formats)
+        if not self.compat:
+            return wanted
+        if not loader(self.compat).mixed:
+            raise MintError(
+                f"--compat {self.compat}: that loader reads one format for all modules, so no plan of several; "
+                "needed a newer one (mint devices --loaders), or mlx_lm.convert for a uniform model"
+            )
+        readable = compatible_formats(self.compat)
+        wanted = tuple(format for format in wanted or objective(self.objective).formats if format in readable)
+        if not wanted:
+            raise MintError(f"--compat {self.compat} reads none of the formats asked for; widen --formats")
+        return wanted
+
+    @property
+    def analysis(self) -> "Recipe":
+        """The part that decides what is measured, defaults for the rest."""
+        return Recipe(**{name: getattr(self, name) for name in ANALYSIS_FIELDS})
+
+    def problem(self, analysis: "Analysis", probed: "Probed | None" = None) -> "Problem":
+        """The choices for a model, by its analysis and its probes."""
+        from mint.plan.problem import Problem
+
+        return Problem(
+            analysis,
+            objective(self.objective),
+            self.rules,
+            probed=None if self.ignore_probe else probed,
+            prefer_speed=self.prefer_speed,
+            max_shard_bytes=parse_size(self.max_shard_size),
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """All fields as plain values, as JSON has them."""
+        return _plain(self)
+
+    @classmethod
+    def from_dict(cls, record: Mapping[str, Any]) -> Self:
+        """The recipe of plain values, defaults for the rest. Raises `MintError` naming a key that is wrong."""
+        return cls(**_values(cls, record))
+
+
+@dataclass(frozen=True, slots=True)
+class Room:
+    """Memory of a device that is not for weights: the cache of a context, and a reserve for everything else."""
+
+    context: str = "8k"  # tokens
+    kv_bits: int | None = None  # of a quantized cache
+    reserve: str = "1GB"  # or 0
+
+    def __post_init__(self) -> None:
+        _ = self.tokens, self.reserve_bytes
+
+    @property
+    def tokens(self) -> int:
+        """The longest context that has to fit."""
+        return parse_tokens(self.context)
+
+    @property
+    def reserve_bytes(self) -> int:
+        """Bytes for everything but weights and cache."""
+        return 0 if self.reserve.strip() == "0" else parse_size(self.reserve)
+
+    def to_dict(self) -> dict[str, Any]:
+        """All fields as plain values, as JSON has them."""
+        return _plain(self)
+
+    @classmethod
+    def from_dict(cls, record: Mapping[str, Any]) -> Self:
+        """The room of plain values, defaults for the rest. Raises `MintError` naming a key that is wrong."""
+        return cls(**_values(cls, record))
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """Memory for a model's weight files: an amount, or what the device `device` leaves beside `room`.
+
+    Raises `MintError` for an unknown device, and unless exactly one of the two is given.
+    """
+
+    amount: Amount | None = None
+    device: str = ""
+    room: Room = Room()
+
+    def __post_init__(self) -> None:
+        if bool(self.amount) == bool(self.device):
+            raise MintError(f"found {self.amount} and the device {self.device!r}; needed an amount or a device")
+        if self.device:
+            device_named(self.device)
+
+    @classmethod
+    def of(cls, budget: "int | str | Budget") -> "Budget":
+        """A budget from bytes, or from text such as `18GB`, `4.5bpw`, `0.3x`, `min` or `max`."""
+        if isinstance(budget, Budget):
+            return budget
+        return cls(Amount.of_bytes(budget) if isinstance(budget, int) else parse_budget(budget))
+
+    def __str__(self) -> str:
+        return str(self.amount or self.device)
+
+    def nbytes(self, problem: "Problem") -> int:
+        """Bytes that the weight files of a model may take; `MintError` for a device that is too small for it."""
+        if self.amount is None:
+            from mint.plan.device_fit import room_for_weights
+
+            return room_for_weights(problem, device_named(self.device), self.room)
+        if self.amount.unit == "min":
+            return problem.smallest_bytes
+        if self.amount.unit == "max":
+            return problem.largest_bytes
+        if self.amount.unit == "bpw":
+            return int(self.amount.number * problem.weights / 8)
+        if self.amount.unit == "x":
+            return int(self.amount.number * problem.analysis.source_nbytes)
+        return int(self.amount.number)
+
+    def to_dict(self) -> dict[str, Any]:
+        """All fields as plain values, as JSON has them."""
+        return {"amount": str(self.amount or ""), "device": self.device, **self.room.to_dict()}
+
+    @classmethod
+    def from_dict(cls, record: Mapping[str, Any]) -> Self:
+        """The budget of plain values. Raises `MintError` naming a key that is wrong."""
+        own = {name: _value(name, record[name], "") for name in ("amount", "device") if name in record}
+        room = Room.from_dict({name: value for name, value in record.items() if name not in own})
+        return cls(parse_budget(own["amount"]) if own.get("amount") else None, own.get("device", ""), room)
+
+
+def _plain(record: Recipe | Room) -> dict[str, Any]:
+    values = {field.name: getattr(record, field.name) for field in fields(record)}
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+
+
+def _values(record: type[Recipe | Room], values: Mapping[str, Any]) -> dict[str, Any]:
+    """Plain values as the fields of a record; `MintError` names a key that is unknown or of another type."""
+    defaults = {field.name: field.default for field in fields(record)}
+    if unknown := sorted(set(values) - set(defaults)):
+        raise MintError(f"unknown options: {', '.join(unknown)}; needed some of {', '.join(defaults)}")
+    return {name: _value(name, value, defaults[name]) for name, value in values.items()}
+
+
+def _value(name: str, value: Any, default: Any) -> Any:
+    """A value of the type of its default."""
+    if isinstance(default, tuple) and isinstance(value, list | tuple) and all(isinstance(text, str) for text in value):
+        return tuple(value)
+    if isinstance(default, float) and type(value) in (int, float):
+        return float(value)
+    if type(value) is type(default) or (default is None and type(value) is int):
+        return value
+    raise MintError(f"{name}: found {value!r}, needed {_KINDS[type(default)]}")

@@ -1,0 +1,1 @@
+"""Results as plain values: one record a verb, for --json and for the service."""
