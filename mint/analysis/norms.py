@@ -138,14 +138,14 @@ def _match(entered: Mapping[str, mx.array], left: Mapping[str, mx.array]) -> dic
     for names in batches(left):
         graph = read_graph({f"norm:{path}": mx.expand_dims(array, 0) for path, array in names.items()})
         norm_of.update({_behind(graph, f"norm:{path}"): path for path in names})
-    found = {}
+    norms = {}
     for names in batches(entered):
         graph = read_graph({f"unit:{path}": mx.expand_dims(array, 0) for path, array in names.items()})
         for path in names:
             norm = _walk(graph, _behind(graph, f"unit:{path}"), norm_of)
             if norm:
-                found[path] = norm
-    return found
+                norms[path] = norm
+    return norms
 
 
 def _behind(graph: Graph, name: str) -> str:

@@ -78,8 +78,8 @@ def _wide_rest(stored: StoredModel, paths: Iterable[str]) -> dict[str, mx.array]
 
 
 def _modules(model: Module, paths: Iterable[str]) -> list[tuple[str, Module]]:
-    wanted = set(paths)
-    return [(path, module) for path, module in model.named_modules() if path in wanted]
+    chosen = set(paths)
+    return [(path, module) for path, module in model.named_modules() if path in chosen]
 
 
 def _stored_parts(stored: StoredModel, path: str, parts: list[str]) -> dict[str, mx.array]:

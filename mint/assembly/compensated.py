@@ -31,10 +31,10 @@ from mint.kernels.storage import NUMPY_DTYPES, from_raw, raw
 from mint.model.source import Source
 from mint.plan.plan import Plan
 from mint.quality.forward import fusing_nothing, open_wide
-from mint.quality.sequences import Wanted
+from mint.quality.sequences import TextSize
 from mint.run.executor import Executor
 
-TEXT, SEED = Wanted(32, 128), 1  # what the model writes; another seed than the probe's: those tokens judge
+TEXT, SEED = TextSize(32, 128), 1  # what the model writes; another seed than the probe's: those tokens judge
 FEWEST = 32  # rows of inputs: an expert that saw fewer keeps the searched rounding
 _SEARCH = ROUNDINGS[ROUNDINGS["compensate"].measured_as]
 

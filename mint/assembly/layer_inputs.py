@@ -69,7 +69,7 @@ class Walk:
 
     @property
     def tied(self) -> tuple[Unit, ...]:
-        """Units that the first and the last stage both use: theirs is the last, a weight for the way is wanted."""
+        """Units that the first and the last stage both use: the last rounds them, and the way there needs a weight."""
         return tuple(unit for unit in self._behind if unit.role != "head")
 
     def stages(self, finished: Collection[str] = ()) -> Iterator[Stage]:
@@ -174,7 +174,7 @@ class _Inputs:
     def _joined(self, calls: list[tuple[mx.array, mx.array | None]]) -> Seen:
         rows = [self._copy(rows) for rows, _ in calls]
         experts = [np.asarray(experts, np.int64) for _, experts in calls if experts is not None]
-        flat = [found.reshape(len(part), -1) for found, part in zip(experts, rows, strict=False)]
+        flat = [chosen.reshape(len(part), -1) for chosen, part in zip(experts, rows, strict=False)]
         joined = rows[0] if len(rows) == 1 else np.concatenate(rows)
         return Seen(joined, np.concatenate(flat) if flat else None)
 

@@ -207,10 +207,10 @@ def _error_differences(stored: StoredModel, plan: Plan, source: Source) -> Itera
             difference = np.asarray(other[start : start + step], dtype=np.float64) - original
             squared += float(np.vdot(difference, difference))
             energy += float(np.vdot(original, original))
-        found = squared / energy if energy else 0.0
+        error = squared / energy if energy else 0.0
         if kept:
-            return found
-        return abs(found - choice.error) / choice.error if choice.error else found
+            return error
+        return abs(error - choice.error) / choice.error if choice.error else error
 
     for unit, differs in in_process(source, measured_again, source.units):
         yield unit.path, differs

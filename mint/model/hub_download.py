@@ -79,26 +79,26 @@ def fetch(
 
 def _listed(id: HubId) -> Mapping[str, int]:
     """The files of a model that mint needs, and their bytes."""
-    told = HfApi().model_info(id.repository, revision=id.revision, files_metadata=True, timeout=_SECONDS)
-    found = {each.rfilename: each.size or 0 for each in told.siblings or []}
-    wanted = {
+    listing = HfApi().model_info(id.repository, revision=id.revision, files_metadata=True, timeout=_SECONDS)
+    sizes = {file.rfilename: file.size or 0 for file in listing.siblings or []}
+    needed = {
         name: nbytes
-        for name, nbytes in found.items()
+        for name, nbytes in sizes.items()
         if "/" not in name and any(fnmatchcase(name, pattern) for pattern in WANTED)
     }
     for pattern in (PATTERN, "config.json"):
-        if not any(fnmatchcase(name, pattern) for name in wanted):
-            others = ", ".join(sorted(found)[:8]) or "nothing"
+        if not any(fnmatchcase(name, pattern) for name in needed):
+            others = ", ".join(sorted(sizes)[:8]) or "nothing"
             raise MintError(
                 f"{id} has no {pattern} (found {others}); needed: a model in safetensors format. Look for one that was "
                 "converted, or for another revision (OWNER/NAME@refs/pr/N)"
             )
-    return wanted
+    return needed
 
 
 def _need_room(folder: Path, needed: int, reserve_bytes: int) -> None:
-    there = next(each for each in (folder, *folder.absolute().parents) if each.exists())
-    free = max(0, shutil.disk_usage(there).free - reserve_bytes)
+    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    free = max(0, shutil.disk_usage(existing).free - reserve_bytes)
     if needed > free:
         raise DiskFullError(
             f"{constants.HF_HUB_CACHE}: {format_size(needed)} are still to come, {format_size(free)} are free there; "

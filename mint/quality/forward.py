@@ -109,7 +109,7 @@ def fusing_nothing() -> Iterator[None]:
 def _load(folder: Path) -> Module:
     if not (folder / "config.json").is_file():
         raise MintError(f"{folder}: no config.json found; needed: a model folder")
-    read_shards(folder)  # a damaged file is told by its name
+    read_shards(folder)  # a damaged file is an error that names it
     try:
         return load_stock(folder)
     except Exception as error:  # whatever mlx_lm raises is the finding

@@ -14,7 +14,15 @@ from mint.quality.divergence import Array, Tokens, differences, predictions
 from mint.quality.evaluation import Question
 from mint.quality.forward import all_logits, open_narrow, open_wide, vocabulary_size
 from mint.quality.reference_file import Origin, Writing
-from mint.quality.sequences import FEWEST, OWN_TEXT, own_sequences, prefix_of, text_sequences, vocabulary_digest, wanted
+from mint.quality.sequences import (
+    FEWEST,
+    OWN_TEXT,
+    own_sequences,
+    prefix_of,
+    text_sequences,
+    text_size,
+    vocabulary_digest,
+)
 from mint.run.device_kind import device_kind, versions
 
 NOISE_SHARE = 4  # one sequence in four tells the noise: bf16 is slow on CPUs, and sequences differ little in it
@@ -37,7 +45,7 @@ def refer(question: Question, path: Path, on_progress: OnProgress) -> None:
         device=device_kind(),
         versions=versions(),
     )
-    size = wanted(question.tokens, question.window, own=not question.text)
+    size = text_size(question.tokens, question.window, own=not question.text)
     tokens = text_sequences(folder, question.text, size) if question.text else None
     model = open_wide(folder)
     if tokens is None:

@@ -33,14 +33,14 @@ OWN_TEXT = "written by the reference model"
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
+class TextSize:
     """The size of a text: `count` sequences of `window` tokens."""
 
     count: int
     window: int
 
 
-def wanted(tokens: int | None, window: int | None, *, own: bool) -> Wanted:
+def text_size(tokens: int | None, window: int | None, *, own: bool) -> TextSize:
     """The number and length of sequences that make `tokens` tokens; `MintError` when that is fewer than two."""
     tokens = tokens if tokens is not None else OWN_TOKENS if own else TEXT_TOKENS
     window = window if window is not None else OWN_WINDOW if own else TEXT_WINDOW
@@ -51,10 +51,10 @@ def wanted(tokens: int | None, window: int | None, *, own: bool) -> Wanted:
             f"--tokens {tokens} is less than {FEWEST} sequences of {window} tokens; needed at least "
             f"{FEWEST * window}, or a smaller --window"
         )
-    return Wanted(tokens // window, window)
+    return TextSize(tokens // window, window)
 
 
-def text_sequences(folder: Path, texts: Sequence[Path], size: Wanted) -> Tokens:
+def text_sequences(folder: Path, texts: Sequence[Path], size: TextSize) -> Tokens:
     """(S, L) windows of the text files, cut one after another and taken from each file in turn.
 
     The tokenizer is that of the model in `folder`. Raises `MintError` when there is none, when a file is no text, or
@@ -82,7 +82,7 @@ def text_sequences(folder: Path, texts: Sequence[Path], size: Wanted) -> Tokens:
 
 
 def own_sequences(
-    model: Module, prefix: Sequence[int], vocabulary: int, size: Wanted, seed: int, on_progress: OnProgress
+    model: Module, prefix: Sequence[int], vocabulary: int, size: TextSize, seed: int, on_progress: OnProgress
 ) -> Tokens:
     """(S, L) tokens below `vocabulary` that `model` writes, decided by `seed`; every sequence begins with `prefix`."""
     key, first = mx.random.split(mx.random.key(seed))

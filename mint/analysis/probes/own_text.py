@@ -1,4 +1,4 @@
-"""Text that a model wrote, kept: the same model by the same versions writes the same, so it is written once."""
+"""Caches the text that a model writes: the same model and versions write the same text, so it is written once."""
 
 from io import BytesIO
 from pathlib import Path
@@ -12,20 +12,20 @@ from mint.core.progress import OnProgress
 from mint.model.source import Source
 from mint.quality.divergence import Tokens
 from mint.quality.forward import fusing_nothing, vocabulary_size
-from mint.quality.sequences import Wanted, own_sequences, prefix_of
+from mint.quality.sequences import TextSize, own_sequences, prefix_of
 from mint.run.device_kind import device_kind, versions
 
 
-def own_text(source: Source, size: Wanted, seed: int, on_progress: OnProgress) -> Tokens:
+def own_text(source: Source, size: TextSize, seed: int, on_progress: OnProgress) -> Tokens:
     """(S, L) tokens that the model of `source` wrote by itself, decided by `seed`.
 
     Written around 8 bits or fewer where the memory is too small for full precision.
     """
     base = chosen_base(source, AUTO, size.count)
-    path = _kept(source, size, seed, base)
+    path = _path(source, size, seed, base)
     if path.exists():
-        kept: Tokens = np.load(path)
-        return kept
+        tokens: Tokens = np.load(path)
+        return tokens
     with fusing_nothing():
         model = open_base(source, base)
         prefix, vocabulary = prefix_of(source.folder), vocabulary_size(source.folder)
@@ -37,5 +37,5 @@ def own_text(source: Source, size: Wanted, seed: int, on_progress: OnProgress) -
     return text
 
 
-def _kept(source: Source, size: Wanted, seed: int, base: str) -> Path:
+def _path(source: Source, size: TextSize, seed: int, base: str) -> Path:
     return cached_path("texts", ".npy", source.identity, size.count, size.window, seed, base, device_kind(), versions())

@@ -1,4 +1,4 @@
-"""A model that is held packed: for probing one that does not fit in memory at full precision.
+"""Opens a model with packed weights, for probing one that does not fit in memory at full precision.
 
 Every matrix is stored as `mx.quantize` stores it and unpacked to float32 while it is used, one at a time; packing
 streams it from the source unit by unit. So memory stays near the packed size plus one unit, and what the model computes

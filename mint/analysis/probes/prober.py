@@ -30,7 +30,7 @@ from mint.model.roles import layer_path
 from mint.model.source import Source
 from mint.quality.divergence import Tokens
 from mint.quality.forward import fusing_nothing, logits_of, vocabulary_size
-from mint.quality.sequences import Wanted, own_sequences
+from mint.quality.sequences import TextSize, own_sequences
 from mint.run.job import PortableJob
 
 OWN, RANDOM = "own", "random"
@@ -120,7 +120,7 @@ class TextJob(PortableJob[Tokens]):
         if self.tokens is None:
             probing, vocabulary = self.probing, vocabulary_size(self.source.folder)
             if probing.written == OWN:
-                size = Wanted(probing.sequences, probing.length)
+                size = TextSize(probing.sequences, probing.length)
                 self.tokens = own_sequences(
                     self.opened(), self.prefix, vocabulary, size, probing.seed, self.on_progress
                 )

@@ -20,8 +20,8 @@ class Replay:
     """Layers by path, what they returned, and the order in which they were called."""
 
     def __init__(self, model: Module, paths: Iterable[str]) -> None:
-        wanted = set(paths)
-        self._layers = {path: module for path, module in model.named_modules() if path in wanted}
+        chosen = set(paths)
+        self._layers = {path: module for path, module in model.named_modules() if path in chosen}
         self._answers: dict[str, Any] = {}
         self._order: list[str] = []
 

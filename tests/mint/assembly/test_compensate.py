@@ -28,7 +28,7 @@ from mint.pipeline import quantize
 from mint.plan.allocate import allocate
 from mint.plan.plan import Plan
 from mint.plan.recipe import Recipe
-from mint.quality.sequences import Wanted
+from mint.quality.sequences import TextSize
 from mint.run.executor import Executor, in_process
 from mint.run.job import Job, T
 from tests.mint.kernels.test_kernels import DTYPES, raw, stored_as
@@ -40,7 +40,7 @@ CASES = [parse_format(name) for name in ("2/64", "3/32", "4/128", "5/64", "6/64"
 
 @pytest.fixture(autouse=True)
 def _little_text(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mint.assembly.compensated.TEXT", Wanted(6, 24))
+    monkeypatch.setattr("mint.assembly.compensated.TEXT", TextSize(6, 24))
 
 
 def correlated(rows: int, columns: int, draw: int = 0) -> np.ndarray:

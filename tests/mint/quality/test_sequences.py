@@ -10,7 +10,7 @@ from mlx_lm.utils import load_tokenizer
 from mint.core.errors import MintError
 from mint.core.progress import ignore
 from mint.quality.forward import open_wide
-from mint.quality.sequences import Wanted, own_sequences, prefix_of, text_sequences, vocabulary_digest, wanted
+from mint.quality.sequences import TextSize, own_sequences, prefix_of, text_sequences, text_size, vocabulary_digest
 from tests.worlds.zoo import write_model
 
 WORDS = "A model is quantized under a budget of bytes. What a byte buys is measured. "
@@ -24,7 +24,7 @@ def text(tmp_path: Path) -> Path:
 
 
 def test_windows_are_the_text_cut_one_after_another(llama: Path, text: Path) -> None:
-    found = text_sequences(llama, [text], Wanted(3, 8))
+    found = text_sequences(llama, [text], TextSize(3, 8))
     tokens = load_tokenizer(llama).encode(WORDS * 4, add_special_tokens=False)
     assert found.tolist() == [tokens[0:8], tokens[8:16], tokens[16:24]]
 
@@ -32,8 +32,8 @@ def test_windows_are_the_text_cut_one_after_another(llama: Path, text: Path) -> 
 def test_every_file_has_its_turn(llama: Path, text: Path, tmp_path: Path) -> None:
     other = tmp_path / "other.txt"
     other.write_text("budget " * 20)
-    one, two = text_sequences(llama, [text], Wanted(2, 8)), text_sequences(llama, [other], Wanted(1, 8))
-    assert text_sequences(llama, [text, other], Wanted(3, 8)).tolist() == [
+    one, two = text_sequences(llama, [text], TextSize(2, 8)), text_sequences(llama, [other], TextSize(1, 8))
+    assert text_sequences(llama, [text, other], TextSize(3, 8)).tolist() == [
         one[0].tolist(),
         two[0].tolist(),
         one[1].tolist(),
@@ -43,7 +43,7 @@ def test_every_file_has_its_turn(llama: Path, text: Path, tmp_path: Path) -> Non
 def test_a_text_too_short_is_refused_with_numbers(llama: Path, text: Path) -> None:
     tokens = len(load_tokenizer(llama).encode(WORDS * 4, add_special_tokens=False))
     with pytest.raises(MintError, match=rf"{tokens} tokens make 0 whole windows of 512; needed 8 \(4,096 tokens\)"):
-        text_sequences(llama, [text], wanted(None, None, own=False))
+        text_sequences(llama, [text], text_size(None, None, own=False))
 
 
 @pytest.mark.parametrize(
@@ -52,27 +52,27 @@ def test_a_text_too_short_is_refused_with_numbers(llama: Path, text: Path) -> No
 )
 def test_fewer_than_two_sequences_are_refused(tokens: int, window: int | None, complaint: str) -> None:
     with pytest.raises(MintError, match=complaint):
-        wanted(tokens, window, own=True)
+        text_size(tokens, window, own=True)
 
 
 def test_text_needs_a_tokenizer_and_a_file_of_text(llama: Path, text: Path, tmp_path: Path) -> None:
     bare = write_model("llama", tmp_path / "bare")
     with pytest.raises(MintError, match="no tokenizer found"):
-        text_sequences(bare, [text], Wanted(2, 8))
+        text_sequences(bare, [text], TextSize(2, 8))
     with pytest.raises(MintError, match="no such text"):
-        text_sequences(llama, [tmp_path / "nowhere.txt"], Wanted(2, 8))
+        text_sequences(llama, [tmp_path / "nowhere.txt"], TextSize(2, 8))
     (bare / "tokenizer.json").write_text("{}")
     with pytest.raises(MintError, match="does not load its tokenizer"):
-        text_sequences(bare, [text], Wanted(2, 8))
+        text_sequences(bare, [text], TextSize(2, 8))
     (tmp_path / "latin.txt").write_bytes(b"caf\xe9" * 99)
     with pytest.raises(MintError, match="not a text in UTF-8"):
-        text_sequences(llama, [tmp_path / "latin.txt"], Wanted(2, 8))
+        text_sequences(llama, [tmp_path / "latin.txt"], TextSize(2, 8))
 
 
 def test_own_text_is_decided_by_its_seed(llama: Path) -> None:
     model = open_wide(llama)
     first, again, other = (
-        own_sequences(model, prefix_of(llama), 512, Wanted(3, 10), seed, ignore) for seed in (1, 1, 2)
+        own_sequences(model, prefix_of(llama), 512, TextSize(3, 10), seed, ignore) for seed in (1, 1, 2)
     )
     assert first.shape == (3, 10)
     assert (first == again).all()
@@ -87,7 +87,7 @@ def test_own_text_follows_the_models_distribution(llama: Path) -> None:
     from mint.quality.forward import all_logits
 
     model = open_wide(llama)
-    tokens = own_sequences(model, prefix_of(llama), 512, Wanted(128, 8), 0, ignore)
+    tokens = own_sequences(model, prefix_of(llama), 512, TextSize(128, 8), 0, ignore)
     ((_, logits),) = all_logits(model, tokens, 512)
     said = predictions(logits, tokens[:, 1:])
     p = said.log_probabilities.astype(np.float64)
