@@ -4,8 +4,6 @@
 the stages, such as leases, storing and checks, stands in its `Hooks`.
 """
 
-import hashlib
-import json
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -21,7 +19,7 @@ from mint.assembly.assemble import assemble, refuse_existing
 from mint.assembly.reuse import Reuse
 from mint.assembly.stock_child import stock
 from mint.assembly.verify import Verification, verify
-from mint.core.cache import cache_folder
+from mint.core.cache import cached_path
 from mint.core.errors import MintError
 from mint.core.memory import peak_rss_bytes
 from mint.core.progress import OnProgress, ignore
@@ -265,13 +263,9 @@ def _insist(output: Path, verification: Verification) -> None:
 
 
 def cached_analysis(source: Source, rounding: str = "nearest", *, device: str = "") -> Path:
-    """Where the analysis of this very model and rounding by these versions is remembered.
+    """The file in the cache folder for the analysis of this very model and rounding by these versions.
 
     `device` is the kind, or kinds, that measured; this process's own by default.
-
-    The folder is `MINT_CACHE` if that is set, else the user's cache folder.
     """
-    folder = cache_folder() / "analyses"
     device = device or device_kind()
-    key = json.dumps([SCHEMA, source.identity, source.dtype, rounding, device, versions()], sort_keys=True)
-    return folder / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.mint"
+    return cached_path("analyses", ".mint", SCHEMA, source.identity, source.dtype, rounding, device, versions())
