@@ -123,13 +123,13 @@ def rates(folder: Path, nbytes: int, rounds: int) -> dict[str, Any]:
             "http": lambda: borrower.over_http.remote(port, nbytes),
             "ray": lambda: borrower.over_ray.remote(lender, nbytes),
         }
-        found: dict[str, list[int]] = {way: [] for way in ways}
+        rates_by_way: dict[str, list[int]] = {way: [] for way in ways}
         for way, begin in [*ways.items()] * (rounds + 1):
-            found[way].append(round(nbytes / ray.get(begin()) / 1e6))
+            rates_by_way[way].append(round(nbytes / ray.get(begin()) / 1e6))
     finally:
         ray.shutdown()
         cluster.shutdown()
-    return {way: {"median_mb_per_s": median(each[1:]), "rounds": each[1:]} for way, each in found.items()}
+    return {way: {"median_mb_per_s": median(rates[1:]), "rounds": rates[1:]} for way, rates in rates_by_way.items()}
 
 
 if __name__ == "__main__":
