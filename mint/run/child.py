@@ -1,7 +1,7 @@
 """A child process that is asked in lines of JSON and answers in lines of JSON, which bytes may follow.
 
-It leads a session of its own, so Ctrl-C in a terminal reaches the parent alone, which decides. The end of its standard
-input ends it, so it does not outlive a parent that is killed.
+It blocks interrupts, so Ctrl-C in a terminal reaches the parent alone, which decides. It stays in the parent's process
+group, so it ends where that is killed. The end of its standard input ends it, so it does not outlive its parent.
 """
 
 import json
@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from typing import Any, BinaryIO, Self, TextIO
 
 _END_SECONDS = 2.0  # for a process whose input has ended
@@ -31,14 +31,14 @@ class Child:
         stderr: TextIO | None = None,
     ) -> None:
         module, _, name = function.partition(":")
-        self._process = subprocess.Popen(
-            [sys.executable, "-P", "-c", f"from {module} import {name}; {name}()", *arguments],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            env=environment,
-            start_new_session=True,
-        )
+        with _interrupts_blocked():
+            self._process = subprocess.Popen(
+                [sys.executable, "-P", "-c", f"from {module} import {name}; {name}()", *arguments],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                env=environment,
+            )
         assert self._process.stdin and self._process.stdout and self._process.stderr
         self._input, self._output = self._process.stdin, self._process.stdout
         self._last_line = ""
@@ -83,10 +83,8 @@ class Child:
         return self._output.read(nbytes)
 
     def kill(self) -> None:
-        """End it, and all that it started, at once."""
-        if self._process.poll() is None:
-            with suppress(ProcessLookupError, PermissionError):
-                os.killpg(self._process.pid, signal.SIGKILL)
+        """End it at once."""
+        self._process.kill()
 
     def close(self) -> int:
         """End its input, wait for its end, kill it where that takes long; its exit code."""
@@ -120,9 +118,18 @@ class Child:
                         target.flush()
 
 
+@contextmanager
+def _interrupts_blocked() -> Iterator[None]:
+    """A process that is started meanwhile never gets an interrupt, from its first instruction on."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def open_answers() -> BinaryIO:
-    """In a child: the stream of its answers. What libraries print goes to standard error; interrupts are ignored."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """In a child: the stream of its answers. What libraries print goes to standard error."""
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
     return answers
@@ -140,10 +147,10 @@ def send(answers: BinaryIO, record: Mapping[str, Any], data: bytes = b"") -> Non
 
 
 def end_with_parent() -> None:
-    """In a child that was asked all: end its process group from a thread when the parent closes the input or dies."""
+    """In a child that was asked all: end it from a thread when the parent closes the input or dies."""
 
     def wait() -> None:
         os.read(0, 1)  # unbuffered: a thread that reads `sys.stdin` would be in the way of a normal end
-        os.killpg(os.getpgrp(), signal.SIGKILL)
+        os.kill(os.getpid(), signal.SIGKILL)
 
     threading.Thread(target=wait, daemon=True).start()

@@ -60,11 +60,17 @@ def test_a_child_that_dies_gives_no_answer_and_its_last_words_are_in_the_message
 def test_an_interrupt_in_the_terminal_is_the_parents_alone() -> None:
     words = io.StringIO()
     with Child(f"{HERE}:sleep", stderr=words) as child:
-        assert os.getsid(child.pid) == child.pid  # a terminal interrupts its own session
+        for _ in range(3):
+            os.kill(child.pid, signal.SIGINT)  # while it imports
         assert child.answer() == {"ready": True}
         os.kill(child.pid, signal.SIGINT)
         assert child.exit_code is None
     assert words.getvalue() == ""
+
+
+def test_a_child_ends_with_the_process_group_of_its_parent() -> None:
+    with Child(f"{HERE}:sleep") as child:
+        assert os.getpgid(child.pid) == os.getpgrp()
 
 
 def test_the_end_of_its_input_ends_a_child_that_works() -> None:
