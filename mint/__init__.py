@@ -39,8 +39,8 @@ if TYPE_CHECKING:
     from mint.plan.recipe import Room as Room
     from mint.plan.rules import Rules as Rules
     from mint.quality.evaluate import evaluate as evaluate
-    from mint.targets.devices import DEVICES as DEVICES
     from mint.targets.devices import device as device
+    from mint.targets.devices import devices as devices
 
 _NAMES = {
     "mint.analysis.analysis": "read_analysis",
@@ -64,7 +64,7 @@ _NAMES = {
     "mint.plan.recipe": "Budget Recipe Room",
     "mint.plan.rules": "Rules",
     "mint.quality.evaluate": "evaluate",
-    "mint.targets.devices": "DEVICES device",
+    "mint.targets.devices": "device devices",
 }
 _HOME = {name: module for module, names in _NAMES.items() for name in names.split()}
 __all__ = ["MintError", "__version__", *_HOME]

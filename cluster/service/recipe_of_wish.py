@@ -11,10 +11,10 @@ from typing import Any
 from mint.core.errors import MintError
 from mint.core.sizes import UNITS, parse_budget
 from mint.plan.recipe import ANALYSIS_FIELDS, Budget, Recipe, Room
-from mint.targets.devices import DEVICES, device
+from mint.targets.devices import device, devices
 
 DEFAULTS = {**Recipe().to_dict(), **Room().to_dict()}
-DEVICE_NAMES = frozenset(device.name for device in DEVICES)
+DEVICE_NAMES = frozenset(device.name for device in devices())
 _GROWTH = 4
 
 

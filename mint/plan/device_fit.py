@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from mint.core.errors import MintError
 from mint.core.sizes import format_size
 from mint.model.kv_memory import STEP
-from mint.targets.devices import DEVICES, Device
+from mint.targets.devices import Device, devices
 
 if TYPE_CHECKING:
     from mint.plan.problem import Problem
@@ -62,7 +62,7 @@ class Placed:
 def devices_on(problem: Problem, room: Room) -> list[Placed]:
     """Every device of the table with what it leaves for weights beside `room`."""
     placed = []
-    for device in DEVICES:
+    for device in devices():
         nbytes = _left(problem, device, room)
         if nbytes < problem.smallest_bytes:
             placed.append(Placed(device, None, "too small"))

@@ -130,9 +130,10 @@ def verification_record(verification: Verification) -> Record:
 
 def devices_record(part: str) -> Record:
     """The record of `mint devices`."""
-    from mint.targets.devices import DEVICES
+    from mint.targets.devices import devices
 
-    rows = [{"device": device.name, **device.figures} for device in DEVICES if part.lower() in device.name]
+    matches = [asdict(device) for device in devices() if part.lower() in device.name]
+    rows = [{"device": row.pop("name"), **row} for row in matches]
     if not rows:
         raise MintError(f"no device has {part!r} in its name; `mint devices` lists all")
     return {"devices": rows, "shown": len(rows)}
@@ -140,7 +141,7 @@ def devices_record(part: str) -> Record:
 
 def loaders_record() -> Record:
     """The record of `mint devices --loaders`."""
-    from mint.targets.loaders import LOADERS
+    from mint.targets.loaders import loaders
 
     return {
         "loaders": [
@@ -151,7 +152,7 @@ def loaders_record() -> Record:
                 "mixed": loader.mixed,
                 "source": loader.source,
             }
-            for loader in LOADERS
+            for loader in loaders()
         ]
     }
 

@@ -16,7 +16,7 @@ from cluster.service.http.context import Here, Reader, Service, refusals
 from cluster.service.http.metrics import CONTENT_TYPE
 from cluster.service.http.schema import DevicesAnswer, HealthAnswer, HostsAnswer, PersonAnswer
 from mint.core.version import __version__
-from mint.targets.devices import DEVICES
+from mint.targets import devices as targets
 
 router = APIRouter(tags=["about"])
 WEB = Path(__file__).parent.parent / "web"
@@ -25,8 +25,7 @@ WEB = Path(__file__).parent.parent / "web"
 @router.get("/v1/devices")
 def devices(person: Reader) -> DevicesAnswer:
     """The devices whose names can stand for a budget."""
-    rows = [{"name": device.name, **device.figures} for device in DEVICES]
-    return DevicesAnswer.model_validate({"devices": rows})
+    return DevicesAnswer.model_validate({"devices": [asdict(device) for device in targets.devices()]})
 
 
 def host_now(service: Service) -> Host:

@@ -12,7 +12,7 @@ from cluster.service.recipe_of_wish import DEFAULTS, DEVICE_NAMES
 from mint.formats.rounding import ROUNDINGS
 from mint.plan.objectives import OBJECTIVES
 from mint.plan.recipe import DTYPES
-from mint.targets.loaders import LOADERS
+from mint.targets.loaders import loaders
 
 _AMOUNT = r"([1-9][0-9]{0,5}(\.[0-9]{1,3})?|0\.0{0,2}[1-9][0-9]{0,2})"
 _SIZE = rf"({_AMOUNT} ?[kKMGTmgt]i?[bB]|[1-9][0-9]{{0,14}} ?[bB])"
@@ -20,7 +20,7 @@ _PART = "[A-Za-z0-9]([A-Za-z0-9_.-]{0,94}[A-Za-z0-9_])?"  # of an id of the hub
 _BITS, _GROUP = "[234568]", "(32|64|128)"
 _FORMAT = rf"({_BITS}/{_GROUP}|mxfp4|nvfp4)"
 _FORMATS = rf"(({_BITS}|{_FORMAT})(,({_BITS}|{_FORMAT}))*|{_BITS}(,{_BITS})*@{_GROUP}(,{_GROUP})*)"
-_LOADERS = "|".join(loader.name.replace(".", r"\.") for loader in LOADERS if loader.mixed)
+_LOADERS = "|".join(loader.name.replace(".", r"\.") for loader in loaders() if loader.mixed)
 
 Budget = Annotated[
     str,

@@ -17,8 +17,8 @@ from mint.formats.format import FORMATS
 from mint.formats.rounding import ROUNDINGS
 from mint.plan.objectives import OBJECTIVES
 from mint.plan.recipe import DTYPES, Budget, Recipe, Room
-from mint.targets.devices import DEVICES
-from mint.targets.loaders import LOADERS
+from mint.targets.devices import devices
+from mint.targets.loaders import loaders
 
 FORMAT_NAMES = [str(format) for format in FORMATS if str(format) != "keep"]
 SIZES = st.builds("{}{}".format, st.integers(1, 999), st.sampled_from(["MB", "GB", "GiB"]))
@@ -30,7 +30,7 @@ ROOMS = st.builds(
 )
 BUDGETS = st.builds(
     Budget.of, SIZES | st.sampled_from(["min", "max", "4.5bpw", "0.3x"]) | st.integers(1, 10**12)
-) | st.builds(Budget, device=st.sampled_from([device.name for device in DEVICES]), room=ROOMS)
+) | st.builds(Budget, device=st.sampled_from([device.name for device in devices()]), room=ROOMS)
 
 
 @st.composite
@@ -58,7 +58,7 @@ def recipes(draw: Callable[[Any], Any]) -> Recipe:
         )
     )
     if not record.get("formats"):
-        record["compat"] = draw(st.sampled_from(["", *(loader.name for loader in LOADERS if loader.mixed)]))
+        record["compat"] = draw(st.sampled_from(["", *(loader.name for loader in loaders() if loader.mixed)]))
     return Recipe.from_dict(record)
 
 

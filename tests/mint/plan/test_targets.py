@@ -11,15 +11,15 @@ import pytest
 from mint.core.errors import MintError
 from mint.formats.format import FORMATS, KEEP, Format, parse_format
 from mint.formats.scheme import SCHEMES
-from mint.targets.devices import DEVICES, GIB, MAC_CHIPS, WORKING_SET_RULES, device, mac_working_set, this_device
-from mint.targets.loaders import CURRENT, LOADERS, Loader, compatible_formats, loader
+from mint.targets.devices import GIB, device, devices, mac_working_set, table, this_device
+from mint.targets.loaders import CURRENT, Loader, compatible_formats, loader, loaders
 from mint.targets.speed import bytes_per_token, decode_cost
 
 SOURCE = re.compile(r"https://\S+\.\S+|[\w.-]+/[\w.-]+#\d+|estimate|by definition")
 SOURCES = sorted(
-    {row.source for row in DEVICES}
-    | {row.source for row in WORKING_SET_RULES}
-    | {row.source for row in LOADERS}
+    {row.source for row in devices()}
+    | {source for *_, source in table()["working_sets"]}
+    | {row.source for row in loaders()}
     | {row.source for scheme in SCHEMES.values() for row in scheme.read_factors}
 )
 SEED_DEVICES = (
@@ -33,7 +33,7 @@ STACK = (128, 768, 2048)
 
 def _families() -> dict[str, list[Loader]]:
     """Loader generations by family, in the order of the table; a name is `family-release`."""
-    named = [row for row in LOADERS if row.name != CURRENT]
+    named = [row for row in loaders() if row.name != CURRENT]
     return {name: list(rows) for name, rows in groupby(named, key=lambda row: re.split(r"-\d", row.name)[0])}
 
 
@@ -41,7 +41,7 @@ def _families() -> dict[str, list[Loader]]:
 
 
 def test_names_of_devices_are_unique() -> None:
-    assert len({row.name for row in DEVICES}) == len(DEVICES)
+    assert len({row.name for row in devices()}) == len(devices())
 
 
 @pytest.mark.parametrize("source", SOURCES)
@@ -50,7 +50,7 @@ def test_every_row_has_a_source_or_is_an_estimate(source: str) -> None:
 
 
 def test_the_working_set_is_never_above_the_memory() -> None:
-    assert all(0 < row.working_set_bytes < row.memory_bytes for row in DEVICES)
+    assert all(0 < row.working_set_bytes < row.memory_bytes for row in devices())
 
 
 def test_every_device_of_the_published_guide_is_there() -> None:
@@ -58,14 +58,14 @@ def test_every_device_of_the_published_guide_is_there() -> None:
 
 
 def test_more_memory_never_means_a_smaller_working_set_within_a_chip() -> None:
-    for one, other in combinations(DEVICES, 2):
+    for one, other in combinations(devices(), 2):
         if one.chip == other.chip and one.memory_bytes < other.memory_bytes:
             assert one.working_set_bytes < other.working_set_bytes
 
 
 def test_no_chip_is_listed_twice_with_the_same_memory() -> None:
-    sold = [(row.chip, gib) for row in MAC_CHIPS for gib in row.memory_gib]
-    assert len(set(sold)) == len(sold)
+    sizes = [(row.chip, row.memory_bytes) for row in devices()]
+    assert len(set(sizes)) == len(sizes)
 
 
 @pytest.mark.parametrize(
@@ -116,7 +116,7 @@ def test_this_device_is_read_from_the_report_of_metal(monkeypatch: pytest.Monkey
     here = device("this")
     assert (here.name, here.chip) == ("this", "M4 Max")
     assert (here.memory_bytes, here.working_set_bytes) == (128 * GIB, 107 * GIB)
-    assert here.bandwidth_gb_s == device("m4-max-128").bandwidth_gb_s
+    assert here.gb_per_second == device("m4-max-128").gb_per_second
 
 
 def test_the_bandwidth_of_this_device_depends_on_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -126,7 +126,7 @@ def test_the_bandwidth_of_this_device_depends_on_its_memory(monkeypatch: pytest.
         "memory_size": 36 * GIB,
     }
     _reports(monkeypatch, report)
-    assert this_device().bandwidth_gb_s == 410
+    assert this_device().gb_per_second == 410
 
 
 def test_the_bandwidth_of_a_chip_that_is_not_in_the_table_is_unknown(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -136,7 +136,7 @@ def test_the_bandwidth_of_a_chip_that_is_not_in_the_table_is_unknown(monkeypatch
         "memory_size": 4 * GIB,
     }
     _reports(monkeypatch, report)
-    assert this_device().bandwidth_gb_s == 0.0
+    assert this_device().gb_per_second == 0.0
 
 
 def test_this_device_with_cuda_is_its_total_memory(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -145,7 +145,7 @@ def test_this_device_with_cuda_is_its_total_memory(monkeypatch: pytest.MonkeyPat
     here = this_device()
     assert here.memory_bytes == total
     assert here.working_set_bytes == total * 95 // 100
-    assert here.bandwidth_gb_s == device("rtx-4090").bandwidth_gb_s
+    assert here.gb_per_second == device("rtx-4090").gb_per_second
 
 
 def test_on_a_machine_without_a_gpu_the_error_asks_for_a_device(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -158,10 +158,10 @@ def test_on_a_machine_without_a_gpu_the_error_asks_for_a_device(monkeypatch: pyt
 
 
 def test_names_of_loaders_are_unique() -> None:
-    assert len({row.name for row in LOADERS}) == len(LOADERS)
+    assert len({row.name for row in loaders()}) == len(loaders())
 
 
-@pytest.mark.parametrize("row", LOADERS, ids=lambda row: row.name)
+@pytest.mark.parametrize("row", loaders(), ids=lambda row: row.name)
 def test_a_loader_reads_known_formats_and_unquantized_weights(row: Loader) -> None:
     assert set(row.formats) <= set(FORMATS)
     assert len(set(row.formats)) == len(row.formats)
