@@ -1,13 +1,14 @@
-"""Models of the Hugging Face hub: their ids, and what its cache on this machine has of them.
+"""Models of the Hugging Face hub: their ids, and their snapshots in its cache on this machine.
 
-An id is `owner/name`, or `owner/name@revision` with a branch, a tag or a commit. It never leads out of the cache: every
-part of it begins with a letter or a digit. Nothing here asks the network; huggingface_hub is imported when the cache is
-looked into.
+An id is `owner/name`, or `owner/name@revision`. It never leads out of the cache: every part of it begins with a letter
+or a digit. huggingface_hub is imported when the cache is looked into.
 """
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from mint.core.errors import MintError
 from mint.model.checkpoint.shards import BESIDE, PATTERN, read_index
@@ -43,22 +44,26 @@ def parse_id(text: str) -> HubId | None:
     return HubId(match["repository"], match["revision"] or "main") if match and ".." not in text else None
 
 
-def cached(id: HubId) -> Path | None:
-    """The snapshot of a model in the hub's cache, if it is whole there; asks no network."""
+def snapshot(id: HubId, patterns: Sequence[str] = WANTED, **options: Any) -> Path:
+    """The folder that huggingface_hub makes of these files; any exception of it comes through."""
     from huggingface_hub import snapshot_download
 
+    patterns = list(patterns)
+    folder = snapshot_download(
+        id.repository, revision=id.revision, allow_patterns=patterns, ignore_patterns=NESTED, **options
+    )
+    return Path(folder)
+
+
+def cached(id: HubId) -> Path | None:
+    """The snapshot of a model in the hub's cache, if it is whole there; asks no network."""
     try:
-        snapshot = snapshot_download(
-            id.repository,
-            revision=id.revision,
-            allow_patterns=list(WANTED),
-            ignore_patterns=NESTED,
-            local_files_only=True,
-        )
+        folder = snapshot(id, local_files_only=True)
     except (OSError, ValueError):  # not there, or files of it are missing; not what the hub calls an id
         return None
-    folder = Path(snapshot)
-    return folder if _is_whole(folder) else None
+    shards = set(read_index(folder).values())  # a cache that an older huggingface_hub filled records no completeness
+    weights = all((folder / name).exists() for name in shards) if shards else any(folder.glob(PATTERN))
+    return folder if weights and (folder / "config.json").exists() else None
 
 
 def blob_folders(snapshot: Path) -> tuple[Path, ...]:
@@ -70,10 +75,3 @@ def blob_folders(snapshot: Path) -> tuple[Path, ...]:
     if snapshot.parent.name != "snapshots" or not repository.name.startswith("models--"):
         return ()
     return repository / "blobs", repository.parent / "blobs"
-
-
-def _is_whole(folder: Path) -> bool:
-    """True if config and weights are all there; a cache that an older huggingface_hub filled does not record it."""
-    shards = set(read_index(folder).values())
-    there = all((folder / name).exists() for name in shards) if shards else any(folder.glob(PATTERN))
-    return there and (folder / "config.json").exists()

@@ -1,22 +1,21 @@
-"""A model of the Hugging Face hub into its cache on this machine: what mint needs of it, and nothing else.
+"""Downloads a model of the Hugging Face hub into its cache on this machine: the files that mint needs, nothing else.
 
-huggingface_hub brings the files, checks their sizes, and keeps those that are whole: the same command goes on with the
-others. Here is what it leaves out: what mint can take and whether there is room, before the weights come; progress as
-mint tells it; a way out at once; and what can be done about every error.
+huggingface_hub brings the files, checks their sizes, and keeps those that are whole: the same command resumes with the
+others. This file adds checks of the config and of the free space before the weights come, mint's own progress, an
+immediate end on Ctrl-C, and a remedy in every error.
 """
 
 import shutil
 import threading
-from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import Future
-from concurrent.futures import TimeoutError as NotYet
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import CancelledError, Future
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
 import httpx2
-from huggingface_hub import HfApi, constants, get_token, is_offline_mode, snapshot_download
+from huggingface_hub import HfApi, constants, get_token, is_offline_mode
 from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
@@ -32,11 +31,11 @@ from mint.core.errors import DiskFullError, MintError
 from mint.core.progress import OnProgress, Progress, ignore
 from mint.core.sizes import format_size
 from mint.model.checkpoint.shards import PATTERN
-from mint.model.hub_cache import NESTED, WANTED, HubId, NotOnHubError
+from mint.model.hub_cache import WANTED, HubId, NotOnHubError, snapshot
 
-_SECONDS = 30.0  # without a word from the hub
+_SECONDS = 30.0  # without an answer of the hub
 _TICK_SECONDS = 0.2  # between two reports
-_BYTES_BAR = "huggingface_hub.snapshot_download"  # the one of its bars that counts what is written
+_BYTES_BAR = "huggingface_hub.snapshot_download"  # its bar that counts written bytes
 _LOG_IN = "log in (hf auth login, or HF_TOKEN)"
 
 
@@ -47,34 +46,34 @@ def fetch(
     check: Callable[[Path], object] = lambda folder: None,
     reserve_bytes: int = 0,
 ) -> Path:
-    """Download what is missing of a model and return its snapshot's folder; interrupted, the same call goes on.
+    """Download what is missing of a model and return its snapshot's folder; interrupted, the same call resumes.
 
-    `check` is given the folder before any large file is asked for, and may raise. Raises `NotOnHubError` where the hub
+    `check` gets the folder before any large file is requested, and may raise. Raises `NotOnHubError` where the hub
     has no such model or does not answer, `DiskFullError` where less than `reserve_bytes` would stay free, and
-    `MintError` for everything else that can be mended.
+    `MintError` for everything else that can be fixed.
     """
     if is_offline_mode():
         raise NotOnHubError(
             f"{id} is not whole in the hub's cache ({constants.HF_HUB_CACHE}), and HF_HUB_OFFLINE is set; needed: "
             "HF_HUB_OFFLINE=0 to download it, or the path of a folder that holds it"
         )
-    with _mending(id):
+
+    def report(done: int) -> None:
+        on_progress(Progress("download", done, total, str(id)))
+
+    with _explained(id):
         sizes = _listed(id)
         total = sum(sizes.values())
-        on_progress(Progress("download", 0, total, str(id)))
+        report(0)
         small = {name: nbytes for name, nbytes in sizes.items() if not fnmatchcase(name, PATTERN)}
         _need_room(Path(constants.HF_HUB_CACHE), sum(small.values()), reserve_bytes)
-        folder = _bring(id, list(small), lambda came: None)
+        folder = _bring(id, list(small), lambda nbytes: None)
         check(folder)
         missing = sum(nbytes for name, nbytes in sizes.items() if not (folder / name).exists())
         _need_room(folder, missing, reserve_bytes)
-
-        def heard(came: int) -> None:
-            on_progress(Progress("download", total - missing + min(came, missing), total, str(id)))
-
-        whole = _bring(id, list(WANTED), heard)
-    on_progress(Progress("download", total, total, str(id)))
-    return whole
+        folder = _bring(id, WANTED, lambda nbytes: report(total - missing + min(nbytes, missing)))
+    report(total)
+    return folder
 
 
 def _listed(id: HubId) -> Mapping[str, int]:
@@ -106,13 +105,14 @@ def _need_room(folder: Path, needed: int, reserve_bytes: int) -> None:
         )
 
 
-def _bring(id: HubId, patterns: list[str], heard: Callable[[int], object]) -> Path:
-    """Let huggingface_hub download what is missing of these files; `heard` is told now and then how much has come.
+def _bring(id: HubId, patterns: Sequence[str], on_bytes: Callable[[int], object]) -> Path:
+    """Download what is missing of these files; `on_bytes` gets the bytes so far, several times a second.
 
-    It does so in threads of its own, and waits for all of them whatever happens: who has had enough of it here leaves
-    at once, and they end with their next bytes.
+    huggingface_hub works in threads of its own and waits for them in every case. So it runs in one more thread, which
+    an exception here leaves behind: it ends with its next bytes.
     """
-    came, stop, done = _Came(), threading.Event(), Future[str]()
+    counts: list[int] = []  # of bytes, which several threads append
+    stop, snapshot_path = threading.Event(), Future[Path]()
 
     class Bar(tqdm):
         """A progress bar that nobody sees."""
@@ -123,56 +123,30 @@ def _bring(id: HubId, patterns: list[str], heard: Callable[[int], object]) -> Pa
 
         def update(self, n: float | None = 1) -> None:
             if stop.is_set():
-                raise _StoppedError
+                raise CancelledError
             if self._counts:
-                came.add(int(n or 0))
+                counts.append(int(n or 0))
 
     def download() -> None:
         try:
-            done.set_result(
-                snapshot_download(
-                    id.repository,
-                    revision=id.revision,
-                    allow_patterns=patterns,
-                    ignore_patterns=NESTED,
-                    tqdm_class=Bar,
-                )
-            )
+            snapshot_path.set_result(snapshot(id, patterns, tqdm_class=Bar))
         except BaseException as error:
-            done.set_exception(error)
+            snapshot_path.set_exception(error)
 
-    threading.Thread(target=download, name="fetch", daemon=True).start()
+    thread = threading.Thread(target=download, name="fetch", daemon=True)
+    thread.start()
     try:
-        while True:
-            try:
-                return Path(done.result(_TICK_SECONDS))
-            except NotYet:
-                if done.done():  # just now, or the error is the download's own
-                    return Path(done.result())
-                heard(came.nbytes)
+        while thread.is_alive():
+            thread.join(_TICK_SECONDS)
+            on_bytes(sum(counts))
     finally:
         stop.set()
-
-
-class _Came:
-    """Bytes that several threads have brought."""
-
-    def __init__(self) -> None:
-        self.nbytes = 0
-        self._lock = threading.Lock()
-
-    def add(self, nbytes: int) -> None:
-        with self._lock:
-            self.nbytes += nbytes
-
-
-class _StoppedError(Exception):
-    """The user had enough."""
+    return snapshot_path.result()
 
 
 @contextmanager
-def _mending(id: HubId) -> Iterator[None]:
-    """Say what can be done about an error of huggingface_hub."""
+def _explained(id: HubId) -> Iterator[None]:
+    """Raise an error of huggingface_hub as one that says what can be done about it."""
     hub = constants.ENDPOINT
     try:
         yield
@@ -187,27 +161,23 @@ def _mending(id: HubId) -> Iterator[None]:
             f"{hub}/{id.repository}/commits/main"
         ) from error
     except HfHubHTTPError as error:
-        status = error.response.status_code
+        status, as_reader = error.response.status_code, f"{_LOG_IN} as somebody who may read it"
         if isinstance(error, RepositoryNotFoundError) or (status == 401 and not get_token()):
-            raise NotOnHubError(
-                f"{hub} knows no model {id.repository}; check its name. If it is private, {_LOG_IN} as somebody who "
-                "may read it"
-            ) from error
+            message = f"{hub} knows no model {id.repository}; check its name. If it is private, {as_reader}"
+            raise NotOnHubError(message) from error
         if status in (401, 403):
-            raise MintError(
-                f"{id}: {hub} refuses the token of this machine ({status}: {_kind(error)}); {_LOG_IN} as somebody who "
-                "may read it"
-            ) from error
+            message = f"{id}: {hub} refuses the token of this machine ({status}: {_summary(error)}); {as_reader}"
+            raise MintError(message) from error
         raise NotOnHubError(f"{id}: {hub} answers {status}; run the same command again later") from error
     except HFValidationError as error:
         raise NotOnHubError(f"{id} is no id of the hub: {error}") from error
     except (httpx2.TransportError, LocalEntryNotFoundError, XetDownloadError) as error:
         raise NotOnHubError(
             f"{id} is not whole in the hub's cache ({constants.HF_HUB_CACHE}), and {hub} does not answer "
-            f"({_kind(error)}); connect this machine and run the same command again, or give the path of a folder that "
-            "holds it"
+            f"({_summary(error)}); connect this machine and run the same command again, or give the path of a folder "
+            "that holds it"
         ) from error
 
 
-def _kind(error: Exception) -> str:
+def _summary(error: Exception) -> str:
     return next(iter(str(error).strip().splitlines()), "") or type(error).__name__

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from bisect import bisect_left
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 from mint.core.errors import MintError
 
 STEP = 256  # tokens by which mlx_lm's caches grow
-KV_BITS = (2, 3, 4, 5, 6, 8)  # what `mx.quantize` knows
+KV_BITS = (2, 3, 4, 5, 6, 8)  # of `mx.quantize`
 KV_GROUP_SIZE = 64  # mlx_lm's default
+GRID = (STEP, 2**12, 2**16, 2**20)  # tokens; a straight line through these and the middles between them is one
+PASSES = 500  # a staircase of more kinks than these can find is not understood
 
 Point = tuple[int, int, int, int]
 
@@ -31,7 +36,7 @@ class ContextMemory:
         """Bytes of the caches after a prompt of `tokens - 1` tokens and one more, rounded up to `STEP` tokens.
 
         With `kv_bits` as mlx_lm quantizes from the first token on (`quantized_kv_start=0`), with scales and biases
-        in the cache's dtype; caches that it leaves as they are count as they are. `MintError` when it cannot.
+        in the cache's dtype; caches that it does not quantize count as they are. `MintError` when it cannot.
         While a long prompt is read a sliding window holds one prefill step more (2048 tokens in mlx_lm).
         """
         if tokens < 1:
@@ -56,18 +61,51 @@ class ContextMemory:
     def from_fields(fields: list[Any]) -> ContextMemory:
         """The record that `to_fields` wrote."""
         points, obstacle = fields
-        return ContextMemory(tuple((tokens, kept, size, plain) for tokens, kept, size, plain in points), obstacle)
+        return ContextMemory(tuple((tokens, fixed, size, plain) for tokens, fixed, size, plain in points), obstacle)
 
     def _at(self, tokens: int) -> tuple[int, ...]:
         tokens = max(-(-tokens // STEP) * STEP, self.points[0][0])
         index = bisect_left(self.points, tokens, 1, len(self.points) - 1, key=lambda point: point[0])
-        return on_line(self.points[index - 1], self.points[index], tokens)[1:]
+        return _on_line(self.points[index - 1], self.points[index], tokens)[1:]
 
 
-def on_line(first: Point, last: Point, tokens: int) -> Point:
+def find_points(measure: Callable[[int], Point]) -> tuple[Point, ...]:
+    """The ends of the straight pieces of `measure`, from few calls of it."""
+    measured: dict[int, Point] = {}
+
+    def at(tokens: int) -> Point:
+        if len(measured) == PASSES:
+            raise MintError(f"found caches that still do not grow along straight lines after {PASSES} passes")
+        return measured.setdefault(tokens, measured.get(tokens) or measure(tokens))
+
+    def split(first: int, last: int) -> None:
+        middle = (first + last) // 2 // STEP * STEP
+        if middle > first and at(middle) != _on_line(at(first), at(last), middle):
+            split(first, middle)
+            split(middle, last)
+
+    at(STEP)
+    top = GRID[-1]  # or half of it as often as needed
+    while top > 2 * STEP and top not in measured:
+        with suppress(Exception):  # a table of positions may end, a size overflow
+            at(top)
+            break
+        top //= 2
+    at(top)
+    grid = [*(tokens for tokens in GRID if tokens < top), top]
+    if len(grid) == 2 or any(at(tokens) != _on_line(at(STEP), at(top), tokens) for tokens in grid):
+        for first, last in pairwise(grid):
+            split(first, last)
+    points = [measured[tokens] for tokens in sorted(measured)]
+    triples = zip(points, points[1:], points[2:], strict=False)
+    kinks = [point for before, point, after in triples if point != _on_line(before, after, point[0])]
+    return points[0], *kinks, points[-1]
+
+
+def _on_line(first: Point, last: Point, tokens: int) -> Point:
     """The point for `tokens` on the straight line through two others, rounded up."""
     run = last[0] - first[0]
-    kept, elements, plain = (
+    fixed, elements, plain = (
         a - (a - b) * (tokens - first[0]) // run for a, b in zip(first[1:], last[1:], strict=True)
     )  # fmt: skip
-    return tokens, kept, elements, plain
+    return tokens, fixed, elements, plain

@@ -16,7 +16,6 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from itertools import pairwise
 from typing import Any
 
 import mlx.core as mx
@@ -25,12 +24,10 @@ from mlx.utils import tree_flatten, tree_map
 
 from mint.core.errors import MintError
 from mint.model.hooks import hook, unhooked_after
-from mint.model.kv_memory import KV_BITS, KV_GROUP_SIZE, STEP, ContextMemory, Point, on_line
+from mint.model.kv_memory import KV_BITS, KV_GROUP_SIZE, ContextMemory, Point, find_points
 from mint.model.module_tree import make_cache
 from mint.model.source import Source
 
-GRID = (STEP, 2**12, 2**16, 2**20)  # tokens; a straight line through these and the middles between them is one
-PASSES = 500  # a staircase of more kinks than these can find is not understood
 PROMPTS = (8, 16)  # tokens; longer than a short convolution's kernel, and two, to see what grows
 
 _Key = tuple[int, tuple[int, ...]]  # a module and the positions of the caches that it was called with
@@ -42,10 +39,10 @@ def context_memory(source: Source) -> ContextMemory:
     Nothing of the weights is read. Raises `MintError` when the model's forward pass cannot be traced.
     """
     with tracing(source) as model:
-        passes = _Passes(model)
+        passes = Passes(model)
         passes.learn()
-        obstacle = _obstacle(passes)
-        return ContextMemory(_find_points(passes.measure), obstacle)
+        obstacle = passes.obstacle()
+        return ContextMemory(find_points(passes.measure), obstacle)
 
 
 def active_experts(source: Source) -> dict[str, float]:
@@ -59,11 +56,18 @@ def active_experts(source: Source) -> dict[str, float]:
     if not stacks:
         return {}
     chosen = dict.fromkeys(stacks, 0)
+
+    def count(path: str, method: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+        arrays = [value for value in (*arguments, *options.values()) if isinstance(value, mx.array)]
+        indices = [array.size for array in arrays if mx.issubdtype(array.dtype, mx.integer)]
+        chosen[path] += sum(indices) if indices else stacks[path]
+        return method(*arguments, **options)
+
     with tracing(source) as model:
         for path, module in model.named_modules():
             if path in stacks:
-                hook(module, partial(_count_chosen, chosen, path, stacks[path]), ("__call__",))
-        _Passes(model).run(1)
+                hook(module, partial(count, path), ("__call__",))
+        Passes(model).run(1)
     for path, count in chosen.items():
         if count == 0:
             raise MintError(
@@ -71,15 +75,6 @@ def active_experts(source: Source) -> dict[str, float]:
                 "needed: a model that uses it, to know how much of it a token reads. Do without this estimate"
             )
     return {path: min(1.0, chosen[path] / matrices) for path, matrices in stacks.items()}
-
-
-def _count_chosen(
-    chosen: dict[str, int], path: str, matrices: int, call: Callable[..., Any], *args: Any, **kwargs: Any
-) -> Any:
-    arrays = [value for value in (*args, *kwargs.values()) if isinstance(value, mx.array)]
-    indices = [array.size for array in arrays if mx.issubdtype(array.dtype, mx.integer)]
-    chosen[path] += sum(indices) if indices else matrices
-    return call(*args, **kwargs)
 
 
 @contextmanager
@@ -111,7 +106,7 @@ class _Spec:
     dtype: mx.Dtype
 
 
-class _Passes:
+class Passes:
     """Lazy forward passes of one model, over fresh caches each time."""
 
     def __init__(self, model: Module) -> None:
@@ -124,18 +119,23 @@ class _Passes:
         self._known: dict[_Key, tuple[Any, Any]] = {}  # the same, for two prompts
         self._states: dict[int, Any] = {}  # specs of the states, by position among the leaves
 
-    def run(self, *lengths: int, before_last: Callable[[list[Any]], None] = lambda caches: None) -> None:
-        """Call the model once for each of `lengths`, with so many tokens; `before_last` may change the caches."""
+    def run(self, *lengths: int, quantized: bool = False) -> None:
+        """Call the model once for each of `lengths`, with so many tokens; the last time maybe with quantized caches."""
         self._caches = make_cache(self.model)
         self._leaves = list(_leaves(self._caches))
         self._answers = {}
 
         def calls(tokens: mx.array) -> mx.array:
             self._token = tokens[0, 0]
-            for index, length in enumerate(lengths):
+            for index, length in enumerate(lengths, start=1):
                 self._length = length
-                if index == len(lengths) - 1:
-                    before_last(self._caches)
+                if quantized and index == len(lengths):
+                    self._caches = [
+                        cache.to_quantized(group_size=KV_GROUP_SIZE, bits=max(KV_BITS))
+                        if hasattr(cache, "to_quantized")
+                        else cache
+                        for cache in self._caches
+                    ]
                 self.model(tokens[:, :length], cache=self._caches)
             return tokens
 
@@ -159,18 +159,21 @@ class _Passes:
         states, answers = [], []
         for prompt in PROMPTS:
             self.run(prompt)
-            states.append([tree_map(_spec, leaf.state) if _is_state(leaf) else None for leaf in self._leaves])
+            leaves = enumerate(self._leaves)
+            states.append({index: tree_map(_spec, leaf.state) for index, leaf in leaves if _is_state(leaf)})
             answers.append(self._answers)
-        self._states = {
-            position: short
-            for position, (short, long) in enumerate(zip(*states, strict=True))
-            if short is not None and short == long
-        }
-        self._known = {
-            key: (answers[0][key], answers[1][key])
-            for key in answers[0].keys() & answers[1].keys()
-            if self._states.keys() >= set(key[1])
-        }
+        (short, long), (shorts, longs) = states, answers
+        self._states = {index: state for index, state in short.items() if state == long.get(index)}
+        keys = (key for key in shorts.keys() & longs.keys() if self._states.keys() >= set(key[1]))
+        self._known = {key: (shorts[key], longs[key]) for key in keys}
+
+    def obstacle(self) -> str:
+        """Why the model cannot run with its caches quantized as `mlx_lm.generate` does; empty when it can."""
+        try:
+            self.run(PROMPTS[0], 1, quantized=True)
+        except Exception as error:  # it is the result
+            return _summary(error)
+        return ""
 
     def _answer(self, call: Callable[..., Any], module: Module, *args: Any, **kwargs: Any) -> Any:
         """The module's own answer, or one of the same shapes if its states are known."""
@@ -214,62 +217,3 @@ def _is_state(cache: Any) -> bool:
 
 def _spec(value: Any) -> Any:
     return _Spec(value.shape, value.dtype) if isinstance(value, mx.array) else value
-
-
-def _obstacle(passes: _Passes) -> str:
-    """Why the model cannot run with its caches quantized as `mlx_lm.generate` does; empty when it can."""
-
-    def quantize(caches: list[Any]) -> None:
-        for index, cache in enumerate(caches):
-            if hasattr(cache, "to_quantized"):
-                caches[index] = cache.to_quantized(group_size=KV_GROUP_SIZE, bits=max(KV_BITS))
-
-    try:
-        passes.run(PROMPTS[0], 1, before_last=quantize)
-    except Exception as error:  # it is the finding
-        return _summary(error)
-    return ""
-
-
-def _find_points(measure: Callable[[int], Point]) -> tuple[Point, ...]:
-    """The ends of the straight pieces of `measure`, which is asked as seldom as may be."""
-    measured: dict[int, Point] = {}
-
-    def at(tokens: int) -> Point:
-        if len(measured) == PASSES:
-            raise MintError(f"found caches that still do not grow along straight lines after {PASSES} passes")
-        return measured.setdefault(tokens, measured.get(tokens) or measure(tokens))
-
-    def split(first: int, last: int) -> None:
-        middle = (first + last) // 2 // STEP * STEP
-        if middle > first and at(middle) != on_line(at(first), at(last), middle):
-            split(first, middle)
-            split(middle, last)
-
-    at(STEP)
-    top = _longest(at)
-    grid = [*(tokens for tokens in GRID if tokens < top), top]
-    if len(grid) == 2 or any(at(tokens) != on_line(at(STEP), at(top), tokens) for tokens in grid):
-        for first, last in pairwise(grid):
-            split(first, last)
-    points = [measured[tokens] for tokens in sorted(measured)]
-    kinks = [
-        point
-        for before, point, after in zip(points, points[1:], points[2:], strict=False)
-        if point != on_line(before, after, point[0])
-    ]
-    return points[0], *kinks, points[-1]
-
-
-def _longest(at: Callable[[int], Point]) -> int:
-    """The longest context that the model can be traced with: `GRID`'s last, or half of it as often as needed."""
-    tokens = GRID[-1]
-    while tokens > 2 * STEP:
-        try:
-            at(tokens)
-        except Exception:  # a table of positions may end, a size overflow
-            tokens //= 2
-        else:
-            return tokens
-    at(tokens)
-    return tokens

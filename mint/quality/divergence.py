@@ -43,9 +43,9 @@ def predictions(logits: Logits, following: Tokens) -> Predictions:
     """The reference's predictions from its logits (B, T, V) and the tokens (B, T) that follow."""
     log_probabilities = np.empty(logits.shape, np.float32)
     nll = np.empty(following.shape)
-    for rows, (block, next_tokens, normal_out, nll_out) in _blocks(logits, following, log_probabilities, nll):
-        normal_out[rows] = normal = _normalized(block[rows])
-        nll_out[rows] = -_picked(normal, next_tokens[rows])
+    for block, next_tokens, normal_out, nll_out in _blocks(logits, following, log_probabilities, nll):
+        normal_out[:] = normal = _normalized(block)
+        nll_out[:] = -_picked(normal, next_tokens)
     return Predictions(log_probabilities, logits.argmax(-1).astype(np.int32), nll)
 
 
@@ -55,15 +55,15 @@ def differences(log_probabilities: Logits, top: Tokens, logits: Logits, followin
     The log-probabilities are normalized again, so that storing them in fewer bits leaves an error of second order.
     """
     kl, nll = np.empty(following.shape), np.empty(following.shape)
-    arrays = (log_probabilities, logits, following, kl, nll)
-    for rows, (reference, candidate, next_tokens, kl_out, nll_out) in _blocks(*arrays):
-        expected, candidate_normal = _normalized(reference[rows]), _normalized(candidate[rows])
+    blocks = _blocks(log_probabilities, logits, following, kl, nll)
+    for reference, candidate, next_tokens, kl_out, nll_out in blocks:
+        expected, candidate_normal = _normalized(reference), _normalized(candidate)
         probabilities = np.exp(expected)
         with np.errstate(invalid="ignore"):
             expected -= candidate_normal
-        # 0 log 0 = 0, whatever the candidate says
-        kl_out[rows] = np.multiply(probabilities, expected, where=probabilities > 0, out=probabilities).sum(-1)
-        nll_out[rows] = -_picked(candidate_normal, next_tokens[rows])
+        # 0 log 0 = 0, for every candidate
+        kl_out[:] = np.multiply(probabilities, expected, where=probabilities > 0, out=probabilities).sum(-1)
+        nll_out[:] = -_picked(candidate_normal, next_tokens)
     return Differences(kl, logits.argmax(-1) == top, nll)
 
 
@@ -80,9 +80,9 @@ def _picked(values: Array, tokens: Tokens) -> Array:
     return picked
 
 
-def _blocks(*arrays: npt.NDArray[Any]) -> Iterator[tuple[slice, list[npt.NDArray[Any]]]]:
-    """Slices of rows, and the arrays (B, T, V) and (B, T) seen as (N, V) and (N,)."""
+def _blocks(*arrays: npt.NDArray[Any]) -> Iterator[list[npt.NDArray[Any]]]:
+    """Blocks of rows of the arrays (B, T, V) and (B, T), seen as (N, V) and (N,)."""
     rows = arrays[0].shape[0] * arrays[0].shape[1]
     step = max(1, _BLOCK // arrays[0].shape[2])
     flat = [array.reshape(rows, *array.shape[2:]) for array in arrays]  # views: all are contiguous
-    return ((slice(start, start + step), flat) for start in range(0, rows, step))
+    return ([array[start : start + step] for array in flat] for start in range(0, rows, step))

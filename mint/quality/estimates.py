@@ -54,11 +54,10 @@ def median_perplexity(nll: Array) -> float:
 
 def estimates(figures: Mapping[str, tuple[Statistic, npt.NDArray[np.generic]]]) -> dict[str, Estimate]:
     """Every figure, a statistic of a sample (S, T), with its interval."""
-    return {name: _estimate(statistic, sample.astype(np.float64)) for name, (statistic, sample) in figures.items()}
-
-
-def _estimate(statistic: Statistic, sample: Array) -> Estimate:
-    sequences = len(sample)
-    draws = np.random.default_rng(SEED).integers(sequences, size=(DRAWS, sequences))
-    low, high = np.percentile([statistic(sample[draw]) for draw in draws], _OUTER)
-    return Estimate(statistic(sample), float(low), float(high))
+    results = {}
+    for name, (statistic, values) in figures.items():
+        sample, sequences = values.astype(np.float64), len(values)
+        draws = np.random.default_rng(SEED).integers(sequences, size=(DRAWS, sequences))
+        low, high = np.percentile([statistic(sample[draw]) for draw in draws], _OUTER)
+        results[name] = Estimate(statistic(sample), float(low), float(high))
+    return results

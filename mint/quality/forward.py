@@ -45,9 +45,9 @@ def open_without(folder: Path, paths: Collection[str]) -> Module:
     for path, module in model.named_modules():
         if path in paths:
             module.pop("weight")
-    if backend().runs_stored_weights:
-        return _computing_wide(_cast(model, mx.float32, but_matrices=True), mx.float32)
-    return _cast(model, mx.float32)
+    on_gpu = backend().runs_stored_weights
+    model = _cast(model, mx.float32, but_matrices=on_gpu)
+    return _computing_wide(model, mx.float32) if on_gpu else model
 
 
 def widened_in_use(folder: Path) -> Module:
@@ -79,10 +79,10 @@ def logits_of(model: Module, tokens: mx.array, caches: list[Any] | None = None) 
     return logits
 
 
-def all_logits(model: Module, tokens: Tokens, vocabulary: int) -> Iterator[tuple[slice, Logits]]:
-    """The logits (B, L - 1, V) that predict all but the first of the tokens (S, L), block by block of sequences."""
+def all_logits(model: Module, tokens: Tokens, vocabulary: int, block: int = BLOCK) -> Iterator[tuple[slice, Logits]]:
+    """The logits (B, L - 1, V) that predict all but the first of the tokens (S, L), in blocks of `block` logits."""
     sequences, length = tokens.shape
-    step = max(1, BLOCK // (vocabulary * length))
+    step = max(1, block // (vocabulary * length))
     for start in range(0, sequences, step):
         rows = slice(start, min(start + step, sequences))
         yield rows, as_numpy(logits_of(model, mx.array(tokens[rows, :-1])))
@@ -112,7 +112,7 @@ def _load(folder: Path) -> Module:
     read_shards(folder)  # a damaged file is an error that names it
     try:
         return load_stock(folder)
-    except Exception as error:  # whatever mlx_lm raises is the finding
+    except Exception as error:  # mlx_lm raises many kinds
         raise MintError(f"{folder}: mlx_lm does not load it ({error!r}); needed: a model that mlx_lm loads") from error
 
 
@@ -137,13 +137,12 @@ def _dequantized(folder: Path) -> Module:
 
 def dequantized(module: Module) -> mx.array:
     """The weight of a quantized module in float32, by the module's own format."""
-    parts = [module[part] for part in _PACKED if isinstance(module.get(part), mx.array)]
+    parts = {part: module[part] for part in _PACKED if isinstance(module.get(part), mx.array)}
     format = Format(module.mode, module.bits, module.group_size)
-    if format in known_formats() and not isinstance(module.get("global_scale"), mx.array):
-        return backend().unpack(parts, format)
-    named = {part: module[part] for part in _PACKED[1:] if isinstance(module.get(part), mx.array)}
+    if format in known_formats() and "global_scale" not in parts:
+        return backend().unpack(list(parts.values()), format)
     dequantize: Any = mx.dequantize  # its stub knows no unpacked arguments
-    weight: mx.array = dequantize(module["weight"], **named, **format.parameters(), dtype=mx.float32)
+    weight: mx.array = dequantize(parts.pop("weight"), **parts, **format.parameters(), dtype=mx.float32)
     return weight
 
 
@@ -163,13 +162,7 @@ def _computing_wide(model: Module, dtype: mx.Dtype) -> Module:
 
     They are those that could be quantized or are; a router's gate rounds where its own code says.
     """
-    for _, module in model.named_modules():
-        if "weight" in module and (hasattr(module, "to_quantized") or "scales" in module):
-            _compute_wide(module, dtype)
-    return model
 
-
-def _compute_wide(module: Module, dtype: mx.Dtype) -> None:
     def call(method: Callable[..., mx.array], module: Module, *arguments: Any, **options: Any) -> mx.array:
         if not any(map(_is_float, arguments)):  # a look-up multiplies nothing
             return method(module, *arguments, **options).astype(dtype)
@@ -180,7 +173,10 @@ def _compute_wide(module: Module, dtype: mx.Dtype) -> None:
         module.update(stored)
         return result.astype(dtype)
 
-    hook(module, call)
+    for _, module in model.named_modules():
+        if "weight" in module and (hasattr(module, "to_quantized") or "scales" in module):
+            hook(module, call)
+    return model
 
 
 def _is_float(value: Any) -> bool:

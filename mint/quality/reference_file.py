@@ -18,11 +18,12 @@ The metadata holds the model's identity, its tokenizer's vocabulary, seed, versi
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from math import prod
 from pathlib import Path
-from typing import IO, Any, Self
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -37,8 +38,7 @@ KIND = "mint reference"
 SCHEMA = 1
 _NO_DIGEST = "0" * 64
 _SMALL = ("tokens", "top", "nll", "noise")
-_DTYPES = {"tokens": "I32", "top": "I32", "nll": "F32", "noise": "F32", "log_probabilities": "F16"}
-_NUMPY: dict[str, np.dtype[Any]] = {"I32": np.dtype(np.int32), "F32": np.dtype(np.float32), "F16": np.dtype(np.float16)}
+_DTYPES = {"int32": "I32", "float32": "F32"}
 
 Small = Mapping[str, npt.NDArray[Any]]
 
@@ -58,7 +58,7 @@ class Origin:
 
 @dataclass(frozen=True, slots=True)
 class Reference:
-    """An opened reference file; log-probabilities are read block by block."""
+    """A reference file; its log-probabilities are read block by block."""
 
     path: Path
     origin: Origin
@@ -67,12 +67,15 @@ class Reference:
     nll: npt.NDArray[np.float32]  # (S, L-1)
     noise: npt.NDArray[np.float32]  # (N, L-1) the noise floor, nats
     vocabulary: int
+    start: int  # of the log-probabilities in the file
 
     def log_probabilities(self, rows: slice) -> Logits:
         """(B, L-1, V) of some sequences."""
-        with safe_open(self.path, "numpy") as file:
-            block: Logits = file.get_slice("log_probabilities")[rows]
-        return block
+        positions = self.nll.shape[1]
+        size = positions * self.vocabulary
+        offset = self.start + 2 * size * rows.start
+        block = np.fromfile(self.path, np.float16, size * (rows.stop - rows.start), offset=offset)
+        return block.reshape(-1, positions, self.vocabulary)
 
 
 def partial_path(path: Path) -> Path:
@@ -80,71 +83,50 @@ def partial_path(path: Path) -> Path:
     return path.with_name(f"{path.name}.partial")
 
 
-class Writing:
-    """A reference file in the making, at PATH.partial until it is whole."""
+@contextmanager
+def new_reference(
+    path: Path, origin: Origin, tokens: Tokens, vocabulary: int, *, noisy: int
+) -> Iterator[tuple[Reference, Callable[[Logits], None]]]:
+    """A reference with arrays to fill, and what appends the log-probabilities (B, L-1, V) of the next sequences.
 
-    def __init__(self, path: Path, origin: Origin, tokens: Tokens, vocabulary: int, *, noisy: int) -> None:
-        sequences, length = tokens.shape
-        predicted = dict.fromkeys(_SMALL, (sequences, length - 1))
-        self._shapes = predicted | {"tokens": (sequences, length), "noise": (noisy, length - 1)}
-        self._origin = origin
-        self._tokens = tokens
-        self._path, self._partial = path, partial_path(path)
-        self._large: tuple[int, ...] = (sequences, length - 1, vocabulary)
-        self._data = hashlib.sha256()
-        self._written = 0
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._file: IO[bytes] = self._partial.open("w+b")
-        self._start = len(self._header(_NO_DIGEST)) + sum(4 * prod(self._shapes[name]) for name in _SMALL)
+    The file is at PATH.partial until the block ends; an error in the block removes it.
+    """
+    shape = (len(tokens), tokens.shape[1] - 1, vocabulary)
+    top, nll = np.zeros(shape[:2], np.int32), np.zeros(shape[:2], np.float32)
+    noise = np.zeros((noisy, shape[1]), np.float32)
+    small = {"tokens": np.ascontiguousarray(tokens, np.int32), "top": top, "nll": nll, "noise": noise}
+    head, data = _head(origin, small, shape, _NO_DIGEST), hashlib.sha256()
+    reference = Reference(partial_path(path), origin, **small, vocabulary=vocabulary, start=len(head))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with reference.path.open("wb") as file:
+            file.write(head)
 
-    def __enter__(self) -> Self:
-        return self
+            def append(log_probabilities: Logits) -> None:
+                block = np.ascontiguousarray(log_probabilities, np.float16).data
+                file.write(block)
+                file.flush()  # `reference` reads it
+                data.update(block)
 
-    def __exit__(self, *_: object) -> None:
-        self._file.close()
-        self._partial.unlink(missing_ok=True)
+            yield reference, append
+            assert file.tell() == len(head) + 2 * prod(shape)
+            file.seek(0)
+            file.write(_head(origin, small, shape, _digest(origin, small, shape, data.hexdigest())))
+        reference.path.replace(path)
+    finally:
+        reference.path.unlink(missing_ok=True)
 
-    def append(self, log_probabilities: Logits) -> None:
-        """Write the log-probabilities (B, L-1, V) of the next sequences."""
-        stored = np.ascontiguousarray(log_probabilities.astype(np.float16))
-        self._file.seek(self._start + self._written)
-        self._file.write(stored.data)
-        self._data.update(stored.data)
-        self._written += stored.nbytes
 
-    def log_probabilities(self, rows: slice) -> Logits:
-        """(B, L-1, V) of sequences that were written."""
-        _, positions, vocabulary = self._large
-        size = positions * vocabulary
-        self._file.seek(self._start + rows.start * size * 2)
-        block = np.fromfile(self._file, np.float16, (rows.stop - rows.start) * size)
-        return block.reshape(-1, positions, vocabulary)
-
-    def finish(self, top: Tokens, nll: Logits, noise: Logits) -> None:
-        """Write the small tensors and the digest, and give the file its name."""
-        given = {"tokens": self._tokens, "top": top, "nll": nll, "noise": noise}
-        small = {name: np.ascontiguousarray(given[name], _NUMPY[_DTYPES[name]]) for name in _SMALL}
-        assert self._written == 2 * prod(self._large)
-        self._file.seek(0)
-        self._file.write(self._header(_digest(self._origin, small, self._large, self._data.hexdigest())))
-        for name in _SMALL:
-            self._file.write(small[name].data)
-        self._file.close()
-        self._partial.replace(self._path)
-
-    def _header(self, digest: str) -> bytes:
-        """The safetensors header: as long for one digest as for another."""
-        entries: dict[str, Any] = {
-            "__metadata__": {
-                "kind": KIND, "schema": str(SCHEMA), "origin": json.dumps(asdict(self._origin)), "digest": digest
-            }
-        }  # fmt: skip
-        offset = 0
-        for name, shape in (self._shapes | {"log_probabilities": self._large}).items():
-            nbytes = prod(shape) * _NUMPY[_DTYPES[name]].itemsize
-            entries[name] = {"dtype": _DTYPES[name], "shape": shape, "data_offsets": (offset, offset + nbytes)}
-            offset += nbytes
-        return file_head(json.dumps(entries))
+def _head(origin: Origin, small: Small, shape: tuple[int, ...], digest: str) -> bytes:
+    """Everything before the log-probabilities of this `shape`: as long for one digest as for another."""
+    metadata = {"kind": KIND, "schema": str(SCHEMA), "origin": json.dumps(asdict(origin)), "digest": digest}
+    entries: dict[str, Any] = {"__metadata__": metadata}
+    offset = 0
+    tensors = [(name, _DTYPES[str(array.dtype)], array.shape, array.nbytes) for name, array in small.items()]
+    for name, dtype, sizes, nbytes in (*tensors, ("log_probabilities", "F16", shape, 2 * prod(shape))):
+        entries[name] = {"dtype": dtype, "shape": sizes, "data_offsets": (offset, offset + nbytes)}
+        offset += nbytes
+    return file_head(json.dumps(entries)) + b"".join(array.tobytes() for array in small.values())
 
 
 def read_reference(path: Path) -> Reference:
@@ -166,10 +148,13 @@ def read_reference(path: Path) -> Reference:
         origin = Origin(**{field.name: record[field.name] for field in fields(Origin)})
     except (SafetensorError, KeyError, ValueError, TypeError) as error:
         raise MintError(f"{path}: not a whole reference file ({error}); {again}") from error
-    digest = _digest(origin, small, tuple(shape), _digest_of_end(path, 2 * prod(shape)))
+    start = path.stat().st_size - 2 * prod(shape)
+    with path.open("rb") as rest:
+        rest.seek(start)
+        digest = _digest(origin, small, tuple(shape), sha256_of(chunks(rest)))
     if digest != needed:
         raise MintError(f"{path}: damaged: its content has digest {digest[:16]}, needed {needed[:16]}; {again}")
-    return Reference(path, origin, **small, vocabulary=shape[-1])
+    return Reference(path, origin, **small, vocabulary=shape[-1], start=start)
 
 
 def _digest(origin: Origin, small: Small, shape: tuple[int, ...], data: str) -> str:
@@ -181,10 +166,3 @@ def _digest(origin: Origin, small: Small, shape: tuple[int, ...], data: str) -> 
         digest.update(array.data)
     digest.update(f"{shape} {data}".encode())
     return digest.hexdigest()
-
-
-def _digest_of_end(path: Path, nbytes: int) -> str:
-    """SHA-256 of the last `nbytes` bytes of a file."""
-    with path.open("rb") as file:
-        file.seek(-nbytes, 2)
-        return sha256_of(chunks(file))

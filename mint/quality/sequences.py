@@ -8,7 +8,6 @@ token, or with nothing).
 
 # S sequences, L tokens of each
 
-import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ import numpy as np
 from mlx.nn.layers.base import Module
 
 from mint.core.errors import MintError
+from mint.core.files import sha256_of
 from mint.core.progress import OnProgress, Progress
 from mint.model.module_tree import has_tokenizer, make_cache, read_tokenizer
 from mint.quality.divergence import Tokens
@@ -60,11 +60,11 @@ def text_sequences(folder: Path, texts: Sequence[Path], size: TextSize) -> Token
     The tokenizer is that of the model in `folder`. Raises `MintError` when there is none, when a file is no text, or
     when all files together are too short.
     """
-    if not has_tokenizer(folder):
+    tokenizer = _tokenizer(folder)
+    if tokenizer is None:
         raise MintError(
             f"{folder}: no tokenizer found, needed for --text; copy the model's tokenizer.json there, or go without"
         )
-    tokenizer = _tokenizer(folder)
     prefix = _prefix(tokenizer)
     fresh = size.window - len(prefix)
     encoded = [tokenizer.encode(_read(path), add_special_tokens=False, verbose=False) for path in texts]
@@ -87,12 +87,10 @@ def own_sequences(
     """(S, L) tokens below `vocabulary` that `model` writes, decided by `seed`; every sequence begins with `prefix`."""
     key, first = mx.random.split(mx.random.key(seed))
     start = mx.random.randint(0, vocabulary, (size.count, 1), key=first)
-    tokens = mx.concatenate(
-        [mx.broadcast_to(mx.array(list(prefix), mx.int32), (size.count, len(prefix))), start], axis=1
-    )
+    fed = mx.concatenate([mx.broadcast_to(mx.array(list(prefix), mx.int32), (size.count, len(prefix))), start], axis=1)
     caches = make_cache(model)
-    written, fed = [tokens], tokens
-    for position in range(tokens.shape[1], size.window):
+    written = [fed]
+    for position in range(fed.shape[1], size.window):
         key, now = mx.random.split(key)
         fed = mx.random.categorical(logits_of(model, fed, caches)[:, -1], key=now)[:, None].astype(mx.int32)
         mx.eval(fed)
@@ -103,21 +101,20 @@ def own_sequences(
 
 def prefix_of(folder: Path) -> list[int]:
     """The tokens that the tokenizer in `folder` puts before every text; none without a tokenizer."""
-    return _prefix(_tokenizer(folder)) if has_tokenizer(folder) else []
+    return _prefix(_tokenizer(folder))
 
 
 def vocabulary_digest(folder: Path) -> str:
     """SHA-256 of the tokens and ids that the tokenizer in `folder` knows; empty when there is no tokenizer."""
-    if not has_tokenizer(folder):
-        return ""
-    vocabulary = sorted(_tokenizer(folder).get_vocab().items())
-    return hashlib.sha256(json.dumps(vocabulary).encode()).hexdigest()
+    tokenizer = _tokenizer(folder)
+    return sha256_of([json.dumps(sorted(tokenizer.get_vocab().items())).encode()]) if tokenizer is not None else ""
 
 
 def _tokenizer(folder: Path) -> Any:
+    """The tokenizer in `folder`, None if there is none."""
     try:
-        return read_tokenizer(folder)
-    except Exception as error:  # whatever mlx_lm raises is the finding
+        return read_tokenizer(folder) if has_tokenizer(folder) else None
+    except Exception as error:  # mlx_lm raises many kinds
         raise MintError(
             f"{folder}: mlx_lm does not load its tokenizer ({error!r}); needed: the tokenizer files of the model"
         ) from error
@@ -125,8 +122,8 @@ def _tokenizer(folder: Path) -> Any:
 
 def _prefix(tokenizer: Any) -> list[int]:
     """The BOS token, if the tokenizer puts it before every text by itself."""
-    first: list[int] = tokenizer.encode("")[:1]
-    return first if first == [tokenizer.bos_token_id] else []
+    first: list[int] = [] if tokenizer is None else tokenizer.encode("")[:1]
+    return first if first and first == [tokenizer.bos_token_id] else []
 
 
 def _read(path: Path) -> str:

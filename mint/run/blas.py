@@ -23,7 +23,6 @@ _NAMES = (
     "/usr/lib64/libopenblasp.so.0",
 )
 _may_restart = False
-CURE = "apt-get install libopenblas0-pthread (or preload another BLAS with LD_PRELOAD)"
 
 
 def multiplies_slowly() -> bool:
@@ -44,9 +43,9 @@ def allow_restart() -> None:
 
 
 def restart_with_fast_blas() -> None:
-    """Restart this command with a fast BLAS, where MLX has a slow one and the system a fast one; else log the cure.
+    """Restart this command, once, with a fast BLAS where MLX has a slow one and the system a fast one.
 
-    It restarts once: in the new process MLX is fast.
+    Logs a warning where the system has none.
     """
     if not multiplies_slowly():
         return
@@ -55,7 +54,13 @@ def restart_with_fast_blas() -> None:
         sys.stdout.flush()
         sys.stderr.flush()
         os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], preloading(library))
-    log.warning("openblas.not_found", reason="MLX's own BLAS on Linux is 10-20 times slower than OpenBLAS", cure=CURE)
+    warn_of_slow_blas()
+
+
+def warn_of_slow_blas() -> None:
+    """Log that products are slow, and the cure."""
+    cure = "apt-get install libopenblas0-pthread (or preload another BLAS with LD_PRELOAD)"
+    log.warning("openblas.not_found", reason="MLX's own BLAS on Linux is 10-20 times slower than OpenBLAS", cure=cure)
 
 
 def preloading(library: str) -> dict[str, str]:

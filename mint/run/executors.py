@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from importlib.metadata import entry_points
+from importlib import metadata
 from pathlib import Path
 
 from mint.core.errors import MintError
@@ -37,7 +37,7 @@ def executing(
     if not address:
         yield locate(model, on_progress, check=read_config), in_process
         return
-    offers = entry_points(group=GROUP)
+    offers = metadata.entry_points(group=GROUP)
     if not offers:
         raise MintError(
             f"--cluster {address}: nothing is installed that works elsewhere; needed: pip install 'mint-mlx[cluster]'"

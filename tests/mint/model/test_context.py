@@ -16,12 +16,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from mlx.utils import tree_flatten
 from mlx_lm.generate import maybe_quantize_kv_cache
+from mlx_lm.models import llama, mixtral
 from mlx_lm.models.cache import make_prompt_cache
 
 from mint.core.errors import MintError
-from mint.model import kv_trace
-from mint.model.kv_memory import KV_BITS, STEP, ContextMemory
-from mint.model.kv_trace import active_experts, context_memory
+from mint.model.kv_memory import KV_BITS, STEP, ContextMemory, find_points
+from mint.model.kv_trace import Passes, active_experts, context_memory
 from mint.model.module_tree import build_tree
 from mint.model.source import Source, open_source
 from tests.conftest import FULL_PRECISION
@@ -110,7 +110,7 @@ def test_a_window_grows_until_it_is_full(
     memory = context_memory(source)
     for tokens in (STEP, 2 * STEP, 3 * STEP, 4 * STEP):
         assert memory.nbytes(tokens) == real_bytes(source, tokens)
-    passes = kv_trace._Passes(build_tree(source.folder, source.config, source.shards).model)
+    passes = Passes(build_tree(source.folder, source.config, source.shards).model)
     for tokens in (*range(STEP, 20 * STEP, STEP), 1 << 15, (1 << 19) + STEP):
         assert memory.nbytes(tokens) == sum(passes.measure(tokens)[1::2])
 
@@ -221,7 +221,7 @@ def test_a_recurrent_layer_is_not_walked_through_a_million_tokens(name: str, zoo
 
 
 def test_a_model_that_looks_at_values_is_refused(zoo: Callable[[str], Source], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mlx_lm.models.llama.MLP.__call__", lambda self, x: x if x.sum().item() else -x)
+    monkeypatch.setattr(llama.MLP, "__call__", lambda self, x: x if x.sum().item() else -x)
     with pytest.raises(MintError, match=r"llama model does not run on shapes alone.*needed.*aside by hand"):
         context_memory(zoo("llama"))
 
@@ -233,7 +233,7 @@ def windows_bytes(windows: list[int]) -> Callable[[int], tuple[int, int, int, in
 @given(st.lists(st.integers(1, 1 << 21), max_size=4), st.lists(st.integers(1, 1 << 12), min_size=1))
 def test_every_window_is_found_whatever_its_size(windows: list[int], steps: list[int]) -> None:
     measure = windows_bytes(windows)
-    memory = ContextMemory(kv_trace._find_points(measure))
+    memory = ContextMemory(find_points(measure))
     near = [window // STEP + side for window in windows for side in (0, 1)]
     for step in (*steps, *near):
         tokens = max(1, min(step, 1 << 12)) * STEP
@@ -241,14 +241,14 @@ def test_every_window_is_found_whatever_its_size(windows: list[int], steps: list
 
 
 def test_a_straight_line_takes_four_passes() -> None:
-    asked: list[int] = []
+    calls: list[int] = []
 
     def measure(tokens: int) -> tuple[int, int, int, int]:
-        asked.append(tokens)
+        calls.append(tokens)
         return windows_bytes([])(tokens)
 
-    kv_trace._find_points(measure)
-    assert len(asked) == 4
+    find_points(measure)
+    assert len(calls) == 4
 
 
 def test_where_tracing_ends_bytes_grow_as_before() -> None:
@@ -257,14 +257,14 @@ def test_where_tracing_ends_bytes_grow_as_before() -> None:
             raise ValueError("no such position")
         return windows_bytes([1000])(tokens)
 
-    memory = ContextMemory(kv_trace._find_points(measure))
+    memory = ContextMemory(find_points(measure))
     assert memory.points[-1][0] == 4096
     assert memory.nbytes(1 << 20) == sum(windows_bytes([1000])(1 << 20)[1::2])
 
 
 def test_a_staircase_without_end_is_refused() -> None:
     with pytest.raises(MintError, match="500 passes"):
-        kv_trace._find_points(lambda tokens: (tokens, tokens**2, 0, 0))
+        find_points(lambda tokens: (tokens, tokens**2, 0, 0))
 
 
 ROUTED = [
@@ -291,7 +291,7 @@ def test_a_model_without_stacks_has_no_shares(zoo: Callable[[str], Source]) -> N
 def test_experts_that_a_model_goes_around_are_not_guessed(
     zoo: Callable[[str], Source], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mlx_lm.models.mixtral.MixtralSparseMoeBlock.__call__", lambda self, x: x)
+    monkeypatch.setattr(mixtral.MixtralSparseMoeBlock, "__call__", lambda self, x: x)
     with pytest.raises(MintError, match=r"never calls .*gate_proj, a stack of 4 matrices; needed"):
         active_experts(zoo("mixtral"))
 

@@ -6,8 +6,8 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from concurrent.futures import Future
 from contextlib import contextmanager
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +84,7 @@ def test_a_cache_that_lacks_a_file_is_not_whole_and_gets_that_file_alone(hub: Fa
     hub.asked.clear()
     assert cached(HubId(ID)) is None
     assert locate(ID) == folder
-    assert {each.name for each in hub.sent("")} == {name}
+    assert {request.name for request in hub.sent("")} == {name}
 
 
 def test_a_model_that_another_program_cached_without_a_listing_must_have_all_shards_of_its_index(hub: FakeHub) -> None:
@@ -122,7 +122,7 @@ def test_a_download_that_is_killed_or_interrupted_goes_on_with_the_files_that_we
     assert first.wait(60) == -number
     hub.asked.clear()
     folder = locate(ID)
-    assert [each.name for each in hub.sent("")] in ([name], [])  # interrupted, the last may still have come
+    assert [request.name for request in hub.sent("")] in ([name], [])  # interrupted, the last may still have come
     assert (folder / name).read_bytes() == (big / name).read_bytes()
 
 
@@ -213,25 +213,19 @@ def test_a_disk_that_is_too_small_is_told_before_the_weights_come(hub: FakeHub) 
 
 
 def test_a_disk_that_not_even_the_small_files_fit_on_is_left_alone(hub: FakeHub, cache: Path) -> None:
-    hub.models[ID]["notes.txt"] = bytes(1 << 20)  # who made the model says how large these are
+    hub.models[ID]["notes.txt"] = bytes(1 << 20)  # the maker of the model decides how large these are
     with pytest.raises(DiskFullError, match="still to come, 0 B are free"):
         fetch(HubId(ID), reserve_bytes=1 << 60)
     assert not hub.sent("")
     assert not cache.exists()
 
 
-def test_a_download_that_ends_while_its_progress_is_looked_at_has_ended(
-    hub: FakeHub, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    class Late(Future[str]):
-        def result(self, timeout: float | None = None) -> str:
-            found = super().result()
-            if timeout is not None:
-                raise TimeoutError
-            return found
+def test_a_download_that_ends_while_its_progress_is_looked_at_has_ended(hub: FakeHub) -> None:
+    def watch(step: Progress) -> None:
+        while 0 < step.done < step.total and not cached(HubId(ID)):
+            pass
 
-    monkeypatch.setattr("mint.model.hub_download.Future", Late)
-    assert fetch(HubId(ID)) == cached(HubId(ID))
+    assert fetch(HubId(ID), watch) == cached(HubId(ID))
 
 
 def test_without_a_network_the_cure_is_named(hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -321,7 +315,7 @@ def test_a_cluster_is_told_the_snapshot_or_what_may_be_a_folder_of_its_nodes(
 
             return place
 
-    monkeypatch.setattr("mint.run.executors.entry_points", lambda group: (Offer(),))
+    monkeypatch.setattr(metadata, "entry_points", lambda group: (Offer(),))
     with executing("10.0.0.1", ID) as (folder, _):
         assert folder == cached(HubId(ID))
     with executing("10.0.0.1", "models/moe") as (folder, _):

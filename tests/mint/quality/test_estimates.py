@@ -12,20 +12,20 @@ SAMPLE = np.random.default_rng(1).gamma(1.0, 0.5, (40, 30)) * np.random.default_
 
 @pytest.mark.parametrize("percent", [50, 99, 99.9])
 def test_percentiles_are_numpys_over_all_tokens(percent: float) -> None:
-    found = estimates({"figure": (percentile(percent), SAMPLE)})["figure"]
-    assert found.value == np.percentile(SAMPLE.ravel(), percent)
-    assert found.low <= found.value <= found.high
+    estimate = estimates({"figure": (percentile(percent), SAMPLE)})["figure"]
+    assert estimate.value == np.percentile(SAMPLE.ravel(), percent)
+    assert estimate.low <= estimate.value <= estimate.high
 
 
 def test_perplexities_are_exponentials_of_mean_and_median() -> None:
-    found = estimates({"mean": (perplexity, SAMPLE), "median": (median_perplexity, SAMPLE)})
-    assert found["mean"].value == pytest.approx(np.exp(SAMPLE.mean()))
-    assert found["median"].value == pytest.approx(np.exp(np.median(SAMPLE.mean(1))))
+    figures = estimates({"mean": (perplexity, SAMPLE), "median": (median_perplexity, SAMPLE)})
+    assert figures["mean"].value == pytest.approx(np.exp(SAMPLE.mean()))
+    assert figures["median"].value == pytest.approx(np.exp(np.median(SAMPLE.mean(1))))
 
 
 @pytest.mark.parametrize("statistic", [mean, perplexity, percentile(50)])
 def test_intervals_are_those_of_scipys_bootstrap_over_sequences(statistic: Statistic) -> None:
-    found = estimates({"figure": (statistic, SAMPLE)})["figure"]
+    estimate = estimates({"figure": (statistic, SAMPLE)})["figure"]
 
     def over_rows(rows: npt.NDArray[np.float64]) -> float:
         return statistic(SAMPLE[rows.astype(int)])
@@ -34,8 +34,8 @@ def test_intervals_are_those_of_scipys_bootstrap_over_sequences(statistic: Stati
         (np.arange(len(SAMPLE)),), over_rows, n_resamples=1_000, method="percentile", vectorized=False, rng=7
     ).confidence_interval
     width = oracle.high - oracle.low
-    assert found.low == pytest.approx(oracle.low, abs=0.1 * width)
-    assert found.high == pytest.approx(oracle.high, abs=0.1 * width)
+    assert estimate.low == pytest.approx(oracle.low, abs=0.1 * width)
+    assert estimate.high == pytest.approx(oracle.high, abs=0.1 * width)
 
 
 def test_the_same_sample_has_the_same_interval() -> None:
@@ -44,11 +44,11 @@ def test_the_same_sample_has_the_same_interval() -> None:
 
 
 def test_all_figures_see_the_same_draws() -> None:
-    found = estimates({"one": (mean, SAMPLE), "twice": (mean, 2 * SAMPLE)})
-    assert found["twice"].low == pytest.approx(2 * found["one"].low)
-    assert found["twice"].high == pytest.approx(2 * found["one"].high)
+    figures = estimates({"one": (mean, SAMPLE), "twice": (mean, 2 * SAMPLE)})
+    assert figures["twice"].low == pytest.approx(2 * figures["one"].low)
+    assert figures["twice"].high == pytest.approx(2 * figures["one"].high)
 
 
 def test_sequences_that_are_alike_leave_no_doubt() -> None:
-    found = estimates({"figure": (mean, np.tile(SAMPLE[:1], (8, 1)))})["figure"]
-    assert found.low == pytest.approx(found.high)
+    estimate = estimates({"figure": (mean, np.tile(SAMPLE[:1], (8, 1)))})["figure"]
+    assert estimate.low == pytest.approx(estimate.high)

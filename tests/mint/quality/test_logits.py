@@ -28,15 +28,15 @@ QUANTIZED = ["llama", "gemma3_text", "qwen3_moe", "mixtral", "deepseek_v3", "gpt
 
 
 def _stock(folder: Path, dtype: mx.Dtype) -> npt.NDArray[np.float32]:
-    """What mlx_lm's own model computes with its floats in `dtype`."""
+    """The logits of mlx_lm's own model with its floats in `dtype`."""
     model = load_model(folder, lazy=True)[0]
     cast = tree_map(lambda a: a.astype(dtype) if mx.issubdtype(a.dtype, mx.floating) else a, model.parameters())
     model.update(cast)
     return as_numpy(logits_of(model, mx.array(TOKENS)))
 
 
-def _difference(found: npt.NDArray[np.float32], expected: npt.NDArray[np.float32]) -> float:
-    return float(np.linalg.norm(found - expected) / np.linalg.norm(expected))
+def _difference(logits: npt.NDArray[np.float32], expected: npt.NDArray[np.float32]) -> float:
+    return float(np.linalg.norm(logits - expected) / np.linalg.norm(expected))
 
 
 @pytest.mark.parametrize("name", QUANTIZED)
@@ -45,30 +45,30 @@ def test_dequantized_modules_compute_what_the_quantized_ones_do(
 ) -> None:
     folder = tmp_path / "quantized"
     convert(str(make_model(name, tokenizer=True)), str(folder), quantize=True, q_bits=4, q_group_size=32)
-    found = as_numpy(logits_of(open_used(folder), mx.array(TOKENS)))
-    assert _difference(found, _stock(folder, mx.float32)) < 1e-3
+    logits = as_numpy(logits_of(open_used(folder), mx.array(TOKENS)))
+    assert _difference(logits, _stock(folder, mx.float32)) < 1e-3
 
 
 @pytest.mark.parametrize(("mode", "bits", "group_size"), [("mxfp4", 4, 32), ("nvfp4", 4, 16), ("mxfp8", 8, 32)])
 def test_every_mode_of_mlx_is_dequantized(mode: str, bits: int, group_size: int, llama: Path, tmp_path: Path) -> None:
     folder = tmp_path / mode
     convert(str(llama), str(folder), quantize=True, q_bits=bits, q_group_size=group_size, q_mode=mode)
-    found = as_numpy(logits_of(open_used(folder), mx.array(TOKENS)))
-    assert _difference(found, _stock(folder, mx.float32)) < 1e-3
+    logits = as_numpy(logits_of(open_used(folder), mx.array(TOKENS)))
+    assert _difference(logits, _stock(folder, mx.float32)) < 1e-3
 
 
 def test_wide_is_the_model_in_float32(llama: Path) -> None:
-    found = as_numpy(logits_of(open_wide(llama), mx.array(TOKENS)))
-    assert _difference(found, _stock(llama, mx.float32)) < 1e-5
+    logits = as_numpy(logits_of(open_wide(llama), mx.array(TOKENS)))
+    assert _difference(logits, _stock(llama, mx.float32)) < 1e-5
 
 
 @pytest.mark.parametrize("name", ["llama", "gemma3_text", "qwen3_moe", "mamba2"])
 def test_the_way_of_a_gpu_computes_the_same(name: str, make_model: Callable[..., Path], tmp_path: Path) -> None:
     plain, folder = make_model(name, tokenizer=True), tmp_path / "quantized"
     convert(str(plain), str(folder), quantize=True, q_bits=4, q_group_size=32)
-    for each in (plain, folder):
-        found = as_numpy(logits_of(widened_in_use(each), mx.array(TOKENS)))
-        assert _difference(found, as_numpy(logits_of(open_wide(each), mx.array(TOKENS)))) < 1e-3
+    for path in (plain, folder):
+        logits = as_numpy(logits_of(widened_in_use(path), mx.array(TOKENS)))
+        assert _difference(logits, as_numpy(logits_of(open_wide(path), mx.array(TOKENS)))) < 1e-3
 
 
 @pytest.mark.parametrize("name", ["llama", "qwen3", "gemma3_text"])
@@ -80,13 +80,10 @@ def test_narrow_is_as_noisy_as_mlx_in_bf16(name: str, make_model: Callable[..., 
     assert 0.5 < narrow / stock < 2
 
 
-def test_logits_come_in_blocks_and_predict_all_but_the_first_token(
-    llama: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_logits_come_in_blocks_and_predict_all_but_the_first_token(llama: Path) -> None:
     model = open_wide(llama)
     whole = as_numpy(logits_of(model, mx.array(TOKENS)))[:, :-1]
-    monkeypatch.setattr("mint.quality.forward.BLOCK", 1)
-    blocks = list(all_logits(model, TOKENS, 512))
+    blocks = list(all_logits(model, TOKENS, 512, block=1))
     assert [rows for rows, _ in blocks] == [slice(0, 1), slice(1, 2)]
     np.testing.assert_allclose(np.concatenate([logits for _, logits in blocks]), whole, atol=1e-5)
     assert vocabulary_size(llama) == 512

@@ -9,7 +9,7 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from mint.core.errors import MintError
-from mint.quality.reference_file import Origin, Reference, Writing, read_reference
+from mint.quality.reference_file import Origin, Reference, new_reference, read_reference
 
 S, N, L, V = 3, 2, 4, 50
 ORIGIN = Origin("model", "1234", "5678", "written", 7, "cpu", {"mint": "0.1.0"})
@@ -24,21 +24,21 @@ LOG_PROBABILITIES = -GENERATOR.random((S, L - 1, V)).astype(np.float32)
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
     path = tmp_path / "reference.safetensors"
-    with Writing(path, ORIGIN, TOKENS, V, noisy=N) as writing:
-        writing.append(LOG_PROBABILITIES[:2])
-        assert (writing.log_probabilities(slice(1, 2)) == LOG_PROBABILITIES[1:2].astype(np.float16)).all()
-        writing.append(LOG_PROBABILITIES[2:])
-        writing.finish(TOP, NLL, NOISE)
+    with new_reference(path, ORIGIN, TOKENS, V, noisy=N) as (reference, append):
+        append(LOG_PROBABILITIES[:2])
+        assert (reference.log_probabilities(slice(1, 2)) == LOG_PROBABILITIES[1:2].astype(np.float16)).all()
+        append(LOG_PROBABILITIES[2:])
+        reference.top[:], reference.nll[:], reference.noise[:] = TOP, NLL, NOISE
     return path
 
 
 def test_what_is_written_is_read(path: Path) -> None:
-    found = read_reference(path)
-    assert found.origin == ORIGIN
-    assert found.vocabulary == V
+    reference = read_reference(path)
+    assert reference.origin == ORIGIN
+    assert reference.vocabulary == V
     for name, expected in {"tokens": TOKENS, "top": TOP, "nll": NLL, "noise": NOISE}.items():
-        assert (getattr(found, name) == expected).all()
-    assert (found.log_probabilities(slice(1, 3)) == LOG_PROBABILITIES[1:3].astype(np.float16)).all()
+        assert (getattr(reference, name) == expected).all()
+    assert (reference.log_probabilities(slice(1, 3)) == LOG_PROBABILITIES[1:3].astype(np.float16)).all()
     assert not path.with_name(f"{path.name}.partial").exists()
 
 
@@ -50,16 +50,16 @@ def test_it_is_a_safetensors_file(path: Path) -> None:
 
 def test_an_interrupted_writing_leaves_nothing(tmp_path: Path) -> None:
     path = tmp_path / "reference.safetensors"
-    with pytest.raises(KeyboardInterrupt), Writing(path, ORIGIN, TOKENS, V, noisy=N) as writing:
-        writing.append(LOG_PROBABILITIES[:2])
+    with pytest.raises(KeyboardInterrupt), new_reference(path, ORIGIN, TOKENS, V, noisy=N) as (_, append):
+        append(LOG_PROBABILITIES[:2])
         raise KeyboardInterrupt
     assert list(tmp_path.iterdir()) == []
 
 
 def _flip(position: int) -> Callable[[bytes], bytes]:
     def flipped(content: bytes) -> bytes:
-        at = position % len(content)
-        return content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :]
+        index = position % len(content)
+        return content[:index] + bytes([content[index] ^ 1]) + content[index + 1 :]
 
     return flipped
 
@@ -101,13 +101,13 @@ def test_every_byte_counts(path: Path) -> None:
     for position in GENERATOR.integers(8, len(content), 150).tolist():
         path.write_bytes(_flip(position)(content))
         try:
-            found = read_reference(path)
+            reference = read_reference(path)
         except MintError:
             continue
-        assert _same(found, whole), f"byte {position} of {len(content)}"
+        assert _same(reference, whole), f"byte {position} of {len(content)}"
 
 
-def _same(found: Reference, whole: Reference) -> bool:
-    return found.origin == whole.origin and all(
-        np.array_equal(getattr(found, name), getattr(whole, name)) for name in ("tokens", "top", "nll", "noise")
+def _same(reference: Reference, whole: Reference) -> bool:
+    return reference.origin == whole.origin and all(
+        np.array_equal(getattr(reference, name), getattr(whole, name)) for name in ("tokens", "top", "nll", "noise")
     )

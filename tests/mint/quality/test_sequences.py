@@ -1,4 +1,4 @@
-"""Where the sequences of an evaluation come from."""
+"""The sequences of an evaluation: windows of a text, or text that the model writes."""
 
 import json
 from pathlib import Path
@@ -24,9 +24,9 @@ def text(tmp_path: Path) -> Path:
 
 
 def test_windows_are_the_text_cut_one_after_another(llama: Path, text: Path) -> None:
-    found = text_sequences(llama, [text], TextSize(3, 8))
+    sequences = text_sequences(llama, [text], TextSize(3, 8))
     tokens = load_tokenizer(llama).encode(WORDS * 4, add_special_tokens=False)
-    assert found.tolist() == [tokens[0:8], tokens[8:16], tokens[16:24]]
+    assert sequences.tolist() == [tokens[0:8], tokens[8:16], tokens[16:24]]
 
 
 def test_every_file_has_its_turn(llama: Path, text: Path, tmp_path: Path) -> None:
@@ -89,11 +89,11 @@ def test_own_text_follows_the_models_distribution(llama: Path) -> None:
     model = open_wide(llama)
     tokens = own_sequences(model, prefix_of(llama), 512, TextSize(128, 8), 0, ignore)
     ((_, logits),) = all_logits(model, tokens, 512)
-    said = predictions(logits, tokens[:, 1:])
-    p = said.log_probabilities.astype(np.float64)
+    prediction = predictions(logits, tokens[:, 1:])
+    p = prediction.log_probabilities.astype(np.float64)
     entropy = -(np.exp(p) * p).sum(-1)
-    spread = (said.nll - entropy).std() / np.sqrt(said.nll.size)
-    assert abs(said.nll.mean() - entropy.mean()) < 4 * spread
+    spread = (prediction.nll - entropy).std() / np.sqrt(prediction.nll.size)
+    assert abs(prediction.nll.mean() - entropy.mean()) < 4 * spread
     assert (-p.mean() - entropy.mean()) > 4 * spread
 
 
@@ -104,8 +104,8 @@ def test_the_digest_is_of_tokens_not_of_files(llama: Path, tmp_path: Path) -> No
     tokenizer.write_text(" " + tokenizer.read_text())
     assert vocabulary_digest(copy) == vocabulary_digest(llama)
     record = json.loads(tokenizer.read_text())
-    known = record["model"]["vocab"]
-    known["a"], known["b"] = known["b"], known["a"]
+    vocabulary = record["model"]["vocab"]
+    vocabulary["a"], vocabulary["b"] = vocabulary["b"], vocabulary["a"]
     tokenizer.write_text(json.dumps(record))
     assert vocabulary_digest(copy) not in ("", vocabulary_digest(llama))
     assert vocabulary_digest(write_model("llama", tmp_path / "bare")) == ""

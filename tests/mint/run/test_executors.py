@@ -5,6 +5,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -36,7 +37,7 @@ def test_without_an_address_nothing_of_ray_is_imported(llama: Path, tmp_path: Pa
 
 
 def test_where_nothing_can_work_elsewhere_the_extra_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr("mint.run.executors.entry_points", lambda group: ())
+    monkeypatch.setattr(metadata, "entry_points", lambda group: ())
     with pytest.raises(MintError, match=r"needed: pip install 'mint-mlx\[cluster\]'"), executing("local", tmp_path):
         pass
 
@@ -64,7 +65,7 @@ def test_what_is_asked_for_reaches_the_place_that_offers_itself(
 
             return place
 
-    monkeypatch.setattr("mint.run.executors.entry_points", lambda group: (Offer(),))
+    monkeypatch.setattr(metadata, "entry_points", lambda group: (Offer(),))
     for share in (False, True):
         with executing("10.0.0.1", tmp_path, "float16", share=share, on_note=told.append) as place:
             assert place == (tmp_path, in_process)
