@@ -15,7 +15,7 @@ from cluster.service.data.tables import artifact_files, artifacts, holds, identi
 from cluster.service.errors import ArtifactInUseError, NotFoundError
 
 
-class Ledger:
+class Catalog:
     """The artifacts in a database."""
 
     def __init__(self, database: Database, clock: Callable[[], float] = time.time) -> None:

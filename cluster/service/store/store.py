@@ -1,7 +1,7 @@
 """Files by the SHA-256 of their bytes: each file once, for any number of artifacts.
 
 Rules. A file appears complete, by a rename, after its bytes are on the disk; it is never written again. Files and
-ledger rows change together, inside a transaction of the ledger. A killed process leaves at most a file without a row,
+catalog rows change together, inside a transaction of the catalog. A killed process leaves at most a file without a row,
 which `sweep` removes. A view made of hard links (`link_out`) keeps the bytes of its files even after eviction.
 """
 
@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from pathlib import Path
 from typing import BinaryIO
 
-from cluster.service.data.catalog import Ledger
+from cluster.service.data.catalog import Catalog
 from cluster.service.data.records import Artifact, StoredFile
 from cluster.service.errors import ArtifactInUseError, NotFoundError
 from mint.core.errors import MintError
@@ -32,13 +32,13 @@ _EVERYTHING = 1_000_000_000
 
 
 class Store:
-    """The files below `folder` and their ledger; at most `max_bytes`, if given."""
+    """The files below `folder` and their catalog; at most `max_bytes`, if given."""
 
     def __init__(
-        self, folder: Path, ledger: Ledger, max_bytes: int | None = None, clock: Callable[[], float] = time.time
+        self, folder: Path, catalog: Catalog, max_bytes: int | None = None, clock: Callable[[], float] = time.time
     ) -> None:
         self.folder = Path(folder)
-        self.ledger = ledger
+        self.catalog = catalog
         self.max_bytes = max_bytes
         self._clock = clock
         self._incoming = self.folder / "incoming"
@@ -88,7 +88,7 @@ class Store:
                     flush(path.parent)
 
         try:
-            self.ledger.add(artifact, settle, holder=holder, seconds=_HOLD_SECONDS)
+            self.catalog.add(artifact, settle, holder=holder, seconds=_HOLD_SECONDS)
         finally:
             for stage in staged.values():
                 stage.unlink(missing_ok=True)
@@ -105,7 +105,7 @@ class Store:
         partial.mkdir(parents=True)
         try:
             for file in artifact.files:
-                self.ledger.hold(artifact.digest, holder, _HOLD_SECONDS)
+                self.catalog.hold(artifact.digest, holder, _HOLD_SECONDS)
                 _link_or_copy(self.path(file.digest), _inside(partial, file.name))
         except BaseException as error:
             shutil.rmtree(partial, ignore_errors=True)
@@ -113,7 +113,7 @@ class Store:
                 raise NotFoundError(f"the artifact {artifact.digest} is incomplete in the store") from error
             raise
         finally:
-            self.ledger.drop(holder)
+            self.catalog.drop(holder)
         partial.rename(folder)
 
     def evict(self, need: int = 0) -> int:
@@ -122,9 +122,9 @@ class Store:
         ArtifactInUseError artifacts stay, so fewer bytes may fit; the next call continues.
         """
         excess, count = self.excess(need), 0
-        for artifact in self.ledger.evictable(excess) if excess > 0 else ():
+        for artifact in self.catalog.evictable(excess) if excess > 0 else ():
             try:
-                self.ledger.remove(artifact.digest, self._discard)
+                self.catalog.remove(artifact.digest, self._discard)
             except (ArtifactInUseError, NotFoundError):
                 continue  # another process removed it or holds it
             count += 1
@@ -132,12 +132,12 @@ class Store:
 
     def excess(self, need: int) -> int:
         """Bytes above `max_bytes` after storing `need` more; 0 if they fit."""
-        return 0 if self.max_bytes is None else max(0, self.ledger.nbytes() + need - self.max_bytes)
+        return 0 if self.max_bytes is None else max(0, self.catalog.nbytes() + need - self.max_bytes)
 
     def free_bytes(self) -> int:
         """Bytes that fit without eviction."""
         free = max(0, shutil.disk_usage(self.folder).free - RESERVE_BYTES)
-        return free if self.max_bytes is None else max(0, min(free, self.max_bytes - self.ledger.nbytes()))
+        return free if self.max_bytes is None else max(0, min(free, self.max_bytes - self.catalog.nbytes()))
 
     def shortage(
         self, need: int, work: Path | None = None, *, written: int = 0, reserved: int = 0, spare: int = 0
@@ -148,7 +148,7 @@ class Store:
         disk. If `work` is on another disk than the store, both need the space.
         """
         excess = self.excess(need + reserved)
-        evictable = _freed(self.ledger, self.ledger.evictable(excess)) if excess else 0
+        evictable = _freed(self.catalog, self.catalog.evictable(excess)) if excess else 0
         if evictable < excess:
             allowed = format_size(max(0, need - (excess - evictable)))
             others = f", {format_size(reserved)} reserved for running jobs" if reserved else ""
@@ -166,11 +166,11 @@ class Store:
 
         Killed processes and lost disks leave such files and artifacts.
         """
-        broken = [artifact for artifact in self.ledger.find(limit=_EVERYTHING) if not self._is_complete(artifact)]
+        broken = [artifact for artifact in self.catalog.find(limit=_EVERYTHING) if not self._is_complete(artifact)]
         removed_artifacts = 0
         for artifact in broken:
             try:
-                self.ledger.remove(artifact.digest, self._discard)
+                self.catalog.remove(artifact.digest, self._discard)
                 removed_artifacts += 1
             except (ArtifactInUseError, NotFoundError):
                 continue
@@ -185,14 +185,14 @@ class Store:
                     path.unlink(missing_ok=True)
                     removed_files.append(path)
 
-        self.ledger.with_digests(discard)
+        self.catalog.with_digests(discard)
         return len(removed_files), removed_artifacts
 
     def _is_complete(self, artifact: Artifact) -> bool:
         return all(_has_size(self.path(file.digest), file.nbytes) for file in artifact.files)
 
     def _new_bytes(self, artifact: Artifact) -> int:
-        new = {file.digest: file.nbytes for file in artifact.files if not self.ledger.has_file(file.digest)}
+        new = {file.digest: file.nbytes for file in artifact.files if not self.catalog.has_file(file.digest)}
         return sum(new.values())
 
     def _files(self) -> Iterator[Path]:
@@ -213,10 +213,10 @@ class Store:
             self.path(file.digest).unlink(missing_ok=True)
 
 
-def _freed(ledger: Ledger, evicted: Sequence[Artifact]) -> int:
+def _freed(catalog: Catalog, evicted: Sequence[Artifact]) -> int:
     """Bytes that the eviction of these artifacts frees."""
     digests = {artifact.digest for artifact in evicted}
-    others = [artifact for artifact in ledger.find(limit=_EVERYTHING) if artifact.digest not in digests]
+    others = [artifact for artifact in catalog.find(limit=_EVERYTHING) if artifact.digest not in digests]
     shared = {file.digest for artifact in others for file in artifact.files}
     freed = {file.digest: file.nbytes for artifact in evicted for file in artifact.files if file.digest not in shared}
     return sum(freed.values())
