@@ -20,12 +20,14 @@ from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url
 from sqlalchemy.exc import ArgumentError, DatabaseError, InterfaceError, OperationalError, SQLAlchemyError, TimeoutError
+from tenacity import retry, retry_if_exception_message, stop_after_delay, wait_fixed
 
 from cluster.service.errors import DatabaseUnavailableError
 from mint.core.errors import MintError
 
 MIGRATIONS = Path(__file__).parent / "migrations"
 _WAIT_SECONDS = 60  # for another writer; far longer than a transaction, even on a busy machine
+_RETRY_SECONDS = 0.02
 _STUCK_SECONDS = 10  # a stalled PostgreSQL session ends before leases of others run out
 _LOCK = 0x6D696E74  # "mint": the advisory lock of writers
 
@@ -165,8 +167,20 @@ def _json(value: object) -> str:
 
 def _prepare_sqlite(connection: sqlite3.Connection, _record: object) -> None:
     connection.isolation_level = None  # `_begin_sqlite` begins transactions, not the driver
-    for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
+    _set_wal(connection)
+    for pragma in ("synchronous=FULL", "foreign_keys=ON"):
         connection.execute(f"PRAGMA {pragma}")
+
+
+@retry(
+    retry=retry_if_exception_message(match="database is locked"),
+    stop=stop_after_delay(_WAIT_SECONDS),
+    wait=wait_fixed(_RETRY_SECONDS),
+    reraise=True,
+)
+def _set_wal(connection: sqlite3.Connection) -> None:
+    """Set the journal mode of the file; for this switch alone SQLite does not use its own busy timeout."""
+    connection.execute("PRAGMA journal_mode=WAL")
 
 
 def _begin_sqlite(connection: Connection) -> None:
