@@ -327,7 +327,7 @@ def test_a_wish_for_a_stored_result_counts_as_use(world: World) -> None:
     new = world.finish(world.claim())
     world.clock.now += 1
     world.submit(BOB, "one")
-    assert [artifact.digest for artifact in world.catalog.evictable(1)] == [new.digest]
+    assert [artifact.digest for artifact in world.catalog.evictable(1)[0]] == [new.digest]
     assert old.digest != new.digest
 
 

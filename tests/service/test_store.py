@@ -9,10 +9,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from sqlalchemy import select
 
 from cluster.service.data.catalog import Catalog
 from cluster.service.data.database import Database, connect
 from cluster.service.data.records import Artifact
+from cluster.service.data.tables import identities
 from cluster.service.errors import NotFoundError
 from cluster.service.store.model_roots import Roots
 from cluster.service.store.store import ORPHAN_SECONDS, Store
@@ -96,7 +98,7 @@ def test_eviction_removes_the_fewest_least_recently_used_artifacts(
         clock.ahead += 1
         made.append(_put(store, tmp_path / "one", weights=name * 10))
     clock.ahead += 1
-    catalog.touch(made[0].digest)
+    catalog.hold(made[0].digest, "a download", 0)
     clock.ahead += 1
     last = _put(store, tmp_path / "one", weights="d" * 10)
     assert {artifact.digest for artifact in catalog.find()} == {made[0].digest, made[2].digest, last.digest}
@@ -274,9 +276,9 @@ def test_names_with_invalid_characters_are_not_listed(roots: Roots, tmp_path: Pa
     assert roots.names() == ["llama", "team/lläma"]
 
 
-def test_an_identity_is_cached_until_a_file_changes(roots: Roots, tmp_path: Path, catalog: Catalog) -> None:
+def test_an_identity_is_cached_until_a_file_changes(roots: Roots, here: Database) -> None:
     path, before = roots.identify("llama")
-    assert catalog.paths(before) == ["llama"]
+    assert [tuple(row) for row in here.rows(select(identities.c.path, identities.c.identity))] == [("llama", before)]
     config = json.loads((path / "config.json").read_text())
     (path / "config.json").write_text(json.dumps(config | {"rope_theta": 5000.0}))
     assert roots.identify("llama")[1] != before

@@ -264,7 +264,7 @@ def serve(settings: Settings, *, on_start: Callable[[str], None] = lambda url: N
     os.umask(0o077)
     app = create_app(settings)
     service: Service = app.state.service
-    need_safe(settings, has_tokens=service.tokens.has_valid())
+    need_safe(settings, has_tokens=bool(service.tokens.valid_digests()))
     config = uvicorn.Config(
         app,
         host=settings.host,
