@@ -109,7 +109,7 @@ def database(standing_database: "Database") -> "Database":
 
 @pytest.fixture
 def world(database: "Database") -> "World":
-    """A queue and a ledger with a clock that stands still."""
+    """A queue and a catalog with a clock that stands still."""
     from tests.worlds.service_world import World
 
     return World(database)

@@ -1,5 +1,6 @@
 """The database of the service: complete migrations or none, and clear errors."""
 
+import sqlite3
 import threading
 from pathlib import Path
 
@@ -173,6 +174,17 @@ def test_a_writer_sees_the_writes_of_the_writer_before(database_url: str) -> Non
     assert (order, counts) == (["first", "second"], [1])
     first.close()
     second.close()
+
+
+def test_a_new_file_that_another_server_writes_is_awaited(tmp_path: Path) -> None:
+    path = tmp_path / "service.db"
+    other = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+    other.execute("BEGIN IMMEDIATE")  # before the file has its journal mode
+    end = threading.Timer(0.1, other.rollback)
+    end.start()
+    connect(file_url(path)).close()
+    end.join()
+    other.close()
 
 
 def test_the_database_itself_enforces_one_job_per_wish_and_per_analysis(world: World) -> None:

@@ -44,8 +44,8 @@ def test_what_is_stored_is_downloaded_although_nothing_can_be_written_down(
         raise DatabaseUnavailableError("the database or disk is full")
 
     monkeypatch.setattr(os, "open", full)
-    monkeypatch.setattr(world.service.ledger, "hold", away)
-    monkeypatch.setattr(world.service.ledger, "drop", away)
+    monkeypatch.setattr(world.service.catalog, "hold", away)
+    monkeypatch.setattr(world.service.catalog, "drop", away)
     assert world.client.get(f"/v1/artifacts/{artifact.digest}/files/a.bin").content == b"bytes"
     assert "file.sent" in capfd.readouterr().err  # the line is not lost
 

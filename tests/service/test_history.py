@@ -60,7 +60,7 @@ def test_the_supervisor_removes_events_and_logs_of_any_number_of_old_jobs(world:
         world.finish(world.claim())
     world.clock.now = time.time()
     passes = Clock()
-    store = Store(tmp_path / "store", world.ledger)
+    store = Store(tmp_path / "store", world.catalog)
     supervisor = Supervisor(world.queue, store, Settings(tmp_path, slots=0), clock=passes)
     waits = world.submit(ANN, "waits")
     old, new, unfinished = (tmp_path / "logs" / f"{name}.log" for name in ("old", "new", waits.id))

@@ -79,4 +79,4 @@ def test_a_removed_store_beside_its_database_is_made_again(tmp_path: Path) -> No
             path.unlink()
     with served(tmp_path) as world:
         world.service.store.sweep()
-        assert world.service.ledger.find() == []
+        assert world.service.catalog.find() == []

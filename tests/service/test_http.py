@@ -16,7 +16,7 @@ import httpx
 import pytest
 
 from cluster.ops.certificates import make_certificates
-from cluster.service.data.catalog import Ledger
+from cluster.service.data.catalog import Catalog
 from cluster.service.data.database import connect
 from cluster.service.data.records import Artifact, Person, Wish
 from cluster.service.data.tokens import Tokens
@@ -139,7 +139,7 @@ def test_a_cut_download_goes_on_where_it_stopped(server: Server, place: Path) ->
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(text)
     artifact = Artifact("model", "0" * 64, (file,))
-    Ledger(database).add(artifact)
+    Catalog(database).add(artifact)
     database.close()
     url = f"/v1/artifacts/{artifact.digest}/files/{file.name}"
     with server.connect() as connection:  # goes away after some megabytes

@@ -314,7 +314,7 @@ def test_a_stored_result_is_not_made_again(world: World) -> None:
     made = world.finish(world.claim())
     same, new = world.queue.submit(wish(), BOB)
     assert (same.id, same.state, same.watchers, new) == (job.id, DONE, ("ann", "bob"), False)
-    world.ledger.remove(made.digest)
+    world.catalog.remove(made.digest)
     remade, new = world.queue.submit(wish(), BOB)
     assert (remade.id != job.id, remade.state, new) == (True, QUEUED, True)
 
@@ -327,7 +327,7 @@ def test_a_wish_for_a_stored_result_counts_as_use(world: World) -> None:
     new = world.finish(world.claim())
     world.clock.now += 1
     world.submit(BOB, "one")
-    assert [artifact.digest for artifact in world.ledger.evictable(1)] == [new.digest]
+    assert [artifact.digest for artifact in world.catalog.evictable(1)[0]] == [new.digest]
     assert old.digest != new.digest
 
 

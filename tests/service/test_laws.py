@@ -228,7 +228,7 @@ class Service(RuleBasedStateMachine):
             if (job := self.leased(claim)) and can_become(job.state, state):
                 self.queue.advance(claim, state)
                 job.become(state)
-        self.world.ledger.add(result)
+        self.world.catalog.add(result)
         self.model.stored.add(result.digest)
         if (job := self.leased(claim)) is None or can_become(job.state, DONE):
             job = self.writes(claim, lambda: self.queue.advance(claim, DONE, artifact=result.digest))
@@ -241,7 +241,7 @@ class Service(RuleBasedStateMachine):
         id = self.nth_job(n)
         digest = self.model.jobs[id].artifact
         if digest in self.model.stored:
-            self.world.ledger.remove(digest)
+            self.world.catalog.remove(digest)
             self.model.stored.remove(digest)
 
     @rule(n=NTH, how=st.sampled_from(["release", "block", "forfeit"]))

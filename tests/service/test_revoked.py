@@ -106,7 +106,7 @@ def test_a_download_is_broken_off_once_its_token_is_revoked(world: Served) -> No
     }  # fmt: skip
     asyncio.run(world.app(scope, receive, send))
     assert b"".join(pieces) == BYTES[:300]
-    assert len(world.service.ledger.evictable(1)) == 1  # it is held no more
+    assert len(world.service.catalog.evictable(1)[0]) == 1  # it is held no more
 
 
 def test_breaking_off_a_download_ends_the_connection_and_is_no_bug(

@@ -26,7 +26,7 @@ LIMIT = 100
 
 @pytest.fixture
 def store(world: World, tmp_path: Path) -> Store:
-    return Store(tmp_path / "store", world.ledger, LIMIT)
+    return Store(tmp_path / "store", world.catalog, LIMIT)
 
 
 def _begin(world: World, name: str, needed_bytes: int = 0) -> Claim:
@@ -63,12 +63,12 @@ def test_of_two_jobs_that_do_not_fit_together_the_second_waits(world: World, sto
     assert world.queue.reserved_bytes() == LIMIT
     _finish(world, store, second, 40)
     made = _finish(world, store, first, 60)
-    assert (store.ledger.nbytes(), world.queue.reserved_bytes()) == (LIMIT, 0)
+    assert (store.catalog.nbytes(), world.queue.reserved_bytes()) == (LIMIT, 0)
     third = _begin(world, "three")
     _reserve(world, store, third, 60)  # evicts only the least recently used
-    assert store.ledger.nbytes() + 60 <= LIMIT
+    assert store.catalog.nbytes() + 60 <= LIMIT
     with pytest.raises(MintError, match="no artifact"):
-        world.ledger.hold(made.digest, "a download", 60)
+        world.catalog.hold(made.digest, "a download", 60)
 
 
 def test_a_new_artifact_is_not_evicted_before_its_job_is_done(world: World, store: Store) -> None:
@@ -81,18 +81,18 @@ def test_a_new_artifact_is_not_evicted_before_its_job_is_done(world: World, stor
         _reserve(world, store, second, 40)
     world.queue.advance(first, "verifying")
     world.queue.advance(first, DONE, artifact=made.digest)
-    world.ledger.drop(holder_of(first))
+    world.catalog.drop(holder_of(first))
     _reserve(world, store, second, 40)
-    assert store.ledger.find() == [made]
+    assert store.catalog.find() == [made]
 
 
 def test_an_artifact_held_by_a_download_is_not_evicted(world: World, store: Store) -> None:
     made = _finish(world, store, _begin(world, "one"), 60)
-    world.ledger.hold(made.digest, "a download", 60)
+    world.catalog.hold(made.digest, "a download", 60)
     claim = _begin(world, "two")
     with pytest.raises(DiskFullError, match=r"needs 60 B, 40 B free below the limit of the store$"):
         _reserve(world, store, claim, 60)
-    world.ledger.drop("a download")
+    world.catalog.drop("a download")
     _reserve(world, store, claim, 60)
 
 
@@ -104,7 +104,7 @@ def test_a_download_that_begins_during_the_reservation_makes_the_job_wait(
     evict = store.evict
 
     def late(need: int = 0) -> int:
-        world.ledger.hold(made.digest, "a download", 60)
+        world.catalog.hold(made.digest, "a download", 60)
         return evict(need)
 
     monkeypatch.setattr(store, "evict", late)
@@ -158,7 +158,7 @@ def test_as_many_blocked_jobs_return_to_the_queue_as_fit(world: World, store: St
 def test_earlier_results_in_the_folder_of_a_job_do_not_count_as_written(
     world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    store = Store(tmp_path / "store", world.ledger)
+    store = Store(tmp_path / "store", world.catalog)
     supervisor = Supervisor(world.queue, store, Settings(tmp_path / "data", slots=0))
     waits = _begin(world, "one", needed := 1 << 20)
     folder = tmp_path / "data" / "work" / waits.job.id / "0123456789ab"
@@ -184,7 +184,7 @@ def test_a_runner_reserves_space_before_it_writes_and_waits_without_it(
     lab = Lab(tmp_path / "data", tmp_path / "models", f"sqlite:///{tmp_path / 'service.db'}")
     limit = 4 << 20
     lab.runner_settings = RunnerSettings(lab.data, (lab.roots,), max_store_bytes=limit)
-    lab.store = Store(lab.data / "store", lab.ledger, limit)
+    lab.store = Store(lab.data / "store", lab.catalog, limit)
     world = World(lab.database)
     world.queue = Queue(lab.database, lease_seconds=3600.0)  # nobody renews it
     other = _begin(world, "another model", limit - 1000)

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from cluster.service.data.catalog import Ledger
+from cluster.service.data.catalog import Catalog
 from cluster.service.data.database import connect
 from cluster.service.data.records import Artifact, Claim, Job, Person, Wish
 from cluster.service.data.states import BLOCKED, CANCELLED, DONE, FAILED, QUEUED
@@ -52,8 +52,8 @@ class Lab:
 
     def __post_init__(self) -> None:
         self.database = connect(self.url)
-        self.queue, self.ledger = Queue(self.database), Ledger(self.database)
-        self.store = Store(self.data / "store", self.ledger)
+        self.queue, self.catalog = Queue(self.database), Catalog(self.database)
+        self.store = Store(self.data / "store", self.catalog)
         self.runner_settings = RunnerSettings(self.data, (self.roots,))
         own_cache(self.data / "cache")
 
@@ -100,7 +100,7 @@ class Lab:
         Queue(self.database, lambda: time.time() + LEASE_SECONDS + 5).expire()
 
     def digests(self, artifact: str) -> dict[str, str]:
-        return {file.name: file.digest for file in self.ledger.get(artifact).files}
+        return {file.name: file.digest for file in self.catalog.get(artifact).files}
 
 
 @contextmanager
@@ -165,7 +165,7 @@ def test_jobs_make_what_mint_makes_and_the_second_budget_of_a_model_measures_not
     told = [event.body for event in lab.queue.events(job.id) if event.kind == "progress"]
     analyzed = [body for body in told if body["stage"] == "analyze"]
     assert analyzed[-1]["done"] == analyzed[-1]["total"] == sum(host["done"] for host in analyzed[-1]["hosts"])
-    analysis = lab.ledger.find(kind="analysis")
+    analysis = lab.catalog.find(kind="analysis")
     assert [artifact.digest for artifact in analysis] == [job.result["analysis"]]
     assert [file.name for file in analysis[0].files] == ["analysis.mint"]
 
@@ -175,7 +175,7 @@ def test_jobs_make_what_mint_makes_and_the_second_budget_of_a_model_measures_not
     assert not _units_measured(said)
     assert other.result["reused_bytes"] > 0
     assert other.artifact != job.artifact
-    assert lab.ledger.find(kind="analysis") == analysis
+    assert lab.catalog.find(kind="analysis") == analysis
 
 
 def test_killed_and_stopped_at_any_moment_a_job_ends_with_the_same_bytes_and_measures_nothing_twice(
@@ -340,7 +340,7 @@ def test_a_supervisor_starts_runners_and_the_next_one_adopts_them(any_lab: Lab, 
     before.wait()
     job = any_lab.queue.get(first.id)
     assert (job.state, job.attempts) == (DONE, 1)
-    assert any_lab.ledger.get(job.artifact).kind == "analysis"
+    assert any_lab.catalog.get(job.artifact).kind == "analysis"
     after.step()
     after.wait()
     after.step()

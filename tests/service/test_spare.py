@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from cluster.service.data.catalog import Ledger
+from cluster.service.data.catalog import Catalog
 from cluster.service.data.database import connect
 from cluster.service.data.records import Person, Wish
 from cluster.service.data.states import DONE
@@ -154,7 +154,7 @@ def test_a_job_that_it_is_told_is_done_as_by_any_runner(
     assert runner.wait() == OVER, settings.log_path("spare").read_text() + settings.log_path(job.id).read_text()
     done = queue.get(job.id)
     assert done.state == DONE
-    assert Ledger(database).get(done.artifact).kind == "model"
+    assert Catalog(database).get(done.artifact).kind == "model"
     assert '"job.begun"' in settings.log_path(job.id).read_text()
     assert not settings.log_path("spare").read_text()
     assert (settings.data / "cache" / "analyses").is_dir()

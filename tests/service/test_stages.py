@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from cluster.service.data.catalog import Ledger
+from cluster.service.data.catalog import Catalog
 from cluster.service.data.database import connect
 from cluster.service.data.records import Person, Wish
 from cluster.service.queue.queue import Queue
@@ -83,14 +83,14 @@ def test_an_analysis_of_a_mixed_cluster_bears_the_names_of_all_kinds_and_is_cach
 
     monkeypatch.setattr("mint.run.executors.entry_points", lambda group: (Offer(),))
     with closing(connect(f"sqlite:///{tmp_path / 'service.db'}")) as database:
-        queue, ledger = Queue(database), Ledger(database)
-        roots, store = Roots([llama.parent], ledger), Store(tmp_path / "store", ledger)
+        queue, catalog = Queue(database), Catalog(database)
+        roots, store = Roots([llama.parent], catalog), Store(tmp_path / "store", catalog)
         identity = roots.identify(llama.name)[1]
         queue.submit(Wish(llama.name, identity, "", {"probe": True}), Person("ann", ("submit",)))
         claim = queue.claim("here")
         assert claim is not None
         end = Stages(queue, claim, store, roots, tmp_path / "work", "here", cluster="10.0.0.1").run()
-        stored = {file.name: store.path(file.digest) for file in ledger.get(end.artifact).files}
+        stored = {file.name: store.path(file.digest) for file in catalog.get(end.artifact).files}
         events = queue.events(claim.job.id)
     path = cached_analysis(source, device=_BOTH)
     analysis = read_analysis(path)

@@ -9,10 +9,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from sqlalchemy import select
 
-from cluster.service.data.catalog import Ledger
+from cluster.service.data.catalog import Catalog
 from cluster.service.data.database import Database, connect
 from cluster.service.data.records import Artifact
+from cluster.service.data.tables import identities
 from cluster.service.errors import NotFoundError
 from cluster.service.store.model_roots import Roots
 from cluster.service.store.store import ORPHAN_SECONDS, Store
@@ -45,13 +47,13 @@ def clock() -> Clock:
 
 
 @pytest.fixture
-def ledger(here: Database, clock: Clock) -> Ledger:
-    return Ledger(here, clock)
+def catalog(here: Database, clock: Clock) -> Catalog:
+    return Catalog(here, clock)
 
 
 @pytest.fixture
-def store(tmp_path: Path, ledger: Ledger, clock: Clock) -> Store:
-    return Store(tmp_path / "store", ledger, clock=clock)
+def store(tmp_path: Path, catalog: Catalog, clock: Clock) -> Store:
+    return Store(tmp_path / "store", catalog, clock=clock)
 
 
 def _put(store: Store, folder: Path, **texts: str) -> Artifact:
@@ -84,11 +86,11 @@ def test_a_file_is_stored_once_under_its_digest_for_all_artifacts(store: Store, 
 def test_putting_equal_files_gives_the_same_artifact(store: Store, tmp_path: Path) -> None:
     first, second = (_put(store, tmp_path / "one", weights="w") for _ in range(2))
     assert first == second
-    assert len(store.ledger.find()) == 1
+    assert len(store.catalog.find()) == 1
 
 
 def test_eviction_removes_the_fewest_least_recently_used_artifacts(
-    store: Store, ledger: Ledger, clock: Clock, tmp_path: Path
+    store: Store, catalog: Catalog, clock: Clock, tmp_path: Path
 ) -> None:
     store.max_bytes = 30
     made = []
@@ -96,22 +98,22 @@ def test_eviction_removes_the_fewest_least_recently_used_artifacts(
         clock.ahead += 1
         made.append(_put(store, tmp_path / "one", weights=name * 10))
     clock.ahead += 1
-    ledger.touch(made[0].digest)
+    catalog.hold(made[0].digest, "a download", 0)
     clock.ahead += 1
     last = _put(store, tmp_path / "one", weights="d" * 10)
-    assert {artifact.digest for artifact in ledger.find()} == {made[0].digest, made[2].digest, last.digest}
+    assert {artifact.digest for artifact in catalog.find()} == {made[0].digest, made[2].digest, last.digest}
     assert _stored(store) == {artifact.files[0].digest for artifact in (made[0], made[2], last)}
 
 
-def test_a_held_artifact_is_never_evicted(store: Store, ledger: Ledger, clock: Clock, tmp_path: Path) -> None:
+def test_a_held_artifact_is_never_evicted(store: Store, catalog: Catalog, clock: Clock, tmp_path: Path) -> None:
     held = _put(store, tmp_path / "one", weights="a" * 10)
     other = _put(store, tmp_path / "one", weights="b" * 10)
-    ledger.hold(held.digest, "a download", 60)
+    catalog.hold(held.digest, "a download", 60)
     store.max_bytes = 5
     assert store.evict() == 1
-    assert [artifact.digest for artifact in ledger.find()] == [held.digest]
+    assert [artifact.digest for artifact in catalog.find()] == [held.digest]
     assert other.files[0].digest not in _stored(store)
-    ledger.drop("a download")
+    catalog.drop("a download")
     assert store.evict() == 1
     assert not _stored(store)
 
@@ -138,12 +140,12 @@ def test_old_files_without_an_artifact_are_swept(store: Store, clock: Clock, tmp
     assert _stored(store) == {made.files[0].digest}
 
 
-def test_an_artifact_with_a_missing_file_is_removed(store: Store, ledger: Ledger, tmp_path: Path) -> None:
+def test_an_artifact_with_a_missing_file_is_removed(store: Store, catalog: Catalog, tmp_path: Path) -> None:
     broken = _put(store, tmp_path / "one", weights="a", shared="s")
     whole = _put(store, tmp_path / "one", weights="b", shared="s")
     store.path(hashlib.sha256(b"a").hexdigest()).unlink()
     assert store.sweep() == (0, 1)
-    assert [artifact.digest for artifact in ledger.find()] == [whole.digest]
+    assert [artifact.digest for artifact in catalog.find()] == [whole.digest]
     assert _stored(store) == {file.digest for file in whole.files}
     assert broken.digest != whole.digest
 
@@ -156,20 +158,20 @@ def test_putting_a_file_again_repairs_a_stored_file_of_another_size(store: Store
     assert path.read_text() == "whole"
 
 
-def test_the_shortage_counts_evictable_but_not_held_artifacts(store: Store, ledger: Ledger, tmp_path: Path) -> None:
+def test_the_shortage_counts_evictable_but_not_held_artifacts(store: Store, catalog: Catalog, tmp_path: Path) -> None:
     made = _put(store, tmp_path / "one", weights="a" * 10)
     store.max_bytes = 12
     assert store.free_bytes() == 2
     assert not store.shortage(12)
     assert store.shortage(13)
-    ledger.hold(made.digest, "a job", 60)
+    catalog.hold(made.digest, "a job", 60)
     assert not store.shortage(2)
     assert "needs 3 B, 2 B free" in store.shortage(3)
     store.max_bytes = None
     assert "free" in store.shortage(shutil.disk_usage(tmp_path).total)
 
 
-def test_with_many_threads_every_row_keeps_its_files(store: Store, ledger: Ledger, tmp_path: Path) -> None:
+def test_with_many_threads_every_row_keeps_its_files(store: Store, catalog: Catalog, tmp_path: Path) -> None:
     store.max_bytes = 25
     broken: list[str] = []
 
@@ -177,7 +179,7 @@ def test_with_many_threads_every_row_keeps_its_files(store: Store, ledger: Ledge
         for count in range(6):
             made = _put(store, tmp_path / name, weights=f"{name}{count % 2}" * 5, shared="s" * 5)
             store.evict()
-            if any(not store.path(file.digest).exists() for file in made.files) and _known(ledger, made):
+            if any(not store.path(file.digest).exists() for file in made.files) and _known(catalog, made):
                 broken.append(made.digest)
 
     threads = [threading.Thread(target=work, args=(name,)) for name in "abc"]
@@ -185,13 +187,13 @@ def test_with_many_threads_every_row_keeps_its_files(store: Store, ledger: Ledge
         thread.start()
     for thread in threads:
         thread.join()
-    rows = {file.digest for artifact in ledger.find() for file in artifact.files}
+    rows = {file.digest for artifact in catalog.find() for file in artifact.files}
     assert rows == _stored(store)
-    assert ledger.nbytes() <= 25 + 15  # the next put evicts the last ones
+    assert catalog.nbytes() <= 25 + 15  # the next put evicts the last ones
 
 
-def _known(ledger: Ledger, artifact: Artifact) -> bool:
-    return artifact.digest in {stored.digest for stored in ledger.find()}
+def _known(catalog: Catalog, artifact: Artifact) -> bool:
+    return artifact.digest in {stored.digest for stored in catalog.find()}
 
 
 @pytest.mark.parametrize("digest", ["", "..", "a" * 63, "A" * 64, "../" * 21 + "a", "a" * 64 + "\n"])
@@ -204,12 +206,12 @@ def test_a_bad_digest_has_no_path(store: Store, digest: str) -> None:
 
 
 @pytest.fixture
-def roots(tmp_path: Path, llama: Path, ledger: Ledger) -> Roots:
+def roots(tmp_path: Path, llama: Path, catalog: Catalog) -> Roots:
     (tmp_path / "root" / "team").mkdir(parents=True)
     shutil.copytree(llama, tmp_path / "root" / "llama")
     shutil.copytree(llama, tmp_path / "root" / "team" / "lläma")
     shutil.copytree(llama, tmp_path / "outside")
-    return Roots([tmp_path / "root"], ledger)
+    return Roots([tmp_path / "root"], catalog)
 
 
 def test_models_are_found_by_their_paths_below_the_roots(roots: Roots, llama: Path) -> None:
@@ -274,9 +276,9 @@ def test_names_with_invalid_characters_are_not_listed(roots: Roots, tmp_path: Pa
     assert roots.names() == ["llama", "team/lläma"]
 
 
-def test_an_identity_is_cached_until_a_file_changes(roots: Roots, tmp_path: Path, ledger: Ledger) -> None:
+def test_an_identity_is_cached_until_a_file_changes(roots: Roots, here: Database) -> None:
     path, before = roots.identify("llama")
-    assert ledger.paths(before) == ["llama"]
+    assert [tuple(row) for row in here.rows(select(identities.c.path, identities.c.identity))] == [("llama", before)]
     config = json.loads((path / "config.json").read_text())
     (path / "config.json").write_text(json.dumps(config | {"rope_theta": 5000.0}))
     assert roots.identify("llama")[1] != before

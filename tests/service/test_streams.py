@@ -414,21 +414,21 @@ def test_an_artifact_is_held_while_it_is_sent_and_what_was_begun_is_sent_to_its_
 ) -> None:
     world = slow_world
     artifact = world.store("model", "0" * 64, a_bin=BYTES)
-    ledger, path = world.service.ledger, world.service.store.path(artifact.files[0].digest)
+    catalog, path = world.service.catalog, world.service.store.path(artifact.files[0].digest)
     during: list[int] = []
 
     def on_piece(count: int) -> bool:
-        during.append(len(ledger.evictable(1)))
+        during.append(len(catalog.evictable(1)[0]))
         if count == 3:
             path.unlink()
         return False
 
-    assert len(ledger.evictable(1)) == 1
+    assert len(catalog.evictable(1)[0]) == 1
     pieces = _download(world, f"/v1/artifacts/{artifact.digest}/files/a.bin", on_piece)
     assert b"".join(pieces) == BYTES
     assert max(map(len, pieces)) == 100
     assert set(during) == {0}
-    assert len(ledger.evictable(1)) == 1
+    assert len(catalog.evictable(1)[0]) == 1
 
 
 def test_nothing_more_is_read_for_a_client_that_is_gone(slow_world: Served) -> None:
@@ -437,7 +437,7 @@ def test_nothing_more_is_read_for_a_client_that_is_gone(slow_world: Served) -> N
     before = len(list(Path("/proc/self/fd").iterdir()))
     pieces = _download(world, f"/v1/artifacts/{artifact.digest}/files/a.bin", lambda count: count == 5)
     assert len(pieces) < 10 < len(BYTES) // 100
-    assert len(world.service.ledger.evictable(1)) == 1  # it is held no more
+    assert len(world.service.catalog.evictable(1)[0]) == 1  # it is held no more
     assert len(list(Path("/proc/self/fd").iterdir())) <= before
 
 
@@ -446,4 +446,4 @@ def test_a_file_that_is_gone_is_an_error_that_says_so(world: Served) -> None:
     world.service.store.path(artifact.files[0].digest).unlink()
     answer = world.client.get(f"/v1/artifacts/{artifact.digest}/files/a.bin")
     assert (answer.status_code, answer.json()["error"]["code"]) == (404, "not_found")
-    assert len(world.service.ledger.evictable(1)) == 1
+    assert len(world.service.catalog.evictable(1)[0]) == 1

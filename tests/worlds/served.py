@@ -69,7 +69,7 @@ class Served:
             path.write_bytes(text)
             placed.append(file)
         artifact = Artifact(kind, identity, tuple(placed))
-        self.service.ledger.add(artifact)
+        self.service.catalog.add(artifact)
         return artifact
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from sqlalchemy import select
 
-from cluster.service.data.catalog import Ledger
+from cluster.service.data.catalog import Catalog
 from cluster.service.data.database import Database
 from cluster.service.data.records import Artifact, Claim, Job, Person, Quota, StoredFile, Wish
 from cluster.service.data.states import ACTIVE, DONE, FINAL, INVENTORY, QUEUED, can_become
@@ -29,11 +29,11 @@ class Clock:
 
 
 class World:
-    """A queue and a ledger over an empty database, with one clock."""
+    """A queue and a catalog over an empty database, with one clock."""
 
     def __init__(self, database: Database) -> None:
         self.database, self.clock = database, Clock()
-        self.queue, self.ledger = Queue(database, self.clock), Ledger(database, self.clock)
+        self.queue, self.catalog = Queue(database, self.clock), Catalog(database, self.clock)
 
     def submit(self, by: Person = ANN, identity: str = "one", priority: int = 0, **fields: Any) -> Job:
         """Submit a wish."""
@@ -46,9 +46,9 @@ class World:
         return claim
 
     def finish(self, claim: Claim, nbytes: int = 10) -> Artifact:
-        """Finish a job, with an artifact in the ledger."""
+        """Finish a job, with an artifact in the catalog."""
         result = artifact(claim.job.id, identity=claim.job.wish.identity, nbytes=nbytes)
-        self.ledger.add(result)
+        self.catalog.add(result)
         for state in WAY:
             self.queue.advance(claim, state)
         self.queue.advance(claim, DONE, artifact=result.digest)

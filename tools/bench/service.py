@@ -30,7 +30,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from cluster.service.data.catalog import Ledger
+from cluster.service.data.catalog import Catalog
 from cluster.service.data.database import connect
 from cluster.service.data.tokens import Tokens
 from cluster.service.settings import Settings
@@ -270,7 +270,7 @@ def downloads(folder: Path, nbytes: int, repeats: int) -> dict[str, Any]:
             file.write(os.urandom(min(_CHUNK, nbytes - start)))
     (token,) = make_tokens(data, ["anna"])
     database = connect(Settings(data).database_url)
-    artifact = Store(data / "store", Ledger(database)).put("model", "0" * 64, {"big.bin": plain / "big.bin"})
+    artifact = Store(data / "store", Catalog(database)).put("model", "0" * 64, {"big.bin": plain / "big.bin"})
     database.close()
     with serving(data, "--slots", "0") as served, _static(plain) as port, Use(served.pid) as use:
         headers = {"Authorization": f"Bearer {token}"}

@@ -6,6 +6,7 @@ added while its shared files are deleted.
 
 import time
 from collections.abc import Callable, Sequence, Set
+from dataclasses import asdict
 
 from sqlalchemy import Connection, delete, exists, func, insert, select, update
 
@@ -15,7 +16,7 @@ from cluster.service.data.tables import artifact_files, artifacts, holds, identi
 from cluster.service.errors import ArtifactInUseError, NotFoundError
 
 
-class Ledger:
+class Catalog:
     """The artifacts in a database."""
 
     def __init__(self, database: Database, clock: Callable[[], float] = time.time) -> None:
@@ -32,21 +33,17 @@ class Ledger:
         now, digest = self._clock(), artifact.digest
         with self._database.write() as connection:
             settle()
-            if connection.execute(select(artifacts).where(artifacts.c.digest == digest)).one_or_none() is None:
-                connection.execute(
-                    insert(artifacts).values(
-                        digest=digest, kind=artifact.kind, identity=artifact.identity, nbytes=artifact.nbytes,
-                        created_at=now, used_at=now,
-                    )
-                )  # fmt: skip
-                rows = [
-                    {"artifact": digest, "name": file.name, "digest": file.digest, "nbytes": file.nbytes}
-                    for file in artifact.files
-                ]
-                if rows:
+            if not _use(connection, digest, now):
+                row = {
+                    "digest": digest,
+                    "kind": artifact.kind,
+                    "identity": artifact.identity,
+                    "nbytes": artifact.nbytes,
+                }
+                connection.execute(insert(artifacts).values({**row, "created_at": now, "used_at": now}))
+                if artifact.files:
+                    rows = [{"artifact": digest, **asdict(file)} for file in artifact.files]
                     connection.execute(insert(artifact_files), rows)
-            else:
-                connection.execute(update(artifacts).where(artifacts.c.digest == digest).values(used_at=now))
             if holder:
                 _hold(connection, digest, holder, now + seconds)
 
@@ -71,26 +68,20 @@ class Ledger:
     def nbytes(self) -> int:
         """Bytes of all files in the store, counted once each."""
         once = select(artifact_files.c.digest, artifact_files.c.nbytes).distinct().subquery()
-        with self._database.read() as connection:
-            return int(connection.execute(select(func.coalesce(func.sum(once.c.nbytes), 0))).scalar_one())
+        return int(self._database.rows(select(func.coalesce(func.sum(once.c.nbytes), 0)))[0][0])
 
     def has_file(self, digest: str) -> bool:
         """True if a file of an artifact has this digest."""
-        with self._database.read() as connection:
-            return bool(connection.execute(select(exists().where(artifact_files.c.digest == digest))).scalar_one())
-
-    def touch(self, digest: str) -> None:
-        """Note that an artifact is used now, so it is evicted last."""
-        change = update(artifacts).where(artifacts.c.digest == digest).values(used_at=self._clock())
-        with self._database.write() as connection:
-            connection.execute(change)
+        return bool(self._database.rows(select(exists().where(artifact_files.c.digest == digest)))[0][0])
 
     def hold(self, digest: str, holder: str, seconds: float) -> None:
-        """Hold an artifact for a job or a download, for `seconds` from now; raises `NotFoundError`."""
+        """Hold an artifact for a job or a download, for `seconds` from now; raises `NotFoundError`.
+
+        This counts as use, so the artifact is evicted last.
+        """
         now = self._clock()
         with self._database.write() as connection:
-            change = update(artifacts).where(artifacts.c.digest == digest).values(used_at=now)
-            if connection.execute(change).rowcount == 0:
+            if not _use(connection, digest, now):
                 raise NotFoundError(f"there is no artifact {digest!r} to hold")
             _hold(connection, digest, holder, now + seconds)
 
@@ -99,25 +90,26 @@ class Ledger:
         with self._database.write() as connection:
             connection.execute(delete(holds).where(holds.c.holder == holder))
 
-    def evictable(self, need: int) -> list[Artifact]:
-        """The artifacts to remove, in this order, to free `need` bytes; fewer bytes if the rest is held.
+    def evictable(self, need: int) -> tuple[list[Artifact], int]:
+        """The artifacts to remove, in this order, to free `need` bytes; and the bytes that they free.
 
-        The least recently used come first. A shared file is freed with the last of its artifacts.
+        The least recently used come first, without those that are held. A shared file is freed with its last artifact.
         """
         is_held = exists().where(holds.c.artifact == artifacts.c.digest, holds.c.until > self._clock())
         statement = select(artifacts.c.digest).where(~is_held).order_by(artifacts.c.used_at, artifacts.c.digest)
         uses = select(artifact_files.c.digest, func.count().label("many")).group_by(artifact_files.c.digest)
         chosen: list[Artifact] = []
+        freed = 0
         with self._database.read() as connection:
             uses_left = {row.digest: row.many for row in connection.execute(uses)}
             for artifact in _read(connection, connection.execute(statement).scalars().all()):
-                if need <= 0:
+                if freed >= need:
                     break
                 chosen.append(artifact)
                 for file in artifact.files:
                     uses_left[file.digest] -= 1
-                    need -= 0 if uses_left[file.digest] else file.nbytes
-        return chosen
+                    freed += 0 if uses_left[file.digest] else file.nbytes
+        return chosen, freed
 
     def remove(self, digest: str, discard: Callable[[Sequence[StoredFile]], object] = lambda files: None) -> None:
         """Remove an artifact; `discard` gets the files that no other artifact has.
@@ -157,14 +149,13 @@ class Ledger:
     def identity(self, path: str, stamp: str) -> str:
         """The identity of the model at a path; empty if it is unknown or its files have changed."""
         statement = select(identities.c.identity).where(identities.c.path == path, identities.c.stamp == stamp)
-        with self._database.read() as connection:
-            return connection.execute(statement).scalar_one_or_none() or ""
+        return next((identity for (identity,) in self._database.rows(statement)), "")
 
-    def paths(self, identity: str) -> list[str]:
-        """The paths of all models of an identity."""
-        statement = select(identities.c.path).where(identities.c.identity == identity).order_by(identities.c.path)
-        with self._database.read() as connection:
-            return list(connection.execute(statement).scalars())
+
+def _use(connection: Connection, digest: str, now: float) -> bool:
+    """Note that an artifact is used now; false if there is none."""
+    change = update(artifacts).where(artifacts.c.digest == digest).values(used_at=now)
+    return connection.execute(change).rowcount > 0
 
 
 def _hold(connection: Connection, digest: str, holder: str, until: float) -> None:

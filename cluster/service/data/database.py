@@ -9,8 +9,8 @@ for a lab. A reading transaction sees one snapshot and waits for no other (WAL; 
 import json
 import sqlite3
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +18,18 @@ from alembic import command
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url
+from sqlalchemy import URL, Connection, Engine, Row, Select, create_engine, event, make_url
 from sqlalchemy.exc import ArgumentError, DatabaseError, InterfaceError, OperationalError, SQLAlchemyError, TimeoutError
+from tenacity import retry, retry_if_exception_message, stop_after_delay, wait_fixed
 
 from cluster.service.errors import DatabaseUnavailableError
 from mint.core.errors import MintError
 
 MIGRATIONS = Path(__file__).parent / "migrations"
 _WAIT_SECONDS = 60  # for another writer; far longer than a transaction, even on a busy machine
+_RETRY_SECONDS = 0.02
 _STUCK_SECONDS = 10  # a stalled PostgreSQL session ends before leases of others run out
+_POSTGRESQL = "postgresql+psycopg"
 _LOCK = 0x6D696E74  # "mint": the advisory lock of writers
 
 
@@ -49,43 +52,39 @@ class Database:
         """The address, without the password."""
         return self._engine.url.render_as_string(hide_password=True)
 
-    @contextmanager
-    def read(self) -> Iterator[Connection]:
+    def read(self) -> AbstractContextManager[Connection]:
         """A read-only transaction on one snapshot."""
-        isolation: dict[str, Any] = {} if self._sqlite else {"isolation_level": "REPEATABLE READ"}
-        with (
-            self._watching("read"),
-            self._engine.connect().execution_options(**isolation) as connection,
-            connection.begin(),
-        ):
-            yield connection
+        return self._transaction("read", **({} if self._sqlite else {"isolation_level": "REPEATABLE READ"}))
+
+    def rows(self, query: Select[Any]) -> Sequence[Row[Any]]:
+        """The rows of one query."""
+        with self.read() as connection:
+            return connection.execute(query).all()
 
     @contextmanager
     def write(self) -> Iterator[Connection]:
         """The only writing transaction; rolled back if the block raises."""
-        with (
-            self._watching("written"),
-            self._writer if self._sqlite else nullcontext(),
-            self._engine.connect().execution_options(mint_writes=True) as connection,
-            connection.begin(),
-        ):
+        turn = self._writer if self._sqlite else nullcontext()
+        with turn, self._transaction("written", mint_writes=True) as connection:
             if not self._sqlite:
                 connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({_LOCK})")
             yield connection
 
     @contextmanager
-    def _watching(self, access: str) -> Iterator[None]:
-        """Raise `DatabaseUnavailableError` for a fault of the database itself, not of the statement."""
+    def _transaction(self, access: str, **options: Any) -> Iterator[Connection]:
+        """Raises `DatabaseUnavailableError` for a fault of the database itself, not of a statement."""
         try:
-            yield
+            with self._engine.connect().execution_options(**options) as connection, connection.begin():
+                yield connection
             self._note(access, "")
         except (SQLAlchemyError, sqlite3.Error) as error:
             if not _is_unavailable(error):
                 raise
-            self._note(access, _first_line(error))
+            reason = _first_line(error)
+            self._note(access, reason)
             raise DatabaseUnavailableError(
-                f"the database {self.url} cannot be used: {_first_line(error)}; needed: a running and writable "
-                "database, on a disk with free space"
+                f"the database {self.url} cannot be used: {reason}; needed: a running and writable database, on a disk "
+                "with free space"
             ) from error
 
     def _note(self, access: str, reason: str) -> None:
@@ -115,33 +114,25 @@ def connect(url: str, on_change: Callable[[str, str], object] = lambda access, r
     return database
 
 
-def _parse(url: str) -> URL:
-    try:
-        parsed = make_url(url)
-    except ArgumentError:
-        parsed = URL.create("")
-    if parsed.drivername in ("postgresql", "postgres", "postgresql+psycopg"):
-        return parsed.set(drivername="postgresql+psycopg")
-    if parsed.drivername == "sqlite":
-        if parsed.database in (None, "", ":memory:"):
-            raise MintError("a database in memory cannot be shared with runners; needed: a file, sqlite:///PATH")
-        return parsed
-    raise MintError("not the address of a database; needed: sqlite:///PATH or postgresql://USER:PASSWORD@HOST/NAME")
-
-
 def make_engine(address: str) -> Engine:
     """The engine of a database, without migrating its tables; raises `MintError` for a bad address."""
-    url = _parse(address)
+    try:
+        url = make_url(address)
+    except ArgumentError:
+        url = URL.create("")
     if url.drivername == "sqlite":
-        engine = create_engine(
-            url, pool_size=32, max_overflow=32, connect_args={"timeout": _WAIT_SECONDS}, json_serializer=_json
-        )
+        if url.database in (None, "", ":memory:"):
+            raise MintError("a database in memory cannot be shared with runners; needed: a file, sqlite:///PATH")
+        wait = {"timeout": _WAIT_SECONDS}
+        engine = create_engine(url, json_serializer=_json, connect_args=wait, pool_size=32, max_overflow=32)
         event.listen(engine, "connect", _prepare_sqlite)
         event.listen(engine, "begin", _begin_sqlite)
         return engine
+    if url.drivername not in ("postgresql", "postgres", _POSTGRESQL):
+        raise MintError("not the address of a database; needed: sqlite:///PATH or postgresql://USER:PASSWORD@HOST/NAME")
     try:
         return create_engine(
-            url,
+            url.set(drivername=_POSTGRESQL),
             json_serializer=_json,
             pool_size=8,
             max_overflow=8,
@@ -154,8 +145,7 @@ def make_engine(address: str) -> Engine:
         )
     except ModuleNotFoundError as error:
         raise MintError(
-            f"{url.render_as_string()} needs the package {error.name}; "
-            "install it with: pip install 'mint-mlx[postgres]'"
+            f"{url.render_as_string()} needs the package {error.name}; install it: pip install 'mint-mlx[postgres]'"
         ) from None
 
 
@@ -165,8 +155,20 @@ def _json(value: object) -> str:
 
 def _prepare_sqlite(connection: sqlite3.Connection, _record: object) -> None:
     connection.isolation_level = None  # `_begin_sqlite` begins transactions, not the driver
-    for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
-        connection.execute(f"PRAGMA {pragma}")
+    _set_wal(connection)
+    connection.execute("PRAGMA synchronous=FULL")
+    connection.execute("PRAGMA foreign_keys=ON")
+
+
+@retry(
+    retry=retry_if_exception_message(match="database is locked"),
+    stop=stop_after_delay(_WAIT_SECONDS),
+    wait=wait_fixed(_RETRY_SECONDS),
+    reraise=True,
+)
+def _set_wal(connection: sqlite3.Connection) -> None:
+    """Set the journal mode of the file; for this switch alone SQLite does not use its own busy timeout."""
+    connection.execute("PRAGMA journal_mode=WAL")
 
 
 def _begin_sqlite(connection: Connection) -> None:
@@ -192,10 +194,10 @@ def _migrate(connection: Connection, url: str) -> None:
 
 
 def _is_unavailable(error: SQLAlchemyError | sqlite3.Error) -> bool:
-    if isinstance(error, (OperationalError, InterfaceError, TimeoutError, sqlite3.Error)):
-        return True
-    denied = getattr(getattr(error, "orig", None), "sqlstate", None) == "42501"  # PostgreSQL: insufficient privilege
-    return denied or type(error) is DatabaseError  # SQLite: the file is no database
+    is_denied = getattr(getattr(error, "orig", None), "sqlstate", None) == "42501"  # PostgreSQL: insufficient privilege
+    is_no_database = type(error) is DatabaseError  # SQLite: the file has another content
+    kinds = (OperationalError, InterfaceError, TimeoutError, sqlite3.Error)
+    return is_denied or is_no_database or isinstance(error, kinds)
 
 
 def _first_line(error: BaseException) -> str:

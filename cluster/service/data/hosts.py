@@ -16,7 +16,7 @@ from sqlalchemy import delete, insert, select
 from cluster.service.data.database import Database
 from cluster.service.data.tables import hosts, stores
 from mint.core.errors import MintError
-from mint.core.files import flush
+from mint.core.files import write_whole
 
 BEAT_SECONDS = 5.0
 GONE_SECONDS = 24 * 3600.0  # without a report, until a machine is removed
@@ -43,16 +43,14 @@ class Hosts:
     def report(self, host: Host) -> None:
         """Save the state of a machine now; remove machines without reports."""
         now = self._clock()
+        is_replaced = (hosts.c.name == host.name) | (hosts.c.seen_at < now - GONE_SECONDS)
         with self._database.write() as connection:
-            connection.execute(
-                delete(hosts).where((hosts.c.name == host.name) | (hosts.c.seen_at < now - GONE_SECONDS))
-            )
+            connection.execute(delete(hosts).where(is_replaced))
             connection.execute(insert(hosts).values(**asdict(host), seen_at=now))
 
     def last_seen(self) -> dict[Host, float]:
         """The machines, and the time of the last report of each."""
-        with self._database.read() as connection:
-            rows = connection.execute(select(hosts).order_by(hosts.c.name)).all()
+        rows = self._database.rows(select(hosts).order_by(hosts.c.name))
         return {Host(row.name, row.slots, row.free_bytes, row.store_bytes, row.cluster): row.seen_at for row in rows}
 
     def require_store(self, store: Path, host: str) -> None:
@@ -64,7 +62,7 @@ class Hosts:
             row = connection.execute(select(stores)).one_or_none()
             if row is None:
                 id = file_id or secrets.token_hex(16)
-                _write(file, id)
+                write_whole(file, f"{id}\n".encode())
                 connection.execute(insert(stores).values(id=id, place=f"{host}:{store}"))
             elif row.id != file_id:
                 raise MintError(
@@ -72,10 +70,3 @@ class Hosts:
                     "--data folder for all servers of a database, on a shared disk. If that store is lost for good, "
                     f"run: echo {row.id} > {file}"
                 )
-
-
-def _write(file: Path, text: str) -> None:
-    new = file.with_name(f"id.{secrets.token_hex(8)}")
-    new.write_text(text + "\n")
-    flush(new)
-    new.replace(file)

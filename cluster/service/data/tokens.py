@@ -51,8 +51,8 @@ class Tokens:
                 raise MintError(f"{name} has a token; revoke it first: mint token revoke {name}")
             quotas.save(connection, name, quota)
             ordered = ",".join(scope for scope in SCOPES if scope in scopes)
-            values = {"name": name, "digest": digest_of(text), "scopes": ordered, "created_at": self._clock()}
             connection.execute(delete(tokens).where(tokens.c.name == name))
+            values = {"name": name, "digest": digest_of(text), "scopes": ordered, "created_at": self._clock()}
             connection.execute(insert(tokens).values(values))
         return text
 
@@ -62,17 +62,13 @@ class Tokens:
         Compares all digests, each in constant time, so that the duration reveals nothing.
         """
         digest = digest_of(text)
-        with self._database.read() as connection:
-            rows = connection.execute(select(tokens.c.name, tokens.c.digest).where(_VALID)).all()
-            names = [row.name for row in rows if hmac.compare_digest(row.digest, digest)]
-            if not names:
-                return None
-            return _person(connection.execute(_GRANTS.where(tokens.c.name == names[0])).one())
+        rows = self._database.rows(_GRANTS.where(_VALID))
+        matches = [row for row in rows if hmac.compare_digest(row.digest, digest)]
+        return _person(matches[0]) if matches else None
 
     def list(self) -> list[Grant]:
         """All valid tokens, by name."""
-        with self._database.read() as connection:
-            rows = connection.execute(_GRANTS.where(_VALID).order_by(tokens.c.name)).all()
+        rows = self._database.rows(_GRANTS.where(_VALID).order_by(tokens.c.name))
         return [Grant(_person(row), row.created_at) for row in rows]
 
     def revoke(self, name: str) -> None:
@@ -82,24 +78,20 @@ class Tokens:
             if connection.execute(change.values(digest=_REVOKED + digest_of(name)[1:])).rowcount == 0:
                 raise NotFoundError(f"{name} has no token; needed: a name from `mint token list`")
 
-    def has_valid(self) -> bool:
-        """True if there is a valid token."""
-        return bool(self.valid_digests())
-
     def has_any(self) -> bool:
         """True if there is or was a token: without its token, a revoked person must not get in."""
-        with self._database.read() as connection:
-            return connection.execute(select(tokens.c.name).limit(1)).one_or_none() is not None
+        return bool(self._database.rows(select(tokens.c.name).limit(1)))
 
     def valid_digests(self) -> frozenset[str]:
         """The `digest_of` every valid token."""
-        with self._database.read() as connection:
-            return frozenset(connection.execute(select(tokens.c.digest).where(_VALID)).scalars())
+        return frozenset(digest for (digest,) in self._database.rows(select(tokens.c.digest).where(_VALID)))
 
 
 _REVOKED = "-"  # first character of the placeholder for a revoked digest
 _VALID = ~tokens.c.digest.startswith(_REVOKED)
-_GRANTS = select(tokens.c.scopes, tokens.c.created_at, people).join(people, people.c.name == tokens.c.name)
+_GRANTS = select(tokens.c.digest, tokens.c.scopes, tokens.c.created_at, people).join(
+    people, people.c.name == tokens.c.name
+)
 
 
 def digest_of(text: str) -> str:

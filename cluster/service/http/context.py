@@ -12,7 +12,7 @@ from typing import Annotated, Any
 from fastapi import Depends, Request
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
-from cluster.service.data.catalog import Ledger
+from cluster.service.data.catalog import Catalog
 from cluster.service.data.hosts import Hosts
 from cluster.service.data.records import Person
 from cluster.service.data.tokens import NOBODY, Tokens, digest_of
@@ -56,7 +56,7 @@ class Service:
     limits: Limits
     queue: Queue
     tokens: Tokens
-    ledger: Ledger
+    catalog: Catalog
     hosts: Hosts
     store: Store
     models: Roots

@@ -31,7 +31,7 @@ def devices(person: Reader) -> DevicesAnswer:
 def host_now(service: Service) -> Host:
     """The state of this machine."""
     settings = service.settings
-    free, stored = service.store.free_bytes(), service.ledger.nbytes()
+    free, stored = service.store.free_bytes(), service.catalog.nbytes()
     return Host(socket.gethostname(), settings.slots, free, stored, settings.cluster)
 
 

@@ -51,20 +51,20 @@ def find(
     limit: Annotated[int, Query(ge=1, le=500)] = 100,
 ) -> ArtifactsAnswer:
     """The stored artifacts, the last made first."""
-    artifacts = service.ledger.find(kind, model, limit)
+    artifacts = service.catalog.find(kind, model, limit)
     return ArtifactsAnswer.model_validate({"artifacts": [artifact_record(artifact) for artifact in artifacts]})
 
 
 @router.get("/{digest}", responses=refusals(404))
 def look(digest: Digest, service: Here, person: Reader) -> ArtifactAnswer:
     """The files of an artifact."""
-    return ArtifactAnswer.model_validate(artifact_record(service.ledger.get(digest)))
+    return ArtifactAnswer.model_validate(artifact_record(service.catalog.get(digest)))
 
 
 @router.post("/{digest}/tickets", status_code=201, responses=refusals(404, *POSTED))
 def give_ticket(request: Request, digest: Digest, wanted: TicketRequest, service: Here, person: Reader) -> TicketAnswer:
     """A link to one file that works once, within a minute, for a browser: a link cannot send a token."""
-    file = _file(service.ledger.get(digest), wanted.name)
+    file = _file(service.catalog.get(digest), wanted.name)
     ticket = service.tickets.give(person.name, digest, file.name, service.grant(request))
     service.note(request, person, "ticket.given", artifact=digest, file=file.name)
     return TicketAnswer(url=f"{_url(digest, file.name)}?ticket={ticket}")
@@ -83,10 +83,10 @@ Ticket = Annotated[str | None, Query(max_length=64, description="Of POST .../tic
 
 def _download(request: Request, digest: Digest, name: FileName, service: Here, ticket: Ticket = None) -> Response:
     person, grant = _allowed(service, request, digest, name, ticket)
-    file = _file(service.ledger.get(digest), name)
+    file = _file(service.catalog.get(digest), name)
     holder = f"download-{secrets.token_hex(8)}"
-    hold = partial(_if_possible, lambda: service.ledger.hold(digest, holder, _HOLD_SECONDS))
-    drop = partial(_if_possible, lambda: service.ledger.drop(holder))
+    hold = partial(_if_possible, lambda: service.catalog.hold(digest, holder, _HOLD_SECONDS))
+    drop = partial(_if_possible, lambda: service.catalog.drop(holder))
 
     def begin(status: int) -> None:
         if request.method == "GET":

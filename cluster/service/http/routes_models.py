@@ -38,7 +38,7 @@ _MOST_JOBS = 100
 @router.get("/models")
 def models(service: Here, person: Reader) -> ModelsAnswer:
     """Every model below the roots of the service."""
-    analyzed = {artifact.identity for artifact in service.ledger.find(kind="analysis", limit=10_000)}
+    analyzed = {artifact.identity for artifact in service.catalog.find(kind="analysis", limit=10_000)}
     rows = [_model(service, name, analyzed) for name in service.models.names()]
     return ModelsAnswer.model_validate({"models": rows, "allows_hub": service.settings.allow_hub})
 
@@ -60,7 +60,7 @@ def model(identity: Identity, service: Here, person: Reader) -> ModelDetail:
     rows = [_model(service, name, set()) for name in service.models.names()]
     named = [row for row in rows if row["identity"] == identity]
     jobs = service.queue.find(model_identity=identity, limit=_MOST_JOBS)
-    artifacts = service.ledger.find(identity=identity, limit=_MOST_JOBS)
+    artifacts = service.catalog.find(identity=identity, limit=_MOST_JOBS)
     if not named and not jobs and not artifacts:
         raise ApiError(404, f"nothing is known of a model {identity[:12]}; GET /v1/models lists those that there are")
     stored = stored_analyses(service, identity)
@@ -86,7 +86,7 @@ def model(identity: Identity, service: Here, person: Reader) -> ModelDetail:
 
 def stored_analyses(service: Service, identity: str) -> list[tuple[Artifact, dict[str, str]]]:
     """The stored analyses of a model, the last made first, with the paths of their files."""
-    artifacts = service.ledger.find(kind="analysis", identity=identity)
+    artifacts = service.catalog.find(kind="analysis", identity=identity)
     return [(artifact, _files(service, artifact)) for artifact in artifacts]
 
 

@@ -18,7 +18,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import compile_path
 
-from cluster.service.data.catalog import Ledger
+from cluster.service.data.catalog import Catalog
 from cluster.service.data.database import Database, connect
 from cluster.service.data.hosts import BEAT_SECONDS, Hosts
 from cluster.service.data.tokens import Tokens
@@ -120,7 +120,7 @@ def create_app(
 
 
 def _service(settings: Settings, limits: Limits, database: Database, clock: Callable[[], float]) -> Service:
-    queue, ledger = Queue(database, clock), Ledger(database, clock)
+    queue, catalog = Queue(database, clock), Catalog(database, clock)
     rate = settings.requests_per_second
     tokens = Tokens(database, clock)
     service = Service(
@@ -128,10 +128,10 @@ def _service(settings: Settings, limits: Limits, database: Database, clock: Call
         limits=limits,
         queue=queue,
         tokens=tokens,
-        ledger=ledger,
+        catalog=catalog,
         hosts=Hosts(database, clock),
-        store=Store(settings.data / "store", ledger, settings.max_store_bytes),
-        models=Roots(settings.roots, ledger, allow_hub=settings.allow_hub),
+        store=Store(settings.data / "store", catalog, settings.max_store_bytes),
+        models=Roots(settings.roots, catalog, allow_hub=settings.allow_hub),
         fanout=EventFanout(queue, streams_per_person=settings.streams_each),
         planner=Planner(),
         fetches=Fetches(settings.data / "logs" / "fetches.log"),
@@ -168,7 +168,7 @@ def _add_gauges(service: Service) -> None:
     metrics.add_gauges("mint_jobs", "Jobs in each state.", "state", lambda: dict(service.queue.counts()))
     metrics.add_gauge("mint_event_streams", "Streams of events that are open.", lambda: service.fanout.watchers)
     metrics.add_gauge("mint_fetches", "Models of the hub that are on their way.", service.fetches.running)
-    metrics.add_gauge("mint_store_bytes", "Bytes of stored artifacts.", service.ledger.nbytes)
+    metrics.add_gauge("mint_store_bytes", "Bytes of stored artifacts.", service.catalog.nbytes)
     metrics.add_gauge("mint_store_free_bytes", "Bytes that can still be stored.", service.store.free_bytes)
 
 
@@ -264,7 +264,7 @@ def serve(settings: Settings, *, on_start: Callable[[str], None] = lambda url: N
     os.umask(0o077)
     app = create_app(settings)
     service: Service = app.state.service
-    need_safe(settings, has_tokens=service.tokens.has_valid())
+    need_safe(settings, has_tokens=bool(service.tokens.valid_digests()))
     config = uvicorn.Config(
         app,
         host=settings.host,

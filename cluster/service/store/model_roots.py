@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from cluster.service.data.catalog import Ledger
+from cluster.service.data.catalog import Catalog
 from cluster.service.errors import DatabaseUnavailableError, NotFetchedError
 from mint.core.errors import MintError
 from mint.model.checkpoint.shards import PATTERN, identity, read_shards
@@ -34,9 +34,9 @@ class Roots:
     Names resolve at once: a model that is missing from the cache is not downloaded here.
     """
 
-    def __init__(self, folders: Sequence[Path], ledger: Ledger | None = None, *, allow_hub: bool = False) -> None:
+    def __init__(self, folders: Sequence[Path], catalog: Catalog | None = None, *, allow_hub: bool = False) -> None:
         self._folders = [Path(folder).resolve() for folder in folders]
-        self._ledger = ledger
+        self._catalog = catalog
         self._allow_hub = allow_hub
         for folder in self._folders:
             if not folder.is_dir():
@@ -66,21 +66,21 @@ class Roots:
     def identify(self, name: str) -> tuple[Path, str]:
         """The folder and the identity of a model; raises `MintError` for an incomplete or forbidden model.
 
-        The ledger caches the identity until a file changes.
+        The catalog caches the identity until a file changes.
         """
         path = self.resolve(name)
         stamp = self._stamp(path)
         _refuse_code(path)
-        cached_identity = self._ledger.identity(name, stamp) if self._ledger else ""
+        cached_identity = self._catalog.identity(name, stamp) if self._catalog else ""
         if cached_identity:
             return path, cached_identity
         try:
             new_identity = identity(read_shards(path), (path / _CONFIG).read_bytes())
         except OSError as error:
             raise MintError(f"the model {name!r} cannot be read: {error.strerror}; check its files") from error
-        if self._ledger:
+        if self._catalog:
             with suppress(DatabaseUnavailableError):  # the next call computes it again
-                self._ledger.save_identity(name, stamp, new_identity)
+                self._catalog.save_identity(name, stamp, new_identity)
         return path, new_identity
 
     def _stamp(self, path: Path) -> str:

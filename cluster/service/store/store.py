@@ -1,7 +1,7 @@
 """Files by the SHA-256 of their bytes: each file once, for any number of artifacts.
 
 Rules. A file appears complete, by a rename, after its bytes are on the disk; it is never written again. Files and
-ledger rows change together, inside a transaction of the ledger. A killed process leaves at most a file without a row,
+catalog rows change together, inside a transaction of the catalog. A killed process leaves at most a file without a row,
 which `sweep` removes. A view made of hard links (`link_out`) keeps the bytes of its files even after eviction.
 """
 
@@ -11,11 +11,12 @@ import re
 import secrets
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
+from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
 
-from cluster.service.data.catalog import Ledger
+from cluster.service.data.catalog import Catalog
 from cluster.service.data.records import Artifact, StoredFile
 from cluster.service.errors import ArtifactInUseError, NotFoundError
 from mint.core.errors import MintError
@@ -32,13 +33,13 @@ _EVERYTHING = 1_000_000_000
 
 
 class Store:
-    """The files below `folder` and their ledger; at most `max_bytes`, if given."""
+    """The files below `folder` and their catalog; at most `max_bytes`, if given."""
 
     def __init__(
-        self, folder: Path, ledger: Ledger, max_bytes: int | None = None, clock: Callable[[], float] = time.time
+        self, folder: Path, catalog: Catalog, max_bytes: int | None = None, clock: Callable[[], float] = time.time
     ) -> None:
         self.folder = Path(folder)
-        self.ledger = ledger
+        self.catalog = catalog
         self.max_bytes = max_bytes
         self._clock = clock
         self._incoming = self.folder / "incoming"
@@ -75,9 +76,9 @@ class Store:
         digests = {name: (known or {}).get(name) or file_digest(path) for name, path in files.items()}
         stored = (StoredFile(name, digest.sha256, digest.nbytes) for name, digest in sorted(digests.items()))
         artifact = Artifact(kind, identity, tuple(stored))
-        self.evict(self._new_bytes(artifact))
-        staged = {digests[name].sha256: self._stage(path) for name, path in files.items()}
         sizes = {file.digest: file.nbytes for file in artifact.files}
+        self.evict(sum(nbytes for digest, nbytes in sizes.items() if not self.catalog.has_file(digest)))
+        staged = {digests[name].sha256: self._stage(path) for name, path in files.items()}
 
         def settle() -> None:
             for digest, stage in staged.items():
@@ -88,7 +89,7 @@ class Store:
                     flush(path.parent)
 
         try:
-            self.ledger.add(artifact, settle, holder=holder, seconds=_HOLD_SECONDS)
+            self.catalog.add(artifact, settle, holder=holder, seconds=_HOLD_SECONDS)
         finally:
             for stage in staged.values():
                 stage.unlink(missing_ok=True)
@@ -105,39 +106,35 @@ class Store:
         partial.mkdir(parents=True)
         try:
             for file in artifact.files:
-                self.ledger.hold(artifact.digest, holder, _HOLD_SECONDS)
-                _link_or_copy(self.path(file.digest), _inside(partial, file.name))
+                self.catalog.hold(artifact.digest, holder, _HOLD_SECONDS)
+                if Path(file.name).name != file.name:
+                    raise MintError(f"{file.name!r} is no name of a file of an artifact")
+                _link_or_copy(self.path(file.digest), partial / file.name)
         except BaseException as error:
             shutil.rmtree(partial, ignore_errors=True)
             if isinstance(error, FileNotFoundError):
                 raise NotFoundError(f"the artifact {artifact.digest} is incomplete in the store") from error
             raise
         finally:
-            self.ledger.drop(holder)
+            self.catalog.drop(holder)
         partial.rename(folder)
 
     def evict(self, need: int = 0) -> int:
         """Evict the least recently used artifacts until `need` more bytes fit below `max_bytes`; return their number.
 
-        ArtifactInUseError artifacts stay, so fewer bytes may fit; the next call continues.
+        Artifacts in use stay, so fewer bytes may fit; the next call continues.
         """
-        excess, count = self.excess(need), 0
-        for artifact in self.ledger.evictable(excess) if excess > 0 else ():
-            try:
-                self.ledger.remove(artifact.digest, self._discard)
-            except (ArtifactInUseError, NotFoundError):
-                continue  # another process removed it or holds it
-            count += 1
-        return count
+        excess = self.excess(need)
+        return self._remove(self.catalog.evictable(excess)[0]) if excess else 0
 
     def excess(self, need: int) -> int:
         """Bytes above `max_bytes` after storing `need` more; 0 if they fit."""
-        return 0 if self.max_bytes is None else max(0, self.ledger.nbytes() + need - self.max_bytes)
+        return 0 if self.max_bytes is None else max(0, self.catalog.nbytes() + need - self.max_bytes)
 
     def free_bytes(self) -> int:
         """Bytes that fit without eviction."""
         free = max(0, shutil.disk_usage(self.folder).free - RESERVE_BYTES)
-        return free if self.max_bytes is None else max(0, min(free, self.max_bytes - self.ledger.nbytes()))
+        return free if self.max_bytes is None else max(0, min(free, self.max_bytes - self.catalog.nbytes()))
 
     def shortage(
         self, need: int, work: Path | None = None, *, written: int = 0, reserved: int = 0, spare: int = 0
@@ -148,7 +145,7 @@ class Store:
         disk. If `work` is on another disk than the store, both need the space.
         """
         excess = self.excess(need + reserved)
-        evictable = _freed(self.ledger, self.ledger.evictable(excess)) if excess else 0
+        evictable = self.catalog.evictable(excess)[1] if excess else 0
         if evictable < excess:
             allowed = format_size(max(0, need - (excess - evictable)))
             others = f", {format_size(reserved)} reserved for running jobs" if reserved else ""
@@ -166,39 +163,33 @@ class Store:
 
         Killed processes and lost disks leave such files and artifacts.
         """
-        broken = [artifact for artifact in self.ledger.find(limit=_EVERYTHING) if not self._is_complete(artifact)]
-        removed_artifacts = 0
-        for artifact in broken:
-            try:
-                self.ledger.remove(artifact.digest, self._discard)
-                removed_artifacts += 1
-            except (ArtifactInUseError, NotFoundError):
-                continue
-        removed_files: list[Path] = []
+        count = self._remove(
+            artifact
+            for artifact in self.catalog.find(limit=_EVERYTHING)
+            if not all(_has_size(self.path(file.digest), file.nbytes) for file in artifact.files)
+        )
+        orphans: list[Path] = []
 
         def discard(digests: Set[str]) -> None:
             now = self._clock()
-            for path in self._files():
+            for path in self.folder.glob("*/*"):
                 is_incoming = path.parent == self._incoming
                 is_old = now - path.lstat().st_ctime > (INCOMING_SECONDS if is_incoming else ORPHAN_SECONDS)
                 if is_old and (is_incoming or path.name not in digests):
                     path.unlink(missing_ok=True)
-                    removed_files.append(path)
+                    orphans.append(path)
 
-        self.ledger.with_digests(discard)
-        return len(removed_files), removed_artifacts
+        self.catalog.with_digests(discard)
+        return len(orphans), count
 
-    def _is_complete(self, artifact: Artifact) -> bool:
-        return all(_has_size(self.path(file.digest), file.nbytes) for file in artifact.files)
-
-    def _new_bytes(self, artifact: Artifact) -> int:
-        new = {file.digest: file.nbytes for file in artifact.files if not self.ledger.has_file(file.digest)}
-        return sum(new.values())
-
-    def _files(self) -> Iterator[Path]:
-        for folder in self.folder.iterdir():
-            if folder.is_dir():
-                yield from folder.iterdir()
+    def _remove(self, artifacts: Iterable[Artifact]) -> int:
+        """Remove artifacts that no other process holds or removed; return their number."""
+        count = 0
+        for artifact in artifacts:
+            with suppress(ArtifactInUseError, NotFoundError):
+                self.catalog.remove(artifact.digest, self._discard)
+                count += 1
+        return count
 
     def _stage(self, path: Path) -> Path:
         """Link or copy a file into the store under a random name, and flush it to the disk."""
@@ -213,24 +204,9 @@ class Store:
             self.path(file.digest).unlink(missing_ok=True)
 
 
-def _freed(ledger: Ledger, evicted: Sequence[Artifact]) -> int:
-    """Bytes that the eviction of these artifacts frees."""
-    digests = {artifact.digest for artifact in evicted}
-    others = [artifact for artifact in ledger.find(limit=_EVERYTHING) if artifact.digest not in digests]
-    shared = {file.digest for artifact in others for file in artifact.files}
-    freed = {file.digest: file.nbytes for artifact in evicted for file in artifact.files if file.digest not in shared}
-    return sum(freed.values())
-
-
 def _disks(*folders: Path) -> list[Path]:
     """One folder for each disk of the folders."""
     return list({folder.stat().st_dev: folder for folder in reversed(folders)}.values())
-
-
-def _inside(folder: Path, name: str) -> Path:
-    if Path(name).name != name:
-        raise MintError(f"{name!r} is no name of a file of an artifact")
-    return folder / name
 
 
 def _link_or_copy(source: Path, target: Path) -> None:

@@ -26,7 +26,7 @@ from typing import Any
 
 from structlog.contextvars import bind_contextvars
 
-from cluster.service.data.catalog import Ledger
+from cluster.service.data.catalog import Catalog
 from cluster.service.data.database import connect
 from cluster.service.data.records import Claim, Lease
 from cluster.service.data.states import FAILED
@@ -148,7 +148,7 @@ def run(settings: RunnerSettings, job: str, database: str, lease: str) -> int:
     Raises `LeaseLostError` or `DatabaseUnavailableError`.
     """
     connected = connect(database)
-    queue, ledger = Queue(connected), Ledger(connected)
+    queue, catalog = Queue(connected), Catalog(connected)
     claim = Claim(queue.get(job), lease)
     if queue.renew(claim) is Lease.LOST:
         return LOST
@@ -159,15 +159,15 @@ def run(settings: RunnerSettings, job: str, database: str, lease: str) -> int:
             with exclusive(settings.lock_folder / claim.job.wish.analysis_key):
                 from cluster.service.work.stages import Stages  # imports MLX, which takes longer than a lease lives
 
-                store = Store(settings.store_folder, ledger, settings.max_store_bytes)
-                roots = Roots(settings.roots, ledger, allow_hub=settings.allow_hub)
+                store = Store(settings.store_folder, catalog, settings.max_store_bytes)
+                roots = Roots(settings.roots, catalog, allow_hub=settings.allow_hub)
                 end = Stages(
                     queue, claim, store, roots, settings.work_folder(job), socket.gethostname(), settings.cluster
                 ).run()
             keeper.stop()
             retry_while_leased(lambda: queue.advance(claim, end.state, artifact=end.artifact, result=end.result))
             with suppress(DatabaseUnavailableError):  # its holds run out
-                ledger.drop(holder_of(claim))
+                catalog.drop(holder_of(claim))
         except (LeaseLostError, DatabaseUnavailableError):
             raise
         except Exception as error:  # the job must end with a reason

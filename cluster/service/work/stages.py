@@ -156,7 +156,7 @@ class Stages(pipeline.Hooks):
         if not ROUNDINGS[self._recipe.rounding].is_reusable:
             return ()
         folders = []
-        for artifact in self.store.ledger.find(kind="model", identity=self.claim.job.wish.identity, limit=_REUSED):
+        for artifact in self.store.catalog.find(kind="model", identity=self.claim.job.wish.identity, limit=_REUSED):
             folder = self._reused / artifact.digest[:16]
             try:
                 self.store.link_out(artifact, folder)

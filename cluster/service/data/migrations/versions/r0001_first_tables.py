@@ -26,7 +26,7 @@ def upgrade() -> None:
         sa.UniqueConstraint("digest", name="tokens_digest_once"),
     )
     _create_jobs()
-    _create_ledger()
+    _create_catalog()
 
 
 def _create_jobs() -> None:
@@ -86,7 +86,7 @@ def _create_jobs() -> None:
     )
 
 
-def _create_ledger() -> None:
+def _create_catalog() -> None:
     op.create_table(
         "artifacts",
         sa.Column("digest", sa.String(64), primary_key=True),
