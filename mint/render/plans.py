@@ -236,16 +236,13 @@ def figures(plan: Plan | Point) -> Record:
 
 def unit_rows(plan: Plan) -> list[Record]:
     """Every unit of a plan in the order of the model."""
-    from mint.plan.plan import offset_digits
-
-    digits = offset_digits(plan)
     return [
         {
             "path": choice.path,
             "role": choice.role,
             "layer": choice.layer,
             "format": str(choice.format),
-            "bits": round(8 * (nbytes := choice.nbytes(digits)) / max(choice.weights, 1), 3),
+            "bits": round(8 * (nbytes := plan.nbytes_of(choice)) / max(choice.weights, 1), 3),
             "nbytes": nbytes,
             "reason": choice.reason,
         }
