@@ -23,7 +23,7 @@ from cluster.settings import (
     tls_place,
     token_place,
 )
-from mint.cli.options import Dtype, Json, Model, checked_dtype
+from mint.cli.options import Dtype, Json, Model
 from mint.cli.screen import Screen
 from mint.core.errors import MintError
 
@@ -193,9 +193,7 @@ def plan(
 
     parse_rounding(rounding)
     with Screen(as_json) as screen:
-        outlook = plan_cluster(
-            model, machines=machines, dtype=checked_dtype(dtype), rounding=rounding, on_progress=screen.on_progress
-        )
+        outlook = plan_cluster(model, machines=machines, dtype=dtype, rounding=rounding, on_progress=screen.on_progress)
     if as_json:
         screen.answer(outlook.record())
     else:

@@ -13,6 +13,7 @@ from typing import Annotated
 import typer
 
 from mint.cli import jobs, make, plan, quality
+from mint.cli.command import command
 from mint.core.errors import MintError
 from mint.core.log import configure_logging
 from mint.core.version import __version__
@@ -48,26 +49,11 @@ def options(
     configure_logging(verbose=verbose)
 
 
-for _command in (
-    make.quantize,
-    make.inspect,
-    make.analyze,
-    quality.probe,
-    plan.allocate,
-    plan.curve,
-    plan.explain,
-    plan.diff,
-    make.assemble,
-    make.verify,
-    quality.evaluate,
-    plan.devices,
-    jobs.submit,
-    jobs.jobs,
-    jobs.cancel,
-    jobs.download,
-):
-    app.command()(_command)
-
+for _function in (
+    make.quantize, make.inspect, make.analyze, quality.probe, plan.allocate, plan.curve, plan.explain, plan.diff,
+    make.assemble, make.verify, quality.evaluate, plan.devices, jobs.submit, jobs.jobs, jobs.cancel, jobs.download,
+):  # fmt: skip
+    app.command()(command(_function))
 
 # commands of packages that are installed beside mint: name, extra that installs it, help
 _PLUGINS = (

@@ -1,30 +1,51 @@
-"""Options that several commands share, and the recipe, budgets and client that they stand for.
+"""Options that several commands share, and groups of options with the objects that they stand for.
 
-A command takes each option as a parameter of its own and passes `locals()` to the function that reads the options of
-one subject. Everything heavy is imported inside functions, so that `--help` answers at once.
+A group is a function: its parameters are the options, and a command that takes the group receives its result (see
+`mint.cli.command`). Everything heavy is imported inside functions, so that `--help` answers at once.
 """
 
-from __future__ import annotations
-
-from collections.abc import Mapping
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from mint.cli.screen import Screen
 from mint.core.errors import MintError
 from mint.core.sizes import parse_budget
+from mint.formats.rounding import ROUNDINGS
 from mint.plan.recipe import DTYPES, Budget, Recipe, Room
+from mint.plan.rules import read_locks
 
 if TYPE_CHECKING:
     from mint.client.client import Client
+    from mint.model.source import Source
+    from mint.run.executor import Executor
 
 RECIPE, ROOM = Recipe(), Room()  # the defaults of the options
 NONE: list[Any] = []  # of an option that may be repeated; typer copies it
-# options whose field of a recipe has another name; several may add to one field
-FIELDS = {"veto": "veto_db", "keep": "lock", "set": "lock", "locks": "lock"}
 
-# a str: `Path` would take the `./` away that tells a folder from an id of the hub
+
+def option(metavar: str, help: str, *names: str, panel: str | None = None, **settings: Any) -> Any:
+    """An option of a command; without `metavar` the type is shown, without `names` it is called as its parameter."""
+    return typer.Option(*names, metavar=metavar or None, help=help, rich_help_panel=panel, **settings)
+
+
+def _checked_dtype(name: str) -> str:
+    if name not in ("", *DTYPES):
+        raise typer.BadParameter(f"found {name!r}, needed {', '.join(DTYPES[:-1])} or {DTYPES[-1]}")
+    return name
+
+
+def _checked_rounding(name: str) -> str:
+    if name not in ROUNDINGS:
+        raise typer.BadParameter(f"found {name!r}, needed {' or '.join(ROUNDINGS)}")
+    return name
+
+
+# a str: `Path` would remove the `./` that tells a folder from an id of the hub
 Model = Annotated[
     str,
     typer.Argument(
@@ -39,228 +60,181 @@ PlanFile = Annotated[
 ]
 Dtype = Annotated[
     str,
-    typer.Option(help="Cast weights to float16, bfloat16 or float32 instead of the config's own torch_dtype."),
-]
+    option(
+        "", "Cast weights to float16, bfloat16 or float32 instead of the config's own torch_dtype.",
+        callback=_checked_dtype,
+    ),
+]  # fmt: skip
 Rounding = Annotated[
     str,
-    typer.Option(
-        metavar="NAME",
-        help="nearest, as mlx rounds; search: scales of less error, same bytes; compensate: closest by far, weights "
-        "make up for each other's errors too, on text that the model writes: it has to run for that.",
+    option(
+        "NAME", "nearest, as mlx rounds; search: scales with less error, same bytes; compensate: least error by far. "
+        "Weights then compensate each other's errors, on text that the model writes: it has to run.",
+        callback=_checked_rounding,
     ),
-]
+]  # fmt: skip
 KeepNonfinite = Annotated[
     bool,
-    typer.Option("--keep-nonfinite", help="Keep units with NaN or infinite weights unquantized instead of stopping."),
-]
-Features = Annotated[
-    bool,
-    typer.Option(
-        "--features",
-        help="Also describe every unit: spectrum, kurtosis of its groups, noise at its output. For reports; no plan "
-        "uses them.",
-    ),
+    option("", "Keep units with NaN or infinite weights unquantized instead of stopping.", "--keep-nonfinite"),
 ]
 Cluster = Annotated[
-    str,
-    typer.Option(
-        metavar="ADDRESS",
-        help="Work on all nodes of this Ray cluster (HOST:PORT), or 'local': a Ray of this machine alone.",
-    ),
+    str, option("ADDRESS", "Work on all nodes of this Ray cluster (HOST:PORT), or 'local': a Ray of this machine.")
 ]
 Share = Annotated[
     bool,
-    typer.Option(
-        "--share",
-        help="With --cluster: units whose shards are not all on one node are done too, with missing bytes read from "
-        "the nodes that have them.",
-    ),
+    option("", "With --cluster: nodes read missing shards of a unit from the nodes that have them.", "--share"),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout, everything else on stderr.")]
 Reused = Annotated[
-    list[Path],
-    typer.Option(
-        "--reuse", metavar="FOLDER", help="Copy units whose format did not change from this folder. May be repeated."
-    ),
+    list[Path], option("FOLDER", "Copy units with the same format from this folder. May be repeated.", "--reuse")
 ]
-
-
 Probe = Annotated[
-    bool, typer.Option("--probe", help="Measure how sensitive the output is to each unit first (see mint probe).")
-]
-
-# rules of the plan
-
-Objective = Annotated[
-    str, typer.Option(metavar="NAME", help="What to minimize: output, mint or energy.", rich_help_panel="Rules")
-]
-Veto = Annotated[
-    float,
-    typer.Option(
-        metavar="DB", help="Never choose a format whose signal-to-noise ratio is below.", rich_help_panel="Rules"
-    ),
-]
-MinBits = Annotated[int, typer.Option(metavar="BITS", help="Fewest bits of a unit.", rich_help_panel="Rules")]
-MaxBits = Annotated[
-    int,
-    typer.Option(
-        metavar="BITS", help="Most bits of a unit; below 16, units stay as they are only if nothing else fits.",
-        rich_help_panel="Rules",
-    ),
-]  # fmt: skip
-Formats = Annotated[
-    list[str],
-    typer.Option(
-        metavar="LIST", help="Choose only from these: 3,4,8@64,128 or mxfp4,4/32. May be repeated.",
-        rich_help_panel="Rules",
-    ),
-]  # fmt: skip
-Keep = Annotated[
-    list[str],
-    typer.Option(metavar="PATTERN", help="Keep units as they are: '*.v_proj'.", rich_help_panel="Rules"),
-]
-Set = Annotated[
-    list[str],
-    typer.Option(metavar="PATTERN=FORMAT", help="Fix a format: '*.down_proj=6/64'.", rich_help_panel="Rules"),
-]
-Locks = Annotated[
-    Path | None,
-    typer.Option(metavar="FILE", help='Fix formats by a JSON file: {"lm_head": "8/64"}.', rich_help_panel="Rules"),
-]
-Compat = Annotated[
-    str,
-    typer.Option(
-        metavar="LOADER", help="Only formats that this loader reads: see mint devices --loaders.",
-        rich_help_panel="Rules",
-    ),
-]  # fmt: skip
-PreferSpeed = Annotated[
-    float,
-    typer.Option(
-        metavar="X",
-        help="Trade closeness for speed: at 1, 1 % of decoding time is worth 1 % of the loss of uniform 4 bit.",
-        rich_help_panel="Rules",
-    ),
-]
-IgnoreProbe = Annotated[
-    bool,
-    typer.Option(
-        "--ignore-probe", help="Use the prior sensitivities although the model was probed.", rich_help_panel="Rules"
-    ),
-]
-MaxShardSize = Annotated[
-    str, typer.Option(metavar="SIZE", help="Largest weight file to write.", rich_help_panel="Rules")
-]
-
-# memory
-
-Budgets = Annotated[
-    list[str],
-    typer.Option(
-        "--budget", "-b", metavar="SIZE",
-        help="What all weight files together may take: 90MB, 16.5GiB (kB MB GB: powers of 1000, KiB MiB GiB: of "
-        "1024), 4.5bpw (bits per weight), 0.3x (of the source), min or max. Repeated: one plan each.",
-        rich_help_panel="Memory",
-    ),
-]  # fmt: skip
-Devices = Annotated[
-    list[str],
-    typer.Option(
-        metavar="NAME",
-        help="Instead of a budget: what this device leaves for weights (see mint devices; 'this' is this machine).",
-        rich_help_panel="Memory",
-    ),
-]
-Context = Annotated[
-    str,
-    typer.Option(metavar="TOKENS", help="With --device: the context to leave room for.", rich_help_panel="Memory"),
-]
-KvBits = Annotated[
-    int | None,
-    typer.Option(metavar="BITS", help="With --device: bits of a quantized KV cache.", rich_help_panel="Memory"),
-]
-Reserve = Annotated[
-    str,
-    typer.Option(metavar="SIZE", help="With --device: memory for everything else.", rich_help_panel="Memory"),
-]
-
-# the service
-
-Server = Annotated[
-    str,
-    typer.Option(metavar="HOST:PORT", help="Or in MINT_SERVER; https://... with TLS.", rich_help_panel="Service"),
-]
-TokenFile = Annotated[
-    Path | None,
-    typer.Option(metavar="FILE", help="What mint token create printed; or in MINT_TOKEN.", rich_help_panel="Service"),
-]
-Authorities = Annotated[
-    Path | None,
-    typer.Option(metavar="FILE", help="Authorities that vouch for the service.", rich_help_panel="Service"),
-]
-Insecure = Annotated[
-    bool,
-    typer.Option("--insecure", help="Send the token in the clear, over plain HTTP.", rich_help_panel="Service"),
+    bool, option("", "Measure how sensitive the output is to each unit first (see mint probe).", "--probe")
 ]
 
 
-def recipe_of(options: Mapping[str, Any]) -> Recipe:
-    """The recipe that a command's options stand for; raises `MintError` for one that nothing can be made of."""
-    from mint.plan.rules import read_locks
-
-    checked_rounding(options.get("rounding", RECIPE.rounding))
-    checked_dtype(options.get("dtype", RECIPE.dtype))
-    fields = {FIELDS.get(name, name): value for name, value in options.items()}
-    path = options.get("locks")
-    fields["lock"] = [
-        *(f"{pattern}=keep" for pattern in options.get("keep", ())),
-        *options.get("set", ()),
-        *(f"{pattern}={format}" for pattern, format in (read_locks(path) if path else ())),
-    ]
-    return Recipe.from_dict({name: fields[name] for name in RECIPE.to_dict() if name in fields})
+def _rule(metavar: str, help: str, *names: str) -> Any:
+    return option(metavar, help, *names, panel="Rules")
 
 
-def budgets_of(options: Mapping[str, Any]) -> list[Budget]:
-    """The budgets that a command's options stand for; raises `MintError` unless there is one, and each given once."""
-    room = Room(options["context"], options["kv_bits"], options["reserve"])
-    budgets = [Budget(parse_budget(text), room=room) for text in options["budget"]]
-    budgets += [Budget(device=name, room=room) for name in options["device"]]
-    if not budgets:
-        raise MintError("no budget; needed --budget SIZE, such as 4GB or 4.5bpw, or --device NAME (mint devices)")
+def rules(
+    objective: Annotated[str, _rule("NAME", "The quantity to minimize: output, mint or energy.")] = RECIPE.objective,
+    veto: Annotated[float, _rule("DB", "Least signal-to-noise ratio of a format.")] = RECIPE.veto_db,
+    min_bits: Annotated[int, _rule("BITS", "Fewest bits of a unit.")] = RECIPE.min_bits,
+    max_bits: Annotated[
+        int, _rule("BITS", "Most bits of a unit; below 16, units stay as they are only if nothing else fits.")
+    ] = RECIPE.max_bits,
+    formats: Annotated[
+        list[str], _rule("LIST", "Choose only from these: 3,4,8@64,128 or mxfp4,4/32. May be repeated.")
+    ] = NONE,
+    keep: Annotated[list[str], _rule("PATTERN", "Keep units as they are: '*.v_proj'.")] = NONE,
+    set: Annotated[list[str], _rule("PATTERN=FORMAT", "Fix a format: '*.down_proj=6/64'.")] = NONE,
+    locks: Annotated[Path | None, _rule("FILE", 'Fix formats by a JSON file: {"lm_head": "8/64"}.')] = None,
+    compat: Annotated[
+        str, _rule("LOADER", "Only formats that this loader reads: see mint devices --loaders.")
+    ] = RECIPE.compat,
+    prefer_speed: Annotated[
+        float, _rule("X", "Trade quality for speed: at 1, 1 % of decoding time is worth 1 % of the loss of 4/64.")
+    ] = RECIPE.prefer_speed,
+    ignore_probe: Annotated[
+        bool, _rule("", "Use the prior sensitivities although the model was probed.", "--ignore-probe")
+    ] = RECIPE.ignore_probe,
+    max_shard_size: Annotated[str, _rule("SIZE", "Largest weight file to write.")] = RECIPE.max_shard_size,
+) -> Recipe:
+    """The recipe with these limits of a plan."""
+    return Recipe(
+        objective=objective,
+        veto_db=veto,
+        min_bits=min_bits,
+        max_bits=max_bits,
+        formats=tuple(formats),
+        lock=(*(f"{pattern}=keep" for pattern in keep), *set, *(read_locks(locks) if locks else ())),
+        compat=compat,
+        prefer_speed=prefer_speed,
+        ignore_probe=ignore_probe,
+        max_shard_size=max_shard_size,
+    )
+
+
+RuleOptions = Annotated[Recipe, rules]
+
+
+def recipe(
+    rules: RuleOptions,
+    dtype: Dtype = RECIPE.dtype,
+    rounding: Rounding = RECIPE.rounding,
+    probe: Probe = RECIPE.probe,
+) -> Recipe:
+    """The whole recipe; raises `MintError` for one that no model can have."""
+    return replace(rules, dtype=dtype, rounding=rounding, probe=probe)
+
+
+def _memory(metavar: str, help: str, *names: str) -> Any:
+    return option(metavar, help, *names, panel="Memory")
+
+
+def budgets(
+    budget: Annotated[
+        list[str],
+        _memory(
+            "SIZE", "Size of all weight files together: 90MB, 16.5GiB (kB MB GB: powers of 1000, KiB MiB GiB: of "
+            "1024), 4.5bpw (bits per weight), 0.3x (of the source), min or max. Repeated: one plan each.",
+            "--budget", "-b",
+        ),
+    ] = NONE,
+    device: Annotated[
+        list[str],
+        _memory("NAME", "Instead of a budget: a device, 'this' for this machine (see mint devices). May be repeated."),
+    ] = NONE,
+    context: Annotated[str, _memory("TOKENS", "With --device: the context to leave room for.")] = ROOM.context,
+    kv_bits: Annotated[int | None, _memory("BITS", "With --device: bits of a quantized KV cache.")] = ROOM.kv_bits,
+    reserve: Annotated[str, _memory("SIZE", "With --device: memory for everything else.")] = ROOM.reserve,
+) -> list[Budget]:  # fmt: skip
+    """The budgets; raises `MintError` if one is given twice."""
+    room = Room(context, kv_bits, reserve)
+    budgets = [Budget(parse_budget(text), room=room) for text in budget]
+    budgets += [Budget(device=name, room=room) for name in device]
     if len(set(map(str, budgets))) < len(budgets):
         raise MintError("a budget is given twice; give each one once")
     return budgets
 
 
+def required_budgets(budgets: Annotated[list[Budget], budgets]) -> list[Budget]:
+    """The budgets; raises `MintError` if there is none."""
+    if not budgets:
+        raise MintError("no budget; needed --budget SIZE, such as 4GB or 4.5bpw, or --device NAME (mint devices)")
+    return budgets
+
+
+def _service(metavar: str, help: str, *names: str) -> Any:
+    return option(metavar, help, *names, panel="Service")
+
+
+def _connection(
+    server: Annotated[str, _service("HOST:PORT", "Or in MINT_SERVER; https://... with TLS.")] = "",
+    token_file: Annotated[Path | None, _service("FILE", "The token of mint token create; or in MINT_TOKEN.")] = None,
+    ca: Annotated[Path | None, _service("FILE", "Certificate authorities of the service.")] = None,
+    insecure: Annotated[bool, _service("", "Send the token in the clear, over plain HTTP.", "--insecure")] = False,
+) -> dict[str, Any]:
+    return {"server": server, "token_file": token_file, "ca": ca, "insecure": insecure}
+
+
+def service(connection: Annotated[dict[str, Any], _connection]) -> "Client":
+    """A client of the service; raises `MintError` if none is named, or the token must not be sent there."""
+    from mint.client.client import Client
+    from mint.client.http import token_of
+
+    return Client(token=token_of(connection.pop("token_file")), **connection)
+
+
+def optional_service(connection: Annotated[dict[str, Any], _connection]) -> "Client | None":
+    """A client of the service that --server names, if it does."""
+    return service(connection) if connection["server"] else None
+
+
+RecipeOptions = Annotated[Recipe, recipe]
+AnyBudgets = Annotated[list[Budget], budgets]
+Budgets = Annotated[list[Budget], required_budgets]
+Service = Annotated["Client", service]
+OptionalService = Annotated["Client | None", optional_service]
+
+
 def outputs_of(budgets: list[Budget], output: Path) -> list[Path]:
-    """Where the result of each budget goes: `output` itself for one, `output-BUDGET` for several."""
+    """The output of each budget: `output` itself for one, `output-BUDGET` for several."""
     if len(budgets) == 1:
         return [output]
     names = [str(budget).replace(" ", "") for budget in budgets]
     return [output.with_name(f"{output.stem}-{name}{output.suffix}") for name in names]
 
 
-def client_of(options: Mapping[str, Any]) -> Client:
-    """A connection to the service; raises `MintError` when none is named, or the token must not be sent there."""
-    from mint.client.client import Client
-    from mint.client.http import token_of
+@contextmanager
+def opened(
+    screen: Screen, model: str, dtype: str, cluster: str, *, share: bool = False
+) -> "Iterator[tuple[Source, Executor]]":
+    """The source of a model and the executor for it; the nodes of a cluster are free again at the end."""
+    from mint.model.source import open_source
+    from mint.run.executors import executing
 
-    token = token_of(options["token_file"])
-    return Client(options["server"], token, ca=options["ca"], insecure=options["insecure"])
-
-
-def checked_dtype(name: str) -> str:
-    """The dtype that was asked for, which is one of those that mlx_lm casts to, or none."""
-    if name not in ("", *DTYPES):
-        needed = f"{', '.join(DTYPES[:-1])} or {DTYPES[-1]}"
-        raise typer.BadParameter(f"found {name!r}, needed {needed}", param_hint="--dtype")
-    return name
-
-
-def checked_rounding(name: str) -> str:
-    """The rounding that was asked for, which has to be one that exists."""
-    from mint.formats.rounding import ROUNDINGS
-
-    if name not in ROUNDINGS:
-        raise typer.BadParameter(f"found {name!r}, needed {' or '.join(ROUNDINGS)}", param_hint="--rounding")
-    return name
+    nodes = executing(cluster, model, dtype, share=share, on_progress=screen.on_progress, on_note=screen.note)
+    with nodes as (folder, executor):
+        yield open_source(folder, dtype=dtype), executor

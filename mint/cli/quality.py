@@ -1,4 +1,4 @@
-"""The commands that run a model: how sensitive it is, how good a quantized one is."""
+"""The commands that run a model: probe its sensitivity, and evaluate a quantized one."""
 
 from pathlib import Path
 from typing import Annotated
@@ -6,39 +6,34 @@ from typing import Annotated
 import typer
 
 from mint.cli import options as opt
-from mint.cli.screen import Screen
+from mint.cli.options import option
+from mint.cli.screen import Record, Screen
 
 
 def probe(
+    screen: Screen,
     model: opt.Model,
     analysis: Annotated[
-        Path | None,
-        typer.Option(help="Its analysis; probes are kept beside it. Default: the one that mint quantize remembers."),
+        Path | None, option("", "Its analysis; probes are kept beside it. Default: the one in mint quantize's cache.")
     ] = None,
-    written: Annotated[
-        str, typer.Option("--tokens", metavar="own|random", help="Text that the model writes itself, or random tokens.")
-    ] = "own",
-    sequences: Annotated[int, typer.Option(metavar="N", help="Sequences that the model sees.")] = 8,
-    length: Annotated[int, typer.Option(metavar="N", help="Tokens of a sequence.")] = 64,
-    seed: Annotated[int, typer.Option(metavar="N", help="What decides the tokens.")] = 0,
+    tokens: Annotated[str, option("own|random", "Text that the model writes itself, or random tokens.")] = "own",
+    sequences: Annotated[int, option("N", "Sequences for the model to read.")] = 8,
+    length: Annotated[int, option("N", "Tokens of a sequence.")] = 64,
+    seed: Annotated[int, option("N", "Seed of the tokens.")] = 0,
     probes: Annotated[
-        int | None, typer.Option(metavar="N", help="Probe only the N largest units; the rest is inferred from them.")
+        int | None, option("N", "Probe only the N largest units; the others are inferred from them.")
     ] = None,
     base: Annotated[
         str,
-        typer.Option(
-            metavar="full|8|6|4",
-            help="What the other units are stored in meanwhile; default: full precision where that fits in memory, "
-            "else 8 bits, else fewer.",
-        ),
+        option("full|8|6|4", "Bits of all other units; default: full precision if it fits in memory, else the most "
+                             "bits that do."),
     ] = "auto",
     dtype: opt.Dtype = "",
     cluster: opt.Cluster = "",
-    as_json: opt.Json = False,
-) -> None:
-    """Measure how far the output moves when each unit alone is stored coarsely. No data; resumes by itself.
+) -> Record:  # fmt: skip
+    """Measure how far the output moves when each unit alone is stored coarsely. Needs no data; resumes by itself.
 
-    Later plans of the same analysis use what was measured. Takes a fraction of a forward pass for every unit.
+    Later plans of the same analysis use the result. Takes a fraction of a forward pass for every unit.
     """
     from mint.run.blas import restart_with_fast_blas
 
@@ -47,74 +42,56 @@ def probe(
     from mint.analysis.probes.probe import probe as run
     from mint.analysis.probes.probe_file import probe_path
     from mint.analysis.probes.prober import Probing
-    from mint.model.source import open_source
     from mint.pipeline import cached_analysis
     from mint.render.models import probed_record
     from mint.run.executor import measuring_device
-    from mint.run.executors import executing
 
-    probing = Probing(written, sequences, length, seed, probes, base)
+    probing = Probing(tokens, sequences, length, seed, probes, base)
     probing.check()
-    with (
-        Screen(as_json) as screen,
-        executing(cluster, model, opt.checked_dtype(dtype), on_progress=screen.on_progress) as (folder, executor),
-    ):
-        source = open_source(folder, dtype=opt.checked_dtype(dtype))
+    with opt.opened(screen, model, dtype, cluster) as (source, executor):
         path = analysis or cached_analysis(source, device=measuring_device(executor))
         measured = analyze(source, path, executor=executor, on_progress=screen.on_progress)
-        probed = run(
-            source, measured, probe_path(path), probing=probing, executor=executor, on_progress=screen.on_progress
-        )
-    screen.answer(probed_record(measured, probed, probe_path(path)))
+        file = probe_path(path)
+        probed = run(source, measured, file, probing=probing, executor=executor, on_progress=screen.on_progress)
+    return probed_record(measured, probed, file)
 
 
 def evaluate(
+    screen: Screen,
     output: Annotated[
         str, typer.Argument(metavar="OUT", help="Folder of an MLX model, mint's or any other, or an id of the hub.")
     ],
     reference: Annotated[
-        str,
-        typer.Option(
-            metavar="MODEL",
-            help="The original model: its folder, its id of the hub, or a file that --save-reference wrote.",
-        ),
+        str, option("MODEL", "The original model: its folder, its id of the hub, or a file of --save-reference.")
     ],
     text: Annotated[
-        list[Path],
-        typer.Option(metavar="FILE", help="Compare on this text instead of what MODEL writes itself. May be repeated."),
-    ] = [],  # noqa: B006, typer copies it
-    tokens: Annotated[
-        int | None, typer.Option(metavar="N", help="Tokens in all; default: 4096 of a text, 2048 of own text.")
-    ] = None,
-    window: Annotated[
-        int | None, typer.Option(metavar="N", help="Tokens of a sequence; default: 512 of a text, 128 of own text.")
-    ] = None,
-    seed: Annotated[int | None, typer.Option(metavar="N", help="What decides the own text; default: 0.")] = None,
+        list[Path], option("FILE", "Compare on this text instead of what MODEL writes itself. May be repeated.")
+    ] = opt.NONE,
+    tokens: Annotated[int | None, option("N", "Tokens in all; default: 4096 of a text, 2048 of own text.")] = None,
+    window: Annotated[int | None, option("N", "Tokens of a sequence; default: 512 of a text, 128 of own text.")] = None,
+    seed: Annotated[int | None, option("N", "Seed of the own text; default: 0.")] = None,
     save_reference: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="Keep what MODEL says, so that the next model is compared without MODEL."),
+        Path | None, option("FILE", "Keep MODEL's predictions, so that the next model is compared without MODEL.")
     ] = None,
-    as_json: opt.Json = False,
-) -> None:
+) -> Record:
     """Compare a quantized model's predictions with the original's: KL divergence, agreement, perplexity.
 
     Every figure comes with a 95 % confidence interval over sequences. noise_floor is the KL that 16-bit arithmetic
-    makes of the original alone.
+    alone causes.
 
     Example: mint evaluate Qwen3-8B-6GB --reference models/Qwen3-8B
     """
     from mint.quality.evaluate import evaluate as run
     from mint.render.models import evaluation_record
 
-    with Screen(as_json) as screen:
-        evaluation = run(
-            output,
-            reference,
-            text=text,
-            tokens=tokens,
-            window=window,
-            seed=seed,
-            save_reference=save_reference,
-            on_progress=screen.on_progress,
-        )
-    screen.answer(evaluation_record(evaluation))
+    evaluation = run(
+        output,
+        reference,
+        text=text,
+        tokens=tokens,
+        window=window,
+        seed=seed,
+        save_reference=save_reference,
+        on_progress=screen.on_progress,
+    )
+    return evaluation_record(evaluation)

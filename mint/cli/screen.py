@@ -35,7 +35,7 @@ class Screen:
     """Progress bars on stderr during the work, and the answer on stdout at its end."""
 
     def __init__(self, as_json: bool) -> None:
-        self._as_json = as_json
+        self.as_json = as_json
         self._stderr = Console(stderr=True)
         self._stdout = Console()
         self._bars = Progress(
@@ -86,11 +86,18 @@ class Screen:
         """Print a line on stderr."""
         self._stderr.print(text, highlight=False, markup=False, soft_wrap=True)
 
-    def answer(self, record: Record) -> None:
-        """Print a record: as JSON, or as one table per list of records, followed by its other fields."""
-        if self._as_json:
-            print(json.dumps(record, indent=2))
+    def answer(self, *records: Record) -> None:
+        """Print records: as JSON, several as the list `results` of one object, or one after the other as tables."""
+        if self.as_json:
+            print(json.dumps({"results": records} if len(records) > 1 else records[0], indent=2))
             return
+        for index, record in enumerate(records):
+            if index:
+                self._stdout.print()
+            self._show(record)
+
+    def _show(self, record: Record) -> None:
+        """Print one table per list of records, then the other fields."""
         tables = {name: value for name, value in record.items() if _is_table(value)}
         for name, rows in tables.items():
             self._table(name, rows)
@@ -98,17 +105,6 @@ class Screen:
         for name, value in record.items():
             if name not in tables:
                 self._stdout.print(f"{name:<{width}}  {_text(name, value)}", highlight=False, soft_wrap=True)
-
-    def answer_all(self, records: list[Record]) -> None:
-        """Print records one after another; several as JSON are the list `results` of one object."""
-        if len(records) == 1:
-            self.answer(records[0])
-        elif self._as_json:
-            print(json.dumps({"results": records}, indent=2))
-        else:
-            for record in records:
-                self.answer(record)
-                self._stdout.print()
 
     def _table(self, name: str, rows: list[Record]) -> None:
         table = Table(title=name, title_justify="left", header_style="bold")

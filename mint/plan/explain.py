@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from mint.analysis.analysis import sqnr_db
 from mint.core.errors import MintError
 from mint.formats.format import KEEP, Format
-from mint.plan.plan import Choice, Plan, offset_digits
+from mint.plan.plan import Choice, Plan
 from mint.plan.rules import matching
 
 CHOSEN, VETOED, FLOOR, EXCLUDED, WORSE, OPEN = (
@@ -65,8 +65,7 @@ class Change:
 def explain(plan: Plan, pattern: str = "*") -> tuple[Explanation, ...]:
     """Explain the units whose path matches `pattern`; `MintError` if no path matches."""
     paths = set(matching(pattern, [choice.path for choice in plan.choices]))
-    digits = offset_digits(plan)
-    return tuple(_explain(plan, choice, digits) for choice in plan.choices if choice.path in paths)
+    return tuple(_explain(plan, choice) for choice in plan.choices if choice.path in paths)
 
 
 def diff(before: Plan, after: Plan) -> tuple[Change, ...]:
@@ -76,19 +75,18 @@ def diff(before: Plan, after: Plan) -> tuple[Change, ...]:
             f"the plans are of two models (identities {before.model[:12]} and {after.model[:12]}); "
             "needed: two plans of one model"
         )
-    digits = offset_digits(before)
     choices = {choice.path: choice for choice in after.choices}
     pairs = ((old, choices[old.path]) for old in before.choices)
     changes = [
-        Change(old, new, new.nbytes(digits) - old.nbytes(digits), after.loss_of(new) - before.loss_of(old))
+        Change(old, new, after.nbytes_of(new) - before.nbytes_of(old), after.loss_of(new) - before.loss_of(old))
         for old, new in pairs
         if old.format != new.format
     ]
     return tuple(sorted(changes, key=lambda change: (-abs(change.loss), change.before.path)))
 
 
-def _explain(plan: Plan, choice: Choice, digits: int) -> Explanation:
-    options = _options(plan, choice, digits)
+def _explain(plan: Plan, choice: Choice) -> Explanation:
+    options = _options(plan, choice)
     chosen = next(option for option in options if option.format == choice.format)
     steps = [Step(o.format, o.nbytes - chosen.nbytes, chosen.loss - o.loss) for o in options if o.verdict == OPEN]
     larger = [step for step in steps if step.nbytes > 0 and step.loss > 0]
@@ -101,14 +99,14 @@ def _explain(plan: Plan, choice: Choice, digits: int) -> Explanation:
     )
 
 
-def _options(plan: Plan, choice: Choice, digits: int) -> list[Option]:
+def _options(plan: Plan, choice: Choice) -> list[Option]:
     """The unit's options by size; a possible one that a smaller option equals or beats is `WORSE`."""
     options = []
     for format in (*choice.formats, KEEP):
         error = choice.error_of(format)
         loss = plan.objective.loss(choice.alpha, error)
-        verdict = _verdict(plan, choice, format)
-        options.append(Option(format, choice.nbytes(digits, format), sqnr_db(error), loss, verdict))
+        nbytes = plan.nbytes_of(choice, format)
+        options.append(Option(format, nbytes, sqnr_db(error), loss, _verdict(plan, choice, format)))
     options.sort(key=lambda option: (option.nbytes, option.loss))
     least = float("inf")
     for index, option in enumerate(options):

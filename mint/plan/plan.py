@@ -7,7 +7,7 @@ and totals follow from the formats and the measured curve, never from the number
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property
 from math import fsum, prod
@@ -19,6 +19,7 @@ from mint.analysis.analysis import sqnr_db
 from mint.analysis.features import Features
 from mint.core.errors import MintError
 from mint.core.files import write_whole
+from mint.core.pick import pick
 from mint.formats.format import KEEP, Format, TensorSpec, parse_format
 from mint.formats.layout import MAX_SHARD_BYTES, OutputShard, lay_out, parameter_nbytes, shards_nbytes, unit_nbytes
 from mint.formats.rounding import parse_rounding
@@ -33,16 +34,19 @@ from mint.targets.speed import bytes_per_token, decode_cost
 
 SCHEMA = 4
 KIND = "mint plan"
-_by_layer = itemgetter(0)
+_BY_LAYER = itemgetter(0)
+_HEAD = (
+    "digest model model_type dtype analysis rounding device budget_bytes planned_bytes bits_per_weight bytes_per_token "
+    "objective loss bound gap price speed_price predicted_kl evidence rules max_shard_bytes"
+)
 
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """The format of one unit, its error and reason, and the alternatives."""
+    """The format of one unit, its reason, and the alternatives."""
 
     path: str
     format: Format
-    error: float  # squared relative error in this format
     reason: str
     shape: tuple[int, ...]
     dtype: str
@@ -65,12 +69,13 @@ class Choice:
     def tensors(self) -> tuple[TensorSpec, ...]:
         return self.format.tensors(self.path, self.shape, self.dtype)
 
-    def nbytes(self, digits: int, format: Format | None = None) -> int:
-        """Bytes of the unit in the files, header entries included, in its format or another."""
-        return sum(unit_nbytes(self.path, format or self.format, self.shape, self.dtype, digits))
+    @property
+    def error(self) -> float:
+        """Squared relative error of the unit in its format."""
+        return self.error_of(self.format)
 
     def error_of(self, format: Format) -> float:
-        """Squared relative error of the unit in a measured format; 0 if kept."""
+        """Squared relative error of the unit in a measured format; 0 if it is kept."""
         return 0.0 if format == KEEP else self.errors[self.formats.index(format)]
 
 
@@ -110,6 +115,15 @@ class Plan:
         """A unit's share of the loss."""
         return self.objective.loss(choice.alpha, choice.error)
 
+    def nbytes_of(self, choice: Choice, format: Format | None = None) -> int:
+        """Bytes of a unit in the files, header entries included, in its format or another."""
+        return sum(unit_nbytes(choice.path, format or choice.format, choice.shape, choice.dtype, self.digits))
+
+    @cached_property
+    def digits(self) -> int:
+        """The most digits of an offset, in any plan of the model."""
+        return digits_for(self.weights)
+
     @cached_property
     def charge(self) -> float:
         """The preference for speed, as an addition to the loss."""
@@ -134,10 +148,9 @@ class Plan:
     @cached_property
     def planned_bytes(self) -> int:
         """Size of all weight files, headers included."""
-        digits = offset_digits(self)
-        sizes = [(c.layer, unit_nbytes(c.path, c.format, c.shape, c.dtype, digits)) for c in self.choices]
-        sizes += [(layer_of(p.name), parameter_nbytes(p.name, p.shape, p.dtype, digits)) for p in self.parameters]
-        sizes.sort(key=_by_layer)
+        sizes = [(c.layer, unit_nbytes(c.path, c.format, c.shape, c.dtype, self.digits)) for c in self.choices]
+        sizes += [(layer_of(p.name), parameter_nbytes(p.name, p.shape, p.dtype, self.digits)) for p in self.parameters]
+        sizes.sort(key=_BY_LAYER)
         return shards_nbytes((nbytes for _, nbytes in sizes), self.max_shard_bytes)
 
     @property
@@ -154,12 +167,12 @@ class Plan:
         """The tensors to write, in groups that are stored together, layer by layer."""
         groups = [(choice.layer, choice.tensors) for choice in self.choices]
         groups += [(layer_of(p.name), (TensorSpec(p.name, p.dtype, p.shape),)) for p in self.parameters]
-        return tuple(tensors for _, tensors in sorted(groups, key=_by_layer))
+        return tuple(tensors for _, tensors in sorted(groups, key=_BY_LAYER))
 
     @cached_property
     def layout(self) -> tuple[OutputShard, ...]:
         """The weight files, to the byte."""
-        return lay_out(self.groups(), digits=offset_digits(self), max_shard_bytes=self.max_shard_bytes)
+        return lay_out(self.groups(), digits=self.digits, max_shard_bytes=self.max_shard_bytes)
 
     @property
     def digest(self) -> str:
@@ -169,14 +182,9 @@ class Plan:
         return hashlib.sha256(json.dumps(decisive).encode()).hexdigest()
 
 
-def offset_digits(plan: Plan) -> int:
-    """The most digits of an offset, in any plan of the model."""
-    return digits_for((choice.shape for choice in plan.choices), plan.parameters)
-
-
-def digits_for(shapes: Iterable[tuple[int, ...]], parameters: Iterable[Parameter]) -> int:
-    """Digits of an upper bound of the model's bytes, 8 per weight."""
-    return len(str(8 * (sum(map(prod, shapes)) + sum(prod(parameter.shape) for parameter in parameters))))
+def digits_for(weights: int) -> int:
+    """Digits of an upper bound of a model's bytes, 8 per weight."""
+    return len(str(8 * weights))
 
 
 def quantization_entries(plan: Plan) -> dict[str, Any]:
@@ -207,36 +215,18 @@ def write_plan(plan: Plan, path: Path | str) -> None:
 
 def plan_text(plan: Plan) -> str:
     """The JSON text of a plan."""
-    head = {
-        "kind": KIND,
-        "schema": SCHEMA,
-        "digest": plan.digest,
-        "model": plan.model,
-        "model_type": plan.model_type,
-        "dtype": plan.dtype,
-        "analysis": plan.analysis,
-        "rounding": plan.rounding,
-        "device": plan.device,
-        "budget_bytes": plan.budget_bytes,
-        "planned_bytes": plan.planned_bytes,
+    head = {"kind": KIND, "schema": SCHEMA, **pick(plan, _HEAD)} | {
         "bits_per_weight": round(plan.bits_per_weight, 4),
         "bytes_per_token": round(plan.bytes_per_token),
         "objective": plan.objective.name,
-        "loss": plan.loss,
-        "bound": plan.bound,
-        "gap": plan.gap,
-        "price": plan.price,
-        "speed_price": plan.speed_price,
         "predicted_kl": asdict(plan.predicted_kl) if plan.predicted_kl else None,
         "evidence": asdict(plan.evidence),
         "rules": plan.rules.to_dict(),
-        "max_shard_bytes": plan.max_shard_bytes,
     }
-    digits = offset_digits(plan)
-    units = [_choice_record(plan, choice, digits) for choice in plan.choices]
-    parameters = [{**asdict(parameter), "shape": list(parameter.shape)} for parameter in plan.parameters]
     lines = [f"  {json.dumps(name)}: {json.dumps(value)}," for name, value in head.items()]
-    return "\n".join(["{", *lines, *_lines("units", units), "  ],", *_lines("parameters", parameters), "  ]", "}", ""])
+    units = _lines("units", [_choice_record(plan, choice) for choice in plan.choices])
+    parameters = _lines("parameters", list(map(asdict, plan.parameters)))
+    return "\n".join(["{", *lines, *units, "  ],", *parameters, "  ]", "}", ""])
 
 
 def read_plan(path: Path | str) -> Plan:
@@ -276,23 +266,26 @@ def read_plan(path: Path | str) -> Plan:
 
 
 def _plan(record: dict[str, Any]) -> Plan:
-    parameters = tuple(
-        Parameter(line["name"], tuple(line["shape"]), line["dtype"], tuple(line["sources"]))
-        for line in record["parameters"]
-    )
-    digits = digits_for((line["shape"] for line in record["units"]), parameters)
-    goal = objective(record["objective"])
     parse_rounding(record["rounding"])
-    pairs = [_choice(line, goal, digits) for line in record["units"]]
-    return Plan(
+    plan = Plan(
         **_scalars(Plan, record),
-        objective=goal,
+        objective=objective(record["objective"]),
         rules=Rules.from_dict(record["rules"]),
-        choices=tuple(choice for choice, _ in pairs),
-        parameters=parameters,
+        choices=tuple(map(_choice, record["units"])),
+        parameters=tuple(
+            Parameter(line["name"], tuple(line["shape"]), line["dtype"], tuple(line["sources"]))
+            for line in record["parameters"]
+        ),
         evidence=Evidence(**record["evidence"]),
-        edited=tuple(choice.path for choice, edited in pairs if edited),
     )
+    written = [(int(line["nbytes"]), float(line["loss"])) for line in record["units"]]
+    changes = {
+        choice.path: replace(choice, reason="chosen by hand")
+        for choice, numbers in zip(plan.choices, written, strict=True)
+        if (plan.nbytes_of(choice), plan.loss_of(choice)) != numbers
+    }
+    choices = tuple(changes.get(choice.path, choice) for choice in plan.choices)
+    return replace(plan, choices=choices, edited=tuple(changes))
 
 
 def _scalars(cls: type[Plan | Choice], record: Mapping[str, Any]) -> dict[str, Any]:
@@ -300,37 +293,28 @@ def _scalars(cls: type[Plan | Choice], record: Mapping[str, Any]) -> dict[str, A
     return {field.name: field.type(record[field.name]) for field in fields(cls) if field.type in (str, int, float)}
 
 
-def _choice_record(plan: Plan, choice: Choice, digits: int) -> dict[str, Any]:
+def _choice_record(plan: Plan, choice: Choice) -> dict[str, Any]:
     return {
         "path": choice.path,
         "format": str(choice.format),
-        "nbytes": choice.nbytes(digits),
+        "nbytes": plan.nbytes_of(choice),
         "sqnr_db": round(sqnr_db(choice.error), 2) if choice.error else "exact",
         "loss": plan.loss_of(choice),
-        "reason": choice.reason,
-        "role": choice.role,
-        "layer": choice.layer,
-        "shape": list(choice.shape),
-        "dtype": choice.dtype,
-        "min_bits": choice.min_bits,
-        "alpha": choice.alpha,
-        "alpha_from": choice.alpha_from,
-        "active": choice.active,
+        **pick(choice, "reason role layer shape dtype min_bits alpha alpha_from active"),
         "curve": dict(zip(map(str, choice.formats), choice.errors, strict=True)),
-        "vetoed": [str(format) for format in choice.vetoed],
+        "vetoed": list(map(str, choice.vetoed)),
         **({"features": asdict(choice.features)} if choice.features else {}),
     }
 
 
-def _choice(line: dict[str, Any], objective: Objective, digits: int) -> tuple[Choice, bool]:
-    """The choice of a line; True if a person changed its format."""
+def _choice(line: dict[str, Any]) -> Choice:
     format = parse_format(line["format"])
     curve = {parse_format(name): float(error) for name, error in line["curve"].items()}
     if format not in (KEEP, *curve):
         formats = ", ".join(map(str, (*curve, KEEP)))
         raise MintError(f"unit {line['path']} cannot be stored as {format}; needed one of {formats}")
-    choice = Choice(
-        **_scalars(Choice, {**line, "error": curve.get(format, 0.0)}),
+    return Choice(
+        **_scalars(Choice, line),
         format=format,
         shape=tuple(line["shape"]),
         formats=tuple(curve),
@@ -338,9 +322,6 @@ def _choice(line: dict[str, Any], objective: Objective, digits: int) -> tuple[Ch
         vetoed=tuple(map(parse_format, line["vetoed"])),
         features=Features(**line["features"]) if "features" in line else None,
     )
-    written = (int(line["nbytes"]), float(line["loss"]))
-    edited = (choice.nbytes(digits), objective.loss(choice.alpha, choice.error)) != written
-    return (replace(choice, reason="chosen by hand") if edited else choice), edited
 
 
 def _lines(name: str, records: list[dict[str, Any]]) -> list[str]:

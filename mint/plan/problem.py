@@ -1,4 +1,4 @@
-"""What there is to choose for a model, in bytes and losses: an analysis under an objective and rules.
+"""An analysis under an objective and rules: bytes and losses of every format that every unit may have.
 
 Prepared once, solved for any number of budgets. The knapsack sees bytes and losses only; names stay here.
 """
@@ -8,13 +8,15 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
 from math import prod
+from typing import NamedTuple
 
 import numpy as np
 
-from mint.analysis.analysis import Analysis, Measurement
+from mint.analysis.analysis import Analysis
 from mint.analysis.probes.probe_file import Probed
-from mint.analysis.probes.sensitivity import PROBED, alphas_from
+from mint.analysis.probes.sensitivity import PROBED, Alpha, alphas_from
 from mint.core.errors import MintError
+from mint.core.pick import pick
 from mint.core.sizes import format_size
 from mint.formats.format import KEEP, parse_format
 from mint.formats.layout import MAX_SHARD_BYTES, name_nbytes, overhead_nbytes, parameter_nbytes, unnamed_nbytes
@@ -29,7 +31,16 @@ from mint.plan.rules import Allowance, Allowed, Rules
 from mint.quality.estimates import Estimate
 from mint.targets.speed import decode_cost
 
-_REFERENCE = parse_format("4/64")  # what a preference for speed is measured against
+_REFERENCE = parse_format("4/64")  # of a preference for speed
+_NO_ALPHA = Alpha(0.0, "")
+
+
+class _Row(NamedTuple):
+    """The F formats that a unit may have, as arrays (F,)."""
+
+    nbytes: Integers
+    losses: Floats
+    charged: Floats  # losses with the charge for speed
 
 
 class Problem:
@@ -54,28 +65,22 @@ class Problem:
         self.analysis = analysis
         self.objective = objective
         self.rules = rules
-        self.prefer_speed = prefer_speed
         self.max_shard_bytes = max_shard_bytes
-        self._digits = digits_for((unit.shape for unit in analysis.units), analysis.parameters)
-        measured = probed.alphas if probed and objective.probes else {}
-        self._sensitivities = alphas_from(
-            objective.alphas(analysis.units), analysis.units, measured, probed.origin if probed else PROBED
-        )
-        self._sampling = Sampling([unit.path for unit in analysis.units], probed if objective.probes else None)
-        self._alphas = {path: alpha.value for path, alpha in self._sensitivities.items()}
-        self._active = active_shares(analysis)
-        self._kinds: dict[tuple[tuple[int, ...], str, int], tuple[Integers, Integers, Integers]] = {}
-        allowance = Allowance(rules, analysis.units, objective.formats)
-        self._allowed = [allowance.of(unit, analysis.measurements[unit.path]) for unit in analysis.units]
+        self._digits = digits_for(self.weights)
+        units, measured = analysis.units, probed.alphas if probed and objective.probes else {}
+        alphas = alphas_from(objective.alphas(units), units, measured, probed.origin if probed else PROBED)
+        self._alphas = {unit.path: alphas.get(unit.path, _NO_ALPHA) for unit in units}
+        self._active = {unit.path: 1.0 for unit in units} | active_shares(analysis)
+        self._sampling = Sampling([unit.path for unit in units], probed if objective.probes else None)
+        allowance = Allowance(rules, units, objective.formats)
+        self._allowed = [allowance.of(unit, analysis.measurements[unit.path]) for unit in units]
         self._speed_price = prefer_speed and prefer_speed * self._reference_price()
-        rows = self._all_rows()
-        self._knapsack = Knapsack([sizes for sizes, _, _ in rows], [charged for _, _, charged in rows])
-        self._losses = [losses for _, losses, _ in rows]
+        self._rows = self._all_rows()
+        self._knapsack = Knapsack([row.nbytes for row in self._rows], [row.charged for row in self._rows])
         self._parameter_nbytes = sum(
             sum(parameter_nbytes(parameter.name, parameter.shape, parameter.dtype, self._digits))
             for parameter in analysis.parameters
         )
-        self._rows = rows
 
     @property
     def weights(self) -> int:
@@ -91,18 +96,32 @@ class Problem:
     @cached_property
     def largest_bytes(self) -> int:
         """The smallest budget whose plan has the least loss of all."""
-        return self._with_overhead(sum(_size_of_least(sizes, charged) for sizes, _, charged in self._rows))
+        return self._with_overhead(sum(map(_size_of_least, self._rows)))
 
     def plan(self, budget_bytes: int) -> Plan:
         """The plan of least loss within the budget, with its bound: proved, or the best one found with its gap.
 
         Raises `MintError` naming the smallest budget that works when there is no plan.
         """
+        capacity = self._capacity(budget_bytes)
         try:
-            solution = self._knapsack.solve(self._capacity(budget_bytes))
+            solution = self._knapsack.solve(capacity)
         except InfeasibleError as error:
             raise MintError(self._infeasible(budget_bytes)) from error
-        return self._plan(budget_bytes, solution)
+        picks = zip(self.analysis.units, self._allowed, solution.choice, strict=True)
+        plan = Plan(
+            **pick(self.analysis, "model model_type dtype rounding device parameters"),
+            **pick(self, "objective rules max_shard_bytes"),
+            analysis=self.analysis.digest,
+            budget_bytes=budget_bytes,
+            speed_price=self._speed_price,
+            bound=solution.bound,
+            price=self._knapsack.price(capacity),
+            choices=tuple(self._choice(unit, allowed, index) for unit, allowed, index in picks),
+            evidence=self.evidence(solution),
+        )
+        assert plan.planned_bytes <= budget_bytes, "the overhead of the shards was underestimated"
+        return plan
 
     def solutions(self, budgets: Iterable[int]) -> Iterator[Solution]:
         """The knapsack's own answers for many budgets, all of them feasible."""
@@ -120,111 +139,60 @@ class Problem:
         return predicted_kl(float(self._chosen(solution).sum()), self.evidence(solution))
 
     def evidence(self, solution: Solution) -> Evidence:
-        """What the predicted KL of an answer rests on."""
-        found = self._sampling.evidence(self._chosen(solution))
-        return replace(found, compensated=not ROUNDINGS[self.analysis.rounding].is_measured)
+        """The basis of the predicted KL of an answer."""
+        evidence = self._sampling.evidence(self._chosen(solution))
+        return replace(evidence, compensated=not ROUNDINGS[self.analysis.rounding].is_measured)
 
     def _chosen(self, solution: Solution) -> Floats:
         """The losses (U,) of an answer without a charge for speed."""
-        return np.array([losses[index] for losses, index in zip(self._losses, solution.choice, strict=True)])
-
-    def _plan(self, budget_bytes: int, solution: Solution) -> Plan:
-        capacity = self._capacity(budget_bytes)
-        analysis = self.analysis
-        plan = Plan(
-            model=analysis.model,
-            model_type=analysis.model_type,
-            dtype=analysis.dtype,
-            analysis=analysis.digest,
-            rounding=analysis.rounding,
-            device=analysis.device,
-            budget_bytes=budget_bytes,
-            objective=self.objective,
-            rules=self.rules,
-            speed_price=self._speed_price,
-            bound=solution.bound,
-            price=self._knapsack.price(capacity),
-            choices=tuple(
-                self._choice(unit, allowed, index)
-                for unit, allowed, index in zip(analysis.units, self._allowed, solution.choice, strict=True)
-            ),
-            parameters=analysis.parameters,
-            evidence=self.evidence(solution),
-            max_shard_bytes=self.max_shard_bytes,
-        )
-        assert plan.planned_bytes <= budget_bytes, "the overhead of the shards was underestimated"
-        return plan
+        return np.array([row.losses[index] for row, index in zip(self._rows, solution.choice, strict=True)])
 
     def _choice(self, unit: Unit, allowed: Allowed, index: int) -> Choice:
-        measurement = self.analysis.measurements[unit.path]
-        known = not measurement.nonfinite
-        _, _, places = self._columns(unit, measurement, allowed)
+        measurement, alpha = self.analysis.measurements[unit.path], self._alphas[unit.path]
         return Choice(
-            path=unit.path,
+            **pick(unit, "path shape dtype role layer min_bits"),
             format=allowed.formats[index],
-            error=(*measurement.errors, 0.0)[places[index]],
             reason=allowed.reason,
-            shape=unit.shape,
-            dtype=unit.dtype,
-            role=unit.role,
-            layer=unit.layer,
-            min_bits=unit.min_bits,
-            alpha=self._alphas.get(unit.path, 0.0),
-            alpha_from=self._sensitivities[unit.path].origin if unit.path in self._sensitivities else "",
-            active=self._active.get(unit.path, 1.0),
-            formats=measurement.formats if known else (),
-            errors=measurement.errors if known else (),
+            alpha=alpha.value,
+            alpha_from=alpha.origin,
+            active=self._active[unit.path],
+            formats=() if measurement.nonfinite else measurement.formats,
+            errors=() if measurement.nonfinite else measurement.errors,
             vetoed=allowed.vetoed,
             features=measurement.features,
         )
 
-    def _all_rows(self) -> list[tuple[Integers, Floats, Floats]]:
-        """Bytes, losses, and losses with the charge for speed (F,) of the F formats that each unit may have.
-
-        Computed for all units of a kind at once.
-        """
-        units, measurements = self.analysis.units, self.analysis.measurements
+    def _all_rows(self) -> list[_Row]:
+        """The row of every unit, computed for all units of a kind at once."""
         kinds: dict[tuple[tuple[int, ...], str, int], list[int]] = defaultdict(list)
-        for i, (unit, allowed) in enumerate(zip(units, self._allowed, strict=True)):
-            kinds[unit.shape, unit.dtype, id(allowed)].append(i)
-        rows: dict[int, tuple[Integers, Floats, Floats]] = {}
-        for places in kinds.values():
-            alike = [units[i] for i in places]
-            columns = self._kind_rows(alike, [measurements[unit.path] for unit in alike], self._allowed[places[0]])
-            rows.update(zip(places, zip(*columns, strict=True), strict=True))
-        return [rows[i] for i in range(len(units))]
+        for index, (unit, allowed) in enumerate(zip(self.analysis.units, self._allowed, strict=True)):
+            kinds[unit.shape, unit.dtype, id(allowed)].append(index)
+        rows: dict[int, _Row] = {}
+        for indices in kinds.values():
+            columns = self._columns([self.analysis.units[index] for index in indices], self._allowed[indices[0]])
+            rows.update(zip(indices, map(_Row, *columns), strict=True))
+        return [rows[index] for index in range(len(rows))]
 
-    def _kind_rows(
-        self, units: Sequence[Unit], measurements: Sequence[Measurement], allowed: Allowed
-    ) -> tuple[Integers, Floats, Floats]:
-        """(U, F) bytes, losses, and losses with the charge for speed of the F formats that U units of a kind have."""
-        nbytes, entries, positions = self._columns(units[0], measurements[0], allowed)
+    def _columns(self, units: Sequence[Unit], allowed: Allowed) -> tuple[Integers, Floats, Floats]:
+        """The fields of a row (U, F) for U units of one kind."""
+        shape, dtype = units[0].shape, units[0].dtype
+        parts = [unnamed_nbytes(format, shape, dtype, self._digits) for format in allowed.formats]
+        entries = np.array([count for _, _, count in parts], np.int64)
         names = np.array([name_nbytes(unit.path) for unit in units], np.int64)
-        alphas = np.array([self._alphas.get(unit.path, 0.0) for unit in units])
-        errors = np.array([(*measurement.errors, 0.0) for measurement in measurements])[:, positions]
-        losses = charged = self.objective.losses(alphas[:, None], errors)
+        nbytes = np.array([data + header for data, header, _ in parts], np.int64) + entries * names[:, None]
+        measurements = [self.analysis.measurements[unit.path] for unit in units]
+        formats = (*measurements[0].formats, KEEP)  # the error of a kept unit, 0, stands after the measured ones
+        errors = np.array([(*measurement.errors, 0.0) for measurement in measurements])
+        alphas = np.array([self._alphas[unit.path].value for unit in units])
+        columns = [formats.index(format) for format in allowed.formats]
+        losses = charged = self.objective.losses(alphas[:, None], errors[:, columns])
         if self._speed_price:
-            active = [self._active.get(unit.path, 1.0) for unit in units]
+            active = [self._active[unit.path] for unit in units]
             costs = {
-                share: [decode_cost(format, units[0].shape, units[0].dtype, share) for format in allowed.formats]
-                for share in set(active)
+                share: [decode_cost(format, shape, dtype, share) for format in allowed.formats] for share in set(active)
             }
             charged = losses + self._speed_price * np.array([costs[share] for share in active])
-        return nbytes + entries * names[:, None], losses, charged
-
-    def _columns(self, unit: Unit, measurement: Measurement, allowed: Allowed) -> tuple[Integers, Integers, Integers]:
-        """Per format: bytes with an empty path, header entries, and where its error stands; shared by all of a kind."""
-        kind = (unit.shape, unit.dtype, id(allowed))
-        if kind not in self._kinds:
-            parts = [unnamed_nbytes(format, unit.shape, unit.dtype, self._digits) for format in allowed.formats]
-            # the error of a kept unit, 0, stands after the measured ones
-            places = {format: place for place, format in enumerate((*measurement.formats, KEEP))}
-            self._kinds[kind] = (
-                np.array([data + entries for data, entries, _ in parts], np.int64),
-                np.array([count for _, _, count in parts], np.int64),
-                np.array([places[format] for format in allowed.formats], np.int64),
-            )
-        return self._kinds[kind]
+        return nbytes, losses, charged
 
     def _reference_price(self) -> float:
         """Loss of uniform 4/64 over its decoding cost; units that cannot have it count in neither."""
@@ -232,8 +200,8 @@ class Problem:
         for unit in self.analysis.units:
             measurement = self.analysis.measurements[unit.path]
             if _REFERENCE in measurement.formats:
-                loss += self.objective.loss(self._alphas.get(unit.path, 0.0), measurement.error(_REFERENCE))
-                cost += decode_cost(_REFERENCE, unit.shape, unit.dtype, self._active.get(unit.path, 1.0))
+                loss += self.objective.loss(self._alphas[unit.path].value, measurement.error(_REFERENCE))
+                cost += decode_cost(_REFERENCE, unit.shape, unit.dtype, self._active[unit.path])
         return loss / cost if cost else 0.0
 
     def _capacity(self, budget_bytes: int) -> int:
@@ -270,6 +238,6 @@ def active_shares(analysis: Analysis) -> dict[str, float]:
     return shares
 
 
-def _size_of_least(sizes: Integers, losses: Floats) -> int:
+def _size_of_least(row: _Row) -> int:
     """The size of the smallest of the options with the least loss."""
-    return int(sizes[losses == losses.min()].min())
+    return int(row.nbytes[row.charged == row.charged.min()].min())

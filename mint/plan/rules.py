@@ -202,8 +202,8 @@ def parse_lock(text: str) -> tuple[str, Format]:
     return pattern, parse_format(name)
 
 
-def read_locks(path: Path) -> tuple[tuple[str, Format], ...]:
-    """The locks of a JSON file: an object of patterns and formats."""
+def read_locks(path: Path) -> tuple[str, ...]:
+    """The locks of a JSON file, an object of patterns and formats, each as `PATTERN=FORMAT`."""
     example = '{"*.v_proj": "8/64", "lm_head": "keep"}'
     try:
         record = json.loads(path.read_text())
@@ -211,4 +211,4 @@ def read_locks(path: Path) -> tuple[tuple[str, Format], ...]:
         raise MintError(f"{path}: cannot read the locks ({error}); needed JSON like {example}") from error
     if not isinstance(record, dict) or not all(isinstance(name, str) for name in record.values()):
         raise MintError(f"{path}: not a set of locks; needed JSON like {example}")
-    return tuple((pattern, parse_format(name)) for pattern, name in record.items())
+    return tuple(f"{pattern}={parse_format(name)}" for pattern, name in record.items())

@@ -1,6 +1,7 @@
 """The smallest and the largest model that a source can become, from its headers alone."""
 
 from collections.abc import Sequence
+from math import prod
 
 from mint.formats.format import KEEP, TensorSpec
 from mint.formats.layout import MAX_SHARD_BYTES, overhead_nbytes, stored_nbytes
@@ -13,7 +14,7 @@ def possible_bytes(units: Sequence[Unit], parameters: Sequence[Parameter]) -> tu
 
     The veto, known only after measuring, can forbid the smallest formats.
     """
-    digits = digits_for((unit.shape for unit in units), parameters)
+    digits = digits_for(sum(unit.size for unit in units) + sum(prod(parameter.shape) for parameter in parameters))
     smallest = largest = sum(stored_nbytes((TensorSpec(p.name, p.dtype, p.shape),), digits) for p in parameters)
     for unit in units:
         formats = [format for format in unit.formats if format == KEEP or format.bits >= unit.min_bits]

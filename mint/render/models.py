@@ -6,10 +6,11 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from statistics import median
+from statistics import median, median_high
 from typing import TYPE_CHECKING, Any
 
 from mint.core.errors import MintError
+from mint.core.pick import pick
 
 if TYPE_CHECKING:
     from mint.analysis.analysis import Analysis, Measurement
@@ -33,8 +34,7 @@ def source_record(source: Source) -> Record:
         "roles": role_rows(source.units),
         "model": str(source.folder),
         "model_type": source.config["model_type"],
-        "identity": source.identity,
-        "layers": source.layers,
+        **pick(source, "identity layers"),
         "shards": len(source.shards),
         "source_bytes": source.nbytes,
         "units": len(source.units),
@@ -46,11 +46,15 @@ def source_record(source: Source) -> Record:
     }
 
 
-def role_rows(units: Sequence[Unit]) -> list[Record]:
-    """The units by role, the role with most weights first."""
+def _by_role(units: Sequence[Unit]) -> dict[str, list[Unit]]:
     roles: dict[str, list[Unit]] = defaultdict(list)
     for unit in units:
         roles[unit.role].append(unit)
+    return roles
+
+
+def role_rows(units: Sequence[Unit]) -> list[Record]:
+    """The units by role, the role with most weights first."""
     rows = [
         {
             "role": role,
@@ -60,38 +64,35 @@ def role_rows(units: Sequence[Unit]) -> list[Record]:
             "nbytes": sum(unit.nbytes for unit in members),
             "shapes": ", ".join("x".join(map(str, shape)) for shape in sorted({unit.shape for unit in members})[:3]),
         }
-        for role, members in roles.items()
+        for role, members in _by_role(units).items()
     ]
     return sorted(rows, key=lambda row: -row["weights"])
 
 
 def analysis_record(analysis: Analysis, path: Path) -> Record:
-    """The record of `mint analyze`."""
-    by_role: dict[str, list[Any]] = defaultdict(list)
-    for unit in analysis.units:
-        by_role[unit.role].append(analysis.measurements[unit.path])
-    from mint.analysis.analysis import sqnr_db
-
-    rows = []
-    for role, measured in by_role.items():
-        row: Record = {"role": role, "units": len(measured)}
-        for format in measured[0].formats:
-            if format.scheme.is_default and format.group_size == 64:
-                errors = sorted(m.error(format) for m in measured if format in m.formats)
-                row[f"{format} dB"] = round(sqnr_db(errors[len(errors) // 2]), 1)
-        rows.append(row)
+    """The record of `mint analyze`: by role the median error in the affine formats of group size 64, and features."""
+    by_role = {
+        role: [analysis.measurements[unit.path] for unit in units] for role, units in _by_role(analysis.units).items()
+    }
     return {
-        "sqnr": rows,
+        "sqnr": [_error_row(role, measured) for role, measured in by_role.items()],
         **({"features": _feature_rows(by_role)} if analysis.features else {}),
         "analysis": str(path),
-        "digest": analysis.digest,
-        "model_type": analysis.model_type,
-        "model": analysis.model,
-        "rounding": analysis.rounding,
-        "device": analysis.device,
+        **pick(analysis, "digest model_type model rounding device"),
         "units": len(analysis.units),
         "nonfinite_units": [path for path, m in analysis.measurements.items() if m.nonfinite],
     }
+
+
+def _error_row(role: str, measured: Sequence[Measurement]) -> Record:
+    from mint.analysis.analysis import sqnr_db
+
+    row: Record = {"role": role, "units": len(measured)}
+    for format in measured[0].formats:
+        if format.scheme.is_default and format.group_size == 64:
+            error = median_high(m.error(format) for m in measured if format in m.formats)
+            row[f"{format} dB"] = round(sqnr_db(error), 1)
+    return row
 
 
 def _feature_rows(by_role: Mapping[str, Sequence[Measurement]]) -> list[Record]:
@@ -108,9 +109,7 @@ def manifest_record(manifest: Manifest, output: Path, reuse: Reuse) -> Record:
     """The record of `mint assemble`."""
     return {
         "output": str(output),
-        "plan": manifest.plan,
-        "budget_bytes": manifest.budget_bytes,
-        "weight_bytes": manifest.weight_bytes,
+        **pick(manifest, "plan budget_bytes weight_bytes"),
         "reused_bytes": reuse.nbytes,
         "reused_units": reuse.units,
         "files": len(manifest.files),
@@ -119,13 +118,8 @@ def manifest_record(manifest: Manifest, output: Path, reuse: Reuse) -> Record:
 
 def verification_record(verification: Verification) -> Record:
     """The record of `mint verify`."""
-    return {
-        "checks": [
-            {"check": check.name, "passed": check.passed, "detail": check.detail} for check in verification.checks
-        ],
-        "output": str(verification.folder),
-        "passed": verification.passed,
-    }
+    checks = [{"check": check.name, **pick(check, "passed detail")} for check in verification.checks]
+    return {"checks": checks, "output": str(verification.folder), "passed": verification.passed}
 
 
 def devices_record(part: str) -> Record:
@@ -143,64 +137,30 @@ def loaders_record() -> Record:
     """The record of `mint devices --loaders`."""
     from mint.targets.loaders import loaders
 
-    return {
-        "loaders": [
-            {
-                "loader": loader.name,
-                "released": loader.released,
-                "formats": ", ".join(map(str, loader.formats)),
-                "mixed": loader.mixed,
-                "source": loader.source,
-            }
-            for loader in loaders()
-        ]
-    }
+    rows = [
+        {"loader": loader.name, **pick(loader, "released formats mixed source")}
+        | {"formats": ", ".join(map(str, loader.formats))}
+        for loader in loaders()
+    ]
+    return {"loaders": rows}
 
 
 def evaluation_record(evaluation: Evaluation) -> Record:
     """The record of `mint evaluate`."""
-    return {
-        "figures": [
-            {"figure": name, "value": figure.value, "low": figure.low, "high": figure.high}
-            for name, figure in evaluation.estimates.items()
-        ],
-        "output": evaluation.output,
-        "reference": evaluation.reference,
-        "identity": evaluation.identity,
-        "text": evaluation.text,
-        "seed": evaluation.seed,
-        "sequences": evaluation.sequences,
-        "tokens": evaluation.tokens,
-        "device": evaluation.device,
-        "seconds": evaluation.seconds,
-        "peak_rss_bytes": evaluation.peak_rss_bytes,
-    }
+    names = "output reference identity text seed sequences tokens device seconds peak_rss_bytes"
+    figures = [{"figure": name, **asdict(figure)} for name, figure in evaluation.estimates.items()]
+    return {"figures": figures, **pick(evaluation, names)}
 
 
 def probed_record(analysis: Analysis, probed: Probed, path: Path) -> Record:
     """The record of `mint probe`: alphas by role beside the prior table's."""
     from mint.analysis.probes.sensitivity import prior_alphas
 
-    priors = prior_alphas(analysis.units)
-    by_role: dict[str, list[str]] = defaultdict(list)
-    for unit in analysis.units:
-        if unit.path in probed.probes:
-            by_role[unit.role].append(unit.path)
-    rows = [
-        {
-            "role": role,
-            "units": len(paths),
-            "least": min(probed.probes[name].alpha for name in paths),
-            "median": median(probed.probes[name].alpha for name in paths),
-            "most": max(probed.probes[name].alpha for name in paths),
-            "prior_median": median(priors.get(name, 0.0) for name in paths),
-        }
-        for role, paths in by_role.items()
-    ]
-    return {
-        "alphas": rows,
-        "probes": str(path),
-        "probed_units": len(probed.probes),
-        "tokens": probed.tokens,
-        "base": probed.base,
-    }
+    priors, alphas = prior_alphas(analysis.units), probed.alphas
+    rows = []
+    for role, units in _by_role([unit for unit in analysis.units if unit.path in alphas]).items():
+        known = [alphas[unit.path] for unit in units]
+        prior = median(priors.get(unit.path, 0.0) for unit in units)
+        row = {"least": min(known), "median": median(known), "most": max(known), "prior_median": prior}
+        rows.append({"role": role, "units": len(units), **row})
+    return {"alphas": rows, "probes": str(path), "probed_units": len(alphas), **pick(probed, "tokens base")}

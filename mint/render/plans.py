@@ -9,6 +9,7 @@ from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mint.core.pick import pick
 from mint.core.sizes import format_size
 
 if TYPE_CHECKING:
@@ -30,37 +31,33 @@ def plan_record(plan: Plan, path: Path | None, seconds: float) -> Record:
     return {
         "formats": _formats(plan),
         "plan": str(path) if path else "not written (no --output)",
-        "digest": plan.digest,
-        "budget_bytes": plan.budget_bytes,
-        "planned_bytes": plan.planned_bytes,
+        **pick(plan, "digest budget_bytes planned_bytes"),
         **_solution(plan),
         "objective": plan.objective.name,
-        "alphas": dict(Counter(c.alpha_from for c in plan.choices if c.alpha_from)),
+        "alphas": dict(Counter(choice.alpha_from for choice in plan.choices if choice.alpha_from)),
         **_reading(plan),
         "seconds": round(seconds, 3),
     }
 
 
-def quantized_record(done: Quantized) -> Record:
+def quantized_record(result: Quantized) -> Record:
     """The record of `mint quantize`."""
     return {
-        "formats": _formats(done.plan),
-        "output": str(done.output),
-        "analysis": str(done.analysis),
-        "budget_bytes": done.plan.budget_bytes,
-        "planned_bytes": done.plan.planned_bytes,
-        "weight_bytes": done.manifest.weight_bytes,
-        **_solution(done.plan),
-        **_reading(done.plan),
-        "reused_bytes": done.reused_bytes,
-        "verified": done.verification.passed,
-        "seconds": done.seconds,
-        "peak_rss_bytes": done.peak_rss_bytes,
+        "formats": _formats(result.plan),
+        "output": str(result.output),
+        "analysis": str(result.analysis),
+        **pick(result.plan, "budget_bytes planned_bytes"),
+        "weight_bytes": result.manifest.weight_bytes,
+        **_solution(result.plan),
+        **_reading(result.plan),
+        "reused_bytes": result.reused_bytes,
+        "verified": result.verification.passed,
+        **pick(result, "seconds peak_rss_bytes"),
     }
 
 
 def _predicted(kl: Estimate | None) -> Record:
-    """The KL divergence to expect and the ends of its interval; nothing where the objective predicts none."""
+    """The predicted KL divergence and the ends of its interval; nothing where the objective predicts none."""
     return {"predicted_kl": kl.value, "predicted_low": kl.low, "predicted_high": kl.high} if kl else {}
 
 
@@ -74,8 +71,7 @@ def _solution(plan: Plan) -> Record:
         "loss": plan.loss,
         **_predicted(kl),
         **({"predicted_from": describe(kl, plan.evidence)} if kl else {}),
-        "bound": plan.bound,
-        "gap": plan.gap,
+        **pick(plan, "bound gap"),
     }
 
 
@@ -83,7 +79,7 @@ def _reading(plan: Plan) -> Record:
     """The bytes that a token reads, and the units that stay as they are with the reason."""
     return {
         "bytes_per_token": round(plan.bytes_per_token),
-        "kept_units": {c.path: c.reason for c in plan.choices if c.reason.startswith("kept")},
+        "kept_units": {choice.path: choice.reason for choice in plan.choices if choice.reason.startswith("kept")},
     }
 
 
@@ -106,84 +102,63 @@ def curve_record(
     curve: Curve, devices: Sequence[Placed], csv: Path | None, plot: Path | None, *, brief: bool
 ) -> Record:
     """The record of `mint curve`; for people, every tenth point and the devices that matter."""
-    unit = _step(curve)
     points = curve.points[:: max(1, len(curve.points) // _BRIEF_POINTS)] if brief else curve.points
-    knees = {point.budget_bytes for point in curve.knees}
-    rows = [
-        {
-            "budget_bytes": point.budget_bytes,
-            "planned_bytes": point.planned_bytes,
-            "bits_per_weight": round(point.bits_per_weight, 3),
-            "loss": point.loss,
-            **_predicted(point.predicted_kl),
-            "gap": point.gap,
-            f"next_{format_size(unit).replace(' ', '_')}_saves": _saving(curve, point.budget_bytes, unit),
-            "knee": ("knee" if point.budget_bytes in knees else "") if brief else point.budget_bytes in knees,
-        }
-        for point in sorted({*points, *curve.knees}, key=lambda point: point.budget_bytes)
-    ]
-    placed = [
-        {
-            "device": each.device.name,
-            "budget_bytes": each.budget_bytes,
-            "loss": None if each.budget_bytes is None else curve.loss_at(each.budget_bytes),
-            "verdict": each.verdict,
-        }
-        for each in devices
-        if not brief or each.verdict == "fits"
-    ]
+    smallest, largest = curve.points[0].budget_bytes, curve.points[-1].budget_bytes
+    step = int(10 ** max(0, len(str((largest - smallest) // 10)) - 1))  # a round number, about a tenth of the curve
+    saving = f"next_{format_size(step).replace(' ', '_')}_saves"
+    rows = []
+    for point in sorted({*points, *curve.knees}, key=lambda point: point.budget_bytes):
+        here, there = curve.loss_at(point.budget_bytes), curve.loss_at(point.budget_bytes + step)
+        is_knee = point in curve.knees
+        rows.append(
+            pick(point, "budget_bytes planned_bytes bits_per_weight loss")
+            | {"bits_per_weight": round(point.bits_per_weight, 3), **_predicted(point.predicted_kl), "gap": point.gap}
+            | {saving: f"{1 - there / here:.1%}" if here > 0 else "0.0%"}
+            | {"knee": ("knee" if is_knee else "") if brief else is_knee}
+        )
+    verdicts = Counter(placed.verdict for placed in devices)
     return {
         "points": rows,
-        "devices": placed,
-        "devices_too_small": sum(each.verdict == "too small" for each in devices),
-        "devices_with_room_for_all": sum(each.verdict == "holds the largest plan" for each in devices),
+        "devices": [
+            {"device": placed.device.name, "budget_bytes": placed.budget_bytes}
+            | {"loss": None if placed.budget_bytes is None else curve.loss_at(placed.budget_bytes)}
+            | {"verdict": placed.verdict}
+            for placed in devices
+            if not brief or placed.verdict == "fits"
+        ],
+        "devices_too_small": verdicts["too small"],
+        "devices_with_room_for_all": verdicts["holds the largest plan"],
         "knees": [point.budget_bytes for point in curve.knees],
-        "smallest_bytes": curve.points[0].budget_bytes,
-        "largest_bytes": curve.points[-1].budget_bytes,
+        "smallest_bytes": smallest,
+        "largest_bytes": largest,
         **({"predicted_from": curve.predicted_from} if curve.predicted_from else {}),
         "csv": str(csv) if csv else "not written (no --csv)",
         "plot": str(plot) if plot else "not drawn (no --plot)",
     }
 
 
-def _step(curve: Curve) -> int:
-    """A round number of bytes, about a tenth of the curve."""
-    span = curve.points[-1].budget_bytes - curve.points[0].budget_bytes
-    return int(10 ** max(0, len(str(span // 10)) - 1))
-
-
-def _saving(curve: Curve, budget_bytes: int, step: int) -> str:
-    here, there = curve.loss_at(budget_bytes), curve.loss_at(budget_bytes + step)
-    return f"{1 - there / here:.1%}" if here > 0 else "0.0%"
-
-
 def explanation_record(plan: Plan, explanations: Sequence[Explanation], *, brief: bool) -> Record:
     """The record of `mint explain`: all options of one unit; for several a row each, for people without features."""
-    if len(explanations) == 1:
-        only = explanations[0]
-        rows = [
-            {
-                "format": str(option.format),
-                "nbytes": option.nbytes,
-                "sqnr_db": "exact" if option.sqnr_db == inf else round(option.sqnr_db, 2),
-                "loss": option.loss,
-                "verdict": option.verdict,
-            }
-            for option in only.options
-        ]
-        return {"options": rows, **_unit_record(plan, only, featured=True), "price_per_mb": plan.price * 1e6}
-    rows = [_unit_record(plan, each, featured=not brief) for each in explanations]
-    return {"units": rows, "price_per_mb": plan.price * 1e6}
+    if len(explanations) > 1:
+        rows = [_unit_record(plan, explanation, featured=not brief) for explanation in explanations]
+        return {"units": rows, "price_per_mb": plan.price * 1e6}
+    (explanation,) = explanations
+    options = [
+        pick(option, "format nbytes sqnr_db loss verdict")
+        | {
+            "format": str(option.format),
+            "sqnr_db": "exact" if option.sqnr_db == inf else round(option.sqnr_db, 2),
+        }
+        for option in explanation.options
+    ]
+    return {"options": options, **_unit_record(plan, explanation, featured=True), "price_per_mb": plan.price * 1e6}
 
 
 def _unit_record(plan: Plan, explanation: Explanation, *, featured: bool) -> Record:
     choice = explanation.choice
     return {
-        "path": choice.path,
+        **pick(choice, "path format reason alpha alpha_from"),
         "format": str(choice.format),
-        "reason": choice.reason,
-        "alpha": choice.alpha,
-        "alpha_from": choice.alpha_from,
         "loss": plan.loss_of(choice),
         "larger": _step_text(explanation.larger, plan.price, "saves"),
         "smaller": _step_text(explanation.smaller, plan.price, "costs"),
@@ -202,17 +177,13 @@ def _step_text(step: Step | None, price: float, verb: str) -> str:
 
 def diff_record(before: Plan, after: Plan, changes: Sequence[Change]) -> Record:
     """The record of `mint diff`."""
+    rows = [
+        {"unit": change.before.path, "before": str(change.before.format), "after": str(change.after.format)}
+        | pick(change, "nbytes loss")
+        for change in changes
+    ]
     return {
-        "changes": [
-            {
-                "unit": change.before.path,
-                "before": str(change.before.format),
-                "after": str(change.after.format),
-                "nbytes": change.nbytes,
-                "loss": change.loss,
-            }
-            for change in changes
-        ],
+        "changes": rows,
         "changed_units": len(changes),
         "units": len(before.choices),
         "before_bytes": before.planned_bytes,
@@ -224,33 +195,21 @@ def diff_record(before: Plan, after: Plan, changes: Sequence[Change]) -> Record:
 
 def figures(plan: Plan | Point) -> Record:
     """The size and the quality of a plan or of a point of a curve."""
-    return {
-        "budget_bytes": plan.budget_bytes,
-        "planned_bytes": plan.planned_bytes,
-        "bits_per_weight": plan.bits_per_weight,
-        "loss": plan.loss,
-        "gap": plan.gap,
-        "predicted_kl": asdict(plan.predicted_kl) if plan.predicted_kl else None,
-    }
+    record = pick(plan, "budget_bytes planned_bytes bits_per_weight loss gap predicted_kl")
+    return record | {"predicted_kl": asdict(plan.predicted_kl) if plan.predicted_kl else None}
 
 
 def unit_rows(plan: Plan) -> list[Record]:
     """Every unit of a plan in the order of the model."""
-    from mint.plan.plan import offset_digits
-
-    digits = offset_digits(plan)
-    return [
-        {
-            "path": choice.path,
-            "role": choice.role,
-            "layer": choice.layer,
-            "format": str(choice.format),
-            "bits": round(8 * (nbytes := choice.nbytes(digits)) / max(choice.weights, 1), 3),
-            "nbytes": nbytes,
-            "reason": choice.reason,
-        }
-        for choice in plan.choices
-    ]
+    rows = []
+    for choice in plan.choices:
+        nbytes = plan.nbytes_of(choice)
+        bits = round(8 * nbytes / max(choice.weights, 1), 3)
+        rows.append(
+            {**pick(choice, "path role layer"), "format": str(choice.format), "bits": bits, "nbytes": nbytes}
+            | {"reason": choice.reason}
+        )
+    return rows
 
 
 def next_record(problem: Problem, plan: Plan) -> Record | None:

@@ -154,7 +154,7 @@ def _made_model(folder: Path, shards: int, layers_per_shard: int) -> Path:
     groups = [KEEP.tensors(unit.path, unit.shape, unit.dtype) for unit in units]
     groups += [(TensorSpec(f"{norm}.weight", "BF16", (hidden,)),) for norm in norms]
     total = sum(tensor.nbytes for group in groups for tensor in group)
-    digits = digits_for((unit.shape for unit in units), ())
+    digits = digits_for(sum(unit.size for unit in units))
     random = np.random.default_rng(0)
     for shard in lay_out(groups, digits=digits, max_shard_bytes=-(-total // shards) + (24 << 20)):
         with (folder / shard.name).open("wb") as file:

@@ -1,10 +1,15 @@
 """Plans keep their budget, their rules and the model's floor; files of plans can be edited, within limits."""
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
+import mlx.core as mx
 import pytest
+from mlx.nn.layers.linear import Linear
+from mlx_lm.models import llama
 
 from mint.analysis.analysis import Analysis, sqnr_db
 from mint.analysis.analyze import analyze
@@ -84,15 +89,29 @@ def test_the_models_floor_is_never_undercut(make_model: Make, tmp_path: Path) ->
     assert all(choice.format == KEEP or choice.format.bits >= 8 for choice in routers)
 
 
+class _WithStrange(llama.Model):  # type: ignore[misc]
+    """A llama with a module of a name that no rule knows."""
+
+    def __init__(self, args: llama.ModelArgs) -> None:
+        super().__init__(args)
+        self.strange = Linear(64, 64, bias=False)
+
+
 def test_an_unknown_module_is_kept_and_listed(
     make_model: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mint.model.source.role_of", lambda path: "unknown" if path.endswith("v_proj") else "q")
-    analysis = analyze(open_source(make_model("llama")), tmp_path / "a.mint")
+    architecture = SimpleNamespace(Model=_WithStrange, ModelArgs=llama.ModelArgs)
+    monkeypatch.setitem(sys.modules, "mlx_lm.models.strange", architecture)
+    folder = make_model("llama")
+    config, shard = folder / "config.json", str(folder / "model.safetensors")
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"model_type": "strange"}))
+    weights = mx.load(shard)
+    assert isinstance(weights, dict)
+    mx.save_safetensors(shard, {**weights, "strange.weight": mx.ones((64, 64), mx.bfloat16)})
+    analysis = analyze(open_source(folder), tmp_path / "a.mint")
     plan = allocate(analysis, possible_bytes(analysis.units, analysis.parameters)[1] * 9 // 10)
-    kept = {choice.path: choice.reason for choice in plan.choices if choice.path.endswith("v_proj")}
-    assert set(kept.values()) == {"kept: no rule knows this module"}
-    assert all(choice.format == KEEP for choice in plan.choices if choice.path in kept)
+    kept = {choice.path: (choice.format, choice.reason) for choice in plan.choices if choice.role == "unknown"}
+    assert kept == {"strange": (KEEP, "kept: no rule knows this module")}
 
 
 def _half(analysis: Analysis) -> Plan:

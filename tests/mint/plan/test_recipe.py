@@ -10,7 +10,7 @@ import typer
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mint.cli import options, plan
+from mint.cli import options
 from mint.cli.main import app
 from mint.core.errors import MintError
 from mint.formats.format import FORMATS
@@ -126,6 +126,13 @@ def _parameters(command: str) -> dict[str, Any]:
     return {parameter.name: parameter.default for parameter in group.commands[command].params}
 
 
+def _recipe(values: dict[str, Any]) -> Recipe:
+    """The recipe of a command's options."""
+    measuring = {name: values[name] for name in ("dtype", "rounding", "probe")}
+    limits = {name: value for name, value in values.items() if name not in measuring}
+    return options.recipe(options.rules(**limits), **measuring)
+
+
 @pytest.mark.parametrize("command", ["quantize", "allocate", "submit"])
 def test_every_option_of_a_recipe_stands_for_exactly_one_field_with_its_default(command: str, tmp_path: Path) -> None:
     locks = tmp_path / "locks.json"
@@ -133,10 +140,10 @@ def test_every_option_of_a_recipe_stands_for_exactly_one_field_with_its_default(
     parameters = _parameters(command)
     defaults = {name: parameters[name] or [] if name in ("formats", "keep", "set") else parameters[name]
                 for name in (*VALUES, "locks")}  # fmt: skip
-    assert options.recipe_of(defaults) == Recipe()
+    assert _recipe(defaults) == Recipe()
     reached = set()
     for name, value in {**VALUES, "locks": locks}.items():
-        changed = options.recipe_of({**defaults, name: value}).to_dict()
+        changed = _recipe({**defaults, name: value}).to_dict()
         (field,) = (field for field, default in Recipe().to_dict().items() if changed[field] != default)
         reached.add(field)
     assert reached == set(Recipe().to_dict())
@@ -147,12 +154,12 @@ def test_every_option_of_a_device_stands_for_exactly_one_field_with_its_default(
     parameters = _parameters(command)
     defaults = {name: parameters[name] for name in ROOM_VALUES}
     for name, value in ROOM_VALUES.items():
-        (budget,) = options.budgets_of({**defaults, name: value, "budget": [], "device": ["m1-8"]})
+        (budget,) = options.budgets(**{**defaults, name: value, "budget": [], "device": ["m1-8"]})
         changed = budget.room.to_dict()
         assert [field for field, default in Room().to_dict().items() if changed[field] != default] == [name]
-    assert options.budgets_of({**defaults, "budget": ["1GB"], "device": []}) == [Budget.of("1GB")]
+    assert options.budgets(**defaults, budget=["1GB"], device=[]) == [Budget.of("1GB")]
 
 
 def test_the_memory_of_a_curve_has_the_same_defaults() -> None:
-    parameters = _parameters(plan.curve.__name__)
+    parameters = _parameters("curve")
     assert Room(context=parameters["context"], reserve=parameters["reserve"]) == Room()
