@@ -47,6 +47,15 @@ class Settings:
         return self.database or file_url(self.data / "service.db")
 
     @property
+    def work_folder(self) -> Path:
+        """The folder of the runners' locks, and of a folder for each job that is not done."""
+        return self.data / "work"
+
+    def log_path(self, job: str) -> Path:
+        """The output of a job's runners."""
+        return self.data / "logs" / f"{job}.log"
+
+    @property
     def is_local(self) -> bool:
         """True if only programs on this machine can reach the service."""
         return is_loopback(self.host)

@@ -18,7 +18,7 @@ from cluster.service.errors import DatabaseUnavailableError
 from cluster.service.queue.queue import Queue
 from cluster.service.settings import Settings, file_url
 from mint.core.errors import MintError
-from tests.worlds.service_world import ANN, World, check_laws, wish
+from tests.worlds.service_world import ANN, World, check_laws, submit, wish
 
 
 def _scripts() -> Config:
@@ -65,7 +65,7 @@ def test_every_older_database_is_migrated(database_url: str) -> None:
 
 def test_connecting_again_changes_nothing(database_url: str) -> None:
     database = connect(database_url)
-    job, _ = Queue(database).submit(wish(), ANN)
+    job, _ = submit(Queue(database), wish(), ANN)
     database.close()
     again = connect(database_url)
     assert Queue(again).get(job.id) == job

@@ -15,7 +15,6 @@ from cluster.service.data.states import BLOCKED
 from cluster.service.errors import DatabaseUnavailableError
 from cluster.service.settings import Settings
 from cluster.service.work.lease import LeaseKeeper
-from cluster.service.work.runner import RunnerSettings
 from cluster.service.work.supervisor import Supervisor
 from mint.core.log import log
 from tests.worlds.served import Served, served
@@ -57,13 +56,14 @@ def test_a_job_whose_log_cannot_be_opened_waits_for_room(
     settings = Settings(world.service.settings.data, roots=(llama.parent,))
     supervisor = Supervisor(world.service.queue, world.service.store, settings)
 
-    class Full(Path):
-        _flavour = type(Path())._flavour  # type: ignore[attr-defined]
+    opened = Path.open
 
-        def open(self, *_: object, **__: object) -> Any:
+    def full(path: Path, *more: Any, **others: Any) -> Any:
+        if path.suffix == ".log":
             raise FULL
+        return opened(path, *more, **others)
 
-    monkeypatch.setattr(RunnerSettings, "log_path", lambda *_: Full("log"))
+    monkeypatch.setattr(Path, "open", full)
     supervisor.step()
     found = world.service.queue.get(job["id"])
     assert (found.state, found.attempts) == (BLOCKED, 0)

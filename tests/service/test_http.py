@@ -23,6 +23,7 @@ from cluster.service.data.tokens import Tokens
 from cluster.service.queue.queue import Queue
 from tests.conftest import own_cache
 from tests.worlds.served import WAY, stored
+from tests.worlds.service_world import submit
 
 ROOT = Path(__file__).parents[2]
 
@@ -257,7 +258,7 @@ def test_an_address_that_is_taken_is_said_so(server: Server, tmp_path: Path) -> 
 def test_a_queue_that_others_work_on_is_followed_across_processes(server: Server, place: Path) -> None:
     database = connect(f"sqlite:///{place / 'service.db'}")
     queue = Queue(database)
-    job, _ = queue.submit(Wish("m", "0" * 64), Person("ann", ("submit",)))
+    job, _ = submit(queue, Wish("m", "0" * 64), Person("ann", ("submit",)))
     with server.client() as client, client.stream("GET", f"/v1/jobs/{job.id}/events") as stream:
         events = _events(stream.iter_lines())
         assert next(events)[1]["state"] == "queued"

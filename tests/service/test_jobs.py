@@ -8,7 +8,7 @@ from cluster.service.data.records import Lease
 from cluster.service.data.states import ACTIVE, BLOCKED, CANCELLED, DONE, FAILED, QUEUED
 from cluster.service.errors import LeaseLostError, NotFoundError, NotWatchingError
 from cluster.service.queue.queue import ATTEMPTS, LEASE_SECONDS
-from tests.worlds.service_world import ADMIN, ANN, BOB, EVE, World, check_laws, quota, wish
+from tests.worlds.service_world import ADMIN, ANN, BOB, EVE, World, check_laws, quota, submit, wish
 
 
 def _owners_served(world: World, many: int) -> list[str]:
@@ -19,7 +19,7 @@ def _owners_served(world: World, many: int) -> list[str]:
 
 
 def test_a_job_goes_from_queued_to_done_with_an_event_per_step(world: World) -> None:
-    job, new = world.queue.submit(wish(budget="24GB", options={"rounding": "diag", "probe": True}), ANN)
+    job, new = submit(world.queue, wish(budget="24GB", options={"rounding": "diag", "probe": True}), ANN)
     assert (new, job.state, job.owner, job.watchers) == (True, QUEUED, "ann", ("ann",))
     claim = world.claim()
     assert claim.job.wish == job.wish
@@ -220,7 +220,7 @@ def test_an_owner_at_the_quota_does_not_delay_others(world: World) -> None:
 
 def test_equal_wishes_share_one_job(world: World) -> None:
     job = world.submit(ANN)
-    again, new = world.queue.submit(wish(), BOB)
+    again, new = submit(world.queue, wish(), BOB)
     assert (again.id, new, again.watchers) == (job.id, False, ("ann", "bob"))
     assert world.submit(ANN).watchers == ("ann", "bob")
     assert len(world.queue.find()) == 1
@@ -229,7 +229,7 @@ def test_equal_wishes_share_one_job(world: World) -> None:
 def test_another_name_of_the_same_model_is_the_same_wish(world: World) -> None:
     job = world.submit(ANN)
     renamed = dataclasses.replace(wish(), model="elsewhere/copy")
-    assert world.queue.submit(renamed, BOB)[0].id == job.id
+    assert submit(world.queue, renamed, BOB)[0].id == job.id
 
 
 def test_a_cancel_removes_one_watcher_and_the_next_becomes_the_owner(world: World) -> None:
@@ -312,10 +312,10 @@ def test_a_job_has_the_highest_priority_of_its_current_watchers(world: World) ->
 def test_a_stored_result_is_not_made_again(world: World) -> None:
     job = world.submit(ANN)
     made = world.finish(world.claim())
-    same, new = world.queue.submit(wish(), BOB)
+    same, new = submit(world.queue, wish(), BOB)
     assert (same.id, same.state, same.watchers, new) == (job.id, DONE, ("ann", "bob"), False)
     world.catalog.remove(made.digest)
-    remade, new = world.queue.submit(wish(), BOB)
+    remade, new = submit(world.queue, wish(), BOB)
     assert (remade.id != job.id, remade.state, new) == (True, QUEUED, True)
 
 

@@ -20,7 +20,7 @@ from cluster.service.data.records import Claim, Lease, Person, Quota
 from cluster.service.data.states import ACTIVE, BLOCKED, CANCELLED, DONE, FAILED, FINAL, INVENTORY, QUEUED, can_become
 from cluster.service.errors import LeaseLostError, NotWatchingError, QuotaExceededError
 from cluster.service.queue.queue import ATTEMPTS, LEASE_SECONDS
-from tests.worlds.service_world import World, artifact, check_laws, clear, wish
+from tests.worlds.service_world import World, artifact, check_laws, clear, submit, wish
 
 PEOPLE = {
     "ann": Person("ann", ("submit",), Quota(active=1)),
@@ -164,9 +164,9 @@ class Service(RuleBasedStateMachine):
         more = job is None or (job.state != DONE and name not in job.watchers)
         if more and limit is not None and self.model.unfinished(name) >= limit:
             with pytest.raises(QuotaExceededError):
-                self.queue.submit(wish(identity, budget), PEOPLE[name], priority)
+                submit(self.queue, wish(identity, budget), PEOPLE[name], priority)
             return
-        answer, new = self.queue.submit(wish(identity, budget), PEOPLE[name], priority)
+        answer, new = submit(self.queue, wish(identity, budget), PEOPLE[name], priority)
         assert new == (job is None)
         if job is None:
             assert answer.id not in self.model.jobs

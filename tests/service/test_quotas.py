@@ -58,9 +58,9 @@ def test_bytes_are_counted_from_the_budget_until_they_are_known(world: World) ->
 
 def test_the_caller_may_give_a_better_upper_bound_than_the_budget(world: World) -> None:
     few = quota(ANN, nbytes=100)
-    world.queue.submit(wish("a", "64GB"), few, expected_bytes=70)
+    world.queue.submit([(wish("a", "64GB"), 70)], few)
     with pytest.raises(QuotaExceededError):
-        world.queue.submit(wish("b", "4bpw"), few, expected_bytes=31)
+        world.queue.submit([(wish("b", "4bpw"), 31)], few)
 
 
 def test_cancelling_a_finished_job_frees_its_quota(world: World) -> None:

@@ -18,7 +18,7 @@ from cluster.service.data.records import Person, Quota
 from cluster.service.data.states import DONE, FAILED, QUEUED
 from cluster.service.errors import QuotaExceededError
 from cluster.service.queue.queue import LEASE_SECONDS, Queue
-from tests.worlds.service_world import ANN, BOB, World, check_laws, quota, wish
+from tests.worlds.service_world import ANN, BOB, World, check_laws, quota, submit, wish
 
 SPAWN = get_context("spawn")
 
@@ -46,7 +46,7 @@ def _claim_many(url: str, host: str, most: int, ready: Barrier, claims: "SimpleQ
 def test_two_servers_claim_every_job_once(database_url: str) -> None:
     database = connect(database_url)
     queue, many, most = Queue(database), 40, 30  # neither can claim all
-    ids = [queue.submit(wish(f"m{n}"), (ANN, BOB)[n % 2])[0].id for n in range(many)]
+    ids = [submit(queue, wish(f"m{n}"), (ANN, BOB)[n % 2])[0].id for n in range(many)]
     ready, claims = SPAWN.Barrier(2), SPAWN.SimpleQueue()
     _in_processes(_claim_many, [(database_url, host, most, ready, claims) for host in ("here", "there")])
     claimed = claims.get() + claims.get()
@@ -75,16 +75,16 @@ def test_equal_wishes_at_the_same_moment_are_one_job(database_url: str) -> None:
     people = [Person(f"person{n}", ("submit",)) for n in range(8)]
     ready = threading.Barrier(len(people))
 
-    def submit(number: int) -> list[tuple[str, bool]]:
+    def submit_five(number: int) -> list[tuple[str, bool]]:
         queue, answers = Queue(databases[number % len(databases)]), []
         for n in range(5):
             ready.wait()
-            job, new = queue.submit(wish(f"m{n}"), people[number])
+            job, new = submit(queue, wish(f"m{n}"), people[number])
             answers.append((job.id, new))
         return answers
 
     with ThreadPoolExecutor(len(people)) as pool:
-        rounds = list(zip(*pool.map(submit, range(len(people))), strict=True))
+        rounds = list(zip(*pool.map(submit_five, range(len(people))), strict=True))
     for answers in rounds:
         assert len({id for id, _ in answers}) == 1
         assert sum(new for _, new in answers) == 1
@@ -98,14 +98,14 @@ def test_quotas_hold_for_concurrent_submissions(database_url: str) -> None:
     database = connect(database_url)
     queue, few = Queue(database), quota(ANN, queued=3, nbytes=100)
 
-    def submit(number: int) -> bool:
+    def is_accepted(number: int) -> bool:
         try:
-            return queue.submit(wish(f"m{number}", "40B"), few)[1]
+            return submit(queue, wish(f"m{number}", "40B"), few)[1]
         except QuotaExceededError:
             return False
 
     with ThreadPoolExecutor(12) as pool:
-        assert sum(pool.map(submit, range(12))) == 2
+        assert sum(pool.map(is_accepted, range(12))) == 2
     database.close()
 
 

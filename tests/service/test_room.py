@@ -14,7 +14,7 @@ from cluster.service.queue.queue import Queue
 from cluster.service.settings import Settings
 from cluster.service.store.reservation import holder_of, reserve_space
 from cluster.service.store.store import RESERVE_BYTES, Store
-from cluster.service.work.runner import DISK, RunnerSettings
+from cluster.service.work.runner import DISK
 from cluster.service.work.supervisor import Supervisor
 from mint.core.errors import DiskFullError, MintError
 from tests.service.test_runner import Lab
@@ -183,7 +183,7 @@ def test_a_runner_reserves_space_before_it_writes_and_waits_without_it(
     write_model("llama", tmp_path / "models" / "llama", tokenizer=True)
     lab = Lab(tmp_path / "data", tmp_path / "models", f"sqlite:///{tmp_path / 'service.db'}")
     limit = 4 << 20
-    lab.runner_settings = RunnerSettings(lab.data, (lab.roots,), max_store_bytes=limit)
+    lab.settings = replace(lab.settings, max_store_bytes=limit)
     lab.store = Store(lab.data / "store", lab.catalog, limit)
     world = World(lab.database)
     world.queue = Queue(lab.database, lease_seconds=3600.0)  # nobody renews it

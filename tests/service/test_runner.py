@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import pytest
 
@@ -24,13 +24,15 @@ from cluster.service.queue.queue import LEASE_SECONDS, Queue
 from cluster.service.settings import Settings
 from cluster.service.store.model_roots import Roots
 from cluster.service.store.store import RESERVE_BYTES, Store
-from cluster.service.work.runner import DISK, OVER, RunnerSettings
+from cluster.service.work.runner import DISK, OVER
 from cluster.service.work.supervisor import Supervisor
+from cluster.service.work.warm_runner import send_order, start
 from mint.model.checkpoint.manifest import file_digest
 from mint.model.source import open_source
 from mint.pipeline import quantize
 from mint.plan.size_range import possible_bytes
 from tests.conftest import own_cache
+from tests.worlds.service_world import submit
 from tests.worlds.zoo import write_model
 
 ANN = Person("ann", ("submit",))
@@ -40,6 +42,21 @@ ANN = Person("ann", ("submit",))
 def _no_compilers(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nor in runners: on a CPU MLX calls a C++ compiler for every fused function."""
     monkeypatch.setenv("MLX_DISABLE_COMPILE", "1")
+
+
+@dataclass
+class Runner:
+    """A runner, and its output."""
+
+    process: subprocess.Popen[bytes]
+    output: TextIO
+
+    def end(self) -> list[str]:
+        """Wait for its end, and return the rest of its output."""
+        with self.output:
+            lines = list(self.output)
+        self.process.wait()
+        return lines
 
 
 @dataclass
@@ -54,46 +71,34 @@ class Lab:
         self.database = connect(self.url)
         self.queue, self.catalog = Queue(self.database), Catalog(self.database)
         self.store = Store(self.data / "store", self.catalog)
-        self.runner_settings = RunnerSettings(self.data, (self.roots,))
+        self.settings = Settings(self.data, database=self.url, roots=(self.roots,))
         own_cache(self.data / "cache")
 
-    @property
-    def settings(self) -> Settings:
-        return Settings(self.data, database=self.url, roots=(self.roots,))
-
     def submit(self, model: str, budget: int | str = "", **options: Any) -> Job:
-        identity = Roots([self.roots]).identify(model)[1]
+        identity = Roots([self.roots], self.catalog).identify(model)[1]
         text = f"{budget}B" if isinstance(budget, int) else budget
-        return self.queue.submit(Wish(model, identity, text, options), ANN)[0]
+        return submit(self.queue, Wish(model, identity, text, options), ANN)[0]
 
     def claim(self) -> Claim:
         claim = self.queue.claim("here")
         assert claim is not None
         return claim
 
-    def begin(self, claim: Claim, **more: str) -> "subprocess.Popen[str]":
+    def begin(self, claim: Claim) -> Runner:
         """A runner as the supervisor starts it, but for its log, which the test reads."""
-        runner = subprocess.Popen(
-            self.runner_settings.arguments(claim.job.id),
-            stdin=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            env={**os.environ, **more},
-            start_new_session=True,
-        )
-        assert runner.stdin
-        runner.stdin.write(json.dumps({"database": self.url, "lease": claim.lease}) + "\n")
-        runner.stdin.close()
-        runner.stdin = None
-        return runner
+        read, write = os.pipe()
+        process = start(self.settings, claim.job.id, write, "")
+        os.close(write)
+        send_order(process, self.settings, claim)
+        return Runner(process, os.fdopen(read))
 
     def work(self) -> tuple[Job, list[str]]:
-        """Run the next job until it is over; what became of it, and what its runner said."""
+        """Run the next job until it is over; its end, and the output of its runner."""
         claim = self.claim()
         runner = self.begin(claim)
-        _, said = runner.communicate()
-        assert runner.returncode == OVER, said
-        return self.queue.get(claim.job.id), said.splitlines()
+        output = runner.end()
+        assert runner.process.returncode == OVER, output
+        return self.queue.get(claim.job.id), output
 
     def expire(self) -> None:
         """Let all leases run out."""
@@ -188,29 +193,26 @@ def test_killed_and_stopped_at_any_moment_a_job_ends_with_the_same_bytes_and_mea
     said: list[str] = []
     for ending, events in ((signal.SIGKILL, moments.randrange(units)), (signal.SIGSTOP, moments.randrange(units))):
         runner = lab.begin(lab.claim())
-        assert runner.stderr
         # units measured and written
-        for line in runner.stderr:
+        for line in runner.output:
             said.append(line)
             events -= '"unit.' in line
             if events < 0:
                 break
         with lab.database.write():  # a process that is stopped while it writes keeps SQLite's lock
-            os.killpg(runner.pid, ending)
+            os.killpg(runner.process.pid, ending)
             if ending == signal.SIGSTOP:
-                os.waitpid(runner.pid, os.WUNTRACED)
+                os.waitpid(runner.process.pid, os.WUNTRACED)
         if ending == signal.SIGKILL:
-            said += runner.stderr
-            runner.wait()
+            said += runner.end()
         lab.expire()
         assert lab.queue.get(job.id).state == QUEUED
         stopped = runner
-    found, more = lab.work()  # ends the one that was stopped, which holds the files
-    assert stopped.wait() == -signal.SIGKILL
-    assert stopped.stderr
-    said += [*stopped.stderr, *more]
-    assert (found.state, found.attempts) == (DONE, 3)
-    assert lab.digests(found.artifact) == expected
+    done, more = lab.work()  # ends the one that was stopped, which holds the files
+    said += [*stopped.end(), *more]
+    assert stopped.process.returncode == -signal.SIGKILL
+    assert (done.state, done.attempts) == (DONE, 3)
+    assert lab.digests(done.artifact) == expected
     measured = _units_measured(said)
     assert len(measured) == units
     assert set(measured.values()) == {1}
@@ -224,7 +226,7 @@ if sys.argv[:1] == ["-c"]:  # a child of the runner
 
 
 def test_cancelling_ends_the_runner_and_all_that_it_started(
-    lab: Lab, model: Path, budgets: tuple[int, int], tmp_path: Path
+    lab: Lab, model: Path, budgets: tuple[int, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shutil.copytree(model, lab.roots / "moe")
     (tmp_path / "site").mkdir()
@@ -233,26 +235,27 @@ def test_cancelling_ends_the_runner_and_all_that_it_started(
     job = lab.submit("moe", budgets[0])
     claim = lab.claim()
     path = os.pathsep.join(filter(None, [str(tmp_path / "site"), os.environ.get("PYTHONPATH")]))
-    runner = lab.begin(claim, PYTHONPATH=path, GRANDCHILD=str(tmp_path / "fifo"))
+    monkeypatch.setenv("PYTHONPATH", path)
+    monkeypatch.setenv("GRANDCHILD", str(tmp_path / "fifo"))
+    runner = lab.begin(claim)
     with (tmp_path / "fifo").open() as grandchild:  # it runs
         assert lab.queue.cancel(job.id, ANN).cancel_wanted
-        runner.communicate()
-        assert runner.returncode in (-signal.SIGKILL, OVER)  # it may have been done just before
+        runner.end()
+        assert runner.process.returncode in (-signal.SIGKILL, OVER)  # it may have been done just before
         assert grandchild.read() == ""  # it has ended
     ended = lab.queue.get(job.id)
     assert ended.state in (CANCELLED, DONE)
-    assert (ended.state == DONE) == (runner.returncode == OVER)
+    assert (ended.state == DONE) == (runner.process.returncode == OVER)
 
 
 def test_sigterm_gives_the_job_back(any_lab: Lab, model: Path, budgets: tuple[int, int]) -> None:
     shutil.copytree(model, any_lab.roots / "moe")
     job = any_lab.submit("moe", budgets[0])
     runner = any_lab.begin(any_lab.claim())
-    assert runner.stderr
-    next(line for line in runner.stderr if '"unit.' in line)
-    runner.terminate()
-    assert runner.wait() == -signal.SIGKILL
-    runner.stderr.close()
+    next(line for line in runner.output if '"unit.' in line)
+    runner.process.terminate()
+    runner.end()
+    assert runner.process.returncode == -signal.SIGKILL
     back = any_lab.queue.get(job.id)
     assert (back.state, back.attempts) == (QUEUED, 0)
     assert "told to stop" in back.reason
@@ -345,10 +348,8 @@ def test_a_supervisor_starts_runners_and_the_next_one_adopts_them(any_lab: Lab, 
     after.wait()
     after.step()
     assert any_lab.queue.get(second.id).state == DONE
-    assert [path.name for path in any_lab.runner_settings.lock_folder.parent.iterdir()] == [
-        "locks"
-    ]  # nothing is left of them
-    assert '"job.begun"' in any_lab.runner_settings.log_path(first.id).read_text()
+    assert [path.name for path in any_lab.settings.work_folder.iterdir()] == ["locks"]  # nothing is left of them
+    assert '"job.begun"' in any_lab.settings.log_path(first.id).read_text()
 
 
 def test_a_dead_runner_is_noticed_at_once_and_three_times_is_enough(
@@ -364,16 +365,16 @@ def test_a_dead_runner_is_noticed_at_once_and_three_times_is_enough(
         assert any_lab.queue.get(job.id).attempts == attempt
         supervisor.wait()
     supervisor.step()
-    found = any_lab.queue.get(job.id)
-    assert found.state == FAILED
-    assert "its process ended with code 7 (attempt 3 of 3)" in found.reason
+    lost = any_lab.queue.get(job.id)
+    assert lost.state == FAILED
+    assert "its process ended with code 7 (attempt 3 of 3)" in lost.reason
 
 
 def test_a_bug_fails_the_job_with_a_line_for_people_and_the_story_in_the_log(any_lab: Lab, llama: Path) -> None:
     shutil.copytree(llama, any_lab.roots / "llama")
     any_lab.submit("llama")
-    any_lab.runner_settings.lock_folder.parent.mkdir()
-    any_lab.runner_settings.lock_folder.write_text("a file where a folder has to be")
+    any_lab.settings.work_folder.mkdir()
+    (any_lab.settings.work_folder / "locks").write_text("a file where a folder has to be")
     job, said = any_lab.work()
     assert job.state == FAILED
     assert job.reason.startswith("something unforeseen (FileExistsError: ")

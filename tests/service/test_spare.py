@@ -1,6 +1,5 @@
 """The runner that waits for a job: when there is one, whose it is, and that it ends when nobody needs it."""
 
-import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,9 +11,11 @@ from cluster.service.data.database import connect
 from cluster.service.data.records import Person, Wish
 from cluster.service.data.states import DONE
 from cluster.service.queue.queue import Queue
+from cluster.service.settings import Settings
 from cluster.service.store.model_roots import Roots
-from cluster.service.work.runner import OVER, RunnerSettings
-from cluster.service.work.warm_runner import AGAIN_SECONDS, IDLE_SECONDS, SETTLED_SECONDS, WarmRunner, start
+from cluster.service.work.runner import OVER
+from cluster.service.work.warm_runner import AGAIN_SECONDS, IDLE_SECONDS, SETTLED_SECONDS, WarmRunner, send_order, start
+from tests.worlds.service_world import submit
 from tests.worlds.zoo import write_model
 
 
@@ -29,9 +30,10 @@ class Clock:
 
 
 @pytest.fixture
-def settings(tmp_path: Path) -> RunnerSettings:
-    settings = RunnerSettings(tmp_path / "data", (tmp_path / "models",))
-    for folder in (settings.lock_folder, settings.log_path("").parent, *settings.roots):
+def settings(tmp_path: Path) -> Settings:
+    url = f"sqlite:///{tmp_path / 'service.db'}"
+    settings = Settings(tmp_path / "data", database=url, roots=(tmp_path / "models",))
+    for folder in (settings.work_folder, settings.log_path("").parent, *settings.roots):
         folder.mkdir(parents=True)
     return settings
 
@@ -42,8 +44,8 @@ def clock() -> Clock:
 
 
 @pytest.fixture
-def warm(settings: RunnerSettings, clock: Clock) -> Iterator[WarmRunner]:
-    warm = WarmRunner(settings, clock=clock)
+def warm(settings: Settings, clock: Clock) -> Iterator[WarmRunner]:
+    warm = WarmRunner(settings, early=False, clock=clock)
     yield warm
     warm.drop()
 
@@ -61,7 +63,7 @@ def test_nobody_waits_before_the_first_job(warm: WarmRunner) -> None:
     assert not warm.pid
 
 
-def test_one_that_has_kernels_to_compile_waits_before_the_first_job(settings: RunnerSettings, clock: Clock) -> None:
+def test_one_that_has_kernels_to_compile_waits_before_the_first_job(settings: Settings, clock: Clock) -> None:
     warm = WarmRunner(settings, early=True, clock=clock)
     warm.keep(working=False)
     assert warm.pid
@@ -125,32 +127,27 @@ def test_where_they_die_with_nothing_to_do_few_are_started(warm: WarmRunner, clo
     assert started == 2
 
 
-def test_it_ends_with_the_service_however_that_ends(settings: RunnerSettings) -> None:
+def test_it_ends_with_the_service_however_that_ends(settings: Settings) -> None:
     with settings.log_path("spare").open("ab") as output:
-        waiting = start(settings, "", output.fileno())
+        waiting = start(settings, "", output.fileno(), "")
     assert waiting.stdin
     waiting.stdin.close()  # as the system does for a process that is killed
     assert waiting.wait() == 0
 
 
-def test_a_job_that_it_is_told_is_done_as_by_any_runner(
-    settings: RunnerSettings, warm: WarmRunner, tmp_path: Path
-) -> None:
+def test_a_job_that_it_is_told_is_done_as_by_any_runner(settings: Settings, warm: WarmRunner) -> None:
     write_model("llama", settings.roots[0] / "llama", tokenizer=True)
-    url = f"sqlite:///{tmp_path / 'service.db'}"
-    database = connect(url)
+    database = connect(settings.database_url)
     queue = Queue(database)
-    wish = Wish("llama", Roots(settings.roots).identify("llama")[1], "5bpw")
-    job, _ = queue.submit(wish, Person("ann", ("submit",)))
+    wish = Wish("llama", Roots(settings.roots, Catalog(database)).identify("llama")[1], "5bpw")
+    job, _ = submit(queue, wish, Person("ann", ("submit",)))
     claim = queue.claim("here")
     assert claim
     warm.take("")
     warm.keep(working=False)
     runner = warm.take("")
-    assert runner and runner.stdin
-    told = {"job": job.id, "database": url, "lease": claim.lease}
-    runner.stdin.write(json.dumps(told).encode() + b"\n")
-    runner.stdin.close()
+    assert runner
+    send_order(runner, settings, claim)
     assert runner.wait() == OVER, settings.log_path("spare").read_text() + settings.log_path(job.id).read_text()
     done = queue.get(job.id)
     assert done.state == DONE

@@ -5,30 +5,32 @@ import json
 import shutil
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from cluster.service.data.catalog import Catalog
 from cluster.service.data.database import connect
-from cluster.service.data.records import Person, Wish
-from cluster.service.queue.queue import Queue
+from cluster.service.data.records import Claim, Job, Wish
 from cluster.service.store.model_roots import Roots
 from cluster.service.store.store import Store
 from cluster.service.work.progress_events import EVERY_SECONDS, ProgressEvents
-from cluster.service.work.stages import Stages, _refuse_tokenizer_code
+from cluster.service.work.stages import End, Stages, _refuse_tokenizer_code
 from mint.analysis.analysis import read_analysis
 from mint.analysis.analyze import analyze
 from mint.analysis.cross_device import rounded
 from mint.analysis.probes.probe_file import probe_path
 from mint.core.errors import MintError
 from mint.core.progress import Progress
+from mint.model.checkpoint.manifest import PLAN_NAME
 from mint.model.source import open_source
 from mint.pipeline import cached_analysis
+from mint.plan.plan import read_plan
 from mint.run.device_kind import device_kind, joined_kinds
 from mint.run.executor import Executor, in_process, measuring_device
 from tests.worlds.executors import FunctionExecutor
+from tests.worlds.service_world import ANN, World, submit
 
 
 def test_a_tokenizer_that_needs_its_own_code_is_refused_and_its_code_never_run(
@@ -66,32 +68,59 @@ def test_a_heard_executor_still_names_all_kinds_that_it_measures_on() -> None:
     assert heard.made_by == {"unit": "node"}
 
 
-def test_an_analysis_of_a_mixed_cluster_bears_the_names_of_all_kinds_and_is_cached_under_them(
-    tmp_path: Path, llama: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    source = open_source(llama)
-    alone = analyze(source, tmp_path / "alone.mint")
-    executor = _two_kinds(dict.fromkeys(alone.measurements, "node"))
+@pytest.fixture
+def lab(tmp_path: Path, llama: Path) -> Iterator["Lab"]:
+    with closing(connect(f"sqlite:///{tmp_path / 'service.db'}")) as database:
+        yield Lab(tmp_path, llama, World(database))
+
+
+@dataclass
+class Lab:
+    """Stages of jobs for one model in this process, with a store."""
+
+    folder: Path
+    model: Path
+    world: World
+
+    def __post_init__(self) -> None:
+        self.roots = Roots([self.model.parent], self.world.catalog)
+        self.identity = self.roots.identify(self.model.name)[1]
+
+    def submit(self, budget: str = "", **options: Any) -> Job:
+        return submit(self.world.queue, Wish(self.model.name, self.identity, budget, options), ANN)[0]
+
+    def run(self, claim: Claim, cluster: str = "", max_bytes: int | None = None) -> End:
+        store = Store(self.folder / "store", self.world.catalog, max_bytes)
+        return Stages(self.world.queue, claim, store, self.roots, self.folder / "work", "here", cluster).run()
+
+    def files(self, artifact: str) -> dict[str, Path]:
+        store = Store(self.folder / "store", self.world.catalog)
+        return {file.name: store.path(file.digest) for file in self.world.catalog.get(artifact).files}
+
+
+def _offer(monkeypatch: pytest.MonkeyPatch, executor: Executor) -> None:
+    """Install a cluster whose work `executor` does."""
 
     class Offer:
         def load(self) -> object:
             @contextmanager
-            def place(address: str, model: Path, dtype: str, **_: object) -> Iterator[tuple[Path, Executor]]:
+            def opened(address: str, model: Path, dtype: str, **_: object) -> Iterator[tuple[Path, Executor]]:
                 yield model, executor
 
-            return place
+            return opened
 
     monkeypatch.setattr("mint.run.executors.entry_points", lambda group: (Offer(),))
-    with closing(connect(f"sqlite:///{tmp_path / 'service.db'}")) as database:
-        queue, catalog = Queue(database), Catalog(database)
-        roots, store = Roots([llama.parent], catalog), Store(tmp_path / "store", catalog)
-        identity = roots.identify(llama.name)[1]
-        queue.submit(Wish(llama.name, identity, "", {"probe": True}), Person("ann", ("submit",)))
-        claim = queue.claim("here")
-        assert claim is not None
-        end = Stages(queue, claim, store, roots, tmp_path / "work", "here", cluster="10.0.0.1").run()
-        stored = {file.name: store.path(file.digest) for file in catalog.get(end.artifact).files}
-        events = queue.events(claim.job.id)
+
+
+def test_an_analysis_of_a_mixed_cluster_bears_the_names_of_all_kinds_and_is_cached_under_them(
+    tmp_path: Path, lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = open_source(lab.model)
+    alone = analyze(source, tmp_path / "alone.mint")
+    _offer(monkeypatch, _two_kinds(dict.fromkeys(alone.measurements, "node")))
+    job = lab.submit(probe=True)
+    stored = lab.files(lab.run(lab.world.claim(), "10.0.0.1").artifact)
+    events = lab.world.queue.events(job.id)
     path = cached_analysis(source, device=_BOTH)
     analysis = read_analysis(path)
     assert analysis.device == _BOTH
@@ -103,6 +132,21 @@ def test_an_analysis_of_a_mixed_cluster_bears_the_names_of_all_kinds_and_is_cach
     }
     hosts = {host["host"] for event in events if event.kind == "progress" for host in event.body["hosts"]}
     assert hosts == {"node"}
+
+
+def test_a_job_whose_cluster_grows_between_two_attempts_makes_its_plan_from_the_new_analysis(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lab.submit("5bpw")
+    claim = lab.world.claim()
+    with pytest.raises(MintError, match="the service stores at most 10 B"):  # after its plan
+        lab.run(claim, max_bytes=10)
+    lab.world.queue.release(claim, "")
+    _offer(monkeypatch, _two_kinds({}))
+    end = lab.run(lab.world.claim(), "10.0.0.1")
+    plan = read_plan(lab.files(end.artifact)[PLAN_NAME])
+    analysis = read_analysis(lab.files(str(end.result["analysis"]))["analysis.mint"])
+    assert (plan.analysis, plan.device) == (analysis.digest, _BOTH)
 
 
 _BOTH = joined_kinds([device_kind(), "gpu Other"])

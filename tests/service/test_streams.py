@@ -16,6 +16,7 @@ from cluster.service.http.error_answers import ApiError
 from cluster.service.http.sse import EventFanout, EventStream, always, frame
 from cluster.service.queue.queue import Queue
 from tests.worlds.served import WAY, Served, served
+from tests.worlds.service_world import submit
 
 PING = b": still there\n\n"
 ANN = Person("ann", ("submit",))
@@ -29,7 +30,7 @@ def queue(tmp_path: Path) -> Iterator[Queue]:
 
 
 def _job(queue: Queue, identity: str = "one") -> Claim:
-    queue.submit(Wish("m", identity), ANN)
+    submit(queue, Wish("m", identity), ANN)
     claim = queue.claim("here")
     assert claim is not None
     return claim

@@ -12,6 +12,7 @@ from cluster.service.data.records import Artifact, Claim, Job, Person, Quota, St
 from cluster.service.data.states import ACTIVE, DONE, FINAL, INVENTORY, QUEUED, can_become
 from cluster.service.data.tables import events, jobs, metadata, watchers
 from cluster.service.queue.queue import ATTEMPTS, Queue
+from mint.core.sizes import parse_budget
 
 ANN, BOB, EVE = (Person(name, ("submit",)) for name in ("ann", "bob", "eve"))
 ADMIN = Person("root", ("admin",))
@@ -37,7 +38,7 @@ class World:
 
     def submit(self, by: Person = ANN, identity: str = "one", priority: int = 0, **fields: Any) -> Job:
         """Submit a wish."""
-        return self.queue.submit(wish(identity, **fields), by, priority)[0]
+        return submit(self.queue, wish(identity, **fields), by, priority)[0]
 
     def claim(self) -> Claim:
         """Claim the next job, which must exist."""
@@ -53,6 +54,13 @@ class World:
             self.queue.advance(claim, state)
         self.queue.advance(claim, DONE, artifact=result.digest)
         return result
+
+
+def submit(queue: Queue, wish: Wish, by: Person, priority: int = 0) -> tuple[Job, bool]:
+    """The job for a wish whose result takes at most its budget, if that is one of bytes; and whether it is new."""
+    budget = parse_budget(wish.budget) if wish.budget else None
+    most_bytes = int(budget.number) if budget and budget.unit == "B" else 0
+    return queue.submit([(wish, most_bytes)], by, priority)[0]
 
 
 def wish(identity: str = "one", budget: str = "", options: Mapping[str, Any] | None = None) -> Wish:

@@ -12,21 +12,15 @@ from sqlalchemy import Connection, Row, case, func, select
 from sqlalchemy.dialects.postgresql import insert as insert_postgresql
 from sqlalchemy.dialects.sqlite import insert as insert_sqlite
 
-from cluster.service.data.records import Person, Quota, Wish
+from cluster.service.data.records import Person, Quota
 from cluster.service.data.states import DONE
 from cluster.service.data.tables import artifacts, jobs, people, watchers
 from cluster.service.errors import QuotaExceededError
-from mint.core.sizes import format_size, parse_budget
+from mint.core.sizes import format_size
 
 _RECENT = 20  # jobs that give the usual time of a job
 _UNKNOWN_SECONDS = 60.0  # the usual time before the first job is done
 _SHORTEST, _LONGEST = 5, 3600  # limits of `retry_after`, seconds
-
-
-def expected_bytes(wish: Wish) -> int:
-    """An upper bound of the result's bytes, from the budget alone; 0 if it depends on the model."""
-    budget = parse_budget(wish.budget) if wish.budget else None
-    return int(budget.number) if budget and budget.unit == "B" else 0
 
 
 def save(connection: Connection, name: str, quota: Quota) -> None:

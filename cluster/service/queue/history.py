@@ -26,10 +26,11 @@ def append(connection: Connection, job: Row[Any], now: float, kind: str, body: M
     return Event(job.id, job.last_seq, now, kind, dict(body))
 
 
-def append_state(connection: Connection, job: Row[Any], now: float) -> Event:
+def append_state(connection: Connection, job: Row[Any], now: float) -> None:
     """Save the state of a job as an event."""
-    body = {"state": job.state, "reason": job.reason, "host": job.host, "attempts": job.attempts}
-    return append(connection, job, now, "state", body)
+    append(
+        connection, job, now, "state", {name: getattr(job, name) for name in ("state", "reason", "host", "attempts")}
+    )
 
 
 def read(connection: Connection, job: Row[Any], after: int, limit: int) -> list[Event]:
@@ -39,14 +40,10 @@ def read(connection: Connection, job: Row[Any], after: int, limit: int) -> list[
     return [Event(job.id, row.seq, row.at, row.kind, row.body) for row in rows]
 
 
-def untrimmed(connection: Connection, before: float) -> list[int]:
-    """The numbers of some jobs that ended before a time and have more than their last event."""
+def trim(connection: Connection, before: float) -> int:
+    """Remove all but the last event of some jobs that ended before a time; return the number of removed events."""
     has_more = exists().where(events.c.job == jobs.c.number, events.c.seq < jobs.c.last_seq)
-    statement = select(jobs.c.number).where(jobs.c.finished_at < before, has_more).limit(_BATCH)
-    return list(connection.execute(statement).scalars())
-
-
-def trim(connection: Connection, numbers: list[int]) -> int:
-    """Remove all events of some jobs except the last; return the number of removed events."""
+    some = select(jobs.c.number).where(jobs.c.finished_at < before, has_more).limit(_BATCH)
+    numbers = connection.execute(some).scalars().all()
     last = select(jobs.c.last_seq).where(jobs.c.number == events.c.job).scalar_subquery()
     return connection.execute(delete(events).where(events.c.job.in_(numbers), events.c.seq < last)).rowcount

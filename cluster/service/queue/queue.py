@@ -9,9 +9,11 @@ import secrets
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields
+from types import MappingProxyType
 from typing import Any
 
-from sqlalchemy import Connection, Row, exists, func, insert, or_, select, update
+from sqlalchemy import ColumnElement, Connection, Row, exists, func, insert, or_, select, update
 
 from cluster.service.data import quotas
 from cluster.service.data.database import Database
@@ -24,6 +26,7 @@ from cluster.service.queue.fairness import count_turn, next_queued
 
 LEASE_SECONDS = 20.0
 ATTEMPTS = 3
+_COPIED = tuple(field.name for field in fields(Job) if field.name in jobs.c)
 _Row = Row[tuple[Any, ...]]
 
 
@@ -40,34 +43,28 @@ class Queue:
 
     # for clients
 
-    def submit(
-        self, wish: Wish, by: Person, priority: int = 0, *, expected_bytes: int | None = None
-    ) -> tuple[Job, bool]:
-        """The job for a wish, and true if it is new; otherwise it waits, runs, or is done and still stored.
+    def submit(self, wishes: Sequence[tuple[Wish, int]], by: Person, priority: int = 0) -> list[tuple[Job, bool]]:
+        """The job for each wish, and true if it is new; an older one waits, runs, or is done and still stored.
 
-        `expected_bytes` is an upper bound of the result, if the caller knows a better one than the budget. Raises
+        A wish comes with an upper bound of its result's bytes. All wishes are accepted, or none: raises
         `QuotaExceededError`.
         """
-        expected = quotas.expected_bytes(wish) if expected_bytes is None else expected_bytes
-        return self.submit_all([(wish, expected)], by, priority)[0]
-
-    def submit_all(self, wishes: Sequence[tuple[Wish, int]], by: Person, priority: int = 0) -> list[tuple[Job, bool]]:
-        """Submit several wishes, each with an upper bound of its result, all or none."""
         with self._database.write() as connection:
             quotas.save(connection, by.name, by.quota)
-            answers = [self._submit(connection, wish, expected, by, priority) for wish, expected in wishes]
+            answers = [self._submit(connection, wish, most_bytes, by, priority) for wish, most_bytes in wishes]
         self.submitted.set()
         return answers
 
-    def _submit(self, connection: Connection, wish: Wish, expected: int, by: Person, priority: int) -> tuple[Job, bool]:
+    def _submit(self, connection: Connection, wish: Wish, most: int, by: Person, priority: int) -> tuple[Job, bool]:
         now = self._clock()
         row = _shared(connection, wish.key)
         is_new, is_done = row is None, row is not None and row.state == DONE
-        if row is None or not subscriptions.wants(connection, row.number, by.name):
-            nbytes = _stored_bytes(connection, row.artifact) if row is not None and is_done else expected
+        if row is None or by.name not in subscriptions.names(connection, [row.number]).get(row.number, ()):
+            size = select(artifacts.c.nbytes).where(artifacts.c.digest == row.artifact) if row and is_done else None
+            nbytes = most if size is None else connection.execute(size).scalar_one()
             quotas.check(connection, by, nbytes, now, unfinished=not is_done)
         if row is None:
-            row = _insert(connection, wish, by, priority, expected, now)
+            row = _insert(connection, wish, by, priority, most, now)
         subscriptions.add(connection, row.number, by.name, priority)
         if is_done:
             connection.execute(update(artifacts).where(artifacts.c.digest == row.artifact).values(used_at=now))
@@ -96,7 +93,7 @@ class Queue:
     def get(self, id: str) -> Job:
         """One job; raises `NotFoundError`."""
         with self._database.read() as connection:
-            return _records(connection, [_row(connection, id)])[0]
+            return _jobs(connection, [_row(connection, id)])[0]
 
     def find(
         self,
@@ -122,7 +119,7 @@ class Queue:
         with self._database.read() as connection:
             if before is not None:
                 statement = statement.where(jobs.c.number < _row(connection, before).number)
-            return _records(connection, connection.execute(statement).all())
+            return _jobs(connection, connection.execute(statement).all())
 
     def events(self, id: str, after: int = 0, limit: int = 1000) -> list[Event]:
         """The events of a job after number `after`, in order; raises `NotFoundError`."""
@@ -132,14 +129,12 @@ class Queue:
     def last_seqs(self, ids: Sequence[str]) -> dict[str, int]:
         """The number of the last event of each job, without missing jobs."""
         statement = select(jobs.c.id, jobs.c.last_seq).where(jobs.c.id.in_(ids))
-        with self._database.read() as connection:
-            return {row.id: row.last_seq for row in connection.execute(statement)}
+        return {row.id: row.last_seq for row in self._database.rows(statement)}
 
     def counts(self) -> dict[str, int]:
         """The number of jobs in each state."""
         statement = select(jobs.c.state, func.count().label("many")).group_by(jobs.c.state)
-        with self._database.read() as connection:
-            counts = {row.state: row.many for row in connection.execute(statement)}
+        counts = {row.state: row.many for row in self._database.rows(statement)}
         return {state: counts.get(state, 0) for state in (QUEUED, *ACTIVE, BLOCKED, *FINAL)}
 
     # for runners and the supervisor
@@ -185,25 +180,20 @@ class Queue:
         state: str,
         *,
         reason: str = "",
-        needed_bytes: int | None = None,
+        needed_bytes: int = 0,
         artifact: str = "",
-        result: Mapping[str, Any] | None = None,
-    ) -> Event:
+        result: Mapping[str, Any] = MappingProxyType({}),
+    ) -> None:
         """Move a job to its next stage, or to its end, which ends the lease; raises `LeaseLostError`.
 
-        Use `release` and `block` to stop before the end.
+        Empty values change nothing. Use `release` and `block` to stop before the end.
         """
         if state not in (*ACTIVE, *FINAL):
             raise ValueError(f"a job is not advanced to {state!r}")
-        given = {
-            "reason": reason or None,
-            "needed_bytes": needed_bytes,
-            "artifact": artifact or None,
-            "result": None if result is None else dict(result),
-        }
-        values = {name: value for name, value in given.items() if value is not None}
+        values = {"reason": reason, "needed_bytes": needed_bytes, "artifact": artifact, "result": dict(result)}
         with self._database.write() as connection:
-            return self._move(connection, self._leased(connection, claim), state, **values)
+            row = self._leased(connection, claim)
+            self._move(connection, row, state, **{name: value for name, value in values.items() if value})
 
     def reserve(self, claim: Claim, nbytes: int, shortage: Callable[[int], str]) -> str:
         """Reserve space in the store for a job until its end, unless there is a `shortage`; return the shortage.
@@ -224,18 +214,22 @@ class Queue:
 
     def expected_bytes(self) -> int:
         """Bytes that unfinished jobs still store, without blocked jobs and jobs that do not know it yet."""
+        total = select(func.coalesce(func.sum(jobs.c.needed_bytes), 0))
         is_open = jobs.c.finished_at.is_(None) & (jobs.c.state != BLOCKED)
-        with self._database.read() as connection:
-            total = select(func.coalesce(func.sum(jobs.c.needed_bytes), 0)).where(is_open)
-            return int(connection.execute(total).scalar_one())
+        return int(self._database.rows(total.where(is_open))[0][0])
 
-    def release(self, claim: Claim, reason: str) -> None:
+    def release(self, claim: Claim, reason: str, *, state: str = QUEUED) -> None:
         """Return a job to the queue without counting this attempt; raises `LeaseLostError`."""
-        self._give_back(claim, QUEUED, reason)
+        with self._database.write() as connection:
+            row = self._leased(connection, claim)
+            if row.cancel_wanted:
+                self._move(connection, row, CANCELLED)
+            else:
+                self._move(connection, row, state, reason=reason, attempts=row.attempts - 1)
 
     def block(self, claim: Claim, reason: str) -> None:
         """Block a job until `unblock`, without counting this attempt; raises `LeaseLostError`."""
-        self._give_back(claim, BLOCKED, reason)
+        self.release(claim, reason, state=BLOCKED)
 
     def unblock(self, id: str) -> Job:
         """Return a blocked job to the queue; other jobs stay unchanged."""
@@ -265,17 +259,12 @@ class Queue:
 
     def trim(self, before: float) -> int:
         """Remove all but the last event of some jobs that ended before a time; return the number of events."""
-        with self._database.read() as connection:
-            numbers = history.untrimmed(connection, before)
-        if not numbers:
-            return 0
         with self._database.write() as connection:
-            return history.trim(connection, numbers)
+            return history.trim(connection, before)
 
-    def _any(self, condition: Any) -> bool:
+    def _any(self, condition: ColumnElement[bool]) -> bool:
         """True if there is such a job. A cheap read that saves frequent callers a write transaction."""
-        with self._database.read() as connection:
-            return connection.execute(select(jobs.c.number).where(condition).limit(1)).one_or_none() is not None
+        return bool(self._database.rows(select(jobs.c.number).where(condition).limit(1)))
 
     def _leased(self, connection: Connection, claim: Claim) -> _Row:
         statement = select(jobs).where(jobs.c.id == claim.job.id, jobs.c.lease == claim.lease)
@@ -284,14 +273,6 @@ class Queue:
             raise LeaseLostError(f"the lease of job {claim.job.id} expired or was taken back; its runner must stop")
         return row
 
-    def _give_back(self, claim: Claim, state: str, reason: str) -> None:
-        with self._database.write() as connection:
-            row = self._leased(connection, claim)
-            if row.cancel_wanted:
-                self._move(connection, row, CANCELLED)
-            else:
-                self._move(connection, row, state, reason=reason, attempts=row.attempts - 1)
-
     def _lose(self, connection: Connection, row: _Row, cause: str) -> None:
         if row.cancel_wanted:
             self._move(connection, row, CANCELLED)
@@ -299,7 +280,7 @@ class Queue:
         reason = f"the runner on {row.host} was lost while {row.state}: {cause} (attempt {row.attempts} of {ATTEMPTS})"
         self._move(connection, row, QUEUED if row.attempts < ATTEMPTS else FAILED, reason=reason)
 
-    def _move(self, connection: Connection, row: _Row, state: str, **values: Any) -> Event:
+    def _move(self, connection: Connection, row: _Row, state: str, **values: Any) -> None:
         """Change the state of a job and save the event; the only method that does."""
         if not can_become(row.state, state):
             raise ValueError(f"job {row.id} is {row.state}: it cannot become {state}")
@@ -309,26 +290,20 @@ class Queue:
             values["finished_at"] = self._clock()
         if state == DONE:
             values["reason"] = ""
-        if "reason" in values:
-            values["reason"] = _storable(values["reason"])
+        if reason := values.get("reason"):
+            # databases reject NUL and lone surrogates, which file names may contain
+            values["reason"] = reason.replace("\0", "\N{REPLACEMENT CHARACTER}").encode("utf-8", "replace").decode()
         values |= {"state": state, "last_seq": row.last_seq + 1}
         change = update(jobs).where(jobs.c.number == row.number).values(values)
         row = connection.execute(change.returning(*jobs.c)).one()
-        return history.append_state(connection, row, self._clock())
+        history.append_state(connection, row, self._clock())
 
 
-def _storable(text: str) -> str:
-    """The text without NUL and lone surrogates, which file names may contain and databases reject."""
-    return text.replace("\0", "\N{REPLACEMENT CHARACTER}").encode("utf-8", "replace").decode()
-
-
-def _insert(connection: Connection, wish: Wish, by: Person, priority: int, expected: int, now: float) -> _Row:
+def _insert(connection: Connection, wish: Wish, by: Person, priority: int, most: int, now: float) -> _Row:
     values = {
         "id": secrets.token_hex(8), "model": wish.model, "identity": wish.identity, "budget": wish.budget,
         "options": dict(wish.options), "wish_key": wish.key, "analysis_key": wish.analysis_key, "state": QUEUED,
-        "reason": "", "owner": by.name, "priority": priority, "attempts": 0, "created_at": now, "host": "",
-        "last_seq": 1, "expected_bytes": expected, "needed_bytes": 0, "artifact": "", "result": {},
-        "cancel_wanted": False,
+        "owner": by.name, "priority": priority, "created_at": now, "expected_bytes": most,
     }  # fmt: skip
     row = connection.execute(insert(jobs).values(values).returning(*jobs.c)).one()
     history.append_state(connection, row, now)
@@ -348,10 +323,6 @@ def _reserved(connection: Connection) -> int:
     return int(connection.execute(total).scalar_one())
 
 
-def _stored_bytes(connection: Connection, digest: str) -> int:
-    return int(connection.execute(select(artifacts.c.nbytes).where(artifacts.c.digest == digest)).scalar_one())
-
-
 def _row(connection: Connection, id: str) -> _Row:
     row = connection.execute(select(jobs).where(jobs.c.id == id)).one_or_none()
     if row is None:
@@ -360,18 +331,16 @@ def _row(connection: Connection, id: str) -> _Row:
 
 
 def _read(connection: Connection, number: int) -> Job:
-    return _records(connection, [connection.execute(select(jobs).where(jobs.c.number == number)).one()])[0]
+    return _jobs(connection, [connection.execute(select(jobs).where(jobs.c.number == number)).one()])[0]
 
 
-def _records(connection: Connection, rows: Sequence[_Row]) -> list[Job]:
+def _jobs(connection: Connection, rows: Sequence[_Row]) -> list[Job]:
     names = subscriptions.names(connection, [row.number for row in rows])
-    return [_job(row, names.get(row.number, ())) for row in rows]
-
-
-def _job(row: _Row, names: tuple[str, ...]) -> Job:
-    wish = Wish(row.model, row.identity, row.budget, row.options)
-    return Job(
-        row.id, wish, row.state, row.reason, row.owner, names, row.priority, row.attempts, row.created_at,
-        row.started_at, row.finished_at, row.host, row.last_seq, row.needed_bytes, row.artifact, row.result,
-        row.cancel_wanted,
-    )  # fmt: skip
+    return [
+        Job(
+            wish=Wish(row.model, row.identity, row.budget, row.options),
+            watchers=names.get(row.number, ()),
+            **{name: getattr(row, name) for name in _COPIED},
+        )
+        for row in rows
+    ]

@@ -18,23 +18,16 @@ def names(connection: Connection, numbers: Sequence[int]) -> dict[int, tuple[str
     return by_job
 
 
-def wants(connection: Connection, job: int, name: str) -> bool:
-    """True if a person wants a job."""
-    return name in names(connection, [job]).get(job, ())
-
-
 def add(connection: Connection, job: int, name: str, priority: int) -> None:
     """Add a person to the watchers of a job, which gets the highest priority of all watchers."""
     own = (watchers.c.job == job, watchers.c.name == name)
     row = connection.execute(select(watchers).where(*own)).one_or_none()
     last = connection.execute(select(func.max(watchers.c.position)).where(watchers.c.job == job)).scalar_one()
-    values = {"position": (last or 0) + 1, "priority": priority, "wants": True}
-    if row is None:
-        connection.execute(insert(watchers).values(job=job, name=name, **values))
-    elif row.wants:
-        connection.execute(update(watchers).where(*own).values(priority=max(priority, row.priority)))
+    change = update(watchers).where(*own) if row else insert(watchers).values(job=job, name=name)
+    if row and row.wants:
+        connection.execute(change.values(priority=max(priority, row.priority)))
     else:
-        connection.execute(update(watchers).where(*own).values(values))
+        connection.execute(change.values(position=(last or 0) + 1, priority=priority, wants=True))
     _update_owner(connection, job)
 
 

@@ -11,7 +11,7 @@ import json
 import os
 import stat
 import unicodedata
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -34,7 +34,7 @@ class Roots:
     Names resolve at once: a model that is missing from the cache is not downloaded here.
     """
 
-    def __init__(self, folders: Sequence[Path], catalog: Catalog | None = None, *, allow_hub: bool = False) -> None:
+    def __init__(self, folders: Sequence[Path], catalog: Catalog, *, allow_hub: bool = False) -> None:
         self._folders = [Path(folder).resolve() for folder in folders]
         self._catalog = catalog
         self._allow_hub = allow_hub
@@ -44,11 +44,34 @@ class Roots:
 
     def names(self) -> list[str]:
         """The models below the roots, by name."""
-        return sorted({name for folder in self._folders for name in _below(folder, folder, self._confined, set())})
+        return sorted({name for folder in self._folders for name in self._below(folder, folder, set())})
+
+    def _below(self, root: Path, folder: Path, seen: set[Path]) -> Iterator[str]:
+        """The names of the models in a folder and below it; visits each folder once, and no folder of a model."""
+        real = self._confined(folder)
+        if real is None or real in seen:
+            return
+        seen.add(real)
+        try:
+            entries = sorted(os.scandir(folder), key=lambda entry: os.fsencode(entry.name))
+        except OSError:
+            return
+        name = folder.relative_to(root)
+        if folder != root and any(entry.name == _CONFIG for entry in entries):
+            if next(folder.glob(PATTERN), None):
+                yield name.as_posix()
+        elif len(name.parts) < _MOST_LEVELS:
+            for entry in entries:
+                if not entry.name.startswith(".") and entry.is_dir() and _is_name(entry.name):
+                    yield from self._below(root, Path(entry.path), seen)
 
     def resolve(self, name: str) -> Path:
         """The folder of the model `name`, with all links followed; raises `MintError`."""
-        _check_name(name)
+        if not _is_name(name):
+            raise MintError(
+                f"{_shown(name[:80])} is no name of a model; needed: a folder below one of the service's roots, such "
+                "as Qwen3-8B or mlx/Qwen3-8B"
+            )
         for folder in self._folders:
             for spelling in dict.fromkeys([name, *(unicodedata.normalize(form, name) for form in ("NFC", "NFD"))]):
                 path = self._confined(folder / spelling)
@@ -71,16 +94,14 @@ class Roots:
         path = self.resolve(name)
         stamp = self._stamp(path)
         _refuse_code(path)
-        cached_identity = self._catalog.identity(name, stamp) if self._catalog else ""
-        if cached_identity:
+        if cached_identity := self._catalog.identity(name, stamp):
             return path, cached_identity
         try:
             new_identity = identity(read_shards(path), (path / _CONFIG).read_bytes())
         except OSError as error:
             raise MintError(f"the model {name!r} cannot be read: {error.strerror}; check its files") from error
-        if self._catalog:
-            with suppress(DatabaseUnavailableError):  # the next call computes it again
-                self._catalog.save_identity(name, stamp, new_identity)
+        with suppress(DatabaseUnavailableError):  # the next call computes it again
+            self._catalog.save_identity(name, stamp, new_identity)
         return path, new_identity
 
     def _stamp(self, path: Path) -> str:
@@ -122,60 +143,20 @@ class Roots:
         return f"needed: one of {', '.join(names[:_MOST_SHOWN])}{', ...' if len(names) > _MOST_SHOWN else ''}"
 
 
-def _check_name(name: str) -> None:
-    parts = name.split("/")
-    is_bad = (
-        not name
-        or len(name) > _MOST_CHARACTERS
-        or any(part in ("", ".", "..") for part in parts)
-        or "\\" in name
-        or any(unicodedata.category(character) in ("Cc", "Cs") for character in name)
-        or Path(name).is_absolute()
-    )
-    if is_bad:
-        raise MintError(
-            f"{_shown(name[:80])} is no name of a model; needed: a folder below one of the service's roots, such as "
-            "Qwen3-8B or mlx/Qwen3-8B"
-        )
-
-
-def _below(root: Path, folder: Path, confined: Callable[[Path], Path | None], seen: set[Path]) -> Iterator[str]:
-    """The names of the models in a folder and below it; visits each folder once, and no folder of a model."""
-    real = confined(folder)
-    if real is None or real in seen:
-        return
-    seen.add(real)
-    try:
-        entries = sorted(os.scandir(folder), key=lambda entry: os.fsencode(entry.name))
-    except OSError:
-        return
-    names = {entry.name for entry in entries}
-    name = folder.relative_to(root).as_posix()
-    if _CONFIG in names and name != ".":
-        if next(folder.glob(PATTERN), None):
-            yield name
-        return
-    if len(folder.relative_to(root).parts) >= _MOST_LEVELS:
-        return
-    for entry in entries:
-        if not entry.name.startswith(".") and entry.is_dir() and _is_name(entry.name):
-            yield from _below(root, Path(entry.path), confined, seen)
-
-
 def _is_name(name: str) -> bool:
-    try:
-        _check_name(name)
-    except MintError:
-        return False
-    return True
+    return (
+        0 < len(name) <= _MOST_CHARACTERS
+        and not any(part in ("", ".", "..") for part in name.split("/"))
+        and "\\" not in name
+        and not any(unicodedata.category(character) in ("Cc", "Cs") for character in name)
+        and not Path(name).is_absolute()
+    )
 
 
 def _refuse_code(path: Path) -> None:
     file = path / _CONFIG
-    if file.stat().st_size > _MOST_CONFIG_BYTES:
-        raise MintError(
-            f"{path.name}: its {_CONFIG} has {file.stat().st_size} bytes; needed: at most {_MOST_CONFIG_BYTES}"
-        )
+    if (size := file.stat().st_size) > _MOST_CONFIG_BYTES:
+        raise MintError(f"{path.name}: its {_CONFIG} has {size} bytes; needed: at most {_MOST_CONFIG_BYTES}")
     try:
         config = json.loads(file.read_bytes())
     except (ValueError, RecursionError) as error:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.service.data.records import Claim
-from cluster.service.data.states import ANALYZING, ASSEMBLING, DONE, PROBING, SOLVING, VERIFYING
+from cluster.service.data.states import ANALYZING, ASSEMBLING, PROBING, SOLVING, VERIFYING
 from cluster.service.errors import DatabaseUnavailableError, NotFoundError
 from cluster.service.queue.queue import Queue
 from cluster.service.recipe_of_wish import budget_of, recipe_of
@@ -43,8 +43,8 @@ from mint.run.executor import measuring_device
 from mint.run.executors import executing
 
 _REUSED = 4  # earlier results of the model are looked into, the last made first
+_REUSED_FOLDER = "earlier"
 _MARGIN_BYTES = 1 << 20  # of config, card, plan and manifest
-_MAY_NAME_CODE = ("tokenizer_config.json", "config.json")
 _NOT_IN_RESULT = ("output", "analysis")  # paths on this machine
 _STATES = {
     pipeline.ANALYZE: ANALYZING,
@@ -57,11 +57,10 @@ _STATES = {
 
 @dataclass(frozen=True, slots=True)
 class End:
-    """The end of a job: its last state, and its artifact."""
+    """The artifact of a job that is done, by its digest, and the figures of the result."""
 
     artifact: str
     result: Mapping[str, Any]
-    state: str = DONE
 
 
 @dataclass
@@ -83,34 +82,40 @@ class Stages(pipeline.Hooks):
         self._recipe = recipe = recipe_of(budget, wish.options)
         if budget:
             stock()  # imports mlx_lm while this process works
-        events = ProgressEvents(self._tell, self.host)
-        folder = self._identified()
-        self.work.mkdir(parents=True, exist_ok=True)
+        events = ProgressEvents(self._emit, self.host)
+        model = self._identified()
         with ExitStack() as self._nodes:
-            place = executing(self.cluster, folder, recipe.dtype, on_note=self._note)
-            view, executor = self._nodes.enter_context(place)
+            opening = executing(self.cluster, model, recipe.dtype, on_note=self._note)
+            view, executor = self._nodes.enter_context(opening)
+            self._executor = events.counting(executor)
             self._source = open_source(view, dtype=recipe.dtype)
             self._insist_on(self._source.identity)
-            _refuse_tokenizer_code(folder)
-            self._executor = events.counting(executor)
+            _refuse_tokenizer_code(model)
+            self._folder = self._make_folder()
             results = pipeline.run(
                 self._source,
                 recipe,
-                [Target(self._output, budget, self._folder / "plan.json")] if budget else [],
+                [Target(self._folder / OUTPUT, budget, self._folder / "plan.json")] if budget else [],
                 executor=self._executor,
                 hooks=self,
                 on_progress=events.on_progress,
             )
-        return self._end(results)
+        result = results[0] if results else None
+        seconds = result.seconds if result else self._measured.seconds
+        figures = {
+            **(_figures(result) if result else {}),
+            "analysis": self._analysis.digest,
+            "seconds": round(sum(seconds.values()), 3),
+            "stage_seconds": {_STATES[name]: duration for name, duration in seconds.items()},
+        }
+        return End((self._model if result else self._analysis).digest, figures)
 
-    def _end(self, results: Sequence[Quantized]) -> End:
-        stored = {"analysis": self._analysis.digest}
-        if not results:
-            return End(self._analysis.digest, {**stored, **_seconds(self._measured.seconds)})
-        (result,) = results
-        record = {name: value for name, value in quantized_record(result).items() if name not in _NOT_IN_RESULT}
-        units = {"reused_units": result.reused_units}
-        return End(self._model.digest, {**_finite(record), **units, **stored, **_seconds(result.seconds)})
+    def _make_folder(self) -> Path:
+        """The folder of these versions on these devices; attempts of others cannot be resumed."""
+        made_by = json.dumps([device_kind(), measuring_device(self._executor), versions()], sort_keys=True)
+        folder = self.work / hashlib.sha256(made_by.encode()).hexdigest()[:12]
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
 
     # the model
 
@@ -134,12 +139,12 @@ class Stages(pipeline.Hooks):
         """Tells the queue; takes room for what is assembled; probes of one model are made one after the other."""
         if name == pipeline.VERIFY:
             self._nodes.close()  # the other machines are free from here on
-        needed = plan.planned_bytes + _copied_bytes(self._source.folder) + _MARGIN_BYTES if plan else None
+        needed = plan.planned_bytes + _copied_bytes(self._source.folder) + _MARGIN_BYTES if plan else 0
         retry_while_leased(lambda: self.queue.advance(self.claim, _STATES[name], needed_bytes=needed))
         if needed:
             self._need_room(needed)
-        beside = cached_analysis(self._source, device=measuring_device(self._executor))
-        with in_turn(beside.with_name(beside.name + ".turn")) if name == pipeline.PROBE else nullcontext():
+        analysis = cached_analysis(self._source, device=measuring_device(self._executor))
+        with in_turn(analysis.with_name(analysis.name + ".turn")) if name == pipeline.PROBE else nullcontext():
             yield
 
     def measured(self, measured: Measured) -> None:
@@ -152,16 +157,17 @@ class Stages(pipeline.Hooks):
 
     def earlier(self) -> Sequence[Path]:
         """Folders with earlier results of the model, as views that stay whole whatever is evicted."""
-        shutil.rmtree(self._reused, ignore_errors=True)
+        reused = self._folder / _REUSED_FOLDER
+        shutil.rmtree(reused, ignore_errors=True)
         if not ROUNDINGS[self._recipe.rounding].is_reusable:
             return ()
         folders = []
         for artifact in self.store.catalog.find(kind="model", identity=self.claim.job.wish.identity, limit=_REUSED):
-            folder = self._reused / artifact.digest[:16]
+            folder = reused / artifact.digest[:16]
             try:
                 self.store.link_out(artifact, folder)
             except NotFoundError:
-                continue  # it made room for others just now
+                continue  # it was evicted just now
             folders.append(folder)
         return folders
 
@@ -169,7 +175,7 @@ class Stages(pipeline.Hooks):
         """Notes what was copied, and drops the views."""
         if reuse.units:
             self._note(f"{reuse.units} units ({format_size(reuse.nbytes)}) were taken from earlier results")
-        shutil.rmtree(self._reused, ignore_errors=True)
+        shutil.rmtree(self._folder / _REUSED_FOLDER, ignore_errors=True)
 
     def verified(self, output: Path, manifest: Manifest) -> None:
         """Puts the model into the store."""
@@ -188,50 +194,29 @@ class Stages(pipeline.Hooks):
         written = written_bytes(self._folder)
         reserve_space(self.queue, self.claim, self.store, needed, self.work, written=written)
 
-    # where things lie
-
-    @property
-    def _folder(self) -> Path:
-        """The folder of these versions on this device; attempts of others cannot be resumed."""
-        made_by = json.dumps([device_kind(), versions()], sort_keys=True)
-        folder = self.work / hashlib.sha256(made_by.encode()).hexdigest()[:12]
-        folder.mkdir(exist_ok=True)
-        return folder
-
-    @property
-    def _output(self) -> Path:
-        return self._folder / OUTPUT
-
-    @property
-    def _reused(self) -> Path:
-        return self._folder / "earlier"
-
     # events
 
-    def _tell(self, kind: str, body: Mapping[str, Any]) -> None:
+    def _emit(self, kind: str, body: Mapping[str, Any]) -> None:
         try:
             self.queue.emit(self.claim, kind, body)
         except DatabaseUnavailableError as error:  # a figure is lost; the lease keeper decides whether to go on
             log.warning("event.not_written", reason=str(error))
 
     def _note(self, text: str) -> None:
-        self._tell("note", {"message": text})
+        self._emit("note", {"message": text})
 
 
-def _seconds(seconds: Mapping[str, float]) -> dict[str, Any]:
-    """The seconds of all stages and of each, by state."""
-    return {
-        "seconds": round(sum(seconds.values()), 3),
-        "stage_seconds": {_STATES[name]: each for name, each in seconds.items()},
-    }
+def _figures(result: Quantized) -> dict[str, Any]:
+    record = {name: value for name, value in quantized_record(result).items() if name not in _NOT_IN_RESULT}
+    return {**_finite(record), "reused_units": result.reused_units}
 
 
 def _finite(value: Any) -> Any:
     """The same without infinities and NaN, which JSON cannot say."""
     if isinstance(value, Mapping):
-        return {name: _finite(each) for name, each in value.items()}
+        return {name: _finite(item) for name, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(each) for each in value]
+        return [_finite(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
@@ -241,10 +226,9 @@ def _copied_bytes(folder: Path) -> int:
 
 def _refuse_tokenizer_code(folder: Path) -> None:
     """Raise `MintError` for a tokenizer that cannot be loaded without running code that the model brings."""
-    if not has_tokenizer(folder):
-        return
-    named = [json.loads(file.read_text()) for file in map(folder.joinpath, _MAY_NAME_CODE) if file.exists()]
-    if not any(isinstance(each, dict) and "auto_map" in each for each in named):
+    files = [path for name in ("tokenizer_config.json", "config.json") if (path := folder / name).exists()]
+    configs = [json.loads(path.read_text()) for path in files]
+    if not has_tokenizer(folder) or not any(isinstance(config, dict) and "auto_map" in config for config in configs):
         return
     try:
         read_tokenizer(folder)

@@ -6,7 +6,6 @@ dead runners, expire leases, end cancelled runners, requeue blocked jobs that no
 remove the folders of finished jobs, and now and then the events and logs of jobs that ended long ago.
 """
 
-import json
 import os
 import shutil
 import signal
@@ -17,7 +16,6 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
 
 from cluster.service.data.records import Claim, Job
 from cluster.service.data.states import ACTIVE, BLOCKED, FINAL
@@ -29,8 +27,8 @@ from cluster.service.settings import Settings
 from cluster.service.store.reservation import written_bytes
 from cluster.service.store.store import RESERVE_BYTES, Store
 from cluster.service.work.folder_lock import holder
-from cluster.service.work.runner import DISK, RunnerSettings, is_full
-from cluster.service.work.warm_runner import WarmRunner, start
+from cluster.service.work.runner import DISK, is_full
+from cluster.service.work.warm_runner import WarmRunner, send_order, start
 from mint.core.log import log
 from mint.formats.rounding import ROUNDINGS
 from mint.kernels.warmup import is_ready
@@ -44,51 +42,26 @@ FORGET_SECONDS = 3600.0  # between removals of old events and logs
 _MAX_JOBS = 1000
 
 
-@dataclass
-class _Child:
-    """A runner that this process started."""
-
-    process: subprocess.Popen[bytes]
-    claim: Claim
-
-
-@dataclass
-class _Cancelling:
-    """A runner that was sent SIGTERM."""
-
-    signalled_at: float
-    pid: int
-
-
 class Supervisor:
     """Works for the queue on this machine, with at most `settings.slots` jobs at a time."""
 
     def __init__(
-        self,
-        queue: Queue,
-        store: Store,
-        settings: Settings,
-        *,
-        host: str = "",
-        clock: Callable[[], float] = time.monotonic,
+        self, queue: Queue, store: Store, settings: Settings, *, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self._queue = queue
         self._store = store
-        self._slots = settings.slots
-        self._database = settings.database_url
-        self._runners = RunnerSettings(
-            settings.data, settings.roots, settings.allow_hub, settings.cluster, settings.max_store_bytes
-        )
-        self._host = host or socket.gethostname()
+        self._settings = settings
         self._clock = clock
-        self._children: dict[str, _Child] = {}
-        self._warm_runner = WarmRunner(self._runners, early=not is_ready(Recipe().rounding), clock=clock)
-        self._cancelling: dict[str, _Cancelling] = {}
+        self._host = socket.gethostname()
+        self._children: dict[str, tuple[subprocess.Popen[bytes], Claim]] = {}  # runners of this process, by job
+        self._warm_runner = WarmRunner(settings, early=not is_ready(Recipe().rounding), clock=clock)
+        self._signalled_at: dict[tuple[str, int], float] = {}  # times of SIGTERM, by cancelled job and process
         self._forget_at = clock()
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._work, name="supervisor", daemon=True)
-        self._logs = self._runners.log_path("").parent
-        for folder in (self._runners.lock_folder, self._logs):
+        self._locks = settings.work_folder / "locks"
+        self._logs = settings.log_path("").parent
+        for folder in (self._locks, self._logs):
             folder.mkdir(parents=True, exist_ok=True)
 
     def start(self) -> None:
@@ -104,8 +77,8 @@ class Supervisor:
 
     def wait(self) -> None:
         """Wait until the runners that this process started have ended."""
-        for child in list(self._children.values()):
-            child.process.wait()
+        for process, _ in list(self._children.values()):
+            process.wait()
 
     def step(self) -> None:
         """Do one round."""
@@ -116,7 +89,7 @@ class Supervisor:
         self._end_cancelled(here)
         self.unblock()
         running = len({*(job.id for job in here), *self._children})
-        while running < self._slots and not self._stopping.is_set():
+        while running < self._settings.slots and not self._stopping.is_set():
             claim = self._queue.claim(self._host)
             if claim is None:
                 break
@@ -137,11 +110,9 @@ class Supervisor:
                 self.step()
                 self._warm_runner.keep(working=bool(self._children))
                 failure = ""
-            except DatabaseUnavailableError:  # logged by the database itself
-                self._stopping.wait(ROUND_SECONDS * 4)
             except Exception as error:  # one bad round must not end the service's work
                 reason = f"{type(error).__name__}: {error}"
-                if reason != failure:
+                if reason != failure and not isinstance(error, DatabaseUnavailableError):  # it logs that itself
                     log.error("round.failed", reason=reason)
                 failure = reason
                 self._stopping.wait(ROUND_SECONDS * 4)
@@ -151,9 +122,9 @@ class Supervisor:
         for _ in range(round(ROUND_SECONDS / LOOK_SECONDS)):
             if self._stopping.wait(LOOK_SECONDS):
                 return True
-            if any(child.process.poll() is not None for child in self._children.values()):
+            if any(process.poll() is not None for process, _ in self._children.values()):
                 return False
-            if len(self._children) < self._slots and self._queue.submitted.is_set():
+            if len(self._children) < self._settings.slots and self._queue.submitted.is_set():
                 self._queue.submitted.clear()
                 return False
         self._queue.submitted.clear()
@@ -162,38 +133,30 @@ class Supervisor:
     # runners
 
     def _spawn(self, claim: Claim) -> None:
-        job = claim.job
-        library = _library(job)
-        process = self._warm_runner.take(library)
+        id, library = claim.job.id, _library(claim.job)
         try:
-            if process is None:
-                with self._runners.log_path(job.id).open("ab") as output:
-                    process = start(self._runners, job.id, output.fileno(), library)
+            process = self._warm_runner.take(library)
+            if not process:
+                with self._settings.log_path(id).open("ab") as output:
+                    process = start(self._settings, id, output.fileno(), library)
         except OSError as error:
             if is_full(error):
                 self._queue.block(claim, f"{DISK}{error.strerror}, not even a log can be written")
             else:
                 self._forfeit(claim, f"its process could not be started: {error.strerror}")
             return
-        self._children[job.id] = _Child(process, claim)
-        message = {"job": job.id, "database": self._database, "lease": claim.lease}
-        assert process.stdin
-        try:
-            process.stdin.write(json.dumps(message).encode() + b"\n")
-            process.stdin.close()
-        except BrokenPipeError:
-            pass  # it died at once, and is reaped in the next round
-        log.info("runner.started", job=job.id, pid=process.pid, attempt=job.attempts)
+        self._children[id] = process, claim
+        send_order(process, self._settings, claim)
+        log.info("runner.started", job=id, pid=process.pid, attempt=claim.job.attempts)
 
     def _reap(self) -> None:
-        for id, child in list(self._children.items()):
-            code = child.process.poll()
-            if code is None:
-                continue
-            del self._children[id]
-            self._cancelling.pop(id, None)
-            log.info("runner.ended", job=id, code=code)
-            self._forfeit(child.claim, f"its process {_ending(code)}")
+        for id, (process, claim) in list(self._children.items()):
+            code = process.poll()
+            if code is not None:
+                del self._children[id]
+                log.info("runner.ended", job=id, code=code)
+                ending = f"was killed by signal {-code}" if code < 0 else f"ended with code {code}"
+                self._forfeit(claim, f"its process {ending}")
 
     def _forfeit(self, claim: Claim, reason: str) -> None:
         """Take a job back from a dead runner; one that finished its job has none."""
@@ -204,20 +167,22 @@ class Supervisor:
         log.warning("runner.lost", job=job.id, state=job.state, reason=job.reason)
 
     def _end_cancelled(self, here: list[Job]) -> None:
-        cancelled = {job.id: job for job in here if job.cancel_wanted}
-        for id in [id for id in self._cancelling if id not in cancelled]:
-            del self._cancelling[id]
-        for id, job in cancelled.items():
-            child = self._children.get(id)
-            pid = child.process.pid if child else holder(self._runners.lock_folder / job.wish.analysis_key)
-            cancelling = self._cancelling.get(id)
+        signalled_at = {}
+        for job in here:
+            if not job.cancel_wanted:
+                continue
+            child = self._children.get(job.id)
+            pid = child[0].pid if child else holder(self._locks / job.wish.analysis_key)
             if not pid:
                 continue  # not yet at work, or just over: it notices by itself
-            if cancelling is None:
-                self._cancelling[id] = _Cancelling(self._clock(), pid)
+            now = self._clock()
+            key = job.id, pid
+            signalled_at[key] = self._signalled_at.get(key, now)
+            if key not in self._signalled_at:
                 _signal_group(pid, signal.SIGTERM)
-            elif cancelling.pid == pid and self._clock() - cancelling.signalled_at >= KILL_SECONDS:
+            elif now - signalled_at[key] >= KILL_SECONDS:
                 _signal_group(pid, signal.SIGKILL)
+        self._signalled_at = signalled_at
 
     # room
 
@@ -226,7 +191,7 @@ class Supervisor:
         for job in reversed(self._queue.find(state=BLOCKED, limit=_MAX_JOBS)):
             if not job.reason.startswith(DISK):
                 continue
-            work = self._runners.work_folder(job.id)
+            work = self._settings.work_folder / job.id
             written = max(map(written_bytes, work.glob("*")), default=0)
             shortage = self._store.shortage(
                 job.needed_bytes, work if work.exists() else None, written=written,
@@ -247,10 +212,8 @@ class Supervisor:
 
     def _clear(self) -> None:
         """Remove the work folders of finished jobs."""
-        for folder in self._runners.lock_folder.parent.iterdir():
-            if folder == self._runners.lock_folder or folder.name in self._children:
-                continue
-            if self._is_over(folder.name):
+        for folder in self._settings.work_folder.iterdir():
+            if folder != self._locks and folder.name not in self._children and self._is_over(folder.name):
                 shutil.rmtree(folder, ignore_errors=True)
 
     def _is_over(self, id: str) -> bool:
@@ -270,7 +233,3 @@ def _library(job: Job) -> str:
 def _signal_group(pid: int, number: signal.Signals) -> None:
     with suppress(ProcessLookupError, PermissionError):
         os.killpg(pid, number)
-
-
-def _ending(code: int) -> str:
-    return f"was killed by signal {-code}" if code < 0 else f"ended with code {code}"

@@ -9,11 +9,14 @@ this user, and where they must be compiled first, that begins with the service.
 import os
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
 
-from cluster.service.work.runner import RunnerSettings
+from cluster.service.data.records import Claim
+from cluster.service.settings import Settings
+from cluster.service.work.runner import ORDERS, Order
 from mint.core.log import log
 from mint.kernels.code_cache import code_folder, may_cache
 from mint.run.blas import preloading
@@ -29,13 +32,11 @@ class WarmRunner:
     None waits before the first job, unless there are kernels to compile: `early`.
     """
 
-    def __init__(
-        self, settings: RunnerSettings, *, early: bool = False, clock: Callable[[], float] = time.monotonic
-    ) -> None:
+    def __init__(self, settings: Settings, *, early: bool, clock: Callable[[], float] = time.monotonic) -> None:
         self._settings = settings
         self._clock = clock
         self._process: subprocess.Popen[bytes] | None = None
-        self._needed_at: float | None = clock() if early else None
+        self._needed_at = clock() if early else clock() - IDLE_SECONDS
         self._library = ""
         self._not_before = clock()
 
@@ -46,7 +47,7 @@ class WarmRunner:
 
     def keep(self, *, working: bool) -> None:
         """Start one if a job may come soon, end it if none came; `working`: another runner is at work."""
-        idle = self._clock() - self._needed_at if self._needed_at is not None else IDLE_SECONDS
+        idle = self._clock() - self._needed_at
         if idle >= IDLE_SECONDS:
             self.drop()
         elif not self.pid and self._clock() >= self._not_before and (not working or idle >= SETTLED_SECONDS):
@@ -55,7 +56,7 @@ class WarmRunner:
                 self._process = start(self._settings, "", output.fileno(), self._library)
                 log.info("runner.prepared", pid=self._process.pid)
 
-    def take(self, library: str) -> "subprocess.Popen[bytes] | None":
+    def take(self, library: str) -> subprocess.Popen[bytes] | None:
         """The waiting runner, which belongs to the caller from now on; None if none with `library` is ready."""
         if library != self._library:
             self.drop()
@@ -75,16 +76,20 @@ class WarmRunner:
             process.stdin.close()
 
 
-def start(settings: RunnerSettings, job: str, output: int, library: str = "") -> "subprocess.Popen[bytes]":
-    """Start a runner that logs to the open file `output`; without a `job`, it reads one from standard input later."""
+def start(settings: Settings, job: str, output: int, library: str) -> subprocess.Popen[bytes]:
+    """Start a runner that logs to the open file `output`; without a `job` it gets ready for any."""
     environment = preloading(library) if library else dict(os.environ)
+    environment["MINT_CACHE"] = str(settings.data / "cache")
     if may_cache():
         environment["MINT_KERNELS"] = str(code_folder().parent)
+    command = [sys.executable, "-P", "-m", "cluster.service.work.runner", *([job] if job else [])]
     return subprocess.Popen(
-        settings.arguments(job),
-        stdin=subprocess.PIPE,
-        stdout=output,
-        stderr=output,
-        env=environment,
-        start_new_session=True,
+        command, stdin=subprocess.PIPE, stdout=output, stderr=output, env=environment, start_new_session=True
     )
+
+
+def send_order(process: subprocess.Popen[bytes], settings: Settings, claim: Claim) -> None:
+    """Give a runner its job; the supervisor reaps one that died before."""
+    assert process.stdin
+    with suppress(BrokenPipeError), process.stdin:
+        process.stdin.write(ORDERS.dump_json(Order(claim.job.id, claim.lease, settings)) + b"\n")
