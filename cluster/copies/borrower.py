@@ -1,14 +1,15 @@
 """Byte ranges of shards that this node lacks, from the nodes that lend them (`lender.py`).
 
 Two pieces are on their way at once: while one is checked and written, the next is read and sent. Every piece is checked
-by its digest before it counts. A peer that does not answer, refuses, or sends other bytes than it read is left for the
-next one, and when none is left the error says what each of them did.
+by its digest. After a peer that does not answer, refuses, or sends other bytes than it read, the next one is asked;
+the error after the last one gives the reason of every peer.
 """
 
 import hashlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor, wait
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol, TypeVar
 
@@ -38,18 +39,22 @@ Peers = Mapping[str, Sequence[Peer]]  # by the shard that they lend
 
 
 class Borrower:
-    """Fetches ranges from the nodes that lend a shard."""
+    """Fetches ranges from the nodes that lend a shard; `peers` may be replaced at any time."""
 
     def __init__(self, peers: Peers) -> None:
-        self._peers = peers
-        self._lost: dict[str, str] = {}  # names of peers that are not asked any more, and why
+        self.peers = peers
+        self._lost: dict[str, str] = {}  # the reasons why peers are not asked any more, by name
 
     def pieces(self, shard: str, ranges: Iterable[Range]) -> Iterator[tuple[Range, bytes]]:
-        """These ranges of a shard, in pieces and in their order in the file; neighbours are asked for as one.
+        """These ranges of a shard, in pieces and in their order in the file; neighbours become one range.
 
         Raises `MintError` when no peer gives a piece.
         """
-        rest = iter(_pieces_of(ranges))
+        rest = (
+            (offset, min(PIECE_BYTES, start + nbytes - offset))
+            for start, nbytes in joined(ranges)
+            for offset in range(start, start + nbytes, PIECE_BYTES)
+        )
         coming: deque[tuple[Range, Peer, Answer]] = deque()
         while True:
             while len(coming) < UNDER_WAY and (piece := next(rest, None)):
@@ -59,17 +64,13 @@ class Borrower:
             piece, peer, answer = coming.popleft()
             yield piece, self._content(shard, piece, peer, answer)
 
-    def lent_by(self, peers: Peers) -> None:
-        """Ask these peers from now on."""
-        self._peers = peers
-
     def trust_again(self) -> None:
-        """Ask also those peers again that did not give what they should."""
+        """Ask also those peers again that failed before."""
         self._lost.clear()
 
     def _ask(self, shard: str, piece: Range) -> tuple[Peer, Answer]:
         """Begin to fetch a piece from the first peer that is not lost."""
-        peers = self._peers.get(shard, ())
+        peers = self.peers.get(shard, ())
         for peer in peers:
             if peer.name not in self._lost:
                 return peer, peer.ask(shard, *piece)
@@ -80,7 +81,7 @@ class Borrower:
         )
 
     def _content(self, shard: str, piece: Range, peer: Peer, answer: Answer) -> bytes:
-        """The bytes of a piece, from the peer that was asked or from the next one that can."""
+        """The bytes of a piece, from this peer or from the next one that can give them."""
         while True:
             try:
                 content, digest = answer()
@@ -91,12 +92,6 @@ class Borrower:
                     return content
                 self._lost[peer.name] = f"bytes {piece[0]} to {sum(piece)} of {shard} are not those that it read"
             peer, answer = self._ask(shard, piece)
-
-
-def _pieces_of(ranges: Iterable[Range]) -> Iterator[Range]:
-    for start, nbytes in joined(ranges):
-        for offset in range(start, start + nbytes, PIECE_BYTES):
-            yield offset, min(PIECE_BYTES, start + nbytes - offset)
 
 
 def joined(ranges: Iterable[Range]) -> list[Range]:
@@ -111,30 +106,27 @@ def joined(ranges: Iterable[Range]) -> list[Range]:
     return runs
 
 
+@dataclass(frozen=True, slots=True)
 class Loans:
-    """The ranges that a view has borrowed for the current batch; its sparse files are made anew when that is done.
+    """The ranges that a view has borrowed for the current batch; its sparse files are made anew after the batch.
 
-    So a node needs disk space for what it lacks of one batch, not of the model.
+    So a node needs disk space for the missing bytes of one batch, not of the model.
     """
 
-    def __init__(
-        self, view: Path, outlines: Mapping[str, Outline], tensors: Mapping[str, SourceTensor], borrower: Borrower
-    ) -> None:
-        self._view = view
-        self._outlines = outlines  # of the shards that are not held here
-        self._tensors = tensors
-        self._borrower = borrower
-        self._there: set[str] = set()  # names of tensors
+    view: Path
+    outlines: Mapping[str, Outline]  # of the shards that the view lacks
+    tensors: Mapping[str, SourceTensor]
+    borrower: Borrower
+    borrowed: set[str] = field(default_factory=set)  # names of tensors
 
     def before(self, units: Sequence[Unit], results: Iterator[T]) -> Iterator[T]:
-        """`results` of `units`, each asked for when its ranges and those of the next are there: mint reads one ahead.
+        """`results` of `units`, each begun when its ranges and those of the next are there: mint reads one ahead.
 
-        Ranges come in the order of the units while others are computed. Raises what went wrong when it is the turn of
-        the unit that lacks them.
+        Ranges come in the order of the units while others are computed. Raises the error of a unit in its turn.
         """
         pool = ThreadPoolExecutor(1, thread_name_prefix="mint-borrower")
         try:
-            coming: list[Future[None]] = [pool.submit(self._fill, unit) for unit in units]
+            coming = [pool.submit(self._fill, unit) for unit in units]
             for number, _ in enumerate(units):
                 wait(coming[number : number + 2])
                 coming[number].result()
@@ -144,19 +136,17 @@ class Loans:
 
     def give_back(self) -> None:
         """Free the disk space; a reader that has an old file open goes on reading it."""
-        for name, outline in self._outlines.items():
-            if any(self._tensors[tensor].shard == name for tensor in self._there):
-                make_outline(self._view, name, outline)
-        self._there.clear()
-        self._borrower.trust_again()
+        for shard in {self.tensors[name].shard for name in self.borrowed}:
+            make_outline(self.view, shard, self.outlines[shard])
+        self.borrowed.clear()
+        self.borrower.trust_again()
 
     def _fill(self, unit: Unit) -> None:
-        wanted: dict[str, list[SourceTensor]] = {}
-        for tensor in (self._tensors[name] for name in unit.sources):
-            if tensor.shard in self._outlines and tensor.name not in self._there:
-                wanted.setdefault(tensor.shard, []).append(tensor)
-        for shard, tensors in wanted.items():
-            ranges = [(tensor.offset, tensor.nbytes) for tensor in tensors]
-            for piece, content in self._borrower.pieces(shard, ranges):
-                fill_in(self._view / shard, [piece], [content])
-            self._there.update(tensor.name for tensor in tensors)
+        missing: dict[str, list[SourceTensor]] = {}
+        for tensor in (self.tensors[name] for name in unit.sources):
+            if tensor.shard in self.outlines and tensor.name not in self.borrowed:
+                missing.setdefault(tensor.shard, []).append(tensor)
+        for shard, tensors in missing.items():
+            for piece, content in self.borrower.pieces(shard, [(tensor.offset, tensor.nbytes) for tensor in tensors]):
+                fill_in(self.view / shard, [piece], [content])
+            self.borrowed.update(tensor.name for tensor in tensors)

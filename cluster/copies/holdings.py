@@ -1,7 +1,7 @@
-"""Which nodes hold which shards of one model, and what those nodes are."""
+"""The nodes of a run, and which of them hold which shards of one model."""
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from cluster.copies.inventory import Inventory, agree, needed_shards
 from mint.core.sizes import format_size
@@ -11,11 +11,15 @@ from mint.model.checkpoint.shards import SourceTensor
 
 @dataclass(frozen=True, slots=True)
 class Holder:
-    """A node with the shards that it holds, the kind of its device, and the memory that it has for a model."""
+    """A node as its worker describes it."""
 
     inventory: Inventory
-    device: str
-    memory_bytes: int
+    device: str  # the kind
+    memory_bytes: int  # for a model
+    pid: int
+    versions: Mapping[str, str]  # that results depend on
+    lent: tuple[str, ...] = ()  # names of the shards that it lends
+    kept: Mapping[str, str] = field(default_factory=dict)  # the reasons why it does not lend the others
 
     @property
     def shards(self) -> set[str]:
@@ -35,13 +39,13 @@ class Holdings:
 
     def owners(self) -> dict[str, tuple[str, ...]]:
         """The nodes that hold each needed shard; raises `MintError` for one that differs, is broken, or is nowhere."""
-        return dict(agree(self.needed, [self._head, *(holder.inventory for holder in self.holders.values())]))
+        return agree(self.needed, [self._head, *(holder.inventory for holder in self.holders.values())])
 
     @property
     def lacking(self) -> list[str]:
         """The shards that the head does not hold itself."""
-        held = {shard.name for shard in self._head.shards}
-        return [name for name in self.needed if name not in held]
+        own = {shard.name for shard in self._head.shards}
+        return [name for name in self.needed if name not in own]
 
     def nodes_of(self, kinds: Collection[str]) -> list[str]:
         """The nodes with devices of these kinds."""
@@ -49,9 +53,9 @@ class Holdings:
 
     def fed(self, units: Sequence[Unit], tensors: Mapping[str, SourceTensor], kind: str) -> set[str]:
         """The paths of the units whose shards lie all on one node of this kind."""
-        nodes = [self.holders[node].shards for node in self.nodes_of([kind])]
+        shards_of_nodes = [self.holders[node].shards for node in self.nodes_of([kind])]
         needs = {unit.path: {tensors[name].shard for name in unit.sources} for unit in units}
-        return {path for path, shards in needs.items() if any(shards <= held for held in nodes)}
+        return {path for path, needed in needs.items() if any(needed <= shards for shards in shards_of_nodes)}
 
     def obstacles(self, kind: str, memory_bytes: int) -> dict[str, str]:
         """By node, why it cannot run the model on a device of this kind in so much memory; empty where it can."""

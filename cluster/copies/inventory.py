@@ -1,20 +1,21 @@
-"""What a node holds of a model, and whether it is what the others hold.
+"""The shards of a model that a node holds, compared with those of the other nodes.
 
 A shard is compared by size, header, sampled content and, where it is known without reading the file (the hub's cache
-names files by their SHA-256), by the digest of all of it. One with the same name, size and header but other bytes
-is found in seconds, before any work.
+names files by their SHA-256), by the digest of all of it. A shard with the same name, size and header but other bytes
+is detected in seconds, before any work.
 """
 
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mint.core.errors import MintError
-from mint.model.checkpoint.shards import PATTERN, Shard, read_index, read_shard
+from mint.model.checkpoint.shards import PATTERN, read_index, read_shard
 
 ROOTS_VARIABLE = "MINT_MODEL_ROOTS"  # where a node looks for models, separated as in PATH
+_DIGESTS = {"header_digest": "header", "sample_digest": "sampled content", "full_digest": "content"}
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
@@ -29,13 +30,12 @@ class Held:
     full_digest: str = ""
 
     def differs_from(self, other: "Held") -> str:
-        """What is not the same, in words; empty for the same shard."""
+        """The first difference in words; empty for the same shard."""
         if self.nbytes != other.nbytes:
             return f"{self.nbytes} bytes and {other.nbytes}"
-        for what in ("header_digest", "sample_digest", "full_digest"):
-            mine, theirs = getattr(self, what), getattr(other, what)
+        for name, word in _DIGESTS.items():
+            mine, theirs = getattr(self, name), getattr(other, name)
             if mine != theirs and mine and theirs:
-                word = {"header_digest": "header", "sample_digest": "sampled content", "full_digest": "content"}[what]
                 return f"{word} {mine[:12]} and {theirs[:12]}"
         return ""
 
@@ -51,15 +51,15 @@ class Inventory:
 
 
 def model_roots() -> tuple[Path, ...]:
-    """The folders that this node was told to look for models in."""
+    """The folders in which this node looks for models."""
     return tuple(Path(root) for root in os.environ.get(ROOTS_VARIABLE, "").split(os.pathsep) if root)
 
 
 def find_model(model: str, roots: Sequence[Path]) -> Path | None:
-    """Where this node has the model that the head knows as the folder `model`: under its roots, or at the same path.
+    """This node's folder of the model that the head has in the folder `model`: under its roots, or at the same path.
 
-    A root may be the folder itself. Of a hub cache, the snapshot that the head has is preferred to the newest one; a
-    snapshot that the head has may be a folder of the model's name here.
+    A root may be the folder itself. Of a hub cache, the head's snapshot is preferred to the newest one; a snapshot of
+    the head may be a folder of the model's name here.
     """
     for name in _names(Path(model)):
         for root in roots:
@@ -72,7 +72,7 @@ def find_model(model: str, roots: Sequence[Path]) -> Path | None:
 
 
 def _names(model: Path) -> tuple[str, ...]:
-    """What a model may be called on another node: a snapshot's commit, the folder of its repository, its name."""
+    """Names of a model on other nodes: a snapshot's commit, the folder of its repository, its name."""
     repository = model.parent.parent.name
     if model.parent.name != "snapshots" or not repository.startswith("models--"):
         return (model.name,)
@@ -82,39 +82,34 @@ def _names(model: Path) -> tuple[str, ...]:
 def _snapshots(root: Path, name: str) -> list[Path]:
     """Snapshots in a hub cache of a model whose repository, or snapshot, bears this name; the newest last."""
     patterns = (f"{name}/snapshots/*", f"models--*--{name}/snapshots/*", f"models--*/snapshots/{name}")
-    found = [folder for pattern in patterns for folder in root.glob(pattern) if any(folder.glob(PATTERN))]
-    return sorted(found, key=lambda folder: folder.stat().st_mtime)
+    folders = [folder for pattern in patterns for folder in root.glob(pattern) if any(folder.glob(PATTERN))]
+    return sorted(folders, key=lambda folder: folder.stat().st_mtime)
 
 
 def take_inventory(node: str, folder: Path | None) -> Inventory:
-    """What lies in `folder`; reads headers and samples only. Broken files are listed, not raised."""
+    """The inventory of `folder`, from headers and samples. Broken files are listed as faults, not raised."""
     if folder is None:
         return Inventory(node, "")
     shards, faults = [], []
     for path in sorted(folder.glob(PATTERN)):
+        # the first link only: files that huggingface_hub shares between repositories end under another hash
+        target = path.readlink().name if path.is_symlink() else ""
+        digest = target if _SHA256.fullmatch(target) else ""
         try:
-            shards.append(held(read_shard(path), path))
+            shard = read_shard(path)
+            shards.append(Held(shard.name, shard.nbytes, shard.header_digest, shard.sample_digest, digest))
         except (MintError, OSError) as error:
             faults.append(str(error))
     return Inventory(node, str(folder), tuple(shards), tuple(faults))
 
 
-def held(shard: Shard, path: Path) -> Held:
-    """A shard that was read, with the digest that its file is named by, if it is."""
-    # not where the link ends: files that huggingface_hub shares between repositories are named by another hash there
-    target = path.readlink().name if path.is_symlink() else ""
-    digest = target if _SHA256.fullmatch(target) else ""
-    return Held(shard.name, shard.nbytes, shard.header_digest, shard.sample_digest, digest)
-
-
 def needed_shards(head: Inventory, others: Iterable[Inventory]) -> tuple[str, ...]:
-    """The names of all shards: of the head's index where it has one, else all that anybody holds."""
+    """The names of all shards: of the head's index where it has one, else all that any node holds."""
     listed = set(read_index(Path(head.folder)).values()) if head.folder else set()
-    everybody = (each.name for inventory in (head, *others) for each in inventory.shards)
-    return tuple(sorted(listed or set(everybody)))
+    return tuple(sorted(listed or {shard.name for inventory in (head, *others) for shard in inventory.shards}))
 
 
-def agree(needed: Sequence[str], inventories: Sequence[Inventory]) -> Mapping[str, tuple[str, ...]]:
+def agree(needed: Sequence[str], inventories: Sequence[Inventory]) -> dict[str, tuple[str, ...]]:
     """The nodes that hold each needed shard, in the order of `inventories`.
 
     Raises `MintError` that names the first shard that is broken or differs between nodes, or all that nobody has.
@@ -139,9 +134,9 @@ def agree(needed: Sequence[str], inventories: Sequence[Inventory]) -> Mapping[st
                 first[shard.name] = owner, replace(reference, full_digest=shard.full_digest)
             holders[shard.name].append(inventory.node)
     if missing := [name for name, nodes in holders.items() if not nodes]:
-        looked = ", ".join(f"{each.node} ({each.folder or 'no such model'})" for each in inventories)
+        folders = ", ".join(f"{inventory.node} ({inventory.folder or 'no such model'})" for inventory in inventories)
         raise MintError(
-            f"{len(missing)} of {len(needed)} shards are nowhere: {', '.join(missing[:4])}; looked on {looked}. "
+            f"{len(missing)} of {len(needed)} shards are nowhere: {', '.join(missing[:4])}; looked on {folders}. "
             f"Copy them to any node, or tell a node where its models are in {ROOTS_VARIABLE}"
         )
     return {name: tuple(nodes) for name, nodes in holders.items()}

@@ -1,24 +1,22 @@
 """Byte ranges of one model's shards, read for the other nodes of a run with `--share`.
 
-A lender knows the shards of its inventory alone: it looks a name up there and never joins it to a path. A file outside
-of the model's folder (behind a link; a hub cache's own blobs count as the model's) is not lent. Every range comes with
-the digest of its content.
+A lender lends only shards of its inventory: an unknown name never becomes part of a path. A file outside of the model's
+folder (behind a link; a hub cache's own blobs count as the model's) is not lent. Every range comes with its digest.
 """
 
 import hashlib
-import os
-from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from cluster.copies.inventory import Held, Inventory
+from cluster.copies.sparse_copy import read_ranges
 from mint.model.hub_cache import blob_folders
 
 PIECE_BYTES = 8 << 20
 
 
 class RefusedError(Exception):
-    """The lender does not give these bytes, also when asked again."""
+    """The lender does not give these bytes, also when it is asked again."""
 
 
 class Piece(NamedTuple):
@@ -28,43 +26,35 @@ class Piece(NamedTuple):
     digest: bytes
 
 
-def lendable(folder: Path, shards: Sequence[Held]) -> tuple[dict[str, Held], dict[str, str]]:
-    """The shards of `folder` that may be lent by their names, and why the others may not."""
-    lent, kept = {}, {}
-    for shard in shards:
-        real = (folder / shard.name).resolve()
-        if _lies_within(real, folder):
-            lent[shard.name] = shard
-        else:
-            kept[shard.name] = f"a link to {real}, outside the model's folder {folder}"
-    return lent, kept
-
-
-def _lies_within(real: Path, folder: Path) -> bool:
-    """Whether a file is the model's own: in its folder, or a blob of the hub cache that the folder is a snapshot of."""
-    folder = folder.resolve()
-    return real.parent == folder or any(real.is_relative_to(blobs) for blobs in blob_folders(folder))
-
-
 class Lender:
-    """Reads ranges of the shards of an inventory that may be lent."""
+    """Reads ranges of the shards of an inventory that may be `lent`; `kept` has the reasons why the others may not."""
 
     def __init__(self, inventory: Inventory) -> None:
         self._folder = Path(inventory.folder)
-        self.lent, self.kept = lendable(self._folder, inventory.shards)
+        self.lent: dict[str, Held] = {}  # by name
+        self.kept: dict[str, str] = {}
+        for shard in inventory.shards:
+            if self._is_own(shard.name):
+                self.lent[shard.name] = shard
+            else:
+                real = (self._folder / shard.name).resolve()
+                self.kept[shard.name] = f"a link to {real}, outside the model's folder {self._folder}"
 
     def piece(self, shard: str, start: int, nbytes: int) -> Piece:
-        """A range of at most `PIECE_BYTES`; `RefusedError` for what is not lent or not there any more."""
-        held = self.lent.get(shard)
-        if held is None:
+        """A range of at most `PIECE_BYTES`; `RefusedError` for bytes that are not lent or not there any more."""
+        if shard not in self.lent:
             raise RefusedError("not lent here")
-        if not 0 <= start < start + nbytes <= held.nbytes or nbytes > PIECE_BYTES:
-            raise RefusedError(f"bytes {start} to {start + nbytes} are not a piece of {held.nbytes} bytes")
-        path = self._folder / held.name
-        if not _lies_within(path.resolve(), self._folder) or path.stat().st_size != held.nbytes:
-            raise RefusedError("changed since this run began")
-        with path.open("rb") as file:
-            content = os.pread(file.fileno(), nbytes, start)
-        if len(content) != nbytes:
-            raise RefusedError("changed since this run began")
-        return Piece(content, hashlib.sha256(content).digest())
+        size = self.lent[shard].nbytes
+        if not 0 <= start < start + nbytes <= size or nbytes > PIECE_BYTES:
+            raise RefusedError(f"bytes {start} to {start + nbytes} are not a piece of {size} bytes")
+        path = self._folder / shard
+        if self._is_own(shard) and path.stat().st_size == size:
+            (content,) = read_ranges(path, [(start, nbytes)])
+            if len(content) == nbytes:
+                return Piece(content, hashlib.sha256(content).digest())
+        raise RefusedError("changed since this run began")
+
+    def _is_own(self, shard: str) -> bool:
+        """True for a file in the model's folder, or in the blobs of the hub cache that it is a snapshot of."""
+        real, folder = (self._folder / shard).resolve(), self._folder.resolve()
+        return real.parent == folder or any(real.is_relative_to(blobs) for blobs in blob_folders(folder))

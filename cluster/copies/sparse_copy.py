@@ -1,15 +1,17 @@
-"""A folder that looks like the whole model to whoever holds only a part of it.
+"""A folder that looks like the whole model on a node that holds only a part of it.
 
-Held files are links. Of every other shard there is a sparse file of its full size that has the true header and, where
-it was filled in, true ranges; all else in it reads as zeros, so nothing may be read there but what was filled in. MLX
-builds the whole lazy module tree over such a folder and reads only the tensors that a unit is made of.
+Files of the node are links. Every other shard is a sparse file of its full size with the true header and the ranges
+that were filled in; all else in it reads as zeros, so only filled ranges may be read. MLX builds the whole lazy module
+tree over such a folder and reads only the tensors that feed a unit.
 """
 
+import hashlib
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from mint.core.cache import cache_folder
 from mint.core.files import write_all
 from mint.model.checkpoint.shards import read_header
 
@@ -26,9 +28,14 @@ Range = tuple[int, int]  # first byte and number of bytes, from the start of the
 
 
 def read_outline(path: Path) -> Outline:
-    """The size and header of a safetensors file that was found sound before."""
+    """The size and header of a safetensors file that was checked before."""
     header, nbytes = read_header(path)
     return Outline(nbytes, header)
+
+
+def view_folder(identity: str, folder: Path | None) -> Path:
+    """The folder for a view of a model over the files of `folder`: two nodes on one machine have two."""
+    return cache_folder() / "views" / hashlib.sha256(f"{identity}\0{folder}".encode()).hexdigest()[:32]
 
 
 def make_view(view: Path, local: Path | None, config: bytes, outlines: Mapping[str, Outline]) -> Path:
@@ -47,7 +54,7 @@ def make_view(view: Path, local: Path | None, config: bytes, outlines: Mapping[s
 
 
 def make_outline(view: Path, name: str, outline: Outline) -> None:
-    """Make a sparse file with a shard's true header in `view`, in the place of one that was filled in."""
+    """Make a sparse file with a shard's true header in `view`; it replaces one that was filled in."""
     path = view / name
     assert not path.is_symlink(), f"{name} is held, not borrowed"
     path.unlink(missing_ok=True)

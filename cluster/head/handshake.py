@@ -1,7 +1,7 @@
-"""Who answers at an address, found out in a moment: nobody, a stranger, a head that knows our token, of which versions.
+"""Probes an address within seconds: is a Ray head there, does it accept our token, which versions does it run?
 
 One gRPC call each to Ray's head service. Ray itself retries for 20 s and longer and then gives no reason. The token is
-sent only to an address that asked for one in the way that was expected: with TLS, or without.
+sent only to an address that asked for one in the expected way: with TLS, or without.
 """
 
 import json
@@ -11,21 +11,18 @@ import ssl
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import Any
 
 import grpc
 from ray.core.generated import gcs_pb2, gcs_service_pb2
+from ray.core.generated.gcs_service_pb2_grpc import InternalKVGcsServiceStub, NodeInfoGcsServiceStub
 
-from cluster.settings import TLS_FILES, Address
+from cluster.settings import TLS_AUTHORITY, TLS_CERTIFICATE, TLS_KEY, Address, Secrets, installed_version
 from mint.core.errors import MintError
 
 SECONDS = 5.0  # for one answer
-LABELS = {"mint": "mint-mlx", "mlx": "mlx", "mlx-lm": "mlx-lm"}  # what a node says of itself: label and package
-_METADATA = ("/ray.rpc.InternalKVGcsService/InternalKVGet", b"cluster", b"CLUSTER_METADATA")
-_NODES = "/ray.rpc.NodeInfoGcsService/GetAllNodeInfo"
-_ALIVE = "/ray.rpc.NodeInfoGcsService/CheckAlive"
+LABELS = {"mint": "mint-mlx", "mlx": "mlx", "mlx-lm": "mlx-lm"}  # of a node: label and package
+_METADATA = {"namespace": b"cluster", "key": b"CLUSTER_METADATA"}
 _OPTIONS = (("grpc.enable_http_proxy", 0),)
 
 
@@ -39,11 +36,7 @@ class Node:
     hostname: str
     is_alive: bool
     is_head: bool
-    labels: Mapping[str, str]
-
-    def labels_of_versions(self) -> dict[str, str]:
-        """The versions that the node was started with."""
-        return {label: self.labels[label] for label in LABELS if label in self.labels}
+    versions: Mapping[str, str]  # that the node was started with, by label
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,15 +48,15 @@ class Head:
     nodes: tuple[Node, ...]
 
     def living(self) -> tuple[Node, ...]:
-        """The nodes that are there."""
+        """The nodes that are alive."""
         return tuple(node for node in self.nodes if node.is_alive)
 
     def has(self, own: str) -> bool:
-        """Whether this machine, whose address is `own`, is one of the nodes.
+        """True if this machine, whose address is `own`, is one of the nodes.
 
-        Ray believes a node that was killed to be alive for a minute; whether one is here, its port tells.
+        Ray lists a killed node as alive for a minute, so the port of the node is probed.
         """
-        return any(node.address == own and _opens(own, node.port) for node in self.living())
+        return any(node.address == own and not Address(own, node.port).trouble(SECONDS) for node in self.living())
 
     def need_a_node_here(self) -> None:
         """Raise `MintError` unless one of the living nodes is this machine: a driver needs one beside it."""
@@ -78,12 +71,12 @@ class Head:
 
 def own_versions() -> dict[str, str]:
     """The versions here that have to be those of the head."""
-    found = {"ray": _version("ray"), "python": platform.python_version()}
-    return found | {label: _version(package) for label, package in LABELS.items()}
+    versions = {"ray": installed_version("ray"), "python": platform.python_version()}
+    return versions | {label: installed_version(package) or "none" for label, package in LABELS.items()}
 
 
 def is_here(address: str) -> bool:
-    """Whether an address is one of this machine's."""
+    """True for an address of this machine."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         try:
             probe.bind((address, 0))
@@ -92,21 +85,21 @@ def is_here(address: str) -> bool:
     return True
 
 
-def knock(address: Address, *, token: Path, tls: Path | None = None) -> Head:
-    """The head at `address`, of the same versions as here; raises `MintError` that names what is not so."""
-    listening(address)
-    _expect_tls(address, tls)
-    with _channel(address, tls) as channel:
+def knock(address: Address, secrets: Secrets) -> Head:
+    """The head at `address`, of the same versions as here; raises `MintError` that names the obstacle."""
+    _expect_listener(address)
+    _expect_tls(address, secrets)
+    with _channel(address, secrets) as channel:
         _expect_refusal(address, channel)
-        secret = [("authorization", f"Bearer {token.read_text().strip()}")]
-        head = _ask(address, channel, secret, token)
-    compare_versions(address, head.versions, own_versions())
+        head = _ask(address, channel, secrets)
+    compare_versions(address, head.versions)
     return head
 
 
-def compare_versions(address: Address, found: Mapping[str, str], here: Mapping[str, str]) -> None:
-    """Raise `MintError` with the command to install, for the first version here that is not that of the head."""
-    for name, theirs in found.items():
+def compare_versions(address: Address, versions: Mapping[str, str]) -> None:
+    """Raise `MintError` with the command to install, for the first of the head's `versions` that differs here."""
+    here = own_versions()
+    for name, theirs in versions.items():
         if here.get(name, theirs) == theirs:
             continue
         cure = {
@@ -118,45 +111,40 @@ def compare_versions(address: Address, found: Mapping[str, str], here: Mapping[s
         )
 
 
-def listening(address: Address) -> None:
-    """Raise `MintError` unless somebody listens at an address."""
-    try:
-        socket.create_connection((address.host, address.port), timeout=SECONDS).close()
-    except ConnectionRefusedError as error:
+def _expect_listener(address: Address) -> None:
+    """Raise `MintError` unless some program listens at an address."""
+    error = address.trouble(SECONDS)
+    if isinstance(error, ConnectionRefusedError):
         raise MintError(
             f"nobody listens at {address}; needed: mint cluster up --head --address {address.host} on that machine, "
             "and its port"
         ) from error
-    except socket.gaierror as error:
+    if isinstance(error, socket.gaierror):
         raise MintError(f"{address.host} is no known host ({error.strerror}); needed: its IP address") from error
-    except OSError as error:
+    if error:
         raise MintError(
             f"{address} does not answer ({error.strerror or 'no answer'}); needed: a network between both machines, no "
             "firewall on that port, and on a Mac the permission for the local network (mint cluster doctor)"
         ) from error
 
 
-def _expect_tls(address: Address, tls: Path | None) -> None:
+def _expect_tls(address: Address, secrets: Secrets) -> None:
     """Raise `MintError` when one side speaks TLS and the other does not, or when the certificates are strangers."""
-    spoken = _speaks_tls(address)
+    tls, spoken = secrets.tls, _speaks_tls(address)
     if tls is None and spoken:
         raise MintError(
             f"{address} speaks TLS; needed: --tls for mint cluster join, tls://{address} for --cluster, and the "
             "certificates of this machine (mint cluster certs)"
         )
-    if tls is not None and not spoken:
-        raise MintError(f"{address} speaks no TLS; needed: --tls for mint cluster up there, or no TLS here")
     if tls is None:
         return
-    context = ssl.create_default_context(cafile=str(tls / TLS_FILES["RAY_TLS_CA_CERT"]))
-    context.load_cert_chain(tls / TLS_FILES["RAY_TLS_SERVER_CERT"], tls / TLS_FILES["RAY_TLS_SERVER_KEY"])
-    context.set_alpn_protocols(["h2"])
+    if not spoken:
+        raise MintError(f"{address} speaks no TLS; needed: --tls for mint cluster up there, or no TLS here")
+    context = ssl.create_default_context(cafile=str(tls / TLS_AUTHORITY))
+    context.load_cert_chain(tls / TLS_CERTIFICATE, tls / TLS_KEY)
     try:
-        with (
-            socket.create_connection((address.host, address.port), timeout=SECONDS) as plain,
-            context.wrap_socket(plain, server_hostname=address.host) as secure,
-        ):
-            secure.recv(1)  # with TLS 1.3 a client learns that its own certificate was refused when it reads
+        with _tls_connection(address, context) as connection:
+            connection.recv(1)  # with TLS 1.3 a client learns that its own certificate was refused when it reads
     except (ssl.SSLError, ConnectionResetError) as error:
         reason = getattr(error, "verify_message", "") or getattr(error, "reason", "") or str(error)
         raise MintError(
@@ -165,48 +153,38 @@ def _expect_tls(address: Address, tls: Path | None) -> None:
         ) from error
 
 
-def _opens(host: str, port: int) -> bool:
-    try:
-        socket.create_connection((host, port), timeout=SECONDS).close()
-    except OSError:
-        return False
-    return True
-
-
 def _speaks_tls(address: Address) -> bool:
     context = ssl.create_default_context()
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE
-    context.set_alpn_protocols(["h2"])
     try:
-        with (
-            socket.create_connection((address.host, address.port), timeout=SECONDS) as plain,
-            context.wrap_socket(plain) as secure,
-        ):
-            return secure.version() is not None
-    except (OSError, ssl.SSLError):
+        with _tls_connection(address, context) as connection:
+            return connection.version() is not None
+    except OSError:
         return False
 
 
 @contextmanager
-def _channel(address: Address, tls: Path | None) -> Iterator[grpc.Channel]:
-    if tls is None:
-        channel = grpc.insecure_channel(str(address), options=_OPTIONS)
-    else:
-        root, key, certificate = (
-            (tls / TLS_FILES[name]).read_bytes()
-            for name in ("RAY_TLS_CA_CERT", "RAY_TLS_SERVER_KEY", "RAY_TLS_SERVER_CERT")
-        )
-        credentials = grpc.ssl_channel_credentials(root, key, certificate)
-        channel = grpc.secure_channel(str(address), credentials, options=_OPTIONS)
-    with channel:
-        yield channel
+def _tls_connection(address: Address, context: ssl.SSLContext) -> Iterator[ssl.SSLSocket]:
+    context.set_alpn_protocols(["h2"])
+    with (
+        socket.create_connection((address.host, address.port), timeout=SECONDS) as plain,
+        context.wrap_socket(plain, server_hostname=address.host) as connection,
+    ):
+        yield connection
+
+
+def _channel(address: Address, secrets: Secrets) -> grpc.Channel:
+    if secrets.tls is None:
+        return grpc.insecure_channel(str(address), options=_OPTIONS)
+    files = [(secrets.tls / name).read_bytes() for name in (TLS_AUTHORITY, TLS_KEY, TLS_CERTIFICATE)]
+    return grpc.secure_channel(str(address), grpc.ssl_channel_credentials(*files), options=_OPTIONS)
 
 
 def _expect_refusal(address: Address, channel: grpc.Channel) -> None:
-    """Raise `MintError` unless whoever listens is a Ray head that lets nobody in without a token."""
+    """Raise `MintError` unless the listener is a Ray head that refuses a caller without a token."""
     try:
-        _call(channel, _ALIVE, gcs_service_pb2.CheckAliveRequest(), gcs_service_pb2.CheckAliveReply, [])
+        NodeInfoGcsServiceStub(channel).CheckAlive(gcs_service_pb2.CheckAliveRequest(), timeout=SECONDS)
     except grpc.RpcError as error:
         if error.code() == grpc.StatusCode.UNAUTHENTICATED:
             return
@@ -220,35 +198,25 @@ def _expect_refusal(address: Address, channel: grpc.Channel) -> None:
     )
 
 
-def _ask(address: Address, channel: grpc.Channel, secret: list[tuple[str, str]], token: Path) -> Head:
-    method, namespace, key = _METADATA
-    request = gcs_service_pb2.InternalKVGetRequest(namespace=namespace, key=key)
+def _ask(address: Address, channel: grpc.Channel, secrets: Secrets) -> Head:
+    call = {"metadata": [("authorization", f"Bearer {secrets.token.read_text().strip()}")], "timeout": SECONDS}
     try:
-        metadata = _call(channel, method, request, gcs_service_pb2.InternalKVGetReply, secret)
-        nodes = _call(
-            channel, _NODES, gcs_service_pb2.GetAllNodeInfoRequest(), gcs_service_pb2.GetAllNodeInfoReply, secret
-        )
+        request = gcs_service_pb2.InternalKVGetRequest(**_METADATA)
+        metadata = InternalKVGcsServiceStub(channel).InternalKVGet(request, **call)
+        answer = NodeInfoGcsServiceStub(channel).GetAllNodeInfo(gcs_service_pb2.GetAllNodeInfoRequest(), **call)
     except grpc.RpcError as error:
         if error.code() == grpc.StatusCode.UNAUTHENTICATED:
             raise MintError(
-                f"{address}: token rejected; {token} is not the token of that cluster. Copy the head's token over it "
-                "(mint cluster up says where it lies) and chmod 600 it"
+                f"{address}: token rejected; {secrets.token} is not the token of that cluster. Copy the head's token "
+                "over it (mint cluster up says where it lies) and chmod 600 it"
             ) from error
         raise MintError(f"{address}: the head does not answer ({error.code().name.lower()})") from error
-    found = tuple(_node(info) for info in nodes.node_info_list)
-    if not metadata.value or not any(node.is_alive and node.is_head for node in found):
+    nodes = tuple(map(_node, answer.node_info_list))
+    head = next((node for node in nodes if node.is_alive and node.is_head), None)
+    if not metadata.value or not head:
         raise MintError(f"{address}: the head has not started yet; try again in a few seconds")
-    told = json.loads(metadata.value)
-    head = next(node for node in found if node.is_alive and node.is_head)
-    versions = {"ray": told["ray_version"], "python": told["python_version"], **head.labels_of_versions()}
-    return Head(address, versions, found)
-
-
-def _call(channel: grpc.Channel, method: str, request: Any, reply: Any, metadata: list[tuple[str, str]]) -> Any:
-    call = channel.unary_unary(
-        method, request_serializer=lambda message: message.SerializeToString(), response_deserializer=reply.FromString
-    )
-    return call(request, metadata=metadata, timeout=SECONDS)
+    record = json.loads(metadata.value)
+    return Head(address, {"ray": record["ray_version"], "python": record["python_version"], **head.versions}, nodes)
 
 
 def _node(info: Any) -> Node:
@@ -259,12 +227,5 @@ def _node(info: Any) -> Node:
         info.node_manager_hostname,
         info.state == gcs_pb2.GcsNodeInfo.ALIVE,
         info.is_head_node,
-        dict(info.labels),
+        {label: info.labels[label] for label in LABELS if label in info.labels},
     )
-
-
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "none"

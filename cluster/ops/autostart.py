@@ -18,18 +18,18 @@ _STOP_SECONDS = 60  # for the node to end its children
 
 @dataclass(frozen=True, slots=True)
 class NodeService:
-    """A mint command that always runs, as a user."""
+    """A mint command that always runs, as a user with a home folder."""
 
     name: str  # mint-cluster-head
     command: Sequence[str]
     user: str
     home: str
-    log: str
     variables: Mapping[str, str]
 
 
 def launchd(service: NodeService) -> str:
     """The property list of a LaunchDaemon, for /Library/LaunchDaemons."""
+    log = f"{service.home}/{service.name}.log"
     listing = {
         "Label": service.name,
         "ProgramArguments": [*_CAFFEINATE, *service.command],
@@ -43,8 +43,8 @@ def launchd(service: NodeService) -> str:
         "ProcessType": "Interactive",  # otherwise macOS throttles its processor time
         "SoftResourceLimits": {"NumberOfFiles": OPEN_FILES},
         "HardResourceLimits": {"NumberOfFiles": OPEN_FILES},
-        "StandardOutPath": service.log,
-        "StandardErrorPath": service.log,
+        "StandardOutPath": log,
+        "StandardErrorPath": log,
     }
     return plistlib.dumps(listing, sort_keys=False).decode()
 

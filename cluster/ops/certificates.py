@@ -15,11 +15,10 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from cluster.settings import TLS_FILES
+from cluster.settings import TLS_AUTHORITY, TLS_CERTIFICATE, TLS_KEY
 from mint.core.errors import MintError
 
 AUTHORITY_KEY = "authority.key"
-_CERTIFICATE, _KEY, _AUTHORITY = TLS_FILES.values()
 _YEARS = 5
 
 
@@ -28,11 +27,12 @@ def make_certificates(hosts: Sequence[str], folder: Path) -> list[Path]:
 
     An existing authority in `folder` signs for more hosts. Raises `MintError` if the folder of a host exists.
     """
-    if existing := [folder / host for host in hosts if (folder / host).exists()]:
+    targets = [folder / host for host in hosts]
+    if existing := [target for target in targets if target.exists()]:
         raise MintError(f"{existing[0]} exists; nothing is overwritten. Remove it to make new certificates for it")
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     key, authority = _authority(folder)
-    targets = [folder / host for host in hosts]
+    purposes = [ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]
     for host, target in zip(hosts, targets, strict=True):
         target.mkdir(mode=0o700)
         host_key = ec.generate_private_key(ec.SECP256R1())
@@ -41,15 +41,12 @@ def make_certificates(hosts: Sequence[str], folder: Path) -> list[Path]:
             _builder(host, authority.subject, host_key)
             .add_extension(x509.SubjectAlternativeName(names), critical=False)
             .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
-            .add_extension(
-                x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]),
-                critical=False,
-            )
+            .add_extension(x509.ExtendedKeyUsage(purposes), critical=False)
             .sign(key, hashes.SHA256())
         )
-        _write(target / _KEY, _private(host_key))
-        _write(target / _CERTIFICATE, certificate.public_bytes(serialization.Encoding.PEM))
-        _write(target / _AUTHORITY, authority.public_bytes(serialization.Encoding.PEM))
+        _write(target / TLS_KEY, host_key)
+        _write(target / TLS_CERTIFICATE, certificate)
+        _write(target / TLS_AUTHORITY, authority)
     return targets
 
 
@@ -58,7 +55,7 @@ def _authority(folder: Path) -> tuple[ec.EllipticCurvePrivateKey, x509.Certifica
     if (folder / AUTHORITY_KEY).exists():
         key = serialization.load_pem_private_key((folder / AUTHORITY_KEY).read_bytes(), password=None)
         assert isinstance(key, ec.EllipticCurvePrivateKey)
-        return key, x509.load_pem_x509_certificate((folder / _AUTHORITY).read_bytes())
+        return key, x509.load_pem_x509_certificate((folder / TLS_AUTHORITY).read_bytes())
     key = ec.generate_private_key(ec.SECP256R1())
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "mint cluster")])
     certificate = (
@@ -66,8 +63,8 @@ def _authority(folder: Path) -> tuple[ec.EllipticCurvePrivateKey, x509.Certifica
         .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
         .sign(key, hashes.SHA256())
     )
-    _write(folder / AUTHORITY_KEY, _private(key))
-    _write(folder / _AUTHORITY, certificate.public_bytes(serialization.Encoding.PEM))
+    _write(folder / AUTHORITY_KEY, key)
+    _write(folder / TLS_AUTHORITY, certificate)
     return key, certificate
 
 
@@ -91,12 +88,11 @@ def _name(host: str) -> x509.GeneralName:
         return x509.DNSName(host)
 
 
-def _private(key: ec.EllipticCurvePrivateKey) -> bytes:
-    return key.private_bytes(
-        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    )
-
-
-def _write(path: Path, text: bytes) -> None:
+def _write(path: Path, content: ec.EllipticCurvePrivateKey | x509.Certificate) -> None:
+    pem = serialization.Encoding.PEM
+    if isinstance(content, x509.Certificate):
+        text = content.public_bytes(pem)
+    else:
+        text = content.private_bytes(pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
     with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
         file.write(text)

@@ -4,9 +4,6 @@ Heavy modules, above all Ray, are imported inside the commands.
 """
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -16,13 +13,13 @@ from cluster.settings import (
     PORT,
     TOKEN_VARIABLE,
     Address,
-    checked_tls,
-    checked_token,
+    checked_secrets,
     make_token,
     parse_address,
-    tls_place,
-    token_place,
+    tls_folder,
+    token_path,
 )
+from cluster.transport.connect import driving, needing_ray
 from mint.cli.options import Dtype, Json, Model
 from mint.cli.screen import Screen
 from mint.core.errors import MintError
@@ -74,16 +71,17 @@ def up(
     """
     if not head:
         raise MintError("needed: --head to start a cluster here, or mint cluster join HOST:PORT to join one")
-    head_address = parse_address(f"{address}:{port}")
-    token = token_file or token_place()
+    head_address = parse_address(f"{address}:{port}", tls)
+    token = token_file or token_path()
     is_new = make_token(token)
-    with _ray():
+    with needing_ray():
         from cluster.ops.nodes import NodeStart, require_free, run_node
 
-        start = NodeStart(head_address, address, True, checked_token(token), _certificates(tls), _folders(model_root))
+        secrets = checked_secrets(head_address, token)
+        start = NodeStart(head_address, address, True, secrets, _folders(model_root))
         require_free(head_address)
         typer.echo(f"token: {token} ({'new' if is_new else 'existing'}; anyone who has it can run programs here)")
-        raise typer.Exit(run_node(start, lambda _: _print_next_steps(head_address, token, tls)))
+        raise typer.Exit(run_node(start, lambda: _print_next_steps(head_address, token)))
 
 
 @app.command()
@@ -97,18 +95,17 @@ def join(
 
     Example: mint cluster join 10.0.0.1:6379 --token-file token --model-root ~/models
     """
-    address = parse_address(head)
-    token, certificates = checked_token(token_file or token_place()), _certificates(tls or address.tls)
-    roots = _folders(model_root)
-    with _ray():
+    address = parse_address(head, tls)
+    secrets, roots = checked_secrets(address, token_file), _folders(model_root)
+    with needing_ray():
         from cluster.head.handshake import knock
         from cluster.ops.nodes import NodeStart, own_address, run_node
 
         own = own_address(address)
-        if knock(address, token=token, tls=certificates).has(own):
+        if knock(address, secrets).has(own):
             raise MintError(f"this machine ({own}) is already a node of {address}; needed: one node per machine")
-        start = NodeStart(address, own, False, token, certificates, roots)
-        raise typer.Exit(run_node(start, lambda _: typer.echo(f"joined {address} as {own}. Press Ctrl-C to leave")))
+        start = NodeStart(address, own, False, secrets, roots)
+        raise typer.Exit(run_node(start, lambda: typer.echo(f"joined {address} as {own}. Press Ctrl-C to leave")))
 
 
 @app.command()
@@ -119,17 +116,12 @@ def status(
     as_json: Json = False,
 ) -> None:
     """Show the nodes of a cluster, their models and their measured rates."""
-    address = parse_address(head)
-    address = replace(address, tls=address.tls or tls)
-    with Screen(as_json) as screen, _ray():
+    with Screen(as_json) as screen, driving(parse_address(head, tls), token_file) as answer:
         from cluster.ops.status import ANSWER_SECONDS, cluster_record, pack_node
-        from cluster.transport.connect import driving
+        from cluster.transport.survey import survey
 
-        with driving(address, token_file) as known:
-            from cluster.transport.survey import survey
-
-            assert known
-            record = cluster_record(known, survey(pack_node, ANSWER_SECONDS))
+        assert answer
+        record = cluster_record(answer, survey(pack_node, ANSWER_SECONDS))
     screen.answer(record)
 
 
@@ -171,7 +163,7 @@ def certs(
     from cluster.ops.certificates import make_certificates
 
     for folder in make_certificates(hosts, output):
-        typer.echo(f"{folder}: copy it to {tls_place()} on {folder.name}")
+        typer.echo(f"{folder}: copy it to {tls_folder()} on {folder.name}")
 
 
 @app.command()
@@ -229,35 +221,33 @@ def service_file(
     kind = kind or (LAUNCHD if sys.platform == "darwin" else SYSTEMD)
     if kind not in KINDS:
         raise typer.BadParameter(f"found {kind!r}, needed {' or '.join(KINDS)}", param_hint="--kind")
-    head = parse_address(address)
+    head = parse_address(address, tls)
     up = ["up", "--head", "--address", head.host, "--port", str(head.port)]
     command = [
         *(str(Path(sys.executable).with_name("mint")), "cluster"),
         *(up if role == "head" else ["join", str(head)]),
-        *("--token-file", str((token_file or token_place()).absolute())),
+        *("--token-file", str((token_file or token_path()).absolute())),
         *(word for root in _folders(model_root) for word in ("--model-root", str(root))),
-        *(["--tls"] if tls or head.tls else []),
+        *(["--tls"] if head.tls else []),
     ]
     variables = {name: os.environ[name] for name in ("MINT_CACHE", "MINT_CONFIG") if name in os.environ}
-    name = f"mint-cluster-{role}"
-    home = str(Path.home())
-    service = NodeService(name, command, getpass.getuser(), home, f"{home}/{name}.log", variables)
+    service = NodeService(f"mint-cluster-{role}", command, getpass.getuser(), str(Path.home()), variables)
     typer.echo(KINDS[kind](service), nl=False)
-    typer.echo(install_hint(kind, name), err=True)
+    typer.echo(install_hint(kind, service.name), err=True)
 
 
-def _print_next_steps(address: Address, token: Path, tls: bool) -> None:
-    scheme = "tls://" if tls else ""
+def _print_next_steps(address: Address, token: Path) -> None:
+    url = f"tls://{address}" if address.tls else str(address)
     if address.is_loopback:
         typer.echo("The head is up, for this machine only; for other machines, give --address with this one's address")
     else:
         typer.echo(
             f"The head is up. On every other machine, with a copy of the token (chmod 600), run:\n"
-            f"  mint cluster join {scheme}{address} --token-file TOKEN --model-root DIR\n"
+            f"  mint cluster join {url} --token-file TOKEN --model-root DIR\n"
             "Ray now listens on all networks of this machine; it accepts nobody without the token."
         )
-    variable = "" if token == token_place() else f"{TOKEN_VARIABLE}={token} "
-    typer.echo(f"Then run on any of them:\n  {variable}mint quantize MODEL --budget 64GB --cluster {scheme}{address}")
+    variable = "" if token == token_path() else f"{TOKEN_VARIABLE}={token} "
+    typer.echo(f"Then run on any of them:\n  {variable}mint quantize MODEL --budget 64GB --cluster {url}")
     typer.echo("Ctrl-C stops the head and thereby the cluster.")
 
 
@@ -266,17 +256,13 @@ def _check_head(head: str) -> "Finding":
 
     address = parse_address(head)
     try:
-        with _ray():
+        with needing_ray():
             from cluster.head.handshake import knock
 
-            known = knock(address, token=checked_token(token_place()), tls=_certificates(address.tls))
+            answer = knock(address, checked_secrets(address))
     except MintError as error:
         return Finding("cluster", BAD, str(address), str(error))
-    return Finding("cluster", GOOD, f"{address}: {len(known.living())} nodes, same versions, token accepted")
-
-
-def _certificates(tls: bool) -> Path | None:
-    return checked_tls(tls_place()) if tls else None
+    return Finding("cluster", GOOD, f"{address}: {len(answer.living())} nodes, same versions, token accepted")
 
 
 def _folders(roots: list[Path]) -> tuple[Path, ...]:
@@ -284,16 +270,3 @@ def _folders(roots: list[Path]) -> tuple[Path, ...]:
         if not root.is_dir():
             raise MintError(f"--model-root {root}: no such folder")
     return tuple(root.resolve() for root in roots)
-
-
-@contextmanager
-def _ray() -> Iterator[None]:
-    """Raise `MintError` with the extra to install if Ray or gRPC is missing."""
-    try:
-        yield
-    except ModuleNotFoundError as error:
-        from cluster.transport.connect import INSTALL
-
-        if error.name and error.name.split(".")[0] in ("ray", "grpc", "cryptography"):
-            raise MintError(f"{error.name} is not installed; needed: {INSTALL}") from error
-        raise

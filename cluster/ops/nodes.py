@@ -14,11 +14,10 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 
 from cluster.copies.inventory import ROOTS_VARIABLE
-from cluster.head.handshake import LABELS, Head, is_here, knock, own_versions
-from cluster.settings import RESOURCE, STORE_BYTES, Address, ray_environment, without_unwanted
+from cluster.head.handshake import LABELS, is_here, knock, own_versions
+from cluster.settings import RESOURCE, STORE_BYTES, Address, Secrets, ray_environment, without_unwanted
 from mint.core.cache import cache_folder
 from mint.core.errors import MintError
 
@@ -38,8 +37,7 @@ class NodeStart:
     address: Address
     ip: str
     is_head: bool
-    token: Path
-    tls: Path | None = None
+    secrets: Secrets
     roots: tuple[Path, ...] = ()
 
 
@@ -47,25 +45,19 @@ def command_line(start: NodeStart) -> list[str]:
     """The arguments of `ray start`, without secrets."""
     head = ["--head", f"--port={start.address.port}", "--include-dashboard=false"]
     role = head if start.is_head else [f"--address={start.address}"]
-    versions = own_versions()
-    labels = ",".join(f"{label}={versions[label]}" for label in LABELS)
+    labels = ",".join(f"{label}={version}" for label, version in own_versions().items() if label in LABELS)
     return [
         *(sys.executable, "-c", _RAY, "start", *role),
         *("--block", f"--node-ip-address={start.ip}", "--num-cpus=0", f"--resources={json.dumps({RESOURCE: 1})}"),
-        *("--disable-usage-stats", f"--object-store-memory={STORE_BYTES}"),
-        f"--labels={labels}",
+        *("--disable-usage-stats", f"--object-store-memory={STORE_BYTES}", f"--labels={labels}"),
     ]
 
 
 def environment(start: NodeStart, outer: Mapping[str, str]) -> dict[str, str]:
     """The environment of `ray start` and of all processes of the node."""
     roots = [*(str(root) for root in start.roots), *filter(None, [outer.get(ROOTS_VARIABLE, "")])]
-    loopback = start.address.is_loopback
-    return (
-        without_unwanted(outer)
-        | ray_environment(token=start.token, loopback=loopback, tls=start.tls)
-        | ({ROOTS_VARIABLE: os.pathsep.join(roots)} if roots else {})
-    )
+    variables = without_unwanted(outer) | ray_environment(start.secrets, loopback=start.address.is_loopback)
+    return variables | ({ROOTS_VARIABLE: os.pathsep.join(roots)} if roots else {})
 
 
 def own_address(head: Address) -> str:
@@ -92,12 +84,13 @@ def require_free(address: Address) -> None:
             ) from error
 
 
-def run_node(start: NodeStart, on_up: Callable[[Head], None]) -> int:
+def run_node(start: NodeStart, on_up: Callable[[], None]) -> int:
     """Start a node, call `on_up`, and wait until the node ends or this process is interrupted; return the exit code.
 
     Raises `MintError` with the end of Ray's log if the node does not start or ends by itself.
     """
-    log = _log_path(start)
+    log = cache_folder() / "cluster" / f"{'head' if start.is_head else 'worker'}-{start.ip}.log"
+    log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("wb") as out, _interruptible():
         child = subprocess.Popen(
             command_line(start),
@@ -107,7 +100,8 @@ def run_node(start: NodeStart, on_up: Callable[[Head], None]) -> int:
             stderr=subprocess.STDOUT,
         )
         try:
-            on_up(_wait_until_up(start, child, log))
+            _wait_until_up(start, child, log)
+            on_up()
             code = child.wait()
         except KeyboardInterrupt:
             return 130
@@ -118,34 +112,26 @@ def run_node(start: NodeStart, on_up: Callable[[Head], None]) -> int:
 
 def stop(child: "subprocess.Popen[bytes]") -> None:
     """Stop a child process, first with SIGTERM; Ray's own children end with it."""
-    for seconds, signal_child in (
-        (LEAVE_SECONDS, child.terminate),
-        (STOP_SECONDS, child.kill),
-        (STOP_SECONDS, child.kill),
-    ):
+    for seconds, end in ((LEAVE_SECONDS, child.terminate), (STOP_SECONDS, child.kill), (STOP_SECONDS, child.kill)):
         with suppress(subprocess.TimeoutExpired):
-            child.wait(seconds if child.poll() is None else 0)
-        if child.poll() is not None:
+            child.wait(seconds)
             return
-        signal_child()
+        end()
 
 
-def _wait_until_up(start: NodeStart, child: "subprocess.Popen[bytes]", log: Path) -> Head:
+def _wait_until_up(start: NodeStart, child: "subprocess.Popen[bytes]", log: Path) -> None:
     deadline = time.monotonic() + START_SECONDS
     reason = "no answer yet"
     while time.monotonic() < deadline:
-        if child.poll() is not None:
-            raise MintError(f"Ray did not start (exit code {child.returncode}): {_tail(log)}")
         with suppress(subprocess.TimeoutExpired):
-            child.wait(POLL_SECONDS)
+            code = child.wait(POLL_SECONDS)
+            raise MintError(f"Ray did not start (exit code {code}): {_tail(log)}")
         try:
-            head = knock(start.address, token=start.token, tls=start.tls)
+            if knock(start.address, start.secrets).has(start.ip):
+                return
+            reason = f"{start.ip} is not among its nodes"
         except MintError as error:
             reason = str(error)
-            continue
-        if head.has(start.ip):
-            return head
-        reason = f"{start.ip} is not among its nodes"
     raise MintError(f"the node was not up within {START_SECONDS:.0f} s ({reason}); the log of Ray: {_tail(log)}")
 
 
@@ -154,17 +140,11 @@ def _tail(log: Path) -> str:
     return f"{' | '.join(lines[-_TAIL_LINES:]) or 'empty'} (complete log: {log})"
 
 
-def _log_path(start: NodeStart) -> Path:
-    folder = cache_folder() / "cluster"
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder / f"{'head' if start.is_head else 'worker'}-{start.ip}.log"
-
-
 @contextmanager
 def _interruptible() -> Iterator[None]:
     """Treat SIGTERM, which launchd and systemd send, like Ctrl-C."""
 
-    def interrupt(signal_number: int, frame: FrameType | None) -> None:
+    def interrupt(*_: object) -> None:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # only once: the stop of the node must not be interrupted
         raise KeyboardInterrupt
 

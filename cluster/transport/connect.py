@@ -1,7 +1,7 @@
-"""From an address to an executor: connect to a running cluster, or start one of this machine alone.
+"""Connects an executor to a running cluster, or to a new one of this machine alone.
 
 `mint` finds `executing` through the entry point group `mint.executors` and never imports this package by name.
-Who answers at the address is found out before Ray is asked, which tries again for a long time and gives no reason.
+The address is probed before Ray connects, which retries for a long time and gives no reason.
 """
 
 import os
@@ -11,27 +11,26 @@ from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cluster.head.watch import HeadWatch
+from cluster.head.watch import HeadWatch, Patience
 from cluster.settings import (
     STORE_BYTES,
     UNWANTED,
     Address,
-    checked_tls,
-    checked_token,
+    Secrets,
+    checked_secrets,
     make_token,
     parse_address,
     ray_environment,
-    tls_place,
-    token_place,
 )
 from mint.core.errors import MintError
-from mint.run.executor import Executor
 
 if TYPE_CHECKING:
     from cluster.head.handshake import Head
+    from mint.run.executor import Executor
 
 LOCAL = "local"
 INSTALL = "pip install 'mint-mlx[cluster]'"
+EXTRA = ("ray", "grpc", "cryptography")  # packages of this extra
 
 
 @contextmanager
@@ -42,18 +41,17 @@ def executing(
     *,
     share: bool = False,
     on_note: Callable[[str], object] = lambda text: None,
-) -> Iterator[tuple[Path, Executor]]:
+) -> "Iterator[tuple[Path, Executor]]":
     """The folder to open `model` from, and the executor of the cluster at `address`, until the block ends.
 
-    Nodes borrow what they lack of a unit's shards from each other where they `share`; `on_note` is told what was
-    decided on the way.
+    With `share` nodes borrow missing parts of a unit's shards from each other; `on_note` takes notes for people.
     """
     head = None if address == LOCAL else parse_address(address)
     with driving(head), ExitStack() as until_the_end:
         from cluster.transport.driver import Carrier
         from cluster.transport.executor import ClusterExecutor
 
-        watch = until_the_end.enter_context(closing(HeadWatch(head, on_note))) if head else None
+        watch = until_the_end.enter_context(closing(HeadWatch(Patience(head), on_note))) if head else None
         carrier = Carrier(watch=watch)
         until_the_end.callback(carrier.quit)
         executor = until_the_end.enter_context(closing(ClusterExecutor(carrier, model, share=share, on_note=on_note)))
@@ -64,30 +62,36 @@ def executing(
 def driving(address: Address | None, token: Path | None = None) -> "Iterator[Head | None]":
     """Be a driver of the cluster at `address`, or of a new one of this machine alone, until the block ends.
 
-    Yields what the head told; raises `MintError` that names what is in the way.
+    Yields the answer of the head; raises `MintError` that names the obstacle.
     """
-    with tempfile.TemporaryDirectory(prefix="mint-") as folder:
+    with tempfile.TemporaryDirectory(prefix="mint-") as folder, needing_ray():
         for name in UNWANTED:
             os.environ.pop(name, None)
         os.environ.update(settings(address, Path(folder), token))
-        try:
-            from cluster.head.handshake import knock
-            from cluster.transport.survey import connected
-        except ImportError as error:
-            raise MintError(f"--cluster needs Ray ({error}); install it beside mint: {INSTALL}") from error
-        head = None
-        if address:
-            tls = tls_place() if address.tls else None
-            head = knock(address, token=checked_token(token or token_place()), tls=tls)
+        from cluster.head.handshake import knock
+        from cluster.transport.survey import connected
+
+        head = knock(address, checked_secrets(address, token)) if address else None
+        if head:
             head.need_a_node_here()
         with connected(str(address or ""), STORE_BYTES):
             yield head
 
 
+@contextmanager
+def needing_ray() -> Iterator[None]:
+    """Raise `MintError` with the extra to install if Ray or gRPC is missing."""
+    try:
+        yield
+    except ImportError as error:
+        if (error.name or "").partition(".")[0] in EXTRA:
+            raise MintError(f"a cluster needs {error.name} ({error}); needed: {INSTALL}") from error
+        raise
+
+
 def settings(address: Address | None, folder: Path, token: Path | None = None) -> dict[str, str]:
     """Ray's environment; a cluster of this machine alone (no address) gets a token of its own in `folder`."""
-    if address is None:
-        make_token(folder / "token")
-        return ray_environment(token=folder / "token", loopback=True)
-    tls = checked_tls(tls_place()) if address.tls else None
-    return ray_environment(token=checked_token(token or token_place()), loopback=address.is_loopback, tls=tls)
+    if address:
+        return ray_environment(checked_secrets(address, token), loopback=address.is_loopback)
+    make_token(folder / "token")
+    return ray_environment(Secrets(folder / "token"), loopback=True)

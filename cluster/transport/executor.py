@@ -10,12 +10,15 @@ compensation, for example, rounds every layer behind those that are stored alrea
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
-from cluster.copies.holdings import Holder, Holdings
+import ray
+
+from cluster.copies.holdings import Holdings
 from cluster.copies.inventory import take_inventory
-from cluster.copies.sparse_copy import Outline, fill_in, make_view, read_outline
+from cluster.copies.sparse_copy import Outline, Range, fill_in, make_view, read_outline, view_folder
 from cluster.schedule.coordinator import Coordinator
 from cluster.schedule.cross_check import check_agreement, cross_check_units
 from cluster.schedule.eligibility import place_whole_model, within_memory
@@ -24,8 +27,7 @@ from cluster.schedule.placement import Placement, place_units
 from cluster.schedule.solo import TRIAL_SECONDS, LinkSpeed, Timed, reason_to_pack_alone
 from cluster.settings import RESOURCE
 from cluster.transport.driver import Carrier, Link
-from cluster.transport.wire import from_pieces, make_folder_name, pack, tell_job, tell_model
-from cluster.transport.worker import views
+from cluster.transport.wire import from_pieces, pack, tell_job, tell_model
 from mint.analysis.probes.packed_base import memory_for_models
 from mint.analysis.unit_jobs import peak_bytes
 from mint.core.errors import MintError
@@ -41,6 +43,16 @@ T = TypeVar("T")
 TICK_SECONDS = 0.5
 
 
+@dataclass(frozen=True, slots=True)
+class Work(Generic[T]):
+    """A job for some units of a model, and the kinds of device that may do it."""
+
+    source: Source
+    job: PortableJob[T]
+    units: Sequence[Unit]
+    kinds: Sequence[str]
+
+
 class ClusterExecutor:
     """Do jobs on the nodes of a cluster that hold the model's shards."""
 
@@ -52,21 +64,23 @@ class ClusterExecutor:
         *,
         share: bool = False,
         trial_seconds: float = TRIAL_SECONDS,
+        rate_of: Callable[[Carrier, Link], float] = Carrier.rate_of,
         on_note: Callable[[str], object] = lambda text: None,
     ) -> None:
         """Meet the workers. `trial_seconds` of packing here decide where the rest is packed; with 0 the workers do it.
 
-        `on_note` gets the decision as text.
+        `rate_of` measures the link from a worker; `on_note` gets the decision as text.
         """
         self.carrier = carrier
         self._trial_seconds = trial_seconds
+        self._rate_of = rate_of
         self._on_note = on_note
         self._share = share
         self.made_by: dict[str, str] = {}  # by the path of a unit, the node that did it last
         self._policy = policy
         here = any(model.glob(PATTERN)) or (model / "config.json").exists()
         self._head = take_inventory("this machine", model if here else None)
-        carrier.on_hello(self._check)
+        carrier.on_hello = self._check
         links = [link for link in carrier.meet(str(model), share=share) if link.worker in carrier.links]
         if not links:
             reasons = "; ".join(f"{node}: {why}" for node, why in carrier.refused.items())
@@ -74,7 +88,7 @@ class ClusterExecutor:
                 f"no node of the cluster can work ({reasons or 'none is there'}); needed: at least one that was "
                 f"started with the resource {RESOURCE}: 1 and with this version of mint"
             )
-        self._holdings = Holdings(self._head, {link.node: _holder(link) for link in links})
+        self._holdings = Holdings(self._head, {link.node.name: link.holder for link in links if link.holder})
         self.devices = self._holdings.devices  # that measure
         if share:
             carrier.lend(self._head)
@@ -100,17 +114,16 @@ class ClusterExecutor:
             raise MintError(f"{model}: no config.json found; needed here, also when the shards are elsewhere")
         owners = {name: self._owners(name) for name in self.lacking}
         outlines = {name: Outline(*self.carrier.ask(links, "outline", name)) for name, links in owners.items()}
-        view = make_view(views() / make_folder_name("head", model), model, config.read_bytes(), outlines)
+        view = make_view(view_folder("head", model), model, config.read_bytes(), outlines)
         for name, links in owners.items():
             start = 8 + len(outlines[name].header)
             samples = [(first, size) for first, size in sampled_ranges(start, outlines[name].nbytes) if size > 0]
             self._fetch(view, links, name, samples)
         source = open_source(view, dtype=dtype)
         tensors = source.tensors()
-        for parameter in source.parameters:
-            for tensor in (tensors[feeder] for feeder in parameter.sources):
-                if tensor.shard in owners:
-                    self._fetch(view, owners[tensor.shard], tensor.shard, [(tensor.offset, tensor.nbytes)])
+        for tensor in (tensors[name] for parameter in source.parameters for name in parameter.sources):
+            if tensor.shard in owners:
+                self._fetch(view, owners[tensor.shard], tensor.shard, [(tensor.offset, tensor.nbytes)])
         return view
 
     def __call__(self, source: Source, job: Job[T], units: Sequence[Unit]) -> Iterator[tuple[Unit, T]]:
@@ -119,126 +132,114 @@ class ClusterExecutor:
             return
         if isinstance(job, PortableJob) and job.any_device:
             spread = self._compared if len(self.devices) > 1 else self._spread
-            yield from spread(source, job, units, self.devices)
+            yield from spread(Work(source, job, units, self.devices))
         elif isinstance(job, PortableJob) and self._can_spread(source, job, units):
             spread = self._tried if any(map(job.result_nbytes, units)) else self._spread
-            yield from spread(source, job, units, (device_kind(),))
+            yield from spread(Work(source, job, units, (device_kind(),)))
         else:
             self._insist_on_shards(source, job)
             yield from in_process(source, job, units)
 
-    def _compared(
-        self, source: Source, job: PortableJob[T], units: Sequence[Unit], kinds: Sequence[str]
-    ) -> Iterator[tuple[Unit, T]]:
+    def _compared(self, work: Work[T]) -> Iterator[tuple[Unit, T]]:
         """Do some units on every kind of device and compare their results, before all others on any kind."""
-        tensors = source.tensors()
-        able = {kind: self._holdings.fed(source.units, tensors, kind) for kind in kinds}
-        twice = {unit.path for unit in cross_check_units(source.units, able)}
+        tensors = work.source.tensors()
+        able = {kind: self._holdings.fed(work.source.units, tensors, kind) for kind in work.kinds}
+        twice = {unit.path for unit in cross_check_units(work.source.units, able)}
         if not twice:
-            log.warning("chips.not_compared", reason="no unit has its shards on nodes of two kinds", kinds=kinds)
+            log.warning("chips.not_compared", reason="no unit has its shards on nodes of two kinds", kinds=work.kinds)
         compared: dict[str, dict[str, T]] = {}
-        for kind in kinds:
-            for unit, result, node in self._done(
-                source, job, [unit for unit in units if unit.path in twice & able[kind]], (kind,)
-            ):
-                compared.setdefault(unit.path, {})[f"{node} ({kind})"] = result
+        for kind in work.kinds:
+            units = [unit for unit in work.units if unit.path in twice & able[kind]]
+            for unit, result in self._spread(replace(work, units=units, kinds=(kind,))):
+                compared.setdefault(unit.path, {})[f"{self.made_by[unit.path]} ({kind})"] = result
         for path, results in compared.items():
-            check_agreement(path, results, job.difference)
-        for unit in units:
+            check_agreement(path, results, work.job.difference)
+        for unit in work.units:
             if unit.path in compared:
                 yield unit, next(iter(compared[unit.path].values()))
-        yield from self._spread(source, job, [unit for unit in units if unit.path not in compared], kinds)
+        yield from self._spread(replace(work, units=[unit for unit in work.units if unit.path not in compared]))
 
-    def _tried(
-        self, source: Source, job: PortableJob[T], units: Sequence[Unit], kinds: Sequence[str]
-    ) -> Iterator[tuple[Unit, T]]:
+    def _tried(self, work: Work[T]) -> Iterator[tuple[Unit, T]]:
         """Do a few units here; then all others here or with all workers, whatever is faster."""
-        tensors = source.tensors()
-        fits = max(peak_bytes(unit, tensors) for unit in units) <= memory_for_models()
+        tensors = work.source.tensors()
+        fits = max(peak_bytes(unit, tensors) for unit in work.units) <= memory_for_models()
         if self.lacking or not fits or not self._trial_seconds:
-            yield from self._spread(source, job, units, kinds)
+            yield from self._spread(work)
             return
-        here, sizes = Timed(in_process(source, job, units)), []
+        here, sizes = Timed(in_process(work.source, work.job, work.units)), []
         for unit, result in here:
             sizes.append(unit.nbytes)
             yield unit, result
             if here.seconds > self._trial_seconds:
                 break
-        rest = units[len(sizes) :]
-        if not rest:
+        rest = replace(work, units=work.units[len(sizes) :])
+        if not rest.units:
             return
-        if reason := reason_to_pack_alone(here.rate(sizes), self._link_speeds(source, job, rest)):
+        if reason := reason_to_pack_alone(here.rate(sizes), self._link_speeds(rest)):
             self._on_note(reason)
             yield from here
         else:
-            del here  # and what it has read ahead
-            yield from self._spread(source, job, rest, kinds)
+            del here  # and the weight that it has read ahead
+            yield from self._spread(rest)
 
-    def _link_speeds(self, source: Source, job: PortableJob[Any], units: Sequence[Unit]) -> list[LinkSpeed]:
-        """The workers that can do some of these units, and how fast bytes of them arrive here."""
-        packed = sum(map(job.result_nbytes, units))
-        nbytes = sum(unit.nbytes for unit in units)
-        reached = []
-        for node, missing in self._placement(source, job, units, (device_kind(),)).missing.items():
-            link = next((each for each in self.carrier.links.values() if each.node == node), None)
-            if missing and link and link.inventory:
+    def _link_speeds(self, work: Work[Any]) -> list[LinkSpeed]:
+        """The links of the workers that can do some of these units."""
+        packed = sum(map(work.job.result_nbytes, work.units))
+        nbytes = sum(unit.nbytes for unit in work.units)
+        links = {link.node.name: link for link in self.carrier.links.values() if link.holder}
+        speeds = []
+        for node, missing in self._placement(work).missing.items():
+            if missing and (link := links.get(node)):
                 crossing = (packed + sum(missing.values())) / nbytes
-                own = link.address == self.carrier.own_address
-                reached.append(LinkSpeed(self.carrier.rate_of(link), crossing, own))
-        return reached
+                is_local = link.node.address == ray.util.get_node_ip_address()
+                speeds.append(LinkSpeed(self._rate_of(self.carrier, link), crossing, is_local))
+        return speeds
 
-    def _spread(
-        self, source: Source, job: PortableJob[T], units: Sequence[Unit], kinds: Sequence[str]
-    ) -> Iterator[tuple[Unit, T]]:
-        return ((unit, result) for unit, result, _ in self._done(source, job, units, kinds))
-
-    def _done(
-        self, source: Source, job: PortableJob[T], units: Sequence[Unit], kinds: Sequence[str]
-    ) -> Iterator[tuple[Unit, T, str]]:
-        """Every unit with its result and the worker that it came from, done by nodes of these kinds."""
-        if not units:
+    def _spread(self, work: Work[T]) -> Iterator[tuple[Unit, T]]:
+        """Do all units on the nodes that can."""
+        if not work.units:
             return
-        placement = self._placement(source, job, units, kinds)
-        outlines = {name: read_outline(source.folder / name) for name in self._holdings.needed}
-        model, work = self.carrier.put(pack(tell_model(source, outlines))), pack(tell_job(job))
+        placement = self._placement(work)
+        outlines = {name: read_outline(work.source.folder / name) for name in self._holdings.needed}
+        model, job = ray.put(pack(tell_model(work.source, outlines))), pack(tell_job(work.job))
 
-        def open_worker(link: Link) -> None:
+        def open_worker(link: Link, placement: Placement) -> None:
+            if missing := placement.missing.get(link.node.name):
+                self.carrier.open(link, model, job, dict(missing), self.carrier.peers())
+
+        def welcome(link: Link) -> None:
             self._check(link)
-            if link.worker in self.carrier.links and link.inventory:
-                self._holdings.holders[link.node] = _holder(link)
+            if link.worker in self.carrier.links and link.holder:
+                self._holdings.holders[link.node.name] = link.holder
                 if self._share:
                     self.carrier.tell_peers()
-                if reach := self._placement(source, job, units, kinds).missing.get(link.node):
-                    self.carrier.open(link, model, work, dict(reach), self.carrier.peers())
+                open_worker(link, self._placement(work))
 
-        self.carrier.on_hello(open_worker)
+        self.carrier.on_hello = welcome
         for link in list(self.carrier.links.values()):
-            if reach := placement.missing.get(link.node):
-                self.carrier.open(link, model, work, dict(reach), self.carrier.peers())
+            open_worker(link, placement)
         coordinator = Coordinator(placement.items, self._policy)
         del placement  # the coordinator keeps what it needs in a few bytes a unit
         try:
-            for item, pieces, worker in self._accepted(coordinator):
-                unit = units[coordinator.items.rank_of(item)]
-                yield unit, from_pieces(job, unit, pieces), worker
-        except BaseException:  # also when the consumer stops: nobody wants what the workers still do
+            for item, pieces in self._accepted(coordinator):
+                unit = work.units[coordinator.items.rank_of(item)]
+                yield unit, from_pieces(work.job, unit, pieces)
+        except BaseException:  # also when the consumer stops: the workers' results have no use then
             self.carrier.quit()
             raise
         self.carrier.rest()
         assert coordinator.finished
-        _insist(coordinator.finished, units)
+        _insist(coordinator.finished, work.units)
 
-    def _placement(
-        self, source: Source, job: PortableJob[Any], units: Sequence[Unit], kinds: Sequence[str]
-    ) -> Placement:
-        """Which of the nodes of these kinds can do which units."""
-        if job.whole_model:
-            return place_whole_model(units, source.nbytes, self._holdings.owners(), self._runners(source, job))
-        tensors = source.tensors()
-        nodes = self._holdings.nodes_of(kinds)
-        lent = set(self.carrier.peers()) if self._share else None
-        placement = place_units(units, tensors, self._holdings.owners(), nodes, lent)
-        peaks = {unit.path: peak_bytes(unit, tensors) for unit in units}
+    def _placement(self, work: Work[Any]) -> Placement:
+        """The units that each node of these kinds can do."""
+        owners = self._holdings.owners()
+        if work.job.whole_model:
+            return place_whole_model(work.units, work.source.nbytes, owners, self._runners(work.source, work.job))
+        tensors = work.source.tensors()
+        nodes = self._holdings.nodes_of(work.kinds)
+        placement = place_units(work.units, tensors, owners, nodes, set(self.carrier.peers()) if self._share else None)
+        peaks = {unit.path: peak_bytes(unit, tensors) for unit in work.units}
         return within_memory(placement, peaks, {node: self._holdings.holders[node].memory_bytes for node in nodes})
 
     def _runners(self, source: Source, job: PortableJob[Any]) -> list[str]:
@@ -247,7 +248,7 @@ class ClusterExecutor:
         return [node for node, reason in reasons.items() if not reason]
 
     def _can_spread(self, source: Source, job: PortableJob[Any], units: Sequence[Unit]) -> bool:
-        """Whether nodes of this machine's kind can do a job, all units of it where there are other kinds too."""
+        """True if nodes of this machine's kind can do a job: all units of it where there are other kinds too."""
         if job.whole_model:
             return bool(self._runners(source, job))
         if self.devices == (device_kind(),):
@@ -268,22 +269,20 @@ class ClusterExecutor:
             f"copy them to {source.folder}, the first is {self.lacking[0]}"
         )
 
-    def _accepted(self, coordinator: Coordinator) -> Iterator[tuple[str, list[bytes], str]]:
-        """Drive the coordinator; yield every item with the pieces of its result and the worker that did it."""
+    def _accepted(self, coordinator: Coordinator) -> Iterator[tuple[str, list[bytes]]]:
+        """Drive the coordinator; yield every item with the pieces of its result."""
         self._carry(coordinator.step(time.monotonic()))
         while coordinator.finished is None:
             wait = min(coordinator.wakes_at - time.monotonic(), TICK_SECONDS)
             for event, pieces in self.carrier.hear(max(wait, 0.0)):
                 commands = coordinator.step(time.monotonic(), event)
+                self._carry(commands)
                 if isinstance(event, Arrived):
                     accepted = Accept(event.item) in commands
                     log.debug("result.arrived", worker=event.worker, unit=event.item, accepted=accepted)
-                self._carry(commands)
-                for command in commands:
-                    if isinstance(command, Accept):
-                        if link := self.carrier.links.get(event.worker):
-                            self.made_by[command.item] = link.node
-                        yield command.item, pieces, event.worker
+                    if accepted:
+                        self.made_by[event.item] = event.worker.partition("~")[0]  # a restarted worker is NODE~LIVES
+                        yield event.item, pieces
             self._carry(coordinator.step(time.monotonic()))
 
     def _carry(self, commands: Sequence[Command]) -> None:
@@ -295,34 +294,29 @@ class ClusterExecutor:
 
     def _check(self, link: Link) -> None:
         """Refuse a node whose results would not be those of this machine."""
+        assert link.holder
         for name, needed in versions().items():
-            if (found := link.versions.get(name)) != needed:
-                self.carrier.refuse(link, f"{name}: found {found}, needed {needed} as on this machine")
+            if (version := link.holder.versions.get(name)) != needed:
+                self.carrier.refuse(link, f"{name}: found {version}, needed {needed} as on this machine")
                 return
 
     def _owners(self, shard: str) -> list[Link]:
-        holders = self._holdings.owners()[shard]
-        return [link for link in self.carrier.links.values() if link.node in holders and link.inventory]
+        nodes = self._holdings.owners()[shard]
+        return [link for link in self.carrier.links.values() if link.node.name in nodes and link.holder]
 
-    def _fetch(self, view: Path, links: list[Link], shard: str, ranges: list[tuple[int, int]]) -> None:
+    def _fetch(self, view: Path, links: list[Link], shard: str, ranges: list[Range]) -> None:
         fill_in(view / shard, ranges, self.carrier.ask(links, "ranges", shard, ranges))
         log.debug("ranges.fetched", shard=shard, nbytes=sum(nbytes for _, nbytes in ranges))
 
 
-def _holder(link: Link) -> Holder:
-    assert link.inventory, "a link that has not said hello holds nothing"
-    return Holder(link.inventory, link.device, link.memory_bytes)
-
-
 def _insist(end: Finish, units: Sequence[Unit]) -> None:
-    """Raise `MintError` for what could not be done."""
+    """Raise `MintError` for the units that could not be done."""
     if end.bad_items:
-        first, troubles = next(iter(end.bad_items.items()))
+        first, reasons = next(iter(end.bad_items.items()))
         nbytes = next(unit.nbytes for unit in units if unit.path == first)
         raise MintError(
             f"{len(end.bad_items)} of {len(units)} units broke every worker that tried, the first is {first} "
-            f"({nbytes} bytes): {'; '.join(troubles)}. Everything else is kept; mend that and run the "
-            "same command again"
+            f"({nbytes} bytes): {'; '.join(reasons)}. Everything else is kept; mend that and run the same command again"
         )
     if end.stranded:
         raise MintError(

@@ -1,11 +1,11 @@
 """Messages of workers: small results travel together, large ones in pieces.
 
-A message costs Ray a quarter of a millisecond, however little is in it.
+A message costs Ray a quarter of a millisecond, however small it is.
 
-A result waits for the next ones only while that is short: `HOLD_SECONDS` from when the first of them was there to when
-the next one is expected, which is told from its bytes and the pace of the last, and a twentieth of the time that the
-worker has worked. So what the head hears is never older than that, its deadlines mean what they say, a large unit never
-holds back the small ones before it, and the head shares out the last units by what is true.
+The wait of a result for the next ones is limited: from the first result to the expected end of the next unit (by its
+bytes and the pace of the last unit) at most `HOLD_SECONDS`, and a twentieth of the time that the worker has worked. So
+no message is older than that, the deadlines of the head stay exact, a large unit never delays the small ones before it,
+and the head distributes the last units by recent news.
 
 A batch sends one result after the other, so at most one result of a worker is held in pieces.
 """
@@ -20,13 +20,13 @@ from cluster.transport.wire import unpack
 
 HOLD_SECONDS = 0.25
 HOLD_SHARE = 0.05  # of the time worked so far
-PARCEL_BYTES = 256 << 10  # a parcel is sent when it has so many; packed weights have more and travel as they come
+PARCEL_BYTES = 256 << 10  # a parcel with so many is sent; packed weights have more and travel as they come
 
 T = TypeVar("T")
 
 
 class Parcel(Generic[T]):
-    """Entries that are held back, and for how long. One for all batches of a job, made when it begins."""
+    """Entries that are held back, and for how long. One parcel serves all batches of a job from its begin."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
@@ -37,7 +37,7 @@ class Parcel(Generic[T]):
         self._pace = inf  # seconds a byte of the last unit
 
     def add(self, entry: T, nbytes: int) -> bool:
-        """Hold an entry with so many bytes; whether the parcel is full."""
+        """Hold an entry with so many bytes; True if the parcel is full."""
         if not self._entries:
             self._since = self._clock()
         self._entries.append(entry)
@@ -45,22 +45,18 @@ class Parcel(Generic[T]):
         return self._nbytes >= PARCEL_BYTES
 
     def is_due(self, done: int, following: int | None) -> bool:
-        """Whether to send what is held, now that a unit of `done` bytes is done and one of `following` bytes is next.
-
-        Without a next one it is.
-        """
+        """True if the parcel is to be sent after a unit of `done` bytes, before one of `following` bytes or none."""
         now = self._clock()
-        self._pace = (now - self._last) / max(done, 1)
-        self._last = now
+        self._pace, self._last = (now - self._last) / max(done, 1), now
         if not self._entries:
             return False
         hold = min(HOLD_SECONDS, HOLD_SHARE * (now - self._began))
         return following is None or now + self._pace * following - self._since > hold
 
     def take(self) -> list[T]:
-        """What was held; it is not any more."""
-        taken, self._entries, self._nbytes = self._entries, [], 0
-        return taken
+        """Empty the parcel; return its entries."""
+        entries, self._entries, self._nbytes = self._entries, [], 0
+        return entries
 
 
 class Gathering:
@@ -70,20 +66,20 @@ class Gathering:
         self._pieces: dict[tuple[str, int], list[bytes]] = {}
 
     def add(self, worker: str, batch: int, message: bytes) -> list[tuple[Arrived | Failed, list[bytes]]]:
-        """What has happened with this message, in its order, and the pieces of each result that is whole now."""
-        found: list[tuple[Arrived | Failed, list[bytes]]] = []
+        """The events of this message, in its order, and the pieces of each result that is whole now."""
+        events: list[tuple[Arrived | Failed, list[bytes]]] = []
         for item, reason, piece, is_last in unpack(message):
-            if reason:  # what came of it before, came before it failed
+            if reason:  # earlier pieces are of no use
                 self.forget(worker, batch)
-                found.append((Failed(worker, item, reason), []))
+                events.append((Failed(worker, item, reason), []))
                 continue
             pieces = self._pieces.setdefault((worker, batch), [])
             pieces.append(piece)
             if is_last:
-                del self._pieces[worker, batch]
-                found.append((Arrived(worker, item), pieces))
-        return found
+                self.forget(worker, batch)
+                events.append((Arrived(worker, item), pieces))
+        return events
 
     def forget(self, worker: str, batch: int) -> None:
-        """A stream is over; what it left unfinished is dropped."""
+        """Drop the pieces of an unfinished result."""
         self._pieces.pop((worker, batch), None)

@@ -1,7 +1,6 @@
-"""Nodes that share a model: who lends which shard, behind actors of Ray."""
+"""Nodes that share a model: lenders behind actors of Ray."""
 
 from collections.abc import Iterable
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,10 +18,11 @@ ANSWER_SECONDS = 40.0  # for a piece of a shard; as long as a cable may be out
 
 @dataclass(frozen=True, slots=True)
 class RayPeer:
-    """A lender behind an actor: a worker, or a `Lender` alone."""
+    """A lender behind an actor (a worker, or a `Lender` alone), and the names of the shards that it lends."""
 
     name: str
     actor: Any
+    lent: tuple[str, ...] = ()
 
     def ask(self, shard: str, start: int, nbytes: int) -> Answer:
         """Begin to fetch a range."""
@@ -40,26 +40,20 @@ class RayPeer:
         return answer
 
 
-class HeadLender:
-    """A process of this machine that lends the shards of an inventory; none where there are none to lend."""
-
-    def __init__(self, inventory: Inventory) -> None:
-        self.lent = tuple(Lender(inventory).lent)
-        here = pinned_to(ray.get_runtime_context().get_node_id())
-        kind = ray.remote(num_cpus=0, max_concurrency=LENDING_THREADS, scheduling_strategy=here)(Lender)
-        self.peer = RayPeer(inventory.node, kind.remote(inventory) if self.lent else None)
-
-    def close(self) -> None:
-        """End the process."""
-        if self.lent:
-            with suppress(RayError):
-                ray.kill(self.peer.actor)
+def start_lender(inventory: Inventory) -> list[RayPeer]:
+    """Start a process of this machine that lends the shards of an inventory; none where there are none to lend."""
+    lent = tuple(Lender(inventory).lent)
+    if not lent:
+        return []
+    here = pinned_to(ray.get_runtime_context().get_node_id())
+    kind = ray.remote(num_cpus=0, max_concurrency=LENDING_THREADS, scheduling_strategy=here)(Lender)
+    return [RayPeer(inventory.node, kind.remote(inventory), lent)]
 
 
-def peers_by_shard(lenders: Iterable[tuple[RayPeer, Iterable[str]]]) -> Peers:
-    """The lenders of each shard, in the order of `lenders`, which come with the shards that they lend."""
+def peers_by_shard(lenders: Iterable[RayPeer]) -> Peers:
+    """The lenders of each shard, in the order of `lenders`."""
     peers: dict[str, list[RayPeer]] = {}
-    for peer, shards in lenders:
-        for shard in shards:
+    for peer in lenders:
+        for shard in peer.lent:
             peers.setdefault(shard, []).append(peer)
     return peers

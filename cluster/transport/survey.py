@@ -1,4 +1,4 @@
-"""The nodes of a cluster: connecting to it, which of them can work, and what each says of its machine."""
+"""The nodes of a cluster: connects to it, lists the nodes that can work, and asks all of them one question."""
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -14,8 +14,8 @@ from cluster.head.watch import Beside
 from cluster.settings import RESOURCE
 from mint.core.errors import MintError
 
-GET_SECONDS = 10.0  # for a value that is said to be here
-AGAIN_SECONDS = 2.0  # between looks for nodes
+GET_SECONDS = 10.0  # for a value that Ray reports as ready
+AGAIN_SECONDS = 2.0  # between lists of nodes
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +28,7 @@ class Node:
 
 
 class NodeSurvey:
-    """Looks for nodes again and again without waiting: a head that is gone answers never."""
+    """Lists nodes again and again without waiting: a head that is gone never answers."""
 
     def __init__(self) -> None:
         self._answers = Beside(ray.nodes)
@@ -39,7 +39,7 @@ class NodeSurvey:
         return list(_workable(ray.nodes()))
 
     def poll(self) -> list[Node]:
-        """The nodes that can work, once per answer of the head; none while there is no new one."""
+        """The nodes that can work, once per answer of the head; none while there is no new answer."""
         now = time.monotonic()
         if now - self._asked_at > AGAIN_SECONDS:
             self._asked_at = now
@@ -79,24 +79,20 @@ def connected(address: str, store_bytes: int) -> Iterator[None]:
         ray.shutdown()
 
 
-def survey(tell: Callable[[], bytes], seconds: float) -> dict[str, tuple[str, bytes]]:
-    """The answer of `tell` on every living node, as `(address, answer)` by node id; an empty one for none in time.
+def survey(question: Callable[[], bytes], seconds: float) -> dict[str, bytes]:
+    """The answers of living nodes to a question that runs on each, by node id; without the late ones.
 
     It runs beside the worker of a node and takes nothing of it.
     """
-    asked: dict[Any, Any] = {}
+    task, calls = ray.remote(num_cpus=0, max_retries=0)(question), {}
     for node in ray.nodes():
         if node["Alive"]:
-            task = ray.remote(num_cpus=0, max_retries=0)(tell).options(scheduling_strategy=pinned_to(node["NodeID"]))
-            asked[task.remote()] = node
-    ready, _ = ray.wait(list(asked), num_returns=len(asked), timeout=seconds)
-    answers = {}
-    for reference, node in asked.items():
-        answer = b""
-        if reference in ready:
-            with suppress(RayError):
-                answer = ray.get(reference, timeout=GET_SECONDS)
-        answers[node["NodeID"]] = node["NodeManagerAddress"], answer
+            calls[task.options(scheduling_strategy=pinned_to(node["NodeID"])).remote()] = node["NodeID"]
+    ready, _ = ray.wait(list(calls), num_returns=len(calls), timeout=seconds)
+    answers: dict[str, bytes] = {}
+    for reference in ready:
+        with suppress(RayError):
+            answers[calls[reference]] = ray.get(reference, timeout=GET_SECONDS)
     return answers
 
 

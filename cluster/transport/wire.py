@@ -1,7 +1,7 @@
-"""What travels: jobs, models, inventories and results as msgpack, each with a way there and a way back.
+"""Messages as msgpack: jobs, models, descriptions of nodes and results, each with a way there and a way back.
 
-A job describes itself and encodes its own results (`mint.run.job`), so nothing is rounded on the way. A message that
-this version cannot read is a `MintError` that says so.
+A job describes itself and encodes its own results (`mint.run.job`), so nothing is rounded on the way. Every function
+that reads a message raises `MintError` for one that this version cannot read.
 """
 
 import hashlib
@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 import msgpack
 
+from cluster.copies.holdings import Holder
 from cluster.copies.inventory import Held, Inventory
 from cluster.copies.sparse_copy import Outline
 from mint.core.errors import MintError
@@ -28,25 +29,25 @@ T = TypeVar("T")
 
 
 def pack(record: Any) -> bytes:
-    """Any plain record as bytes."""
-    packed: bytes = msgpack.packb(record, use_bin_type=True)
+    """A record as bytes: plain values, and dataclasses of them."""
+    packed: bytes = msgpack.packb(record, default=asdict)
     return packed
 
 
 def unpack(data: bytes) -> Any:
-    """The plain record that `pack` was given; tuples have become lists."""
+    """The record that `pack` was given, in plain values; tuples are lists, dataclasses are dicts."""
     with reading("a message"):
-        return msgpack.unpackb(data, raw=False, strict_map_key=False)
+        return msgpack.unpackb(data, strict_map_key=False)
 
 
 @contextmanager
-def reading(what: str) -> Iterator[None]:
+def reading(subject: str) -> Iterator[None]:
     """Turn the errors of reading a malformed record into one `MintError`."""
     try:
         yield
     except (KeyError, IndexError, TypeError, ValueError, AttributeError, msgpack.UnpackException) as error:
         raise MintError(
-            f"{what} cannot be read ({type(error).__name__}: {error}); needed: one of this version of mint, as "
+            f"{subject} cannot be read ({type(error).__name__}: {error}); needed: one of this version of mint, as "
             "on every node of the cluster"
         ) from error
 
@@ -57,23 +58,23 @@ def tell_job(job: PortableJob[Any]) -> dict[str, Any]:
 
 
 def make_job(record: Mapping[str, Any], source: Source, previous: PortableJob[Any] | None = None) -> PortableJob[Any]:
-    """The job of a record, ready to be done with `source`; it may take over what the `previous` one has opened."""
+    """The job of a record, ready to be done with `source`; it may take over files and models of the `previous` one."""
     with reading("the record of a job"):
         job = load_job(record["job"]).from_dict(record["fields"], source)
     job.prepare(previous)
     return job
 
 
-def to_pieces(job: PortableJob[T], result: T) -> Iterator[bytes]:
-    """A result in pieces of bounded size, and the digest of them all as the last."""
+def to_pieces(job: PortableJob[T], result: T) -> Iterator[tuple[bytes, bool]]:
+    """A result in pieces of bounded size, with a mark on the last: the digest of the others."""
     digest = hashlib.sha256()
     for buffer in job.encode(result):
         view = memoryview(buffer).cast("B")
         for start in range(0, len(view), PIECE_BYTES):
             piece = bytes(view[start : start + PIECE_BYTES])
             digest.update(piece)
-            yield piece
-    yield digest.digest()
+            yield piece, False
+    yield digest.digest(), True
 
 
 def from_pieces(job: PortableJob[T], unit: Unit, pieces: Sequence[bytes]) -> T:
@@ -87,7 +88,7 @@ def from_pieces(job: PortableJob[T], unit: Unit, pieces: Sequence[bytes]) -> T:
 
 
 def tell_model(source: Source, outlines: Mapping[str, Outline]) -> dict[str, Any]:
-    """What a worker must know of a model, beside the shards that it holds."""
+    """A model as a worker needs it that lacks some shards: everything but the weights."""
     return {
         "config_text": (source.folder / "config.json").read_bytes(),
         "config": source.config,
@@ -95,8 +96,8 @@ def tell_model(source: Source, outlines: Mapping[str, Outline]) -> dict[str, Any
         "identity": source.identity,
         "units": [to_fields(unit) for unit in source.units],
         "parameters": [to_fields(parameter) for parameter in source.parameters],
-        "dropped": list(source.dropped),
-        "outlines": {name: asdict(outline) for name, outline in outlines.items()},
+        "dropped": source.dropped,
+        "outlines": dict(outlines),
     }
 
 
@@ -110,22 +111,11 @@ def source_from(record: Mapping[str, Any], folder: Path) -> Source:
     """The model of a record as `folder` has it: the head opened and traced it, so only its headers are read here."""
     shards = read_shards(folder)
     with reading("the record of a model"):
-        return Source(
-            folder=folder,
-            config=record["config"],
-            dtype=record["dtype"],
-            identity=record["identity"],
-            shards=shards,
-            units=tuple(from_fields(Unit, fields) for fields in record["units"]),
-            parameters=tuple(from_fields(Parameter, fields) for fields in record["parameters"]),
-            dropped=tuple(record["dropped"]),
-            opened=OpenedModel(folder, record["config"], shards, record["dtype"]),
-        )
-
-
-def tell_inventory(inventory: Inventory) -> dict[str, Any]:
-    """An inventory as a plain record."""
-    return asdict(inventory)
+        config, dtype = record["config"], record["dtype"]
+        units = tuple(from_fields(Unit, fields) for fields in record["units"])
+        parameters = tuple(from_fields(Parameter, fields) for fields in record["parameters"])
+        opened, dropped = OpenedModel(folder, config, shards, dtype), tuple(record["dropped"])
+        return Source(folder, config, dtype, record["identity"], shards, units, parameters, dropped, opened)
 
 
 def inventory_from(record: Mapping[str, Any]) -> Inventory:
@@ -135,6 +125,8 @@ def inventory_from(record: Mapping[str, Any]) -> Inventory:
         return Inventory(record["node"], record["folder"], shards, tuple(record["faults"]))
 
 
-def make_folder_name(identity: str, folder: Path | None) -> str:
-    """A name for the view of a model over the files of `folder`: two nodes on one machine have two."""
-    return hashlib.sha256(f"{identity}\0{folder}".encode()).hexdigest()[:32]
+def holder_from(record: Mapping[str, Any]) -> Holder:
+    """The description of a node of a record."""
+    with reading("the description of a node"):
+        inventory, lent = inventory_from(record["inventory"]), tuple(record["lent"])
+        return Holder(**{**record, "inventory": inventory, "lent": lent})

@@ -10,18 +10,16 @@ import pytest
 pytest.importorskip("cryptography", reason="the cluster's tests need: pip install 'mint-mlx[cluster]'")
 
 from cluster.ops.certificates import make_certificates
-from cluster.settings import TLS_FILES, checked_tls
+from cluster.settings import TLS_AUTHORITY, TLS_CERTIFICATE, TLS_KEY, checked_tls
 from mint.cli.main import run_command
 from mint.core.errors import MintError
-
-CERTIFICATE, KEY, AUTHORITY = TLS_FILES.values()
 
 
 def context(folder: Path, side: int) -> ssl.SSLContext:
     """One side of a connection that requires a certificate of the other side."""
     side_context = ssl.SSLContext(side)
-    side_context.load_verify_locations(folder / AUTHORITY)
-    side_context.load_cert_chain(folder / CERTIFICATE, folder / KEY)
+    side_context.load_verify_locations(folder / TLS_AUTHORITY)
+    side_context.load_cert_chain(folder / TLS_CERTIFICATE, folder / TLS_KEY)
     side_context.verify_mode = ssl.CERT_REQUIRED
     return side_context
 
@@ -62,14 +60,14 @@ def test_machines_of_one_authority_accept_only_each_other(tmp_path: Path) -> Non
     assert not connects(head, member, "10.0.0.2")
     assert not connects(stranger, member, "10.0.0.1")
     outsider = context(stranger, ssl.PROTOCOL_TLS_CLIENT)
-    outsider.load_verify_locations(head / AUTHORITY)
+    outsider.load_verify_locations(head / TLS_AUTHORITY)
     assert not connects(head, outsider, "10.0.0.1")
 
 
 def test_keys_are_private_and_a_later_machine_has_the_same_authority(tmp_path: Path) -> None:
     (first,) = make_certificates(["a"], tmp_path)
     (later,) = make_certificates(["b"], tmp_path)
-    assert (first / AUTHORITY).read_bytes() == (later / AUTHORITY).read_bytes()
+    assert (first / TLS_AUTHORITY).read_bytes() == (later / TLS_AUTHORITY).read_bytes()
     assert connects(first, context(later, ssl.PROTOCOL_TLS_CLIENT), "a")
     assert all(path.stat().st_mode & 0o077 == 0 for path in tmp_path.rglob("*.key"))
     assert checked_tls(first) == first.resolve()

@@ -24,6 +24,7 @@ from cluster.settings import (
     TOKEN_VARIABLE,
     UNWANTED,
     Address,
+    Secrets,
     checked_token,
     make_token,
     parse_address,
@@ -83,7 +84,7 @@ def test_a_bad_address_is_refused(text: str) -> None:
 @pytest.mark.parametrize(("host", "loopback"), [(HERE, True), ("localhost", True), ("10.0.0.1", False)])
 def test_only_loopback_addresses_keep_ray_on_loopback(host: str, loopback: bool, token: Path) -> None:
     assert Address(host, 6379).is_loopback == loopback
-    variables = ray_environment(token=token, loopback=loopback)
+    variables = ray_environment(Secrets(token), loopback=loopback)
     assert variables["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] == ("0" if loopback else "1")
 
 
@@ -110,7 +111,7 @@ def test_a_token_is_made_once_and_only_its_owner_can_read_it(tmp_path: Path) -> 
 
 @pytest.mark.parametrize("is_head", [True, False])
 def test_a_node_starts_with_token_authentication_and_without_visible_secrets(is_head: bool, token: Path) -> None:
-    start = NodeStart(Address("10.0.0.1", 6379), "10.0.0.2", is_head, token, None, (token.parent,))
+    start = NodeStart(Address("10.0.0.1", 6379), "10.0.0.2", is_head, Secrets(token), (token.parent,))
     arguments = command_line(start)
     outer = {**dict.fromkeys(UNWANTED, "x"), "MINT_MODEL_ROOTS": "/more", "RAY_AUTH_MODE": "disabled", "PATH": "/bin"}
     variables = environment(start, outer)
@@ -171,16 +172,16 @@ def _server(answer: Callable[[str, str], bytes | None]) -> Iterator[Address]:
 
 def test_a_free_port_and_an_unknown_host_have_different_errors(token: Path) -> None:
     with pytest.raises(MintError, match=r"nobody listens at 127.0.0.1:\d+; needed: mint cluster up --head"):
-        knock(Address(HERE, _free_port()), token=token)
+        knock(Address(HERE, _free_port()), Secrets(token))
     with pytest.raises(MintError, match="is no known host"):
-        knock(Address("no-such-host.invalid", 6379), token=token)
+        knock(Address("no-such-host.invalid", 6379), Secrets(token))
 
 
 def test_a_server_of_another_protocol_is_no_head(token: Path) -> None:
     with socket.create_server((HERE, 0)) as server:
         threading.Thread(target=_hang_up, args=(server, 8), daemon=True).start()
         with pytest.raises(MintError, match="is no head of a Ray cluster"):
-            knock(Address(HERE, server.getsockname()[1]), token=token)
+            knock(Address(HERE, server.getsockname()[1]), Secrets(token))
 
 
 def _hang_up(server: socket.socket, times: int) -> None:
@@ -195,7 +196,7 @@ def _hang_up(server: socket.socket, times: int) -> None:
 
 def test_a_wrong_token_is_reported_at_once(token: Path) -> None:
     with _server(lambda method, token: None) as address, pytest.raises(MintError, match="token rejected"):
-        knock(address, token=token)
+        knock(address, Secrets(token))
 
 
 def test_a_head_without_authentication_is_refused_and_never_gets_the_token(token: Path) -> None:
@@ -206,7 +207,7 @@ def test_a_head_without_authentication_is_refused_and_never_gets_the_token(token
         return b""
 
     with _server(answer) as address, pytest.raises(MintError, match="lets anybody in without a token"):
-        knock(address, token=token)
+        knock(address, Secrets(token))
     assert tokens == [""]
 
 
@@ -215,7 +216,7 @@ def test_a_head_that_still_starts_is_reported_as_such(token: Path) -> None:
         _server(lambda method, given: b"" if given else None) as address,
         pytest.raises(MintError, match="has not started yet"),
     ):
-        knock(address, token=token)
+        knock(address, Secrets(token))
 
 
 @pytest.mark.parametrize(
@@ -230,9 +231,9 @@ def test_a_head_that_still_starts_is_reported_as_such(token: Path) -> None:
 def test_another_version_is_reported_with_the_command_that_installs_the_right_one(name: str, cure: str) -> None:
     here = own_versions()
     address = Address("10.0.0.1", 6379)
-    compare_versions(address, here, here)
+    compare_versions(address, here)
     with pytest.raises(MintError, match=f"has {name} 9.9.9, this machine has {here[name]};.*{cure}"):
-        compare_versions(address, {**here, name: "9.9.9"}, here)
+        compare_versions(address, {**here, name: "9.9.9"})
 
 
 def test_a_driver_needs_a_node_beside_it() -> None:
@@ -346,7 +347,7 @@ def test_a_systemd_unit_starts_the_node_again(capsys: pytest.CaptureFixture[str]
 
 def test_words_with_spaces_survive_in_both_kinds_of_file() -> None:
     command = ("/opt/my mint", "--model-root", "/Volumes/100% models & more")
-    service = NodeService("mint", command, "me", "/home/me", "/log", {})
+    service = NodeService("mint", command, "me", "/home/me", {})
     assert plistlib.loads(launchd(service).encode())["ProgramArguments"][2:] == list(command)
     assert shlex.split(systemd(service).split("ExecStart=")[1].splitlines()[0].replace("%%", "%")) == list(command)
 

@@ -6,15 +6,14 @@ import shutil
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
-import mlx.core as mx
 import pytest
 
-from mint.analysis.analysis import Analysis, Measurement
+from mint.analysis.analysis import Analysis
 from mint.analysis.analyze import analyze
 from mint.analysis.cross_device import rounded
 from mint.analysis.probes.probe import probe
@@ -23,6 +22,7 @@ from mint.analysis.probes.prober import Probing
 from mint.analysis.unit_jobs import Measure, Quantize
 from mint.assembly.assemble import assemble
 from mint.assembly.verify import verify
+from mint.core.cache import cache_folder
 from mint.core.errors import MintError
 from mint.formats.format import parse_format
 from mint.formats.units import Unit
@@ -33,7 +33,7 @@ from mint.run.executor import Executor, in_process
 from mint.run.job import Job
 from tests.conftest import own_cache
 from tests.worlds.executors import FunctionExecutor
-from tests.worlds.jobs import Clipped
+from tests.worlds.jobs import Clipped, Skewed
 from tests.worlds.zoo import write_model
 from tools.models.make_shape import QWEN3_06B, Shape, qwen3, write_shape
 
@@ -46,10 +46,11 @@ from ray.cluster_utils import Cluster
 from cluster.copies.borrower import Peers
 from cluster.schedule.events import Answered, Event, Joined, Ping, Policy, Send
 from cluster.settings import make_token
-from cluster.transport.actor import Actor, as_actor, in_thread
-from cluster.transport.driver import Carrier
+from cluster.transport.actor import as_actor
+from cluster.transport.driver import Carrier, Link
 from cluster.transport.executor import ClusterExecutor
 from cluster.transport.wire import pack, tell_job, tell_model, unpack
+from cluster.transport.worker import Worker
 
 NODES = 3
 STORE_BYTES = 80_000_000
@@ -77,7 +78,7 @@ class Lab:
 
     def __init__(self, folder: Path) -> None:
         self.roots = [folder / f"root{n}" for n in range(NODES)]
-        self._cache = str(own_cache(folder / "cache"))
+        self.cache = str(own_cache(folder / "cache"))
         self.config = folder / "config"
         make_token(self.config / "cluster" / "token")
         head = {"num_cpus": 0, "include_dashboard": False, "object_store_memory": STORE_BYTES}
@@ -88,7 +89,7 @@ class Lab:
     def add(self, root: Path, chip: str = "") -> Any:
         root.mkdir(exist_ok=True)
         variables = {
-            "MINT_MODEL_ROOTS": str(root), "MINT_CACHE": self._cache, "MINT_CONFIG": str(self.config), OTHER_CHIP: chip,
+            "MINT_MODEL_ROOTS": str(root), "MINT_CACHE": self.cache, "MINT_CONFIG": str(self.config), OTHER_CHIP: chip,
         }  # fmt: skip
         return self.cluster.add_node(
             num_cpus=0, resources={"mlx": 1}, object_store_memory=STORE_BYTES, env_vars=variables
@@ -117,6 +118,21 @@ def carrier(lab: Lab) -> Iterator[Carrier]:
 @pytest.fixture
 def connect(carrier: Carrier) -> Callable[..., ClusterExecutor]:
     return lambda model: ClusterExecutor(carrier, model, IMPATIENT, trial_seconds=0)
+
+
+@pytest.fixture
+def carrying(carrier: Carrier) -> Iterator[Callable[[type], Carrier]]:
+    """A carrier whose workers are of this class; the others make room for them."""
+    carrier.quit()
+    made: list[Carrier] = []
+
+    def carry(kind: type) -> Carrier:
+        made.append(Carrier(as_actor(kind)))
+        return made[-1]
+
+    yield carry
+    for carrier in made:
+        carrier.quit()
 
 
 def _distribute(model: Path, lab: Lab, held: Sequence[Sequence[int]]) -> None:
@@ -194,26 +210,40 @@ def test_a_unit_whose_tensors_lie_on_several_nodes_is_refused_before_any_work_un
         assert _bytes(tmp_path / "cluster") == _bytes(tmp_path / "alone")
 
 
+class Told(Worker):
+    """A worker that writes the names of the lenders that it is told to a file of its node."""
+
+    def borrow_from(self, peers: Peers) -> None:
+        names = {peer.name for lenders in peers.values() for peer in lenders}
+        (cache_folder() / LENDERS).write_text("\n".join(names))
+        super().borrow_from(peers)
+
+
 def test_a_node_that_comes_back_lends_again_and_all_are_told(
-    lab: Lab, carrier: Carrier, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    lab: Lab, carrying: Callable[[type], Carrier], tmp_path: Path
 ) -> None:
     source = open_source(_many_units(tmp_path, "moved"))
-    told: list[Peers] = []
-    monkeypatch.setattr(carrier, "tell_peers", lambda: told.append(carrier.peers()))
+    carrier = carrying(Told)
     with closing(ClusterExecutor(carrier, source.folder, IMPATIENT, share=True)) as executor:
         first, *others = carrier.links.values()
         for link in others:
             carrier.refuse(link, "one is enough")
         for number, _ in enumerate(executor(source, JOB, source.units)):
             if not number:
-                os.kill(first.pid, signal.SIGKILL)
+                os.kill(_pid(first), signal.SIGKILL)
         (second,) = carrier.links.values()
-        lenders = {peer.name for peers in told[-1].values() for peer in peers}
+        lenders = (Path(lab.cache) / LENDERS).read_text().splitlines()
         assert second.worker in lenders
         assert first.worker not in lenders
 
 
 JOB = Measure("nearest")
+LENDERS = "lenders"
+
+
+def _pid(link: Link) -> int:
+    assert link.holder
+    return link.holder.pid
 
 
 def _alone(source: Source) -> dict[str, Any]:
@@ -245,16 +275,16 @@ def test_a_worker_that_crashes_is_replaced_and_nothing_is_lost(
     executor = connect(model)
     for link in list(executor.carrier.links.values())[1:]:
         executor.carrier.refuse(link, "one is enough")
-    found: dict[str, Any] = {}
+    results: dict[str, Any] = {}
     for unit, result in executor(source, JOB, source.units):
-        if not found:
+        if not results:
             (first,) = executor.carrier.links.values()
-            os.kill(first.pid, signal.SIGKILL)
-        assert unit.path not in found
-        found[unit.path] = result
-    assert found == _alone(open_source(model))
+            os.kill(_pid(first), signal.SIGKILL)
+        assert unit.path not in results
+        results[unit.path] = result
+    assert results == _alone(open_source(model))
     (second,) = executor.carrier.links.values()
-    assert second.node == first.node
+    assert second.node.name == first.node.name
     assert second.worker != first.worker
 
 
@@ -308,9 +338,9 @@ def test_a_worker_that_gets_ready_for_a_job_that_is_over_has_not_joined_the_next
     job = pack(tell_job(JOB))
 
     def open_model(model: Path) -> None:
-        carrier.open(link, carrier.put(pack(tell_model(open_source(model), {}))), job, {"": 0}, {})
+        carrier.open(link, ray.put(pack(tell_model(open_source(model), {}))), job, {"": 0}, {})
 
-    with _frozen(link.pid):
+    with _frozen(_pid(link)):
         open_model(models[0])
         carrier.rest()
         open_model(models[1])
@@ -372,17 +402,16 @@ def _frozen(*pids: int) -> Iterator[None]:
 
 
 def test_who_is_asked_and_silent_is_not_waited_for_while_another_can_answer(
-    lab: Lab, connect: Callable[..., ClusterExecutor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    lab: Lab, connect: Callable[..., ClusterExecutor], tmp_path: Path
 ) -> None:
     model = _many_units(tmp_path, "silent")
     carrier = connect(model).carrier
     first, second, *_ = carrier.links.values()
     outline = carrier.ask([first], "outline", "model.safetensors")
-    monkeypatch.setattr("cluster.transport.driver.ASK_SECONDS", 1.0)
-    with _frozen(first.pid):
-        assert carrier.ask([first, second], "outline", "model.safetensors") == outline
-        with pytest.raises(MintError, match=f"no answer from {re.escape(first.node)}, asked for its outline"):
-            carrier.ask([first], "outline", "model.safetensors")
+    with _frozen(_pid(first)):
+        assert carrier.ask([first, second], "outline", "model.safetensors", seconds=1.0) == outline
+        with pytest.raises(MintError, match=f"no answer from {re.escape(first.node.name)}, asked for its outline"):
+            carrier.ask([first], "outline", "model.safetensors", seconds=1.0)
 
 
 def test_weights_that_lie_on_a_silent_node_hold_nobody_up(
@@ -398,16 +427,16 @@ def test_weights_that_lie_on_a_silent_node_hold_nobody_up(
     expected = dict(_by_path(in_process(open_source(model), job, source.units)))
     node = lab.add(tmp_path / "root")
     executor = connect(model)
-    silent = next(link for link in executor.carrier.links.values() if link.node_id == node.node_id)
+    silent = next(link for link in executor.carrier.links.values() if link.node.id == node.node_id)
     raylet = node.all_processes["raylet"][0].process.pid
-    found: dict[str, Any] = {}
+    results: dict[str, Any] = {}
     with ExitStack() as until_the_end:
         for unit, result in executor(source, job, source.units):
-            if not found:
-                until_the_end.enter_context(_frozen(raylet, silent.pid))
-            found[unit.path] = result
-        assert {each["NodeID"]: each["Alive"] for each in ray.nodes()}[node.node_id]
-    assert found == expected
+            if not results:
+                until_the_end.enter_context(_frozen(raylet, _pid(silent)))
+            results[unit.path] = result
+        assert {record["NodeID"]: record["Alive"] for record in ray.nodes()}[node.node_id]
+    assert results == expected
     lab.cluster.remove_node(node, allow_graceful=False)
 
 
@@ -419,26 +448,27 @@ def test_a_node_that_is_killed_in_the_middle_loses_nothing(
     fourth = lab.add(tmp_path / "root")
     executor = connect(model)
     assert len(executor.carrier.links) == NODES + 1
-    found: dict[str, Any] = {}
+    results: dict[str, Any] = {}
     for unit, result in executor(source, JOB, source.units):
-        if not found:
+        if not results:
             lab.cluster.remove_node(fourth, allow_graceful=False)
-        assert unit.path not in found
-        found[unit.path] = result
-    assert found == _alone(open_source(model))
+        assert unit.path not in results
+        results[unit.path] = result
+    assert results == _alone(open_source(model))
 
 
 @pytest.mark.parametrize(("arriving", "alone"), [(1.0, True), (1e12, False)])
 def test_the_assembling_node_packs_alone_where_little_arrives_and_says_so(
-    lab: Lab, carrier: Carrier, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, arriving: float, alone: bool
+    lab: Lab, carrier: Carrier, tmp_path: Path, *, arriving: float, alone: bool
 ) -> None:
     model = _many_units(tmp_path, f"link{alone}")
     source = open_source(model)
     job = Quantize({unit.path: unit.formats[0] for unit in source.units}, "nearest")
     expected = dict(_by_path(in_process(open_source(model), job, source.units)))
-    monkeypatch.setattr(carrier, "rate_of", lambda link: arriving)
     notes: list[str] = []
-    executor = ClusterExecutor(carrier, model, IMPATIENT, trial_seconds=1e-9, on_note=notes.append)
+    executor = ClusterExecutor(
+        carrier, model, IMPATIENT, trial_seconds=1e-9, rate_of=lambda *_: arriving, on_note=notes.append
+    )
     results = list(_by_path(executor(source, job, source.units)))
     assert len(results) == len(expected)
     assert dict(results) == expected
@@ -448,18 +478,17 @@ def test_the_assembling_node_packs_alone_where_little_arrives_and_says_so(
 
 
 def test_how_fast_bytes_of_a_worker_arrive_is_measured_and_nothing_arrives_of_a_silent_one(
-    lab: Lab, connect: Callable[..., ClusterExecutor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    lab: Lab, connect: Callable[..., ClusterExecutor], tmp_path: Path
 ) -> None:
     carrier = connect(_many_units(tmp_path, "rate")).carrier
     holder, *others = carrier.links.values()
     assert all(carrier.rate_of(link) > 0 for link in [holder, *others])
-    assert carrier.rate_of(replace(holder, inventory=None)) == 0.0
-    monkeypatch.setattr("cluster.transport.driver.LOOK_SECONDS", 0.5)
-    with _frozen(holder.pid):
-        assert carrier.rate_of(holder) == 0.0
+    assert carrier.rate_of(replace(holder, holder=None)) == 0.0
+    with _frozen(_pid(holder)):
+        assert carrier.rate_of(holder, seconds=0.5) == 0.0
 
 
-# what several nodes say of a model that runs
+# jobs of several nodes that run the whole model
 
 
 def _probed(source: Source, analysis: Analysis, output: Path, base: str, executor: Executor = in_process) -> bytes:
@@ -502,9 +531,9 @@ def test_probes_of_a_node_that_is_killed_are_made_by_others(
                 killed.append(pair[0].path)
             yield pair
 
-    found = _probed(source, analysis, tmp_path / "cluster", FULL, killing)
+    probes = _probed(source, analysis, tmp_path / "cluster", FULL, killing)
     assert killed
-    assert found == _probed(source, analysis, tmp_path / "alone", FULL)
+    assert probes == _probed(source, analysis, tmp_path / "alone", FULL)
 
 
 def test_a_model_that_no_node_holds_whole_is_probed_where_it_lies_or_not_at_all(
@@ -524,53 +553,26 @@ def test_a_model_that_no_node_holds_whole_is_probed_where_it_lies_or_not_at_all(
         _probed(elsewhere, analysis, tmp_path / "nowhere", FULL, executor)
 
 
-# chips of several kinds: the second node says that it is of another, and finds a little less or more
+# chips of several kinds: the second node reports another kind, and measures slightly different errors
 
 
-class OtherChip(Actor):
-    """A worker that is of another kind where `OTHER_CHIP` is set, and measures what it finds times `factor`."""
+class OtherChip(Worker):
+    """A worker that is of another kind where `OTHER_CHIP` is set, and measures errors times `factor`."""
 
     factor = 1 + 1e-8
 
-    @in_thread("work")
     def hello(self, model: str, *, share: bool = False) -> bytes:
-        told = unpack(super().hello(model, share=share))
-        return pack(told | {"device": os.environ.get(OTHER_CHIP) or told["device"]})
+        record = unpack(super().hello(model, share=share))
+        return pack(record | {"device": os.environ.get(OTHER_CHIP) or record["device"]})
 
-    @in_thread("work")
     def open(self, number: int, model: bytes, job: bytes, peers: Peers) -> None:
+        if os.environ.get(OTHER_CHIP) and unpack(job) == tell_job(JOB):
+            job = pack(tell_job(Skewed(factor=self.factor)))
         super().open(number, model, job, peers)
-        if os.environ.get(OTHER_CHIP) and isinstance(self._job, Measure):
-            self._job = SlightlyDifferent(factor=self.factor)
 
 
 class WrongChip(OtherChip):
     factor = 1 + 1e-3
-
-
-@dataclass(frozen=True)
-class SlightlyDifferent(Measure):
-    factor: float = 1.0
-
-    def __call__(self, unit: Unit, weight: mx.array) -> Measurement:
-        found = super().__call__(unit, weight)
-        errors = tuple(error * self.factor for error in found.errors)
-        return replace(found, errors=errors, worst_errors=tuple(error * self.factor for error in found.worst_errors))
-
-
-@pytest.fixture
-def carrying(carrier: Carrier) -> Iterator[Callable[[type], Carrier]]:
-    """A carrier whose workers are of this class; the others make room for them."""
-    carrier.quit()
-    made: list[Carrier] = []
-
-    def carry(kind: type) -> Carrier:
-        made.append(Carrier(as_actor(kind)))
-        return made[-1]
-
-    yield carry
-    for each in made:
-        each.quit()
 
 
 def test_chips_of_two_kinds_measure_rounded_and_one_kind_writes(
@@ -583,7 +585,7 @@ def test_chips_of_two_kinds_measure_rounded_and_one_kind_writes(
     assert executor.devices == ("cpu", "gpu Other")
     mixed = analyze(open_source(model), tmp_path / "mixed.mint", executor=executor)
     assert mixed.device == "cpu + gpu Other"
-    assert {path: rounded(found) for path, found in alone.measurements.items()} == mixed.measurements
+    assert {path: rounded(measurement) for path, measurement in alone.measurements.items()} == mixed.measurements
     plan = allocate(mixed, _half(source))
     assemble(plan, open_source(model), tmp_path / "cluster", executor=executor)
     assemble(plan, source, tmp_path / "alone")
@@ -597,8 +599,8 @@ def test_a_chip_that_measures_something_else_is_found_out_before_anything_is_kep
 ) -> None:
     model = _many_units(tmp_path, "wrong")
     executor = ClusterExecutor(carrying(WrongChip), model, IMPATIENT, trial_seconds=0)
-    found = r"unit \S+: error in \S+ is \S+ on \S+ \(cpu\) and \S+ on \S+ \(gpu Other\); needed: the same"
-    with pytest.raises(MintError, match=found):
+    message = r"unit \S+: error in \S+ is \S+ on \S+ \(cpu\) and \S+ on \S+ \(gpu Other\); needed: the same"
+    with pytest.raises(MintError, match=message):
         analyze(open_source(model), tmp_path / "a.mint", executor=executor)
-    with pytest.raises(MintError, match=found):
+    with pytest.raises(MintError, match=message):
         analyze(open_source(model), tmp_path / "a.mint", executor=executor)

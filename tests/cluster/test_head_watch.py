@@ -1,4 +1,4 @@
-"""The head is missed in time and not too early, and nothing that is asked of it holds the work up."""
+"""A head that is gone is noticed in time and not too early, and no call to it delays the work."""
 
 import socket
 import threading
@@ -41,10 +41,10 @@ def test_the_head_is_gone_after_a_while_and_not_before(trouble: OSError, seconds
 
 def test_a_cable_that_is_out_for_a_while_is_mentioned_once_and_then_that_the_head_is_back() -> None:
     patience = Patience(HEAD)
-    said = [patience.tried(now, SILENT) for now in _moments(SILENT_SECONDS - EVERY_SECONDS)]
-    first, *more = filter(None, said)
+    notes = [patience.tried(now, SILENT) for now in _moments(SILENT_SECONDS - EVERY_SECONDS)]
+    first, *more = filter(None, notes)
     assert (first, more) == ("the head at 10.0.0.1:6379 does not answer (timed out); waiting for it", [])
-    assert said.index(first) == SAY_SECONDS / EVERY_SECONDS
+    assert notes.index(first) == SAY_SECONDS / EVERY_SECONDS
     assert patience.tried(SILENT_SECONDS, None) == "the head at 10.0.0.1:6379 is back"
     assert [patience.tried(SILENT_SECONDS + now, None) for now in _moments(10)] == [""] * len(_moments(10))
     assert not patience.verdict
@@ -57,27 +57,28 @@ def test_every_answer_begins_the_wait_anew() -> None:
     assert not patience.verdict
 
 
-def test_a_head_that_listens_is_there_and_one_that_stopped_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cluster.head.watch.EVERY_SECONDS", 0.01)
-    monkeypatch.setattr("cluster.head.watch.REFUSED_SECONDS", 0.05)
-    tried = threading.Event()
-    took = Patience.tried
+class Observed(Patience):
+    """A patience that sets `tried` when the head is gone, or is not, as expected."""
 
-    def noted(self: Patience, now: float, trouble: OSError | None) -> str:
-        said = took(self, now, trouble)
-        if bool(trouble) is expect_trouble and bool(self.verdict) is expect_trouble:
-            tried.set()
-        return said
+    expect_trouble = False
+    tried_as_expected = threading.Event()
 
-    monkeypatch.setattr(Patience, "tried", noted)
+    def tried(self, now: float, trouble: OSError | None) -> str:
+        note = super().tried(now, trouble)
+        if bool(trouble) is self.expect_trouble and bool(self.verdict) is self.expect_trouble:
+            self.tried_as_expected.set()
+        return note
+
+
+def test_a_head_that_listens_is_there_and_one_that_stopped_is_gone() -> None:
     with socket.create_server(("127.0.0.1", 0)) as head:
-        expect_trouble = False
-        address = Address("127.0.0.1", head.getsockname()[1])
-        watch = HeadWatch(address, lambda text: None)
+        patience = Observed(Address("127.0.0.1", head.getsockname()[1]), refused_seconds=0.05)
+        tried = patience.tried_as_expected
+        watch = HeadWatch(patience, lambda text: None, every_seconds=0.01)
         assert tried.wait(LIMIT_SECONDS)
         watch.insist()
         assert not watch.is_gone
-        expect_trouble = True
+        patience.expect_trouble = True
         tried.clear()
     with closing(watch):
         assert tried.wait(LIMIT_SECONDS)
@@ -108,7 +109,7 @@ def test_a_question_without_an_answer_is_open_once_and_its_answer_comes_once() -
 def _until(look: Callable[[], int | None]) -> int | None:
     waiting = threading.Event()
     for _ in range(1000):
-        if found := look():
-            return found
+        if answer := look():
+            return answer
         waiting.wait(0.01)
     return None

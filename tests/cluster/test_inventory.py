@@ -1,4 +1,4 @@
-"""What nodes hold, whether they agree, and who can do what: no Ray, no network."""
+"""The shards that nodes hold, their agreement, and the units that nodes can do: no Ray, no network."""
 
 import itertools
 import shutil
@@ -14,7 +14,7 @@ from cluster.copies.sparse_copy import fill_in, make_view, read_outline, read_ra
 from cluster.schedule.events import Arrived, Failed
 from cluster.schedule.placement import group_of, place_units
 from cluster.transport.messages import Gathering
-from cluster.transport.wire import inventory_from, pack, tell_inventory, unpack
+from cluster.transport.wire import inventory_from, pack, unpack
 from mint.core.errors import MintError
 from mint.model.checkpoint.shards import SAMPLES, read_shard, sampled_ranges
 from mint.model.source import open_source
@@ -90,7 +90,7 @@ def test_a_hub_cache_tells_the_digest_of_a_file_without_reading_it(model: Path, 
     assert find_model("/elsewhere/moe", [tmp_path]) == snapshot
     digests = [f"{n}" * 64 for n in range(3)]
     assert [shard.full_digest for shard in take_inventory("here", snapshot).shards] == digests
-    shared = tmp_path / "blobs" / ("a" * 64)  # what repositories share has the name of another hash
+    shared = tmp_path / "blobs" / ("a" * 64)  # a file that repositories share has the name of another hash
     shared.parent.mkdir()
     (blobs / digests[0]).rename(shared)
     (blobs / digests[0]).symlink_to(shared)
@@ -122,7 +122,7 @@ def test_a_snapshot_of_the_head_is_found_as_the_same_one_then_as_a_newer_one_the
 
 def test_an_inventory_travels_unchanged(model: Path) -> None:
     inventory = take_inventory("here", model)
-    assert inventory_from(unpack(pack(tell_inventory(inventory)))) == inventory
+    assert inventory_from(unpack(pack(inventory))) == inventory
 
 
 def test_every_unit_goes_to_exactly_the_nodes_that_hold_all_its_tensors(model: Path) -> None:

@@ -29,7 +29,7 @@ pytest.importorskip("ray", reason="the cluster's tests need ray: pip install 'mi
 LIMIT_SECONDS = 240.0  # a run that hangs fails; on a loaded machine workers alone take a minute to start
 SLOW_MBIT = 40
 CABLE_SECONDS = 25.0  # longer than the 20 s after which TCP gives up what it has sent
-WORKER = "ray::Actor"  # how Ray calls the process that measures
+WORKER = "ray::Worker"  # the process that measures, as Ray names it
 SMALL = Shape(QWEN3_06B | {"hidden_size": 512, "num_hidden_layers": 8, "vocab_size": 2048}, qwen3)
 # an analysis over the cluster that says when this many results are there, and goes on when it reads a line
 DRIVER = """
@@ -55,7 +55,7 @@ def pausing(executor):
 
 with executing(address, Path(model)) as (folder, executor):
     for link in list(executor.carrier.links.values()):
-        if not link.node.startswith(only):
+        if not link.node.name.startswith(only):
             executor.carrier.refuse(link, "not asked")
     analyze(open_source(folder), Path(output), executor=pausing(executor))
 """
@@ -67,7 +67,7 @@ from mint.run.executors import executing
 
 with executing(sys.argv[1], Path(sys.argv[2])) as (folder, executor):
     carrier = executor.carrier
-    print(json.dumps({link.node.split("/")[0]: carrier.rate_of(link) for link in carrier.links.values()}))
+    print(json.dumps({link.node.name.split("/")[0]: carrier.rate_of(link) for link in carrier.links.values()}))
 """
 
 Accident = Callable[["subprocess.Popen[str]"], object]
@@ -75,7 +75,7 @@ Accident = Callable[["subprocess.Popen[str]"], object]
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """What became of an analysis over the cluster."""
+    """The outcome of an analysis over the cluster."""
 
     exit_code: int
     said: str
@@ -86,7 +86,7 @@ class Run:
         return [record for record in records if record["event"] == event]
 
     def by_host(self) -> Counter[str]:
-        """How many results came from each host."""
+        """The number of results of each host."""
         return Counter(record["worker"].split("/")[0] for record in self.logged("result.arrived"))
 
     def copied(self) -> set[str]:
@@ -219,7 +219,7 @@ def test_how_fast_bytes_of_a_node_arrive_is_what_its_cable_lets_through(bench: B
 
 @pytest.mark.parametrize("during", [0.0, 0.05])
 def test_a_node_that_sleeps_or_is_slow_does_little_and_is_not_waited_for(bench: Bench, during: float) -> None:
-    """What it has in hand at the end is done a second time elsewhere, long before it counts as lost."""
+    """Its open units at the end are done a second time elsewhere, long before it counts as lost."""
     with ExitStack() as until_the_end:
 
         def slow(_: object) -> None:

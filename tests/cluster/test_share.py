@@ -148,7 +148,7 @@ def test_a_link_out_of_the_model_is_not_lent_and_said_so_but_a_hub_cache_s_blobs
     assert list(borrower(lender, inside).pieces(inside, [(0, 8)]))
     with pytest.raises(MintError, match="not lent here"):
         list(borrower(lender, outside).pieces(outside, [(0, 8)]))
-    (snapshot / inside).unlink()  # what it becomes later is not lent either
+    (snapshot / inside).unlink()  # nor is a link that it becomes later
     (snapshot / inside).symlink_to(model / inside)
     with pytest.raises(MintError, match="changed since this run began"):
         list(borrower(lender, inside).pieces(inside, [(0, 8)]))
@@ -217,7 +217,7 @@ def test_a_lender_that_comes_back_is_found_by_who_borrowed_of_it_before(model: P
     asking = Borrower({shard.name: [gone]})
     with pytest.raises(MintError, match="cannot be borrowed"):
         list(asking.pieces(shard.name, [(8, 8)]))
-    asking.lent_by({shard.name: [gone, back]})
+    asking.peers = {shard.name: [gone, back]}
     assert list(asking.pieces(shard.name, [(8, 8)])) == [((8, 8), (model / shard.name).read_bytes()[8:16])]
 
 

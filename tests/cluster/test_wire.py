@@ -1,4 +1,4 @@
-"""What travels: every job and its results come back as they were, and what cannot be read is said."""
+"""Every job and its results come back as they were, and an unreadable message has its error."""
 
 from typing import Any
 
@@ -71,16 +71,22 @@ def test_every_job_has_the_same_result_here_and_behind_the_wire_also_one_that_no
     np.testing.assert_equal(there, here)
 
 
+def _pieces(job: PortableJob[Any], result: Any) -> list[bytes]:
+    return [piece for piece, _ in to_pieces(job, result)]
+
+
 def test_a_large_result_comes_in_pieces_and_one_that_was_changed_is_refused() -> None:
     unit = Unit("up", (4096, 4096), "BF16", "up", 0, ())
     data = np.random.default_rng(0).bytes(unit.nbytes)
     job = Quantize({"up": KEEP})
-    pieces = list(to_pieces(job, Packed("up", KEEP, KEEP.tensors("up", unit.shape, unit.dtype), (data,))))
+    packed = Packed("up", KEEP, KEEP.tensors("up", unit.shape, unit.dtype), (data,))
+    pieces = _pieces(job, packed)
+    assert [is_last for _, is_last in to_pieces(job, packed)] == [False] * 4 + [True]
     assert [len(piece) for piece in pieces] == [PIECE_BYTES] * 4 + [32]
     assert bytes(from_pieces(job, unit, pieces).data[0]) == data
     with pytest.raises(MintError, match="the result for up was changed on its way"):
         from_pieces(job, unit, [pieces[1], pieces[0], *pieces[2:]])
-    short = list(to_pieces(job, Packed("up", KEEP, (), (data[:-2],))))
+    short = _pieces(job, Packed("up", KEEP, (), (data[:-2],)))
     with pytest.raises(MintError, match=f"up: {unit.nbytes - 2} bytes came, needed the {unit.nbytes} bytes"):
         from_pieces(job, unit, short)
 
@@ -114,7 +120,7 @@ def test_messages_that_cannot_be_read_say_so(source: Source) -> None:
         lambda: outlines_of({"outlines": {"shard": {"nbytes": 3}}}),
         lambda: inventory_from({"node": "one"}),
         lambda: from_pieces(Measure(), unit, []),
-        lambda: from_pieces(Clipped(1.0), unit, list(to_pieces(Quantize({}), Packed("up", KEEP, (), (b"abc",))))),
+        lambda: from_pieces(Clipped(1.0), unit, _pieces(Quantize({}), Packed("up", KEEP, (), (b"abc",)))),
     ):
         with pytest.raises(MintError, match=r"cannot be read .* needed: one of this version of mint"):
             reads()

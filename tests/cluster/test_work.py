@@ -1,4 +1,4 @@
-"""What nodes are given beyond the shards that they hold, and how workers read: chips, memory, trees, reading ahead."""
+"""Placement by chips and memory, and the reading of workers: trees built once, reading ahead."""
 
 import threading
 from collections.abc import Iterator
@@ -9,6 +9,7 @@ from typing import Any
 
 import mlx.core as mx
 import pytest
+from mlx.nn.layers.base import Module
 
 from cluster.schedule.cross_check import FEWEST, SHARE, check_agreement, cross_check_units
 from cluster.schedule.eligibility import place_whole_model, within_memory
@@ -24,7 +25,7 @@ from mint.core.errors import MintError
 from mint.core.memory import is_short
 from mint.formats.format import parse_format
 from mint.formats.units import Unit
-from mint.model.module_tree import Tree, build_tree
+from mint.model.module_tree import TREE_LOADERS
 from mint.model.source import Source, open_source
 from mint.run.device_kind import joined_kinds, kinds_in
 from mint.run.executor import in_process
@@ -94,7 +95,7 @@ def test_kinds_are_joined_in_one_order_and_found_again() -> None:
     assert is_mixed("cpu + gpu M4") and not is_mixed("gpu M4")
 
 
-# who can do what
+# eligible nodes
 
 
 def test_whoever_holds_every_shard_can_run_the_model() -> None:
@@ -119,12 +120,11 @@ def test_a_unit_goes_to_nodes_with_the_memory_for_it() -> None:
         within_memory(placement, peaks, {"mini": 49, "studio": 49})
 
 
-# how a worker reads
+# reading
 
 
-def _worker(source: Source, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Worker:
-    monkeypatch.setenv("MINT_CACHE", str(tmp_path / "cache"))
-    worker = Worker("node")
+def _worker(source: Source, memory_bytes: int | None = None) -> Worker:
+    worker = Worker("node", memory_bytes)
     worker.hello(str(source.folder))
     worker.open(1, pack(tell_model(source, {})), pack(tell_job(JOB)), {})
     return worker
@@ -139,20 +139,27 @@ def _results(messages: Iterator[bytes]) -> dict[str, Any]:
     return {path: reasons[path] or from_pieces(JOB, UNITS[0], parts) for path, parts in pieces.items()}
 
 
+@pytest.fixture
+def built() -> Iterator[list[Module]]:
+    """The module trees that this test has built."""
+    trees: list[Module] = []
+    loader = TREE_LOADERS[0]
+
+    def module(config: dict[str, Any]) -> Module:
+        trees.append(loader.module(config))
+        return trees[-1]
+
+    TREE_LOADERS.insert(0, replace(loader, module=module))
+    yield trees
+    del TREE_LOADERS[0]
+
+
 @pytest.mark.parametrize("known", ["before", "never"])
-def test_a_worker_builds_the_tree_once_whatever_the_batches(
-    known: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_worker_builds_the_tree_once_whatever_the_batches(known: str, tmp_path: Path, built: list[Module]) -> None:
     source = open_source(write_model("qwen3_moe", tmp_path / "model"))
     expected = {unit.path: found for unit, found in in_process(source, JOB, source.units)}
-    worker = _worker(source, monkeypatch, tmp_path)
-    built: list[Path] = []
-
-    def building(folder: Path, *rest: Any) -> Tree:
-        built.append(folder)
-        return build_tree(folder, *rest)
-
-    monkeypatch.setattr("mint.model.module_tree.build_tree", building)
+    worker = _worker(source)
+    built.clear()
     names = [unit.path for unit in source.units]
     found: dict[str, Any] = {}
     for batch, start in enumerate(range(0, len(names), 5)):
@@ -192,9 +199,9 @@ def test_the_peak_of_a_unit_is_no_more_than_was_estimated(name: str, tmp_path: P
         assert unit.nbytes <= mx.get_peak_memory() - before <= peak_bytes(unit, tensors)
 
 
-def test_what_is_said_of_an_earlier_job_changes_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_what_is_said_of_an_earlier_job_changes_nothing(tmp_path: Path) -> None:
     sources = [open_source(write_model("llama", tmp_path / str(seed), seed=seed)) for seed in (1, 2)]
-    worker = _worker(sources[0], monkeypatch, tmp_path)
+    worker = _worker(sources[0])
     names = [unit.path for unit in sources[0].units]
     expected = {unit.path: result for unit, result in in_process(sources[1], JOB, sources[1].units)}
     worker.hello(str(sources[1].folder))
@@ -206,16 +213,13 @@ def test_what_is_said_of_an_earlier_job_changes_nothing(monkeypatch: pytest.Monk
     assert _results(worker.run(3, 1, names)) == expected
 
 
-def test_a_worker_refuses_a_unit_that_its_memory_is_too_small_for(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_worker_refuses_a_unit_that_its_memory_is_too_small_for(tmp_path: Path) -> None:
     source = open_source(write_model("llama", tmp_path / "model"))
-    worker = _worker(source, monkeypatch, tmp_path)
     sizes = {unit.path: peak_bytes(unit, source.tensors()) for unit in source.units}
-    worker._memory = sorted(sizes.values())[len(sizes) // 2]
-    found = _results(worker.run(1, 1, list(sizes)))
-    refused = {path for path, result in found.items() if isinstance(result, str)}
-    assert refused == {path for path, nbytes in sizes.items() if nbytes > worker._memory}
+    memory_bytes = sorted(sizes.values())[len(sizes) // 2]
+    results = _results(_worker(source, memory_bytes).run(1, 1, list(sizes)))
+    refused = {path for path, result in results.items() if isinstance(result, str)}
+    assert refused == {path for path, nbytes in sizes.items() if nbytes > memory_bytes}
     assert refused and len(refused) < len(sizes)
 
 
@@ -234,7 +238,6 @@ def test_reading_ahead_reads_what_is_wanted_next_once_the_disk_is_free(tmp_path:
     ahead.stop(1)
     assert ahead.next == "two"
     ahead.free()
-    ahead.wait()
     assert ahead.next == ""  # it is being read
     ahead.want(3, ((path, 0, 100),), "three")
     assert ahead.next == "three"  # one at a time

@@ -1,12 +1,14 @@
-"""A job that neither mint nor cluster knows."""
+"""Jobs that neither mint nor cluster knows."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Self
 
 import mlx.core as mx
 import numpy as np
 
+from mint.analysis.analysis import Measurement
+from mint.analysis.unit_jobs import Measure
 from mint.formats.units import Unit
 from mint.model.source import Source
 from mint.run.job import PortableJob
@@ -36,3 +38,24 @@ class Clipped(PortableJob[tuple[int, float]]):
     def decode(self, unit: Unit, data: memoryview) -> tuple[int, float]:
         count, largest = np.frombuffer(data, "<f8").tolist()
         return int(count), largest
+
+
+@dataclass(frozen=True)
+class Skewed(Measure):
+    """The errors of a measurement times `factor`, as another kind of device might find them."""
+
+    factor: float = 1.0
+
+    def __call__(self, unit: Unit, weight: mx.array) -> Measurement:
+        measurement = super().__call__(unit, weight)
+        errors, worst = (
+            tuple(error * self.factor for error in part) for part in (measurement.errors, measurement.worst_errors)
+        )
+        return replace(measurement, errors=errors, worst_errors=worst)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {**super().to_dict(), "factor": self.factor}
+
+    @classmethod
+    def from_dict(cls, fields: Mapping[str, Any], source: Source) -> Self:
+        return cls(fields["rounding"], fields["factor"])

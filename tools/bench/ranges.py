@@ -24,7 +24,7 @@ from typing import Any
 from cluster.copies.borrower import Borrower
 from cluster.copies.inventory import Held, Inventory
 from cluster.copies.lender import PIECE_BYTES, Lender
-from cluster.settings import STORE_BYTES, make_token, ray_environment
+from cluster.settings import STORE_BYTES, Secrets, make_token, ray_environment
 
 SHARD = "model.safetensors"
 
@@ -106,7 +106,7 @@ def main() -> None:
 def rates(folder: Path, nbytes: int, rounds: int) -> dict[str, Any]:
     """Megabytes per second over Ray and over HTTP."""
     make_token(folder / "token")
-    os.environ.update(ray_environment(token=folder / "token", loopback=True))
+    os.environ.update(ray_environment(Secrets(folder / "token"), loopback=True))
     (folder / SHARD).write_bytes(os.urandom(nbytes))
     import ray
     from ray.cluster_utils import Cluster

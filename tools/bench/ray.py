@@ -24,12 +24,13 @@ import mlx.core as mx
 import psutil
 
 from cluster.copies.borrower import Peers
+from cluster.copies.holdings import Holder
 from cluster.copies.inventory import Inventory
 from cluster.schedule.coordinator import Coordinator
 from cluster.schedule.events import Accept, Arrived, Failed, Item, Send
 from cluster.transport.connect import driving
 from cluster.transport.prefetch import BatchWeights
-from cluster.transport.wire import pack, tell_inventory, unpack
+from cluster.transport.wire import pack, unpack
 from mint.analysis.unit_jobs import Measure, Packed, Quantize, measure, ready_kernels
 from mint.formats.format import KEEP
 from mint.formats.units import Unit
@@ -43,15 +44,14 @@ PACKED_BYTES = 25_000_000
 
 def making_actor() -> Any:
     """The actor of `Making`, made where Ray may be imported: after its environment is set."""
-    from cluster.transport.actor import Actor, as_actor
+    from cluster.transport.actor import as_actor
+    from cluster.transport.worker import Worker
 
-    class Making(Actor):
+    class Making(Worker):
         """A worker whose units are made up: there is no model."""
 
         def hello(self, model: str, *, share: bool = False) -> bytes:
-            inventory = tell_inventory(Inventory(self._node, "none"))
-            device = {"pid": os.getpid(), "device": device_kind(), "versions": versions(), "memory_bytes": self._memory}
-            return pack({**device, "inventory": inventory, "lent": [], "kept": {}})
+            return pack(Holder(Inventory(self._node, "none"), device_kind(), self._memory, os.getpid(), versions()))
 
         def open(self, number: int, model: bytes, job: bytes, peers: Peers) -> None:
             self._number = number
@@ -118,14 +118,16 @@ def overhead(count: int, shape: Sequence[int]) -> dict[str, Any]:
 
         carrier = Carrier(making_actor())
         (link,) = carrier.meet("made")
-        told = carrier.put(pack({"names": names, "shape": list(shape), "job": "measure"}))
+        assert link.holder
+        pid = link.holder.pid
+        told = ray.put(pack({"names": names, "shape": list(shape), "job": "measure"}))
         carrier.open(link, told, b"", {"": 0}, {})
         while not (heard := carrier.hear(1.0)):
             assert not carrier.refused, carrier.refused
         coordinator = Coordinator(Item(name, nbytes) for name in names)
-        idle_from = _processes(link.pid)
+        idle_from = _processes(pid)
         time.sleep(_IDLE_SECONDS)  # CPU that Ray's processes use while idle
-        before, started = _processes(link.pid), time.perf_counter()
+        before, started = _processes(pid), time.perf_counter()
         done = messages = 0
         while coordinator.finished is None:
             messages += bool(heard)
@@ -134,9 +136,9 @@ def overhead(count: int, shape: Sequence[int]) -> dict[str, Any]:
                     carrier.carry(command)
                     done += isinstance(command, Accept)
                     if isinstance(command, Accept) and done in {count // 4, count // 2, count}:
-                        looks.append({"done": done, "resident_mb": _resident(_processes(link.pid))})
+                        looks.append({"done": done, "resident_mb": _resident(_processes(pid))})
             heard = carrier.hear(0.5)
-        seconds, after = time.perf_counter() - started, _processes(link.pid)
+        seconds, after = time.perf_counter() - started, _processes(pid)
         work, all_of_worker, in_job = ray.get(link.actor.ping.remote())
         carrier.quit()
     idle = {name: (before[name][0] - idle_from[name][0]) / _IDLE_SECONDS for name in before if name in idle_from}
@@ -167,15 +169,19 @@ def packed(nbytes: int) -> dict[str, Any]:
     names = [f"unit {number}" for number in range(nbytes // PACKED_BYTES)]
     found: dict[str, Any] = {"nbytes": len(names) * PACKED_BYTES, "unit_nbytes": PACKED_BYTES}
     with driving(None):
+        import ray
+
         from cluster.transport.driver import Carrier
 
         carrier = Carrier(making_actor())
         (link,) = carrier.meet("made")
-        carrier.open(link, carrier.put(pack({"names": names, "shape": [8, 512], "job": "quantize"})), b"", {"": 0}, {})
+        assert link.holder
+        pid = link.holder.pid
+        carrier.open(link, ray.put(pack({"names": names, "shape": [8, 512], "job": "quantize"})), b"", {"": 0}, {})
         while not carrier.hear(1.0):
             assert not carrier.refused, carrier.refused
         for batch, way in enumerate(("ray, first time", "ray")):
-            before, started, most, done = _processes(link.pid), time.perf_counter(), 0, 0
+            before, started, most, done = _processes(pid), time.perf_counter(), 0, 0
             carrier.carry(Send(link.worker, batch, tuple(names)))
             while done < len(names):
                 for event, pieces in carrier.hear(0.5):
@@ -185,7 +191,7 @@ def packed(nbytes: int) -> dict[str, Any]:
                         assert hashlib.sha256(memoryview(b"".join(body))).digest() == digest
                         done += 1
                         most = max(most, _store_bytes())
-            found[way] = _cost(before, _processes(link.pid), started) | {"shared_memory_mb": most / 1e6}
+            found[way] = _cost(before, _processes(pid), started) | {"shared_memory_mb": most / 1e6}
             carrier.rest()
         carrier.quit()
     return found
