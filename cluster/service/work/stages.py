@@ -93,14 +93,9 @@ class Stages(pipeline.Hooks):
             self._insist_on(self._source.identity)
             _refuse_tokenizer_code(folder)
             self._executor = events.counting(executor)
-            results = pipeline.run(
-                self._source,
-                recipe,
-                [Target(self._output, budget, self._folder / "plan.json")] if budget else [],
-                executor=self._executor,
-                hooks=self,
-                on_progress=events.on_progress,
-            )
+            line = pipeline.Pipeline(recipe, executor=self._executor, hooks=self, on_progress=events.on_progress)
+            targets = [Target(self._output, budget, self._folder / "plan.json")] if budget else []
+            results = line.run(self._source, targets)
         return self._end(results)
 
     def _end(self, results: Sequence[Quantized]) -> End:
