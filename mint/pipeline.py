@@ -1,7 +1,7 @@
 """The one pipeline: analyze, probe, allocate, assemble, verify.
 
-`run` makes every model of one analysis; Python, the command line and the service call it. What a caller does between
-the stages, such as leases, storing and checks, stands in its `Hooks`.
+Python, the command line and the service run it. A caller's steps between the stages, such as leases, storing and
+checks, stand in its `Hooks`.
 """
 
 import time
@@ -9,11 +9,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from mint.analysis.analysis import SCHEMA, Analysis
 from mint.analysis.analyze import analyze
 from mint.analysis.probes.probe import probe
-from mint.analysis.probes.probe_file import Probed, probe_path, read_probes
+from mint.analysis.probes.probe_file import Probed, probe_path, probes_beside
 from mint.analysis.probes.prober import Probing
 from mint.assembly.assemble import assemble, refuse_existing
 from mint.assembly.reuse import Reuse
@@ -118,132 +119,98 @@ def quantize(
     `reuse` holds in the planned format are copied. Killed at any point, the same call resumes. Raises `MintError` for
     everything that the user can fix; a model that fails its verification raises too, and stays for inspection.
     """
-    target = Target(Path(output), Budget.of(budget))
-    (result,) = run(
-        model,
-        recipe,
-        [target],
-        analysis=analysis,
-        probing=probing,
-        keep_nonfinite=keep_nonfinite,
-        reuse=reuse,
-        executor=executor,
-        on_progress=on_progress,
-    )
+    pipeline = Pipeline(recipe, analysis, probing, keep_nonfinite, reuse, executor, on_progress=on_progress)
+    (result,) = pipeline.run(model, [Target(Path(output), Budget.of(budget))])
     return result
 
 
-def run(
-    model: Source | Path | str,
-    recipe: Recipe,
-    targets: Sequence[Target],
-    *,
-    analysis: Path | str | None = None,
-    probing: Probing = Probing(),  # noqa: B008, it is frozen
-    keep_nonfinite: bool = False,
-    reuse: Sequence[Path | str] = (),
-    executor: Executor = in_process,
-    hooks: Hooks = Hooks(),  # noqa: B008, it has no state
-    on_progress: OnProgress = ignore,
-) -> list[Quantized]:
-    """Write one model per target from one analysis; without targets, only measure. Otherwise as `quantize`.
-
-    All plans are made before anything is written. Later targets copy what earlier ones hold in the same format.
-    """
-    for target in targets:
-        if not target.plan:
-            refuse_existing(target.output)
-    if targets:
-        stock()  # starts while this process analyzes
-    source = model if isinstance(model, Source) else open_source(model, dtype=recipe.dtype, on_progress=on_progress)
-    work = _Run(source, recipe, executor, hooks, on_progress)
-    measured = work.measure(analysis, probing, keep_nonfinite)
-    if not targets:
-        return []
-    plans = work.plans(targets, measured)
-    folders = [Path(folder) for folder in reuse]
-    results = []
-    for target, plan in zip(targets, plans, strict=True):
-        results.append(work.write(target, plan, measured, folders))
-        folders.append(target.output)
-    return results
-
-
 @dataclass(slots=True)
-class _Run:
-    """The stages of one run, with their seconds."""
+class Pipeline:
+    """The stages from a model to the results of all targets, with their seconds; for one run. Options: `quantize`."""
 
-    source: Source
     recipe: Recipe
-    executor: Executor
-    hooks: Hooks
-    on_progress: OnProgress
+    analysis: Path | str | None = None
+    probing: Probing = Probing()  # noqa: RUF009, it is frozen
+    keep_nonfinite: bool = False
+    reuse: Sequence[Path | str] = ()
+    executor: Executor = in_process
+    hooks: Hooks = field(default_factory=Hooks)
+    on_progress: OnProgress = ignore
     seconds: dict[str, float] = field(default_factory=dict)
 
-    def measure(self, analysis: Path | str | None, probing: Probing, keep_nonfinite: bool) -> Measured:
+    def run(self, model: Source | Path | str, targets: Sequence[Target]) -> list[Quantized]:
+        """Write one model per target from one analysis; without targets, only measure.
+
+        All plans are made before anything is written. Later targets copy what earlier ones hold in the same format.
+        """
+        for target in targets:
+            if not target.plan:
+                refuse_existing(target.output)
+        if targets:
+            stock()  # starts while this process analyzes
+        source = model
+        if not isinstance(source, Source):
+            source = open_source(source, dtype=self.recipe.dtype, on_progress=self.on_progress)
+        measured = self._measure(source)
+        plans = self._plans(targets, measured) if targets else []
+        folders = [Path(folder) for folder in self.reuse]
+        results = []
+        for target, plan in zip(targets, plans, strict=True):
+            results.append(self._write(source, target, plan, measured.path, folders))
+            folders.append(target.output)
+        return results
+
+    def _measure(self, source: Source) -> Measured:
         """Analyze, and probe if the recipe says so."""
-        source, device = self.source, measuring_device(self.executor)
-        path = Path(analysis) if analysis else cached_analysis(source, self.recipe.rounding, device=device)
-        # one file for all roundings
-        probes = probe_path(Path(analysis) if analysis else cached_analysis(source, device=device))
+        device, rounding = measuring_device(self.executor), self.recipe.rounding
+        path = Path(self.analysis or cached_analysis(source, rounding, device=device))
+        beside = Path(self.analysis or cached_analysis(source, device=device))  # the probes serve all roundings
+        work: dict[str, Any] = {"executor": self.executor, "on_progress": self.on_progress}
         with self._stage(ANALYZE):
-            measured = analyze(
-                source,
-                path,
-                rounding=self.recipe.rounding,
-                executor=self.executor,
-                keep_nonfinite=keep_nonfinite,
-                on_progress=self.on_progress,
-            )
+            analysis = analyze(source, path, rounding=rounding, keep_nonfinite=self.keep_nonfinite, **work)
         if self.recipe.probe:
             with self._stage(PROBE):
-                probed: Probed | None = probe(
-                    source, measured, probes, probing=probing, executor=self.executor, on_progress=self.on_progress
-                )
-        else:
-            probed = read_probes(probes) if probes.exists() else None
-        result = Measured(measured, probed, path, probes, dict(self.seconds))
-        self.hooks.measured(result)
-        return result
+                probe(source, analysis, probe_path(beside), probing=self.probing, **work)
+        measured = Measured(analysis, probes_beside(beside), path, probe_path(beside), dict(self.seconds))
+        self.hooks.measured(measured)
+        return measured
 
-    def plans(self, targets: Sequence[Target], measured: Measured) -> list[Plan]:
+    def _plans(self, targets: Sequence[Target], measured: Measured) -> list[Plan]:
         """The plan of every target: the one in its file, or a new one."""
         with self._stage(ALLOCATE):
             missing = [target for target in targets if not (target.plan and target.plan.exists())]
             budgets = [target.budget for target in missing]
             new = allocate_all(measured.analysis, budgets, self.recipe, probed=measured.probed) if missing else []
-            for target, plan in zip(missing, new, strict=True):
+            plans = dict(zip(missing, new, strict=True))
+            for target, plan in plans.items():
                 if target.plan:
                     write_plan(plan, target.plan)
-            made = dict(zip(missing, new, strict=True))
-            return [made[target] if target in made else read_plan(target.plan or "") for target in targets]
+            return [plans[target] if target in plans else read_plan(target.plan or "") for target in targets]
 
-    def write(self, target: Target, plan: Plan, measured: Measured, folders: Sequence[Path]) -> Quantized:
+    def _write(self, source: Source, target: Target, plan: Plan, analysis: Path, folders: Sequence[Path]) -> Quantized:
         """Assemble and verify one model."""
-        reuse = Reuse()
+        output, reuse = target.output, Reuse()
         with self._stage(ASSEMBLE, plan):
-            if target.output.exists():  # whole, by an earlier attempt
-                manifest = read_manifest(target.output)
+            if output.exists():  # whole, by an earlier attempt
+                manifest = read_manifest(output)
             else:
                 reuse = Reuse([*folders, *self.hooks.earlier()])
                 manifest = assemble(
-                    plan, self.source, target.output, reuse=reuse, executor=self.executor, on_progress=self.on_progress
+                    plan, source, output, reuse=reuse, executor=self.executor, on_progress=self.on_progress
                 )
                 self.hooks.assembled(reuse)
         with self._stage(VERIFY):
-            verification = verify(target.output, on_progress=self.on_progress)
-            _insist(target.output, verification)
-            self.hooks.verified(target.output, manifest)
+            verification = verify(output, on_progress=self.on_progress)
+            if not verification.passed:
+                failed = "; ".join(f"{check.name}: {check.detail}" for check in verification.checks if not check.passed)
+                raise MintError(
+                    f"{output.name} is written, but fails its verification ({failed}); do not use it, please report "
+                    "this"
+                )
+            self.hooks.verified(output, manifest)
+        peak = peak_rss_bytes() + verification.peak_rss_bytes
         return Quantized(
-            target.output,
-            measured.path,
-            plan,
-            manifest,
-            verification,
-            reuse.units,
-            reuse.nbytes,
-            dict(self.seconds),
-            peak_rss_bytes() + verification.peak_rss_bytes,
+            output, analysis, plan, manifest, verification, reuse.units, reuse.nbytes, dict(self.seconds), peak
         )
 
     @contextmanager
@@ -252,14 +219,6 @@ class _Run:
             started = time.perf_counter()
             yield
             self.seconds[name] = round(time.perf_counter() - started, 3)
-
-
-def _insist(output: Path, verification: Verification) -> None:
-    if not verification.passed:
-        failed = "; ".join(f"{check.name}: {check.detail}" for check in verification.checks if not check.passed)
-        raise MintError(
-            f"{output.name} is written, but fails its verification ({failed}); do not use it, please report this"
-        )
 
 
 def cached_analysis(source: Source, rounding: str = "nearest", *, device: str = "") -> Path:

@@ -45,22 +45,22 @@ def quantize(
     from mint.assembly.stock_child import stock
 
     stock()  # imports mlx_lm while this process does
-    from mint.pipeline import Target, run
+    from mint.pipeline import Pipeline, Target
     from mint.render.plans import quantized_record
     from mint.run.executors import executing
 
     nodes = executing(cluster, model, recipe.dtype, share=share, on_progress=screen.on_progress, on_note=screen.note)
     with nodes as (folder, executor):
-        results = run(
-            folder,
+        pipeline = Pipeline(
             recipe,
-            [Target(path, budget) for path, budget in zip(opt.outputs_of(budgets, output), budgets, strict=True)],
-            analysis=analysis,
+            analysis,
             keep_nonfinite=keep_nonfinite,
             reuse=reuse,
             executor=executor,
             on_progress=screen.on_progress,
         )
+        outputs = opt.outputs_of(budgets, output)
+        results = pipeline.run(folder, list(map(Target, outputs, budgets)))
     return [quantized_record(result) for result in results]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -17,65 +18,43 @@ if TYPE_CHECKING:
 _MOST_STEPS = 1 << 16
 
 
-def room_for_weights(problem: Problem, device: Device, room: Room) -> int:
-    """Bytes of weights that fit the device beside `room`; `MintError` naming the longest context that fits.
-
-    A device that could hold more than the largest plan gets that plan's size.
-    """
-    nbytes = _left(problem, device, room)
-    if nbytes < problem.smallest_bytes:
-        raise MintError(_too_long(problem, device, room))
-    return min(nbytes, problem.largest_bytes)
-
-
-def _left(problem: Problem, device: Device, room: Room) -> int:
-    cache = problem.analysis.context.nbytes(room.tokens, room.kv_bits)
-    return device.working_set_bytes - cache - room.reserve_bytes
-
-
-def longest_context(problem: Problem, device: Device, room: Room) -> int:
-    """The most tokens that fit the device beside the smallest plan, in steps of the cache; 0 if not even one step.
-
-    The cache and the reserve are those of `room`, whatever its context.
-    """
-    memory = problem.analysis.context
-    left = device.working_set_bytes - room.reserve_bytes - problem.smallest_bytes
-    low, high = 0, _MOST_STEPS
-    while low < high:
-        middle = (low + high + 1) // 2
-        if memory.nbytes(middle * STEP, room.kv_bits) <= left:
-            low = middle
-        else:
-            high = middle - 1
-    return low * STEP
-
-
 @dataclass(frozen=True, slots=True)
 class Placed:
-    """Where a device lies on the curve: the budget it leaves, or why it leaves none."""
+    """A device on the curve of a model: the budget that it leaves, or None."""
 
     device: Device
     budget_bytes: int | None
     verdict: str  # fits, holds the largest plan, or too small
 
 
+def placed(problem: Problem, device: Device, room: Room) -> Placed:
+    """The budget that a device leaves beside `room`, at most the size of the largest plan."""
+    cache = problem.analysis.context.nbytes(room.tokens, room.kv_bits)
+    nbytes = device.working_set_bytes - cache - room.reserve_bytes
+    if nbytes < problem.smallest_bytes:
+        return Placed(device, None, "too small")
+    if nbytes > problem.largest_bytes:
+        return Placed(device, problem.largest_bytes, "holds the largest plan")
+    return Placed(device, nbytes, "fits")
+
+
 def devices_on(problem: Problem, room: Room) -> list[Placed]:
-    """Every device of the table with what it leaves for weights beside `room`."""
-    placed = []
-    for device in devices():
-        nbytes = _left(problem, device, room)
-        if nbytes < problem.smallest_bytes:
-            placed.append(Placed(device, None, "too small"))
-        elif nbytes > problem.largest_bytes:
-            placed.append(Placed(device, problem.largest_bytes, "holds the largest plan"))
-        else:
-            placed.append(Placed(device, nbytes, "fits"))
-    return placed
+    """Every device of the table with the budget that it leaves beside `room`."""
+    return [placed(problem, device, room) for device in devices()]
+
+
+def room_for_weights(problem: Problem, device: Device, room: Room) -> int:
+    """Bytes of weights that fit the device beside `room`; `MintError` naming the longest context that fits."""
+    nbytes = placed(problem, device, room).budget_bytes
+    if nbytes is None:
+        raise MintError(_too_long(problem, device, room))
+    return nbytes
 
 
 def _too_long(problem: Problem, device: Device, room: Room) -> str:
-    context = problem.analysis.context
-    longest = longest_context(problem, device, room)
+    context, left = problem.analysis.context, device.working_set_bytes - room.reserve_bytes - problem.smallest_bytes
+    steps = range(1, _MOST_STEPS + 1)  # the cache grows by steps
+    longest = STEP * bisect_right(steps, left, key=lambda step: context.nbytes(step * STEP, room.kv_bits))
     sizes = (
         f"{device.name} has {format_size(device.working_set_bytes)} for the GPU; a context of {room.tokens} tokens "
         f"takes {format_size(context.nbytes(room.tokens, room.kv_bits))}, the reserve "

@@ -24,17 +24,36 @@ if TYPE_CHECKING:
     from mint.analysis.probes.probe_file import Probed
     from mint.plan.problem import Problem
 
-DTYPES = ("float16", "bfloat16", "float32")  # that mlx_lm casts to
-ANALYSIS_FIELDS = ("rounding", "dtype", "probe")  # of a recipe, that decide what is measured
+DTYPES = ("float16", "bfloat16", "float32")  # for mlx_lm to cast to
+ANALYSIS_FIELDS = ("rounding", "dtype", "probe")  # of a recipe; they decide what is measured
 _KINDS = {
     bool: "true or false", int: "a whole number", float: "a number", str: "a text", tuple: "a list of texts",
     NoneType: "a whole number or nothing",
 }  # fmt: skip
 
 
+class _Plain:
+    """A record whose fields are plain values with defaults."""
+
+    __slots__ = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """All fields as plain values, as JSON has them."""
+        values = {name: getattr(self, name) for name in _defaults(type(self))}
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+
+    @classmethod
+    def from_dict(cls, record: Mapping[str, Any]) -> Self:
+        """Read plain values, defaults for the rest. Raises `MintError` for an unknown key or a wrong type."""
+        defaults = _defaults(cls)
+        if unknown := sorted(set(record) - set(defaults)):
+            raise MintError(f"unknown options: {', '.join(unknown)}; needed some of {', '.join(defaults)}")
+        return cls(**{name: _value(name, value, defaults[name]) for name, value in record.items()})
+
+
 @dataclass(frozen=True, slots=True)
-class Recipe:
-    """The wanted model, for any budget. Raises `MintError` for a value that no model can have."""
+class Recipe(_Plain):
+    """The requested model, for any budget. Raises `MintError` for a value that no model can have."""
 
     rounding: str = "nearest"
     dtype: str = ""  # empty: the config's own
@@ -66,19 +85,19 @@ class Recipe:
         return Rules(self.veto_db, self.min_bits, self.max_bits, self._formats(), tuple(map(parse_lock, self.lock)))
 
     def _formats(self) -> tuple[Format, ...]:
-        wanted = parse_formats(self.formats)
+        formats = parse_formats(self.formats)
         if not self.compat:
-            return wanted
+            return formats
         if not loader(self.compat).mixed:
             raise MintError(
                 f"--compat {self.compat}: that loader reads one format for all modules, so no plan of several; "
                 "needed a newer one (mint devices --loaders), or mlx_lm.convert for a uniform model"
             )
         readable = compatible_formats(self.compat)
-        wanted = tuple(format for format in wanted or objective(self.objective).formats if format in readable)
-        if not wanted:
-            raise MintError(f"--compat {self.compat} reads none of the formats asked for; widen --formats")
-        return wanted
+        formats = tuple(format for format in formats or objective(self.objective).formats if format in readable)
+        if not formats:
+            raise MintError(f"--compat {self.compat} reads none of the requested formats; widen --formats")
+        return formats
 
     @property
     def analysis(self) -> "Recipe":
@@ -98,18 +117,9 @@ class Recipe:
             max_shard_bytes=parse_size(self.max_shard_size),
         )
 
-    def to_dict(self) -> dict[str, Any]:
-        """All fields as plain values, as JSON has them."""
-        return _plain(self)
-
-    @classmethod
-    def from_dict(cls, record: Mapping[str, Any]) -> Self:
-        """The recipe of plain values, defaults for the rest. Raises `MintError` naming a key that is wrong."""
-        return cls(**_values(cls, record))
-
 
 @dataclass(frozen=True, slots=True)
-class Room:
+class Room(_Plain):
     """Memory of a device that is not for weights: the cache of a context, and a reserve for everything else."""
 
     context: str = "8k"  # tokens
@@ -128,15 +138,6 @@ class Room:
     def reserve_bytes(self) -> int:
         """Bytes for everything but weights and cache."""
         return 0 if self.reserve.strip() == "0" else parse_size(self.reserve)
-
-    def to_dict(self) -> dict[str, Any]:
-        """All fields as plain values, as JSON has them."""
-        return _plain(self)
-
-    @classmethod
-    def from_dict(cls, record: Mapping[str, Any]) -> Self:
-        """The room of plain values, defaults for the rest. Raises `MintError` naming a key that is wrong."""
-        return cls(**_values(cls, record))
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,17 +195,8 @@ class Budget:
         return cls(parse_budget(own["amount"]) if own.get("amount") else None, own.get("device", ""), room)
 
 
-def _plain(record: Recipe | Room) -> dict[str, Any]:
-    values = {field.name: getattr(record, field.name) for field in fields(record)}
-    return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
-
-
-def _values(record: type[Recipe | Room], values: Mapping[str, Any]) -> dict[str, Any]:
-    """Plain values as the fields of a record; `MintError` names a key that is unknown or of another type."""
-    defaults = {field.name: field.default for field in fields(record)}
-    if unknown := sorted(set(values) - set(defaults)):
-        raise MintError(f"unknown options: {', '.join(unknown)}; needed some of {', '.join(defaults)}")
-    return {name: _value(name, value, defaults[name]) for name, value in values.items()}
+def _defaults(record: type[Any]) -> dict[str, Any]:
+    return {field.name: field.default for field in fields(record)}
 
 
 def _value(name: str, value: Any, default: Any) -> Any:

@@ -106,17 +106,17 @@ class Allowance:
 
     def _of_kind(self, unit: Unit, measured: Sequence[Format], vetoed: tuple[Format, ...]) -> Allowed:
         possible = [format for format in measured if format in self._formats and format.bits >= unit.min_bits]
-        if not possible:
-            return Allowed((KEEP,), vetoed, "kept: none of the formats that the rules leave fits it")
         safe = [format for format in possible if format not in vetoed]
+        floor = f"below {self._rules.veto_db:g} dB"
         if not safe:
-            return Allowed((KEEP,), vetoed, f"kept: every format is below {self._rules.veto_db:g} dB")
+            reason = f"every format is {floor}" if possible else "none of the formats that the rules leave fits it"
+            return Allowed((KEEP,), vetoed, f"kept: {reason}")
         keep = (KEEP,) if self._rules.permits_keep(unit.dtype) else ()
         reason = "least loss"
         if unit.min_bits:
             reason += f"; at least {unit.min_bits} bits (the model's own rule)"
         if len(safe) < len(possible):
-            reason += f"; {len(possible) - len(safe)} formats below {self._rules.veto_db:g} dB"
+            reason += f"; {len(possible) - len(safe)} formats {floor}"
         return Allowed((*safe, *keep), vetoed, reason)
 
     def _locked(self, unit: Unit, keep_reason: str) -> Allowed:
@@ -124,20 +124,15 @@ class Allowance:
         if format == KEEP:
             return Allowed((KEEP,), (), f"kept: asked for by {pattern}")
         if keep_reason:
-            raise MintError(
-                f"{pattern} sets {unit.path} to {format}, but it must be kept ({keep_reason}); narrow the pattern"
-            )
-        if not format.admits(unit.shape, unit.dtype):
-            raise MintError(
-                f"{pattern} sets {unit.path} to {format}, which does not divide its last axis of {unit.shape[-1]}; "
-                f"needed one of {', '.join(map(str, unit.formats))}"
-            )
-        if format.bits < unit.min_bits:
-            raise MintError(
-                f"{pattern} sets {unit.path} to {format}, but the model itself asks for at least {unit.min_bits} bits; "
-                "narrow the pattern or give more bits"
-            )
-        return Allowed((format,), (), f"set to {format} by {pattern}")
+            obstacle = f"it must be kept ({keep_reason}); narrow the pattern"
+        elif not format.admits(unit.shape, unit.dtype):
+            needed = ", ".join(map(str, unit.formats))
+            obstacle = f"that does not divide its last axis of {unit.shape[-1]}; needed one of {needed}"
+        elif format.bits < unit.min_bits:
+            obstacle = f"the model itself asks for at least {unit.min_bits} bits; narrow the pattern or give more bits"
+        else:
+            return Allowed((format,), (), f"set to {format} by {pattern}")
+        raise MintError(f"{pattern} sets {unit.path} to {format}, but {obstacle}")
 
 
 def _keep_reason(unit: Unit, measurement: Measurement) -> str:

@@ -92,14 +92,9 @@ class Stages(pipeline.Hooks):
             self._insist_on(self._source.identity)
             _refuse_tokenizer_code(model)
             self._folder = self._make_folder()
-            results = pipeline.run(
-                self._source,
-                recipe,
-                [Target(self._folder / OUTPUT, budget, self._folder / "plan.json")] if budget else [],
-                executor=self._executor,
-                hooks=self,
-                on_progress=events.on_progress,
-            )
+            line = pipeline.Pipeline(recipe, executor=self._executor, hooks=self, on_progress=events.on_progress)
+            targets = [Target(self._folder / OUTPUT, budget, self._folder / "plan.json")] if budget else []
+            results = line.run(self._source, targets)
         result = results[0] if results else None
         seconds = result.seconds if result else self._measured.seconds
         figures = {
