@@ -68,13 +68,13 @@ def active_experts(source: Source) -> dict[str, float]:
             if path in stacks:
                 hook(module, partial(count, path), ("__call__",))
         Passes(model).run(1)
-    for path, count in chosen.items():
-        if count == 0:
+    for path, matrices in chosen.items():
+        if matrices == 0:
             raise MintError(
                 f"{source.folder}: one token's forward pass never calls {path}, a stack of {stacks[path]} matrices; "
                 "needed: a model that uses it, to know how much of it a token reads. Do without this estimate"
             )
-    return {path: min(1.0, chosen[path] / matrices) for path, matrices in stacks.items()}
+    return {path: min(1.0, chosen[path] / size) for path, size in stacks.items()}
 
 
 @contextmanager

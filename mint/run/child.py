@@ -1,7 +1,7 @@
-"""A child process that is asked in lines of JSON and answers in lines of JSON, which bytes may follow.
+"""A child process: questions and answers are lines of JSON; bytes may follow an answer.
 
-It leads a session of its own, so Ctrl-C in a terminal reaches the parent alone, which decides. The end of its standard
-input ends it, so it does not outlive a parent that is killed.
+It leads a session of its own, so Ctrl-C in a terminal reaches the parent alone. The end of its standard input ends it,
+so it does not outlive a parent that is killed.
 """
 
 import json
@@ -12,6 +12,7 @@ import sys
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
+from subprocess import PIPE
 from typing import Any, BinaryIO, Self, TextIO
 
 _END_SECONDS = 2.0  # for a process whose input has ended
@@ -24,20 +25,12 @@ class Child:
     """
 
     def __init__(
-        self,
-        function: str,
-        *arguments: str,
-        environment: Mapping[str, str] | None = None,
-        stderr: TextIO | None = None,
+        self, function: str, *arguments: str, environment: Mapping[str, str] | None = None, stderr: TextIO | None = None
     ) -> None:
         module, _, name = function.partition(":")
+        command = [sys.executable, "-P", "-c", f"from {module} import {name}; {name}()", *arguments]
         self._process = subprocess.Popen(
-            [sys.executable, "-P", "-c", f"from {module} import {name}; {name}()", *arguments],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            env=environment,
-            start_new_session=True,
+            command, stdin=PIPE, stdout=PIPE, stderr=PIPE, env=environment, start_new_session=True
         )
         assert self._process.stdin and self._process.stdout and self._process.stderr
         self._input, self._output = self._process.stdin, self._process.stdout
@@ -62,7 +55,7 @@ class Child:
         return self._process.poll()
 
     def ask(self, question: Mapping[str, Any]) -> None:
-        """Send a question; a child that is dead shows when its answer is read."""
+        """Send a question; a dead child has no answer."""
         with suppress(BrokenPipeError):
             self._input.write(json.dumps(question).encode() + b"\n")
             self._input.flush()
@@ -75,8 +68,7 @@ class Child:
 
     def answers(self) -> Iterator[dict[str, Any]]:
         """All answers until the child ends."""
-        while (record := self.answer()) is not None:
-            yield record
+        return iter(self.answer, None)
 
     def read(self, nbytes: int) -> bytes:
         """The bytes that follow an answer."""
@@ -102,12 +94,11 @@ class Child:
         return code
 
     def exit_message(self) -> str:
-        """How it ended, with the last line of its standard error unless it was killed. Waits for the end."""
+        """Its exit code, with the last line of its standard error unless it was killed. Waits for the end."""
         code = self._process.wait()
         self._copying.join(_END_SECONDS)
-        return f"ended with code {code}" + (
-            f": {self._last_line}" if self._last_line and code != -signal.SIGKILL else ""
-        )
+        reason = f": {self._last_line}" if self._last_line and code != -signal.SIGKILL else ""
+        return f"ended with code {code}{reason}"
 
     def _copy(self, lines: BinaryIO, target: TextIO | None) -> None:
         with lines:
@@ -140,10 +131,10 @@ def send(answers: BinaryIO, record: Mapping[str, Any], data: bytes = b"") -> Non
 
 
 def end_with_parent() -> None:
-    """In a child that was asked all: end its process group from a thread when the parent closes the input or dies."""
+    """In a child without further questions: end its process group when the parent closes the input or dies."""
 
     def wait() -> None:
-        os.read(0, 1)  # unbuffered: a thread that reads `sys.stdin` would be in the way of a normal end
+        os.read(0, 1)  # unbuffered: a thread that reads `sys.stdin` would block a normal end
         os.killpg(os.getpgrp(), signal.SIGKILL)
 
     threading.Thread(target=wait, daemon=True).start()

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Self
@@ -13,7 +14,7 @@ from mint.formats.layout import OutputShard
 
 
 class WeightFiles:
-    """The open shards of a layout in `folder`; an existing file of the right size and head is gone on with."""
+    """The open shards of a layout in `folder`; an existing file of the right size and head is continued."""
 
     def __init__(self, folder: Path, layout: Sequence[OutputShard]) -> None:
         self._descriptors: list[int] = []
@@ -26,14 +27,15 @@ class WeightFiles:
             for shard in layout:
                 self._open(folder / shard.name, shard)
         except BaseException:
-            self._close()
+            self.__exit__()
             raise
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._close()
+        while self._descriptors:
+            os.close(self._descriptors.pop())
 
     def write(self, tensors: Iterable[TensorSpec], data: Sequence[bytes | memoryview], sha256: str = "") -> str:
         """Write the bytes of each tensor at its position; returns the SHA-256 of them all, computed unless given."""
@@ -77,15 +79,10 @@ class WeightFiles:
                 raise DiskFullError(disk_full(path.parent, shard.nbytes)) from error
             raise
 
-    def _close(self) -> None:
-        while self._descriptors:
-            os.close(self._descriptors.pop())
-
 
 def disk_full(folder: Path, needed: int) -> str:
     """The error message for a disk that has less than `needed` bytes free."""
-    status = os.statvfs(folder)
-    free = status.f_bavail * status.f_frsize
+    free = shutil.disk_usage(folder).free
     return (
         f"{folder}: the disk has {free} bytes free, needed {needed}; free some space or choose another --output, "
         "then run the same command again"
