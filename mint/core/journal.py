@@ -7,9 +7,10 @@ import fcntl
 import struct
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import msgpack
 
@@ -79,10 +80,7 @@ class Sealed:
 
 
 def write_sealed(path: Path, kind: SealedKind, header: Mapping[str, Any], records: Sequence[Any]) -> str:
-    """Write a finished file, whole or not at all: header, records, and an end frame with their number and SHA-256.
-
-    Returns the SHA-256.
-    """
+    """Write header, records and an end frame with their number and SHA-256, whole or not at all; return the SHA-256."""
     text = kind.magic + frame(dict(header)) + b"".join(map(frame, records))
     digest = sha256_of([text])
     write_whole(path, text + frame({"end": len(records), "sha256": digest}))
@@ -109,7 +107,7 @@ def read_sealed(path: Path, kind: SealedKind) -> Sealed:
     return Sealed(header, body, digest)
 
 
-class Journal:
+class Journal(AbstractContextManager["Journal"]):
     """An open journal: the `records` of earlier runs, to append to. One writer at a time.
 
     The first frame is the header. A journal that was begun for another header is refused, never overwritten.
@@ -123,9 +121,6 @@ class Journal:
         except BaseException:
             self._file.close()
             raise
-
-    def __enter__(self) -> Self:
-        return self
 
     def __exit__(self, *_: object) -> None:
         self._file.close()

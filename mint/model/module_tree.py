@@ -7,10 +7,10 @@ The whole graph lives on the CPU stream, so that evaluating a weight never pages
 buffer (a lazy graph that does trips Metal's watchdog, ml-explore/mlx#3803).
 """
 
-import importlib.metadata
 from collections.abc import Callable, Collection
 from contextlib import suppress
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -119,13 +119,14 @@ class OpenedModel:
 def build_tree(folder: Path, config: dict[str, Any], shards: tuple[Shard, ...], dtype: str = "") -> Tree:
     """The module tree of the model in `folder` over lazy weights, cast as `mlx_lm.convert` casts them.
 
-    `dtype` (float16, bfloat16, float32) overrides the config's own, empty leaves it. Raises `MintError` when no
+    `dtype` (float16, bfloat16, float32) overrides the config's own unless it is empty. Raises `MintError` when no
     loader knows the model type or when weights and modules do not fit together.
     """
+    advice = f"This is mlx_lm {version('mlx-lm')}; a newer one may know it: pip install --upgrade mlx-lm"
     loader = next((loader for loader in TREE_LOADERS if loader.takes(config)), None)
     if loader is None:
         names = " and ".join(loader.name for loader in TREE_LOADERS)
-        raise MintError(f"{folder}: {names} does not know model_type {config['model_type']!r}; {_update_advice()}")
+        raise MintError(f"{folder}: {names} does not know model_type {config['model_type']!r}; {advice}")
     with mx.stream(mx.cpu):
         leaves: Arrays = {}
         for shard in shards:
@@ -138,7 +139,7 @@ def build_tree(folder: Path, config: dict[str, Any], shards: tuple[Shard, ...], 
             summary = " ".join(str(error).split())[:300]
             raise MintError(
                 f"{folder}: the weights do not fit {loader.name}'s {config['model_type']} model: {summary}; "
-                f"needed: a complete model of that type. {_update_advice()}"
+                f"needed: a complete model of that type. {advice}"
             ) from error
         _cast(model, config, dtype)
     parameters = model.parameters()
@@ -163,11 +164,6 @@ def _cast(model: Module, config: dict[str, Any], dtype: str) -> None:
         return array.astype(target) if may_cast(path) and mx.issubdtype(array.dtype, mx.floating) else array
 
     model.update(tree_map_with_path(cast, model.parameters()))
-
-
-def _update_advice() -> str:
-    version = importlib.metadata.version("mlx-lm")
-    return f"This is mlx_lm {version}; a newer one may know it: pip install --upgrade mlx-lm"
 
 
 def write_config(config: dict[str, Any], folder: Path, *, keep_vision_config: bool) -> None:

@@ -11,14 +11,14 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from subprocess import PIPE
-from typing import Any, BinaryIO, Self, TextIO
+from typing import Any, BinaryIO, TextIO
 
 _END_SECONDS = 2.0  # for a process whose input has ended
 
 
-class Child:
+class Child(AbstractContextManager["Child"]):
     """A running child; `function` is `module:name`, called without arguments, `arguments` are its `sys.argv[1:]`.
 
     Lines of its standard error are copied to `stderr`; the last one is part of `exit_message`.
@@ -37,9 +37,6 @@ class Child:
         self._last_line = ""
         self._copying = threading.Thread(target=self._copy, args=(self._process.stderr, stderr), daemon=True)
         self._copying.start()
-
-    def __enter__(self) -> Self:
-        return self
 
     def __exit__(self, *_: object) -> None:
         self.kill()

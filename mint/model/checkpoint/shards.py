@@ -62,9 +62,7 @@ def read_shards(folder: Path) -> tuple[Shard, ...]:
         )
     if not present:
         others = ", ".join(sorted(path.name for path in folder.iterdir())[:8]) or "nothing"
-        raise MintError(
-            f"{folder}: no {PATTERN} found (found {others}); needed: a Hugging Face model in safetensors format"
-        )
+        raise MintError(f"{folder}: no {PATTERN} found (found {others}); needed: a model in safetensors format")
     shards = tuple(read_shard(folder / name) for name in present)
     owner: dict[str, str] = {}
     for shard in shards:
@@ -122,10 +120,8 @@ def read_header(path: Path) -> tuple[bytes, int]:
         prefix = file.read(8)
         length = int.from_bytes(prefix, "little")
         if len(prefix) < 8 or length > min(nbytes - 8, MAX_HEADER_BYTES):
-            raise MintError(
-                f"{path}: not a whole safetensors file: the header claims {length} bytes, the file has {nbytes}; "
-                "download it again"
-            )
+            lengths = f"the header claims {length} bytes, the file has {nbytes}"
+            raise MintError(f"{path}: not a whole safetensors file: {lengths}; download it again")
         return file.read(length), nbytes
 
 
@@ -140,9 +136,7 @@ def _parse_header(path: Path, header: bytes, file_nbytes: int) -> tuple[SourceTe
     try:
         entries = dict[str, Any](json.loads(header).items())
     except (ValueError, AttributeError) as error:
-        raise MintError(
-            f"{path}: not a safetensors file: its header is not JSON ({error}); download it again"
-        ) from error
+        raise MintError(f"{path}: its header is not JSON ({error}); download it again") from error
     data_start = 8 + len(header)
     tensors = [_parse_entry(path, name, entry, data_start) for name, entry in entries.items() if name != "__metadata__"]
     tensors.sort(key=lambda tensor: (tensor.offset, tensor.nbytes))
@@ -170,8 +164,7 @@ def _parse_entry(path: Path, name: str, entry: Any, data_start: int) -> SourceTe
         shape = tuple(int(size) for size in entry["shape"])
         begin, end = (int(offset) for offset in entry["data_offsets"])
     except (KeyError, TypeError, ValueError) as error:
-        message = f"{path}: tensor {name} has a malformed header entry ({error!r}); download the file again"
-        raise MintError(message) from error
+        raise MintError(f"{path}: tensor {name} has a malformed entry ({error!r}); download it again") from error
     if dtype not in ITEMSIZE:
         raise MintError(f"{path}: tensor {name} has dtype {dtype}; needed one of {', '.join(ITEMSIZE)}")
     needed = prod(shape) * ITEMSIZE[dtype]

@@ -4,16 +4,18 @@ import errno
 import os
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Self
 
 from mint.core.errors import DiskFullError
-from mint.core.files import CHUNK_BYTES, sha256_of, write_all
+from mint.core.files import sha256_of, write_all
 from mint.formats.format import TensorSpec
 from mint.formats.layout import OutputShard
 
+CHUNK_BYTES = 4 << 20  # read at once
 
-class WeightFiles:
+
+class WeightFiles(AbstractContextManager["WeightFiles"]):
     """The open shards of a layout in `folder`; an existing file of the right size and head is continued."""
 
     def __init__(self, folder: Path, layout: Sequence[OutputShard]) -> None:
@@ -29,9 +31,6 @@ class WeightFiles:
         except BaseException:
             self.__exit__()
             raise
-
-    def __enter__(self) -> Self:
-        return self
 
     def __exit__(self, *_: object) -> None:
         while self._descriptors:
