@@ -18,7 +18,7 @@ from mint.formats.rounding import ROUNDINGS
 from mint.formats.units import Unit
 from mint.model.checkpoint.manifest import PLAN_NAME, Manifest, file_digest, read_manifest
 from mint.model.checkpoint.reader import StoredModel, all_finite, open_stored
-from mint.model.module_tree import read_written_config
+from mint.model.module_tree import read_loaded_config
 from mint.model.source import Source
 from mint.plan.plan import Plan, quantization_entries, read_plan
 from mint.run.executor import in_process, small_cache
@@ -126,7 +126,7 @@ def _tensors(folder: Path, plan: Plan) -> str:
 
 
 def _config(folder: Path, plan: Plan) -> str:
-    config = read_written_config(folder)
+    config = read_loaded_config(folder)
     planned = quantization_entries(plan)
     for name, entry in planned.get("quantization", {}).items():
         written = config.get("quantization", {}).get(name)

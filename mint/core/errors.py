@@ -1,11 +1,8 @@
-"""The one exception for what a user can mend.
-
-Its text says what was found, what is needed and what to do. Everything else that is raised is a bug.
-"""
+"""The one exception for errors that a user can fix. Everything else that is raised is a bug."""
 
 
 class MintError(Exception):
-    """Something the user can mend; the message is shown as it is, without a traceback."""
+    """An error that a user can fix; the message says found, needed, do this, and is shown without a traceback."""
 
 
 class DiskFullError(MintError):

@@ -2,11 +2,9 @@
 
 import hashlib
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
-from typing import BinaryIO
 
-CHUNK_BYTES = 4 << 20  # read at once
 MOST_AT_ONCE = 1 << 30  # bytes of a write: macOS refuses more than 2 GiB, which an expert layer can have
 
 
@@ -39,12 +37,6 @@ def write_all(descriptor: int, data: bytes | memoryview, offset: int) -> None:
     while rest:
         count = os.pwrite(descriptor, rest[:MOST_AT_ONCE], offset)
         rest, offset = rest[count:], offset + count
-
-
-def chunks(file: BinaryIO) -> Iterator[bytes]:
-    """The rest of an open file in pieces of `CHUNK_BYTES`."""
-    while piece := file.read(CHUNK_BYTES):
-        yield piece
 
 
 def sha256_of(pieces: Iterable[bytes | memoryview]) -> str:

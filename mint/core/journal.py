@@ -3,27 +3,22 @@
 Layout: the magic, then frames of `length: u32, crc32: u32, payload` (little-endian, payload in msgpack).
 """
 
-import hashlib
-import os
+import fcntl
 import struct
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import msgpack
 
 from mint.core.errors import MintError
-from mint.core.files import write_whole
+from mint.core.files import sha256_of, write_whole
 
 _FRAME = struct.Struct("<II")
 MAX_FRAME_BYTES = 1 << 30
-
-try:
-    import fcntl
-except ImportError:  # no advisory locks on this platform
-    fcntl = None  # type: ignore[assignment]
 
 
 def frame(record: Any) -> bytes:
@@ -72,7 +67,7 @@ class SealedKind:
     schema: int
     name: str  # with its article
     command: str  # writes such files
-    remedy: str  # what to do about a bad one
+    remedy: str  # of a bad one
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,12 +80,9 @@ class Sealed:
 
 
 def write_sealed(path: Path, kind: SealedKind, header: Mapping[str, Any], records: Sequence[Any]) -> str:
-    """Write a finished file, whole or not at all: header, records, and an end frame with their number and SHA-256.
-
-    Returns the SHA-256.
-    """
+    """Write header, records and an end frame with their number and SHA-256, whole or not at all; return the SHA-256."""
     text = kind.magic + frame(dict(header)) + b"".join(map(frame, records))
-    digest = hashlib.sha256(text).hexdigest()
+    digest = sha256_of([text])
     write_whole(path, text + frame({"end": len(records), "sha256": digest}))
     return digest
 
@@ -100,16 +92,13 @@ def read_sealed(path: Path, kind: SealedKind) -> Sealed:
     text = path.read_bytes()
     if not text.startswith(kind.magic):
         raise MintError(f"{path}: not {kind.name}; needed: a file that `{kind.command}` wrote")
-    ends = [len(kind.magic), len(kind.magic)]
-    records = []
-    for record, end in read_frames(text, len(kind.magic)):
-        records.append(record)
-        ends.append(end)
+    frames = list(read_frames(text, len(kind.magic)))
+    records = [record for record, _ in frames]
     header = records[0] if records and isinstance(records[0], dict) else {}
     if header.get("schema") != kind.schema:
         raise MintError(f"{path}: {kind.name} of schema {header.get('schema')}, needed {kind.schema}; {kind.remedy}")
     body, seal = records[1:-1], records[-1]
-    digest = hashlib.sha256(text[: ends[-2]]).hexdigest()
+    digest = sha256_of([text[: frames[-2][1]]]) if len(frames) > 1 else ""
     if not isinstance(seal, dict) or (seal.get("end"), seal.get("sha256")) != (len(body), digest):
         raise MintError(
             f"{path}: damaged: {len(records) - 1} frames after the header are readable, the last is no seal; "
@@ -118,48 +107,35 @@ def read_sealed(path: Path, kind: SealedKind) -> Sealed:
     return Sealed(header, body, digest)
 
 
-class Journal:
-    """An open journal: what earlier runs left in it, and a place to append. One writer at a time.
+class Journal(AbstractContextManager["Journal"]):
+    """An open journal: the `records` of earlier runs, to append to. One writer at a time.
 
     The first frame is the header. A journal that was begun for another header is refused, never overwritten.
     """
 
     def __init__(self, path: Path, magic: bytes, header: dict[str, Any]) -> None:
         self.path = path
-        self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        self._file = path.open("a+b")
         try:
-            self._lock()
             self.records = self._recover(magic, header)
         except BaseException:
-            os.close(self._descriptor)
+            self._file.close()
             raise
 
-    def __enter__(self) -> Self:
-        return self
-
     def __exit__(self, *_: object) -> None:
-        os.close(self._descriptor)
+        self._file.close()
 
     def append(self, record: Any) -> None:
         """Write one frame; once this returns a killed process no longer loses it."""
-        self._write(frame(record))
-
-    def _write(self, text: bytes) -> None:
-        view = memoryview(text)
-        while view:
-            view = view[os.write(self._descriptor, view) :]
-
-    def _lock(self) -> None:
-        if fcntl is None:
-            return
-        try:
-            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise MintError(f"{self.path}: another mint is writing this file; wait for it or end it first") from error
+        self._file.write(frame(record))
+        self._file.flush()
 
     def _recover(self, magic: bytes, header: dict[str, Any]) -> list[Any]:
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise MintError(f"{self.path}: another mint is writing this file; wait for it or end it first") from error
         text = self.path.read_bytes()
-        first = magic + frame(header)
         if not text.startswith(magic) and not magic.startswith(text):
             raise MintError(f"{self.path}: found a file that mint did not write; choose another output or remove it")
         frames = list(read_frames(text, len(magic)))
@@ -168,18 +144,15 @@ class Journal:
                 f"{self.path}: begun for something else ({_difference(frames[0][0], header)}); "
                 "choose another output, or remove this file to begin again"
             )
-        end = frames[-1][1] if frames else 0
-        os.ftruncate(self._descriptor, end)
-        os.lseek(self._descriptor, end, os.SEEK_SET)
+        self._file.truncate(frames[-1][1] if frames else 0)
         if not frames:
-            self._write(first)
+            self._file.write(magic + frame(header))
+            self._file.flush()
         return [record for record, _ in frames[1:]]
 
 
 def _difference(other: Any, needed: dict[str, Any]) -> str:
     if not isinstance(other, dict):
         return "its header is not ours"
-    names = [name for name in needed if other.get(name) != needed[name]]
-    return ", ".join(
-        f"{name}: found {str(other.get(name))[:60]}, needed {str(needed[name])[:60]}" for name in names[:3]
-    )
+    names = [name for name in needed if other.get(name) != needed[name]][:3]
+    return ", ".join(f"{name}: found {str(other.get(name))[:60]}, needed {str(needed[name])[:60]}" for name in names)

@@ -24,27 +24,22 @@ class _Log:
         structlog = sys.modules.get("structlog")
         if structlog and structlog.is_configured():
             return getattr(structlog.get_logger("mint"), method)
-        is_logged = getattr(logging, method.upper(), logging.ERROR) >= _level
-        return getattr(_logger(), method) if is_logged else _ignore
-
-
-def _ignore(*_: object, **__: object) -> None:
-    """Drop an event below the level."""
+        if getattr(logging, method.upper(), logging.ERROR) < _level:
+            return lambda *_, **__: None
+        return getattr(_logger(), method)
 
 
 def _logger() -> Any:
     import structlog
 
-    render: list[Any] = [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
-    if sys.stderr.isatty():
-        render = [structlog.dev.ConsoleRenderer()]
+    renderers = [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
     return structlog.wrap_logger(
         structlog.PrintLogger(sys.stderr),
         processors=[
             structlog.contextvars.merge_contextvars,
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
-            *render,
+            *([structlog.dev.ConsoleRenderer()] if sys.stderr.isatty() else renderers),
         ],
     )
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import psutil
 
 _LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
-_LEAST_SHARE = 0.05  # of Linux's memory that is available: below it is short
+_LEAST_SHARE = 0.05  # of Linux's memory that is available
 _NORMAL = 1  # macOS's pressure level; 2 is a warning, 4 critical
 
 
@@ -26,7 +26,7 @@ def memory_bytes() -> int:
 
 
 def memory_is_short() -> bool:
-    """Whether the system is under memory pressure: by macOS's own level, or when little of Linux's is available."""
+    """True under memory pressure: by macOS's own level, or when little of Linux's is available."""
     if sys.platform == "darwin":
         level, size = ctypes.c_int(_NORMAL), ctypes.c_size_t(ctypes.sizeof(ctypes.c_int))
         ctypes.CDLL(None).sysctlbyname(
@@ -38,5 +38,5 @@ def memory_is_short() -> bool:
 
 
 def is_short(total: int, available: int) -> bool:
-    """Whether less than a twentieth of the memory is available."""
+    """True if less than a twentieth of the memory is available."""
     return available < _LEAST_SHARE * total

@@ -1,4 +1,4 @@
-"""How far long work has come: the record that verbs report and screens show."""
+"""The progress of long work: the record that verbs report and screens show."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Share:
-    """What one node has done of a stage: bytes of the weights that it worked through, and how many a second."""
+    """One node's share of a stage: bytes of the weights that it has processed, and how many a second."""
 
     node: str
     nbytes: int
@@ -15,16 +15,13 @@ class Share:
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """How far a stage has come: `done` of `total` (bytes of weights, checks or budgets), and what was finished last.
-
-    `shares` are those of the nodes, where that is known.
-    """
+    """The progress of a stage: `done` of `total` (bytes of weights, checks or budgets)."""
 
     stage: str
     done: int
     total: int
-    item: str
-    shares: tuple[Share, ...] = ()
+    item: str  # that was finished last
+    shares: tuple[Share, ...] = ()  # of the nodes, where known
 
 
 OnProgress = Callable[[Progress], None]

@@ -7,16 +7,9 @@ from decimal import Decimal
 from mint.core.errors import MintError
 
 UNITS = {
-    "B": 1,
-    "kB": 10**3,
-    "MB": 10**6,
-    "GB": 10**9,
-    "TB": 10**12,
-    "KiB": 2**10,
-    "MiB": 2**20,
-    "GiB": 2**30,
-    "TiB": 2**40,
-}
+    "B": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12,
+    "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40,
+}  # fmt: skip
 _BY_LOWER = {unit.lower(): factor for unit, factor in UNITS.items()}
 _RELATIVE = re.compile(r"(\d+(?:\.\d+)?)\s*(bpw|x)")
 _TOKENS = re.compile(r"(\d+)\s*([kKmM]?)")

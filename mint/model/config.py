@@ -1,4 +1,4 @@
-"""Reads and checks a model's config.json, before any of its weights is there."""
+"""Checks a model's config.json, before any of its weights is there."""
 
 import json
 from pathlib import Path
@@ -7,8 +7,8 @@ from typing import Any
 from mint.core.errors import MintError
 
 
-def read_config(folder: Path) -> tuple[dict[str, Any], bytes]:
-    """The config of the model in `folder`, and its text, from one reading of the file.
+def check_config(folder: Path) -> bytes:
+    """The text of the config of the model in `folder`.
 
     Raises `MintError` for a config that is missing, broken or of a model that mint does not take.
     """
@@ -28,12 +28,18 @@ def read_config(folder: Path) -> tuple[dict[str, Any], bytes]:
             "needed: an architecture that mlx_lm itself implements"
         )
     _refuse_quantized(folder, config)
-    return config, text
+    return text
 
 
 def _refuse_quantized(folder: Path, config: dict[str, Any]) -> None:
-    text_config = _section(folder, config, "text_config")
-    settings = _section(folder, config, "quantization_config") or _section(folder, text_config, "quantization_config")
+    def section(parent: dict[str, Any], name: str) -> dict[str, Any]:
+        fields = parent.get(name) or {}
+        if not isinstance(fields, dict):
+            raise MintError(f"{folder / 'config.json'}: {name} is no JSON object; download it again")
+        return fields
+
+    text_config = section(config, "text_config")
+    settings = section(config, "quantization_config") or section(text_config, "quantization_config")
     method = settings.get("quant_method", "unknown")
     if "quantization" in config:
         raise MintError(
@@ -43,19 +49,9 @@ def _refuse_quantized(folder: Path, config: dict[str, Any]) -> None:
     if (folder / "hf_quant_config.json").exists():
         method = "modelopt"
     # mlx_lm's sanitize turns plain fp8 into bf16; blocks of 32 x 32 with power-of-two scales stay packed as mxfp8
-    plain_fp8 = method == "fp8" and not (
-        settings.get("scale_fmt") == "ue8m0" and settings.get("weight_block_size") == [32, 32]
-    )
-    if (settings or method == "modelopt") and not plain_fp8:
+    stays_packed = (settings.get("scale_fmt"), settings.get("weight_block_size")) == ("ue8m0", [32, 32])
+    if (settings or method == "modelopt") and (method != "fp8" or stays_packed):
         raise MintError(
             f"{folder}: the model is already quantized ({method}); needed: bf16, f16, f32 or fp8 weights. "
             "Start from the original model, or dequantize this one first"
         )
-
-
-def _section(folder: Path, config: dict[str, Any], name: str) -> dict[str, Any]:
-    """A part of a config that is an object itself; empty where it is missing."""
-    section = config.get(name) or {}
-    if not isinstance(section, dict):
-        raise MintError(f"{folder / 'config.json'}: {name} is no JSON object; download it again")
-    return section

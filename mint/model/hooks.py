@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partialmethod
 from typing import Any
 
 from mlx.nn.layers.base import Module
@@ -17,15 +18,13 @@ def hook(module: Module, call: Hook, methods: Sequence[str] = CALLS) -> None:
     `method` is the one that the module's class has. Methods that it lacks are left out.
     """
     kind = type(module)
-
-    def hooked_method(method: Callable[..., Any]) -> Callable[..., Any]:
-        def answer(self: Module, *arguments: Any, **options: Any) -> Any:
-            return call(method, self, *arguments, **options)
-
-        return answer
-
     own = [name for name in methods if callable(getattr(module, name, None))]  # a class itself always has `__call__`
-    module.__class__ = type(kind.__name__, (kind,), {name: hooked_method(getattr(kind, name)) for name in own})
+    answers = {name: partialmethod(_answer, call, getattr(kind, name)) for name in own}
+    module.__class__ = type(kind.__name__, (kind,), answers)
+
+
+def _answer(self: Module, call: Hook, method: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+    return call(method, self, *arguments, **options)
 
 
 @contextmanager
@@ -39,7 +38,7 @@ def hooked(modules: Mapping[str, Module], calls: Mapping[str, Hook], methods: Se
 
 @contextmanager
 def unhooked_after(modules: Iterable[Module]) -> Iterator[None]:
-    """Take off again what hooks are put on these modules while this lasts."""
+    """Remove, in the end, the hooks that these modules get while this lasts."""
     kinds = [(module, type(module)) for module in modules]
     try:
         yield

@@ -68,12 +68,11 @@ def active_experts(source: Source) -> dict[str, float]:
             if path in stacks:
                 hook(module, partial(count, path), ("__call__",))
         Passes(model).run(1)
-    for path, matrices in chosen.items():
-        if matrices == 0:
-            raise MintError(
-                f"{source.folder}: one token's forward pass never calls {path}, a stack of {stacks[path]} matrices; "
-                "needed: a model that uses it, to know how much of it a token reads. Do without this estimate"
-            )
+    if path := next((path for path, matrices in chosen.items() if matrices == 0), ""):
+        raise MintError(
+            f"{source.folder}: one token's forward pass never calls {path}, a stack of {stacks[path]} matrices; "
+            "needed: a model that uses it, to know how much of it a token reads. Do without this estimate"
+        )
     return {path: min(1.0, chosen[path] / size) for path, size in stacks.items()}
 
 
@@ -130,12 +129,7 @@ class Passes:
             for index, length in enumerate(lengths, start=1):
                 self._length = length
                 if quantized and index == len(lengths):
-                    self._caches = [
-                        cache.to_quantized(group_size=KV_GROUP_SIZE, bits=max(KV_BITS))
-                        if hasattr(cache, "to_quantized")
-                        else cache
-                        for cache in self._caches
-                    ]
+                    self._caches = list(map(_quantized, self._caches))
                 self.model(tokens[:, :length], cache=self._caches)
             return tokens
 
@@ -213,6 +207,11 @@ def _leaves(values: Iterable[Any]) -> Iterator[Any]:
 def _is_state(cache: Any) -> bool:
     """True if the cache has no count of tokens: its size is the same after any number of them."""
     return not hasattr(cache, "offset")
+
+
+def _quantized(cache: Any) -> Any:
+    options = {"group_size": KV_GROUP_SIZE, "bits": max(KV_BITS)}
+    return cache.to_quantized(**options) if hasattr(cache, "to_quantized") else cache
 
 
 def _spec(value: Any) -> Any:

@@ -17,8 +17,8 @@ def locate(
 ) -> Path:
     """The folder or file that `model` means; a model of the hub is downloaded unless the cache has it whole.
 
-    `check` is given the folder before its large files are downloaded, and may raise. Raises `MintError` for a model
-    that cannot be had; a path is returned as it is.
+    `check` gets the folder before its large files are downloaded, and may raise. Raises `MintError` for a model that
+    is not available; a path is returned as it is.
     """
     id = hub_id(model)
     if id is None:

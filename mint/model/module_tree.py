@@ -7,10 +7,10 @@ The whole graph lives on the CPU stream, so that evaluating a weight never pages
 buffer (a lazy graph that does trips Metal's watchdog, ml-explore/mlx#3803).
 """
 
-import importlib.metadata
-import json
 from collections.abc import Callable, Collection
+from contextlib import suppress
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from mlx.nn.layers.base import Module
 from mlx.utils import tree_flatten, tree_map, tree_map_with_path
 from mlx_lm.convert import MODEL_CONVERSION_DTYPES
 from mlx_lm.models.cache import make_prompt_cache
-from mlx_lm.utils import _decode_tagged_floats, _get_classes, load, load_config, load_model, load_tokenizer, save_config
+from mlx_lm.utils import _get_classes, load, load_config, load_model, load_tokenizer, save_config
 
 from mint.core.errors import MintError
 from mint.model.checkpoint.shards import Shard
@@ -30,7 +30,6 @@ DTYPES = {
     mx.complex64: "C64",
 }  # fmt: skip
 
-
 Arrays = dict[str, mx.array]  # by name
 
 
@@ -39,17 +38,15 @@ class TreeLoader:
     """A package whose model classes make module trees."""
 
     name: str
-    takes: Callable[[dict[str, Any]], bool]  # whether it knows the model of a config
+    takes: Callable[[dict[str, Any]], bool]  # true for a config whose model it knows
     module: Callable[[dict[str, Any]], Module]  # the modules of a config
     sanitized: Callable[[Module, Arrays], Arrays]  # a checkpoint's tensors as the parameters of these modules
 
 
 def _takes(config: dict[str, Any]) -> bool:
-    try:
-        _get_classes(config)
-    except ValueError:
-        return False
-    return True
+    with suppress(ValueError):
+        return bool(_get_classes(config))
+    return False
 
 
 def _module(config: dict[str, Any]) -> Module:
@@ -60,7 +57,7 @@ def _module(config: dict[str, Any]) -> Module:
 
 def _sanitized(model: Module, weights: Arrays) -> Arrays:
     """The weights as the model's own `sanitize` leaves them; some models change their tree there."""
-    sanitized: Arrays = model.sanitize(weights) if hasattr(model, "sanitize") else weights
+    sanitized: Arrays = getattr(model, "sanitize", dict)(weights)
     return sanitized
 
 
@@ -119,54 +116,40 @@ class OpenedModel:
         return {name: arrays[name] for name in names}
 
 
-def completed(config: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """The config as mlx_lm's `load_config` makes it: floats decoded, the end tokens of the generation config."""
-    completed: dict[str, Any] = _decode_tagged_floats(config)
-    try:
-        generation = json.loads((folder / "generation_config.json").read_bytes())
-    except (FileNotFoundError, json.JSONDecodeError):
-        return completed
-    end_tokens = generation.get("eos_token_id", False)
-    return completed | {"eos_token_id": end_tokens} if end_tokens else completed
-
-
 def build_tree(folder: Path, config: dict[str, Any], shards: tuple[Shard, ...], dtype: str = "") -> Tree:
     """The module tree of the model in `folder` over lazy weights, cast as `mlx_lm.convert` casts them.
 
-    `dtype` (float16, bfloat16, float32) overrides the config's own, empty leaves it. Raises `MintError` when no
+    `dtype` (float16, bfloat16, float32) overrides the config's own unless it is empty. Raises `MintError` when no
     loader knows the model type or when weights and modules do not fit together.
     """
+    advice = f"This is mlx_lm {version('mlx-lm')}; a newer one may know it: pip install --upgrade mlx-lm"
     loader = next((loader for loader in TREE_LOADERS if loader.takes(config)), None)
     if loader is None:
         names = " and ".join(loader.name for loader in TREE_LOADERS)
-        raise MintError(f"{folder}: {names} does not know model_type {config['model_type']!r}; {_update_advice()}")
+        raise MintError(f"{folder}: {names} does not know model_type {config['model_type']!r}; {advice}")
     with mx.stream(mx.cpu):
-        leaves = {
-            tensor.name: array
-            for shard in shards
-            for tensor, array in _load(folder, shard)
-        }  # fmt: skip
+        leaves: Arrays = {}
+        for shard in shards:
+            arrays: Any = mx.load(str(folder / shard.name))
+            leaves |= {tensor.name: arrays[tensor.name] for tensor in shard.tensors}
         model = loader.module(config)
         try:
-            weights = loader.sanitized(model, dict(leaves))
-            model.eval()
-            model.load_weights(list(weights.items()), strict=True)
+            _fill(model, loader.sanitized(model, dict(leaves)))
         except (ValueError, KeyError) as error:
             summary = " ".join(str(error).split())[:300]
             raise MintError(
                 f"{folder}: the weights do not fit {loader.name}'s {config['model_type']} model: {summary}; "
-                f"needed: a complete model of that type. {_update_advice()}"
+                f"needed: a complete model of that type. {advice}"
             ) from error
         _cast(model, config, dtype)
-    arrays = dict(tree_flatten(model.parameters()))
-    model.update(tree_map(lambda array: mx.zeros(array.shape, array.dtype), model.parameters()))  # lazy, like arrays
-    return Tree(model, arrays, leaves)
+    parameters = model.parameters()
+    model.update(tree_map(lambda array: mx.zeros(array.shape, array.dtype), parameters))  # lazy, like the parameters
+    return Tree(model, dict(tree_flatten(parameters)), leaves)
 
 
-def _load(folder: Path, shard: Shard) -> list[tuple[Any, mx.array]]:
-    arrays = mx.load(str(folder / shard.name))
-    assert isinstance(arrays, dict)
-    return [(tensor, arrays[tensor.name]) for tensor in shard.tensors]
+def _fill(model: Module, weights: Arrays) -> None:
+    model.eval()
+    model.load_weights(list(weights.items()), strict=True)
 
 
 def _cast(model: Module, config: dict[str, Any], dtype: str) -> None:
@@ -183,11 +166,6 @@ def _cast(model: Module, config: dict[str, Any], dtype: str) -> None:
     model.update(tree_map_with_path(cast, model.parameters()))
 
 
-def _update_advice() -> str:
-    version = importlib.metadata.version("mlx-lm")
-    return f"This is mlx_lm {version}; a newer one may know it: pip install --upgrade mlx-lm"
-
-
 def write_config(config: dict[str, Any], folder: Path, *, keep_vision_config: bool) -> None:
     """Write config.json as mlx_lm writes it, without the keys of the source's own quantization."""
     saved = {name: value for name, value in config.items() if name != "quantization_config" or "quantization" in config}
@@ -197,7 +175,7 @@ def write_config(config: dict[str, Any], folder: Path, *, keep_vision_config: bo
 def load_as_users_do(folder: Path) -> Module:
     """The model in `folder` by `mlx_lm.load`, its tokenizer too if it has one. Nothing of the weights is read.
 
-    Any exception of mlx_lm comes through: it is the finding.
+    Any exception of mlx_lm comes through: it is the result.
     """
     model: Module = load(str(folder), lazy=True)[0] if has_tokenizer(folder) else load_stock(folder)
     return model
@@ -209,12 +187,10 @@ def load_stock(folder: Path) -> Module:
     return model
 
 
-def load_plain(folder: Path, weights: dict[str, mx.array]) -> Module:
+def load_plain(folder: Path, weights: Arrays) -> Module:
     """The same model with none of its modules quantized, over `weights` by parameter name."""
     model = _module(load_config(folder))
-    weights = _sanitized(model, weights)
-    model.eval()
-    model.load_weights(list(weights.items()), strict=True)
+    _fill(model, _sanitized(model, weights))
     return model
 
 
@@ -223,18 +199,7 @@ def has_tokenizer(folder: Path) -> bool:
     return (folder / "tokenizer_config.json").exists() or (folder / "tokenizer.json").exists()
 
 
-def read_tokenizer(folder: Path) -> Any:
-    """The tokenizer in `folder` as mlx_lm loads it; any exception of mlx_lm comes through."""
-    return load_tokenizer(folder)
-
-
-def read_written_config(folder: Path) -> dict[str, Any]:
-    """The config of a folder that mint wrote."""
-    config: dict[str, Any] = load_config(folder)
-    return config
-
-
-def make_cache(model: Module) -> list[Any]:
-    """The empty caches that mlx_lm makes for one conversation with `model`."""
-    caches: list[Any] = make_prompt_cache(model)
-    return caches
+# mlx_lm's own functions; any exception of them comes through
+read_tokenizer: Callable[[Path], Any] = load_tokenizer
+read_loaded_config: Callable[[Path], dict[str, Any]] = load_config  # with the end tokens of the generation config
+make_cache: Callable[[Module], list[Any]] = make_prompt_cache  # the empty caches of one conversation

@@ -5,7 +5,7 @@ Opening reads headers, the config and a few sampled bytes, whatever the size of 
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +17,10 @@ from mint.core.progress import OnProgress, ignore
 from mint.formats.format import AFFINE, QUANTIZABLE, admissible
 from mint.formats.units import Parameter, Unit
 from mint.model.checkpoint.shards import Shard, SourceTensor, identity, read_shards
-from mint.model.config import read_config
+from mint.model.config import check_config
 from mint.model.lineage import trace_sources
 from mint.model.locate import locate
-from mint.model.module_tree import DTYPES, OpenedModel, Tree, completed
+from mint.model.module_tree import DTYPES, OpenedModel, Tree, read_loaded_config
 from mint.model.roles import UNKNOWN, layer_of, role_of
 
 
@@ -62,12 +62,11 @@ def open_source(model: Path | str, *, dtype: str = "", on_progress: OnProgress =
     `dtype` overrides the dtype that weights are cast to. Raises `MintError` when the folder, a shard, the config or the
     architecture is not what it has to be.
     """
-    folder = locate(model, on_progress, check=read_config)
+    folder = locate(model, on_progress, check=check_config)
     if not folder.is_dir():
         raise MintError(f"{folder}: no such folder; needed: the folder of a Hugging Face model, or an id of the hub")
-    config, text = read_config(folder)
-    config = completed(config, folder)
-    shards = read_shards(folder)
+    text = check_config(folder)
+    config, shards = read_loaded_config(folder), read_shards(folder)
     opened = OpenedModel(folder, config, shards, dtype)
     tree = opened.tree()
     sources = trace_sources(tree.arrays, tree.leaves)
@@ -91,33 +90,27 @@ def _find_units(tree: Tree, sources: Mapping[str, tuple[str, ...]]) -> tuple[Uni
         name = f"{path}.weight"
         if not hasattr(module, "to_quantized") or name not in tree.arrays:
             continue
-        verdict = predicate(path, module)
-        weight = tree.arrays[name]
+        verdict, weight = predicate(path, module), tree.arrays[name]
         unit = Unit(
-            path=path,
-            shape=weight.shape,
-            dtype=DTYPES[weight.dtype],
-            role=role_of(path),
-            layer=layer_of(path),
-            sources=sources[name],
+            path, weight.shape, DTYPES[weight.dtype], role_of(path), layer_of(path), sources[name],
             min_bits=int(verdict.get("bits", 0)) if isinstance(verdict, dict) else 0,
-            keep_reason="" if verdict else "the model's own quant_predicate keeps it",
-        )
-        units.append(_with_keep_reason(unit, module))
+        )  # fmt: skip
+        units.append(replace(unit, keep_reason=_keep_reason(unit, module, verdict)))
     order = {name: index for index, name in enumerate(tree.arrays)}
     return tuple(sorted(units, key=lambda unit: order[f"{unit.path}.weight"]))
 
 
-def _with_keep_reason(unit: Unit, module: Module) -> Unit:
-    """The unit, marked as kept when it has no known role or when MLX would not store it as `Format` says."""
-    reason = unit.keep_reason
-    if not reason and unit.role == UNKNOWN:
-        reason = "no rule knows this module"
-    if not reason and unit.dtype not in QUANTIZABLE:
-        reason = f"{unit.dtype} weights cannot be quantized"
-    if not reason and not _stores_as_planned(unit, module):
-        reason = f"{type(module).__name__} does not store its weight as mx.quantize does"
-    return Unit(unit.path, unit.shape, unit.dtype, unit.role, unit.layer, unit.sources, unit.min_bits, reason)
+def _keep_reason(unit: Unit, module: Module, verdict: object) -> str:
+    """The reason to keep a unit: it has no known role, or MLX would not store it as `Format` says; else empty."""
+    if not verdict:
+        return "the model's own quant_predicate keeps it"
+    if unit.role == UNKNOWN:
+        return "no rule knows this module"
+    if unit.dtype not in QUANTIZABLE:
+        return f"{unit.dtype} weights cannot be quantized"
+    if not _stores_as_planned(unit, module):
+        return f"{type(module).__name__} does not store its weight as mx.quantize does"
+    return ""
 
 
 def _stores_as_planned(unit: Unit, module: Module) -> bool:
@@ -128,12 +121,10 @@ def _stores_as_planned(unit: Unit, module: Module) -> bool:
                 quantized = module.to_quantized(**format.parameters())
         except TypeError:
             return False
-        planned = {tensor.name.rpartition(".")[2]: tensor for tensor in format.tensors("", unit.shape, unit.dtype)}
-        for name, tensor in planned.items():
-            array = quantized.get(name)
-            if not isinstance(array, mx.array) or (array.shape, DTYPES[array.dtype]) != (
-                tensor.shape,
-                tensor.dtype,
-            ):
+        for tensor in format.tensors("", unit.shape, unit.dtype):
+            array = quantized.get(tensor.name.rpartition(".")[2])
+            if not isinstance(array, mx.array):
+                return False
+            if (array.shape, DTYPES[array.dtype]) != (tensor.shape, tensor.dtype):
                 return False
     return True

@@ -19,20 +19,12 @@ from mint.core.errors import MintError
 from mint.core.memory import peak_rss_bytes
 from mint.core.progress import OnProgress, Progress
 from mint.model.checkpoint.shards import identity, read_shards
+from mint.quality import sequences
 from mint.quality.divergence import Array, Logits, Tokens, differences, predictions
 from mint.quality.estimates import Statistic, estimates, mean, median_perplexity, percentile, perplexity
 from mint.quality.evaluation import Evaluation, Question
 from mint.quality.forward import all_logits, fusing_nothing, open_narrow, open_used, open_wide, vocabulary_size
 from mint.quality.reference_file import Origin, Reference, new_reference, read_reference
-from mint.quality.sequences import (
-    FEWEST,
-    OWN_TEXT,
-    own_sequences,
-    prefix_of,
-    text_sequences,
-    text_size,
-    vocabulary_digest,
-)
 from mint.run.device_kind import device_kind, versions
 
 NOISE_SHARE = 4  # one sequence in four is measured for noise: bf16 is slow on CPUs, and sequences differ little in it
@@ -71,23 +63,24 @@ def compare(question: Question, on_progress: OnProgress) -> Evaluation:
 
 def _write_reference(question: Question, path: Path, on_progress: OnProgress) -> None:
     folder = question.reference
-    vocabulary, tokenizer = vocabulary_size(folder), vocabulary_digest(folder)
+    vocabulary, tokenizer = vocabulary_size(folder), sequences.vocabulary_digest(folder)
     _check_vocabulary(question.output, tokenizer, vocabulary, str(folder))  # before the long work
     origin = Origin(
         model=str(folder),
         identity=identity(read_shards(folder), (folder / "config.json").read_bytes()),
         tokenizer=tokenizer,
-        sequences=", ".join(map(str, question.text)) or OWN_TEXT,
+        sequences=", ".join(map(str, question.text)) or sequences.OWN_TEXT,
         seed=question.seed or 0,
         device=device_kind(),
         versions=versions(),
     )
-    size = text_size(question.tokens, question.window, own=not question.text)
-    tokens = text_sequences(folder, question.text, size) if question.text else None
+    size = sequences.text_size(question.tokens, question.window, own=not question.text)
+    tokens = sequences.text_sequences(folder, question.text, size) if question.text else None
     model = open_wide(folder)
     if tokens is None:
-        tokens = own_sequences(model, prefix_of(folder), vocabulary, size, origin.seed, on_progress)
-    noisy = max(FEWEST, len(tokens) // NOISE_SHARE)
+        prefix = sequences.prefix_of(folder)
+        tokens = sequences.own_sequences(model, prefix, vocabulary, size, origin.seed, on_progress)
+    noisy = max(sequences.FEWEST, len(tokens) // NOISE_SHARE)
     with new_reference(path, origin, tokens, vocabulary, noisy=noisy) as (reference, append):
         for rows, logits, following in _passes("reference", "in float32", model, tokens, vocabulary, on_progress):
             block = predictions(logits, following)
@@ -119,7 +112,7 @@ def _check_vocabulary(folder: Path, tokenizer: str, vocabulary: int, reference: 
             f"{folder}: its vocabulary has {size:,} tokens, that of the reference {reference} has {vocabulary:,}; "
             f"{remedy}"
         )
-    digest = vocabulary_digest(folder)
+    digest = sequences.vocabulary_digest(folder)
     if digest and tokenizer and digest != tokenizer:
         raise MintError(
             f"{folder}: its tokenizer knows other tokens than that of the reference {reference} (vocabulary "

@@ -30,7 +30,6 @@ import numpy.typing as npt
 from safetensors import SafetensorError, safe_open
 
 from mint.core.errors import MintError
-from mint.core.files import chunks, sha256_of
 from mint.formats.layout import file_head
 from mint.quality.divergence import Logits, Tokens
 
@@ -151,7 +150,7 @@ def read_reference(path: Path) -> Reference:
     start = path.stat().st_size - 2 * prod(shape)
     with path.open("rb") as rest:
         rest.seek(start)
-        digest = _digest(origin, small, tuple(shape), sha256_of(chunks(rest)))
+        digest = _digest(origin, small, tuple(shape), hashlib.file_digest(rest, "sha256").hexdigest())
     if digest != needed:
         raise MintError(f"{path}: damaged: its content has digest {digest[:16]}, needed {needed[:16]}; {again}")
     return Reference(path, origin, **small, vocabulary=shape[-1], start=start)

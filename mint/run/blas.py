@@ -13,7 +13,6 @@ import sys
 from mint.core.log import log
 from mint.kernels.backend import backend
 
-_SYMBOL = "cblas_sgemm"
 _NAMES = (
     "libopenblas.so.0",
     "libopenblas.so",
@@ -72,6 +71,6 @@ def preloading(library: str) -> dict[str, str]:
 def _has_blas(library: str | None) -> bool:
     """True where a library, or the linker's global scope for None, offers BLAS under its plain names."""
     try:
-        return hasattr(ctypes.CDLL(library), _SYMBOL)
+        return hasattr(ctypes.CDLL(library), "cblas_sgemm")
     except OSError:
         return False

@@ -1,4 +1,4 @@
-"""A child process that is asked in lines of JSON and answers in lines of JSON, which bytes may follow.
+"""A child process: questions and answers are lines of JSON; bytes may follow an answer.
 
 It blocks interrupts, so Ctrl-C in a terminal reaches the parent alone, which decides. It stays in the parent's process
 group, so it ends where that is killed. The end of its standard input ends it, so it does not outlive its parent.
@@ -11,42 +11,31 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
-from typing import Any, BinaryIO, Self, TextIO
+from contextlib import AbstractContextManager, contextmanager, suppress
+from subprocess import PIPE
+from typing import Any, BinaryIO, TextIO
 
 _END_SECONDS = 2.0  # for a process whose input has ended
 
 
-class Child:
+class Child(AbstractContextManager["Child"]):
     """A running child; `function` is `module:name`, called without arguments, `arguments` are its `sys.argv[1:]`.
 
     Lines of its standard error are copied to `stderr`; the last one is part of `exit_message`.
     """
 
     def __init__(
-        self,
-        function: str,
-        *arguments: str,
-        environment: Mapping[str, str] | None = None,
-        stderr: TextIO | None = None,
+        self, function: str, *arguments: str, environment: Mapping[str, str] | None = None, stderr: TextIO | None = None
     ) -> None:
         module, _, name = function.partition(":")
+        command = [sys.executable, "-P", "-c", f"from {module} import {name}; {name}()", *arguments]
         with _interrupts_blocked():
-            self._process = subprocess.Popen(
-                [sys.executable, "-P", "-c", f"from {module} import {name}; {name}()", *arguments],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                env=environment,
-            )
+            self._process = subprocess.Popen(command, stdin=PIPE, stdout=PIPE, stderr=PIPE, env=environment)
         assert self._process.stdin and self._process.stdout and self._process.stderr
         self._input, self._output = self._process.stdin, self._process.stdout
         self._last_line = ""
         self._copying = threading.Thread(target=self._copy, args=(self._process.stderr, stderr), daemon=True)
         self._copying.start()
-
-    def __enter__(self) -> Self:
-        return self
 
     def __exit__(self, *_: object) -> None:
         self.kill()
@@ -62,7 +51,7 @@ class Child:
         return self._process.poll()
 
     def ask(self, question: Mapping[str, Any]) -> None:
-        """Send a question; a child that is dead shows when its answer is read."""
+        """Send a question; a dead child has no answer."""
         with suppress(BrokenPipeError):
             self._input.write(json.dumps(question).encode() + b"\n")
             self._input.flush()
@@ -75,8 +64,7 @@ class Child:
 
     def answers(self) -> Iterator[dict[str, Any]]:
         """All answers until the child ends."""
-        while (record := self.answer()) is not None:
-            yield record
+        return iter(self.answer, None)
 
     def read(self, nbytes: int) -> bytes:
         """The bytes that follow an answer."""
@@ -100,12 +88,11 @@ class Child:
         return code
 
     def exit_message(self) -> str:
-        """How it ended, with the last line of its standard error unless it was killed. Waits for the end."""
+        """Its exit code, with the last line of its standard error unless it was killed. Waits for the end."""
         code = self._process.wait()
         self._copying.join(_END_SECONDS)
-        return f"ended with code {code}" + (
-            f": {self._last_line}" if self._last_line and code != -signal.SIGKILL else ""
-        )
+        reason = f": {self._last_line}" if self._last_line and code != -signal.SIGKILL else ""
+        return f"ended with code {code}{reason}"
 
     def _copy(self, lines: BinaryIO, target: TextIO | None) -> None:
         with lines:
@@ -147,7 +134,7 @@ def send(answers: BinaryIO, record: Mapping[str, Any], data: bytes = b"") -> Non
 
 
 def end_with_parent() -> None:
-    """In a child that was asked all: end it from a thread when the parent closes the input or dies."""
+    """In a child without further questions: end it when the parent closes the input or dies."""
 
     def wait() -> None:
         os.read(0, 1)  # unbuffered: a thread that reads `sys.stdin` would be in the way of a normal end

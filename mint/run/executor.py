@@ -1,4 +1,4 @@
-"""Where jobs run. A verb gets an executor and does not know which.
+"""Executors: they run jobs, and a verb that gets one does not know which.
 
 The in-process executor is the default: no server, no other process. It evaluates one weight, starts to read the next
 while this one is computed, and drops it; memory is bounded by the two largest neighbours, not by the model. Where
@@ -53,10 +53,7 @@ def small_cache() -> Iterator[None]:
 
 
 class Weights:
-    """The weights of some units of a source, each handed out lazy and once, off a module tree that is built once.
-
-    One that is asked for again is read again, from a new tree.
-    """
+    """The weights of some units of a source, lazy and from one module tree; one taken again comes from a new tree."""
 
     def __init__(self, source: Source, units: Iterable[Unit]) -> None:
         self._source = source
@@ -78,13 +75,10 @@ class InProcess:
 
     @property
     def devices(self) -> Sequence[str]:
-        """The kind of this process's device."""
         return (device_kind(),)
 
     def __call__(self, source: Source, job: Job[T], units: Sequence[Unit]) -> Iterator[tuple[Unit, T]]:
-        """Do `job` for every unit; an `Executor`."""
-        if units:
-            yield from do(job, units, Weights(source, units))
+        return do(job, units, Weights(source, units)) if units else iter(())
 
 
 in_process = InProcess()
@@ -96,7 +90,6 @@ def do(job: Job[T], units: Sequence[Unit], weights: Weights) -> Iterator[tuple[U
         job.ready(units)
     with small_cache():
         following = weights.take(units[0])
-        mx.async_eval(following)
         for number, unit in enumerate(units, start=1):
             weight = following
             mx.eval(weight)

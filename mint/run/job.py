@@ -75,7 +75,7 @@ class PortableJob(ABC, Generic[T]):
         return 0
 
     def difference(self, one: T, other: T) -> Difference | None:
-        """How the results of two kinds of device differ more than they may; for a job of `any_device`."""
+        """The excessive difference between the results of two kinds of device; for a job of `any_device`."""
         return None
 
 
@@ -89,9 +89,8 @@ def load_job(path: str) -> type[PortableJob[Any]]:
     try:
         kind = resolve_name(path)
     except (ValueError, ImportError, AttributeError) as error:
-        raise MintError(
-            f"no job {path!r} is installed here ({error}); needed: the same packages on every node"
-        ) from error
+        message = f"no job {path!r} is installed here ({error}); needed: the same packages on every node"
+        raise MintError(message) from error
     if not (isinstance(kind, type) and issubclass(kind, PortableJob)):
         raise MintError(f"{path!r} is no job that travels; needed: a subclass of {PortableJob.__name__}")
     return kind

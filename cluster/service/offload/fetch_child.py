@@ -11,7 +11,7 @@ import sys
 from mint.core.errors import MintError
 from mint.core.log import configure_logging
 from mint.core.progress import Progress
-from mint.model.config import read_config
+from mint.model.config import check_config
 from mint.model.hub_cache import cached, parse_id
 from mint.model.hub_download import fetch
 from mint.run.child import end_with_parent, open_answers, send
@@ -30,7 +30,7 @@ def main() -> None:
 
     try:
         if not cached(id):
-            fetch(id, tell, check=read_config, reserve_bytes=reserve_bytes)
+            fetch(id, tell, check=check_config, reserve_bytes=reserve_bytes)
     except MintError as error:
         send(answers, {"error": str(error)})
     except OSError as error:  # a disk that others filled, a cache that may not be written

@@ -1,5 +1,6 @@
 """The record of a written model: every file with its size and digest, every unit with the digest of its bytes."""
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -7,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from mint.core.errors import MintError
-from mint.core.files import chunks, sha256_of
 
 MANIFEST_NAME = "mint.json"
 PLAN_NAME = "mint-plan.json"
@@ -61,5 +61,5 @@ def read_manifest(folder: Path) -> Manifest:
 def file_digest(path: Path) -> WrittenFile:
     """Size and SHA-256 of the file at `path`, read in pieces."""
     with path.open("rb") as file:
-        sha256 = sha256_of(chunks(file))
+        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
         return WrittenFile(file.tell(), sha256)

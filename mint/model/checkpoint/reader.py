@@ -54,10 +54,7 @@ class StoredModel:
         return backend().unpack(self._parts(path, rows), format)
 
     def product(self, vectors: mx.array, path: str, format: Format) -> mx.array:
-        """(B, R): (B, C) float32 times the transpose of the quantized (R, C) weight of a module.
-
-        The weight is read in blocks of rows.
-        """
+        """(B, R): (B, C) float32 times the transpose of a module's quantized weight (R, C), read in blocks of rows."""
         rows = self.tensors[f"{path}.weight"].shape[0]
         step = max(1, _BLOCK // vectors.shape[1])
         blocks = (self._parts(path, slice(start, start + step)) for start in range(0, rows, step))

@@ -6,7 +6,7 @@ then the data. Offsets count from the end of the header; the data has no holes, 
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -20,8 +20,8 @@ MAX_HEADER_BYTES = 100_000_000  # the limit of the safetensors library itself
 SAMPLE_BYTES = 65_536
 SAMPLES = 16
 INDEX_NAME = "model.safetensors.index.json"
-PATTERN = "model*.safetensors"  # what mlx_lm loads; other names would be ignored in silence
-# what mlx_lm's loader and transformers' tokenizers read beside the weights, config and index among it
+PATTERN = "model*.safetensors"  # mlx_lm loads these; it ignores other names in silence
+# read by mlx_lm's loader and transformers' tokenizers beside the weights, config and index among them
 BESIDE = ("*.json", "*.jinja", "*.model", "*.tiktoken", "*.txt", "*.jsonl", "*.py")
 
 
@@ -62,19 +62,16 @@ def read_shards(folder: Path) -> tuple[Shard, ...]:
         )
     if not present:
         others = ", ".join(sorted(path.name for path in folder.iterdir())[:8]) or "nothing"
-        raise MintError(
-            f"{folder}: no {PATTERN} found (found {others}); needed: a Hugging Face model in safetensors format"
-        )
+        raise MintError(f"{folder}: no {PATTERN} found (found {others}); needed: a model in safetensors format")
     shards = tuple(read_shard(folder / name) for name in present)
     owner: dict[str, str] = {}
     for shard in shards:
         for tensor in shard.tensors:
-            if tensor.name in owner:
+            if owner.setdefault(tensor.name, shard.name) != shard.name:
                 raise MintError(
                     f"{folder}: tensor {tensor.name} is in {owner[tensor.name]} and in {shard.name}; "
                     "needed: every tensor in one shard. Remove the file that does not belong to the model"
                 )
-            owner[tensor.name] = shard.name
     for name, shard_name in listed.items():
         if owner.get(name) != shard_name:
             location = f"in {owner[name]}" if name in owner else "nowhere"
@@ -108,8 +105,12 @@ def read_shard(path: Path) -> Shard:
     """One shard, from its header and samples alone; `MintError` when it is truncated or malformed."""
     header, nbytes = read_header(path)
     tensors = _parse_header(path, header, nbytes)
-    samples = sha256_of(_samples(path, sampled_ranges(8 + len(header), nbytes)))
-    return Shard(path.name, nbytes, sha256_of([header]), samples, tensors)
+    samples = hashlib.sha256()
+    with path.open("rb") as file:
+        for start, length in sampled_ranges(8 + len(header), nbytes):
+            file.seek(start)
+            samples.update(file.read(length))
+    return Shard(path.name, nbytes, sha256_of([header]), samples.hexdigest(), tensors)
 
 
 def read_header(path: Path) -> tuple[bytes, int]:
@@ -119,18 +120,9 @@ def read_header(path: Path) -> tuple[bytes, int]:
         prefix = file.read(8)
         length = int.from_bytes(prefix, "little")
         if len(prefix) < 8 or length > min(nbytes - 8, MAX_HEADER_BYTES):
-            raise MintError(
-                f"{path}: not a whole safetensors file: the header claims {length} bytes, the file has {nbytes}; "
-                "download it again"
-            )
+            lengths = f"the header claims {length} bytes, the file has {nbytes}"
+            raise MintError(f"{path}: not a whole safetensors file: {lengths}; download it again")
         return file.read(length), nbytes
-
-
-def _samples(path: Path, ranges: Iterable[tuple[int, int]]) -> Iterator[bytes]:
-    with path.open("rb") as file:
-        for start, length in ranges:
-            file.seek(start)
-            yield file.read(length)
 
 
 def sampled_ranges(data_start: int, nbytes: int) -> list[tuple[int, int]]:
@@ -142,13 +134,9 @@ def sampled_ranges(data_start: int, nbytes: int) -> list[tuple[int, int]]:
 
 def _parse_header(path: Path, header: bytes, file_nbytes: int) -> tuple[SourceTensor, ...]:
     try:
-        entries = json.loads(header)
-        if not isinstance(entries, dict):
-            raise ValueError("the header is not a JSON object")
-    except ValueError as error:
-        raise MintError(
-            f"{path}: not a safetensors file: its header is not JSON ({error}); download it again"
-        ) from error
+        entries = dict[str, Any](json.loads(header).items())
+    except (ValueError, AttributeError) as error:
+        raise MintError(f"{path}: its header is not JSON ({error}); download it again") from error
     data_start = 8 + len(header)
     tensors = [_parse_entry(path, name, entry, data_start) for name, entry in entries.items() if name != "__metadata__"]
     tensors.sort(key=lambda tensor: (tensor.offset, tensor.nbytes))
@@ -176,9 +164,7 @@ def _parse_entry(path: Path, name: str, entry: Any, data_start: int) -> SourceTe
         shape = tuple(int(size) for size in entry["shape"])
         begin, end = (int(offset) for offset in entry["data_offsets"])
     except (KeyError, TypeError, ValueError) as error:
-        raise MintError(
-            f"{path}: tensor {name} has a malformed header entry ({error!r}); download the file again"
-        ) from error
+        raise MintError(f"{path}: tensor {name} has a malformed entry ({error!r}); download it again") from error
     if dtype not in ITEMSIZE:
         raise MintError(f"{path}: tensor {name} has dtype {dtype}; needed one of {', '.join(ITEMSIZE)}")
     needed = prod(shape) * ITEMSIZE[dtype]

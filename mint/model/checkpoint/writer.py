@@ -2,18 +2,21 @@
 
 import errno
 import os
+import shutil
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Self
 
 from mint.core.errors import DiskFullError
-from mint.core.files import CHUNK_BYTES, sha256_of, write_all
+from mint.core.files import sha256_of, write_all
 from mint.formats.format import TensorSpec
 from mint.formats.layout import OutputShard
 
+CHUNK_BYTES = 4 << 20  # read at once
 
-class WeightFiles:
-    """The open shards of a layout in `folder`; an existing file of the right size and head is gone on with."""
+
+class WeightFiles(AbstractContextManager["WeightFiles"]):
+    """The open shards of a layout in `folder`; an existing file of the right size and head is continued."""
 
     def __init__(self, folder: Path, layout: Sequence[OutputShard]) -> None:
         self._descriptors: list[int] = []
@@ -26,14 +29,12 @@ class WeightFiles:
             for shard in layout:
                 self._open(folder / shard.name, shard)
         except BaseException:
-            self._close()
+            self.__exit__()
             raise
 
-    def __enter__(self) -> Self:
-        return self
-
     def __exit__(self, *_: object) -> None:
-        self._close()
+        while self._descriptors:
+            os.close(self._descriptors.pop())
 
     def write(self, tensors: Iterable[TensorSpec], data: Sequence[bytes | memoryview], sha256: str = "") -> str:
         """Write the bytes of each tensor at its position; returns the SHA-256 of them all, computed unless given."""
@@ -77,15 +78,10 @@ class WeightFiles:
                 raise DiskFullError(disk_full(path.parent, shard.nbytes)) from error
             raise
 
-    def _close(self) -> None:
-        while self._descriptors:
-            os.close(self._descriptors.pop())
-
 
 def disk_full(folder: Path, needed: int) -> str:
     """The error message for a disk that has less than `needed` bytes free."""
-    status = os.statvfs(folder)
-    free = status.f_bavail * status.f_frsize
+    free = shutil.disk_usage(folder).free
     return (
         f"{folder}: the disk has {free} bytes free, needed {needed}; free some space or choose another --output, "
         "then run the same command again"

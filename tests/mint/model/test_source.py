@@ -13,9 +13,8 @@ from mlx.utils import tree_flatten
 
 from mint.core.errors import MintError
 from mint.formats.format import KEEP
-from mint.model import module_tree
 from mint.model.kv_trace import active_experts, context_memory
-from mint.model.module_tree import DTYPES, TREE_LOADERS, Tree, TreeLoader, build_tree
+from mint.model.module_tree import DTYPES, TREE_LOADERS, TreeLoader
 from mint.model.roles import UNKNOWN
 from mint.model.source import open_source
 from tests.conftest import FULL_PRECISION
@@ -271,19 +270,20 @@ def test_a_folder_that_is_no_model_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def builds(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
-    """The folders whose module trees were built."""
-    folders: list[Path] = []
+def builds(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The files that MLX opened: one for every module tree that was built of a model in one shard."""
+    paths: list[str] = []
+    load = mx.load
 
-    def building(folder: Path, *rest: Any) -> Tree:
-        folders.append(folder)
-        return build_tree(folder, *rest)
+    def opening(path: str) -> Any:
+        paths.append(path)
+        return load(path)
 
-    monkeypatch.setattr(module_tree, "build_tree", building)
-    return folders
+    monkeypatch.setattr(mx, "load", opening)
+    return paths
 
 
-def test_one_tree_serves_opening_tracing_and_the_first_reading(builds: list[Path], make_model: Make) -> None:
+def test_one_tree_serves_opening_tracing_and_the_first_reading(builds: list[str], make_model: Make) -> None:
     source = open_source(make_model("qwen3_moe"))
     context_memory(source)
     active_experts(source)
@@ -350,7 +350,7 @@ class OwnModel(Module):
         return logits
 
 
-def test_a_package_from_outside_brings_its_own_module_trees(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_package_from_outside_brings_its_own_module_trees(tmp_path: Path, request: pytest.FixtureRequest) -> None:
     folder = tmp_path / "own"
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps({"model_type": "own_model"}))
@@ -365,7 +365,8 @@ def test_a_package_from_outside_brings_its_own_module_trees(tmp_path: Path, monk
         module=lambda config: OwnModel(),
         sanitized=lambda module, arrays: {name.removeprefix("own."): array for name, array in arrays.items()},
     )
-    monkeypatch.setattr(module_tree, "TREE_LOADERS", [*TREE_LOADERS, own])
+    TREE_LOADERS.append(own)
+    request.addfinalizer(lambda: TREE_LOADERS.remove(own))
     source = open_source(folder)
     assert [(unit.path, unit.role, unit.sources) for unit in source.units] == [
         ("embed_tokens", "embedding", ("own.embed_tokens.weight",)),
