@@ -148,7 +148,7 @@ def test_a_fetch_that_is_killed_says_so_and_goes_on_when_it_is_asked_for_again(w
     hub.holds[WEIGHTS] = 1 << 15
     first = ask(world, 202)
     assert hub.held.wait(PATIENCE)
-    os.killpg(world.service.fetches._processes[first["id"]].pid, signal.SIGKILL)
+    os.kill(world.service.fetches._processes[first["id"]].pid, signal.SIGKILL)
     killed = ended(world, first["id"])
     assert (killed["state"], "ask for it again, files that are whole are kept" in killed["reason"]) == ("failed", True)
     hub.holds = {}
