@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -109,7 +110,7 @@ def _offer(monkeypatch: pytest.MonkeyPatch, executor: Executor) -> None:
 
             return opened
 
-    monkeypatch.setattr("mint.run.executors.entry_points", lambda group: (Offer(),))
+    monkeypatch.setattr(metadata, "entry_points", lambda group: (Offer(),))
 
 
 def test_an_analysis_of_a_mixed_cluster_bears_the_names_of_all_kinds_and_is_cached_under_them(
