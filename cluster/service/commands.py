@@ -4,17 +4,19 @@ The web framework and the database are imported inside the commands.
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+import platformdirs
 import typer
 
 from cluster.service.data.records import SCOPES, Quota
-from cluster.service.settings import PORT, Settings, default_data_folder
+from cluster.service.settings import Settings
 from mint.cli.options import Json
 from mint.cli.screen import Screen
+from mint.client.http import PORT
 from mint.core.errors import MintError
 from mint.core.sizes import parse_size
 
@@ -30,13 +32,10 @@ serve_app = typer.Typer(name="serve", **_HELP)
 token_app = typer.Typer(
     name="token", help="Tokens for the service of this machine, shown once.", no_args_is_help=True, **_HELP
 )
-_PACKAGES = (
-    "alembic", "fastapi", "prometheus_client", "pydantic", "sqlalchemy", "sse_starlette", "starlette", "uvicorn"
-)  # fmt: skip
+_QUOTAS = {"active": "active", "queued": "queued", "bytes": "nbytes"}  # name of a limit: its field
 
 Data = Annotated[
-    Path | None,
-    typer.Option(metavar="DIR", help="The folder of all data; default: in the user's data folder."),
+    Path | None, typer.Option(metavar="DIR", help="The folder of all data; default: in the user's data folder.")
 ]
 DatabaseUrl = Annotated[
     str,
@@ -53,9 +52,11 @@ def serve(
     host: Annotated[str, typer.Option(metavar="IP", help="The address; beyond loopback tokens and TLS are needed.")]
     = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="0: any free port.")] = PORT,
-    root: Annotated[
+    roots: Annotated[
         list[Path],
-        typer.Option(metavar="DIR", help="A folder of models; nothing outside is ever read. May be repeated."),
+        typer.Option(
+            "--root", metavar="DIR", help="A folder of models; nothing outside is ever read. May be repeated."
+        ),
     ] = [],  # noqa: B006, typer copies it
     allow_hub: Annotated[
         bool,
@@ -78,12 +79,13 @@ def serve(
     insecure: Annotated[
         bool, typer.Option("--insecure", help="Plain HTTP beyond loopback: where a proxy or a VPN encrypts.")
     ] = False,
-    name: Annotated[
-        list[str],
-        typer.Option(metavar="HOST", help="A further host name of this service. May be repeated."),
+    names: Annotated[
+        list[str], typer.Option("--name", metavar="HOST", help="A further host name of this service. May be repeated.")
     ] = [],  # noqa: B006, typer copies it
-    rate: Annotated[float, typer.Option(min=1, help="Requests a second from one person.")] = 100.0,
-    streams: Annotated[int, typer.Option(min=1, help="Event streams of one person at a time.")] = 100,
+    requests_per_second: Annotated[
+        float, typer.Option("--rate", min=1, help="Requests a second from one person.")
+    ] = 100.0,
+    streams_each: Annotated[int, typer.Option("--streams", min=1, help="Event streams of one person at a time.")] = 100,
 ) -> None:  # fmt: skip
     """Run the lab's quantization service: submit models, follow jobs, download results, at http://127.0.0.1:8420/.
 
@@ -93,24 +95,12 @@ def serve(
 
     Example: mint serve --root ~/models --max-store 500GB
     """
-    settings = Settings(
-        data=(data or default_data_folder()).expanduser().resolve(),
-        host=host,
-        port=port,
-        database=database,
-        roots=_folders(root),
-        allow_hub=allow_hub,
-        cluster=cluster,
-        slots=slots,
-        max_store_bytes=parse_size(max_store) if max_store else None,
-        tls_cert=_file(tls_cert, "--tls-cert"),
-        tls_key=_file(tls_key, "--tls-key"),
-        insecure=insecure,
-        names=tuple(name),
-        requests_per_second=rate,
-        streams_each=streams,
-    )
-    with _service():
+    options = dict(locals())
+    del options["max_store"]
+    options |= {"data": _folder(data), "roots": _roots(roots), "names": tuple(names)}
+    options |= {"tls_cert": _file(tls_cert, "--tls-cert"), "tls_key": _file(tls_key, "--tls-key")}
+    settings = Settings(**options, max_store_bytes=parse_size(max_store) if max_store else None)
+    with _extra():
         from cluster.service.http.server import serve as run
 
         run(settings, on_start=lambda url: typer.echo(f"mint serves at {url}/ (data: {settings.data}). Ctrl-C ends it"))
@@ -120,8 +110,7 @@ def serve(
 def create(
     name: Annotated[str, typer.Argument(metavar="NAME", help="The person: letters, digits, . _ @ -")],
     scope: Annotated[
-        str,
-        typer.Option(metavar="LIST", help="Scopes: read (look, plan, download), submit (and cancel), admin."),
+        str, typer.Option(metavar="LIST", help="Scopes: read (look, plan, download), submit (and cancel), admin.")
     ] = "read,submit",
     quota: Annotated[
         str,
@@ -176,8 +165,8 @@ def parse_quota(text: str) -> Quota:
     limits: dict[str, int] = {}
     for part in filter(None, (part.strip() for part in text.split(","))):
         key, _, value = part.partition("=")
-        field = "nbytes" if key == "bytes" else key
-        if field not in ("active", "queued", "nbytes") or field in limits or not (field == "nbytes" or value.isdigit()):
+        field = _QUOTAS.get(key, "")
+        if not field or field in limits or not (field == "nbytes" or value.isdigit()):
             raise MintError(f"--quota {part!r}; needed some of active=N, queued=N, bytes=SIZE, separated by commas")
         limits[field] = parse_size(value) if field == "nbytes" else int(value)
     return Quota(**limits)
@@ -185,11 +174,15 @@ def parse_quota(text: str) -> Quota:
 
 def write_quota(quota: Quota) -> str:
     """Write a quota in the form that `parse_quota` reads."""
-    parts = {"active": quota.active, "queued": quota.queued, "bytes": quota.nbytes}
-    return ",".join(f"{name}={value}{'B' * (name == 'bytes')}" for name, value in parts.items() if value is not None)
+    limits = {name: getattr(quota, field) for name, field in _QUOTAS.items()}
+    return ",".join(f"{name}={value}{'B' * (name == 'bytes')}" for name, value in limits.items() if value is not None)
 
 
-def _folders(roots: list[Path]) -> tuple[Path, ...]:
+def _folder(data: Path | None) -> Path:
+    return (data or Path(platformdirs.user_data_dir("mint")) / "service").expanduser().resolve()
+
+
+def _roots(roots: list[Path]) -> tuple[Path, ...]:
     for root in roots:
         if not root.is_dir():
             raise MintError(f"--root {root}: no such folder; needed one with models in it")
@@ -204,28 +197,25 @@ def _file(path: Path | None, option: str) -> Path | None:
 
 @contextmanager
 def _tokens(data: Path | None, database: str) -> Iterator["Tokens"]:
-    settings = Settings(data=(data or default_data_folder()).expanduser().resolve(), database=database)
+    settings = Settings(_folder(data), database=database)
     settings.data.mkdir(parents=True, exist_ok=True, mode=0o700)
-    with _service():
+    with _extra():
         from cluster.service.data.database import connect
         from cluster.service.data.tokens import Tokens
 
-        opened = connect(settings.database_url)
-        try:
+        with closing(connect(settings.database_url)) as opened:
             yield Tokens(opened)
-        finally:
-            opened.close()
 
 
 @contextmanager
-def _service() -> Iterator[None]:
-    """Name the missing extra if the web framework or the database is not installed."""
+def _extra() -> Iterator[None]:
+    """Name the extra to install if the web framework or the database is missing."""
     try:
         yield
     except ModuleNotFoundError as error:
-        if error.name and error.name.split(".")[0] in _PACKAGES:
-            raise MintError(f"{error.name} is not installed; needed: pip install 'mint-mlx[service]'") from error
-        raise
+        if str(error.name).partition(".")[0] in ("mint", "cluster"):
+            raise
+        raise MintError(f"{error.name} is not installed; needed: pip install 'mint-mlx[service]'") from error
 
 
 assert set(SCOPES) == {"read", "submit", "admin"}  # as the help says

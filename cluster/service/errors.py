@@ -33,3 +33,5 @@ class NotFetchedError(MintError):
 
 class DatabaseUnavailableError(MintError):
     """The database does not answer or cannot write; the same call may work later."""
+
+    retry_after = 5

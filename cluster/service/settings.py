@@ -4,16 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
 
-import platformdirs
-
-from mint.client.http import is_loopback
-
-PORT = 8420
-
-
-def default_data_folder() -> Path:
-    """The data folder of the service unless --data names another."""
-    return Path(platformdirs.user_data_dir("mint")) / "service"
+from mint.client.http import PORT, is_loopback
+from mint.core.files import CHUNK_BYTES
 
 
 def file_url(path: Path) -> str:
@@ -23,7 +15,7 @@ def file_url(path: Path) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """The options of `mint serve`. Times are seconds, sizes bytes."""
+    """The options of `mint serve`, and three limits that no option sets. Times are seconds, sizes bytes."""
 
     data: Path
     host: str = "127.0.0.1"
@@ -40,6 +32,9 @@ class Settings:
     names: tuple[str, ...] = ()  # further host names of the service
     requests_per_second: float = 100.0  # of one person; of one address ten times that
     streams_each: int = 100  # of events, that one person may have open
+    body_seconds: float = 10.0  # for the body of a request
+    chunk_bytes: int = CHUNK_BYTES  # of a download in memory
+    token_seconds: float = 1.0  # from the revocation of a token to the end of its streams and downloads
 
     @property
     def database_url(self) -> str:

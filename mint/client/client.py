@@ -12,10 +12,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 from mint.client.download import ServedFile, download
-from mint.client.http import Connection, Record, RefusedError, SilentError, Timing, is_away, server_of, token_of
+from mint.client.http import Connection, Record, RefusedError, SilentError, is_away
 from mint.core.cache import cache_folder
 from mint.core.errors import MintError
 from mint.core.progress import OnProgress, Progress, Share, ignore
@@ -25,9 +25,8 @@ if TYPE_CHECKING:
     from httpx_sse import EventSource
 
 FINAL = ("done", "failed", "cancelled")
-BLOCKED = "blocked"
-NOT_FETCHED = "not_fetched"  # the code of a refusal: a model of the hub is not on the service's machine
 ANALYSIS = "analysis.mint"  # its name in an artifact
+_RECIPE = Recipe()
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,13 +42,18 @@ class ServedJob:
     reason: str
     owner: str
     watchers: tuple[str, ...]
+    mine: bool  # the asking person is a watcher
+    priority: int
     attempts: int
     created_at: float
     started_at: float | None
     finished_at: float | None
     host: str
-    artifact: str  # digest of what it made
+    last_seq: int  # of its events
+    needed_bytes: int  # on the service's disk
+    artifact: str  # digest of the result
     result: Mapping[str, Any]
+    cancel_wanted: bool
 
     @property
     def is_final(self) -> bool:
@@ -66,36 +70,14 @@ class JobEvent:
     body: Mapping[str, Any]
 
 
-class Client:
-    """The service at `server`, or at the address in MINT_SERVER; `token`, or that in MINT_TOKEN.
-
-    `ca` is a file of the authorities that vouch for it; `insecure` sends the token over plain HTTP.
-    """
-
-    def __init__(
-        self,
-        server: str = "",
-        token: str = "",
-        *,
-        ca: Path | None = None,
-        insecure: bool = False,
-        timing: Timing = Timing(),  # noqa: B008, it is frozen
-    ) -> None:
-        self._connection = Connection(
-            server_of(server), token or token_of(None), ca=ca, insecure=insecure, timing=timing
-        )
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._connection.__exit__()
+class Client(Connection):
+    """A connection to a service, with a method for each of its commands."""
 
     def submit(
         self,
         model: str,
         budgets: Sequence[str | Budget] = (),
-        recipe: Recipe = Recipe(),  # noqa: B008, it is frozen
+        recipe: Recipe = _RECIPE,
         *,
         priority: int = 0,
         on_progress: OnProgress = ignore,
@@ -106,19 +88,19 @@ class Client:
         have is fetched first. Raises `RefusedError` with the service's reason, and `MintError` for devices of different
         rooms: those need a submission each.
         """
-        wanted = [Budget.of(budget) for budget in budgets]
-        rooms = {budget.room for budget in wanted if budget.device} or {Room()}
+        sizes = [Budget.of(budget) for budget in budgets]
+        rooms = {budget.room for budget in sizes if budget.device} or {Room()}
         if len(rooms) > 1:
             raise MintError(f"found devices with {len(rooms)} different rooms; needed one room, or a submission each")
         options = {**recipe.to_dict(), **rooms.pop().to_dict()}
-        request = {"model": model, "budgets": list(map(str, wanted)), "options": options, "priority": priority}
+        request = {"model": model, "budgets": list(map(str, sizes)), "options": options, "priority": priority}
         try:
-            answer = self._connection.ask("POST", "/v1/jobs", json=request)
+            answer = self.ask("POST", "/v1/jobs", json=request)
         except RefusedError as error:
-            if error.code != NOT_FETCHED:
+            if error.code != "not_fetched":
                 raise
             self.fetch(model, on_progress)
-            answer = self._connection.ask("POST", "/v1/jobs", json=request)
+            answer = self.ask("POST", "/v1/jobs", json=request)
         return tuple(map(_job, answer["jobs"]))
 
     def fetch(self, model: str, on_progress: OnProgress = ignore) -> None:
@@ -127,46 +109,42 @@ class Client:
         Raises `MintError` with the reason of a failure; the same call then resumes. A service that answered once may be
         away for `timing.patience` seconds.
         """
-        timing = self._connection.timing
-        patiently = self._connection.retrying(is_away, seconds=timing.patience)
-        record = self._begin_fetch(model)
+        patiently = self.retrying(is_away, seconds=self.timing.patience)
+        record = self.ask("POST", "/v1/fetches", json={"model": model})
         while record["state"] in ("waiting", "running"):
             on_progress(Progress("download", record["done_bytes"], record["total_bytes"], model))
-            timing.sleep(timing.first_pause)
+            self.timing.sleep(self.timing.first_pause)
             try:
-                record = patiently(self._connection.ask, "GET", f"/v1/fetches/{_plain(record['id'])}")
+                record = patiently(self.ask, "GET", f"/v1/fetches/{_plain(record['id'])}")
             except RefusedError as error:
                 if error.status != 404:
                     raise
-                record = self._begin_fetch(model)  # the service was restarted
+                record = self.ask("POST", "/v1/fetches", json={"model": model})  # the service was restarted
         if record["state"] != "done":
-            raise MintError(f"{self._connection.url}: {record['reason']}")
-
-    def _begin_fetch(self, model: str) -> Record:
-        return self._connection.ask("POST", "/v1/fetches", json={"model": model})
+            raise MintError(f"{self.url}: {record['reason']}")
 
     def jobs(self, *, state: str = "", mine: bool = False, limit: int = 50) -> tuple[ServedJob, ...]:
         """The newest jobs first."""
         params = {"limit": limit, **({"state": state} if state else {}), **({"mine": "true"} if mine else {})}
-        return tuple(map(_job, self._connection.ask("GET", "/v1/jobs", params=params)["jobs"]))
+        return tuple(map(_job, self.ask("GET", "/v1/jobs", params=params)["jobs"]))
 
     def job(self, id: str) -> ServedJob:
         """The current state of a job."""
-        return _job(self._connection.ask("GET", f"/v1/jobs/{_plain(id)}"))
+        return _job(self.ask("GET", f"/v1/jobs/{_plain(id)}"))
 
     def cancel(self, id: str) -> ServedJob:
         """Withdraw from a job; it ends when no other subscriber is left."""
-        return _job(self._connection.ask("DELETE", f"/v1/jobs/{_plain(id)}"))
+        return _job(self.ask("DELETE", f"/v1/jobs/{_plain(id)}"))
 
     def events(self, id: str, after: int = 0) -> Iterator[JobEvent]:
         """Yield the events of a job after number `after`, to its end; a broken connection is made again.
 
         A service that answered once may be away for `timing.patience` seconds: it is restarted, and the job goes on.
         """
-        timing, tries = self._connection.timing, 1
+        tries = 1
         while True:
             response = ExitStack()
-            connect = self._connection.retrying(is_away, tries=tries, seconds=timing.patience)
+            connect = self.retrying(is_away, tries=tries, seconds=self.timing.patience)
             source = connect(self._connect, response, f"/v1/jobs/{_plain(id)}/events", after)
             tries = 0  # from now on it is worth waiting for
             last: JobEvent | None = None
@@ -181,14 +159,14 @@ class Client:
             with suppress(SilentError):
                 if last is None and self.job(id).is_final:
                     return
-            timing.sleep(timing.first_pause)
+            self.timing.sleep(self.timing.first_pause)
 
     def _connect(self, response: ExitStack, path: str, after: int) -> EventSource:
         """Open a stream of events, which `response` closes."""
         from httpx_sse import EventSource
 
         headers = {"Last-Event-ID": str(after), "Accept": "text/event-stream"}
-        return EventSource(response.enter_context(self._connection.stream(path, headers)))
+        return EventSource(response.enter_context(self.stream("GET", path, headers=headers)))
 
     def wait(
         self, id: str, on_progress: OnProgress = ignore, on_note: Callable[[str], object] = lambda text: None
@@ -200,11 +178,13 @@ class Client:
         for event in self.events(id):
             body = event.body
             if event.kind == "state":
-                on_note(f"job {id}: {body['state']}" + (f", {body['reason']}" if body["state"] == BLOCKED else ""))
+                on_note(f"job {id}: {body['state']}" + (f", {body['reason']}" if body["state"] == "blocked" else ""))
             elif event.kind == "note":
                 on_note(f"job {id}: {body['message']}")
             elif event.kind == "progress":
-                on_progress(_progress(body))
+                shares = [Share(host["host"], host["done"], host["bytes_per_second"]) for host in body.get("hosts", ())]
+                step = Progress(body["stage"], body["done"], body["total"], body.get("item", ""), tuple(shares))
+                on_progress(step)
         job = self.job(id)
         if job.state != "done":
             raise MintError(f"job {job.id} of {job.model} is {job.state}" + (f": {job.reason}" if job.reason else ""))
@@ -212,15 +192,9 @@ class Client:
 
     def download(self, artifact: str, output: Path | str, on_progress: OnProgress = ignore) -> tuple[ServedFile, ...]:
         """Download an artifact into the new folder `output`, and return its files. Killed, the same call resumes."""
-        return download(self._connection, _plain(artifact), Path(output), on_progress)
+        return download(self, _plain(artifact), Path(output), on_progress)
 
-    def analysis(
-        self,
-        model: str,
-        recipe: Recipe = Recipe(),  # noqa: B008, it is frozen
-        *,
-        on_progress: OnProgress = ignore,
-    ) -> Path:
+    def analysis(self, model: str, recipe: Recipe = _RECIPE, *, on_progress: OnProgress = ignore) -> Path:
         """The path of a model's analysis here, with its probes beside it; the service makes a missing one."""
         (job,) = self.submit(model, (), recipe.analysis, on_progress=on_progress)
         artifact = self.wait(job.id, on_progress).artifact
@@ -232,18 +206,12 @@ class Client:
 
     def models(self) -> list[Record]:
         """The models that the service can quantize."""
-        records: list[Record] = self._connection.ask("GET", "/v1/models")["models"]
-        return records
+        return list(self.ask("GET", "/v1/models")["models"])
 
 
 def _job(record: Record) -> ServedJob:
     values = {field.name: record[field.name] for field in fields(ServedJob)}
     return ServedJob(**values | {"watchers": tuple(record["watchers"])})
-
-
-def _progress(body: Mapping[str, Any]) -> Progress:
-    shares = tuple(Share(host["host"], host["done"], host["bytes_per_second"]) for host in body.get("hosts", ()))
-    return Progress(body["stage"], body["done"], body["total"], body.get("item", ""), shares)
 
 
 def _plain(id: str) -> str:

@@ -41,7 +41,9 @@ def download(
     folder = output.with_name(output.name + ".partial")
     folder.mkdir(parents=True, exist_ok=True)
     total = sum(file.nbytes for file in files)
-    _check_space(output, folder, total)
+    missing = total - sum(path.stat().st_size for path in folder.iterdir())
+    if (free := shutil.disk_usage(folder).free) < missing:
+        raise MintError(f"{output}: {format_size(missing)} are still to come, {format_size(free)} are free there")
     done = 0
     for file in files:
 
@@ -50,19 +52,10 @@ def download(
 
         fetch(connection, f"/v1/artifacts/{digest}/files/{quote(file.name)}", file, folder / file.name, report)
         done += file.nbytes
-    names = {file.name for file in files}
-    for path in folder.iterdir():
-        if path.name not in names:  # of another artifact, whose download began under this name
-            path.unlink()
+    for path in {*folder.iterdir()} - {folder / file.name for file in files}:
+        path.unlink()  # of another artifact, whose download began under this name
     folder.rename(output)
     return files
-
-
-def _check_space(output: Path, folder: Path, total_bytes: int) -> None:
-    missing = total_bytes - sum(path.stat().st_size for path in folder.iterdir())
-    free = shutil.disk_usage(folder).free
-    if free < missing:
-        raise MintError(f"{output}: {format_size(missing)} are still to come, {format_size(free)} are free there")
 
 
 def _files(record: Mapping[str, Any]) -> tuple[ServedFile, ...]:
@@ -105,7 +98,9 @@ def fetch(
             part.clear()
         report(part.nbytes)
         while part.nbytes < file.nbytes:
-            persistently = connection.retrying(_is_silent, tries=connection.timing.stalls + 1)
+            persistently = connection.retrying(
+                lambda error: isinstance(error, SilentError), tries=connection.timing.stalls + 1
+            )
             persistently(_append, connection, url, file, part, report)
         out.flush()
         os.fsync(out.fileno())
@@ -119,7 +114,7 @@ def _append(connection: Connection, url: str, file: ServedFile, part: _Part, rep
     before = part.nbytes
     headers = {"Range": f"bytes={before}-", "If-Range": f'"{file.digest}"', "Accept-Encoding": "identity"}
     try:
-        with connection.stream(url, headers) as response:
+        with connection.stream("GET", url, headers=headers) as response:
             if response.status_code != 206 and before:  # the whole file again: its content has changed
                 part.clear()
             for chunk in response.iter_raw():  # unbuffered: a break loses what a buffer holds
@@ -131,7 +126,3 @@ def _append(connection: Connection, url: str, file: ServedFile, part: _Part, rep
         return
     if part.nbytes == before:
         raise MintError(f"{file.name}: the service sent none of the {file.nbytes - before} bytes left")
-
-
-def _is_silent(error: BaseException) -> bool:
-    return isinstance(error, SilentError)

@@ -37,9 +37,7 @@ class RefusedError(MintError):
 
     def __init__(self, message: str, status: int, code: str = "", retry_after: float | None = None) -> None:
         super().__init__(message)
-        self.status = status
-        self.code = code
-        self.retry_after = retry_after
+        self.status, self.code, self.retry_after = status, code, retry_after
 
 
 class SilentError(MintError):
@@ -60,22 +58,31 @@ class Timing:
 
 
 class Connection:
-    """The service at `server` (`HOST`, `HOST:PORT` or a URL), asked with `token`; `ca` is a file of authorities."""
+    """The service at `server` (`HOST`, `HOST:PORT`, a URL, or else MINT_SERVER), asked with `token`, or MINT_TOKEN.
+
+    `ca` is a file of the authorities that vouch for it; `insecure` sends the token over plain HTTP.
+    """
 
     def __init__(
         self,
-        server: str,
+        server: str = "",
         token: str = "",
         *,
         ca: Path | None = None,
         insecure: bool = False,
         timing: Timing = Timing(),
     ) -> None:
+        import ssl
+
         import httpx
 
+        if not (server := server or os.environ.get(SERVER_VARIABLE, "")):
+            raise MintError(f"no service given; needed: --server HOST:PORT, or {SERVER_VARIABLE}")
         self.url = parse_server(server)
         self.timing = timing
-        if token and not insecure and not _is_private(self.url):
+        token = token or token_of(None)
+        is_local = is_loopback(urlsplit(self.url).hostname or "")
+        if token and not insecure and not is_local and not self.url.startswith("https:"):
             raise MintError(
                 f"{self.url}: the token would cross the network in the clear; needed: an https address, or --insecure "
                 "for a network that you trust"
@@ -85,9 +92,8 @@ class Connection:
                 base_url=self.url,
                 headers={"Authorization": f"Bearer {token}"} if token else {},
                 timeout=timing.silence,
-                verify=_context(ca) if ca else True,
-                # a proxy could read what is for this machine alone
-                trust_env=not is_loopback(urlsplit(self.url).hostname or ""),
+                verify=ssl.create_default_context(cafile=ca) if ca else True,
+                trust_env=not is_local,  # a proxy could read what is for this machine alone
             )
         except OSError as error:
             raise MintError(f"{ca}: not a file of certificates ({error})") from error
@@ -101,14 +107,13 @@ class Connection:
     def ask(
         self, method: str, path: str, *, json: Mapping[str, Any] | None = None, params: Mapping[str, Any] | None = None
     ) -> Record:
-        """The JSON answer; raises `RefusedError` for an error and `SilentError` when nobody answers."""
+        """The service's JSON answer; raises `RefusedError` for an error and `SilentError` without an answer."""
 
         def send() -> Record:
-            with self._broken_is_silent():
-                response = self._client.request(method, path, json=json, params=params)
-            self._check(response)
-            record: Record = response.json() if response.content else {}
-            return record
+            with self.stream(method, path, json=json, params=params) as response:
+                response.read()
+                record: Record = response.json() if response.content else {}
+                return record
 
         def may_repeat(error: BaseException) -> bool:
             if isinstance(error, RefusedError) and error.status in BUSY and error.retry_after is not None:
@@ -118,13 +123,20 @@ class Connection:
         return self.retrying(may_repeat, tries=self.timing.tries)(send)
 
     @contextmanager
-    def stream(self, path: str, headers: Mapping[str, str]) -> Iterator[httpx.Response]:
+    def stream(self, method: str, path: str, **request: Any) -> Iterator[httpx.Response]:
         """An answer whose body is still to be read; raises as `ask` does, also while the body is read."""
-        with self._broken_is_silent(), self._client.stream("GET", path, headers=dict(headers)) as response:
-            if response.status_code >= 400:
-                response.read()
-            self._check(response)
-            yield response
+        import httpx
+
+        try:
+            with self._client.stream(method, path, **request) as response:
+                if not response.is_success:
+                    response.read()
+                    raise self._refusal(response)
+                yield response
+        except httpx.TransportError as error:
+            raise SilentError(
+                f"{self.url}: no answer ({error or type(error).__name__}); is `mint serve` running there?"
+            ) from error
 
     def retrying(
         self, may_repeat: Callable[[BaseException], bool], *, tries: int = 0, seconds: float = 0.0
@@ -145,31 +157,21 @@ class Connection:
             seconds = error.retry_after
         return min(seconds, self.timing.longest_pause)
 
-    @contextmanager
-    def _broken_is_silent(self) -> Iterator[None]:
-        """Raise `SilentError` for any failure of the transport."""
-        import httpx
-
+    def _refusal(self, response: httpx.Response) -> RefusedError:
         try:
-            yield
-        except httpx.TransportError as error:
-            raise SilentError(
-                f"{self.url}: no answer ({error or type(error).__name__}); is `mint serve` running there?"
-            ) from error
-
-    def _check(self, response: httpx.Response) -> None:
-        if response.is_success:
-            return
-        code, retry_after = "", _retry_after(response)
-        try:
-            message, code = response.json()["error"]["message"], response.json()["error"]["code"]
+            error = response.json()["error"]
+            message, code = error["message"], error["code"]
         except (ValueError, KeyError, TypeError):
-            message = f"{response.status_code} {response.reason_phrase}: not an answer of mint's service"
+            message, code = f"{response.status_code} {response.reason_phrase}: not an answer of mint's service", ""
+        try:
+            retry_after = float(response.headers["Retry-After"])
+        except (KeyError, ValueError):
+            retry_after = None
         if response.status_code == 401:
             message += f" (here: {TOKEN_VARIABLE} or --token-file)"
         if retry_after is not None:
             message += f"; try again in {retry_after:.0f} s"
-        raise RefusedError(f"{self.url}: {message}", response.status_code, code, retry_after)
+        return RefusedError(f"{self.url}: {message}", response.status_code, code, retry_after)
 
 
 def is_away(error: BaseException) -> bool:
@@ -191,14 +193,6 @@ def parse_server(text: str) -> str:
     return f"{parts.scheme}://{host}:{port}"
 
 
-def server_of(option: str) -> str:
-    """The service that an option or the environment names; `MintError` when neither does."""
-    server = option or os.environ.get(SERVER_VARIABLE, "")
-    if not server:
-        raise MintError(f"no service given; needed: --server HOST:PORT, or {SERVER_VARIABLE}")
-    return server
-
-
 def token_of(file: Path | None) -> str:
     """The token in a file that only its owner can read, else that of the environment, else none."""
     if file is None:
@@ -207,12 +201,6 @@ def token_of(file: Path | None) -> str:
         raise MintError(f"{file}: not there; needed: a file that holds what `mint token create` printed")
     check_private(file, "token")
     return file.read_text().strip()
-
-
-def _is_private(url: str) -> bool:
-    """True if nobody on the way can read what is sent to `url`."""
-    parts = urlsplit(url)
-    return parts.scheme == "https" or is_loopback(parts.hostname or "")
 
 
 def is_loopback(host: str) -> bool:
@@ -227,16 +215,3 @@ def check_private(path: Path, kind: str) -> None:
     """Raise `MintError` if others may read a secret; `kind` names it in the message."""
     if path.stat().st_mode & 0o077:
         raise MintError(f"{path}: others may read this {kind}; needed: chmod 600 {path}")
-
-
-def _context(ca: Path) -> Any:
-    import ssl
-
-    return ssl.create_default_context(cafile=str(ca))
-
-
-def _retry_after(response: httpx.Response) -> float | None:
-    try:
-        return float(response.headers["Retry-After"])
-    except (KeyError, ValueError):
-        return None

@@ -85,12 +85,12 @@ def people(lab: Lab) -> None:
 def made(lab: Lab, people: None) -> dict[str, dict[str, Any]]:
     """The answers of `mint submit --download` of two budgets, by budget."""
     command = [sys.executable, "-m", "mint", "submit", MODEL, *lab.as_("ann")]
-    asked = ["--budget", "4.5bpw", "--budget", "0.4x", "--download", str(lab.folder / "down"), "--json"]
-    done = subprocess.run([*command, *asked], capture_output=True, text=True)
+    options = ["--budget", "4.5bpw", "--budget", "0.4x", "--download", str(lab.folder / "down"), "--json"]
+    done = subprocess.run([*command, *options], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     for state in ("queued", "inventory", "analyzing", "solving", "assembling", "verifying", "done"):
         assert done.stderr.count(f": {state}\n") >= 2, done.stderr
-    return {each["budget"]: each for each in json.loads(done.stdout)["results"]}
+    return {result["budget"]: result for result in json.loads(done.stdout)["results"]}
 
 
 def test_a_submission_brings_a_model_that_verifies_for_every_budget(lab: Lab, made: dict[str, dict[str, Any]]) -> None:
@@ -124,9 +124,9 @@ def test_jobs_are_listed_and_followed_to_their_end(
     code, listed = run("jobs", "--state", "done", *lab.as_("bob"))
     assert code == 0
     assert {job["id"] for job in listed["jobs"]} >= {record["id"] for record in made.values()}
-    code, asked = run("submit", MODEL, "--budget", "5bpw", *lab.as_("ann"))
-    assert asked["state"] == "queued"
-    code, followed = run("jobs", asked["id"], "--follow", *lab.as_("ann"))
+    code, job = run("submit", MODEL, "--budget", "5bpw", *lab.as_("ann"))
+    assert job["state"] == "queued"
+    code, followed = run("jobs", job["id"], "--follow", *lab.as_("ann"))
     assert (code, followed["state"]) == (0, "done")
     assert followed["reused_units"] > 0  # of what was made for others
     code, refused = run("jobs", "0123456789abcdef", *lab.as_("ann"))
@@ -156,12 +156,12 @@ def test_a_download_that_is_cut_goes_on_where_it_was(
 ) -> None:
     with Cutting(lab.address, [100_000, 30_000, 5_000]) as cutting:
         there = ["--server", cutting.address, "--token-file", str(lab.folder / "bob")]
-        code, found = run("download", made["0.4x"]["id"], *there, "--output", str(tmp_path / "model"))
+        code, answer = run("download", made["0.4x"]["id"], *there, "--output", str(tmp_path / "model"))
     assert (code, cutting.cuts) == (0, [])
     first = lab.folder / "down" / f"{MODEL}-0.4x"
-    assert sorted(found["files"]) == sorted(path.name for path in first.iterdir())
+    assert sorted(answer["files"]) == sorted(path.name for path in first.iterdir())
     assert all(file_digest(tmp_path / "model" / path.name) == file_digest(path) for path in first.iterdir())
-    assert cutting.sent < 1.5 * found["nbytes"]  # bytes on the disk were not fetched again
+    assert cutting.sent < 1.5 * answer["nbytes"]  # bytes on the disk were not fetched again
     code, again = run("download", made["0.4x"]["id"], *lab.as_("bob"), "--output", str(tmp_path / "model"))
     assert code == 1
     assert "nothing is ever overwritten" in again["error"]
@@ -180,13 +180,15 @@ def test_a_download_that_is_killed_goes_on_where_it_was(
             Event().wait(0.01)
         process.kill()
         assert process.wait() == -signal.SIGKILL
-    held = _held(partial)
+    partial_bytes = _held(partial)
     assert not output.exists()
     with Cutting(lab.address, []) as whole:
-        code, found = run("download", id, "--server", whole.address, *token, "--output", str(output))
+        code, answer = run("download", id, "--server", whole.address, *token, "--output", str(output))
     assert code == 0
     assert not partial.exists()
-    assert whole.sent < found["nbytes"] - held + 16_000  # beside the bytes that are missing only what they are called
+    assert (
+        whole.sent < answer["nbytes"] - partial_bytes + 16_000
+    )  # beside the bytes that are missing only what they are called
     assert mint.verify(output, mint.open_source(lab.model)).passed
     first = lab.folder / "down" / f"{MODEL}-0.4x"
     assert {path.name: file_digest(path) for path in output.iterdir()} == {
@@ -216,15 +218,15 @@ def test_an_analysis_of_the_service_gives_the_plan_and_the_model_of_ones_own(
 
 
 def test_an_analysis_of_the_service_is_of_the_kind_that_was_asked_for(lab: Lab, people: None, run: Mint) -> None:
-    said = [
+    answers = [
         run("allocate", MODEL, "--budget", "4.5bpw", *lab.as_("bob"), *more) for more in ([], ["--dtype", "float16"])
     ]
-    assert [code for code, _ in said] == [0, 0]
+    assert [code for code, _ in answers] == [0, 0]
     with mint.Client(lab.address, (lab.folder / "bob").read_text().strip()) as client:
         plain, cast = client.analysis(MODEL), client.analysis(MODEL, Recipe(dtype="float16"))
         assert [mint.read_analysis(path).dtype for path in (plain, cast)] == ["", "float16"]
-        asked = [job.options for job in client.jobs(limit=500) if not job.budget]
-    assert {"dtype": "float16"} in asked
+        options = [job.options for job in client.jobs(limit=500) if not job.budget]
+    assert {"dtype": "float16"} in options
     code, refused = run("allocate", str(plain), "--budget", "4.5bpw", "--dtype", "float16", "--probe")
     assert code == 1
     assert "--dtype, --probe with" in refused["error"]
@@ -274,8 +276,8 @@ class Cutting:
         self._listener.shutdown(socket.SHUT_RDWR)
         for thread in self._threads:
             thread.join()
-        for each in self._sockets:
-            each.close()
+        for end in self._sockets:
+            end.close()
 
     def _accept(self) -> None:
         with suppress(OSError):

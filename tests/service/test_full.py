@@ -3,20 +3,22 @@
 import errno
 import os
 import signal
+import sys
 from collections.abc import Iterator
+from io import StringIO
 from pathlib import Path
 from threading import Event
 from typing import Any
 
 import pytest
 
+from cluster.service.data.catalog import Ledger
 from cluster.service.data.records import Claim
 from cluster.service.data.states import BLOCKED
 from cluster.service.errors import DatabaseUnavailableError
 from cluster.service.settings import Settings
 from cluster.service.work.lease import LeaseKeeper
 from cluster.service.work.supervisor import Supervisor
-from mint.core.log import log
 from tests.worlds.served import Served, served
 
 FULL = OSError(errno.ENOSPC, "No space left on device")
@@ -39,35 +41,35 @@ def test_what_is_stored_is_downloaded_although_nothing_can_be_written_down(
             raise FULL
         return opened(path, flags, *more, **others)
 
-    def away(*_: object) -> None:
-        raise DatabaseUnavailableError("the database or disk is full")
+    class FullLedger(Ledger):
+        def hold(self, *_: object) -> None:
+            raise DatabaseUnavailableError("the database or disk is full")
+
+        def drop(self, *_: object) -> None:
+            raise DatabaseUnavailableError("the database or disk is full")
 
     monkeypatch.setattr(os, "open", full)
-    monkeypatch.setattr(world.service.catalog, "hold", away)
-    monkeypatch.setattr(world.service.catalog, "drop", away)
+    world.service.ledger = FullLedger(world.service.database)
     assert world.client.get(f"/v1/artifacts/{artifact.digest}/files/a.bin").content == b"bytes"
     assert "file.sent" in capfd.readouterr().err  # the line is not lost
 
 
-def test_a_job_whose_log_cannot_be_opened_waits_for_room(
-    world: Served, llama: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (job,) = world.submit("llama", "1GB")
-    settings = Settings(world.service.settings.data, roots=(llama.parent,))
-    supervisor = Supervisor(world.service.queue, world.service.store, settings)
+class FullDisk(type(Path())):  # type: ignore[misc]
+    """A path below which no log can be opened."""
 
-    opened = Path.open
-
-    def full(path: Path, *more: Any, **others: Any) -> Any:
-        if path.suffix == ".log":
+    def open(self, *arguments: Any, **options: Any) -> Any:
+        if self.suffix == ".log":
             raise FULL
-        return opened(path, *more, **others)
+        return super().open(*arguments, **options)
 
-    monkeypatch.setattr(Path, "open", full)
-    supervisor.step()
-    found = world.service.queue.get(job["id"])
-    assert (found.state, found.attempts) == (BLOCKED, 0)
-    assert found.reason.startswith("disk: No space left")
+
+def test_a_job_whose_log_cannot_be_opened_waits_for_room(world: Served, llama: Path) -> None:
+    (job,) = world.submit("llama", "1GB")
+    settings = Settings(FullDisk(world.service.settings.data), roots=(llama.parent,))
+    Supervisor(world.service.queue, world.service.store, settings).step()
+    blocked = world.service.queue.get(job["id"])
+    assert (blocked.state, blocked.attempts) == (BLOCKED, 0)
+    assert blocked.reason.startswith("disk: No space left")
 
 
 def test_a_runner_that_can_neither_renew_nor_say_so_ends(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -77,10 +79,11 @@ def test_a_runner_that_can_neither_renew_nor_say_so_ends(monkeypatch: pytest.Mon
         def renew(self, claim: Claim) -> None:
             raise DatabaseUnavailableError("full")
 
-    def full(*_: object, **__: object) -> None:
-        raise FULL
+    class FullFile(StringIO):
+        def write(self, text: str) -> int:
+            raise FULL
 
-    monkeypatch.setattr(log, "warning", full)
+    monkeypatch.setattr(sys, "stderr", FullFile())
     queue: Any = Away()
     claim: Any = type("Claimed", (), {"job": type("Named", (), {"id": "0" * 16})})
     handlers = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]

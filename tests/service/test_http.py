@@ -38,9 +38,9 @@ class Server:
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT,
         )  # fmt: skip
         assert self.process.stdout
-        self.said = self.process.stdout.readline()
-        if "serves at" in self.said:
-            self.url = self.said.split()[3].rstrip("/")
+        self.first_line = self.process.stdout.readline()
+        if "serves at" in self.first_line:
+            self.url = self.first_line.split()[3].rstrip("/")
             self.port = int(self.url.rpartition(":")[2])
 
     def client(self, **options: Any) -> httpx.Client:
@@ -55,28 +55,28 @@ class Server:
         """End it; its exit code and what it said on stderr."""
         if self.process.poll() is None:
             self.process.send_signal(number)
-        _, said = self.process.communicate(timeout=60)
-        return self.process.returncode, said
+        _, errors = self.process.communicate(timeout=60)
+        return self.process.returncode, errors
 
 
 @contextmanager
 def serving(data: Path, *options: str) -> Iterator[Server]:
     server = Server(data, *options)
     try:
-        assert "serves at" in server.said, server.end()
+        assert "serves at" in server.first_line, server.end()
         yield server
     finally:
         server.end(signal.SIGKILL)
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("served")
 
 
 @pytest.fixture(scope="module")
-def server(place: Path) -> Iterator[Server]:
-    with serving(place, "--slots", "0") as server:
+def server(folder: Path) -> Iterator[Server]:
+    with serving(folder, "--slots", "0") as server:
         yield server
 
 
@@ -132,11 +132,11 @@ def test_a_job_goes_on_when_the_service_is_killed_and_whoever_followed_it_misses
 # downloads
 
 
-def test_a_cut_download_goes_on_where_it_stopped(server: Server, place: Path) -> None:
+def test_a_cut_download_goes_on_where_it_stopped(server: Server, folder: Path) -> None:
     text = os.urandom(9 << 20)
-    database = connect(f"sqlite:///{place / 'service.db'}")
+    database = connect(f"sqlite:///{folder / 'service.db'}")
     file = stored(text)
-    path = place / "store" / file.digest[:2] / file.digest
+    path = folder / "store" / file.digest[:2] / file.digest
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(text)
     artifact = Artifact("model", "0" * 64, (file,))
@@ -175,10 +175,10 @@ def test_a_client_that_sends_slowly_or_nonsense_holds_up_nobody(server: Server) 
         assert client.get("/v1/jobs").json() == {"jobs": []}
     with server.connect() as connection:
         connection.sendall(b"nonsense\r\n\r\n")
-        said = connection.makefile("rb").read()
-    assert said.startswith(b"HTTP/1.1 400")
-    assert b"Content-Security-Policy" in said
-    assert json.loads(said.partition(b"\r\n\r\n")[2])["error"]["code"] == "bad_request"
+        answer = connection.makefile("rb").read()
+    assert answer.startswith(b"HTTP/1.1 400")
+    assert b"Content-Security-Policy" in answer
+    assert json.loads(answer.partition(b"\r\n\r\n")[2])["error"]["code"] == "bad_request"
     for connection in slow:
         connection.close()
 
@@ -201,8 +201,8 @@ def test_the_end_comes_at_once_although_somebody_follows_a_job(tmp_path: Path, l
                 assert next(events)[0] == 1
                 server.process.send_signal(number)
                 assert list(events) == []  # it ends, and does not break
-            code, said = server.end()
-            assert "Traceback" not in said
+            code, errors = server.end()
+            assert "Traceback" not in errors
             assert code == 0
 
 
@@ -211,13 +211,13 @@ def test_the_end_comes_at_once_although_somebody_follows_a_job(tmp_path: Path, l
 
 def test_beyond_loopback_it_does_not_start_without_tokens_or_without_tls(tmp_path: Path) -> None:
     refused = Server(tmp_path, "--slots", "0", "--host", "0.0.0.0")
-    code, said = refused.end()
-    assert (code, refused.said) == (1, "")
-    assert "mint token create" in said
+    code, errors = refused.end()
+    assert (code, refused.first_line) == (1, "")
+    assert "mint token create" in errors
     _token(tmp_path)
-    code, said = Server(tmp_path, "--slots", "0", "--host", "0.0.0.0").end()
+    code, errors = Server(tmp_path, "--slots", "0", "--host", "0.0.0.0").end()
     assert code == 1
-    assert "--tls-cert" in said
+    assert "--tls-cert" in errors
 
 
 def _token(data: Path) -> str:
@@ -250,13 +250,13 @@ def test_with_tls_and_a_token_it_serves_the_network(tmp_path: Path) -> None:
 
 def test_an_address_that_is_taken_is_said_so(server: Server, tmp_path: Path) -> None:
     taken = Server(tmp_path, "--slots", "0", "--port", str(server.port))
-    code, said = taken.end()
+    code, errors = taken.end()
     assert code == 1
-    assert "cannot listen on" in said
+    assert "cannot listen on" in errors
 
 
-def test_a_queue_that_others_work_on_is_followed_across_processes(server: Server, place: Path) -> None:
-    database = connect(f"sqlite:///{place / 'service.db'}")
+def test_a_queue_that_others_work_on_is_followed_across_processes(server: Server, folder: Path) -> None:
+    database = connect(f"sqlite:///{folder / 'service.db'}")
     queue = Queue(database)
     job, _ = submit(queue, Wish("m", "0" * 64), Person("ann", ("submit",)))
     with server.client() as client, client.stream("GET", f"/v1/jobs/{job.id}/events") as stream:

@@ -65,7 +65,9 @@ def watched(browser: Any, url: str) -> Iterator[Page]:
     yield page
     assert not page.complaints()
     foreign = [
-        each["url"] for each in page.requests() if not each["url"].startswith((url, "about:", "data:", "chrome:"))
+        request["url"]
+        for request in page.requests()
+        if not request["url"].startswith((url, "about:", "data:", "chrome:"))
     ]
     assert not foreign
 
@@ -100,9 +102,9 @@ def test_a_job_is_submitted_and_followed_to_its_end(page: Page, made: str) -> No
     page.open()
     page.click(".job[data-state='done'] a")
     page.until(lambda: page.all(".artifact") and "done" in page.read(".log"))
-    told = page.read(".log")
+    text = page.read(".log")
     states = ["waiting", "reading headers", "measuring", "choosing formats", "writing", "checking", "done"]
-    assert re.findall("|".join(states), told) == states
+    assert re.findall("|".join(states), text) == states
     assert page.read("main h1") == "small-llama in 5bpw"
     page.picture("job")
 
@@ -337,7 +339,7 @@ def test_a_token_is_typed_once_and_travels_in_a_header_only(browser: Any, tmp_pa
 @needs_chromium
 def test_a_card_shows_how_far_every_host_is(page: Page) -> None:
     page.open()
-    told = page.module("""
+    drawn = page.module("""
         const {JobCard} = await import("/static/card.js");
         const job = {
           id: "0", model: "lab/large", budget: "24GB", state: "analyzing", reason: "", owner: "ada", host: "studio",
@@ -352,7 +354,7 @@ def test_a_card_shows_how_far_every_host_is(page: Page) -> None:
         const bars = [...document.querySelectorAll(".track progress, .hosts progress")].map((bar) => bar.value);
         return [document.querySelector(".job").innerText.split("\\n").map((line) => line.trim()), bars];
     """)
-    lines, bars = told
+    lines, bars = drawn
     assert "25 % · 4 GB of 16 GB · model.layers.3.mlp.up_proj" in lines
     assert "3 GB · 2 GB/s" in lines and "1 GB" in lines
     assert any(line.startswith("asked by ada, grace · on studio") and line.endswith("attempt 2") for line in lines)
@@ -362,7 +364,7 @@ def test_a_card_shows_how_far_every_host_is(page: Page) -> None:
 @needs_chromium
 def test_a_stream_that_breaks_off_goes_on_after_the_last_event(page: Page) -> None:
     page.open()
-    got, asked = page.module("""
+    got, last_ids = page.module("""
         const {follow} = await import("/static/stream.js");
         const answers = ['id: 1\\nevent: note\\ndata: {"at": 1}\\n\\nid: 2\\nevent: no', null,
           ': hello\\r\\n\\r\\nid: 2\\r\\nevent: note\\r\\ndata: {"at": 2,\\r\\ndata: "x": "é"}\\r\\n\\r\\n'];
@@ -386,7 +388,7 @@ def test_a_stream_that_breaks_off_goes_on_after_the_last_event(page: Page) -> No
         {"seq": 1, "kind": "note", "at": 1, "body": {}},
         {"seq": 2, "kind": "note", "at": 2, "body": {"x": "é"}},
     ]
-    assert asked == [None, "1", "1", "2"]
+    assert last_ids == [None, "1", "1", "2"]
 
 
 @needs_chromium

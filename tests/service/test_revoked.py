@@ -11,13 +11,14 @@ import httpx
 import pytest
 import uvicorn
 
-from cluster.service.data.tokens import digest_of
+from cluster.service.data.records import StoredFile
+from cluster.service.data.tokens import Tokens, digest_of
 from cluster.service.errors import DatabaseUnavailableError
-from cluster.service.http import downloads
-from cluster.service.http.context import Limits
+from cluster.service.http.downloads import Download
+from cluster.service.http.grants import TokenCache
 from cluster.service.http.head_deadline import DeadlineProtocol
-from cluster.service.http.revocation import TokenCache
 from cluster.service.http.sse import EventFanout
+from mint.core.files import CHUNK_BYTES
 from tests.worlds.served import Served, served
 
 BYTES = bytes(range(256)) * 8
@@ -25,7 +26,7 @@ BYTES = bytes(range(256)) * 8
 
 @pytest.fixture
 def world(tmp_path: Path, llama: Path) -> Iterator[Served]:
-    with served(tmp_path / "data", roots=(llama.parent,), limits=Limits(chunk_bytes=100, token_seconds=0)) as world:
+    with served(tmp_path / "data", roots=(llama.parent,), chunk_bytes=100, token_seconds=0) as world:
         yield world
 
 
@@ -112,15 +113,15 @@ def test_a_download_is_broken_off_once_its_token_is_revoked(world: Served) -> No
 def test_breaking_off_a_download_ends_the_connection_and_is_no_bug(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    (tmp_path / "file").write_bytes(bytes(downloads.CHUNK_BYTES * 3))
+    (tmp_path / "file").write_bytes(bytes(CHUNK_BYTES * 3))
     done: list[int] = []
 
     async def never() -> bool:
         return False
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
-        answer = downloads.Download(
-            tmp_path / "file", name="file", digest="0" * 64, nbytes=downloads.CHUNK_BYTES * 3,
+        answer = Download(
+            tmp_path / "file", StoredFile("file", "0" * 64, CHUNK_BYTES * 3),
             allowed=never, begin=int, renew=int, end=done.append,
         )  # fmt: skip
         await answer(scope, receive, send)
@@ -141,15 +142,15 @@ def test_breaking_off_a_download_ends_the_connection_and_is_no_bug(
         finally:
             server.should_exit = True
             serving.join()
-    assert done == [downloads.CHUNK_BYTES]
+    assert done == [CHUNK_BYTES]
     assert [record.message for record in caplog.records if record.name.startswith("uvicorn")] == []
 
 
 def test_a_ticket_is_worth_no_more_than_the_token_it_was_asked_for_with(world: Served) -> None:
     artifact = world.store("model", "0" * 64, a_bin=BYTES)
     ann = world.token("ann")
-    asked = f"/v1/artifacts/{artifact.digest}/tickets"
-    urls = [world.client.post(asked, json={"name": "a.bin"}, headers=ann).json()["url"] for _ in range(2)]
+    url = f"/v1/artifacts/{artifact.digest}/tickets"
+    urls = [world.client.post(url, json={"name": "a.bin"}, headers=ann).json()["url"] for _ in range(2)]
     assert world.client.get(urls[0]).content == BYTES
     world.service.tokens.revoke("ann")
     assert world.client.get(urls[1]).status_code == 401
@@ -164,27 +165,34 @@ def test_what_was_opened_without_a_token_is_over_with_the_first_one(world: Serve
     assert not good.is_good("")
 
 
-def test_a_database_that_is_away_takes_nothing_from_anybody(world: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+class AwayTokens(Tokens):
+    """Tokens in a database that is away for as long as `is_away`."""
+
+    is_away = True
+
+    def valid_digests(self) -> frozenset[str]:
+        if self.is_away:
+            raise DatabaseUnavailableError("away")
+        return super().valid_digests()
+
+
+def test_a_database_that_is_away_takes_nothing_from_anybody(world: Served) -> None:
     grant = _grant(world.token("ann"))
-    good = TokenCache(world.service.tokens, seconds=0)
-
-    def away() -> None:
-        raise DatabaseUnavailableError("away")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(world.service.tokens, "valid_digests", away)
-        assert asyncio.run(good.is_still_good(grant))  # nothing was heard yet
+    tokens = AwayTokens(world.service.database)
+    good = TokenCache(tokens, seconds=0)
+    assert asyncio.run(good.is_still_good(grant))  # nothing was read yet
+    tokens.is_away = False
     assert asyncio.run(good.is_still_good(grant))
     world.service.tokens.revoke("ann")
-    with monkeypatch.context() as patch:
-        patch.setattr(world.service.tokens, "valid_digests", away)
-        assert asyncio.run(good.is_still_good(grant))
+    tokens.is_away = True
+    assert asyncio.run(good.is_still_good(grant))
+    tokens.is_away = False
     assert not asyncio.run(good.is_still_good(grant))
 
 
 def test_however_many_ask_the_database_is_asked_once_a_second(world: Served) -> None:
     now = [0.0]
-    good, grant = TokenCache(world.service.tokens, clock=lambda: now[0]), _grant(world.token("ann"))
+    good, grant = TokenCache(world.service.tokens, seconds=1.0, clock=lambda: now[0]), _grant(world.token("ann"))
     assert asyncio.run(good.is_still_good(grant))
     world.service.tokens.revoke("ann")
     now[0] = 0.9

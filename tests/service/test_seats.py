@@ -22,20 +22,20 @@ def world(tmp_path: Path, llama: Path) -> Iterator[Served]:
 async def _following(world: Served, job: str, headers: dict[str, str]) -> AsyncIterator[tuple[int, dict[str, str]]]:
     """Status and headers of the answer to who follows a job, until the block ends: then they hang up."""
     answered: asyncio.Queue[tuple[int, dict[str, str]]] = asyncio.Queue()
-    asked, gone = False, asyncio.Event()
+    is_sent, gone = False, asyncio.Event()
 
     async def receive() -> dict[str, Any]:
-        nonlocal asked
-        if asked:
+        nonlocal is_sent
+        if is_sent:
             await gone.wait()
             return {"type": "http.disconnect"}
-        asked = True
+        is_sent = True
         return {"type": "http.request", "body": b"", "more_body": False}
 
     async def send(message: Any) -> None:
         if message["type"] == "http.response.start":
-            found = {name.decode(): value.decode() for name, value in message["headers"]}
-            answered.put_nowait((message["status"], found))
+            headers_sent = {name.decode(): value.decode() for name, value in message["headers"]}
+            answered.put_nowait((message["status"], headers_sent))
 
     path = f"/v1/jobs/{job}/events"
     scope = {
@@ -59,8 +59,8 @@ def test_one_person_can_follow_so_many_jobs_and_no_more_and_others_still_can(wor
     async def run() -> None:
         async with _following(world, job["id"], ann) as one, _following(world, job["id"], ann) as two:
             assert (one[0], two[0]) == (200, 200)
-            async with _following(world, job["id"], ann) as (status, told):
-                assert (status, told["retry-after"]) == (429, "5")
+            async with _following(world, job["id"], ann) as (status, answer):
+                assert (status, answer["retry-after"]) == (429, "5")
             async with _following(world, job["id"], bob) as (status, _):
                 assert status == 200
         async with _following(world, job["id"], ann) as (status, _):
@@ -70,8 +70,8 @@ def test_one_person_can_follow_so_many_jobs_and_no_more_and_others_still_can(wor
 
 
 def test_all_together_can_open_so_many() -> None:
-    source: Any = None
-    fanout = EventFanout(source, streams_per_person=2, streams=3)
+    queue: Any = None
+    fanout = EventFanout(queue, streams_per_person=2, streams=3)
     with fanout.seat("ann"), fanout.seat("ann"), fanout.seat("bob"):
         for name in ("bob", "eve"):
             with pytest.raises(Exception, match="too many streams") as refused, fanout.seat(name):

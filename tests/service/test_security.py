@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 from cluster.service.http.error_answers import ApiError
+from cluster.service.http.grants import TICKET_SECONDS, Tickets
 from cluster.service.http.middleware import MAX_BODY_BYTES, Guard
 from cluster.service.http.rate_limit import TokenBucket
 from cluster.service.http.security import HEADERS, is_foreign, is_json, is_own_host, need_safe, own_names
-from cluster.service.http.tickets import SECONDS, Tickets
 from cluster.service.settings import Settings
 from mint.core.errors import MintError
 from tests.worlds.served import Served, served
@@ -208,8 +208,8 @@ def test_a_post_is_json_which_no_form_can_send(world: Served, content_type: str,
 
 def test_a_huge_body_is_refused_whether_its_length_is_told_or_not(world: Served) -> None:
     huge = b" " * (MAX_BODY_BYTES + 1)
-    told = world.client.post("/v1/jobs", content=huge, headers=JSON)
-    assert (told.status_code, _code(told)) == (413, "too_large")
+    announced = world.client.post("/v1/jobs", content=huge, headers=JSON)
+    assert (announced.status_code, _code(announced)) == (413, "too_large")
     pieces = world.client.post("/v1/jobs", content=iter([huge[:1000]] * 70), headers=JSON)
     assert (pieces.status_code, _code(pieces)) == (413, "too_large")
     lied = world.client.post("/v1/jobs", content=b"{}", headers={**JSON, "content-length": str(10**12)})
@@ -241,9 +241,7 @@ def test_a_body_that_never_ends_runs_into_a_deadline() -> None:
     async def never(scope: Any, receive: Any, send: Any) -> None:
         raise AssertionError("the request was let through")
 
-    guard = Guard(
-        never, names=frozenset(), rates=TokenBucket(10, 10), on_answered=lambda answered: None, body_seconds=0.01
-    )
+    guard = Guard(never, names=frozenset(), rates=TokenBucket(10, 10), on_answered=lambda *_: None, body_seconds=0.01)
     headers = [(b"host", b"127.0.0.1"), (b"content-type", b"application/json"), (b"content-length", b"10")]
     status, body = _ask(guard, [{"type": "http.request", "body": b"{", "more_body": True}], headers=headers)
     assert (status, body["error"]["code"]) == (408, "too_slow")
@@ -311,7 +309,7 @@ def test_a_ticket_opens_one_file_once_within_a_minute() -> None:
         assert tickets.use(text, artifact, name) is None
         assert tickets.use(text, "digest", "a") is None  # trying another file uses it up
     text = tickets.give("ann", "digest", "a")
-    clock.now += SECONDS
+    clock.now += TICKET_SECONDS
     assert tickets.use(text, "digest", "a") is None
     assert tickets.use("", "digest", "a") is None
 
@@ -319,14 +317,14 @@ def test_a_ticket_opens_one_file_once_within_a_minute() -> None:
 def test_a_browser_downloads_by_a_ticket_and_by_nothing_else(world: Served) -> None:
     artifact = world.store("model", "0" * 64, a_bin=b"bytes", b_bin=b"others")
     ann = world.token("ann", "read")
-    asked = f"/v1/artifacts/{artifact.digest}/tickets"
-    assert world.client.post(asked, json={"name": "a.bin"}).status_code == 401
-    assert world.client.post(asked, json={"name": "nothing"}, headers=ann).status_code == 404
-    url = world.client.post(asked, json={"name": "a.bin"}, headers=ann).json()["url"]
+    path = f"/v1/artifacts/{artifact.digest}/tickets"
+    assert world.client.post(path, json={"name": "a.bin"}).status_code == 401
+    assert world.client.post(path, json={"name": "nothing"}, headers=ann).status_code == 404
+    url = world.client.post(path, json={"name": "a.bin"}, headers=ann).json()["url"]
     assert url.startswith(f"/v1/artifacts/{artifact.digest}/files/a.bin?ticket=")
     assert world.client.get(url).content == b"bytes"
     assert world.client.get(url).status_code == 401
-    other = world.client.post(asked, json={"name": "a.bin"}, headers=ann).json()["url"].replace("a.bin", "b.bin")
+    other = world.client.post(path, json={"name": "a.bin"}, headers=ann).json()["url"].replace("a.bin", "b.bin")
     assert world.client.get(other).status_code == 401
     assert world.client.get(url.partition("?")[0]).status_code == 401
 

@@ -8,12 +8,11 @@ from typing import Any
 
 import pytest
 
-from cluster.service.data.database import connect
-from cluster.service.data.records import Claim, Event, Person, Wish
-from cluster.service.http.context import Limits
+from cluster.service.data.database import Database, connect
+from cluster.service.data.records import Claim, Event, Person, StoredFile, Wish
 from cluster.service.http.downloads import Download, is_single_range
 from cluster.service.http.error_answers import ApiError
-from cluster.service.http.sse import EventFanout, EventStream, always, frame
+from cluster.service.http.sse import EventFanout, EventStream, frame
 from cluster.service.queue.queue import Queue
 from tests.worlds.served import WAY, Served, served
 from tests.worlds.service_world import submit
@@ -22,11 +21,37 @@ PING = b": still there\n\n"
 ANN = Person("ann", ("submit",))
 
 
+class Counting(Queue):
+    """A queue that counts the calls of the fanout."""
+
+    def __init__(self, database: Database) -> None:
+        super().__init__(database)
+        self.calls: list[str] = []
+
+    def last_seqs(self, ids: Sequence[str]) -> dict[str, int]:
+        self.calls.append("last_seqs")
+        return super().last_seqs(ids)
+
+    def events(self, id: str, after: int = 0, limit: int = 1000) -> list[Event]:
+        self.calls.append("events")
+        return super().events(id, after, limit)
+
+
+async def always() -> bool:
+    """True: nobody revokes the token of a stream or a download."""
+    return True
+
+
 @pytest.fixture
-def queue(tmp_path: Path) -> Iterator[Queue]:
+def database(tmp_path: Path) -> Iterator[Database]:
     database = connect(f"sqlite:///{tmp_path / 'service.db'}")
-    yield Queue(database)
+    yield database
     database.close()
+
+
+@pytest.fixture
+def queue(database: Database) -> Counting:
+    return Counting(database)
 
 
 def _job(queue: Queue, identity: str = "one") -> Claim:
@@ -43,33 +68,17 @@ def _finish(queue: Queue, claim: Claim) -> None:
 
 def _events(text: bytes) -> list[tuple[int, str, dict[str, Any]]]:
     """Number, kind and body of the events in a piece of a stream."""
-    found = []
+    events = []
     for block in text.decode().split("\n\n"):
         fields = dict(line.split(": ", 1) for line in block.splitlines() if not line.startswith((":", "retry")))
         if "data" in fields:
-            found.append((int(fields["id"]), fields["event"], json.loads(fields["data"])))
-    return found
+            events.append((int(fields["id"]), fields["event"], json.loads(fields["data"])))
+    return events
 
 
 async def _watch(stream: AsyncIterator[bytes], seen: list[int]) -> None:
     async for piece in stream:
         seen += [seq for seq, _, _ in _events(piece)]
-
-
-class Counting:
-    """A queue that counts what is asked of it."""
-
-    def __init__(self, queue: Queue) -> None:
-        self._queue = queue
-        self.asked: list[str] = []
-
-    def last_seqs(self, ids: Sequence[str]) -> dict[str, int]:
-        self.asked.append("last_seqs")
-        return self._queue.last_seqs(ids)
-
-    def events(self, id: str, after: int = 0, limit: int = 1000) -> list[Event]:
-        self.asked.append("events")
-        return self._queue.events(id, after, limit)
 
 
 # events
@@ -86,7 +95,7 @@ def test_every_watcher_gets_every_event_once_in_order_whenever_they_came(queue: 
                 job = queue.get(claim.job.id)
                 if step % 5 == 0:
                     seen: list[int] = []
-                    stream = fanout.stream(job.id, last_seq=job.last_seq, after=step // 10)
+                    stream = fanout.stream(job.id, last_seq=job.last_seq, after=step // 10, allowed=always)
                     watching.append((step // 10, seen, asyncio.create_task(_watch(stream, seen))))
                 await asyncio.to_thread(queue.emit, claim, "note", {"done": step})
         for claim in claims:
@@ -100,70 +109,71 @@ def test_every_watcher_gets_every_event_once_in_order_whenever_they_came(queue: 
         assert seen == list(range(after + 1, last + 1))
 
 
-def test_any_number_of_watchers_costs_the_database_one_poller(queue: Queue) -> None:
+def test_any_number_of_watchers_costs_the_database_one_poller(queue: Counting) -> None:
     claim = _job(queue)
-    counting = Counting(queue)
 
     async def run() -> None:
-        fanout = EventFanout(counting, poll_seconds=0.001)
+        fanout = EventFanout(queue, poll_seconds=0.001)
         job = queue.get(claim.job.id)
         seen: list[list[int]] = [[] for _ in range(100)]
         tasks = [
-            asyncio.create_task(_watch(fanout.stream(job.id, last_seq=job.last_seq, after=job.last_seq), each))
-            for each in seen
+            asyncio.create_task(
+                _watch(fanout.stream(job.id, last_seq=job.last_seq, after=job.last_seq, allowed=always), seqs)
+            )
+            for seqs in seen
         ]
         while fanout.watchers < 100:
             await asyncio.sleep(0)
         await asyncio.to_thread(_finish, queue, claim)
         await asyncio.wait_for(asyncio.gather(*tasks), 60)
-        assert all(each == [3, 4, 5, 6, 7] for each in seen)
+        assert all(seqs == [3, 4, 5, 6, 7] for seqs in seen)
 
     asyncio.run(run())
-    assert counting.asked.count("events") <= 5  # not one for each of a hundred
+    assert queue.calls.count("events") <= 5  # not one for each of a hundred
 
 
-def test_a_slow_watcher_costs_no_memory_and_misses_nothing(queue: Queue) -> None:
+def test_a_slow_watcher_costs_no_memory_and_misses_nothing(queue: Counting) -> None:
     claim = _job(queue)
 
     async def run() -> list[int]:
         fanout = EventFanout(queue, frames=4, poll_seconds=0.001)
-        slow = fanout.stream(claim.job.id, last_seq=2, after=0)
+        slow = fanout.stream(claim.job.id, last_seq=2, after=0, allowed=always)
         pieces = [await anext(slow), await anext(slow)]  # and then takes nothing for a while
         fast: list[int] = []
-        other = asyncio.create_task(_watch(fanout.stream(claim.job.id, last_seq=2, after=2), fast))
+        other = asyncio.create_task(_watch(fanout.stream(claim.job.id, last_seq=2, after=2, allowed=always), fast))
         for step in range(20):
             await asyncio.to_thread(queue.emit, claim, "note", {"done": step})
             while not fast or fast[-1] < step + 3:
                 await asyncio.sleep(0)
-        assert fanout.frames_in_memory == 4
         await asyncio.to_thread(_finish, queue, claim)
         await asyncio.wait_for(other, 60)
+        calls = queue.calls.count("events")
         pieces += [piece async for piece in slow]
+        assert queue.calls.count("events") - calls == 24 // 4  # only the last four events were in memory
         return [seq for seq, _, _ in _events(b"".join(pieces))]
 
     assert asyncio.run(run()) == list(range(1, 2 + 20 + 5 + 1))
 
 
-def test_who_reads_on_from_progress_that_was_replaced_gets_what_came_since(queue: Queue) -> None:
+def test_who_reads_on_from_progress_that_was_replaced_gets_what_came_since(queue: Counting) -> None:
     claim = _job(queue)
-    counting = Counting(queue)
 
     async def run() -> list[list[tuple[int, str]]]:
-        fanout = EventFanout(counting, poll_seconds=0.001)
+        fanout = EventFanout(queue, poll_seconds=0.001)
         seen: list[list[tuple[int, str]]] = [[] for _ in range(20)]
 
-        async def watch(after: int, told: list[tuple[int, str]]) -> None:
-            async for piece in fanout.stream(claim.job.id, last_seq=4, after=after):
-                told += [(seq, kind) for seq, kind, _ in _events(piece)]
+        async def watch(after: int, events: list[tuple[int, str]]) -> None:
+            async for piece in fanout.stream(claim.job.id, last_seq=4, after=after, allowed=always):
+                events += [(seq, kind) for seq, kind, _ in _events(piece)]
 
         for step in range(2):
             await asyncio.to_thread(queue.emit, claim, "progress", {"done": step})  # 4 is there, and 3 is not
-        tasks = [asyncio.create_task(watch(3 if n == 0 else 4, told)) for n, told in enumerate(seen)]
+        tasks = [asyncio.create_task(watch(3 if n == 0 else 4, events)) for n, events in enumerate(seen)]
         while fanout.watchers < len(seen) or not seen[0]:
             await asyncio.sleep(0.001)
         for step in range(2, 4):
             queue.emit(claim, "progress", {"done": step})  # both before the poller reads on
-        while not all(told and told[-1][0] == 6 for told in seen):
+        while not all(events and events[-1][0] == 6 for events in seen):
             await asyncio.sleep(0.001)
         await asyncio.to_thread(_finish, queue, claim)
         await asyncio.wait_for(asyncio.gather(*tasks), 60)
@@ -171,12 +181,12 @@ def test_who_reads_on_from_progress_that_was_replaced_gets_what_came_since(queue
 
     behind, *others = asyncio.run(run())
     assert behind[0] == (4, "progress")
-    for told in (behind[1:], *others):
-        assert told == [
+    for events in (behind[1:], *others):
+        assert events == [
             (6, "progress"),
             *((n, "state") for n in range(7, 12)),
         ]
-    assert counting.asked.count("events") <= 10  # not one for each who waited for a number that never came
+    assert queue.calls.count("events") <= 10  # not one for each who waited for a number that never came
 
 
 def test_a_quiet_stream_is_kept_open_by_comments_and_ends_when_the_service_does(queue: Queue) -> None:
@@ -184,7 +194,9 @@ def test_a_quiet_stream_is_kept_open_by_comments_and_ends_when_the_service_does(
 
     async def run() -> None:
         fanout = EventFanout(queue, poll_seconds=0.001)
-        stream = EventStream(fanout.stream(claim.job.id, last_seq=2, after=2), fanout.seat("ann"), ping_seconds=0.01)
+        stream = EventStream(
+            fanout.stream(claim.job.id, last_seq=2, after=2, allowed=always), fanout.seat("ann"), ping_seconds=0.01
+        )
         sent: list[bytes] = []
 
         async def send(message: Any) -> None:
@@ -217,21 +229,21 @@ def test_a_quiet_stream_ends_when_it_is_no_longer_allowed(queue: Queue) -> None:
     assert hint.startswith(b"retry:")
 
 
-def test_a_database_that_is_away_for_a_while_does_not_end_a_stream(queue: Queue) -> None:
+def test_a_database_that_is_away_for_a_while_does_not_end_a_stream(database: Database, queue: Queue) -> None:
     claim = _job(queue)
 
     class Away(Counting):
         def last_seqs(self, ids: Sequence[str]) -> dict[str, int]:
-            if len(self.asked) < 3:
-                self.asked.append("away")
+            if len(self.calls) < 3:
+                self.calls.append("away")
                 raise OSError("the database is away")
             return super().last_seqs(ids)
 
     async def run() -> list[int]:
-        fanout = EventFanout(Away(queue), poll_seconds=0.001)
+        fanout = EventFanout(Away(database), poll_seconds=0.001)
         await asyncio.to_thread(_finish, queue, claim)
         seen: list[int] = []
-        await asyncio.wait_for(_watch(fanout.stream(claim.job.id, last_seq=2, after=2), seen), 60)
+        await asyncio.wait_for(_watch(fanout.stream(claim.job.id, last_seq=2, after=2, allowed=always), seen), 60)
         return seen
 
     assert asyncio.run(run()) == [3, 4, 5, 6, 7]
@@ -253,7 +265,7 @@ def world(tmp_path: Path, llama: Path) -> Iterator[Served]:
 @pytest.fixture
 def slow_world(tmp_path: Path, llama: Path) -> Iterator[Served]:
     """A service whose downloads come in pieces of a hundred bytes."""
-    with served(tmp_path / "data", roots=(llama.parent,), limits=Limits(chunk_bytes=100)) as world:
+    with served(tmp_path / "data", roots=(llama.parent,), chunk_bytes=100) as world:
         yield world
 
 
@@ -263,8 +275,8 @@ def test_a_stream_begins_after_the_event_that_was_seen_last(world: Served) -> No
     _finish(world.service.queue, claim)
     path = f"/v1/jobs/{claim.job.id}/events"
     for seen in range(7):
-        for asked in ({"params": {"after": seen}}, {"headers": {"Last-Event-ID": str(seen)}, "params": {"after": 1}}):
-            answer = world.client.get(path, **asked)
+        for request in ({"params": {"after": seen}}, {"headers": {"Last-Event-ID": str(seen)}, "params": {"after": 1}}):
+            answer = world.client.get(path, **request)
             assert answer.headers["content-type"].startswith("text/event-stream")
             assert [seq for seq, _, _ in _events(answer.content)] == list(range(seen + 1, 8))
     assert world.client.get(path, params={"after": 7}).status_code == 204  # a browser then stays away
@@ -327,9 +339,8 @@ async def _ranged(path: Path, text: str) -> tuple[int, bytes]:
         status = message.get("status", status)
         body += message.get("body", b"")
 
-    answer = Download(
-        path, name="a", digest="e", nbytes=path.stat().st_size, allowed=always, begin=int, renew=int, end=int
-    )
+    file = StoredFile("a", "e", path.stat().st_size)
+    answer = Download(path, file, allowed=always, begin=int, renew=int, end=int)
     scope = {"type": "http", "method": "GET", "headers": [(b"range", text.encode())]}
     await answer(scope, asyncio.Event().wait, send)  # type: ignore[arg-type]
     return status, body

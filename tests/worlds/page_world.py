@@ -105,8 +105,8 @@ class Page:
 
     def one(self, css: str) -> WebElement:
         """The first element of a selector, once it is there."""
-        found: WebElement = self.until(lambda: next(iter(self.all(css)), None))
-        return found
+        element: WebElement = self.until(lambda: next(iter(self.all(css)), None))
+        return element
 
     def click(self, css: str) -> None:
         """Click the first element of a selector, once it is there; again where the page has just replaced it."""
@@ -158,10 +158,10 @@ class Page:
 
     def complaints(self) -> Sequence[str]:
         """Warnings and errors of the console since the last call."""
-        said = [entry["message"] for entry in self._log("browser") if entry["level"] != "INFO"]
-        return [message for message in said if not any(forgiven in message for forgiven in self.forgiven)]
+        messages = [entry["message"] for entry in self._log("browser") if entry["level"] != "INFO"]
+        return [message for message in messages if not any(forgiven in message for forgiven in self.forgiven)]
 
     def _log(self, kind: str) -> list[dict[str, Any]]:
         get_log: Any = self.driver.get_log  # has no annotations
-        found: list[dict[str, Any]] = get_log(kind)
-        return found
+        entries: list[dict[str, Any]] = get_log(kind)
+        return entries

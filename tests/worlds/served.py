@@ -12,7 +12,7 @@ from starlette.testclient import TestClient
 
 from cluster.service.data.records import Artifact, Claim, Quota, StoredFile
 from cluster.service.data.states import DONE
-from cluster.service.http.context import Limits, Service
+from cluster.service.http.context import Service
 from cluster.service.http.server import create_app
 from cluster.service.settings import Settings
 
@@ -81,7 +81,6 @@ def stored(text: bytes, name: str = "a.bin") -> StoredFile:
 @contextmanager
 def served(data: Path, **settings: Any) -> Iterator[Served]:
     """A service over `data` that works on no jobs."""
-    limits = settings.pop("limits", Limits())
-    app = create_app(Settings(data, **({"slots": 0} | settings)), limits=limits)
+    app = create_app(Settings(data, **({"slots": 0} | settings)))
     with TestClient(app, base_url="http://127.0.0.1:8420", client=("127.0.0.1", 50_000)) as client:
         yield Served(app, client)

@@ -5,28 +5,27 @@ this machine can connect, every request is that of `local`, who may do everythin
 not from this machine, whatever its address.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Annotated, Any
 
 from fastapi import Depends, Request
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
-from cluster.service.data.catalog import Catalog
+from cluster.service.data.catalog import Ledger
+from cluster.service.data.database import Database
 from cluster.service.data.hosts import Hosts
 from cluster.service.data.records import Person
 from cluster.service.data.tokens import NOBODY, Tokens, digest_of
 from cluster.service.http.audit import Audit
-from cluster.service.http.downloads import CHUNK_BYTES
-from cluster.service.http.error_answers import ApiError, retry_after
+from cluster.service.http.error_answers import ApiError
+from cluster.service.http.grants import Tickets, TokenCache
 from cluster.service.http.metrics import Metrics
-from cluster.service.http.middleware import BODY_SECONDS
+from cluster.service.http.middleware import client_of
 from cluster.service.http.rate_limit import TokenBucket
-from cluster.service.http.revocation import SECONDS, TokenCache
 from cluster.service.http.schema import ErrorAnswer
 from cluster.service.http.security import is_forwarded
 from cluster.service.http.sse import EventFanout
-from cluster.service.http.tickets import Tickets
 from cluster.service.offload.fetch_pool import Fetches
 from cluster.service.offload.plan_pool import Planner
 from cluster.service.queue.queue import Queue
@@ -37,56 +36,69 @@ from mint.client.http import is_loopback
 
 LOCAL = Person(NOBODY, ("admin",))
 _FINE = 20.0  # requests that a wrong token costs
+_BURST_SECONDS = 4.0  # a burst is that many seconds' worth of the steady rate
+_ADDRESS_FACTOR = 10.0  # many people may share an address
 
 
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """Sizes and times of the HTTP layer that no option sets."""
-
-    body_seconds: float = BODY_SECONDS  # for the body of a request
-    chunk_bytes: int = CHUNK_BYTES  # of a download in memory
-    token_seconds: float = SECONDS  # from a revocation to the end of what the token opened
-
-
-@dataclass(frozen=True, slots=True)
 class Service:
-    """The parts of a running service."""
+    """The parts of a service over a database. It is running while the block of `working` lasts."""
 
-    settings: Settings
-    limits: Limits
-    queue: Queue
-    tokens: Tokens
-    catalog: Catalog
-    hosts: Hosts
-    store: Store
-    models: Roots
-    fanout: EventFanout
-    planner: Planner
-    fetches: Fetches
-    tickets: Tickets
-    token_cache: TokenCache
-    audit: Audit
-    metrics: Metrics
-    addresses: TokenBucket  # by address, of all requests
-    people: TokenBucket  # by name
+    def __init__(self, settings: Settings, database: Database, clock: Callable[[], float]) -> None:
+        self.settings = settings
+        self.database = database
+        self.queue = Queue(database, clock)
+        self.tokens = Tokens(database, clock)
+        self.ledger = Ledger(database, clock)
+        self.hosts = Hosts(database, clock)
+        self.store = Store(settings.data / "store", self.ledger, settings.max_store_bytes)
+        self.models = Roots(settings.roots, self.ledger, allow_hub=settings.allow_hub)
+        self.fanout = EventFanout(self.queue, streams_per_person=settings.streams_each)
+        self.planner = Planner()
+        self.fetches = Fetches(settings.data / "logs" / "fetches.log")
+        self.tickets = Tickets()
+        self.token_cache = TokenCache(self.tokens, seconds=settings.token_seconds)
+        self.audit = Audit(settings.data / "audit.log")
+        rate = settings.requests_per_second
+        self.addresses = TokenBucket(_ADDRESS_FACTOR * rate, _ADDRESS_FACTOR * rate * _BURST_SECONDS)
+        self.people = TokenBucket(rate, rate * _BURST_SECONDS)
+        self.metrics = metrics = Metrics(self.queue.counts)
+        metrics.add_gauge("mint_event_streams", "Streams of events that are open.", lambda: self.fanout.watchers)
+        metrics.add_gauge("mint_fetches", "Models of the hub that are on their way.", self.fetches.running)
+        metrics.add_gauge("mint_store_bytes", "Bytes of stored artifacts.", self.ledger.nbytes)
+        metrics.add_gauge("mint_store_free_bytes", "Bytes that can still be stored.", self.store.free_bytes)
 
-    def person(self, request: Request) -> Person:
-        """The person behind a request; raises `ApiError`."""
-        client = request.client.host if request.client else "unknown"
-        text = _token(request)
+    @contextmanager
+    def working(self) -> Iterator[None]:
+        """Run jobs during this block; runners that are at work then continue."""
+        with ExitStack() as parts:
+            for part in (self.database, self.planner, self.fetches):
+                parts.callback(part.close)
+            if self.settings.slots > 0:
+                from cluster.service.work.supervisor import Supervisor
+
+                supervisor = Supervisor(self.queue, self.store, self.settings)
+                supervisor.start()
+                parts.callback(supervisor.stop)
+            yield
+
+    def person(self, request: Request, scope: str) -> Person:
+        """The person behind a request, if the token has a scope; raises `ApiError`."""
+        client, text = client_of(request.scope), _token(request)
         if text is None:
             if not self._is_open(client, request):
-                raise _unauthorized(
-                    "needed: a token, in the header Authorization: Bearer TOKEN; mint token create NAME"
+                raise ApiError(
+                    401, "needed: a token, in the header Authorization: Bearer TOKEN; mint token create NAME"
                 )
             return LOCAL
         person = self.tokens.verify(text) if text else None
         if person is None:
             self.addresses.fine(client, _FINE)
             self.audit.note("token.refused", person="", client=client, path=request.url.path)
-            raise _unauthorized("the token is not known here, or was revoked; make one with mint token create NAME")
-        if wait := self.people.take(person.name):
-            raise ApiError(429, f"too many requests; come back in {wait:.1f} seconds", headers=retry_after(wait))
+            raise ApiError(401, "the token is not known here, or was revoked; make one with mint token create NAME")
+        self.people.need(person.name)
+        if not person.may(scope):
+            self.note(request, person, "scope.refused", path=request.url.path, scope=scope)
+            raise ApiError(403, f"{person.name}'s token does not allow this; needed the scope {scope!r}")
         return person
 
     def grant(self, request: Request) -> str:
@@ -96,7 +108,7 @@ class Service:
 
     def note(self, request: Request, person: Person, event: str, **context: Any) -> None:
         """Write a line into the audit log."""
-        self.audit.note(event, person=person.name, client=request.client.host if request.client else "", **context)
+        self.audit.note(event, person=person.name, client=client_of(request.scope), **context)
 
     def _is_open(self, client: str, request: Request) -> bool:
         local = self.settings.is_local and is_loopback(client) and not is_forwarded(request.headers.keys())
@@ -110,10 +122,6 @@ def _token(request: Request) -> str | None:
         return None
     scheme, _, text = header.partition(" ")
     return text.strip() if scheme.lower() == "bearer" else ""
-
-
-def _unauthorized(message: str) -> ApiError:
-    return ApiError(401, message, headers={"WWW-Authenticate": "Bearer"})
 
 
 def service_of(request: Request) -> Service:
@@ -131,11 +139,7 @@ def _need(scope: str) -> Callable[..., Person]:
         service: Annotated[Service, Depends(service_of)],
         _: Annotated[HTTPAuthorizationCredentials | None, Depends(BEARER)],
     ) -> Person:
-        person = service.person(request)
-        if not person.may(scope):
-            service.note(request, person, "scope.refused", path=request.url.path, scope=scope)
-            raise ApiError(403, f"{person.name}'s token does not allow this; needed the scope {scope!r}")
-        return person
+        return service.person(request, scope)
 
     return check
 

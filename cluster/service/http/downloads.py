@@ -15,19 +15,20 @@ from starlette.responses import FileResponse
 from starlette.staticfiles import NotModifiedResponse
 from starlette.types import Message, Receive, Scope, Send
 
+from cluster.service.data.records import StoredFile
 from cluster.service.http.error_answers import ApiError
 from cluster.service.http.head_deadline import ABORT
+from mint.core.files import CHUNK_BYTES
 
-CHUNK_BYTES = 4 << 20
 _RENEW_SECONDS = 60.0
 _RANGE = re.compile(r"bytes=(?:([0-9]{1,18})-([0-9]{0,18})|-([0-9]{1,18}))")
 
 
 class Download(FileResponse):
-    """A file that is sent for as long as `allowed` answers True.
+    """A stored file at `path` that is sent for as long as `allowed` answers True.
 
     `begin` is called with the status, `renew` about once a minute, `end` with the number of bytes that were sent.
-    Raises `FileNotFoundError`, and `OSError` for a file that has not `nbytes`.
+    Raises `FileNotFoundError`, and `OSError` for a file of another size.
     """
 
     max_ranges = 1
@@ -35,10 +36,8 @@ class Download(FileResponse):
     def __init__(
         self,
         path: Path,
+        file: StoredFile,
         *,
-        name: str,
-        digest: str,
-        nbytes: int,
         allowed: Callable[[], Awaitable[bool]],
         begin: Callable[[int], object],
         renew: Callable[[], object],
@@ -46,22 +45,21 @@ class Download(FileResponse):
         chunk_bytes: int = CHUNK_BYTES,
     ) -> None:
         stat = path.stat()
-        if stat.st_size != nbytes:
-            raise OSError(f"a stored file has {stat.st_size} bytes; it had {nbytes} when it was stored")
+        if stat.st_size != file.nbytes:
+            raise OSError(f"a stored file has {stat.st_size} bytes; it had {file.nbytes} when it was stored")
         super().__init__(
             path,
-            headers={"ETag": f'"{digest}"', "Cache-Control": "private, no-cache, no-transform"},
+            headers={"ETag": f'"{file.digest}"', "Cache-Control": "private, no-cache, no-transform"},
             media_type="application/octet-stream",
-            filename=name.rpartition("/")[2],
+            filename=file.name.rpartition("/")[2],
             stat_result=stat,
         )
         self.chunk_size = chunk_bytes
-        self._nbytes = nbytes
+        self._nbytes = file.nbytes
         self._allowed, self._begin, self._renew, self._end = allowed, begin, renew, end
         self._sent_bytes = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send the file until the client has it, goes away, or is no longer allowed to have it."""
         headers = Headers(scope=scope)
         try:
             if _matches(headers.get("if-none-match", ""), self.headers["etag"]):

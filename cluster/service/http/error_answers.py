@@ -1,41 +1,67 @@
 """Errors of the API: a status, a code for programs, and a message for people."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
+from starlette.responses import JSONResponse
+
+from cluster.service import errors
+from cluster.service.offload.plan_pool import NotAnalyzedError, ServiceBusyError
+from mint.core.errors import MintError
+
 # status: its code, unless a more exact one is known
 CODES = {
-    400: "bad_request",
-    401: "unauthorized",
-    403: "forbidden",
-    404: "not_found",
-    405: "method_not_allowed",
-    408: "too_slow",
-    409: "conflict",
-    413: "too_large",
-    415: "unsupported_media_type",
-    416: "range_not_satisfiable",
-    422: "invalid",
-    429: "too_many",
-    500: "bug",
-    503: "unavailable",
+    400: "bad_request", 401: "unauthorized", 403: "forbidden", 404: "not_found", 405: "method_not_allowed",
+    408: "too_slow", 409: "conflict", 413: "too_large", 415: "unsupported_media_type", 416: "range_not_satisfiable",
+    422: "invalid", 429: "too_many", 500: "bug", 503: "unavailable",
+}  # fmt: skip
+# an error's class: its status and code; the first class that fits counts
+_REFUSALS: dict[type[MintError], tuple[int, str]] = {
+    errors.NotFoundError: (404, ""),
+    errors.NotWatchingError: (403, ""),
+    errors.ArtifactInUseError: (409, ""),
+    NotAnalyzedError: (409, ""),
+    errors.NotFetchedError: (409, "not_fetched"),
+    errors.QuotaExceededError: (429, "quota"),
+    ServiceBusyError: (429, "busy"),
+    errors.DatabaseUnavailableError: (503, ""),
+    MintError: (422, "unusable"),
 }
 
 
 class ApiError(Exception):
-    """An error as the API answers it. The message says what was found, what is needed, and what to do."""
+    """An error as the API answers it. The message says what was found, what is needed, and what to do.
 
-    def __init__(self, status: int, message: str, *, code: str = "", headers: Mapping[str, str] | None = None) -> None:
+    After `retry_after` seconds the request may be repeated.
+    """
+
+    def __init__(
+        self, status: int, message: str, *, code: str = "", retry_after: float = 0.0, headers: Mapping[str, str] = {}
+    ) -> None:
         super().__init__(message)
-        self.status = status
-        self.message = message
-        self.code = code or CODES[status]
-        self.headers = dict(headers or {})
+        self.status, self.code, self.headers = status, code or CODES[status], dict(headers)
+        if status == 401:
+            self.headers["WWW-Authenticate"] = "Bearer"
+        if retry_after:
+            self.headers["Retry-After"] = str(max(1, math.ceil(retry_after)))
+
+    @classmethod
+    def of(cls, error: MintError) -> "ApiError":
+        """The answer to an error of the service; the reason of a lost database is for its log only."""
+        status, code = next(answer for kind, answer in _REFUSALS.items() if isinstance(error, kind))
+        message = "the database does not answer; come back" if status == 503 else str(error)
+        return cls(status, message, code=code, retry_after=getattr(error, "retry_after", 0.0))
 
     @property
     def record(self) -> dict[str, Any]:
         """The body of the answer."""
-        return {"error": {"code": self.code, "message": self.message}}
+        return {"error": {"code": self.code, "message": str(self)}}
+
+    @property
+    def response(self) -> JSONResponse:
+        """The whole answer."""
+        return JSONResponse(self.record, self.status, self.headers)
 
 
 # field: the values that its pattern allows, in words
@@ -57,8 +83,3 @@ def describe_invalid(error: Mapping[str, Any]) -> str:
     if error["type"] != "string_pattern_mismatch" or not needed:
         return f"{'.'.join(location)}: {error['msg']}"
     return f"{'.'.join(location[1:])}: found {str(error['input'])[:_SHOWN]!r}; needed {needed}"
-
-
-def retry_after(seconds: float) -> dict[str, str]:
-    """The header that says after how many seconds to repeat the request."""
-    return {"Retry-After": str(max(1, int(seconds + 0.999)))}

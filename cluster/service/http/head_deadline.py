@@ -19,47 +19,41 @@ ABORT = "mint.abort"  # key in a request's state: a function that ends the conne
 
 
 class DeadlineProtocol(H11Protocol):
-    """An HTTP/1.1 connection with deadlines."""
-
-    _head: TimerHandle | None = None
-    _take: TimerHandle | None = None
+    """An HTTP/1.1 connection with two deadlines: until a head is complete, and while the client's buffer is full."""
 
     def connection_made(self, transport: Any) -> None:
-        """Start the deadline of the first head."""
         super().connection_made(transport)
         self.app_state = {**self.app_state, ABORT: transport.abort}
-        self._wait_for_head()
+        self._timers: dict[str, TimerHandle] = {}
+        self._start("head", HEAD_SECONDS)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Cancel the deadlines."""
-        for timer in (self._head, self._take):
-            if timer:
-                timer.cancel()
-        self._head = self._take = None
+        for deadline in ("head", "take"):
+            self._cancel(deadline)
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        """Read data; the deadline runs until the head of a request is complete."""
         super().data_received(data)
-        if self.conn.their_state is not IDLE:
-            if self._head:
-                self._head.cancel()
-                self._head = None
-        elif self._head is None:
-            self._wait_for_head()
+        if self.conn.their_state is IDLE:
+            self._start("head", HEAD_SECONDS)
+        else:
+            self._cancel("head")
 
     def pause_writing(self) -> None:
-        """Start the deadline for a client whose buffer is full."""
         super().pause_writing()
-        if self._take is None:
-            self._take = self.loop.call_later(TAKE_SECONDS, self.transport.abort)
+        self._start("take", TAKE_SECONDS)
 
     def resume_writing(self) -> None:
-        """Cancel that deadline."""
         super().resume_writing()
-        if self._take:
-            self._take.cancel()
-            self._take = None
+        self._cancel("take")
+
+    def _start(self, deadline: str, seconds: float) -> None:
+        if deadline not in self._timers:
+            self._timers[deadline] = self.loop.call_later(seconds, self.transport.abort)
+
+    def _cancel(self, deadline: str) -> None:
+        if timer := self._timers.pop(deadline, None):
+            timer.cancel()
 
     def send_400_response(self, msg: str) -> None:
         """Refuse a request that is not HTTP."""
@@ -68,6 +62,3 @@ class DeadlineProtocol(H11Protocol):
         lines = [f"{name}: {value}" for name, value in {**headers, **HEADERS}.items()]
         self.transport.write("\r\n".join(["HTTP/1.1 400 Bad Request", *lines, "", ""]).encode() + body)
         self.transport.close()
-
-    def _wait_for_head(self) -> None:
-        self._head = self.loop.call_later(HEAD_SECONDS, self.transport.abort)

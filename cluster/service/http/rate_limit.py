@@ -4,28 +4,35 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from cluster.service.http.error_answers import ApiError
 
 _MAX_CLIENTS = 10_000  # in memory; the one that was away longest is dropped, and has a full bucket again
 
 
+@dataclass
 class TokenBucket:
     """One bucket a client: `per_second` requests, of which `burst` may come at once."""
 
-    def __init__(self, per_second: float, burst: float, *, clock: Callable[[], float] = time.monotonic) -> None:
-        self._per_second = per_second
-        self._burst = burst
-        self._clock = clock
-        self._levels: OrderedDict[str, tuple[float, float]] = OrderedDict()  # client: its level, and at what time
-        self._lock = threading.Lock()
+    per_second: float
+    burst: float
+    clock: Callable[[], float] = time.monotonic
+    _levels: OrderedDict[str, tuple[float, float]] = field(default_factory=OrderedDict, init=False)  # and their times
+    _lock: threading.Lock = field(default_factory=threading.Lock, init=False)
 
-    def take(self, client: str, cost: float = 1.0) -> float:
+    def take(self, client: str) -> float:
         """Pay for a request and return 0.0; where the level is too low, return the seconds to wait and pay nothing."""
-        cost = min(cost, self._burst)
         with self._lock:
             level = self._level(client)
-            is_enough = level >= cost
-            self._set(client, level - cost if is_enough else level)
-            return 0.0 if is_enough else (cost - level) / self._per_second
+            is_enough = level >= 1.0
+            self._set(client, level - 1.0 if is_enough else level)
+            return 0.0 if is_enough else (1.0 - level) / self.per_second
+
+    def need(self, client: str) -> None:
+        """Pay for a request; raises `ApiError` where the level is too low."""
+        if wait := self.take(client):
+            raise ApiError(429, f"too many requests; come back in {wait:.1f} seconds", retry_after=wait)
 
     def fine(self, client: str, cost: float) -> None:
         """Take from the bucket in any case, down to zero."""
@@ -33,11 +40,11 @@ class TokenBucket:
             self._set(client, max(0.0, self._level(client) - cost))
 
     def _level(self, client: str) -> float:
-        level, at = self._levels.get(client, (self._burst, self._clock()))
-        return min(self._burst, level + (self._clock() - at) * self._per_second)
+        level, at = self._levels.get(client, (self.burst, self.clock()))
+        return min(self.burst, level + (self.clock() - at) * self.per_second)
 
     def _set(self, client: str, level: float) -> None:
-        self._levels[client] = (level, self._clock())
+        self._levels[client] = (level, self.clock())
         self._levels.move_to_end(client)
         if len(self._levels) > _MAX_CLIENTS:
             self._levels.popitem(last=False)

@@ -2,19 +2,17 @@
 
 import socket
 import time
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from fastapi import APIRouter, Request, Response
 from starlette.responses import FileResponse
-from starlette.staticfiles import StaticFiles
 
 from cluster.service.data.hosts import Host
 from cluster.service.data.states import ACTIVE
 from cluster.service.http.context import Here, Reader, Service, refusals
 from cluster.service.http.metrics import CONTENT_TYPE
-from cluster.service.http.schema import DevicesAnswer, HealthAnswer, HostsAnswer, PersonAnswer
+from cluster.service.http.schema import DevicesAnswer, HealthAnswer, HostAnswer, HostsAnswer, PersonAnswer
 from mint.core.version import __version__
 from mint.targets import devices as targets
 
@@ -25,7 +23,7 @@ WEB = Path(__file__).parent.parent / "web"
 @router.get("/v1/devices")
 def devices(person: Reader) -> DevicesAnswer:
     """The devices whose names can stand for a budget."""
-    return DevicesAnswer.model_validate({"devices": [asdict(device) for device in targets.devices()]})
+    return DevicesAnswer.model_validate({"devices": [{"name": device.name, **device.figures} for device in DEVICES]})
 
 
 def host_now(service: Service) -> Host:
@@ -39,25 +37,24 @@ def host_now(service: Service) -> Host:
 def hosts(service: Here, person: Reader) -> HostsAnswer:
     """The machines that serve or work for the queue, as each reported itself at `seen_at`, a few seconds ago."""
     here = host_now(service)
-    reports = {host.name: (host, at) for host, at in service.hosts.last_seen().items()} | {
-        here.name: (here, time.time())
-    }
+    reports = {host.name: {**asdict(host), "seen_at": at} for host, at in service.hosts.last_seen().items()}
+    reports[here.name] = {**asdict(here), "seen_at": time.time()}
     running: dict[str, list[str]] = {name: [] for name in reports}
     for state in ACTIVE:
         for job in service.queue.find(state=state, limit=500):
             running.setdefault(job.host, []).append(job.id)
-    rows = []
-    for name, jobs in running.items():
-        host, seen_at = reports.get(name, (None, None))
-        figures = asdict(host) if host else dict.fromkeys(field.name for field in fields(Host))
-        rows.append({**figures, "name": name, "jobs": jobs, "is_here": name == here.name, "seen_at": seen_at})
-    return HostsAnswer.model_validate({"hosts": rows})
+    silent = dict.fromkeys(("slots", "free_bytes", "store_bytes", "cluster", "seen_at"))
+    rows = [
+        HostAnswer(**reports.get(name, {"name": name, **silent}), jobs=jobs, is_here=name == here.name)
+        for name, jobs in running.items()
+    ]
+    return HostsAnswer(hosts=rows)
 
 
 @router.get("/v1/me")
 def me(person: Reader) -> PersonAnswer:
     """The person behind the request, and their scopes."""
-    return PersonAnswer(name=person.name, scopes=list(person.scopes))
+    return PersonAnswer.model_validate(person)
 
 
 @router.get("/healthz")
@@ -86,14 +83,4 @@ def metrics(service: Here, person: Reader) -> Response:
 @router.get("/", include_in_schema=False)
 async def page(request: Request) -> Response:
     """The page."""
-    return FileResponse(WEB / "index.html", headers={"Cache-Control": "no-cache"})
-
-
-class Static(StaticFiles):
-    """The page's files; a browser revalidates them each time."""
-
-    def file_response(self, *arguments: Any, **options: Any) -> Response:
-        """A file, or 304 if it did not change."""
-        response = super().file_response(*arguments, **options)
-        response.headers["Cache-Control"] = "no-cache"
-        return response
+    return FileResponse(WEB / "index.html")

@@ -1,9 +1,8 @@
 """Routes of artifacts: list them, describe their files, download and resume those."""
 
 import secrets
-from collections.abc import Callable
 from contextlib import suppress
-from functools import partial
+from dataclasses import asdict
 from typing import Annotated, Any, Literal
 from urllib.parse import quote
 
@@ -14,7 +13,7 @@ from cluster.service.errors import DatabaseUnavailableError
 from cluster.service.http.context import BEARER, POSTED, Here, Reader, Service, refusals
 from cluster.service.http.downloads import Download
 from cluster.service.http.error_answers import ApiError
-from cluster.service.http.schema import ArtifactAnswer, ArtifactsAnswer, Sha256, TicketAnswer, TicketRequest
+from cluster.service.http.schema import ArtifactAnswer, ArtifactsAnswer, FileAnswer, Sha256, TicketAnswer, TicketRequest
 
 router = APIRouter(prefix="/v1/artifacts", tags=["artifacts"])
 Digest = Annotated[str, Path(pattern="^[0-9a-f]{64}$", description="SHA-256 of the list of its files.")]
@@ -22,20 +21,16 @@ FileName = Annotated[str, Path(min_length=1, max_length=512)]
 _HOLD_SECONDS = 600.0  # renewed while a download goes on
 
 
-def artifact_record(artifact: Artifact) -> dict[str, Any]:
-    """An artifact as it is answered."""
+def artifact_answer(artifact: Artifact) -> ArtifactAnswer:
+    """An artifact as the API answers it."""
     digest = artifact.digest
-    files = [
-        {"name": file.name, "digest": file.digest, "nbytes": file.nbytes, "url": _url(digest, file.name)}
-        for file in artifact.files
-    ]
-    return {
-        "digest": digest,
-        "kind": artifact.kind,
-        "identity": artifact.identity,
-        "nbytes": artifact.nbytes,
-        "files": files,
-    }
+    return ArtifactAnswer(
+        digest=digest,
+        kind=artifact.kind,
+        identity=artifact.identity,
+        nbytes=artifact.nbytes,
+        files=[FileAnswer(**asdict(file), url=_url(digest, file.name)) for file in artifact.files],
+    )
 
 
 def _url(digest: str, name: str) -> str:
@@ -51,117 +46,95 @@ def find(
     limit: Annotated[int, Query(ge=1, le=500)] = 100,
 ) -> ArtifactsAnswer:
     """The stored artifacts, the last made first."""
-    artifacts = service.catalog.find(kind, model, limit)
-    return ArtifactsAnswer.model_validate({"artifacts": [artifact_record(artifact) for artifact in artifacts]})
+    return ArtifactsAnswer(artifacts=list(map(artifact_answer, service.ledger.find(kind, model, limit))))
 
 
 @router.get("/{digest}", responses=refusals(404))
 def look(digest: Digest, service: Here, person: Reader) -> ArtifactAnswer:
     """The files of an artifact."""
-    return ArtifactAnswer.model_validate(artifact_record(service.catalog.get(digest)))
+    return artifact_answer(service.ledger.get(digest))
 
 
 @router.post("/{digest}/tickets", status_code=201, responses=refusals(404, *POSTED))
-def give_ticket(request: Request, digest: Digest, wanted: TicketRequest, service: Here, person: Reader) -> TicketAnswer:
+def give_ticket(request: Request, digest: Digest, body: TicketRequest, service: Here, person: Reader) -> TicketAnswer:
     """A link to one file that works once, within a minute, for a browser: a link cannot send a token."""
-    file = _file(service.catalog.get(digest), wanted.name)
+    file = _file(service.ledger.get(digest), body.name)
     ticket = service.tickets.give(person.name, digest, file.name, service.grant(request))
     service.note(request, person, "ticket.given", artifact=digest, file=file.name)
     return TicketAnswer(url=f"{_url(digest, file.name)}?ticket={ticket}")
 
 
-_FILE = "/{digest}/files/{name:path}"
 _BINARY = {"content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}}
-_FILE_ANSWERS: dict[int | str, dict[str, Any]] = {
-    200: {**_BINARY, "description": "The whole file."},
-    206: {**_BINARY, "description": "The range that was asked for."},
-    304: {"description": "The file with the ETag that the client named."},
-    **refusals(404, 416),
+_FILE: dict[str, Any] = {
+    "path": "/{digest}/files/{name:path}",
+    "response_class": Response,
+    "dependencies": [Depends(BEARER)],
+    "responses": {
+        200: {**_BINARY, "description": "The whole file."},
+        206: {**_BINARY, "description": "The range that was asked for."},
+        304: {"description": "The file with the ETag that the client named."},
+        **refusals(404, 416),
+    },
 }
 Ticket = Annotated[str | None, Query(max_length=64, description="Of POST .../tickets, in place of a token.")]
 
 
-def _download(request: Request, digest: Digest, name: FileName, service: Here, ticket: Ticket = None) -> Response:
+@router.head(
+    **_FILE,
+    operation_id="describe_file",
+    summary="Describe",
+    description="The headers of a file: its size and its SHA-256.",
+)
+@router.get(**_FILE, operation_id="download_file")
+def download(request: Request, digest: Digest, name: FileName, service: Here, ticket: Ticket = None) -> Response:
+    """A file, or one range of it. Its ETag is its SHA-256: a cut download goes on with `Range` and `If-Range`."""
     person, grant = _allowed(service, request, digest, name, ticket)
     file = _file(service.catalog.get(digest), name)
     holder = f"download-{secrets.token_hex(8)}"
-    hold = partial(_if_possible, lambda: service.catalog.hold(digest, holder, _HOLD_SECONDS))
-    drop = partial(_if_possible, lambda: service.catalog.drop(holder))
+
+    # a database that cannot record a hold, on a full disk, evicts nothing either
+    def hold() -> None:
+        with suppress(DatabaseUnavailableError):
+            service.ledger.hold(digest, holder, _HOLD_SECONDS)
 
     def begin(status: int) -> None:
         if request.method == "GET":
             service.note(request, person, "file.sent", artifact=digest, file=name, status=status)
 
     def end(nbytes: int) -> None:
-        drop()
-        service.metrics.sent(nbytes)
+        with suppress(DatabaseUnavailableError):
+            service.ledger.drop(holder)
+        service.metrics.sent.inc(nbytes)
 
     hold()
     try:
         return Download(
             service.store.path(file.digest),
-            name=file.name,
-            digest=file.digest,
-            nbytes=file.nbytes,
+            file,
             allowed=lambda: service.token_cache.is_still_good(grant),
             begin=begin,
             renew=hold,
             end=end,
-            chunk_bytes=service.limits.chunk_bytes,
+            chunk_bytes=service.settings.chunk_bytes,
         )
-    except FileNotFoundError as error:
-        drop()
+    except BaseException as error:
+        end(0)
+        if not isinstance(error, FileNotFoundError):
+            raise
         raise ApiError(
             404,
             f"the file {name!r} is gone from the service's disk. The service forgets it when it is started again, "
             "and then makes it anew for who submits the job again",
         ) from error
-    except BaseException:
-        drop()
-        raise
-
-
-def _if_possible(note: Callable[[], object]) -> None:
-    """Record a hold if the database can write; one that cannot, on a full disk, evicts nothing either."""
-    with suppress(DatabaseUnavailableError):
-        note()
-
-
-@router.get(
-    _FILE,
-    response_class=Response,
-    responses=_FILE_ANSWERS,
-    operation_id="download_file",
-    dependencies=[Depends(BEARER)],
-)
-def download(request: Request, digest: Digest, name: FileName, service: Here, ticket: Ticket = None) -> Response:
-    """A file, or one range of it. Its ETag is its SHA-256: a cut download goes on with `Range` and `If-Range`."""
-    return _download(request, digest, name, service, ticket)
-
-
-@router.head(
-    _FILE,
-    response_class=Response,
-    responses=_FILE_ANSWERS,
-    operation_id="describe_file",
-    dependencies=[Depends(BEARER)],
-)
-def describe(request: Request, digest: Digest, name: FileName, service: Here, ticket: Ticket = None) -> Response:
-    """The headers of a file: its size and its SHA-256."""
-    return _download(request, digest, name, service, ticket)
 
 
 def _allowed(service: Service, request: Request, digest: str, name: str, ticket: str | None) -> tuple[Person, str]:
     """The person who downloads, and the digest of the token: that of the request, or that behind a ticket."""
     if ticket is None:
-        person = service.person(request)
-        if not person.may("read"):
-            raise ApiError(403, f"{person.name}'s token does not allow this; needed the scope 'read'")
-        return person, service.grant(request)
+        return service.person(request, "read"), service.grant(request)
     entry = service.tickets.use(ticket, digest, name)
     if entry is None or not service.token_cache.is_good(entry.grant):
-        raise ApiError(401, "the ticket was used, is older than a minute, or is for another file; ask for a new one",
-                      headers={"WWW-Authenticate": "Bearer"})  # fmt: skip
+        raise ApiError(401, "the ticket was used, is older than a minute, or is for another file; ask for a new one")
     return Person(entry.person, ("read",)), entry.grant
 
 

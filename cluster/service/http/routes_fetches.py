@@ -7,7 +7,6 @@ from fastapi import APIRouter, Path, Request, Response
 from cluster.service.http.context import POSTED, Here, Reader, Submitter, refusals
 from cluster.service.http.error_answers import ApiError
 from cluster.service.http.schema import FetchAnswer, FetchRequest
-from cluster.service.offload.fetch_pool import Fetch
 from mint.model.hub_cache import parse_id
 
 router = APIRouter(prefix="/v1/fetches", tags=["fetches"])
@@ -16,7 +15,7 @@ FetchId = Annotated[str, Path(pattern="^[0-9a-f]{16}$")]
 
 @router.post("", status_code=202, responses={200: {"model": FetchAnswer}, **refusals(*POSTED)})
 def fetch(
-    request: Request, response: Response, wanted: FetchRequest, service: Here, person: Submitter
+    request: Request, response: Response, body: FetchRequest, service: Here, person: Submitter
 ) -> FetchAnswer:  # fmt: skip
     """Download a model of the hub to the service's machine, so that jobs can be submitted for it.
 
@@ -29,26 +28,15 @@ def fetch(
             "with --allow-hub",
             code="no_hub",
         )
-    if not (id := parse_id(wanted.model)):
-        raise ApiError(422, f"{wanted.model!r} is no id of the hub; needed OWNER/NAME or OWNER/NAME@REVISION")
+    if not (id := parse_id(body.model)):
+        raise ApiError(422, f"{body.model!r} is no id of the hub; needed OWNER/NAME or OWNER/NAME@REVISION")
     entry, is_new = service.fetches.ask(str(id), person)
     service.note(request, person, "fetch.asked", model=entry.model, is_new=is_new)
     response.status_code = 202 if is_new else 200
-    return _answer(entry)
+    return FetchAnswer.model_validate(entry)
 
 
 @router.get("/{id}", responses=refusals(404))
 def look(id: FetchId, service: Here, person: Reader) -> FetchAnswer:
     """The progress of a download."""
-    return _answer(service.fetches.get(id))
-
-
-def _answer(fetch: Fetch) -> FetchAnswer:
-    return FetchAnswer(
-        id=fetch.id,
-        model=fetch.model,
-        state=fetch.state,
-        done_bytes=fetch.done_bytes,
-        total_bytes=fetch.total_bytes,
-        reason=fetch.reason,
-    )
+    return FetchAnswer.model_validate(service.fetches.get(id))

@@ -12,7 +12,7 @@ from cluster.service.data.states import ACTIVE, BLOCKED, FINAL, QUEUED
 from cluster.service.errors import DatabaseUnavailableError, NotFetchedError
 from cluster.service.http.context import POSTED, Here, Reader, Service, Submitter, refusals
 from cluster.service.http.error_answers import ApiError
-from cluster.service.http.schema import JobAnswer, JobsAnswer, Sha256, Submission, SubmittedAnswer
+from cluster.service.http.schema import JobAnswer, JobsAnswer, Sha256, Submission, SubmittedAnswer, SubmittedJob
 from cluster.service.http.sse import EventStream
 from cluster.service.recipe_of_wish import budget_of, canonical, checked_options, most_bytes
 from mint.core.errors import MintError
@@ -20,11 +20,7 @@ from mint.plan.recipe import Budget
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
 JobId = Annotated[str, Path(pattern="^[0-9a-f]{16}$")]
-State = Literal[
-    "queued", "inventory", "analyzing", "probing", "solving", "assembling", "verifying", "done", "failed", "cancelled",
-    "blocked",
-]  # fmt: skip
-assert set(State.__args__) == {QUEUED, BLOCKED, *ACTIVE, *FINAL}  # type: ignore[attr-defined]
+State = Literal[QUEUED, *ACTIVE, *FINAL, BLOCKED]  # type: ignore[valid-type]
 
 
 def job_record(job: Job, person: Person) -> dict[str, Any]:
@@ -49,31 +45,29 @@ def submit(
         )
     options = submission.options.model_dump()
     budgets: Sequence[Budget | None] = [budget_of(text, options) for text in submission.budgets] or [None]
-    wanted = {canonical(budget): (budget, checked_options(budget, options)) for budget in budgets}
+    changes = {canonical(budget): (budget, checked_options(budget, options)) for budget in budgets}
     path, identity = identified(service, submission.model)
     source_bytes = sum(shard.stat().st_size for shard in path.glob("*.safetensors"))
     wishes = [
-        (Wish(submission.model, identity, text, changes), most_bytes(budget, source_bytes))
-        for text, (budget, changes) in wanted.items()
+        (Wish(submission.model, identity, text, values), most_bytes(budget, source_bytes))
+        for text, (budget, values) in changes.items()
     ]
-    answered = []
-    for job, is_new in service.queue.submit(wishes, person, submission.priority):
+    jobs = []
+    for job, is_new in service.queue.submit_all(wishes, person, submission.priority):
         service.note(
             request, person, "job.submitted", job=job.id, model=job.wish.model, budget=job.wish.budget, is_new=is_new
         )
-        answered.append({**job_record(job, person), "is_new": is_new})
-    response.status_code = 201 if any(job["is_new"] for job in answered) else 200
-    return SubmittedAnswer.model_validate({"jobs": answered})
+        jobs.append(SubmittedJob(**job_record(job, person), is_new=is_new))
+    response.status_code = 201 if any(job.is_new for job in jobs) else 200
+    return SubmittedAnswer(jobs=jobs)
 
 
 def identified(service: Service, name: str) -> tuple[FilePath, str]:
     """The folder and the identity of a model; raises `ApiError` if the service has no such model."""
     try:
         return service.models.identify(name)
-    except DatabaseUnavailableError:
+    except (DatabaseUnavailableError, NotFetchedError):
         raise
-    except NotFetchedError as error:
-        raise ApiError(409, str(error), code="not_fetched") from error
     except MintError as error:
         raise ApiError(404, str(error), code="no_such_model") from error
 
@@ -92,13 +86,13 @@ def find(
 ) -> JobsAnswer:
     """Jobs, the newest first."""
     jobs = service.queue.find(state, person.name if mine else None, model, before, limit)
-    return JobsAnswer.model_validate({"jobs": [job_record(job, person) for job in jobs]})
+    return JobsAnswer(jobs=[JobAnswer(**job_record(job, person)) for job in jobs])
 
 
 @router.get("/{id}", responses=refusals(404))
 def look(id: JobId, service: Here, person: Reader) -> JobAnswer:
     """The current state of a job."""
-    return JobAnswer.model_validate(job_record(service.queue.get(id), person))
+    return JobAnswer(**job_record(service.queue.get(id), person))
 
 
 @router.delete("/{id}", responses=refusals(404))
@@ -112,7 +106,7 @@ def cancel(
     """Withdraw from a job, which ends when it has no subscriber left. An admin who is not one ends it for all."""
     job = service.queue.cancel(id, person, everybody=everybody)
     service.note(request, person, "job.cancelled", job=id, left=len(job.watchers))
-    return JobAnswer.model_validate(job_record(job, person))
+    return JobAnswer(**job_record(job, person))
 
 
 @router.get(

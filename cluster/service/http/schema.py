@@ -4,11 +4,13 @@ Requests forbid unknown fields and bound every length; patterns define a budget,
 program can generate valid requests from the description.
 """
 
-from typing import Annotated, Any, Literal
+from dataclasses import dataclass
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from cluster.service.recipe_of_wish import DEFAULTS, DEVICE_NAMES
+from mint.client.client import ServedJob
 from mint.formats.rounding import ROUNDINGS
 from mint.plan.objectives import OBJECTIVES
 from mint.plan.recipe import DTYPES
@@ -42,15 +44,14 @@ ModelName = Annotated[
 ]  # fmt: skip
 
 
-def _whole(value: Any) -> Any:
-    """A number without a fraction is an integer in JSON, however it is written: 4.0 is 4."""
-    return int(value) if isinstance(value, float) and value.is_integer() else value
-
-
+_Formats = Annotated[str, Field(max_length=100, pattern=f"^{_FORMATS}$", examples=["3,4,8@64", "mxfp4"])]
+_LOCK = rf"^[A-Za-z0-9_.*?-]{{1,200}}=({_FORMAT}|keep)$"
+_Lock = Annotated[str, Field(max_length=240, pattern=_LOCK, examples=["*.down_proj=6/64"])]
 Rounding = Literal[*ROUNDINGS]  # type: ignore[valid-type]
 Dtype = Literal["", *DTYPES]  # type: ignore[valid-type]
 ObjectiveName = Literal[*OBJECTIVES]  # type: ignore[valid-type]
-Whole = BeforeValidator(_whole)
+# a number without a fraction is an integer in JSON, however it is written: 4.0 is 4
+Whole = BeforeValidator(lambda value: int(value) if isinstance(value, float) and value.is_integer() else value)
 Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
 
@@ -59,7 +60,7 @@ class _Request(BaseModel):
 
 
 class Options(_Request):
-    """How to quantize; what is left out is as `mint quantize` does it."""
+    """The choices of `mint quantize`, with its defaults."""
 
     rounding: Rounding = DEFAULTS["rounding"]
     dtype: Dtype = DEFAULTS["dtype"]
@@ -68,23 +69,8 @@ class Options(_Request):
     veto_db: Annotated[float, Field(ge=-20, le=120, allow_inf_nan=False)] = DEFAULTS["veto_db"]
     min_bits: Annotated[int, Field(ge=0, le=16), Whole] = DEFAULTS["min_bits"]
     max_bits: Annotated[int, Field(ge=2, le=64), Whole] = DEFAULTS["max_bits"]
-    formats: Annotated[
-        list[Annotated[str, Field(max_length=100, pattern=f"^{_FORMATS}$", examples=["3,4,8@64", "mxfp4"])]],
-        Field(max_length=32),
-    ] = DEFAULTS["formats"]
-    lock: Annotated[
-        list[
-            Annotated[
-                str,
-                Field(
-                    max_length=240,
-                    pattern=rf"^[A-Za-z0-9_.*?-]{{1,200}}=({_FORMAT}|keep)$",
-                    examples=["*.down_proj=6/64"],
-                ),
-            ]
-        ],
-        Field(max_length=256),
-    ] = DEFAULTS["lock"]
+    formats: Annotated[list[_Formats], Field(max_length=32)] = DEFAULTS["formats"]
+    lock: Annotated[list[_Lock], Field(max_length=256)] = DEFAULTS["lock"]
     compat: Annotated[str, Field(max_length=64, pattern=rf"^({_LOADERS})?$")] = DEFAULTS["compat"]
     prefer_speed: Annotated[float, Field(ge=0, le=1000, allow_inf_nan=False)] = DEFAULTS["prefer_speed"]
     ignore_probe: bool = DEFAULTS["ignore_probe"]
@@ -134,7 +120,7 @@ class TicketRequest(_Request):
 
 
 class _Answer(BaseModel):
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", from_attributes=True)
 
 
 class ErrorDetail(_Answer):
@@ -148,36 +134,18 @@ class ErrorAnswer(_Answer):
     error: ErrorDetail
 
 
-class JobAnswer(_Answer):
+@dataclass(frozen=True, slots=True)
+class JobAnswer(ServedJob):
     """The current state of a job."""
 
-    id: str
-    model: str
-    identity: str
-    budget: str
-    options: dict[str, Any]
-    state: str
-    reason: str
-    owner: str
-    watchers: list[str]
-    mine: bool
-    priority: int
-    attempts: int
-    created_at: float
-    started_at: float | None
-    finished_at: float | None
-    host: str
-    last_seq: int
-    needed_bytes: int
-    artifact: str
-    result: dict[str, Any]
-    cancel_wanted: bool
+    __pydantic_config__ = ConfigDict(extra="forbid")
 
 
 class JobsAnswer(_Answer):
     jobs: list[JobAnswer]
 
 
+@dataclass(frozen=True, slots=True)
 class SubmittedJob(JobAnswer):
     """A submitted job; `is_new` is false if an earlier request submitted it."""
 

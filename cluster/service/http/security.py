@@ -82,6 +82,11 @@ def is_foreign(method: str, path: str, headers: Mapping[str, str]) -> bool:
     return not (method in _SAFE_METHODS and path in _PAGES and headers.get("sec-fetch-mode") == "navigate")
 
 
+def is_page(path: str) -> bool:
+    """True for the page and its files, which a browser may keep but revalidates each time."""
+    return path in _PAGES or path.startswith("/static/")
+
+
 def is_forwarded(names: Iterable[str]) -> bool:
     """True if headers of these names, in lower case, came through a proxy: then loopback is not this machine."""
     return any(name in _PROXY_HEADERS or name.startswith("x-forwarded-") for name in names)

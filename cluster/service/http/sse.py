@@ -9,10 +9,9 @@ A stream ends after the event of a final state. sse-starlette frames events, pin
 import asyncio
 import json
 from collections import Counter, deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, field
-from typing import Protocol
 
 from sse_starlette import EventSourceResponse, ServerSentEvent
 from starlette.types import Receive, Scope, Send
@@ -20,7 +19,8 @@ from starlette.types import Receive, Scope, Send
 from cluster.service.data.records import Event
 from cluster.service.data.states import FINAL
 from cluster.service.errors import DatabaseUnavailableError
-from cluster.service.http.error_answers import ApiError, retry_after
+from cluster.service.http.error_answers import ApiError
+from cluster.service.queue.queue import Queue
 from mint.core.log import log
 
 POLL_SECONDS = 0.25
@@ -30,23 +30,6 @@ _PING = ServerSentEvent(comment="still there", sep=_LINE_END)
 _RECONNECT = ServerSentEvent(retry=2000, sep=_LINE_END).encode()  # milliseconds after which a browser connects again
 _RETRY_SECONDS = 5.0  # for a client that found no free stream
 _END_SECONDS = 5.0  # for streams to end by themselves when the service stops
-
-
-async def always() -> bool:
-    """True: a stream that no token opened."""
-    return True
-
-
-class EventSource(Protocol):
-    """Where events come from: a `Queue`."""
-
-    def last_seqs(self, ids: Sequence[str]) -> dict[str, int]:
-        """The number of the last event of each job."""
-        ...
-
-    def events(self, id: str, after: int = 0, limit: int = 1000) -> list[Event]:
-        """Events of a job in their order."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +64,7 @@ class EventStream(EventSourceResponse):
         self._seat = seat
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send the stream; raises `ApiError` before its first byte if there is no seat."""
+        # raises `ApiError` before the first byte if there is no seat
         with self._seat:
             await super().__call__(scope, receive, send)
 
@@ -90,25 +73,13 @@ class EventStream(EventSourceResponse):
 class _Channel:
     """The latest events of one watched job."""
 
-    seq: int  # of the last event
-    start: int  # of the event before the first frame: all later events are here
-    frames: deque[Frame] = field(default_factory=deque)
+    frames: deque[Frame]  # all events after the first one of these are here
     watchers: int = 0
     changed: asyncio.Event = field(default_factory=asyncio.Event)
 
     def since(self, seq: int) -> list[Frame] | None:
         """The frames after `seq`; None if some of them are no longer here."""
-        if seq >= self.seq:
-            return []
-        return [frame for frame in self.frames if frame.seq > seq] if seq >= self.start else None
-
-    def add(self, frames: Sequence[Frame], capacity: int) -> None:
-        """Append frames, drop the oldest beyond `capacity`, and wake the streams."""
-        self.frames.extend(frames)
-        self.seq = self.frames[-1].seq
-        while len(self.frames) > capacity:
-            self.start = self.frames.popleft().seq
-        self.wake()
+        return None if seq < self.frames[0].seq else [frame for frame in self.frames if frame.seq > seq]
 
     def wake(self) -> None:
         """Let all waiting streams look again."""
@@ -116,52 +87,38 @@ class _Channel:
         self.changed = asyncio.Event()
 
 
+@dataclass
 class EventFanout:
     """All channels, and the one poller that fills them. Lives in one event loop."""
 
-    def __init__(
-        self,
-        source: EventSource,
-        *,
-        streams_per_person: int = 100,
-        streams: int = 2000,
-        frames: int = 256,  # of one job in memory
-        poll_seconds: float = POLL_SECONDS,
-        idle_seconds: float = PING_SECONDS,  # between checks whether a quiet stream is still allowed
-    ) -> None:
-        self._source = source
-        self._streams_per_person = streams_per_person
-        self._streams = streams
-        self._frames = frames
-        self._poll_seconds = poll_seconds
-        self._idle_seconds = idle_seconds
-        self._seats: Counter[str] = Counter()
-        self._channels: dict[str, _Channel] = {}
-        self._poller: asyncio.Task[None] | None = None
-        self._closed = False
+    queue: Queue
+    streams_per_person: int = 100
+    streams: int = 2000
+    frames: int = 256  # of one job in memory
+    poll_seconds: float = POLL_SECONDS
+    idle_seconds: float = PING_SECONDS  # between checks whether a quiet stream is still allowed
+    _seats: Counter[str] = field(default_factory=Counter, init=False)
+    _channels: dict[str, _Channel] = field(default_factory=dict, init=False)
+    _poller: asyncio.Task[None] | None = field(default=None, init=False)
+    _closed: bool = field(default=False, init=False)
 
     @property
     def watchers(self) -> int:
         """The number of open streams."""
         return sum(channel.watchers for channel in self._channels.values())
 
-    @property
-    def frames_in_memory(self) -> int:
-        """The number of frames in all channels."""
-        return sum(len(channel.frames) for channel in self._channels.values())
-
     @contextmanager
     def seat(self, person: str) -> Iterator[None]:
         """Count one stream of a person during this block; raises `ApiError` if the person, or all, have too many."""
-        if self._seats[person] >= self._streams_per_person:
+        if self._seats[person] >= self.streams_per_person:
             raise ApiError(
                 429,
                 f"{person} has {self._seats[person]} streams of events open, the most that one may have here; close "
                 "one, or ask for the jobs now and then",
-                headers=retry_after(_RETRY_SECONDS),
+                retry_after=_RETRY_SECONDS,
             )
-        if self._seats.total() >= self._streams:
-            raise ApiError(503, "too many streams are open; come back", headers=retry_after(_RETRY_SECONDS))
+        if self._seats.total() >= self.streams:
+            raise ApiError(503, "too many streams are open; come back", retry_after=_RETRY_SECONDS)
         self._seats[person] += 1
         try:
             yield
@@ -176,28 +133,29 @@ class EventFanout:
             channel.wake()
 
     async def stream(
-        self, job: str, *, last_seq: int, after: int, allowed: Callable[[], Awaitable[bool]] = always
+        self, job: str, *, last_seq: int, after: int, allowed: Callable[[], Awaitable[bool]]
     ) -> AsyncIterator[bytes]:
         """Yield the events of a job after number `after` as they come; `last_seq` was the last one a moment ago.
 
         `allowed` is asked before every piece and while the job is quiet; the stream ends when it answers False.
         """
-        channel = self._channels.setdefault(job, _Channel(last_seq, last_seq))
+        start = Frame(last_seq, b"", False)
+        channel = self._channels.setdefault(job, _Channel(deque([start], maxlen=self.frames)))
         channel.watchers += 1
         if self._poller is None or self._poller.done():
             self._poller = asyncio.create_task(self._poll())
-        position = min(after, channel.seq)
+        position = min(after, channel.frames[-1].seq)
         try:
             yield _RECONNECT
             while not self._closed:
                 changed = channel.changed  # taken before looking: an event in between sets it
                 frames = channel.since(position)
                 if frames is None:
-                    events = await asyncio.to_thread(self._source.events, job, position, self._frames)
-                    frames = [frame(event) for event in events]
+                    events = await asyncio.to_thread(self.queue.events, job, position, self.frames)
+                    frames = list(map(frame, events))
                 if not frames:
                     with suppress(TimeoutError):
-                        await asyncio.wait_for(changed.wait(), self._idle_seconds)
+                        await asyncio.wait_for(changed.wait(), self.idle_seconds)
                 if not await allowed():
                     return
                 if frames:
@@ -215,18 +173,16 @@ class EventFanout:
         failure = ""
         while self._channels and not self._closed:
             try:
-                seqs = await asyncio.to_thread(self._source.last_seqs, list(self._channels))
+                seqs = await asyncio.to_thread(self.queue.last_seqs, list(self._channels))
                 for job, seq in seqs.items():
-                    if (channel := self._channels.get(job)) and seq > channel.seq:
-                        await self._fill(job, channel)
+                    channel = self._channels.get(job)
+                    if channel and seq > (last := channel.frames[-1].seq):
+                        events = await asyncio.to_thread(self.queue.events, job, last, self.frames)
+                        channel.frames.extend(map(frame, events))  # drops the oldest ones
+                        channel.wake()
                 failure = ""
             except Exception as error:  # a database that is away for a while must not end the streams
                 if not isinstance(error, DatabaseUnavailableError) and repr(error) != failure:
                     log.warning("events.failed", error=repr(error))
                 failure = repr(error)
-            await asyncio.sleep(self._poll_seconds)
-
-    async def _fill(self, job: str, channel: _Channel) -> None:
-        events = await asyncio.to_thread(self._source.events, job, channel.seq, self._frames)
-        if events:
-            channel.add([frame(event) for event in events], self._frames)
+            await asyncio.sleep(self.poll_seconds)

@@ -47,8 +47,8 @@ class Teller:
             def do_GET(self) -> None:
                 teller.tokens.append(self.headers.get("Authorization", ""))
                 path = self.path.partition("?")[0]
-                if found := re.fullmatch("/v1/artifacts/abc/files/(.+)", path):
-                    self._file(found[1])
+                if match := re.fullmatch("/v1/artifacts/abc/files/(.+)", path):
+                    self._file(match[1])
                 elif path == "/v1/artifacts/abc":
                     files = [_listed(name, teller.files.get(name, b"")) for name in teller.listed]
                     self._json(200, {}, {"files": files})
@@ -84,9 +84,9 @@ class Teller:
 
             def _file(self, name: str) -> None:
                 data = teller.files[name]
-                asked = self.headers["Range"]
-                teller.ranges.append((name, asked))
-                start = int(asked.removeprefix("bytes=").rstrip("-"))
+                range_header = self.headers["Range"]
+                teller.ranges.append((name, range_header))
+                start = int(range_header.removeprefix("bytes=").rstrip("-"))
                 current = self.headers["If-Range"] == f'"{hashlib.sha256(data).hexdigest()}"'
                 start = start if current else 0
                 self.send_response(206 if current else 200)
@@ -147,7 +147,11 @@ def test_a_download_that_is_cut_again_and_again_fetches_only_what_is_missing(
     cuts = list(teller.cuts)
     download(connection, "abc", tmp_path / "out")
     assert _held(tmp_path / "out") == FILES
-    starts = [int(asked.removeprefix("bytes=").rstrip("-")) for name, asked in teller.ranges if name == "a.safetensors"]
+    starts = [
+        int(range_header.removeprefix("bytes=").rstrip("-"))
+        for name, range_header in teller.ranges
+        if name == "a.safetensors"
+    ]
     assert starts == [sum(cuts[:count]) for count in range(len(starts))]
 
 
@@ -292,10 +296,10 @@ def test_progress_comes_with_what_every_node_did(connection: Connection, teller:
     body = {"stage": "analyze", "done": 40, "total": 90, "item": "x", "hosts": hosts}
     teller.records["/v1/jobs/abc/events"] = [(200, {}, [(1, "progress", body), (2, "state", {"state": "done"})])]
     teller.records["/v1/jobs/abc"] = [(200, {}, _record("done"))]
-    told: list[Progress] = []
+    steps: list[Progress] = []
     with Client(connection.url, timing=HASTY) as client:
-        client.wait("abc", told.append)
-    assert told == [Progress("analyze", 40, 90, "x", (Share("alpha", 30, 5), Share("beta", 10, 0)))]
+        client.wait("abc", steps.append)
+    assert steps == [Progress("analyze", 40, 90, "x", (Share("alpha", 30, 5), Share("beta", 10, 0)))]
 
 
 def _record(state: str) -> dict[str, Any]:
