@@ -5,7 +5,6 @@ from pathlib import Path
 from urllib.parse import quote
 
 from mint.client.http import PORT, is_loopback
-from mint.core.files import CHUNK_BYTES
 
 
 def file_url(path: Path) -> str:
@@ -33,7 +32,7 @@ class Settings:
     requests_per_second: float = 100.0  # of one person; of one address ten times that
     streams_each: int = 100  # of events, that one person may have open
     body_seconds: float = 10.0  # for the body of a request
-    chunk_bytes: int = CHUNK_BYTES  # of a download in memory
+    chunk_bytes: int = 4 << 20  # of a download in memory
     token_seconds: float = 1.0  # from the revocation of a token to the end of its streams and downloads
 
     @property

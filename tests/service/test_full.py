@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from cluster.service.data.catalog import Ledger
+from cluster.service.data.catalog import Catalog
 from cluster.service.data.records import Claim
 from cluster.service.data.states import BLOCKED
 from cluster.service.errors import DatabaseUnavailableError
@@ -41,7 +41,7 @@ def test_what_is_stored_is_downloaded_although_nothing_can_be_written_down(
             raise FULL
         return opened(path, flags, *more, **others)
 
-    class FullLedger(Ledger):
+    class FullCatalog(Catalog):
         def hold(self, *_: object) -> None:
             raise DatabaseUnavailableError("the database or disk is full")
 
@@ -49,7 +49,7 @@ def test_what_is_stored_is_downloaded_although_nothing_can_be_written_down(
             raise DatabaseUnavailableError("the database or disk is full")
 
     monkeypatch.setattr(os, "open", full)
-    world.service.ledger = FullLedger(world.service.database)
+    world.service.catalog = FullCatalog(world.service.database)
     assert world.client.get(f"/v1/artifacts/{artifact.digest}/files/a.bin").content == b"bytes"
     assert "file.sent" in capfd.readouterr().err  # the line is not lost
 

@@ -340,7 +340,7 @@ async def _ranged(path: Path, text: str) -> tuple[int, bytes]:
         body += message.get("body", b"")
 
     file = StoredFile("a", "e", path.stat().st_size)
-    answer = Download(path, file, allowed=always, begin=int, renew=int, end=int)
+    answer = Download(path, file, allowed=always, begin=int, renew=int, end=int, chunk_bytes=100)
     scope = {"type": "http", "method": "GET", "headers": [(b"range", text.encode())]}
     await answer(scope, asyncio.Event().wait, send)  # type: ignore[arg-type]
     return status, body

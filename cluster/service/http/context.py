@@ -12,7 +12,7 @@ from typing import Annotated, Any
 from fastapi import Depends, Request
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
-from cluster.service.data.catalog import Ledger
+from cluster.service.data.catalog import Catalog
 from cluster.service.data.database import Database
 from cluster.service.data.hosts import Hosts
 from cluster.service.data.records import Person
@@ -48,10 +48,10 @@ class Service:
         self.database = database
         self.queue = Queue(database, clock)
         self.tokens = Tokens(database, clock)
-        self.ledger = Ledger(database, clock)
+        self.catalog = Catalog(database, clock)
         self.hosts = Hosts(database, clock)
-        self.store = Store(settings.data / "store", self.ledger, settings.max_store_bytes)
-        self.models = Roots(settings.roots, self.ledger, allow_hub=settings.allow_hub)
+        self.store = Store(settings.data / "store", self.catalog, settings.max_store_bytes)
+        self.models = Roots(settings.roots, self.catalog, allow_hub=settings.allow_hub)
         self.fanout = EventFanout(self.queue, streams_per_person=settings.streams_each)
         self.planner = Planner()
         self.fetches = Fetches(settings.data / "logs" / "fetches.log")
@@ -64,7 +64,7 @@ class Service:
         self.metrics = metrics = Metrics(self.queue.counts)
         metrics.add_gauge("mint_event_streams", "Streams of events that are open.", lambda: self.fanout.watchers)
         metrics.add_gauge("mint_fetches", "Models of the hub that are on their way.", self.fetches.running)
-        metrics.add_gauge("mint_store_bytes", "Bytes of stored artifacts.", self.ledger.nbytes)
+        metrics.add_gauge("mint_store_bytes", "Bytes of stored artifacts.", self.catalog.nbytes)
         metrics.add_gauge("mint_store_free_bytes", "Bytes that can still be stored.", self.store.free_bytes)
 
     @contextmanager

@@ -18,7 +18,6 @@ from starlette.types import Message, Receive, Scope, Send
 from cluster.service.data.records import StoredFile
 from cluster.service.http.error_answers import ApiError
 from cluster.service.http.head_deadline import ABORT
-from mint.core.files import CHUNK_BYTES
 
 _RENEW_SECONDS = 60.0
 _RANGE = re.compile(r"bytes=(?:([0-9]{1,18})-([0-9]{0,18})|-([0-9]{1,18}))")
@@ -42,7 +41,7 @@ class Download(FileResponse):
         begin: Callable[[int], object],
         renew: Callable[[], object],
         end: Callable[[int], object],
-        chunk_bytes: int = CHUNK_BYTES,
+        chunk_bytes: int,
     ) -> None:
         stat = path.stat()
         if stat.st_size != file.nbytes:

@@ -23,7 +23,7 @@ WEB = Path(__file__).parent.parent / "web"
 @router.get("/v1/devices")
 def devices(person: Reader) -> DevicesAnswer:
     """The devices whose names can stand for a budget."""
-    return DevicesAnswer.model_validate({"devices": [{"name": device.name, **device.figures} for device in DEVICES]})
+    return DevicesAnswer.model_validate({"devices": [asdict(device) for device in targets.devices()]})
 
 
 def host_now(service: Service) -> Host:

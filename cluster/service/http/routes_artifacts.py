@@ -46,19 +46,19 @@ def find(
     limit: Annotated[int, Query(ge=1, le=500)] = 100,
 ) -> ArtifactsAnswer:
     """The stored artifacts, the last made first."""
-    return ArtifactsAnswer(artifacts=list(map(artifact_answer, service.ledger.find(kind, model, limit))))
+    return ArtifactsAnswer(artifacts=list(map(artifact_answer, service.catalog.find(kind, model, limit))))
 
 
 @router.get("/{digest}", responses=refusals(404))
 def look(digest: Digest, service: Here, person: Reader) -> ArtifactAnswer:
     """The files of an artifact."""
-    return artifact_answer(service.ledger.get(digest))
+    return artifact_answer(service.catalog.get(digest))
 
 
 @router.post("/{digest}/tickets", status_code=201, responses=refusals(404, *POSTED))
 def give_ticket(request: Request, digest: Digest, body: TicketRequest, service: Here, person: Reader) -> TicketAnswer:
     """A link to one file that works once, within a minute, for a browser: a link cannot send a token."""
-    file = _file(service.ledger.get(digest), body.name)
+    file = _file(service.catalog.get(digest), body.name)
     ticket = service.tickets.give(person.name, digest, file.name, service.grant(request))
     service.note(request, person, "ticket.given", artifact=digest, file=file.name)
     return TicketAnswer(url=f"{_url(digest, file.name)}?ticket={ticket}")
@@ -95,7 +95,7 @@ def download(request: Request, digest: Digest, name: FileName, service: Here, ti
     # a database that cannot record a hold, on a full disk, evicts nothing either
     def hold() -> None:
         with suppress(DatabaseUnavailableError):
-            service.ledger.hold(digest, holder, _HOLD_SECONDS)
+            service.catalog.hold(digest, holder, _HOLD_SECONDS)
 
     def begin(status: int) -> None:
         if request.method == "GET":
@@ -103,7 +103,7 @@ def download(request: Request, digest: Digest, name: FileName, service: Here, ti
 
     def end(nbytes: int) -> None:
         with suppress(DatabaseUnavailableError):
-            service.ledger.drop(holder)
+            service.catalog.drop(holder)
         service.metrics.sent.inc(nbytes)
 
     hold()

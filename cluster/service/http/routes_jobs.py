@@ -53,7 +53,7 @@ def submit(
         for text, (budget, values) in changes.items()
     ]
     jobs = []
-    for job, is_new in service.queue.submit_all(wishes, person, submission.priority):
+    for job, is_new in service.queue.submit(wishes, person, submission.priority):
         service.note(
             request, person, "job.submitted", job=job.id, model=job.wish.model, budget=job.wish.budget, is_new=is_new
         )

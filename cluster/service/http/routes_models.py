@@ -47,7 +47,7 @@ def model(identity: Identity, service: Here, person: Reader) -> schema.ModelDeta
     """Everything that the service knows about a model."""
     rows = [row for name in service.models.names() if (row := _model(service, name)).identity == identity]
     jobs = service.queue.find(model_identity=identity, limit=_MOST_JOBS)
-    artifacts = service.ledger.find(identity=identity, limit=_MOST_JOBS)
+    artifacts = service.catalog.find(identity=identity, limit=_MOST_JOBS)
     if not rows and not jobs and not artifacts:
         raise ApiError(404, f"nothing is known of a model {identity[:12]}; GET /v1/models lists those that there are")
     analyses = _analyses(service, identity)
@@ -75,7 +75,7 @@ def _analyses(service: Service, identity: str) -> list[tuple[Artifact, dict[str,
 
     return [
         (artifact, {"analysis": path(artifact, ".mint"), "probe": path(artifact, ".probe")})
-        for artifact in service.ledger.find(kind="analysis", identity=identity)
+        for artifact in service.catalog.find(kind="analysis", identity=identity)
     ]
 
 

@@ -155,7 +155,7 @@ def serve(settings: Settings, *, on_start: Callable[[str], None] = lambda url: N
     """Serve until SIGTERM or Ctrl-C. Raises `MintError` for an address that is in use or would let strangers in."""
     os.umask(0o077)
     app = create_app(settings, on_start=lambda: on_start(replace(settings, port=listener.getsockname()[1]).url))
-    need_safe(settings, has_tokens=app.state.service.tokens.has_valid())
+    need_safe(settings, has_tokens=bool(app.state.service.tokens.valid_digests()))
     listener = _listen(settings.host, settings.port)
     config = uvicorn.Config(
         app,
