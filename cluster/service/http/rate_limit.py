@@ -18,7 +18,7 @@ class TokenBucket:
     per_second: float
     burst: float
     clock: Callable[[], float] = time.monotonic
-    _levels: OrderedDict[str, tuple[float, float]] = field(default_factory=OrderedDict, init=False)  # and their times
+    _levels: OrderedDict[str, tuple[float, float]] = field(default_factory=OrderedDict, init=False)  # level, and when
     _lock: threading.Lock = field(default_factory=threading.Lock, init=False)
 
     def take(self, client: str) -> float:
