@@ -15,7 +15,7 @@ import pytest
 
 from mint.analysis.analysis import read_analysis
 from mint.analysis.analyze import analyze
-from mint.analysis.features import (
+from mint.analysis.features.features import (
     EXPERTS,
     GROUP_SIZES,
     MOST_SPREAD,
@@ -218,7 +218,7 @@ def test_the_path_decides_what_is_drawn() -> None:
 
 def test_threads_of_blas_and_of_kernels_do_not_change_a_digit() -> None:
     code = (
-        "import numpy as np; from mint.analysis.features import features;"
+        "import numpy as np; from mint.analysis.features.features import features;"
         "w = np.random.default_rng(0).standard_t(4, (1, 1500, 1664)).astype(np.float32); print(features(w, 'F32', 'a'))"
     )
     said = {

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from mlx_lm.utils import load_model
 
-from mint.analysis.norms import norm_gains, preceding_norms
+from mint.analysis.features.norms import norm_gains, preceding_norms
 from mint.model.source import open_source
 from tests.conftest import FULL_PRECISION
 

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 
 from mint.analysis.analyze import analyze
-from mint.analysis.unit_jobs import quantize_unit
+from mint.analysis.unit_jobs import Quantize
 from mint.assembly.assemble import assemble
 from mint.assembly.compensated import FEWEST, Compensation
-from mint.assembly.layer_inputs import Seen
+from mint.assembly.layer_inputs import Inputs
 from mint.assembly.verify import verify
 from mint.core.errors import MintError
 from mint.formats.format import AFFINE, FORMATS, KEEP, MXFP4, NVFP4, Format, parse_format
@@ -28,7 +28,6 @@ from mint.pipeline import quantize
 from mint.plan.allocate import allocate
 from mint.plan.plan import Plan
 from mint.plan.recipe import Recipe
-from mint.quality.sequences import TextSize
 from mint.run.executor import Executor, in_process
 from mint.run.job import Job, T
 from tests.mint.kernels.test_kernels import DTYPES, raw, stored_as
@@ -36,11 +35,6 @@ from tests.worlds.executors import FunctionExecutor
 
 ANY_SQNR = -100.0
 CASES = [parse_format(name) for name in ("2/64", "3/32", "4/128", "5/64", "6/64", "8/64", "mxfp4", "nvfp4")]
-
-
-@pytest.fixture(autouse=True)
-def _little_text(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mint.assembly.compensated.TEXT", TextSize(6, 24))
 
 
 def correlated(rows: int, columns: int, draw: int = 0) -> np.ndarray:
@@ -147,11 +141,11 @@ def test_an_expert_that_saw_little_keeps_the_search() -> None:
     rows = correlated(2 * FEWEST, 64)
     experts = np.array([[0]] * (FEWEST - 1) + [[1]] * (FEWEST + 1))
     format = parse_format("4/64")
-    found = Compensation({"experts": format}, {"experts": Seen(rows, experts)})(unit, weight)
-    searched = quantize_unit(unit, weight, format, "search")
+    found = Compensation({"experts": format}, {"experts": Inputs(rows, experts)})(unit, weight)
+    searched = Quantize({"experts": format}, "search")(unit, weight)
     assert found.tensors == searched.tensors
     codes = [np.frombuffer(packed.data[0], np.uint32).reshape(3, 8, -1) for packed in (found, searched)]
-    same = [bool((codes[0][place] == codes[1][place]).all()) for place in range(3)]
+    same = [bool((codes[0][index] == codes[1][index]).all()) for index in range(3)]
     assert same == [True, False, True]
 
 
@@ -209,7 +203,7 @@ def test_killed_anywhere_and_in_any_order_it_ends_with_the_same_bytes(llama: Pat
 
 
 def test_compensated_units_are_never_reused(llama: Path, tmp_path: Path) -> None:
-    """What a unit makes up for depends on the formats of all before it."""
+    """A unit compensates errors that depend on the formats of all before it."""
     first = quantize(llama, "6bpw", tmp_path / "first", Recipe(rounding="compensate"))
     again = quantize(llama, "6bpw", tmp_path / "again", Recipe(rounding="compensate"), reuse=[tmp_path / "first"])
     assert again.reused_bytes == 0
