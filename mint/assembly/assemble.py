@@ -33,6 +33,7 @@ from mint.model.checkpoint.writer import WeightFiles, disk_full
 from mint.model.module_tree import write_config
 from mint.model.source import Source
 from mint.plan.plan import Plan, plan_text, quantization_entries
+from mint.quality.sequences import TextSize
 from mint.run.device_kind import device_kind, versions
 from mint.run.executor import Executor, in_process
 from mint.run.job import T
@@ -50,12 +51,13 @@ def assemble(
     *,
     reuse: Reuse | None = None,
     executor: Executor = in_process,
+    text: TextSize = TextSize(32, 128),  # noqa: B008, it is frozen
     on_progress: OnProgress = ignore,
 ) -> Manifest:
     """Write the model that `plan` describes to the new folder `output`.
 
     Units that a folder of `reuse` holds in the planned format are copied, unless they are compensated. Memory is
-    bounded by the largest unit, or with compensation by a layer and its activations.
+    bounded by the largest unit, or with compensation by a layer and its activations on the calibration `text`.
     Raises `MintError` when the plan is of another model, the output exists or the disk is too small; after an
     interruption the same call resumes.
     """
@@ -65,7 +67,7 @@ def assemble(
     folder = partial_path(output)
     folder.mkdir(parents=True, exist_ok=True)
     _check_space(folder, plan)
-    header = {"plan": plan.digest, "device": device_kind(), "versions": versions()}
+    header = {"plan": plan.digest, "device": device_kind(), "versions": versions(), "text": [text.count, text.window]}
     with (
         Journal(folder / _JOURNAL_NAME, _MAGIC, header) as journal,
         WeightFiles(folder, plan.layout) as files,
@@ -73,7 +75,12 @@ def assemble(
     ):
         digests = _intact(journal, files, plan)
         pending = [unit for unit in source.units if unit.path not in digests]
-        packed = _packed(plan, source, folder, pending, reuse or Reuse(), executor, on_progress)
+        if ROUNDINGS[plan.rounding].sequential:
+            from mint.assembly.compensated import compensate
+
+            packed = compensate(plan, source, pending, open_stored(folder), text, executor, on_progress)
+        else:
+            packed = _packed(plan, source, pending, reuse or Reuse(), executor)
         written = _written(packed, partial(_write, journal, files), aside)
         for unit, (format, digest), _ in reported("assemble", written, source.units, pending, on_progress):
             digests[unit.path] = digest
@@ -123,20 +130,9 @@ def _written(
 
 
 def _packed(
-    plan: Plan,
-    source: Source,
-    folder: Path,
-    units: Sequence[Unit],
-    reuse: Reuse,
-    executor: Executor,
-    on_progress: OnProgress,
+    plan: Plan, source: Source, units: Sequence[Unit], reuse: Reuse, executor: Executor
 ) -> Iterator[tuple[Unit, Packed]]:
     """Yield every unit as planned: copied if a folder holds it, else quantized."""
-    if ROUNDINGS[plan.rounding].sequential:
-        from mint.assembly.compensated import compensate
-
-        yield from compensate(plan, source, units, open_stored(folder), executor, on_progress)
-        return
     copied = set()
     for unit, packed in reuse.take(plan, units):
         copied.add(unit.path)

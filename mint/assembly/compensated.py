@@ -36,7 +36,7 @@ from mint.quality.forward import fusing_nothing, open_wide
 from mint.quality.sequences import TextSize
 from mint.run.executor import Executor
 
-TEXT, SEED = TextSize(32, 128), 1  # the calibration text; the probe, which judges, has another seed
+SEED = 1  # of the calibration text; the probe, which judges, has another
 FEWEST = 32  # rows of inputs; an expert with fewer keeps the searched rounding
 _SEARCH = ROUNDINGS["compensate"].measured_as
 
@@ -46,12 +46,13 @@ def compensate(
     source: Source,
     pending: Sequence[Unit],
     stored: StoredModel,
+    size: TextSize,
     executor: Executor,
     on_progress: OnProgress,
 ) -> Iterator[tuple[Unit, Packed]]:
-    """Yield the `pending` units as planned; `stored` has all others."""
+    """Yield the `pending` units as planned, on a text of this size; `stored` has all others."""
     formats = {choice.path: choice.format for choice in plan.choices}
-    text = own_text(source, TEXT, SEED, on_progress)
+    text = own_text(source, size, SEED, on_progress)
     finished = {unit.path for unit in source.units} - {unit.path for unit in pending}
     with fusing_nothing():
         walk = Walk(open_wide(source.folder), source.units, text)

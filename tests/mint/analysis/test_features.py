@@ -72,7 +72,7 @@ def test_the_spectrum_of_a_small_block_is_that_of_its_svd(shape: tuple[int, int]
 
 @pytest.mark.parametrize("shape", [(512, 640), (640, 512), (1024, 384)])
 def test_rank_256_of_a_decaying_spectrum_is_close_to_the_svd(shape: tuple[int, int]) -> None:
-    """What leads is exact; the 256th value, without power iterations, comes out up to a quarter too small."""
+    """The first values are exact; the 256th, without power iterations, is up to a quarter too small."""
     weight = decaying(*shape, 0.98)
     found, true = astuple(whole(weight)), of_svd(weight, RANK)
     assert found[:2] == pytest.approx(true[:2], rel=2e-3)

@@ -28,12 +28,14 @@ from mint.pipeline import quantize
 from mint.plan.allocate import allocate
 from mint.plan.plan import Plan
 from mint.plan.recipe import Recipe
+from mint.quality.sequences import TextSize
 from mint.run.executor import Executor, in_process
 from mint.run.job import Job, T
 from tests.mint.kernels.test_kernels import DTYPES, raw, stored_as
 from tests.worlds.executors import FunctionExecutor
 
 ANY_SQNR = -100.0
+TEXT = TextSize(6, 24)
 CASES = [parse_format(name) for name in ("2/64", "3/32", "4/128", "5/64", "6/64", "8/64", "mxfp4", "nvfp4")]
 
 
@@ -164,7 +166,7 @@ def bytes_of(folder: Path) -> dict[str, bytes]:
 def test_a_compensated_model_is_what_its_plan_says(name: str, make_model: Callable[..., Path], tmp_path: Path) -> None:
     source = open_source(make_model(name))
     plan = compensated_plan(source, tmp_path)
-    assemble(plan, source, tmp_path / "out")
+    assemble(plan, source, tmp_path / "out", text=TEXT)
     verification = verify(tmp_path / "out", source)
     assert verification.passed, [check for check in verification.checks if not check.passed]
 
@@ -186,19 +188,19 @@ def _dying_after(count: int) -> Executor:
 def test_killed_anywhere_and_in_any_order_it_ends_with_the_same_bytes(llama: Path, tmp_path: Path) -> None:
     source = open_source(llama)
     plan = compensated_plan(source, tmp_path)
-    assemble(plan, source, tmp_path / "whole")
+    assemble(plan, source, tmp_path / "whole", text=TEXT)
     expected = bytes_of(tmp_path / "whole")
     for count in (1, 5, 4, 2):
         with pytest.raises(KeyboardInterrupt):
-            assemble(plan, source, tmp_path / "killed", executor=_dying_after(count))
-    assemble(plan, source, tmp_path / "killed")
+            assemble(plan, source, tmp_path / "killed", executor=_dying_after(count), text=TEXT)
+    assemble(plan, source, tmp_path / "killed", text=TEXT)
     assert bytes_of(tmp_path / "killed") == expected
 
     @FunctionExecutor
     def backwards(source: Source, job: Job[T], units: Sequence[Unit]) -> Iterator[tuple[Unit, T]]:
         return in_process(source, job, units[::-1])
 
-    assemble(plan, source, tmp_path / "backwards", executor=backwards)
+    assemble(plan, source, tmp_path / "backwards", executor=backwards, text=TEXT)
     assert bytes_of(tmp_path / "backwards") == expected
 
 
@@ -221,7 +223,7 @@ def test_a_unit_of_other_weights_is_found_although_errors_are_not_as_measured(ll
 
         return in_process(source, mirrored, units)
 
-    assemble(plan, source, tmp_path / "out", executor=confused)
+    assemble(plan, source, tmp_path / "out", executor=confused, text=TEXT)
     failed = {check.name: check.detail for check in verify(tmp_path / "out", source).checks if not check.passed}
     assert list(failed) == ["errors"]
     assert "up_proj" in failed["errors"]
