@@ -16,7 +16,7 @@ from pathlib import Path
 
 import mlx.core as mx
 
-from mint.analysis.unit_jobs import measure, ready_kernels
+from mint.analysis.unit_jobs import Measure, ready_kernels
 from mint.core.progress import OnProgress, ignore
 from mint.formats.format import ITEMSIZE, KEEP
 from mint.formats.units import Unit
@@ -99,9 +99,9 @@ def measuring_rate(units: Iterable[Unit], load: LoadPiece, *, seconds: float, ro
         weight = mx.contiguous(load(kind[0], piece))
         mx.eval(weight)
         if not position:
-            measure(piece, weight, rounding)  # warm up threads and kernels
+            Measure(rounding)(piece, weight)  # warm up threads and kernels
         started = time.perf_counter()
-        measure(piece, weight, rounding)
+        Measure(rounding)(piece, weight)
         piece_seconds = time.perf_counter() - started
         kind_nbytes = sum(unit.nbytes for unit in kind)
         nbytes += kind_nbytes

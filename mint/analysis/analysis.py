@@ -1,20 +1,21 @@
 """All measurements of one model: the record, and its file.
 
 The finished file holds the header, one frame per unit in the order of the module tree, and an end frame with the
-SHA-256 of all before it. Nothing in it depends on time or on the order of work, so the same weights measured by the
-same versions on the same kind of device give the same bytes.
+SHA-256 of everything before it. Nothing in it depends on time or on the order of work, so the same weights, versions
+and kind of device give the same bytes.
 """
 
 import struct
 from collections.abc import Mapping
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, fields
 from functools import cache
 from math import inf, log10
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
-from mint.analysis.features import Features
+from mint.analysis.features.features import Features
 from mint.core.errors import MintError
+from mint.core.files import partial_path
 from mint.core.journal import SealedKind, read_sealed, write_sealed
 from mint.formats.format import KEEP, Format, parse_format
 from mint.formats.units import Parameter, Unit, from_fields
@@ -31,7 +32,7 @@ class Measurement:
 
     `errors` are squared relative errors |Q(W) - W|^2 / |W|^2 (NRMSE^2) of the whole unit, one per format;
     `worst_errors` those of the worst matrix of a stack; `slice_errors` float32 (slices, formats), empty for a
-    plain matrix. `energy` is |W|^2. `features` are None where they were not asked for or cannot be.
+    plain matrix. `energy` is |W|^2. `features` are None unless they were measured.
     """
 
     path: str
@@ -44,18 +45,39 @@ class Measurement:
     features: Features | None = None
 
     def error(self, format: Format) -> float:
-        """Squared relative error of the unit in this format; 0 when it is kept."""
+        """Squared relative error of the unit in this format; 0 if kept."""
         return 0.0 if format == KEEP else self.errors[self.formats.index(format)]
+
+    def to_record(self) -> dict[str, Any]:
+        """The frame in a file: floats as little-endian float64, the worst errors only where they differ."""
+        return {field.name: getattr(self, field.name) for field in fields(self)} | {
+            "formats": " ".join(map(str, self.formats)),
+            "errors": _packed(self.errors),
+            "worst_errors": b"" if self.worst_errors == self.errors else _packed(self.worst_errors),
+            "features": _packed(astuple(self.features)) if self.features else b"",
+        }
+
+    @classmethod
+    def from_record(cls, record: Mapping[str, Any]) -> Self:
+        """The measurement of a frame."""
+        errors, features = _unpacked(record["errors"]), _unpacked(record["features"])
+        values = {
+            "formats": _formats(record["formats"]),
+            "errors": errors,
+            "worst_errors": _unpacked(record["worst_errors"]) or errors,
+            "features": Features(*features) if features else None,
+        }
+        return cls(**{**record, **values})
 
 
 def sqnr_db(error: float) -> float:
-    """Signal to quantization noise in dB of a squared relative error; infinite when there is none."""
+    """Signal to quantization noise in dB of a squared relative error; infinite for 0."""
     return -10 * log10(error) if error > 0 else inf
 
 
 @dataclass(frozen=True, slots=True)
 class Analysis:
-    """All measurements of one model, with all that a plan needs to know of it."""
+    """All measurements of one model, and all facts about the model that a plan needs."""
 
     model_type: str
     model: str  # identity of the source
@@ -67,47 +89,17 @@ class Analysis:
     units: tuple[Unit, ...]
     parameters: tuple[Parameter, ...]
     measurements: Mapping[str, Measurement]
-    active: Mapping[str, float]  # share of a stack's matrices that one token is multiplied with, by path
-    traced: ContextMemory | str  # or why it could not be traced
-    features: Mapping[str, Any]  # what they were made with: numpy's version, the norm before each unit; empty for none
+    active: Mapping[str, float]  # share of a stack's matrices that one token uses, by path
+    traced: ContextMemory | str  # a str is the reason for no trace
+    features: Mapping[str, Any]  # numpy's version and the norm before each unit; empty without features
     digest: str
 
     @property
     def context(self) -> ContextMemory:
-        """The memory that a context takes; `MintError` for a model whose forward pass could not be traced."""
+        """The memory of a context; `MintError` for a model whose forward pass cannot be traced."""
         if isinstance(self.traced, str):
             raise MintError(f"{self.traced}. Give a --budget instead of a --device")
         return self.traced
-
-
-def to_record(measurement: Measurement) -> dict[str, Any]:
-    """The frame of one measurement: floats as little-endian float64, the worst errors only where they differ."""
-    plain = measurement.worst_errors == measurement.errors
-    return {
-        "path": measurement.path,
-        "formats": " ".join(map(str, measurement.formats)),
-        "errors": _packed(measurement.errors),
-        "worst_errors": b"" if plain else _packed(measurement.worst_errors),
-        "energy": measurement.energy,
-        "nonfinite": measurement.nonfinite,
-        "slice_errors": measurement.slice_errors,
-        "features": _packed(astuple(measurement.features)) if measurement.features else b"",
-    }
-
-
-def from_record(record: Mapping[str, Any]) -> Measurement:
-    """The measurement of a frame."""
-    errors = _unpacked(record["errors"])
-    return Measurement(
-        path=record["path"],
-        formats=_formats(record["formats"]),
-        errors=errors,
-        worst_errors=_unpacked(record["worst_errors"]) if record["worst_errors"] else errors,
-        energy=record["energy"],
-        nonfinite=record["nonfinite"],
-        slice_errors=record["slice_errors"],
-        features=Features(*_unpacked(record["features"])) if record["features"] else None,
-    )
 
 
 def _packed(values: tuple[float, ...]) -> bytes:
@@ -120,14 +112,14 @@ def _unpacked(text: bytes) -> tuple[float, ...]:
 
 @cache
 def _formats(names: str) -> tuple[Format, ...]:
-    """One tuple for all units that were measured in the same formats."""
+    """One tuple for all units with the same formats."""
     return tuple(map(parse_format, names.split()))
 
 
 def write_analysis(path: Path, header: dict[str, Any], measurements: Mapping[str, Measurement]) -> Analysis:
-    """Write the finished file, whole or not at all, and return the analysis in it."""
+    """Write the finished file, whole or not at all, and return its analysis."""
     ordered = {unit[0]: measurements[unit[0]] for unit in header["units"]}
-    digest = write_sealed(path, _KIND, header, [to_record(measurement) for measurement in ordered.values()])
+    digest = write_sealed(path, _KIND, header, [measurement.to_record() for measurement in ordered.values()])
     return _analysis(header, ordered, digest)
 
 
@@ -135,32 +127,18 @@ def read_analysis(path: Path | str) -> Analysis:
     """Read a finished analysis; `MintError` when the file is foreign, damaged, unfinished or of another schema."""
     path = Path(path)
     if not path.is_file():
-        hint = " (an unfinished one is there: run mint analyze again)" if journal_path(path).exists() else ""
+        hint = " (an unfinished one is there: run mint analyze again)" if partial_path(path).exists() else ""
         raise MintError(f"{path}: no such analysis{hint}; make one with: mint analyze MODEL --output {path}")
     sealed = read_sealed(path, _KIND)
-    return _analysis(sealed.header, {record["path"]: from_record(record) for record in sealed.records}, sealed.sha256)
+    measurements = {record["path"]: Measurement.from_record(record) for record in sealed.records}
+    return _analysis(sealed.header, measurements, sealed.sha256)
 
 
 def _analysis(header: Mapping[str, Any], measurements: Mapping[str, Measurement], digest: str) -> Analysis:
     context = header["context"]
-    return Analysis(
-        model_type=header["model_type"],
-        model=header["model"],
-        dtype=header["dtype"],
-        source_nbytes=header["source_nbytes"],
-        rounding=header["rounding"],
-        device=header["device"],
-        versions=header["versions"],
-        units=tuple(from_fields(Unit, fields) for fields in header["units"]),
-        parameters=tuple(from_fields(Parameter, fields) for fields in header["parameters"]),
-        measurements=measurements,
-        active=header["active"],
-        traced=context if isinstance(context, str) else ContextMemory.from_fields(context),
-        features=header["features"],
-        digest=digest,
-    )
-
-
-def journal_path(path: Path) -> Path:
-    """The journal of an unfinished analysis for `path`."""
-    return path.with_name(path.name + ".partial")
+    values = {name: value for name, value in header.items() if name not in ("schema", "context")} | {
+        "units": tuple(from_fields(Unit, fields) for fields in header["units"]),
+        "parameters": tuple(from_fields(Parameter, fields) for fields in header["parameters"]),
+        "traced": context if isinstance(context, str) else ContextMemory.from_fields(context),
+    }
+    return Analysis(**values, measurements=measurements, digest=digest)

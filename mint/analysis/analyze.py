@@ -1,40 +1,36 @@
-"""Source to Analysis: measure every unit once, whatever happens on the way."""
+"""Source to Analysis: measures every unit once, and resumes after a kill."""
 
-import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import mlx.core as mx
 import numpy as np
 import numpy.typing as npt
 
-from mint.analysis.analysis import (
-    MAGIC,
-    SCHEMA,
-    Analysis,
-    Measurement,
-    from_record,
-    journal_path,
-    read_analysis,
-    to_record,
-    write_analysis,
-)
+from mint.analysis.analysis import MAGIC, SCHEMA, Analysis, Measurement, read_analysis, write_analysis
 from mint.analysis.cross_device import is_mixed, rounded
-from mint.analysis.norms import norm_gains, preceding_norms
-from mint.analysis.unit_jobs import Measure, measure_with_features, ready_kernels
+from mint.analysis.features.features import features as features_of
+from mint.analysis.features.features import group_size_of
+from mint.analysis.features.norms import norm_gains, preceding_norms
+from mint.analysis.unit_jobs import Measure, ready_kernels
 from mint.core.errors import MintError
+from mint.core.files import partial_path
 from mint.core.journal import Journal, read_header
 from mint.core.log import log
-from mint.core.progress import OnProgress, Progress, ignore
+from mint.core.progress import OnProgress, ignore
 from mint.formats.rounding import parse_rounding
-from mint.formats.units import to_fields
+from mint.formats.units import Unit, to_fields
+from mint.kernels.storage import raw
 from mint.model.kv_trace import active_experts, context_memory
 from mint.model.source import Source
 from mint.run.device_kind import device_kind, kinds_in, versions
 from mint.run.executor import Executor, in_process, measuring_device
 from mint.run.job import Job
+from mint.run.stage import reported
 
 
 def analyze(
@@ -47,55 +43,44 @@ def analyze(
     features: bool = False,
     on_progress: OnProgress = ignore,
 ) -> Analysis:
-    """Measure every unit of `source` and write the analysis to `output`; go on where a killed run stopped.
+    """Measure every unit of `source` and write the analysis to `output`; resumes after a kill.
 
-    `rounding` is how weights will be stored: "nearest", "search" for scales of less error in the same bytes, or
-    "compensate", which is measured as "search" is. With `features` every unit's features (see `features.py`) are
-    measured too; an analysis that has them serves without.
-    Measurements are appended to `output`.partial as they come; the finished file replaces it. Raises `MintError`
-    for a weight that is NaN or infinite (unless `keep_nonfinite`: such a unit is kept unquantized) and for an
-    `output` that belongs to something else.
+    `rounding` is that of the model to write: "nearest", "search" for scales of less error in the same bytes, or
+    "compensate", which is measured as "search". `features` adds the features of every unit (see `features`); an
+    analysis that has them serves callers without.
+    Measurements are appended to `output`.partial; the finished file replaces it. Raises `MintError` for a weight that
+    is NaN or infinite (with `keep_nonfinite` such a unit stays unquantized) and for an `output` of something else.
     """
     output = Path(output)
     parse_rounding(rounding)
     header = header_of(source, rounding)
-    if not features:  # which are computed here
+    if not features:  # features are computed in this process
         header["device"] = measuring_device(executor)
-    begun = [read_header(path, MAGIC) for path in (output, journal_path(output))]
-    header["device"] = _device(header, begun)
+    header["device"] = _device(header, output)
     if output.exists():
         return _reuse(output, header, features=features)
     header |= traced_header(source, features=features)
     output.parent.mkdir(parents=True, exist_ok=True)
     ready_kernels(rounding, on_progress, featured=features)
-    job: Job[Measurement] = Measure(rounding)
-    if features:
-        job = partial(measure_with_features, rounding=rounding, gains=_gains(source))
-    with Journal(journal_path(output), MAGIC, header) as journal:
-        measured = {record["path"]: from_record(record) for record in journal.records}
-        pending = [unit for unit in source.units if unit.path not in measured]
-        total = sum(unit.nbytes for unit in source.units)
-        done = total - sum(unit.nbytes for unit in pending)
-        on_progress(Progress("analyze", done, total, ""))
-        started = time.perf_counter()
-        for unit, measurement in executor(source, job, pending):
+    with Journal(partial_path(output), MAGIC, header) as journal:
+        measurements = {record["path"]: Measurement.from_record(record) for record in journal.records}
+        pending = [unit for unit in source.units if unit.path not in measurements]
+        results = executor(source, _job(source, rounding, header), pending)
+        for unit, measurement, seconds in reported("analyze", results, source.units, pending, on_progress):
             if measurement.nonfinite and not keep_nonfinite:
                 raise MintError(_nonfinite(measurement))
             if is_mixed(header["device"]):
                 measurement = rounded(measurement)
-            journal.append(to_record(measurement))
-            measured[unit.path] = measurement
-            done += unit.nbytes
-            seconds, started = time.perf_counter() - started, time.perf_counter()
+            journal.append(measurement.to_record())
+            measurements[unit.path] = measurement
             log.debug("unit.measured", unit=unit.path, nbytes=unit.nbytes, seconds=round(seconds, 4))
-            on_progress(Progress("analyze", done, total, unit.path))
-        analysis = write_analysis(output, header, measured)
+        analysis = write_analysis(output, header, measurements)
         journal.path.unlink()
     return analysis
 
 
 def header_of(source: Source, rounding: str) -> dict[str, Any]:
-    """The first part of the header frame: whatever must be equal for measurements to be comparable."""
+    """The first part of the header frame: all that must be equal for measurements to be comparable."""
     return {
         "schema": SCHEMA,
         "model_type": source.config["model_type"],
@@ -111,54 +96,57 @@ def header_of(source: Source, rounding: str) -> dict[str, Any]:
 
 
 def traced_header(source: Source, *, features: bool = False) -> dict[str, Any]:
-    """The second part of the header frame, from lazy forward passes: it follows from the model and the versions."""
-    return {**_traced(source), "features": _featured(source) if features else {}}
+    """The second part of the header frame, from lazy forward passes: it follows from the model and the versions.
 
-
-def _device(header: Mapping[str, Any], begun: Iterable[Mapping[str, Any] | None]) -> str:
-    """The device of the header; if that is one of several kinds that an analysis was begun on, all of them."""
-    for first in begun:
-        device = str(first.get("device", "")) if first else ""
-        more = set(kinds_in(device)) >= set(kinds_in(header["device"]))
-        if first and more and _is_of({**header, "device": device}, first):
-            return device
-    return str(header["device"])
-
-
-def _is_of(header: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
-    """True if the header `other` of a file agrees with every field of `header`."""
-    return all(name in other and other[name] == value for name, value in header.items())
-
-
-def _traced(source: Source) -> dict[str, Any]:
-    """The memory of a context and the share of experts; a model that cannot run on shapes alone is measured too."""
+    A model that does not run on shapes alone is measured too; the header then holds the reason.
+    """
+    header: dict[str, Any]
     try:
-        return {"context": context_memory(source).to_fields(), "active": active_experts(source)}
+        header = {"context": context_memory(source).to_fields(), "active": active_experts(source)}
     except MintError as error:
         log.warning("context.not_traced", reason=str(error))
-        return {"context": str(error), "active": {}}
-
-
-def _featured(source: Source) -> dict[str, Any]:
-    """The part of the header that features depend on: numpy's version, and the norm before each unit."""
+        header = {"context": str(error), "active": {}}
+    if not features:
+        return {**header, "features": {}}
     try:
         norms: dict[str, str] | str = preceding_norms(source)
     except MintError as error:
         log.warning("norms.not_traced", reason=str(error))
         norms = str(error)
-    return {"numpy": version("numpy"), "norms": norms}
+    return {**header, "features": {"numpy": version("numpy"), "norms": norms}}
 
 
-def _gains(source: Source) -> dict[str, npt.NDArray[np.float32]]:
-    """The gains of the norms before units; none for a model that cannot run on shapes alone, as its header says."""
-    try:
-        return norm_gains(source)
-    except MintError:
-        return {}
+def _job(source: Source, rounding: str, header: Mapping[str, Any]) -> Job[Measurement]:
+    """The job of a unit; with features if the header has them."""
+    if not header["features"]:
+        return Measure(rounding)
+    traced = isinstance(header["features"]["norms"], dict)
+    return partial(_measure_with_features, measure=Measure(rounding), gains=norm_gains(source) if traced else {})
+
+
+def _measure_with_features(
+    unit: Unit, weight: mx.array, *, measure: Measure, gains: Mapping[str, npt.NDArray[np.float32]]
+) -> Measurement:
+    measurement = measure(unit, weight)
+    if not measurement.formats or measurement.nonfinite or not group_size_of(unit.shape[-1]):
+        return measurement
+    stack = raw(weight).reshape(unit.slices, *unit.shape[-2:])
+    return replace(measurement, features=features_of(stack, unit.dtype, unit.path, gains.get(unit.path)))
+
+
+def _device(header: Mapping[str, Any], output: Path) -> str:
+    """The device of the header; that of an earlier run with the same header otherwise if it includes this one."""
+    for path in (output, partial_path(output)):
+        earlier = read_header(path, MAGIC) or {}
+        device = str(earlier.get("device", ""))
+        more = set(kinds_in(device)) >= set(kinds_in(header["device"]))
+        if more and {**header, "device": device}.items() <= earlier.items():
+            return device
+    return str(header["device"])
 
 
 def _reuse(output: Path, header: dict[str, Any], *, features: bool) -> Analysis:
-    """The finished analysis at `output`, if it is of this very model by these very versions on this kind of device."""
+    """The finished analysis at `output`; `MintError` if it is of another model, version, rounding or device."""
     analysis = read_analysis(output)
     if analysis.rounding != header["rounding"]:
         raise MintError(
@@ -168,7 +156,7 @@ def _reuse(output: Path, header: dict[str, Any], *, features: bool) -> Analysis:
     if features and not analysis.features:
         raise MintError(f"{output}: holds an analysis without features; choose another --output, or go without them")
     other_numpy = features and analysis.features["numpy"] != version("numpy")
-    if other_numpy or not _is_of(header, read_header(output, MAGIC) or {}):
+    if other_numpy or not header.items() <= (read_header(output, MAGIC) or {}).items():
         raise MintError(
             f"{output}: holds an analysis of another model, dtype, device or version "
             f"({analysis.model_type}, {analysis.device}, mlx {analysis.versions['mlx']}); choose another --output"

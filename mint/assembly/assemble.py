@@ -1,7 +1,7 @@
 """Plan and Source to an MLX model folder.
 
-Everything is built in `<output>.partial` and renamed when it is whole and on the disk. A journal lists the units
-that are written, each with its digest; the same command goes on from there after checking them against the files.
+Everything is built in `<output>.partial` and renamed once it is whole and on the disk. A journal lists the written
+units, each with its digest; the same command checks these against the files and resumes.
 """
 
 import json
@@ -9,6 +9,7 @@ import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import mlx.core as mx
@@ -16,24 +17,27 @@ import mlx.core as mx
 from mint.analysis.unit_jobs import Packed, Quantize, ready_kernels
 from mint.assembly.reuse import Reuse
 from mint.core.errors import DiskFullError, MintError
-from mint.core.files import flush
+from mint.core.files import flush, partial_path
 from mint.core.journal import Journal
 from mint.core.log import log
 from mint.core.memory import memory_is_short
-from mint.core.progress import OnProgress, Progress, ignore
+from mint.core.progress import OnProgress, ignore
 from mint.formats.format import Format, TensorSpec
 from mint.formats.rounding import ROUNDINGS
 from mint.formats.units import Unit
 from mint.kernels.storage import raw_bytes
-from mint.model.checkpoint.manifest import PLAN_NAME, Manifest, file_digest, write_manifest
+from mint.model.checkpoint.manifest import MANIFEST_NAME, PLAN_NAME, Manifest, file_digest, write_manifest
 from mint.model.checkpoint.reader import open_stored
 from mint.model.checkpoint.shards import BESIDE, INDEX_NAME
 from mint.model.checkpoint.writer import WeightFiles, disk_full
 from mint.model.module_tree import write_config
 from mint.model.source import Source
 from mint.plan.plan import Plan, plan_text, quantization_entries
+from mint.quality.sequences import TextSize
 from mint.run.device_kind import device_kind, versions
 from mint.run.executor import Executor, in_process
+from mint.run.job import T
+from mint.run.stage import reported
 
 _MAGIC = b"MINT assembly\n"
 _JOURNAL_NAME = "assembly.journal"
@@ -47,117 +51,94 @@ def assemble(
     *,
     reuse: Reuse | None = None,
     executor: Executor = in_process,
+    text: TextSize = TextSize(32, 128),  # noqa: B008, it is frozen
     on_progress: OnProgress = ignore,
 ) -> Manifest:
-    """Write the model that `plan` describes to the folder `output`, which must not exist.
+    """Write the model that `plan` describes to the new folder `output`.
 
     Units that a folder of `reuse` holds in the planned format are copied, unless they are compensated. Memory is
-    bounded by the largest unit, or with compensation by a layer and what the tokens are there.
-    Raises `MintError` when the plan is of another model, the output exists or the disk is too small; what was written
-    before an interruption is kept and gone on with.
+    bounded by the largest unit, or with compensation by a layer and its activations on the calibration `text`.
+    Raises `MintError` when the plan is of another model, the output exists or the disk is too small; after an
+    interruption the same call resumes.
     """
     output = Path(output)
     _check(plan, source, output)
     ready_kernels(plan.rounding, on_progress)
-    partial = partial_folder(output)
-    partial.mkdir(parents=True, exist_ok=True)
-    _check_space(partial, plan)
-    header = {"plan": plan.digest, "device": device_kind(), "versions": versions()}
+    folder = partial_path(output)
+    folder.mkdir(parents=True, exist_ok=True)
+    _check_space(folder, plan)
+    header = {"plan": plan.digest, "device": device_kind(), "versions": versions(), "text": [text.count, text.window]}
     with (
-        Journal(partial / _JOURNAL_NAME, _MAGIC, header) as journal,
-        WeightFiles(partial, plan.layout) as files,
+        Journal(folder / _JOURNAL_NAME, _MAGIC, header) as journal,
+        WeightFiles(folder, plan.layout) as files,
         ThreadPoolExecutor(1, thread_name_prefix="mint-write") as aside,
     ):
-        written = _still_there(journal, files, plan)
-        pending = [unit for unit in source.units if unit.path not in written]
-        total = sum(unit.nbytes for unit in source.units)
-        done = total - sum(unit.nbytes for unit in pending)
-        on_progress(Progress("assemble", done, total, ""))
-        sizes = {unit.path: unit.nbytes for unit in source.units}
+        digests = _intact(journal, files, plan)
+        pending = [unit for unit in source.units if unit.path not in digests]
+        if ROUNDINGS[plan.rounding].sequential:
+            from mint.assembly.compensated import compensate
 
-        def write(unit: Packed) -> str:
-            digest = files.write(unit.tensors, unit.data, unit.sha256)
-            journal.append([unit.path, digest])
-            return digest
-
-        packed = _packed(plan, source, partial, pending, reuse or Reuse(), executor, on_progress)
-        for unit, format, digest in _written(packed, write, aside):
-            written[unit.path] = digest
-            done += sizes[unit.path]
+            packed = compensate(plan, source, pending, open_stored(folder), text, executor, on_progress)
+        else:
+            packed = _packed(plan, source, pending, reuse or Reuse(), executor)
+        written = _written(packed, partial(_write, journal, files), aside)
+        for unit, (format, digest), _ in reported("assemble", written, source.units, pending, on_progress):
+            digests[unit.path] = digest
             log.debug("unit.written", unit=unit.path, format=str(format))
-            on_progress(Progress("assemble", done, total, unit.path))
         _write_parameters(plan, source, files)
         flushed = aside.submit(files.flush)  # while all is read again
-        manifest = _finish(plan, source, partial, {unit.path: written[unit.path] for unit in source.units})
+        manifest = _finish(plan, source, folder, {unit.path: digests[unit.path] for unit in source.units})
         flushed.result()
-    for file in partial.iterdir():  # what lies beside the weights too
+    for file in folder.iterdir():  # the files beside the weights too
         flush(file)
-    (partial / _JOURNAL_NAME).unlink()
-    flush(partial)
-    partial.rename(output)
+    (folder / _JOURNAL_NAME).unlink()
+    flush(folder)
+    folder.rename(output)
     flush(output.parent)
     return manifest
 
 
 def refuse_existing(output: Path) -> None:
-    """Raise `MintError` when there is anything at `output`."""
+    """Raise `MintError` if `output` exists."""
     if output.exists():
         raise MintError(f"{output} exists; nothing is ever overwritten. Choose another --output or move it away")
 
 
-def partial_folder(output: Path) -> Path:
-    """The folder of the unfinished model for `output`."""
-    return output.with_name(output.name + ".partial")
+def _write(journal: Journal, files: WeightFiles, unit: Packed) -> tuple[Format, str]:
+    digest = files.write(unit.tensors, unit.data, unit.sha256)
+    journal.append([unit.path, digest])
+    return unit.format, digest
 
 
 def _written(
-    packed: Iterable[tuple[Unit, Packed]], write: Callable[[Packed], str], aside: ThreadPoolExecutor
-) -> Iterator[tuple[Unit, Format, str]]:
-    """Every unit once it is in its place, with its format and the digest of its bytes.
+    packed: Iterable[tuple[Unit, Packed]], write: Callable[[Packed], T], aside: ThreadPoolExecutor
+) -> Iterator[tuple[Unit, T]]:
+    """Yield every unit once it is written, with the result of `write`.
 
-    It is written while the next one is packed, unless memory is short; also when the next one is never packed.
+    It is written while the next one is packed, unless memory is short; also if packing the next one fails.
     """
-    before: tuple[Unit, Format, Future[str]] | None = None
+    before: tuple[Unit, Future[T]] | None = None
     for unit, packed_unit in packed:
         if before:
-            yield before[0], before[1], before[2].result()
-        before = unit, packed_unit.format, aside.submit(write, packed_unit)
-        del packed_unit  # its bytes go once they are written
+            yield before[0], before[1].result()
+        before = unit, aside.submit(write, packed_unit)
+        del packed_unit  # frees its bytes once they are written
         if memory_is_short():
-            before[2].result()
+            before[1].result()
     if before:
-        yield before[0], before[1], before[2].result()
+        yield before[0], before[1].result()
 
 
 def _packed(
-    plan: Plan,
-    source: Source,
-    partial: Path,
-    units: Sequence[Unit],
-    reuse: Reuse,
-    executor: Executor,
-    on_progress: OnProgress,
+    plan: Plan, source: Source, units: Sequence[Unit], reuse: Reuse, executor: Executor
 ) -> Iterator[tuple[Unit, Packed]]:
-    """Every unit as planned: copied where a folder holds it, quantized where none does."""
-    if ROUNDINGS[plan.rounding].sequential:
-        from mint.assembly.compensated import compensate
-
-        stored = open_stored(partial)
-        yield from compensate(
-            plan,
-            source,
-            units,
-            lambda unit, format: stored.dequantized(unit.path, format),
-            executor=executor,
-            on_progress=on_progress,
-        )
-        return
-    taken = set()
+    """Yield every unit as planned: copied if a folder holds it, else quantized."""
+    copied = set()
     for unit, packed in reuse.take(plan, units):
-        taken.add(unit.path)
+        copied.add(unit.path)
         yield unit, packed
     formats = {choice.path: choice.format for choice in plan.choices}
-    yield from executor(source, Quantize(formats, plan.rounding), [unit for unit in units if unit.path not in taken])
+    yield from executor(source, Quantize(formats, plan.rounding), [unit for unit in units if unit.path not in copied])
 
 
 def _check(plan: Plan, source: Source, output: Path) -> None:
@@ -172,15 +153,14 @@ def _check(plan: Plan, source: Source, output: Path) -> None:
         raise MintError(f"the plan's units are not those of {source.folder}; run mint allocate again")
 
 
-def _check_space(partial: Path, plan: Plan) -> None:
-    there = sum(file.stat().st_blocks * 512 for file in partial.iterdir())
-    free = shutil.disk_usage(partial).free
-    if free + there < plan.planned_bytes:
-        raise DiskFullError(disk_full(partial, plan.planned_bytes - there))
+def _check_space(folder: Path, plan: Plan) -> None:
+    allocated = sum(file.stat().st_blocks * 512 for file in folder.iterdir())
+    if shutil.disk_usage(folder).free + allocated < plan.planned_bytes:
+        raise DiskFullError(disk_full(folder, plan.planned_bytes - allocated))
 
 
-def _still_there(journal: Journal, files: WeightFiles, plan: Plan) -> dict[str, str]:
-    """Units of the journal whose bytes are really in the files: a power cut may have kept the one without the other."""
+def _intact(journal: Journal, files: WeightFiles, plan: Plan) -> dict[str, str]:
+    """The digests of the journal's units whose bytes are in the files; a power cut can lose those."""
     tensors = {choice.path: choice.tensors for choice in plan.choices}
     return {path: digest for path, digest in journal.records if files.digest(tensors[path]) == digest}
 
@@ -193,27 +173,26 @@ def _write_parameters(plan: Plan, source: Source, files: WeightFiles) -> None:
         files.write((TensorSpec(parameter.name, parameter.dtype, parameter.shape),), (raw_bytes(array),))
 
 
-def _finish(plan: Plan, source: Source, partial: Path, units: Mapping[str, str]) -> Manifest:
-    """Everything beside the weights: index, config, tokenizer, card, plan, manifest."""
-    shards = plan.layout
-    weight_map = dict(sorted((placed.tensor.name, shard.name) for shard in shards for placed in shard.tensors))
+def _finish(plan: Plan, source: Source, folder: Path, units: Mapping[str, str]) -> Manifest:
+    """Write all files beside the weights: index, config, tokenizer, card, plan, manifest."""
+    shard_of = {placed.tensor: shard.name for shard in plan.layout for placed in shard.tensors}
     index = {
         "metadata": {
-            "total_size": sum(placed.tensor.nbytes for shard in shards for placed in shard.tensors),
+            "total_size": sum(tensor.nbytes for tensor in shard_of),
             "total_parameters": plan.weights,
         },
-        "weight_map": weight_map,
+        "weight_map": dict(sorted((tensor.name, shard) for tensor, shard in shard_of.items())),
     }
-    (partial / INDEX_NAME).write_text(json.dumps(index, indent=4))
-    keeps_vision = any("vision_tower" in name for name in weight_map)
-    write_config({**source.config, **quantization_entries(plan)}, partial, keep_vision_config=keeps_vision)
-    for pattern in BESIDE:  # copied as it is, since loading and saving a tokenizer again can change it
+    (folder / INDEX_NAME).write_text(json.dumps(index, indent=4))
+    keeps_vision = any("vision_tower" in tensor.name for tensor in shard_of)
+    write_config({**source.config, **quantization_entries(plan)}, folder, keep_vision_config=keeps_vision)
+    for pattern in BESIDE:  # copied as they are, since loading and saving a tokenizer again can change it
         for file in sorted(source.folder.glob(pattern)):
             if file.name not in _NOT_COPIED and not file.name.endswith(".index.json") and file.is_file():
-                shutil.copyfile(file, partial / file.name)
-    (partial / "README.md").write_text(_card(plan))
-    (partial / PLAN_NAME).write_text(plan_text(plan))
-    names = sorted(file.name for file in partial.iterdir() if file.name not in (_JOURNAL_NAME, "mint.json"))
+                shutil.copyfile(file, folder / file.name)
+    (folder / "README.md").write_text(_card(plan))
+    (folder / PLAN_NAME).write_text(plan_text(plan))
+    names = sorted(file.name for file in folder.iterdir() if file.name not in (_JOURNAL_NAME, MANIFEST_NAME))
     manifest = Manifest(
         plan=plan.digest,
         model=plan.model,
@@ -221,10 +200,10 @@ def _finish(plan: Plan, source: Source, partial: Path, units: Mapping[str, str])
         versions=versions(),
         budget_bytes=plan.budget_bytes,
         weight_bytes=plan.planned_bytes,
-        files={name: file_digest(partial / name) for name in names},
+        files={name: file_digest(folder / name) for name in names},
         units=units,
     )
-    write_manifest(manifest, partial)
+    write_manifest(manifest, folder)
     return manifest
 
 

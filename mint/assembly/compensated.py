@@ -1,24 +1,25 @@
-"""Units rounded with regard to what they will see: on text that the model itself wrote, layer by layer.
+"""Rounds units for the inputs that they will have: on text that the model itself writes, layer by layer.
 
-Nothing outside of the model is used. The inputs of a layer are those behind the layers as they are stored, so what was
-lost before is made up for too (GPTQ's sequential rounding, arXiv 2210.17323). A unit that multiplies nothing, such as
-an embedding, and an expert that saw too little keep the searched rounding.
+Nothing outside the model is used. The inputs of a layer come out of the layers before it as they are stored, so a
+layer compensates their errors too (GPTQ's sequential rounding, arXiv 2210.17323). A unit that multiplies nothing, such
+as an embedding, and an expert with too few inputs keep the searched rounding.
 
 Measured on SmolLM2 in uniform 4/64, two re-expressions of its weights, mean KL on 2,048 tokens of other text: rounded
-to nearest 0.787 and 0.523; searched with each column as important as the mean square of its inputs 0.214 and 0.169;
+to nearest 0.787 and 0.523; searched with each column weighted by the mean square of its inputs 0.214 and 0.169;
 compensated too, inputs from own text 0.172 and 0.115, from novels (the second) 0.123, from random tokens 0.222 and
-0.165. The squared gain of the preceding norm as importance, which needs no pass at all, changed 0.495 to 0.481.
+0.165. The squared gain of the preceding norm as weight, which needs no pass at all, changed 0.495 to 0.481.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import mlx.core as mx
 import numpy as np
 
 from mint.analysis.probes.own_text import own_text
-from mint.analysis.unit_jobs import Packed, quantize_unit
-from mint.assembly.layer_inputs import Rows, Seen, Walk
+from mint.analysis.unit_jobs import Packed, Quantize
+from mint.assembly.layer_inputs import Inputs, Rows, Walk
 from mint.core.progress import OnProgress
 from mint.formats.format import KEEP, Format
 from mint.formats.rounding import ROUNDINGS
@@ -28,63 +29,63 @@ from mint.kernels.compiled import Floats
 from mint.kernels.cpu import pack
 from mint.kernels.cpu_backend import CpuBackend
 from mint.kernels.storage import NUMPY_DTYPES, from_raw, raw
+from mint.model.checkpoint.reader import StoredModel
 from mint.model.source import Source
 from mint.plan.plan import Plan
 from mint.quality.forward import fusing_nothing, open_wide
 from mint.quality.sequences import TextSize
 from mint.run.executor import Executor
 
-TEXT, SEED = TextSize(32, 128), 1  # what the model writes; another seed than the probe's: those tokens judge
-FEWEST = 32  # rows of inputs: an expert that saw fewer keeps the searched rounding
-_SEARCH = ROUNDINGS[ROUNDINGS["compensate"].measured_as]
+SEED = 1  # of the calibration text; the probe, which judges, has another
+FEWEST = 32  # rows of inputs; an expert with fewer keeps the searched rounding
+_SEARCH = ROUNDINGS["compensate"].measured_as
 
 
 def compensate(
     plan: Plan,
     source: Source,
     pending: Sequence[Unit],
-    stored: Callable[[Unit, Format], mx.array],
-    *,
+    stored: StoredModel,
+    size: TextSize,
     executor: Executor,
     on_progress: OnProgress,
 ) -> Iterator[tuple[Unit, Packed]]:
-    """Every one of the `pending` units as planned; all others are read by `stored`, in float32."""
+    """Yield the `pending` units as planned, on a text of this size; `stored` has all others."""
     formats = {choice.path: choice.format for choice in plan.choices}
-    text = own_text(source, TEXT, SEED, on_progress)
+    text = own_text(source, size, SEED, on_progress)
     finished = {unit.path for unit in source.units} - {unit.path for unit in pending}
     with fusing_nothing():
         walk = Walk(open_wide(source.folder), source.units, text)
         for unit, packed in executor(source, Compensation(formats, {}), walk.tied):
-            walk.store(unit.path, _dequantized(unit, packed))
+            walk.store(unit.path, _dequantized(packed))
         for stage in walk.stages(finished):
             for unit in stage.units:
                 if unit.path in finished and formats[unit.path] != KEEP:
-                    walk.store(unit.path, stored(unit, formats[unit.path]))
+                    walk.store(unit.path, stored.dequantized(unit.path, formats[unit.path]))
             rest = [unit for unit in stage.units if unit.path not in finished]
             for unit, packed in executor(source, Compensation(formats, stage.inputs), rest):
                 if packed.format != KEEP:
-                    walk.store(unit.path, _dequantized(unit, packed))
+                    walk.store(unit.path, _dequantized(packed))
                 yield unit, packed
 
 
+@dataclass(eq=False, slots=True)
 class Compensation:
-    """The job: a unit as it will be stored, given what the units of its stage see."""
+    """The job: packs a unit, given the inputs of the units of its stage."""
 
-    def __init__(self, formats: Mapping[str, Format], inputs: Mapping[str, Seen]) -> None:
-        self._formats = formats
-        self._inputs = inputs
-        self._factors: dict[int, Floats] = {}
+    formats: Mapping[str, Format]
+    inputs: Mapping[str, Inputs]
+    _factors: dict[int, Floats] = field(default_factory=dict, init=False)
 
     def __call__(self, unit: Unit, weight: mx.array) -> Packed:
         """The bytes of `unit`, whose evaluated weight is given."""
-        format, seen = self._formats[unit.path], self._inputs.get(unit.path)
-        if seen is None or format == KEEP or not format.scheme.is_compiled:
-            return quantize_unit(unit, weight, format, _SEARCH.name)
-        stack = raw(weight).reshape(unit.slices, *unit.shape[-2:])
+        format, inputs = self.formats[unit.path], self.inputs.get(unit.path)
+        if inputs is None or format == KEEP or not format.scheme.is_compiled:
+            return Quantize(self.formats, _SEARCH)(unit, weight)
         slices = []
-        for index, matrix in enumerate(stack):
-            rows = seen.of(index)
-            if seen.experts is None:
+        for index, matrix in enumerate(raw(weight).reshape(unit.slices, *unit.shape[-2:])):
+            rows = inputs.of(index)
+            if inputs.experts is None:
                 slices.append(pack_compensated(matrix, unit.dtype, format, self._shared_factor(rows)))
             elif len(rows) < FEWEST:
                 slices.append(tuple(part[0] for part in pack(matrix[None], unit.dtype, format, search=True)))
@@ -95,14 +96,14 @@ class Compensation:
         return Packed(unit.path, format, tensors, tuple(memoryview(part).cast("B") for part in parts))
 
     def _shared_factor(self, rows: Rows) -> Floats:
-        """The factor of these inputs, computed once for all units that see them."""
+        """The factor of these inputs, computed once for all units that share them."""
         if id(rows) not in self._factors:
             self._factors[id(rows)] = factor(second_moments(rows))
         return self._factors[id(rows)]
 
 
-def _dequantized(unit: Unit, packed: Packed) -> mx.array:
-    """The float32 weight that a loader will see."""
+def _dequantized(packed: Packed) -> mx.array:
+    """The float32 weight that a loader will use."""
     parts = [
         from_raw(np.frombuffer(data, NUMPY_DTYPES[tensor.dtype]).reshape(tensor.shape), tensor.dtype)
         for tensor, data in zip(packed.tensors, packed.data, strict=True)

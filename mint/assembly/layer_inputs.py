@@ -1,12 +1,12 @@
 """Yields the calibration inputs of each unit, layer by layer, with all earlier layers already quantized.
 
-A walk runs the model on some tokens one layer at a time. It hands out the inputs of the layer's units, takes back the
-weights that they will have, and goes on with what the layer returns then. So later layers see, and make up for, what
-was lost before them. Layers that are passed answer from memory (as in `probes/replay.py`) and are dropped: beside the
-weights outside of the layers, memory is bounded by one layer in float32 and what the tokens are there.
+A walk runs the model on some tokens one layer at a time. It yields the inputs of the layer's units, takes the weights
+that they are stored with, and continues with the layer's output for those. So later layers compensate earlier errors.
+Finished layers are dropped and answer from memory (as in `probes/replay.py`): beside the weights outside the layers,
+memory is bounded by one layer in float32 and its activations.
 
-That needs layers that are called once each, every one on what the one before it returned. In models that are built
-otherwise each layer's inputs come from a pass through the whole model: slower, and nothing is dropped.
+That needs layers that are called once each, each on the output of the one before. In other models the inputs of each
+layer come from a pass through the whole model: slower, and nothing is dropped.
 """
 
 # B sequences, L tokens, N rows of inputs, C columns
@@ -14,6 +14,7 @@ otherwise each layer's inputs come from a pass through the whole model: slower, 
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import mlx.core as mx
@@ -29,174 +30,145 @@ from mint.quality.divergence import Tokens
 from mint.quality.forward import logits_of
 
 Rows = npt.NDArray[np.float32]
-Note = Callable[[str, mx.array, mx.array | None], None]
+_Calls = dict[str, list[tuple[mx.array, mx.array | None]]]  # rows and experts of each call of a unit, by path
 
 
 @dataclass(frozen=True, slots=True)
-class Seen:
-    """The inputs of a unit: rows (N, C), and for a stack of experts which of them each row went to, (N, K)."""
+class Inputs:
+    """The inputs of a unit: rows (N, C), and for a stack the experts of each row, (N, K)."""
 
     rows: Rows
     experts: npt.NDArray[np.int64] | None = None
 
     def of(self, index: int) -> Rows:
-        """The rows that went to one matrix of the stack."""
+        """The rows of one matrix of the stack."""
         return self.rows if self.experts is None else self.rows[(self.experts == index).any(axis=1)]
 
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """Units that are rounded together, and what they see; units that multiply nothing have no inputs."""
+    """Units that are rounded together, and their inputs; units that multiply nothing have none."""
 
     units: tuple[Unit, ...]
-    inputs: Mapping[str, Seen]
+    inputs: Mapping[str, Inputs]
 
 
 class Walk:
-    """A walk through `model` on `tokens` (B, L): iterate over its stages, and `store` every unit of a stage.
-
-    A stage whose units are all in `known`, the weights of units by path, is passed without a look at its inputs.
-    """
+    """A walk through `model` on `tokens` (B, L): iterate over its stages, and `store` every unit of a stage."""
 
     def __init__(self, model: Module, units: Sequence[Unit], tokens: Tokens) -> None:
         self._model = model
         self._modules: dict[str, Module] = dict(model.named_modules())
         self._tokens = mx.array(tokens)
-        self._before, self._layers, self._behind = _stages(units)
+        tied = not any(unit.role == "head" for unit in units)
+        outer = [unit for unit in units if unit.layer < 0]
+        # a tied embedding multiplies the last states too
+        self._after = tuple(unit for unit in outer if unit.role == "head" or (tied and unit.role == "embedding"))
+        self._before = tuple(unit for unit in outer if unit not in self._after)
+        self._layers: dict[str, list[Unit]] = defaultdict(list)
+        for unit in units:
+            if unit.layer >= 0:
+                self._layers[layer_path(unit.path)].append(unit)
         self._order = self._called_in_a_row()
         self._passed: list[str] = []
-        self._answer: Any = None
+        self._output: Any = None  # of the last passed layer
 
     @property
     def tied(self) -> tuple[Unit, ...]:
-        """Units that the first and the last stage both use: the last rounds them, and the way there needs a weight."""
-        return tuple(unit for unit in self._behind if unit.role != "head")
+        """Units that the first and the last stage both use: the last rounds them, earlier layers need a weight."""
+        return tuple(unit for unit in self._after if unit.role != "head")
 
     def stages(self, finished: Collection[str] = ()) -> Iterator[Stage]:
-        """The stages in the order of the model; inputs are left out where all units are `finished`."""
-        self._read_outer()
+        """The stages in the order of the model; inputs are left out if all units are `finished`."""
+        inside = tuple(f"{path}." for path in self._layers)
+        parameters = dict(tree_flatten(self._model.parameters()))
+        mx.eval([array for name, array in parameters.items() if not name.startswith(inside)])
         yield Stage(self._before, {})
         for path in self._order or sorted(self._layers, key=_by_number):
-            mx.eval(self._modules[path].parameters())  # reading inside of a GPU's work trips Metal's watchdog
+            layer = self._modules[path]
+            mx.eval(layer.parameters())  # reading inside of a GPU's work trips Metal's watchdog
             yield self._stage(self._layers[path], path, finished)
             if self._order:
-                self._answer = self._run([], path)
-                mx.eval(self._answer)
+                self._output = self._run({}, path)
+                mx.eval(self._output)
                 self._passed.append(path)
-                self._drop(path)
-        yield self._stage(self._behind, None, finished)
+                layer.update(tree_map(lambda _: mx.zeros(()), layer.parameters()))  # drops them
+        yield self._stage(self._after, None, finished)
 
     def store(self, path: str, weight: mx.array) -> None:
-        """Let the unit have the weight that it will be stored with, in float32."""
+        """Give a unit the weight that it is stored with, in float32."""
         self._modules[path]["weight"] = weight
 
-    def _stage(self, units: tuple[Unit, ...], layer: str | None, finished: Collection[str]) -> Stage:
-        pending = [unit.path for unit in units if unit.path not in finished]
-        inputs = _Inputs()
-        if pending:
-            self._run([(path, inputs.note) for path in pending], layer if self._order else None)
-        return Stage(units, inputs.seen())
+    def _stage(self, units: Sequence[Unit], layer: str | None, finished: Collection[str]) -> Stage:
+        calls: _Calls = {unit.path: [] for unit in units if unit.path not in finished}
+        if calls:
+            self._run(calls, layer if self._order else None)
+        return Stage(tuple(units), _inputs_of({path: noted for path, noted in calls.items() if noted}))
 
-    def _run(self, noted: Sequence[tuple[str, Note]], until: str | None) -> Any:
-        """Call the model up to the end of a layer, or all of it, and return what the layer does; all of it lazy."""
+    def _run(self, calls: _Calls, until: str | None) -> Any:
+        """Run the model to the end of a layer and return the layer's output, or all of it; all of it lazy.
 
-        def stop(method: Any, layer: Module, *arguments: Any, **options: Any) -> Any:
-            raise _PassedError(method(layer, *arguments, **options))
-
-        calls: dict[str, Hook] = dict.fromkeys(self._passed, lambda *_, **__: self._answer)
+        The calls of the units in `calls` are noted there.
+        """
+        answers: dict[str, Hook] = dict.fromkeys(self._passed, lambda *_, **__: self._output)
         if until:
-            calls[until] = stop
+            answers[until] = _stop
         try:
-            with hooked(self._modules, calls), unhooked_after(self._modules[path] for path, _ in noted):
-                for path, note in noted:
-                    _note_inputs(self._modules[path], path, note)
+            with hooked(self._modules, answers), unhooked_after(self._modules[path] for path in calls):
+                for path, noted in calls.items():
+                    module = self._modules[path]
+                    name = "as_linear" if hasattr(module, "as_linear") else "__call__"
+                    hook(module, partial(_note_inputs, noted), (name,))
                 logits_of(self._model, self._tokens)
         except _PassedError as passed:
-            return passed.answer
+            return passed.output
         return None
 
     def _called_in_a_row(self) -> list[str]:
-        """The layers in the order of their calls if each is called once, on what the one before returned; else none.
+        """The layers in the order of their calls if each is called once, on the output of the one before; else none.
 
         Nothing is computed.
         """
         order: list[str] = []
-        answers: list[Any] = []
-        chained = True
+        outputs: list[Any] = []
+        chained: list[bool] = []
 
-        def note(path: str) -> Hook:
-            def answer(method: Any, layer: Module, *arguments: Any, **options: Any) -> Any:
-                nonlocal chained
-                chained = chained and (not answers or (bool(arguments) and arguments[0] is answers[-1]))
-                order.append(path)
-                answers.append(method(layer, *arguments, **options))
-                return answers[-1]
+        def note(path: str, method: Any, layer: Module, *arguments: Any, **options: Any) -> Any:
+            chained.append(not outputs or (bool(arguments) and arguments[0] is outputs[-1]))
+            order.append(path)
+            outputs.append(method(layer, *arguments, **options))
+            return outputs[-1]
 
-            return answer
-
-        with hooked(self._modules, {path: note(path) for path in self._layers}):
+        with hooked(self._modules, {path: partial(note, path) for path in self._layers}):
             logits_of(self._model, self._tokens[:1, :2])
-        return order if chained and sorted(order) == sorted(self._layers) else []
-
-    def _read_outer(self) -> None:
-        inside = tuple(f"{path}." for path in self._layers)
-        parameters = dict(tree_flatten(self._model.parameters()))
-        mx.eval([array for name, array in parameters.items() if not name.startswith(inside)])
-
-    def _drop(self, path: str) -> None:
-        layer = self._modules[path]
-        layer.update(tree_map(lambda _: mx.zeros(()), layer.parameters()))
+        return order if all(chained) and sorted(order) == sorted(self._layers) else []
 
 
 class _PassedError(Exception):
-    """The layer up to which a pass goes has returned."""
+    """The last layer of a pass has returned `output`."""
 
-    def __init__(self, answer: Any) -> None:
-        self.answer = answer
-
-
-class _Inputs:
-    """The inputs of units, those of one product with many matrices held once."""
-
-    def __init__(self) -> None:
-        self._rows: dict[str, list[tuple[mx.array, mx.array | None]]] = defaultdict(list)
-        self._copies: dict[int, tuple[mx.array, Rows]] = {}
-
-    def note(self, path: str, rows: mx.array, experts: mx.array | None) -> None:
-        """Note one call of a unit."""
-        self._rows[path].append((rows, experts))
-
-    def seen(self) -> dict[str, Seen]:
-        """All calls of every unit."""
-        mx.eval([part for calls in self._rows.values() for call in calls for part in call if part is not None])
-        return {path: self._joined(calls) for path, calls in self._rows.items()}
-
-    def _joined(self, calls: list[tuple[mx.array, mx.array | None]]) -> Seen:
-        rows = [self._copy(rows) for rows, _ in calls]
-        experts = [np.asarray(experts, np.int64) for _, experts in calls if experts is not None]
-        flat = [chosen.reshape(len(part), -1) for chosen, part in zip(experts, rows, strict=False)]
-        joined = rows[0] if len(rows) == 1 else np.concatenate(rows)
-        return Seen(joined, np.concatenate(flat) if flat else None)
-
-    def _copy(self, rows: mx.array) -> Rows:
-        """(..., C) -> (N, C) in float32; the same array for the same rows."""
-        if id(rows) not in self._copies:
-            copy = np.asarray(rows.astype(mx.float32)).reshape(-1, rows.shape[-1])
-            self._copies[id(rows)] = rows, copy  # holding the rows keeps their id
-        return self._copies[id(rows)][1]
+    def __init__(self, output: Any) -> None:
+        self.output = output
 
 
-def _stages(units: Sequence[Unit]) -> tuple[tuple[Unit, ...], dict[str, tuple[Unit, ...]], tuple[Unit, ...]]:
-    """Units before the layers, those of each layer, those behind; what multiplies the last states is behind."""
-    tied = not any(unit.role == "head" for unit in units)
-    outer = [unit for unit in units if unit.layer < 0]
-    behind = tuple(unit for unit in outer if unit.role == "head" or (tied and unit.role == "embedding"))
-    layers: dict[str, list[Unit]] = defaultdict(list)
-    for unit in units:
-        if unit.layer >= 0:
-            layers[layer_path(unit.path)].append(unit)
-    before = tuple(unit for unit in outer if unit not in behind)
-    return before, {path: tuple(units_of_layer) for path, units_of_layer in layers.items()}, behind
+def _stop(method: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+    raise _PassedError(method(*arguments, **options))
+
+
+def _inputs_of(calls: _Calls) -> dict[str, Inputs]:
+    """The inputs of units, with one array for units that share them."""
+    noted = [call for calls_of_unit in calls.values() for call in calls_of_unit]
+    mx.eval([part for call in noted for part in call if part is not None])
+    shared = {id(rows): rows for rows, _ in noted}
+    flat = {key: np.asarray(rows.astype(mx.float32)).reshape(-1, rows.shape[-1]) for key, rows in shared.items()}
+    inputs = {}
+    for path, calls_of_unit in calls.items():
+        rows = [flat[id(rows)] for rows, _ in calls_of_unit]
+        experts = [np.asarray(experts, np.int64) for _, experts in calls_of_unit if experts is not None]
+        inputs[path] = Inputs(
+            rows[0] if len(rows) == 1 else np.concatenate(rows), np.concatenate(experts) if experts else None
+        )
+    return inputs
 
 
 def _by_number(path: str) -> tuple[int, str]:
@@ -204,27 +176,30 @@ def _by_number(path: str) -> tuple[int, str]:
     return int(last) if last.isdecimal() else -1, path
 
 
-def _note_inputs(module: Module, path: str, note: Note) -> None:
+def _note_inputs(
+    noted: list[tuple[mx.array, mx.array | None]],
+    method: Any,
+    module: Module,
+    rows: mx.array,
+    *rest: Any,
+    **options: Any,
+) -> Any:
     """Note the inputs of a module: a matrix, a stack given the experts of each row, or an embedding used as a head."""
-
-    def call(method: Any, module: Module, rows: mx.array, *arguments: Any, **options: Any) -> Any:
-        shape = module["weight"].shape
-        if rows.shape[-1] == shape[-1]:
-            if len(shape) == 2:
-                note(path, rows, None)
-            elif len(shape) == 3 and arguments and isinstance(arguments[0], mx.array):
-                note(path, *_routed(rows, arguments[0]))
-        return method(module, rows, *arguments, **options)
-
-    hook(module, call, ("as_linear",) if hasattr(module, "as_linear") else ("__call__",))
+    shape = module["weight"].shape
+    if rows.shape[-1] == shape[-1]:
+        if len(shape) == 2:
+            noted.append((rows, None))
+        elif len(shape) == 3 and rest and isinstance(rest[0], mx.array):
+            noted.append((rows, _routes(rows, rest[0])))
+    return method(module, rows, *rest, **options)
 
 
-def _routed(rows: mx.array, experts: mx.array) -> tuple[mx.array, mx.array]:
-    """Rows (N, C) and their experts (N, K) of a product with gathered matrices.
+def _routes(rows: mx.array, experts: mx.array) -> mx.array:
+    """The experts (N, K) of the rows (N, C) in a product with gathered matrices.
 
-    mlx_lm gives rows (..., 1, C) whose leading axes are those of `experts`, or 1 where a row goes to several.
+    mlx_lm gives rows (..., 1, C) whose leading axes are those of `experts`, or 1 if a row goes to several.
     """
     leading = rows.shape[:-2]
     shared = len(leading) == experts.ndim and leading[-1] == 1 < experts.shape[-1]
     assert rows.shape[-2] == 1 and (shared or leading == experts.shape)
-    return rows, experts.reshape(-1, experts.shape[-1] if shared else 1)
+    return experts.reshape(-1, experts.shape[-1] if shared else 1)

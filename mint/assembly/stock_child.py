@@ -1,7 +1,7 @@
-"""A process of its own that does what a user of the output does: load it with stock mlx_lm and compute with it.
+"""A child process that loads the output with stock mlx_lm and computes with it, as a user does.
 
-Nothing that mint did to its own process can help it there. The process is started once, imports mlx_lm while the
-caller works on, and answers any number of questions; it ends when its standard input does, however its parent ends.
+Nothing that mint changes in its own process helps it there. The child imports mlx_lm while its parent works, and
+answers any number of questions; it ends with its standard input, so with its parent.
 A question is a line of JSON; the answer is one too, followed by the logits as float32.
 """
 
@@ -19,7 +19,7 @@ from mint.run.child import Child, open_answers, questions, send
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """The result for one folder: the logits that mlx_lm computed, or the errors that it raised."""
+    """The result for one folder: the logits of mlx_lm, or the errors that it raised."""
 
     loads_error: str
     has_tokenizer: bool
@@ -29,51 +29,49 @@ class Answer:
 
 
 class Stock:
-    """The process, and how many questions it was asked."""
+    """The child; a dead one is replaced at the next question."""
 
     def __init__(self) -> None:
-        self._asked = 0
+        self._questions = 0
+        self._start()
+
+    def _start(self) -> None:
         self._child = Child("mint.assembly.stock_child:answer_questions")
 
     @property
     def pid(self) -> int:
         return self._child.pid
 
-    @property
-    def alive(self) -> bool:
-        return self._child.exit_code is None
-
     def ask(self, folder: Path, paths: Sequence[str]) -> Callable[[], Answer]:
-        """Begin to load the model in `folder` and to compute with it, and return what waits for the answer.
+        """Begin to load the model in `folder` and to compute with it; the result waits for the answer.
 
-        The weights of the modules at `paths` are streamed. A process that dies is an answer too.
+        The weights of the modules at `paths` are streamed. The death of the process is an answer too.
         """
-        self._asked += 1
-        self._child.ask({"number": self._asked, "folder": str(folder.absolute()), "paths": list(paths)})
-        return cache(partial(self._answer, self._asked))
-
-    def _answer(self, number: int) -> Answer:
-        for record in self._child.answers():
-            shape = record.pop("shape")
-            data = self._child.read(4 * prod(shape))
-            if record.pop("number") == number and len(data) == 4 * prod(shape):  # else nobody waited, or it died
-                return Answer(logits=np.frombuffer(data, np.float32).reshape(shape), **record)
-        message = f"the process that loads it {self._child.exit_message()}"
-        return Answer(message, False, "", np.empty(0, np.float32), 0)
+        if self._child.exit_code is not None:
+            self._start()
+        self._questions += 1
+        self._child.ask({"number": self._questions, "folder": str(folder.absolute()), "paths": list(paths)})
+        return cache(partial(_wait, self._child, self._questions))
 
 
-_running: list[Stock] = []
-
-
+@cache
 def stock() -> Stock:
-    """The process of this one, started when first asked for: ask early, and it is ready when it is needed."""
-    if not _running or not _running[0].alive:
-        _running[:] = [Stock()]
-    return _running[0]
+    """The child of this process; call this early, and it is ready when it is needed."""
+    return Stock()
+
+
+def _wait(child: Child, number: int) -> Answer:
+    for record in child.answers():
+        shape = record.pop("shape")
+        data = child.read(4 * prod(shape))
+        if record.pop("number") == number and len(data) == 4 * prod(shape):  # else nobody waits for it, or it died
+            return Answer(logits=np.frombuffer(data, np.float32).reshape(shape), **record)
+    message = f"the process that loads it {child.exit_message()}"
+    return Answer(message, False, "", np.empty(0, np.float32), 0)
 
 
 def answer_questions() -> None:
-    """Answer what comes on standard input until it ends: the whole life of the process."""
+    """Answer questions from standard input until it ends: the whole life of the child."""
     answers = open_answers()
     from mint.assembly.agreement import stock_logits
     from mint.core.memory import peak_rss_bytes
@@ -86,7 +84,7 @@ def answer_questions() -> None:
         logits, model = np.empty(0, np.float32), None
         try:
             model = load_as_users_do(folder)
-        except Exception as error:  # whatever mlx_lm raises is the finding
+        except Exception as error:  # mlx_lm may raise anything: it is the finding
             record["loads_error"] = repr(error)
         try:
             if model:

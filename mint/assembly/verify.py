@@ -1,7 +1,8 @@
-"""Is the folder what its manifest and plan say, does stock mlx_lm load it, and does it compute what was planned?"""
+"""Checks a written folder: manifest and plan agree, stock mlx_lm loads it, and its function is the planned one."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from math import isfinite
 from pathlib import Path
 
@@ -20,20 +21,21 @@ from mint.model.checkpoint.manifest import PLAN_NAME, Manifest, file_digest, rea
 from mint.model.checkpoint.reader import StoredModel, all_finite, open_stored
 from mint.model.module_tree import read_loaded_config
 from mint.model.source import Source
-from mint.plan.plan import Plan, quantization_entries, read_plan
+from mint.plan.plan import Choice, Plan, quantization_entries, read_plan
 from mint.run.executor import in_process, small_cache
 
 LOGITS_TOLERANCE = 1e-2  # float32 noise is 1e-5 on CPUs; matrix units may round to 19 bits; a wrong format gives 1
-# as many times the error that was measured may a compensated unit have: it is moved to where inputs are not, and seen
-# up to 6 times on real models at 8 bits; other weights have a hundred times as much
+# a compensated unit may have this many times the measured error: compensation moves the error where inputs are small.
+# Real models show up to 6 times at 8 bits; other weights give a hundred times
 COMPENSATED = 20.0
-# what a check reads by planned names and formats, it can only read where these hold
+# checks that read tensors by planned names and formats need these checks to pass
 _NEEDS = {"finite": ("tensors",), "logits": ("tensors", "config"), "errors": ("tensors",)}
+_BLOCK = 1 << 22  # weights in float64 at once
 
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One thing that was looked at: what it is, whether it holds, and the numbers."""
+    """One check, its result and its numbers."""
 
     name: str
     passed: bool
@@ -54,65 +56,64 @@ class Verification:
 
 
 def verify(folder: Path | str, source: Source | None = None, *, on_progress: OnProgress = ignore) -> Verification:
-    """Check the model in `folder` against its manifest, its plan and, when given, its source.
+    """Check the model in `folder` against its manifest, its plan and, if given, its source.
 
-    Raises `MintError` only when there is nothing to check: no manifest, no plan. Disagreements are failed checks.
+    Raises `MintError` only without manifest or plan. Disagreements are failed checks.
     """
     folder = Path(folder)
     manifest = read_manifest(folder)
     plan = read_plan(folder / PLAN_NAME)
     answer = stock().ask(folder, [choice.path for choice in plan.choices])
-    looks: list[tuple[str, Callable[[], str]]] = [
-        ("files", lambda: _files(folder, manifest)),
-        ("bytes", lambda: _bytes(folder, manifest, plan)),
-        ("tensors", lambda: _tensors(folder, plan)),
-        ("config", lambda: _config(folder, plan)),
-        ("finite", lambda: _finite(folder)),
-        ("logits", lambda: _logits(folder, plan, answer)),
-        ("loads", lambda: _loads(answer)),
-    ]
+    inspections: dict[str, Callable[[], str]] = {
+        "files": partial(_files, folder, manifest),
+        "bytes": partial(_bytes, folder, manifest, plan),
+        "tensors": partial(_tensors, folder, plan),
+        "config": partial(_config, folder, plan),
+        "finite": partial(_finite, folder),
+        "logits": partial(_logits, folder, plan, answer),
+        "loads": partial(_loads, answer),
+    }
     if source is not None:
-        looks.append(("errors", lambda: _errors(folder, plan, source)))
-    checks: list[Check] = []
+        inspections["errors"] = partial(_errors, folder, plan, source)
+    checks: dict[str, Check] = {}
     with small_cache():
-        for index, (name, look) in enumerate(looks):
-            on_progress(Progress("verify", index, len(looks), name))
-            broken = [check.name for check in checks if not check.passed and check.name in _NEEDS.get(name, ())]
-            checks.append(Check(name, False, f"not looked at: {broken[0]} failed") if broken else _check(name, look))
-    on_progress(Progress("verify", len(looks), len(looks), ""))
-    return Verification(folder, tuple(checks), answer().peak_rss_bytes)
+        for index, (name, inspect) in enumerate(inspections.items()):
+            on_progress(Progress("verify", index, len(inspections), name))
+            failed = next((need for need in _NEEDS.get(name, ()) if not checks[need].passed), "")
+            try:
+                _insist(not failed, f"not looked at: {failed} failed")
+                checks[name] = Check(name, True, inspect())
+            except (_DisagreesError, MintError) as finding:
+                checks[name] = Check(name, False, str(finding))
+    on_progress(Progress("verify", len(inspections), len(inspections), ""))
+    return Verification(folder, tuple(checks.values()), answer().peak_rss_bytes)
 
 
 class _DisagreesError(Exception):
     """A check does not hold."""
 
 
-def _check(name: str, look: Callable[[], str]) -> Check:
-    try:
-        return Check(name, True, look())
-    except (_DisagreesError, MintError) as finding:
-        return Check(name, False, str(finding))
+def _insist(condition: bool, message: str) -> None:
+    if not condition:
+        raise _DisagreesError(message)
 
 
 def _files(folder: Path, manifest: Manifest) -> str:
     for name, expected in manifest.files.items():
         path = folder / name
-        if not path.is_file():
-            raise _DisagreesError(f"{name} is missing")
+        _insist(path.is_file(), f"{name} is missing")
         digest = file_digest(path)
-        if digest.nbytes != expected.nbytes:
-            raise _DisagreesError(f"{name} has {digest.nbytes} bytes, the manifest says {expected.nbytes}")
-        if digest.sha256 != expected.sha256:
-            raise _DisagreesError(f"{name} has SHA-256 {digest.sha256[:16]}, the manifest says {expected.sha256[:16]}")
+        nbytes, sha256 = digest.nbytes, digest.sha256[:16]
+        _insist(nbytes == expected.nbytes, f"{name} has {nbytes} bytes, the manifest says {expected.nbytes}")
+        _insist(digest == expected, f"{name} has SHA-256 {sha256}, the manifest says {expected.sha256[:16]}")
     return f"{len(manifest.files)} files have the size and SHA-256 of the manifest"
 
 
 def _bytes(folder: Path, manifest: Manifest, plan: Plan) -> str:
     nbytes = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
-    if not nbytes == plan.planned_bytes == manifest.weight_bytes:
-        raise _DisagreesError(f"weight files have {nbytes} bytes, planned {plan.planned_bytes}")
-    if nbytes > plan.budget_bytes:
-        raise _DisagreesError(f"weight files have {nbytes} bytes, the budget is {plan.budget_bytes}")
+    as_planned = nbytes == plan.planned_bytes == manifest.weight_bytes
+    _insist(as_planned, f"weight files have {nbytes} bytes, planned {plan.planned_bytes}")
+    _insist(nbytes <= plan.budget_bytes, f"weight files have {nbytes} bytes, the budget is {plan.budget_bytes}")
     return f"{nbytes} bytes of weights as planned, {plan.budget_bytes - nbytes} below the budget"
 
 
@@ -120,97 +121,81 @@ def _tensors(folder: Path, plan: Plan) -> str:
     stored = {name: (tensor.dtype, tensor.shape) for name, tensor in open_stored(folder).tensors.items()}
     planned = {tensor.name: (tensor.dtype, tensor.shape) for group in plan.groups() for tensor in group}
     for name in sorted(stored.keys() | planned.keys()):
-        if stored.get(name) != planned.get(name):
-            raise _DisagreesError(f"tensor {name}: found {stored.get(name)}, planned {planned.get(name)}")
+        tensor, expected = stored.get(name), planned.get(name)
+        _insist(tensor == expected, f"tensor {name}: found {tensor}, planned {expected}")
     return f"{len(stored)} tensors have the planned dtypes and shapes"
 
 
 def _config(folder: Path, plan: Plan) -> str:
-    config = read_loaded_config(folder)
-    planned = quantization_entries(plan)
+    config, planned = read_loaded_config(folder), quantization_entries(plan)
     for name, entry in planned.get("quantization", {}).items():
         written = config.get("quantization", {}).get(name)
-        if written != entry:
-            raise _DisagreesError(f"{name}: config.json says {written}, planned {entry}")
-    if config.get("quantization") != config.get("quantization_config") or bool(planned) != ("quantization" in config):
-        raise _DisagreesError("quantization and quantization_config differ in config.json")
+        _insist(written == entry, f"{name}: config.json says {written}, planned {entry}")
+    same = config.get("quantization") == config.get("quantization_config")
+    same = same and bool(planned) == ("quantization" in config)
+    _insist(same, "quantization and quantization_config differ in config.json")
     return f"config.json names the format of each of {len(plan.choices)} modules"
 
 
 def _finite(folder: Path) -> str:
     stored = open_stored(folder)
-    names = [name for name, tensor in stored.tensors.items() if tensor.dtype in ("BF16", "F16", "F32")]
-    for name in names:
-        if not all_finite(stored.raw(name), stored.tensors[name].dtype):
-            raise _DisagreesError(f"tensor {name} holds NaN or infinite values")
-    return f"{len(names)} tensors of floats are finite"
+    floats = {name: tensor.dtype for name, tensor in stored.tensors.items() if tensor.dtype in ("BF16", "F16", "F32")}
+    for name, dtype in floats.items():
+        _insist(all_finite(stored.raw(name), dtype), f"tensor {name} holds NaN or infinite values")
+    return f"{len(floats)} tensors of floats are finite"
 
 
 def _logits(folder: Path, plan: Plan, stock_answer: Callable[[], Answer]) -> str:
     units = {choice.path: (choice.shape, choice.format) for choice in plan.choices}
     try:
         expected = plain_logits(folder, units)  # meanwhile the other process loads and computes
-    except Exception as error:  # whatever mlx_lm raises is the finding
+    except Exception as error:  # mlx_lm may raise anything: it is the finding
         raise _DisagreesError(f"mlx_lm does not compute with the dequantized weights: {error!r}") from error
     answer = stock_answer()
-    if answer.loads_error:
-        raise _DisagreesError("not compared: mlx_lm does not load it")
-    if answer.logits_error:
-        raise _DisagreesError(f"mlx_lm does not compute with it: {answer.logits_error}")
+    _insist(not answer.loads_error, "not compared: mlx_lm does not load it")
+    _insist(not answer.logits_error, f"mlx_lm does not compute with it: {answer.logits_error}")
     distance = difference(answer.logits, expected)
-    if not isfinite(distance):
-        raise _DisagreesError("logits are not finite")
-    if not distance < LOGITS_TOLERANCE:
-        raise _DisagreesError(
-            f"logits differ from the dequantized model's by {distance:.2g}, allowed {LOGITS_TOLERANCE}"
-        )
+    _insist(isfinite(distance), "logits are not finite")
+    limits = f"{distance:.2g}, allowed {LOGITS_TOLERANCE}"
+    _insist(distance < LOGITS_TOLERANCE, f"logits differ from the dequantized model's by {limits}")
     return f"logits equal the dequantized model's to {distance:.1e}"
 
 
 def _loads(stock_answer: Callable[[], Answer]) -> str:
     answer = stock_answer()
-    if answer.loads_error:
-        raise _DisagreesError(f"mlx_lm does not load it: {answer.loads_error}")
+    _insist(not answer.loads_error, f"mlx_lm does not load it: {answer.loads_error}")
     return "mlx_lm.load loads it" if answer.has_tokenizer else "mlx_lm loads it (there is no tokenizer to load)"
 
 
 def _errors(folder: Path, plan: Plan, source: Source) -> str:
-    if source.identity != plan.model:
-        raise _DisagreesError(f"{source.folder} is not the model of the plan")
-    stored = open_stored(folder)
-    worst = max(_error_differences(stored, plan, source), default=("", 0.0), key=lambda pair: pair[1])
-    if not ROUNDINGS[plan.rounding].is_measured:
-        if worst[1] > COMPENSATED:
-            raise _DisagreesError(f"unit {worst[0]}: its error is {1 + worst[1]:.0f} times the measured one")
-        return (
-            f"{len(plan.choices)} units have up to {1 + worst[1]:.1f} times the error that search was measured to have"
-        )
-    if worst[1] > TOLERANCE + (ROUNDING if is_mixed(plan.device) else 0.0):
-        raise _DisagreesError(f"unit {worst[0]}: its error differs from the planned one by {worst[1]:.2g} relative")
-    return f"{len(plan.choices)} units have their measured errors (largest relative difference {worst[1]:.1e})"
-
-
-def _error_differences(stored: StoredModel, plan: Plan, source: Source) -> Iterator[tuple[str, float]]:
+    _insist(source.identity == plan.model, f"{source.folder} is not the model of the plan")
     choices = {choice.path: choice for choice in plan.choices}
+    changes = partial(_error_change, open_stored(folder), choices)
+    changed = {unit.path: change for unit, change in in_process(source, changes, source.units)}
+    path = max(changed, key=changed.__getitem__, default="")
+    worst = changed.get(path, 0.0)
+    if not ROUNDINGS[plan.rounding].is_measured:
+        _insist(worst <= COMPENSATED, f"unit {path}: its error is {1 + worst:.0f} times the measured one")
+        return f"{len(changed)} units have up to {1 + worst:.1f} times the error that search was measured to have"
+    tolerance = TOLERANCE + (ROUNDING if is_mixed(plan.device) else 0.0)
+    _insist(worst <= tolerance, f"unit {path}: its error differs from the planned one by {worst:.2g} relative")
+    return f"{len(changed)} units have their measured errors (largest relative difference {worst:.1e})"
 
-    def measured_again(unit: Unit, weight: mx.array) -> float:
-        choice = choices[unit.path]
-        kept = choice.format == KEEP
-        written = stored.dequantized(unit.path, choice.format)
-        squared = energy = 0.0
-        # S x R rows in blocks: float64 sums of float32 differences, without a float64 copy of the whole
-        rows = unit.size // unit.shape[-1]
-        flat, other = weight.reshape(rows, -1), written.reshape(rows, -1)
-        step = max(1, (1 << 22) // unit.shape[-1])
-        for start in range(0, rows, step):
-            original = np.asarray(flat[start : start + step].astype(mx.float32), dtype=np.float64)
-            difference = np.asarray(other[start : start + step], dtype=np.float64) - original
-            squared += float(np.vdot(difference, difference))
-            energy += float(np.vdot(original, original))
-        error = squared / energy if energy else 0.0
-        if kept:
-            return error
-        return abs(error - choice.error) / choice.error if choice.error else error
 
-    for unit, differs in in_process(source, measured_again, source.units):
-        yield unit.path, differs
+def _error_change(stored: StoredModel, choices: Mapping[str, Choice], unit: Unit, weight: mx.array) -> float:
+    """The relative change from the planned to the stored squared error of a unit; the error itself if that is 0."""
+    choice = choices[unit.path]
+    # S x R rows in blocks: float64 sums of float32 differences, without a float64 copy of the whole
+    rows, columns = unit.size // unit.shape[-1], unit.shape[-1]
+    source = weight.reshape(rows, columns)
+    written = stored.dequantized(unit.path, choice.format).reshape(rows, columns)
+    squared = energy = 0.0
+    step = max(1, _BLOCK // columns)
+    for start in range(0, rows, step):
+        original = np.asarray(source[start : start + step].astype(mx.float32), dtype=np.float64)
+        difference = np.asarray(written[start : start + step], dtype=np.float64) - original
+        squared += float(np.vdot(difference, difference))
+        energy += float(np.vdot(original, original))
+    error = squared / energy if energy else 0.0
+    planned = 0.0 if choice.format == KEEP else choice.error
+    return abs(error - planned) / planned if planned else error

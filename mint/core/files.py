@@ -22,6 +22,11 @@ def write_whole(path: Path, text: bytes) -> None:
         raise
 
 
+def partial_path(path: Path) -> Path:
+    """The file or folder with the unfinished content of `path`."""
+    return path.with_name(path.name + ".partial")
+
+
 def flush(path: Path) -> None:
     """Let the content of a file, or the names in a folder, outlive a loss of power."""
     descriptor = os.open(path, os.O_RDONLY)

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from mint.analysis.analysis import sqnr_db
-from mint.analysis.features import Features
+from mint.analysis.features.features import Features
 from mint.core.errors import MintError
 from mint.core.files import write_whole
 from mint.core.pick import pick

@@ -18,9 +18,9 @@ import mlx.core as mx
 import numpy as np
 from scipy.stats import spearmanr
 
-from mint.analysis.features import NAMES, Sample, features, group_size_of, sample_of
-from mint.analysis.norms import norm_gains
-from mint.analysis.unit_jobs import measure
+from mint.analysis.features.features import NAMES, Sample, features, group_size_of, sample_of
+from mint.analysis.features.norms import norm_gains
+from mint.analysis.unit_jobs import Measure
 from mint.formats.units import Unit
 from mint.kernels.storage import raw
 from mint.model.source import open_source
@@ -88,7 +88,7 @@ def _milliseconds(unit: Unit, weight: mx.array, gain: Any, runs: int) -> tuple[f
     mx.eval(weight)
     stack = _stack(unit, weight)
     jobs: tuple[Callable[[], object], ...] = (
-        lambda: measure(unit, weight),
+        lambda: Measure()(unit, weight),
         lambda: features(stack, unit.dtype, unit.path, gain),
     )
     least = [float("inf")] * len(jobs)

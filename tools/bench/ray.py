@@ -31,7 +31,7 @@ from cluster.schedule.events import Accept, Arrived, Failed, Item, Send
 from cluster.transport.connect import driving
 from cluster.transport.prefetch import BatchWeights
 from cluster.transport.wire import pack, unpack
-from mint.analysis.unit_jobs import Measure, Packed, Quantize, measure, ready_kernels
+from mint.analysis.unit_jobs import Measure, Packed, Quantize, ready_kernels
 from mint.formats.format import KEEP
 from mint.formats.units import Unit
 from mint.model.module_tree import OpenedModel
@@ -68,7 +68,7 @@ def making_actor() -> Any:
         def _results(self, units: Sequence[Unit]) -> Iterator[tuple[Unit, Any]]:
             if not self._one:
                 self._one.append(mx.random.normal(units[0].shape, scale=0.02).astype(mx.bfloat16))
-                measure(units[0], self._one[0])  # the first time loads what was compiled
+                Measure()(units[0], self._one[0])  # the first time loads what was compiled
                 self._began = time.process_time()
             if isinstance(self._job, Quantize):
                 data = os.urandom(PACKED_BYTES)
@@ -76,7 +76,7 @@ def making_actor() -> Any:
                 return
             for unit in units:
                 started, cpu = time.perf_counter(), time.process_time()
-                result = measure(unit, self._one[0])
+                result = Measure()(unit, self._one[0])
                 self._cpu += time.process_time() - cpu
                 self._seconds += time.perf_counter() - started
                 yield unit, result

@@ -17,7 +17,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -29,7 +29,7 @@ from cluster.transport.prefetch import BatchWeights
 from cluster.transport.wire import pack, tell_job, tell_model
 from cluster.transport.worker import Worker
 from mint.analysis.analysis import Measurement
-from mint.analysis.unit_jobs import Measure, measure
+from mint.analysis.unit_jobs import Measure
 from mint.formats.units import Unit
 from mint.model.source import Source, open_source
 from mint.run.job import Job
@@ -122,7 +122,7 @@ class Telling(Measure):
     """Calls `tell` before it does `job`."""
 
     tell: Callable[[], None] = lambda: None
-    job: Job[Measurement] = measure
+    job: Job[Measurement] = field(default_factory=Measure)
 
     def __call__(self, unit: Unit, weight: mx.array) -> Measurement:
         self.tell()

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from scipy.stats import spearmanr
 
 from mint.analysis.analysis import Analysis, read_analysis
-from mint.analysis.features import NAMES
+from mint.analysis.features.features import NAMES
 from mint.analysis.probes.probe_file import FULL, Probe, Probed, read_probes
 from mint.analysis.probes.sensitivity import prior_alphas
 from mint.assembly.assemble import assemble

@@ -1,7 +1,6 @@
 """Caches the text that a model writes: the same model and versions write the same text, so it is written once."""
 
 from io import BytesIO
-from pathlib import Path
 
 import numpy as np
 
@@ -17,12 +16,13 @@ from mint.run.device_kind import device_kind, versions
 
 
 def own_text(source: Source, size: TextSize, seed: int, on_progress: OnProgress) -> Tokens:
-    """(S, L) tokens that the model of `source` wrote by itself, decided by `seed`.
+    """(S, L) tokens that the model of `source` writes, decided by `seed`.
 
-    Written around 8 bits or fewer where the memory is too small for full precision.
+    The model has 8 bits or fewer where the memory is too small for full precision.
     """
     base = chosen_base(source, AUTO, size.count)
-    path = _path(source, size, seed, base)
+    key = source.identity, size.count, size.window, seed, base, device_kind(), versions()
+    path = cached_path("texts", ".npy", *key)
     if path.exists():
         tokens: Tokens = np.load(path)
         return tokens
@@ -35,7 +35,3 @@ def own_text(source: Source, size: TextSize, seed: int, on_progress: OnProgress)
     np.save(buffer, text)
     write_whole(path, buffer.getvalue())
     return text
-
-
-def _path(source: Source, size: TextSize, seed: int, base: str) -> Path:
-    return cached_path("texts", ".npy", source.identity, size.count, size.window, seed, base, device_kind(), versions())

@@ -1,33 +1,34 @@
-"""How sensitive the model's output is to each unit, measured without data.
+"""Measures the sensitivity of the model's output to each unit, without data.
 
     alpha = KL(model || model with this unit alone stored coarsely) / NRMSE^2
 
 on sequences that the model itself writes, or on random tokens. The KL divergence is the mean over tokens, in nats.
-Every probe stands for itself: they are kept as they come, resumed after a kill, and independent of their order.
+Probes do not depend on each other: they are kept as they come, resumed after a kill, and made in any order.
 
 A model that does not fit in memory at full precision is probed around a base: all units are stored in 8 bits or fewer
-(`packed_base.py`), the probed one alone is replaced by its coarse form, and `model` above is the base model.
+(`packed_base.py`), the probed one alone in its coarse format, and `model` above is the base model.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from time import perf_counter
 from typing import Any
 
 from mint.analysis.analysis import Analysis
-from mint.analysis.probes.packed_base import AUTO, BASES, chosen_base, describe_base
-from mint.analysis.probes.probe_file import FULL, MAGIC, SCHEMA, Probe, Probed, probe_of, read_probes, write_probed
+from mint.analysis.probes.packed_base import AUTO, BASES, chosen_base
+from mint.analysis.probes.probe_file import FULL, MAGIC, SCHEMA, Probe, Probed, read_probes, write_probed
 from mint.analysis.probes.prober import ProbeJob, Probing, TextJob, coarse_format
 from mint.core.errors import MintError
+from mint.core.files import partial_path
 from mint.core.journal import Journal, read_header
 from mint.core.log import log
-from mint.core.progress import OnProgress, Progress, ignore
+from mint.core.progress import OnProgress, ignore
 from mint.formats.units import Unit
 from mint.model.source import Source
 from mint.quality.sequences import prefix_of
 from mint.run.device_kind import device_kind, versions
 from mint.run.executor import Executor, in_process
+from mint.run.stage import reported
 
 
 def probe(
@@ -39,15 +40,36 @@ def probe(
     executor: Executor = in_process,
     on_progress: OnProgress = ignore,
 ) -> Probed:
-    """Probe the units of `source` that may be quantized and write `output`.
+    """Probe the units of `source` that may be quantized and write `output`; resumes after a kill.
 
-    Goes on where a killed run stopped. Raises `MintError` when the analysis is of another model or `output` of
-    something else.
+    Raises `MintError` when the analysis is of another model or `output` of something else.
     """
     if analysis.model != source.identity:
         raise MintError(f"the analysis is of another model than {source.folder}; analyze this one first")
     probing.check()
     units = probed_units(source.units, probing.most)
+    partial = partial_path(output)
+    header = _header(source, probing, units, (output, partial))
+    if output.exists():
+        probed = read_probes(output)
+        if read_header(output, MAGIC) != header:
+            raise MintError(f"{output}: holds other probes ({probed.tokens}, {probed.origin}); move it away first")
+        return probed
+    with Journal(partial, MAGIC, header) as journal:
+        probes = {record["path"]: Probe.from_record(record) for record in journal.records}
+        pending = [unit for unit in units if unit.path not in probes]
+        results = _probes(source, replace(probing, base=header["base"]), pending, len(probes), executor, on_progress)
+        for unit, result, seconds in reported("probe", results, units, pending, on_progress, cost=lambda unit: 1):
+            journal.append(asdict(result))
+            probes[unit.path] = result
+            log.debug("unit.probed", unit=unit.path, kl=result.kl, alpha=result.alpha, seconds=round(seconds, 3))
+        probed = write_probed(output, header, probes)
+        journal.path.unlink()
+    return probed
+
+
+def _header(source: Source, probing: Probing, units: Sequence[Unit], paths: Iterable[Path]) -> dict[str, Any]:
+    """The header of the probes; for `auto` with the base of earlier probes at `paths`, if these match otherwise."""
     header: dict[str, Any] = {
         "schema": SCHEMA,
         "model": source.identity,
@@ -58,56 +80,22 @@ def probe(
         "versions": versions(),
         "units": [unit.path for unit in units],
     }
-    partial = output.with_name(output.name + ".partial")
-    if probing.base == AUTO:
-        header["base"] = _begun(header, (output, partial)) or chosen_base(source, AUTO, probing.tokens)
-    if output.exists():
-        probed = read_probes(output)
-        if read_header(output, MAGIC) != header:
-            raise MintError(f"{output}: holds other probes ({_described(probed)}); move it away to probe anew")
-        return probed
-    with Journal(partial, MAGIC, header) as journal:
-        probes = {record["path"]: probe_of(record) for record in journal.records}
-        pending = [unit for unit in units if unit.path not in probes]
-        if pending:
-            chosen = replace(probing, base=header["base"])
-            for found in _probes(source, chosen, pending, len(probes), executor, on_progress):
-                journal.append(asdict(found))
-                probes[found.path] = found
-        probed = write_probed(output, header, probes)
-        journal.path.unlink()
-    return probed
-
-
-def _begun(header: dict[str, Any], paths: Iterable[Path]) -> str:
-    """The base of finished or unfinished probes with the same header otherwise; empty if there are none."""
-    begun = [read_header(path, MAGIC) for path in paths]
-    return next((base for base in (FULL, *BASES) if header | {"base": base} in begun), "")
-
-
-def _described(probed: Probed) -> str:
-    return f"{probed.tokens}, {describe_base(probed.base)}"
+    earlier = [read_header(path, MAGIC) for path in paths] if probing.base == AUTO else []
+    same = next((base for base in (FULL, *BASES) if header | {"base": base} in earlier), probing.base)
+    return header | {"base": chosen_base(source, same, probing.tokens)}
 
 
 def probed_units(units: Sequence[Unit], most: int | None) -> tuple[Unit, ...]:
-    """The units worth a probe, in their order: all that may be quantized, or the largest of them."""
+    """The units to probe, in their order: all that may be quantized, or the largest of them."""
     possible = [unit for unit in units if not unit.keep_reason and coarse_format(unit)]
-    if most is None or most >= len(possible):
-        return tuple(possible)
     chosen = {unit.path for unit in sorted(possible, key=lambda unit: -unit.size)[:most]}
     return tuple(unit for unit in possible if unit.path in chosen)
 
 
 def _probes(
     source: Source, probing: Probing, units: Sequence[Unit], done: int, executor: Executor, on_progress: OnProgress
-) -> Iterator[Probe]:
-    total = done + len(units)
-    text = TextJob(source, probing, prefix_of(source.folder), on_progress=on_progress)
-    on_progress(Progress("probe", done, total, ""))
-    ((_, text.tokens),) = executor(source, text, [min(units, key=lambda unit: unit.nbytes)])
-    started = perf_counter()
-    for count, (unit, found) in enumerate(executor(source, ProbeJob(text, done), units), start=1):
-        seconds, started = perf_counter() - started, perf_counter()
-        log.debug("unit.probed", unit=unit.path, kl=found.kl, alpha=found.alpha, seconds=round(seconds, 3))
-        on_progress(Progress("probe", done + count, total, unit.path))
-        yield found
+) -> Iterator[tuple[Unit, Probe]]:
+    if units:
+        text = TextJob(source, probing, prefix_of(source.folder), on_progress=on_progress)
+        ((_, text.tokens),) = executor(source, text, [min(units, key=lambda unit: unit.nbytes)])
+        yield from executor(source, ProbeJob(text, done), units)

@@ -1,14 +1,14 @@
-"""Sensitivities that were measured: the record, and the file that lies beside an analysis.
+"""Measured sensitivities: the record, and the file beside an analysis.
 
 The finished file holds a header, one frame per probed unit in the order of the module tree, and an end frame with the
-SHA-256 of all before it: the same model probed the same way on one kind of device gives the same bytes.
+SHA-256 of everything before it. The same model, settings and kind of device give the same bytes.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from math import fsum
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from mint.core.journal import SealedKind, read_sealed, write_sealed
 
@@ -20,35 +20,40 @@ FULL = "full"  # no base
 
 @dataclass(frozen=True, slots=True)
 class Probe:
-    """One unit stored coarsely alone: the KL divergence of the output, and the squared relative error of the weight."""
+    """The effect of coarse storage of one unit: KL divergence of the output, squared relative error of the weight."""
 
     path: str
-    kls: tuple[float, ...]  # nats per token, of every sequence
+    kls: tuple[float, ...]  # nats per token of each sequence
     error: float
 
     @property
     def kl(self) -> float:
-        """Over all sequences, which are of one length."""
+        """Mean over all sequences, which have one length."""
         return fsum(self.kls) / len(self.kls)
 
     @property
     def alpha(self) -> float:
-        """KL per squared relative error; 0 for a weight that is all zero."""
+        """KL per squared relative error; 0 for a weight of zeros."""
         return max(self.kl, 0.0) / self.error if self.error else 0.0
+
+    @classmethod
+    def from_record(cls, record: Mapping[str, Any]) -> Self:
+        """The probe of a frame."""
+        return cls(record["path"], tuple(record["kls"]), record["error"])
 
 
 @dataclass(frozen=True, slots=True)
 class Probed:
-    """All probes of one model, and what they were made with."""
+    """All probes of one model, and their settings."""
 
     model: str  # identity of the source
-    tokens: str  # what the model saw, in words
-    base: str  # what the other units were stored in meanwhile: `full`, or the bits of a base
+    tokens: str  # the input of the model, in words
+    base: str  # the storage of all other units: `full`, or the bits of a base
     probes: Mapping[str, Probe]
 
     @property
     def origin(self) -> str:
-        """The origin of its sensitivities, in words."""
+        """The origin of these sensitivities, in words."""
         return "probed" if self.base == FULL else f"probed around {self.base} bits"
 
     @property
@@ -63,14 +68,14 @@ def probe_path(analysis: Path) -> Path:
 
 
 def write_probed(path: Path, header: Mapping[str, Any], probes: Mapping[str, Probe]) -> Probed:
-    """Write the finished file, whole or not at all, and return the probes in it."""
-    ordered = {name: probes[name] for name in header["units"]}
-    write_sealed(path, _KIND, header, [asdict(probe) for probe in ordered.values()])
+    """Write the finished file, whole or not at all, and return its probes."""
+    ordered = [probes[name] for name in header["units"]]
+    write_sealed(path, _KIND, header, [asdict(probe) for probe in ordered])
     return _probed(header, ordered)
 
 
 def probes_beside(analysis: Path) -> Probed | None:
-    """The probes that lie beside an analysis, if there are any."""
+    """The probes beside an analysis, if there are any."""
     path = probe_path(analysis)
     return read_probes(path) if path.exists() else None
 
@@ -78,13 +83,8 @@ def probes_beside(analysis: Path) -> Probed | None:
 def read_probes(path: Path) -> Probed:
     """Read finished probes; `MintError` when the file is foreign, damaged or of another schema."""
     sealed = read_sealed(path, _KIND)
-    return _probed(sealed.header, {record["path"]: probe_of(record) for record in sealed.records})
+    return _probed(sealed.header, map(Probe.from_record, sealed.records))
 
 
-def _probed(header: Mapping[str, Any], probes: Mapping[str, Probe]) -> Probed:
-    return Probed(header["model"], header["tokens"], header["base"], probes)
-
-
-def probe_of(record: Mapping[str, Any]) -> Probe:
-    """The probe of a frame."""
-    return Probe(record["path"], tuple(record["kls"]), record["error"])
+def _probed(header: Mapping[str, Any], probes: Iterable[Probe]) -> Probed:
+    return Probed(header["model"], header["tokens"], header["base"], {probe.path: probe for probe in probes})

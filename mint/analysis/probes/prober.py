@@ -1,15 +1,12 @@
-"""How one probe is made: a model in memory with what it predicts, and any of its units stored coarsely alone.
+"""Makes single probes (see `probe.py`): a model in memory, and any of its units stored coarsely alone.
 
-    alpha = KL(model || model with this unit alone stored coarsely) / NRMSE^2
-
-The KL divergence is the mean over tokens, in nats. A probe runs the whole model, so whoever makes one needs all of its
-weights, and what the probes see: jobs for both, that get ready wherever an executor puts them.
+A probe runs the whole model on the tokens, so its node needs both: the jobs prepare them where an executor puts them.
 """
 
 # S sequences, L tokens, V vocabulary
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import KW_ONLY, asdict, astuple, dataclass, field
 from time import perf_counter
 from typing import Any, Self
 
@@ -19,7 +16,7 @@ import numpy as np
 from mlx.nn.layers.base import Module
 
 from mint.analysis.probes.packed_base import AUTO, check_base, chosen_base, needed_bytes, open_base
-from mint.analysis.probes.probe_file import Probe, probe_of
+from mint.analysis.probes.probe_file import Probe
 from mint.analysis.probes.replay import Replay
 from mint.core.errors import MintError
 from mint.core.log import log
@@ -42,10 +39,10 @@ _NOTHING = 1e-6  # KL per token of a replay that changes nothing: float32 noise
 
 @dataclass(frozen=True, slots=True)
 class Probing:
-    """What the model sees: who writes it (`own` or `random`), how many sequences of how many tokens, the seed.
+    """The input of the model: its origin (`own` or `random`), number and length of the sequences, and the seed.
 
-    `most` bounds the number of units that are probed: the largest. `base` is what all other units are stored in
-    meanwhile: `full`, the bits of a smaller base, or `auto` for what fits in this machine's memory.
+    `most` limits the probes to the largest units. `base` is the storage of all other units: `full`, the bits of a
+    smaller base, or `auto` for the largest that fits in this machine's memory.
     """
 
     written: str = OWN
@@ -56,15 +53,15 @@ class Probing:
     base: str = AUTO
 
     def __str__(self) -> str:
-        who = "written by the model" if self.written == OWN else "drawn at random"
-        return f"{self.sequences} x {self.length} tokens {who}, seed {self.seed}"
+        origin = "written by the model" if self.written == OWN else "drawn at random"
+        return f"{self.sequences} x {self.length} tokens {origin}, seed {self.seed}"
 
     @property
     def tokens(self) -> int:
         return self.sequences * self.length
 
     def check(self) -> None:
-        """Raise `MintError` for what cannot be."""
+        """Raise `MintError` for impossible settings."""
         if self.written not in (OWN, RANDOM):
             raise MintError(f"{self.written!r} writes no tokens; needed {OWN} or {RANDOM}")
         if self.sequences < 1 or self.length < 2:
@@ -75,35 +72,29 @@ class Probing:
 
 
 def coarse_format(unit: Unit) -> Format | None:
-    """The format that a unit is probed in; None when it admits none."""
+    """The format of a unit's probe; None if it admits none."""
     return next(iter(admissible(unit.shape, unit.dtype, COARSE)), None)
 
 
+@dataclass(eq=False)
 class TextJob(PortableJob[Tokens]):
-    """The tokens (S, L) that probes see: the model is opened where the job is done, and writes them once.
+    """The tokens (S, L) of all probes: the model is opened where the job runs, and writes them once.
 
-    Every sequence begins with `prefix`. `model` and `tokens` are given where they are there already.
+    Every sequence begins with `prefix`. `model` and `tokens` are used if given.
     """
 
     name = "text"
     whole_model = True
-
-    def __init__(
-        self,
-        source: Source,
-        probing: Probing,
-        prefix: Sequence[int],
-        *,
-        model: Module | None = None,
-        tokens: Tokens | None = None,
-        on_progress: OnProgress = ignore,
-    ) -> None:
-        self.source, self.probing, self.prefix = source, probing, prefix
-        self.model, self.tokens = model, tokens
-        self.on_progress = on_progress
+    source: Source
+    probing: Probing
+    prefix: Sequence[int]
+    _: KW_ONLY
+    model: Module | None = None
+    tokens: Tokens | None = None
+    on_progress: OnProgress = ignore
 
     def ready(self, units: Sequence[Unit]) -> None:
-        """Open the model and let it write, before the weights of `units` take memory."""
+        """Open the model and write the tokens, before the weights of `units` take memory."""
         with fusing_nothing():
             self.opened()
             self.written()
@@ -119,14 +110,13 @@ class TextJob(PortableJob[Tokens]):
         """The tokens: written by the model, or drawn at random."""
         if self.tokens is None:
             probing, vocabulary = self.probing, vocabulary_size(self.source.folder)
+            size = TextSize(probing.sequences, probing.length)
             if probing.written == OWN:
-                size = TextSize(probing.sequences, probing.length)
-                self.tokens = own_sequences(
-                    self.opened(), self.prefix, vocabulary, size, probing.seed, self.on_progress
-                )
+                model = self.opened()
+                self.tokens = own_sequences(model, self.prefix, vocabulary, size, probing.seed, self.on_progress)
             else:
                 random = np.random.default_rng(probing.seed)
-                self.tokens = random.integers(0, vocabulary, (probing.sequences, probing.length), dtype=np.int32)
+                self.tokens = random.integers(0, vocabulary, astuple(size), dtype=np.int32)
         return self.tokens
 
     def __call__(self, unit: Unit, weight: mx.array) -> Tokens:
@@ -141,51 +131,48 @@ class TextJob(PortableJob[Tokens]):
     def from_dict(cls, fields: Mapping[str, Any], source: Source) -> Self:
         job = cls(source, Probing(**fields["probing"]), fields["prefix"])
         if "tokens" in fields:
-            job.tokens = job._decoded(fields["tokens"])
+            job.tokens = job.decode(None, fields["tokens"])
         return job
 
     def prepare(self, previous: PortableJob[Any] | None) -> None:
-        """Take over the model of the previous job where that is the same: opening a large one takes long."""
+        """Take over the model of the previous job if that is the same: opening a large one takes long."""
         text = previous.text if isinstance(previous, ProbeJob) else previous
-        if isinstance(text, TextJob) and text._runs() == self._runs():
+        if isinstance(text, TextJob) and text._opens() == self._opens():
             self.model = text.model
 
-    def _runs(self) -> tuple[str, str, str]:
-        """Which model this job runs, around which base."""
+    def _opens(self) -> tuple[str, str, str]:
+        """The model of this job and its base."""
         return self.source.identity, self.source.dtype, self.probing.base
 
     def encode(self, result: Tokens) -> Iterable[bytes]:
         """The tokens row by row, as little-endian int32."""
         return (result.astype("<i4").tobytes(),)
 
-    def decode(self, unit: Unit, data: memoryview) -> Tokens:
-        return self._decoded(data)
-
-    def _decoded(self, data: bytes | memoryview) -> Tokens:
+    def decode(self, unit: Unit | None, data: bytes | memoryview) -> Tokens:
         return np.frombuffer(data, "<i4").reshape(self.probing.sequences, self.probing.length)
 
     def memory_bytes(self, source: Source) -> int:
         return needed_bytes(source, self.probing.base, self.probing.tokens)
 
 
+@dataclass(eq=False)
 class ProbeJob(PortableJob[Probe]):
-    """Probes as a job on the model and the tokens of `text`. `done` are those made before, for progress."""
+    """The probe of a unit, on the model and the tokens of `text`; `done` counts earlier probes, for progress."""
 
     name = "probe"
     whole_model = True
 
-    def __init__(self, text: TextJob, done: int = 0) -> None:
-        self.text = text
-        self._done = done
-        self._prober: Prober | None = None
+    text: TextJob
+    done: int = 0
+    _prober: "Prober | None" = field(default=None, init=False)
 
     def ready(self, units: Sequence[Unit]) -> None:
-        """Let the model write and say what it predicts, before the weights of `units` take memory."""
+        """Write the text and compute the expected output, before the weights of `units` take memory."""
         if self._prober is None:
             with fusing_nothing():
                 self._prober = Prober(self.text.source, self.text.opened(), self.text.written())
-            total = self._done + len(units)
-            self.text.on_progress(Progress("probe", self._done, total, self._prober.estimate(units)))
+            total = self.done + len(units)
+            self.text.on_progress(Progress("probe", self.done, total, self._prober.estimate(units)))
 
     def __call__(self, unit: Unit, weight: mx.array) -> Probe:
         """The probe of `unit`, whose evaluated weight is given."""
@@ -194,7 +181,7 @@ class ProbeJob(PortableJob[Probe]):
             return self._prober(unit, weight)
 
     def to_dict(self) -> dict[str, Any]:
-        assert self.text.tokens is not None, "the text is written before: all nodes probe on the same"
+        assert self.text.tokens is not None, "write the text first: all nodes probe on the same"
         return self.text.to_dict()
 
     @classmethod
@@ -208,37 +195,35 @@ class ProbeJob(PortableJob[Probe]):
         return (msgpack.packb(asdict(result)),)
 
     def decode(self, unit: Unit, data: memoryview) -> Probe:
-        return probe_of(msgpack.unpackb(data))
+        return Probe.from_record(msgpack.unpackb(data))
 
     def memory_bytes(self, source: Source) -> int:
         return self.text.memory_bytes(source)
 
 
 class Prober:
-    """A model in memory with what it predicts on `tokens`, to be asked about any of its units."""
+    """A model in memory, its output on `tokens`, and the probes of its units."""
 
     def __init__(self, source: Source, model: Module, tokens: Tokens) -> None:
-        self._model = model
-        self._modules: dict[str, Module] = dict(self._model.named_modules())
-        self._tokens = mx.array(tokens)
-        self._replay = Replay(self._model, {layer_path(unit.path) for unit in source.units if unit.layer >= 0})
+        self._model, self._tokens = model, mx.array(tokens)
+        self._modules: dict[str, Module] = dict(model.named_modules())
+        self._replay = Replay(model, {layer_path(unit.path) for unit in source.units if unit.layer >= 0})
         started = perf_counter()
         with self._replay.recording():
             self._expected = self._logits()
         self._normalizer = mx.logsumexp(self._expected, axis=-1)
         self._probabilities = mx.exp(self._expected - self._normalizer[..., None])
         mx.eval(self._probabilities)
-        self._seconds_of_all = perf_counter() - started
+        computed = perf_counter()
         self._check_replay()
-        self._seconds_of_none = perf_counter() - started - self._seconds_of_all  # all replayed: only the output
+        # of a pass that computes all layers, and of one that replays them all
+        self._seconds = computed - started, perf_counter() - computed
 
     def estimate(self, units: Sequence[Unit]) -> str:
-        """About how long these probes take, as people read it."""
-        seconds = sum(
-            self._seconds_of_none
-            + (self._seconds_of_all - self._seconds_of_none) * (1 - self._replay.share_before(self._start(unit)))
-            for unit in units
-        )
+        """The approximate time of these probes, in words."""
+        computed, replayed = self._seconds
+        shares = [1 - self._replay.share_before(self._start(unit)) for unit in units]
+        seconds = sum(replayed + (computed - replayed) * share for share in shares)
         return f"about {seconds / 60:.0f} min" if seconds > 90 else f"about {seconds:.0f} s"
 
     def __call__(self, unit: Unit, weight: mx.array) -> Probe:
@@ -247,30 +232,29 @@ class Prober:
         assert format
         coarse, error = _coarse(weight, format)
         module = self._modules[unit.path]
-        kept = module.get("weight")  # none where it is held packed
+        original = module.get("weight")  # None if it is packed
         module["weight"] = coarse
         try:
             with self._replay.before(self._start(unit)):
                 kls = self._kls()
         finally:
-            if kept is None:
-                module.pop("weight")
-            else:
-                module["weight"] = kept
+            module.pop("weight")
+            if original is not None:
+                module["weight"] = original
         return Probe(unit.path, kls, error)
 
     def _start(self, unit: Unit) -> str | None:
-        """The layer from which on a change of the unit can show; everything is computed for what lies outside."""
+        """The first layer that a change of the unit affects; None for none (head), "" for all (other outer units)."""
         return layer_path(unit.path) if unit.layer >= 0 else None if unit.role == "head" else ""
 
     def _kls(self) -> tuple[float, ...]:
-        """(S,) the mean KL(expected || found) over the tokens of every sequence, in nats.
+        """(S,) the mean KL(expected || logits) over the tokens of every sequence, in nats.
 
         sum_v p_v (log p_v - log q_v) = log Z_q - log Z_p - sum_v p_v (logit q_v - logit p_v): one exponential a logit.
         """
-        found = self._logits()
-        change = (self._probabilities[..., None, :] @ (found - self._expected)[..., None]).squeeze((-2, -1))
-        kl = mx.logsumexp(found, axis=-1) - self._normalizer - change
+        logits = self._logits()
+        change = (self._probabilities[..., None, :] @ (logits - self._expected)[..., None]).squeeze((-2, -1))
+        kl = mx.logsumexp(logits, axis=-1) - self._normalizer - change
         return tuple(np.asarray(kl, dtype=np.float64).mean(axis=-1).tolist())
 
     def _logits(self) -> mx.array:
@@ -280,7 +264,7 @@ class Prober:
         return logits
 
     def _check_replay(self) -> None:
-        """Replay only where that changes nothing."""
+        """Replay only if that changes nothing."""
         if self._replay.possible:
             with self._replay.before(None):
                 if max(map(abs, self._kls())) < _NOTHING:
@@ -292,7 +276,7 @@ class Prober:
 def _coarse(weight: mx.array, format: Format) -> tuple[mx.array, float]:
     """The weight (..., R, C) as `format` stores it, in float32, and its squared relative error.
 
-    Some rows at a time: beside the weight and the answer, next to nothing is held.
+    Works in blocks of rows: beside the weight and the result it takes little memory.
     """
     rows = weight.reshape(-1, weight.shape[-1])
     coarse = mx.zeros(rows.shape, mx.float32, stream=mx.cpu)  # written through numpy's view

@@ -1,15 +1,18 @@
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
 import pytest
 
-from mint.analysis.analysis import journal_path, read_analysis
+from mint.analysis.analysis import read_analysis
 from mint.analysis.analyze import analyze
 from mint.core.errors import MintError
+from mint.core.files import partial_path
 from mint.formats.format import KEEP
 from mint.formats.units import Unit
+from mint.model.hooks import hook
 from mint.model.source import Source, open_source
 from mint.run.executor import Executor, in_process
 from mint.run.job import Job, T
@@ -63,7 +66,7 @@ def test_the_order_of_work_does_not_change_the_file(llama: Path, tmp_path: Path)
     assert (tmp_path / "a.mint").read_bytes() == (tmp_path / "b.mint").read_bytes()
 
 
-def test_killed_after_any_unit_it_goes_on_and_writes_the_same_file(llama: Path, tmp_path: Path) -> None:
+def test_killed_after_any_unit_it_resumes_and_writes_the_same_file(llama: Path, tmp_path: Path) -> None:
     source = open_source(llama)
     analyze(source, tmp_path / "whole.mint")
     path = tmp_path / "a.mint"
@@ -73,43 +76,49 @@ def test_killed_after_any_unit_it_goes_on_and_writes_the_same_file(llama: Path, 
         assert not path.exists()
     analyze(source, path)
     assert path.read_bytes() == (tmp_path / "whole.mint").read_bytes()
-    assert not journal_path(path).exists()
+    assert not partial_path(path).exists()
 
 
-def test_nothing_that_was_measured_is_measured_again(llama: Path, tmp_path: Path) -> None:
+def test_no_unit_is_measured_again(llama: Path, tmp_path: Path) -> None:
     source = open_source(llama)
     with pytest.raises(KilledError):
         analyze(source, tmp_path / "a.mint", executor=dying_after(5))
-    asked: list[str] = []
+    paths: list[str] = []
 
     @FunctionExecutor
     def recording(source: Source, job: Job[T], units: Sequence[Unit]) -> Iterator[tuple[Unit, T]]:
-        asked.extend(unit.path for unit in units)
+        paths.extend(unit.path for unit in units)
         yield from in_process(source, job, units)
 
     analyze(source, tmp_path / "a.mint", executor=recording)
-    assert asked == [unit.path for unit in source.units[5:]]
-    asked.clear()
+    assert paths == [unit.path for unit in source.units[5:]]
+    paths.clear()
     analyze(source, tmp_path / "a.mint", executor=recording)
-    assert asked == []
+    assert paths == []
 
 
-def test_what_analyze_returns_is_what_its_file_says(make_model: Make, tmp_path: Path) -> None:
+def test_the_returned_analysis_is_that_of_its_file(make_model: Make, tmp_path: Path) -> None:
     source = open_source(make_model("mixtral"))
     analysis = analyze(source, tmp_path / "a.mint")
     assert read_analysis(tmp_path / "a.mint") == analysis
     assert analyze(source, tmp_path / "a.mint") == analysis
 
 
-def test_a_finished_analysis_is_found_before_anything_is_traced(
-    llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_finished_analysis_is_read_before_anything_is_traced(llama: Path, tmp_path: Path) -> None:
     source = open_source(llama)
+    passes = 0
+
+    def count(method: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+        nonlocal passes
+        passes += 1
+        return method(*arguments, **options)
+
+    hook(source.opened.model, count, ("__call__",))
     analysis = analyze(source, tmp_path / "a.mint")
-    traces: list[Path] = []
-    monkeypatch.setattr("mint.analysis.analyze.context_memory", lambda source: traces.append(source.folder))
+    first = passes
+    assert first > 0
     assert analyze(source, tmp_path / "a.mint") == analysis
-    assert traces == []
+    assert passes == first
 
 
 def test_a_stack_keeps_a_number_per_expert_and_the_worst(make_model: Make, tmp_path: Path) -> None:
@@ -127,9 +136,9 @@ def test_a_stack_keeps_a_number_per_expert_and_the_worst(make_model: Make, tmp_p
 def _poison(folder: Path) -> str:
     source = open_source(folder)
     unit = next(unit for unit in source.units if unit.role == "up")
-    place = source.tensors()[unit.sources[0]]
-    with (folder / place.shard).open("r+b") as file:
-        file.seek(place.offset + 10)
+    tensor = source.tensors()[unit.sources[0]]
+    with (folder / tensor.shard).open("r+b") as file:
+        file.seek(tensor.offset + 10)
         file.write(b"\xc0\x7f")  # a bf16 NaN
     return unit.path
 
@@ -180,7 +189,7 @@ def test_a_missing_analysis_says_how_to_make_one(tmp_path: Path) -> None:
 
 
 def test_memory_is_given_back_unit_by_unit(make_model: Make) -> None:
-    """At no time more than the unit at work, the next one, and their sources are held."""
+    """The unit at work, the next one and their sources are all that is in memory at any time."""
     source = open_source(make_model("qwen3_moe", shards=2))
     largest = max(unit.nbytes for unit in source.units)
     before = mx.get_active_memory()
@@ -189,7 +198,7 @@ def test_memory_is_given_back_unit_by_unit(make_model: Make) -> None:
     def watch(unit: Unit, weight: mx.array) -> int:
         return mx.get_active_memory() - before
 
-    for _, held in in_process(source, watch, source.units):
-        peak = max(peak, held)
+    for _, nbytes in in_process(source, watch, source.units):
+        peak = max(peak, nbytes)
     assert peak <= 4 * largest
     assert mx.get_active_memory() - before < largest

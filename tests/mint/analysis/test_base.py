@@ -1,4 +1,4 @@
-"""Probing around a base: what a packed model computes, which base fits, and that nothing else changes."""
+"""Probes around a base: the function of a packed model, the choice of the base, and no other change."""
 
 import json
 from dataclasses import replace
@@ -12,7 +12,15 @@ import pytest
 from mlx.utils import tree_flatten
 
 from mint.analysis.analyze import analyze
-from mint.analysis.probes.packed_base import BASES, base_format, choose_base, memory_for_models, needed_bytes, open_base
+from mint.analysis.probes.packed_base import (
+    AUTO,
+    BASES,
+    base_format,
+    chosen_base,
+    memory_for_models,
+    needed_bytes,
+    open_base,
+)
 from mint.analysis.probes.probe import probe
 from mint.analysis.probes.probe_file import FULL, read_probes
 from mint.analysis.probes.prober import ProbeJob, Probing, TextJob, coarse_format
@@ -67,17 +75,17 @@ def test_a_packed_model_is_the_float32_function_of_its_packed_weights(name: str,
         model = open_base(source, base)
         expected = logits_of(_dequantized(source, base), TOKENS)
         assert mx.allclose(logits_of(model, TOKENS), expected, rtol=1e-4, atol=1e-5)
-        held = set(dict(tree_flatten(model.parameters())))
+        parameters = set(dict(tree_flatten(model.parameters())))
         packed = {f"{unit.path}.weight" for unit in source.units if base_format(unit, base)}
         assert packed
-        assert not packed & held
+        assert not packed & parameters
 
 
 def test_a_probe_around_a_base_is_the_divergence_from_the_base(source: Source) -> None:
     prober = ProbeJob(TextJob(source, Probing("random", 2, 8, base="4"), ()))
     tokens = mx.array(np.random.default_rng(0).integers(0, source.units[0].shape[0], (2, 8), dtype=np.int32))
     units = [unit for unit in source.units if unit.role in ("embedding", "head", "v", "down")]
-    for unit, found in in_process(source, prober, units):
+    for unit, result in in_process(source, prober, units):
         model = _dequantized(source, "4")
         expected = _log_probabilities(logits_of(model, tokens))
         format = coarse_format(unit)
@@ -88,7 +96,7 @@ def test_a_probe_around_a_base_is_the_divergence_from_the_base(source: Source) -
         dict(model.named_modules())[unit.path]["weight"] = coarse
         other = _log_probabilities(logits_of(model, tokens))
         kls = (np.exp(expected) * (expected - other)).sum(axis=-1).mean(axis=-1)
-        assert found.kls == pytest.approx(kls.tolist(), rel=2e-3, abs=1e-6)
+        assert result.kls == pytest.approx(kls.tolist(), rel=2e-3, abs=1e-6)
 
 
 def _log_probabilities(logits: mx.array) -> Any:
@@ -102,9 +110,9 @@ def test_the_base_is_the_first_that_fits_the_memory(source: Source) -> None:
     assert all(more > less for more, less in pairwise(needs))
     assert needed_bytes(source, "8", 1600) > needed_bytes(source, "8", 16)
     for base, needed in zip(bases, needs, strict=True):
-        assert choose_base(source, 16, needed) == base
+        assert chosen_base(source, AUTO, 16, needed) == base
     with pytest.raises(MintError, match=r"around 4 bits, this machine has .*--base 4 tries all the same"):
-        choose_base(source, 16, needs[-1] - 1)
+        chosen_base(source, AUTO, 16, needs[-1] - 1)
     assert memory_for_models() > needs[0]
 
 
@@ -126,7 +134,7 @@ def test_probes_say_their_base_and_are_kept_by_it(
     path = tmp_path / "a.mint.probe"
     around = probe(source, analysis, path, probing=replace(FEW, base="8"))
     assert around.base == read_probes(path).base == "8"
-    assert probe(source, analysis, path, probing=FEW) == around  # what is there serves who does not ask for another
+    assert probe(source, analysis, path, probing=FEW) == around  # `auto` takes the probes that are there
     with pytest.raises(MintError, match=r"holds other probes .*around 8 bits"):
         probe(source, analysis, path, probing=replace(FEW, base=FULL))
     with pytest.raises(MintError, match="not a base"):

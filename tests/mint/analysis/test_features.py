@@ -15,7 +15,7 @@ import pytest
 
 from mint.analysis.analysis import read_analysis
 from mint.analysis.analyze import analyze
-from mint.analysis.features import (
+from mint.analysis.features.features import (
     EXPERTS,
     GROUP_SIZES,
     MOST_SPREAD,
@@ -72,7 +72,7 @@ def test_the_spectrum_of_a_small_block_is_that_of_its_svd(shape: tuple[int, int]
 
 @pytest.mark.parametrize("shape", [(512, 640), (640, 512), (1024, 384)])
 def test_rank_256_of_a_decaying_spectrum_is_close_to_the_svd(shape: tuple[int, int]) -> None:
-    """What leads is exact; the 256th value, without power iterations, comes out up to a quarter too small."""
+    """The first values are exact; the 256th, without power iterations, is up to a quarter too small."""
     weight = decaying(*shape, 0.98)
     found, true = astuple(whole(weight)), of_svd(weight, RANK)
     assert found[:2] == pytest.approx(true[:2], rel=2e-3)
@@ -218,7 +218,7 @@ def test_the_path_decides_what_is_drawn() -> None:
 
 def test_threads_of_blas_and_of_kernels_do_not_change_a_digit() -> None:
     code = (
-        "import numpy as np; from mint.analysis.features import features;"
+        "import numpy as np; from mint.analysis.features.features import features;"
         "w = np.random.default_rng(0).standard_t(4, (1, 1500, 1664)).astype(np.float32); print(features(w, 'F32', 'a'))"
     )
     said = {

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from mlx_lm.utils import load_model
 
-from mint.analysis.norms import norm_gains, preceding_norms
+from mint.analysis.features.norms import norm_gains, preceding_norms
 from mint.model.source import open_source
 from tests.conftest import FULL_PRECISION
 
@@ -40,7 +40,7 @@ PAIRS = [
 @pytest.mark.parametrize(("name", "unit", "norm"), PAIRS)
 def test_the_norm_before_a_unit_is_found(name: str, unit: str, norm: str, make_model: Make) -> None:
     source = open_source(make_model(name))
-    assert unit in {each.path for each in source.units}
+    assert unit in {candidate.path for candidate in source.units}
     assert preceding_norms(source).get(unit, "") == norm
 
 
@@ -58,7 +58,7 @@ def test_every_norm_that_is_found_is_as_long_as_the_rows_that_it_feeds(name: str
 
 @pytest.mark.parametrize("name", ["llama", "gemma2", "gpt2", "qwen3_next"])
 def test_a_gain_is_what_the_norm_multiplies_with(name: str, make_model: Make) -> None:
-    """Whatever is added, and whether the norm multiplies with its weight or with one more."""
+    """With any bias, for norms that multiply by their weight and by one more."""
     folder = make_model(name)
     source = open_source(folder)
     gains = norm_gains(source)

@@ -1,4 +1,4 @@
-"""Sensitivities measured without data: what they are, that they resume, and where they go."""
+"""Sensitivities measured without data: their values, their resuming, and their use."""
 
 import json
 from collections.abc import Iterator
@@ -55,7 +55,7 @@ def test_a_probe_is_the_divergence_that_one_coarse_unit_makes(source: Source) ->
     prober = ProbeJob(TextJob(source, RANDOM, ()))
     units = [unit for unit in source.units if unit.role in ("embedding", "v", "down")][:4]
     tokens = mx.array(np.random.default_rng(0).integers(0, _vocabulary(source), (2, 8), dtype=np.int32))
-    for unit, found in in_process(source, prober, units):
+    for unit, result in in_process(source, prober, units):
         format = coarse_format(unit)
         assert format
         model = open_wide(source.folder)
@@ -67,10 +67,10 @@ def test_a_probe_is_the_divergence_that_one_coarse_unit_makes(source: Source) ->
         module["weight"] = coarse
         other = _log_probabilities(logits_of(model, tokens))
         kl = float((np.exp(expected) * (expected - other)).sum(axis=-1).mean())
-        assert found.kl == pytest.approx(kl, rel=1e-3, abs=1e-7)
+        assert result.kl == pytest.approx(kl, rel=1e-3, abs=1e-7)
         wide = np.asarray(weight.astype(mx.float32), np.float64)
         error = ((np.asarray(coarse, np.float64) - wide) ** 2).sum() / (wide**2).sum()
-        assert found.error == pytest.approx(error, rel=1e-4)
+        assert result.error == pytest.approx(error, rel=1e-4)
 
 
 def _vocabulary(source: Source) -> int:
@@ -84,24 +84,32 @@ def _log_probabilities(logits: mx.array) -> Any:
 
 
 @pytest.mark.parametrize("name", REPLAYED)
-def test_replaying_layers_changes_no_probe(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_replaying_layers_changes_no_probe(name: str, tmp_path: Path) -> None:
+    """A model that calls its first layer twice is not replayed."""
     source = open_source(write_model(name, tmp_path / name, dtype="F32"))
     units = [unit for unit in source.units if unit.layer == source.layers - 1 and coarse_format(unit)]
     units += [unit for unit in source.units if unit.role == "head"]
     text = TextJob(source, RANDOM, ())
-    first = next(layer_path(unit.path) for unit in source.units if unit.layer == 0)
+    modules = dict(text.opened().named_modules())
+    first, last = (
+        next(layer_path(unit.path) for unit in source.units if unit.layer == layer) for layer in (0, source.layers - 1)
+    )
     calls: list[str] = []
 
     def noting(method: Any, layer: Any, *arguments: Any, **options: Any) -> Any:
         calls.append(first)
         return method(layer, *arguments, **options)
 
-    with hooked(dict(text.opened().named_modules()), {first: noting}):
+    def calling_twice(method: Any, layer: Any, *arguments: Any, **options: Any) -> Any:
+        modules[first](*arguments, **options)
+        return method(layer, *arguments, **options)
+
+    with hooked(modules, {first: noting}):
         prober = Prober(source, text.opened(), text.written())
         calls.clear()
         replayed = {unit.path: probe for unit, probe in in_process(source, prober, units)}
         assert not calls
-        monkeypatch.setattr(Replay, "possible", False)
+    with hooked(modules, {first: noting, last: calling_twice}):
         prober = Prober(source, text.opened(), text.written())
         calls.clear()
         for unit, probe in in_process(source, prober, units):
@@ -194,12 +202,12 @@ def test_probed_alphas_go_before_priors_and_scale_those_of_their_role(analysis: 
     priors = {unit.path: 1.0 for unit in analysis.units}
     by_role = {role: [u.path for u in analysis.units if u.role == role] for role in ("q", "v")}
     probed = {by_role["q"][0]: 2.0, by_role["q"][1]: 8.0}
-    found = alphas_from(priors, analysis.units, probed)
-    assert found[by_role["q"][0]].value == 2.0
-    assert found[by_role["q"][0]].origin == PROBED
-    assert found[by_role["q"][2]].value == pytest.approx(4.0)
-    assert found[by_role["v"][0]].value == pytest.approx(4.0)  # no probe of its role: what all say
-    assert found[by_role["v"][0]].origin == SCALED
+    alphas = alphas_from(priors, analysis.units, probed)
+    assert alphas[by_role["q"][0]].value == 2.0
+    assert alphas[by_role["q"][0]].origin == PROBED
+    assert alphas[by_role["q"][2]].value == pytest.approx(4.0)
+    assert alphas[by_role["v"][0]].value == pytest.approx(4.0)  # no probe of its role: those of all roles
+    assert alphas[by_role["v"][0]].origin == SCALED
     assert {alpha.origin for alpha in alphas_from(priors, analysis.units, {}).values()} == {PRIOR}
 
 

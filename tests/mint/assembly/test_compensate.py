@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 
 from mint.analysis.analyze import analyze
-from mint.analysis.unit_jobs import quantize_unit
+from mint.analysis.unit_jobs import Quantize
 from mint.assembly.assemble import assemble
 from mint.assembly.compensated import FEWEST, Compensation
-from mint.assembly.layer_inputs import Seen
+from mint.assembly.layer_inputs import Inputs
 from mint.assembly.verify import verify
 from mint.core.errors import MintError
 from mint.formats.format import AFFINE, FORMATS, KEEP, MXFP4, NVFP4, Format, parse_format
@@ -35,12 +35,8 @@ from tests.mint.kernels.test_kernels import DTYPES, raw, stored_as
 from tests.worlds.executors import FunctionExecutor
 
 ANY_SQNR = -100.0
+TEXT = TextSize(6, 24)
 CASES = [parse_format(name) for name in ("2/64", "3/32", "4/128", "5/64", "6/64", "8/64", "mxfp4", "nvfp4")]
-
-
-@pytest.fixture(autouse=True)
-def _little_text(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mint.assembly.compensated.TEXT", TextSize(6, 24))
 
 
 def correlated(rows: int, columns: int, draw: int = 0) -> np.ndarray:
@@ -147,11 +143,11 @@ def test_an_expert_that_saw_little_keeps_the_search() -> None:
     rows = correlated(2 * FEWEST, 64)
     experts = np.array([[0]] * (FEWEST - 1) + [[1]] * (FEWEST + 1))
     format = parse_format("4/64")
-    found = Compensation({"experts": format}, {"experts": Seen(rows, experts)})(unit, weight)
-    searched = quantize_unit(unit, weight, format, "search")
+    found = Compensation({"experts": format}, {"experts": Inputs(rows, experts)})(unit, weight)
+    searched = Quantize({"experts": format}, "search")(unit, weight)
     assert found.tensors == searched.tensors
     codes = [np.frombuffer(packed.data[0], np.uint32).reshape(3, 8, -1) for packed in (found, searched)]
-    same = [bool((codes[0][place] == codes[1][place]).all()) for place in range(3)]
+    same = [bool((codes[0][index] == codes[1][index]).all()) for index in range(3)]
     assert same == [True, False, True]
 
 
@@ -170,7 +166,7 @@ def bytes_of(folder: Path) -> dict[str, bytes]:
 def test_a_compensated_model_is_what_its_plan_says(name: str, make_model: Callable[..., Path], tmp_path: Path) -> None:
     source = open_source(make_model(name))
     plan = compensated_plan(source, tmp_path)
-    assemble(plan, source, tmp_path / "out")
+    assemble(plan, source, tmp_path / "out", text=TEXT)
     verification = verify(tmp_path / "out", source)
     assert verification.passed, [check for check in verification.checks if not check.passed]
 
@@ -192,24 +188,24 @@ def _dying_after(count: int) -> Executor:
 def test_killed_anywhere_and_in_any_order_it_ends_with_the_same_bytes(llama: Path, tmp_path: Path) -> None:
     source = open_source(llama)
     plan = compensated_plan(source, tmp_path)
-    assemble(plan, source, tmp_path / "whole")
+    assemble(plan, source, tmp_path / "whole", text=TEXT)
     expected = bytes_of(tmp_path / "whole")
     for count in (1, 5, 4, 2):
         with pytest.raises(KeyboardInterrupt):
-            assemble(plan, source, tmp_path / "killed", executor=_dying_after(count))
-    assemble(plan, source, tmp_path / "killed")
+            assemble(plan, source, tmp_path / "killed", executor=_dying_after(count), text=TEXT)
+    assemble(plan, source, tmp_path / "killed", text=TEXT)
     assert bytes_of(tmp_path / "killed") == expected
 
     @FunctionExecutor
     def backwards(source: Source, job: Job[T], units: Sequence[Unit]) -> Iterator[tuple[Unit, T]]:
         return in_process(source, job, units[::-1])
 
-    assemble(plan, source, tmp_path / "backwards", executor=backwards)
+    assemble(plan, source, tmp_path / "backwards", executor=backwards, text=TEXT)
     assert bytes_of(tmp_path / "backwards") == expected
 
 
 def test_compensated_units_are_never_reused(llama: Path, tmp_path: Path) -> None:
-    """What a unit makes up for depends on the formats of all before it."""
+    """A unit compensates errors that depend on the formats of all before it."""
     first = quantize(llama, "6bpw", tmp_path / "first", Recipe(rounding="compensate"))
     again = quantize(llama, "6bpw", tmp_path / "again", Recipe(rounding="compensate"), reuse=[tmp_path / "first"])
     assert again.reused_bytes == 0
@@ -227,7 +223,7 @@ def test_a_unit_of_other_weights_is_found_although_errors_are_not_as_measured(ll
 
         return in_process(source, mirrored, units)
 
-    assemble(plan, source, tmp_path / "out", executor=confused)
+    assemble(plan, source, tmp_path / "out", executor=confused, text=TEXT)
     failed = {check.name: check.detail for check in verify(tmp_path / "out", source).checks if not check.passed}
     assert list(failed) == ["errors"]
     assert "up_proj" in failed["errors"]

@@ -1,4 +1,4 @@
-"""The process that loads the result as a user would."""
+"""The process loads the result as a user does."""
 
 import os
 import signal
@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mint.assembly.stock_child import Stock, stock
+from mint.assembly.stock_child import Stock
 from mint.model.module_tree import has_tokenizer
 
 
@@ -25,24 +25,22 @@ def test_it_loads_and_computes(process: Stock, llama: Path) -> None:
     assert answer.peak_rss_bytes > 10**7
 
 
-def test_what_does_not_load_is_an_answer_and_the_next_question_gets_its_own(
+def test_a_failed_load_is_an_answer_and_the_next_question_gets_its_own(
     process: Stock, llama: Path, tmp_path: Path
 ) -> None:
-    ask_nobody_waits_for = process.ask(llama, [])
+    ignored = process.ask(llama, [])
     broken = process.ask(tmp_path, [])()
     assert "FileNotFoundError" in broken.loads_error
     assert broken.logits.size == 0
     assert process.ask(llama, [])().loads_error == ""
-    del ask_nobody_waits_for
+    del ignored
 
 
-def test_a_process_that_dies_is_an_answer_and_another_takes_its_place(llama: Path) -> None:
+def test_a_process_that_dies_is_an_answer_and_another_replaces_it(llama: Path) -> None:
     mine = Stock()
-    os.kill(mine.pid, signal.SIGKILL)
-    assert "ended with code -9" in mine.ask(llama, [])().loads_error
-    shared = stock()
-    assert stock() is shared
-    os.kill(shared.pid, signal.SIGKILL)
-    shared.ask(llama, [])()
-    assert stock() is not shared
-    assert stock().ask(llama, [])().loads_error == ""
+    answer = mine.ask(llama, [])
+    dead = mine.pid
+    os.kill(dead, signal.SIGKILL)
+    assert "ended with code -9" in answer().loads_error
+    assert mine.ask(llama, [])().loads_error == ""
+    assert mine.pid != dead

@@ -88,7 +88,7 @@ def test_every_token_goes_to_as_many_experts_as_the_model_says(make_model: Calla
     assert {unit.role for unit, _ in stacks} == {"expert_gate", "expert_up", "expert_down"}
     for unit, seen in stacks:
         assert sum(len(seen.of(place)) for place in range(unit.slices)) == TOKENS.size * each
-        if unit.role == "expert_down":  # what an expert made of a token is for that expert alone
+        if unit.role == "expert_down":  # the output of an expert goes to that expert alone
             assert seen.experts is not None and seen.experts.shape == (TOKENS.size * each, 1)
 
 

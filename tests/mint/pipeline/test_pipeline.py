@@ -12,9 +12,10 @@ from mlx_lm import load
 from mlx_lm.utils import load_model
 
 from mint.analysis.analyze import analyze
-from mint.assembly.assemble import assemble, partial_folder
+from mint.assembly.assemble import assemble
 from mint.assembly.verify import verify
 from mint.core.errors import MintError
+from mint.core.files import partial_path
 from mint.formats.format import KEEP
 from mint.formats.rounding import ROUNDINGS
 from mint.formats.units import Unit
@@ -160,7 +161,7 @@ def test_interrupted_assembly_goes_on_and_the_folder_is_the_same(llama: Path, tm
     assemble(plan, source, output, executor=counting)
     assert asked == [len(source.units) - 12]
     assert _folder_bytes(output) == _folder_bytes(tmp_path / "whole")
-    assert not partial_folder(output).exists()
+    assert not partial_path(output).exists()
 
 
 def test_bytes_that_a_power_cut_lost_are_written_again(llama: Path, tmp_path: Path) -> None:
@@ -171,7 +172,7 @@ def test_bytes_that_a_power_cut_lost_are_written_again(llama: Path, tmp_path: Pa
     with pytest.raises(KeyboardInterrupt):
         assemble(plan, source, output, executor=_dying_after(4))
     shard = plan.layout[0]
-    with (partial_folder(output) / shard.name).open("r+b") as file:
+    with (partial_path(output) / shard.name).open("r+b") as file:
         file.seek(shard.tensors[0].offset)
         file.write(b"\0" * 64)
     assemble(plan, source, output)

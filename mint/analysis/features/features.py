@@ -1,21 +1,21 @@
 """The features of a weight matrix in the published method, exactly defined: spectrum, groups, noise at the output.
 
-Spectrum and noise are those of a seeded sample, to take no longer than measuring the distortion does. Of a matrix of
-R rows and C columns, N = R C weights (of a stack: of each of at most `EXPERTS` matrices drawn; the mean counts):
+Spectrum and noise are those of a seeded sample, so they take no longer than the errors. For a matrix of R rows and C
+columns, N = R C weights (for a stack: the mean over at most `EXPERTS` drawn matrices):
 
-* `R' = min(R, max(32, sqrt(N) / 4))` rows are drawn, and of these, for the spectrum,
-  `C' = min(C, max(32, sqrt(N) / 4))` columns: a quarter of a square matrix either way.
+* Sample: `R' = min(R, max(32, sqrt(N) / 4))` rows are drawn. For the spectrum, `C' = min(C, max(32, sqrt(N) / 4))`
+  columns of these rows are drawn.
 * Spectrum: randomized SVD of that block A (R', C') as in Halko, Martinsson and Tropp (arXiv 0909.4061), algorithms 4.1
   and 5.1: Y = A X with X normal (C', r + `OVERSAMPLING`), no power iteration, Q = orth(Y) by Cholesky, s the singular
-  values of Q'A from the eigenvalues of its Gram matrix. The rank r is 256, or max(32, sqrt(N) / 10), R' or C' where
-  that is less: 256 from 2560 x 2560 on. Products are in float32, Gram matrices and what follows in float64. Where the
-  block has no more than r + 10 rows or columns, its own singular values are taken.
-* Groups lie along the last axis and are of 128, or of the greater of 64 and 32 that divides it. All groups of all
+  values of Q'A from the eigenvalues of its Gram matrix. The rank r is the least of 256, max(32, sqrt(N) / 10), R' and
+  C': 256 from 2560 x 2560 on. Products are in float32, Gram matrices and later steps in float64. A block with at most
+  r + 10 rows or columns gives its own singular values.
+* Groups lie along the last axis. Their size is 128, or the greater of 64 and 32 that divides it. All groups of all
   matrices count. A group's kurtosis is m4 / m2^2 about its own mean: 3 for normal weights, 0 for equal ones.
-* Noise: dW is what `mx.quantize` to 4 bits with those groups adds to the drawn rows W; x = gain * z, z normal
-  (C, `PROBES`), the gain that of the norm before the unit (`norms.py`), 1 where there is none; |dW x| / |W x|.
+* Noise: |dW x| / |W x|. dW is the error of `mx.quantize` to 4 bits with those groups on the drawn rows W; x = gain * z,
+  z normal (C, `PROBES`), gain that of the norm before the unit (`norms.py`), 1 without one.
 
-All are rounded to `DIGITS` significant digits, since BLAS may add in another order with other threads.
+All are rounded to `DIGITS` significant digits, since BLAS adds in another order with other threads.
 """
 
 # E matrices, R rows, C columns, G groups, K columns of a random matrix
@@ -37,8 +37,8 @@ SIGMAS = 3.0
 MOST_SPREAD = 10.0
 DIGITS = 4
 _LEAST = 32  # rows and columns of a block
-_FLOOR = 1e-4  # of the greatest singular value: what is below is zero to products of float32
-_SHIFT = 1e-10  # of the mean eigenvalue of a Gram matrix, so that one of deficient rank has a Cholesky factor
+_FLOOR = 1e-4  # of the greatest singular value: below it, products of float32 see zero
+_SHIFT = 1e-10  # of the mean eigenvalue of a Gram matrix, so that a deficient rank has a Cholesky factor
 
 Floats = npt.NDArray[np.float32]
 Doubles = npt.NDArray[np.float64]
@@ -47,10 +47,10 @@ Raw = npt.NDArray[Any]
 
 @dataclass(frozen=True, slots=True)
 class Features:
-    """Numbers without unit; a weight that is all zero has zeros."""
+    """Numbers without unit; all 0 for a weight of zeros."""
 
     stable_rank: float  # |A|_F^2 / s_1^2, of the block
-    tail_mass: float  # share of the energy of s_1..s_r outside of the first tenth of them (25 of 256)
+    tail_mass: float  # share of the energy of s_1..s_r outside their first tenth (25 of 256)
     log_spread: float  # log10(s_1 / s_r), at most 10
     kurtosis_p90: float  # of the groups' kurtoses: the 90th percentile
     kurtosis_range: float  # their 99th percentile less their median
@@ -65,7 +65,7 @@ NONE = Features(*(0.0 for _ in NAMES))
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """The sampled part of a matrix: rows, columns of these for the spectrum, and its rank."""
+    """The sampled part of a matrix: rows, their columns for the spectrum, and its rank."""
 
     rows: int
     columns: int
@@ -80,17 +80,17 @@ def sample_of(rows: int, columns: int) -> Sample:
 
 
 def group_size_of(columns: int) -> int:
-    """The group size that features use for rows of so many weights; 0 where none divides them: there are none then."""
+    """The group size of features for rows of `columns` weights; 0 if none divides them: then there are no features."""
     return next((size for size in GROUP_SIZES if columns % size == 0), 0)
 
 
 def features(
     weight: Raw, dtype: str, path: str, gain: Floats | None = None, *, sample: Sample | None = None
 ) -> Features:
-    """The features of contiguous raw weights (E, R, C) of the unit at `path`, which decides what is drawn.
+    """The features of contiguous raw weights (E, R, C) of the unit at `path`, which seeds the sample.
 
     `weight` is finite and a group size divides its rows; uint16 patterns for BF16 and F16, float32 for F32. `gain` (C,)
-    is that of the norm before the unit. `sample` overrides how much is seen.
+    is that of the norm before the unit. `sample` overrides the size of the sample.
     """
     from mint.kernels.group_features import kurtoses  # here, so that reading an analysis loads no compiler
 
@@ -102,25 +102,19 @@ def features(
         return NONE
     random = np.random.default_rng(crc32(path.encode()))
     probes = random.standard_normal((columns, PROBES), np.float32)
-    probes = probes if gain is None else probes * gain[:, None]
-    seen = [
-        _seen(weight[expert], dtype, group_size, sample, probes, random) for expert in _draw(random, experts, EXPERTS)
-    ]
-    spectral = np.mean(seen, axis=0)
-    middle, p90, p99 = np.percentile(kurtosis, (50, 90, 99))
-    return Features(
-        stable_rank=_rounded(spectral[0]),
-        tail_mass=_rounded(spectral[1]),
-        log_spread=_rounded(spectral[2]),
-        kurtosis_p90=_rounded(p90),
-        kurtosis_range=_rounded(p99 - middle),
-        kurtosis_peak=_rounded(kurtosis.max() - middle),
-        outlier_groups=_rounded(np.count_nonzero(reach > SIGMAS) / reach.size),
-        noise=_rounded(spectral[3]),
+    if gain is not None:
+        probes *= gain[:, None]
+    spectral = np.mean(
+        [_sampled(weight[i], dtype, group_size, sample, probes, random) for i in _draw(random, experts, EXPERTS)],
+        axis=0,
     )
+    middle, p90, p99 = np.percentile(kurtosis, (50, 90, 99))
+    outliers = np.count_nonzero(reach > SIGMAS) / reach.size
+    values = (*spectral[:3], p90, p99 - middle, kurtosis.max() - middle, outliers, spectral[3])
+    return Features(*(float(f"{value:.{DIGITS}g}") for value in values))
 
 
-def _seen(
+def _sampled(
     weight: Raw, dtype: str, group_size: int, sample: Sample, probes: Floats, random: np.random.Generator
 ) -> tuple[float, float, float, float]:
     """Stable rank, tail mass, log spread and noise of one matrix (R, C)."""
@@ -128,15 +122,15 @@ def _seen(
 
     rows = np.ascontiguousarray(weight[_draw(random, len(weight), sample.rows)])
     values, errors = rounding_errors(rows, dtype, group_size)
-    said = float(np.linalg.norm(product(values, probes)))
-    noise = float(np.linalg.norm(product(errors, probes))) / said if said else 0.0
+    signal = float(np.linalg.norm(product(values, probes)))
+    noise = float(np.linalg.norm(product(errors, probes))) / signal if signal else 0.0
     block = np.ascontiguousarray(values[:, _draw(random, values.shape[1], sample.columns)])
     energy = float(np.square(block, dtype=np.float64).sum())
     return *_spectrum(singular_values(block, sample.rank, random), energy), noise
 
 
 def singular_values(block: Floats, rank: int, random: np.random.Generator) -> Doubles:
-    """The first `rank` singular values of a block (R, C), approximated from below, greatest first."""
+    """The first `rank` singular values of a block (R, C), greatest first, approximated from below."""
     width = rank + OVERSAMPLING
     if min(block.shape) <= width:
         small = block if len(block) <= block.shape[1] else block.T
@@ -150,7 +144,7 @@ def singular_values(block: Floats, rank: int, random: np.random.Generator) -> Do
 
 
 def product(left: Floats, right: Floats) -> Floats:
-    """left @ right in float32, through MLX on a Mac and through numpy's BLAS elsewhere, where MLX's own is slow."""
+    """left @ right in float32, by MLX on a Mac and by numpy's BLAS elsewhere, where MLX is slow."""
     if sys.platform == "darwin":
         import mlx.core as mx
 
@@ -159,7 +153,7 @@ def product(left: Floats, right: Floats) -> Floats:
 
 
 def _orthonormal(columns: Floats) -> Floats:
-    """An orthonormal basis (R, K) of the columns (R, K), but for those that are rounding noise, which shrink."""
+    """An orthonormal basis (R, K) of the columns (R, K); columns of rounding noise shrink instead."""
     gram = _gram(columns)
     gram += np.eye(len(gram)) * (_SHIFT * np.trace(gram) / len(gram))
     if not gram.any():
@@ -175,7 +169,7 @@ def _gram(columns: Floats) -> Doubles:
 
 
 def _spectrum(values: Doubles, energy: float) -> tuple[float, float, float]:
-    """Stable rank, tail mass and log spread of singular values, greatest first, of a block of this energy."""
+    """Stable rank, tail mass and log spread of the singular values of a block, greatest first, and its energy."""
     if not values[0]:
         return 0.0, 0.0, 0.0
     squares = np.square(values)
@@ -186,10 +180,4 @@ def _spectrum(values: Doubles, energy: float) -> tuple[float, float, float]:
 
 def _draw(random: np.random.Generator, count: int, most: int) -> npt.NDArray[np.int64]:
     """All of `count` indices, or `most` of them, in order."""
-    if count <= most:
-        return np.arange(count)
-    return np.sort(random.choice(count, most, replace=False))
-
-
-def _rounded(value: float) -> float:
-    return float(f"{value:.{DIGITS}g}")
+    return np.arange(count) if count <= most else np.sort(random.choice(count, most, replace=False))

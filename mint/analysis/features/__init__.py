@@ -1,0 +1,1 @@
+"""The features of a weight matrix in the published method. No plan needs them."""
