@@ -1,13 +1,20 @@
-"""The commands that read or write a model."""
+"""The commands that read or write a model.
+
+Commands call the verbs of `mint`, which are imported when first used, so that `--help` answers at once.
+"""
 
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+import mint
 from mint.cli import options as opt
 from mint.cli.options import option
 from mint.cli.screen import Record, Screen
+from mint.formats.rounding import ROUNDINGS
+from mint.render.models import analysis_record, manifest_record, source_record, verification_record
+from mint.render.plans import quantized_record
 
 
 def quantize(
@@ -36,8 +43,6 @@ def quantize(
 
     Example: mint quantize models/Qwen3-8B --budget 6GB --output Qwen3-8B-6GB
     """
-    from mint.formats.rounding import ROUNDINGS
-
     if recipe.probe or ROUNDINGS[recipe.rounding].needs_model:
         from mint.run.blas import restart_with_fast_blas
 
@@ -46,7 +51,6 @@ def quantize(
 
     stock()  # imports mlx_lm while this process does
     from mint.pipeline import Pipeline, Target
-    from mint.render.plans import quantized_record
     from mint.run.executors import executing
 
     nodes = executing(cluster, model, recipe.dtype, share=share, on_progress=screen.on_progress, on_note=screen.note)
@@ -66,10 +70,7 @@ def quantize(
 
 def inspect(screen: Screen, model: opt.Model, dtype: opt.Dtype = "") -> Record:
     """Show the units, roles and sizes of a model, and its smallest and largest result. Reads headers only."""
-    from mint.model.source import open_source
-    from mint.render.models import source_record
-
-    return source_record(open_source(model, dtype=dtype, on_progress=screen.on_progress))
+    return source_record(mint.open_source(model, dtype=dtype, on_progress=screen.on_progress))
 
 
 def analyze(
@@ -88,13 +89,11 @@ def analyze(
     share: opt.Share = False,
 ) -> Record:  # fmt: skip
     """Measure the error of every format in every unit. Killed at any point, the same command resumes."""
-    from mint.analysis.analyze import analyze as run
     from mint.model.locate import model_name
-    from mint.render.models import analysis_record
 
     path = output or Path(f"{model_name(model)}.mint")
     with opt.opened(screen, model, dtype, cluster, share=share) as (source, executor):
-        analysis = run(
+        analysis = mint.analyze(
             source,
             path,
             rounding=rounding,
@@ -120,21 +119,18 @@ def assemble(
     share: opt.Share = False,
 ) -> Record:
     """Write the model that a plan describes; formats edited by hand count. Killed, the same command resumes."""
-    from mint.assembly.assemble import assemble as run
-    from mint.assembly.reuse import Reuse
-    from mint.formats.rounding import ROUNDINGS
-    from mint.plan.plan import read_plan
-    from mint.render.models import manifest_record
-    from mint.run.blas import restart_with_fast_blas
-
-    chosen = read_plan(plan)
+    chosen = mint.read_plan(plan)
     if ROUNDINGS[chosen.rounding].needs_model:
+        from mint.run.blas import restart_with_fast_blas
+
         restart_with_fast_blas()
     for path in chosen.edited:
         screen.note(f"{path}: format changed by hand")
-    earlier = Reuse(reuse)
+    earlier = mint.Reuse(reuse)
     with opt.opened(screen, model, chosen.dtype, cluster, share=share) as (source, executor):
-        manifest = run(chosen, source, output, reuse=earlier, executor=executor, on_progress=screen.on_progress)
+        manifest = mint.assemble(
+            chosen, source, output, reuse=earlier, executor=executor, on_progress=screen.on_progress
+        )
     return manifest_record(manifest, output, earlier)
 
 
@@ -151,10 +147,7 @@ def verify(
     from mint.assembly.stock_child import stock
 
     stock()  # imports mlx_lm while this process does
-    from mint.assembly.verify import verify as run
-    from mint.model.source import open_source
-    from mint.plan.plan import read_plan
-    from mint.render.models import verification_record
-
-    source = open_source(model, dtype=read_plan(folder).dtype, on_progress=screen.on_progress) if model else None
-    return verification_record(run(folder, source, on_progress=screen.on_progress))
+    source = None
+    if model:
+        source = mint.open_source(model, dtype=mint.read_plan(folder).dtype, on_progress=screen.on_progress)
+    return verification_record(mint.verify(folder, source, on_progress=screen.on_progress))

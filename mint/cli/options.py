@@ -7,11 +7,13 @@ A group is a function: its parameters are the options, and a command that takes 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+import mint
 from mint.cli.screen import Screen
 from mint.core.errors import MintError
 from mint.core.sizes import parse_budget
@@ -31,6 +33,9 @@ NONE: list[Any] = []  # of an option that may be repeated; typer copies it
 def option(metavar: str, help: str, *names: str, panel: str | None = None, **settings: Any) -> Any:
     """An option of a command; without `metavar` the type is shown, without `names` it is called as its parameter."""
     return typer.Option(*names, metavar=metavar or None, help=help, rich_help_panel=panel, **settings)
+
+
+_memory, _rule, _service = (partial(option, panel=panel) for panel in ("Memory", "Rules", "Service"))
 
 
 def _checked_dtype(name: str) -> str:
@@ -93,13 +98,9 @@ Probe = Annotated[
 ]
 
 
-def _rule(metavar: str, help: str, *names: str) -> Any:
-    return option(metavar, help, *names, panel="Rules")
-
-
 def rules(
     objective: Annotated[str, _rule("NAME", "The quantity to minimize: output, mint or energy.")] = RECIPE.objective,
-    veto: Annotated[float, _rule("DB", "Least signal-to-noise ratio of a format.")] = RECIPE.veto_db,
+    veto_db: Annotated[float, _rule("DB", "Least signal-to-noise ratio of a format.", "--veto")] = RECIPE.veto_db,
     min_bits: Annotated[int, _rule("BITS", "Fewest bits of a unit.")] = RECIPE.min_bits,
     max_bits: Annotated[
         int, _rule("BITS", "Most bits of a unit; below 16, units stay as they are only if nothing else fits.")
@@ -122,18 +123,9 @@ def rules(
     max_shard_size: Annotated[str, _rule("SIZE", "Largest weight file to write.")] = RECIPE.max_shard_size,
 ) -> Recipe:
     """The recipe with these limits of a plan."""
-    return Recipe(
-        objective=objective,
-        veto_db=veto,
-        min_bits=min_bits,
-        max_bits=max_bits,
-        formats=tuple(formats),
-        lock=(*(f"{pattern}=keep" for pattern in keep), *set, *(read_locks(locks) if locks else ())),
-        compat=compat,
-        prefer_speed=prefer_speed,
-        ignore_probe=ignore_probe,
-        max_shard_size=max_shard_size,
-    )
+    fields = {name: value for name, value in locals().items() if name not in ("keep", "set", "locks")}
+    lock = [*(f"{pattern}=keep" for pattern in keep), *set, *(read_locks(locks) if locks else ())]
+    return Recipe.from_dict({**fields, "lock": lock})
 
 
 RuleOptions = Annotated[Recipe, rules]
@@ -147,10 +139,6 @@ def recipe(
 ) -> Recipe:
     """The whole recipe; raises `MintError` for one that no model can have."""
     return replace(rules, dtype=dtype, rounding=rounding, probe=probe)
-
-
-def _memory(metavar: str, help: str, *names: str) -> Any:
-    return option(metavar, help, *names, panel="Memory")
 
 
 def budgets(
@@ -186,10 +174,6 @@ def required_budgets(budgets: Annotated[list[Budget], budgets]) -> list[Budget]:
     return budgets
 
 
-def _service(metavar: str, help: str, *names: str) -> Any:
-    return option(metavar, help, *names, panel="Service")
-
-
 def _connection(
     server: Annotated[str, _service("HOST:PORT", "Or in MINT_SERVER; https://... with TLS.")] = "",
     token_file: Annotated[Path | None, _service("FILE", "The token of mint token create; or in MINT_TOKEN.")] = None,
@@ -201,10 +185,9 @@ def _connection(
 
 def service(connection: Annotated[dict[str, Any], _connection]) -> "Client":
     """A client of the service; raises `MintError` if none is named, or the token must not be sent there."""
-    from mint.client.client import Client
     from mint.client.http import token_of
 
-    return Client(token=token_of(connection.pop("token_file")), **connection)
+    return mint.Client(token=token_of(connection.pop("token_file")), **connection)
 
 
 def optional_service(connection: Annotated[dict[str, Any], _connection]) -> "Client | None":
@@ -232,9 +215,8 @@ def opened(
     screen: Screen, model: str, dtype: str, cluster: str, *, share: bool = False
 ) -> "Iterator[tuple[Source, Executor]]":
     """The source of a model and the executor for it; the nodes of a cluster are free again at the end."""
-    from mint.model.source import open_source
     from mint.run.executors import executing
 
     nodes = executing(cluster, model, dtype, share=share, on_progress=screen.on_progress, on_note=screen.note)
     with nodes as (folder, executor):
-        yield open_source(folder, dtype=dtype), executor
+        yield mint.open_source(folder, dtype=dtype), executor

@@ -7,11 +7,14 @@ from typing import Annotated
 
 import typer
 
+import mint
 from mint.cli import options as opt
 from mint.cli.options import option
 from mint.cli.screen import Record, Screen
 from mint.core.errors import MintError
 from mint.plan.recipe import Room
+from mint.render.models import devices_record, loaders_record
+from mint.render.plans import curve_record, diff_record, explanation_record, plan_record
 
 
 def allocate(
@@ -38,11 +41,8 @@ def allocate(
 
     Example: mint allocate Qwen3-8B --server lab:8420 --budget 6GB -o plan.json
     """
-    from mint.analysis.analysis import read_analysis
     from mint.analysis.probes.probe_file import probes_beside
     from mint.plan.allocate import allocate_all
-    from mint.plan.plan import write_plan
-    from mint.render.plans import plan_record
 
     started = time.perf_counter()
     defaults = opt.RECIPE.to_dict()
@@ -58,9 +58,9 @@ def allocate(
     if client:
         path = client.analysis(analysis, recipe, on_progress=screen.on_progress)
         screen.note(f"the service's analysis is in {path}")
-    plans = allocate_all(read_analysis(path), budgets, recipe, probed=probes_beside(path))
+    plans = allocate_all(mint.read_analysis(path), budgets, recipe, probed=probes_beside(path))
     for plan, file in zip(plans, outputs, strict=False):
-        write_plan(plan, file)
+        mint.write_plan(plan, file)
     seconds = time.perf_counter() - started
     return [plan_record(plan, file, seconds) for plan, file in zip_longest(plans, outputs)]
 
@@ -82,17 +82,14 @@ def curve(
     plot: Annotated[Path | None, option("FILE.png|svg", "Draw the curve here.")] = None,
 ) -> Record:
     """Show the whole curve of budget and loss: its knees, the gain of the next bytes, the position of every device."""
-    from mint.analysis.analysis import read_analysis
     from mint.analysis.probes.probe_file import probes_beside
     from mint.cli.chart import draw_curve, write_csv
-    from mint.plan.curve import curve as run
     from mint.plan.device_fit import devices_on
-    from mint.render.plans import curve_record
 
     room = Room(context=context, reserve=reserve)
     _refuse_existing(csv, plot)
-    problem = recipe.problem(read_analysis(analysis), probes_beside(analysis))
-    line = run(problem, points=points, on_progress=screen.on_progress)
+    problem = recipe.problem(mint.read_analysis(analysis), probes_beside(analysis))
+    line = mint.curve(problem, points=points, on_progress=screen.on_progress)
     devices = devices_on(problem, room)
     if csv:
         write_csv(line, csv)
@@ -107,12 +104,8 @@ def explain(
     pattern: Annotated[str, typer.Argument(metavar="[PATTERN]", help="Units, such as '*.layers.0.*'.")] = "*",
 ) -> Record:
     """Explain the formats of units: the alternatives, the vetoed formats, the next step up and down."""
-    from mint.plan.explain import explain as run
-    from mint.plan.plan import read_plan
-    from mint.render.plans import explanation_record
-
-    chosen = read_plan(plan)
-    return explanation_record(chosen, run(chosen, pattern), brief=not screen.as_json)
+    chosen = mint.read_plan(plan)
+    return explanation_record(chosen, mint.explain(chosen, pattern), brief=not screen.as_json)
 
 
 def diff(
@@ -120,12 +113,8 @@ def diff(
     after: Annotated[Path, typer.Argument(metavar="PLAN", help="Another one of the same model.")],
 ) -> Record:
     """Show the units that differ between two plans, with the change in bytes and loss."""
-    from mint.plan.explain import diff as run
-    from mint.plan.plan import read_plan
-    from mint.render.plans import diff_record
-
-    first, second = read_plan(before), read_plan(after)
-    return diff_record(first, second, run(first, second))
+    first, second = mint.read_plan(before), mint.read_plan(after)
+    return diff_record(first, second, mint.diff(first, second))
 
 
 def devices(
@@ -133,6 +122,4 @@ def devices(
     loaders: Annotated[bool, option("", "List loaders for --compat instead.", "--loaders")] = False,
 ) -> Record:
     """List the devices for --device, with the memory that they leave for a model."""
-    from mint.render.models import devices_record, loaders_record
-
     return loaders_record() if loaders else devices_record(name)

@@ -5,9 +5,11 @@ from typing import Annotated
 
 import typer
 
+import mint
 from mint.cli import options as opt
 from mint.cli.options import option
 from mint.cli.screen import Record, Screen
+from mint.render.models import evaluation_record, probed_record
 
 
 def probe(
@@ -38,21 +40,16 @@ def probe(
     from mint.run.blas import restart_with_fast_blas
 
     restart_with_fast_blas()
-    from mint.analysis.analyze import analyze
-    from mint.analysis.probes.probe import probe as run
-    from mint.analysis.probes.probe_file import probe_path
-    from mint.analysis.probes.prober import Probing
     from mint.pipeline import cached_analysis
-    from mint.render.models import probed_record
     from mint.run.executor import measuring_device
 
-    probing = Probing(tokens, sequences, length, seed, probes, base)
+    probing = mint.Probing(tokens, sequences, length, seed, probes, base)
     probing.check()
     with opt.opened(screen, model, dtype, cluster) as (source, executor):
         path = analysis or cached_analysis(source, device=measuring_device(executor))
-        measured = analyze(source, path, executor=executor, on_progress=screen.on_progress)
-        file = probe_path(path)
-        probed = run(source, measured, file, probing=probing, executor=executor, on_progress=screen.on_progress)
+        measured = mint.analyze(source, path, executor=executor, on_progress=screen.on_progress)
+        file = mint.probe_path(path)
+        probed = mint.probe(source, measured, file, probing=probing, executor=executor, on_progress=screen.on_progress)
     return probed_record(measured, probed, file)
 
 
@@ -81,10 +78,7 @@ def evaluate(
 
     Example: mint evaluate Qwen3-8B-6GB --reference models/Qwen3-8B
     """
-    from mint.quality.evaluate import evaluate as run
-    from mint.render.models import evaluation_record
-
-    evaluation = run(
+    evaluation = mint.evaluate(
         output,
         reference,
         text=text,

@@ -113,7 +113,7 @@ def test_what_is_no_budget_is_refused(record: dict[str, Any]) -> None:
 # the command line
 
 VALUES: dict[str, Any] = {
-    "rounding": "search", "dtype": "float16", "probe": True, "objective": "mint", "veto": 3.0, "min_bits": 3,
+    "rounding": "search", "dtype": "float16", "probe": True, "objective": "mint", "veto_db": 3.0, "min_bits": 3,
     "max_bits": 8, "formats": ["4"], "keep": ["*.q_proj"], "set": ["*.q_proj=4/64"], "compat": "mlx-0.21.1",
     "prefer_speed": 1.0, "ignore_probe": True, "max_shard_size": "1GB",
 }  # fmt: skip
