@@ -119,7 +119,7 @@ def quantize(
     `reuse` holds in the planned format are copied. Killed at any point, the same call resumes. Raises `MintError` for
     everything that the user can fix; a model that fails its verification raises too, and stays for inspection.
     """
-    pipeline = Pipeline(recipe, analysis, probing, keep_nonfinite, reuse, executor, on_progress=on_progress)
+    pipeline = Pipeline(recipe, analysis, keep_nonfinite, reuse, executor, on_progress, probing)
     (result,) = pipeline.run(model, [Target(Path(output), Budget.of(budget))])
     return result
 
@@ -130,12 +130,12 @@ class Pipeline:
 
     recipe: Recipe
     analysis: Path | str | None = None
-    probing: Probing = Probing()  # noqa: RUF009, it is frozen
     keep_nonfinite: bool = False
     reuse: Sequence[Path | str] = ()
     executor: Executor = in_process
-    hooks: Hooks = field(default_factory=Hooks)
     on_progress: OnProgress = ignore
+    probing: Probing = Probing()  # noqa: RUF009, it is frozen
+    hooks: Hooks = field(default_factory=Hooks)
     seconds: dict[str, float] = field(default_factory=dict)
 
     def run(self, model: Source | Path | str, targets: Sequence[Target]) -> list[Quantized]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from mint.cli import options as opt
-from mint.cli.options import option
+from mint.cli.options import argument, option
 from mint.cli.screen import Record, Screen
 from mint.core.errors import MintError
 from mint.core.pick import pick
@@ -15,16 +15,14 @@ from mint.core.pick import pick
 if TYPE_CHECKING:
     from mint.client.client import ServedJob
 
-Id = Annotated[str, typer.Argument(metavar="ID", help="Of a job; mint jobs lists them.")]
+Id = Annotated[str, argument("ID", "Of a job; mint jobs lists them.")]
 
 
 def submit(
     screen: Screen,
     model: Annotated[
         str,
-        typer.Argument(
-            metavar="MODEL", help="A model that the service's page lists, or an id of the hub if the service allows it."
-        ),
+        argument("MODEL", "A model that the service's page lists, or an id of the hub if the service allows it."),
     ],
     budgets: opt.AnyBudgets,
     recipe: opt.RecipeOptions,
@@ -59,7 +57,7 @@ def submit(
 def jobs(
     screen: Screen,
     client: opt.Service,
-    id: Annotated[str, typer.Argument(metavar="[ID]", help="Of a job; default: the newest.")] = "",
+    id: Annotated[str, argument("[ID]", "Of a job; default: the newest.")] = "",
     follow: Annotated[bool, option("", "Stay until the job ends.", "--follow", "-f")] = False,
     state: Annotated[str, option("STATE", "Only jobs in this state.")] = "",
     mine: Annotated[bool, option("", "Only my jobs.", "--mine")] = False,

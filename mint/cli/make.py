@@ -6,11 +6,9 @@ Commands call the verbs of `mint`, which are imported when first used, so that `
 from pathlib import Path
 from typing import Annotated
 
-import typer
-
 import mint
 from mint.cli import options as opt
-from mint.cli.options import option
+from mint.cli.options import argument, option
 from mint.cli.screen import Record, Screen
 from mint.formats.rounding import ROUNDINGS
 from mint.render.models import analysis_record, manifest_record, source_record, verification_record
@@ -55,14 +53,7 @@ def quantize(
 
     nodes = executing(cluster, model, recipe.dtype, share=share, on_progress=screen.on_progress, on_note=screen.note)
     with nodes as (folder, executor):
-        pipeline = Pipeline(
-            recipe,
-            analysis,
-            keep_nonfinite=keep_nonfinite,
-            reuse=reuse,
-            executor=executor,
-            on_progress=screen.on_progress,
-        )
+        pipeline = Pipeline(recipe, analysis, keep_nonfinite, reuse, executor, screen.on_progress)
         outputs = opt.outputs_of(budgets, output)
         results = pipeline.run(folder, list(map(Target, outputs, budgets)))
     return [quantized_record(result) for result in results]
@@ -136,7 +127,7 @@ def assemble(
 
 def verify(
     screen: Screen,
-    folder: Annotated[Path, typer.Argument(metavar="OUT", help="A folder that mint wrote.")],
+    folder: Annotated[Path, argument("OUT", "A folder that mint wrote.")],
     model: Annotated[
         str,
         option("MODEL", "Also measure every unit's error against this model: a folder, or an id of the hub.",

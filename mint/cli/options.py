@@ -35,6 +35,11 @@ def option(metavar: str, help: str, *names: str, panel: str | None = None, **set
     return typer.Option(*names, metavar=metavar or None, help=help, rich_help_panel=panel, **settings)
 
 
+def argument(metavar: str, help: str) -> Any:
+    """An argument of a command."""
+    return typer.Argument(metavar=metavar, help=help)
+
+
 _memory, _rule, _service = (partial(option, panel=panel) for panel in ("Memory", "Rules", "Service"))
 
 
@@ -52,24 +57,13 @@ def _checked_rounding(name: str) -> str:
 
 # a str: `Path` would remove the `./` that tells a folder from an id of the hub
 Model = Annotated[
-    str,
-    typer.Argument(
-        metavar="MODEL",
-        help="Folder of a Hugging Face model in safetensors format, or an id of the hub (owner/name, "
-        "owner/name@revision), which is downloaded if need be.",
-    ),
-]
-AnalysisFile = Annotated[Path, typer.Argument(metavar="ANALYSIS", help="A file that `mint analyze` wrote.")]
-PlanFile = Annotated[
-    Path, typer.Argument(metavar="PLAN", help="A file that `mint allocate` wrote, or a folder that mint wrote.")
-]
-Dtype = Annotated[
-    str,
-    option(
-        "", "Cast weights to float16, bfloat16 or float32 instead of the config's own torch_dtype.",
-        callback=_checked_dtype,
-    ),
+    str, argument("MODEL", "Folder of a Hugging Face model in safetensors format, or an id of the hub (owner/name, "
+                           "owner/name@revision), which is downloaded if need be."),
 ]  # fmt: skip
+PlanFile = Annotated[Path, argument("PLAN", "A file that `mint allocate` wrote, or a folder that mint wrote.")]
+Dtype = Annotated[
+    str, option("", "Cast weights to float16, bfloat16 or float32; default: the config's own.", callback=_checked_dtype)
+]
 Rounding = Annotated[
     str,
     option(
@@ -78,24 +72,14 @@ Rounding = Annotated[
         callback=_checked_rounding,
     ),
 ]  # fmt: skip
-KeepNonfinite = Annotated[
-    bool,
-    option("", "Keep units with NaN or infinite weights unquantized instead of stopping.", "--keep-nonfinite"),
-]
+KeepNonfinite = Annotated[bool, option("", "Keep units with NaN or infinite weights unquantized.", "--keep-nonfinite")]
 Cluster = Annotated[
-    str, option("ADDRESS", "Work on all nodes of this Ray cluster (HOST:PORT), or 'local': a Ray of this machine.")
+    str, option("ADDRESS", "Work on this Ray cluster (HOST:PORT), or on a 'local' Ray of this machine.")
 ]
-Share = Annotated[
-    bool,
-    option("", "With --cluster: nodes read missing shards of a unit from the nodes that have them.", "--share"),
-]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout, everything else on stderr.")]
-Reused = Annotated[
-    list[Path], option("FOLDER", "Copy units with the same format from this folder. May be repeated.", "--reuse")
-]
-Probe = Annotated[
-    bool, option("", "Measure how sensitive the output is to each unit first (see mint probe).", "--probe")
-]
+Share = Annotated[bool, option("", "With --cluster: nodes read missing shards from other nodes.", "--share")]
+Json = Annotated[bool, option("", "Print one JSON object on stdout, everything else on stderr.", "--json")]
+Reused = Annotated[list[Path], option("FOLDER", "Copy units of the same format from here. May be repeated.", "--reuse")]
+Probe = Annotated[bool, option("", "Measure the sensitivity of every unit first (see mint probe).", "--probe")]
 
 
 def rules(
@@ -111,9 +95,7 @@ def rules(
     keep: Annotated[list[str], _rule("PATTERN", "Keep units as they are: '*.v_proj'.")] = NONE,
     set: Annotated[list[str], _rule("PATTERN=FORMAT", "Fix a format: '*.down_proj=6/64'.")] = NONE,
     locks: Annotated[Path | None, _rule("FILE", 'Fix formats by a JSON file: {"lm_head": "8/64"}.')] = None,
-    compat: Annotated[
-        str, _rule("LOADER", "Only formats that this loader reads: see mint devices --loaders.")
-    ] = RECIPE.compat,
+    compat: Annotated[str, _rule("LOADER", "Only formats of this loader (mint devices --loaders).")] = RECIPE.compat,
     prefer_speed: Annotated[
         float, _rule("X", "Trade quality for speed: at 1, 1 % of decoding time is worth 1 % of the loss of 4/64.")
     ] = RECIPE.prefer_speed,
@@ -131,12 +113,7 @@ def rules(
 RuleOptions = Annotated[Recipe, rules]
 
 
-def recipe(
-    rules: RuleOptions,
-    dtype: Dtype = RECIPE.dtype,
-    rounding: Rounding = RECIPE.rounding,
-    probe: Probe = RECIPE.probe,
-) -> Recipe:
+def recipe(rules: RuleOptions, dtype: Dtype = "", rounding: Rounding = RECIPE.rounding, probe: Probe = False) -> Recipe:
     """The whole recipe; raises `MintError` for one that no model can have."""
     return replace(rules, dtype=dtype, rounding=rounding, probe=probe)
 

@@ -5,11 +5,9 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Annotated
 
-import typer
-
 import mint
 from mint.cli import options as opt
-from mint.cli.options import option
+from mint.cli.options import argument, option
 from mint.cli.screen import Record, Screen
 from mint.core.errors import MintError
 from mint.plan.recipe import Room
@@ -21,10 +19,7 @@ def allocate(
     screen: Screen,
     analysis: Annotated[
         str,
-        typer.Argument(
-            metavar="ANALYSIS",
-            help="A file that `mint analyze` wrote; with --server a model of that service: its analysis comes here.",
-        ),
+        argument("ANALYSIS", "A file that `mint analyze` wrote; with --server a model of that service."),
     ],
     budgets: opt.Budgets,
     recipe: opt.RecipeOptions,
@@ -73,7 +68,7 @@ def _refuse_existing(*paths: Path | None) -> None:
 
 def curve(
     screen: Screen,
-    analysis: opt.AnalysisFile,
+    analysis: Annotated[Path, argument("ANALYSIS", "A file that `mint analyze` wrote.")],
     recipe: opt.RuleOptions,
     points: Annotated[int, option("", "Number of budgets to solve.", min=2)] = 100,
     context: Annotated[str, option("TOKENS", "Context that the devices hold too.")] = opt.ROOM.context,
@@ -101,7 +96,7 @@ def curve(
 def explain(
     screen: Screen,
     plan: opt.PlanFile,
-    pattern: Annotated[str, typer.Argument(metavar="[PATTERN]", help="Units, such as '*.layers.0.*'.")] = "*",
+    pattern: Annotated[str, argument("[PATTERN]", "Units, such as '*.layers.0.*'.")] = "*",
 ) -> Record:
     """Explain the formats of units: the alternatives, the vetoed formats, the next step up and down."""
     chosen = mint.read_plan(plan)
@@ -109,8 +104,8 @@ def explain(
 
 
 def diff(
-    before: Annotated[Path, typer.Argument(metavar="PLAN", help="A plan, or a folder that mint wrote.")],
-    after: Annotated[Path, typer.Argument(metavar="PLAN", help="Another one of the same model.")],
+    before: Annotated[Path, argument("PLAN", "A plan, or a folder that mint wrote.")],
+    after: Annotated[Path, argument("PLAN", "Another one of the same model.")],
 ) -> Record:
     """Show the units that differ between two plans, with the change in bytes and loss."""
     first, second = mint.read_plan(before), mint.read_plan(after)
@@ -118,7 +113,7 @@ def diff(
 
 
 def devices(
-    name: Annotated[str, typer.Argument(metavar="[NAME]", help="Only devices whose name contains this.")] = "",
+    name: Annotated[str, argument("[NAME]", "Only devices whose name contains this.")] = "",
     loaders: Annotated[bool, option("", "List loaders for --compat instead.", "--loaders")] = False,
 ) -> Record:
     """List the devices for --device, with the memory that they leave for a model."""

@@ -3,11 +3,9 @@
 from pathlib import Path
 from typing import Annotated
 
-import typer
-
 import mint
 from mint.cli import options as opt
-from mint.cli.options import option
+from mint.cli.options import argument, option
 from mint.cli.screen import Record, Screen
 from mint.render.models import evaluation_record, probed_record
 
@@ -55,9 +53,7 @@ def probe(
 
 def evaluate(
     screen: Screen,
-    output: Annotated[
-        str, typer.Argument(metavar="OUT", help="Folder of an MLX model, mint's or any other, or an id of the hub.")
-    ],
+    output: Annotated[str, argument("OUT", "Folder of an MLX model, mint's or any other, or an id of the hub.")],
     reference: Annotated[
         str, option("MODEL", "The original model: its folder, its id of the hub, or a file of --save-reference.")
     ],

@@ -111,9 +111,9 @@ class Plan:
         """The expected KL divergence in nats per token; None for objectives that predict none."""
         return predicted_kl(self.loss, self.evidence) if self.objective.probes else None
 
-    def loss_of(self, choice: Choice) -> float:
-        """A unit's share of the loss."""
-        return self.objective.loss(choice.alpha, choice.error)
+    def loss_of(self, choice: Choice, format: Format | None = None) -> float:
+        """A unit's share of the loss, in its format or another measured one."""
+        return self.objective.loss(choice.alpha, choice.error_of(format or choice.format))
 
     def nbytes_of(self, choice: Choice, format: Format | None = None) -> int:
         """Bytes of a unit in the files, header entries included, in its format or another."""
