@@ -29,9 +29,7 @@ def submit(
     client: opt.Service,
     priority: Annotated[int, option("", "Jobs of higher priority go first.")] = 0,
     wait: Annotated[bool, option("", "Follow the jobs to their end.", "--wait")] = False,
-    download: Annotated[
-        Path | None, option("DIR", "Wait, and download every result into a folder MODEL-BUDGET below DIR.")
-    ] = None,
+    download: Annotated[Path | None, option("DIR", "Wait, and download each result to DIR/MODEL-BUDGET.")] = None,
 ) -> list[Record]:
     """Ask the service for a model within every budget or device, or without any for its analysis alone.
 
@@ -87,9 +85,7 @@ def download(
     screen: Screen,
     id: Id,
     client: opt.Service,
-    output: Annotated[
-        Path | None, option("", "Folder to write; must not exist. Default: MODEL-BUDGET.", "--output", "-o")
-    ] = None,
+    output: Annotated[Path | None, option("", "New folder; default: MODEL-BUDGET.", "--output", "-o")] = None,
 ) -> Record:
     """Download the result of a job and check every byte. Killed or cut off, the same command resumes."""
     job = client.job(id)

@@ -19,22 +19,16 @@ def quantize(
     screen: Screen,
     model: opt.Model,
     output: Annotated[
-        Path,
-        option(
-            "", "Folder to write; must not exist. It is built in OUTPUT.partial. Several budgets: OUTPUT-BUDGET each.",
-            "--output", "-o",
-        ),
+        Path, option("", "New folder, built in OUTPUT.partial; OUTPUT-BUDGET for several budgets.", "--output", "-o")
     ],
     budgets: opt.Budgets,
     recipe: opt.RecipeOptions,
-    analysis: Annotated[
-        Path | None, option("", "Keep the analysis here; default: a cache, so the next budget is quick.")
-    ] = None,
+    analysis: Annotated[Path | None, option("", "Keep the analysis here; default: in a cache.")] = None,
     keep_nonfinite: opt.KeepNonfinite = False,
     cluster: opt.Cluster = "",
     share: opt.Share = False,
     reuse: opt.Reused = opt.NONE,
-) -> list[Record]:  # fmt: skip
+) -> list[Record]:
     """Write the best MLX model that fits: analyze, allocate, assemble, verify.
 
     Interrupted or killed, the same command resumes.
@@ -67,18 +61,16 @@ def inspect(screen: Screen, model: opt.Model, dtype: opt.Dtype = "") -> Record:
 def analyze(
     screen: Screen,
     model: opt.Model,
-    output: Annotated[Path | None, option("", "File to write; default: NAME.mint in this folder.", "--output", "-o")]
-    = None,
+    output: Annotated[
+        Path | None, option("", "File to write; default: NAME.mint in this folder.", "--output", "-o")
+    ] = None,
     dtype: opt.Dtype = "",
     rounding: opt.Rounding = opt.RECIPE.rounding,
     keep_nonfinite: opt.KeepNonfinite = False,
-    features: Annotated[
-        bool,
-        option("", "Also describe units: spectrum, kurtosis, noise at the output. For reports only.", "--features"),
-    ] = False,
+    features: Annotated[bool, option("", "Also describe units (spectrum, kurtosis, noise).", "--features")] = False,
     cluster: opt.Cluster = "",
     share: opt.Share = False,
-) -> Record:  # fmt: skip
+) -> Record:
     """Measure the error of every format in every unit. Killed at any point, the same command resumes."""
     from mint.model.locate import model_name
 
@@ -99,12 +91,8 @@ def analyze(
 def assemble(
     screen: Screen,
     plan: opt.PlanFile,
-    model: Annotated[
-        str, option("", "The model that was analyzed: its folder, or its id of the hub.", "--model", "-m")
-    ],
-    output: Annotated[
-        Path, option("", "Folder to write; must not exist. It is built in OUTPUT.partial.", "--output", "-o")
-    ],
+    model: Annotated[str, option("", "The analyzed model: its folder, or its id of the hub.", "--model", "-m")],
+    output: Annotated[Path, option("", "New folder, built in OUTPUT.partial.", "--output", "-o")],
     reuse: opt.Reused = opt.NONE,
     cluster: opt.Cluster = "",
     share: opt.Share = False,
@@ -129,11 +117,9 @@ def verify(
     screen: Screen,
     folder: Annotated[Path, argument("OUT", "A folder that mint wrote.")],
     model: Annotated[
-        str,
-        option("MODEL", "Also measure every unit's error against this model: a folder, or an id of the hub.",
-               "--model", "-m"),
+        str, option("MODEL", "Also measure errors against this folder or id of the hub.", "--model", "-m")
     ] = "",
-) -> Record:  # fmt: skip
+) -> Record:
     """Check sizes, digests, tensors and config, load the model with mlx_lm, and compare its logits."""
     from mint.assembly.stock_child import stock
 

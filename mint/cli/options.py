@@ -155,7 +155,7 @@ def _connection(
     server: Annotated[str, _service("HOST:PORT", "Or in MINT_SERVER; https://... with TLS.")] = "",
     token_file: Annotated[Path | None, _service("FILE", "The token of mint token create; or in MINT_TOKEN.")] = None,
     ca: Annotated[Path | None, _service("FILE", "Certificate authorities of the service.")] = None,
-    insecure: Annotated[bool, _service("", "Send the token in the clear, over plain HTTP.", "--insecure")] = False,
+    insecure: Annotated[bool, _service("", "Send the token unencrypted, over plain HTTP.", "--insecure")] = False,
 ) -> dict[str, Any]:
     return {"server": server, "token_file": token_file, "ca": ca, "insecure": insecure}
 

@@ -25,11 +25,9 @@ def allocate(
     recipe: opt.RecipeOptions,
     client: opt.OptionalService,
     output: Annotated[
-        Path | None,
-        option("", "Write the plan here as JSON; default: only show it. Several budgets: NAME-BUDGET.",
-               "--output", "-o"),
+        Path | None, option("", "New file for the plan, as JSON; several budgets: NAME-BUDGET.", "--output", "-o")
     ] = None,
-) -> list[Record]:  # fmt: skip
+) -> list[Record]:
     """Choose a format for every unit: the least predicted loss that fits the budget. Takes a moment.
 
     --dtype, --rounding and --probe choose an analysis of the service; those of a file were chosen by mint analyze.

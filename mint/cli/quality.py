@@ -13,24 +13,16 @@ from mint.render.models import evaluation_record, probed_record
 def probe(
     screen: Screen,
     model: opt.Model,
-    analysis: Annotated[
-        Path | None, option("", "Its analysis; probes are kept beside it. Default: the one in mint quantize's cache.")
-    ] = None,
+    analysis: Annotated[Path | None, option("", "Its analysis, beside the probes; default: in a cache.")] = None,
     tokens: Annotated[str, option("own|random", "Text that the model writes itself, or random tokens.")] = "own",
     sequences: Annotated[int, option("N", "Sequences for the model to read.")] = 8,
     length: Annotated[int, option("N", "Tokens of a sequence.")] = 64,
     seed: Annotated[int, option("N", "Seed of the tokens.")] = 0,
-    probes: Annotated[
-        int | None, option("N", "Probe only the N largest units; the others are inferred from them.")
-    ] = None,
-    base: Annotated[
-        str,
-        option("full|8|6|4", "Bits of all other units; default: full precision if it fits in memory, else the most "
-                             "bits that do."),
-    ] = "auto",
+    probes: Annotated[int | None, option("N", "Probe only the N largest units and infer the others.")] = None,
+    base: Annotated[str, option("full|8|6|4", "Bits of all other units; default: as many as fit in memory.")] = "auto",
     dtype: opt.Dtype = "",
     cluster: opt.Cluster = "",
-) -> Record:  # fmt: skip
+) -> Record:
     """Measure how far the output moves when each unit alone is stored coarsely. Needs no data; resumes by itself.
 
     Later plans of the same analysis use the result. Takes a fraction of a forward pass for every unit.
@@ -60,8 +52,8 @@ def evaluate(
     text: Annotated[
         list[Path], option("FILE", "Compare on this text instead of what MODEL writes itself. May be repeated.")
     ] = opt.NONE,
-    tokens: Annotated[int | None, option("N", "Tokens in all; default: 4096 of a text, 2048 of own text.")] = None,
-    window: Annotated[int | None, option("N", "Tokens of a sequence; default: 512 of a text, 128 of own text.")] = None,
+    tokens: Annotated[int | None, option("N", "Tokens in all; default: 4096 of a text, 2048 of its own.")] = None,
+    window: Annotated[int | None, option("N", "Tokens of a sequence; default: 512 of a text, 128 of its own.")] = None,
     seed: Annotated[int | None, option("N", "Seed of the own text; default: 0.")] = None,
     save_reference: Annotated[
         Path | None, option("FILE", "Keep MODEL's predictions, so that the next model is compared without MODEL.")

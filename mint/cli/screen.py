@@ -91,10 +91,10 @@ class Screen:
         if self.as_json:
             print(json.dumps({"results": records} if len(records) > 1 else records[0], indent=2))
             return
-        for index, record in enumerate(records):
-            if index:
-                self._stdout.print()
+        for record in records:
             self._show(record)
+            if len(records) > 1:
+                self._stdout.print()
 
     def _show(self, record: Record) -> None:
         """Print one table per list of records, then the other fields."""

@@ -127,10 +127,8 @@ class Plan:
     @cached_property
     def charge(self) -> float:
         """The preference for speed, as an addition to the loss."""
-        if not self.speed_price:
-            return 0.0
         costs = (decode_cost(choice.format, choice.shape, choice.dtype, choice.active) for choice in self.choices)
-        return self.speed_price * fsum(costs)
+        return self.speed_price * fsum(costs) if self.speed_price else 0.0
 
     @property
     def gap(self) -> float:
@@ -160,8 +158,8 @@ class Plan:
     @cached_property
     def weights(self) -> int:
         """Number of weights of the unquantized model."""
-        kept = sum(prod(parameter.shape) for parameter in self.parameters)
-        return kept + sum(choice.weights for choice in self.choices)
+        shapes = [choice.shape for choice in self.choices] + [parameter.shape for parameter in self.parameters]
+        return sum(map(prod, shapes))
 
     def groups(self) -> tuple[tuple[TensorSpec, ...], ...]:
         """The tensors to write, in groups that are stored together, layer by layer."""
