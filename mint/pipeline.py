@@ -39,8 +39,8 @@ ANALYZE, PROBE, ALLOCATE, ASSEMBLE, VERIFY = "analyze", "probe", "allocate", "as
 class Target:
     """A folder to write and its budget.
 
-    `plan` is the file that keeps the plan, for callers whose attempts continue each other: a plan that lies there is
-    used again, and an output that exists is whole. Without it, an output that exists is refused.
+    `plan` is the file of the plan, for callers that resume earlier attempts: an existing plan is used again, and an
+    existing output is complete. Without it, an existing output is refused.
     """
 
     output: Path
@@ -50,10 +50,7 @@ class Target:
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """The measurements that plans are made of, the files that keep them, and the seconds of their stages.
-
-    `probes` need not exist.
-    """
+    """The measurements of a model, their files (`probes` need not exist), and the seconds of the stages."""
 
     analysis: Analysis
     probed: Probed | None
@@ -115,11 +112,11 @@ def quantize(
 
     `model` is a folder, or as a `str` an id of the Hugging Face hub, which is downloaded if need be.
     The analysis is kept (in the user's cache, or in `analysis`), so another budget costs no measuring. With
-    `recipe.probe` the sensitivities are measured too, as `probing` says; later calls use them. Units that a folder of
+    `recipe.probe` the sensitivities are measured too, by `probing`; later calls use them. Units that a folder of
     `reuse` holds in the planned format are copied. Killed at any point, the same call resumes. Raises `MintError` for
     everything that the user can fix; a model that fails its verification raises too, and stays for inspection.
     """
-    pipeline = Pipeline(recipe, analysis, probing, keep_nonfinite, reuse, executor, on_progress=on_progress)
+    pipeline = Pipeline(recipe, analysis, keep_nonfinite, reuse, executor, on_progress, probing)
     (result,) = pipeline.run(model, [Target(Path(output), Budget.of(budget))])
     return result
 
@@ -130,12 +127,12 @@ class Pipeline:
 
     recipe: Recipe
     analysis: Path | str | None = None
-    probing: Probing = Probing()  # noqa: RUF009, it is frozen
     keep_nonfinite: bool = False
     reuse: Sequence[Path | str] = ()
     executor: Executor = in_process
-    hooks: Hooks = field(default_factory=Hooks)
     on_progress: OnProgress = ignore
+    probing: Probing = Probing()  # noqa: RUF009, it is frozen
+    hooks: Hooks = field(default_factory=Hooks)
     seconds: dict[str, float] = field(default_factory=dict)
 
     def run(self, model: Source | Path | str, targets: Sequence[Target]) -> list[Quantized]:
@@ -161,7 +158,7 @@ class Pipeline:
         return results
 
     def _measure(self, source: Source) -> Measured:
-        """Analyze, and probe if the recipe says so."""
+        """Analyze, and probe if the recipe asks for it."""
         device, rounding = measuring_device(self.executor), self.recipe.rounding
         path = Path(self.analysis or cached_analysis(source, rounding, device=device))
         beside = Path(self.analysis or cached_analysis(source, device=device))  # the probes serve all roundings

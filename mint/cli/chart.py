@@ -6,10 +6,12 @@ from dataclasses import astuple
 from pathlib import Path
 
 from mint.core.errors import MintError
+from mint.core.pick import pick
 from mint.plan.curve import Curve, Point
 from mint.plan.device_fit import Placed
 
 _PICTURES = (".png", ".svg", ".pdf")
+_COLUMNS = "budget_bytes planned_bytes bits_per_weight loss gap"
 _PREDICTED = ("predicted_kl", "predicted_low", "predicted_high")
 _MAX_DEVICES = 12  # more names would overlap
 
@@ -18,11 +20,11 @@ def write_csv(curve: Curve, path: Path) -> None:
     """Write every point of the curve, one a line, under a line of names."""
     with path.open("x", newline="") as file:
         writer = csv.writer(file)
-        names = ["budget_bytes", "planned_bytes", "bits_per_weight", "loss", "gap", "knee"]
-        writer.writerow([*names, *_PREDICTED] if curve.points[0].predicted_kl else names)
-        for p in curve.points:
-            row = [p.budget_bytes, p.planned_bytes, p.bits_per_weight, p.loss, p.gap, int(p in curve.knees)]
-            writer.writerow([*row, *astuple(p.predicted_kl)] if p.predicted_kl else row)
+        predicted = _PREDICTED if curve.points[0].predicted_kl else ()
+        writer.writerow([*_COLUMNS.split(), "knee", *predicted])
+        for point in curve.points:
+            kl = astuple(point.predicted_kl) if point.predicted_kl else ()
+            writer.writerow([*pick(point, _COLUMNS).values(), int(point in curve.knees), *kl])
 
 
 def draw_curve(curve: Curve, devices: Sequence[Placed], path: Path, *, title: str) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from mint.cli import options as opt
-from mint.cli.options import option
+from mint.cli.options import argument, option
 from mint.cli.screen import Record, Screen
 from mint.core.errors import MintError
 from mint.core.pick import pick
@@ -15,25 +15,21 @@ from mint.core.pick import pick
 if TYPE_CHECKING:
     from mint.client.client import ServedJob
 
-Id = Annotated[str, typer.Argument(metavar="ID", help="Of a job; mint jobs lists them.")]
+Id = Annotated[str, argument("ID", "Of a job; mint jobs lists them.")]
 
 
 def submit(
     screen: Screen,
     model: Annotated[
         str,
-        typer.Argument(
-            metavar="MODEL", help="A model that the service's page lists, or an id of the hub if the service allows it."
-        ),
+        argument("MODEL", "A model that the service's page lists, or an id of the hub if the service allows it."),
     ],
     budgets: opt.AnyBudgets,
     recipe: opt.RecipeOptions,
     client: opt.Service,
     priority: Annotated[int, option("", "Jobs of higher priority go first.")] = 0,
     wait: Annotated[bool, option("", "Follow the jobs to their end.", "--wait")] = False,
-    download: Annotated[
-        Path | None, option("DIR", "Wait, and download every result into a folder MODEL-BUDGET below DIR.")
-    ] = None,
+    download: Annotated[Path | None, option("DIR", "Wait, and download each result to DIR/MODEL-BUDGET.")] = None,
 ) -> list[Record]:
     """Ask the service for a model within every budget or device, or without any for its analysis alone.
 
@@ -59,7 +55,7 @@ def submit(
 def jobs(
     screen: Screen,
     client: opt.Service,
-    id: Annotated[str, typer.Argument(metavar="[ID]", help="Of a job; default: the newest.")] = "",
+    id: Annotated[str, argument("[ID]", "Of a job; default: the newest.")] = "",
     follow: Annotated[bool, option("", "Stay until the job ends.", "--follow", "-f")] = False,
     state: Annotated[str, option("STATE", "Only jobs in this state.")] = "",
     mine: Annotated[bool, option("", "Only my jobs.", "--mine")] = False,
@@ -89,9 +85,7 @@ def download(
     screen: Screen,
     id: Id,
     client: opt.Service,
-    output: Annotated[
-        Path | None, option("", "Folder to write; must not exist. Default: MODEL-BUDGET.", "--output", "-o")
-    ] = None,
+    output: Annotated[Path | None, option("", "New folder; default: MODEL-BUDGET.", "--output", "-o")] = None,
 ) -> Record:
     """Download the result of a job and check every byte. Killed or cut off, the same command resumes."""
     job = client.job(id)

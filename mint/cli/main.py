@@ -106,8 +106,11 @@ def run_command(arguments: list[str]) -> int:
     except (KeyboardInterrupt, typer.Abort):
         return _fail(arguments, "interrupted; run the same command again to resume", 130)
     except Exception as error:
-        if (usage := _usage_code(error)) is not None:
-            return usage
+        if hasattr(error, "show"):  # wrong usage
+            from typer import rich_utils
+
+            rich_utils.rich_format_error(error)  # type: ignore[arg-type]
+            return int(getattr(error, "exit_code", 2))
         if isinstance(error, OSError) and error.errno in _FIXABLE:
             where = f"{error.filename}: " if error.filename else ""
             return _fail(arguments, f"{where}{error.strerror}; fix that and run the same command again", 1)
@@ -116,17 +119,6 @@ def run_command(arguments: list[str]) -> int:
         traceback.print_exc()
         return _fail(arguments, f"this is a bug in mint, please report it: {error!r}", 3)
     return int(code or 0)
-
-
-def _usage_code(error: Exception) -> int | None:
-    """Show a usage error and return its exit code; None for any other error."""
-    show = getattr(error, "show", None)
-    if show is None:
-        return None
-    from typer import rich_utils
-
-    rich_utils.rich_format_error(error)  # type: ignore[arg-type]
-    return int(getattr(error, "exit_code", 2))
 
 
 def _fail(arguments: list[str], message: str, code: int) -> int:

@@ -1,43 +1,40 @@
-"""The commands that read or write a model."""
+"""The commands that read or write a model.
+
+Commands call the verbs of `mint`, which are imported when first used, so that `--help` answers at once.
+"""
 
 from pathlib import Path
 from typing import Annotated
 
-import typer
-
+import mint
 from mint.cli import options as opt
-from mint.cli.options import option
+from mint.cli.options import argument, option
 from mint.cli.screen import Record, Screen
+from mint.formats.rounding import ROUNDINGS
+from mint.render.models import analysis_record, manifest_record, source_record, verification_record
+from mint.render.plans import quantized_record
 
 
 def quantize(
     screen: Screen,
     model: opt.Model,
     output: Annotated[
-        Path,
-        option(
-            "", "Folder to write; must not exist. It is built in OUTPUT.partial. Several budgets: OUTPUT-BUDGET each.",
-            "--output", "-o",
-        ),
+        Path, option("", "New folder, built in OUTPUT.partial; OUTPUT-BUDGET for several budgets.", "--output", "-o")
     ],
     budgets: opt.Budgets,
     recipe: opt.RecipeOptions,
-    analysis: Annotated[
-        Path | None, option("", "Keep the analysis here; default: a cache, so the next budget is quick.")
-    ] = None,
+    analysis: Annotated[Path | None, option("", "Keep the analysis here; default: in a cache.")] = None,
     keep_nonfinite: opt.KeepNonfinite = False,
     cluster: opt.Cluster = "",
     share: opt.Share = False,
     reuse: opt.Reused = opt.NONE,
-) -> list[Record]:  # fmt: skip
+) -> list[Record]:
     """Write the best MLX model that fits: analyze, allocate, assemble, verify.
 
     Interrupted or killed, the same command resumes.
 
     Example: mint quantize models/Qwen3-8B --budget 6GB --output Qwen3-8B-6GB
     """
-    from mint.formats.rounding import ROUNDINGS
-
     if recipe.probe or ROUNDINGS[recipe.rounding].needs_model:
         from mint.run.blas import restart_with_fast_blas
 
@@ -46,19 +43,11 @@ def quantize(
 
     stock()  # imports mlx_lm while this process does
     from mint.pipeline import Pipeline, Target
-    from mint.render.plans import quantized_record
     from mint.run.executors import executing
 
     nodes = executing(cluster, model, recipe.dtype, share=share, on_progress=screen.on_progress, on_note=screen.note)
     with nodes as (folder, executor):
-        pipeline = Pipeline(
-            recipe,
-            analysis,
-            keep_nonfinite=keep_nonfinite,
-            reuse=reuse,
-            executor=executor,
-            on_progress=screen.on_progress,
-        )
+        pipeline = Pipeline(recipe, analysis, keep_nonfinite, reuse, executor, screen.on_progress)
         outputs = opt.outputs_of(budgets, output)
         results = pipeline.run(folder, list(map(Target, outputs, budgets)))
     return [quantized_record(result) for result in results]
@@ -66,35 +55,28 @@ def quantize(
 
 def inspect(screen: Screen, model: opt.Model, dtype: opt.Dtype = "") -> Record:
     """Show the units, roles and sizes of a model, and its smallest and largest result. Reads headers only."""
-    from mint.model.source import open_source
-    from mint.render.models import source_record
-
-    return source_record(open_source(model, dtype=dtype, on_progress=screen.on_progress))
+    return source_record(mint.open_source(model, dtype=dtype, on_progress=screen.on_progress))
 
 
 def analyze(
     screen: Screen,
     model: opt.Model,
-    output: Annotated[Path | None, option("", "File to write; default: NAME.mint in this folder.", "--output", "-o")]
-    = None,
+    output: Annotated[
+        Path | None, option("", "File to write; default: NAME.mint in this folder.", "--output", "-o")
+    ] = None,
     dtype: opt.Dtype = "",
     rounding: opt.Rounding = opt.RECIPE.rounding,
     keep_nonfinite: opt.KeepNonfinite = False,
-    features: Annotated[
-        bool,
-        option("", "Also describe units: spectrum, kurtosis, noise at the output. For reports only.", "--features"),
-    ] = False,
+    features: Annotated[bool, option("", "Also describe units (spectrum, kurtosis, noise).", "--features")] = False,
     cluster: opt.Cluster = "",
     share: opt.Share = False,
-) -> Record:  # fmt: skip
+) -> Record:
     """Measure the error of every format in every unit. Killed at any point, the same command resumes."""
-    from mint.analysis.analyze import analyze as run
     from mint.model.locate import model_name
-    from mint.render.models import analysis_record
 
     path = output or Path(f"{model_name(model)}.mint")
     with opt.opened(screen, model, dtype, cluster, share=share) as (source, executor):
-        analysis = run(
+        analysis = mint.analyze(
             source,
             path,
             rounding=rounding,
@@ -109,52 +91,40 @@ def analyze(
 def assemble(
     screen: Screen,
     plan: opt.PlanFile,
-    model: Annotated[
-        str, option("", "The model that was analyzed: its folder, or its id of the hub.", "--model", "-m")
-    ],
-    output: Annotated[
-        Path, option("", "Folder to write; must not exist. It is built in OUTPUT.partial.", "--output", "-o")
-    ],
+    model: Annotated[str, option("", "The analyzed model: its folder, or its id of the hub.", "--model", "-m")],
+    output: Annotated[Path, option("", "New folder, built in OUTPUT.partial.", "--output", "-o")],
     reuse: opt.Reused = opt.NONE,
     cluster: opt.Cluster = "",
     share: opt.Share = False,
 ) -> Record:
     """Write the model that a plan describes; formats edited by hand count. Killed, the same command resumes."""
-    from mint.assembly.assemble import assemble as run
-    from mint.assembly.reuse import Reuse
-    from mint.formats.rounding import ROUNDINGS
-    from mint.plan.plan import read_plan
-    from mint.render.models import manifest_record
-    from mint.run.blas import restart_with_fast_blas
-
-    chosen = read_plan(plan)
+    chosen = mint.read_plan(plan)
     if ROUNDINGS[chosen.rounding].needs_model:
+        from mint.run.blas import restart_with_fast_blas
+
         restart_with_fast_blas()
     for path in chosen.edited:
         screen.note(f"{path}: format changed by hand")
-    earlier = Reuse(reuse)
+    earlier = mint.Reuse(reuse)
     with opt.opened(screen, model, chosen.dtype, cluster, share=share) as (source, executor):
-        manifest = run(chosen, source, output, reuse=earlier, executor=executor, on_progress=screen.on_progress)
+        manifest = mint.assemble(
+            chosen, source, output, reuse=earlier, executor=executor, on_progress=screen.on_progress
+        )
     return manifest_record(manifest, output, earlier)
 
 
 def verify(
     screen: Screen,
-    folder: Annotated[Path, typer.Argument(metavar="OUT", help="A folder that mint wrote.")],
+    folder: Annotated[Path, argument("OUT", "A folder that mint wrote.")],
     model: Annotated[
-        str,
-        option("MODEL", "Also measure every unit's error against this model: a folder, or an id of the hub.",
-               "--model", "-m"),
+        str, option("MODEL", "Also measure errors against this folder or id of the hub.", "--model", "-m")
     ] = "",
-) -> Record:  # fmt: skip
+) -> Record:
     """Check sizes, digests, tensors and config, load the model with mlx_lm, and compare its logits."""
     from mint.assembly.stock_child import stock
 
     stock()  # imports mlx_lm while this process does
-    from mint.assembly.verify import verify as run
-    from mint.model.source import open_source
-    from mint.plan.plan import read_plan
-    from mint.render.models import verification_record
-
-    source = open_source(model, dtype=read_plan(folder).dtype, on_progress=screen.on_progress) if model else None
-    return verification_record(run(folder, source, on_progress=screen.on_progress))
+    source = None
+    if model:
+        source = mint.open_source(model, dtype=mint.read_plan(folder).dtype, on_progress=screen.on_progress)
+    return verification_record(mint.verify(folder, source, on_progress=screen.on_progress))

@@ -7,11 +7,13 @@ A group is a function: its parameters are the options, and a command that takes 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+import mint
 from mint.cli.screen import Screen
 from mint.core.errors import MintError
 from mint.core.sizes import parse_budget
@@ -33,6 +35,14 @@ def option(metavar: str, help: str, *names: str, panel: str | None = None, **set
     return typer.Option(*names, metavar=metavar or None, help=help, rich_help_panel=panel, **settings)
 
 
+def argument(metavar: str, help: str) -> Any:
+    """An argument of a command."""
+    return typer.Argument(metavar=metavar, help=help)
+
+
+_memory, _rule, _service = (partial(option, panel=panel) for panel in ("Memory", "Rules", "Service"))
+
+
 def _checked_dtype(name: str) -> str:
     if name not in ("", *DTYPES):
         raise typer.BadParameter(f"found {name!r}, needed {', '.join(DTYPES[:-1])} or {DTYPES[-1]}")
@@ -47,24 +57,13 @@ def _checked_rounding(name: str) -> str:
 
 # a str: `Path` would remove the `./` that tells a folder from an id of the hub
 Model = Annotated[
-    str,
-    typer.Argument(
-        metavar="MODEL",
-        help="Folder of a Hugging Face model in safetensors format, or an id of the hub (owner/name, "
-        "owner/name@revision), which is downloaded if need be.",
-    ),
-]
-AnalysisFile = Annotated[Path, typer.Argument(metavar="ANALYSIS", help="A file that `mint analyze` wrote.")]
-PlanFile = Annotated[
-    Path, typer.Argument(metavar="PLAN", help="A file that `mint allocate` wrote, or a folder that mint wrote.")
-]
-Dtype = Annotated[
-    str,
-    option(
-        "", "Cast weights to float16, bfloat16 or float32 instead of the config's own torch_dtype.",
-        callback=_checked_dtype,
-    ),
+    str, argument("MODEL", "Folder of a Hugging Face model in safetensors format, or an id of the hub (owner/name, "
+                           "owner/name@revision), which is downloaded if need be."),
 ]  # fmt: skip
+PlanFile = Annotated[Path, argument("PLAN", "A file that `mint allocate` wrote, or a folder that mint wrote.")]
+Dtype = Annotated[
+    str, option("", "Cast weights to float16, bfloat16 or float32; default: the config's own.", callback=_checked_dtype)
+]
 Rounding = Annotated[
     str,
     option(
@@ -73,33 +72,19 @@ Rounding = Annotated[
         callback=_checked_rounding,
     ),
 ]  # fmt: skip
-KeepNonfinite = Annotated[
-    bool,
-    option("", "Keep units with NaN or infinite weights unquantized instead of stopping.", "--keep-nonfinite"),
-]
+KeepNonfinite = Annotated[bool, option("", "Keep units with NaN or infinite weights unquantized.", "--keep-nonfinite")]
 Cluster = Annotated[
-    str, option("ADDRESS", "Work on all nodes of this Ray cluster (HOST:PORT), or 'local': a Ray of this machine.")
+    str, option("ADDRESS", "Work on this Ray cluster (HOST:PORT), or on a 'local' Ray of this machine.")
 ]
-Share = Annotated[
-    bool,
-    option("", "With --cluster: nodes read missing shards of a unit from the nodes that have them.", "--share"),
-]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout, everything else on stderr.")]
-Reused = Annotated[
-    list[Path], option("FOLDER", "Copy units with the same format from this folder. May be repeated.", "--reuse")
-]
-Probe = Annotated[
-    bool, option("", "Measure how sensitive the output is to each unit first (see mint probe).", "--probe")
-]
-
-
-def _rule(metavar: str, help: str, *names: str) -> Any:
-    return option(metavar, help, *names, panel="Rules")
+Share = Annotated[bool, option("", "With --cluster: nodes read missing shards from other nodes.", "--share")]
+Json = Annotated[bool, option("", "Print one JSON object on stdout, everything else on stderr.", "--json")]
+Reused = Annotated[list[Path], option("FOLDER", "Copy units of the same format from here. May be repeated.", "--reuse")]
+Probe = Annotated[bool, option("", "Measure the sensitivity of every unit first (see mint probe).", "--probe")]
 
 
 def rules(
     objective: Annotated[str, _rule("NAME", "The quantity to minimize: output, mint or energy.")] = RECIPE.objective,
-    veto: Annotated[float, _rule("DB", "Least signal-to-noise ratio of a format.")] = RECIPE.veto_db,
+    veto_db: Annotated[float, _rule("DB", "Least signal-to-noise ratio of a format.", "--veto")] = RECIPE.veto_db,
     min_bits: Annotated[int, _rule("BITS", "Fewest bits of a unit.")] = RECIPE.min_bits,
     max_bits: Annotated[
         int, _rule("BITS", "Most bits of a unit; below 16, units stay as they are only if nothing else fits.")
@@ -110,9 +95,7 @@ def rules(
     keep: Annotated[list[str], _rule("PATTERN", "Keep units as they are: '*.v_proj'.")] = NONE,
     set: Annotated[list[str], _rule("PATTERN=FORMAT", "Fix a format: '*.down_proj=6/64'.")] = NONE,
     locks: Annotated[Path | None, _rule("FILE", 'Fix formats by a JSON file: {"lm_head": "8/64"}.')] = None,
-    compat: Annotated[
-        str, _rule("LOADER", "Only formats that this loader reads: see mint devices --loaders.")
-    ] = RECIPE.compat,
+    compat: Annotated[str, _rule("LOADER", "Only formats of this loader (mint devices --loaders).")] = RECIPE.compat,
     prefer_speed: Annotated[
         float, _rule("X", "Trade quality for speed: at 1, 1 % of decoding time is worth 1 % of the loss of 4/64.")
     ] = RECIPE.prefer_speed,
@@ -122,35 +105,17 @@ def rules(
     max_shard_size: Annotated[str, _rule("SIZE", "Largest weight file to write.")] = RECIPE.max_shard_size,
 ) -> Recipe:
     """The recipe with these limits of a plan."""
-    return Recipe(
-        objective=objective,
-        veto_db=veto,
-        min_bits=min_bits,
-        max_bits=max_bits,
-        formats=tuple(formats),
-        lock=(*(f"{pattern}=keep" for pattern in keep), *set, *(read_locks(locks) if locks else ())),
-        compat=compat,
-        prefer_speed=prefer_speed,
-        ignore_probe=ignore_probe,
-        max_shard_size=max_shard_size,
-    )
+    fields = {name: value for name, value in locals().items() if name not in ("keep", "set", "locks")}
+    lock = [*(f"{pattern}=keep" for pattern in keep), *set, *(read_locks(locks) if locks else ())]
+    return Recipe.from_dict({**fields, "lock": lock})
 
 
 RuleOptions = Annotated[Recipe, rules]
 
 
-def recipe(
-    rules: RuleOptions,
-    dtype: Dtype = RECIPE.dtype,
-    rounding: Rounding = RECIPE.rounding,
-    probe: Probe = RECIPE.probe,
-) -> Recipe:
+def recipe(rules: RuleOptions, dtype: Dtype = "", rounding: Rounding = RECIPE.rounding, probe: Probe = False) -> Recipe:
     """The whole recipe; raises `MintError` for one that no model can have."""
     return replace(rules, dtype=dtype, rounding=rounding, probe=probe)
-
-
-def _memory(metavar: str, help: str, *names: str) -> Any:
-    return option(metavar, help, *names, panel="Memory")
 
 
 def budgets(
@@ -186,25 +151,20 @@ def required_budgets(budgets: Annotated[list[Budget], budgets]) -> list[Budget]:
     return budgets
 
 
-def _service(metavar: str, help: str, *names: str) -> Any:
-    return option(metavar, help, *names, panel="Service")
-
-
 def _connection(
     server: Annotated[str, _service("HOST:PORT", "Or in MINT_SERVER; https://... with TLS.")] = "",
     token_file: Annotated[Path | None, _service("FILE", "The token of mint token create; or in MINT_TOKEN.")] = None,
     ca: Annotated[Path | None, _service("FILE", "Certificate authorities of the service.")] = None,
-    insecure: Annotated[bool, _service("", "Send the token in the clear, over plain HTTP.", "--insecure")] = False,
+    insecure: Annotated[bool, _service("", "Send the token unencrypted, over plain HTTP.", "--insecure")] = False,
 ) -> dict[str, Any]:
     return {"server": server, "token_file": token_file, "ca": ca, "insecure": insecure}
 
 
 def service(connection: Annotated[dict[str, Any], _connection]) -> "Client":
     """A client of the service; raises `MintError` if none is named, or the token must not be sent there."""
-    from mint.client.client import Client
     from mint.client.http import token_of
 
-    return Client(token=token_of(connection.pop("token_file")), **connection)
+    return mint.Client(token=token_of(connection.pop("token_file")), **connection)
 
 
 def optional_service(connection: Annotated[dict[str, Any], _connection]) -> "Client | None":
@@ -232,9 +192,8 @@ def opened(
     screen: Screen, model: str, dtype: str, cluster: str, *, share: bool = False
 ) -> "Iterator[tuple[Source, Executor]]":
     """The source of a model and the executor for it; the nodes of a cluster are free again at the end."""
-    from mint.model.source import open_source
     from mint.run.executors import executing
 
     nodes = executing(cluster, model, dtype, share=share, on_progress=screen.on_progress, on_note=screen.note)
     with nodes as (folder, executor):
-        yield open_source(folder, dtype=dtype), executor
+        yield mint.open_source(folder, dtype=dtype), executor

@@ -5,44 +5,37 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Annotated
 
-import typer
-
+import mint
 from mint.cli import options as opt
-from mint.cli.options import option
+from mint.cli.options import argument, option
 from mint.cli.screen import Record, Screen
 from mint.core.errors import MintError
 from mint.plan.recipe import Room
+from mint.render.models import devices_record, loaders_record
+from mint.render.plans import curve_record, diff_record, explanation_record, plan_record
 
 
 def allocate(
     screen: Screen,
     analysis: Annotated[
         str,
-        typer.Argument(
-            metavar="ANALYSIS",
-            help="A file that `mint analyze` wrote; with --server a model of that service: its analysis comes here.",
-        ),
+        argument("ANALYSIS", "A file that `mint analyze` wrote; with --server a model of that service."),
     ],
     budgets: opt.Budgets,
     recipe: opt.RecipeOptions,
     client: opt.OptionalService,
     output: Annotated[
-        Path | None,
-        option("", "Write the plan here as JSON; default: only show it. Several budgets: NAME-BUDGET.",
-               "--output", "-o"),
+        Path | None, option("", "New file for the plan, as JSON; several budgets: NAME-BUDGET.", "--output", "-o")
     ] = None,
-) -> list[Record]:  # fmt: skip
+) -> list[Record]:
     """Choose a format for every unit: the least predicted loss that fits the budget. Takes a moment.
 
     --dtype, --rounding and --probe choose an analysis of the service; those of a file were chosen by mint analyze.
 
     Example: mint allocate Qwen3-8B --server lab:8420 --budget 6GB -o plan.json
     """
-    from mint.analysis.analysis import read_analysis
     from mint.analysis.probes.probe_file import probes_beside
     from mint.plan.allocate import allocate_all
-    from mint.plan.plan import write_plan
-    from mint.render.plans import plan_record
 
     started = time.perf_counter()
     defaults = opt.RECIPE.to_dict()
@@ -58,9 +51,9 @@ def allocate(
     if client:
         path = client.analysis(analysis, recipe, on_progress=screen.on_progress)
         screen.note(f"the service's analysis is in {path}")
-    plans = allocate_all(read_analysis(path), budgets, recipe, probed=probes_beside(path))
+    plans = allocate_all(mint.read_analysis(path), budgets, recipe, probed=probes_beside(path))
     for plan, file in zip(plans, outputs, strict=False):
-        write_plan(plan, file)
+        mint.write_plan(plan, file)
     seconds = time.perf_counter() - started
     return [plan_record(plan, file, seconds) for plan, file in zip_longest(plans, outputs)]
 
@@ -73,7 +66,7 @@ def _refuse_existing(*paths: Path | None) -> None:
 
 def curve(
     screen: Screen,
-    analysis: opt.AnalysisFile,
+    analysis: Annotated[Path, argument("ANALYSIS", "A file that `mint analyze` wrote.")],
     recipe: opt.RuleOptions,
     points: Annotated[int, option("", "Number of budgets to solve.", min=2)] = 100,
     context: Annotated[str, option("TOKENS", "Context that the devices hold too.")] = opt.ROOM.context,
@@ -82,17 +75,14 @@ def curve(
     plot: Annotated[Path | None, option("FILE.png|svg", "Draw the curve here.")] = None,
 ) -> Record:
     """Show the whole curve of budget and loss: its knees, the gain of the next bytes, the position of every device."""
-    from mint.analysis.analysis import read_analysis
     from mint.analysis.probes.probe_file import probes_beside
     from mint.cli.chart import draw_curve, write_csv
-    from mint.plan.curve import curve as run
     from mint.plan.device_fit import devices_on
-    from mint.render.plans import curve_record
 
     room = Room(context=context, reserve=reserve)
     _refuse_existing(csv, plot)
-    problem = recipe.problem(read_analysis(analysis), probes_beside(analysis))
-    line = run(problem, points=points, on_progress=screen.on_progress)
+    problem = recipe.problem(mint.read_analysis(analysis), probes_beside(analysis))
+    line = mint.curve(problem, points=points, on_progress=screen.on_progress)
     devices = devices_on(problem, room)
     if csv:
         write_csv(line, csv)
@@ -104,35 +94,25 @@ def curve(
 def explain(
     screen: Screen,
     plan: opt.PlanFile,
-    pattern: Annotated[str, typer.Argument(metavar="[PATTERN]", help="Units, such as '*.layers.0.*'.")] = "*",
+    pattern: Annotated[str, argument("[PATTERN]", "Units, such as '*.layers.0.*'.")] = "*",
 ) -> Record:
     """Explain the formats of units: the alternatives, the vetoed formats, the next step up and down."""
-    from mint.plan.explain import explain as run
-    from mint.plan.plan import read_plan
-    from mint.render.plans import explanation_record
-
-    chosen = read_plan(plan)
-    return explanation_record(chosen, run(chosen, pattern), brief=not screen.as_json)
+    chosen = mint.read_plan(plan)
+    return explanation_record(chosen, mint.explain(chosen, pattern), brief=not screen.as_json)
 
 
 def diff(
-    before: Annotated[Path, typer.Argument(metavar="PLAN", help="A plan, or a folder that mint wrote.")],
-    after: Annotated[Path, typer.Argument(metavar="PLAN", help="Another one of the same model.")],
+    before: Annotated[Path, argument("PLAN", "A plan, or a folder that mint wrote.")],
+    after: Annotated[Path, argument("PLAN", "Another one of the same model.")],
 ) -> Record:
     """Show the units that differ between two plans, with the change in bytes and loss."""
-    from mint.plan.explain import diff as run
-    from mint.plan.plan import read_plan
-    from mint.render.plans import diff_record
-
-    first, second = read_plan(before), read_plan(after)
-    return diff_record(first, second, run(first, second))
+    first, second = mint.read_plan(before), mint.read_plan(after)
+    return diff_record(first, second, mint.diff(first, second))
 
 
 def devices(
-    name: Annotated[str, typer.Argument(metavar="[NAME]", help="Only devices whose name contains this.")] = "",
+    name: Annotated[str, argument("[NAME]", "Only devices whose name contains this.")] = "",
     loaders: Annotated[bool, option("", "List loaders for --compat instead.", "--loaders")] = False,
 ) -> Record:
     """List the devices for --device, with the memory that they leave for a model."""
-    from mint.render.models import devices_record, loaders_record
-
     return loaders_record() if loaders else devices_record(name)

@@ -3,34 +3,26 @@
 from pathlib import Path
 from typing import Annotated
 
-import typer
-
+import mint
 from mint.cli import options as opt
-from mint.cli.options import option
+from mint.cli.options import argument, option
 from mint.cli.screen import Record, Screen
+from mint.render.models import evaluation_record, probed_record
 
 
 def probe(
     screen: Screen,
     model: opt.Model,
-    analysis: Annotated[
-        Path | None, option("", "Its analysis; probes are kept beside it. Default: the one in mint quantize's cache.")
-    ] = None,
+    analysis: Annotated[Path | None, option("", "Its analysis, beside the probes; default: in a cache.")] = None,
     tokens: Annotated[str, option("own|random", "Text that the model writes itself, or random tokens.")] = "own",
     sequences: Annotated[int, option("N", "Sequences for the model to read.")] = 8,
     length: Annotated[int, option("N", "Tokens of a sequence.")] = 64,
     seed: Annotated[int, option("N", "Seed of the tokens.")] = 0,
-    probes: Annotated[
-        int | None, option("N", "Probe only the N largest units; the others are inferred from them.")
-    ] = None,
-    base: Annotated[
-        str,
-        option("full|8|6|4", "Bits of all other units; default: full precision if it fits in memory, else the most "
-                             "bits that do."),
-    ] = "auto",
+    probes: Annotated[int | None, option("N", "Probe only the N largest units and infer the others.")] = None,
+    base: Annotated[str, option("full|8|6|4", "Bits of all other units; default: as many as fit in memory.")] = "auto",
     dtype: opt.Dtype = "",
     cluster: opt.Cluster = "",
-) -> Record:  # fmt: skip
+) -> Record:
     """Measure how far the output moves when each unit alone is stored coarsely. Needs no data; resumes by itself.
 
     Later plans of the same analysis use the result. Takes a fraction of a forward pass for every unit.
@@ -38,37 +30,30 @@ def probe(
     from mint.run.blas import restart_with_fast_blas
 
     restart_with_fast_blas()
-    from mint.analysis.analyze import analyze
-    from mint.analysis.probes.probe import probe as run
-    from mint.analysis.probes.probe_file import probe_path
-    from mint.analysis.probes.prober import Probing
     from mint.pipeline import cached_analysis
-    from mint.render.models import probed_record
     from mint.run.executor import measuring_device
 
-    probing = Probing(tokens, sequences, length, seed, probes, base)
+    probing = mint.Probing(tokens, sequences, length, seed, probes, base)
     probing.check()
     with opt.opened(screen, model, dtype, cluster) as (source, executor):
         path = analysis or cached_analysis(source, device=measuring_device(executor))
-        measured = analyze(source, path, executor=executor, on_progress=screen.on_progress)
-        file = probe_path(path)
-        probed = run(source, measured, file, probing=probing, executor=executor, on_progress=screen.on_progress)
+        measured = mint.analyze(source, path, executor=executor, on_progress=screen.on_progress)
+        file = mint.probe_path(path)
+        probed = mint.probe(source, measured, file, probing=probing, executor=executor, on_progress=screen.on_progress)
     return probed_record(measured, probed, file)
 
 
 def evaluate(
     screen: Screen,
-    output: Annotated[
-        str, typer.Argument(metavar="OUT", help="Folder of an MLX model, mint's or any other, or an id of the hub.")
-    ],
+    output: Annotated[str, argument("OUT", "Folder of an MLX model, mint's or any other, or an id of the hub.")],
     reference: Annotated[
         str, option("MODEL", "The original model: its folder, its id of the hub, or a file of --save-reference.")
     ],
     text: Annotated[
         list[Path], option("FILE", "Compare on this text instead of what MODEL writes itself. May be repeated.")
     ] = opt.NONE,
-    tokens: Annotated[int | None, option("N", "Tokens in all; default: 4096 of a text, 2048 of own text.")] = None,
-    window: Annotated[int | None, option("N", "Tokens of a sequence; default: 512 of a text, 128 of own text.")] = None,
+    tokens: Annotated[int | None, option("N", "Tokens in all; default: 4096 of a text, 2048 of its own.")] = None,
+    window: Annotated[int | None, option("N", "Tokens of a sequence; default: 512 of a text, 128 of its own.")] = None,
     seed: Annotated[int | None, option("N", "Seed of the own text; default: 0.")] = None,
     save_reference: Annotated[
         Path | None, option("FILE", "Keep MODEL's predictions, so that the next model is compared without MODEL.")
@@ -81,10 +66,7 @@ def evaluate(
 
     Example: mint evaluate Qwen3-8B-6GB --reference models/Qwen3-8B
     """
-    from mint.quality.evaluate import evaluate as run
-    from mint.render.models import evaluation_record
-
-    evaluation = run(
+    evaluation = mint.evaluate(
         output,
         reference,
         text=text,

@@ -91,29 +91,26 @@ class Screen:
         if self.as_json:
             print(json.dumps({"results": records} if len(records) > 1 else records[0], indent=2))
             return
-        for index, record in enumerate(records):
-            if index:
-                self._stdout.print()
+        for record in records:
             self._show(record)
+            if len(records) > 1:
+                self._stdout.print()
 
     def _show(self, record: Record) -> None:
         """Print one table per list of records, then the other fields."""
         tables = {name: value for name, value in record.items() if _is_table(value)}
         for name, rows in tables.items():
-            self._table(name, rows)
+            table = Table(title=name, title_justify="left", header_style="bold")
+            for column, value in rows[0].items():
+                is_number = isinstance(value, int | float) and not isinstance(value, bool)
+                table.add_column(column, justify="right" if is_number else "left", overflow="fold")
+            for row in rows:
+                table.add_row(*(_text(column, value) for column, value in row.items()))
+            self._stdout.print(table)
         width = max(len(name) for name in record)
         for name, value in record.items():
             if name not in tables:
                 self._stdout.print(f"{name:<{width}}  {_text(name, value)}", highlight=False, soft_wrap=True)
-
-    def _table(self, name: str, rows: list[Record]) -> None:
-        table = Table(title=name, title_justify="left", header_style="bold")
-        for column in rows[0]:
-            numeric = isinstance(rows[0][column], int | float) and not isinstance(rows[0][column], bool)
-            table.add_column(column, justify="right" if numeric else "left", overflow="fold")
-        for row in rows:
-            table.add_row(*(_text(column, value) for column, value in row.items()))
-        self._stdout.print(table)
 
 
 def _is_table(value: Any) -> bool:

@@ -8,14 +8,8 @@ from mint.formats.format import KEEP, Format
 from mint.plan.plan import Choice, Plan
 from mint.plan.rules import matching
 
-CHOSEN, VETOED, FLOOR, EXCLUDED, WORSE, OPEN = (
-    "chosen",
-    "below the veto",
-    "below the model's own floor",
-    "left out by the rules",
-    "larger and no better than another",
-    "possible",
-)
+CHOSEN, OPEN, WORSE = "chosen", "possible", "larger and no better than another"
+VETOED, FLOOR, EXCLUDED = "below the veto", "below the model's own floor", "left out by the rules"
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,11 +70,10 @@ def diff(before: Plan, after: Plan) -> tuple[Change, ...]:
             "needed: two plans of one model"
         )
     choices = {choice.path: choice for choice in after.choices}
-    pairs = ((old, choices[old.path]) for old in before.choices)
     changes = [
         Change(old, new, after.nbytes_of(new) - before.nbytes_of(old), after.loss_of(new) - before.loss_of(old))
-        for old, new in pairs
-        if old.format != new.format
+        for old in before.choices
+        if (new := choices[old.path]).format != old.format
     ]
     return tuple(sorted(changes, key=lambda change: (-abs(change.loss), change.before.path)))
 
@@ -91,22 +84,23 @@ def _explain(plan: Plan, choice: Choice) -> Explanation:
     steps = [Step(o.format, o.nbytes - chosen.nbytes, chosen.loss - o.loss) for o in options if o.verdict == OPEN]
     larger = [step for step in steps if step.nbytes > 0 and step.loss > 0]
     smaller = [step for step in steps if step.nbytes < 0]
-    return Explanation(
-        choice=choice,
-        options=tuple(options),
-        larger=max(larger, key=lambda step: step.loss_per_mb, default=None),
-        smaller=min(smaller, key=lambda step: step.loss_per_mb, default=None),
-    )
+    best_larger = max(larger, key=lambda step: step.loss_per_mb, default=None)
+    best_smaller = min(smaller, key=lambda step: step.loss_per_mb, default=None)
+    return Explanation(choice, tuple(options), best_larger, best_smaller)
 
 
 def _options(plan: Plan, choice: Choice) -> list[Option]:
     """The unit's options by size; a possible one that a smaller option equals or beats is `WORSE`."""
-    options = []
-    for format in (*choice.formats, KEEP):
-        error = choice.error_of(format)
-        loss = plan.objective.loss(choice.alpha, error)
-        nbytes = plan.nbytes_of(choice, format)
-        options.append(Option(format, nbytes, sqnr_db(error), loss, _verdict(plan, choice, format)))
+    options = [
+        Option(
+            format,
+            plan.nbytes_of(choice, format),
+            sqnr_db(choice.error_of(format)),
+            plan.loss_of(choice, format),
+            _verdict(plan, choice, format),
+        )
+        for format in (*choice.formats, KEEP)
+    ]
     options.sort(key=lambda option: (option.nbytes, option.loss))
     least = float("inf")
     for index, option in enumerate(options):

@@ -44,7 +44,8 @@ class Objective:
         return alphas * (errors if self.power == 2 else np.sqrt(errors))
 
 
-_PUBLISHED_FORMATS = "2/32 2/64 3/32 3/64 4/32 4/64 4/128 5/32 5/64 6/32 6/64 8/64 8/128"
+_PUBLISHED_NAMES = "2/32 2/64 3/32 3/64 4/32 4/64 4/128 5/32 5/64 6/32 6/64 8/64 8/128"
+_PUBLISHED_FORMATS = tuple(map(parse_format, _PUBLISHED_NAMES.split()))
 _PUBLISHED_ROLES = {"embedding": 10.0, "head": 10.0, "router": 8.0}
 
 
@@ -74,13 +75,7 @@ OBJECTIVES = {
     objective.name: objective
     for objective in (
         Objective("output", "sensitivity of the output x squared relative error", prior_alphas, 2, _ALL, probes=True),
-        Objective(
-            "mint",
-            "the published one: priors x relative error, 13 formats",
-            _published,
-            1,
-            tuple(map(parse_format, _PUBLISHED_FORMATS.split())),
-        ),
+        Objective("mint", "the published one: priors x relative error, 13 formats", _published, 1, _PUBLISHED_FORMATS),
         Objective("energy", "share of the weights x squared relative error", _sizes, 2, _ALL),
     )
 }

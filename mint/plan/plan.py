@@ -111,9 +111,9 @@ class Plan:
         """The expected KL divergence in nats per token; None for objectives that predict none."""
         return predicted_kl(self.loss, self.evidence) if self.objective.probes else None
 
-    def loss_of(self, choice: Choice) -> float:
-        """A unit's share of the loss."""
-        return self.objective.loss(choice.alpha, choice.error)
+    def loss_of(self, choice: Choice, format: Format | None = None) -> float:
+        """A unit's share of the loss, in its format or another measured one."""
+        return self.objective.loss(choice.alpha, choice.error_of(format or choice.format))
 
     def nbytes_of(self, choice: Choice, format: Format | None = None) -> int:
         """Bytes of a unit in the files, header entries included, in its format or another."""
@@ -127,10 +127,8 @@ class Plan:
     @cached_property
     def charge(self) -> float:
         """The preference for speed, as an addition to the loss."""
-        if not self.speed_price:
-            return 0.0
         costs = (decode_cost(choice.format, choice.shape, choice.dtype, choice.active) for choice in self.choices)
-        return self.speed_price * fsum(costs)
+        return self.speed_price * fsum(costs) if self.speed_price else 0.0
 
     @property
     def gap(self) -> float:
@@ -160,8 +158,8 @@ class Plan:
     @cached_property
     def weights(self) -> int:
         """Number of weights of the unquantized model."""
-        kept = sum(prod(parameter.shape) for parameter in self.parameters)
-        return kept + sum(choice.weights for choice in self.choices)
+        shapes = [choice.shape for choice in self.choices] + [parameter.shape for parameter in self.parameters]
+        return sum(map(prod, shapes))
 
     def groups(self) -> tuple[tuple[TensorSpec, ...], ...]:
         """The tensors to write, in groups that are stored together, layer by layer."""

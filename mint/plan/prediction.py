@@ -35,7 +35,7 @@ Floats = NDArray[np.float64]
 # 97.5th percentiles of Student's t with 1, 2, ... degrees of freedom, and of the normal distribution
 _STUDENT = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131)
 _NORMAL = 1.960
-VALID_KL = 9.5  # nats; no trial lies beyond, where a sum over units keeps growing and a divergence does not
+VALID_KL = 9.5  # nats, the largest trial; beyond it a sum over units keeps growing and a divergence does not
 
 # (predicted KL, KL measured on a text), by origin of the alphas and by model; "compensated" alphas are probed, and the
 # model is written with --rounding compensate. SmolLM2-135M-Instruct, re-expressed in two ways

@@ -5,7 +5,7 @@ a name from the room that owns it. A record is checked once, when it is made. Th
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from types import NoneType
 from typing import TYPE_CHECKING, Any, Self
 
@@ -32,20 +32,18 @@ _KINDS = {
 }  # fmt: skip
 
 
+@dataclass(frozen=True, slots=True)
 class _Plain:
     """A record whose fields are plain values with defaults."""
 
-    __slots__ = ()
-
     def to_dict(self) -> dict[str, Any]:
         """All fields as plain values, as JSON has them."""
-        values = {name: getattr(self, name) for name in _defaults(type(self))}
-        return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
 
     @classmethod
     def from_dict(cls, record: Mapping[str, Any]) -> Self:
         """Read plain values, defaults for the rest. Raises `MintError` for an unknown key or a wrong type."""
-        defaults = _defaults(cls)
+        defaults = {field.name: field.default for field in fields(cls)}
         if unknown := sorted(set(record) - set(defaults)):
             raise MintError(f"unknown options: {', '.join(unknown)}; needed some of {', '.join(defaults)}")
         return cls(**{name: _value(name, value, defaults[name]) for name, value in record.items()})
@@ -193,10 +191,6 @@ class Budget:
         own = {name: _value(name, record[name], "") for name in ("amount", "device") if name in record}
         room = Room.from_dict({name: value for name, value in record.items() if name not in own})
         return cls(parse_budget(own["amount"]) if own.get("amount") else None, own.get("device", ""), room)
-
-
-def _defaults(record: type[Any]) -> dict[str, Any]:
-    return {field.name: field.default for field in fields(record)}
 
 
 def _value(name: str, value: Any, default: Any) -> Any:

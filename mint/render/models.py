@@ -9,8 +9,11 @@ from pathlib import Path
 from statistics import median, median_high
 from typing import TYPE_CHECKING, Any
 
+from mint.analysis.probes.sensitivity import prior_alphas
 from mint.core.errors import MintError
 from mint.core.pick import pick
+from mint.targets.devices import devices
+from mint.targets.loaders import loaders
 
 if TYPE_CHECKING:
     from mint.analysis.analysis import Analysis, Measurement
@@ -124,8 +127,6 @@ def verification_record(verification: Verification) -> Record:
 
 def devices_record(part: str) -> Record:
     """The record of `mint devices`."""
-    from mint.targets.devices import devices
-
     matches = [asdict(device) for device in devices() if part.lower() in device.name]
     rows = [{"device": row.pop("name"), **row} for row in matches]
     if not rows:
@@ -135,8 +136,6 @@ def devices_record(part: str) -> Record:
 
 def loaders_record() -> Record:
     """The record of `mint devices --loaders`."""
-    from mint.targets.loaders import loaders
-
     rows = [
         {"loader": loader.name, **pick(loader, "released formats mixed source")}
         | {"formats": ", ".join(map(str, loader.formats))}
@@ -154,8 +153,6 @@ def evaluation_record(evaluation: Evaluation) -> Record:
 
 def probed_record(analysis: Analysis, probed: Probed, path: Path) -> Record:
     """The record of `mint probe`: alphas by role beside the prior table's."""
-    from mint.analysis.probes.sensitivity import prior_alphas
-
     priors, alphas = prior_alphas(analysis.units), probed.alphas
     rows = []
     for role, units in _by_role([unit for unit in analysis.units if unit.path in alphas]).items():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import asdict
 from math import inf
@@ -13,6 +13,7 @@ from mint.core.pick import pick
 from mint.core.sizes import format_size
 
 if TYPE_CHECKING:
+    from mint.formats.format import Format
     from mint.pipeline import Quantized
     from mint.plan.curve import Curve, Point
     from mint.plan.device_fit import Placed
@@ -85,17 +86,13 @@ def _reading(plan: Plan) -> Record:
 
 def _formats(plan: Plan) -> list[Record]:
     """The units and the weights of each format, most bits first."""
-    units: Counter[Any] = Counter()
-    weights: Counter[Any] = Counter()
+    weights: dict[Format, list[int]] = defaultdict(list)
     for choice in plan.choices:
-        units[choice.format] += 1
-        weights[choice.format] += choice.weights
-    total = sum(weights.values())
-    order = sorted(units, key=lambda format: (format.bits == 0, format.bits, -format.group_size), reverse=True)
-    return [
-        {"format": str(f), "units": units[f], "weights": weights[f], "share": f"{weights[f] / total:.1%}"}
-        for f in order
-    ]
+        weights[choice.format].append(choice.weights)
+    total = sum(map(sum, weights.values()))
+    order = sorted(weights, key=lambda format: (format.bits == 0, format.bits, -format.group_size), reverse=True)
+    counts = [(format, len(weights[format]), sum(weights[format])) for format in order]
+    return [{"format": str(f), "units": units, "weights": n, "share": f"{n / total:.1%}"} for f, units, n in counts]
 
 
 def curve_record(

@@ -24,8 +24,8 @@ def test_each_verb_hands_its_file_to_the_next(llama: Path, tmp_path: Path, capsy
     assert _json(capsys, "analyze", str(llama), "--output", analysis)["units"] == inspected["units"]
     budget = f"{inspected['largest_bytes'] // 2}B"
     allocated = _json(capsys, "allocate", analysis, "--budget", budget, "--output", plan)
-    wanted = {"budget_bytes", "planned_bytes", "loss", "bound", "gap", "bits_per_weight", "seconds"}
-    assert wanted <= set(allocated)
+    names = {"budget_bytes", "planned_bytes", "loss", "bound", "gap", "bits_per_weight", "seconds"}
+    assert names <= set(allocated)
     assembled = _json(capsys, "assemble", plan, "--model", str(llama), "--output", output)
     assert assembled["weight_bytes"] == allocated["planned_bytes"] <= allocated["budget_bytes"]
     verified = _json(capsys, "verify", output, "--model", str(llama))
@@ -61,7 +61,7 @@ def test_people_get_tables_on_stdout(llama: Path, tmp_path: Path, capsys: pytest
         (["evaluate", "nowhere", "--reference", "m"], "no such folder"),
     ],
 )
-def test_a_mistake_that_can_be_mended_exits_1_with_one_message(
+def test_an_error_of_the_user_exits_1_with_one_message(
     arguments: list[str], complaint: str, capsys: pytest.CaptureFixture[str], tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip

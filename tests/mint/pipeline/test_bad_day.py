@@ -105,7 +105,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", str(folder)], check=True)
 
 
-def test_a_disk_too_small_is_found_before_the_work_and_the_command_goes_on_elsewhere(
+def test_a_disk_too_small_is_refused_before_the_work_and_the_command_succeeds_elsewhere(
     model: Path, budget: int, small_disk: Path, tmp_path: Path
 ) -> None:
     command = _command(model, small_disk / "out", budget)
@@ -134,7 +134,7 @@ def test_a_disk_that_fills_up_on_the_way_never_leaves_a_model(
     assert subprocess.run(_command(model, tmp_path / "out", budget), env=environment).returncode == 0
 
 
-def test_output_exists_is_told_before_anything_is_read(model: Path, budget: int, tmp_path: Path) -> None:
+def test_an_existing_output_is_refused_before_anything_is_read(model: Path, budget: int, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     command = _command(model, tmp_path / "out", budget)
     result = subprocess.run(command, env=_environment(tmp_path / "cache"), capture_output=True, text=True)

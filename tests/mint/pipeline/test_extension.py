@@ -93,7 +93,7 @@ def test_a_scheme_from_outside_is_analyzed_planned_assembled_verified_and_loaded
     [*AFFINE, *map(parse_format, ("mxfp4", "nvfp4")), MXFP8],
     ids=lambda format: f"{format.mode}-{format.bits}-{format.group_size}",
 )
-def test_a_scheme_says_of_codes_and_scales_what_mlx_reads(format: Format, mxfp8: Format) -> None:
+def test_a_scheme_describes_codes_and_scales_as_mlx_reads_them(format: Format, mxfp8: Format) -> None:
     weight = mx.array(np.random.default_rng(0).standard_normal((8, 256)).astype(np.float32))
     packed, *scales = oracle.pack(weight, format)
     words = np.asarray(packed).view(np.uint8).reshape(8, -1)

@@ -142,12 +142,12 @@ def _dying_after(count: int) -> Executor:
     return executor
 
 
-def test_interrupted_assembly_goes_on_and_the_folder_is_the_same(llama: Path, tmp_path: Path) -> None:
+def test_interrupted_assembly_resumes_to_the_same_folder(llama: Path, tmp_path: Path) -> None:
     source = open_source(llama)
     plan = _plan(source, tmp_path, 0.3)
     assemble(plan, source, tmp_path / "whole")
     output = tmp_path / "out"
-    asked: list[int] = []
+    requests: list[int] = []
     for _ in range(3):
         with pytest.raises(KeyboardInterrupt):
             assemble(plan, source, output, executor=_dying_after(4))
@@ -155,11 +155,11 @@ def test_interrupted_assembly_goes_on_and_the_folder_is_the_same(llama: Path, tm
 
     @FunctionExecutor
     def counting(source: Source, job: Job[T], units: Sequence[Unit]) -> Iterator[tuple[Unit, T]]:
-        asked.append(len(units))
+        requests.append(len(units))
         yield from in_process(source, job, units)
 
     assemble(plan, source, output, executor=counting)
-    assert asked == [len(source.units) - 12]
+    assert requests == [len(source.units) - 12]
     assert _folder_bytes(output) == _folder_bytes(tmp_path / "whole")
     assert not partial_path(output).exists()
 
@@ -281,13 +281,13 @@ def test_a_nan_among_the_scales_is_found(written: Path) -> None:
         ("F32", (0x7F800000, 0xFF800000, 0x7FC00000, 0x7F800001), (0x7F7FFFFF, 0xFF7FFFFF, 1, 1 << 31)),
     ],
 )
-def test_nan_and_infinity_are_told_from_the_greatest_and_the_least(
+def test_nan_and_infinity_differ_from_the_greatest_and_the_least(
     dtype: str, bad: tuple[int, ...], good: tuple[int, ...]
 ) -> None:
     word, kind = (np.uint32, np.float32) if dtype == "F32" else (np.uint16, np.uint16)
     assert all_finite(np.array(good, word).view(kind), dtype)
-    for each in bad:
-        assert not all_finite(np.array((*good, each), word).view(kind), dtype)
+    for value in bad:
+        assert not all_finite(np.array((*good, value), word).view(kind), dtype)
 
 
 def test_a_folder_that_mint_did_not_write_is_refused(llama: Path) -> None:
@@ -302,11 +302,11 @@ def test_quantize_does_it_all_and_the_second_budget_measures_nothing(llama: Path
     second = quantize(llama, largest // 3, tmp_path / "b")
     assert second.analysis == first.analysis
     assert second.analysis.stat().st_mtime_ns == before
-    for done in (first, second):
-        assert done.verification.passed
-        assert done.manifest.weight_bytes == _bytes_on_disk(done.output) <= done.plan.budget_bytes
-        assert set(done.seconds) == {"analyze", "allocate", "assemble", "verify"}
-        assert done.peak_rss_bytes > 0
+    for result in (first, second):
+        assert result.verification.passed
+        assert result.manifest.weight_bytes == _bytes_on_disk(result.output) <= result.plan.budget_bytes
+        assert set(result.seconds) == {"analyze", "allocate", "assemble", "verify"}
+        assert result.peak_rss_bytes > 0
 
 
 def test_the_same_model_and_budget_give_the_same_folder(llama: Path, tmp_path: Path) -> None:
@@ -320,16 +320,16 @@ def test_float32_and_float16_models_work_too(make_model: Make, tmp_path: Path) -
     for dtype in ("F32", "F16"):
         folder = make_model("llama", dtype, dtype=dtype)
         largest = possible_bytes(open_source(folder).units, open_source(folder).parameters)[1]
-        done = quantize(folder, largest // 2, tmp_path / f"out-{dtype}")
-        assert verify(done.output, open_source(folder)).passed
+        result = quantize(folder, largest // 2, tmp_path / f"out-{dtype}")
+        assert verify(result.output, open_source(folder)).passed
 
 
 def test_unquantized_logits_are_close_to_the_quantized_ones_at_8_bits(llama: Path, tmp_path: Path) -> None:
     """A model that keeps half of its bytes still computes nearly what it computed."""
     largest = possible_bytes(open_source(llama).units, open_source(llama).parameters)[1]
-    done = quantize(llama, int(largest * 0.58), tmp_path / "out")
+    result = quantize(llama, int(largest * 0.58), tmp_path / "out")
     logits = []
-    for folder in (llama, done.output):
+    for folder in (llama, result.output):
         model, _ = load_model(folder)
         model.set_dtype(mx.float32)
         logits.append(np.asarray(model(mx.array([[1, 2, 3, 4, 5]]))))
@@ -352,7 +352,7 @@ def test_a_searched_model_is_as_planned_and_loses_less_at_the_same_budget(llama:
     assert read_plan(output).rounding == "search"
 
 
-def test_what_one_rounding_began_no_other_goes_on_with(llama: Path, tmp_path: Path) -> None:
+def test_an_analysis_is_not_resumed_with_another_rounding(llama: Path, tmp_path: Path) -> None:
     source = open_source(llama)
     path = tmp_path / "a.mint"
     with pytest.raises(KeyboardInterrupt):
@@ -370,9 +370,9 @@ def test_units_of_another_rounding_are_not_reused(llama: Path, tmp_path: Path) -
     source = open_source(llama)
     largest = possible_bytes(source.units, source.parameters)[1]
     quantize(llama, largest // 2, tmp_path / "nearest")
-    done = quantize(llama, largest // 2, tmp_path / "search", Recipe(rounding="search"), reuse=[tmp_path / "nearest"])
-    assert done.reused_bytes == 0
-    assert verify(done.output, source).passed
+    result = quantize(llama, largest // 2, tmp_path / "search", Recipe(rounding="search"), reuse=[tmp_path / "nearest"])
+    assert result.reused_bytes == 0
+    assert verify(result.output, source).passed
     again = quantize(llama, largest // 2, tmp_path / "again", Recipe(rounding="search"), reuse=[tmp_path / "search"])
     assert again.reused_bytes > 0
-    assert again.plan.digest == done.plan.digest
+    assert again.plan.digest == result.plan.digest

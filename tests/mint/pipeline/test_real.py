@@ -13,8 +13,8 @@ from tests.worlds.real_models import smollm2
 @pytest.mark.parametrize("budget", [60_000_000, 80_000_000, 120_000_000])
 def test_smollm2_fits_any_budget_and_holds_what_was_planned(budget: int, tmp_path: Path) -> None:
     folder = smollm2()
-    done = quantize(folder, budget, tmp_path / "out", analysis=tmp_path / "a.mint")
-    assert 0.999 * budget <= done.manifest.weight_bytes <= budget
-    assert done.plan.gap == 0
+    result = quantize(folder, budget, tmp_path / "out", analysis=tmp_path / "a.mint")
+    assert 0.999 * budget <= result.manifest.weight_bytes <= budget
+    assert result.plan.gap == 0
     verification = verify(tmp_path / "out", open_source(folder))
     assert verification.passed, verification.checks

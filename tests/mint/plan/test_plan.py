@@ -110,8 +110,8 @@ def test_an_unknown_module_is_kept_and_listed(
     mx.save_safetensors(shard, {**weights, "strange.weight": mx.ones((64, 64), mx.bfloat16)})
     analysis = analyze(open_source(folder), tmp_path / "a.mint")
     plan = allocate(analysis, possible_bytes(analysis.units, analysis.parameters)[1] * 9 // 10)
-    kept = {choice.path: (choice.format, choice.reason) for choice in plan.choices if choice.role == "unknown"}
-    assert kept == {"strange": (KEEP, "kept: no rule knows this module")}
+    units = {choice.path: (choice.format, choice.reason) for choice in plan.choices if choice.role == "unknown"}
+    assert units == {"strange": (KEEP, "kept: no rule knows this module")}
 
 
 def _half(analysis: Analysis) -> Plan:

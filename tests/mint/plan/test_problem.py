@@ -73,7 +73,7 @@ def test_budgets_mean_what_they_say(analysis: Analysis) -> None:
 
 
 @pytest.mark.parametrize("text", ["0bpw", "bpw", "4.5 bits", "x", "0x", "10", "-1GB", "GB"])
-def test_what_is_no_budget_is_refused(text: str) -> None:
+def test_an_invalid_budget_is_refused(text: str) -> None:
     with pytest.raises(MintError):
         parse_budget(text)
 
@@ -85,7 +85,7 @@ def test_contexts_count_in_powers_of_1024() -> None:
             parse_tokens(text)
 
 
-def test_a_wish_for_speed_buys_bytes_per_token_with_loss(experts: Analysis) -> None:
+def test_a_preference_for_speed_buys_bytes_per_token_with_loss(experts: Analysis) -> None:
     budget = Problem(experts, rules=ANY).largest_bytes
     recipes = [Recipe(veto_db=ANY.veto_db, prefer_speed=wish) for wish in (0.0, 0.3, 3.0, 30.0)]
     plans = [allocate(experts, budget, recipe) for recipe in recipes]
@@ -109,7 +109,7 @@ def test_a_token_reads_its_experts_and_one_row_of_the_embedding(experts: Analysi
     assert plan.bytes_per_token == pytest.approx(expected)
 
 
-def test_a_plan_with_rules_and_a_wish_reads_back(experts: Analysis, tmp_path: Path) -> None:
+def test_a_plan_with_rules_and_a_preference_for_speed_reads_back(experts: Analysis, tmp_path: Path) -> None:
     rules = {"veto_db": 7.0, "min_bits": 3, "max_bits": 16, "lock": ("*.q_proj=keep",)}
     plan = allocate(experts, "0.5x", Recipe.from_dict({"objective": "energy", "prefer_speed": 0.5, **rules}))
     write_plan(plan, tmp_path / "plan.json")

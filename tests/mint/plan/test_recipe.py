@@ -73,7 +73,7 @@ def test_a_budget_reads_back_from_json(budget: Budget) -> None:
 
 
 @given(recipes())
-def test_what_is_measured_depends_on_nothing_but_the_part_for_the_analysis(recipe: Recipe) -> None:
+def test_the_measurements_depend_only_on_the_part_for_the_analysis(recipe: Recipe) -> None:
     part = recipe.analysis
     assert (part.rounding, part.dtype, part.probe) == (recipe.rounding, recipe.dtype, recipe.probe)
     assert part.analysis == part
@@ -105,7 +105,7 @@ def test_a_wrong_value_is_refused_by_its_name(record: dict[str, Any], complaint:
     [{}, {"amount": "1GB", "device": "m1-8"}, {"device": "pdp-11"}, {"amount": 1}, {"amount": "1GB", "kv_bits": "4"},
      {"amount": "1GB", "context": "long"}, {"amount": "1GB", "size": 1}],
 )  # fmt: skip
-def test_what_is_no_budget_is_refused(record: dict[str, Any]) -> None:
+def test_an_invalid_budget_is_refused(record: dict[str, Any]) -> None:
     with pytest.raises(MintError):
         Budget.from_dict(record)
 
@@ -113,7 +113,7 @@ def test_what_is_no_budget_is_refused(record: dict[str, Any]) -> None:
 # the command line
 
 VALUES: dict[str, Any] = {
-    "rounding": "search", "dtype": "float16", "probe": True, "objective": "mint", "veto": 3.0, "min_bits": 3,
+    "rounding": "search", "dtype": "float16", "probe": True, "objective": "mint", "veto_db": 3.0, "min_bits": 3,
     "max_bits": 8, "formats": ["4"], "keep": ["*.q_proj"], "set": ["*.q_proj=4/64"], "compat": "mlx-0.21.1",
     "prefer_speed": 1.0, "ignore_probe": True, "max_shard_size": "1GB",
 }  # fmt: skip
