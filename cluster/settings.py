@@ -127,14 +127,17 @@ def checked_tls(folder: Path) -> Path:
     return folder.resolve()
 
 
-def ray_environment(secrets: Secrets, *, loopback: bool) -> dict[str, str]:
-    """The variables of Ray for a node or a driver; they name files, and hold no secret themselves."""
+def ray_environment(secrets: Secrets, address: Address | None = None) -> dict[str, str]:
+    """The variables of Ray for a node or a driver of the cluster at `address` (default: this machine alone).
+
+    They name files, and hold no secret themselves.
+    """
     variables = {
         "RAY_AUTH_MODE": "token",
         TOKEN_VARIABLE: str(secrets.token),
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_COLOR_PREFIX": "0",
-        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0" if loopback else "1",
+        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0" if not address or address.is_loopback else "1",
         "RAY_health_check_failure_threshold": str(MISSED_CHECKS),
         "RAY_USE_TLS": "1" if secrets.tls else "0",
     }

@@ -19,6 +19,7 @@ from cluster.settings import TLS_AUTHORITY, TLS_CERTIFICATE, TLS_KEY
 from mint.core.errors import MintError
 
 AUTHORITY_KEY = "authority.key"
+_AUTHORITY = "mint cluster"
 _YEARS = 5
 
 
@@ -32,18 +33,14 @@ def make_certificates(hosts: Sequence[str], folder: Path) -> list[Path]:
         raise MintError(f"{existing[0]} exists; nothing is overwritten. Remove it to make new certificates for it")
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     key, authority = _authority(folder)
-    purposes = [ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]
+    purposes = x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH])
     for host, target in zip(hosts, targets, strict=True):
         target.mkdir(mode=0o700)
         host_key = ec.generate_private_key(ec.SECP256R1())
-        names = [_name(name) for name in dict.fromkeys((host, "localhost", "127.0.0.1"))]
-        certificate = (
-            _builder(host, authority.subject, host_key)
-            .add_extension(x509.SubjectAlternativeName(names), critical=False)
-            .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
-            .add_extension(x509.ExtendedKeyUsage(purposes), critical=False)
-            .sign(key, hashes.SHA256())
-        )
+        names = x509.SubjectAlternativeName([_name(name) for name in dict.fromkeys((host, "localhost", "127.0.0.1"))])
+        builder = _builder(host, authority.subject, host_key, x509.BasicConstraints(ca=False, path_length=None))
+        builder = builder.add_extension(names, critical=False).add_extension(purposes, critical=False)
+        certificate = builder.sign(key, hashes.SHA256())
         _write(target / TLS_KEY, host_key)
         _write(target / TLS_CERTIFICATE, certificate)
         _write(target / TLS_AUTHORITY, authority)
@@ -57,18 +54,17 @@ def _authority(folder: Path) -> tuple[ec.EllipticCurvePrivateKey, x509.Certifica
         assert isinstance(key, ec.EllipticCurvePrivateKey)
         return key, x509.load_pem_x509_certificate((folder / TLS_AUTHORITY).read_bytes())
     key = ec.generate_private_key(ec.SECP256R1())
-    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "mint cluster")])
-    certificate = (
-        _builder("mint cluster", subject, key)
-        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
-        .sign(key, hashes.SHA256())
-    )
+    issuer = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, _AUTHORITY)])
+    builder = _builder(_AUTHORITY, issuer, key, x509.BasicConstraints(ca=True, path_length=0))
+    certificate = builder.sign(key, hashes.SHA256())
     _write(folder / AUTHORITY_KEY, key)
     _write(folder / TLS_AUTHORITY, certificate)
     return key, certificate
 
 
-def _builder(name: str, issuer: x509.Name, key: ec.EllipticCurvePrivateKey) -> x509.CertificateBuilder:
+def _builder(
+    name: str, issuer: x509.Name, key: ec.EllipticCurvePrivateKey, constraints: x509.BasicConstraints
+) -> x509.CertificateBuilder:
     now = datetime.now(UTC)
     return (
         x509.CertificateBuilder()
@@ -78,6 +74,7 @@ def _builder(name: str, issuer: x509.Name, key: ec.EllipticCurvePrivateKey) -> x
         .serial_number(x509.random_serial_number())
         .not_valid_before(now - timedelta(days=1))  # tolerates clock differences between machines
         .not_valid_after(now + timedelta(days=365 * _YEARS))
+        .add_extension(constraints, critical=True)
     )
 
 

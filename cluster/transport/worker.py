@@ -67,9 +67,9 @@ class Worker:
         self._folder = find_model(model, model_roots())
         inventory = take_inventory(self._node, self._folder)
         self._lender = Lender(inventory) if share else None
-        lent, kept = (tuple(self._lender.lent), self._lender.kept) if self._lender else ((), {})
+        lent, unlent = (tuple(self._lender.lent), self._lender.unlent) if self._lender else ((), {})
         all_versions = {**versions(), "python": platform.python_version(), "ray": version("ray")}
-        return pack(Holder(inventory, device_kind(), self._memory, os.getpid(), all_versions, lent, kept))
+        return pack(Holder(inventory, device_kind(), self._memory, os.getpid(), all_versions, lent, unlent))
 
     def outline(self, shard: str) -> bytes:
         """Size and header of a shard that this node holds."""

@@ -144,7 +144,7 @@ def test_a_link_out_of_the_model_is_not_lent_and_said_so_but_a_hub_cache_s_blobs
     (blobs / "b").symlink_to(tmp_path / "blobs" / "b")
     lender = lending(snapshot)
     assert list(lender.lent) == [inside]
-    assert "outside the model's folder" in lender.kept[outside]
+    assert "outside the model's folder" in lender.unlent[outside]
     assert list(borrower(lender, inside).pieces(inside, [(0, 8)]))
     with pytest.raises(MintError, match="not lent here"):
         list(borrower(lender, outside).pieces(outside, [(0, 8)]))

@@ -9,7 +9,7 @@ from cluster.transport.messages import Gathering
 from cluster.transport.wire import (
     PIECE_BYTES,
     from_pieces,
-    inventory_from,
+    holder_from,
     make_job,
     outlines_of,
     pack,
@@ -118,7 +118,7 @@ def test_messages_that_cannot_be_read_say_so(source: Source) -> None:
         lambda: unpack(pack([1, 2])[:-1]),
         lambda: source_from(tell_model(source, {}) | {"units": [[1]]}, source.folder),
         lambda: outlines_of({"outlines": {"shard": {"nbytes": 3}}}),
-        lambda: inventory_from({"node": "one"}),
+        lambda: holder_from({"inventory": {"node": "one"}}),
         lambda: from_pieces(Measure(), unit, []),
         lambda: from_pieces(Clipped(1.0), unit, _pieces(Quantize({}), Packed("up", KEEP, (), (b"abc",)))),
     ):
