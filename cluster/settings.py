@@ -5,12 +5,12 @@ The token and the keys lie in the user's configuration folder (`MINT_CONFIG` mov
 """
 
 import os
-import secrets as randomness
 import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from secrets import token_hex
 
 import platformdirs
 
@@ -82,12 +82,16 @@ def make_token(path: Path) -> bool:
     """Make a token that only its owner can read; False if there is one already."""
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     try:
-        file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        write_private(path, token_hex(32).encode())
     except FileExistsError:
         return False
-    with os.fdopen(file, "w") as out:
-        out.write(randomness.token_hex(32))
     return True
+
+
+def write_private(path: Path, content: bytes) -> None:
+    """Make a file that only its owner can read; raises `FileExistsError` if there is one."""
+    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+        file.write(content)
 
 
 @dataclass(frozen=True, slots=True)

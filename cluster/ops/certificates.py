@@ -5,7 +5,6 @@ add machines, so it stays on the machine that made it. Keys are elliptic (P-256)
 """
 
 import ipaddress
-import os
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -15,7 +14,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from cluster.settings import TLS_AUTHORITY, TLS_CERTIFICATE, TLS_KEY
+from cluster.settings import TLS_AUTHORITY, TLS_CERTIFICATE, TLS_KEY, write_private
 from mint.core.errors import MintError
 
 AUTHORITY_KEY = "authority.key"
@@ -88,8 +87,7 @@ def _name(host: str) -> x509.GeneralName:
 def _write(path: Path, content: ec.EllipticCurvePrivateKey | x509.Certificate) -> None:
     pem = serialization.Encoding.PEM
     if isinstance(content, x509.Certificate):
-        text = content.public_bytes(pem)
+        write_private(path, content.public_bytes(pem))
     else:
-        text = content.private_bytes(pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
-    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-        file.write(text)
+        unencrypted = serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+        write_private(path, content.private_bytes(pem, *unencrypted))

@@ -12,15 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cluster.head.watch import HeadWatch, Patience
-from cluster.settings import (
-    UNWANTED,
-    Address,
-    Secrets,
-    checked_secrets,
-    make_token,
-    parse_address,
-    ray_environment,
-)
+from cluster.settings import UNWANTED, Address, Secrets, checked_secrets, make_token, parse_address, ray_environment
 from mint.core.errors import MintError
 
 if TYPE_CHECKING:

@@ -90,7 +90,6 @@ class Carrier:
         self._pings: list[tuple[float, Link]] = []  # to be sent again, and when
         self._heard: list[Heard] = []
         self._lives: dict[str, int] = {}
-        self._gathering = Gathering()
         self._nodes = Beside(ray.nodes, AGAIN_SECONDS)
 
     def meet(self, model: str, *, share: bool = False) -> list[Link]:
@@ -225,7 +224,6 @@ class Carrier:
         self._job += 1
         self._heard.clear()
         self._pings.clear()
-        self._gathering = Gathering()
 
     def quit(self) -> None:
         """End all workers, whatever they do. Those of a head that is gone end by themselves."""
@@ -261,11 +259,12 @@ class Carrier:
         self.on_hello(link, holder)
 
     def _send(self, link: Link, batch: int, items: tuple[str, ...]) -> None:
+        gathering = Gathering(link.worker)
+
         def streamed(link: Link, message: bytes) -> None:
-            self._heard.extend(self._gathering.add(link.worker, batch, message))
+            self._heard.extend(gathering.add(message))
 
         def ended(link: Link, error: Exception) -> None:
-            self._gathering.forget(link.worker, batch)
             event: Event = Broken(link.worker, batch)
             if isinstance(error, StopIteration):
                 event = Ended(link.worker, batch)

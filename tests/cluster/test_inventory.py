@@ -187,16 +187,13 @@ def test_a_held_file_is_never_written_through_a_view(model: Path, tmp_path: Path
 
 
 def test_a_result_has_arrived_with_its_last_piece_and_streams_do_not_mix() -> None:
-    gathering = Gathering()
-    assert gathering.add("a", 1, pack([["unit", "", b"one", False]])) == []
-    assert gathering.add("b", 1, pack([["other", "", b"else", True]])) == [(Arrived("b", "other"), [b"else"])]
-    assert gathering.add("a", 1, pack([["unit", "", b"two", True], ["third", "", b"x", True]])) == [
+    one, other = Gathering("a"), Gathering("b")
+    assert one.add(pack([["unit", "", b"one", False]])) == []
+    assert other.add(pack([["other", "", b"else", True]])) == [(Arrived("b", "other"), [b"else"])]
+    assert one.add(pack([["unit", "", b"two", True], ["third", "", b"x", True]])) == [
         (Arrived("a", "unit"), [b"one", b"two"]),
         (Arrived("a", "third"), [b"x"]),
     ]
-    for broke in (True, False):  # a stream, or a unit half-way through its result
-        assert gathering.add("a", 1, pack([["unit", "", b"half", False]])) == []
-        if broke:
-            gathering.forget("a", 1)
-        failed = gathering.add("a", 1, pack([["next", "KeyError", b"", True], ["last", "", b"y", True]]))
-        assert failed == [(Failed("a", "next", "KeyError"), []), (Arrived("a", "last"), [b"y"])]
+    assert one.add(pack([["unit", "", b"half", False]])) == []  # a unit that fails half-way through its result
+    failed = one.add(pack([["next", "KeyError", b"", True], ["last", "", b"y", True]]))
+    assert failed == [(Failed("a", "next", "KeyError"), []), (Arrived("a", "last"), [b"y"])]

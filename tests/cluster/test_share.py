@@ -114,7 +114,7 @@ def test_a_peer_that_does_not_answer_is_left_for_the_next_until_the_batch_is_don
     asking = Borrower({shard: [silent, Called(lender, "other")]})
     assert list(asking.pieces(shard, [(8, 100)])) and list(asking.pieces(shard, [(8, 100)]))
     assert len(silent.asked) == 1
-    asking.trust_again()
+    asking.lost.clear()
     assert list(asking.pieces(shard, [(8, 100)]))
     assert len(silent.asked) == 2
     with pytest.raises(MintError, match=rf"{shard} cannot be borrowed .*silent: no answer"):

@@ -42,11 +42,11 @@ def test_a_worker_knows_the_whole_model(source: Source) -> None:
 
 
 def _done_by_a_worker(source: Source, job: PortableJob[Any]) -> dict[str, Any]:
-    worker, gathering = Worker("node"), Gathering()
+    worker, gathering = Worker("node"), Gathering("node")
     worker.hello(str(source.folder))
     worker.open(1, pack(tell_model(source, {})), pack(tell_job(job)), {})
     units = {unit.path: unit for unit in source.units}
-    arrived = [result for message in worker.run(1, 1, list(units)) for result in gathering.add("node", 1, message)]
+    arrived = [result for message in worker.run(1, 1, list(units)) for result in gathering.add(message)]
     return {event.item: from_pieces(job, units[event.item], pieces) for event, pieces in arrived}
 
 
