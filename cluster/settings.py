@@ -5,12 +5,12 @@ The token and the keys lie in the user's configuration folder (`MINT_CONFIG` mov
 """
 
 import os
-import secrets as randomness
 import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from secrets import token_hex
 
 import platformdirs
 
@@ -82,12 +82,16 @@ def make_token(path: Path) -> bool:
     """Make a token that only its owner can read; False if there is one already."""
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     try:
-        file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        write_private(path, token_hex(32).encode())
     except FileExistsError:
         return False
-    with os.fdopen(file, "w") as out:
-        out.write(randomness.token_hex(32))
     return True
+
+
+def write_private(path: Path, content: bytes) -> None:
+    """Make a file that only its owner can read; raises `FileExistsError` if there is one."""
+    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+        file.write(content)
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,14 +131,17 @@ def checked_tls(folder: Path) -> Path:
     return folder.resolve()
 
 
-def ray_environment(secrets: Secrets, *, loopback: bool) -> dict[str, str]:
-    """The variables of Ray for a node or a driver; they name files, and hold no secret themselves."""
+def ray_environment(secrets: Secrets, address: Address | None = None) -> dict[str, str]:
+    """The variables of Ray for a node or a driver of the cluster at `address` (default: this machine alone).
+
+    They name files, and hold no secret themselves.
+    """
     variables = {
         "RAY_AUTH_MODE": "token",
         TOKEN_VARIABLE: str(secrets.token),
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_COLOR_PREFIX": "0",
-        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0" if loopback else "1",
+        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0" if not address or address.is_loopback else "1",
         "RAY_health_check_failure_threshold": str(MISSED_CHECKS),
         "RAY_USE_TLS": "1" if secrets.tls else "0",
     }

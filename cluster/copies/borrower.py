@@ -39,11 +39,11 @@ Peers = Mapping[str, Sequence[Peer]]  # by the shard that they lend
 
 
 class Borrower:
-    """Fetches ranges from the nodes that lend a shard; `peers` may be replaced at any time."""
+    """Fetches ranges from the nodes that lend a shard; `peers` may be replaced, and `lost` emptied, at any time."""
 
     def __init__(self, peers: Peers) -> None:
         self.peers = peers
-        self._lost: dict[str, str] = {}  # the reasons why peers are not asked any more, by name
+        self.lost: dict[str, str] = {}  # the reasons why peers are not asked any more, by name
 
     def pieces(self, shard: str, ranges: Iterable[Range]) -> Iterator[tuple[Range, bytes]]:
         """These ranges of a shard, in pieces and in their order in the file; neighbours become one range.
@@ -64,17 +64,13 @@ class Borrower:
             piece, peer, answer = coming.popleft()
             yield piece, self._content(shard, piece, peer, answer)
 
-    def trust_again(self) -> None:
-        """Ask also those peers again that failed before."""
-        self._lost.clear()
-
     def _ask(self, shard: str, piece: Range) -> tuple[Peer, Answer]:
         """Begin to fetch a piece from the first peer that is not lost."""
         peers = self.peers.get(shard, ())
         for peer in peers:
-            if peer.name not in self._lost:
+            if peer.name not in self.lost:
                 return peer, peer.ask(shard, *piece)
-        reasons = "; ".join(f"{peer.name}: {self._lost[peer.name]}" for peer in peers)
+        reasons = "; ".join(f"{peer.name}: {self.lost[peer.name]}" for peer in peers)
         raise MintError(
             f"bytes {piece[0]} to {sum(piece)} of {shard} cannot be borrowed ({reasons or 'nobody lends it'}); needed: "
             "the nodes that hold it, reachable from here. Run the same command again, or copy the shard to this node"
@@ -86,11 +82,11 @@ class Borrower:
             try:
                 content, digest = answer()
             except RefusedError as refusal:
-                self._lost[peer.name] = str(refusal)
+                self.lost[peer.name] = str(refusal)
             else:
                 if len(content) == piece[1] and hashlib.sha256(content).digest() == digest:
                     return content
-                self._lost[peer.name] = f"bytes {piece[0]} to {sum(piece)} of {shard} are not those that it read"
+                self.lost[peer.name] = f"bytes {piece[0]} to {sum(piece)} of {shard} are not those that it read"
             peer, answer = self._ask(shard, piece)
 
 
@@ -139,7 +135,7 @@ class Loans:
         for shard in {self.tensors[name].shard for name in self.borrowed}:
             make_outline(self.view, shard, self.outlines[shard])
         self.borrowed.clear()
-        self.borrower.trust_again()
+        self.borrower.lost.clear()  # the next batch asks also the peers that failed
 
     def _fill(self, unit: Unit) -> None:
         missing: dict[str, list[SourceTensor]] = {}

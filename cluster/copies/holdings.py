@@ -19,7 +19,7 @@ class Holder:
     pid: int
     versions: Mapping[str, str]  # that results depend on
     lent: tuple[str, ...] = ()  # names of the shards that it lends
-    kept: Mapping[str, str] = field(default_factory=dict)  # the reasons why it does not lend the others
+    unlent: Mapping[str, str] = field(default_factory=dict)  # the reasons why it does not lend the others
 
     @property
     def shards(self) -> set[str]:
@@ -35,17 +35,13 @@ class Holdings:
         self.holders = dict(holders)  # by node
         self.devices = tuple(sorted({holder.device for holder in holders.values()}))
         self.needed = needed_shards(head, [holder.inventory for holder in holders.values()])
+        own = {shard.name for shard in head.shards}
+        self.lacking = [name for name in self.needed if name not in own]  # shards that the head does not hold itself
         self.owners()
 
     def owners(self) -> dict[str, tuple[str, ...]]:
         """The nodes that hold each needed shard; raises `MintError` for one that differs, is broken, or is nowhere."""
         return agree(self.needed, [self._head, *(holder.inventory for holder in self.holders.values())])
-
-    @property
-    def lacking(self) -> list[str]:
-        """The shards that the head does not hold itself."""
-        own = {shard.name for shard in self._head.shards}
-        return [name for name in self.needed if name not in own]
 
     def nodes_of(self, kinds: Collection[str]) -> list[str]:
         """The nodes with devices of these kinds."""

@@ -66,8 +66,10 @@ def find_model(model: str, roots: Sequence[Path]) -> Path | None:
             for folder in (root / name, root):
                 if any(folder.glob(PATTERN)) and (folder != root or root.name == name):
                     return folder
-            if snapshots := _snapshots(root, name):
-                return snapshots[-1]
+            patterns = (f"{name}/snapshots/*", f"models--*--{name}/snapshots/*", f"models--*/snapshots/{name}")
+            snapshots = [path for pattern in patterns for path in root.glob(pattern) if any(path.glob(PATTERN))]
+            if snapshots:
+                return sorted(snapshots, key=lambda snapshot: snapshot.stat().st_mtime)[-1]
     return Path(model) if any(Path(model).glob(PATTERN)) else None
 
 
@@ -77,13 +79,6 @@ def _names(model: Path) -> tuple[str, ...]:
     if model.parent.name != "snapshots" or not repository.startswith("models--"):
         return (model.name,)
     return model.name, repository, repository.rpartition("--")[2]
-
-
-def _snapshots(root: Path, name: str) -> list[Path]:
-    """Snapshots in a hub cache of a model whose repository, or snapshot, bears this name; the newest last."""
-    patterns = (f"{name}/snapshots/*", f"models--*--{name}/snapshots/*", f"models--*/snapshots/{name}")
-    folders = [folder for pattern in patterns for folder in root.glob(pattern) if any(folder.glob(PATTERN))]
-    return sorted(folders, key=lambda folder: folder.stat().st_mtime)
 
 
 def take_inventory(node: str, folder: Path | None) -> Inventory:

@@ -27,18 +27,18 @@ class Piece(NamedTuple):
 
 
 class Lender:
-    """Reads ranges of the shards of an inventory that may be `lent`; `kept` has the reasons why the others may not."""
+    """Reads ranges of the shards of an inventory that may be `lent`; `unlent` has the reasons against the others."""
 
     def __init__(self, inventory: Inventory) -> None:
         self._folder = Path(inventory.folder)
         self.lent: dict[str, Held] = {}  # by name
-        self.kept: dict[str, str] = {}
+        self.unlent: dict[str, str] = {}
         for shard in inventory.shards:
             if self._is_own(shard.name):
                 self.lent[shard.name] = shard
             else:
                 real = (self._folder / shard.name).resolve()
-                self.kept[shard.name] = f"a link to {real}, outside the model's folder {self._folder}"
+                self.unlent[shard.name] = f"a link to {real}, outside the model's folder {self._folder}"
 
     def piece(self, shard: str, start: int, nbytes: int) -> Piece:
         """A range of at most `PIECE_BYTES`; `RefusedError` for bytes that are not lent or not there any more."""

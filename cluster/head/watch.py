@@ -87,16 +87,19 @@ class HeadWatch:
 
 
 class Beside(Generic[T]):
-    """An answer that may never come, asked for in a thread; at most one question is open."""
+    """An answer that may never come, asked for in a thread; at most one question is open, one in `every_seconds`."""
 
-    def __init__(self, ask: Callable[[], T]) -> None:
+    def __init__(self, ask: Callable[[], T], every_seconds: float = 0.0) -> None:
         self._ask = ask
+        self._every_seconds = every_seconds
+        self._next = 0.0  # question, by the clock
         self._answers: deque[T] = deque(maxlen=1)
         self._thread: threading.Thread | None = None
 
     def begin(self) -> None:
-        """Ask, unless a question is open."""
-        if not (self._thread and self._thread.is_alive()):
+        """Ask, unless it is too early or a question is open."""
+        if time.monotonic() >= self._next and not (self._thread and self._thread.is_alive()):
+            self._next = time.monotonic() + self._every_seconds
             self._thread = threading.Thread(target=lambda: self._answers.append(self._ask()), daemon=True)
             self._thread.start()
 

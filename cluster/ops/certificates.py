@@ -5,7 +5,6 @@ add machines, so it stays on the machine that made it. Keys are elliptic (P-256)
 """
 
 import ipaddress
-import os
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -15,10 +14,11 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from cluster.settings import TLS_AUTHORITY, TLS_CERTIFICATE, TLS_KEY
+from cluster.settings import TLS_AUTHORITY, TLS_CERTIFICATE, TLS_KEY, write_private
 from mint.core.errors import MintError
 
 AUTHORITY_KEY = "authority.key"
+_AUTHORITY = "mint cluster"
 _YEARS = 5
 
 
@@ -32,18 +32,14 @@ def make_certificates(hosts: Sequence[str], folder: Path) -> list[Path]:
         raise MintError(f"{existing[0]} exists; nothing is overwritten. Remove it to make new certificates for it")
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     key, authority = _authority(folder)
-    purposes = [ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]
+    purposes = x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH])
     for host, target in zip(hosts, targets, strict=True):
         target.mkdir(mode=0o700)
         host_key = ec.generate_private_key(ec.SECP256R1())
-        names = [_name(name) for name in dict.fromkeys((host, "localhost", "127.0.0.1"))]
-        certificate = (
-            _builder(host, authority.subject, host_key)
-            .add_extension(x509.SubjectAlternativeName(names), critical=False)
-            .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
-            .add_extension(x509.ExtendedKeyUsage(purposes), critical=False)
-            .sign(key, hashes.SHA256())
-        )
+        names = x509.SubjectAlternativeName([_name(name) for name in dict.fromkeys((host, "localhost", "127.0.0.1"))])
+        builder = _builder(host, authority.subject, host_key, x509.BasicConstraints(ca=False, path_length=None))
+        builder = builder.add_extension(names, critical=False).add_extension(purposes, critical=False)
+        certificate = builder.sign(key, hashes.SHA256())
         _write(target / TLS_KEY, host_key)
         _write(target / TLS_CERTIFICATE, certificate)
         _write(target / TLS_AUTHORITY, authority)
@@ -57,18 +53,17 @@ def _authority(folder: Path) -> tuple[ec.EllipticCurvePrivateKey, x509.Certifica
         assert isinstance(key, ec.EllipticCurvePrivateKey)
         return key, x509.load_pem_x509_certificate((folder / TLS_AUTHORITY).read_bytes())
     key = ec.generate_private_key(ec.SECP256R1())
-    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "mint cluster")])
-    certificate = (
-        _builder("mint cluster", subject, key)
-        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
-        .sign(key, hashes.SHA256())
-    )
+    issuer = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, _AUTHORITY)])
+    builder = _builder(_AUTHORITY, issuer, key, x509.BasicConstraints(ca=True, path_length=0))
+    certificate = builder.sign(key, hashes.SHA256())
     _write(folder / AUTHORITY_KEY, key)
     _write(folder / TLS_AUTHORITY, certificate)
     return key, certificate
 
 
-def _builder(name: str, issuer: x509.Name, key: ec.EllipticCurvePrivateKey) -> x509.CertificateBuilder:
+def _builder(
+    name: str, issuer: x509.Name, key: ec.EllipticCurvePrivateKey, constraints: x509.BasicConstraints
+) -> x509.CertificateBuilder:
     now = datetime.now(UTC)
     return (
         x509.CertificateBuilder()
@@ -78,6 +73,7 @@ def _builder(name: str, issuer: x509.Name, key: ec.EllipticCurvePrivateKey) -> x
         .serial_number(x509.random_serial_number())
         .not_valid_before(now - timedelta(days=1))  # tolerates clock differences between machines
         .not_valid_after(now + timedelta(days=365 * _YEARS))
+        .add_extension(constraints, critical=True)
     )
 
 
@@ -91,8 +87,7 @@ def _name(host: str) -> x509.GeneralName:
 def _write(path: Path, content: ec.EllipticCurvePrivateKey | x509.Certificate) -> None:
     pem = serialization.Encoding.PEM
     if isinstance(content, x509.Certificate):
-        text = content.public_bytes(pem)
+        write_private(path, content.public_bytes(pem))
     else:
-        text = content.private_bytes(pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
-    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-        file.write(text)
+        unencrypted = serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+        write_private(path, content.private_bytes(pem, *unencrypted))

@@ -20,7 +20,7 @@ from cluster.settings import (
     token_path,
 )
 from cluster.transport.connect import driving, needing_ray
-from mint.cli.options import Dtype, Json, Model
+from mint.cli.options import NONE, Dtype, Json, Model
 from mint.cli.screen import Screen
 from mint.core.errors import MintError
 
@@ -62,7 +62,7 @@ def up(
     ] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=1, max=65535, help="The port of the head.")] = PORT,
     token_file: TokenFile = None,
-    model_root: ModelRoots = [],  # noqa: B006, typer copies it
+    model_root: ModelRoots = NONE,
     tls: Tls = False,
 ) -> None:
     """Start the head of a cluster in the foreground, until Ctrl-C.
@@ -85,12 +85,7 @@ def up(
 
 
 @app.command()
-def join(
-    head: Head,
-    token_file: TokenFile = None,
-    model_root: ModelRoots = [],  # noqa: B006, typer copies it
-    tls: Tls = False,
-) -> None:
+def join(head: Head, token_file: TokenFile = None, model_root: ModelRoots = NONE, tls: Tls = False) -> None:
     """Join this machine to a cluster, in the foreground, until Ctrl-C.
 
     Example: mint cluster join 10.0.0.1:6379 --token-file token --model-root ~/models
@@ -109,12 +104,7 @@ def join(
 
 
 @app.command()
-def status(
-    head: Head = HERE,
-    token_file: TokenFile = None,
-    tls: Tls = False,
-    as_json: Json = False,
-) -> None:
+def status(head: Head = HERE, token_file: TokenFile = None, tls: Tls = False, as_json: Json = False) -> None:
     """Show the nodes of a cluster, their models and their measured rates."""
     with Screen(as_json) as screen, driving(parse_address(head, tls), token_file) as answer:
         from cluster.ops.status import ANSWER_SECONDS, cluster_record, pack_node
@@ -203,7 +193,7 @@ def service_file(
         ),
     ],
     token_file: TokenFile = None,
-    model_root: ModelRoots = [],  # noqa: B006, typer copies it
+    model_root: ModelRoots = NONE,
     tls: Tls = False,
     kind: Annotated[str, typer.Option(metavar="launchd|systemd", help="Default: the kind of this system.")] = "",
 ) -> None:

@@ -16,45 +16,30 @@ SOCKET_PATH = 104  # bytes of a socket's path on macOS, with the 0 at its end; L
 _SOCKET_NAME = "/session_2026-01-01_00-00-00_000000_00000/sockets/plasma_store"
 FREE_BYTES = 2 * 10**9
 
-# by check: the verdict and the cure of a problem, with its details in place of {}
-PROBLEMS = {
-    "packages": (BAD, "{} missing: pip install 'mint-mlx[cluster]'"),
-    "processor": (BAD, "this Python runs under Rosetta, without MLX: install one for arm64"),
-    "GPU": (BAD, "MLX sees no Metal device; it needs Apple silicon"),
-    "Ray on macOS 26": (
-        DOUBTFUL,
-        "`ray start --head` is reported broken on macOS 26 since Ray 2.49 (ray-project/ray#58211); if mint cluster up "
-        "fails here, use a machine with an older macOS or Linux as the head, and please report it",
-    ),
-    "minimal Ray": (
-        DOUBTFUL,
-        "pip uninstall aiohttp-cors: with it Ray starts services that the cluster does not need",
-    ),
-    "port 8265": (
-        BAD,
-        "a Ray dashboard runs programs for everybody who can reach it: stop the Ray that mint did not start",
-    ),
-    "token": (BAD, "chmod 600 {}"),
-    "environment": (
-        DOUBTFUL,
-        "unset them: mint sets Ray's variables itself, and a proxy does not lead to other nodes",
-    ),
-    "open files": (DOUBTFUL, f"ulimit -n {OPEN_FILES}, or a service: mint cluster service-file sets it"),
-    "socket paths": (BAD, "set RAY_TMPDIR to a shorter path"),
-    "host name": (DOUBTFUL, "use addresses, not names: other machines cannot resolve this machine's name"),
-    "shared memory": (DOUBTFUL, f"/dev/shm needs {STORE_BYTES} bytes; in a container: --shm-size=1g"),
-    "disk": (BAD, "free space for {}; MINT_CACHE and RAY_TMPDIR move them"),
-    "model roots": (BAD, "no such folder: {}"),
-    "sleep": (
-        DOUBTFUL,
-        "sudo pmset -a sleep 0, or a service: mint cluster service-file keeps the Mac awake with caffeinate",
-    ),
-    "local network": (
-        DOUBTFUL,
-        "macOS 15 and later ask before a program may reach the local network, and silently block it otherwise: "
-        "System Settings, Privacy & Security, Local Network; a LaunchDaemon (mint cluster service-file) is exempt",
-    ),
+# by check, with the details of a problem in place of {}
+CURES = {
+    "packages": "{} missing: pip install 'mint-mlx[cluster]'",
+    "processor": "this Python runs under Rosetta, without MLX: install one for arm64",
+    "GPU": "MLX sees no Metal device; it needs Apple silicon",
+    "Ray on macOS 26": "`ray start --head` is reported broken on macOS 26 since Ray 2.49 (ray-project/ray#58211); if "
+    "mint cluster up fails here, use a machine with an older macOS or Linux as the head, and please report it",
+    "minimal Ray": "pip uninstall aiohttp-cors: with it Ray starts services that the cluster does not need",
+    "port 8265": "a Ray dashboard runs programs for everybody who can reach it: stop the Ray that mint did not start",
+    "token": "chmod 600 {}",
+    "environment": "unset them: mint sets Ray's variables itself, and a proxy does not lead to other nodes",
+    "open files": f"ulimit -n {OPEN_FILES}, or a service: mint cluster service-file sets it",
+    "socket paths": "set RAY_TMPDIR to a shorter path",
+    "host name": "use addresses, not names: other machines cannot resolve this machine's name",
+    "shared memory": f"/dev/shm needs {STORE_BYTES} bytes; in a container: --shm-size=1g",
+    "disk": "free space for {}; MINT_CACHE and RAY_TMPDIR move them",
+    "model roots": "no such folder: {}",
+    "sleep": "sudo pmset -a sleep 0, or a service: mint cluster service-file keeps the Mac awake with caffeinate",
+    "local network": "macOS 15 and later ask before a program may reach the local network, and silently block it "
+    "otherwise: System Settings, Privacy & Security, Local Network; a LaunchDaemon (mint cluster service-file) is "
+    "exempt",
 }
+FATAL = {"packages", "processor", "GPU", "port 8265", "token", "socket paths", "disk", "model roots"}  # else doubtful
+Results = dict[str, tuple[bool, str] | tuple[bool, str, str]]  # by check: is it good, the observation, details
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +55,7 @@ class Finding:
 def examine(machine: Machine) -> list[Finding]:
     """The findings of all checks on a machine."""
     results = _software(machine) | _setup(machine) | _resources(machine)
-    findings = {check: _finding(check, *results[check]) for check in PROBLEMS}
+    findings = {check: _finding(check, *results[check]) for check in CURES}
     if machine.token_mode < 0:
         cure = "mint cluster up makes one; on other machines copy the head's token there"
         findings["token"] = Finding("token", DOUBTFUL, f"none at {machine.token}", cure)
@@ -83,11 +68,12 @@ def is_well(findings: list[Finding]) -> bool:
 
 
 def _finding(check: str, well: bool, observation: str, details: str = "") -> Finding:
-    verdict, cure = PROBLEMS[check]
-    return Finding(check, GOOD, observation) if well else Finding(check, verdict, observation, cure.format(details))
+    if well:
+        return Finding(check, GOOD, observation)
+    return Finding(check, BAD if check in FATAL else DOUBTFUL, observation, CURES[check].format(details))
 
 
-def _software(machine: Machine) -> dict[str, tuple[bool, str] | tuple[bool, str, str]]:
+def _software(machine: Machine) -> Results:
     is_mac = machine.system == "Darwin"
     missing = ", ".join(name for name in PACKAGES if name not in machine.packages)
     versions = ", ".join(f"{name} {version}" for name, version in machine.packages.items())
@@ -95,20 +81,18 @@ def _software(machine: Machine) -> dict[str, tuple[bool, str] | tuple[bool, str,
     ray = machine.packages.get("ray", "none")
     ray_version = tuple(int(part) for part in ray.split(".")[:2] if part.isdigit())
     device = "GPU" if machine.has_gpu else "CPU"
+    kind = "ray[default]" if machine.has_dashboard else "no dashboard, no jobs API"
     return {
         "packages": (not missing, versions, missing),
         "processor": (not is_mac or machine.processor == "arm64", platform),
         "GPU": (machine.has_gpu or not is_mac, f"{machine.chip}, MLX works on the {device}"),
         "Ray on macOS 26": (_macos_version(machine) < 26 or ray_version < (2, 49), f"Ray {ray}"),
-        "minimal Ray": (
-            not machine.has_dashboard,
-            "ray[default]" if machine.has_dashboard else "no dashboard, no jobs API",
-        ),
+        "minimal Ray": (not machine.has_dashboard, kind),
         "port 8265": (not machine.dashboard_listens, "in use" if machine.dashboard_listens else "not in use"),
     }
 
 
-def _setup(machine: Machine) -> dict[str, tuple[bool, str] | tuple[bool, str, str]]:
+def _setup(machine: Machine) -> Results:
     minutes = machine.sleeps_after_minutes
     is_mac = machine.system == "Darwin"
     sleep = {0: "never sleeps", -1: "unknown" if is_mac else "no Mac"}.get(minutes, f"sleeps after {minutes} minutes")
@@ -122,7 +106,7 @@ def _setup(machine: Machine) -> dict[str, tuple[bool, str] | tuple[bool, str, st
     }
 
 
-def _resources(machine: Machine) -> dict[str, tuple[bool, str] | tuple[bool, str, str]]:
+def _resources(machine: Machine) -> Results:
     files, store = machine.open_files, machine.shared_memory_bytes
     length = len(machine.temp_folder.encode()) + len(_SOCKET_NAME) + 1
     free = machine.disk_free_bytes

@@ -31,9 +31,10 @@ class Model:
     """The safetensors files of one model in one folder of a node."""
 
     name: str
-    folder: str
-    shards: tuple[str, ...]
     nbytes: int
+    folder: str
+    shards: int
+    files: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +103,7 @@ def models() -> Iterator[Model]:
                 repository = folder.parent.parent.name.removeprefix("models--").replace("--", "/")
                 name = repository if folder.parent.name == "snapshots" else folder.name
                 nbytes = sum(file.stat().st_size for file in files)
-                yield Model(name, str(folder), tuple(file.name for file in files), nbytes)
+                yield Model(name, nbytes, str(folder), len(files), tuple(file.name for file in files))
 
 
 def _chip() -> str:

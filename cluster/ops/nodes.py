@@ -56,7 +56,7 @@ def command_line(start: NodeStart) -> list[str]:
 def environment(start: NodeStart, outer: Mapping[str, str]) -> dict[str, str]:
     """The environment of `ray start` and of all processes of the node."""
     roots = [*(str(root) for root in start.roots), *filter(None, [outer.get(ROOTS_VARIABLE, "")])]
-    variables = without_unwanted(outer) | ray_environment(start.secrets, loopback=start.address.is_loopback)
+    variables = without_unwanted(outer) | ray_environment(start.secrets, start.address)
     return variables | ({ROOTS_VARIABLE: os.pathsep.join(roots)} if roots else {})
 
 

@@ -27,9 +27,7 @@ def cluster_record(head: Head, answers: dict[str, bytes]) -> dict[str, Any]:
         answer = answers.get(node.node_id)
         record = unpack(answer) if answer else {"machine": None, "models": [], "rates": {}}
         nodes.append(_node(node, record["machine"]))
-        for model in record["models"]:
-            files = {"shards": len(model["shards"]), "files": model["shards"]}
-            models.append({"node": node.address, **{key: model[key] for key in ("name", "nbytes", "folder")}, **files})
+        models += [{"node": node.address, **model} for model in record["models"]]
         for job, rate in record["rates"].items():
             rates.append({"node": node.address, "job": job, "bytes_per_second": round(rate)})
     return {

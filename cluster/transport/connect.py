@@ -12,16 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cluster.head.watch import HeadWatch, Patience
-from cluster.settings import (
-    STORE_BYTES,
-    UNWANTED,
-    Address,
-    Secrets,
-    checked_secrets,
-    make_token,
-    parse_address,
-    ray_environment,
-)
+from cluster.settings import UNWANTED, Address, Secrets, checked_secrets, make_token, parse_address, ray_environment
 from mint.core.errors import MintError
 
 if TYPE_CHECKING:
@@ -74,7 +65,7 @@ def driving(address: Address | None, token: Path | None = None) -> "Iterator[Hea
         head = knock(address, checked_secrets(address, token)) if address else None
         if head:
             head.need_a_node_here()
-        with connected(str(address or ""), STORE_BYTES):
+        with connected(str(address or "")):
             yield head
 
 
@@ -92,6 +83,6 @@ def needing_ray() -> Iterator[None]:
 def settings(address: Address | None, folder: Path, token: Path | None = None) -> dict[str, str]:
     """Ray's environment; a cluster of this machine alone (no address) gets a token of its own in `folder`."""
     if address:
-        return ray_environment(checked_secrets(address, token), loopback=address.is_loopback)
+        return ray_environment(checked_secrets(address, token), address)
     make_token(folder / "token")
-    return ray_environment(Secrets(folder / "token"), loopback=True)
+    return ray_environment(Secrets(folder / "token"))

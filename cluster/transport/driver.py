@@ -23,16 +23,16 @@ from ray.exceptions import ActorDiedError, RayError, RayTaskError
 from cluster.copies.borrower import Peers
 from cluster.copies.holdings import Holder
 from cluster.copies.inventory import Inventory
-from cluster.head.watch import HeadWatch
+from cluster.head.watch import Beside, HeadWatch
 from cluster.schedule.events import Answered, Broken, Command, Died, Dismiss, Ended, Event, Joined, Ping, Send, Skip
-from cluster.transport.actor import as_actor
+from cluster.transport.actor import RayPeer, as_actor, start_lender
 from cluster.transport.messages import Gathering
-from cluster.transport.sharing import RayPeer, peers_by_shard, start_lender
-from cluster.transport.survey import GET_SECONDS, Node, NodeSurvey, first_line, pinned_to
+from cluster.transport.survey import AGAIN_SECONDS, GET_SECONDS, Node, first_line, pinned_to, workable
 from cluster.transport.wire import holder_from, unpack
 from cluster.transport.worker import Worker
 from mint.core.errors import MintError
 from mint.core.log import log
+from mint.run.device_kind import versions
 
 START_SECONDS = 90.0  # for a worker to describe its node, or to get ready; longer after each restart
 ASK_SECONDS = 60.0  # for an answer without which nothing can begin, per worker
@@ -65,8 +65,9 @@ class Call:
 
     link: Link
     then: Callable[[Link, Any], None]  # takes an answer
-    lost: Callable[[Link, Exception], None]  # takes the error in its place; for a batch `StopIteration` at its end
+    lost: Callable[[Link, Exception], None]  # takes an error of Ray in its place, or `StopIteration` after a batch
     until: float = inf  # the deadline; pings and batches have none, the coordinator watches them
+    may_raise: bool = False  # an error of the worker itself, which refuses the node; elsewhere it is a bug
     of_job: bool = True  # dropped with the job
     batch: int = 0
     items: tuple[str, ...] = ()
@@ -80,7 +81,7 @@ class Carrier:
         self._actor = actor or as_actor(Worker)
         self.links: dict[str, Link] = {}
         self.refused: dict[str, str] = {}  # reasons why nodes cannot take part
-        self.on_hello: Callable[[Link], None] = lambda link: None  # for a worker that comes while work goes on
+        self.on_hello: Callable[[Link, Holder], None]  # for a worker that comes while work goes on
         self._model = ""
         self._share = False
         self._lenders: list[RayPeer] = []  # of this machine
@@ -89,20 +90,20 @@ class Carrier:
         self._pings: list[tuple[float, Link]] = []  # to be sent again, and when
         self._heard: list[Heard] = []
         self._lives: dict[str, int] = {}
-        self._gathering = Gathering()
-        self._nodes = NodeSurvey()
+        self._nodes = Beside(ray.nodes, AGAIN_SECONDS)
 
     def meet(self, model: str, *, share: bool = False) -> list[Link]:
         """The workers of all nodes, each with its inventory of `model`; started where there is none.
 
+        A node with other versions is refused, because its results would not be those of this machine.
         With `share` they lend each other their shards. After the first answer the others have `GRACE_SECONDS`; a later
         one may still join the work.
         """
-        self._model, self._share = model, share
+        self._model, self._share, self.on_hello = model, share, lambda link, holder: None
         self.refused.clear()
         for link in self.links.values():
             self._greet(link)
-        self._start_missing(self._nodes.now())
+        self._start_missing(workable(ray.nodes()))
         deadline = time.monotonic() + START_SECONDS
         while self._waiting and time.monotonic() < deadline:
             self._wait(deadline - time.monotonic())
@@ -113,17 +114,11 @@ class Carrier:
     def open(self, link: Link, model: Any, job: bytes, missing: Mapping[str, int], peers: Peers) -> None:
         """Let a worker get ready; it has joined when it is."""
 
-        def lost(link: Link, error: Exception) -> None:
-            if isinstance(error, RayTaskError):
-                self.refuse(link, first_line(error.cause))
-            else:
-                self._lose(link, first_line(error))
-
         def opened(link: Link, _: None) -> None:
             self._heard.append((Joined(link.worker, missing), []))
 
         reference = link.actor.open.remote(self._job, model, job, peers)
-        self._waiting[reference] = Call(link, opened, lost, self._deadline(link))
+        self._waiting[reference] = Call(link, opened, self._lose, self._deadline(link), may_raise=True)
 
     def lend(self, inventory: Inventory) -> None:
         """Let this machine lend the shards of an inventory, until `stop_lending`."""
@@ -137,7 +132,11 @@ class Carrier:
     def peers(self) -> Peers:
         """The lenders of each shard, workers first."""
         workers = [RayPeer(link.worker, link.actor, link.holder.lent) for link in self.links.values() if link.holder]
-        return peers_by_shard([*workers, *self._lenders])
+        peers: dict[str, list[RayPeer]] = {}
+        for peer in [*workers, *self._lenders]:
+            for shard in peer.lent:
+                peers.setdefault(shard, []).append(peer)
+        return peers
 
     def tell_peers(self) -> None:
         """Let all workers borrow from the present lenders."""
@@ -180,21 +179,23 @@ class Carrier:
             return 0.0
         return len(content) / (time.perf_counter() - started)
 
-    def carry(self, command: Command) -> None:
-        """Do a command of the coordinator."""
-        link = self.links.get(getattr(command, "worker", ""))
-        if link is None:
-            return
-        match command:
-            case Send(_, batch, items):
-                self._send(link, batch, items)
-            case Skip(_, batch, items):
-                link.actor.skip.remote(self._job, batch, list(items))
-            case Ping():
-                self._ping(link)
-            case Dismiss(worker, reason):
-                log.warning("worker.dismissed", worker=worker, reason=reason)
-                self._drop(link)
+    def carry(self, *commands: Command) -> None:
+        """Do commands of the coordinator."""
+        for command in commands:
+            if (link := self.links.get(getattr(command, "worker", ""))) is None:
+                continue
+            match command:
+                case Send(worker, batch, items):
+                    self._send(link, batch, items)
+                    log.debug("batch.sent", worker=worker, units=list(items))
+                case Skip(worker, batch, items):
+                    link.actor.skip.remote(self._job, batch, list(items))
+                    log.debug("batch.shortened", worker=worker, units=list(items))
+                case Ping():
+                    self._ping(link)
+                case Dismiss(worker, reason):
+                    log.warning("worker.dismissed", worker=worker, reason=reason)
+                    self._drop(link)
 
     def hear(self, seconds: float) -> list[Heard]:
         """Events since the last call; waits for the first at most so long. Raises `MintError` when the head is gone."""
@@ -206,8 +207,9 @@ class Carrier:
         for link in due:
             self._ping(link)
         for link in [call.link for call in self._waiting.values() if call.until <= now]:
-            self._lose(link, "it does not get ready")
-        self._start_missing(self._nodes.poll())
+            self._lose(link, TimeoutError("it does not get ready"))
+        self._nodes.begin()
+        self._start_missing(workable(self._nodes.take() or ()))
         self._wait(0.0 if self._heard else seconds)
         heard, self._heard = self._heard, []
         return heard
@@ -222,7 +224,6 @@ class Carrier:
         self._job += 1
         self._heard.clear()
         self._pings.clear()
-        self._gathering = Gathering()
 
     def quit(self) -> None:
         """End all workers, whatever they do. Those of a head that is gone end by themselves."""
@@ -243,34 +244,33 @@ class Carrier:
                 self._greet(self.links[worker])
 
     def _greet(self, link: Link) -> None:
-        def lost(link: Link, error: Exception) -> None:
-            if isinstance(error, RayTaskError):
-                raise error
-            self._lose(link, first_line(error))
-
         link.holder = None
         reference = link.actor.hello.remote(self._model, share=self._share)
-        self._waiting[reference] = Call(link, self._welcome, lost, self._deadline(link), of_job=False)
+        self._waiting[reference] = Call(link, self._welcome, self._lose, self._deadline(link), of_job=False)
 
     def _welcome(self, link: Link, description: bytes) -> None:
-        link.holder = holder_from(unpack(description))
-        for shard, reason in link.holder.kept.items():
+        link.holder = holder = holder_from(unpack(description))
+        for shard, reason in holder.unlent.items():
             log.debug("shard.kept", shard=shard, worker=link.worker, reason=reason)
-        self.on_hello(link)
+        for name, needed in versions().items():
+            if (version := holder.versions.get(name)) != needed:
+                self.refuse(link, f"{name}: found {version}, needed {needed} as on this machine")
+                return
+        self.on_hello(link, holder)
 
     def _send(self, link: Link, batch: int, items: tuple[str, ...]) -> None:
+        gathering = Gathering(link.worker)
+
         def streamed(link: Link, message: bytes) -> None:
-            self._heard.extend(self._gathering.add(link.worker, batch, message))
+            self._heard.extend(gathering.add(message))
 
         def ended(link: Link, error: Exception) -> None:
-            self._gathering.forget(link.worker, batch)
-            if isinstance(error, RayTaskError):
-                raise error
-            if isinstance(error, ActorDiedError):
-                self._heard.append((Died(link.worker, first_line(error)), []))
-            else:
-                event = Ended if isinstance(error, StopIteration) else Broken
-                self._heard.append((event(link.worker, batch), []))
+            event: Event = Broken(link.worker, batch)
+            if isinstance(error, StopIteration):
+                event = Ended(link.worker, batch)
+            elif isinstance(error, ActorDiedError):
+                event = Died(link.worker, first_line(error))
+            self._heard.append((event, []))
 
         link.actor.expect.remote(self._job, batch, list(items))
         run = link.actor.run.options(_generator_backpressure_num_objects=PIECES)
@@ -293,9 +293,9 @@ class Carrier:
     def _deadline(self, link: Link) -> float:
         return time.monotonic() + START_SECONDS * self._lives[link.node.name]
 
-    def _lose(self, link: Link, reason: str) -> None:
+    def _lose(self, link: Link, error: Exception) -> None:
         """Drop a worker; its node is asked for a new one."""
-        log.warning("worker.lost", worker=link.worker, reason=reason)
+        log.warning("worker.lost", worker=link.worker, reason=first_line(error))
         self._drop(link)
 
     def _drop(self, link: Link) -> None:
@@ -323,6 +323,10 @@ class Carrier:
             del self._waiting[reference]
         try:
             answer = ray.get(next(reference) if call.items else reference, timeout=GET_SECONDS)
+        except RayTaskError as error:
+            if not call.may_raise:
+                raise
+            self.refuse(call.link, first_line(error.cause))
         except (StopIteration, RayError) as error:
             self._waiting.pop(reference, None)
             call.lost(call.link, error)

@@ -16,13 +16,13 @@ from typing import Any, Generic, TypeVar
 
 import ray
 
-from cluster.copies.holdings import Holdings
+from cluster.copies.holdings import Holder, Holdings
 from cluster.copies.inventory import take_inventory
 from cluster.copies.sparse_copy import Outline, Range, fill_in, make_view, read_outline, view_folder
 from cluster.schedule.coordinator import Coordinator
 from cluster.schedule.cross_check import check_agreement, cross_check_units
 from cluster.schedule.eligibility import place_whole_model, within_memory
-from cluster.schedule.events import Accept, Arrived, Command, Finish, Policy, Send, Skip
+from cluster.schedule.events import Accept, Arrived, Finish, Policy
 from cluster.schedule.placement import Placement, place_units
 from cluster.schedule.solo import TRIAL_SECONDS, LinkSpeed, Timed, reason_to_pack_alone
 from cluster.settings import RESOURCE
@@ -35,7 +35,7 @@ from mint.core.log import log
 from mint.formats.units import Unit
 from mint.model.checkpoint.shards import PATTERN, sampled_ranges
 from mint.model.source import Source, open_source
-from mint.run.device_kind import device_kind, versions
+from mint.run.device_kind import device_kind
 from mint.run.executor import in_process
 from mint.run.job import Job, PortableJob
 
@@ -79,28 +79,23 @@ class ClusterExecutor:
         self.made_by: dict[str, str] = {}  # by the path of a unit, the node that did it last
         self._policy = policy
         here = any(model.glob(PATTERN)) or (model / "config.json").exists()
-        self._head = take_inventory("this machine", model if here else None)
-        carrier.on_hello = self._check
-        links = [link for link in carrier.meet(str(model), share=share) if link.worker in carrier.links]
-        if not links:
+        head = take_inventory("this machine", model if here else None)
+        holders = {link.node.name: link.holder for link in carrier.meet(str(model), share=share) if link.holder}
+        if not holders:
             reasons = "; ".join(f"{node}: {why}" for node, why in carrier.refused.items())
             raise MintError(
                 f"no node of the cluster can work ({reasons or 'none is there'}); needed: at least one that was "
                 f"started with the resource {RESOURCE}: 1 and with this version of mint"
             )
-        self._holdings = Holdings(self._head, {link.node.name: link.holder for link in links if link.holder})
+        self._holdings = Holdings(head, holders)
         self.devices = self._holdings.devices  # that measure
+        self.lacking = self._holdings.lacking  # shards that this machine does not hold itself
         if share:
-            carrier.lend(self._head)
+            carrier.lend(head)
 
     def close(self) -> None:
         """End the lending of this machine's shards; that of the nodes ends with their workers."""
         self.carrier.stop_lending()
-
-    @property
-    def lacking(self) -> list[str]:
-        """The shards that this machine does not hold itself."""
-        return self._holdings.lacking
 
     def whole_folder(self, model: Path, dtype: str = "") -> Path:
         """`model` itself if all shards are here, else a view of it with the true headers, samples and parameters.
@@ -207,13 +202,11 @@ class ClusterExecutor:
             if missing := placement.missing.get(link.node.name):
                 self.carrier.open(link, model, job, dict(missing), self.carrier.peers())
 
-        def welcome(link: Link) -> None:
-            self._check(link)
-            if link.worker in self.carrier.links and link.holder:
-                self._holdings.holders[link.node.name] = link.holder
-                if self._share:
-                    self.carrier.tell_peers()
-                open_worker(link, self._placement(work))
+        def welcome(link: Link, holder: Holder) -> None:
+            self._holdings.holders[link.node.name] = holder
+            if self._share:
+                self.carrier.tell_peers()
+            open_worker(link, self._placement(work))
 
         self.carrier.on_hello = welcome
         for link in list(self.carrier.links.values()):
@@ -235,22 +228,22 @@ class ClusterExecutor:
         """The units that each node of these kinds can do."""
         owners = self._holdings.owners()
         if work.job.whole_model:
-            return place_whole_model(work.units, work.source.nbytes, owners, self._runners(work.source, work.job))
+            able = [node for node, obstacle in self._obstacles(work.source, work.job).items() if not obstacle]
+            return place_whole_model(work.units, work.source.nbytes, owners, able)
         tensors = work.source.tensors()
         nodes = self._holdings.nodes_of(work.kinds)
         placement = place_units(work.units, tensors, owners, nodes, set(self.carrier.peers()) if self._share else None)
         peaks = {unit.path: peak_bytes(unit, tensors) for unit in work.units}
         return within_memory(placement, peaks, {node: self._holdings.holders[node].memory_bytes for node in nodes})
 
-    def _runners(self, source: Source, job: PortableJob[Any]) -> list[str]:
-        """The nodes of this machine's kind that hold all of the model and have the memory to run it."""
-        reasons = self._holdings.obstacles(device_kind(), job.memory_bytes(source))
-        return [node for node, reason in reasons.items() if not reason]
+    def _obstacles(self, source: Source, job: PortableJob[Any]) -> dict[str, str]:
+        """By node, why it cannot run the whole model for a job; empty where it can."""
+        return self._holdings.obstacles(device_kind(), job.memory_bytes(source))
 
     def _can_spread(self, source: Source, job: PortableJob[Any], units: Sequence[Unit]) -> bool:
         """True if nodes of this machine's kind can do a job: all units of it where there are other kinds too."""
         if job.whole_model:
-            return bool(self._runners(source, job))
+            return "" in self._obstacles(source, job).values()
         if self.devices == (device_kind(),):
             return True
         return {unit.path for unit in units} <= self._holdings.fed(units, source.tensors(), device_kind())
@@ -261,8 +254,7 @@ class ClusterExecutor:
             return
         why = f"where this has to be done: no other {device_kind()} holds them all or can be told to"
         if isinstance(job, PortableJob) and job.whole_model:
-            reasons = self._holdings.obstacles(device_kind(), job.memory_bytes(source))
-            nodes = "; ".join(f"{node} {reason}" for node, reason in reasons.items())
+            nodes = "; ".join(f"{node} {obstacle}" for node, obstacle in self._obstacles(source, job).items())
             why = f"and no node can run the whole model ({nodes})"
         raise MintError(
             f"{len(self.lacking)} shards are not on this machine, {why}; "
@@ -271,34 +263,19 @@ class ClusterExecutor:
 
     def _accepted(self, coordinator: Coordinator) -> Iterator[tuple[str, list[bytes]]]:
         """Drive the coordinator; yield every item with the pieces of its result."""
-        self._carry(coordinator.step(time.monotonic()))
+        self.carrier.carry(*coordinator.step(time.monotonic()))
         while coordinator.finished is None:
             wait = min(coordinator.wakes_at - time.monotonic(), TICK_SECONDS)
             for event, pieces in self.carrier.hear(max(wait, 0.0)):
                 commands = coordinator.step(time.monotonic(), event)
-                self._carry(commands)
+                self.carrier.carry(*commands)
                 if isinstance(event, Arrived):
                     accepted = Accept(event.item) in commands
                     log.debug("result.arrived", worker=event.worker, unit=event.item, accepted=accepted)
                     if accepted:
                         self.made_by[event.item] = event.worker.partition("~")[0]  # a restarted worker is NODE~LIVES
                         yield event.item, pieces
-            self._carry(coordinator.step(time.monotonic()))
-
-    def _carry(self, commands: Sequence[Command]) -> None:
-        for command in commands:
-            self.carrier.carry(command)
-            if isinstance(command, Send | Skip):
-                event = "batch.sent" if isinstance(command, Send) else "batch.shortened"
-                log.debug(event, worker=command.worker, units=list(command.items))
-
-    def _check(self, link: Link) -> None:
-        """Refuse a node whose results would not be those of this machine."""
-        assert link.holder
-        for name, needed in versions().items():
-            if (version := link.holder.versions.get(name)) != needed:
-                self.carrier.refuse(link, f"{name}: found {version}, needed {needed} as on this machine")
-                return
+            self.carrier.carry(*coordinator.step(time.monotonic()))
 
     def _owners(self, shard: str) -> list[Link]:
         nodes = self._holdings.owners()[shard]

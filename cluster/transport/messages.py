@@ -60,26 +60,21 @@ class Parcel(Generic[T]):
 
 
 class Gathering:
-    """Pieces that wait for the rest of their result."""
+    """The stream of one batch of a worker, with the pieces that wait for the rest of their result."""
 
-    def __init__(self) -> None:
-        self._pieces: dict[tuple[str, int], list[bytes]] = {}
+    def __init__(self, worker: str) -> None:
+        self._worker = worker
+        self._pieces: list[bytes] = []
 
-    def add(self, worker: str, batch: int, message: bytes) -> list[tuple[Arrived | Failed, list[bytes]]]:
+    def add(self, message: bytes) -> list[tuple[Arrived | Failed, list[bytes]]]:
         """The events of this message, in its order, and the pieces of each result that is whole now."""
         events: list[tuple[Arrived | Failed, list[bytes]]] = []
         for item, reason, piece, is_last in unpack(message):
+            self._pieces.append(piece)
             if reason:  # earlier pieces are of no use
-                self.forget(worker, batch)
-                events.append((Failed(worker, item, reason), []))
-                continue
-            pieces = self._pieces.setdefault((worker, batch), [])
-            pieces.append(piece)
+                events.append((Failed(self._worker, item, reason), []))
+            elif is_last:
+                events.append((Arrived(self._worker, item), self._pieces))
             if is_last:
-                self.forget(worker, batch)
-                events.append((Arrived(worker, item), pieces))
+                self._pieces = []
         return events
-
-    def forget(self, worker: str, batch: int) -> None:
-        """Drop the pieces of an unfinished result."""
-        self._pieces.pop((worker, batch), None)

@@ -1,6 +1,5 @@
 """The nodes of a cluster: connects to it, lists the nodes that can work, and asks all of them one question."""
 
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -10,8 +9,7 @@ import ray
 from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from cluster.head.watch import Beside
-from cluster.settings import RESOURCE
+from cluster.settings import RESOURCE, STORE_BYTES
 from mint.core.errors import MintError
 
 GET_SECONDS = 10.0  # for a value that Ray reports as ready
@@ -27,32 +25,12 @@ class Node:
     address: str
 
 
-class NodeSurvey:
-    """Lists nodes again and again without waiting: a head that is gone never answers."""
-
-    def __init__(self) -> None:
-        self._answers = Beside(ray.nodes)
-        self._asked_at = 0.0
-
-    def now(self) -> list[Node]:
-        """The nodes that can work; waits for the head's answer."""
-        return list(_workable(ray.nodes()))
-
-    def poll(self) -> list[Node]:
-        """The nodes that can work, once per answer of the head; none while there is no new answer."""
-        now = time.monotonic()
-        if now - self._asked_at > AGAIN_SECONDS:
-            self._asked_at = now
-            self._answers.begin()
-        return list(_workable(self._answers.take() or ()))
-
-
-def _workable(nodes: Iterable[Mapping[str, Any]]) -> Iterator[Node]:
+def workable(nodes: Iterable[Mapping[str, Any]]) -> Iterator[Node]:
+    """The nodes of `ray.nodes()` that can work."""
     for node in nodes:
         if node["Alive"] and node["Resources"].get(RESOURCE, 0) >= 1:
-            yield Node(
-                f"{node['NodeManagerHostname']}/{node['NodeID'][:6]}", node["NodeID"], node["NodeManagerAddress"]
-            )
+            name = f"{node['NodeManagerHostname']}/{node['NodeID'][:6]}"
+            yield Node(name, node["NodeID"], node["NodeManagerAddress"])
 
 
 def pinned_to(node_id: str) -> NodeAffinitySchedulingStrategy:
@@ -61,9 +39,9 @@ def pinned_to(node_id: str) -> NodeAffinitySchedulingStrategy:
 
 
 @contextmanager
-def connected(address: str, store_bytes: int) -> Iterator[None]:
+def connected(address: str) -> Iterator[None]:
     """Be a driver of the cluster at `address`, or of one that is started here for as long as this lasts."""
-    alone = {"num_cpus": 0, "resources": {RESOURCE: 1}, "include_dashboard": False, "object_store_memory": store_bytes}
+    alone = {"num_cpus": 0, "resources": {RESOURCE: 1}, "include_dashboard": False, "object_store_memory": STORE_BYTES}
     # it prints errors of other nodes on stdout, which is for the answer alone, and no option of Ray 2.60 stops that
     ray._private.worker._worker_logs_enabled = False
     try:

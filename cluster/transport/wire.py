@@ -34,12 +34,6 @@ def pack(record: Any) -> bytes:
     return packed
 
 
-def unpack(data: bytes) -> Any:
-    """The record that `pack` was given, in plain values; tuples are lists, dataclasses are dicts."""
-    with reading("a message"):
-        return msgpack.unpackb(data, strict_map_key=False)
-
-
 @contextmanager
 def reading(subject: str) -> Iterator[None]:
     """Turn the errors of reading a malformed record into one `MintError`."""
@@ -50,6 +44,12 @@ def reading(subject: str) -> Iterator[None]:
             f"{subject} cannot be read ({type(error).__name__}: {error}); needed: one of this version of mint, as "
             "on every node of the cluster"
         ) from error
+
+
+@reading("a message")
+def unpack(data: bytes) -> Any:
+    """The record that `pack` was given, in plain values; tuples are lists, dataclasses are dicts."""
+    return msgpack.unpackb(data, strict_map_key=False)
 
 
 def tell_job(job: PortableJob[Any]) -> dict[str, Any]:
@@ -101,10 +101,10 @@ def tell_model(source: Source, outlines: Mapping[str, Outline]) -> dict[str, Any
     }
 
 
+@reading("the record of a model")
 def outlines_of(record: Mapping[str, Any]) -> dict[str, Outline]:
     """The outlines in the record of a model."""
-    with reading("the record of a model"):
-        return {name: Outline(**fields) for name, fields in record["outlines"].items()}
+    return {name: Outline(**fields) for name, fields in record["outlines"].items()}
 
 
 def source_from(record: Mapping[str, Any], folder: Path) -> Source:
@@ -118,15 +118,9 @@ def source_from(record: Mapping[str, Any], folder: Path) -> Source:
         return Source(folder, config, dtype, record["identity"], shards, units, parameters, dropped, opened)
 
 
-def inventory_from(record: Mapping[str, Any]) -> Inventory:
-    """The inventory of a record."""
-    with reading("an inventory"):
-        shards = tuple(Held(**fields) for fields in record["shards"])
-        return Inventory(record["node"], record["folder"], shards, tuple(record["faults"]))
-
-
+@reading("the description of a node")
 def holder_from(record: Mapping[str, Any]) -> Holder:
     """The description of a node of a record."""
-    with reading("the description of a node"):
-        inventory, lent = inventory_from(record["inventory"]), tuple(record["lent"])
-        return Holder(**{**record, "inventory": inventory, "lent": lent})
+    node, folder, shards, faults = (record["inventory"][name] for name in ("node", "folder", "shards", "faults"))
+    inventory = Inventory(node, folder, tuple(Held(**fields) for fields in shards), tuple(faults))
+    return Holder(**{**record, "inventory": inventory, "lent": tuple(record["lent"])})

@@ -59,7 +59,6 @@ class Worker:
         self._lender: Lender | None = None
         self._parcel: Parcel[list[Any]] = Parcel()
         self._lacking: dict[str, Outline] = {}
-        self._borrower: Borrower | None = None
         self._loans: Loans | None = None
 
     def hello(self, model: str, *, share: bool = False) -> bytes:
@@ -67,9 +66,9 @@ class Worker:
         self._folder = find_model(model, model_roots())
         inventory = take_inventory(self._node, self._folder)
         self._lender = Lender(inventory) if share else None
-        lent, kept = (tuple(self._lender.lent), self._lender.kept) if self._lender else ((), {})
+        lent, unlent = (tuple(self._lender.lent), self._lender.unlent) if self._lender else ((), {})
         all_versions = {**versions(), "python": platform.python_version(), "ray": version("ray")}
-        return pack(Holder(inventory, device_kind(), self._memory, os.getpid(), all_versions, lent, kept))
+        return pack(Holder(inventory, device_kind(), self._memory, os.getpid(), all_versions, lent, unlent))
 
     def outline(self, shard: str) -> bytes:
         """Size and header of a shard that this node holds."""
@@ -101,10 +100,9 @@ class Worker:
         self._job = make_job(unpack(job), self._source, self._job)
         self._skipped.clear()
         self._parcel = Parcel()
-        self._borrower = self._loans = None
+        self._loans = None
         if self._lender and self._lacking:
-            self._borrower = Borrower(peers)
-            self._loans = Loans(self._source.folder, self._lacking, self._tensors, self._borrower)
+            self._loans = Loans(self._source.folder, self._lacking, self._tensors, Borrower(peers))
 
     def _open_model(self, record: dict[str, Any]) -> None:
         folder, config = self._folder, record["config_text"]
@@ -176,8 +174,8 @@ class Worker:
 
     def borrow_from(self, peers: Peers) -> None:
         """Borrow from these peers from now on."""
-        if self._borrower:
-            self._borrower.peers = peers
+        if self._loans:
+            self._loans.borrower.peers = peers
 
     def skip(self, number: int, batch: int, names: Sequence[str]) -> None:
         """Do not begin these units of a batch."""

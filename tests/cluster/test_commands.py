@@ -84,7 +84,7 @@ def test_a_bad_address_is_refused(text: str) -> None:
 @pytest.mark.parametrize(("host", "loopback"), [(HERE, True), ("localhost", True), ("10.0.0.1", False)])
 def test_only_loopback_addresses_keep_ray_on_loopback(host: str, loopback: bool, token: Path) -> None:
     assert Address(host, 6379).is_loopback == loopback
-    variables = ray_environment(Secrets(token), loopback=loopback)
+    variables = ray_environment(Secrets(token), Address(host, 6379))
     assert variables["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] == ("0" if loopback else "1")
 
 
@@ -362,7 +362,7 @@ def test_models_are_found_in_roots_and_in_hub_caches(tmp_path: Path, monkeypatch
     monkeypatch.setenv("MINT_MODEL_ROOTS", f"{tmp_path / 'root'}:{tmp_path / 'hub'}:{tmp_path / 'nowhere'}")
     by_name = {model.name: model for model in models()}
     assert set(by_name) == {"tiny", "org/name"}
-    assert len(by_name["tiny"].shards) == 2
+    assert by_name["tiny"].shards == 2
     assert by_name["org/name"].nbytes == sum(path.stat().st_size for path in snapshot.glob("*.safetensors"))
 
 

@@ -9,12 +9,13 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
+from cluster.copies.holdings import Holder
 from cluster.copies.inventory import Held, Inventory, agree, find_model, needed_shards, take_inventory
 from cluster.copies.sparse_copy import fill_in, make_view, read_outline, read_ranges
 from cluster.schedule.events import Arrived, Failed
 from cluster.schedule.placement import group_of, place_units
 from cluster.transport.messages import Gathering
-from cluster.transport.wire import inventory_from, pack, unpack
+from cluster.transport.wire import holder_from, pack, unpack
 from mint.core.errors import MintError
 from mint.model.checkpoint.shards import SAMPLES, read_shard, sampled_ranges
 from mint.model.source import open_source
@@ -120,9 +121,9 @@ def test_a_snapshot_of_the_head_is_found_as_the_same_one_then_as_a_newer_one_the
     assert find_model(head, [tmp_path]) == tmp_path / "models--org--moe" / "snapshots" / "abc"
 
 
-def test_an_inventory_travels_unchanged(model: Path) -> None:
-    inventory = take_inventory("here", model)
-    assert inventory_from(unpack(pack(inventory))) == inventory
+def test_the_description_of_a_node_with_its_inventory_travels_unchanged(model: Path) -> None:
+    holder = Holder(take_inventory("here", model), "cpu", 1 << 30, 1, {"mlx": "1"}, ("one",), {"other": "a link"})
+    assert holder_from(unpack(pack(holder))) == holder
 
 
 def test_every_unit_goes_to_exactly_the_nodes_that_hold_all_its_tensors(model: Path) -> None:
@@ -186,16 +187,13 @@ def test_a_held_file_is_never_written_through_a_view(model: Path, tmp_path: Path
 
 
 def test_a_result_has_arrived_with_its_last_piece_and_streams_do_not_mix() -> None:
-    gathering = Gathering()
-    assert gathering.add("a", 1, pack([["unit", "", b"one", False]])) == []
-    assert gathering.add("b", 1, pack([["other", "", b"else", True]])) == [(Arrived("b", "other"), [b"else"])]
-    assert gathering.add("a", 1, pack([["unit", "", b"two", True], ["third", "", b"x", True]])) == [
+    one, other = Gathering("a"), Gathering("b")
+    assert one.add(pack([["unit", "", b"one", False]])) == []
+    assert other.add(pack([["other", "", b"else", True]])) == [(Arrived("b", "other"), [b"else"])]
+    assert one.add(pack([["unit", "", b"two", True], ["third", "", b"x", True]])) == [
         (Arrived("a", "unit"), [b"one", b"two"]),
         (Arrived("a", "third"), [b"x"]),
     ]
-    for broke in (True, False):  # a stream, or a unit half-way through its result
-        assert gathering.add("a", 1, pack([["unit", "", b"half", False]])) == []
-        if broke:
-            gathering.forget("a", 1)
-        failed = gathering.add("a", 1, pack([["next", "KeyError", b"", True], ["last", "", b"y", True]]))
-        assert failed == [(Failed("a", "next", "KeyError"), []), (Arrived("a", "last"), [b"y"])]
+    assert one.add(pack([["unit", "", b"half", False]])) == []  # a unit that fails half-way through its result
+    failed = one.add(pack([["next", "KeyError", b"", True], ["last", "", b"y", True]]))
+    assert failed == [(Failed("a", "next", "KeyError"), []), (Arrived("a", "last"), [b"y"])]

@@ -114,7 +114,7 @@ def test_a_peer_that_does_not_answer_is_left_for_the_next_until_the_batch_is_don
     asking = Borrower({shard: [silent, Called(lender, "other")]})
     assert list(asking.pieces(shard, [(8, 100)])) and list(asking.pieces(shard, [(8, 100)]))
     assert len(silent.asked) == 1
-    asking.trust_again()
+    asking.lost.clear()
     assert list(asking.pieces(shard, [(8, 100)]))
     assert len(silent.asked) == 2
     with pytest.raises(MintError, match=rf"{shard} cannot be borrowed .*silent: no answer"):
@@ -144,7 +144,7 @@ def test_a_link_out_of_the_model_is_not_lent_and_said_so_but_a_hub_cache_s_blobs
     (blobs / "b").symlink_to(tmp_path / "blobs" / "b")
     lender = lending(snapshot)
     assert list(lender.lent) == [inside]
-    assert "outside the model's folder" in lender.kept[outside]
+    assert "outside the model's folder" in lender.unlent[outside]
     assert list(borrower(lender, inside).pieces(inside, [(0, 8)]))
     with pytest.raises(MintError, match="not lent here"):
         list(borrower(lender, outside).pieces(outside, [(0, 8)]))

@@ -9,7 +9,7 @@ from cluster.transport.messages import Gathering
 from cluster.transport.wire import (
     PIECE_BYTES,
     from_pieces,
-    inventory_from,
+    holder_from,
     make_job,
     outlines_of,
     pack,
@@ -42,11 +42,11 @@ def test_a_worker_knows_the_whole_model(source: Source) -> None:
 
 
 def _done_by_a_worker(source: Source, job: PortableJob[Any]) -> dict[str, Any]:
-    worker, gathering = Worker("node"), Gathering()
+    worker, gathering = Worker("node"), Gathering("node")
     worker.hello(str(source.folder))
     worker.open(1, pack(tell_model(source, {})), pack(tell_job(job)), {})
     units = {unit.path: unit for unit in source.units}
-    arrived = [result for message in worker.run(1, 1, list(units)) for result in gathering.add("node", 1, message)]
+    arrived = [result for message in worker.run(1, 1, list(units)) for result in gathering.add(message)]
     return {event.item: from_pieces(job, units[event.item], pieces) for event, pieces in arrived}
 
 
@@ -118,7 +118,7 @@ def test_messages_that_cannot_be_read_say_so(source: Source) -> None:
         lambda: unpack(pack([1, 2])[:-1]),
         lambda: source_from(tell_model(source, {}) | {"units": [[1]]}, source.folder),
         lambda: outlines_of({"outlines": {"shard": {"nbytes": 3}}}),
-        lambda: inventory_from({"node": "one"}),
+        lambda: holder_from({"inventory": {"node": "one"}}),
         lambda: from_pieces(Measure(), unit, []),
         lambda: from_pieces(Clipped(1.0), unit, _pieces(Quantize({}), Packed("up", KEEP, (), (b"abc",)))),
     ):

@@ -81,7 +81,7 @@ class Borrowing:
 
     def over_ray(self, lender: Any, nbytes: int) -> float:
         """Seconds for the shard from the actor, as `--share` fetches it."""
-        from cluster.transport.sharing import RayPeer
+        from cluster.transport.actor import RayPeer
 
         borrower = Borrower({SHARD: [RayPeer("lender", lender)]})
         return _seconds((content for _, content in borrower.pieces(SHARD, [(0, nbytes)])), nbytes)
@@ -106,7 +106,7 @@ def main() -> None:
 def rates(folder: Path, nbytes: int, rounds: int) -> dict[str, Any]:
     """Megabytes per second over Ray and over HTTP."""
     make_token(folder / "token")
-    os.environ.update(ray_environment(Secrets(folder / "token"), loopback=True))
+    os.environ.update(ray_environment(Secrets(folder / "token")))
     (folder / SHARD).write_bytes(os.urandom(nbytes))
     import ray
     from ray.cluster_utils import Cluster
