@@ -140,7 +140,7 @@ class Stages(pipeline.Hooks):
         if name == pipeline.VERIFY:
             self._nodes.close()  # the other machines are free from here on
         needed = plan.planned_bytes + _copied_bytes(self._source.folder) + _MARGIN_BYTES if plan else 0
-        retry_while_leased(lambda: self.queue.advance(self.claim, _STATES[name], needed_bytes=needed))
+        retry_while_leased(self.queue.advance, self.claim, _STATES[name], needed_bytes=needed)
         if needed:
             self._need_room(needed)
         analysis = cached_analysis(self._source, device=measuring_device(self._executor))
