@@ -134,13 +134,13 @@ def test_a_quota_of_bytes_counts_a_budget_before_the_model_is_measured(world: Se
 
 
 def test_a_database_that_cannot_be_written_is_no_missing_model(world: Served) -> None:
-    with world.service.catalog._database.write() as connection:
+    with world.service.catalog.database.write() as connection:
         connection.exec_driver_sql("PRAGMA query_only = 1")
     try:
         assert world.client.get("/v1/models").json()["models"][0]["identity"]
         refused = world.client.post("/v1/jobs", json={"model": "llama"})
     finally:
-        with world.service.catalog._database.read() as connection:
+        with world.service.catalog.database.read() as connection:
             connection.exec_driver_sql("PRAGMA query_only = 0")
     assert _error(refused, 503) == "unavailable"
     assert int(refused.headers["retry-after"]) > 0
