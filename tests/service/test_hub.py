@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 pytest.importorskip("fastapi")
@@ -144,13 +145,19 @@ def test_two_people_who_ask_get_one_download(world: Served, hub: FakeHub) -> Non
     ]
 
 
+def _fetching() -> list[psutil.Process]:
+    """The child processes of this one that fetch."""
+    return [child for child in psutil.Process().children() if "fetch_child" in " ".join(child.cmdline())]
+
+
 def test_a_fetch_that_is_killed_says_so_and_goes_on_when_it_is_asked_for_again(world: Served, hub: FakeHub) -> None:
     hub.holds[WEIGHTS] = 1 << 15
     first = ask(world, 202)
     assert hub.held.wait(PATIENCE)
-    os.kill(world.service.fetches._processes[first["id"]].pid, signal.SIGKILL)
+    (process,) = _fetching()
+    process.kill()
     killed = ended(world, first["id"])
-    assert (killed["state"], "ask for it again, files that are whole are kept" in killed["reason"]) == ("failed", True)
+    assert (killed["state"], "request it again, files that are whole are kept" in killed["reason"]) == ("failed", True)
     hub.holds = {}
     hub.go.set()
     hub.asked.clear()
@@ -163,8 +170,9 @@ def test_a_fetch_ends_with_the_service(hub: FakeHub, tmp_path: Path, llama: Path
     with served(tmp_path / "data", roots=(llama.parent,), allow_hub=True) as world:
         fetched = ask(world, 202)
         assert hub.held.wait(PATIENCE)
-        process = world.service.fetches._processes[fetched["id"]]
-    assert process.exit_code == -signal.SIGKILL
+        (process,) = _fetching()
+    assert not process.is_running()
+    assert "ended with code -9" in world.service.fetches.get(fetched["id"]).reason
 
 
 def test_a_fetch_ends_with_a_service_that_was_killed(hub: FakeHub) -> None:

@@ -96,18 +96,19 @@ def test_an_artifact_held_by_a_download_is_not_evicted(world: World, store: Stor
     _reserve(world, store, claim, 60)
 
 
-def test_a_download_that_begins_during_the_reservation_makes_the_job_wait(
-    world: World, store: Store, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    made = _finish(world, store, _begin(world, "one"), 60)
+class DownloadedStore(Store):
+    """A store from which somebody downloads as soon as it evicts."""
+
+    def evict(self, need: int = 0) -> int:
+        for artifact in self.catalog.find():
+            self.catalog.hold(artifact.digest, "a download", 60)
+        return super().evict(need)
+
+
+def test_a_download_that_begins_during_the_reservation_makes_the_job_wait(world: World, tmp_path: Path) -> None:
+    store = DownloadedStore(tmp_path / "store", world.catalog, LIMIT)
+    _finish(world, store, _begin(world, "one"), 60)
     claim = _begin(world, "two")
-    evict = store.evict
-
-    def late(need: int = 0) -> int:
-        world.catalog.hold(made.digest, "a download", 60)
-        return evict(need)
-
-    monkeypatch.setattr(store, "evict", late)
     with pytest.raises(DiskFullError, match="needs 60 B, 40 B free"):
         _reserve(world, store, claim, 60)
     world.queue.block(claim, "disk: no room")

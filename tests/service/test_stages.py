@@ -1,4 +1,4 @@
-"""What the stages of a job refuse and tell, without a runner."""
+"""The stages of a job without a runner: refusals, progress and devices."""
 
 import itertools
 import json
@@ -6,7 +6,6 @@ import shutil
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from cluster.service.data.records import Claim, Job, Wish
 from cluster.service.store.model_roots import Roots
 from cluster.service.store.store import Store
 from cluster.service.work.progress_events import EVERY_SECONDS, ProgressEvents
-from cluster.service.work.stages import End, Stages, _refuse_tokenizer_code
+from cluster.service.work.stages import End, Stages
 from mint.analysis.analysis import read_analysis
 from mint.analysis.analyze import analyze
 from mint.analysis.cross_device import rounded
@@ -34,50 +33,9 @@ from tests.worlds.executors import FunctionExecutor
 from tests.worlds.service_world import ANN, World, submit
 
 
-def test_a_tokenizer_that_needs_its_own_code_is_refused_and_its_code_never_run(
-    tmp_path: Path, llama: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    folder = shutil.copytree(llama, tmp_path / "model")
-    _refuse_tokenizer_code(folder)
-    (folder / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nclass Evil: pass\n")
-    (folder / "tokenizer_config.json").write_text(json.dumps({"auto_map": {"AutoTokenizer": ["evil.Evil", None]}}))
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(config | {"auto_map": {"AutoConfig": "evil.Evil"}}))
-    with pytest.raises(MintError, match="never run"):
-        _refuse_tokenizer_code(folder)
-    assert not (tmp_path / "ran").exists()
-
-
-def test_progress_is_told_at_most_twice_a_second_and_the_ends_of_stages_always() -> None:
-    told: list[tuple[float, dict[str, Any]]] = []
-    now = 0.0
-    telling = ProgressEvents(lambda kind, body: told.append((now, dict(body))), "here", lambda: now)
-    for stage in ("analyze", "assemble"):
-        for done in range(101):
-            telling.on_progress(Progress(stage, done, 100, f"unit {done}"))
-            now += 0.03
-    for stage in ("analyze", "assemble"):
-        mine = [(moment, body) for moment, body in told if body["stage"] == stage]
-        assert [body["done"] for _, body in mine][:: len(mine) - 1] == [0, 100]
-        times = [moment for moment, _ in mine[:-1]]
-        assert all(later - earlier >= EVERY_SECONDS for earlier, later in itertools.pairwise(times))
-
-
-def test_a_heard_executor_still_names_all_kinds_that_it_measures_on() -> None:
-    heard = ProgressEvents(lambda kind, body: None, "here").counting(_two_kinds({"unit": "node"}))
-    assert measuring_device(heard) == _BOTH
-    assert heard.made_by == {"unit": "node"}
-
-
-@pytest.fixture
-def lab(tmp_path: Path, llama: Path) -> Iterator["Lab"]:
-    with closing(connect(f"sqlite:///{tmp_path / 'service.db'}")) as database:
-        yield Lab(tmp_path, llama, World(database))
-
-
 @dataclass
 class Lab:
-    """Stages of jobs for one model in this process, with a store."""
+    """Jobs of one model, whose stages run in this process."""
 
     folder: Path
     model: Path
@@ -85,10 +43,10 @@ class Lab:
 
     def __post_init__(self) -> None:
         self.roots = Roots([self.model.parent], self.world.catalog)
-        self.identity = self.roots.identify(self.model.name)[1]
 
     def submit(self, budget: str = "", **options: Any) -> Job:
-        return submit(self.world.queue, Wish(self.model.name, self.identity, budget, options), ANN)[0]
+        _, identity = self.roots.identify(self.model.name)
+        return submit(self.world.queue, Wish(self.model.name, identity, budget, options), ANN)[0]
 
     def run(self, claim: Claim, cluster: str = "", max_bytes: int | None = None) -> End:
         store = Store(self.folder / "store", self.world.catalog, max_bytes)
@@ -97,6 +55,46 @@ class Lab:
     def files(self, artifact: str) -> dict[str, Path]:
         store = Store(self.folder / "store", self.world.catalog)
         return {file.name: store.path(file.digest) for file in self.world.catalog.get(artifact).files}
+
+
+@pytest.fixture
+def lab(tmp_path: Path, llama: Path) -> Iterator[Lab]:
+    with closing(connect(f"sqlite:///{tmp_path / 'service.db'}")) as database:
+        yield Lab(tmp_path, shutil.copytree(llama, tmp_path / "models" / "llama"), World(database))
+
+
+def test_a_tokenizer_that_needs_its_own_code_is_refused_and_its_code_never_run(lab: Lab, tmp_path: Path) -> None:
+    lab.submit()
+    lab.run(lab.world.claim())
+    (lab.model / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nclass Evil: pass\n")
+    (lab.model / "tokenizer_config.json").write_text(json.dumps({"auto_map": {"AutoTokenizer": ["evil.Evil", None]}}))
+    config = json.loads((lab.model / "config.json").read_text())
+    (lab.model / "config.json").write_text(json.dumps(config | {"auto_map": {"AutoConfig": "evil.Evil"}}))
+    lab.submit()
+    with pytest.raises(MintError, match="never run"):
+        lab.run(lab.world.claim())
+    assert not (tmp_path / "ran").exists()
+
+
+def test_progress_becomes_at_most_two_events_a_second_and_the_ends_of_stages_always() -> None:
+    events: list[tuple[float, dict[str, Any]]] = []
+    now = 0.0
+    progress = ProgressEvents(lambda kind, body: events.append((now, dict(body))), "here", lambda: now)
+    for stage in ("analyze", "assemble"):
+        for done in range(101):
+            progress.on_progress(Progress(stage, done, 100, f"unit {done}"))
+            now += 0.03
+    for stage in ("analyze", "assemble"):
+        mine = [(moment, body) for moment, body in events if body["stage"] == stage]
+        assert [body["done"] for _, body in mine][:: len(mine) - 1] == [0, 100]
+        times = [moment for moment, _ in mine[:-1]]
+        assert all(later - earlier >= EVERY_SECONDS for earlier, later in itertools.pairwise(times))
+
+
+def test_a_counting_executor_still_names_all_kinds_that_it_measures_on() -> None:
+    counting = ProgressEvents(lambda kind, body: None, "here").counting(_two_kinds({"unit": "node"}))
+    assert measuring_device(counting) == _BOTH
+    assert counting.made_by == {"unit": "node"}
 
 
 def _offer(monkeypatch: pytest.MonkeyPatch, executor: Executor) -> None:
@@ -110,7 +108,7 @@ def _offer(monkeypatch: pytest.MonkeyPatch, executor: Executor) -> None:
 
             return opened
 
-    monkeypatch.setattr(metadata, "entry_points", lambda group: (Offer(),))
+    monkeypatch.setattr("importlib.metadata.entry_points", lambda group: (Offer(),))
 
 
 def test_an_analysis_of_a_mixed_cluster_bears_the_names_of_all_kinds_and_is_cached_under_them(

@@ -79,8 +79,7 @@ def test_a_file_is_stored_once_under_its_digest_for_all_artifacts(store: Store, 
     expected = {hashlib.sha256(text.encode()).hexdigest() for text in ("w", "v", "the same")}
     assert _stored(store) == expected
     assert {file.digest for file in (*one.files, *two.files)} == expected
-    with store.open(one.files[0].digest) as file:
-        assert file.read() == b"the same"
+    assert store.path(one.files[0].digest).read_bytes() == b"the same"
 
 
 def test_putting_equal_files_gives_the_same_artifact(store: Store, tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ added while its shared files are deleted.
 
 import time
 from collections.abc import Callable, Sequence, Set
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 
 from sqlalchemy import Connection, delete, exists, func, insert, select, update
 
@@ -16,12 +16,12 @@ from cluster.service.data.tables import artifact_files, artifacts, holds, identi
 from cluster.service.errors import ArtifactInUseError, NotFoundError
 
 
+@dataclass
 class Catalog:
     """The artifacts in a database."""
 
-    def __init__(self, database: Database, clock: Callable[[], float] = time.time) -> None:
-        self._database = database
-        self._clock = clock
+    database: Database
+    clock: Callable[[], float] = time.time
 
     def add(
         self, artifact: Artifact, settle: Callable[[], object] = lambda: None, *, holder: str = "", seconds: float = 0.0
@@ -30,16 +30,11 @@ class Catalog:
 
         A `holder` holds it from this moment for `seconds`.
         """
-        now, digest = self._clock(), artifact.digest
-        with self._database.write() as connection:
+        now, digest = self.clock(), artifact.digest
+        with self.database.write() as connection:
             settle()
             if not _use(connection, digest, now):
-                row = {
-                    "digest": digest,
-                    "kind": artifact.kind,
-                    "identity": artifact.identity,
-                    "nbytes": artifact.nbytes,
-                }
+                row = {name: getattr(artifact, name) for name in ("digest", "kind", "identity", "nbytes")}
                 connection.execute(insert(artifacts).values({**row, "created_at": now, "used_at": now}))
                 if artifact.files:
                     rows = [{"artifact": digest, **asdict(file)} for file in artifact.files]
@@ -49,7 +44,7 @@ class Catalog:
 
     def get(self, digest: str) -> Artifact:
         """One artifact; raises `NotFoundError`."""
-        with self._database.read() as connection:
+        with self.database.read() as connection:
             rows = _read(connection, [digest])
         if not rows:
             raise NotFoundError(f"there is no artifact {digest!r}: it was never made here, or it was evicted")
@@ -57,37 +52,35 @@ class Catalog:
 
     def find(self, kind: str | None = None, identity: str | None = None, limit: int = 100) -> list[Artifact]:
         """The artifacts of a kind and of a model, newest first."""
+        values = {artifacts.c.kind: kind, artifacts.c.identity: identity}
         statement = select(artifacts.c.digest).order_by(artifacts.c.created_at.desc(), artifacts.c.digest).limit(limit)
-        if kind is not None:
-            statement = statement.where(artifacts.c.kind == kind)
-        if identity is not None:
-            statement = statement.where(artifacts.c.identity == identity)
-        with self._database.read() as connection:
+        statement = statement.where(*(column == value for column, value in values.items() if value is not None))
+        with self.database.read() as connection:
             return _read(connection, connection.execute(statement).scalars().all())
 
     def nbytes(self) -> int:
         """Bytes of all files in the store, counted once each."""
         once = select(artifact_files.c.digest, artifact_files.c.nbytes).distinct().subquery()
-        return int(self._database.rows(select(func.coalesce(func.sum(once.c.nbytes), 0)))[0][0])
+        return int(self.database.rows(select(func.coalesce(func.sum(once.c.nbytes), 0)))[0][0])
 
     def has_file(self, digest: str) -> bool:
         """True if a file of an artifact has this digest."""
-        return bool(self._database.rows(select(exists().where(artifact_files.c.digest == digest)))[0][0])
+        return bool(self.database.rows(select(exists().where(artifact_files.c.digest == digest)))[0][0])
 
     def hold(self, digest: str, holder: str, seconds: float) -> None:
         """Hold an artifact for a job or a download, for `seconds` from now; raises `NotFoundError`.
 
         This counts as use, so the artifact is evicted last.
         """
-        now = self._clock()
-        with self._database.write() as connection:
+        now = self.clock()
+        with self.database.write() as connection:
             if not _use(connection, digest, now):
                 raise NotFoundError(f"there is no artifact {digest!r} to hold")
             _hold(connection, digest, holder, now + seconds)
 
     def drop(self, holder: str) -> None:
         """Release all artifacts that a job or a download holds."""
-        with self._database.write() as connection:
+        with self.database.write() as connection:
             connection.execute(delete(holds).where(holds.c.holder == holder))
 
     def evictable(self, need: int) -> tuple[list[Artifact], int]:
@@ -95,12 +88,12 @@ class Catalog:
 
         The least recently used come first, without those that are held. A shared file is freed with its last artifact.
         """
-        is_held = exists().where(holds.c.artifact == artifacts.c.digest, holds.c.until > self._clock())
+        is_held = exists().where(holds.c.artifact == artifacts.c.digest, holds.c.until > self.clock())
         statement = select(artifacts.c.digest).where(~is_held).order_by(artifacts.c.used_at, artifacts.c.digest)
         uses = select(artifact_files.c.digest, func.count().label("many")).group_by(artifact_files.c.digest)
         chosen: list[Artifact] = []
         freed = 0
-        with self._database.read() as connection:
+        with self.database.read() as connection:
             uses_left = {row.digest: row.many for row in connection.execute(uses)}
             for artifact in _read(connection, connection.execute(statement).scalars().all()):
                 if freed >= need:
@@ -116,11 +109,11 @@ class Catalog:
 
         Raises `ArtifactInUseError` or `NotFoundError`.
         """
-        with self._database.write() as connection:
+        with self.database.write() as connection:
             rows = _read(connection, [digest])
             if not rows:
                 raise NotFoundError(f"there is no artifact {digest!r} to remove")
-            holding = select(holds.c.holder).where(holds.c.artifact == digest, holds.c.until > self._clock())
+            holding = select(holds.c.holder).where(holds.c.artifact == digest, holds.c.until > self.clock())
             if holders := connection.execute(holding).scalars().all():
                 raise ArtifactInUseError(
                     f"the artifact {digest} is held by {', '.join(sorted(holders))}; remove it once they are done"
@@ -135,21 +128,21 @@ class Catalog:
 
     def with_digests(self, work: Callable[[Set[str]], object]) -> None:
         """Call `work` with the digests of all files, while no artifact is added or removed."""
-        with self._database.write() as connection:
+        with self.database.write() as connection:
             work(set(connection.execute(select(artifact_files.c.digest).distinct()).scalars()))
 
     # identities of models
 
     def save_identity(self, path: str, stamp: str, identity: str) -> None:
         """Save the identity of the model at a path, valid as long as its files have this stamp."""
-        with self._database.write() as connection:
+        with self.database.write() as connection:
             connection.execute(delete(identities).where(identities.c.path == path))
             connection.execute(insert(identities).values(path=path, stamp=stamp, identity=identity))
 
     def identity(self, path: str, stamp: str) -> str:
         """The identity of the model at a path; empty if it is unknown or its files have changed."""
         statement = select(identities.c.identity).where(identities.c.path == path, identities.c.stamp == stamp)
-        return next((identity for (identity,) in self._database.rows(statement)), "")
+        return next((identity for (identity,) in self.database.rows(statement)), "")
 
 
 def _use(connection: Connection, digest: str, now: float) -> bool:

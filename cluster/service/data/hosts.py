@@ -33,31 +33,31 @@ class Host:
     cluster: str
 
 
+@dataclass(frozen=True, slots=True)
 class Hosts:
     """The machines in a database."""
 
-    def __init__(self, database: Database, clock: Callable[[], float] = time.time) -> None:
-        self._database = database
-        self._clock = clock
+    database: Database
+    clock: Callable[[], float] = time.time
 
     def report(self, host: Host) -> None:
         """Save the state of a machine now; remove machines without reports."""
-        now = self._clock()
+        now = self.clock()
         is_replaced = (hosts.c.name == host.name) | (hosts.c.seen_at < now - GONE_SECONDS)
-        with self._database.write() as connection:
+        with self.database.write() as connection:
             connection.execute(delete(hosts).where(is_replaced))
             connection.execute(insert(hosts).values(**asdict(host), seen_at=now))
 
     def last_seen(self) -> dict[Host, float]:
         """The machines, and the time of the last report of each."""
-        rows = self._database.rows(select(hosts).order_by(hosts.c.name))
+        rows = self.database.rows(select(hosts).order_by(hosts.c.name))
         return {Host(row.name, row.slots, row.free_bytes, row.store_bytes, row.cluster): row.seen_at for row in rows}
 
     def require_store(self, store: Path, host: str) -> None:
         """Raise `MintError` unless `store` belongs to this database; the first store does from then on."""
         file = store / "id"
         store.mkdir(parents=True, exist_ok=True)
-        with self._database.write() as connection:
+        with self.database.write() as connection:
             file_id = file.read_text().strip() if file.exists() else ""
             row = connection.execute(select(stores)).one_or_none()
             if row is None:
@@ -66,7 +66,7 @@ class Hosts:
                 connection.execute(insert(stores).values(id=id, place=f"{host}:{store}"))
             elif row.id != file_id:
                 raise MintError(
-                    f"{store} is not the store of the database {self._database.url}, which is {row.place}; needed: one "
+                    f"{store} is not the store of the database {self.database.url}, which is {row.place}; needed: one "
                     "--data folder for all servers of a database, on a shared disk. If that store is lost for good, "
                     f"run: echo {row.id} > {file}"
                 )

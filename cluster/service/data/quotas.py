@@ -7,8 +7,10 @@ against that owner's limit.
 """
 
 from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
 
-from sqlalchemy import Connection, Row, case, func, select
+from sqlalchemy import Connection, Row, Select, case, func, select
 from sqlalchemy.dialects.postgresql import insert as insert_postgresql
 from sqlalchemy.dialects.sqlite import insert as insert_sqlite
 
@@ -26,7 +28,7 @@ _SHORTEST, _LONGEST = 5, 3600  # limits of `retry_after`, seconds
 def save(connection: Connection, name: str, quota: Quota) -> None:
     """Save the current quota of a person."""
     insert = insert_sqlite if connection.dialect.name == "sqlite" else insert_postgresql
-    values = {"active_quota": quota.active, "queued_quota": quota.queued, "nbytes_quota": quota.nbytes}
+    values = {f"{name}_quota": limit for name, limit in asdict(quota).items()}
     statement = insert(people).values(name=name, served=0, **values)
     connection.execute(statement.on_conflict_do_update(index_elements=[people.c.name], set_=values))
 
@@ -40,8 +42,8 @@ def check(connection: Connection, by: Person, more_bytes: int, now: float, *, un
     """Raise `QuotaExceededError` if one more job of at most `more_bytes` exceeds a quota of `by`."""
     if unfinished and by.quota.queued is not None and (count := _unfinished(connection, by.name)) >= by.quota.queued:
         raise QuotaExceededError(
-            f"{by.name} has {count} waiting or running jobs and may have {by.quota.queued}; needed: one "
-            "of them done or cancelled first",
+            f"{by.name} has {count} waiting or running jobs and may have {by.quota.queued}; needed: one of them done or "
+            "cancelled first",
             retry_after=_seconds_until_done(connection, by.name, now),
         )
     if by.quota.nbytes is not None and (nbytes := _nbytes(connection, by.name)) + more_bytes > by.quota.nbytes:
@@ -53,22 +55,24 @@ def check(connection: Connection, by: Person, more_bytes: int, now: float, *, un
         )
 
 
+def _watched(name: str) -> Select[Any]:
+    """The jobs that a person wants."""
+    return select(jobs).join(watchers, watchers.c.job == jobs.c.number).where(watchers.c.name == name, watchers.c.wants)
+
+
 def _unfinished(connection: Connection, name: str) -> int:
-    statement = select(func.count()).select_from(jobs.join(watchers, watchers.c.job == jobs.c.number))
-    unfinished = statement.where(watchers.c.name == name, watchers.c.wants, jobs.c.finished_at.is_(None))
-    return connection.execute(unfinished).scalar_one()
+    unfinished = _watched(name).where(jobs.c.finished_at.is_(None)).subquery()
+    return connection.execute(select(func.count()).select_from(unfinished)).scalar_one()
 
 
 def _nbytes(connection: Connection, name: str) -> int:
     """Bytes of the artifacts of a person's jobs, counted once each, and an upper bound for unfinished jobs."""
-    watched = select(jobs).join(watchers, watchers.c.job == jobs.c.number)
-    watched = watched.where(watchers.c.name == name, watchers.c.wants)
-    made = select(watched.where(jobs.c.state == DONE).subquery().c.artifact)
+    made = select(_watched(name).where(jobs.c.state == DONE).subquery().c.artifact)
     stored = select(func.coalesce(func.sum(artifacts.c.nbytes), 0)).where(artifacts.c.digest.in_(made))
-    unfinished = watched.where(jobs.c.finished_at.is_(None)).subquery()
+    unfinished = _watched(name).where(jobs.c.finished_at.is_(None)).subquery()
     most = case((unfinished.c.expected_bytes > 0, unfinished.c.expected_bytes), else_=unfinished.c.needed_bytes)
     expected = select(func.coalesce(func.sum(most), 0))
-    return int(connection.execute(stored).scalar_one()) + int(connection.execute(expected).scalar_one())
+    return sum(int(connection.execute(total).scalar_one()) for total in (stored, expected))
 
 
 def _seconds_until_done(connection: Connection, name: str, now: float) -> int:
@@ -77,8 +81,6 @@ def _seconds_until_done(connection: Connection, name: str, now: float) -> int:
     recent = select(duration).where(jobs.c.state == DONE).order_by(jobs.c.finished_at.desc()).limit(_RECENT)
     seconds: Sequence[float] = connection.execute(recent).scalars().all()
     usual = sum(seconds) / len(seconds) if seconds else _UNKNOWN_SECONDS
-    running = select(func.min(jobs.c.started_at)).join(watchers, watchers.c.job == jobs.c.number)
-    since = connection.execute(
-        running.where(watchers.c.name == name, watchers.c.wants, jobs.c.lease.is_not(None))
-    ).scalar_one()
+    running = _watched(name).where(jobs.c.lease.is_not(None)).subquery()
+    since = connection.execute(select(func.min(running.c.started_at))).scalar_one()
     return round(min(max(usual - (now - since if since is not None else 0.0), _SHORTEST), _LONGEST))

@@ -30,12 +30,12 @@ class Grant:
     created_at: float
 
 
+@dataclass(frozen=True, slots=True)
 class Tokens:
     """The tokens in a database."""
 
-    def __init__(self, database: Database, clock: Callable[[], float] = time.time) -> None:
-        self._database = database
-        self._clock = clock
+    database: Database
+    clock: Callable[[], float] = time.time
 
     def create(self, name: str, scopes: Sequence[str], quota: Quota = Quota()) -> str:  # noqa: B008 (it is frozen)
         """Make a token for a person without one, and return its only copy. Raises `MintError`."""
@@ -46,13 +46,13 @@ class Tokens:
         if not scopes or not set(scopes) <= set(SCOPES):
             raise MintError(f"{','.join(scopes)!r} are no scopes; needed: one or more of {', '.join(SCOPES)}")
         text = PREFIX + secrets.token_urlsafe(32)
-        with self._database.write() as connection:
+        with self.database.write() as connection:
             if connection.execute(select(tokens).where(tokens.c.name == name, _VALID)).one_or_none() is not None:
                 raise MintError(f"{name} has a token; revoke it first: mint token revoke {name}")
             quotas.save(connection, name, quota)
             ordered = ",".join(scope for scope in SCOPES if scope in scopes)
             connection.execute(delete(tokens).where(tokens.c.name == name))
-            values = {"name": name, "digest": digest_of(text), "scopes": ordered, "created_at": self._clock()}
+            values = {"name": name, "digest": digest_of(text), "scopes": ordered, "created_at": self.clock()}
             connection.execute(insert(tokens).values(values))
         return text
 
@@ -62,29 +62,29 @@ class Tokens:
         Compares all digests, each in constant time, so that the duration reveals nothing.
         """
         digest = digest_of(text)
-        rows = self._database.rows(_GRANTS.where(_VALID))
+        rows = self.database.rows(_GRANTS.where(_VALID))
         matches = [row for row in rows if hmac.compare_digest(row.digest, digest)]
         return _person(matches[0]) if matches else None
 
     def list(self) -> list[Grant]:
         """All valid tokens, by name."""
-        rows = self._database.rows(_GRANTS.where(_VALID).order_by(tokens.c.name))
+        rows = self.database.rows(_GRANTS.where(_VALID).order_by(tokens.c.name))
         return [Grant(_person(row), row.created_at) for row in rows]
 
     def revoke(self, name: str) -> None:
         """Revoke the token of a person; raises `NotFoundError`."""
-        with self._database.write() as connection:
+        with self.database.write() as connection:
             change = update(tokens).where(tokens.c.name == name, _VALID)
             if connection.execute(change.values(digest=_REVOKED + digest_of(name)[1:])).rowcount == 0:
                 raise NotFoundError(f"{name} has no token; needed: a name from `mint token list`")
 
     def has_any(self) -> bool:
         """True if there is or was a token: without its token, a revoked person must not get in."""
-        return bool(self._database.rows(select(tokens.c.name).limit(1)))
+        return bool(self.database.rows(select(tokens.c.name).limit(1)))
 
     def valid_digests(self) -> frozenset[str]:
         """The `digest_of` every valid token."""
-        return frozenset(digest for (digest,) in self._database.rows(select(tokens.c.digest).where(_VALID)))
+        return frozenset(digest for (digest,) in self.database.rows(select(tokens.c.digest).where(_VALID)))
 
 
 _REVOKED = "-"  # first character of the placeholder for a revoked digest

@@ -1,9 +1,9 @@
 """Downloads a model of the hub into this machine's cache, in a child process of the service.
 
-Its arguments are the id, and how many bytes of the disk stay free. Lines of JSON come out: how far it is, and in the
-end `{"error": ...}` for what a user can fix. It leads its own process group, and ends with its standard input, so it
-never outlives the service. Whole files stay: the next fetch goes on with the others. The model's config is checked
-before its weights come; no code of the model is run.
+Its arguments are the id, and the bytes of the disk that stay free. It answers in lines of JSON: the progress, and in
+the end `{"error": ...}` for an error that a user can fix. It ends with its standard input, so it never outlives the
+service. Whole files stay, and the next fetch continues with the others. The model's config is checked before its
+weights come; no code of the model is run.
 """
 
 import sys
@@ -25,12 +25,12 @@ def main() -> None:
     id, reserve_bytes = parse_id(sys.argv[1]), int(sys.argv[2])
     assert id, "the service asks for ids alone"
 
-    def tell(step: Progress) -> None:
+    def report(step: Progress) -> None:
         send(answers, {"done": step.done, "total": step.total})
 
     try:
         if not cached(id):
-            fetch(id, tell, check=check_config, reserve_bytes=reserve_bytes)
+            fetch(id, report, check=check_config, reserve_bytes=reserve_bytes)
     except MintError as error:
         send(answers, {"error": str(error)})
     except OSError as error:  # a disk that others filled, a cache that may not be written

@@ -14,7 +14,7 @@ from typing import Any
 from mint.analysis.analysis import MAGIC, read_analysis
 from mint.analysis.probes.probe_file import read_probes
 from mint.core.errors import MintError
-from mint.core.journal import read_frames
+from mint.core.journal import read_header
 from mint.plan.curve import Curve, curve
 from mint.plan.device_fit import devices_on
 from mint.plan.prediction import describe
@@ -36,15 +36,15 @@ class AnalysisMissingError(Exception):
 @lru_cache(_REMEMBERED)
 def _problem(analyses: str, recipe: str) -> Problem:
     """The problem of the first of some analyses that has the recipe's rounding and dtype; both as JSON."""
-    wanted = Recipe.from_dict(json.loads(recipe))
-    headers = [(files, read_header(Path(files["analysis"]))) for files in json.loads(analyses)]
+    made = Recipe.from_dict(json.loads(recipe))
+    headers = [(files, _header(files["analysis"])) for files in json.loads(analyses)]
     # sensitivities are the model's, whatever the rounding
-    probes = [files["probe"] for files, header in headers if files["probe"] and header["dtype"] == wanted.dtype]
+    probes = [files["probe"] for files, header in headers if files["probe"] and header["dtype"] == made.dtype]
     for files, header in headers:
-        if (header["rounding"], header["dtype"]) == (wanted.rounding, wanted.dtype):
+        if (header["rounding"], header["dtype"]) == (made.rounding, made.dtype):
             probed = read_probes(Path(probes[0])) if probes else None
-            return wanted.problem(read_analysis(files["analysis"]), probed)
-    raise AnalysisMissingError(f"not analyzed with rounding {wanted.rounding} and dtype {wanted.dtype or 'of its own'}")
+            return made.problem(read_analysis(files["analysis"]), probed)
+    raise AnalysisMissingError(f"not analyzed with rounding {made.rounding} and dtype {made.dtype or 'of its own'}")
 
 
 @lru_cache(_REMEMBERED)
@@ -52,21 +52,20 @@ def _curve(analyses: str, recipe: str, points: int) -> Curve:
     return curve(_problem(analyses, recipe), points=points)
 
 
-def _asked(question: Mapping[str, Any]) -> tuple[str, str]:
+def _key(question: Mapping[str, Any]) -> tuple[str, str]:
     return json.dumps(question["analyses"]), json.dumps(question["recipe"])
 
 
-def read_header(path: Path) -> Mapping[str, Any]:
-    """The header of an analysis, without its measurements."""
-    header, _ = next(read_frames(path.read_bytes(), len(MAGIC)), ({}, 0))
-    if "rounding" not in header:
+def _header(analysis: str) -> Mapping[str, Any]:
+    header = read_header(Path(analysis), MAGIC)
+    if not header or "rounding" not in header:
         raise MintError("the stored analysis is damaged; submit the model again")
-    return dict(header)
+    return header
 
 
 def plan_record(question: Mapping[str, Any]) -> Record:
     """The plan of a budget: figures, every unit in its order, and what more memory would buy."""
-    problem = _problem(*_asked(question))
+    problem = _problem(*_key(question))
     plan = problem.plan(Budget.from_dict(question["budget"]).nbytes(problem))
     return {
         "model": plan.model,
@@ -84,27 +83,23 @@ def plan_record(question: Mapping[str, Any]) -> Record:
 
 def curve_record(question: Mapping[str, Any]) -> Record:
     """The curve of budget and loss, and where devices lie on it."""
-    problem, line = _problem(*_asked(question)), _curve(*_asked(question), question["points"])
+    problem, line = _problem(*_key(question)), _curve(*_key(question), question["points"])
+    analysis = problem.analysis
+    untraced = analysis.traced if isinstance(analysis.traced, str) else None
     return {
-        "model": problem.analysis.model,
-        "model_type": problem.analysis.model_type,
-        "source_bytes": problem.analysis.source_nbytes,
+        "model": analysis.model,
+        "model_type": analysis.model_type,
+        "source_bytes": analysis.source_nbytes,
         "weights": problem.weights,
         "points": [figures(point) for point in line.points],
         "knees": [point.budget_bytes for point in line.knees],
         "predicted_from": line.predicted_from,
-        **_devices(problem),
+        "devices": [
+            {"name": fit.device.name, "budget_bytes": fit.budget_bytes, "verdict": fit.verdict}
+            for fit in (devices_on(problem, Room()) if untraced is None else ())
+        ],
+        "no_devices_because": untraced or "",
     }
-
-
-def _devices(problem: Problem) -> Record:
-    if isinstance(problem.analysis.traced, str):
-        return {"devices": [], "no_devices_because": problem.analysis.traced}
-    rows = [
-        {"name": placed.device.name, "budget_bytes": placed.budget_bytes, "verdict": placed.verdict}
-        for placed in devices_on(problem, Room())
-    ]
-    return {"devices": rows, "no_devices_because": ""}
 
 
 def roles_record(question: Mapping[str, Any]) -> Record:
@@ -120,30 +115,22 @@ def roles_record(question: Mapping[str, Any]) -> Record:
 
 def headers_record(question: Mapping[str, Any]) -> Record:
     """Rounding and dtype of each analysis, and whether it has probes."""
-    headers = [read_header(Path(files["analysis"])) for files in question["analyses"]]
-    return {
-        "analyses": [
-            {"rounding": header["rounding"], "dtype": header["dtype"], "probed": bool(files["probe"])}
-            for header, files in zip(headers, question["analyses"], strict=True)
-        ]
-    }
+    headers = [(_header(files["analysis"]), bool(files["probe"])) for files in question["analyses"]]
+    rows = [{"rounding": header["rounding"], "dtype": header["dtype"], "probed": probed} for header, probed in headers]
+    return {"analyses": rows}
 
 
 VERBS = {"plan": plan_record, "curve": curve_record, "roles": roles_record, "headers": headers_record}
 
 
-def answer(question: Mapping[str, Any]) -> Record:
-    """The answer to one question, or the reason why there is none."""
-    try:
-        return {"answer": VERBS[question["verb"]](question)}
-    except MintError as error:
-        return {"error": str(error)}
-    except AnalysisMissingError as error:
-        return {"missing": str(error)}
-
-
 def main() -> None:
-    """Answer until standard input ends."""
+    """Answer every question until standard input ends."""
     answers = open_answers()
     for question in questions():
-        send(answers, answer(question))
+        try:
+            answer: Record = {"answer": VERBS[question["verb"]](question)}
+        except MintError as error:
+            answer = {"error": str(error)}
+        except AnalysisMissingError as error:
+            answer = {"missing": str(error)}
+        send(answers, answer)

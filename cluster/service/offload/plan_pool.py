@@ -27,23 +27,21 @@ class ServiceBusyError(MintError):
 class Planner:
     """Asks one question at a time, from any thread."""
 
-    def __init__(self, *, idle_seconds: float = _IDLE_SECONDS, answer_seconds: float = _ANSWER_SECONDS) -> None:
-        self._idle_seconds = idle_seconds
-        self._answer_seconds = answer_seconds
+    def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._places = threading.BoundedSemaphore(_WAITING)
+        self._seats = threading.BoundedSemaphore(_WAITING)
         self._child: Child | None = None
         self._idle: threading.Timer | None = None
 
-    def ask(self, verb: str, **asked: Any) -> dict[str, Any]:
-        """The answer; raises `NotAnalyzedError`, `ServiceBusyError` or another `MintError` that the asker can mend."""
-        if not self._places.acquire(blocking=False):
+    def ask(self, verb: str, **question: Any) -> dict[str, Any]:
+        """The answer; raises `NotAnalyzedError`, `ServiceBusyError` or another `MintError` that the caller can fix."""
+        if not self._seats.acquire(blocking=False):
             raise ServiceBusyError("other plans are being made; come back in a few seconds")
         try:
             with self._lock:
-                reply = self._ask({"verb": verb, **asked})
+                reply = self._ask({"verb": verb, **question})
         finally:
-            self._places.release()
+            self._seats.release()
         if "error" in reply:
             raise MintError(reply["error"])
         if "missing" in reply:
@@ -56,33 +54,30 @@ class Planner:
         with self._lock:
             self._end()
 
-    def _ask(self, asked: Mapping[str, Any]) -> dict[str, Any]:
+    def _ask(self, question: Mapping[str, Any]) -> dict[str, Any]:
         if self._idle:
             self._idle.cancel()
-        child = self._child = self._running()
-        deadline = threading.Timer(self._answer_seconds, child.kill)
+        if not self._child or self._child.exit_code is not None:
+            environment = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+            self._child = Child("cluster.service.offload.plan_child:main", environment=environment, stderr=sys.stderr)
+        child = self._child
+        deadline = threading.Timer(_ANSWER_SECONDS, child.kill)
         deadline.start()
         try:
-            child.ask(asked)
+            child.ask(question)
             reply = child.answer()
         finally:
             deadline.cancel()
         if reply is None:
             if self._end() > 0:
-                raise RuntimeError(f"{asked['verb']}: the planning process {child.exit_message()}")
+                raise RuntimeError(f"{question['verb']}: the planning process {child.exit_message()}")
             raise ServiceBusyError(
-                f"the plan was given up after {self._answer_seconds:g} seconds, or for want of memory; ask for less"
+                f"the plan was given up after {_ANSWER_SECONDS:g} seconds, or for want of memory; ask for less"
             )
-        self._idle = threading.Timer(self._idle_seconds, self.close)
+        self._idle = threading.Timer(_IDLE_SECONDS, self.close)
         self._idle.daemon = True
         self._idle.start()
         return reply
-
-    def _running(self) -> Child:
-        if self._child and self._child.exit_code is None:
-            return self._child
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
-        return Child("cluster.service.offload.plan_child:main", environment=environment, stderr=sys.stderr)
 
     def _end(self) -> int:
         """End the process, if there is one; its exit code, below 0 if it was killed."""

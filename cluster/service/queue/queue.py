@@ -107,15 +107,13 @@ class Queue:
 
         The jobs of a watcher are those that they want, and cancelled ones.
         """
+        values = {jobs.c.state: state, jobs.c.identity: model_identity}
         statement = select(jobs).order_by(jobs.c.number.desc()).limit(limit)
-        if state is not None:
-            statement = statement.where(jobs.c.state == state)
+        statement = statement.where(*(column == value for column, value in values.items() if value is not None))
         if watcher is not None:
             is_watched = exists().where(watchers.c.job == jobs.c.number, watchers.c.name == watcher)
             is_relevant = or_(watchers.c.wants, jobs.c.cancel_wanted, jobs.c.state == CANCELLED)
             statement = statement.where(is_watched.where(is_relevant))
-        if model_identity is not None:
-            statement = statement.where(jobs.c.identity == model_identity)
         with self._database.read() as connection:
             if before is not None:
                 statement = statement.where(jobs.c.number < _row(connection, before).number)

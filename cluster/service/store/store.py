@@ -14,7 +14,6 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from contextlib import suppress
 from pathlib import Path
-from typing import BinaryIO
 
 from cluster.service.data.catalog import Catalog
 from cluster.service.data.records import Artifact, StoredFile
@@ -50,13 +49,6 @@ class Store:
         if not _DIGEST.fullmatch(digest):
             raise MintError(f"{digest!r} is no digest; needed: 64 hexadecimal digits")
         return self.folder / digest[:2] / digest
-
-    def open(self, digest: str) -> BinaryIO:
-        """Open the file of a digest for reading; raises `NotFoundError`."""
-        try:
-            return self.path(digest).open("rb")
-        except FileNotFoundError as error:
-            raise NotFoundError(f"there is no file {digest} in the store; it was evicted") from error
 
     def put(
         self,
@@ -151,9 +143,10 @@ class Store:
             others = f", {format_size(reserved)} reserved for running jobs" if reserved else ""
             return f"needs {format_size(need)}, {allowed} free below the limit of the store{others}"
         need = max(0, need + spare - written)
-        for folder in _disks(self.folder, work or self.folder):
-            usage = shutil.disk_usage(folder)
-            free = max(0, usage.free - RESERVE_BYTES) + (evictable if folder == self.folder else 0)
+        disks = {folder.stat().st_dev: folder for folder in (work or self.folder, self.folder)}
+        for folder in disks.values():
+            free = max(0, shutil.disk_usage(folder).free - RESERVE_BYTES)
+            free += evictable if folder == self.folder else 0
             if free < need:
                 return f"needs {format_size(need)}, {format_size(free)} free"
         return ""
@@ -195,18 +188,12 @@ class Store:
         """Link or copy a file into the store under a random name, and flush it to the disk."""
         stage = self._incoming / secrets.token_hex(16)
         _link_or_copy(path, stage)
-        with stage.open("rb") as file:
-            os.fsync(file.fileno())
+        flush(stage)
         return stage
 
     def _discard(self, files: Sequence[StoredFile]) -> None:
         for file in files:
             self.path(file.digest).unlink(missing_ok=True)
-
-
-def _disks(*folders: Path) -> list[Path]:
-    """One folder for each disk of the folders."""
-    return list({folder.stat().st_dev: folder for folder in reversed(folders)}.values())
 
 
 def _link_or_copy(source: Path, target: Path) -> None:

@@ -10,10 +10,11 @@ import json
 import os
 import signal
 import socket
-import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+import psutil
 
 from mint.core.errors import MintError
 
@@ -32,9 +33,15 @@ def exclusive(lock: Path) -> Iterator[None]:
     """
     with _opened(lock) as descriptor:
         if not _locked(descriptor):
-            _kill_holder(lock)
+            pid = holder(lock)
+            if not pid:
+                raise FolderInUseError(
+                    f"{lock}: a runner on another machine still works on this; it ends once it sees its lease lost"
+                )
+            os.killpg(pid, signal.SIGKILL)
             fcntl.flock(descriptor, fcntl.LOCK_EX)
-        _write_holder(descriptor)
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, json.dumps({"pid": os.getpid(), "host": socket.gethostname()}).encode(), 0)
         yield
         os.ftruncate(descriptor, 0)
 
@@ -56,19 +63,10 @@ def holder(lock: Path) -> int:
             return 0
     try:
         record = json.loads(lock.read_text())
-    except (OSError, ValueError):
+        is_here = record["host"] == socket.gethostname()
+        return record["pid"] if is_here and _RUNNER in psutil.Process(record["pid"]).cmdline() else 0
+    except (OSError, ValueError, psutil.Error):
         return 0
-    pid = int(record["pid"])
-    return pid if record["host"] == socket.gethostname() and _RUNNER in _command(pid) else 0
-
-
-def _kill_holder(lock: Path) -> None:
-    pid = holder(lock)
-    if not pid:
-        raise FolderInUseError(
-            f"{lock}: a runner on another machine still works on this; it ends once it sees its lease lost"
-        )
-    os.killpg(pid, signal.SIGKILL)
 
 
 @contextmanager
@@ -87,12 +85,3 @@ def _locked(descriptor: int) -> bool:
     except BlockingIOError:
         return False
     return True
-
-
-def _write_holder(descriptor: int) -> None:
-    os.ftruncate(descriptor, 0)
-    os.pwrite(descriptor, json.dumps({"pid": os.getpid(), "host": socket.gethostname()}).encode(), 0)
-
-
-def _command(pid: int) -> str:
-    return subprocess.run(["ps", "-o", "command=", "-p", str(pid)], capture_output=True, text=True, check=False).stdout

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from contextvars import copy_context
-from typing import Self, TypeVar
+from typing import Self
 
 from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_fixed
 
@@ -25,18 +25,14 @@ from mint.core.log import log
 RENEW_SECONDS = 2.0
 PATIENCE_SECONDS = LEASE_SECONDS - 4.0  # without a renewal; a runner must have ended before its lease runs out
 _PAUSE_SECONDS = 0.5  # between two attempts to reach the database
-T = TypeVar("T")
 
-
-def retry_while_leased(call: Callable[[], T], seconds: float = PATIENCE_SECONDS) -> T:
-    """Call the database; while it is away, repeat for as long as a lease lives."""
-    retrying = Retrying(
-        retry=retry_if_exception_type(DatabaseUnavailableError),
-        stop=stop_after_delay(seconds),
-        wait=wait_fixed(_PAUSE_SECONDS),
-        reraise=True,
-    )
-    return retrying(call)
+# calls the database; while it is away, repeats for as long as a lease lives
+retry_while_leased = Retrying(
+    retry=retry_if_exception_type(DatabaseUnavailableError),
+    stop=stop_after_delay(PATIENCE_SECONDS),
+    wait=wait_fixed(_PAUSE_SECONDS),
+    reraise=True,
+)
 
 
 def end_group() -> None:

@@ -37,47 +37,33 @@ class ProgressEvents:
             self._stage, self._began, self._ended = progress.stage, now, False
             self._done.clear()
         is_last = progress.done >= progress.total and not self._ended and not is_new
-        if is_new or is_last or now - self._sent >= EVERY_SECONDS:
-            self._sent = now
-            self._ended = progress.done >= progress.total
-            self._emit("progress", self._body(progress, now - self._began))
-
-    def _body(self, progress: Progress, seconds: float) -> dict[str, Any]:
+        if not is_new and not is_last and now - self._sent < EVERY_SECONDS:
+            return
+        self._sent, self._ended, seconds = now, progress.done >= progress.total, now - self._began
         hosts = [
             {"host": host, "done": done, "bytes_per_second": round(done / seconds) if seconds > 0 else 0}
             for host, done in sorted(self._done.items())
         ]
-        return {
-            "stage": progress.stage, "done": progress.done, "total": progress.total, "item": progress.item,
-            "hosts": hosts,
-        }  # fmt: skip
+        figures = {"stage": progress.stage, "done": progress.done, "total": progress.total, "item": progress.item}
+        self._emit("progress", {**figures, "hosts": hosts})
 
     def counting(self, executor: Executor) -> Executor:
         """The same executor, with the unquantized bytes of its results counted by machine."""
-
-        def count(unit: Unit) -> None:
-            host = executor.made_by.get(unit.path, self._host)
-            self._done[host] = self._done.get(host, 0) + unit.nbytes
-
-        return _Counting(executor, count)
+        return _Counting(executor, executor.devices, executor.made_by, self._done, self._host)
 
 
 @dataclass(frozen=True, slots=True)
 class _Counting:
-    """An executor that passes every finished unit to `count`."""
+    """An executor that adds the bytes of every finished unit to `done`, by the machine that made it or `host`."""
 
     executor: Executor
-    count: Callable[[Unit], None]
-
-    @property
-    def devices(self) -> Sequence[str]:
-        return self.executor.devices
-
-    @property
-    def made_by(self) -> Mapping[str, str]:
-        return self.executor.made_by
+    devices: Sequence[str]
+    made_by: Mapping[str, str]
+    done: dict[str, int]
+    host: str
 
     def __call__(self, source: Source, job: Job[T], units: Sequence[Unit]) -> Iterator[tuple[Unit, T]]:
         for unit, result in self.executor(source, job, units):
-            self.count(unit)
+            host = self.made_by.get(unit.path, self.host)
+            self.done[host] = self.done.get(host, 0) + unit.nbytes
             yield unit, result

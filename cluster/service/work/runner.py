@@ -18,7 +18,6 @@ import sys
 import traceback
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
 
 from pydantic import TypeAdapter
 from structlog.contextvars import bind_contextvars
@@ -136,7 +135,7 @@ def run(order: Order) -> int:
                 work = settings.work_folder / order.job
                 end = Stages(queue, claim, store, roots, work, socket.gethostname(), settings.cluster).run()
             keeper.stop()
-            retry_while_leased(lambda: queue.advance(claim, DONE, artifact=end.artifact, result=end.result))
+            retry_while_leased(queue.advance, claim, DONE, artifact=end.artifact, result=end.result)
             with suppress(DatabaseUnavailableError):  # its holds run out
                 catalog.drop(holder_of(claim))
         except (LeaseLostError, DatabaseUnavailableError):
@@ -144,7 +143,7 @@ def run(order: Order) -> int:
         except Exception as error:  # the job must end with a reason
             traceback.print_exc()
             keeper.stop()
-            retry_while_leased(partial(_write_failure, queue, claim, error))
+            retry_while_leased(_write_failure, queue, claim, error)
     log.info("job.ended")
     return OVER
 

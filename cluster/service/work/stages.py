@@ -4,7 +4,6 @@ An analysis lies in the cache by the identity of its model, with its journal; th
 whole one lie in the job's folder. So a runner that is killed at any moment costs at most the unit that it worked on.
 """
 
-import hashlib
 import json
 import math
 import shutil
@@ -29,6 +28,7 @@ from mint import pipeline
 from mint.assembly.reuse import Reuse
 from mint.assembly.stock_child import stock
 from mint.core.errors import MintError
+from mint.core.files import sha256_of
 from mint.core.log import log
 from mint.core.sizes import format_size
 from mint.formats.rounding import ROUNDINGS
@@ -108,7 +108,7 @@ class Stages(pipeline.Hooks):
     def _make_folder(self) -> Path:
         """The folder of these versions on these devices; attempts of others cannot be resumed."""
         made_by = json.dumps([device_kind(), measuring_device(self._executor), versions()], sort_keys=True)
-        folder = self.work / hashlib.sha256(made_by.encode()).hexdigest()[:12]
+        folder = self.work / sha256_of([made_by.encode()])[:12]
         folder.mkdir(parents=True, exist_ok=True)
         return folder
 
@@ -135,7 +135,7 @@ class Stages(pipeline.Hooks):
         if name == pipeline.VERIFY:
             self._nodes.close()  # the other machines are free from here on
         needed = plan.planned_bytes + _copied_bytes(self._source.folder) + _MARGIN_BYTES if plan else 0
-        retry_while_leased(lambda: self.queue.advance(self.claim, _STATES[name], needed_bytes=needed))
+        retry_while_leased(self.queue.advance, self.claim, _STATES[name], needed_bytes=needed)
         if needed:
             self._need_room(needed)
         analysis = cached_analysis(self._source, device=measuring_device(self._executor))

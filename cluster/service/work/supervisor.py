@@ -89,12 +89,10 @@ class Supervisor:
         self._end_cancelled(here)
         self.unblock()
         running = len({*(job.id for job in here), *self._children})
-        while running < self._settings.slots and not self._stopping.is_set():
-            claim = self._queue.claim(self._host)
-            if claim is None:
+        for _ in range(self._settings.slots - running):
+            if self._stopping.is_set() or not (claim := self._queue.claim(self._host)):
                 break
             self._spawn(claim)
-            running += 1
         self._store.evict()
         self._clear()
         if self._clock() >= self._forget_at:
@@ -122,13 +120,11 @@ class Supervisor:
         for _ in range(round(ROUND_SECONDS / LOOK_SECONDS)):
             if self._stopping.wait(LOOK_SECONDS):
                 return True
-            if any(process.poll() is not None for process, _ in self._children.values()):
-                return False
-            if len(self._children) < self._settings.slots and self._queue.submitted.is_set():
-                self._queue.submitted.clear()
-                return False
+            is_ended = any(process.poll() is not None for process, _ in self._children.values())
+            if is_ended or (len(self._children) < self._settings.slots and self._queue.submitted.is_set()):
+                break
         self._queue.submitted.clear()
-        return self._stopping.is_set()
+        return False
 
     # runners
 
@@ -167,22 +163,17 @@ class Supervisor:
         log.warning("runner.lost", job=job.id, state=job.state, reason=job.reason)
 
     def _end_cancelled(self, here: list[Job]) -> None:
-        signalled_at = {}
+        now, before, self._signalled_at = self._clock(), self._signalled_at, {}
         for job in here:
-            if not job.cancel_wanted:
-                continue
-            child = self._children.get(job.id)
-            pid = child[0].pid if child else holder(self._locks / job.wish.analysis_key)
-            if not pid:
-                continue  # not yet at work, or just over: it notices by itself
-            now = self._clock()
-            key = job.id, pid
-            signalled_at[key] = self._signalled_at.get(key, now)
-            if key not in self._signalled_at:
-                _signal_group(pid, signal.SIGTERM)
-            elif now - signalled_at[key] >= KILL_SECONDS:
-                _signal_group(pid, signal.SIGKILL)
-        self._signalled_at = signalled_at
+            if job.cancel_wanted:
+                child = self._children.get(job.id)
+                pid = child[0].pid if child else holder(self._locks / job.wish.analysis_key)
+                if not pid:
+                    continue  # not yet at work, or just over: it notices by itself
+                signalled_at = self._signalled_at[job.id, pid] = before.get((job.id, pid), now)
+                if (job.id, pid) not in before or now - signalled_at >= KILL_SECONDS:
+                    with suppress(ProcessLookupError, PermissionError):
+                        os.killpg(pid, signal.SIGKILL if (job.id, pid) in before else signal.SIGTERM)
 
     # room
 
@@ -228,8 +219,3 @@ def _library(job: Job) -> str:
     recipe = recipe_of(None, job.wish.options)
     runs_model = recipe.probe or ROUNDINGS[recipe.rounding].needs_model
     return find_openblas() if runs_model and sys.platform == "linux" else ""
-
-
-def _signal_group(pid: int, number: signal.Signals) -> None:
-    with suppress(ProcessLookupError, PermissionError):
-        os.killpg(pid, number)

@@ -1,4 +1,4 @@
-"""What Alembic runs for a migration: it is given the connection, and with it the transaction."""
+"""Migrates for Alembic, within the connection and the transaction of the caller."""
 
 from alembic import context
 from sqlalchemy import Connection

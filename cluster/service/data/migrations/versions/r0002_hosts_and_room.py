@@ -1,4 +1,4 @@
-"""Which machines there are, which store is theirs, and what of it jobs have reserved."""
+"""The machines, their store, and the bytes of it that jobs have reserved."""
 
 import sqlalchemy as sa
 from alembic import op
