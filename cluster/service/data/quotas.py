@@ -42,8 +42,8 @@ def check(connection: Connection, by: Person, more_bytes: int, now: float, *, un
     """Raise `QuotaExceededError` if one more job of at most `more_bytes` exceeds a quota of `by`."""
     if unfinished and by.quota.queued is not None and (count := _unfinished(connection, by.name)) >= by.quota.queued:
         raise QuotaExceededError(
-            f"{by.name} has {count} waiting or running jobs and may have {by.quota.queued}; needed: one of them done or "
-            "cancelled first",
+            f"{by.name} has {count} waiting or running jobs and may have {by.quota.queued}; needed: one of them done "
+            "or cancelled first",
             retry_after=_seconds_until_done(connection, by.name, now),
         )
     if by.quota.nbytes is not None and (nbytes := _nbytes(connection, by.name)) + more_bytes > by.quota.nbytes:
