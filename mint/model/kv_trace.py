@@ -86,11 +86,9 @@ def tracing(source: Source) -> Iterator[Module]:
     except MintError as error:
         raise MintError(f"{source.folder}: {error}") from error
     except Exception as error:  # a model may raise what it likes
-        raise MintError(
-            f"{source.folder}: mlx_lm's {source.config['model_type']} model does not run on shapes alone "
-            f"({_summary(error)}); needed: a forward pass that does not look at values. Set memory for the context "
-            "aside by hand"
-        ) from error
+        fault = f"mlx_lm's {source.config['model_type']} model does not run on shapes alone ({_summary(error)})"
+        remedy = "needed: a forward pass that does not look at values. Set memory for the context aside by hand"
+        raise MintError(f"{source.folder}: {fault}; {remedy}") from error
 
 
 def _summary(error: Exception) -> str:

@@ -38,9 +38,7 @@ def hub_id(model: str | Path) -> HubId | None:
     try:
         return None if isinstance(model, Path) or Path(model).exists() else parse_id(model)
     except OSError as error:
-        raise MintError(
-            f"{model}: {error.strerror}; needed: the path of a folder that you may read, or an id of the hub"
-        ) from error
+        raise MintError(f"{model}: {error.strerror}; needed: the path of a folder, or an id of the hub") from error
 
 
 def model_name(model: str | Path) -> str:

@@ -60,7 +60,7 @@ def open_source(model: Path | str, *, dtype: str = "", on_progress: OnProgress =
     """Open a Hugging Face model: a folder, or as a `str` an id of the hub, which is downloaded if need be.
 
     `dtype` overrides the dtype that weights are cast to. Raises `MintError` when the folder, a shard, the config or the
-    architecture is not what it has to be.
+    architecture is not valid.
     """
     folder = locate(model, on_progress, check=check_config)
     if not folder.is_dir():

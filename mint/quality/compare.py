@@ -108,10 +108,8 @@ def _check_vocabulary(folder: Path, tokenizer: str, vocabulary: int, reference: 
     remedy = "needed: a reference of the model that it was made from"
     size = vocabulary_size(folder)
     if size != vocabulary:
-        raise MintError(
-            f"{folder}: its vocabulary has {size:,} tokens, that of the reference {reference} has {vocabulary:,}; "
-            f"{remedy}"
-        )
+        sizes = f"its vocabulary has {size:,} tokens, that of the reference {reference} has {vocabulary:,}"
+        raise MintError(f"{folder}: {sizes}; {remedy}")
     digest = sequences.vocabulary_digest(folder)
     if digest and tokenizer and digest != tokenizer:
         raise MintError(

@@ -1,12 +1,12 @@
 """Running a whole model over sequences of tokens, at the precision that a comparison needs.
 
-On a CPU a model is held as plain float32, quantized or not: every quantized module is dequantized, exactly as it is
-stored. Products of float32 matrices are what a CPU multiplies fast, those of bf16 or of packed weights 10-20 times
-slower. On a GPU the model runs as mlx_lm loads it, since that is what will be used.
+On a CPU a model is plain float32, quantized or not: every quantized module is dequantized, exactly as it is stored. A
+CPU multiplies float32 matrices fast, those of bf16 or of packed weights 10-20 times slower. On a GPU the model runs as
+mlx_lm loads it, as it will be used.
 
 `wide` is the model in float32: its function, free of the noise of 16-bit arithmetic. `narrow` is the same model
-in bf16, every product rounded to bf16 after sums in float32, as matrix units do it. Neither is more than one
-rounding per module away from what it says.
+in bf16, every product rounded to bf16 after sums in float32, as matrix units do it. Both are exact to one rounding per
+module.
 """
 
 # B sequences of a block, L tokens, V vocabulary
@@ -124,11 +124,9 @@ def _dequantized(folder: Path) -> Module:
         return stock
     weights = dict(tree_flatten(stock.parameters()))
     for path, module in quantized.items():
-        if not type(module).__name__.startswith("Quantized"):
-            raise MintError(
-                f"{folder}: {path} is a {type(module).__name__}, which does more than hold a quantized weight; "
-                "needed a GPU to evaluate this model"
-            )
+        kind = type(module).__name__
+        if not kind.startswith("Quantized"):
+            raise MintError(f"{folder}: {path} is a {kind}, more than a quantized weight; needed: a GPU to evaluate it")
         for part in _PACKED:
             weights.pop(f"{path}.{part}", None)
         weights[f"{path}.weight"] = dequantized(module)
@@ -158,10 +156,7 @@ def _cast(model: Module, dtype: mx.Dtype, *, but_matrices: bool = False) -> Modu
 
 
 def _computing_wide(model: Module, dtype: mx.Dtype) -> Module:
-    """The model, its matrices multiplied in float32 and what comes out rounded to `dtype`.
-
-    They are those that could be quantized or are; a router's gate rounds where its own code says.
-    """
+    """The model, its quantized and quantizable matrices multiplied in float32 and the products rounded to `dtype`."""
 
     def call(method: Callable[..., mx.array], module: Module, *arguments: Any, **options: Any) -> mx.array:
         if not any(map(_is_float, arguments)):  # a look-up multiplies nothing

@@ -1,9 +1,8 @@
 """The sequences that two models are compared on: windows of a text, or text that the reference writes itself.
 
-Own text needs no data: every sequence begins with a random token of the vocabulary and goes on as the model samples
-it, at temperature 1 (ancestral sampling). A model meets there what it meets when it is used.
-All sequences of an evaluation have one length, and begin as the model's tokenizer begins every text (with the BOS
-token, or with nothing).
+Own text needs no data: every sequence begins with a random token of the vocabulary and continues as the model samples
+it, at temperature 1 (ancestral sampling). All sequences of an evaluation have one length, and begin as the model's
+tokenizer begins every text (with the BOS token, or with nothing).
 """
 
 # S sequences, L tokens of each
@@ -48,8 +47,7 @@ def text_size(tokens: int | None, window: int | None, *, own: bool) -> TextSize:
         raise MintError(f"--window {window}: a sequence of {window} tokens predicts nothing; needed 2 or more")
     if tokens < FEWEST * window:
         raise MintError(
-            f"--tokens {tokens} is less than {FEWEST} sequences of {window} tokens; needed at least "
-            f"{FEWEST * window}, or a smaller --window"
+            f"--tokens {tokens}: needed at least {FEWEST * window}, {FEWEST} windows, or a smaller --window"
         )
     return TextSize(tokens // window, window)
 
@@ -62,16 +60,13 @@ def text_sequences(folder: Path, texts: Sequence[Path], size: TextSize) -> Token
     """
     tokenizer = _tokenizer(folder)
     if tokenizer is None:
-        raise MintError(
-            f"{folder}: no tokenizer found, needed for --text; copy the model's tokenizer.json there, or go without"
-        )
+        raise MintError(f"{folder}: no tokenizer found, needed for --text; copy tokenizer.json there, or go without")
     prefix = _prefix(tokenizer)
     fresh = size.window - len(prefix)
     encoded = [tokenizer.encode(_read(path), add_special_tokens=False, verbose=False) for path in texts]
-    cut = [
-        [[*prefix, *tokens[at : at + fresh]] for at in range(0, len(tokens) - fresh + 1, fresh)] for tokens in encoded
-    ]
-    windows = [window for window in chain.from_iterable(zip_longest(*cut)) if window is not None]
+    cut = [[tokens[start : start + fresh] for start in range(0, len(tokens), fresh)] for tokens in encoded]
+    parts = (part for part in chain.from_iterable(zip_longest(*cut, fillvalue=())) if len(part) == fresh)
+    windows = [[*prefix, *part] for part in parts]
     if len(windows) < size.count:
         raise MintError(
             f"{', '.join(map(str, texts))}: {sum(map(len, encoded)):,} tokens make {len(windows)} whole windows of "
@@ -115,9 +110,7 @@ def _tokenizer(folder: Path) -> Any:
     try:
         return read_tokenizer(folder) if has_tokenizer(folder) else None
     except Exception as error:  # mlx_lm raises many kinds
-        raise MintError(
-            f"{folder}: mlx_lm does not load its tokenizer ({error!r}); needed: the tokenizer files of the model"
-        ) from error
+        raise MintError(f"{folder}: mlx_lm does not load its tokenizer ({error!r}); needed: one that loads") from error
 
 
 def _prefix(tokenizer: Any) -> list[int]:

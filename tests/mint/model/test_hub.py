@@ -22,8 +22,7 @@ from mint.core.progress import Progress
 from mint.model.hub_cache import HubId, NotOnHubError, cached, parse_id
 from mint.model.hub_download import fetch
 from mint.model.locate import locate, model_name
-from mint.run.executor import Executor, in_process
-from mint.run.executors import executing
+from mint.run.executor import Executor, executing, in_process
 from tests.worlds.hub_world import FakeHub, fake_hub, know
 from tests.worlds.zoo import write_model
 

@@ -14,8 +14,7 @@ import pytest
 from cluster.settings import TOKEN_VARIABLE, Address
 from cluster.transport.connect import settings
 from mint.core.errors import MintError
-from mint.run.executor import Executor, in_process
-from mint.run.executors import executing
+from mint.run.executor import Executor, executing, in_process
 
 ELSEWHERE = Address("10.0.0.1", 6379)
 MINT = (sys.executable, "-m", "mint")
