@@ -20,7 +20,7 @@ _ID = re.compile(rf"(?P<repository>(?![^@]*--){_PART}/{_PART})(?:@(?P<revision>{
 
 
 class NotOnHubError(MintError):
-    """The hub does not know a model, or cannot be asked: its name may mean something else."""
+    """The hub does not know a model, or does not answer: its name may mean something else."""
 
 
 @dataclass(frozen=True, slots=True)

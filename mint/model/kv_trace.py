@@ -34,7 +34,7 @@ _Key = tuple[int, tuple[int, ...]]  # a module and the positions of the caches t
 
 
 def context_memory(source: Source) -> ContextMemory:
-    """The bytes that a context needs in this model, traced up to 2^20 tokens, or to what the model takes.
+    """The bytes that a context needs in this model, traced up to 2^20 tokens, or to the longest that the model takes.
 
     Nothing of the weights is read. Raises `MintError` when the model's forward pass cannot be traced.
     """
@@ -174,7 +174,8 @@ class Passes:
         key = (id(module), positions)
         if key in self._known:
             for position in positions:
-                self._leaves[position].state = tree_map(self._stand_in, *[self._states[position]] * 2)
+                state = self._states[position]
+                self._leaves[position].state = tree_map(self._stand_in, state, state)
             return tree_map(self._stand_in, *self._known[key])
         answer = call(module, *args, **kwargs)
         if positions and all(_is_state(self._leaves[position]) for position in positions):

@@ -121,10 +121,8 @@ def _stores_as_planned(unit: Unit, module: Module) -> bool:
                 quantized = module.to_quantized(**format.parameters())
         except TypeError:
             return False
-        for tensor in format.tensors("", unit.shape, unit.dtype):
-            array = quantized.get(tensor.name.rpartition(".")[2])
-            if not isinstance(array, mx.array):
-                return False
-            if (array.shape, DTYPES[array.dtype]) != (tensor.shape, tensor.dtype):
-                return False
+        tensors = {tensor.name.rpartition(".")[2]: tensor for tensor in format.tensors("", unit.shape, unit.dtype)}
+        arrays = {name: quantized[name] for name in tensors if isinstance(quantized.get(name), mx.array)}
+        planned = {name: (tensor.shape, tensor.dtype) for name, tensor in tensors.items()}
+        return planned == {name: (array.shape, DTYPES[array.dtype]) for name, array in arrays.items()}
     return True

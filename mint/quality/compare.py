@@ -31,11 +31,7 @@ NOISE_SHARE = 4  # one sequence in four is measured for noise: bf16 is slow on C
 
 
 def compare(question: Question, on_progress: OnProgress) -> Evaluation:
-    """Evaluate in this process: write the reference file, unless there is one, and compare.
-
-    Raises `MintError` when a model does not load, the candidate has another vocabulary or computes NaN, or the text is
-    too short.
-    """
+    """Evaluate in this process: write the reference file, unless there is one, and compare."""
     started = time.perf_counter()
     folder = question.output
     with fusing_nothing(), tempfile.TemporaryDirectory(prefix="mint-") as scratch:

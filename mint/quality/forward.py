@@ -34,25 +34,25 @@ BLOCK = 1 << 25  # logits at once
 _PACKED = ("weight", "scales", "biases", "global_scale")
 
 
-def open_wide(folder: Path) -> Module:
-    """The model in `folder` computing in float32."""
-    return widened_in_use(folder) if backend().runs_stored_weights else _cast(_dequantized(folder), mx.float32)
+def open_wide(folder: Path, *, on_gpu: bool | None = None) -> Module:
+    """The model in `folder` computing in float32, by default in the way of this machine."""
+    on_gpu = backend().runs_stored_weights if on_gpu is None else on_gpu
+    return _widened(_load(folder) if on_gpu else _dequantized(folder), on_gpu=on_gpu)
 
 
 def open_without(folder: Path, paths: Collection[str]) -> Module:
-    """The model in `folder` computing in float32, the modules at `paths` having no weight; theirs is never read."""
+    """The model in `folder` computing in float32; the modules at `paths` have no weight, and theirs is never read."""
     model = _load(folder)
     for path, module in model.named_modules():
         if path in paths:
             module.pop("weight")
-    on_gpu = backend().runs_stored_weights
+    return _widened(model, on_gpu=backend().runs_stored_weights)
+
+
+def _widened(model: Module, *, on_gpu: bool) -> Module:
+    """The model in float32; on a GPU its matrices stay as they are stored, widened while they are used."""
     model = _cast(model, mx.float32, but_matrices=on_gpu)
     return _computing_wide(model, mx.float32) if on_gpu else model
-
-
-def widened_in_use(folder: Path) -> Module:
-    """The model in float32 by the way of a GPU: its matrices stay as they are stored, widened while they are used."""
-    return _computing_wide(_cast(_load(folder), mx.float32, but_matrices=True), mx.float32)
 
 
 def open_narrow(folder: Path) -> Module:

@@ -40,7 +40,7 @@ class Executor(Protocol):
 
     @property
     def made_by(self) -> Mapping[str, str]:
-        """The node that did a unit last, by the unit's path; a unit that is not there was done in this process."""
+        """The node that did a unit last, by the unit's path; without those of this process."""
 
     def __call__(self, source: Source, job: Job[T], units: Sequence[Unit]) -> Iterator[tuple[Unit, T]]: ...
 
