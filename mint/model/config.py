@@ -43,7 +43,5 @@ def _refuse_quantized(folder: Path, config: dict[str, Any]) -> None:
     # mlx_lm's sanitize turns plain fp8 into bf16; blocks of 32 x 32 with power-of-two scales stay packed as mxfp8
     stays_packed = (settings.get("scale_fmt"), settings.get("weight_block_size")) == ("ue8m0", [32, 32])
     if (settings or method == "modelopt") and (method != "fp8" or stays_packed):
-        raise MintError(
-            f"{folder}: the model is already quantized ({method}); needed: bf16, f16, f32 or fp8 weights. "
-            "Start from the original model, or dequantize this one first"
-        )
+        fault = f"the model is already quantized ({method}); needed: bf16, f16, f32 or fp8 weights"
+        raise MintError(f"{folder}: {fault}. Start from the original model, or dequantize this one first")

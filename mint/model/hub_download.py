@@ -14,39 +14,24 @@ from pathlib import Path
 from typing import Any
 
 import httpx2
-from huggingface_hub import HfApi, constants, get_token, is_offline_mode
-from huggingface_hub.errors import (
-    GatedRepoError,
-    HfHubHTTPError,
-    HFValidationError,
-    LocalEntryNotFoundError,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
-    XetDownloadError,
-)
+from huggingface_hub import HfApi, constants, errors, get_token, is_offline_mode
 from huggingface_hub.utils import tqdm  # type: ignore[attr-defined]
 
 from mint.core.errors import DiskFullError, MintError
 from mint.core.progress import OnProgress, Progress, ignore
 from mint.core.sizes import format_size
 from mint.model.checkpoint.shards import PATTERN
-from mint.model.hub_cache import WANTED, HubId, NotOnHubError, snapshot
+from mint.model.hub_cache import WANTED, Check, HubId, NotOnHubError, snapshot
 
 _SECONDS = 30.0  # without an answer of the hub
 _TICK_SECONDS = 0.2  # between two reports
 _BYTES_BAR = "huggingface_hub.snapshot_download"  # its bar that counts written bytes
-_HUB_ERRORS = (
-    HfHubHTTPError, HFValidationError, httpx2.TransportError, LocalEntryNotFoundError, XetDownloadError,
-)  # fmt: skip
+_UNREACHABLE = (httpx2.TransportError, errors.LocalEntryNotFoundError, errors.XetDownloadError)
 _LOG_IN = "log in (hf auth login, or HF_TOKEN)"
 
 
 def fetch(
-    id: HubId,
-    on_progress: OnProgress = ignore,
-    *,
-    check: Callable[[Path], object] = lambda folder: None,
-    reserve_bytes: int = 0,
+    id: HubId, on_progress: OnProgress = ignore, *, check: Check = lambda folder: None, reserve_bytes: int = 0
 ) -> Path:
     """Download what is missing of a model and return its snapshot's folder; interrupted, the same call resumes.
 
@@ -55,10 +40,8 @@ def fetch(
     `MintError` for everything else that can be fixed.
     """
     if is_offline_mode():
-        raise NotOnHubError(
-            f"{id} is not whole in the hub's cache ({constants.HF_HUB_CACHE}), and HF_HUB_OFFLINE is set; needed: "
-            "HF_HUB_OFFLINE=0 to download it, or the path of a folder that holds it"
-        )
+        fault = f"{id} is not whole in the hub's cache ({constants.HF_HUB_CACHE}), and HF_HUB_OFFLINE is set"
+        raise NotOnHubError(f"{fault}; needed: HF_HUB_OFFLINE=0, or the path of a folder that holds it")
 
     def report(done: int) -> None:
         on_progress(Progress("download", done, total, str(id)))
@@ -74,7 +57,7 @@ def fetch(
         missing = sum(nbytes for name, nbytes in sizes.items() if not (folder / name).exists())
         _need_room(folder, missing, reserve_bytes)
         folder = _bring(id, WANTED, lambda nbytes: report(total - missing + min(nbytes, missing)))
-    except _HUB_ERRORS as error:
+    except (errors.HfHubHTTPError, errors.HFValidationError, *_UNREACHABLE) as error:
         raise _explained(id, error) from error
     report(total)
     return folder
@@ -145,18 +128,18 @@ def _explained(id: HubId, error: Exception) -> MintError:
     """The error of huggingface_hub, with its remedy."""
     hub, page, reader = constants.ENDPOINT, f"{constants.ENDPOINT}/{id.repository}", f"{_LOG_IN} as one of its readers"
     reason = next(iter(str(error).strip().splitlines()), "") or type(error).__name__
-    if isinstance(error, GatedRepoError):
+    if isinstance(error, errors.GatedRepoError):
         return MintError(f"{id}: its users accept its terms first; accept them at {page} and {_LOG_IN}")
-    if isinstance(error, RevisionNotFoundError):
+    if isinstance(error, errors.RevisionNotFoundError):
         return MintError(f"{id.repository} has no revision {id.revision!r}; needed: a branch, tag or commit of {page}")
-    if isinstance(error, HFValidationError):
+    if isinstance(error, errors.HFValidationError):
         return NotOnHubError(f"{id} is no id of the hub: {error}")
-    if not isinstance(error, HfHubHTTPError):
+    if not isinstance(error, errors.HfHubHTTPError):
         fault = f"{id} is not whole in the hub's cache ({constants.HF_HUB_CACHE}), and {hub} does not answer ({reason})"
         remedy = "connect this machine and run the same command again, or give the path of a folder that holds it"
         return NotOnHubError(f"{fault}; {remedy}")
     status = error.response.status_code
-    if isinstance(error, RepositoryNotFoundError) or (status == 401 and not get_token()):
+    if isinstance(error, errors.RepositoryNotFoundError) or (status == 401 and not get_token()):
         return NotOnHubError(f"{hub} knows no model {id.repository}; check its name. If it is private, {reader}")
     if status in (401, 403):
         return MintError(f"{id}: {hub} refuses the token of this machine ({status}: {reason}); {reader}")

@@ -4,17 +4,14 @@ What exists is meant as a path; so is whatever does not look like an id (`./a/b`
 Anything else that is written `owner/name` is looked for in the hub's cache, then downloaded.
 """
 
-from collections.abc import Callable
 from pathlib import Path
 
 from mint.core.errors import MintError
 from mint.core.progress import OnProgress, ignore
-from mint.model.hub_cache import HubId, NotOnHubError, cached, parse_id
+from mint.model.hub_cache import Check, HubId, NotOnHubError, cached, parse_id
 
 
-def locate(
-    model: str | Path, on_progress: OnProgress = ignore, *, check: Callable[[Path], object] = lambda folder: None
-) -> Path:
+def locate(model: str | Path, on_progress: OnProgress = ignore, *, check: Check = lambda folder: None) -> Path:
     """The folder or file that `model` means; a model of the hub is downloaded unless the cache has it whole.
 
     `check` gets the folder before its large files are downloaded, and may raise. Raises `MintError` for a model that

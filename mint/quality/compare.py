@@ -108,10 +108,9 @@ def _check_vocabulary(folder: Path, tokenizer: str, vocabulary: int, reference: 
         raise MintError(f"{folder}: {sizes}; {remedy}")
     digest = sequences.vocabulary_digest(folder)
     if digest and tokenizer and digest != tokenizer:
-        raise MintError(
-            f"{folder}: its tokenizer knows other tokens than that of the reference {reference} (vocabulary "
-            f"{digest[:16]}, needed {tokenizer[:16]}); {remedy}"
-        )
+        digests = f"(vocabulary {digest[:16]}, needed {tokenizer[:16]})"
+        fault = f"its tokenizer knows other tokens than that of the reference {reference} {digests}"
+        raise MintError(f"{folder}: {fault}; {remedy}")
 
 
 def _figures(folder: Path, reference: Reference, on_progress: OnProgress) -> dict[str, tuple[Statistic, Array]]:

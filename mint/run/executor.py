@@ -135,9 +135,7 @@ def executing(
         return
     offers = metadata.entry_points(group=GROUP)
     if not offers:
-        raise MintError(
-            f"--cluster {address}: nothing is installed that works elsewhere; needed: pip install 'mint-mlx[cluster]'"
-        )
+        raise MintError(f"--cluster {address}: no executor is installed; needed: pip install 'mint-mlx[cluster]'")
     try:
         folder = locate(model, on_progress, check=check_config)
     except NotOnHubError as error:  # it may be a folder that only nodes have

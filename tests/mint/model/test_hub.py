@@ -67,9 +67,9 @@ def test_what_the_cache_has_is_found_without_a_network(
     hub: FakeHub, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = locate(ID)
-    asked = len(hub.tokens)
+    requests = len(hub.tokens)
     assert locate(ID) == locate(f"{ID}@main") == locate(f"{ID}@{folder.name}") == folder
-    assert len(hub.tokens) == asked
+    assert len(hub.tokens) == requests
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     assert locate(ID) == folder
     assert capfd.readouterr() == ("", "")  # no bars and no warnings of others
