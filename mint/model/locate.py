@@ -1,7 +1,7 @@
 """A model's name to its folder: a folder's own path, or an id of the Hugging Face hub.
 
-What exists is meant as a path; so is whatever does not look like an id (`./a/b`, `/a/b`, `a/b/c`), and every `Path`.
-Anything else that is written `owner/name` is looked for in the hub's cache, then downloaded.
+A path is every `Path`, every name that exists, and every name that is no id (`./a/b`, `/a/b`, `a/b/c`). Any other
+`owner/name` is looked for in the hub's cache, then downloaded.
 """
 
 from pathlib import Path

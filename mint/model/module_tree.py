@@ -86,13 +86,13 @@ class OpenedModel:
 
     def __init__(self, folder: Path, config: dict[str, Any], shards: tuple[Shard, ...], dtype: str = "") -> None:
         self._files = folder, config, shards, dtype
-        self._tree: Tree | None = None  # not handed over
+        self._tree: Tree | None = None  # until its arrays get another owner
         self._model: Module | None = None
         self.unshared: Collection[str] = ()  # parameters that share no source tensor with others
         self._left: Arrays = {}  # these, of the last reading
 
     def tree(self) -> Tree:
-        """The tree, to look at and not to keep, since its arrays will be handed over."""
+        """The tree, for a look: its arrays will get another owner."""
         if self._tree is None:
             self._tree = build_tree(*self._files)
             self._model = self._model or self._tree.model
@@ -110,7 +110,7 @@ class OpenedModel:
         return arrays
 
     def take(self, names: Collection[str]) -> Arrays:
-        """Fresh lazy arrays of these parameters, from what the last reading of `arrays` left where that has them."""
+        """Fresh lazy arrays of these parameters, if possible those that the last reading of `arrays` left."""
         arrays = self._left if self._left.keys() >= set(names) else self.arrays()
         self._left = {}
         return {name: arrays[name] for name in names}

@@ -30,6 +30,7 @@ import numpy.typing as npt
 from safetensors import SafetensorError, safe_open
 
 from mint.core.errors import MintError
+from mint.core.files import partial_path
 from mint.formats.layout import file_head
 from mint.quality.divergence import Logits, Tokens
 
@@ -75,11 +76,6 @@ class Reference:
         offset = self.start + 2 * size * rows.start
         block = np.fromfile(self.path, np.float16, size * (rows.stop - rows.start), offset=offset)
         return block.reshape(-1, positions, self.vocabulary)
-
-
-def partial_path(path: Path) -> Path:
-    """The path of the unfinished reference file for `path`."""
-    return path.with_name(f"{path.name}.partial")
 
 
 @contextmanager
