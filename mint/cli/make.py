@@ -43,7 +43,7 @@ def quantize(
 
     stock()  # imports mlx_lm while this process does
     from mint.pipeline import Pipeline, Target
-    from mint.run.executors import executing
+    from mint.run.executor import executing
 
     nodes = executing(cluster, model, recipe.dtype, share=share, on_progress=screen.on_progress, on_note=screen.note)
     with nodes as (folder, executor):

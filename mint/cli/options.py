@@ -192,7 +192,7 @@ def opened(
     screen: Screen, model: str, dtype: str, cluster: str, *, share: bool = False
 ) -> "Iterator[tuple[Source, Executor]]":
     """The source of a model and the executor for it; the nodes of a cluster are free again at the end."""
-    from mint.run.executors import executing
+    from mint.run.executor import executing
 
     nodes = executing(cluster, model, dtype, share=share, on_progress=screen.on_progress, on_note=screen.note)
     with nodes as (folder, executor):

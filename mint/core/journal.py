@@ -100,10 +100,8 @@ def read_sealed(path: Path, kind: SealedKind) -> Sealed:
     body, seal = records[1:-1], records[-1]
     digest = sha256_of([text[: frames[-2][1]]]) if len(frames) > 1 else ""
     if not isinstance(seal, dict) or (seal.get("end"), seal.get("sha256")) != (len(body), digest):
-        raise MintError(
-            f"{path}: damaged: {len(records) - 1} frames after the header are readable, the last is no seal; "
-            f"remove the file and {kind.remedy}"
-        )
+        fault = f"damaged: {len(records) - 1} frames after the header are readable, the last is no seal"
+        raise MintError(f"{path}: {fault}; remove the file and {kind.remedy}")
     return Sealed(header, body, digest)
 
 
@@ -140,10 +138,8 @@ class Journal(AbstractContextManager["Journal"]):
             raise MintError(f"{self.path}: found a file that mint did not write; choose another output or remove it")
         frames = list(read_frames(text, len(magic)))
         if frames and frames[0][0] != header:
-            raise MintError(
-                f"{self.path}: begun for something else ({_difference(frames[0][0], header)}); "
-                "choose another output, or remove this file to begin again"
-            )
+            fault = f"begun for something else ({_difference(frames[0][0], header)})"
+            raise MintError(f"{self.path}: {fault}; choose another output, or remove this file to begin again")
         self._file.truncate(frames[-1][1] if frames else 0)
         if not frames:
             self._file.write(magic + frame(header))

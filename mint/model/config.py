@@ -8,10 +8,7 @@ from mint.core.errors import MintError
 
 
 def check_config(folder: Path) -> bytes:
-    """The text of the config of the model in `folder`.
-
-    Raises `MintError` for a config that is missing, broken or of a model that mint does not take.
-    """
+    """The text of the config of the model in `folder`; `MintError` when it is missing, broken or not supported."""
     path = folder / "config.json"
     if not path.is_file():
         raise MintError(f"{folder}: no config.json found; needed: a Hugging Face model folder")
@@ -23,10 +20,8 @@ def check_config(folder: Path) -> bytes:
     if not isinstance(config, dict) or "model_type" not in config:
         raise MintError(f"{path}: no model_type found; needed: the config of a language model")
     if config.get("model_file") is not None:
-        raise MintError(
-            f"{path}: the model brings its own code ({config['model_file']}), which is never run; "
-            "needed: an architecture that mlx_lm itself implements"
-        )
+        code = f"the model brings its own code ({config['model_file']}), which is never run"
+        raise MintError(f"{path}: {code}; needed: an architecture that mlx_lm itself implements")
     _refuse_quantized(folder, config)
     return text
 
@@ -42,16 +37,11 @@ def _refuse_quantized(folder: Path, config: dict[str, Any]) -> None:
     settings = section(config, "quantization_config") or section(text_config, "quantization_config")
     method = settings.get("quant_method", "unknown")
     if "quantization" in config:
-        raise MintError(
-            f"{folder}: the model is already quantized by MLX; needed: full-precision weights. "
-            "Start from the original model"
-        )
+        raise MintError(f"{folder}: the model is already quantized by MLX; needed: the original model")
     if (folder / "hf_quant_config.json").exists():
         method = "modelopt"
     # mlx_lm's sanitize turns plain fp8 into bf16; blocks of 32 x 32 with power-of-two scales stay packed as mxfp8
     stays_packed = (settings.get("scale_fmt"), settings.get("weight_block_size")) == ("ue8m0", [32, 32])
     if (settings or method == "modelopt") and (method != "fp8" or stays_packed):
-        raise MintError(
-            f"{folder}: the model is already quantized ({method}); needed: bf16, f16, f32 or fp8 weights. "
-            "Start from the original model, or dequantize this one first"
-        )
+        fault = f"the model is already quantized ({method}); needed: bf16, f16, f32 or fp8 weights"
+        raise MintError(f"{folder}: {fault}. Start from the original model, or dequantize this one first")

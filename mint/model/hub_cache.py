@@ -5,7 +5,7 @@ or a digit. huggingface_hub is imported when the cache is looked into.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,8 +19,11 @@ _PART = r"[A-Za-z0-9](?:[\w.-]{0,94}\w)?"  # huggingface_hub's rule, but for a `
 _ID = re.compile(rf"(?P<repository>(?![^@]*--){_PART}/{_PART})(?:@(?P<revision>{_PART}(?:/{_PART})*))?", re.ASCII)
 
 
+Check = Callable[[Path], object]  # of a folder, before its weights come; may raise
+
+
 class NotOnHubError(MintError):
-    """The hub does not know a model, or cannot be asked: its name may mean something else."""
+    """The hub does not know a model, or does not answer: its name may mean something else."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,11 +51,8 @@ def snapshot(id: HubId, patterns: Sequence[str] = WANTED, **options: Any) -> Pat
     """The folder that huggingface_hub makes of these files; any exception of it comes through."""
     from huggingface_hub import snapshot_download
 
-    patterns = list(patterns)
-    folder = snapshot_download(
-        id.repository, revision=id.revision, allow_patterns=patterns, ignore_patterns=NESTED, **options
-    )
-    return Path(folder)
+    options |= {"revision": id.revision, "allow_patterns": list(patterns), "ignore_patterns": NESTED}
+    return Path(snapshot_download(id.repository, **options))
 
 
 def cached(id: HubId) -> Path | None:

@@ -5,46 +5,33 @@ others. This file adds checks of the config and of the free space before the wei
 immediate end on Ctrl-C, and a remedy in every error.
 """
 
+import fnmatch
 import shutil
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import CancelledError, Future
-from contextlib import contextmanager
-from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
 import httpx2
-from huggingface_hub import HfApi, constants, get_token, is_offline_mode
-from huggingface_hub.errors import (
-    GatedRepoError,
-    HfHubHTTPError,
-    HFValidationError,
-    LocalEntryNotFoundError,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
-    XetDownloadError,
-)
+from huggingface_hub import HfApi, constants, errors, get_token, is_offline_mode
 from huggingface_hub.utils import tqdm  # type: ignore[attr-defined]
 
 from mint.core.errors import DiskFullError, MintError
 from mint.core.progress import OnProgress, Progress, ignore
 from mint.core.sizes import format_size
 from mint.model.checkpoint.shards import PATTERN
-from mint.model.hub_cache import WANTED, HubId, NotOnHubError, snapshot
+from mint.model.hub_cache import WANTED, Check, HubId, NotOnHubError, snapshot
 
 _SECONDS = 30.0  # without an answer of the hub
 _TICK_SECONDS = 0.2  # between two reports
 _BYTES_BAR = "huggingface_hub.snapshot_download"  # its bar that counts written bytes
+_UNREACHABLE = (httpx2.TransportError, errors.LocalEntryNotFoundError, errors.XetDownloadError)
 _LOG_IN = "log in (hf auth login, or HF_TOKEN)"
 
 
 def fetch(
-    id: HubId,
-    on_progress: OnProgress = ignore,
-    *,
-    check: Callable[[Path], object] = lambda folder: None,
-    reserve_bytes: int = 0,
+    id: HubId, on_progress: OnProgress = ignore, *, check: Check = lambda folder: None, reserve_bytes: int = 0
 ) -> Path:
     """Download what is missing of a model and return its snapshot's folder; interrupted, the same call resumes.
 
@@ -53,25 +40,25 @@ def fetch(
     `MintError` for everything else that can be fixed.
     """
     if is_offline_mode():
-        raise NotOnHubError(
-            f"{id} is not whole in the hub's cache ({constants.HF_HUB_CACHE}), and HF_HUB_OFFLINE is set; needed: "
-            "HF_HUB_OFFLINE=0 to download it, or the path of a folder that holds it"
-        )
+        fault = f"{id} is not whole in the hub's cache ({constants.HF_HUB_CACHE}), and HF_HUB_OFFLINE is set"
+        raise NotOnHubError(f"{fault}; needed: HF_HUB_OFFLINE=0, or the path of a folder that holds it")
 
     def report(done: int) -> None:
         on_progress(Progress("download", done, total, str(id)))
 
-    with _explained(id):
+    try:
         sizes = _listed(id)
         total = sum(sizes.values())
         report(0)
-        small = {name: nbytes for name, nbytes in sizes.items() if not fnmatchcase(name, PATTERN)}
-        _need_room(Path(constants.HF_HUB_CACHE), sum(small.values()), reserve_bytes)
-        folder = _bring(id, list(small), lambda nbytes: None)
+        small = sizes.keys() - fnmatch.filter(sizes, PATTERN)
+        _need_room(Path(constants.HF_HUB_CACHE), sum(sizes[name] for name in small), reserve_bytes)
+        folder = _bring(id, sorted(small), lambda nbytes: None)
         check(folder)
         missing = sum(nbytes for name, nbytes in sizes.items() if not (folder / name).exists())
         _need_room(folder, missing, reserve_bytes)
         folder = _bring(id, WANTED, lambda nbytes: report(total - missing + min(nbytes, missing)))
+    except (errors.HfHubHTTPError, errors.HFValidationError, *_UNREACHABLE) as error:
+        raise _explained(id, error) from error
     report(total)
     return folder
 
@@ -80,29 +67,22 @@ def _listed(id: HubId) -> Mapping[str, int]:
     """The files of a model that mint needs, and their bytes."""
     listing = HfApi().model_info(id.repository, revision=id.revision, files_metadata=True, timeout=_SECONDS)
     sizes = {file.rfilename: file.size or 0 for file in listing.siblings or []}
-    needed = {
-        name: nbytes
-        for name, nbytes in sizes.items()
-        if "/" not in name and any(fnmatchcase(name, pattern) for pattern in WANTED)
-    }
+    names = [name for pattern in WANTED for name in fnmatch.filter(sizes, pattern) if "/" not in name]
     for pattern in (PATTERN, "config.json"):
-        if not any(fnmatchcase(name, pattern) for name in needed):
+        if not fnmatch.filter(names, pattern):
             others = ", ".join(sorted(sizes)[:8]) or "nothing"
-            raise MintError(
-                f"{id} has no {pattern} (found {others}); needed: a model in safetensors format. Look for one that was "
-                "converted, or for another revision (OWNER/NAME@refs/pr/N)"
-            )
-    return needed
+            remedy = "Look for one that was converted, or for another revision (OWNER/NAME@refs/pr/N)"
+            raise MintError(f"{id} has no {pattern} (found {others}); needed: a model in safetensors format. {remedy}")
+    return {name: sizes[name] for name in names}
 
 
 def _need_room(folder: Path, needed: int, reserve_bytes: int) -> None:
     existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     free = max(0, shutil.disk_usage(existing).free - reserve_bytes)
     if needed > free:
-        raise DiskFullError(
-            f"{constants.HF_HUB_CACHE}: {format_size(needed)} are still to come, {format_size(free)} are free there; "
-            "make room (hf cache ls), or set HF_HUB_CACHE to a folder on another disk"
-        )
+        sizes = f"{format_size(needed)} are still to come, {format_size(free)} are free there"
+        remedy = "make room (hf cache ls), or set HF_HUB_CACHE to a folder on another disk"
+        raise DiskFullError(f"{constants.HF_HUB_CACHE}: {sizes}; {remedy}")
 
 
 def _bring(id: HubId, patterns: Sequence[str], on_bytes: Callable[[int], object]) -> Path:
@@ -144,40 +124,23 @@ def _bring(id: HubId, patterns: Sequence[str], on_bytes: Callable[[int], object]
     return snapshot_path.result()
 
 
-@contextmanager
-def _explained(id: HubId) -> Iterator[None]:
-    """Raise an error of huggingface_hub as one that says what can be done about it."""
-    hub = constants.ENDPOINT
-    try:
-        yield
-    except GatedRepoError as error:
-        raise MintError(
-            f"{id}: its owner lets only those download it who accept its terms; accept them at {hub}/{id.repository} "
-            f"and {_LOG_IN}"
-        ) from error
-    except RevisionNotFoundError as error:
-        raise MintError(
-            f"{id.repository} has no revision {id.revision!r}; needed: a branch, tag or commit of "
-            f"{hub}/{id.repository}/commits/main"
-        ) from error
-    except HfHubHTTPError as error:
-        status, as_reader = error.response.status_code, f"{_LOG_IN} as somebody who may read it"
-        if isinstance(error, RepositoryNotFoundError) or (status == 401 and not get_token()):
-            message = f"{hub} knows no model {id.repository}; check its name. If it is private, {as_reader}"
-            raise NotOnHubError(message) from error
-        if status in (401, 403):
-            message = f"{id}: {hub} refuses the token of this machine ({status}: {_summary(error)}); {as_reader}"
-            raise MintError(message) from error
-        raise NotOnHubError(f"{id}: {hub} answers {status}; run the same command again later") from error
-    except HFValidationError as error:
-        raise NotOnHubError(f"{id} is no id of the hub: {error}") from error
-    except (httpx2.TransportError, LocalEntryNotFoundError, XetDownloadError) as error:
-        raise NotOnHubError(
-            f"{id} is not whole in the hub's cache ({constants.HF_HUB_CACHE}), and {hub} does not answer "
-            f"({_summary(error)}); connect this machine and run the same command again, or give the path of a folder "
-            "that holds it"
-        ) from error
-
-
-def _summary(error: Exception) -> str:
-    return next(iter(str(error).strip().splitlines()), "") or type(error).__name__
+def _explained(id: HubId, error: Exception) -> MintError:
+    """The error of huggingface_hub, with its remedy."""
+    hub, page, reader = constants.ENDPOINT, f"{constants.ENDPOINT}/{id.repository}", f"{_LOG_IN} as one of its readers"
+    reason = next(iter(str(error).strip().splitlines()), "") or type(error).__name__
+    if isinstance(error, errors.GatedRepoError):
+        return MintError(f"{id}: its users accept its terms first; accept them at {page} and {_LOG_IN}")
+    if isinstance(error, errors.RevisionNotFoundError):
+        return MintError(f"{id.repository} has no revision {id.revision!r}; needed: a branch, tag or commit of {page}")
+    if isinstance(error, errors.HFValidationError):
+        return NotOnHubError(f"{id} is no id of the hub: {error}")
+    if not isinstance(error, errors.HfHubHTTPError):
+        fault = f"{id} is not whole in the hub's cache ({constants.HF_HUB_CACHE}), and {hub} does not answer ({reason})"
+        remedy = "connect this machine and run the same command again, or give the path of a folder that holds it"
+        return NotOnHubError(f"{fault}; {remedy}")
+    status = error.response.status_code
+    if isinstance(error, errors.RepositoryNotFoundError) or (status == 401 and not get_token()):
+        return NotOnHubError(f"{hub} knows no model {id.repository}; check its name. If it is private, {reader}")
+    if status in (401, 403):
+        return MintError(f"{id}: {hub} refuses the token of this machine ({status}: {reason}); {reader}")
+    return NotOnHubError(f"{id}: {hub} answers {status}; run the same command again later")

@@ -44,10 +44,8 @@ class ContextMemory:
         if kv_bits is not None and kv_bits not in KV_BITS:
             raise MintError(f"found kv_bits {kv_bits}; needed: one of {', '.join(map(str, KV_BITS))}, or none")
         if kv_bits is not None and self.obstacle:
-            raise MintError(
-                f"found kv_bits {kv_bits}, but mlx_lm cannot run this model with a quantized cache ({self.obstacle}); "
-                "needed: a cache that is not quantized. Leave kv_bits out"
-            )
+            reason = f"mlx_lm cannot run this model with a quantized cache ({self.obstacle})"
+            raise MintError(f"kv_bits {kv_bits}: {reason}; needed: a cache that is not quantized. Leave kv_bits out")
         fixed, elements, plain = self._at(tokens)
         if kv_bits is None:
             return fixed + plain

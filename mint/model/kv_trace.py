@@ -34,7 +34,7 @@ _Key = tuple[int, tuple[int, ...]]  # a module and the positions of the caches t
 
 
 def context_memory(source: Source) -> ContextMemory:
-    """The bytes that a context needs in this model, traced up to 2^20 tokens, or to what the model takes.
+    """The bytes that a context needs in this model, traced up to 2^20 tokens, or to the longest that the model takes.
 
     Nothing of the weights is read. Raises `MintError` when the model's forward pass cannot be traced.
     """
@@ -69,10 +69,9 @@ def active_experts(source: Source) -> dict[str, float]:
                 hook(module, partial(count, path), ("__call__",))
         Passes(model).run(1)
     if path := next((path for path, matrices in chosen.items() if matrices == 0), ""):
-        raise MintError(
-            f"{source.folder}: one token's forward pass never calls {path}, a stack of {stacks[path]} matrices; "
-            "needed: a model that uses it, to know how much of it a token reads. Do without this estimate"
-        )
+        fault = f"one token's forward pass never calls {path}, a stack of {stacks[path]} matrices"
+        remedy = "needed: a model that uses it, to know how much of it a token reads. Do without this estimate"
+        raise MintError(f"{source.folder}: {fault}; {remedy}")
     return {path: min(1.0, chosen[path] / size) for path, size in stacks.items()}
 
 
@@ -86,11 +85,9 @@ def tracing(source: Source) -> Iterator[Module]:
     except MintError as error:
         raise MintError(f"{source.folder}: {error}") from error
     except Exception as error:  # a model may raise what it likes
-        raise MintError(
-            f"{source.folder}: mlx_lm's {source.config['model_type']} model does not run on shapes alone "
-            f"({_summary(error)}); needed: a forward pass that does not look at values. Set memory for the context "
-            "aside by hand"
-        ) from error
+        fault = f"mlx_lm's {source.config['model_type']} model does not run on shapes alone ({_summary(error)})"
+        remedy = "needed: a forward pass that does not look at values. Set memory for the context aside by hand"
+        raise MintError(f"{source.folder}: {fault}; {remedy}") from error
 
 
 def _summary(error: Exception) -> str:
@@ -114,9 +111,8 @@ class Passes:
         self._leaves: list[Any] = []  # the caches inside
         self._token = mx.zeros((), mx.int32)  # of the call under way
         self._length = 0  # tokens of the call under way
-        self._answers: dict[_Key, Any] = {}  # specs of the answers that recurrent modules gave in this pass
+        self._answers: dict[_Key, Any] = {}  # specs of recurrent modules' answers and states in this pass
         self._known: dict[_Key, tuple[Any, Any]] = {}  # the same, for two prompts
-        self._states: dict[int, Any] = {}  # specs of the states, by position among the leaves
 
     def run(self, *lengths: int, quantized: bool = False) -> None:
         """Call the model once for each of `lengths`, with so many tokens; the last time maybe with quantized caches."""
@@ -145,21 +141,18 @@ class Passes:
         return tokens, sum(cache.nbytes for cache in self._caches if cache is not None) - plain, elements, plain
 
     def learn(self) -> None:
-        """See what the modules that are called with nothing but states answer, to answer for them from now on."""
+        """Learn the answers of the modules that are called with nothing but states, to answer for them from now on."""
         if not any(_is_state(leaf) for leaf in _leaves(make_cache(self.model))):
             return
         for _, module in self.model.named_modules():
             hook(module, self._answer, ("__call__",))
-        states, answers = [], []
+        answers = []
         for prompt in PROMPTS:
             self.run(prompt)
-            leaves = enumerate(self._leaves)
-            states.append({index: tree_map(_spec, leaf.state) for index, leaf in leaves if _is_state(leaf)})
             answers.append(self._answers)
-        (short, long), (shorts, longs) = states, answers
-        self._states = {index: state for index, state in short.items() if state == long.get(index)}
-        keys = (key for key in shorts.keys() & longs.keys() if self._states.keys() >= set(key[1]))
-        self._known = {key: (shorts[key], longs[key]) for key in keys}
+        short, long = answers
+        keys = (key for key in short.keys() & long.keys() if short[key][1] == long[key][1])
+        self._known = {key: (short[key], long[key]) for key in keys}
 
     def obstacle(self) -> str:
         """Why the model cannot run with its caches quantized as `mlx_lm.generate` does; empty when it can."""
@@ -169,18 +162,19 @@ class Passes:
             return _summary(error)
         return ""
 
-    def _answer(self, call: Callable[..., Any], module: Module, *args: Any, **kwargs: Any) -> Any:
+    def _answer(self, method: Callable[..., Any], module: Module, *arguments: Any, **options: Any) -> Any:
         """The module's own answer, or one of the same shapes if its states are known."""
-        given = {id(leaf) for leaf in _leaves([*args, *kwargs.values()])}
-        positions = tuple(position for position, leaf in enumerate(self._leaves) if id(leaf) in given)
-        key = (id(module), positions)
+        values = {id(value) for value in _leaves([*arguments, *options.values()])}
+        positions = tuple(position for position, leaf in enumerate(self._leaves) if id(leaf) in values)
+        leaves, key = [self._leaves[position] for position in positions], (id(module), positions)
         if key in self._known:
-            for position in positions:
-                self._leaves[position].state = tree_map(self._stand_in, *[self._states[position]] * 2)
-            return tree_map(self._stand_in, *self._known[key])
-        answer = call(module, *args, **kwargs)
-        if positions and all(_is_state(self._leaves[position]) for position in positions):
-            specs = tree_map(_spec, answer)
+            answer, states = tree_map(self._stand_in, *self._known[key])
+            for leaf, state in zip(leaves, states, strict=True):
+                leaf.state = state
+            return answer
+        answer = method(module, *arguments, **options)
+        if leaves and all(map(_is_state, leaves)):
+            specs = tree_map(_spec, (answer, [leaf.state for leaf in leaves]))
             if all(isinstance(spec, _Spec | None) for spec in dict(tree_flatten(specs)).values()):
                 self._answers[key] = specs
         return answer

@@ -39,9 +39,9 @@ def trace_sources(parameters: Mapping[str, mx.array], leaves: Mapping[str, mx.ar
 class Graph:
     """The graph that `mx.export_to_dot` prints: arrays by name, and the primitives between them by stable ids."""
 
-    inputs: Mapping[str, list[str]]  # names of the arrays that go into each primitive
-    producers: Mapping[str, str]  # the primitive that each array comes out of
-    labels: Mapping[str, str]  # what each primitive does: Multiply, Reshape
+    inputs: dict[str, list[str]]  # names of the arrays that go into each primitive
+    producers: dict[str, str]  # the primitive that each array comes out of
+    labels: dict[str, str]  # the operation of each primitive: Multiply, Reshape
 
 
 def batches(arrays: Mapping[str, mx.array]) -> Iterator[dict[str, mx.array]]:
@@ -55,30 +55,22 @@ def read_graph(arrays: Mapping[str, mx.array]) -> Graph:
     """The graph behind up to 1,000 unevaluated arrays; where two names are of one array, one of them is lost."""
     buffer = io.StringIO()
     mx.export_to_dot(buffer, **arrays)
-    inputs: dict[str, list[str]] = {}
-    producers: dict[str, str] = {}
-    labels: dict[str, str] = {}
+    graph = Graph({}, {}, {})
     for line in buffer.getvalue().splitlines():
         if match := _INTO.match(line):
-            inputs.setdefault(match["primitive"], []).append(match["name"])
+            graph.inputs.setdefault(match["primitive"], []).append(match["name"])
         elif match := _OUT_OF.match(line):
-            producers[match["name"]] = match["primitive"]
+            graph.producers[match["name"]] = match["primitive"]
         elif match := _LABEL.match(line):
-            labels[match["primitive"]] = match["label"]
-    return Graph(inputs, producers, labels)
+            graph.labels[match["primitive"]] = match["label"]
+    return graph
 
 
 def _leaves_behind(primitive: str, graph: Graph, leaf_of: Mapping[str, str]) -> set[str]:
-    names: set[str] = set()
-    seen: set[str] = set()
-    stack = [primitive]
+    seen, stack = set[str](), [primitive]
     while stack:
-        current = stack.pop()
-        if current in seen:
-            continue
-        seen.add(current)
-        if current in leaf_of:
-            names.add(leaf_of[current])
-            continue
-        stack.extend(graph.producers[name] for name in graph.inputs.get(current, ()) if name in graph.producers)
-    return names
+        if (current := stack.pop()) not in seen:
+            seen.add(current)
+            inputs = () if current in leaf_of else graph.inputs.get(current, ())
+            stack.extend(graph.producers[name] for name in inputs if name in graph.producers)
+    return {leaf_of[current] for current in seen & leaf_of.keys()}

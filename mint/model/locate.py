@@ -1,20 +1,17 @@
 """A model's name to its folder: a folder's own path, or an id of the Hugging Face hub.
 
-What exists is meant as a path; so is whatever does not look like an id (`./a/b`, `/a/b`, `a/b/c`), and every `Path`.
-Anything else that is written `owner/name` is looked for in the hub's cache, then downloaded.
+A path is every `Path`, every name that exists, and every name that is no id (`./a/b`, `/a/b`, `a/b/c`). Any other
+`owner/name` is looked for in the hub's cache, then downloaded.
 """
 
-from collections.abc import Callable
 from pathlib import Path
 
 from mint.core.errors import MintError
 from mint.core.progress import OnProgress, ignore
-from mint.model.hub_cache import HubId, NotOnHubError, cached, parse_id
+from mint.model.hub_cache import Check, HubId, NotOnHubError, cached, parse_id
 
 
-def locate(
-    model: str | Path, on_progress: OnProgress = ignore, *, check: Callable[[Path], object] = lambda folder: None
-) -> Path:
+def locate(model: str | Path, on_progress: OnProgress = ignore, *, check: Check = lambda folder: None) -> Path:
     """The folder or file that `model` means; a model of the hub is downloaded unless the cache has it whole.
 
     `check` gets the folder before its large files are downloaded, and may raise. Raises `MintError` for a model that
@@ -38,9 +35,7 @@ def hub_id(model: str | Path) -> HubId | None:
     try:
         return None if isinstance(model, Path) or Path(model).exists() else parse_id(model)
     except OSError as error:
-        raise MintError(
-            f"{model}: {error.strerror}; needed: the path of a folder that you may read, or an id of the hub"
-        ) from error
+        raise MintError(f"{model}: {error.strerror}; needed: the path of a folder, or an id of the hub") from error
 
 
 def model_name(model: str | Path) -> str:

@@ -80,19 +80,19 @@ class Tree:
 class OpenedModel:
     """Owns the module tree of a model: built when it is first needed, shared by all passes that compute nothing.
 
-    The weights are handed over, not kept: an array that its new owner evaluates and drops leaves the memory. A lazy
+    The weights change their owner: an array that its new owner evaluates and drops leaves the memory. A lazy
     array can be evaluated once, so a second reading of the weights builds the tree again.
     """
 
     def __init__(self, folder: Path, config: dict[str, Any], shards: tuple[Shard, ...], dtype: str = "") -> None:
         self._files = folder, config, shards, dtype
-        self._tree: Tree | None = None  # not handed over
+        self._tree: Tree | None = None  # until its arrays get another owner
         self._model: Module | None = None
         self.unshared: Collection[str] = ()  # parameters that share no source tensor with others
         self._left: Arrays = {}  # these, of the last reading
 
     def tree(self) -> Tree:
-        """The tree, to look at and not to keep, since its arrays will be handed over."""
+        """The tree, for a look: its arrays will get another owner."""
         if self._tree is None:
             self._tree = build_tree(*self._files)
             self._model = self._model or self._tree.model
@@ -110,7 +110,7 @@ class OpenedModel:
         return arrays
 
     def take(self, names: Collection[str]) -> Arrays:
-        """Fresh lazy arrays of these parameters, from what the last reading of `arrays` left where that has them."""
+        """Fresh lazy arrays of these parameters, if possible those that the last reading of `arrays` left."""
         arrays = self._left if self._left.keys() >= set(names) else self.arrays()
         self._left = {}
         return {name: arrays[name] for name in names}
@@ -137,10 +137,8 @@ def build_tree(folder: Path, config: dict[str, Any], shards: tuple[Shard, ...], 
             _fill(model, loader.sanitized(model, dict(leaves)))
         except (ValueError, KeyError) as error:
             summary = " ".join(str(error).split())[:300]
-            raise MintError(
-                f"{folder}: the weights do not fit {loader.name}'s {config['model_type']} model: {summary}; "
-                f"needed: a complete model of that type. {advice}"
-            ) from error
+            fault = f"the weights do not fit {loader.name}'s {config['model_type']} model: {summary}"
+            raise MintError(f"{folder}: {fault}; needed: a complete model of that type. {advice}") from error
         _cast(model, config, dtype)
     parameters = model.parameters()
     model.update(tree_map(lambda array: mx.zeros(array.shape, array.dtype), parameters))  # lazy, like the parameters
@@ -173,10 +171,7 @@ def write_config(config: dict[str, Any], folder: Path, *, keep_vision_config: bo
 
 
 def load_as_users_do(folder: Path) -> Module:
-    """The model in `folder` by `mlx_lm.load`, its tokenizer too if it has one. Nothing of the weights is read.
-
-    Any exception of mlx_lm comes through: it is the result.
-    """
+    """The model in `folder` by `mlx_lm.load`, with its tokenizer if it has one. Nothing of the weights is read."""
     model: Module = load(str(folder), lazy=True)[0] if has_tokenizer(folder) else load_stock(folder)
     return model
 

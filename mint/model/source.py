@@ -60,7 +60,7 @@ def open_source(model: Path | str, *, dtype: str = "", on_progress: OnProgress =
     """Open a Hugging Face model: a folder, or as a `str` an id of the hub, which is downloaded if need be.
 
     `dtype` overrides the dtype that weights are cast to. Raises `MintError` when the folder, a shard, the config or the
-    architecture is not what it has to be.
+    architecture is not valid.
     """
     folder = locate(model, on_progress, check=check_config)
     if not folder.is_dir():
@@ -121,10 +121,8 @@ def _stores_as_planned(unit: Unit, module: Module) -> bool:
                 quantized = module.to_quantized(**format.parameters())
         except TypeError:
             return False
-        for tensor in format.tensors("", unit.shape, unit.dtype):
-            array = quantized.get(tensor.name.rpartition(".")[2])
-            if not isinstance(array, mx.array):
-                return False
-            if (array.shape, DTYPES[array.dtype]) != (tensor.shape, tensor.dtype):
-                return False
+        tensors = {tensor.name.rpartition(".")[2]: tensor for tensor in format.tensors("", unit.shape, unit.dtype)}
+        arrays = {name: quantized[name] for name in tensors if isinstance(quantized.get(name), mx.array)}
+        planned = {name: (tensor.shape, tensor.dtype) for name, tensor in tensors.items()}
+        return planned == {name: (array.shape, DTYPES[array.dtype]) for name, array in arrays.items()}
     return True

@@ -31,11 +31,7 @@ NOISE_SHARE = 4  # one sequence in four is measured for noise: bf16 is slow on C
 
 
 def compare(question: Question, on_progress: OnProgress) -> Evaluation:
-    """Evaluate in this process: write the reference file, unless there is one, and compare.
-
-    Raises `MintError` when a model does not load, the candidate has another vocabulary or computes NaN, or the text is
-    too short.
-    """
+    """Evaluate in this process: write the reference file, unless there is one, and compare."""
     started = time.perf_counter()
     folder = question.output
     with fusing_nothing(), tempfile.TemporaryDirectory(prefix="mint-") as scratch:
@@ -108,16 +104,13 @@ def _check_vocabulary(folder: Path, tokenizer: str, vocabulary: int, reference: 
     remedy = "needed: a reference of the model that it was made from"
     size = vocabulary_size(folder)
     if size != vocabulary:
-        raise MintError(
-            f"{folder}: its vocabulary has {size:,} tokens, that of the reference {reference} has {vocabulary:,}; "
-            f"{remedy}"
-        )
+        sizes = f"its vocabulary has {size:,} tokens, that of the reference {reference} has {vocabulary:,}"
+        raise MintError(f"{folder}: {sizes}; {remedy}")
     digest = sequences.vocabulary_digest(folder)
     if digest and tokenizer and digest != tokenizer:
-        raise MintError(
-            f"{folder}: its tokenizer knows other tokens than that of the reference {reference} (vocabulary "
-            f"{digest[:16]}, needed {tokenizer[:16]}); {remedy}"
-        )
+        digests = f"(vocabulary {digest[:16]}, needed {tokenizer[:16]})"
+        fault = f"its tokenizer knows other tokens than that of the reference {reference} {digests}"
+        raise MintError(f"{folder}: {fault}; {remedy}")
 
 
 def _figures(folder: Path, reference: Reference, on_progress: OnProgress) -> dict[str, tuple[Statistic, Array]]:

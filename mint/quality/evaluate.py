@@ -12,10 +12,10 @@ from dataclasses import asdict
 from pathlib import Path
 
 from mint.core.errors import MintError
+from mint.core.files import partial_path
 from mint.core.progress import OnProgress, Progress, ignore
 from mint.model.locate import locate
 from mint.quality.evaluation import Evaluation, Question
-from mint.quality.reference_file import partial_path
 from mint.run.blas import find_openblas, multiplies_slowly, preloading, warn_of_slow_blas
 from mint.run.child import Child, end_with_parent, open_answers, send
 

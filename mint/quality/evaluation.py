@@ -25,19 +25,15 @@ class Question:
         if not self.output.is_dir():
             raise MintError(f"{self.output}: no such folder; needed: the folder of an MLX model")
         if not self.reference.exists():
-            raise MintError(
-                f"{self.reference}: no such model or file; needed: the original model's folder, or a file of "
-                "--save-reference"
-            )
+            needed = "needed: the original model's folder, or a file of --save-reference"
+            raise MintError(f"{self.reference}: no such model or file; {needed}")
         if self.save_reference and self.save_reference.exists():
             raise MintError(f"{self.save_reference} exists; needed a new name for --save-reference, or remove the file")
         names = ("text", "tokens", "window", "seed", "save_reference")
         given = [f"--{name.replace('_', '-')}" for name in names if getattr(self, name) not in (None, ())]
         if self.reference.is_file() and given:
-            raise MintError(
-                f"{self.reference} is a reference file and holds its sequences, but {', '.join(given)} was given; "
-                "leave that out, or give the model's folder as --reference"
-            )
+            fault = f"is a reference file and holds its sequences, but {', '.join(given)} was given"
+            raise MintError(f"{self.reference} {fault}; leave that out, or give the model's folder as --reference")
 
 
 @dataclass(frozen=True, slots=True)

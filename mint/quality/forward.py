@@ -1,12 +1,12 @@
 """Running a whole model over sequences of tokens, at the precision that a comparison needs.
 
-On a CPU a model is held as plain float32, quantized or not: every quantized module is dequantized, exactly as it is
-stored. Products of float32 matrices are what a CPU multiplies fast, those of bf16 or of packed weights 10-20 times
-slower. On a GPU the model runs as mlx_lm loads it, since that is what will be used.
+On a CPU a model is plain float32, quantized or not: every quantized module is dequantized, exactly as it is stored. A
+CPU multiplies float32 matrices fast, those of bf16 or of packed weights 10-20 times slower. On a GPU the model runs as
+mlx_lm loads it, as it will be used.
 
 `wide` is the model in float32: its function, free of the noise of 16-bit arithmetic. `narrow` is the same model
-in bf16, every product rounded to bf16 after sums in float32, as matrix units do it. Neither is more than one
-rounding per module away from what it says.
+in bf16, every product rounded to bf16 after sums in float32, as matrix units do it. Both are exact to one rounding per
+module.
 """
 
 # B sequences of a block, L tokens, V vocabulary
@@ -34,25 +34,25 @@ BLOCK = 1 << 25  # logits at once
 _PACKED = ("weight", "scales", "biases", "global_scale")
 
 
-def open_wide(folder: Path) -> Module:
-    """The model in `folder` computing in float32."""
-    return widened_in_use(folder) if backend().runs_stored_weights else _cast(_dequantized(folder), mx.float32)
+def open_wide(folder: Path, *, on_gpu: bool | None = None) -> Module:
+    """The model in `folder` computing in float32, by default in the way of this machine."""
+    on_gpu = backend().runs_stored_weights if on_gpu is None else on_gpu
+    return _widened(_load(folder) if on_gpu else _dequantized(folder), on_gpu=on_gpu)
 
 
 def open_without(folder: Path, paths: Collection[str]) -> Module:
-    """The model in `folder` computing in float32, the modules at `paths` having no weight; theirs is never read."""
+    """The model in `folder` computing in float32; the modules at `paths` have no weight, and theirs is never read."""
     model = _load(folder)
     for path, module in model.named_modules():
         if path in paths:
             module.pop("weight")
-    on_gpu = backend().runs_stored_weights
+    return _widened(model, on_gpu=backend().runs_stored_weights)
+
+
+def _widened(model: Module, *, on_gpu: bool) -> Module:
+    """The model in float32; on a GPU its matrices stay as they are stored, widened while they are used."""
     model = _cast(model, mx.float32, but_matrices=on_gpu)
     return _computing_wide(model, mx.float32) if on_gpu else model
-
-
-def widened_in_use(folder: Path) -> Module:
-    """The model in float32 by the way of a GPU: its matrices stay as they are stored, widened while they are used."""
-    return _computing_wide(_cast(_load(folder), mx.float32, but_matrices=True), mx.float32)
 
 
 def open_narrow(folder: Path) -> Module:
@@ -124,11 +124,9 @@ def _dequantized(folder: Path) -> Module:
         return stock
     weights = dict(tree_flatten(stock.parameters()))
     for path, module in quantized.items():
-        if not type(module).__name__.startswith("Quantized"):
-            raise MintError(
-                f"{folder}: {path} is a {type(module).__name__}, which does more than hold a quantized weight; "
-                "needed a GPU to evaluate this model"
-            )
+        kind = type(module).__name__
+        if not kind.startswith("Quantized"):
+            raise MintError(f"{folder}: {path} is a {kind}, more than a quantized weight; needed: a GPU to evaluate it")
         for part in _PACKED:
             weights.pop(f"{path}.{part}", None)
         weights[f"{path}.weight"] = dequantized(module)
@@ -158,10 +156,7 @@ def _cast(model: Module, dtype: mx.Dtype, *, but_matrices: bool = False) -> Modu
 
 
 def _computing_wide(model: Module, dtype: mx.Dtype) -> Module:
-    """The model, its matrices multiplied in float32 and what comes out rounded to `dtype`.
-
-    They are those that could be quantized or are; a router's gate rounds where its own code says.
-    """
+    """The model, its quantized and quantizable matrices multiplied in float32 and the products rounded to `dtype`."""
 
     def call(method: Callable[..., mx.array], module: Module, *arguments: Any, **options: Any) -> mx.array:
         if not any(map(_is_float, arguments)):  # a look-up multiplies nothing

@@ -1,4 +1,4 @@
-"""The file of a reference: the sequences, and what the original model says about every token of them.
+"""The file of a reference: the sequences, and the original model's predictions of every token of them.
 
 One pass of the original model serves any number of candidates, and no two models are ever in memory together.
 It is a safetensors file, written sequence by sequence:
@@ -9,9 +9,9 @@ It is a safetensors file, written sequence by sequence:
     noise              (N, L-1)      F32   KL(float32 run || bf16 run) of the reference itself on the first N sequences
     log_probabilities  (S, L-1, V)   F16   of every next token
 
-Half precision is enough for the log-probabilities: they are normalized again when read, so that what is left is of
-second order. See `tests/mint/quality/test_reference.py` for the law, and README for the figure on a real model.
-The metadata holds the model's identity, its tokenizer's vocabulary, seed, versions, and a digest of everything.
+Half precision is enough for the log-probabilities: they are normalized again when read, so that the rest is of second
+order. See `tests/mint/quality/test_divergence.py` for the law, and README for the figure on a real model.
+The metadata holds the `Origin`, and a digest of everything.
 """
 
 # S sequences, N of them measured for noise, L tokens of each, V vocabulary, B sequences of a block
@@ -30,6 +30,7 @@ import numpy.typing as npt
 from safetensors import SafetensorError, safe_open
 
 from mint.core.errors import MintError
+from mint.core.files import partial_path
 from mint.formats.layout import file_head
 from mint.quality.divergence import Logits, Tokens
 
@@ -75,11 +76,6 @@ class Reference:
         offset = self.start + 2 * size * rows.start
         block = np.fromfile(self.path, np.float16, size * (rows.stop - rows.start), offset=offset)
         return block.reshape(-1, positions, self.vocabulary)
-
-
-def partial_path(path: Path) -> Path:
-    """The path of the unfinished reference file for `path`."""
-    return path.with_name(f"{path.name}.partial")
 
 
 @contextmanager
@@ -135,15 +131,13 @@ def read_reference(path: Path) -> Reference:
         with safe_open(path, "numpy") as file:
             metadata = file.metadata() or {}
             if metadata.get("kind") != KIND:
-                raise MintError(
-                    f"{path}: a safetensors file, but no reference; needed: one that `mint evaluate "
-                    "--save-reference` wrote, or a model folder"
-                )
+                needed = "needed: a file of `mint evaluate --save-reference`, or a model folder"
+                raise MintError(f"{path}: a safetensors file, but no reference; {needed}")
             if metadata["schema"] != str(SCHEMA):
                 raise MintError(f"{path}: a reference of schema {metadata['schema']}, needed {SCHEMA}; {again}")
             small = {name: file.get_tensor(name) for name in _SMALL}
             shape = file.get_slice("log_probabilities").get_shape()
-        record, needed = json.loads(metadata["origin"]), metadata["digest"]
+        record, sealed = json.loads(metadata["origin"]), metadata["digest"]
         origin = Origin(**{field.name: record[field.name] for field in fields(Origin)})
     except (SafetensorError, KeyError, ValueError, TypeError) as error:
         raise MintError(f"{path}: not a whole reference file ({error}); {again}") from error
@@ -151,8 +145,8 @@ def read_reference(path: Path) -> Reference:
     with path.open("rb") as rest:
         rest.seek(start)
         digest = _digest(origin, small, tuple(shape), hashlib.file_digest(rest, "sha256").hexdigest())
-    if digest != needed:
-        raise MintError(f"{path}: damaged: its content has digest {digest[:16]}, needed {needed[:16]}; {again}")
+    if digest != sealed:
+        raise MintError(f"{path}: damaged: its content has digest {digest[:16]}, needed {sealed[:16]}; {again}")
     return Reference(path, origin, **small, vocabulary=shape[-1], start=start)
 
 

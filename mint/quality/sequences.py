@@ -1,9 +1,8 @@
 """The sequences that two models are compared on: windows of a text, or text that the reference writes itself.
 
-Own text needs no data: every sequence begins with a random token of the vocabulary and goes on as the model samples
-it, at temperature 1 (ancestral sampling). A model meets there what it meets when it is used.
-All sequences of an evaluation have one length, and begin as the model's tokenizer begins every text (with the BOS
-token, or with nothing).
+Own text needs no data: every sequence begins with a random token of the vocabulary and continues as the model samples
+it, at temperature 1 (ancestral sampling). All sequences of an evaluation have one length, and begin as the model's
+tokenizer begins every text (with the BOS token, or with nothing).
 """
 
 # S sequences, L tokens of each
@@ -47,37 +46,29 @@ def text_size(tokens: int | None, window: int | None, *, own: bool) -> TextSize:
     if window < 2:
         raise MintError(f"--window {window}: a sequence of {window} tokens predicts nothing; needed 2 or more")
     if tokens < FEWEST * window:
-        raise MintError(
-            f"--tokens {tokens} is less than {FEWEST} sequences of {window} tokens; needed at least "
-            f"{FEWEST * window}, or a smaller --window"
-        )
+        raise MintError(f"--tokens {tokens}: needed at least {FEWEST * window} (two windows), or a smaller --window")
     return TextSize(tokens // window, window)
 
 
 def text_sequences(folder: Path, texts: Sequence[Path], size: TextSize) -> Tokens:
-    """(S, L) windows of the text files, cut one after another and taken from each file in turn.
+    """(S, L) windows of the text files, taken from each file in turn, by the tokenizer of the model in `folder`.
 
-    The tokenizer is that of the model in `folder`. Raises `MintError` when there is none, when a file is no text, or
-    when all files together are too short.
+    Raises `MintError` when there is no tokenizer, when a file is no text, or when all files together are too short.
     """
     tokenizer = _tokenizer(folder)
     if tokenizer is None:
-        raise MintError(
-            f"{folder}: no tokenizer found, needed for --text; copy the model's tokenizer.json there, or go without"
-        )
+        raise MintError(f"{folder}: no tokenizer found, needed for --text; copy tokenizer.json there, or go without")
     prefix = _prefix(tokenizer)
     fresh = size.window - len(prefix)
     encoded = [tokenizer.encode(_read(path), add_special_tokens=False, verbose=False) for path in texts]
-    cut = [
-        [[*prefix, *tokens[at : at + fresh]] for at in range(0, len(tokens) - fresh + 1, fresh)] for tokens in encoded
-    ]
-    windows = [window for window in chain.from_iterable(zip_longest(*cut)) if window is not None]
+    chunks = [[tokens[start : start + fresh] for start in range(0, len(tokens), fresh)] for tokens in encoded]
+    parts = (part for part in chain.from_iterable(zip_longest(*chunks, fillvalue=())) if len(part) == fresh)
+    windows = [[*prefix, *part] for part in parts]
     if len(windows) < size.count:
-        raise MintError(
-            f"{', '.join(map(str, texts))}: {sum(map(len, encoded)):,} tokens make {len(windows)} whole windows of "
-            f"{size.window}; needed {size.count} ({size.count * size.window:,} tokens). "
-            "Give more text, or a smaller --tokens or --window"
-        )
+        fault = f"{sum(map(len, encoded)):,} tokens make {len(windows)} whole windows of {size.window}"
+        needed = f"needed {size.count} ({size.count * size.window:,} tokens)"
+        remedy = "Give more text, or a smaller --tokens or --window"
+        raise MintError(f"{', '.join(map(str, texts))}: {fault}; {needed}. {remedy}")
     return np.array(windows[: size.count], np.int32)
 
 
@@ -87,14 +78,14 @@ def own_sequences(
     """(S, L) tokens below `vocabulary` that `model` writes, decided by `seed`; every sequence begins with `prefix`."""
     key, first = mx.random.split(mx.random.key(seed))
     start = mx.random.randint(0, vocabulary, (size.count, 1), key=first)
-    fed = mx.concatenate([mx.broadcast_to(mx.array(list(prefix), mx.int32), (size.count, len(prefix))), start], axis=1)
+    last = mx.concatenate([mx.broadcast_to(mx.array(list(prefix), mx.int32), (size.count, len(prefix))), start], axis=1)
     caches = make_cache(model)
-    written = [fed]
-    for position in range(fed.shape[1], size.window):
+    written = [last]
+    for position in range(last.shape[1], size.window):
         key, now = mx.random.split(key)
-        fed = mx.random.categorical(logits_of(model, fed, caches)[:, -1], key=now)[:, None].astype(mx.int32)
-        mx.eval(fed)
-        written.append(fed)
+        last = mx.random.categorical(logits_of(model, last, caches)[:, -1], key=now)[:, None].astype(mx.int32)
+        mx.eval(last)
+        written.append(last)
         on_progress(Progress("write text", position + 1, size.window, f"{size.count} sequences"))
     return np.asarray(mx.concatenate(written, axis=1))
 
@@ -115,9 +106,7 @@ def _tokenizer(folder: Path) -> Any:
     try:
         return read_tokenizer(folder) if has_tokenizer(folder) else None
     except Exception as error:  # mlx_lm raises many kinds
-        raise MintError(
-            f"{folder}: mlx_lm does not load its tokenizer ({error!r}); needed: the tokenizer files of the model"
-        ) from error
+        raise MintError(f"{folder}: mlx_lm does not load its tokenizer ({error!r}); needed: one that loads") from error
 
 
 def _prefix(tokenizer: Any) -> list[int]:

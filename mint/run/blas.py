@@ -42,18 +42,13 @@ def allow_restart() -> None:
 
 
 def restart_with_fast_blas() -> None:
-    """Restart this command, once, with a fast BLAS where MLX has a slow one and the system a fast one.
-
-    Logs a warning where the system has none.
-    """
-    if not multiplies_slowly():
-        return
-    library = find_openblas()
-    if library and _may_restart:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], preloading(library))
-    warn_of_slow_blas()
+    """Restart this command, once, with a system OpenBLAS where MLX has a slow BLAS; log a warning if there is none."""
+    if multiplies_slowly():
+        if _may_restart and (library := find_openblas()):
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], preloading(library))
+        warn_of_slow_blas()
 
 
 def warn_of_slow_blas() -> None:

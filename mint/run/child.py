@@ -7,12 +7,11 @@ group, so it ends where that is killed. The end of its standard input ends it, s
 import json
 import os
 import signal
-import subprocess
 import sys
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, suppress
-from subprocess import PIPE
+from subprocess import PIPE, Popen, TimeoutExpired
 from typing import Any, BinaryIO, TextIO
 
 _END_SECONDS = 2.0  # for a process whose input has ended
@@ -30,11 +29,10 @@ class Child(AbstractContextManager["Child"]):
         module, _, name = function.partition(":")
         command = [sys.executable, "-P", "-c", f"from {module} import {name}; {name}()", *arguments]
         with _interrupts_blocked():
-            self._process = subprocess.Popen(command, stdin=PIPE, stdout=PIPE, stderr=PIPE, env=environment)
-        assert self._process.stdin and self._process.stdout and self._process.stderr
-        self._input, self._output = self._process.stdin, self._process.stdout
-        self._last_line = ""
-        self._copying = threading.Thread(target=self._copy, args=(self._process.stderr, stderr), daemon=True)
+            self._process = process = Popen(command, stdin=PIPE, stdout=PIPE, stderr=PIPE, env=environment)
+        assert process.stdin and process.stdout and process.stderr
+        self._input, self._output, self._last_line = process.stdin, process.stdout, ""
+        self._copying = threading.Thread(target=self._copy, args=(process.stderr, stderr), daemon=True)
         self._copying.start()
 
     def __exit__(self, *_: object) -> None:
@@ -80,7 +78,7 @@ class Child(AbstractContextManager["Child"]):
             self._input.close()
         try:
             self._process.wait(timeout=_END_SECONDS)
-        except subprocess.TimeoutExpired:
+        except TimeoutExpired:
             self.kill()
         code = self._process.wait()
         self._output.close()
@@ -137,7 +135,7 @@ def end_with_parent() -> None:
     """In a child without further questions: end it when the parent closes the input or dies."""
 
     def wait() -> None:
-        os.read(0, 1)  # unbuffered: a thread that reads `sys.stdin` would be in the way of a normal end
+        os.read(0, 1)  # unbuffered: a thread that reads `sys.stdin` would block a normal end
         os.kill(os.getpid(), signal.SIGKILL)
 
     threading.Thread(target=wait, daemon=True).start()

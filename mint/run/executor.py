@@ -5,20 +5,29 @@ while this one is computed, and drops it; memory is bounded by the two largest n
 memory is short nothing is read ahead.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from importlib import metadata
+from pathlib import Path
 from types import MappingProxyType
 from typing import Protocol, TypeVar
 
 import mlx.core as mx
 
+from mint.core.errors import MintError
+from mint.core.log import log
 from mint.core.memory import memory_is_short
+from mint.core.progress import OnProgress, ignore
 from mint.formats.units import Unit
+from mint.model.config import check_config
+from mint.model.hub_cache import NotOnHubError
+from mint.model.locate import locate
 from mint.model.source import Source
 from mint.run.device_kind import device_kind, joined_kinds
-from mint.run.job import Job, Preparing
+from mint.run.job import Job, PortableJob
 
 T = TypeVar("T")
+GROUP = "mint.executors"  # of the entry points by which installed packages offer theirs
 CACHE_BYTES = 64 << 20  # freed buffers that MLX may hoard
 
 
@@ -31,7 +40,7 @@ class Executor(Protocol):
 
     @property
     def made_by(self) -> Mapping[str, str]:
-        """The node that did a unit last, by the unit's path; a unit that is not there was done in this process."""
+        """The node that did a unit last, by the unit's path; without those of this process."""
 
     def __call__(self, source: Source, job: Job[T], units: Sequence[Unit]) -> Iterator[tuple[Unit, T]]: ...
 
@@ -86,7 +95,7 @@ in_process = InProcess()
 
 def do(job: Job[T], units: Sequence[Unit], weights: Weights) -> Iterator[tuple[Unit, T]]:
     """Do `job` for every unit in the order given, and read the next weight meanwhile."""
-    if isinstance(job, Preparing):
+    if isinstance(job, PortableJob):
         job.ready(units)
     with small_cache():
         following = weights.take(units[0])
@@ -101,3 +110,36 @@ def do(job: Job[T], units: Sequence[Unit], weights: Weights) -> Iterator[tuple[U
                 del following
             yield unit, job(unit, weight)
             del weight
+
+
+@contextmanager
+def executing(
+    address: str,
+    model: Path | str,
+    dtype: str = "",
+    *,
+    share: bool = False,
+    on_progress: OnProgress = ignore,
+    on_note: Callable[[str], object] = lambda text: None,
+) -> Iterator[tuple[Path, Executor]]:
+    """The folder to open `model` from and the executor for it: this process without an `address`.
+
+    A model of the hub is downloaded to this machine if need be. `share` lets the machines at that address read from
+    each other what one of them lacks; `on_note` gets each decision with its reason. Raises `MintError` when there is
+    an address and nothing installed that can work there, or when there is no other machine to share with.
+    """
+    if share and not address:
+        raise MintError("--share: there is one machine; needed: --cluster ADDRESS with it")
+    if not address:
+        yield locate(model, on_progress, check=check_config), in_process
+        return
+    offers = metadata.entry_points(group=GROUP)
+    if not offers:
+        raise MintError(f"--cluster {address}: no executor is installed; needed: pip install 'mint-mlx[cluster]'")
+    try:
+        folder = locate(model, on_progress, check=check_config)
+    except NotOnHubError as error:  # it may be a folder that only nodes have
+        log.warning("model.not_found", reason=str(error))
+        folder = Path(model)
+    with next(iter(offers)).load()(address, folder, dtype, share=share, on_note=on_note) as execution:
+        yield execution

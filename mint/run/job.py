@@ -7,7 +7,7 @@ bytes. It is named by the module and class that define it, so a new kind of job 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pkgutil import resolve_name
-from typing import Any, ClassVar, Generic, Protocol, Self, TypeVar, runtime_checkable
+from typing import Any, ClassVar, Generic, Self, TypeVar
 
 import mlx.core as mx
 
@@ -18,13 +18,6 @@ from mint.model.source import Source
 T = TypeVar("T")
 Job = Callable[[Unit, mx.array], T]  # a unit and its evaluated weight
 Difference = tuple[str, float, float]  # the differing quantity, its value in one result and in the other
-
-
-@runtime_checkable
-class Preparing(Protocol):
-    """A job that gets ready where it is done, before the weights of its units take memory."""
-
-    def ready(self, units: Sequence[Unit]) -> None: ...
 
 
 class PortableJob(ABC, Generic[T]):

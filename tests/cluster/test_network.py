@@ -37,7 +37,7 @@ import sys
 from pathlib import Path
 from mint.analysis.analyze import analyze
 from mint.core.log import configure_logging
-from mint.run.executors import executing
+from mint.run.executor import executing
 from mint.model.source import open_source
 from tests.worlds.executors import FunctionExecutor
 
@@ -63,7 +63,7 @@ with executing(address, Path(model)) as (folder, executor):
 LINKS = """
 import json, sys
 from pathlib import Path
-from mint.run.executors import executing
+from mint.run.executor import executing
 
 with executing(sys.argv[1], Path(sys.argv[2])) as (folder, executor):
     carrier = executor.carrier

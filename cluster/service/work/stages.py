@@ -39,8 +39,7 @@ from mint.pipeline import Measured, Quantized, Target, cached_analysis
 from mint.plan.plan import Plan
 from mint.render.plans import quantized_record
 from mint.run.device_kind import device_kind, versions
-from mint.run.executor import measuring_device
-from mint.run.executors import executing
+from mint.run.executor import executing, measuring_device
 
 _REUSED = 4  # earlier results of the model are looked into, the last made first
 _REUSED_FOLDER = "earlier"

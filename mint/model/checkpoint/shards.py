@@ -56,10 +56,8 @@ def read_shards(folder: Path) -> tuple[Shard, ...]:
     listed = read_index(folder)
     present = sorted(path.name for path in folder.glob(PATTERN))
     if missing := sorted(set(listed.values()) - set(present)):
-        raise MintError(
-            f"{folder}: {INDEX_NAME} names {len(missing)} shard(s) that are not there, the first is {missing[0]}; "
-            "download the model again or copy the missing files into the folder"
-        )
+        names = f"{len(missing)} shard(s) that are missing, first {missing[0]}"
+        raise MintError(f"{folder}: {INDEX_NAME} names {names}; download the model again or copy them there")
     if not present:
         others = ", ".join(sorted(path.name for path in folder.iterdir())[:8]) or "nothing"
         raise MintError(f"{folder}: no {PATTERN} found (found {others}); needed: a model in safetensors format")
@@ -68,16 +66,12 @@ def read_shards(folder: Path) -> tuple[Shard, ...]:
     for shard in shards:
         for tensor in shard.tensors:
             if owner.setdefault(tensor.name, shard.name) != shard.name:
-                raise MintError(
-                    f"{folder}: tensor {tensor.name} is in {owner[tensor.name]} and in {shard.name}; "
-                    "needed: every tensor in one shard. Remove the file that does not belong to the model"
-                )
+                files = f"{owner[tensor.name]} and in {shard.name}"
+                raise MintError(f"{folder}: tensor {tensor.name} is in {files}; remove the one of another model")
     for name, shard_name in listed.items():
         if owner.get(name) != shard_name:
-            location = f"in {owner[name]}" if name in owner else "nowhere"
-            raise MintError(
-                f"{folder}: {INDEX_NAME} puts tensor {name} in {shard_name}, found {location}; download the model again"
-            )
+            fault = f"puts tensor {name} in {shard_name}, found {owner.get(name, 'nowhere')}"
+            raise MintError(f"{folder}: {INDEX_NAME} {fault}; download the model again")
     return shards
 
 
@@ -143,18 +137,15 @@ def _parse_header(path: Path, header: bytes, file_nbytes: int) -> tuple[SourceTe
     end = data_start
     for tensor in tensors:
         if tensor.offset != end:
-            fault = "overlaps the tensor before it" if tensor.offset < end else "leaves a hole before it"
-            raise MintError(
-                f"{path}: tensor {tensor.name} starts at byte {tensor.offset}, needed {end}: it {fault}; "
-                "the file is damaged, download it again"
-            )
+            fault = "overlaps the tensor" if tensor.offset < end else "leaves a hole"
+            start = f"tensor {tensor.name} starts at byte {tensor.offset}, needed {end}: it {fault} before it"
+            raise MintError(f"{path}: {start}; the file is damaged, download it again")
         end += tensor.nbytes
     if end != file_nbytes:
         last = tensors[-1].name if tensors else "none"
-        raise MintError(
-            f"{path}: the header needs {end} bytes, the file has {file_nbytes} (last tensor: {last}); "
-            f"it is {'truncated' if file_nbytes < end else 'longer than its header says'}, download it again"
-        )
+        fault = "truncated" if file_nbytes < end else "longer than its header says"
+        sizes = f"the header needs {end} bytes, the file has {file_nbytes} (last tensor: {last})"
+        raise MintError(f"{path}: {sizes}; it is {fault}, download it again")
     return tuple(tensors)
 
 
@@ -169,8 +160,6 @@ def _parse_entry(path: Path, name: str, entry: Any, data_start: int) -> SourceTe
         raise MintError(f"{path}: tensor {name} has dtype {dtype}; needed one of {', '.join(ITEMSIZE)}")
     needed = prod(shape) * ITEMSIZE[dtype]
     if begin < 0 or end - begin != needed or any(size < 0 for size in shape):
-        raise MintError(
-            f"{path}: tensor {name} of shape {list(shape)} and dtype {dtype} needs {needed} bytes, "
-            f"its offsets give {end - begin}; the file is damaged, download it again"
-        )
+        sizes = f"of shape {list(shape)} and dtype {dtype} needs {needed} bytes, its offsets give {end - begin}"
+        raise MintError(f"{path}: tensor {name} {sizes}; the file is damaged, download it again")
     return SourceTensor(name, dtype, shape, path.name, data_start + begin, needed)

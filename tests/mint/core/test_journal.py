@@ -30,9 +30,9 @@ def test_cut_at_any_byte_it_goes_on_from_the_last_whole_record(tmp_path: Path) -
         path = tmp_path / "cut"
         path.write_bytes(whole[:length])
         with Journal(path, MAGIC, HEADER) as journal:
-            kept = journal.records
-            assert kept == RECORDS[: len(kept)]
-            for record in RECORDS[len(kept) :]:
+            records = journal.records
+            assert records == RECORDS[: len(records)]
+            for record in RECORDS[len(records) :]:
                 journal.append(record)
         assert path.read_bytes() == whole
 
@@ -43,9 +43,9 @@ def test_a_flipped_bit_ends_what_is_believed(tmp_path: Path) -> None:
     for position in range(start, len(whole), 7):
         damaged = bytearray(whole)
         damaged[position] ^= 0x10
-        kept = [record for record, _ in read_frames(bytes(damaged), start)]
-        assert kept == RECORDS[: len(kept)]
-        assert len(kept) < len(RECORDS)
+        records = [record for record, _ in read_frames(bytes(damaged), start)]
+        assert records == RECORDS[: len(records)]
+        assert len(records) < len(RECORDS)
 
 
 @pytest.mark.parametrize(

@@ -22,8 +22,7 @@ from mint.core.progress import Progress
 from mint.model.hub_cache import HubId, NotOnHubError, cached, parse_id
 from mint.model.hub_download import fetch
 from mint.model.locate import locate, model_name
-from mint.run.executor import Executor, in_process
-from mint.run.executors import executing
+from mint.run.executor import Executor, executing, in_process
 from tests.worlds.hub_world import FakeHub, fake_hub, know
 from tests.worlds.zoo import write_model
 
@@ -68,9 +67,9 @@ def test_what_the_cache_has_is_found_without_a_network(
     hub: FakeHub, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = locate(ID)
-    asked = len(hub.tokens)
+    requests = len(hub.tokens)
     assert locate(ID) == locate(f"{ID}@main") == locate(f"{ID}@{folder.name}") == folder
-    assert len(hub.tokens) == asked
+    assert len(hub.tokens) == requests
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     assert locate(ID) == folder
     assert capfd.readouterr() == ("", "")  # no bars and no warnings of others

@@ -38,8 +38,8 @@ def test_a_shape_opens_as_a_model_and_takes_hardly_any_disk(folder: Path) -> Non
 
 
 def test_a_shape_goes_through_everything_but_the_arithmetic(folder: Path) -> None:
-    found = shape(folder, 1e9, "4.5bpw")
-    steps = {step["name"]: step["result"] for step in found["steps"]}
+    result = shape(folder, 1e9, "4.5bpw")
+    steps = {step["name"]: step["result"] for step in result["steps"]}
     units = steps["open"]["units"]
     whole, *partial = steps["inventory and placement"]["units by node"]
     assert whole == units
@@ -50,7 +50,7 @@ def test_a_shape_goes_through_everything_but_the_arithmetic(folder: Path) -> Non
 
 
 def test_the_coordinator_is_replayed_to_its_end_and_its_memory_counted() -> None:
-    found = coordinating(600, 1e9)
-    assert found["coordinator_microseconds_per_unit"] > 0
-    assert 10 < found["memory_bytes_per_unit"] < 500
-    assert found["simulated_seconds"] >= found["units"] * 768 * 2048 * 2 / 1e9 / found["machines"]
+    result = coordinating(600, 1e9)
+    assert result["coordinator_microseconds_per_unit"] > 0
+    assert 10 < result["memory_bytes_per_unit"] < 500
+    assert result["simulated_seconds"] >= result["units"] * 768 * 2048 * 2 / 1e9 / result["machines"]

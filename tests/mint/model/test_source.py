@@ -49,16 +49,16 @@ def test_a_traced_source_is_one_that_the_weight_depends_on(name: str, make_model
     before = {key: np.asarray(value.astype(mx.float32)) for key, value in source.arrays().items()}
     unit = max(source.units, key=lambda unit: (len(unit.sources), unit.slices))
     poisoned = next(tensor for tensor in unit.sources if source.tensors()[tensor].dtype in ("BF16", "F32"))
-    place = source.tensors()[poisoned]
-    item = {"BF16": b"\xc0\x7f", "F32": b"\x00\x00\xc0\x7f"}[place.dtype]
-    with (folder / place.shard).open("r+b") as file:
-        file.seek(place.offset)
-        file.write(item * (place.nbytes // len(item)))
+    tensor = source.tensors()[poisoned]
+    item = {"BF16": b"\xc0\x7f", "F32": b"\x00\x00\xc0\x7f"}[tensor.dtype]
+    with (folder / tensor.shard).open("r+b") as file:
+        file.seek(tensor.offset)
+        file.write(item * (tensor.nbytes // len(item)))
     after = {key: np.asarray(value.astype(mx.float32)) for key, value in open_source(folder).arrays().items()}
     changed = {key for key in before if not np.array_equal(before[key], after[key])}
-    fed = {f"{unit.path}.weight" for unit in source.units if poisoned in unit.sources}
-    fed |= {parameter.name for parameter in source.parameters if poisoned in parameter.sources}
-    assert changed == fed
+    consumers = {f"{unit.path}.weight" for unit in source.units if poisoned in unit.sources}
+    consumers |= {parameter.name for parameter in source.parameters if poisoned in parameter.sources}
+    assert changed == consumers
 
 
 def test_experts_of_one_stack_are_one_unit_fed_from_many_files(make_model: Make) -> None:

@@ -79,13 +79,13 @@ def logits(folder: Path) -> mx.array:
 
 def headers(folder: Path) -> dict[str, tuple[str, list[int]]]:
     """Dtype and shape of every tensor in the folder by its name."""
-    found = {}
+    entries = {}
     for file in sorted(folder.glob("*.safetensors")):
         with safe_open(file, "numpy") as tensors:
             for name in tensors.keys():  # noqa: SIM118 - a safetensors file does not iterate
                 part = tensors.get_slice(name)
-                found[name] = (part.get_dtype(), part.get_shape())
-    return found
+                entries[name] = (part.get_dtype(), part.get_shape())
+    return entries
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)

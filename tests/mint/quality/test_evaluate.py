@@ -207,8 +207,8 @@ def test_a_reference_of_another_vocabulary_is_refused(
     (folder / "config.json").write_text(json.dumps(config | {"vocab_size": 256}))
     weights = mx.load(str(folder / "model.safetensors"))
     assert isinstance(weights, dict)
-    cut = {name: array[:256] if array.shape[0] == 512 else array for name, array in weights.items()}
-    mx.save_safetensors(str(folder / "model.safetensors"), cut)
+    halved = {name: array[:256] if array.shape[0] == 512 else array for name, array in weights.items()}
+    mx.save_safetensors(str(folder / "model.safetensors"), halved)
     with pytest.raises(MintError, match=r"has 256 tokens, that of the reference .* has 512"):
         _evaluate(folder, saved)
     with pytest.raises(MintError, match=r"has 256 tokens, that of the reference .* has 512"):

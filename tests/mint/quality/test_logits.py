@@ -20,7 +20,6 @@ from mint.quality.forward import (
     open_used,
     open_wide,
     vocabulary_size,
-    widened_in_use,
 )
 
 TOKENS = np.arange(1, 13, dtype=np.int32).reshape(2, 6)
@@ -67,7 +66,7 @@ def test_the_way_of_a_gpu_computes_the_same(name: str, make_model: Callable[...,
     plain, folder = make_model(name, tokenizer=True), tmp_path / "quantized"
     convert(str(plain), str(folder), quantize=True, q_bits=4, q_group_size=32)
     for path in (plain, folder):
-        logits = as_numpy(logits_of(widened_in_use(path), mx.array(TOKENS)))
+        logits = as_numpy(logits_of(open_wide(path, on_gpu=True), mx.array(TOKENS)))
         assert _difference(logits, as_numpy(logits_of(open_wide(path), mx.array(TOKENS)))) < 1e-3
 
 

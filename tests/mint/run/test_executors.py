@@ -14,16 +14,15 @@ import pytest
 from cluster.settings import TOKEN_VARIABLE, Address
 from cluster.transport.connect import settings
 from mint.core.errors import MintError
-from mint.run.executor import Executor, in_process
-from mint.run.executors import executing
+from mint.run.executor import Executor, executing, in_process
 
 ELSEWHERE = Address("10.0.0.1", 6379)
 MINT = (sys.executable, "-m", "mint")
 
 
 def test_without_an_address_the_work_stays_in_this_process(tmp_path: Path) -> None:
-    with executing("", tmp_path) as place:
-        assert place == (tmp_path, in_process)
+    with executing("", tmp_path) as execution:
+        assert execution == (tmp_path, in_process)
 
 
 def test_without_an_address_nothing_of_ray_is_imported(llama: Path, tmp_path: Path) -> None:
@@ -50,8 +49,8 @@ def test_one_machine_has_nobody_to_share_with(tmp_path: Path) -> None:
 def test_what_is_asked_for_reaches_the_place_that_offers_itself(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    asked: list[tuple[object, ...]] = []
-    told: list[str] = []
+    calls: list[tuple[object, ...]] = []
+    notes: list[str] = []
 
     class Offer:
         def load(self) -> object:
@@ -59,7 +58,7 @@ def test_what_is_asked_for_reaches_the_place_that_offers_itself(
             def place(
                 address: str, model: Path, dtype: str, *, share: bool, on_note: Callable[[str], object]
             ) -> Iterator[tuple[Path, Executor]]:
-                asked.append((address, model, dtype, share))
+                calls.append((address, model, dtype, share))
                 on_note("decided")
                 yield model, in_process
 
@@ -67,10 +66,10 @@ def test_what_is_asked_for_reaches_the_place_that_offers_itself(
 
     monkeypatch.setattr(metadata, "entry_points", lambda group: (Offer(),))
     for share in (False, True):
-        with executing("10.0.0.1", tmp_path, "float16", share=share, on_note=told.append) as place:
-            assert place == (tmp_path, in_process)
-    assert asked == [("10.0.0.1", tmp_path, "float16", False), ("10.0.0.1", tmp_path, "float16", True)]
-    assert told == ["decided"] * 2
+        with executing("10.0.0.1", tmp_path, "float16", share=share, on_note=notes.append) as execution:
+            assert execution == (tmp_path, in_process)
+    assert calls == [("10.0.0.1", tmp_path, "float16", False), ("10.0.0.1", tmp_path, "float16", True)]
+    assert notes == ["decided"] * 2
 
 
 def test_a_cluster_is_not_joined_without_a_token_that_only_its_owner_can_read(
