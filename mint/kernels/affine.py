@@ -9,7 +9,7 @@ end of the group farther from zero. Codes are round((w - bias) / scale) with the
 
 import numpy as np
 
-from mint.kernels.compiled import LANES, Floats, Words, compiled
+from mint.kernels.compiled import LANES, Floats, Words, compiled, inlined, rounded
 
 _SMALLEST_SCALE = np.float32(1e-7)
 _ZERO = np.float32(0.0)
@@ -23,24 +23,26 @@ def extremes(values: Floats, lows: Floats, highs: Floats) -> None:
 
     Integers in the order of the floats are compared, since LLVM turns only those reductions into vectors.
     """
-    keys = values.view(np.int32)
-    low_keys = lows.view(np.int32)
-    high_keys = highs.view(np.int32)
+    keys, low_keys, high_keys = values.view(np.int32), lows.view(np.int32), highs.view(np.int32)
     count = values.size // 32
     for i in range(count):
         group = keys[32 * i : 32 * i + 32]
-        low = high = group[0] ^ ((group[0] >> np.int32(31)) & np.int32(0x7FFFFFFF))
+        low = high = _ordered(group[0])
         for j in range(32):
-            key = group[j] ^ ((group[j] >> np.int32(31)) & np.int32(0x7FFFFFFF))
-            low = min(low, key)
-            high = max(high, key)
-        low_keys[0, i] = low ^ ((low >> np.int32(31)) & np.int32(0x7FFFFFFF))
-        high_keys[0, i] = high ^ ((high >> np.int32(31)) & np.int32(0x7FFFFFFF))
+            key = _ordered(group[j])
+            low, high = min(low, key), max(high, key)
+        low_keys[0, i], high_keys[0, i] = _ordered(low), _ordered(high)
     for level in range(1, 3):
         count //= 2
         for i in range(count):
             lows[level, i] = min(lows[level - 1, 2 * i], lows[level - 1, 2 * i + 1])
             highs[level, i] = max(highs[level - 1, 2 * i], highs[level - 1, 2 * i + 1])
+
+
+@inlined
+def _ordered(bits: np.int32) -> np.int32:
+    """An integer in the order of the floats from a float's bits, and back."""
+    return bits ^ ((bits >> np.int32(31)) & np.int32(0x7FFFFFFF))
 
 
 @compiled
@@ -58,39 +60,33 @@ def grid(lows: Floats, highs: Floats, top: np.float32, scales: Floats, biases: F
         biases[i] = _ZERO if steps == _ZERO else edge
 
 
-@compiled
-def _code(weight: np.float32, scale: np.float32, bias: np.float32, top: np.float32) -> np.float32:
-    """The code, as a float32. Limits come before rounding: they are integers, so the order makes no difference."""
-    code = (weight - bias) / scale
-    code = code if code > _ZERO else _ZERO  # also for NaN, a zero scale under a huge constant group
-    code = code if code < top else top
-    return (code + _ROUNDER) - _ROUNDER
+@inlined
+def nearest_code(position: np.float32, top: np.float32) -> np.float32:
+    """The code nearest to a position on the grid, as a float32; 0 for NaN, a zero scale under a huge constant group.
+
+    Limits come before rounding: they are integers, so the order makes no difference.
+    """
+    position = position if position > _ZERO else _ZERO
+    position = position if position < top else top
+    return (position + _ROUNDER) - _ROUNDER
 
 
 @compiled
 def add_errors(
-    values: Floats,
-    group_size: int,
-    top: np.float32,
-    scales: Floats,
-    biases: Floats,
-    stored_scales: Floats,
-    lanes: Floats,
+    values: Floats, group_size: int, top: np.float32, storage: int, scales: Floats, biases: Floats, lanes: Floats
 ) -> None:
     """Add the squared errors of (N,) weights in G groups to the (LANES,) sums; all in float32.
 
-    Biases are weights or zero, so they are stored as they are.
+    Scales are rounded to `storage` here; biases are weights or zero, so they are stored as they are.
     """
     for i in range(scales.size):
-        scale, bias, stored_scale = scales[i], biases[i], stored_scales[i]
+        scale, bias, stored = scales[i], biases[i], rounded(scales[i], storage)
         for start in range(i * group_size, (i + 1) * group_size, 2 * LANES):
             block = values[start : start + 2 * LANES]
             for lane in range(LANES):
                 first, second = block[lane], block[lane + LANES]
-                first_code = _code(first, scale, bias, top)
-                second_code = _code(second, scale, bias, top)
-                first_error = (first_code * stored_scale + bias) - first
-                second_error = (second_code * stored_scale + bias) - second
+                first_error = (nearest_code((first - bias) / scale, top) * stored + bias) - first
+                second_error = (nearest_code((second - bias) / scale, top) * stored + bias) - second
                 lanes[lane] += first_error * first_error + second_error * second_error
 
 
@@ -102,4 +98,4 @@ def write_codes(values: Floats, group_size: int, top: np.float32, scales: Floats
         for start in range(i * group_size, (i + 1) * group_size, 32):
             block, block_codes = values[start : start + 32], codes[start : start + 32]
             for j in range(32):
-                block_codes[j] = np.uint32(np.int32(_code(block[j], scale, bias, top)))
+                block_codes[j] = np.uint32(np.int32(nearest_code((block[j] - bias) / scale, top)))

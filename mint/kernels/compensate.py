@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 
 from mint.formats.format import Format
+from mint.kernels import affine, fp4
 from mint.kernels.compiled import (
     AFFINE,
     STORAGES,
@@ -34,7 +35,6 @@ from mint.kernels.compiled import (
     Raw,
     Words,
     compiled,
-    narrow,
     pack_codes,
     scale_values,
     widen,
@@ -42,8 +42,6 @@ from mint.kernels.compiled import (
     write_raw,
 )
 from mint.kernels.cpu import pack
-from mint.kernels.fp4 import midpoints
-from mint.kernels.search_affine import nearest_code
 from mint.kernels.threads import spread
 from mint.kernels.unpack import FP4
 
@@ -93,10 +91,10 @@ def pack_compensated(
             stored.append(parts)
             scales = scale_values(parts[0].reshape(-1), dtype, format.scheme)
             biases = widened(parts[1].reshape(-1), dtype) if format.scheme.has_bias else scales
-            fixed = (format.scheme.kernel, format.bits, first, group.stop, end, start, upper)
-            work = [
-                (values[some], *fixed, scales[some], biases[some], FP4, codes[some], losses[some]) for some in pieces
-            ]
+            fixed = (format.scheme.kernel, format.bits, first, end, upper)
+            grids = np.stack((scales, biases))
+            lost = losses[:, first - start : group.stop - start]
+            work = [(values[rows], *fixed, grids[:, rows], codes[rows, group], lost[rows]) for rows in pieces]
             spread(lambda arguments: _round(*arguments), work, threads)
         if end < columns:
             values[:, end:] -= losses[:, : end - start] @ upper[start:end, end:]
@@ -108,10 +106,8 @@ def pack_compensated(
 def _searched(values: Floats, dtype: str, format: Format, importance: Doubles) -> tuple[Any, ...]:
     """The scales and, for affine formats, biases (R, 1) of one group in every row."""
     flat = np.ascontiguousarray(values).reshape(-1)
-    scratch = np.empty_like(flat)
-    narrow(flat, STORAGES[dtype], scratch)
     stored = np.empty(flat.size, np.float32 if dtype == "F32" else np.uint16)
-    write_raw(flat, STORAGES[dtype], scratch, stored)
+    write_raw(flat, STORAGES[dtype], stored)
     weights = (importance / importance.mean()).astype(np.float32)
     _, *parts = pack(stored.reshape(1, *values.shape), dtype, format, search=True, importance=weights)
     return tuple(part[0] for part in parts)
@@ -123,49 +119,36 @@ def _round(
     mode: int,
     bits: int,
     first: int,
-    last: int,
     end: int,
-    start: int,
     upper: Floats,
-    scales: Floats,
-    biases: Floats,
-    table: Floats,
+    grids: Floats,
     codes: Bytes,
     losses: Floats,
 ) -> None:
-    """Round columns `first` to `last` of some rows, moving each loss on to the columns before `end`.
+    """Round the group of columns (R, N) from `first` on, moving each loss on to the columns before `end`.
 
-    `losses` (R, B) are e of the block that begins at column `start`.
+    `grids` (2, R) are scales and biases; `codes` and `losses`, e of the formula, are those of the group.
     """
     top = np.float32((1 << bits) - 1)
     for r in range(values.shape[0]):
-        row, scale, bias = values[r], scales[r], biases[r]
+        row, scale, bias = values[r], grids[0, r], grids[1, r]
         inverse = np.float32(1.0) / scale
-        for c in range(first, last):
+        for i in range(codes.shape[1]):
+            c = first + i
             weight = row[c]
             if mode == AFFINE:
-                code = nearest_code((weight - bias) * inverse, top)
+                code = affine.nearest_code((weight - bias) * inverse, top)
                 stored = code * scale + bias
-                codes[r, c] = np.uint8(np.int32(code))
+                codes[r, i] = np.uint8(np.int32(code))
             else:
-                index = _fp4_code(weight, scale)
-                stored = table[index] * scale
-                codes[r, c] = index
+                index = fp4.nearest_code(weight, fp4.midpoints(scale))
+                stored = FP4[index] * scale
+                codes[r, i] = index
             loss = (weight - stored) / upper[c, c]
-            losses[r, c - start] = loss
+            losses[r, i] = loss
             rest, share = row[c + 1 : end], upper[c, c + 1 : end]
             for j in range(rest.size):
                 rest[j] -= loss * share[j]
-
-
-@compiled
-def _fp4_code(weight: np.float32, scale: np.float32) -> np.uint8:
-    """The index of a weight in the fp4 table, plus 8 for a negative value but -0."""
-    magnitude = abs(weight)
-    index = np.uint8(0)
-    for midpoint in midpoints(scale):
-        index += np.uint8(magnitude > midpoint)
-    return np.uint8(index + 8) if weight < 0 and index > 0 else index
 
 
 @compiled

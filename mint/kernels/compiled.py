@@ -36,13 +36,19 @@ Raw = NDArray[Any]  # uint16 patterns of BF16 or F16, or float32
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 
-def compiled(function: Function) -> Function:
+def compiled(function: Function, *, inline: bool = False) -> Function:
     """Compile at first use, cache on disk, release the GIL; division by zero gives infinity as in C."""
     before, config.CACHE_DIR = config.CACHE_DIR, str(code_folder())
     try:
-        return cast(Function, njit(nogil=True, cache=may_cache(), error_model="numpy")(function))
+        options = {"nogil": True, "cache": may_cache(), "error_model": "numpy", "forceinline": inline}
+        return cast(Function, njit(**options)(function))
     finally:
         config.CACHE_DIR = before
+
+
+def inlined(function: Function) -> Function:
+    """As `compiled`, and part of every kernel that calls it: loops become vectors only without calls."""
+    return compiled(function, inline=True)
 
 
 @compiled
@@ -51,62 +57,51 @@ def widen(raw: Raw, storage: int, values: Floats) -> None:
 
     A float16's bits, shifted to the position of a float32's, read 2^112 too small, subnormals included.
     """
-    words = values.view(np.uint32)
-    if storage == BF16:
+    if storage == F32:
+        values[:] = raw
+    elif storage == BF16:
         for i in range(raw.size):
-            words[i] = np.uint32(raw[i]) << np.uint32(16)
-    elif storage == F16:
+            values[i] = np.uint32(np.uint32(raw[i]) << np.uint32(16)).view(np.float32)
+    else:
         for i in range(raw.size):
             word = np.uint32(raw[i])
             sign = (word & np.uint32(0x8000)) << np.uint32(16)
-            words[i] = sign | ((word & np.uint32(0x7FFF)) << np.uint32(13))
-        for i in range(raw.size):
-            values[i] *= np.float32(2.0**112)
-    else:
-        for i in range(raw.size):
-            values[i] = raw[i]
+            small = np.uint32(sign | ((word & np.uint32(0x7FFF)) << np.uint32(13))).view(np.float32)
+            values[i] = small * np.float32(2.0**112)
 
 
-@compiled
-def narrow(values: Floats, storage: int, scratch: Floats) -> None:
-    """Round (G,) float32 to the nearest value that `storage` holds, ties to even, in place; |values| < 65520 for F16.
+@inlined
+def rounded(value: np.float32, storage: int) -> np.float32:
+    """The nearest value that `storage` holds, ties to even; infinite beyond the greatest of F16.
 
     For F16, adding and subtracting a number 2^13 times the value's power of two rounds at F16's last bit; F16 has no
     power below 2^-14, so subnormals keep that one's last bit.
     """
-    words = values.view(np.uint32)
+    word = np.float32(value).view(np.uint32)
     if storage == BF16:
-        for i in range(values.size):
-            word = words[i]
-            odd = (word >> np.uint32(16)) & np.uint32(1)
-            words[i] = (word + (np.uint32(0x7FFF) + odd)) & np.uint32(0xFFFF0000)
-    elif storage == F16:
-        rounder = scratch.view(np.uint32)
-        for i in range(values.size):
-            word = words[i]
-            power = max(word & np.uint32(0x7F800000), np.uint32(0x38800000))
-            rounder[i] = (word & np.uint32(0x80000000)) | (power + np.uint32(13 << 23))
-        for i in range(values.size):
-            values[i] = (values[i] + scratch[i]) - scratch[i]
+        odd = (word >> np.uint32(16)) & np.uint32(1)
+        return np.uint32((word + (np.uint32(0x7FFF) + odd)) & np.uint32(0xFFFF0000)).view(np.float32)
+    if storage == F16:
+        power = max(word & np.uint32(0x7F800000), np.uint32(0x38800000)) + np.uint32(13 << 23)
+        rounder = np.uint32((word & np.uint32(0x80000000)) | power).view(np.float32)
+        return (value + rounder) - rounder if abs(value) < np.float32(65520.0) else np.float32(np.inf)
+    return value
 
 
 @compiled
-def write_raw(values: Floats, storage: int, scratch: Floats, raw: Raw) -> None:
-    """Write (G,) float32, already rounded by `narrow`, in the bits of `storage`: the inverse of `widen`."""
-    if storage == BF16:
-        words = values.view(np.uint32)
-        for i in range(values.size):
-            raw[i] = words[i] >> np.uint32(16)
-    elif storage == F16:
-        for i in range(values.size):
-            scratch[i] = values[i] * np.float32(2.0**-112)
-        words = scratch.view(np.uint32)
-        for i in range(values.size):
-            sign = (words[i] >> np.uint32(16)) & np.uint32(0x8000)
-            raw[i] = sign | ((words[i] >> np.uint32(13)) & np.uint32(0x7FFF))
-    else:
+def write_raw(values: Floats, storage: int, raw: Raw) -> None:
+    """Write (G,) float32, `rounded`, in the bits of `storage`: the inverse of `widen`."""
+    if storage == F32:
         for i in range(values.size):
             raw[i] = values[i]
+    elif storage == BF16:
+        for i in range(values.size):
+            raw[i] = np.float32(rounded(values[i], BF16)).view(np.uint32) >> np.uint32(16)
+    else:
+        for i in range(values.size):
+            word = np.float32(rounded(values[i], F16) * np.float32(2.0**-112)).view(np.uint32)
+            sign = (word >> np.uint32(16)) & np.uint32(0x8000)
+            raw[i] = sign | ((word >> np.uint32(13)) & np.uint32(0x7FFF))
 
 
 @compiled

@@ -30,12 +30,12 @@ from mint.kernels.compiled import (
     Floats,
     Raw,
     compiled,
-    narrow,
     pack_codes,
     widen,
     write_raw,
 )
 from mint.kernels.distortion import Errors
+from mint.kernels.storage import NUMPY_DTYPES
 from mint.kernels.threads import spread
 
 _LEAST_GROUP = 16
@@ -99,32 +99,23 @@ def pack(
     assert format.admits(weight.shape, dtype)
     _check(weight, search, importance)
     slices, chunks = _cut(weight)
-    bits, group_size = format.bits, format.group_size
-    packed = np.empty((len(slices), slices.shape[1] * bits // 8), np.uint8)
-    groups = (len(slices), slices.shape[1] // group_size)
-    has_bias = format.scheme.has_bias
-    scales = np.empty(groups, weight.dtype if has_bias else np.uint8)
-    biases = np.empty(groups if has_bias else (len(slices), 0), weight.dtype)
+    tensors = format.tensors("", weight.shape, dtype)
+    outputs = tuple(np.empty(tensor.shape, NUMPY_DTYPES[tensor.dtype]) for tensor in tensors)
+    vectors = [output.reshape(len(slices), -1).view(np.uint8) for output in outputs]
+    numbers = (STORAGES[dtype], format.scheme.kernel, format.bits, format.group_size)
 
     def write(chunk: tuple[int, int]) -> None:
         index, start = chunk
         piece = slices[index, start : start + CHUNK]
-        codes = packed[index, start * bits // 8 :]
-        groups = slice(start // group_size, None)
-        inputs = (piece, STORAGES[dtype], bits if has_bias else format.scheme.kernel, group_size)
-        outputs = (codes, scales[index, groups], biases[index, groups])[: 3 if has_bias else 2]
-        if not search:
-            (_pack_affine if has_bias else _pack_fp4)(*inputs, *outputs)
+        parts = [vector[index, start * vector.shape[1] // slices.shape[1] :] for vector in vectors]
+        parts = [parts[0], parts[1], parts[-1]]  # without biases, the last is not written
+        if search:
+            searched.pack(piece, *numbers, importance, start % weight.shape[2], *parts)
         else:
-            write_searched = searched.pack_affine if has_bias else searched.pack_fp4
-            write_searched(*inputs, importance, start % weight.shape[2], *outputs)
+            _pack(piece, *numbers, *parts)
 
     spread(write, chunks, threads)
-    rows = weight.shape[:2]
-    words = packed.view(np.uint32).reshape(*rows, -1)
-    if has_bias:
-        return words, scales.reshape(*rows, -1), biases.reshape(*rows, -1)
-    return words, scales.reshape(*rows, -1)
+    return outputs
 
 
 def _check(weight: Raw, search: bool, importance: Floats | None) -> None:
@@ -149,10 +140,9 @@ def _measure(raw: Raw, storage: int, table: Any) -> tuple[Doubles, int]:
     totals = np.zeros(formats + 1, np.float64)
     nonfinite = 0
     buffer = np.empty(SEGMENT, np.float32)
-    lows, highs = np.empty((3, SEGMENT // 32), np.float32), np.empty((3, SEGMENT // 32), np.float32)
-    room = np.empty((4, SEGMENT // _LEAST_GROUP), np.float32)
-    stored = np.empty(SEGMENT // _LEAST_GROUP, np.uint8)
     lanes = np.empty(LANES, np.float32)
+    lows, highs = np.empty((3, SEGMENT // 32), np.float32), np.empty((3, SEGMENT // 32), np.float32)
+    grids, stored = np.empty((2, SEGMENT // _LEAST_GROUP), np.float32), np.empty(SEGMENT // _LEAST_GROUP, np.uint8)
     for start in range(0, raw.size, SEGMENT):
         piece = raw[start : start + SEGMENT]
         values = buffer[: piece.size]
@@ -162,19 +152,15 @@ def _measure(raw: Raw, storage: int, table: Any) -> tuple[Doubles, int]:
         affine.extremes(values, lows, highs)
         for f in range(formats):
             mode, bits, group_size = table[f]
-            groups = piece.size // group_size
-            scales, biases, stored_scales = room[0, :groups], room[1, :groups], room[2, :groups]
-            scratch = room[3, :groups]
+            groups, level = piece.size // group_size, group_size // 64
+            scales, biases = grids[0, :groups], grids[1, :groups]
             lanes[:] = 0.0
             if mode == AFFINE:
                 top = np.float32((1 << bits) - 1)
-                level = group_size // 64
                 affine.grid(lows[level, :groups], highs[level, :groups], top, scales, biases)
-                stored_scales[:] = scales
-                narrow(stored_scales, storage, scratch)
-                affine.add_errors(values, group_size, top, scales, biases, stored_scales, lanes)
+                affine.add_errors(values, group_size, top, storage, scales, biases, lanes)
             else:
-                fp4.group_scales(values, mode, storage, scratch, stored_scales, stored[:groups], scales)
+                fp4.group_scales(values, mode, storage, stored[:groups], scales)
                 fp4.add_errors(values, group_size, scales, lanes)
             for lane in range(LANES):
                 totals[f] += lanes[lane]
@@ -208,40 +194,27 @@ def _energy(values: Floats) -> float:
 
 
 @compiled
-def _pack_affine(raw: Raw, storage: int, bits: int, group_size: int, packed: Bytes, scales: Raw, biases: Raw) -> None:
-    """Write the codes, scales and biases of a chunk (N,)."""
+def _pack(
+    raw: Raw, storage: int, mode: int, bits: int, group_size: int, packed: Bytes, scale_bytes: Bytes, bias_bytes: Bytes
+) -> None:
+    """Write the codes, scales and, for affine formats, biases of a chunk (N,), all of them as bytes."""
     top = np.float32((1 << bits) - 1)
-    buffer = np.empty(SEGMENT, np.float32)
-    codes = np.empty(SEGMENT, np.uint32)
+    buffer, codes = np.empty(SEGMENT, np.float32), np.empty(SEGMENT, np.uint32)
     lows, highs = np.empty((3, SEGMENT // 32), np.float32), np.empty((3, SEGMENT // 32), np.float32)
-    room = np.empty((3, SEGMENT // 32), np.float32)
+    grids = np.empty((2, SEGMENT // group_size), np.float32)
     for start in range(0, raw.size, SEGMENT):
         piece = raw[start : start + SEGMENT]
-        groups, first = piece.size // group_size, start // group_size
-        values, scale, bias, scratch = buffer[: piece.size], room[0, :groups], room[1, :groups], room[2, :groups]
-        level = group_size // 64
+        groups, first, level = piece.size // group_size, start // group_size, group_size // 64
+        values, scales, biases = buffer[: piece.size], grids[0, :groups], grids[1, :groups]
+        group = slice(first, first + groups)
         widen(piece, storage, values)
-        affine.extremes(values, lows, highs)
-        affine.grid(lows[level, :groups], highs[level, :groups], top, scale, bias)
-        affine.write_codes(values, group_size, top, scale, bias, codes)
+        if mode == AFFINE:
+            affine.extremes(values, lows, highs)
+            affine.grid(lows[level, :groups], highs[level, :groups], top, scales, biases)
+            affine.write_codes(values, group_size, top, scales, biases, codes)
+            write_raw(scales, storage, scale_bytes.view(raw.dtype)[group])
+            write_raw(biases, storage, bias_bytes.view(raw.dtype)[group])
+        else:
+            fp4.group_scales(values, mode, storage, scale_bytes[group], scales)
+            fp4.write_codes(values, group_size, scales, codes)
         pack_codes(codes[: piece.size], bits, packed[start * bits // 8 :])
-        narrow(scale, storage, scratch)
-        write_raw(scale, storage, scratch, scales[first : first + groups])
-        write_raw(bias, storage, scratch, biases[first : first + groups])
-
-
-@compiled
-def _pack_fp4(raw: Raw, storage: int, mode: int, group_size: int, packed: Bytes, scales: Bytes) -> None:
-    """Write the codes and scales of a chunk (N,)."""
-    buffer = np.empty(SEGMENT, np.float32)
-    codes = np.empty(SEGMENT, np.uint32)
-    room = np.empty((3, SEGMENT // group_size), np.float32)
-    for start in range(0, raw.size, SEGMENT):
-        piece = raw[start : start + SEGMENT]
-        groups, first = piece.size // group_size, start // group_size
-        values, scale, quotients, scratch = buffer[: piece.size], room[0, :groups], room[1, :groups], room[2, :groups]
-        stored = scales[first : first + groups]
-        widen(piece, storage, values)
-        fp4.group_scales(values, mode, storage, scratch, quotients, stored, scale)
-        fp4.write_codes(values, group_size, scale, codes)
-        pack_codes(codes[: piece.size], 4, packed[start // 2 :])

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from mint.kernels import affine
-from mint.kernels.compiled import CHUNK, SEGMENT, STORAGES, Floats, Raw, compiled, narrow, widen
+from mint.kernels.compiled import CHUNK, SEGMENT, STORAGES, Floats, Raw, compiled, rounded, widen
 from mint.kernels.threads import spread
 
 BITS = 4  # of the rounding
@@ -88,20 +88,18 @@ def _rounding_errors(raw: Raw, storage: int, group_size: int, values: Floats, er
     top = np.float32((1 << BITS) - 1)
     codes = np.empty(SEGMENT, np.uint32)
     lows, highs = np.empty((3, SEGMENT // 32), np.float32), np.empty((3, SEGMENT // 32), np.float32)
-    room = np.empty((4, SEGMENT // 32), np.float32)
+    grids = np.empty((2, SEGMENT // 32), np.float32)
     level = group_size // 64
     widen(raw, storage, values)
     for start in range(0, raw.size, SEGMENT):
         piece = values[start : start + SEGMENT]
         groups = piece.size // group_size
-        scales, biases, stored, scratch = room[0, :groups], room[1, :groups], room[2, :groups], room[3, :groups]
+        scales, biases = grids[0, :groups], grids[1, :groups]
         affine.extremes(piece, lows, highs)
         affine.grid(lows[level, :groups], highs[level, :groups], top, scales, biases)
         affine.write_codes(piece, group_size, top, scales, biases, codes)
-        stored[:] = scales
-        narrow(stored, storage, scratch)
         for i in range(groups):
-            scale, bias = stored[i], biases[i]
+            scale, bias = rounded(scales[i], storage), biases[i]
             group = slice(i * group_size, (i + 1) * group_size)
             added, weights, group_codes = errors[start : start + piece.size][group], piece[group], codes[group]
             for j in range(group_size):

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 
-from mint.kernels import fp4
 from mint.kernels.compiled import (
     AFFINE,
     LANES,
@@ -19,12 +18,12 @@ from mint.kernels.compiled import (
     Doubles,
     Floats,
     Raw,
-    Words,
     compiled,
     pack_codes,
     widen,
     write_raw,
 )
+from mint.kernels.fp4 import group_scales
 from mint.kernels.search_affine import (
     BIAS,
     DOWN,
@@ -51,30 +50,23 @@ def measure(raw: Raw, storage: int, table: Any, importance: Floats | None, colum
     `table` (F, 3): mode, bits, group_size. `importance` (C,) of the columns; the chunk begins at `column`.
     """
     totals = np.zeros((table.shape[0], LANES), np.float64)
-    row_major, values = np.zeros(SEGMENT, np.float32), np.empty(SEGMENT, np.float32)
-    heights = _room(importance)
-    spans = np.empty((2, SEGMENT // _QUARTER), np.float32)
-    state = np.zeros(ROWS * LANES, np.float32)
-    room, stored = np.empty((3, SEGMENT // 16), np.float32), np.empty(SEGMENT // 16, np.uint8)
+    row_major, values, heights, spans, state = _segment(importance)
+    scales, stored = np.empty(SEGMENT // 16, np.float32), np.empty(SEGMENT // 16, np.uint8)
     for start in range(0, raw.size, SEGMENT):
         piece = raw[start : start + SEGMENT]
-        row_major[piece.size :] = np.float32(0.0)
-        widen(piece, storage, row_major[: piece.size])
-        _lay_side_by_side(row_major, state, values)
-        _lay_importance(importance, column + start, heights)
-        _extremes(values, spans)
+        _lay(piece, storage, importance, column + start, row_major, values, heights, spans, state)
         for f in range(table.shape[0]):
             mode, bits, group_size = table[f]
-            group_scales = stored[: SEGMENT // group_size]
+            groups = SEGMENT // group_size
             if mode != AFFINE:
-                _plain_scales(row_major, mode, storage, room, group_scales)
+                group_scales(row_major, mode, storage, stored[:groups], scales[:groups])
             for first in range(0, LENGTH, group_size):
                 rows = slice(first * LANES, (first + group_size) * LANES)
                 if mode != AFFINE:
-                    search_fp4(values[rows], _rows(heights, rows), mode, first // group_size, group_scales, state)
+                    search_fp4(values[rows], _part(heights, rows), mode, first // group_size, stored[:groups], state)
                 else:
                     _prepare(spans, heights, first, group_size, state)
-                    search(values[rows], _rows(heights, rows), storage, bits, state)
+                    search(values[rows], _part(heights, rows), storage, bits, state)
                 for lane in range(LANES):
                     up = np.float64(state[UP + lane])
                     totals[f, lane] += np.float64(state[ERROR + lane]) * up * up
@@ -86,87 +78,94 @@ def measure(raw: Raw, storage: int, table: Any, importance: Floats | None, colum
 
 
 @compiled
-def pack_affine(
+def pack(
     raw: Raw,
     storage: int,
+    mode: int,
     bits: int,
     group_size: int,
     importance: Floats | None,
     column: int,
     packed: Bytes,
-    scales: Raw,
-    biases: Raw,
+    scales: Bytes,
+    biases: Bytes,
 ) -> None:
-    """Write the codes, scales and biases of a chunk (N,)."""
+    """Write the codes, scales and, for affine formats, biases of a chunk (N,), all of them as bytes."""
     top = np.float32((1 << bits) - 1)
-    row_major, values = np.zeros(SEGMENT, np.float32), np.empty(SEGMENT, np.float32)
-    heights = _room(importance)
-    spans = np.empty((2, SEGMENT // _QUARTER), np.float32)
-    state = np.zeros(ROWS * LANES, np.float32)
+    row_major, values, heights, spans, state = _segment(importance)
     side_by_side, codes = np.empty(SEGMENT, np.uint32), np.empty(SEGMENT, np.uint32)
-    grids = np.empty((3, SEGMENT // group_size), np.float32)
+    grids, stored = np.empty((2, SEGMENT // group_size), np.float32), np.empty(SEGMENT // group_size, np.uint8)
     per_lane = LENGTH // group_size
     for start in range(0, raw.size, SEGMENT):
         piece = raw[start : start + SEGMENT]
-        row_major[piece.size :] = np.float32(0.0)
-        widen(piece, storage, row_major[: piece.size])
-        _lay_side_by_side(row_major, state, values)
-        _lay_importance(importance, column + start, heights)
-        _extremes(values, spans)
+        _lay(piece, storage, importance, column + start, row_major, values, heights, spans, state)
+        if mode != AFFINE:
+            group_scales(row_major, mode, storage, stored, grids[0])
         for index in range(per_lane):
             rows = slice(index * group_size * LANES, (index + 1) * group_size * LANES)
+            if mode != AFFINE:
+                search_fp4(values[rows], _part(heights, rows), mode, index, stored, state)
+                write_fp4_codes(values[rows], state, side_by_side[rows])
+                continue
             _prepare(spans, heights, index * group_size, group_size, state)
-            search(values[rows], _rows(heights, rows), storage, bits, state)
+            search(values[rows], _part(heights, rows), storage, bits, state)
             write_codes(values[rows], top, state, side_by_side[rows])
             for lane in range(LANES):
                 grids[0, lane * per_lane + index] = state[SCALE + lane] * state[UP + lane]
                 grids[1, lane * per_lane + index] = state[BIAS + lane] * state[UP + lane]
-        _lay_in_order(side_by_side, codes)
+        for lane in range(LANES):
+            for i in range(LENGTH):
+                codes[lane * LENGTH + i] = side_by_side[i * LANES + lane]
         pack_codes(codes[: piece.size], bits, packed[start * bits // 8 :])
-        groups, first = piece.size // group_size, start // group_size
-        write_raw(grids[0, :groups], storage, grids[2], scales[first : first + groups])
-        write_raw(grids[1, :groups], storage, grids[2], biases[first : first + groups])
+        groups = piece.size // group_size
+        group = slice(start // group_size, start // group_size + groups)
+        if mode != AFFINE:
+            scales[group] = stored[:groups]
+        else:
+            write_raw(grids[0, :groups], storage, scales.view(raw.dtype)[group])
+            write_raw(grids[1, :groups], storage, biases.view(raw.dtype)[group])
 
 
 @compiled
-def pack_fp4(
-    raw: Raw,
-    storage: int,
-    mode: int,
-    group_size: int,
-    importance: Floats | None,
-    column: int,
-    packed: Bytes,
-    scales: Bytes,
-) -> None:
-    """Write the codes and scales of a chunk (N,)."""
+def _segment(importance: Floats | None) -> Any:
+    """Room for a segment: weights in order and side by side, their importance, extremes, and the state of a search."""
     row_major, values = np.zeros(SEGMENT, np.float32), np.empty(SEGMENT, np.float32)
-    heights = _room(importance)
-    state = np.zeros(ROWS * LANES, np.float32)
-    side_by_side, codes = np.empty(SEGMENT, np.uint32), np.empty(SEGMENT, np.uint32)
-    stored, room = np.empty(SEGMENT // group_size, np.uint8), np.empty((3, SEGMENT // group_size), np.float32)
-    for start in range(0, raw.size, SEGMENT):
-        piece = raw[start : start + SEGMENT]
-        row_major[piece.size :] = np.float32(0.0)
-        widen(piece, storage, row_major[: piece.size])
-        _lay_side_by_side(row_major, state, values)
-        _lay_importance(importance, column + start, heights)
-        _plain_scales(row_major, mode, storage, room, stored)
-        for index in range(LENGTH // group_size):
-            rows = slice(index * group_size * LANES, (index + 1) * group_size * LANES)
-            search_fp4(values[rows], _rows(heights, rows), mode, index, stored, state)
-            write_fp4_codes(values[rows], state, side_by_side[rows])
-        _lay_in_order(side_by_side, codes)
-        pack_codes(codes[: piece.size], 4, packed[start // 2 :])
-        groups, first = piece.size // group_size, start // group_size
-        scales[first : first + groups] = stored[:groups]
+    spans, state = np.empty((2, SEGMENT // _QUARTER), np.float32), np.zeros(ROWS * LANES, np.float32)
+    if importance is None:
+        return row_major, values, None, spans, state
+    return row_major, values, np.empty(SEGMENT, np.float32), spans, state
 
 
 @compiled
-def _plain_scales(row_major: Floats, mode: int, storage: int, room: Floats, stored: Bytes) -> None:
-    """The scales of a segment's groups as MLX chooses them."""
-    groups = stored.size
-    fp4.group_scales(row_major, mode, storage, room[0, :groups], room[1, :groups], stored, room[2, :groups])
+def _lay(
+    piece: Raw,
+    storage: int,
+    importance: Floats | None,
+    start: int,
+    row_major: Floats,
+    values: Floats,
+    heights: Floats | None,
+    spans: Floats,
+    state: Floats,
+) -> None:
+    """Fill the room of a segment, short ones up with zeros; its first weight is the `start`th of rows of C columns."""
+    row_major[piece.size :] = np.float32(0.0)
+    widen(piece, storage, row_major[: piece.size])
+    _lay_side_by_side(row_major, state, values)
+    _extremes(values, spans)
+    if importance is not None and heights is not None:
+        column = start % importance.size
+        for lane in range(LANES):
+            for i in range(LENGTH):
+                heights[i * LANES + lane] = importance[column]
+                column = column + 1 if column + 1 < importance.size else 0
+
+
+@compiled
+def _part(heights: Floats | None, rows: Any) -> Any:
+    if heights is None:
+        return None
+    return heights[rows]
 
 
 @compiled
@@ -184,38 +183,6 @@ def _lay_side_by_side(row_major: Floats, state: Floats, values: Floats) -> None:
     for i in range(LENGTH):
         for lane in range(LANES):
             values[i * LANES + lane] = row_major[lane * LENGTH + i] * state[DOWN + lane]
-
-
-@compiled
-def _lay_in_order(side_by_side: Words, codes: Words) -> None:
-    for lane in range(LANES):
-        for i in range(LENGTH):
-            codes[lane * LENGTH + i] = side_by_side[i * LANES + lane]
-
-
-@compiled
-def _room(importance: Floats | None) -> Floats | None:
-    if importance is None:
-        return None
-    return np.empty(SEGMENT, np.float32)
-
-
-@compiled
-def _rows(heights: Floats | None, rows: Any) -> Any:
-    if heights is None:
-        return None
-    return heights[rows]
-
-
-@compiled
-def _lay_importance(importance: Floats | None, start: int, heights: Floats | None) -> None:
-    """Transpose the importance of a segment whose first weight is the `start`th of rows of C columns."""
-    if importance is not None and heights is not None:
-        column = start % importance.size
-        for lane in range(LANES):
-            for i in range(LENGTH):
-                heights[i * LANES + lane] = importance[column]
-                column = column + 1 if column + 1 < importance.size else 0
 
 
 @compiled

@@ -20,12 +20,10 @@ is not less than any other: such a candidate is never kept, and needs no branch.
 
 # N weights of LANES groups side by side: weight i of group g is values[i * LANES + g]
 
-from typing import Any
-
 import numpy as np
 
-from mint.kernels import affine
-from mint.kernels.compiled import BF16, F16, LANES, Floats, Words, compiled
+from mint.kernels.affine import grid, nearest_code
+from mint.kernels.compiled import LANES, Floats, Words, compiled, inlined, rounded
 from mint.kernels.schedules import SCHEDULES, SCHEDULES_BF16
 
 
@@ -39,24 +37,21 @@ _ZERO = np.float32(0.0)
 _HALF = np.float32(0.5)
 _ONE = np.float32(1.0)
 _INFINITY = np.float32(np.inf)
-_ROUNDER = np.float32(2.0**23)  # see affine
-_F16_OVERFLOW = np.float32(65520.0)  # what rounds to infinity
 
 # rows of `state`. Set by the caller: the span of each group, the power of two that its weights were divided by and its
 # inverse, the sum of the importance of its weights
-ROWS = 24
+ROWS = 22
 (
     LOW, HIGH, UP, DOWN, TOTAL,
     SCALE, BIAS, INVERSE,  # the candidate
     SQUARES, RESIDUES, PRODUCTS, CODES, CODE_SQUARES,  # sums over a group: d^2, d, d * code, code, code^2
-    BEST, BEST_SCALE, BEST_BIAS,  # afterwards, the answer
+    BEST, BEST_SCALE, BEST_BIAS,
     PLAIN, PLAIN_SCALE, PLAIN_BIAS, PLAIN_ERROR,
     ERROR, BEST_ERROR,  # squared error of the stored weights, without importance
-    SCRATCH, STORED,
 ) = range(0, ROWS * LANES, LANES)  # fmt: skip
 
 
-@compiled
+@inlined
 def lanes(state: Floats) -> int:
     """LANES, but unknown to LLVM: it would unroll short loops before it could make vectors of them."""
     return state.size // ROWS
@@ -66,7 +61,8 @@ def lanes(state: Floats) -> int:
 def search(values: Floats, heights: Floats | None, storage: int, bits: int, state: Floats) -> None:
     """Write the best scales, biases and their errors for (N,) weights of LANES groups into `state`.
 
-    `heights` (N,) are the importance of the weights, None where all are alike.
+    `heights` (N,) are the importance of the weights, None where all are alike. It is sliced where it is read: through a
+    function, loops would not become vectors.
     """
     top = np.float32((1 << bits) - 1)
     step, starts, first, beside = _SCHEDULES[storage, bits]
@@ -75,41 +71,17 @@ def search(values: Floats, heights: Floats | None, storage: int, bits: int, stat
     _remember_plain(state)
     for start in range(int(starts)):
         _take_span(_ONE - np.float32(start) * step, top, state)
-        _store_candidate(storage, top, state)
-        _judge(values, heights, top, state)
+        _store(storage, top, state)
+        _judge(values, heights, top, state, None)
     _take_beside(_ONE, top, state)
     _descend(values, heights, storage, top, int(first), state)
     for factor in (_ONE + step, _ONE - step):
         _take_beside(factor, top, state)
-        _store_candidate(storage, top, state)
+        _store(storage, top, state)
         _descend(values, heights, storage, top, int(beside), state)
     _take_beside(_ONE, top, state)
     _measure_stored(values, heights, top, state)
     _keep_plain_unless_beaten(state)
-
-
-@compiled
-def nearest_code(position: np.float32, top: np.float32) -> np.float32:
-    """The code nearest to a position on the grid; 0 for NaN."""
-    position = position if position > _ZERO else _ZERO
-    position = position if position < top else top
-    return (position + _ROUNDER) - _ROUNDER
-
-
-@compiled
-def height(heights: Any, index: int) -> Any:
-    """The importance of a weight."""
-    if heights is None:
-        return _ONE  # a factor that LLVM leaves out
-    return heights[index]
-
-
-@compiled
-def part(heights: Floats | None, start: int) -> Floats | None:
-    """The importance of four rows of weights."""
-    if heights is None:
-        return None
-    return heights[start : start + 4 * LANES]
 
 
 @compiled
@@ -133,7 +105,8 @@ def _measure_stored(values: Floats, heights: Floats | None, top: np.float32, sta
         state[INVERSE + lane] = _ONE / state[SCALE + lane]
         state[SQUARES + lane] = state[ERROR + lane] = _ZERO
     for start in range(0, values.size, 4 * LANES):
-        block, block_heights = values[start : start + 4 * LANES], part(heights, start)
+        block = values[start : start + 4 * LANES]
+        block_heights = block if heights is None else heights[start : start + 4 * LANES]
         for lane in range(LANES):
             scale, bias, inverse = state[SCALE + lane], state[BIAS + lane], state[INVERSE + lane]
             squares = error = _ZERO
@@ -143,40 +116,24 @@ def _measure_stored(values: Floats, heights: Floats | None, top: np.float32, sta
                 difference = (nearest_code((weight - bias) * inverse, top) * scale + bias) - weight
                 square = difference * difference
                 error += square
-                squares += height(block_heights, index) * square
+                squares += (_ONE if heights is None else block_heights[index]) * square
             state[SQUARES + lane] += squares
             state[ERROR + lane] += error
 
 
 @compiled
-def _judge(values: Floats, heights: Floats | None, top: np.float32, state: Floats) -> None:
-    """Keep the candidate in the lanes where it is better; d is the distance to the code, in steps of the grid."""
-    for lane in range(lanes(state)):
-        state[INVERSE + lane] = _ONE / state[SCALE + lane]
-        state[SQUARES + lane] = _ZERO
-    for start in range(0, values.size, 4 * LANES):
-        block, block_heights = values[start : start + 4 * LANES], part(heights, start)
-        for lane in range(LANES):
-            bias, inverse = state[BIAS + lane], state[INVERSE + lane]
-            squares = _ZERO
-            for row in range(4):
-                index = row * LANES + lane
-                position = (block[index] - bias) * inverse
-                d = position - nearest_code(position, top)
-                squares += height(block_heights, index) * d * d
-            state[SQUARES + lane] += squares
-    _keep_better(state)
+def _judge(values: Floats, heights: Floats | None, top: np.float32, state: Floats, sums: bool | None) -> None:
+    """Keep the candidate in the lanes where it is better; d is the distance to the code, in steps of the grid.
 
-
-@compiled
-def _judge_and_sum(values: Floats, heights: Floats | None, top: np.float32, state: Floats) -> None:
-    """As `_judge`, with the sums that least squares needs."""
+    The sums that least squares needs are made too unless `sums` is None, which the compiler knows.
+    """
     for lane in range(lanes(state)):
         state[INVERSE + lane] = _ONE / state[SCALE + lane]
         state[SQUARES + lane] = state[RESIDUES + lane] = state[PRODUCTS + lane] = _ZERO
         state[CODES + lane] = state[CODE_SQUARES + lane] = _ZERO
     for start in range(0, values.size, 4 * LANES):
-        block, block_heights = values[start : start + 4 * LANES], part(heights, start)
+        block = values[start : start + 4 * LANES]
+        block_heights = block if heights is None else heights[start : start + 4 * LANES]
         for lane in range(LANES):
             bias, inverse = state[BIAS + lane], state[INVERSE + lane]
             squares = residues = products = codes = code_squares = _ZERO
@@ -185,18 +142,20 @@ def _judge_and_sum(values: Floats, heights: Floats | None, top: np.float32, stat
                 position = (block[index] - bias) * inverse
                 code = nearest_code(position, top)
                 d = position - code
-                share = height(block_heights, index)
+                share = _ONE if heights is None else block_heights[index]
                 high_d, high_code = share * d, share * code
                 squares += high_d * d
-                residues += high_d
-                products += high_d * code
-                codes += high_code
-                code_squares += high_code * code
+                if sums is not None:
+                    residues += high_d
+                    products += high_d * code
+                    codes += high_code
+                    code_squares += high_code * code
             state[SQUARES + lane] += squares
-            state[RESIDUES + lane] += residues
-            state[PRODUCTS + lane] += products
-            state[CODES + lane] += codes
-            state[CODE_SQUARES + lane] += code_squares
+            if sums is not None:
+                state[RESIDUES + lane] += residues
+                state[PRODUCTS + lane] += products
+                state[CODES + lane] += codes
+                state[CODE_SQUARES + lane] += code_squares
     _keep_better(state)
 
 
@@ -237,34 +196,27 @@ def _keep_plain_unless_beaten(state: Floats) -> None:
 @compiled
 def _descend(values: Floats, heights: Floats | None, storage: int, top: np.float32, passes: int, state: Floats) -> None:
     for _ in range(passes - 1):
-        _judge_and_sum(values, heights, top, state)
-        _least_squares_scale(state)
-        _store_scale(storage, top, state)
-        _least_squares_bias(state)
-        _store_bias(storage, state)
+        _judge(values, heights, top, state, True)
+        _least_squares(storage, top, state)
     if passes:
-        _judge(values, heights, top, state)
+        _judge(values, heights, top, state, None)
 
 
 @compiled
-def _least_squares_scale(state: Floats) -> None:
-    """scale * (1 + a) with the a and b that minimize the sum of (d - a * code - b)^2; the scale it had to SCRATCH."""
+def _least_squares(storage: int, top: np.float32, state: Floats) -> None:
+    """The scale of least squares for the codes, and the bias for that scale as it is stored.
+
+    The scale is scale * (1 + a) with the a and b that minimize the sum of (d - a * code - b)^2.
+    """
     for lane in range(lanes(state)):
-        total, codes = state[TOTAL + lane], state[CODES + lane]
+        total, codes, old = state[TOTAL + lane], state[CODES + lane], state[SCALE + lane]
         spread = total * state[CODE_SQUARES + lane] - codes * codes
         a = (total * state[PRODUCTS + lane] - codes * state[RESIDUES + lane]) / spread
-        scale = state[SCALE + lane]
-        state[SCRATCH + lane] = scale
-        state[SCALE + lane] = scale + scale * a
-
-
-@compiled
-def _least_squares_bias(state: Floats) -> None:
-    """The bias of least squares for the codes of the old scale (SCRATCH) and the new scale as it is stored."""
-    for lane in range(lanes(state)):
-        old = state[SCRATCH + lane]
-        residues = old * state[RESIDUES + lane] - (state[SCALE + lane] - old) * state[CODES + lane]
-        state[BIAS + lane] += residues / state[TOTAL + lane]
+        scale = _stored_scale(old + old * a, state[UP + lane], state[DOWN + lane], storage, top)
+        residues = old * state[RESIDUES + lane] - (scale - old) * codes
+        bias = state[BIAS + lane] + residues / total
+        state[SCALE + lane] = scale
+        state[BIAS + lane] = rounded(bias * state[UP + lane], storage) * state[DOWN + lane]
 
 
 @compiled
@@ -274,11 +226,12 @@ def _take_plain(storage: int, top: np.float32, state: Floats) -> None:
     for lane in range(lanes(state)):
         state[PRODUCTS + lane] = state[LOW + lane] * state[UP + lane]
         state[CODES + lane] = state[HIGH + lane] * state[UP + lane]
-    affine.grid(low, high, top, state[SCALE : SCALE + LANES], state[BIAS : BIAS + LANES])
+    grid(low, high, top, state[SCALE : SCALE + LANES], state[BIAS : BIAS + LANES])
     for lane in range(lanes(state)):
-        state[SCALE + lane] *= state[DOWN + lane]
+        # as it is, whatever it may do
+        scale = state[SCALE + lane] * state[DOWN + lane]
+        state[SCALE + lane] = _stored_scale(scale, state[UP + lane], state[DOWN + lane], storage, _ONE)
         state[BIAS + lane] *= state[DOWN + lane]
-    _store_scale(storage, _ONE, state)  # as it is, whatever it may do
 
 
 @compiled
@@ -302,46 +255,16 @@ def _take_beside(factor: np.float32, top: np.float32, state: Floats) -> None:
 
 
 @compiled
-def _store_candidate(storage: int, top: np.float32, state: Floats) -> None:
-    _store_scale(storage, top, state)
-    _store_bias(storage, state)
-
-
-@compiled
-def _store_scale(storage: int, top: np.float32, state: Floats) -> None:
-    """Round SCALE; infinite where a loader's scale * code would be."""
+def _store(storage: int, top: np.float32, state: Floats) -> None:
+    """Round the candidate."""
     for lane in range(lanes(state)):
-        state[STORED + lane] = state[SCALE + lane] * state[UP + lane]
-    _narrow(storage, state)
-    for lane in range(lanes(state)):
-        stored = state[STORED + lane]
-        state[SCALE + lane] = stored * state[DOWN + lane] if abs(stored * top) < _INFINITY else _INFINITY
+        up, down = state[UP + lane], state[DOWN + lane]
+        state[SCALE + lane] = _stored_scale(state[SCALE + lane], up, down, storage, top)
+        state[BIAS + lane] = rounded(state[BIAS + lane] * up, storage) * down
 
 
-@compiled
-def _store_bias(storage: int, state: Floats) -> None:
-    for lane in range(lanes(state)):
-        state[STORED + lane] = state[BIAS + lane] * state[UP + lane]
-    _narrow(storage, state)
-    for lane in range(lanes(state)):
-        state[BIAS + lane] = state[STORED + lane] * state[DOWN + lane]
-
-
-@compiled
-def _narrow(storage: int, state: Floats) -> None:
-    """Round the row STORED as `narrow` does; what `storage` cannot hold becomes infinite."""
-    words = state.view(np.uint32)
-    if storage == BF16:
-        for lane in range(lanes(state)):
-            word = words[STORED + lane]
-            odd = (word >> np.uint32(16)) & np.uint32(1)
-            words[STORED + lane] = (word + (np.uint32(0x7FFF) + odd)) & np.uint32(0xFFFF0000)
-    elif storage == F16:
-        for lane in range(lanes(state)):
-            word = words[STORED + lane]
-            power = max(word & np.uint32(0x7F800000), np.uint32(0x38800000))
-            words[INVERSE + lane] = (word & np.uint32(0x80000000)) | (power + np.uint32(13 << 23))
-        for lane in range(lanes(state)):
-            value, rounder = state[STORED + lane], state[INVERSE + lane]
-            rounded = (value + rounder) - rounder
-            state[STORED + lane] = rounded if abs(value) < _F16_OVERFLOW else _INFINITY
+@inlined
+def _stored_scale(scale: np.float32, up: np.float32, down: np.float32, storage: int, top: np.float32) -> np.float32:
+    """The scale as it is stored; infinite where a loader's scale * code would be."""
+    stored = rounded(scale * up, storage)
+    return stored * down if abs(stored * top) < _INFINITY else _INFINITY

@@ -12,9 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mint.kernels.compiled import LANES, MXFP4, NVFP4, Bytes, Floats, Words, compiled
-from mint.kernels.fp4 import midpoints
+from mint.kernels.fp4 import midpoints, nearest, nearest_code, scale_value
 from mint.kernels.schedules import LAST_SCALE, NEIGHBOURS
-from mint.kernels.search_affine import BEST, BEST_ERROR, BEST_SCALE, DOWN, ERROR, SCALE, SQUARES, height, lanes, part
+from mint.kernels.search_affine import BEST, BEST_ERROR, BEST_SCALE, DOWN, ERROR, SCALE, SQUARES, lanes
 
 _MXFP4_NEIGHBOURS = np.array(NEIGHBOURS[MXFP4], np.int32)
 _NVFP4_NEIGHBOURS = np.array(NEIGHBOURS[NVFP4], np.int32)
@@ -22,7 +22,7 @@ _MXFP4_LAST, _NVFP4_LAST = LAST_SCALE[MXFP4], LAST_SCALE[NVFP4]
 
 Integers = NDArray[np.int32]
 
-_ZERO = np.float32(0.0)
+_ZERO, _ONE = np.float32(0.0), np.float32(1.0)
 _INFINITY = np.float32(np.inf)
 
 
@@ -71,31 +71,18 @@ def _keep_better(tried: Integers, best: Integers, state: Floats) -> None:
 
 @compiled
 def write_fp4_codes(values: Floats, state: Floats, codes: Words) -> None:
-    """Write the codes of (N,) weights for the scales of `state`: the index in the table, plus 8 if negative but -0."""
-    words = values.view(np.uint32)
+    """Write the codes of (N,) weights for the scales of `state`."""
     for start in range(0, values.size, LANES):
-        row, signs, out = values[start : start + LANES], words[start : start + LANES], codes[start : start + LANES]
+        row, row_codes = values[start : start + LANES], codes[start : start + LANES]
         for lane in range(LANES):
-            magnitude = abs(row[lane])
-            a, b, c, d, e, f, g = midpoints(state[SCALE + lane])
-            index = np.uint32(magnitude > a) + np.uint32(magnitude > b) + np.uint32(magnitude > c)
-            index += np.uint32(magnitude > d) + np.uint32(magnitude > e) + np.uint32(magnitude > f)
-            index += np.uint32(magnitude > g)
-            sign = (signs[lane] >> np.uint32(28)) & np.uint32(8)
-            out[lane] = index | (sign if index else np.uint32(0))
+            row_codes[lane] = nearest_code(row[lane], midpoints(state[SCALE + lane]))
 
 
 @compiled
 def _take(stored: Integers, mode: int, state: Floats) -> None:
     """The scales that LANES bytes mean, divided as the weights were."""
-    words = state.view(np.uint32)
     for lane in range(lanes(state)):
-        byte = np.uint32(stored[lane])
-        power = max(byte << np.uint32(23), np.uint32(1 << 22))  # 2^-127, the least, is a subnormal float32
-        words[SCALE + lane] = power if mode == MXFP4 else byte << np.uint32(20)
-    shift = np.float32(1.0) if mode == MXFP4 else np.float32(2.0**120)
-    for lane in range(lanes(state)):
-        state[SCALE + lane] = (state[SCALE + lane] * shift) * state[DOWN + lane]
+        state[SCALE + lane] = scale_value(np.uint32(stored[lane]), mode) * state[DOWN + lane]
 
 
 @compiled
@@ -104,25 +91,17 @@ def _measure(values: Floats, heights: Floats | None, state: Floats) -> None:
     for lane in range(lanes(state)):
         state[SQUARES + lane] = state[ERROR + lane] = _ZERO
     for start in range(0, values.size, 4 * LANES):
-        block, block_heights = values[start : start + 4 * LANES], part(heights, start)
+        block = values[start : start + 4 * LANES]
+        block_heights = block if heights is None else heights[start : start + 4 * LANES]
         for lane in range(LANES):
             scale = state[SCALE + lane]
-            half, double = scale * np.float32(0.5), scale * np.float32(2.0)
-            a, b, c, d, e, f, g = midpoints(scale)
             squares = error = _ZERO
             for row in range(4):
                 index = row * LANES + lane
                 magnitude = abs(block[index])
-                nearest = half if magnitude > a else _ZERO
-                nearest += half if magnitude > b else _ZERO
-                nearest += half if magnitude > c else _ZERO
-                nearest += half if magnitude > d else _ZERO
-                nearest += scale if magnitude > e else _ZERO
-                nearest += scale if magnitude > f else _ZERO
-                nearest += double if magnitude > g else _ZERO
-                difference = nearest - magnitude
+                difference = nearest(magnitude, scale) - magnitude
                 square = difference * difference
                 error += square
-                squares += height(block_heights, index) * square
+                squares += (_ONE if heights is None else block_heights[index]) * square
             state[SQUARES + lane] += squares
             state[ERROR + lane] += error
