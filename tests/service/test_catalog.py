@@ -155,9 +155,9 @@ FILES = st.sets(st.integers(0, 5), min_size=1, max_size=4)
 @settings(
     max_examples=20, deadline=None, derandomize=True, database=None, suppress_health_check=[*HealthCheck],
 )  # fmt: skip
-@given(contents=st.lists(FILES, min_size=1, max_size=5), held=st.sets(st.integers(0, 4)), need=st.integers(1, 70))
+@given(contents=st.lists(FILES, min_size=1, max_size=5), downloads=st.sets(st.integers(0, 4)), need=st.integers(1, 70))
 def test_evicted_artifacts_free_enough_bytes_and_no_more_than_needed(
-    database: Database, contents: list[set[int]], held: set[int], need: int
+    database: Database, contents: list[set[int]], downloads: set[int], need: int
 ) -> None:
     clear(database)
     world = World(database)
@@ -167,7 +167,7 @@ def test_evicted_artifacts_free_enough_bytes_and_no_more_than_needed(
     ]
     _store(world, *artifacts)
     for number, stored in enumerate(artifacts):
-        if number in held:
+        if number in downloads:
             world.catalog.hold(stored.digest, "download", 60)
     (chosen, promised), before = world.catalog.evictable(need), world.catalog.nbytes()
     freed = [0]
@@ -178,4 +178,4 @@ def test_evicted_artifacts_free_enough_bytes_and_no_more_than_needed(
     assert freed[-1] == promised
     if freed[-1] < need:  # only held artifacts stay
         left = {stored.digest for stored in world.catalog.find()}
-        assert left == {stored.digest for n, stored in enumerate(artifacts) if n in held}
+        assert left == {stored.digest for n, stored in enumerate(artifacts) if n in downloads}

@@ -1,4 +1,4 @@
-"""Models of the hub on a service that allows them: fetched when they are asked for, once, by whoever may submit."""
+"""Models of the hub on a service that allows them: fetched on request, once, by any person who may submit."""
 
 import json
 import os
@@ -53,13 +53,13 @@ def world(hub: FakeHub, tmp_path: Path, llama: Path) -> Iterator[Served]:
         yield world
 
 
-def until(what: Callable[[], Any]) -> Any:
+def until(condition: Callable[[], Any]) -> Any:
     """Wait until a condition is true."""
     deadline = time.monotonic() + PATIENCE
-    while not (found := what()):
+    while not (value := condition()):
         assert time.monotonic() < deadline
         time.sleep(0.02)
-    return found
+    return value
 
 
 def ask(world: Served, status: int, headers: dict[str, str] | None = None, model: str = ID) -> dict[str, Any]:
@@ -73,11 +73,11 @@ def ended(world: Served, id: str, headers: dict[str, str] | None = None) -> dict
     """A fetch that is over."""
 
     def look() -> dict[str, Any] | None:
-        told: dict[str, Any] = world.client.get(f"/v1/fetches/{id}", headers=headers or {}).json()
-        return told if told["state"] in ("done", "failed") else None
+        fetch: dict[str, Any] = world.client.get(f"/v1/fetches/{id}", headers=headers or {}).json()
+        return fetch if fetch["state"] in ("done", "failed") else None
 
-    found: dict[str, Any] = until(look)
-    return found
+    fetch: dict[str, Any] = until(look)
+    return fetch
 
 
 def test_a_model_that_is_not_here_is_refused_fetched_and_taken(world: Served, hub: FakeHub) -> None:
@@ -138,8 +138,8 @@ def test_two_people_who_ask_get_one_download(world: Served, hub: FakeHub) -> Non
     assert ended(world, first["id"], eve)["state"] == "done"
     assert len(hub.sent(WEIGHTS)) == 1
     audit = (world.service.settings.data / "audit.log").read_text().splitlines()
-    asked = [line for line in map(json.loads, audit) if line["event"] == "fetch.asked"]
-    assert [(line["person"], line["model"], line["is_new"]) for line in asked] == [
+    requests = [line for line in map(json.loads, audit) if line["event"] == "fetch.asked"]
+    assert [(line["person"], line["model"], line["is_new"]) for line in requests] == [
         ("ann", ID, True),
         ("bob", ID, False),
     ]
@@ -162,7 +162,7 @@ def test_a_fetch_that_is_killed_says_so_and_goes_on_when_it_is_asked_for_again(w
     hub.go.set()
     hub.asked.clear()
     assert ended(world, ask(world, 202)["id"])["state"] == "done"
-    assert {each.name for each in hub.sent("")} == {WEIGHTS}
+    assert {request.name for request in hub.sent("")} == {WEIGHTS}
 
 
 def test_a_fetch_ends_with_the_service(hub: FakeHub, tmp_path: Path, llama: Path) -> None:
@@ -222,8 +222,8 @@ def test_submit_lets_the_service_fetch_and_then_work(
     assert service.stdout
     address = service.stdout.readline().split()[3].rstrip("/").removeprefix("http://")
     try:
-        asked = ["submit", ID, "--server", address, "--wait", "--json"]
-        assert run_command(asked) == 0, capsys.readouterr().err
+        arguments = ["submit", ID, "--server", address, "--wait", "--json"]
+        assert run_command(arguments) == 0, capsys.readouterr().err
         answer = json.loads(capsys.readouterr().out)
         assert (answer["model"], answer["state"]) == (ID, "done")
         steps: list[Progress] = []

@@ -150,8 +150,8 @@ def expected(model: Path, budgets: tuple[int, int], tmp_path_factory: pytest.Tem
     return {path.name: file_digest(path).sha256 for path in (folder / "out").iterdir()}
 
 
-def _units_measured(said: list[str]) -> Counter[str]:
-    return Counter(json.loads(line)["unit"] for line in said if '"unit.measured"' in line)
+def _units_measured(lines: list[str]) -> Counter[str]:
+    return Counter(json.loads(line)["unit"] for line in lines if '"unit.measured"' in line)
 
 
 def test_jobs_make_what_mint_makes_and_the_second_budget_of_a_model_measures_nothing(
@@ -159,25 +159,25 @@ def test_jobs_make_what_mint_makes_and_the_second_budget_of_a_model_measures_not
 ) -> None:
     shutil.copytree(model, lab.roots / "team" / "moe")
     first = lab.submit("team/moe", budgets[0])
-    job, said = lab.work()
+    job, lines = lab.work()
     assert (job.id, job.state, job.reason) == (first.id, DONE, "")
     assert lab.digests(job.artifact) == expected
-    assert set(_units_measured(said).values()) == {1}
+    assert set(_units_measured(lines).values()) == {1}
     assert job.result["planned_bytes"] <= budgets[0] and job.result["verified"]
     assert job.needed_bytes >= job.result["planned_bytes"]
     states = [event.body["state"] for event in lab.queue.events(job.id) if event.kind == "state"]
     assert states == ["queued", "inventory", "analyzing", "solving", "assembling", "verifying", "done"]
-    told = [event.body for event in lab.queue.events(job.id) if event.kind == "progress"]
-    analyzed = [body for body in told if body["stage"] == "analyze"]
+    progress = [event.body for event in lab.queue.events(job.id) if event.kind == "progress"]
+    analyzed = [body for body in progress if body["stage"] == "analyze"]
     assert analyzed[-1]["done"] == analyzed[-1]["total"] == sum(host["done"] for host in analyzed[-1]["hosts"])
     analysis = lab.catalog.find(kind="analysis")
     assert [artifact.digest for artifact in analysis] == [job.result["analysis"]]
     assert [file.name for file in analysis[0].files] == ["analysis.mint"]
 
     lab.submit("team/moe", budgets[1])
-    other, said = lab.work()
+    other, lines = lab.work()
     assert other.state == DONE
-    assert not _units_measured(said)
+    assert not _units_measured(lines)
     assert other.result["reused_bytes"] > 0
     assert other.artifact != job.artifact
     assert lab.catalog.find(kind="analysis") == analysis
@@ -190,12 +190,12 @@ def test_killed_and_stopped_at_any_moment_a_job_ends_with_the_same_bytes_and_mea
     job = lab.submit("moe", budgets[0])
     units = len(open_source(model).units)
     moments = random.Random(5)
-    said: list[str] = []
+    lines: list[str] = []
     for ending, events in ((signal.SIGKILL, moments.randrange(units)), (signal.SIGSTOP, moments.randrange(units))):
         runner = lab.begin(lab.claim())
         # units measured and written
         for line in runner.output:
-            said.append(line)
+            lines.append(line)
             events -= '"unit.' in line
             if events < 0:
                 break
@@ -204,16 +204,16 @@ def test_killed_and_stopped_at_any_moment_a_job_ends_with_the_same_bytes_and_mea
             if ending == signal.SIGSTOP:
                 os.waitpid(runner.process.pid, os.WUNTRACED)
         if ending == signal.SIGKILL:
-            said += runner.end()
+            lines += runner.end()
         lab.expire()
         assert lab.queue.get(job.id).state == QUEUED
         stopped = runner
     done, more = lab.work()  # ends the one that was stopped, which holds the files
-    said += [*stopped.end(), *more]
+    lines += [*stopped.end(), *more]
     assert stopped.process.returncode == -signal.SIGKILL
     assert (done.state, done.attempts) == (DONE, 3)
     assert lab.digests(done.artifact) == expected
-    measured = _units_measured(said)
+    measured = _units_measured(lines)
     assert len(measured) == units
     assert set(measured.values()) == {1}
 
@@ -266,11 +266,11 @@ def test_a_model_that_changed_while_its_job_waited_fails_the_job_with_the_reason
     lab.submit("llama", "4bpw")
     config = lab.roots / "llama" / "config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | {"rope_theta": 5000.0}))
-    job, said = lab.work()
+    job, lines = lab.work()
     assert job.state == FAILED
     assert "the model llama has changed since it was submitted" in job.reason
     assert "Traceback" not in job.reason
-    assert any("Traceback" in line for line in said)
+    assert any("Traceback" in line for line in lines)
 
 
 @pytest.fixture
@@ -324,9 +324,9 @@ def test_a_full_disk_blocks_a_job_until_there_is_room(small_disk: Path, tmp_path
     assert look().state == BLOCKED
     (small_disk / "ballast").unlink()
     assert look().state == QUEUED
-    job, said = lab.work()
+    job, lines = lab.work()
     assert (job.state, job.attempts) == (DONE, 1)
-    assert not _units_measured(said)
+    assert not _units_measured(lines)
     lab.database.close()
 
 
@@ -375,10 +375,10 @@ def test_a_bug_fails_the_job_with_a_line_for_people_and_the_story_in_the_log(any
     any_lab.submit("llama")
     any_lab.settings.work_folder.mkdir()
     (any_lab.settings.work_folder / "locks").write_text("a file where a folder has to be")
-    job, said = any_lab.work()
+    job, lines = any_lab.work()
     assert job.state == FAILED
     assert job.reason.startswith("something unforeseen (FileExistsError: ")
-    assert any("Traceback" in line for line in said)
+    assert any("Traceback" in line for line in lines)
 
 
 def test_the_same_files_are_the_same_artifact_whoever_made_them(lab: Lab, tmp_path: Path) -> None:

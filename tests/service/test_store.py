@@ -105,12 +105,12 @@ def test_eviction_removes_the_fewest_least_recently_used_artifacts(
 
 
 def test_a_held_artifact_is_never_evicted(store: Store, catalog: Catalog, clock: Clock, tmp_path: Path) -> None:
-    held = _put(store, tmp_path / "one", weights="a" * 10)
+    downloaded = _put(store, tmp_path / "one", weights="a" * 10)
     other = _put(store, tmp_path / "one", weights="b" * 10)
-    catalog.hold(held.digest, "a download", 60)
+    catalog.hold(downloaded.digest, "a download", 60)
     store.max_bytes = 5
     assert store.evict() == 1
-    assert [artifact.digest for artifact in catalog.find()] == [held.digest]
+    assert [artifact.digest for artifact in catalog.find()] == [downloaded.digest]
     assert other.files[0].digest not in _stored(store)
     catalog.drop("a download")
     assert store.evict() == 1
