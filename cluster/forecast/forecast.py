@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.forecast.benchmark import MachineRates, measure_rates, read_bytes, source_bytes
-from cluster.forecast.simulate import Costs, Machine, Reads, simulate, simulate_alone
+from cluster.forecast.simulate import Costs, Machine, Pipe, Reads, simulate, simulate_alone
 from cluster.schedule.events import Item
 from mint.core.progress import OnProgress, ignore
 from mint.model.source import Source, open_source
@@ -34,29 +34,16 @@ class Work:
         return read_bytes(self.reads)
 
 
-_Layout = tuple[list[Machine], dict[str, float]]  # machines, and the bandwidth of each pipe
+def _shipped(i: int, machines: Sequence[MachineRates], link: float) -> Pipe:
+    disk = machines[0].disk
+    return Pipe("link", min(link, disk)) if i else Pipe("disk", disk)
 
 
-def _copies(machines: Sequence[MachineRates], link: float) -> _Layout:
-    pipes = {f"disk {i}": rates.disk for i, rates in enumerate(machines)}
-    return [Machine(str(i), rates.measuring, f"disk {i}") for i, rates in enumerate(machines)], pipes
-
-
-def _shipped(machines: Sequence[MachineRates], link: float) -> _Layout:
-    holder, *others = machines
-    borrowers = [Machine(str(i), rates.measuring, "link") for i, rates in enumerate(others, 1)]
-    pipes = {"disk": holder.disk, "link": min(link, holder.disk)}
-    return [Machine("0", holder.measuring, "disk"), *borrowers], pipes
-
-
-def _served(machines: Sequence[MachineRates], link: float) -> _Layout:
-    return [Machine(str(i), rates.measuring, "link") for i, rates in enumerate(machines)], {"link": link}
-
-
-WAYS: Mapping[str, Callable[[Sequence[MachineRates], float], _Layout]] = {
-    "local copies": _copies,
+# the pipe of machine `i` in each way
+WAYS: Mapping[str, Callable[[int, Sequence[MachineRates], float], Pipe]] = {
+    "local copies": lambda i, machines, link: Pipe(f"disk {i}", machines[i].disk),
     "one shares its folder": _shipped,
-    "NFS": _served,
+    "NFS": lambda i, machines, link: Pipe("link", link),
 }
 
 
@@ -95,11 +82,11 @@ def forecast(
     """
     first = machines[0]
     costs = replace(costs, batch_seconds=costs.batch_seconds + first.tree_seconds)
-    single = simulate_alone(work.items, Machine("0", first.measuring, "disk"), {"disk": first.disk}, reads=work.reads)
-    layouts = {name: layout(machines, link) for name, layout in WAYS.items()}
-    ways = {
-        name: simulate(work.items, *layout, reads=work.reads, costs=costs).seconds for name, layout in layouts.items()
-    }
+    ways = {}
+    for way, pipe in WAYS.items():
+        nodes = [Machine(str(i), rates.measuring, pipe(i, machines, link)) for i, rates in enumerate(machines)]
+        ways[way] = simulate(work.items, nodes, reads=work.reads, costs=costs).seconds
+    single = simulate_alone(work.items, Machine("0", first.measuring, Pipe("disk", first.disk)), reads=work.reads)
     return Forecast(link_name, link, len(machines), work.nbytes, single.seconds + first.tree_seconds, ways)
 
 

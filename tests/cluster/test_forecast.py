@@ -13,7 +13,7 @@ import pytest
 
 from cluster.forecast.benchmark import BLOCK_BYTES, PIECE_BYTES, MachineRates, disk_rate, piece_of, source_bytes
 from cluster.forecast.forecast import LINKS, WAYS, WORTHWHILE, Outlook, Work, forecast, outlook, plan_cluster
-from cluster.forecast.simulate import Costs, Machine, Run, simulate, simulate_alone
+from cluster.forecast.simulate import Costs, Machine, Pipe, Run, simulate, simulate_alone
 from cluster.schedule.events import Arrived, Event, Item
 from mint.core.errors import MintError
 from mint.formats.format import KEEP
@@ -37,8 +37,8 @@ def uneven_items(seed: int, count: int = 300) -> list[Item]:
 
 
 def run_on(items: list[Item], rates: list[float], disk: float = 1e12) -> Run:
-    machines = [Machine(str(index), rate, f"disk {index}") for index, rate in enumerate(rates)]
-    return simulate(items, machines, {machine.pipe: disk for machine in machines}, costs=FREE)
+    machines = [Machine(str(index), rate, Pipe(f"disk {index}", disk)) for index, rate in enumerate(rates)]
+    return simulate(items, machines, costs=FREE)
 
 
 IDEALS: dict[str, Callable[[int, float, float, float], float]] = {
@@ -64,7 +64,7 @@ def test_many_equal_units_take_the_seconds_of_the_formulas(
 @pytest.mark.parametrize(("rate", "disk"), [(1e9, 4e9), (4e9, 1e9), (1e9, 1e9)])
 def test_one_machine_reads_the_next_unit_while_it_computes_one(rate: float, disk: float) -> None:
     read, compute = SMALL / disk, SMALL / rate
-    result = simulate_alone(equal_work(10).items, Machine("0", rate, "disk"), {"disk": disk})
+    result = simulate_alone(equal_work(10).items, Machine("0", rate, Pipe("disk", disk)))
     assert result.seconds == pytest.approx(read + 9 * max(read, compute) + compute)
 
 
@@ -105,8 +105,8 @@ def test_every_unit_arrives_and_few_are_done_twice(seed: int) -> None:
         if isinstance(event, Arrived):
             arrived[event.item] += 1
 
-    machines = [Machine(name, rate, "disk") for name, rate in (("a", 1e9), ("b", 3e9))]
-    result = simulate(items, machines, {"disk": 5e9}, costs=FREE, listen=listen)
+    machines = [Machine(name, rate, Pipe("disk", 5e9)) for name, rate in (("a", 1e9), ("b", 3e9))]
+    result = simulate(items, machines, costs=FREE, listen=listen)
     total = sum(item.nbytes for item in items)
     assert set(arrived) == {item.name for item in items}
     assert total <= sum(result.done.values()) <= 1.05 * total + max(item.nbytes for item in items)
@@ -114,9 +114,10 @@ def test_every_unit_arrives_and_few_are_done_twice(seed: int) -> None:
 
 def test_a_machine_only_does_groups_within_its_reach() -> None:
     items = [Item(f"{group} {index}", SMALL, group) for index in range(50) for group in ("left", "right")]
-    machines = [Machine("all", 1e9, "disk"), Machine("left only", 1e12, "disk")]
+    disk = Pipe("disk", 1e13)
+    machines = [Machine("all", 1e9, disk), Machine("left only", 1e12, disk)]
     reach = {"all": {"left": 0, "right": 0}, "left only": {"left": 0}}
-    result = simulate(items, machines, {"disk": 1e13}, reach=reach, costs=FREE)
+    result = simulate(items, machines, reach=reach, costs=FREE)
     assert result.done["all"] >= 50 * SMALL
     assert result.seconds >= 50 * SMALL / 1e9
 
@@ -124,9 +125,9 @@ def test_a_machine_only_does_groups_within_its_reach() -> None:
 def test_a_tensor_that_feeds_two_units_is_read_once_by_one_machine_and_again_by_another() -> None:
     items = [Item("gate", 2 << 30), Item("up", 2 << 30)]  # too large for one batch
     reads = {"gate": {"fused": 4 << 30}, "up": {"fused": 4 << 30}}
-    machine = Machine("0", 1e9, "disk")
-    assert simulate_alone(items, machine, {"disk": 1e9}, reads=reads).read["disk"] == 4 << 30
-    assert simulate(items, [machine], {"disk": 1e9}, reads=reads).read["disk"] == 8 << 30
+    machine = Machine("0", 1e9, Pipe("disk", 1e9))
+    assert simulate_alone(items, machine, reads=reads).read["disk"] == 4 << 30
+    assert simulate(items, [machine], reads=reads).read["disk"] == 8 << 30
 
 
 def test_machines_far_too_slow_are_refused_with_the_reason() -> None:

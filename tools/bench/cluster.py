@@ -29,7 +29,7 @@ import numpy as np
 from cluster.copies.inventory import agree, needed_shards, take_inventory
 from cluster.forecast.benchmark import MachineRates, disk_rate, measuring_rate, seconds_of_tree
 from cluster.forecast.forecast import LINKS, Work, forecast, minutes, work_of
-from cluster.forecast.simulate import Costs, Machine, simulate
+from cluster.forecast.simulate import Costs, Machine, Pipe, simulate
 from cluster.schedule.coordinator import Coordinator
 from cluster.schedule.events import Event, Item
 from cluster.schedule.placement import Placement, place_units
@@ -129,10 +129,9 @@ def coordinating(count: int, rate: float, machines: int = 8) -> dict[str, float]
     if not rate:
         ready_kernels("nearest", lambda progress: None)
         rate = measuring_rate([_EXPERT], random_weights, seconds=1.0)
-    nodes = [Machine(str(index), rate, f"disk {index}") for index in range(machines)]
+    nodes = [Machine(str(index), rate, Pipe(f"disk {index}", 5e9)) for index in range(machines)]
     events: list[tuple[float, Event | None]] = []
-    pipes = dict.fromkeys((node.pipe for node in nodes), 5e9)
-    run = simulate(list(_small(count)), nodes, pipes, listen=lambda now, event: events.append((now, event)))
+    run = simulate(list(_small(count)), nodes, listen=lambda now, event: events.append((now, event)))
     seconds = min(_replay(count, events)[0] for _ in range(3))
     paths = [item.name for item in _small(count)]  # a source holds the names anyway
     tracemalloc.start()
@@ -250,11 +249,9 @@ def _able(placement: Placement, node: str) -> int:
 
 
 def _scattered(placement: Placement, work: Work, rates: MachineRates) -> float:
-    nodes = list(placement.missing)
-    machines = [Machine(node, rates.measuring, node) for node in nodes]
+    machines = [Machine(node, rates.measuring, Pipe(node, rates.disk)) for node in placement.missing]
     costs = replace(Costs(), batch_seconds=Costs().batch_seconds + rates.tree_seconds)
-    pipes = dict.fromkeys(nodes, rates.disk)
-    run = simulate(placement.items, machines, pipes, reads=work.reads, reach=placement.missing, costs=costs)
+    run = simulate(placement.items, machines, reads=work.reads, reach=placement.missing, costs=costs)
     return run.seconds
 
 
