@@ -53,9 +53,7 @@ def analyze(
     """
     output = Path(output)
     parse_rounding(rounding)
-    header = header_of(source, rounding)
-    if not features:  # features are computed in this process
-        header["device"] = measuring_device(executor)
+    header = header_of(source, rounding, device_kind() if features else measuring_device(executor))  # features: here
     header["device"] = _device(header, output)
     if output.exists():
         return _reuse(output, header, features=features)
@@ -68,7 +66,10 @@ def analyze(
         results = executor(source, _job(source, rounding, header), pending)
         for unit, measurement, seconds in reported("analyze", results, source.units, pending, on_progress):
             if measurement.nonfinite and not keep_nonfinite:
-                raise MintError(_nonfinite(measurement))
+                raise MintError(
+                    f"unit {unit.path}: {measurement.nonfinite} of its weights are NaN or infinite; needed: finite "
+                    "weights. Download the model again, or keep such units unquantized with --keep-nonfinite"
+                )
             if is_mixed(header["device"]):
                 measurement = rounded(measurement)
             journal.append(measurement.to_record())
@@ -79,7 +80,7 @@ def analyze(
     return analysis
 
 
-def header_of(source: Source, rounding: str) -> dict[str, Any]:
+def header_of(source: Source, rounding: str, device: str) -> dict[str, Any]:
     """The first part of the header frame: all that must be equal for measurements to be comparable."""
     return {
         "schema": SCHEMA,
@@ -88,7 +89,7 @@ def header_of(source: Source, rounding: str) -> dict[str, Any]:
         "dtype": source.dtype,
         "source_nbytes": source.nbytes,
         "rounding": rounding,
-        "device": device_kind(),
+        "device": device,
         "versions": versions(),
         "units": [to_fields(unit) for unit in source.units],
         "parameters": [to_fields(parameter) for parameter in source.parameters],
@@ -163,10 +164,3 @@ def _reuse(output: Path, header: dict[str, Any], *, features: bool) -> Analysis:
         )
     log.info("analysis.reused", path=str(output))
     return analysis
-
-
-def _nonfinite(measurement: Measurement) -> str:
-    return (
-        f"unit {measurement.path}: {measurement.nonfinite} of its weights are NaN or infinite; needed: finite weights. "
-        "Download the model again, or keep such units unquantized with --keep-nonfinite"
-    )

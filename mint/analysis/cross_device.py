@@ -1,13 +1,13 @@
-"""Measurements of one model that several kinds of device made together.
+"""Measurements of one model by several kinds of device.
 
 Two kinds add the same float32 squares in different orders. Sums of squares run over at most 128 numbers before float64
-takes over (`mint/kernels`), so two orders differ by at most 2 * 127 * 2^-24 = 1.5e-5 of the sum, and by 1e-7 as a rule,
-since the errors of many runs cancel; a fused multiply-add, and codes that lie halfway, change no more than that.
-So what two kinds find may differ by `TOLERANCE`, and what all of them found is rounded to `DIGITS` significant digits:
-that step is 10 to 100 times the tolerance, so that it rarely matters which of them measured a unit, and half of it is
-less than what decides between formats, which are 2 to 4 times apart. It is a function of the value alone.
+takes over (`mint/kernels`), so two orders differ by at most 2 * 127 * 2^-24 = 1.5e-5 of the sum, usually by 1e-7,
+since the errors of many runs cancel; a fused multiply-add and halfway codes change no more than that.
+So measurements of two kinds may differ by `TOLERANCE`, and those of a mixed analysis are rounded to `DIGITS`
+significant digits. That step is 10 to 100 times the tolerance, so the kind that measured a unit rarely matters. Half
+of it is less than the distance between formats, whose errors are 2 to 4 times apart. It depends on the value alone.
 
-This is the one place where anything is rounded. What one kind measured alone is never.
+Measurements of one kind alone are never rounded.
 """
 
 from collections.abc import Iterable
@@ -29,7 +29,7 @@ def is_mixed(device: str) -> bool:
 
 
 def rounded(measurement: Measurement) -> Measurement:
-    """A measurement as the solver gets to see it when several kinds measured; features are kept as they are."""
+    """A measurement of a mixed analysis; features stay as they are."""
     slices = np.frombuffer(measurement.slice_errors, "<f4")
     return replace(
         measurement,
@@ -41,14 +41,14 @@ def rounded(measurement: Measurement) -> Measurement:
 
 
 def difference(one: Measurement, other: Measurement) -> tuple[str, float, float] | None:
-    """The first value in which two measurements differ by more than the tolerance, from both; None if none."""
-    pairs = [
+    """The first value that differs by more than the tolerance: its name and both values; None if none does."""
+    rows = [
         ("bad weights", float(one.nonfinite), float(other.nonfinite)),
         ("energy", one.energy, other.energy),
         *zip([f"error in {format}" for format in one.formats], one.errors, other.errors, strict=True),
         *zip([f"worst error in {format}" for format in one.formats], one.worst_errors, other.worst_errors, strict=True),
     ]
-    return next(((what, a, b) for what, a, b in pairs if not abs(a - b) <= TOLERANCE * max(abs(a), abs(b))), None)
+    return next((row for row in rows if not abs(row[1] - row[2]) <= TOLERANCE * max(map(abs, row[1:]))), None)
 
 
 def _rounded(values: Iterable[float]) -> tuple[float, ...]:

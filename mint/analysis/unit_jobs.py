@@ -82,7 +82,7 @@ class Measure(RoundingJob[Measurement]):
         if not formats:
             return Measurement(unit.path, (), (), (), 0.0)
         measured = ROUNDINGS[ROUNDINGS[self.rounding].measured_as]
-        errors = backend().errors(weight.reshape(_stack(unit)), formats, measured)
+        errors = backend().errors(weight.reshape(unit.slices, *unit.shape[-2:]), formats, measured)
         if errors.nonfinite:
             zeros = (0.0,) * len(formats)
             return Measurement(unit.path, formats, zeros, zeros, 0.0, int(errors.nonfinite))
@@ -129,7 +129,7 @@ class Quantize(RoundingJob[Packed]):
         tensors = format.tensors(unit.path, unit.shape, unit.dtype)
         if format == KEEP:
             return Packed(unit.path, format, tensors, (raw_bytes(weight),))
-        arrays = backend().pack(weight.reshape(_stack(unit)), format, ROUNDINGS[self.rounding])
+        arrays = backend().pack(weight.reshape(unit.slices, *unit.shape[-2:]), format, ROUNDINGS[self.rounding])
         return Packed(unit.path, format, tensors, tuple(memoryview(array).cast("B") for array in arrays))
 
     def to_dict(self) -> dict[str, Any]:
@@ -178,10 +178,6 @@ def warm_kernels(rounding: str) -> "subprocess.Popen[bytes] | None":
             return begin_to_make_ready(kind)
         compile_all(kind)
     return None
-
-
-def _stack(unit: Unit) -> tuple[int, int, int]:
-    return unit.slices, unit.shape[-2], unit.shape[-1]
 
 
 def _ratio(squared: npt.NDArray[np.float64], energy: npt.NDArray[np.float64] | np.float64) -> npt.NDArray[np.float64]:

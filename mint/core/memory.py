@@ -3,6 +3,7 @@
 import ctypes
 import resource
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 import psutil
@@ -18,11 +19,11 @@ def peak_rss_bytes() -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
-def memory_bytes() -> int:
+def memory_bytes(limits: Iterable[Path] = _LIMITS) -> int:
     """The memory of this machine, or of the container that Linux holds this process in if that is less."""
-    limits = [path.read_text().strip() for path in _LIMITS if path.exists()]
+    texts = [path.read_text().strip() for path in limits if path.exists()]
     machine: int = psutil.virtual_memory().total
-    return min([machine, *(int(text) for text in limits if text.isdigit())])
+    return min([machine, *(int(text) for text in texts if text.isdigit())])
 
 
 def memory_is_short() -> bool:

@@ -40,6 +40,7 @@ from mint.formats.units import Unit
 from mint.model.source import Source, open_source
 from mint.plan.allocate import allocate
 from mint.plan.plan import Plan, quantization_entries
+from mint.run.device_kind import device_kind
 from tools.bench.allocate import made_measurement
 
 _COUNTS = (1, 2, 4, 8)
@@ -269,7 +270,7 @@ def made_analysis(source: Source) -> Analysis:
         measurements[unit.path] = made
     with tempfile.TemporaryDirectory() as name:
         path = Path(name) / "made.mint"
-        return write_analysis(path, header_of(source, "nearest") | traced_header(source), measurements)
+        return write_analysis(path, header_of(source, "nearest", device_kind()) | traced_header(source), measurements)
 
 
 def dry_assembly(plan: Plan) -> dict[str, Any]:

@@ -37,12 +37,6 @@ _SHARE = 0.8  # of the memory; the rest is for everything else
 _LOGITS = 4  # the expected ones, their probabilities, those of a probe, and a temporary
 
 
-def check_base(name: str) -> None:
-    """Raise `MintError` for a base that does not exist."""
-    if name not in (AUTO, FULL, *BASES):
-        raise MintError(f"{name!r} is not a base; needed one of: {', '.join((AUTO, FULL, *BASES))}")
-
-
 def base_format(unit: Unit, base: str) -> Format | None:
     """The format of a unit in a base; None if it stays as it is."""
     if base == FULL or unit.keep_reason:

@@ -15,8 +15,8 @@ import msgpack
 import numpy as np
 from mlx.nn.layers.base import Module
 
-from mint.analysis.probes.packed_base import AUTO, check_base, chosen_base, needed_bytes, open_base
-from mint.analysis.probes.probe_file import Probe
+from mint.analysis.probes.packed_base import AUTO, BASES, chosen_base, needed_bytes, open_base
+from mint.analysis.probes.probe_file import FULL, Probe
 from mint.analysis.probes.replay import Replay
 from mint.core.errors import MintError
 from mint.core.log import log
@@ -66,7 +66,8 @@ class Probing:
             raise MintError(f"{self.written!r} writes no tokens; needed {OWN} or {RANDOM}")
         if self.sequences < 1 or self.length < 2:
             raise MintError(f"{self.sequences} x {self.length} tokens; needed 1 sequence or more of 2 tokens or more")
-        check_base(self.base)
+        if self.base not in (AUTO, FULL, *BASES):
+            raise MintError(f"{self.base!r} is not a base; needed one of: {', '.join((AUTO, FULL, *BASES))}")
         if self.most is not None and self.most < 1:
             raise MintError(f"{self.most} probes; needed 1 or more")
 

@@ -116,15 +116,14 @@ def test_the_base_is_the_first_that_fits_the_memory(source: Source) -> None:
     assert memory_for_models() > needs[0]
 
 
-def test_a_container_bounds_the_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_container_bounds_the_memory(tmp_path: Path) -> None:
     limit = tmp_path / "memory.max"
-    monkeypatch.setattr("mint.core.memory._LIMITS", (limit,))
-    machine = memory_bytes()
+    machine = memory_bytes([limit])
     assert machine >= 2**28
     limit.write_text("max\n")
-    assert memory_bytes() == machine
+    assert memory_bytes([limit]) == machine
     limit.write_text("1048576\n")
-    assert memory_bytes() == 1048576
+    assert memory_bytes([limit]) == 1048576
 
 
 def test_probes_say_their_base_and_are_kept_by_it(

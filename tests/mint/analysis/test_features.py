@@ -66,26 +66,26 @@ def of_svd(weight: Array, rank: int) -> tuple[float, float, float]:
 @pytest.mark.parametrize("shape", [(64, 128), (200, 96), (256, 640), (266, 512), (640, 256)])
 def test_the_spectrum_of_a_small_block_is_that_of_its_svd(shape: tuple[int, int]) -> None:
     weight = np.random.default_rng(1).standard_normal(shape).astype(np.float32)
-    found = whole(weight)
-    assert astuple(found)[:3] == pytest.approx(of_svd(weight, min(RANK, *shape)), rel=1e-3)
+    result = whole(weight)
+    assert astuple(result)[:3] == pytest.approx(of_svd(weight, min(RANK, *shape)), rel=1e-3)
 
 
 @pytest.mark.parametrize("shape", [(512, 640), (640, 512), (1024, 384)])
 def test_rank_256_of_a_decaying_spectrum_is_close_to_the_svd(shape: tuple[int, int]) -> None:
     """The first values are exact; the 256th, without power iterations, is up to a quarter too small."""
     weight = decaying(*shape, 0.98)
-    found, true = astuple(whole(weight)), of_svd(weight, RANK)
-    assert found[:2] == pytest.approx(true[:2], rel=2e-3)
-    assert true[2] - 1e-3 <= found[2] <= true[2] + 0.13
+    result, true = astuple(whole(weight)), of_svd(weight, RANK)
+    assert result[:2] == pytest.approx(true[:2], rel=2e-3)
+    assert true[2] - 1e-3 <= result[2] <= true[2] + 0.13
 
 
 @pytest.mark.parametrize("ratio", [1.0, 0.999, 0.99, 0.9])
 def test_singular_values_are_never_above_the_true_ones(ratio: float) -> None:
     weight = decaying(320, 400, ratio)
-    found = singular_values(weight, 100, np.random.default_rng(0))
+    result = singular_values(weight, 100, np.random.default_rng(0))
     true = np.linalg.svd(weight, compute_uv=False)[:100]
-    assert (found <= true * (1 + 1e-5)).all()
-    assert (np.diff(found) <= 0).all()
+    assert (result <= true * (1 + 1e-5)).all()
+    assert (np.diff(result) <= 0).all()
 
 
 def test_a_matrix_of_low_rank_has_the_greatest_spread() -> None:
@@ -115,13 +115,13 @@ def test_kurtosis_and_reach_of_every_group_are_those_of_its_moments(kind: str, d
 def test_percentiles_and_shares_are_taken_over_all_groups() -> None:
     weight = weights("normal", (1, 40, 640))
     kurtosis, reach = kurtoses(weight, "F32", 128)
-    found = features(weight, "F32", "a", sample=Sample(8, 64, 8))
+    result = features(weight, "F32", "a", sample=Sample(8, 64, 8))
     middle = np.median(kurtosis)
-    assert found.kurtosis_p90 == pytest.approx(np.percentile(kurtosis, 90), rel=1e-3)
-    assert found.kurtosis_range == pytest.approx(np.percentile(kurtosis, 99) - middle, rel=1e-3)
-    assert found.kurtosis_peak == pytest.approx(kurtosis.max() - middle, rel=1e-3)
-    assert found.outlier_groups == pytest.approx((reach > 3).mean(), rel=1e-3)
-    assert 0 < found.outlier_groups < 1
+    assert result.kurtosis_p90 == pytest.approx(np.percentile(kurtosis, 90), rel=1e-3)
+    assert result.kurtosis_range == pytest.approx(np.percentile(kurtosis, 99) - middle, rel=1e-3)
+    assert result.kurtosis_peak == pytest.approx(kurtosis.max() - middle, rel=1e-3)
+    assert result.outlier_groups == pytest.approx((reach > 3).mean(), rel=1e-3)
+    assert 0 < result.outlier_groups < 1
 
 
 @pytest.mark.parametrize("group_size", GROUP_SIZES)
@@ -168,10 +168,10 @@ def test_equal_weights_are_finite() -> None:
 def test_features_of_a_stack_are_means_over_its_matrices() -> None:
     stack = weights("heavy tails", (4, 64, 128))
     sample = Sample(64, 128, 64)
-    each = np.array([astuple(features(matrix[None], "F32", "a", sample=sample)) for matrix in stack])
-    found = astuple(features(stack, "F32", "a", sample=sample))
-    for place in (0, 1, 2, 7):
-        assert found[place] == pytest.approx(each[:, place].mean(), rel=1e-3)
+    singles = np.array([astuple(features(matrix[None], "F32", "a", sample=sample)) for matrix in stack])
+    result = astuple(features(stack, "F32", "a", sample=sample))
+    for index in (0, 1, 2, 7):
+        assert result[index] == pytest.approx(singles[:, index].mean(), rel=1e-3)
 
 
 def test_of_many_experts_a_few_are_looked_at() -> None:
@@ -182,9 +182,9 @@ def test_of_many_experts_a_few_are_looked_at() -> None:
     for path in "abcd":
         other = stack.copy()
         other[17] = decaying(64, 128, 0.5)
-        found = features(other, "F32", path, sample=Sample(64, 128, 64))
-        assert found.kurtosis_peak != base.kurtosis_peak
-        drawn += found.stable_rank != base.stable_rank
+        result = features(other, "F32", path, sample=Sample(64, 128, 64))
+        assert result.kurtosis_peak != base.kurtosis_peak
+        drawn += result.stable_rank != base.stable_rank
     assert drawn < 4
 
 
@@ -221,7 +221,7 @@ def test_threads_of_blas_and_of_kernels_do_not_change_a_digit() -> None:
         "import numpy as np; from mint.analysis.features.features import features;"
         "w = np.random.default_rng(0).standard_t(4, (1, 1500, 1664)).astype(np.float32); print(features(w, 'F32', 'a'))"
     )
-    said = {
+    outputs = {
         subprocess.run(
             [sys.executable, "-c", code],
             env={**os.environ, "OPENBLAS_NUM_THREADS": str(threads), "PYTHONPATH": os.pathsep.join(sys.path)},
@@ -231,7 +231,7 @@ def test_threads_of_blas_and_of_kernels_do_not_change_a_digit() -> None:
         ).stdout
         for threads in (1, 2, 3)
     }
-    assert len(said) == 1
+    assert len(outputs) == 1
 
 
 @pytest.mark.parametrize("name", ["llama", "mixtral"])
@@ -247,14 +247,16 @@ def test_an_analysis_with_features_does_not_depend_on_order_or_kills(
     analyze(source, killed, features=True)
     assert whole_file.read_bytes() == shuffled.read_bytes() == killed.read_bytes()
     assert read_analysis(whole_file) == analysis
-    assert all(isinstance(found.features, Features) for found in analysis.measurements.values())
+    assert all(isinstance(result.features, Features) for result in analysis.measurements.values())
 
 
 def test_features_change_no_measurement_and_serve_those_who_ask_for_none(llama: Path, tmp_path: Path) -> None:
     source = open_source(llama)
     featured = analyze(source, tmp_path / "a.mint", features=True)
     plain = analyze(source, tmp_path / "b.mint")
-    assert {path: replace(found, features=None) for path, found in featured.measurements.items()} == plain.measurements
+    assert {
+        path: replace(result, features=None) for path, result in featured.measurements.items()
+    } == plain.measurements
     assert analyze(source, tmp_path / "a.mint") == featured
     with pytest.raises(MintError, match="without features; choose another --output"):
         analyze(source, tmp_path / "b.mint", features=True)
@@ -262,13 +264,13 @@ def test_features_change_no_measurement_and_serve_those_who_ask_for_none(llama: 
 
 def test_the_noise_of_a_unit_follows_the_norm_before_it(make_model: Make, tmp_path: Path) -> None:
     source = open_source(make_model("qwen2"))
-    found = analyze(source, tmp_path / "a.mint", features=True)
-    norms = found.features["norms"]
+    result = analyze(source, tmp_path / "a.mint", features=True)
+    norms = result.features["norms"]
     assert norms["model.layers.0.self_attn.q_proj"] == "model.layers.0.input_layernorm"
     assert "model.layers.0.self_attn.o_proj" not in norms
 
 
 def test_what_a_feature_is_rounded_to() -> None:
-    found = astuple(features(weights("heavy tails", (1, 64, 640)), "F32", "a"))
-    assert all(value == float(f"{value:.{SEEN}g}") for value in found)
-    assert any(value != float(f"{value:.{SEEN - 1}g}") for value in found)
+    result = astuple(features(weights("heavy tails", (1, 64, 640)), "F32", "a"))
+    assert all(value == float(f"{value:.{SEEN}g}") for value in result)
+    assert any(value != float(f"{value:.{SEEN - 1}g}") for value in result)

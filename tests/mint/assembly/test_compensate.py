@@ -73,9 +73,9 @@ def test_a_compensated_matrix_is_nearer_where_its_inputs_are(dtype: str, format:
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_inputs_that_know_nothing_of_each_other_leave_the_search_as_it_is(dtype: str, format: Format) -> None:
     packed, _ = one_matrix(dtype)
-    found = pack_compensated(packed, dtype, format, np.eye(640, dtype=np.float32))
+    result = pack_compensated(packed, dtype, format, np.eye(640, dtype=np.float32))
     searched = cpu.pack(packed[None], dtype, format, search=True)
-    for ours, theirs in zip(found, searched, strict=True):
+    for ours, theirs in zip(result, searched, strict=True):
         np.testing.assert_array_equal(ours, theirs[0])
 
 
@@ -90,17 +90,17 @@ def test_every_code_is_the_nearest_to_what_the_columns_before_left(format: Forma
     rest = wide.astype(np.float64)
     for column in range(256):
         scale = scales[:, column // format.group_size]
-        found, wanted = stored[:, column], rest[:, column]
+        result, target = stored[:, column], rest[:, column]
         if format.mode == "affine":
             biases = widened(parts[2].reshape(-1), "BF16").reshape(parts[2].shape)[:, column // format.group_size]
-            codes = np.clip(np.rint((wanted - biases) / scale), 0, 2**format.bits - 1)
+            codes = np.clip(np.rint((target - biases) / scale), 0, 2**format.bits - 1)
             nearest = scale * codes + biases
         else:
             grid = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.5, -1, -1.5, -2, -3, -4, -6])[:, None] * scale
-            nearest = np.take_along_axis(grid, np.abs(grid - wanted).argmin(0)[None], 0)[0]
-        closer = np.abs(wanted - nearest) < np.abs(wanted - found) - 1e-3 * np.abs(scale)  # ties in float32
+            nearest = np.take_along_axis(grid, np.abs(grid - target).argmin(0)[None], 0)[0]
+        closer = np.abs(target - nearest) < np.abs(target - result) - 1e-3 * np.abs(scale)  # ties in float32
         assert not closer.any(), column
-        loss = (wanted - found) / upper[column, column]
+        loss = (target - result) / upper[column, column]
         rest[:, column + 1 :] -= loss[:, None] * upper[column, column + 1 :]
 
 
@@ -143,10 +143,10 @@ def test_an_expert_that_saw_little_keeps_the_search() -> None:
     rows = correlated(2 * FEWEST, 64)
     experts = np.array([[0]] * (FEWEST - 1) + [[1]] * (FEWEST + 1))
     format = parse_format("4/64")
-    found = Compensation({"experts": format}, {"experts": Inputs(rows, experts)})(unit, weight)
+    result = Compensation({"experts": format}, {"experts": Inputs(rows, experts)})(unit, weight)
     searched = Quantize({"experts": format}, "search")(unit, weight)
-    assert found.tensors == searched.tensors
-    codes = [np.frombuffer(packed.data[0], np.uint32).reshape(3, 8, -1) for packed in (found, searched)]
+    assert result.tensors == searched.tensors
+    codes = [np.frombuffer(packed.data[0], np.uint32).reshape(3, 8, -1) for packed in (result, searched)]
     same = [bool((codes[0][index] == codes[1][index]).all()) for index in range(3)]
     assert same == [True, False, True]
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mint.assembly.stock_child import Stock
+from mint.assembly.stock_child import Stock, stock
 from mint.model.module_tree import has_tokenizer
 
 
@@ -44,3 +44,4 @@ def test_a_process_that_dies_is_an_answer_and_another_replaces_it(llama: Path) -
     assert "ended with code -9" in answer().loads_error
     assert mine.ask(llama, [])().loads_error == ""
     assert mine.pid != dead
+    assert stock() is stock()

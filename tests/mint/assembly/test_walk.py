@@ -33,7 +33,7 @@ def test_every_unit_of_every_architecture_has_its_stage_and_its_inputs(
     source = open_source(make_model(name))
     stages = stages_of(source)
     assert sorted(unit.path for stage in stages for unit in stage.units) == sorted(unit.path for unit in source.units)
-    seen = {path: found for stage in stages for path, found in stage.inputs.items()}
+    seen = {path: inputs for stage in stages for path, inputs in stage.inputs.items()}
     for unit in source.units:
         looked_up = unit.role in ("position", "layer_embedding") or (unit.role == "embedding" and unit.path not in seen)
         if looked_up or unit.path.endswith(UNKNOWN.get(name, ("-",))):
@@ -71,11 +71,11 @@ def test_later_layers_see_what_was_stored_before_them(llama: Path) -> None:
     walking = walk(source)
     model = open_wide(llama)
     expected = model.model.layers[1].input_layernorm(model.model.embed_tokens(mx.array(TOKENS)))
-    for place, stage in enumerate(walking.stages()):
-        if place == 1:
+    for index, stage in enumerate(walking.stages()):
+        if index == 1:
             for unit in stage.units:
                 walking.store(unit.path, mx.zeros(unit.shape))
-        if place == 2:
+        if index == 2:
             rows = stage.inputs["model.layers.1.self_attn.q_proj"].rows
             np.testing.assert_array_equal(rows, np.asarray(expected).reshape(rows.shape))
             break
@@ -83,13 +83,13 @@ def test_later_layers_see_what_was_stored_before_them(llama: Path) -> None:
 
 def test_every_token_goes_to_as_many_experts_as_the_model_says(make_model: Callable[..., Path]) -> None:
     source = open_source(make_model("qwen3_moe"))
-    each = source.config["num_experts_per_tok"]
+    experts_per_token = source.config["num_experts_per_tok"]
     stacks = [(unit, stage.inputs[unit.path]) for stage in stages_of(source) for unit in stage.units if unit.slices > 1]
     assert {unit.role for unit, _ in stacks} == {"expert_gate", "expert_up", "expert_down"}
     for unit, seen in stacks:
-        assert sum(len(seen.of(place)) for place in range(unit.slices)) == TOKENS.size * each
+        assert sum(len(seen.of(index)) for index in range(unit.slices)) == TOKENS.size * experts_per_token
         if unit.role == "expert_down":  # the output of an expert goes to that expert alone
-            assert seen.experts is not None and seen.experts.shape == (TOKENS.size * each, 1)
+            assert seen.experts is not None and seen.experts.shape == (TOKENS.size * experts_per_token, 1)
 
 
 def test_what_is_finished_is_passed_without_a_look(llama: Path) -> None:
