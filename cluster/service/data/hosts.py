@@ -33,7 +33,7 @@ class Host:
     cluster: str
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass
 class Hosts:
     """The machines in a database."""
 

@@ -30,7 +30,7 @@ class Grant:
     created_at: float
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass
 class Tokens:
     """The tokens in a database."""
 
