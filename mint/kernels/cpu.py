@@ -100,7 +100,7 @@ def pack(
     _check(weight, search, importance)
     slices, chunks = _cut(weight)
     tensors = format.tensors("", weight.shape, dtype)
-    outputs = tuple(np.empty(tensor.shape, NUMPY_DTYPES[tensor.dtype]) for tensor in tensors)
+    outputs: tuple[Raw, ...] = tuple(np.empty(tensor.shape, NUMPY_DTYPES[tensor.dtype]) for tensor in tensors)
     vectors = [output.reshape(len(slices), -1).view(np.uint8) for output in outputs]
     numbers = (STORAGES[dtype], format.scheme.kernel, format.bits, format.group_size)
 
