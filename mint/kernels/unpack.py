@@ -9,7 +9,6 @@ is stored as a power of two (mxfp4) or as an 8-bit float (nvfp4). Agrees with `m
 
 from collections.abc import Sequence
 from math import prod
-from typing import Any
 
 import mlx.core as mx
 import numpy as np
@@ -38,10 +37,7 @@ def unpack(parts: Sequence[Raw], dtype: str, format: Format, *, threads: int | N
         end = min(start + CHUNK, weights)
         groups = slice(start // format.group_size, end // format.group_size)
         codes = stream[start * format.bits // 8 : end * format.bits // 8]
-        if format.scheme.has_bias:
-            _write_affine(codes, format.bits, format.group_size, scales[groups], biases[groups], output[start:end])
-        else:
-            _write_fp4(codes, format.group_size, scales[groups], FP4, output[start:end])
+        _write(codes, format.bits, format.group_size, scales[groups], biases[groups], output[start:end])
 
     spread(write, range(0, weights, CHUNK), threads)
     return array.reshape(shape)
@@ -64,10 +60,7 @@ def multiply(
         end = min(start + step, rows)
         groups = slice(start * row_groups, end * row_groups)
         codes, out = stream[start * row_bytes : end * row_bytes], output[start:end]
-        if format.scheme.has_bias:
-            _multiply_affine(codes, format.bits, format.group_size, scales[groups], biases[groups], vectors, out)
-        else:
-            _multiply_fp4(codes, format.group_size, scales[groups], FP4, vectors, out)
+        _multiply(codes, format.bits, format.group_size, scales[groups], biases[groups], vectors, out)
 
     spread(work, range(0, rows, step), threads)
     return output.T
@@ -82,11 +75,17 @@ def _opened(parts: Sequence[Raw], dtype: str, format: Format) -> tuple[Bytes, Fl
 
 
 @compiled
-def _write_affine(codes: Bytes, bits: int, group_size: int, scales: Floats, biases: Floats, output: Floats) -> None:
-    """Write scale * code + bias for (N,) weights."""
+def _write(codes: Bytes, bits: int, group_size: int, scales: Floats, biases: Floats, output: Floats) -> None:
+    """Write (N,) weights: scale * code + bias, or without biases scale * magnitude, two codes a byte."""
     mask = np.uint64((1 << bits) - 1)
     for group in range(scales.size):
-        scale, bias = scales[group], biases[group]
+        scale = scales[group]
+        if not biases.size:
+            for pair in range(group * group_size // 2, (group + 1) * group_size // 2):
+                output[2 * pair] = scale * FP4[codes[pair] & np.uint8(15)]
+                output[2 * pair + 1] = scale * FP4[codes[pair] >> np.uint8(4)]
+            continue
+        bias = biases[group]
         for eight in range(group * group_size // 8, (group + 1) * group_size // 8):
             word = np.uint64(0)
             for byte in range(bits):
@@ -97,37 +96,16 @@ def _write_affine(codes: Bytes, bits: int, group_size: int, scales: Floats, bias
 
 
 @compiled
-def _write_fp4(codes: Bytes, group_size: int, scales: Floats, table: Any, output: Floats) -> None:
-    """Write scale * magnitude for (N,) weights, two codes a byte."""
-    for group in range(scales.size):
-        scale = scales[group]
-        for pair in range(group * group_size // 2, (group + 1) * group_size // 2):
-            output[2 * pair] = scale * table[codes[pair] & np.uint8(15)]
-            output[2 * pair + 1] = scale * table[codes[pair] >> np.uint8(4)]
-
-
-@compiled
-def _multiply_affine(
+def _multiply(
     codes: Bytes, bits: int, group_size: int, scales: Floats, biases: Floats, vectors: Floats, output: Floats
 ) -> None:
-    """Write the products (R, B) of the rows of scale * code + bias with (B, C) vectors."""
+    """Write the products (R, B) of the rows of weights with (B, C) vectors."""
     columns = vectors.shape[1]
     groups, nbytes = columns // group_size, columns * bits // 8
     row, lanes = np.empty(columns, np.float32), np.empty(LANES, np.float32)
     for r in range(output.shape[0]):
         first, last = r * groups, (r + 1) * groups
-        _write_affine(codes[r * nbytes :], bits, group_size, scales[first:last], biases[first:last], row)
-        _dots(row, vectors, lanes, output[r])
-
-
-@compiled
-def _multiply_fp4(codes: Bytes, group_size: int, scales: Floats, table: Any, vectors: Floats, output: Floats) -> None:
-    """Write the products (R, B) of the rows of scale * magnitude with (B, C) vectors."""
-    columns = vectors.shape[1]
-    groups = columns // group_size
-    row, lanes = np.empty(columns, np.float32), np.empty(LANES, np.float32)
-    for r in range(output.shape[0]):
-        _write_fp4(codes[r * columns // 2 :], group_size, scales[r * groups : (r + 1) * groups], table, row)
+        _write(codes[r * nbytes :], bits, group_size, scales[first:last], biases[first:last], row)
         _dots(row, vectors, lanes, output[r])
 
 
