@@ -6,8 +6,6 @@ The verbs of the pipeline as functions, imported when first used:
 """
 
 import importlib
-import re
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mint.core.errors import MintError as MintError
@@ -44,11 +42,35 @@ if TYPE_CHECKING:
     from mint.targets.devices import device as device
     from mint.targets.devices import devices as devices
 
+_HOMES = {
+    "mint.analysis.analysis": "read_analysis",
+    "mint.analysis.analyze": "analyze",
+    "mint.analysis.probes.probe": "probe",
+    "mint.analysis.probes.probe_file": "probe_path read_probes",
+    "mint.analysis.probes.prober": "Probing",
+    "mint.assembly.assemble": "assemble",
+    "mint.assembly.reuse": "Reuse",
+    "mint.assembly.verify": "verify",
+    "mint.client.client": "Client",
+    "mint.core.sizes": "parse_budget parse_size",
+    "mint.model.source": "open_source",
+    "mint.pipeline": "quantize",
+    "mint.plan.allocate": "allocate",
+    "mint.plan.curve": "curve",
+    "mint.plan.explain": "diff explain",
+    "mint.plan.objectives": "objective",
+    "mint.plan.plan": "read_plan write_plan",
+    "mint.plan.problem": "Problem",
+    "mint.plan.recipe": "Budget Recipe Room",
+    "mint.plan.rules": "Rules",
+    "mint.quality.evaluate": "evaluate",
+    "mint.targets.devices": "device devices",
+}
+_HOME = {name: module for module, names in _HOMES.items() for name in names.split()}
+__all__ = ["MintError", "__version__", *_HOME]
+
 
 def __getattr__(name: str) -> Any:
-    """Import a name of the list above when it is first used: this file is the only table of names and modules."""
-    home = re.search(rf"^    from (\S+) import {name} as {name}$", Path(__file__).read_text(encoding="utf-8"), re.M)
-    if not home:
+    if name not in _HOME:
         raise AttributeError(f"module 'mint' has no attribute {name!r}")
-    globals()[name] = getattr(importlib.import_module(home[1]), name)
-    return globals()[name]
+    return getattr(importlib.import_module(_HOME[name]), name)

@@ -23,7 +23,7 @@ from mint.core.progress import OnProgress, Progress, ignore
 from mint.formats.format import KEEP, Format, TensorSpec, parse_format
 from mint.formats.rounding import ROUNDINGS
 from mint.formats.units import Unit
-from mint.kernels.backend import backend
+from mint.kernels.backend import backend, check_rounding
 from mint.kernels.storage import raw_bytes
 from mint.kernels.warmup import FEATURES, begin_to_make_ready, compile_all, is_ready, make_ready
 from mint.model.checkpoint.shards import SourceTensor
@@ -158,7 +158,11 @@ class Quantize(RoundingJob[Packed]):
 
 
 def ready_kernels(rounding: str, on_progress: OnProgress, *, featured: bool = False) -> None:
-    """Compile the kernels that this device needs, before any weight takes memory."""
+    """Compile the kernels that this device needs, before any weight takes memory.
+
+    Raises `MintError` for a rounding that the backend does not compute.
+    """
+    check_rounding(ROUNDINGS[rounding])
     kinds = (*backend().kernel_sets(ROUNDINGS[rounding]), *([FEATURES] if featured else []))
     kinds = tuple(kind for kind in kinds if not is_ready(kind))
     for count, kind in enumerate(kinds):

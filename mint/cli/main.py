@@ -63,7 +63,7 @@ _PLUGINS = (
 )
 
 
-def _add_plugin(name: str, extra: str, help: str) -> None:
+def _add_plugin(name: str, extra: str = "", help: str = "") -> None:
     @app.command(
         name,
         help=help,
@@ -87,6 +87,17 @@ for _plugin in _PLUGINS:
     _add_plugin(*_plugin)
 
 
+def _add_outside_command(arguments: list[str]) -> None:
+    """Register a command that another installed package offers, if `arguments` begin with its name."""
+    name = next((argument for argument in arguments if not argument.startswith("-")), "")
+    if name in {"", *(known.name or getattr(known.callback, "__name__", "") for known in app.registered_commands)}:
+        return
+    from importlib.metadata import entry_points
+
+    if entry_points(group="mint.commands", name=name):
+        _add_plugin(name)
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit with its code."""
     # imports leave a million objects for the whole run; collecting them repeatedly takes half a second
@@ -100,6 +111,7 @@ def main(arguments: list[str] | None = None) -> None:
 def run_command(arguments: list[str]) -> int:
     """Run the command line and return its exit code. With --json an error is one object on stdout too."""
     try:
+        _add_outside_command(arguments)
         code = app(arguments, standalone_mode=False)
     except MintError as error:
         return _fail(arguments, str(error), 1)

@@ -6,11 +6,12 @@ what its `pack` writes, and that `unpack` reads exactly the stored values.
 
 # S slices (experts), R rows, C columns, B vectors
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from typing import TYPE_CHECKING, Any, Protocol
 
+from mint.core.errors import MintError
 from mint.formats.format import Format
 from mint.formats.rounding import Rounding
 
@@ -26,6 +27,10 @@ class Backend(Protocol):
     @property
     def kind(self) -> str:
         """The name of the device in analyses and models: results are equal to the last bit within one kind."""
+
+    @property
+    def roundings(self) -> Collection[str]:
+        """The names of the roundings whose scales it computes; others are measured as one of them."""
 
     @property
     def runs_stored_weights(self) -> bool:
@@ -88,6 +93,16 @@ def backend() -> Backend:
     import mlx.core as mx
 
     return _backend_of("gpu" if mx.default_device() == mx.gpu else "cpu")
+
+
+def check_rounding(rounding: Rounding) -> None:
+    """Raise `MintError` for a rounding that the backend does not compute: none stands in for another."""
+    names = backend().roundings
+    if rounding.measured_as not in names:
+        raise MintError(
+            f"the backend {backend().kind!r} does not compute the rounding {rounding.name!r}; "
+            f"needed one of: {', '.join(sorted(names))}"
+        )
 
 
 @cache

@@ -20,6 +20,7 @@ class CpuBackend:
     """Any CPU. Products of float32 matrices are what it multiplies fast; of bf16 or packed ones 10-20 times slower."""
 
     kind: str = "cpu"
+    roundings: tuple[str, ...] = ("nearest", "search")
     runs_stored_weights: bool = False
     unpacks_lazily: bool = False
     fuses_functions: bool = False

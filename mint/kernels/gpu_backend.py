@@ -20,6 +20,7 @@ _WORKING_BYTES = 6 * 4  # of each weight of a block: a few float32 arrays that a
 class GpuBackend:
     """A GPU that MLX drives; what it writes is what its own `mx.quantize` writes."""
 
+    roundings: tuple[str, ...] = ("nearest", "search")
     runs_stored_weights: bool = True
     unpacks_lazily: bool = True
     fuses_functions: bool = True

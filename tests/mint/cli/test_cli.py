@@ -1,4 +1,7 @@
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -125,3 +128,17 @@ def test_a_failed_verification_exits_1(llama: Path, tmp_path: Path, capsys: pyte
     capsys.readouterr()
     assert run_command(["verify", str(output), "--json"]) == 1
     assert not json.loads(capsys.readouterr().out)["passed"]
+
+
+def test_a_command_that_another_package_offers_is_one_of_mints(tmp_path: Path) -> None:
+    metadata = tmp_path / "own-1.0.dist-info"
+    metadata.mkdir()
+    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: own\nVersion: 1.0\n")
+    (metadata / "entry_points.txt").write_text("[mint.commands]\nhello = own_commands:app\n")
+    (tmp_path / "own_commands.py").write_text(
+        "import typer\napp = typer.Typer()\n@app.command()\ndef hello(name: str) -> None:\n    print('hello', name)\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])}
+    command = [sys.executable, "-m", "mint", "hello", "world"]
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert result.stdout == "hello world\n"

@@ -115,6 +115,7 @@ class OracleBackend:
     """MLX's own operations and nothing else, under a name of their own."""
 
     kind: str = "oracle"
+    roundings: tuple[str, ...] = ("nearest",)
     runs_stored_weights: bool = False
     unpacks_lazily: bool = True
     fuses_functions: bool = False
@@ -168,6 +169,15 @@ def test_a_rounding_from_outside_is_a_row(monkeypatch: pytest.MonkeyPatch, llama
     assert [choice.error for choice in plan.choices] == [choice.error for choice in searched.choices]
     manifest = assemble(plan, source, tmp_path / "out")
     assert manifest.units == assemble(searched, source, tmp_path / "other").units
+
+
+def test_a_rounding_that_no_backend_computes_is_refused(
+    monkeypatch: pytest.MonkeyPatch, llama: Path, tmp_path: Path
+) -> None:
+    monkeypatch.setitem(ROUNDINGS, "clip", Rounding("clip", "outliers are clipped", searches=False, measured_as="clip"))
+    with pytest.raises(MintError, match="'cpu' does not compute the rounding 'clip'; needed one of: nearest, search"):
+        analyze(open_source(llama), tmp_path / "a.mint", rounding="clip")
+    assert not (tmp_path / "a.mint").exists()
 
 
 def test_an_objective_from_outside_is_a_row(monkeypatch: pytest.MonkeyPatch, llama: Path, tmp_path: Path) -> None:
