@@ -26,8 +26,7 @@ from mint.formats.rounding import ROUNDINGS
 from mint.formats.units import Unit
 from mint.kernels.compensate import factor, pack_compensated, second_moments
 from mint.kernels.compiled import Floats
-from mint.kernels.cpu import pack
-from mint.kernels.cpu_backend import CpuBackend
+from mint.kernels.cpu import CpuBackend, pack
 from mint.kernels.storage import NUMPY_DTYPES, from_raw, raw
 from mint.model.checkpoint.reader import StoredModel
 from mint.model.source import Source

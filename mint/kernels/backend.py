@@ -1,12 +1,12 @@
 """The device that measures, packs and computes: one implementation of `Backend` per kind, chosen in one place.
 
-Everything that depends on the device is a property or a method here. A backend promises that `errors` are those of
+Everything that depends on the device is a member here. A backend promises that `errors` are those of
 what its `pack` writes, and that `unpack` reads exactly the stored values.
 """
 
 # S slices (experts), R rows, C columns, B vectors
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from typing import TYPE_CHECKING, Any, Protocol
@@ -18,35 +18,18 @@ from mint.formats.rounding import Rounding
 if TYPE_CHECKING:
     import mlx.core as mx
 
-    from mint.kernels.distortion import Errors
+    from mint.kernels.oracle import Errors
 
 
 class Backend(Protocol):
     """One kind of device. Weights are evaluated arrays (S, R, C) in their own dtype."""
 
-    @property
-    def kind(self) -> str:
-        """The name of the device in analyses and models: results are equal to the last bit within one kind."""
-
-    @property
-    def roundings(self) -> Collection[str]:
-        """The names of the roundings whose scales it computes; others are measured as one of them."""
-
-    @property
-    def runs_stored_weights(self) -> bool:
-        """True where products with stored weights are fast; elsewhere a model is held in float32."""
-
-    @property
-    def unpacks_lazily(self) -> bool:
-        """True where `unpack` returns a graph; elsewhere its result takes memory at once."""
-
-    @property
-    def fuses_functions(self) -> bool:
-        """True where `mx.compile` pays; on a CPU each fused function calls a C++ compiler, for seconds."""
-
-    @property
-    def uses_blas(self) -> bool:
-        """True where a BLAS library multiplies float32 matrices."""
+    kind: str  # the name of the device in analyses and models: results are equal to the last bit within one kind
+    roundings: tuple[str, ...]  # whose scales it computes; other roundings are measured as one of them
+    runs_stored_weights: bool  # products with stored weights are fast; elsewhere a model is held in float32
+    unpacks_lazily: bool  # `unpack` returns a graph; elsewhere its result takes memory at once
+    fuses_functions: bool  # `mx.compile` pays; on a CPU each fused function calls a C++ compiler, for seconds
+    uses_blas: bool  # a BLAS library multiplies float32 matrices
 
     def memory_bytes(self) -> int:
         """Bytes that the device has for a model and the work on it."""
@@ -71,13 +54,13 @@ class Backend(Protocol):
 
 
 def _cpu() -> Backend:
-    from mint.kernels.cpu_backend import CpuBackend
+    from mint.kernels.cpu import CpuBackend
 
     return CpuBackend()
 
 
 def _gpu() -> Backend:
-    from mint.kernels.gpu_backend import GpuBackend
+    from mint.kernels.gpu import GpuBackend
 
     return GpuBackend()
 

@@ -37,12 +37,12 @@ from mint.kernels.compiled import (
     compiled,
     pack_codes,
     scale_values,
+    spread,
     widen,
     widened,
     write_raw,
 )
 from mint.kernels.cpu import pack
-from mint.kernels.threads import spread
 from mint.kernels.unpack import FP4
 
 DAMPING = 0.01  # of the mean diagonal

@@ -1,4 +1,4 @@
-"""The compiler of the CPU kernels, and the element types and lanes that affine and fp4 kernels share.
+"""The compiler and the threads of the CPU kernels, and what affine and fp4 kernels share.
 
 Rules of the compiled code:
 - No fast math. Every operation rounds as IEEE 754 says, in the order written, so that x86 and ARM agree to the bit.
@@ -9,7 +9,9 @@ Rules of the compiled code:
 
 # N weights of a piece of a slice, G groups
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from typing import Any, TypeVar, cast
 
@@ -34,6 +36,8 @@ Bytes = NDArray[np.uint8]
 Raw = NDArray[Any]  # uint16 patterns of BF16 or F16, or float32
 
 Function = TypeVar("Function", bound=Callable[..., Any])
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 def compiled(function: Function, *, inline: bool = False) -> Function:
@@ -138,3 +142,17 @@ def scale_values(stored: Raw, dtype: str, scheme: Scheme) -> Floats:
 @cache
 def _scale_table(scheme: Scheme) -> Floats:
     return np.array(scheme.scale_values, np.float32)
+
+
+def spread(work: Callable[[Item], Result], items: Sequence[Item], threads: int | None) -> list[Result]:
+    """The results of `work` for all items, in their order; on `threads` threads, by default one for every core."""
+    threads = threads or os.cpu_count() or 1
+    if min(threads, len(items)) <= 1:
+        return [work(item) for item in items]
+    return list(_pool(threads).map(work, items))
+
+
+@cache
+def _pool(threads: int) -> ThreadPoolExecutor:
+    """One pool for the life of the process: to start threads costs more than to measure a small matrix."""
+    return ThreadPoolExecutor(threads, thread_name_prefix="mint-kernel")

@@ -11,12 +11,16 @@ Squares are float32, so errors below about 1e-19 count as nothing; `energy` is f
 # S slices (experts), R rows, C columns, F formats, N weights of a piece of a slice
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
+import mlx.core as mx
 import numpy as np
 
+from mint.core.memory import memory_bytes
 from mint.formats.format import Format
-from mint.kernels import affine, fp4
+from mint.formats.rounding import Rounding
+from mint.kernels import affine, fp4, oracle
 from mint.kernels import search as searched
 from mint.kernels.compiled import (
     AFFINE,
@@ -31,14 +35,68 @@ from mint.kernels.compiled import (
     Raw,
     compiled,
     pack_codes,
+    spread,
     widen,
     write_raw,
 )
-from mint.kernels.distortion import Errors
-from mint.kernels.storage import NUMPY_DTYPES
-from mint.kernels.threads import spread
+from mint.kernels.oracle import Errors
+from mint.kernels.storage import DTYPE_NAMES, NUMPY_DTYPES, raw
+from mint.kernels.unpack import multiply, unpack
 
 _LEAST_GROUP = 16
+
+
+class CpuBackend:
+    """Any CPU. Products of float32 matrices are what it multiplies fast; of bf16 or packed ones 10-20 times slower."""
+
+    kind = "cpu"
+    roundings: tuple[str, ...] = ("nearest", "search")
+    runs_stored_weights = False
+    unpacks_lazily = False
+    fuses_functions = False
+    uses_blas = True
+
+    def memory_bytes(self) -> int:
+        return memory_bytes()
+
+    def working_bytes(self, weights: int) -> int:
+        """None: a block of weights stays in the cache."""
+        return 0
+
+    def kernel_sets(self, rounding: Rounding) -> tuple[str, ...]:
+        return (rounding.name if rounding.sequential else rounding.measured_as,)
+
+    def errors(self, weight: mx.array, formats: Sequence[Format], rounding: Rounding) -> Errors:
+        known = tuple(format for format in formats if format.scheme.is_compiled)
+        measured = errors(raw(weight), DTYPE_NAMES[weight.dtype], known, search=rounding.searches)
+        if len(known) == len(formats):
+            return measured
+        squared = dict(zip(known, measured.squared.T, strict=True))
+        for format in formats:
+            if format not in squared:
+                parts = (oracle.errors(weight[index : index + 1], [format]) for index in range(len(weight)))
+                squared[format] = np.concatenate([part.squared[:, 0] for part in parts])
+        return replace(measured, squared=np.stack([squared[format] for format in formats], axis=1))
+
+    def pack(self, weight: mx.array, format: Format, rounding: Rounding) -> tuple[Any, ...]:
+        if not format.scheme.is_compiled:
+            return tuple(map(raw, oracle.pack(weight, format)))
+        return pack(raw(weight), DTYPE_NAMES[weight.dtype], format, search=rounding.searches)
+
+    def unpack(self, parts: Sequence[mx.array], format: Format) -> mx.array:
+        if not format.scheme.is_compiled:
+            return oracle.dequantize(tuple(parts), format)
+        return unpack(*_stored(parts), format)
+
+    def multiply(self, vectors: mx.array, parts: Sequence[mx.array], format: Format) -> mx.array:
+        if not format.scheme.is_compiled:
+            return vectors @ oracle.dequantize(tuple(parts), format).T
+        return mx.array(multiply(*_stored(parts), format, raw(vectors)))
+
+
+def _stored(parts: Sequence[mx.array]) -> tuple[list[Raw], str]:
+    """The memory of tensors, and the safetensors dtype of their scales; empty where scales are bytes."""
+    return list(map(raw, parts)), DTYPE_NAMES.get(parts[1].dtype, "")
 
 
 def errors(

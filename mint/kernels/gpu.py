@@ -13,19 +13,61 @@ Run so far on MLX's CPU device only: no Metal or CUDA device was at hand.
 from collections.abc import Iterator, Sequence
 from functools import partial
 from math import gcd
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
 from numpy.typing import NDArray
 
 from mint.formats.format import Format
+from mint.formats.rounding import Rounding
 from mint.kernels import oracle, search_arrays
-from mint.kernels.distortion import Errors
-from mint.kernels.storage import DTYPE_NAMES
+from mint.kernels.oracle import Errors
+from mint.kernels.storage import DTYPE_NAMES, raw
+from mint.targets.devices import this_device
 
 BLOCK_ELEMENTS = 64 << 20
 SEARCHED_AT_ONCE = 8 << 20  # weights; a search holds a dozen float32 arrays of them
+_WORKING_BYTES = 6 * 4  # of each weight of a block: a few float32 arrays that a lazy graph holds at once
 RUN = 128
+
+
+class GpuBackend:
+    """A GPU that MLX drives; what it writes is what its own `mx.quantize` writes."""
+
+    roundings: tuple[str, ...] = ("nearest", "search")
+    runs_stored_weights = True
+    unpacks_lazily = True
+    fuses_functions = True
+    uses_blas = False
+
+    def __init__(self) -> None:
+        self.kind = f"gpu {mx.device_info().get('device_name', 'unknown')}"
+
+    def memory_bytes(self) -> int:
+        """The working set that Metal or CUDA recommends."""
+        return this_device().working_set_bytes
+
+    def working_bytes(self, weights: int) -> int:
+        """The float32 arrays of one block of rows."""
+        return min(weights, BLOCK_ELEMENTS) * _WORKING_BYTES
+
+    def kernel_sets(self, rounding: Rounding) -> tuple[str, ...]:
+        return ()
+
+    def errors(self, weight: mx.array, formats: Sequence[Format], rounding: Rounding) -> Errors:
+        return errors(weight, formats, search=rounding.searches)
+
+    def pack(self, weight: mx.array, format: Format, rounding: Rounding) -> tuple[Any, ...]:
+        return tuple(map(raw, pack(weight, format, search=rounding.searches)))
+
+    def unpack(self, parts: Sequence[mx.array], format: Format) -> mx.array:
+        return oracle.dequantize(tuple(parts), format)
+
+    def multiply(self, vectors: mx.array, parts: Sequence[mx.array], format: Format) -> mx.array:
+        product = vectors @ self.unpack(parts, format).T
+        mx.eval(product)
+        return product
 
 
 def errors(

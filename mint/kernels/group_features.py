@@ -10,8 +10,7 @@ from typing import Any
 import numpy as np
 
 from mint.kernels import affine
-from mint.kernels.compiled import CHUNK, SEGMENT, STORAGES, Floats, Raw, compiled, rounded, widen
-from mint.kernels.threads import spread
+from mint.kernels.compiled import CHUNK, SEGMENT, STORAGES, Floats, Raw, compiled, rounded, spread, widen
 
 BITS = 4  # of the rounding
 

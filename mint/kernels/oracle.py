@@ -1,17 +1,27 @@
-"""The oracle: what `mx.quantize` writes and `mx.dequantize` reads back, with no cleverness.
+"""The oracle that the other kernels are tested against: `mx.quantize` and `mx.dequantize`, with no cleverness.
 
-The other kernels are held to it. `errors` is slow and holds a slice in float64: for tests, not for models.
+`errors` is slow and holds a slice in float64: for tests, not for models.
 """
 
 # S slices (experts), R rows, C columns, F formats
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import mlx.core as mx
 import numpy as np
+from numpy.typing import NDArray
 
 from mint.formats.format import Format
-from mint.kernels.distortion import Errors
+
+
+@dataclass(frozen=True, slots=True)
+class Errors:
+    """The squared error of each slice in each format, in the order the formats were given."""
+
+    squared: NDArray[np.float64]  # (S, F), sum over the slice of (dequantized(w) - w)^2
+    energy: NDArray[np.float64]  # (S,), sum over the slice of w^2
+    nonfinite: int  # NaN and infinite weights; above zero, the sums mean nothing
 
 
 def errors(weight: mx.array, formats: Sequence[Format]) -> Errors:

@@ -24,7 +24,7 @@ import numpy as np
 
 from mint.kernels.affine import grid, nearest_code
 from mint.kernels.compiled import LANES, Floats, Words, compiled, inlined, rounded
-from mint.kernels.schedules import SCHEDULES, SCHEDULES_BF16
+from mint.kernels.search_arrays import SCHEDULES, SCHEDULES_BF16
 
 
 def _table(schedules: dict[int, tuple[float, int, int, int]]) -> Floats:

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from mint.kernels.compiled import LANES, MXFP4, NVFP4, Bytes, Floats, Words, compiled
 from mint.kernels.fp4 import midpoints, nearest, nearest_code, scale_value
-from mint.kernels.schedules import LAST_SCALE, NEIGHBOURS
 from mint.kernels.search_affine import BEST, BEST_ERROR, BEST_SCALE, DOWN, ERROR, SCALE, SQUARES, lanes
+from mint.kernels.search_arrays import LAST_SCALE, NEIGHBOURS
 
 _MXFP4_NEIGHBOURS = np.array(NEIGHBOURS[MXFP4], np.int32)
 _NVFP4_NEIGHBOURS = np.array(NEIGHBOURS[NVFP4], np.int32)

@@ -15,8 +15,7 @@ import numpy as np
 
 from mint.formats.format import Format
 from mint.formats.scheme import E2M1
-from mint.kernels.compiled import CHUNK, LANES, Bytes, Floats, Raw, compiled, scale_values, widened
-from mint.kernels.threads import spread
+from mint.kernels.compiled import CHUNK, LANES, Bytes, Floats, Raw, compiled, scale_values, spread, widened
 
 FP4 = np.array(E2M1, np.float32)
 

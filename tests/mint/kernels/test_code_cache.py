@@ -33,7 +33,7 @@ import mlx.core as mx
 from mint.formats.format import AFFINE, MXFP4, NVFP4
 from mint.formats.rounding import ROUNDINGS
 from mint.kernels.backend import backend, using
-from mint.kernels.gpu_backend import GpuBackend
+from mint.kernels.gpu import GpuBackend
 mx.disable_compile()
 weight = mx.random.normal((1, 4, 128)).astype(mx.bfloat16)
 with using(GpuBackend()):
@@ -50,7 +50,7 @@ print([name for name in ("numba", "llvmlite") if name in sys.modules])
 def test_importing_kernels_reads_and_hashes_nothing() -> None:
     code = """
 import sys
-import mint.kernels.backend, mint.kernels.gpu_backend, mint.kernels.warmup, mint.kernels.code_cache as cache
+import mint.kernels.backend, mint.kernels.gpu, mint.kernels.warmup, mint.kernels.code_cache as cache
 print(cache.code_folder.cache_info().currsize, cache.may_cache.cache_info().currsize)
 """
     assert _printed(code) == "0 0"

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from mint.formats.format import AFFINE, MXFP4, NVFP4, Format, admissible
 from mint.kernels import cpu, gpu
 from mint.kernels import oracle as reference
-from mint.kernels.distortion import Errors
+from mint.kernels.oracle import Errors
 from mint.kernels.unpack import multiply, unpack
 
 DTYPES = {"BF16": mx.bfloat16, "F16": mx.float16, "F32": mx.float32}

@@ -1,7 +1,7 @@
 """A scheme, a rounding, a backend or an objective from outside is one entry, and the whole pipeline works with it."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -13,14 +13,15 @@ import pytest
 from mint.analysis.analyze import analyze
 from mint.assembly.assemble import assemble
 from mint.assembly.verify import verify
+from mint.core.errors import MintError
 from mint.core.memory import memory_bytes
 from mint.formats.format import AFFINE, FORMATS, KEEP, Format, formats_of, known_formats, parse_format
 from mint.formats.rounding import ROUNDINGS, Rounding
 from mint.formats.scheme import E4M3, E8M0, SCHEMES, ReadFactor, Scheme
 from mint.kernels import oracle
 from mint.kernels.backend import Backend, using
-from mint.kernels.distortion import Errors
-from mint.kernels.gpu_backend import GpuBackend
+from mint.kernels.gpu import GpuBackend
+from mint.kernels.oracle import Errors
 from mint.kernels.storage import raw
 from mint.model.source import Source, open_source
 from mint.plan.allocate import allocate
@@ -110,16 +111,15 @@ def test_a_scheme_describes_codes_and_scales_as_mlx_reads_them(format: Format, m
     np.testing.assert_array_equal(weights, np.asarray(oracle.dequantize((packed, *scales), format)))
 
 
-@dataclass(frozen=True)
 class OracleBackend:
     """MLX's own operations and nothing else, under a name of their own."""
 
-    kind: str = "oracle"
-    roundings: tuple[str, ...] = ("nearest",)
-    runs_stored_weights: bool = False
-    unpacks_lazily: bool = True
-    fuses_functions: bool = False
-    uses_blas: bool = False
+    kind = "oracle"
+    roundings = ("nearest",)
+    runs_stored_weights = False
+    unpacks_lazily = True
+    fuses_functions = False
+    uses_blas = False
 
     def memory_bytes(self) -> int:
         return memory_bytes()
