@@ -18,26 +18,8 @@ from math import inf
 from typing import Any
 
 from cluster.schedule.backlog import Backlog
-from cluster.schedule.events import (
-    Accept,
-    Answered,
-    Arrived,
-    Broken,
-    Command,
-    Died,
-    Dismiss,
-    Ended,
-    Event,
-    Failed,
-    Finish,
-    Item,
-    Joined,
-    Overdue,
-    Ping,
-    Policy,
-    Send,
-    Skip,
-)
+from cluster.schedule.commands import Accept, Command, Dismiss, Finish, Ping, Send, Skip
+from cluster.schedule.events import Answered, Arrived, Broken, Died, Ended, Event, Failed, Item, Joined, Overdue, Policy
 from cluster.schedule.roster import Roster, Subset
 
 
