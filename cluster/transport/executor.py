@@ -22,9 +22,8 @@ from cluster.copies.sparse_copy import Outline, Range, fill_in, make_view, read_
 from cluster.schedule.commands import Accept, Finish
 from cluster.schedule.coordinator import Coordinator
 from cluster.schedule.cross_check import check_agreement, cross_check_units
-from cluster.schedule.eligibility import place_whole_model, within_memory
 from cluster.schedule.events import Arrived, Policy
-from cluster.schedule.placement import Placement, place_units
+from cluster.schedule.placement import Placement, place_units, place_whole_model, within_memory
 from cluster.schedule.solo import TRIAL_SECONDS, LinkSpeed, Timed, reason_to_pack_alone
 from cluster.settings import RESOURCE
 from cluster.transport.driver import Carrier, Link
