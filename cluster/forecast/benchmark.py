@@ -10,7 +10,7 @@ import os
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -48,10 +48,9 @@ def measure_rates(
     load, cores = os.getloadavg()[0], os.cpu_count() or 1
     ready_kernels(rounding, on_progress)
     disk, caveats = disk_rate(source.folder, source.shards, seconds=seconds / 4)
-    tree_seconds = seconds_of_tree(source)
-    arrays = source.arrays()
-    sizes = source_bytes(source)
-    small = [unit for unit in source.units if sum(sizes[unit.path].values()) <= WHOLE_BYTES]
+    tree_seconds, arrays = seconds_of_tree(source), source.arrays()
+    reads = source_bytes(source)
+    small = [unit for unit in source.units if sum(reads[unit.path].values()) <= WHOLE_BYTES]
 
     def take(unit: Unit, piece: Unit) -> mx.array:
         whole = arrays.pop(f"{unit.path}.weight").reshape(unit.slices, *unit.shape[-2:])
@@ -94,11 +93,11 @@ def measuring_rate(units: Iterable[Unit], load: LoadPiece, *, seconds: float, ro
     heaviest = sorted(kinds.values(), key=lambda kind: -sum(unit.nbytes for unit in kind))
     nbytes = estimate = 0.0
     began = time.perf_counter()
-    for position, kind in enumerate(heaviest):
+    for kind in heaviest:
         piece = piece_of(kind[0])
         weight = mx.contiguous(load(kind[0], piece))
         mx.eval(weight)
-        if not position:
+        if not nbytes:
             Measure(rounding)(piece, weight)  # warm up threads and kernels
         started = time.perf_counter()
         Measure(rounding)(piece, weight)
@@ -130,7 +129,8 @@ def disk_rate(folder: Path, shards: Iterable[Shard], *, seconds: float) -> tuple
         caveats.append("the shards are sparse files: holes are not read from a disk")
     with path.open("rb", buffering=0) as file:
         nbytes_read, spent, is_cached = 0, 0.0, False
-        for start in _scattered(nbytes):
+        starts = range(0, nbytes, BLOCK_BYTES)
+        for start in (*starts[::3], *starts[1::3], *starts[2::3]):  # scattered, so that readahead helps little
             is_cached |= not _drop_cache(file.fileno(), start, min(BLOCK_BYTES, nbytes - start))
             started = time.perf_counter()
             nbytes_read += len(os.pread(file.fileno(), BLOCK_BYTES, start))
@@ -144,12 +144,6 @@ def disk_rate(folder: Path, shards: Iterable[Shard], *, seconds: float) -> tuple
     return nbytes_read / spent, tuple(caveats)
 
 
-def _scattered(nbytes: int) -> list[int]:
-    """The starts of blocks of a file: every third, then those between, so that readahead helps little."""
-    starts = range(0, nbytes, BLOCK_BYTES)
-    return [start for first in range(3) for start in starts[first::3]]
-
-
 def _drop_cache(descriptor: int, start: int, nbytes: int) -> bool:
     """Ask the system to drop this range from its cache; False if it is known to be there still."""
     if sys.platform == "darwin":
@@ -161,8 +155,3 @@ def _drop_cache(descriptor: int, start: int, nbytes: int) -> bool:
     except OSError:  # a read would wait for the disk, or the file system does not report it
         return True
     return False
-
-
-def read_bytes(reads: Mapping[str, Mapping[str, int]]) -> int:
-    """Bytes of all source tensors, counted once each."""
-    return sum({name: nbytes for tensors in reads.values() for name, nbytes in tensors.items()}.values())

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from cluster.forecast.benchmark import MachineRates, measure_rates, read_bytes, source_bytes
+from cluster.forecast.benchmark import MachineRates, measure_rates, source_bytes
 from cluster.forecast.simulate import Costs, Machine, Pipe, Reads, simulate, simulate_alone
 from cluster.schedule.events import Item
 from mint.core.progress import OnProgress, ignore
@@ -30,8 +30,8 @@ class Work:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all source tensors."""
-        return read_bytes(self.reads)
+        """Bytes of all source tensors, counted once each."""
+        return sum({name: nbytes for tensors in self.reads.values() for name, nbytes in tensors.items()}.values())
 
 
 def _shipped(i: int, machines: Sequence[MachineRates], link: float) -> Pipe:
@@ -100,10 +100,8 @@ class Outlook:
     @property
     def advice(self) -> str:
         """The advice to use a cluster or not, in a sentence or two."""
-        best, way = max(
-            ((forecast, way) for forecast in self.forecasts for way in forecast.ways),
-            key=lambda pair: pair[0].gain(pair[1]),
-        )
+        ways = [(link, way) for link in self.forecasts for way in link.ways]
+        best, way = max(ways, key=lambda pair: pair[0].gain(pair[1]))
         gain = best.gain(way)
         figures = f"{minutes(best.alone)} min alone, {minutes(best.ways[way])} with {best.machines} machines like it"
         if gain < WORTHWHILE:
@@ -113,8 +111,8 @@ class Outlook:
             )
         if way == "local copies":
             copies = ", ".join(f"{minutes(link.nbytes / link.link)} over {link.link_name}" for link in self.forecasts)
-            others = [(link, name) for link in self.forecasts for name in link.ways if name != way]
-            enough = [f"{name} over {link.link_name}" for link, name in others if link.gain(name) >= WORTHWHILE]
+            others = [(link, other) for link, other in ways if other != way and link.gain(other) >= WORTHWHILE]
+            enough = [f"{other} over {link.link_name}" for link, other in others]
             without = f"without copies these are worth it too: {', '.join(enough)}" if enough else "do not go without"
             return (
                 f"A cluster is worth it: {figures} and local copies, {gain:.1f} times as fast. Making one copy takes "

@@ -14,8 +14,9 @@ from heapq import heappop, heappush
 from itertools import count, repeat
 from math import inf
 
+from cluster.schedule.commands import Dismiss, Ping, Send, Skip
 from cluster.schedule.coordinator import Coordinator
-from cluster.schedule.events import Answered, Arrived, Dismiss, Ended, Event, Item, Joined, Ping, Send, Skip
+from cluster.schedule.events import Answered, Arrived, Ended, Event, Item, Joined
 from cluster.transport.messages import Parcel
 from mint.core.errors import MintError
 

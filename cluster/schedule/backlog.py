@@ -16,9 +16,9 @@ class Backlog:
         self._roster = roster
         self._waiting = Subset(roster, full=True)
         self._number = {group: number for number, group in enumerate(roster.groups)}
-        slices = [roster.slice_of(group) for group in range(len(roster.groups))]
-        self._count = [end - start for start, end in slices]
-        self._nbytes = [sum(map(roster.nbytes_at, range(start, end))) for start, end in slices]
+        slices = [slice(*roster.slice_of(group)) for group in range(len(roster.groups))]
+        self._count = [own.stop - own.start for own in slices]
+        self._nbytes = [sum(roster.sizes[own]) for own in slices]
         self._missing: dict[str, dict[int, int]] = {}  # bytes to borrow, by worker and group
         self._least: dict[int, int] = {}  # the fewest of these, by group
         self._able: dict[int, int] = {}  # number of workers that miss the fewest, by group
@@ -55,12 +55,12 @@ class Backlog:
 
     def may_take(self, worker: str, name: str) -> bool:
         """True if the worker is among those that miss the fewest bytes of the item."""
-        return self._is_best(worker, self._group(name))
+        missing, group = self._missing.get(worker, {}), self._roster.group_at(self._roster.index(name))
+        return group in missing and missing[group] == self._least[group]
 
     def takers(self, name: str) -> list[str]:
         """The living workers that may take the item."""
-        group = self._group(name)
-        return [worker for worker in self._missing if self._is_best(worker, group)]
+        return [worker for worker in self._missing if self.may_take(worker, name)]
 
     def is_stuck(self) -> bool:
         """True if no living worker can do any unassigned item."""
@@ -79,12 +79,12 @@ class Backlog:
         skip = {self._roster.index(name) for name in refused}
         heads = ((group, self._head(group, skip)) for group in self._groups(worker))
         ranked = (
-            (self._able[group], -self._roster.nbytes_at(index), self._roster.rank(index), index)
+            (self._able[group], -self._roster.sizes[index], self._roster.ranks[index], index)
             for group, index in heads
             if index >= 0
         )
         best = min(ranked, default=None)
-        return self._roster.name(best[-1]) if best else None
+        return self._roster.names[best[-1]] if best else None
 
     def _head(self, group: int, skip: Collection[int]) -> int:
         start, end = self._roster.slice_of(group)
@@ -96,18 +96,11 @@ class Backlog:
     def _tally(self, index: int, sign: int) -> None:
         group = self._roster.group_at(index)
         self._count[group] += sign
-        self._nbytes[group] += sign * self._roster.nbytes_at(index)
-
-    def _group(self, name: str) -> int:
-        return self._roster.group_at(self._roster.index(name))
+        self._nbytes[group] += sign * self._roster.sizes[index]
 
     def _groups(self, worker: str) -> Iterator[int]:
         missing = self._missing.get(worker, {})
         return (group for group, nbytes in missing.items() if self._count[group] and nbytes == self._least[group])
-
-    def _is_best(self, worker: str, group: int) -> bool:
-        missing = self._missing.get(worker, {})
-        return group in missing and missing[group] == self._least[group]
 
     def _recount(self) -> None:
         pairs = [pair for missing in self._missing.values() for pair in missing.items()]

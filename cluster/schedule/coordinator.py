@@ -18,26 +18,8 @@ from math import inf
 from typing import Any
 
 from cluster.schedule.backlog import Backlog
-from cluster.schedule.events import (
-    Accept,
-    Answered,
-    Arrived,
-    Broken,
-    Command,
-    Died,
-    Dismiss,
-    Ended,
-    Event,
-    Failed,
-    Finish,
-    Item,
-    Joined,
-    Overdue,
-    Ping,
-    Policy,
-    Send,
-    Skip,
-)
+from cluster.schedule.commands import Accept, Command, Dismiss, Finish, Ping, Send, Skip
+from cluster.schedule.events import Answered, Arrived, Broken, Died, Ended, Event, Failed, Item, Joined, Overdue, Policy
 from cluster.schedule.roster import Roster, Subset
 
 
@@ -83,8 +65,7 @@ class Coordinator:
         self._backlog = Backlog(self.items)
         self._left = Subset(self.items, full=True)
         self._workers: dict[str, _Worker] = {}
-        self._copies: dict[str, set[int]] = {}  # batches with the item, by item
-        self._owner: dict[int, _Worker] = {}
+        self._copies: dict[str, dict[int, _Worker]] = {}  # batches with the item and their workers, by item
         self._failures: dict[str, list[tuple[str, str]]] = {}  # worker and reason, by item
         self._bad_items: dict[str, tuple[str, ...]] = {}
         self._batches = 0
@@ -207,8 +188,7 @@ class Coordinator:
         """Close an item, done or given up, and skip its other copies."""
         self._left.discard(self.items.index(item))
         self._backlog.remove(item)
-        for batch in sorted(self._copies.get(item, ())):
-            owner = self._owner[batch]
+        for batch, owner in sorted(self._copies.get(item, {}).items()):
             self._out.append(Skip(owner.name, batch, (item,)))
             self._drop(owner, batch, item)
         self._copies.pop(item, None)
@@ -227,7 +207,7 @@ class Coordinator:
     def _drop(self, worker: _Worker, batch: int, item: str) -> None:
         """Stop expecting an item from this batch. An empty batch stays until its end."""
         worker.batches[batch].pop(item)
-        self._copies[item].discard(batch)
+        self._copies[item].pop(batch, None)
 
     def _release(self, worker: _Worker, batch: int) -> None:
         """End a batch; its open items without another copy become unassigned."""
@@ -236,7 +216,6 @@ class Coordinator:
             if self._is_left(item) and not self._copies[item]:
                 self._backlog.put(item)
         worker.batches.pop(batch, None)
-        self._owner.pop(batch, None)
 
     def _renew(self, worker: _Worker) -> None:
         """Set a worker's deadline for its current item."""
@@ -323,9 +302,8 @@ class Coordinator:
         if not worker.batches:
             worker.began = self._now
         worker.batches[self._batches] = dict.fromkeys(items)
-        self._owner[self._batches] = worker
         for item in items:
-            self._copies.setdefault(item, set()).add(self._batches)
+            self._copies.setdefault(item, {})[self._batches] = worker
         self._out.append(Send(worker.name, self._batches, tuple(items)))
         if worker.deadline == inf:
             self._renew(worker)

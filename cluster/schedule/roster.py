@@ -17,7 +17,7 @@ _SET = b"\x01"
 
 
 class Roster:
-    """The names, bytes and groups of all items; immutable."""
+    """The `names`, `sizes` in bytes and `ranks` (positions in the input) of all items by index, and their `groups`."""
 
     def __init__(self, items: Iterable[Item]) -> None:
         numbers: dict[str, int] = {}  # of groups, in input order
@@ -28,23 +28,23 @@ class Roster:
             group.append(numbers.setdefault(item.group, len(numbers)))
         self.groups = tuple(numbers)
         order = array("I", range(len(names)))
-        self._rank = array("I", sorted(order, key=lambda i: (group[i], -nbytes[i])))
-        self._names = [names[i] for i in self._rank]
-        self._nbytes = array("Q", (nbytes[i] for i in self._rank))
-        self._by_name = array("I", sorted(order, key=self._names.__getitem__))
-        sizes = Counter(group)
-        self._starts = array("I", accumulate((sizes[number] for number in range(len(numbers))), initial=0))
+        self.ranks = array("I", sorted(order, key=lambda i: (group[i], -nbytes[i])))
+        self.names = [names[i] for i in self.ranks]
+        self.sizes = array("Q", (nbytes[i] for i in self.ranks))
+        self._by_name = array("I", sorted(order, key=self.names.__getitem__))
+        members = Counter(group)
+        self._starts = array("I", accumulate((members[number] for number in range(len(numbers))), initial=0))
 
     def __len__(self) -> int:
-        return len(self._names)
+        return len(self.names)
 
     def __contains__(self, name: str) -> bool:
         return self.find(name) >= 0
 
     def find(self, name: str) -> int:
         """The index of an item; -1 if there is no such item."""
-        position = bisect_left(self._by_name, name, key=self._names.__getitem__)
-        if position < len(self._by_name) and self._names[self._by_name[position]] == name:
+        position = bisect_left(self._by_name, name, key=self.names.__getitem__)
+        if position < len(self._by_name) and self.names[self._by_name[position]] == name:
             return self._by_name[position]
         return -1
 
@@ -55,25 +55,9 @@ class Roster:
             raise KeyError(name)
         return index
 
-    def name(self, index: int) -> str:
-        """The name of the item at an index."""
-        return self._names[index]
-
-    def rank_of(self, name: str) -> int:
-        """The position of an item in the input."""
-        return self._rank[self.index(name)]
-
-    def rank(self, index: int) -> int:
-        """The position in the input of the item at an index."""
-        return self._rank[index]
-
     def nbytes(self, name: str) -> int:
         """The bytes of an item."""
-        return self._nbytes[self.index(name)]
-
-    def nbytes_at(self, index: int) -> int:
-        """The bytes of the item at an index."""
-        return self._nbytes[index]
+        return self.sizes[self.index(name)]
 
     def group_at(self, index: int) -> int:
         """The group number of the item at an index."""
@@ -101,7 +85,7 @@ class Subset:
     def __iter__(self) -> Iterator[str]:
         """Names in input order."""
         indices = (index for index, flag in enumerate(self._flags) if flag)
-        return map(self._roster.name, sorted(indices, key=self._roster.rank))
+        return map(self._roster.names.__getitem__, sorted(indices, key=self._roster.ranks.__getitem__))
 
     def add(self, index: int) -> bool:
         """Add an item; true if it is new."""

@@ -24,7 +24,8 @@ from cluster.copies.borrower import Peers
 from cluster.copies.holdings import Holder
 from cluster.copies.inventory import Inventory
 from cluster.head.watch import Beside, HeadWatch
-from cluster.schedule.events import Answered, Broken, Command, Died, Dismiss, Ended, Event, Joined, Ping, Send, Skip
+from cluster.schedule.commands import Command, Dismiss, Ping, Send, Skip
+from cluster.schedule.events import Answered, Broken, Died, Ended, Event, Joined
 from cluster.transport.actor import RayPeer, as_actor, start_lender
 from cluster.transport.messages import Gathering
 from cluster.transport.survey import AGAIN_SECONDS, GET_SECONDS, Node, first_line, pinned_to, workable

@@ -19,11 +19,11 @@ import ray
 from cluster.copies.holdings import Holder, Holdings
 from cluster.copies.inventory import take_inventory
 from cluster.copies.sparse_copy import Outline, Range, fill_in, make_view, read_outline, view_folder
+from cluster.schedule.commands import Accept, Finish
 from cluster.schedule.coordinator import Coordinator
 from cluster.schedule.cross_check import check_agreement, cross_check_units
-from cluster.schedule.eligibility import place_whole_model, within_memory
-from cluster.schedule.events import Accept, Arrived, Finish, Policy
-from cluster.schedule.placement import Placement, place_units
+from cluster.schedule.events import Arrived, Policy
+from cluster.schedule.placement import Placement, place_units, place_whole_model, within_memory
 from cluster.schedule.solo import TRIAL_SECONDS, LinkSpeed, Timed, reason_to_pack_alone
 from cluster.settings import RESOURCE
 from cluster.transport.driver import Carrier, Link
@@ -215,7 +215,7 @@ class ClusterExecutor:
         del placement  # the coordinator keeps what it needs in a few bytes a unit
         try:
             for item, pieces in self._accepted(coordinator):
-                unit = work.units[coordinator.items.rank_of(item)]
+                unit = work.units[coordinator.items.ranks[coordinator.items.index(item)]]
                 yield unit, from_pieces(work.job, unit, pieces)
         except BaseException:  # also when the consumer stops: the workers' results have no use then
             self.carrier.quit()

@@ -4,24 +4,9 @@ import random
 
 import pytest
 
+from cluster.schedule.commands import Accept, Command, Dismiss, Finish, Ping, Send, Skip
 from cluster.schedule.coordinator import Coordinator, Phase
-from cluster.schedule.events import (
-    Accept,
-    Answered,
-    Arrived,
-    Command,
-    Died,
-    Dismiss,
-    Ended,
-    Failed,
-    Finish,
-    Item,
-    Joined,
-    Ping,
-    Policy,
-    Send,
-    Skip,
-)
+from cluster.schedule.events import Answered, Arrived, Died, Ended, Failed, Item, Joined, Policy
 from tests.worlds.coordinator_world import POLICY, Node, World
 
 

@@ -44,7 +44,8 @@ import ray
 from ray.cluster_utils import Cluster
 
 from cluster.copies.borrower import Peers
-from cluster.schedule.events import Answered, Event, Joined, Ping, Policy, Send
+from cluster.schedule.commands import Ping, Send
+from cluster.schedule.events import Answered, Event, Joined, Policy
 from cluster.settings import make_token
 from cluster.transport.actor import as_actor
 from cluster.transport.driver import Carrier, Link

@@ -26,9 +26,9 @@ def test_a_roster_has_the_facts_of_every_item_and_of_no_other(count: int) -> Non
     for rank, item in enumerate(items):
         index = roster.index(item.name)
         assert item.name in roster
-        assert roster.name(index) == item.name
-        assert roster.rank(index) == roster.rank_of(item.name) == rank
-        assert roster.nbytes(item.name) == roster.nbytes_at(index) == item.nbytes
+        assert roster.names[index] == item.name
+        assert roster.ranks[index] == rank
+        assert roster.nbytes(item.name) == roster.sizes[index] == item.nbytes
         group = roster.group_at(index)
         assert roster.groups[group] == item.group
         start, end = roster.slice_of(group)
@@ -44,7 +44,7 @@ def test_within_a_group_the_biggest_come_first_and_equal_ones_in_input_order() -
     roster = Roster(items)
     for number, group in enumerate(roster.groups):
         expected = sorted((item for item in items if item.group == group), key=lambda item: -item.nbytes)
-        assert [roster.name(index) for index in range(*roster.slice_of(number))] == [item.name for item in expected]
+        assert [roster.names[index] for index in range(*roster.slice_of(number))] == [item.name for item in expected]
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -65,7 +65,7 @@ def test_a_subset_is_a_set_in_input_order(seed: int) -> None:
         assert (index in subset) == (index in expected)
         start, end = sorted(chance.choices(range(61), k=2))
         assert subset.first(start, end) == min((other for other in expected if start <= other < end), default=-1)
-    names = {roster.name(index) for index in expected}
+    names = {roster.names[index] for index in expected}
     assert list(subset) == [item.name for item in items if item.name in names]
 
 

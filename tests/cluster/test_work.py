@@ -12,9 +12,8 @@ import pytest
 from mlx.nn.layers.base import Module
 
 from cluster.schedule.cross_check import FEWEST, SHARE, check_agreement, cross_check_units
-from cluster.schedule.eligibility import place_whole_model, within_memory
 from cluster.schedule.events import Item
-from cluster.schedule.placement import Placement
+from cluster.schedule.placement import Placement, place_whole_model, within_memory
 from cluster.transport.prefetch import BatchWeights, ReadAhead, read
 from cluster.transport.wire import from_pieces, pack, tell_job, tell_model, unpack
 from cluster.transport.worker import Worker

@@ -6,26 +6,9 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from cluster.schedule.commands import Accept, Command, Dismiss, Finish, Ping, Send, Skip
 from cluster.schedule.coordinator import Coordinator, Phase
-from cluster.schedule.events import (
-    Accept,
-    Answered,
-    Arrived,
-    Broken,
-    Command,
-    Died,
-    Dismiss,
-    Ended,
-    Event,
-    Failed,
-    Finish,
-    Item,
-    Joined,
-    Ping,
-    Policy,
-    Send,
-    Skip,
-)
+from cluster.schedule.events import Answered, Arrived, Broken, Died, Ended, Event, Failed, Item, Joined, Policy
 
 POLICY = Policy(
     batch_items=4, batch_bytes=40, patience_seconds=5, slowest=2.0, answer_seconds=4, stranded_seconds=60, silences=3

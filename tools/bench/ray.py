@@ -26,8 +26,9 @@ import psutil
 from cluster.copies.borrower import Peers
 from cluster.copies.holdings import Holder
 from cluster.copies.inventory import Inventory
+from cluster.schedule.commands import Accept, Send
 from cluster.schedule.coordinator import Coordinator
-from cluster.schedule.events import Accept, Arrived, Failed, Item, Send
+from cluster.schedule.events import Arrived, Failed, Item
 from cluster.transport.connect import driving
 from cluster.transport.prefetch import BatchWeights
 from cluster.transport.wire import pack, unpack

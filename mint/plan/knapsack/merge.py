@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mint.plan.knapsack.bundles import Bundles, SuffixBound
-from mint.plan.knapsack.relaxation import Case, Floats, Integers, Options, Relaxation, lower_hulls, relax
+from mint.plan.knapsack.relaxation import Case, Floats, Integers, Options, Relaxation, relax
 
 # N options side by side, C classes, S states, P pairs
 
@@ -100,7 +100,7 @@ def merge(case: Case, limit: float, width: int, budget: ProofBudget, *, crowd: i
     If the best state takes two options of a class, that class gets its own bundle and the merge starts again.
     """
     options = case.options
-    relaxation = relax(case, lower_hulls(options))
+    relaxation = relax(case)
     room = limit - relaxation.bound
     own = np.zeros(len(options.first), np.bool_)
     while True:

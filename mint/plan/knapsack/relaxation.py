@@ -4,6 +4,7 @@
 """
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 from math import fsum, inf
 from typing import Any
 
@@ -18,7 +19,7 @@ Floats = NDArray[np.float64]
 BYTES_LIMIT = 2**62  # of the spread between smallest and largest choice: sums stay within int64
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Options:
     """Options of C classes side by side: within a class sizes rise and losses fall, strictly."""
 
@@ -37,6 +38,24 @@ class Options:
     def row(self) -> Integers:
         """(N,) the class of every option."""
         return np.repeat(np.arange(len(self.start) - 1), np.diff(self.start))
+
+    @cached_property
+    def hull(self) -> "Hull":
+        """Steps along the lower convex hulls; drops points above their neighbours until none is left."""
+        row = self.row
+        point = np.arange(len(row))
+        while True:
+            inside = row[point[1:]] == row[point[:-1]]
+            size, loss = np.diff(self.size[point]), -np.diff(self.loss[point])
+            slope = np.divide(loss, size, out=np.full(len(size), inf), where=inside)
+            above = inside[:-1] & inside[1:] & (slope[:-1] <= slope[1:])
+            if not above.any():
+                break
+            point = np.delete(point, 1 + np.flatnonzero(above))
+        steps = np.flatnonzero(inside)
+        steps = steps[np.argsort(-slope[steps], kind="stable")]
+        to = point[steps + 1]
+        return Hull(row[to], to, size[steps], loss[steps], slope[steps], np.cumsum(size[steps]))
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,27 +123,9 @@ def _common(spread: Integers) -> Integers:
     return np.log2(occurrences[kind]).astype(np.int64)
 
 
-def lower_hulls(options: Options) -> Hull:
-    """Steps along the lower convex hulls; drops points above their neighbours until none is left."""
-    row = options.row
-    point = np.arange(len(row))
-    while True:
-        inside = row[point[1:]] == row[point[:-1]]
-        size, loss = np.diff(options.size[point]), -np.diff(options.loss[point])
-        slope = np.divide(loss, size, out=np.full(len(size), inf), where=inside)
-        above = inside[:-1] & inside[1:] & (slope[:-1] <= slope[1:])
-        if not above.any():
-            break
-        point = np.delete(point, 1 + np.flatnonzero(above))
-    steps = np.flatnonzero(inside)
-    steps = steps[np.argsort(-slope[steps], kind="stable")]
-    to = point[steps + 1]
-    return Hull(row[to], to, size[steps], loss[steps], slope[steps], np.cumsum(size[steps]))
-
-
-def relax(case: Case, hull: Hull) -> Relaxation:
+def relax(case: Case) -> Relaxation:
     """Lagrange's bound of the case at the price where its relaxation breaks, and the excess of each option."""
-    options = case.options
+    options, hull = case.options, case.options.hull
     taken = int(np.searchsorted(hull.reach, case.capacity, "right"))
     base = options.first.copy()
     base[hull.row[:taken]] = hull.to[:taken]  # in the order of each hull, so the last step taken stays
@@ -139,9 +140,9 @@ def relax(case: Case, hull: Hull) -> Relaxation:
     return Relaxation(price, broken, base, case.capacity - spent, bound, step, excess)
 
 
-def relax_each(case: Case, hull: Hull, chosen: int) -> Floats:
+def relax_each(case: Case, chosen: int) -> Floats:
     """The relaxed optimum with a class fixed to each of its options in turn, infinite where that does not fit."""
-    options = case.options
+    options, hull = case.options, case.options.hull
     own = slice(options.start[chosen], options.start[chosen + 1])
     others = hull.row != chosen
     reach = np.concatenate([[0], np.cumsum(hull.size[others])])

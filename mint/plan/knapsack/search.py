@@ -11,7 +11,7 @@ from math import fsum, inf
 import numpy as np
 
 from mint.plan.knapsack.merge import CROWD, ProofBudget, exchange, least_excess, merge
-from mint.plan.knapsack.relaxation import Case, Floats, Hull, Integers, lower_hulls, relax, relax_each, restrict, snap
+from mint.plan.knapsack.relaxation import Case, Floats, Integers, relax, relax_each, restrict, snap
 
 # C classes, J options of one of them
 
@@ -56,11 +56,11 @@ class Search:
         if loss < self.limit:
             self.names, self.loss = np.concatenate([case.fixed, case.options.name[chosen]]), loss
 
-    def run(self, root: Case, hull: Hull) -> float:
+    def run(self, root: Case) -> float:
         """Search until the best choice is proved or the budget is spent; return the bound."""
         serial = count()  # equal bounds in the order of discovery
         heap: list[tuple[float, int, Case]] = []
-        case = self.reduce(root, hull)
+        case = self.reduce(root)
         while True:
             for part in [case] if self.budget.is_spent else self.settle(case):
                 heapq.heappush(heap, (part.bound, next(serial), part))
@@ -86,11 +86,11 @@ class Search:
             case = self.reduce(case)
         return self.branch(case, *_broken(case)) if case.bound < self.limit else []
 
-    def reduce(self, case: Case, hull: Hull | None = None) -> Case:
+    def reduce(self, case: Case) -> Case:
         """The case without the options that no improving choice contains."""
         while case.capacity >= 0:
             self.budget.states -= len(case.options.name)
-            relaxation = relax(case, hull or lower_hulls(case.options))
+            relaxation = relax(case)
             self.offer(case, relaxation.base)
             bound = max(case.bound, relaxation.bound)
             if bound >= self.limit:
@@ -103,7 +103,7 @@ class Search:
             reduced = snap(case, relaxation, room) if useful.all() else restrict(case, useful, bound)
             if reduced is case:
                 return replace(case, bound=bound)
-            case, hull = reduced, None
+            case = reduced
         return replace(case, bound=inf)
 
     def merge(self, case: Case, width: int) -> bool:
@@ -127,7 +127,7 @@ class Search:
         count, width = self.tuning.probe_options, self.tuning.probe_width
         if len(case.options.name) <= max(self.tuning.few, count):
             return case
-        relaxation = relax(case, lower_hulls(case.options))
+        relaxation = relax(case)
         opened = relaxation.step == 0
         opened[least_excess(case.options, relaxation, inf, count)] = True
         self.merge(restrict(case, opened, case.bound), width)
@@ -159,9 +159,8 @@ class Search:
 
 def _broken(case: Case) -> tuple[int, Floats]:
     """The class that the relaxation breaks, and (J,) the bound with each of its options."""
-    hull = lower_hulls(case.options)
-    broken = relax(case, hull).broken
-    return broken, relax_each(case, hull, broken)
+    broken = relax(case).broken
+    return broken, relax_each(case, broken)
 
 
 def _fixed(case: Case, chosen: int, j: int, bound: float) -> Case:

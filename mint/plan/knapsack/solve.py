@@ -71,7 +71,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mint.plan.knapsack.merge import ProofBudget
-from mint.plan.knapsack.relaxation import BYTES_LIMIT, Case, Floats, Integers, lower_hulls, pareto
+from mint.plan.knapsack.relaxation import BYTES_LIMIT, Case, Floats, Integers, pareto
 from mint.plan.knapsack.search import PRECISION, Search, Tuning
 
 STATES = 20_000_000  # limit of a proof: less than a second
@@ -111,7 +111,6 @@ class Knapsack:
         self._begin = np.cumsum(counts) - counts  # index of the first option of each class in the input
         self._size = size
         self._options = pareto(counts, size, loss)
-        self._hull = lower_hulls(self._options)
         self._loss = loss
         self._tuning = tuning
         smallest = self._options.name[self._options.first]
@@ -127,7 +126,7 @@ class Knapsack:
             raise InfeasibleError(capacity, self.smallest)
         root = Case(-inf, np.empty(0, np.int64), 0.0, self._options, min(capacity - self.smallest, BYTES_LIMIT))
         search = Search(ProofBudget(states, perf_counter() + seconds), self._tuning)
-        bound = search.run(root, self._hull)
+        bound = search.run(root)
         names = np.sort(search.names)  # one per class, so this is the order of classes
         loss = fsum(self._loss[names].tolist())
         proved = bound >= loss * (1 - PRECISION)
@@ -140,16 +139,9 @@ class Knapsack:
 
     def price(self, capacity: int) -> float:
         """The loss that one more byte of capacity saves in the relaxation; 0 at the largest choice."""
-        taken = int(np.searchsorted(self._hull.reach, capacity - self.smallest, "right"))
-        return float(self._hull.slope[taken]) if taken < len(self._hull.slope) else 0.0
-
-
-def solve(sizes: SizeRows, losses: LossRows, capacity: int, *, seconds: float = 60.0) -> Solution:
-    """One option of every class with the least total loss whose total size is within `capacity`.
-
-    Raises `InfeasibleError`, which names the smallest capacity, if no choice fits.
-    """
-    return Knapsack(sizes, losses).solve(capacity, seconds=seconds)
+        hull = self._options.hull
+        taken = int(np.searchsorted(hull.reach, capacity - self.smallest, "right"))
+        return float(hull.slope[taken]) if taken < len(hull.slope) else 0.0
 
 
 def _checked(sizes: SizeRows, losses: LossRows) -> tuple[Integers, Integers, Floats]:

@@ -12,9 +12,13 @@ from hypothesis import strategies as st
 from scipy.optimize import LinearConstraint, milp
 
 from mint.plan.knapsack.search import PRECISION, Tuning
-from mint.plan.knapsack.solve import InfeasibleError, Knapsack, Solution, solve
+from mint.plan.knapsack.solve import InfeasibleError, Knapsack, LossRows, SizeRows, Solution
 
 quickly = hypothesis_settings(max_examples=80, deadline=None)
+
+
+def solve(sizes: SizeRows, losses: LossRows, capacity: int, *, seconds: float = 60.0) -> Solution:
+    return Knapsack(sizes, losses).solve(capacity, seconds=seconds)
 
 
 @dataclass(frozen=True)

@@ -10,17 +10,16 @@ from hypothesis import strategies as st
 
 from mint.plan.knapsack.bundles import Bundles, SuffixBound
 from mint.plan.knapsack.merge import ProofBudget, exchange, merge
-from mint.plan.knapsack.relaxation import Case, Hull, lower_hulls, pareto, relax, relax_each, snap
+from mint.plan.knapsack.relaxation import Case, pareto, relax, relax_each, snap
 from mint.plan.knapsack.search import PRECISION
 from tests.mint.plan.test_knapsack import Instance, brute_force, instances, quickly, same
 
 
-def case_of(sizes: list[list[int]], losses: list[list[float]], capacity: int) -> tuple[Case, Hull]:
+def case_of(sizes: list[list[int]], losses: list[list[float]], capacity: int) -> Case:
     """The root case of a search, with sizes above the smallest options."""
     counts = np.array([len(row) for row in sizes], np.int64)
     options = pareto(counts, np.concatenate(sizes).astype(np.int64), np.concatenate(losses))
-    case = Case(-inf, np.empty(0, np.int64), 0.0, options, capacity - sum(map(min, sizes)))
-    return case, lower_hulls(options)
+    return Case(-inf, np.empty(0, np.int64), 0.0, options, capacity - sum(map(min, sizes)))
 
 
 def totals_of(case: Case) -> list[tuple[tuple[int, ...], int, float]]:
@@ -45,8 +44,8 @@ def test_a_snapped_case_has_the_same_choices_below_the_best_known() -> None:
         sizes = [(rng.integers(0, 9, count) * 4096 + rng.integers(0, 120, count)).tolist() for count in counts]
         losses = [rng.random(count).tolist() for count in counts]
         close_to_a_total = sum(int(rng.choice(row)) for row in sizes) + int(rng.integers(-1, 2))
-        case, hull = case_of(sizes, losses, max(sum(map(min, sizes)), close_to_a_total))
-        relaxation = relax(case, hull)
+        case = case_of(sizes, losses, max(sum(map(min, sizes)), close_to_a_total))
+        relaxation = relax(case)
         known = float(case.options.loss[relaxation.base].sum())
         snapped = snap(case, relaxation, known - relaxation.bound)
         better, kept = (
@@ -67,8 +66,8 @@ def test_a_snapped_case_has_the_same_choices_below_the_best_known() -> None:
 @given(instances(), st.integers(0, 20))
 @quickly
 def test_an_exchange_fits_and_is_never_worse_than_the_base(instance: Instance, count: int) -> None:
-    case, hull = case_of(instance.sizes, instance.losses, instance.capacity)
-    relaxation = relax(case, hull)
+    case = case_of(instance.sizes, instance.losses, instance.capacity)
+    relaxation = relax(case)
     chosen = exchange(case, relaxation, inf, count)
     assert np.array_equal(case.options.row[chosen], np.arange(len(instance.sizes)))
     assert case.options.size[chosen].sum() <= case.capacity
@@ -78,18 +77,18 @@ def test_an_exchange_fits_and_is_never_worse_than_the_base(instance: Instance, c
 @given(instances())
 @quickly
 def test_relaxations_with_a_class_fixed_are_between_the_relaxation_and_the_best(instance: Instance) -> None:
-    case, hull = case_of(instance.sizes, instance.losses, instance.capacity)
+    case = case_of(instance.sizes, instance.losses, instance.capacity)
     best = brute_force(instance)
     for i in range(len(instance.sizes)):
-        bounds = relax_each(case, hull, i)
-        assert relax(case, hull).bound <= bounds.min() + 1e-9 * sum(map(max, instance.losses))
+        bounds = relax_each(case, i)
+        assert relax(case).bound <= bounds.min() + 1e-9 * sum(map(max, instance.losses))
         assert bounds.min() <= best + 1e-9 * sum(map(max, instance.losses))
 
 
 @given(instances())
 @quickly
 def test_a_complete_merge_has_the_best_choice(instance: Instance) -> None:
-    case, _ = case_of(instance.sizes, instance.losses, instance.capacity)
+    case = case_of(instance.sizes, instance.losses, instance.capacity)
     limit = 2 * sum(map(max, instance.losses)) + 1
     merged = merge(case, limit, width=10**6, budget=ProofBudget(10**9, inf))
     assert merged.complete
@@ -105,7 +104,7 @@ def test_a_merge_too_narrow_for_the_best_choice_is_not_complete() -> None:
         instance = Instance(sizes, losses, int(rng.integers(1000, 4000)))
         if instance.capacity < instance.smallest:
             continue
-        case, _ = case_of(sizes, losses, instance.capacity)
+        case = case_of(sizes, losses, instance.capacity)
         merged = merge(case, limit=100.0, width=1, budget=ProofBudget(10**9, inf))
         best = float(case.options.loss[merged.chosen].sum()) == pytest.approx(brute_force(instance))
         assert best or not merged.complete
@@ -125,8 +124,8 @@ def test_bundles_have_alternatives_for_every_choice_and_suffix_bounds_hold(longe
     rng = np.random.default_rng(17)
     for _ in range(40):
         sizes, losses = alike(5, 2, rng)
-        case, hull = case_of(sizes, losses, int(rng.integers(sum(map(min, sizes)), sum(map(max, sizes)) + 1)))
-        options, relaxation = case.options, relax(case, hull)
+        case = case_of(sizes, losses, int(rng.integers(sum(map(min, sizes)), sum(map(max, sizes)) + 1)))
+        options, relaxation = case.options, relax(case)
         room = float(rng.random())
         own = rng.random(len(options.first)) < 0.4
         bundles = Bundles.of(options, relaxation, room, own, longest=longest)
@@ -152,8 +151,8 @@ def test_an_alternative_takes_options_of_its_step_and_excess() -> None:
     rng = np.random.default_rng(19)
     for _ in range(40):
         sizes, losses = alike(12, 3, rng)
-        case, hull = case_of(sizes, losses, int(rng.integers(sum(map(min, sizes)), sum(map(max, sizes)) + 1)))
-        relaxation = relax(case, hull)
+        case = case_of(sizes, losses, int(rng.integers(sum(map(min, sizes)), sum(map(max, sizes)) + 1)))
+        relaxation = relax(case)
         bundles = Bundles.of(case.options, relaxation, 0.5, rng.random(len(case.options.first)) < 0.4)
         for bundle in range(len(bundles.kind)):
             for alternative, (step, excess) in enumerate(zip(*bundles.alternatives(bundle), strict=True)):
@@ -165,8 +164,8 @@ def test_an_alternative_takes_options_of_its_step_and_excess() -> None:
 
 def test_thousands_of_near_equal_classes_are_few_bundles() -> None:
     sizes, losses = alike(3000, 2, np.random.default_rng(23))
-    case, hull = case_of(sizes, losses, sum(row[1] for row in sizes))
-    relaxation = relax(case, hull)
+    case = case_of(sizes, losses, sum(row[1] for row in sizes))
+    relaxation = relax(case)
     room = float(np.sort(relaxation.excess[relaxation.step != 0])[500])  # as much as the 500th option lifts the bound
     bundles = Bundles.of(case.options, relaxation, room, np.zeros(len(case.options.first), np.bool_))
     assert 0 < len(bundles.kind) <= 12
@@ -175,7 +174,7 @@ def test_thousands_of_near_equal_classes_are_few_bundles() -> None:
 
 def test_classes_of_one_loss_are_merged_block_by_block() -> None:
     sizes, losses = [[0, 100]] * 500 + [[0, 7]], [[1.0, 0.0]] * 500 + [[0.01, 0.0]]
-    case, _ = case_of(sizes, losses, 20_055)
+    case = case_of(sizes, losses, 20_055)
     merged = merge(case, limit=310.0, width=10**6, budget=ProofBudget(10**9, inf))
     assert merged.complete
     assert float(case.options.loss[merged.chosen].sum()) == pytest.approx(300.0)
