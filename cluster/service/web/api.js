@@ -3,7 +3,7 @@
 const KEY = "mint.token";
 let known;
 
-/** What the service refused, in its own words. */
+/** A refusal of the service, in its own words. */
 export class Refusal extends Error {
   constructor(status, code, message) {
     super(message);
@@ -22,7 +22,7 @@ export function setToken(text) {
   else sessionStorage.removeItem(KEY);
 }
 
-/** Who this tab is to the service, and what it may: {name, scopes, maySubmit}. */
+/** The person of this tab and their permissions: {name, scopes, maySubmit}. */
 export async function person(signal) {
   known ??= await ask("/v1/me", { signal });
   return { ...known, maySubmit: known.scopes.some((scope) => scope === "submit" || scope === "admin") };
@@ -33,7 +33,7 @@ export function headers(more = {}) {
   return token() ? { ...more, Authorization: `Bearer ${token()}` } : more;
 }
 
-/** Ask the service and get its JSON; a `Refusal` for whatever else. A 401 is told to the page as an event, too. */
+/** Ask the service and return its JSON; throws a `Refusal` for any other answer. A 401 is also an event of the page. */
 export async function ask(path, { method = "GET", body, signal } = {}) {
   const sent = body === undefined ? {} : { "Content-Type": "application/json" };
   let response;
@@ -53,7 +53,7 @@ export async function ask(path, { method = "GET", body, signal } = {}) {
   return response.status === 204 ? null : response.json();
 }
 
-/** What a response that is not OK says. */
+/** The refusal in a response that is not OK. */
 export async function refusal(response) {
   const said = await response.json().catch(() => null);
   if (response.status === 401) dispatchEvent(new CustomEvent("mint:unknown"));

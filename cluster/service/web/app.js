@@ -1,4 +1,4 @@
-// The page's start: who may see it, and which part of it the address names.
+// The page's start: signs the person in, and shows the part that the address names.
 
 import { person, setToken, token } from "./api.js";
 import { alertOf, h, say } from "./dom.js";
@@ -18,7 +18,7 @@ const main = document.getElementById("main");
 const leave = document.getElementById("leave");
 let shown = new AbortController();
 
-/** Show what the address names; what was shown before stops whatever it still does. */
+/** Show the part of the page that the address names; the part shown before stops its work. */
 async function show({ focus = true } = {}) {
   shown.abort();
   shown = new AbortController();

@@ -7,7 +7,7 @@ import { figures, interval, size, tick } from "./words.js";
 const MARGIN = { left: 50, right: 14, top: 14, bottom: 46 };
 const LEAP = 10; // points, for Page Up and Page Down
 
-/** What is drawn of a point: the predicted KL where there is one, else the loss. */
+/** The drawn figure of a point: the predicted KL where there is one, else the loss. */
 function height(point) {
   return point.predicted_kl?.value ?? point.loss;
 }
@@ -182,7 +182,7 @@ export class CurveChart {
   #choice;
 }
 
-/** What the marks mean, and how the axis is divided. */
+/** The meaning of the marks and the division of the axis. */
 export function legend(points, made) {
   const kl = points.some((point) => point.predicted_kl);
   const list = h("ul", { class: "legend" },

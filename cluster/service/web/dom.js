@@ -1,4 +1,4 @@
-// Elements made of data. Whatever comes from the service becomes text: nothing in this folder parses HTML.
+// Elements made of data. All data from the service becomes text: nothing in this folder parses HTML.
 
 const SVG = "http://www.w3.org/2000/svg";
 

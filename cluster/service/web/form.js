@@ -1,4 +1,4 @@
-// What one asks for: a model, budgets as sizes or devices, and how. Checked by the service, whose words are shown.
+// The form of a request: a model, budgets as sizes or devices, and options. The service checks it; its errors are shown.
 
 import { ask } from "./api.js";
 import { announce, h } from "./dom.js";
@@ -11,10 +11,10 @@ const CONTEXTS = ["4k", "8k", "16k", "32k", "64k", "128k"];
 const ROUNDINGS = {
   nearest: ["Nearest", "As MLX rounds by itself. Quickest."],
   search: ["Search", "Looks for better scales in every group: same bytes, less error, measuring takes about ten times as long."],
-  compensate: ["Compensate", "Weights make up for each other's errors: closest to the original by far. The model has to run for it."],
+  compensate: ["Compensate", "The rounding error of each column is compensated in later columns (GPTQ): by far the closest to the original. The model has to run."],
 };
 const OBJECTIVES = {
-  output: ["Output", "How much the model's answers would change. The only one with a predicted KL."],
+  output: ["Output", "The change of the model's output. The only objective with a predicted KL."],
   energy: ["Energy", "Squared error of all weights alike."],
   mint: ["Published", "The published objective, for comparison."],
 };
@@ -38,7 +38,7 @@ export async function submitForm({ onSubmitted, signal }) {
     h("details", {}, h("summary", {}, "Options"),
       rounding.element,
       h("div", { class: "choice" }, probe, h("label", { for: "probe" }, "Probe",
-        h("small", {}, "Measures which layers matter by running the model on text that it writes itself. Without, a table by role and depth serves."))),
+        h("small", {}, "Measures which layers matter by running the model on text that it writes itself. Without a probe, built-in defaults per role and depth are used."))),
       objective.element),
     trouble, taken, button);
 
@@ -126,7 +126,7 @@ class Budgets {
         h("div", { class: "inline" }, h("label", { for: "context" }, "beside a context of"), this.context, h("span", {}, "tokens"))));
   }
 
-  /** What goes with the budgets into the options of the jobs. */
+  /** The options of the jobs that belong to the budgets. */
   get options() {
     return this.chosen.some((text) => this.#isDevice(text)) ? { context: this.context.value } : {};
   }

@@ -12,7 +12,7 @@ const EVERY = 3_000; // milliseconds between two looks at the list
 const STREAMS = 3; // a browser opens six connections to a service of HTTP/1.1, and others are needed as well
 const RECENT = 30;
 
-/** What runs, waits and ended, and a form for more. */
+/** The running, waiting and finished jobs, and a form for more. */
 export async function jobsPage({ signal }) {
   const queue = new Queue(signal);
   const mine = h("input", { type: "checkbox", id: "mine", onchange: () => queue.look() });

@@ -102,7 +102,7 @@ async function curveSection(model, name, maySubmit, signal) {
   ];
 }
 
-/** Where to begin: the point nearest to 4.5 bits per weight. */
+/** The first point to show: the one nearest to 4.5 bits per weight. */
 function start(points) {
   const far = points.map((point) => Math.abs(point.bits_per_weight - 4.5));
   return far.indexOf(Math.min(...far));

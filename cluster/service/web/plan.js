@@ -91,13 +91,13 @@ export class PlanPanel {
   }
 }
 
-/** What more memory would buy. */
+/** The gain of more memory. */
 function nextWords({ next, loss }) {
   if (!next) return "nothing: no plan has less loss";
   return `${figures(100 * (1 - next.loss / loss), 2)} % less loss`;
 }
 
-/** How the bytes are divided among formats, largest first. */
+/** The division of the bytes among formats, largest first. */
 function mix(units) {
   const total = units.reduce((sum, unit) => sum + unit.nbytes, 0) || 1;
   const byFormat = Map.groupBy(units, ({ format }) => format);

@@ -1,4 +1,4 @@
-// Where the service wants to know who asks: a token, typed once.
+// The sign-in form of a service that requires tokens: a token, typed once.
 
 import { ask, setToken } from "./api.js";
 import { h } from "./dom.js";

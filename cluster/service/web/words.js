@@ -1,4 +1,4 @@
-// How figures and states are written for people. The rules are those of `mint`: powers of 1000, four figures.
+// Figures and states as text for people. The rules are those of `mint`: powers of 1000, four figures.
 
 const RAISED = Object.fromEntries([..."-0123456789"].map((digit, index) => [digit, [..."⁻⁰¹²³⁴⁵⁶⁷⁸⁹"][index]]));
 const SIZES = [["TB", 1e12], ["GB", 1e9], ["MB", 1e6], ["kB", 1e3]];
@@ -82,12 +82,12 @@ export const STATES = {
   blocked: "waiting for disk",
 };
 
-/** Whether a runner is at work on a job of this state. */
+/** True if a runner works on a job of this state. */
 export function isActive(state) {
   return STAGES.includes(state);
 }
 
-/** What a job was asked for, in words. */
+/** The request of a job, in words. */
 export function wanted(job) {
   const exact = /^(\d+)B$/.exec(job.budget); // of a point of the curve
   return exact ? size(Number(exact[1])) : job.budget || "analysis only";
