@@ -46,7 +46,7 @@ stage packages packages
 . "$venv/bin/activate"
 stage format ruff format --check .
 stage lint ruff check .
-stage house python -m tools.house rooms length
+stage house python -m tools.house rooms length english
 stage imports lint-imports
 stage types mypy
 stage tests pytest "$@"

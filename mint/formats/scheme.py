@@ -30,7 +30,7 @@ class Scheme:
     code_values: tuple[float, ...] = ()  # by code; empty: a code is its own value
     scale_values: tuple[float, ...] = ()  # by stored byte; empty: scales are stored in the weight's dtype
     has_bias: bool = False
-    is_default: bool = False  # what an entry of config.json without `mode` means
+    is_default: bool = False  # the meaning of an entry of config.json without `mode`
     kernel: int = -1  # its number in the compiled kernels; -1: they do not know it
     loaders: frozenset[str] = field(default_factory=frozenset)  # that read it, beside those whose row names it
 

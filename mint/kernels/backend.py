@@ -25,7 +25,7 @@ class Backend(Protocol):
     """One kind of device. Weights are evaluated arrays (S, R, C) in their own dtype."""
 
     kind: str  # the name of the device in analyses and models: results are equal to the last bit within one kind
-    roundings: tuple[str, ...]  # whose scales it computes; other roundings are measured as one of them
+    roundings: tuple[str, ...]  # names of those that it computes; other roundings are measured as one of them
     runs_stored_weights: bool  # products with stored weights are fast; elsewhere a model is held in float32
     unpacks_lazily: bool  # `unpack` returns a graph; elsewhere its result takes memory at once
     fuses_functions: bool  # `mx.compile` pays; on a CPU each fused function calls a C++ compiler, for seconds

@@ -26,7 +26,7 @@ def squared_by_group(weight: mx.array, packed: tuple[mx.array, ...], format: For
 def searched(
     weight: mx.array, dtype: str, format: Format, importance: np.ndarray | None = None
 ) -> tuple[mx.array, ...]:
-    """What the CPU's search packs, as MLX arrays."""
+    """The arrays that the CPU packs with its search."""
     codes, *rest = cpu.pack(raw(weight), dtype, format, search=True, importance=importance)
     if format.mode != "affine":
         return mx.array(codes), mx.array(rest[0])
