@@ -21,8 +21,9 @@ class _Log:
     """`log.info(event, **context)` and so on; the configuration is looked up with every event."""
 
     def __getattr__(self, method: str) -> Any:
-        structlog = sys.modules.get("structlog")
-        if structlog and structlog.is_configured():
+        structlog: Any = sys.modules.get("structlog")
+        is_configured = getattr(structlog, "is_configured", lambda: False)  # absent while another thread imports it
+        if is_configured():
             return getattr(structlog.get_logger("mint"), method)
         if getattr(logging, method.upper(), logging.ERROR) < _level:
             return lambda *_, **__: None

@@ -54,7 +54,7 @@ def restart_with_fast_blas() -> None:
 def warn_of_slow_blas() -> None:
     """Log that products are slow, and the cure."""
     cure = "apt-get install libopenblas0-pthread (or preload another BLAS with LD_PRELOAD)"
-    log.warning("openblas.not_found", reason="MLX's own BLAS on Linux is 10-20 times slower than OpenBLAS", cure=cure)
+    log.warning("openblas.not_found", reason="MLX's own BLAS on Linux is 10-40 times slower than OpenBLAS", cure=cure)
 
 
 def preloading(library: str) -> dict[str, str]:
