@@ -24,6 +24,7 @@ from mlx.nn.layers.base import Module
 from mlx.utils import tree_flatten, tree_map
 
 from mint.formats.units import Unit
+from mint.kernels.storage import numpy_view
 from mint.model.hooks import Hook, hook, hooked, unhooked_after
 from mint.model.roles import layer_path
 from mint.quality.divergence import Tokens
@@ -160,11 +161,11 @@ def _inputs_of(calls: _Calls) -> dict[str, Inputs]:
     noted = [call for calls_of_unit in calls.values() for call in calls_of_unit]
     mx.eval([part for call in noted for part in call if part is not None])
     shared = {id(rows): rows for rows, _ in noted}
-    flat = {key: np.asarray(rows.astype(mx.float32)).reshape(-1, rows.shape[-1]) for key, rows in shared.items()}
+    flat = {key: numpy_view(rows.astype(mx.float32)).reshape(-1, rows.shape[-1]) for key, rows in shared.items()}
     inputs = {}
     for path, calls_of_unit in calls.items():
         rows = [flat[id(rows)] for rows, _ in calls_of_unit]
-        experts = [np.asarray(experts, np.int64) for _, experts in calls_of_unit if experts is not None]
+        experts = [numpy_view(experts).astype(np.int64) for _, experts in calls_of_unit if experts is not None]
         inputs[path] = Inputs(
             rows[0] if len(rows) == 1 else np.concatenate(rows), np.concatenate(experts) if experts else None
         )

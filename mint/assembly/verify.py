@@ -17,6 +17,7 @@ from mint.core.progress import OnProgress, Progress, ignore
 from mint.formats.format import KEEP
 from mint.formats.rounding import ROUNDINGS
 from mint.formats.units import Unit
+from mint.kernels.storage import numpy_view
 from mint.model.checkpoint.manifest import PLAN_NAME, Manifest, file_digest, read_manifest
 from mint.model.checkpoint.reader import StoredModel, all_finite, open_stored
 from mint.model.module_tree import read_loaded_config
@@ -192,8 +193,8 @@ def _error_change(stored: StoredModel, choices: Mapping[str, Choice], unit: Unit
     squared = energy = 0.0
     step = max(1, _BLOCK // columns)
     for start in range(0, rows, step):
-        original = np.asarray(source[start : start + step].astype(mx.float32), dtype=np.float64)
-        difference = np.asarray(written[start : start + step], dtype=np.float64) - original
+        original = numpy_view(source[start : start + step].astype(mx.float32)).astype(np.float64)
+        difference = numpy_view(written[start : start + step]).astype(np.float64) - original
         squared += float(np.vdot(difference, difference))
         energy += float(np.vdot(original, original))
     error = squared / energy if energy else 0.0

@@ -23,7 +23,7 @@ from mint.formats.format import Format
 from mint.formats.rounding import Rounding
 from mint.kernels import oracle, search_arrays
 from mint.kernels.oracle import Errors
-from mint.kernels.storage import DTYPE_NAMES, raw
+from mint.kernels.storage import DTYPE_NAMES, numpy_view, raw
 from mint.targets.devices import this_device
 
 BLOCK_ELEMENTS = 64 << 20
@@ -86,7 +86,7 @@ def errors(
         covered = slice(start, start + len(block))
         start = covered.stop
         energy[covered] = _row_sums(mx.square(block.astype(mx.float32)))
-        nonfinite += int(np.array(mx.sum(~mx.isfinite(block))))
+        nonfinite += int(numpy_view(mx.sum(~mx.isfinite(block))))
         for index, format in enumerate(formats):
             restored = oracle.dequantize(_packed(block, format, search, importance), format)
             squared[covered, index] = _row_sums(_squared_difference(restored, block))
@@ -178,5 +178,5 @@ def _row_sums(squares: mx.array) -> NDArray[np.float64]:
     """(rows, C) -> (rows,): float32 within a run, float64 over the runs."""
     rows, columns = squares.shape
     runs = squares.reshape(rows, -1, gcd(columns, RUN)).sum(-1)
-    sums: NDArray[np.float64] = np.array(runs).sum(1, dtype=np.float64)
+    sums: NDArray[np.float64] = numpy_view(runs).sum(1, dtype=np.float64)
     return sums

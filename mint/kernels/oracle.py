@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mint.formats.format import Format
+from mint.kernels.storage import numpy_view
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,10 +27,10 @@ class Errors:
 
 def errors(weight: mx.array, formats: Sequence[Format]) -> Errors:
     """The squared error of each slice of (S, R, C) weights in each of the F formats, summed in float64."""
-    exact = np.array(weight.astype(mx.float32)).astype(np.float64)
+    exact = numpy_view(weight.astype(mx.float32)).astype(np.float64)
     squared = np.empty((len(exact), len(formats)))
     for index, format in enumerate(formats):
-        restored = np.array(dequantize(pack(weight, format), format)).astype(np.float64)
+        restored = numpy_view(dequantize(pack(weight, format), format)).astype(np.float64)
         squared[:, index] = np.square(restored - exact).sum((1, 2))
     return Errors(
         squared=squared,

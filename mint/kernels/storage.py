@@ -15,10 +15,19 @@ NUMPY_DTYPES = {  # of a safetensors file; 16-bit floats as bit patterns
 _HALF = {"BF16": mx.bfloat16, "F16": mx.float16}
 
 
+def numpy_view(array: mx.array) -> NDArray[Any]:
+    """The memory of an array, computed; not of bfloat16.
+
+    `np.asarray(array)` swallows an error of MLX, such as a read of a weight that fails meanwhile (mlx 0.32.4), and that
+    weight is then garbage without a word. A memoryview raises it.
+    """
+    return np.asarray(memoryview(array))  # type: ignore[arg-type]
+
+
 def raw(array: mx.array) -> NDArray[Any]:
     """The array's memory, without a copy where it is contiguous; 16-bit floats as uint16 bit patterns."""
     contiguous = mx.contiguous(array, stream=mx.cpu)
-    return np.asarray(contiguous.view(mx.uint16, stream=mx.cpu) if array.dtype in _HALF.values() else contiguous)
+    return numpy_view(contiguous.view(mx.uint16, stream=mx.cpu) if array.dtype in _HALF.values() else contiguous)
 
 
 def raw_bytes(array: mx.array) -> memoryview:

@@ -16,6 +16,7 @@ import numpy as np
 from mint.formats.format import Format
 from mint.formats.scheme import E2M1
 from mint.kernels.compiled import CHUNK, LANES, Bytes, Floats, Raw, compiled, scale_values, spread, widened
+from mint.kernels.storage import numpy_view
 
 FP4 = np.array(E2M1, np.float32)
 
@@ -30,7 +31,7 @@ def unpack(parts: Sequence[Raw], dtype: str, format: Format, *, threads: int | N
     weights = prod(shape)
     array = mx.zeros(weights, mx.float32, stream=mx.cpu)  # written through numpy's view: a copy would cost more
     mx.eval(array)
-    output = np.asarray(array)
+    output = numpy_view(array)
 
     def write(start: int) -> None:
         end = min(start + CHUNK, weights)

@@ -25,6 +25,7 @@ from mlx.utils import tree_flatten, tree_map_with_path
 from mint.core.errors import MintError
 from mint.formats.format import Format, known_formats
 from mint.kernels.backend import backend
+from mint.kernels.storage import numpy_view
 from mint.model.checkpoint.shards import read_shards
 from mint.model.hooks import hook
 from mint.model.module_tree import load_plain, load_stock
@@ -90,7 +91,7 @@ def all_logits(model: Module, tokens: Tokens, vocabulary: int, block: int = BLOC
 
 def as_numpy(array: mx.array) -> npt.NDArray[np.float32]:
     """The array in float32, computed."""
-    return np.asarray(array.astype(mx.float32))
+    return numpy_view(array.astype(mx.float32))
 
 
 @contextmanager

@@ -21,6 +21,7 @@ from mlx.nn.layers.base import Module
 from mint.core.errors import MintError
 from mint.core.files import sha256_of
 from mint.core.progress import OnProgress, Progress
+from mint.kernels.storage import numpy_view
 from mint.model.module_tree import has_tokenizer, make_cache, read_tokenizer
 from mint.quality.divergence import Tokens
 from mint.quality.forward import logits_of
@@ -87,7 +88,7 @@ def own_sequences(
         mx.eval(last)
         written.append(last)
         on_progress(Progress("write text", position + 1, size.window, f"{size.count} sequences"))
-    return np.asarray(mx.concatenate(written, axis=1))
+    return numpy_view(mx.concatenate(written, axis=1))
 
 
 def prefix_of(folder: Path) -> list[int]:

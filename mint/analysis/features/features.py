@@ -148,7 +148,9 @@ def product(left: Floats, right: Floats) -> Floats:
     if sys.platform == "darwin":
         import mlx.core as mx
 
-        return np.asarray(mx.array(left) @ mx.array(right))
+        from mint.kernels.storage import numpy_view
+
+        return numpy_view(mx.array(left) @ mx.array(right))
     return left @ right
 
 

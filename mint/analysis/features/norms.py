@@ -19,6 +19,7 @@ import mlx.core as mx
 import numpy as np
 import numpy.typing as npt
 
+from mint.kernels.storage import numpy_view
 from mint.model.hooks import hook
 from mint.model.kv_trace import tracing
 from mint.model.lineage import Graph, batches, read_graph
@@ -78,7 +79,7 @@ def _gain(path: str, norm: Any, arrays: Mapping[str, mx.array], *, alone: bool) 
         if alone:
             ends = mx.where(mx.arange(gain.size) % 2 == 0, 1.0, -1.0)
             gain = ends * (norm(ends[None]) - norm(-ends[None]))[0] / 2
-        return np.array(gain.astype(mx.float32))
+        return numpy_view(gain.astype(mx.float32)).copy()
     finally:
         norm.update(stand_ins)
 

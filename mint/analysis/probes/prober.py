@@ -23,6 +23,7 @@ from mint.core.log import log
 from mint.core.progress import OnProgress, Progress, ignore
 from mint.formats.format import Format, admissible, parse_format
 from mint.formats.units import Unit
+from mint.kernels.storage import numpy_view
 from mint.model.roles import layer_path
 from mint.model.source import Source
 from mint.quality.divergence import Tokens
@@ -256,7 +257,7 @@ class Prober:
         logits = self._logits()
         change = (self._probabilities[..., None, :] @ (logits - self._expected)[..., None]).squeeze((-2, -1))
         kl = mx.logsumexp(logits, axis=-1) - self._normalizer - change
-        return tuple(np.asarray(kl, dtype=np.float64).mean(axis=-1).tolist())
+        return tuple(numpy_view(kl).astype(np.float64).mean(axis=-1).tolist())
 
     def _logits(self) -> mx.array:
         """(S, L, V) in float32."""
@@ -282,7 +283,7 @@ def _coarse(weight: mx.array, format: Format) -> tuple[mx.array, float]:
     rows = weight.reshape(-1, weight.shape[-1])
     coarse = mx.zeros(rows.shape, mx.float32, stream=mx.cpu)  # written through numpy's view
     mx.eval(coarse)
-    written = np.asarray(coarse)
+    written = numpy_view(coarse)
     dequantize: Any = mx.dequantize  # its stub knows no unpacked arguments
     squared = energy = 0.0
     step = max(1, _BLOCK // rows.shape[-1])
@@ -292,10 +293,10 @@ def _coarse(weight: mx.array, format: Format) -> tuple[mx.array, float]:
         wide = block.astype(mx.float32)
         squared += _total(mx.square(stored - wide))
         energy += _total(mx.square(wide))
-        written[start : start + step] = np.asarray(stored)
+        written[start : start + step] = numpy_view(stored)
     return coarse.reshape(weight.shape), squared / energy if energy else 0.0
 
 
 def _total(values: mx.array) -> float:
     """The sum of many float32: of each row in float32, of the rows in float64."""
-    return float(np.asarray(values.sum(axis=-1), dtype=np.float64).sum())
+    return float(numpy_view(values.sum(axis=-1)).astype(np.float64).sum())
