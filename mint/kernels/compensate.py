@@ -32,9 +32,11 @@ from mint.kernels.compiled import (
     Bytes,
     Doubles,
     Floats,
+    Numbers,
     Raw,
     Words,
     compiled,
+    numbers,
     pack_codes,
     scale_values,
     spread,
@@ -91,15 +93,21 @@ def pack_compensated(
             stored.append(parts)
             scales = scale_values(parts[0].reshape(-1), dtype, format.scheme)
             biases = widened(parts[1].reshape(-1), dtype) if format.scheme.has_bias else scales
-            fixed = (format.scheme.kernel, format.bits, first, end, upper)
-            grids = np.stack((scales, biases))
-            lost = losses[:, first - start : group.stop - start]
-            work = [(values[rows], *fixed, grids[:, rows], codes[rows, group], lost[rows]) for rows in pieces]
+            grids = np.stack((scales, biases), axis=1)
+            work = [
+                (values[rows], numbers(format), first, end, upper, grids[rows], codes[rows], losses[rows])
+                for rows in pieces
+            ]
             spread(lambda arguments: _round(*arguments), work, threads)
         if end < columns:
             values[:, end:] -= losses[:, : end - start] @ upper[start:end, end:]
     words = np.empty((rows, columns * format.bits // 32), np.uint32)
-    spread(lambda piece: _pack_rows(codes[piece], format.bits, words[piece].view(np.uint8)), pieces, threads)
+
+    def write(piece: slice) -> None:
+        wide: Words = codes[piece].reshape(-1).astype(np.uint32)
+        pack_codes(wide, format.bits, words[piece].reshape(-1).view(np.uint8))
+
+    spread(write, pieces, threads)
     return words, *(np.concatenate(parts, axis=-1) for parts in zip(*stored, strict=True))
 
 
@@ -115,47 +123,29 @@ def _searched(values: Floats, dtype: str, format: Format, importance: Doubles) -
 
 @compiled
 def _round(
-    values: Floats,
-    mode: int,
-    bits: int,
-    first: int,
-    end: int,
-    upper: Floats,
-    grids: Floats,
-    codes: Bytes,
-    losses: Floats,
+    values: Floats, numbers: Numbers, first: int, end: int, upper: Floats, grids: Floats, codes: Bytes, losses: Floats
 ) -> None:
-    """Round the group of columns (R, N) from `first` on, moving each loss on to the columns before `end`.
+    """Round the group of columns from `first` on, moving each loss on to the columns before `end`.
 
-    `grids` (2, R) are scales and biases; `codes` and `losses`, e of the formula, are those of the group.
+    `grids` (R, 2) are scales and biases; `losses` (R, B) are e of the block of columns.
     """
+    mode, bits, group_size = numbers
     top = np.float32((1 << bits) - 1)
     for r in range(values.shape[0]):
-        row, scale, bias = values[r], grids[0, r], grids[1, r]
+        row, scale, bias = values[r], grids[r, 0], grids[r, 1]
         inverse = np.float32(1.0) / scale
-        for i in range(codes.shape[1]):
-            c = first + i
+        for c in range(first, first + group_size):
             weight = row[c]
             if mode == AFFINE:
                 code = affine.nearest_code((weight - bias) * inverse, top)
                 stored = code * scale + bias
-                codes[r, i] = np.uint8(np.int32(code))
+                codes[r, c] = np.uint8(np.int32(code))
             else:
                 index = fp4.nearest_code(weight, fp4.midpoints(scale))
                 stored = FP4[index] * scale
-                codes[r, i] = index
+                codes[r, c] = index
             loss = (weight - stored) / upper[c, c]
-            losses[r, i] = loss
+            losses[r, c % BLOCK] = loss
             rest, share = row[c + 1 : end], upper[c, c + 1 : end]
             for j in range(rest.size):
                 rest[j] -= loss * share[j]
-
-
-@compiled
-def _pack_rows(codes: Bytes, bits: int, packed: Bytes) -> None:
-    """(R, C) codes -> (R, C * bits / 8) bytes."""
-    wide: Words = np.empty(codes.shape[1], np.uint32)
-    for r in range(codes.shape[0]):
-        for c in range(wide.size):
-            wide[c] = codes[r, c]
-        pack_codes(wide, bits, packed[r])

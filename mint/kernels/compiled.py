@@ -19,6 +19,7 @@ import numpy as np
 from numba import config, njit
 from numpy.typing import NDArray
 
+from mint.formats.format import Format
 from mint.formats.scheme import AFFINE_SCHEME, MXFP4_SCHEME, NVFP4_SCHEME, Scheme
 from mint.kernels.code_cache import code_folder, may_cache
 
@@ -34,6 +35,7 @@ Doubles = NDArray[np.float64]
 Words = NDArray[np.uint32]
 Bytes = NDArray[np.uint8]
 Raw = NDArray[Any]  # uint16 patterns of BF16 or F16, or float32
+Numbers = tuple[int, int, int]  # mode, bits and group size of a format
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 Item = TypeVar("Item")
@@ -125,6 +127,11 @@ def pack_codes(codes: Words, bits: int, packed: Bytes) -> None:
     for i in range(eights.size):
         for byte in range(bits):
             packed[i * bits + byte] = (eights[i] >> np.uint64(8 * byte)) & np.uint64(0xFF)
+
+
+def numbers(format: Format) -> Numbers:
+    """The format as compiled code knows it."""
+    return format.scheme.kernel, format.bits, format.group_size
 
 
 def widened(stored: Raw, dtype: str) -> Floats:

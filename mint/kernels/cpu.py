@@ -32,8 +32,10 @@ from mint.kernels.compiled import (
     Bytes,
     Doubles,
     Floats,
+    Numbers,
     Raw,
     compiled,
+    numbers,
     pack_codes,
     spread,
     widen,
@@ -119,8 +121,7 @@ def errors(
     assert all(format.admits(weight.shape, dtype) for format in formats)
     _check(weight, search, importance)
     slices, chunks = _cut(weight)
-    table = np.array([(format.scheme.kernel, format.bits, format.group_size) for format in formats], np.int64)
-    table = table.reshape(-1, 3)
+    table = np.array(list(map(numbers, formats)), np.int64).reshape(-1, 3)
 
     def measure(chunk: tuple[int, int]) -> tuple[Doubles, int]:
         index, start = chunk
@@ -160,17 +161,16 @@ def pack(
     tensors = format.tensors("", weight.shape, dtype)
     outputs: tuple[Raw, ...] = tuple(np.empty(tensor.shape, NUMPY_DTYPES[tensor.dtype]) for tensor in tensors)
     vectors = [output.reshape(len(slices), -1).view(np.uint8) for output in outputs]
-    numbers = (STORAGES[dtype], format.scheme.kernel, format.bits, format.group_size)
 
     def write(chunk: tuple[int, int]) -> None:
         index, start = chunk
         piece = slices[index, start : start + CHUNK]
         parts = [vector[index, start * vector.shape[1] // slices.shape[1] :] for vector in vectors]
-        parts = [parts[0], parts[1], parts[-1]]  # without biases, the last is not written
+        written = (parts[0], parts[1], parts[-1])  # without biases, the last is not written
         if search:
-            searched.pack(piece, *numbers, importance, start % weight.shape[2], *parts)
+            searched.pack(piece, STORAGES[dtype], numbers(format), importance, start % weight.shape[2], written)
         else:
-            _pack(piece, *numbers, *parts)
+            _pack(piece, STORAGES[dtype], numbers(format), written)
 
     spread(write, chunks, threads)
     return outputs
@@ -252,10 +252,10 @@ def _energy(values: Floats) -> float:
 
 
 @compiled
-def _pack(
-    raw: Raw, storage: int, mode: int, bits: int, group_size: int, packed: Bytes, scale_bytes: Bytes, bias_bytes: Bytes
-) -> None:
+def _pack(raw: Raw, storage: int, numbers: Numbers, parts: tuple[Bytes, Bytes, Bytes]) -> None:
     """Write the codes, scales and, for affine formats, biases of a chunk (N,), all of them as bytes."""
+    mode, bits, group_size = numbers
+    packed, scale_bytes, bias_bytes = parts
     top = np.float32((1 << bits) - 1)
     buffer, codes = np.empty(SEGMENT, np.float32), np.empty(SEGMENT, np.uint32)
     lows, highs = np.empty((3, SEGMENT // 32), np.float32), np.empty((3, SEGMENT // 32), np.float32)

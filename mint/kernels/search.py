@@ -17,6 +17,7 @@ from mint.kernels.compiled import (
     Bytes,
     Doubles,
     Floats,
+    Numbers,
     Raw,
     compiled,
     pack_codes,
@@ -50,11 +51,12 @@ def measure(raw: Raw, storage: int, table: Any, importance: Floats | None, colum
     `table` (F, 3): mode, bits, group_size. `importance` (C,) of the columns; the chunk begins at `column`.
     """
     totals = np.zeros((table.shape[0], LANES), np.float64)
-    row_major, values, heights, spans, state = _segment(importance)
+    segment = _segment(importance)
+    row_major, values, heights, spans, state = segment
     scales, stored = np.empty(SEGMENT // 16, np.float32), np.empty(SEGMENT // 16, np.uint8)
     for start in range(0, raw.size, SEGMENT):
         piece = raw[start : start + SEGMENT]
-        _lay(piece, storage, importance, column + start, row_major, values, heights, spans, state)
+        _lay(piece, storage, importance, column + start, segment)
         for f in range(table.shape[0]):
             mode, bits, group_size = table[f]
             groups = SEGMENT // group_size
@@ -79,26 +81,20 @@ def measure(raw: Raw, storage: int, table: Any, importance: Floats | None, colum
 
 @compiled
 def pack(
-    raw: Raw,
-    storage: int,
-    mode: int,
-    bits: int,
-    group_size: int,
-    importance: Floats | None,
-    column: int,
-    packed: Bytes,
-    scales: Bytes,
-    biases: Bytes,
+    raw: Raw, storage: int, numbers: Numbers, importance: Floats | None, column: int, parts: tuple[Bytes, Bytes, Bytes]
 ) -> None:
     """Write the codes, scales and, for affine formats, biases of a chunk (N,), all of them as bytes."""
+    mode, bits, group_size = numbers
+    packed, scales, biases = parts
     top = np.float32((1 << bits) - 1)
-    row_major, values, heights, spans, state = _segment(importance)
+    segment = _segment(importance)
+    row_major, values, heights, spans, state = segment
     side_by_side, codes = np.empty(SEGMENT, np.uint32), np.empty(SEGMENT, np.uint32)
     grids, stored = np.empty((2, SEGMENT // group_size), np.float32), np.empty(SEGMENT // group_size, np.uint8)
     per_lane = LENGTH // group_size
     for start in range(0, raw.size, SEGMENT):
         piece = raw[start : start + SEGMENT]
-        _lay(piece, storage, importance, column + start, row_major, values, heights, spans, state)
+        _lay(piece, storage, importance, column + start, segment)
         if mode != AFFINE:
             group_scales(row_major, mode, storage, stored, grids[0])
         for index in range(per_lane):
@@ -137,18 +133,9 @@ def _segment(importance: Floats | None) -> Any:
 
 
 @compiled
-def _lay(
-    piece: Raw,
-    storage: int,
-    importance: Floats | None,
-    start: int,
-    row_major: Floats,
-    values: Floats,
-    heights: Floats | None,
-    spans: Floats,
-    state: Floats,
-) -> None:
+def _lay(piece: Raw, storage: int, importance: Floats | None, start: int, segment: Any) -> None:
     """Fill the room of a segment, short ones up with zeros; its first weight is the `start`th of rows of C columns."""
+    row_major, values, heights, spans, state = segment
     row_major[piece.size :] = np.float32(0.0)
     widen(piece, storage, row_major[: piece.size])
     _lay_side_by_side(row_major, state, values)
