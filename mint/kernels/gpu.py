@@ -71,24 +71,19 @@ class GpuBackend:
 
 
 def errors(
-    weight: mx.array, formats: Sequence[Format], *, search: bool = False, importance: mx.array | None = None
+    weight: mx.array, formats: Sequence[Format], *, search: bool = False, block_elements: int = BLOCK_ELEMENTS
 ) -> Errors:
-    """The squared error of each slice of (S, R, C) weights, already evaluated, in each of the F formats.
-
-    `search` and `importance` (C,) as on the CPU.
-    """
+    """The squared error of each slice of (S, R, C) weights, already evaluated, in each of the F formats."""
     slices, rows = weight.shape[:2]
-    squared = np.empty((slices * rows, len(formats)))
-    energy = np.empty(slices * rows)
-    nonfinite = 0
-    start = 0
-    for block in _blocks(weight, search):
+    squared, energy = np.empty((slices * rows, len(formats))), np.empty(slices * rows)
+    nonfinite = start = 0
+    for block in _blocks(weight, search, block_elements):
         covered = slice(start, start + len(block))
         start = covered.stop
         energy[covered] = _row_sums(mx.square(block.astype(mx.float32)))
         nonfinite += int(numpy_view(mx.sum(~mx.isfinite(block))))
         for index, format in enumerate(formats):
-            restored = oracle.dequantize(_packed(block, format, search, importance), format)
+            restored = oracle.dequantize(_packed(block, format, search, None), format)
             squared[covered, index] = _row_sums(_squared_difference(restored, block))
     return Errors(
         squared=squared.reshape(slices, rows, -1).sum(1) if formats else np.empty((slices, 0)),
@@ -98,25 +93,30 @@ def errors(
 
 
 def pack(
-    weight: mx.array, format: Format, *, search: bool = False, importance: mx.array | None = None
+    weight: mx.array,
+    format: Format,
+    *,
+    search: bool = False,
+    importance: mx.array | None = None,
+    block_elements: int = BLOCK_ELEMENTS,
 ) -> tuple[mx.array, ...]:
     """The tensors that store (S, R, C) weights: codes, scales and, for affine formats, biases.
 
-    Without a search, they are what this device's `mx.quantize` writes.
+    Without a search, they are what this device's `mx.quantize` writes. `search` and `importance` (C,) as on the CPU.
     """
     pieces = []
-    for block in _blocks(weight, search):
+    for block in _blocks(weight, search, block_elements):
         piece = _packed(block, format, search, importance)
         mx.eval(piece)
         pieces.append(piece)
     return tuple(mx.concatenate(list(parts)).reshape(*weight.shape[:2], -1) for parts in zip(*pieces, strict=True))
 
 
-def _blocks(weight: mx.array, search: bool) -> Iterator[mx.array]:
+def _blocks(weight: mx.array, search: bool, block_elements: int) -> Iterator[mx.array]:
     """Rows of all slices in order, as many at a time as memory allows, at least one: (rows, C)."""
     columns = weight.shape[-1]
     rows = weight.reshape(-1, columns)
-    step = max(1, (SEARCHED_AT_ONCE if search else BLOCK_ELEMENTS) // columns)
+    step = max(1, (SEARCHED_AT_ONCE if search else block_elements) // columns)
     for start in range(0, len(rows), step):
         yield rows[start : start + step]
 

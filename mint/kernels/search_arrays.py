@@ -8,6 +8,7 @@ than another, so it is never kept.
 # G groups of N weights each
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -33,13 +34,65 @@ NEIGHBOURS = {MXFP4_SCHEME.kernel: (-1,), NVFP4_SCHEME.kernel: (-2, -1, 1, 2, 3,
 LAST_SCALE = {MXFP4_SCHEME.kernel: 254, NVFP4_SCHEME.kernel: 126}
 
 Array = Any  # of numpy or MLX
+Best = tuple[Array, Array, Array]  # error, scale and bias of each group
 _MIDPOINTS = (0.25, 0.75, 1.25, 1.75, 2.5, 3.5, 5.0)
 _STEPS = (0.5, 0.5, 0.5, 0.5, 1.0, 1.0, 2.0)  # of the table between them
 
 
+def _sum(values: Array) -> Array:
+    return values.sum(-1, keepdims=True)
+
+
+@dataclass(frozen=True, slots=True)
+class _Groups:
+    """(G, N) groups of weights and their importance, and how their scales and biases (G, 1) are stored."""
+
+    xp: Any
+    values: Array
+    importance: Array
+    top: int  # the greatest code
+    store: Callable[[Array], Array]
+
+    def codes(self, scale: Array, bias: Array) -> Array:
+        """The nearest codes; 0 where the position is NaN."""
+        position = (self.values - bias) / scale
+        position = self.xp.where(position > 0, position, 0)
+        return self.xp.round(self.xp.where(position < self.top, position, self.top))
+
+    def error(self, scale: Array, bias: Array) -> Array:
+        difference = (self.codes(scale, bias) * scale + bias) - self.values
+        return _sum(self.importance * difference * difference)
+
+    def better(self, best: Best, scale: Array, bias: Array) -> Best:
+        """The best so far or this grid, group by group."""
+        error = self.error(scale, bias)
+        better, where = error < best[0], self.xp.where
+        return where(better, error, best[0]), where(better, scale, best[1]), where(better, bias, best[2])
+
+    def least_squares(self, scale: Array, bias: Array) -> tuple[Array, Array]:
+        """The scale of least squares for the codes of a grid, as it is stored, then the bias for that scale."""
+        codes, weight = self.codes(scale, bias), self.importance
+        residues = self.values - (codes * scale + bias)
+        total = _sum(weight)
+        mean_code = _sum(weight * codes) / total
+        centred = codes - mean_code
+        slope = _sum(weight * residues * centred) / _sum(weight * centred * centred)
+        new_scale = self.store(scale + slope)
+        mean_residue = _sum(weight * residues) / total
+        return new_scale, self.store(bias + mean_residue - (new_scale - scale) * mean_code)
+
+    def descent(self, best: Best, scale: Array, bias: Array, passes: int) -> Best:
+        """The best so far or a grid on the way down from this one."""
+        for left in range(passes, 0, -1):
+            best = self.better(best, scale, bias)
+            if left > 1:
+                scale, bias = self.least_squares(scale, bias)
+        return best
+
+
 def search_affine(
     xp: Any,
-    groups: Array,
+    values: Array,
     plain: tuple[Array, Array],
     bits: int,
     dtype: str,
@@ -53,72 +106,19 @@ def search_affine(
     """
     top = 2**bits - 1
     step, starts, first, beside = (SCHEDULES_BF16 if dtype == "BF16" else SCHEDULES)[bits]
-    weight = xp.ones_like(groups) if heights is None else heights
-    total = weight.sum(-1, keepdims=True)
-
-    def judged(best: tuple[Array, Array, Array], scale: Array, bias: Array) -> tuple[Array, Array, Array]:
-        error = _error(xp, groups, weight, scale, bias, top)
-        better = error < best[0]
-        return (
-            xp.where(better, error, best[0]),
-            xp.where(better, scale, best[1]),
-            xp.where(better, bias, best[2]),
-        )
-
-    def descended(
-        best: tuple[Array, Array, Array], scale: Array, bias: Array, passes: int
-    ) -> tuple[Array, Array, Array]:
-        for left in range(passes, 0, -1):
-            best = judged(best, scale, bias)
-            if left > 1:
-                scale, bias = _least_squares(xp, groups, weight, total, scale, bias, top, store)
-        return best
-
-    error = _error(xp, groups, weight, *plain, top)
+    groups = _Groups(xp, values, xp.ones_like(values) if heights is None else heights, top, store)
+    error = groups.error(*plain)
     best = (xp.where(error < np.inf, error, np.inf), *plain)
-    low, high = groups.min(-1, keepdims=True), groups.max(-1, keepdims=True)
+    low, high = values.min(-1, keepdims=True), values.max(-1, keepdims=True)
     for start in range(starts):
         share = 1 - start * step
-        best = judged(best, store((high - low) * (share / top)), store(low + (high - low) * ((1 - share) / 2)))
-    best = descended(best, best[1], best[2], first)
+        best = groups.better(best, store((high - low) * (share / top)), store(low + (high - low) * ((1 - share) / 2)))
+    best = groups.descent(best, best[1], best[2], first)
     for factor in (1 + step, 1 - step):
         scale = best[1] * factor
         bias = best[2] + (best[1] - scale) * (top / 2)
-        best = descended(best, store(scale), store(bias), beside)
-    return _codes(xp, groups, best[1], best[2], top), best[1], best[2]
-
-
-def _codes(xp: Any, groups: Array, scale: Array, bias: Array, top: int) -> Array:
-    """The nearest codes; 0 where the position is NaN."""
-    position = (groups - bias) / scale
-    position = xp.where(position > 0, position, 0)
-    return xp.round(xp.where(position < top, position, top))
-
-
-def _error(xp: Any, groups: Array, weight: Array, scale: Array, bias: Array, top: int) -> Array:
-    difference = (_codes(xp, groups, scale, bias, top) * scale + bias) - groups
-    return (weight * difference * difference).sum(-1, keepdims=True)
-
-
-def _least_squares(
-    xp: Any,
-    groups: Array,
-    weight: Array,
-    total: Array,
-    scale: Array,
-    bias: Array,
-    top: int,
-    store: Callable[[Array], Array],
-) -> tuple[Array, Array]:
-    """The scale of least squares for the codes of a grid, as it is stored, then the bias for that scale."""
-    codes = _codes(xp, groups, scale, bias, top)
-    residues = groups - (codes * scale + bias)
-    mean_code = (weight * codes).sum(-1, keepdims=True) / total
-    centred = codes - mean_code
-    slope = (weight * residues * centred).sum(-1, keepdims=True) / (weight * centred * centred).sum(-1, keepdims=True)
-    new_scale = store(scale + slope)
-    mean_residue = (weight * residues).sum(-1, keepdims=True) / total
-    return new_scale, store(bias + mean_residue - (new_scale - scale) * mean_code)
+        best = groups.descent(best, store(scale), store(bias), beside)
+    return groups.codes(*best[1:]), *best[1:]
 
 
 def search_fp4(
@@ -142,8 +142,8 @@ def search_fp4(
         better = error < best_error
         best_error, best_byte = xp.where(better, error, best_error), xp.where(better, byte, best_byte)
     scale = table[best_byte] / unit
-    places = sum(abs(groups) > _midpoint(xp, scale, midpoint) for midpoint in _MIDPOINTS)
-    return xp.where((groups < 0) & (places > 0), places + 8, places), best_byte
+    index = sum(abs(groups) > _midpoint(xp, scale, midpoint) for midpoint in _MIDPOINTS)
+    return xp.where((groups < 0) & (index > 0), index + 8, index), best_byte
 
 
 def _magnitudes(xp: Any, groups: Array, scale: Array) -> Array:

@@ -22,12 +22,13 @@ except ImportError:  # no advisory locks on this platform
     fcntl = None  # type: ignore[assignment]
 
 
-_KNOWN = ("model name", "flags", "CPU part", "Features")  # of a processor, on Linux
+_PROCESSOR_LINES = ("model name", "flags", "CPU part", "Features")  # of Linux's /proc/cpuinfo
 FEATURES = "features"  # the name that their kernels go by beside those of the roundings
 
 
-def _marker(kind: str) -> Path:
-    made_by = f"{version('numba')}-{platform.python_version()}-{platform.machine()}-{_processor()}"
+def marker(kind: str, processor: str | None = None) -> Path:
+    """The file that says that the kernels of `kind` are compiled for a processor, by default this one."""
+    made_by = f"{version('numba')}-{platform.python_version()}-{platform.machine()}-{processor or _processor()}"
     return code_folder() / f"ready-{kind}-{made_by}"
 
 
@@ -36,13 +37,13 @@ def _processor() -> str:
     """A digest of the processor and its features: code for another one is compiled anew, and cached beside it."""
     file = Path("/proc/cpuinfo")
     lines = file.read_text().splitlines() if file.exists() else []
-    known = sorted({line for line in lines if line.partition(":")[0].strip() in _KNOWN}) or [platform.processor()]
-    return sha256("\n".join(known).encode()).hexdigest()[:8]
+    names = sorted({line for line in lines if line.partition(":")[0].strip() in _PROCESSOR_LINES})
+    return sha256("\n".join(names or [platform.processor()]).encode()).hexdigest()[:8]
 
 
-def is_ready(kind: str) -> bool:
+def is_ready(kind: str, processor: str | None = None) -> bool:
     """True where the kernels of a rounding or of features are compiled, or no folder can keep them."""
-    return not may_cache() or _marker(kind).exists()
+    return not may_cache() or marker(kind, processor).exists()
 
 
 def make_ready(kind: str) -> None:
@@ -65,9 +66,9 @@ def compile_once(kind: str) -> None:
         if fcntl:
             with suppress(OSError):  # a disk without locks: to compile twice does no harm
                 fcntl.flock(lock, fcntl.LOCK_EX)
-        if not _marker(kind).exists():
+        if not marker(kind).exists():
             compile_all(kind)
-            _marker(kind).touch()
+            marker(kind).touch()
 
 
 def compile_all(kind: str) -> None:

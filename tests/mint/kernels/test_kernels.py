@@ -152,14 +152,13 @@ def test_the_gpu_path_measures_the_same(kind: str, dtype: str) -> None:
     assert_close(gpu.errors(weight, MEASURED), reference.errors(weight, MEASURED))
 
 
-def test_the_gpu_path_does_not_depend_on_its_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_gpu_path_does_not_depend_on_its_blocks() -> None:
     weight = stored_as("BF16", weights("normal", (3, 7, 256)))
-    whole = gpu.errors(weight, MEASURED)
-    written = [gpu.pack(weight, format) for format in MEASURED]
-    monkeypatch.setattr(gpu, "BLOCK_ELEMENTS", 2 * 256)
-    assert_close(gpu.errors(weight, MEASURED), whole)
-    for format, tensors in zip(MEASURED, written, strict=True):
-        for ours, theirs, oracle in zip(gpu.pack(weight, format), tensors, reference.pack(weight, format), strict=True):
+    assert_close(gpu.errors(weight, MEASURED, block_elements=2 * 256), gpu.errors(weight, MEASURED))
+    for format in MEASURED:
+        whole, expected = gpu.pack(weight, format), reference.pack(weight, format)
+        parts = gpu.pack(weight, format, block_elements=2 * 256)
+        for ours, theirs, oracle in zip(parts, whole, expected, strict=True):
             assert ours.shape == oracle.shape
             assert mx.array_equal(ours, theirs) and mx.array_equal(ours, oracle)
 
@@ -178,17 +177,17 @@ def test_the_number_of_threads_changes_no_bit() -> None:
 def test_a_slice_is_measured_as_if_it_were_alone() -> None:
     weight = raw(stored_as("F16", weights("heavy tails")))
     together = cpu.errors(weight, "F16", MEASURED)
-    for place in range(len(weight)):
-        alone = cpu.errors(weight[place : place + 1], "F16", MEASURED)
-        assert alone.squared.tobytes() == together.squared[place : place + 1].tobytes()
-        assert alone.energy[0] == together.energy[place]
+    for index in range(len(weight)):
+        alone = cpu.errors(weight[index : index + 1], "F16", MEASURED)
+        assert alone.squared.tobytes() == together.squared[index : index + 1].tobytes()
+        assert alone.energy[0] == together.energy[index]
 
 
 def test_a_format_s_error_does_not_depend_on_its_company() -> None:
     weight = raw(stored_as("BF16", weights("normal")))
     together = cpu.errors(weight, "BF16", MEASURED)
-    for place, format in enumerate(MEASURED):
-        assert cpu.errors(weight, "BF16", [format]).squared.tobytes() == together.squared[:, place].tobytes()
+    for index, format in enumerate(MEASURED):
+        assert cpu.errors(weight, "BF16", [format]).squared.tobytes() == together.squared[:, index].tobytes()
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -219,8 +218,8 @@ def test_a_product_is_that_with_the_unpacked_weights(format: Format, dtype: str)
     weight = stored_as(dtype, weights("normal", (1, 500, 640)))  # of three chunks
     parts = [part[0] for part in cpu.pack(raw(weight), dtype, format)]
     vectors = np.random.default_rng(SEED).standard_normal((2, 640)).astype(np.float32)
-    found = multiply(parts, dtype, format, vectors)
+    products = multiply(parts, dtype, format, vectors)
     expected = vectors.astype(np.float64) @ np.asarray(unpack(parts, dtype, format)).T.astype(np.float64)
-    assert found.shape == (2, 500)
-    assert np.allclose(found, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
-    assert np.array_equal(found, multiply(parts, dtype, format, vectors, threads=1))
+    assert products.shape == (2, 500)
+    assert np.allclose(products, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
+    assert np.array_equal(products, multiply(parts, dtype, format, vectors, threads=1))
