@@ -49,7 +49,7 @@ class Reuse:
     def _usable(self, plan: Plan) -> Iterator[tuple[StoredModel, dict[tuple[str, Format], str]]]:
         """The folders that fit `plan`, with the SHA-256 of their units by path and format."""
         for folder in self.folders:
-            if not ROUNDINGS[plan.rounding].is_reusable:
+            if ROUNDINGS[plan.rounding].sequential:
                 log.info("folder.not_reused", folder=str(folder), reason="a compensated unit depends on all before it")
                 continue
             manifest, other = read_manifest(folder), read_plan(folder / PLAN_NAME)

@@ -37,14 +37,10 @@ class OutputShard:
     nbytes: int
 
 
-def header_nbytes(tensors: Iterable[TensorSpec], digits: int) -> int:
-    """Bytes that `tensors` take in a header whose offsets have at most `digits` digits."""
-    return sum(len(_entry(tensor, 10 ** (digits - 1), 10 ** (digits - 1))) for tensor in tensors)
-
-
-def stored_nbytes(tensors: Sequence[TensorSpec], digits: int) -> int:
-    """Bytes that `tensors` add to the file that holds them: data and header entries."""
-    return sum(tensor.nbytes for tensor in tensors) + header_nbytes(tensors, digits)
+def stored_nbytes(tensors: Iterable[TensorSpec], digits: int) -> tuple[int, int]:
+    """Bytes of data and of header entries that `tensors` add to a file whose offsets have at most `digits` digits."""
+    sizes = [(tensor.nbytes, _entry_nbytes(tensor, digits)) for tensor in tensors]
+    return sum(data for data, _ in sizes), sum(entry for _, entry in sizes)
 
 
 @cache
@@ -57,19 +53,13 @@ def name_nbytes(name: str) -> int:
 def unnamed_nbytes(format: Format, shape: tuple[int, ...], dtype: str, digits: int) -> tuple[int, int, int]:
     """Bytes of data, bytes of header entries and number of tensors of a unit whose path is empty."""
     tensors = format.tensors("", shape, dtype)
-    return sum(tensor.nbytes for tensor in tensors), header_nbytes(tensors, digits), len(tensors)
+    return *stored_nbytes(tensors, digits), len(tensors)
 
 
 def unit_nbytes(path: str, format: Format, shape: tuple[int, ...], dtype: str, digits: int) -> tuple[int, int]:
-    """Bytes of data and of header entries of a unit: `stored_nbytes` of its tensors, without making them."""
+    """`stored_nbytes` of a unit's tensors, without making them."""
     data, entries, count = unnamed_nbytes(format, shape, dtype, digits)
     return data, entries + count * name_nbytes(path)
-
-
-def parameter_nbytes(name: str, shape: tuple[int, ...], dtype: str, digits: int) -> tuple[int, int]:
-    """Bytes of data and of the header entry of a parameter."""
-    tensor = TensorSpec(name, dtype, shape)
-    return tensor.nbytes, header_nbytes((tensor,), digits)
 
 
 def shards_nbytes(groups: Iterable[tuple[int, int]], max_shard_bytes: int) -> int:
@@ -102,7 +92,7 @@ def lay_out(
     shards: list[list[TensorSpec]] = [[]]
     room = max_shard_bytes
     for group in groups:
-        nbytes = stored_nbytes(group, digits)
+        nbytes = sum(stored_nbytes(group, digits))
         if shards[-1] and nbytes > room:
             shards.append([])
             room = max_shard_bytes
@@ -117,17 +107,13 @@ def lay_out(
 
 
 def _shard(name: str, tensors: Sequence[TensorSpec], digits: int) -> OutputShard:
-    entries = []
-    begin = 0
-    begins = []
+    entries, ends = [], [0]
     for tensor in tensors:
-        end = begin + tensor.nbytes
-        entries.append(_entry(tensor, begin, end).ljust(header_nbytes((tensor,), digits)))
-        begins.append(begin)
-        begin = end
+        ends.append(ends[-1] + tensor.nbytes)
+        entries.append(_entry(tensor, *ends[-2:]).ljust(_entry_nbytes(tensor, digits)))
     head = file_head(_HEAD + "".join(entries) + _TAIL)
-    placed = tuple(PlacedTensor(tensor, len(head) + offset) for tensor, offset in zip(tensors, begins, strict=True))
-    return OutputShard(name, head, placed, len(head) + begin)
+    placed = tuple(PlacedTensor(tensor, len(head) + begin) for tensor, begin in zip(tensors, ends[:-1], strict=True))
+    return OutputShard(name, head, placed, len(head) + ends[-1])
 
 
 def file_head(header: str) -> bytes:
@@ -141,3 +127,7 @@ def _entry(tensor: TensorSpec, begin: int, end: int) -> str:
     shape = ",".join(map(str, tensor.shape))
     name = json.dumps(tensor.name)  # ASCII: one byte a character
     return f',{name}:{{"dtype":"{tensor.dtype}","shape":[{shape}],"data_offsets":[{begin},{end}]}}'
+
+
+def _entry_nbytes(tensor: TensorSpec, digits: int) -> int:
+    return len(_entry(tensor, 10 ** (digits - 1), 10 ** (digits - 1)))

@@ -13,18 +13,13 @@ class Rounding:
     title: str
     searches: bool  # scales of less error in the same bytes, instead of those of `mx.quantize`
     measured_as: str  # the rounding whose errors an analysis measures in its place
-    sequential: bool = False  # a unit depends on the units before it
+    sequential: bool = False  # a unit depends on the units before it; otherwise on its weight and format alone
     needs_model: bool = False  # the model runs while its units are rounded
 
     @property
     def is_measured(self) -> bool:
         """True where a written unit has the measured error itself."""
         return self.measured_as == self.name
-
-    @property
-    def is_reusable(self) -> bool:
-        """True where a unit's bytes depend on nothing but its weight and format."""
-        return not self.sequential
 
 
 # compensation searches too; how much more it gains depends on the inputs, which an analysis does not have

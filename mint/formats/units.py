@@ -4,7 +4,7 @@ from dataclasses import asdict, dataclass
 from math import prod
 from typing import Any, TypeVar
 
-from mint.formats.format import ITEMSIZE, KEEP, Format, admissible
+from mint.formats.format import KEEP, Format, TensorSpec, admissible
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,8 +56,12 @@ class Parameter:
     sources: tuple[str, ...]
 
     @property
+    def tensor(self) -> TensorSpec:
+        return TensorSpec(self.name, self.dtype, self.shape)
+
+    @property
     def nbytes(self) -> int:
-        return prod(self.shape) * ITEMSIZE[self.dtype]
+        return self.tensor.nbytes
 
 
 T = TypeVar("T", Unit, Parameter)

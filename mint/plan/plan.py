@@ -21,7 +21,7 @@ from mint.core.errors import MintError
 from mint.core.files import write_whole
 from mint.core.pick import pick
 from mint.formats.format import KEEP, Format, TensorSpec, parse_format
-from mint.formats.layout import MAX_SHARD_BYTES, OutputShard, lay_out, parameter_nbytes, shards_nbytes, unit_nbytes
+from mint.formats.layout import MAX_SHARD_BYTES, OutputShard, lay_out, shards_nbytes, stored_nbytes, unit_nbytes
 from mint.formats.rounding import parse_rounding
 from mint.formats.units import Parameter
 from mint.model.checkpoint.manifest import PLAN_NAME
@@ -147,7 +147,7 @@ class Plan:
     def planned_bytes(self) -> int:
         """Size of all weight files, headers included."""
         sizes = [(c.layer, unit_nbytes(c.path, c.format, c.shape, c.dtype, self.digits)) for c in self.choices]
-        sizes += [(layer_of(p.name), parameter_nbytes(p.name, p.shape, p.dtype, self.digits)) for p in self.parameters]
+        sizes += [(layer_of(p.name), stored_nbytes((p.tensor,), self.digits)) for p in self.parameters]
         sizes.sort(key=_BY_LAYER)
         return shards_nbytes((nbytes for _, nbytes in sizes), self.max_shard_bytes)
 

@@ -19,7 +19,7 @@ from mint.core.errors import MintError
 from mint.core.pick import pick
 from mint.core.sizes import format_size
 from mint.formats.format import KEEP, parse_format
-from mint.formats.layout import MAX_SHARD_BYTES, name_nbytes, overhead_nbytes, parameter_nbytes, unnamed_nbytes
+from mint.formats.layout import MAX_SHARD_BYTES, name_nbytes, overhead_nbytes, stored_nbytes, unnamed_nbytes
 from mint.formats.rounding import ROUNDINGS
 from mint.formats.units import Unit
 from mint.plan.knapsack.relaxation import Floats, Integers
@@ -77,10 +77,8 @@ class Problem:
         self._speed_price = prefer_speed and prefer_speed * self._reference_price()
         self._rows = self._all_rows()
         self._knapsack = Knapsack([row.nbytes for row in self._rows], [row.charged for row in self._rows])
-        self._parameter_nbytes = sum(
-            sum(parameter_nbytes(parameter.name, parameter.shape, parameter.dtype, self._digits))
-            for parameter in analysis.parameters
-        )
+        tensors = [parameter.tensor for parameter in analysis.parameters]
+        self._parameter_nbytes = sum(stored_nbytes(tensors, self._digits))
 
     @property
     def weights(self) -> int:

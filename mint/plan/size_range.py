@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from math import prod
 
-from mint.formats.format import KEEP, TensorSpec
-from mint.formats.layout import MAX_SHARD_BYTES, overhead_nbytes, stored_nbytes
+from mint.formats.format import KEEP
+from mint.formats.layout import MAX_SHARD_BYTES, overhead_nbytes, stored_nbytes, unit_nbytes
 from mint.formats.units import Parameter, Unit
 from mint.plan.plan import digits_for
 
@@ -15,10 +15,10 @@ def possible_bytes(units: Sequence[Unit], parameters: Sequence[Parameter]) -> tu
     The veto, known only after measuring, can forbid the smallest formats.
     """
     digits = digits_for(sum(unit.size for unit in units) + sum(prod(parameter.shape) for parameter in parameters))
-    smallest = largest = sum(stored_nbytes((TensorSpec(p.name, p.dtype, p.shape),), digits) for p in parameters)
+    smallest = largest = sum(stored_nbytes([parameter.tensor for parameter in parameters], digits))
     for unit in units:
         formats = [format for format in unit.formats if format == KEEP or format.bits >= unit.min_bits]
-        sizes = [stored_nbytes(format.tensors(unit.path, unit.shape, unit.dtype), digits) for format in formats]
+        sizes = [sum(unit_nbytes(unit.path, format, unit.shape, unit.dtype, digits)) for format in formats]
         smallest += min(sizes)
         largest += sizes[-1]
     return smallest + overhead_nbytes(smallest, MAX_SHARD_BYTES), largest + overhead_nbytes(largest, MAX_SHARD_BYTES)

@@ -153,7 +153,7 @@ class Stages(pipeline.Hooks):
         """Folders with earlier results of the model, as views that stay whole whatever is evicted."""
         reused = self._folder / _REUSED_FOLDER
         shutil.rmtree(reused, ignore_errors=True)
-        if not ROUNDINGS[self._recipe.rounding].is_reusable:
+        if ROUNDINGS[self._recipe.rounding].sequential:
             return ()
         folders = []
         for artifact in self.store.catalog.find(kind="model", identity=self.claim.job.wish.identity, limit=_REUSED):

@@ -33,7 +33,7 @@ def test_a_layout_costs_no_more_than_its_parts_and_the_promised_overhead(
 ) -> None:
     shards = lay_out(groups, digits=9, max_shard_bytes=limit)
     total = sum(shard.nbytes for shard in shards)
-    parts = sum(stored_nbytes(group, 9) for group in groups)
+    parts = sum(sum(stored_nbytes(group, 9)) for group in groups)
     assert parts <= total <= parts + overhead_nbytes(total, limit)
 
 

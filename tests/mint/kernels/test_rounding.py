@@ -36,19 +36,21 @@ def searched(
 
 def assert_measured_is_packed(weight: mx.array, dtype: str, formats: tuple[Format, ...] = MEASURED) -> None:
     measured = cpu.errors(raw(weight), dtype, formats, search=True)
-    for place, format in enumerate(formats):
+    for index, format in enumerate(formats):
         stored = squared_by_group(weight, searched(weight, dtype, format), format).reshape(len(weight), -1).sum(1)
         floor = 1e-12 * measured.energy  # float32's own rounding
-        np.testing.assert_allclose(measured.squared[:, place], stored, rtol=1e-5, atol=floor.max(), err_msg=str(format))
+        np.testing.assert_allclose(measured.squared[:, index], stored, rtol=1e-5, atol=floor.max(), err_msg=str(format))
 
 
 def assert_never_worse(weight: mx.array, dtype: str, formats: tuple[Format, ...] = MEASURED) -> None:
     for format in formats:
         plain = squared_by_group(weight, oracle.pack(weight, format), format)
-        found = squared_by_group(weight, searched(weight, dtype, format), format)
-        noise = 1e-12 * np.square(np.array(weight.astype(mx.float32)).astype(np.float64)).reshape(len(found), -1).sum(1)
-        worse = ~(found <= plain * (1 + 1e-5) + noise) & np.isfinite(plain)
-        assert not worse.any(), (str(format), found[worse], plain[worse])
+        errors = squared_by_group(weight, searched(weight, dtype, format), format)
+        noise = 1e-12 * np.square(np.array(weight.astype(mx.float32)).astype(np.float64)).reshape(len(errors), -1).sum(
+            1
+        )
+        worse = ~(errors <= plain * (1 + 1e-5) + noise) & np.isfinite(plain)
+        assert not worse.any(), (str(format), errors[worse], plain[worse])
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -97,25 +99,25 @@ def numpy_search(weight: mx.array, dtype: str, format: Format, importance: np.nd
 def test_the_search_finds_what_its_oracle_finds(kind: str, dtype: str) -> None:
     weight = stored_as(dtype, weights(kind, (2, 40, 640)))
     measured = cpu.errors(raw(weight), dtype, ORACLE, search=True)
-    for place, format in enumerate(ORACLE):
+    for index, format in enumerate(ORACLE):
         expected = numpy_search(weight, dtype, format).sum()
-        assert measured.squared[:, place].sum() == pytest.approx(expected, rel=1e-2, abs=1e-12 * measured.energy.sum())
+        assert measured.squared[:, index].sum() == pytest.approx(expected, rel=1e-2, abs=1e-12 * measured.energy.sum())
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("kind", ["normal", "offset", "ties", "heavy tails", "constant"])
 def test_the_gpu_path_searches_as_well_and_measures_what_it_packs(kind: str, dtype: str) -> None:
     weight = stored_as(dtype, weights(kind, (2, 20, 640)))
-    found = gpu.errors(weight, MEASURED, search=True)
+    errors = gpu.errors(weight, MEASURED, search=True)
     expected = cpu.errors(raw(weight), dtype, MEASURED, search=True)
     noise = 1e-12 * expected.energy.max()
-    np.testing.assert_allclose(found.squared.sum(0), expected.squared.sum(0), rtol=1e-2, atol=noise)
-    for place, format in enumerate(MEASURED):
+    np.testing.assert_allclose(errors.squared.sum(0), expected.squared.sum(0), rtol=1e-2, atol=noise)
+    for index, format in enumerate(MEASURED):
         packed = gpu.pack(weight, format, search=True)
         by_group = squared_by_group(weight, packed, format)
         plain = squared_by_group(weight, oracle.pack(weight, format), format)
         assert (by_group <= plain * (1 + 1e-5) + noise / 1000).all(), str(format)
-        np.testing.assert_allclose(found.squared[:, place], by_group.reshape(2, -1).sum(1), rtol=1e-5, atol=noise)
+        np.testing.assert_allclose(errors.squared[:, index], by_group.reshape(2, -1).sum(1), rtol=1e-5, atol=noise)
         for ours, theirs in zip(packed, oracle.pack(weight, format), strict=True):
             assert ours.shape == theirs.shape and ours.dtype == theirs.dtype
 
@@ -124,8 +126,8 @@ def test_the_gpu_path_searches_as_well_and_measures_what_it_packs(kind: str, dty
 def test_the_search_takes_this_much_off_the_error_of_gaussian_weights(bits: int, least: float) -> None:
     weight = raw(stored_as("BF16", weights("normal", (1, 64, 4096))))
     format = Format("affine", bits, 64)
-    plain, found = (cpu.errors(weight, "BF16", [format], search=search) for search in (False, True))
-    assert 1 - np.sqrt(found.squared / plain.squared).item() > least
+    plain, errors = (cpu.errors(weight, "BF16", [format], search=search) for search in (False, True))
+    assert 1 - np.sqrt(errors.squared / plain.squared).item() > least
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -139,9 +141,9 @@ def test_weights_on_a_grid_are_stored_exactly(dtype: str) -> None:
         scales = random.integers(1, 8, (len(codes), 1)) * 2.0**-8
         biases = -(random.integers(2, 40, (len(codes), 1)) * 2.0**-9)
         weight = stored_as(dtype, (codes * scales + biases).reshape(1, 8, 640).astype(np.float32))
-        found = cpu.errors(raw(weight), dtype, [format], search=True)
+        errors = cpu.errors(raw(weight), dtype, [format], search=True)
         # in float32 a neighbour of the grid can look as exact
-        assert (found.squared <= (1e-14 if dtype == "F32" else 0) * found.energy[:, None]).all(), str(format)
+        assert (errors.squared <= (1e-14 if dtype == "F32" else 0) * errors.energy[:, None]).all(), str(format)
     assert cpu.errors(raw(weight), dtype, [format]).squared.max() > 0
 
 
@@ -154,17 +156,17 @@ def test_columns_of_more_importance_are_stored_more_exactly() -> None:
             for packed in (oracle.pack(weight, format), searched(weight, "BF16", format))
         )
         packed = searched(weight, "BF16", format, importance)
-        found = np.square(np.array(oracle.dequantize(packed, format) - weight.astype(mx.float32)))
-        by_group = [(squares * importance).reshape(-1, format.group_size).sum(1) for squares in (found, plain)]
+        errors = np.square(np.array(oracle.dequantize(packed, format) - weight.astype(mx.float32)))
+        by_group = [(squares * importance).reshape(-1, format.group_size).sum(1) for squares in (errors, plain)]
         assert (by_group[0] <= by_group[1] * (1 + 1e-5)).all()
-        assert (found * importance).sum() < (blind * importance).sum()
+        assert (errors * importance).sum() < (blind * importance).sum()
         measured = cpu.errors(raw(weight), "BF16", [format], search=True, importance=importance)
-        assert measured.squared.sum() == pytest.approx(found.sum(), rel=1e-4)
+        assert measured.squared.sum() == pytest.approx(errors.sum(), rel=1e-4)
         expected = numpy_search(weight, "BF16", format, importance).sum()
-        assert (found * importance).sum() == pytest.approx(expected, rel=5e-3)
+        assert (errors * importance).sum() == pytest.approx(expected, rel=5e-3)
         on_gpu = gpu.pack(weight, format, search=True, importance=mx.array(importance))
         squares = np.square(np.array(oracle.dequantize(on_gpu, format) - weight.astype(mx.float32)))
-        assert (squares * importance).sum() == pytest.approx((found * importance).sum(), rel=1e-2)
+        assert (squares * importance).sum() == pytest.approx((errors * importance).sum(), rel=1e-2)
 
 
 def test_even_importance_changes_nothing() -> None:
