@@ -8,7 +8,6 @@ the next boot; `this` asks the machine. Bandwidths are the makers' peaks; where 
 sold with that memory. A source is a URL or owner/repo#number; an estimate says so.
 """
 
-import tomllib
 from dataclasses import dataclass
 from difflib import get_close_matches
 from fractions import Fraction
@@ -38,6 +37,8 @@ class Device:
 @cache
 def table() -> dict[str, Any]:
     """The rows of `devices.toml`; the last cell of a row is its source."""
+    import tomllib  # most commands need no row
+
     file = tomllib.loads(Path(__file__).with_name("devices.toml").read_text(encoding="utf-8"))
     sources = file.pop("sources")
     return {name: [[*row, source.format_map(sources)] for *row, source in rows] for name, rows in file.items()}

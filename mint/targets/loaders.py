@@ -5,7 +5,6 @@ its modules in different formats needs more than the formats: the loader must re
 entry's key `mode` is an error for loaders older than modes, so a plan of affine formats leaves it out.
 """
 
-import tomllib
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -30,6 +29,8 @@ class Loader:
 @cache
 def loaders() -> tuple[Loader, ...]:
     """Every generation, oldest first within a family."""
+    import tomllib  # most commands need no row
+
     file = tomllib.loads(Path(__file__).with_name("loaders.toml").read_text(encoding="utf-8"))
     return tuple(
         Loader(name, released, _formats(reads), mixed, source.format_map(file))

@@ -11,8 +11,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import chain
-from math import exp, log
-from statistics import fmean
+from math import exp, fsum, log
 
 from mint.formats.units import Unit
 
@@ -111,5 +110,5 @@ def alphas_from(
         if path in probed:
             alphas[path] = Alpha(probed[path], origin)
         else:
-            alphas[path] = Alpha(prior * exp(fmean(of_role)), SCALED) if of_role else Alpha(prior, PRIOR)
+            alphas[path] = Alpha(prior * exp(fsum(of_role) / len(of_role)), SCALED) if of_role else Alpha(prior, PRIOR)
     return alphas
