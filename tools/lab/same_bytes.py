@@ -1,6 +1,6 @@
 """Compares what two installations of MINT write for one model, byte by byte.
 
-    python -m tools.lab.same_bytes MODEL --before PYTHON --after PYTHON [--way alone] [--way cluster] [--way service]
+    python -m tools.lab.same_bytes MODEL --before PYTHON --after PYTHON [--way WAY ...] [--rounding NAME ...]
 
 PYTHON is the interpreter of an environment in which one commit is installed, with the extras `cluster` and `service`.
 Each installation analyzes, plans, writes and verifies the model in every way, in a cache of its own; the analysis, the
@@ -106,13 +106,15 @@ def digests(folder: Path) -> dict[str, str]:
     return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
-def compare(model: Path, before: Path, after: Path, ways: list[str], budgets: list[str], work: Path) -> int:
+def compare(
+    model: Path, pythons: tuple[Path, Path], ways: list[str], roundings: list[str], budgets: list[str], work: Path
+) -> int:
     """Print one row per way and rounding; return the number of files that differ or exist on one side only."""
     different = 0
     for way in ways:
-        for rounding in ROUNDINGS:
+        for rounding in roundings:
             results = []
-            for name, python in (("before", before), ("after", after)):
+            for name, python in zip(("before", "after"), pythons, strict=True):
                 folder = work / name
                 output = folder / way / rounding
                 output.mkdir(parents=True)
@@ -132,11 +134,12 @@ def main() -> None:
     parser.add_argument("--before", type=Path, required=True, metavar="PYTHON")
     parser.add_argument("--after", type=Path, required=True, metavar="PYTHON")
     parser.add_argument("--way", action="append", choices=sorted(WAYS), help="default: all three")
+    parser.add_argument("--rounding", action="append", choices=ROUNDINGS, help="default: all three")
     parser.add_argument("--budget", action="append", help="default: 4.5bpw and 6bpw")
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory() as work:
-        ways, budgets = asked.way or list(WAYS), asked.budget or ["4.5bpw", "6bpw"]
-        different = compare(asked.model.resolve(), asked.before, asked.after, ways, budgets, Path(work))
+        options = (asked.way or list(WAYS), asked.rounding or list(ROUNDINGS), asked.budget or ["4.5bpw", "6bpw"])
+        different = compare(asked.model.resolve(), (asked.before, asked.after), *options, Path(work))
     raise SystemExit(bool(different))
 
 
