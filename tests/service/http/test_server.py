@@ -25,7 +25,7 @@ from tests.conftest import own_cache
 from tests.worlds.served import WAY, stored
 from tests.worlds.service_world import submit
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 class Server:

@@ -17,7 +17,7 @@ from cluster.service.store.store import RESERVE_BYTES, Store
 from cluster.service.work.runner import DISK
 from cluster.service.work.supervisor import Supervisor
 from mint.core.errors import DiskFullError, MintError
-from tests.service.test_runner import Lab
+from tests.service.work.test_runner import Lab
 from tests.worlds.service_world import ANN, World
 from tests.worlds.zoo import write_model
 

@@ -23,7 +23,7 @@ from tests.worlds.hub_world import fake_hub
 from tests.worlds.page_world import CHROMIUM, DRIVER, Page, chromium, make_token, serving
 from tests.worlds.zoo import write_model
 
-WEB = Path(__file__).parents[2] / "cluster" / "service" / "web"
+WEB = Path(__file__).parents[3] / "cluster" / "service" / "web"
 EVIL = "<img src=x onerror=window.pwned=1>"
 needs_chromium = pytest.mark.skipif(
     not (CHROMIUM and DRIVER), reason="no Chromium here: apt-get install chromium chromium-driver"
