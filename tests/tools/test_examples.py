@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from tools.house import ROOT
-from tools.models.make_shape import TINY, Shape, qwen3, write_shape
+from tools.models.make_shape import write_shape
+from tools.models.shapes import TINY, Shape, qwen3
 
 PAGE = (ROOT / "docs" / "extending.md").read_text(encoding="utf-8")
 EXAMPLES = dict(re.findall(r"^## (.*?)\n(?:(?!^## ).)*?^```python\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL))

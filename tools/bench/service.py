@@ -39,7 +39,8 @@ from mint.client.client import Client
 from mint.core.sizes import parse_size
 from mint.plan.recipe import Recipe
 from tools.lab.crowd import Crowd, Seen, rush
-from tools.models.make_shape import TINY, Shape, qwen3, write_shape
+from tools.models.make_shape import write_shape
+from tools.models.shapes import TINY, Shape, qwen3
 
 _MODELS, _BUDGETS = 5, 4  # tiny models, and budgets of each: 20 distinct requests
 _BITS = (

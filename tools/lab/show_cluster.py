@@ -28,8 +28,9 @@ from typing import Any
 from mint.core.cache import cache_folder
 from mint.model.source import open_source
 from tools.lab.service import Host, Lab, cut_off, not_permitted
-from tools.models.make_shape import SHAPES, write_shape
+from tools.models.make_shape import write_shape
 from tools.models.make_smollm2 import say
+from tools.models.shapes import SHAPES
 
 STAGES = ("analyze", "assemble")
 # of the units, done before the network is cut: by then the packing nodes are known

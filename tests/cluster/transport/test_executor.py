@@ -35,7 +35,8 @@ from tests.conftest import own_cache
 from tests.worlds.executors import FunctionExecutor
 from tests.worlds.jobs import Clipped, Skewed
 from tests.worlds.zoo import write_model
-from tools.models.make_shape import QWEN3_06B, Shape, qwen3, write_shape
+from tools.models.make_shape import write_shape
+from tools.models.shapes import QWEN3_06B, Shape, qwen3
 
 pytest.importorskip("ray", reason="the cluster's tests need ray: pip install 'mint-mlx[cluster]'")
 os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # listen on loopback alone; read when ray is imported

@@ -22,7 +22,8 @@ from mint.analysis.analyze import analyze
 from mint.model.source import open_source
 from tests.conftest import own_cache
 from tools.lab.service import Host, Lab, cut_off, not_permitted
-from tools.models.make_shape import QWEN3_06B, Shape, qwen3, write_shape
+from tools.models.make_shape import write_shape
+from tools.models.shapes import QWEN3_06B, Shape, qwen3
 
 pytest.importorskip("ray", reason="the cluster's tests need ray: pip install 'mint-mlx[cluster]'")
 

@@ -7,20 +7,30 @@ import pytest
 
 from mint.model.source import open_source
 from tools.bench.cluster import coordinating, shape
-from tools.models.make_shape import SHAPES, write_shape
+from tools.models.make_shape import write_shape
+from tools.models.shapes import SHAPES
 
-WEIGHTS = {"qwen3-30b-a3b": 30_532_122_624, "llama4-scout": 108_641_793_536}  # as the hub counts them
-TENSORS = {"qwen3-30b-a3b": 18_867}
+BF16 = ("qwen3-30b-a3b", "llama4-scout")
+WEIGHTS = {  # as the hub counts them
+    "qwen3-30b-a3b": 30_532_122_624, "qwen3-30b-a3b-fp8": 30_532_122_624, "llama4-scout": 108_641_793_536,
+    "deepseek-v3": 684_489_845_504, "gpt-oss-20b": 20_914_757_184, "gpt-oss-20b-bf16": 20_914_757_184,
+}  # fmt: skip
+TENSORS = {"qwen3-30b-a3b": 18_867, "deepseek-v3": 91_991, "gpt-oss-20b": 459}  # in the published index
 
 
 @pytest.mark.parametrize("name", WEIGHTS)
 def test_a_shape_has_as_many_weights_as_the_model(name: str) -> None:
-    tensors = list(SHAPES[name].tensors(SHAPES[name].config))
-    assert sum(prod(size) for _, size in tensors) == WEIGHTS[name]
-    assert len({tensor for tensor, _ in tensors}) == len(tensors) == TENSORS.get(name, len(tensors))
+    shape = SHAPES[name]
+    assert sum(prod(size) for _, size in shape.tensors(shape.config)) == WEIGHTS[name]
 
 
-@pytest.fixture(scope="module", params=WEIGHTS)
+@pytest.mark.parametrize("name", TENSORS)
+def test_a_shape_has_as_many_tensors_as_the_model(name: str) -> None:
+    names = [tensor.name for tensor in SHAPES[name].specs(SHAPES[name].config)]
+    assert len(set(names)) == len(names) == TENSORS[name]
+
+
+@pytest.fixture(scope="module", params=BF16)
 def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Four layers of each shape, in several shards."""
     folder = tmp_path_factory.mktemp("shape")
