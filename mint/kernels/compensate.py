@@ -23,6 +23,7 @@ The search is exact on every machine; products of matrices are the BLAS's, and e
 from typing import Any
 
 import numpy as np
+from scipy.linalg.lapack import dpotrf, dtrtri
 
 from mint.formats.format import Format
 from mint.kernels import affine, fp4
@@ -67,8 +68,12 @@ def factor(moments: Doubles) -> Floats:
     """The upper triangular U (C, C) of second moments (C, C); the identity where all inputs were zero."""
     if not np.trace(moments) > 0:
         return np.eye(len(moments), dtype=np.float32)
-    lower = np.linalg.cholesky(moments[::-1, ::-1])  # V turned by half
-    return np.ascontiguousarray(np.triu(np.linalg.inv(lower[::-1, ::-1])), np.float32)
+    # V turned by half is lower triangular; LAPACK inverts such a one in a quarter of the time of any other
+    lower, failed = dpotrf(np.asfortranarray(moments[::-1, ::-1]), lower=1, clean=1, overwrite_a=1)
+    if failed:
+        raise np.linalg.LinAlgError("second moments are not positive definite")
+    inverse, _ = dtrtri(lower, lower=1, overwrite_c=1)
+    return np.ascontiguousarray(inverse[::-1, ::-1], np.float32)
 
 
 def pack_compensated(
