@@ -40,6 +40,12 @@ def end_group() -> None:
     os.killpg(os.getpgrp(), signal.SIGKILL)
 
 
+def end_descendants() -> None:
+    """End all that this process started and did not wait for; it leads their process group."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    os.killpg(os.getpgrp(), signal.SIGTERM)
+
+
 class LeaseKeeper:
     """Keeps the lease of `claim` while its block runs. SIGTERM returns the job to the queue, and calls `end`."""
 

@@ -2,8 +2,8 @@
 
 Standard input brings the `Order`, a line of JSON: the address of the database and the lease must not be seen in a list
 of processes. Without JOB the process imports what any job needs, and waits for that line. It leads its own process
-group, is the only writer of the job's events while it holds the lease, and dies with it. Its results so far lie in
-DATA/cache and DATA/work/JOB, where the next runner of the job continues.
+group, is the only writer of the job's events while it holds the lease, and dies with it. All processes that it started
+end with it. Its results so far lie in DATA/cache and DATA/work/JOB, where the next runner of the job continues.
 
 Exit codes: 0: the outcome is in the database (done, failed, blocked, back in the queue); 3: the lease was lost before
 the start; 75: the database is away and knows no outcome; -9: cancelled, told to stop, or the lease was lost.
@@ -33,7 +33,7 @@ from cluster.service.store.model_roots import Roots
 from cluster.service.store.reservation import holder_of
 from cluster.service.store.store import Store
 from cluster.service.work.folder_lock import FolderInUseError, exclusive
-from cluster.service.work.lease import LeaseKeeper, end_group, retry_while_leased
+from cluster.service.work.lease import LeaseKeeper, end_descendants, end_group, retry_while_leased
 from mint.core.errors import DiskFullError, MintError
 from mint.core.log import configure_logging, log
 from mint.plan.recipe import Recipe
@@ -65,9 +65,14 @@ def main() -> None:
     if is_warm:
         _get_ready()
     line = sys.stdin.readline()
-    if not line:
-        return  # the service ended before it needed this runner
-    order = ORDERS.validate_json(line)
+    code = _obey(ORDERS.validate_json(line), is_warm=is_warm) if line else OVER  # the service ended before it had a job
+    sys.stdout.flush()
+    end_descendants()
+    sys.exit(code)
+
+
+def _obey(order: Order, *, is_warm: bool) -> int:
+    """Run the job of an order, and return the exit code; a lost lease ends the process instead."""
     if is_warm:
         with order.settings.log_path(order.job).open("ab") as output:
             for descriptor in (1, 2):
@@ -75,15 +80,14 @@ def main() -> None:
     configure_logging(verbose=True)
     bind_contextvars(job=order.job)
     try:
-        code = run(order)
+        return run(order)
     except DatabaseUnavailableError as error:
         log.error("database.lost", reason=str(error))
-        code = AWAY
+        return AWAY
     except LeaseLostError as error:
         log.error("lease.lost", reason=str(error))
         end_group()
-    sys.stdout.flush()
-    sys.exit(code)
+        raise
 
 
 def _get_ready() -> None:
