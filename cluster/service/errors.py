@@ -35,3 +35,9 @@ class DatabaseUnavailableError(MintError):
     """The database does not answer or cannot write; the same call may work later."""
 
     retry_after = 5
+
+
+class ServiceBusyError(MintError):
+    """The service answers others; the same call may work later."""
+
+    retry_after = 5

@@ -177,7 +177,7 @@ def test_a_fetch_ends_with_the_service(hub: FakeHub, tmp_path: Path, llama: Path
 
 def test_a_fetch_ends_with_a_service_that_was_killed(hub: FakeHub) -> None:
     hub.holds[WEIGHTS] = 1 << 15
-    child = Child("cluster.service.offload.fetch_child:main", ID, "0")
+    child = Child("cluster.service.subprocesses.fetch_child:main", ID, "0")
     assert hub.held.wait(PATIENCE)
     assert child.close() == -signal.SIGKILL  # its input ends, as the kernel ends it for a parent that is killed
 

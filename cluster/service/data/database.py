@@ -22,6 +22,7 @@ from sqlalchemy import URL, Connection, Engine, Row, Select, create_engine, even
 from sqlalchemy.exc import ArgumentError, DatabaseError, InterfaceError, OperationalError, SQLAlchemyError, TimeoutError
 from tenacity import retry, retry_if_exception_message, stop_after_delay, wait_fixed
 
+from cluster.service.data.tables import metadata
 from cluster.service.errors import DatabaseUnavailableError
 from mint.core.errors import MintError
 
@@ -177,7 +178,7 @@ def _begin_sqlite(connection: Connection) -> None:
 
 
 def _migrate(connection: Connection, url: str) -> None:
-    """Migrate the tables within the transaction of `connection`: completely or not at all."""
+    """Create or migrate the tables within the transaction of `connection`: completely or not at all."""
     config = Config()
     config.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
     config.attributes["connection"] = connection
@@ -189,7 +190,10 @@ def _migrate(connection: Connection, url: str) -> None:
             f"the database {url} is at revision {', '.join(sorted(unknown))}, this mint knows revisions up to "
             f"{scripts.get_current_head()}; needed: the mint that wrote it, or a newer one"
         )
-    if current != {scripts.get_current_head()}:
+    if not current:
+        metadata.create_all(connection, checkfirst=False)  # a foreign table of the same name is an error
+        command.stamp(config, "head")
+    elif current != {scripts.get_current_head()}:
         command.upgrade(config, "head")
 
 

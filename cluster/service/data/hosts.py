@@ -50,8 +50,7 @@ class Hosts:
 
     def last_seen(self) -> dict[Host, float]:
         """The machines, and the time of the last report of each."""
-        rows = self.database.rows(select(hosts).order_by(hosts.c.name))
-        return {Host(row.name, row.slots, row.free_bytes, row.store_bytes, row.cluster): row.seen_at for row in rows}
+        return {Host(*host): at for *host, at in self.database.rows(select(hosts).order_by(hosts.c.name))}
 
     def require_store(self, store: Path, host: str) -> None:
         """Raise `MintError` unless `store` belongs to this database; the first store does from then on."""

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from sqlalchemy import Connection, Row, Select, case, func, select
+from sqlalchemy import ColumnElement, Connection, Select, case, func, select
 from sqlalchemy.dialects.postgresql import insert as insert_postgresql
 from sqlalchemy.dialects.sqlite import insert as insert_sqlite
 
@@ -33,11 +33,6 @@ def save(connection: Connection, name: str, quota: Quota) -> None:
     connection.execute(statement.on_conflict_do_update(index_elements=[people.c.name], set_=values))
 
 
-def quota_of(row: Row[tuple[object, ...]]) -> Quota:
-    """The quota in a row of `people`."""
-    return Quota(row.active_quota, row.queued_quota, row.nbytes_quota)
-
-
 def check(connection: Connection, by: Person, more_bytes: int, now: float, *, unfinished: bool) -> None:
     """Raise `QuotaExceededError` if one more job of at most `more_bytes` exceeds a quota of `by`."""
     if unfinished and by.quota.queued is not None and (count := _unfinished(connection, by.name)) >= by.quota.queued:
@@ -55,23 +50,23 @@ def check(connection: Connection, by: Person, more_bytes: int, now: float, *, un
         )
 
 
-def _watched(name: str) -> Select[Any]:
-    """The jobs that a person wants."""
-    return select(jobs).join(watchers, watchers.c.job == jobs.c.number).where(watchers.c.name == name, watchers.c.wants)
+def _of_wanted(name: str, value: ColumnElement[Any]) -> Select[Any]:
+    """A value of the jobs that a person wants."""
+    wanted = jobs.join(watchers, watchers.c.job == jobs.c.number)
+    return select(value).select_from(wanted).where(watchers.c.name == name, watchers.c.wants)
 
 
 def _unfinished(connection: Connection, name: str) -> int:
-    unfinished = _watched(name).where(jobs.c.finished_at.is_(None)).subquery()
-    return connection.execute(select(func.count()).select_from(unfinished)).scalar_one()
+    statement = _of_wanted(name, func.count()).where(jobs.c.finished_at.is_(None))
+    return int(connection.execute(statement).scalar_one())
 
 
 def _nbytes(connection: Connection, name: str) -> int:
     """Bytes of the artifacts of a person's jobs, counted once each, and an upper bound for unfinished jobs."""
-    made = select(_watched(name).where(jobs.c.state == DONE).subquery().c.artifact)
+    made = _of_wanted(name, jobs.c.artifact).where(jobs.c.state == DONE)
     stored = select(func.coalesce(func.sum(artifacts.c.nbytes), 0)).where(artifacts.c.digest.in_(made))
-    unfinished = _watched(name).where(jobs.c.finished_at.is_(None)).subquery()
-    most = case((unfinished.c.expected_bytes > 0, unfinished.c.expected_bytes), else_=unfinished.c.needed_bytes)
-    expected = select(func.coalesce(func.sum(most), 0))
+    most = case((jobs.c.expected_bytes > 0, jobs.c.expected_bytes), else_=jobs.c.needed_bytes)
+    expected = _of_wanted(name, func.coalesce(func.sum(most), 0)).where(jobs.c.finished_at.is_(None))
     return sum(int(connection.execute(total).scalar_one()) for total in (stored, expected))
 
 
@@ -81,6 +76,6 @@ def _seconds_until_done(connection: Connection, name: str, now: float) -> int:
     recent = select(duration).where(jobs.c.state == DONE).order_by(jobs.c.finished_at.desc()).limit(_RECENT)
     seconds: Sequence[float] = connection.execute(recent).scalars().all()
     usual = sum(seconds) / len(seconds) if seconds else _UNKNOWN_SECONDS
-    running = _watched(name).where(jobs.c.lease.is_not(None)).subquery()
-    since = connection.execute(select(func.min(running.c.started_at))).scalar_one()
+    running = _of_wanted(name, func.min(jobs.c.started_at)).where(jobs.c.lease.is_not(None))
+    since = connection.execute(running).scalar_one()
     return round(min(max(usual - (now - since if since is not None else 0.0), _SHORTEST), _LONGEST))

@@ -73,6 +73,11 @@ class Claim:
     job: Job
     lease: str
 
+    @property
+    def holder(self) -> str:
+        """The name under which the job holds its artifacts until it is done."""
+        return f"job-{self.job.id}"
+
 
 @dataclass(frozen=True, slots=True)
 class StoredFile:
@@ -126,11 +131,8 @@ class Person:
 
 
 class Lease(Enum):
-    """The result of `Queue.renew`; only `HELD` is true."""
+    """The result of `Queue.renew`."""
 
     HELD = "held"
     CANCEL_WANTED = "cancel wanted"  # still held, to write the end and stop
     LOST = "lost"
-
-    def __bool__(self) -> bool:
-        return self is Lease.HELD

@@ -1,4 +1,4 @@
-"""The tables of the service, equal to the result of `migrations`; a test compares the two."""
+"""The tables of the service. `migrations` give older databases the same tables; a test compares the two."""
 
 import sqlalchemy as sa
 

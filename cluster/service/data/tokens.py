@@ -7,6 +7,7 @@ import secrets
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from sqlalchemy import Row, delete, insert, select, update
 
@@ -62,13 +63,12 @@ class Tokens:
         Compares all digests, each in constant time, so that the duration reveals nothing.
         """
         digest = digest_of(text)
-        rows = self.database.rows(_GRANTS.where(_VALID))
-        matches = [row for row in rows if hmac.compare_digest(row.digest, digest)]
+        matches = [row for row in self.database.rows(_GRANTS) if hmac.compare_digest(row.digest, digest)]
         return _person(matches[0]) if matches else None
 
     def list(self) -> list[Grant]:
         """All valid tokens, by name."""
-        rows = self.database.rows(_GRANTS.where(_VALID).order_by(tokens.c.name))
+        rows = self.database.rows(_GRANTS.order_by(tokens.c.name))
         return [Grant(_person(row), row.created_at) for row in rows]
 
     def revoke(self, name: str) -> None:
@@ -89,9 +89,7 @@ class Tokens:
 
 _REVOKED = "-"  # first character of the placeholder for a revoked digest
 _VALID = ~tokens.c.digest.startswith(_REVOKED)
-_GRANTS = select(tokens.c.digest, tokens.c.scopes, tokens.c.created_at, people).join(
-    people, people.c.name == tokens.c.name
-)
+_GRANTS = select(tokens, people).join(people, people.c.name == tokens.c.name).where(_VALID)
 
 
 def digest_of(text: str) -> str:
@@ -99,5 +97,6 @@ def digest_of(text: str) -> str:
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
-def _person(row: Row[tuple[object, ...]]) -> Person:
-    return Person(row.name, tuple(row.scopes.split(",")), quotas.quota_of(row))
+def _person(row: Row[Any]) -> Person:
+    quota = Quota(row.active_quota, row.queued_quota, row.nbytes_quota)
+    return Person(row.name, tuple(row.scopes.split(",")), quota)

@@ -26,12 +26,12 @@ from cluster.service.http.rate_limit import TokenBucket
 from cluster.service.http.schema import ErrorAnswer
 from cluster.service.http.security import is_forwarded
 from cluster.service.http.sse import EventFanout
-from cluster.service.offload.fetch_pool import Fetches
-from cluster.service.offload.plan_pool import Planner
 from cluster.service.queue.queue import Queue
 from cluster.service.settings import Settings
 from cluster.service.store.model_roots import Roots
 from cluster.service.store.store import Store
+from cluster.service.subprocesses.fetch_pool import Fetches
+from cluster.service.subprocesses.plan_pool import Planner
 from mint.client.http import is_loopback
 
 LOCAL = Person(NOBODY, ("admin",))

@@ -7,7 +7,6 @@ from typing import Any
 from starlette.responses import JSONResponse
 
 from cluster.service import errors
-from cluster.service.offload.plan_pool import NotAnalyzedError, ServiceBusyError
 from mint.core.errors import MintError
 
 # status: its code, unless a more exact one is known
@@ -21,10 +20,9 @@ _REFUSALS: dict[type[MintError], tuple[int, str]] = {
     errors.NotFoundError: (404, ""),
     errors.NotWatchingError: (403, ""),
     errors.ArtifactInUseError: (409, ""),
-    NotAnalyzedError: (409, ""),
     errors.NotFetchedError: (409, "not_fetched"),
     errors.QuotaExceededError: (429, "quota"),
-    ServiceBusyError: (429, "busy"),
+    errors.ServiceBusyError: (429, "busy"),
     errors.DatabaseUnavailableError: (503, ""),
     MintError: (422, "unusable"),
 }

@@ -2,6 +2,8 @@
 
 import re
 from collections.abc import Set
+from dataclasses import dataclass
+from pathlib import Path as FilePath
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Path, Query
@@ -13,9 +15,10 @@ from cluster.service.http.context import POSTED, Here, Reader, Service, refusals
 from cluster.service.http.error_answers import ApiError
 from cluster.service.http.routes_artifacts import artifact_answer
 from cluster.service.http.routes_jobs import identified, job_record
-from cluster.service.offload.plan_pool import NotAnalyzedError
 from cluster.service.recipe_of_wish import DEFAULTS, budget_of, canonical, recipe_of
+from mint.analysis.analysis import MAGIC
 from mint.core.errors import MintError
+from mint.core.journal import read_header
 from mint.plan.recipe import Recipe
 
 router = APIRouter(prefix="/v1", tags=["models"])
@@ -50,46 +53,60 @@ def model(identity: Identity, service: Here, person: Reader) -> schema.ModelDeta
     artifacts = service.catalog.find(identity=identity, limit=_MOST_JOBS)
     if not rows and not jobs and not artifacts:
         raise ApiError(404, f"nothing is known of a model {identity[:12]}; GET /v1/models lists those that there are")
-    analyses = _analyses(service, identity)
-    structure: dict[str, Any] = {"model_type": "", "layers": 0, "roles": [], "analyses": []}
-    if analyses:
-        structure = service.planner.ask("roles", analyses=[files for _, files in analyses])
-        for header, (artifact, _) in zip(structure["analyses"], analyses, strict=True):
-            header["artifact"] = artifact.digest
+    structure: dict[str, Any] = {"model_type": "", "layers": 0, "roles": []}
+    if analyses := _analyses(service, identity):
+        structure = service.planner.ask("roles", analysis=analyses[0].path)
     return schema.ModelDetail(
         identity=identity,
         names=sorted({*(row.name for row in rows), *(job.wish.model for job in jobs)}),
         source_bytes=rows[0].nbytes if rows else 0,
         **structure,
-        analyzed=sorted({header["rounding"] for header in structure["analyses"]}),
+        analyzed=sorted({entry.answer.rounding for entry in analyses}),
+        analyses=[entry.answer for entry in analyses],
         jobs=[schema.JobAnswer(**job_record(job, person)) for job in jobs],
         artifacts=list(map(artifact_answer, artifacts)),
     )
 
 
-def _analyses(service: Service, identity: str) -> list[tuple[Artifact, dict[str, str]]]:
-    """The stored analyses of a model, the last made first, with the paths of their files."""
+@dataclass(frozen=True, slots=True)
+class _Analysis:
+    """A stored analysis, the paths of its files (`probe` is empty without probes), and its settings."""
 
-    def path(artifact: Artifact, ending: str) -> str:
-        return next((str(service.store.path(file.digest)) for file in artifact.files if file.name.endswith(ending)), "")
-
-    return [
-        (artifact, {"analysis": path(artifact, ".mint"), "probe": path(artifact, ".probe")})
-        for artifact in service.catalog.find(kind="analysis", identity=identity)
-    ]
+    artifact: Artifact
+    path: str
+    probe: str
+    answer: schema.AnalysisAnswer
 
 
-def _planned(service: Service, verb: str, identity: str, **request: Any) -> dict[str, Any]:
-    try:
-        if not (analyses := _analyses(service, identity)):
-            raise NotAnalyzedError("not analyzed")
-        return service.planner.ask(verb, analyses=[files for _, files in analyses], **request)
-    except NotAnalyzedError as error:
-        raise ApiError(
-            409,
-            f"the model {identity[:12]} is {error}; submit a job first (without a budget: the analysis alone)",
-            code="not_analyzed",
-        ) from error
+def _analyses(service: Service, identity: str) -> list[_Analysis]:
+    """The stored analyses of a model, the last made first."""
+    analyses = []
+    for artifact in service.catalog.find(kind="analysis", identity=identity):
+        paths = {FilePath(file.name).suffix: str(service.store.path(file.digest)) for file in artifact.files}
+        path, probe = paths[".mint"], paths.get(".probe", "")
+        header = read_header(FilePath(path), MAGIC)
+        if not header or "rounding" not in header:
+            raise MintError("the stored analysis is damaged; submit the model again")
+        settings = {"rounding": header["rounding"], "dtype": header["dtype"], "probed": bool(probe)}
+        answer = schema.AnalysisAnswer(**settings, artifact=artifact.digest)
+        analyses.append(_Analysis(artifact, path, probe, answer))
+    return analyses
+
+
+def _planned(service: Service, verb: str, identity: str, recipe: Recipe, **request: Any) -> dict[str, Any]:
+    """The answer of the planner from the newest analysis with the recipe's rounding and dtype."""
+    analyses = _analyses(service, identity)
+    # sensitivities are the model's, whatever the rounding
+    probe = next((entry.probe for entry in analyses if entry.probe and entry.answer.dtype == recipe.dtype), "")
+    for entry in analyses:
+        if (entry.answer.rounding, entry.answer.dtype) == (recipe.rounding, recipe.dtype):
+            return service.planner.ask(verb, analysis=entry.path, probe=probe, recipe=recipe.to_dict(), **request)
+    fault = f" with rounding {recipe.rounding} and dtype {recipe.dtype or 'of its own'}" if analyses else ""
+    raise ApiError(
+        409,
+        f"the model {identity[:12]} is not analyzed{fault}; submit a job first (without a budget: the analysis alone)",
+        code="not_analyzed",
+    )
 
 
 @router.get("/models/{identity}/curve", responses=refusals(404, 409))
@@ -104,7 +121,7 @@ def curve(
 ) -> schema.CurveAnswer:
     """The curve of budget and loss of an analyzed model, its knees, and where devices lie on it."""
     recipe = Recipe(rounding=rounding, dtype=dtype, objective=objective)
-    return schema.CurveAnswer(**_planned(service, "curve", identity, recipe=recipe.to_dict(), points=points))
+    return schema.CurveAnswer(**_planned(service, "curve", identity, recipe, points=points))
 
 
 @router.post("/plans", responses=refusals(404, 409, *POSTED))
@@ -114,8 +131,7 @@ def plan(request: schema.PlanRequest, service: Here, person: Reader) -> schema.P
     budget = budget_of(request.budget, options)
     is_identity = re.fullmatch("[0-9a-f]{64}", request.model)
     identity = request.model if is_identity else identified(service, request.model)[1]
-    recipe = recipe_of(budget, options).to_dict()
-    plan = _planned(service, "plan", identity, recipe=recipe, budget=budget.to_dict())
+    plan = _planned(service, "plan", identity, recipe_of(budget, options), budget=budget.to_dict())
     return schema.PlanAnswer(budget=canonical(budget), **plan)
 
 
@@ -128,12 +144,9 @@ def analysis(
     dtype: schema.Dtype = DEFAULTS["dtype"],
 ) -> schema.ArtifactAnswer:
     """The files of an analysis: a few MB, from which everybody who has the model can make any plan, and assemble it."""
-    analyses = _analyses(service, identity)
-    files = [files for _, files in analyses]
-    headers = service.planner.ask("headers", analyses=files)["analyses"] if files else []
-    for (artifact, _), header in zip(analyses, headers, strict=True):
-        if (header["rounding"], header["dtype"]) == (rounding, dtype):
-            return artifact_answer(artifact)
+    for entry in _analyses(service, identity):
+        if (entry.answer.rounding, entry.answer.dtype) == (rounding, dtype):
+            return artifact_answer(entry.artifact)
     raise ApiError(
         404, f"the model {identity[:12]} is not analyzed with rounding {rounding}; submit a job first",
         code="not_analyzed",

@@ -9,7 +9,7 @@ import secrets
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import fields
+from dataclasses import asdict, fields
 from types import MappingProxyType
 from typing import Any
 
@@ -299,9 +299,8 @@ class Queue:
 
 def _insert(connection: Connection, wish: Wish, by: Person, priority: int, most: int, now: float) -> _Row:
     values = {
-        "id": secrets.token_hex(8), "model": wish.model, "identity": wish.identity, "budget": wish.budget,
-        "options": dict(wish.options), "wish_key": wish.key, "analysis_key": wish.analysis_key, "state": QUEUED,
-        "owner": by.name, "priority": priority, "created_at": now, "expected_bytes": most,
+        **asdict(wish), "id": secrets.token_hex(8), "wish_key": wish.key, "analysis_key": wish.analysis_key,
+        "state": QUEUED, "owner": by.name, "priority": priority, "created_at": now, "expected_bytes": most,
     }  # fmt: skip
     row = connection.execute(insert(jobs).values(values).returning(*jobs.c)).one()
     history.append_state(connection, row, now)

@@ -16,13 +16,15 @@ from contextlib import suppress
 from pathlib import Path
 
 from cluster.service.data.catalog import Catalog
-from cluster.service.data.records import Artifact, StoredFile
+from cluster.service.data.records import Artifact, Claim, StoredFile
 from cluster.service.errors import ArtifactInUseError, NotFoundError
-from mint.core.errors import MintError
+from cluster.service.queue.queue import Queue
+from mint.core.errors import DiskFullError, MintError
 from mint.core.files import flush
 from mint.core.sizes import format_size
 from mint.model.checkpoint.manifest import WrittenFile, file_digest
 
+OUTPUT = "model"  # output folder of a job; a partial folder has this prefix
 ORPHAN_SECONDS = 3600.0  # longer than any time between a rename and its row
 INCOMING_SECONDS = 24 * 3600.0  # copies of many files from another disk take long
 RESERVE_BYTES = 32 << 20  # free space for the database
@@ -194,6 +196,32 @@ class Store:
     def _discard(self, files: Sequence[StoredFile]) -> None:
         for file in files:
             self.path(file.digest).unlink(missing_ok=True)
+
+
+def reserve_space(queue: Queue, claim: Claim, store: Store, need: int, work: Path, *, written: int) -> None:
+    """Reserve `need` bytes of the store for a job, `written` of which are in `work`; raises `DiskFullError`.
+
+    The reservation ends when the job is done or waits. Stored and reserved bytes never exceed the limit, so the
+    space is freed now: a download may hold an evictable artifact by the time that the job is done.
+    """
+    shortage = queue.reserve(claim, need, lambda others: store.shortage(need, work, written=written, reserved=others))
+    if not shortage:
+        store.evict(queue.reserved_bytes())
+        if store.excess(queue.reserved_bytes()):  # a download just began to hold an evictable artifact
+            shortage = store.shortage(need, work, written=written, reserved=queue.reserved_bytes() - need)
+    if shortage:
+        raise DiskFullError(shortage)
+
+
+def written_bytes(folder: Path) -> int:
+    """Bytes on disk of the model that a job writes in `folder`, without the earlier results beside it."""
+    nbytes = 0
+    for path in folder.glob(f"{OUTPUT}*/*"):
+        try:
+            nbytes += path.lstat().st_blocks * 512
+        except FileNotFoundError:
+            continue  # being renamed or removed
+    return nbytes
 
 
 def _link_or_copy(source: Path, target: Path) -> None:

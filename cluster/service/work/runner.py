@@ -30,7 +30,6 @@ from cluster.service.errors import DatabaseUnavailableError, LeaseLostError
 from cluster.service.queue.queue import Queue
 from cluster.service.settings import Settings
 from cluster.service.store.model_roots import Roots
-from cluster.service.store.reservation import holder_of
 from cluster.service.store.store import Store
 from cluster.service.work.folder_lock import FolderInUseError, exclusive
 from cluster.service.work.lease import LeaseKeeper, end_descendants, end_group, retry_while_leased
@@ -141,7 +140,7 @@ def run(order: Order) -> int:
             keeper.stop()
             retry_while_leased(queue.advance, claim, DONE, artifact=end.artifact, result=end.result)
             with suppress(DatabaseUnavailableError):  # its holds run out
-                catalog.drop(holder_of(claim))
+                catalog.drop(claim.holder)
         except (LeaseLostError, DatabaseUnavailableError):
             raise
         except Exception as error:  # the job must end with a reason

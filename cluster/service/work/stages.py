@@ -19,8 +19,7 @@ from cluster.service.errors import DatabaseUnavailableError, NotFoundError
 from cluster.service.queue.queue import Queue
 from cluster.service.recipe_of_wish import budget_of, recipe_of
 from cluster.service.store.model_roots import Roots
-from cluster.service.store.reservation import OUTPUT, holder_of, reserve_space, written_bytes
-from cluster.service.store.store import Store
+from cluster.service.store.store import OUTPUT, Store, reserve_space, written_bytes
 from cluster.service.work.folder_lock import in_turn
 from cluster.service.work.lease import retry_while_leased
 from cluster.service.work.progress_events import ProgressEvents
@@ -175,8 +174,8 @@ class Stages(pipeline.Hooks):
         """Puts the model into the store."""
         self._identified()  # it may have changed meanwhile
         files = {path.name: path for path in output.iterdir()}
-        holder = holder_of(self.claim)
-        self._model = self.store.put("model", self.claim.job.wish.identity, files, manifest.files, holder=holder)
+        identity, holder = self.claim.job.wish.identity, self.claim.holder
+        self._model = self.store.put("model", identity, files, manifest.files, holder=holder)
 
     def _need_room(self, needed: int) -> None:
         limit = self.store.max_bytes

@@ -24,8 +24,7 @@ from cluster.service.queue.history import RETENTION_SECONDS
 from cluster.service.queue.queue import Queue
 from cluster.service.recipe_of_wish import recipe_of
 from cluster.service.settings import Settings
-from cluster.service.store.reservation import written_bytes
-from cluster.service.store.store import RESERVE_BYTES, Store
+from cluster.service.store.store import RESERVE_BYTES, Store, written_bytes
 from cluster.service.work.folder_lock import holder
 from cluster.service.work.runner import DISK, is_full
 from cluster.service.work.warm_runner import WarmRunner, send_order, start

@@ -12,8 +12,7 @@ from cluster.service.data.records import Artifact, Claim
 from cluster.service.data.states import BLOCKED, DONE, QUEUED
 from cluster.service.queue.queue import Queue
 from cluster.service.settings import Settings
-from cluster.service.store.reservation import holder_of, reserve_space
-from cluster.service.store.store import RESERVE_BYTES, Store
+from cluster.service.store.store import RESERVE_BYTES, Store, reserve_space
 from cluster.service.work.runner import DISK
 from cluster.service.work.supervisor import Supervisor
 from mint.core.errors import DiskFullError, MintError
@@ -76,12 +75,12 @@ def test_a_new_artifact_is_not_evicted_before_its_job_is_done(world: World, stor
     _reserve(world, store, first, 60)
     file = store.folder / "made"
     file.write_bytes(bytes(60))
-    made = store.put("model", first.job.wish.identity, {"file": file}, holder=holder_of(first))
+    made = store.put("model", first.job.wish.identity, {"file": file}, holder=first.holder)
     with pytest.raises(DiskFullError, match="needs 40 B"):  # the space of the first counts twice for a moment
         _reserve(world, store, second, 40)
     world.queue.advance(first, "verifying")
     world.queue.advance(first, DONE, artifact=made.digest)
-    world.catalog.drop(holder_of(first))
+    world.catalog.drop(first.holder)
     _reserve(world, store, second, 40)
     assert store.catalog.find() == [made]
 

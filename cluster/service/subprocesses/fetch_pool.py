@@ -12,8 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.service.data.records import Person
-from cluster.service.errors import NotFoundError, QuotaExceededError
-from cluster.service.offload.plan_pool import ServiceBusyError
+from cluster.service.errors import NotFoundError, QuotaExceededError, ServiceBusyError
 from cluster.service.store.store import RESERVE_BYTES
 from mint.core.log import log
 from mint.run.child import Child
@@ -131,7 +130,7 @@ class Fetches:
                 if self._closed:
                     return "the service ends; request it again"
                 arguments = (fetch.model, str(RESERVE_BYTES))
-                child = Child("cluster.service.offload.fetch_child:main", *arguments, stderr=output)
+                child = Child("cluster.service.subprocesses.fetch_child:main", *arguments, stderr=output)
                 self._children[fetch.id] = child
             reason = ""
             try:

@@ -6,22 +6,13 @@ import threading
 from collections.abc import Mapping
 from typing import Any
 
+from cluster.service.errors import ServiceBusyError
 from mint.core.errors import MintError
 from mint.run.child import Child
 
 _IDLE_SECONDS = 300.0
 _ANSWER_SECONDS = 120.0
 _WAITING = 8  # questions, with the one that is worked on
-
-
-class NotAnalyzedError(MintError):
-    """No stored analysis fits the question."""
-
-
-class ServiceBusyError(MintError):
-    """Others are being answered."""
-
-    retry_after = 5.0
 
 
 class Planner:
@@ -34,7 +25,7 @@ class Planner:
         self._idle: threading.Timer | None = None
 
     def ask(self, verb: str, **question: Any) -> dict[str, Any]:
-        """The answer; raises `NotAnalyzedError`, `ServiceBusyError` or another `MintError` that the caller can fix."""
+        """The answer; raises `ServiceBusyError` or another `MintError` that the caller can fix."""
         if not self._seats.acquire(blocking=False):
             raise ServiceBusyError("other plans are being made; come back in a few seconds")
         try:
@@ -44,8 +35,6 @@ class Planner:
             self._seats.release()
         if "error" in reply:
             raise MintError(reply["error"])
-        if "missing" in reply:
-            raise NotAnalyzedError(reply["missing"])
         answer: dict[str, Any] = reply["answer"]
         return answer
 
@@ -59,7 +48,9 @@ class Planner:
             self._idle.cancel()
         if not self._child or self._child.exit_code is not None:
             environment = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
-            self._child = Child("cluster.service.offload.plan_child:main", environment=environment, stderr=sys.stderr)
+            self._child = Child(
+                "cluster.service.subprocesses.plan_child:main", environment=environment, stderr=sys.stderr
+            )
         child = self._child
         deadline = threading.Timer(_ANSWER_SECONDS, child.kill)
         deadline.start()
