@@ -52,26 +52,26 @@ def making_actor() -> Any:
         """A worker whose units are made up: there is no model."""
 
         def hello(self, model: str, *, share: bool = False) -> bytes:
-            return pack(Holder(Inventory(self._node, "none"), device_kind(), self._memory, os.getpid(), versions()))
+            return pack(Holder(Inventory(self.node, "none"), device_kind(), self.memory_bytes, os.getpid(), versions()))
 
         def open(self, number: int, model: bytes, job: bytes, peers: Peers) -> None:
-            self._number = number
+            self.number = number
             told = unpack(model)
-            self._units = {name: _unit(name, told["shape"]) for name in told["names"]}
+            self.units = {name: _unit(name, told["shape"]) for name in told["names"]}
             ready_kernels("nearest", lambda progress: None)
             self._one: list[mx.array] = []
-            self._job = Measure() if told["job"] == "measure" else Quantize({})
+            self.job = Measure() if told["job"] == "measure" else Quantize({})
             nothing = Source(Path(), {}, "", "", (), (), (), (), OpenedModel(Path(), {}, ()))
-            self._weights = BatchWeights(nothing, ())
+            self.weights = BatchWeights(nothing, ())
             self._cpu = self._seconds = 0.0
             self._began = 0.0
 
-        def _results(self, units: Sequence[Unit]) -> Iterator[tuple[Unit, Any]]:
+        def results(self, units: Sequence[Unit]) -> Iterator[tuple[Unit, Any]]:
             if not self._one:
                 self._one.append(mx.random.normal(units[0].shape, scale=0.02).astype(mx.bfloat16))
                 Measure()(units[0], self._one[0])  # the first time loads what was compiled
                 self._began = time.process_time()
-            if isinstance(self._job, Quantize):
+            if isinstance(self.job, Quantize):
                 data = os.urandom(PACKED_BYTES)
                 yield from ((unit, Packed(unit.path, KEEP, (), (data,))) for unit in units)
                 return
