@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from cluster.transport.wire import pack, unpack
+from cluster.transport.messages import pack, unpack
 
 if TYPE_CHECKING:
     from cluster.head.handshake import Head, Node  # imports Ray, which must not happen before its environment is set

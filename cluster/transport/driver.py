@@ -20,16 +20,14 @@ from typing import Any
 import ray
 from ray.exceptions import ActorDiedError, RayError, RayTaskError
 
-from cluster.copies.borrower import Peers
-from cluster.copies.holdings import Holder
-from cluster.copies.inventory import Inventory
+from cluster.copies.inventory import Holder, Inventory
+from cluster.copies.lending import Peers
 from cluster.head.watch import Beside, HeadWatch
 from cluster.schedule.commands import Command, Dismiss, Ping, Send, Skip
 from cluster.schedule.events import Answered, Broken, Died, Ended, Event, Joined
 from cluster.transport.actor import RayPeer, as_actor, start_lender
-from cluster.transport.messages import Gathering
+from cluster.transport.messages import Gathering, holder_from, unpack
 from cluster.transport.survey import AGAIN_SECONDS, GET_SECONDS, Node, first_line, pinned_to, workable
-from cluster.transport.wire import holder_from, unpack
 from cluster.transport.worker import Worker
 from mint.core.errors import MintError
 from mint.core.log import log
@@ -43,7 +41,7 @@ LOOK_SECONDS = 10.0  # a worker that takes longer for them counts as silent
 GRACE_SECONDS = 15.0  # for the others, after the first answer
 PING_SECONDS = 1.0  # until a ping that could not be delivered is sent again
 # Messages that a stream may be ahead of the head. A node works on one batch at a time, and a message is at most a piece
-# of `wire.PIECE_BYTES` and a parcel, so results take 50 MB of its object store (measured: six pieces) however much is
+# of `messages.PIECE_BYTES` and a parcel, so results take 50 MB of its object store (measured: six pieces) however much is
 # assembled, and the head fetches one at a time. Far from `STORE_BYTES`, so Ray has nothing to spill.
 PIECES = 4
 

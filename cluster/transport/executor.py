@@ -16,8 +16,7 @@ from typing import Any, Generic, TypeVar
 
 import ray
 
-from cluster.copies.holdings import Holder, Holdings
-from cluster.copies.inventory import take_inventory
+from cluster.copies.inventory import Holder, Holdings, take_inventory
 from cluster.copies.sparse_copy import Outline, Range, fill_in, make_view, read_outline, view_folder
 from cluster.schedule.commands import Accept, Finish
 from cluster.schedule.coordinator import Coordinator
@@ -27,7 +26,7 @@ from cluster.schedule.placement import Placement, place_units, place_whole_model
 from cluster.schedule.solo import TRIAL_SECONDS, LinkSpeed, Timed, reason_to_pack_alone
 from cluster.settings import RESOURCE
 from cluster.transport.driver import Carrier, Link
-from cluster.transport.wire import from_pieces, pack, tell_job, tell_model
+from cluster.transport.messages import from_pieces, pack, tell_job, tell_model
 from mint.analysis.probes.packed_base import memory_for_models
 from mint.analysis.unit_jobs import peak_bytes
 from mint.core.errors import MintError

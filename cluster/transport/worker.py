@@ -13,15 +13,12 @@ from typing import Any
 
 import mlx.core as mx
 
-from cluster.copies.borrower import Borrower, Loans, Peers
-from cluster.copies.holdings import Holder
-from cluster.copies.inventory import find_model, model_roots, take_inventory
-from cluster.copies.lender import Lender, Piece, RefusedError
+from cluster.copies.inventory import Holder, find_model, model_roots, take_inventory
+from cluster.copies.lending import Borrower, Lender, Loans, Peers, Piece, RefusedError
 from cluster.copies.sparse_copy import Outline, Range, make_view, read_outline, read_ranges, view_folder
-from cluster.transport.messages import Parcel
+from cluster.transport.messages import Parcel, make_job, outlines_of, pack, source_from, to_pieces, unpack
 from cluster.transport.prefetch import BatchWeights, Part, ReadAhead
 from cluster.transport.throughput import metered
-from cluster.transport.wire import make_job, outlines_of, pack, source_from, to_pieces, unpack
 from mint.analysis.probes.packed_base import memory_for_models
 from mint.analysis.unit_jobs import peak_bytes
 from mint.core.memory import memory_is_short

@@ -23,15 +23,14 @@ from typing import Any
 import mlx.core as mx
 import psutil
 
-from cluster.copies.borrower import Peers
-from cluster.copies.holdings import Holder
-from cluster.copies.inventory import Inventory
+from cluster.copies.inventory import Holder, Inventory
+from cluster.copies.lending import Peers
 from cluster.schedule.commands import Accept, Send
 from cluster.schedule.coordinator import Coordinator
 from cluster.schedule.events import Arrived, Failed, Item
 from cluster.transport.connect import driving
+from cluster.transport.messages import pack, unpack
 from cluster.transport.prefetch import BatchWeights
-from cluster.transport.wire import pack, unpack
 from mint.analysis.unit_jobs import Measure, Packed, Quantize, ready_kernels
 from mint.formats.format import KEEP
 from mint.formats.units import Unit

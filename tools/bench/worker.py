@@ -25,8 +25,8 @@ from statistics import median
 import mlx.core as mx
 import numpy as np
 
+from cluster.transport.messages import pack, tell_job, tell_model
 from cluster.transport.prefetch import BatchWeights
-from cluster.transport.wire import pack, tell_job, tell_model
 from cluster.transport.worker import Worker
 from mint.analysis.analysis import Measurement
 from mint.analysis.unit_jobs import Measure

@@ -9,13 +9,11 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from cluster.copies.holdings import Holder
-from cluster.copies.inventory import Held, Inventory, agree, find_model, needed_shards, take_inventory
+from cluster.copies.inventory import Held, Holder, Inventory, agree, find_model, needed_shards, take_inventory
 from cluster.copies.sparse_copy import fill_in, make_view, read_outline, read_ranges
 from cluster.schedule.events import Arrived, Failed
 from cluster.schedule.placement import group_of, place_units
-from cluster.transport.messages import Gathering
-from cluster.transport.wire import holder_from, pack, unpack
+from cluster.transport.messages import Gathering, holder_from, pack, unpack
 from mint.core.errors import MintError
 from mint.model.checkpoint.shards import SAMPLES, read_shard, sampled_ranges
 from mint.model.source import open_source

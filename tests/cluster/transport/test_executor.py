@@ -44,14 +44,14 @@ os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # listen on loopback alon
 import ray
 from ray.cluster_utils import Cluster
 
-from cluster.copies.borrower import Peers
+from cluster.copies.lending import Peers
 from cluster.schedule.commands import Ping, Send
 from cluster.schedule.events import Answered, Event, Joined, Policy
 from cluster.settings import make_token
 from cluster.transport.actor import as_actor
 from cluster.transport.driver import Carrier, Link
 from cluster.transport.executor import ClusterExecutor
-from cluster.transport.wire import pack, tell_job, tell_model, unpack
+from cluster.transport.messages import pack, tell_job, tell_model, unpack
 from cluster.transport.worker import Worker
 
 NODES = 3

@@ -5,9 +5,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from cluster.transport.messages import Gathering
-from cluster.transport.wire import (
+from cluster.transport.messages import (
     PIECE_BYTES,
+    Gathering,
     from_pieces,
     holder_from,
     make_job,
