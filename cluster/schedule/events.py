@@ -3,7 +3,7 @@
 A worker is one incarnation of a node: a node that comes back is a new worker.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 
@@ -42,9 +42,10 @@ class Joined(OfWorker):
 
 @dataclass(frozen=True)
 class Arrived(OfWorker):
-    """A worker sent the result of an item."""
+    """A worker sent the result of an item, in pieces."""
 
     item: str
+    pieces: Sequence[bytes] = ()
 
 
 @dataclass(frozen=True)

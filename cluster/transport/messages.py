@@ -181,15 +181,10 @@ class Gathering:
         self._worker = worker
         self._pieces: list[bytes] = []
 
-    def add(self, message: bytes) -> list[tuple[Arrived | Failed, list[bytes]]]:
-        """The events of this message, in its order, and the pieces of each result that is whole now."""
-        events: list[tuple[Arrived | Failed, list[bytes]]] = []
+    def add(self, message: bytes) -> Iterator[Arrived | Failed]:
+        """The events of this message, in its order: results that are whole now, and failures."""
         for item, reason, piece, is_last in unpack(message):
             self._pieces.append(piece)
-            if reason:  # earlier pieces are of no use
-                events.append((Failed(self._worker, item, reason), []))
-            elif is_last:
-                events.append((Arrived(self._worker, item), self._pieces))
-            if is_last:
-                self._pieces = []
-        return events
+            if is_last:  # as every failure is, to which earlier pieces are of no use
+                pieces, self._pieces = self._pieces, []
+                yield Failed(self._worker, item, reason) if reason else Arrived(self._worker, item, pieces)

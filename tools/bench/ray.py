@@ -131,7 +131,7 @@ def overhead(count: int, shape: Sequence[int]) -> dict[str, Any]:
         done = messages = 0
         while coordinator.finished is None:
             messages += bool(heard)
-            for event, _ in heard:
+            for event in heard:
                 for command in coordinator.step(time.monotonic(), event):
                     carrier.carry(command)
                     done += isinstance(command, Accept)
@@ -184,10 +184,10 @@ def packed(nbytes: int) -> dict[str, Any]:
             before, started, most, done = _processes(pid), time.perf_counter(), 0, 0
             carrier.carry(Send(link.worker, batch, tuple(names)))
             while done < len(names):
-                for event, pieces in carrier.hear(0.5):
+                for event in carrier.hear(0.5):
                     assert not isinstance(event, Failed), event
                     if isinstance(event, Arrived):
-                        *body, digest = pieces
+                        *body, digest = event.pieces
                         assert hashlib.sha256(memoryview(b"".join(body))).digest() == digest
                         done += 1
                         most = max(most, _store_bytes())

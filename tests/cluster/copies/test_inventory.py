@@ -186,12 +186,12 @@ def test_a_held_file_is_never_written_through_a_view(model: Path, tmp_path: Path
 
 def test_a_result_has_arrived_with_its_last_piece_and_streams_do_not_mix() -> None:
     one, other = Gathering("a"), Gathering("b")
-    assert one.add(pack([["unit", "", b"one", False]])) == []
-    assert other.add(pack([["other", "", b"else", True]])) == [(Arrived("b", "other"), [b"else"])]
-    assert one.add(pack([["unit", "", b"two", True], ["third", "", b"x", True]])) == [
-        (Arrived("a", "unit"), [b"one", b"two"]),
-        (Arrived("a", "third"), [b"x"]),
+    assert list(one.add(pack([["unit", "", b"one", False]]))) == []
+    assert list(other.add(pack([["other", "", b"else", True]]))) == [Arrived("b", "other", [b"else"])]
+    assert list(one.add(pack([["unit", "", b"two", True], ["third", "", b"x", True]]))) == [
+        Arrived("a", "unit", [b"one", b"two"]),
+        Arrived("a", "third", [b"x"]),
     ]
-    assert one.add(pack([["unit", "", b"half", False]])) == []  # a unit that fails half-way through its result
-    failed = one.add(pack([["next", "KeyError", b"", True], ["last", "", b"y", True]]))
-    assert failed == [(Failed("a", "next", "KeyError"), []), (Arrived("a", "last"), [b"y"])]
+    assert list(one.add(pack([["unit", "", b"half", False]]))) == []  # a unit that fails half-way through its result
+    failed = list(one.add(pack([["next", "KeyError", b"", True], ["last", "", b"y", True]])))
+    assert failed == [Failed("a", "next", "KeyError"), Arrived("a", "last", [b"y"])]

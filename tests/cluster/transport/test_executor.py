@@ -322,8 +322,8 @@ def test_results_of_one_job_that_come_late_never_pass_for_those_of_the_next(
         executor.carrier.carry(Ping(worker))
     heard: list[Event] = []
     while len(heard) < len(workers):
-        heard += [event for event, _ in executor.carrier.hear(1.0)]
-    heard += [event for event, _ in executor.carrier.hear(2.0)]
+        heard += executor.carrier.hear(1.0)
+    heard += executor.carrier.hear(2.0)
     assert sorted(map(str, heard)) == sorted(str(Answered(worker)) for worker in workers)
     job = Quantize({unit.path: unit.formats[0] for unit in source.units}, "nearest")
     expected = dict(_by_path(in_process(open_source(model), job, source.units)))
@@ -348,8 +348,8 @@ def test_a_worker_that_gets_ready_for_a_job_that_is_over_has_not_joined_the_next
         open_model(models[1])
     heard: list[Event] = []
     while not heard:
-        heard += [event for event, _ in carrier.hear(1.0)]
-    heard += [event for event, _ in carrier.hear(1.0)]
+        heard += carrier.hear(1.0)
+    heard += carrier.hear(1.0)
     assert heard == [Joined(link.worker, {"": 0})]
 
 
