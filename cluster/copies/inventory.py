@@ -7,12 +7,14 @@ is detected in seconds, before any work.
 
 import os
 import re
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from mint.core.errors import MintError
-from mint.model.checkpoint.shards import PATTERN, read_index, read_shard
+from mint.core.sizes import format_size
+from mint.formats.units import Unit
+from mint.model.checkpoint.shards import PATTERN, SourceTensor, read_index, read_shard
 
 ROOTS_VARIABLE = "MINT_MODEL_ROOTS"  # where a node looks for models, separated as in PATH
 _DIGESTS = {"header_digest": "header", "sample_digest": "sampled content", "full_digest": "content"}
@@ -135,3 +137,63 @@ def agree(needed: Sequence[str], inventories: Sequence[Inventory]) -> dict[str, 
             f"Copy them to any node, or tell a node where its models are in {ROOTS_VARIABLE}"
         )
     return {name: tuple(nodes) for name, nodes in holders.items()}
+
+
+@dataclass(frozen=True, slots=True)
+class Holder:
+    """A node as its worker describes it."""
+
+    inventory: Inventory
+    device: str  # the kind
+    memory_bytes: int  # for a model
+    pid: int
+    versions: Mapping[str, str]  # that results depend on
+    lent: tuple[str, ...] = ()  # names of the shards that it lends
+    unlent: Mapping[str, str] = field(default_factory=dict)  # the reasons why it does not lend the others
+
+    @property
+    def shards(self) -> set[str]:
+        """The names of its shards."""
+        return {shard.name for shard in self.inventory.shards}
+
+
+class Holdings:
+    """The shards of a model on the head and on all nodes; the same on all of them, or a `MintError`."""
+
+    def __init__(self, head: Inventory, holders: Mapping[str, Holder]) -> None:
+        self._head = head
+        self.holders = dict(holders)  # by node
+        self.devices = tuple(sorted({holder.device for holder in holders.values()}))
+        self.needed = needed_shards(head, [holder.inventory for holder in holders.values()])
+        own = {shard.name for shard in head.shards}
+        self.lacking = [name for name in self.needed if name not in own]  # shards that the head does not hold itself
+        self.owners()
+
+    def owners(self) -> dict[str, tuple[str, ...]]:
+        """The nodes that hold each needed shard; raises `MintError` for one that differs, is broken, or is nowhere."""
+        return agree(self.needed, [self._head, *(holder.inventory for holder in self.holders.values())])
+
+    def nodes_of(self, kinds: Collection[str]) -> list[str]:
+        """The nodes with devices of these kinds."""
+        return [node for node, holder in self.holders.items() if holder.device in kinds]
+
+    def fed(self, units: Sequence[Unit], tensors: Mapping[str, SourceTensor], kind: str) -> set[str]:
+        """The paths of the units whose shards lie all on one node of this kind."""
+        shards_of_nodes = [self.holders[node].shards for node in self.nodes_of([kind])]
+        needs = {unit.path: {tensors[name].shard for name in unit.sources} for unit in units}
+        return {path for path, needed in needs.items() if any(needed <= shards for shards in shards_of_nodes)}
+
+    def obstacles(self, kind: str, memory_bytes: int) -> dict[str, str]:
+        """By node, why it cannot run the model on a device of this kind in so much memory; empty where it can."""
+        reasons = {}
+        for node, holder in self.holders.items():
+            lacks = len(set(self.needed) - holder.shards)
+            if holder.device != kind:
+                reasons[node] = f"is {holder.device}, not {kind}"
+            elif lacks:
+                reasons[node] = f"lacks {lacks} of {len(self.needed)} shards"
+            elif memory_bytes > holder.memory_bytes:
+                reasons[node] = f"needs {format_size(memory_bytes)} of memory, has {format_size(holder.memory_bytes)}"
+            else:
+                reasons[node] = ""
+        return reasons

@@ -20,6 +20,8 @@ from mint.core.errors import MintError
 AUTHORITY_KEY = "authority.key"
 _AUTHORITY = "mint cluster"
 _YEARS = 5
+_PEM = serialization.Encoding.PEM
+_KEY_FORMAT = _PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
 
 
 def make_certificates(hosts: Sequence[str], folder: Path) -> list[Path]:
@@ -40,9 +42,9 @@ def make_certificates(hosts: Sequence[str], folder: Path) -> list[Path]:
         builder = _builder(host, authority.subject, host_key, x509.BasicConstraints(ca=False, path_length=None))
         builder = builder.add_extension(names, critical=False).add_extension(purposes, critical=False)
         certificate = builder.sign(key, hashes.SHA256())
-        _write(target / TLS_KEY, host_key)
-        _write(target / TLS_CERTIFICATE, certificate)
-        _write(target / TLS_AUTHORITY, authority)
+        write_private(target / TLS_KEY, host_key.private_bytes(*_KEY_FORMAT))
+        write_private(target / TLS_CERTIFICATE, certificate.public_bytes(_PEM))
+        write_private(target / TLS_AUTHORITY, authority.public_bytes(_PEM))
     return targets
 
 
@@ -56,8 +58,8 @@ def _authority(folder: Path) -> tuple[ec.EllipticCurvePrivateKey, x509.Certifica
     issuer = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, _AUTHORITY)])
     builder = _builder(_AUTHORITY, issuer, key, x509.BasicConstraints(ca=True, path_length=0))
     certificate = builder.sign(key, hashes.SHA256())
-    _write(folder / AUTHORITY_KEY, key)
-    _write(folder / TLS_AUTHORITY, certificate)
+    write_private(folder / AUTHORITY_KEY, key.private_bytes(*_KEY_FORMAT))
+    write_private(folder / TLS_AUTHORITY, certificate.public_bytes(_PEM))
     return key, certificate
 
 
@@ -82,12 +84,3 @@ def _name(host: str) -> x509.GeneralName:
         return x509.IPAddress(ipaddress.ip_address(host))
     except ValueError:
         return x509.DNSName(host)
-
-
-def _write(path: Path, content: ec.EllipticCurvePrivateKey | x509.Certificate) -> None:
-    pem = serialization.Encoding.PEM
-    if isinstance(content, x509.Certificate):
-        write_private(path, content.public_bytes(pem))
-    else:
-        unencrypted = serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-        write_private(path, content.private_bytes(pem, *unencrypted))

@@ -7,13 +7,13 @@ import json
 import os
 import signal
 import socket
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from subprocess import DEVNULL, STDOUT, Popen, TimeoutExpired
 
 from cluster.copies.inventory import ROOTS_VARIABLE
 from cluster.head.handshake import LABELS, is_here, knock, own_versions
@@ -55,9 +55,9 @@ def command_line(start: NodeStart) -> list[str]:
 
 def environment(start: NodeStart, outer: Mapping[str, str]) -> dict[str, str]:
     """The environment of `ray start` and of all processes of the node."""
-    roots = [*(str(root) for root in start.roots), *filter(None, [outer.get(ROOTS_VARIABLE, "")])]
+    roots = os.pathsep.join(filter(None, [*map(str, start.roots), outer.get(ROOTS_VARIABLE)]))
     variables = without_unwanted(outer) | ray_environment(start.secrets, start.address)
-    return variables | ({ROOTS_VARIABLE: os.pathsep.join(roots)} if roots else {})
+    return variables | ({ROOTS_VARIABLE: roots} if roots else {})
 
 
 def own_address(head: Address) -> str:
@@ -92,13 +92,8 @@ def run_node(start: NodeStart, on_up: Callable[[], None]) -> int:
     log = cache_folder() / "cluster" / f"{'head' if start.is_head else 'worker'}-{start.ip}.log"
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("wb") as out, _interruptible():
-        child = subprocess.Popen(
-            command_line(start),
-            env=environment(start, os.environ),
-            stdin=subprocess.DEVNULL,
-            stdout=out,
-            stderr=subprocess.STDOUT,
-        )
+        variables = environment(start, os.environ)
+        child = Popen(command_line(start), env=variables, stdin=DEVNULL, stdout=out, stderr=STDOUT)
         try:
             _wait_until_up(start, child, log)
             on_up()
@@ -110,20 +105,20 @@ def run_node(start: NodeStart, on_up: Callable[[], None]) -> int:
     raise MintError(f"the node ended by itself (exit code {code}): {_tail(log)}")
 
 
-def stop(child: "subprocess.Popen[bytes]") -> None:
+def stop(child: "Popen[bytes]") -> None:
     """Stop a child process, first with SIGTERM; Ray's own children end with it."""
     for seconds, end in ((LEAVE_SECONDS, child.terminate), (STOP_SECONDS, child.kill), (STOP_SECONDS, child.kill)):
-        with suppress(subprocess.TimeoutExpired):
+        with suppress(TimeoutExpired):
             child.wait(seconds)
             return
         end()
 
 
-def _wait_until_up(start: NodeStart, child: "subprocess.Popen[bytes]", log: Path) -> None:
+def _wait_until_up(start: NodeStart, child: "Popen[bytes]", log: Path) -> None:
     deadline = time.monotonic() + START_SECONDS
     reason = "no answer yet"
     while time.monotonic() < deadline:
-        with suppress(subprocess.TimeoutExpired):
+        with suppress(TimeoutExpired):
             code = child.wait(POLL_SECONDS)
             raise MintError(f"Ray did not start (exit code {code}): {_tail(log)}")
         try:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from cluster.transport.wire import pack, unpack
+from cluster.transport.messages import pack, unpack
 
 if TYPE_CHECKING:
     from cluster.head.handshake import Head, Node  # imports Ray, which must not happen before its environment is set
@@ -25,7 +25,7 @@ def cluster_record(head: Head, answers: dict[str, bytes]) -> dict[str, Any]:
     nodes, models, rates = [], [], []
     for node in sorted(head.living(), key=lambda node: (not node.is_head, node.address)):
         answer = answers.get(node.node_id)
-        record = unpack(answer) if answer else {"machine": None, "models": [], "rates": {}}
+        record = unpack(answer) if answer else {"machine": {}, "models": [], "rates": {}}
         nodes.append(_node(node, record["machine"]))
         models += [{"node": node.address, **model} for model in record["models"]]
         for job, rate in record["rates"].items():
@@ -40,15 +40,15 @@ def cluster_record(head: Head, answers: dict[str, bytes]) -> dict[str, Any]:
     }
 
 
-def _node(node: Node, machine: dict[str, Any] | None) -> dict[str, Any]:
+def _node(node: Node, machine: dict[str, Any]) -> dict[str, Any]:
     return {
         "node": node.address,
         "host": node.hostname,
         "head": node.is_head,
-        "answers": machine is not None,
-        "chip": machine["chip"] if machine else "",
-        "gpu": bool(machine and machine["has_gpu"]),
-        "memory_bytes": machine["memory_bytes"] if machine else 0,
+        "answers": bool(machine),
+        "chip": machine.get("chip", ""),
+        "gpu": machine.get("has_gpu", False),
+        "memory_bytes": machine.get("memory_bytes", 0),
         "disk_free_bytes": min(machine["disk_free_bytes"].values()) if machine else 0,
         "versions": {**node.versions, **({"python": machine["python"]} if machine else {})},
     }

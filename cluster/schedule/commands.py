@@ -3,38 +3,28 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from cluster.schedule.events import OfBatch, OfEnd, OfWorker
 
-@dataclass(frozen=True, slots=True)
-class Send:
+
+@dataclass(frozen=True)
+class _OfItems(OfBatch):
+    items: tuple[str, ...]
+
+
+class Send(_OfItems):
     """Send these items to a worker, in this order."""
 
-    worker: str
-    batch: int
-    items: tuple[str, ...]
 
-
-@dataclass(frozen=True, slots=True)
-class Skip:
+class Skip(_OfItems):
     """Tell a worker not to begin these items of a batch; their results do no harm."""
 
-    worker: str
-    batch: int
-    items: tuple[str, ...]
 
-
-@dataclass(frozen=True, slots=True)
-class Ping:
+class Ping(OfWorker):
     """Ask a worker for a sign of life."""
 
-    worker: str
 
-
-@dataclass(frozen=True, slots=True)
-class Dismiss:
+class Dismiss(OfEnd):
     """Give up a worker; its node may start a new one."""
-
-    worker: str
-    reason: str
 
 
 @dataclass(frozen=True, slots=True)

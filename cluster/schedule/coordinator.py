@@ -82,7 +82,7 @@ class Coordinator:
                 self._apply(event)
             for worker in list(self._workers.values()):
                 if worker.deadline <= self._now:
-                    self._apply(Overdue(worker.name))
+                    self._apply(Overdue(worker.name, f"no answer for {self.policy.answer_seconds:.0f} s"))
             self._assign()
             self._finish()
         return self._out
@@ -145,7 +145,7 @@ class Coordinator:
     def _answered(self, worker: _Worker, _: Answered) -> None:
         worker.silences += 1
         if worker.silences > self.policy.silences:
-            self._retire(worker, "it answers, but makes no progress")
+            self._retire(worker, Died(worker.name, "it answers, but makes no progress"))
             return
         for batch in sorted(worker.broken & worker.batches.keys()):
             self._out.append(Skip(worker.name, batch, tuple(worker.batches[batch])))
@@ -153,19 +153,13 @@ class Coordinator:
         worker.broken.clear()
         self._renew(worker)
 
-    def _unanswered(self, worker: _Worker, _: Overdue) -> None:
-        self._retire(worker, f"no answer for {self.policy.answer_seconds:.0f} s")
-
-    def _died(self, worker: _Worker, event: Died) -> None:
-        self._retire(worker, event.reason)
-
-    def _retire(self, worker: _Worker, reason: str) -> None:
+    def _retire(self, worker: _Worker, event: Died | Overdue) -> None:
         worker.phase = Phase.GONE
         worker.deadline = inf
         self._backlog.forget(worker.name)
-        self._out.append(Dismiss(worker.name, reason))
+        self._out.append(Dismiss(worker.name, event.reason))
         if item := worker.current:
-            self._record_failure(item, worker.name, reason)
+            self._record_failure(item, worker.name, event.reason)
         for batch in list(worker.batches):
             self._release(worker, batch)
 
@@ -327,19 +321,19 @@ _NEW, _READY, _SUSPECT, _GONE = Phase.UNKNOWN, Phase.READY, Phase.SUSPECT, Phase
 # a worker's next phase and the action, by phase and event; other events change nothing
 _RULES: Mapping[tuple[Phase, type], tuple[Phase, _Action]] = {
     (_NEW, Joined): (_READY, Coordinator._joined),
-    (_NEW, Died): (_GONE, Coordinator._died),
+    (_NEW, Died): (_GONE, Coordinator._retire),
     (_READY, Arrived): (_READY, Coordinator._arrived),
     (_READY, Failed): (_READY, Coordinator._failed),
     (_READY, Ended): (_READY, Coordinator._ended),
     (_READY, Broken): (_SUSPECT, Coordinator._broken),
-    (_READY, Died): (_GONE, Coordinator._died),
+    (_READY, Died): (_GONE, Coordinator._retire),
     (_READY, Overdue): (_SUSPECT, Coordinator._ping),
     (_SUSPECT, Arrived): (_READY, Coordinator._arrived),
     (_SUSPECT, Failed): (_READY, Coordinator._failed),
     (_SUSPECT, Ended): (_READY, Coordinator._ended),
     (_SUSPECT, Broken): (_SUSPECT, Coordinator._broken),
     (_SUSPECT, Answered): (_READY, Coordinator._answered),
-    (_SUSPECT, Died): (_GONE, Coordinator._died),
-    (_SUSPECT, Overdue): (_GONE, Coordinator._unanswered),
+    (_SUSPECT, Died): (_GONE, Coordinator._retire),
+    (_SUSPECT, Overdue): (_GONE, Coordinator._retire),
     (_GONE, Arrived): (_GONE, Coordinator._accept),
 }

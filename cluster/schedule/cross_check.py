@@ -25,7 +25,8 @@ def cross_check_units(units: Sequence[Unit], able: Mapping[str, set[str]]) -> tu
     """The units to measure on every kind; `able` maps a kind to the paths that it can do."""
     shared = [unit for unit in units if sum(unit.path in paths for paths in able.values()) > 1]
     count = max(FEWEST, ceil(SHARE * len(units)))
-    chosen = {unit.path for unit in sorted(shared, key=lambda unit: _draw(unit.path))[:count]}
+    drawn = sorted(shared, key=lambda unit: hashlib.sha256(f"measured twice\0{unit.path}".encode()).digest())[:count]
+    chosen = {unit.path for unit in drawn}
     return tuple(unit for unit in shared if unit.path in chosen)
 
 
@@ -40,7 +41,3 @@ def check_agreement(unit: str, results: Mapping[str, T], difference: Callable[[T
                 f"same within {TOLERANCE:g} relative on every chip. Run mint cluster doctor on both, remove one, and "
                 "analyze again"
             )
-
-
-def _draw(path: str) -> bytes:
-    return hashlib.sha256(f"measured twice\0{path}".encode()).digest()

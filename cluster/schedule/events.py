@@ -1,9 +1,10 @@
-"""Events for the coordinator, its items and its policy: plain records, so that a run can be logged and replayed."""
+"""Events for the coordinator, its items and its policy: plain records, so that a run can be logged and replayed.
 
-from collections.abc import Mapping
+A worker is one incarnation of a node: a node that comes back is a new worker.
+"""
+
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-
-# a worker is one incarnation of a node: a node that comes back is a new worker
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,67 +16,64 @@ class Item:
     group: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Joined:
-    """A worker is ready; `missing` is the number of bytes to borrow for each group that it can do."""
+@dataclass(frozen=True)
+class OfWorker:
+    """News of a worker, or a command to one."""
 
     worker: str
+
+
+@dataclass(frozen=True)
+class OfBatch(OfWorker):
+    batch: int
+
+
+@dataclass(frozen=True)
+class OfEnd(OfWorker):
+    reason: str
+
+
+@dataclass(frozen=True)
+class Joined(OfWorker):
+    """A worker is ready; `missing` is the number of bytes to borrow for each group that it can do."""
+
     missing: Mapping[str, int]
 
 
-@dataclass(frozen=True, slots=True)
-class Arrived:
-    """A worker sent the result of an item."""
+@dataclass(frozen=True)
+class Arrived(OfWorker):
+    """A worker sent the result of an item, in pieces."""
 
-    worker: str
     item: str
+    pieces: Sequence[bytes] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Failed:
+@dataclass(frozen=True)
+class Failed(OfWorker):
     """An item raised on a worker, which continues with the rest of the batch."""
 
-    worker: str
     item: str
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
-class Ended:
+class Ended(OfBatch):
     """A batch is over: no more results of it will arrive."""
 
-    worker: str
-    batch: int
 
-
-@dataclass(frozen=True, slots=True)
-class Broken:
+class Broken(OfBatch):
     """The stream of a batch broke; the worker may be alive."""
 
-    worker: str
-    batch: int
 
-
-@dataclass(frozen=True, slots=True)
-class Answered:
+class Answered(OfWorker):
     """A worker answered a ping."""
 
-    worker: str
 
-
-@dataclass(frozen=True, slots=True)
-class Died:
+class Died(OfEnd):
     """A worker is known to be dead."""
 
-    worker: str
-    reason: str
 
-
-@dataclass(frozen=True, slots=True)
-class Overdue:
+class Overdue(OfEnd):
     """A worker passed its deadline. The coordinator creates this event itself."""
-
-    worker: str
 
 
 Event = Joined | Arrived | Failed | Ended | Broken | Answered | Died | Overdue

@@ -6,9 +6,8 @@ from typing import Any
 import ray
 from ray.exceptions import RayError, RayTaskError
 
-from cluster.copies.borrower import Answer
 from cluster.copies.inventory import Inventory
-from cluster.copies.lender import Lender, Piece, RefusedError
+from cluster.copies.lending import Answer, Lender, Piece, RefusedError
 from cluster.settings import RESOURCE
 from cluster.transport.survey import pinned_to
 from cluster.transport.worker import Worker

@@ -20,16 +20,14 @@ from typing import Any
 import ray
 from ray.exceptions import ActorDiedError, RayError, RayTaskError
 
-from cluster.copies.borrower import Peers
-from cluster.copies.holdings import Holder
-from cluster.copies.inventory import Inventory
+from cluster.copies.inventory import Holder, Inventory
+from cluster.copies.lending import Peers
 from cluster.head.watch import Beside, HeadWatch
 from cluster.schedule.commands import Command, Dismiss, Ping, Send, Skip
 from cluster.schedule.events import Answered, Broken, Died, Ended, Event, Joined
 from cluster.transport.actor import RayPeer, as_actor, start_lender
-from cluster.transport.messages import Gathering
+from cluster.transport.messages import Gathering, holder_from, unpack
 from cluster.transport.survey import AGAIN_SECONDS, GET_SECONDS, Node, first_line, pinned_to, workable
-from cluster.transport.wire import holder_from, unpack
 from cluster.transport.worker import Worker
 from mint.core.errors import MintError
 from mint.core.log import log
@@ -43,11 +41,9 @@ LOOK_SECONDS = 10.0  # a worker that takes longer for them counts as silent
 GRACE_SECONDS = 15.0  # for the others, after the first answer
 PING_SECONDS = 1.0  # until a ping that could not be delivered is sent again
 # Messages that a stream may be ahead of the head. A node works on one batch at a time, and a message is at most a piece
-# of `wire.PIECE_BYTES` and a parcel, so results take 50 MB of its object store (measured: six pieces) however much is
-# assembled, and the head fetches one at a time. Far from `STORE_BYTES`, so Ray has nothing to spill.
+# of a result and a parcel, so results take 50 MB of its object store (measured: six pieces) however much is assembled,
+# and the head fetches one at a time. Far from `STORE_BYTES`, so Ray has nothing to spill.
 PIECES = 4
-
-Heard = tuple[Event, list[bytes]]
 
 
 @dataclass(slots=True)
@@ -89,7 +85,7 @@ class Carrier:
         self._waiting: dict[Any, Call] = {}
         self._job = 1  # the number that all messages to workers carry
         self._pings: list[tuple[float, Link]] = []  # to be sent again, and when
-        self._heard: list[Heard] = []
+        self._heard: list[Event] = []
         self._lives: dict[str, int] = {}
         self._nodes = Beside(ray.nodes, AGAIN_SECONDS)
 
@@ -114,12 +110,10 @@ class Carrier:
 
     def open(self, link: Link, model: Any, job: bytes, missing: Mapping[str, int], peers: Peers) -> None:
         """Let a worker get ready; it has joined when it is."""
-
-        def opened(link: Link, _: None) -> None:
-            self._heard.append((Joined(link.worker, missing), []))
-
         reference = link.actor.open.remote(self._job, model, job, peers)
-        self._waiting[reference] = Call(link, opened, self._lose, self._deadline(link), may_raise=True)
+        self._waiting[reference] = Call(
+            link, self._hears(Joined(link.worker, missing)), self._lose, self._deadline(link), may_raise=True
+        )
 
     def lend(self, inventory: Inventory) -> None:
         """Let this machine lend the shards of an inventory, until `stop_lending`."""
@@ -198,7 +192,7 @@ class Carrier:
                     log.warning("worker.dismissed", worker=worker, reason=reason)
                     self._drop(link)
 
-    def hear(self, seconds: float) -> list[Heard]:
+    def hear(self, seconds: float) -> list[Event]:
         """Events since the last call; waits for the first at most so long. Raises `MintError` when the head is gone."""
         if self._watch:
             self._watch.insist()
@@ -266,12 +260,11 @@ class Carrier:
             self._heard.extend(gathering.add(message))
 
         def ended(link: Link, error: Exception) -> None:
-            event: Event = Broken(link.worker, batch)
-            if isinstance(error, StopIteration):
-                event = Ended(link.worker, batch)
-            elif isinstance(error, ActorDiedError):
-                event = Died(link.worker, first_line(error))
-            self._heard.append((event, []))
+            if isinstance(error, ActorDiedError):
+                self._heard.append(Died(link.worker, first_line(error)))
+            else:
+                kind = Ended if isinstance(error, StopIteration) else Broken
+                self._heard.append(kind(link.worker, batch))
 
         link.actor.expect.remote(self._job, batch, list(items))
         run = link.actor.run.options(_generator_backpressure_num_objects=PIECES)
@@ -281,15 +274,15 @@ class Carrier:
     def _ping(self, link: Link) -> None:
         def lost(link: Link, error: Exception) -> None:
             if isinstance(error, ActorDiedError):
-                self._heard.append((Died(link.worker, first_line(error)), []))
+                self._heard.append(Died(link.worker, first_line(error)))
             else:
                 self._pings.append((time.monotonic() + PING_SECONDS, link))
 
-        def answered(link: Link, _: object) -> None:
-            self._heard.append((Answered(link.worker), []))
-
         if link.worker in self.links:
-            self._waiting[link.actor.ping.remote()] = Call(link, answered, lost)
+            self._waiting[link.actor.ping.remote()] = Call(link, self._hears(Answered(link.worker)), lost)
+
+    def _hears(self, event: Event) -> Callable[[Link, Any], None]:
+        return lambda link, answer: self._heard.append(event)
 
     def _deadline(self, link: Link) -> float:
         return time.monotonic() + START_SECONDS * self._lives[link.node.name]

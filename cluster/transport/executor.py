@@ -16,8 +16,7 @@ from typing import Any, Generic, TypeVar
 
 import ray
 
-from cluster.copies.holdings import Holder, Holdings
-from cluster.copies.inventory import take_inventory
+from cluster.copies.inventory import Holder, Holdings, take_inventory
 from cluster.copies.sparse_copy import Outline, Range, fill_in, make_view, read_outline, view_folder
 from cluster.schedule.commands import Accept, Finish
 from cluster.schedule.coordinator import Coordinator
@@ -27,7 +26,7 @@ from cluster.schedule.placement import Placement, place_units, place_whole_model
 from cluster.schedule.solo import TRIAL_SECONDS, LinkSpeed, Timed, reason_to_pack_alone
 from cluster.settings import RESOURCE
 from cluster.transport.driver import Carrier, Link
-from cluster.transport.wire import from_pieces, pack, tell_job, tell_model
+from cluster.transport.messages import from_pieces, pack, tell_job, tell_model
 from mint.analysis.probes.packed_base import memory_for_models
 from mint.analysis.unit_jobs import peak_bytes
 from mint.core.errors import MintError
@@ -108,7 +107,7 @@ class ClusterExecutor:
         if not config.is_file():
             raise MintError(f"{model}: no config.json found; needed here, also when the shards are elsewhere")
         owners = {name: self._owners(name) for name in self.lacking}
-        outlines = {name: Outline(*self.carrier.ask(links, "outline", name)) for name, links in owners.items()}
+        outlines = {name: Outline(**self.carrier.ask(links, "outline", name)) for name, links in owners.items()}
         view = make_view(view_folder("head", model), model, config.read_bytes(), outlines)
         for name, links in owners.items():
             start = 8 + len(outlines[name].header)
@@ -214,9 +213,9 @@ class ClusterExecutor:
         coordinator = Coordinator(placement.items, self._policy)
         del placement  # the coordinator keeps what it needs in a few bytes a unit
         try:
-            for item, pieces in self._accepted(coordinator):
-                unit = work.units[coordinator.items.ranks[coordinator.items.index(item)]]
-                yield unit, from_pieces(work.job, unit, pieces)
+            for event in self._accepted(coordinator):
+                unit = work.units[coordinator.items.ranks[coordinator.items.index(event.item)]]
+                yield unit, from_pieces(work.job, unit, event.pieces)
         except BaseException:  # also when the consumer stops: the workers' results have no use then
             self.carrier.quit()
             raise
@@ -261,12 +260,12 @@ class ClusterExecutor:
             f"copy them to {source.folder}, the first is {self.lacking[0]}"
         )
 
-    def _accepted(self, coordinator: Coordinator) -> Iterator[tuple[str, list[bytes]]]:
-        """Drive the coordinator; yield every item with the pieces of its result."""
+    def _accepted(self, coordinator: Coordinator) -> Iterator[Arrived]:
+        """Drive the coordinator; yield the first result of every item."""
         self.carrier.carry(*coordinator.step(time.monotonic()))
         while coordinator.finished is None:
             wait = min(coordinator.wakes_at - time.monotonic(), TICK_SECONDS)
-            for event, pieces in self.carrier.hear(max(wait, 0.0)):
+            for event in self.carrier.hear(max(wait, 0.0)):
                 commands = coordinator.step(time.monotonic(), event)
                 self.carrier.carry(*commands)
                 if isinstance(event, Arrived):
@@ -274,7 +273,7 @@ class ClusterExecutor:
                     log.debug("result.arrived", worker=event.worker, unit=event.item, accepted=accepted)
                     if accepted:
                         self.made_by[event.item] = event.worker.partition("~")[0]  # a restarted worker is NODE~LIVES
-                        yield event.item, pieces
+                        yield event
             self.carrier.carry(*coordinator.step(time.monotonic()))
 
     def _owners(self, shard: str) -> list[Link]:

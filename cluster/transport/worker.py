@@ -13,15 +13,12 @@ from typing import Any
 
 import mlx.core as mx
 
-from cluster.copies.borrower import Borrower, Loans, Peers
-from cluster.copies.holdings import Holder
-from cluster.copies.inventory import find_model, model_roots, take_inventory
-from cluster.copies.lender import Lender, Piece, RefusedError
+from cluster.copies.inventory import Holder, find_model, model_roots, take_inventory
+from cluster.copies.lending import Borrower, Lender, Loans, Peers, Piece, RefusedError
 from cluster.copies.sparse_copy import Outline, Range, make_view, read_outline, read_ranges, view_folder
-from cluster.transport.messages import Parcel
+from cluster.transport.messages import Parcel, make_job, outlines_of, pack, source_from, to_pieces, unpack
 from cluster.transport.prefetch import BatchWeights, Part, ReadAhead
 from cluster.transport.throughput import metered
-from cluster.transport.wire import make_job, outlines_of, pack, source_from, to_pieces, unpack
 from mint.analysis.probes.packed_base import memory_for_models
 from mint.analysis.unit_jobs import peak_bytes
 from mint.core.memory import memory_is_short
@@ -43,16 +40,16 @@ class Worker:
     """
 
     def __init__(self, node: str, memory_bytes: int | None = None) -> None:
-        self._node = node
-        self._memory = memory_for_models() if memory_bytes is None else memory_bytes
+        self.node = node
+        self.memory_bytes = memory_for_models() if memory_bytes is None else memory_bytes
         self._folder: Path | None = None
         self._opened: tuple[bytes, Path | None] | None = None  # the record of the model, and its folder
-        self._source: Source | None = None
-        self._weights: BatchWeights | None = None
-        self._tensors: dict[str, SourceTensor] = {}
-        self._units: dict[str, Unit] = {}
-        self._number = 0  # of the job
-        self._job: PortableJob[Any] | None = None
+        self.source: Source  # with the next three from the first `open` on
+        self.weights: BatchWeights
+        self.units: dict[str, Unit]
+        self._tensors: dict[str, SourceTensor]
+        self.number = 0  # of the job
+        self.job: PortableJob[Any] | None = None
         self._skipped: set[tuple[int, int, str]] = set()  # job, batch, unit
         self._ahead = ReadAhead()
         self._begun: Unit | None = None
@@ -64,16 +61,15 @@ class Worker:
     def hello(self, model: str, *, share: bool = False) -> bytes:
         """Describe this node as a `Holder`; to `share` it lends the shards of `model` that it may lend."""
         self._folder = find_model(model, model_roots())
-        inventory = take_inventory(self._node, self._folder)
+        inventory = take_inventory(self.node, self._folder)
         self._lender = Lender(inventory) if share else None
         lent, unlent = (tuple(self._lender.lent), self._lender.unlent) if self._lender else ((), {})
         all_versions = {**versions(), "python": platform.python_version(), "ray": version("ray")}
-        return pack(Holder(inventory, device_kind(), self._memory, os.getpid(), all_versions, lent, unlent))
+        return pack(Holder(inventory, device_kind(), self.memory_bytes, os.getpid(), all_versions, lent, unlent))
 
     def outline(self, shard: str) -> bytes:
         """Size and header of a shard that this node holds."""
-        outline = read_outline(self._path(shard))
-        return pack([outline.nbytes, outline.header])
+        return pack(read_outline(self._path(shard)))
 
     def ranges(self, shard: str, ranges: Sequence[Range]) -> bytes:
         """These ranges of a shard that this node holds."""
@@ -90,19 +86,18 @@ class Worker:
 
         A model that is open stays open. An earlier job than the present one is not begun.
         """
-        if number < self._number:
+        if number < self.number:
             return
-        self._number = number
+        self.number = number
         if self._opened != (model, self._folder):
             self._open_model(unpack(model))
             self._opened = model, self._folder
-        assert self._source
-        self._job = make_job(unpack(job), self._source, self._job)
+        self.job = make_job(unpack(job), self.source, self.job)
         self._skipped.clear()
         self._parcel = Parcel()
         self._loans = None
         if self._lender and self._lacking:
-            self._loans = Loans(self._source.folder, self._lacking, self._tensors, Borrower(peers))
+            self._loans = Loans(self.source.folder, self._lacking, self._tensors, Borrower(peers))
 
     def _open_model(self, record: dict[str, Any]) -> None:
         folder, config = self._folder, record["config_text"]
@@ -111,35 +106,34 @@ class Worker:
         has_config = "config.json" in present and folder and (folder / "config.json").read_bytes() == config
         if self._lacking or folder is None or not has_config:
             folder = make_view(view_folder(record["identity"], folder), folder, config, self._lacking)
-        self._source = source_from(record, folder)
-        self._units = {unit.path: unit for unit in self._source.units}
-        self._tensors = self._source.tensors()
-        self._weights = BatchWeights(self._source, self._source.units)
+        self.source = source_from(record, folder)
+        self.units = {unit.path: unit for unit in self.source.units}
+        self._tensors = self.source.tensors()
+        self.weights = BatchWeights(self.source, self.source.units)
 
     def run(self, number: int, batch: int, names: Sequence[str]) -> Iterator[bytes]:
         """Do these units in their order; messages of entries `[unit, reason of failure, piece, is the last piece]`."""
-        if number != self._number:
+        if number != self.number:
             return
-        assert self._weights and self._job
+        assert self.job
         self._ahead.stop(batch)
         if self._begun and self._begun.path not in names:
-            self._weights.forget_kin([self._begun])
+            self.weights.forget_kin([self._begun])
         self._begun = None
-        parcel = self._parcel
-        units = rest = [self._units[name] for name in names]
+        parcel, skipped = self._parcel, self._skipped
+        units = rest = [self.units[name] for name in names]
         for unit in units:
             if reason := self._too_large(unit):
-                parcel.add([unit.path, reason, b"", True], 0)
-                yield pack(parcel.take())
+                yield pack([[unit.path, reason, b"", True]])
                 rest = [other for other in rest if other is not unit]
-        while rest := [unit for unit in rest if (number, batch, unit.path) not in self._skipped]:
+        while rest := [unit for unit in rest if (number, batch, unit.path) not in skipped]:
             try:
-                for unit, result in metered(self._job.label, self._results(rest)):
+                for unit, result in metered(self.job.label, self.results(rest)):
                     rest = rest[1:]
-                    for piece, is_last in to_pieces(self._job, result):
+                    for piece, is_last in to_pieces(self.job, result):
                         if parcel.add([unit.path, "", piece, is_last], len(piece)):
                             yield pack(parcel.take())
-                    again = any((number, batch, unit.path) in self._skipped for unit in rest)
+                    again = any((number, batch, unit.path) in skipped for unit in rest)
                     if parcel.is_due(unit.nbytes, rest[0].nbytes if rest and not again else None):
                         yield pack(parcel.take())
                     if again:
@@ -149,15 +143,15 @@ class Worker:
                 yield pack(parcel.take())
                 rest = rest[1:]
         self._ahead.stop(batch)
-        self._weights.forget_kin(units, keep=self._begun.path if self._begun else "")
+        self.weights.forget_kin(units, keep=self._begun.path if self._begun else "")
         if self._loans:
             self._loans.give_back()
 
-    def _results(self, units: Sequence[Unit]) -> Iterator[tuple[Unit, Any]]:
-        assert self._source and self._weights and self._job
-        job = self._job
+    def results(self, units: Sequence[Unit]) -> Iterator[tuple[Unit, Any]]:
+        assert self.job
+        job = self.job
         if self._loans:  # its files are filled for one batch, so they are opened for one
-            return self._loans.before(units, in_process(self._source, job, units))
+            return self._loans.before(units, in_process(self.source, job, units))
 
         def reading_ahead(unit: Unit, weight: mx.array) -> Any:
             if unit is units[-1]:
@@ -165,11 +159,11 @@ class Worker:
             return job(unit, weight)
 
         job.ready(units)
-        return do(reading_ahead, units, self._weights)
+        return do(reading_ahead, units, self.weights)
 
     def expect(self, number: int, batch: int, names: Sequence[str]) -> None:
         """Announce a batch: its first units are read ahead as soon as the disk is idle."""
-        if number == self._number and not self._loans:
+        if number == self.number and not self._loans:
             self._ahead.want(batch, tuple(self._parts(names)), names[0])
 
     def borrow_from(self, peers: Peers) -> None:
@@ -190,31 +184,29 @@ class Worker:
 
         The estimate of a unit's peak has room for the next, which is no larger: the largest come first.
         """
-        assert self._weights
         name = self._ahead.next
         if name and not memory_is_short():
-            self._begun = self._units[name]
-            self._weights.begin(self._begun)
+            self._begun = self.units[name]
+            self.weights.begin(self._begun)
         elif not name:
             self._ahead.free()
 
     def _too_large(self, unit: Unit) -> str:
         """The reason why this machine refuses a unit, rather than be killed for it; empty when it has room."""
         needed = peak_bytes(unit, self._tensors)
-        if needed <= self._memory:
+        if needed <= self.memory_bytes:
             return ""
-        return f"it takes about {format_size(needed)} of memory, there are {format_size(self._memory)}"
+        return f"it takes about {format_size(needed)} of memory, there are {format_size(self.memory_bytes)}"
 
     def _parts(self, names: Sequence[str]) -> Iterator[Part]:
         """The file ranges of the first of these units, and of as many others as make `AHEAD_BYTES`."""
-        assert self._source
         nbytes = 0
-        for unit in (self._units[name] for name in names):
+        for unit in (self.units[name] for name in names):
             nbytes += unit.nbytes
             if nbytes > max(AHEAD_BYTES, unit.nbytes):
                 return
             for tensor in (self._tensors[name] for name in unit.sources):
-                yield self._source.folder / tensor.shard, tensor.offset, tensor.nbytes
+                yield self.source.folder / tensor.shard, tensor.offset, tensor.nbytes
 
     def _path(self, shard: str) -> Path:
         assert self._folder

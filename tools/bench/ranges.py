@@ -21,9 +21,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from cluster.copies.borrower import Borrower
 from cluster.copies.inventory import Held, Inventory
-from cluster.copies.lender import PIECE_BYTES, Lender
+from cluster.copies.lending import PIECE_BYTES, Borrower, Lender
 from cluster.settings import STORE_BYTES, Secrets, make_token, ray_environment
 
 SHARD = "model.safetensors"

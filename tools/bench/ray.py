@@ -23,15 +23,14 @@ from typing import Any
 import mlx.core as mx
 import psutil
 
-from cluster.copies.borrower import Peers
-from cluster.copies.holdings import Holder
-from cluster.copies.inventory import Inventory
+from cluster.copies.inventory import Holder, Inventory
+from cluster.copies.lending import Peers
 from cluster.schedule.commands import Accept, Send
 from cluster.schedule.coordinator import Coordinator
 from cluster.schedule.events import Arrived, Failed, Item
 from cluster.transport.connect import driving
+from cluster.transport.messages import pack, unpack
 from cluster.transport.prefetch import BatchWeights
-from cluster.transport.wire import pack, unpack
 from mint.analysis.unit_jobs import Measure, Packed, Quantize, ready_kernels
 from mint.formats.format import KEEP
 from mint.formats.units import Unit
@@ -52,26 +51,26 @@ def making_actor() -> Any:
         """A worker whose units are made up: there is no model."""
 
         def hello(self, model: str, *, share: bool = False) -> bytes:
-            return pack(Holder(Inventory(self._node, "none"), device_kind(), self._memory, os.getpid(), versions()))
+            return pack(Holder(Inventory(self.node, "none"), device_kind(), self.memory_bytes, os.getpid(), versions()))
 
         def open(self, number: int, model: bytes, job: bytes, peers: Peers) -> None:
-            self._number = number
+            self.number = number
             told = unpack(model)
-            self._units = {name: _unit(name, told["shape"]) for name in told["names"]}
+            self.units = {name: _unit(name, told["shape"]) for name in told["names"]}
             ready_kernels("nearest", lambda progress: None)
             self._one: list[mx.array] = []
-            self._job = Measure() if told["job"] == "measure" else Quantize({})
+            self.job = Measure() if told["job"] == "measure" else Quantize({})
             nothing = Source(Path(), {}, "", "", (), (), (), (), OpenedModel(Path(), {}, ()))
-            self._weights = BatchWeights(nothing, ())
+            self.weights = BatchWeights(nothing, ())
             self._cpu = self._seconds = 0.0
             self._began = 0.0
 
-        def _results(self, units: Sequence[Unit]) -> Iterator[tuple[Unit, Any]]:
+        def results(self, units: Sequence[Unit]) -> Iterator[tuple[Unit, Any]]:
             if not self._one:
                 self._one.append(mx.random.normal(units[0].shape, scale=0.02).astype(mx.bfloat16))
                 Measure()(units[0], self._one[0])  # the first time loads what was compiled
                 self._began = time.process_time()
-            if isinstance(self._job, Quantize):
+            if isinstance(self.job, Quantize):
                 data = os.urandom(PACKED_BYTES)
                 yield from ((unit, Packed(unit.path, KEEP, (), (data,))) for unit in units)
                 return
@@ -132,7 +131,7 @@ def overhead(count: int, shape: Sequence[int]) -> dict[str, Any]:
         done = messages = 0
         while coordinator.finished is None:
             messages += bool(heard)
-            for event, _ in heard:
+            for event in heard:
                 for command in coordinator.step(time.monotonic(), event):
                     carrier.carry(command)
                     done += isinstance(command, Accept)
@@ -185,10 +184,10 @@ def packed(nbytes: int) -> dict[str, Any]:
             before, started, most, done = _processes(pid), time.perf_counter(), 0, 0
             carrier.carry(Send(link.worker, batch, tuple(names)))
             while done < len(names):
-                for event, pieces in carrier.hear(0.5):
+                for event in carrier.hear(0.5):
                     assert not isinstance(event, Failed), event
                     if isinstance(event, Arrived):
-                        *body, digest = pieces
+                        *body, digest = event.pieces
                         assert hashlib.sha256(memoryview(b"".join(body))).digest() == digest
                         done += 1
                         most = max(most, _store_bytes())

@@ -25,8 +25,8 @@ from statistics import median
 import mlx.core as mx
 import numpy as np
 
+from cluster.transport.messages import pack, tell_job, tell_model
 from cluster.transport.prefetch import BatchWeights
-from cluster.transport.wire import pack, tell_job, tell_model
 from cluster.transport.worker import Worker
 from mint.analysis.analysis import Measurement
 from mint.analysis.unit_jobs import Measure
@@ -71,10 +71,10 @@ def tree(model: Path, rounds: int) -> dict[str, object]:
     ways: dict[str, list[float]] = {"every batch": [], "once": []}
     _run(worker, 0, names[:1])  # compiles, and builds the tree
     for batch, name in enumerate(names[1:], start=1):
-        kept = worker._weights
-        worker._weights = BatchWeights(source, source.units)
+        kept = worker.weights
+        worker.weights = BatchWeights(source, source.units)
         ways["every batch"].append(_seconds(time.process_time, partial(_run, worker, 2 * batch, [name])))
-        worker._weights = kept
+        worker.weights = kept
         ways["once"].append(_seconds(time.process_time, partial(_run, worker, 2 * batch + 1, [name])))
     tensors = len(source.tensors())
     return {"tensors": tensors, "units": len(source.units), "cpu_seconds_per_batch": _medians(ways)}
@@ -86,7 +86,7 @@ def ahead(folder: Path, rounds: int, compute: float | None) -> dict[str, object]
     source = open_source(folder)
     worker = _opened(source)
     if compute is not None:
-        worker._job = Waiting(seconds=compute)
+        worker.job = Waiting(seconds=compute)
     largest = max(unit.nbytes for unit in source.units)
     names = [unit.path for unit in source.units if unit.nbytes == largest]
     ways: dict[str, list[float]] = {"not": [], "while": [], "before": []}
@@ -94,7 +94,7 @@ def ahead(folder: Path, rounds: int, compute: float | None) -> dict[str, object]
     for turn in range(rounds):
         for way, found in ways.items():
             _drop_from_cache(folder)
-            worker._weights = BatchWeights(source, source.units)
+            worker.weights = BatchWeights(source, source.units)
             found.append(_seconds(time.perf_counter, partial(_run_all, worker, names, turn, way)))
     _drop_from_cache(folder)
     reading = _seconds(time.perf_counter, partial(_read, folder))
@@ -175,7 +175,7 @@ def _run(worker: Worker, batch: int, names: Sequence[str]) -> None:
 
 def _run_all(worker: Worker, names: Sequence[str], turn: int, way: str) -> None:
     batch = 10_000 * (turn + 1) + 1_000 * len(way)
-    job = worker._job
+    job = worker.job
     assert job
     for place, name in enumerate(names):
         if place + 1 < len(names):
@@ -183,9 +183,9 @@ def _run_all(worker: Worker, names: Sequence[str], turn: int, way: str) -> None:
             if way == "before":
                 tell()
             if way == "while":
-                worker._job = Telling(tell=tell, job=job)
+                worker.job = Telling(tell=tell, job=job)
         _run(worker, batch + place, [name])
-    worker._job = job
+    worker.job = job
 
 
 def _drop_from_cache(folder: Path) -> None:

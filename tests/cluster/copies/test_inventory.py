@@ -9,13 +9,11 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from cluster.copies.holdings import Holder
-from cluster.copies.inventory import Held, Inventory, agree, find_model, needed_shards, take_inventory
+from cluster.copies.inventory import Held, Holder, Inventory, agree, find_model, needed_shards, take_inventory
 from cluster.copies.sparse_copy import fill_in, make_view, read_outline, read_ranges
 from cluster.schedule.events import Arrived, Failed
 from cluster.schedule.placement import group_of, place_units
-from cluster.transport.messages import Gathering
-from cluster.transport.wire import holder_from, pack, unpack
+from cluster.transport.messages import Gathering, holder_from, pack, unpack
 from mint.core.errors import MintError
 from mint.model.checkpoint.shards import SAMPLES, read_shard, sampled_ranges
 from mint.model.source import open_source
@@ -188,12 +186,12 @@ def test_a_held_file_is_never_written_through_a_view(model: Path, tmp_path: Path
 
 def test_a_result_has_arrived_with_its_last_piece_and_streams_do_not_mix() -> None:
     one, other = Gathering("a"), Gathering("b")
-    assert one.add(pack([["unit", "", b"one", False]])) == []
-    assert other.add(pack([["other", "", b"else", True]])) == [(Arrived("b", "other"), [b"else"])]
-    assert one.add(pack([["unit", "", b"two", True], ["third", "", b"x", True]])) == [
-        (Arrived("a", "unit"), [b"one", b"two"]),
-        (Arrived("a", "third"), [b"x"]),
+    assert list(one.add(pack([["unit", "", b"one", False]]))) == []
+    assert list(other.add(pack([["other", "", b"else", True]]))) == [Arrived("b", "other", [b"else"])]
+    assert list(one.add(pack([["unit", "", b"two", True], ["third", "", b"x", True]]))) == [
+        Arrived("a", "unit", [b"one", b"two"]),
+        Arrived("a", "third", [b"x"]),
     ]
-    assert one.add(pack([["unit", "", b"half", False]])) == []  # a unit that fails half-way through its result
-    failed = one.add(pack([["next", "KeyError", b"", True], ["last", "", b"y", True]]))
-    assert failed == [(Failed("a", "next", "KeyError"), []), (Arrived("a", "last"), [b"y"])]
+    assert list(one.add(pack([["unit", "", b"half", False]]))) == []  # a unit that fails half-way through its result
+    failed = list(one.add(pack([["next", "KeyError", b"", True], ["last", "", b"y", True]])))
+    assert failed == [Failed("a", "next", "KeyError"), Arrived("a", "last", [b"y"])]

@@ -8,9 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cluster.copies.borrower import Answer, Borrower, Loans, joined
 from cluster.copies.inventory import take_inventory
-from cluster.copies.lender import PIECE_BYTES, Lender, Piece, RefusedError
+from cluster.copies.lending import PIECE_BYTES, Answer, Borrower, Lender, Loans, Piece, RefusedError, joined
 from cluster.copies.sparse_copy import make_view, read_outline
 from cluster.schedule.placement import group_of, place_units
 from cluster.transport.worker import Worker

@@ -44,14 +44,14 @@ os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # listen on loopback alon
 import ray
 from ray.cluster_utils import Cluster
 
-from cluster.copies.borrower import Peers
+from cluster.copies.lending import Peers
 from cluster.schedule.commands import Ping, Send
 from cluster.schedule.events import Answered, Event, Joined, Policy
 from cluster.settings import make_token
 from cluster.transport.actor import as_actor
 from cluster.transport.driver import Carrier, Link
 from cluster.transport.executor import ClusterExecutor
-from cluster.transport.wire import pack, tell_job, tell_model, unpack
+from cluster.transport.messages import pack, tell_job, tell_model, unpack
 from cluster.transport.worker import Worker
 
 NODES = 3
@@ -322,8 +322,8 @@ def test_results_of_one_job_that_come_late_never_pass_for_those_of_the_next(
         executor.carrier.carry(Ping(worker))
     heard: list[Event] = []
     while len(heard) < len(workers):
-        heard += [event for event, _ in executor.carrier.hear(1.0)]
-    heard += [event for event, _ in executor.carrier.hear(2.0)]
+        heard += executor.carrier.hear(1.0)
+    heard += executor.carrier.hear(2.0)
     assert sorted(map(str, heard)) == sorted(str(Answered(worker)) for worker in workers)
     job = Quantize({unit.path: unit.formats[0] for unit in source.units}, "nearest")
     expected = dict(_by_path(in_process(open_source(model), job, source.units)))
@@ -348,8 +348,8 @@ def test_a_worker_that_gets_ready_for_a_job_that_is_over_has_not_joined_the_next
         open_model(models[1])
     heard: list[Event] = []
     while not heard:
-        heard += [event for event, _ in carrier.hear(1.0)]
-    heard += [event for event, _ in carrier.hear(1.0)]
+        heard += carrier.hear(1.0)
+    heard += carrier.hear(1.0)
     assert heard == [Joined(link.worker, {"": 0})]
 
 

@@ -5,9 +5,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from cluster.transport.messages import Gathering
-from cluster.transport.wire import (
+from cluster.schedule.events import Arrived
+from cluster.transport.messages import (
     PIECE_BYTES,
+    Gathering,
     from_pieces,
     holder_from,
     make_job,
@@ -46,8 +47,10 @@ def _done_by_a_worker(source: Source, job: PortableJob[Any]) -> dict[str, Any]:
     worker.hello(str(source.folder))
     worker.open(1, pack(tell_model(source, {})), pack(tell_job(job)), {})
     units = {unit.path: unit for unit in source.units}
-    arrived = [result for message in worker.run(1, 1, list(units)) for result in gathering.add(message)]
-    return {event.item: from_pieces(job, units[event.item], pieces) for event, pieces in arrived}
+    arrived = [event for message in worker.run(1, 1, list(units)) for event in gathering.add(message)]
+    return {
+        event.item: from_pieces(job, units[event.item], event.pieces) for event in arrived if isinstance(event, Arrived)
+    }
 
 
 def _bytes(result: Any) -> Any:

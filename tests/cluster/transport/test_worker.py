@@ -14,8 +14,8 @@ from mlx.nn.layers.base import Module
 from cluster.schedule.cross_check import FEWEST, SHARE, check_agreement, cross_check_units
 from cluster.schedule.events import Item
 from cluster.schedule.placement import Placement, place_whole_model, within_memory
+from cluster.transport.messages import from_pieces, pack, tell_job, tell_model, unpack
 from cluster.transport.prefetch import BatchWeights, ReadAhead, read
-from cluster.transport.wire import from_pieces, pack, tell_job, tell_model, unpack
 from cluster.transport.worker import Worker
 from mint.analysis.analysis import Measurement
 from mint.analysis.cross_device import ROUNDING, TOLERANCE, difference, is_mixed, rounded

@@ -1,8 +1,11 @@
-"""Byte ranges of shards that this node lacks, from the nodes that lend them (`lender.py`).
+"""Byte ranges of one model's shards, lent by the nodes of a run with `--share` to those that lack them.
 
-Two pieces are on their way at once: while one is checked and written, the next is read and sent. Every piece is checked
-by its digest. After a peer that does not answer, refuses, or sends other bytes than it read, the next one is asked;
-the error after the last one gives the reason of every peer.
+A lender lends only shards of its inventory: an unknown name never becomes part of a path. A file outside of the model's
+folder (behind a link; a hub cache's own blobs count as the model's) is not lent. Every range comes with its digest.
+
+Two pieces are on their way at once: while one is checked and written, the next is read and sent. After a peer that does
+not answer, refuses, or sends other bytes than it read, the next one is asked; the error after the last one gives the
+reason of every peer.
 """
 
 import hashlib
@@ -11,17 +14,66 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import NamedTuple, Protocol, TypeVar
 
-from cluster.copies.lender import PIECE_BYTES, Piece, RefusedError
-from cluster.copies.sparse_copy import Outline, Range, fill_in, make_outline
+from cluster.copies.inventory import Held, Inventory
+from cluster.copies.sparse_copy import Outline, Range, fill_in, make_outline, read_ranges
 from mint.core.errors import MintError
 from mint.formats.units import Unit
 from mint.model.checkpoint.shards import SourceTensor
+from mint.model.hub_cache import blob_folders
 
+PIECE_BYTES = 8 << 20
 UNDER_WAY = 2  # pieces
 
 T = TypeVar("T")
+
+
+class RefusedError(Exception):
+    """The lender does not give these bytes, also when it is asked again."""
+
+
+class Piece(NamedTuple):
+    """The bytes of a range, and their SHA-256 where they were read."""
+
+    content: bytes
+    digest: bytes
+
+
+class Lender:
+    """Reads ranges of the shards of an inventory that may be `lent`; `unlent` has the reasons against the others."""
+
+    def __init__(self, inventory: Inventory) -> None:
+        self._folder = Path(inventory.folder)
+        self.lent: dict[str, Held] = {}  # by name
+        self.unlent: dict[str, str] = {}
+        for shard in inventory.shards:
+            if self._is_own(shard.name):
+                self.lent[shard.name] = shard
+            else:
+                real = (self._folder / shard.name).resolve()
+                self.unlent[shard.name] = f"a link to {real}, outside the model's folder {self._folder}"
+
+    def piece(self, shard: str, start: int, nbytes: int) -> Piece:
+        """A range of at most `PIECE_BYTES`; `RefusedError` for bytes that are not lent or not there any more."""
+        if shard not in self.lent:
+            raise RefusedError("not lent here")
+        size = self.lent[shard].nbytes
+        if not 0 <= start < start + nbytes <= size or nbytes > PIECE_BYTES:
+            raise RefusedError(f"bytes {start} to {start + nbytes} are not a piece of {size} bytes")
+        path = self._folder / shard
+        if self._is_own(shard) and path.stat().st_size == size:
+            (content,) = read_ranges(path, [(start, nbytes)])
+            if len(content) == nbytes:
+                return Piece(content, hashlib.sha256(content).digest())
+        raise RefusedError("changed since this run began")
+
+    def _is_own(self, shard: str) -> bool:
+        """True for a file in the model's folder, or in the blobs of the hub cache that it is a snapshot of."""
+        real, folder = (self._folder / shard).resolve(), self._folder.resolve()
+        return real.parent == folder or any(real.is_relative_to(blobs) for blobs in blob_folders(folder))
+
+
 Answer = Callable[[], Piece]  # waits; raises `RefusedError` for a refusal and for no answer
 
 
