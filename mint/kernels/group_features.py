@@ -9,8 +9,12 @@ from typing import Any
 
 import numpy as np
 
+from mint.formats.format import Format
 from mint.kernels import affine
-from mint.kernels.compiled import CHUNK, SEGMENT, STORAGES, Floats, Raw, compiled, rounded, spread, widen
+from mint.kernels.compiled import CHUNK, SEGMENT, STORAGES, Floats, Raw, compiled, spread, widen, widened
+from mint.kernels.cpu import pack
+from mint.kernels.storage import numpy_view
+from mint.kernels.unpack import unpack
 
 BITS = 4  # of the rounding
 
@@ -33,9 +37,9 @@ def kurtoses(weight: Raw, dtype: str, group_size: int, *, threads: int | None = 
 
 def rounding_errors(weight: Raw, dtype: str, group_size: int) -> tuple[Floats, Floats]:
     """Contiguous raw (R, C) weights as float32, and what affine rounding to `BITS` bits adds to them, (R, C) each."""
-    values, errors = np.empty((2, *weight.shape), np.float32)
-    _rounding_errors(weight.reshape(-1), STORAGES[dtype], group_size, values.reshape(-1), errors.reshape(-1))
-    return values, errors
+    values = widened(weight.reshape(-1), dtype).reshape(weight.shape)
+    format = Format("affine", BITS, group_size)
+    return values, numpy_view(unpack(pack(weight[None], dtype, format), dtype, format))[0] - values
 
 
 @compiled
@@ -80,26 +84,3 @@ def _sum(values: Floats) -> Any:
             low[j] += high[j]
         half //= 2
     return values[0]
-
-
-@compiled
-def _rounding_errors(raw: Raw, storage: int, group_size: int, values: Floats, errors: Floats) -> None:
-    top = np.float32((1 << BITS) - 1)
-    codes = np.empty(SEGMENT, np.uint32)
-    lows, highs = np.empty((3, SEGMENT // 32), np.float32), np.empty((3, SEGMENT // 32), np.float32)
-    grids = np.empty((2, SEGMENT // 32), np.float32)
-    level = group_size // 64
-    widen(raw, storage, values)
-    for start in range(0, raw.size, SEGMENT):
-        piece = values[start : start + SEGMENT]
-        groups = piece.size // group_size
-        scales, biases = grids[0, :groups], grids[1, :groups]
-        affine.extremes(piece, lows, highs)
-        affine.grid(lows[level, :groups], highs[level, :groups], top, scales, biases)
-        affine.write_codes(piece, group_size, top, scales, biases, codes)
-        for i in range(groups):
-            scale, bias = rounded(scales[i], storage), biases[i]
-            group = slice(i * group_size, (i + 1) * group_size)
-            added, weights, group_codes = errors[start : start + piece.size][group], piece[group], codes[group]
-            for j in range(group_size):
-                added[j] = (np.float32(np.int32(group_codes[j])) * scale + bias) - weights[j]

@@ -127,9 +127,8 @@ def _segment(importance: Floats | None) -> Any:
     """Room for a segment: weights in order and side by side, their importance, extremes, and the state of a search."""
     row_major, values = np.zeros(SEGMENT, np.float32), np.empty(SEGMENT, np.float32)
     spans, state = np.empty((2, SEGMENT // _QUARTER), np.float32), np.zeros(ROWS * LANES, np.float32)
-    if importance is None:
-        return row_major, values, None, spans, state
-    return row_major, values, np.empty(SEGMENT, np.float32), spans, state
+    heights = None if importance is None else np.empty(SEGMENT, np.float32)
+    return row_major, values, heights, spans, state
 
 
 @compiled
@@ -150,9 +149,7 @@ def _lay(piece: Raw, storage: int, importance: Floats | None, start: int, segmen
 
 @compiled
 def _part(heights: Floats | None, rows: Any) -> Any:
-    if heights is None:
-        return None
-    return heights[rows]
+    return None if heights is None else heights[rows]
 
 
 @compiled

@@ -24,6 +24,7 @@ import numpy as np
 
 from mint.kernels.affine import grid, nearest_code
 from mint.kernels.compiled import LANES, Floats, Words, compiled, inlined, rounded
+from mint.kernels.fp4 import nearest
 from mint.kernels.search_arrays import SCHEDULES, SCHEDULES_BF16
 
 
@@ -40,14 +41,14 @@ _INFINITY = np.float32(np.inf)
 
 # rows of `state`. Set by the caller: the span of each group, the power of two that its weights were divided by and its
 # inverse, the sum of the importance of its weights
-ROWS = 22
+ROWS = 21
 (
     LOW, HIGH, UP, DOWN, TOTAL,
     SCALE, BIAS, INVERSE,  # the candidate
     SQUARES, RESIDUES, PRODUCTS, CODES, CODE_SQUARES,  # sums over a group: d^2, d, d * code, code, code^2
     BEST, BEST_SCALE, BEST_BIAS,
     PLAIN, PLAIN_SCALE, PLAIN_BIAS, PLAIN_ERROR,
-    ERROR, BEST_ERROR,  # squared error of the stored weights, without importance
+    ERROR,  # squared error of the stored weights, without importance
 ) = range(0, ROWS * LANES, LANES)  # fmt: skip
 
 
@@ -67,8 +68,8 @@ def search(values: Floats, heights: Floats | None, storage: int, bits: int, stat
     top = np.float32((1 << bits) - 1)
     step, starts, first, beside = _SCHEDULES[storage, bits]
     _take_plain(storage, top, state)
-    _measure_stored(values, heights, top, state)
-    _remember_plain(state)
+    measure_stored(values, heights, top, state)
+    remember_plain(state)
     for start in range(int(starts)):
         _take_span(_ONE - np.float32(start) * step, top, state)
         _store(storage, top, state)
@@ -80,8 +81,8 @@ def search(values: Floats, heights: Floats | None, storage: int, bits: int, stat
         _store(storage, top, state)
         _descend(values, heights, storage, top, int(beside), state)
     _take_beside(_ONE, top, state)
-    _measure_stored(values, heights, top, state)
-    _keep_plain_unless_beaten(state)
+    measure_stored(values, heights, top, state)
+    keep_plain_unless_beaten(state)
 
 
 @compiled
@@ -99,8 +100,11 @@ def write_codes(values: Floats, top: np.float32, state: Floats, codes: Words) ->
 
 
 @compiled
-def _measure_stored(values: Floats, heights: Floats | None, top: np.float32, state: Floats) -> None:
-    """The squared error of the stored weights, scale * code + bias, into SQUARES (with importance) and ERROR."""
+def measure_stored(values: Floats, heights: Floats | None, top: np.float32 | None, state: Floats) -> None:
+    """The squared error of the stored weights, scale * code + bias, into SQUARES (with importance) and ERROR.
+
+    `top` is None for the codes of fp4, which the compiler knows.
+    """
     for lane in range(lanes(state)):
         state[INVERSE + lane] = _ONE / state[SCALE + lane]
         state[SQUARES + lane] = state[ERROR + lane] = _ZERO
@@ -113,7 +117,10 @@ def _measure_stored(values: Floats, heights: Floats | None, top: np.float32, sta
             for row in range(4):
                 index = row * LANES + lane
                 weight = block[index]
-                difference = (nearest_code((weight - bias) * inverse, top) * scale + bias) - weight
+                if top is None:
+                    difference = nearest(abs(weight), scale) - abs(weight)
+                else:
+                    difference = (nearest_code((weight - bias) * inverse, top) * scale + bias) - weight
                 square = difference * difference
                 error += square
                 squares += (_ONE if heights is None else block_heights[index]) * square
@@ -172,7 +179,8 @@ def _keep_better(state: Floats) -> None:
 
 
 @compiled
-def _remember_plain(state: Floats) -> None:
+def remember_plain(state: Floats) -> None:
+    """Keep the candidate, whose error was just measured."""
     for lane in range(lanes(state)):
         error = state[SQUARES + lane]
         state[PLAIN + lane] = state[BEST + lane] = error if error < _INFINITY else _INFINITY
@@ -182,12 +190,14 @@ def _remember_plain(state: Floats) -> None:
 
 
 @compiled
-def _keep_plain_unless_beaten(state: Floats) -> None:
+def keep_plain_unless_beaten(state: Floats) -> None:
+    """The candidate, whose error was just measured, or in each lane the remembered one if that is as good."""
     for lane in range(lanes(state)):
         scale, bias, error = state[SCALE + lane], state[BIAS + lane], state[ERROR + lane]
         plain_scale, plain_bias = state[PLAIN_SCALE + lane], state[PLAIN_BIAS + lane]
-        plain_error = state[PLAIN_ERROR + lane]
-        better = state[SQUARES + lane] < state[PLAIN + lane]
+        plain_error, square, plain = state[PLAIN_ERROR + lane], state[SQUARES + lane], state[PLAIN + lane]
+        better = square < plain
+        state[SQUARES + lane] = square if better else plain
         state[SCALE + lane] = scale if better else plain_scale
         state[BIAS + lane] = bias if better else plain_bias
         state[ERROR + lane] = error if better else plain_error

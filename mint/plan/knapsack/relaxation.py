@@ -227,28 +227,7 @@ class Lattice:
 
 
 def snap(case: Case, relaxation: Relaxation, room: float) -> Case:
-    """The case with its capacity lowered to the lattice, and with multiples of the stride as sizes where that is exact.
-
-    A total within the room lies at most `below` under its multiple. So a total within `left` has a multiple of at most
-    `most` strides. If also every total with such a multiple is within `left`, multiples alone decide. These totals lie
-    at most `above` over their multiples. The excess is then priced by multiples, and the room grows by the price of
-    the raised capacity.
-    """
-    options, left, step = case.options, relaxation.left, relaxation.step
-    lattice = Lattice.of(step, relaxation.excess, room)
-    lowered = case.capacity - left + int(lattice.lower(left))
-    unsnapped = case if lowered == case.capacity else replace(case, capacity=lowered)
-    if lattice.stride in (1, BYTES_LIMIT):
-        return unsnapped
-    nearest = (step + lattice.stride // 2) // lattice.stride * lattice.stride
-    excess = relaxation.excess + relaxation.price * (nearest - step)
-    room += relaxation.price * lattice.below - float(np.minimum(excess, 0).sum())
-    above = _furthest(step - nearest, np.maximum(excess, 0), room)
-    most = (left + lattice.below) // lattice.stride
-    if (nearest == step).all() or most * lattice.stride + above > left:
-        return unsnapped
-    size = nearest - np.repeat(nearest[options.first], np.diff(options.start))
-    last = np.append(size[1:] != size[:-1], True)  # of equal sizes in a class, the last has the least loss
-    last[options.start[1:] - 1] = True
-    capacity = most * lattice.stride + int(size[relaxation.base].sum())
-    return restrict(replace(case, options=replace(options, size=size), capacity=capacity), last, case.bound)
+    """The case with its capacity lowered to the largest total that its lattice reaches."""
+    lattice = Lattice.of(relaxation.step, relaxation.excess, room)
+    capacity = case.capacity - relaxation.left + int(lattice.lower(relaxation.left))
+    return case if capacity == case.capacity else replace(case, capacity=capacity)

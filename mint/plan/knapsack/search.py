@@ -31,8 +31,7 @@ class Tuning:
     probe_options: int = 128  # of each kind of class
     probe_width: int = 2_048  # states
     aspirations: tuple[float, ...] = (1 / 16, 1 / 2)  # parts of the gap, one after another
-    narrow: int = 2_000  # states of a first merge
-    wide: int = 50_000
+    wide: int = 50_000  # states of a merge
     crowd: int = CROWD
 
 
@@ -80,10 +79,9 @@ class Search:
         case = self.probe(case)
         for part in tuning.aspirations:
             case = self.aspire(case, part)
-        for width in (tuning.wide,) if len(case.options.name) > tuning.many else (tuning.narrow, tuning.wide):
-            if case.bound >= self.limit or self.merge(case, width):
-                return []
-            case = self.reduce(case)
+        if case.bound >= self.limit or self.merge(case, tuning.wide):
+            return []
+        case = self.reduce(case)
         return self.branch(case, *_broken(case)) if case.bound < self.limit else []
 
     def reduce(self, case: Case) -> Case:

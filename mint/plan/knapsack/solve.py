@@ -26,9 +26,8 @@ left is fixed. Options above the hull count too: they fill the budget.
 classes, out of the options of least excess. It closes most of the gap before the first option is dropped.
 
 *Lattice.* Sizes of models are multiples of large strides, up to a few bytes of headers. The open options then reach
-no total just under most capacities, and the capacity may be lowered to the largest reachable total. Mostly it also
-follows that a total fits exactly if its multiple fits: then multiples replace sizes. Both are inferences about the
-exact instance, not a rounding of it: the reduced costs bound how far totals can lie off the lattice.
+no total just under most capacities, and the capacity may be lowered to the largest reachable total. This rounds
+nothing: the reduced costs bound how far totals can lie off the lattice.
 
 *Diving, splitting.* A large class that breaks among few leaves more bytes than exchanges can fill. A dive fixes it to
 its most promising option, then the next class that breaks, a few times. If the relaxation with each of its options in
