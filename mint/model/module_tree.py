@@ -23,6 +23,8 @@ from mlx_lm.utils import _get_classes, load, load_config, load_model, load_token
 
 from mint.core.errors import MintError
 from mint.model.checkpoint.shards import Shard
+from mint.model.opening.faults import explained
+from mint.model.opening.readers import Reader, readers
 
 DTYPES = {
     mx.bool_: "BOOL", mx.uint8: "U8", mx.int8: "I8", mx.uint16: "U16", mx.int16: "I16", mx.float16: "F16",
@@ -41,10 +43,11 @@ class TreeLoader:
     takes: Callable[[dict[str, Any]], bool]  # true for a config whose model it knows
     module: Callable[[dict[str, Any]], Module]  # the modules of a config
     sanitized: Callable[[Module, Arrays], Arrays]  # a checkpoint's tensors as the parameters of these modules
+    readers: Callable[[dict[str, Any]], tuple[Reader, ...]] = lambda config: ()  # the classes that read a config
 
 
 def _takes(config: dict[str, Any]) -> bool:
-    with suppress(ValueError):
+    with suppress(Exception, SystemExit):  # of a module that holds no model, or that needs a package that is not there
         return bool(_get_classes(config))
     return False
 
@@ -61,7 +64,9 @@ def _sanitized(model: Module, weights: Arrays) -> Arrays:
     return sanitized
 
 
-TREE_LOADERS = [TreeLoader("mlx_lm", _takes, _module, _sanitized)]  # the first that takes a config builds its tree
+TREE_LOADERS = [
+    TreeLoader("mlx_lm", _takes, _module, _sanitized, readers)
+]  # the first that takes a config builds its tree
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,29 +121,35 @@ class OpenedModel:
         return {name: arrays[name] for name in names}
 
 
+def tree_loader(folder: Path, config: dict[str, Any]) -> TreeLoader:
+    """The loader whose classes know the model type of a config; `MintError` when none does."""
+    loader = next((loader for loader in TREE_LOADERS if loader.takes(config)), None)
+    if loader is None:
+        names = " and ".join(loader.name for loader in TREE_LOADERS)
+        advice = f"This is mlx_lm {version('mlx-lm')}; a newer one may know it: pip install --upgrade mlx-lm"
+        raise MintError(f"{folder}: {names} does not know model_type {config['model_type']!r}; {advice}")
+    return loader
+
+
 def build_tree(folder: Path, config: dict[str, Any], shards: tuple[Shard, ...], dtype: str = "") -> Tree:
     """The module tree of the model in `folder` over lazy weights, cast as `mlx_lm.convert` casts them.
 
     `dtype` (float16, bfloat16, float32) overrides the config's own unless it is empty. Raises `MintError` when no
     loader knows the model type or when weights and modules do not fit together.
     """
-    advice = f"This is mlx_lm {version('mlx-lm')}; a newer one may know it: pip install --upgrade mlx-lm"
-    loader = next((loader for loader in TREE_LOADERS if loader.takes(config)), None)
-    if loader is None:
-        names = " and ".join(loader.name for loader in TREE_LOADERS)
-        raise MintError(f"{folder}: {names} does not know model_type {config['model_type']!r}; {advice}")
+    loader = tree_loader(folder, config)
+    kind = f"{loader.name}'s {config['model_type']} model"
     with mx.stream(mx.cpu):
         leaves: Arrays = {}
         for shard in shards:
             arrays: Any = mx.load(str(folder / shard.name))
             leaves |= {tensor.name: arrays[tensor.name] for tensor in shard.tensors}
-        model = loader.module(config)
-        try:
+        remedy = "needed: the config.json of a model that this class can build. Download it again"
+        with explained(f"{folder}: {kind} cannot be built from config.json", remedy, config):
+            model = loader.module(config)
+        remedy = "needed: a complete model of that type"
+        with explained(f"{folder}: the weights do not fit {kind}", remedy, config):
             _fill(model, loader.sanitized(model, dict(leaves)))
-        except (ValueError, KeyError) as error:
-            summary = " ".join(str(error).split())[:300]
-            fault = f"the weights do not fit {loader.name}'s {config['model_type']} model: {summary}"
-            raise MintError(f"{folder}: {fault}; needed: a complete model of that type. {advice}") from error
         _cast(model, config, dtype)
     parameters = model.parameters()
     model.update(tree_map(lambda array: mx.zeros(array.shape, array.dtype), parameters))  # lazy, like the parameters
@@ -151,8 +162,11 @@ def _fill(model: Module, weights: Arrays) -> None:
 
 
 def _cast(model: Module, config: dict[str, Any], dtype: str) -> None:
-    """The rule of `mlx_lm.convert` 0.32: the config's torch_dtype, else the text config's dtype, else no cast."""
-    name = dtype or config.get("torch_dtype") or (config.get("text_config") or {}).get("dtype")
+    """Cast to `dtype`, else to the config's torch_dtype, its dtype (transformers 5), or the text config's dtype.
+
+    `mlx_lm.convert` 0.32 does the same, except for the config's own `dtype`, which it overlooks.
+    """
+    name = dtype or config.get("torch_dtype") or config.get("dtype") or (config.get("text_config") or {}).get("dtype")
     if name not in MODEL_CONVERSION_DTYPES:
         return
     target = getattr(mx, str(name))

@@ -20,7 +20,11 @@ from mint.model.checkpoint.shards import Shard, SourceTensor, identity, read_sha
 from mint.model.config import check_config
 from mint.model.lineage import trace_sources
 from mint.model.locate import locate
-from mint.model.module_tree import DTYPES, OpenedModel, Tree, read_loaded_config
+from mint.model.module_tree import DTYPES, OpenedModel, Tree, read_loaded_config, tree_loader
+from mint.model.opening.faults import explained
+from mint.model.opening.notices import cast_notice
+from mint.model.opening.rope import lift_rope
+from mint.model.opening.unseen import unseen_keys
 from mint.model.roles import UNKNOWN, layer_of, role_of
 
 
@@ -37,6 +41,7 @@ class Source:
     parameters: tuple[Parameter, ...]
     dropped: tuple[str, ...]
     opened: OpenedModel = field(compare=False, repr=False)  # owns the module tree and the lazy weights
+    notices: tuple[str, ...] = ()  # sentences that the user must read before the work begins
 
     @property
     def nbytes(self) -> int:
@@ -66,7 +71,8 @@ def open_source(model: Path | str, *, dtype: str = "", on_progress: OnProgress =
     if not folder.is_dir():
         raise MintError(f"{folder}: no such folder; needed: the folder of a Hugging Face model, or an id of the hub")
     text = check_config(folder)
-    config, shards = read_loaded_config(folder), read_shards(folder)
+    shards = read_shards(folder)
+    config, notices = _read_config(folder)
     opened = OpenedModel(folder, config, shards, dtype)
     tree = opened.tree()
     sources = trace_sources(tree.arrays, tree.leaves)
@@ -80,7 +86,20 @@ def open_source(model: Path | str, *, dtype: str = "", on_progress: OnProgress =
     uses = Counter(name for feeders in sources.values() for name in feeders)
     dropped = tuple(name for name in tree.leaves if name not in uses)
     opened.unshared = [parameter.name for parameter in parameters if {uses[name] for name in parameter.sources} <= {1}]
-    return Source(folder, config, dtype, identity(shards, text), shards, units, parameters, dropped, opened)
+    dtypes = {tensor.name: tensor.dtype for shard in shards for tensor in shard.tensors}
+    notices += cast_notice(units, dtypes)
+    return Source(folder, config, dtype, identity(shards, text), shards, units, parameters, dropped, opened, notices)
+
+
+def _read_config(folder: Path) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """The config in the words of its class, and sentences about the keys that this class cannot see."""
+    with explained(f"{folder}: the config cannot be read", "download config.json and generation_config.json again", {}):
+        config = read_loaded_config(folder)
+    loader = tree_loader(folder, config)
+    with explained(f"{folder}: {loader.name} cannot read config.json", "download it again", config):
+        readers = loader.readers(config)
+    lift_rope(readers)
+    return config, unseen_keys(readers)
 
 
 def _find_units(tree: Tree, sources: Mapping[str, tuple[str, ...]]) -> tuple[Unit, ...]:

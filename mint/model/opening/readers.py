@@ -1,0 +1,72 @@
+"""The classes that read a model's config, and the keys that each of them can see.
+
+mlx_lm's classes take the keys that are their fields and ignore all others in silence. A part of a config, such as
+`text_config`, is read by the class of its own `model_type`, or by the class nearby that knows most of its keys.
+"""
+
+import inspect
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, fields, is_dataclass
+from types import ModuleType
+from typing import Any
+
+from mlx_lm.utils import _get_classes
+
+_PACKAGE = "mlx_lm.models."
+_TOWERS = ("vision", "visual", "audio", "image", "speech")  # their parts of a config are read by no text model
+
+
+@dataclass(frozen=True, slots=True)
+class Reader:
+    """A part of a config, and the fields of the class that reads it."""
+
+    key: str  # of the part; empty for the config itself
+    values: dict[str, Any]
+    model: str  # the module of the class, such as llama
+    fields: frozenset[str]
+    code: str  # the text of that module
+
+    def sees(self, name: str) -> bool:
+        """True for a field of the class, and for a key that its module mentions."""
+        return name in self.fields or f'"{name}"' in self.code
+
+
+def readers(config: dict[str, Any]) -> tuple[Reader, ...]:
+    """The config and its parts, each with its class of mlx_lm; raises as `_get_classes` for an unknown model type."""
+    args = _get_classes(config)[1]
+    top = _reader("", config, args)
+    parts = ((key, part) for key, part in config.items() if isinstance(part, dict) and is_text_part(key))
+    nearby = list(_classes_near(sys.modules[args.__module__]))
+    return (top, *(_reader(key, part, _class_of(part, nearby)) for key, part in parts))
+
+
+def is_text_part(key: str) -> bool:
+    """True for the keys of sub-configs that a text model may read: text_config, and not vision_config."""
+    return key.endswith("_config") and "quant" not in key and not any(tower in key for tower in _TOWERS)
+
+
+def _reader(key: str, values: dict[str, Any], args: type) -> Reader:
+    module = sys.modules[args.__module__]
+    names = frozenset(field.name for field in fields(args)) if is_dataclass(args) else frozenset()
+    return Reader(key, values, module.__name__.removeprefix(_PACKAGE), names, inspect.getsource(module))
+
+
+def _class_of(part: dict[str, Any], nearby: list[type]) -> type:
+    try:
+        args: type = _get_classes(part)[1]
+    except (KeyError, ValueError, TypeError, ImportError):
+        args = max(nearby, key=lambda kind: len(part.keys() & {field.name for field in fields(kind)}))
+    return args
+
+
+def _classes_near(module: ModuleType) -> Iterator[type]:
+    """The classes of arguments in a module, and in the modules of mlx_lm that it imports."""
+    others = [value for value in vars(module).values() if isinstance(value, ModuleType)]
+    others += [sys.modules[kind.__module__] for kind in vars(module).values() if isinstance(kind, type)]
+    for near in dict.fromkeys((module, *others)):
+        if near.__name__.startswith(_PACKAGE):
+            yield from (
+                kind for kind in vars(near).values()
+                if isinstance(kind, type) and is_dataclass(kind) and hasattr(kind, "from_dict") and fields(kind)
+            )  # fmt: skip

@@ -1,0 +1,77 @@
+"""Configs of transformers 5, in the words of transformers 4.
+
+transformers 5 writes `rope_parameters`, one dictionary or one for each kind of layer, in place of `rope_theta`,
+`rope_scaling` and `partial_rotary_factor`. Most of mlx_lm's classes know the old keys alone: they fail, or compute
+with their default base. So the old keys are added where the class has such a field and the config does not.
+"""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from mint.core.errors import MintError
+from mint.model.opening.readers import Reader
+
+NEW = "rope_parameters"
+_THETA, _PARTIAL, _SCALING = "rope_theta", "partial_rotary_factor", "rope_scaling"
+_ORIGINAL = "original_max_position_embeddings"
+# their names in the classes
+_FIELDS = {_THETA: (_THETA, "rotary_emb_base"), _PARTIAL: (_PARTIAL, "rotary_pct"), _ORIGINAL: (_ORIGINAL,)}
+_LOCAL_FIELDS = ("rope_local_base_freq", "rope_local_theta", "swa_rope_theta")  # the base of layers with a window
+_GLOBAL_KINDS = ("full_attention", "global_attention")
+_TYPES = ("rope_type", "type")
+
+
+def lift_rope(readers: Iterable[Reader]) -> None:
+    """Add the old keys to the parts of a config. Raises `MintError` for parameters that the old keys cannot express."""
+    for reader in readers:
+        if reader.values.get(NEW) is not None:
+            for name, value in _lifted(reader).items():
+                if reader.values.get(name) is None:
+                    reader.values[name] = value  # None where the old config says null: some classes insist on the key
+
+
+def _lifted(reader: Reader) -> dict[str, Any]:
+    """The old keys that the class of a part has as fields, and their values."""
+    main, local = _kinds(reader)
+    scaling = _scaling(main)
+    lifted: dict[str, Any] = {_SCALING: scaling} if scaling or NEW not in reader.fields else {}
+    if NEW not in reader.fields:  # a class with that field takes the numbers from there, though not always the scaling
+        lifted |= {field: main[name] for name, names in _FIELDS.items() if name in main for field in names}
+        lifted |= dict.fromkeys(_LOCAL_FIELDS, local[_THETA]) if _THETA in local else {}
+        _check_local(reader, main, local)
+    return {name: value for name, value in lifted.items() if name in reader.fields}
+
+
+def _kinds(reader: Reader) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+    """The parameters of the layers that attend to everything, and of those with a window, if they have their own."""
+    parameters = reader.values[NEW]
+    place = f"config.json: {reader.key + '.' if reader.key else ''}{NEW}"
+    if not isinstance(parameters, dict):
+        raise MintError(f"{place} is {parameters!r}; needed: a JSON object. Download config.json again")
+    kinds = {name: kind for name, kind in parameters.items() if isinstance(kind, dict)}
+    if not kinds:
+        return parameters, {}
+    main = next((name for name in _GLOBAL_KINDS if name in kinds), next(iter(kinds)))
+    others = [kind for name, kind in kinds.items() if name != main]
+    if NEW not in reader.fields and any(other != others[0] for other in others):
+        raise MintError(f"{place} has {', '.join(kinds)}; mlx_lm's {reader.model} model knows two kinds of layers")
+    return kinds[main], others[0] if others else {}
+
+
+def _scaling(parameters: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The old `rope_scaling`, its type under both names that classes ask for; None for plain rotary embeddings."""
+    scaling = {name: value for name, value in parameters.items() if name not in (_THETA, _PARTIAL)}
+    scaling = {name: value for name, value in scaling.items() if not isinstance(value, dict)}
+    kind = next((scaling[name] for name in _TYPES if name in scaling), "default")
+    if kind == "default" and not scaling.keys() - set(_TYPES):
+        return None
+    return {**scaling, **dict.fromkeys(_TYPES, kind)}
+
+
+def _check_local(reader: Reader, main: Mapping[str, Any], local: Mapping[str, Any]) -> None:
+    bases = main.get(_THETA), local.get(_THETA)
+    if local and bases[0] != bases[1] and not reader.fields & set(_LOCAL_FIELDS) and _THETA in reader.fields:
+        raise MintError(
+            f"config.json: {NEW} gives layers of two kinds the bases {bases[0]} and {bases[1]}, and mlx_lm's "
+            f"{reader.model} model has one base for all; it would compute with wrong positions"
+        )

@@ -1,0 +1,53 @@
+"""Finds the keys of a config that carry meaning and that no class reads.
+
+mlx_lm's classes ignore unknown keys in silence, so a model with a scaling, a window or an activation that its class
+lacks is computed without them. A key is worth a notice if its name speaks of such a thing, its value is not the usual
+one, and neither the fields nor the code of its class mention it.
+"""
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from mint.model.opening.readers import Reader
+from mint.model.opening.rope import NEW
+
+_MEANING = re.compile(r"rope|rotary|theta|eps|act(ivation)?(_fn)?$|hidden_act|softcap|scal|sliding|window|multiplier")
+_ASIDE = re.compile(
+    r"^_|dropout|init|quant|token|image|vision|audio|loss|max_window_layers|^rope_interleave|aux|router_"
+)
+_NEUTRAL = (None, False, 0, 1, "", "default", "none")
+_ROTARY = re.compile(r"\brope|RoPE|rotary")  # in code that knows positions of this kind
+_GATED = ("silu", "swiglu", "switchglu")
+_ACTIVATIONS = {"silu": _GATED, "swish": _GATED, "gelu": ("gelu", "geglu"), "relu": ("relu",)}  # words of the code
+
+
+def unseen_keys(readers: Iterable[Reader]) -> tuple[str, ...]:
+    """A sentence for each class that cannot see keys of its part of the config."""
+    notices = []
+    for reader in readers:
+        prefix = f"{reader.key}." if reader.key else ""
+        if keys := [f"{prefix}{name}" for name, value in reader.values.items() if _is_lost(reader, name, value)]:
+            class_name = f"mlx_lm's {reader.model} model"
+            notices.append(f"config.json: {class_name} does not read {', '.join(keys)}; it computes without")
+    return tuple(notices)
+
+
+def _is_lost(reader: Reader, name: str, value: Any) -> bool:
+    if not _MEANING.search(name) or _ASIDE.search(name) or reader.sees(name) or name == NEW or not _is_meant(value):
+        return False
+    if isinstance(value, str):
+        words = [word for known, code in _ACTIVATIONS.items() if known in value for word in code]
+        return not any(word in reader.code.lower() for word in words)
+    if "sliding" in name or "window" in name:
+        return reader.values.get("use_sliding_window") is not False
+    if "eps" in name:  # a class that was given another one
+        return not any("eps" in other for other in reader.fields & reader.values.keys())
+    return bool(_ROTARY.search(reader.code)) or not re.search("rope|rotary|theta", name)
+
+
+def _is_meant(value: Any) -> bool:
+    """False for values that stand for nothing: none, off, a factor of one, a plain type of rotary embedding."""
+    if isinstance(value, Mapping):
+        return str(value.get("rope_type") or value.get("type") or "default") != "default"
+    return bool(value not in _NEUTRAL if isinstance(value, str | int | float | None) else value)
