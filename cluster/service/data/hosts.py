@@ -50,7 +50,8 @@ class Hosts:
 
     def last_seen(self) -> dict[Host, float]:
         """The machines, and the time of the last report of each."""
-        return {Host(*host): at for *host, at in self.database.rows(select(hosts).order_by(hosts.c.name))}
+        rows = self.database.rows(select(hosts).order_by(hosts.c.name))
+        return {Host(*row[:-1]): row[-1] for row in rows}
 
     def require_store(self, store: Path, host: str) -> None:
         """Raise `MintError` unless `store` belongs to this database; the first store does from then on."""

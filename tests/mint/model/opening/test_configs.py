@@ -125,7 +125,7 @@ def test_a_part_of_a_config_is_lifted_for_the_class_that_reads_it(make_model: Ma
 def test_a_part_without_a_class_of_its_own_is_read_by_the_class_that_knows_most_of_it() -> None:
     kinds = {"full_attention": {"rope_theta": 7e5}, "sliding_attention": {"rope_theta": 2e4}}
     text = {"model_type": "gemma3_words", "hidden_size": 64, "sliding_window_pattern": 6, "rope_parameters": kinds}
-    config = {"model_type": "gemma3", "text_config": text, "vision_config": {"rope_parameters": kinds}}
+    config: dict[str, Any] = {"model_type": "gemma3", "text_config": text, "vision_config": {"rope_parameters": kinds}}
     lift_rope(readers(config))
     assert (text["rope_theta"], text["rope_local_base_freq"]) == (7e5, 2e4)
     assert config["vision_config"].keys() == {"rope_parameters"}
@@ -143,7 +143,7 @@ def test_two_bases_for_a_class_of_one_are_refused(make_model: Make) -> None:
 def test_parameters_that_are_no_object_are_refused(broken: Any, make_model: Make) -> None:
     folder = make_model("llama")
     rewrite(folder, rope_parameters=broken)
-    with pytest.raises(MintError, match="rope_parameters is .*needed: a JSON object"):
+    with pytest.raises(MintError, match=r"rope_parameters is .*needed: a JSON object"):
         open_source(folder)
 
 
