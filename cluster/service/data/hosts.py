@@ -10,7 +10,6 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from sqlalchemy import delete, insert, select
 
@@ -51,8 +50,8 @@ class Hosts:
 
     def last_seen(self) -> dict[Host, float]:
         """The machines, and the time of the last report of each."""
-        rows: list[Any] = self.database.rows(select(hosts).order_by(hosts.c.name))
-        return {Host(*host): at for *host, at in rows}
+        rows = self.database.rows(select(hosts).order_by(hosts.c.name))
+        return {Host(*(row._mapping[name] for name in Host.__slots__)): row.seen_at for row in rows}
 
     def require_store(self, store: Path, host: str) -> None:
         """Raise `MintError` unless `store` belongs to this database; the first store does from then on."""
