@@ -6,7 +6,6 @@ The token and the keys lie in the user's configuration folder (`MINT_CONFIG` mov
 
 import os
 import socket
-from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -150,11 +149,6 @@ def ray_environment(secrets: Secrets, address: Address | None = None) -> dict[st
         variables["RAY_TLS_SERVER_KEY"] = str(secrets.tls / TLS_KEY)
         variables["RAY_TLS_CA_CERT"] = str(secrets.tls / TLS_AUTHORITY)
     return variables
-
-
-def without_unwanted(environment: Mapping[str, str]) -> dict[str, str]:
-    """An environment without the variables that would override ours."""
-    return {name: value for name, value in environment.items() if name not in UNWANTED}
 
 
 def installed_version(package: str) -> str:

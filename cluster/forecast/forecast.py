@@ -34,15 +34,12 @@ class Work:
         return sum({name: nbytes for tensors in self.reads.values() for name, nbytes in tensors.items()}.values())
 
 
-def _shipped(i: int, machines: Sequence[MachineRates], link: float) -> Pipe:
-    disk = machines[0].disk
-    return Pipe("link", min(link, disk)) if i else Pipe("disk", disk)
-
-
 # the pipe of machine `i` in each way
 WAYS: Mapping[str, Callable[[int, Sequence[MachineRates], float], Pipe]] = {
     "local copies": lambda i, machines, link: Pipe(f"disk {i}", machines[i].disk),
-    "one shares its folder": _shipped,
+    "one shares its folder": lambda i, machines, link: (
+        Pipe("link", min(link, machines[0].disk)) if i else Pipe("disk", machines[0].disk)
+    ),
     "NFS": lambda i, machines, link: Pipe("link", link),
 }
 
@@ -160,7 +157,6 @@ def plan_cluster(
     model: Path | str,
     *,
     machines: int = 2,
-    links: Mapping[str, float] = LINKS,
     dtype: str = "",
     rounding: str = "nearest",
     seconds: float = 4.0,
@@ -172,7 +168,7 @@ def plan_cluster(
     """
     source = open_source(model, dtype=dtype, on_progress=on_progress)
     rates = measure_rates(source, seconds=seconds, rounding=rounding, on_progress=on_progress)
-    return outlook(work_of(source), rates, machines=machines, links=links)
+    return outlook(work_of(source), rates, machines=machines)
 
 
 def outlook(work: Work, rates: MachineRates, *, machines: int = 2, links: Mapping[str, float] = LINKS) -> Outlook:

@@ -17,7 +17,7 @@ from subprocess import DEVNULL, STDOUT, Popen, TimeoutExpired
 
 from cluster.copies.inventory import ROOTS_VARIABLE
 from cluster.head.handshake import LABELS, is_here, knock, own_versions
-from cluster.settings import RESOURCE, STORE_BYTES, Address, Secrets, ray_environment, without_unwanted
+from cluster.settings import RESOURCE, STORE_BYTES, UNWANTED, Address, Secrets, ray_environment
 from mint.core.cache import cache_folder
 from mint.core.errors import MintError
 
@@ -56,8 +56,8 @@ def command_line(start: NodeStart) -> list[str]:
 def environment(start: NodeStart, outer: Mapping[str, str]) -> dict[str, str]:
     """The environment of `ray start` and of all processes of the node."""
     roots = os.pathsep.join(filter(None, [*map(str, start.roots), outer.get(ROOTS_VARIABLE)]))
-    variables = without_unwanted(outer) | ray_environment(start.secrets, start.address)
-    return variables | ({ROOTS_VARIABLE: roots} if roots else {})
+    wanted = {name: value for name, value in outer.items() if name not in UNWANTED}
+    return wanted | ray_environment(start.secrets, start.address) | ({ROOTS_VARIABLE: roots} if roots else {})
 
 
 def own_address(head: Address) -> str:

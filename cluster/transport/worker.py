@@ -47,7 +47,7 @@ class Worker:
         self.source: Source  # with the next three from the first `open` on
         self.weights: BatchWeights
         self.units: dict[str, Unit]
-        self._tensors: dict[str, SourceTensor]
+        self.tensors: dict[str, SourceTensor]
         self.number = 0  # of the job
         self.job: PortableJob[Any] | None = None
         self._skipped: set[tuple[int, int, str]] = set()  # job, batch, unit
@@ -97,7 +97,7 @@ class Worker:
         self._parcel = Parcel()
         self._loans = None
         if self._lender and self._lacking:
-            self._loans = Loans(self.source.folder, self._lacking, self._tensors, Borrower(peers))
+            self._loans = Loans(self.source.folder, self._lacking, self.tensors, Borrower(peers))
 
     def _open_model(self, record: dict[str, Any]) -> None:
         folder, config = self._folder, record["config_text"]
@@ -108,7 +108,7 @@ class Worker:
             folder = make_view(view_folder(record["identity"], folder), folder, config, self._lacking)
         self.source = source_from(record, folder)
         self.units = {unit.path: unit for unit in self.source.units}
-        self._tensors = self.source.tensors()
+        self.tensors = self.source.tensors()
         self.weights = BatchWeights(self.source, self.source.units)
 
     def run(self, number: int, batch: int, names: Sequence[str]) -> Iterator[bytes]:
@@ -193,7 +193,7 @@ class Worker:
 
     def _too_large(self, unit: Unit) -> str:
         """The reason why this machine refuses a unit, rather than be killed for it; empty when it has room."""
-        needed = peak_bytes(unit, self._tensors)
+        needed = peak_bytes(unit, self.tensors)
         if needed <= self.memory_bytes:
             return ""
         return f"it takes about {format_size(needed)} of memory, there are {format_size(self.memory_bytes)}"
@@ -205,7 +205,7 @@ class Worker:
             nbytes += unit.nbytes
             if nbytes > max(AHEAD_BYTES, unit.nbytes):
                 return
-            for tensor in (self._tensors[name] for name in unit.sources):
+            for tensor in (self.tensors[name] for name in unit.sources):
                 yield self.source.folder / tensor.shard, tensor.offset, tensor.nbytes
 
     def _path(self, shard: str) -> Path:

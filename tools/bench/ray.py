@@ -7,7 +7,7 @@
 Units are made up: one expert of Qwen3-30B-A3B (768 x 2048 in bfloat16) measured again and again with mint's own job, in
 memory, so nothing is read and the work is the least that it can be. Overhead is all CPU time of the driver, of Ray's
 own processes and of the worker that is not spent in the job, less what they use by the second when nothing is done;
-with that it is told too. So is the time by the clock in which the one worker was not at the job. Needs Linux.
+it is printed with that too. So is the time by the clock in which the one worker was not at the job. Needs Linux.
 """
 
 import argparse
@@ -55,13 +55,13 @@ def making_actor() -> Any:
 
         def open(self, number: int, model: bytes, job: bytes, peers: Peers) -> None:
             self.number = number
-            told = unpack(model)
-            self.units = {name: _unit(name, told["shape"]) for name in told["names"]}
+            record = unpack(model)
+            self.units = {name: _unit(name, record["shape"]) for name in record["names"]}
             ready_kernels("nearest", lambda progress: None)
             self._one: list[mx.array] = []
-            self.job = Measure() if told["job"] == "measure" else Quantize({})
+            self.job = Measure() if record["job"] == "measure" else Quantize({})
             nothing = Source(Path(), {}, "", "", (), (), (), (), OpenedModel(Path(), {}, ()))
-            self.weights = BatchWeights(nothing, ())
+            self.weights, self.tensors = BatchWeights(nothing, ()), nothing.tensors()
             self._cpu = self._seconds = 0.0
             self._began = 0.0
 
@@ -101,8 +101,8 @@ def main() -> int:
     parser.add_argument("--shape", type=int, nargs=2, default=(768, 2048))
     parser.add_argument("--packed", action="store_true")
     options = parser.parse_args()
-    found = packed(options.units * 10**6) if options.packed else overhead(options.units, options.shape)
-    print(json.dumps(found, indent=2))
+    record = packed(options.units * 10**6) if options.packed else overhead(options.units, options.shape)
+    print(json.dumps(record, indent=2))
     return 0
 
 
@@ -120,8 +120,8 @@ def overhead(count: int, shape: Sequence[int]) -> dict[str, Any]:
         (link,) = carrier.meet("made")
         assert link.holder
         pid = link.holder.pid
-        told = ray.put(pack({"names": names, "shape": list(shape), "job": "measure"}))
-        carrier.open(link, told, b"", {"": 0}, {})
+        model = ray.put(pack({"names": names, "shape": list(shape), "job": "measure"}))
+        carrier.open(link, model, b"", {"": 0}, {})
         while not (heard := carrier.hear(1.0)):
             assert not carrier.refused, carrier.refused
         coordinator = Coordinator(Item(name, nbytes) for name in names)
@@ -167,7 +167,7 @@ def overhead(count: int, shape: Sequence[int]) -> dict[str, Any]:
 def packed(nbytes: int) -> dict[str, Any]:
     """Seconds, CPU seconds and memory of bringing packed units of so many bytes in all to the head."""
     names = [f"unit {number}" for number in range(nbytes // PACKED_BYTES)]
-    found: dict[str, Any] = {"nbytes": len(names) * PACKED_BYTES, "unit_nbytes": PACKED_BYTES}
+    record: dict[str, Any] = {"nbytes": len(names) * PACKED_BYTES, "unit_nbytes": PACKED_BYTES}
     with driving(None):
         import ray
 
@@ -177,10 +177,11 @@ def packed(nbytes: int) -> dict[str, Any]:
         (link,) = carrier.meet("made")
         assert link.holder
         pid = link.holder.pid
-        carrier.open(link, ray.put(pack({"names": names, "shape": [8, 512], "job": "quantize"})), b"", {"": 0}, {})
-        while not carrier.hear(1.0):
-            assert not carrier.refused, carrier.refused
+        model = ray.put(pack({"names": names, "shape": [8, 512], "job": "quantize"}))
         for batch, way in enumerate(("ray, first time", "ray")):
+            carrier.open(link, model, b"", {"": 0}, {})  # again: `rest` has ended the job
+            while not carrier.hear(1.0):
+                assert not carrier.refused, carrier.refused
             before, started, most, done = _processes(pid), time.perf_counter(), 0, 0
             carrier.carry(Send(link.worker, batch, tuple(names)))
             while done < len(names):
@@ -191,10 +192,10 @@ def packed(nbytes: int) -> dict[str, Any]:
                         assert hashlib.sha256(memoryview(b"".join(body))).digest() == digest
                         done += 1
                         most = max(most, _store_bytes())
-            found[way] = _cost(before, _processes(pid), started) | {"shared_memory_mb": most / 1e6}
+            record[way] = _cost(before, _processes(pid), started) | {"shared_memory_mb": most / 1e6}
             carrier.rest()
         carrier.quit()
-    return found
+    return record
 
 
 def _cost(
@@ -206,8 +207,8 @@ def _cost(
 
 def _store_bytes() -> int:
     """Of shared memory that is in use: Ray's object store lies there."""
-    there = os.statvfs("/dev/shm")
-    return (there.f_blocks - there.f_bfree) * there.f_frsize
+    store = os.statvfs("/dev/shm")
+    return (store.f_blocks - store.f_bfree) * store.f_frsize
 
 
 def _resident(processes: dict[str, tuple[float, int]]) -> dict[str, float]:

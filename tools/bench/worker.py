@@ -38,7 +38,7 @@ _COLUMNS = 4096
 
 
 def main() -> int:
-    """Run what was asked for and print it."""
+    """Run the selected measurements and print them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tree", type=Path, metavar="MODEL")
     parser.add_argument("--ahead", type=Path, metavar="FOLDER")
@@ -71,10 +71,10 @@ def tree(model: Path, rounds: int) -> dict[str, object]:
     ways: dict[str, list[float]] = {"every batch": [], "once": []}
     _run(worker, 0, names[:1])  # compiles, and builds the tree
     for batch, name in enumerate(names[1:], start=1):
-        kept = worker.weights
+        opened = worker.weights
         worker.weights = BatchWeights(source, source.units)
         ways["every batch"].append(_seconds(time.process_time, partial(_run, worker, 2 * batch, [name])))
-        worker.weights = kept
+        worker.weights = opened
         ways["once"].append(_seconds(time.process_time, partial(_run, worker, 2 * batch + 1, [name])))
     tensors = len(source.tensors())
     return {"tensors": tensors, "units": len(source.units), "cpu_seconds_per_batch": _medians(ways)}
@@ -92,17 +92,17 @@ def ahead(folder: Path, rounds: int, compute: float | None) -> dict[str, object]
     ways: dict[str, list[float]] = {"not": [], "while": [], "before": []}
     _run(worker, 0, names[:1])
     for turn in range(rounds):
-        for way, found in ways.items():
+        for way, seconds in ways.items():
             _drop_from_cache(folder)
             worker.weights = BatchWeights(source, source.units)
-            found.append(_seconds(time.perf_counter, partial(_run_all, worker, names, turn, way)))
+            seconds.append(_seconds(time.perf_counter, partial(_run_all, worker, names, turn, way)))
     _drop_from_cache(folder)
     reading = _seconds(time.perf_counter, partial(_read, folder))
     return {
         "bytes": source.nbytes,
         "seconds_to_read": round(reading, 3),
         "seconds_by_when_the_next_is_known": _medians(ways),
-        "least": {way: round(min(found), 3) for way, found in ways.items()},
+        "least": {way: round(min(seconds), 3) for way, seconds in ways.items()},
     }
 
 
@@ -177,14 +177,14 @@ def _run_all(worker: Worker, names: Sequence[str], turn: int, way: str) -> None:
     batch = 10_000 * (turn + 1) + 1_000 * len(way)
     job = worker.job
     assert job
-    for place, name in enumerate(names):
-        if place + 1 < len(names):
-            tell = partial(worker.expect, 1, batch + place + 1, names[place + 1 : place + 2])
+    for index, name in enumerate(names):
+        if index + 1 < len(names):
+            tell = partial(worker.expect, 1, batch + index + 1, names[index + 1 : index + 2])
             if way == "before":
                 tell()
             if way == "while":
                 worker.job = Telling(tell=tell, job=job)
-        _run(worker, batch + place, [name])
+        _run(worker, batch + index, [name])
     worker.job = job
 
 
@@ -207,7 +207,7 @@ def _seconds(clock: Callable[[], float], do: Callable[[], None]) -> float:
 
 
 def _medians(ways: dict[str, list[float]]) -> dict[str, float]:
-    return {way: round(median(found), 4) for way, found in ways.items()}
+    return {way: round(median(seconds), 4) for way, seconds in ways.items()}
 
 
 if __name__ == "__main__":

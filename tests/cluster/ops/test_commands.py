@@ -29,7 +29,6 @@ from cluster.settings import (
     make_token,
     parse_address,
     ray_environment,
-    without_unwanted,
 )
 from cluster.transport.throughput import metered, rates
 from mint.cli.main import run_command
@@ -126,10 +125,6 @@ def test_a_node_starts_with_token_authentication_and_without_visible_secrets(is_
     assert ("--head" in arguments) == is_head
     assert ("--address=10.0.0.1:6379" in arguments) == (not is_head)
     assert not any("stop" in argument for argument in arguments)
-
-
-def test_variables_that_override_our_settings_are_removed() -> None:
-    assert without_unwanted({"RAY_AUTH_TOKEN": "x", "HOME": "/"}) == {"HOME": "/"}
 
 
 def test_a_head_needs_an_address_of_this_machine_and_a_free_port() -> None:
