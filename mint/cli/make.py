@@ -11,8 +11,6 @@ from mint.cli import options as opt
 from mint.cli.options import argument, option
 from mint.cli.screen import Record, Screen
 from mint.formats.rounding import ROUNDINGS
-from mint.render.models import analysis_record, manifest_record, source_record, verification_record
-from mint.render.plans import quantized_record
 
 
 def quantize(
@@ -43,6 +41,7 @@ def quantize(
 
     stock()  # imports mlx_lm while this process does
     from mint.pipeline import Pipeline, Target
+    from mint.render.plans import quantized_record
     from mint.run.executor import executing
 
     nodes = executing(cluster, model, recipe.dtype, share=share, on_progress=screen.on_progress, on_note=screen.note)
@@ -55,6 +54,8 @@ def quantize(
 
 def inspect(screen: Screen, model: opt.Model, dtype: opt.Dtype = "") -> Record:
     """Show the units, roles and sizes of a model, and its smallest and largest result. Reads headers only."""
+    from mint.render.models import source_record
+
     return source_record(mint.open_source(model, dtype=dtype, on_progress=screen.on_progress))
 
 
@@ -73,6 +74,7 @@ def analyze(
 ) -> Record:
     """Measure the error of every format in every unit. Killed at any point, the same command resumes."""
     from mint.model.locate import model_name
+    from mint.render.models import analysis_record
 
     path = output or Path(f"{model_name(model)}.mint")
     with opt.opened(screen, model, dtype, cluster, share=share) as (source, executor):
@@ -98,6 +100,8 @@ def assemble(
     share: opt.Share = False,
 ) -> Record:
     """Write the model that a plan describes; formats edited by hand count. Killed, the same command resumes."""
+    from mint.render.models import manifest_record
+
     chosen = mint.read_plan(plan)
     if ROUNDINGS[chosen.rounding].needs_model:
         from mint.run.blas import restart_with_fast_blas
@@ -122,6 +126,7 @@ def verify(
 ) -> Record:
     """Check sizes, digests, tensors and config, load the model with mlx_lm, and compare its logits."""
     from mint.assembly.stock_child import stock
+    from mint.render.models import verification_record
 
     stock()  # imports mlx_lm while this process does
     source = None

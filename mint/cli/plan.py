@@ -11,8 +11,6 @@ from mint.cli.options import argument, option
 from mint.cli.screen import Record, Screen
 from mint.core.errors import MintError
 from mint.plan.recipe import Room
-from mint.render.models import devices_record, loaders_record
-from mint.render.plans import curve_record, diff_record, explanation_record, plan_record
 
 
 def allocate(
@@ -36,6 +34,7 @@ def allocate(
     """
     from mint.analysis.probes.probe_file import probes_beside
     from mint.plan.allocate import allocate_all
+    from mint.render.plans import plan_record
 
     started = time.perf_counter()
     defaults = opt.RECIPE.to_dict()
@@ -78,6 +77,7 @@ def curve(
     from mint.analysis.probes.probe_file import probes_beside
     from mint.cli.chart import draw_curve, write_csv
     from mint.plan.device_fit import devices_on
+    from mint.render.plans import curve_record
 
     room = Room(context=context, reserve=reserve)
     _refuse_existing(csv, plot)
@@ -97,6 +97,8 @@ def explain(
     pattern: Annotated[str, argument("[PATTERN]", "Units, such as '*.layers.0.*'.")] = "*",
 ) -> Record:
     """Explain the formats of units: the alternatives, the vetoed formats, the next step up and down."""
+    from mint.render.plans import explanation_record
+
     chosen = mint.read_plan(plan)
     return explanation_record(chosen, mint.explain(chosen, pattern), brief=not screen.as_json)
 
@@ -106,6 +108,8 @@ def diff(
     after: Annotated[Path, argument("PLAN", "Another one of the same model.")],
 ) -> Record:
     """Show the units that differ between two plans, with the change in bytes and loss."""
+    from mint.render.plans import diff_record
+
     first, second = mint.read_plan(before), mint.read_plan(after)
     return diff_record(first, second, mint.diff(first, second))
 
@@ -115,4 +119,6 @@ def devices(
     loaders: Annotated[bool, option("", "List loaders for --compat instead.", "--loaders")] = False,
 ) -> Record:
     """List the devices for --device, with the memory that they leave for a model."""
+    from mint.render.models import devices_record, loaders_record
+
     return loaders_record() if loaders else devices_record(name)

@@ -7,7 +7,6 @@ import mint
 from mint.cli import options as opt
 from mint.cli.options import argument, option
 from mint.cli.screen import Record, Screen
-from mint.render.models import evaluation_record, probed_record
 
 
 def probe(
@@ -31,6 +30,7 @@ def probe(
 
     restart_with_fast_blas()
     from mint.pipeline import cached_analysis
+    from mint.render.models import probed_record
     from mint.run.executor import measuring_device
 
     probing = mint.Probing(tokens, sequences, length, seed, probes, base)
@@ -66,6 +66,8 @@ def evaluate(
 
     Example: mint evaluate Qwen3-8B-6GB --reference models/Qwen3-8B
     """
+    from mint.render.models import evaluation_record
+
     evaluation = mint.evaluate(
         output,
         reference,

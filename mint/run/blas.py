@@ -2,16 +2,13 @@
 
 MLX's CPU wheel for Linux brings the reference BLAS: 2-6 GFLOP/s in float32, where OpenBLAS does 50-130. The
 dynamic linker prefers symbols of its global scope, so a preloaded system OpenBLAS takes over. numpy's own OpenBLAS
-cannot: its symbols have a prefix.
+cannot: its symbols have a prefix. Every command imports this file, so it imports the rest late.
 """
 
-import ctypes
-import ctypes.util
 import os
 import sys
 
 from mint.core.log import log
-from mint.kernels.backend import backend
 
 _NAMES = (
     "libopenblas.so.0",
@@ -26,11 +23,15 @@ _may_restart = False
 
 def multiplies_slowly() -> bool:
     """True where MLX in this process multiplies float32 matrices with the reference BLAS of its Linux wheel."""
+    from mint.kernels.backend import backend
+
     return sys.platform == "linux" and backend().uses_blas and not _has_blas(None)
 
 
 def find_openblas() -> str:
     """A system OpenBLAS that can be preloaded, by the name or path that the linker finds it under; empty if none."""
+    import ctypes.util
+
     candidates = (ctypes.util.find_library("openblas"), *_NAMES)
     return next((name for name in candidates if name and _has_blas(name)), "")
 
@@ -65,6 +66,8 @@ def preloading(library: str) -> dict[str, str]:
 
 def _has_blas(library: str | None) -> bool:
     """True where a library, or the linker's global scope for None, offers BLAS under its plain names."""
+    import ctypes
+
     try:
         return hasattr(ctypes.CDLL(library), "cblas_sgemm")
     except OSError:
