@@ -22,7 +22,7 @@ from cluster.service.errors import ArtifactInUseError, NotFoundError
 from cluster.service.queue.queue import Queue
 from mint.client.download import ServedFile
 from mint.core.errors import DiskFullError, MintError
-from mint.core.files import flush
+from mint.core.files import flush, partial_path
 from mint.core.sizes import format_size
 from mint.model.checkpoint.manifest import WrittenFile, file_digest
 
@@ -97,7 +97,7 @@ class Store:
         Uses hard links, or copies on another disk. The folder appears when it is complete. Raises `NotFoundError`.
         """
         holder = f"view-{secrets.token_hex(8)}"
-        partial = folder.with_name(folder.name + ".partial")
+        partial = partial_path(folder)
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
         try:
