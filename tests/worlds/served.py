@@ -10,11 +10,12 @@ from typing import Any
 from fastapi import FastAPI
 from starlette.testclient import TestClient
 
-from cluster.service.data.records import Artifact, Claim, Quota, StoredFile
+from cluster.service.data.records import Artifact, Claim, Quota
 from cluster.service.data.states import DONE
 from cluster.service.http.context import Service
 from cluster.service.http.server import create_app
 from cluster.service.settings import Settings
+from mint.client.download import ServedFile
 
 WAY = ("analyzing", "solving", "assembling", "verifying")  # the shortest to done
 
@@ -73,9 +74,9 @@ class Served:
         return artifact
 
 
-def stored(text: bytes, name: str = "a.bin") -> StoredFile:
+def stored(text: bytes, name: str = "a.bin") -> ServedFile:
     """The store's record of a file of these bytes."""
-    return StoredFile(name, hashlib.sha256(text).hexdigest(), len(text))
+    return ServedFile(name, hashlib.sha256(text).hexdigest(), len(text))
 
 
 @contextmanager

@@ -8,10 +8,11 @@ from sqlalchemy import select
 
 from cluster.service.data.catalog import Catalog
 from cluster.service.data.database import Database
-from cluster.service.data.records import Artifact, Claim, Job, Person, Quota, StoredFile, Wish
+from cluster.service.data.records import Artifact, Claim, Job, Person, Quota, Wish
 from cluster.service.data.states import ACTIVE, DONE, FINAL, INVENTORY, QUEUED, can_become
 from cluster.service.data.tables import events, jobs, metadata, watchers
 from cluster.service.queue.queue import ATTEMPTS, Queue
+from mint.client.download import ServedFile
 from mint.core.sizes import parse_budget
 
 ANN, BOB, EVE = (Person(name, ("submit",)) for name in ("ann", "bob", "eve"))
@@ -70,9 +71,9 @@ def wish(identity: str = "one", budget: str = "", options: Mapping[str, Any] | N
 
 def artifact(name: str, *, identity: str = "one", nbytes: int = 10, shared: int = 0) -> Artifact:
     """A model with its own file, and a file of `shared` bytes that others have too."""
-    files = [StoredFile("own", f"{name:0>64}", nbytes)]
+    files = [ServedFile("own", f"{name:0>64}", nbytes)]
     if shared:
-        files.append(StoredFile("shared", f"{'shared' + str(shared):0>64}", shared))
+        files.append(ServedFile("shared", f"{'shared' + str(shared):0>64}", shared))
     return Artifact("model", identity, tuple(files))
 
 

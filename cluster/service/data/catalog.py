@@ -11,9 +11,10 @@ from dataclasses import asdict, dataclass
 from sqlalchemy import Connection, delete, exists, func, insert, select, update
 
 from cluster.service.data.database import Database
-from cluster.service.data.records import Artifact, StoredFile
+from cluster.service.data.records import Artifact
 from cluster.service.data.tables import artifact_files, artifacts, holds, identities
 from cluster.service.errors import ArtifactInUseError, NotFoundError
+from mint.client.download import ServedFile
 
 
 @dataclass
@@ -104,7 +105,7 @@ class Catalog:
                     freed += 0 if uses_left[file.digest] else file.nbytes
         return chosen, freed
 
-    def remove(self, digest: str, discard: Callable[[Sequence[StoredFile]], object] = lambda files: None) -> None:
+    def remove(self, digest: str, discard: Callable[[Sequence[ServedFile]], object] = lambda files: None) -> None:
         """Remove an artifact; `discard` gets the files that no other artifact has.
 
         Raises `ArtifactInUseError` or `NotFoundError`.
@@ -159,10 +160,10 @@ def _hold(connection: Connection, digest: str, holder: str, until: float) -> Non
 
 def _read(connection: Connection, digests: Sequence[str]) -> list[Artifact]:
     """The artifacts of these digests in this order, without missing ones."""
-    files: dict[str, list[StoredFile]] = {}
+    files: dict[str, list[ServedFile]] = {}
     statement = select(artifact_files).where(artifact_files.c.artifact.in_(digests)).order_by(artifact_files.c.name)
     for row in connection.execute(statement):
-        files.setdefault(row.artifact, []).append(StoredFile(row.name, row.digest, row.nbytes))
+        files.setdefault(row.artifact, []).append(ServedFile(row.name, row.digest, row.nbytes))
     rows = connection.execute(select(artifacts).where(artifacts.c.digest.in_(digests)))
     by_digest = {row.digest: Artifact(row.kind, row.identity, tuple(files.get(row.digest, ()))) for row in rows}
     return [by_digest[digest] for digest in digests if digest in by_digest]

@@ -35,9 +35,11 @@ def save(connection: Connection, name: str, quota: Quota) -> None:
 
 def check(connection: Connection, by: Person, more_bytes: int, now: float, *, unfinished: bool) -> None:
     """Raise `QuotaExceededError` if one more job of at most `more_bytes` exceeds a quota of `by`."""
-    if unfinished and by.quota.queued is not None and (count := _unfinished(connection, by.name)) >= by.quota.queued:
+    wanted = _of_wanted(by.name, func.count()).where(jobs.c.finished_at.is_(None))
+    most = by.quota.queued if unfinished else None
+    if most is not None and (count := connection.execute(wanted).scalar_one()) >= most:
         raise QuotaExceededError(
-            f"{by.name} has {count} waiting or running jobs and may have {by.quota.queued}; needed: one of them done "
+            f"{by.name} has {count} waiting or running jobs and may have {most}; needed: one of them done "
             "or cancelled first",
             retry_after=_seconds_until_done(connection, by.name, now),
         )
@@ -54,11 +56,6 @@ def _of_wanted(name: str, value: ColumnElement[Any]) -> Select[Any]:
     """A value of the jobs that a person wants."""
     wanted = jobs.join(watchers, watchers.c.job == jobs.c.number)
     return select(value).select_from(wanted).where(watchers.c.name == name, watchers.c.wants)
-
-
-def _unfinished(connection: Connection, name: str) -> int:
-    statement = _of_wanted(name, func.count()).where(jobs.c.finished_at.is_(None))
-    return int(connection.execute(statement).scalar_one())
 
 
 def _nbytes(connection: Connection, name: str) -> int:

@@ -7,6 +7,8 @@ from dataclasses import asdict, dataclass, field
 from enum import Enum
 from typing import Any
 
+from mint.client.download import ServedFile
+
 SCOPES = ("read", "submit", "admin")  # each includes those before it
 
 
@@ -80,21 +82,12 @@ class Claim:
 
 
 @dataclass(frozen=True, slots=True)
-class StoredFile:
-    """A file of an artifact; `digest` is the SHA-256 of its bytes and its name in the store."""
-
-    name: str
-    digest: str
-    nbytes: int
-
-
-@dataclass(frozen=True, slots=True)
 class Artifact:
     """A downloadable result: a model, or an analysis with its probes."""
 
     kind: str  # model | analysis
     identity: str  # of the source model
-    files: tuple[StoredFile, ...]
+    files: tuple[ServedFile, ...]  # whose digests are their names in the store
 
     @property
     def digest(self) -> str:

@@ -20,12 +20,7 @@ _FORWARD: dict[str, tuple[str, ...]] = {
     BLOCKED: (QUEUED, CANCELLED, FAILED),
 }
 
-TRANSITIONS: dict[str, tuple[str, ...]] = {
-    state: (*_FORWARD.get(state, ()), *((QUEUED, BLOCKED, FAILED, CANCELLED) if state in ACTIVE else ()))
-    for state in (QUEUED, *ACTIVE, BLOCKED, *FINAL)
-}
-
 
 def can_become(state: str, to: str) -> bool:
     """True if a job may go from `state` to `to` in one step."""
-    return to in TRANSITIONS[state]
+    return to in _FORWARD.get(state, ()) or (state in ACTIVE and to in (QUEUED, BLOCKED, FAILED, CANCELLED))

@@ -15,9 +15,9 @@ from starlette.responses import FileResponse
 from starlette.staticfiles import NotModifiedResponse
 from starlette.types import Message, Receive, Scope, Send
 
-from cluster.service.data.records import StoredFile
 from cluster.service.http.error_answers import ApiError
 from cluster.service.http.head_deadline import ABORT
+from mint.client.download import ServedFile
 
 _RENEW_SECONDS = 60.0
 _RANGE = re.compile(r"bytes=(?:([0-9]{1,18})-([0-9]{0,18})|-([0-9]{1,18}))")
@@ -35,7 +35,7 @@ class Download(FileResponse):
     def __init__(
         self,
         path: Path,
-        file: StoredFile,
+        file: ServedFile,
         *,
         allowed: Callable[[], Awaitable[bool]],
         begin: Callable[[int], object],

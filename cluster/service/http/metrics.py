@@ -1,11 +1,8 @@
 """Metrics of the service for Prometheus."""
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
-from prometheus_client.core import GaugeMetricFamily
-from prometheus_client.registry import Collector
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
@@ -31,7 +28,7 @@ class Metrics:
         self.refused = Counter(
             "mint_refused", "Requests refused, by the code of the error.", ["code"], registry=registry
         )
-        registry.register(_Jobs(jobs))
+        self._jobs, self._count_jobs = Gauge("mint_jobs", "Jobs in each state.", ["state"], registry=registry), jobs
 
     def answered(self, method: str, route: str, status: int, seconds: float) -> None:
         """Count a request; `route` is the path of its route, without a query."""
@@ -45,15 +42,6 @@ class Metrics:
 
     def text(self) -> bytes:
         """All metrics in the format of Prometheus."""
+        for state, count in self._count_jobs().items():
+            self._jobs.labels(state).set(count)
         return generate_latest(self._registry)
-
-
-@dataclass(frozen=True)
-class _Jobs(Collector):
-    count: Callable[[], Mapping[str, int]]
-
-    def collect(self) -> Iterator[GaugeMetricFamily]:
-        family = GaugeMetricFamily("mint_jobs", "Jobs in each state.", labels=["state"])
-        for state, count in self.count().items():
-            family.add_metric([state], count)
-        yield family

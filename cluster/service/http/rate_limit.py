@@ -25,9 +25,9 @@ class TokenBucket:
         """Pay for a request and return 0.0; where the level is too low, return the seconds to wait and pay nothing."""
         with self._lock:
             level = self._level(client)
-            is_enough = level >= 1.0
-            self._set(client, level - 1.0 if is_enough else level)
-            return 0.0 if is_enough else (1.0 - level) / self.per_second
+            wait = max(0.0, 1.0 - level) / self.per_second
+            self._set(client, level if wait else level - 1.0)
+            return wait
 
     def need(self, client: str) -> None:
         """Pay for a request; raises `ApiError` where the level is too low."""

@@ -37,8 +37,8 @@ def host_now(service: Service) -> Host:
 def hosts(service: Here, person: Reader) -> HostsAnswer:
     """The machines that serve or work for the queue, as each reported itself at `seen_at`, a few seconds ago."""
     here = host_now(service)
-    reports = {host.name: {**asdict(host), "seen_at": at} for host, at in service.hosts.last_seen().items()}
-    reports[here.name] = {**asdict(here), "seen_at": time.time()}
+    last_seen = [*service.hosts.last_seen().items(), (here, time.time())]
+    reports = {host.name: {**asdict(host), "seen_at": at} for host, at in last_seen}
     running: dict[str, list[str]] = {name: [] for name in reports}
     for state in ACTIVE:
         for job in service.queue.find(state=state, limit=500):

@@ -8,12 +8,13 @@ from urllib.parse import quote
 
 from fastapi import APIRouter, Depends, Path, Query, Request, Response
 
-from cluster.service.data.records import Artifact, Person, StoredFile
+from cluster.service.data.records import Artifact, Person
 from cluster.service.errors import DatabaseUnavailableError
 from cluster.service.http.context import BEARER, POSTED, Here, Reader, Service, refusals
 from cluster.service.http.downloads import Download
 from cluster.service.http.error_answers import ApiError
 from cluster.service.http.schema import ArtifactAnswer, ArtifactsAnswer, FileAnswer, Sha256, TicketAnswer, TicketRequest
+from mint.client.download import ServedFile
 
 router = APIRouter(prefix="/v1/artifacts", tags=["artifacts"])
 Digest = Annotated[str, Path(pattern="^[0-9a-f]{64}$", description="SHA-256 of the list of its files.")]
@@ -138,7 +139,7 @@ def _allowed(service: Service, request: Request, digest: str, name: str, ticket:
     return Person(entry.person, ("read",)), entry.grant
 
 
-def _file(artifact: Artifact, name: str) -> StoredFile:
+def _file(artifact: Artifact, name: str) -> ServedFile:
     file = next((file for file in artifact.files if file.name == name), None)
     if file is None:
         raise ApiError(

@@ -11,9 +11,11 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from cluster.service.recipe_of_wish import DEFAULTS, DEVICE_NAMES
 from mint.client.client import ServedJob
+from mint.client.download import ServedFile
 from mint.formats.rounding import ROUNDINGS
 from mint.plan.objectives import OBJECTIVES
 from mint.plan.recipe import DTYPES
+from mint.targets.devices import Device
 from mint.targets.loaders import loaders
 
 _AMOUNT = r"([1-9][0-9]{0,5}(\.[0-9]{1,3})?|0\.0{0,2}[1-9][0-9]{0,2})"
@@ -119,8 +121,11 @@ class TicketRequest(_Request):
     name: Annotated[str, Field(min_length=1, max_length=512, pattern=r"^[^\x00-\x1f\x7f]+$")]
 
 
+_EXACT = ConfigDict(extra="forbid", from_attributes=True)
+
+
 class _Answer(BaseModel):
-    model_config = ConfigDict(extra="forbid", from_attributes=True)
+    model_config = _EXACT
 
 
 class ErrorDetail(_Answer):
@@ -138,7 +143,7 @@ class ErrorAnswer(_Answer):
 class JobAnswer(ServedJob):
     """The current state of a job."""
 
-    __pydantic_config__ = ConfigDict(extra="forbid")
+    __pydantic_config__ = _EXACT
 
 
 class JobsAnswer(_Answer):
@@ -269,10 +274,9 @@ class AnalysisAnswer(_Answer):
     artifact: str
 
 
-class FileAnswer(_Answer):
-    name: str
-    digest: str
-    nbytes: int
+@dataclass(frozen=True, slots=True)
+class FileAnswer(ServedFile):
+    __pydantic_config__ = _EXACT
     url: str
 
 
@@ -312,13 +316,9 @@ class TicketAnswer(_Answer):
     url: str
 
 
-class DeviceAnswer(_Answer):
-    name: str
-    chip: str
-    memory_bytes: int
-    working_set_bytes: int
-    gb_per_second: float
-    source: str
+@dataclass(frozen=True, slots=True)
+class DeviceAnswer(Device):
+    __pydantic_config__ = _EXACT
 
 
 class DevicesAnswer(_Answer):

@@ -9,7 +9,7 @@ import secrets
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, fields
+from dataclasses import asdict, dataclass, field, fields
 from types import MappingProxyType
 from typing import Any
 
@@ -26,20 +26,19 @@ from cluster.service.queue.fairness import count_turn, next_queued
 
 LEASE_SECONDS = 20.0
 ATTEMPTS = 3
-_COPIED = tuple(field.name for field in fields(Job) if field.name in jobs.c)
+_COPIED = tuple(copied.name for copied in fields(Job) if copied.name in jobs.c)
 _Row = Row[tuple[Any, ...]]
 
 
+@dataclass
 class Queue:
     """The jobs in a database."""
 
-    def __init__(
-        self, database: Database, clock: Callable[[], float] = time.time, *, lease_seconds: float = LEASE_SECONDS
-    ) -> None:
-        self._database = database
-        self._clock = clock
-        self._lease_seconds = lease_seconds
-        self.submitted = threading.Event()  # set by every submission to this object; a waiting thread clears it
+    database: Database
+    clock: Callable[[], float] = time.time
+    lease_seconds: float = LEASE_SECONDS
+    # set by every submission to this object; a waiting thread clears it
+    submitted: threading.Event = field(default_factory=threading.Event, init=False)
 
     # for clients
 
@@ -49,14 +48,14 @@ class Queue:
         A wish comes with an upper bound of its result's bytes. All wishes are accepted, or none: raises
         `QuotaExceededError`.
         """
-        with self._database.write() as connection:
+        with self.database.write() as connection:
             quotas.save(connection, by.name, by.quota)
             answers = [self._submit(connection, wish, most_bytes, by, priority) for wish, most_bytes in wishes]
         self.submitted.set()
         return answers
 
     def _submit(self, connection: Connection, wish: Wish, most: int, by: Person, priority: int) -> tuple[Job, bool]:
-        now = self._clock()
+        now = self.clock()
         row = _shared(connection, wish.key)
         is_new, is_done = row is None, row is not None and row.state == DONE
         if row is None or by.name not in subscriptions.names(connection, [row.number]).get(row.number, ()):
@@ -76,7 +75,7 @@ class Queue:
         An admin may remove everybody, and does so if they never were a watcher; others get `NotWatchingError`. The
         artifact of a finished job no longer counts against the quota of a removed watcher.
         """
-        with self._database.write() as connection:
+        with self.database.write() as connection:
             row = _row(connection, id)
             is_unwanted = subscriptions.leave(connection, row.number, by, everybody=everybody)
             if is_unwanted and row.finished_at is None and not row.cancel_wanted:
@@ -92,7 +91,7 @@ class Queue:
 
     def get(self, id: str) -> Job:
         """One job; raises `NotFoundError`."""
-        with self._database.read() as connection:
+        with self.database.read() as connection:
             return _jobs(connection, [_row(connection, id)])[0]
 
     def find(
@@ -114,25 +113,25 @@ class Queue:
             is_watched = exists().where(watchers.c.job == jobs.c.number, watchers.c.name == watcher)
             is_relevant = or_(watchers.c.wants, jobs.c.cancel_wanted, jobs.c.state == CANCELLED)
             statement = statement.where(is_watched.where(is_relevant))
-        with self._database.read() as connection:
+        with self.database.read() as connection:
             if before is not None:
                 statement = statement.where(jobs.c.number < _row(connection, before).number)
             return _jobs(connection, connection.execute(statement).all())
 
     def events(self, id: str, after: int = 0, limit: int = 1000) -> list[Event]:
         """The events of a job after number `after`, in order; raises `NotFoundError`."""
-        with self._database.read() as connection:
+        with self.database.read() as connection:
             return history.read(connection, _row(connection, id), after, limit)
 
     def last_seqs(self, ids: Sequence[str]) -> dict[str, int]:
         """The number of the last event of each job, without missing jobs."""
         statement = select(jobs.c.id, jobs.c.last_seq).where(jobs.c.id.in_(ids))
-        return {row.id: row.last_seq for row in self._database.rows(statement)}
+        return {row.id: row.last_seq for row in self.database.rows(statement)}
 
     def counts(self) -> dict[str, int]:
         """The number of jobs in each state."""
         statement = select(jobs.c.state, func.count().label("many")).group_by(jobs.c.state)
-        counts = {row.state: row.many for row in self._database.rows(statement)}
+        counts = {row.state: row.many for row in self.database.rows(statement)}
         return {state: counts.get(state, 0) for state in (QUEUED, *ACTIVE, BLOCKED, *FINAL)}
 
     # for runners and the supervisor
@@ -141,24 +140,24 @@ class Queue:
         """Begin the next job by `fairness`; None if there is none."""
         if not self._any(jobs.c.state == QUEUED):
             return None
-        with self._database.write() as connection:
+        with self.database.write() as connection:
             row = next_queued(connection)
             if row is None:
                 return None
             count_turn(connection, row.owner)
-            lease, now = secrets.token_hex(16), self._clock()
+            lease, now = secrets.token_hex(16), self.clock()
             self._move(
-                connection, row, INVENTORY, lease=lease, lease_until=now + self._lease_seconds, started_at=now,
+                connection, row, INVENTORY, lease=lease, lease_until=now + self.lease_seconds, started_at=now,
                 attempts=row.attempts + 1, host=host,
             )  # fmt: skip
             return Claim(_read(connection, row.number), lease)
 
     def renew(self, claim: Claim) -> Lease:
         """Renew the lease for `lease_seconds`, and return its state."""
-        now = self._clock()
+        now = self.clock()
         is_valid = (jobs.c.id == claim.job.id, jobs.c.lease == claim.lease, jobs.c.lease_until > now)
-        change = update(jobs).where(*is_valid).values(lease_until=now + self._lease_seconds)
-        with self._database.write() as connection:
+        change = update(jobs).where(*is_valid).values(lease_until=now + self.lease_seconds)
+        with self.database.write() as connection:
             row = connection.execute(change.returning(jobs.c.cancel_wanted)).one_or_none()
         if row is None:
             return Lease.LOST
@@ -166,11 +165,11 @@ class Queue:
 
     def emit(self, claim: Claim, kind: str, body: Mapping[str, Any]) -> Event:
         """Save an event of a job; progress replaces progress, see `history`. Raises `LeaseLostError`."""
-        with self._database.write() as connection:
+        with self.database.write() as connection:
             row = self._leased(connection, claim)
             change = update(jobs).where(jobs.c.number == row.number).values(last_seq=row.last_seq + 1)
             row = connection.execute(change.returning(*jobs.c)).one()
-            return history.append(connection, row, self._clock(), kind, body)
+            return history.append(connection, row, self.clock(), kind, body)
 
     def advance(
         self,
@@ -189,7 +188,7 @@ class Queue:
         if state not in (*ACTIVE, *FINAL):
             raise ValueError(f"a job is not advanced to {state!r}")
         values = {"reason": reason, "needed_bytes": needed_bytes, "artifact": artifact, "result": dict(result)}
-        with self._database.write() as connection:
+        with self.database.write() as connection:
             row = self._leased(connection, claim)
             self._move(connection, row, state, **{name: value for name, value in values.items() if value})
 
@@ -198,7 +197,7 @@ class Queue:
 
         `shortage` gets the bytes that all other jobs have reserved; no job reserves meanwhile. Raises `LeaseLostError`.
         """
-        with self._database.write() as connection:
+        with self.database.write() as connection:
             row = self._leased(connection, claim)
             if reason := shortage(_reserved(connection) - row.reserved_bytes):
                 return reason
@@ -207,18 +206,18 @@ class Queue:
 
     def reserved_bytes(self) -> int:
         """Bytes of the store that are reserved for running jobs."""
-        with self._database.read() as connection:
+        with self.database.read() as connection:
             return _reserved(connection)
 
     def expected_bytes(self) -> int:
         """Bytes that unfinished jobs still store, without blocked jobs and jobs that do not know it yet."""
         total = select(func.coalesce(func.sum(jobs.c.needed_bytes), 0))
         is_open = jobs.c.finished_at.is_(None) & (jobs.c.state != BLOCKED)
-        return int(self._database.rows(total.where(is_open))[0][0])
+        return int(self.database.rows(total.where(is_open))[0][0])
 
     def release(self, claim: Claim, reason: str, *, state: str = QUEUED) -> None:
         """Return a job to the queue without counting this attempt; raises `LeaseLostError`."""
-        with self._database.write() as connection:
+        with self.database.write() as connection:
             row = self._leased(connection, claim)
             if row.cancel_wanted:
                 self._move(connection, row, CANCELLED)
@@ -231,7 +230,7 @@ class Queue:
 
     def unblock(self, id: str) -> Job:
         """Return a blocked job to the queue; other jobs stay unchanged."""
-        with self._database.write() as connection:
+        with self.database.write() as connection:
             row = _row(connection, id)
             if row.state == BLOCKED:
                 self._move(connection, row, QUEUED, reason="")
@@ -239,17 +238,17 @@ class Queue:
 
     def forfeit(self, claim: Claim, reason: str) -> Job:
         """Take back a claim whose runner is dead, as `expire` does later; raises `LeaseLostError`."""
-        with self._database.write() as connection:
+        with self.database.write() as connection:
             row = self._leased(connection, claim)
             self._lose(connection, row, reason)
             return _read(connection, row.number)
 
     def expire(self) -> list[Job]:
         """Take back every expired lease: the job returns to the queue, or fails after its last attempt."""
-        is_over = jobs.c.lease_until <= self._clock()
+        is_over = jobs.c.lease_until <= self.clock()
         if not self._any(is_over):
             return []
-        with self._database.write() as connection:
+        with self.database.write() as connection:
             rows = connection.execute(select(jobs).where(is_over).order_by(jobs.c.number)).all()
             for row in rows:
                 self._lose(connection, row, "its lease expired")
@@ -257,16 +256,16 @@ class Queue:
 
     def trim(self, before: float) -> int:
         """Remove all but the last event of some jobs that ended before a time; return the number of events."""
-        with self._database.write() as connection:
+        with self.database.write() as connection:
             return history.trim(connection, before)
 
     def _any(self, condition: ColumnElement[bool]) -> bool:
         """True if there is such a job. A cheap read that saves frequent callers a write transaction."""
-        return bool(self._database.rows(select(jobs.c.number).where(condition).limit(1)))
+        return bool(self.database.rows(select(jobs.c.number).where(condition).limit(1)))
 
     def _leased(self, connection: Connection, claim: Claim) -> _Row:
         statement = select(jobs).where(jobs.c.id == claim.job.id, jobs.c.lease == claim.lease)
-        row = connection.execute(statement.where(jobs.c.lease_until > self._clock())).one_or_none()
+        row = connection.execute(statement.where(jobs.c.lease_until > self.clock())).one_or_none()
         if row is None:
             raise LeaseLostError(f"the lease of job {claim.job.id} expired or was taken back; its runner must stop")
         return row
@@ -285,7 +284,7 @@ class Queue:
         if state not in ACTIVE:
             values |= {"lease": None, "lease_until": None, "reserved_bytes": 0}
         if state in FINAL:
-            values["finished_at"] = self._clock()
+            values["finished_at"] = self.clock()
         if state == DONE:
             values["reason"] = ""
         if reason := values.get("reason"):
@@ -294,7 +293,7 @@ class Queue:
         values |= {"state": state, "last_seq": row.last_seq + 1}
         change = update(jobs).where(jobs.c.number == row.number).values(values)
         row = connection.execute(change.returning(*jobs.c)).one()
-        history.append_state(connection, row, self._clock())
+        history.append_state(connection, row, self.clock())
 
 
 def _insert(connection: Connection, wish: Wish, by: Person, priority: int, most: int, now: float) -> _Row:

@@ -13,14 +13,16 @@ import shutil
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 from cluster.service.data.catalog import Catalog
-from cluster.service.data.records import Artifact, Claim, StoredFile
+from cluster.service.data.records import Artifact, Claim
 from cluster.service.errors import ArtifactInUseError, NotFoundError
 from cluster.service.queue.queue import Queue
+from mint.client.download import ServedFile
 from mint.core.errors import DiskFullError, MintError
-from mint.core.files import flush
+from mint.core.files import flush, partial_path
 from mint.core.sizes import format_size
 from mint.model.checkpoint.manifest import WrittenFile, file_digest
 
@@ -33,16 +35,16 @@ _DIGEST = re.compile(r"[0-9a-f]{64}")
 _EVERYTHING = 1_000_000_000
 
 
+@dataclass
 class Store:
     """The files below `folder` and their catalog; at most `max_bytes`, if given."""
 
-    def __init__(
-        self, folder: Path, catalog: Catalog, max_bytes: int | None = None, clock: Callable[[], float] = time.time
-    ) -> None:
-        self.folder = Path(folder)
-        self.catalog = catalog
-        self.max_bytes = max_bytes
-        self._clock = clock
+    folder: Path
+    catalog: Catalog
+    max_bytes: int | None = None
+    clock: Callable[[], float] = time.time
+
+    def __post_init__(self) -> None:
         self._incoming = self.folder / "incoming"
         self._incoming.mkdir(parents=True, exist_ok=True)
 
@@ -68,7 +70,7 @@ class Store:
         minutes.
         """
         digests = {name: (known or {}).get(name) or file_digest(path) for name, path in files.items()}
-        stored = (StoredFile(name, digest.sha256, digest.nbytes) for name, digest in sorted(digests.items()))
+        stored = (ServedFile(name, digest.sha256, digest.nbytes) for name, digest in sorted(digests.items()))
         artifact = Artifact(kind, identity, tuple(stored))
         sizes = {file.digest: file.nbytes for file in artifact.files}
         self.evict(sum(nbytes for digest, nbytes in sizes.items() if not self.catalog.has_file(digest)))
@@ -95,7 +97,7 @@ class Store:
         Uses hard links, or copies on another disk. The folder appears when it is complete. Raises `NotFoundError`.
         """
         holder = f"view-{secrets.token_hex(8)}"
-        partial = folder.with_name(folder.name + ".partial")
+        partial = partial_path(folder)
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
         try:
@@ -166,7 +168,7 @@ class Store:
         orphans: list[Path] = []
 
         def discard(digests: Set[str]) -> None:
-            now = self._clock()
+            now = self.clock()
             for path in self.folder.glob("*/*"):
                 is_incoming = path.parent == self._incoming
                 is_old = now - path.lstat().st_ctime > (INCOMING_SECONDS if is_incoming else ORPHAN_SECONDS)
@@ -193,7 +195,7 @@ class Store:
         flush(stage)
         return stage
 
-    def _discard(self, files: Sequence[StoredFile]) -> None:
+    def _discard(self, files: Sequence[ServedFile]) -> None:
         for file in files:
             self.path(file.digest).unlink(missing_ok=True)
 

@@ -35,8 +35,7 @@ class Planner:
             self._seats.release()
         if "error" in reply:
             raise MintError(reply["error"])
-        answer: dict[str, Any] = reply["answer"]
-        return answer
+        return dict(reply["answer"])
 
     def close(self) -> None:
         """End the process."""

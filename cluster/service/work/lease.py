@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from contextvars import copy_context
+from dataclasses import dataclass
 from typing import Self
 
 from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_fixed
@@ -46,23 +47,17 @@ def end_descendants() -> None:
     os.killpg(os.getpgrp(), signal.SIGTERM)
 
 
+@dataclass
 class LeaseKeeper:
     """Keeps the lease of `claim` while its block runs. SIGTERM returns the job to the queue, and calls `end`."""
 
-    def __init__(
-        self,
-        queue: Queue,
-        claim: Claim,
-        end: Callable[[], None] = end_group,
-        *,
-        renew_seconds: float = RENEW_SECONDS,
-        patience_seconds: float = PATIENCE_SECONDS,
-    ) -> None:
-        self._queue = queue
-        self._claim = claim
-        self._end = end
-        self._renew_seconds = renew_seconds
-        self._patience_seconds = patience_seconds
+    queue: Queue
+    claim: Claim
+    end: Callable[[], None] = end_group
+    renew_seconds: float = RENEW_SECONDS
+    patience_seconds: float = PATIENCE_SECONDS
+
+    def __post_init__(self) -> None:
         self._read, self._write = os.pipe()
         os.set_blocking(self._write, False)
         self._stopping = threading.Event()
@@ -89,28 +84,28 @@ class LeaseKeeper:
     def _keep(self) -> None:
         renewed_at = time.monotonic()
         while True:
-            ready, _, _ = select.select([self._read], [], [], self._renew_seconds)
+            ready, _, _ = select.select([self._read], [], [], self.renew_seconds)
             signals = os.read(self._read, 512) if ready else b""
             if self._stopping.is_set():
                 return
             if signal.SIGTERM in signals:
-                self._update(lambda: self._queue.release(self._claim, "its runner was told to stop"))
+                self._update(lambda: self.queue.release(self.claim, "its runner was told to stop"))
                 break
             try:
-                lease = self._queue.renew(self._claim)
+                lease = self.queue.renew(self.claim)
             except Exception as error:  # the database is away; the lease lives a little longer
                 self._warn("lease.not_renewed", error)
-                if time.monotonic() - renewed_at > self._patience_seconds:
+                if time.monotonic() - renewed_at > self.patience_seconds:
                     break
                 continue
             renewed_at = time.monotonic()
             if lease is Lease.CANCEL_WANTED:
-                self._update(lambda: self._queue.advance(self._claim, CANCELLED))
+                self._update(lambda: self.queue.advance(self.claim, CANCELLED))
             if lease is not Lease.HELD:
                 with suppress(OSError):
                     log.info("lease.ended", reason=lease.value)
                 break
-        self._end()
+        self.end()
 
     def _update(self, call: Callable[[], object]) -> None:
         """Write the end of the job; without a database, whoever sees the lease run out writes it."""

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from mint.core.progress import Progress
@@ -15,23 +15,23 @@ T = TypeVar("T")
 EVERY_SECONDS = 0.5
 
 
+@dataclass
 class ProgressEvents:
     """Turns progress into events, with bytes by machine as `counting` sees them. `host` is this machine's name."""
 
-    def __init__(
-        self, emit: Callable[[str, Mapping[str, Any]], object], host: str, clock: Callable[[], float] = time.monotonic
-    ) -> None:
-        self._emit = emit
-        self._host = host
-        self._clock = clock
-        self._stage = ""
-        self._ended = False
-        self._sent = self._began = clock()
-        self._done: dict[str, int] = {}
+    emit: Callable[[str, Mapping[str, Any]], object]
+    host: str
+    clock: Callable[[], float] = time.monotonic
+    _stage: str = field(default="", init=False)
+    _ended: bool = field(default=False, init=False)
+    _done: dict[str, int] = field(default_factory=dict, init=False)
+
+    def __post_init__(self) -> None:
+        self._sent = self._began = self.clock()
 
     def on_progress(self, progress: Progress) -> None:
         """Emit the first and the last progress of each stage, and between them one after every pause."""
-        now = self._clock()
+        now = self.clock()
         is_new = progress.stage != self._stage
         if is_new:
             self._stage, self._began, self._ended = progress.stage, now, False
@@ -45,11 +45,11 @@ class ProgressEvents:
             for host, done in sorted(self._done.items())
         ]
         figures = {"stage": progress.stage, "done": progress.done, "total": progress.total, "item": progress.item}
-        self._emit("progress", {**figures, "hosts": hosts})
+        self.emit("progress", {**figures, "hosts": hosts})
 
     def counting(self, executor: Executor) -> Executor:
         """The same executor, with the unquantized bytes of its results counted by machine."""
-        return _Counting(executor, executor.devices, executor.made_by, self._done, self._host)
+        return _Counting(executor, executor.devices, executor.made_by, self._done, self.host)
 
 
 @dataclass(frozen=True, slots=True)

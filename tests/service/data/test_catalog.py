@@ -5,8 +5,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 
 from cluster.service.data.database import Database
-from cluster.service.data.records import Artifact, StoredFile
+from cluster.service.data.records import Artifact
 from cluster.service.errors import ArtifactInUseError, NotFoundError
+from mint.client.download import ServedFile
 from tests.worlds.service_world import World, artifact, clear
 
 
@@ -23,7 +24,7 @@ def _evictable(world: World, need: int) -> list[str]:
 
 def test_an_artifact_is_found_by_digest_kind_and_model(world: World) -> None:
     one, two = artifact("a", identity="m"), artifact("b", identity="n")
-    analysis = Artifact("analysis", "m", (StoredFile("x", "c" * 64, 3 * 10**12),))
+    analysis = Artifact("analysis", "m", (ServedFile("x", "c" * 64, 3 * 10**12),))
     _store(world, one, two, analysis)
     assert world.catalog.get(one.digest) == one
     assert world.catalog.find() == [analysis, two, one]
@@ -72,12 +73,12 @@ def test_a_shared_file_is_freed_with_its_last_artifact(world: World) -> None:
 
 
 def test_two_equal_files_of_an_artifact_are_one_file(world: World) -> None:
-    twice = Artifact("model", "m", (StoredFile("x", "a" * 64, 10), StoredFile("y", "a" * 64, 10)))
+    twice = Artifact("model", "m", (ServedFile("x", "a" * 64, 10), ServedFile("y", "a" * 64, 10)))
     other = artifact("b", nbytes=5)
     _store(world, twice, other)
     assert world.catalog.nbytes() == 15
     assert _evictable(world, 11) == [twice.digest, other.digest]
-    discarded: list[StoredFile] = []
+    discarded: list[ServedFile] = []
     world.catalog.remove(twice.digest, discarded.extend)
     assert len(discarded) == 1
 
@@ -162,7 +163,7 @@ def test_evicted_artifacts_free_enough_bytes_and_no_more_than_needed(
     clear(database)
     world = World(database)
     artifacts = [
-        Artifact("model", "m", tuple(StoredFile(f"{name}", f"{file:064}", 2**file) for name, file in enumerate(files)))
+        Artifact("model", "m", tuple(ServedFile(f"{name}", f"{file:064}", 2**file) for name, file in enumerate(files)))
         for files in contents
     ]
     _store(world, *artifacts)

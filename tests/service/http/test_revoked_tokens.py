@@ -11,13 +11,13 @@ import httpx
 import pytest
 import uvicorn
 
-from cluster.service.data.records import StoredFile
 from cluster.service.data.tokens import Tokens, digest_of
 from cluster.service.errors import DatabaseUnavailableError
 from cluster.service.http.downloads import Download
 from cluster.service.http.grants import TokenCache
 from cluster.service.http.head_deadline import DeadlineProtocol
 from cluster.service.http.sse import EventFanout
+from mint.client.download import ServedFile
 from tests.worlds.served import Served, served
 
 BYTES = bytes(range(256)) * 8
@@ -121,7 +121,7 @@ def test_breaking_off_a_download_ends_the_connection_and_is_no_bug(
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
         answer = Download(
-            tmp_path / "file", StoredFile("file", "0" * 64, CHUNK_BYTES * 3),
+            tmp_path / "file", ServedFile("file", "0" * 64, CHUNK_BYTES * 3),
             allowed=never, begin=int, renew=int, end=done.append, chunk_bytes=CHUNK_BYTES,
         )  # fmt: skip
         await answer(scope, receive, send)

@@ -9,11 +9,12 @@ from typing import Any
 import pytest
 
 from cluster.service.data.database import Database, connect
-from cluster.service.data.records import Claim, Event, Person, StoredFile, Wish
+from cluster.service.data.records import Claim, Event, Person, Wish
 from cluster.service.http.downloads import Download, is_single_range
 from cluster.service.http.error_answers import ApiError
 from cluster.service.http.sse import EventFanout, EventStream, frame
 from cluster.service.queue.queue import Queue
+from mint.client.download import ServedFile
 from tests.worlds.served import WAY, Served, served
 from tests.worlds.service_world import submit
 
@@ -339,7 +340,7 @@ async def _ranged(path: Path, text: str) -> tuple[int, bytes]:
         status = message.get("status", status)
         body += message.get("body", b"")
 
-    file = StoredFile("a", "e", path.stat().st_size)
+    file = ServedFile("a", "e", path.stat().st_size)
     answer = Download(path, file, allowed=always, begin=int, renew=int, end=int, chunk_bytes=100)
     scope = {"type": "http", "method": "GET", "headers": [(b"range", text.encode())]}
     await answer(scope, asyncio.Event().wait, send)  # type: ignore[arg-type]
