@@ -14,7 +14,7 @@ from pathlib import Path
 from mint.core.errors import MintError
 from mint.core.sizes import format_size
 from mint.formats.units import Unit
-from mint.model.checkpoint.shards import PATTERN, SourceTensor, read_index, read_shard
+from mint.model.checkpoint.shards import PATTERN, SourceTensor, read_index, read_shard, shard_names
 
 ROOTS_VARIABLE = "MINT_MODEL_ROOTS"  # where a node looks for models, separated as in PATH
 _DIGESTS = {"header_digest": "header", "sample_digest": "sampled content", "full_digest": "content"}
@@ -88,12 +88,17 @@ def take_inventory(node: str, folder: Path | None) -> Inventory:
     if folder is None:
         return Inventory(node, "")
     shards, faults = [], []
-    for path in sorted(folder.glob(PATTERN)):
+    try:
+        names = shard_names(folder)
+    except MintError as error:
+        return Inventory(node, str(folder), faults=(str(error),))
+    for name in names:
+        path = folder / name
         # the first link only: files that huggingface_hub shares between repositories end under another hash
         target = path.readlink().name if path.is_symlink() else ""
         digest = target if _SHA256.fullmatch(target) else ""
         try:
-            shard = read_shard(path)
+            shard = read_shard(folder, name)
             shards.append(Held(shard.name, shard.nbytes, shard.header_digest, shard.sample_digest, digest))
         except (MintError, OSError) as error:
             faults.append(str(error))

@@ -7,13 +7,14 @@ tree over such a folder and reads only the tensors that feed a unit.
 
 import hashlib
 import os
+import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from mint.core.cache import cache_folder
 from mint.core.files import write_all
-from mint.model.checkpoint.shards import read_header
+from mint.model.checkpoint.shards import read_header, shard_names
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,11 +43,12 @@ def make_view(view: Path, local: Path | None, config: bytes, outlines: Mapping[s
     """Make the folder `view`: every file of `local` linked but its config, `config`, a sparse file per outline."""
     view.mkdir(parents=True, exist_ok=True)
     for old in view.iterdir():
-        old.unlink()
+        shutil.rmtree(old) if old.is_dir() and not old.is_symlink() else old.unlink()
     if local:
-        for path in local.iterdir():
-            if path.is_file() and path.name != "config.json":
-                (view / path.name).symlink_to(path.resolve())
+        beside = {path.name for path in local.iterdir() if path.is_file() and path.name != "config.json"}
+        for name in sorted(beside | set(shard_names(local))):
+            (view / name).parent.mkdir(parents=True, exist_ok=True)
+            (view / name).symlink_to((local / name).resolve())
     (view / "config.json").write_bytes(config)
     for name, outline in outlines.items():
         make_outline(view, name, outline)
@@ -58,6 +60,7 @@ def make_outline(view: Path, name: str, outline: Outline) -> None:
     path = view / name
     assert not path.is_symlink(), f"{name} is held, not borrowed"
     path.unlink(missing_ok=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("xb") as file:
         file.write(len(outline.header).to_bytes(8, "little") + outline.header)
         file.truncate(outline.nbytes)

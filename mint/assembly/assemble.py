@@ -26,9 +26,10 @@ from mint.formats.format import Format, TensorSpec
 from mint.formats.rounding import ROUNDINGS
 from mint.formats.units import Unit
 from mint.kernels.storage import raw_bytes
+from mint.model.checkpoint.beside import files_beside
 from mint.model.checkpoint.manifest import MANIFEST_NAME, PLAN_NAME, Manifest, file_digest, write_manifest
 from mint.model.checkpoint.reader import open_stored
-from mint.model.checkpoint.shards import BESIDE, INDEX_NAME
+from mint.model.checkpoint.shards import INDEX_NAME
 from mint.model.checkpoint.writer import WeightFiles, disk_full
 from mint.model.module_tree import write_config
 from mint.model.source import Source
@@ -41,7 +42,7 @@ from mint.run.stage import reported
 
 _MAGIC = b"MINT assembly\n"
 _JOURNAL_NAME = "assembly.journal"
-_NOT_COPIED = ("config.json", "hf_quant_config.json", PLAN_NAME)
+_NOT_COPIED = ("config.json", "hf_quant_config.json", PLAN_NAME, MANIFEST_NAME)
 
 
 def assemble(
@@ -186,10 +187,10 @@ def _finish(plan: Plan, source: Source, folder: Path, units: Mapping[str, str]) 
     (folder / INDEX_NAME).write_text(json.dumps(index, indent=4))
     keeps_vision = any("vision_tower" in tensor.name for tensor in shard_of)
     write_config({**source.config, **quantization_entries(plan)}, folder, keep_vision_config=keeps_vision)
-    for pattern in BESIDE:  # copied as they are, since loading and saving a tokenizer again can change it
-        for file in sorted(source.folder.glob(pattern)):
-            if file.name not in _NOT_COPIED and not file.name.endswith(".index.json") and file.is_file():
-                shutil.copyfile(file, folder / file.name)
+    for name in files_beside(source.folder, text_only=not keeps_vision):
+        if name.name not in _NOT_COPIED:  # copied as they are: loading and saving a tokenizer again can change it
+            (folder / name).parent.mkdir(exist_ok=True)
+            shutil.copyfile(source.folder / name, folder / name)
     (folder / "README.md").write_text(_card(plan))
     (folder / PLAN_NAME).write_text(plan_text(plan))
     names = sorted(file.name for file in folder.iterdir() if file.name not in (_JOURNAL_NAME, MANIFEST_NAME))

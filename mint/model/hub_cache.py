@@ -1,7 +1,7 @@
 """Models of the Hugging Face hub: their ids, and their snapshots in its cache on this machine.
 
-An id is `owner/name`, or `owner/name@revision`. It never leads out of the cache: every part of it begins with a letter
-or a digit. huggingface_hub is imported when the cache is looked into.
+An id is `owner/name`, or `owner/name@revision`; the address of a model's page means the same. It never leads out of
+the cache: every part of it begins with a letter or a digit. huggingface_hub is imported when the cache is looked into.
 """
 
 import re
@@ -11,11 +11,16 @@ from pathlib import Path
 from typing import Any
 
 from mint.core.errors import MintError
-from mint.model.checkpoint.shards import BESIDE, PATTERN, read_index
+from mint.model.checkpoint.beside import BESIDE
+from mint.model.checkpoint.shards import PATTERN, read_index
 
-WANTED = (PATTERN, *BESIDE)  # the files that mint reads or copies
-NESTED = "*/*"  # those in folders are not
+_NEEDED = (PATTERN, *BESIDE)  # a snapshot without one of these is not whole
+_NESTED = "*/*"  # files in folders are not needed, unless the index names them
 _PART = r"[A-Za-z0-9](?:[\w.-]{0,94}\w)?"  # huggingface_hub's rule, but for a `_` in front
+_URL = re.compile(
+    r"https?://(?:www\.)?(?:huggingface\.co|hf\.co)/(?P<repository>[^/@]+/[^/@?#]+)"
+    r"(?:/(?:tree|commit|blob|resolve)/(?P<revision>refs/pr/\d+|[^/?#]+)[^?#]*)?/?(?:[?#].*)?"
+)
 _ID = re.compile(rf"(?P<repository>(?![^@]*--){_PART}/{_PART})(?:@(?P<revision>{_PART}(?:/{_PART})*))?", re.ASCII)
 
 
@@ -42,17 +47,25 @@ class HubId:
 
 
 def parse_id(text: str) -> HubId | None:
-    """The id that a text is; None for anything else, such as a path with a `.` in front or more than one slash."""
+    """The id that a text is, or that its page on huggingface.co has; None for anything else.
+
+    A path has a `.` or a slash in front, or more than one slash.
+    """
+    if url := _URL.fullmatch(text):
+        text = url["repository"] + (f"@{url['revision']}" if url["revision"] else "")
     match = _ID.fullmatch(text)
     return HubId(match["repository"], match["revision"] or "main") if match and ".." not in text else None
 
 
-def snapshot(id: HubId, patterns: Sequence[str] = WANTED, **options: Any) -> Path:
-    """The folder that huggingface_hub makes of these files; any exception of it comes through."""
+def snapshot(id: HubId, names: Sequence[str] = (), **options: Any) -> Path:
+    """The folder that huggingface_hub makes of the files of these names, by default of those that mint needs.
+
+    Any exception of huggingface_hub comes through.
+    """
     from huggingface_hub import snapshot_download
 
-    options |= {"revision": id.revision, "allow_patterns": list(patterns), "ignore_patterns": NESTED}
-    return Path(snapshot_download(id.repository, **options))
+    options |= {"allow_patterns": list(names or _NEEDED), "ignore_patterns": None if names else _NESTED}
+    return Path(snapshot_download(id.repository, revision=id.revision, **options))
 
 
 def cached(id: HubId) -> Path | None:
@@ -61,9 +74,17 @@ def cached(id: HubId) -> Path | None:
         folder = snapshot(id, local_files_only=True)
     except (OSError, ValueError):  # not there, or files of it are missing; not what the hub calls an id
         return None
-    shards = set(read_index(folder).values())  # a cache that an older huggingface_hub filled records no completeness
+    return folder if is_whole(folder) else None
+
+
+def is_whole(folder: Path) -> bool:
+    """True if a snapshot has its config and its shards, those of its index included.
+
+    A cache that an older huggingface_hub filled records no completeness.
+    """
+    shards = set(read_index(folder).values())
     weights = all((folder / name).exists() for name in shards) if shards else any(folder.glob(PATTERN))
-    return folder if weights and (folder / "config.json").exists() else None
+    return weights and (folder / "config.json").exists()
 
 
 def blob_folders(snapshot: Path) -> tuple[Path, ...]:

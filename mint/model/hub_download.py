@@ -20,8 +20,10 @@ from huggingface_hub.utils import tqdm  # type: ignore[attr-defined]
 from mint.core.errors import DiskFullError, MintError
 from mint.core.progress import OnProgress, Progress, ignore
 from mint.core.sizes import format_size
-from mint.model.checkpoint.shards import PATTERN
-from mint.model.hub_cache import WANTED, Check, HubId, NotOnHubError, snapshot
+from mint.model.checkpoint.beside import is_wanted
+from mint.model.checkpoint.shards import PATTERN, read_index
+from mint.model.hub_cache import Check, HubId, NotOnHubError, snapshot
+from mint.model.opening.kinds import kind_of
 
 _SECONDS = 30.0  # without an answer of the hub
 _TICK_SECONDS = 0.2  # between two reports
@@ -48,15 +50,18 @@ def fetch(
 
     try:
         sizes = _listed(id)
-        total = sum(sizes.values())
-        report(0)
-        small = sizes.keys() - fnmatch.filter(sizes, PATTERN)
+        small = [name for name in sizes if is_wanted(name)]
         _need_room(Path(constants.HF_HUB_CACHE), sum(sizes[name] for name in small), reserve_bytes)
         folder = _bring(id, sorted(small), lambda nbytes: None)
         check(folder)
-        missing = sum(nbytes for name, nbytes in sizes.items() if not (folder / name).exists())
+        indexed = set(read_index(folder).values())
+        shards = {name for name in fnmatch.filter(sizes, PATTERN) if "/" not in name} | (sizes.keys() & indexed)
+        names = {*small, *shards}
+        total = sum(sizes[name] for name in names)
+        report(0)
+        missing = sum(sizes[name] for name in names if not (folder / name).exists())
         _need_room(folder, missing, reserve_bytes)
-        folder = _bring(id, WANTED, lambda nbytes: report(total - missing + min(nbytes, missing)))
+        folder = _bring(id, sorted(names), lambda nbytes: report(total - missing + min(nbytes, missing)))
     except (errors.HfHubHTTPError, errors.HFValidationError, *_UNREACHABLE) as error:
         raise _explained(id, error) from error
     report(total)
@@ -64,16 +69,18 @@ def fetch(
 
 
 def _listed(id: HubId) -> Mapping[str, int]:
-    """The files of a model that mint needs, and their bytes."""
+    """The files of a model and their bytes; `MintError` for one without a config or without safetensors files."""
     listing = HfApi().model_info(id.repository, revision=id.revision, files_metadata=True, timeout=_SECONDS)
     sizes = {file.rfilename: file.size or 0 for file in listing.siblings or []}
-    names = [name for pattern in WANTED for name in fnmatch.filter(sizes, pattern) if "/" not in name]
-    for pattern in (PATTERN, "config.json"):
-        if not fnmatch.filter(names, pattern):
+    names = [name for name in sizes if "/" not in name]
+    has_index = any(name.endswith(".safetensors.index.json") for name in names)
+    for pattern in ("*.safetensors" if has_index else PATTERN, "config.json"):
+        if not fnmatch.filter(sizes if has_index else names, pattern):
             others = ", ".join(sorted(sizes)[:8]) or "nothing"
             remedy = "Look for one that was converted, or for another revision (OWNER/NAME@refs/pr/N)"
-            raise MintError(f"{id} has no {pattern} (found {others}); needed: a model in safetensors format. {remedy}")
-    return {name: sizes[name] for name in names}
+            needed = kind_of(id.repository, sizes) or f"needed: a model in safetensors format. {remedy}"
+            raise MintError(f"{id} has no {pattern} (found {others}); {needed}")
+    return sizes
 
 
 def _need_room(folder: Path, needed: int, reserve_bytes: int) -> None:

@@ -19,7 +19,7 @@ def locate(model: str | Path, on_progress: OnProgress = ignore, *, check: Check 
     """
     id = hub_id(model)
     if id is None:
-        return Path(model)
+        return _snapshot_in(Path(model))
     if folder := cached(id):
         return folder
     from mint.model.hub_download import fetch  # imports what asks a network
@@ -28,6 +28,20 @@ def locate(model: str | Path, on_progress: OnProgress = ignore, *, check: Check 
         return fetch(id, on_progress, check=check)
     except NotOnHubError as error:
         raise NotOnHubError(f"{model}: no such folder, and as a model of the hub: {error}") from error
+
+
+def _snapshot_in(folder: Path) -> Path:
+    """The one snapshot in a folder of the hub's cache (models--OWNER--NAME); any other path as it is."""
+    if not folder.name.startswith("models--") or (folder / "config.json").exists():
+        return folder
+    id = "/".join(folder.name.split("--")[1:])
+    snapshots = sorted(path for path in folder.glob("snapshots/*") if path.is_dir())
+    main = folder / "refs" / "main"
+    current = [path for path in snapshots if main.is_file() and path.name == main.read_text().strip()]
+    if len(current or snapshots) == 1:
+        return (current or snapshots)[0]
+    names = ", ".join(path.name for path in snapshots[:4]) or "none"
+    raise MintError(f"{folder}: a folder of the hub's cache with the snapshots: {names}; needed: one of them, or {id}")
 
 
 def hub_id(model: str | Path) -> HubId | None:
@@ -40,5 +54,5 @@ def hub_id(model: str | Path) -> HubId | None:
 
 def model_name(model: str | Path) -> str:
     """The name of a model, without its folder or owner."""
-    id = hub_id(model)
-    return id.name if id else Path(model).resolve().name
+    id, path = hub_id(model), Path(model).resolve()
+    return id.name if id else path.name.rpartition("--")[2] if path.name.startswith("models--") else path.name

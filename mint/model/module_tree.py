@@ -24,6 +24,7 @@ from mlx_lm.utils import _get_classes, load, load_config, load_model, load_token
 from mint.core.errors import MintError
 from mint.model.checkpoint.shards import Shard
 from mint.model.opening.faults import explained
+from mint.model.opening.names import spellings, without_extras
 from mint.model.opening.readers import Reader, readers
 
 DTYPES = {
@@ -138,22 +139,39 @@ def build_tree(folder: Path, config: dict[str, Any], shards: tuple[Shard, ...], 
     loader knows the model type or when weights and modules do not fit together.
     """
     loader = tree_loader(folder, config)
-    kind = f"{loader.name}'s {config['model_type']} model"
     with mx.stream(mx.cpu):
         leaves: Arrays = {}
         for shard in shards:
             arrays: Any = mx.load(str(folder / shard.name))
             leaves |= {tensor.name: arrays[tensor.name] for tensor in shard.tensors}
-        remedy = "needed: the config.json of a model that this class can build. Download it again"
-        with explained(f"{folder}: {kind} cannot be built from config.json", remedy, config):
-            model = loader.module(config)
-        remedy = "needed: a complete model of that type"
-        with explained(f"{folder}: the weights do not fit {kind}", remedy, config):
-            _fill(model, loader.sanitized(model, dict(leaves)))
+        model = _built(loader, folder, config, leaves, shards)
         _cast(model, config, dtype)
     parameters = model.parameters()
     model.update(tree_map(lambda array: mx.zeros(array.shape, array.dtype), parameters))  # lazy, like the parameters
     return Tree(model, dict(tree_flatten(parameters)), leaves)
+
+
+def _built(
+    loader: TreeLoader, folder: Path, config: dict[str, Any], leaves: Arrays, shards: tuple[Shard, ...]
+) -> Module:
+    """The modules of a config over the tensors of its checkpoint; the error is that of the checkpoint's own names."""
+    kind, errors = f"{loader.name}'s {config['model_type']} model", []
+    remedies = (
+        "needed: the config.json of the original model; download it again",
+        "needed: a complete model of that type",
+    )
+    for weights in spellings(leaves):
+        try:
+            with explained(f"{folder}: {kind} cannot be built from config.json", remedies[0], config):
+                model = loader.module(config)
+            with explained(f"{folder}: the weights do not fit {kind}", remedies[1], config):
+                sanitized = loader.sanitized(model, dict(weights))
+                _fill(model, without_extras(sanitized, dict(tree_flatten(model.parameters())), shards))
+        except MintError as error:
+            errors.append(error)
+        else:
+            return model
+    raise errors[0]
 
 
 def _fill(model: Module, weights: Arrays) -> None:

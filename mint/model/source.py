@@ -22,6 +22,7 @@ from mint.model.lineage import trace_sources
 from mint.model.locate import locate
 from mint.model.module_tree import DTYPES, OpenedModel, Tree, read_loaded_config, tree_loader
 from mint.model.opening.faults import explained
+from mint.model.opening.kinds import refuse_other_kinds
 from mint.model.opening.notices import cast_notice
 from mint.model.opening.rope import lift_rope
 from mint.model.opening.unseen import unseen_keys
@@ -68,6 +69,7 @@ def open_source(model: Path | str, *, dtype: str = "", on_progress: OnProgress =
     architecture is not valid.
     """
     folder = locate(model, on_progress, check=check_config)
+    refuse_other_kinds(folder)
     if not folder.is_dir():
         raise MintError(f"{folder}: no such folder; needed: the folder of a Hugging Face model, or an id of the hub")
     text = check_config(folder)

@@ -9,7 +9,7 @@ import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from math import prod
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from mint.core.errors import MintError
@@ -21,8 +21,8 @@ SAMPLE_BYTES = 65_536
 SAMPLES = 16
 INDEX_NAME = "model.safetensors.index.json"
 PATTERN = "model*.safetensors"  # mlx_lm loads these; it ignores other names in silence
-# read by mlx_lm's loader and transformers' tokenizers beside the weights, config and index among them
-BESIDE = ("*.json", "*.jinja", "*.model", "*.tiktoken", "*.txt", "*.jsonl", "*.py")
+LFS_MARK = b"version https://git-lfs"  # the first bytes of a pointer that git leaves in place of a file
+_MAX_NUMBER = 1 << 63
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,19 +49,20 @@ class Shard:
 
 
 def read_shards(folder: Path) -> tuple[Shard, ...]:
-    """All shards of the model in `folder`, sorted by name; reads headers and samples only.
+    """All shards of the model in `folder`, those that its index names included, sorted by name.
 
-    Raises `MintError` when a shard is missing, truncated or malformed, or when two shards hold one name.
+    Reads headers and samples only. Raises `MintError` when a shard is missing, truncated or malformed, or when two
+    shards hold one name.
     """
     listed = read_index(folder)
-    present = sorted(path.name for path in folder.glob(PATTERN))
+    present = shard_names(folder)
     if missing := sorted(set(listed.values()) - set(present)):
         names = f"{len(missing)} shard(s) that are missing, first {missing[0]}"
         raise MintError(f"{folder}: {INDEX_NAME} names {names}; download the model again or copy them there")
     if not present:
         others = ", ".join(sorted(path.name for path in folder.iterdir())[:8]) or "nothing"
         raise MintError(f"{folder}: no {PATTERN} found (found {others}); needed: a model in safetensors format")
-    shards = tuple(read_shard(folder / name) for name in present)
+    shards = tuple(read_shard(folder, name) for name in present)
     owner: dict[str, str] = {}
     for shard in shards:
         for tensor in shard.tensors:
@@ -75,6 +76,12 @@ def read_shards(folder: Path) -> tuple[Shard, ...]:
     return shards
 
 
+def shard_names(folder: Path) -> list[str]:
+    """The weight files in `folder`, as paths relative to it: those of mlx_lm's pattern, and those of the index."""
+    indexed = {name for name in read_index(folder).values() if (folder / name).is_file()}
+    return sorted(indexed | {path.name for path in folder.glob(PATTERN)})
+
+
 def identity(shards: Iterable[Shard], config_text: bytes) -> str:
     """SHA-256 of the config and of every shard's name, size, header and sampled bytes: the model's identity."""
     digest = hashlib.sha256(hashlib.sha256(config_text).digest())
@@ -84,27 +91,36 @@ def identity(shards: Iterable[Shard], config_text: bytes) -> str:
 
 
 def read_index(folder: Path) -> dict[str, str]:
-    """The shard of every tensor by the index of the model in `folder`; empty without an index."""
-    path = folder / INDEX_NAME
+    """The shard of every tensor by the index of the model in `folder`; empty without an index.
+
+    The only index of another name, such as `pytorch_model.safetensors.index.json`, serves where the usual one is not.
+    """
+    others = [] if (folder / INDEX_NAME).exists() else sorted(folder.glob("*.safetensors.index.json"))
+    path = others[0] if len(others) == 1 else folder / INDEX_NAME
     if not path.exists():
         return {}
     try:
         listed = json.loads(path.read_bytes())["weight_map"]
-        return {str(name): str(shard) for name, shard in listed.items()}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise MintError(f"{path}: not a safetensors index ({error!r}); download it again or remove it") from error
+        index = {str(name): str(shard) for name, shard in listed.items()}
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise MintError(f"{path}: not a safetensors index ({error!r:.200}); download it again or remove it") from error
+    for shard in set(index.values()):
+        if PurePosixPath(shard).is_absolute() or ".." in PurePosixPath(shard).parts or "\0" in shard:
+            raise MintError(f"{path}: names the shard {shard!r:.200} outside of the folder; download it again")
+    return index
 
 
-def read_shard(path: Path) -> Shard:
-    """One shard, from its header and samples alone; `MintError` when it is truncated or malformed."""
+def read_shard(folder: Path, name: str) -> Shard:
+    """The shard of this name in `folder`, by its header and samples; `MintError` when it is truncated or malformed."""
+    path = folder / name
     header, nbytes = read_header(path)
-    tensors = _parse_header(path, header, nbytes)
+    tensors = _parse_header(path, name, header, nbytes)
     samples = hashlib.sha256()
     with path.open("rb") as file:
         for start, length in sampled_ranges(8 + len(header), nbytes):
             file.seek(start)
             samples.update(file.read(length))
-    return Shard(path.name, nbytes, sha256_of([header]), samples.hexdigest(), tensors)
+    return Shard(name, nbytes, sha256_of([header]), samples.hexdigest(), tensors)
 
 
 def read_header(path: Path) -> tuple[bytes, int]:
@@ -113,9 +129,13 @@ def read_header(path: Path) -> tuple[bytes, int]:
     with path.open("rb") as file:
         prefix = file.read(8)
         length = int.from_bytes(prefix, "little")
+        if prefix + file.read(len(LFS_MARK) - 8) == LFS_MARK:
+            remedy = "run git lfs pull in that folder, or download the model with hf download"
+            raise MintError(f"{path}: a Git LFS pointer, the weights themselves are not there; {remedy}")
         if len(prefix) < 8 or length > min(nbytes - 8, MAX_HEADER_BYTES):
             lengths = f"the header claims {length} bytes, the file has {nbytes}"
             raise MintError(f"{path}: not a whole safetensors file: {lengths}; download it again")
+        file.seek(8)
         return file.read(length), nbytes
 
 
@@ -126,13 +146,14 @@ def sampled_ranges(data_start: int, nbytes: int) -> list[tuple[int, int]]:
     return [(start, min(SAMPLE_BYTES, nbytes - start)) for start in starts]
 
 
-def _parse_header(path: Path, header: bytes, file_nbytes: int) -> tuple[SourceTensor, ...]:
+def _parse_header(path: Path, shard: str, header: bytes, file_nbytes: int) -> tuple[SourceTensor, ...]:
     try:
         entries = dict[str, Any](json.loads(header).items())
-    except (ValueError, AttributeError) as error:
-        raise MintError(f"{path}: its header is not JSON ({error}); download it again") from error
+    except (ValueError, AttributeError, RecursionError) as error:
+        raise MintError(f"{path}: its header is not JSON ({error!s:.200}); download it again") from error
     data_start = 8 + len(header)
-    tensors = [_parse_entry(path, name, entry, data_start) for name, entry in entries.items() if name != "__metadata__"]
+    items = [(name, entry) for name, entry in entries.items() if name != "__metadata__"]
+    tensors = [_parse_entry(path, shard, name, entry, data_start) for name, entry in items]
     tensors.sort(key=lambda tensor: (tensor.offset, tensor.nbytes))
     end = data_start
     for tensor in tensors:
@@ -149,17 +170,26 @@ def _parse_header(path: Path, header: bytes, file_nbytes: int) -> tuple[SourceTe
     return tuple(tensors)
 
 
-def _parse_entry(path: Path, name: str, entry: Any, data_start: int) -> SourceTensor:
+def _parse_entry(path: Path, shard: str, name: str, entry: Any, data_start: int) -> SourceTensor:
     try:
         dtype = str(entry["dtype"])
-        shape = tuple(int(size) for size in entry["shape"])
-        begin, end = (int(offset) for offset in entry["data_offsets"])
+        shape = tuple(map(_number, entry["shape"]))
+        begin, end = map(_number, entry["data_offsets"])
     except (KeyError, TypeError, ValueError) as error:
-        raise MintError(f"{path}: tensor {name} has a malformed entry ({error!r}); download it again") from error
+        raise MintError(f"{path}: tensor {name} has a malformed entry ({error!r:.200}); download it again") from error
     if dtype not in ITEMSIZE:
-        raise MintError(f"{path}: tensor {name} has dtype {dtype}; needed one of {', '.join(ITEMSIZE)}")
+        raise MintError(f"{path}: tensor {name} has dtype {dtype:.40}; needed one of {', '.join(ITEMSIZE)}")
     needed = prod(shape) * ITEMSIZE[dtype]
+    if needed >= _MAX_NUMBER:
+        raise MintError(f"{path}: tensor {name} has a malformed entry (more than 2^63 bytes); download it again")
     if begin < 0 or end - begin != needed or any(size < 0 for size in shape):
         sizes = f"of shape {list(shape)} and dtype {dtype} needs {needed} bytes, its offsets give {end - begin}"
         raise MintError(f"{path}: tensor {name} {sizes}; the file is damaged, download it again")
-    return SourceTensor(name, dtype, shape, path.name, data_start + begin, needed)
+    return SourceTensor(name, dtype, shape, shard, data_start + begin, needed)
+
+
+def _number(value: Any) -> int:
+    """A size or an offset, which JSON has as a whole number; `ValueError` for anything else."""
+    if type(value) is not int or abs(value) >= _MAX_NUMBER:
+        raise ValueError(f"{value!r:.40} is not a size")
+    return value

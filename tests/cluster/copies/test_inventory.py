@@ -165,9 +165,9 @@ def test_a_view_has_the_units_of_the_model_and_the_bytes_of_what_is_held_or_fill
     shutil.copytree(model, local, ignore=shutil.ignore_patterns("*00002*"))
     lost = "model-00002-of-00003.safetensors"
     view = make_view(tmp_path / "view", local, (model / "config.json").read_bytes(), {lost: read_outline(model / lost)})
-    shard = read_shard(view / lost)
-    assert shard.tensors == read_shard(model / lost).tensors
-    assert shard.sample_digest != read_shard(model / lost).sample_digest
+    shard = read_shard(view, lost)
+    assert shard.tensors == read_shard(model, lost).tensors
+    assert shard.sample_digest != read_shard(model, lost).sample_digest
     assert (view / lost).stat().st_blocks * 512 < (model / lost).stat().st_size
     assert open_source(view).units == source.units
     ranges = [(tensor.offset, tensor.nbytes) for tensor in shard.tensors]

@@ -329,3 +329,25 @@ def test_quantize_downloads_and_writes_what_the_folder_gives(
     mint.quantize(big, "4.5bpw", tmp_path / "other")
     for path in (tmp_path / "other").iterdir():
         assert (tmp_path / "out" / path.name).read_bytes() == path.read_bytes(), path.name
+
+
+def test_files_that_the_index_names_come_too(hub: FakeHub, big: Path) -> None:
+    files = hub.models[ID]
+    index = json.loads(files["model.safetensors.index.json"])
+    moved = {
+        "model-00002-of-00003.safetensors": "parts/two.safetensors",
+        "model-00003-of-00003.safetensors": "mtp.safetensors",
+    }
+    index["weight_map"] = {name: moved.get(file, file) for name, file in index["weight_map"].items()}
+    for old, new in moved.items():
+        files[new] = files.pop(old)
+    files["model.safetensors.index.json"] = json.dumps(index).encode()
+    files |= {"LICENSE": b"terms", "additional_chat_templates/tools.jinja": b"{}", "other/a.safetensors": b"no"}
+    folder = locate(ID)
+    names = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    assert names >= {*moved.values(), "LICENSE", "additional_chat_templates/tools.jinja"}
+    assert not names & {"other/a.safetensors", "consolidated.safetensors"}
+    assert len(mint.open_source(ID).units) == len(mint.open_source(big).units)
+    assert cached(HubId(ID)) == folder
+    (folder / "parts" / "two.safetensors").unlink()
+    assert cached(HubId(ID)) is None
