@@ -19,7 +19,7 @@ from mint.formats.rounding import ROUNDINGS
 from mint.formats.units import Unit
 from mint.kernels.storage import numpy_view
 from mint.model.checkpoint.manifest import PLAN_NAME, Manifest, file_digest, read_manifest
-from mint.model.checkpoint.reader import StoredModel, all_finite, open_stored
+from mint.model.checkpoint.reader import FLOATS, StoredModel, all_finite, open_stored
 from mint.model.module_tree import read_loaded_config
 from mint.model.source import Source
 from mint.plan.plan import Choice, Plan, quantization_entries, read_plan
@@ -140,7 +140,7 @@ def _config(folder: Path, plan: Plan) -> str:
 
 def _finite(folder: Path) -> str:
     stored = open_stored(folder)
-    floats = {name: tensor.dtype for name, tensor in stored.tensors.items() if tensor.dtype in ("BF16", "F16", "F32")}
+    floats = {name: tensor.dtype for name, tensor in stored.tensors.items() if tensor.dtype in FLOATS}
     for name, dtype in floats.items():
         _insist(all_finite(stored.raw(name), dtype), f"tensor {name} holds NaN or infinite values")
     return f"{len(floats)} tensors of floats are finite"

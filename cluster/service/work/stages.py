@@ -90,7 +90,9 @@ class Stages(pipeline.Hooks):
             self._insist_on(self._source.identity)
             _refuse_tokenizer_code(model)
             self._folder = self._make_folder()
-            line = pipeline.Pipeline(recipe, executor=self._executor, hooks=self, on_progress=events.on_progress)
+            line = pipeline.Pipeline(
+                recipe, executor=self._executor, hooks=self, on_progress=events.on_progress, on_note=self._note
+            )
             targets = [Target(self._folder / OUTPUT, budget, self._folder / "plan.json")] if budget else []
             results = line.run(self._source, targets)
         result = results[0] if results else None

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from mint.analysis.analyze import analyze
-from mint.analysis.unit_jobs import Quantize
+from mint.analysis.unit_jobs import Quantize, weight_checksum
 from mint.assembly.assemble import assemble
 from mint.assembly.compensated import FEWEST, Compensation
 from mint.assembly.layer_inputs import Inputs
@@ -143,8 +143,9 @@ def test_an_expert_that_saw_little_keeps_the_search() -> None:
     rows = correlated(2 * FEWEST, 64)
     experts = np.array([[0]] * (FEWEST - 1) + [[1]] * (FEWEST + 1))
     format = parse_format("4/64")
-    result = Compensation({"experts": format}, {"experts": Inputs(rows, experts)})(unit, weight)
-    searched = Quantize({"experts": format}, "search")(unit, weight)
+    formats, checksums = {"experts": format}, {"experts": weight_checksum(weight)}
+    result = Compensation(formats, checksums, {"experts": Inputs(rows, experts)})(unit, weight)
+    searched = Quantize(formats, checksums, "search")(unit, weight)
     assert result.tensors == searched.tensors
     codes = [np.frombuffer(packed.data[0], np.uint32).reshape(3, 8, -1) for packed in (result, searched)]
     same = [bool((codes[0][index] == codes[1][index]).all()) for index in range(3)]
