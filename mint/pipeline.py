@@ -26,6 +26,7 @@ from mint.core.errors import MintError
 from mint.core.memory import peak_rss_bytes
 from mint.core.progress import OnNote, OnProgress, ignore, say_nothing
 from mint.model.checkpoint.manifest import Manifest
+from mint.model.module_tree import has_own_code, tokenizer_fault
 from mint.model.source import Source, open_source
 from mint.plan.allocate import allocate_all
 from mint.plan.plan import Plan, read_plan, write_plan
@@ -153,6 +154,8 @@ class Pipeline:
             source = open_source(source, dtype=self.recipe.dtype, on_progress=self.on_progress)
         for target in targets:
             refuse_foreign(target.output, model=source.identity)
+        if has_own_code(source.folder) and (fault := tokenizer_fault(source.folder)):
+            self.on_note(f"{source.folder.name}: {fault}")
         measured = self._measure(source)
         plans = self._plans(targets, measured) if targets else []
         for target, plan in zip(targets, plans, strict=True):
@@ -234,6 +237,8 @@ class Pipeline:
                 f"{folder} is whole, but fails its verification ({failed}); do not use it, please report this. "
                 "It stays under this name: remove it to begin again"
             )
+        if verification.tokenizer_fault:
+            self.on_note(verification.tokenizer_fault)
         return verification
 
     @contextmanager
