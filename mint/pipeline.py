@@ -6,8 +6,8 @@ checks, stand in its `Hooks`.
 
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, field
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +16,17 @@ from mint.analysis.analyze import analyze
 from mint.analysis.probes.probe import probe
 from mint.analysis.probes.probe_file import Probed, probe_path, probes_beside
 from mint.analysis.probes.prober import Probing
-from mint.assembly.assemble import assemble, refuse_existing
+from mint.assembly.assemble import drafted
+from mint.assembly.draft import read_finished, refuse_foreign
 from mint.assembly.reuse import Reuse
 from mint.assembly.stock_child import stock
 from mint.assembly.verify import Verification, verify
 from mint.core.cache import cached_path
 from mint.core.errors import MintError
 from mint.core.memory import peak_rss_bytes
-from mint.core.progress import OnProgress, ignore
-from mint.model.checkpoint.manifest import Manifest, read_manifest
+from mint.core.progress import OnNote, OnProgress, ignore, say_nothing
+from mint.model.checkpoint.manifest import Manifest
+from mint.model.module_tree import has_own_code, tokenizer_fault
 from mint.model.source import Source, open_source
 from mint.plan.allocate import allocate_all
 from mint.plan.plan import Plan, read_plan, write_plan
@@ -39,8 +41,8 @@ ANALYZE, PROBE, ALLOCATE, ASSEMBLE, VERIFY = "analyze", "probe", "allocate", "as
 class Target:
     """A folder to write and its budget.
 
-    `plan` is the file of the plan, for callers that resume earlier attempts: an existing plan is used again, and an
-    existing output is complete. Without it, an existing output is refused.
+    `plan` is the file of the plan, for callers that resume earlier attempts: an existing plan is used again. An
+    existing output that is the finished model of the plan is verified, not written again; any other one is refused.
     """
 
     output: Path
@@ -107,6 +109,7 @@ def quantize(
     reuse: Sequence[Path | str] = (),
     executor: Executor = in_process,
     on_progress: OnProgress = ignore,
+    on_note: OnNote = say_nothing,
 ) -> Quantized:
     """Write the best MLX model of `model` whose weight files take at most `budget` to the new folder `output`.
 
@@ -114,9 +117,10 @@ def quantize(
     The analysis is kept (in the user's cache, or in `analysis`), so another budget costs no measuring. With
     `recipe.probe` the sensitivities are measured too, by `probing`; later calls use them. Units that a folder of
     `reuse` holds in the planned format are copied. Killed at any point, the same call resumes. Raises `MintError` for
-    everything that the user can fix; a model that fails its verification raises too, and stays for inspection.
+    everything that the user can fix. The model is verified before `output` appears; one that fails its verification
+    raises too, and stays for inspection as `output`.partial.
     """
-    pipeline = Pipeline(recipe, analysis, keep_nonfinite, reuse, executor, on_progress, probing)
+    pipeline = Pipeline(recipe, analysis, keep_nonfinite, reuse, executor, on_progress, probing, on_note=on_note)
     (result,) = pipeline.run(model, [Target(Path(output), Budget.of(budget))])
     return result
 
@@ -132,6 +136,7 @@ class Pipeline:
     executor: Executor = in_process
     on_progress: OnProgress = ignore
     probing: Probing = Probing()  # noqa: RUF009, it is frozen
+    on_note: OnNote = say_nothing
     hooks: Hooks = field(default_factory=Hooks)
     seconds: dict[str, float] = field(default_factory=dict)
 
@@ -141,15 +146,20 @@ class Pipeline:
         All plans are made before anything is written. Later targets copy what earlier ones hold in the same format.
         """
         for target in targets:
-            if not target.plan:
-                refuse_existing(target.output)
+            refuse_foreign(target.output)
         if targets:
             stock()  # starts while this process analyzes
         source = model
         if not isinstance(source, Source):
             source = open_source(source, dtype=self.recipe.dtype, on_progress=self.on_progress)
+        for target in targets:
+            refuse_foreign(target.output, model=source.identity)
+        if has_own_code(source.folder) and (fault := tokenizer_fault(source.folder)):
+            self.on_note(f"{source.folder.name}: {fault}")
         measured = self._measure(source)
         plans = self._plans(targets, measured) if targets else []
+        for target, plan in zip(targets, plans, strict=True):
+            refuse_foreign(target.output, model=source.identity, plan=plan.digest)
         folders = [Path(folder) for folder in self.reuse]
         results = []
         for target, plan in zip(targets, plans, strict=True):
@@ -162,7 +172,7 @@ class Pipeline:
         device, rounding = measuring_device(self.executor), self.recipe.rounding
         path = Path(self.analysis or cached_analysis(source, rounding, device=device))
         beside = Path(self.analysis or cached_analysis(source, device=device))  # the probes serve all roundings
-        work: dict[str, Any] = {"executor": self.executor, "on_progress": self.on_progress}
+        work: dict[str, Any] = {"executor": self.executor, "on_progress": self.on_progress, "on_note": self.on_note}
         with self._stage(ANALYZE):
             analysis = analyze(source, path, rounding=rounding, keep_nonfinite=self.keep_nonfinite, **work)
         if self.recipe.probe:
@@ -185,30 +195,51 @@ class Pipeline:
             return [plans[target] if target in plans else read_plan(target.plan or "") for target in targets]
 
     def _write(self, source: Source, target: Target, plan: Plan, analysis: Path, folders: Sequence[Path]) -> Quantized:
-        """Assemble and verify one model."""
-        output, reuse = target.output, Reuse()
-        with self._stage(ASSEMBLE, plan):
-            if output.exists():  # whole, by an earlier attempt
-                manifest = read_manifest(output)
-            else:
-                reuse = Reuse([*folders, *self.hooks.earlier()])
-                manifest = assemble(
-                    plan, source, output, reuse=reuse, executor=self.executor, on_progress=self.on_progress
-                )
-                self.hooks.assembled(reuse)
-        with self._stage(VERIFY):
-            verification = verify(output, on_progress=self.on_progress)
-            if not verification.passed:
-                failed = "; ".join(f"{check.name}: {check.detail}" for check in verification.checks if not check.passed)
-                raise MintError(
-                    f"{output.name} is written, but fails its verification ({failed}); do not use it, please report "
-                    "this"
-                )
-            self.hooks.verified(output, manifest)
+        """Assemble and verify one model; it gets its name when it has passed."""
+        output, reuse, draft = target.output, Reuse(), None
+        with ExitStack() as stack:
+            with self._stage(ASSEMBLE, plan):
+                if output.exists():  # finished by an earlier attempt
+                    manifest = read_finished(output)
+                    self.on_note(f"{output} is the finished model of this plan: it is verified, not written again")
+                else:
+                    reuse = Reuse([*folders, *self.hooks.earlier()])
+                    work: dict[str, Any] = {"on_progress": self.on_progress, "on_note": self.on_note}
+                    draft = stack.enter_context(
+                        drafted(plan, source, output, reuse=reuse, executor=self.executor, **work)
+                    )
+                    manifest = draft.manifest
+                    self.hooks.assembled(reuse)
+            with self._stage(VERIFY):
+                verification = self._verified(draft.folder if draft else output)
+                if draft:
+                    draft.finish()
+                self.hooks.verified(output, manifest)
         peak = peak_rss_bytes() + verification.peak_rss_bytes
         return Quantized(
-            output, analysis, plan, manifest, verification, reuse.units, reuse.nbytes, dict(self.seconds), peak
+            output,
+            analysis,
+            plan,
+            manifest,
+            replace(verification, folder=output),
+            reuse.units,
+            reuse.nbytes,
+            dict(self.seconds),
+            peak,
         )
+
+    def _verified(self, folder: Path) -> Verification:
+        """The verification of the model in `folder`; `MintError` if it fails."""
+        verification = verify(folder, on_progress=self.on_progress)
+        if not verification.passed:
+            failed = "; ".join(f"{check.name}: {check.detail}" for check in verification.checks if not check.passed)
+            raise MintError(
+                f"{folder} is whole, but fails its verification ({failed}); do not use it, please report this. "
+                "It stays under this name: remove it to begin again"
+            )
+        if verification.tokenizer_fault:
+            self.on_note(verification.tokenizer_fault)
+        return verification
 
     @contextmanager
     def _stage(self, name: str, plan: Plan | None = None) -> Iterator[None]:

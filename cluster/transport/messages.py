@@ -15,7 +15,7 @@ pieces.
 
 import hashlib
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from math import inf
@@ -29,6 +29,7 @@ from cluster.copies.sparse_copy import Outline
 from cluster.schedule.events import Arrived, Failed
 from mint.core.errors import MintError
 from mint.formats.units import Parameter, Unit, from_fields, to_fields
+from mint.model.checkpoint.file_states import FileStates
 from mint.model.checkpoint.shards import read_shards
 from mint.model.module_tree import OpenedModel
 from mint.model.source import Source
@@ -121,15 +122,20 @@ def outlines_of(record: Mapping[str, Any]) -> dict[str, Outline]:
     return {name: Outline(**fields) for name, fields in record["outlines"].items()}
 
 
-def source_from(record: Mapping[str, Any], folder: Path) -> Source:
-    """The model of a record as `folder` has it: the head opened and traced it, so only its headers are read here."""
+def source_from(record: Mapping[str, Any], folder: Path, borrowed: Container[str] = ()) -> Source:
+    """The model of a record as `folder` has it: the head opened and traced it, so only its headers are read here.
+
+    `borrowed` shards change while their bytes come from other nodes.
+    """
+    held = [path.name for path in folder.glob("*.safetensors") if path.name not in borrowed]
+    files = FileStates.of(folder, held)
     shards = read_shards(folder)
     with reading("the record of a model"):
         config, dtype = record["config"], record["dtype"]
         units = tuple(from_fields(Unit, fields) for fields in record["units"])
         parameters = tuple(from_fields(Parameter, fields) for fields in record["parameters"])
         opened, dropped = OpenedModel(folder, config, shards, dtype), tuple(record["dropped"])
-        return Source(folder, config, dtype, record["identity"], shards, units, parameters, dropped, opened)
+        return Source(folder, config, dtype, record["identity"], shards, units, parameters, dropped, files, opened)
 
 
 @reading("the description of a node")

@@ -28,6 +28,10 @@ class BatchWeights(Weights):
         if unit.path in self.lazy:
             mx.async_eval(self.lazy[unit.path])
 
+    def forget(self) -> None:
+        """Drop all weights; each comes from a new module tree."""
+        self.lazy.clear()
+
     def forget_kin(self, units: Iterable[Unit], keep: str = "") -> None:
         """Drop the weights that share a source tensor with `units`, and so hold it in memory, but not that of `keep`.
 

@@ -106,7 +106,7 @@ class Worker:
         has_config = "config.json" in present and folder and (folder / "config.json").read_bytes() == config
         if self._lacking or folder is None or not has_config:
             folder = make_view(view_folder(record["identity"], folder), folder, config, self._lacking)
-        self.source = source_from(record, folder)
+        self.source = source_from(record, folder, self._lacking)
         self.units = {unit.path: unit for unit in self.source.units}
         self.tensors = self.source.tensors()
         self.weights = BatchWeights(self.source, self.source.units)
@@ -139,6 +139,8 @@ class Worker:
                     if again:
                         break
             except Exception as error:  # of any kind: it counts against the unit, and a second worker tries
+                self.weights.forget()  # what was read ahead may hold the bytes of a failed read
+                self._begun = None
                 parcel.add([rest[0].path, f"{type(error).__name__}: {error}", b"", True], 0)
                 yield pack(parcel.take())
                 rest = rest[1:]

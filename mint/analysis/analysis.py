@@ -22,7 +22,7 @@ from mint.formats.units import Parameter, Unit, from_fields
 from mint.model.kv_memory import ContextMemory
 
 MAGIC = b"MINT analysis\n"
-SCHEMA = 4
+SCHEMA = 5
 _KIND = SealedKind(MAGIC, SCHEMA, "a mint analysis", "mint analyze", "analyze the model again")
 
 
@@ -32,7 +32,8 @@ class Measurement:
 
     `errors` are squared relative errors |Q(W) - W|^2 / |W|^2 (NRMSE^2) of the whole unit, one per format;
     `worst_errors` those of the worst matrix of a stack; `slice_errors` float32 (slices, formats), empty for a
-    plain matrix. `energy` is |W|^2. `features` are None unless they were measured.
+    plain matrix. `energy` is |W|^2. `checksum` is that of the weight's bytes (`weight_checksum`): only these bytes have
+    these errors. `features` are None unless they were measured.
     """
 
     path: str
@@ -41,6 +42,7 @@ class Measurement:
     worst_errors: tuple[float, ...]
     energy: float
     nonfinite: int = 0
+    checksum: str = ""
     slice_errors: bytes = b""
     features: Features | None = None
 

@@ -19,12 +19,13 @@ from mint.analysis.features.norms import norm_gains, preceding_norms
 from mint.analysis.unit_jobs import Measure, ready_kernels
 from mint.core.errors import MintError
 from mint.core.files import partial_path
-from mint.core.journal import Journal, read_header
+from mint.core.journal import Journal, read_header, remove_stray
 from mint.core.log import log
-from mint.core.progress import OnProgress, ignore
+from mint.core.progress import OnNote, OnProgress, ignore, say_nothing
 from mint.formats.rounding import parse_rounding
 from mint.formats.units import Unit, to_fields
 from mint.kernels.storage import raw
+from mint.model.checkpoint.reader import FLOATS, all_finite
 from mint.model.kv_trace import active_experts, context_memory
 from mint.model.source import Source
 from mint.run.device_kind import device_kind, kinds_in, versions
@@ -42,6 +43,7 @@ def analyze(
     keep_nonfinite: bool = False,
     features: bool = False,
     on_progress: OnProgress = ignore,
+    on_note: OnNote = say_nothing,
 ) -> Analysis:
     """Measure every unit of `source` and write the analysis to `output`; resumes after a kill.
 
@@ -49,7 +51,8 @@ def analyze(
     "compensate", which is measured as "search". `features` adds the features of every unit (see `features`); an
     analysis that has them serves callers without.
     Measurements are appended to `output`.partial; the finished file replaces it. Raises `MintError` for a weight that
-    is NaN or infinite (with `keep_nonfinite` such a unit stays unquantized) and for an `output` of something else.
+    is NaN or infinite (with `keep_nonfinite` such a unit stays unquantized), for a file of the model that changes
+    meanwhile, and for an `output` of something else.
     """
     output = Path(output)
     parse_rounding(rounding)
@@ -63,6 +66,10 @@ def analyze(
     with Journal(partial_path(output), MAGIC, header) as journal:
         measurements = {record["path"]: Measurement.from_record(record) for record in journal.records}
         pending = [unit for unit in source.units if unit.path not in measurements]
+        if measurements:
+            on_note(f"resumes: {len(measurements)} of {len(source.units)} units are measured in {journal.path}")
+        if not keep_nonfinite:
+            _check_parameters(source)
         results = executor(source, _job(source, rounding, header), pending)
         for unit, measurement, seconds in reported("analyze", results, source.units, pending, on_progress):
             if measurement.nonfinite and not keep_nonfinite:
@@ -75,9 +82,22 @@ def analyze(
             journal.append(measurement.to_record())
             measurements[unit.path] = measurement
             log.debug("unit.measured", unit=unit.path, nbytes=unit.nbytes, seconds=round(seconds, 4))
+        source.files.check()
         analysis = write_analysis(output, header, measurements)
-        journal.path.unlink()
+        journal.path.unlink(missing_ok=True)
     return analysis
+
+
+def _check_parameters(source: Source) -> None:
+    """Raise `MintError` for a NaN or infinite value in a parameter, such as a norm, which no unit would show."""
+    with source.files.reading():
+        arrays = source.opened.take([parameter.name for parameter in source.parameters])
+        for parameter in source.parameters:
+            array = arrays.pop(parameter.name)
+            mx.eval(array)
+            if parameter.dtype in FLOATS and not all_finite(raw(array), parameter.dtype):
+                fault = f"parameter {parameter.name}: some of its values are NaN or infinite"
+                raise MintError(f"{fault}; needed: finite values. Download the model again")
 
 
 def header_of(source: Source, rounding: str, device: str) -> dict[str, Any]:
@@ -162,5 +182,6 @@ def _reuse(output: Path, header: dict[str, Any], *, features: bool) -> Analysis:
             f"{output}: holds an analysis of another model, dtype, device or version "
             f"({analysis.model_type}, {analysis.device}, mlx {analysis.versions['mlx']}); choose another --output"
         )
+    remove_stray(output, MAGIC)
     log.info("analysis.reused", path=str(output))
     return analysis

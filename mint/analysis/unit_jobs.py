@@ -7,7 +7,7 @@ They run wherever an executor puts them, on the backend of that device: it measu
 
 import subprocess
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate, pairwise
 from typing import Any, ClassVar, Self
 
@@ -15,6 +15,7 @@ import mlx.core as mx
 import msgpack
 import numpy as np
 import numpy.typing as npt
+import xxhash
 
 from mint.analysis.analysis import Measurement
 from mint.analysis.cross_device import difference
@@ -78,6 +79,9 @@ class Measure(RoundingJob[Measurement]):
 
         NaN and infinite weights are counted in `nonfinite`; the errors then mean nothing.
         """
+        return replace(self._measured(unit, weight), checksum=weight_checksum(weight))
+
+    def _measured(self, unit: Unit, weight: mx.array) -> Measurement:
         formats = tuple(format for format in unit.formats if format != KEEP)
         if not formats:
             return Measurement(unit.path, (), (), (), 0.0)
@@ -117,14 +121,19 @@ class Measure(RoundingJob[Measurement]):
 
 @dataclass(frozen=True, slots=True)
 class Quantize(RoundingJob[Packed]):
-    """The bytes of a unit in the format that `formats` has for its path."""
+    """The bytes of a unit in the format that `formats` has for its path; `checksums` are those of measured weights."""
 
     name: ClassVar[str] = "quantize"
     formats: Mapping[str, Format]
+    checksums: Mapping[str, str]
     rounding: str = "nearest"
 
     def __call__(self, unit: Unit, weight: mx.array) -> Packed:
-        """The packed unit; rounded to nearest, the bytes are those of `mx.quantize` on this device."""
+        """The packed unit; rounded to nearest, the bytes are those of `mx.quantize` on this device.
+
+        Raises `MintError` for another weight than the measured one.
+        """
+        check_measured(unit, weight, self.checksums)
         format = self.formats[unit.path]
         tensors = format.tensors(unit.path, unit.shape, unit.dtype)
         if format == KEEP:
@@ -134,12 +143,12 @@ class Quantize(RoundingJob[Packed]):
 
     def to_dict(self) -> dict[str, Any]:
         formats = {path: str(format) for path, format in self.formats.items()}
-        return {"formats": formats, "rounding": self.rounding}
+        return {"formats": formats, "checksums": dict(self.checksums), "rounding": self.rounding}
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any], source: Source) -> Self:
         formats = {path: parse_format(text) for path, text in fields["formats"].items()}
-        return cls(formats, fields["rounding"])
+        return cls(formats, fields["checksums"], fields["rounding"])
 
     def encode(self, result: Packed) -> Iterable[bytes | memoryview]:
         return result.data
@@ -155,6 +164,20 @@ class Quantize(RoundingJob[Packed]):
 
     def result_nbytes(self, unit: Unit) -> int:
         return self.formats[unit.path].nbytes(unit.shape, unit.dtype)
+
+
+def weight_checksum(weight: mx.array) -> str:
+    """The XXH3 (64 bits) of an evaluated weight's bytes in its own dtype, in hexadecimal digits."""
+    return xxhash.xxh3_64_hexdigest(raw_bytes(weight))
+
+
+def check_measured(unit: Unit, weight: mx.array, checksums: Mapping[str, str]) -> None:
+    """Raise `MintError` unless `weight` is the one that was measured."""
+    if (checksum := weight_checksum(weight)) != checksums[unit.path]:
+        raise MintError(
+            f"unit {unit.path}: its weight is not the one that was measured (found checksum {checksum}, needed "
+            f"{checksums[unit.path]}); put the analyzed model back, or analyze this one into a new file (--analysis)"
+        )
 
 
 def ready_kernels(rounding: str, on_progress: OnProgress, *, featured: bool = False) -> None:

@@ -1,7 +1,7 @@
 """Plan and Source to an MLX model folder.
 
-Everything is built in `<output>.partial` and renamed once it is whole and on the disk. A journal lists the written
-units, each with its digest; the same command checks these against the files and resumes.
+Everything is built in `<output>.partial` and renamed once it is whole and on the disk (`draft.py`). A journal lists the
+written units, each with its digest; the same command checks these against the files and resumes.
 """
 
 import json
@@ -9,26 +9,29 @@ import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import mlx.core as mx
 
 from mint.analysis.unit_jobs import Packed, Quantize, ready_kernels
+from mint.assembly.draft import JOURNAL_NAME, Draft, naming_full_disk, refuse_existing
 from mint.assembly.reuse import Reuse
 from mint.core.errors import DiskFullError, MintError
-from mint.core.files import flush, partial_path
+from mint.core.files import flush, partial_path, write_whole
 from mint.core.journal import Journal
 from mint.core.log import log
 from mint.core.memory import memory_is_short
-from mint.core.progress import OnProgress, ignore
+from mint.core.progress import OnNote, OnProgress, ignore, say_nothing
 from mint.formats.format import Format, TensorSpec
 from mint.formats.rounding import ROUNDINGS
 from mint.formats.units import Unit
 from mint.kernels.storage import raw_bytes
 from mint.model.checkpoint.beside import files_beside
 from mint.model.checkpoint.manifest import MANIFEST_NAME, PLAN_NAME, Manifest, file_digest, write_manifest
-from mint.model.checkpoint.reader import open_stored
+from mint.model.checkpoint.reader import open_weights
 from mint.model.checkpoint.shards import INDEX_NAME
 from mint.model.checkpoint.writer import WeightFiles, disk_full
 from mint.model.module_tree import write_config
@@ -41,7 +44,6 @@ from mint.run.job import T
 from mint.run.stage import reported
 
 _MAGIC = b"MINT assembly\n"
-_JOURNAL_NAME = "assembly.journal"
 _NOT_COPIED = ("config.json", "hf_quant_config.json", PLAN_NAME, MANIFEST_NAME)
 
 
@@ -54,34 +56,86 @@ def assemble(
     executor: Executor = in_process,
     text: TextSize = TextSize(32, 128),  # noqa: B008, it is frozen
     on_progress: OnProgress = ignore,
+    on_note: OnNote = say_nothing,
 ) -> Manifest:
-    """Write the model that `plan` describes to the new folder `output`.
+    """Write the model that `plan` describes to the new folder `output`. It is not verified: see `verify`.
 
     Units that a folder of `reuse` holds in the planned format are copied, unless they are compensated. Memory is
     bounded by the largest unit, or with compensation by a layer and its activations on the calibration `text`.
-    Raises `MintError` when the plan is of another model, the output exists or the disk is too small; after an
-    interruption the same call resumes.
+    Raises `MintError` when the plan is of another model, the output exists, the disk is too small or the source
+    changes meanwhile; after an interruption the same call resumes.
     """
-    output = Path(output)
+    options: dict[str, Any] = {
+        "reuse": reuse,
+        "executor": executor,
+        "text": text,
+        "on_progress": on_progress,
+        "on_note": on_note,
+    }
+    with drafted(plan, source, Path(output), **options) as draft:
+        return draft.finish()
+
+
+@contextmanager
+def drafted(
+    plan: Plan,
+    source: Source,
+    output: Path,
+    *,
+    reuse: Reuse | None = None,
+    executor: Executor = in_process,
+    text: TextSize = TextSize(32, 128),  # noqa: B008, it is frozen
+    on_progress: OnProgress = ignore,
+    on_note: OnNote = say_nothing,
+) -> Iterator[Draft]:
+    """The model of `assemble` before it gets its name, whole and on the disk; no other process may touch it here."""
     _check(plan, source, output)
     ready_kernels(plan.rounding, on_progress)
     folder = partial_path(output)
     folder.mkdir(parents=True, exist_ok=True)
     _check_space(folder, plan)
+    refuse_existing(output)  # its journal may be gone because another process has just finished it
     header = {"plan": plan.digest, "device": device_kind(), "versions": versions(), "text": [text.count, text.window]}
+    with Journal(folder / JOURNAL_NAME, _MAGIC, header) as journal:
+        with source.files.reading(), naming_full_disk(folder, plan.planned_bytes):
+            manifest = _fill(plan, source, folder, journal, reuse or Reuse(), executor, text, on_progress, on_note)
+        yield Draft(folder, output, manifest, source.files)
+
+
+def _fill(
+    plan: Plan,
+    source: Source,
+    folder: Path,
+    journal: Journal,
+    reuse: Reuse,
+    executor: Executor,
+    text: TextSize,
+    on_progress: OnProgress,
+    on_note: OnNote,
+) -> Manifest:
+    """Write everything that is not in `folder` yet, and wait until it is on the disk."""
     with (
-        Journal(folder / _JOURNAL_NAME, _MAGIC, header) as journal,
         WeightFiles(folder, plan.layout) as files,
         ThreadPoolExecutor(1, thread_name_prefix="mint-write") as aside,
     ):
         digests = _intact(journal, files, plan)
+        if digests:
+            on_note(f"resumes: {len(digests)} of {len(source.units)} units are in {folder}")
         pending = [unit for unit in source.units if unit.path not in digests]
         if ROUNDINGS[plan.rounding].sequential:
             from mint.assembly.compensated import compensate
 
-            packed = compensate(plan, source, pending, open_stored(folder), text, executor, on_progress)
+            packed = compensate(
+                plan,
+                source,
+                pending,
+                open_weights(folder, [shard.name for shard in plan.layout]),
+                text,
+                executor,
+                on_progress,
+            )
         else:
-            packed = _packed(plan, source, pending, reuse or Reuse(), executor)
+            packed = _packed(plan, source, pending, reuse, executor)
         written = _written(packed, partial(_write, journal, files), aside)
         for unit, (format, digest), _ in reported("assemble", written, source.units, pending, on_progress):
             digests[unit.path] = digest
@@ -92,17 +146,8 @@ def assemble(
         flushed.result()
     for file in folder.iterdir():  # the files beside the weights too
         flush(file)
-    (folder / _JOURNAL_NAME).unlink()
     flush(folder)
-    folder.rename(output)
-    flush(output.parent)
     return manifest
-
-
-def refuse_existing(output: Path) -> None:
-    """Raise `MintError` if `output` exists."""
-    if output.exists():
-        raise MintError(f"{output} exists; nothing is ever overwritten. Choose another --output or move it away")
 
 
 def _write(journal: Journal, files: WeightFiles, unit: Packed) -> tuple[Format, str]:
@@ -138,8 +183,8 @@ def _packed(
     for unit, packed in reuse.take(plan, units):
         copied.add(unit.path)
         yield unit, packed
-    formats = {choice.path: choice.format for choice in plan.choices}
-    yield from executor(source, Quantize(formats, plan.rounding), [unit for unit in units if unit.path not in copied])
+    job = Quantize(plan.formats, plan.checksums, plan.rounding)
+    yield from executor(source, job, [unit for unit in units if unit.path not in copied])
 
 
 def _check(plan: Plan, source: Source, output: Path) -> None:
@@ -184,7 +229,7 @@ def _finish(plan: Plan, source: Source, folder: Path, units: Mapping[str, str]) 
         },
         "weight_map": dict(sorted((tensor.name, shard) for tensor, shard in shard_of.items())),
     }
-    (folder / INDEX_NAME).write_text(json.dumps(index, indent=4))
+    write_whole(folder / INDEX_NAME, json.dumps(index, indent=4).encode())
     keeps_vision = any("vision_tower" in tensor.name for tensor in shard_of)
     write_config({**source.config, **quantization_entries(plan)}, folder, keep_vision_config=keeps_vision)
     for name in files_beside(source.folder, text_only=not keeps_vision):
@@ -193,7 +238,7 @@ def _finish(plan: Plan, source: Source, folder: Path, units: Mapping[str, str]) 
             shutil.copyfile(source.folder / name, folder / name)
     (folder / "README.md").write_text(_card(plan))
     (folder / PLAN_NAME).write_text(plan_text(plan))
-    names = sorted(file.name for file in folder.iterdir() if file.name not in (_JOURNAL_NAME, MANIFEST_NAME))
+    names = sorted(file.name for file in folder.iterdir() if file.name not in (JOURNAL_NAME, MANIFEST_NAME))
     manifest = Manifest(
         plan=plan.digest,
         model=plan.model,

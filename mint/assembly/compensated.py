@@ -18,7 +18,7 @@ import mlx.core as mx
 import numpy as np
 
 from mint.analysis.probes.own_text import own_text
-from mint.analysis.unit_jobs import Packed, Quantize
+from mint.analysis.unit_jobs import Packed, Quantize, check_measured
 from mint.assembly.layer_inputs import Inputs, Rows, Walk
 from mint.core.progress import OnProgress
 from mint.formats.format import KEEP, Format
@@ -50,19 +50,19 @@ def compensate(
     on_progress: OnProgress,
 ) -> Iterator[tuple[Unit, Packed]]:
     """Yield the `pending` units as planned, on a text of this size; `stored` has all others."""
-    formats = {choice.path: choice.format for choice in plan.choices}
+    formats, checksums = plan.formats, plan.checksums
     text = own_text(source, size, SEED, on_progress)
     finished = {unit.path for unit in source.units} - {unit.path for unit in pending}
     with fusing_nothing():
         walk = Walk(open_wide(source.folder), source.units, text)
-        for unit, packed in executor(source, Compensation(formats, {}), walk.tied):
+        for unit, packed in executor(source, Compensation(formats, checksums, {}), walk.tied):
             walk.store(unit.path, _dequantized(packed))
         for stage in walk.stages(finished):
             for unit in stage.units:
                 if unit.path in finished and formats[unit.path] != KEEP:
                     walk.store(unit.path, stored.dequantized(unit.path, formats[unit.path]))
             rest = [unit for unit in stage.units if unit.path not in finished]
-            for unit, packed in executor(source, Compensation(formats, stage.inputs), rest):
+            for unit, packed in executor(source, Compensation(formats, checksums, stage.inputs), rest):
                 if packed.format != KEEP:
                     walk.store(unit.path, _dequantized(packed))
                 yield unit, packed
@@ -73,6 +73,7 @@ class Compensation:
     """The job: packs a unit, given the inputs of the units of its stage."""
 
     formats: Mapping[str, Format]
+    checksums: Mapping[str, str]  # of the measured weights
     inputs: Mapping[str, Inputs]
     _factors: dict[int, Floats] = field(default_factory=dict, init=False)
 
@@ -80,7 +81,8 @@ class Compensation:
         """The bytes of `unit`, whose evaluated weight is given."""
         format, inputs = self.formats[unit.path], self.inputs.get(unit.path)
         if inputs is None or format == KEEP or not format.scheme.is_compiled:
-            return Quantize(self.formats, _SEARCH)(unit, weight)
+            return Quantize(self.formats, self.checksums, _SEARCH)(unit, weight)
+        check_measured(unit, weight, self.checksums)
         slices = []
         for index, matrix in enumerate(raw(weight).reshape(unit.slices, *unit.shape[-2:])):
             rows = inputs.of(index)

@@ -36,30 +36,34 @@ class Reuse:
     def take(self, plan: Plan, units: Sequence[Unit]) -> Iterator[tuple[Unit, Packed]]:
         """Yield those of `units` that a folder holds in the format of `plan`."""
         stored = list(self._usable(plan))
-        formats = {choice.path: choice.format for choice in plan.choices}
+        wanted = {choice.path: (choice.path, choice.format, choice.checksum) for choice in plan.choices}
         for unit in units:
             for model, digests in stored:
-                digest = digests.get((unit.path, formats[unit.path]))
-                if digest and (packed := _read(unit, formats[unit.path], model, digest)):
+                digest = digests.get(wanted[unit.path])
+                if digest and (packed := _read(unit, wanted[unit.path][1], model, digest)):
                     self.units += 1
                     self.nbytes += sum(map(len, packed.data))
                     yield unit, packed
                     break
 
-    def _usable(self, plan: Plan) -> Iterator[tuple[StoredModel, dict[tuple[str, Format], str]]]:
-        """The folders that fit `plan`, with the SHA-256 of their units by path and format."""
+    def _usable(self, plan: Plan) -> Iterator[tuple[StoredModel, dict[tuple[str, Format, str], str]]]:
+        """The folders that fit `plan`, with the SHA-256 of their units by path, format and checksum of the weight."""
         for folder in self.folders:
             if ROUNDINGS[plan.rounding].sequential:
                 log.info("folder.not_reused", folder=str(folder), reason="a compensated unit depends on all before it")
                 continue
-            manifest, other = read_manifest(folder), read_plan(folder / PLAN_NAME)
+            try:
+                manifest, other = read_manifest(folder), read_plan(folder / PLAN_NAME)
+            except MintError as error:  # of another version
+                log.warning("folder.not_reused", folder=str(folder), reason=str(error))
+                continue
             ours = (plan.model, plan.dtype, plan.rounding, device_kind(), versions())
             theirs = (other.model, other.dtype, other.rounding, manifest.device, dict(manifest.versions))
             if theirs != ours:
                 reason = "another model, dtype, rounding, device or version"
                 log.warning("folder.not_reused", folder=str(folder), reason=reason)
                 continue
-            digests = {(choice.path, choice.format): manifest.units[choice.path] for choice in other.choices}
+            digests = {(c.path, c.format, c.checksum): manifest.units[c.path] for c in other.choices}
             yield open_stored(folder), digests
 
 

@@ -22,7 +22,7 @@ class Answer:
     """The result for one folder: the logits of mlx_lm, or the errors that it raised."""
 
     loads_error: str
-    has_tokenizer: bool
+    tokenizer_fault: str  # the model is loaded without a tokenizer that does not load
     logits_error: str
     logits: npt.NDArray[np.float32]
     peak_rss_bytes: int
@@ -67,7 +67,7 @@ def _wait(child: Child, number: int) -> Answer:
         if record.pop("number") == number and len(data) == 4 * prod(shape):  # else nobody waits for it, or it died
             return Answer(logits=np.frombuffer(data, np.float32).reshape(shape), **record)
     message = f"the process that loads it {child.exit_message()}"
-    return Answer(message, False, "", np.empty(0, np.float32), 0)
+    return Answer(message, "", "", np.empty(0, np.float32), 0)
 
 
 def answer_questions() -> None:
@@ -75,15 +75,15 @@ def answer_questions() -> None:
     answers = open_answers()
     from mint.assembly.agreement import stock_logits
     from mint.core.memory import peak_rss_bytes
-    from mint.model.module_tree import has_tokenizer, load_as_users_do
+    from mint.model.module_tree import load_stock, tokenizer_fault
 
     for question in questions():
         folder = Path(question["folder"])
         record = {"number": question["number"], "loads_error": "", "logits_error": ""}
-        record["has_tokenizer"] = has_tokenizer(folder)
+        record["tokenizer_fault"] = tokenizer_fault(folder)
         logits, model = np.empty(0, np.float32), None
         try:
-            model = load_as_users_do(folder)
+            model = load_stock(folder)
         except Exception as error:  # mlx_lm may raise anything: it is the finding
             record["loads_error"] = repr(error)
         try:

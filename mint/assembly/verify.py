@@ -19,8 +19,8 @@ from mint.formats.rounding import ROUNDINGS
 from mint.formats.units import Unit
 from mint.kernels.storage import numpy_view
 from mint.model.checkpoint.manifest import PLAN_NAME, Manifest, file_digest, read_manifest
-from mint.model.checkpoint.reader import StoredModel, all_finite, open_stored
-from mint.model.module_tree import read_loaded_config
+from mint.model.checkpoint.reader import FLOATS, StoredModel, all_finite, open_stored
+from mint.model.module_tree import has_tokenizer, read_loaded_config
 from mint.model.source import Source
 from mint.plan.plan import Choice, Plan, quantization_entries, read_plan
 from mint.run.executor import in_process, small_cache
@@ -50,6 +50,7 @@ class Verification:
     folder: Path
     checks: tuple[Check, ...]
     peak_rss_bytes: int  # of the process that loaded it
+    tokenizer_fault: str  # a sentence if its tokenizer, which is the source's, does not load; no failure
 
     @property
     def passed(self) -> bool:
@@ -72,7 +73,7 @@ def verify(folder: Path | str, source: Source | None = None, *, on_progress: OnP
         "config": partial(_config, folder, plan),
         "finite": partial(_finite, folder),
         "logits": partial(_logits, folder, plan, answer),
-        "loads": partial(_loads, answer),
+        "loads": partial(_loads, folder, answer),
     }
     if source is not None:
         inspections["errors"] = partial(_errors, folder, plan, source)
@@ -87,7 +88,7 @@ def verify(folder: Path | str, source: Source | None = None, *, on_progress: OnP
             except (_DisagreesError, MintError) as finding:
                 checks[name] = Check(name, False, str(finding))
     on_progress(Progress("verify", len(inspections), len(inspections), ""))
-    return Verification(folder, tuple(checks.values()), answer().peak_rss_bytes)
+    return Verification(folder, tuple(checks.values()), answer().peak_rss_bytes, answer().tokenizer_fault)
 
 
 class _DisagreesError(Exception):
@@ -140,7 +141,7 @@ def _config(folder: Path, plan: Plan) -> str:
 
 def _finite(folder: Path) -> str:
     stored = open_stored(folder)
-    floats = {name: tensor.dtype for name, tensor in stored.tensors.items() if tensor.dtype in ("BF16", "F16", "F32")}
+    floats = {name: tensor.dtype for name, tensor in stored.tensors.items() if tensor.dtype in FLOATS}
     for name, dtype in floats.items():
         _insist(all_finite(stored.raw(name), dtype), f"tensor {name} holds NaN or infinite values")
     return f"{len(floats)} tensors of floats are finite"
@@ -162,10 +163,12 @@ def _logits(folder: Path, plan: Plan, stock_answer: Callable[[], Answer]) -> str
     return f"logits equal the dequantized model's to {distance:.1e}"
 
 
-def _loads(stock_answer: Callable[[], Answer]) -> str:
+def _loads(folder: Path, stock_answer: Callable[[], Answer]) -> str:
     answer = stock_answer()
     _insist(not answer.loads_error, f"mlx_lm does not load it: {answer.loads_error}")
-    return "mlx_lm.load loads it" if answer.has_tokenizer else "mlx_lm loads it (there is no tokenizer to load)"
+    if answer.tokenizer_fault:
+        return f"mlx_lm loads it without its tokenizer: {answer.tokenizer_fault}"
+    return "mlx_lm.load loads it" if has_tokenizer(folder) else "mlx_lm loads it (there is no tokenizer to load)"
 
 
 def _errors(folder: Path, plan: Plan, source: Source) -> str:

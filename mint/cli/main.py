@@ -4,7 +4,6 @@ stdout carries the answer (with --json, exactly one object), stderr everything e
 the user can fix, 2 wrong usage, 3 a bug, 130 interrupted.
 """
 
-import errno
 import gc
 import json
 import sys
@@ -14,7 +13,7 @@ import typer
 
 from mint.cli import jobs, make, plan, quality
 from mint.cli.command import command
-from mint.core.errors import MintError
+from mint.core.errors import MintError, fixable
 from mint.core.log import configure_logging
 from mint.core.version import __version__
 from mint.run.blas import allow_restart
@@ -27,9 +26,6 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog="Exit codes: 0 done, 1 an error you can fix, 2 wrong usage, 3 a bug, 130 interrupted.",
 )
-
-# the user can fix the disk or the folder
-_FIXABLE = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS)
 
 
 def _show_version(is_given: bool) -> None:
@@ -123,9 +119,8 @@ def run_command(arguments: list[str]) -> int:
 
             rich_utils.rich_format_error(error)  # type: ignore[arg-type]
             return int(getattr(error, "exit_code", 2))
-        if isinstance(error, OSError) and error.errno in _FIXABLE:
-            where = f"{error.filename}: " if error.filename else ""
-            return _fail(arguments, f"{where}{error.strerror}; fix that and run the same command again", 1)
+        if message := fixable(error):
+            return _fail(arguments, message, 1)
         import traceback
 
         traceback.print_exc()

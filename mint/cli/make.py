@@ -46,7 +46,7 @@ def quantize(
 
     nodes = executing(cluster, model, recipe.dtype, share=share, on_progress=screen.on_progress, on_note=screen.note)
     with nodes as (folder, executor):
-        pipeline = Pipeline(recipe, analysis, keep_nonfinite, reuse, executor, screen.on_progress)
+        pipeline = Pipeline(recipe, analysis, keep_nonfinite, reuse, executor, screen.on_progress, on_note=screen.note)
         outputs = opt.outputs_of(budgets, output)
         results = pipeline.run(folder, list(map(Target, outputs, budgets)))
     return [quantized_record(result) for result in results]
@@ -86,6 +86,7 @@ def analyze(
             features=features,
             executor=executor,
             on_progress=screen.on_progress,
+            on_note=screen.note,
         )
     return analysis_record(analysis, path)
 
@@ -112,7 +113,13 @@ def assemble(
     earlier = mint.Reuse(reuse)
     with opt.opened(screen, model, chosen.dtype, cluster, share=share) as (source, executor):
         manifest = mint.assemble(
-            chosen, source, output, reuse=earlier, executor=executor, on_progress=screen.on_progress
+            chosen,
+            source,
+            output,
+            reuse=earlier,
+            executor=executor,
+            on_progress=screen.on_progress,
+            on_note=screen.note,
         )
     return manifest_record(manifest, output, earlier)
 

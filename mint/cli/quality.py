@@ -1,7 +1,7 @@
 """The commands that run a model: probe its sensitivity, and evaluate a quantized one."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import mint
 from mint.cli import options as opt
@@ -37,9 +37,10 @@ def probe(
     probing.check()
     with opt.opened(screen, model, dtype, cluster) as (source, executor):
         path = analysis or cached_analysis(source, device=measuring_device(executor))
-        measured = mint.analyze(source, path, executor=executor, on_progress=screen.on_progress)
+        work: dict[str, Any] = {"executor": executor, "on_progress": screen.on_progress, "on_note": screen.note}
+        measured = mint.analyze(source, path, **work)
         file = mint.probe_path(path)
-        probed = mint.probe(source, measured, file, probing=probing, executor=executor, on_progress=screen.on_progress)
+        probed = mint.probe(source, measured, file, probing=probing, **work)
     return probed_record(measured, probed, file)
 
 

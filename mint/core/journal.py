@@ -4,6 +4,7 @@ Layout: the magic, then frames of `length: u32, crc32: u32, payload` (little-end
 """
 
 import fcntl
+import os
 import struct
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,7 +16,7 @@ from typing import Any
 import msgpack
 
 from mint.core.errors import MintError
-from mint.core.files import sha256_of, write_whole
+from mint.core.files import partial_path, sha256_of, write_whole
 
 _FRAME = struct.Struct("<II")
 MAX_FRAME_BYTES = 1 << 30
@@ -57,6 +58,14 @@ def read_header(path: Path, magic: bytes) -> dict[str, Any] | None:
         text += file.read(min(_FRAME.unpack_from(text, len(magic))[0], MAX_FRAME_BYTES))
     header, _ = next(read_frames(text, len(magic)), (None, 0))
     return header if isinstance(header, dict) else None
+
+
+def remove_stray(finished: Path, magic: bytes) -> None:
+    """Remove the journal of a finished file: a process that was killed in between left it."""
+    journal = partial_path(finished)
+    header = read_header(journal, magic)
+    if header is not None and header == read_header(finished, magic):
+        journal.unlink(missing_ok=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,6 +142,8 @@ class Journal(AbstractContextManager["Journal"]):
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             raise MintError(f"{self.path}: another mint is writing this file; wait for it or end it first") from error
+        if not self.path.exists() or not os.path.samestat(os.fstat(self._file.fileno()), self.path.stat()):
+            raise MintError(f"{self.path}: another mint has just finished this file; run the same command again")
         text = self.path.read_bytes()
         if not text.startswith(magic) and not magic.startswith(text):
             raise MintError(f"{self.path}: found a file that mint did not write; choose another output or remove it")

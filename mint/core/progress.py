@@ -25,7 +25,12 @@ class Progress:
 
 
 OnProgress = Callable[[Progress], None]
+OnNote = Callable[[str], object]  # a sentence for people
 
 
 def ignore(_: Progress) -> None:
     """For callers that do not watch."""
+
+
+def say_nothing(_: str) -> None:
+    """For callers that show no notes."""

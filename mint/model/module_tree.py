@@ -7,9 +7,11 @@ The whole graph lives on the CPU stream, so that evaluating a weight never pages
 buffer (a lazy graph that does trips Metal's watchdog, ml-explore/mlx#3803).
 """
 
+import json
 from collections.abc import Callable, Collection
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -19,7 +21,7 @@ from mlx.nn.layers.base import Module
 from mlx.utils import tree_flatten, tree_map, tree_map_with_path
 from mlx_lm.convert import MODEL_CONVERSION_DTYPES
 from mlx_lm.models.cache import make_prompt_cache
-from mlx_lm.utils import _get_classes, load, load_config, load_model, load_tokenizer, save_config
+from mlx_lm.utils import _get_classes, load_config, load_model, load_tokenizer, save_config
 
 from mint.core.errors import MintError
 from mint.model.checkpoint.shards import Shard
@@ -202,12 +204,6 @@ def write_config(config: dict[str, Any], folder: Path, *, keep_vision_config: bo
     save_config(saved, folder / "config.json", keep_vision_config=keep_vision_config)
 
 
-def load_as_users_do(folder: Path) -> Module:
-    """The model in `folder` by `mlx_lm.load`, with its tokenizer if it has one. Nothing of the weights is read."""
-    model: Module = load(str(folder), lazy=True)[0] if has_tokenizer(folder) else load_stock(folder)
-    return model
-
-
 def load_stock(folder: Path) -> Module:
     """The model in `folder` as mlx_lm builds it, quantized modules and all, over lazy weights."""
     model: Module = load_model(folder, lazy=True)[0]
@@ -226,7 +222,38 @@ def has_tokenizer(folder: Path) -> bool:
     return (folder / "tokenizer_config.json").exists() or (folder / "tokenizer.json").exists()
 
 
+def tokenizer_fault(folder: Path) -> str:
+    """A sentence that says why `mlx_lm.load` fails at the tokenizer in `folder`; empty if it loads or there is none.
+
+    Code that the tokenizer brings is not run.
+    """
+    try:
+        if has_tokenizer(folder):
+            read_tokenizer(folder)
+    except Exception as error:  # transformers raises any kind
+        reason = " ".join(str(error).split())[:200]
+        if has_own_code(folder):
+            return (
+                f"the tokenizer brings its own code, which is not run here, and does not load without it ({reason}); "
+                "whoever loads the model needs --trust-remote-code"
+            )
+        return f"mlx_lm does not load the tokenizer ({reason})"
+    return ""
+
+
+def has_own_code(folder: Path) -> bool:
+    """True if a config in `folder` names classes in files of its own."""
+    for path in (folder / "tokenizer_config.json", folder / "config.json"):
+        with suppress(OSError, ValueError, RecursionError):
+            config = json.loads(path.read_bytes())
+            if isinstance(config, dict) and "auto_map" in config:
+                return True
+    return False
+
+
 # mlx_lm's own functions; any exception of them comes through
-read_tokenizer: Callable[[Path], Any] = load_tokenizer
+read_tokenizer: Callable[[Path], Any] = partial(  # transformers would ask on the terminal
+    load_tokenizer, tokenizer_config_extra={"trust_remote_code": False}
+)
 read_loaded_config: Callable[[Path], dict[str, Any]] = load_config  # with the end tokens of the generation config
 make_cache: Callable[[Module], list[Any]] = make_prompt_cache  # the empty caches of one conversation

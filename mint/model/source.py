@@ -16,7 +16,8 @@ from mint.core.errors import MintError
 from mint.core.progress import OnProgress, ignore
 from mint.formats.format import AFFINE, QUANTIZABLE, admissible
 from mint.formats.units import Parameter, Unit
-from mint.model.checkpoint.shards import Shard, SourceTensor, identity, read_shards
+from mint.model.checkpoint.file_states import FileStates
+from mint.model.checkpoint.shards import INDEX_NAME, Shard, SourceTensor, identity, read_shards
 from mint.model.config import check_config
 from mint.model.lineage import trace_sources
 from mint.model.locate import locate
@@ -41,6 +42,7 @@ class Source:
     units: tuple[Unit, ...]
     parameters: tuple[Parameter, ...]
     dropped: tuple[str, ...]
+    files: FileStates = field(compare=False, repr=False)  # when it was opened
     opened: OpenedModel = field(compare=False, repr=False)  # owns the module tree and the lazy weights
     notices: tuple[str, ...] = ()  # sentences that the user must read before the work begins
 
@@ -72,6 +74,8 @@ def open_source(model: Path | str, *, dtype: str = "", on_progress: OnProgress =
     refuse_other_kinds(folder)
     if not folder.is_dir():
         raise MintError(f"{folder}: no such folder; needed: the folder of a Hugging Face model, or an id of the hub")
+    names = [path.name for path in folder.glob("*.safetensors")]
+    files = FileStates.of(folder, ["config.json", INDEX_NAME, *names])
     text = check_config(folder)
     shards = read_shards(folder)
     config, notices = _read_config(folder)
@@ -90,7 +94,8 @@ def open_source(model: Path | str, *, dtype: str = "", on_progress: OnProgress =
     opened.unshared = [parameter.name for parameter in parameters if {uses[name] for name in parameter.sources} <= {1}]
     dtypes = {tensor.name: tensor.dtype for shard in shards for tensor in shard.tensors}
     notices += cast_notice(units, dtypes)
-    return Source(folder, config, dtype, identity(shards, text), shards, units, parameters, dropped, opened, notices)
+    model = identity(shards, text)
+    return Source(folder, config, dtype, model, shards, units, parameters, dropped, files, opened, notices)
 
 
 def _read_config(folder: Path) -> tuple[dict[str, Any], tuple[str, ...]]:

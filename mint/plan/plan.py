@@ -32,7 +32,7 @@ from mint.plan.rules import Rules
 from mint.quality.estimates import Estimate
 from mint.targets.speed import bytes_per_token, decode_cost
 
-SCHEMA = 4
+SCHEMA = 5
 KIND = "mint plan"
 _BY_LAYER = itemgetter(0)
 _HEAD = (
@@ -56,6 +56,7 @@ class Choice:
     alpha: float
     alpha_from: str  # the source of alpha: the prior table, or a probe
     active: float  # share of the weights that one token reads
+    checksum: str  # of the measured weight
     formats: tuple[Format, ...]  # measured
     errors: tuple[float, ...]  # squared relative error of each measured format
     vetoed: tuple[Format, ...] = ()
@@ -161,6 +162,16 @@ class Plan:
         shapes = [choice.shape for choice in self.choices] + [parameter.shape for parameter in self.parameters]
         return sum(map(prod, shapes))
 
+    @property
+    def formats(self) -> dict[str, Format]:
+        """The format of every unit by path."""
+        return {choice.path: choice.format for choice in self.choices}
+
+    @property
+    def checksums(self) -> dict[str, str]:
+        """The checksum of every measured weight by path."""
+        return {choice.path: choice.checksum for choice in self.choices}
+
     def groups(self) -> tuple[tuple[TensorSpec, ...], ...]:
         """The tensors to write, in groups that are stored together, layer by layer."""
         groups = [(choice.layer, choice.tensors) for choice in self.choices]
@@ -175,7 +186,7 @@ class Plan:
     @property
     def digest(self) -> str:
         """SHA-256 of the fields that decide the bytes of the output."""
-        formats = [(c.path, str(c.format)) for c in self.choices]
+        formats = [(c.path, str(c.format), c.checksum) for c in self.choices]
         decisive = [self.model, self.dtype, self.rounding, self.max_shard_bytes, formats]
         return hashlib.sha256(json.dumps(decisive).encode()).hexdigest()
 
@@ -298,7 +309,7 @@ def _choice_record(plan: Plan, choice: Choice) -> dict[str, Any]:
         "nbytes": plan.nbytes_of(choice),
         "sqnr_db": round(sqnr_db(choice.error), 2) if choice.error else "exact",
         "loss": plan.loss_of(choice),
-        **pick(choice, "reason role layer shape dtype min_bits alpha alpha_from active"),
+        **pick(choice, "reason role layer shape dtype checksum min_bits alpha alpha_from active"),
         "curve": dict(zip(map(str, choice.formats), choice.errors, strict=True)),
         "vetoed": list(map(str, choice.vetoed)),
         **({"features": asdict(choice.features)} if choice.features else {}),

@@ -154,6 +154,7 @@ class Problem:
             alpha=alpha.value,
             alpha_from=alpha.origin,
             active=self._active[unit.path],
+            checksum=measurement.checksum,
             formats=() if measurement.nonfinite else measurement.formats,
             errors=() if measurement.nonfinite else measurement.errors,
             vetoed=allowed.vetoed,

@@ -20,6 +20,7 @@ from mlx.nn.layers.base import Module
 
 from mint.core.errors import MintError
 from mint.core.files import sha256_of
+from mint.core.log import log
 from mint.core.progress import OnProgress, Progress
 from mint.kernels.storage import numpy_view
 from mint.model.module_tree import has_tokenizer, make_cache, read_tokenizer
@@ -92,8 +93,12 @@ def own_sequences(
 
 
 def prefix_of(folder: Path) -> list[int]:
-    """The tokens that the tokenizer in `folder` puts before every text; none without a tokenizer."""
-    return _prefix(_tokenizer(folder))
+    """The tokens that the tokenizer in `folder` puts before every text; none without a tokenizer that loads."""
+    try:
+        return _prefix(_tokenizer(folder))
+    except MintError as error:
+        log.warning("prefix.not_known", reason=str(error), consequence="own text begins without a BOS token")
+        return []
 
 
 def vocabulary_digest(folder: Path) -> str:

@@ -65,14 +65,14 @@ class Weights:
     """The weights of some units of a source, lazy and from one module tree; one taken again comes from a new tree."""
 
     def __init__(self, source: Source, units: Iterable[Unit]) -> None:
-        self._source = source
+        self.source = source
         self.units = tuple(units)
         self.lazy: dict[str, mx.array] = {}  # by path, of those that were not taken yet
 
     def take(self, unit: Unit) -> mx.array:
         """The lazy weight of `unit`: evaluate it, use it, drop it."""
         if unit.path not in self.lazy:
-            arrays = self._source.arrays()
+            arrays = self.source.arrays()
             self.lazy = {unit.path: arrays[f"{unit.path}.weight"] for unit in self.units}
         return self.lazy.pop(unit.path)
 
@@ -94,10 +94,15 @@ in_process = InProcess()
 
 
 def do(job: Job[T], units: Sequence[Unit], weights: Weights) -> Iterator[tuple[Unit, T]]:
-    """Do `job` for every unit in the order given, and read the next weight meanwhile."""
+    """Do `job` for every unit in the order given, and read the next weight meanwhile.
+
+    Raises `MintError` when a file of the source cannot be read or changed before a result was there. The results so
+    far stay good. The weight that is read meanwhile is dropped: MLX reports a failed read once, to any array.
+    """
+    files = weights.source.files
     if isinstance(job, PortableJob):
         job.ready(units)
-    with small_cache():
+    with small_cache(), files.reading():
         following = weights.take(units[0])
         for number, unit in enumerate(units, start=1):
             weight = following
@@ -108,8 +113,10 @@ def do(job: Job[T], units: Sequence[Unit], weights: Weights) -> Iterator[tuple[U
                     mx.async_eval(following)
             else:
                 del following
-            yield unit, job(unit, weight)
-            del weight
+            result = job(unit, weight)
+            files.check()
+            yield unit, result
+            del weight, result
 
 
 @contextmanager

@@ -34,6 +34,7 @@ from cluster.transport.prefetch import BatchWeights
 from mint.analysis.unit_jobs import Measure, Packed, Quantize, ready_kernels
 from mint.formats.format import KEEP
 from mint.formats.units import Unit
+from mint.model.checkpoint.file_states import FileStates
 from mint.model.module_tree import OpenedModel
 from mint.model.source import Source
 from mint.run.device_kind import device_kind, versions
@@ -59,8 +60,8 @@ def making_actor() -> Any:
             self.units = {name: _unit(name, record["shape"]) for name in record["names"]}
             ready_kernels("nearest", lambda progress: None)
             self._one: list[mx.array] = []
-            self.job = Measure() if record["job"] == "measure" else Quantize({})
-            nothing = Source(Path(), {}, "", "", (), (), (), (), OpenedModel(Path(), {}, ()))
+            self.job = Measure() if record["job"] == "measure" else Quantize({}, {})
+            nothing = Source(Path(), {}, "", "", (), (), (), (), FileStates(Path(), {}), OpenedModel(Path(), {}, ()))
             self.weights, self.tensors = BatchWeights(nothing, ()), nothing.tensors()
             self._cpu = self._seconds = 0.0
             self._began = 0.0

@@ -2,8 +2,8 @@
 
 A name is relative, with forward slashes. A name with `..`, an absolute path, a NUL or a lone surrogate is refused
 before any access to the disk. With all links followed, the folder and all its files must be below a root: a link to
-another file would be copied into the result. A model with its own code is refused. Code of a tokenizer never runs: the
-runner refuses a tokenizer that needs it.
+another file would be copied into the result. A model with its own code is refused. Code of a tokenizer never runs: a
+model whose tokenizer needs it is quantized and verified without the tokenizer.
 """
 
 import hashlib

@@ -33,7 +33,7 @@ from cluster.service.store.model_roots import Roots
 from cluster.service.store.store import Store
 from cluster.service.work.folder_lock import FolderInUseError, exclusive
 from cluster.service.work.lease import LeaseKeeper, end_descendants, end_group, retry_while_leased
-from mint.core.errors import DiskFullError, MintError
+from mint.core.errors import DiskFullError, MintError, fixable
 from mint.core.log import configure_logging, log
 from mint.plan.recipe import Recipe
 
@@ -157,8 +157,8 @@ def _write_failure(queue: Queue, claim: Claim, error: Exception) -> None:
         queue.release(claim, str(error))
     elif is_full(error):
         queue.block(claim, f"{DISK}{str(error).removeprefix(DISK)}")
-    elif isinstance(error, MintError):
-        queue.advance(claim, FAILED, reason=str(error))
+    elif reason := str(error) if isinstance(error, MintError) else fixable(error):
+        queue.advance(claim, FAILED, reason=reason)
     else:
         summary = " ".join(f"{type(error).__name__}: {error}".split())[:300]
         queue.advance(

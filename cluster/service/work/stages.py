@@ -32,7 +32,6 @@ from mint.core.log import log
 from mint.core.sizes import format_size
 from mint.formats.rounding import ROUNDINGS
 from mint.model.checkpoint.manifest import Manifest
-from mint.model.module_tree import has_tokenizer, read_tokenizer
 from mint.model.source import open_source
 from mint.pipeline import Measured, Quantized, Target, cached_analysis
 from mint.plan.plan import Plan
@@ -88,9 +87,10 @@ class Stages(pipeline.Hooks):
             self._executor = events.counting(executor)
             self._source = open_source(view, dtype=recipe.dtype)
             self._insist_on(self._source.identity)
-            _refuse_tokenizer_code(model)
             self._folder = self._make_folder()
-            line = pipeline.Pipeline(recipe, executor=self._executor, hooks=self, on_progress=events.on_progress)
+            line = pipeline.Pipeline(
+                recipe, executor=self._executor, hooks=self, on_progress=events.on_progress, on_note=self._note
+            )
             targets = [Target(self._folder / OUTPUT, budget, self._folder / "plan.json")] if budget else []
             results = line.run(self._source, targets)
         result = results[0] if results else None
@@ -215,18 +215,3 @@ def _finite(value: Any) -> Any:
 
 def _copied_bytes(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.iterdir() if path.is_file() and path.suffix != ".safetensors")
-
-
-def _refuse_tokenizer_code(folder: Path) -> None:
-    """Raise `MintError` for a tokenizer that cannot be loaded without running code that the model brings."""
-    files = [path for name in ("tokenizer_config.json", "config.json") if (path := folder / name).exists()]
-    configs = [json.loads(path.read_text()) for path in files]
-    if not has_tokenizer(folder) or not any(isinstance(config, dict) and "auto_map" in config for config in configs):
-        return
-    try:
-        read_tokenizer(folder)
-    except Exception as error:  # transformers raises any kind
-        raise MintError(
-            f"{folder.name}: its tokenizer brings its own code, which is never run, and does not load without "
-            f"({' '.join(str(error).split())[:200]}); needed: a tokenizer that transformers itself implements"
-        ) from error

@@ -20,9 +20,9 @@ from mint.analysis.probes.probe_file import FULL, MAGIC, SCHEMA, Probe, Probed, 
 from mint.analysis.probes.prober import ProbeJob, Probing, TextJob, coarse_format
 from mint.core.errors import MintError
 from mint.core.files import partial_path
-from mint.core.journal import Journal, read_header
+from mint.core.journal import Journal, read_header, remove_stray
 from mint.core.log import log
-from mint.core.progress import OnProgress, ignore
+from mint.core.progress import OnNote, OnProgress, ignore, say_nothing
 from mint.formats.units import Unit
 from mint.model.source import Source
 from mint.quality.sequences import prefix_of
@@ -39,10 +39,11 @@ def probe(
     probing: Probing = Probing(),  # noqa: B008, it is frozen
     executor: Executor = in_process,
     on_progress: OnProgress = ignore,
+    on_note: OnNote = say_nothing,
 ) -> Probed:
     """Probe the units of `source` that may be quantized and write `output`; resumes after a kill.
 
-    Raises `MintError` when the analysis is of another model or `output` of something else.
+    Raises `MintError` when the analysis is of another model, `output` of something else, or the model changes.
     """
     if analysis.model != source.identity:
         raise MintError(f"the analysis is of another model than {source.folder}; analyze this one first")
@@ -54,17 +55,21 @@ def probe(
         probed = read_probes(output)
         if read_header(output, MAGIC) != header:
             raise MintError(f"{output}: holds other probes ({probed.tokens}, {probed.origin}); move it away first")
+        remove_stray(output, MAGIC)
         return probed
     with Journal(partial, MAGIC, header) as journal:
         probes = {record["path"]: Probe.from_record(record) for record in journal.records}
         pending = [unit for unit in units if unit.path not in probes]
+        if probes:
+            on_note(f"resumes: {len(probes)} of {len(units)} units are probed in {partial}")
         results = _probes(source, replace(probing, base=header["base"]), pending, len(probes), executor, on_progress)
         for unit, result, seconds in reported("probe", results, units, pending, on_progress, cost=lambda unit: 1):
             journal.append(asdict(result))
             probes[unit.path] = result
             log.debug("unit.probed", unit=unit.path, kl=result.kl, alpha=result.alpha, seconds=round(seconds, 3))
+        source.files.check()
         probed = write_probed(output, header, probes)
-        journal.path.unlink()
+        journal.path.unlink(missing_ok=True)
     return probed
 
 

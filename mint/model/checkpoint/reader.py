@@ -2,6 +2,7 @@
 
 # S slices, R rows, C columns
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -11,12 +12,15 @@ import mlx.core as mx
 import numpy as np
 import numpy.typing as npt
 
+from mint.core.errors import MintError
 from mint.formats.format import KEEP, Format
 from mint.kernels.backend import backend
 from mint.kernels.storage import NUMPY_DTYPES, from_raw
-from mint.model.checkpoint.shards import SourceTensor, read_shards
+from mint.model.checkpoint.shards import SourceTensor, read_shard, read_shards
 
 ALL = slice(None)
+_EXPONENTS = {"BF16": 0x7F80, "F16": 0x7C00, "F32": 0x7F800000}
+FLOATS = tuple(_EXPONENTS)  # dtypes that `all_finite` looks at
 _BLOCK = 16 << 20  # weights of a product, read at once
 
 
@@ -36,6 +40,9 @@ class StoredModel:
         row = prod(tensor.shape[1:])
         offset = tensor.offset + start * row * dtype.itemsize
         data: npt.NDArray[np.generic] = np.fromfile(self.folder / tensor.shard, dtype, prod(shape), offset=offset)
+        if data.size != prod(shape):  # numpy returns fewer in silence
+            message = f"{data.size} of {prod(shape)} values of tensor {name} can be read"
+            raise MintError(f"{self.folder / tensor.shard}: {message}; check the disk, or write the file again")
         return data.reshape(shape)
 
     def array(self, name: str, rows: slice = ALL) -> mx.array:
@@ -71,8 +78,13 @@ def open_stored(folder: Path) -> StoredModel:
     return StoredModel(folder, {tensor.name: tensor for shard in read_shards(folder) for tensor in shard.tensors})
 
 
+def open_weights(folder: Path, names: Iterable[str]) -> StoredModel:
+    """Open these weight files in `folder` alone; an unfinished folder may have no whole index."""
+    return StoredModel(folder, {tensor.name: tensor for name in names for tensor in read_shard(folder / name).tensors})
+
+
 def all_finite(raw: npt.NDArray[Any], dtype: str) -> bool:
     """True if no float is NaN or infinite; such floats have every bit of the exponent set."""
-    mask = {"BF16": 0x7F80, "F16": 0x7C00, "F32": 0x7F800000}[dtype]
+    mask = _EXPONENTS[dtype]
     exponent = np.array(mask, f"u{raw.itemsize}")
     return not bool(((raw.view(exponent.dtype) & exponent) == exponent).any())

@@ -33,7 +33,7 @@ from mint.run.executor import Executor, in_process
 from mint.run.job import Job
 from tests.conftest import own_cache
 from tests.worlds.executors import FunctionExecutor
-from tests.worlds.jobs import Clipped, Skewed
+from tests.worlds.jobs import Clipped, Skewed, checksums_of
 from tests.worlds.zoo import write_model
 from tools.models.make_shape import write_shape
 from tools.models.shapes import QWEN3_06B, Shape, qwen3
@@ -325,7 +325,7 @@ def test_results_of_one_job_that_come_late_never_pass_for_those_of_the_next(
         heard += executor.carrier.hear(1.0)
     heard += executor.carrier.hear(2.0)
     assert sorted(map(str, heard)) == sorted(str(Answered(worker)) for worker in workers)
-    job = Quantize({unit.path: unit.formats[0] for unit in source.units}, "nearest")
+    job = Quantize({unit.path: unit.formats[0] for unit in source.units}, checksums_of(source), "nearest")
     expected = dict(_by_path(in_process(open_source(model), job, source.units)))
     assert dict(_by_path(executor(source, job, source.units))) == expected
 
@@ -359,7 +359,7 @@ def test_a_unit_that_fails_on_every_worker_is_named_and_the_others_are_done(
     model = _many_units(tmp_path, "poison")
     source = open_source(model)
     *others, bad = source.units
-    job = Quantize({unit.path: unit.formats[0] for unit in others}, "nearest")
+    job = Quantize({unit.path: unit.formats[0] for unit in others}, checksums_of(source), "nearest")
     executor = connect(model)
     done = []
     with pytest.raises(MintError, match=f"1 of {len(source.units)} units broke .* {re.escape(bad.path)}.*KeyError"):
@@ -425,7 +425,7 @@ def test_weights_that_lie_on_a_silent_node_hold_nobody_up(
     shape = QWEN3_06B | {"hidden_size": 512, "intermediate_size": 1024, "num_hidden_layers": 4, "vocab_size": 1024}
     write_shape(model, Shape(shape, qwen3), random=True)
     source = open_source(model)
-    job = Quantize({unit.path: parse_format("8/64") for unit in source.units}, "nearest")
+    job = Quantize({unit.path: parse_format("8/64") for unit in source.units}, checksums_of(source), "nearest")
     expected = dict(_by_path(in_process(open_source(model), job, source.units)))
     node = lab.add(tmp_path / "root")
     executor = connect(model)
@@ -465,7 +465,7 @@ def test_the_assembling_node_packs_alone_where_little_arrives_and_says_so(
 ) -> None:
     model = _many_units(tmp_path, f"link{alone}")
     source = open_source(model)
-    job = Quantize({unit.path: unit.formats[0] for unit in source.units}, "nearest")
+    job = Quantize({unit.path: unit.formats[0] for unit in source.units}, checksums_of(source), "nearest")
     expected = dict(_by_path(in_process(open_source(model), job, source.units)))
     notes: list[str] = []
     executor = ClusterExecutor(

@@ -29,7 +29,7 @@ from mint.formats.units import Unit
 from mint.model.source import Source, open_source
 from mint.run.executor import in_process
 from mint.run.job import PortableJob
-from tests.worlds.jobs import Clipped
+from tests.worlds.jobs import Clipped, checksums_of
 from tests.worlds.zoo import write_model
 
 
@@ -60,7 +60,9 @@ def _bytes(result: Any) -> Any:
 def _jobs(source: Source) -> list[PortableJob[Any]]:
     text = TextJob(source, Probing("random", 2, 8, base="full"), ())
     text.tokens = text.written()
-    quantize = Quantize({unit.path: next(iter(unit.formats), KEEP) for unit in source.units}, "search")
+    quantize = Quantize(
+        {unit.path: next(iter(unit.formats), KEEP) for unit in source.units}, checksums_of(source), "search"
+    )
     return [Measure("search"), quantize, text, ProbeJob(text), Clipped(0.02)]
 
 
@@ -81,7 +83,7 @@ def _pieces(job: PortableJob[Any], result: Any) -> list[bytes]:
 def test_a_large_result_comes_in_pieces_and_one_that_was_changed_is_refused() -> None:
     unit = Unit("up", (4096, 4096), "BF16", "up", 0, ())
     data = np.random.default_rng(0).bytes(unit.nbytes)
-    job = Quantize({"up": KEEP})
+    job = Quantize({"up": KEEP}, {})
     packed = Packed("up", KEEP, KEEP.tensors("up", unit.shape, unit.dtype), (data,))
     pieces = _pieces(job, packed)
     assert [is_last for _, is_last in to_pieces(job, packed)] == [False] * 4 + [True]
@@ -101,7 +103,10 @@ def test_a_large_result_comes_in_pieces_and_one_that_was_changed_is_refused() ->
         None,
         {"job": "mint.analysis.unit_jobs:Measure"},
         {"job": "mint.analysis.unit_jobs:Measure", "fields": {}},
-        {"job": "mint.analysis.unit_jobs:Quantize", "fields": {"formats": {"up": "no format"}, "rounding": "nearest"}},
+        {
+            "job": "mint.analysis.unit_jobs:Quantize",
+            "fields": {"formats": {"up": "no format"}, "checksums": {}, "rounding": "nearest"},
+        },
         {"job": 3, "fields": {}},
         {"job": "mint.analysis.unit_jobs:Nothing", "fields": {}},
         {"job": "mint.analysis.unit_jobs:Packed", "fields": {}},
@@ -123,7 +128,7 @@ def test_messages_that_cannot_be_read_say_so(source: Source) -> None:
         lambda: outlines_of({"outlines": {"shard": {"nbytes": 3}}}),
         lambda: holder_from({"inventory": {"node": "one"}}),
         lambda: from_pieces(Measure(), unit, []),
-        lambda: from_pieces(Clipped(1.0), unit, _pieces(Quantize({}), Packed("up", KEEP, (), (b"abc",)))),
+        lambda: from_pieces(Clipped(1.0), unit, _pieces(Quantize({}, {}), Packed("up", KEEP, (), (b"abc",)))),
     ):
         with pytest.raises(MintError, match=r"cannot be read .* needed: one of this version of mint"):
             reads()

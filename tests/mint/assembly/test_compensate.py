@@ -3,15 +3,16 @@
 # S slices, R rows, C columns, T rows of inputs
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import mlx.core as mx
 import numpy as np
 import pytest
 
 from mint.analysis.analyze import analyze
-from mint.analysis.unit_jobs import Quantize
+from mint.analysis.unit_jobs import Quantize, weight_checksum
 from mint.assembly.assemble import assemble
 from mint.assembly.compensated import FEWEST, Compensation
 from mint.assembly.layer_inputs import Inputs
@@ -143,8 +144,9 @@ def test_an_expert_that_saw_little_keeps_the_search() -> None:
     rows = correlated(2 * FEWEST, 64)
     experts = np.array([[0]] * (FEWEST - 1) + [[1]] * (FEWEST + 1))
     format = parse_format("4/64")
-    result = Compensation({"experts": format}, {"experts": Inputs(rows, experts)})(unit, weight)
-    searched = Quantize({"experts": format}, "search")(unit, weight)
+    formats, checksums = {"experts": format}, {"experts": weight_checksum(weight)}
+    result = Compensation(formats, checksums, {"experts": Inputs(rows, experts)})(unit, weight)
+    searched = Quantize(formats, checksums, "search")(unit, weight)
     assert result.tensors == searched.tensors
     codes = [np.frombuffer(packed.data[0], np.uint32).reshape(3, 8, -1) for packed in (result, searched)]
     same = [bool((codes[0][index] == codes[1][index]).all()) for index in range(3)]
@@ -219,7 +221,12 @@ def test_a_unit_of_other_weights_is_found_although_errors_are_not_as_measured(ll
     @FunctionExecutor
     def confused(source: Source, job: Job[T], units: Sequence[Unit]) -> Iterator[tuple[Unit, T]]:
         def mirrored(unit: Unit, weight: mx.array) -> T:
-            return job(unit, mx.contiguous(weight[::-1]) if unit.path.endswith("0.mlp.up_proj") else weight)
+            packed: Any = job(unit, weight)
+            if not unit.path.endswith("0.mlp.up_proj"):
+                return cast(T, packed)
+            rows = unit.shape[0]
+            data = [np.frombuffer(part, np.uint8).reshape(rows, -1)[::-1].tobytes() for part in packed.data]
+            return cast(T, replace(packed, data=tuple(data)))
 
         return in_process(source, mirrored, units)
 

@@ -176,8 +176,8 @@ def test_a_written_plan_keeps_the_evidence_of_its_prediction(
     record = json.loads(file.read_text())
     assert plan.predicted_kl
     assert record["predicted_kl"]["high"] == plan.predicted_kl.high
-    file.write_text(json.dumps(record | {"schema": 3}))
-    with pytest.raises(MintError, match=r"schema 3, written by another version of mint; needed: one of schema 4"):
+    file.write_text(json.dumps(record | {"schema": 4}))
+    with pytest.raises(MintError, match=r"schema 4, written by another version of mint; needed: one of schema 5"):
         read_plan(file)
 
 

@@ -63,16 +63,19 @@ def lab(tmp_path: Path, llama: Path) -> Iterator[Lab]:
         yield Lab(tmp_path, shutil.copytree(llama, tmp_path / "models" / "llama"), World(database))
 
 
-def test_a_tokenizer_that_needs_its_own_code_is_refused_and_its_code_never_run(lab: Lab, tmp_path: Path) -> None:
+def test_a_tokenizer_that_needs_its_own_code_is_said_at_the_start_and_its_code_never_run(
+    lab: Lab, tmp_path: Path
+) -> None:
     lab.submit()
     lab.run(lab.world.claim())
     (lab.model / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nclass Evil: pass\n")
     (lab.model / "tokenizer_config.json").write_text(json.dumps({"auto_map": {"AutoTokenizer": ["evil.Evil", None]}}))
     config = json.loads((lab.model / "config.json").read_text())
     (lab.model / "config.json").write_text(json.dumps(config | {"auto_map": {"AutoConfig": "evil.Evil"}}))
-    lab.submit()
-    with pytest.raises(MintError, match="never run"):
-        lab.run(lab.world.claim())
+    job = lab.submit()
+    lab.run(lab.world.claim())
+    notes = [event.body["message"] for event in lab.world.queue.events(job.id) if event.kind == "note"]
+    assert any("not run here" in note and "--trust-remote-code" in note for note in notes)
     assert not (tmp_path / "ran").exists()
 
 

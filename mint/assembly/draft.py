@@ -1,0 +1,83 @@
+"""A model folder that is written but not yet finished, and what an existing output is.
+
+The folder is built as `<output>.partial` beside a journal, whose lock keeps other processes away until the folder has
+its name. So what bears the final name was whole, on the disk and, in a pipeline, verified.
+"""
+
+import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from mint.core.errors import DiskFullError, MintError
+from mint.core.files import flush
+from mint.model.checkpoint.file_states import FileStates
+from mint.model.checkpoint.manifest import MANIFEST_NAME, Manifest, read_manifest
+from mint.model.checkpoint.writer import disk_full
+from mint.run.device_kind import device_kind, versions
+
+JOURNAL_NAME = "assembly.journal"
+
+
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """A whole model in `folder`, its unfinished name; it stays there unless it is finished."""
+
+    folder: Path
+    output: Path
+    manifest: Manifest
+    source_files: FileStates
+
+    def finish(self) -> Manifest:
+        """Give the folder its final name; `MintError` if the source changed meanwhile or the name is taken."""
+        self.source_files.check()
+        refuse_existing(self.output)  # a rename replaces an empty folder in silence
+        self.folder.rename(self.output)
+        (self.output / JOURNAL_NAME).unlink()  # locked until now: nobody resumes a folder that is about to be renamed
+        flush(self.output)
+        flush(self.output.parent)
+        return self.manifest
+
+
+def refuse_existing(output: Path, reason: str = "") -> None:
+    """Raise `MintError` if `output` exists."""
+    if output.exists():
+        because = f" ({reason})" if reason else ""
+        message = f"{output} exists; nothing is ever overwritten{because}"
+        raise MintError(f"{message}. Choose another --output or move it away")
+
+
+def refuse_foreign(output: Path, **digests: str) -> None:
+    """Raise `MintError` if `output` exists, but is no finished model of these versions and this kind of device.
+
+    `digests`, such as that of its `plan` or `model`, are compared with those of its manifest.
+    """
+    if not (output / MANIFEST_NAME).is_file():
+        refuse_existing(output)
+        return
+    manifest = read_manifest(output)
+    needed = {**digests, "device": device_kind(), "versions": versions()}
+    differing = [name for name, value in needed.items() if getattr(manifest, name) != value]
+    if differing:
+        refuse_existing(output, f"it is of another {differing[0]}")
+
+
+def read_finished(output: Path) -> Manifest:
+    """The manifest of a finished model; a journal that a killed process left there is removed."""
+    (output / JOURNAL_NAME).unlink(missing_ok=True)
+    return read_manifest(output)
+
+
+@contextmanager
+def naming_full_disk(folder: Path, nbytes: int) -> Iterator[None]:
+    """Raise `DiskFullError` for `folder`, which needs so many bytes, where a disk becomes full.
+
+    The error of a copy names its source instead.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise DiskFullError(disk_full(folder, nbytes)) from error
+        raise
