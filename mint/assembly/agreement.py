@@ -26,7 +26,8 @@ from mint.formats.format import KEEP, Format
 from mint.model.checkpoint.reader import StoredModel, open_stored
 from mint.model.hooks import hook
 from mint.model.module_tree import load_plain
-from mint.quality.forward import as_numpy, fusing_nothing, logits_of
+from mint.model.passes.logits import logits_of
+from mint.quality.forward import as_numpy, fusing_nothing
 
 TOKENS = 2  # the second one attends to the first
 _PARTS = ("weight", "scales", "biases")

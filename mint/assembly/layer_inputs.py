@@ -2,17 +2,17 @@
 
 A walk runs the model on some tokens one layer at a time. It yields the inputs of the layer's units, takes the weights
 that they are stored with, and continues with the layer's output for those. So later layers compensate earlier errors.
-Finished layers are dropped and answer from memory (as in `probes/replay.py`): beside the weights outside the layers,
-memory is bounded by one layer in float32 and its activations.
+Finished layers are dropped and answer from memory (`probes/replay.py`): beside the weights outside the layers, memory
+is bounded by one layer in float32, its activations, and what later layers use of earlier ones.
 
-That needs layers that are called once each, each on the output of the one before. In other models the inputs of each
-layer come from a pass through the whole model: slower, and nothing is dropped.
+That needs layers that are called once each. In other models the inputs of each layer come from a pass through the
+whole model: slower, and nothing is dropped.
 """
 
 # B sequences, L tokens, N rows of inputs, C columns
 
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -23,15 +23,18 @@ import numpy.typing as npt
 from mlx.nn.layers.base import Module
 from mlx.utils import tree_flatten, tree_map
 
+from mint.analysis.probes.replay import Replay
+from mint.core.log import log
 from mint.formats.units import Unit
 from mint.kernels.storage import numpy_view
-from mint.model.hooks import Hook, hook, hooked, unhooked_after
+from mint.model.hooks import hook, hooked, unhooked_after
+from mint.model.passes.logits import logits_of
 from mint.model.roles import layer_path
 from mint.quality.divergence import Tokens
-from mint.quality.forward import logits_of
 
 Rows = npt.NDArray[np.float32]
-_Calls = dict[str, list[tuple[mx.array, mx.array | None]]]  # rows and experts of each call of a unit, by path
+_Noted = list[tuple[mx.array, mx.array | None]]  # rows and experts of each call of a unit
+_Calls = dict[str, _Noted]  # by path
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,23 +64,18 @@ class Walk:
         self._model = model
         self._modules: dict[str, Module] = dict(model.named_modules())
         self._tokens = mx.array(tokens)
-        tied = not any(unit.role == "head" for unit in units)
-        outer = [unit for unit in units if unit.layer < 0]
-        # a tied embedding multiplies the last states too
-        self._after = tuple(unit for unit in outer if unit.role == "head" or (tied and unit.role == "embedding"))
-        self._before = tuple(unit for unit in outer if unit not in self._after)
         self._layers: dict[str, list[Unit]] = defaultdict(list)
         for unit in units:
             if unit.layer >= 0:
                 self._layers[layer_path(unit.path)].append(unit)
-        self._order = self._called_in_a_row()
-        self._passed: list[str] = []
-        self._output: Any = None  # of the last passed layer
-
-    @property
-    def tied(self) -> tuple[Unit, ...]:
-        """Units that the first and the last stage both use: the last rounds them, earlier layers need a weight."""
-        return tuple(unit for unit in self._after if unit.role != "head")
+        outer = [unit for unit in units if unit.layer < 0]
+        calls = self._outer_calls([unit.path for unit in outer])
+        self._after = tuple(unit for unit in outer if calls[unit.path].multiplies_after)
+        self._between = tuple(unit for unit in outer if unit not in self._after and calls[unit.path].multiplies)
+        self._before = tuple(unit for unit in outer if unit not in self._after and unit not in self._between)
+        self.tied = tuple(unit for unit in self._after if calls[unit.path].before)
+        self._replay = Replay(model, self._layers, self._tokens)
+        self._in_a_row = sorted(self._replay.order) == sorted(self._layers)
 
     def stages(self, finished: Collection[str] = ()) -> Iterator[Stage]:
         """The stages in the order of the model; inputs are left out if all units are `finished`."""
@@ -85,75 +83,70 @@ class Walk:
         parameters = dict(tree_flatten(self._model.parameters()))
         mx.eval([array for name, array in parameters.items() if not name.startswith(inside)])
         yield Stage(self._before, {})
-        for path in self._order or sorted(self._layers, key=_by_number):
+        if self._between:
+            yield self._stage(self._between, finished)
+        if not self._in_a_row:
+            nbytes = sum(4 * array.size for array in parameters.values())
+            log.warning("model.held_whole", reason="its layers are not called once each", needed_bytes=nbytes)
+        for path in self._replay.order if self._in_a_row else sorted(self._layers, key=_by_number):
             layer = self._modules[path]
             mx.eval(layer.parameters())  # reading inside of a GPU's work trips Metal's watchdog
-            yield self._stage(self._layers[path], path, finished)
-            if self._order:
-                self._output = self._run({}, path)
-                mx.eval(self._output)
-                self._passed.append(path)
+            yield self._stage(self._layers[path], finished, path)
+            if self._in_a_row:
+                with self._replay.up_to(path, record=True):
+                    logits_of(self._model, self._tokens)
                 layer.update(tree_map(lambda _: mx.zeros(()), layer.parameters()))  # drops them
-        yield self._stage(self._after, None, finished)
+        yield self._stage(self._after, finished)
 
     def store(self, path: str, weight: mx.array) -> None:
         """Give a unit the weight that it is stored with, in float32."""
         self._modules[path]["weight"] = weight
 
-    def _stage(self, units: Sequence[Unit], layer: str | None, finished: Collection[str]) -> Stage:
+    def _stage(self, units: Sequence[Unit], finished: Collection[str], layer: str = "") -> Stage:
+        """The stage of `units`, which are in `layer` or in none; a pass notes their calls."""
         calls: _Calls = {unit.path: [] for unit in units if unit.path not in finished}
         if calls:
-            self._run(calls, layer if self._order else None)
-        return Stage(tuple(units), _inputs_of({path: noted for path, noted in calls.items() if noted}))
-
-    def _run(self, calls: _Calls, until: str | None) -> Any:
-        """Run the model to the end of a layer and return the layer's output, or all of it; all of it lazy.
-
-        The calls of the units in `calls` are noted there.
-        """
-        answers: dict[str, Hook] = dict.fromkeys(self._passed, lambda *_, **__: self._output)
-        if until:
-            answers[until] = _stop
-        try:
-            with hooked(self._modules, answers), unhooked_after(self._modules[path] for path in calls):
+            stop = self._replay.up_to(layer) if layer and self._in_a_row else self._replay.before(None)
+            with stop, unhooked_after(self._modules[path] for path in calls):
                 for path, noted in calls.items():
                     module = self._modules[path]
                     name = "as_linear" if hasattr(module, "as_linear") else "__call__"
                     hook(module, partial(_note_inputs, noted), (name,))
                 logits_of(self._model, self._tokens)
-        except _PassedError as passed:
-            return passed.output
-        return None
+        return Stage(tuple(units), _inputs_of({path: noted for path, noted in calls.items() if noted}))
 
-    def _called_in_a_row(self) -> list[str]:
-        """The layers in the order of their calls if each is called once, on the output of the one before; else none.
+    def _outer_calls(self, paths: Sequence[str]) -> dict[str, "_OuterCalls"]:
+        """When the modules at `paths`, which are in no layer, are called; nothing is computed."""
+        calls = {path: _OuterCalls() for path in paths}
+        entered: list[str] = []
 
-        Nothing is computed.
-        """
-        order: list[str] = []
-        outputs: list[Any] = []
-        chained: list[bool] = []
+        def enter(path: str, method: Any, *arguments: Any, **options: Any) -> Any:
+            entered.append(path)
+            return method(*arguments, **options)
 
-        def note(path: str, method: Any, layer: Module, *arguments: Any, **options: Any) -> Any:
-            chained.append(not outputs or (bool(arguments) and arguments[0] is outputs[-1]))
-            order.append(path)
-            outputs.append(method(layer, *arguments, **options))
-            return outputs[-1]
+        def note(path: str, method: Any, module: Module, *arguments: Any, **options: Any) -> Any:
+            multiplies = bool(arguments) and mx.issubdtype(arguments[0].dtype, mx.floating)
+            calls[path].note(multiplies=multiplies, after=bool(entered))
+            return method(module, *arguments, **options)
 
-        with hooked(self._modules, {path: partial(note, path) for path in self._layers}):
+        hooks = {path: partial(enter, path) for path in self._layers} | {path: partial(note, path) for path in paths}
+        with hooked(self._modules, hooks):
             logits_of(self._model, self._tokens[:1, :2])
-        return order if all(chained) and sorted(order) == sorted(self._layers) else []
+        return calls
 
 
-class _PassedError(Exception):
-    """The last layer of a pass has returned `output`."""
+@dataclass(slots=True)
+class _OuterCalls:
+    """The calls of a module outside of the layers."""
 
-    def __init__(self, output: Any) -> None:
-        self.output = output
+    before: bool = False  # the first layer
+    multiplies: bool = False
+    multiplies_after: bool = False
 
-
-def _stop(method: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
-    raise _PassedError(method(*arguments, **options))
+    def note(self, *, multiplies: bool, after: bool) -> None:
+        self.before |= not after
+        self.multiplies |= multiplies
+        self.multiplies_after |= multiplies and after
 
 
 def _inputs_of(calls: _Calls) -> dict[str, Inputs]:
@@ -177,30 +170,37 @@ def _by_number(path: str) -> tuple[int, str]:
     return int(last) if last.isdecimal() else -1, path
 
 
-def _note_inputs(
-    noted: list[tuple[mx.array, mx.array | None]],
-    method: Any,
-    module: Module,
-    rows: mx.array,
-    *rest: Any,
-    **options: Any,
-) -> Any:
-    """Note the inputs of a module: a matrix, a stack given the experts of each row, or an embedding used as a head."""
+def _note_inputs(noted: _Noted, method: Any, module: Module, rows: mx.array, *rest: Any, **options: Any) -> Any:
+    """Note the inputs of a module: a matrix, a stack, or an embedding used as a head.
+
+    The rows of a stack's matrices are told from the experts of each row, or else from the axis of matrices. A module
+    that uses its weight in another way has no inputs.
+    """
     shape = module["weight"].shape
-    if rows.shape[-1] == shape[-1]:
+    if rows.shape[-1] == shape[-1] and mx.issubdtype(rows.dtype, mx.floating):
         if len(shape) == 2:
             noted.append((rows, None))
-        elif len(shape) == 3 and rest and isinstance(rest[0], mx.array):
-            noted.append((rows, _routes(rows, rest[0])))
+        elif rest and isinstance(rest[0], mx.array):
+            if (experts := _routes(rows, rest[0])) is not None:
+                noted.append((rows, experts))
+        elif not options and not rest and rows.shape[-3:-2] == (shape[0],):
+            noted.append((rows, _matrix_of(rows)))
     return method(module, rows, *rest, **options)
 
 
-def _routes(rows: mx.array, experts: mx.array) -> mx.array:
-    """The experts (N, K) of the rows (N, C) in a product with gathered matrices.
+def _routes(rows: mx.array, experts: mx.array) -> mx.array | None:
+    """The experts (N, K) of the rows (N, C) in a product with gathered matrices; None for another second argument.
 
     mlx_lm gives rows (..., 1, C) whose leading axes are those of `experts`, or 1 if a row goes to several.
     """
     leading = rows.shape[:-2]
     shared = len(leading) == experts.ndim and leading[-1] == 1 < experts.shape[-1]
-    assert rows.shape[-2] == 1 and (shared or leading == experts.shape)
+    routed = rows.ndim > 1 and rows.shape[-2] == 1 and (shared or leading == experts.shape)
+    if not routed or not mx.issubdtype(experts.dtype, mx.integer):
+        return None
     return experts.reshape(-1, experts.shape[-1] if shared else 1)
+
+
+def _matrix_of(rows: mx.array) -> mx.array:
+    """The matrix (N, 1) that each row of (..., E, L, C) is multiplied with: the heads of latent attention."""
+    return mx.broadcast_to(mx.arange(rows.shape[-3])[:, None], rows.shape[:-1]).reshape(-1, 1)

@@ -8,7 +8,7 @@ primitive and therefore no sources.)
 
 import io
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import mlx.core as mx
@@ -44,11 +44,12 @@ class Graph:
     labels: dict[str, str]  # the operation of each primitive: Multiply, Reshape
 
 
-def batches(arrays: Mapping[str, mx.array]) -> Iterator[dict[str, mx.array]]:
-    """The arrays in portions that one `read_graph` takes."""
+def batches(arrays: Mapping[str, mx.array], beside: int = 0) -> Iterator[dict[str, mx.array]]:
+    """The arrays in portions that one `read_graph` takes, `beside` so many others."""
     items = list(arrays.items())
-    for start in range(0, len(items), _BATCH):
-        yield dict(items[start : start + _BATCH])
+    step = _BATCH - beside
+    for start in range(0, len(items), step):
+        yield dict(items[start : start + step])
 
 
 def read_graph(arrays: Mapping[str, mx.array]) -> Graph:
@@ -64,6 +65,16 @@ def read_graph(arrays: Mapping[str, mx.array]) -> Graph:
         elif match := _LABEL.match(line):
             graph.labels[match["primitive"]] = match["label"]
     return graph
+
+
+def names_behind(names: Iterable[str], graph: Graph) -> set[str]:
+    """The names of all arrays in the graph that those of these `names` are computed from, and these."""
+    behind, stack = set[str](), list(names)
+    while stack:
+        if (name := stack.pop()) not in behind:
+            behind.add(name)
+            stack.extend(graph.inputs.get(graph.producers.get(name, ""), ()))
+    return behind
 
 
 def _leaves_behind(primitive: str, graph: Graph, leaf_of: Mapping[str, str]) -> set[str]:

@@ -29,6 +29,7 @@ from mint.kernels.storage import numpy_view
 from mint.model.checkpoint.shards import read_shards
 from mint.model.hooks import hook
 from mint.model.module_tree import load_plain, load_stock
+from mint.model.passes.logits import logits_of
 from mint.quality.divergence import Logits, Tokens
 
 BLOCK = 1 << 25  # logits at once
@@ -71,13 +72,6 @@ def open_used(folder: Path) -> Module:
 def vocabulary_size(folder: Path) -> int:
     """The number of tokens in the vocabulary of the model in `folder`, by its logits; nothing is computed."""
     return int(logits_of(_load(folder), mx.array([[0, 0]])).shape[-1])
-
-
-def logits_of(model: Module, tokens: mx.array, caches: list[Any] | None = None) -> mx.array:
-    """The logits (B, L, V) after each of the tokens (B, L)."""
-    output = model(tokens, cache=caches) if caches else model(tokens)
-    logits: mx.array = output if isinstance(output, mx.array) else output.logits
-    return logits
 
 
 def all_logits(model: Module, tokens: Tokens, vocabulary: int, block: int = BLOCK) -> Iterator[tuple[slice, Logits]]:

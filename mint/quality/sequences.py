@@ -24,8 +24,8 @@ from mint.core.log import log
 from mint.core.progress import OnProgress, Progress
 from mint.kernels.storage import numpy_view
 from mint.model.module_tree import has_tokenizer, make_cache, read_tokenizer
+from mint.model.passes.logits import logits_of
 from mint.quality.divergence import Tokens
-from mint.quality.forward import logits_of
 
 TEXT_TOKENS, TEXT_WINDOW = 4_096, 512
 OWN_TOKENS, OWN_WINDOW = 2_048, 128

@@ -24,10 +24,11 @@ from mint.core.progress import OnProgress, Progress, ignore
 from mint.formats.format import Format, admissible, parse_format
 from mint.formats.units import Unit
 from mint.kernels.storage import numpy_view
+from mint.model.passes.logits import logits_of
 from mint.model.roles import layer_path
 from mint.model.source import Source
 from mint.quality.divergence import Tokens
-from mint.quality.forward import fusing_nothing, logits_of, vocabulary_size
+from mint.quality.forward import fusing_nothing, vocabulary_size
 from mint.quality.sequences import TextSize, own_sequences
 from mint.run.job import PortableJob
 
@@ -209,7 +210,8 @@ class Prober:
     def __init__(self, source: Source, model: Module, tokens: Tokens) -> None:
         self._model, self._tokens = model, mx.array(tokens)
         self._modules: dict[str, Module] = dict(model.named_modules())
-        self._replay = Replay(model, {layer_path(unit.path) for unit in source.units if unit.layer >= 0})
+        layers = {layer_path(unit.path) for unit in source.units if unit.layer >= 0}
+        self._replay = Replay(model, layers, self._tokens)
         started = perf_counter()
         with self._replay.recording():
             self._expected = self._logits()
@@ -266,13 +268,13 @@ class Prober:
         return logits
 
     def _check_replay(self) -> None:
-        """Replay only if that changes nothing."""
-        if self._replay.possible:
-            with self._replay.before(None):
-                if max(map(abs, self._kls())) < _NOTHING:
+        """Replay only if that changes nothing: neither all calls, nor all but the last layer's."""
+        for path in (None, *self._replay.order[-1:]):
+            with self._replay.before(path):
+                if max(map(abs, self._kls())) >= _NOTHING:
+                    log.warning("layers.not_replayed", reason="replaying them changes the output")
+                    self._replay.forget()
                     return
-        log.warning("layers.not_replayed", reason="they are not called once each in a row")
-        self._replay.forget()
 
 
 def _coarse(weight: mx.array, format: Format) -> tuple[mx.array, float]:

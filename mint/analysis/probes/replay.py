@@ -1,69 +1,130 @@
-"""Replays the first layers of a model, so that a pass after a change in layer k starts at layer k.
+"""Replays the first calls of a model's layers, so that a pass after a change in layer k starts at layer k.
 
-The first pass records the output of every layer, in the order of the calls. In later passes the layers before a given
-one return that output and compute nothing. It works for every architecture whose layers are called once each. Whether
-replaying changes a result is checked on the model itself; if it does, every pass computes everything: slower, never
-wrong.
+A pass records what each call of a layer answers, and the caches that it leaves where a later call uses them. In later
+passes the calls before a given one return that and compute nothing. A lazy pass tells beforehand in which order the
+layers are called and what is used later, so it works for every architecture, and can hold no more than it needs.
 """
 
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
-from functools import partial
+from dataclasses import dataclass
+from itertools import count
 from typing import Any
 
 import mlx.core as mx
 from mlx.nn.layers.base import Module
+from mlx.utils import tree_map
 
 from mint.model.hooks import hooked
+from mint.model.passes.layer_calls import copied, read_state, states_in, trace_layer_calls, write_state
+
+
+@dataclass(slots=True)
+class _Record:
+    """What a call left: its answer, and the states among its arguments if a later call uses them."""
+
+    answer: Any
+    states: list[dict[str, Any]]
 
 
 class Replay:
-    """Layers by path, their outputs, and the order of their calls."""
+    """The layers of `model` at `paths`, and what their calls left in passes on sequences as long as `tokens` (B, L)."""
 
-    def __init__(self, model: Module, paths: Collection[str]) -> None:
+    def __init__(self, model: Module, paths: Collection[str], tokens: mx.array) -> None:
         self._layers = {path: module for path, module in model.named_modules() if path in paths}
-        self._outputs: dict[str, Any] = {}
-        self._order: list[str] = []
+        self._calls = trace_layer_calls(model, self._layers, tokens[:1])
+        self._records: list[_Record] = []
+
+    @property
+    def order(self) -> list[str]:
+        """The paths of the layers in the order of their calls."""
+        return [call.path for call in self._calls]
 
     @contextmanager
     def recording(self) -> Iterator[None]:
-        """Record the outputs of the layers while this lasts."""
-        self._order.clear()
-        with hooked(self._layers, {path: partial(self._record, path) for path in self._layers}):
+        """Record what all calls leave while this lasts: one pass."""
+        self._records.clear()
+        with self._answering(0, record=True):
             yield
-
-    def _record(self, path: str, method: Any, *arguments: Any, **options: Any) -> Any:
-        self._order.append(path)
-        self._outputs[path] = method(*arguments, **options)
-        mx.eval(self._outputs[path])
-        return self._outputs[path]
-
-    @property
-    def possible(self) -> bool:
-        """True if every layer was called exactly once."""
-        return sorted(self._order) == sorted(self._layers)
 
     @contextmanager
     def before(self, path: str | None) -> Iterator[None]:
-        """Replay the layers called before the one at `path`; all layers for None."""
-
-        def recall(path: str, *_: Any, **__: Any) -> Any:
-            return self._outputs[path]
-
-        with hooked(self._layers, {earlier: partial(recall, earlier) for earlier in self._order[: self._end(path)]}):
+        """Replay the calls before the first of the layer at `path`; all calls for None."""
+        with self._answering(self._end(path)):
             yield
 
+    @contextmanager
+    def up_to(self, path: str, *, record: bool = False) -> Iterator[None]:
+        """Replay all recorded calls and end the pass after the next, that of the layer at `path`; maybe record it.
+
+        Recording drops what no later call uses.
+        """
+        assert self.order[len(self._records)] == path, "layers are recorded in their order"
+        try:
+            with self._answering(len(self._records), record=record, stop=True):
+                yield
+        except _PassedError:
+            if record:
+                self._drop_unused()
+
     def share_before(self, path: str | None) -> float:
-        """The share of the layers that `before` replays."""
-        return self._end(path) / len(self._layers) if self._layers else 0.0
+        """The share of the calls that `before` replays."""
+        return self._end(path) / len(self._calls) if self._calls else 0.0
 
     def forget(self) -> None:
         """Compute everything from now on."""
-        self._order.clear()
-        self._outputs.clear()
+        self._records.clear()
 
     def _end(self, path: str | None) -> int:
-        """The number of calls before the one of the layer at `path`."""
+        """The number of recorded calls before the first of the layer at `path`."""
         if path is None:
-            return len(self._order)
-        return self._order.index(path) if path in self._order else 0
+            return len(self._records)
+        return min(self.order.index(path), len(self._records)) if path in self.order else 0
+
+    @contextmanager
+    def _answering(self, end: int, *, record: bool = False, stop: bool = False) -> Iterator[None]:
+        """Replay the calls before number `end`; maybe record the others, or end the pass after one of them."""
+        numbers = count()
+
+        def answer(method: Any, layer: Module, *arguments: Any, **options: Any) -> Any:
+            number = next(numbers)
+            if number < end:
+                return self._recall(number, states_in(*arguments, *options.values()))
+            result = method(layer, *arguments, **options)
+            if record:
+                self._record(number, result, states_in(*arguments, *options.values()))
+            if stop:
+                raise _PassedError
+            return result
+
+        with hooked(self._layers, dict.fromkeys(self._layers, answer)):
+            yield
+
+    def _record(self, number: int, answer: Any, states: Iterator[Any]) -> None:
+        used = number < len(self._calls) and self._calls[number].states_until > number
+        record = _Record(copied(answer), list(map(read_state, states)) if used else [])
+        mx.eval(record.answer, record.states)
+        self._records.append(record)
+
+    def _recall(self, number: int, states: Iterator[Any]) -> Any:
+        record = self._records[number]
+        for state, fields in zip(states, record.states, strict=False):  # no fields are kept where none are used
+            write_state(state, fields)
+        return copied(record.answer)
+
+    def _drop_unused(self) -> None:
+        """Drop what the calls from the next on do not use; lazy zeros stand for answers."""
+        following = len(self._records)
+        for call, record in zip(self._calls, self._records, strict=False):
+            if call.answer_until < following:
+                record.answer = tree_map(_zeros, record.answer)
+            if call.states_until < following:
+                record.states = []
+
+
+class _PassedError(Exception):
+    """The last layer of a pass has answered."""
+
+
+def _zeros(value: Any) -> Any:
+    return mx.broadcast_to(mx.zeros((), value.dtype), value.shape) if isinstance(value, mx.array) else value

@@ -28,9 +28,10 @@ from mint.cli.main import run_command
 from mint.core.errors import MintError
 from mint.core.memory import memory_bytes
 from mint.formats.units import Unit
+from mint.model.passes.logits import logits_of
 from mint.model.source import Source, open_source
 from mint.plan.allocate import allocate
-from mint.quality.forward import logits_of, open_wide
+from mint.quality.forward import open_wide
 from mint.run.executor import in_process
 from tests.worlds.zoo import write_model
 

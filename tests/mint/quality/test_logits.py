@@ -12,10 +12,10 @@ from mlx_lm import convert
 from mlx_lm.utils import load_model
 
 from mint.core.errors import MintError
+from mint.model.passes.logits import logits_of
 from mint.quality.forward import (
     all_logits,
     as_numpy,
-    logits_of,
     open_narrow,
     open_used,
     open_wide,
