@@ -80,7 +80,7 @@ def open_stored(folder: Path) -> StoredModel:
 
 def open_weights(folder: Path, names: Iterable[str]) -> StoredModel:
     """Open these weight files in `folder` alone; an unfinished folder may have no whole index."""
-    return StoredModel(folder, {tensor.name: tensor for name in names for tensor in read_shard(folder / name).tensors})
+    return StoredModel(folder, {tensor.name: tensor for name in names for tensor in read_shard(folder, name).tensors})
 
 
 def all_finite(raw: npt.NDArray[Any], dtype: str) -> bool:

@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
-from cluster.transport.wire import pack, tell_job, tell_model, unpack
 
+from cluster.transport.messages import pack, tell_job, tell_model, unpack
 from cluster.transport.worker import Worker
 from mint.analysis.analyze import analyze
 from mint.analysis.probes.probe import probe

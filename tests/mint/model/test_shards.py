@@ -83,7 +83,7 @@ def spread(folder: Path, files: dict[str, Callable[[str], bool]], index: str = I
     """Deal the tensors of a model out to files of these names, each by its own test, and write the index."""
     tensors = load_file(folder / "model.safetensors")
     (folder / "model.safetensors").unlink()
-    listed = {}
+    listed: dict[str, str] = {}
     for file, belongs in files.items():
         part = {name: tensors[name] for name in tensors if belongs(name) and name not in listed}
         (folder / file).parent.mkdir(exist_ok=True)
