@@ -8,7 +8,8 @@ import errno
 _OF_READS = ("[read]", "[load_safetensors]")  # MLX begins the message of a failed read so (0.32); it has no errno
 _FIXABLE = (
     errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO, errno.ENOENT, errno.ENOTDIR,
-    errno.ENOTEMPTY, errno.ENAMETOOLONG, errno.ESTALE, errno.ETIMEDOUT,
+    errno.ENOTEMPTY, errno.ENAMETOOLONG, errno.ESTALE, errno.ETIMEDOUT, errno.EEXIST, errno.EISDIR, errno.ELOOP,
+    errno.EFBIG,
 )  # fmt: skip
 
 
