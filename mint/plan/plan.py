@@ -251,7 +251,7 @@ def read_plan(path: Path | str) -> Plan:
         raise MintError(f"{path}: no such plan; make one with: mint allocate ANALYSIS --budget SIZE --output {path}")
     try:
         record = json.loads(path.read_text())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise MintError(f"{path}: not valid JSON ({error}); needed: a plan that `mint allocate` wrote") from error
     if not isinstance(record, dict) or record.get("kind") != KIND:
         raise MintError(f"{path}: not a plan; needed: a file that `mint allocate` wrote")
@@ -262,13 +262,14 @@ def read_plan(path: Path | str) -> Plan:
         )
     try:
         plan = _plan(record)
-    except (KeyError, TypeError, ValueError) as error:
+        digest, planned_bytes, _ = record["digest"], plan.planned_bytes, plan.predicted_kl  # computed from all fields
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise MintError(f"{path}: a damaged plan ({error!r}); make it again with mint allocate") from error
-    if plan.digest != record["digest"] and not plan.edited:
+    if plan.digest != digest and not plan.edited:
         raise MintError(f"{path}: changed beyond its formats; edit only the `format` of units, or run mint allocate")
-    if plan.planned_bytes > plan.budget_bytes:
+    if planned_bytes > plan.budget_bytes:
         raise MintError(
-            f"{path}: needs {plan.planned_bytes} bytes, its budget is {plan.budget_bytes}; "
+            f"{path}: needs {planned_bytes} bytes, its budget is {plan.budget_bytes}; "
             "choose smaller formats or raise budget_bytes"
         )
     return plan

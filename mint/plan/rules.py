@@ -172,7 +172,7 @@ def parse_formats(terms: Iterable[str]) -> tuple[Format, ...]:
     for term in terms:
         names, at, groups = term.partition("@")
         for name in filter(None, (part.strip() for part in names.split(","))):
-            if name.isdigit():
+            if name.isascii() and name.isdecimal():
                 formats |= _affine(term, int(name), {group.strip() for group in groups.split(",")} if at else set())
             elif at:
                 raise MintError(f"{term!r}: {name!r} is not a number of bits; needed bits, such as 3,4,8@64,128")
@@ -202,7 +202,7 @@ def read_locks(path: Path) -> tuple[str, ...]:
     example = '{"*.v_proj": "8/64", "lm_head": "keep"}'
     try:
         record = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise MintError(f"{path}: cannot read the locks ({error}); needed JSON like {example}") from error
     if not isinstance(record, dict) or not all(isinstance(name, str) for name in record.values()):
         raise MintError(f"{path}: not a set of locks; needed JSON like {example}")

@@ -4,7 +4,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from mint.core.errors import MintError
@@ -52,10 +52,18 @@ def read_manifest(folder: Path) -> Manifest:
         record: dict[str, Any] = json.loads(path.read_text())
         if record.pop("kind") != KIND or record.pop("schema") != SCHEMA:
             raise ValueError(f"not a manifest of schema {SCHEMA}")
-        record["files"] = {name: WrittenFile(**fields) for name, fields in record["files"].items()}
+        record["files"] = {_inside(name): WrittenFile(**fields) for name, fields in record["files"].items()}
         return Manifest(**record)
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise MintError(f"{path}: not a manifest that mint can read ({error!r}); assemble the model again") from error
+
+
+def _inside(name: str) -> str:
+    """The name of a file, if it lies in the folder; another one would be read, and its digest shown."""
+    path = PurePosixPath(name)
+    if not path.parts or path.is_absolute() or ".." in path.parts:
+        raise ValueError(f"{name!r} is no file of this folder")
+    return name
 
 
 def file_digest(path: Path) -> WrittenFile:
