@@ -17,7 +17,7 @@ from mint.core.progress import OnProgress, ignore
 from mint.formats.format import AFFINE, QUANTIZABLE, admissible
 from mint.formats.units import Parameter, Unit
 from mint.model.checkpoint.file_states import FileStates
-from mint.model.checkpoint.shards import INDEX_NAME, Shard, SourceTensor, identity, read_shards
+from mint.model.checkpoint.shards import Shard, SourceTensor, identity, read_index, read_shards
 from mint.model.config import check_config
 from mint.model.lineage import trace_sources
 from mint.model.locate import locate
@@ -74,9 +74,9 @@ def open_source(model: Path | str, *, dtype: str = "", on_progress: OnProgress =
     refuse_other_kinds(folder)
     if not folder.is_dir():
         raise MintError(f"{folder}: no such folder; needed: the folder of a Hugging Face model, or an id of the hub")
-    names = [path.name for path in folder.glob("*.safetensors")]
-    files = FileStates.of(folder, ["config.json", INDEX_NAME, *names])
     text = check_config(folder)
+    names = [path.name for pattern in ("*.safetensors", "*.index.json") for path in folder.glob(pattern)]
+    files = FileStates.of(folder, {"config.json", *names, *read_index(folder).values()})
     shards = read_shards(folder)
     config, notices = _read_config(folder)
     opened = OpenedModel(folder, config, shards, dtype)

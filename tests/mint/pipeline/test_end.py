@@ -39,7 +39,7 @@ def _bytes(folder: Path) -> dict[str, bytes]:
 
 
 def _run(model: Path, outputs: dict[str, Path], notes: list[str] | None = None) -> list[Quantized]:
-    pipeline = Pipeline(RECIPE, on_note=[].append if notes is None else notes.append)
+    pipeline = Pipeline(RECIPE, on_note=(notes if notes is not None else []).append)
     return pipeline.run(model, [Target(output, Budget.of(budget)) for budget, output in outputs.items()])
 
 
