@@ -24,7 +24,7 @@ OWNERS = {
     "uvicorn": {"cluster/service/http/server.py", "cluster/service/http/head_deadline.py"},
     "pydantic": {"cluster/service/http/schema.py", "cluster/service/work/runner.py"},
     "prometheus_client": {"cluster/service/http/metrics.py"},
-    "rich": {"mint/cli/screen.py", "mint/cli/main.py"},
+    "rich": {"mint/cli/screen.py", "mint/cli/bars.py"},
     "transformers": set(),
     "matplotlib": {"mint/cli/chart.py"},
     "huggingface_hub": {"mint/model/hub_cache.py", "mint/model/hub_download.py"},

@@ -6,7 +6,7 @@ function stands for the options of that function and receives its result. So a g
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack
-from functools import wraps
+from functools import cache, wraps
 from inspect import Parameter, Signature, isfunction, signature
 from typing import Any
 
@@ -38,8 +38,8 @@ def command(function: Callable[..., Record | list[Record]]) -> Callable[..., int
 
 def _options(function: Callable[..., Any]) -> Iterator[Parameter]:
     """The parameters of a function, those of its groups in their place."""
-    for parameter in signature(function).parameters.values():
-        if group := _group(parameter):
+    for parameter, group in _parameters(function):
+        if group:
             yield from _options(group)
         elif parameter.annotation is not Screen:
             yield parameter.replace(kind=Parameter.KEYWORD_ONLY)
@@ -48,12 +48,18 @@ def _options(function: Callable[..., Any]) -> Iterator[Parameter]:
 def _call(function: Callable[..., Any], options: dict[str, Any], stack: ExitStack) -> Any:
     """Call a function with its own options and the results of its groups; `stack` closes the result."""
     arguments = {
-        name: _call(group, options, stack) if (group := _group(parameter)) else options[name]
-        for name, parameter in signature(function).parameters.items()
+        parameter.name: _call(group, options, stack) if group else options[parameter.name]
+        for parameter, group in _parameters(function)
     }
     result = function(**arguments)
     return stack.enter_context(result) if isinstance(result, AbstractContextManager) else result
 
 
-def _group(parameter: Parameter) -> Callable[..., Any] | None:
-    return next(filter(isfunction, getattr(parameter.annotation, "__metadata__", ())), None)
+@cache
+def _parameters(function: Callable[..., Any]) -> tuple[tuple[Parameter, Callable[..., Any] | None], ...]:
+    """The parameters of a function, each with the group that it stands for."""
+    parameters = signature(function).parameters.values()
+    return tuple(
+        (parameter, next(filter(isfunction, getattr(parameter.annotation, "__metadata__", ())), None))
+        for parameter in parameters
+    )

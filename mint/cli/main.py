@@ -5,7 +5,6 @@ the user can fix, 2 wrong usage, 3 a bug, 130 interrupted.
 """
 
 import gc
-import json
 import sys
 from typing import Annotated
 
@@ -130,6 +129,8 @@ def run_command(arguments: list[str]) -> int:
 
 def _fail(arguments: list[str], message: str, code: int) -> int:
     if "--json" in arguments:
+        import json
+
         print(json.dumps({"error": message, "exit_code": code}))
     print(f"mint: {message}", file=sys.stderr)
     return code

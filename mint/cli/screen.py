@@ -5,51 +5,31 @@
 
 from __future__ import annotations
 
-import json
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Self
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, SpinnerColumn, Task, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
-from rich.text import Text
 
 from mint.core.sizes import format_size
 
 if TYPE_CHECKING:
     from mint.core.progress import Progress as Step
-    from mint.core.progress import Share
 
 Record = dict[str, Any]
 _MAX_ITEMS = 20  # of a dict in a table
-
-
-class _Remaining(TimeRemainingColumn):
-    """The remaining time of a stage; empty for a node's share, which has no total."""
-
-    def render(self, task: Task) -> Text:
-        return Text("") if task.fields["is_share"] else super().render(task)
 
 
 class Screen:
     """Progress bars on stderr during the work, and the answer on stdout at its end."""
 
     def __init__(self, as_json: bool) -> None:
+        from mint.cli.bars import Bars  # slow to import
+
         self.as_json = as_json
         self._stderr = Console(stderr=True)
         self._stdout = Console()
-        self._bars = Progress(
-            SpinnerColumn(),
-            TextColumn("{task.description:<10}"),
-            BarColumn(),
-            TextColumn("{task.fields[count]}"),
-            _Remaining(),
-            TextColumn("{task.fields[item]}", style="dim"),
-            console=self._stderr,
-            disable=not self._stderr.is_terminal,
-        )
-        self._stages: dict[str, TaskID] = {}  # bars by stage
-        self._shares: dict[str, TaskID] = {}  # bars of the current stage by node
+        self._bars = Bars(self._stderr)
 
     def __enter__(self) -> Self:
         self._bars.start()
@@ -60,27 +40,7 @@ class Screen:
 
     def on_progress(self, step: Step) -> None:
         """Update the bar of a stage, and the bars of its nodes if there are several."""
-        text = format_size if step.stage in ("analyze", "assemble", "download") else str
-        count = f"{text(step.done)} of {text(step.total)}"
-        if step.stage not in self._stages:
-            self._stages[step.stage] = self._bars.add_task(step.stage, count="", item="", is_share=False)
-            self._show_shares(())
-        self._bars.update(self._stages[step.stage], completed=step.done, total=step.total, count=count, item=step.item)
-        if len(step.shares) > 1:
-            self._show_shares(step.shares)
-
-    def _show_shares(self, shares: tuple[Share, ...]) -> None:
-        """A bar for each node, relative to the busiest node."""
-        for node in self._shares.keys() - {share.node for share in shares}:
-            self._bars.remove_task(self._shares.pop(node))
-        most = max((share.nbytes for share in shares), default=0)
-        for share in shares:
-            if share.node not in self._shares:
-                self._shares[share.node] = self._bars.add_task(f"  {share.node}", count="", item="", is_share=True)
-            rate = f"{format_size(share.bytes_per_second)}/s" if share.bytes_per_second else ""
-            self._bars.update(
-                self._shares[share.node], completed=share.nbytes, total=most, count=format_size(share.nbytes), item=rate
-            )
+        self._bars.show(step)
 
     def note(self, text: str) -> None:
         """Print a line on stderr."""
@@ -89,6 +49,8 @@ class Screen:
     def answer(self, *records: Record) -> None:
         """Print records: as JSON, several as the list `results` of one object, or one after the other as tables."""
         if self.as_json:
+            import json
+
             print(json.dumps({"results": records} if len(records) > 1 else records[0], indent=2))
             return
         for record in records:

@@ -10,6 +10,7 @@ UNITS = {
     "B": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12,
     "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40,
 }  # fmt: skip
+MAX_SHARD_BYTES = 5 * UNITS["GiB"]  # of a weight file, as mlx_lm.convert
 _BY_LOWER = {unit.lower(): factor for unit, factor in UNITS.items()}
 _RELATIVE = re.compile(r"(\d+(?:\.\d+)?)\s*(bpw|x)")
 _TOKENS = re.compile(r"(\d+)\s*([kKmM]?)")

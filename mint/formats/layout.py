@@ -10,9 +10,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
 
+from mint.core.sizes import MAX_SHARD_BYTES
 from mint.formats.format import Format, TensorSpec
 
-MAX_SHARD_BYTES = 5 << 30  # as mlx_lm.convert
 _HEAD = '{"__metadata__":{"format":"mlx"}'
 _TAIL = "}"
 _ALIGNMENT = 8

@@ -12,14 +12,14 @@ from dataclasses import dataclass
 from math import sqrt
 from typing import TYPE_CHECKING
 
-from mint.analysis.probes.sensitivity import prior_alphas
 from mint.core.errors import MintError
 from mint.formats.format import FORMATS, KEEP, Format, parse_format
-from mint.formats.units import Unit
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
+
+    from mint.formats.units import Unit
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +42,12 @@ class Objective:
         import numpy as np  # not above: the names of objectives must load without it
 
         return alphas * (errors if self.power == 2 else np.sqrt(errors))
+
+
+def _priors(units: Sequence[Unit]) -> dict[str, float]:
+    from mint.analysis.probes.sensitivity import prior_alphas  # as late as numpy
+
+    return prior_alphas(units)
 
 
 _PUBLISHED_NAMES = "2/32 2/64 3/32 3/64 4/32 4/64 4/128 5/32 5/64 6/32 6/64 8/64 8/128"
@@ -74,7 +80,7 @@ _ALL = tuple(format for format in FORMATS if format != KEEP)
 OBJECTIVES = {
     objective.name: objective
     for objective in (
-        Objective("output", "sensitivity of the output x squared relative error", prior_alphas, 2, _ALL, probes=True),
+        Objective("output", "sensitivity of the output x squared relative error", _priors, 2, _ALL, probes=True),
         Objective("mint", "the published one: priors x relative error, 13 formats", _published, 1, _PUBLISHED_FORMATS),
         Objective("energy", "share of the weights x squared relative error", _sizes, 2, _ALL),
     )

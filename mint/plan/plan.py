@@ -20,8 +20,9 @@ from mint.analysis.features.features import Features
 from mint.core.errors import MintError
 from mint.core.files import write_whole
 from mint.core.pick import pick
+from mint.core.sizes import MAX_SHARD_BYTES
 from mint.formats.format import KEEP, Format, TensorSpec, parse_format
-from mint.formats.layout import MAX_SHARD_BYTES, OutputShard, lay_out, shards_nbytes, stored_nbytes, unit_nbytes
+from mint.formats.layout import OutputShard, lay_out, shards_nbytes, stored_nbytes, unit_nbytes
 from mint.formats.rounding import parse_rounding
 from mint.formats.units import Parameter
 from mint.model.checkpoint.manifest import PLAN_NAME

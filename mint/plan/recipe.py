@@ -1,7 +1,8 @@
 """The request: a `Recipe` for a model, and a `Budget` for its size.
 
 The command line, the service, its page, its client and Python all build these records. Every default stands here, or is
-a name from the room that owns it. A record is checked once, when it is made. This file imports nothing heavy.
+a name from the room that owns it. A record is checked once, when it is made. This file imports nothing heavy, and the
+tables of devices and loaders only for a record that names one.
 """
 
 from collections.abc import Mapping
@@ -10,14 +11,11 @@ from types import NoneType
 from typing import TYPE_CHECKING, Any, Self
 
 from mint.core.errors import MintError
-from mint.core.sizes import Amount, parse_budget, parse_size, parse_tokens
+from mint.core.sizes import MAX_SHARD_BYTES, Amount, parse_budget, parse_size, parse_tokens
 from mint.formats.format import Format
-from mint.formats.layout import MAX_SHARD_BYTES
 from mint.formats.rounding import parse_rounding
 from mint.plan.objectives import objective
 from mint.plan.rules import MAX_BITS, VETO_DB, Rules, parse_formats, parse_lock
-from mint.targets.devices import device as device_named
-from mint.targets.loaders import compatible_formats, loader
 
 if TYPE_CHECKING:
     from mint.analysis.analysis import Analysis
@@ -86,6 +84,8 @@ class Recipe(_Plain):
         formats = parse_formats(self.formats)
         if not self.compat:
             return formats
+        from mint.targets.loaders import compatible_formats, loader
+
         if not loader(self.compat).mixed:
             raise MintError(
                 f"--compat {self.compat}: that loader reads one format for all modules, so no plan of several; "
@@ -153,6 +153,8 @@ class Budget:
         if bool(self.amount) == bool(self.device):
             raise MintError(f"found {self.amount} and the device {self.device!r}; needed an amount or a device")
         if self.device:
+            from mint.targets.devices import device as device_named
+
             device_named(self.device)
 
     @classmethod
@@ -169,6 +171,7 @@ class Budget:
         """Bytes that the weight files of a model may take; `MintError` for a device that is too small for it."""
         if self.amount is None:
             from mint.plan.device_fit import room_for_weights
+            from mint.targets.devices import device as device_named
 
             return room_for_weights(problem, device_named(self.device), self.room)
         if self.amount.unit == "min":

@@ -8,7 +8,6 @@ obeys the model's own floor. It overrides the veto, because the user asks for it
 from __future__ import annotations
 
 import fnmatch
-import json
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
@@ -17,10 +16,10 @@ from typing import TYPE_CHECKING, Any
 
 from mint.core.errors import MintError
 from mint.formats.format import AFFINE, ITEMSIZE, KEEP, Format, known_formats, parse_format
-from mint.formats.units import Unit
 
 if TYPE_CHECKING:
     from mint.analysis.analysis import Measurement
+    from mint.formats.units import Unit
 
 VETO_DB = 9.0  # the published floor: below it a matrix is mostly noise
 MAX_BITS = 64  # no weight has more bits
@@ -199,6 +198,8 @@ def parse_lock(text: str) -> tuple[str, Format]:
 
 def read_locks(path: Path) -> tuple[str, ...]:
     """The locks of a JSON file, an object of patterns and formats, each as `PATTERN=FORMAT`."""
+    import json
+
     example = '{"*.v_proj": "8/64", "lm_head": "keep"}'
     try:
         record = json.loads(path.read_text())

@@ -3,8 +3,9 @@
 from collections.abc import Sequence
 from math import prod
 
+from mint.core.sizes import MAX_SHARD_BYTES
 from mint.formats.format import KEEP
-from mint.formats.layout import MAX_SHARD_BYTES, overhead_nbytes, stored_nbytes, unit_nbytes
+from mint.formats.layout import overhead_nbytes, stored_nbytes, unit_nbytes
 from mint.formats.units import Parameter, Unit
 from mint.plan.plan import digits_for
 
