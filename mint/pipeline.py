@@ -5,7 +5,7 @@ checks, stand in its `Hooks`.
 """
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -70,6 +70,7 @@ class Quantized:
     verification: Verification
     reused_units: int
     reused_bytes: int
+    notices: tuple[str, ...]  # about the source
     seconds: dict[str, float]
     peak_rss_bytes: int
 
@@ -133,6 +134,7 @@ class Pipeline:
     on_progress: OnProgress = ignore
     probing: Probing = Probing()  # noqa: RUF009, it is frozen
     hooks: Hooks = field(default_factory=Hooks)
+    on_note: Callable[[str], object] = lambda text: None
     seconds: dict[str, float] = field(default_factory=dict)
 
     def run(self, model: Source | Path | str, targets: Sequence[Target]) -> list[Quantized]:
@@ -148,6 +150,8 @@ class Pipeline:
         source = model
         if not isinstance(source, Source):
             source = open_source(source, dtype=self.recipe.dtype, on_progress=self.on_progress)
+        for notice in source.notices:
+            self.on_note(notice)
         measured = self._measure(source)
         plans = self._plans(targets, measured) if targets else []
         folders = [Path(folder) for folder in self.reuse]
@@ -207,8 +211,9 @@ class Pipeline:
             self.hooks.verified(output, manifest)
         peak = peak_rss_bytes() + verification.peak_rss_bytes
         return Quantized(
-            output, analysis, plan, manifest, verification, reuse.units, reuse.nbytes, dict(self.seconds), peak
-        )
+            output, analysis, plan, manifest, verification, reuse.units, reuse.nbytes, source.notices,
+            dict(self.seconds), peak,
+        )  # fmt: skip
 
     @contextmanager
     def _stage(self, name: str, plan: Plan | None = None) -> Iterator[None]:

@@ -22,7 +22,7 @@ from mint.formats.units import Parameter, Unit, from_fields
 from mint.model.kv_memory import ContextMemory
 
 MAGIC = b"MINT analysis\n"
-SCHEMA = 4
+SCHEMA = 5
 _KIND = SealedKind(MAGIC, SCHEMA, "a mint analysis", "mint analyze", "analyze the model again")
 
 
@@ -88,6 +88,7 @@ class Analysis:
     versions: Mapping[str, str]
     units: tuple[Unit, ...]
     parameters: tuple[Parameter, ...]
+    dropped_towers: tuple[str, ...]  # vision or audio, which no class of mlx_lm runs
     measurements: Mapping[str, Measurement]
     active: Mapping[str, float]  # share of a stack's matrices that one token uses, by path
     traced: ContextMemory | str  # a str is the reason for no trace
@@ -139,6 +140,7 @@ def _analysis(header: Mapping[str, Any], measurements: Mapping[str, Measurement]
     values = {name: value for name, value in header.items() if name not in ("schema", "context")} | {
         "units": tuple(from_fields(Unit, fields) for fields in header["units"]),
         "parameters": tuple(from_fields(Parameter, fields) for fields in header["parameters"]),
+        "dropped_towers": tuple(header["dropped_towers"]),
         "traced": context if isinstance(context, str) else ContextMemory.from_fields(context),
     }
     return Analysis(**values, measurements=measurements, digest=digest)

@@ -93,6 +93,7 @@ def header_of(source: Source, rounding: str, device: str) -> dict[str, Any]:
         "versions": versions(),
         "units": [to_fields(unit) for unit in source.units],
         "parameters": [to_fields(parameter) for parameter in source.parameters],
+        "dropped_towers": list(source.dropped_towers),
     }
 
 

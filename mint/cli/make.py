@@ -47,7 +47,7 @@ def quantize(
 
     nodes = executing(cluster, model, recipe.dtype, share=share, on_progress=screen.on_progress, on_note=screen.note)
     with nodes as (folder, executor):
-        pipeline = Pipeline(recipe, analysis, keep_nonfinite, reuse, executor, screen.on_progress)
+        pipeline = Pipeline(recipe, analysis, keep_nonfinite, reuse, executor, screen.on_progress, on_note=screen.note)
         outputs = opt.outputs_of(budgets, output)
         results = pipeline.run(folder, list(map(Target, outputs, budgets)))
     return [quantized_record(result) for result in results]
@@ -55,7 +55,10 @@ def quantize(
 
 def inspect(screen: Screen, model: opt.Model, dtype: opt.Dtype = "") -> Record:
     """Show the units, roles and sizes of a model, and its smallest and largest result. Reads headers only."""
-    return source_record(mint.open_source(model, dtype=dtype, on_progress=screen.on_progress))
+    source = mint.open_source(model, dtype=dtype, on_progress=screen.on_progress)
+    for notice in source.notices:
+        screen.note(notice)
+    return source_record(source)
 
 
 def analyze(

@@ -196,4 +196,7 @@ def opened(
 
     nodes = executing(cluster, model, dtype, share=share, on_progress=screen.on_progress, on_note=screen.note)
     with nodes as (folder, executor):
-        yield mint.open_source(folder, dtype=dtype), executor
+        source = mint.open_source(folder, dtype=dtype)
+        for notice in source.notices:
+            screen.note(notice)
+        yield source, executor

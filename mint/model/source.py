@@ -23,8 +23,9 @@ from mint.model.locate import locate
 from mint.model.module_tree import DTYPES, OpenedModel, Tree, read_loaded_config, tree_loader
 from mint.model.opening.faults import explained
 from mint.model.opening.kinds import refuse_other_kinds
-from mint.model.opening.notices import cast_notice
+from mint.model.opening.notices import cast_notice, head_notice, tower_notice
 from mint.model.opening.rope import lift_rope
+from mint.model.opening.towers import dropped_towers
 from mint.model.opening.unseen import unseen_keys
 from mint.model.roles import UNKNOWN, layer_of, role_of
 
@@ -48,6 +49,12 @@ class Source:
     def nbytes(self) -> int:
         """Bytes of the source's shards, headers included."""
         return sum(shard.nbytes for shard in self.shards)
+
+    @property
+    def dropped_towers(self) -> tuple[str, ...]:
+        """The vision and audio towers that the model has and its class drops."""
+        kept = (*(unit.path for unit in self.units), *(parameter.name for parameter in self.parameters))
+        return dropped_towers(self.dropped, kept)
 
     @property
     def layers(self) -> int:
@@ -88,9 +95,12 @@ def open_source(model: Path | str, *, dtype: str = "", on_progress: OnProgress =
     uses = Counter(name for feeders in sources.values() for name in feeders)
     dropped = tuple(name for name in tree.leaves if name not in uses)
     opened.unshared = [parameter.name for parameter in parameters if {uses[name] for name in parameter.sources} <= {1}]
-    dtypes = {tensor.name: tensor.dtype for shard in shards for tensor in shard.tensors}
-    notices += cast_notice(units, dtypes)
-    return Source(folder, config, dtype, identity(shards, text), shards, units, parameters, dropped, opened, notices)
+    source = Source(folder, config, dtype, identity(shards, text), shards, units, parameters, dropped, opened)
+    tensors = source.tensors()
+    notices += cast_notice(units, tensors)
+    notices += tower_notice(source.dropped_towers, [tensors[name] for name in dropped])
+    notices += head_notice(folder, units, [tensors[name] for name in dropped], tensors)
+    return replace(source, notices=notices)
 
 
 def _read_config(folder: Path) -> tuple[dict[str, Any], tuple[str, ...]]:

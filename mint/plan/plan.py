@@ -32,12 +32,13 @@ from mint.plan.rules import Rules
 from mint.quality.estimates import Estimate
 from mint.targets.speed import bytes_per_token, decode_cost
 
-SCHEMA = 4
+SCHEMA = 5
 KIND = "mint plan"
 _BY_LAYER = itemgetter(0)
 _HEAD = (
     "digest model model_type dtype analysis rounding device budget_bytes planned_bytes bits_per_weight bytes_per_token "
-    "objective loss bound gap price speed_price predicted_kl evidence rules max_shard_bytes"
+    "objective loss bound gap price speed_price predicted_kl evidence rules max_shard_bytes "
+    "dropped_towers"
 )
 
 
@@ -99,6 +100,7 @@ class Plan:
     parameters: tuple[Parameter, ...]
     max_shard_bytes: int = MAX_SHARD_BYTES
     evidence: Evidence = NO_PROBES  # of the predicted KL
+    dropped_towers: tuple[str, ...] = ()  # vision or audio: the model to write is text only
     edited: tuple[str, ...] = ()  # paths whose format a person changed
 
     @cached_property
@@ -275,6 +277,7 @@ def _plan(record: dict[str, Any]) -> Plan:
             for line in record["parameters"]
         ),
         evidence=Evidence(**record["evidence"]),
+        dropped_towers=tuple(record["dropped_towers"]),
     )
     written = [(int(line["nbytes"]), float(line["loss"])) for line in record["units"]]
     changes = {

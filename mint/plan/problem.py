@@ -108,7 +108,7 @@ class Problem:
             raise MintError(self._infeasible(budget_bytes)) from error
         picks = zip(self.analysis.units, self._allowed, solution.choice, strict=True)
         plan = Plan(
-            **pick(self.analysis, "model model_type dtype rounding device parameters"),
+            **pick(self.analysis, "model model_type dtype rounding device parameters dropped_towers"),
             **pick(self, "objective rules max_shard_bytes"),
             analysis=self.analysis.digest,
             budget_bytes=budget_bytes,

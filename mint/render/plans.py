@@ -35,6 +35,7 @@ def plan_record(plan: Plan, path: Path | None, seconds: float) -> Record:
         **pick(plan, "digest budget_bytes planned_bytes"),
         **_solution(plan),
         "objective": plan.objective.name,
+        "dropped_towers": list(plan.dropped_towers),
         "alphas": dict(Counter(choice.alpha_from for choice in plan.choices if choice.alpha_from)),
         **_reading(plan),
         "seconds": round(seconds, 3),
@@ -52,6 +53,8 @@ def quantized_record(result: Quantized) -> Record:
         **_solution(result.plan),
         **_reading(result.plan),
         "reused_bytes": result.reused_bytes,
+        "dropped_towers": list(result.plan.dropped_towers),
+        "notices": list(result.notices),
         "verified": result.verification.passed,
         **pick(result, "seconds peak_rss_bytes"),
     }
