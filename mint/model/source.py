@@ -68,6 +68,10 @@ class Source:
         """Fresh lazy arrays of all parameters by name. Take one out, evaluate it, drop it: that bounds the memory."""
         return self.opened.arrays()
 
+    def uncast_arrays(self) -> dict[str, mx.array]:
+        """Fresh lazy arrays in the dtypes of the checkpoint."""
+        return self.opened.uncast_arrays()
+
 
 def open_source(model: Path | str, *, dtype: str = "", on_progress: OnProgress = ignore) -> Source:
     """Open a Hugging Face model: a folder, or as a `str` an id of the hub, which is downloaded if need be.

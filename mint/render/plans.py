@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from mint.core.pick import pick
 from mint.core.sizes import format_size
+from mint.formats.format import KEEP
 
 if TYPE_CHECKING:
     from mint.formats.format import Format
@@ -80,10 +81,16 @@ def _solution(plan: Plan) -> Record:
 
 
 def _reading(plan: Plan) -> Record:
-    """The bytes that a token reads, and the units that stay as they are with the reason."""
+    """The bytes that a token reads, and the matrices that stay as they are with bytes and reason."""
+    from mint.plan.size_range import Kept, kept_matrices
+    from mint.render.models import kept_rows
+
+    kept = {choice.path: choice.reason for choice in plan.choices if choice.reason.startswith("kept")}
+    units = [Kept(c.path, KEEP.nbytes(c.shape, c.dtype), c.reason) for c in plan.choices if c.path in kept]
     return {
+        "kept": kept_rows([*units, *kept_matrices((), plan.parameters)]),
         "bytes_per_token": round(plan.bytes_per_token),
-        "kept_units": {choice.path: choice.reason for choice in plan.choices if choice.reason.startswith("kept")},
+        "kept_units": kept,
     }
 
 
