@@ -72,6 +72,7 @@ class Quantized:
     verification: Verification
     reused_units: int
     reused_bytes: int
+    notices: tuple[str, ...]  # about the source
     seconds: dict[str, float]
     peak_rss_bytes: int
 
@@ -152,6 +153,8 @@ class Pipeline:
         source = model
         if not isinstance(source, Source):
             source = open_source(source, dtype=self.recipe.dtype, on_progress=self.on_progress)
+        for notice in source.notices:
+            self.on_note(notice)
         for target in targets:
             refuse_foreign(target.output, model=source.identity)
         if has_own_code(source.folder) and (fault := tokenizer_fault(source.folder)):
@@ -217,16 +220,9 @@ class Pipeline:
                 self.hooks.verified(output, manifest)
         peak = peak_rss_bytes() + verification.peak_rss_bytes
         return Quantized(
-            output,
-            analysis,
-            plan,
-            manifest,
-            replace(verification, folder=output),
-            reuse.units,
-            reuse.nbytes,
-            dict(self.seconds),
-            peak,
-        )
+            output, analysis, plan, manifest, replace(verification, folder=output), reuse.units, reuse.nbytes,
+            source.notices, dict(self.seconds), peak,
+        )  # fmt: skip
 
     def _verified(self, folder: Path) -> Verification:
         """The verification of the model in `folder`; `MintError` if it fails."""

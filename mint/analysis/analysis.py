@@ -90,6 +90,7 @@ class Analysis:
     versions: Mapping[str, str]
     units: tuple[Unit, ...]
     parameters: tuple[Parameter, ...]
+    dropped_towers: tuple[str, ...]  # vision or audio, which no class of mlx_lm runs
     measurements: Mapping[str, Measurement]
     active: Mapping[str, float]  # share of a stack's matrices that one token uses, by path
     traced: ContextMemory | str  # a str is the reason for no trace
@@ -141,6 +142,7 @@ def _analysis(header: Mapping[str, Any], measurements: Mapping[str, Measurement]
     values = {name: value for name, value in header.items() if name not in ("schema", "context")} | {
         "units": tuple(from_fields(Unit, fields) for fields in header["units"]),
         "parameters": tuple(from_fields(Parameter, fields) for fields in header["parameters"]),
+        "dropped_towers": tuple(header["dropped_towers"]),
         "traced": context if isinstance(context, str) else ContextMemory.from_fields(context),
     }
     return Analysis(**values, measurements=measurements, digest=digest)

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mint.analysis.analysis import MAGIC, SCHEMA, Analysis, Measurement, read_analysis, write_analysis
+from mint.analysis.cast_check import check_cast
 from mint.analysis.cross_device import is_mixed, rounded
 from mint.analysis.features.features import features as features_of
 from mint.analysis.features.features import group_size_of
@@ -60,6 +61,7 @@ def analyze(
     header["device"] = _device(header, output)
     if output.exists():
         return _reuse(output, header, features=features)
+    check_cast(source)
     header |= traced_header(source, features=features)
     output.parent.mkdir(parents=True, exist_ok=True)
     ready_kernels(rounding, on_progress, featured=features)
@@ -113,6 +115,7 @@ def header_of(source: Source, rounding: str, device: str) -> dict[str, Any]:
         "versions": versions(),
         "units": [to_fields(unit) for unit in source.units],
         "parameters": [to_fields(parameter) for parameter in source.parameters],
+        "dropped_towers": list(source.dropped_towers),
     }
 
 

@@ -35,6 +35,7 @@ from mint.model.checkpoint.reader import open_weights
 from mint.model.checkpoint.shards import INDEX_NAME
 from mint.model.checkpoint.writer import WeightFiles, disk_full
 from mint.model.module_tree import write_config
+from mint.model.opening.towers import towers_in, without_towers
 from mint.model.source import Source
 from mint.plan.plan import Plan, plan_text, quantization_entries
 from mint.quality.sequences import TextSize
@@ -144,7 +145,7 @@ def _fill(
         flushed = aside.submit(files.flush)  # while all is read again
         manifest = _finish(plan, source, folder, {unit.path: digests[unit.path] for unit in source.units})
         flushed.result()
-    for file in folder.iterdir():  # the files beside the weights too
+    for file in folder.rglob("*"):  # the files beside the weights too
         flush(file)
     flush(folder)
     return manifest
@@ -230,15 +231,16 @@ def _finish(plan: Plan, source: Source, folder: Path, units: Mapping[str, str]) 
         "weight_map": dict(sorted((tensor.name, shard) for tensor, shard in shard_of.items())),
     }
     write_whole(folder / INDEX_NAME, json.dumps(index, indent=4).encode())
-    keeps_vision = any("vision_tower" in tensor.name for tensor in shard_of)
-    write_config({**source.config, **quantization_entries(plan)}, folder, keep_vision_config=keeps_vision)
-    for name in files_beside(source.folder, text_only=not keeps_vision):
+    names = [tensor.name for tensor in shard_of]
+    config = {**without_towers(source.config, names), **quantization_entries(plan)}
+    write_config(config, folder, keep_vision_config="vision" in towers_in(names))
+    for name in files_beside(source.folder, text_only=not towers_in(names)):
         if name.name not in _NOT_COPIED:  # copied as they are: loading and saving a tokenizer again can change it
             (folder / name).parent.mkdir(exist_ok=True)
             shutil.copyfile(source.folder / name, folder / name)
     (folder / "README.md").write_text(_card(plan))
     (folder / PLAN_NAME).write_text(plan_text(plan))
-    names = sorted(file.name for file in folder.iterdir() if file.name not in (JOURNAL_NAME, MANIFEST_NAME))
+    files = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
     manifest = Manifest(
         plan=plan.digest,
         model=plan.model,
@@ -246,8 +248,9 @@ def _finish(plan: Plan, source: Source, folder: Path, units: Mapping[str, str]) 
         versions=versions(),
         budget_bytes=plan.budget_bytes,
         weight_bytes=plan.planned_bytes,
-        files={name: file_digest(folder / name) for name in names},
+        files={name: file_digest(folder / name) for name in files if name not in (JOURNAL_NAME, MANIFEST_NAME)},
         units=units,
+        dropped_towers=plan.dropped_towers,
     )
     write_manifest(manifest, folder)
     return manifest
@@ -259,6 +262,12 @@ def _card(plan: Plan) -> str:
     return (
         "---\nlibrary_name: mlx\npipeline_tag: text-generation\ntags:\n- mlx\n- mint\n---\n\n"
         f"Quantized by MINT to {plan.planned_bytes} bytes of weights "
-        f"({plan.bits_per_weight:.2f} bits per weight), budget {plan.budget_bytes} bytes.\n\n"
+        f"({plan.bits_per_weight:.2f} bits per weight), budget {plan.budget_bytes} bytes.\n\n{_text_only(plan)}"
         f"| format (bits/group) | modules |\n|---|---|\n{rows}\n"
     )
+
+
+def _text_only(plan: Plan) -> str:
+    """A paragraph for a model that was multimodal; empty for others."""
+    towers = " and ".join(plan.dropped_towers)
+    return f"Text only: the {towers} tower of the original model is not included.\n\n" if towers else ""

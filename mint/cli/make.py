@@ -56,7 +56,10 @@ def inspect(screen: Screen, model: opt.Model, dtype: opt.Dtype = "") -> Record:
     """Show the units, roles and sizes of a model, and its smallest and largest result. Reads headers only."""
     from mint.render.models import source_record
 
-    return source_record(mint.open_source(model, dtype=dtype, on_progress=screen.on_progress))
+    source = mint.open_source(model, dtype=dtype, on_progress=screen.on_progress)
+    for notice in source.notices:
+        screen.note(notice)
+    return source_record(source)
 
 
 def analyze(

@@ -95,6 +95,9 @@ def rules(
     keep: Annotated[list[str], _rule("PATTERN", "Keep units as they are: '*.v_proj'.")] = NONE,
     set: Annotated[list[str], _rule("PATTERN=FORMAT", "Fix a format: '*.down_proj=6/64'.")] = NONE,
     locks: Annotated[Path | None, _rule("FILE", 'Fix formats by a JSON file: {"lm_head": "8/64"}.')] = None,
+    ignore_floors: Annotated[
+        list[str], _rule("PATTERN", "Allow fewer bits than the model itself asks for: '*.gate'.", "--ignore-floors")
+    ] = NONE,
     compat: Annotated[str, _rule("LOADER", "Only formats of this loader (mint devices --loaders).")] = RECIPE.compat,
     prefer_speed: Annotated[
         float, _rule("X", "Trade quality for speed: at 1, 1 % of decoding time is worth 1 % of the loss of 4/64.")
@@ -196,4 +199,7 @@ def opened(
 
     nodes = executing(cluster, model, dtype, share=share, on_progress=screen.on_progress, on_note=screen.note)
     with nodes as (folder, executor):
-        yield mint.open_source(folder, dtype=dtype), executor
+        source = mint.open_source(folder, dtype=dtype)
+        for notice in source.notices:
+            screen.note(notice)
+        yield source, executor

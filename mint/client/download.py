@@ -9,12 +9,13 @@ import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from io import BufferedRandom
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 from mint.client.http import Connection, SilentError
 from mint.core.errors import MintError
+from mint.core.files import is_model_file
 from mint.core.progress import OnProgress, Progress, ignore
 from mint.core.sizes import format_size
 
@@ -41,7 +42,7 @@ def download(
     folder = output.with_name(output.name + ".partial")
     folder.mkdir(parents=True, exist_ok=True)
     total = sum(file.nbytes for file in files)
-    missing = total - sum(path.stat().st_size for path in folder.iterdir())
+    missing = total - sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     if (free := shutil.disk_usage(folder).free) < missing:
         raise MintError(f"{output}: {format_size(missing)} are still to come, {format_size(free)} are free there")
     done = 0
@@ -50,19 +51,20 @@ def download(
         def report(nbytes: int, before: int = done, name: str = file.name) -> None:
             on_progress(Progress("download", before + nbytes, total, name))
 
+        (folder / file.name).parent.mkdir(exist_ok=True)
         fetch(connection, f"/v1/artifacts/{digest}/files/{quote(file.name)}", file, folder / file.name, report)
         done += file.nbytes
-    for path in {*folder.iterdir()} - {folder / file.name for file in files}:
+    for path in {path for path in folder.rglob("*") if path.is_file()} - {folder / file.name for file in files}:
         path.unlink()  # of another artifact, whose download began under this name
     folder.rename(output)
     return files
 
 
 def _files(record: Mapping[str, Any]) -> tuple[ServedFile, ...]:
-    """The files that an artifact lists; their names must be plain, whoever sends them."""
+    """The files that an artifact lists; their names must be those of a model, whoever sends them."""
     files = tuple(ServedFile(file["name"], file["digest"], file["nbytes"]) for file in record["files"])
     for file in files:
-        if PurePosixPath(file.name).name != file.name or "\\" in file.name or file.name in (".", ".."):
+        if not is_model_file(file.name):
             raise MintError(f"the service lists a file named {file.name!r}, which no model has; nothing was written")
     return files
 

@@ -3,9 +3,11 @@
 import hashlib
 import os
 from collections.abc import Iterable
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 MOST_AT_ONCE = 1 << 30  # bytes of a write: macOS refuses more than 2 GiB, which an expert layer can have
+
+TEMPLATES = "additional_chat_templates"  # the only folder of a model; transformers reads it
 
 
 def write_whole(path: Path, text: bytes) -> None:
@@ -20,6 +22,12 @@ def write_whole(path: Path, text: bytes) -> None:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def is_model_file(name: str) -> bool:
+    """True for the name that a file of a written model may have: a plain one, or one in the folder of templates."""
+    plain = name.removeprefix(f"{TEMPLATES}/")
+    return PurePosixPath(plain).name == plain and "\\" not in plain and plain not in ("", ".", "..")
 
 
 def partial_path(path: Path) -> Path:

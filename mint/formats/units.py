@@ -41,6 +41,13 @@ class Unit:
         return KEEP.nbytes(self.shape, self.dtype)
 
     @property
+    def stays(self) -> str:
+        """The reason why MLX can store this unit in no format but as it is; empty if it can."""
+        if self.keep_reason or any(format != KEEP for format in self.formats):
+            return self.keep_reason
+        return f"no group size divides its last axis ({self.shape[-1]})"
+
+    @property
     def formats(self) -> tuple[Format, ...]:
         """Every format that MLX can store this unit in, `keep` last."""
         return (KEEP,) if self.keep_reason else admissible(self.shape, self.dtype)

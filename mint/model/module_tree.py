@@ -35,6 +35,8 @@ DTYPES = {
     mx.complex64: "C64",
 }  # fmt: skip
 
+UNCAST = "as stored"  # in place of a dtype to cast to
+
 Arrays = dict[str, mx.array]  # by name
 
 
@@ -117,6 +119,11 @@ class OpenedModel:
         self._left = {name: arrays[name] for name in self.unshared}
         return arrays
 
+    def uncast_arrays(self) -> Arrays:
+        """Fresh lazy arrays of all parameters in the dtypes of the checkpoint."""
+        folder, config, shards, _ = self._files
+        return build_tree(folder, config, shards, UNCAST).arrays
+
     def take(self, names: Collection[str]) -> Arrays:
         """Fresh lazy arrays of these parameters, if possible those that the last reading of `arrays` left."""
         arrays = self._left if self._left.keys() >= set(names) else self.arrays()
@@ -137,8 +144,8 @@ def tree_loader(folder: Path, config: dict[str, Any]) -> TreeLoader:
 def build_tree(folder: Path, config: dict[str, Any], shards: tuple[Shard, ...], dtype: str = "") -> Tree:
     """The module tree of the model in `folder` over lazy weights, cast as `mlx_lm.convert` casts them.
 
-    `dtype` (float16, bfloat16, float32) overrides the config's own unless it is empty. Raises `MintError` when no
-    loader knows the model type or when weights and modules do not fit together.
+    `dtype` (float16, bfloat16, float32, or `UNCAST`) overrides the config's own unless it is empty. Raises `MintError`
+    when no loader knows the model type or when weights and modules do not fit together.
     """
     loader = tree_loader(folder, config)
     with mx.stream(mx.cpu):
@@ -186,6 +193,8 @@ def _cast(model: Module, config: dict[str, Any], dtype: str) -> None:
 
     `mlx_lm.convert` 0.32 does the same, except for the config's own `dtype`, which it overlooks.
     """
+    if dtype == UNCAST:
+        return
     name = dtype or config.get("torch_dtype") or config.get("dtype") or (config.get("text_config") or {}).get("dtype")
     if name not in MODEL_CONVERSION_DTYPES:
         return

@@ -24,8 +24,9 @@ from mint.model.locate import locate
 from mint.model.module_tree import DTYPES, OpenedModel, Tree, read_loaded_config, tree_loader
 from mint.model.opening.faults import explained
 from mint.model.opening.kinds import refuse_other_kinds
-from mint.model.opening.notices import cast_notice
+from mint.model.opening.notices import cast_notice, head_notice, tower_notice
 from mint.model.opening.rope import lift_rope
+from mint.model.opening.towers import dropped_towers
 from mint.model.opening.unseen import unseen_keys
 from mint.model.roles import UNKNOWN, layer_of, role_of
 
@@ -52,6 +53,12 @@ class Source:
         return sum(shard.nbytes for shard in self.shards)
 
     @property
+    def dropped_towers(self) -> tuple[str, ...]:
+        """The vision and audio towers that the model has and its class drops."""
+        kept = (*(unit.path for unit in self.units), *(parameter.name for parameter in self.parameters))
+        return dropped_towers(self.dropped, kept)
+
+    @property
     def layers(self) -> int:
         return 1 + max((unit.layer for unit in self.units), default=-1)
 
@@ -62,6 +69,10 @@ class Source:
     def arrays(self) -> dict[str, mx.array]:
         """Fresh lazy arrays of all parameters by name. Take one out, evaluate it, drop it: that bounds the memory."""
         return self.opened.arrays()
+
+    def uncast_arrays(self) -> dict[str, mx.array]:
+        """Fresh lazy arrays in the dtypes of the checkpoint."""
+        return self.opened.uncast_arrays()
 
 
 def open_source(model: Path | str, *, dtype: str = "", on_progress: OnProgress = ignore) -> Source:
@@ -92,10 +103,13 @@ def open_source(model: Path | str, *, dtype: str = "", on_progress: OnProgress =
     uses = Counter(name for feeders in sources.values() for name in feeders)
     dropped = tuple(name for name in tree.leaves if name not in uses)
     opened.unshared = [parameter.name for parameter in parameters if {uses[name] for name in parameter.sources} <= {1}]
-    dtypes = {tensor.name: tensor.dtype for shard in shards for tensor in shard.tensors}
-    notices += cast_notice(units, dtypes)
     model = identity(shards, text)
-    return Source(folder, config, dtype, model, shards, units, parameters, dropped, files, opened, notices)
+    source = Source(folder, config, dtype, model, shards, units, parameters, dropped, files, opened)
+    tensors = source.tensors()
+    notices += cast_notice(units, tensors)
+    notices += tower_notice(source.dropped_towers, [tensors[name] for name in dropped])
+    notices += head_notice(folder, units, [tensors[name] for name in dropped], tensors)
+    return replace(source, notices=notices)
 
 
 def _read_config(folder: Path) -> tuple[dict[str, Any], tuple[str, ...]]:

@@ -38,7 +38,8 @@ KIND = "mint plan"
 _BY_LAYER = itemgetter(0)
 _HEAD = (
     "digest model model_type dtype analysis rounding device budget_bytes planned_bytes bits_per_weight bytes_per_token "
-    "objective loss bound gap price speed_price predicted_kl evidence rules max_shard_bytes"
+    "objective loss bound gap price speed_price predicted_kl evidence rules max_shard_bytes "
+    "dropped_towers"
 )
 
 
@@ -101,6 +102,7 @@ class Plan:
     parameters: tuple[Parameter, ...]
     max_shard_bytes: int = MAX_SHARD_BYTES
     evidence: Evidence = NO_PROBES  # of the predicted KL
+    dropped_towers: tuple[str, ...] = ()  # vision or audio: the model to write is text only
     edited: tuple[str, ...] = ()  # paths whose format a person changed
 
     @cached_property
@@ -288,6 +290,7 @@ def _plan(record: dict[str, Any]) -> Plan:
             for line in record["parameters"]
         ),
         evidence=Evidence(**record["evidence"]),
+        dropped_towers=tuple(record["dropped_towers"]),
     )
     written = [(int(line["nbytes"]), float(line["loss"])) for line in record["units"]]
     changes = {

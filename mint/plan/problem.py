@@ -28,6 +28,7 @@ from mint.plan.objectives import OBJECTIVES, Objective
 from mint.plan.plan import Choice, Plan, digits_for
 from mint.plan.prediction import Evidence, Sampling, predicted_kl
 from mint.plan.rules import Allowance, Allowed, Rules
+from mint.plan.size_range import kept_matrices
 from mint.quality.estimates import Estimate
 from mint.targets.speed import decode_cost
 
@@ -72,7 +73,7 @@ class Problem:
         self._alphas = {unit.path: alphas.get(unit.path, _NO_ALPHA) for unit in units}
         self._active = {unit.path: 1.0 for unit in units} | active_shares(analysis)
         self._sampling = Sampling([unit.path for unit in units], probed if objective.probes else None)
-        allowance = Allowance(rules, units, objective.formats)
+        allowance = self._allowance = Allowance(rules, units, objective.formats)
         self._allowed = [allowance.of(unit, analysis.measurements[unit.path]) for unit in units]
         self._speed_price = prefer_speed and prefer_speed * self._reference_price()
         self._rows = self._all_rows()
@@ -108,7 +109,7 @@ class Problem:
             raise MintError(self._infeasible(budget_bytes)) from error
         picks = zip(self.analysis.units, self._allowed, solution.choice, strict=True)
         plan = Plan(
-            **pick(self.analysis, "model model_type dtype rounding device parameters"),
+            **pick(self.analysis, "model model_type dtype rounding device parameters dropped_towers"),
             **pick(self, "objective rules max_shard_bytes"),
             analysis=self.analysis.digest,
             budget_bytes=budget_bytes,
@@ -148,7 +149,8 @@ class Problem:
     def _choice(self, unit: Unit, allowed: Allowed, index: int) -> Choice:
         measurement, alpha = self.analysis.measurements[unit.path], self._alphas[unit.path]
         return Choice(
-            **pick(unit, "path shape dtype role layer min_bits"),
+            **pick(unit, "path shape dtype role layer"),
+            min_bits=self._allowance.floor(unit),
             format=allowed.formats[index],
             reason=allowed.reason,
             alpha=alpha.value,
@@ -214,15 +216,29 @@ class Problem:
         return budget
 
     def _infeasible(self, budget_bytes: int) -> str:
-        limits = [f"the veto (now {self.rules.veto_db:g} dB) with --veto"]
-        limits += ["the formats set or kept"] if self.rules.locks else []
-        limits += [f"--min-bits {self.rules.min_bits}"] if self.rules.min_bits else []
-        limits += ["--formats or --compat"] if self.rules.formats else []
+        limits = [f"{limit}, up to {format_size(nbytes)}" for limit, nbytes in self._binding().items()]
+        remedy = f"Raise the budget, or relax what binds: {'; '.join(limits)}" if limits else "Raise the budget"
+        kept = kept_matrices(self.analysis.units, self.analysis.parameters)
+        total = format_size(sum(matrix.nbytes for matrix in kept))
+        largest = ", ".join(f"{matrix.name} ({format_size(matrix.nbytes)}: {matrix.reason})" for matrix in kept[:3])
+        stays = f". {len(kept)} matrices of {total} stay as they are: {largest}" if kept else ""
         return (
             f"the budget of {budget_bytes} bytes ({format_size(budget_bytes)}) is too small; "
             f"the smallest that works is {self.smallest_bytes} bytes ({format_size(self.smallest_bytes)}, rounded). "
-            f"Raise the budget, or relax {', '.join(limits)}"
+            f"{remedy}{stays}{', ...' if len(kept) > 3 else ''}"
         )
+
+    def _binding(self) -> dict[str, int]:
+        """The limits that keep units from the smallest format that was measured, and the bytes that each costs."""
+        costs: dict[str, int] = defaultdict(int)
+        for unit, allowed, row in zip(self.analysis.units, self._allowed, self._rows, strict=True):
+            measured = self.analysis.measurements[unit.path]
+            sizes = {format: format.nbytes(unit.shape, unit.dtype) for format in measured.formats}
+            smallest = min(sizes, key=sizes.__getitem__, default=None)
+            chosen = allowed.formats[int(row.nbytes.argmin())]
+            if smallest and not measured.nonfinite and sizes[smallest] < (now := chosen.nbytes(unit.shape, unit.dtype)):
+                costs[self._allowance.binding(unit, smallest)] += now - sizes[smallest]
+        return dict(sorted(costs.items(), key=lambda item: -item[1]))
 
 
 def active_shares(analysis: Analysis) -> dict[str, float]:

@@ -60,6 +60,7 @@ class Recipe(_Plain):
     max_bits: int = MAX_BITS
     formats: tuple[str, ...] = ()  # terms such as 3,4,8@64; empty: those of the objective
     lock: tuple[str, ...] = ()  # PATTERN=FORMAT
+    ignore_floors: tuple[str, ...] = ()  # patterns of units whose floor, set by the model itself, does not count
     compat: str = ""  # a loader; empty: the current mlx_lm
     prefer_speed: float = 0.0
     ignore_probe: bool = False
@@ -78,7 +79,8 @@ class Recipe(_Plain):
     @property
     def rules(self) -> Rules:
         """The limits of what a plan may choose."""
-        return Rules(self.veto_db, self.min_bits, self.max_bits, self._formats(), tuple(map(parse_lock, self.lock)))
+        locks = tuple(map(parse_lock, self.lock))
+        return Rules(self.veto_db, self.min_bits, self.max_bits, self._formats(), locks, self.ignore_floors)
 
     def _formats(self) -> tuple[Format, ...]:
         formats = parse_formats(self.formats)

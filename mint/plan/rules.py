@@ -2,7 +2,7 @@
 
 Patterns are shell patterns (`*` and `?`) that match the whole path of a unit: `model.layers.0.*`, `*.down_proj`.
 A pattern that matches nothing is an error, and so are two patterns that set different formats for one unit. A lock
-obeys the model's own floor. It overrides the veto, because the user asks for it.
+obeys the model's own floor, unless the rules ignore it. It overrides the veto, because the user asks for it.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ class Rules:
     max_bits: int = MAX_BITS
     formats: tuple[Format, ...] = ()  # empty: the formats of the objective
     locks: tuple[tuple[str, Format], ...] = ()  # pattern, format
+    ignored_floors: tuple[str, ...] = ()  # patterns of units whose floor, set by the model itself, does not count
 
     def permits(self, format: Format, default: Sequence[Format]) -> bool:
         """True for a format within the limits of bits and among the rules' formats, or `default` if they name none."""
@@ -46,7 +47,8 @@ class Rules:
     def to_dict(self) -> dict[str, Any]:
         """The rules as the JSON of a plan."""
         names = [str(format) for format in self.formats]
-        return {**asdict(self), "formats": names, "locks": [[pattern, str(format)] for pattern, format in self.locks]}
+        locks = [[pattern, str(format)] for pattern, format in self.locks]
+        return {**asdict(self), "formats": names, "locks": locks, "ignored_floors": list(self.ignored_floors)}
 
     @classmethod
     def from_dict(cls, record: dict[str, Any]) -> Rules:
@@ -57,6 +59,7 @@ class Rules:
             max_bits=int(record["max_bits"]),
             formats=tuple(map(parse_format, record["formats"])),
             locks=tuple((pattern, parse_format(name)) for pattern, name in record["locks"]),
+            ignored_floors=tuple(map(str, record["ignored_floors"])),
         )
 
 
@@ -78,6 +81,8 @@ class Allowance:
     def __init__(self, rules: Rules, units: Sequence[Unit], formats: Sequence[Format]) -> None:
         self._rules = rules
         self._locks = _locks(rules.locks, units)
+        paths = [unit.path for unit in units]
+        self._floorless = {path for pattern in rules.ignored_floors for path in matching(pattern, paths)}
         self._max_error = 10 ** (-rules.veto_db / 10)  # a squared relative error
         candidates = rules.formats or formats
         self._formats = {format for format in candidates if rules.permits(format, candidates)}
@@ -88,6 +93,21 @@ class Allowance:
             )
         self._kinds: dict[tuple[int, int, str, tuple[bool, ...]], Allowed] = {}
 
+    def floor(self, unit: Unit) -> int:
+        """The fewest bits that the model itself asks for, unless the rules ignore that."""
+        return 0 if unit.path in self._floorless else unit.min_bits
+
+    def binding(self, unit: Unit, format: Format) -> str:
+        """The limit that keeps a measured format from a unit, with the option that moves it."""
+        if unit.path in self._locks:
+            return "the formats set or kept (--set, --keep, --locks)"
+        if format.bits < self.floor(unit):
+            return "the model's own floors (--ignore-floors)"
+        if format not in self._formats:
+            low = format.bits < self._rules.min_bits
+            return f"--min-bits {self._rules.min_bits}" if low else "--formats, --compat or the objective's formats"
+        return f"the veto of {self._rules.veto_db:g} dB (--veto)"
+
     def of(self, unit: Unit, measurement: Measurement) -> Allowed:
         """The formats that may be chosen for a measured unit."""
         keep_reason = _keep_reason(unit, measurement)
@@ -97,14 +117,14 @@ class Allowance:
             return Allowed((KEEP,), (), f"kept: {keep_reason}")
         limit = self._max_error
         vetoes = tuple([worst > limit for worst in measurement.worst_errors])
-        kind = (id(measurement.formats), unit.min_bits, unit.dtype, vetoes)
+        kind = (id(measurement.formats), self.floor(unit), unit.dtype, vetoes)
         if kind not in self._kinds:
             vetoed = tuple(format for format, veto in zip(measurement.formats, vetoes, strict=True) if veto)
             self._kinds[kind] = self._of_kind(unit, measurement.formats, vetoed)
         return self._kinds[kind]
 
     def _of_kind(self, unit: Unit, measured: Sequence[Format], vetoed: tuple[Format, ...]) -> Allowed:
-        possible = [format for format in measured if format in self._formats and format.bits >= unit.min_bits]
+        possible = [format for format in measured if format in self._formats and format.bits >= self.floor(unit)]
         safe = [format for format in possible if format not in vetoed]
         floor = f"below {self._rules.veto_db:g} dB"
         if not safe:
@@ -112,8 +132,8 @@ class Allowance:
             return Allowed((KEEP,), vetoed, f"kept: {reason}")
         keep = (KEEP,) if self._rules.permits_keep(unit.dtype) else ()
         reason = "least loss"
-        if unit.min_bits:
-            reason += f"; at least {unit.min_bits} bits (the model's own rule)"
+        if self.floor(unit):
+            reason += f"; at least {self.floor(unit)} bits (the model's own rule)"
         if len(safe) < len(possible):
             reason += f"; {len(possible) - len(safe)} formats {floor}"
         return Allowed((*safe, *keep), vetoed, reason)
@@ -127,19 +147,18 @@ class Allowance:
         elif not format.admits(unit.shape, unit.dtype):
             needed = ", ".join(map(str, unit.formats))
             obstacle = f"that does not divide its last axis of {unit.shape[-1]}; needed one of {needed}"
-        elif format.bits < unit.min_bits:
-            obstacle = f"the model itself asks for at least {unit.min_bits} bits; narrow the pattern or give more bits"
+        elif format.bits < self.floor(unit):
+            floor = f"the model itself asks for at least {unit.min_bits} bits"
+            obstacle = f"{floor}; narrow the pattern, give more bits, or ignore its floor with --ignore-floors"
         else:
             return Allowed((format,), (), f"set to {format} by {pattern}")
         raise MintError(f"{pattern} sets {unit.path} to {format}, but {obstacle}")
 
 
 def _keep_reason(unit: Unit, measurement: Measurement) -> str:
-    if unit.keep_reason:
-        return unit.keep_reason
     if measurement.nonfinite:
         return f"{measurement.nonfinite} weights are NaN or infinite"
-    return "" if measurement.formats else f"no group size divides its last axis ({unit.shape[-1]})"
+    return unit.stays
 
 
 def _locks(locks: Sequence[tuple[str, Format]], units: Sequence[Unit]) -> dict[str, tuple[str, Format]]:

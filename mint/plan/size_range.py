@@ -1,6 +1,7 @@
-"""The smallest and the largest model that a source can become, from its headers alone."""
+"""The smallest and the largest model that a source can become, and what stays as it is, from its headers alone."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from math import prod
 
 from mint.core.sizes import MAX_SHARD_BYTES
@@ -8,6 +9,24 @@ from mint.formats.format import KEEP
 from mint.formats.layout import overhead_nbytes, stored_nbytes, unit_nbytes
 from mint.formats.units import Parameter, Unit
 from mint.plan.plan import digits_for
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """A matrix that no plan can quantize."""
+
+    name: str
+    nbytes: int
+    reason: str
+
+
+def kept_matrices(units: Sequence[Unit], parameters: Sequence[Parameter]) -> list[Kept]:
+    """The units and other parameters of two axes and more that every plan keeps, the largest first."""
+    kept = [Kept(unit.path, unit.nbytes, unit.stays) for unit in units if unit.stays]
+    for parameter in parameters:
+        if prod(parameter.shape) > max(parameter.shape, default=0):  # no vector
+            kept.append(Kept(parameter.name, parameter.nbytes, "no module that MLX quantizes holds it"))
+    return sorted(kept, key=lambda matrix: -matrix.nbytes)
 
 
 def possible_bytes(units: Sequence[Unit], parameters: Sequence[Parameter]) -> tuple[int, int]:

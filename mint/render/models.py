@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from mint.formats.units import Unit
     from mint.model.checkpoint.manifest import Manifest
     from mint.model.source import Source
+    from mint.plan.size_range import Kept
     from mint.quality.evaluation import Evaluation
 
 Record = dict[str, Any]
@@ -30,11 +32,13 @@ Record = dict[str, Any]
 
 def source_record(source: Source) -> Record:
     """The record of `mint inspect`."""
-    from mint.plan.size_range import possible_bytes
+    from mint.plan.size_range import kept_matrices, possible_bytes
 
     smallest, largest = possible_bytes(source.units, source.parameters)
+    kept = kept_matrices(source.units, source.parameters)
     return {
         "roles": role_rows(source.units),
+        "kept": kept_rows(kept),
         "model": str(source.folder),
         "model_type": source.config["model_type"],
         **pick(source, "identity layers"),
@@ -43,7 +47,10 @@ def source_record(source: Source) -> Record:
         "units": len(source.units),
         "parameters": len(source.parameters),
         "dropped_tensors": list(source.dropped),
-        "kept_units": {unit.path: unit.keep_reason for unit in source.units if unit.keep_reason},
+        "dropped_towers": list(source.dropped_towers),
+        "notices": list(source.notices),
+        "kept_units": {unit.path: unit.stays for unit in source.units if unit.stays},
+        "floors": {unit.path: unit.min_bits for unit in source.units if unit.min_bits and not unit.stays},
         "smallest_bytes": smallest,
         "largest_bytes": largest,
     }
@@ -72,6 +79,18 @@ def role_rows(units: Sequence[Unit]) -> list[Record]:
     return sorted(rows, key=lambda row: -row["weights"])
 
 
+def kept_rows(kept: Sequence[Kept]) -> list[Record]:
+    """The matrices that every plan keeps, those of all layers in one row, the most bytes first."""
+    rows: dict[tuple[str, str], list[int]] = defaultdict(list)
+    for matrix in kept:
+        rows[re.sub(r"\b\d+\b", "*", matrix.name), matrix.reason].append(matrix.nbytes)
+    records = [
+        {"matrices": name, "count": len(sizes), "nbytes": sum(sizes), "reason": reason}
+        for (name, reason), sizes in rows.items()
+    ]
+    return sorted(records, key=lambda row: -row["nbytes"])
+
+
 def analysis_record(analysis: Analysis, path: Path) -> Record:
     """The record of `mint analyze`: by role the median error in the affine formats of group size 64, and features."""
     by_role = {
@@ -82,6 +101,7 @@ def analysis_record(analysis: Analysis, path: Path) -> Record:
         **({"features": _feature_rows(by_role)} if analysis.features else {}),
         "analysis": str(path),
         **pick(analysis, "digest model_type model rounding device"),
+        "dropped_towers": list(analysis.dropped_towers),
         "units": len(analysis.units),
         "nonfinite_units": [path for path, m in analysis.measurements.items() if m.nonfinite],
     }

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from mint.core.pick import pick
 from mint.core.sizes import format_size
+from mint.formats.format import KEEP
 
 if TYPE_CHECKING:
     from mint.formats.format import Format
@@ -35,6 +36,7 @@ def plan_record(plan: Plan, path: Path | None, seconds: float) -> Record:
         **pick(plan, "digest budget_bytes planned_bytes"),
         **_solution(plan),
         "objective": plan.objective.name,
+        "dropped_towers": list(plan.dropped_towers),
         "alphas": dict(Counter(choice.alpha_from for choice in plan.choices if choice.alpha_from)),
         **_reading(plan),
         "seconds": round(seconds, 3),
@@ -52,6 +54,8 @@ def quantized_record(result: Quantized) -> Record:
         **_solution(result.plan),
         **_reading(result.plan),
         "reused_bytes": result.reused_bytes,
+        "dropped_towers": list(result.plan.dropped_towers),
+        "notices": list(result.notices),
         "verified": result.verification.passed,
         **pick(result, "seconds peak_rss_bytes"),
     }
@@ -77,10 +81,16 @@ def _solution(plan: Plan) -> Record:
 
 
 def _reading(plan: Plan) -> Record:
-    """The bytes that a token reads, and the units that stay as they are with the reason."""
+    """The bytes that a token reads, and the matrices that stay as they are with bytes and reason."""
+    from mint.plan.size_range import Kept, kept_matrices
+    from mint.render.models import kept_rows
+
+    kept = {choice.path: choice.reason for choice in plan.choices if choice.reason.startswith("kept")}
+    units = [Kept(c.path, KEEP.nbytes(c.shape, c.dtype), c.reason) for c in plan.choices if c.path in kept]
     return {
+        "kept": kept_rows([*units, *kept_matrices((), plan.parameters)]),
         "bytes_per_token": round(plan.bytes_per_token),
-        "kept_units": {choice.path: choice.reason for choice in plan.choices if choice.reason.startswith("kept")},
+        "kept_units": kept,
     }
 
 

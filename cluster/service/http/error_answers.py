@@ -68,6 +68,7 @@ _NEEDED = {
     "of a device (GET /v1/devices)",
     "formats": "formats such as 3,4,8@64 or mxfp4,4/32",
     "lock": "PATTERN=FORMAT, such as *.down_proj=6/64",
+    "ignore_floors": "patterns of units, such as *.gate",
     "context": "a number of tokens, such as 8192, 32k or 1M",
 }
 _NEEDED["budget"] = _NEEDED["budgets"]

@@ -49,6 +49,7 @@ ModelName = Annotated[
 _Formats = Annotated[str, Field(max_length=100, pattern=f"^{_FORMATS}$", examples=["3,4,8@64", "mxfp4"])]
 _LOCK = rf"^[A-Za-z0-9_.*?-]{{1,200}}=({_FORMAT}|keep)$"
 _Lock = Annotated[str, Field(max_length=240, pattern=_LOCK, examples=["*.down_proj=6/64"])]
+_Pattern = Annotated[str, Field(max_length=200, pattern=r"^[A-Za-z0-9_.*?-]+$", examples=["*.gate"])]
 Rounding = Literal[*ROUNDINGS]  # type: ignore[valid-type]
 Dtype = Literal["", *DTYPES]  # type: ignore[valid-type]
 ObjectiveName = Literal[*OBJECTIVES]  # type: ignore[valid-type]
@@ -73,6 +74,7 @@ class Options(_Request):
     max_bits: Annotated[int, Field(ge=2, le=64), Whole] = DEFAULTS["max_bits"]
     formats: Annotated[list[_Formats], Field(max_length=32)] = DEFAULTS["formats"]
     lock: Annotated[list[_Lock], Field(max_length=256)] = DEFAULTS["lock"]
+    ignore_floors: Annotated[list[_Pattern], Field(max_length=256)] = DEFAULTS["ignore_floors"]
     compat: Annotated[str, Field(max_length=64, pattern=rf"^({_LOADERS})?$")] = DEFAULTS["compat"]
     prefer_speed: Annotated[float, Field(ge=0, le=1000, allow_inf_nan=False)] = DEFAULTS["prefer_speed"]
     ignore_probe: bool = DEFAULTS["ignore_probe"]

@@ -108,9 +108,7 @@ class Roots:
         """A digest that changes with every file of a model; raises `MintError` for a link out of the roots."""
         digest = hashlib.sha256(os.fsencode(path))
         bases = [*self._folders, *([path, *blob_folders(path)] if self._allow_hub else [])]
-        for entry in sorted(os.scandir(path), key=lambda entry: os.fsencode(entry.name)):
-            if entry.is_dir():
-                continue  # mint does not read subfolders of a model
+        for entry in _entries(path):
             real = Path(os.path.realpath(entry.path))
             if not any(real.is_relative_to(base) for base in bases):
                 raise MintError(
@@ -121,9 +119,11 @@ class Roots:
                 status = real.stat()
             except OSError as error:
                 raise MintError(f"{path.name}: {_shown(entry.name)} cannot be read: {error.strerror}") from error
+            if entry.is_dir():
+                continue  # a link within the roots
             if not stat.S_ISREG(status.st_mode):
                 raise MintError(f"{path.name}: {_shown(entry.name)} is no regular file; needed: files only")
-            digest.update(os.fsencode(entry.name))
+            digest.update(os.fsencode(entry.path))
             digest.update(f"\0{status.st_size}\0{status.st_mtime_ns}\0{status.st_ctime_ns}\0{status.st_ino}\0".encode())
         return digest.hexdigest()
 
@@ -141,6 +141,15 @@ class Roots:
         if not names:
             return "the service's folders have no model; needed: a model there, or another --root"
         return f"needed: one of {', '.join(names[:_MOST_SHOWN])}{', ...' if len(names) > _MOST_SHOWN else ''}"
+
+
+def _entries(folder: Path) -> Iterator[os.DirEntry[str]]:
+    """The files and links in a folder of a model and in its folders, which its index may name; no hidden folders."""
+    for entry in sorted(os.scandir(folder), key=lambda entry: os.fsencode(entry.name)):
+        if not entry.is_dir(follow_symlinks=False):
+            yield entry
+        elif not entry.name.startswith("."):
+            yield from _entries(Path(entry.path))
 
 
 def _is_name(name: str) -> bool:

@@ -22,7 +22,7 @@ from cluster.service.errors import ArtifactInUseError, NotFoundError
 from cluster.service.queue.queue import Queue
 from mint.client.download import ServedFile
 from mint.core.errors import DiskFullError, MintError
-from mint.core.files import flush, partial_path
+from mint.core.files import flush, is_model_file, partial_path
 from mint.core.sizes import format_size
 from mint.model.checkpoint.manifest import WrittenFile, file_digest
 
@@ -103,8 +103,9 @@ class Store:
         try:
             for file in artifact.files:
                 self.catalog.hold(artifact.digest, holder, _HOLD_SECONDS)
-                if Path(file.name).name != file.name:
+                if not is_model_file(file.name):
                     raise MintError(f"{file.name!r} is no name of a file of an artifact")
+                (partial / file.name).parent.mkdir(exist_ok=True)
                 _link_or_copy(self.path(file.digest), partial / file.name)
         except BaseException as error:
             shutil.rmtree(partial, ignore_errors=True)

@@ -173,7 +173,7 @@ class Stages(pipeline.Hooks):
     def verified(self, output: Path, manifest: Manifest) -> None:
         """Puts the model into the store."""
         self._identified()  # it may have changed meanwhile
-        files = {path.name: path for path in output.iterdir()}
+        files = {path.relative_to(output).as_posix(): path for path in output.rglob("*") if path.is_file()}
         identity, holder = self.claim.job.wish.identity, self.claim.holder
         self._model = self.store.put("model", identity, files, manifest.files, holder=holder)
 

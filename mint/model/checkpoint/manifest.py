@@ -35,6 +35,7 @@ class Manifest:
     weight_bytes: int
     files: Mapping[str, WrittenFile]
     units: Mapping[str, str]
+    dropped_towers: tuple[str, ...] = ()  # vision or audio: the model is text only
 
 
 def write_manifest(manifest: Manifest, folder: Path) -> None:
@@ -53,6 +54,7 @@ def read_manifest(folder: Path) -> Manifest:
         if record.pop("kind") != KIND or record.pop("schema") != SCHEMA:
             raise ValueError(f"not a manifest of schema {SCHEMA}")
         record["files"] = {_inside(name): WrittenFile(**fields) for name, fields in record["files"].items()}
+        record["dropped_towers"] = tuple(record.get("dropped_towers", ()))
         return Manifest(**record)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise MintError(f"{path}: not a manifest that mint can read ({error!r}); assemble the model again") from error

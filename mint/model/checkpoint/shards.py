@@ -105,7 +105,8 @@ def read_index(folder: Path) -> dict[str, str]:
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise MintError(f"{path}: not a safetensors index ({error!r:.200}); download it again or remove it") from error
     for shard in set(index.values()):
-        if PurePosixPath(shard).is_absolute() or ".." in PurePosixPath(shard).parts or "\0" in shard:
+        hidden = any(part.startswith(".") for part in PurePosixPath(shard).parts)
+        if PurePosixPath(shard).is_absolute() or hidden or "\0" in shard:
             raise MintError(f"{path}: names the shard {shard!r:.200} outside of the folder; download it again")
     return index
 

@@ -2,20 +2,65 @@
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
+from mint.core.sizes import format_size
 from mint.formats.format import QUANTIZABLE
 from mint.formats.units import Unit
+from mint.model.checkpoint.shards import SourceTensor, sampled_ranges
+
+Notices = tuple[str, ...]
 
 
-def cast_notice(units: Sequence[Unit], dtypes: Mapping[str, str]) -> tuple[str, ...]:
-    """The casts that change stored floats: the units whose source tensors have another dtype than the unit."""
+def cast_notice(units: Sequence[Unit], tensors: Mapping[str, SourceTensor]) -> Notices:
+    """The casts of stored floats: units whose source tensors have another dtype of float than the unit."""
     casts = Counter(
-        (dtypes[name], unit.dtype)
+        (before, unit.dtype)
         for unit in units
-        for name in unit.sources[:1]
-        if dtypes[name] in QUANTIZABLE and dtypes[name] != unit.dtype
+        for before in {tensors[name].dtype for name in unit.sources if tensors[name].dtype in QUANTIZABLE}
+        if before != unit.dtype
     )
     return tuple(
         f"the weights of {count} units are cast from {before} to {after}, as config.json or --dtype says"
-        for (before, after), count in casts.items()
+        for (before, after), count in sorted(casts.items())
     )
+
+
+def tower_notice(towers: Sequence[str], dropped: Sequence[SourceTensor]) -> Notices:
+    """The result of a multimodal model is text only."""
+    if not towers:
+        return ()
+    size = format_size(sum(tensor.nbytes for tensor in dropped))
+    return (f"text only: mlx_lm drops the {' and '.join(towers)} tower ({len(dropped)} tensors, {size})",)
+
+
+def head_notice(
+    folder: Path, units: Sequence[Unit], dropped: Sequence[SourceTensor], tensors: Mapping[str, SourceTensor]
+) -> Notices:
+    """A tied model whose checkpoint holds a head of its own, other than its embedding.
+
+    Both are compared at the positions that identify a shard; heads that were trained differ everywhere.
+    """
+    head = next((tensor for tensor in dropped if tensor.name.endswith("lm_head.weight")), None)
+    feeding = next((unit.sources for unit in units if unit.role == "embedding"), ())
+    if head is None or len(feeding) != 1 or any(unit.role == "head" for unit in units):
+        return ()
+    embedding = tensors[feeding[0]]
+    if (head.dtype, head.shape) == (embedding.dtype, embedding.shape) and _sample(folder, head) == _sample(
+        folder, embedding
+    ):
+        return ()
+    return (
+        f"config.json ties the head to the embedding, but {head.name} differs from {embedding.name}: mlx_lm drops it. "
+        "If the head was trained on its own, set tie_word_embeddings to false in config.json",
+    )
+
+
+def _sample(folder: Path, tensor: SourceTensor) -> list[bytes]:
+    """Bytes of a tensor at fixed positions."""
+    with (folder / tensor.shard).open("rb") as file:
+        pieces = []
+        for start, length in sampled_ranges(0, tensor.nbytes):
+            file.seek(tensor.offset + start)
+            pieces.append(file.read(length))
+    return pieces

@@ -74,13 +74,14 @@ class _Trace:
     def use(self, values: Any) -> None:
         """Note which answers and states the arrays among `values` are computed from, as used by the next call."""
         named = {id(stand_in): name for name, stand_in in self._stand_ins.items()}
-        arrays = [array for _, array in tree_flatten(values) if isinstance(array, mx.array)]
+        flat: Any = tree_flatten(values)
+        arrays = [array for _, array in flat if isinstance(array, mx.array)]
         names = {named[id(array)] for array in arrays if id(array) in named}
         computed = {f"value {number}": array for number, array in enumerate(arrays) if id(array) not in named}
         for stand_ins in batches(self._stand_ins, beside=len(computed)):
             names |= names_behind(computed, read_graph(computed | stand_ins)) & stand_ins.keys()
         for name in names:
-            index, kind, _ = name.split()
+            index, kind = name.split()[:2]
             uses = self.answer_uses if kind == "answer" else self.state_uses
             uses[int(index)].append(len(self.paths))
 
@@ -110,7 +111,8 @@ def states_in(*values: Any) -> Iterator[Any]:
 
 def read_state(state: Any) -> dict[str, Any]:
     """The fields of a cache, or the entries of a dictionary, in handles of their own: a later write changes no copy."""
-    return copied(state if isinstance(state, dict) else vars(state))
+    fields: dict[str, Any] = copied(state if isinstance(state, dict) else vars(state))
+    return fields
 
 
 def write_state(state: Any, fields: dict[str, Any]) -> None:

@@ -1,0 +1,64 @@
+"""Refuses a cast to float16 that changes weights.
+
+float16 ends at 65504 and has no numbers below 6e-8, where bfloat16 and float32 go on. Errors of formats are measured
+against the weights after the cast, so a cast that loses weights would be invisible in every later figure. Within its
+range float16 rounds to 11 bits, a squared relative error of at most 2^-22; more is a loss by the range.
+"""
+
+import mlx.core as mx
+
+from mint.core.errors import MintError
+from mint.kernels.storage import numpy_view
+from mint.model.source import Source
+
+_LARGEST = 65504.0
+_LIMIT = 2.0**-22  # of |f16(w) - w|^2 / |w|^2
+_CAST_DTYPES = ("BF16", "F32")
+_BLOCK = 1 << 24  # weights looked at together
+
+
+def check_cast(source: Source) -> None:
+    """Read every array that is cast to float16 from a wider range; `MintError` names the first that changes."""
+    before = {name: tensor.dtype for name, tensor in source.tensors().items()}
+    feeding = {f"{unit.path}.weight": (unit.dtype, unit.sources) for unit in source.units}
+    feeding |= {parameter.name: (parameter.dtype, parameter.sources) for parameter in source.parameters}
+    names = [
+        name
+        for name, (dtype, sources) in feeding.items()
+        if dtype == "F16" and any(before.get(tensor) in _CAST_DTYPES for tensor in sources)
+    ]
+    if not names:
+        return
+    arrays = source.uncast_arrays()
+    for name in names:
+        if fault := _fault(arrays.pop(name)):
+            raise MintError(
+                f"{name}: float16 cannot hold its values: {fault}; needed: --dtype bfloat16, or float32. (float16 is "
+                "the dtype of --dtype or of config.json)"
+            )
+
+
+def _fault(array: mx.array) -> str:
+    """The loss of an array in float16, in words; empty if it is no more than rounding."""
+    values = array.reshape(-1)
+    lost = energy = 0.0
+    beyond = 0
+    for start in range(0, values.size, _BLOCK):
+        block = values[start : start + _BLOCK].astype(mx.float32)
+        finite = mx.isfinite(block)  # others are found when the unit is measured
+        beyond += int(_number(mx.sum(finite & (mx.abs(block) > _LARGEST))))
+        block = mx.where(finite, block, 0.0)
+        scale = mx.maximum(mx.max(mx.abs(block)), 1e-30)  # squares of tiny weights are zero in float32
+        error = (block.astype(mx.float16).astype(mx.float32) - block) / scale
+        lost += _number(mx.sum(mx.where(mx.isfinite(error), error * error, 0.0))) * _number(scale) ** 2
+        energy += _number(mx.sum((block / scale) ** 2)) * _number(scale) ** 2
+    if beyond:
+        return f"{beyond} are beyond its largest number, 65504"
+    if energy and lost / energy > _LIMIT:
+        return f"they are too small, and {lost / energy:.2g} of their energy would be lost"
+    return ""
+
+
+def _number(array: mx.array) -> float:
+    """The one value of an array; an error of its computation is raised."""
+    return float(numpy_view(array))

@@ -1,0 +1,151 @@
+"""What is true of a result is said: what it lacks, what stays and why, and what binds a budget."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+import mint
+from mint.cli.main import run_command
+from mint.core.errors import MintError
+from mint.model.checkpoint.manifest import read_manifest
+from mint.model.source import open_source
+from mint.plan.recipe import Recipe
+from mint.render.plans import plan_record
+
+Make = Callable[..., Path]
+
+
+def multimodal(make_model: Make, **config: Any) -> Path:
+    """A text model with a vision tower beside it, and everything that a folder of the hub has."""
+    folder = make_model("llama4")
+    tensors = load_file(folder / "model.safetensors")
+    tensors |= {"vision_model.patch_embedding.weight": np.zeros((8, 8), np.float32)}
+    save_file(tensors, folder / "model.safetensors")
+    path = folder / "config.json"
+    path.write_text(
+        json.dumps({**json.loads(path.read_text()), "vision_config": {"a": 1}, "audio_config": {}, **config})
+    )
+    for name in ("preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json"):
+        (folder / name).write_text("{}")
+    for name in (
+        "LICENSE",
+        "NOTICE.txt",
+        "USE_POLICY.md",
+        "chat_template.jinja",
+        "additional_chat_templates/tool.jinja",
+    ):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text("text")
+    for name in ("trainer_state.json", "training_args.json", "train.jsonl", "all_results.json", "optimizer.json"):
+        (folder / name).write_text("{}")
+    return folder
+
+
+def test_a_result_without_its_tower_says_so_everywhere_and_bears_no_trace_of_it(
+    make_model: Make, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    folder, output = multimodal(make_model), tmp_path / "out"
+    assert run_command(["quantize", str(folder), "--budget", "max", "--output", str(output), "--json"]) == 0
+    out, err = capfd.readouterr()
+    assert "text only: mlx_lm drops the vision tower (5 tensors, " in err
+    record = json.loads(out)
+    assert record["dropped_towers"] == ["vision"]
+    assert any("text only" in notice for notice in record["notices"])
+    assert read_manifest(output).dropped_towers == ("vision",) == mint.read_plan(output).dropped_towers
+    assert "Text only: the vision tower" in (output / "README.md").read_text()
+    config = json.loads((output / "config.json").read_text())
+    assert not {"vision_config", "audio_config"} & config.keys()
+    names = {path.relative_to(output).as_posix() for path in output.rglob("*") if path.is_file()}
+    assert {"LICENSE", "NOTICE.txt", "USE_POLICY.md", "chat_template.jinja"} <= names
+    assert "additional_chat_templates/tool.jinja" in names
+    assert not [name for name in names if "processor" in name or "train" in name or "optimizer" in name]
+    assert "additional_chat_templates/tool.jinja" in read_manifest(output).files
+
+
+def test_a_head_that_a_tied_model_drops_is_compared_with_its_embedding(make_model: Make) -> None:
+    folder = make_model("llama", tied=True)
+    tensors = load_file(folder / "model.safetensors")
+    tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"]
+    save_file(tensors, folder / "model.safetensors")
+    assert open_source(folder).notices == ()
+    tensors["lm_head.weight"] = tensors["lm_head.weight"] * 2
+    save_file(tensors, folder / "model.safetensors")
+    (notice,) = open_source(folder).notices
+    assert "lm_head.weight differs from model.embed_tokens.weight" in notice
+
+
+def narrow(make_model: Make) -> Path:
+    """A model whose attention has axes of 40, which no group divides."""
+    folder = make_model("llama")
+    path = folder / "config.json"
+    config = json.loads(path.read_text())
+    heads = config["num_attention_heads"], config["num_key_value_heads"]
+    tensors = load_file(folder / "model.safetensors")
+    for name, array in tensors.items():
+        if "q_proj" in name or "k_proj" in name or "v_proj" in name:
+            tensors[name] = np.ascontiguousarray(array[: heads["q_proj" not in name] * 10])
+        if "o_proj" in name:
+            tensors[name] = np.ascontiguousarray(array[:, : heads[0] * 10])
+    save_file(tensors, folder / "model.safetensors")
+    path.write_text(json.dumps({**config, "head_dim": 10}))
+    return folder
+
+
+def test_matrices_that_stay_are_listed_with_bytes_and_reason(
+    make_model: Make, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = narrow(make_model)
+    assert run_command(["inspect", str(folder), "--json"]) == 0
+    record = json.loads(capsys.readouterr().out)
+    stays = [unit for unit in open_source(folder).units if unit.stays]
+    (row,) = record["kept"]
+    assert row == {
+        "matrices": "model.layers.*.self_attn.o_proj", "count": len(stays), "nbytes": sum(u.nbytes for u in stays),
+        "reason": f"no group size divides its last axis ({stays[0].shape[-1]})",
+    }  # fmt: skip
+    assert record["kept_units"].keys() == {unit.path for unit in stays}
+
+
+def test_the_refusal_of_a_budget_names_what_binds_and_what_stays(make_model: Make, tmp_path: Path) -> None:
+    analysis = mint.analyze(open_source(narrow(make_model)), tmp_path / "a.mint")
+    plan = Recipe(veto_db=-20).problem(analysis).plan(10**9)
+    (row,) = plan_record(plan, None, 0.0)["kept"]
+    assert row["reason"].startswith("kept: no group size divides")
+    with pytest.raises(
+        MintError, match=r"too small.*matrices of .* stay as they are: .*o_proj \(.*no group size divides"
+    ):
+        Recipe(veto_db=-20).problem(analysis).plan(1000)
+    with pytest.raises(MintError, match=r"relax what binds: the veto of 60 dB \(--veto\), up to "):
+        Recipe(veto_db=60).problem(analysis).plan(1000)
+    with pytest.raises(
+        MintError, match=r"relax what binds: the formats set or kept \(--set, --keep, --locks\), up to "
+    ):
+        Recipe(veto_db=-20, lock=("*.down_proj=8/32",)).problem(analysis).plan(1000)
+    with pytest.raises(MintError, match=r"relax what binds: --min-bits 6, up to "):
+        Recipe(veto_db=-20, min_bits=6).problem(analysis).plan(1000)
+
+
+def test_a_floor_of_the_model_binds_until_the_rules_ignore_it(make_model: Make, tmp_path: Path) -> None:
+    source = open_source(make_model("qwen3_moe"))
+    analysis = mint.analyze(source, tmp_path / "a.mint")
+    floors = [unit.path for unit in source.units if unit.min_bits == 8]
+    with pytest.raises(MintError, match=r"the model's own floors \(--ignore-floors\), up to "):
+        Recipe(veto_db=-20).problem(analysis).plan(1000)
+    bound, free = (Recipe(veto_db=-20, ignore_floors=floors) for floors in ((), ("*.gate",)))
+    assert free.problem(analysis).smallest_bytes < bound.problem(analysis).smallest_bytes
+    plan = free.problem(analysis).plan(free.problem(analysis).smallest_bytes)
+    assert {choice.format.bits for choice in plan.choices if choice.path in floors} == {2}
+    assert not any("own rule" in choice.reason for choice in plan.choices)
+    mint.write_plan(plan, tmp_path / "plan.json")
+    assert mint.read_plan(tmp_path / "plan.json") == plan
+    locked = Recipe(lock=("*.gate=4/64",))
+    with pytest.raises(MintError, match="ignore its floor with --ignore-floors"):
+        locked.problem(analysis)
+    Recipe(lock=("*.gate=4/64",), ignore_floors=("*.gate",)).problem(analysis)
+    with pytest.raises(MintError, match="matches no unit"):
+        Recipe(ignore_floors=("*.nothing",)).problem(analysis)
