@@ -146,7 +146,8 @@ def _scales(rng: np.random.Generator, shape: tuple[int, ...], size: float, dtype
 
 def nibbles(codes: Array) -> Array:
     """(..., C) codes of 4 bits -> (..., C/2) bytes, the low nibble first."""
-    return (codes[..., 0::2] | codes[..., 1::2] << 4).astype(np.uint8)
+    pairs: Array = codes[..., 0::2] | codes[..., 1::2] << 4
+    return pairs.astype(np.uint8)
 
 
 def words(codes: Array, bits: int, axis: int = -1, order: tuple[int, ...] = ()) -> Array:
@@ -158,3 +159,117 @@ def words(codes: Array, bits: int, axis: int = -1, order: tuple[int, ...] = ()) 
     flat = bit_planes.reshape(*codes.shape[:-1], -1, 32).astype(np.uint64)
     packed = (flat << np.arange(32, dtype=np.uint64)).sum(-1).astype(np.uint32).view(np.int32)
     return np.moveaxis(packed, -1, axis)
+
+
+def mxfp4(name_of: str = "weight_packed", bottom: int = 118) -> Encoding:
+    """MXFP4 as compressed-tensors, ModelOpt (`weight`) or gpt-oss (`_blocks`) store it."""
+
+    def encode(rng: np.random.Generator, name: str, shape: tuple[int, ...]) -> tuple[Tensors, Array]:
+        codes = rng.integers(0, 16, shape, dtype=np.uint8)
+        exponents = rng.integers(bottom, bottom + 4, (*shape[:-1], shape[-1] // 32), dtype=np.uint8)
+        values = E2M1[codes] * np.repeat(np.exp2(exponents.astype(np.float32) - 127), 32, axis=-1)
+        module = name.removesuffix(".weight")
+        if name_of == "_blocks":
+            blocks = nibbles(codes).reshape(*exponents.shape, 16)
+            return {f"{module}_blocks": ("U8", blocks), f"{module}_scales": ("U8", exponents)}, values
+        return {f"{module}.{name_of}": ("U8", nibbles(codes)), f"{module}.weight_scale": ("U8", exponents)}, values
+
+    return encode
+
+
+def nvfp4(compressed_tensors: bool = False) -> Encoding:
+    """NVFP4 of ModelOpt, or of compressed-tensors, whose overall scale divides."""
+
+    def encode(rng: np.random.Generator, name: str, shape: tuple[int, ...]) -> tuple[Tensors, Array]:
+        codes = rng.integers(0, 16, shape, dtype=np.uint8)
+        scales = rng.uniform(16, 448, (*shape[:-1], shape[-1] // 16)).astype(ml_dtypes.float8_e4m3fn)
+        values = E2M1[codes] * np.repeat(scales.astype(np.float32), 16, axis=-1)
+        module = name.removesuffix(".weight")
+        tensors: Tensors = {f"{module}.weight_scale": ("F8_E4M3", scales)}
+        if compressed_tensors:
+            overall = np.array([3456.7], np.float32)
+            tensors |= {f"{module}.weight_packed": ("U8", nibbles(codes))}
+            return tensors | {f"{module}.weight_global_scale": ("F32", overall)}, values / overall
+        overall = np.array(0.00031, np.float32)
+        tensors |= {name: ("U8", nibbles(codes)), f"{module}.input_scale": ("F32", overall)}
+        return tensors | {f"{module}.weight_scale_2": ("F32", overall)}, values * overall
+
+    return encode
+
+
+def packed(bits: int = 4, group: int = 32, zeros: bool = False, ordered: bool = False) -> Encoding:
+    """`pack-quantized` of compressed-tensors; a group of 0 is a whole row; `ordered` has a group for each column."""
+
+    def encode(rng: np.random.Generator, name: str, shape: tuple[int, ...]) -> tuple[Tensors, Array]:
+        columns = shape[1]
+        codes, points, scales, stored = _integers(rng, shape, bits, group, "BF16")
+        points = points if zeros else np.full_like(points, 2 ** (bits - 1))
+        index = np.arange(columns) // (group or columns)
+        module = name.removesuffix(".weight")
+        tensors: Tensors = {
+            f"{module}.weight_packed": ("I32", words(codes, bits)),
+            f"{module}.weight_scale": ("BF16", stored),
+            f"{module}.weight_shape": ("I64", np.array(shape)),
+        }
+        if zeros:
+            tensors[f"{module}.weight_zero_point"] = "I32", words(points, bits, axis=0)
+        if ordered:
+            index = rng.permutation(index)
+            tensors[f"{module}.weight_g_idx"] = "I32", index
+        return tensors, (codes - points[:, index].astype(np.float32)) * scales[:, index]
+
+    return encode
+
+
+def awq(group: int = 64) -> Encoding:
+    """AWQ, as AutoAWQ's `gemm` stores it."""
+
+    def encode(rng: np.random.Generator, name: str, shape: tuple[int, ...]) -> tuple[Tensors, Array]:
+        codes, points, scales, stored = _integers(rng, shape, 4, group, "F16")
+        index, module = np.arange(shape[1]) // group, name.removesuffix(".weight")
+        order = (0, 2, 4, 6, 1, 3, 5, 7)
+        tensors: Tensors = {
+            f"{module}.qweight": ("I32", words(codes.T, 4, order=order)),
+            f"{module}.qzeros": ("I32", words(points.T, 4, order=order)),
+            f"{module}.scales": ("F16", stored.T),
+        }
+        return tensors, (codes - points[:, index].astype(np.float32)) * scales[:, index]
+
+    return encode
+
+
+def gptq(bits: int = 4, group: int = 64, act_order: bool = False, v2: bool = False) -> Encoding:
+    """GPTQ, as AutoGPTQ stores it: zero points less one, unless it is the second version."""
+
+    def encode(rng: np.random.Generator, name: str, shape: tuple[int, ...]) -> tuple[Tensors, Array]:
+        codes, points, scales, stored = _integers(rng, shape, bits, group, "F16")
+        index, module = np.arange(shape[1]) // group, name.removesuffix(".weight")
+        if act_order:
+            index = rng.permutation(index)
+        points = points if v2 else np.maximum(points, 1)
+        tensors: Tensors = {
+            f"{module}.qweight": ("I32", words(codes, bits).T),
+            f"{module}.qzeros": ("I32", words((points if v2 else points - 1).T, bits)),
+            f"{module}.scales": ("F16", stored.T),
+            f"{module}.g_idx": ("I32", index),
+        }
+        return tensors, (codes - points[:, index].astype(np.float32)) * scales[:, index]
+
+    return encode
+
+
+def _integers(
+    rng: np.random.Generator, shape: tuple[int, ...], bits: int, group: int, dtype: str
+) -> tuple[Array, Array, Array, Array]:
+    """Random codes (R, C), zero points (R, G), scales (R, G) as float32 and as stored."""
+    groups = (shape[0], shape[1] // group if group else 1)
+    scales, stored = _scales(rng, groups, shape[1] ** -0.5 / 2 ** (bits - 2), dtype)
+    middle = 2 ** (bits - 1)
+    points = rng.integers(max(0, middle - 5), min(2**bits, middle + 5), groups)
+    return rng.integers(0, 2**bits, shape), points, scales, stored
+
+
+def transposed(rng: np.random.Generator, name: str, shape: tuple[int, ...]) -> tuple[Tensors, Array]:
+    """The experts of gpt-oss in bf16 on the hub: inputs before outputs, no `.weight`."""
+    values = rng.normal(0, shape[-1] ** -0.5, shape).astype(ml_dtypes.bfloat16)
+    return {name.removesuffix(".weight"): ("BF16", values.swapaxes(-1, -2))}, values

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from mint.formats.scheme import E4M3, E8M0
+from mint.formats.scheme import E2M1, E4M3, E8M0
 from mint.model.storages.storage import Encoded
 
 Raw = npt.NDArray[Any]
@@ -56,7 +56,69 @@ def _index(scales: Floats, encoded: Encoded) -> Floats:
     return spread
 
 
+def _fp4(encoded: Encoded, raw: Mapping[str, Raw]) -> Floats:
+    bytes_ = raw["codes"].reshape(*encoded.shape[:-1], -1)
+    codes = np.stack([bytes_ & 15, bytes_ >> 4], axis=-1).reshape(encoded.shape)
+    scales = _floats(encoded, raw, "scales")
+    values: Floats = np.array(E2M1, np.float32)[codes]
+    values *= np.repeat(scales, encoded.shape[-1] // scales.shape[-1], axis=-1)
+    if "overall" not in raw:
+        return values
+    overall: Floats = raw["overall"].reshape(-1, *(1,) * (values.ndim - 1))
+    return values / overall if encoded.numbers["divides"] else values * overall
+
+
+def _packed(encoded: Encoded, raw: Mapping[str, Raw]) -> Floats:
+    bits, (rows, columns) = encoded.numbers["bits"], encoded.shape
+    scales = _floats(encoded, raw, "scales").reshape(rows, -1)
+    zeros = np.full(scales.shape, 2.0 ** (bits - 1), np.float32)
+    if "zeros" in raw:
+        zeros = _codes(raw["zeros"].T, bits)[:, :rows].T.astype(np.float32).reshape(rows, -1)
+    return _by_column(_codes(raw["codes"], bits)[:, :columns], zeros, scales, raw.get("groups"))
+
+
+def _gptq(encoded: Encoded, raw: Mapping[str, Raw]) -> Floats:
+    bits, (rows, columns) = encoded.numbers["bits"], encoded.shape
+    zeros = (_codes(raw["zeros"], bits)[:, :rows] + encoded.numbers["less"]) % 2**bits
+    codes = _codes(raw["codes"].T, bits)[:, :columns]
+    return _by_column(codes, zeros.T.astype(np.float32), _floats(encoded, raw, "scales").T, raw.get("groups"))
+
+
+def _awq(encoded: Encoded, raw: Mapping[str, Raw]) -> Floats:
+    order = [0, 4, 1, 5, 2, 6, 3, 7]  # the nibble of each row of a word
+
+    def rows_of(words: Raw) -> Raw:
+        return _codes(words, 4).reshape(len(words), -1, 8)[..., order].reshape(len(words), -1).T
+
+    zeros = rows_of(raw["zeros"]).astype(np.float32)
+    return _by_column(rows_of(raw["codes"]), zeros, _floats(encoded, raw, "scales").T, None)
+
+
+def _codes(words: Raw, bits: int) -> Raw:
+    """(R, W) words -> the unsigned codes of each row, as one stream of bits."""
+    stream = np.unpackbits(np.ascontiguousarray(words).view(np.uint8), axis=1, bitorder="little")
+    stream = stream[:, : stream.shape[1] // bits * bits].reshape(len(words), -1, bits)
+    codes: Raw = (stream.astype(np.int64) << np.arange(bits)).sum(-1)
+    return codes
+
+
+def _by_column(codes: Raw, zeros: Floats, scales: Floats, groups: Raw | None) -> Floats:
+    columns = codes.shape[1]
+    index = np.arange(columns) // (columns // scales.shape[1]) if groups is None else groups
+    return (codes.astype(np.float32) - zeros[:, index]) * scales[:, index]
+
+
+def _transposed(encoded: Encoded, raw: Mapping[str, Raw]) -> Floats:
+    return _floats(encoded, raw, "weight").swapaxes(-1, -2)
+
+
 _DECODERS: dict[str, Callable[[Encoded, Mapping[str, Raw]], Floats]] = {
     "fp8": _scaled,
     "int8": _scaled,
+    "mxfp4": _fp4,
+    "nvfp4": _fp4,
+    "packed": _packed,
+    "awq": _awq,
+    "gptq": _gptq,
+    "transposed": _transposed,
 }

@@ -59,7 +59,7 @@ class Encoded:
     @property
     def is_bare(self) -> bool:
         """True for codes without scales."""
-        return len(self.parts) == 1
+        return self.parts.keys() == {"codes"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,11 +79,6 @@ class Storage:
 def module_of(name: str) -> str:
     """The path of the module that a weight belongs to."""
     return name.removesuffix(".weight")
-
-
-def group_size(columns: int, groups: int) -> int:
-    """Columns that share a scale; 0 where these groups do not divide the columns."""
-    return 0 if not groups or columns % groups else columns // groups
 
 
 def in_blocks(shape: tuple[int, ...], dtype: mx.Dtype, decode: Callable[[slice], mx.array], rows: int = 1) -> mx.array:

@@ -244,6 +244,13 @@ def test_the_settings_of_a_quantization_that_is_undone_are_dropped(
     assert all(mx.array_equal(weights[name], plain_weights[name]) for name in weights)
 
 
+def test_official_gpt_oss_has_the_units_of_the_plain_one(make_model: Make) -> None:
+    source, plain = open_source(make_model("gpt_oss_mxfp4")), open_source(make_model("gpt_oss", "plain"))
+    assert {unit.path: unit.shape for unit in source.units} == {unit.path: unit.shape for unit in plain.units}
+    gate = next(unit for unit in source.units if unit.role == "expert_gate")
+    assert {name.rpartition("_")[2] for name in gate.sources} == {"blocks", "scales"}
+
+
 def test_code_of_the_model_is_never_run(make_model: Make) -> None:
     folder = make_model("llama")
     config = json.loads((folder / "config.json").read_text())
