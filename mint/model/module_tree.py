@@ -161,7 +161,7 @@ def build_tree(folder: Path, config: dict[str, Any], shards: tuple[Shard, ...], 
 def _built(
     folder: Path, config: dict[str, Any], leaves: Arrays, stored: Stored, shards: tuple[Shard, ...], dtype: str
 ) -> tuple[Module, frozenset[str]]:
-    """The modules of a config over the decoded and cast tensors of its checkpoint, and the parameters that are integers.
+    """The modules of a config over its decoded and cast tensors, and the names of the parameters that are integers.
 
     An error is that of the checkpoint's own names.
     """

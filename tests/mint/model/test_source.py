@@ -232,9 +232,7 @@ def test_a_model_that_mlx_quantized_is_refused_with_advice(make_model: Make) -> 
     ],
     ids=str,
 )
-def test_the_settings_of_a_quantization_that_is_undone_are_dropped(
-    extra: dict[str, object], make_model: Make
-) -> None:
+def test_the_settings_of_a_quantization_that_is_undone_are_dropped(extra: dict[str, object], make_model: Make) -> None:
     plain, folder = make_model("llama", "plain"), make_model("llama")
     edit_config(folder, extra)
     source, expected = open_source(folder), open_source(plain)
