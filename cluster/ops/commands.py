@@ -20,7 +20,7 @@ from cluster.settings import (
     token_path,
 )
 from cluster.transport.connect import driving, needing_ray
-from mint.cli.options import NONE, Dtype, Json, Model
+from mint.cli.options import NONE, Dtype, Json, Model, argument, option
 from mint.cli.screen import Screen
 from mint.core.errors import MintError
 
@@ -36,31 +36,24 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-Head = Annotated[
-    str, typer.Argument(metavar="[tls://]HOST[:PORT]", help=f"The head of the cluster; the default port is {PORT}.")
-]
+Head = Annotated[str, argument("[tls://]HOST[:PORT]", f"The head of the cluster; the default port is {PORT}.")]
 TokenFile = Annotated[
-    Path | None,
-    typer.Option(
-        metavar="FILE", help=f"The token of the cluster; default: {TOKEN_VARIABLE}, or the token that up makes."
-    ),
+    Path | None, option("FILE", f"The token of the cluster; default: {TOKEN_VARIABLE}, or the token that up makes.")
 ]
 ModelRoots = Annotated[
-    list[Path],
-    typer.Option(metavar="DIR", help="A folder with models, or a hub cache, on this machine. May be repeated."),
+    list[Path], option("DIR", "A folder with models, or a hub cache, on this machine. May be repeated.")
 ]
-Tls = Annotated[bool, typer.Option("--tls", help="Encrypt all traffic with the certificates of mint cluster certs.")]
+Tls = Annotated[bool, option("", "Encrypt all traffic with the certificates of mint cluster certs.", "--tls")]
 HERE = f"127.0.0.1:{PORT}"
 
 
 @app.command()
 def up(
-    head: Annotated[bool, typer.Option("--head", help="Start the head, which works too.")] = False,
+    head: Annotated[bool, option("", "Start the head, which works too.", "--head")] = False,
     address: Annotated[
-        str,
-        typer.Option(metavar="IP", help="The address of this machine for the other nodes; default: this machine only."),
+        str, option("IP", "The address of this machine for the other nodes; default: this machine only.")
     ] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=1, max=65535, help="The port of the head.")] = PORT,
+    port: Annotated[int, option("", "The port of the head.", min=1, max=65535)] = PORT,
     token_file: TokenFile = None,
     model_root: ModelRoots = NONE,
     tls: Tls = False,
@@ -117,9 +110,7 @@ def status(head: Head = HERE, token_file: TokenFile = None, tls: Tls = False, as
 
 @app.command()
 def doctor(
-    head: Annotated[
-        str, typer.Argument(metavar="[[tls://]HOST[:PORT]]", help="Also check that this cluster accepts this machine.")
-    ] = "",
+    head: Annotated[str, argument("[[tls://]HOST[:PORT]]", "Also check that this cluster accepts this machine.")] = "",
     as_json: Json = False,
 ) -> None:
     """Check this machine for known problems of a cluster and name the cures. The report contains no secret.
@@ -144,10 +135,8 @@ def doctor(
 
 @app.command()
 def certs(
-    hosts: Annotated[list[str], typer.Argument(metavar="HOST...", help="The address or name of every machine.")],
-    output: Annotated[
-        Path, typer.Option("--output", "-o", help="The output folder; gets one folder for each machine.")
-    ],
+    hosts: Annotated[list[str], argument("HOST...", "The address or name of every machine.")],
+    output: Annotated[Path, option("", "The output folder; gets one folder for each machine.", "--output", "-o")],
 ) -> None:
     """Make certificates for --tls: an authority, and a certificate for every machine. Run it again to add some."""
     from cluster.ops.certificates import make_certificates
@@ -159,10 +148,8 @@ def certs(
 @app.command()
 def plan(
     model: Model,
-    machines: Annotated[int, typer.Option(min=2, help="Number of machines like this one.")] = 2,
-    rounding: Annotated[
-        str, typer.Option(metavar="NAME", help="The rounding to measure: nearest or search.")
-    ] = "nearest",
+    machines: Annotated[int, option("", "Number of machines like this one.", min=2)] = 2,
+    rounding: Annotated[str, option("NAME", "The rounding to measure: nearest or search.")] = "nearest",
     dtype: Dtype = "",
     as_json: Json = False,
 ) -> None:
@@ -184,18 +171,14 @@ def plan(
 
 @app.command("service-file")
 def service_file(
-    role: Annotated[str, typer.Argument(metavar="head|worker", help="The role of this machine.")],
+    role: Annotated[str, argument("head|worker", "The role of this machine.")],
     address: Annotated[
-        str,
-        typer.Option(
-            metavar="IP[:PORT]",
-            help="head: the address of this machine for the others; worker: the address of the head.",
-        ),
+        str, option("IP[:PORT]", "head: the address of this machine for the others; worker: the address of the head.")
     ],
     token_file: TokenFile = None,
     model_root: ModelRoots = NONE,
     tls: Tls = False,
-    kind: Annotated[str, typer.Option(metavar="launchd|systemd", help="Default: the kind of this system.")] = "",
+    kind: Annotated[str, option("launchd|systemd", "Default: the kind of this system.")] = "",
 ) -> None:
     """Print a service file that starts the node of this machine at boot, for launchd or systemd.
 

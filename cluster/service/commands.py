@@ -14,7 +14,7 @@ import typer
 
 from cluster.service.data.records import SCOPES, Quota
 from cluster.service.settings import Settings
-from mint.cli.options import Json
+from mint.cli.options import NONE, Json, argument, option
 from mint.cli.screen import Screen
 from mint.client.http import PORT
 from mint.core.errors import MintError
@@ -34,59 +34,46 @@ token_app = typer.Typer(
 )
 _QUOTAS = {"active": "active", "queued": "queued", "bytes": "nbytes"}  # name of a limit: its field
 
-Data = Annotated[
-    Path | None, typer.Option(metavar="DIR", help="The folder of all data; default: in the user's data folder.")
-]
+Data = Annotated[Path | None, option("DIR", "The folder of all data; default: in the user's data folder.")]
 DatabaseUrl = Annotated[
     str,
-    typer.Option(
-        "--database", metavar="URL", envvar="MINT_DATABASE", show_envvar=True,
-        help="postgresql://USER:PASSWORD@HOST/NAME; several servers of one share DIR too. Default: SQLite in DIR.",
-    ),
+    option("URL", "postgresql://USER:PASSWORD@HOST/NAME; several servers of one share DIR too. Default: SQLite in DIR.",
+           "--database", envvar="MINT_DATABASE", show_envvar=True)
 ]  # fmt: skip
 
 
 @serve_app.command()
 def serve(
     data: Data = None,
-    host: Annotated[str, typer.Option(metavar="IP", help="The address; beyond loopback tokens and TLS are needed.")]
-    = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="0: any free port.")] = PORT,
+    host: Annotated[str, option("IP", "The address; beyond loopback tokens and TLS are needed.")] = "127.0.0.1",
+    port: Annotated[int, option("", "0: any free port.", min=0, max=65535)] = PORT,
     roots: Annotated[
-        list[Path],
-        typer.Option(
-            "--root", metavar="DIR", help="A folder of models; nothing outside is ever read. May be repeated."
-        ),
-    ] = [],  # noqa: B006, typer copies it
+        list[Path], option("DIR", "A folder of models; nothing outside is ever read. May be repeated.", "--root")
+    ] = NONE,
     allow_hub: Annotated[
         bool,
-        typer.Option(
-            "--allow-hub",
-            help="Accept models of the Hugging Face hub too; they are downloaded to this machine's cache of it, with "
+        option(
+            "",
+            "Accept models of the Hugging Face hub too; they are downloaded to this machine's cache of it, with "
             "this machine's token.",
+            "--allow-hub",
         ),
     ] = False,
-    cluster: Annotated[
-        str, typer.Option(metavar="ADDRESS", help="Work on all nodes of this Ray cluster (HOST:PORT).")
-    ] = "",
-    slots: Annotated[int, typer.Option(min=0, help="Jobs at a time; 0: only serve, other machines run the jobs.")] = 1,
-    max_store: Annotated[
-        str, typer.Option(metavar="SIZE", help="Most bytes of stored files; the longest unused are removed.")
-    ] = "",
+    cluster: Annotated[str, option("ADDRESS", "Work on all nodes of this Ray cluster (HOST:PORT).")] = "",
+    slots: Annotated[int, option("", "Jobs at a time; 0: only serve, other machines run the jobs.", min=0)] = 1,
+    max_store: Annotated[str, option("SIZE", "Most bytes of stored files; the longest unused are removed.")] = "",
     database: DatabaseUrl = "",
-    tls_cert: Annotated[Path | None, typer.Option(metavar="FILE", help="Certificate for HTTPS, PEM.")] = None,
-    tls_key: Annotated[Path | None, typer.Option(metavar="FILE", help="Its key, PEM.")] = None,
+    tls_cert: Annotated[Path | None, option("FILE", "Certificate for HTTPS, PEM.")] = None,
+    tls_key: Annotated[Path | None, option("FILE", "Its key, PEM.")] = None,
     insecure: Annotated[
-        bool, typer.Option("--insecure", help="Plain HTTP beyond loopback: where a proxy or a VPN encrypts.")
+        bool, option("", "Plain HTTP beyond loopback: where a proxy or a VPN encrypts.", "--insecure")
     ] = False,
     names: Annotated[
-        list[str], typer.Option("--name", metavar="HOST", help="A further host name of this service. May be repeated.")
-    ] = [],  # noqa: B006, typer copies it
-    requests_per_second: Annotated[
-        float, typer.Option("--rate", min=1, help="Requests a second from one person.")
-    ] = 100.0,
-    streams_each: Annotated[int, typer.Option("--streams", min=1, help="Event streams of one person at a time.")] = 100,
-) -> None:  # fmt: skip
+        list[str], option("HOST", "A further host name of this service. May be repeated.", "--name")
+    ] = NONE,
+    requests_per_second: Annotated[float, option("", "Requests a second from one person.", "--rate", min=1)] = 100.0,
+    streams_each: Annotated[int, option("", "Event streams of one person at a time.", "--streams", min=1)] = 100,
+) -> None:
     """Run the lab's quantization service: submit models, follow jobs, download results, at http://127.0.0.1:8420/.
 
     DIR holds everything: jobs, results, logs. Events and logs of a job are removed 30 days after its end; the job
@@ -108,16 +95,12 @@ def serve(
 
 @token_app.command()
 def create(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="The person: letters, digits, . _ @ -")],
+    name: Annotated[str, argument("NAME", "The person: letters, digits, . _ @ -")],
     scope: Annotated[
-        str, typer.Option(metavar="LIST", help="Scopes: read (look, plan, download), submit (and cancel), admin.")
+        str, option("LIST", "Scopes: read (look, plan, download), submit (and cancel), admin.")
     ] = "read,submit",
     quota: Annotated[
-        str,
-        typer.Option(
-            metavar="LIST",
-            help="Limits: active=1,queued=20,bytes=500GB (jobs that run, that wait or run; stored bytes).",
-        ),
+        str, option("LIST", "Limits: active=1,queued=20,bytes=500GB (jobs that run, that wait or run; stored bytes).")
     ] = "",
     data: Data = None,
     database: DatabaseUrl = "",
@@ -150,7 +133,7 @@ def list_(data: Data = None, database: DatabaseUrl = "", as_json: Json = False) 
 
 @token_app.command()
 def revoke(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="The person.")],
+    name: Annotated[str, argument("NAME", "The person.")],
     data: Data = None,
     database: DatabaseUrl = "",
 ) -> None:

@@ -1,4 +1,4 @@
-"""The `mint` command: registers the commands of `make`, `plan`, `quality` and `jobs`, and turns errors into exit codes.
+"""The `mint` command: registers the commands of this folder, and turns errors into exit codes.
 
 stdout carries the answer (with --json, exactly one object), stderr everything else. Exit codes: 0 done, 1 an error that
 the user can fix, 2 wrong usage, 3 a bug, 130 interrupted.
@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from mint.cli import jobs, make, plan, quality
+from mint.cli import jobs, model, plan, quality
 from mint.cli.command import command
 from mint.core.errors import MintError, fixable
 from mint.core.log import configure_logging
@@ -45,8 +45,8 @@ def options(
 
 
 for _function in (
-    make.quantize, make.inspect, make.analyze, quality.probe, plan.allocate, plan.curve, plan.explain, plan.diff,
-    make.assemble, make.verify, quality.evaluate, plan.devices, jobs.submit, jobs.jobs, jobs.cancel, jobs.download,
+    model.quantize, model.inspect, model.analyze, quality.probe, plan.allocate, plan.curve, plan.explain, plan.diff,
+    model.assemble, model.verify, quality.evaluate, plan.devices, jobs.submit, jobs.jobs, jobs.cancel, jobs.download,
 ):  # fmt: skip
     app.command()(command(_function))
 
