@@ -23,6 +23,7 @@ from cluster.transport.connect import driving, needing_ray
 from mint.cli.options import NONE, Dtype, Json, Model
 from mint.cli.screen import Screen
 from mint.core.errors import MintError
+from mint.formats.rounding import DEFAULT_ROUNDING
 
 if TYPE_CHECKING:
     from cluster.ops.doctor import Finding
@@ -162,7 +163,7 @@ def plan(
     machines: Annotated[int, typer.Option(min=2, help="Number of machines like this one.")] = 2,
     rounding: Annotated[
         str, typer.Option(metavar="NAME", help="The rounding to measure: nearest or search.")
-    ] = "nearest",
+    ] = DEFAULT_ROUNDING,
     dtype: Dtype = "",
     as_json: Json = False,
 ) -> None:
