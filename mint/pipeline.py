@@ -25,6 +25,7 @@ from mint.core.cache import cached_path
 from mint.core.errors import MintError
 from mint.core.memory import peak_rss_bytes
 from mint.core.progress import OnNote, OnProgress, ignore, say_nothing
+from mint.formats.rounding import DEFAULT_ROUNDING
 from mint.model.checkpoint.manifest import Manifest
 from mint.model.module_tree import has_own_code, tokenizer_fault
 from mint.model.source import Source, open_source
@@ -245,7 +246,7 @@ class Pipeline:
             self.seconds[name] = round(time.perf_counter() - started, 3)
 
 
-def cached_analysis(source: Source, rounding: str = "nearest", *, device: str = "") -> Path:
+def cached_analysis(source: Source, rounding: str = DEFAULT_ROUNDING, *, device: str = "") -> Path:
     """The file in the cache folder for the analysis of this very model and rounding by these versions.
 
     `device` is the kind, or kinds, that measured; this process's own by default.

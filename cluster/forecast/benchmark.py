@@ -19,6 +19,7 @@ import mlx.core as mx
 from mint.analysis.unit_jobs import Measure, ready_kernels
 from mint.core.progress import OnProgress, ignore
 from mint.formats.format import ITEMSIZE, KEEP
+from mint.formats.rounding import DEFAULT_ROUNDING
 from mint.formats.units import Unit
 from mint.model.checkpoint.shards import Shard
 from mint.model.source import Source
@@ -42,7 +43,7 @@ class MachineRates:
 
 
 def measure_rates(
-    source: Source, *, seconds: float = 4.0, rounding: str = "nearest", on_progress: OnProgress = ignore
+    source: Source, *, seconds: float = 4.0, rounding: str = DEFAULT_ROUNDING, on_progress: OnProgress = ignore
 ) -> MachineRates:
     """The rates of this machine for `source`, measured in about `seconds`."""
     load, cores = os.getloadavg()[0], os.cpu_count() or 1
@@ -80,7 +81,9 @@ def source_bytes(source: Source) -> dict[str, dict[str, int]]:
     return {unit.path: {name: tensors[name].nbytes for name in unit.sources} for unit in source.units}
 
 
-def measuring_rate(units: Iterable[Unit], load: LoadPiece, *, seconds: float, rounding: str = "nearest") -> float:
+def measuring_rate(
+    units: Iterable[Unit], load: LoadPiece, *, seconds: float, rounding: str = DEFAULT_ROUNDING
+) -> float:
     """Bytes of weights per second that this machine measures, over the kinds of `units`, the heaviest kinds first.
 
     Stops after `seconds`, but not before the first kind. The rate is the bytes of all kinds over their seconds.

@@ -15,6 +15,7 @@ from cluster.forecast.benchmark import MachineRates, measure_rates, source_bytes
 from cluster.forecast.simulate import Costs, Machine, Pipe, Reads, simulate, simulate_alone
 from cluster.schedule.events import Item
 from mint.core.progress import OnProgress, ignore
+from mint.formats.rounding import DEFAULT_ROUNDING
 from mint.model.source import Source, open_source
 
 WORTHWHILE = 1.3  # times as fast as one machine; below, a cluster does not pay
@@ -158,7 +159,7 @@ def plan_cluster(
     *,
     machines: int = 2,
     dtype: str = "",
-    rounding: str = "nearest",
+    rounding: str = DEFAULT_ROUNDING,
     seconds: float = 4.0,
     on_progress: OnProgress = ignore,
 ) -> Outlook:

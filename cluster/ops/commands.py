@@ -23,6 +23,7 @@ from cluster.transport.connect import driving, needing_ray
 from mint.cli.options import NONE, Dtype, Json, Model, argument, option
 from mint.cli.screen import Screen
 from mint.core.errors import MintError
+from mint.formats.rounding import DEFAULT_ROUNDING
 
 if TYPE_CHECKING:
     from cluster.ops.doctor import Finding
@@ -149,7 +150,9 @@ def certs(
 def plan(
     model: Model,
     machines: Annotated[int, option("", "Number of machines like this one.", min=2)] = 2,
-    rounding: Annotated[str, option("NAME", "The rounding to measure: nearest or search.")] = "nearest",
+    rounding: Annotated[
+        str, option("NAME", "The rounding to measure: nearest or search.")
+    ] = DEFAULT_ROUNDING,
     dtype: Dtype = "",
     as_json: Json = False,
 ) -> None:

@@ -23,7 +23,7 @@ from mint.core.files import partial_path
 from mint.core.journal import Journal, read_header, remove_stray
 from mint.core.log import log
 from mint.core.progress import OnNote, OnProgress, ignore, say_nothing
-from mint.formats.rounding import parse_rounding
+from mint.formats.rounding import DEFAULT_ROUNDING, parse_rounding
 from mint.formats.units import Unit, to_fields
 from mint.kernels.storage import raw
 from mint.model.checkpoint.reader import FLOATS, all_finite
@@ -39,7 +39,7 @@ def analyze(
     source: Source,
     output: Path | str,
     *,
-    rounding: str = "nearest",
+    rounding: str = DEFAULT_ROUNDING,
     executor: Executor = in_process,
     keep_nonfinite: bool = False,
     features: bool = False,

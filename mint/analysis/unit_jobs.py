@@ -22,7 +22,7 @@ from mint.analysis.cross_device import difference
 from mint.core.errors import MintError
 from mint.core.progress import OnProgress, Progress, ignore
 from mint.formats.format import KEEP, Format, TensorSpec, parse_format
-from mint.formats.rounding import ROUNDINGS
+from mint.formats.rounding import DEFAULT_ROUNDING, ROUNDINGS
 from mint.formats.units import Unit
 from mint.kernels.backend import backend, check_rounding
 from mint.kernels.storage import raw_bytes
@@ -72,7 +72,7 @@ class Measure(RoundingJob[Measurement]):
 
     name: ClassVar[str] = "measure"
     any_device: ClassVar[bool] = True
-    rounding: str = "nearest"
+    rounding: str = DEFAULT_ROUNDING
 
     def __call__(self, unit: Unit, weight: mx.array) -> Measurement:
         """The errors for `rounding`, or for the one measured in its place; `weight` is evaluated, of `unit.shape`.
@@ -126,7 +126,7 @@ class Quantize(RoundingJob[Packed]):
     name: ClassVar[str] = "quantize"
     formats: Mapping[str, Format]
     checksums: Mapping[str, str]
-    rounding: str = "nearest"
+    rounding: str = DEFAULT_ROUNDING
 
     def __call__(self, unit: Unit, weight: mx.array) -> Packed:
         """The packed unit; rounded to nearest, the bytes are those of `mx.quantize` on this device.

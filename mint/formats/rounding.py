@@ -22,6 +22,7 @@ class Rounding:
         return self.measured_as == self.name
 
 
+DEFAULT_ROUNDING = "nearest"
 # compensation searches too; how much more it gains depends on the inputs, which an analysis does not have
 ROUNDINGS = {
     rounding.name: rounding

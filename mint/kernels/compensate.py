@@ -1,4 +1,4 @@
-"""Error-compensating rounding into MLX's formats: what a column loses, the columns after it make up.
+"""Error-compensating rounding into MLX's formats: later columns compensate the rounding error of each column.
 
 With H the second moments of a layer's inputs x, the output of a row of weights is off by d x with an expected square of
 d H d^T, d being what storing it changed. Columns are rounded one after another (GPTQ, arXiv 2210.17323):

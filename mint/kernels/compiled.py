@@ -1,4 +1,4 @@
-"""The compiler and the threads of the CPU kernels, and what affine and fp4 kernels share.
+"""The compiler and the threads of the CPU kernels, and the parts that affine and fp4 kernels share.
 
 Rules of the compiled code:
 - No fast math. Every operation rounds as IEEE 754 says, in the order written, so that x86 and ARM agree to the bit.

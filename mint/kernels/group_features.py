@@ -36,7 +36,7 @@ def kurtoses(weight: Raw, dtype: str, group_size: int, *, threads: int | None = 
 
 
 def rounding_errors(weight: Raw, dtype: str, group_size: int) -> tuple[Floats, Floats]:
-    """Contiguous raw (R, C) weights as float32, and what affine rounding to `BITS` bits adds to them, (R, C) each."""
+    """Contiguous raw (R, C) weights as float32, and their errors after affine rounding to `BITS` bits, (R, C) each."""
     values = widened(weight.reshape(-1), dtype).reshape(weight.shape)
     format = Format("affine", BITS, group_size)
     return values, numpy_view(unpack(pack(weight[None], dtype, format), dtype, format))[0] - values

@@ -124,7 +124,7 @@ def pack(
 
 @compiled
 def _segment(importance: Floats | None) -> Any:
-    """Room for a segment: weights in order and side by side, their importance, extremes, and the state of a search."""
+    """A segment's arrays: weights in order and side by side, their importance, extremes, and the state of a search."""
     row_major, values = np.zeros(SEGMENT, np.float32), np.empty(SEGMENT, np.float32)
     spans, state = np.empty((2, SEGMENT // _QUARTER), np.float32), np.zeros(ROWS * LANES, np.float32)
     heights = None if importance is None else np.empty(SEGMENT, np.float32)
@@ -133,7 +133,7 @@ def _segment(importance: Floats | None) -> Any:
 
 @compiled
 def _lay(piece: Raw, storage: int, importance: Floats | None, start: int, segment: Any) -> None:
-    """Fill the room of a segment, short ones up with zeros; its first weight is the `start`th of rows of C columns."""
+    """Fill a segment, a short one up with zeros; its first weight is the `start`th of rows of C columns."""
     row_major, values, heights, spans, state = segment
     row_major[piece.size :] = np.float32(0.0)
     widen(piece, storage, row_major[: piece.size])
@@ -186,7 +186,7 @@ def _extremes(values: Floats, spans: Floats) -> None:
 
 @compiled
 def _prepare(spans: Floats, heights: Floats | None, first: int, group_size: int, state: Floats) -> None:
-    """Set what the affine search needs to know of the groups that begin in row `first`."""
+    """Set the extremes and the total importance of the groups that begin in row `first`, for the affine search."""
     begin = first // _QUARTER
     for lane in range(LANES):
         low, high = spans[0, begin * LANES + lane], spans[1, begin * LANES + lane]

@@ -12,10 +12,10 @@ search needs no data. Per group:
 Every scale and bias is rounded to the weight's dtype before it is judged, and at the end the best is kept if its error,
 computed exactly as a loader will see it, is below that of `mx.quantize`'s own scale and bias: never worse, per group.
 
-Sixteen groups are searched side by side, one a lane, so that every comparison and every division is a vector's. What a
-lane knows lies in rows of `state`, one array, since LLVM then sees that rows do not overlap. Weights are scaled by a
-power of two per lane, so that no square overflows or vanishes. A division by zero or an overflow makes an error that
-is not less than any other: such a candidate is never kept, and needs no branch.
+Sixteen groups are searched side by side, one a lane, so that every comparison and every division is a vector's. The
+values of the lanes lie in rows of `state`, one array, since LLVM then sees that rows do not overlap. Weights are scaled
+by a power of two per lane, so that no square overflows or vanishes. A division by zero or an overflow makes an error
+that is not less than any other: such a candidate is never kept, and needs no branch.
 """
 
 # N weights of LANES groups side by side: weight i of group g is values[i * LANES + g]

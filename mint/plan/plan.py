@@ -178,7 +178,7 @@ class Plan:
     def groups(self) -> tuple[tuple[TensorSpec, ...], ...]:
         """The tensors to write, in groups that are stored together, layer by layer."""
         groups = [(choice.layer, choice.tensors) for choice in self.choices]
-        groups += [(layer_of(p.name), (TensorSpec(p.name, p.dtype, p.shape),)) for p in self.parameters]
+        groups += [(layer_of(p.name), (p.tensor,)) for p in self.parameters]
         return tuple(tensors for _, tensors in sorted(groups, key=_BY_LAYER))
 
     @cached_property

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Self
 from mint.core.errors import MintError
 from mint.core.sizes import MAX_SHARD_BYTES, Amount, parse_budget, parse_size, parse_tokens
 from mint.formats.format import Format
-from mint.formats.rounding import parse_rounding
+from mint.formats.rounding import DEFAULT_ROUNDING, parse_rounding
 from mint.plan.objectives import objective
 from mint.plan.rules import MAX_BITS, VETO_DB, Rules, parse_formats, parse_lock
 
@@ -51,7 +51,7 @@ class _Plain:
 class Recipe(_Plain):
     """The requested model, for any budget. Raises `MintError` for a value that no model can have."""
 
-    rounding: str = "nearest"
+    rounding: str = DEFAULT_ROUNDING
     dtype: str = ""  # empty: the config's own
     probe: bool = False  # measure the sensitivities first
     objective: str = "output"

@@ -5,8 +5,8 @@ from pathlib import Path
 
 from hypothesis import given
 
-from cluster.service.data.records import Wish
-from cluster.service.recipe_of_wish import budget_of, canonical, checked_options, recipe_of
+from cluster.service.data.records import ModelRequest
+from cluster.service.request_options import budget_of, canonical, checked_options, recipe_of
 from mint.analysis.analysis import read_analysis
 from mint.analysis.analyze import analyze
 from mint.cli.main import run_command
@@ -18,25 +18,25 @@ from tests.mint.plan.test_recipe import BUDGETS, recipes
 from tests.worlds.served import served
 
 
-def _wish(budget: Budget | None, options: dict[str, object]) -> Wish:
-    return Wish("model", "0" * 64, canonical(budget), checked_options(budget, options))
+def _request(budget: Budget | None, options: dict[str, object]) -> ModelRequest:
+    return ModelRequest("model", "0" * 64, canonical(budget), checked_options(budget, options))
 
 
 @given(recipes(), BUDGETS)
-def test_a_wish_keeps_its_recipe_and_its_budget(recipe: Recipe, budget: Budget) -> None:
-    wish = _wish(budget, {**recipe.to_dict(), **budget.room.to_dict()})
-    again = budget_of(wish.budget, wish.options)
+def test_a_request_keeps_its_recipe_and_its_budget(recipe: Recipe, budget: Budget) -> None:
+    request = _request(budget, {**recipe.to_dict(), **budget.room.to_dict()})
+    again = budget_of(request.budget, request.options)
     assert canonical(again) == canonical(budget)
     assert again.room == budget.room
-    assert recipe_of(again, wish.options) == recipe
+    assert recipe_of(again, request.options) == recipe
 
 
 @given(recipes(), BUDGETS)
-def test_writing_a_default_out_does_not_change_a_wish(recipe: Recipe, budget: Budget) -> None:
+def test_writing_a_default_out_does_not_change_a_request(recipe: Recipe, budget: Budget) -> None:
     written = {**recipe.to_dict(), **budget.room.to_dict()}
     brief = checked_options(budget, written)
-    assert _wish(budget, brief).key == _wish(budget, written).key
-    assert _wish(None, checked_options(None, written)).key == _wish(None, written).key
+    assert _request(budget, brief).key == _request(budget, written).key
+    assert _request(None, checked_options(None, written)).key == _request(None, written).key
 
 
 def test_command_line_python_and_service_make_the_same_plan(tmp_path: Path, llama: Path) -> None:

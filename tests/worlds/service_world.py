@@ -1,4 +1,4 @@
-"""A test world of the service's database: a fixed clock, persons, wishes, and the laws of the tables."""
+"""A test world of the service's database: a fixed clock, persons, requests, and the laws of the tables."""
 
 from collections.abc import Mapping
 from itertools import pairwise
@@ -8,7 +8,7 @@ from sqlalchemy import select
 
 from cluster.service.data.catalog import Catalog
 from cluster.service.data.database import Database
-from cluster.service.data.records import Artifact, Claim, Job, Person, Quota, Wish
+from cluster.service.data.records import Artifact, Claim, Job, ModelRequest, Person, Quota
 from cluster.service.data.states import ACTIVE, DONE, FINAL, INVENTORY, QUEUED, can_become
 from cluster.service.data.tables import events, jobs, metadata, watchers
 from cluster.service.queue.queue import ATTEMPTS, Queue
@@ -38,8 +38,8 @@ class World:
         self.queue, self.catalog = Queue(database, self.clock), Catalog(database, self.clock)
 
     def submit(self, by: Person = ANN, identity: str = "one", priority: int = 0, **fields: Any) -> Job:
-        """Submit a wish."""
-        return submit(self.queue, wish(identity, **fields), by, priority)[0]
+        """Submit a request."""
+        return submit(self.queue, model_request(identity, **fields), by, priority)[0]
 
     def claim(self) -> Claim:
         """Claim the next job, which must exist."""
@@ -49,7 +49,7 @@ class World:
 
     def finish(self, claim: Claim, nbytes: int = 10) -> Artifact:
         """Finish a job, with an artifact in the catalog."""
-        result = artifact(claim.job.id, identity=claim.job.wish.identity, nbytes=nbytes)
+        result = artifact(claim.job.id, identity=claim.job.request.identity, nbytes=nbytes)
         self.catalog.add(result)
         for state in WAY:
             self.queue.advance(claim, state)
@@ -57,16 +57,16 @@ class World:
         return result
 
 
-def submit(queue: Queue, wish: Wish, by: Person, priority: int = 0) -> tuple[Job, bool]:
-    """The job for a wish whose result takes at most its budget, if that is one of bytes; and whether it is new."""
-    budget = parse_budget(wish.budget) if wish.budget else None
+def submit(queue: Queue, request: ModelRequest, by: Person, priority: int = 0) -> tuple[Job, bool]:
+    """The job for a request whose result takes at most its budget, if that is one of bytes; and whether it is new."""
+    budget = parse_budget(request.budget) if request.budget else None
     most_bytes = int(budget.number) if budget and budget.unit == "B" else 0
-    return queue.submit([(wish, most_bytes)], by, priority)[0]
+    return queue.submit([(request, most_bytes)], by, priority)[0]
 
 
-def wish(identity: str = "one", budget: str = "", options: Mapping[str, Any] | None = None) -> Wish:
+def model_request(identity: str = "one", budget: str = "", options: Mapping[str, Any] | None = None) -> ModelRequest:
     """A request for a model."""
-    return Wish(f"models/{identity}", identity, budget, options or {})
+    return ModelRequest(f"models/{identity}", identity, budget, options or {})
 
 
 def artifact(name: str, *, identity: str = "one", nbytes: int = 10, shared: int = 0) -> Artifact:
@@ -98,7 +98,7 @@ def check_laws(database: Database) -> None:
     active = [row for row in rows if row.state in ACTIVE]
     live = [row for row in rows if row.state not in FINAL and not row.cancel_wanted]
     assert len({row.analysis_key for row in active}) == len(active), "two jobs work on one analysis"
-    assert len({row.wish_key for row in live}) == len(live), "two jobs for one wish"
+    assert len({row.wish_key for row in live}) == len(live), "two jobs for one request"
     for row in rows:
         assert (row.lease is not None) == (row.lease_until is not None) == (row.state in ACTIVE)
         assert (row.finished_at is not None) == (row.state in FINAL)

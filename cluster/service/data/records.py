@@ -13,7 +13,7 @@ SCOPES = ("read", "submit", "admin")  # each includes those before it
 
 
 @dataclass(frozen=True, slots=True)
-class Wish:
+class ModelRequest:
     """A request for a model: everything that decides the bytes of the result. Without a budget: an analysis only."""
 
     model: str  # relative to a root, with forward slashes, or a hub id
@@ -39,7 +39,7 @@ class Job:
     """A snapshot of a job. Times are seconds since 1970, sizes bytes."""
 
     id: str
-    wish: Wish
+    request: ModelRequest
     state: str
     reason: str  # of failed, blocked, or of the last broken attempt
     owner: str  # the first watcher; the job takes a turn of the owner

@@ -7,14 +7,14 @@ from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Header, Path, Query, Request, Response
 
-from cluster.service.data.records import Job, Person, Wish
+from cluster.service.data.records import Job, ModelRequest, Person
 from cluster.service.data.states import ACTIVE, BLOCKED, FINAL, QUEUED
 from cluster.service.errors import DatabaseUnavailableError, NotFetchedError
 from cluster.service.http.context import POSTED, Here, Reader, Service, Submitter, refusals
 from cluster.service.http.error_answers import ApiError
 from cluster.service.http.schema import JobAnswer, JobsAnswer, Sha256, Submission, SubmittedAnswer, SubmittedJob
 from cluster.service.http.sse import EventStream
-from cluster.service.recipe_of_wish import budget_of, canonical, checked_options, most_bytes
+from cluster.service.request_options import budget_of, canonical, checked_options, most_bytes
 from mint.core.errors import MintError
 from mint.plan.recipe import Budget
 
@@ -26,8 +26,7 @@ State = Literal[QUEUED, *ACTIVE, *FINAL, BLOCKED]  # type: ignore[valid-type]
 def job_record(job: Job, person: Person) -> dict[str, Any]:
     """A job as the API answers it."""
     record = asdict(job)
-    wish = record.pop("wish")
-    return {**wish, **record, "mine": person.name in job.watchers}
+    return {**record.pop("request"), **record, "mine": person.name in job.watchers}
 
 
 @router.post("", status_code=201, responses={200: {"model": SubmittedAnswer}, **refusals(404, 409, *POSTED)})
@@ -48,14 +47,20 @@ def submit(
     changes = {canonical(budget): (budget, checked_options(budget, options)) for budget in budgets}
     path, identity = identified(service, submission.model)
     source_bytes = sum(shard.stat().st_size for shard in path.glob("*.safetensors"))
-    wishes = [
-        (Wish(submission.model, identity, text, values), most_bytes(budget, source_bytes))
+    requests = [
+        (ModelRequest(submission.model, identity, text, values), most_bytes(budget, source_bytes))
         for text, (budget, values) in changes.items()
     ]
     jobs = []
-    for job, is_new in service.queue.submit(wishes, person, submission.priority):
+    for job, is_new in service.queue.submit(requests, person, submission.priority):
         service.note(
-            request, person, "job.submitted", job=job.id, model=job.wish.model, budget=job.wish.budget, is_new=is_new
+            request,
+            person,
+            "job.submitted",
+            job=job.id,
+            model=job.request.model,
+            budget=job.request.budget,
+            is_new=is_new,
         )
         jobs.append(SubmittedJob(**job_record(job, person), is_new=is_new))
     response.status_code = 201 if any(job.is_new for job in jobs) else 200

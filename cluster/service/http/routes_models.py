@@ -15,7 +15,7 @@ from cluster.service.http.context import POSTED, Here, Reader, Service, refusals
 from cluster.service.http.error_answers import ApiError
 from cluster.service.http.routes_artifacts import artifact_answer
 from cluster.service.http.routes_jobs import identified, job_record
-from cluster.service.recipe_of_wish import DEFAULTS, budget_of, canonical, recipe_of
+from cluster.service.request_options import DEFAULTS, budget_of, canonical, recipe_of
 from mint.analysis.analysis import MAGIC
 from mint.core.errors import MintError
 from mint.core.journal import read_header
@@ -58,7 +58,7 @@ def model(identity: Identity, service: Here, person: Reader) -> schema.ModelDeta
         structure = service.planner.ask("roles", analysis=analyses[0].path)
     return schema.ModelDetail(
         identity=identity,
-        names=sorted({*(row.name for row in rows), *(job.wish.model for job in jobs)}),
+        names=sorted({*(row.name for row in rows), *(job.request.model for job in jobs)}),
         source_bytes=rows[0].nbytes if rows else 0,
         **structure,
         analyzed=sorted({entry.answer.rounding for entry in analyses}),

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
-from cluster.service.recipe_of_wish import DEFAULTS, DEVICE_NAMES
+from cluster.service.request_options import DEFAULTS, DEVICE_NAMES
 from mint.client.client import ServedJob
 from mint.client.download import ServedFile
 from mint.formats.rounding import ROUNDINGS

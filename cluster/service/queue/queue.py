@@ -17,7 +17,7 @@ from sqlalchemy import ColumnElement, Connection, Row, exists, func, insert, or_
 
 from cluster.service.data import quotas
 from cluster.service.data.database import Database
-from cluster.service.data.records import Claim, Event, Job, Lease, Person, Wish
+from cluster.service.data.records import Claim, Event, Job, Lease, ModelRequest, Person
 from cluster.service.data.states import ACTIVE, BLOCKED, CANCELLED, DONE, FAILED, FINAL, INVENTORY, QUEUED, can_become
 from cluster.service.data.tables import artifacts, jobs, watchers
 from cluster.service.errors import LeaseLostError, NotFoundError
@@ -42,28 +42,32 @@ class Queue:
 
     # for clients
 
-    def submit(self, wishes: Sequence[tuple[Wish, int]], by: Person, priority: int = 0) -> list[tuple[Job, bool]]:
-        """The job for each wish, and true if it is new; an older one waits, runs, or is done and still stored.
+    def submit(
+        self, requests: Sequence[tuple[ModelRequest, int]], by: Person, priority: int = 0
+    ) -> list[tuple[Job, bool]]:
+        """The job for each request, and true if it is new; an older one waits, runs, or is done and still stored.
 
-        A wish comes with an upper bound of its result's bytes. All wishes are accepted, or none: raises
+        A request comes with an upper bound of its result's bytes. All requests are accepted, or none: raises
         `QuotaExceededError`.
         """
         with self.database.write() as connection:
             quotas.save(connection, by.name, by.quota)
-            answers = [self._submit(connection, wish, most_bytes, by, priority) for wish, most_bytes in wishes]
+            answers = [self._submit(connection, request, most_bytes, by, priority) for request, most_bytes in requests]
         self.submitted.set()
         return answers
 
-    def _submit(self, connection: Connection, wish: Wish, most: int, by: Person, priority: int) -> tuple[Job, bool]:
+    def _submit(
+        self, connection: Connection, request: ModelRequest, most: int, by: Person, priority: int
+    ) -> tuple[Job, bool]:
         now = self.clock()
-        row = _shared(connection, wish.key)
+        row = _shared(connection, request.key)
         is_new, is_done = row is None, row is not None and row.state == DONE
         if row is None or by.name not in subscriptions.names(connection, [row.number]).get(row.number, ()):
             size = select(artifacts.c.nbytes).where(artifacts.c.digest == row.artifact) if row and is_done else None
             nbytes = most if size is None else connection.execute(size).scalar_one()
             quotas.check(connection, by, nbytes, now, unfinished=not is_done)
         if row is None:
-            row = _insert(connection, wish, by, priority, most, now)
+            row = _insert(connection, request, by, priority, most, now)
         subscriptions.add(connection, row.number, by.name, priority)
         if is_done:
             connection.execute(update(artifacts).where(artifacts.c.digest == row.artifact).values(used_at=now))
@@ -296,9 +300,9 @@ class Queue:
         history.append_state(connection, row, self.clock())
 
 
-def _insert(connection: Connection, wish: Wish, by: Person, priority: int, most: int, now: float) -> _Row:
+def _insert(connection: Connection, request: ModelRequest, by: Person, priority: int, most: int, now: float) -> _Row:
     values = {
-        **asdict(wish), "id": secrets.token_hex(8), "wish_key": wish.key, "analysis_key": wish.analysis_key,
+        **asdict(request), "id": secrets.token_hex(8), "wish_key": request.key, "analysis_key": request.analysis_key,
         "state": QUEUED, "owner": by.name, "priority": priority, "created_at": now, "expected_bytes": most,
     }  # fmt: skip
     row = connection.execute(insert(jobs).values(values).returning(*jobs.c)).one()
@@ -307,7 +311,7 @@ def _insert(connection: Connection, wish: Wish, by: Person, priority: int, most:
 
 
 def _shared(connection: Connection, key: str) -> _Row | None:
-    """The existing job for a wish: unfinished and not being cancelled, or done and still stored."""
+    """The existing job for a request: unfinished and not being cancelled, or done and still stored."""
     is_stored = exists().where(artifacts.c.digest == jobs.c.artifact)
     is_live = jobs.c.finished_at.is_(None) & ~jobs.c.cancel_wanted
     statement = select(jobs).where(jobs.c.wish_key == key, or_(is_live, (jobs.c.state == DONE) & is_stored))
@@ -334,7 +338,7 @@ def _jobs(connection: Connection, rows: Sequence[_Row]) -> list[Job]:
     names = subscriptions.names(connection, [row.number for row in rows])
     return [
         Job(
-            wish=Wish(row.model, row.identity, row.budget, row.options),
+            request=ModelRequest(row.model, row.identity, row.budget, row.options),
             watchers=names.get(row.number, ()),
             **{name: getattr(row, name) for name in _COPIED},
         )

@@ -126,11 +126,11 @@ def run(order: Order) -> int:
     claim = Claim(queue.get(order.job), order.lease)
     if queue.renew(claim) is Lease.LOST:
         return LOST
-    bind_contextvars(model=claim.job.wish.model)
+    bind_contextvars(model=claim.job.request.model)
     log.info("job.begun", attempt=claim.job.attempts, pid=os.getpid())
     with LeaseKeeper(queue, claim) as keeper:
         try:
-            with exclusive(settings.work_folder / "locks" / claim.job.wish.analysis_key):
+            with exclusive(settings.work_folder / "locks" / claim.job.request.analysis_key):
                 from cluster.service.work.stages import Stages  # imports MLX, which takes longer than a lease lives
 
                 store = Store(settings.data / "store", catalog, settings.max_store_bytes)

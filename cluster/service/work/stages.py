@@ -17,7 +17,7 @@ from cluster.service.data.records import Claim
 from cluster.service.data.states import ANALYZING, ASSEMBLING, PROBING, SOLVING, VERIFYING
 from cluster.service.errors import DatabaseUnavailableError, NotFoundError
 from cluster.service.queue.queue import Queue
-from cluster.service.recipe_of_wish import budget_of, recipe_of
+from cluster.service.request_options import budget_of, recipe_of
 from cluster.service.store.model_roots import Roots
 from cluster.service.store.store import OUTPUT, Store, reserve_space, written_bytes
 from cluster.service.work.folder_lock import in_turn
@@ -74,9 +74,9 @@ class Stages(pipeline.Hooks):
 
     def run(self) -> End:
         """Do all that is left to do. Raises `MintError` for what fails the job, `DiskFullError` if it must wait."""
-        wish = self.claim.job.wish
-        budget = budget_of(wish.budget, wish.options) if wish.budget else None
-        self._recipe = recipe = recipe_of(budget, wish.options)
+        request = self.claim.job.request
+        budget = budget_of(request.budget, request.options) if request.budget else None
+        self._recipe = recipe = recipe_of(budget, request.options)
         if budget:
             stock()  # imports mlx_lm while this process works
         events = ProgressEvents(self._emit, self.host)
@@ -113,16 +113,16 @@ class Stages(pipeline.Hooks):
     # the model
 
     def _identified(self) -> Path:
-        path, identity = self.roots.identify(self.claim.job.wish.model)
+        path, identity = self.roots.identify(self.claim.job.request.model)
         self._insist_on(identity)
         return path
 
     def _insist_on(self, identity: str) -> None:
-        wish = self.claim.job.wish
-        if identity != wish.identity:
+        request = self.claim.job.request
+        if identity != request.identity:
             raise MintError(
-                f"the model {wish.model} has changed since it was submitted (found identity {identity[:12]}, needed "
-                f"{wish.identity[:12]}); submit it again, or put its files back"
+                f"the model {request.model} has changed since it was submitted (found identity {identity[:12]}, needed "
+                f"{request.identity[:12]}); submit it again, or put its files back"
             )
 
     # between the stages
@@ -146,7 +146,7 @@ class Stages(pipeline.Hooks):
         if measured.probes.exists():
             files["analysis.mint.probe"] = measured.probes
         self._measured = measured
-        self._analysis = self.store.put("analysis", self.claim.job.wish.identity, files)
+        self._analysis = self.store.put("analysis", self.claim.job.request.identity, files)
 
     def earlier(self) -> Sequence[Path]:
         """Folders with earlier results of the model, as views that stay whole whatever is evicted."""
@@ -155,7 +155,7 @@ class Stages(pipeline.Hooks):
         if ROUNDINGS[self._recipe.rounding].sequential:
             return ()
         folders = []
-        for artifact in self.store.catalog.find(kind="model", identity=self.claim.job.wish.identity, limit=_REUSED):
+        for artifact in self.store.catalog.find(kind="model", identity=self.claim.job.request.identity, limit=_REUSED):
             folder = reused / artifact.digest[:16]
             try:
                 self.store.link_out(artifact, folder)
@@ -174,7 +174,7 @@ class Stages(pipeline.Hooks):
         """Puts the model into the store."""
         self._identified()  # it may have changed meanwhile
         files = {path.relative_to(output).as_posix(): path for path in output.rglob("*") if path.is_file()}
-        identity, holder = self.claim.job.wish.identity, self.claim.holder
+        identity, holder = self.claim.job.request.identity, self.claim.holder
         self._model = self.store.put("model", identity, files, manifest.files, holder=holder)
 
     def _need_room(self, needed: int) -> None:

@@ -22,7 +22,7 @@ from cluster.service.data.states import ACTIVE, BLOCKED, FINAL
 from cluster.service.errors import DatabaseUnavailableError, LeaseLostError, NotFoundError
 from cluster.service.queue.history import RETENTION_SECONDS
 from cluster.service.queue.queue import Queue
-from cluster.service.recipe_of_wish import recipe_of
+from cluster.service.request_options import recipe_of
 from cluster.service.settings import Settings
 from cluster.service.store.store import RESERVE_BYTES, Store, written_bytes
 from cluster.service.work.folder_lock import holder
@@ -166,7 +166,7 @@ class Supervisor:
         for job in here:
             if job.cancel_wanted:
                 child = self._children.get(job.id)
-                pid = child[0].pid if child else holder(self._locks / job.wish.analysis_key)
+                pid = child[0].pid if child else holder(self._locks / job.request.analysis_key)
                 if not pid:
                     continue  # not yet at work, or just over: it notices by itself
                 signalled_at = self._signalled_at[job.id, pid] = before.get((job.id, pid), now)
@@ -215,6 +215,6 @@ class Supervisor:
 
 def _library(job: Job) -> str:
     """The fast BLAS that the runner must preload, if the job runs the model on a CPU whose MLX has a slow one."""
-    recipe = recipe_of(None, job.wish.options)
+    recipe = recipe_of(None, job.request.options)
     runs_model = recipe.probe or ROUNDINGS[recipe.rounding].needs_model
     return find_openblas() if runs_model and sys.platform == "linux" else ""

@@ -20,7 +20,7 @@ from cluster.service.queue.queue import Queue
 from cluster.service.settings import Settings, file_url
 from mint.core.errors import MintError
 from tests.worlds.first_tables import create_first_tables
-from tests.worlds.service_world import ANN, World, check_laws, submit, wish
+from tests.worlds.service_world import ANN, World, check_laws, model_request, submit
 
 
 def _scripts() -> Config:
@@ -68,7 +68,7 @@ def test_every_older_database_is_migrated(database_url: str) -> None:
 
 def test_connecting_again_changes_nothing(database_url: str) -> None:
     database = connect(database_url)
-    job, _ = submit(Queue(database), wish(), ANN)
+    job, _ = submit(Queue(database), model_request(), ANN)
     database.close()
     again = connect(database_url)
     assert Queue(again).get(job.id) == job
@@ -190,7 +190,7 @@ def test_a_new_file_that_another_server_writes_is_awaited(tmp_path: Path) -> Non
     other.close()
 
 
-def test_the_database_itself_enforces_one_job_per_wish_and_per_analysis(world: World) -> None:
+def test_the_database_itself_enforces_one_job_per_request_and_per_analysis(world: World) -> None:
     world.submit(budget="1GB")
     world.submit(budget="2GB")
     world.claim()

@@ -4,7 +4,7 @@ import pytest
 
 from cluster.service.data.states import DONE
 from cluster.service.errors import QuotaExceededError
-from tests.worlds.service_world import ANN, BOB, World, check_laws, quota, wish
+from tests.worlds.service_world import ANN, BOB, World, check_laws, model_request, quota
 
 
 def test_a_submission_beyond_the_quota_is_refused_with_a_time_to_retry(world: World) -> None:
@@ -16,7 +16,7 @@ def test_a_submission_beyond_the_quota_is_refused_with_a_time_to_retry(world: Wo
     assert world.submit(few, "a0").id == jobs[0].id  # an existing job is not counted twice
     world.queue.cancel(jobs[1].id, few)
     world.submit(few, "a2")
-    assert [job.wish.identity for job in world.queue.find()] == ["a2", "a1", "a0"]
+    assert [job.request.identity for job in world.queue.find()] == ["a2", "a1", "a0"]
 
 
 def test_the_time_to_retry_is_the_estimated_end_of_the_first_job(world: World) -> None:
@@ -58,9 +58,9 @@ def test_bytes_are_counted_from_the_budget_until_they_are_known(world: World) ->
 
 def test_the_caller_may_give_a_better_upper_bound_than_the_budget(world: World) -> None:
     few = quota(ANN, nbytes=100)
-    world.queue.submit([(wish("a", "64GB"), 70)], few)
+    world.queue.submit([(model_request("a", "64GB"), 70)], few)
     with pytest.raises(QuotaExceededError):
-        world.queue.submit([(wish("b", "4bpw"), 31)], few)
+        world.queue.submit([(model_request("b", "4bpw"), 31)], few)
 
 
 def test_cancelling_a_finished_job_frees_its_quota(world: World) -> None:

@@ -16,7 +16,7 @@ from cluster.service.errors import NotFoundError
 from cluster.service.queue.queue import Queue
 from cluster.service.settings import file_url
 from mint.core.errors import MintError
-from tests.worlds.service_world import Clock, submit, wish
+from tests.worlds.service_world import Clock, model_request, submit
 
 
 @pytest.fixture
@@ -89,7 +89,7 @@ def test_a_revoked_token_is_worthless_and_its_name_is_free_again(access: Tokens)
 def test_who_has_jobs_can_lose_the_token_and_keeps_the_jobs(access: Tokens, database: Database) -> None:
     ann = access.verify(access.create("ann", ["submit"]))
     assert ann is not None
-    job, _ = submit(Queue(database), wish(), ann)
+    job, _ = submit(Queue(database), model_request(), ann)
     access.revoke("ann")
     assert Queue(database).get(job.id).owner == "ann"
 

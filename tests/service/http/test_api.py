@@ -9,7 +9,7 @@ import pytest
 
 from cluster.service.data.records import Quota
 from cluster.service.http.schema import Options
-from cluster.service.recipe_of_wish import DEFAULTS, budget_of, canonical
+from cluster.service.request_options import DEFAULTS, budget_of, canonical
 from mint.analysis.analysis import read_analysis
 from mint.analysis.analyze import analyze
 from mint.core.sizes import parse_budget
@@ -101,7 +101,7 @@ def test_a_budget_has_one_way_to_be_written_that_means_the_same(texts: list[str]
         }
 
 
-def test_the_options_of_the_api_are_those_of_a_wish() -> None:
+def test_the_options_of_the_api_are_those_of_a_request() -> None:
     assert Options().model_dump() == DEFAULTS
 
 

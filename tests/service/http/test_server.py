@@ -18,7 +18,7 @@ import pytest
 from cluster.ops.certificates import make_certificates
 from cluster.service.data.catalog import Catalog
 from cluster.service.data.database import connect
-from cluster.service.data.records import Artifact, Person, Wish
+from cluster.service.data.records import Artifact, ModelRequest, Person
 from cluster.service.data.tokens import Tokens
 from cluster.service.queue.queue import Queue
 from tests.conftest import own_cache
@@ -258,7 +258,7 @@ def test_an_address_that_is_taken_is_said_so(server: Server, tmp_path: Path) -> 
 def test_a_queue_that_others_work_on_is_followed_across_processes(server: Server, folder: Path) -> None:
     database = connect(f"sqlite:///{folder / 'service.db'}")
     queue = Queue(database)
-    job, _ = submit(queue, Wish("m", "0" * 64), Person("ann", ("submit",)))
+    job, _ = submit(queue, ModelRequest("m", "0" * 64), Person("ann", ("submit",)))
     with server.client() as client, client.stream("GET", f"/v1/jobs/{job.id}/events") as stream:
         events = _events(stream.iter_lines())
         assert next(events)[1]["state"] == "queued"

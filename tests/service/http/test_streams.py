@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from cluster.service.data.database import Database, connect
-from cluster.service.data.records import Claim, Event, Person, Wish
+from cluster.service.data.records import Claim, Event, ModelRequest, Person
 from cluster.service.http.downloads import Download, is_single_range
 from cluster.service.http.error_answers import ApiError
 from cluster.service.http.sse import EventFanout, EventStream, frame
@@ -56,7 +56,7 @@ def queue(database: Database) -> Counting:
 
 
 def _job(queue: Queue, identity: str = "one") -> Claim:
-    submit(queue, Wish("m", identity), ANN)
+    submit(queue, ModelRequest("m", identity), ANN)
     claim = queue.claim("here")
     assert claim is not None
     return claim

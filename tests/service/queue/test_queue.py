@@ -8,7 +8,7 @@ from cluster.service.data.records import Lease
 from cluster.service.data.states import ACTIVE, BLOCKED, CANCELLED, DONE, FAILED, QUEUED
 from cluster.service.errors import LeaseLostError, NotFoundError, NotWatchingError
 from cluster.service.queue.queue import ATTEMPTS, LEASE_SECONDS
-from tests.worlds.service_world import ADMIN, ANN, BOB, EVE, World, check_laws, quota, submit, wish
+from tests.worlds.service_world import ADMIN, ANN, BOB, EVE, World, check_laws, model_request, quota, submit
 
 
 def _owners_served(world: World, many: int) -> list[str]:
@@ -19,10 +19,10 @@ def _owners_served(world: World, many: int) -> list[str]:
 
 
 def test_a_job_goes_from_queued_to_done_with_an_event_per_step(world: World) -> None:
-    job, new = submit(world.queue, wish(budget="24GB", options={"rounding": "diag", "probe": True}), ANN)
+    job, new = submit(world.queue, model_request(budget="24GB", options={"rounding": "diag", "probe": True}), ANN)
     assert (new, job.state, job.owner, job.watchers) == (True, QUEUED, "ann", ("ann",))
     claim = world.claim()
-    assert claim.job.wish == job.wish
+    assert claim.job.request == job.request
     world.queue.emit(claim, "progress", {"done": 1, "of": 2})
     made = world.finish(claim)
     done = world.queue.get(job.id)
@@ -218,17 +218,17 @@ def test_an_owner_at_the_quota_does_not_delay_others(world: World) -> None:
 # sharing
 
 
-def test_equal_wishes_share_one_job(world: World) -> None:
+def test_equal_requests_share_one_job(world: World) -> None:
     job = world.submit(ANN)
-    again, new = submit(world.queue, wish(), BOB)
+    again, new = submit(world.queue, model_request(), BOB)
     assert (again.id, new, again.watchers) == (job.id, False, ("ann", "bob"))
     assert world.submit(ANN).watchers == ("ann", "bob")
     assert len(world.queue.find()) == 1
 
 
-def test_another_name_of_the_same_model_is_the_same_wish(world: World) -> None:
+def test_another_name_of_the_same_model_is_the_same_request(world: World) -> None:
     job = world.submit(ANN)
-    renamed = dataclasses.replace(wish(), model="elsewhere/copy")
+    renamed = dataclasses.replace(model_request(), model="elsewhere/copy")
     assert submit(world.queue, renamed, BOB)[0].id == job.id
 
 
@@ -271,7 +271,7 @@ def test_a_cancelled_job_stays_cancelled_however_its_runner_ends(world: World, e
     check_laws(world.database)
 
 
-def test_a_wish_like_a_job_being_cancelled_is_a_new_job_that_waits(world: World) -> None:
+def test_a_request_like_a_job_being_cancelled_is_a_new_job_that_waits(world: World) -> None:
     job = world.submit()
     claim = world.claim()
     world.queue.cancel(job.id, ANN)
@@ -312,14 +312,14 @@ def test_a_job_has_the_highest_priority_of_its_current_watchers(world: World) ->
 def test_a_stored_result_is_not_made_again(world: World) -> None:
     job = world.submit(ANN)
     made = world.finish(world.claim())
-    same, new = submit(world.queue, wish(), BOB)
+    same, new = submit(world.queue, model_request(), BOB)
     assert (same.id, same.state, same.watchers, new) == (job.id, DONE, ("ann", "bob"), False)
     world.catalog.remove(made.digest)
-    remade, new = submit(world.queue, wish(), BOB)
+    remade, new = submit(world.queue, model_request(), BOB)
     assert (remade.id != job.id, remade.state, new) == (True, QUEUED, True)
 
 
-def test_a_wish_for_a_stored_result_counts_as_use(world: World) -> None:
+def test_a_request_for_a_stored_result_counts_as_use(world: World) -> None:
     world.submit(ANN, "one")
     old = world.finish(world.claim())
     world.clock.now += 1
@@ -332,7 +332,7 @@ def test_a_wish_for_a_stored_result_counts_as_use(world: World) -> None:
 
 
 @pytest.mark.parametrize("end", [FAILED, CANCELLED])
-def test_a_failed_or_cancelled_wish_can_be_submitted_again(world: World, end: str) -> None:
+def test_a_failed_or_cancelled_request_can_be_submitted_again(world: World, end: str) -> None:
     job = world.submit()
     world.queue.advance(world.claim(), end, reason="so it goes")
     assert world.submit().id != job.id

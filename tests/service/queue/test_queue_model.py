@@ -20,7 +20,7 @@ from cluster.service.data.records import Claim, Lease, Person, Quota
 from cluster.service.data.states import ACTIVE, BLOCKED, CANCELLED, DONE, FAILED, FINAL, INVENTORY, QUEUED, can_become
 from cluster.service.errors import LeaseLostError, NotWatchingError, QuotaExceededError
 from cluster.service.queue.queue import ATTEMPTS, LEASE_SECONDS
-from tests.worlds.service_world import World, artifact, check_laws, clear, submit, wish
+from tests.worlds.service_world import World, artifact, check_laws, clear, model_request, submit
 
 PEOPLE = {
     "ann": Person("ann", ("submit",), Quota(active=1)),
@@ -35,7 +35,7 @@ class Expected:
     """The expected state of a job."""
 
     number: int
-    wish: tuple[str, str]  # identity (which decides the analysis), budget
+    request: tuple[str, str]  # identity (which decides the analysis), budget
     owner: str
     watchers: dict[str, int]  # current watchers in order, and their priorities
     past_watchers: set[str]  # all watchers ever
@@ -71,8 +71,8 @@ class Model:
     stored: set[str] = field(default_factory=set)
     turns: int = 0
 
-    def shared(self, wish: tuple[str, str]) -> str:
-        same = [id for id, job in self.jobs.items() if job.wish == wish]
+    def shared(self, request: tuple[str, str]) -> str:
+        same = [id for id, job in self.jobs.items() if job.request == request]
         usable = [id for id in same if self.jobs[id].live or self.jobs[id].artifact in self.stored]
         return usable[-1] if usable else ""
 
@@ -83,7 +83,7 @@ class Model:
         return sum(job.owner == name for job in self.jobs.values() if job.lease)
 
     def next(self) -> str:
-        busy = {job.wish[0] for job in self.jobs.values() if job.lease}
+        busy = {job.request[0] for job in self.jobs.values() if job.lease}
 
         def may_begin(job: Expected) -> bool:
             limit = PEOPLE[job.owner].quota.active
@@ -92,7 +92,7 @@ class Model:
         ready = [
             (-job.priority, self.served.get(job.owner, 0), job.number, id)
             for id, job in self.jobs.items()
-            if job.state == QUEUED and job.wish[0] not in busy and may_begin(job)
+            if job.state == QUEUED and job.request[0] not in busy and may_begin(job)
         ]
         return min(ready)[-1] if ready else ""
 
@@ -164,9 +164,9 @@ class Service(RuleBasedStateMachine):
         more = job is None or (job.state != DONE and name not in job.watchers)
         if more and limit is not None and self.model.unfinished(name) >= limit:
             with pytest.raises(QuotaExceededError):
-                submit(self.queue, wish(identity, budget), PEOPLE[name], priority)
+                submit(self.queue, model_request(identity, budget), PEOPLE[name], priority)
             return
-        answer, new = submit(self.queue, wish(identity, budget), PEOPLE[name], priority)
+        answer, new = submit(self.queue, model_request(identity, budget), PEOPLE[name], priority)
         assert new == (job is None)
         if job is None:
             assert answer.id not in self.model.jobs

@@ -18,7 +18,7 @@ from cluster.service.data.records import Person, Quota
 from cluster.service.data.states import DONE, FAILED, QUEUED
 from cluster.service.errors import QuotaExceededError
 from cluster.service.queue.queue import LEASE_SECONDS, Queue
-from tests.worlds.service_world import ANN, BOB, World, check_laws, quota, submit, wish
+from tests.worlds.service_world import ANN, BOB, World, check_laws, model_request, quota, submit
 
 SPAWN = get_context("spawn")
 
@@ -46,7 +46,7 @@ def _claim_many(url: str, host: str, most: int, ready: Barrier, claims: "SimpleQ
 def test_two_servers_claim_every_job_once(database_url: str) -> None:
     database = connect(database_url)
     queue, many, most = Queue(database), 40, 30  # neither can claim all
-    ids = [submit(queue, wish(f"m{n}"), (ANN, BOB)[n % 2])[0].id for n in range(many)]
+    ids = [submit(queue, model_request(f"m{n}"), (ANN, BOB)[n % 2])[0].id for n in range(many)]
     ready, claims = SPAWN.Barrier(2), SPAWN.SimpleQueue()
     _in_processes(_claim_many, [(database_url, host, most, ready, claims) for host in ("here", "there")])
     claimed = claims.get() + claims.get()
@@ -70,7 +70,7 @@ def test_servers_that_start_at_once_make_the_tables_once(database_url: str) -> N
     database.close()
 
 
-def test_equal_wishes_at_the_same_moment_are_one_job(database_url: str) -> None:
+def test_equal_requests_at_the_same_moment_are_one_job(database_url: str) -> None:
     databases = [connect(database_url) for _ in range(4)]  # stand for different processes
     people = [Person(f"person{n}", ("submit",)) for n in range(8)]
     ready = threading.Barrier(len(people))
@@ -79,7 +79,7 @@ def test_equal_wishes_at_the_same_moment_are_one_job(database_url: str) -> None:
         queue, answers = Queue(databases[number % len(databases)]), []
         for n in range(5):
             ready.wait()
-            job, new = submit(queue, wish(f"m{n}"), people[number])
+            job, new = submit(queue, model_request(f"m{n}"), people[number])
             answers.append((job.id, new))
         return answers
 
@@ -100,7 +100,7 @@ def test_quotas_hold_for_concurrent_submissions(database_url: str) -> None:
 
     def is_accepted(number: int) -> bool:
         try:
-            return submit(queue, wish(f"m{number}", "40B"), few)[1]
+            return submit(queue, model_request(f"m{number}", "40B"), few)[1]
         except QuotaExceededError:
             return False
 

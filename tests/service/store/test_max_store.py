@@ -45,7 +45,7 @@ def _reserve(world: World, store: Store, claim: Claim, need: int) -> None:
 def _finish(world: World, store: Store, claim: Claim, nbytes: int) -> Artifact:
     file = store.folder.parent / claim.job.id
     file.write_bytes(claim.job.id.encode().ljust(nbytes)[:nbytes])
-    result = store.put("model", claim.job.wish.identity, {"file": file})
+    result = store.put("model", claim.job.request.identity, {"file": file})
     world.queue.advance(claim, "verifying")
     world.queue.advance(claim, DONE, artifact=result.digest)
     return result
@@ -75,7 +75,7 @@ def test_a_new_artifact_is_not_evicted_before_its_job_is_done(world: World, stor
     _reserve(world, store, first, 60)
     file = store.folder / "made"
     file.write_bytes(bytes(60))
-    made = store.put("model", first.job.wish.identity, {"file": file}, holder=first.holder)
+    made = store.put("model", first.job.request.identity, {"file": file}, holder=first.holder)
     with pytest.raises(DiskFullError, match="needs 40 B"):  # the space of the first counts twice for a moment
         _reserve(world, store, second, 40)
     world.queue.advance(first, "verifying")

@@ -20,7 +20,7 @@ import pytest
 
 from cluster.service.data.catalog import Catalog
 from cluster.service.data.database import connect
-from cluster.service.data.records import Artifact, Claim, Job, Person, Wish
+from cluster.service.data.records import Artifact, Claim, Job, ModelRequest, Person
 from cluster.service.data.states import BLOCKED, CANCELLED, DONE, FAILED, QUEUED
 from cluster.service.queue.queue import LEASE_SECONDS, Queue
 from cluster.service.settings import Settings
@@ -84,7 +84,7 @@ class Lab:
     def submit(self, model: str, budget: int | str = "", **options: Any) -> Job:
         identity = Roots([self.roots], self.catalog).identify(model)[1]
         text = f"{budget}B" if isinstance(budget, int) else budget
-        return submit(self.queue, Wish(model, identity, text, options), ANN)[0]
+        return submit(self.queue, ModelRequest(model, identity, text, options), ANN)[0]
 
     def claim(self) -> Claim:
         claim = self.queue.claim("here")

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from cluster.service.data.database import connect
-from cluster.service.data.records import Claim, Job, Wish
+from cluster.service.data.records import Claim, Job, ModelRequest
 from cluster.service.store.model_roots import Roots
 from cluster.service.store.store import Store
 from cluster.service.work.progress_events import EVERY_SECONDS, ProgressEvents
@@ -46,7 +46,7 @@ class Lab:
 
     def submit(self, budget: str = "", **options: Any) -> Job:
         _, identity = self.roots.identify(self.model.name)
-        return submit(self.world.queue, Wish(self.model.name, identity, budget, options), ANN)[0]
+        return submit(self.world.queue, ModelRequest(self.model.name, identity, budget, options), ANN)[0]
 
     def run(self, claim: Claim, cluster: str = "", max_bytes: int | None = None) -> End:
         store = Store(self.folder / "store", self.world.catalog, max_bytes)

@@ -8,7 +8,7 @@ import pytest
 
 from cluster.service.data.catalog import Catalog
 from cluster.service.data.database import connect
-from cluster.service.data.records import Person, Wish
+from cluster.service.data.records import ModelRequest, Person
 from cluster.service.data.states import DONE
 from cluster.service.queue.queue import Queue
 from cluster.service.settings import Settings
@@ -139,8 +139,8 @@ def test_a_job_that_it_is_told_is_done_as_by_any_runner(settings: Settings, warm
     write_model("llama", settings.roots[0] / "llama", tokenizer=True)
     database = connect(settings.database_url)
     queue = Queue(database)
-    wish = Wish("llama", Roots(settings.roots, Catalog(database)).identify("llama")[1], "5bpw")
-    job, _ = submit(queue, wish, Person("ann", ("submit",)))
+    request = ModelRequest("llama", Roots(settings.roots, Catalog(database)).identify("llama")[1], "5bpw")
+    job, _ = submit(queue, request, Person("ann", ("submit",)))
     claim = queue.claim("here")
     assert claim
     warm.take("")

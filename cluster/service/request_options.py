@@ -1,7 +1,7 @@
-"""The meaning of a wish: its recipe, its budget, and the one way to write both.
+"""The meaning of a request: its recipe, its budget, and the one way to write both.
 
-Options that equal their defaults, or that do not matter to the budget, are no part of a wish: a default that is written
-out asks for the same job.
+Options that equal their defaults, or that do not matter to the budget, are no part of a request: a default that is
+written out asks for the same job.
 """
 
 from collections.abc import Mapping
