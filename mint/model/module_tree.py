@@ -73,8 +73,16 @@ def _sanitized(model: Module, weights: Arrays) -> Arrays:
     return sanitized
 
 
+def _readers(config: dict[str, Any]) -> tuple[Reader, ...]:
+    def class_of(part: dict[str, Any]) -> type:
+        args: type = _get_classes(part)[1]
+        return args
+
+    return readers(config, class_of)
+
+
 TREE_LOADERS = [
-    TreeLoader("mlx_lm", _takes, _module, _sanitized, readers)
+    TreeLoader("mlx_lm", _takes, _module, _sanitized, _readers)
 ]  # the first that takes a config builds its tree
 
 

@@ -6,12 +6,10 @@ mlx_lm's classes take the keys that are their fields and ignore all others in si
 
 import inspect
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, is_dataclass
 from types import ModuleType
 from typing import Any
-
-from mlx_lm.utils import _get_classes
 
 _PACKAGE = "mlx_lm.models."
 _TOWERS = ("vision", "visual", "audio", "image", "speech")  # their parts of a config are read by no text model
@@ -32,13 +30,16 @@ class Reader:
         return name in self.fields or f'"{name}"' in self.code
 
 
-def readers(config: dict[str, Any]) -> tuple[Reader, ...]:
-    """The config and its parts, each with its class of mlx_lm; raises as `_get_classes` for an unknown model type."""
-    args = _get_classes(config)[1]
+ClassOf = Callable[[dict[str, Any]], type]  # the class that reads a config; raises for an unknown model type
+
+
+def readers(config: dict[str, Any], class_of: ClassOf) -> tuple[Reader, ...]:
+    """The config and its parts, each with its class; raises as `class_of` for a config of an unknown model type."""
+    args = class_of(config)
     top = _reader("", config, args)
     parts = ((key, part) for key, part in config.items() if isinstance(part, dict) and is_text_part(key))
     nearby = list(_classes_near(sys.modules[args.__module__]))
-    return (top, *(_reader(key, part, _class_of(part, nearby)) for key, part in parts))
+    return (top, *(_reader(key, part, _class_near(part, class_of, nearby)) for key, part in parts))
 
 
 def is_text_part(key: str) -> bool:
@@ -52,12 +53,11 @@ def _reader(key: str, values: dict[str, Any], args: type) -> Reader:
     return Reader(key, values, module.__name__.removeprefix(_PACKAGE), names, inspect.getsource(module))
 
 
-def _class_of(part: dict[str, Any], nearby: list[type]) -> type:
+def _class_near(part: dict[str, Any], class_of: ClassOf, nearby: list[type]) -> type:
     try:
-        args: type = _get_classes(part)[1]
-    except (KeyError, ValueError, TypeError, ImportError):
-        args = max(nearby, key=lambda kind: len(part.keys() & {field.name for field in fields(kind)}))
-    return args
+        return class_of(part)
+    except (Exception, SystemExit):  # of the import of a model, or for an unknown or missing model type
+        return max(nearby, key=lambda kind: len(part.keys() & {field.name for field in fields(kind)}))
 
 
 def _classes_near(module: ModuleType) -> Iterator[type]:

@@ -1,4 +1,4 @@
-"""What is true of a result is said: what it lacks, what stays and why, and what binds a budget."""
+"""Results say everything that is true of them: dropped towers, matrices that stay, limits that bind."""
 
 import json
 from collections.abc import Callable

@@ -12,21 +12,21 @@ import mlx_lm.models
 import pytest
 
 from mint.core.errors import MintError
-from mint.model.module_tree import _takes
-from mint.model.opening.readers import readers
+from mint.model.module_tree import TREE_LOADERS
 from mint.model.opening.rope import lift_rope
 from mint.model.opening.unseen import unseen_keys
 from mint.model.source import open_source
 from tests.worlds.zoo import ARCHITECTURES
 
 Make = Callable[..., Path]
+takes, readers = TREE_LOADERS[0].takes, TREE_LOADERS[0].readers
 LINEAR = {"rope_type": "linear", "factor": 4.0, "alpha": 1.0, "long_factor": [1.0]}  # some classes insist on these
 
 
 def rotary_classes() -> Iterator[str]:
     """The model types of mlx_lm whose class has a field for the rotary base."""
     for module in pkgutil.iter_modules(mlx_lm.models.__path__):
-        if _takes({"model_type": module.name}):
+        if takes({"model_type": module.name}):
             args = importlib.import_module(f"mlx_lm.models.{module.name}").ModelArgs
             if is_dataclass(args) and "rope_theta" in {field.name for field in fields(args)}:
                 yield module.name

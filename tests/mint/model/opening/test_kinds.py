@@ -1,4 +1,4 @@
-"""What is no model in safetensors format is told by its name, with the command that helps."""
+"""Other kinds of folders and files are named, with the command that helps."""
 
 import json
 from collections.abc import Callable
