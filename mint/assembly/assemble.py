@@ -45,7 +45,8 @@ from mint.run.job import T
 from mint.run.stage import reported
 
 _MAGIC = b"MINT assembly\n"
-_NOT_COPIED = ("config.json", "hf_quant_config.json", PLAN_NAME, MANIFEST_NAME)
+_SETTINGS = ("hf_quant_config.json", "quantize_config.json", "quant_config.json")  # of the source's own quantization
+_NOT_COPIED = ("config.json", *_SETTINGS, PLAN_NAME, MANIFEST_NAME)
 
 
 def assemble(

@@ -7,10 +7,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 DTYPE_NAMES = {mx.bfloat16: "BF16", mx.float16: "F16", mx.float32: "F32"}  # of weights, as safetensors calls them
-NUMPY_DTYPES = {  # of a safetensors file; 16-bit floats as bit patterns
+NUMPY_DTYPES = {  # of a safetensors file; 16-bit and 8-bit floats as bit patterns
     "BF16": np.uint16, "F16": np.uint16, "F32": np.float32, "U8": np.uint8, "U16": np.uint16, "U32": np.uint32,
     "I8": np.int8, "I16": np.int16, "I32": np.int32, "I64": np.int64, "U64": np.uint64, "BOOL": np.bool_,
-    "C64": np.complex64,
+    "C64": np.complex64, "F8_E4M3": np.uint8, "F8_E5M2": np.uint8, "F8_E8M0": np.uint8,
 }  # fmt: skip
 _HALF = {"BF16": mx.bfloat16, "F16": mx.float16}
 

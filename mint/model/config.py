@@ -26,26 +26,20 @@ def check_config(folder: Path) -> bytes:
     if config.get("model_file") is not None:
         code = f"the model brings its own code ({config['model_file']}), which is never run"
         raise MintError(f"{path}: {code}; needed: an architecture that mlx_lm itself implements")
-    _refuse_quantized(folder, config)
+    _check_sections(path, config)
     return text
 
 
-def _refuse_quantized(folder: Path, config: dict[str, Any]) -> None:
-    def section(parent: dict[str, Any], name: str) -> dict[str, Any]:
-        fields = parent.get(name) or {}
-        if not isinstance(fields, dict):
-            raise MintError(f"{folder / 'config.json'}: {name} is no JSON object; download it again")
-        return fields
-
-    text_config = section(config, "text_config")
-    settings = section(config, "quantization_config") or section(text_config, "quantization_config")
-    method = settings.get("quant_method", "unknown")
-    if "quantization" in config:
-        raise MintError(f"{folder}: the model is already quantized by MLX; needed: the original model")
-    if (folder / "hf_quant_config.json").exists():
-        method = "modelopt"
-    # mlx_lm's sanitize turns plain fp8 into bf16; blocks of 32 x 32 with power-of-two scales stay packed as mxfp8
-    stays_packed = (settings.get("scale_fmt"), settings.get("weight_block_size")) == ("ue8m0", [32, 32])
-    if (settings or method == "modelopt") and (method != "fp8" or stays_packed):
-        fault = f"the model is already quantized ({method}); needed: bf16, f16, f32 or fp8 weights"
-        raise MintError(f"{folder}: {fault}. Start from the original model, or dequantize this one first")
+def _check_sections(path: Path, config: dict[str, Any]) -> None:
+    """Sections are objects, and MLX did not quantize the model; how weights are stored is read off the tensors."""
+    text_config = config.get("text_config") or {}
+    for name, section in (
+        ("text_config", text_config),
+        ("quantization", config.get("quantization") or {}),
+        ("quantization_config", config.get("quantization_config") or {}),
+        ("quantization_config", (isinstance(text_config, dict) and text_config.get("quantization_config")) or {}),
+    ):
+        if not isinstance(section, dict):
+            raise MintError(f"{path}: {name} is no JSON object; download it again")
+    if (config.get("quantization") or {}).get("bits"):
+        raise MintError(f"{path.parent}: the model is already quantized by MLX; needed: the original model")

@@ -18,16 +18,20 @@ from typing import Any
 
 import mlx.core as mx
 from mlx.nn.layers.base import Module
-from mlx.utils import tree_flatten, tree_map, tree_map_with_path
+from mlx.utils import tree_flatten, tree_map, tree_map_with_path, tree_unflatten
 from mlx_lm.convert import MODEL_CONVERSION_DTYPES
 from mlx_lm.models.cache import make_prompt_cache
 from mlx_lm.utils import _get_classes, load_config, load_model, load_tokenizer, save_config
 
 from mint.core.errors import MintError
-from mint.model.checkpoint.shards import Shard
+from mint.model.checkpoint.lazy import lazy_arrays
+from mint.model.checkpoint.shards import Shard, read_shards
 from mint.model.opening.faults import explained
 from mint.model.opening.names import spellings, without_extras
 from mint.model.opening.readers import Reader, readers
+from mint.model.opening.rope import lift_rope
+from mint.model.storages.decoding import Stored, decoded, find_stored, settings_of, without_settings
+from mint.model.storages.guards import undecoded_of
 
 DTYPES = {
     mx.bool_: "BOOL", mx.uint8: "U8", mx.int8: "I8", mx.uint16: "U16", mx.int16: "I16", mx.float16: "F16",
@@ -78,6 +82,9 @@ TREE_LOADERS = [
 class Tree:
     """The modules of a model, its lazy parameters in their order, and the lazy source tensors that feed them.
 
+    `stored` says which of these tensors are parts of encoded weights; `integers` are the parameters that the model's
+    class declares as integers.
+
     The modules hold stand-ins of the same shapes and dtypes instead of the parameters: they are for forward passes
     that compute nothing, and keep no weight in memory that was evaluated.
     """
@@ -85,6 +92,8 @@ class Tree:
     model: Module
     arrays: Arrays
     leaves: Arrays
+    stored: Stored
+    integers: frozenset[str]
 
 
 class OpenedModel:
@@ -142,44 +151,46 @@ def tree_loader(folder: Path, config: dict[str, Any]) -> TreeLoader:
 
 
 def build_tree(folder: Path, config: dict[str, Any], shards: tuple[Shard, ...], dtype: str = "") -> Tree:
-    """The module tree of the model in `folder` over lazy weights, cast as `mlx_lm.convert` casts them.
+    """The module tree of the model in `folder` over lazy weights, decoded, and cast as `mlx_lm.convert` casts them.
 
     `dtype` (float16, bfloat16, float32, or `UNCAST`) overrides the config's own unless it is empty. Raises `MintError`
     when no loader knows the model type or when weights and modules do not fit together.
     """
-    loader = tree_loader(folder, config)
     with mx.stream(mx.cpu):
-        leaves: Arrays = {}
-        for shard in shards:
-            arrays: Any = mx.load(str(folder / shard.name))
-            leaves |= {tensor.name: arrays[tensor.name] for tensor in shard.tensors}
-        model = _built(loader, folder, config, leaves, shards)
-        _cast(model, config, dtype)
+        leaves = {name: array for shard in shards for name, array in lazy_arrays(folder, shard).items()}
+        stored = find_stored(folder, config, shards)
+        model, integers = _built(folder, without_settings(config), leaves, stored, shards, dtype)
     parameters = model.parameters()
     model.update(tree_map(lambda array: mx.zeros(array.shape, array.dtype), parameters))  # lazy, like the parameters
-    return Tree(model, dict(tree_flatten(parameters)), leaves)
+    return Tree(model, dict(tree_flatten(parameters)), leaves, stored, integers)
 
 
 def _built(
-    loader: TreeLoader, folder: Path, config: dict[str, Any], leaves: Arrays, shards: tuple[Shard, ...]
-) -> Module:
-    """The modules of a config over the tensors of its checkpoint; the error is that of the checkpoint's own names."""
+    folder: Path, config: dict[str, Any], leaves: Arrays, stored: Stored, shards: tuple[Shard, ...], dtype: str
+) -> tuple[Module, frozenset[str]]:
+    """The modules of a config over its decoded and cast tensors, and the names of the parameters that are integers.
+
+    An error is that of the checkpoint's own names.
+    """
+    loader = tree_loader(folder, config)
     kind, errors = f"{loader.name}'s {config['model_type']} model", []
     remedies = (
         "needed: the config.json of the original model; download it again",
-        "needed: a complete model of that type",
+        undecoded_of(stored, shards) or "needed: a complete model of that type",
     )
-    for weights in spellings(leaves):
+    for weights in spellings(decoded(stored, leaves, getattr(mx, _dtype_name(config, dtype) or "bfloat16"))):
         try:
             with explained(f"{folder}: {kind} cannot be built from config.json", remedies[0], config):
                 model = loader.module(config)
+                declared = dict(tree_flatten(model.parameters())).items()
             with explained(f"{folder}: the weights do not fit {kind}", remedies[1], config):
                 sanitized = loader.sanitized(model, dict(weights))
                 _fill(model, without_extras(sanitized, dict(tree_flatten(model.parameters())), shards))
         except MintError as error:
             errors.append(error)
         else:
-            return model
+            _cast(model, config, dtype)
+            return model, frozenset(name for name, array in declared if not mx.issubdtype(array.dtype, mx.inexact))
     raise errors[0]
 
 
@@ -189,16 +200,11 @@ def _fill(model: Module, weights: Arrays) -> None:
 
 
 def _cast(model: Module, config: dict[str, Any], dtype: str) -> None:
-    """Cast to `dtype`, else to the config's torch_dtype, its dtype (transformers 5), or the text config's dtype.
-
-    `mlx_lm.convert` 0.32 does the same, except for the config's own `dtype`, which it overlooks.
-    """
-    if dtype == UNCAST:
+    """Cast to `dtype`, else to the dtype of the config; `UNCAST` casts nothing."""
+    name = _dtype_name(config, dtype)
+    if not name:
         return
-    name = dtype or config.get("torch_dtype") or config.get("dtype") or (config.get("text_config") or {}).get("dtype")
-    if name not in MODEL_CONVERSION_DTYPES:
-        return
-    target = getattr(mx, str(name))
+    target = getattr(mx, name)
     may_cast = getattr(model, "cast_predicate", lambda _: True)
 
     def cast(path: str, array: mx.array) -> mx.array:
@@ -207,16 +213,43 @@ def _cast(model: Module, config: dict[str, Any], dtype: str) -> None:
     model.update(tree_map_with_path(cast, model.parameters()))
 
 
+def _dtype_name(config: dict[str, Any], dtype: str) -> str:
+    """The dtype to cast to: `dtype`, else the config's torch_dtype, its dtype (transformers 5), or the text config's.
+
+    Empty for no cast. `mlx_lm.convert` 0.32 does the same, except for the config's own `dtype`, which it overlooks.
+    """
+    name = dtype or config.get("torch_dtype") or config.get("dtype") or (config.get("text_config") or {}).get("dtype")
+    return str(name) if name in MODEL_CONVERSION_DTYPES else ""
+
+
 def write_config(config: dict[str, Any], folder: Path, *, keep_vision_config: bool) -> None:
     """Write config.json as mlx_lm writes it, without the keys of the source's own quantization."""
-    saved = {name: value for name, value in config.items() if name != "quantization_config" or "quantization" in config}
-    save_config(saved, folder / "config.json", keep_vision_config=keep_vision_config)
+    quantization = config.get("quantization") or {}
+    own = {name: quantization for name in ("quantization", "quantization_config") if quantization.get("bits")}
+    save_config({**without_settings(config), **own}, folder / "config.json", keep_vision_config=keep_vision_config)
 
 
 def load_stock(folder: Path) -> Module:
     """The model in `folder` as mlx_lm builds it, quantized modules and all, over lazy weights."""
     model: Module = load_model(folder, lazy=True)[0]
     return model
+
+
+def stores_encoded(folder: Path) -> bool:
+    """True for a source that mlx_lm would not load as it is meant: its weights are encoded, or its config says so."""
+    config = load_config(folder)
+    if (config.get("quantization") or {}).get("bits"):
+        return False
+    return bool(settings_of(config).method or find_stored(folder, config, read_shards(folder)).encoded)
+
+
+def load_decoded(folder: Path) -> Module:
+    """The source model in `folder` over its lazy weights, decoded."""
+    config, shards = load_config(folder), read_shards(folder)
+    lift_rope(tree_loader(folder, config).readers(config))
+    tree = build_tree(folder, config, shards)
+    tree.model.update(tree_unflatten(list(tree.arrays.items())))
+    return tree.model
 
 
 def load_plain(folder: Path, weights: Arrays) -> Module:

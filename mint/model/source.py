@@ -4,7 +4,7 @@ Opening reads headers, the config and a few sampled bytes, whatever the size of 
 """
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ from mint.model.opening.rope import lift_rope
 from mint.model.opening.towers import dropped_towers
 from mint.model.opening.unseen import unseen_keys
 from mint.model.roles import UNKNOWN, layer_of, role_of
+from mint.model.storages.guards import check_used
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +65,7 @@ class Source:
 
     def tensors(self) -> dict[str, SourceTensor]:
         """Every tensor on disk by its name."""
-        return {tensor.name: tensor for shard in self.shards for tensor in shard.tensors}
+        return _by_name(self.shards)
 
     def arrays(self) -> dict[str, mx.array]:
         """Fresh lazy arrays of all parameters by name. Take one out, evaluate it, drop it: that bounds the memory."""
@@ -93,6 +94,7 @@ def open_source(model: Path | str, *, dtype: str = "", on_progress: OnProgress =
     opened = OpenedModel(folder, config, shards, dtype)
     tree = opened.tree()
     sources = trace_sources(tree.arrays, tree.leaves)
+    notices += check_used(folder, tree.stored, _by_name(shards), sources, tree.integers)
     units = _find_units(tree, sources)
     weights = {f"{unit.path}.weight" for unit in units}
     parameters = tuple(
@@ -121,6 +123,10 @@ def _read_config(folder: Path) -> tuple[dict[str, Any], tuple[str, ...]]:
         readers = loader.readers(config)
     lift_rope(readers)
     return config, unseen_keys(readers)
+
+
+def _by_name(shards: Iterable[Shard]) -> dict[str, SourceTensor]:
+    return {tensor.name: tensor for shard in shards for tensor in shard.tensors}
 
 
 def _find_units(tree: Tree, sources: Mapping[str, tuple[str, ...]]) -> tuple[Unit, ...]:

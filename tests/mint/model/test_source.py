@@ -18,6 +18,7 @@ from mint.model.module_tree import DTYPES, TREE_LOADERS, TreeLoader
 from mint.model.roles import UNKNOWN
 from mint.model.source import open_source
 from tests.conftest import FULL_PRECISION
+from tests.worlds.encodings import edit_config
 from tests.worlds.zoo import write_model
 
 Make = Callable[..., Path]
@@ -214,27 +215,38 @@ def test_an_unknown_model_type_is_named(make_model: Make) -> None:
         open_source(folder)
 
 
-@pytest.mark.parametrize(
-    "extra",
-    [
-        {"quantization": {"group_size": 64, "bits": 4}},
-        {"quantization_config": {"quant_method": "gptq", "bits": 4}},
-        {"quantization_config": {"quant_method": "mxfp4"}},
-        {"text_config": {"quantization_config": {"quant_method": "awq"}}},
-    ],
-    ids=str,
-)
-def test_a_quantized_model_is_refused_with_advice(extra: dict[str, object], make_model: Make) -> None:
+def test_a_model_that_mlx_quantized_is_refused_with_advice(make_model: Make) -> None:
     folder = make_model("llama")
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps({**config, **extra}))
+    edit_config(folder, {"quantization": {"group_size": 64, "bits": 4}})
     with pytest.raises(MintError, match=r"already quantized.*original model"):
         open_source(folder)
 
 
-def test_official_gpt_oss_is_refused_since_its_experts_are_mxfp4(make_model: Make) -> None:
-    with pytest.raises(MintError, match=r"already quantized \(mxfp4\)"):
-        open_source(make_model("gpt_oss_mxfp4"))
+@pytest.mark.parametrize(
+    "extra",
+    [
+        {"quantization_config": {"quant_method": "gptq", "bits": 4}},
+        {"quantization_config": {"quant_method": "bitsandbytes", "load_in_4bit": True}},
+        {"text_config": {"quantization_config": {"quant_method": "awq"}}},
+        {"quantization": {"bits": None}},
+    ],
+    ids=str,
+)
+def test_the_settings_of_a_quantization_that_is_undone_are_dropped(extra: dict[str, object], make_model: Make) -> None:
+    plain, folder = make_model("llama", "plain"), make_model("llama")
+    edit_config(folder, extra)
+    source, expected = open_source(folder), open_source(plain)
+    assert source.units == expected.units
+    assert any("is dropped" in notice for notice in source.notices) == ("quantization" not in extra)
+    weights, plain_weights = source.arrays(), expected.arrays()
+    assert all(mx.array_equal(weights[name], plain_weights[name]) for name in weights)
+
+
+def test_official_gpt_oss_has_the_units_of_the_plain_one(make_model: Make) -> None:
+    source, plain = open_source(make_model("gpt_oss_mxfp4")), open_source(make_model("gpt_oss", "plain"))
+    assert {unit.path: unit.shape for unit in source.units} == {unit.path: unit.shape for unit in plain.units}
+    gate = next(unit for unit in source.units if unit.role == "expert_gate")
+    assert {name.rpartition("_")[2] for name in gate.sources} == {"blocks", "scales"}
 
 
 def test_code_of_the_model_is_never_run(make_model: Make) -> None:

@@ -1,0 +1,47 @@
+"""The tensors of a shard as lazy MLX arrays."""
+
+import io
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+
+from mint.model.checkpoint.shards import Shard, read_header
+
+_UNKNOWN, _KNOWN = b'"F8_E5M2"', b'"F8_E4M3"'  # mlx 0.32 loads either as bytes, but refuses the name of the first
+
+
+def lazy_arrays(folder: Path, shard: Shard) -> dict[str, mx.array]:
+    """The tensors by name in the order of the file; those of 8-bit floats are bytes.
+
+    A shard with a dtype whose name MLX refuses is read at once, and its arrays still name it in a graph.
+    """
+    path = folder / shard.name
+    arrays: Any
+    if all(tensor.dtype != "F8_E5M2" for tensor in shard.tensors):
+        arrays = mx.load(str(path))
+    else:
+        arrays = mx.load(_Renamed(path), format="safetensors")
+        arrays = {name: mx.stop_gradient(array) for name, array in arrays.items()}
+    return {tensor.name: arrays[tensor.name] for tensor in shard.tensors}
+
+
+class _Renamed(io.FileIO):
+    """A shard whose header has the name of a dtype that MLX loads."""
+
+    def __init__(self, path: Path) -> None:
+        header = read_header(path)[0].replace(_UNKNOWN, _KNOWN)  # both names have the same length
+        self._head = len(header).to_bytes(8, "little") + header
+        super().__init__(path, "rb")
+
+    def readinto(self, buffer: Any) -> int:
+        start, view = self.tell(), memoryview(buffer).cast("B")
+        count = super().readinto(view) or 0
+        head = self._head[start : start + count]
+        view[: len(head)] = head
+        return count
+
+    def read(self, size: int | None = -1) -> bytes:
+        start, data = self.tell(), super().read(size) or b""
+        head = self._head[start : start + len(data)]
+        return head + data[len(head) :]

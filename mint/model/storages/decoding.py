@@ -1,0 +1,117 @@
+"""Decodes a checkpoint: `STORAGES` is the table of all storages, and the first that matches a tensor decodes it.
+
+A storage that stands earlier may use a tensor as a scale which a later one would take for a weight.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+
+from mint.core.errors import MintError
+from mint.model.checkpoint.shards import Shard, SourceTensor
+from mint.model.storages.fp4 import MXFP4, NVFP4
+from mint.model.storages.packed import AWQ, GPTQ, PACKED
+from mint.model.storages.scaled import FP8, INT8
+from mint.model.storages.storage import Checkpoint, Encoded, Settings
+from mint.model.storages.transposed import TRANSPOSED
+
+STORAGES = {storage.name: storage for storage in (MXFP4, NVFP4, PACKED, AWQ, GPTQ, TRANSPOSED, FP8, INT8)}
+_KEY = "quantization_config"
+_KEYS = (_KEY, "quantization")
+# of inputs and caches at run time: MLX quantizes neither
+_RUNTIME = (
+    "input_scale", "input_scale_inv", "activation_scale", "act_scale", "output_scale", "input_global_scale",
+    "input_zero_point", "k_scale", "v_scale", "q_scale", "kv_scale", "prob_scale",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """The encoded weights of a checkpoint by name, the tensors that only a runtime uses, and the config's settings."""
+
+    settings: Settings
+    encoded: Mapping[str, Encoded]
+    runtime: frozenset[str]
+
+    @property
+    def parts(self) -> dict[str, Encoded]:
+        """The encoded weight that each of its tensors belongs to, by the tensor's name."""
+        return {part.name: encoded for encoded in self.encoded.values() for part in encoded.parts.values()}
+
+
+def find_stored(folder: Path, config: Mapping[str, Any], shards: tuple[Shard, ...]) -> Stored:
+    """The encoded weights of a checkpoint, told by its tensors; `MintError` for FP8 weights that lack their scales."""
+    tensors = {tensor.name: tensor for shard in shards for tensor in shard.tensors}
+    settings = settings_of(config)
+    checkpoint = Checkpoint(tensors, settings, lambda tensor: _read(folder, tensor))
+    encoded: dict[str, Encoded] = {}
+    used: set[str] = set()
+    for storage in STORAGES.values():
+        for tensor in tensors.values():
+            if tensor.name in used or not (match := storage.match(tensor, checkpoint)):
+                continue
+            encoded[match.name] = match
+            used |= {part.name for part in match.parts.values()}
+    _check_scales(folder, encoded, settings)
+    is_encoded = bool(encoded or settings.method)
+    runtime = {tensor.name for tensor in tensors.values() if is_encoded and _is_runtime(tensor)} - used
+    return Stored(settings, encoded, frozenset(runtime))
+
+
+def decoded(stored: Stored, leaves: Mapping[str, mx.array], dtype: mx.Dtype) -> dict[str, mx.array]:
+    """The lazy tensors of a checkpoint with every encoded weight decoded to `dtype`, in the order of `leaves`."""
+    first_parts = {next(iter(encoded.parts.values())).name: encoded for encoded in stored.encoded.values()}
+    consumed = stored.parts.keys() | stored.runtime
+    weights: dict[str, mx.array] = {}
+    for name, leaf in leaves.items():
+        if encoded := first_parts.get(name):
+            parts = {role: leaves[part.name] for role, part in encoded.parts.items()}
+            weights[encoded.name] = STORAGES[encoded.storage].decode(encoded, parts, dtype)
+        elif name not in consumed:
+            weights[name] = leaf
+    return weights
+
+
+def without_settings(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The config of the decoded model: no class of a model sees how the checkpoint was stored."""
+    plain = {name: value for name, value in config.items() if name not in _KEYS}
+    if isinstance(text := plain.get("text_config"), dict):
+        plain["text_config"] = without_settings(text)
+    return plain
+
+
+def settings_of(config: Mapping[str, Any]) -> Settings:
+    """The settings under `quantization_config`, of the model or of its text model."""
+    fields = config.get(_KEY) or (config.get("text_config") or {}).get(_KEY) or {}
+    groups = [group.get("weights") or {} for group in (fields.get("config_groups") or {}).values()]
+    bits = {int(group["num_bits"]) for group in groups if "num_bits" in group} or {int(fields.get("bits") or 0)}
+    blocks = {tuple(group["block_structure"]) for group in groups if group.get("block_structure")}
+    block = tuple(fields.get("weight_block_size") or ()) or (blocks.pop() if len(blocks) == 1 else ())
+    return Settings(
+        method=str(fields.get("quant_method") or fields.get("quant_algo") or "unknown") if fields else "",
+        bits=bits.pop() if len(bits) == 1 else 0,
+        block=tuple(map(int, block)),
+        exact_zeros=fields.get("checkpoint_format") == "gptq_v2",
+    )
+
+
+def _read(folder: Path, tensor: SourceTensor) -> bytes:
+    with (folder / tensor.shard).open("rb") as file:
+        file.seek(tensor.offset)
+        return file.read(tensor.nbytes)
+
+
+def _is_runtime(tensor: SourceTensor) -> bool:
+    return len(tensor.shape) < 2 and tensor.name.endswith(_RUNTIME)
+
+
+def _check_scales(folder: Path, encoded: Mapping[str, Encoded], settings: Settings) -> None:
+    """FP8 weights without scales are plain numbers only in a checkpoint that has no scales and no settings at all."""
+    bare = [weight for weight in encoded.values() if weight.is_bare]
+    if bare and (len(bare) < len(encoded) or settings.method):
+        codes = bare[0].parts["codes"]
+        fault = f"{len(bare)} FP8 weights have no scale that fits them, first {codes.name} {list(codes.shape)}"
+        raise MintError(f"{folder}: {fault}; needed: {codes.name}_scale_inv, or a name of that kind. Download it again")

@@ -1,0 +1,103 @@
+"""FP8 and int8 weights with scales: one for the tensor, for each row, for each expert, or for each block.
+
+A weight is code * scale, or (code - zero point) * scale. FP8 is E4M3 (DeepSeek, Qwen, compressed-tensors, ModelOpt) or
+E5M2. Scales are floats, or exponents: a byte b of E8M0, also stored as U8 ("ue8m0"), is 2^(b - 127).
+The names of scales differ: `weight_scale_inv` (which multiplies too), `weight_scale`, `scale`.
+"""
+
+from collections.abc import Callable
+from functools import partial
+
+import mlx.core as mx
+
+from mint.model.checkpoint.shards import SourceTensor
+from mint.model.storages.storage import (
+    Arrays,
+    Checkpoint,
+    Encoded,
+    Storage,
+    block_sizes,
+    in_blocks,
+    module_of,
+    of_rows,
+    spread,
+)
+
+FP8_DTYPES = ("F8_E4M3", "F8_E5M2")
+SCALE_DTYPES = ("F32", "BF16", "F16", "F8_E8M0", "U8")
+_SCALES = ("_scale_inv", "_scale", ".scale")  # behind the name of the weight
+_MODULE_SCALES = (".scale", ".scale_inv", ".scales")  # behind that of its module
+
+
+def match_fp8(tensor: SourceTensor, checkpoint: Checkpoint) -> Encoded | None:
+    """An FP8 tensor with its scales, or without any: whether that may be depends on the other ones."""
+    if tensor.dtype not in FP8_DTYPES:
+        return None
+    scales = _scales_of(tensor.name, checkpoint)
+    if not scales:
+        return Encoded("fp8", tensor.name, tensor.shape, {"codes": tensor})
+    return _encoded("fp8", {"codes": tensor, "scales": scales}, checkpoint)
+
+
+def match_int8(tensor: SourceTensor, checkpoint: Checkpoint) -> Encoded | None:
+    """An int8 matrix with its scales, and its zero points if there are any."""
+    scales = _scales_of(tensor.name, checkpoint)
+    if tensor.dtype != "I8" or len(tensor.shape) < 2 or not scales:
+        return None
+    zeros = checkpoint.first(f"{tensor.name}_zero_point")
+    if zeros and zeros.shape != scales.shape:
+        return None
+    parts = {"codes": tensor, "scales": scales}
+    return _encoded("int8", parts | ({"zeros": zeros} if zeros else {}), checkpoint)
+
+
+def _scales_of(name: str, checkpoint: Checkpoint) -> SourceTensor | None:
+    module = module_of(name)
+    names = (*(name + suffix for suffix in _SCALES), *(module + suffix for suffix in _MODULE_SCALES))
+    scales = checkpoint.first(*names)
+    return scales if scales and scales.dtype in SCALE_DTYPES else None
+
+
+def _encoded(storage: str, parts: dict[str, SourceTensor], checkpoint: Checkpoint) -> Encoded | None:
+    codes = parts["codes"]
+    sizes = block_sizes(codes.shape, parts["scales"].shape, checkpoint.settings)
+    return Encoded(storage, codes.name, codes.shape, parts, {"sizes": sizes}) if sizes else None
+
+
+def _decode(widen: Callable[[mx.array, str], mx.array], encoded: Encoded, parts: Arrays, dtype: mx.Dtype) -> mx.array:
+    """The weight; `widen` gives codes of a safetensors dtype as floats."""
+    sizes = encoded.numbers.get("sizes", ())
+    rows_per_scale = sizes[0] if sizes else 0
+
+    def block(rows: slice) -> mx.array:
+        values = widen(parts["codes"][rows], encoded.parts["codes"].dtype)
+        if "zeros" in parts:
+            values = spread(mx.subtract, values, of_rows(parts["zeros"], rows, rows_per_scale), sizes)
+        if "scales" in parts:
+            scales = widened_scales(of_rows(parts["scales"], rows, rows_per_scale), encoded.parts["scales"].dtype)
+            values = spread(mx.multiply, values, scales, sizes)
+        return values.astype(dtype)
+
+    return in_blocks(encoded.shape, dtype, block, rows=max(1, rows_per_scale))
+
+
+def widened_scales(scales: mx.array, dtype: str) -> mx.array:
+    """Scales of a safetensors dtype in float32; bytes are exponents of two."""
+    if dtype in ("U8", "F8_E8M0"):
+        return mx.power(2.0, scales.astype(mx.float32) - 127)
+    return mx.from_fp8(scales, dtype=mx.float32) if dtype == "F8_E4M3" else scales.astype(mx.float32)
+
+
+def _from_fp8(codes: mx.array, dtype: str) -> mx.array:
+    """E4M3 is an operation of MLX; E5M2 is the upper byte of a float16."""
+    if dtype == "F8_E5M2":
+        return (codes.astype(mx.uint16) << 8).view(mx.float16).astype(mx.float32)
+    return mx.from_fp8(codes, dtype=mx.float32)
+
+
+def _from_int8(codes: mx.array, _: str) -> mx.array:
+    return codes.astype(mx.float32)
+
+
+FP8 = Storage("fp8", "8-bit floats with scales", match_fp8, partial(_decode, _from_fp8))
+INT8 = Storage("int8", "8-bit integers with scales", match_int8, partial(_decode, _from_int8))

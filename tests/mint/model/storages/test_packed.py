@@ -1,0 +1,47 @@
+"""Checkpoints of 4-bit floats and packed integers open as the plain checkpoint of their decoded values."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.mint.model.storages.twins import check_reference, check_same
+from tests.worlds.encodings import Encoding, awq, gptq, mxfp4, nvfp4, packed, transposed, write_encoded
+
+Make = Callable[..., Path]
+MATRICES = r"(proj|w[123])\.weight$"
+EXPERTS = r"experts\.\w+_proj\.weight$"
+COMPRESSED = {"quant_method": "compressed-tensors", "format": "pack-quantized"}
+BITS_8 = {"quantization_config": {**COMPRESSED, "config_groups": {"group_0": {"weights": {"num_bits": 8}}}}}
+
+
+@pytest.mark.parametrize(
+    ("family", "pattern", "encoding", "config"),
+    [
+        ("llama", MATRICES, mxfp4(), {"quantization_config": COMPRESSED}),
+        ("qwen3_moe", MATRICES, mxfp4("weight"), {}),
+        ("gpt_oss", EXPERTS, mxfp4("_blocks"), {"quantization_config": {"quant_method": "mxfp4"}}),
+        ("gpt_oss", EXPERTS, transposed, {}),
+        ("llama", MATRICES, nvfp4(), {}),
+        ("qwen3_moe", MATRICES, nvfp4(compressed_tensors=True), {"quantization_config": COMPRESSED}),
+        ("deepseek_v3", r"experts\.\d+\.\w+\.weight", packed(), {"quantization_config": COMPRESSED}),
+        ("llama", MATRICES, packed(group=64, zeros=True), {"quantization_config": COMPRESSED}),
+        ("llama", MATRICES, packed(8, group=0), BITS_8),
+        ("llama", MATRICES, packed(ordered=True), {"quantization_config": COMPRESSED}),
+        ("llama", MATRICES, awq(), {"quantization_config": {"quant_method": "awq", "bits": 4}}),
+        ("qwen3_moe", MATRICES, awq(128), {"quantization_config": {"quant_method": "awq", "bits": 4}}),
+        ("llama", MATRICES, gptq(), {"quantization_config": {"quant_method": "gptq", "bits": 4}}),
+        ("llama", MATRICES, gptq(act_order=True), {"quantization_config": {"quant_method": "gptq", "bits": 4}}),
+        ("llama", MATRICES, gptq(8, 128), {"quantization_config": {"quant_method": "gptq", "bits": 8}}),
+        ("llama", MATRICES, gptq(3, 128), {"quantization_config": {"quant_method": "gptq", "bits": 3}}),
+        ("llama", MATRICES, gptq(v2=True), {"quantization_config": {"checkpoint_format": "gptq_v2"}}),
+    ],
+)
+def test_a_packed_checkpoint_opens_as_its_decoded_values(
+    family: str, pattern: str, encoding: Encoding, config: dict[str, Any], make_model: Make
+) -> None:
+    folder = make_model(family)
+    twin = write_encoded(folder, pattern, encoding, config)
+    check_same(folder, twin)
+    check_reference(folder, twin)

@@ -1,0 +1,115 @@
+"""FP8 and int8 checkpoints open as the plain checkpoint of their decoded values."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mint.core.errors import MintError
+from mint.model.source import open_source
+from tests.mint.model.storages.twins import check_reference, check_same
+from tests.worlds.encodings import Encoding, edit_config, fp8, int8, read_tensors, write_encoded, write_tensors
+
+Make = Callable[..., Path]
+MATRICES = r"(proj|w[123])\.weight$"
+FP8_BLOCKS = {"quantization_config": {"quant_method": "fp8", "weight_block_size": [128, 128]}}
+FP8_32 = {"quantization_config": {"quant_method": "fp8", "weight_block_size": [32, 32], "scale_fmt": "ue8m0"}}
+
+
+@pytest.mark.parametrize(
+    ("family", "encoding", "config"),
+    [
+        ("llama", fp8(), FP8_BLOCKS),
+        ("llama", fp8(kind="scalar"), {}),
+        ("llama", fp8(kind="row", scale="_scale", scale_dtype="BF16"), {}),
+        ("llama", fp8(kind="row", scale=".scale"), {}),
+        ("llama", fp8("F8_E5M2", kind="block"), FP8_BLOCKS),
+        ("llama", fp8(kind="block32", scale=".scale", scale_dtype="F8_E8M0"), FP8_32),
+        ("llama", fp8(kind="block", scale_dtype="U8"), FP8_BLOCKS),
+        ("qwen3_moe", fp8(), FP8_BLOCKS),
+        ("deepseek_v3", fp8(), FP8_BLOCKS),
+        ("deepseek_v3", fp8(scale_dtype="U8"), FP8_BLOCKS),
+        ("granitemoe", fp8(kind="expert", scale="_scale"), {}),
+        ("llama", int8(), {}),
+        ("qwen3_moe", int8("row", zeros=True), {}),
+    ],
+)
+def test_a_scaled_checkpoint_opens_as_its_decoded_values(
+    family: str, encoding: Encoding, config: dict[str, Any], make_model: Make
+) -> None:
+    folder = make_model(family)
+    pattern = r"linear\.weight$" if family == "granitemoe" else MATRICES
+    twin = write_encoded(folder, pattern, encoding, config)
+    check_same(folder, twin)
+    check_reference(folder, twin)
+
+
+def test_the_scale_of_a_ministral_is_applied_to_values_and_not_to_bytes(make_model: Make) -> None:
+    folder = make_model("llama", tied=False)
+    rope = {"rope_theta": 10000.0, "rope_type": "default", "llama_4_scaling_beta": 0.1}
+    rope |= {"original_max_position_embeddings": 512}
+    edit_config(folder, {"model_type": "ministral3", "rope_parameters": rope, "head_dim": 32})
+    twin = write_encoded(folder, MATRICES, fp8(kind="scalar"), {"quantization_config": {"quant_method": "fp8"}})
+    tensors = read_tensors(folder / "model.safetensors")
+    tensors["model.layers.0.mlp.up_proj.activation_scale"] = tensors["model.layers.0.mlp.up_proj.weight_scale_inv"]
+    write_tensors(folder / "model.safetensors", tensors)
+    check_same(folder, twin)
+
+
+def test_a_plain_cast_to_fp8_is_taken_as_it_is_stored(make_model: Make) -> None:
+    folder = make_model("llama")
+    twin = write_encoded(folder, MATRICES, fp8(kind="scalar"))
+    shard = folder / "model.safetensors"
+    tensors = read_tensors(shard)
+    cast = {name: tensor for name, tensor in tensors.items() if not name.endswith("_scale_inv")}
+    write_tensors(shard, cast)
+    codes = {name: array for name, (dtype, array) in cast.items() if dtype == "F8_E4M3"}
+    plain = read_tensors(twin / shard.name) | {name: ("BF16", array) for name, array in codes.items()}
+    write_tensors(twin / shard.name, plain)
+    notices = check_same(folder, twin).notices
+    assert any("FP8 weights are taken as they are stored" in notice for notice in notices)
+
+
+def test_an_fp8_weight_without_its_scale_is_refused(make_model: Make) -> None:
+    folder = make_model("llama")
+    write_encoded(folder, MATRICES, fp8(kind="scalar"))
+    shard = folder / "model.safetensors"
+    tensors = read_tensors(shard)
+    lost = "model.layers.1.mlp.up_proj.weight"
+    write_tensors(shard, {name: tensor for name, tensor in tensors.items() if name != f"{lost}_scale_inv"})
+    with pytest.raises(MintError, match=f"1 FP8 weights have no scale.*{lost}"):
+        open_source(folder)
+
+
+def test_a_config_that_speaks_of_scales_needs_them(make_model: Make) -> None:
+    folder = make_model("llama")
+    write_encoded(folder, MATRICES, fp8(kind="scalar"), {"quantization_config": {"quant_method": "fp8"}})
+    shard = folder / "model.safetensors"
+    tensors = read_tensors(shard)
+    write_tensors(shard, {name: tensor for name, tensor in tensors.items() if not name.endswith("_scale_inv")})
+    with pytest.raises(MintError, match="FP8 weights have no scale"):
+        open_source(folder)
+
+
+def test_int8_matrices_without_scales_are_refused_by_name(make_model: Make) -> None:
+    folder = make_model("llama")
+    write_encoded(folder, MATRICES, int8())
+    shard = folder / "model.safetensors"
+    tensors = read_tensors(shard)
+    write_tensors(shard, {name: tensor for name, tensor in tensors.items() if not name.endswith("_scale")})
+    with pytest.raises(MintError, match=r"tensor model\.layers\.0\..*weight is encoded in a way that mint does not"):
+        open_source(folder)
+
+
+def test_a_scale_that_nothing_uses_is_an_error(make_model: Make) -> None:
+    folder = make_model("deepseek_v3")
+    shard = folder / "model.safetensors"
+    name = "model.layers.1.self_attn.rotary_emb.inv_freq"  # the class drops it
+    tensors = read_tensors(shard)
+    assert name not in open_source(folder).dropped
+    weight = next(name for name in tensors if name.endswith("o_proj.weight"))
+    tensors[f"{weight}_zero_points"] = tensors["model.norm.weight"]
+    write_tensors(shard, tensors)
+    with pytest.raises(MintError, match=r"o_proj\.weight_zero_points"):
+        open_source(folder)

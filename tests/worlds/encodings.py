@@ -1,0 +1,275 @@
+"""Encoded twins of plain checkpoints: each encoding draws codes and scales, and knows in numpy what they stand for.
+
+An encoding takes a generator, a weight's name and shape, and gives the tensors that a checkpoint of that kind has and
+the float32 values that its published definition gives. It packs, and never unpacks: nothing is shared with mint.
+"""
+
+# R rows, C columns, E experts, G groups
+
+import json
+import re
+from collections.abc import Callable
+from math import ceil
+from pathlib import Path
+from typing import Any
+from zlib import crc32
+
+import ml_dtypes
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[Any]
+Tensors = dict[str, tuple[str, Array]]  # safetensors dtype and the array, by name
+Encoding = Callable[[np.random.Generator, str, tuple[int, ...]], tuple[Tensors, Array]]
+
+NUMPY = {
+    "BF16": ml_dtypes.bfloat16, "F16": np.float16, "F32": np.float32, "F8_E4M3": ml_dtypes.float8_e4m3fn,
+    "F8_E5M2": ml_dtypes.float8_e5m2, "F8_E8M0": np.uint8, "U8": np.uint8, "I8": np.int8, "I32": np.int32,
+    "I64": np.int64,
+}  # fmt: skip
+E2M1 = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6, 0, -0.5, -1, -1.5, -2, -3, -4, -6], np.float32)
+
+
+def write_encoded(folder: Path, pattern: str, encoding: Encoding, config: dict[str, Any] | None = None) -> Path:
+    """Write `folder`-twin, with plain bf16 values, and encode the weights of `folder` whose names match `pattern`."""
+    shard = folder / "model.safetensors"
+    plain = read_tensors(shard)
+    encoded, twin = dict(plain), dict(plain)
+    for name in [name for name in plain if re.search(pattern, name)]:
+        rng = np.random.default_rng(crc32(name.encode()))
+        tensors, values = encoding(rng, name, plain[name][1].shape)
+        del encoded[name]
+        encoded |= tensors
+        twin[name] = "BF16", values.astype(ml_dtypes.bfloat16)
+    twin_folder = folder.with_name(f"{folder.name}-twin")
+    twin_folder.mkdir()
+    for file in folder.iterdir():
+        (twin_folder / file.name).write_bytes(file.read_bytes())
+    write_tensors(shard, encoded)
+    write_tensors(twin_folder / shard.name, twin)
+    edit_config(folder, config or {})
+    return twin_folder
+
+
+def edit_config(folder: Path, changes: dict[str, Any]) -> None:
+    """Set these keys of the config."""
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def read_tensors(path: Path) -> Tensors:
+    """All tensors of a safetensors file."""
+    data = path.read_bytes()
+    end = 8 + int.from_bytes(data[:8], "little")
+    header = json.loads(data[8:end])
+    header.pop("__metadata__", None)
+    return {name: (entry["dtype"], _array(data, end, entry)) for name, entry in header.items()}
+
+
+def _array(data: bytes, start: int, entry: dict[str, Any]) -> Array:
+    begin, end = entry["data_offsets"]
+    return np.frombuffer(data[start + begin : start + end], NUMPY[entry["dtype"]]).reshape(entry["shape"])
+
+
+def write_tensors(path: Path, tensors: Tensors) -> None:
+    """Write a safetensors file of these tensors."""
+    header, data = {}, bytearray()
+    for name, (dtype, array) in tensors.items():
+        piece = np.ascontiguousarray(array.astype(NUMPY[dtype], copy=False)).tobytes()
+        offsets = [len(data), len(data) + len(piece)]
+        header[name] = {"dtype": dtype, "shape": list(array.shape), "data_offsets": offsets}
+        data += piece
+    text = json.dumps(header).encode()
+    path.write_bytes(len(text).to_bytes(8, "little") + text + data)
+
+
+def fp8(dtype: str = "F8_E4M3", scale: str = "_scale_inv", kind: str = "block", scale_dtype: str = "F32") -> Encoding:
+    """FP8 with scales of a `kind`: scalar, row, expert, block (128 x 128), block32 (32 x 32)."""
+
+    def encode(rng: np.random.Generator, name: str, shape: tuple[int, ...]) -> tuple[Tensors, Array]:
+        codes = rng.normal(0, 8, shape).astype(NUMPY[dtype])
+        scales, stored = _scales(rng, _counts(kind, shape), shape[-1] ** -0.5 / 8, scale_dtype)
+        module = name.removesuffix(".weight")
+        scale_name = name + scale if scale.startswith("_") else module + scale
+        values = codes.astype(np.float32) * _at_blocks(scales, shape, kind)
+        return {name: (dtype, codes), scale_name: (scale_dtype, stored)}, values
+
+    return encode
+
+
+def int8(kind: str = "row", zeros: bool = False) -> Encoding:
+    """int8 of compressed-tensors, `int-quantized`."""
+
+    def encode(rng: np.random.Generator, name: str, shape: tuple[int, ...]) -> tuple[Tensors, Array]:
+        codes = rng.integers(-128, 128, shape, dtype=np.int8)
+        scales, stored = _scales(rng, _counts(kind, shape), shape[-1] ** -0.5 / 64, "BF16")
+        points = rng.integers(-20, 20, scales.shape, dtype=np.int8) * zeros
+        values = codes.astype(np.float32) - _at_blocks(points.astype(np.float32), shape, kind)
+        tensors: Tensors = {name: ("I8", codes), f"{name}_scale": ("BF16", stored)}
+        if zeros:
+            tensors[f"{name}_zero_point"] = "I8", points
+        return tensors, values * _at_blocks(scales, shape, kind)
+
+    return encode
+
+
+def _counts(kind: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+    *experts, rows, columns = shape
+    size = 32 if kind == "block32" else 128
+    return {
+        "scalar": (),
+        "row": (*experts, rows, 1),
+        "expert": (*experts, 1, 1),
+        "block": (*experts, ceil(rows / size), ceil(columns / size)),
+        "block32": (*experts, ceil(rows / size), ceil(columns / size)),
+    }[kind]
+
+
+def _at_blocks(scales: Array, shape: tuple[int, ...], kind: str) -> Array:
+    """The scale of every weight."""
+    if not kind.startswith("block"):
+        return np.broadcast_to(scales, shape)
+    size = 32 if kind == "block32" else 128
+    rows, columns = np.arange(shape[-2]) // size, np.arange(shape[-1]) // size
+    spread: Array = scales[..., rows, :][..., columns]
+    return spread
+
+
+def _scales(rng: np.random.Generator, shape: tuple[int, ...], size: float, dtype: str) -> tuple[Array, Array]:
+    """Random scales near `size`, as float32 and as stored in `dtype`; bytes are exponents of two."""
+    if dtype in ("U8", "F8_E8M0"):
+        exponents = rng.integers(round(np.log2(size)) + 125, round(np.log2(size)) + 129, shape, dtype=np.uint8)
+        return np.exp2(exponents.astype(np.float32) - 127), exponents
+    stored = np.asarray(rng.uniform(size / 2, size, shape)).astype(NUMPY[dtype])
+    return stored.astype(np.float32), stored
+
+
+def nibbles(codes: Array) -> Array:
+    """(..., C) codes of 4 bits -> (..., C/2) bytes, the low nibble first."""
+    pairs: Array = codes[..., 0::2] | codes[..., 1::2] << 4
+    return pairs.astype(np.uint8)
+
+
+def words(codes: Array, bits: int, axis: int = -1, order: tuple[int, ...] = ()) -> Array:
+    """Codes packed along an axis into int32 words, the lowest bits first; `order` permutes the codes of a word."""
+    codes = np.moveaxis(codes, axis, -1).astype(np.uint64)
+    if order:
+        codes = codes.reshape(*codes.shape[:-1], -1, len(order))[..., order].reshape(codes.shape)
+    bit_planes = codes[..., None] >> np.arange(bits, dtype=np.uint64) & 1
+    flat = bit_planes.reshape(*codes.shape[:-1], -1, 32).astype(np.uint64)
+    packed = (flat << np.arange(32, dtype=np.uint64)).sum(-1).astype(np.uint32).view(np.int32)
+    return np.moveaxis(packed, -1, axis)
+
+
+def mxfp4(name_of: str = "weight_packed", bottom: int = 118) -> Encoding:
+    """MXFP4 as compressed-tensors, ModelOpt (`weight`) or gpt-oss (`_blocks`) store it."""
+
+    def encode(rng: np.random.Generator, name: str, shape: tuple[int, ...]) -> tuple[Tensors, Array]:
+        codes = rng.integers(0, 16, shape, dtype=np.uint8)
+        exponents = rng.integers(bottom, bottom + 4, (*shape[:-1], shape[-1] // 32), dtype=np.uint8)
+        values = E2M1[codes] * np.repeat(np.exp2(exponents.astype(np.float32) - 127), 32, axis=-1)
+        module = name.removesuffix(".weight")
+        if name_of == "_blocks":
+            blocks = nibbles(codes).reshape(*exponents.shape, 16)
+            return {f"{module}_blocks": ("U8", blocks), f"{module}_scales": ("U8", exponents)}, values
+        return {f"{module}.{name_of}": ("U8", nibbles(codes)), f"{module}.weight_scale": ("U8", exponents)}, values
+
+    return encode
+
+
+def nvfp4(compressed_tensors: bool = False) -> Encoding:
+    """NVFP4 of ModelOpt, or of compressed-tensors, whose overall scale divides."""
+
+    def encode(rng: np.random.Generator, name: str, shape: tuple[int, ...]) -> tuple[Tensors, Array]:
+        codes = rng.integers(0, 16, shape, dtype=np.uint8)
+        scales = rng.uniform(16, 448, (*shape[:-1], shape[-1] // 16)).astype(ml_dtypes.float8_e4m3fn)
+        values = E2M1[codes] * np.repeat(scales.astype(np.float32), 16, axis=-1)
+        module = name.removesuffix(".weight")
+        tensors: Tensors = {f"{module}.weight_scale": ("F8_E4M3", scales)}
+        if compressed_tensors:
+            overall = np.array([3456.7], np.float32)
+            tensors |= {f"{module}.weight_packed": ("U8", nibbles(codes))}
+            return tensors | {f"{module}.weight_global_scale": ("F32", overall)}, values / overall
+        overall = np.array(0.00031, np.float32)
+        tensors |= {name: ("U8", nibbles(codes)), f"{module}.input_scale": ("F32", overall)}
+        return tensors | {f"{module}.weight_scale_2": ("F32", overall)}, values * overall
+
+    return encode
+
+
+def packed(bits: int = 4, group: int = 32, zeros: bool = False, ordered: bool = False) -> Encoding:
+    """`pack-quantized` of compressed-tensors; a group of 0 is a whole row; `ordered` has a group for each column."""
+
+    def encode(rng: np.random.Generator, name: str, shape: tuple[int, ...]) -> tuple[Tensors, Array]:
+        columns = shape[1]
+        codes, points, scales, stored = _integers(rng, shape, bits, group, "BF16")
+        points = points if zeros else np.full_like(points, 2 ** (bits - 1))
+        index = np.arange(columns) // (group or columns)
+        module = name.removesuffix(".weight")
+        tensors: Tensors = {
+            f"{module}.weight_packed": ("I32", words(codes, bits)),
+            f"{module}.weight_scale": ("BF16", stored),
+            f"{module}.weight_shape": ("I64", np.array(shape)),
+        }
+        if zeros:
+            tensors[f"{module}.weight_zero_point"] = "I32", words(points, bits, axis=0)
+        if ordered:
+            index = rng.permutation(index)
+            tensors[f"{module}.weight_g_idx"] = "I32", index
+        return tensors, (codes - points[:, index].astype(np.float32)) * scales[:, index]
+
+    return encode
+
+
+def awq(group: int = 64) -> Encoding:
+    """AWQ, as AutoAWQ's `gemm` stores it."""
+
+    def encode(rng: np.random.Generator, name: str, shape: tuple[int, ...]) -> tuple[Tensors, Array]:
+        codes, points, scales, stored = _integers(rng, shape, 4, group, "F16")
+        index, module = np.arange(shape[1]) // group, name.removesuffix(".weight")
+        order = (0, 2, 4, 6, 1, 3, 5, 7)
+        tensors: Tensors = {
+            f"{module}.qweight": ("I32", words(codes.T, 4, order=order)),
+            f"{module}.qzeros": ("I32", words(points.T, 4, order=order)),
+            f"{module}.scales": ("F16", stored.T),
+        }
+        return tensors, (codes - points[:, index].astype(np.float32)) * scales[:, index]
+
+    return encode
+
+
+def gptq(bits: int = 4, group: int = 64, act_order: bool = False, v2: bool = False) -> Encoding:
+    """GPTQ, as AutoGPTQ stores it: zero points less one, unless it is the second version."""
+
+    def encode(rng: np.random.Generator, name: str, shape: tuple[int, ...]) -> tuple[Tensors, Array]:
+        codes, points, scales, stored = _integers(rng, shape, bits, group, "F16")
+        index, module = np.arange(shape[1]) // group, name.removesuffix(".weight")
+        if act_order:
+            index = rng.permutation(index)
+        points = points if v2 else np.maximum(points, 1)
+        tensors: Tensors = {
+            f"{module}.qweight": ("I32", words(codes, bits).T),
+            f"{module}.qzeros": ("I32", words((points if v2 else points - 1).T, bits)),
+            f"{module}.scales": ("F16", stored.T),
+            f"{module}.g_idx": ("I32", index),
+        }
+        return tensors, (codes - points[:, index].astype(np.float32)) * scales[:, index]
+
+    return encode
+
+
+def _integers(
+    rng: np.random.Generator, shape: tuple[int, ...], bits: int, group: int, dtype: str
+) -> tuple[Array, Array, Array, Array]:
+    """Random codes (R, C), zero points (R, G), scales (R, G) as float32 and as stored."""
+    groups = (shape[0], shape[1] // group if group else 1)
+    scales, stored = _scales(rng, groups, shape[1] ** -0.5 / 2 ** (bits - 2), dtype)
+    middle = 2 ** (bits - 1)
+    points = rng.integers(max(0, middle - 5), min(2**bits, middle + 5), groups)
+    return rng.integers(0, 2**bits, shape), points, scales, stored
+
+
+def transposed(rng: np.random.Generator, name: str, shape: tuple[int, ...]) -> tuple[Tensors, Array]:
+    """The experts of gpt-oss in bf16 on the hub: inputs before outputs, no `.weight`."""
+    values = rng.normal(0, shape[-1] ** -0.5, shape).astype(ml_dtypes.bfloat16)
+    return {name.removesuffix(".weight"): ("BF16", values.swapaxes(-1, -2))}, values
