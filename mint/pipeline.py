@@ -215,7 +215,7 @@ class Pipeline:
                     manifest = draft.manifest
                     self.hooks.assembled(reuse)
             with self._stage(VERIFY):
-                verification = self._verified(draft.folder if draft else output)
+                verification = self._verified(draft.folder if draft else output, source)
                 if draft:
                     draft.finish()
                 self.hooks.verified(output, manifest)
@@ -225,9 +225,10 @@ class Pipeline:
             source.notices, dict(self.seconds), peak,
         )  # fmt: skip
 
-    def _verified(self, folder: Path) -> Verification:
+    def _verified(self, folder: Path, source: Source) -> Verification:
         """The verification of the model in `folder`; `MintError` if it fails."""
-        verification = verify(folder, on_progress=self.on_progress)
+        is_here = not self.executor.lacking
+        verification = verify(folder, source if is_here else None, measure_again=False, on_progress=self.on_progress)
         if not verification.passed:
             failed = "; ".join(f"{check.name}: {check.detail}" for check in verification.checks if not check.passed)
             raise MintError(

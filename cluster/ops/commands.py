@@ -150,9 +150,7 @@ def certs(
 def plan(
     model: Model,
     machines: Annotated[int, option("", "Number of machines like this one.", min=2)] = 2,
-    rounding: Annotated[
-        str, option("NAME", "The rounding to measure: nearest or search.")
-    ] = DEFAULT_ROUNDING,
+    rounding: Annotated[str, option("NAME", "The rounding to measure: nearest or search.")] = DEFAULT_ROUNDING,
     dtype: Dtype = "",
     as_json: Json = False,
 ) -> None:

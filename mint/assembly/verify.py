@@ -11,6 +11,7 @@ import numpy as np
 
 from mint.analysis.cross_device import ROUNDING, TOLERANCE, is_mixed
 from mint.assembly.agreement import difference, plain_logits
+from mint.assembly.decoding import check_decoding
 from mint.assembly.stock_child import Answer, stock
 from mint.core.errors import MintError
 from mint.core.progress import OnProgress, Progress, ignore
@@ -30,7 +31,7 @@ LOGITS_TOLERANCE = 1e-2  # float32 noise is 1e-5 on CPUs; matrix units may round
 # Real models show up to 6 times at 8 bits; other weights give a hundred times
 COMPENSATED = 20.0
 # checks that read tensors by planned names and formats need these checks to pass
-_NEEDS = {"finite": ("tensors",), "logits": ("tensors", "config"), "errors": ("tensors",)}
+_NEEDS = {"finite": ("tensors",), "logits": ("tensors", "config"), "errors": ("tensors",), "decoding": ("tensors",)}
 _BLOCK = 1 << 22  # weights in float64 at once
 
 
@@ -57,10 +58,18 @@ class Verification:
         return all(check.passed for check in self.checks)
 
 
-def verify(folder: Path | str, source: Source | None = None, *, on_progress: OnProgress = ignore) -> Verification:
+def verify(
+    folder: Path | str,
+    source: Source | None = None,
+    *,
+    measure_again: bool = True,
+    on_progress: OnProgress = ignore,
+) -> Verification:
     """Check the model in `folder` against its manifest, its plan and, if given, its source.
 
-    Raises `MintError` only without manifest or plan. Disagreements are failed checks.
+    With a source, some of its weights are decoded without MLX and compared (`decoding.py`). With `measure_again` the
+    errors of all units are measured too, which reads all of it. Raises `MintError` only without manifest or plan.
+    Disagreements are failed checks.
     """
     folder = Path(folder)
     manifest = read_manifest(folder)
@@ -76,7 +85,9 @@ def verify(folder: Path | str, source: Source | None = None, *, on_progress: OnP
         "loads": partial(_loads, folder, answer),
     }
     if source is not None:
-        inspections["errors"] = partial(_errors, folder, plan, source)
+        inspections["decoding"] = partial(_decoding, folder, plan, source)
+        if measure_again:
+            inspections["errors"] = partial(_errors, folder, plan, source)
     checks: dict[str, Check] = {}
     with small_cache():
         for index, (name, inspect) in enumerate(inspections.items()):
@@ -169,6 +180,11 @@ def _loads(folder: Path, stock_answer: Callable[[], Answer]) -> str:
     if answer.tokenizer_fault:
         return f"mlx_lm loads it without its tokenizer: {answer.tokenizer_fault}"
     return "mlx_lm.load loads it" if has_tokenizer(folder) else "mlx_lm loads it (there is no tokenizer to load)"
+
+
+def _decoding(folder: Path, plan: Plan, source: Source) -> str:
+    _insist(source.identity == plan.model, f"{source.folder} is not the model of the plan")
+    return check_decoding(plan, source, open_stored(folder))
 
 
 def _errors(folder: Path, plan: Plan, source: Source) -> str:

@@ -32,6 +32,7 @@ from mint.model.opening.readers import Reader, readers
 from mint.model.opening.rope import lift_rope
 from mint.model.storages.decoding import Stored, decoded, find_stored, settings_of, without_settings
 from mint.model.storages.guards import undecoded_of
+from mint.model.storages.storage import Settings
 
 DTYPES = {
     mx.bool_: "BOOL", mx.uint8: "U8", mx.int8: "I8", mx.uint16: "U16", mx.int16: "I16", mx.float16: "F16",
@@ -141,6 +142,21 @@ class OpenedModel:
         folder, config, shards, _ = self._files
         return build_tree(folder, config, shards, UNCAST).arrays
 
+    @property
+    def decoded_dtype(self) -> mx.Dtype:
+        """The dtype to which encoded weights are decoded."""
+        _, config, _, dtype = self._files
+        decoded_dtype: mx.Dtype = getattr(mx, _dtype_name(config, dtype) or "bfloat16")
+        return decoded_dtype
+
+    def parameters_of(self, weights: Arrays) -> Arrays:
+        """The lazy parameters of this model over other decoded tensors, in place of those of its checkpoint."""
+        folder, config, shards, dtype = self._files
+        with mx.stream(mx.cpu):
+            plain = Stored(Settings(), {}, frozenset())
+            model, _ = _built(folder, without_settings(config), weights, plain, shards, dtype)
+        return dict(tree_flatten(model.parameters()))
+
     def take(self, names: Collection[str]) -> Arrays:
         """Fresh lazy arrays of these parameters, if possible those that the last reading of `arrays` left."""
         arrays = self._left if self._left.keys() >= set(names) else self.arrays()
@@ -208,7 +224,7 @@ def _fill(model: Module, weights: Arrays) -> None:
 
 
 def _cast(model: Module, config: dict[str, Any], dtype: str) -> None:
-    """Cast to `dtype`, else to the dtype of the config."""
+    """Cast to `dtype`, else to the dtype of the config; `UNCAST` casts nothing."""
     name = _dtype_name(config, dtype)
     if not name:
         return

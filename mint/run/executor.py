@@ -42,6 +42,10 @@ class Executor(Protocol):
     def made_by(self) -> Mapping[str, str]:
         """The node that did a unit last, by the unit's path; without those of this process."""
 
+    @property
+    def lacking(self) -> Sequence[str]:
+        """The shards that this machine does not hold, in files that read as zeros."""
+
     def __call__(self, source: Source, job: Job[T], units: Sequence[Unit]) -> Iterator[tuple[Unit, T]]: ...
 
 
@@ -81,6 +85,7 @@ class InProcess:
     """The executor of one machine: every job in this process, in the order given."""
 
     made_by: Mapping[str, str] = MappingProxyType({})
+    lacking: Sequence[str] = ()
 
     @property
     def devices(self) -> Sequence[str]:

@@ -17,6 +17,7 @@ class FunctionExecutor:
     function: Callable[..., Iterator[tuple[Unit, Any]]]
     devices: Sequence[str] = field(default_factory=lambda: in_process.devices)
     made_by: Mapping[str, str] = field(default_factory=lambda: in_process.made_by)
+    lacking: Sequence[str] = ()
 
     def __call__(self, source: Source, job: Job[T], units: Sequence[Unit]) -> Iterator[tuple[Unit, T]]:
         return self.function(source, job, units)

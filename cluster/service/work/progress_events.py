@@ -49,7 +49,7 @@ class ProgressEvents:
 
     def counting(self, executor: Executor) -> Executor:
         """The same executor, with the unquantized bytes of its results counted by machine."""
-        return _Counting(executor, executor.devices, executor.made_by, self._done, self.host)
+        return _Counting(executor, executor.devices, executor.made_by, executor.lacking, self._done, self.host)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +59,7 @@ class _Counting:
     executor: Executor
     devices: Sequence[str]
     made_by: Mapping[str, str]
+    lacking: Sequence[str]
     done: dict[str, int]
     host: str
 
