@@ -96,6 +96,7 @@ def alphas_from(
 ) -> dict[str, Alpha]:
     """The `probed` alphas, of this `origin`, and scaled priors for all other units.
 
+    A probe of 0 says nothing: the tokens were too few to reach the unit, such as an expert or a sparse-attention index.
     The scale of a prior is the geometric mean of probe over prior: of its role if that has probes, else of all roles.
     """
     ratios: dict[str, list[float]] = defaultdict(list)  # logarithms, by role
@@ -107,7 +108,7 @@ def alphas_from(
     alphas = {}
     for path, prior in priors.items():
         of_role = ratios.get(roles[path]) or overall
-        if path in probed:
+        if probed.get(path, 0.0) > 0:
             alphas[path] = Alpha(probed[path], origin)
         else:
             alphas[path] = Alpha(prior * exp(fsum(of_role) / len(of_role)), SCALED) if of_role else Alpha(prior, PRIOR)
