@@ -98,12 +98,8 @@ def _drawn(array: mx.array) -> mx.array:
     """The initial value of a parameter with noise, at the scale of a trained model; integers stay."""
     if not mx.issubdtype(array.dtype, mx.floating):
         return array
-    scale = 0.05 if array.ndim < 2 else array.shape[-1] ** -0.5
-    return (
-        0.5 * array + scale * mx.random.normal(array.shape)
-        if array.ndim > 1
-        else array + scale * mx.random.normal(array.shape)
-    ).astype(mx.bfloat16)
+    share, scale = (1.0, 0.05) if array.ndim < 2 else (0.5, array.shape[-1] ** -0.5)
+    return (share * array + scale * mx.random.normal(array.shape)).astype(mx.bfloat16)
 
 
 if __name__ == "__main__":

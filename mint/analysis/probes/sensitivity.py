@@ -62,7 +62,18 @@ PROFILES = _MEASURED | {
     "mixer_in": Profile(0.385, 0.4, _V, 0.35),  # qkv
     "mixer_out": _MEASURED["o"],
     "position": Profile(3.7),  # embedding
+    "input_embedding": Profile(3.7),  # embedding
     "layer_embedding": _MEASURED["up"],
+    "ngram_embedding": _MEASURED["up"],
+    "ngram_projection": Profile(3.7),  # embedding
+    "layer_input": _MEASURED["up"],
+    "residual": _MEASURED["down"],
+    "expert_latent": _MEASURED["down"],
+    "q_latent": _MEASURED["q"],
+    "kv_latent": Profile(0.324, 0.45, _V, 0.37),  # kv
+    "linear_block": _MEASURED["down"],
+    "state_gate": Profile(0.385, 0.4, _V, 0.35),  # mixer_in
+    "prediction": _MEASURED["up"],
     "router": Profile(0.98, 2.3, _GATE, 3.5),  # 8 x gate: the published prior of routers over a usual tensor
     "index": _MEASURED["q"],
 }
