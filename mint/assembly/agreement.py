@@ -27,6 +27,7 @@ from mint.model.checkpoint.reader import StoredModel, open_stored
 from mint.model.hooks import hook
 from mint.model.module_tree import load_plain
 from mint.model.passes.logits import logits_of
+from mint.model.passes.weight_uses import weight_uses
 from mint.quality.forward import as_numpy, fusing_nothing
 
 TOKENS = 2  # the second one attends to the first
@@ -53,7 +54,10 @@ def plain_logits(folder: Path, units: Mapping[str, tuple[tuple[int, ...], Format
     stored = open_stored(folder)
     lazy = {f"{path}.weight": mx.zeros(shape) for path, (shape, _) in units.items()}
     plain = load_plain(folder, {**_wide_rest(stored, units), **lazy})
-    for path, module in _modules(plain, units):
+    read = _read_directly(plain, units)
+    for path in read:
+        dict(plain.named_modules())[path]["weight"] = stored.dequantized(path, units[path][1])
+    for path, module in _modules(plain, units.keys() - read):
         format, kind = units[path][1], type(module)
         if format == KEEP or kind not in (Embedding, Linear):
             hook(module, partial(_stream, stored, path, format))
@@ -69,6 +73,14 @@ def difference(logits: npt.NDArray[np.float32], expected: npt.NDArray[np.float32
     if not (np.isfinite(logits).all() and np.isfinite(expected).all()):
         return inf
     return float(np.linalg.norm(logits - expected)) / (float(np.linalg.norm(expected)) or 1.0)
+
+
+def _read_directly(model: Module, paths: Collection[str]) -> frozenset[str]:
+    """The modules whose weight the model reads itself: it has to be there without a call."""
+    try:
+        return weight_uses(model, paths).read
+    except Exception:  # a model that does not run on shapes alone
+        return frozenset()
 
 
 def _wide_rest(stored: StoredModel, paths: Collection[str]) -> dict[str, mx.array]:

@@ -39,7 +39,7 @@ _Calls = dict[str, _Noted]  # by path
 
 @dataclass(frozen=True, slots=True)
 class Inputs:
-    """The inputs of a unit: rows (N, C), and for a stack the experts of each row, (N, K)."""
+    """The inputs of a unit: rows (N, C), and for a stack the experts of each row, (N, K), unless all see every row."""
 
     rows: Rows
     experts: npt.NDArray[np.int64] | None = None
@@ -183,8 +183,8 @@ def _note_inputs(noted: _Noted, method: Any, module: Module, rows: mx.array, *re
         elif rest and isinstance(rest[0], mx.array):
             if (experts := _routes(rows, rest[0])) is not None:
                 noted.append((rows, experts))
-        elif not options and not rest and rows.shape[-3:-2] == (shape[0],):
-            noted.append((rows, _matrix_of(rows)))
+        elif not options and not rest and rows.shape[-3:-2] in ((shape[0],), (1,)):
+            noted.append((rows, _matrix_of(rows) if rows.shape[-3] > 1 else None))
     return method(module, rows, *rest, **options)
 
 

@@ -96,7 +96,8 @@ def rules(
     set: Annotated[list[str], _rule("PATTERN=FORMAT", "Fix a format: '*.down_proj=6/64'.")] = NONE,
     locks: Annotated[Path | None, _rule("FILE", 'Fix formats by a JSON file: {"lm_head": "8/64"}.')] = None,
     ignore_floors: Annotated[
-        list[str], _rule("PATTERN", "Allow fewer bits than the model itself asks for: '*.gate'.", "--ignore-floors")
+        list[str],
+        _rule("PATTERN", "Allow fewer bits than the model or the role asks for: '*.gate'.", "--ignore-floors"),
     ] = NONE,
     compat: Annotated[str, _rule("LOADER", "Only formats of this loader (mint devices --loaders).")] = RECIPE.compat,
     prefer_speed: Annotated[

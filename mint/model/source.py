@@ -4,7 +4,7 @@ Opening reads headers, the config and a few sampled bytes, whatever the size of 
 """
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -28,8 +28,11 @@ from mint.model.opening.notices import cast_notice, head_notice, tower_notice
 from mint.model.opening.rope import lift_rope
 from mint.model.opening.towers import dropped_towers
 from mint.model.opening.unseen import unseen_keys
-from mint.model.roles import UNKNOWN, layer_of, role_of
+from mint.model.passes.weight_uses import WeightUses, weight_uses
+from mint.model.roles import UNKNOWN, UNTIED, layer_numbers, role_of
 from mint.model.storages.guards import check_used
+
+READ = "the model reads its weight itself, which no loader could if it were packed"
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,19 +134,30 @@ def _by_name(shards: Iterable[Shard]) -> dict[str, SourceTensor]:
 
 def _find_units(tree: Tree, sources: Mapping[str, tuple[str, ...]]) -> tuple[Unit, ...]:
     predicate = getattr(tree.model, "quant_predicate", None) or (lambda path, module: True)
-    units = []
-    for path, module in tree.model.named_modules():
-        name = f"{path}.weight"
-        if not hasattr(module, "to_quantized") or name not in tree.arrays:
-            continue
-        verdict, weight = predicate(path, module), tree.arrays[name]
+    modules = dict(tree.model.named_modules())
+    order = [name.removesuffix(".weight") for name in tree.arrays if name.endswith(".weight")]
+    paths = [path for path in order if hasattr(modules.get(path), "to_quantized")]
+    layers, uses, units = layer_numbers(paths), _uses(tree.model, paths), []
+    for path in paths:
+        verdict, weight = predicate(path, modules[path]), tree.arrays[f"{path}.weight"]
         unit = Unit(
-            path, weight.shape, DTYPES[weight.dtype], role_of(path), layer_of(path), sources[name],
+            path, weight.shape, DTYPES[weight.dtype], role_of(path), layers[path], sources[f"{path}.weight"],
             min_bits=int(verdict.get("bits", 0)) if isinstance(verdict, dict) else 0,
         )  # fmt: skip
-        units.append(replace(unit, keep_reason=_keep_reason(unit, module, verdict)))
-    order = {name: index for index, name in enumerate(tree.arrays)}
-    return tuple(sorted(units, key=lambda unit: order[f"{unit.path}.weight"]))
+        reason = READ if path in uses.read else _keep_reason(unit, modules[path], verdict)
+        units.append(replace(unit, keep_reason=reason))
+    if not any(unit.role == "head" for unit in units):
+        untied = {unit.path for unit in units if unit.role == "embedding"} - uses.multiplied
+        units = [replace(unit, role=UNTIED) if unit.path in untied else unit for unit in units]
+    return tuple(units)
+
+
+def _uses(model: Module, paths: Collection[str]) -> WeightUses:
+    """The uses of weights; of a model that does not run on shapes alone, calls that multiply are assumed."""
+    try:
+        return weight_uses(model, paths)
+    except Exception:  # a model may raise what it likes; verify looks at the written one
+        return WeightUses(frozenset(), frozenset(paths))
 
 
 def _keep_reason(unit: Unit, module: Module, verdict: object) -> str:

@@ -9,7 +9,7 @@ from mint.plan.plan import Choice, Plan
 from mint.plan.rules import matching
 
 CHOSEN, OPEN, WORSE = "chosen", "possible", "larger and no better than another"
-VETOED, FLOOR, EXCLUDED = "below the veto", "below the model's own floor", "left out by the rules"
+VETOED, FLOOR, EXCLUDED = "below the veto", "below the floor of the model or the role", "left out by the rules"
 
 
 @dataclass(frozen=True, slots=True)

@@ -52,7 +52,7 @@ def _priors(units: Sequence[Unit]) -> dict[str, float]:
 
 _PUBLISHED_NAMES = "2/32 2/64 3/32 3/64 4/32 4/64 4/128 5/32 5/64 6/32 6/64 8/64 8/128"
 _PUBLISHED_FORMATS = tuple(map(parse_format, _PUBLISHED_NAMES.split()))
-_PUBLISHED_ROLES = {"embedding": 10.0, "head": 10.0, "router": 8.0}
+_PUBLISHED_ROLES = {"embedding": 10.0, "input_embedding": 10.0, "head": 10.0, "router": 8.0}
 
 
 def _published(units: Sequence[Unit]) -> dict[str, float]:

@@ -26,7 +26,7 @@ from mint.formats.layout import OutputShard, lay_out, shards_nbytes, stored_nbyt
 from mint.formats.rounding import parse_rounding
 from mint.formats.units import Parameter
 from mint.model.checkpoint.manifest import PLAN_NAME
-from mint.model.roles import layer_of
+from mint.model.roles import layer_numbers
 from mint.plan.objectives import Objective, objective
 from mint.plan.prediction import NO_PROBES, Evidence, predicted_kl
 from mint.plan.rules import Rules
@@ -54,7 +54,7 @@ class Choice:
     dtype: str
     role: str
     layer: int
-    min_bits: int  # the model's own floor
+    min_bits: int  # the floor of the model or the role
     alpha: float
     alpha_from: str  # the source of alpha: the prior table, or a probe
     active: float  # share of the weights that one token reads
@@ -148,10 +148,15 @@ class Plan:
         return fsum(units) + sum(parameter.nbytes for parameter in self.parameters)
 
     @cached_property
+    def _layers(self) -> dict[str, int]:
+        """The number of the layer of every unit and parameter."""
+        return layer_numbers([*(choice.path for choice in self.choices), *(p.name for p in self.parameters)])
+
+    @cached_property
     def planned_bytes(self) -> int:
         """Size of all weight files, headers included."""
         sizes = [(c.layer, unit_nbytes(c.path, c.format, c.shape, c.dtype, self.digits)) for c in self.choices]
-        sizes += [(layer_of(p.name), stored_nbytes((p.tensor,), self.digits)) for p in self.parameters]
+        sizes += [(self._layers[p.name], stored_nbytes((p.tensor,), self.digits)) for p in self.parameters]
         sizes.sort(key=_BY_LAYER)
         return shards_nbytes((nbytes for _, nbytes in sizes), self.max_shard_bytes)
 
@@ -178,7 +183,7 @@ class Plan:
     def groups(self) -> tuple[tuple[TensorSpec, ...], ...]:
         """The tensors to write, in groups that are stored together, layer by layer."""
         groups = [(choice.layer, choice.tensors) for choice in self.choices]
-        groups += [(layer_of(p.name), (p.tensor,)) for p in self.parameters]
+        groups += [(self._layers[p.name], (p.tensor,)) for p in self.parameters]
         return tuple(tensors for _, tensors in sorted(groups, key=_BY_LAYER))
 
     @cached_property

@@ -22,6 +22,7 @@ from mint.formats.format import KEEP, parse_format
 from mint.formats.layout import name_nbytes, overhead_nbytes, stored_nbytes, unnamed_nbytes
 from mint.formats.rounding import ROUNDINGS
 from mint.formats.units import Unit
+from mint.model.roles import UNTIED
 from mint.plan.knapsack.relaxation import Floats, Integers
 from mint.plan.knapsack.solve import InfeasibleError, Knapsack, Solution
 from mint.plan.objectives import OBJECTIVES, Objective
@@ -73,7 +74,9 @@ class Problem:
         self._alphas = {unit.path: alphas.get(unit.path, _NO_ALPHA) for unit in units}
         self._active = {unit.path: 1.0 for unit in units} | active_shares(analysis)
         self._sampling = Sampling([unit.path for unit in units], probed if objective.probes else None)
-        allowance = self._allowance = Allowance(rules, units, objective.formats)
+        # floors of roles stand for probes, and belong to no other objective
+        unfloored = {path for path, alpha in measured.items() if alpha > 0} if objective.probes else set(self._alphas)
+        allowance = self._allowance = Allowance(rules, units, objective.formats, unfloored)
         self._allowed = [allowance.of(unit, analysis.measurements[unit.path]) for unit in units]
         self._speed_price = prefer_speed and prefer_speed * self._reference_price()
         self._rows = self._all_rows()
@@ -247,9 +250,8 @@ def active_shares(analysis: Analysis) -> dict[str, float]:
     A token reads one row of an embedding, unless that is the head too, and some experts of a stack.
     """
     shares = dict(analysis.active)
-    if any(unit.role == "head" for unit in analysis.units):
-        looked_up = [unit for unit in analysis.units if unit.role == "embedding"]
-        shares.update((unit.path, 1 / unit.shape[-2]) for unit in looked_up)
+    looked_up = {UNTIED, "embedding"} if any(unit.role == "head" for unit in analysis.units) else {UNTIED}
+    shares.update((unit.path, 1 / unit.shape[-2]) for unit in analysis.units if unit.role in looked_up)
     return shares
 
 

@@ -2,20 +2,22 @@
 
 Patterns are shell patterns (`*` and `?`) that match the whole path of a unit: `model.layers.0.*`, `*.down_proj`.
 A pattern that matches nothing is an error, and so are two patterns that set different formats for one unit. A lock
-obeys the model's own floor, unless the rules ignore it. It overrides the veto, because the user asks for it.
+obeys the model's own floor, unless the rules ignore it. It overrides the veto and the floor of a role, because the
+user asks for it.
 """
 
 from __future__ import annotations
 
 import fnmatch
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mint.core.errors import MintError
 from mint.formats.format import AFFINE, ITEMSIZE, KEEP, Format, known_formats, parse_format
+from mint.model.roles import role_floor
 
 if TYPE_CHECKING:
     from mint.analysis.analysis import Measurement
@@ -34,7 +36,7 @@ class Rules:
     max_bits: int = MAX_BITS
     formats: tuple[Format, ...] = ()  # empty: the formats of the objective
     locks: tuple[tuple[str, Format], ...] = ()  # pattern, format
-    ignored_floors: tuple[str, ...] = ()  # patterns of units whose floor, set by the model itself, does not count
+    ignored_floors: tuple[str, ...] = ()  # patterns of units whose floor, of the model or the role, does not count
 
     def permits(self, format: Format, default: Sequence[Format]) -> bool:
         """True for a format within the limits of bits and among the rules' formats, or `default` if they name none."""
@@ -75,10 +77,14 @@ class Allowed:
 class Allowance:
     """Rules applied to the units of one model; `MintError` for rules that contradict each other or match nothing.
 
-    Units of one kind with the same vetoes share one `Allowed`: a large model has few kinds.
+    A unit has the floor of the model's own rule or that of its role, whichever has more bits; the latter binds no
+    unit in `measured`. Units of one kind with the same vetoes share one `Allowed`: a large model has few kinds.
     """
 
-    def __init__(self, rules: Rules, units: Sequence[Unit], formats: Sequence[Format]) -> None:
+    def __init__(
+        self, rules: Rules, units: Sequence[Unit], formats: Sequence[Format], measured: Collection[str] = ()
+    ) -> None:
+        self._measured = measured
         self._rules = rules
         self._locks = _locks(rules.locks, units)
         paths = [unit.path for unit in units]
@@ -91,10 +97,15 @@ class Allowance:
                 f"no format has from {rules.min_bits} to {rules.max_bits} bits among "
                 f"{', '.join(map(str, candidates))}; widen --min-bits, --max-bits, --formats or --compat"
             )
-        self._kinds: dict[tuple[int, int, str, tuple[bool, ...]], Allowed] = {}
+        self._kinds: dict[tuple[int, int, str, str, tuple[bool, ...]], Allowed] = {}
 
     def floor(self, unit: Unit) -> int:
-        """The fewest bits that the model itself asks for, unless the rules ignore that."""
+        """The fewest bits that the model or the unit's role asks for, unless the rules ignore that."""
+        if unit.path in self._floorless:
+            return 0
+        return max(unit.min_bits, 0 if unit.path in self._measured else role_floor(unit.role))
+
+    def _own_floor(self, unit: Unit) -> int:
         return 0 if unit.path in self._floorless else unit.min_bits
 
     def binding(self, unit: Unit, format: Format) -> str:
@@ -102,7 +113,7 @@ class Allowance:
         if unit.path in self._locks:
             return "the formats set or kept (--set, --keep, --locks)"
         if format.bits < self.floor(unit):
-            return "the model's own floors (--ignore-floors)"
+            return "floors of the model or of roles (--ignore-floors)"
         if format not in self._formats:
             low = format.bits < self._rules.min_bits
             return f"--min-bits {self._rules.min_bits}" if low else "--formats, --compat or the objective's formats"
@@ -117,7 +128,8 @@ class Allowance:
             return Allowed((KEEP,), (), f"kept: {keep_reason}")
         limit = self._max_error
         vetoes = tuple([worst > limit for worst in measurement.worst_errors])
-        kind = (id(measurement.formats), self.floor(unit), unit.dtype, vetoes)
+        floored = unit.role if self.floor(unit) > self._own_floor(unit) else ""
+        kind = (id(measurement.formats), self.floor(unit), floored, unit.dtype, vetoes)
         if kind not in self._kinds:
             vetoed = tuple(format for format, veto in zip(measurement.formats, vetoes, strict=True) if veto)
             self._kinds[kind] = self._of_kind(unit, measurement.formats, vetoed)
@@ -128,12 +140,16 @@ class Allowance:
         safe = [format for format in possible if format not in vetoed]
         floor = f"below {self._rules.veto_db:g} dB"
         if not safe:
-            reason = f"every format is {floor}" if possible else "none of the formats that the rules leave fits it"
+            bits = f" in {self.floor(unit)} bits or more" if self.floor(unit) else ""
+            reason = (
+                f"every format is {floor}" if possible else f"none of the formats that the rules leave fits it{bits}"
+            )
             return Allowed((KEEP,), vetoed, f"kept: {reason}")
         keep = (KEEP,) if self._rules.permits_keep(unit.dtype) else ()
         reason = "least loss"
         if self.floor(unit):
-            reason += f"; at least {self.floor(unit)} bits (the model's own rule)"
+            origin = "the model's own rule" if self.floor(unit) == self._own_floor(unit) else f"unprobed {unit.role}"
+            reason += f"; at least {self.floor(unit)} bits ({origin})"
         if len(safe) < len(possible):
             reason += f"; {len(possible) - len(safe)} formats {floor}"
         return Allowed((*safe, *keep), vetoed, reason)
@@ -147,7 +163,7 @@ class Allowance:
         elif not format.admits(unit.shape, unit.dtype):
             needed = ", ".join(map(str, unit.formats))
             obstacle = f"that does not divide its last axis of {unit.shape[-1]}; needed one of {needed}"
-        elif format.bits < self.floor(unit):
+        elif format.bits < self._own_floor(unit):
             floor = f"the model itself asks for at least {unit.min_bits} bits"
             obstacle = f"{floor}; narrow the pattern, give more bits, or ignore its floor with --ignore-floors"
         else:

@@ -8,6 +8,7 @@ from mint.core.sizes import MAX_SHARD_BYTES
 from mint.formats.format import KEEP
 from mint.formats.layout import overhead_nbytes, stored_nbytes, unit_nbytes
 from mint.formats.units import Parameter, Unit
+from mint.model.roles import role_floor
 from mint.plan.plan import digits_for
 
 
@@ -29,15 +30,21 @@ def kept_matrices(units: Sequence[Unit], parameters: Sequence[Parameter]) -> lis
     return sorted(kept, key=lambda matrix: -matrix.nbytes)
 
 
+def floor_bits(unit: Unit) -> int:
+    """The fewest bits that the model or the unit's role asks for before it is probed."""
+    return max(unit.min_bits, role_floor(unit.role))
+
+
 def possible_bytes(units: Sequence[Unit], parameters: Sequence[Parameter]) -> tuple[int, int]:
     """Upper bounds of the weight files: every unit in its smallest format, and every unit kept.
 
-    The veto, known only after measuring, can forbid the smallest formats.
+    The veto, known only after measuring, can forbid the smallest formats; a probe can allow smaller ones.
     """
     digits = digits_for(sum(unit.size for unit in units) + sum(prod(parameter.shape) for parameter in parameters))
     smallest = largest = sum(stored_nbytes([parameter.tensor for parameter in parameters], digits))
     for unit in units:
-        formats = [format for format in unit.formats if format == KEEP or format.bits >= unit.min_bits]
+        floor = floor_bits(unit)
+        formats = [format for format in unit.formats if format == KEEP or format.bits >= floor]
         sizes = [sum(unit_nbytes(unit.path, format, unit.shape, unit.dtype, digits)) for format in formats]
         smallest += min(sizes)
         largest += sizes[-1]

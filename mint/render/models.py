@@ -32,7 +32,7 @@ Record = dict[str, Any]
 
 def source_record(source: Source) -> Record:
     """The record of `mint inspect`."""
-    from mint.plan.size_range import kept_matrices, possible_bytes
+    from mint.plan.size_range import floor_bits, kept_matrices, possible_bytes
 
     smallest, largest = possible_bytes(source.units, source.parameters)
     kept = kept_matrices(source.units, source.parameters)
@@ -50,7 +50,7 @@ def source_record(source: Source) -> Record:
         "dropped_towers": list(source.dropped_towers),
         "notices": list(source.notices),
         "kept_units": {unit.path: unit.stays for unit in source.units if unit.stays},
-        "floors": {unit.path: unit.min_bits for unit in source.units if unit.min_bits and not unit.stays},
+        "floors": {unit.path: bits for unit in source.units if (bits := floor_bits(unit)) and not unit.stays},
         "smallest_bytes": smallest,
         "largest_bytes": largest,
     }

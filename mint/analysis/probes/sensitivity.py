@@ -62,7 +62,18 @@ PROFILES = _MEASURED | {
     "mixer_in": Profile(0.385, 0.4, _V, 0.35),  # qkv
     "mixer_out": _MEASURED["o"],
     "position": Profile(3.7),  # embedding
+    "input_embedding": Profile(3.7),  # embedding
     "layer_embedding": _MEASURED["up"],
+    "ngram_embedding": _MEASURED["up"],
+    "ngram_projection": Profile(3.7),  # embedding
+    "layer_input": _MEASURED["up"],
+    "residual": _MEASURED["down"],
+    "expert_latent": _MEASURED["down"],
+    "q_latent": _MEASURED["q"],
+    "kv_latent": Profile(0.324, 0.45, _V, 0.37),  # kv
+    "linear_block": _MEASURED["down"],
+    "state_gate": Profile(0.385, 0.4, _V, 0.35),  # mixer_in
+    "prediction": _MEASURED["up"],
     "router": Profile(0.98, 2.3, _GATE, 3.5),  # 8 x gate: the published prior of routers over a usual tensor
     "index": _MEASURED["q"],
 }
@@ -96,6 +107,7 @@ def alphas_from(
 ) -> dict[str, Alpha]:
     """The `probed` alphas, of this `origin`, and scaled priors for all other units.
 
+    A probe of 0 says nothing: the tokens were too few to reach the unit, such as an expert or a sparse-attention index.
     The scale of a prior is the geometric mean of probe over prior: of its role if that has probes, else of all roles.
     """
     ratios: dict[str, list[float]] = defaultdict(list)  # logarithms, by role
@@ -107,7 +119,7 @@ def alphas_from(
     alphas = {}
     for path, prior in priors.items():
         of_role = ratios.get(roles[path]) or overall
-        if path in probed:
+        if probed.get(path, 0.0) > 0:
             alphas[path] = Alpha(probed[path], origin)
         else:
             alphas[path] = Alpha(prior * exp(fsum(of_role) / len(of_role)), SCALED) if of_role else Alpha(prior, PRIOR)

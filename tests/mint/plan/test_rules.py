@@ -109,7 +109,7 @@ def test_a_unit_that_no_permitted_format_fits_is_kept_with_that_reason() -> None
     unit = _unit(min_bits=8)
     assert _allowed(Rules(formats=(FORMAT["4/64"],)), unit) == (
         {"keep"},
-        "kept: none of the formats that the rules leave fits it",
+        "kept: none of the formats that the rules leave fits it in 8 bits or more",
     )
 
 
