@@ -25,6 +25,7 @@ from mint.model.module_tree import DTYPES, OpenedModel, Tree, read_loaded_config
 from mint.model.opening.faults import explained
 from mint.model.opening.kinds import refuse_other_kinds
 from mint.model.opening.notices import cast_notice, head_notice, tower_notice
+from mint.model.opening.renamed import lift_renamed
 from mint.model.opening.rope import lift_rope
 from mint.model.opening.towers import dropped_towers
 from mint.model.opening.unseen import unseen_keys
@@ -125,6 +126,7 @@ def _read_config(folder: Path) -> tuple[dict[str, Any], tuple[str, ...]]:
     with explained(f"{folder}: {loader.name} cannot read config.json", "download it again", config):
         readers = loader.readers(config)
     lift_rope(readers)
+    lift_renamed(readers)
     return config, unseen_keys(readers)
 
 

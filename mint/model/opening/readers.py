@@ -7,7 +7,7 @@ mlx_lm's classes take the keys that are their fields and ignore all others in si
 import inspect
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import MISSING, dataclass, fields, is_dataclass
 from types import ModuleType
 from typing import Any
 
@@ -23,7 +23,8 @@ class Reader:
     values: dict[str, Any]
     model: str  # the module of the class, such as llama
     fields: frozenset[str]
-    code: str  # the text of that module
+    required: tuple[str, ...]  # of the fields, those without default
+    code: str  # the text of that module, and of those that it takes its parts from
 
     def sees(self, name: str) -> bool:
         """True for a field of the class, and for a key that its module mentions."""
@@ -38,7 +39,7 @@ def readers(config: dict[str, Any], class_of: ClassOf) -> tuple[Reader, ...]:
     args = class_of(config)
     top = _reader("", config, args)
     parts = ((key, part) for key, part in config.items() if isinstance(part, dict) and is_text_part(key))
-    nearby = list(_classes_near(sys.modules[args.__module__]))
+    nearby = [kind for module in _modules_near(args.__module__) for kind in _classes_in(module)]
     return (top, *(_reader(key, part, _class_near(part, class_of, nearby)) for key, part in parts))
 
 
@@ -48,25 +49,41 @@ def is_text_part(key: str) -> bool:
 
 
 def _reader(key: str, values: dict[str, Any], args: type) -> Reader:
-    module = sys.modules[args.__module__]
-    names = frozenset(field.name for field in fields(args)) if is_dataclass(args) else frozenset()
-    return Reader(key, values, module.__name__.removeprefix(_PACKAGE), names, inspect.getsource(module))
+    declared = fields(args) if is_dataclass(args) else ()
+    bare = (field for field in declared if field.default is MISSING and field.default_factory is MISSING)
+    return Reader(
+        key,
+        values,
+        args.__module__.removeprefix(_PACKAGE),
+        frozenset(field.name for field in declared),
+        tuple(field.name for field in bare),
+        "".join(map(inspect.getsource, _modules_near(args.__module__))),
+    )
 
 
 def _class_near(part: dict[str, Any], class_of: ClassOf, nearby: list[type]) -> type:
+    """The class of the part's own model type if it is nearby, else the one nearby that knows most of the part."""
     try:
-        return class_of(part)
+        args = class_of(part)
     except (Exception, SystemExit):  # of the import of a model, or for an unknown or missing model type
-        return max(nearby, key=lambda kind: len(part.keys() & {field.name for field in fields(kind)}))
+        args = None
+    if args in nearby:
+        return args
+    return max(nearby, key=lambda kind: len(part.keys() & {field.name for field in fields(kind)}))
 
 
-def _classes_near(module: ModuleType) -> Iterator[type]:
-    """The classes of arguments in a module, and in the modules of mlx_lm that it imports."""
+def _modules_near(name: str) -> list[ModuleType]:
+    """A module, and the other models that it imports or takes classes and functions from."""
+    module = sys.modules[name]
+    names = [getattr(value, "__module__", "") or "" for value in vars(module).values()]
     others = [value for value in vars(module).values() if isinstance(value, ModuleType)]
-    others += [sys.modules[kind.__module__] for kind in vars(module).values() if isinstance(kind, type)]
-    for near in dict.fromkeys((module, *others)):
-        if near.__name__.startswith(_PACKAGE):
-            yield from (
-                kind for kind in vars(near).values()
-                if isinstance(kind, type) and is_dataclass(kind) and hasattr(kind, "from_dict") and fields(kind)
-            )  # fmt: skip
+    others += [sys.modules[other] for other in dict.fromkeys(names) if other in sys.modules]
+    models = [near for near in others if near.__name__.startswith(_PACKAGE) and hasattr(near, "ModelArgs")]
+    return list(dict.fromkeys((module, *models)))
+
+
+def _classes_in(module: ModuleType) -> Iterator[type]:
+    """The classes of arguments in a module."""
+    for kind in vars(module).values():
+        if isinstance(kind, type) and is_dataclass(kind) and hasattr(kind, "from_dict") and fields(kind):
+            yield kind

@@ -14,8 +14,8 @@ from mint.model.opening.readers import Reader
 NEW = "rope_parameters"
 _THETA, _PARTIAL, _SCALING = "rope_theta", "partial_rotary_factor", "rope_scaling"
 _ORIGINAL = "original_max_position_embeddings"
-# their names in the classes
-_FIELDS = {_THETA: (_THETA, "rotary_emb_base"), _PARTIAL: (_PARTIAL, "rotary_pct"), _ORIGINAL: (_ORIGINAL,)}
+OTHER_NAMES = ("rotary_emb_base", "rotary_pct")  # of the base and of the share of rotated dimensions in some classes
+_FIELDS = {_THETA: (_THETA, OTHER_NAMES[0]), _PARTIAL: (_PARTIAL, OTHER_NAMES[1]), _ORIGINAL: (_ORIGINAL,)}
 _LOCAL_FIELDS = ("rope_local_base_freq", "rope_local_theta", "swa_rope_theta")  # the base of layers with a window
 _GLOBAL_KINDS = ("full_attention", "global_attention")
 _TYPES = ("rope_type", "type")
@@ -28,6 +28,12 @@ def lift_rope(readers: Iterable[Reader]) -> None:
             for name, value in _lifted(reader).items():
                 if reader.values.get(name) is None:
                     reader.values[name] = value  # None where the old config says null: some classes insist on the key
+
+
+def old_words(reader: Reader) -> dict[str, Any]:
+    """The parameters of a part in the old keys, as far as they belong to all layers."""
+    main, _ = _kinds(reader)
+    return {**{name: main[name] for name in (_THETA, _PARTIAL) if name in main}, _SCALING: _scaling(main)}
 
 
 def _lifted(reader: Reader) -> dict[str, Any]:

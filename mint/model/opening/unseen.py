@@ -10,16 +10,18 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from mint.model.opening.readers import Reader
-from mint.model.opening.rope import NEW
+from mint.model.opening.rope import NEW, OTHER_NAMES, old_words
 
 _MEANING = re.compile(r"rope|rotary|theta|eps|act(ivation)?(_fn)?$|hidden_act|softcap|scal|sliding|window|multiplier")
 _ASIDE = re.compile(
-    r"^_|dropout|init|quant|token|image|vision|audio|loss|max_window_layers|^rope_interleave|aux|router_"
+    r"^_|dropout|init|quant|token|image|vision|audio|project|loss|aux|router_|max_window_layers|^rope_interleave"
+    "|no_rope_layer"
 )
 _NEUTRAL = (None, False, 0, 1, "", "default", "none")
 _ROTARY = re.compile(r"\brope|RoPE|rotary")  # in code that knows positions of this kind
 _GATED = ("silu", "swiglu", "switchglu")
 _ACTIVATIONS = {"silu": _GATED, "swish": _GATED, "gelu": ("gelu", "geglu"), "relu": ("relu",)}  # words of the code
+_NUMBER = re.compile(r"(?<![\w.])\d+\.?\d*(?:e-?\d+)?")
 
 
 def unseen_keys(readers: Iterable[Reader]) -> tuple[str, ...]:
@@ -27,7 +29,10 @@ def unseen_keys(readers: Iterable[Reader]) -> tuple[str, ...]:
     notices = []
     for reader in readers:
         prefix = f"{reader.key}." if reader.key else ""
-        if keys := [f"{prefix}{name}" for name, value in reader.values.items() if _is_lost(reader, name, value)]:
+        values = reader.values
+        if values.get(NEW) is not None and not reader.sees(NEW):
+            values = {**old_words(reader), **values}
+        if keys := [f"{prefix}{name}" for name, value in values.items() if _is_lost(reader, name, value)]:
             class_name = f"mlx_lm's {reader.model} model"
             notices.append(f"config.json: {class_name} does not read {', '.join(keys)}; it computes without")
     return tuple(notices)
@@ -36,14 +41,21 @@ def unseen_keys(readers: Iterable[Reader]) -> tuple[str, ...]:
 def _is_lost(reader: Reader, name: str, value: Any) -> bool:
     if not _MEANING.search(name) or _ASIDE.search(name) or reader.sees(name) or name == NEW or not _is_meant(value):
         return False
+    given = reader.fields & reader.values.keys()
     if isinstance(value, str):
         words = [word for known, code in _ACTIVATIONS.items() if known in value for word in code]
-        return not any(word in reader.code.lower() for word in words)
+        return not any(word in reader.code.lower() for word in (*words, value.lower()))
+    if re.search("eps|softcap", name) and value in map(float, _NUMBER.findall(reader.code)):
+        return False  # the class has the same number for all its models
     if "sliding" in name or "window" in name:
-        return reader.values.get("use_sliding_window") is not False
-    if "eps" in name:  # a class that was given another one
-        return not any("eps" in other for other in reader.fields & reader.values.keys())
-    return bool(_ROTARY.search(reader.code)) or not re.search("rope|rotary|theta", name)
+        layers = reader.values.get("layer_types")
+        is_used = reader.values.get("use_sliding_window") is not False and "sliding" in str(layers or "sliding")
+        return is_used and not any("window" in other for other in given) and not ("pattern" in name and layers)
+    if "eps" in name:
+        return not any("eps" in other for other in given)
+    if re.search("rope|rotary|theta", name):
+        return bool(_ROTARY.search(reader.code)) and not given & set(OTHER_NAMES)
+    return True
 
 
 def _is_meant(value: Any) -> bool:

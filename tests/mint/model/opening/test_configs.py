@@ -13,6 +13,7 @@ import pytest
 
 from mint.core.errors import MintError
 from mint.model.module_tree import TREE_LOADERS
+from mint.model.opening.renamed import lift_renamed
 from mint.model.opening.rope import lift_rope
 from mint.model.opening.unseen import unseen_keys
 from mint.model.source import open_source
@@ -36,6 +37,7 @@ def args_of(config: dict[str, Any]) -> Any:
     from mlx_lm.utils import _get_classes
 
     lift_rope(readers(config))
+    lift_renamed(readers(config))
     return _get_classes(config)[1].from_dict(config)
 
 
@@ -147,12 +149,11 @@ def test_parameters_that_are_no_object_are_refused(broken: Any, make_model: Make
         open_source(folder)
 
 
-# gemma2's and phi3's classes attend to everything; the zoo claims silu and an epsilon
+# gemma2's and phi3's classes attend to everything; the zoo claims silu
 UNSEEN = {
     "gemma2": "hidden_act, sliding_window",
     "phi3": "sliding_window",
     "gemma3_text": "hidden_act",
-    "mamba": "rms_norm_eps",
 }
 
 
@@ -177,6 +178,40 @@ def test_a_dtype_of_transformers_5_casts_as_a_torch_dtype(make_model: Make) -> N
     source = open_source(folder)
     assert {unit.dtype for unit in source.units} == {"BF16"}
     assert "are cast from F32 to BF16" in "".join(source.notices)
+
+
+WRITTEN = [
+    "llama",
+    "mixtral",
+    "qwen3_moe",
+    "exaone4",
+    "glm4_moe",
+    "qwen3_next",
+    "gemma3_text",
+    "gpt_oss",
+    "gpt_neox",
+    "olmo3",
+    "phi3",
+    "glm4",
+]
+
+
+@pytest.mark.parametrize("name", WRITTEN)
+def test_a_config_that_transformers_writes_is_understood(name: str) -> None:
+    from transformers import CONFIG_MAPPING
+
+    config = json.loads(CONFIG_MAPPING[name]().to_json_string(use_diff=False))
+    parameters = config["rope_parameters"]
+    main = parameters.get("full_attention", parameters)
+    args = args_of(config)
+    assert getattr(args, "rope_theta", getattr(args, "rotary_emb_base", None)) == main["rope_theta"]
+    if "sliding_attention" in parameters and hasattr(args, "rope_local_base_freq"):
+        assert args.rope_local_base_freq == parameters["sliding_attention"]["rope_theta"]
+    if main["rope_type"] != "default":
+        assert args.rope_scaling["type"] == main["rope_type"]
+    if "partial_rotary_factor" in main:
+        factor = getattr(args, "partial_rotary_factor", getattr(args, "rotary_pct", None))
+        assert factor == main["partial_rotary_factor"]
 
 
 ODD: list[dict[str, Any]] = [
