@@ -41,5 +41,7 @@ def _check_sections(path: Path, config: dict[str, Any]) -> None:
     ):
         if not isinstance(section, dict):
             raise MintError(f"{path}: {name} is no JSON object; download it again")
-    if (config.get("quantization") or {}).get("bits"):
-        raise MintError(f"{path.parent}: the model is already quantized by MLX; needed: the original model")
+    stored = config.get("quantization") or {}
+    if stored.get("bits"):
+        kind = f"{stored.get('mode', 'affine')}, {stored['bits']} bits, groups of {stored.get('group_size')}"
+        raise MintError(f"{path.parent}: the model is already quantized by MLX ({kind}); needed: the original model")

@@ -64,3 +64,9 @@ def test_parts_that_a_class_keeps_in_float32_stay(make_model: Make, tmp_path: Pa
     source = open_source(make_model("deepseek_v3"), dtype="float16")
     kept = [parameter.name for parameter in source.parameters if parameter.dtype == "F32"]
     assert any("e_score_correction_bias" in name for name in kept)
+
+
+def test_encoded_weights_are_looked_at_too(make_model: Make, tmp_path: Path) -> None:
+    source = open_source(make_model("deepseek_v3_fp8"), dtype="float16")
+    assert {unit.dtype for unit in source.units if unit.role != "router"} == {"F16"}
+    mint.analyze(source, tmp_path / "a.mint")

@@ -134,7 +134,7 @@ def test_a_floor_of_the_model_binds_until_the_rules_ignore_it(make_model: Make, 
     source = open_source(make_model("qwen3_moe"))
     analysis = mint.analyze(source, tmp_path / "a.mint")
     floors = [unit.path for unit in source.units if unit.min_bits == 8]
-    with pytest.raises(MintError, match=r"the model's own floors \(--ignore-floors\), up to "):
+    with pytest.raises(MintError, match=r"floors of the model or of roles \(--ignore-floors\), up to "):
         Recipe(veto_db=-20).problem(analysis).plan(1000)
     bound, free = (Recipe(veto_db=-20, ignore_floors=floors) for floors in ((), ("*.gate",)))
     assert free.problem(analysis).smallest_bytes < bound.problem(analysis).smallest_bytes

@@ -50,6 +50,15 @@ def test_a_config_that_is_a_pointer_of_git_is_named(make_model: Make) -> None:
         open_source(folder)
 
 
+def test_a_model_that_mlx_quantized_is_told_how(make_model: Make) -> None:
+    folder = make_model("llama")
+    config = json.loads((folder / "config.json").read_text())
+    quantization = {"bits": 4, "group_size": 64}
+    (folder / "config.json").write_text(json.dumps({**config, "quantization": quantization}))
+    with pytest.raises(MintError, match=r"quantized by MLX \(affine, 4 bits, groups of 64\); needed: the original"):
+        open_source(folder)
+
+
 @pytest.mark.parametrize(
     ("address", "id"),
     [
