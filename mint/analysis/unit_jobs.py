@@ -25,8 +25,9 @@ from mint.formats.format import KEEP, Format, TensorSpec, parse_format
 from mint.formats.rounding import DEFAULT_ROUNDING, ROUNDINGS
 from mint.formats.units import Unit
 from mint.kernels.backend import backend, check_rounding
-from mint.kernels.storage import raw_bytes
+from mint.kernels.storage import raw, raw_bytes
 from mint.kernels.warmup import FEATURES, begin_to_make_ready, compile_all, is_ready, make_ready
+from mint.model.checkpoint.reader import FLOATS, nonfinite_count
 from mint.model.checkpoint.shards import SourceTensor
 from mint.model.source import Source
 from mint.run.job import Difference, PortableJob, T
@@ -84,7 +85,8 @@ class Measure(RoundingJob[Measurement]):
     def _measured(self, unit: Unit, weight: mx.array) -> Measurement:
         formats = tuple(format for format in unit.formats if format != KEEP)
         if not formats:
-            return Measurement(unit.path, (), (), (), 0.0)
+            nonfinite = nonfinite_count(raw(weight), unit.dtype) if unit.dtype in FLOATS else 0
+            return Measurement(unit.path, (), (), (), 0.0, nonfinite)
         measured = ROUNDINGS[ROUNDINGS[self.rounding].measured_as]
         errors = backend().errors(weight.reshape(unit.slices, *unit.shape[-2:]), formats, measured)
         if errors.nonfinite:

@@ -9,7 +9,7 @@ order one. The smallest unit of each role and each kind of stored tensors is loo
 # N weights of a unit in rows of C columns
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod, sqrt
 
@@ -56,23 +56,24 @@ def check_decoding(plan: Plan, source: Source, written: StoredModel) -> str:
     Raises `MintError` for a unit that differs.
     """
     stored = source.opened.tree().stored
-    samples = {sample.unit.path: sample for sample in _samples(source, stored)}
     choices = {choice.path: choice for choice in plan.choices}
+    units = [unit for unit in source.units if choices[unit.path].is_finite]
+    samples = {sample.unit.path: sample for sample in _samples(units, source.tensors(), stored)}
 
     def compare(unit: Unit, weight: mx.array) -> float:
         check_measured(unit, weight, plan.checksums)
         sample = samples[unit.path]
         return _compare(sample, weight, _decoded(sample, source, stored), choices[unit.path], written)
 
-    units = [sample.unit for sample in samples.values()]
-    worst = max((difference for _, difference in in_process(source, compare, units)), default=0.0)
+    chosen = [sample.unit for sample in samples.values()]
+    worst = max((difference for _, difference in in_process(source, compare, chosen)), default=0.0)
     return f"{len(samples)} units decode to the measured weights in numpy too (largest relative difference {worst:.1e})"
 
 
-def _samples(source: Source, stored: Stored) -> Iterator[Sample]:
-    tensors, parts = source.tensors(), stored.parts
+def _samples(units: Sequence[Unit], tensors: Mapping[str, SourceTensor], stored: Stored) -> Iterator[Sample]:
+    parts = stored.parts
     kinds: dict[tuple[object, ...], list[Sample]] = defaultdict(list)
-    for unit in source.units:
+    for unit in units:
         leaves = list({leaf.name: leaf for name in unit.sources if (leaf := parts.get(name) or tensors[name])}.values())
         sample = _sample(unit, leaves)
         if sample:

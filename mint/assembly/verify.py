@@ -80,7 +80,7 @@ def verify(
         "bytes": partial(_bytes, folder, manifest, plan),
         "tensors": partial(_tensors, folder, plan),
         "config": partial(_config, folder, plan),
-        "finite": partial(_finite, folder),
+        "finite": partial(_finite, folder, plan),
         "logits": partial(_logits, folder, plan, answer),
         "loads": partial(_loads, folder, answer),
     }
@@ -150,12 +150,16 @@ def _config(folder: Path, plan: Plan) -> str:
     return f"config.json names the format of each of {len(plan.choices)} modules"
 
 
-def _finite(folder: Path) -> str:
+def _finite(folder: Path, plan: Plan) -> str:
     stored = open_stored(folder)
-    floats = {name: tensor.dtype for name, tensor in stored.tensors.items() if tensor.dtype in FLOATS}
+    allowed = {f"{choice.path}.weight" for choice in plan.choices if not choice.is_finite}
+    floats = {
+        name: tensor.dtype for name, tensor in stored.tensors.items() if tensor.dtype in FLOATS and name not in allowed
+    }
     for name, dtype in floats.items():
         _insist(all_finite(stored.raw(name), dtype), f"tensor {name} holds NaN or infinite values")
-    return f"{len(floats)} tensors of floats are finite"
+    exceptions = f"; {len(allowed)} are not, as --keep-nonfinite allows" if allowed else ""
+    return f"{len(floats)} tensors of floats are finite{exceptions}"
 
 
 def _logits(folder: Path, plan: Plan, stock_answer: Callable[[], Answer]) -> str:
@@ -168,6 +172,8 @@ def _logits(folder: Path, plan: Plan, stock_answer: Callable[[], Answer]) -> str
     _insist(not answer.loads_error, "not compared: mlx_lm does not load it")
     _insist(not answer.logits_error, f"mlx_lm does not compute with it: {answer.logits_error}")
     distance = difference(answer.logits, expected)
+    if not all(choice.is_finite for choice in plan.choices) and not isfinite(distance):
+        return "not compared: logits are not finite, since the source has weights that are not"
     _insist(isfinite(distance), "logits are not finite")
     limits = f"{distance:.2g}, allowed {LOGITS_TOLERANCE}"
     _insist(distance < LOGITS_TOLERANCE, f"logits differ from the dequantized model's by {limits}")
@@ -190,8 +196,9 @@ def _decoding(folder: Path, plan: Plan, source: Source) -> str:
 def _errors(folder: Path, plan: Plan, source: Source) -> str:
     _insist(source.identity == plan.model, f"{source.folder} is not the model of the plan")
     choices = {choice.path: choice for choice in plan.choices}
+    units = [unit for unit in source.units if choices[unit.path].is_finite]
     changes = partial(_error_change, open_stored(folder), choices)
-    changed = {unit.path: change for unit, change in in_process(source, changes, source.units)}
+    changed = {unit.path: change for unit, change in in_process(source, changes, units)}
     path = max(changed, key=changed.__getitem__, default="")
     worst = changed.get(path, 0.0)
     if not ROUNDINGS[plan.rounding].is_measured:

@@ -29,7 +29,7 @@ from mint.model.checkpoint.manifest import PLAN_NAME
 from mint.model.roles import layer_numbers
 from mint.plan.objectives import Objective, objective
 from mint.plan.prediction import NO_PROBES, Evidence, predicted_kl
-from mint.plan.rules import Rules
+from mint.plan.rules import NONFINITE, Rules
 from mint.quality.estimates import Estimate
 from mint.targets.speed import bytes_per_token, decode_cost
 
@@ -67,6 +67,11 @@ class Choice:
     @property
     def weights(self) -> int:
         return prod(self.shape)
+
+    @property
+    def is_finite(self) -> bool:
+        """False for a unit that is kept with NaN or infinite weights, as the user allowed."""
+        return not self.reason.endswith(NONFINITE)
 
     @property
     def tensors(self) -> tuple[TensorSpec, ...]:

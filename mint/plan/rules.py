@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 VETO_DB = 9.0  # the published floor: below it a matrix is mostly noise
 MAX_BITS = 64  # no weight has more bits
+NONFINITE = "weights are NaN or infinite"  # ends the reason to keep such a unit
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,7 +174,7 @@ class Allowance:
 
 def _keep_reason(unit: Unit, measurement: Measurement) -> str:
     if measurement.nonfinite:
-        return f"{measurement.nonfinite} weights are NaN or infinite"
+        return f"{measurement.nonfinite} {NONFINITE}"
     return unit.stays
 
 

@@ -84,7 +84,12 @@ def open_weights(folder: Path, names: Iterable[str]) -> StoredModel:
 
 
 def all_finite(raw: npt.NDArray[Any], dtype: str) -> bool:
-    """True if no float is NaN or infinite; such floats have every bit of the exponent set."""
+    """True if no float is NaN or infinite."""
+    return not nonfinite_count(raw, dtype)
+
+
+def nonfinite_count(raw: npt.NDArray[Any], dtype: str) -> int:
+    """The number of floats that are NaN or infinite; such floats have every bit of the exponent set."""
     mask = _EXPONENTS[dtype]
     exponent = np.array(mask, f"u{raw.itemsize}")
-    return not bool(((raw.view(exponent.dtype) & exponent) == exponent).any())
+    return int(np.count_nonzero((raw.view(exponent.dtype) & exponent) == exponent))

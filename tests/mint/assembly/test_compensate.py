@@ -232,7 +232,7 @@ def test_a_unit_of_other_weights_is_found_although_errors_are_not_as_measured(ll
 
     assemble(plan, source, tmp_path / "out", executor=confused, text=TEXT)
     failed = {check.name: check.detail for check in verify(tmp_path / "out", source).checks if not check.passed}
-    assert list(failed) == ["errors"]
+    assert list(failed) == ["decoding", "errors"]
     assert "up_proj" in failed["errors"]
 
 

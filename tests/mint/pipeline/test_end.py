@@ -185,6 +185,38 @@ def test_a_norm_that_is_not_finite_stops_the_analysis_before_any_unit(make_model
     assert measured == []
 
 
+def _poison(model: Path, role: str) -> Unit:
+    """Write a NaN into the first weight of a role."""
+    source = open_source(model)
+    unit = next(unit for unit in source.units if unit.role == role)
+    tensor = source.tensors()[unit.sources[0]]
+    with (model / tensor.shard).open("r+b") as file:
+        file.seek(tensor.offset)
+        file.write(b"\xc0\x7f")
+    return unit
+
+
+def test_a_weight_that_can_have_no_format_is_looked_at_too(make_model: Make, tmp_path: Path) -> None:
+    model = make_model("qwen3_moe")
+    source = open_source(model)
+    kept = next((unit for unit in source.units if unit.formats == (KEEP,)), None)
+    unit = _poison(model, kept.role if kept else "router")
+    with pytest.raises(MintError, match=f"unit {unit.path}: 1 of its weights are NaN or infinite"):
+        analyze(open_source(model), tmp_path / "a.mint")
+
+
+def test_weights_that_are_not_finite_and_were_allowed_are_no_failure_at_the_end(
+    make_model: Make, tmp_path: Path
+) -> None:
+    model = make_model()
+    unit = _poison(model, "up")
+    pipeline = Pipeline(RECIPE, keep_nonfinite=True)
+    (result,) = pipeline.run(model, [Target(tmp_path / "out", Budget.of("8bpw"))])
+    details = {check.name: check.detail for check in result.verification.checks}
+    assert details["finite"].endswith("1 are not, as --keep-nonfinite allows")
+    assert next(choice for choice in result.plan.choices if choice.path == unit.path).format == KEEP
+
+
 def test_a_tokenizer_that_is_the_models_own_code_is_said_and_no_failure(make_model: Make, tmp_path: Path) -> None:
     model = make_model(tokenizer=True)
     (model / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nclass Evil: pass\n")
