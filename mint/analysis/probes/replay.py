@@ -113,13 +113,13 @@ class Replay:
         return copied(record.answer)
 
     def _drop_unused(self) -> None:
-        """Drop what the calls from the next on do not use; lazy zeros stand for answers."""
+        """Drop what the calls from the next on do not use; lazy zeros stand for it."""
         following = len(self._records)
         for call, record in zip(self._calls, self._records, strict=False):
             if call.answer_until < following:
                 record.answer = tree_map(_zeros, record.answer)
             if call.states_until < following:
-                record.states = []
+                record.states = tree_map(_zeros, record.states)
 
 
 class _PassedError(Exception):
