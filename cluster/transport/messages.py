@@ -30,7 +30,7 @@ from cluster.schedule.events import Arrived, Failed
 from mint.core.errors import MintError
 from mint.formats.units import Parameter, Unit, from_fields, to_fields
 from mint.model.checkpoint.file_states import FileStates
-from mint.model.checkpoint.shards import read_shards
+from mint.model.checkpoint.shards import read_shards, shard_names
 from mint.model.module_tree import OpenedModel
 from mint.model.source import Source
 from mint.run.job import PortableJob, job_path, load_job
@@ -127,8 +127,7 @@ def source_from(record: Mapping[str, Any], folder: Path, borrowed: Container[str
 
     `borrowed` shards change while their bytes come from other nodes.
     """
-    held = [path.name for path in folder.glob("*.safetensors") if path.name not in borrowed]
-    files = FileStates.of(folder, held)
+    files = FileStates.of(folder, [name for name in shard_names(folder) if name not in borrowed])
     shards = read_shards(folder)
     with reading("the record of a model"):
         config, dtype = record["config"], record["dtype"]

@@ -52,11 +52,10 @@ def plain_logits(folder: Path, units: Mapping[str, tuple[tuple[int, ...], Format
     `units` maps the path of every unit, kept ones too, to the shape of its weight and its format.
     """
     stored = open_stored(folder)
-    lazy = {f"{path}.weight": mx.zeros(shape) for path, (shape, _) in units.items()}
-    plain = load_plain(folder, {**_wide_rest(stored, units), **lazy})
-    read = _read_directly(plain, units)
-    for path in read:
-        dict(plain.named_modules())[path]["weight"] = stored.dequantized(path, units[path][1])
+    weights = _wide_rest(stored, units) | {f"{path}.weight": mx.zeros(shape) for path, (shape, _) in units.items()}
+    read = _read_directly(load_plain(folder, weights), units)  # of its own: a model may keep what it computes once
+    weights |= {f"{path}.weight": stored.dequantized(path, units[path][1]) for path in read}
+    plain = load_plain(folder, weights)
     for path, module in _modules(plain, units.keys() - read):
         format, kind = units[path][1], type(module)
         if format == KEEP or kind not in (Embedding, Linear):

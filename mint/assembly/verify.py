@@ -22,6 +22,7 @@ from mint.kernels.storage import numpy_view
 from mint.model.checkpoint.manifest import PLAN_NAME, Manifest, file_digest, read_manifest
 from mint.model.checkpoint.reader import FLOATS, StoredModel, all_finite, open_stored
 from mint.model.module_tree import has_tokenizer, read_loaded_config
+from mint.model.passes.logits import NeedsMetalError
 from mint.model.source import Source
 from mint.plan.plan import Choice, Plan, quantization_entries, read_plan
 from mint.run.executor import in_process, small_cache
@@ -163,14 +164,15 @@ def _finite(folder: Path, plan: Plan) -> str:
 
 
 def _logits(folder: Path, plan: Plan, stock_answer: Callable[[], Answer]) -> str:
-    units = {choice.path: (choice.shape, choice.format) for choice in plan.choices}
+    answer = stock_answer()  # first: what crashes MLX shall end that process, not this one
+    _insist(not answer.loads_error, "not compared: mlx_lm does not load it")
+    if NeedsMetalError.__name__ in answer.logits_error:
+        return "cannot be computed here: its forward pass calls Metal kernels; verify it again on a Mac"
+    _insist(not answer.logits_error, f"mlx_lm does not compute with it: {answer.logits_error}")
     try:
-        expected = plain_logits(folder, units)  # meanwhile the other process loads and computes
+        expected = plain_logits(folder, {choice.path: (choice.shape, choice.format) for choice in plan.choices})
     except Exception as error:  # mlx_lm may raise anything: it is the finding
         raise _DisagreesError(f"mlx_lm does not compute with the dequantized weights: {error!r}") from error
-    answer = stock_answer()
-    _insist(not answer.loads_error, "not compared: mlx_lm does not load it")
-    _insist(not answer.logits_error, f"mlx_lm does not compute with it: {answer.logits_error}")
     distance = difference(answer.logits, expected)
     if not all(choice.is_finite for choice in plan.choices) and not isfinite(distance):
         return "not compared: logits are not finite, since the source has weights that are not"

@@ -19,9 +19,11 @@ from typing import Any
 
 import mlx.core as mx
 import mlx_lm.models
+from mlx.nn.layers.base import Module
 from mlx.utils import tree_flatten
 
 from mint.core.errors import MintError
+from mint.model.module_tree import tree_loader
 from tools.models.family_configs import MISSING as NOT_MADE
 from tools.models.family_configs import OVERRIDES, SMALL
 
@@ -77,16 +79,22 @@ def _guess(annotation: str) -> Any:
     return None
 
 
-def write_family(family: str, folder: Path, *, seed: int = 0, **settings: Any) -> Path:
-    """Write a tiny checkpoint of `family`, its config changed by `settings`, to the new `folder`."""
-    from mint.model.module_tree import _module as build_modules
-
-    config = config_of(family) | settings
-    mx.random.seed(seed)
-    parameters: Any = tree_flatten(build_modules(config).parameters())
+def modules_of(config: dict[str, Any]) -> Module:
+    """The modules of a tiny model, over lazy parameters."""
+    model = tree_loader(Path(config["model_type"]), config).module(config)
+    parameters: Any = tree_flatten(model.parameters())
     size = sum(array.size for _, array in parameters)
     if size > LARGEST:
-        raise MintError(f"{family}: {size} weights are no tiny model; needed: settings in family_configs.py")
+        fault = f"{config['model_type']}: {size} weights are no tiny model"
+        raise MintError(f"{fault}; needed: settings in family_configs.py")
+    return model
+
+
+def write_family(family: str, folder: Path, *, seed: int = 0, **settings: Any) -> Path:
+    """Write a tiny checkpoint of `family`, its config changed by `settings`, to the new `folder`."""
+    config = config_of(family) | settings
+    mx.random.seed(seed)
+    parameters: Any = tree_flatten(modules_of(config).parameters())
     weights = {name: _drawn(array) for name, array in parameters}
     folder.mkdir(parents=True)
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")

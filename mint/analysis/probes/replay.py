@@ -13,7 +13,7 @@ from typing import Any
 
 import mlx.core as mx
 from mlx.nn.layers.base import Module
-from mlx.utils import tree_map
+from mlx.utils import tree_flatten, tree_map
 
 from mint.model.hooks import hooked
 from mint.model.passes.layer_calls import copied, read_state, states_in, trace_layer_calls, write_state
@@ -25,6 +25,13 @@ class _Record:
 
     answer: Any
     states: list[dict[str, Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class _Argument:
+    """Stands in an answer for an object that the call was given: a later pass gives another."""
+
+    index: int
 
 
 class Replay:
@@ -89,10 +96,10 @@ class Replay:
         def answer(method: Any, layer: Module, *arguments: Any, **options: Any) -> Any:
             number = next(numbers)
             if number < end:
-                return self._recall(number, states_in(*arguments, *options.values()))
+                return self._recall(number, list(states_in(*arguments, *options.values())))
             result = method(layer, *arguments, **options)
             if record:
-                self._record(number, result, states_in(*arguments, *options.values()))
+                self._record(number, result, list(states_in(*arguments, *options.values())))
             if stop:
                 raise _PassedError
             return result
@@ -100,26 +107,35 @@ class Replay:
         with hooked(self._layers, dict.fromkeys(self._layers, answer)):
             yield
 
-    def _record(self, number: int, answer: Any, states: Iterator[Any]) -> None:
+    def _record(self, number: int, answer: Any, states: list[Any]) -> None:
+        def own(value: Any) -> Any:
+            index = next((index for index, state in enumerate(states) if state is value), None)
+            return value if index is None else _Argument(index)
+
         used = number < len(self._calls) and self._calls[number].states_until > number
-        record = _Record(copied(answer), list(map(read_state, states)) if used else [])
-        mx.eval(record.answer, record.states)
+        record = _Record(copied(tree_map(own, answer)), [read_state(state) for state in states] if used else [])
+        flat: Any = tree_flatten([record.answer, record.states])
+        mx.eval([value for _, value in flat if isinstance(value, mx.array)])
         self._records.append(record)
 
-    def _recall(self, number: int, states: Iterator[Any]) -> Any:
+    def _recall(self, number: int, states: list[Any]) -> Any:
         record = self._records[number]
         for state, fields in zip(states, record.states, strict=False):  # no fields are kept where none are used
             write_state(state, fields)
-        return copied(record.answer)
+
+        def given(value: Any) -> Any:
+            return states[value.index] if isinstance(value, _Argument) else value
+
+        return tree_map(given, copied(record.answer))
 
     def _drop_unused(self) -> None:
-        """Drop what the calls from the next on do not use; lazy zeros stand for answers."""
+        """Drop what the calls from the next on do not use; lazy zeros stand for it."""
         following = len(self._records)
         for call, record in zip(self._calls, self._records, strict=False):
             if call.answer_until < following:
                 record.answer = tree_map(_zeros, record.answer)
             if call.states_until < following:
-                record.states = []
+                record.states = tree_map(_zeros, record.states)
 
 
 class _PassedError(Exception):

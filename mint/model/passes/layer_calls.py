@@ -24,8 +24,8 @@ from mint.model.passes.logits import logits_of
 class LayerCall:
     """One call of a layer in a pass: the last calls that use its answer and the states it leaves.
 
-    Calls are counted from 0; the model's own output counts as one more. A state is a cache or a dictionary among the
-    arguments. -1: no call uses it.
+    Calls are counted from 0; the model's own output counts as one more. A state is a cache, another object
+    or a dictionary among the arguments. -1: no call uses it.
     """
 
     path: str
@@ -100,12 +100,12 @@ class _Trace:
 
 
 def states_in(*values: Any) -> Iterator[Any]:
-    """The caches and dictionaries among the arguments of a call, inside lists and mlx_lm's lists of caches."""
+    """Whatever a call can write to among its arguments: caches, other objects, and dictionaries; also inside lists."""
     for value in values:
         inner = value if isinstance(value, list | tuple) else getattr(value, "caches", None)
         if inner is not None:
             yield from states_in(*inner)
-        elif isinstance(value, dict) or hasattr(value, "state"):
+        elif (isinstance(value, dict) or hasattr(value, "__dict__")) and not isinstance(value, Module):
             yield value
 
 

@@ -2,7 +2,7 @@
 
 import itertools
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +15,7 @@ from cluster.schedule.placement import group_of, place_units
 from cluster.transport.worker import Worker
 from mint.analysis.unit_jobs import Measure
 from mint.core.errors import MintError
+from mint.model.checkpoint.file_states import FileStates
 from mint.model.checkpoint.shards import Shard
 from mint.model.source import open_source
 from mint.run.executor import in_process
@@ -180,7 +181,7 @@ def test_units_computed_from_borrowed_ranges_are_those_of_the_whole_model(model:
             os.link(model / name, local / name)
         outlines = {name: read_outline(model / name) for name in names if name not in held}
         view = make_view(tmp_path / f"view{len(held)}", local, (model / "config.json").read_bytes(), outlines)
-        part = open_source(view)
+        part = replace(open_source(view), files=FileStates.of(view, held))  # the others change as they are borrowed
         asking = Borrower({name: [Called(lending(model))] for name in names})
         loans = Loans(view, outlines, part.tensors(), asking)
         for batch in (part.units[:5], part.units[5:]):

@@ -206,6 +206,15 @@ def test_probed_alphas_go_before_priors_and_scale_those_of_their_role(analysis: 
     assert {alpha.origin for alpha in alphas_from(priors, analysis.units, {}).values()} == {PRIOR}
 
 
+def test_a_unit_without_effect_on_a_probe_is_unknown_and_gets_its_prior(analysis: Analysis) -> None:
+    """Short probes do not reach an index of sparse attention, nor every expert."""
+    priors = {unit.path: 1.0 for unit in analysis.units}
+    silent, other = (unit.path for unit in analysis.units if unit.role == "q" and unit.layer < 2)
+    alphas = alphas_from(priors, analysis.units, {silent: 0.0, other: 3.0})
+    assert alphas[silent].value == pytest.approx(3.0)
+    assert alphas[silent].origin == SCALED
+
+
 def test_a_plan_tells_where_its_alphas_come_from(analysis: Analysis, probed: Probed) -> None:
     plan = allocate(analysis, "0.4x", probed=probed)
     for choice in plan.choices:

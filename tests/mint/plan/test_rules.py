@@ -55,6 +55,17 @@ def test_the_models_floor_applies_beside_the_rules() -> None:
     assert "at least 8 bits" in reason
 
 
+def test_the_floor_of_a_role_applies_until_the_unit_is_measured() -> None:
+    unit = _unit(role="index", path="model.layers.0.self_attn.indexer.wq_b")
+    formats, reason = _allowed(Rules(veto_db=-9), unit)
+    assert min(FORMAT[name].bits for name in formats - {"keep"}) == 6
+    assert "at least 6 bits (unprobed index)" in reason
+    measured = Allowance(Rules(veto_db=-9), [unit], MEASURED, {unit.path}).of(unit, _measurement(unit))
+    waived, _ = _allowed(Rules(veto_db=-9, ignored_floors=("*.wq_b",)), unit)
+    assert set(map(str, measured.formats)) == waived > formats
+    assert _allowed(Rules(locks=(("*.wq_b", FORMAT["3/64"]),)), unit)[0] == {"3/64"}
+
+
 def test_formats_are_written_as_bits_at_groups_or_by_name() -> None:
     assert parse_formats(["3,4@64,128"]) == tuple(map(parse_format, ("3/64", "3/128", "4/64", "4/128")))
     assert parse_formats(["mxfp4,8/32", "2"]) == tuple(map(parse_format, ("2/32", "2/64", "2/128", "8/32", "mxfp4")))
