@@ -139,7 +139,7 @@ class Worker:
                     if again:
                         break
             except Exception as error:  # of any kind: it counts against the unit, and a second worker tries
-                self.weights.forget()  # what was read ahead may hold the bytes of a failed read
+                self.weights.forget()  # those that are read ahead may hold bytes of a failed read
                 self._begun = None
                 parcel.add([rest[0].path, f"{type(error).__name__}: {error}", b"", True], 0)
                 yield pack(parcel.take())
