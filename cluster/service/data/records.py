@@ -87,7 +87,7 @@ class Artifact:
 
     kind: str  # model | analysis
     identity: str  # of the source model
-    files: tuple[ServedFile, ...]  # whose digests are their names in the store
+    files: tuple[ServedFile, ...]  # the store has each under its digest
 
     @property
     def digest(self) -> str:

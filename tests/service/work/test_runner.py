@@ -233,7 +233,7 @@ if sys.argv[:1] == ["-c"]:  # a child of the runner
 
 
 def _next_bytes(descriptor: int) -> bytes:
-    """What arrives next within the limit; nothing once all writers have ended."""
+    """The bytes that arrive next within the limit; nothing once all writers have ended."""
     assert select.select([descriptor], [], [], LIMIT_SECONDS)[0]
     return os.read(descriptor, 4096)
 
