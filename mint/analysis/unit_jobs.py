@@ -6,7 +6,7 @@ They run wherever an executor puts them, on the backend of that device: it measu
 # S slices (experts; 1 for a plain matrix), R rows, C columns, F formats
 
 import subprocess
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate, pairwise
 from typing import Any, ClassVar, Self
@@ -25,6 +25,7 @@ from mint.formats.format import KEEP, Format, TensorSpec, parse_format
 from mint.formats.rounding import DEFAULT_ROUNDING, ROUNDINGS
 from mint.formats.units import Unit
 from mint.kernels.backend import backend, check_rounding
+from mint.kernels.exact import store_on_grid
 from mint.kernels.storage import raw, raw_bytes
 from mint.kernels.warmup import FEATURES, begin_to_make_ready, compile_all, is_ready, make_ready
 from mint.model.checkpoint.reader import FLOATS, nonfinite_count
@@ -88,10 +89,13 @@ class Measure(RoundingJob[Measurement]):
             nonfinite = nonfinite_count(raw(weight), unit.dtype) if unit.dtype in FLOATS else 0
             return Measurement(unit.path, (), (), (), 0.0, nonfinite)
         measured = ROUNDINGS[ROUNDINGS[self.rounding].measured_as]
-        errors = backend().errors(weight.reshape(unit.slices, *unit.shape[-2:]), formats, measured)
+        stack = weight.reshape(unit.slices, *unit.shape[-2:])
+        errors = backend().errors(stack, formats, measured)
         if errors.nonfinite:
             zeros = (0.0,) * len(formats)
             return Measurement(unit.path, formats, zeros, zeros, 0.0, int(errors.nonfinite))
+        if on_grid := store_on_grid(stack, formats):
+            errors.squared[:, formats.index(on_grid.format)] = on_grid.squared
         energy = errors.energy.sum()
         slice_errors = _ratio(errors.squared, errors.energy[:, None])
         return Measurement(
@@ -131,7 +135,9 @@ class Quantize(RoundingJob[Packed]):
     rounding: str = DEFAULT_ROUNDING
 
     def __call__(self, unit: Unit, weight: mx.array) -> Packed:
-        """The packed unit; rounded to nearest, the bytes are those of `mx.quantize` on this device.
+        """The packed unit, on the grid of its weights where the format is that of the grid.
+
+        Otherwise, rounded to nearest, the bytes are those of `mx.quantize` on this device.
 
         Raises `MintError` for another weight than the measured one.
         """
@@ -140,7 +146,11 @@ class Quantize(RoundingJob[Packed]):
         tensors = format.tensors(unit.path, unit.shape, unit.dtype)
         if format == KEEP:
             return Packed(unit.path, format, tensors, (raw_bytes(weight),))
-        arrays = backend().pack(weight.reshape(unit.slices, *unit.shape[-2:]), format, ROUNDINGS[self.rounding])
+        stack = weight.reshape(unit.slices, *unit.shape[-2:])
+        on_grid = store_on_grid(stack, unit.formats)
+        arrays: Sequence[Any] = on_grid.parts if on_grid else ()
+        if not on_grid or on_grid.format != format:
+            arrays = backend().pack(stack, format, ROUNDINGS[self.rounding])
         return Packed(unit.path, format, tensors, tuple(memoryview(array).cast("B") for array in arrays))
 
     def to_dict(self) -> dict[str, Any]:

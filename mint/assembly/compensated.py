@@ -31,6 +31,7 @@ from mint.kernels.storage import NUMPY_DTYPES, from_raw, raw
 from mint.model.checkpoint.reader import StoredModel
 from mint.model.source import Source
 from mint.plan.plan import Plan
+from mint.plan.rules import LOSSLESS
 from mint.quality.forward import fusing_nothing, open_wide
 from mint.quality.sequences import TextSize
 from mint.run.executor import Executor
@@ -51,6 +52,7 @@ def compensate(
 ) -> Iterator[tuple[Unit, Packed]]:
     """Yield the `pending` units as planned, on a text of this size; `stored` has all others."""
     formats, checksums = plan.formats, plan.checksums
+    lossless = {choice.path for choice in plan.choices if choice.error <= LOSSLESS}  # there is nothing to compensate
     text = own_text(source, size, SEED, on_progress)
     finished = {unit.path for unit in source.units} - {unit.path for unit in pending}
     with fusing_nothing():
@@ -62,7 +64,8 @@ def compensate(
                 if unit.path in finished and formats[unit.path] != KEEP:
                     walk.store(unit.path, stored.dequantized(unit.path, formats[unit.path]))
             rest = [unit for unit in stage.units if unit.path not in finished]
-            for unit, packed in executor(source, Compensation(formats, checksums, stage.inputs), rest):
+            inputs = {path: rows for path, rows in stage.inputs.items() if path not in lossless}
+            for unit, packed in executor(source, Compensation(formats, checksums, inputs), rest):
                 if packed.format != KEEP:
                     walk.store(unit.path, _dequantized(packed))
                 yield unit, packed

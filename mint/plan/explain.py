@@ -6,7 +6,7 @@ from mint.analysis.analysis import sqnr_db
 from mint.core.errors import MintError
 from mint.formats.format import KEEP, Format
 from mint.plan.plan import Choice, Plan
-from mint.plan.rules import matching
+from mint.plan.rules import LOSSLESS, matching
 
 CHOSEN, OPEN, WORSE = "chosen", "possible", "larger and no better than another"
 VETOED, FLOOR, EXCLUDED = "below the veto", "below the floor of the model or the role", "left out by the rules"
@@ -118,6 +118,8 @@ def _verdict(plan: Plan, choice: Choice, format: Format) -> str:
         return VETOED if format in choice.vetoed else EXCLUDED
     if format == KEEP:
         return OPEN if plan.rules.permits_keep(choice.dtype) else EXCLUDED
+    if choice.error_of(format) <= LOSSLESS and plan.rules.permits_lossless(format):
+        return OPEN
     if format.bits < choice.min_bits:
         return FLOOR
     if not plan.rules.permits(format, plan.objective.formats):

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 VETO_DB = 9.0  # the published floor: below it a matrix is mostly noise
 MAX_BITS = 64  # no weight has more bits
 NONFINITE = "weights are NaN or infinite"  # ends the reason to keep such a unit
+LOSSLESS = 1e-7  # squared relative error: that of rounding to float16
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +43,10 @@ class Rules:
     def permits(self, format: Format, default: Sequence[Format]) -> bool:
         """True for a format within the limits of bits and among the rules' formats, or `default` if they name none."""
         return format in (self.formats or default) and self.min_bits <= format.bits <= self.max_bits
+
+    def permits_lossless(self, format: Format) -> bool:
+        """True for a format that may store a unit without loss: few bits and the objective's formats do not matter."""
+        return format.bits <= self.max_bits and (not self.formats or format in self.formats)
 
     def permits_keep(self, dtype: str) -> bool:
         """True if a weight of this dtype may stay as it is although a format fits it."""
@@ -98,7 +103,7 @@ class Allowance:
                 f"no format has from {rules.min_bits} to {rules.max_bits} bits among "
                 f"{', '.join(map(str, candidates))}; widen --min-bits, --max-bits, --formats or --compat"
             )
-        self._kinds: dict[tuple[int, int, str, str, tuple[bool, ...]], Allowed] = {}
+        self._kinds: dict[tuple[int, int, str, str, tuple[bool, ...], tuple[Format, ...]], Allowed] = {}
 
     def floor(self, unit: Unit) -> int:
         """The fewest bits that the model or the unit's role asks for, unless the rules ignore that."""
@@ -129,15 +134,29 @@ class Allowance:
             return Allowed((KEEP,), (), f"kept: {keep_reason}")
         limit = self._max_error
         vetoes = tuple([worst > limit for worst in measurement.worst_errors])
+        lossless = self._lossless(measurement)
         floored = unit.role if self.floor(unit) > self._own_floor(unit) else ""
-        kind = (id(measurement.formats), self.floor(unit), floored, unit.dtype, vetoes)
+        kind = (id(measurement.formats), self.floor(unit), floored, unit.dtype, vetoes, lossless)
         if kind not in self._kinds:
             vetoed = tuple(format for format, veto in zip(measurement.formats, vetoes, strict=True) if veto)
-            self._kinds[kind] = self._of_kind(unit, measurement.formats, vetoed)
+            self._kinds[kind] = self._of_kind(unit, measurement.formats, vetoed, lossless)
         return self._kinds[kind]
 
-    def _of_kind(self, unit: Unit, measured: Sequence[Format], vetoed: tuple[Format, ...]) -> Allowed:
-        possible = [format for format in measured if format in self._formats and format.bits >= self.floor(unit)]
+    def _lossless(self, measurement: Measurement) -> tuple[Format, ...]:
+        """The formats that store a unit without loss and are not ruled out by name."""
+        if min(measurement.worst_errors) > LOSSLESS:
+            return ()
+        pairs = zip(measurement.formats, measurement.worst_errors, strict=True)
+        return tuple(format for format, error in pairs if error <= LOSSLESS and self._rules.permits_lossless(format))
+
+    def _of_kind(
+        self, unit: Unit, measured: Sequence[Format], vetoed: tuple[Format, ...], lossless: tuple[Format, ...]
+    ) -> Allowed:
+        possible = [
+            format
+            for format in measured
+            if (format in self._formats and format.bits >= self.floor(unit)) or format in lossless
+        ]
         safe = [format for format in possible if format not in vetoed]
         floor = f"below {self._rules.veto_db:g} dB"
         if not safe:
@@ -151,6 +170,8 @@ class Allowance:
         if self.floor(unit):
             origin = "the model's own rule" if self.floor(unit) == self._own_floor(unit) else f"unprobed {unit.role}"
             reason += f"; at least {self.floor(unit)} bits ({origin})"
+        if lossless:
+            reason += f"; {', '.join(map(str, lossless))} without loss"
         if len(safe) < len(possible):
             reason += f"; {len(possible) - len(safe)} formats {floor}"
         return Allowed((*safe, *keep), vetoed, reason)

@@ -22,7 +22,7 @@ _BYTES = {"F8_E4M3": E4M3, "F8_E8M0": E8M0, "U8": E8M0}
 
 def decode(encoded: Encoded, raw: Mapping[str, Raw]) -> Floats:
     """The weight in float32 from the tensors by role as `StoredModel.raw` reads them."""
-    return _DECODERS[encoded.storage](encoded, raw)
+    return DECODERS[encoded.storage](encoded, raw)
 
 
 def as_floats(raw: Raw, dtype: str) -> Floats:
@@ -112,7 +112,7 @@ def _transposed(encoded: Encoded, raw: Mapping[str, Raw]) -> Floats:
     return _floats(encoded, raw, "weight").swapaxes(-1, -2)
 
 
-_DECODERS: dict[str, Callable[[Encoded, Mapping[str, Raw]], Floats]] = {
+DECODERS: dict[str, Callable[[Encoded, Mapping[str, Raw]], Floats]] = {
     "fp8": _scaled,
     "int8": _scaled,
     "mxfp4": _fp4,

@@ -1,0 +1,69 @@
+"""A model of stored integers or 4-bit floats is written without loss, whatever the rounding and the rules."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import pytest
+
+from mint.formats.format import KEEP
+from mint.kernels import oracle
+from mint.model.source import open_source
+from mint.pipeline import quantize
+from mint.plan.recipe import Recipe
+from mint.quality.evaluate import evaluate
+from tests.worlds.encodings import Encoding, awq, fp8, mxfp4, packed, write_encoded
+
+Make = Callable[..., Path]
+EXPERTS = r"experts\.(\d+\.)?\w+_proj\.weight$"
+MATRICES = r"proj\.weight$"
+PARTS = ("_blocks", ".weight_packed")
+
+
+@pytest.mark.parametrize(
+    ("family", "pattern", "encoding", "format", "recipe"),
+    [
+        ("gpt_oss", EXPERTS, mxfp4("_blocks"), "mxfp4", Recipe()),
+        ("gpt_oss", EXPERTS, mxfp4("_blocks"), "mxfp4", Recipe(objective="mint", rounding="search", min_bits=8)),
+        ("deepseek_v3", EXPERTS, packed(), "4/32", Recipe()),
+        ("llama", MATRICES, packed(group=64), "4/64", Recipe(rounding="search", min_bits=6)),
+        ("llama", MATRICES, packed(), "4/32", Recipe(rounding="compensate")),
+    ],
+)
+def test_the_largest_budget_carries_the_codes_over(
+    family: str, pattern: str, encoding: Encoding, format: str, recipe: Recipe, make_model: Make, tmp_path: Path
+) -> None:
+    folder = make_model(family, tokenizer=True)
+    write_encoded(folder, pattern, encoding, {"quantization_config": {"quant_method": "of the test"}})
+    encoded = {unit.path for unit in open_source(folder).units if any(name.endswith(PARTS) for name in unit.sources)}
+    result = quantize(folder, "max", tmp_path / "out", recipe)
+    assert encoded and result.verification.passed
+    for choice in result.plan.choices:
+        assert str(choice.format) == (format if choice.path in encoded else str(KEEP)), choice.path
+        assert choice.error == 0
+    stored: Any = mx.load(str(tmp_path / "out" / "model.safetensors"))
+    weights = open_source(folder).arrays()
+    for path in encoded:
+        parts = [stored[f"{path}.{part}"] for part in ("weight", "scales", "biases") if f"{path}.{part}" in stored]
+        choice = next(choice for choice in result.plan.choices if choice.path == path)
+        restored = oracle.dequantize(tuple(parts), choice.format)
+        assert mx.array_equal(restored.astype(mx.bfloat16), weights[f"{path}.weight"])
+
+
+def test_formats_that_the_user_names_bind_lossless_ones_too(make_model: Make, tmp_path: Path) -> None:
+    folder = make_model("llama")
+    write_encoded(folder, MATRICES, packed())
+    plan = quantize(folder, "max", tmp_path / "out", Recipe(formats=("8/64",))).plan
+    assert {str(choice.format) for choice in plan.choices} <= {"8/64", "keep"}
+
+
+@pytest.mark.parametrize(("family", "encoding"), [("qwen3_moe", fp8(scale_dtype="U8")), ("llama", awq())])
+def test_a_generous_budget_keeps_the_function_of_the_decoded_model(
+    family: str, encoding: Encoding, make_model: Make, tmp_path: Path
+) -> None:
+    folder = make_model(family, tokenizer=True)
+    twin = write_encoded(folder, MATRICES, encoding, {"quantization_config": {"weight_block_size": [128, 128]}})
+    assert quantize(folder, "max", tmp_path / "out").verification.passed
+    for reference in (twin, folder):
+        assert evaluate(tmp_path / "out", reference, tokens=64, window=32, seed=0).estimates["kl_mean"].value < 1e-4
