@@ -97,7 +97,7 @@ def open_source(model: Path | str, *, dtype: str = "", on_progress: OnProgress =
     config, notices = _read_config(folder)
     opened = OpenedModel(folder, config, shards, dtype)
     tree = opened.tree()
-    sources = trace_sources(tree.arrays, tree.leaves)
+    sources = tree.stored.with_parts(trace_sources(tree.arrays, tree.leaves))
     notices += check_used(folder, tree.stored, _by_name(shards), sources, tree.integers)
     units = _find_units(tree, sources)
     weights = {f"{unit.path}.weight" for unit in units}
@@ -112,7 +112,7 @@ def open_source(model: Path | str, *, dtype: str = "", on_progress: OnProgress =
     model = identity(shards, text)
     source = Source(folder, config, dtype, model, shards, units, parameters, dropped, files, opened)
     tensors = source.tensors()
-    notices += cast_notice(units, tensors)
+    notices += cast_notice(units, {name: tensor for name, tensor in tensors.items() if name not in tree.stored.parts})
     notices += tower_notice(source.dropped_towers, [tensors[name] for name in dropped])
     notices += head_notice(folder, units, [tensors[name] for name in dropped], tensors)
     return replace(source, notices=notices)

@@ -81,8 +81,10 @@ def write_shape(
 
 def _fewer(config: dict[str, Any], layers: int) -> dict[str, Any]:
     if "text_config" in config:
-        return {"text_config": {**config["text_config"], "num_hidden_layers": layers}}
-    return {"num_hidden_layers": layers}
+        return {"text_config": {**config["text_config"], **_fewer(config["text_config"], layers)}}
+    own = {"num_hidden_layers": layers}
+    own |= {"num_nextn_predict_layers": 0} if "num_nextn_predict_layers" in config else {}
+    return own | ({"layer_types": config["layer_types"][:layers]} if "layer_types" in config else {})
 
 
 def _write_shard(

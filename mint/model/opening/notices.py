@@ -13,11 +13,14 @@ Notices = tuple[str, ...]
 
 
 def cast_notice(units: Sequence[Unit], tensors: Mapping[str, SourceTensor]) -> Notices:
-    """The casts of stored floats: units whose source tensors have another dtype of float than the unit."""
+    """The casts of stored floats: units whose source tensors have another dtype of float than the unit.
+
+    `tensors` are those that hold plain weights.
+    """
     casts = Counter(
         (before, unit.dtype)
         for unit in units
-        for before in {tensors[name].dtype for name in unit.sources if tensors[name].dtype in QUANTIZABLE}
+        for before in {tensors[name].dtype for name in unit.sources if name in tensors} & set(QUANTIZABLE)
         if before != unit.dtype
     )
     return tuple(

@@ -47,6 +47,21 @@ def test_a_shape_opens_as_a_model_and_takes_hardly_any_disk(folder: Path) -> Non
     assert taken < source.nbytes / 100
 
 
+ENCODED = {"qwen3-30b-a3b-fp8": 1552, "deepseek-v3": 800, "gpt-oss-20b": 8, "gpt-oss-20b-bf16": 8}
+
+
+@pytest.mark.parametrize("name", ENCODED)
+def test_an_encoded_shape_opens_with_every_weight_decoded(name: str, tmp_path: Path) -> None:
+    write_shape(tmp_path, SHAPES[name], layers=4)
+    source = open_source(tmp_path)
+    assert [notice.split(" of ")[0] for notice in source.notices] == [f"decoded: {ENCODED[name]} weights"]
+    assert not source.dropped
+    assert {unit.dtype for unit in source.units} == {"BF16"}
+    feeding = {tensor for unit in source.units for tensor in unit.sources}
+    feeding |= {tensor for parameter in source.parameters for tensor in parameter.sources}
+    assert feeding == source.tensors().keys()
+
+
 def test_a_shape_goes_through_everything_but_the_arithmetic(folder: Path) -> None:
     result = shape(folder, 1e9, "4.5bpw")
     steps = {step["name"]: step["result"] for step in result["steps"]}
