@@ -273,3 +273,37 @@ def transposed(rng: np.random.Generator, name: str, shape: tuple[int, ...]) -> t
     """The experts of gpt-oss in bf16 on the hub: inputs before outputs, no `.weight`."""
     values = rng.normal(0, shape[-1] ** -0.5, shape).astype(ml_dtypes.bfloat16)
     return {name.removesuffix(".weight"): ("BF16", values.swapaxes(-1, -2))}, values
+
+
+def bnb_4bit(kind: str = "nf4", double: bool = False) -> Encoding:
+    """NF4 or FP4 of bitsandbytes, as transformers serializes it; `double`: its scales are quantized too."""
+
+    def encode(rng: np.random.Generator, name: str, shape: tuple[int, ...]) -> tuple[Tensors, Array]:
+        codes, size = rng.integers(0, 16, int(np.prod(shape)), dtype=np.uint8), 64
+        table = np.sort(rng.uniform(-1, 1, 16)).astype(np.float32)
+        state: dict[str, Any] = {"quant_type": kind, "blocksize": size, "dtype": "bfloat16", "shape": list(shape)}
+        scales: Array = rng.uniform(0.01, 0.1, codes.size // size).astype(np.float32)
+        tensors: Tensors = {f"{name}.quant_map": ("F32", table), f"{name}.absmax": ("F32", scales)}
+        if double:
+            bytes_, inner = rng.integers(0, 256, scales.size, dtype=np.uint8), rng.uniform(0, 1, 256).astype(np.float32)
+            outer = rng.uniform(0.01, 0.02, ceil(scales.size / 256)).astype(np.float32)
+            state |= {"nested_blocksize": 256, "nested_dtype": "float32", "nested_offset": 0.05}
+            scales = inner[bytes_] * outer[np.arange(scales.size) // 256] + np.float32(0.05)
+            tensors |= {f"{name}.absmax": ("U8", bytes_), f"{name}.nested_absmax": ("F32", outer)}
+            tensors |= {f"{name}.nested_quant_map": ("F32", inner)}
+        text = np.frombuffer(json.dumps(state).encode(), np.uint8)
+        tensors |= {f"{name}.quant_state.bitsandbytes__{kind}": ("U8", text)}
+        values = table[codes] * scales[np.arange(codes.size) // size]
+        packed_codes = (codes[0::2] << 4 | codes[1::2]).reshape(-1, 1)
+        return {name: ("U8", packed_codes)} | tensors, values.reshape(shape)
+
+    return encode
+
+
+def bnb_int8(rng: np.random.Generator, name: str, shape: tuple[int, ...]) -> tuple[Tensors, Array]:
+    """LLM.int8() of bitsandbytes."""
+    codes, scales = rng.integers(-127, 128, shape, dtype=np.int8), rng.uniform(0.1, 0.3, shape[0]).astype(np.float32)
+    module = name.removesuffix(".weight")
+    tensors: Tensors = {name: ("I8", codes), f"{module}.SCB": ("F32", scales)}
+    tensors[f"{module}.weight_format"] = "U8", np.array(0, np.uint8)
+    return tensors, codes.astype(np.float32) * scales[:, None] / np.float32(127)

@@ -12,13 +12,16 @@ import mlx.core as mx
 
 from mint.core.errors import MintError
 from mint.model.checkpoint.shards import Shard, SourceTensor
+from mint.model.storages.bitsandbytes import BNB_4BIT, BNB_INT8
 from mint.model.storages.fp4 import MXFP4, NVFP4
 from mint.model.storages.packed import AWQ, GPTQ, PACKED
 from mint.model.storages.scaled import FP8, INT8
 from mint.model.storages.storage import Checkpoint, Encoded, Settings
 from mint.model.storages.transposed import TRANSPOSED
 
-STORAGES = {storage.name: storage for storage in (MXFP4, NVFP4, PACKED, AWQ, GPTQ, TRANSPOSED, FP8, INT8)}
+STORAGES = {
+    storage.name: storage for storage in (MXFP4, NVFP4, PACKED, AWQ, GPTQ, BNB_4BIT, BNB_INT8, TRANSPOSED, FP8, INT8)
+}
 _KEY = "quantization_config"
 _KEYS = (_KEY, "quantization")
 # of inputs and caches at run time: MLX quantizes neither

@@ -112,6 +112,20 @@ def _transposed(encoded: Encoded, raw: Mapping[str, Raw]) -> Floats:
     return _floats(encoded, raw, "weight").swapaxes(-1, -2)
 
 
+def _bnb_4bit(encoded: Encoded, raw: Mapping[str, Raw]) -> Floats:
+    scales = raw["absmax"].reshape(-1)
+    if "nested_absmax" in raw:
+        outer = np.repeat(raw["nested_absmax"].reshape(-1), encoded.numbers["nested_size"])[: scales.size]
+        scales = raw["nested_quant_map"][scales] * outer + np.float32(encoded.numbers["offset"])
+    codes = raw["codes"].reshape(-1)
+    values = raw["quant_map"].astype(np.float32)[np.stack([codes >> 4, codes & 15], axis=-1).reshape(-1)]
+    return (values * np.repeat(scales.astype(np.float32), encoded.numbers["size"])).reshape(encoded.shape)
+
+
+def _bnb_int8(encoded: Encoded, raw: Mapping[str, Raw]) -> Floats:
+    return raw["codes"].astype(np.float32) * _floats(encoded, raw, "scales")[:, None] / np.float32(127)
+
+
 DECODERS: dict[str, Callable[[Encoded, Mapping[str, Raw]], Floats]] = {
     "fp8": _scaled,
     "int8": _scaled,
@@ -120,5 +134,7 @@ DECODERS: dict[str, Callable[[Encoded, Mapping[str, Raw]], Floats]] = {
     "packed": _packed,
     "awq": _awq,
     "gptq": _gptq,
+    "bitsandbytes 4-bit": _bnb_4bit,
+    "bitsandbytes int8": _bnb_int8,
     "transposed": _transposed,
 }

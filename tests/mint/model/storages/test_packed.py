@@ -7,7 +7,18 @@ from typing import Any
 import pytest
 
 from tests.mint.model.storages.twins import check_reference, check_same
-from tests.worlds.encodings import Encoding, awq, gptq, mxfp4, nvfp4, packed, transposed, write_encoded
+from tests.worlds.encodings import (
+    Encoding,
+    awq,
+    bnb_4bit,
+    bnb_int8,
+    gptq,
+    mxfp4,
+    nvfp4,
+    packed,
+    transposed,
+    write_encoded,
+)
 
 Make = Callable[..., Path]
 MATRICES = r"(proj|w[123])\.weight$"
@@ -35,6 +46,14 @@ BITS_8 = {"quantization_config": {**COMPRESSED, "config_groups": {"group_0": {"w
         ("llama", MATRICES, gptq(act_order=True), {"quantization_config": {"quant_method": "gptq", "bits": 4}}),
         ("llama", MATRICES, gptq(8, 128), {"quantization_config": {"quant_method": "gptq", "bits": 8}}),
         ("llama", MATRICES, gptq(3, 128), {"quantization_config": {"quant_method": "gptq", "bits": 3}}),
+        ("llama", MATRICES, bnb_4bit(), {"quantization_config": {"quant_method": "bitsandbytes"}}),
+        (
+            "qwen3_moe",
+            MATRICES,
+            bnb_4bit("fp4", double=True),
+            {"quantization_config": {"quant_method": "bitsandbytes"}},
+        ),
+        ("llama", MATRICES, bnb_int8, {"quantization_config": {"quant_method": "bitsandbytes"}}),
         ("llama", MATRICES, gptq(v2=True), {"quantization_config": {"checkpoint_format": "gptq_v2"}}),
     ],
 )
