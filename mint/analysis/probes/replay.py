@@ -21,7 +21,7 @@ from mint.model.passes.layer_calls import copied, read_state, states_in, trace_l
 
 @dataclass(slots=True)
 class _Record:
-    """What a call left: its answer, and the states among its arguments if a later call uses them."""
+    """The answer of a call, and the states among its arguments if a later call uses them."""
 
     answer: Any
     states: list[dict[str, Any]]

@@ -100,7 +100,7 @@ class _Trace:
 
 
 def states_in(*values: Any) -> Iterator[Any]:
-    """Whatever a call can write to among its arguments: caches, other objects, and dictionaries; also inside lists."""
+    """The caches, other objects and dictionaries among the arguments of a call, which it can write to."""
     for value in values:
         inner = value if isinstance(value, list | tuple) else getattr(value, "caches", None)
         if inner is not None:
