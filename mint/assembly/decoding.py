@@ -9,8 +9,9 @@ order one. The smallest unit of each role and each kind of stored tensors is loo
 # N weights of a unit in rows of C columns
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from math import prod, sqrt
 
 import mlx.core as mx
@@ -35,7 +36,7 @@ FACTOR = 5.0  # times the planned error: slices differ, and compensation moves e
 GENEROUS = 0.01  # squared relative error of a format whose stored weight is compared
 SMALL_BYTES = 64 << 20  # two units of a kind are looked at if they take no more
 LARGE = 1 << 28  # weights that numpy decodes at once, at most
-_ROWS = 1 << 22  # weights in float64 at once
+_BLOCK = 1 << 22  # weights in float64 at once
 _MLX_DTYPES = {name: dtype for dtype, name in DTYPES.items()}
 
 Leaf = SourceTensor | Encoded  # a plain tensor, or an encoded weight
@@ -120,7 +121,7 @@ def _decoded(sample: Sample, source: Source, stored: Stored) -> mx.array:
 def _compare(sample: Sample, weight: mx.array, expected: mx.array, choice: Choice, written: StoredModel) -> float:
     """The relative difference of the measured weight; `MintError` if it, or that of the stored weight, is too large."""
     unit = sample.unit
-    difference = _difference(sample, weight, expected)
+    difference = _difference(sample, weight.__getitem__, expected)
     if not difference <= TOLERANCE:
         raise MintError(
             f"unit {unit.path}: the measured weight differs from the one that numpy decodes by {difference:.2g} "
@@ -128,7 +129,7 @@ def _compare(sample: Sample, weight: mx.array, expected: mx.array, choice: Choic
         )
     if choice.error <= GENEROUS:
         allowed = TOLERANCE + FACTOR * sqrt(choice.error)
-        stored = _difference(sample, written.dequantized(unit.path, choice.format), expected)
+        stored = _difference(sample, partial(written.dequantized, unit.path, choice.format), expected)
         if not stored <= allowed:
             raise MintError(
                 f"unit {unit.path}: the stored weight differs from the one that numpy decodes by {stored:.2g} "
@@ -137,14 +138,15 @@ def _compare(sample: Sample, weight: mx.array, expected: mx.array, choice: Choic
     return difference
 
 
-def _difference(sample: Sample, weight: mx.array, expected: mx.array) -> float:
-    """|weight - expected| / |expected|, for rows of decoded tensors; both finite or the result is NaN."""
-    columns = sample.unit.shape[-1]
-    one, other = weight.reshape(-1, columns), expected.reshape(-1, columns)
-    step, squared, energy = max(1, _ROWS // columns), 0.0, 0.0
-    for start in range(0, one.shape[0], step):
-        rows = slice(start, start + step)
-        found, needed = (numpy_view(part[rows].astype(mx.float32)).astype(np.float64) for part in (one, other))
+def _difference(sample: Sample, weight: Callable[[slice], mx.array], expected: mx.array) -> float:
+    """|weight - expected| / |expected|, for rows of decoded tensors; both finite or the result is NaN.
+
+    `weight` gives parts of the weight, slices of its first axis: the whole is never there in a wider dtype.
+    """
+    columns, squared, energy = sample.unit.shape[-1], 0.0, 0.0
+    for part in sample.unit.parts(_BLOCK):
+        wide = (numpy_view(array.astype(mx.float32)).astype(np.float64) for array in (weight(part), expected[part]))
+        found, needed = (array.reshape(-1, columns) for array in wide)
         if not sample.is_whole:
             decoded = needed.any(axis=1)
             found, needed = found[decoded], needed[decoded]

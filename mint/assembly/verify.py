@@ -214,15 +214,10 @@ def _errors(folder: Path, plan: Plan, source: Source) -> str:
 def _error_change(stored: StoredModel, choices: Mapping[str, Choice], unit: Unit, weight: mx.array) -> float:
     """The relative change from the planned to the stored squared error of a unit; the error itself if that is 0."""
     choice = choices[unit.path]
-    # S x R rows in blocks: float64 sums of float32 differences, without a float64 copy of the whole
-    rows, columns = unit.size // unit.shape[-1], unit.shape[-1]
-    source = weight.reshape(rows, columns)
-    written = stored.dequantized(unit.path, choice.format).reshape(rows, columns)
     squared = energy = 0.0
-    step = max(1, _BLOCK // columns)
-    for start in range(0, rows, step):
-        original = numpy_view(source[start : start + step].astype(mx.float32)).astype(np.float64)
-        difference = numpy_view(written[start : start + step]).astype(np.float64) - original
+    for part in unit.parts(_BLOCK):
+        original = numpy_view(weight[part].astype(mx.float32)).astype(np.float64)
+        difference = numpy_view(stored.dequantized(unit.path, choice.format, part)).astype(np.float64) - original
         squared += float(np.vdot(difference, difference))
         energy += float(np.vdot(original, original))
     error = squared / energy if energy else 0.0

@@ -1,5 +1,6 @@
 """Units, each stored in a format of its own, and parameters, which are stored as they are."""
 
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from math import prod
 from typing import Any, TypeVar
@@ -39,6 +40,11 @@ class Unit:
     def nbytes(self) -> int:
         """Bytes of the weight kept as it is."""
         return KEEP.nbytes(self.shape, self.dtype)
+
+    def parts(self, size: int) -> Iterator[slice]:
+        """Slices of the first axis, each of at most `size` weights, or of one index."""
+        step = max(1, size * self.shape[0] // self.size)
+        return (slice(start, start + step) for start in range(0, self.shape[0], step))
 
     @property
     def stays(self) -> str:
