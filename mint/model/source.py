@@ -112,7 +112,8 @@ def open_source(model: Path | str, *, dtype: str = "", on_progress: OnProgress =
     model = identity(shards, text)
     source = Source(folder, config, dtype, model, shards, units, parameters, dropped, files, opened)
     tensors = source.tensors()
-    notices += cast_notice(units, {name: tensor for name, tensor in tensors.items() if name not in tree.stored.parts})
+    encoded = tree.stored.parts
+    notices += cast_notice(units, {name: tensor for name, tensor in tensors.items() if name not in encoded})
     notices += tower_notice(source.dropped_towers, [tensors[name] for name in dropped])
     notices += head_notice(folder, units, [tensors[name] for name in dropped], tensors)
     return replace(source, notices=notices)

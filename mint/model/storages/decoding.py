@@ -3,6 +3,7 @@
 A storage that stands earlier may use a tensor as a scale which a later one would take for a weight.
 """
 
+from bisect import bisect_right
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,7 +69,7 @@ def find_stored(folder: Path, config: Mapping[str, Any], shards: tuple[Shard, ..
                 continue
             encoded[match.name] = match
             used |= {part.name for part in match.parts.values()}
-    _check_scales(folder, encoded, settings)
+    _check_scales(folder, encoded, checkpoint)
     is_encoded = bool(encoded or settings.method)
     runtime = {tensor.name for tensor in tensors.values() if is_encoded and _is_runtime(tensor)} - used
     return Stored(settings, encoded, frozenset(runtime))
@@ -121,10 +122,20 @@ def _is_runtime(tensor: SourceTensor) -> bool:
     return len(tensor.shape) < 2 and tensor.name.endswith(_RUNTIME)
 
 
-def _check_scales(folder: Path, encoded: Mapping[str, Encoded], settings: Settings) -> None:
-    """FP8 weights without scales are plain numbers only in a checkpoint that has no scales and no settings at all."""
+def _check_scales(folder: Path, encoded: Mapping[str, Encoded], checkpoint: Checkpoint) -> None:
+    """FP8 weights without scales are plain numbers only in a checkpoint that has no scales and no settings at all.
+
+    A tensor whose name begins with that of such a weight may be its scale under a name that is not known.
+    """
     bare = [weight for weight in encoded.values() if weight.is_bare]
-    if bare and (len(bare) < len(encoded) or settings.method):
+    if not bare:
+        return
+    names = sorted(checkpoint.tensors)
+    following = (names[bisect_right(names, weight.name) :][:1] for weight in bare)
+    accompanied = any(
+        name.startswith(weight.name) for weight, rest in zip(bare, following, strict=True) for name in rest
+    )
+    if len(bare) < len(encoded) or checkpoint.settings.method or accompanied:
         codes = bare[0].parts["codes"]
         fault = f"{len(bare)} FP8 weights have no scale that fits them, first {codes.name} {list(codes.shape)}"
         raise MintError(f"{folder}: {fault}; needed: {codes.name}_scale_inv, or a name of that kind. Download it again")

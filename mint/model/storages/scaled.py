@@ -17,7 +17,7 @@ from mint.model.storages.storage import (
     Encoded,
     Storage,
     block_sizes,
-    in_blocks,
+    in_tiles,
     module_of,
     of_rows,
     spread,
@@ -66,19 +66,22 @@ def _encoded(storage: str, parts: dict[str, SourceTensor], checkpoint: Checkpoin
 
 def _decode(widen: Callable[[mx.array, str], mx.array], encoded: Encoded, parts: Arrays, dtype: mx.Dtype) -> mx.array:
     """The weight; `widen` gives codes of a safetensors dtype as floats."""
-    sizes = encoded.numbers.get("sizes", ())
-    rows_per_scale = sizes[0] if sizes else 0
+    sizes = encoded.numbers.get("sizes", (0,) * len(encoded.shape))
+    last = len(sizes) - 1
 
-    def block(rows: slice) -> mx.array:
-        values = widen(parts["codes"][rows], encoded.parts["codes"].dtype)
-        if "zeros" in parts:
-            values = spread(mx.subtract, values, of_rows(parts["zeros"], rows, rows_per_scale), sizes)
-        if "scales" in parts:
-            scales = widened_scales(of_rows(parts["scales"], rows, rows_per_scale), encoded.parts["scales"].dtype)
-            values = spread(mx.multiply, values, scales, sizes)
+    def block(rows: slice, columns: slice) -> mx.array:
+        values = widen(parts["codes"][rows][..., columns], encoded.parts["codes"].dtype)
+        for role, apply in (("zeros", mx.subtract), ("scales", mx.multiply)):
+            if role in parts:
+                scales = of_rows(parts[role], rows, sizes[0])
+                if scales.ndim == last + 1:
+                    scales = of_rows(scales.swapaxes(0, last), columns, sizes[last]).swapaxes(0, last)
+                if role == "scales":
+                    scales = widened_scales(scales, encoded.parts[role].dtype)
+                values = spread(apply, values, scales, sizes)
         return values.astype(dtype)
 
-    return in_blocks(encoded.shape, dtype, block, rows=max(1, rows_per_scale))
+    return in_tiles(encoded.shape, dtype, block, rows=max(1, sizes[0]), columns=max(1, sizes[last]))
 
 
 def widened_scales(scales: mx.array, dtype: str) -> mx.array:

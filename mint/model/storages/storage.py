@@ -16,7 +16,7 @@ import mlx.core as mx
 from mint.model.checkpoint.shards import SourceTensor
 
 Arrays = Mapping[str, mx.array]  # by role
-BLOCK = 1 << 20  # weights decoded at once where a whole weight has more than LARGE
+BLOCK = 1 << 19  # weights decoded at once where a whole weight has more than LARGE
 LARGE = 16 << 20
 
 
@@ -84,17 +84,29 @@ def module_of(name: str) -> str:
 def in_blocks(shape: tuple[int, ...], dtype: mx.Dtype, decode: Callable[[slice], mx.array], rows: int = 1) -> mx.array:
     """A lazy array of `shape` from `decode`, which gives some indices of the first axis.
 
-    A large array is written block by block into one buffer, so that wide intermediate values take little memory.
     A block starts at a multiple of `rows`.
     """
-    count, size = shape[0], prod(shape)
-    if size <= LARGE or count <= rows:
-        return decode(slice(0, count))
-    step = max(rows, BLOCK * count // size // rows * rows)
+    return in_tiles(shape, dtype, lambda part, _: decode(part), rows=rows, columns=shape[-1])
+
+
+def in_tiles(
+    shape: tuple[int, ...], dtype: mx.Dtype, decode: Callable[[slice, slice], mx.array], *, rows: int, columns: int
+) -> mx.array:
+    """A lazy array of `shape` from `decode`, which gives some indices of the first axis and some of the last.
+
+    A large array is written tile by tile into one buffer, so that wide intermediate values take little memory. Tiles
+    start at multiples of `rows` and `columns`.
+    """
+    count, width, size = shape[0], shape[-1], prod(shape)
+    if size <= LARGE:
+        return decode(slice(0, count), slice(0, width))
+    height = max(rows, BLOCK * count // size // rows * rows)
+    breadth = max(columns, BLOCK * width // (size // count * height) // columns * columns)
     array = mx.zeros(shape, dtype)
-    for start in range(0, count, step):
-        block = decode(slice(start, min(start + step, count)))
-        array = mx.slice_update(array, block, mx.array([start]), axes=[0])
+    for top in range(0, count, height):
+        for left in range(0, width, breadth):
+            tile = decode(slice(top, min(top + height, count)), slice(left, min(left + breadth, width)))
+            array = mx.slice_update(array, tile, mx.array([top, left]), axes=[0, len(shape) - 1])
     return array
 
 

@@ -92,6 +92,26 @@ def test_a_config_that_speaks_of_scales_needs_them(make_model: Make) -> None:
         open_source(folder)
 
 
+def test_an_fp8_weight_beside_a_tensor_of_unknown_meaning_is_refused(make_model: Make) -> None:
+    folder = make_model("llama")
+    write_encoded(folder, MATRICES, fp8(kind="row", scale="_quant_factor"))
+    with pytest.raises(MintError, match="FP8 weights have no scale that fits them"):
+        open_source(folder)
+
+
+def test_scales_of_inputs_and_caches_are_set_aside(make_model: Make) -> None:
+    folder = make_model("llama")
+    twin = write_encoded(folder, MATRICES, fp8(kind="scalar"))
+    shard = folder / "model.safetensors"
+    tensors = read_tensors(shard)
+    one = tensors["model.layers.0.self_attn.k_proj.weight_scale_inv"]
+    extra = {f"model.layers.0.self_attn.{name}": one for name in ("k_proj.input_scale", "attn.k_scale", "k_scale")}
+    write_tensors(shard, tensors | extra)
+    source = check_same(folder, twin)
+    assert extra.keys() <= set(source.dropped)
+    assert not any("cast" in notice for notice in source.notices)
+
+
 def test_int8_matrices_without_scales_are_refused_by_name(make_model: Make) -> None:
     folder = make_model("llama")
     write_encoded(folder, MATRICES, int8())
