@@ -16,22 +16,25 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from mint import allocate, analyze, assemble, open_source, verify
+from mint.analysis.analysis import Analysis
 from mint.analysis.probes.probe import probe
 from mint.analysis.probes.prober import Probing
 from mint.core.errors import MintError
 from mint.model.roles import UNKNOWN
+from mint.model.source import Source
 from mint.plan.recipe import Recipe
 from mint.quality.sequences import TextSize
 from tools.models.families import family_names, write_family
 
 OK = "ok"
+ANY = Recipe()
 STEPS = ("inspect", "quantize", "quantize small", "compensate", "probe")
-BUDGETS = {"quantize": "0.6x", "quantize small": "0.4x"}
+QUANTIZED = ("quantize", "quantize small")  # half way from the smallest to the largest plan, and the smallest
+HEADERS = 4096  # bytes that a plan of other formats may need more
 LARGEST_SHARE = 0.01  # of the bytes, kept for want of a role
 # found in the sentence of the first step that fails: what a CPU cannot compute, and packages that mlx_lm does not bring
 EXPECTED = {
@@ -57,44 +60,60 @@ class Row:
         return next((sentence for sentence in self.steps.values() if sentence != OK), "")
 
     @property
+    def is_whole(self) -> bool:
+        """True after the last step, or after one that no other step can follow."""
+        return len(self.steps) == len(STEPS) or self.steps.get("inspect", OK) != OK
+
+    @property
     def is_expected(self) -> bool:
         """True for a row without a fault, or with the one that `EXPECTED` names."""
         expected = EXPECTED.get(self.family)
         return expected in self.fault if expected and self.fault else not self.fault and self.kept <= LARGEST_SHARE
 
 
-def try_family(family: str, folder: Path, **settings: Any) -> Row:
-    """Try one family in this process, in an empty folder; `settings` change its config."""
-    steps: dict[str, str] = {}
-    kept = 0.0
+def try_family(family: str, folder: Path, on_step: Callable[[Row], None] = lambda row: None, **settings: Any) -> Row:
+    """Try one family in this process, in an empty folder; `settings` change its config.
+
+    `on_step` gets the row so far after each step but the last.
+    """
     try:
         source = open_source(write_family(family, folder / "model", **settings))
-        steps["inspect"] = OK
     except Exception as error:  # it is the finding
         return Row(family, {"inspect": _sentence(error)}, 0.0)
-    unknown = [unit.nbytes for unit in source.units if unit.role == UNKNOWN]
-    kept = sum(unknown) / sum(unit.nbytes for unit in source.units)
     analysis = analyze(source, folder / "a.mint")
     searched = analyze(source, folder / "s.mint", rounding="compensate")
+    smallest, largest = (allocate(analysis, budget).planned_bytes for budget in ("min", "max"))
+    between = _quantize(source, folder / "between", analysis, (smallest + largest) // 2 + HEADERS)
+    probing = Probing(sequences=2, length=48, most=8)
+    tasks: dict[str, Callable[[], object]] = {
+        "inspect": lambda: source,
+        "quantize": between,
+        "quantize small": _quantize(source, folder / "small", analysis, "min"),
+        "compensate": _quantize(source, folder / "compensated", searched, "min", Recipe(rounding="compensate")),
+        "probe": lambda: probe(source, analysis, folder / "a.probe", probing=probing),
+    }
+    unknown = [unit.nbytes for unit in source.units if unit.role == UNKNOWN]
+    share = sum(unknown) / sum(unit.nbytes for unit in source.units) if unknown else 0.0
+    row = Row(family, {}, share)
+    for name, task in tasks.items():
+        if row.steps:
+            on_step(row)
+        row.steps[name] = _outcome(task)
+    return row
 
-    def quantize(budget: str, recipe: Recipe, name: str) -> None:
-        output = folder / name
-        assemble(allocate(searched if recipe.rounding == "compensate" else analysis, budget, recipe), source, output,
-                 text=TextSize(4, 48))  # fmt: skip
+
+def _quantize(
+    source: Source, output: Path, analysis: Analysis, budget: str | int, recipe: Recipe = ANY
+) -> Callable[[], None]:
+    """A task that writes and verifies one model."""
+
+    def task() -> None:
+        assemble(allocate(analysis, budget, recipe), source, output, text=TextSize(4, 48))
         verification = verify(output, source)
         if not verification.passed:
             raise MintError("; ".join(check.detail for check in verification.checks if not check.passed))
 
-    tasks: dict[str, Callable[[], object]] = {
-        name: partial(quantize, budget, Recipe(), name) for name, budget in BUDGETS.items()
-    }
-    tasks["compensate"] = partial(quantize, "0.4x", Recipe(rounding="compensate"), "compensated")
-    tasks["probe"] = lambda: probe(
-        source, analysis, folder / "a.probe", probing=Probing(sequences=2, length=48, most=8)
-    )
-    for name, task in tasks.items():
-        steps[name] = _outcome(task)
-    return Row(family, steps, kept)
+    return task
 
 
 def _outcome(task: Callable[[], object]) -> str:
@@ -114,21 +133,31 @@ def try_apart(families: Sequence[str]) -> Iterator[Row]:
     """The rows of families, made in another process; a new one goes on after a crash."""
     pending = list(families)
     while pending:
+        row = Row(pending[0], {}, 0.0)
         command = [sys.executable, "-m", "tools.lab.sweep", "--here", *pending]
         with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
             for line in process.stdout or ():
-                yield Row(**json.loads(line))
-                pending.pop(0)
+                row = Row(**json.loads(line))
+                if row.is_whole:
+                    yield row
+                    pending.pop(0)
+                    row = Row(pending[0] if pending else "", {}, 0.0)
         if pending:
-            yield Row(pending.pop(0), {"inspect": f"the process died with code {process.returncode}"}, 0.0)
+            row.steps[STEPS[len(row.steps)]] = f"the process died with code {process.returncode}"
+            yield row
+            pending.pop(0)
 
 
 def _try_here(families: Sequence[str]) -> None:
-    """Print the rows of families, one JSON a line."""
+    """Print the rows of families, one JSON a line, after every step."""
+
+    def say(row: Row) -> None:
+        print(json.dumps(asdict(row)), file=out, flush=True)
+
+    out = sys.stdout
     for family in families:
         with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(sys.stderr):
-            row = try_family(family, Path(folder))
-        print(json.dumps(asdict(row)), flush=True)
+            say(try_family(family, Path(folder), say))
 
 
 def table(rows: Iterable[Row], version: str) -> str:
@@ -144,9 +173,8 @@ def table(rows: Iterable[Row], version: str) -> str:
         "|---|---|---|---|---|",
     ]
     for row in rows:
-        quantized = next(
-            (row.steps[name] for name in BUDGETS if row.steps.get(name, OK) != OK), row.steps.get("quantize")
-        )
+        attempts = [row.steps.get(name, "") for name in QUANTIZED]
+        quantized = next((sentence for sentence in attempts if sentence != OK), OK)
         cells = [row.steps["inspect"], quantized, row.steps.get("compensate"), row.steps.get("probe")]
         lines.append(f"| {row.family} | {' | '.join(_cell(cell) for cell in cells)} |")
     return "\n".join(lines) + "\n"
