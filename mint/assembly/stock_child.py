@@ -5,15 +5,17 @@ answers any number of questions; it ends with its standard input, so with its pa
 A question is a line of JSON; the answer is one too, followed by the logits as float32.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 from math import prod
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from mint.formats.format import Format, parse_format
 from mint.run.child import Child, open_answers, questions, send
 
 
@@ -47,10 +49,20 @@ class Stock:
 
         The weights of the modules at `paths` are streamed. The death of the process is an answer too.
         """
+        return self._ask({"folder": str(folder.absolute()), "paths": list(paths)})
+
+    def ask_dequantized(
+        self, folder: Path, units: Mapping[str, tuple[tuple[int, ...], Format]]
+    ) -> Callable[[], Answer]:
+        """The same of the model with every weight dequantized; `units` as for `plain_logits`."""
+        formats = {path: (shape, str(format)) for path, (shape, format) in units.items()}
+        return self._ask({"folder": str(folder.absolute()), "units": formats})
+
+    def _ask(self, question: dict[str, Any]) -> Callable[[], Answer]:
         if self._child.exit_code is not None:
             self._start()
         self._questions += 1
-        self._child.ask({"number": self._questions, "folder": str(folder.absolute()), "paths": list(paths)})
+        self._child.ask({"number": self._questions, **question})
         return cache(partial(_wait, self._child, self._questions))
 
 
@@ -73,24 +85,42 @@ def _wait(child: Child, number: int) -> Answer:
 def answer_questions() -> None:
     """Answer questions from standard input until it ends: the whole life of the child."""
     answers = open_answers()
-    from mint.assembly.agreement import stock_logits
     from mint.core.memory import peak_rss_bytes
-    from mint.model.module_tree import load_stock, tokenizer_fault
+    from mint.model.module_tree import tokenizer_fault
 
     for question in questions():
         folder = Path(question["folder"])
         record = {"number": question["number"], "loads_error": "", "logits_error": ""}
-        record["tokenizer_fault"] = tokenizer_fault(folder)
-        logits, model = np.empty(0, np.float32), None
+        record["tokenizer_fault"] = tokenizer_fault(folder) if "paths" in question else ""
+        logits = np.empty(0, np.float32)
         try:
-            model = load_stock(folder)
+            logits = (
+                _dequantized(folder, question["units"]) if "units" in question else _loaded(folder, question["paths"])
+            )
+        except _LoadError as error:
+            record["loads_error"] = str(error)
         except Exception as error:  # mlx_lm may raise anything: it is the finding
-            record["loads_error"] = repr(error)
-        try:
-            if model:
-                logits = stock_logits(model, folder, question["paths"])
-        except Exception as error:  # the same
             record["logits_error"] = repr(error)
-        del model
         record |= {"shape": logits.shape, "peak_rss_bytes": peak_rss_bytes()}
         send(answers, record, np.ascontiguousarray(logits).tobytes())
+
+
+class _LoadError(Exception):
+    """mlx_lm does not load the model."""
+
+
+def _loaded(folder: Path, paths: Sequence[str]) -> npt.NDArray[np.float32]:
+    from mint.assembly.agreement import stock_logits
+    from mint.model.module_tree import load_stock
+
+    try:
+        model = load_stock(folder)
+    except Exception as error:  # the same
+        raise _LoadError(repr(error)) from error
+    return stock_logits(model, folder, paths)
+
+
+def _dequantized(folder: Path, units: Mapping[str, tuple[Sequence[int], str]]) -> npt.NDArray[np.float32]:
+    from mint.assembly.agreement import plain_logits
+
+    return plain_logits(folder, {path: (tuple(shape), parse_format(name)) for path, (shape, name) in units.items()})

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import mlx.core as mx
 import numpy as np
+import numpy.typing as npt
 
 from mint.analysis.cross_device import ROUNDING, TOLERANCE, is_mixed
 from mint.assembly.agreement import difference, plain_logits
@@ -15,7 +16,7 @@ from mint.assembly.decoding import check_decoding
 from mint.assembly.stock_child import Answer, stock
 from mint.core.errors import MintError
 from mint.core.progress import OnProgress, Progress, ignore
-from mint.formats.format import KEEP
+from mint.formats.format import FORMATS, KEEP
 from mint.formats.rounding import ROUNDINGS
 from mint.formats.units import Unit
 from mint.kernels.storage import numpy_view
@@ -164,15 +165,12 @@ def _finite(folder: Path, plan: Plan) -> str:
 
 
 def _logits(folder: Path, plan: Plan, stock_answer: Callable[[], Answer]) -> str:
-    answer = stock_answer()  # first: what crashes MLX shall end that process, not this one
+    answer = stock_answer()
     _insist(not answer.loads_error, "not compared: mlx_lm does not load it")
     if NeedsMetalError.__name__ in answer.logits_error:
         return "cannot be computed here: its forward pass calls Metal kernels; verify it again on a Mac"
     _insist(not answer.logits_error, f"mlx_lm does not compute with it: {answer.logits_error}")
-    try:
-        expected = plain_logits(folder, {choice.path: (choice.shape, choice.format) for choice in plan.choices})
-    except Exception as error:  # mlx_lm may raise anything: it is the finding
-        raise _DisagreesError(f"mlx_lm does not compute with the dequantized weights: {error!r}") from error
+    expected = _dequantized_logits(folder, plan)
     distance = difference(answer.logits, expected)
     if not all(choice.is_finite for choice in plan.choices) and not isfinite(distance):
         return "not compared: logits are not finite, since the source has weights that are not"
@@ -180,6 +178,24 @@ def _logits(folder: Path, plan: Plan, stock_answer: Callable[[], Answer]) -> str
     limits = f"{distance:.2g}, allowed {LOGITS_TOLERANCE}"
     _insist(distance < LOGITS_TOLERANCE, f"logits differ from the dequantized model's by {limits}")
     return f"logits equal the dequantized model's to {distance:.1e}"
+
+
+def _dequantized_logits(folder: Path, plan: Plan) -> npt.NDArray[np.float32]:
+    """The logits of the dequantized model, computed in the child too: a crash of MLX does not end this process.
+
+    A format that was registered from outside is known to this process only.
+    """
+    units = {choice.path: (choice.shape, choice.format) for choice in plan.choices}
+    fault = "mlx_lm does not compute with the dequantized weights"
+    if all(choice.format in FORMATS for choice in plan.choices):
+        answer = stock().ask_dequantized(folder, units)()
+        message = answer.loads_error or answer.logits_error
+        _insist(not message, f"{fault}: {message}")
+        return answer.logits
+    try:
+        return plain_logits(folder, units)
+    except Exception as error:  # mlx_lm may raise anything: it is the finding
+        raise _DisagreesError(f"{fault}: {error!r}") from error
 
 
 def _loads(folder: Path, stock_answer: Callable[[], Answer]) -> str:

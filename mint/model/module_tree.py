@@ -8,11 +8,13 @@ buffer (a lazy graph that does trips Metal's watchdog, ml-explore/mlx#3803).
 """
 
 import json
+import sys
 from collections.abc import Callable, Collection
-from contextlib import suppress
+from contextlib import redirect_stdout, suppress
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -57,9 +59,21 @@ class TreeLoader:
 
 
 def _takes(config: dict[str, Any]) -> bool:
-    with suppress(Exception, SystemExit):  # of a module that holds no model, or that needs a package that is not there
-        return bool(_get_classes(config))
-    return False
+    """True if mlx_lm has a model of this type; what its import prints stays off standard output.
+
+    Raises `MintError` with those words for a model that ends the process, since it lacks a package.
+    """
+    words = StringIO()
+    try:
+        with redirect_stdout(words):
+            return bool(_get_classes(config))
+    except SystemExit as error:
+        message = " ".join(words.getvalue().split())
+        raise MintError(f"mlx_lm does not import its {config['model_type']} model; needed: {message}") from error
+    except Exception:  # of a module that holds no model
+        return False
+    finally:
+        sys.stderr.write(words.getvalue())
 
 
 def _module(config: dict[str, Any]) -> Module:

@@ -386,3 +386,12 @@ def test_a_package_from_outside_brings_its_own_module_trees(tmp_path: Path, requ
     ]
     for unit in source.units:
         assert mx.array_equal(source.arrays()[f"{unit.path}.weight"], weights[f"own.{unit.path}.weight"])
+
+
+def test_words_of_an_import_stay_off_standard_output(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """OLMo's first model file prints and ends the process where its package is missing."""
+    mx.save_safetensors(str(tmp_path / "model.safetensors"), {"a": mx.zeros((4, 4))})
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "olmo"}))
+    with pytest.raises(MintError, match=r"does not import its olmo model; needed: .*ai2-olmo"):
+        open_source(tmp_path)
+    assert capsys.readouterr().out == ""
