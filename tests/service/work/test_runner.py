@@ -387,15 +387,29 @@ def test_a_dead_runner_is_noticed_at_once_and_three_times_is_enough(
     assert "its process ended with code 7 (attempt 3 of 3)" in lost.reason
 
 
-def test_a_bug_fails_the_job_with_a_line_for_people_and_the_story_in_the_log(any_lab: Lab, llama: Path) -> None:
+def test_a_bug_fails_the_job_with_a_line_for_people_and_the_story_in_the_log(
+    any_lab: Lab, llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     shutil.copytree(llama, any_lab.roots / "llama")
     any_lab.submit("llama")
-    any_lab.settings.work_folder.mkdir()
-    (any_lab.settings.work_folder / "locks").write_text("a file where a folder has to be")
-    job, lines = any_lab.work()
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "sitecustomize.py").write_text("import os\nos.fsync = lambda descriptor: 1 // 0\n")
+    with monkeypatch.context() as environment:
+        environment.setenv("PYTHONPATH", str(tmp_path / "site"))
+        job, lines = any_lab.work()
     assert job.state == FAILED
-    assert job.reason.startswith("something unforeseen (FileExistsError: ")
+    assert job.reason.startswith("something unforeseen (ZeroDivisionError: ")
     assert any("Traceback" in line for line in lines)
+
+
+def test_a_folder_that_cannot_be_used_fails_the_job_with_its_name(lab: Lab, llama: Path) -> None:
+    shutil.copytree(llama, lab.roots / "llama")
+    lab.submit("llama")
+    lab.settings.work_folder.mkdir()
+    (lab.settings.work_folder / "locks").write_text("a file where a folder has to be")
+    job, _ = lab.work()
+    assert job.state == FAILED
+    assert job.reason.endswith("/locks: File exists; fix that and run the same command again")
 
 
 def test_the_same_files_are_the_same_artifact_whoever_made_them(lab: Lab, tmp_path: Path) -> None:
