@@ -97,7 +97,7 @@ def open_source(model: Path | str, *, dtype: str = "", on_progress: OnProgress =
     config, notices = _read_config(folder)
     opened = OpenedModel(folder, config, shards, dtype)
     tree = opened.tree()
-    sources = tree.stored.with_parts(trace_sources(tree.arrays, tree.leaves))
+    sources = _trace(opened, tree)
     notices += check_used(folder, tree.stored, _by_name(shards), sources, tree.integers)
     units = _find_units(tree, sources)
     weights = {f"{unit.path}.weight" for unit in units}
@@ -133,6 +133,25 @@ def _read_config(folder: Path) -> tuple[dict[str, Any], tuple[str, ...]]:
 
 def _by_name(shards: Iterable[Shard]) -> dict[str, SourceTensor]:
     return {tensor.name: tensor for shard in shards for tensor in shard.tensors}
+
+
+def _trace(opened: OpenedModel, tree: Tree) -> dict[str, tuple[str, ...]]:
+    """For every parameter the source tensors that feed it, also those that only say how others are decoded.
+
+    Stand-ins take the place of decoded weights: the graphs of their decoding make tracing a large model slow.
+    """
+    stored = tree.stored
+    if not stored.encoded:
+        return trace_sources(tree.arrays, tree.leaves)
+    apart = stored.parts.keys() | stored.runtime
+    weights = {name: leaf for name, leaf in tree.leaves.items() if name not in apart}
+    weights |= {name: mx.zeros(weight.shape, mx.bfloat16) for name, weight in stored.encoded.items()}
+    parts = {name: [part.name for part in weight.parts.values()] for name, weight in stored.encoded.items()}
+    order = {name: index for index, name in enumerate(tree.leaves)}
+    return {
+        parameter: tuple(sorted((part for name in names for part in parts.get(name, [name])), key=order.__getitem__))
+        for parameter, names in trace_sources(opened.parameters_of(weights), weights).items()
+    }
 
 
 def _find_units(tree: Tree, sources: Mapping[str, tuple[str, ...]]) -> tuple[Unit, ...]:

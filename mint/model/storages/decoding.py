@@ -45,16 +45,6 @@ class Stored:
         """The encoded weight that each of its tensors belongs to, by the tensor's name."""
         return {part.name: encoded for encoded in self.encoded.values() for part in encoded.parts.values()}
 
-    def with_parts(self, sources: Mapping[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
-        """The tensors that feed each parameter, and those that only say how these are decoded, such as shapes."""
-        parts = self.parts
-        whole: dict[str, tuple[str, ...]] = {}
-        for name, tensors in sources.items():
-            encoded = {parts[tensor].name: parts[tensor] for tensor in tensors if tensor in parts}
-            also = (part.name for weight in encoded.values() for part in weight.parts.values())
-            whole[name] = tuple(dict.fromkeys((*tensors, *also)))
-        return whole
-
 
 def find_stored(folder: Path, config: Mapping[str, Any], shards: tuple[Shard, ...]) -> Stored:
     """The encoded weights of a checkpoint, told by its tensors; `MintError` for FP8 weights that lack their scales."""

@@ -16,7 +16,6 @@ from mint.model.storages.storage import Arrays, Checkpoint, Encoded, Storage, in
 
 _WORDS = ("I32", "U32")
 _AWQ_SHIFTS = (0, 16, 4, 20, 8, 24, 12, 28)  # of rows 0 to 7 in a word
-_MLX_BITS, _MLX_GROUPS = (2, 3, 4, 5, 6, 8), (32, 64, 128)
 
 
 def match_packed(tensor: SourceTensor, checkpoint: Checkpoint) -> Encoded | None:
@@ -99,15 +98,9 @@ def unpack(words: mx.array, bits: int, count: int) -> mx.array:
 def _decode_packed(encoded: Encoded, parts: Arrays, dtype: mx.Dtype) -> mx.array:
     bits, (rows, columns) = encoded.numbers["bits"], encoded.shape
     scales = parts["scales"].astype(mx.float32).reshape(rows, -1)
-    zeros = mx.full(scales.shape, 2.0 ** (bits - 1))
+    zeros = mx.broadcast_to(mx.array(2.0 ** (bits - 1)), scales.shape)
     if "zeros" in parts:
         zeros = unpack(parts["zeros"].T, bits, rows).T.astype(mx.float32).reshape(rows, -1)
-    group_size = columns // scales.shape[1]
-    narrow = encoded.parts["scales"].dtype != "F32"  # so that the sum below is exact in float32
-    if "groups" not in parts and narrow and bits in _MLX_BITS and group_size in _MLX_GROUPS:
-        words = parts["codes"].view(mx.uint32)
-        weight = mx.dequantize(words, scales, -zeros * scales, group_size=group_size, bits=bits, dtype=mx.float32)
-        return weight.astype(dtype)
 
     def block(part: slice) -> mx.array:
         codes = unpack(parts["codes"][part], bits, columns)
