@@ -24,10 +24,19 @@ takes, readers = TREE_LOADERS[0].takes, TREE_LOADERS[0].readers
 LINEAR = {"rope_type": "linear", "factor": 4.0, "alpha": 1.0, "long_factor": [1.0]}  # some classes insist on these
 
 
+def imports(name: str) -> bool:
+    """False for a model file whose own package is not installed: it ends the process that imports it."""
+    try:
+        importlib.import_module(f"mlx_lm.models.{name}")
+    except SystemExit:
+        return False
+    return True
+
+
 def rotary_classes() -> Iterator[str]:
     """The model types of mlx_lm whose class has a field for the rotary base."""
     for module in pkgutil.iter_modules(mlx_lm.models.__path__):
-        if takes({"model_type": module.name}):
+        if imports(module.name) and takes({"model_type": module.name}):
             args = importlib.import_module(f"mlx_lm.models.{module.name}").ModelArgs
             if is_dataclass(args) and "rope_theta" in {field.name for field in fields(args)}:
                 yield module.name
