@@ -51,7 +51,8 @@ def _notices(stored: Stored) -> tuple[str, ...]:
         notices.append(f"{dropped}: no weight is stored in such a way")
     if bare := sum(weight.is_bare for weight in stored.encoded.values()):
         notices.append(f"{bare} FP8 weights are taken as they are stored: the checkpoint has no scales")
-    if kinds := Counter(STORAGES[weight.storage].title for weight in stored.encoded.values()):
+    titles = (STORAGES[weight.storage].title for weight in stored.encoded.values() if not weight.is_bare)
+    if kinds := Counter(titles):
         notices.append(f"decoded: {', '.join(f'{count} weights of {title}' for title, count in kinds.items())}")
     return tuple(notices)
 
