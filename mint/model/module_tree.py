@@ -31,8 +31,9 @@ from mint.model.checkpoint.shards import Shard, read_shards
 from mint.model.opening.faults import explained
 from mint.model.opening.names import spellings, without_extras
 from mint.model.opening.readers import Reader, readers
+from mint.model.opening.renamed import lift_renamed
 from mint.model.opening.rope import lift_rope
-from mint.model.storages.decoding import Stored, decoded, find_stored, settings_of, without_settings
+from mint.model.storages.decoding import Stored, decoded, find_stored, without_settings
 from mint.model.storages.guards import undecoded_of
 from mint.model.storages.storage import Settings
 
@@ -273,19 +274,30 @@ def load_stock(folder: Path) -> Module:
     return model
 
 
-def stores_encoded(folder: Path) -> bool:
-    """True for a source that mlx_lm would not load as it is meant: its weights are encoded, or its config says so."""
-    config = load_config(folder)
-    if (config.get("quantization") or {}).get("bits"):
-        return False
-    return bool(settings_of(config).method or find_stored(folder, config, read_shards(folder)).encoded)
+def is_quantized(folder: Path) -> bool:
+    """True for a model whose modules MLX has quantized; mlx_lm loads it as it is meant."""
+    return bool((load_config(folder).get("quantization") or {}).get("bits"))
 
 
-def load_decoded(folder: Path) -> Module:
-    """The source model in `folder` over its lazy weights, decoded."""
-    config, shards = load_config(folder), read_shards(folder)
-    lift_rope(tree_loader(folder, config).readers(config))
-    tree = build_tree(folder, config, shards)
+def read_source_config(folder: Path) -> tuple[dict[str, Any], tuple[Reader, ...]]:
+    """The config of an original model in the words of its class, and the classes that read it."""
+    with explained(f"{folder}: the config cannot be read", "download config.json and generation_config.json again", {}):
+        config = load_config(folder)
+    loader = tree_loader(folder, config)
+    with explained(f"{folder}: {loader.name} cannot read config.json", "download it again", config):
+        own_readers = loader.readers(config)
+    lift_rope(own_readers)
+    lift_renamed(own_readers)
+    return config, own_readers
+
+
+def load_source(folder: Path) -> Module:
+    """The original model in `folder` over its lazy weights: with the config, names and decoding of `build_tree`.
+
+    Weights that are encoded have the dtype of the config, others their own.
+    """
+    config, shards = read_source_config(folder)[0], read_shards(folder)
+    tree = build_tree(folder, config, shards, "" if find_stored(folder, config, shards).encoded else UNCAST)
     tree.model.update(tree_unflatten(list(tree.arrays.items())))
     return tree.model
 

@@ -21,12 +21,9 @@ from mint.model.checkpoint.shards import Shard, SourceTensor, identity, read_ind
 from mint.model.config import check_config
 from mint.model.lineage import trace_sources
 from mint.model.locate import locate
-from mint.model.module_tree import DTYPES, OpenedModel, Tree, read_loaded_config, tree_loader
-from mint.model.opening.faults import explained
+from mint.model.module_tree import DTYPES, OpenedModel, Tree, read_source_config
 from mint.model.opening.kinds import refuse_other_kinds
 from mint.model.opening.notices import cast_notice, head_notice, tower_notice
-from mint.model.opening.renamed import lift_renamed
-from mint.model.opening.rope import lift_rope
 from mint.model.opening.towers import dropped_towers
 from mint.model.opening.unseen import unseen_keys
 from mint.model.passes.weight_uses import WeightUses, weight_uses
@@ -94,7 +91,8 @@ def open_source(model: Path | str, *, dtype: str = "", on_progress: OnProgress =
     names = [path.name for pattern in ("*.safetensors", "*.index.json") for path in folder.glob(pattern)]
     files = FileStates.of(folder, {"config.json", *names, *read_index(folder).values()})
     shards = read_shards(folder)
-    config, notices = _read_config(folder)
+    config, readers = read_source_config(folder)
+    notices = unseen_keys(readers)
     opened = OpenedModel(folder, config, shards, dtype)
     tree = opened.tree()
     sources = _trace(opened, tree)
@@ -117,18 +115,6 @@ def open_source(model: Path | str, *, dtype: str = "", on_progress: OnProgress =
     notices += tower_notice(source.dropped_towers, [tensors[name] for name in dropped])
     notices += head_notice(folder, units, [tensors[name] for name in dropped], tensors)
     return replace(source, notices=notices)
-
-
-def _read_config(folder: Path) -> tuple[dict[str, Any], tuple[str, ...]]:
-    """The config in the words of its class, and sentences about the keys that this class cannot see."""
-    with explained(f"{folder}: the config cannot be read", "download config.json and generation_config.json again", {}):
-        config = read_loaded_config(folder)
-    loader = tree_loader(folder, config)
-    with explained(f"{folder}: {loader.name} cannot read config.json", "download it again", config):
-        readers = loader.readers(config)
-    lift_rope(readers)
-    lift_renamed(readers)
-    return config, unseen_keys(readers)
 
 
 def _by_name(shards: Iterable[Shard]) -> dict[str, SourceTensor]:

@@ -28,7 +28,7 @@ from mint.kernels.backend import backend
 from mint.kernels.storage import numpy_view
 from mint.model.checkpoint.shards import read_shards
 from mint.model.hooks import hook
-from mint.model.module_tree import load_decoded, load_plain, load_stock, stores_encoded
+from mint.model.module_tree import is_quantized, load_plain, load_source, load_stock
 from mint.model.passes.logits import logits_of
 from mint.quality.divergence import Logits, Tokens
 
@@ -106,7 +106,7 @@ def _load(folder: Path) -> Module:
         raise MintError(f"{folder}: no config.json found; needed: a model folder")
     read_shards(folder)  # a damaged file is an error that names it
     try:
-        return load_decoded(folder) if stores_encoded(folder) else load_stock(folder)
+        return load_stock(folder) if is_quantized(folder) else load_source(folder)
     except Exception as error:  # mlx_lm raises many kinds
         raise MintError(f"{folder}: mlx_lm does not load it ({error!r}); needed: a model that mlx_lm loads") from error
 

@@ -1,5 +1,6 @@
 """A model computes the same, whichever way it is opened."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -95,3 +96,18 @@ def test_a_folder_that_mlx_lm_does_not_load_is_refused(make_model: Callable[...,
         open_wide(folder)
     with pytest.raises(MintError, match=r"no config.json found"):
         open_wide(tmp_path)
+
+
+def test_an_original_computes_as_its_config_says_in_the_words_of_either_transformers(
+    make_model: Callable[..., Path],
+) -> None:
+    logits: dict[str, npt.NDArray[np.float32]] = {}
+    for words in ({"rope_theta": 500.0}, {"rope_parameters": {"rope_type": "default", "rope_theta": 500.0}}, {}):
+        folder = make_model("llama", folder=f"model{len(logits)}")
+        config = json.loads((folder / "config.json").read_text())
+        config.pop("rope_theta", None)
+        (folder / "config.json").write_text(json.dumps(config | words))
+        logits[str(words)] = as_numpy(logits_of(open_wide(folder), mx.array(TOKENS)))
+    old, new, neither = logits.values()
+    np.testing.assert_array_equal(new, old)
+    assert _difference(neither, old) > 1e-3
