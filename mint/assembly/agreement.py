@@ -53,7 +53,7 @@ def plain_logits(folder: Path, units: Mapping[str, tuple[tuple[int, ...], Format
     """
     stored = open_stored(folder)
     weights = _wide_rest(stored, units) | {f"{path}.weight": mx.zeros(shape) for path, (shape, _) in units.items()}
-    read = _read_directly(load_plain(folder, weights), units)  # of its own: a model may keep what it computes once
+    read = weight_uses(load_plain(folder, weights), units).read  # of its own: a model may keep what it computes once
     weights |= {f"{path}.weight": stored.dequantized(path, units[path][1]) for path in read}
     plain = load_plain(folder, weights)
     for path, module in _modules(plain, units.keys() - read):
@@ -72,14 +72,6 @@ def difference(logits: npt.NDArray[np.float32], expected: npt.NDArray[np.float32
     if not (np.isfinite(logits).all() and np.isfinite(expected).all()):
         return inf
     return float(np.linalg.norm(logits - expected)) / (float(np.linalg.norm(expected)) or 1.0)
-
-
-def _read_directly(model: Module, paths: Collection[str]) -> frozenset[str]:
-    """The modules whose weight the model reads itself: it has to be there without a call."""
-    try:
-        return weight_uses(model, paths).read
-    except Exception:  # a model that does not run on shapes alone
-        return frozenset()
 
 
 def _wide_rest(stored: StoredModel, paths: Collection[str]) -> dict[str, mx.array]:

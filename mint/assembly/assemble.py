@@ -12,7 +12,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import mlx.core as mx
 
@@ -67,14 +66,9 @@ def assemble(
     Raises `MintError` when the plan is of another model, the output exists, the disk is too small or the source
     changes meanwhile; after an interruption the same call resumes.
     """
-    options: dict[str, Any] = {
-        "reuse": reuse,
-        "executor": executor,
-        "text": text,
-        "on_progress": on_progress,
-        "on_note": on_note,
-    }
-    with drafted(plan, source, Path(output), **options) as draft:
+    with drafted(
+        plan, source, Path(output), reuse=reuse, executor=executor, text=text, on_progress=on_progress, on_note=on_note
+    ) as draft:
         return draft.finish()
 
 
@@ -127,15 +121,8 @@ def _fill(
         if ROUNDINGS[plan.rounding].sequential:
             from mint.assembly.compensated import compensate
 
-            packed = compensate(
-                plan,
-                source,
-                pending,
-                open_weights(folder, [shard.name for shard in plan.layout]),
-                text,
-                executor,
-                on_progress,
-            )
+            stored = open_weights(folder, [shard.name for shard in plan.layout])
+            packed = compensate(plan, source, pending, stored, text, executor, on_progress)
         else:
             packed = _packed(plan, source, pending, reuse, executor)
         written = _written(packed, partial(_write, journal, files), aside)

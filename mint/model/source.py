@@ -4,7 +4,7 @@ Opening reads headers, the config and a few sampled bytes, whatever the size of 
 """
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from mint.core.progress import OnProgress, ignore
 from mint.formats.format import AFFINE, QUANTIZABLE, admissible
 from mint.formats.units import Parameter, Unit
 from mint.model.checkpoint.file_states import FileStates
-from mint.model.checkpoint.shards import Shard, SourceTensor, identity, read_index, read_shards
+from mint.model.checkpoint.shards import Shard, SourceTensor, identity, read_index, read_shards, tensors_of
 from mint.model.config import check_config
 from mint.model.lineage import trace_sources
 from mint.model.locate import locate
@@ -26,7 +26,7 @@ from mint.model.opening.kinds import refuse_other_kinds
 from mint.model.opening.notices import cast_notice, head_notice, tower_notice
 from mint.model.opening.towers import dropped_towers
 from mint.model.opening.unseen import unseen_keys
-from mint.model.passes.weight_uses import WeightUses, weight_uses
+from mint.model.passes.weight_uses import weight_uses
 from mint.model.roles import UNKNOWN, UNTIED, layer_numbers, role_of
 from mint.model.storages.guards import check_used
 
@@ -66,7 +66,7 @@ class Source:
 
     def tensors(self) -> dict[str, SourceTensor]:
         """Every tensor on disk by its name."""
-        return _by_name(self.shards)
+        return tensors_of(self.shards)
 
     def arrays(self) -> dict[str, mx.array]:
         """Fresh lazy arrays of all parameters by name. Take one out, evaluate it, drop it: that bounds the memory."""
@@ -96,7 +96,8 @@ def open_source(model: Path | str, *, dtype: str = "", on_progress: OnProgress =
     opened = OpenedModel(folder, config, shards, dtype)
     tree = opened.tree()
     sources = _trace(opened, tree)
-    notices += check_used(folder, tree.stored, _by_name(shards), sources, tree.integers)
+    tensors = tensors_of(shards)
+    notices += check_used(folder, tree.stored, tensors, sources, tree.integers)
     units = _find_units(tree, sources)
     weights = {f"{unit.path}.weight" for unit in units}
     parameters = tuple(
@@ -109,16 +110,11 @@ def open_source(model: Path | str, *, dtype: str = "", on_progress: OnProgress =
     opened.unshared = [parameter.name for parameter in parameters if {uses[name] for name in parameter.sources} <= {1}]
     model = identity(shards, text)
     source = Source(folder, config, dtype, model, shards, units, parameters, dropped, files, opened)
-    tensors = source.tensors()
     encoded = tree.stored.parts
     notices += cast_notice(units, {name: tensor for name, tensor in tensors.items() if name not in encoded})
     notices += tower_notice(source.dropped_towers, [tensors[name] for name in dropped])
     notices += head_notice(folder, units, [tensors[name] for name in dropped], tensors)
     return replace(source, notices=notices)
-
-
-def _by_name(shards: Iterable[Shard]) -> dict[str, SourceTensor]:
-    return {tensor.name: tensor for shard in shards for tensor in shard.tensors}
 
 
 def _trace(opened: OpenedModel, tree: Tree) -> dict[str, tuple[str, ...]]:
@@ -145,7 +141,7 @@ def _find_units(tree: Tree, sources: Mapping[str, tuple[str, ...]]) -> tuple[Uni
     modules = dict(tree.model.named_modules())
     order = [name.removesuffix(".weight") for name in tree.arrays if name.endswith(".weight")]
     paths = [path for path in order if hasattr(modules.get(path), "to_quantized")]
-    layers, uses, units = layer_numbers(paths), _uses(tree.model, paths), []
+    layers, uses, units = layer_numbers(paths), weight_uses(tree.model, paths), []
     for path in paths:
         verdict, weight = predicate(path, modules[path]), tree.arrays[f"{path}.weight"]
         unit = Unit(
@@ -158,14 +154,6 @@ def _find_units(tree: Tree, sources: Mapping[str, tuple[str, ...]]) -> tuple[Uni
         untied = {unit.path for unit in units if unit.role == "embedding"} - uses.multiplied
         units = [replace(unit, role=UNTIED) if unit.path in untied else unit for unit in units]
     return tuple(units)
-
-
-def _uses(model: Module, paths: Collection[str]) -> WeightUses:
-    """The uses of weights; of a model that does not run on shapes alone, calls that multiply are assumed."""
-    try:
-        return weight_uses(model, paths)
-    except Exception:  # a model may raise what it likes; verify looks at the written one
-        return WeightUses(frozenset(), frozenset(paths))
 
 
 def _keep_reason(unit: Unit, module: Module, verdict: object) -> str:

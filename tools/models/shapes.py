@@ -8,7 +8,7 @@ published and in bf16.
 # E experts, H hidden size, N inner size, V hidden size of the vision tower
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -16,6 +16,7 @@ from typing import Any
 from mint.formats.format import TensorSpec
 
 Tensor = tuple[str, tuple[int, ...]]
+_LAYER_NORMS = ("input_layernorm", "post_attention_layernorm")
 
 QWEN3_06B: dict[str, Any] = {
     "architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3", "torch_dtype": "bfloat16", "attention_bias": False,
@@ -128,11 +129,9 @@ def qwen3(config: dict[str, Any]) -> Iterator[Tensor]:
     for layer in range(config["num_hidden_layers"]):
         prefix = f"model.layers.{layer}"
         yield from _attention(f"{prefix}.self_attn", config)
-        for norm in ("q_norm", "k_norm"):
-            yield f"{prefix}.self_attn.{norm}.weight", (config["head_dim"],)
+        yield from _norms(f"{prefix}.self_attn", config["head_dim"], ("q_norm", "k_norm"))
         yield from _gated(f"{prefix}.mlp", H, config["intermediate_size"])
-        for norm in ("input_layernorm", "post_attention_layernorm"):
-            yield f"{prefix}.{norm}.weight", (H,)
+        yield from _norms(prefix, H)
     yield "model.norm.weight", (H,)
 
 
@@ -143,13 +142,11 @@ def qwen3_moe(config: dict[str, Any]) -> Iterator[Tensor]:
     for layer in range(config["num_hidden_layers"]):
         prefix = f"model.layers.{layer}"
         yield from _attention(f"{prefix}.self_attn", config)
-        for norm in ("q_norm", "k_norm"):
-            yield f"{prefix}.self_attn.{norm}.weight", (config["head_dim"],)
+        yield from _norms(f"{prefix}.self_attn", config["head_dim"], ("q_norm", "k_norm"))
         yield f"{prefix}.mlp.gate.weight", (config["num_experts"], H)
         for expert in range(config["num_experts"]):
             yield from _gated(f"{prefix}.mlp.experts.{expert}", H, N)
-        for norm in ("input_layernorm", "post_attention_layernorm"):
-            yield f"{prefix}.{norm}.weight", (H,)
+        yield from _norms(prefix, H)
     yield "model.norm.weight", (H,)
     yield "lm_head.weight", (config["vocab_size"], H)
 
@@ -167,8 +164,7 @@ def llama4(config: dict[str, Any]) -> Iterator[Tensor]:
         yield f"{prefix}.feed_forward.experts.gate_up_proj", (E, H, 2 * N)
         yield f"{prefix}.feed_forward.experts.down_proj", (E, N, H)
         yield from _gated(f"{prefix}.feed_forward.shared_expert", H, N)
-        for norm in ("input_layernorm", "post_attention_layernorm"):
-            yield f"{prefix}.{norm}.weight", (H,)
+        yield from _norms(prefix, H)
     yield "language_model.model.norm.weight", (H,)
     yield "language_model.lm_head.weight", (text["vocab_size"], H)
 
@@ -190,11 +186,9 @@ def deepseek_v3(config: dict[str, Any]) -> Iterator[Tensor]:
             for expert in range(E):
                 yield from _gated(f"{prefix}.mlp.experts.{expert}", H, N)
             yield from _gated(f"{prefix}.mlp.shared_experts", H, N * config["n_shared_experts"])
-        for norm in ("input_layernorm", "post_attention_layernorm"):
-            yield f"{prefix}.{norm}.weight", (H,)
+        yield from _norms(prefix, H)
         if layer >= layers:
-            for norm in ("enorm", "hnorm", "shared_head.norm"):
-                yield f"{prefix}.{norm}.weight", (H,)
+            yield from _norms(prefix, H, ("enorm", "hnorm", "shared_head.norm"))
             yield f"{prefix}.eh_proj.weight", (H, 2 * H)
             for name in ("embed_tokens", "shared_head.head"):
                 yield f"{prefix}.{name}.weight", vocabulary
@@ -222,8 +216,7 @@ def gpt_oss(config: dict[str, Any]) -> Iterator[Tensor]:
         yield f"{prefix}.mlp.experts.gate_up_proj_bias", (E, 2 * N)
         yield f"{prefix}.mlp.experts.down_proj", (E, N, H)
         yield f"{prefix}.mlp.experts.down_proj_bias", (E, H)
-        for norm in ("input_layernorm", "post_attention_layernorm"):
-            yield f"{prefix}.{norm}.weight", (H,)
+        yield from _norms(prefix, H)
     yield "model.norm.weight", (H,)
     yield "lm_head.weight", (config["vocab_size"], H)
 
@@ -247,6 +240,11 @@ def _attention(prefix: str, config: dict[str, Any]) -> Iterator[Tensor]:
     yield f"{prefix}.k_proj.weight", (keys, H)
     yield f"{prefix}.v_proj.weight", (keys, H)
     yield f"{prefix}.o_proj.weight", (H, queries)
+
+
+def _norms(prefix: str, size: int, names: Sequence[str] = _LAYER_NORMS) -> Iterator[Tensor]:
+    for name in names:
+        yield f"{prefix}.{name}.weight", (size,)
 
 
 def _gated(prefix: str, H: int, N: int) -> Iterator[Tensor]:

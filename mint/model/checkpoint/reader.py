@@ -16,7 +16,7 @@ from mint.core.errors import MintError
 from mint.formats.format import KEEP, Format
 from mint.kernels.backend import backend
 from mint.kernels.storage import NUMPY_DTYPES, from_raw
-from mint.model.checkpoint.shards import SourceTensor, read_shard, read_shards
+from mint.model.checkpoint.shards import SourceTensor, read_shard, read_shards, tensors_of
 
 ALL = slice(None)
 _EXPONENTS = {"BF16": 0x7F80, "F16": 0x7C00, "F32": 0x7F800000}
@@ -75,7 +75,7 @@ class StoredModel:
 
 def open_stored(folder: Path) -> StoredModel:
     """Open the weight files in `folder`, headers checked; `MintError` when one is damaged."""
-    return StoredModel(folder, {tensor.name: tensor for shard in read_shards(folder) for tensor in shard.tensors})
+    return StoredModel(folder, tensors_of(read_shards(folder)))
 
 
 def open_weights(folder: Path, names: Iterable[str]) -> StoredModel:

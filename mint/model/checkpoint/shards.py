@@ -82,6 +82,11 @@ def shard_names(folder: Path) -> list[str]:
     return sorted(indexed | {path.name for path in folder.glob(PATTERN)})
 
 
+def tensors_of(shards: Iterable[Shard]) -> dict[str, SourceTensor]:
+    """Every tensor of some shards by its name."""
+    return {tensor.name: tensor for shard in shards for tensor in shard.tensors}
+
+
 def identity(shards: Iterable[Shard], config_text: bytes) -> str:
     """SHA-256 of the config and of every shard's name, size, header and sampled bytes: the model's identity."""
     digest = hashlib.sha256(hashlib.sha256(config_text).digest())

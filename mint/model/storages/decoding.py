@@ -12,7 +12,7 @@ from typing import Any
 import mlx.core as mx
 
 from mint.core.errors import MintError
-from mint.model.checkpoint.shards import Shard, SourceTensor
+from mint.model.checkpoint.shards import Shard, SourceTensor, tensors_of
 from mint.model.storages.bitsandbytes import BNB_4BIT, BNB_INT8
 from mint.model.storages.fp4 import MXFP4, NVFP4
 from mint.model.storages.packed import AWQ, GPTQ, PACKED
@@ -48,7 +48,7 @@ class Stored:
 
 def find_stored(folder: Path, config: Mapping[str, Any], shards: tuple[Shard, ...]) -> Stored:
     """The encoded weights of a checkpoint, told by its tensors; `MintError` for FP8 weights that lack their scales."""
-    tensors = {tensor.name: tensor for shard in shards for tensor in shard.tensors}
+    tensors = tensors_of(shards)
     settings = settings_of(config)
     checkpoint = Checkpoint(tensors, settings, lambda tensor: _read(folder, tensor))
     encoded: dict[str, Encoded] = {}

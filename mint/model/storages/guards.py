@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from mint.core.errors import MintError
-from mint.model.checkpoint.shards import Shard, SourceTensor
+from mint.model.checkpoint.shards import Shard, SourceTensor, tensors_of
 from mint.model.storages.decoding import STORAGES, Stored
 
 _FLOATS = ("BF16", "F16", "F32", "F64", "C64", "BOOL")  # a mask counts as numbers
@@ -59,7 +59,7 @@ def _notices(stored: Stored) -> tuple[str, ...]:
 
 def undecoded_of(stored: Stored, shards: Iterable[Shard]) -> str:
     """A sentence about the first matrix that no storage decodes; empty if there is none."""
-    tensors = {tensor.name: tensor for shard in shards for tensor in shard.tensors}
+    tensors = tensors_of(shards)
     parts = stored.parts
     codes = (tensor for tensor in tensors.values() if tensor.dtype not in _FLOATS and len(tensor.shape) > 1)
     return next((_undecoded(tensor, tensors) for tensor in codes if tensor.name not in parts), "")
