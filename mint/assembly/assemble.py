@@ -37,6 +37,7 @@ from mint.model.module_tree import write_config
 from mint.model.opening.towers import towers_in, without_towers
 from mint.model.source import Source
 from mint.plan.plan import Plan, plan_text, quantization_entries
+from mint.quality.closeness import Closeness
 from mint.quality.sequences import TextSize
 from mint.run.device_kind import device_kind, versions
 from mint.run.executor import Executor, in_process
@@ -118,11 +119,12 @@ def _fill(
         if digests:
             on_note(f"resumes: {len(digests)} of {len(source.units)} units are in {folder}")
         pending = [unit for unit in source.units if unit.path not in digests]
+        measured: list[Closeness] = []
         if ROUNDINGS[plan.rounding].sequential:
             from mint.assembly.compensated import compensate
 
             stored = open_weights(folder, [shard.name for shard in plan.layout])
-            packed = compensate(plan, source, pending, stored, text, executor, on_progress)
+            packed = compensate(plan, source, pending, stored, text, executor, on_progress, measured.append)
         else:
             packed = _packed(plan, source, pending, reuse, executor)
         written = _written(packed, partial(_write, journal, files), aside)
@@ -131,7 +133,8 @@ def _fill(
             log.debug("unit.written", unit=unit.path, format=str(format))
         _write_parameters(plan, source, files)
         flushed = aside.submit(files.flush)  # while all is read again
-        manifest = _finish(plan, source, folder, {unit.path: digests[unit.path] for unit in source.units})
+        units = {unit.path: digests[unit.path] for unit in source.units}
+        manifest = _finish(plan, source, folder, units, measured[0] if measured else None)
         flushed.result()
     for file in folder.rglob("*"):  # the files beside the weights too
         flush(file)
@@ -208,7 +211,9 @@ def _write_parameters(plan: Plan, source: Source, files: WeightFiles) -> None:
         files.write((TensorSpec(parameter.name, parameter.dtype, parameter.shape),), (raw_bytes(array),))
 
 
-def _finish(plan: Plan, source: Source, folder: Path, units: Mapping[str, str]) -> Manifest:
+def _finish(
+    plan: Plan, source: Source, folder: Path, units: Mapping[str, str], closeness: Closeness | None
+) -> Manifest:
     """Write all files beside the weights: index, config, tokenizer, card, plan, manifest."""
     shard_of = {placed.tensor: shard.name for shard in plan.layout for placed in shard.tensors}
     index = {
@@ -226,7 +231,7 @@ def _finish(plan: Plan, source: Source, folder: Path, units: Mapping[str, str]) 
         if name.name not in _NOT_COPIED:  # copied as they are: loading and saving a tokenizer again can change it
             (folder / name).parent.mkdir(exist_ok=True)
             shutil.copyfile(source.folder / name, folder / name)
-    (folder / "README.md").write_text(_card(plan))
+    (folder / "README.md").write_text(_card(plan, closeness))
     (folder / PLAN_NAME).write_text(plan_text(plan))
     files = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
     manifest = Manifest(
@@ -239,19 +244,32 @@ def _finish(plan: Plan, source: Source, folder: Path, units: Mapping[str, str]) 
         files={name: file_digest(folder / name) for name in files if name not in (JOURNAL_NAME, MANIFEST_NAME)},
         units=units,
         dropped_towers=plan.dropped_towers,
+        closeness=closeness.to_dict() if closeness else None,
     )
     write_manifest(manifest, folder)
     return manifest
 
 
-def _card(plan: Plan) -> str:
+def _card(plan: Plan, closeness: Closeness | None) -> str:
     used = Counter(str(choice.format) for choice in plan.choices)
     rows = "\n".join(f"| {name} | {count} |" for name, count in sorted(used.items()))
     return (
         "---\nlibrary_name: mlx\npipeline_tag: text-generation\ntags:\n- mlx\n- mint\n---\n\n"
         f"Quantized by MINT to {plan.planned_bytes} bytes of weights "
         f"({plan.bits_per_weight:.2f} bits per weight), budget {plan.budget_bytes} bytes.\n\n{_text_only(plan)}"
-        f"| format (bits/group) | modules |\n|---|---|\n{rows}\n"
+        f"{_measured(closeness)}| format (bits/group) | modules |\n|---|---|\n{rows}\n"
+    )
+
+
+def _measured(closeness: Closeness | None) -> str:
+    """A paragraph on the measured distance from the original; empty where it was not measured."""
+    if closeness is None:
+        return ""
+    kl, top1 = closeness.kl, closeness.top1
+    return (
+        f"KL divergence from the original {kl.value:.4g} nats per token (95 % interval {kl.low:.4g} to {kl.high:.4g}), "
+        f"the same likeliest token {top1.value:.1%} of the time; measured on {closeness.tokens} tokens "
+        f"{closeness.text} that took no part in the quantization.\n\n"
     )
 
 

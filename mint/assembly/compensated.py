@@ -10,7 +10,7 @@ compensated too, inputs from own text 0.172 and 0.115, from novels (the second) 
 0.165. The squared gain of the preceding norm as weight, which needs no pass at all, changed 0.495 to 0.481.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -32,11 +32,13 @@ from mint.model.checkpoint.reader import StoredModel
 from mint.model.source import Source
 from mint.plan.plan import Plan
 from mint.plan.rules import LOSSLESS
-from mint.quality.forward import fusing_nothing, open_wide
-from mint.quality.sequences import TextSize
+from mint.quality.closeness import Closeness, closeness
+from mint.quality.forward import fusing_nothing, open_wide, vocabulary_size
+from mint.quality.sequences import OWN_TEXT, TextSize
 from mint.run.executor import Executor
 
-SEED = 1  # of the calibration text; the probe, which judges, has another
+SEED = 1  # of the text; that of the probe has another
+JUDGED = 12  # sequences that measure the result
 FEWEST = 32  # rows of inputs; an expert with fewer keeps the searched rounding
 _SEARCH = ROUNDINGS["compensate"].measured_as
 
@@ -49,17 +51,24 @@ def compensate(
     size: TextSize,
     executor: Executor,
     on_progress: OnProgress,
+    on_closeness: Callable[[Closeness], object],
 ) -> Iterator[tuple[Unit, Packed]]:
-    """Yield the `pending` units as planned, on a text of this size; `stored` has all others."""
+    """Yield the `pending` units as planned, on a text of this size; `stored` has all others.
+
+    More text of the model's own, which takes no part, tells at the end how close the result is.
+    """
     formats, checksums = plan.formats, plan.checksums
     lossless = {choice.path for choice in plan.choices if choice.error <= LOSSLESS}  # there is nothing to compensate
-    text = own_text(source, size, SEED, on_progress)
+    text = own_text(source, TextSize(size.count + JUDGED, size.window), SEED, on_progress)
+    judged = text[size.count :]
     finished = {unit.path for unit in source.units} - {unit.path for unit in pending}
     with fusing_nothing():
-        walk = Walk(open_wide(source.folder), source.units, text)
+        walk = Walk(open_wide(source.folder), source.units, text[: size.count], judged)
+        original = Walk(open_wide(source.folder), source.units, judged)
+        everything = {unit.path for unit in source.units}
         for unit, packed in executor(source, Compensation(formats, checksums, {}), walk.tied):
             walk.store(unit.path, _dequantized(packed))
-        for stage in walk.stages(finished):
+        for stage, _ in zip(walk.stages(finished), original.stages(everything), strict=True):
             for unit in stage.units:
                 if unit.path in finished and formats[unit.path] != KEEP:
                     walk.store(unit.path, stored.dequantized(unit.path, formats[unit.path]))
@@ -69,6 +78,8 @@ def compensate(
                 if packed.format != KEEP:
                     walk.store(unit.path, _dequantized(packed))
                 yield unit, packed
+        vocabulary = vocabulary_size(source.folder)
+        on_closeness(closeness(original.logits, walk.logits, judged, vocabulary, OWN_TEXT))
 
 
 @dataclass(eq=False, slots=True)

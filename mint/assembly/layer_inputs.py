@@ -58,9 +58,12 @@ class Stage:
 
 
 class Walk:
-    """A walk through `model` on `tokens` (B, L): iterate over its stages, and `store` every unit of a stage."""
+    """A walk through `model` on `tokens` (B, L): iterate over its stages, and `store` every unit of a stage.
 
-    def __init__(self, model: Module, units: Sequence[Unit], tokens: Tokens) -> None:
+    `judged` (J, L) are the tokens whose `logits` are there at the end; by default `tokens` themselves.
+    """
+
+    def __init__(self, model: Module, units: Sequence[Unit], tokens: Tokens, judged: Tokens | None = None) -> None:
         self._model = model
         self._modules: dict[str, Module] = dict(model.named_modules())
         self._tokens = mx.array(tokens)
@@ -75,6 +78,9 @@ class Walk:
         self._before = tuple(unit for unit in outer if unit not in self._after and unit not in self._between)
         self.tied = tuple(unit for unit in self._after if calls[unit.path].before)
         self._replay = Replay(model, self._layers, self._tokens)
+        self._passes = [(self._replay, self._tokens)]
+        if judged is not None:
+            self._passes.append((Replay(model, self._layers, mx.array(judged)), mx.array(judged)))
         self._in_a_row = sorted(self._replay.order) == sorted(self._layers)
 
     def stages(self, finished: Collection[str] = ()) -> Iterator[Stage]:
@@ -93,10 +99,17 @@ class Walk:
             mx.eval(layer.parameters())  # reading inside of a GPU's work trips Metal's watchdog
             yield self._stage(self._layers[path], finished, path)
             if self._in_a_row:
-                with self._replay.up_to(path, record=True):
-                    logits_of(self._model, self._tokens)
+                for replay, tokens in self._passes:
+                    with replay.up_to(path, record=True):
+                        logits_of(self._model, tokens)
                 layer.update(tree_map(lambda _: mx.zeros(()), layer.parameters()))  # drops them
         yield self._stage(self._after, finished)
+
+    def logits(self, rows: slice) -> mx.array:
+        """The logits of some judged sequences, by the stored weights; after the last stage."""
+        replay, tokens = self._passes[-1]
+        with replay.of(rows).before(None):
+            return logits_of(self._model, tokens[rows])
 
     def store(self, path: str, weight: mx.array) -> None:
         """Give a unit the weight that it is stored with, in float32."""

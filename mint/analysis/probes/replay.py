@@ -7,6 +7,7 @@ layers are called and what is used later, so it works for every architecture, an
 
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
+from copy import copy
 from dataclasses import dataclass
 from itertools import count
 from typing import Any
@@ -41,6 +42,7 @@ class Replay:
         self._layers = {path: module for path, module in model.named_modules() if path in paths}
         self._calls = trace_layer_calls(model, self._layers, tokens[:1])
         self._records: list[_Record] = []
+        self._sequences = len(tokens)
 
     @property
     def order(self) -> list[str]:
@@ -77,6 +79,19 @@ class Replay:
     def share_before(self, path: str | None) -> float:
         """The share of the calls that `before` replays."""
         return self._end(path) / len(self._calls) if self._calls else 0.0
+
+    def of(self, rows: slice) -> "Replay":
+        """The replay for some of the sequences: a pass over `tokens[rows]`."""
+
+        def cut(value: Any) -> Any:
+            is_of_all = isinstance(value, mx.array) and value.ndim and value.shape[0] == self._sequences
+            return value[rows] if is_of_all else value
+
+        part = copy(self)
+        part._records = [
+            _Record(tree_map(cut, record.answer), tree_map(cut, record.states)) for record in self._records
+        ]
+        return part
 
     def forget(self) -> None:
         """Compute everything from now on."""

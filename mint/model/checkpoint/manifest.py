@@ -36,6 +36,7 @@ class Manifest:
     files: Mapping[str, WrittenFile]
     units: Mapping[str, str]
     dropped_towers: tuple[str, ...] = ()  # vision or audio: the model is text only
+    closeness: Mapping[str, Any] | None = None  # to the original, as `quality.closeness` measured it
 
 
 def write_manifest(manifest: Manifest, folder: Path) -> None:

@@ -1,0 +1,59 @@
+"""The distance from the original that compensation measures: that of the written folder, on text that took no part."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import mlx.core as mx
+import numpy as np
+import pytest
+
+from mint.analysis.analyze import analyze
+from mint.analysis.probes.own_text import own_text
+from mint.assembly.assemble import assemble
+from mint.assembly.compensated import JUDGED, SEED
+from mint.core.progress import ignore
+from mint.model.checkpoint.manifest import read_manifest
+from mint.model.passes.logits import logits_of
+from mint.model.source import open_source
+from mint.plan.allocate import allocate
+from mint.plan.recipe import Recipe
+from mint.quality.closeness import Closeness
+from mint.quality.forward import open_wide
+from mint.quality.sequences import TextSize
+
+SIZE = TextSize(4, 16)
+
+
+def _log_softmax(logits: mx.array) -> np.ndarray:
+    return np.asarray(logits - mx.logsumexp(logits, axis=-1, keepdims=True), np.float64)
+
+
+# while it is measured, a tied embedding looks tokens up in its searched form: it is compensated last, as a head
+@pytest.mark.parametrize(("name", "tolerance"), [("llama", 1e-3), ("qwen3_moe", 1e-3), ("gemma2", 0.1)])
+def test_the_measured_closeness_is_that_of_the_written_folder(
+    name: str, tolerance: float, tmp_path: Path, make_model: Callable[..., Path]
+) -> None:
+    source = open_source(make_model(name))
+    analysis = analyze(source, tmp_path / "a.mint", rounding="compensate")
+    plan = allocate(analysis, "5bpw", Recipe(rounding="compensate", veto_db=-20.0))
+    manifest = assemble(plan, source, tmp_path / "out", text=SIZE)
+    assert manifest.closeness is not None
+    assert read_manifest(tmp_path / "out") == manifest
+    measured = Closeness.from_dict(manifest.closeness)
+
+    judged = mx.array(own_text(source, TextSize(SIZE.count + JUDGED, SIZE.window), SEED, ignore)[SIZE.count :])
+    original = _log_softmax(logits_of(open_wide(source.folder), judged)[:, :-1])
+    result = _log_softmax(logits_of(open_wide(tmp_path / "out"), judged)[:, :-1])
+    kl = (np.exp(original) * (original - result)).sum(-1)
+    assert measured.kl.value == pytest.approx(kl.mean(), rel=tolerance)
+    assert measured.kl.low < measured.kl.value < measured.kl.high
+    assert measured.top1.value == pytest.approx((original.argmax(-1) == result.argmax(-1)).mean(), abs=0.01)
+    assert (measured.sequences, measured.tokens) == (JUDGED, JUDGED * SIZE.window)
+    assert "KL divergence from the original" in (tmp_path / "out" / "README.md").read_text()
+
+
+def test_nothing_is_claimed_where_nothing_was_measured(llama: Path, tmp_path: Path) -> None:
+    source = open_source(llama)
+    plan = allocate(analyze(source, tmp_path / "a.mint", rounding="nearest"), "5bpw")
+    assert assemble(plan, source, tmp_path / "out").closeness is None
+    assert "KL divergence" not in (tmp_path / "out" / "README.md").read_text()
