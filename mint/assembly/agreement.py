@@ -9,7 +9,8 @@ those that the model itself finds likely, and the distance is the median of thei
 decides changes few of them. A distance above `NEGLIGIBLE` is compared with that of this model from itself when the
 inputs of all its modules are rounded more coarsely than any float32 product rounds.
 
-Weights are read when their module is called and dropped after it; memory is bounded by the largest unit.
+Weights are read when their module is called and dropped after it: the rows of tokens, the experts of a token, and
+blocks of rows of a matrix, so the largest table takes no more memory than a small one.
 The backend multiplies by the dequantized ones in blocks of rows: on a CPU many times faster than MLX's own BLAS.
 """
 
@@ -28,10 +29,14 @@ import numpy.typing as npt
 from mlx.nn.layers.base import Module
 from mlx.nn.layers.embedding import Embedding
 from mlx.nn.layers.linear import Linear
+from mlx.nn.layers.quantized import QuantizedEmbedding, QuantizedLinear
 
+from mint.assembly.distances import Rows
 from mint.formats.format import KEEP, Format
+from mint.formats.units import parts_of
 from mint.kernels.backend import backend
-from mint.model.checkpoint.reader import StoredModel, open_stored
+from mint.kernels.storage import numpy_view
+from mint.model.checkpoint.reader import ALL, StoredModel, open_stored
 from mint.model.hooks import hook
 from mint.model.module_tree import load_plain, make_cache, read_loaded_config
 from mint.model.passes.logits import logits_of
@@ -43,6 +48,8 @@ NEGLIGIBLE = 1e-4  # relative distance that needs no explanation; on a CPU it is
 FACTOR = 4.0  # times the distance that coarse rounding causes
 INCONCLUSIVE = 0.3  # a wrong format has a distance near 1, so an allowance beyond this tells nothing
 _PARTS = ("weight", "scales", "biases")
+_PLAIN = {Linear: ("__call__",), Embedding: ("as_linear",)}  # modules of MLX and their products
+_BLOCK = 4 << 20  # stored words of a quantized matrix, read at once
 
 
 def stock_logits(
@@ -55,7 +62,7 @@ def stock_logits(
     stored = open_stored(folder)
     stock.load_weights(list(_wide_rest(stored, paths).items()), strict=False)
     for path, module in _modules(stock, paths):
-        hook(module, partial(_stream, stored, path, None))
+        _hook(module, stored, path, KEEP if type(module) in _PLAIN else None)
     tokens = np.full((SEQUENCES, 1), _first_token(read_loaded_config(folder)), np.int32)
     caches, logits = make_cache(stock), []
     for position in range(1, LENGTH + 1):
@@ -84,13 +91,7 @@ def plain_logits(
     weights |= {f"{path}.weight": stored.dequantized(path, units[path][1]) for path in read}
     plain = load_plain(folder, weights)
     for path, module in _modules(plain, units.keys() - read):
-        format, kind = units[path][1], type(module)
-        if format == KEEP or kind not in (Embedding, Linear):
-            hook(module, partial(_stream, stored, path, format))
-        else:
-            hook(module, partial(_multiply, stored, path, format))
-            if kind is Embedding:
-                hook(module, partial(_look_up, stored, path, format), ("__call__",))
+        _hook(module, stored, path, units[path][1])
         if rounding:
             hook(module, partial(_round_inputs, rounding, np.random.default_rng(crc32(path.encode()))))
     caches = make_cache(plain)
@@ -131,32 +132,67 @@ def _modules(model: Module, paths: Collection[str]) -> list[tuple[str, Module]]:
     return [(path, module) for path, module in model.named_modules() if path in chosen]
 
 
+def _hook(module: Module, stored: StoredModel, path: str, format: Format | None) -> None:
+    """Answer calls of a module by its weight in `format`, dequantized, or by its stored tensors without one."""
+    kind = type(module)
+    stream = partial(_stream, stored, path, format, kind in (QuantizedEmbedding, QuantizedLinear))
+    if format is None or kind not in _PLAIN:
+        hook(module, stream)
+        return
+    hook(module, partial(_multiply, stored, path, format), _PLAIN[kind])
+    if kind is Embedding:
+        hook(module, stream, ("__call__",))
+
+
 def _stream(
     stored: StoredModel,
     path: str,
     format: Format | None,
+    by_rows: bool,
     method: Callable[..., mx.array],
     module: Module,
+    x: mx.array,
     *arguments: Any,
     **options: Any,
 ) -> mx.array:
-    """Call a module on its weight in `format`, dequantized, or on its stored tensors; they are dropped after it."""
-    if format:
-        parts = {"weight": stored.dequantized(path, format)}
-    else:
-        parts = {part: stored.wide(name) for part in _PARTS if (name := f"{path}.{part}") in stored.tensors}
-    lazy = {part: module[part] for part in parts}
-    module.update(parts)
-    result = method(module, *arguments, **options)
-    mx.eval(result)
+    """Call a module on its weight in `format`, dequantized, or on its stored tensors; they are dropped after it.
+
+    Of an embedding or a stack only the rows or experts that the call names are read. `by_rows` says that a product
+    may be computed for some rows of the weight at a time.
+    """
+    batches = [[ALL]]
+    if not mx.issubdtype(x.dtype, mx.floating):
+        x, rows = _named(x)
+        batches = [rows]
+    elif module["weight"].ndim == 3 and arguments and isinstance(arguments[0], mx.array):
+        indices, experts = _named(arguments[0])
+        arguments, batches = (indices, *arguments[1:]), [experts]
+    elif by_rows:
+        batches = [[rows] for rows in parts_of(module["weight"].shape, _BLOCK)]
+    read = _readers(stored, path, format, module)
+    lazy = {part: module[part] for part in read}
+    results = []
+    for batch in batches:
+        module.update({part: mx.concatenate([rows(piece) for piece in batch]) for part, rows in read.items()})
+        results.append(method(module, x, *arguments, **options))
+        mx.eval(results[-1])
     module.update(lazy)
-    return result
+    return results[0] if len(results) == 1 else mx.concatenate(results, axis=-1)
 
 
-def _look_up(stored: StoredModel, path: str, format: Format, _: Any, __: Module, tokens: mx.array) -> mx.array:
-    """The rows of an embedding that the tokens name; no others are read."""
-    rows = [stored.dequantized(path, format, slice(row, row + 1)) for row in np.asarray(tokens).ravel().tolist()]
-    return mx.concatenate(rows).reshape(*tokens.shape, -1)
+def _named(indices: mx.array) -> tuple[mx.array, list[slice]]:
+    """The slices that `indices` name, each once, and the place of each index among them."""
+    named, places = np.unique(numpy_view(indices), return_inverse=True)
+    return mx.array(places.reshape(indices.shape).astype(np.uint32)), [slice(i, i + 1) for i in named.tolist()]
+
+
+def _readers(stored: StoredModel, path: str, format: Format | None, module: Module) -> dict[str, Rows]:
+    """Functions that give slices of the parameters of a module: of those on disk, and of its bias."""
+    bias: dict[str, Rows] = {"bias": module["bias"].__getitem__} if "bias" in module else {}
+    if format:
+        return bias | {"weight": partial(stored.dequantized, path, format)}
+    names = {part: f"{path}.{part}" for part in _PARTS}
+    return bias | {part: partial(stored.wide, name) for part, name in names.items() if name in stored.tensors}
 
 
 def _multiply(stored: StoredModel, path: str, format: Format, _: Any, module: Module, x: mx.array) -> mx.array:

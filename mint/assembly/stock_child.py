@@ -93,9 +93,13 @@ def _wait(child: Child, number: int) -> Answer:
 def answer_questions() -> None:
     """Answer questions from standard input until it ends: the whole life of the child."""
     answers = open_answers()
+    import mlx.core as mx
+
     from mint.core.memory import peak_rss_bytes
     from mint.model.module_tree import tokenizer_fault
+    from mint.run.executor import CACHE_BYTES
 
+    mx.set_cache_limit(CACHE_BYTES)
     for question in questions():
         folder = Path(question["folder"])
         record = {"number": question["number"], "loads_error": "", "logits_error": ""}

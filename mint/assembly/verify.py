@@ -13,13 +13,13 @@ import numpy.typing as npt
 from mint.analysis.cross_device import ROUNDING, TOLERANCE, is_mixed
 from mint.assembly.agreement import FACTOR, INCONCLUSIVE, NEGLIGIBLE, coarse_rounding, distance, plain_logits
 from mint.assembly.decoding import check_decoding
+from mint.assembly.distances import BLOCK, distance_of
 from mint.assembly.stock_child import Answer, stock
 from mint.core.errors import MintError
 from mint.core.progress import OnProgress, Progress, ignore
 from mint.formats.format import FORMATS, KEEP
 from mint.formats.rounding import ROUNDINGS
-from mint.formats.units import Unit
-from mint.kernels.storage import numpy_view
+from mint.formats.units import Unit, parts_of
 from mint.model.checkpoint.manifest import PLAN_NAME, Manifest, file_digest, read_manifest
 from mint.model.checkpoint.reader import FLOATS, StoredModel, all_finite, open_stored
 from mint.model.module_tree import has_tokenizer, read_loaded_config
@@ -33,7 +33,6 @@ from mint.run.executor import in_process, small_cache
 COMPENSATED = 20.0
 # checks that read tensors by planned names and formats need these checks to pass
 _NEEDS = {"finite": ("tensors",), "logits": ("tensors", "config"), "errors": ("tensors",), "decoding": ("tensors",)}
-_BLOCK = 1 << 22  # weights in float64 at once
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,7 +157,9 @@ def _finite(folder: Path, plan: Plan) -> str:
         name: tensor.dtype for name, tensor in stored.tensors.items() if tensor.dtype in FLOATS and name not in allowed
     }
     for name, dtype in floats.items():
-        _insist(all_finite(stored.raw(name), dtype), f"tensor {name} holds NaN or infinite values")
+        parts = parts_of(stored.tensors[name].shape, BLOCK)
+        finite = all(all_finite(stored.raw(name, part), dtype) for part in parts)
+        _insist(finite, f"tensor {name} holds NaN or infinite values")
     exceptions = f"; {len(allowed)} are not, as --keep-nonfinite allows" if allowed else ""
     return f"{len(floats)} tensors of floats are finite{exceptions}"
 
@@ -236,12 +237,7 @@ def _errors(folder: Path, plan: Plan, source: Source) -> str:
 def _error_change(stored: StoredModel, choices: Mapping[str, Choice], unit: Unit, weight: mx.array) -> float:
     """The relative change from the planned to the stored squared error of a unit; the error itself if that is 0."""
     choice = choices[unit.path]
-    squared = energy = 0.0
-    for part in unit.parts(_BLOCK):
-        original = numpy_view(weight[part].astype(mx.float32)).astype(np.float64)
-        difference = numpy_view(stored.dequantized(unit.path, choice.format, part)).astype(np.float64) - original
-        squared += float(np.vdot(difference, difference))
-        energy += float(np.vdot(original, original))
-    error = squared / energy if energy else 0.0
+    rows = partial(stored.dequantized, unit.path, choice.format)
+    error = distance_of(rows, weight.__getitem__, unit.parts(BLOCK)).relative
     planned = 0.0 if choice.format == KEEP else choice.error
     return abs(error - planned) / planned if planned else error

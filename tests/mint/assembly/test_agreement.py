@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from shutil import copytree
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
@@ -22,6 +23,7 @@ from mint.assembly.agreement import (
 from mint.assembly.assemble import assemble
 from mint.assembly.verify import verify
 from mint.formats.format import KEEP, Format
+from mint.model.checkpoint.reader import ALL, StoredModel
 from mint.model.module_tree import load_stock
 from mint.model.source import open_source
 from mint.plan.allocate import allocate
@@ -130,3 +132,31 @@ def test_a_vocabulary_of_one_token_is_verified(make_model: Make, tmp_path: Path)
     mx.save_safetensors(str(model / "model.safetensors"), one)
     _written(model, tmp_path)
     assert set(_checks(tmp_path / "out").values()) == {"passed"}
+
+
+@pytest.mark.parametrize("name", ["qwen3", "qwen3_moe", "gpt_oss"])
+@pytest.mark.parametrize("budget", ["min", "max"])
+def test_tables_and_stacks_are_read_in_blocks(
+    name: str, budget: str, make_model: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No read of a weight takes more than a block, or than one row or expert."""
+    plan, folder, block = _written(make_model(name), tmp_path, budget), tmp_path / "out", 2048
+    for module in ("mint.assembly.agreement", "mint.model.checkpoint.reader"):
+        monkeypatch.setattr(f"{module}._BLOCK", block)
+    reads: dict[str, int] = {}
+    read = StoredModel.raw
+
+    def counting(stored: StoredModel, name: str, rows: slice = ALL) -> Any:
+        array = read(stored, name, rows)
+        reads[name] = max(reads.get(name, 0), array.size)
+        return array
+
+    monkeypatch.setattr(StoredModel, "raw", counting)
+    units = _units(plan)
+    tokens, _ = stock_logits(load_stock(folder), folder, units)
+    plain_logits(folder, units, tokens)
+    largest = {
+        choice.path: max(block, choice.shape[-1] * choice.shape[-2] * (len(choice.shape) - 2))
+        for choice in plan.choices
+    }
+    assert {path for path in units if reads[f"{path}.weight"] > largest[path]} == set()
