@@ -10,8 +10,6 @@ import threading
 from collections.abc import Iterable
 from pathlib import Path
 
-import mlx.core as mx
-
 from mint.core.memory import memory_is_short
 from mint.formats.units import Unit
 from mint.run.executor import Weights
@@ -26,11 +24,12 @@ class BatchWeights(Weights):
     def begin(self, unit: Unit) -> None:
         """Start to read the weight of `unit`, unless it was taken before."""
         if unit.path in self.lazy:
-            mx.async_eval(self.lazy[unit.path])
+            super().begin(unit)
 
     def forget(self) -> None:
         """Drop all weights; each comes from a new module tree."""
         self.lazy.clear()
+        self.codes.clear()
 
     def forget_kin(self, units: Iterable[Unit], keep: str = "") -> None:
         """Drop the weights that share a source tensor with `units`, and so hold it in memory, but not that of `keep`.
@@ -41,6 +40,7 @@ class BatchWeights(Weights):
         for unit in self.units:
             if unit.path != keep and not read.isdisjoint(unit.sources):
                 self.lazy.pop(unit.path, None)
+                self.codes.pop(unit.path, None)
 
 
 class ReadAhead:

@@ -3,17 +3,25 @@
 The stock model, quantized modules and all, and the same model with every weight dequantized run on the same tokens.
 Both run in float32 (scales and biases widened, which changes no stored value), so only the order of additions differs:
 a wrong format, group size or module shows as a difference of order one.
-Weights are read when their module is called and dropped after it; memory is bounded by the largest unit.
+
+A model amplifies the rounding of its sums, on tokens that it never sees a hundred thousand times. So the tokens are
+those that the model itself finds likely, and the distance is the median of theirs: an expert that a tie of its router
+decides changes few of them. A distance above `NEGLIGIBLE` is compared with that of this model from itself when the
+inputs of all its modules are rounded more coarsely than any float32 product rounds.
+
+Weights are read when their module is called and dropped after it: the rows of tokens, the experts of a token, and
+blocks of rows of a matrix, so the largest table takes no more memory than a small one.
 The backend multiplies by the dequantized ones in blocks of rows: on a CPU many times faster than MLX's own BLAS.
 """
 
-# R rows of a weight, C columns
+# R rows of a weight, C columns, B sequences, L tokens of each, V vocabulary
 
 from collections.abc import Callable, Collection, Mapping
 from functools import partial
 from math import inf
 from pathlib import Path
 from typing import Any
+from zlib import crc32
 
 import mlx.core as mx
 import numpy as np
@@ -21,35 +29,61 @@ import numpy.typing as npt
 from mlx.nn.layers.base import Module
 from mlx.nn.layers.embedding import Embedding
 from mlx.nn.layers.linear import Linear
+from mlx.nn.layers.quantized import QuantizedEmbedding, QuantizedLinear
 
+from mint.assembly.distances import Rows
 from mint.formats.format import KEEP, Format
-from mint.model.checkpoint.reader import StoredModel, open_stored
+from mint.formats.units import parts_of
+from mint.kernels.backend import backend
+from mint.kernels.storage import numpy_view
+from mint.model.checkpoint.reader import ALL, StoredModel, open_stored
 from mint.model.hooks import hook
-from mint.model.module_tree import load_plain
+from mint.model.module_tree import load_plain, make_cache, read_loaded_config
 from mint.model.passes.logits import logits_of
 from mint.model.passes.weight_uses import weight_uses
 from mint.quality.forward import as_numpy, fusing_nothing
 
-TOKENS = 2  # the second one attends to the first
+SEQUENCES, LENGTH = 4, 3  # of tokens; a CPU takes a nanosecond for a weight and a token
+NEGLIGIBLE = 1e-4  # relative distance that needs no explanation; on a CPU it is 1e-6 to 1e-5
+FACTOR = 4.0  # times the distance that coarse rounding causes
+INCONCLUSIVE = 0.3  # a wrong format has a distance near 1, so an allowance beyond this tells nothing
 _PARTS = ("weight", "scales", "biases")
+_PLAIN = {Linear: ("__call__",), Embedding: ("as_linear",)}  # modules of MLX and their products
+_BLOCK = 4 << 20  # stored words of a quantized matrix, read at once
 
 
-def stock_logits(stock: Module, folder: Path, paths: Collection[str]) -> npt.NDArray[np.float32]:
-    """The logits (1, TOKENS, vocabulary) of the model that mlx_lm loaded from `folder`, quantized modules and all.
+def stock_logits(
+    stock: Module, folder: Path, paths: Collection[str]
+) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.float32]]:
+    """Tokens (B, L) that the model from `folder`, as mlx_lm loaded it, finds likely, and its logits (B, L, V).
 
     The weights of the modules at `paths` are streamed. The model cannot be used afterwards.
     """
     stored = open_stored(folder)
     stock.load_weights(list(_wide_rest(stored, paths).items()), strict=False)
     for path, module in _modules(stock, paths):
-        hook(module, partial(_stream, stored, path, None))
-    return _logits(stock)
+        _hook(module, stored, path, KEEP if type(module) in _PLAIN else None)
+    tokens = np.full((SEQUENCES, 1), _first_token(read_loaded_config(folder)), np.int32)
+    caches, logits = make_cache(stock), []
+    for position in range(1, LENGTH + 1):
+        logits.append(_step(stock, tokens[:, -1:], caches))
+        rank = np.arange(SEQUENCES)[:, None] % logits[-1].shape[-1] if position == 1 else np.zeros((SEQUENCES, 1), int)
+        likely = np.take_along_axis(np.argsort(-logits[-1][:, -1]), rank, 1).astype(np.int32)
+        tokens = np.concatenate([tokens, likely], 1)
+    return tokens[:, :-1], np.concatenate(logits, 1)
 
 
-def plain_logits(folder: Path, units: Mapping[str, tuple[tuple[int, ...], Format]]) -> npt.NDArray[np.float32]:
-    """The logits of the same model with every weight dequantized.
+def plain_logits(
+    folder: Path,
+    units: Mapping[str, tuple[tuple[int, ...], Format]],
+    tokens: npt.NDArray[np.int32],
+    *,
+    rounding: float = 0.0,
+) -> npt.NDArray[np.float32]:
+    """The logits (B, L, V) of the same model with every weight dequantized.
 
-    `units` maps the path of every unit, kept ones too, to the shape of its weight and its format.
+    `units` maps the path of every unit, kept ones too, to the shape of its weight and its format. Each float that
+    enters a unit is changed by up to `rounding`, relative, at random.
     """
     stored = open_stored(folder)
     weights = _wide_rest(stored, units) | {f"{path}.weight": mx.zeros(shape) for path, (shape, _) in units.items()}
@@ -57,21 +91,27 @@ def plain_logits(folder: Path, units: Mapping[str, tuple[tuple[int, ...], Format
     weights |= {f"{path}.weight": stored.dequantized(path, units[path][1]) for path in read}
     plain = load_plain(folder, weights)
     for path, module in _modules(plain, units.keys() - read):
-        format, kind = units[path][1], type(module)
-        if format == KEEP or kind not in (Embedding, Linear):
-            hook(module, partial(_stream, stored, path, format))
-            continue
-        hook(module, partial(_multiply, stored, path, format))
-        if kind is Embedding:
-            hook(module, partial(_look_up, stored, path, format), ("__call__",))
-    return _logits(plain)
+        _hook(module, stored, path, units[path][1])
+        if rounding:
+            hook(module, partial(_round_inputs, rounding, np.random.default_rng(crc32(path.encode()))))
+    caches = make_cache(plain)
+    return np.concatenate([_step(plain, tokens[:, [position]], caches) for position in range(tokens.shape[1])], 1)
 
 
-def difference(logits: npt.NDArray[np.float32], expected: npt.NDArray[np.float32]) -> float:
-    """Relative L2 difference of logits; infinite when some are not finite."""
+def coarse_rounding() -> float:
+    """A relative change of inputs that moves products more than any float32 arithmetic of this device.
+
+    Matrix units of GPUs may round inputs to 11 bits. Elsewhere a sum of N terms errs by about sqrt(N) * 2^-24.
+    """
+    return 2.0**-10 if backend().runs_stored_weights else 2.0**-18
+
+
+def distance(logits: npt.NDArray[np.float32], expected: npt.NDArray[np.float32]) -> float:
+    """Median over the tokens of the relative L2 distance of logits (..., V); infinite when some are not finite."""
     if not (np.isfinite(logits).all() and np.isfinite(expected).all()):
         return inf
-    return float(np.linalg.norm(logits - expected)) / (float(np.linalg.norm(expected)) or 1.0)
+    norms = np.linalg.norm(expected, axis=-1)
+    return float(np.median(np.linalg.norm(logits - expected, axis=-1) / np.where(norms, norms, 1.0)))
 
 
 def _wide_rest(stored: StoredModel, paths: Collection[str]) -> dict[str, mx.array]:
@@ -80,37 +120,79 @@ def _wide_rest(stored: StoredModel, paths: Collection[str]) -> dict[str, mx.arra
     return {name: stored.wide(name) for name in stored.tensors if name not in streamed}
 
 
+def _first_token(config: Mapping[str, Any]) -> int:
+    """The token that begins every text, by the config: 0 if it names none."""
+    text = config.get("text_config") or {}
+    token, size = (config.get(key) or text.get(key) or 0 for key in ("bos_token_id", "vocab_size"))
+    return token if isinstance(token, int) and 0 <= token < size else 0
+
+
 def _modules(model: Module, paths: Collection[str]) -> list[tuple[str, Module]]:
     chosen = set(paths)
     return [(path, module) for path, module in model.named_modules() if path in chosen]
+
+
+def _hook(module: Module, stored: StoredModel, path: str, format: Format | None) -> None:
+    """Answer calls of a module by its weight in `format`, dequantized, or by its stored tensors without one."""
+    kind = type(module)
+    stream = partial(_stream, stored, path, format, kind in (QuantizedEmbedding, QuantizedLinear))
+    if format is None or kind not in _PLAIN:
+        hook(module, stream)
+        return
+    hook(module, partial(_multiply, stored, path, format), _PLAIN[kind])
+    if kind is Embedding:
+        hook(module, stream, ("__call__",))
 
 
 def _stream(
     stored: StoredModel,
     path: str,
     format: Format | None,
+    by_rows: bool,
     method: Callable[..., mx.array],
     module: Module,
+    x: mx.array,
     *arguments: Any,
     **options: Any,
 ) -> mx.array:
-    """Call a module on its weight in `format`, dequantized, or on its stored tensors; they are dropped after it."""
-    if format:
-        parts = {"weight": stored.dequantized(path, format)}
-    else:
-        parts = {part: stored.wide(name) for part in _PARTS if (name := f"{path}.{part}") in stored.tensors}
-    lazy = {part: module[part] for part in parts}
-    module.update(parts)
-    result = method(module, *arguments, **options)
-    mx.eval(result)
+    """Call a module on its weight in `format`, dequantized, or on its stored tensors; they are dropped after it.
+
+    Of an embedding or a stack only the rows or experts that the call names are read. `by_rows` says that a product
+    may be computed for some rows of the weight at a time.
+    """
+    batches = [[ALL]]
+    if not mx.issubdtype(x.dtype, mx.floating):
+        x, rows = _named(x)
+        batches = [rows]
+    elif module["weight"].ndim == 3 and arguments and isinstance(arguments[0], mx.array):
+        indices, experts = _named(arguments[0])
+        arguments, batches = (indices, *arguments[1:]), [experts]
+    elif by_rows:
+        batches = [[rows] for rows in parts_of(module["weight"].shape, _BLOCK)]
+    read = _readers(stored, path, format, module)
+    lazy = {part: module[part] for part in read}
+    results = []
+    for batch in batches:
+        module.update({part: mx.concatenate([rows(piece) for piece in batch]) for part, rows in read.items()})
+        results.append(method(module, x, *arguments, **options))
+        mx.eval(results[-1])
     module.update(lazy)
-    return result
+    return results[0] if len(results) == 1 else mx.concatenate(results, axis=-1)
 
 
-def _look_up(stored: StoredModel, path: str, format: Format, _: Any, __: Module, tokens: mx.array) -> mx.array:
-    """The rows of an embedding that the tokens name; no others are read."""
-    rows = [stored.dequantized(path, format, slice(row, row + 1)) for row in np.asarray(tokens).ravel().tolist()]
-    return mx.concatenate(rows).reshape(*tokens.shape, -1)
+def _named(indices: mx.array) -> tuple[mx.array, list[slice]]:
+    """The slices that `indices` name, each once, and the place of each index among them."""
+    named, places = np.unique(numpy_view(indices), return_inverse=True)
+    return mx.array(places.reshape(indices.shape).astype(np.uint32)), [slice(i, i + 1) for i in named.tolist()]
+
+
+def _readers(stored: StoredModel, path: str, format: Format | None, module: Module) -> dict[str, Rows]:
+    """Functions that give slices of the parameters of a module: of those on disk, and of its bias."""
+    bias: dict[str, Rows] = {"bias": module["bias"].__getitem__} if "bias" in module else {}
+    if format:
+        return bias | {"weight": partial(stored.dequantized, path, format)}
+    names = {part: f"{path}.{part}" for part in _PARTS}
+    return bias | {part: partial(stored.wide, name) for part, name in names.items() if name in stored.tensors}
 
 
 def _multiply(stored: StoredModel, path: str, format: Format, _: Any, module: Module, x: mx.array) -> mx.array:
@@ -119,6 +201,21 @@ def _multiply(stored: StoredModel, path: str, format: Format, _: Any, module: Mo
     return product + module["bias"] if "bias" in module else product
 
 
-def _logits(model: Module) -> npt.NDArray[np.float32]:
+def _round_inputs(
+    rounding: float,
+    generator: np.random.Generator,
+    method: Callable[..., mx.array],
+    module: Module,
+    x: mx.array,
+    *arguments: Any,
+    **options: Any,
+) -> mx.array:
+    if mx.issubdtype(x.dtype, mx.floating):
+        x = x * mx.array(generator.uniform(1 - rounding, 1 + rounding, x.shape).astype(np.float32))
+    return method(module, x, *arguments, **options)
+
+
+def _step(model: Module, tokens: npt.NDArray[np.int32], caches: list[Any]) -> npt.NDArray[np.float32]:
+    """The logits (B, 1, V) after one more token (B, 1), computed as in generation."""
     with fusing_nothing():
-        return as_numpy(logits_of(model, mx.arange(1, TOKENS + 1)[None]))
+        return as_numpy(logits_of(model, mx.array(tokens), caches))

@@ -6,21 +6,19 @@ of bf16, and a weight that was stored with little error must be close to it. A w
 order one. The smallest unit of each role and each kind of stored tensors is looked at, and one more if it is small.
 """
 
-# N weights of a unit in rows of C columns
-
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from math import prod, sqrt
 
 import mlx.core as mx
-import numpy as np
 
 from mint.analysis.unit_jobs import check_measured
+from mint.assembly.distances import BLOCK, Rows, distance_of
 from mint.core.errors import MintError
 from mint.formats.units import Unit
-from mint.kernels.storage import from_raw, numpy_view
+from mint.kernels.storage import from_raw
 from mint.model.checkpoint.reader import StoredModel
 from mint.model.checkpoint.shards import SourceTensor
 from mint.model.module_tree import DTYPES
@@ -36,7 +34,6 @@ FACTOR = 5.0  # times the planned error: slices differ, and compensation moves e
 GENEROUS = 0.01  # squared relative error of a format whose stored weight is compared
 SMALL_BYTES = 64 << 20  # two units of a kind are looked at if they take no more
 LARGE = 1 << 28  # weights that numpy decodes at once, at most
-_BLOCK = 1 << 22  # weights in float64 at once
 _MLX_DTYPES = {name: dtype for dtype, name in DTYPES.items()}
 
 Leaf = SourceTensor | Encoded  # a plain tensor, or an encoded weight
@@ -59,12 +56,14 @@ def check_decoding(plan: Plan, source: Source, written: StoredModel) -> str:
     stored = source.opened.tree().stored
     choices = {choice.path: choice for choice in plan.choices}
     units = [unit for unit in source.units if choices[unit.path].is_finite]
-    samples = {sample.unit.path: sample for sample in _samples(units, source.tensors(), stored)}
+    files = StoredModel(source.folder, source.tensors())
+    samples = {sample.unit.path: sample for sample in _samples(units, files.tensors, stored)}
 
     def compare(unit: Unit, weight: mx.array) -> float:
         check_measured(unit, weight, plan.checksums)
         sample = samples[unit.path]
-        return _compare(sample, weight, _decoded(sample, source, stored), choices[unit.path], written)
+        expected = _as_read(sample, weight, files) or _decoded(sample, source, stored).__getitem__
+        return _compare(sample, weight, expected, choices[unit.path], written)
 
     chosen = [sample.unit for sample in samples.values()]
     worst = max((difference for _, difference in in_process(source, compare, chosen)), default=0.0)
@@ -100,6 +99,15 @@ def _kind(leaf: Leaf) -> str:
     return leaf.storage if isinstance(leaf, Encoded) else leaf.dtype
 
 
+def _as_read(sample: Sample, weight: mx.array, files: StoredModel) -> Rows | None:
+    """The rows of the one plain tensor that is the weight as it stands, read without MLX; None for other weights."""
+    leaf, unit = sample.leaves[0], sample.unit
+    if isinstance(leaf, Encoded) or len(unit.sources) > 1 or (leaf.shape, leaf.dtype) != (unit.shape, unit.dtype):
+        return None
+    rows = partial(files.array, leaf.name)
+    return None if distance_of(weight.__getitem__, rows, unit.parts(BLOCK)).squared else rows
+
+
 def _decoded(sample: Sample, source: Source, stored: Stored) -> mx.array:
     """The weight of a unit as `sanitize` makes it of its decoded tensors, zeros where a tensor is not decoded."""
     files = StoredModel(source.folder, source.tensors())
@@ -118,10 +126,14 @@ def _decoded(sample: Sample, source: Source, stored: Stored) -> mx.array:
     return array
 
 
-def _compare(sample: Sample, weight: mx.array, expected: mx.array, choice: Choice, written: StoredModel) -> float:
+def _compare(sample: Sample, weight: mx.array, expected: Rows, choice: Choice, written: StoredModel) -> float:
     """The relative difference of the measured weight; `MintError` if it, or that of the stored weight, is too large."""
     unit = sample.unit
-    difference = _difference(sample, weight.__getitem__, expected)
+
+    def difference_of(rows: Rows) -> float:
+        return distance_of(rows, expected, unit.parts(BLOCK), skips_zeros=not sample.is_whole).relative_norm
+
+    difference = difference_of(weight.__getitem__)
     if not difference <= TOLERANCE:
         raise MintError(
             f"unit {unit.path}: the measured weight differs from the one that numpy decodes by {difference:.2g} "
@@ -129,27 +141,10 @@ def _compare(sample: Sample, weight: mx.array, expected: mx.array, choice: Choic
         )
     if choice.error <= GENEROUS:
         allowed = TOLERANCE + FACTOR * sqrt(choice.error)
-        stored = _difference(sample, partial(written.dequantized, unit.path, choice.format), expected)
+        stored = difference_of(partial(written.dequantized, unit.path, choice.format))
         if not stored <= allowed:
             raise MintError(
                 f"unit {unit.path}: the stored weight differs from the one that numpy decodes by {stored:.2g} "
                 f"relative, allowed {allowed:.2g}"
             )
     return difference
-
-
-def _difference(sample: Sample, weight: Callable[[slice], mx.array], expected: mx.array) -> float:
-    """|weight - expected| / |expected|, for rows of decoded tensors; both finite or the result is NaN.
-
-    `weight` gives parts of the weight, slices of its first axis: the whole is never there in a wider dtype.
-    """
-    columns, squared, energy = sample.unit.shape[-1], 0.0, 0.0
-    for part in sample.unit.parts(_BLOCK):
-        wide = (numpy_view(array.astype(mx.float32)).astype(np.float64) for array in (weight(part), expected[part]))
-        found, needed = (array.reshape(-1, columns) for array in wide)
-        if not sample.is_whole:
-            decoded = needed.any(axis=1)
-            found, needed = found[decoded], needed[decoded]
-        squared += float(np.square(found - needed).sum())
-        energy += float(np.square(needed).sum())
-    return sqrt(squared / energy) if energy else sqrt(squared)

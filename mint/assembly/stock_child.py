@@ -26,7 +26,8 @@ class Answer:
     loads_error: str
     tokenizer_fault: str  # the model is loaded without a tokenizer that does not load
     logits_error: str
-    logits: npt.NDArray[np.float32]
+    tokens: npt.NDArray[np.int32]  # (B, L) that the model finds likely
+    logits: npt.NDArray[np.float32]  # (B, L, V)
     peak_rss_bytes: int
 
 
@@ -52,11 +53,17 @@ class Stock:
         return self._ask({"folder": str(folder.absolute()), "paths": list(paths)})
 
     def ask_dequantized(
-        self, folder: Path, units: Mapping[str, tuple[tuple[int, ...], Format]]
+        self,
+        folder: Path,
+        units: Mapping[str, tuple[tuple[int, ...], Format]],
+        tokens: npt.NDArray[np.int32],
+        *,
+        rounding: float = 0.0,
     ) -> Callable[[], Answer]:
-        """The same of the model with every weight dequantized; `units` as for `plain_logits`."""
+        """Begin to compute `plain_logits` with these arguments; the result waits for the answer."""
         formats = {path: (shape, str(format)) for path, (shape, format) in units.items()}
-        return self._ask({"folder": str(folder.absolute()), "units": formats})
+        options = {"units": formats, "tokens": tokens.tolist(), "rounding": rounding}
+        return self._ask({"folder": str(folder.absolute()), **options})
 
     def _ask(self, question: dict[str, Any]) -> Callable[[], Answer]:
         if self._child.exit_code is not None:
@@ -77,31 +84,37 @@ def _wait(child: Child, number: int) -> Answer:
         shape = record.pop("shape")
         data = child.read(4 * prod(shape))
         if record.pop("number") == number and len(data) == 4 * prod(shape):  # else nobody waits for it, or it died
-            return Answer(logits=np.frombuffer(data, np.float32).reshape(shape), **record)
+            tokens = np.array(record.pop("tokens"), np.int32)
+            return Answer(tokens=tokens, logits=np.frombuffer(data, np.float32).reshape(shape), **record)
     message = f"the process that loads it {child.exit_message()}"
-    return Answer(message, "", "", np.empty(0, np.float32), 0)
+    return Answer(message, "", "", np.empty(0, np.int32), np.empty(0, np.float32), 0)
 
 
 def answer_questions() -> None:
     """Answer questions from standard input until it ends: the whole life of the child."""
     answers = open_answers()
+    import mlx.core as mx
+
     from mint.core.memory import peak_rss_bytes
     from mint.model.module_tree import tokenizer_fault
+    from mint.run.executor import CACHE_BYTES
 
+    mx.set_cache_limit(CACHE_BYTES)
     for question in questions():
         folder = Path(question["folder"])
         record = {"number": question["number"], "loads_error": "", "logits_error": ""}
         record["tokenizer_fault"] = tokenizer_fault(folder) if "paths" in question else ""
-        logits = np.empty(0, np.float32)
+        tokens, logits = np.array(question.get("tokens", []), np.int32), np.empty(0, np.float32)
         try:
-            logits = (
-                _dequantized(folder, question["units"]) if "units" in question else _loaded(folder, question["paths"])
-            )
+            if "paths" in question:
+                tokens, logits = _loaded(folder, question["paths"])
+            else:
+                logits = _dequantized(folder, question["units"], tokens, rounding=question["rounding"])
         except _LoadError as error:
             record["loads_error"] = str(error)
         except Exception as error:  # mlx_lm may raise anything: it is the finding
             record["logits_error"] = repr(error)
-        record |= {"shape": logits.shape, "peak_rss_bytes": peak_rss_bytes()}
+        record |= {"tokens": tokens.tolist(), "shape": logits.shape, "peak_rss_bytes": peak_rss_bytes()}
         send(answers, record, np.ascontiguousarray(logits).tobytes())
 
 
@@ -109,7 +122,7 @@ class _LoadError(Exception):
     """mlx_lm does not load the model."""
 
 
-def _loaded(folder: Path, paths: Sequence[str]) -> npt.NDArray[np.float32]:
+def _loaded(folder: Path, paths: Sequence[str]) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.float32]]:
     from mint.assembly.agreement import stock_logits
     from mint.model.module_tree import load_stock
 
@@ -120,7 +133,14 @@ def _loaded(folder: Path, paths: Sequence[str]) -> npt.NDArray[np.float32]:
     return stock_logits(model, folder, paths)
 
 
-def _dequantized(folder: Path, units: Mapping[str, tuple[Sequence[int], str]]) -> npt.NDArray[np.float32]:
+def _dequantized(
+    folder: Path,
+    names: Mapping[str, tuple[Sequence[int], str]],
+    tokens: npt.NDArray[np.int32],
+    *,
+    rounding: float,
+) -> npt.NDArray[np.float32]:
     from mint.assembly.agreement import plain_logits
 
-    return plain_logits(folder, {path: (tuple(shape), parse_format(name)) for path, (shape, name) in units.items()})
+    units = {path: (tuple(shape), parse_format(name)) for path, (shape, name) in names.items()}
+    return plain_logits(folder, units, tokens, rounding=rounding)

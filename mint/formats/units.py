@@ -8,6 +8,12 @@ from typing import Any, TypeVar
 from mint.formats.format import KEEP, Format, TensorSpec, admissible
 
 
+def parts_of(shape: tuple[int, ...], size: int) -> Iterator[slice]:
+    """Slices of the first axis of `shape`, each of at most `size` values, or of one index."""
+    step = max(1, size // max(1, prod(shape[1:])))
+    return (slice(start, start + step) for start in range(0, shape[0] if shape else 1, step))
+
+
 @dataclass(frozen=True, slots=True)
 class Unit:
     """One quantizable MLX module: what is measured, decided and stored in one format.
@@ -43,8 +49,7 @@ class Unit:
 
     def parts(self, size: int) -> Iterator[slice]:
         """Slices of the first axis, each of at most `size` weights, or of one index."""
-        step = max(1, size * self.shape[0] // self.size)
-        return (slice(start, start + step) for start in range(0, self.shape[0], step))
+        return parts_of(self.shape, size)
 
     @property
     def stays(self) -> str:

@@ -148,9 +148,13 @@ class OpenedModel:
 
     def arrays(self) -> Arrays:
         """Fresh lazy arrays of all parameters by name, in the order of the module tree."""
-        arrays, self._tree = self.tree().arrays, None
-        self._left = {name: arrays[name] for name in self.unshared}
-        return arrays
+        return self.release().arrays
+
+    def release(self) -> Tree:
+        """The tree, whose arrays get a new owner."""
+        tree, self._tree = self.tree(), None
+        self._left = {name: tree.arrays[name] for name in self.unshared}
+        return tree
 
     def uncast_arrays(self) -> Arrays:
         """Fresh lazy arrays of all parameters in the dtypes of the checkpoint."""

@@ -72,13 +72,25 @@ class Weights:
         self.source = source
         self.units = tuple(units)
         self.lazy: dict[str, mx.array] = {}  # by path, of those that were not taken yet
+        self.codes: dict[str, list[mx.array]] = {}  # the encoded tensors of these, until they are read
 
     def take(self, unit: Unit) -> mx.array:
         """The lazy weight of `unit`: evaluate it, use it, drop it."""
-        if unit.path not in self.lazy:
-            arrays = self.source.arrays()
-            self.lazy = {unit.path: arrays[f"{unit.path}.weight"] for unit in self.units}
+        self._open(unit)
+        self.codes.pop(unit.path, None)
         return self.lazy.pop(unit.path)
+
+    def begin(self, unit: Unit) -> None:
+        """Start to read the weight of `unit`; an encoded one is decoded when it is evaluated, and is small until then."""
+        self._open(unit)
+        mx.async_eval(self.codes.pop(unit.path, None) or self.lazy[unit.path])
+
+    def _open(self, unit: Unit) -> None:
+        if unit.path not in self.lazy:
+            tree = self.source.opened.release()
+            encoded, leaves = tree.stored.parts, tree.leaves
+            self.lazy = {unit.path: tree.arrays[f"{unit.path}.weight"] for unit in self.units}
+            self.codes = {unit.path: [leaves[name] for name in unit.sources if name in encoded] for unit in self.units}
 
 
 class InProcess:
@@ -108,16 +120,11 @@ def do(job: Job[T], units: Sequence[Unit], weights: Weights) -> Iterator[tuple[U
     if isinstance(job, PortableJob):
         job.ready(units)
     with small_cache(), files.reading():
-        following = weights.take(units[0])
         for number, unit in enumerate(units, start=1):
-            weight = following
+            weight = weights.take(unit)
             mx.eval(weight)
-            if number < len(units):
-                following = weights.take(units[number])
-                if not memory_is_short():
-                    mx.async_eval(following)
-            else:
-                del following
+            if number < len(units) and not memory_is_short():
+                weights.begin(units[number])
             result = job(unit, weight)
             files.check()
             yield unit, result

@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from mint.core.errors import MintError
 from mint.formats.format import KEEP, Format
+from mint.formats.units import parts_of
 from mint.kernels.backend import backend
 from mint.kernels.storage import NUMPY_DTYPES, from_raw
 from mint.model.checkpoint.shards import SourceTensor, read_shard, read_shards, tensors_of
@@ -21,7 +22,8 @@ from mint.model.checkpoint.shards import SourceTensor, read_shard, read_shards, 
 ALL = slice(None)
 _EXPONENTS = {"BF16": 0x7F80, "F16": 0x7C00, "F32": 0x7F800000}
 FLOATS = tuple(_EXPONENTS)  # dtypes that `all_finite` looks at
-_BLOCK = 16 << 20  # weights of a product, read at once
+_BLOCK = 4 << 20  # weights of a product, read at once
+_COUNTED = 1 << 20  # floats looked at, at once
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,11 +63,15 @@ class StoredModel:
         return backend().unpack(self._parts(path, rows), format)
 
     def product(self, vectors: mx.array, path: str, format: Format) -> mx.array:
-        """(B, R): (B, C) float32 times the transpose of a module's quantized weight (R, C), read in blocks of rows."""
-        rows = self.tensors[f"{path}.weight"].shape[0]
-        step = max(1, _BLOCK // vectors.shape[1])
-        blocks = (self._parts(path, slice(start, start + step)) for start in range(0, rows, step))
-        return mx.concatenate([backend().multiply(vectors, block, format) for block in blocks], axis=1)
+        """(B, R): (B, C) float32 times the transpose of a module's weight (R, C), read in blocks of rows."""
+        products = []
+        for rows in parts_of((self.tensors[f"{path}.weight"].shape[0], vectors.shape[1]), _BLOCK):
+            if format == KEEP:
+                products.append(vectors @ self.wide(f"{path}.weight", rows).T)
+            else:
+                products.append(backend().multiply(vectors, self._parts(path, rows), format))
+            mx.eval(products[-1])  # and drop the block
+        return mx.concatenate(products, axis=1)
 
     def _parts(self, path: str, rows: slice) -> list[mx.array]:
         """The stored tensors of a quantized module, some rows of them, in the order of `mx.quantize`."""
@@ -92,4 +98,6 @@ def nonfinite_count(raw: npt.NDArray[Any], dtype: str) -> int:
     """The number of floats that are NaN or infinite; such floats have every bit of the exponent set."""
     mask = _EXPONENTS[dtype]
     exponent = np.array(mask, f"u{raw.itemsize}")
-    return int(np.count_nonzero((raw.view(exponent.dtype) & exponent) == exponent))
+    words = raw.reshape(-1).view(exponent.dtype)
+    blocks = (words[start : start + _COUNTED] for start in range(0, words.size, _COUNTED))
+    return sum(int(np.count_nonzero((block & exponent) == exponent)) for block in blocks)
