@@ -44,7 +44,9 @@ def main() -> None:
     parser.add_argument("model", type=Path, help="folder of a full-precision model")
     parser.add_argument("--rounding", choices=ROUNDINGS, default="nearest")
     parser.add_argument("--runs", type=int, default=5, help="pairs of runs (default %(default)s)")
-    parser.add_argument("--cold", action="store_true", help="compare the first run of mint on a machine with a later one")
+    parser.add_argument(
+        "--cold", action="store_true", help="compare the first run of mint on a machine with a later one"
+    )
     options = parser.parse_args()
     adopt_orphans()
     compare = first_use if options.cold else pairs
@@ -73,7 +75,8 @@ def pairs(model: Path, rounding: str, runs: int) -> dict[str, Any]:
 
 def first_use(model: Path, rounding: str, runs: int) -> dict[str, Any]:
     """Medians of `mint quantize` without compiled kernels and with them, and of their ratios."""
-    first, later = [], []
+    first: list[Run] = []
+    later: list[Run] = []
     for _ in range(runs):
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
