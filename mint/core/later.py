@@ -48,7 +48,7 @@ class _Later:
 
 @contextmanager
 def importing_later(*modules: str) -> Iterator[None]:
-    """What is imported here gets the functions and classes of `modules`, but does not import these, unless they are."""
+    """Give stand-ins for `modules` to the imports made within; modules that are imported already stay."""
     stand_ins = {name: _StandIn(name) for name in modules if name not in sys.modules}
     sys.modules.update(stand_ins)
     try:

@@ -64,7 +64,8 @@ def widen(raw: Raw, storage: int, values: Floats) -> None:
     A float16's bits, shifted to the position of a float32's, read 2^112 too small, subnormals included.
     """
     if storage == F32:
-        values[:] = raw
+        for i in range(raw.size):
+            values[i] = raw[i]
     elif storage == BF16:
         for i in range(raw.size):
             values[i] = np.uint32(np.uint32(raw[i]) << np.uint32(16)).view(np.float32)

@@ -56,6 +56,7 @@ class CpuBackend:
     runs_stored_weights = False
     unpacks_lazily = False
     fuses_functions = False
+    has_compiled_kernels = True
     uses_blas = True
 
     def memory_bytes(self) -> int:
@@ -64,9 +65,6 @@ class CpuBackend:
     def working_bytes(self, weights: int) -> int:
         """None: a block of weights stays in the cache."""
         return 0
-
-    def kernel_sets(self, rounding: Rounding) -> tuple[str, ...]:
-        return (rounding.name if rounding.sequential else rounding.measured_as,)
 
     def errors(self, weight: mx.array, formats: Sequence[Format], rounding: Rounding) -> Errors:
         known = tuple(format for format in formats if format.scheme.is_compiled)
