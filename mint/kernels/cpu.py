@@ -35,6 +35,7 @@ from mint.kernels.compiled import (
     Numbers,
     Raw,
     compiled,
+    inner,
     numbers,
     pack_codes,
     spread,
@@ -223,7 +224,7 @@ def _measure(raw: Raw, storage: int, table: Any) -> tuple[Doubles, int]:
     return totals, nonfinite
 
 
-@compiled
+@inner
 def _count_nonfinite(values: Floats, storage: int) -> int:
     """The number of (N,) weights that are infinite or NaN; `widen` maps those of float16 to 2^16 and beyond."""
     words = values.view(np.uint32)
@@ -234,7 +235,7 @@ def _count_nonfinite(values: Floats, storage: int) -> int:
     return int(count)
 
 
-@compiled
+@inner
 def _energy(values: Floats) -> float:
     """The sum of the squares of (N,) weights, N a multiple of LANES, in float64."""
     lanes = np.zeros(LANES, np.float64)
