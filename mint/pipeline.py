@@ -26,6 +26,8 @@ from mint.core.errors import MintError
 from mint.core.memory import peak_rss_bytes
 from mint.core.progress import OnNote, OnProgress, ignore, say_nothing
 from mint.formats.rounding import DEFAULT_ROUNDING
+from mint.kernels.ready import begin_kernels
+from mint.kernels.warmup import MEASURE, WRITE
 from mint.model.checkpoint.manifest import Manifest
 from mint.model.module_tree import has_own_code, tokenizer_fault
 from mint.model.source import Source, open_source
@@ -176,6 +178,8 @@ class Pipeline:
         device, rounding = measuring_device(self.executor), self.recipe.rounding
         path = Path(self.analysis or cached_analysis(source, rounding, device=device))
         beside = Path(self.analysis or cached_analysis(source, device=device))  # the probes serve all roundings
+        works = (WRITE,) if path.exists() else (MEASURE, WRITE)
+        begin_kernels(rounding, works, {unit.dtype for unit in source.units})  # they compile side by side
         work: dict[str, Any] = {"executor": self.executor, "on_progress": self.on_progress, "on_note": self.on_note}
         with self._stage(ANALYZE):
             analysis = analyze(source, path, rounding=rounding, keep_nonfinite=self.keep_nonfinite, **work)

@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 OWNERS = {
-    "mlx_lm": {"mint/model/module_tree.py", "mint/model/opening/readers.py"},
+    "mlx_lm": {"mint/model/module_tree.py", "mint/model/opening/readers.py", "mint/assembly/stock_child.py"},
     "ray": {"cluster/transport", "cluster/head/handshake.py"},
     "grpc": {"cluster/head/handshake.py"},
     "cryptography": {"cluster/ops/certificates.py"},

@@ -16,11 +16,13 @@ from pathlib import Path
 
 import mlx.core as mx
 
-from mint.analysis.unit_jobs import Measure, ready_kernels
+from mint.analysis.unit_jobs import Measure
 from mint.core.progress import OnProgress, ignore
 from mint.formats.format import ITEMSIZE, KEEP
 from mint.formats.rounding import DEFAULT_ROUNDING
 from mint.formats.units import Unit
+from mint.kernels.ready import ready_kernels
+from mint.kernels.warmup import MEASURE
 from mint.model.checkpoint.shards import Shard
 from mint.model.source import Source
 
@@ -47,7 +49,7 @@ def measure_rates(
 ) -> MachineRates:
     """The rates of this machine for `source`, measured in about `seconds`."""
     load, cores = os.getloadavg()[0], os.cpu_count() or 1
-    ready_kernels(rounding, on_progress)
+    ready_kernels(rounding, on_progress, (MEASURE,))
     disk, caveats = disk_rate(source.folder, source.shards, seconds=seconds / 4)
     tree_seconds, arrays = seconds_of_tree(source), source.arrays()
     reads = source_bytes(source)

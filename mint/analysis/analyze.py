@@ -17,7 +17,7 @@ from mint.analysis.cross_device import is_mixed, rounded
 from mint.analysis.features.features import features as features_of
 from mint.analysis.features.features import group_size_of
 from mint.analysis.features.norms import norm_gains, preceding_norms
-from mint.analysis.unit_jobs import Measure, ready_kernels
+from mint.analysis.unit_jobs import Measure
 from mint.core.errors import MintError
 from mint.core.files import partial_path
 from mint.core.journal import Journal, read_header, remove_stray
@@ -25,7 +25,9 @@ from mint.core.log import log
 from mint.core.progress import OnNote, OnProgress, ignore, say_nothing
 from mint.formats.rounding import DEFAULT_ROUNDING, parse_rounding
 from mint.formats.units import Unit, to_fields
+from mint.kernels.ready import ready_kernels
 from mint.kernels.storage import raw
+from mint.kernels.warmup import FEATURES, MEASURE
 from mint.model.checkpoint.reader import FLOATS, all_finite
 from mint.model.kv_trace import active_experts, context_memory
 from mint.model.source import Source
@@ -64,7 +66,8 @@ def analyze(
     check_cast(source)
     header |= traced_header(source, features=features)
     output.parent.mkdir(parents=True, exist_ok=True)
-    ready_kernels(rounding, on_progress, featured=features)
+    works = (MEASURE, FEATURES) if features else (MEASURE,)
+    ready_kernels(rounding, on_progress, works, {unit.dtype for unit in source.units})
     with Journal(partial_path(output), MAGIC, header) as journal:
         measurements = {record["path"]: Measurement.from_record(record) for record in journal.records}
         pending = [unit for unit in source.units if unit.path not in measurements]

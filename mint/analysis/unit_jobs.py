@@ -5,7 +5,6 @@ They run wherever an executor puts them, on the backend of that device: it measu
 
 # S slices (experts; 1 for a plain matrix), R rows, C columns, F formats
 
-import subprocess
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate, pairwise
@@ -20,14 +19,15 @@ import xxhash
 from mint.analysis.analysis import Measurement
 from mint.analysis.cross_device import difference
 from mint.core.errors import MintError
-from mint.core.progress import OnProgress, Progress, ignore
+from mint.core.progress import ignore
 from mint.formats.format import KEEP, Format, TensorSpec, parse_format
 from mint.formats.rounding import DEFAULT_ROUNDING, ROUNDINGS
 from mint.formats.units import Unit
-from mint.kernels.backend import backend, check_rounding
+from mint.kernels.backend import backend
 from mint.kernels.exact import store_on_grid
+from mint.kernels.ready import ready_kernels
 from mint.kernels.storage import raw, raw_bytes
-from mint.kernels.warmup import FEATURES, begin_to_make_ready, compile_all, is_ready, make_ready
+from mint.kernels.warmup import MEASURE, WRITE
 from mint.model.checkpoint.reader import FLOATS, nonfinite_count
 from mint.model.checkpoint.shards import SourceTensor
 from mint.model.source import Source
@@ -58,6 +58,7 @@ def peak_bytes(unit: Unit, tensors: Mapping[str, SourceTensor]) -> int:
 class RoundingJob(PortableJob[T]):
     """A job that depends on the rounding, by its compiled kernels."""
 
+    work: ClassVar[str]  # of the kernels
     rounding: str
 
     @property
@@ -65,7 +66,7 @@ class RoundingJob(PortableJob[T]):
         return f"{self.name} {self.rounding}"
 
     def prepare(self, previous: PortableJob[Any] | None) -> None:
-        ready_kernels(self.rounding, ignore)
+        ready_kernels(self.rounding, ignore, (self.work,))
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +74,7 @@ class Measure(RoundingJob[Measurement]):
     """Squared relative errors of a unit in every format that it admits."""
 
     name: ClassVar[str] = "measure"
+    work: ClassVar[str] = MEASURE
     any_device: ClassVar[bool] = True
     rounding: str = DEFAULT_ROUNDING
 
@@ -130,6 +132,7 @@ class Quantize(RoundingJob[Packed]):
     """The bytes of a unit in the format that `formats` has for its path; `checksums` are those of measured weights."""
 
     name: ClassVar[str] = "quantize"
+    work: ClassVar[str] = WRITE
     formats: Mapping[str, Format]
     checksums: Mapping[str, str]
     rounding: str = DEFAULT_ROUNDING
@@ -190,33 +193,6 @@ def check_measured(unit: Unit, weight: mx.array, checksums: Mapping[str, str]) -
             f"unit {unit.path}: its weight is not the one that was measured (found checksum {checksum}, needed "
             f"{checksums[unit.path]}); put the analyzed model back, or analyze this one into a new file (--analysis)"
         )
-
-
-def ready_kernels(rounding: str, on_progress: OnProgress, *, featured: bool = False) -> None:
-    """Compile the kernels that this device needs, before any weight takes memory.
-
-    Raises `MintError` for a rounding that the backend does not compute.
-    """
-    check_rounding(ROUNDINGS[rounding])
-    kinds = (*backend().kernel_sets(ROUNDINGS[rounding]), *([FEATURES] if featured else []))
-    kinds = tuple(kind for kind in kinds if not is_ready(kind))
-    for count, kind in enumerate(kinds):
-        on_progress(Progress("compile", count, len(kinds), "kernels, once"))
-        make_ready(kind)
-        on_progress(Progress("compile", count + 1, len(kinds), ""))
-
-
-def warm_kernels(rounding: str) -> "subprocess.Popen[bytes] | None":
-    """Load the compiled kernels of this device, so that the first unit does not wait for them.
-
-    If some are not compiled, returns the process that compiles them; call this again once it has ended.
-    `ready_kernels` waits for it too.
-    """
-    for kind in backend().kernel_sets(ROUNDINGS[rounding]):
-        if not is_ready(kind):
-            return begin_to_make_ready(kind)
-        compile_all(kind)
-    return None
 
 
 def _ratio(squared: npt.NDArray[np.float64], energy: npt.NDArray[np.float64] | np.float64) -> npt.NDArray[np.float64]:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import mlx.core as mx
 
-from mint.analysis.unit_jobs import Packed, Quantize, ready_kernels
+from mint.analysis.unit_jobs import Packed, Quantize
 from mint.assembly.draft import JOURNAL_NAME, Draft, naming_full_disk, refuse_existing
 from mint.assembly.reuse import Reuse
 from mint.core.errors import DiskFullError, MintError
@@ -27,7 +27,9 @@ from mint.core.progress import OnNote, OnProgress, ignore, say_nothing
 from mint.formats.format import Format, TensorSpec
 from mint.formats.rounding import ROUNDINGS
 from mint.formats.units import Unit
+from mint.kernels.ready import ready_kernels
 from mint.kernels.storage import raw_bytes
+from mint.kernels.warmup import WRITE
 from mint.model.checkpoint.beside import files_beside
 from mint.model.checkpoint.manifest import MANIFEST_NAME, PLAN_NAME, Manifest, file_digest, write_manifest
 from mint.model.checkpoint.reader import open_weights
@@ -87,7 +89,7 @@ def drafted(
 ) -> Iterator[Draft]:
     """The model of `assemble` before it gets its name, whole and on the disk; no other process may touch it here."""
     _check(plan, source, output)
-    ready_kernels(plan.rounding, on_progress)
+    ready_kernels(plan.rounding, on_progress, (WRITE,), {unit.dtype for unit in source.units})
     folder = partial_path(output)
     folder.mkdir(parents=True, exist_ok=True)
     _check_space(folder, plan)

@@ -94,6 +94,7 @@ def answer_questions() -> None:
     """Answer questions from standard input until it ends: the whole life of the child."""
     answers = open_answers()
     import mlx.core as mx
+    import mlx_lm  # noqa: F401, as it is, with tokenizers, while the parent works
 
     from mint.core.memory import peak_rss_bytes
     from mint.model.module_tree import tokenizer_fault

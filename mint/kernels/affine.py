@@ -9,7 +9,7 @@ end of the group farther from zero. Codes are round((w - bias) / scale) with the
 
 import numpy as np
 
-from mint.kernels.compiled import LANES, Floats, Words, compiled, inlined, rounded
+from mint.kernels.compiled import LANES, Floats, Words, inlined, inner, rounded
 
 _SMALLEST_SCALE = np.float32(1e-7)
 _ZERO = np.float32(0.0)
@@ -17,7 +17,7 @@ _ZERO = np.float32(0.0)
 _ROUNDER = np.float32(2.0**23)
 
 
-@compiled
+@inner
 def extremes(values: Floats, lows: Floats, highs: Floats) -> None:
     """Least and greatest weight per 32, 64 and 128: `values` (N,) -> `lows`, `highs` (3, at least N/32).
 
@@ -45,7 +45,7 @@ def _ordered(bits: np.int32) -> np.int32:
     return bits ^ ((bits >> np.int32(31)) & np.int32(0x7FFFFFFF))
 
 
-@compiled
+@inner
 def grid(lows: Floats, highs: Floats, top: np.float32, scales: Floats, biases: Floats) -> None:
     """The float32 scale and bias of each group (G,) whose codes are 0 to `top`."""
     for i in range(scales.size):
@@ -71,7 +71,7 @@ def nearest_code(position: np.float32, top: np.float32) -> np.float32:
     return (position + _ROUNDER) - _ROUNDER
 
 
-@compiled
+@inner
 def add_errors(
     values: Floats, group_size: int, top: np.float32, storage: int, scales: Floats, biases: Floats, lanes: Floats
 ) -> None:
@@ -90,7 +90,7 @@ def add_errors(
                 lanes[lane] += first_error * first_error + second_error * second_error
 
 
-@compiled
+@inner
 def write_codes(values: Floats, group_size: int, top: np.float32, scales: Floats, biases: Floats, codes: Words) -> None:
     """Write the codes of (N,) weights in G groups."""
     for i in range(scales.size):

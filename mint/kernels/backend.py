@@ -29,6 +29,7 @@ class Backend(Protocol):
     runs_stored_weights: bool  # products with stored weights are fast; elsewhere a model is held in float32
     unpacks_lazily: bool  # `unpack` returns a graph; elsewhere its result takes memory at once
     fuses_functions: bool  # `mx.compile` pays; on a CPU each fused function calls a C++ compiler, for seconds
+    has_compiled_kernels: bool  # those of `warmup`; elsewhere nothing waits for the compiler
     uses_blas: bool  # a BLAS library multiplies float32 matrices
 
     def memory_bytes(self) -> int:
@@ -36,9 +37,6 @@ class Backend(Protocol):
 
     def working_bytes(self, weights: int) -> int:
         """The most bytes that `errors` and `pack` take beside a weight of so many elements and its packed form."""
-
-    def kernel_sets(self, rounding: Rounding) -> tuple[str, ...]:
-        """The sets of compiled kernels (see `warmup`) that this rounding needs here."""
 
     def errors(self, weight: "mx.array", formats: Sequence[Format], rounding: Rounding) -> "Errors":
         """The squared error of each slice in each format, with scales chosen by `rounding`."""

@@ -11,15 +11,18 @@ from mint.formats import scheme
 
 @cache
 def code_folder() -> Path:
-    """The folder that numba keeps compiled code in, named by a digest of the kernels and of where they lie.
+    """The folder that numba keeps compiled code in, named by a digest of the kernels, their paths and their times.
 
     numba looks only at the file of the outermost function, and would run stale code. It also keeps code by the path of
-    that file, so environments with kernels in other folders share nothing.
+    that file, and drops it where the time of the file is another one. So environments whose kernels differ in either
+    share nothing: neither would find what the other compiled.
     """
     folder = Path(__file__).parent
     files = (*sorted(folder.glob("*.py")), Path(scheme.__file__))  # the numbers of the schemes are constants there
-    sources = b"".join(file.read_bytes() for file in files)
-    return kernel_folder() / sha256(str(folder).encode() + b"\0" + sources).hexdigest()[:16]
+    digest = sha256(str(folder).encode())
+    for file in files:
+        digest.update(f"\0{file.stat().st_mtime}\0".encode() + file.read_bytes())
+    return kernel_folder() / digest.hexdigest()[:16]
 
 
 @cache

@@ -35,6 +35,7 @@ from mint.kernels.compiled import (
     Numbers,
     Raw,
     compiled,
+    inner,
     numbers,
     pack_codes,
     spread,
@@ -56,6 +57,7 @@ class CpuBackend:
     runs_stored_weights = False
     unpacks_lazily = False
     fuses_functions = False
+    has_compiled_kernels = True
     uses_blas = True
 
     def memory_bytes(self) -> int:
@@ -64,9 +66,6 @@ class CpuBackend:
     def working_bytes(self, weights: int) -> int:
         """None: a block of weights stays in the cache."""
         return 0
-
-    def kernel_sets(self, rounding: Rounding) -> tuple[str, ...]:
-        return (rounding.name if rounding.sequential else rounding.measured_as,)
 
     def errors(self, weight: mx.array, formats: Sequence[Format], rounding: Rounding) -> Errors:
         known = tuple(format for format in formats if format.scheme.is_compiled)
@@ -225,7 +224,7 @@ def _measure(raw: Raw, storage: int, table: Any) -> tuple[Doubles, int]:
     return totals, nonfinite
 
 
-@compiled
+@inner
 def _count_nonfinite(values: Floats, storage: int) -> int:
     """The number of (N,) weights that are infinite or NaN; `widen` maps those of float16 to 2^16 and beyond."""
     words = values.view(np.uint32)
@@ -236,7 +235,7 @@ def _count_nonfinite(values: Floats, storage: int) -> int:
     return int(count)
 
 
-@compiled
+@inner
 def _energy(values: Floats) -> float:
     """The sum of the squares of (N,) weights, N a multiple of LANES, in float64."""
     lanes = np.zeros(LANES, np.float64)

@@ -76,9 +76,9 @@ def store_on_grid(weight: mx.array, formats: Sequence[Format]) -> OnGrid | None:
 
 def _find(stack: Raw, dtype: str, formats: Sequence[Format]) -> Grid | None:
     slices = stack.reshape(len(stack), -1)
+    if not _may_lie_on_grid(stack.reshape(-1), dtype):
+        return None
     for top in _TOPS:
-        if not _may_lie_on_grid(stack.reshape(-1), dtype, top):
-            continue
         for group_size in sorted({format.group_size for format in formats}, reverse=True):
             groups = len(slices), slices.shape[1] // group_size
             parts = np.empty(groups, np.float32), np.empty(groups, np.int32), np.empty(groups, np.int32)
@@ -127,12 +127,14 @@ def _chunks(slices: Raw) -> list[tuple[int, int]]:
     return [(index, start) for index in range(len(slices)) for start in range(0, slices.shape[1], CHUNK)]
 
 
-def _may_lie_on_grid(vector: Raw, dtype: str, top: int) -> bool:
+def _may_lie_on_grid(vector: Raw, dtype: str) -> bool:
     """A quick look in numpy at the first group of 32 with a weight: ordinary weights need no compiled kernel."""
-    bits = vector[:CHUNK].view(f"u{vector.itemsize}") << 1  # without the sign
-    if not bits.any():
-        bits = vector.view(bits.dtype) << 1
-    if not bits.any():
+    top = _TOPS[-1]
+    for size in (_LEAST_GROUP, CHUNK, vector.size):
+        bits = vector[:size].view(f"u{vector.itemsize}") << 1  # without the sign
+        if bits.any():
+            break
+    else:
         return False
     start = int(np.argmax(bits != 0)) // _LEAST_GROUP * _LEAST_GROUP
     values = widened(np.ascontiguousarray(vector[start : start + _LEAST_GROUP]), dtype)

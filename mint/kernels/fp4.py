@@ -18,7 +18,7 @@ write a code of 0, and here it is the largest.
 
 import numpy as np
 
-from mint.kernels.compiled import LANES, MXFP4, Bytes, Floats, Words, compiled, inlined, rounded
+from mint.kernels.compiled import LANES, MXFP4, Bytes, Floats, Words, inlined, inner, rounded
 
 _ZERO = np.float32(0.0)
 _INFINITY = np.float32(np.inf)
@@ -70,7 +70,7 @@ def _nvfp4_byte(quotient: np.float32) -> np.uint32:
     return np.uint32(0x7E) if word >= np.uint32(543 << 21) else byte
 
 
-@compiled
+@inner
 def group_scales(values: Floats, mode: int, storage: int, stored: Bytes, scales: Floats) -> None:
     """Write MLX's scales of (N,) weights in G groups, as bytes and as float32."""
     words, largest = values.view(np.uint32), scales.view(np.uint32)
@@ -115,7 +115,7 @@ def nearest_code(weight: np.float32, between: tuple[np.float32, ...]) -> np.uint
     return np.uint32(index | (sign if index else np.uint32(0)))
 
 
-@compiled
+@inner
 def add_errors(values: Floats, group_size: int, scales: Floats, lanes: Floats) -> None:
     """Add the squared errors of (N,) weights in G groups to the (LANES,) sums; all in float32."""
     for i in range(scales.size):
@@ -128,7 +128,7 @@ def add_errors(values: Floats, group_size: int, scales: Floats, lanes: Floats) -
                 lanes[lane] += error * error
 
 
-@compiled
+@inner
 def write_codes(values: Floats, group_size: int, scales: Floats, codes: Words) -> None:
     """Write the codes of (N,) weights in G groups."""
     for i in range(scales.size):

@@ -39,6 +39,7 @@ class GpuBackend:
     runs_stored_weights = True
     unpacks_lazily = True
     fuses_functions = True
+    has_compiled_kernels = False
     uses_blas = False
 
     def __init__(self) -> None:
@@ -51,9 +52,6 @@ class GpuBackend:
     def working_bytes(self, weights: int) -> int:
         """The float32 arrays of one block of rows."""
         return min(weights, BLOCK_ELEMENTS) * _WORKING_BYTES
-
-    def kernel_sets(self, rounding: Rounding) -> tuple[str, ...]:
-        return ()
 
     def errors(self, weight: mx.array, formats: Sequence[Format], rounding: Rounding) -> Errors:
         return errors(weight, formats, search=rounding.searches)

@@ -11,7 +11,7 @@ import numpy as np
 
 from mint.formats.format import Format
 from mint.kernels import affine
-from mint.kernels.compiled import CHUNK, SEGMENT, STORAGES, Floats, Raw, compiled, spread, widen, widened
+from mint.kernels.compiled import CHUNK, SEGMENT, STORAGES, Floats, Raw, compiled, inner, spread, widen, widened
 from mint.kernels.cpu import pack
 from mint.kernels.storage import numpy_view
 from mint.kernels.unpack import unpack
@@ -74,7 +74,7 @@ def _kurtoses(raw: Raw, storage: int, group_size: int, kurtosis: Floats, reach: 
                 reach[index] = np.float32(1.0) / np.sqrt(variance)
 
 
-@compiled
+@inner
 def _sum(values: Floats) -> Any:
     """The sum of 2^n values, which it overwrites, in float32: half is added to half, so in one order on every CPU."""
     half = values.size // 2

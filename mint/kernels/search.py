@@ -20,6 +20,7 @@ from mint.kernels.compiled import (
     Numbers,
     Raw,
     compiled,
+    inner,
     pack_codes,
     widen,
     write_raw,
@@ -122,7 +123,7 @@ def pack(
             write_raw(grids[1, :groups], storage, biases.view(raw.dtype)[group])
 
 
-@compiled
+@inner
 def _segment(importance: Floats | None) -> Any:
     """A segment's arrays: weights in order and side by side, their importance, extremes, and the state of a search."""
     row_major, values = np.zeros(SEGMENT, np.float32), np.empty(SEGMENT, np.float32)
@@ -131,7 +132,7 @@ def _segment(importance: Floats | None) -> Any:
     return row_major, values, heights, spans, state
 
 
-@compiled
+@inner
 def _lay(piece: Raw, storage: int, importance: Floats | None, start: int, segment: Any) -> None:
     """Fill a segment, a short one up with zeros; its first weight is the `start`th of rows of C columns."""
     row_major, values, heights, spans, state = segment
@@ -147,12 +148,12 @@ def _lay(piece: Raw, storage: int, importance: Floats | None, start: int, segmen
                 column = column + 1 if column + 1 < importance.size else 0
 
 
-@compiled
+@inner
 def _part(heights: Floats | None, rows: Any) -> Any:
     return None if heights is None else heights[rows]
 
 
-@compiled
+@inner
 def _lay_side_by_side(row_major: Floats, state: Floats, values: Floats) -> None:
     """Transpose a segment, each lane divided by the power of two (UP) of its largest weight."""
     magnitudes, words = row_major.view(np.uint32), state.view(np.uint32)
@@ -169,7 +170,7 @@ def _lay_side_by_side(row_major: Floats, state: Floats, values: Floats) -> None:
             values[i * LANES + lane] = row_major[lane * LENGTH + i] * state[DOWN + lane]
 
 
-@compiled
+@inner
 def _extremes(values: Floats, spans: Floats) -> None:
     """Least and greatest weight of every quarter of a lane: (SEGMENT,) -> (2, SEGMENT / 32)."""
     for quarter in range(LENGTH // _QUARTER):
@@ -184,7 +185,7 @@ def _extremes(values: Floats, spans: Floats) -> None:
                 high[lane] = max(high[lane], row[lane])
 
 
-@compiled
+@inner
 def _prepare(spans: Floats, heights: Floats | None, first: int, group_size: int, state: Floats) -> None:
     """Set the extremes and the total importance of the groups that begin in row `first`, for the affine search."""
     begin = first // _QUARTER

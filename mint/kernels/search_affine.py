@@ -23,7 +23,7 @@ that is not less than any other: such a candidate is never kept, and needs no br
 import numpy as np
 
 from mint.kernels.affine import grid, nearest_code
-from mint.kernels.compiled import LANES, Floats, Words, compiled, inlined, rounded
+from mint.kernels.compiled import LANES, Floats, Words, inlined, inner, rounded
 from mint.kernels.fp4 import nearest
 from mint.kernels.search_arrays import SCHEDULES, SCHEDULES_BF16
 
@@ -58,7 +58,7 @@ def lanes(state: Floats) -> int:
     return state.size // ROWS
 
 
-@compiled
+@inner
 def search(values: Floats, heights: Floats | None, storage: int, bits: int, state: Floats) -> None:
     """Write the best scales, biases and their errors for (N,) weights of LANES groups into `state`.
 
@@ -85,7 +85,7 @@ def search(values: Floats, heights: Floats | None, storage: int, bits: int, stat
     keep_plain_unless_beaten(state)
 
 
-@compiled
+@inner
 def write_codes(values: Floats, top: np.float32, state: Floats, codes: Words) -> None:
     """Write the codes of (N,) weights for the scales and biases of `state`."""
     for lane in range(lanes(state)):
@@ -99,7 +99,7 @@ def write_codes(values: Floats, top: np.float32, state: Floats, codes: Words) ->
                 block_codes[index] = np.uint32(np.int32(nearest_code((block[index] - bias) * inverse, top)))
 
 
-@compiled
+@inner
 def measure_stored(values: Floats, heights: Floats | None, top: np.float32 | None, state: Floats) -> None:
     """The squared error of the stored weights, scale * code + bias, into SQUARES (with importance) and ERROR.
 
@@ -128,7 +128,7 @@ def measure_stored(values: Floats, heights: Floats | None, top: np.float32 | Non
             state[ERROR + lane] += error
 
 
-@compiled
+@inner
 def _judge(values: Floats, heights: Floats | None, top: np.float32, state: Floats, sums: bool | None) -> None:
     """Keep the candidate in the lanes where it is better; d is the distance to the code, in steps of the grid.
 
@@ -166,7 +166,7 @@ def _judge(values: Floats, heights: Floats | None, top: np.float32, state: Float
     _keep_better(state)
 
 
-@compiled
+@inner
 def _keep_better(state: Floats) -> None:
     for lane in range(lanes(state)):
         scale, bias, best = state[SCALE + lane], state[BIAS + lane], state[BEST + lane]
@@ -178,7 +178,7 @@ def _keep_better(state: Floats) -> None:
         state[BEST_BIAS + lane] = bias if better else best_bias
 
 
-@compiled
+@inner
 def remember_plain(state: Floats) -> None:
     """Keep the candidate, whose error was just measured."""
     for lane in range(lanes(state)):
@@ -189,7 +189,7 @@ def remember_plain(state: Floats) -> None:
         state[PLAIN_BIAS + lane] = state[BEST_BIAS + lane] = state[BIAS + lane]
 
 
-@compiled
+@inner
 def keep_plain_unless_beaten(state: Floats) -> None:
     """The candidate, whose error was just measured, or in each lane the remembered one if that is as good."""
     for lane in range(lanes(state)):
@@ -203,7 +203,7 @@ def keep_plain_unless_beaten(state: Floats) -> None:
         state[ERROR + lane] = error if better else plain_error
 
 
-@compiled
+@inner
 def _descend(values: Floats, heights: Floats | None, storage: int, top: np.float32, passes: int, state: Floats) -> None:
     for _ in range(passes - 1):
         _judge(values, heights, top, state, True)
@@ -212,7 +212,7 @@ def _descend(values: Floats, heights: Floats | None, storage: int, top: np.float
         _judge(values, heights, top, state, None)
 
 
-@compiled
+@inner
 def _least_squares(storage: int, top: np.float32, state: Floats) -> None:
     """The scale of least squares for the codes, and the bias for that scale as it is stored.
 
@@ -229,7 +229,7 @@ def _least_squares(storage: int, top: np.float32, state: Floats) -> None:
         state[BIAS + lane] = rounded(bias * state[UP + lane], storage) * state[DOWN + lane]
 
 
-@compiled
+@inner
 def _take_plain(storage: int, top: np.float32, state: Floats) -> None:
     """The scale and bias that `mx.quantize` stores."""
     low, high = state[PRODUCTS : PRODUCTS + LANES], state[CODES : CODES + LANES]
@@ -244,7 +244,7 @@ def _take_plain(storage: int, top: np.float32, state: Floats) -> None:
         state[BIAS + lane] *= state[DOWN + lane]
 
 
-@compiled
+@inner
 def _take_span(share: np.float32, top: np.float32, state: Floats) -> None:
     """The grid that spans this share of the group about its middle."""
     margin = _HALF * (_ONE - share)
@@ -254,7 +254,7 @@ def _take_span(share: np.float32, top: np.float32, state: Floats) -> None:
         state[BIAS + lane] = low + span * margin
 
 
-@compiled
+@inner
 def _take_beside(factor: np.float32, top: np.float32, state: Floats) -> None:
     """The best grid so far, its scale times `factor` about the middle of the grid."""
     half = _HALF * top
@@ -264,7 +264,7 @@ def _take_beside(factor: np.float32, top: np.float32, state: Floats) -> None:
         state[SCALE + lane] = scale
 
 
-@compiled
+@inner
 def _store(storage: int, top: np.float32, state: Floats) -> None:
     """Round the candidate."""
     for lane in range(lanes(state)):

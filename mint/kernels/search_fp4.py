@@ -10,7 +10,7 @@ values of the table. The scale of least error is kept, MLX's own where no other 
 
 import numpy as np
 
-from mint.kernels.compiled import LANES, MXFP4, NVFP4, Bytes, Floats, Words, compiled
+from mint.kernels.compiled import LANES, MXFP4, NVFP4, Bytes, Floats, Words, inner
 from mint.kernels.fp4 import midpoints, nearest_code, scale_value
 from mint.kernels.search_affine import BIAS, DOWN, SCALE, keep_plain_unless_beaten, measure_stored, remember_plain
 from mint.kernels.search_arrays import LAST_SCALE, NEIGHBOURS
@@ -20,7 +20,7 @@ _NVFP4_NEIGHBOURS = np.array(NEIGHBOURS[NVFP4], np.int32)
 _MXFP4_LAST, _NVFP4_LAST = LAST_SCALE[MXFP4], LAST_SCALE[NVFP4]
 
 
-@compiled
+@inner
 def search_fp4(values: Floats, heights: Floats | None, mode: int, index: int, stored: Bytes, state: Floats) -> None:
     """Improve the scales of (N,) weights of LANES groups, and write their squared errors into ERROR of `state`.
 
@@ -40,7 +40,7 @@ def search_fp4(values: Floats, heights: Floats | None, mode: int, index: int, st
         stored[lane * per_lane + index] = np.uint8(state[BIAS + lane])
 
 
-@compiled
+@inner
 def write_fp4_codes(values: Floats, state: Floats, codes: Words) -> None:
     """Write the codes of (N,) weights for the scales of `state`."""
     for start in range(0, values.size, LANES):

@@ -15,7 +15,7 @@ import numpy as np
 
 from mint.formats.format import Format
 from mint.formats.scheme import E2M1
-from mint.kernels.compiled import CHUNK, LANES, Bytes, Floats, Raw, compiled, scale_values, spread, widened
+from mint.kernels.compiled import CHUNK, LANES, Bytes, Floats, Raw, compiled, inner, scale_values, spread, widened
 from mint.kernels.storage import numpy_view
 
 FP4 = np.array(E2M1, np.float32)
@@ -109,7 +109,7 @@ def _multiply(
         _dots(row, vectors, lanes, output[r])
 
 
-@compiled
+@inner
 def _dots(row: Floats, vectors: Floats, lanes: Floats, output: Floats) -> None:
     """Write the product of a row (C,) with each vector (B, C), C a multiple of LANES."""
     for b in range(vectors.shape[0]):

@@ -1,20 +1,30 @@
-"""Compiles the kernels once, in a process of its own.
+"""Compiles sets of kernels once, each in a process of its own.
 
 The compiler takes a few hundred megabytes that it never frees. They end with its process, and the memory of the work
-itself stays bounded by the weights. One process compiles at a time, the others wait for it. This file imports no
-compiler: kernels that are ready cost nothing.
+itself stays bounded by the weights. A set holds what one kind of work needs for one storage of weights, so a run
+compiles no more than it calls, and two cores compile two sets. One process compiles a set, the others wait for it.
+This file imports no compiler: kernels that are ready cost nothing.
 """
 
+import os
 import platform
 import subprocess
 import sys
+from collections.abc import Iterable
 from contextlib import suppress
+from dataclasses import astuple, dataclass
 from functools import cache
 from hashlib import sha256
 from importlib.metadata import version
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+from mint.formats.format import AFFINE, MXFP4, NVFP4, QUANTIZABLE
+from mint.formats.rounding import ROUNDINGS, Rounding
 from mint.kernels.code_cache import code_folder, may_cache
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 try:
     import fcntl
@@ -22,14 +32,34 @@ except ImportError:  # no advisory locks on this platform
     fcntl = None  # type: ignore[assignment]
 
 
+MEASURE, WRITE, FEATURES = "measure", "write", "features"  # the kinds of work
 _PROCESSOR_LINES = ("model name", "flags", "CPU part", "Features")  # of Linux's /proc/cpuinfo
-FEATURES = "features"  # the name that their kernels go by beside those of the roundings
+_PROCESSOR_SETTINGS = ("NUMBA_CPU_NAME", "NUMBA_CPU_FEATURES")  # numba compiles for that processor instead
 
 
-def marker(kind: str, processor: str | None = None) -> Path:
-    """The file that says that the kernels of `kind` are compiled for a processor, by default this one."""
-    made_by = f"{version('numba')}-{platform.python_version()}-{platform.machine()}-{processor or _processor()}"
-    return code_folder() / f"ready-{kind}-{made_by}"
+@dataclass(frozen=True, slots=True)
+class KernelSet:
+    """The kernels of some work on weights in one numpy dtype; a compiled kernel takes BF16 and F16 alike."""
+
+    work: str
+    rounding: str  # empty for features
+    storage: str
+
+    def __str__(self) -> str:
+        return "-".join(part for part in astuple(self) if part)
+
+
+def kernel_sets(work: str, rounding: Rounding | None, dtypes: Iterable[str] = QUANTIZABLE) -> list[KernelSet]:
+    """The sets for weights of these safetensors dtypes; others are not quantized."""
+    name = "" if rounding is None else rounding.measured_as if work == MEASURE else rounding.name
+    storages = {"float32" if dtype == "F32" else "uint16" for dtype in dtypes if dtype in QUANTIZABLE}
+    return [KernelSet(work, name, storage) for storage in sorted(storages, reverse=True)]
+
+
+def marker(kernels: KernelSet, processor: str | None = None) -> Path:
+    """The file that says that a set is compiled for a processor, by default this one."""
+    compilers = f"{version('numba')}-{version('llvmlite')}-{platform.python_version()}-{platform.machine()}"
+    return code_folder() / f"ready-{kernels}-{compilers}-{processor or _processor()}"
 
 
 @cache
@@ -38,61 +68,71 @@ def _processor() -> str:
     file = Path("/proc/cpuinfo")
     lines = file.read_text().splitlines() if file.exists() else []
     names = sorted({line for line in lines if line.partition(":")[0].strip() in _PROCESSOR_LINES})
-    return sha256("\n".join(names or [platform.processor()]).encode()).hexdigest()[:8]
+    settings = [os.environ.get(name, "") for name in _PROCESSOR_SETTINGS]
+    return sha256("\n".join([*(names or [platform.processor()]), *settings]).encode()).hexdigest()[:8]
 
 
-def is_ready(kind: str, processor: str | None = None) -> bool:
-    """True where the kernels of a rounding or of features are compiled, or no folder can keep them."""
-    return not may_cache() or marker(kind, processor).exists()
+def is_ready(kernels: KernelSet, processor: str | None = None) -> bool:
+    """True where a set is compiled, or no folder can keep it."""
+    return not may_cache() or marker(kernels, processor).exists()
 
 
-def make_ready(kind: str) -> None:
-    """Compile every kernel that a rounding needs, or `FEATURES`: some ten seconds, once for each version of mint.
+@cache
+def begin(kernels: KernelSet) -> "subprocess.Popen[bytes]":
+    """Start the process that compiles a set, once; it takes some seconds, once for each version of mint.
 
     A failure is no error: kernels are then compiled when they are called.
     """
-    begin_to_make_ready(kind).wait()
+    code = f"from mint.kernels.warmup import KernelSet, compile_once; compile_once(KernelSet{astuple(kernels)})"
+    return subprocess.Popen([sys.executable, "-P", "-c", code], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
 
 
-def begin_to_make_ready(kind: str) -> "subprocess.Popen[bytes]":
-    """Start the process of `make_ready` without waiting for it."""
-    command = [sys.executable, "-P", "-c", f"from mint.kernels.warmup import compile_once; compile_once({kind!r})"]
-    return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
-
-
-def compile_once(kind: str) -> None:
-    """Compile what a rounding needs, or `FEATURES`, unless another process has just done so."""
-    with (code_folder() / "lock").open("w") as lock:
+def compile_once(kernels: KernelSet) -> None:
+    """Compile a set unless another process has just done so, or no folder can keep it."""
+    if not may_cache():
+        return
+    with (code_folder() / f"lock-{kernels}").open("w") as lock:
         if fcntl:
             with suppress(OSError):  # a disk without locks: to compile twice does no harm
                 fcntl.flock(lock, fcntl.LOCK_EX)
-        if not marker(kind).exists():
-            compile_all(kind)
-            marker(kind).touch()
+        if not marker(kernels).exists():
+            compile_all(kernels)
+            marker(kernels).touch()
 
 
-def compile_all(kind: str) -> None:
-    """Call every kernel that a rounding needs, or `FEATURES`, once for every dtype and mode, on tiny weights."""
+def compile_all(kernels: KernelSet) -> None:
+    """Call every kernel of a set once for every mode, on tiny weights."""
     import numpy as np
 
-    from mint.formats.format import AFFINE, MXFP4, NVFP4
-    from mint.formats.rounding import ROUNDINGS
-    from mint.kernels.compensate import pack_compensated
-    from mint.kernels.cpu import errors, pack
-    from mint.kernels.group_features import kurtoses, rounding_errors
+    dtype, weight = "F32" if kernels.storage == "float32" else "BF16", np.zeros((1, 1, 128), kernels.storage)
+    works = {MEASURE: _measure, WRITE: _write, FEATURES: _describe}
+    works[kernels.work](weight, dtype, kernels.rounding)
+
+
+def _measure(weight: "NDArray[Any]", dtype: str, rounding: str) -> None:
+    from mint.kernels.cpu import errors
+
+    errors(weight, dtype, (*AFFINE, MXFP4, NVFP4), search=ROUNDINGS[rounding].searches)
+
+
+def _write(weight: "NDArray[Any]", dtype: str, rounding: str) -> None:
+    import numpy as np
+
+    from mint.kernels.cpu import pack
     from mint.kernels.unpack import multiply, unpack
 
-    for dtype, storage in (("BF16", np.uint16), ("F16", np.uint16), ("F32", np.float32)):
-        weight = np.zeros((1, 1, 128), storage)
-        if kind == FEATURES:
-            kurtoses(weight, dtype, 128)
-            rounding_errors(weight[0], dtype, 128)
-            continue
-        rounding = ROUNDINGS[kind]
-        errors(weight, dtype, (*AFFINE, MXFP4, NVFP4), search=rounding.searches)
-        for format in (AFFINE[0], MXFP4, NVFP4):
-            parts = pack(weight, dtype, format, search=rounding.searches)
-            unpack(parts, dtype, format)
-            multiply([part[0] for part in parts], dtype, format, np.zeros((1, 128), np.float32))
-            if rounding.sequential:
-                pack_compensated(weight[0], dtype, format, np.eye(128, dtype=np.float32))
+    for format in (AFFINE[0], MXFP4, NVFP4):
+        parts = pack(weight, dtype, format, search=ROUNDINGS[rounding].searches)
+        unpack(parts, dtype, format)
+        multiply([part[0] for part in parts], dtype, format, np.zeros((1, 128), np.float32))
+        if ROUNDINGS[rounding].sequential:
+            from mint.kernels.compensate import pack_compensated
+
+            pack_compensated(weight[0], dtype, format, np.eye(128, dtype=np.float32))
+
+
+def _describe(weight: "NDArray[Any]", dtype: str, _: str) -> None:
+    from mint.kernels.group_features import kurtoses, rounding_errors
+
+    kurtoses(weight, dtype, 128)
+    rounding_errors(weight[0], dtype, 128)

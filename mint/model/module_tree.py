@@ -21,11 +21,9 @@ from typing import Any
 import mlx.core as mx
 from mlx.nn.layers.base import Module
 from mlx.utils import tree_flatten, tree_map, tree_map_with_path, tree_unflatten
-from mlx_lm.convert import MODEL_CONVERSION_DTYPES
-from mlx_lm.models.cache import make_prompt_cache
-from mlx_lm.utils import _get_classes, load_config, load_model, load_tokenizer, save_config
 
 from mint.core.errors import MintError
+from mint.core.later import importing_later
 from mint.model.checkpoint.lazy import lazy_arrays
 from mint.model.checkpoint.shards import Shard, read_shards
 from mint.model.opening.faults import explained
@@ -36,6 +34,11 @@ from mint.model.opening.rope import lift_rope
 from mint.model.storages.decoding import Stored, decoded, find_stored, without_settings
 from mint.model.storages.guards import undecoded_of
 from mint.model.storages.storage import Settings
+
+with importing_later("transformers", "huggingface_hub", "mlx_lm.tokenizer_utils"):
+    from mlx_lm.convert import MODEL_CONVERSION_DTYPES
+    from mlx_lm.models.cache import make_prompt_cache
+    from mlx_lm.utils import _get_classes, load_config, load_model, load_tokenizer, save_config
 
 DTYPES = {
     mx.bool_: "BOOL", mx.uint8: "U8", mx.int8: "I8", mx.uint16: "U16", mx.int16: "I16", mx.float16: "F16",

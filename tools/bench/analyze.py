@@ -1,9 +1,9 @@
-"""Speed and memory of measuring and of `mint quantize`, beside their alternatives in the same run.
+"""Speed of measuring beside MLX operations in the same run, and memory of `mint quantize`.
 
-    python -m tools.bench.analyze MODEL            measuring, mint quantize and mlx_lm.convert on a real model
+    python -m tools.bench.analyze                  measuring one matrix
     python -m tools.bench.analyze --memory 12      peak memory on a made-up model of 12 shards (random weights)
 
-Machines are noisy: read the ratios. Every whole-process figure is the median of --runs runs in fresh processes.
+Machines are noisy: read the ratios. `tools.bench.convert` measures whole processes.
 """
 
 # R rows, C columns
@@ -11,11 +11,8 @@ Machines are noisy: read the ratios. Every whole-process figure is the median of
 import argparse
 import json
 import os
-import resource
 import shutil
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -31,6 +28,7 @@ from mint.formats.units import Unit
 from mint.kernels import cpu, oracle
 from mint.model.source import open_source
 from mint.plan.plan import digits_for
+from tools.bench.convert import quantizing, run
 
 _PIECE = 1 << 20
 
@@ -38,21 +36,16 @@ _PIECE = 1 << 20
 def main() -> None:
     """Run the selected benchmark and print its figures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", nargs="?", type=Path, help="folder of a full-precision model")
     parser.add_argument("--memory", type=int, metavar="SHARDS", help="measure peak memory on a made-up model")
     parser.add_argument("--layers-per-shard", type=int, default=3, help="with --memory: size of a shard (default 3)")
     parser.add_argument("--size", type=int, default=4096, help="rows and columns of the measured matrix")
     parser.add_argument("--runs", type=int, default=5, help="runs per figure (default 5)")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     options = parser.parse_args()
-    if not options.model and not options.memory:
-        parser.error("give a MODEL, or --memory SHARDS")
     record: dict[str, Any] = {"cores": os.cpu_count()}
-    # whole processes first: Linux counts the memory of the parent at its fork as the child's
     if options.memory:
         record["memory"] = memory(options.memory, options.layers_per_shard)
-    if options.model:
-        record["whole"] = whole(options.model, options.runs)
+    else:
         record["measuring"] = measuring(options.size, options.runs)
     print(json.dumps(record, indent=2) if options.json else _table(record))
 
@@ -76,32 +69,6 @@ def measuring(size: int, runs: int) -> dict[str, float]:
     }
 
 
-def whole(model: Path, runs: int) -> dict[str, Any]:
-    """Seconds of `mint quantize` (no cached analysis) and of `mlx_lm.convert -q --q-bits 4`, as whole processes."""
-    budget = str(int(open_source(model).nbytes * 0.28)) + "B"
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        environment = {**os.environ, "MINT_CACHE": str(folder / "cache")}
-        first = _run(_mint(model, budget, folder / "first"), environment)  # compiles the kernels
-        ours, theirs = [], []
-        for index in range(runs):  # in turns: load of the machine affects both
-            shutil.rmtree(folder / "cache" / "analyses")
-            ours.append(_run(_mint(model, budget, folder / f"mint-{index}"), environment))
-            theirs.append(_run(_convert(model, folder / f"convert-{index}"), environment))
-            shutil.rmtree(folder / f"mint-{index}")
-            shutil.rmtree(folder / f"convert-{index}")
-    ratios = sorted(a["seconds"] / b["seconds"] for a, b in zip(ours, theirs, strict=True))
-    return {
-        "mint_seconds": statistics.median(run["seconds"] for run in ours),
-        "mint_first_use_seconds": first["seconds"],
-        "convert_seconds": statistics.median(run["seconds"] for run in theirs),
-        "mint_over_convert": statistics.median(ratios),
-        "mint_over_convert_range": [ratios[0], ratios[-1]],
-        "mint_peak_mb": statistics.median(run["peak_mb"] for run in ours),
-        "convert_peak_mb": statistics.median(run["peak_mb"] for run in theirs),
-    }
-
-
 def memory(shards: int, layers_per_shard: int) -> dict[str, Any]:
     """Peak memory of `mint quantize` on a llama of random weights in `shards` shards."""
     with tempfile.TemporaryDirectory() as name:
@@ -109,21 +76,20 @@ def memory(shards: int, layers_per_shard: int) -> dict[str, Any]:
         model = _made_model(folder / "model", shards, layers_per_shard)
         source = open_source(model)
         largest = max(unit.nbytes for unit in source.units)
-        budget = str(int(source.nbytes * 0.3)) + "B"
         environment = {**os.environ, "MINT_CACHE": str(folder / "cache")}
-        first = _run(_mint(model, budget, folder / "first"), environment)  # compiles the kernels
+        first = run(quantizing(model, folder / "first", "nearest"), environment)  # compiles the kernels
         shutil.rmtree(folder / "cache" / "analyses")
-        run = _run(_mint(model, budget, folder / "out"), environment)
+        later = run(quantizing(model, folder / "out", "nearest"), environment)
         allowed = 400 + 3 * largest / 1e6
         return {
             "source_mb": source.nbytes / 1e6,
             "shards": len(source.shards),
             "largest_unit_mb": largest / 1e6,
-            "mint_peak_mb": run["peak_mb"],
-            "mint_first_use_peak_mb": first["peak_mb"],
+            "mint_peak_mb": later.peak_mb,
+            "mint_first_use_peak_mb": first.peak_mb,
             "allowed_peak_mb": allowed,
-            "within": max(run["peak_mb"], first["peak_mb"]) <= allowed,
-            "seconds": run["seconds"],
+            "within": max(later.peak_mb, first.peak_mb) <= allowed,
+            "seconds": later.seconds,
         }
 
 
@@ -165,38 +131,6 @@ def _made_model(folder: Path, shards: int, layers_per_shard: int) -> Path:
                     values = random.standard_normal(count, dtype=np.float32) * np.float32(0.02)
                     file.write((values.view(np.uint32) >> 16).astype(np.uint16).tobytes())
     return folder
-
-
-def _mint(model: Path, budget: str, output: Path) -> list[str]:
-    command = [sys.executable, "-m", "mint", "quantize", str(model)]
-    return [*command, "--budget", budget, "--output", str(output), "--json"]
-
-
-def _convert(model: Path, output: Path) -> list[str]:
-    command = [sys.executable, "-m", "mlx_lm", "convert", "--hf-path", str(model), "--mlx-path", str(output)]
-    return [*command, "-q", "--q-bits", "4"]
-
-
-def _run(command: list[str], environment: dict[str, str]) -> dict[str, float]:
-    """Wall seconds and peak resident megabytes of one process; for mint, the verifying child is included."""
-    with tempfile.TemporaryFile() as answer, tempfile.TemporaryFile() as errors:
-        started = time.perf_counter()
-        process = subprocess.Popen(command, env=environment, stdout=answer, stderr=errors)
-        _, status, usage = os.wait4(process.pid, 0)
-        seconds = time.perf_counter() - started
-        process.returncode = os.waitstatus_to_exitcode(status)
-        if process.returncode:
-            errors.seek(0)
-            raise SystemExit(f"{' '.join(command[-8:])} failed: {errors.read().decode()[-2000:]}")
-        answer.seek(0)
-        text = answer.read()
-    # the sum of both peaks: an upper bound
-    peak = json.loads(text)["peak_rss_bytes"] / 1e6 if "--json" in command else _megabytes(usage)
-    return {"seconds": seconds, "peak_mb": peak}
-
-
-def _megabytes(usage: resource.struct_rusage) -> float:
-    return usage.ru_maxrss / 1e6 if sys.platform == "darwin" else usage.ru_maxrss * 1024 / 1e6
 
 
 def _median(runs: int, work: Callable[[], object]) -> float:

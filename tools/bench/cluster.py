@@ -35,8 +35,10 @@ from cluster.schedule.events import Event, Item
 from cluster.schedule.placement import Placement, place_units
 from mint.analysis.analysis import Analysis, write_analysis
 from mint.analysis.analyze import header_of, traced_header
-from mint.analysis.unit_jobs import ready_kernels
+from mint.core.progress import ignore
 from mint.formats.units import Unit
+from mint.kernels.ready import ready_kernels
+from mint.kernels.warmup import MEASURE
 from mint.model.source import Source, open_source
 from mint.plan.allocate import allocate
 from mint.plan.plan import Plan, quantization_entries
@@ -110,7 +112,7 @@ def simulated(source: Source, rate: float, disks: Sequence[float]) -> dict[str, 
 def here(source: Source, rate: float) -> MachineRates:
     """This machine's rates for a model, on random weights in the shapes of its units."""
     if not rate:
-        ready_kernels("nearest", lambda progress: None)
+        ready_kernels("nearest", ignore, (MEASURE,))
         rate = measuring_rate(source.units, random_weights, seconds=3.0)
     disk, notes = disk_rate(source.folder, source.shards, seconds=1.0)
     return MachineRates(rate, disk, seconds_of_tree(source), notes)
@@ -128,7 +130,7 @@ def random_weights(unit: Unit, piece: Unit) -> mx.array:
 def coordinating(count: int, rate: float, machines: int = 8) -> dict[str, float]:
     """CPU seconds and memory of the coordinator alone, replaying the events of a simulated run over `machines`."""
     if not rate:
-        ready_kernels("nearest", lambda progress: None)
+        ready_kernels("nearest", ignore, (MEASURE,))
         rate = measuring_rate([_EXPERT], random_weights, seconds=1.0)
     nodes = [Machine(str(index), rate, Pipe(f"disk {index}", 5e9)) for index in range(machines)]
     events: list[tuple[float, Event | None]] = []

@@ -31,9 +31,10 @@ from cluster.schedule.events import Arrived, Failed, Item
 from cluster.transport.connect import driving
 from cluster.transport.messages import pack, unpack
 from cluster.transport.prefetch import BatchWeights
-from mint.analysis.unit_jobs import Measure, Packed, Quantize, ready_kernels
+from mint.analysis.unit_jobs import Measure, Packed, Quantize
 from mint.formats.format import KEEP
 from mint.formats.units import Unit
+from mint.kernels.ready import ready_kernels
 from mint.model.checkpoint.file_states import FileStates
 from mint.model.module_tree import OpenedModel
 from mint.model.source import Source

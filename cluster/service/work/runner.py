@@ -100,7 +100,7 @@ def _get_ready() -> None:
     if _has_input():
         return
     importlib.import_module("cluster.service.work.stages")
-    from mint.analysis.unit_jobs import warm_kernels
+    from mint.kernels.ready import warm_kernels
 
     while not _has_input():
         compiling = warm_kernels(Recipe().rounding)

@@ -30,7 +30,7 @@ from cluster.service.work.runner import DISK, is_full
 from cluster.service.work.warm_runner import WarmRunner, send_order, start
 from mint.core.log import log
 from mint.formats.rounding import ROUNDINGS
-from mint.kernels.warmup import is_ready
+from mint.kernels.warmup import MEASURE, WRITE, is_ready, kernel_sets
 from mint.plan.recipe import Recipe
 from mint.run.blas import find_openblas
 
@@ -53,7 +53,7 @@ class Supervisor:
         self._clock = clock
         self._host = socket.gethostname()
         self._children: dict[str, tuple[subprocess.Popen[bytes], Claim]] = {}  # runners of this process, by job
-        self._warm_runner = WarmRunner(settings, early=not is_ready(Recipe().rounding), clock=clock)
+        self._warm_runner = WarmRunner(settings, early=not _has_kernels(Recipe().rounding), clock=clock)
         self._signalled_at: dict[tuple[str, int], float] = {}  # times of SIGTERM, by cancelled job and process
         self._forget_at = clock()
         self._stopping = threading.Event()
@@ -218,3 +218,8 @@ def _library(job: Job) -> str:
     recipe = recipe_of(None, job.request.options)
     runs_model = recipe.probe or ROUNDINGS[recipe.rounding].needs_model
     return find_openblas() if runs_model and sys.platform == "linux" else ""
+
+
+def _has_kernels(rounding: str) -> bool:
+    """True where a job of this rounding compiles nothing."""
+    return all(is_ready(kernels) for work in (MEASURE, WRITE) for kernels in kernel_sets(work, ROUNDINGS[rounding]))

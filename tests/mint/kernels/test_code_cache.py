@@ -26,6 +26,15 @@ def test_kernels_in_another_folder_have_a_folder_and_a_marker_of_their_own(tmp_p
     assert _printed(code, PYTHONPATH=str(Path(mint.__file__).parent.parent)).split()[1].endswith(code_folder().name)
 
 
+def test_kernels_of_another_time_have_a_folder_and_a_marker_of_their_own(tmp_path: Path) -> None:
+    """numba drops what it compiled from a file of another time: an environment that is made again has nothing."""
+    shutil.copytree(Path(mint.__file__).parent, tmp_path / "mint", ignore=shutil.ignore_patterns("__pycache__"))
+    code = "from mint.kernels.code_cache import code_folder; print(code_folder())"
+    before = _printed(code, PYTHONPATH=str(tmp_path))
+    os.utime(tmp_path / "mint" / "kernels" / "cpu.py", (0, 0))
+    assert _printed(code, PYTHONPATH=str(tmp_path)) != before
+
+
 def test_the_gpu_backend_needs_no_compiler() -> None:
     code = """
 import sys

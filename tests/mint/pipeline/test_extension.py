@@ -119,6 +119,7 @@ class OracleBackend:
     runs_stored_weights = False
     unpacks_lazily = True
     fuses_functions = False
+    has_compiled_kernels = False
     uses_blas = False
 
     def memory_bytes(self) -> int:
@@ -126,9 +127,6 @@ class OracleBackend:
 
     def working_bytes(self, weights: int) -> int:
         return 3 * 8 * weights
-
-    def kernel_sets(self, rounding: Rounding) -> tuple[str, ...]:
-        return ()
 
     def errors(self, weight: mx.array, formats: Sequence[Format], rounding: Rounding) -> Errors:
         return oracle.errors(weight, formats)
