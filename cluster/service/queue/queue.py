@@ -1,8 +1,11 @@
 """The queue: submits, claims, advances and finishes jobs. Every method is one transaction.
 
-A runner holds the lease of its job: a secret with an expiry, which it renews. Every write checks the lease. So a runner
-that lost it (its machine slept, the network broke) can no longer write, and the job goes to another runner. All times
-come from the caller's clock: the clocks of machines with one database must agree to well within `LEASE_SECONDS`.
+A runner holds the lease of its job: a secret with a stamp, which it renews. Every write checks the lease. Observers
+take back a lease whose stamp did not change for `lease_seconds` (see `lease_watch`). Its runner can no longer write,
+and the job goes to another runner. A late runner whose lease nobody took back keeps it.
+
+An attempt that brought its job farther than all attempts before does not count against `ATTEMPTS`. Only finitely many
+attempts can do that, since a job has finitely many units.
 """
 
 import secrets
@@ -17,7 +20,7 @@ from sqlalchemy import ColumnElement, Connection, Row, exists, func, insert, or_
 
 from cluster.service.data import quotas
 from cluster.service.data.database import Database
-from cluster.service.data.records import Claim, Event, Job, Lease, ModelRequest, Person
+from cluster.service.data.records import Claim, Event, HeldLease, Job, Lease, ModelRequest, Person
 from cluster.service.data.states import ACTIVE, BLOCKED, CANCELLED, DONE, FAILED, FINAL, INVENTORY, QUEUED, can_become
 from cluster.service.data.tables import artifacts, jobs, watchers
 from cluster.service.errors import LeaseLostError, NotFoundError
@@ -25,7 +28,7 @@ from cluster.service.queue import history, subscriptions
 from cluster.service.queue.fairness import count_turn, next_queued
 
 LEASE_SECONDS = 20.0
-ATTEMPTS = 3
+ATTEMPTS = 3  # without progress
 _COPIED = tuple(copied.name for copied in fields(Job) if copied.name in jobs.c)
 _Row = Row[tuple[Any, ...]]
 
@@ -152,15 +155,18 @@ class Queue:
             lease, now = secrets.token_hex(16), self.clock()
             self._move(
                 connection, row, INVENTORY, lease=lease, lease_until=now + self.lease_seconds, started_at=now,
-                attempts=row.attempts + 1, host=host,
+                attempts=row.attempts + 1, has_progressed=False, host=host,
             )  # fmt: skip
             return Claim(_read(connection, row.number), lease)
 
     def renew(self, claim: Claim) -> Lease:
-        """Renew the lease for `lease_seconds`, and return its state."""
-        now = self.clock()
-        is_valid = (jobs.c.id == claim.job.id, jobs.c.lease == claim.lease, jobs.c.lease_until > now)
-        change = update(jobs).where(*is_valid).values(lease_until=now + self.lease_seconds)
+        """Renew a lease that nobody took back, and return its state."""
+        return self.renew_held(claim.job.id, claim.lease)
+
+    def renew_held(self, id: str, lease: str) -> Lease:
+        """The same for the lease of a job by its id."""
+        is_held = (jobs.c.id == id, jobs.c.lease == lease)
+        change = update(jobs).where(*is_held).values(lease_until=self.clock() + self.lease_seconds)
         with self.database.write() as connection:
             row = connection.execute(change.returning(jobs.c.cancel_wanted)).one_or_none()
         if row is None:
@@ -171,7 +177,8 @@ class Queue:
         """Save an event of a job; progress replaces progress, see `history`. Raises `LeaseLostError`."""
         with self.database.write() as connection:
             row = self._leased(connection, claim)
-            change = update(jobs).where(jobs.c.number == row.number).values(last_seq=row.last_seq + 1)
+            values = {"last_seq": row.last_seq + 1, **_progress(row, _rank(row.state, kind, body))}
+            change = update(jobs).where(jobs.c.number == row.number).values(values)
             row = connection.execute(change.returning(*jobs.c)).one()
             return history.append(connection, row, self.clock(), kind, body)
 
@@ -241,22 +248,36 @@ class Queue:
             return _read(connection, row.number)
 
     def forfeit(self, claim: Claim, reason: str) -> Job:
-        """Take back a claim whose runner is dead, as `expire` does later; raises `LeaseLostError`."""
+        """Take back a claim whose runner is dead: the job returns to the queue, or fails after its last attempt.
+
+        Raises `LeaseLostError`.
+        """
         with self.database.write() as connection:
             row = self._leased(connection, claim)
             self._lose(connection, row, reason)
             return _read(connection, row.number)
 
-    def expire(self) -> list[Job]:
-        """Take back every expired lease: the job returns to the queue, or fails after its last attempt."""
-        is_over = jobs.c.lease_until <= self.clock()
-        if not self._any(is_over):
-            return []
+    def leases(self) -> list[HeldLease]:
+        """All leases that runners hold."""
+        columns = (
+            jobs.c.id.label("job"),
+            jobs.c.host,
+            jobs.c.analysis_key,
+            jobs.c.lease,
+            jobs.c.lease_until.label("until"),
+        )
+        statement = select(*columns).where(jobs.c.lease.is_not(None)).order_by(jobs.c.number)
+        return [HeldLease(**row._mapping) for row in self.database.rows(statement)]
+
+    def take_back(self, held: HeldLease) -> Job | None:
+        """Take back a silent lease as `forfeit` does; None if it was renewed or ended meanwhile."""
         with self.database.write() as connection:
-            rows = connection.execute(select(jobs).where(is_over).order_by(jobs.c.number)).all()
-            for row in rows:
-                self._lose(connection, row, "its lease expired")
-            return [_read(connection, row.number) for row in rows]
+            is_silent = (jobs.c.lease == held.lease, jobs.c.lease_until == held.until)
+            row = connection.execute(select(jobs).where(*is_silent)).one_or_none()
+            if row is None:
+                return None
+            self._lose(connection, row, f"it did not report for {self.lease_seconds:.0f} seconds")
+            return _read(connection, row.number)
 
     def trim(self, before: float) -> int:
         """Remove all but the last event of some jobs that ended before a time; return the number of events."""
@@ -269,17 +290,19 @@ class Queue:
 
     def _leased(self, connection: Connection, claim: Claim) -> _Row:
         statement = select(jobs).where(jobs.c.id == claim.job.id, jobs.c.lease == claim.lease)
-        row = connection.execute(statement.where(jobs.c.lease_until > self.clock())).one_or_none()
+        row = connection.execute(statement).one_or_none()
         if row is None:
-            raise LeaseLostError(f"the lease of job {claim.job.id} expired or was taken back; its runner must stop")
+            raise LeaseLostError(f"the lease of job {claim.job.id} was taken back; its runner must stop")
         return row
 
     def _lose(self, connection: Connection, row: _Row, cause: str) -> None:
         if row.cancel_wanted:
             self._move(connection, row, CANCELLED)
             return
-        reason = f"the runner on {row.host} was lost while {row.state}: {cause} (attempt {row.attempts} of {ATTEMPTS})"
-        self._move(connection, row, QUEUED if row.attempts < ATTEMPTS else FAILED, reason=reason)
+        count = "it made progress and resumes" if row.has_progressed else f"attempt {row.attempts} of {ATTEMPTS}"
+        reason = f"the runner on {row.host} was lost while {row.state}: {cause} ({count})"
+        attempts = row.attempts - row.has_progressed
+        self._move(connection, row, QUEUED if attempts < ATTEMPTS else FAILED, reason=reason, attempts=attempts)
 
     def _move(self, connection: Connection, row: _Row, state: str, **values: Any) -> None:
         """Change the state of a job and save the event; the only method that does."""
@@ -287,6 +310,8 @@ class Queue:
             raise ValueError(f"job {row.id} is {row.state}: it cannot become {state}")
         if state not in ACTIVE:
             values |= {"lease": None, "lease_until": None, "reserved_bytes": 0}
+        elif row.state in ACTIVE:  # the reason of the attempt before is over, that of a cancellation is not
+            values = {"reason": row.reason if row.cancel_wanted else "", **_progress(row, _rank(state)), **values}
         if state in FINAL:
             values["finished_at"] = self.clock()
         if state == DONE:
@@ -316,6 +341,17 @@ def _shared(connection: Connection, key: str) -> _Row | None:
     is_live = jobs.c.finished_at.is_(None) & ~jobs.c.cancel_wanted
     statement = select(jobs).where(jobs.c.wish_key == key, or_(is_live, (jobs.c.state == DONE) & is_stored))
     return connection.execute(statement.order_by(jobs.c.number.desc()).limit(1)).one_or_none()
+
+
+def _rank(state: str, kind: str = "", body: Mapping[str, Any] = MappingProxyType({})) -> float:
+    """The position of a job on its way: the number of its stage, and the share of it that is done."""
+    total = body.get("total", 0) if kind == history.PROGRESS else 0
+    return ACTIVE.index(state) + (min(1.0, body.get("done", 0) / total) if total > 0 else 0.0)
+
+
+def _progress(row: _Row, rank: float) -> dict[str, Any]:
+    """The changes of a job that comes to a rank: progress is what no attempt before reached."""
+    return {"reached": rank, "has_progressed": True} if rank > row.reached else {}
 
 
 def _reserved(connection: Connection) -> int:

@@ -2,8 +2,8 @@
 
 A thread in the server. All its state of jobs is in the database and in the data folder, so nothing is lost with it:
 when the service ends, its runners continue, and the next service finds their jobs at work on this host. A round: reap
-dead runners, expire leases, end cancelled runners, requeue blocked jobs that now fit, start the next jobs, evict, and
-remove the folders of finished jobs, and now and then the events and logs of jobs that ended long ago.
+dead runners, take back silent leases, end cancelled runners, requeue blocked jobs that now fit, start the next jobs,
+evict, and remove the folders of finished jobs, and now and then the events and logs of jobs that ended long ago.
 """
 
 import os
@@ -17,8 +17,8 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 
-from cluster.service.data.records import Claim, Job
-from cluster.service.data.states import ACTIVE, BLOCKED, FINAL
+from cluster.service.data.records import Claim, HeldLease, Job
+from cluster.service.data.states import ACTIVE, BLOCKED, FAILED, FINAL
 from cluster.service.errors import DatabaseUnavailableError, LeaseLostError, NotFoundError
 from cluster.service.queue.history import RETENTION_SECONDS
 from cluster.service.queue.queue import Queue
@@ -26,7 +26,8 @@ from cluster.service.request_options import recipe_of
 from cluster.service.settings import Settings
 from cluster.service.store.store import RESERVE_BYTES, Store, written_bytes
 from cluster.service.work.folder_lock import holder
-from cluster.service.work.runner import DISK, is_full
+from cluster.service.work.lease_watch import LeaseWatch
+from cluster.service.work.runner import AWAY, DISK, is_full
 from cluster.service.work.warm_runner import WarmRunner, send_order, start
 from mint.core.log import log
 from mint.formats.rounding import ROUNDINGS
@@ -54,6 +55,7 @@ class Supervisor:
         self._host = socket.gethostname()
         self._children: dict[str, tuple[subprocess.Popen[bytes], Claim]] = {}  # runners of this process, by job
         self._warm_runner = WarmRunner(settings, early=not is_ready(Recipe().rounding), clock=clock)
+        self._watch = LeaseWatch(queue, self._lives, clock)
         self._signalled_at: dict[tuple[str, int], float] = {}  # times of SIGTERM, by cancelled job and process
         self._forget_at = clock()
         self._stopping = threading.Event()
@@ -74,15 +76,21 @@ class Supervisor:
             self._thread.join()
         self._warm_runner.drop()
 
+    @property
+    def runners(self) -> dict[str, subprocess.Popen[bytes]]:
+        """The runners that this process started and did not reap, by job."""
+        return {id: process for id, (process, _) in self._children.items()}
+
     def wait(self) -> None:
         """Wait until the runners that this process started have ended."""
-        for process, _ in list(self._children.values()):
+        for process in self.runners.values():
             process.wait()
 
     def step(self) -> None:
         """Do one round."""
         self._reap()
-        self._queue.expire()
+        for job in self._watch.look():
+            log.warning("lease.taken_back", job=job.id, state=job.state, reason=job.reason)
         active = [job for state in ACTIVE for job in self._queue.find(state=state, limit=_MAX_JOBS)]
         here = [job for job in active if job.host == self._host]
         self._end_cancelled(here)
@@ -148,10 +156,14 @@ class Supervisor:
         for id, (process, claim) in list(self._children.items()):
             code = process.poll()
             if code is not None:
-                del self._children[id]
-                log.info("runner.ended", job=id, code=code)
                 ending = f"was killed by signal {-code}" if code < 0 else f"ended with code {code}"
-                self._forfeit(claim, f"its process {ending}")
+                if code == AWAY:
+                    with suppress(LeaseLostError):
+                        self._queue.release(claim, "the database did not answer its runner")
+                else:
+                    self._forfeit(claim, f"its process {ending}")
+                del self._children[id]  # once the database knows
+                self._log_end(id, code)
 
     def _forfeit(self, claim: Claim, reason: str) -> None:
         """Take a job back from a dead runner; one that finished its job has none."""
@@ -160,6 +172,18 @@ class Supervisor:
         except LeaseLostError:
             return
         log.warning("runner.lost", job=job.id, state=job.state, reason=job.reason)
+
+    def _log_end(self, id: str, code: int) -> None:
+        job = self._queue.get(id)
+        report = log.warning if job.state in (FAILED, BLOCKED) else log.info
+        report("runner.ended", job=id, code=code, state=job.state, model=job.request.model, reason=job.reason)
+
+    def _lives(self, held: HeldLease) -> bool:
+        """True if the runner of a lease is a living process of this machine, of this service or of one before."""
+        child = self._children.get(held.job)
+        if child and child[1].lease == held.lease:
+            return child[0].poll() is None
+        return held.host == self._host and bool(holder(self._locks / held.analysis_key))
 
     def _end_cancelled(self, here: list[Job]) -> None:
         now, before, self._signalled_at = self._clock(), self._signalled_at, {}

@@ -104,20 +104,19 @@ def test_a_renewed_lease_stays_valid(world: World) -> None:
     world.submit()
     claim = world.claim()
     for _ in range(10):
+        (held,) = world.queue.leases()
         world.clock.now += LEASE_SECONDS * 0.9
-        assert world.queue.renew(claim)
-        assert world.queue.expire() == []
+        assert world.queue.renew(claim) is Lease.HELD
+        assert world.queue.take_back(held) is None
     world.queue.emit(claim, "note", {})
 
 
 def test_a_lost_lease_cannot_write(world: World) -> None:
     job = world.submit()
     late = world.claim()
-    world.clock.now += LEASE_SECONDS
-    assert world.queue.renew(late) is Lease.LOST  # even before expire()
+    assert [job.id for job in world.expire()] == [job.id]
     with pytest.raises(LeaseLostError):
         world.queue.emit(late, "note", {})
-    assert [job.id for job in world.queue.expire()] == [job.id]
     current = world.claim()
     assert world.queue.renew(late) is Lease.LOST
     with pytest.raises(LeaseLostError):
@@ -126,12 +125,51 @@ def test_a_lost_lease_cannot_write(world: World) -> None:
     assert world.queue.get(job.id).last_seq == 5
 
 
+def test_a_late_runner_whose_lease_nobody_took_back_goes_on(world: World) -> None:
+    world.submit()
+    late = world.claim()
+    world.clock.now += 8 * 3600.0
+    world.queue.emit(late, "note", {})
+    assert world.queue.renew(late) is Lease.HELD
+    world.finish(late)
+
+
+def test_an_attempt_that_made_progress_does_not_count(world: World) -> None:
+    job = world.submit()
+    for done in range(1, 2 * ATTEMPTS):
+        claim = world.claim()
+        assert claim.job.attempts == 1
+        world.queue.advance(claim, "analyzing")
+        world.queue.emit(claim, "progress", {"done": done, "total": 10})
+        (lost,) = world.expire()
+        assert (lost.state, lost.attempts) == (QUEUED, 0)
+        assert "it made progress and resumes" in lost.reason
+    check_laws(world.database)
+    for attempt in range(1, ATTEMPTS + 1):  # it comes as far as before, and breaks there
+        claim = world.claim()
+        assert claim.job.attempts == attempt
+        world.queue.advance(claim, "analyzing")
+        world.queue.emit(claim, "progress", {"done": done, "total": 10})
+        world.expire()
+    assert world.queue.get(job.id).state == FAILED
+    check_laws(world.database)
+
+
+def test_the_reason_of_a_lost_attempt_ends_with_the_first_stage_of_the_next(world: World) -> None:
+    job = world.submit()
+    world.claim()
+    world.expire()
+    claim = world.claim()
+    assert "did not report" in claim.job.reason
+    world.queue.advance(claim, "analyzing")
+    assert world.queue.get(job.id).reason == ""
+
+
 def test_after_three_attempts_a_job_fails_with_the_reason(world: World) -> None:
     job = world.submit()
     for attempt in range(1, ATTEMPTS + 1):
         assert world.claim().job.attempts == attempt
-        world.clock.now += LEASE_SECONDS
-        (lost,) = world.queue.expire()
+        (lost,) = world.expire()
         assert lost.reason.startswith("the runner on here was lost while inventory")
         assert f"attempt {attempt} of {ATTEMPTS}" in lost.reason
     assert lost.state == FAILED
@@ -263,8 +301,7 @@ def test_a_cancelled_job_stays_cancelled_however_its_runner_ends(world: World, e
     claim = world.claim()
     world.queue.cancel(job.id, ANN)
     if end == "expire":
-        world.clock.now += LEASE_SECONDS
-        world.queue.expire()
+        world.expire()
     else:
         getattr(world.queue, end)(claim, "whatever")
     assert (world.queue.get(job.id).state, world.queue.get(job.id).reason) == (CANCELLED, "cancelled by ann")
