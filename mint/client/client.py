@@ -123,10 +123,31 @@ class Client(Connection):
         if record["state"] != "done":
             raise MintError(f"{self.url}: {record['reason']}")
 
-    def jobs(self, *, state: str = "", mine: bool = False, limit: int = 50) -> tuple[ServedJob, ...]:
-        """The newest jobs first."""
-        params = {"limit": limit, **({"state": state} if state else {}), **({"mine": "true"} if mine else {})}
-        return tuple(map(_job, self.ask("GET", "/v1/jobs", params=params)["jobs"]))
+    def jobs(
+        self,
+        *,
+        state: str | Sequence[str] = (),
+        mine: bool = False,
+        search: str = "",
+        sort: str = "newest",
+        before: str = "",
+        limit: int = 50,
+    ) -> tuple[ServedJob, ...]:
+        """A page of jobs, by states or `running`, `waiting` and `ended`, and by words of their ids, models, persons.
+
+        `sort` is `newest`, `oldest`, `ended` or `live`: what runs, what waits in its order, what ended last. `before`
+        is the last id of the page before.
+        """
+        params = {"state": state, "mine": mine, "search": search, "sort": sort, "before": before, "limit": limit}
+        return tuple(map(_job, self._list(**params)["jobs"]))
+
+    def job_counts(self, *, mine: bool = False, search: str = "") -> dict[str, int]:
+        """The number of such jobs in each state."""
+        counts: dict[str, int] = self._list(mine=mine, search=search, limit=1)["counts"]
+        return counts
+
+    def _list(self, **params: Any) -> Record:
+        return self.ask("GET", "/v1/jobs", params={name: value for name, value in params.items() if value})
 
     def job(self, id: str) -> ServedJob:
         """The current state of a job."""

@@ -248,6 +248,8 @@ def test_the_client_in_python_does_what_the_commands_do(
         assert list(client.events(job.id, after=events[-1].seq)) == []
         client.download(job.artifact, tmp_path / "model")
         assert mint.verify(tmp_path / "model").passed
+        assert job in client.jobs(state=["ended", "running"], search="4.5bpw", sort="ended")
+        assert client.job_counts(search="4.5bpw")["done"] == len(client.jobs(state="done", search="4.5bpw"))
         assert "bob" not in client.cancel(job.id).watchers
         assert client.analysis(MODEL).read_bytes() == client.analysis(MODEL).read_bytes()
     with mint.Client(lab.address) as stranger, pytest.raises(mint.MintError, match="MINT_TOKEN"):

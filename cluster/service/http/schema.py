@@ -149,7 +149,10 @@ class JobAnswer(ServedJob):
 
 
 class JobsAnswer(_Answer):
+    """A page of jobs; `counts` says how many of all pages are in each state."""
+
     jobs: list[JobAnswer]
+    counts: dict[str, int]
 
 
 @dataclass(frozen=True, slots=True)

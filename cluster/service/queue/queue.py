@@ -11,7 +11,7 @@ attempts can do that, since a job has finitely many units.
 import secrets
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from types import MappingProxyType
 from typing import Any
@@ -22,10 +22,11 @@ from cluster.service.data import quotas
 from cluster.service.data.database import Database
 from cluster.service.data.records import Claim, Event, HeldLease, Job, Lease, ModelRequest, Person
 from cluster.service.data.states import ACTIVE, BLOCKED, CANCELLED, DONE, FAILED, FINAL, INVENTORY, QUEUED, can_become
-from cluster.service.data.tables import artifacts, jobs, watchers
+from cluster.service.data.tables import artifacts, jobs
 from cluster.service.errors import LeaseLostError, NotFoundError
 from cluster.service.queue import history, subscriptions
 from cluster.service.queue.fairness import count_turn, next_queued
+from cluster.service.queue.listing import NEWEST, conditions, page
 
 LEASE_SECONDS = 20.0
 ATTEMPTS = 3  # without progress
@@ -103,27 +104,19 @@ class Queue:
 
     def find(
         self,
-        state: str | None = None,
+        states: Collection[str] = (),
+        *,
         watcher: str | None = None,
         model_identity: str | None = None,
+        search: str = "",
+        sort: str = NEWEST,
         before: str | None = None,
         limit: int = 100,
     ) -> list[Job]:
-        """The jobs of a state, a watcher and a model, newest first; `before` is the last id of the previous page.
-
-        The jobs of a watcher are those that they want, and cancelled ones.
-        """
-        values = {jobs.c.state: state, jobs.c.identity: model_identity}
-        statement = select(jobs).order_by(jobs.c.number.desc()).limit(limit)
-        statement = statement.where(*(column == value for column, value in values.items() if value is not None))
-        if watcher is not None:
-            is_watched = exists().where(watchers.c.job == jobs.c.number, watchers.c.name == watcher)
-            is_relevant = or_(watchers.c.wants, jobs.c.cancel_wanted, jobs.c.state == CANCELLED)
-            statement = statement.where(is_watched.where(is_relevant))
+        """A page of the jobs that `listing.conditions` describes; `before` is the last id of the page before."""
+        chosen = conditions(states, watcher=watcher, model_identity=model_identity, search=search)
         with self.database.read() as connection:
-            if before is not None:
-                statement = statement.where(jobs.c.number < _row(connection, before).number)
-            return _jobs(connection, connection.execute(statement).all())
+            return _jobs(connection, connection.execute(page(connection, chosen, sort, before, limit)).all())
 
     def events(self, id: str, after: int = 0, limit: int = 1000) -> list[Event]:
         """The events of a job after number `after`, in order; raises `NotFoundError`."""
@@ -135,9 +128,12 @@ class Queue:
         statement = select(jobs.c.id, jobs.c.last_seq).where(jobs.c.id.in_(ids))
         return {row.id: row.last_seq for row in self.database.rows(statement)}
 
-    def counts(self) -> dict[str, int]:
-        """The number of jobs in each state."""
-        statement = select(jobs.c.state, func.count().label("many")).group_by(jobs.c.state)
+    def counts(
+        self, *, watcher: str | None = None, model_identity: str | None = None, search: str = ""
+    ) -> dict[str, int]:
+        """The number of jobs in each state, of those that `listing.conditions` describes."""
+        chosen = conditions(watcher=watcher, model_identity=model_identity, search=search)
+        statement = select(jobs.c.state, func.count().label("many")).where(*chosen).group_by(jobs.c.state)
         counts = {row.state: row.many for row in self.database.rows(statement)}
         return {state: counts.get(state, 0) for state in (QUEUED, *ACTIVE, BLOCKED, *FINAL)}
 

@@ -91,8 +91,7 @@ class Supervisor:
         self._reap()
         for job in self._watch.look():
             log.warning("lease.taken_back", job=job.id, state=job.state, reason=job.reason)
-        active = [job for state in ACTIVE for job in self._queue.find(state=state, limit=_MAX_JOBS)]
-        here = [job for job in active if job.host == self._host]
+        here = [job for job in self._queue.find(ACTIVE, limit=_MAX_JOBS) if job.host == self._host]
         self._end_cancelled(here)
         self.unblock()
         running = len({*(job.id for job in here), *self._children})
@@ -202,7 +201,7 @@ class Supervisor:
 
     def unblock(self) -> None:
         """Requeue jobs that wait for room, once there is a little more than they need."""
-        for job in reversed(self._queue.find(state=BLOCKED, limit=_MAX_JOBS)):
+        for job in self._queue.find([BLOCKED], sort="oldest", limit=_MAX_JOBS):
             if not job.reason.startswith(DISK):
                 continue
             work = self._settings.work_folder / job.id

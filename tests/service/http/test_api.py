@@ -177,6 +177,28 @@ def test_jobs_are_found_by_state_watcher_and_model_page_by_page(world: Served) -
     assert _error(world.client.get("/v1/jobs?state=lost", headers=bob), 422) == "invalid"
 
 
+def test_however_many_jobs_there_are_those_that_run_can_be_seen(world: Served) -> None:
+    sizes = [f"{1 + index}MB" for index in range(120)]
+    first = world.submit("llama", *sizes[:60])[0]
+    world.submit("llama", *sizes[60:])
+    running = world.claim().job.id
+    for job in world.service.queue.find(["queued"], sort="oldest", limit=30):
+        world.client.delete(f"/v1/jobs/{job.id}")
+    assert running == first["id"]
+
+    def ask(**params: Any) -> dict[str, Any]:
+        answer: dict[str, Any] = world.client.get("/v1/jobs", params=params).json()
+        return answer
+
+    assert [job["id"] for job in ask(state="running")["jobs"]] == [running]
+    assert [job["id"] for job in ask(sort="live", limit=1)["jobs"]] == [running]
+    assert len(ask(state=["waiting", "ended"], limit=500)["jobs"]) == 119
+    for params in ({}, {"state": "running", "limit": 1}, {"search": "llama"}):
+        counts = ask(**params)["counts"]
+        assert (counts["inventory"], counts["queued"], counts["cancelled"]) == (1, 89, 30)
+    assert set(ask(search="120MB")["counts"].values()) == {0, 1}
+
+
 # models and plans
 
 

@@ -176,7 +176,7 @@ def test_a_crash_at_any_statement_keeps_the_database_consistent(database_url: st
     counts = {state: many for state, many in world.queue.counts().items() if many}
     assert set(counts) <= {QUEUED, DONE, FAILED}
     assert counts[QUEUED] > 3
-    assert all("attempt 3 of 3" in job.reason for job in world.queue.find(state=FAILED))
+    assert all("attempt 3 of 3" in job.reason for job in world.queue.find([FAILED]))
     while claim := world.queue.claim("here"):  # every job can still finish
         world.finish(claim)
     assert {job.state for job in world.queue.find(limit=1000)} <= {DONE, FAILED}
