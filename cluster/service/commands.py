@@ -3,6 +3,8 @@
 The web framework and the database are imported inside the commands.
 """
 
+import ipaddress
+import re
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from datetime import UTC, datetime
@@ -71,6 +73,15 @@ def serve(
     names: Annotated[
         list[str], option("HOST", "A further host name of this service. May be repeated.", "--name")
     ] = NONE,
+    trusted_proxies: Annotated[
+        list[str],
+        option(
+            "IP",
+            "A proxy, or a network of them, whose X-Forwarded-For and X-Forwarded-Proto are believed. May be repeated.",
+            "--trusted-proxy",
+        ),
+    ] = NONE,
+    root_path: Annotated[str, option("PATH", "Where a proxy serves this service, such as /mint.")] = "",
     requests_per_second: Annotated[float, option("", "Requests a second from one person.", "--rate", min=1)] = 100.0,
     streams_each: Annotated[int, option("", "Event streams of one person at a time.", "--streams", min=1)] = 100,
 ) -> None:
@@ -85,6 +96,7 @@ def serve(
     options = dict(locals())
     del options["max_store"]
     options |= {"data": _folder(data), "roots": _roots(roots), "names": tuple(names)}
+    options |= {"trusted_proxies": _networks(trusted_proxies), "root_path": _root_path(root_path)}
     options |= {"tls_cert": _file(tls_cert, "--tls-cert"), "tls_key": _file(tls_key, "--tls-key")}
     settings = Settings(**options, max_store_bytes=parse_size(max_store) if max_store else None)
     with _extra():
@@ -170,6 +182,20 @@ def _roots(roots: list[Path]) -> tuple[Path, ...]:
         if not root.is_dir():
             raise MintError(f"--root {root}: no such folder; needed one with models in it")
     return tuple(root.resolve() for root in roots)
+
+
+def _networks(addresses: list[str]) -> tuple[str, ...]:
+    try:
+        return tuple(str(ipaddress.ip_network(address)) for address in addresses)
+    except ValueError as error:
+        raise MintError(f"--trusted-proxy: {error}; needed: an address such as 10.0.0.5, or 10.0.0.0/24") from error
+
+
+def _root_path(text: str) -> str:
+    path = text.rstrip("/")
+    if path and not re.fullmatch(r"(/[A-Za-z0-9._~-]+)+", path):
+        raise MintError(f"--root-path {text}: needed: a path such as /mint")
+    return path
 
 
 def _file(path: Path | None, option: str) -> Path | None:

@@ -35,7 +35,7 @@ from cluster.service.subprocesses.plan_pool import Planner
 from mint.client.http import is_loopback
 
 LOCAL = Person(NOBODY, ("admin",))
-_FINE = 20.0  # requests that a wrong token costs
+_GUESS_FACTOR = 0.5  # wrong tokens of an address
 _BURST_SECONDS = 4.0  # a burst is that many seconds' worth of the steady rate
 _ADDRESS_FACTOR = 10.0  # many people may share an address
 
@@ -60,6 +60,7 @@ class Service:
         self.audit = Audit(settings.data / "audit.log")
         rate = settings.requests_per_second
         self.addresses = TokenBucket(_ADDRESS_FACTOR * rate, _ADDRESS_FACTOR * rate * _BURST_SECONDS)
+        self.guesses = TokenBucket(_GUESS_FACTOR * rate, _GUESS_FACTOR * rate * _BURST_SECONDS)
         self.people = TokenBucket(rate, rate * _BURST_SECONDS)
         self.metrics = metrics = Metrics(self.queue.counts)
         metrics.add_gauge("mint_event_streams", "Streams of events that are open.", lambda: self.fanout.watchers)
@@ -92,7 +93,7 @@ class Service:
             return LOCAL
         person = self.tokens.verify(text) if text else None
         if person is None:
-            self.addresses.fine(client, _FINE)
+            self.guesses.need(client)  # delays guesses only: honest people may share the address
             self.audit.note("token.refused", person="", client=client, path=request.url.path)
             raise ApiError(401, "the token is not known here, or was revoked; make one with mint token create NAME")
         self.people.need(person.name)
@@ -111,8 +112,8 @@ class Service:
         self.audit.note(event, person=person.name, client=client_of(request.scope), **context)
 
     def _is_open(self, client: str, request: Request) -> bool:
-        local = self.settings.is_local and is_loopback(client) and not is_forwarded(request.headers.keys())
-        return local and not self.tokens.has_any()
+        is_direct = not self.settings.is_behind_proxy and not is_forwarded(request.headers.keys())
+        return self.settings.is_local and is_loopback(client) and is_direct and not self.tokens.has_any()
 
 
 def _token(request: Request) -> str | None:

@@ -316,7 +316,7 @@ class ModelDetail(_Answer):
 
 
 class TicketAnswer(_Answer):
-    """A link that works once, within a minute."""
+    """A link that works once, within a minute; below the address of the service, as all links of files."""
 
     url: str
 

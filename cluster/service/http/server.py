@@ -17,6 +17,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import compile_path
 from starlette.staticfiles import StaticFiles
+from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
 from cluster.service.data.database import connect
 from cluster.service.data.hosts import BEAT_SECONDS, Hosts
@@ -71,6 +72,7 @@ def create_app(
         docs_url=None,  # its pages load scripts from elsewhere
         redoc_url=None,
         redirect_slashes=False,
+        servers=[{"url": settings.root_path}] if settings.root_path else None,
         exception_handlers=dict.fromkeys((ApiError, MintError, RequestValidationError, HTTPException), _refuse),
     )
     app.state.service = service
@@ -84,7 +86,10 @@ def create_app(
         rates=service.addresses,
         on_answered=service.metrics.answered,
         body_seconds=settings.body_seconds,
+        root_path=settings.root_path,
+        is_behind_proxy=settings.is_behind_proxy,
     )
+    app.add_middleware(ProxyHeadersMiddleware, trusted_hosts=list(settings.trusted_proxies))
     return app
 
 
@@ -161,7 +166,7 @@ def serve(settings: Settings, *, on_start: Callable[[str], None] = lambda url: N
         app,
         http=DeadlineProtocol,
         ws="none",
-        proxy_headers=False,
+        proxy_headers=False,  # the middleware of `create_app` does that
         server_header=False,
         access_log=False,  # it would log queries, tickets among them
         log_level="warning",

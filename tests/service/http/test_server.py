@@ -172,7 +172,7 @@ def test_a_client_that_sends_slowly_or_nonsense_holds_up_nobody(server: Server) 
         )
     with server.client() as client:
         assert client.get("/readyz").status_code == 200
-        assert client.get("/v1/jobs").json() == {"jobs": []}
+        assert client.get("/v1/jobs").json()["jobs"] == []
     with server.connect() as connection:
         connection.sendall(b"nonsense\r\n\r\n")
         answer = connection.makefile("rb").read()
@@ -246,6 +246,16 @@ def test_with_tls_and_a_token_it_serves_the_network(tmp_path: Path) -> None:
             connection.sendall(b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
             assert b"200" not in connection.recv(100)
         assert token not in server.end()[1]
+
+
+def test_a_body_of_two_lengths_is_refused(server: Server) -> None:
+    with server.connect() as connection:
+        lines = ["POST /v1/jobs HTTP/1.1", "Host: 127.0.0.1", "Content-Type: application/json", "Content-Length: 4",
+                 "Transfer-Encoding: chunked", "", "0", "", "GET /healthz HTTP/1.1", "Host: 127.0.0.1", "", ""]  # fmt: skip
+        connection.sendall("\r\n".join(lines).encode())
+        answer = b"".join(iter(lambda: connection.recv(4096), b""))
+    assert answer.count(b"HTTP/1.1") == 1
+    assert b"400 Bad Request" in answer
 
 
 def test_an_address_that_is_taken_is_said_so(server: Server, tmp_path: Path) -> None:
