@@ -19,12 +19,13 @@ from mint.client.http import Connection, Record, RefusedError, SilentError, is_a
 from mint.core.cache import cache_folder
 from mint.core.errors import MintError
 from mint.core.progress import OnProgress, Progress, Share, ignore
-from mint.plan.recipe import Budget, Recipe, Room
+from mint.plan.recipe import ANALYSIS_FIELDS, Budget, Recipe, Room
 
 if TYPE_CHECKING:
     from httpx_sse import EventSource
 
 FINAL = ("done", "failed", "cancelled")
+WAITING = ("queued", "blocked")
 ANALYSIS = "analysis.mint"  # its name in an artifact
 _RECIPE = Recipe()
 
@@ -215,10 +216,28 @@ class Client(Connection):
         """Download an artifact into the new folder `output`, and return its files. Killed, the same call resumes."""
         return download(self, _plain(artifact), Path(output), on_progress)
 
-    def analysis(self, model: str, recipe: Recipe = _RECIPE, *, on_progress: OnProgress = ignore) -> Path:
-        """The path of a model's analysis here, with its probes beside it; the service makes a missing one."""
-        (job,) = self.submit(model, (), recipe.analysis, on_progress=on_progress)
-        artifact = self.wait(job.id, on_progress).artifact
+    def analysis(
+        self,
+        model: str,
+        recipe: Recipe = _RECIPE,
+        *,
+        on_progress: OnProgress = ignore,
+        on_note: Callable[[str], object] = lambda text: None,
+    ) -> Path:
+        """The path of a model's analysis here, with its probes beside it; the service makes a missing one.
+
+        A stored one needs a token to read only, and waits for no job. `on_note` is called as in `wait`.
+        """
+        kind = {name: value for name in ANALYSIS_FIELDS if (value := getattr(recipe, name))}
+        try:
+            artifact: str = self.ask("GET", "/v1/analyses", params={"model": model, **kind})["digest"]
+        except RefusedError as error:
+            if error.code not in ("not_analyzed", "not_fetched"):
+                raise
+            (job,) = self.submit(model, (), recipe.analysis, on_progress=on_progress)
+            waiting = sum(self.job_counts().get(state, 0) for state in WAITING)
+            on_note(f"the service has no such analysis of {model} yet; job {job.id} makes it, {waiting} jobs wait")
+            artifact = self.wait(job.id, on_progress, on_note).artifact
         folder = cache_folder() / "served" / artifact
         if not folder.exists():
             folder.parent.mkdir(parents=True, exist_ok=True)

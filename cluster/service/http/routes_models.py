@@ -144,10 +144,31 @@ def analysis(
     dtype: schema.Dtype = DEFAULTS["dtype"],
 ) -> schema.ArtifactAnswer:
     """The files of an analysis: a few MB, from which everybody who has the model can make any plan, and assemble it."""
+    return _stored(service, identity, rounding, dtype)
+
+
+@router.get("/analyses", responses=refusals(404, 409))
+def find_analysis(
+    model: schema.ModelName,
+    service: Here,
+    person: Reader,
+    rounding: schema.Rounding = DEFAULTS["rounding"],
+    dtype: schema.Dtype = DEFAULTS["dtype"],
+    probe: Annotated[bool, Query(description="Only an analysis with probes.")] = False,
+) -> schema.ArtifactAnswer:
+    """The same by the name of a model."""
+    return _stored(service, identified(service, model)[1], rounding, dtype, probe=probe)
+
+
+def _stored(
+    service: Service, identity: str, rounding: str, dtype: str, *, probe: bool = False
+) -> schema.ArtifactAnswer:
     for entry in _analyses(service, identity):
-        if (entry.answer.rounding, entry.answer.dtype) == (rounding, dtype):
+        answer = entry.answer
+        if (answer.rounding, answer.dtype) == (rounding, dtype) and answer.probed >= probe:
             return artifact_answer(entry.artifact)
+    kind = f"rounding {rounding}{' and probes' if probe else ''}"
     raise ApiError(
-        404, f"the model {identity[:12]} is not analyzed with rounding {rounding}; submit a job first",
+        404, f"the model {identity[:12]} is not analyzed with {kind}; submit a job first",
         code="not_analyzed",
     )  # fmt: skip

@@ -250,9 +250,9 @@ def test_with_tls_and_a_token_it_serves_the_network(tmp_path: Path) -> None:
 
 def test_a_body_of_two_lengths_is_refused(server: Server) -> None:
     with server.connect() as connection:
-        lines = ["POST /v1/jobs HTTP/1.1", "Host: 127.0.0.1", "Content-Type: application/json", "Content-Length: 4",
-                 "Transfer-Encoding: chunked", "", "0", "", "GET /healthz HTTP/1.1", "Host: 127.0.0.1", "", ""]  # fmt: skip
-        connection.sendall("\r\n".join(lines).encode())
+        lengths = "Content-Length: 4\r\nTransfer-Encoding: chunked\r\n"
+        head = f"POST /v1/jobs HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n{lengths}\r\n"
+        connection.sendall(f"{head}0\r\n\r\nGET /healthz HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n".encode())
         answer = b"".join(iter(lambda: connection.recv(4096), b""))
     assert answer.count(b"HTTP/1.1") == 1
     assert b"400 Bad Request" in answer
