@@ -33,6 +33,7 @@ from cluster.service.store.store import Store
 from cluster.service.subprocesses.fetch_pool import Fetches
 from cluster.service.subprocesses.plan_pool import Planner
 from mint.client.http import is_loopback
+from mint.core.log import log
 
 LOCAL = Person(NOBODY, ("admin",))
 _GUESS_FACTOR = 0.5  # wrong tokens of an address
@@ -95,6 +96,7 @@ class Service:
         if person is None:
             self.guesses.need(client)  # delays guesses only: honest people may share the address
             self.audit.note("token.refused", person="", client=client, path=request.url.path)
+            log.warning("token.refused", client=client, path=request.url.path)
             raise ApiError(401, "the token is not known here, or was revoked; make one with mint token create NAME")
         self.people.need(person.name)
         if not person.may(scope):

@@ -52,7 +52,7 @@ export async function ask(path, { method = "GET", body, signal } = {}) {
     });
   } catch (error) {
     if (error.name === "AbortError") throw error;
-    throw new Refusal(0, "unreachable", "The service does not answer. The page tries again by itself.");
+    throw new Refusal(0, "unreachable", "The service does not answer.");
   }
   if (!response.ok) throw await refusal(response);
   return response.status === 204 ? null : response.json();

@@ -53,7 +53,7 @@ export class Queue {
       dispatchEvent(new CustomEvent("mint:connection", { detail: "" }));
     } catch (error) {
       if (this.#signal.aborted || error.status === 401) throw error;
-      this.trouble.replaceChildren(alertOf(error));
+      this.trouble.replaceChildren(alertOf(error), h("p", { class: "hint" }, "The page tries again by itself."));
       dispatchEvent(new CustomEvent("mint:connection", { detail: error.status ? "" : "lost" }));
     }
   }

@@ -40,6 +40,8 @@ LOOK_SECONDS = 0.05  # between looks for a job that a free slot could take, and 
 KILL_SECONDS = 5.0  # from SIGTERM to SIGKILL for the runner of a cancelled job
 FORGET_SECONDS = 3600.0  # between removals of old events and logs
 _MAX_JOBS = 1000
+_LOGS_OF_MANY = ("spare", "fetches")  # of no job, so they never get old
+_MOST_LOG_BYTES = 16 << 20
 
 
 class Supervisor:
@@ -220,8 +222,11 @@ class Supervisor:
         self._forget_at = self._clock() + (0.0 if more else FORGET_SECONDS)
         for path in () if more else self._logs.glob("*.log"):
             with suppress(FileNotFoundError):  # another server removed it
-                if path.stat().st_mtime < before and self._is_over(path.stem):
+                status = path.stat()
+                if status.st_mtime < before and self._is_over(path.stem):
                     path.unlink()
+                elif status.st_size > _MOST_LOG_BYTES and path.stem in _LOGS_OF_MANY:
+                    os.truncate(path, 0)  # its writers append
 
     def _clear(self) -> None:
         """Remove the work folders of finished jobs."""

@@ -23,6 +23,8 @@ from tests.worlds.served import Served, served
 
 NOWHERE = "0" * 64
 
+JSON = {"content-type": "application/json"}
+
 
 @pytest.fixture
 def world(tmp_path: Path, llama: Path) -> Iterator[Served]:
@@ -266,6 +268,25 @@ def test_what_no_plan_can_be_made_of_is_said(world: Served, llama: Path, analysi
 
 
 # errors and what is about the service
+
+
+def test_what_is_wrong_with_a_request_is_said_in_the_words_of_the_api(world: Served) -> None:
+    def said(body: Any) -> str:
+        answer = world.client.post(
+            "/v1/jobs", **({"content": body, "headers": JSON} if body == "{" else {"json": body})
+        )
+        return str(answer.json()["error"]["message"])
+
+    llama = {"model": "llama"}
+    assert said("{") == "the body: needed JSON"
+    assert said({}) == "model: needed a value"
+    assert said({"model": 1}) == "model: found 1; needed a text"
+    assert said(llama | {"more": "x"}) == "more: found 'x'; needed no field of this name"
+    assert said(llama | {"priority": 99}) == "priority: found 99; needed at most 10"
+    assert said(llama | {"budgets": "4GB"}) == "budgets: found '4GB'; needed a list"
+    assert "rounding: found 'best'; needed 'nearest', " in said(llama | {"options": {"rounding": "best"}})
+    assert said(llama | {"options": {"veto_db": "x"}}) == "options.veto_db: found 'x'; needed a number"
+    assert "needed a size (24GB" in said(llama | {"budgets": ["4"]})
 
 
 def test_every_error_has_the_one_form(world: Served) -> None:

@@ -248,6 +248,21 @@ def test_with_tls_and_a_token_it_serves_the_network(tmp_path: Path) -> None:
         assert token not in server.end()[1]
 
 
+def test_a_second_server_of_one_folder_says_so(server: Server, folder: Path) -> None:
+    with serving(folder, "--slots", "0") as second:
+        _, errors = second.end()
+    assert "data.shared" in errors
+    assert f'"pid": {server.process.pid}' in errors
+
+
+def test_a_data_folder_that_is_a_file_is_said_so(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    code, errors = Server(tmp_path / "file").end()
+    assert code == 1
+    assert "Traceback" not in errors
+    assert "needed: a folder" in errors
+
+
 def test_a_body_of_two_lengths_is_refused(server: Server) -> None:
     with server.connect() as connection:
         lengths = "Content-Length: 4\r\nTransfer-Encoding: chunked\r\n"
