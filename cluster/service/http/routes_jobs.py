@@ -14,8 +14,9 @@ from cluster.service.http.context import POSTED, Here, Reader, Service, Submitte
 from cluster.service.http.error_answers import ApiError
 from cluster.service.http.schema import JobAnswer, JobsAnswer, Sha256, Submission, SubmittedAnswer, SubmittedJob
 from cluster.service.http.sse import EventStream
+from cluster.service.http.stored import require_room
 from cluster.service.queue.listing import NEWEST, SORTS
-from cluster.service.request_options import budget_of, canonical, checked_options, most_bytes
+from cluster.service.request_options import budget_of, canonical, checked_options, most_bytes, recipe_of
 from mint.core.errors import MintError
 from mint.plan.recipe import Budget
 
@@ -48,6 +49,9 @@ def submit(
     budgets: Sequence[Budget | None] = [budget_of(text, options) for text in submission.budgets] or [None]
     changes = {canonical(budget): (budget, checked_options(budget, options)) for budget in budgets}
     path, identity = identified(service, submission.model)
+    sized = [budget for budget in budgets if budget]
+    if sized:
+        require_room(service, identity, recipe_of(sized[0], options), sized)
     source_bytes = sum(shard.stat().st_size for shard in path.glob("*.safetensors"))
     requests = [
         (ModelRequest(submission.model, identity, text, values), most_bytes(budget, source_bytes))

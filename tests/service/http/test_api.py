@@ -107,6 +107,18 @@ def test_the_options_of_the_api_are_those_of_a_request() -> None:
     assert Options().model_dump() == DEFAULTS
 
 
+def test_a_budget_that_can_never_fit_is_refused_before_it_waits(world: Served, llama: Path, analysis: Path) -> None:
+    world.submit("llama", "1kB")  # nothing is known yet
+    world.store("analysis", _identity(llama), analysis_mint=analysis.read_bytes())
+    damaged = world.store("analysis", _identity(llama), analysis_mint=b"damaged")
+    refused = world.client.post("/v1/jobs", json={"model": "llama", "budgets": ["1GB", "2kB"]})
+    assert _error(refused, 422) == "unusable"
+    assert "the smallest that works" in refused.json()["error"]["message"]
+    world.submit("llama", "1GB", "min", "m1-8")
+    assert world.client.get("/v1/jobs").json()["counts"]["queued"] == 4
+    assert world.client.get(f"/v1/analyses/{_identity(llama)}").json()["digest"] != damaged.digest
+
+
 def test_a_full_quota_says_when_to_come_back(world: Served) -> None:
     ann = world.token("ann", quota=Quota(queued=1))
     world.submit("llama", "1GB", headers=ann)

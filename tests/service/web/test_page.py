@@ -328,11 +328,18 @@ def test_what_is_no_budget_is_refused_with_what_is_needed(page: Page) -> None:
 
 
 @needs_chromium
-def test_a_budget_that_is_too_small_says_so_in_the_queue(page: Page) -> None:
+def test_a_budget_that_is_too_small_says_so_in_the_queue_or_at_once_if_the_model_is_analyzed(
+    page: Page, made: str
+) -> None:
     page.open()
-    submit(page, "small-llama", "20kB")
+    submit(page, EVIL, "20kB")
     page.until(lambda: "smallest" in page.read(".job[data-state='failed'] .reason"))
     assert page.read("#announcements").endswith("failed")
+    page.forgiven = ("422",)
+    Select(page.one("#model")).select_by_value("small-llama")
+    page.one("#size").send_keys("20kB" + Keys.ENTER)
+    page.click("form [type=submit]")
+    page.until(lambda: "smallest" in page.read("form > .alert"))
 
 
 @needs_chromium
