@@ -20,6 +20,7 @@ from mint.cli.options import NONE, Json, argument, option
 from mint.cli.screen import Screen
 from mint.client.http import PORT
 from mint.core.errors import MintError
+from mint.core.log import FORMATS, LEVELS, configure_logging
 from mint.core.sizes import parse_size
 
 if TYPE_CHECKING:
@@ -73,6 +74,16 @@ def serve(
     names: Annotated[
         list[str], option("HOST", "A further host name of this service. May be repeated.", "--name")
     ] = NONE,
+    lease_seconds: Annotated[
+        float, option("SECONDS", "How long a runner of another machine may be silent.", "--lease", min=20)
+    ] = 20.0,
+    retention_days: Annotated[
+        float, option("DAYS", "How long events and logs of ended jobs are kept.", "--retention", min=0.1)
+    ] = 30.0,
+    log_level: Annotated[str, option("LEVEL", f"Of the service's own log: {', '.join(LEVELS)}.")] = "warning",
+    log_format: Annotated[
+        str, option("FORMAT", f"{' or '.join(FORMATS)}; default: text on a terminal, else json.")
+    ] = "",
     trusted_proxies: Annotated[
         list[str],
         option(
@@ -94,7 +105,9 @@ def serve(
     Example: mint serve --root ~/models --max-store 500GB
     """
     options = dict(locals())
-    del options["max_store"]
+    for name in ("max_store", "log_level", "log_format"):
+        del options[name]
+    _configure_log(log_level, log_format)
     options |= {"data": _folder(data), "roots": _roots(roots), "names": tuple(names)}
     options |= {"trusted_proxies": _networks(trusted_proxies), "root_path": _root_path(root_path)}
     options |= {"tls_cert": _file(tls_cert, "--tls-cert"), "tls_key": _file(tls_key, "--tls-key")}
@@ -182,6 +195,14 @@ def _roots(roots: list[Path]) -> tuple[Path, ...]:
         if not root.is_dir():
             raise MintError(f"--root {root}: no such folder; needed one with models in it")
     return tuple(root.resolve() for root in roots)
+
+
+def _configure_log(level: str, format: str) -> None:
+    if level not in LEVELS or format not in ("", *FORMATS):
+        raise MintError(
+            f"--log-level {level} --log-format {format}; needed: {', '.join(LEVELS)}; {' or '.join(FORMATS)}"
+        )
+    configure_logging(level=level, format=format)
 
 
 def _networks(addresses: list[str]) -> tuple[str, ...]:

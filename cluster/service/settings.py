@@ -28,6 +28,8 @@ class Settings:
     tls_cert: Path | None = None
     tls_key: Path | None = None
     insecure: bool = False  # plain HTTP beyond loopback
+    lease_seconds: float = 20.0  # that a runner may be silent for, where nobody sees its process
+    retention_days: float = 30.0  # of events and logs, after the end of a job
     names: tuple[str, ...] = ()  # further host names of the service
     trusted_proxies: tuple[str, ...] = ()  # addresses or networks
     root_path: str = ""  # prefix of all paths at the proxy, such as /mint

@@ -93,6 +93,17 @@ class HeldLease:
 
 
 @dataclass(frozen=True, slots=True)
+class Times:
+    """Of the jobs of a state: the number that began, seconds before and after their start, the first submission."""
+
+    state: str
+    begun: int
+    waited: float
+    ran: float
+    first_created_at: float
+
+
+@dataclass(frozen=True, slots=True)
 class Artifact:
     """A downloadable result: a model, or an analysis with its probes."""
 

@@ -47,7 +47,7 @@ class Service:
     def __init__(self, settings: Settings, database: Database, clock: Callable[[], float]) -> None:
         self.settings = settings
         self.database = database
-        self.queue = Queue(database, clock)
+        self.queue = Queue(database, clock, settings.lease_seconds)
         self.tokens = Tokens(database, clock)
         self.catalog = Catalog(database, clock)
         self.hosts = Hosts(database, clock)
@@ -63,8 +63,9 @@ class Service:
         self.addresses = TokenBucket(_ADDRESS_FACTOR * rate, _ADDRESS_FACTOR * rate * _BURST_SECONDS)
         self.guesses = TokenBucket(_GUESS_FACTOR * rate, _GUESS_FACTOR * rate * _BURST_SECONDS)
         self.people = TokenBucket(rate, rate * _BURST_SECONDS)
-        self.metrics = metrics = Metrics(self.queue.counts)
+        self.metrics = metrics = Metrics(self.queue.counts, self.queue.times)
         metrics.add_gauge("mint_event_streams", "Streams of events that are open.", lambda: self.fanout.watchers)
+        metrics.add_gauge("mint_leases", "Jobs that a runner holds.", lambda: len(self.queue.leases()))
         metrics.add_gauge("mint_fetches", "Models of the hub that are on their way.", self.fetches.running)
         metrics.add_gauge("mint_store_bytes", "Bytes of stored artifacts.", self.catalog.nbytes)
         metrics.add_gauge("mint_store_free_bytes", "Bytes that can still be stored.", self.store.free_bytes)

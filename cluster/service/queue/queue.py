@@ -20,7 +20,7 @@ from sqlalchemy import ColumnElement, Connection, Row, exists, func, insert, or_
 
 from cluster.service.data import quotas
 from cluster.service.data.database import Database
-from cluster.service.data.records import Claim, Event, HeldLease, Job, Lease, ModelRequest, Person
+from cluster.service.data.records import Claim, Event, HeldLease, Job, Lease, ModelRequest, Person, Times
 from cluster.service.data.states import ACTIVE, BLOCKED, CANCELLED, DONE, FAILED, FINAL, INVENTORY, QUEUED, can_become
 from cluster.service.data.tables import artifacts, jobs
 from cluster.service.errors import LeaseLostError, NotFoundError
@@ -136,6 +136,17 @@ class Queue:
         statement = select(jobs.c.state, func.count().label("many")).where(*chosen).group_by(jobs.c.state)
         counts = {row.state: row.many for row in self.database.rows(statement)}
         return {state: counts.get(state, 0) for state in (QUEUED, *ACTIVE, BLOCKED, *FINAL)}
+
+    def times(self) -> list[Times]:
+        """The seconds that jobs of each state waited and ran, and the time since which the first one waits."""
+        columns = {
+            "begun": func.count(jobs.c.started_at),
+            "waited": func.coalesce(func.sum(jobs.c.started_at - jobs.c.created_at), 0.0),
+            "ran": func.coalesce(func.sum(jobs.c.finished_at - jobs.c.started_at), 0.0),
+            "first_created_at": func.min(jobs.c.created_at),
+        }
+        statement = select(jobs.c.state, *(column.label(name) for name, column in columns.items()))
+        return [Times(**row._mapping) for row in self.database.rows(statement.group_by(jobs.c.state))]
 
     # for runners and the supervisor
 

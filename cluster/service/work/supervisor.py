@@ -20,7 +20,6 @@ from contextlib import suppress
 from cluster.service.data.records import Claim, HeldLease, Job
 from cluster.service.data.states import ACTIVE, BLOCKED, FAILED, FINAL
 from cluster.service.errors import DatabaseUnavailableError, LeaseLostError, NotFoundError
-from cluster.service.queue.history import RETENTION_SECONDS
 from cluster.service.queue.queue import Queue
 from cluster.service.request_options import recipe_of
 from cluster.service.settings import Settings
@@ -104,7 +103,7 @@ class Supervisor:
         self._store.evict()
         self._clear()
         if self._clock() >= self._forget_at:
-            self._forget(time.time() - RETENTION_SECONDS)
+            self._forget(time.time() - 24 * 3600.0 * self._settings.retention_days)
 
     def _work(self) -> None:
         is_swept, failure = False, ""

@@ -343,7 +343,16 @@ def test_the_service_tells_how_it_is(world: Served) -> None:
     ]
     text = world.client.get("/metrics").text
     assert 'mint_jobs{state="inventory"} 1.0' in text
-    assert 'mint_requests_total{method="POST",route="/v1/jobs",status="201"} 1.0' in text
+    assert "mint_leases 1.0" in text
+    assert "mint_job_wait_seconds_count 1.0" in text
+    assert "mint_queue_oldest_seconds 0.0\n" in text
+    world.service.queue.advance(claim, "failed", reason="broken")
+    world.submit("llama", "2GB")
+    text = world.client.get("/metrics").text
+    assert 'mint_job_seconds_count{state="failed"} 1.0' in text
+    assert "mint_leases 0.0" in text
+    assert "mint_queue_oldest_seconds 0.0\n" not in text
+    assert 'mint_requests_total{method="POST",route="/v1/jobs",status="201"} 2.0' in text
 
 
 def test_the_description_names_every_route_and_its_errors(world: Served) -> None:

@@ -106,7 +106,13 @@ def test_behind_a_proxy_nothing_is_open(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("options", "needed"),
-    [({"trusted_proxies": ["lab"]}, "10.0.0.5"), ({"root_path": "mint"}, "/mint"), ({"root_path": "/a b"}, "/mint")],
+    [
+        ({"trusted_proxies": ["lab"]}, "10.0.0.5"),
+        ({"root_path": "mint"}, "/mint"),
+        ({"root_path": "/a b"}, "/mint"),
+        ({"log_level": "loud"}, "warning"),
+        ({"log_format": "xml"}, "json"),
+    ],
 )
 def test_a_wrong_option_names_what_is_needed(tmp_path: Path, options: dict[str, Any], needed: str) -> None:
     with pytest.raises(MintError, match=needed):

@@ -361,7 +361,7 @@ def test_the_audit_log_tells_who_did_what_and_no_secret(
 ) -> None:
     from mint.core.log import configure_logging
 
-    configure_logging(verbose=True)
+    configure_logging(level="debug")
     try:
         artifact = world.store("model", "0" * 64, a_bin=b"bytes")
         ann = world.token("ann")
@@ -372,7 +372,7 @@ def test_the_audit_log_tells_who_did_what_and_no_secret(
         eve = world.token("eve", "read")
         world.client.post("/v1/jobs", json={"model": "llama"}, headers=eve)
     finally:
-        configure_logging(verbose=False)
+        configure_logging(level="warning")
     path = world.service.settings.data / "audit.log"
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     assert [(line["event"], line["person"]) for line in lines] == [
