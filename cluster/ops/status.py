@@ -46,9 +46,10 @@ def _node(node: Node, machine: dict[str, Any]) -> dict[str, Any]:
         "host": node.hostname,
         "head": node.is_head,
         "answers": bool(machine),
-        "chip": machine.get("chip", ""),
-        "gpu": machine.get("has_gpu", False),
-        "memory_bytes": machine.get("memory_bytes", 0),
-        "disk_free_bytes": min(machine["disk_free_bytes"].values()) if machine else 0,
+        # unknown, not zero, where a node did not answer in time
+        "chip": machine.get("chip"),
+        "gpu": machine.get("has_gpu"),
+        "memory_bytes": machine.get("memory_bytes"),
+        "disk_free_bytes": min(machine["disk_free_bytes"].values()) if machine else None,
         "versions": {**node.versions, **({"python": machine["python"]} if machine else {})},
     }

@@ -3,6 +3,8 @@
 The web framework and the database are imported inside the commands.
 """
 
+import ipaddress
+import re
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from datetime import UTC, datetime
@@ -18,6 +20,7 @@ from mint.cli.options import NONE, Json, argument, option
 from mint.cli.screen import Screen
 from mint.client.http import PORT
 from mint.core.errors import MintError
+from mint.core.log import FORMATS, LEVELS, configure_logging
 from mint.core.sizes import parse_size
 
 if TYPE_CHECKING:
@@ -71,6 +74,25 @@ def serve(
     names: Annotated[
         list[str], option("HOST", "A further host name of this service. May be repeated.", "--name")
     ] = NONE,
+    lease_seconds: Annotated[
+        float, option("SECONDS", "How long a runner of another machine may be silent.", "--lease", min=20)
+    ] = 20.0,
+    retention_days: Annotated[
+        float, option("DAYS", "How long events and logs of ended jobs are kept.", "--retention", min=0.1)
+    ] = 30.0,
+    log_level: Annotated[str, option("LEVEL", f"Of the service's own log: {', '.join(LEVELS)}.")] = "warning",
+    log_format: Annotated[
+        str, option("FORMAT", f"{' or '.join(FORMATS)}; default: text on a terminal, else json.")
+    ] = "",
+    trusted_proxies: Annotated[
+        list[str],
+        option(
+            "IP",
+            "A proxy, or a network of them, whose X-Forwarded-For and X-Forwarded-Proto are believed. May be repeated.",
+            "--trusted-proxy",
+        ),
+    ] = NONE,
+    root_path: Annotated[str, option("PATH", "Where a proxy serves this service, such as /mint.")] = "",
     requests_per_second: Annotated[float, option("", "Requests a second from one person.", "--rate", min=1)] = 100.0,
     streams_each: Annotated[int, option("", "Event streams of one person at a time.", "--streams", min=1)] = 100,
 ) -> None:
@@ -83,8 +105,11 @@ def serve(
     Example: mint serve --root ~/models --max-store 500GB
     """
     options = dict(locals())
-    del options["max_store"]
+    for name in ("max_store", "log_level", "log_format"):
+        del options[name]
+    _configure_log(log_level, log_format)
     options |= {"data": _folder(data), "roots": _roots(roots), "names": tuple(names)}
+    options |= {"trusted_proxies": _networks(trusted_proxies), "root_path": _root_path(root_path)}
     options |= {"tls_cert": _file(tls_cert, "--tls-cert"), "tls_key": _file(tls_key, "--tls-key")}
     settings = Settings(**options, max_store_bytes=parse_size(max_store) if max_store else None)
     with _extra():
@@ -170,6 +195,28 @@ def _roots(roots: list[Path]) -> tuple[Path, ...]:
         if not root.is_dir():
             raise MintError(f"--root {root}: no such folder; needed one with models in it")
     return tuple(root.resolve() for root in roots)
+
+
+def _configure_log(level: str, format: str) -> None:
+    if level not in LEVELS or format not in ("", *FORMATS):
+        raise MintError(
+            f"--log-level {level} --log-format {format}; needed: {', '.join(LEVELS)}; {' or '.join(FORMATS)}"
+        )
+    configure_logging(level=level, format=format)
+
+
+def _networks(addresses: list[str]) -> tuple[str, ...]:
+    try:
+        return tuple(str(ipaddress.ip_network(address)) for address in addresses)
+    except ValueError as error:
+        raise MintError(f"--trusted-proxy: {error}; needed: an address such as 10.0.0.5, or 10.0.0.0/24") from error
+
+
+def _root_path(text: str) -> str:
+    path = text.rstrip("/")
+    if path and not re.fullmatch(r"(/[A-Za-z0-9._~-]+)+", path):
+        raise MintError(f"--root-path {text}: needed: a path such as /mint")
+    return path
 
 
 def _file(path: Path | None, option: str) -> Path | None:

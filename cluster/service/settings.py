@@ -28,7 +28,11 @@ class Settings:
     tls_cert: Path | None = None
     tls_key: Path | None = None
     insecure: bool = False  # plain HTTP beyond loopback
+    lease_seconds: float = 20.0  # that a runner may be silent for, where nobody sees its process
+    retention_days: float = 30.0  # of events and logs, after the end of a job
     names: tuple[str, ...] = ()  # further host names of the service
+    trusted_proxies: tuple[str, ...] = ()  # addresses or networks
+    root_path: str = ""  # prefix of all paths at the proxy, such as /mint
     requests_per_second: float = 100.0  # of one person; of one address ten times that
     streams_each: int = 100  # of events, that one person may have open
     body_seconds: float = 10.0  # for the body of a request
@@ -53,6 +57,11 @@ class Settings:
     def is_local(self) -> bool:
         """True if only programs on this machine can reach the service."""
         return is_loopback(self.host)
+
+    @property
+    def is_behind_proxy(self) -> bool:
+        """True if requests come through a proxy, from whatever address."""
+        return bool(self.trusted_proxies or self.root_path)
 
     @property
     def url(self) -> str:

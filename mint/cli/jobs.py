@@ -55,21 +55,35 @@ def submit(
 def jobs(
     screen: Screen,
     client: opt.Service,
-    id: Annotated[str, argument("[ID]", "Of a job; default: the newest.")] = "",
+    id: Annotated[str, argument("[ID]", "Of a job; default: a list.")] = "",
     follow: Annotated[bool, option("", "Stay until the job ends.", "--follow", "-f")] = False,
-    state: Annotated[str, option("STATE", "Only jobs in this state.")] = "",
+    state: Annotated[
+        list[str], option("STATE", "Only running, waiting or ended jobs, or those of a state. May be repeated.")
+    ] = opt.NONE,
     mine: Annotated[bool, option("", "Only my jobs.", "--mine")] = False,
+    search: Annotated[str, option("WORDS", "Only jobs with these words: of model, budget, person, host, reason.")] = "",
+    sort: Annotated[str, option("ORDER", "live, newest, oldest or ended.")] = "live",
+    before: Annotated[str, option("ID", "The next page: the last job of this one.")] = "",
     limit: Annotated[int, option("", "Number of jobs.", min=1, max=500)] = 20,
 ) -> Record:
-    """Show the jobs of the service, or one of them, or follow it to its end."""
+    """Show the jobs of the service, or one of them, or follow it to its end.
+
+    First come the running jobs, then those that wait, in their order, then those that ended last. `states` counts all
+    of them, on this page or not.
+    """
     if follow and not id:
         raise typer.BadParameter("needed: the id of the job to follow", param_hint="--follow")
     if id and follow:
         client.wait(id, screen.on_progress, screen.note)
     if id:
         return job_record(client.job(id))
-    newest = client.jobs(state=state, mine=mine, limit=limit)
-    return {"count": len(newest), "jobs": [_brief(job, "id model budget state owner reason") for job in newest]}
+    rows = client.jobs(state=state, mine=mine, search=search, sort=sort, before=before, limit=limit)
+    counts = client.job_counts(mine=mine, search=search)
+    return {
+        "count": len(rows),
+        "states": {name: count for name, count in counts.items() if count},
+        "jobs": [_brief(job, "id model budget state owner reason") for job in rows],
+    }
 
 
 def cancel(screen: Screen, id: Id, client: opt.Service) -> Record:

@@ -41,7 +41,7 @@ def options(
     ] = False,
 ) -> None:
     """MINT: memory-informed N-bit tuning, without calibration data."""
-    configure_logging(verbose=verbose)
+    configure_logging(level="debug" if verbose else "warning")
 
 
 for _function in (

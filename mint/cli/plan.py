@@ -48,7 +48,7 @@ def allocate(
     _refuse_existing(*outputs)
     path = Path(analysis)
     if client:
-        path = client.analysis(analysis, recipe, on_progress=screen.on_progress)
+        path = client.analysis(analysis, recipe, on_progress=screen.on_progress, on_note=screen.note)
         screen.note(f"the service's analysis is in {path}")
     plans = allocate_all(mint.read_analysis(path), budgets, recipe, probed=probes_beside(path))
     for plan, file in zip(plans, outputs, strict=False):

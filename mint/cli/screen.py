@@ -80,7 +80,9 @@ def _is_table(value: Any) -> bool:
 
 
 def _text(name: str, value: Any) -> str:
-    """The text of a field in a table."""
+    """The text of a field in a table; a dash for what is not known."""
+    if value is None:
+        return "–"
     if isinstance(value, bool):
         return "yes" if value else "NO"
     if isinstance(value, int):

@@ -19,12 +19,13 @@ from mint.client.http import Connection, Record, RefusedError, SilentError, is_a
 from mint.core.cache import cache_folder
 from mint.core.errors import MintError
 from mint.core.progress import OnProgress, Progress, Share, ignore
-from mint.plan.recipe import Budget, Recipe, Room
+from mint.plan.recipe import ANALYSIS_FIELDS, Budget, Recipe, Room
 
 if TYPE_CHECKING:
     from httpx_sse import EventSource
 
 FINAL = ("done", "failed", "cancelled")
+WAITING = ("queued", "blocked")
 ANALYSIS = "analysis.mint"  # its name in an artifact
 _RECIPE = Recipe()
 
@@ -123,10 +124,31 @@ class Client(Connection):
         if record["state"] != "done":
             raise MintError(f"{self.url}: {record['reason']}")
 
-    def jobs(self, *, state: str = "", mine: bool = False, limit: int = 50) -> tuple[ServedJob, ...]:
-        """The newest jobs first."""
-        params = {"limit": limit, **({"state": state} if state else {}), **({"mine": "true"} if mine else {})}
-        return tuple(map(_job, self.ask("GET", "/v1/jobs", params=params)["jobs"]))
+    def jobs(
+        self,
+        *,
+        state: str | Sequence[str] = (),
+        mine: bool = False,
+        search: str = "",
+        sort: str = "newest",
+        before: str = "",
+        limit: int = 50,
+    ) -> tuple[ServedJob, ...]:
+        """A page of jobs, by states or `running`, `waiting` and `ended`, and by words of their ids, models, persons.
+
+        `sort` is `newest`, `oldest`, `ended` or `live`: what runs, what waits in its order, what ended last. `before`
+        is the last id of the page before.
+        """
+        params = {"state": state, "mine": mine, "search": search, "sort": sort, "before": before, "limit": limit}
+        return tuple(map(_job, self._list(**params)["jobs"]))
+
+    def job_counts(self, *, mine: bool = False, search: str = "") -> dict[str, int]:
+        """The number of such jobs in each state."""
+        counts: dict[str, int] = self._list(mine=mine, search=search, limit=1)["counts"]
+        return counts
+
+    def _list(self, **params: Any) -> Record:
+        return self.ask("GET", "/v1/jobs", params={name: value for name, value in params.items() if value})
 
     def job(self, id: str) -> ServedJob:
         """The current state of a job."""
@@ -194,10 +216,28 @@ class Client(Connection):
         """Download an artifact into the new folder `output`, and return its files. Killed, the same call resumes."""
         return download(self, _plain(artifact), Path(output), on_progress)
 
-    def analysis(self, model: str, recipe: Recipe = _RECIPE, *, on_progress: OnProgress = ignore) -> Path:
-        """The path of a model's analysis here, with its probes beside it; the service makes a missing one."""
-        (job,) = self.submit(model, (), recipe.analysis, on_progress=on_progress)
-        artifact = self.wait(job.id, on_progress).artifact
+    def analysis(
+        self,
+        model: str,
+        recipe: Recipe = _RECIPE,
+        *,
+        on_progress: OnProgress = ignore,
+        on_note: Callable[[str], object] = lambda text: None,
+    ) -> Path:
+        """The path of a model's analysis here, with its probes beside it; the service makes a missing one.
+
+        A stored one needs a token to read only, and waits for no job. `on_note` is called as in `wait`.
+        """
+        kind = {name: value for name in ANALYSIS_FIELDS if (value := getattr(recipe, name))}
+        try:
+            artifact: str = self.ask("GET", "/v1/analyses", params={"model": model, **kind})["digest"]
+        except RefusedError as error:
+            if error.code not in ("not_analyzed", "not_fetched"):
+                raise
+            (job,) = self.submit(model, (), recipe.analysis, on_progress=on_progress)
+            waiting = sum(self.job_counts().get(state, 0) for state in WAITING)
+            on_note(f"the service has no such analysis of {model} yet; job {job.id} makes it, {waiting} jobs wait")
+            artifact = self.wait(job.id, on_progress, on_note).artifact
         folder = cache_folder() / "served" / artifact
         if not folder.exists():
             folder.parent.mkdir(parents=True, exist_ok=True)

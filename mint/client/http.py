@@ -187,10 +187,10 @@ def parse_server(text: str) -> str:
         port = parts.port or (443 if parts.scheme == "https" else PORT)
     except ValueError as error:
         raise MintError(f"{text}: {error}; needed: HOST:PORT or a URL") from error
-    if parts.scheme not in ("http", "https") or not parts.hostname or parts.username or parts.path.strip("/"):
-        raise MintError(f"{text}: not the address of a service; needed: HOST:PORT or http(s)://HOST:PORT")
+    if parts.scheme not in ("http", "https") or not parts.hostname or parts.username or parts.query or parts.fragment:
+        raise MintError(f"{text}: not the address of a service; needed: HOST:PORT or http(s)://HOST:PORT[/PATH]")
     host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
-    return f"{parts.scheme}://{host}:{port}"
+    return f"{parts.scheme}://{host}:{port}{parts.path.rstrip('/')}"
 
 
 def token_of(file: Path | None) -> str:

@@ -8,13 +8,15 @@ import logging
 import sys
 from typing import Any
 
-_level = logging.WARNING
+LEVELS = ("debug", "info", "warning", "error")
+FORMATS = ("text", "json")
+_level, _format = logging.WARNING, ""
 
 
-def configure_logging(*, verbose: bool) -> None:
-    """Log every unit of work if `verbose`, else warnings only."""
-    global _level
-    _level = logging.DEBUG if verbose else logging.WARNING
+def configure_logging(*, level: str, format: str = "") -> None:
+    """Log events of one of `LEVELS` and above, in one of `FORMATS`; by default text on a terminal, JSON otherwise."""
+    global _level, _format
+    _level, _format = getattr(logging, level.upper()), format
 
 
 class _Log:
@@ -33,6 +35,7 @@ class _Log:
 def _logger() -> Any:
     import structlog
 
+    is_text = _format == "text" or (not _format and sys.stderr.isatty())
     renderers = [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
     return structlog.wrap_logger(
         structlog.PrintLogger(sys.stderr),
@@ -40,7 +43,7 @@ def _logger() -> Any:
             structlog.contextvars.merge_contextvars,
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
-            *([structlog.dev.ConsoleRenderer()] if sys.stderr.isatty() else renderers),
+            *([structlog.dev.ConsoleRenderer()] if is_text else renderers),
         ],
     )
 

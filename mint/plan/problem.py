@@ -100,6 +100,11 @@ class Problem:
         """The smallest budget whose plan has the least loss of all."""
         return self._with_overhead(sum(map(_size_of_least, self._rows)))
 
+    def require(self, budget_bytes: int) -> None:
+        """Raise `MintError` naming the smallest budget that works if this one has no plan; solves nothing."""
+        if budget_bytes < self.smallest_bytes:
+            raise MintError(self._infeasible(budget_bytes))
+
     def plan(self, budget_bytes: int) -> Plan:
         """The plan of least loss within the budget, with its bound: proved, or the best one found with its gap.
 

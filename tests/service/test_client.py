@@ -72,11 +72,9 @@ def run(capsys: pytest.CaptureFixture[str]) -> Mint:
 
 @pytest.fixture(scope="module")
 def people(lab: Lab) -> None:
-    for name, quota in (("ann", ""), ("bob", ""), ("eve", "active=0,bytes=1kB")):
-        command = [sys.executable, "-m", "mint", "token", "create", name]
-        made = subprocess.run(
-            [*command, "--quota", quota, "--data", str(lab.data)], capture_output=True, text=True, check=True
-        )
+    for name, *options in (("ann",), ("bob",), ("eve", "--quota", "active=0,bytes=1kB"), ("reader", "--scope", "read")):
+        command = [sys.executable, "-m", "mint", "token", "create", name, *options, "--data", str(lab.data)]
+        made = subprocess.run(command, capture_output=True, text=True, check=True)
         (lab.folder / name).write_text(made.stdout)
         (lab.folder / name).chmod(0o600)
 
@@ -233,6 +231,21 @@ def test_an_analysis_of_the_service_is_of_the_kind_that_was_asked_for(lab: Lab, 
     assert "needed: --server" in refused["error"]
 
 
+def test_an_analysis_that_is_stored_needs_no_job_and_a_token_to_read_only(
+    lab: Lab, made: dict[str, dict[str, Any]], run: Mint
+) -> None:
+    with mint.Client(lab.address, (lab.folder / "bob").read_text().strip()) as client:
+        before = client.job_counts()
+        code, _ = run("allocate", MODEL, "--budget", "4.5bpw", *lab.as_("reader"))
+        assert code == 0
+        assert client.job_counts() == before
+        notes: list[str] = []
+        client.analysis(MODEL, Recipe(rounding="search"), on_note=notes.append)
+    assert "the service has no such analysis" in notes[0]
+    code, refused = run("allocate", MODEL, "--budget", "4bpw", "--dtype", "float32", *lab.as_("reader"))
+    assert (code, "needed the scope 'submit'" in refused["error"]) == (1, True)
+
+
 def test_the_client_in_python_does_what_the_commands_do(
     lab: Lab, made: dict[str, dict[str, Any]], tmp_path: Path
 ) -> None:
@@ -248,6 +261,8 @@ def test_the_client_in_python_does_what_the_commands_do(
         assert list(client.events(job.id, after=events[-1].seq)) == []
         client.download(job.artifact, tmp_path / "model")
         assert mint.verify(tmp_path / "model").passed
+        assert job in client.jobs(state=["ended", "running"], search="4.5bpw", sort="ended")
+        assert client.job_counts(search="4.5bpw")["done"] == len(client.jobs(state="done", search="4.5bpw"))
         assert "bob" not in client.cancel(job.id).watchers
         assert client.analysis(MODEL).read_bytes() == client.analysis(MODEL).read_bytes()
     with mint.Client(lab.address) as stranger, pytest.raises(mint.MintError, match="MINT_TOKEN"):

@@ -47,6 +47,10 @@ class World:
         assert claim is not None
         return claim
 
+    def expire(self) -> list[Job]:
+        """Take back all leases, as if nobody had renewed them for long."""
+        return [job for held in self.queue.leases() if (job := self.queue.take_back(held))]
+
     def finish(self, claim: Claim, nbytes: int = 10) -> Artifact:
         """Finish a job, with an artifact in the catalog."""
         result = artifact(claim.job.id, identity=claim.job.request.identity, nbytes=nbytes)

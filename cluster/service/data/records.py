@@ -41,11 +41,11 @@ class Job:
     id: str
     request: ModelRequest
     state: str
-    reason: str  # of failed, blocked, or of the last broken attempt
+    reason: str  # of failed, blocked, or of the last broken attempt until the next one enters a stage
     owner: str  # the first watcher; the job takes a turn of the owner
     watchers: tuple[str, ...]
     priority: int
-    attempts: int
+    attempts: int  # this one among them, without broken ones that made progress
     created_at: float
     started_at: float | None
     finished_at: float | None
@@ -79,6 +79,28 @@ class Claim:
     def holder(self) -> str:
         """The name under which the job holds its artifacts until it is done."""
         return f"job-{self.job.id}"
+
+
+@dataclass(frozen=True, slots=True)
+class HeldLease:
+    """The lease that a runner holds, as others see it; `until` changes with every renewal."""
+
+    job: str
+    host: str
+    analysis_key: str
+    lease: str
+    until: float
+
+
+@dataclass(frozen=True, slots=True)
+class Times:
+    """Of the jobs of a state: the number that began, seconds before and after their start, the first submission."""
+
+    state: str
+    begun: int
+    waited: float
+    ran: float
+    first_created_at: float
 
 
 @dataclass(frozen=True, slots=True)

@@ -54,7 +54,10 @@ jobs = sa.Table(
     sa.Column("result", sa.JSON, nullable=False, default=dict),
     sa.Column("cancel_wanted", sa.Boolean, nullable=False, default=False),
     sa.Column("lease", sa.String(32)),  # set exactly while the state is one of ACTIVE
-    sa.Column("lease_until", sa.Double, index=True),
+    sa.Column("lease_until", sa.Double),  # changes with every renewal; nothing else is read from it
+    # the farthest position of all attempts, and whether the latest attempt moved it
+    sa.Column("reached", sa.Double, nullable=False, server_default="0"),
+    sa.Column("has_progressed", sa.Boolean, nullable=False, server_default=sa.false()),
 )
 # the database itself enforces these two invariants
 _LIVE = sa.text("finished_at IS NULL AND NOT cancel_wanted")

@@ -33,9 +33,10 @@ from cluster.service.store.store import Store
 from cluster.service.subprocesses.fetch_pool import Fetches
 from cluster.service.subprocesses.plan_pool import Planner
 from mint.client.http import is_loopback
+from mint.core.log import log
 
 LOCAL = Person(NOBODY, ("admin",))
-_FINE = 20.0  # requests that a wrong token costs
+_GUESS_FACTOR = 0.5  # wrong tokens of an address
 _BURST_SECONDS = 4.0  # a burst is that many seconds' worth of the steady rate
 _ADDRESS_FACTOR = 10.0  # many people may share an address
 
@@ -46,7 +47,7 @@ class Service:
     def __init__(self, settings: Settings, database: Database, clock: Callable[[], float]) -> None:
         self.settings = settings
         self.database = database
-        self.queue = Queue(database, clock)
+        self.queue = Queue(database, clock, settings.lease_seconds)
         self.tokens = Tokens(database, clock)
         self.catalog = Catalog(database, clock)
         self.hosts = Hosts(database, clock)
@@ -60,9 +61,11 @@ class Service:
         self.audit = Audit(settings.data / "audit.log")
         rate = settings.requests_per_second
         self.addresses = TokenBucket(_ADDRESS_FACTOR * rate, _ADDRESS_FACTOR * rate * _BURST_SECONDS)
+        self.guesses = TokenBucket(_GUESS_FACTOR * rate, _GUESS_FACTOR * rate * _BURST_SECONDS)
         self.people = TokenBucket(rate, rate * _BURST_SECONDS)
-        self.metrics = metrics = Metrics(self.queue.counts)
+        self.metrics = metrics = Metrics(self.queue.counts, self.queue.times)
         metrics.add_gauge("mint_event_streams", "Streams of events that are open.", lambda: self.fanout.watchers)
+        metrics.add_gauge("mint_leases", "Jobs that a runner holds.", lambda: len(self.queue.leases()))
         metrics.add_gauge("mint_fetches", "Models of the hub that are on their way.", self.fetches.running)
         metrics.add_gauge("mint_store_bytes", "Bytes of stored artifacts.", self.catalog.nbytes)
         metrics.add_gauge("mint_store_free_bytes", "Bytes that can still be stored.", self.store.free_bytes)
@@ -92,8 +95,9 @@ class Service:
             return LOCAL
         person = self.tokens.verify(text) if text else None
         if person is None:
-            self.addresses.fine(client, _FINE)
+            self.guesses.need(client)  # delays guesses only: honest people may share the address
             self.audit.note("token.refused", person="", client=client, path=request.url.path)
+            log.warning("token.refused", client=client, path=request.url.path)
             raise ApiError(401, "the token is not known here, or was revoked; make one with mint token create NAME")
         self.people.need(person.name)
         if not person.may(scope):
@@ -111,8 +115,8 @@ class Service:
         self.audit.note(event, person=person.name, client=client_of(request.scope), **context)
 
     def _is_open(self, client: str, request: Request) -> bool:
-        local = self.settings.is_local and is_loopback(client) and not is_forwarded(request.headers.keys())
-        return local and not self.tokens.has_any()
+        is_direct = not self.settings.is_behind_proxy and not is_forwarded(request.headers.keys())
+        return self.settings.is_local and is_loopback(client) and is_direct and not self.tokens.has_any()
 
 
 def _token(request: Request) -> str | None:

@@ -73,12 +73,42 @@ _NEEDED = {
 }
 _NEEDED["budget"] = _NEEDED["budgets"]
 _SHOWN = 40  # characters of a wrong value
+# an error of pydantic: what is needed, with the limits of the field
+_KINDS = {
+    "missing": "a value",
+    "extra_forbidden": "no field of this name",
+    "literal_error": "{expected}",
+    "string_type": "a text",
+    "string_too_short": "at least {min_length} characters",
+    "string_too_long": "at most {max_length} characters",
+    "bool_type": "true or false",
+    "bool_parsing": "true or false",
+    "int_type": "a whole number",
+    "int_parsing": "a whole number",
+    "int_from_float": "a whole number",
+    "float_type": "a number",
+    "float_parsing": "a number",
+    "finite_number": "a finite number",
+    "greater_than_equal": "at least {ge}",
+    "less_than_equal": "at most {le}",
+    "list_type": "a list",
+    "too_long": "at most {max_length} entries",
+    "dict_type": "an object",
+    "model_type": "an object",
+    "model_attributes_type": "an object",
+}
 
 
 def describe_invalid(error: Mapping[str, Any]) -> str:
-    """One of pydantic's errors as found and needed; a pattern is described in words if there are any."""
+    """One of pydantic's errors as found and needed, in the words of the API."""
     location = [str(part) for part in error["loc"]]
-    needed = next((_NEEDED[part] for part in reversed(location) if part in _NEEDED), "")
-    if error["type"] != "string_pattern_mismatch" or not needed:
-        return f"{'.'.join(location)}: {error['msg']}"
-    return f"{'.'.join(location[1:])}: found {str(error['input'])[:_SHOWN]!r}; needed {needed}"
+    of_pattern = next((_NEEDED[part] for part in reversed(location) if part in _NEEDED), "")
+    needed = of_pattern if error["type"] == "string_pattern_mismatch" and of_pattern else _KINDS.get(error["type"], "")
+    if not needed:
+        needed = f"what /openapi.json describes ({error['type'].replace('_', ' ')})"
+    value = error.get("input")
+    if error["type"] == "json_invalid":
+        return "the body: needed JSON"
+    found = f"found {repr(value)[:_SHOWN]}; " if isinstance(value, str | int | float) else ""
+    name = ".".join(location[1:]) or "the request"
+    return f"{name}: {found}needed {needed.format(**error.get('ctx', {}))}"

@@ -1,19 +1,58 @@
 """Metrics of the service for Prometheus."""
 
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
+from prometheus_client.core import GaugeMetricFamily, SummaryMetricFamily
+from prometheus_client.registry import Collector
+
+from cluster.service.data.records import Times
+from cluster.service.data.states import FINAL, QUEUED
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 
 
+@dataclass(frozen=True)
+class _JobTimes(Collector):
+    """Seconds that jobs waited and ran, summed by the database, so that they are those of all servers and restarts."""
+
+    times: Callable[[], Sequence[Times]]
+
+    def describe(self) -> tuple[()]:
+        """Nothing: the registry must not ask the database when it is made."""
+        return ()
+
+    def collect(self) -> Iterator[SummaryMetricFamily | GaugeMetricFamily]:
+        """The metrics now."""
+        times = self.times()
+        waits = SummaryMetricFamily(
+            "mint_job_wait_seconds",
+            "Seconds from the submission of a job to its last start.",
+            count_value=sum(row.begun for row in times),
+            sum_value=sum(row.waited for row in times),
+        )
+        runs = SummaryMetricFamily(
+            "mint_job_seconds", "Seconds from the last start of a job to its end, by its final state.", labels=["state"]
+        )
+        for row in times:
+            if row.state in FINAL:
+                runs.add_metric([row.state], row.begun, row.ran)
+        first = next((row.first_created_at for row in times if row.state == QUEUED), None)
+        oldest = 0.0 if first is None else max(0.0, time.time() - first)
+        yield from (waits, runs)
+        yield GaugeMetricFamily("mint_queue_oldest_seconds", "Seconds that the oldest queued job waits.", oldest)
+
+
 class Metrics:
     """The counters of one service, and gauges that are read when the metrics are; `jobs` counts those in each state."""
 
-    def __init__(self, jobs: Callable[[], Mapping[str, int]]) -> None:
+    def __init__(self, jobs: Callable[[], Mapping[str, int]], times: Callable[[], Sequence[Times]]) -> None:
         self._registry = registry = CollectorRegistry()
         ProcessCollector(registry=registry)
+        registry.register(_JobTimes(times))
         self._requests = Counter(
             "mint_requests", "Requests answered.", ["method", "route", "status"], registry=registry
         )

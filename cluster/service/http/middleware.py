@@ -12,15 +12,17 @@ from dataclasses import dataclass, field
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect, Request
+from starlette.responses import RedirectResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from cluster.service.http.error_answers import ApiError
 from cluster.service.http.rate_limit import TokenBucket
-from cluster.service.http.security import HEADERS, is_foreign, is_json, is_own_host, is_page
+from cluster.service.http.security import HEADERS, is_foreign, is_forwarded, is_json, is_own_host, is_page
 from mint.core.log import log
 
 MAX_BODY_BYTES = 64 << 10
 _MAX_DISCARDED_BYTES = 4 << 20
+_MAX_WARNINGS = 10  # of unknown proxies
 MAX_REQUESTS = 4000  # at a time, streams among them
 
 
@@ -28,7 +30,8 @@ MAX_REQUESTS = 4000  # at a time, streams among them
 class Guard:
     """Refuses requests that break a rule of all routes, adds the headers of `security`, and logs every request.
 
-    `on_answered` is called with the method, the route's path, the status and the seconds of each request.
+    Takes `root_path` off the front of paths, where a proxy has not done so. `on_answered` is called with the method,
+    the route's path, the status and the seconds of each request.
     """
 
     app: ASGIApp
@@ -36,13 +39,20 @@ class Guard:
     rates: TokenBucket
     on_answered: Callable[[str, str, int, float], None]
     body_seconds: float
+    root_path: str = ""
+    is_behind_proxy: bool = False
     _active: int = field(default=0, init=False)
+    _proxies: set[str] = field(default_factory=set, init=False)  # that were warned about
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
             await self.app(scope, receive, send)
         elif scope["type"] == "websocket":
             await send({"type": "websocket.close", "code": 1008})
+        elif self.root_path and scope["path"] == self.root_path:  # the page's addresses are relative
+            await RedirectResponse(f"{self.root_path}/")(scope, receive, send)
+        elif self.root_path and scope["path"].startswith(f"{self.root_path}/"):
+            await self._http({**scope, "path": scope["path"].removeprefix(self.root_path)}, receive, send)
         else:
             await self._http(scope, receive, send)
 
@@ -86,6 +96,7 @@ class Guard:
         headers = Headers(scope=scope)
         if self._active > MAX_REQUESTS:
             raise ApiError(503, f"{MAX_REQUESTS} requests are being answered; come back", retry_after=5)
+        self._warn_of_proxy(scope, headers)
         self.rates.need(client_of(scope))
         if not is_own_host(headers.get("host", ""), self.names):
             raise ApiError(
@@ -94,12 +105,14 @@ class Guard:
                 "with --name",
                 code="bad_host",
             )
-        if is_foreign(scope["method"], scope["path"], headers):
+        if is_foreign(scope["method"], scope["path"], headers, scope.get("scheme", "http")):
             raise ApiError(403, "a page of another site asked for this; open the service's own page", code="cross_site")
         if "\0" in scope["path"]:
             raise ApiError(404, "there is nothing of this name")
         if scope["method"] == "POST" and not is_json(headers.get("content-type", "")):
             raise ApiError(415, "needed: Content-Type: application/json")
+        if "transfer-encoding" in headers and "content-length" in headers:
+            raise ApiError(400, "found both Content-Length and Transfer-Encoding; needed one of them")
         length = headers.get("content-length", "0")
         if "transfer-encoding" not in headers and length == "0":
             return b""
@@ -110,6 +123,15 @@ class Guard:
             raise ApiError(
                 408, f"the body was not complete after {self.body_seconds:g} seconds; send it at once"
             ) from None
+
+    def _warn_of_proxy(self, scope: Scope, headers: Headers) -> None:
+        """Log once that requests come through a proxy that nobody named: all of them count as one address."""
+        client = client_of(scope)
+        if self.is_behind_proxy or client in self._proxies or len(self._proxies) >= _MAX_WARNINGS:
+            return
+        if is_forwarded(headers.keys()):
+            self._proxies.add(client)
+            log.warning("proxy.not_trusted", client=client, needed=f"--trusted-proxy {client}, if that is your proxy")
 
 
 async def _read_body(request: Request, announced_bytes: int) -> bytes:

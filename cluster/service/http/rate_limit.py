@@ -34,11 +34,6 @@ class TokenBucket:
         if wait := self.take(client):
             raise ApiError(429, f"too many requests; come back in {wait:.1f} seconds", retry_after=wait)
 
-    def fine(self, client: str, cost: float) -> None:
-        """Take from the bucket in any case, down to zero."""
-        with self._lock:
-            self._set(client, max(0.0, self._level(client) - cost))
-
     def _level(self, client: str) -> float:
         level, at = self._levels.get(client, (self.burst, self.clock()))
         return min(self.burst, level + (self.clock() - at) * self.per_second)

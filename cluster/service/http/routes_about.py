@@ -17,6 +17,7 @@ from mint.core.version import __version__
 from mint.targets import devices as targets
 
 router = APIRouter(tags=["about"])
+_MOST_JOBS = 1000
 WEB = Path(__file__).parent.parent / "web"
 
 
@@ -40,9 +41,8 @@ def hosts(service: Here, person: Reader) -> HostsAnswer:
     last_seen = [*service.hosts.last_seen().items(), (here, time.time())]
     reports = {host.name: {**asdict(host), "seen_at": at} for host, at in last_seen}
     running: dict[str, list[str]] = {name: [] for name in reports}
-    for state in ACTIVE:
-        for job in service.queue.find(state=state, limit=500):
-            running.setdefault(job.host, []).append(job.id)
+    for job in service.queue.find(ACTIVE, limit=_MOST_JOBS):
+        running.setdefault(job.host, []).append(job.id)
     silent = dict.fromkeys(("slots", "free_bytes", "store_bytes", "cluster", "seen_at"))
     rows = [
         HostAnswer(**reports.get(name, {"name": name, **silent}), jobs=jobs, is_here=name == here.name)

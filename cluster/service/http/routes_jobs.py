@@ -8,19 +8,22 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, Header, Path, Query, Request, Response
 
 from cluster.service.data.records import Job, ModelRequest, Person
-from cluster.service.data.states import ACTIVE, BLOCKED, FINAL, QUEUED
+from cluster.service.data.states import ACTIVE, BLOCKED, FINAL, GROUPS, QUEUED
 from cluster.service.errors import DatabaseUnavailableError, NotFetchedError
 from cluster.service.http.context import POSTED, Here, Reader, Service, Submitter, refusals
 from cluster.service.http.error_answers import ApiError
 from cluster.service.http.schema import JobAnswer, JobsAnswer, Sha256, Submission, SubmittedAnswer, SubmittedJob
 from cluster.service.http.sse import EventStream
-from cluster.service.request_options import budget_of, canonical, checked_options, most_bytes
+from cluster.service.http.stored import require_room
+from cluster.service.queue.listing import NEWEST, SORTS
+from cluster.service.request_options import budget_of, canonical, checked_options, most_bytes, recipe_of
 from mint.core.errors import MintError
 from mint.plan.recipe import Budget
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
 JobId = Annotated[str, Path(pattern="^[0-9a-f]{16}$")]
-State = Literal[QUEUED, *ACTIVE, *FINAL, BLOCKED]  # type: ignore[valid-type]
+State = Literal[QUEUED, *ACTIVE, *FINAL, BLOCKED, *GROUPS]  # type: ignore[valid-type]
+Sort = Literal[*SORTS]  # type: ignore[valid-type]
 
 
 def job_record(job: Job, person: Person) -> dict[str, Any]:
@@ -46,6 +49,9 @@ def submit(
     budgets: Sequence[Budget | None] = [budget_of(text, options) for text in submission.budgets] or [None]
     changes = {canonical(budget): (budget, checked_options(budget, options)) for budget in budgets}
     path, identity = identified(service, submission.model)
+    sized = [budget for budget in budgets if budget]
+    if sized:
+        require_room(service, identity, recipe_of(sized[0], options), sized)
     source_bytes = sum(shard.stat().st_size for shard in path.glob("*.safetensors"))
     requests = [
         (ModelRequest(submission.model, identity, text, values), most_bytes(budget, source_bytes))
@@ -81,17 +87,26 @@ def identified(service: Service, name: str) -> tuple[FilePath, str]:
 def find(
     service: Here,
     person: Reader,
-    state: State | None = None,
+    state: Annotated[list[State], Query(description="States, or running, waiting and ended for several.")] = [],  # noqa: B006, FastAPI copies it
     mine: bool = False,
+    search: Annotated[
+        str, Query(max_length=200, description="Words of the id, model, budget, person, host or reason.")
+    ] = "",
+    sort: Annotated[Sort, Query(description="live: what runs, what waits in its order, what ended last.")] = NEWEST,
     model: Annotated[Sha256 | None, Query(description="The identity of a model.")] = None,
     before: Annotated[
         str | None, Query(pattern="^[0-9a-f]{16}$", description="The last job of the page before.")
     ] = None,
     limit: Annotated[int, Query(ge=1, le=500)] = 100,
 ) -> JobsAnswer:
-    """Jobs, the newest first."""
-    jobs = service.queue.find(state, person.name if mine else None, model, before, limit)
-    return JobsAnswer(jobs=[JobAnswer(**job_record(job, person)) for job in jobs])
+    """A page of jobs, and the number of jobs in each state whatever `state` and the page are."""
+    watcher = person.name if mine else None
+    states = [name for part in state for name in GROUPS.get(part, (part,))]
+    jobs = service.queue.find(
+        states, watcher=watcher, model_identity=model, search=search, sort=sort, before=before, limit=limit
+    )
+    counts = service.queue.counts(watcher=watcher, model_identity=model, search=search)
+    return JobsAnswer(jobs=[JobAnswer(**job_record(job, person)) for job in jobs], counts=counts)
 
 
 @router.get("/{id}", responses=refusals(404))

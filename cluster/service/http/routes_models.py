@@ -2,23 +2,19 @@
 
 import re
 from collections.abc import Set
-from dataclasses import dataclass
-from pathlib import Path as FilePath
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Path, Query
 
-from cluster.service.data.records import Artifact
 from cluster.service.errors import DatabaseUnavailableError
 from cluster.service.http import schema
 from cluster.service.http.context import POSTED, Here, Reader, Service, refusals
 from cluster.service.http.error_answers import ApiError
 from cluster.service.http.routes_artifacts import artifact_answer
 from cluster.service.http.routes_jobs import identified, job_record
+from cluster.service.http.stored import planned, stored_analyses
 from cluster.service.request_options import DEFAULTS, budget_of, canonical, recipe_of
-from mint.analysis.analysis import MAGIC
 from mint.core.errors import MintError
-from mint.core.journal import read_header
 from mint.plan.recipe import Recipe
 
 router = APIRouter(prefix="/v1", tags=["models"])
@@ -54,7 +50,7 @@ def model(identity: Identity, service: Here, person: Reader) -> schema.ModelDeta
     if not rows and not jobs and not artifacts:
         raise ApiError(404, f"nothing is known of a model {identity[:12]}; GET /v1/models lists those that there are")
     structure: dict[str, Any] = {"model_type": "", "layers": 0, "roles": []}
-    if analyses := _analyses(service, identity):
+    if analyses := stored_analyses(service, identity):
         structure = service.planner.ask("roles", analysis=analyses[0].path)
     return schema.ModelDetail(
         identity=identity,
@@ -65,47 +61,6 @@ def model(identity: Identity, service: Here, person: Reader) -> schema.ModelDeta
         analyses=[entry.answer for entry in analyses],
         jobs=[schema.JobAnswer(**job_record(job, person)) for job in jobs],
         artifacts=list(map(artifact_answer, artifacts)),
-    )
-
-
-@dataclass(frozen=True, slots=True)
-class _Analysis:
-    """A stored analysis, the paths of its files (`probe` is empty without probes), and its settings."""
-
-    artifact: Artifact
-    path: str
-    probe: str
-    answer: schema.AnalysisAnswer
-
-
-def _analyses(service: Service, identity: str) -> list[_Analysis]:
-    """The stored analyses of a model, the last made first."""
-    analyses = []
-    for artifact in service.catalog.find(kind="analysis", identity=identity):
-        paths = {FilePath(file.name).suffix: str(service.store.path(file.digest)) for file in artifact.files}
-        path, probe = paths[".mint"], paths.get(".probe", "")
-        header = read_header(FilePath(path), MAGIC)
-        if not header or "rounding" not in header:
-            raise MintError("the stored analysis is damaged; submit the model again")
-        settings = {"rounding": header["rounding"], "dtype": header["dtype"], "probed": bool(probe)}
-        answer = schema.AnalysisAnswer(**settings, artifact=artifact.digest)
-        analyses.append(_Analysis(artifact, path, probe, answer))
-    return analyses
-
-
-def _planned(service: Service, verb: str, identity: str, recipe: Recipe, **request: Any) -> dict[str, Any]:
-    """The answer of the planner from the newest analysis with the recipe's rounding and dtype."""
-    analyses = _analyses(service, identity)
-    # sensitivities are the model's, whatever the rounding
-    probe = next((entry.probe for entry in analyses if entry.probe and entry.answer.dtype == recipe.dtype), "")
-    for entry in analyses:
-        if (entry.answer.rounding, entry.answer.dtype) == (recipe.rounding, recipe.dtype):
-            return service.planner.ask(verb, analysis=entry.path, probe=probe, recipe=recipe.to_dict(), **request)
-    fault = f" with rounding {recipe.rounding} and dtype {recipe.dtype or 'of its own'}" if analyses else ""
-    raise ApiError(
-        409,
-        f"the model {identity[:12]} is not analyzed{fault}; submit a job first (without a budget: the analysis alone)",
-        code="not_analyzed",
     )
 
 
@@ -121,7 +76,7 @@ def curve(
 ) -> schema.CurveAnswer:
     """The curve of budget and loss of an analyzed model, its knees, and where devices lie on it."""
     recipe = Recipe(rounding=rounding, dtype=dtype, objective=objective)
-    return schema.CurveAnswer(**_planned(service, "curve", identity, recipe, points=points))
+    return schema.CurveAnswer(**planned(service, "curve", identity, recipe, points=points))
 
 
 @router.post("/plans", responses=refusals(404, 409, *POSTED))
@@ -131,7 +86,7 @@ def plan(request: schema.PlanRequest, service: Here, person: Reader) -> schema.P
     budget = budget_of(request.budget, options)
     is_identity = re.fullmatch("[0-9a-f]{64}", request.model)
     identity = request.model if is_identity else identified(service, request.model)[1]
-    plan = _planned(service, "plan", identity, recipe_of(budget, options), budget=budget.to_dict())
+    plan = planned(service, "plan", identity, recipe_of(budget, options), budget=budget.to_dict())
     return schema.PlanAnswer(budget=canonical(budget), **plan)
 
 
@@ -144,10 +99,31 @@ def analysis(
     dtype: schema.Dtype = DEFAULTS["dtype"],
 ) -> schema.ArtifactAnswer:
     """The files of an analysis: a few MB, from which everybody who has the model can make any plan, and assemble it."""
-    for entry in _analyses(service, identity):
-        if (entry.answer.rounding, entry.answer.dtype) == (rounding, dtype):
+    return _stored(service, identity, rounding, dtype)
+
+
+@router.get("/analyses", responses=refusals(404, 409))
+def find_analysis(
+    model: schema.ModelName,
+    service: Here,
+    person: Reader,
+    rounding: schema.Rounding = DEFAULTS["rounding"],
+    dtype: schema.Dtype = DEFAULTS["dtype"],
+    probe: Annotated[bool, Query(description="Only an analysis with probes.")] = False,
+) -> schema.ArtifactAnswer:
+    """The same by the name of a model."""
+    return _stored(service, identified(service, model)[1], rounding, dtype, probe=probe)
+
+
+def _stored(
+    service: Service, identity: str, rounding: str, dtype: str, *, probe: bool = False
+) -> schema.ArtifactAnswer:
+    for entry in stored_analyses(service, identity):
+        answer = entry.answer
+        if (answer.rounding, answer.dtype) == (rounding, dtype) and answer.probed >= probe:
             return artifact_answer(entry.artifact)
+    kind = f"rounding {rounding}{' and probes' if probe else ''}"
     raise ApiError(
-        404, f"the model {identity[:12]} is not analyzed with rounding {rounding}; submit a job first",
+        404, f"the model {identity[:12]} is not analyzed with {kind}; submit a job first",
         code="not_analyzed",
     )  # fmt: skip

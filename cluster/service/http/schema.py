@@ -149,7 +149,10 @@ class JobAnswer(ServedJob):
 
 
 class JobsAnswer(_Answer):
+    """A page of jobs; `counts` says how many of all pages are in each state."""
+
     jobs: list[JobAnswer]
+    counts: dict[str, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -313,7 +316,7 @@ class ModelDetail(_Answer):
 
 
 class TicketAnswer(_Answer):
-    """A link that works once, within a minute."""
+    """A link that works once, within a minute; below the address of the service, as all links of files."""
 
     url: str
 

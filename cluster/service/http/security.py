@@ -4,6 +4,8 @@
 - DNS rebinding: a page of another site lets its own name point at 127.0.0.1, and sends that name as Host. Only
   addresses, which cannot be rebound, and the service's own names are answered.
 - Cross-site requests: a page of another site sends an Origin or Sec-Fetch-Site that says so, and is refused.
+- Proxies: only one that --trusted-proxy names is believed about the client's address and scheme. Behind a proxy nothing
+  is open, whatever the address.
 - The service's own page runs no foreign or inline script, cannot be framed, and sends no Referer.
 
 `Strict-Transport-Security` is left out on purpose: it covers all ports of a host, and other services of a lab's
@@ -35,14 +37,15 @@ def need_safe(settings: Settings, *, has_tokens: bool) -> None:
     """Raise `MintError`, with the cure, for settings that would let strangers in."""
     if bool(settings.tls_cert) != bool(settings.tls_key):
         raise MintError("found one of --tls-cert and --tls-key; needed: both, as PEM files")
-    if settings.is_local:
+    if settings.is_local and not settings.is_behind_proxy:
         return
     if not has_tokens:
+        way = "a proxy" if settings.is_local else f"--host {settings.host}"
         raise MintError(
-            f"--host {settings.host} can be reached from other machines, and there is no token: anybody could use it. "
-            "Make one first: mint token create NAME"
+            f"the service can be reached from other machines through {way}, and there is no token: anybody could use "
+            "it. Make one first: mint token create NAME"
         )
-    if not settings.tls_cert and not settings.insecure:
+    if not settings.is_local and not settings.tls_cert and not settings.insecure:
         raise MintError(
             f"--host {settings.host} can be reached from other machines, and without TLS everybody on the way can read "
             "the tokens. Give --tls-cert and --tls-key (mint cluster certs makes some), or, behind a proxy or VPN that "
@@ -72,12 +75,18 @@ def is_own_host(host: str, names: frozenset[str]) -> bool:
     return True
 
 
-def is_foreign(method: str, path: str, headers: Mapping[str, str]) -> bool:
-    """True if a page of another site made the request. A link to the page itself is not foreign."""
-    origin = headers.get("origin")
-    if origin is not None and origin.partition("://")[2].lower() != headers.get("host", "").lower():
+def is_foreign(method: str, path: str, headers: Mapping[str, str], scheme: str) -> bool:
+    """True if a page of another site made the request. A link to the page itself is not foreign.
+
+    A browser that says `same-origin` compared the schemes itself, also where a proxy hides the scheme from the service.
+    """
+    site = headers.get("sec-fetch-site", "none")
+    origin_scheme, _, origin_host = (
+        headers.get("origin", f"{scheme}://{headers.get('host', '')}").lower().partition("://")
+    )
+    if origin_host != headers.get("host", "").lower() or (site != "same-origin" and origin_scheme != scheme):
         return True
-    if headers.get("sec-fetch-site", "none") in ("none", "same-origin"):
+    if site in ("none", "same-origin"):
         return False
     return not (method in _SAFE_METHODS and path in _PAGES and headers.get("sec-fetch-mode") == "navigate")
 

@@ -17,6 +17,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import compile_path
 from starlette.staticfiles import StaticFiles
+from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
 from cluster.service.data.database import connect
 from cluster.service.data.hosts import BEAT_SECONDS, Hosts
@@ -28,6 +29,7 @@ from cluster.service.http.head_deadline import DeadlineProtocol
 from cluster.service.http.middleware import Guard
 from cluster.service.http.security import need_safe, own_names
 from cluster.service.settings import Settings
+from cluster.service.work.folder_lock import noted
 from mint.core.errors import MintError
 from mint.core.log import log
 from mint.core.version import __version__
@@ -42,7 +44,12 @@ def create_app(
 
     Raises `MintError` for a database or roots that cannot be used.
     """
-    settings.data.mkdir(parents=True, exist_ok=True, mode=0o700)
+    try:
+        settings.data.mkdir(parents=True, exist_ok=True, mode=0o700)
+    except OSError as error:
+        raise MintError(
+            f"--data {settings.data}: {error.strerror}; needed: a folder that can be written, or a path for a new one"
+        ) from error
     database = connect(settings.database_url, _log_database)
     try:
         if settings.database:  # before the store looks for files that are gone
@@ -71,6 +78,7 @@ def create_app(
         docs_url=None,  # its pages load scripts from elsewhere
         redoc_url=None,
         redirect_slashes=False,
+        servers=[{"url": settings.root_path}] if settings.root_path else None,
         exception_handlers=dict.fromkeys((ApiError, MintError, RequestValidationError, HTTPException), _refuse),
     )
     app.state.service = service
@@ -84,7 +92,10 @@ def create_app(
         rates=service.addresses,
         on_answered=service.metrics.answered,
         body_seconds=settings.body_seconds,
+        root_path=settings.root_path,
+        is_behind_proxy=settings.is_behind_proxy,
     )
+    app.add_middleware(ProxyHeadersMiddleware, trusted_hosts=list(settings.trusted_proxies))
     return app
 
 
@@ -161,7 +172,7 @@ def serve(settings: Settings, *, on_start: Callable[[str], None] = lambda url: N
         app,
         http=DeadlineProtocol,
         ws="none",
-        proxy_headers=False,
+        proxy_headers=False,  # the middleware of `create_app` does that
         server_header=False,
         access_log=False,  # it would log queries, tickets among them
         log_level="warning",
@@ -171,7 +182,16 @@ def serve(settings: Settings, *, on_start: Callable[[str], None] = lambda url: N
         ssl_certfile=settings.tls_cert,
         ssl_keyfile=settings.tls_key,
     )
-    _Server(config).run([listener])
+    with noted(settings.data / "server.lock") as other:
+        if other and not settings.database:
+            log.warning(
+                "data.shared",
+                data=str(settings.data),
+                pid=other,
+                effect="two servers work for one queue, and the jobs of both count as those of this machine; "
+                "if that is not wanted, end one of them",
+            )
+        _Server(config).run([listener])
 
 
 def _listen(host: str, port: int) -> socket.socket:

@@ -12,7 +12,6 @@ from sqlalchemy import Connection, Row, delete, exists, insert, select
 from cluster.service.data.records import Event
 from cluster.service.data.tables import events, jobs
 
-RETENTION_SECONDS = 30 * 24 * 3600.0  # of events and log, after the end of a job
 PROGRESS = "progress"
 _BATCH = 100  # jobs per transaction of `trim`
 

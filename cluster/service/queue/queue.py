@@ -1,14 +1,17 @@
 """The queue: submits, claims, advances and finishes jobs. Every method is one transaction.
 
-A runner holds the lease of its job: a secret with an expiry, which it renews. Every write checks the lease. So a runner
-that lost it (its machine slept, the network broke) can no longer write, and the job goes to another runner. All times
-come from the caller's clock: the clocks of machines with one database must agree to well within `LEASE_SECONDS`.
+A runner holds the lease of its job: a secret with a stamp, which it renews. Every write checks the lease. Observers
+take back a lease whose stamp did not change for `lease_seconds` (see `lease_watch`). Its runner can no longer write,
+and the job goes to another runner. A late runner whose lease nobody took back keeps it.
+
+An attempt that brought its job farther than all attempts before does not count against `ATTEMPTS`. Only finitely many
+attempts can do that, since a job has finitely many units.
 """
 
 import secrets
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from types import MappingProxyType
 from typing import Any
@@ -17,15 +20,16 @@ from sqlalchemy import ColumnElement, Connection, Row, exists, func, insert, or_
 
 from cluster.service.data import quotas
 from cluster.service.data.database import Database
-from cluster.service.data.records import Claim, Event, Job, Lease, ModelRequest, Person
+from cluster.service.data.records import Claim, Event, HeldLease, Job, Lease, ModelRequest, Person, Times
 from cluster.service.data.states import ACTIVE, BLOCKED, CANCELLED, DONE, FAILED, FINAL, INVENTORY, QUEUED, can_become
-from cluster.service.data.tables import artifacts, jobs, watchers
+from cluster.service.data.tables import artifacts, jobs
 from cluster.service.errors import LeaseLostError, NotFoundError
 from cluster.service.queue import history, subscriptions
 from cluster.service.queue.fairness import count_turn, next_queued
+from cluster.service.queue.listing import NEWEST, conditions, page
 
 LEASE_SECONDS = 20.0
-ATTEMPTS = 3
+ATTEMPTS = 3  # without progress
 _COPIED = tuple(copied.name for copied in fields(Job) if copied.name in jobs.c)
 _Row = Row[tuple[Any, ...]]
 
@@ -100,27 +104,19 @@ class Queue:
 
     def find(
         self,
-        state: str | None = None,
+        states: Collection[str] = (),
+        *,
         watcher: str | None = None,
         model_identity: str | None = None,
+        search: str = "",
+        sort: str = NEWEST,
         before: str | None = None,
         limit: int = 100,
     ) -> list[Job]:
-        """The jobs of a state, a watcher and a model, newest first; `before` is the last id of the previous page.
-
-        The jobs of a watcher are those that they want, and cancelled ones.
-        """
-        values = {jobs.c.state: state, jobs.c.identity: model_identity}
-        statement = select(jobs).order_by(jobs.c.number.desc()).limit(limit)
-        statement = statement.where(*(column == value for column, value in values.items() if value is not None))
-        if watcher is not None:
-            is_watched = exists().where(watchers.c.job == jobs.c.number, watchers.c.name == watcher)
-            is_relevant = or_(watchers.c.wants, jobs.c.cancel_wanted, jobs.c.state == CANCELLED)
-            statement = statement.where(is_watched.where(is_relevant))
+        """A page of the jobs that `listing.conditions` describes; `before` is the last id of the page before."""
+        chosen = conditions(states, watcher=watcher, model_identity=model_identity, search=search)
         with self.database.read() as connection:
-            if before is not None:
-                statement = statement.where(jobs.c.number < _row(connection, before).number)
-            return _jobs(connection, connection.execute(statement).all())
+            return _jobs(connection, connection.execute(page(connection, chosen, sort, before, limit)).all())
 
     def events(self, id: str, after: int = 0, limit: int = 1000) -> list[Event]:
         """The events of a job after number `after`, in order; raises `NotFoundError`."""
@@ -132,11 +128,25 @@ class Queue:
         statement = select(jobs.c.id, jobs.c.last_seq).where(jobs.c.id.in_(ids))
         return {row.id: row.last_seq for row in self.database.rows(statement)}
 
-    def counts(self) -> dict[str, int]:
-        """The number of jobs in each state."""
-        statement = select(jobs.c.state, func.count().label("many")).group_by(jobs.c.state)
+    def counts(
+        self, *, watcher: str | None = None, model_identity: str | None = None, search: str = ""
+    ) -> dict[str, int]:
+        """The number of jobs in each state, of those that `listing.conditions` describes."""
+        chosen = conditions(watcher=watcher, model_identity=model_identity, search=search)
+        statement = select(jobs.c.state, func.count().label("many")).where(*chosen).group_by(jobs.c.state)
         counts = {row.state: row.many for row in self.database.rows(statement)}
         return {state: counts.get(state, 0) for state in (QUEUED, *ACTIVE, BLOCKED, *FINAL)}
+
+    def times(self) -> list[Times]:
+        """The seconds that jobs of each state waited and ran, and the time since which the first one waits."""
+        columns = {
+            "begun": func.count(jobs.c.started_at),
+            "waited": func.coalesce(func.sum(jobs.c.started_at - jobs.c.created_at), 0.0),
+            "ran": func.coalesce(func.sum(jobs.c.finished_at - jobs.c.started_at), 0.0),
+            "first_created_at": func.min(jobs.c.created_at),
+        }
+        statement = select(jobs.c.state, *(column.label(name) for name, column in columns.items()))
+        return [Times(**row._mapping) for row in self.database.rows(statement.group_by(jobs.c.state))]
 
     # for runners and the supervisor
 
@@ -152,15 +162,18 @@ class Queue:
             lease, now = secrets.token_hex(16), self.clock()
             self._move(
                 connection, row, INVENTORY, lease=lease, lease_until=now + self.lease_seconds, started_at=now,
-                attempts=row.attempts + 1, host=host,
+                attempts=row.attempts + 1, has_progressed=False, host=host,
             )  # fmt: skip
             return Claim(_read(connection, row.number), lease)
 
     def renew(self, claim: Claim) -> Lease:
-        """Renew the lease for `lease_seconds`, and return its state."""
-        now = self.clock()
-        is_valid = (jobs.c.id == claim.job.id, jobs.c.lease == claim.lease, jobs.c.lease_until > now)
-        change = update(jobs).where(*is_valid).values(lease_until=now + self.lease_seconds)
+        """Renew a lease that nobody took back, and return its state."""
+        return self.renew_held(claim.job.id, claim.lease)
+
+    def renew_held(self, id: str, lease: str) -> Lease:
+        """The same for the lease of a job by its id."""
+        is_held = (jobs.c.id == id, jobs.c.lease == lease)
+        change = update(jobs).where(*is_held).values(lease_until=self.clock() + self.lease_seconds)
         with self.database.write() as connection:
             row = connection.execute(change.returning(jobs.c.cancel_wanted)).one_or_none()
         if row is None:
@@ -171,7 +184,8 @@ class Queue:
         """Save an event of a job; progress replaces progress, see `history`. Raises `LeaseLostError`."""
         with self.database.write() as connection:
             row = self._leased(connection, claim)
-            change = update(jobs).where(jobs.c.number == row.number).values(last_seq=row.last_seq + 1)
+            values = {"last_seq": row.last_seq + 1, **_progress(row, _rank(row.state, kind, body))}
+            change = update(jobs).where(jobs.c.number == row.number).values(values)
             row = connection.execute(change.returning(*jobs.c)).one()
             return history.append(connection, row, self.clock(), kind, body)
 
@@ -241,22 +255,36 @@ class Queue:
             return _read(connection, row.number)
 
     def forfeit(self, claim: Claim, reason: str) -> Job:
-        """Take back a claim whose runner is dead, as `expire` does later; raises `LeaseLostError`."""
+        """Take back a claim whose runner is dead: the job returns to the queue, or fails after its last attempt.
+
+        Raises `LeaseLostError`.
+        """
         with self.database.write() as connection:
             row = self._leased(connection, claim)
             self._lose(connection, row, reason)
             return _read(connection, row.number)
 
-    def expire(self) -> list[Job]:
-        """Take back every expired lease: the job returns to the queue, or fails after its last attempt."""
-        is_over = jobs.c.lease_until <= self.clock()
-        if not self._any(is_over):
-            return []
+    def leases(self) -> list[HeldLease]:
+        """All leases that runners hold."""
+        columns = (
+            jobs.c.id.label("job"),
+            jobs.c.host,
+            jobs.c.analysis_key,
+            jobs.c.lease,
+            jobs.c.lease_until.label("until"),
+        )
+        statement = select(*columns).where(jobs.c.lease.is_not(None)).order_by(jobs.c.number)
+        return [HeldLease(**row._mapping) for row in self.database.rows(statement)]
+
+    def take_back(self, held: HeldLease) -> Job | None:
+        """Take back a silent lease as `forfeit` does; None if it was renewed or ended meanwhile."""
         with self.database.write() as connection:
-            rows = connection.execute(select(jobs).where(is_over).order_by(jobs.c.number)).all()
-            for row in rows:
-                self._lose(connection, row, "its lease expired")
-            return [_read(connection, row.number) for row in rows]
+            is_silent = (jobs.c.lease == held.lease, jobs.c.lease_until == held.until)
+            row = connection.execute(select(jobs).where(*is_silent)).one_or_none()
+            if row is None:
+                return None
+            self._lose(connection, row, f"it did not report for {self.lease_seconds:.0f} seconds")
+            return _read(connection, row.number)
 
     def trim(self, before: float) -> int:
         """Remove all but the last event of some jobs that ended before a time; return the number of events."""
@@ -269,17 +297,19 @@ class Queue:
 
     def _leased(self, connection: Connection, claim: Claim) -> _Row:
         statement = select(jobs).where(jobs.c.id == claim.job.id, jobs.c.lease == claim.lease)
-        row = connection.execute(statement.where(jobs.c.lease_until > self.clock())).one_or_none()
+        row = connection.execute(statement).one_or_none()
         if row is None:
-            raise LeaseLostError(f"the lease of job {claim.job.id} expired or was taken back; its runner must stop")
+            raise LeaseLostError(f"the lease of job {claim.job.id} was taken back; its runner must stop")
         return row
 
     def _lose(self, connection: Connection, row: _Row, cause: str) -> None:
         if row.cancel_wanted:
             self._move(connection, row, CANCELLED)
             return
-        reason = f"the runner on {row.host} was lost while {row.state}: {cause} (attempt {row.attempts} of {ATTEMPTS})"
-        self._move(connection, row, QUEUED if row.attempts < ATTEMPTS else FAILED, reason=reason)
+        count = "it made progress and resumes" if row.has_progressed else f"attempt {row.attempts} of {ATTEMPTS}"
+        reason = f"the runner on {row.host} was lost while {row.state}: {cause} ({count})"
+        attempts = row.attempts - row.has_progressed
+        self._move(connection, row, QUEUED if attempts < ATTEMPTS else FAILED, reason=reason, attempts=attempts)
 
     def _move(self, connection: Connection, row: _Row, state: str, **values: Any) -> None:
         """Change the state of a job and save the event; the only method that does."""
@@ -287,6 +317,8 @@ class Queue:
             raise ValueError(f"job {row.id} is {row.state}: it cannot become {state}")
         if state not in ACTIVE:
             values |= {"lease": None, "lease_until": None, "reserved_bytes": 0}
+        elif row.state in ACTIVE:  # the reason of the attempt before is over, that of a cancellation is not
+            values = {"reason": row.reason if row.cancel_wanted else "", **_progress(row, _rank(state)), **values}
         if state in FINAL:
             values["finished_at"] = self.clock()
         if state == DONE:
@@ -316,6 +348,17 @@ def _shared(connection: Connection, key: str) -> _Row | None:
     is_live = jobs.c.finished_at.is_(None) & ~jobs.c.cancel_wanted
     statement = select(jobs).where(jobs.c.wish_key == key, or_(is_live, (jobs.c.state == DONE) & is_stored))
     return connection.execute(statement.order_by(jobs.c.number.desc()).limit(1)).one_or_none()
+
+
+def _rank(state: str, kind: str = "", body: Mapping[str, Any] = MappingProxyType({})) -> float:
+    """The position of a job on its way: the number of its stage, and the share of it that is done."""
+    total = body.get("total", 0) if kind == history.PROGRESS else 0
+    return ACTIVE.index(state) + (min(1.0, body.get("done", 0) / total) if total > 0 else 0.0)
+
+
+def _progress(row: _Row, rank: float) -> dict[str, Any]:
+    """The changes of a job that comes to a rank: progress is what no attempt before reached."""
+    return {"reached": rank, "has_progressed": True} if rank > row.reached else {}
 
 
 def _reserved(connection: Connection) -> int:

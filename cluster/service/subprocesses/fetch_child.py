@@ -21,7 +21,7 @@ def main() -> None:
     """Fetch the model that the command line names."""
     end_with_parent()
     answers = open_answers()
-    configure_logging(verbose=True)
+    configure_logging(level="debug")
     id, reserve_bytes = parse_id(sys.argv[1]), int(sys.argv[2])
     assert id, "the service asks for ids alone"
 

@@ -80,6 +80,14 @@ def curve_record(question: Mapping[str, Any]) -> Record:
     }
 
 
+def require_record(question: Mapping[str, Any]) -> Record:
+    """Nothing, if every budget has a plan; raises `MintError` for the first that has none."""
+    problem = _problem(*_key(question))
+    for budget in question["budgets"]:
+        problem.require(Budget.from_dict(budget).nbytes(problem))
+    return {}
+
+
 def roles_record(question: Mapping[str, Any]) -> Record:
     """The units of a model by role, from any of its analyses."""
     analysis = read_analysis(question["analysis"])
@@ -90,7 +98,7 @@ def roles_record(question: Mapping[str, Any]) -> Record:
     }
 
 
-VERBS = {"plan": plan_record, "curve": curve_record, "roles": roles_record}
+VERBS = {"plan": plan_record, "curve": curve_record, "require": require_record, "roles": roles_record}
 
 
 def main() -> None:

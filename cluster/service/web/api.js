@@ -33,12 +33,17 @@ export function headers(more = {}) {
   return token() ? { ...more, Authorization: `Bearer ${token()}` } : more;
 }
 
+/** The address of a path of the service, which a proxy may serve below a prefix: the page knows it, `path` does not. */
+export function at(path) {
+  return new URL(path.slice(1), document.baseURI);
+}
+
 /** Ask the service and return its JSON; throws a `Refusal` for any other answer. A 401 is also an event of the page. */
 export async function ask(path, { method = "GET", body, signal } = {}) {
   const sent = body === undefined ? {} : { "Content-Type": "application/json" };
   let response;
   try {
-    response = await fetch(path, {
+    response = await fetch(at(path), {
       method,
       headers: headers(sent),
       body: body === undefined ? undefined : JSON.stringify(body),
@@ -47,7 +52,7 @@ export async function ask(path, { method = "GET", body, signal } = {}) {
     });
   } catch (error) {
     if (error.name === "AbortError") throw error;
-    throw new Refusal(0, "unreachable", "The service does not answer. The page tries again by itself.");
+    throw new Refusal(0, "unreachable", "The service does not answer.");
   }
   if (!response.ok) throw await refusal(response);
   return response.status === 204 ? null : response.json();

@@ -5,6 +5,7 @@ import { alertOf, h, say } from "./dom.js";
 import { jobPage, jobsPage } from "./jobs.js";
 import { modelPage, modelsPage } from "./models.js";
 import { signIn } from "./signin.js";
+import { rest } from "./stream.js";
 import { themes } from "./theme.js";
 
 const ROUTES = [
@@ -14,6 +15,7 @@ const ROUTES = [
   [/^(#\/?)?$/, jobsPage],
 ];
 
+const AGAIN = 3_000; // milliseconds until a part that the service did not answer for is asked for again
 const main = document.getElementById("main");
 const leave = document.getElementById("leave");
 let shown = new AbortController();
@@ -38,10 +40,17 @@ async function show({ focus = true } = {}) {
   } catch (error) {
     if (signal.aborted || error.status === 401) return;
     main.replaceChildren(h("h1", {}, "This did not work"), alertOf(error), h("p", {}, h("a", { href: "#/" }, "To the jobs")));
+    if (error.status === 0) again(signal);
   }
   document.title = `${main.querySelector("h1")?.textContent ?? ""} · MINT`;
   if (focus) main.focus({ preventScroll: true });
   scrollTo(0, 0);
+}
+
+/** Show the same part once more after a while, unless another one is shown by then. */
+function again(signal) {
+  main.append(h("p", { class: "hint" }, "The page tries again by itself."));
+  rest(AGAIN, signal).then(() => { if (!signal.aborted) show({ focus: false }); });
 }
 
 function askForToken() {

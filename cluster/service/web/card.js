@@ -1,7 +1,8 @@
 // A job as a card that lives: its way through the stages, its figures for every host, its end.
 
 import { ask } from "./api.js";
-import { announce, h, say } from "./dom.js";
+import { announce, foreign, h, plain, say } from "./dom.js";
+import { follow } from "./stream.js";
 import { FINAL, STAGES, STATES, base, duration, figures, isActive, moment, size, wanted } from "./words.js";
 
 const IN_BYTES = ["analyze", "assemble"]; // what the runner counts in bytes of weights, and not in pieces
@@ -23,11 +24,11 @@ export class JobCard {
       return h("li", { title: STATES[stage] }, bar);
     }));
     this.hosts = h("ul", { class: "hosts" });
-    this.cancel = h("button", { type: "button", class: "quiet", "aria-label": `Cancel ${base(job.model)}, ${wanted(job)}`,
+    this.cancel = h("button", { type: "button", class: "quiet", "aria-label": `Cancel ${plain(base(job.model))}, ${wanted(job)}`,
       onclick: () => this.#cancelJob(onCancelled) }, "Cancel");
     this.element = h("article", { class: "card job", "data-job": job.id },
       h("div", { class: "head" },
-        h("h3", {}, h("a", { href: `#/jobs/${job.id}` }, base(job.model)), " ", h("span", { class: "budget" }, wanted(job))),
+        h("h3", {}, h("a", { href: `#/jobs/${job.id}` }, foreign(base(job.model))), " ", h("span", { class: "budget" }, wanted(job))),
         this.state),
       this.track, this.doing, this.hosts, this.reason,
       h("div", { class: "foot" }, this.figures = h("p", { class: "hint" }), this.cancel));
@@ -44,7 +45,7 @@ export class JobCard {
     this.#job = job;
     this.element.dataset.state = job.state;
     say(this.state, job.cancel_wanted && !FINAL.includes(job.state) ? "being cancelled" : STATES[job.state] ?? job.state);
-    if (before !== job.state) announce(`${base(job.model)}, ${wanted(job)}: ${STATES[job.state]}`);
+    if (before !== job.state) announce(`${plain(base(job.model))}, ${wanted(job)}: ${STATES[job.state]}`);
     const here = STAGES.indexOf(job.state);
     this.track.hidden = here < 0;
     STAGES.forEach((stage, index) => {
@@ -59,9 +60,9 @@ export class JobCard {
       this.#hosts.clear();
     }
     this.reason.hidden = !job.reason;
-    say(this.reason, job.reason);
+    say(this.reason, foreign(job.reason));
     this.cancel.hidden = !job.mine || FINAL.includes(job.state) || job.cancel_wanted;
-    say(this.figures, this.#summary());
+    say(this.figures, ...this.#summary());
   }
 
   /** Show how far its stage has come. */
@@ -74,14 +75,14 @@ export class JobCard {
     say(this.doing, [`${Math.floor(100 * share)} %`, count, body.item].filter(Boolean).join(" · "));
     const most = Math.max(1, ...(body.hosts ?? []).map((host) => host.done));
     for (const host of body.hosts ?? []) this.#host(host.host).tell(host, most);
-    say(this.figures, this.#summary());
+    say(this.figures, ...this.#summary());
   }
 
   #host(name) {
     if (!this.#hosts.has(name)) {
-      const bar = h("progress", { max: "1", value: "0", "aria-label": name });
+      const bar = h("progress", { max: "1", value: "0", "aria-label": plain(name) });
       const said = h("span", { class: "rate" });
-      this.hosts.append(h("li", {}, h("span", { class: "name" }, name), bar, said));
+      this.hosts.append(h("li", {}, h("span", { class: "name" }, foreign(name)), bar, said));
       this.#hosts.set(name, {
         tell: (host, most) => {
           bar.value = host.done / most;
@@ -95,14 +96,16 @@ export class JobCard {
 
   #summary() {
     const job = this.#job;
-    const others = job.watchers.filter((name) => name !== job.owner);
+    const people = [job.owner, ...job.watchers.filter((name) => name !== job.owner)].filter(Boolean);
     const ran = job.started_at && (job.finished_at ?? Date.now() / 1000) - job.started_at;
-    return [
-      `asked by ${[job.owner, ...others].filter(Boolean).join(", ") || "this machine"}`,
-      FINAL.includes(job.state) ? moment(job.finished_at) : isActive(job.state) ? job.host && `on ${job.host}` : `since ${moment(job.created_at)}`,
-      ran ? `${isActive(job.state) ? "for" : "took"} ${duration(ran)}` : "",
-      job.attempts > 1 ? `attempt ${job.attempts}` : "",
-    ].filter(Boolean).join(" · ");
+    const time = FINAL.includes(job.state) ? moment(job.finished_at) : `since ${moment(job.created_at)}`;
+    const facts = [
+      ["asked by ", foreign(people.join(", ") || "this machine")],
+      isActive(job.state) ? job.host && ["on ", foreign(job.host)] : [time],
+      ran ? [`${isActive(job.state) ? "for" : "took"} ${duration(ran)}`] : "",
+      job.attempts > 1 ? [`attempt ${job.attempts}`] : "",
+    ].filter(Boolean);
+    return facts.flatMap((parts, index) => (index ? [" · ", ...parts] : parts));
   }
 
   async #cancelJob(onCancelled) {
@@ -110,12 +113,33 @@ export class JobCard {
     try {
       const job = await ask(`/v1/jobs/${this.#job.id}`, { method: "DELETE" });
       this.update(job);
-      announce(`${base(job.model)}, ${wanted(job)}: ${STATES[job.state]}`);
+      announce(`${plain(base(job.model))}, ${wanted(job)}: ${STATES[job.state]}`);
       onCancelled(job);
     } catch (error) {
       this.reason.hidden = false;
-      say(this.reason, error.message);
+      say(this.reason, foreign(error.message));
     }
     this.cancel.disabled = false;
   }
+}
+
+/** Keep a card's progress up to date by its events; `onEnd` when the job is over. */
+export function live(card, signal, onEnd = () => {}) {
+  return follow(`/v1/jobs/${card.job.id}/events`, {
+    after: Math.max(0, card.job.last_seq - 1), // the last one says how far it is
+    signal,
+    onEvent: (event) => {
+      if (event.kind === "progress") card.progress(event.body);
+      if (event.kind === "state") card.update({ ...card.job, ...stateOf(event) });
+      const over = FINAL.includes(card.job.state);
+      if (over) onEnd();
+      return over;
+    },
+  }).catch(() => onEnd());
+}
+
+/** The fields of a job that an event of its state changes. */
+export function stateOf({ body, at }) {
+  const ended = FINAL.includes(body.state);
+  return { state: body.state, reason: body.reason ?? "", ...(ended ? { finished_at: at } : {}) };
 }

@@ -22,9 +22,20 @@ function filled(node, properties, children) {
   return node;
 }
 
-/** Set a node's text if it is another one, so that nothing is announced or drawn anew for no reason. */
-export function say(node, text) {
-  if (node.textContent !== String(text)) node.textContent = text;
+/** Set a node's content if its text is another one, so that nothing is announced or drawn anew for no reason. */
+export function say(node, ...parts) {
+  const text = parts.map((part) => part.textContent ?? String(part)).join("");
+  if (node.textContent !== text) node.replaceChildren(...parts);
+}
+
+/** Text of others (names, reasons, notes): its direction of writing changes nothing around it. */
+export function foreign(text) {
+  return h("bdi", {}, text);
+}
+
+/** The same for an attribute or an option, which hold no elements: without the marks that turn text around. */
+export function plain(text) {
+  return text.replace(/[\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]/g, "");
 }
 
 /** Have screen readers say something once, when they are done with what they say. */
@@ -34,7 +45,7 @@ export function announce(text) {
 
 /** An alert that says what went wrong; nothing without an error. */
 export function alertOf(error) {
-  return error ? h("p", { class: "alert", role: "alert" }, error.message) : null;
+  return error ? h("p", { class: "alert", role: "alert" }, foreign(error.message)) : null;
 }
 
 /** Pairs of a name and a value, as a definition list; values that are missing are left out. */

@@ -1,7 +1,7 @@
 // Artifacts and their files. A link cannot send a header, so every download gets a ticket for one file and one minute.
 
-import { ask } from "./api.js";
-import { announce, h, table } from "./dom.js";
+import { ask, at } from "./api.js";
+import { announce, foreign, h, plain, table } from "./dom.js";
 import { short, size } from "./words.js";
 
 const BETWEEN = 400; // milliseconds: a browser drops a download that another follows at once
@@ -21,7 +21,7 @@ export function artifactCard(artifact) {
     try {
       await work();
     } catch (error) {
-      trouble.textContent = error.message;
+      trouble.replaceChildren(foreign(error.message));
       trouble.hidden = false;
     }
     button().disabled = false;
@@ -33,8 +33,8 @@ export function artifactCard(artifact) {
     trouble,
     h("details", {}, h("summary", {}, `${artifact.files.length === 1 ? "One file" : `${artifact.files.length} files`} and the SHA-256`), table("Files", [
       ["File", (file) => {
-        const button = h("button", { type: "button", class: "link", "aria-label": `Download ${file.name}`,
-          onclick: guarded(() => button, () => fetchFile(artifact, file)) }, file.name);
+        const button = h("button", { type: "button", class: "link", "aria-label": `Download ${plain(file.name)}`,
+          onclick: guarded(() => button, () => fetchFile(artifact, file)) }, foreign(file.name));
         return button;
       }],
       ["Size", (file) => size(file.nbytes), true],
@@ -51,6 +51,6 @@ async function fetchAll(artifact) {
 
 async function fetchFile(artifact, file) {
   const { url } = await ask(`/v1/artifacts/${artifact.digest}/tickets`, { method: "POST", body: { name: file.name } });
-  h("a", { href: url, download: file.name.split("/").pop() }).click();
-  announce(`Downloading ${file.name}`);
+  h("a", { href: at(url), download: file.name.split("/").pop() }).click();
+  announce(`Downloading ${plain(file.name)}`);
 }

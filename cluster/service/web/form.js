@@ -1,7 +1,7 @@
 // The form of a request: a model, budgets as sizes or devices, and options. The service checks it; its errors are shown.
 
 import { ask } from "./api.js";
-import { announce, h } from "./dom.js";
+import { announce, foreign, h, plain } from "./dom.js";
 import { submitted } from "./fetches.js";
 import { memory, size } from "./words.js";
 
@@ -61,7 +61,7 @@ export async function submitForm({ onSubmitted, signal }) {
     } catch (error) {
       if (signal.aborted) return;
       taken.hidden = true;
-      trouble.textContent = error.message;
+      trouble.replaceChildren(foreign(error.message));
       trouble.hidden = false;
     }
     button.disabled = false;
@@ -70,7 +70,7 @@ export async function submitForm({ onSubmitted, signal }) {
   /** In whole percent: what changes is read aloud. */
   function showFetch({ model, done_bytes: done, total_bytes: total }) {
     const far = total ? `${Math.floor(100 * done / total)} % of ${size(total, 3)}` : "waiting";
-    const line = `Fetching ${model} from the hub: ${far}.`;
+    const line = `Fetching ${plain(model)} from the hub: ${far}.`;
     if (taken.textContent !== line) taken.textContent = line;
     taken.hidden = false;
   }
@@ -80,7 +80,7 @@ export async function submitForm({ onSubmitted, signal }) {
 /** A model of the service's folders; where the hub is allowed, its ids can be typed, too. */
 function modelChoice(models, allowsHub) {
   const choices = models.filter(({ identity }) => identity).map(({ name, nbytes }) =>
-    h("option", { value: name }, `${name} (${size(nbytes, 3)})`));
+    h("option", { value: name }, `${plain(name)} (${size(nbytes, 3)})`));
   if (!allowsHub) {
     const select = h("select", { id: "model", required: true }, choices);
     const none = !choices.length && h("small", {}, "There is no model below the service's folders.");

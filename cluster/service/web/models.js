@@ -2,7 +2,7 @@
 
 import { ask, person } from "./api.js";
 import { CurveChart, describe, legend } from "./curve.js";
-import { alertOf, facts, h, table } from "./dom.js";
+import { alertOf, facts, foreign, h, table } from "./dom.js";
 import { artifactCard } from "./downloads.js";
 import { history } from "./jobs.js";
 import { PlanPanel } from "./plan.js";
@@ -16,9 +16,9 @@ export async function modelsPage({ signal }) {
   return [
     h("h1", {}, "Models"),
     models.length ? table("Models", [
-      ["Model", ({ name, identity }) => (identity ? h("a", { href: `#/models/${identity}` }, name) : name)],
+      ["Model", ({ name, identity }) => (identity ? h("a", { href: `#/models/${identity}` }, foreign(name)) : foreign(name))],
       ["Size", ({ identity, nbytes }) => (identity ? size(nbytes, 3) : ""), true],
-      ["Analyzed", ({ analyzed, reason }) => reason || (analyzed ? "yes" : "not yet")],
+      ["Analyzed", ({ analyzed, reason }) => (reason && foreign(reason)) || (analyzed ? "yes" : "not yet")],
     ], models) : h("p", { class: "empty" }, "There is no model below the service's folders."),
   ];
 }
@@ -29,9 +29,9 @@ export async function modelPage({ key, signal }) {
   const name = model.names[0] ?? short(model.identity);
   return [
     h("p", { class: "path" }, h("a", { href: "#/models" }, "Models")),
-    h("h1", {}, base(name)),
+    h("h1", {}, foreign(base(name))),
     facts([
-      ["Name", model.names.length > 1 || name !== base(name) ? model.names.join(", ") : ""],
+      ["Name", model.names.length > 1 || name !== base(name) ? foreign(model.names.join(", ")) : ""],
       ["Kind", model.model_type],
       ["Size", model.source_bytes && size(model.source_bytes)],
       ["Layers", model.layers || ""],
@@ -53,7 +53,7 @@ function notAnalyzed(name, maySubmit) {
       const { jobs: [job] } = await ask("/v1/jobs", { method: "POST", body: { model: name, budgets: [], options: {} } });
       note.replaceChildren("Submitted: ", h("a", { href: `#/jobs/${job.id}` }, "follow it"));
     } catch (error) {
-      note.replaceChildren(error.message);
+      note.replaceChildren(foreign(error.message));
       button.disabled = false;
     }
   } }, "Analyze it");

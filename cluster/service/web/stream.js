@@ -1,7 +1,7 @@
 // Server-sent events over fetch, which can send a header where EventSource cannot. A stream that breaks off is taken up
 // again after the last event that came, with pauses that double.
 
-import { headers, refusal } from "./api.js";
+import { at, headers, refusal } from "./api.js";
 
 const FIRST_PAUSE = 500;
 const LONGEST_PAUSE = 15_000;
@@ -63,7 +63,7 @@ export async function follow(path, { after = 0, onEvent, signal }) {
 
 async function* events(path, last, signal) {
   const silent = new AbortController();
-  const response = await fetch(path, {
+  const response = await fetch(at(path), {
     headers: headers({ Accept: "text/event-stream", ...(last ? { "Last-Event-ID": String(last) } : {}) }),
     signal: AbortSignal.any([signal, silent.signal]),
     cache: "no-store",

@@ -54,6 +54,18 @@ def in_turn(lock: Path) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def noted(lock: Path) -> Iterator[int]:
+    """Hold the file `lock` if it is free; yields the process that holds it otherwise, else 0."""
+    with _opened(lock) as descriptor:
+        if not _locked(descriptor):
+            yield int(lock.read_text() or 0)
+            return
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, str(os.getpid()).encode(), 0)
+        yield 0
+
+
 def holder(lock: Path) -> int:
     """The process on this machine that holds `lock`; 0 if there is none."""
     if not lock.exists():

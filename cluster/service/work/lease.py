@@ -8,7 +8,6 @@ import os
 import select
 import signal
 import threading
-import time
 from collections.abc import Callable
 from contextlib import suppress
 from contextvars import copy_context
@@ -21,10 +20,11 @@ from cluster.service.data.records import Claim, Lease
 from cluster.service.data.states import CANCELLED
 from cluster.service.errors import DatabaseUnavailableError, LeaseLostError
 from cluster.service.queue.queue import LEASE_SECONDS, Queue
+from cluster.service.work.awake_clock import AwakeClock
 from mint.core.log import log
 
 RENEW_SECONDS = 2.0
-PATIENCE_SECONDS = LEASE_SECONDS - 4.0  # without a renewal; a runner must have ended before its lease runs out
+PATIENCE_SECONDS = LEASE_SECONDS - 4.0  # without a renewal; a runner must have ended before others take its lease back
 _PAUSE_SECONDS = 0.5  # between two attempts to reach the database
 
 # calls the database; while it is away, repeats for as long as a lease lives
@@ -82,7 +82,8 @@ class LeaseKeeper:
             self._thread.join()
 
     def _keep(self) -> None:
-        renewed_at = time.monotonic()
+        awake = AwakeClock(2 * self.renew_seconds)
+        renewed_at = awake()
         while True:
             ready, _, _ = select.select([self._read], [], [], self.renew_seconds)
             signals = os.read(self._read, 512) if ready else b""
@@ -91,14 +92,15 @@ class LeaseKeeper:
             if signal.SIGTERM in signals:
                 self._update(lambda: self.queue.release(self.claim, "its runner was told to stop"))
                 break
+            now = awake()
             try:
                 lease = self.queue.renew(self.claim)
             except Exception as error:  # the database is away; the lease lives a little longer
                 self._warn("lease.not_renewed", error)
-                if time.monotonic() - renewed_at > self.patience_seconds:
+                if now - renewed_at > self.patience_seconds:
                     break
                 continue
-            renewed_at = time.monotonic()
+            renewed_at = now
             if lease is Lease.CANCEL_WANTED:
                 self._update(lambda: self.queue.advance(self.claim, CANCELLED))
             if lease is not Lease.HELD:
@@ -108,7 +110,7 @@ class LeaseKeeper:
         self.end()
 
     def _update(self, call: Callable[[], object]) -> None:
-        """Write the end of the job; without a database, whoever sees the lease run out writes it."""
+        """Write the end of the job; without a database, the observer that takes the lease back writes it."""
         try:
             call()
         except LeaseLostError:

@@ -76,7 +76,7 @@ def _obey(order: Order, *, is_warm: bool) -> int:
         with order.settings.log_path(order.job).open("ab") as output:
             for descriptor in (1, 2):
                 os.dup2(output.fileno(), descriptor)
-    configure_logging(verbose=True)
+    configure_logging(level="debug")
     bind_contextvars(job=order.job)
     try:
         return run(order)
@@ -122,7 +122,7 @@ def run(order: Order) -> int:
     """
     settings = order.settings
     database = connect(settings.database_url)
-    queue, catalog = Queue(database), Catalog(database)
+    queue, catalog = Queue(database, lease_seconds=settings.lease_seconds), Catalog(database)
     claim = Claim(queue.get(order.job), order.lease)
     if queue.renew(claim) is Lease.LOST:
         return LOST

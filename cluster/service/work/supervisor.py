@@ -2,8 +2,8 @@
 
 A thread in the server. All its state of jobs is in the database and in the data folder, so nothing is lost with it:
 when the service ends, its runners continue, and the next service finds their jobs at work on this host. A round: reap
-dead runners, expire leases, end cancelled runners, requeue blocked jobs that now fit, start the next jobs, evict, and
-remove the folders of finished jobs, and now and then the events and logs of jobs that ended long ago.
+dead runners, take back silent leases, end cancelled runners, requeue blocked jobs that now fit, start the next jobs,
+evict, and remove the folders of finished jobs, and now and then the events and logs of jobs that ended long ago.
 """
 
 import os
@@ -17,16 +17,16 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 
-from cluster.service.data.records import Claim, Job
-from cluster.service.data.states import ACTIVE, BLOCKED, FINAL
+from cluster.service.data.records import Claim, HeldLease, Job
+from cluster.service.data.states import ACTIVE, BLOCKED, FAILED, FINAL
 from cluster.service.errors import DatabaseUnavailableError, LeaseLostError, NotFoundError
-from cluster.service.queue.history import RETENTION_SECONDS
 from cluster.service.queue.queue import Queue
 from cluster.service.request_options import recipe_of
 from cluster.service.settings import Settings
 from cluster.service.store.store import RESERVE_BYTES, Store, written_bytes
 from cluster.service.work.folder_lock import holder
-from cluster.service.work.runner import DISK, is_full
+from cluster.service.work.lease_watch import LeaseWatch
+from cluster.service.work.runner import AWAY, DISK, is_full
 from cluster.service.work.warm_runner import WarmRunner, send_order, start
 from mint.core.log import log
 from mint.formats.rounding import ROUNDINGS
@@ -39,6 +39,8 @@ LOOK_SECONDS = 0.05  # between looks for a job that a free slot could take, and 
 KILL_SECONDS = 5.0  # from SIGTERM to SIGKILL for the runner of a cancelled job
 FORGET_SECONDS = 3600.0  # between removals of old events and logs
 _MAX_JOBS = 1000
+_LOGS_OF_MANY = ("spare", "fetches")  # of no job, so they never get old
+_MOST_LOG_BYTES = 16 << 20
 
 
 class Supervisor:
@@ -54,6 +56,7 @@ class Supervisor:
         self._host = socket.gethostname()
         self._children: dict[str, tuple[subprocess.Popen[bytes], Claim]] = {}  # runners of this process, by job
         self._warm_runner = WarmRunner(settings, early=not _has_kernels(Recipe().rounding), clock=clock)
+        self._watch = LeaseWatch(queue, self._lives, clock)
         self._signalled_at: dict[tuple[str, int], float] = {}  # times of SIGTERM, by cancelled job and process
         self._forget_at = clock()
         self._stopping = threading.Event()
@@ -74,17 +77,22 @@ class Supervisor:
             self._thread.join()
         self._warm_runner.drop()
 
+    @property
+    def runners(self) -> dict[str, subprocess.Popen[bytes]]:
+        """The runners that this process started and did not reap, by job."""
+        return {id: process for id, (process, _) in self._children.items()}
+
     def wait(self) -> None:
         """Wait until the runners that this process started have ended."""
-        for process, _ in list(self._children.values()):
+        for process in self.runners.values():
             process.wait()
 
     def step(self) -> None:
         """Do one round."""
         self._reap()
-        self._queue.expire()
-        active = [job for state in ACTIVE for job in self._queue.find(state=state, limit=_MAX_JOBS)]
-        here = [job for job in active if job.host == self._host]
+        for job in self._watch.look():
+            log.warning("lease.taken_back", job=job.id, state=job.state, reason=job.reason)
+        here = [job for job in self._queue.find(ACTIVE, limit=_MAX_JOBS) if job.host == self._host]
         self._end_cancelled(here)
         self.unblock()
         running = len({*(job.id for job in here), *self._children})
@@ -95,7 +103,7 @@ class Supervisor:
         self._store.evict()
         self._clear()
         if self._clock() >= self._forget_at:
-            self._forget(time.time() - RETENTION_SECONDS)
+            self._forget(time.time() - 24 * 3600.0 * self._settings.retention_days)
 
     def _work(self) -> None:
         is_swept, failure = False, ""
@@ -148,10 +156,14 @@ class Supervisor:
         for id, (process, claim) in list(self._children.items()):
             code = process.poll()
             if code is not None:
-                del self._children[id]
-                log.info("runner.ended", job=id, code=code)
                 ending = f"was killed by signal {-code}" if code < 0 else f"ended with code {code}"
-                self._forfeit(claim, f"its process {ending}")
+                if code == AWAY:
+                    with suppress(LeaseLostError):
+                        self._queue.release(claim, "the database did not answer its runner")
+                else:
+                    self._forfeit(claim, f"its process {ending}")
+                del self._children[id]  # once the database knows
+                self._log_end(id, code)
 
     def _forfeit(self, claim: Claim, reason: str) -> None:
         """Take a job back from a dead runner; one that finished its job has none."""
@@ -160,6 +172,18 @@ class Supervisor:
         except LeaseLostError:
             return
         log.warning("runner.lost", job=job.id, state=job.state, reason=job.reason)
+
+    def _log_end(self, id: str, code: int) -> None:
+        job = self._queue.get(id)
+        report = log.warning if job.state in (FAILED, BLOCKED) else log.info
+        report("runner.ended", job=id, code=code, state=job.state, model=job.request.model, reason=job.reason)
+
+    def _lives(self, held: HeldLease) -> bool:
+        """True if the runner of a lease is a living process of this machine, of this service or of one before."""
+        child = self._children.get(held.job)
+        if child and child[1].lease == held.lease:
+            return child[0].poll() is None
+        return held.host == self._host and bool(holder(self._locks / held.analysis_key))
 
     def _end_cancelled(self, here: list[Job]) -> None:
         now, before, self._signalled_at = self._clock(), self._signalled_at, {}
@@ -178,7 +202,7 @@ class Supervisor:
 
     def unblock(self) -> None:
         """Requeue jobs that wait for room, once there is a little more than they need."""
-        for job in reversed(self._queue.find(state=BLOCKED, limit=_MAX_JOBS)):
+        for job in self._queue.find([BLOCKED], sort="oldest", limit=_MAX_JOBS):
             if not job.reason.startswith(DISK):
                 continue
             work = self._settings.work_folder / job.id
@@ -197,8 +221,11 @@ class Supervisor:
         self._forget_at = self._clock() + (0.0 if more else FORGET_SECONDS)
         for path in () if more else self._logs.glob("*.log"):
             with suppress(FileNotFoundError):  # another server removed it
-                if path.stat().st_mtime < before and self._is_over(path.stem):
+                status = path.stat()
+                if status.st_mtime < before and self._is_over(path.stem):
                     path.unlink()
+                elif status.st_size > _MOST_LOG_BYTES and path.stem in _LOGS_OF_MANY:
+                    os.truncate(path, 0)  # its writers append
 
     def _clear(self) -> None:
         """Remove the work folders of finished jobs."""

@@ -42,7 +42,7 @@ from mint.run.executor import executing
 from mint.model.source import open_source
 from tests.worlds.executors import FunctionExecutor
 
-configure_logging(verbose=True)
+configure_logging(level="debug")
 address, model, output, pause, only = sys.argv[1:]
 
 def pausing(executor):

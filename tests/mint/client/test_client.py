@@ -325,7 +325,7 @@ def test_addresses(text: str, url: str) -> None:
     assert parse_server(text) == url
 
 
-@pytest.mark.parametrize("text", ["", "ftp://lab", "http://", "http://lab/path", "http://me:secret@lab", "lab:x"])
+@pytest.mark.parametrize("text", ["", "ftp://lab", "http://", "http://lab/path?x", "http://me:secret@lab", "lab:x"])
 def test_what_is_no_address_is_refused(text: str) -> None:
     with pytest.raises(MintError, match="needed"):
         parse_server(text)

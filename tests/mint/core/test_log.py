@@ -12,18 +12,27 @@ from mint.core.log import configure_logging, log
 @pytest.fixture(autouse=True)
 def _quiet_again() -> Iterator[None]:
     yield
-    configure_logging(verbose=False)
+    configure_logging(level="warning")
     structlog.reset_defaults()
 
 
 def test_a_library_logs_warnings_only_and_a_verbose_command_everything(capsys: pytest.CaptureFixture[str]) -> None:
     for verbose, events in ((False, ["model.lost"]), (True, ["model.opened", "model.lost"])):
-        configure_logging(verbose=verbose)
+        configure_logging(level="debug" if verbose else "warning")
         log.debug("model.opened")
         log.warning("model.lost")
         out, err = capsys.readouterr()
         assert [json.loads(line)["event"] for line in err.splitlines()] == events
         assert out == ""
+
+
+def test_the_format_can_be_chosen(capsys: pytest.CaptureFixture[str]) -> None:
+    configure_logging(level="error", format="text")
+    log.warning("model.opened")
+    log.error("model.lost", reason="gone")
+    err = capsys.readouterr().err
+    assert "model.lost" in err and "model.opened" not in err
+    assert not err.startswith("{")
 
 
 def test_bound_context_is_in_every_event(capsys: pytest.CaptureFixture[str]) -> None:

@@ -4,11 +4,12 @@ import os
 import time
 from pathlib import Path
 
-from cluster.service.queue.history import RETENTION_SECONDS
 from cluster.service.settings import Settings
 from cluster.service.store.store import Store
 from cluster.service.work.supervisor import FORGET_SECONDS, Supervisor
 from tests.worlds.service_world import ANN, Clock, World, check_laws
+
+RETENTION_SECONDS = 3 * 24 * 3600.0
 
 
 def test_events_resume_after_the_last_seen_one(world: World) -> None:
@@ -61,7 +62,7 @@ def test_the_supervisor_removes_events_and_logs_of_any_number_of_old_jobs(world:
     world.clock.now = time.time()
     passes = Clock()
     store = Store(tmp_path / "store", world.catalog)
-    supervisor = Supervisor(world.queue, store, Settings(tmp_path, slots=0), clock=passes)
+    supervisor = Supervisor(world.queue, store, Settings(tmp_path, slots=0, retention_days=3.0), clock=passes)
     waits = world.submit(ANN, "waits")
     old, new, unfinished = (tmp_path / "logs" / f"{name}.log" for name in ("old", "new", waits.id))
     for log in (old, new, unfinished):

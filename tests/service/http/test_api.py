@@ -23,6 +23,8 @@ from tests.worlds.served import Served, served
 
 NOWHERE = "0" * 64
 
+JSON = {"content-type": "application/json"}
+
 
 @pytest.fixture
 def world(tmp_path: Path, llama: Path) -> Iterator[Served]:
@@ -105,6 +107,18 @@ def test_the_options_of_the_api_are_those_of_a_request() -> None:
     assert Options().model_dump() == DEFAULTS
 
 
+def test_a_budget_that_can_never_fit_is_refused_before_it_waits(world: Served, llama: Path, analysis: Path) -> None:
+    world.submit("llama", "1kB")  # nothing is known yet
+    world.store("analysis", _identity(llama), analysis_mint=analysis.read_bytes())
+    damaged = world.store("analysis", _identity(llama), analysis_mint=b"damaged")
+    refused = world.client.post("/v1/jobs", json={"model": "llama", "budgets": ["1GB", "2kB"]})
+    assert _error(refused, 422) == "unusable"
+    assert "the smallest that works" in refused.json()["error"]["message"]
+    world.submit("llama", "1GB", "min", "m1-8")
+    assert world.client.get("/v1/jobs").json()["counts"]["queued"] == 4
+    assert world.client.get(f"/v1/analyses/{_identity(llama)}").json()["digest"] != damaged.digest
+
+
 def test_a_full_quota_says_when_to_come_back(world: Served) -> None:
     ann = world.token("ann", quota=Quota(queued=1))
     world.submit("llama", "1GB", headers=ann)
@@ -177,6 +191,28 @@ def test_jobs_are_found_by_state_watcher_and_model_page_by_page(world: Served) -
     assert _error(world.client.get("/v1/jobs?state=lost", headers=bob), 422) == "invalid"
 
 
+def test_however_many_jobs_there_are_those_that_run_can_be_seen(world: Served) -> None:
+    sizes = [f"{1 + index}MB" for index in range(120)]
+    first = world.submit("llama", *sizes[:60])[0]
+    world.submit("llama", *sizes[60:])
+    running = world.claim().job.id
+    for job in world.service.queue.find(["queued"], sort="oldest", limit=30):
+        world.client.delete(f"/v1/jobs/{job.id}")
+    assert running == first["id"]
+
+    def ask(**params: Any) -> dict[str, Any]:
+        answer: dict[str, Any] = world.client.get("/v1/jobs", params=params).json()
+        return answer
+
+    assert [job["id"] for job in ask(state="running")["jobs"]] == [running]
+    assert [job["id"] for job in ask(sort="live", limit=1)["jobs"]] == [running]
+    assert len(ask(state=["waiting", "ended"], limit=500)["jobs"]) == 119
+    for params in ({}, {"state": "running", "limit": 1}, {"search": "llama"}):
+        counts = ask(**params)["counts"]
+        assert (counts["inventory"], counts["queued"], counts["cancelled"]) == (1, 89, 30)
+    assert set(ask(search="120MB")["counts"].values()) == {0, 1}
+
+
 # models and plans
 
 
@@ -246,6 +282,25 @@ def test_what_no_plan_can_be_made_of_is_said(world: Served, llama: Path, analysi
 # errors and what is about the service
 
 
+def test_what_is_wrong_with_a_request_is_said_in_the_words_of_the_api(world: Served) -> None:
+    def said(body: Any) -> str:
+        answer = world.client.post(
+            "/v1/jobs", **({"content": body, "headers": JSON} if body == "{" else {"json": body})
+        )
+        return str(answer.json()["error"]["message"])
+
+    llama = {"model": "llama"}
+    assert said("{") == "the body: needed JSON"
+    assert said({}) == "model: needed a value"
+    assert said({"model": 1}) == "model: found 1; needed a text"
+    assert said(llama | {"more": "x"}) == "more: found 'x'; needed no field of this name"
+    assert said(llama | {"priority": 99}) == "priority: found 99; needed at most 10"
+    assert said(llama | {"budgets": "4GB"}) == "budgets: found '4GB'; needed a list"
+    assert "rounding: found 'best'; needed 'nearest', " in said(llama | {"options": {"rounding": "best"}})
+    assert said(llama | {"options": {"veto_db": "x"}}) == "options.veto_db: found 'x'; needed a number"
+    assert "needed a size (24GB" in said(llama | {"budgets": ["4"]})
+
+
 def test_every_error_has_the_one_form(world: Served) -> None:
     client = world.client
     assert _error(client.get("/nothing"), 404) == "not_found"
@@ -288,7 +343,16 @@ def test_the_service_tells_how_it_is(world: Served) -> None:
     ]
     text = world.client.get("/metrics").text
     assert 'mint_jobs{state="inventory"} 1.0' in text
-    assert 'mint_requests_total{method="POST",route="/v1/jobs",status="201"} 1.0' in text
+    assert "mint_leases 1.0" in text
+    assert "mint_job_wait_seconds_count 1.0" in text
+    assert "mint_queue_oldest_seconds 0.0\n" in text
+    world.service.queue.advance(claim, "failed", reason="broken")
+    world.submit("llama", "2GB")
+    text = world.client.get("/metrics").text
+    assert 'mint_job_seconds_count{state="failed"} 1.0' in text
+    assert "mint_leases 0.0" in text
+    assert "mint_queue_oldest_seconds 0.0\n" not in text
+    assert 'mint_requests_total{method="POST",route="/v1/jobs",status="201"} 2.0' in text
 
 
 def test_the_description_names_every_route_and_its_errors(world: Served) -> None:

@@ -162,9 +162,25 @@ def test_a_page_of_another_site_is_refused(world: Served, headers: dict[str, str
 
 def test_a_link_to_the_page_itself_may_stand_anywhere() -> None:
     link = {"host": "a", "sec-fetch-site": "cross-site", "sec-fetch-mode": "navigate"}
-    assert not is_foreign("GET", "/", link)
-    assert is_foreign("POST", "/", link)
-    assert is_foreign("GET", "/v1/jobs", link)
+    assert not is_foreign("GET", "/", link, "http")
+    assert is_foreign("POST", "/", link, "http")
+    assert is_foreign("GET", "/v1/jobs", link, "http")
+
+
+@pytest.mark.parametrize(
+    ("origin", "site", "scheme", "foreign"),
+    [
+        ("http://a", "none", "https", True),  # a page that somebody on the way could have written
+        ("https://a", "none", "http", True),
+        ("https://a", "none", "https", False),
+        ("HTTPS://A", "none", "https", False),
+        ("https://a", "same-origin", "http", False),  # behind a proxy that hides the scheme
+        ("https://b", "same-origin", "https", True),
+    ],
+)
+def test_a_page_of_another_scheme_is_another_site(origin: str, site: str, scheme: str, *, foreign: bool) -> None:
+    headers = {"host": "a", "origin": origin, "sec-fetch-site": site}
+    assert is_foreign("POST", "/v1/jobs", headers, scheme) is foreign
 
 
 def test_no_answer_lets_another_site_read_it_or_frame_it(world: Served) -> None:
@@ -293,6 +309,14 @@ def test_guessing_tokens_costs_more_than_asking(tmp_path: Path, llama: Path) -> 
         assert guesses[-1] == 429
 
 
+def test_wrong_tokens_lock_out_nobody_else_at_their_address(tmp_path: Path, llama: Path) -> None:
+    with served(tmp_path / "data", roots=(llama.parent,), requests_per_second=2.0) as world:
+        ann = world.token("ann")
+        guesses = [world.client.get("/v1/me", headers={"Authorization": f"Bearer {n}"}).status_code for n in range(60)]
+        assert guesses[-1] == 429
+        assert world.client.get("/v1/me", headers=ann).status_code == 200
+
+
 # tickets
 
 
@@ -337,7 +361,7 @@ def test_the_audit_log_tells_who_did_what_and_no_secret(
 ) -> None:
     from mint.core.log import configure_logging
 
-    configure_logging(verbose=True)
+    configure_logging(level="debug")
     try:
         artifact = world.store("model", "0" * 64, a_bin=b"bytes")
         ann = world.token("ann")
@@ -348,7 +372,7 @@ def test_the_audit_log_tells_who_did_what_and_no_secret(
         eve = world.token("eve", "read")
         world.client.post("/v1/jobs", json={"model": "llama"}, headers=eve)
     finally:
-        configure_logging(verbose=False)
+        configure_logging(level="warning")
     path = world.service.settings.data / "audit.log"
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     assert [(line["event"], line["person"]) for line in lines] == [

@@ -172,7 +172,7 @@ def test_a_client_that_sends_slowly_or_nonsense_holds_up_nobody(server: Server) 
         )
     with server.client() as client:
         assert client.get("/readyz").status_code == 200
-        assert client.get("/v1/jobs").json() == {"jobs": []}
+        assert client.get("/v1/jobs").json()["jobs"] == []
     with server.connect() as connection:
         connection.sendall(b"nonsense\r\n\r\n")
         answer = connection.makefile("rb").read()
@@ -246,6 +246,31 @@ def test_with_tls_and_a_token_it_serves_the_network(tmp_path: Path) -> None:
             connection.sendall(b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
             assert b"200" not in connection.recv(100)
         assert token not in server.end()[1]
+
+
+def test_a_second_server_of_one_folder_says_so(server: Server, folder: Path) -> None:
+    with serving(folder, "--slots", "0") as second:
+        _, errors = second.end()
+    assert "data.shared" in errors
+    assert f'"pid": {server.process.pid}' in errors
+
+
+def test_a_data_folder_that_is_a_file_is_said_so(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    code, errors = Server(tmp_path / "file").end()
+    assert code == 1
+    assert "Traceback" not in errors
+    assert "needed: a folder" in errors
+
+
+def test_a_body_of_two_lengths_is_refused(server: Server) -> None:
+    with server.connect() as connection:
+        lengths = "Content-Length: 4\r\nTransfer-Encoding: chunked\r\n"
+        head = f"POST /v1/jobs HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n{lengths}\r\n"
+        connection.sendall(f"{head}0\r\n\r\nGET /healthz HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n".encode())
+        answer = b"".join(iter(lambda: connection.recv(4096), b""))
+    assert answer.count(b"HTTP/1.1") == 1
+    assert b"400 Bad Request" in answer
 
 
 def test_an_address_that_is_taken_is_said_so(server: Server, tmp_path: Path) -> None:

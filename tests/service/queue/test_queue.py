@@ -7,6 +7,7 @@ import pytest
 from cluster.service.data.records import Lease
 from cluster.service.data.states import ACTIVE, BLOCKED, CANCELLED, DONE, FAILED, QUEUED
 from cluster.service.errors import LeaseLostError, NotFoundError, NotWatchingError
+from cluster.service.queue.listing import SORTS
 from cluster.service.queue.queue import ATTEMPTS, LEASE_SECONDS
 from tests.worlds.service_world import ADMIN, ANN, BOB, EVE, World, check_laws, model_request, quota, submit
 
@@ -104,20 +105,19 @@ def test_a_renewed_lease_stays_valid(world: World) -> None:
     world.submit()
     claim = world.claim()
     for _ in range(10):
+        (held,) = world.queue.leases()
         world.clock.now += LEASE_SECONDS * 0.9
-        assert world.queue.renew(claim)
-        assert world.queue.expire() == []
+        assert world.queue.renew(claim) is Lease.HELD
+        assert world.queue.take_back(held) is None
     world.queue.emit(claim, "note", {})
 
 
 def test_a_lost_lease_cannot_write(world: World) -> None:
     job = world.submit()
     late = world.claim()
-    world.clock.now += LEASE_SECONDS
-    assert world.queue.renew(late) is Lease.LOST  # even before expire()
+    assert [job.id for job in world.expire()] == [job.id]
     with pytest.raises(LeaseLostError):
         world.queue.emit(late, "note", {})
-    assert [job.id for job in world.queue.expire()] == [job.id]
     current = world.claim()
     assert world.queue.renew(late) is Lease.LOST
     with pytest.raises(LeaseLostError):
@@ -126,12 +126,51 @@ def test_a_lost_lease_cannot_write(world: World) -> None:
     assert world.queue.get(job.id).last_seq == 5
 
 
+def test_a_late_runner_whose_lease_nobody_took_back_goes_on(world: World) -> None:
+    world.submit()
+    late = world.claim()
+    world.clock.now += 8 * 3600.0
+    world.queue.emit(late, "note", {})
+    assert world.queue.renew(late) is Lease.HELD
+    world.finish(late)
+
+
+def test_an_attempt_that_made_progress_does_not_count(world: World) -> None:
+    job = world.submit()
+    for done in range(1, 2 * ATTEMPTS):
+        claim = world.claim()
+        assert claim.job.attempts == 1
+        world.queue.advance(claim, "analyzing")
+        world.queue.emit(claim, "progress", {"done": done, "total": 10})
+        (lost,) = world.expire()
+        assert (lost.state, lost.attempts) == (QUEUED, 0)
+        assert "it made progress and resumes" in lost.reason
+    check_laws(world.database)
+    for attempt in range(1, ATTEMPTS + 1):  # it comes as far as before, and breaks there
+        claim = world.claim()
+        assert claim.job.attempts == attempt
+        world.queue.advance(claim, "analyzing")
+        world.queue.emit(claim, "progress", {"done": done, "total": 10})
+        world.expire()
+    assert world.queue.get(job.id).state == FAILED
+    check_laws(world.database)
+
+
+def test_the_reason_of_a_lost_attempt_ends_with_the_first_stage_of_the_next(world: World) -> None:
+    job = world.submit()
+    world.claim()
+    world.expire()
+    claim = world.claim()
+    assert "did not report" in claim.job.reason
+    world.queue.advance(claim, "analyzing")
+    assert world.queue.get(job.id).reason == ""
+
+
 def test_after_three_attempts_a_job_fails_with_the_reason(world: World) -> None:
     job = world.submit()
     for attempt in range(1, ATTEMPTS + 1):
         assert world.claim().job.attempts == attempt
-        world.clock.now += LEASE_SECONDS
-        (lost,) = world.queue.expire()
+        (lost,) = world.expire()
         assert lost.reason.startswith("the runner on here was lost while inventory")
         assert f"attempt {attempt} of {ATTEMPTS}" in lost.reason
     assert lost.state == FAILED
@@ -158,7 +197,7 @@ def test_a_blocked_job_waits_until_it_is_unblocked(world: World) -> None:
     job = world.submit()
     world.queue.block(world.claim(), "disk: 5 GB are missing")
     assert world.queue.claim("here") is None
-    assert world.queue.find(state=BLOCKED)[0].reason == "disk: 5 GB are missing"
+    assert world.queue.find([BLOCKED])[0].reason == "disk: 5 GB are missing"
     assert world.submit(BOB).id == job.id
     assert (world.queue.unblock(job.id).state, world.queue.unblock(job.id).reason) == (QUEUED, "")
     assert world.claim().job.attempts == 1
@@ -263,8 +302,7 @@ def test_a_cancelled_job_stays_cancelled_however_its_runner_ends(world: World, e
     claim = world.claim()
     world.queue.cancel(job.id, ANN)
     if end == "expire":
-        world.clock.now += LEASE_SECONDS
-        world.queue.expire()
+        world.expire()
     else:
         getattr(world.queue, end)(claim, "whatever")
     assert (world.queue.get(job.id).state, world.queue.get(job.id).reason) == (CANCELLED, "cancelled by ann")
@@ -347,7 +385,7 @@ def test_jobs_are_found_by_state_watcher_and_model_a_page_at_a_time(world: World
     world.claim()
     assert [job.id for job in world.queue.find(watcher="ann", limit=2)] == ids[:2:-1]
     assert [job.id for job in world.queue.find(watcher="ann", before=ids[3], limit=2)] == ids[2:0:-1]
-    assert [job.id for job in world.queue.find(state="inventory")] == ids[:1]
+    assert [job.id for job in world.queue.find(["inventory"])] == ids[:1]
     assert [job.id for job in world.queue.find(model_identity="a2")] == [bobs, ids[2]]
     assert world.queue.find(watcher="eve") == []
 
@@ -367,6 +405,40 @@ def test_a_missing_job_is_an_error(world: World) -> None:
             ask("x")
     with pytest.raises(NotFoundError):
         world.queue.cancel("x", ADMIN)
+
+
+def test_what_runs_and_waits_comes_first_whatever_number_ended(world: World) -> None:
+    ended = []
+    for number in range(5):
+        world.clock.now += 1
+        ended.append(world.submit(ANN, f"e{number}").id)
+        world.queue.cancel(ended[-1], ANN)
+    waiting = [world.submit(ANN, f"w{number}").id for number in range(3)]
+    urgent = world.submit(BOB, "urgent", priority=3).id
+    running = world.claim().job.id
+    assert running == urgent
+    expected = [running, *waiting, *ended[::-1]]
+    assert [job.id for job in world.queue.find(sort="live")] == expected
+    for sort in SORTS:
+        whole, pages, last = [job.id for job in world.queue.find(sort=sort)], [], None
+        while page := world.queue.find(sort=sort, before=last, limit=2):
+            pages += [job.id for job in page]
+            last = pages[-1]
+        assert pages == whole
+        assert sorted(pages) == sorted(expected)
+    assert [job.id for job in world.queue.find([CANCELLED], sort="ended", limit=2)] == ended[:2:-1]
+    assert world.queue.counts(watcher="ann") | {"queued": 3, "cancelled": 5} == world.queue.counts(watcher="ann")
+
+
+def test_a_search_finds_jobs_that_have_all_its_words(world: World) -> None:
+    mine = world.submit(ANN, "Qwen3_8B", budget="6GB")
+    other = world.submit(BOB, "Qwen3-32B", budget="16GB")
+    for search, ids in (
+        ("qwen3", {mine.id, other.id}), ("8b ANN", {mine.id}), ("3_8", {mine.id}), ("%", set()),
+        (other.id[:6], {other.id}), ("16gb ann", set()),
+    ):  # fmt: skip
+        assert {job.id for job in world.queue.find(search=search)} == ids
+        assert world.queue.counts(search=search)["queued"] == len(ids)
 
 
 def test_every_state_is_counted(world: World) -> None:

@@ -16,7 +16,7 @@ from hypothesis.stateful import (
 )
 
 from cluster.service.data.database import Database
-from cluster.service.data.records import Claim, Lease, Person, Quota
+from cluster.service.data.records import Claim, HeldLease, Lease, Person, Quota
 from cluster.service.data.states import ACTIVE, BLOCKED, CANCELLED, DONE, FAILED, FINAL, INVENTORY, QUEUED, can_become
 from cluster.service.errors import LeaseLostError, NotWatchingError, QuotaExceededError
 from cluster.service.queue.queue import ATTEMPTS, LEASE_SECONDS
@@ -44,6 +44,8 @@ class Expected:
     seq: int = 1
     lease: str = ""
     until: float = 0.0
+    reached: float = 0.0
+    has_progressed: bool = False
     cancel_wanted: bool = False
     artifact: str = ""
 
@@ -58,8 +60,14 @@ class Expected:
     def become(self, state: str) -> None:
         assert can_become(self.state, state)
         self.state, self.seq = state, self.seq + 1
+        if state in ACTIVE:
+            self.reach(ACTIVE.index(state))
         if state not in ACTIVE:
             self.lease = ""
+
+    def reach(self, rank: float) -> None:
+        if rank > self.reached:
+            self.reached, self.has_progressed = rank, True
 
 
 @dataclass
@@ -97,6 +105,8 @@ class Model:
         return min(ready)[-1] if ready else ""
 
     def lose(self, job: Expected) -> None:
+        if not job.cancel_wanted:
+            job.attempts -= job.has_progressed
         job.become(CANCELLED if job.cancel_wanted else QUEUED if job.attempts < ATTEMPTS else FAILED)
 
 
@@ -114,6 +124,7 @@ class Service(RuleBasedStateMachine):
         self.world, self.model = World(self.database), Model()
         self.queue = self.world.queue
         self.claims: list[Claim] = []  # all claims so far
+        self.seen: list[HeldLease] = []  # the leases at the last look
 
     @initialize()
     def begin(self) -> None:
@@ -140,7 +151,7 @@ class Service(RuleBasedStateMachine):
     def leased(self, claim: Claim) -> Expected | None:
         """The job of a claim with a valid lease."""
         job = self.model.jobs[claim.job.id]
-        return job if job.lease == claim.lease and job.until > self.world.clock.now else None
+        return job if job.lease == claim.lease else None
 
     def writes(self, claim: Claim, write: Callable[[], Any]) -> Expected | None:
         """Write with a lease; an invalid lease must be refused."""
@@ -186,6 +197,7 @@ class Service(RuleBasedStateMachine):
             return
         assert claim.job.id == id
         job = self.model.jobs[id]
+        job.has_progressed = False
         job.become(INVENTORY)
         job.attempts += 1
         job.lease, job.until = claim.lease, self.world.clock.now + LEASE_SECONDS
@@ -205,11 +217,12 @@ class Service(RuleBasedStateMachine):
         assert lease is (Lease.CANCEL_WANTED if job.cancel_wanted else Lease.HELD)
         job.until = self.world.clock.now + LEASE_SECONDS
 
-    @rule(n=NTH)
-    def emit(self, n: int) -> None:
+    @rule(n=NTH, done=st.integers(0, 4))
+    def emit(self, n: int, done: int) -> None:
         claim = self.nth_claim(n)
-        if job := self.writes(claim, lambda: self.queue.emit(claim, "progress", {"done": 1})):
+        if job := self.writes(claim, lambda: self.queue.emit(claim, "progress", {"done": done, "total": 4})):
             job.seq += 1
+            job.reach(ACTIVE.index(job.state) + done / 4)
 
     @rule(n=NTH, state=st.sampled_from([*ACTIVE, *FINAL]))
     def advance_anywhere(self, n: int, state: str) -> None:
@@ -286,26 +299,25 @@ class Service(RuleBasedStateMachine):
         self.world.clock.now += seconds
 
     @rule()
-    def expire(self) -> None:
-        late = {id for id, job in self.model.jobs.items() if job.lease and job.until <= self.world.clock.now}
-        assert {job.id for job in self.queue.expire()} == late
-        for id in late:
-            self.model.lose(self.model.jobs[id])
+    def look(self) -> None:
+        self.seen = self.queue.leases()
+        assert {held.job for held in self.seen} == {id for id, job in self.model.jobs.items() if job.lease}
 
-    @rule(n=NTH)
-    def write_too_late(self, n: int) -> None:
-        claim = self.nth_claim(n)
-        self.world.clock.now += LEASE_SECONDS
-        assert self.leased(claim) is None
-        self.emit(n)
-        self.renew(n)
+    @rule()
+    def take_back(self) -> None:
+        for held in self.seen:
+            job = self.model.jobs[held.job]
+            is_silent = (job.lease, job.until) == (held.lease, held.until)
+            assert (self.queue.take_back(held) is not None) == is_silent
+            if is_silent:
+                self.model.lose(job)
 
     @rule(times=st.sampled_from([1, 1, 1, ATTEMPTS]))
     def crash_again_and_again(self, times: int) -> None:
         for _ in range(times):
             self.claim("a host that breaks")
-            self.world.clock.now += LEASE_SECONDS
-            self.expire()
+            self.look()
+            self.take_back()
 
     @invariant()
     def every_job_is_as_expected(self) -> None:

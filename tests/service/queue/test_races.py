@@ -138,7 +138,7 @@ def _die_everywhere(url: str, step: int) -> None:
     for last in range(1, 1000, step):
         world = World(connect(url))
         world.clock.now += 10 * LEASE_SECONDS * last
-        world.queue.expire()
+        world.expire()
         check_laws(world.database)
         world.database.close()
         if (pid := os.fork()) == 0:
@@ -171,12 +171,12 @@ def test_a_crash_at_any_statement_keeps_the_database_consistent(database_url: st
     _in_processes(_die_everywhere, [(database_url, 7)])
     world = World(connect(database_url))
     world.clock.now += 10**9
-    world.queue.expire()
+    world.expire()
     check_laws(world.database)
     counts = {state: many for state, many in world.queue.counts().items() if many}
     assert set(counts) <= {QUEUED, DONE, FAILED}
     assert counts[QUEUED] > 3
-    assert all("attempt 3 of 3" in job.reason for job in world.queue.find(state=FAILED))
+    assert all("attempt 3 of 3" in job.reason for job in world.queue.find([FAILED]))
     while claim := world.queue.claim("here"):  # every job can still finish
         world.finish(claim)
     assert {job.state for job in world.queue.find(limit=1000)} <= {DONE, FAILED}

@@ -6,7 +6,7 @@ Pictures of what was seen are kept in .artifacts/page, which git ignores.
 import hashlib
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,10 @@ from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import Select
 
+import mint
+from cluster.service.data.database import connect
+from cluster.service.queue.queue import Queue
+from cluster.service.settings import Settings
 from tests.worlds.hub_world import fake_hub
 from tests.worlds.page_world import CHROMIUM, DRIVER, Page, chromium, make_token, serving
 from tests.worlds.zoo import write_model
@@ -254,6 +258,53 @@ def test_who_wants_no_motion_gets_none(page: Page, made: str) -> None:
 
 
 @needs_chromium
+def test_with_many_jobs_the_page_shows_what_runs_and_counts_the_rest(browser: Any, tmp_path: Path, roots: Path) -> None:
+    with serving(tmp_path, roots, "--slots", "0") as url, watched(browser, url) as page:
+        with mint.Client(url) as client:
+            jobs = [*client.submit("small-llama", [f"{mb}MB" for mb in range(1, 61)])]
+            jobs += client.submit("small-llama", [f"{mb}MB" for mb in range(61, 121)])
+            for job in jobs[1:31]:
+                client.cancel(job.id)
+        with closing(connect(Settings(tmp_path).database_url)) as database:
+            assert Queue(database).claim("studio")
+        page.open()
+        page.until(lambda: page.read("[data-group=running] h3") == "Running 1")
+        assert page.read("[data-group=running] .budget") == "1MB"
+        assert page.read("[data-group=waiting] h3") == "Waiting 89"
+        assert page.read("[data-group=ended] h3") == "Ended 30"
+        assert len(page.all("[data-group=waiting] .job")) == 20
+        page.picture("many jobs")
+        page.click("[data-group=waiting] > button")
+        page.until(lambda: len(page.all("[data-group=waiting] .job")) == 40)
+        assert page.read("[data-group=waiting] > button") == "Show 20 more of 49"
+        page.one("#search").send_keys("120MB")
+        page.until(lambda: page.read("[data-group=waiting] h3") == "Waiting 1")
+        assert page.read("[data-group=ended]").endswith("shows up here.")
+
+
+@needs_chromium
+def test_a_name_that_turns_text_around_changes_nothing_beside_it(page: Page) -> None:
+    page.open()
+    shown = page.module("""
+        const {JobCard} = await import("/static/card.js");
+        const job = {
+          id: "0", model: "lab/evil\u202elamaj", budget: "24GB", state: "failed", reason: "no \u202emodel",
+          owner: "\u202eada", host: "", watchers: [], mine: true, attempts: 1, created_at: 1, started_at: 2,
+          finished_at: 3};
+        const card = new JobCard(job);
+        const texts = document.createTreeWalker(card.element, NodeFilter.SHOW_TEXT);
+        const bare = [];
+        while (texts.nextNode()) {
+          const {data, parentElement} = texts.currentNode;
+          if (data.includes("\u202e") && parentElement.localName !== "bdi") bare.push(data);
+        }
+        const labels = [...card.element.querySelectorAll("[aria-label]")].map((node) => node.ariaLabel);
+        return [bare, labels.filter((label) => label.includes("\u202e"))];
+    """)
+    assert shown == [[], []]
+
+
+@needs_chromium
 def test_a_name_that_is_markup_stays_text(page: Page) -> None:
     page.open("#/models")
     page.until(lambda: EVIL in page.read("table"))
@@ -277,11 +328,18 @@ def test_what_is_no_budget_is_refused_with_what_is_needed(page: Page) -> None:
 
 
 @needs_chromium
-def test_a_budget_that_is_too_small_says_so_in_the_queue(page: Page) -> None:
+def test_a_budget_that_is_too_small_says_so_in_the_queue_or_at_once_if_the_model_is_analyzed(
+    page: Page, made: str
+) -> None:
     page.open()
-    submit(page, "small-llama", "20kB")
+    submit(page, EVIL, "20kB")
     page.until(lambda: "smallest" in page.read(".job[data-state='failed'] .reason"))
     assert page.read("#announcements").endswith("failed")
+    page.forgiven = ("422",)
+    Select(page.one("#model")).select_by_value("small-llama")
+    page.one("#size").send_keys("20kB" + Keys.ENTER)
+    page.click("form [type=submit]")
+    page.until(lambda: "smallest" in page.read("form > .alert"))
 
 
 @needs_chromium

@@ -8,7 +8,6 @@ import shutil
 import signal
 import subprocess
 import threading
-import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,6 +25,7 @@ from cluster.service.queue.queue import LEASE_SECONDS, Queue
 from cluster.service.settings import Settings
 from cluster.service.store.model_roots import Roots
 from cluster.service.store.store import RESERVE_BYTES, Store
+from cluster.service.work.folder_lock import holder
 from cluster.service.work.runner import DISK, OVER
 from cluster.service.work.supervisor import Supervisor
 from cluster.service.work.warm_runner import send_order, start
@@ -34,7 +34,7 @@ from mint.model.source import open_source
 from mint.pipeline import quantize
 from mint.plan.size_range import possible_bytes
 from tests.conftest import own_cache
-from tests.worlds.service_world import submit
+from tests.worlds.service_world import Clock, submit
 from tests.worlds.zoo import write_model
 
 ANN = Person("ann", ("submit",))
@@ -108,8 +108,9 @@ class Lab:
         return self.queue.get(claim.job.id), output
 
     def expire(self) -> None:
-        """Let all leases run out."""
-        Queue(self.database, lambda: time.time() + LEASE_SECONDS + 5).expire()
+        """Take back all leases, as if nobody had renewed them for long."""
+        for held in self.queue.leases():
+            self.queue.take_back(held)
 
     def digests(self, artifact: str) -> dict[str, str]:
         return {file.name: file.digest for file in self.catalog.get(artifact).files}
@@ -218,7 +219,7 @@ def test_killed_and_stopped_at_any_moment_a_job_ends_with_the_same_bytes_and_mea
     done, more = lab.work()  # ends the one that was stopped, which holds the files
     lines += [*stopped.end(), *more]
     assert stopped.process.returncode == -signal.SIGKILL
-    assert (done.state, done.attempts) == (DONE, 3)
+    assert (done.state, done.attempts) == (DONE, 1)  # both made progress
     assert lab.digests(done.artifact) == expected
     measured = _units_measured(lines)
     assert len(measured) == units
@@ -367,6 +368,31 @@ def test_a_supervisor_starts_runners_and_the_next_one_adopts_them(any_lab: Lab, 
     assert any_lab.queue.get(second.id).state == DONE
     assert [path.name for path in any_lab.settings.work_folder.iterdir()] == ["locks"]  # nothing is left of them
     assert '"job.begun"' in any_lab.settings.log_path(first.id).read_text()
+
+
+@pytest.mark.parametrize("is_adopted", [False, True])
+def test_a_runner_that_is_stopped_for_long_keeps_its_job(lab: Lab, llama: Path, *, is_adopted: bool) -> None:
+    shutil.copytree(llama, lab.roots / "llama")
+    job = lab.submit("llama")
+    clock = Clock()
+    supervisor = Supervisor(lab.queue, lab.store, lab.settings, clock=clock)
+    supervisor.step()
+    runner = supervisor.runners[job.id]
+    lock = lab.settings.work_folder / "locks" / lab.queue.leases()[0].analysis_key
+    while is_adopted and not holder(lock):
+        assert runner.poll() is None
+    with lab.database.write():  # a process that is stopped while it writes keeps SQLite's lock
+        os.killpg(runner.pid, signal.SIGSTOP)
+        os.waitpid(runner.pid, os.WUNTRACED)
+    watching = Supervisor(lab.queue, lab.store, lab.settings, clock=clock) if is_adopted else supervisor
+    for _ in range(round(3 * LEASE_SECONDS)):
+        clock.now += 1.0
+        watching.step()
+    assert lab.queue.get(job.id).state != QUEUED
+    os.killpg(runner.pid, signal.SIGCONT)
+    supervisor.wait()
+    done = lab.queue.get(job.id)
+    assert (done.state, done.attempts) == (DONE, 1)
 
 
 def test_a_dead_runner_is_noticed_at_once_and_three_times_is_enough(

@@ -1,0 +1,72 @@
+"""The stored analyses of a model, and what the planner says about them at once."""
+
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cluster.service.data.records import Artifact
+from cluster.service.errors import ServiceBusyError
+from cluster.service.http.context import Service
+from cluster.service.http.error_answers import ApiError
+from cluster.service.http.schema import AnalysisAnswer
+from mint.analysis.analysis import MAGIC
+from mint.core.journal import read_header
+from mint.core.log import log
+from mint.plan.recipe import Budget, Recipe
+
+
+@dataclass(frozen=True, slots=True)
+class StoredAnalysis:
+    """A stored analysis, the paths of its files (`probe` is empty without probes), and its settings."""
+
+    artifact: Artifact
+    path: str
+    probe: str
+    answer: AnalysisAnswer
+
+
+def stored_analyses(service: Service, identity: str) -> list[StoredAnalysis]:
+    """The stored analyses of a model, the last made first; a damaged one counts as none, so a job makes it anew."""
+    analyses = []
+    for artifact in service.catalog.find(kind="analysis", identity=identity):
+        paths = {Path(file.name).suffix: str(service.store.path(file.digest)) for file in artifact.files}
+        path, probe = paths[".mint"], paths.get(".probe", "")
+        header = read_header(Path(path), MAGIC)
+        if not header or "rounding" not in header:
+            log.warning("analysis.damaged", artifact=artifact.digest)
+            continue
+        settings = {"rounding": header["rounding"], "dtype": header["dtype"], "probed": bool(probe)}
+        answer = AnalysisAnswer(**settings, artifact=artifact.digest)
+        analyses.append(StoredAnalysis(artifact, path, probe, answer))
+    return analyses
+
+
+def planned(service: Service, verb: str, identity: str, recipe: Recipe, **request: Any) -> dict[str, Any]:
+    """The answer of the planner from the newest analysis with the recipe's rounding and dtype."""
+    analyses = stored_analyses(service, identity)
+    # sensitivities are the model's, whatever the rounding
+    probe = next((entry.probe for entry in analyses if entry.probe and entry.answer.dtype == recipe.dtype), "")
+    for entry in analyses:
+        if (entry.answer.rounding, entry.answer.dtype) == (recipe.rounding, recipe.dtype):
+            return service.planner.ask(verb, analysis=entry.path, probe=probe, recipe=recipe.to_dict(), **request)
+    fault = f" with rounding {recipe.rounding} and dtype {recipe.dtype or 'of its own'}" if analyses else ""
+    raise ApiError(
+        409,
+        f"the model {identity[:12]} is not analyzed{fault}; submit a job first (without a budget: the analysis alone)",
+        code="not_analyzed",
+    )
+
+
+def require_room(service: Service, identity: str, recipe: Recipe, budgets: Sequence[Budget]) -> None:
+    """Raise `MintError` for a budget that no plan of a stored analysis fits; its job would wait for its turn to fail.
+
+    Without an analysis, or while the planner is busy, the job finds out.
+    """
+    with suppress(ServiceBusyError):
+        try:
+            planned(service, "require", identity, recipe, budgets=[budget.to_dict() for budget in budgets])
+        except ApiError as error:
+            if error.code != "not_analyzed":
+                raise
