@@ -109,6 +109,7 @@ def header_of(source: Source, rounding: str, device: str) -> dict[str, Any]:
         "model_type": source.config["model_type"],
         "model": source.identity,
         "dtype": source.dtype,
+        "loader": source.loader,
         "source_nbytes": source.nbytes,
         "rounding": rounding,
         "device": device,

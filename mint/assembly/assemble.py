@@ -178,7 +178,7 @@ def _packed(
 
 def _check(plan: Plan, source: Source, output: Path) -> None:
     refuse_existing(output)
-    if plan.model != source.identity or plan.dtype != source.dtype:
+    if (plan.model, plan.dtype, plan.loader) != (source.identity, source.dtype, source.loader):
         raise MintError(
             f"the plan is for another model than {source.folder} (found identity {source.identity[:12]}, "
             f"needed {plan.model[:12]}); assemble from the folder that was analyzed, or analyze this one"

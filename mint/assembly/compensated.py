@@ -56,7 +56,7 @@ def compensate(
     text = own_text(source, size, SEED, on_progress)
     finished = {unit.path for unit in source.units} - {unit.path for unit in pending}
     with fusing_nothing():
-        walk = Walk(open_wide(source.folder), source.units, text)
+        walk = Walk(open_wide(source.folder, source.loader), source.units, text)
         for unit, packed in executor(source, Compensation(formats, checksums, {}), walk.tied):
             walk.store(unit.path, _dequantized(packed))
         for stage in walk.stages(finished):

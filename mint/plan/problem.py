@@ -22,7 +22,7 @@ from mint.formats.format import KEEP, parse_format
 from mint.formats.layout import name_nbytes, overhead_nbytes, stored_nbytes, unnamed_nbytes
 from mint.formats.rounding import ROUNDINGS
 from mint.formats.units import Unit
-from mint.model.roles import UNTIED
+from mint.model.roles import TOWER, UNTIED
 from mint.plan.knapsack.relaxation import Floats, Integers
 from mint.plan.knapsack.solve import InfeasibleError, Knapsack, Solution
 from mint.plan.objectives import OBJECTIVES, Objective
@@ -74,8 +74,10 @@ class Problem:
         self._alphas = {unit.path: alphas.get(unit.path, _NO_ALPHA) for unit in units}
         self._active = {unit.path: 1.0 for unit in units} | active_shares(analysis)
         self._sampling = Sampling([unit.path for unit in units], probed if objective.probes else None)
-        # floors of roles stand for probes, and belong to no other objective
-        unfloored = {path for path, alpha in measured.items() if alpha > 0} if objective.probes else set(self._alphas)
+        # floors of roles stand for probes, and belong to no other objective, but for that of towers
+        probed_paths = {path for path, alpha in measured.items() if alpha > 0}
+        language = {unit.path for unit in units if unit.role != TOWER}
+        unfloored = probed_paths if objective.probes else language
         allowance = self._allowance = Allowance(rules, units, objective.formats, unfloored)
         self._allowed = [allowance.of(unit, analysis.measurements[unit.path]) for unit in units]
         self._speed_price = prefer_speed and prefer_speed * self._reference_price()
@@ -112,7 +114,7 @@ class Problem:
             raise MintError(self._infeasible(budget_bytes)) from error
         picks = zip(self.analysis.units, self._allowed, solution.choice, strict=True)
         plan = Plan(
-            **pick(self.analysis, "model model_type dtype rounding device parameters dropped_towers"),
+            **pick(self.analysis, "model model_type dtype loader rounding device parameters dropped_towers"),
             **pick(self, "objective rules max_shard_bytes"),
             analysis=self.analysis.digest,
             budget_bytes=budget_bytes,
@@ -252,6 +254,7 @@ def active_shares(analysis: Analysis) -> dict[str, float]:
     shares = dict(analysis.active)
     looked_up = {UNTIED, "embedding"} if any(unit.role == "head" for unit in analysis.units) else {UNTIED}
     shares.update((unit.path, 1 / unit.shape[-2]) for unit in analysis.units if unit.role in looked_up)
+    shares.update((unit.path, 0.0) for unit in analysis.units if unit.role == TOWER)
     return shares
 
 

@@ -87,19 +87,25 @@ def _analyses(service: Service, identity: str) -> list[_Analysis]:
         header = read_header(FilePath(path), MAGIC)
         if not header or "rounding" not in header:
             raise MintError("the stored analysis is damaged; submit the model again")
-        settings = {"rounding": header["rounding"], "dtype": header["dtype"], "probed": bool(probe)}
+        settings = {name: header[name] for name in ("rounding", "dtype", "loader")} | {"probed": bool(probe)}
         answer = schema.AnalysisAnswer(**settings, artifact=artifact.digest)
         analyses.append(_Analysis(artifact, path, probe, answer))
     return analyses
 
 
+def _has(answer: schema.AnalysisAnswer, rounding: str, dtype: str, loader: str) -> bool:
+    """True for an analysis with these settings; no loader asks for that of any."""
+    return (answer.rounding, answer.dtype) == (rounding, dtype) and loader in ("", answer.loader)
+
+
 def _planned(service: Service, verb: str, identity: str, recipe: Recipe, **request: Any) -> dict[str, Any]:
-    """The answer of the planner from the newest analysis with the recipe's rounding and dtype."""
+    """The answer of the planner from the newest analysis with the recipe's rounding, dtype and loader."""
     analyses = _analyses(service, identity)
-    # sensitivities are the model's, whatever the rounding
-    probe = next((entry.probe for entry in analyses if entry.probe and entry.answer.dtype == recipe.dtype), "")
     for entry in analyses:
-        if (entry.answer.rounding, entry.answer.dtype) == (recipe.rounding, recipe.dtype):
+        if _has(entry.answer, recipe.rounding, recipe.dtype, recipe.loader):
+            opened = entry.answer.dtype, entry.answer.loader
+            same = (other for other in analyses if (other.answer.dtype, other.answer.loader) == opened)
+            probe = next((other.probe for other in same if other.probe), "")  # it serves all roundings
             return service.planner.ask(verb, analysis=entry.path, probe=probe, recipe=recipe.to_dict(), **request)
     fault = f" with rounding {recipe.rounding} and dtype {recipe.dtype or 'of its own'}" if analyses else ""
     raise ApiError(
@@ -116,11 +122,12 @@ def curve(
     person: Reader,
     rounding: schema.Rounding = DEFAULTS["rounding"],
     dtype: schema.Dtype = DEFAULTS["dtype"],
+    loader: schema.Loader = DEFAULTS["loader"],
     objective: schema.ObjectiveName = DEFAULTS["objective"],
     points: Annotated[int, Query(ge=2, le=200)] = 60,
 ) -> schema.CurveAnswer:
     """The curve of budget and loss of an analyzed model, its knees, and where devices lie on it."""
-    recipe = Recipe(rounding=rounding, dtype=dtype, objective=objective)
+    recipe = Recipe(rounding=rounding, dtype=dtype, loader=loader, objective=objective)
     return schema.CurveAnswer(**_planned(service, "curve", identity, recipe, points=points))
 
 
@@ -142,10 +149,11 @@ def analysis(
     person: Reader,
     rounding: schema.Rounding = DEFAULTS["rounding"],
     dtype: schema.Dtype = DEFAULTS["dtype"],
+    loader: schema.Loader = DEFAULTS["loader"],
 ) -> schema.ArtifactAnswer:
     """The files of an analysis: a few MB, from which everybody who has the model can make any plan, and assemble it."""
     for entry in _analyses(service, identity):
-        if (entry.answer.rounding, entry.answer.dtype) == (rounding, dtype):
+        if _has(entry.answer, rounding, dtype, loader):
             return artifact_answer(entry.artifact)
     raise ApiError(
         404, f"the model {identity[:12]} is not analyzed with rounding {rounding}; submit a job first",
