@@ -25,6 +25,7 @@ from mlx.nn.layers.linear import Linear
 from mint.formats.format import KEEP, Format
 from mint.model.checkpoint.reader import StoredModel, open_stored
 from mint.model.hooks import hook
+from mint.model.loaders.vision import tower_parameters
 from mint.model.module_tree import load_plain
 from mint.model.passes.logits import logits_of
 from mint.model.passes.weight_uses import weight_uses
@@ -35,7 +36,7 @@ _PARTS = ("weight", "scales", "biases")
 
 
 def stock_logits(stock: Module, folder: Path, paths: Collection[str]) -> npt.NDArray[np.float32]:
-    """The logits (1, TOKENS, vocabulary) of the model that mlx_lm loaded from `folder`, quantized modules and all.
+    """The logits (1, TOKENS, vocabulary) of the model that was loaded from `folder`, quantized modules and all.
 
     The weights of the modules at `paths` are streamed. The model cannot be used afterwards.
     """
@@ -44,6 +45,18 @@ def stock_logits(stock: Module, folder: Path, paths: Collection[str]) -> npt.NDA
     for path, module in _modules(stock, paths):
         hook(module, partial(_stream, stored, path, None))
     return _logits(stock)
+
+
+def misread_tower(stock: Module, folder: Path) -> str:
+    """The name of a parameter of a tower that the loaded model has not as it is stored in `folder`; empty if none.
+
+    No pass over text uses a tower.
+    """
+    stored = open_stored(folder)
+    for name, array in tower_parameters(stock).items():
+        if name not in stored.tensors or not bool(mx.array_equal(array, stored.array(name), equal_nan=True)):
+            return name
+    return ""
 
 
 def plain_logits(folder: Path, units: Mapping[str, tuple[tuple[int, ...], Format]]) -> npt.NDArray[np.float32]:

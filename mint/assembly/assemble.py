@@ -186,6 +186,9 @@ def _check(plan: Plan, source: Source, output: Path) -> None:
     planned = {choice.path: (choice.shape, choice.dtype) for choice in plan.choices}
     if planned != {unit.path: (unit.shape, unit.dtype) for unit in source.units}:
         raise MintError(f"the plan's units are not those of {source.folder}; run mint allocate again")
+    for unit in source.units:
+        if unit.twin and plan.formats[unit.path] != plan.formats[unit.twin]:
+            raise MintError(f"{unit.path} and {unit.twin} are loaded from one weight; give both one format in the plan")
 
 
 def _check_space(folder: Path, plan: Plan) -> None:

@@ -52,7 +52,8 @@ def compensate(
 ) -> Iterator[tuple[Unit, Packed]]:
     """Yield the `pending` units as planned, on a text of this size; `stored` has all others."""
     formats, checksums = plan.formats, plan.checksums
-    lossless = {choice.path for choice in plan.choices if choice.error <= LOSSLESS}  # there is nothing to compensate
+    as_searched = {choice.path for choice in plan.choices if choice.error <= LOSSLESS}  # nothing to compensate
+    as_searched |= {path for unit in source.units if unit.twin for path in (unit.path, unit.twin)}  # the same bytes
     text = own_text(source, size, SEED, on_progress)
     finished = {unit.path for unit in source.units} - {unit.path for unit in pending}
     with fusing_nothing():
@@ -64,7 +65,7 @@ def compensate(
                 if unit.path in finished and formats[unit.path] != KEEP:
                     walk.store(unit.path, stored.dequantized(unit.path, formats[unit.path]))
             rest = [unit for unit in stage.units if unit.path not in finished]
-            inputs = {path: rows for path, rows in stage.inputs.items() if path not in lossless}
+            inputs = {path: rows for path, rows in stage.inputs.items() if path not in as_searched}
             for unit, packed in executor(source, Compensation(formats, checksums, inputs), rest):
                 if packed.format != KEEP:
                     walk.store(unit.path, _dequantized(packed))

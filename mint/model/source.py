@@ -20,6 +20,7 @@ from mint.model.checkpoint.file_states import FileStates
 from mint.model.checkpoint.shards import Shard, SourceTensor, identity, read_index, read_shards, tensors_of
 from mint.model.config import check_config
 from mint.model.lineage import trace_sources
+from mint.model.loaders.reloading import taken_weights
 from mint.model.loaders.table import tower_advice
 from mint.model.loaders.vision import tower_obstacle
 from mint.model.locate import locate
@@ -103,7 +104,8 @@ def open_source(model: Path | str, *, dtype: str = "", loader: str = "", on_prog
     sources = _trace(opened, tree)
     tensors = tensors_of(shards)
     notices += check_used(folder, tree.stored, tensors, sources, tree.integers)
-    units = _find_units(tree, sources, tree_loader.language)
+    taken = taken_weights(folder, tree_loader, config, tree.arrays) if tree_loader.language else {}
+    units = _find_units(tree, sources, tree_loader.language, taken)
     weights = {f"{unit.path}.weight" for unit in units}
     parameters = tuple(
         Parameter(name, array.shape, DTYPES[array.dtype], sources[name])
@@ -142,8 +144,13 @@ def _trace(opened: OpenedModel, tree: Tree) -> dict[str, tuple[str, ...]]:
     }
 
 
-def _find_units(tree: Tree, sources: Mapping[str, tuple[str, ...]], language: str) -> tuple[Unit, ...]:
-    """The units of a tree in its order; those outside of the `language` model, if it has a path, are of towers."""
+def _find_units(
+    tree: Tree, sources: Mapping[str, tuple[str, ...]], language: str, taken: Mapping[str, str]
+) -> tuple[Unit, ...]:
+    """The units of a tree in its order; those outside of the `language` model, if it has a path, are of towers.
+
+    `taken` names the parameters that a loader takes from others.
+    """
     predicate = getattr(tree.model, "quant_predicate", None) or (lambda path, module: True)
     modules = dict(tree.model.named_modules())
     order = [name.removesuffix(".weight") for name in tree.arrays if name.endswith(".weight")]
@@ -157,6 +164,7 @@ def _find_units(tree: Tree, sources: Mapping[str, tuple[str, ...]], language: st
         unit = Unit(
             path, weight.shape, DTYPES[weight.dtype], role, layers[path], sources[f"{path}.weight"],
             min_bits=int(verdict.get("bits", 0)) if isinstance(verdict, dict) else 0,
+            twin=taken.get(f"{path}.weight", "").removesuffix(".weight"),
         )  # fmt: skip
         reason = READ if path in uses.read else _keep_reason(unit, modules[path], verdict)
         if role == TOWER:

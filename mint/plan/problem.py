@@ -45,6 +45,9 @@ class _Row(NamedTuple):
     charged: Floats  # losses with the charge for speed
 
 
+_FREE = _Row(np.zeros(1, np.int64), np.zeros(1), np.zeros(1))  # of a unit that another one decides
+
+
 class Problem:
     """One analysis under an objective and rules, ready for any budget.
 
@@ -79,9 +82,16 @@ class Problem:
         language = {unit.path for unit in units if unit.role != TOWER}
         unfloored = probed_paths if objective.probes else language
         allowance = self._allowance = Allowance(rules, units, objective.formats, unfloored)
+        indices = {unit.path: index for index, unit in enumerate(units)}
+        self._twins = {indices[unit.path]: indices[unit.twin] for unit in units if unit.twin}
         self._allowed = [allowance.of(unit, analysis.measurements[unit.path]) for unit in units]
+        for twin, main in self._twins.items():
+            self._allowed[twin] = self._allowed[main] = _shared(units[twin], self._allowed[main], self._allowed[twin])
         self._speed_price = prefer_speed and prefer_speed * self._reference_price()
         self._rows = self._all_rows()
+        for twin, main in self._twins.items():  # the row of the main unit chooses for both
+            self._rows[main] = _Row(*map(np.add, self._rows[main], self._rows[twin]))
+            self._rows[twin] = _FREE
         self._knapsack = Knapsack([row.nbytes for row in self._rows], [row.charged for row in self._rows])
         tensors = [parameter.tensor for parameter in analysis.parameters]
         self._parameter_nbytes = sum(stored_nbytes(tensors, self._digits))
@@ -112,7 +122,8 @@ class Problem:
             solution = self._knapsack.solve(capacity)
         except InfeasibleError as error:
             raise MintError(self._infeasible(budget_bytes)) from error
-        picks = zip(self.analysis.units, self._allowed, solution.choice, strict=True)
+        choice = [solution.choice[self._twins.get(index, index)] for index in range(len(self._rows))]
+        picks = zip(self.analysis.units, self._allowed, choice, strict=True)
         plan = Plan(
             **pick(self.analysis, "model model_type dtype loader rounding device parameters dropped_towers"),
             **pick(self, "objective rules max_shard_bytes"),
@@ -244,6 +255,14 @@ class Problem:
             if smallest and not measured.nonfinite and sizes[smallest] < (now := chosen.nbytes(unit.shape, unit.dtype)):
                 costs[self._allowance.binding(unit, smallest)] += now - sizes[smallest]
         return dict(sorted(costs.items(), key=lambda item: -item[1]))
+
+
+def _shared(unit: Unit, main: Allowed, twin: Allowed) -> Allowed:
+    """The formats that a unit and its twin may both have; `MintError` if there is none."""
+    formats = tuple(format for format in main.formats if format in twin.formats)
+    if not formats:
+        raise MintError(f"{unit.path} and {unit.twin} are loaded from one weight; set both to one format")
+    return replace(main, formats=formats)
 
 
 def active_shares(analysis: Analysis) -> dict[str, float]:

@@ -49,6 +49,20 @@ FAMILIES = {
         pixels=(16, 3 * 2 * 4 * 4),
         inputs=lambda: {"image_grid_thw": mx.array([[1, 4, 4]])},
     ),
+    "qwen3_vl": Family(
+        {
+            "model_type": "qwen3_vl", "image_token_id": IMAGE, "vision_start_token_id": 6, "tie_word_embeddings": False,
+            "text_config": {**_TEXT, "model_type": "qwen3_vl_text", "head_dim": 32, "rope_theta": 1e6,
+                            "max_position_embeddings": 4096,
+                            "rope_scaling": {"rope_type": "default", "mrope_section": [4, 6, 6]}},
+            "vision_config": {**_QWEN_TOWER, "out_hidden_size": 128, "model_type": "qwen3_vl",
+                              "num_position_embeddings": 64, "deepstack_visual_indexes": [0]},
+        },
+        {"vision_tower.": "model.visual.", "language_model.model.": "model.language_model.",
+         "language_model.lm_head": "lm_head"},
+        pixels=(16, 3 * 2 * 4 * 4),
+        inputs=lambda: {"image_grid_thw": mx.array([[1, 4, 4]])},
+    ),
     "llava": Family(
         {
             "model_type": "llava", "image_token_index": IMAGE, "vision_feature_layer": -2,
@@ -58,7 +72,7 @@ FAMILIES = {
     ),
     "gemma3": Family(
         {
-            "model_type": "gemma3", "image_token_index": IMAGE, "hidden_size": 128, "pad_token_id": 0,
+            "model_type": "gemma3", "image_token_index": IMAGE, "vocab_size": 256, "hidden_size": 128, "pad_token_id": 0,
             "text_config": {**_TEXT, "model_type": "gemma3_text", "head_dim": 32, "query_pre_attn_scalar": 32,
                             "mm_tokens_per_image": 4, "sliding_window": 16, "sliding_window_pattern": 2},
             "vision_config": {**_TOWER, "model_type": "siglip_vision_model"},
@@ -72,7 +86,8 @@ def write_multimodal(family: str, folder: Path, *, seed: int = 0) -> Path:
     world = FAMILIES[family]
     mx.random.seed(seed)
     weights = {}
-    for name, array in tree_flatten(MLX_VLM.module(world.config).parameters()):
+    parameters: Any = tree_flatten(MLX_VLM.module(world.config).parameters())
+    for name, array in parameters:
         if family == "gemma3" and "lm_head" in name:
             continue  # tied
         values = array if array.ndim == 1 else mx.random.normal(array.shape, scale=array.shape[-1] ** -0.5)

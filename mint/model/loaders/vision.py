@@ -18,7 +18,7 @@ from typing import Any
 import mlx.core as mx
 from mlx.nn.layers.base import Module
 from mlx.nn.layers.linear import Linear
-from mlx.utils import tree_map_with_path
+from mlx.utils import tree_flatten, tree_unflatten
 
 from mint.core.errors import MintError
 from mint.model.loaders.loader import Arrays, TreeLoader
@@ -105,14 +105,17 @@ def _make_cache(model: Any) -> list[Any]:
     return caches
 
 
+def tower_parameters(model: Module) -> Arrays:
+    """The parameters beside the language model by name; none of a text model."""
+    if not hasattr(model, "package"):
+        return {}
+    parameters: Any = tree_flatten(model.parameters())
+    return {name: array for name, array in parameters if not name.startswith(f"{_LANGUAGE}.")}
+
+
 def release_towers(model: Module) -> None:
     """Drop the parameters beside the language model: a pass over text uses none of them."""
-    if hasattr(model, "package"):
-        model.update(tree_map_with_path(_of_language, model.parameters()))
-
-
-def _of_language(path: str, array: mx.array) -> mx.array:
-    return array if path.startswith(f"{_LANGUAGE}.") else mx.zeros(())
+    model.update(tree_unflatten([(name, mx.zeros(())) for name in tower_parameters(model)]))
 
 
 def tower_obstacle(path: str, module: Module, model: Module) -> str:
