@@ -223,13 +223,14 @@ def _finish(plan: Plan, source: Source, folder: Path, units: Mapping[str, str]) 
     }
     write_whole(folder / INDEX_NAME, json.dumps(index, indent=4).encode())
     names = [tensor.name for tensor in shard_of]
+    kept = towers_in(names)
     config = {**without_towers(source.config, names), **quantization_entries(plan)}
-    write_config(config, folder, keep_vision_config="vision" in towers_in(names))
-    for name in files_beside(source.folder, text_only=not towers_in(names)):
+    write_config(config, folder, keep_vision_config="vision" in kept)
+    for name in files_beside(source.folder, text_only=not kept):
         if name.name not in _NOT_COPIED:  # copied as they are: loading and saving a tokenizer again can change it
             (folder / name).parent.mkdir(exist_ok=True)
             shutil.copyfile(source.folder / name, folder / name)
-    (folder / "README.md").write_text(_card(plan))
+    (folder / "README.md").write_text(_card(plan, "image-text-to-text" if "vision" in kept else "text-generation"))
     (folder / PLAN_NAME).write_text(plan_text(plan))
     files = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
     manifest = Manifest(
@@ -247,11 +248,11 @@ def _finish(plan: Plan, source: Source, folder: Path, units: Mapping[str, str]) 
     return manifest
 
 
-def _card(plan: Plan) -> str:
+def _card(plan: Plan, task: str) -> str:
     used = Counter(str(choice.format) for choice in plan.choices)
     rows = "\n".join(f"| {name} | {count} |" for name, count in sorted(used.items()))
     return (
-        "---\nlibrary_name: mlx\npipeline_tag: text-generation\ntags:\n- mlx\n- mint\n---\n\n"
+        f"---\nlibrary_name: mlx\npipeline_tag: {task}\ntags:\n- mlx\n- mint\n---\n\n"
         f"Quantized by MINT to {plan.planned_bytes} bytes of weights "
         f"({plan.bits_per_weight:.2f} bits per weight), budget {plan.budget_bytes} bytes.\n\n{_text_only(plan)}"
         f"| format (bits/group) | modules |\n|---|---|\n{rows}\n"

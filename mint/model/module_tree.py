@@ -156,9 +156,10 @@ def _built(
     """
     loader = tree_loader(folder, config, tensors_of(shards), loader_name)
     kind, errors = f"{loader.name}'s {config['model_type']} model", []
+    without = ", or the text model alone (--text-only)" if loader.language else ""
     remedies = (
-        "needed: the config.json of the original model; download it again",
-        undecoded_of(stored, shards) or "needed: a complete model of that type",
+        f"needed: the config.json of the original model; download it again{without}",
+        undecoded_of(stored, shards) or f"needed: a complete model of that type{without}",
     )
     for weights in spellings(decoded(stored, leaves, getattr(mx, _dtype_name(config, dtype) or "bfloat16"))):
         try:

@@ -51,7 +51,7 @@ FAMILIES = {
     ),
     "qwen3_vl": Family(
         {
-            "model_type": "qwen3_vl", "image_token_id": IMAGE, "vision_start_token_id": 6, "tie_word_embeddings": False,
+            "model_type": "qwen3_vl", "image_token_id": IMAGE, "vision_start_token_id": 6,
             "text_config": {**_TEXT, "model_type": "qwen3_vl_text", "head_dim": 32, "rope_theta": 1e6,
                             "max_position_embeddings": 4096,
                             "rope_scaling": {"rope_type": "default", "mrope_section": [4, 6, 6]}},
@@ -72,7 +72,8 @@ FAMILIES = {
     ),
     "gemma3": Family(
         {
-            "model_type": "gemma3", "image_token_index": IMAGE, "vocab_size": 256, "hidden_size": 128, "pad_token_id": 0,
+            "model_type": "gemma3", "image_token_index": IMAGE, "vocab_size": 256, "hidden_size": 128,
+            "pad_token_id": 0,
             "text_config": {**_TEXT, "model_type": "gemma3_text", "head_dim": 32, "query_pre_attn_scalar": 32,
                             "mm_tokens_per_image": 4, "sliding_window": 16, "sliding_window_pattern": 2},
             "vision_config": {**_TOWER, "model_type": "siglip_vision_model"},

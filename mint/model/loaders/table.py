@@ -50,8 +50,9 @@ def _named(name: str) -> TreeLoader:
 
 def _unknown(config: dict[str, Any], loaders: list[TreeLoader], name: str) -> str:
     names = " and ".join(loader.name for loader in loaders)
+    fault = f"{names} {'does' if len(loaders) == 1 else 'do'} not know model_type {config['model_type']!r}"
     if other := next((loader.name for loader in TREE_LOADERS if name and loader.takes(config)), ""):
-        return f"{names} does not know model_type {config['model_type']!r}, {other} does"
+        return f"{fault}, {other} does"
     package = "mlx-vlm" if name == MLX_VLM.name else "mlx-lm"
     advice = f"This is {package} {version(package)}; a newer one may know it: pip install --upgrade {package}"
-    return f"{names} does not know model_type {config['model_type']!r}; {advice}"
+    return f"{fault}; {advice}"

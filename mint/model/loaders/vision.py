@@ -126,8 +126,8 @@ def tower_obstacle(path: str, module: Module, model: Module) -> str:
     if type(module) is not Linear:
         return "only matrices of a tower are quantized"
     *_, owner, name = [part for part in f"self.{path}".split(".") if not part.isdecimal()]
-    packages = {type(part).__module__ for _, part in model.named_modules()}
-    reads = set().union(*(_weights_read(name) for name in packages if name.startswith(f"{_PACKAGE}.")))
+    files = {kind.__module__ for _, part in model.named_modules() for kind in type(part).__mro__}
+    reads = set().union(*(_weights_read(file) for file in files if file.startswith(f"{_PACKAGE}.")))
     return "the code of the tower reads its weight itself" if {(owner, name), ("self", name)} & reads else ""
 
 
