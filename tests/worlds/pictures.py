@@ -8,6 +8,7 @@ from typing import Any
 
 import mlx.core as mx
 from mlx.utils import tree_flatten
+from tokenizers import Tokenizer, models, pre_tokenizers
 
 from mint.model.loaders.vision import MLX_VLM
 
@@ -116,3 +117,22 @@ def picture_inputs(family: str, seed: int = 1) -> Config:
         "input_ids": tokens, "pixel_values": mx.random.normal(world.pixels), "mask": mx.ones_like(tokens),
         **world.inputs(),
     }  # fmt: skip
+
+
+def write_processor(folder: Path) -> None:
+    """Write a tokenizer of whole words and the processor of pictures for a `llava` in `folder`."""
+    words = {name: index for index, name in enumerate(["<unk>", "<s>", "</s>", "what", "is", "<image>"])}
+    words |= {f"w{index}": index for index in range(len(words), 256)}
+    tokenizer = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer.add_special_tokens(["<image>"])
+    tokenizer.save(str(folder / "tokenizer.json"))
+    specials = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>"}
+    pictures = {"size": {"shortest_edge": 8}, "crop_size": {"height": 8, "width": 8}}
+    files: dict[str, Config] = {
+        "tokenizer_config.json": {"tokenizer_class": "PreTrainedTokenizerFast", **specials},
+        "preprocessor_config.json": {"image_processor_type": "CLIPImageProcessor", **pictures},
+        "processor_config.json": {"processor_class": "LlavaProcessor", "patch_size": 4, "image_token": "<image>"},
+    }
+    for name, record in files.items():
+        (folder / name).write_text(json.dumps(record))

@@ -5,10 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
+import mlx_vlm
 import numpy as np
 import numpy.typing as npt
 import pytest
 from mlx_vlm.utils import load_model
+from PIL import Image
 
 import mint
 from mint.assembly.agreement import misread_tower
@@ -17,8 +19,11 @@ from mint.core.errors import MintError
 from mint.formats.format import KEEP, parse_format
 from mint.model.checkpoint.manifest import read_manifest
 from mint.model.module_tree import load_stock
+from mint.model.passes.logits import logits_of
 from mint.model.roles import TOWER
-from tests.worlds.pictures import FAMILIES, picture_inputs, write_multimodal
+from mint.quality.forward import open_wide
+from mint.quality.sequences import TextSize
+from tests.worlds.pictures import FAMILIES, picture_inputs, write_multimodal, write_processor
 
 pytestmark = pytest.mark.usefixtures("vision")
 
@@ -54,16 +59,39 @@ def test_stock_mlx_vlm_sees_the_same_picture_with_the_result(family: str, tmp_pa
     assert "Text only" not in card
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+def answer(folder: Path, seed: int) -> list[int]:
+    """The tokens that `mlx_vlm.generate` answers about a random picture."""
+    model, processor = mlx_vlm.load(str(folder))
+    picture = Image.fromarray(np.random.default_rng(seed).integers(0, 256, (16, 16, 3), np.uint8))
+    pixels = mx.array(np.array(processor.image_processor(picture)["pixel_values"]))
+    tokens = mx.array([processor.tokenizer.encode("what is <image> <image> <image> <image> w9")])
+    inputs = {"input_ids": tokens, "pixel_values": pixels, "mask": mx.ones_like(tokens)}
+    result: list[int] = mlx_vlm.generate(model, processor, "", **inputs, max_tokens=12, temperature=0.0).token_ids
+    return result
+
+
+def test_mlx_vlm_answers_about_a_picture_as_the_source_does(tmp_path: Path) -> None:
+    folder = write_multimodal("llava", tmp_path / "model")
+    write_processor(folder)
+    result = mint.quantize(folder, "max", tmp_path / "out")
+    assert {"processor_config.json", "preprocessor_config.json"} <= {path.name for path in result.output.iterdir()}
+    assert "mlx_vlm.load loads it" in [check.detail for check in result.verification.checks]
+    assert answer(result.output, 0) == answer(folder, 0) != answer(folder, 1)
+
+
+@pytest.mark.parametrize("family", ["qwen2_5_vl", "gemma3"])
 def test_compensated_rounding_walks_through_the_language_model(family: str, tmp_path: Path) -> None:
-    folder = write_multimodal(family, tmp_path / "model")
-    errors = {}
+    source = mint.open_source(write_multimodal(family, tmp_path / "model"))
+    tokens = mx.array(np.random.default_rng(0).integers(7, 256, (8, 32)))
+    expected, errors = np.array(logits_of(open_wide(source.folder), tokens)), {}
     for rounding in ("nearest", "compensate"):
-        recipe = mint.Recipe(rounding=rounding, lock=("language_model.model.layers.*=4/64",), max_bits=8)
-        result = mint.quantize(folder, "max", tmp_path / rounding, recipe)
-        assert result.verification.passed
-        errors[rounding] = mint.evaluate(result.output, folder, tokens=256, window=64).estimates["kl_mean"].value
-    assert errors["compensate"] < 0.9 * errors["nearest"]
+        analysis = mint.analyze(source, tmp_path / f"{rounding}.mint", rounding=rounding)
+        problem = mint.Recipe(lock=("language_model.model.layers.*=3/64",)).problem(analysis)
+        plan, output = problem.plan(problem.largest_bytes), tmp_path / rounding
+        mint.assemble(plan, source, output, text=TextSize(4, 48))
+        assert mint.verify(output, source).passed
+        errors[rounding] = distance(np.array(logits_of(open_wide(output), tokens)), expected)
+    assert errors["compensate"] < 0.95 * errors["nearest"]
 
 
 def test_the_text_model_alone_bears_no_trace_of_pictures(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
