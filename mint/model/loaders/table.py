@@ -31,7 +31,7 @@ def tree_loader(folder: Path, config: dict[str, Any], tensors: Iterable[str], na
 
 
 def tower_advice(loader: TreeLoader, config: dict[str, Any], name: str) -> str:
-    """What a user can do to keep the towers that a loader drops; `name` is that of the request."""
+    """The way to keep the towers that a loader drops, for the end of a sentence; `name` is that of the request."""
     if loader.language or name:
         return ""
     if not is_installed():
@@ -40,12 +40,13 @@ def tower_advice(loader: TreeLoader, config: dict[str, Any], name: str) -> str:
 
 
 def _named(name: str) -> TreeLoader:
-    by_name = {loader.name: loader for loader in TREE_LOADERS}
-    if name not in by_name:
-        raise MintError(f"{name!r} is not a package of model classes; needed one of: {', '.join(by_name)}")
-    if name == MLX_VLM.name and not is_installed():
+    loader = next((loader for loader in TREE_LOADERS if loader.name == name), None)
+    if loader is None:
+        names = ", ".join(loader.name for loader in TREE_LOADERS)
+        raise MintError(f"{name!r} is not a package of model classes; needed one of: {names}")
+    if loader is MLX_VLM and not is_installed():
         raise MintError(f"vision and audio towers need mlx_vlm, which is not installed; needed: {INSTALL}")
-    return by_name[name]
+    return loader
 
 
 def _unknown(config: dict[str, Any], loaders: list[TreeLoader], name: str) -> str:
