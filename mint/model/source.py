@@ -119,8 +119,9 @@ def open_source(model: Path | str, *, dtype: str = "", loader: str = "", on_prog
     source = Source(folder, config, dtype, tree_loader.name, model, shards, units, parameters, dropped, files, opened)
     encoded = tree.stored.parts
     notices += cast_notice(units, {name: tensor for name, tensor in tensors.items() if name not in encoded})
-    advice = tower_advice(tree_loader, config, loader)
-    notices += tower_notice(source.dropped_towers, [tensors[name] for name in dropped], tree_loader.name, advice)
+    if towers := source.dropped_towers:
+        advice = tower_advice(tree_loader, config, loader)
+        notices += tower_notice(towers, [tensors[name] for name in dropped], tree_loader.name, advice)
     notices += head_notice(folder, units, [tensors[name] for name in dropped], tensors)
     return replace(source, notices=notices)
 

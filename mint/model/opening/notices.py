@@ -31,8 +31,6 @@ def cast_notice(units: Sequence[Unit], tensors: Mapping[str, SourceTensor]) -> N
 
 def tower_notice(towers: Sequence[str], dropped: Sequence[SourceTensor], loader: str, advice: str) -> Notices:
     """The result of a multimodal model lacks its towers, which the classes of `loader` drop; `advice` may help."""
-    if not towers:
-        return ()
     size = format_size(sum(tensor.nbytes for tensor in dropped))
     return (f"text only: {loader} drops the {' and '.join(towers)} tower ({len(dropped)} tensors, {size}){advice}",)
 
