@@ -156,7 +156,9 @@ def _finite(folder: Path, plan: Plan) -> str:
     stored = open_stored(folder)
     allowed = {f"{choice.path}.weight" for choice in plan.choices if not choice.is_finite}
     floats = {
-        name: tensor.dtype for name, tensor in stored.tensors.items() if tensor.dtype in FLOATS and name not in allowed
+        name: tensor.dtype
+        for name, tensor in stored.tensors.items()
+        if tensor.shape and tensor.dtype in FLOATS and name not in allowed  # a scalar may be an infinite bound
     }
     for name, dtype in floats.items():
         _insist(all_finite(stored.raw(name), dtype), f"tensor {name} holds NaN or infinite values")
