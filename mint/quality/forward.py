@@ -75,8 +75,11 @@ def open_used(folder: Path) -> Module:
 
 
 def vocabulary_size(folder: Path, loader: str = "") -> int:
-    """The number of tokens in the vocabulary of the model in `folder`, by its logits; nothing is computed."""
-    return int(logits_of(_load(folder, loader), mx.array([[0, 0]])).shape[-1])
+    """The number of tokens in the vocabulary of the model in `folder`, by its logits; nothing is computed.
+
+    A few models compute their states in every pass; a CPU multiplies gathered matrices in float32 only.
+    """
+    return int(logits_of(_cast(_load(folder, loader), mx.float32), mx.array([[0, 0]])).shape[-1])
 
 
 def all_logits(model: Module, tokens: Tokens, vocabulary: int, block: int = BLOCK) -> Iterator[tuple[slice, Logits]]:
