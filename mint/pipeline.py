@@ -155,7 +155,8 @@ class Pipeline:
             stock()  # starts while this process analyzes
         source = model
         if not isinstance(source, Source):
-            source = open_source(source, dtype=self.recipe.dtype, on_progress=self.on_progress)
+            recipe = self.recipe
+            source = open_source(source, dtype=recipe.dtype, loader=recipe.loader, on_progress=self.on_progress)
         for notice in source.notices:
             self.on_note(notice)
         for target in targets:
@@ -257,4 +258,6 @@ def cached_analysis(source: Source, rounding: str = DEFAULT_ROUNDING, *, device:
     `device` is the kind, or kinds, that measured; this process's own by default.
     """
     device = device or device_kind()
-    return cached_path("analyses", ".mint", SCHEMA, source.identity, source.dtype, rounding, device, versions())
+    return cached_path(
+        "analyses", ".mint", SCHEMA, source.identity, source.dtype, source.loader, rounding, device, versions()
+    )

@@ -3,6 +3,7 @@
 import itertools
 import os
 from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -40,6 +41,20 @@ def own_cache(folder: Path) -> Path:
 @pytest.fixture(autouse=True)
 def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MINT_CACHE", str(own_cache(tmp_path_factory.mktemp("cache"))))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _without_vision() -> Iterator[None]:
+    """The zoo has fragments of towers, for text models to drop: tests run as without the extra, but for `vision`."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("mint.model.loaders.vision.find_spec", lambda name: None)
+        yield
+
+
+@pytest.fixture
+def vision(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The extra is installed."""
+    monkeypatch.setattr("mint.model.loaders.vision.find_spec", find_spec)
 
 
 @pytest.fixture(scope="session")

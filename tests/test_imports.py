@@ -10,7 +10,13 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 OWNERS = {
-    "mlx_lm": {"mint/model/module_tree.py", "mint/model/opening/readers.py", "mint/assembly/stock_child.py"},
+    "mlx_lm": {
+        "mint/model/module_tree.py",
+        "mint/model/loaders/loader.py",
+        "mint/model/opening/readers.py",
+        "mint/assembly/stock_child.py",
+    },
+    "mlx_vlm": {"mint/model/loaders/vision.py"},
     "ray": {"cluster/transport", "cluster/head/handshake.py"},
     "grpc": {"cluster/head/handshake.py"},
     "cryptography": {"cluster/ops/certificates.py"},

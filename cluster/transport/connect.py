@@ -29,6 +29,7 @@ def executing(
     address: str,
     model: Path,
     dtype: str = "",
+    loader: str = "",
     *,
     share: bool = False,
     on_note: Callable[[str], object] = lambda text: None,
@@ -46,7 +47,7 @@ def executing(
         carrier = Carrier(watch=watch)
         until_the_end.callback(carrier.quit)
         executor = until_the_end.enter_context(closing(ClusterExecutor(carrier, model, share=share, on_note=on_note)))
-        yield executor.whole_folder(model, dtype), executor
+        yield executor.whole_folder(model, dtype, loader), executor
 
 
 @contextmanager

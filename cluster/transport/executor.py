@@ -96,7 +96,7 @@ class ClusterExecutor:
         """End the lending of this machine's shards; that of the nodes ends with their workers."""
         self.carrier.stop_lending()
 
-    def whole_folder(self, model: Path, dtype: str = "") -> Path:
+    def whole_folder(self, model: Path, dtype: str = "", loader: str = "") -> Path:
         """`model` itself if all shards are here, else a view of it with the true headers, samples and parameters.
 
         The view opens with the identity of the whole model, but lacks the weights of its units.
@@ -113,7 +113,7 @@ class ClusterExecutor:
             start = 8 + len(outlines[name].header)
             samples = [(first, size) for first, size in sampled_ranges(start, outlines[name].nbytes) if size > 0]
             self._fetch(view, links, name, samples)
-        source = open_source(view, dtype=dtype)
+        source = open_source(view, dtype=dtype, loader=loader)
         tensors = source.tensors()
         for tensor in (tensors[name] for parameter in source.parameters for name in parameter.sources):
             if tensor.shard in owners:

@@ -108,6 +108,7 @@ def tell_model(source: Source, outlines: Mapping[str, Outline]) -> dict[str, Any
         "config_text": (source.folder / "config.json").read_bytes(),
         "config": source.config,
         "dtype": source.dtype,
+        "loader": source.loader,
         "identity": source.identity,
         "units": [to_fields(unit) for unit in source.units],
         "parameters": [to_fields(parameter) for parameter in source.parameters],
@@ -130,11 +131,12 @@ def source_from(record: Mapping[str, Any], folder: Path, borrowed: Container[str
     files = FileStates.of(folder, [name for name in shard_names(folder) if name not in borrowed])
     shards = read_shards(folder)
     with reading("the record of a model"):
-        config, dtype = record["config"], record["dtype"]
+        config, dtype, loader = record["config"], record["dtype"], record["loader"]
         units = tuple(from_fields(Unit, fields) for fields in record["units"])
         parameters = tuple(from_fields(Parameter, fields) for fields in record["parameters"])
-        opened, dropped = OpenedModel(folder, config, shards, dtype), tuple(record["dropped"])
-        return Source(folder, config, dtype, record["identity"], shards, units, parameters, dropped, files, opened)
+        opened, dropped = OpenedModel(folder, config, shards, dtype, loader), tuple(record["dropped"])
+        identity = record["identity"]
+        return Source(folder, config, dtype, loader, identity, shards, units, parameters, dropped, files, opened)
 
 
 @reading("the description of a node")

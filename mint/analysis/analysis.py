@@ -22,7 +22,7 @@ from mint.formats.units import Parameter, Unit, from_fields
 from mint.model.kv_memory import ContextMemory
 
 MAGIC = b"MINT analysis\n"
-SCHEMA = 5
+SCHEMA = 6
 _KIND = SealedKind(MAGIC, SCHEMA, "a mint analysis", "mint analyze", "analyze the model again")
 
 
@@ -84,13 +84,14 @@ class Analysis:
     model_type: str
     model: str  # identity of the source
     dtype: str
+    loader: str  # the package whose classes hold the model
     source_nbytes: int
     rounding: str
     device: str
     versions: Mapping[str, str]
     units: tuple[Unit, ...]
     parameters: tuple[Parameter, ...]
-    dropped_towers: tuple[str, ...]  # vision or audio, which no class of mlx_lm runs
+    dropped_towers: tuple[str, ...]  # vision or audio, which the loader's classes drop
     measurements: Mapping[str, Measurement]
     active: Mapping[str, float]  # share of a stack's matrices that one token uses, by path
     traced: ContextMemory | str  # a str is the reason for no trace

@@ -94,13 +94,16 @@ def analyze(
 
 
 def _check_parameters(source: Source) -> None:
-    """Raise `MintError` for a NaN or infinite value in a parameter, such as a norm, which no unit would show."""
+    """Raise `MintError` for a NaN or infinite value in a parameter, such as a norm, which no unit would show.
+
+    A scalar may be infinite: it bounds activations in the towers of Gemma 4.
+    """
     with source.files.reading():
         arrays = source.opened.take([parameter.name for parameter in source.parameters])
         for parameter in source.parameters:
             array = arrays.pop(parameter.name)
             mx.eval(array)
-            if parameter.dtype in FLOATS and not all_finite(raw(array), parameter.dtype):
+            if parameter.shape and parameter.dtype in FLOATS and not all_finite(raw(array), parameter.dtype):
                 fault = f"parameter {parameter.name}: some of its values are NaN or infinite"
                 raise MintError(f"{fault}; needed: finite values. Download the model again")
 
@@ -112,6 +115,7 @@ def header_of(source: Source, rounding: str, device: str) -> dict[str, Any]:
         "model_type": source.config["model_type"],
         "model": source.identity,
         "dtype": source.dtype,
+        "loader": source.loader,
         "source_nbytes": source.nbytes,
         "rounding": rounding,
         "device": device,

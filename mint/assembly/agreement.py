@@ -38,6 +38,7 @@ from mint.kernels.backend import backend
 from mint.kernels.storage import numpy_view
 from mint.model.checkpoint.reader import ALL, StoredModel, open_stored
 from mint.model.hooks import hook
+from mint.model.loaders.vision import tower_parameters
 from mint.model.module_tree import load_plain, make_cache, read_loaded_config
 from mint.model.passes.logits import logits_of
 from mint.model.passes.weight_uses import weight_uses
@@ -55,7 +56,7 @@ _BLOCK = 4 << 20  # stored words of a quantized matrix, read at once
 def stock_logits(
     stock: Module, folder: Path, paths: Collection[str]
 ) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.float32]]:
-    """Tokens (B, L) that the model from `folder`, as mlx_lm loaded it, finds likely, and its logits (B, L, V).
+    """Tokens (B, L) that the model from `folder`, as its loader has it, finds likely, and its logits (B, L, V).
 
     The weights of the modules at `paths` are streamed. The model cannot be used afterwards.
     """
@@ -71,6 +72,18 @@ def stock_logits(
         likely = np.take_along_axis(np.argsort(-logits[-1][:, -1]), rank, 1).astype(np.int32)
         tokens = np.concatenate([tokens, likely], 1)
     return tokens[:, :-1], np.concatenate(logits, 1)
+
+
+def misread_tower(stock: Module, folder: Path) -> str:
+    """The name of a parameter of a tower that the loaded model has not as it is stored in `folder`; empty if none.
+
+    No pass over text uses a tower.
+    """
+    stored = open_stored(folder)
+    for name, array in tower_parameters(stock).items():
+        if name not in stored.tensors or not bool(mx.array_equal(array, stored.array(name), equal_nan=True)):
+            return name
+    return ""
 
 
 def plain_logits(

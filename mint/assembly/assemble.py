@@ -183,7 +183,7 @@ def _packed(
 
 def _check(plan: Plan, source: Source, output: Path) -> None:
     refuse_existing(output)
-    if plan.model != source.identity or plan.dtype != source.dtype:
+    if (plan.model, plan.dtype, plan.loader) != (source.identity, source.dtype, source.loader):
         raise MintError(
             f"the plan is for another model than {source.folder} (found identity {source.identity[:12]}, "
             f"needed {plan.model[:12]}); assemble from the folder that was analyzed, or analyze this one"
@@ -191,6 +191,9 @@ def _check(plan: Plan, source: Source, output: Path) -> None:
     planned = {choice.path: (choice.shape, choice.dtype) for choice in plan.choices}
     if planned != {unit.path: (unit.shape, unit.dtype) for unit in source.units}:
         raise MintError(f"the plan's units are not those of {source.folder}; run mint allocate again")
+    for unit in source.units:
+        if unit.twin and plan.formats[unit.path] != plan.formats[unit.twin]:
+            raise MintError(f"{unit.path} and {unit.twin} are loaded from one weight; give both one format in the plan")
 
 
 def _check_space(folder: Path, plan: Plan) -> None:
@@ -227,13 +230,15 @@ def _finish(
     }
     write_whole(folder / INDEX_NAME, json.dumps(index, indent=4).encode())
     names = [tensor.name for tensor in shard_of]
+    kept = towers_in(names)
     config = {**without_towers(source.config, names), **quantization_entries(plan)}
-    write_config(config, folder, keep_vision_config="vision" in towers_in(names))
-    for name in files_beside(source.folder, text_only=not towers_in(names)):
+    write_config(config, folder, keep_vision_config="vision" in kept)
+    for name in files_beside(source.folder, text_only=not kept):
         if name.name not in _NOT_COPIED:  # copied as they are: loading and saving a tokenizer again can change it
             (folder / name).parent.mkdir(exist_ok=True)
             shutil.copyfile(source.folder / name, folder / name)
-    (folder / "README.md").write_text(_card(plan, closeness))
+    task = "image-text-to-text" if "vision" in kept else "text-generation"
+    (folder / "README.md").write_text(_card(plan, closeness, task))
     (folder / PLAN_NAME).write_text(plan_text(plan))
     files = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
     manifest = Manifest(
@@ -252,11 +257,11 @@ def _finish(
     return manifest
 
 
-def _card(plan: Plan, closeness: Closeness | None) -> str:
+def _card(plan: Plan, closeness: Closeness | None, task: str) -> str:
     used = Counter(str(choice.format) for choice in plan.choices)
     rows = "\n".join(f"| {name} | {count} |" for name, count in sorted(used.items()))
     return (
-        "---\nlibrary_name: mlx\npipeline_tag: text-generation\ntags:\n- mlx\n- mint\n---\n\n"
+        f"---\nlibrary_name: mlx\npipeline_tag: {task}\ntags:\n- mlx\n- mint\n---\n\n"
         f"Quantized by MINT to {plan.planned_bytes} bytes of weights "
         f"({plan.bits_per_weight:.2f} bits per weight), budget {plan.budget_bytes} bytes.\n\n{_text_only(plan)}"
         f"{_measured(closeness)}| format (bits/group) | modules |\n|---|---|\n{rows}\n"

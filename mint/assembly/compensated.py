@@ -58,13 +58,14 @@ def compensate(
     More text of the model's own, which takes no part, tells at the end how close the result is.
     """
     formats, checksums = plan.formats, plan.checksums
-    lossless = {choice.path for choice in plan.choices if choice.error <= LOSSLESS}  # there is nothing to compensate
+    as_searched = {choice.path for choice in plan.choices if choice.error <= LOSSLESS}  # nothing to compensate
+    as_searched |= {path for unit in source.units if unit.twin for path in (unit.path, unit.twin)}  # the same bytes
     text = own_text(source, TextSize(size.count + JUDGED, size.window), SEED, on_progress)
     judged = text[size.count :]
     finished = {unit.path for unit in source.units} - {unit.path for unit in pending}
     with fusing_nothing():
-        walk = Walk(open_wide(source.folder), source.units, text[: size.count], judged)
-        original = Walk(open_wide(source.folder), source.units, judged)
+        walk = Walk(open_wide(source.folder, source.loader), source.units, text[: size.count], judged)
+        original = Walk(open_wide(source.folder, source.loader), source.units, judged)
         everything = {unit.path for unit in source.units}
         for unit, packed in executor(source, Compensation(formats, checksums, {}), walk.tied):
             walk.store(unit.path, _dequantized(packed))
@@ -73,12 +74,12 @@ def compensate(
                 if unit.path in finished and formats[unit.path] != KEEP:
                     walk.store(unit.path, stored.dequantized(unit.path, formats[unit.path]))
             rest = [unit for unit in stage.units if unit.path not in finished]
-            inputs = {path: rows for path, rows in stage.inputs.items() if path not in lossless}
+            inputs = {path: rows for path, rows in stage.inputs.items() if path not in as_searched}
             for unit, packed in executor(source, Compensation(formats, checksums, inputs), rest):
                 if packed.format != KEEP:
                     walk.store(unit.path, _dequantized(packed))
                 yield unit, packed
-        vocabulary = vocabulary_size(source.folder)
+        vocabulary = vocabulary_size(source.folder, source.loader)
         on_closeness(closeness(original.logits, walk.logits, judged, vocabulary, OWN_TEXT))
 
 

@@ -1,4 +1,4 @@
-"""A child process that loads the output with stock mlx_lm and computes with it, as a user does.
+"""A child process that loads the output with stock mlx_lm or mlx_vlm and computes with it, as a user does.
 
 Nothing that mint changes in its own process helps it there. The child imports mlx_lm while its parent works, and
 answers any number of questions; it ends with its standard input, so with its parent.
@@ -21,7 +21,7 @@ from mint.run.child import Child, open_answers, questions, send
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """The result for one folder: the logits of mlx_lm, or the errors that it raised."""
+    """The result for one folder: the logits of the loaded model, or the errors that the loader raised."""
 
     loads_error: str
     tokenizer_fault: str  # the model is loaded without a tokenizer that does not load
@@ -113,24 +113,26 @@ def answer_questions() -> None:
                 logits = _dequantized(folder, question["units"], tokens, rounding=question["rounding"])
         except _LoadError as error:
             record["loads_error"] = str(error)
-        except Exception as error:  # mlx_lm may raise anything: it is the finding
+        except Exception as error:  # a model may raise anything: it is the finding
             record["logits_error"] = repr(error)
         record |= {"tokens": tokens.tolist(), "shape": logits.shape, "peak_rss_bytes": peak_rss_bytes()}
         send(answers, record, np.ascontiguousarray(logits).tobytes())
 
 
 class _LoadError(Exception):
-    """mlx_lm does not load the model."""
+    """The model does not load."""
 
 
 def _loaded(folder: Path, paths: Sequence[str]) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.float32]]:
-    from mint.assembly.agreement import stock_logits
+    from mint.assembly.agreement import misread_tower, stock_logits
     from mint.model.module_tree import load_stock
 
     try:
         model = load_stock(folder)
     except Exception as error:  # the same
         raise _LoadError(repr(error)) from error
+    if name := misread_tower(model, folder):
+        raise _LoadError(f"{name} is not as it is stored")
     return stock_logits(model, folder, paths)
 
 

@@ -1,4 +1,4 @@
-"""Checks a written folder: manifest and plan agree, stock mlx_lm loads it, and its function is the planned one."""
+"""Checks a written folder: manifest and plan agree, its loader loads it, and its function is the planned one."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -82,7 +82,7 @@ def verify(
         "config": partial(_config, folder, plan),
         "finite": partial(_finite, folder, plan),
         "logits": partial(_logits, folder, plan, answer),
-        "loads": partial(_loads, folder, answer),
+        "loads": partial(_loads, folder, plan.loader, answer),
     }
     if source is not None:
         inspections["decoding"] = partial(_decoding, folder, plan, source)
@@ -154,7 +154,9 @@ def _finite(folder: Path, plan: Plan) -> str:
     stored = open_stored(folder)
     allowed = {f"{choice.path}.weight" for choice in plan.choices if not choice.is_finite}
     floats = {
-        name: tensor.dtype for name, tensor in stored.tensors.items() if tensor.dtype in FLOATS and name not in allowed
+        name: tensor.dtype
+        for name, tensor in stored.tensors.items()
+        if tensor.shape and tensor.dtype in FLOATS and name not in allowed  # a scalar may be an infinite bound
     }
     for name, dtype in floats.items():
         parts = parts_of(stored.tensors[name].shape, BLOCK)
@@ -166,10 +168,10 @@ def _finite(folder: Path, plan: Plan) -> str:
 
 def _logits(folder: Path, plan: Plan, stock_answer: Callable[[], Answer]) -> str:
     answer = stock_answer()
-    _insist(not answer.loads_error, "not compared: mlx_lm does not load it")
+    _insist(not answer.loads_error, f"not compared: {plan.loader} does not load it")
     if NeedsMetalError.__name__ in answer.logits_error:
         return "cannot be computed here: its forward pass calls Metal kernels; verify it again on a Mac"
-    _insist(not answer.logits_error, f"mlx_lm does not compute with it: {answer.logits_error}")
+    _insist(not answer.logits_error, f"{plan.loader} does not compute with it: {answer.logits_error}")
     expected = _dequantized_logits(folder, plan, answer.tokens)
     change = distance(answer.logits, expected)
     if not all(choice.is_finite for choice in plan.choices) and not isfinite(change):
@@ -193,7 +195,7 @@ def _dequantized_logits(
     A format that was registered from outside is known to this process only.
     """
     units = {choice.path: (choice.shape, choice.format) for choice in plan.choices}
-    fault = "mlx_lm does not compute with the dequantized weights"
+    fault = f"{plan.loader} does not compute with the dequantized weights"
     if all(choice.format in FORMATS for choice in plan.choices):
         answer = stock().ask_dequantized(folder, units, tokens, rounding=rounding)()
         message = answer.loads_error or answer.logits_error
@@ -201,16 +203,16 @@ def _dequantized_logits(
         return answer.logits
     try:
         return plain_logits(folder, units, tokens, rounding=rounding)
-    except Exception as error:  # mlx_lm may raise anything: it is the finding
+    except Exception as error:  # a model may raise anything: it is the finding
         raise _DisagreesError(f"{fault}: {error!r}") from error
 
 
-def _loads(folder: Path, stock_answer: Callable[[], Answer]) -> str:
+def _loads(folder: Path, loader: str, stock_answer: Callable[[], Answer]) -> str:
     answer = stock_answer()
-    _insist(not answer.loads_error, f"mlx_lm does not load it: {answer.loads_error}")
+    _insist(not answer.loads_error, f"{loader} does not load it: {answer.loads_error}")
     if answer.tokenizer_fault:
-        return f"mlx_lm loads it without its tokenizer: {answer.tokenizer_fault}"
-    return "mlx_lm.load loads it" if has_tokenizer(folder) else "mlx_lm loads it (there is no tokenizer to load)"
+        return f"{loader} loads it without its tokenizer: {answer.tokenizer_fault}"
+    return f"{loader}.load loads it" if has_tokenizer(folder) else f"{loader} loads it (there is no tokenizer to load)"
 
 
 def _decoding(folder: Path, plan: Plan, source: Source) -> str:

@@ -44,7 +44,9 @@ def quantize(
     from mint.render.plans import quantized_record
     from mint.run.executor import executing
 
-    nodes = executing(cluster, model, recipe.dtype, share=share, on_progress=screen.on_progress, on_note=screen.note)
+    nodes = executing(
+        cluster, model, recipe.dtype, recipe.loader, share=share, on_progress=screen.on_progress, on_note=screen.note
+    )
     with nodes as (folder, executor):
         pipeline = Pipeline(recipe, analysis, keep_nonfinite, reuse, executor, screen.on_progress, on_note=screen.note)
         outputs = opt.outputs_of(budgets, output)
@@ -52,11 +54,11 @@ def quantize(
     return [quantized_record(result) for result in results]
 
 
-def inspect(screen: Screen, model: opt.Model, dtype: opt.Dtype = "") -> Record:
+def inspect(screen: Screen, model: opt.Model, dtype: opt.Dtype = "", vision: opt.Vision = None) -> Record:
     """Show the units, roles and sizes of a model, and its smallest and largest result. Reads headers only."""
     from mint.render.models import source_record
 
-    source = mint.open_source(model, dtype=dtype, on_progress=screen.on_progress)
+    source = mint.open_source(model, dtype=dtype, loader=opt.loader(vision), on_progress=screen.on_progress)
     for notice in source.notices:
         screen.note(notice)
     return source_record(source)
@@ -69,6 +71,7 @@ def analyze(
         Path | None, option("", "File to write; default: NAME.mint in this folder.", "--output", "-o")
     ] = None,
     dtype: opt.Dtype = "",
+    vision: opt.Vision = None,
     rounding: opt.Rounding = opt.RECIPE.rounding,
     keep_nonfinite: opt.KeepNonfinite = False,
     features: Annotated[bool, option("", "Also describe units (spectrum, kurtosis, noise).", "--features")] = False,
@@ -80,7 +83,7 @@ def analyze(
     from mint.render.models import analysis_record
 
     path = output or Path(f"{model_name(model)}.mint")
-    with opt.opened(screen, model, dtype, cluster, share=share) as (source, executor):
+    with opt.opened(screen, model, dtype, opt.loader(vision), cluster, share=share) as (source, executor):
         analysis = mint.analyze(
             source,
             path,
@@ -114,7 +117,7 @@ def assemble(
     for path in chosen.edited:
         screen.note(f"{path}: format changed by hand")
     earlier = mint.Reuse(reuse)
-    with opt.opened(screen, model, chosen.dtype, cluster, share=share) as (source, executor):
+    with opt.opened(screen, model, chosen.dtype, chosen.loader, cluster, share=share) as (source, executor):
         manifest = mint.assemble(
             chosen,
             source,
@@ -141,5 +144,6 @@ def verify(
     stock()  # imports mlx_lm while this process does
     source = None
     if model:
-        source = mint.open_source(model, dtype=mint.read_plan(folder).dtype, on_progress=screen.on_progress)
+        plan = mint.read_plan(folder)
+        source = mint.open_source(model, dtype=plan.dtype, loader=plan.loader, on_progress=screen.on_progress)
     return verification_record(mint.verify(folder, source, on_progress=screen.on_progress))

@@ -18,7 +18,7 @@ from mint.cli.screen import Screen
 from mint.core.errors import MintError
 from mint.core.sizes import parse_budget
 from mint.formats.rounding import ROUNDINGS
-from mint.plan.recipe import DTYPES, Budget, Recipe, Room
+from mint.plan.recipe import DTYPES, TEXT, VISION, Budget, Recipe, Room
 from mint.plan.rules import read_locks
 
 if TYPE_CHECKING:
@@ -72,6 +72,13 @@ Rounding = Annotated[
         callback=_checked_rounding,
     ),
 ]  # fmt: skip
+Vision = Annotated[
+    bool | None,
+    option(
+        "", "Keep the vision and audio towers of a multimodal model, or write its text model alone; default: keep "
+        "them if mlx-vlm is installed and knows the model.", "--vision/--text-only",
+    ),
+]  # fmt: skip
 KeepNonfinite = Annotated[bool, option("", "Keep units with NaN or infinite weights unquantized.", "--keep-nonfinite")]
 Cluster = Annotated[
     str, option("ADDRESS", "Work on this Ray cluster (HOST:PORT), or on a 'local' Ray of this machine.")
@@ -117,9 +124,20 @@ def rules(
 RuleOptions = Annotated[Recipe, rules]
 
 
-def recipe(rules: RuleOptions, dtype: Dtype = "", rounding: Rounding = RECIPE.rounding, probe: Probe = False) -> Recipe:
+def recipe(
+    rules: RuleOptions,
+    dtype: Dtype = "",
+    vision: Vision = None,
+    rounding: Rounding = RECIPE.rounding,
+    probe: Probe = False,
+) -> Recipe:
     """The whole recipe; raises `MintError` for one that no model can have."""
-    return replace(rules, dtype=dtype, rounding=rounding, probe=probe)
+    return replace(rules, dtype=dtype, loader=loader(vision), rounding=rounding, probe=probe)
+
+
+def loader(vision: bool | None) -> str:
+    """The package of model classes that `--vision` and `--text-only` name."""
+    return "" if vision is None else VISION if vision else TEXT
 
 
 def budgets(
@@ -193,14 +211,14 @@ def outputs_of(budgets: list[Budget], output: Path) -> list[Path]:
 
 @contextmanager
 def opened(
-    screen: Screen, model: str, dtype: str, cluster: str, *, share: bool = False
+    screen: Screen, model: str, dtype: str, loader: str, cluster: str, *, share: bool = False
 ) -> "Iterator[tuple[Source, Executor]]":
     """The source of a model and the executor for it; the nodes of a cluster are free again at the end."""
     from mint.run.executor import executing
 
-    nodes = executing(cluster, model, dtype, share=share, on_progress=screen.on_progress, on_note=screen.note)
+    nodes = executing(cluster, model, dtype, loader, share=share, on_progress=screen.on_progress, on_note=screen.note)
     with nodes as (folder, executor):
-        source = mint.open_source(folder, dtype=dtype)
+        source = mint.open_source(folder, dtype=dtype, loader=loader)
         for notice in source.notices:
             screen.note(notice)
         yield source, executor

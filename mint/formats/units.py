@@ -20,7 +20,8 @@ class Unit:
 
     `shape` is `(out, in)`, or `(experts, out, in)` for a stack; `dtype` (safetensors name) is that of the weight as
     it will be stored. `sources` are the tensors on disk that feed it. `min_bits` is the model's own floor.
-    `keep_reason` says why the unit may not be quantized at all; empty when it may.
+    `keep_reason` says why the unit may not be quantized at all; empty when it may. `twin` is the path of an equal unit
+    whose stored weight the loader takes for this one, so both have one format.
     """
 
     path: str
@@ -31,6 +32,7 @@ class Unit:
     sources: tuple[str, ...]
     min_bits: int = 0
     keep_reason: str = ""
+    twin: str = ""
 
     @property
     def size(self) -> int:

@@ -26,6 +26,7 @@ from mint.core.errors import MintError
 from mint.model.hooks import hook, unhooked_after
 from mint.model.kv_memory import KV_BITS, KV_GROUP_SIZE, ContextMemory, Point, find_points
 from mint.model.module_tree import make_cache
+from mint.model.roles import TOWER
 from mint.model.source import Source
 
 PROMPTS = (8, 16)  # tokens; longer than a short convolution's kernel, and two, to see what grows
@@ -52,7 +53,7 @@ def active_experts(source: Source) -> dict[str, float]:
     counts. A stack called without, such as the matrices per head of latent attention, is used whole: 1.
     Raises `MintError` when the forward pass cannot be traced, or goes around a stack: then there is no telling.
     """
-    stacks = {unit.path: unit.shape[0] for unit in source.units if len(unit.shape) == 3}
+    stacks = {unit.path: unit.shape[0] for unit in source.units if len(unit.shape) == 3 and unit.role != TOWER}
     if not stacks:
         return {}
     chosen = dict.fromkeys(stacks, 0)

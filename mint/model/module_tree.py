@@ -1,20 +1,17 @@
 """The lazy MLX module tree of a model folder, built with the classes of the package that will load the model.
 
 Names come from MLX, never from guessing: the tree is what the loader would build from these files, with experts
-stacked, fused tensors split and dropped heads gone. Nothing is read: weights are lazy arrays. `TREE_LOADERS` is the
-table of packages that bring such classes; mlx_lm is its first entry, and another package's models need one more.
+stacked, fused tensors split and dropped heads gone. Nothing is read: weights are lazy arrays. `loaders/table.py` lists
+the packages that bring such classes.
 The whole graph lives on the CPU stream, so that evaluating a weight never pages from disk inside a GPU command
 buffer (a lazy graph that does trips Metal's watchdog, ml-explore/mlx#3803).
 """
 
 import json
-import sys
 from collections.abc import Callable, Collection
-from contextlib import redirect_stdout, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
-from importlib.metadata import version
-from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +22,12 @@ from mlx.utils import tree_flatten, tree_map, tree_map_with_path, tree_unflatten
 from mint.core.errors import MintError
 from mint.core.later import importing_later
 from mint.model.checkpoint.lazy import lazy_arrays
-from mint.model.checkpoint.shards import Shard, read_shards
+from mint.model.checkpoint.shards import Shard, read_shards, tensors_of
+from mint.model.loaders.loader import Arrays, TreeLoader
+from mint.model.loaders.table import tree_loader
 from mint.model.opening.faults import explained
 from mint.model.opening.names import spellings, without_extras
-from mint.model.opening.readers import Reader, readers
+from mint.model.opening.readers import Reader
 from mint.model.opening.renamed import lift_renamed
 from mint.model.opening.rope import lift_rope
 from mint.model.storages.decoding import Stored, decoded, find_stored, without_settings
@@ -38,7 +37,7 @@ from mint.model.storages.storage import Settings
 with importing_later("transformers", "huggingface_hub", "mlx_lm.tokenizer_utils"):
     from mlx_lm.convert import MODEL_CONVERSION_DTYPES
     from mlx_lm.models.cache import make_prompt_cache
-    from mlx_lm.utils import _get_classes, load_config, load_model, load_tokenizer, save_config
+    from mlx_lm.utils import load_config, load_tokenizer, save_config
 
 DTYPES = {
     mx.bool_: "BOOL", mx.uint8: "U8", mx.int8: "I8", mx.uint16: "U16", mx.int16: "I16", mx.float16: "F16",
@@ -47,62 +46,6 @@ DTYPES = {
 }  # fmt: skip
 
 UNCAST = "as stored"  # in place of a dtype to cast to
-
-Arrays = dict[str, mx.array]  # by name
-
-
-@dataclass(frozen=True, slots=True)
-class TreeLoader:
-    """A package whose model classes make module trees."""
-
-    name: str
-    takes: Callable[[dict[str, Any]], bool]  # true for a config whose model it knows
-    module: Callable[[dict[str, Any]], Module]  # the modules of a config
-    sanitized: Callable[[Module, Arrays], Arrays]  # a checkpoint's tensors as the parameters of these modules
-    readers: Callable[[dict[str, Any]], tuple[Reader, ...]] = lambda config: ()  # the classes that read a config
-
-
-def _takes(config: dict[str, Any]) -> bool:
-    """True if mlx_lm has a model of this type; what its import prints stays off standard output.
-
-    Raises `MintError` with those words for a model that ends the process, since it lacks a package.
-    """
-    words = StringIO()
-    try:
-        with redirect_stdout(words):
-            return bool(_get_classes(config))
-    except SystemExit as error:
-        message = " ".join(words.getvalue().split())
-        raise MintError(f"mlx_lm does not import its {config['model_type']} model; needed: {message}") from error
-    except Exception:  # of a module that holds no model
-        return False
-    finally:
-        sys.stderr.write(words.getvalue())
-
-
-def _module(config: dict[str, Any]) -> Module:
-    model_class, args_class = _get_classes(config)
-    model: Module = model_class(args_class.from_dict(config))
-    return model
-
-
-def _sanitized(model: Module, weights: Arrays) -> Arrays:
-    """The weights as the model's own `sanitize` leaves them; some models change their tree there."""
-    sanitized: Arrays = getattr(model, "sanitize", dict)(weights)
-    return sanitized
-
-
-def _readers(config: dict[str, Any]) -> tuple[Reader, ...]:
-    def class_of(part: dict[str, Any]) -> type:
-        args: type = _get_classes(part)[1]
-        return args
-
-    return readers(config, class_of)
-
-
-TREE_LOADERS = [
-    TreeLoader("mlx_lm", _takes, _module, _sanitized, _readers)
-]  # the first that takes a config builds its tree
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,8 +73,10 @@ class OpenedModel:
     array can be evaluated once, so a second reading of the weights builds the tree again.
     """
 
-    def __init__(self, folder: Path, config: dict[str, Any], shards: tuple[Shard, ...], dtype: str = "") -> None:
-        self._files = folder, config, shards, dtype
+    def __init__(
+        self, folder: Path, config: dict[str, Any], shards: tuple[Shard, ...], dtype: str = "", loader: str = ""
+    ) -> None:
+        self._files = folder, config, shards, dtype, loader
         self._tree: Tree | None = None  # until its arrays get another owner
         self._model: Module | None = None
         self.unshared: Collection[str] = ()  # parameters that share no source tensor with others
@@ -161,22 +106,22 @@ class OpenedModel:
 
     def uncast_arrays(self) -> Arrays:
         """Fresh lazy arrays of all parameters in the dtypes of the checkpoint."""
-        folder, config, shards, _ = self._files
-        return build_tree(folder, config, shards, UNCAST).arrays
+        folder, config, shards, _, loader = self._files
+        return build_tree(folder, config, shards, UNCAST, loader).arrays
 
     @property
     def decoded_dtype(self) -> mx.Dtype:
         """The dtype to which encoded weights are decoded."""
-        _, config, _, dtype = self._files
+        _, config, _, dtype, _ = self._files
         decoded_dtype: mx.Dtype = getattr(mx, _dtype_name(config, dtype) or "bfloat16")
         return decoded_dtype
 
     def parameters_of(self, weights: Arrays) -> Arrays:
         """The lazy parameters of this model over other decoded tensors, in place of those of its checkpoint."""
-        folder, config, shards, dtype = self._files
+        folder, config, shards, dtype, loader = self._files
         with mx.stream(mx.cpu):
             plain = Stored(Settings(), {}, frozenset())
-            model, _ = _built(folder, without_settings(config), weights, plain, shards, dtype)
+            model, _ = _built(folder, without_settings(config), weights, plain, shards, dtype, loader)
         return dict(tree_flatten(model.parameters()))
 
     def take(self, names: Collection[str]) -> Arrays:
@@ -186,43 +131,42 @@ class OpenedModel:
         return {name: arrays[name] for name in names}
 
 
-def tree_loader(folder: Path, config: dict[str, Any]) -> TreeLoader:
-    """The loader whose classes know the model type of a config; `MintError` when none does."""
-    loader = next((loader for loader in TREE_LOADERS if loader.takes(config)), None)
-    if loader is None:
-        names = " and ".join(loader.name for loader in TREE_LOADERS)
-        advice = f"This is mlx_lm {version('mlx-lm')}; a newer one may know it: pip install --upgrade mlx-lm"
-        raise MintError(f"{folder}: {names} does not know model_type {config['model_type']!r}; {advice}")
-    return loader
-
-
-def build_tree(folder: Path, config: dict[str, Any], shards: tuple[Shard, ...], dtype: str = "") -> Tree:
+def build_tree(
+    folder: Path, config: dict[str, Any], shards: tuple[Shard, ...], dtype: str = "", loader: str = ""
+) -> Tree:
     """The module tree of the model in `folder` over lazy weights, decoded, and cast as `mlx_lm.convert` casts them.
 
-    `dtype` (float16, bfloat16, float32, or `UNCAST`) overrides the config's own unless it is empty. Raises `MintError`
-    when no loader knows the model type or when weights and modules do not fit together.
+    `dtype` (float16, bfloat16, float32, or `UNCAST`) overrides the config's own unless it is empty, `loader` the choice
+    of `tree_loader`. Raises `MintError` when no loader knows the model type or when weights and modules do not fit.
     """
     with mx.stream(mx.cpu):
         leaves = {name: array for shard in shards for name, array in lazy_arrays(folder, shard).items()}
         stored = find_stored(folder, config, shards)
-        model, integers = _built(folder, without_settings(config), leaves, stored, shards, dtype)
+        model, integers = _built(folder, without_settings(config), leaves, stored, shards, dtype, loader)
     parameters = model.parameters()
     model.update(tree_map(lambda array: mx.zeros(array.shape, array.dtype), parameters))  # lazy, like the parameters
     return Tree(model, dict(tree_flatten(parameters)), leaves, stored, integers)
 
 
 def _built(
-    folder: Path, config: dict[str, Any], leaves: Arrays, stored: Stored, shards: tuple[Shard, ...], dtype: str
+    folder: Path,
+    config: dict[str, Any],
+    leaves: Arrays,
+    stored: Stored,
+    shards: tuple[Shard, ...],
+    dtype: str,
+    loader_name: str,
 ) -> tuple[Module, frozenset[str]]:
     """The modules of a config over its decoded and cast tensors, and the names of the parameters that are integers.
 
     An error is that of the checkpoint's own names.
     """
-    loader = tree_loader(folder, config)
+    loader = tree_loader(folder, config, tensors_of(shards), loader_name)
     kind, errors = f"{loader.name}'s {config['model_type']} model", []
+    without = ", or the text model alone (--text-only)" if loader.language else ""
     remedies = (
-        "needed: the config.json of the original model; download it again",
-        undecoded_of(stored, shards) or "needed: a complete model of that type",
+        f"needed: the config.json of the original model; download it again{without}",
+        undecoded_of(stored, shards) or f"needed: a complete model of that type{without}",
     )
     for weights in spellings(decoded(stored, leaves, getattr(mx, _dtype_name(config, dtype) or "bfloat16"))):
         try:
@@ -276,9 +220,8 @@ def write_config(config: dict[str, Any], folder: Path, *, keep_vision_config: bo
 
 
 def load_stock(folder: Path) -> Module:
-    """The model in `folder` as mlx_lm builds it, quantized modules and all, over lazy weights."""
-    model: Module = load_model(folder, lazy=True)[0]
-    return model
+    """The model in `folder` as its users load it, quantized modules and all, over lazy weights."""
+    return tree_loader(folder, load_config(folder), tensors_of(read_shards(folder))).load(folder)
 
 
 def is_quantized(folder: Path) -> bool:
@@ -286,33 +229,38 @@ def is_quantized(folder: Path) -> bool:
     return bool((load_config(folder).get("quantization") or {}).get("bits"))
 
 
-def read_source_config(folder: Path) -> tuple[dict[str, Any], tuple[Reader, ...]]:
-    """The config of an original model in the words of its class, and the classes that read it."""
+def read_source_config(
+    folder: Path, shards: tuple[Shard, ...], loader_name: str = ""
+) -> tuple[dict[str, Any], tuple[Reader, ...], TreeLoader]:
+    """The config of an original model in the words of its class, the classes that read it, and the loader."""
     with explained(f"{folder}: the config cannot be read", "download config.json and generation_config.json again", {}):
         config = load_config(folder)
-    loader = tree_loader(folder, config)
+    loader = tree_loader(folder, config, tensors_of(shards), loader_name)
     with explained(f"{folder}: {loader.name} cannot read config.json", "download it again", config):
         own_readers = loader.readers(config)
     lift_rope(own_readers)
     lift_renamed(own_readers)
-    return config, own_readers
+    return config, own_readers, loader
 
 
-def load_source(folder: Path) -> Module:
+def load_source(folder: Path, loader: str = "") -> Module:
     """The original model in `folder` over its lazy weights: with the config, names and decoding of `build_tree`.
 
     Weights that are encoded have the dtype of the config, others their own.
     """
-    config, shards = read_source_config(folder)[0], read_shards(folder)
-    tree = build_tree(folder, config, shards, "" if find_stored(folder, config, shards).encoded else UNCAST)
+    shards = read_shards(folder)
+    config = read_source_config(folder, shards, loader)[0]
+    tree = build_tree(folder, config, shards, "" if find_stored(folder, config, shards).encoded else UNCAST, loader)
     tree.model.update(tree_unflatten(list(tree.arrays.items())))
     return tree.model
 
 
 def load_plain(folder: Path, weights: Arrays) -> Module:
     """The same model with none of its modules quantized, over `weights` by parameter name."""
-    model = _module(load_config(folder))
-    _fill(model, _sanitized(model, weights))
+    config = load_config(folder)
+    loader = tree_loader(folder, config, weights)
+    model = loader.module(config)
+    _fill(model, loader.sanitized(model, weights))
     return model
 
 

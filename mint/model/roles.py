@@ -31,7 +31,10 @@ _LATENTS = "all heads see one latent, and at low bits it alone gives garbage: im
 _INDEX = "an index chooses what attention sees; short probes do not reach it"
 _UNMEASURED = "small, all layers or experts depend on it, and nobody has measured it"
 
+_PICTURES = "stored as they are by mlx_vlm's own tools; pictures and sound are not measured"
+
 UNKNOWN = "unknown"
+TOWER = "tower"  # every unit of a multimodal model that is not in its language model
 UNTIED = "input_embedding"  # an embedding that is looked up only, in a model whose head is no module
 ROLES: tuple[Role, ...] = (  # the first match wins
     Role(
@@ -76,6 +79,7 @@ ROLES: tuple[Role, ...] = (  # the first match wins
     Role("mixer_in", r"in_proj|in_proj_(qkvz?|z|b|a|ba)|x_proj|dt_proj|bcdt_proj|[fgabr]_proj|[fgab]_[ab]_proj"),
     Role("mixer_out", r"out_proj"),
     Role("prediction", r"eh_proj|mtp\.fc"),  # of more than one token
+    Role(TOWER, r"(?!)", 8, _PICTURES),  # by its place in the tree, not by its name
 )  # fmt: skip
 _COMPILED = tuple((role.name, re.compile(rf"(?:^|\.)(?:{role.pattern})$")) for role in ROLES)
 _FLOORS = {role.name: role.floor_bits for role in ROLES}

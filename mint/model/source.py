@@ -20,6 +20,9 @@ from mint.model.checkpoint.file_states import FileStates
 from mint.model.checkpoint.shards import Shard, SourceTensor, identity, read_index, read_shards, tensors_of
 from mint.model.config import check_config
 from mint.model.lineage import trace_sources
+from mint.model.loaders.reloading import taken_weights
+from mint.model.loaders.table import tower_advice
+from mint.model.loaders.vision import tower_obstacle
 from mint.model.locate import locate
 from mint.model.module_tree import DTYPES, OpenedModel, Tree, read_source_config
 from mint.model.opening.kinds import refuse_other_kinds
@@ -27,7 +30,7 @@ from mint.model.opening.notices import cast_notice, head_notice, tower_notice
 from mint.model.opening.towers import dropped_towers
 from mint.model.opening.unseen import unseen_keys
 from mint.model.passes.weight_uses import weight_uses
-from mint.model.roles import UNKNOWN, UNTIED, layer_numbers, role_of
+from mint.model.roles import TOWER, UNKNOWN, UNTIED, layer_numbers, role_of
 from mint.model.storages.guards import check_used
 
 READ = "the model reads its weight itself, which no loader could if it were packed"
@@ -40,6 +43,7 @@ class Source:
     folder: Path
     config: dict[str, Any]
     dtype: str  # the dtype asked for, empty for the config's own
+    loader: str  # the package whose classes hold the model: of a multimodal one the text model, or its towers too
     identity: str
     shards: tuple[Shard, ...]
     units: tuple[Unit, ...]
@@ -77,11 +81,13 @@ class Source:
         return self.opened.uncast_arrays()
 
 
-def open_source(model: Path | str, *, dtype: str = "", on_progress: OnProgress = ignore) -> Source:
+def open_source(model: Path | str, *, dtype: str = "", loader: str = "", on_progress: OnProgress = ignore) -> Source:
     """Open a Hugging Face model: a folder, or as a `str` an id of the hub, which is downloaded if need be.
 
-    `dtype` overrides the dtype that weights are cast to. Raises `MintError` when the folder, a shard, the config or the
-    architecture is not valid.
+    `dtype` overrides the dtype that weights are cast to. `loader` is the package whose classes hold the model:
+    `mlx_lm` for the text model alone, `mlx_vlm` for a multimodal one with its towers; by default mlx_vlm for those
+    that it knows, if it is installed. Raises `MintError` when the folder, a shard, the config or the architecture is
+    not valid.
     """
     folder = locate(model, on_progress, check=check_config)
     refuse_other_kinds(folder)
@@ -91,14 +97,15 @@ def open_source(model: Path | str, *, dtype: str = "", on_progress: OnProgress =
     names = [path.name for pattern in ("*.safetensors", "*.index.json") for path in folder.glob(pattern)]
     files = FileStates.of(folder, {"config.json", *names, *read_index(folder).values()})
     shards = read_shards(folder)
-    config, readers = read_source_config(folder)
+    config, readers, tree_loader = read_source_config(folder, shards, loader)
     notices = unseen_keys(readers)
-    opened = OpenedModel(folder, config, shards, dtype)
+    opened = OpenedModel(folder, config, shards, dtype, tree_loader.name)
     tree = opened.tree()
     sources = _trace(opened, tree)
     tensors = tensors_of(shards)
     notices += check_used(folder, tree.stored, tensors, sources, tree.integers)
-    units = _find_units(tree, sources)
+    taken = taken_weights(folder, tree_loader, config, tree.arrays) if tree_loader.language else {}
+    units = _find_units(tree, sources, tree_loader.language, taken)
     weights = {f"{unit.path}.weight" for unit in units}
     parameters = tuple(
         Parameter(name, array.shape, DTYPES[array.dtype], sources[name])
@@ -109,10 +116,12 @@ def open_source(model: Path | str, *, dtype: str = "", on_progress: OnProgress =
     dropped = tuple(name for name in tree.leaves if name not in uses)
     opened.unshared = [parameter.name for parameter in parameters if {uses[name] for name in parameter.sources} <= {1}]
     model = identity(shards, text)
-    source = Source(folder, config, dtype, model, shards, units, parameters, dropped, files, opened)
+    source = Source(folder, config, dtype, tree_loader.name, model, shards, units, parameters, dropped, files, opened)
     encoded = tree.stored.parts
     notices += cast_notice(units, {name: tensor for name, tensor in tensors.items() if name not in encoded})
-    notices += tower_notice(source.dropped_towers, [tensors[name] for name in dropped])
+    if towers := source.dropped_towers:
+        advice = tower_advice(tree_loader, config, loader)
+        notices += tower_notice(towers, [tensors[name] for name in dropped], tree_loader.name, advice)
     notices += head_notice(folder, units, [tensors[name] for name in dropped], tensors)
     return replace(source, notices=notices)
 
@@ -136,19 +145,31 @@ def _trace(opened: OpenedModel, tree: Tree) -> dict[str, tuple[str, ...]]:
     }
 
 
-def _find_units(tree: Tree, sources: Mapping[str, tuple[str, ...]]) -> tuple[Unit, ...]:
+def _find_units(
+    tree: Tree, sources: Mapping[str, tuple[str, ...]], language: str, taken: Mapping[str, str]
+) -> tuple[Unit, ...]:
+    """The units of a tree in its order; those outside of the `language` model, if it has a path, are of towers.
+
+    `taken` names the parameters that a loader takes from others.
+    """
     predicate = getattr(tree.model, "quant_predicate", None) or (lambda path, module: True)
     modules = dict(tree.model.named_modules())
     order = [name.removesuffix(".weight") for name in tree.arrays if name.endswith(".weight")]
     paths = [path for path in order if hasattr(modules.get(path), "to_quantized")]
-    layers, uses, units = layer_numbers(paths), weight_uses(tree.model, paths), []
+    towers = {path for path in paths if language and not path.startswith(f"{language}.")}
+    layers = layer_numbers(path for path in paths if path not in towers) | dict.fromkeys(towers, -1)
+    uses, units = weight_uses(tree.model, [path for path in paths if path not in towers]), []
     for path in paths:
-        verdict, weight = predicate(path, modules[path]), tree.arrays[f"{path}.weight"]
+        verdict, weight = path in towers or predicate(path, modules[path]), tree.arrays[f"{path}.weight"]
+        role = TOWER if path in towers else role_of(path)
         unit = Unit(
-            path, weight.shape, DTYPES[weight.dtype], role_of(path), layers[path], sources[f"{path}.weight"],
+            path, weight.shape, DTYPES[weight.dtype], role, layers[path], sources[f"{path}.weight"],
             min_bits=int(verdict.get("bits", 0)) if isinstance(verdict, dict) else 0,
+            twin=taken.get(f"{path}.weight", "").removesuffix(".weight"),
         )  # fmt: skip
         reason = READ if path in uses.read else _keep_reason(unit, modules[path], verdict)
+        if role == TOWER:
+            reason = reason or tower_obstacle(path, modules[path], tree.model)
         units.append(replace(unit, keep_reason=reason))
     if not any(unit.role == "head" for unit in units):
         untied = {unit.path for unit in units if unit.role == "embedding"} - uses.multiplied

@@ -33,12 +33,12 @@ from mint.plan.rules import NONFINITE, Rules
 from mint.quality.estimates import Estimate
 from mint.targets.speed import bytes_per_token, decode_cost
 
-SCHEMA = 5
+SCHEMA = 6
 KIND = "mint plan"
 _BY_LAYER = itemgetter(0)
 _HEAD = (
-    "digest model model_type dtype analysis rounding device budget_bytes planned_bytes bits_per_weight bytes_per_token "
-    "objective loss bound gap price speed_price predicted_kl evidence rules max_shard_bytes "
+    "digest model model_type dtype loader analysis rounding device budget_bytes planned_bytes bits_per_weight "
+    "bytes_per_token objective loss bound gap price speed_price predicted_kl evidence rules max_shard_bytes "
     "dropped_towers"
 )
 
@@ -94,6 +94,7 @@ class Plan:
     model: str  # identity of the source
     model_type: str
     dtype: str
+    loader: str  # the package whose classes hold the model, and that loads the result
     analysis: str  # digest
     rounding: str  # of the measured errors, and of the model to write
     device: str

@@ -22,7 +22,7 @@ from mint.formats.format import KEEP, parse_format
 from mint.formats.layout import name_nbytes, overhead_nbytes, stored_nbytes, unnamed_nbytes
 from mint.formats.rounding import ROUNDINGS
 from mint.formats.units import Unit
-from mint.model.roles import UNTIED
+from mint.model.roles import TOWER, UNTIED
 from mint.plan.knapsack.relaxation import Floats, Integers
 from mint.plan.knapsack.solve import InfeasibleError, Knapsack, Solution
 from mint.plan.objectives import OBJECTIVES, Objective
@@ -43,6 +43,9 @@ class _Row(NamedTuple):
     nbytes: Integers
     losses: Floats
     charged: Floats  # losses with the charge for speed
+
+
+_FREE = _Row(np.zeros(1, np.int64), np.zeros(1), np.zeros(1))  # of a unit that another one decides
 
 
 class Problem:
@@ -74,12 +77,21 @@ class Problem:
         self._alphas = {unit.path: alphas.get(unit.path, _NO_ALPHA) for unit in units}
         self._active = {unit.path: 1.0 for unit in units} | active_shares(analysis)
         self._sampling = Sampling([unit.path for unit in units], probed if objective.probes else None)
-        # floors of roles stand for probes, and belong to no other objective
-        unfloored = {path for path, alpha in measured.items() if alpha > 0} if objective.probes else set(self._alphas)
+        # floors of roles stand for probes, and belong to no other objective, but for that of towers
+        probed_paths = {path for path, alpha in measured.items() if alpha > 0}
+        language = {unit.path for unit in units if unit.role != TOWER}
+        unfloored = probed_paths if objective.probes else language
         allowance = self._allowance = Allowance(rules, units, objective.formats, unfloored)
+        indices = {unit.path: index for index, unit in enumerate(units)}
+        self._twins = {indices[unit.path]: indices[unit.twin] for unit in units if unit.twin}
         self._allowed = [allowance.of(unit, analysis.measurements[unit.path]) for unit in units]
+        for twin, main in self._twins.items():
+            self._allowed[twin] = self._allowed[main] = _shared(units[twin], self._allowed[main], self._allowed[twin])
         self._speed_price = prefer_speed and prefer_speed * self._reference_price()
         self._rows = self._all_rows()
+        for twin, main in self._twins.items():  # the row of the main unit chooses for both
+            self._rows[main] = _Row(*map(np.add, self._rows[main], self._rows[twin]))
+            self._rows[twin] = _FREE
         self._knapsack = Knapsack([row.nbytes for row in self._rows], [row.charged for row in self._rows])
         tensors = [parameter.tensor for parameter in analysis.parameters]
         self._parameter_nbytes = sum(stored_nbytes(tensors, self._digits))
@@ -115,9 +127,10 @@ class Problem:
             solution = self._knapsack.solve(capacity)
         except InfeasibleError as error:
             raise MintError(self._infeasible(budget_bytes)) from error
-        picks = zip(self.analysis.units, self._allowed, solution.choice, strict=True)
+        choice = [solution.choice[self._twins.get(index, index)] for index in range(len(self._rows))]
+        picks = zip(self.analysis.units, self._allowed, choice, strict=True)
         plan = Plan(
-            **pick(self.analysis, "model model_type dtype rounding device parameters dropped_towers"),
+            **pick(self.analysis, "model model_type dtype loader rounding device parameters dropped_towers"),
             **pick(self, "objective rules max_shard_bytes"),
             analysis=self.analysis.digest,
             budget_bytes=budget_bytes,
@@ -249,6 +262,14 @@ class Problem:
         return dict(sorted(costs.items(), key=lambda item: -item[1]))
 
 
+def _shared(unit: Unit, main: Allowed, twin: Allowed) -> Allowed:
+    """The formats that a unit and its twin may both have; `MintError` if there is none."""
+    formats = tuple(format for format in main.formats if format in twin.formats)
+    if not formats:
+        raise MintError(f"{unit.path} and {unit.twin} are loaded from one weight; set both to one format")
+    return replace(main, formats=formats)
+
+
 def active_shares(analysis: Analysis) -> dict[str, float]:
     """The share of a unit's weights that one token reads, where it is not all of them.
 
@@ -257,6 +278,7 @@ def active_shares(analysis: Analysis) -> dict[str, float]:
     shares = dict(analysis.active)
     looked_up = {UNTIED, "embedding"} if any(unit.role == "head" for unit in analysis.units) else {UNTIED}
     shares.update((unit.path, 1 / unit.shape[-2]) for unit in analysis.units if unit.role in looked_up)
+    shares.update((unit.path, 0.0) for unit in analysis.units if unit.role == TOWER)
     return shares
 
 

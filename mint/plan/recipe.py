@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from mint.plan.problem import Problem
 
 DTYPES = ("float16", "bfloat16", "float32")  # for mlx_lm to cast to
-ANALYSIS_FIELDS = ("rounding", "dtype", "probe")  # of a recipe; they decide what is measured
+LOADERS = TEXT, VISION = "mlx_lm", "mlx_vlm"  # packages of model classes: for text alone, and with towers
+ANALYSIS_FIELDS = ("rounding", "dtype", "loader", "probe")  # of a recipe; they decide what is measured
 _KINDS = {
     bool: "true or false", int: "a whole number", float: "a number", str: "a text", tuple: "a list of texts",
     NoneType: "a whole number or nothing",
@@ -53,6 +54,7 @@ class Recipe(_Plain):
 
     rounding: str = DEFAULT_ROUNDING
     dtype: str = ""  # empty: the config's own
+    loader: str = ""  # TEXT or VISION; empty: towers are kept if mlx_vlm is installed and knows the model
     probe: bool = False  # measure the sensitivities first
     objective: str = "output"
     veto_db: float = VETO_DB
@@ -70,6 +72,8 @@ class Recipe(_Plain):
         parse_rounding(self.rounding)
         if self.dtype not in ("", *DTYPES):
             raise MintError(f"dtype {self.dtype!r}; needed {', '.join(DTYPES[:-1])} or {DTYPES[-1]}")
+        if self.loader not in ("", *LOADERS):
+            raise MintError(f"loader {self.loader!r}; needed {TEXT} (text only) or {VISION} (with towers)")
         if self.prefer_speed < 0:
             raise MintError(f"prefer_speed {self.prefer_speed:g} is negative; needed 0 or more")
         objective(self.objective)

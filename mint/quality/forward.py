@@ -28,6 +28,7 @@ from mint.kernels.backend import backend
 from mint.kernels.storage import numpy_view
 from mint.model.checkpoint.shards import read_shards
 from mint.model.hooks import hook
+from mint.model.loaders.vision import release_towers
 from mint.model.module_tree import is_quantized, load_plain, load_source, load_stock
 from mint.model.passes.logits import logits_of
 from mint.quality.divergence import Logits, Tokens
@@ -36,15 +37,18 @@ BLOCK = 1 << 25  # logits at once
 _PACKED = ("weight", "scales", "biases", "global_scale")
 
 
-def open_wide(folder: Path, *, on_gpu: bool | None = None) -> Module:
-    """The model in `folder` computing in float32, by default in the way of this machine."""
+def open_wide(folder: Path, loader: str = "", *, on_gpu: bool | None = None) -> Module:
+    """The model in `folder` computing in float32, by default in the way of this machine.
+
+    `loader` names the package whose classes an original model gets, as in `open_source`.
+    """
     on_gpu = backend().runs_stored_weights if on_gpu is None else on_gpu
-    return _widened(_load(folder) if on_gpu else _dequantized(folder), on_gpu=on_gpu)
+    return _widened(_load(folder, loader) if on_gpu else _dequantized(folder, loader), on_gpu=on_gpu)
 
 
-def open_without(folder: Path, paths: Collection[str]) -> Module:
+def open_without(folder: Path, paths: Collection[str], loader: str = "") -> Module:
     """The model in `folder` computing in float32; the modules at `paths` have no weight, and theirs is never read."""
-    model = _load(folder)
+    model = _load(folder, loader)
     for path, module in model.named_modules():
         if path in paths:
             module.pop("weight")
@@ -53,6 +57,7 @@ def open_without(folder: Path, paths: Collection[str]) -> Module:
 
 def _widened(model: Module, *, on_gpu: bool) -> Module:
     """The model in float32; on a GPU its matrices stay as they are stored, widened while they are used."""
+    release_towers(model)
     model = _cast(model, mx.float32, but_matrices=on_gpu)
     return _computing_wide(model, mx.float32) if on_gpu else model
 
@@ -69,9 +74,12 @@ def open_used(folder: Path) -> Module:
     return _load(folder) if backend().runs_stored_weights else open_wide(folder)
 
 
-def vocabulary_size(folder: Path) -> int:
-    """The number of tokens in the vocabulary of the model in `folder`, by its logits; nothing is computed."""
-    return int(logits_of(_load(folder), mx.array([[0, 0]])).shape[-1])
+def vocabulary_size(folder: Path, loader: str = "") -> int:
+    """The number of tokens in the vocabulary of the model in `folder`, by its logits; nothing is computed.
+
+    A few models compute their states in every pass; a CPU multiplies gathered matrices in float32 only.
+    """
+    return int(logits_of(_cast(_load(folder, loader), mx.float32), mx.array([[0, 0]])).shape[-1])
 
 
 def all_logits(model: Module, tokens: Tokens, vocabulary: int, block: int = BLOCK) -> Iterator[tuple[slice, Logits]]:
@@ -101,19 +109,19 @@ def fusing_nothing() -> Iterator[None]:
         mx.enable_compile()
 
 
-def _load(folder: Path) -> Module:
+def _load(folder: Path, loader: str = "") -> Module:
     if not (folder / "config.json").is_file():
         raise MintError(f"{folder}: no config.json found; needed: a model folder")
     read_shards(folder)  # a damaged file is an error that names it
     try:
-        return load_stock(folder) if is_quantized(folder) else load_source(folder)
+        return load_stock(folder) if is_quantized(folder) else load_source(folder, loader)
     except Exception as error:  # mlx_lm raises many kinds
         raise MintError(f"{folder}: mlx_lm does not load it ({error!r}); needed: a model that mlx_lm loads") from error
 
 
-def _dequantized(folder: Path) -> Module:
+def _dequantized(folder: Path, loader: str = "") -> Module:
     """The model with none of its modules quantized, over lazy weights of the values that are stored."""
-    stock = _load(folder)
+    stock = _load(folder, loader)
     quantized = {path: module for path, module in stock.named_modules() if "scales" in module}
     if not quantized:
         return stock

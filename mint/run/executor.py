@@ -136,6 +136,7 @@ def executing(
     address: str,
     model: Path | str,
     dtype: str = "",
+    loader: str = "",
     *,
     share: bool = False,
     on_progress: OnProgress = ignore,
@@ -160,5 +161,5 @@ def executing(
     except NotOnHubError as error:  # it may be a folder that only nodes have
         log.warning("model.not_found", reason=str(error))
         folder = Path(model)
-    with next(iter(offers)).load()(address, folder, dtype, share=share, on_note=on_note) as execution:
+    with next(iter(offers)).load()(address, folder, dtype, loader, share=share, on_note=on_note) as execution:
         yield execution

@@ -5,8 +5,11 @@ from pathlib import Path
 import pytest
 
 from mint.core.errors import MintError
+from mint.model.roles import TOWER, UNKNOWN
+from mint.model.source import open_source
 from tools.lab.sweep import EXPECTED, LARGEST_SHARE, Row, table, try_family
 from tools.models.families import config_of, family_names, modules_of
+from tools.models.vision_families import FAMILIES, write_vision_family
 
 # caches shared by layers, and a matrix in another place than its module; caches read outside of layers; a second
 # argument that is not experts; weights read without a call
@@ -30,6 +33,21 @@ def test_a_family_of_each_kind_passes_every_step(family: str, tmp_path: Path) ->
     row = try_family(family, tmp_path)
     assert row.fault == ""
     assert row.kept <= LARGEST_SHARE
+
+
+@pytest.mark.usefixtures("vision")
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_multimodal_family_keeps_its_towers(family: str, tmp_path: Path) -> None:
+    source = open_source(write_vision_family(family, tmp_path / "model"))
+    assert (source.loader, source.dropped_towers) == ("mlx_vlm", ())
+    assert any(unit.role == TOWER and not unit.stays for unit in source.units)
+    assert not any(unit.role == UNKNOWN for unit in source.units)
+
+
+@pytest.mark.usefixtures("vision")
+@pytest.mark.parametrize("family", ["gemma4", "qwen3_5_moe"])  # infinite bounds; states computed in every pass
+def test_a_multimodal_family_of_each_kind_passes_every_step(family: str, tmp_path: Path) -> None:
+    assert try_family(f"mlx_vlm/{family}", tmp_path).fault == ""
 
 
 def test_a_row_is_expected_only_with_its_own_fault() -> None:

@@ -62,7 +62,9 @@ def making_actor() -> Any:
             ready_kernels("nearest", lambda progress: None)
             self._one: list[mx.array] = []
             self.job = Measure() if record["job"] == "measure" else Quantize({}, {})
-            nothing = Source(Path(), {}, "", "", (), (), (), (), FileStates(Path(), {}), OpenedModel(Path(), {}, ()))
+            nothing = Source(
+                Path(), {}, "", "", "", (), (), (), (), FileStates(Path(), {}), OpenedModel(Path(), {}, ())
+            )
             self.weights, self.tensors = BatchWeights(nothing, ()), nothing.tensors()
             self._cpu = self._seconds = 0.0
             self._began = 0.0

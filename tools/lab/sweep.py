@@ -1,4 +1,4 @@
-"""Tries every model family of the installed mlx_lm on a tiny checkpoint, step by step.
+"""Tries every model family of the installed mlx_lm, and many of mlx_vlm, on a tiny checkpoint, step by step.
 
     python -m tools.lab.sweep [NAME ...] [--json] [--table FILE]
 
@@ -29,9 +29,11 @@ from mint.model.source import Source
 from mint.plan.recipe import Recipe
 from mint.quality.sequences import TextSize
 from tools.models.families import family_names, write_family
+from tools.models.vision_families import FAMILIES, write_vision_family
 
 OK = "ok"
 ANY = Recipe()
+VISION_NAMES = tuple(f"mlx_vlm/{family}" for family in FAMILIES)
 STEPS = ("inspect", "quantize", "quantize small", "compensate", "probe")
 QUANTIZED = ("quantize", "quantize small")  # half way from the smallest to the largest plan, and the smallest
 HEADERS = 4096  # bytes that a plan of other formats may need more
@@ -77,7 +79,9 @@ def try_family(family: str, folder: Path, on_step: Callable[[Row], None] = lambd
     `on_step` gets the row so far after each step but the last.
     """
     try:
-        source = open_source(write_family(family, folder / "model", **settings))
+        package, _, name = family.rpartition("/")
+        write = write_vision_family if package else write_family
+        source = open_source(write(name, folder / "model", **settings))
     except Exception as error:  # it is the finding
         return Row(family, {"inspect": _sentence(error)}, 0.0)
     analysis = analyze(source, folder / "a.mint")
@@ -165,9 +169,9 @@ def table(rows: Iterable[Row], version: str) -> str:
     lines = [
         "# Architectures",
         "",
-        f"Every model family of mlx_lm {version}, tried on a tiny random checkpoint on a CPU by",
-        "`python -m tools.lab.sweep --table docs/architectures.md`. *Quantized* means verified with stock mlx_lm, at",
-        "two budgets.",
+        f"Every model family of mlx_lm {version}, and many of mlx_vlm with their towers, tried on a tiny random",
+        "checkpoint on a CPU by `python -m tools.lab.sweep --table docs/architectures.md`. *Quantized* means verified",
+        "with the stock package, at two budgets.",
         "",
         "| family | opened | quantized | compensated | probed |",
         "|---|---|---|---|---|",
@@ -196,7 +200,7 @@ def main() -> int:
         _try_here(options.names)
         return 0
     rows = []
-    for row in try_apart(options.names or family_names()):
+    for row in try_apart(options.names or [*family_names(), *VISION_NAMES]):
         rows.append(row)
         print(json.dumps(asdict(row)) if options.json else f"{row.family:24} {row.fault or OK}", flush=True)
     if options.table:

@@ -23,7 +23,7 @@ from mlx.nn.layers.base import Module
 from mlx.utils import tree_flatten
 
 from mint.core.errors import MintError
-from mint.model.module_tree import tree_loader
+from mint.model.loaders.loader import MLX_LM
 from tools.models.family_configs import MISSING as NOT_MADE
 from tools.models.family_configs import OVERRIDES, SMALL
 
@@ -81,7 +81,7 @@ def _guess(annotation: str) -> Any:
 
 def modules_of(config: dict[str, Any]) -> Module:
     """The modules of a tiny model, over lazy parameters."""
-    model = tree_loader(Path(config["model_type"]), config).module(config)
+    model = MLX_LM.module(config)
     parameters: Any = tree_flatten(model.parameters())
     size = sum(array.size for _, array in parameters)
     if size > LARGEST:

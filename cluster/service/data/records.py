@@ -30,7 +30,7 @@ class ModelRequest:
     @property
     def analysis_key(self) -> str:
         """SHA-256 of everything that decides the analysis: jobs of one analysis never run at the same time."""
-        content = [self.identity, self.options.get("rounding"), self.options.get("dtype")]
+        content = [self.identity, self.options.get("rounding"), self.options.get("dtype"), self.options.get("loader")]
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 

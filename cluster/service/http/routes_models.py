@@ -12,7 +12,7 @@ from cluster.service.http.context import POSTED, Here, Reader, Service, refusals
 from cluster.service.http.error_answers import ApiError
 from cluster.service.http.routes_artifacts import artifact_answer
 from cluster.service.http.routes_jobs import identified, job_record
-from cluster.service.http.stored import planned, stored_analyses
+from cluster.service.http.stored import has, planned, stored_analyses
 from cluster.service.request_options import DEFAULTS, budget_of, canonical, recipe_of
 from mint.core.errors import MintError
 from mint.plan.recipe import Recipe
@@ -71,11 +71,12 @@ def curve(
     person: Reader,
     rounding: schema.Rounding = DEFAULTS["rounding"],
     dtype: schema.Dtype = DEFAULTS["dtype"],
+    loader: schema.Loader = DEFAULTS["loader"],
     objective: schema.ObjectiveName = DEFAULTS["objective"],
     points: Annotated[int, Query(ge=2, le=200)] = 60,
 ) -> schema.CurveAnswer:
     """The curve of budget and loss of an analyzed model, its knees, and where devices lie on it."""
-    recipe = Recipe(rounding=rounding, dtype=dtype, objective=objective)
+    recipe = Recipe(rounding=rounding, dtype=dtype, loader=loader, objective=objective)
     return schema.CurveAnswer(**planned(service, "curve", identity, recipe, points=points))
 
 
@@ -97,9 +98,10 @@ def analysis(
     person: Reader,
     rounding: schema.Rounding = DEFAULTS["rounding"],
     dtype: schema.Dtype = DEFAULTS["dtype"],
+    loader: schema.Loader = DEFAULTS["loader"],
 ) -> schema.ArtifactAnswer:
     """The files of an analysis: a few MB, from which everybody who has the model can make any plan, and assemble it."""
-    return _stored(service, identity, rounding, dtype)
+    return _stored(service, identity, rounding, dtype, loader)
 
 
 @router.get("/analyses", responses=refusals(404, 409))
@@ -109,18 +111,18 @@ def find_analysis(
     person: Reader,
     rounding: schema.Rounding = DEFAULTS["rounding"],
     dtype: schema.Dtype = DEFAULTS["dtype"],
+    loader: schema.Loader = DEFAULTS["loader"],
     probe: Annotated[bool, Query(description="Only an analysis with probes.")] = False,
 ) -> schema.ArtifactAnswer:
     """The same by the name of a model."""
-    return _stored(service, identified(service, model)[1], rounding, dtype, probe=probe)
+    return _stored(service, identified(service, model)[1], rounding, dtype, loader, probe=probe)
 
 
 def _stored(
-    service: Service, identity: str, rounding: str, dtype: str, *, probe: bool = False
+    service: Service, identity: str, rounding: str, dtype: str, loader: str, *, probe: bool = False
 ) -> schema.ArtifactAnswer:
     for entry in stored_analyses(service, identity):
-        answer = entry.answer
-        if (answer.rounding, answer.dtype) == (rounding, dtype) and answer.probed >= probe:
+        if has(entry.answer, rounding, dtype, loader) and entry.answer.probed >= probe:
             return artifact_answer(entry.artifact)
     kind = f"rounding {rounding}{' and probes' if probe else ''}"
     raise ApiError(

@@ -14,7 +14,7 @@ from mint.client.client import ServedJob
 from mint.client.download import ServedFile
 from mint.formats.rounding import ROUNDINGS
 from mint.plan.objectives import OBJECTIVES
-from mint.plan.recipe import DTYPES
+from mint.plan.recipe import DTYPES, LOADERS
 from mint.targets.devices import Device
 from mint.targets.loaders import loaders
 
@@ -52,6 +52,7 @@ _Lock = Annotated[str, Field(max_length=240, pattern=_LOCK, examples=["*.down_pr
 _Pattern = Annotated[str, Field(max_length=200, pattern=r"^[A-Za-z0-9_.*?-]+$", examples=["*.gate"])]
 Rounding = Literal[*ROUNDINGS]  # type: ignore[valid-type]
 Dtype = Literal["", *DTYPES]  # type: ignore[valid-type]
+Loader = Literal["", *LOADERS]  # type: ignore[valid-type]
 ObjectiveName = Literal[*OBJECTIVES]  # type: ignore[valid-type]
 # a number without a fraction is an integer in JSON, however it is written: 4.0 is 4
 Whole = BeforeValidator(lambda value: int(value) if isinstance(value, float) and value.is_integer() else value)
@@ -67,6 +68,7 @@ class Options(_Request):
 
     rounding: Rounding = DEFAULTS["rounding"]
     dtype: Dtype = DEFAULTS["dtype"]
+    loader: Loader = DEFAULTS["loader"]
     probe: bool = DEFAULTS["probe"]
     objective: ObjectiveName = DEFAULTS["objective"]
     veto_db: Annotated[float, Field(ge=-20, le=120, allow_inf_nan=False)] = DEFAULTS["veto_db"]
@@ -275,6 +277,7 @@ class AnalysisAnswer(_Answer):
 
     rounding: str
     dtype: str
+    loader: str
     probed: bool
     artifact: str
 

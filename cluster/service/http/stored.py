@@ -37,19 +37,25 @@ def stored_analyses(service: Service, identity: str) -> list[StoredAnalysis]:
         if not header or "rounding" not in header:
             log.warning("analysis.damaged", artifact=artifact.digest)
             continue
-        settings = {"rounding": header["rounding"], "dtype": header["dtype"], "probed": bool(probe)}
+        settings = {name: header[name] for name in ("rounding", "dtype", "loader")} | {"probed": bool(probe)}
         answer = AnalysisAnswer(**settings, artifact=artifact.digest)
         analyses.append(StoredAnalysis(artifact, path, probe, answer))
     return analyses
 
 
+def has(answer: AnalysisAnswer, rounding: str, dtype: str, loader: str) -> bool:
+    """True for an analysis with these settings; no loader asks for that of any."""
+    return (answer.rounding, answer.dtype) == (rounding, dtype) and loader in ("", answer.loader)
+
+
 def planned(service: Service, verb: str, identity: str, recipe: Recipe, **request: Any) -> dict[str, Any]:
     """The answer of the planner from the newest analysis with the recipe's rounding and dtype."""
     analyses = stored_analyses(service, identity)
-    # sensitivities are the model's, whatever the rounding
-    probe = next((entry.probe for entry in analyses if entry.probe and entry.answer.dtype == recipe.dtype), "")
     for entry in analyses:
-        if (entry.answer.rounding, entry.answer.dtype) == (recipe.rounding, recipe.dtype):
+        if has(entry.answer, recipe.rounding, recipe.dtype, recipe.loader):
+            opened = entry.answer.dtype, entry.answer.loader
+            same = (other for other in analyses if (other.answer.dtype, other.answer.loader) == opened)
+            probe = next((other.probe for other in same if other.probe), "")  # it serves all roundings
             return service.planner.ask(verb, analysis=entry.path, probe=probe, recipe=recipe.to_dict(), **request)
     fault = f" with rounding {recipe.rounding} and dtype {recipe.dtype or 'of its own'}" if analyses else ""
     raise ApiError(

@@ -64,13 +64,14 @@ function notAnalyzed(name, maySubmit) {
 async function curveSection(model, name, maySubmit, signal) {
   const place = h("div", { class: "columns wide" });
   const picture = h("div", {});
+  const loaders = new Set(model.analyses.map((each) => each.loader));
   const rounding = h("select", { id: "rounding", onchange: () => fill() }, model.analyses.map((each, index) =>
-    h("option", { value: index }, [each.rounding, each.dtype, each.probed && "probed"].filter(Boolean).join(", "))));
+    h("option", { value: index }, [each.rounding, each.dtype, loaders.size > 1 && each.loader, each.probed && "probed"].filter(Boolean).join(", "))));
 
   async function fill() {
     try {
-      const { rounding: wanted, dtype } = model.analyses[rounding.value];
-      const options = { rounding: wanted, ...(dtype ? { dtype } : {}) };
+      const { rounding: wanted, dtype, loader } = model.analyses[rounding.value];
+      const options = { rounding: wanted, ...(dtype ? { dtype } : {}), ...(loaders.size > 1 ? { loader } : {}) };
       const query = new URLSearchParams({ ...options, points: POINTS });
       const [curve, { devices }] = await Promise.all([
         ask(`/v1/models/${model.identity}/curve?${query}`, { signal }), ask("/v1/devices", { signal })]);

@@ -21,14 +21,14 @@ def own_text(source: Source, size: TextSize, seed: int, on_progress: OnProgress)
     The model has 8 bits or fewer where the memory is too small for full precision.
     """
     base = chosen_base(source, AUTO, size.count)
-    key = source.identity, size.count, size.window, seed, base, device_kind(), versions()
+    key = source.identity, source.loader, size.count, size.window, seed, base, device_kind(), versions()
     path = cached_path("texts", ".npy", *key)
     if path.exists():
         tokens: Tokens = np.load(path)
         return tokens
     with fusing_nothing():
         model = open_base(source, base)
-        prefix, vocabulary = prefix_of(source.folder), vocabulary_size(source.folder)
+        prefix, vocabulary = prefix_of(source.folder), vocabulary_size(source.folder, source.loader)
         text = own_sequences(model, prefix, vocabulary, size, seed, on_progress)
     path.parent.mkdir(parents=True, exist_ok=True)
     buffer = BytesIO()

@@ -23,6 +23,7 @@ from mint.formats.units import Unit
 from mint.kernels.backend import backend
 from mint.kernels.oracle import dequantize, pack
 from mint.model.hooks import hook
+from mint.model.roles import TOWER
 from mint.model.source import Source
 from mint.quality.forward import open_wide, open_without
 from mint.run.executor import in_process, small_cache
@@ -39,7 +40,7 @@ _LOGITS = 4  # the expected ones, their probabilities, those of a probe, and a t
 
 def base_format(unit: Unit, base: str) -> Format | None:
     """The format of a unit in a base; None if it stays as it is."""
-    if base == FULL or unit.keep_reason:
+    if base == FULL or unit.keep_reason or unit.role == TOWER:
         return None
     return next(iter(admissible(unit.shape, unit.dtype, map(parse_format, BASES[base]))), None)
 
@@ -48,12 +49,13 @@ def needed_bytes(source: Source, base: str, tokens: int) -> int:
     """Approximate memory of probes around a base: the model, the activations of `tokens`, and the probed unit."""
     plain = 0 if backend().runs_stored_weights else 4  # bytes of a weight that is not packed; 0: as it is stored
     nbytes = 0
-    for unit in source.units:
+    units = [unit for unit in source.units if unit.role != TOWER]
+    for unit in units:
         format = base_format(unit, base)
         nbytes += format.nbytes(unit.shape, unit.dtype) if format else (unit.size * plain or unit.nbytes)
     nbytes += sum(4 * prod(parameter.shape) for parameter in source.parameters)
-    largest = max((unit.size * (4 + 4) + unit.nbytes for unit in source.units), default=0)
-    rows, width = max((unit.shape[-2:] for unit in source.units if unit.role in ("head", "embedding")), default=(0, 0))
+    largest = max((unit.size * (4 + 4) + unit.nbytes for unit in units), default=0)
+    rows, width = max((unit.shape[-2:] for unit in units if unit.role in ("head", "embedding")), default=(0, 0))
     return nbytes + largest + 4 * tokens * (_LOGITS * rows + source.layers * width)
 
 
@@ -88,9 +90,9 @@ def chosen_base(source: Source, base: str, tokens: int, memory: int | None = Non
 def open_base(source: Source, base: str) -> Module:
     """The model of `source` computing in float32, with its units in the formats of a base."""
     if base == FULL:
-        return open_wide(source.folder)
+        return open_wide(source.folder, source.loader)
     formats = {unit.path: format for unit in source.units if (format := base_format(unit, base))}
-    model = open_without(source.folder, formats)
+    model = open_without(source.folder, formats, source.loader)
     modules = dict(model.named_modules())
 
     def pack_unit(unit: Unit, weight: mx.array) -> tuple[mx.array, ...]:

@@ -24,6 +24,7 @@ from mint.core.journal import Journal, read_header, remove_stray
 from mint.core.log import log
 from mint.core.progress import OnNote, OnProgress, ignore, say_nothing
 from mint.formats.units import Unit
+from mint.model.roles import TOWER
 from mint.model.source import Source
 from mint.quality.sequences import prefix_of
 from mint.run.device_kind import device_kind, versions
@@ -79,6 +80,7 @@ def _header(source: Source, probing: Probing, units: Sequence[Unit], paths: Iter
         "schema": SCHEMA,
         "model": source.identity,
         "dtype": source.dtype,
+        "loader": source.loader,
         "tokens": str(probing),
         "base": probing.base,
         "device": device_kind(),
@@ -91,8 +93,8 @@ def _header(source: Source, probing: Probing, units: Sequence[Unit], paths: Iter
 
 
 def probed_units(units: Sequence[Unit], most: int | None) -> tuple[Unit, ...]:
-    """The units to probe, in their order: all that may be quantized, or the largest of them."""
-    possible = [unit for unit in units if not unit.keep_reason and coarse_format(unit)]
+    """The units to probe, in their order: all that may be quantized and that text reaches, or the largest of them."""
+    possible = [unit for unit in units if not unit.keep_reason and unit.role != TOWER and coarse_format(unit)]
     chosen = {unit.path for unit in sorted(possible, key=lambda unit: -unit.size)[:most]}
     return tuple(unit for unit in possible if unit.path in chosen)
 

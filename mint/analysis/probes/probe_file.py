@@ -13,7 +13,7 @@ from typing import Any, Self
 from mint.core.journal import SealedKind, read_sealed, write_sealed
 
 MAGIC = b"MINT probe\n"
-SCHEMA = 2
+SCHEMA = 3
 _KIND = SealedKind(MAGIC, SCHEMA, "a file of probes", "mint probe", "probe the model again")
 FULL = "full"  # no base
 

@@ -112,7 +112,7 @@ class TextJob(PortableJob[Tokens]):
     def written(self) -> Tokens:
         """The tokens: written by the model, or drawn at random."""
         if self.tokens is None:
-            probing, vocabulary = self.probing, vocabulary_size(self.source.folder)
+            probing, vocabulary = self.probing, vocabulary_size(self.source.folder, self.source.loader)
             size = TextSize(probing.sequences, probing.length)
             if probing.written == OWN:
                 model = self.opened()
@@ -143,9 +143,9 @@ class TextJob(PortableJob[Tokens]):
         if isinstance(text, TextJob) and text._opens() == self._opens():
             self.model = text.model
 
-    def _opens(self) -> tuple[str, str, str]:
+    def _opens(self) -> tuple[str, str, str, str]:
         """The model of this job and its base."""
-        return self.source.identity, self.source.dtype, self.probing.base
+        return self.source.identity, self.source.dtype, self.source.loader, self.probing.base
 
     def encode(self, result: Tokens) -> Iterable[bytes]:
         """The tokens row by row, as little-endian int32."""

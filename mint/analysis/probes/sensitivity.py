@@ -14,6 +14,7 @@ from itertools import chain
 from math import exp, fsum, log
 
 from mint.formats.units import Unit
+from mint.model.roles import TOWER
 
 MEASURED_LAYERS = 30  # a layer's share shrinks with their number
 
@@ -76,6 +77,7 @@ PROFILES = _MEASURED | {
     "prediction": _MEASURED["up"],
     "router": Profile(0.98, 2.3, _GATE, 3.5),  # 8 x gate: the published prior of routers over a usual tensor
     "index": _MEASURED["q"],
+    TOWER: Profile(0.2),  # down; no text reaches it
 }
 
 

@@ -29,12 +29,10 @@ def cast_notice(units: Sequence[Unit], tensors: Mapping[str, SourceTensor]) -> N
     )
 
 
-def tower_notice(towers: Sequence[str], dropped: Sequence[SourceTensor]) -> Notices:
-    """The result of a multimodal model is text only."""
-    if not towers:
-        return ()
+def tower_notice(towers: Sequence[str], dropped: Sequence[SourceTensor], loader: str, advice: str) -> Notices:
+    """The result of a multimodal model lacks its towers, which the classes of `loader` drop; `advice` may help."""
     size = format_size(sum(tensor.nbytes for tensor in dropped))
-    return (f"text only: mlx_lm drops the {' and '.join(towers)} tower ({len(dropped)} tensors, {size})",)
+    return (f"text only: {loader} drops the {' and '.join(towers)} tower ({len(dropped)} tensors, {size}){advice}",)
 
 
 def head_notice(

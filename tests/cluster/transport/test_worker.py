@@ -25,7 +25,7 @@ from mint.core.errors import MintError
 from mint.core.memory import is_short
 from mint.formats.format import parse_format
 from mint.formats.units import Unit
-from mint.model.module_tree import TREE_LOADERS
+from mint.model.loaders.table import TREE_LOADERS
 from mint.model.source import Source, open_source
 from mint.run.device_kind import joined_kinds, kinds_in
 from mint.run.executor import in_process

@@ -309,7 +309,9 @@ def test_a_cluster_is_told_the_snapshot_or_what_may_be_a_folder_of_its_nodes(
     class Offer:
         def load(self) -> object:
             @contextmanager
-            def place(address: str, model: Path, dtype: str, **_: object) -> Iterator[tuple[Path, Executor]]:
+            def place(
+                address: str, model: Path, dtype: str, loader: str, **_: object
+            ) -> Iterator[tuple[Path, Executor]]:
                 yield model, in_process
 
             return place

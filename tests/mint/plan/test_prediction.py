@@ -177,7 +177,7 @@ def test_a_written_plan_keeps_the_evidence_of_its_prediction(
     assert plan.predicted_kl
     assert record["predicted_kl"]["high"] == plan.predicted_kl.high
     file.write_text(json.dumps(record | {"schema": 4}))
-    with pytest.raises(MintError, match=r"schema 4, written by another version of mint; needed: one of schema 5"):
+    with pytest.raises(MintError, match=r"schema 4, written by another version of mint; needed: one of schema 6"):
         read_plan(file)
 
 
@@ -195,7 +195,7 @@ def test_allocate_and_curve_show_the_interval(
     beside = tmp_path / "a.mint"
     beside.write_bytes(path.read_bytes())
     prior = _run(capsys, "allocate", str(beside), "--budget", "0.5x")
-    header = {"schema": 2, "model": probed.model, "tokens": "", "base": "full", "units": list(probed.probes)}
+    header = {"schema": 3, "model": probed.model, "tokens": "", "base": "full", "units": list(probed.probes)}
     write_probed(probe_path(beside), header, probed.probes)
     allocated = _run(capsys, "allocate", str(beside), "--budget", "0.5x")
     for record in (prior, allocated):

@@ -56,9 +56,9 @@ def test_what_is_asked_for_reaches_the_place_that_offers_itself(
         def load(self) -> object:
             @contextmanager
             def place(
-                address: str, model: Path, dtype: str, *, share: bool, on_note: Callable[[str], object]
+                address: str, model: Path, dtype: str, loader: str, *, share: bool, on_note: Callable[[str], object]
             ) -> Iterator[tuple[Path, Executor]]:
-                calls.append((address, model, dtype, share))
+                calls.append((address, model, dtype, loader, share))
                 on_note("decided")
                 yield model, in_process
 
@@ -66,9 +66,9 @@ def test_what_is_asked_for_reaches_the_place_that_offers_itself(
 
     monkeypatch.setattr(metadata, "entry_points", lambda group: (Offer(),))
     for share in (False, True):
-        with executing("10.0.0.1", tmp_path, "float16", share=share, on_note=notes.append) as execution:
+        with executing("10.0.0.1", tmp_path, "float16", "mlx_lm", share=share, on_note=notes.append) as execution:
             assert execution == (tmp_path, in_process)
-    assert calls == [("10.0.0.1", tmp_path, "float16", False), ("10.0.0.1", tmp_path, "float16", True)]
+    assert calls == [("10.0.0.1", tmp_path, "float16", "mlx_lm", share) for share in (False, True)]
     assert notes == ["decided"] * 2
 
 

@@ -230,7 +230,8 @@ def test_models_are_listed_with_what_is_known_of_them(world: Served, llama: Path
     assert sum(role["weights"] for role in model["roles"]) == sum(unit.size for unit in units)
     assert [row["id"] for row in model["jobs"]] == [job["id"]]
     assert [row["digest"] for row in model["artifacts"]] == [stored.digest]
-    assert model["analyses"] == [{"rounding": "nearest", "dtype": "", "probed": False, "artifact": stored.digest}]
+    settings = {"rounding": "nearest", "dtype": "", "loader": "mlx_lm", "probed": False}
+    assert model["analyses"] == [{**settings, "artifact": stored.digest}]
     assert _error(world.client.get(f"/v1/models/{NOWHERE}"), 404) == "not_found"
 
 

@@ -106,7 +106,9 @@ def _offer(monkeypatch: pytest.MonkeyPatch, executor: Executor) -> None:
     class Offer:
         def load(self) -> object:
             @contextmanager
-            def opened(address: str, model: Path, dtype: str, **_: object) -> Iterator[tuple[Path, Executor]]:
+            def opened(
+                address: str, model: Path, dtype: str, loader: str, **_: object
+            ) -> Iterator[tuple[Path, Executor]]:
                 yield model, executor
 
             return opened

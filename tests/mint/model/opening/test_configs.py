@@ -12,7 +12,7 @@ import mlx_lm.models
 import pytest
 
 from mint.core.errors import MintError
-from mint.model.module_tree import TREE_LOADERS
+from mint.model.loaders.loader import MLX_LM
 from mint.model.opening.renamed import lift_renamed
 from mint.model.opening.rope import lift_rope
 from mint.model.opening.unseen import unseen_keys
@@ -20,7 +20,7 @@ from mint.model.source import open_source
 from tests.worlds.zoo import ARCHITECTURES
 
 Make = Callable[..., Path]
-takes, readers = TREE_LOADERS[0].takes, TREE_LOADERS[0].readers
+takes, readers = MLX_LM.takes, MLX_LM.readers
 LINEAR = {"rope_type": "linear", "factor": 4.0, "alpha": 1.0, "long_factor": [1.0]}  # some classes insist on these
 
 

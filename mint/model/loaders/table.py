@@ -1,0 +1,59 @@
+"""The table of packages that make module trees, and the choice of one for a checkpoint."""
+
+from collections.abc import Iterable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from mint.core.errors import MintError
+from mint.model.loaders.loader import MLX_LM, TreeLoader
+from mint.model.loaders.vision import INSTALL, MLX_VLM, is_installed
+from mint.model.opening.towers import towers_in
+
+TREE_LOADERS = [MLX_LM, MLX_VLM]
+
+
+def tree_loader(folder: Path, config: dict[str, Any], tensors: Iterable[str], name: str = "") -> TreeLoader:
+    """The loader of this name for a checkpoint with these tensors; by default the first that takes its config.
+
+    A loader that holds towers is for checkpoints that have some, and comes first for them. Raises `MintError` for an
+    unknown name, and for a model type that the loader does not know.
+    """
+    has_towers = bool(towers_in(tensors))
+    loaders = [_named(name)] if name else sorted(TREE_LOADERS, key=lambda loader: not loader.language)
+    loaders = [loader for loader in loaders if has_towers or not loader.language]
+    if not loaders:
+        raise MintError(f"{folder}: no vision or audio tower found; needed a multimodal model, or no --vision")
+    loader = next((loader for loader in loaders if loader.takes(config)), None)
+    if loader is None:
+        raise MintError(f"{folder}: {_unknown(config, loaders, name)}")
+    return loader
+
+
+def tower_advice(loader: TreeLoader, config: dict[str, Any], name: str) -> str:
+    """The way to keep the towers that a loader drops, for the end of a sentence; `name` is that of the request."""
+    if loader.language or name:
+        return ""
+    if not is_installed():
+        return f"; {INSTALL} keeps such towers"
+    return "" if MLX_VLM.takes(config) else f"; mlx_vlm does not know model_type {config['model_type']!r}"
+
+
+def _named(name: str) -> TreeLoader:
+    loader = next((loader for loader in TREE_LOADERS if loader.name == name), None)
+    if loader is None:
+        names = ", ".join(loader.name for loader in TREE_LOADERS)
+        raise MintError(f"{name!r} is not a package of model classes; needed one of: {names}")
+    if loader is MLX_VLM and not is_installed():
+        raise MintError(f"vision and audio towers need mlx_vlm, which is not installed; needed: {INSTALL}")
+    return loader
+
+
+def _unknown(config: dict[str, Any], loaders: list[TreeLoader], name: str) -> str:
+    names = " and ".join(loader.name for loader in loaders)
+    fault = f"{names} {'does' if len(loaders) == 1 else 'do'} not know model_type {config['model_type']!r}"
+    if other := next((loader.name for loader in TREE_LOADERS if name and loader.takes(config)), ""):
+        return f"{fault}, {other} does"
+    package = "mlx-vlm" if name == MLX_VLM.name else "mlx-lm"
+    advice = f"This is {package} {version(package)}; a newer one may know it: pip install --upgrade {package}"
+    return f"{fault}; {advice}"
