@@ -153,7 +153,8 @@ class Pipeline:
             stock()  # starts while this process analyzes
         source = model
         if not isinstance(source, Source):
-            source = open_source(source, dtype=self.recipe.dtype, on_progress=self.on_progress)
+            opening: dict[str, Any] = {"dtype": self.recipe.dtype, "requantize": self.recipe.requantize}
+            source = open_source(source, **opening, on_progress=self.on_progress)
         for notice in source.notices:
             self.on_note(notice)
         for target in targets:

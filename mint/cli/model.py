@@ -4,7 +4,7 @@ Commands call the verbs of `mint`, which are imported when first used, so that `
 """
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import mint
 from mint.cli import options as opt
@@ -44,19 +44,20 @@ def quantize(
     from mint.render.plans import quantized_record
     from mint.run.executor import executing
 
-    nodes = executing(cluster, model, recipe.dtype, share=share, on_progress=screen.on_progress, on_note=screen.note)
+    work: dict[str, Any] = {"on_progress": screen.on_progress, "on_note": screen.note}
+    nodes = executing(cluster, model, recipe.dtype, share=share, requantize=recipe.requantize, **work)
     with nodes as (folder, executor):
-        pipeline = Pipeline(recipe, analysis, keep_nonfinite, reuse, executor, screen.on_progress, on_note=screen.note)
+        pipeline = Pipeline(recipe, analysis, keep_nonfinite, reuse, executor, **work)
         outputs = opt.outputs_of(budgets, output)
         results = pipeline.run(folder, list(map(Target, outputs, budgets)))
     return [quantized_record(result) for result in results]
 
 
-def inspect(screen: Screen, model: opt.Model, dtype: opt.Dtype = "") -> Record:
+def inspect(screen: Screen, model: opt.Model, dtype: opt.Dtype = "", requantize: opt.Requantize = False) -> Record:
     """Show the units, roles and sizes of a model, and its smallest and largest result. Reads headers only."""
     from mint.render.models import source_record
 
-    source = mint.open_source(model, dtype=dtype, on_progress=screen.on_progress)
+    source = mint.open_source(model, dtype=dtype, requantize=requantize, on_progress=screen.on_progress)
     for notice in source.notices:
         screen.note(notice)
     return source_record(source)
@@ -69,6 +70,7 @@ def analyze(
         Path | None, option("", "File to write; default: NAME.mint in this folder.", "--output", "-o")
     ] = None,
     dtype: opt.Dtype = "",
+    requantize: opt.Requantize = False,
     rounding: opt.Rounding = opt.RECIPE.rounding,
     keep_nonfinite: opt.KeepNonfinite = False,
     features: Annotated[bool, option("", "Also describe units (spectrum, kurtosis, noise).", "--features")] = False,
@@ -80,7 +82,7 @@ def analyze(
     from mint.render.models import analysis_record
 
     path = output or Path(f"{model_name(model)}.mint")
-    with opt.opened(screen, model, dtype, cluster, share=share) as (source, executor):
+    with opt.opened(screen, model, dtype, cluster, share=share, requantize=requantize) as (source, executor):
         analysis = mint.analyze(
             source,
             path,
@@ -114,7 +116,7 @@ def assemble(
     for path in chosen.edited:
         screen.note(f"{path}: format changed by hand")
     earlier = mint.Reuse(reuse)
-    with opt.opened(screen, model, chosen.dtype, cluster, share=share) as (source, executor):
+    with opt.opened(screen, model, chosen.dtype, cluster, share=share, requantize=True) as (source, executor):
         manifest = mint.assemble(
             chosen,
             source,
@@ -141,5 +143,6 @@ def verify(
     stock()  # imports mlx_lm while this process does
     source = None
     if model:
-        source = mint.open_source(model, dtype=mint.read_plan(folder).dtype, on_progress=screen.on_progress)
+        opening: dict[str, Any] = {"dtype": mint.read_plan(folder).dtype, "requantize": True}  # as it was planned
+        source = mint.open_source(model, **opening, on_progress=screen.on_progress)
     return verification_record(mint.verify(folder, source, on_progress=screen.on_progress))

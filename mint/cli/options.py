@@ -64,6 +64,9 @@ PlanFile = Annotated[Path, argument("PLAN", "A file that `mint allocate` wrote, 
 Dtype = Annotated[
     str, option("", "Cast weights to float16, bfloat16 or float32; default: the config's own.", callback=_checked_dtype)
 ]
+Requantize = Annotated[
+    bool, option("", "Accept a model that MLX has quantized; its errors stay, and new ones are added.", "--requantize")
+]
 Rounding = Annotated[
     str,
     option(
@@ -117,9 +120,15 @@ def rules(
 RuleOptions = Annotated[Recipe, rules]
 
 
-def recipe(rules: RuleOptions, dtype: Dtype = "", rounding: Rounding = RECIPE.rounding, probe: Probe = False) -> Recipe:
+def recipe(
+    rules: RuleOptions,
+    dtype: Dtype = "",
+    requantize: Requantize = False,
+    rounding: Rounding = RECIPE.rounding,
+    probe: Probe = False,
+) -> Recipe:
     """The whole recipe; raises `MintError` for one that no model can have."""
-    return replace(rules, dtype=dtype, rounding=rounding, probe=probe)
+    return replace(rules, dtype=dtype, requantize=requantize, rounding=rounding, probe=probe)
 
 
 def budgets(
@@ -193,14 +202,14 @@ def outputs_of(budgets: list[Budget], output: Path) -> list[Path]:
 
 @contextmanager
 def opened(
-    screen: Screen, model: str, dtype: str, cluster: str, *, share: bool = False
+    screen: Screen, model: str, dtype: str, cluster: str, *, share: bool = False, requantize: bool = False
 ) -> "Iterator[tuple[Source, Executor]]":
     """The source of a model and the executor for it; the nodes of a cluster are free again at the end."""
     from mint.run.executor import executing
 
-    nodes = executing(cluster, model, dtype, share=share, on_progress=screen.on_progress, on_note=screen.note)
-    with nodes as (folder, executor):
-        source = mint.open_source(folder, dtype=dtype)
+    work: dict[str, Any] = {"on_progress": screen.on_progress, "on_note": screen.note}
+    with executing(cluster, model, dtype, share=share, requantize=requantize, **work) as (folder, executor):
+        source = mint.open_source(folder, dtype=dtype, requantize=requantize)
         for notice in source.notices:
             screen.note(notice)
         yield source, executor

@@ -20,6 +20,7 @@ def probe(
     probes: Annotated[int | None, option("N", "Probe only the N largest units and infer the others.")] = None,
     base: Annotated[str, option("full|8|6|4", "Bits of all other units; default: as many as fit in memory.")] = "auto",
     dtype: opt.Dtype = "",
+    requantize: opt.Requantize = False,
     cluster: opt.Cluster = "",
 ) -> Record:
     """Measure how far the output moves when each unit alone is stored coarsely. Needs no data; resumes by itself.
@@ -35,7 +36,7 @@ def probe(
 
     probing = mint.Probing(tokens, sequences, length, seed, probes, base)
     probing.check()
-    with opt.opened(screen, model, dtype, cluster) as (source, executor):
+    with opt.opened(screen, model, dtype, cluster, requantize=requantize) as (source, executor):
         path = analysis or cached_analysis(source, device=measuring_device(executor))
         work: dict[str, Any] = {"executor": executor, "on_progress": screen.on_progress, "on_note": screen.note}
         measured = mint.analyze(source, path, **work)

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from mint.plan.problem import Problem
 
 DTYPES = ("float16", "bfloat16", "float32")  # for mlx_lm to cast to
-ANALYSIS_FIELDS = ("rounding", "dtype", "probe")  # of a recipe; they decide what is measured
+ANALYSIS_FIELDS = ("rounding", "dtype", "requantize", "probe")  # of a recipe; they decide what is measured
 _KINDS = {
     bool: "true or false", int: "a whole number", float: "a number", str: "a text", tuple: "a list of texts",
     NoneType: "a whole number or nothing",
@@ -53,6 +53,7 @@ class Recipe(_Plain):
 
     rounding: str = DEFAULT_ROUNDING
     dtype: str = ""  # empty: the config's own
+    requantize: bool = False  # accept a model that MLX has quantized
     probe: bool = False  # measure the sensitivities first
     objective: str = "output"
     veto_db: float = VETO_DB

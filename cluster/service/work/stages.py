@@ -82,10 +82,10 @@ class Stages(pipeline.Hooks):
         events = ProgressEvents(self._emit, self.host)
         model = self._identified()
         with ExitStack() as self._nodes:
-            opening = executing(self.cluster, model, recipe.dtype, on_note=self._note)
+            opening = executing(self.cluster, model, recipe.dtype, requantize=recipe.requantize, on_note=self._note)
             view, executor = self._nodes.enter_context(opening)
             self._executor = events.counting(executor)
-            self._source = open_source(view, dtype=recipe.dtype)
+            self._source = open_source(view, dtype=recipe.dtype, requantize=recipe.requantize)
             self._insist_on(self._source.identity)
             self._folder = self._make_folder()
             line = pipeline.Pipeline(
