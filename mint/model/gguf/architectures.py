@@ -109,7 +109,7 @@ def config_of(model: GgufModel, architecture: Architecture) -> Config:
     rotated = model.get("rope.dimension_count", head_dim)
     if model.get("attention.value_length", head_dim) != head_dim or rotated != head_dim * config.get(_PARTIAL, 1):
         raise MintError(f"{model.path}: heads of {head_dim} with {rotated} rotated; needed: the original model")
-    lists = [name for name, value in config.items() if isinstance(value, list) and name != "architectures"]
+    lists = [name for name, value in config.items() if isinstance(value, list) and value[1:]]
     if lists:
         raise MintError(f"{model.path}: {', '.join(lists)} differ by layer; needed: the original model")
     model.check_read()
@@ -164,6 +164,7 @@ def _experts(model: GgufModel) -> Config:
         "num_experts_per_tok": model.get("expert_used_count"),
         "moe_intermediate_size": model.get("expert_feed_forward_length"),
         "decoder_sparse_step": 1,
+        "mlp_only_layers": [],
         "norm_topk_prob": model.architecture == "qwen3moe",  # as llama.cpp computes it
     }
 

@@ -48,7 +48,7 @@ class _Weight:
     rows: npt.NDArray[Any]  # (R, B) bytes, or (R, C) numbers of a plain type
     kind: str  # ggml's type
     shape: tuple[int, ...]
-    heads: int = 0  # whose rows ggml has in pairs; 0 for none
+    heads: int = 0  # ggml has their rows in pairs; 0 for rows in order
     offset: float = 0.0  # to subtract
 
     @property

@@ -10,13 +10,13 @@ _PART = re.compile(r"^(?P<stem>.+)-(?P<index>\d{5})-of-(?P<count>\d{5})\.gguf$")
 
 
 def gguf_files(path: Path) -> list[Path]:
-    """The GGUF files of the model at `path`, a file or a folder without another model; empty for anything else.
+    """The GGUF files of the model at `path`, a file or a folder without safetensors; empty for anything else.
 
     Raises `MintError` for a folder with several models, and for a part whose other parts are missing.
     """
     if path.suffix == SUFFIX and path.is_file():
         first = path
-    elif path.is_dir() and not (path / "config.json").exists() and any(path.glob(f"*{SUFFIX}")):
+    elif path.is_dir() and any(path.glob(f"*{SUFFIX}")) and not any(path.glob("*.safetensors")):
         names = sorted(file.name for file in path.glob(f"*{SUFFIX}"))
         models = sorted({match["stem"] if (match := _PART.match(name)) else name for name in names})
         if len(models) > 1:
