@@ -113,6 +113,18 @@ def int8(kind: str = "row", zeros: bool = False) -> Encoding:
     return encode
 
 
+def torchao(encoding: Encoding) -> Encoding:
+    """The plain tensors of torchao: `_weight_qdata`, `_weight_scale`, `_weight_zero_point`."""
+
+    def encode(rng: np.random.Generator, name: str, shape: tuple[int, ...]) -> tuple[Tensors, Array]:
+        tensors, values = encoding(rng, name, shape)
+        stem = f"{name.removesuffix('.weight')}._weight"
+        renamed = {stem + (key.removeprefix(name) or "_qdata"): tensor for key, tensor in tensors.items()}
+        return renamed, values
+
+    return encode
+
+
 def _counts(kind: str, shape: tuple[int, ...]) -> tuple[int, ...]:
     *experts, rows, columns = shape
     size = 32 if kind == "block32" else 128
