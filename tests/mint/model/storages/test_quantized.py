@@ -7,8 +7,10 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 import pytest
+from mlx_lm import convert
 
 from mint.core.errors import MintError
+from mint.formats.format import KEEP
 from mint.model.checkpoint.reader import open_stored
 from mint.model.source import open_source
 from mint.pipeline import quantize
@@ -82,3 +84,17 @@ def test_fewer_bits_than_those_of_the_source_are_chosen_by_error(make_model: Mak
     half = quantize(folder, whole.plan.planned_bytes * 6 // 10, tmp_path / "half", AGAIN, analysis=tmp_path / "a.mint")
     assert half.verification.passed and half.plan.planned_bytes < whole.plan.planned_bytes
     assert max(choice.error for choice in half.plan.choices) > 0 == max(choice.error for choice in whole.plan.choices)
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen3_moe", "deepseek_v3", "gemma3_text", "qwen3_next"])
+def test_a_model_of_mlx_lm_convert_is_copied_whole(family: str, make_model: Make, tmp_path: Path) -> None:
+    original, folder = make_model(family, tokenizer=True), tmp_path / "converted"
+    convert(str(original), str(folder), quantize=True, q_group_size=32, q_bits=4)
+    result = quantize(folder, "max", tmp_path / "out", AGAIN)
+    assert result.verification.passed
+    stored, written = open_stored(folder), open_stored(tmp_path / "out")
+    assert max(choice.error for choice in result.plan.choices) == 0
+    kept = {choice.path for choice in result.plan.choices if choice.format == KEEP}
+    assert all(path.endswith("shared_expert_gate") for path in kept)  # one row: the entries of the header are larger
+    for name in written.tensors:
+        assert name.rpartition(".")[0] in kept or mx.array_equal(stored.array(name), written.array(name)), name

@@ -99,7 +99,7 @@ def test_the_packed_integers_of_torchao_are_refused(make_model: Make) -> None:
 
     folder = make_model("llama")
     write_encoded(folder, MATRICES, encode, TORCHAO)
-    with pytest.raises(MintError, match="do not fit mlx_lm's llama model|is encoded in a way"):
+    with pytest.raises(MintError, match=r"do not fit mlx_lm's llama model|is encoded in a way"):
         open_source(folder)
 
 
