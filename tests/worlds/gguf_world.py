@@ -36,6 +36,7 @@ _SETTINGS: Mapping[str, str] = {  # of the config, by their keys in the file
 }  # fmt: skip
 
 
+WHOLE = "unreachable"  # a token that no merges give
 Encoding = Callable[[str, Array], tuple[Type, Array]]  # a matrix by its name and values -> block type and bytes
 
 
@@ -154,9 +155,10 @@ def _write_tokens(writer: Any, count: int, rule: str) -> None:
     ]
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre(rule)
-    writer.add_token_list(tokens[:count])
+    tokens = [*tokens[: count - 1], WHOLE]
+    writer.add_token_list(tokens)
     writer.add_token_types([3, 3, *[1] * (count - 2)])
-    writer.add_token_merges([f"{token[0]} {token[1]}" for token in tokens[258:count]])
+    writer.add_token_merges([f"{token[0]} {token[1]}" for token in tokens[258:-1]])
     writer.add_bos_token_id(0)
     writer.add_eos_token_id(1)
 

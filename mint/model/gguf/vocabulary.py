@@ -15,7 +15,11 @@ from mint.model.gguf.metadata import GgufModel
 
 _BYTE_LEVEL = "gpt2"
 _DIGITS = ("smollm", "starcoder", "refact", "command-r", "codeshell", "exaone")  # digits one by one, then GPT-2's rule
-_GPT2 = ("gpt-2", "phi-2", "olmo", "dbrx-instruct", "granite-docling")
+_GPT2 = ("gpt-2", "phi-2", "olmo", "granite-docling")
+# rules of vocabularies whose words are looked up before merges, and which begin with BOS unless the file says otherwise
+_WHOLE_WORDS = (
+    "llama3", "llama-v3", "llama-bpe", "falcon3", "falcon-h1", "pixtral", "midm-2.0", "lfm2", "jina-v5-nano", "tekken",
+)  # fmt: skip
 _IDS = {"bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "pad_token": "padding"}
 
 
@@ -26,7 +30,7 @@ def write_tokenizer(model: GgufModel, folder: Path) -> None:
     if not tokens:
         raise MintError(f"{model.path}: it has no tokenizer; needed: tokenizer.json beside it")
     tokenizer = _tokenizer(model, values)
-    add_bos = bool(values.get("add_bos_token", values["model"] == "llama"))
+    add_bos = bool(values.get("add_bos_token", values["model"] == "llama" or values.get("pre") in _WHOLE_WORDS))
     names = {role: tokens[values[f"{key}_token_id"]] for role, key in _IDS.items() if f"{key}_token_id" in values}
     if add_bos and "bos_token" in names:
         bos = names["bos_token"]
@@ -63,6 +67,8 @@ def _tokenizer(model: GgufModel, values: dict[str, Any]) -> Tokenizer:
     except (ValueError, KeyError) as error:
         fault = f"its tokenizer ({kind}) cannot be built ({error!s:.200})"
         raise MintError(f"{model.path}: {fault}; needed: tokenizer.json of the original model beside it") from error
+    if kind == _BYTE_LEVEL and rule in _WHOLE_WORDS:
+        tokenizer.model.ignore_merges = True
     if kind == _BYTE_LEVEL and rule in _DIGITS:
         tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
             [

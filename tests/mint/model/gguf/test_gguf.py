@@ -17,7 +17,7 @@ from mint.model.module_tree import build_tree, read_tokenizer
 from mint.model.source import Source, open_source
 from mint.pipeline import quantize
 from tests.worlds.encodings import Array
-from tests.worlds.gguf_world import IN_BF16, SCALE_BYTES, blocks_of, random_blocks, split_gguf, write_gguf
+from tests.worlds.gguf_world import IN_BF16, SCALE_BYTES, WHOLE, blocks_of, random_blocks, split_gguf, write_gguf
 from tests.worlds.zoo import write_model
 from tools.models.families import write_family
 
@@ -125,6 +125,9 @@ def test_the_tokenizer_is_that_of_the_file(tmp_path: Path) -> None:
     assert tokenizer.encode("</s>") == [1] and tokenizer.eos_token_id == 1
     text = "Ab c, 東"
     assert tokenizer.decode(tokenizer.encode(text)) == text
+    assert len(tokenizer.encode(WHOLE)) > 1
+    write_gguf(folder, tmp_path / "llama3.gguf", tokens="llama-bpe")
+    assert read_tokenizer(locate(tmp_path / "llama3.gguf")).encode(WHOLE) == [0, 511]  # behind BOS
     write_gguf(folder, tmp_path / "odd.gguf", tokens="jais-9")
     with pytest.raises(
         MintError, match=r"splits text by the rule 'jais-9', which mint does not know; needed: tokenizer"
