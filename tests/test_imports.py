@@ -26,7 +26,7 @@ OWNERS = {
     "prometheus_client": {"cluster/service/http/metrics.py"},
     "rich": {"mint/cli/screen.py", "mint/cli/bars.py"},
     "transformers": {"mint/model/gguf/vocabulary.py"},
-    "gguf": {"mint/model/gguf"},
+    "gguf": {"mint/model/gguf", "mint/model/storages/reference.py"},
     "matplotlib": {"mint/cli/chart.py"},
     "huggingface_hub": {"mint/model/hub_cache.py", "mint/model/hub_download.py"},
     "httpx": {"mint/client/http.py"},

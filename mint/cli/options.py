@@ -57,8 +57,8 @@ def _checked_rounding(name: str) -> str:
 
 # a str: `Path` would remove the `./` that tells a folder from an id of the hub
 Model = Annotated[
-    str, argument("MODEL", "Folder of a Hugging Face model in safetensors format, or an id of the hub (owner/name, "
-                           "owner/name@revision), which is downloaded if need be."),
+    str, argument("MODEL", "Folder of a Hugging Face model in safetensors format, a GGUF file, or an id of the hub "
+                           "(owner/name, owner/name@revision), which is downloaded if need be."),
 ]  # fmt: skip
 PlanFile = Annotated[Path, argument("PLAN", "A file that `mint allocate` wrote, or a folder that mint wrote.")]
 Dtype = Annotated[

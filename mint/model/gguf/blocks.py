@@ -1,8 +1,9 @@
 """The block types of GGUF as tensors of safetensors.
 
 Types with an integer and a scale, or a scale and a bias, per 32 weights are MLX's affine formats in another order of
-bits: they are kept bit by bit, with the float16 scales of the file. All other block types are decoded by the `gguf`
-package, ggml's own reference, and rounded to float16.
+bits: they are kept bit by bit, with the float16 scales of the file. The K types are kept as they are, and decoded when
+the folder is opened (`storages/super_blocks.py`). All other block types are decoded by the `gguf` package, ggml's own
+reference, and rounded to float16.
 
 | type | weight | affine |
 |---|---|---|

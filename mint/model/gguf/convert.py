@@ -33,6 +33,7 @@ from mint.model.gguf.files import gguf_name
 from mint.model.gguf.metadata import GgufModel, read_gguf
 from mint.model.gguf.vocabulary import write_tokenizer
 from mint.model.storages.storage import GGUF
+from mint.model.storages.super_blocks import K_TYPES
 
 _VERSION = 1  # of the conversion; another one makes its folders anew
 _BLOCK_BYTES = 8 << 20  # of source rows, converted at once
@@ -57,10 +58,17 @@ class _Weight:
         return affine_format(self.kind) if self.name.endswith(".weight") and len(self.shape) > 1 else None
 
     @property
+    def is_in_super_blocks(self) -> bool:
+        """True for a matrix whose bytes are written as they are."""
+        return self.kind.lower() in K_TYPES and self.name.endswith(".weight") and len(self.shape) > 1
+
+    @property
     def tensors(self) -> tuple[TensorSpec, ...]:
         """The tensors of safetensors that hold it."""
         if self.format:
             return self.format.tensors(self.name.removesuffix(".weight"), self.shape, "F16")
+        if self.is_in_super_blocks:
+            return (TensorSpec(f"{self.name}.{self.kind.lower()}", "U8", self.rows.shape),)
         return (TensorSpec(self.name, PLAIN.get(self.kind, "F16"), self.shape),)
 
     def pieces(self) -> Iterator[tuple[npt.NDArray[np.uint8], ...]]:
@@ -73,6 +81,8 @@ class _Weight:
             rows = self.rows[order[start : start + step]]
             if self.format:
                 yield affine_parts(rows, self.kind)
+            elif self.is_in_super_blocks:
+                yield (rows,)
             elif self.kind in PLAIN:
                 plain = rows - np.float32(self.offset) if self.offset else rows
                 yield (np.ascontiguousarray(plain).view(np.uint8).reshape(len(rows), -1),)
@@ -98,8 +108,8 @@ def converted(files: Sequence[Path], on_progress: OnProgress) -> Path:
     try:
         _write_tokenizer(model, partial)
         _write_weights(weights, partial, on_progress)
-        entries = _entries(weights)
-        config |= {"quantization_config": {"quant_method": GGUF, **entries}} if entries else {}
+        if any(weight.kind not in PLAIN for weight in weights):
+            config["quantization_config"] = {"quant_method": GGUF, **_entries(weights)}
         (partial / "config.json").write_text(json.dumps(config, indent=2) + "\n")
         if [_identity(file) for file in files] != identities:
             raise MintError(f"{files[0]}: changed while it was converted; run the same command again")

@@ -19,11 +19,12 @@ from mint.model.storages.packed import AWQ, GPTQ, PACKED
 from mint.model.storages.quantized import QUANTIZED, check_entries
 from mint.model.storages.scaled import FP8, INT8
 from mint.model.storages.storage import GGUF, Checkpoint, Encoded, Settings
+from mint.model.storages.super_blocks import SUPER_BLOCKS
 from mint.model.storages.transposed import TRANSPOSED
 
 STORAGES = {
     storage.name: storage
-    for storage in (QUANTIZED, MXFP4, NVFP4, PACKED, AWQ, GPTQ, BNB_4BIT, BNB_INT8, TRANSPOSED, FP8, INT8)
+    for storage in (QUANTIZED, SUPER_BLOCKS, MXFP4, NVFP4, PACKED, AWQ, GPTQ, BNB_4BIT, BNB_INT8, TRANSPOSED, FP8, INT8)
 }
 _KEY = "quantization_config"
 _KEYS = (_KEY, "quantization")

@@ -138,6 +138,13 @@ def _quantized(encoded: Encoded, raw: Mapping[str, Raw]) -> Floats:
     return values + np.repeat(_floats(encoded, raw, "biases"), size, axis=-1) if "biases" in raw else values
 
 
+def _k_types(encoded: Encoded, raw: Mapping[str, Raw]) -> Floats:
+    from gguf import GGMLQuantizationType, dequantize
+
+    values: Floats = dequantize(raw["blocks"], GGMLQuantizationType[encoded.numbers["kind"].upper()])
+    return values
+
+
 DECODERS: dict[str, Callable[[Encoded, Mapping[str, Raw]], Floats]] = {
     "fp8": _scaled,
     "int8": _scaled,
@@ -150,4 +157,5 @@ DECODERS: dict[str, Callable[[Encoded, Mapping[str, Raw]], Floats]] = {
     "bitsandbytes int8": _bnb_int8,
     "transposed": _transposed,
     "mlx": _quantized,
+    "k types": _k_types,
 }

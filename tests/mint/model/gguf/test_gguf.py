@@ -73,6 +73,20 @@ def test_every_block_type_is_decoded_as_the_reference_does(kind: Type, tmp_path:
     np.testing.assert_array_equal(found, values[name].astype(np.float16))
 
 
+def test_a_mix_of_k_types_is_quantized_and_verified(tmp_path: Path) -> None:
+    def encode(name: str, values: Array) -> tuple[Type, Array]:
+        if values.shape[1] % 256:
+            return IN_BF16(name, values)
+        kind = Type.Q6_K if "down" in name else Type.Q4_K
+        return kind, random_blocks(kind, values.shape)
+
+    folder = write_family("llama", tmp_path / "hf", hidden_size=256, intermediate_size=512, **PLAIN)
+    write_gguf(folder, tmp_path / "tiny.gguf", encode)
+    result = quantize(tmp_path / "tiny.gguf", "5bpw", tmp_path / "out")
+    assert result.verification.passed
+    assert any(notice.startswith("llama.cpp has quantized this model already") for notice in result.notices)
+
+
 @pytest.mark.parametrize("kind", AFFINE)
 def test_blocks_of_an_affine_type_are_kept_bit_by_bit(kind: str, tmp_path: Path) -> None:
     folder = write_model("llama", tmp_path / "hf")
