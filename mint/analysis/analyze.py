@@ -142,7 +142,7 @@ def traced_header(source: Source, *, features: bool = False) -> dict[str, Any]:
 
 def _job(source: Source, rounding: str, header: Mapping[str, Any]) -> Job[Measurement]:
     """The job of a unit; with features if the header has them."""
-    measure = Measure(rounding, source.carried)
+    measure = Measure(rounding, carried=source.carried)
     if not header["features"]:
         return measure
     traced = isinstance(header["features"]["norms"], dict)

@@ -75,7 +75,7 @@ class Measure(RoundingJob[Measurement]):
     name: ClassVar[str] = "measure"
     any_device: ClassVar[bool] = True
     rounding: str = DEFAULT_ROUNDING
-    carried: Mapping[str, Format] = field(default_factory=dict)  # `Source.carried`
+    carried: Mapping[str, Format] = field(default_factory=dict, kw_only=True)  # `Source.carried`
 
     def __call__(self, unit: Unit, weight: mx.array) -> Measurement:
         """The errors for `rounding`, or for the one measured in its place; `weight` is evaluated, of `unit.shape`.
@@ -115,7 +115,7 @@ class Measure(RoundingJob[Measurement]):
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any], source: Source) -> Self:
-        return cls(fields["rounding"], source.carried)
+        return cls(fields["rounding"], carried=source.carried)
 
     def encode(self, result: Measurement) -> Iterable[bytes]:
         """The record of the analysis file, which rounds nothing."""

@@ -84,7 +84,7 @@ def test_a_worker_copies_the_units_that_are_stored_in_their_format(tmp_path: Pat
     entry = {"group_size": 64, "bits": 4, "mode": "affine"}
     write_encoded(folder, r"_proj\.weight$", quantized(), {"quantization": entry})
     source = open_source(folder, requantize=True)
-    measured = _done_by_a_worker(source, Measure("nearest", source.carried))
+    measured = _done_by_a_worker(source, Measure("nearest", carried=source.carried))
     assert source.carried and all(measured[path].error(format) == 0 for path, format in source.carried.items())
     formats = {unit.path: source.carried.get(unit.path, KEEP) for unit in source.units}
     packed = _done_by_a_worker(source, Quantize(formats, checksums_of(source), "nearest", source))
