@@ -155,8 +155,8 @@ class Pipeline:
             stock()  # starts while this process analyzes
         source = model
         if not isinstance(source, Source):
-            recipe = self.recipe
-            source = open_source(source, dtype=recipe.dtype, loader=recipe.loader, on_progress=self.on_progress)
+            opening = {name: getattr(self.recipe, name) for name in ("dtype", "loader", "requantize")}
+            source = open_source(source, **opening, on_progress=self.on_progress)
         for notice in source.notices:
             self.on_note(notice)
         for target in targets:

@@ -167,7 +167,7 @@ def plan_cluster(
 
     Raises `MintError` if `model` is not a model.
     """
-    source = open_source(model, dtype=dtype, on_progress=on_progress)
+    source = open_source(model, dtype=dtype, requantize=True, on_progress=on_progress)
     rates = measure_rates(source, seconds=seconds, rounding=rounding, on_progress=on_progress)
     return outlook(work_of(source), rates, machines=machines)
 

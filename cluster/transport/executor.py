@@ -113,7 +113,7 @@ class ClusterExecutor:
             start = 8 + len(outlines[name].header)
             samples = [(first, size) for first, size in sampled_ranges(start, outlines[name].nbytes) if size > 0]
             self._fetch(view, links, name, samples)
-        source = open_source(view, dtype=dtype, loader=loader)
+        source = open_source(view, dtype=dtype, loader=loader, requantize=True)  # refused later, if at all
         tensors = source.tensors()
         for tensor in (tensors[name] for parameter in source.parameters for name in parameter.sources):
             if tensor.shard in owners:

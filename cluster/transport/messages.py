@@ -28,6 +28,7 @@ from cluster.copies.inventory import Held, Holder, Inventory
 from cluster.copies.sparse_copy import Outline
 from cluster.schedule.events import Arrived, Failed
 from mint.core.errors import MintError
+from mint.formats.format import parse_format
 from mint.formats.units import Parameter, Unit, from_fields, to_fields
 from mint.model.checkpoint.file_states import FileStates
 from mint.model.checkpoint.shards import read_shards, shard_names
@@ -113,6 +114,7 @@ def tell_model(source: Source, outlines: Mapping[str, Outline]) -> dict[str, Any
         "units": [to_fields(unit) for unit in source.units],
         "parameters": [to_fields(parameter) for parameter in source.parameters],
         "dropped": source.dropped,
+        "carried": {path: str(format) for path, format in source.carried.items()},
         "outlines": dict(outlines),
     }
 
@@ -135,8 +137,9 @@ def source_from(record: Mapping[str, Any], folder: Path, borrowed: Container[str
         units = tuple(from_fields(Unit, fields) for fields in record["units"])
         parameters = tuple(from_fields(Parameter, fields) for fields in record["parameters"])
         opened, dropped = OpenedModel(folder, config, shards, dtype, loader), tuple(record["dropped"])
-        identity = record["identity"]
-        return Source(folder, config, dtype, loader, identity, shards, units, parameters, dropped, files, opened)
+        carried = {path: parse_format(name) for path, name in record["carried"].items()}
+        layout = shards, units, parameters, dropped
+        return Source(folder, config, dtype, loader, record["identity"], *layout, files, opened, carried)
 
 
 @reading("the description of a node")

@@ -149,10 +149,11 @@ def traced_header(source: Source, *, features: bool = False) -> dict[str, Any]:
 
 def _job(source: Source, rounding: str, header: Mapping[str, Any]) -> Job[Measurement]:
     """The job of a unit; with features if the header has them."""
+    measure = Measure(rounding, carried=source.carried)
     if not header["features"]:
-        return Measure(rounding)
+        return measure
     traced = isinstance(header["features"]["norms"], dict)
-    return partial(_measure_with_features, measure=Measure(rounding), gains=norm_gains(source) if traced else {})
+    return partial(_measure_with_features, measure=measure, gains=norm_gains(source) if traced else {})
 
 
 def _measure_with_features(

@@ -6,7 +6,7 @@ They run wherever an executor puts them, on the backend of that device: it measu
 # S slices (experts; 1 for a plain matrix), R rows, C columns, F formats
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import accumulate, pairwise
 from typing import Any, ClassVar, Self
 
@@ -28,7 +28,7 @@ from mint.kernels.exact import store_on_grid
 from mint.kernels.ready import ready_kernels
 from mint.kernels.storage import raw, raw_bytes
 from mint.kernels.warmup import MEASURE, WRITE
-from mint.model.checkpoint.reader import FLOATS, nonfinite_count
+from mint.model.checkpoint.reader import FLOATS, StoredModel, nonfinite_count
 from mint.model.checkpoint.shards import SourceTensor
 from mint.model.source import Source
 from mint.run.job import Difference, PortableJob, T
@@ -77,6 +77,7 @@ class Measure(RoundingJob[Measurement]):
     work: ClassVar[str] = MEASURE
     any_device: ClassVar[bool] = True
     rounding: str = DEFAULT_ROUNDING
+    carried: Mapping[str, Format] = field(default_factory=dict, kw_only=True)  # `Source.carried`
 
     def __call__(self, unit: Unit, weight: mx.array) -> Measurement:
         """The errors for `rounding`, or for the one measured in its place; `weight` is evaluated, of `unit.shape`.
@@ -98,6 +99,8 @@ class Measure(RoundingJob[Measurement]):
             return Measurement(unit.path, formats, zeros, zeros, 0.0, int(errors.nonfinite))
         if on_grid := store_on_grid(stack, formats):
             errors.squared[:, formats.index(on_grid.format)] = on_grid.squared
+        if unit.path in self.carried:
+            errors.squared[:, formats.index(self.carried[unit.path])] = 0.0
         energy = errors.energy.sum()
         slice_errors = _ratio(errors.squared, errors.energy[:, None])
         return Measurement(
@@ -114,7 +117,7 @@ class Measure(RoundingJob[Measurement]):
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any], source: Source) -> Self:
-        return cls(fields["rounding"])
+        return cls(fields["rounding"], carried=source.carried)
 
     def encode(self, result: Measurement) -> Iterable[bytes]:
         """The record of the analysis file, which rounds nothing."""
@@ -136,9 +139,10 @@ class Quantize(RoundingJob[Packed]):
     formats: Mapping[str, Format]
     checksums: Mapping[str, str]
     rounding: str = DEFAULT_ROUNDING
+    source: Source | None = None  # of units that may be copied as they are
 
     def __call__(self, unit: Unit, weight: mx.array) -> Packed:
-        """The packed unit, on the grid of its weights where the format is that of the grid.
+        """The packed unit: as it is stored, or on the grid of its weights, where the format is that one.
 
         Otherwise, rounded to nearest, the bytes are those of `mx.quantize` on this device.
 
@@ -149,6 +153,9 @@ class Quantize(RoundingJob[Packed]):
         tensors = format.tensors(unit.path, unit.shape, unit.dtype)
         if format == KEEP:
             return Packed(unit.path, format, tensors, (raw_bytes(weight),))
+        if self.source and self.source.carried.get(unit.path) == format:
+            stored = StoredModel(self.source.folder, self.source.tensors())
+            return Packed(unit.path, format, tensors, tuple(raw_bytes(stored.array(t.name)) for t in tensors))
         stack = weight.reshape(unit.slices, *unit.shape[-2:])
         on_grid = store_on_grid(stack, unit.formats)
         arrays: Sequence[Any] = on_grid.parts if on_grid else ()
@@ -163,7 +170,7 @@ class Quantize(RoundingJob[Packed]):
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any], source: Source) -> Self:
         formats = {path: parse_format(text) for path, text in fields["formats"].items()}
-        return cls(formats, fields["checksums"], fields["rounding"])
+        return cls(formats, fields["checksums"], fields["rounding"], source)
 
     def encode(self, result: Packed) -> Iterable[bytes | memoryview]:
         return result.data

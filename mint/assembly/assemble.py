@@ -177,7 +177,7 @@ def _packed(
     for unit, packed in reuse.take(plan, units):
         copied.add(unit.path)
         yield unit, packed
-    job = Quantize(plan.formats, plan.checksums, plan.rounding)
+    job = Quantize(plan.formats, plan.checksums, plan.rounding, source)
     yield from executor(source, job, [unit for unit in units if unit.path not in copied])
 
 

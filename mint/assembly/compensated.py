@@ -67,7 +67,7 @@ def compensate(
         walk = Walk(open_wide(source.folder, source.loader), source.units, text[: size.count], judged)
         original = Walk(open_wide(source.folder, source.loader), source.units, judged)
         everything = {unit.path for unit in source.units}
-        for unit, packed in executor(source, Compensation(formats, checksums, {}), walk.tied):
+        for unit, packed in executor(source, Compensation(formats, checksums, {}, source), walk.tied):
             walk.store(unit.path, _dequantized(packed))
         for stage, _ in zip(walk.stages(finished), original.stages(everything), strict=True):
             for unit in stage.units:
@@ -75,7 +75,7 @@ def compensate(
                     walk.store(unit.path, stored.dequantized(unit.path, formats[unit.path]))
             rest = [unit for unit in stage.units if unit.path not in finished]
             inputs = {path: rows for path, rows in stage.inputs.items() if path not in as_searched}
-            for unit, packed in executor(source, Compensation(formats, checksums, inputs), rest):
+            for unit, packed in executor(source, Compensation(formats, checksums, inputs, source), rest):
                 if packed.format != KEEP:
                     walk.store(unit.path, _dequantized(packed))
                 yield unit, packed
@@ -90,13 +90,14 @@ class Compensation:
     formats: Mapping[str, Format]
     checksums: Mapping[str, str]  # of the measured weights
     inputs: Mapping[str, Inputs]
+    source: Source | None = None
     _factors: dict[int, Floats] = field(default_factory=dict, init=False)
 
     def __call__(self, unit: Unit, weight: mx.array) -> Packed:
         """The bytes of `unit`, whose evaluated weight is given."""
         format, inputs = self.formats[unit.path], self.inputs.get(unit.path)
         if inputs is None or format == KEEP or not format.scheme.is_compiled:
-            return Quantize(self.formats, self.checksums, _SEARCH)(unit, weight)
+            return Quantize(self.formats, self.checksums, _SEARCH, self.source)(unit, weight)
         check_measured(unit, weight, self.checksums)
         slices = []
         for index, matrix in enumerate(raw(weight).reshape(unit.slices, *unit.shape[-2:])):

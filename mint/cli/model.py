@@ -4,7 +4,7 @@ Commands call the verbs of `mint`, which are imported when first used, so that `
 """
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import mint
 from mint.cli import options as opt
@@ -44,21 +44,28 @@ def quantize(
     from mint.render.plans import quantized_record
     from mint.run.executor import executing
 
-    nodes = executing(
-        cluster, model, recipe.dtype, recipe.loader, share=share, on_progress=screen.on_progress, on_note=screen.note
-    )
+    work: dict[str, Any] = {"on_progress": screen.on_progress, "on_note": screen.note}
+    opening: dict[str, Any] = {"loader": recipe.loader, "requantize": recipe.requantize, "share": share}
+    nodes = executing(cluster, model, recipe.dtype, **opening, **work)
     with nodes as (folder, executor):
-        pipeline = Pipeline(recipe, analysis, keep_nonfinite, reuse, executor, screen.on_progress, on_note=screen.note)
+        pipeline = Pipeline(recipe, analysis, keep_nonfinite, reuse, executor, **work)
         outputs = opt.outputs_of(budgets, output)
         results = pipeline.run(folder, list(map(Target, outputs, budgets)))
     return [quantized_record(result) for result in results]
 
 
-def inspect(screen: Screen, model: opt.Model, dtype: opt.Dtype = "", vision: opt.Vision = None) -> Record:
+def inspect(
+    screen: Screen,
+    model: opt.Model,
+    dtype: opt.Dtype = "",
+    vision: opt.Vision = None,
+    requantize: opt.Requantize = False,
+) -> Record:
     """Show the units, roles and sizes of a model, and its smallest and largest result. Reads headers only."""
     from mint.render.models import source_record
 
-    source = mint.open_source(model, dtype=dtype, loader=opt.loader(vision), on_progress=screen.on_progress)
+    opening: dict[str, Any] = {"dtype": dtype, "loader": opt.loader(vision), "requantize": requantize}
+    source = mint.open_source(model, **opening, on_progress=screen.on_progress)
     for notice in source.notices:
         screen.note(notice)
     return source_record(source)
@@ -72,6 +79,7 @@ def analyze(
     ] = None,
     dtype: opt.Dtype = "",
     vision: opt.Vision = None,
+    requantize: opt.Requantize = False,
     rounding: opt.Rounding = opt.RECIPE.rounding,
     keep_nonfinite: opt.KeepNonfinite = False,
     features: Annotated[bool, option("", "Also describe units (spectrum, kurtosis, noise).", "--features")] = False,
@@ -83,7 +91,8 @@ def analyze(
     from mint.render.models import analysis_record
 
     path = output or Path(f"{model_name(model)}.mint")
-    with opt.opened(screen, model, dtype, opt.loader(vision), cluster, share=share) as (source, executor):
+    opening: dict[str, Any] = {"loader": opt.loader(vision), "requantize": requantize}
+    with opt.opened(screen, model, dtype, cluster, share=share, **opening) as (source, executor):
         analysis = mint.analyze(
             source,
             path,
@@ -117,7 +126,8 @@ def assemble(
     for path in chosen.edited:
         screen.note(f"{path}: format changed by hand")
     earlier = mint.Reuse(reuse)
-    with opt.opened(screen, model, chosen.dtype, chosen.loader, cluster, share=share) as (source, executor):
+    opening: dict[str, Any] = {"loader": chosen.loader, "requantize": True}
+    with opt.opened(screen, model, chosen.dtype, cluster, share=share, **opening) as (source, executor):
         manifest = mint.assemble(
             chosen,
             source,
@@ -145,5 +155,6 @@ def verify(
     source = None
     if model:
         plan = mint.read_plan(folder)
-        source = mint.open_source(model, dtype=plan.dtype, loader=plan.loader, on_progress=screen.on_progress)
+        opening: dict[str, Any] = {"dtype": plan.dtype, "loader": plan.loader, "requantize": True}  # as it was planned
+        source = mint.open_source(model, **opening, on_progress=screen.on_progress)
     return verification_record(mint.verify(folder, source, on_progress=screen.on_progress))

@@ -57,12 +57,15 @@ def _checked_rounding(name: str) -> str:
 
 # a str: `Path` would remove the `./` that tells a folder from an id of the hub
 Model = Annotated[
-    str, argument("MODEL", "Folder of a Hugging Face model in safetensors format, or an id of the hub (owner/name, "
-                           "owner/name@revision), which is downloaded if need be."),
+    str, argument("MODEL", "Folder of a Hugging Face model in safetensors format, a GGUF file, or an id of the hub "
+                           "(owner/name, owner/name@revision), which is downloaded if need be."),
 ]  # fmt: skip
 PlanFile = Annotated[Path, argument("PLAN", "A file that `mint allocate` wrote, or a folder that mint wrote.")]
 Dtype = Annotated[
     str, option("", "Cast weights to float16, bfloat16 or float32; default: the config's own.", callback=_checked_dtype)
+]
+Requantize = Annotated[
+    bool, option("", "Accept a model that MLX has quantized; its errors stay, and new ones are added.", "--requantize")
 ]
 Rounding = Annotated[
     str,
@@ -128,11 +131,12 @@ def recipe(
     rules: RuleOptions,
     dtype: Dtype = "",
     vision: Vision = None,
+    requantize: Requantize = False,
     rounding: Rounding = RECIPE.rounding,
     probe: Probe = False,
 ) -> Recipe:
     """The whole recipe; raises `MintError` for one that no model can have."""
-    return replace(rules, dtype=dtype, loader=loader(vision), rounding=rounding, probe=probe)
+    return replace(rules, dtype=dtype, loader=loader(vision), requantize=requantize, rounding=rounding, probe=probe)
 
 
 def loader(vision: bool | None) -> str:
@@ -211,14 +215,22 @@ def outputs_of(budgets: list[Budget], output: Path) -> list[Path]:
 
 @contextmanager
 def opened(
-    screen: Screen, model: str, dtype: str, loader: str, cluster: str, *, share: bool = False
+    screen: Screen,
+    model: str,
+    dtype: str,
+    cluster: str,
+    *,
+    loader: str = "",
+    share: bool = False,
+    requantize: bool = False,
 ) -> "Iterator[tuple[Source, Executor]]":
     """The source of a model and the executor for it; the nodes of a cluster are free again at the end."""
     from mint.run.executor import executing
 
-    nodes = executing(cluster, model, dtype, loader, share=share, on_progress=screen.on_progress, on_note=screen.note)
-    with nodes as (folder, executor):
-        source = mint.open_source(folder, dtype=dtype, loader=loader)
+    opening: dict[str, Any] = {"loader": loader, "requantize": requantize}
+    work: dict[str, Any] = {"on_progress": screen.on_progress, "on_note": screen.note}
+    with executing(cluster, model, dtype, share=share, **opening, **work) as (folder, executor):
+        source = mint.open_source(folder, dtype=dtype, **opening)
         for notice in source.notices:
             screen.note(notice)
         yield source, executor

@@ -21,6 +21,7 @@ def probe(
     base: Annotated[str, option("full|8|6|4", "Bits of all other units; default: as many as fit in memory.")] = "auto",
     dtype: opt.Dtype = "",
     vision: opt.Vision = None,
+    requantize: opt.Requantize = False,
     cluster: opt.Cluster = "",
 ) -> Record:
     """Measure how far the output moves when each unit alone is stored coarsely. Needs no data; resumes by itself.
@@ -36,7 +37,8 @@ def probe(
 
     probing = mint.Probing(tokens, sequences, length, seed, probes, base)
     probing.check()
-    with opt.opened(screen, model, dtype, opt.loader(vision), cluster) as (source, executor):
+    opening: dict[str, Any] = {"loader": opt.loader(vision), "requantize": requantize}
+    with opt.opened(screen, model, dtype, cluster, **opening) as (source, executor):
         path = analysis or cached_analysis(source, device=measuring_device(executor))
         work: dict[str, Any] = {"executor": executor, "on_progress": screen.on_progress, "on_note": screen.note}
         measured = mint.analyze(source, path, **work)

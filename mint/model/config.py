@@ -8,8 +8,11 @@ from mint.core.errors import MintError
 from mint.model.checkpoint.shards import LFS_MARK
 
 
-def check_config(folder: Path) -> bytes:
-    """The text of the config of the model in `folder`; `MintError` when it is missing, broken or not supported."""
+def check_config(folder: Path, *, requantize: bool = False) -> bytes:
+    """The text of the config of the model in `folder`; `MintError` when it is missing, broken or not supported.
+
+    A model that MLX has quantized is only accepted with `requantize`.
+    """
     path = folder / "config.json"
     if not path.is_file():
         raise MintError(f"{folder}: no config.json found; needed: a Hugging Face model folder")
@@ -27,11 +30,16 @@ def check_config(folder: Path) -> bytes:
         code = f"the model brings its own code ({config['model_file']}), which is never run"
         raise MintError(f"{path}: {code}; needed: an architecture that mlx_lm itself implements")
     _check_sections(path, config)
+    stored = config.get("quantization") or {}
+    if stored.get("bits") and not requantize:
+        kind = f"{stored.get('mode', 'affine')}, {stored['bits']} bits, groups of {stored.get('group_size')}"
+        remedy = "needed: the original model, or --requantize, which adds new errors to those that it has"
+        raise MintError(f"{folder}: the model is already quantized by MLX ({kind}); {remedy}")
     return text
 
 
 def _check_sections(path: Path, config: dict[str, Any]) -> None:
-    """Sections are objects, and MLX did not quantize the model; how weights are stored is read off the tensors."""
+    """Sections are objects; how weights are stored is read off the tensors."""
     text_config = config.get("text_config") or {}
     for name, section in (
         ("text_config", text_config),
@@ -41,7 +49,3 @@ def _check_sections(path: Path, config: dict[str, Any]) -> None:
     ):
         if not isinstance(section, dict):
             raise MintError(f"{path}: {name} is no JSON object; download it again")
-    stored = config.get("quantization") or {}
-    if stored.get("bits"):
-        kind = f"{stored.get('mode', 'affine')}, {stored['bits']} bits, groups of {stored.get('group_size')}"
-        raise MintError(f"{path.parent}: the model is already quantized by MLX ({kind}); needed: the original model")

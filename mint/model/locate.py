@@ -1,4 +1,4 @@
-"""A model's name to its folder: a folder's own path, or an id of the Hugging Face hub.
+"""A model's name to its folder: a folder's own path, GGUF files, or an id of the Hugging Face hub.
 
 A path is every `Path`, every name that exists, and every name that is no id (`./a/b`, `/a/b`, `a/b/c`). Any other
 `owner/name` is looked for in the hub's cache, then downloaded.
@@ -8,18 +8,25 @@ from pathlib import Path
 
 from mint.core.errors import MintError
 from mint.core.progress import OnProgress, ignore
+from mint.model.gguf.files import SUFFIX, gguf_files, gguf_name
 from mint.model.hub_cache import Check, HubId, NotOnHubError, cached, parse_id
 
 
 def locate(model: str | Path, on_progress: OnProgress = ignore, *, check: Check = lambda folder: None) -> Path:
-    """The folder or file that `model` means; a model of the hub is downloaded unless the cache has it whole.
+    """The folder that `model` means: a model of the hub is downloaded and a GGUF is converted unless a cache has it.
 
     `check` gets the folder before its large files are downloaded, and may raise. Raises `MintError` for a model that
     is not available; a path is returned as it is.
     """
     id = hub_id(model)
     if id is None:
-        return _snapshot_in(Path(model))
+        path = _snapshot_in(Path(model))
+        files = gguf_files(path)
+        if not files:
+            return path
+        from mint.model.gguf.convert import converted  # imports tokenizers
+
+        return converted(files, on_progress)
     if folder := cached(id):
         return folder
     from mint.model.hub_download import fetch  # imports what asks a network
@@ -55,4 +62,6 @@ def hub_id(model: str | Path) -> HubId | None:
 def model_name(model: str | Path) -> str:
     """The name of a model, without its folder or owner."""
     id, path = hub_id(model), Path(model).resolve()
-    return id.name if id else path.name.rpartition("--")[2] if path.name.startswith("models--") else path.name
+    if id or path.suffix == SUFFIX:
+        return id.name if id else gguf_name(path)
+    return path.name.rpartition("--")[2] if path.name.startswith("models--") else path.name

@@ -6,6 +6,7 @@ Opening reads headers, the config and a few sampled bytes, whatever the size of 
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from mlx.nn.layers.base import Module
 
 from mint.core.errors import MintError
 from mint.core.progress import OnProgress, ignore
-from mint.formats.format import AFFINE, QUANTIZABLE, admissible
+from mint.formats.format import AFFINE, QUANTIZABLE, Format, admissible
 from mint.formats.units import Parameter, Unit
 from mint.model.checkpoint.file_states import FileStates
 from mint.model.checkpoint.shards import Shard, SourceTensor, identity, read_index, read_shards, tensors_of
@@ -26,12 +27,13 @@ from mint.model.loaders.vision import tower_obstacle
 from mint.model.locate import locate
 from mint.model.module_tree import DTYPES, OpenedModel, Tree, read_source_config
 from mint.model.opening.kinds import refuse_other_kinds
-from mint.model.opening.notices import cast_notice, head_notice, tower_notice
+from mint.model.opening.notices import cast_notice, head_notice, requantize_notice, tower_notice
 from mint.model.opening.towers import dropped_towers
 from mint.model.opening.unseen import unseen_keys
 from mint.model.passes.weight_uses import weight_uses
 from mint.model.roles import TOWER, UNKNOWN, UNTIED, layer_numbers, role_of
 from mint.model.storages.guards import check_used
+from mint.model.storages.quantized import carried_formats
 
 READ = "the model reads its weight itself, which no loader could if it were packed"
 
@@ -51,6 +53,7 @@ class Source:
     dropped: tuple[str, ...]
     files: FileStates = field(compare=False, repr=False)  # when it was opened
     opened: OpenedModel = field(compare=False, repr=False)  # owns the module tree and the lazy weights
+    carried: Mapping[str, Format] = field(default_factory=dict)  # units by path that MLX has stored in this format
     notices: tuple[str, ...] = ()  # sentences that the user must read before the work begins
 
     @property
@@ -81,19 +84,22 @@ class Source:
         return self.opened.uncast_arrays()
 
 
-def open_source(model: Path | str, *, dtype: str = "", loader: str = "", on_progress: OnProgress = ignore) -> Source:
+def open_source(
+    model: Path | str, *, dtype: str = "", loader: str = "", requantize: bool = False, on_progress: OnProgress = ignore
+) -> Source:
     """Open a Hugging Face model: a folder, or as a `str` an id of the hub, which is downloaded if need be.
 
     `dtype` overrides the dtype that weights are cast to. `loader` is the package whose classes hold the model:
     `mlx_lm` for the text model alone, `mlx_vlm` for a multimodal one with its towers; by default mlx_vlm for those
-    that it knows, if it is installed. Raises `MintError` when the folder, a shard, the config or the architecture is
-    not valid.
+    that it knows, if it is installed. `requantize` accepts a model that MLX has quantized. Raises `MintError` when the
+    folder, a shard, the config or the architecture is not valid.
     """
-    folder = locate(model, on_progress, check=check_config)
+    check = partial(check_config, requantize=requantize)
+    folder = locate(model, on_progress, check=check)
     refuse_other_kinds(folder)
     if not folder.is_dir():
         raise MintError(f"{folder}: no such folder; needed: the folder of a Hugging Face model, or an id of the hub")
-    text = check_config(folder)
+    text = check(folder)
     names = [path.name for pattern in ("*.safetensors", "*.index.json") for path in folder.glob(pattern)]
     files = FileStates.of(folder, {"config.json", *names, *read_index(folder).values()})
     shards = read_shards(folder)
@@ -116,8 +122,11 @@ def open_source(model: Path | str, *, dtype: str = "", loader: str = "", on_prog
     dropped = tuple(name for name in tree.leaves if name not in uses)
     opened.unshared = [parameter.name for parameter in parameters if {uses[name] for name in parameter.sources} <= {1}]
     model = identity(shards, text)
-    source = Source(folder, config, dtype, tree_loader.name, model, shards, units, parameters, dropped, files, opened)
+    carried = carried_formats(units, tensors, tree.stored.settings.modules)
+    layout = shards, units, parameters, dropped
+    source = Source(folder, config, dtype, tree_loader.name, model, *layout, files, opened, carried)
     encoded = tree.stored.parts
+    notices += requantize_notice(tree.stored.settings)
     notices += cast_notice(units, {name: tensor for name, tensor in tensors.items() if name not in encoded})
     if towers := source.dropped_towers:
         advice = tower_advice(tree_loader, config, loader)

@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 
 DTYPES = ("float16", "bfloat16", "float32")  # for mlx_lm to cast to
 LOADERS = TEXT, VISION = "mlx_lm", "mlx_vlm"  # packages of model classes: for text alone, and with towers
-ANALYSIS_FIELDS = ("rounding", "dtype", "loader", "probe")  # of a recipe; they decide what is measured
+# of a recipe; they decide what is measured
+ANALYSIS_FIELDS = ("rounding", "dtype", "loader", "requantize", "probe")
 _KINDS = {
     bool: "true or false", int: "a whole number", float: "a number", str: "a text", tuple: "a list of texts",
     NoneType: "a whole number or nothing",
@@ -55,6 +56,7 @@ class Recipe(_Plain):
     rounding: str = DEFAULT_ROUNDING
     dtype: str = ""  # empty: the config's own
     loader: str = ""  # TEXT or VISION; empty: towers are kept if mlx_vlm is installed and knows the model
+    requantize: bool = False  # accept a model that MLX has quantized
     probe: bool = False  # measure the sensitivities first
     objective: str = "output"
     veto_db: float = VETO_DB

@@ -7,6 +7,7 @@ memory is short nothing is read ahead.
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from types import MappingProxyType
@@ -81,7 +82,7 @@ class Weights:
         return self.lazy.pop(unit.path)
 
     def begin(self, unit: Unit) -> None:
-        """Start to read the weight of `unit`; an encoded one is decoded when it is evaluated, and is small until then."""
+        """Start to read the weight of `unit`; an encoded one is decoded when it is evaluated."""
         self._open(unit)
         mx.async_eval(self.codes.pop(unit.path, None) or self.lazy[unit.path])
 
@@ -139,25 +140,28 @@ def executing(
     loader: str = "",
     *,
     share: bool = False,
+    requantize: bool = False,
     on_progress: OnProgress = ignore,
     on_note: Callable[[str], object] = lambda text: None,
 ) -> Iterator[tuple[Path, Executor]]:
     """The folder to open `model` from and the executor for it: this process without an `address`.
 
-    A model of the hub is downloaded to this machine if need be. `share` lets the machines at that address read from
-    each other what one of them lacks; `on_note` gets each decision with its reason. Raises `MintError` when there is
-    an address and nothing installed that can work there, or when there is no other machine to share with.
+    A model of the hub is downloaded to this machine if need be. `requantize` accepts one that MLX has quantized;
+    `share` lets the machines at that address read from each other what one of them lacks; `on_note` gets each decision
+    with its reason. Raises `MintError` when there is an address and nothing installed that can work there, or when
+    there is no other machine to share with.
     """
     if share and not address:
         raise MintError("--share: there is one machine; needed: --cluster ADDRESS with it")
+    check = partial(check_config, requantize=requantize)
     if not address:
-        yield locate(model, on_progress, check=check_config), in_process
+        yield locate(model, on_progress, check=check), in_process
         return
     offers = metadata.entry_points(group=GROUP)
     if not offers:
         raise MintError(f"--cluster {address}: no executor is installed; needed: pip install 'mint-mlx[cluster]'")
     try:
-        folder = locate(model, on_progress, check=check_config)
+        folder = locate(model, on_progress, check=check)
     except NotOnHubError as error:  # it may be a folder that only nodes have
         log.warning("model.not_found", reason=str(error))
         folder = Path(model)

@@ -25,7 +25,7 @@ Encoding = Callable[[np.random.Generator, str, tuple[int, ...]], tuple[Tensors, 
 NUMPY = {
     "BF16": ml_dtypes.bfloat16, "F16": np.float16, "F32": np.float32, "F8_E4M3": ml_dtypes.float8_e4m3fn,
     "F8_E5M2": ml_dtypes.float8_e5m2, "F8_E8M0": np.uint8, "U8": np.uint8, "I8": np.int8, "I32": np.int32,
-    "I64": np.int64,
+    "I64": np.int64, "U32": np.uint32,
 }  # fmt: skip
 E2M1 = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6, 0, -0.5, -1, -1.5, -2, -3, -4, -6], np.float32)
 
@@ -109,6 +109,18 @@ def int8(kind: str = "row", zeros: bool = False) -> Encoding:
         if zeros:
             tensors[f"{name}_zero_point"] = "I8", points
         return tensors, values * _at_blocks(scales, shape, kind)
+
+    return encode
+
+
+def torchao(encoding: Encoding) -> Encoding:
+    """The plain tensors of torchao: `_weight_qdata`, `_weight_scale`, `_weight_zero_point`."""
+
+    def encode(rng: np.random.Generator, name: str, shape: tuple[int, ...]) -> tuple[Tensors, Array]:
+        tensors, values = encoding(rng, name, shape)
+        stem = f"{name.removesuffix('.weight')}._weight"
+        renamed = {stem + (key.removeprefix(name) or "_qdata"): tensor for key, tensor in tensors.items()}
+        return renamed, values
 
     return encode
 
@@ -217,6 +229,34 @@ def packed(bits: int = 4, group: int = 32, zeros: bool = False, ordered: bool = 
             index = rng.permutation(index)
             tensors[f"{module}.weight_g_idx"] = "I32", index
         return tensors, (codes - points[:, index].astype(np.float32)) * scales[:, index]
+
+    return encode
+
+
+def quantized(mode: str = "affine", bits: int = 4, group: int = 64) -> Encoding:
+    """A module as MLX quantizes it."""
+
+    def encode(rng: np.random.Generator, name: str, shape: tuple[int, ...]) -> tuple[Tensors, Array]:
+        codes, module = rng.integers(0, 2**bits, shape), name.removesuffix(".weight")
+        groups = (*shape[:-1], shape[-1] // group)
+        tensors: Tensors = {name: ("U32", words(codes, bits).view(np.uint32))}
+        if mode == "affine":
+            scales, stored = _scales(rng, groups, shape[-1] ** -0.5 / 2 ** (bits - 2), "BF16")
+            biases = (-scales * rng.uniform(1, 2**bits, groups)).astype(NUMPY["BF16"])
+            tensors |= {f"{module}.scales": ("BF16", stored), f"{module}.biases": ("BF16", biases)}
+            values = codes * np.repeat(scales, group, axis=-1)
+            return tensors, (values + np.repeat(biases.astype(np.float32), group, axis=-1)).astype(np.float32)
+        finite = codes & 0x7F == 0x7F if bits == 8 else np.zeros(shape, bool)
+        codes = np.where(finite, 0, codes)
+        tensors = {name: ("U32", words(codes, bits).view(np.uint32))}
+        if mode == "nvfp4":
+            scales = rng.uniform(0.01, 0.2, groups).astype(ml_dtypes.float8_e4m3fn)
+            stored, scales = scales.view(np.uint8), scales.astype(np.float32)
+        else:
+            scales, stored = _scales(rng, groups, 2.0**-8, "U8")
+        values = E2M1[codes] if bits == 4 else codes.astype(np.uint8).view(ml_dtypes.float8_e4m3fn).astype(np.float32)
+        tensors[f"{module}.scales"] = "U8", stored
+        return tensors, values * np.repeat(scales, group, axis=-1)
 
     return encode
 

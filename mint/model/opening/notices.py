@@ -8,6 +8,7 @@ from mint.core.sizes import format_size
 from mint.formats.format import QUANTIZABLE
 from mint.formats.units import Unit
 from mint.model.checkpoint.shards import SourceTensor, sampled_ranges
+from mint.model.storages.storage import GGUF, Settings
 
 Notices = tuple[str, ...]
 
@@ -27,6 +28,14 @@ def cast_notice(units: Sequence[Unit], tensors: Mapping[str, SourceTensor]) -> N
         f"the weights of {count} units are cast from {before} to {after}, as config.json or --dtype says"
         for (before, after), count in sorted(casts.items())
     )
+
+
+def requantize_notice(settings: Settings) -> Notices:
+    """The errors of a model that was quantized as a whole are not those against its original."""
+    program = "llama.cpp" if settings.method == GGUF else "MLX" if settings.modules else ""
+    if not program:
+        return ()
+    return (f"{program} has quantized this model already: errors are measured against it, not against its original",)
 
 
 def tower_notice(towers: Sequence[str], dropped: Sequence[SourceTensor], loader: str, advice: str) -> Notices:

@@ -16,18 +16,22 @@ from mint.model.checkpoint.shards import Shard, SourceTensor, tensors_of
 from mint.model.storages.bitsandbytes import BNB_4BIT, BNB_INT8
 from mint.model.storages.fp4 import MXFP4, NVFP4
 from mint.model.storages.packed import AWQ, GPTQ, PACKED
+from mint.model.storages.quantized import QUANTIZED, check_entries
 from mint.model.storages.scaled import FP8, INT8
-from mint.model.storages.storage import Checkpoint, Encoded, Settings
+from mint.model.storages.storage import GGUF, Checkpoint, Encoded, Settings
+from mint.model.storages.super_blocks import SUPER_BLOCKS
 from mint.model.storages.transposed import TRANSPOSED
 
 STORAGES = {
-    storage.name: storage for storage in (MXFP4, NVFP4, PACKED, AWQ, GPTQ, BNB_4BIT, BNB_INT8, TRANSPOSED, FP8, INT8)
+    storage.name: storage
+    for storage in (QUANTIZED, SUPER_BLOCKS, MXFP4, NVFP4, PACKED, AWQ, GPTQ, BNB_4BIT, BNB_INT8, TRANSPOSED, FP8, INT8)
 }
 _KEY = "quantization_config"
 _KEYS = (_KEY, "quantization")
 # of inputs and caches at run time: MLX quantizes neither
 _RUNTIME = (
     "input_scale", "input_scale_inv", "activation_scale", "act_scale", "output_scale", "input_global_scale",
+    "act_quant_scale", "act_quant_zero_point",
     "input_zero_point", "k_scale", "v_scale", "q_scale", "kv_scale", "prob_scale",
 )  # fmt: skip
 
@@ -60,6 +64,7 @@ def find_stored(folder: Path, config: Mapping[str, Any], shards: tuple[Shard, ..
             encoded[match.name] = match
             used |= {part.name for part in match.parts.values()}
     _check_scales(folder, encoded, checkpoint)
+    check_entries(folder, settings.modules, encoded)
     is_encoded = bool(encoded or settings.method)
     runtime = {tensor.name for tensor in tensors.values() if is_encoded and _is_runtime(tensor)} - used
     return Stored(settings, encoded, frozenset(runtime))
@@ -99,7 +104,14 @@ def settings_of(config: Mapping[str, Any]) -> Settings:
         bits=bits.pop() if len(bits) == 1 else 0,
         block=tuple(map(int, block)),
         exact_zeros=fields.get("checkpoint_format") == "gptq_v2",
+        modules=quantization_of(config),
     )
+
+
+def quantization_of(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The entries of modules in MLX's formats, the one for all and those by path: of MLX itself, or of a GGUF."""
+    own, other = config.get("quantization") or {}, config.get(_KEY) or {}
+    return own if own.get("bits") else other if other.get("quant_method") == GGUF and other.get("bits") else {}
 
 
 def _read(folder: Path, tensor: SourceTensor) -> bytes:

@@ -126,6 +126,25 @@ def _bnb_int8(encoded: Encoded, raw: Mapping[str, Raw]) -> Floats:
     return raw["codes"].astype(np.float32) * _floats(encoded, raw, "scales")[:, None] / np.float32(127)
 
 
+def _quantized(encoded: Encoded, raw: Mapping[str, Raw]) -> Floats:
+    bits, size, mode = (encoded.numbers[name] for name in ("bits", "group_size", "mode"))
+    codes = _codes(raw["codes"].reshape(-1, raw["codes"].shape[-1]), bits).reshape(encoded.shape)
+    if mode == "affine":
+        values, scales = codes.astype(np.float32), _floats(encoded, raw, "scales")
+    else:
+        values = np.array(E2M1 if bits == 4 else E4M3, np.float32)[codes]
+        scales = np.array(E4M3 if mode == "nvfp4" else E8M0, np.float32)[raw["scales"]]
+    values *= np.repeat(scales, size, axis=-1)
+    return values + np.repeat(_floats(encoded, raw, "biases"), size, axis=-1) if "biases" in raw else values
+
+
+def _k_types(encoded: Encoded, raw: Mapping[str, Raw]) -> Floats:
+    from gguf import GGMLQuantizationType, dequantize
+
+    values: Floats = dequantize(raw["blocks"], GGMLQuantizationType[encoded.numbers["kind"].upper()])
+    return values
+
+
 DECODERS: dict[str, Callable[[Encoded, Mapping[str, Raw]], Floats]] = {
     "fp8": _scaled,
     "int8": _scaled,
@@ -137,4 +156,6 @@ DECODERS: dict[str, Callable[[Encoded, Mapping[str, Raw]], Floats]] = {
     "bitsandbytes 4-bit": _bnb_4bit,
     "bitsandbytes int8": _bnb_int8,
     "transposed": _transposed,
+    "mlx": _quantized,
+    "k types": _k_types,
 }

@@ -3,6 +3,8 @@
 A weight is code * scale, or (code - zero point) * scale. FP8 is E4M3 (DeepSeek, Qwen, compressed-tensors, ModelOpt) or
 E5M2. Scales are floats, or exponents: a byte b of E8M0, also stored as U8 ("ue8m0"), is 2^(b - 127).
 The names of scales differ: `weight_scale_inv` (which multiplies too), `weight_scale`, `scale`.
+torchao stores its plain tensors (Float8Tensor, Int8Tensor, IntxUnpackedToInt8Tensor) as `_weight_qdata`,
+`_weight_scale` and `_weight_zero_point`. With `_weight_act_pre_scale` the inputs are scaled too: that is not decoded.
 """
 
 from collections.abc import Callable
@@ -27,6 +29,7 @@ FP8_DTYPES = ("F8_E4M3", "F8_E5M2")
 SCALE_DTYPES = ("F32", "BF16", "F16", "F8_E8M0", "U8")
 _SCALES = ("_scale_inv", "_scale", ".scale")  # behind the name of the weight
 _MODULE_SCALES = (".scale", ".scale_inv", ".scales")  # behind that of its module
+_TORCHAO = "._weight_qdata"
 
 
 def match_fp8(tensor: SourceTensor, checkpoint: Checkpoint) -> Encoded | None:
@@ -35,7 +38,7 @@ def match_fp8(tensor: SourceTensor, checkpoint: Checkpoint) -> Encoded | None:
         return None
     scales = _scales_of(tensor.name, checkpoint)
     if not scales:
-        return Encoded("fp8", tensor.name, tensor.shape, {"codes": tensor})
+        return Encoded("fp8", _weight_of(tensor.name), tensor.shape, {"codes": tensor})
     return _encoded("fp8", {"codes": tensor, "scales": scales}, checkpoint)
 
 
@@ -44,15 +47,22 @@ def match_int8(tensor: SourceTensor, checkpoint: Checkpoint) -> Encoded | None:
     scales = _scales_of(tensor.name, checkpoint)
     if tensor.dtype != "I8" or len(tensor.shape) < 2 or not scales:
         return None
-    zeros = checkpoint.first(f"{tensor.name}_zero_point")
+    zeros = checkpoint.first(f"{tensor.name.removesuffix('_qdata')}_zero_point")
     if zeros and zeros.shape != scales.shape:
         return None
     parts = {"codes": tensor, "scales": scales}
     return _encoded("int8", parts | ({"zeros": zeros} if zeros else {}), checkpoint)
 
 
+def _weight_of(name: str) -> str:
+    """The name of the weight whose codes have this name."""
+    return f"{name.removesuffix(_TORCHAO)}.weight" if name.endswith(_TORCHAO) else name
+
+
 def _scales_of(name: str, checkpoint: Checkpoint) -> SourceTensor | None:
-    module = module_of(name)
+    name, module = name.removesuffix("_qdata"), module_of(name)
+    if checkpoint.first(f"{name}_act_pre_scale"):
+        return None
     names = (*(name + suffix for suffix in _SCALES), *(module + suffix for suffix in _MODULE_SCALES))
     scales = checkpoint.first(*names)
     return scales if scales and scales.dtype in SCALE_DTYPES else None
@@ -61,7 +71,7 @@ def _scales_of(name: str, checkpoint: Checkpoint) -> SourceTensor | None:
 def _encoded(storage: str, parts: dict[str, SourceTensor], checkpoint: Checkpoint) -> Encoded | None:
     codes = parts["codes"]
     sizes = block_sizes(codes.shape, parts["scales"].shape, checkpoint.settings)
-    return Encoded(storage, codes.name, codes.shape, parts, {"sizes": sizes}) if sizes else None
+    return Encoded(storage, _weight_of(codes.name), codes.shape, parts, {"sizes": sizes}) if sizes else None
 
 
 def _decode(widen: Callable[[mx.array, str], mx.array], encoded: Encoded, parts: Arrays, dtype: mx.Dtype) -> mx.array:

@@ -18,6 +18,7 @@ from mint.model.checkpoint.shards import SourceTensor
 Arrays = Mapping[str, mx.array]  # by role
 BLOCK = 1 << 19  # weights decoded at once where a whole weight has more than LARGE
 LARGE = 15 << 20  # more than one expert of a DeepSeek V3, of which there are 44,544
+GGUF = "gguf"  # the method of a folder that was converted from it
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +29,7 @@ class Settings:
     bits: int = 0  # 0: not the same for all weights, or not given
     block: tuple[int, ...] = ()  # weights per scale along the last axes
     exact_zeros: bool = False  # GPTQ's second version stores a zero point as it is, the first one less
+    modules: Mapping[str, Any] = field(default_factory=dict)  # `quantization` of a model that MLX has quantized
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,5 +1,6 @@
 """Every job and its results come back as they were, and an unreadable message has its error."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,9 +27,11 @@ from mint.analysis.unit_jobs import Measure, Packed, Quantize
 from mint.core.errors import MintError
 from mint.formats.format import KEEP
 from mint.formats.units import Unit
+from mint.model.checkpoint.reader import open_stored
 from mint.model.source import Source, open_source
 from mint.run.executor import in_process
 from mint.run.job import PortableJob
+from tests.worlds.encodings import quantized, write_encoded
 from tests.worlds.jobs import Clipped, checksums_of
 from tests.worlds.zoo import write_model
 
@@ -74,6 +77,20 @@ def test_every_job_has_the_same_result_here_and_behind_the_wire_also_one_that_no
     here = {unit.path: _bytes(result) for unit, result in in_process(source, job, source.units)}
     there = {path: _bytes(result) for path, result in _done_by_a_worker(source, job).items()}
     np.testing.assert_equal(there, here)
+
+
+def test_a_worker_copies_the_units_that_are_stored_in_their_format(tmp_path: Path) -> None:
+    folder = write_model("llama", tmp_path / "llama")
+    entry = {"group_size": 64, "bits": 4, "mode": "affine"}
+    write_encoded(folder, r"_proj\.weight$", quantized(), {"quantization": entry})
+    source = open_source(folder, requantize=True)
+    measured = _done_by_a_worker(source, Measure("nearest", carried=source.carried))
+    assert source.carried and all(measured[path].error(format) == 0 for path, format in source.carried.items())
+    formats = {unit.path: source.carried.get(unit.path, KEEP) for unit in source.units}
+    packed = _done_by_a_worker(source, Quantize(formats, checksums_of(source), "nearest", source))
+    stored = open_stored(folder)
+    for path in source.carried:
+        assert _bytes(packed[path]) == [stored.raw(tensor.name).tobytes() for tensor in packed[path].tensors]
 
 
 def _pieces(job: PortableJob[Any], result: Any) -> list[bytes]:

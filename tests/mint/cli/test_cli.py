@@ -2,6 +2,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 
 from mint.cli.main import run_command
+from tests.worlds.encodings import quantized, write_encoded
 
 
 def _json(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, Any]:
@@ -142,3 +144,19 @@ def test_a_command_that_another_package_offers_is_one_of_mints(tmp_path: Path) -
     command = [sys.executable, "-m", "mint", "hello", "world"]
     result = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
     assert result.stdout == "hello world\n"
+
+
+def test_every_verb_of_a_quantized_source_needs_the_word(
+    make_model: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, quantization = make_model("llama", tokenizer=True), {"group_size": 64, "bits": 4, "mode": "affine"}
+    write_encoded(folder, r"_proj\.weight$", quantized(), {"quantization": quantization})
+    file, out = str(tmp_path / "a.mint"), str(tmp_path / "out")
+    for verb in (["inspect"], ["analyze", "-o", file], ["quantize", "-b", "max", "-o", out]):
+        assert run_command([verb[0], str(folder), *verb[1:]]) == 1
+        assert "--requantize" in capsys.readouterr().err
+        _json(capsys, verb[0], str(folder), *verb[1:], "--requantize")
+    plan = str(tmp_path / "plan.json")
+    _json(capsys, "allocate", file, "-b", "max", "-o", plan)
+    _json(capsys, "assemble", plan, "--model", str(folder), "-o", f"{out}2")  # the plan is of this very model
+    assert _json(capsys, "verify", f"{out}2", "--model", str(folder))["passed"]

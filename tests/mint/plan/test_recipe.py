@@ -117,7 +117,7 @@ VALUES: dict[str, Any] = {
     "rounding": "search", "dtype": "float16", "vision": True, "probe": True, "objective": "mint", "veto_db": 3.0,
     "min_bits": 3, "max_bits": 8, "formats": ["4"], "keep": ["*.q_proj"], "set": ["*.q_proj=4/64"],
     "compat": "mlx-0.21.1", "prefer_speed": 1.0, "ignore_probe": True, "max_shard_size": "1GB",
-    "ignore_floors": ["*.q_proj"],
+    "ignore_floors": ["*.q_proj"], "requantize": True,
 }  # fmt: skip
 ROOM_VALUES: dict[str, Any] = {"context": "32k", "kv_bits": 8, "reserve": "2GB"}
 
@@ -130,7 +130,7 @@ def _parameters(command: str) -> dict[str, Any]:
 
 def _recipe(values: dict[str, Any]) -> Recipe:
     """The recipe of a command's options."""
-    measuring = {name: values[name] for name in ("dtype", "vision", "rounding", "probe")}
+    measuring = {name: values[name] for name in ("dtype", "vision", "requantize", "rounding", "probe")}
     limits = {name: value for name, value in values.items() if name not in measuring}
     return options.recipe(options.rules(**limits), **measuring)
 

@@ -17,7 +17,6 @@ KINDS = {
     "peft": ({"adapter_config.json": ADAPTER, "adapter_model.safetensors": ""}, "LoRA adapter of Qwen/Qwen3-8B.*peft"),
     "mlx": ({"adapter_config.json": "{}", "adapters.safetensors": ""}, "LoRA adapter of mlx_lm.*mlx_lm.fuse"),
     "pickle": ({"config.json": "{}", "pytorch_model.bin": ""}, "pickle files.*never opened; .*from_pretrained"),
-    "gguf": ({"Q4_K_M.gguf": ""}, "a GGUF model.*original model"),
     "diffusers": ({"model_index.json": "{}"}, "a pipeline of diffusers; needed: a language model"),
     "onnx": ({"config.json": "{}", "model.onnx": ""}, "an ONNX model"),
     "mistral": ({"params.json": "{}", "consolidated.safetensors": ""}, "Mistral's own layout"),
@@ -35,9 +34,9 @@ def test_a_folder_of_another_kind_is_told_what_it_is(case: str, tmp_path: Path) 
 
 
 def test_a_file_is_told_what_it_is(tmp_path: Path) -> None:
-    (tmp_path / "model-Q4.gguf").write_bytes(b"GGUF")
-    with pytest.raises(MintError, match="a GGUF model"):
-        open_source(tmp_path / "model-Q4.gguf")
+    (tmp_path / "model.onnx").write_bytes(b"")
+    with pytest.raises(MintError, match="an ONNX model"):
+        open_source(tmp_path / "model.onnx")
     (tmp_path / "model.safetensors").write_bytes(b"")
     with pytest.raises(MintError, match="it is a file; needed: the folder"):
         open_source(tmp_path / "model.safetensors")

@@ -4,16 +4,30 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from mint.core.errors import MintError
 from mint.model.source import open_source
 from tests.mint.model.storages.twins import check_reference, check_same
-from tests.worlds.encodings import Encoding, edit_config, fp8, int8, read_tensors, write_encoded, write_tensors
+from tests.worlds.encodings import (
+    Array,
+    Encoding,
+    Tensors,
+    edit_config,
+    fp8,
+    int8,
+    read_tensors,
+    torchao,
+    write_encoded,
+    write_tensors,
+)
 
 Make = Callable[..., Path]
 MATRICES = r"(proj|w[123])\.weight$"
 FP8_BLOCKS = {"quantization_config": {"quant_method": "fp8", "weight_block_size": [128, 128]}}
+TORCHAO = {"quantization_config": {"quant_method": "torchao", "quant_type": {"default": {"_type": "of the test"}}}}
+QUARK = {"quantization_config": {"quant_method": "quark", "export": {"pack_method": "reorder"}}}
 FP8_32 = {"quantization_config": {"quant_method": "fp8", "weight_block_size": [32, 32], "scale_fmt": "ue8m0"}}
 
 
@@ -33,6 +47,11 @@ FP8_32 = {"quantization_config": {"quant_method": "fp8", "weight_block_size": [3
         ("granitemoe", fp8(kind="expert", scale="_scale"), {}),
         ("llama", int8(), {}),
         ("qwen3_moe", int8("row", zeros=True), {}),
+        ("llama", torchao(fp8(kind="row", scale="_scale")), TORCHAO),
+        ("llama", torchao(int8()), TORCHAO),
+        ("llama", torchao(int8("block32", zeros=True)), TORCHAO),
+        ("llama", fp8(kind="row", scale="_scale"), QUARK),
+        ("llama", int8(zeros=True), QUARK),
     ],
 )
 def test_a_scaled_checkpoint_opens_as_its_decoded_values(
@@ -55,6 +74,33 @@ def test_the_scale_of_a_ministral_is_applied_to_values_and_not_to_bytes(make_mod
     tensors["model.layers.0.mlp.up_proj.activation_scale"] = tensors["model.layers.0.mlp.up_proj.weight_scale_inv"]
     write_tensors(folder / "model.safetensors", tensors)
     check_same(folder, twin)
+
+
+@pytest.mark.parametrize("encoding", [fp8(kind="row", scale="_scale"), int8()])
+def test_a_weight_whose_inputs_are_scaled_too_is_refused(encoding: Encoding, make_model: Make) -> None:
+    folder = make_model("llama")
+    write_encoded(folder, MATRICES, torchao(encoding), TORCHAO)
+    tensors = read_tensors(folder / "model.safetensors")
+    for name in [name for name in tensors if name.endswith("_qdata")]:
+        columns = np.ones(tensors[name][1].shape[1], np.float32)
+        tensors[f"{name.removesuffix('_qdata')}_act_pre_scale"] = "F32", columns
+    write_tensors(folder / "model.safetensors", tensors)
+    with pytest.raises(MintError, match=r"_weight_qdata.* is encoded in a way|no scale that fits"):
+        open_source(folder)
+
+
+def test_the_packed_integers_of_torchao_are_refused(make_model: Make) -> None:
+    def encode(rng: np.random.Generator, name: str, shape: tuple[int, ...]) -> tuple[Tensors, Array]:
+        (rows, columns), stem = shape, f"{name.removesuffix('.weight')}._weight"
+        codes = rng.integers(-128, 128, (rows, columns // 2), dtype=np.int8)
+        scales = rng.uniform(0.01, 0.02, (columns // 32, rows))
+        parts: Tensors = {f"{stem}_qdata": ("I8", codes), f"{stem}_scale": ("BF16", scales)}
+        return parts | {f"{stem}_zero_point": ("BF16", scales)}, np.zeros(shape, np.float32)
+
+    folder = make_model("llama")
+    write_encoded(folder, MATRICES, encode, TORCHAO)
+    with pytest.raises(MintError, match=r"do not fit mlx_lm's llama model|is encoded in a way"):
+        open_source(folder)
 
 
 def test_a_plain_cast_to_fp8_is_taken_as_it_is_stored(make_model: Make) -> None:
