@@ -142,6 +142,13 @@ class Allowance:
             self._kinds[kind] = self._of_kind(unit, measurement.formats, vetoed, lossless)
         return self._kinds[kind]
 
+    def conceivable(self, unit: Unit) -> tuple[Format, ...]:
+        """The formats that a unit might get, before it is measured; raises `MintError` for an impossible lock."""
+        if unit.path in self._locks:
+            return self._locked(unit, unit.stays).formats
+        formats = tuple(format for format in unit.formats if format != KEEP and self._rules.permits_lossless(format))
+        return (KEEP,) if unit.stays else (*formats, KEEP)
+
     def _lossless(self, measurement: Measurement) -> tuple[Format, ...]:
         """The formats that store a unit without loss and are not ruled out by name."""
         if min(measurement.worst_errors) > LOSSLESS:

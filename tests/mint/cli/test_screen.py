@@ -2,7 +2,7 @@
 
 import pytest
 
-from mint.cli.screen import Screen
+from mint.cli.terminal.screen import Screen
 from mint.core.progress import Progress, Share
 
 
