@@ -39,7 +39,8 @@ class JsonLines:
         self._meter = meter
         self._shown, self._stage = 0.0, ""
 
-    def start(self) -> None: ...
+    def start(self) -> None:
+        self.show()
 
     def stop(self) -> None: ...
 

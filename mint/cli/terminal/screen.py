@@ -89,11 +89,10 @@ class Screen:
 
     def note(self, text: str) -> None:
         """Print a line on stderr."""
-        print(visible(text), file=sys.stderr, flush=True)
+        import json
 
-    def say(self, text: str) -> None:
-        """Print a line on stdout."""
-        print(visible(text), flush=True)
+        line = json.dumps({"note": text}) if self._kind == "json" else visible(text)
+        print(line, file=sys.stderr, flush=True)
 
     def answer(self, *answers: Record | Answer) -> None:
         """Print results: as JSON, several as the list `results` of one object, or one after the other for people."""

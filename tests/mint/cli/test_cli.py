@@ -44,12 +44,29 @@ def test_quantize_reports_what_machines_need(llama: Path, tmp_path: Path, capsys
     assert {"bits_per_weight", "loss", "bound", "gap", "peak_rss_bytes", "verified"} <= set(record)
 
 
-def test_people_get_tables_on_stdout(llama: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run_command(["quantize", str(llama), "--budget", "400kB", "--output", str(tmp_path / "out")]) == 0
+def test_people_get_six_lines_and_every_detail_on_request(
+    llama: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "out"
+    assert run_command(["quantize", str(llama), "--budget", "400kB", "--output", str(output)]) == 0
     shown = capsys.readouterr().out
-    assert "planned_bytes" in shown
-    assert "400,000 (400 kB)" in shown
-    assert "share" in shown
+    assert [line.split()[0] for line in shown.splitlines()] == ["model", "size", "bits", "closeness", "next"]
+    assert "of 400 kB" in shown
+    assert f"mlx_lm.chat --model {output}" in shown
+    assert run_command(["show", str(output), "--verbose"]) == 0
+    details = capsys.readouterr().out
+    assert "share" in details
+    assert "objective" in details
+    assert _json(capsys, "show", str(output))["kind"] == "model"
+
+
+def test_a_ruined_model_is_called_so(llama: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    analysis = tmp_path / "a.mint"
+    assert run_command(["analyze", str(llama), "--output", str(analysis)]) == 0
+    assert run_command(["allocate", str(analysis), "--budget", "min", "--veto", "0"]) == 0
+    assert "WARNING" in capsys.readouterr().out
+    assert run_command(["allocate", str(analysis), "--budget", "max"]) == 0
+    assert "WARNING" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -112,7 +129,7 @@ def test_a_bug_exits_3_with_its_traceback(capsys: pytest.CaptureFixture[str], mo
 @pytest.mark.parametrize(
     "command",
     ["quantize", "inspect", "analyze", "probe", "allocate", "curve", "explain", "diff", "assemble", "verify",
-     "evaluate", "devices", "submit", "jobs", "cancel", "download"],
+     "evaluate", "show", "devices", "doctor", "config", "submit", "jobs", "cancel", "download"],
 )  # fmt: skip
 def test_every_command_explains_itself(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run_command([command, "--help"]) == 0
