@@ -9,7 +9,7 @@ from math import prod
 from pathlib import Path
 
 from mint.core.errors import DiskFullError, MintError
-from mint.core.files import partial_path, require_writable
+from mint.core.files import partial_path, require_loadable, require_writable
 from mint.core.memory import memory_bytes
 from mint.core.sizes import format_size
 from mint.model.source import Source
@@ -29,6 +29,8 @@ def check_request(
     """
     for path in (*outputs, *files):
         require_writable(path)
+    for path in outputs:
+        require_loadable(path)
     allowance = Allowance(recipe.rules, source.units, objective(recipe.objective).formats)
     smallest = least_bytes(source.units, source.parameters, allowance.conceivable)
     _, largest = possible_bytes(source.units, source.parameters)

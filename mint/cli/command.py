@@ -4,6 +4,8 @@ The parameters of the function are the arguments and options of the command. A p
 function stands for the options of that function and receives its result. So a group of options is declared once.
 """
 
+import os
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from functools import cache, wraps
@@ -32,7 +34,7 @@ def command(function: Callable[..., Result | Sequence[Result]]) -> Callable[...,
             with screen, ExitStack() as stack:
                 result = _call(function, {**options, "screen": screen}, stack)
             answers = result if isinstance(result, list) else [result]
-            screen.answer(*answers)
+            _print(screen, answers)
         except KeyboardInterrupt as error:
             raise Interrupted(screen.meter) from error
         records = [answer.record if isinstance(answer, Answer) else answer for answer in answers]
@@ -42,6 +44,15 @@ def command(function: Callable[..., Result | Sequence[Result]]) -> Callable[...,
     vars(run)["__signature__"] = Signature(parameters)  # read by typer
     run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     return run
+
+
+def _print(screen: Screen, answers: Sequence[Result]) -> None:
+    """Print the answers; a reader that has enough, such as `head`, is no error."""
+    try:
+        screen.answer(*answers)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # for what is left in the buffer
 
 
 def _options(function: Callable[..., Any]) -> Iterator[Parameter]:

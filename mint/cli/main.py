@@ -5,7 +5,6 @@ the user can fix, 2 wrong usage, 3 a bug, 130 interrupted.
 """
 
 import gc
-import os
 import signal
 import sys
 from typing import Annotated
@@ -17,6 +16,7 @@ from mint.cli.command import command
 from mint.cli.settings import option_defaults
 from mint.cli.terminal.hints import hints
 from mint.cli.terminal.interruption import Interrupted, interruption
+from mint.core.cache import cache_folder
 from mint.core.errors import MintError, fixable
 from mint.core.foreign import visible_lines
 from mint.core.log import configure_logging
@@ -116,16 +116,12 @@ def run_command(arguments: list[str]) -> int:
     try:
         _add_outside_command(arguments)
         code = app(arguments, standalone_mode=False, default_map=option_defaults(app))
-        sys.stdout.flush()
     except MintError as error:
         return _fail(arguments, str(error), 1)
     except Interrupted as error:
         return _fail(arguments, interruption(arguments, error.stage), 130)
     except (KeyboardInterrupt, typer.Abort):
         return _fail(arguments, interruption(arguments), 130)
-    except BrokenPipeError:  # the reader, such as `head`, has enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        return 0
     except Exception as error:
         if hasattr(error, "show"):  # wrong usage
             return _refuse(arguments, error)
@@ -157,5 +153,6 @@ def _fail(arguments: list[str], message: str, code: int) -> int:
         import json
 
         print(json.dumps({"error": message, "exit_code": code}))
-    print(f"mint: {visible_lines(message)}", file=sys.stderr)
+    hint = " (the cache; MINT_CACHE names another folder)" if str(cache_folder()) in message else ""
+    print(f"mint: {visible_lines(message)}{hint}", file=sys.stderr)
     return code

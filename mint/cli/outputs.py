@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mint.cli.terminal.screen import Screen
-from mint.core.files import move_aside, require_new, require_writable
+from mint.core.files import move_aside, require_loadable, require_new, require_writable
 from mint.core.sizes import format_size
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ def described(model: str) -> str:
     return model_name(model) + (f" ({format_size(nbytes)})" if nbytes else "")
 
 
-def check_names(model: str, outputs: Iterable[Path], files: Iterable[Path] = (), *, force: bool = False) -> None:
+def check_names(model: str, outputs: Sequence[Path], files: Sequence[Path] = (), *, force: bool = False) -> None:
     """Raise `MintError` for a folder without a model, and for outputs and files that cannot be written.
 
     An output that is a written model may turn out to be the wanted one: the work checks it.
@@ -53,6 +53,8 @@ def check_names(model: str, outputs: Iterable[Path], files: Iterable[Path] = (),
 
     for path in (*outputs, *files):
         require_writable(path)
+    for path in outputs:
+        require_loadable(path)
     check_new([path for path in outputs if not (path / MANIFEST_NAME).is_file()], force=force)
     if hub_id(model) is None and (folder := locate(model)).is_dir():
         check_config(folder)

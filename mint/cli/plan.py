@@ -105,7 +105,7 @@ def explain(
     from mint.render.plans import explanation_record
 
     chosen = mint.read_plan(plan)
-    return explanation_record(chosen, mint.explain(chosen, pattern), brief=not screen.as_json)
+    return explanation_record(chosen, mint.explain(chosen, pattern), brief=not (screen.as_json or screen.is_verbose))
 
 
 def show(

@@ -3,6 +3,7 @@
 import hashlib
 import os
 from collections.abc import Iterable
+from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 
 from mint.core.errors import MintError
@@ -77,6 +78,12 @@ def require_writable(path: Path) -> None:
         raise MintError(f"{path}: {folder} is a file; needed: a folder to write to")
     if not os.access(folder, os.W_OK | os.X_OK):
         raise MintError(f"{path}: {folder} is not writable; needed: a folder that you may write to")
+
+
+def require_loadable(folder: Path) -> None:
+    """Raise `MintError` for the name of a model folder in which mlx_lm finds no weights: it searches by a pattern."""
+    if not all(fnmatchcase(part, part) for part in folder.absolute().parts):
+        raise MintError(f"{folder}: mlx_lm takes brackets for a pattern and would not find the weights; needed: no [ ]")
 
 
 def move_aside(path: Path) -> Path | None:

@@ -267,7 +267,9 @@ def read_locks(path: Path) -> tuple[str, ...]:
     example = '{"*.v_proj": "8/64", "lm_head": "keep"}'
     try:
         record = json.loads(path.read_text())
-    except (OSError, ValueError, RecursionError) as error:
+    except OSError as error:
+        raise MintError(f"{path}: {error.strerror}; needed a file with JSON like {example}") from error
+    except (ValueError, RecursionError) as error:
         raise MintError(f"{path}: cannot read the locks ({error}); needed JSON like {example}") from error
     if not isinstance(record, dict) or not all(isinstance(name, str) for name in record.values()):
         raise MintError(f"{path}: not a set of locks; needed JSON like {example}")

@@ -31,8 +31,8 @@ class _Words(ProgressColumn):
 class Bars:
     """The bar of the current stage of a command, and those of its nodes below it."""
 
-    def __init__(self, meter: Meter) -> None:
-        console = Console(stderr=True)
+    def __init__(self, meter: Meter, console: Console | None = None) -> None:
+        console = console or Console(stderr=True)
         self._meter, self._has_items = meter, console.width >= _ITEM_COLUMNS
         bar = BarColumn(max(8, min(40, console.width - _OTHER_COLUMNS)))
         columns = (SpinnerColumn(), _Words("title"), bar, _Words("count"), _Words("rest"))

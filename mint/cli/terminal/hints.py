@@ -33,6 +33,7 @@ def hints(arguments: Sequence[str]) -> list[str]:
     """A sentence for every word of these arguments that another tool would take, each once."""
     words = [argument.partition("=")[0] for argument in arguments]
     command = next((word for word in words if not word.startswith("-")), "")
-    sentences = [_COMMANDS.get(command, "")]
-    sentences += [text.format(command=command) for word in words if (text := _OPTIONS.get(word))]
-    return list(dict.fromkeys(filter(None, sentences)))
+    if command in _COMMANDS:
+        return [_COMMANDS[command]]
+    sentences = [text.format(command=command) for word in words if (text := _OPTIONS.get(word))]
+    return list(dict.fromkeys(sentences))

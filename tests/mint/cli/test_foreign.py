@@ -26,7 +26,8 @@ def test_visible_text_is_printable_and_plain_text_stays(text: str) -> None:
 
 def test_every_command_that_prints_names_escapes_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model = write_model("llama", tmp_path / NAME, tokenizer=True)
-    analysis, plan, output = (tmp_path / f"{NAME}{end}" for end in (".mint", ".json", "-out"))
+    analysis, plan = (tmp_path / f"{NAME}{end}" for end in (".mint", ".json"))
+    output = tmp_path / "\u202egpj\x1b[31m\nfake"
     budget = ["--budget", "400kB"]
     for arguments in (
         ["inspect", str(model)],
@@ -44,7 +45,7 @@ def test_every_command_that_prints_names_escapes_them(tmp_path: Path, capsys: py
         assert run_command(arguments) == 0
         shown = "".join(capsys.readouterr())
         assert not [raw for raw in RAW if raw in shown], arguments
-        assert SHOWN in shown or arguments[0] in ("diff", "explain"), arguments
+        assert SHOWN in shown or "\\u202egpj\\x1b[31m\\nfake" in shown or arguments[0] in ("diff", "explain"), arguments
     for arguments in (["inspect", f"{model}-no"], ["allocate", str(analysis), *budget, "-o", str(plan)], [NAME]):
         assert run_command(arguments) in (1, 2)
         shown = capsys.readouterr().err

@@ -42,7 +42,7 @@ def test_a_pipe_gets_whole_rows(folder: Path) -> None:
     """One line a row and nothing cut: what `grep` and `wc` need."""
     result = piped("explain", str(folder / "p.json"))
     rows = [line for line in result.stdout.splitlines() if "down_proj" in line]
-    assert len(rows) == 2
+    assert len(rows) == len({row.split()[0] for row in rows}) > 1
     assert all("model.layers." in row for row in rows)
     assert not any(char in result.stdout for char in "┃│…\x1b")
 
