@@ -17,7 +17,9 @@ def on_terminal(*arguments: str, columns: int, **variables: str) -> list[str]:
     fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 30, columns, 0, 0))
     environment = {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "LINES")}
     environment |= {"TERM": "xterm", "NO_COLOR": "1", **variables}
-    process = subprocess.Popen([*COMMAND, *arguments], stdin=terminal, stdout=terminal, stderr=terminal, env=environment)
+    process = subprocess.Popen(
+        [*COMMAND, *arguments], stdin=terminal, stdout=terminal, stderr=terminal, env=environment
+    )
     os.close(terminal)
     shown = b""
     while part := _read(controller):
@@ -30,7 +32,11 @@ def on_terminal(*arguments: str, columns: int, **variables: str) -> list[str]:
 def piped(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
     """A finished command whose output went to pipes."""
     return subprocess.run(
-        [*COMMAND, *arguments], stdin=subprocess.DEVNULL, capture_output=True, text=True, env={**os.environ, **variables}
+        [*COMMAND, *arguments],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        env={**os.environ, **variables},
     )
 
 

@@ -46,9 +46,7 @@ def test_an_interrupt_says_what_is_kept_and_how_to_go_on(llama: Path, tmp_path: 
     assert (output / "mint.json").exists()
 
 
-def test_an_interrupt_while_kernels_are_compiled_ends_their_process_without_a_word(
-    llama: Path, tmp_path: Path
-) -> None:
+def test_an_interrupt_while_kernels_are_compiled_ends_their_process_without_a_word(llama: Path, tmp_path: Path) -> None:
     arguments = ["analyze", str(llama), "--output", str(tmp_path / "a.mint")]
     code, _, shown = _interrupted(arguments, 1, MINT_CACHE=str(tmp_path / "cache"), MINT_KERNELS=str(tmp_path / "k"))
     assert code == 130

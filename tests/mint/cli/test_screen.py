@@ -50,7 +50,10 @@ def test_the_next_stage_removes_the_nodes_of_the_last() -> None:
 
 
 def test_a_bar_fits_80_columns() -> None:
-    steps = (Progress("analyze", 0, 325_600_000, ""), Progress("analyze", 64_360_000, 325_600_000, "model.layers.0.mlp"))
+    steps = (
+        Progress("analyze", 0, 325_600_000, ""),
+        Progress("analyze", 64_360_000, 325_600_000, "model.layers.0.mlp"),
+    )
     (line,) = _shown(*steps, columns=80)
     assert "64.36 MB of 325.6 MB" in line
     assert len(line.rstrip()) <= 80
