@@ -11,9 +11,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from secrets import token_hex
 
-import platformdirs
-
 from mint.client.http import check_private, is_loopback
+from mint.core.cache import config_folder as user_folder
 from mint.core.errors import MintError
 
 TOKEN_VARIABLE = "RAY_AUTH_TOKEN_PATH"
@@ -64,7 +63,7 @@ def parse_address(text: str, tls: bool = False) -> Address:
 
 def config_folder() -> Path:
     """The folder of this user's secrets of clusters."""
-    return Path(os.environ.get("MINT_CONFIG") or platformdirs.user_config_dir("mint")) / "cluster"
+    return user_folder() / "cluster"
 
 
 def token_path() -> Path:

@@ -70,6 +70,10 @@ _HOME = {name: module for module, names in _HOMES.items() for name in names.spli
 __all__ = ["MintError", "__version__", *_HOME]
 
 
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
 def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module 'mint' has no attribute {name!r}")

@@ -18,11 +18,13 @@ from mint.analysis.probes.probe_file import Probed, probe_path, probes_beside
 from mint.analysis.probes.prober import Probing
 from mint.assembly.assemble import drafted
 from mint.assembly.draft import read_finished, refuse_foreign
+from mint.assembly.early_checks import check_request
 from mint.assembly.reuse import Reuse
 from mint.assembly.stock_child import stock
 from mint.assembly.verify import Verification, verify
 from mint.core.cache import cached_path
 from mint.core.errors import MintError
+from mint.core.files import move_aside
 from mint.core.memory import peak_rss_bytes
 from mint.core.progress import OnNote, OnProgress, ignore, say_nothing
 from mint.formats.rounding import DEFAULT_ROUNDING
@@ -113,6 +115,7 @@ def quantize(
     reuse: Sequence[Path | str] = (),
     executor: Executor = in_process,
     on_progress: OnProgress = ignore,
+    force: bool = False,
     on_note: OnNote = say_nothing,
 ) -> Quantized:
     """Write the best MLX model of `model` whose weight files take at most `budget` to the new folder `output`.
@@ -124,7 +127,9 @@ def quantize(
     everything that the user can fix. The model is verified before `output` appears; one that fails its verification
     raises too, and stays for inspection as `output`.partial.
     """
-    pipeline = Pipeline(recipe, analysis, keep_nonfinite, reuse, executor, on_progress, probing, on_note=on_note)
+    pipeline = Pipeline(
+        recipe, analysis, keep_nonfinite, reuse, executor, on_progress, probing, force=force, on_note=on_note
+    )
     (result,) = pipeline.run(model, [Target(Path(output), Budget.of(budget))])
     return result
 
@@ -140,6 +145,7 @@ class Pipeline:
     executor: Executor = in_process
     on_progress: OnProgress = ignore
     probing: Probing = Probing()  # noqa: RUF009, it is frozen
+    force: bool = False
     on_note: OnNote = say_nothing
     hooks: Hooks = field(default_factory=Hooks)
     seconds: dict[str, float] = field(default_factory=dict)
@@ -149,8 +155,7 @@ class Pipeline:
 
         All plans are made before anything is written. Later targets copy what earlier ones hold in the same format.
         """
-        for target in targets:
-            refuse_foreign(target.output)
+        self._refuse(targets)
         if targets:
             stock()  # starts while this process analyzes
         source = model
@@ -159,14 +164,17 @@ class Pipeline:
             source = open_source(source, **opening, on_progress=self.on_progress)
         for notice in source.notices:
             self.on_note(notice)
-        for target in targets:
-            refuse_foreign(target.output, model=source.identity)
+        self._refuse(targets, model=source.identity)
+        budgets, outputs = [target.budget for target in targets], [target.output for target in targets]
+        check_request(source, self.recipe, budgets, outputs, [self._analysis_path(source)])
         if has_own_code(source.folder) and (fault := tokenizer_fault(source.folder)):
             self.on_note(f"{source.folder.name}: {fault}")
         measured = self._measure(source)
         plans = self._plans(targets, measured) if targets else []
         for target, plan in zip(targets, plans, strict=True):
-            refuse_foreign(target.output, model=source.identity, plan=plan.digest)
+            self._refuse([target], model=source.identity, plan=plan.digest)
+            if self.force and (old := move_aside(target.output)):
+                self.on_note(f"{target.output} is now {old}")
         folders = [Path(folder) for folder in self.reuse]
         results = []
         for target, plan in zip(targets, plans, strict=True):
@@ -174,10 +182,20 @@ class Pipeline:
             folders.append(target.output)
         return results
 
+    def _refuse(self, targets: Sequence[Target], **digests: str) -> None:
+        """Raise `MintError` for an existing output that is not the finished model of these digests."""
+        for target in targets:
+            if not self.force:
+                refuse_foreign(target.output, **digests)
+
+    def _analysis_path(self, source: Source) -> Path:
+        device = measuring_device(self.executor)
+        return Path(self.analysis or cached_analysis(source, self.recipe.rounding, device=device))
+
     def _measure(self, source: Source) -> Measured:
         """Analyze, and probe if the recipe asks for it."""
         device, rounding = measuring_device(self.executor), self.recipe.rounding
-        path = Path(self.analysis or cached_analysis(source, rounding, device=device))
+        path = self._analysis_path(source)
         beside = Path(self.analysis or cached_analysis(source, device=device))  # the probes serve all roundings
         works = (WRITE,) if path.exists() else (MEASURE, WRITE)
         begin_kernels(rounding, works, {unit.dtype for unit in source.units})  # they compile side by side

@@ -41,6 +41,7 @@ def own_cache(folder: Path) -> Path:
 @pytest.fixture(autouse=True)
 def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MINT_CACHE", str(own_cache(tmp_path_factory.mktemp("cache"))))
+    monkeypatch.setenv("MINT_CONFIG", str(tmp_path_factory.mktemp("config")))
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -124,7 +124,7 @@ def _expect_listener(address: Address) -> None:
     if error:
         raise MintError(
             f"{address} does not answer ({error.strerror or 'no answer'}); needed: a network between both machines, no "
-            "firewall on that port, and on a Mac the permission for the local network (mint cluster doctor)"
+            "firewall on that port, and on a Mac the permission for the local network (mint doctor)"
         ) from error
 
 

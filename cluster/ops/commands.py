@@ -5,7 +5,7 @@ Heavy modules, above all Ray, are imported inside the commands.
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -21,12 +21,9 @@ from cluster.settings import (
 )
 from cluster.transport.connect import driving, needing_ray
 from mint.cli.options import NONE, Dtype, Json, Model, argument, option
-from mint.cli.screen import Screen
+from mint.cli.terminal.screen import Screen
 from mint.core.errors import MintError
 from mint.formats.rounding import DEFAULT_ROUNDING
-
-if TYPE_CHECKING:
-    from cluster.ops.doctor import Finding
 
 app = typer.Typer(
     name="cluster",
@@ -107,31 +104,6 @@ def status(head: Head = HERE, token_file: TokenFile = None, tls: Tls = False, as
         assert answer
         record = cluster_record(answer, survey(pack_node, ANSWER_SECONDS))
     screen.answer(record)
-
-
-@app.command()
-def doctor(
-    head: Annotated[str, argument("[[tls://]HOST[:PORT]]", "Also check that this cluster accepts this machine.")] = "",
-    as_json: Json = False,
-) -> None:
-    """Check this machine for known problems of a cluster and name the cures. The report contains no secret.
-
-    The exit code is 1 if a finding is bad.
-    """
-    from dataclasses import asdict
-
-    from cluster.ops.doctor import examine, is_well
-    from cluster.ops.machine import observe
-
-    with Screen(as_json) as screen:
-        machine = observe()
-        findings = examine(machine)
-        if head:
-            findings.append(_check_head(head))
-    record = {"checks": [asdict(finding) for finding in findings], "well": is_well(findings)}
-    screen.answer(record | ({"machine": asdict(machine)} if as_json else {}))
-    if not is_well(findings):
-        raise typer.Exit(1)
 
 
 @app.command()
@@ -223,20 +195,6 @@ def _print_next_steps(address: Address, token: Path) -> None:
     variable = "" if token == token_path() else f"{TOKEN_VARIABLE}={token} "
     typer.echo(f"Then run on any of them:\n  {variable}mint quantize MODEL --budget 64GB --cluster {url}")
     typer.echo("Ctrl-C stops the head and thereby the cluster.")
-
-
-def _check_head(head: str) -> "Finding":
-    from cluster.ops.doctor import BAD, GOOD, Finding
-
-    address = parse_address(head)
-    try:
-        with needing_ray():
-            from cluster.head.handshake import knock
-
-            answer = knock(address, checked_secrets(address))
-    except MintError as error:
-        return Finding("cluster", BAD, str(address), str(error))
-    return Finding("cluster", GOOD, f"{address}: {len(answer.living())} nodes, same versions, token accepted")
 
 
 def _folders(roots: list[Path]) -> tuple[Path, ...]:

@@ -4,14 +4,17 @@ The checks are pure functions of an observation, so any machine can be checked o
 from documentation and issue trackers. The report is meant to be sent, so it contains no secret.
 """
 
-from dataclasses import dataclass
+from dataclasses import asdict
+from typing import Any
 
 from cluster.ops.autostart import OPEN_FILES
-from cluster.ops.machine import PACKAGES, Machine
-from cluster.settings import STORE_BYTES
+from cluster.ops.machine import PACKAGES, Machine, observe
+from cluster.settings import STORE_BYTES, checked_secrets, installed_version, parse_address
+from cluster.transport.connect import needing_ray
 from mint.client.http import is_loopback
+from mint.core.errors import MintError
+from mint.run.checkup import BAD, DOUBTFUL, GOOD, Finding
 
-GOOD, DOUBTFUL, BAD = "good", "doubtful", "BAD"
 SOCKET_PATH = 104  # bytes of a socket's path on macOS, with the 0 at its end; Linux has 108
 _SOCKET_NAME = "/session_2026-01-01_00-00-00_000000_00000/sockets/plasma_store"
 FREE_BYTES = 2 * 10**9
@@ -42,14 +45,24 @@ FATAL = {"packages", "processor", "GPU", "port 8265", "token", "socket paths", "
 Results = dict[str, tuple[bool, str] | tuple[bool, str, str]]  # by check: is it good, the observation, details
 
 
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """The result of a check; `cure` is empty if the verdict is good."""
+def diagnose(head: str) -> tuple[list[Finding], dict[str, Any]]:
+    """The findings for `mint doctor`, and the observations; none without Ray, unless a cluster is to be checked."""
+    if not head and not installed_version("ray"):
+        return [], {}
+    machine = observe()
+    return [*examine(machine), *([_check_head(head)] if head else [])], asdict(machine)
 
-    check: str
-    verdict: str
-    found: str
-    cure: str = ""
+
+def _check_head(head: str) -> Finding:
+    address = parse_address(head)
+    try:
+        with needing_ray():
+            from cluster.head.handshake import knock
+
+            answer = knock(address, checked_secrets(address))
+    except MintError as error:
+        return Finding("cluster", BAD, str(address), str(error))
+    return Finding("cluster", GOOD, f"{address}: {len(answer.living())} nodes, same versions, token accepted")
 
 
 def examine(machine: Machine) -> list[Finding]:
@@ -60,11 +73,6 @@ def examine(machine: Machine) -> list[Finding]:
         cure = "mint cluster up makes one; on other machines copy the head's token there"
         findings["token"] = Finding("token", DOUBTFUL, f"none at {machine.token}", cure)
     return list(findings.values())
-
-
-def is_well(findings: list[Finding]) -> bool:
-    """True if no finding is bad."""
-    return all(finding.verdict != BAD for finding in findings)
 
 
 def _finding(check: str, well: bool, observation: str, details: str = "") -> Finding:

@@ -1,4 +1,4 @@
-"""Observes this machine and its models, for `mint cluster status` and `mint cluster doctor`."""
+"""Observes this machine and its models, for `mint cluster status` and `mint doctor`."""
 
 import os
 import platform

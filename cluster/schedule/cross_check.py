@@ -38,6 +38,6 @@ def check_agreement(unit: str, results: Mapping[str, T], difference: Callable[[T
             quantity, one, other = values
             raise MintError(
                 f"unit {unit}: {quantity} is {one:.9g} on {first} and {other:.9g} on {node}; needed: the "
-                f"same within {TOLERANCE:g} relative on every chip. Run mint cluster doctor on both, remove one, and "
+                f"same within {TOLERANCE:g} relative on every chip. Run mint doctor on both, remove one, and "
                 "analyze again"
             )

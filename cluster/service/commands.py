@@ -17,7 +17,7 @@ import typer
 from cluster.service.data.records import SCOPES, Quota
 from cluster.service.settings import Settings
 from mint.cli.options import NONE, Json, argument, option
-from mint.cli.screen import Screen
+from mint.cli.terminal.screen import Screen
 from mint.client.http import PORT
 from mint.core.errors import MintError
 from mint.core.log import FORMATS, LEVELS, configure_logging

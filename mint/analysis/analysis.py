@@ -98,6 +98,9 @@ class Analysis:
     features: Mapping[str, Any]  # numpy's version and the norm before each unit; empty without features
     digest: str
 
+    def __repr__(self) -> str:
+        return f"<Analysis of {len(self.units)} units, {self.model_type}, rounding {self.rounding}>"
+
     @property
     def context(self) -> ContextMemory:
         """The memory of a context; `MintError` for a model whose forward pass cannot be traced."""

@@ -16,10 +16,10 @@ from pathlib import Path
 import mlx.core as mx
 
 from mint.analysis.unit_jobs import Packed, Quantize
-from mint.assembly.draft import JOURNAL_NAME, Draft, naming_full_disk, refuse_existing
+from mint.assembly.draft import JOURNAL_NAME, Draft, naming_full_disk
 from mint.assembly.reuse import Reuse
 from mint.core.errors import DiskFullError, MintError
-from mint.core.files import flush, partial_path, write_whole
+from mint.core.files import flush, partial_path, require_new, require_writable, write_whole
 from mint.core.journal import Journal
 from mint.core.log import log
 from mint.core.memory import memory_is_short
@@ -93,7 +93,7 @@ def drafted(
     folder = partial_path(output)
     folder.mkdir(parents=True, exist_ok=True)
     _check_space(folder, plan)
-    refuse_existing(output)  # its journal may be gone because another process has just finished it
+    require_new(output)  # its journal may be gone because another process has just finished it
     header = {"plan": plan.digest, "device": device_kind(), "versions": versions(), "text": [text.count, text.window]}
     with Journal(folder / JOURNAL_NAME, _MAGIC, header) as journal:
         with source.files.reading(), naming_full_disk(folder, plan.planned_bytes):
@@ -182,7 +182,8 @@ def _packed(
 
 
 def _check(plan: Plan, source: Source, output: Path) -> None:
-    refuse_existing(output)
+    require_new(output)
+    require_writable(output)
     if (plan.model, plan.dtype, plan.loader) != (source.identity, source.dtype, source.loader):
         raise MintError(
             f"the plan is for another model than {source.folder} (found identity {source.identity[:12]}, "

@@ -10,8 +10,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from mint.core.errors import DiskFullError, MintError
-from mint.core.files import flush
+from mint.core.errors import DiskFullError
+from mint.core.files import flush, require_new
 from mint.model.checkpoint.file_states import FileStates
 from mint.model.checkpoint.manifest import MANIFEST_NAME, Manifest, read_manifest
 from mint.model.checkpoint.writer import disk_full
@@ -32,20 +32,12 @@ class Draft:
     def finish(self) -> Manifest:
         """Give the folder its final name; `MintError` if the source changed meanwhile or the name is taken."""
         self.source_files.check()
-        refuse_existing(self.output)  # a rename replaces an empty folder in silence
+        require_new(self.output)  # a rename replaces an empty folder in silence
         self.folder.rename(self.output)
         (self.output / JOURNAL_NAME).unlink()  # locked until now: nobody resumes a folder that is about to be renamed
         flush(self.output)
         flush(self.output.parent)
         return self.manifest
-
-
-def refuse_existing(output: Path, reason: str = "") -> None:
-    """Raise `MintError` if `output` exists."""
-    if output.exists():
-        because = f" ({reason})" if reason else ""
-        message = f"{output} exists; nothing is ever overwritten{because}"
-        raise MintError(f"{message}. Choose another --output or move it away")
 
 
 def refuse_foreign(output: Path, **digests: str) -> None:
@@ -54,13 +46,13 @@ def refuse_foreign(output: Path, **digests: str) -> None:
     `digests`, such as that of its `plan` or `model`, are compared with those of its manifest.
     """
     if not (output / MANIFEST_NAME).is_file():
-        refuse_existing(output)
+        require_new(output)
         return
     manifest = read_manifest(output)
     needed = {**digests, "device": device_kind(), "versions": versions()}
     differing = [name for name, value in needed.items() if getattr(manifest, name) != value]
     if differing:
-        refuse_existing(output, f"it is of another {differing[0]}")
+        require_new(output, f"it is of another {differing[0]}")
 
 
 def read_finished(output: Path) -> Manifest:

@@ -4,36 +4,55 @@ The parameters of the function are the arguments and options of the command. A p
 function stands for the options of that function and receives its result. So a group of options is declared once.
 """
 
-from collections.abc import Callable, Iterator
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from functools import cache, wraps
 from inspect import Parameter, Signature, isfunction, signature
 from typing import Any
 
-from mint.cli.options import Json
-from mint.cli.screen import Record, Screen
+from mint.cli.options import screen_of
+from mint.cli.terminal.interruption import Interrupted
+from mint.cli.terminal.screen import Answer, Record, Screen
+
+Result = Record | Answer
 
 
-def command(function: Callable[..., Record | list[Record]]) -> Callable[..., int]:
-    """The command of a function, with --json; it prints the records and returns the exit code.
+def command(function: Callable[..., Result | Sequence[Result]]) -> Callable[..., int]:
+    """The command of a function, with the options of the output; it prints the results and returns the exit code.
 
     The function may take the `Screen`. Results of groups that are context managers, such as connections, are closed
-    before anything is printed. The exit code is 1 for a record with `passed` false.
+    before anything is printed. The exit code is 1 for a record with `passed` false. An interrupt is raised as
+    `Interrupted`, with the progress so far.
     """
 
     @wraps(function)
-    def run(as_json: bool, **options: Any) -> int:
-        with ExitStack() as stack:
-            screen = stack.enter_context(Screen(as_json))
-            result = _call(function, {**options, "screen": screen}, stack)
-        records = result if isinstance(result, list) else [result]
-        screen.answer(*records)
+    def run(**options: Any) -> int:
+        screen = _call(screen_of, options, ExitStack())
+        try:
+            with screen, ExitStack() as stack:
+                result = _call(function, {**options, "screen": screen}, stack)
+            answers = result if isinstance(result, list) else [result]
+            _print(screen, answers)
+        except KeyboardInterrupt as error:
+            raise Interrupted(screen.meter) from error
+        records = [answer.record if isinstance(answer, Answer) else answer for answer in answers]
         return int(any(record.get("passed") is False for record in records))
 
-    parameters = [*_options(function), Parameter("as_json", Parameter.KEYWORD_ONLY, default=False, annotation=Json)]
+    parameters = [*_options(function), *_options(screen_of)]
     vars(run)["__signature__"] = Signature(parameters)  # read by typer
     run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     return run
+
+
+def _print(screen: Screen, answers: Sequence[Result]) -> None:
+    """Print the answers; a reader that has enough, such as `head`, is no error."""
+    try:
+        screen.answer(*answers)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # for what is left in the buffer
 
 
 def _options(function: Callable[..., Any]) -> Iterator[Parameter]:

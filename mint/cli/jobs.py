@@ -8,7 +8,8 @@ import typer
 
 from mint.cli import options as opt
 from mint.cli.options import argument, option
-from mint.cli.screen import Record, Screen
+from mint.cli.outputs import named
+from mint.cli.terminal.screen import Record, Screen
 from mint.core.errors import MintError
 from mint.core.pick import pick
 
@@ -129,4 +130,4 @@ def _time(seconds: float | None) -> str:
 
 
 def _folder_name(job: "ServedJob") -> str:
-    return f"{Path(job.model).name}-{job.budget or 'analysis'}".replace(" ", "")
+    return named(Path(job.model).name, job.budget or "analysis")

@@ -5,13 +5,19 @@ the user can fix, 2 wrong usage, 3 a bug, 130 interrupted.
 """
 
 import gc
+import signal
 import sys
 from typing import Annotated
 
 import typer
 
-from mint.cli import jobs, model, plan, quality
+from mint.cli import jobs, machine, model, plan, quality
 from mint.cli.command import command
+from mint.cli.settings import option_defaults
+from mint.cli.terminal.foreign import visible_lines
+from mint.cli.terminal.hints import hints
+from mint.cli.terminal.interruption import Interrupted, interruption
+from mint.core.cache import cache_folder
 from mint.core.errors import MintError, fixable
 from mint.core.log import configure_logging
 from mint.core.version import __version__
@@ -46,7 +52,8 @@ def options(
 
 for _function in (
     model.quantize, model.inspect, model.analyze, quality.probe, plan.allocate, plan.curve, plan.explain, plan.diff,
-    model.assemble, model.verify, quality.evaluate, plan.devices, jobs.submit, jobs.jobs, jobs.cancel, jobs.download,
+    model.assemble, model.verify, quality.evaluate, plan.show, plan.devices, machine.doctor, machine.config,
+    jobs.submit, jobs.jobs, jobs.cancel, jobs.download,
 ):  # fmt: skip
     app.command()(command(_function))
 
@@ -99,6 +106,7 @@ def main(arguments: list[str] | None = None) -> None:
     gc.set_threshold(100_000)
     allow_restart()
     code = run_command(sys.argv[1:] if arguments is None else arguments)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the answer is out: nothing is left to interrupt
     gc.freeze()
     sys.exit(code)
 
@@ -107,24 +115,37 @@ def run_command(arguments: list[str]) -> int:
     """Run the command line and return its exit code. With --json an error is one object on stdout too."""
     try:
         _add_outside_command(arguments)
-        code = app(arguments, standalone_mode=False)
+        code = app(arguments, standalone_mode=False, default_map=option_defaults(app))
     except MintError as error:
         return _fail(arguments, str(error), 1)
+    except Interrupted as error:
+        return _fail(arguments, interruption(arguments, error.stage), 130)
     except (KeyboardInterrupt, typer.Abort):
-        return _fail(arguments, "interrupted; run the same command again to resume", 130)
+        return _fail(arguments, interruption(arguments), 130)
     except Exception as error:
         if hasattr(error, "show"):  # wrong usage
-            from typer import rich_utils
-
-            rich_utils.rich_format_error(error)  # type: ignore[arg-type]
-            return int(getattr(error, "exit_code", 2))
+            return _refuse(arguments, error)
         if message := fixable(error):
             return _fail(arguments, message, 1)
         import traceback
 
         traceback.print_exc()
-        return _fail(arguments, f"this is a bug in mint, please report it: {error!r}", 3)
+        return _fail(
+            arguments, f"this is a bug in mint, please report it with the output of mint doctor --json: {error!r}", 3
+        )
+    if code == 130:  # typer's way to say that a command was interrupted
+        return _fail(arguments, interruption(arguments), 130)
     return int(code or 0)
+
+
+def _refuse(arguments: list[str], error: Exception) -> int:
+    """Say what is wrong with the usage, and how mint says what other tools call otherwise."""
+    from typer import rich_utils
+
+    rich_utils.rich_format_error(error)  # type: ignore[arg-type]
+    for hint in hints(arguments):
+        print(f"mint: {hint}", file=sys.stderr)
+    return int(getattr(error, "exit_code", 2))
 
 
 def _fail(arguments: list[str], message: str, code: int) -> int:
@@ -132,5 +153,6 @@ def _fail(arguments: list[str], message: str, code: int) -> int:
         import json
 
         print(json.dumps({"error": message, "exit_code": code}))
-    print(f"mint: {message}", file=sys.stderr)
+    hint = " (the cache; MINT_CACHE names another folder)" if str(cache_folder()) in message else ""
+    print(f"mint: {visible_lines(message)}{hint}", file=sys.stderr)
     return code

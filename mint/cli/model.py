@@ -9,30 +9,38 @@ from typing import Annotated, Any
 import mint
 from mint.cli import options as opt
 from mint.cli.options import argument, option
-from mint.cli.screen import Record, Screen
+from mint.cli.outputs import check_names, default_outputs, described, outputs_of, set_aside
+from mint.cli.terminal.screen import Answer, Record, Screen
 from mint.formats.rounding import ROUNDINGS
 
 
 def quantize(
     screen: Screen,
     model: opt.Model,
-    output: Annotated[
-        Path, option("", "New folder, built in OUTPUT.partial; OUTPUT-BUDGET for several budgets.", "--output", "-o")
-    ],
     budgets: opt.Budgets,
     recipe: opt.RecipeOptions,
+    output: Annotated[
+        Path | None,
+        option(
+            "", "New folder; default: MODEL-BUDGET beside a local model. OUTPUT-BUDGET for several.", "--output", "-o"
+        ),
+    ] = None,
+    force: opt.Force = False,
     analysis: Annotated[Path | None, option("", "Keep the analysis here; default: in a cache.")] = None,
     keep_nonfinite: opt.KeepNonfinite = False,
     cluster: opt.Cluster = "",
     share: opt.Share = False,
     reuse: opt.Reused = opt.NONE,
-) -> list[Record]:
+) -> list[Answer]:
     """Write the best MLX model that fits: analyze, allocate, assemble, verify.
 
     Interrupted or killed, the same command resumes.
 
     Example: mint quantize models/Qwen3-8B --budget 6GB --output Qwen3-8B-6GB
     """
+    outputs = outputs_of(budgets, output) if output else default_outputs(model, budgets)
+    screen.begin(f"quantize {described(model)} to {', '.join(map(str, budgets))} -> {', '.join(map(str, outputs))}")
+    check_names(model, outputs, force=force)
     if recipe.probe or ROUNDINGS[recipe.rounding].needs_model:
         from mint.run.blas import restart_with_fast_blas
 
@@ -42,16 +50,19 @@ def quantize(
     stock()  # imports mlx_lm while this process does
     from mint.pipeline import Pipeline, Target
     from mint.render.plans import quantized_record
+    from mint.render.summary import model_summary
     from mint.run.executor import executing
 
     work: dict[str, Any] = {"on_progress": screen.on_progress, "on_note": screen.note}
     opening: dict[str, Any] = {"loader": recipe.loader, "requantize": recipe.requantize, "share": share}
     nodes = executing(cluster, model, recipe.dtype, **opening, **work)
     with nodes as (folder, executor):
-        pipeline = Pipeline(recipe, analysis, keep_nonfinite, reuse, executor, **work)
-        outputs = opt.outputs_of(budgets, output)
+        pipeline = Pipeline(recipe, analysis, keep_nonfinite, reuse, executor, force=force, **work)
         results = pipeline.run(folder, list(map(Target, outputs, budgets)))
-    return [quantized_record(result) for result in results]
+    return [
+        Answer(quantized_record(result), model_summary(result.plan, result.output, result.manifest.closeness))
+        for result in results
+    ]
 
 
 def inspect(
@@ -85,14 +96,19 @@ def analyze(
     features: Annotated[bool, option("", "Also describe units (spectrum, kurtosis, noise).", "--features")] = False,
     cluster: opt.Cluster = "",
     share: opt.Share = False,
+    force: opt.Force = False,
 ) -> Record:
     """Measure the error of every format in every unit. Killed at any point, the same command resumes."""
     from mint.model.locate import model_name
-    from mint.render.models import analysis_record
 
     path = output or Path(f"{model_name(model)}.mint")
+    screen.begin(f"analyze {described(model)} -> {path}")
+    check_names(model, [], [path])
+    from mint.render.models import analysis_record
+
     opening: dict[str, Any] = {"loader": opt.loader(vision), "requantize": requantize}
     with opt.opened(screen, model, dtype, cluster, share=share, **opening) as (source, executor):
+        set_aside(screen, force, path)
         analysis = mint.analyze(
             source,
             path,
@@ -114,9 +130,13 @@ def assemble(
     reuse: opt.Reused = opt.NONE,
     cluster: opt.Cluster = "",
     share: opt.Share = False,
-) -> Record:
+    force: opt.Force = False,
+) -> Answer:
     """Write the model that a plan describes; formats edited by hand count. Killed, the same command resumes."""
+    screen.begin(f"assemble {plan} from {described(model)} -> {output}")
+    check_names(model, [output], force=force)
     from mint.render.models import manifest_record
+    from mint.render.summary import model_summary
 
     chosen = mint.read_plan(plan)
     if ROUNDINGS[chosen.rounding].needs_model:
@@ -128,6 +148,7 @@ def assemble(
     earlier = mint.Reuse(reuse)
     opening: dict[str, Any] = {"loader": chosen.loader, "requantize": True}
     with opt.opened(screen, model, chosen.dtype, cluster, share=share, **opening) as (source, executor):
+        set_aside(screen, force, output)
         manifest = mint.assemble(
             chosen,
             source,
@@ -137,7 +158,9 @@ def assemble(
             on_progress=screen.on_progress,
             on_note=screen.note,
         )
-    return manifest_record(manifest, output, earlier)
+    return Answer(
+        manifest_record(manifest, output, earlier), model_summary(chosen, output, manifest.closeness, is_verified=False)
+    )
 
 
 def verify(
@@ -148,6 +171,10 @@ def verify(
     ] = "",
 ) -> Record:
     """Check sizes, digests, tensors and config, load the model with mlx_lm, and compare its logits."""
+    from mint.model.checkpoint.manifest import read_manifest
+
+    screen.begin(f"verify {folder}" + (f" against {model}" if model else ""))
+    read_manifest(folder)
     from mint.assembly.stock_child import stock
     from mint.render.models import verification_record
 

@@ -14,9 +14,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 import mint
-from mint.cli.screen import Screen
+from mint.cli import completion
+from mint.cli.terminal.screen import PROGRESS, Screen
 from mint.core.errors import MintError
-from mint.core.sizes import parse_budget
+from mint.core.log import configure_logging, is_verbose
+from mint.core.sizes import Amount, parse_budget
 from mint.formats.rounding import ROUNDINGS
 from mint.plan.recipe import DTYPES, TEXT, VISION, Budget, Recipe, Room
 from mint.plan.rules import read_locks
@@ -35,9 +37,9 @@ def option(metavar: str, help: str, *names: str, panel: str | None = None, **set
     return typer.Option(*names, metavar=metavar or None, help=help, rich_help_panel=panel, **settings)
 
 
-def argument(metavar: str, help: str) -> Any:
+def argument(metavar: str, help: str, **settings: Any) -> Any:
     """An argument of a command."""
-    return typer.Argument(metavar=metavar, help=help)
+    return typer.Argument(metavar=metavar, help=help, **settings)
 
 
 _memory, _rule, _service = (partial(option, panel=panel) for panel in ("Memory", "Rules", "Service"))
@@ -55,14 +57,27 @@ def _checked_rounding(name: str) -> str:
     return name
 
 
+def _checked_progress(kind: str) -> str:
+    if kind not in PROGRESS:
+        raise typer.BadParameter(f"found {kind!r}, needed {', '.join(PROGRESS[:-1])} or {PROGRESS[-1]}")
+    return kind
+
+
 # a str: `Path` would remove the `./` that tells a folder from an id of the hub
 Model = Annotated[
     str, argument("MODEL", "Folder of a Hugging Face model in safetensors format, a GGUF file, or an id of the hub "
-                           "(owner/name, owner/name@revision), which is downloaded if need be."),
+                           "(owner/name, owner/name@revision), which is downloaded if need be.",
+                  autocompletion=completion.models),
 ]  # fmt: skip
 PlanFile = Annotated[Path, argument("PLAN", "A file that `mint allocate` wrote, or a folder that mint wrote.")]
 Dtype = Annotated[
-    str, option("", "Cast weights to float16, bfloat16 or float32; default: the config's own.", callback=_checked_dtype)
+    str,
+    option(
+        "",
+        "Cast weights to float16, bfloat16 or float32; default: the config's own.",
+        callback=_checked_dtype,
+        autocompletion=completion.dtypes,
+    ),
 ]
 Requantize = Annotated[
     bool, option("", "Accept a model that MLX has quantized; its errors stay, and new ones are added.", "--requantize")
@@ -72,7 +87,7 @@ Rounding = Annotated[
     option(
         "NAME", "nearest, as mlx rounds; search: scales with less error, same bytes; compensate: least error by far. "
         "Weights then compensate each other's errors, on text that the model writes: it has to run.",
-        callback=_checked_rounding,
+        callback=_checked_rounding, autocompletion=completion.roundings,
     ),
 ]  # fmt: skip
 Vision = Annotated[
@@ -88,12 +103,28 @@ Cluster = Annotated[
 ]
 Share = Annotated[bool, option("", "With --cluster: nodes read missing shards from other nodes.", "--share")]
 Json = Annotated[bool, option("", "Print one JSON object on stdout, everything else on stderr.", "--json")]
+Verbose = Annotated[bool, option("", "Show every detail, and log every unit of work.", "--verbose", "-v")]
+ProgressKind = Annotated[
+    str,
+    option("KIND", "Progress on stderr: bar, plain (lines), json (an object a line) or none.", envvar="MINT_PROGRESS",
+           callback=_checked_progress),
+]  # fmt: skip
+Force = Annotated[bool, option("", "Move an existing output aside (to OUTPUT.old) instead of refusing.", "--force")]
 Reused = Annotated[list[Path], option("FOLDER", "Copy units of the same format from here. May be repeated.", "--reuse")]
 Probe = Annotated[bool, option("", "Measure the sensitivity of every unit first (see mint probe).", "--probe")]
 
 
+def screen_of(as_json: Json = False, verbose: Verbose = False, progress: ProgressKind = PROGRESS[0]) -> Screen:
+    """The screen that the options of the output ask for."""
+    if verbose:
+        configure_logging(level="debug")
+    return Screen(as_json, progress=progress, is_verbose=verbose or is_verbose())
+
+
 def rules(
-    objective: Annotated[str, _rule("NAME", "The quantity to minimize: output, mint or energy.")] = RECIPE.objective,
+    objective: Annotated[
+        str, _rule("NAME", "The quantity to minimize: output, mint or energy.", autocompletion=completion.objectives)
+    ] = RECIPE.objective,
     veto_db: Annotated[float, _rule("DB", "Least signal-to-noise ratio of a format.", "--veto")] = RECIPE.veto_db,
     min_bits: Annotated[int, _rule("BITS", "Fewest bits of a unit.")] = RECIPE.min_bits,
     max_bits: Annotated[
@@ -109,7 +140,9 @@ def rules(
         list[str],
         _rule("PATTERN", "Allow fewer bits than the model or the role asks for: '*.gate'.", "--ignore-floors"),
     ] = NONE,
-    compat: Annotated[str, _rule("LOADER", "Only formats of this loader (mint devices --loaders).")] = RECIPE.compat,
+    compat: Annotated[
+        str, _rule("LOADER", "Only formats of this loader (mint devices --loaders).", autocompletion=completion.loaders)
+    ] = RECIPE.compat,
     prefer_speed: Annotated[
         float, _rule("X", "Trade quality for speed: at 1, 1 % of decoding time is worth 1 % of the loss of 4/64.")
     ] = RECIPE.prefer_speed,
@@ -155,19 +188,41 @@ def budgets(
     ] = NONE,
     device: Annotated[
         list[str],
-        _memory("NAME", "Instead of a budget: a device, 'this' for this machine (see mint devices). May be repeated."),
+        _memory("NAME", "The memory of a device ('this': this machine; see mint devices). May be repeated.",
+                autocompletion=completion.devices),
     ] = NONE,
     context: Annotated[str, _memory("TOKENS", "With --device: the context to leave room for.")] = ROOM.context,
     kv_bits: Annotated[int | None, _memory("BITS", "With --device: bits of a quantized KV cache.")] = ROOM.kv_bits,
     reserve: Annotated[str, _memory("SIZE", "With --device: memory for everything else.")] = ROOM.reserve,
 ) -> list[Budget]:  # fmt: skip
-    """The budgets; raises `MintError` if one is given twice."""
+    """The budgets; raises `MintError` if one is given twice, or room without a device."""
     room = Room(context, kv_bits, reserve)
-    budgets = [Budget(parse_budget(text), room=room) for text in budget]
-    budgets += [Budget(device=name, room=room) for name in device]
+    if room != ROOM and not device:
+        raise MintError("--context, --kv-bits and --reserve are for --device; a budget is the size of the files alone")
+    budgets = [Budget(_amount(text), room=room) for text in budget]
+    budgets += [Budget(device=_device_name(name), room=room) for name in device]
     if len(set(map(str, budgets))) < len(budgets):
         raise MintError("a budget is given twice; give each one once")
     return budgets
+
+
+def _amount(text: str) -> Amount:
+    """The amount of a budget; `MintError` names the right option for a device."""
+    try:
+        return parse_budget(text)
+    except MintError as error:
+        if text in completion.devices(text):
+            raise MintError(f"{text} is a device; needed: --device {text}") from error
+        raise
+
+
+def _device_name(text: str) -> str:
+    """The name of a device; `MintError` names the right option for a size."""
+    try:
+        parse_budget(text)
+    except MintError:
+        return text
+    raise MintError(f"{text} is a size, no device; needed: --budget {text}")
 
 
 def required_budgets(budgets: Annotated[list[Budget], budgets]) -> list[Budget]:
@@ -203,14 +258,6 @@ AnyBudgets = Annotated[list[Budget], budgets]
 Budgets = Annotated[list[Budget], required_budgets]
 Service = Annotated["Client", service]
 OptionalService = Annotated["Client | None", optional_service]
-
-
-def outputs_of(budgets: list[Budget], output: Path) -> list[Path]:
-    """The output of each budget: `output` itself for one, `output-BUDGET` for several."""
-    if len(budgets) == 1:
-        return [output]
-    names = [str(budget).replace(" ", "") for budget in budgets]
-    return [output.with_name(f"{output.stem}-{name}{output.suffix}") for name in names]
 
 
 @contextmanager

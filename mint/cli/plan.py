@@ -8,7 +8,8 @@ from typing import Annotated
 import mint
 from mint.cli import options as opt
 from mint.cli.options import argument, option
-from mint.cli.screen import Record, Screen
+from mint.cli.outputs import check_new, outputs_of, set_aside
+from mint.cli.terminal.screen import Answer, Record, Screen
 from mint.core.errors import MintError
 from mint.plan.recipe import Room
 
@@ -25,8 +26,9 @@ def allocate(
     output: Annotated[
         Path | None, option("", "New file for the plan, as JSON; several budgets: NAME-BUDGET.", "--output", "-o")
     ] = None,
-) -> list[Record]:
-    """Choose a format for every unit: the least predicted loss that fits the budget. Takes a moment.
+    force: opt.Force = False,
+) -> list[Answer]:
+    """Choose a format for every unit: the least predicted loss that fits the budget.
 
     --dtype, --rounding and --probe choose an analysis of the service; those of a file were chosen by mint analyze.
 
@@ -35,6 +37,7 @@ def allocate(
     from mint.analysis.probes.probe_file import probes_beside
     from mint.plan.allocate import allocate_all
     from mint.render.plans import plan_record
+    from mint.render.summary import plan_summary
 
     started = time.perf_counter()
     defaults = opt.RECIPE.to_dict()
@@ -44,23 +47,20 @@ def allocate(
             f"{', '.join(changed)} with {analysis}: a finished analysis stays as it is; "
             "needed: --server, which makes another, or mint analyze and mint probe"
         )
-    outputs = opt.outputs_of(budgets, output) if output else []
-    _refuse_existing(*outputs)
+    outputs = outputs_of(budgets, output) if output else []
+    check_new(outputs, force=force)
     path = Path(analysis)
     if client:
         path = client.analysis(analysis, recipe, on_progress=screen.on_progress, on_note=screen.note)
         screen.note(f"the service's analysis is in {path}")
     plans = allocate_all(mint.read_analysis(path), budgets, recipe, probed=probes_beside(path))
+    set_aside(screen, force, *outputs)
     for plan, file in zip(plans, outputs, strict=False):
         mint.write_plan(plan, file)
     seconds = time.perf_counter() - started
-    return [plan_record(plan, file, seconds) for plan, file in zip_longest(plans, outputs)]
-
-
-def _refuse_existing(*paths: Path | None) -> None:
-    for path in paths:
-        if path and path.exists():
-            raise MintError(f"{path} exists; nothing is ever overwritten. Choose another name")
+    return [
+        Answer(plan_record(plan, file, seconds), plan_summary(plan, file)) for plan, file in zip_longest(plans, outputs)
+    ]
 
 
 def curve(
@@ -72,22 +72,27 @@ def curve(
     reserve: Annotated[str, option("SIZE", "Memory of the devices for everything else.")] = opt.ROOM.reserve,
     csv: Annotated[Path | None, option("FILE", "Write all points here.")] = None,
     plot: Annotated[Path | None, option("FILE.png|svg", "Draw the curve here.")] = None,
+    force: opt.Force = False,
 ) -> Record:
     """Show the whole curve of budget and loss: its knees, the gain of the next bytes, the position of every device."""
     from mint.analysis.probes.probe_file import probes_beside
-    from mint.cli.chart import draw_curve, write_csv
     from mint.plan.device_fit import devices_on
+    from mint.render.chart import draw_curve, require_picture, write_csv
     from mint.render.plans import curve_record
 
     room = Room(context=context, reserve=reserve)
-    _refuse_existing(csv, plot)
+    files = [path for path in (csv, plot) if path]
+    check_new(files, force=force)
+    if plot:
+        require_picture(plot)
     problem = recipe.problem(mint.read_analysis(analysis), probes_beside(analysis))
     line = mint.curve(problem, points=points, on_progress=screen.on_progress)
     devices = devices_on(problem, room)
+    set_aside(screen, force, *files)
     if csv:
         write_csv(line, csv)
     if plot:
-        draw_curve(line, devices, plot, title=problem.analysis.model_type)
+        draw_curve(line, devices, plot, title=analysis.stem)
     return curve_record(line, devices, csv, plot, brief=not screen.as_json)
 
 
@@ -100,7 +105,25 @@ def explain(
     from mint.render.plans import explanation_record
 
     chosen = mint.read_plan(plan)
-    return explanation_record(chosen, mint.explain(chosen, pattern), brief=not screen.as_json)
+    return explanation_record(chosen, mint.explain(chosen, pattern), brief=not (screen.as_json or screen.is_verbose))
+
+
+def show(
+    screen: Screen,
+    path: Annotated[Path, argument("PATH", "A model folder, a plan or an analysis that mint wrote.")],
+) -> Answer | Record:
+    """Show what a model folder, a plan or an analysis is. --verbose shows its formats too."""
+    from mint.analysis.analysis import MAGIC
+    from mint.render.models import analysis_record
+    from mint.render.plans import plan_record
+    from mint.render.summary import model_summary, plan_summary
+
+    if path.is_file() and path.read_bytes()[: len(MAGIC)] == MAGIC:
+        return {"kind": "analysis", **analysis_record(mint.read_analysis(path), path)}
+    plan = mint.read_plan(path)
+    kind = "model" if path.is_dir() else "plan"
+    summary = model_summary(plan, path, is_verified=False) if path.is_dir() else plan_summary(plan, path)
+    return Answer({"kind": kind, **plan_record(plan, path, 0.0)}, summary)
 
 
 def diff(
@@ -115,10 +138,13 @@ def diff(
 
 
 def devices(
+    screen: Screen,
     name: Annotated[str, argument("[NAME]", "Only devices whose name contains this.")] = "",
     loaders: Annotated[bool, option("", "List loaders for --compat instead.", "--loaders")] = False,
+    sources: Annotated[bool, option("", "Also list where the figures come from.", "--sources")] = False,
 ) -> Record:
     """List the devices for --device, with the memory that they leave for a model."""
     from mint.render.models import devices_record, loaders_record
 
-    return loaders_record() if loaders else devices_record(name)
+    brief = not (screen.as_json or sources)
+    return loaders_record(brief=brief) if loaders else devices_record(name, brief=brief)

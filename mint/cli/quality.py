@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import mint
 from mint.cli import options as opt
 from mint.cli.options import argument, option
-from mint.cli.screen import Record, Screen
+from mint.cli.terminal.screen import Record, Screen
 
 
 def probe(

@@ -15,7 +15,7 @@ from urllib.parse import quote
 
 from mint.client.http import Connection, SilentError
 from mint.core.errors import MintError
-from mint.core.files import is_model_file
+from mint.core.files import is_model_file, require_new, require_writable
 from mint.core.progress import OnProgress, Progress, ignore
 from mint.core.sizes import format_size
 
@@ -36,8 +36,8 @@ def download(
 
     Raises `MintError` when `output` exists, the disk is too small, or bytes differ from their digest.
     """
-    if output.exists():
-        raise MintError(f"{output} exists; nothing is ever overwritten. Choose another --output")
+    require_new(output)
+    require_writable(output)
     files = _files(connection.ask("GET", f"/v1/artifacts/{digest}"))
     folder = output.with_name(output.name + ".partial")
     folder.mkdir(parents=True, exist_ok=True)

@@ -1,11 +1,11 @@
-"""The user's cache folder: files that mint can make again."""
+"""The user's folders: the cache, of files that mint can make again, and the configuration."""
 
 import json
 import os
 from pathlib import Path
 from typing import Any
 
-from platformdirs import user_cache_dir
+from platformdirs import user_cache_dir, user_config_dir
 
 from mint.core.files import sha256_of
 
@@ -13,6 +13,11 @@ from mint.core.files import sha256_of
 def cache_folder() -> Path:
     """`MINT_CACHE` if that is set, else the user's cache folder."""
     return Path(os.environ.get("MINT_CACHE") or user_cache_dir("mint"))
+
+
+def config_folder() -> Path:
+    """`MINT_CONFIG` if that is set, else the user's configuration folder."""
+    return Path(os.environ.get("MINT_CONFIG") or user_config_dir("mint"))
 
 
 def cached_path(folder: str, suffix: str, *key: Any) -> Path:

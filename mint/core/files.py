@@ -3,7 +3,10 @@
 import hashlib
 import os
 from collections.abc import Iterable
+from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
+
+from mint.core.errors import MintError
 
 MOST_AT_ONCE = 1 << 30  # bytes of a write: macOS refuses more than 2 GiB, which an expert layer can have
 
@@ -58,3 +61,36 @@ def sha256_of(pieces: Iterable[bytes | memoryview]) -> str:
     for piece in pieces:
         digest.update(piece)
     return digest.hexdigest()
+
+
+def require_new(path: Path, reason: str = "") -> None:
+    """Raise `MintError` if `path` exists."""
+    if path.exists() or path.is_symlink():
+        because = f" ({reason})" if reason else ""
+        remedy = "Choose another --output, move it away, or give --force, which does so"
+        raise MintError(f"{path} exists; nothing is ever overwritten{because}. {remedy}")
+
+
+def require_writable(path: Path) -> None:
+    """Raise `MintError` unless `path` can be made: the nearest folder above it that exists may be written to."""
+    folder = next(parent for parent in path.absolute().parents if parent.exists())
+    if not folder.is_dir():
+        raise MintError(f"{path}: {folder} is a file; needed: a folder to write to")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise MintError(f"{path}: {folder} is not writable; needed: a folder that you may write to")
+
+
+def require_loadable(folder: Path) -> None:
+    """Raise `MintError` for the name of a model folder in which mlx_lm finds no weights: it searches by a pattern."""
+    if not all(fnmatchcase(part, part) for part in folder.absolute().parts):
+        raise MintError(f"{folder}: mlx_lm takes brackets for a pattern and would not find the weights; needed: no [ ]")
+
+
+def move_aside(path: Path) -> Path | None:
+    """Rename `path` to the first free of PATH.old, PATH.old2, ...; the new name, or None where nothing was."""
+    if not path.exists():
+        return None
+    numbers = ("", *map(str, range(2, 1000)))
+    free = next(name for number in numbers if not (name := path.with_name(f"{path.name}.old{number}")).exists())
+    path.rename(free)
+    return free

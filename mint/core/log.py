@@ -19,6 +19,11 @@ def configure_logging(*, level: str, format: str = "") -> None:
     _level, _format = getattr(logging, level.upper()), format
 
 
+def is_verbose() -> bool:
+    """True if every unit of work is logged."""
+    return _level == logging.DEBUG
+
+
 class _Log:
     """`log.info(event, **context)` and so on; the configuration is looked up with every event."""
 

@@ -23,7 +23,8 @@ def parse_size(text: str) -> int:
     if not match or match[1].count(".") > 1:
         raise MintError(f"{text!r} is not a size; needed a number with a unit, such as 90MB or 16.5GiB")
     if not match[2]:
-        raise MintError(f"{text!r} has no unit; needed one of {', '.join(UNITS)}, such as {text.strip()}GB")
+        example = text.strip() + ("B" if float(match[1].replace("_", "")) >= 10**5 else "GB")
+        raise MintError(f"{text!r} has no unit; needed one of {', '.join(UNITS)}, such as {example}")
     if match[2].lower() not in _BY_LOWER:
         raise MintError(f"{text!r} has the unknown unit {match[2]!r}; needed one of {', '.join(UNITS)}")
     nbytes = int(Decimal(match[1].replace("_", "")) * _BY_LOWER[match[2].lower()])
@@ -59,7 +60,12 @@ def parse_budget(text: str) -> Amount:
         return Amount(word, word)
     match = _RELATIVE.fullmatch(word)
     if not match:
-        return Amount(text.strip(), "B", Decimal(parse_size(text)))
+        try:
+            return Amount(text.strip(), "B", Decimal(parse_size(text)))
+        except MintError as error:
+            bits = f"{word}bpw" if word.replace(".", "", 1).isdigit() and float(word) <= 16 else "4.5bpw"
+            others = f"for a budget also bits per weight ({bits}), a share of the source (0.3x), min or max"
+            raise MintError(f"{error}; {others}") from error
     number = Decimal(match[1])
     if number <= 0:
         raise MintError(f"{text!r} is no budget; needed a number above zero")

@@ -81,10 +81,12 @@ def is_ready(kernels: KernelSet, processor: str | None = None) -> bool:
 def begin(kernels: KernelSet) -> "subprocess.Popen[bytes]":
     """Start the process that compiles a set, once; it takes some seconds, once for each version of mint.
 
-    A failure is no error: kernels are then compiled when they are called.
+    A failure is no error: kernels are then compiled when they are called. Its process group is its own: Ctrl-C in a
+    terminal reaches the parent alone, and the process finishes for the next run.
     """
     code = f"from mint.kernels.warmup import KernelSet, compile_once; compile_once(KernelSet{astuple(kernels)})"
-    return subprocess.Popen([sys.executable, "-P", "-c", code], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    command = [sys.executable, "-P", "-c", code]
+    return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, process_group=0)
 
 
 def compile_once(kernels: KernelSet) -> None:

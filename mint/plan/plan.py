@@ -111,6 +111,9 @@ class Plan:
     dropped_towers: tuple[str, ...] = ()  # vision or audio: the model to write is text only
     edited: tuple[str, ...] = ()  # paths whose format a person changed
 
+    def __repr__(self) -> str:
+        return f"<Plan of {len(self.choices)} units, {self.planned_bytes:,} bytes, loss {self.loss:.4g}>"
+
     @cached_property
     def loss(self) -> float:
         """The value of the objective; for `output`, nats of KL divergence per token."""

@@ -142,6 +142,13 @@ class Allowance:
             self._kinds[kind] = self._of_kind(unit, measurement.formats, vetoed, lossless)
         return self._kinds[kind]
 
+    def conceivable(self, unit: Unit) -> tuple[Format, ...]:
+        """The formats that a unit might get, before it is measured; raises `MintError` for an impossible lock."""
+        if unit.path in self._locks:
+            return self._locked(unit, unit.stays).formats
+        formats = tuple(format for format in unit.formats if format != KEEP and self._rules.permits_lossless(format))
+        return (KEEP,) if unit.stays else (*formats, KEEP)
+
     def _lossless(self, measurement: Measurement) -> tuple[Format, ...]:
         """The formats that store a unit without loss and are not ruled out by name."""
         if min(measurement.worst_errors) > LOSSLESS:
@@ -260,7 +267,9 @@ def read_locks(path: Path) -> tuple[str, ...]:
     example = '{"*.v_proj": "8/64", "lm_head": "keep"}'
     try:
         record = json.loads(path.read_text())
-    except (OSError, ValueError, RecursionError) as error:
+    except OSError as error:
+        raise MintError(f"{path}: {error.strerror}; needed a file with JSON like {example}") from error
+    except (ValueError, RecursionError) as error:
         raise MintError(f"{path}: cannot read the locks ({error}); needed JSON like {example}") from error
     if not isinstance(record, dict) or not all(isinstance(name, str) for name in record.values()):
         raise MintError(f"{path}: not a set of locks; needed JSON like {example}")

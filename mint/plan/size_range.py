@@ -1,11 +1,11 @@
 """The smallest and the largest model that a source can become, and what stays as it is, from its headers alone."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import prod
 
 from mint.core.sizes import MAX_SHARD_BYTES
-from mint.formats.format import KEEP
+from mint.formats.format import KEEP, Format
 from mint.formats.layout import overhead_nbytes, stored_nbytes, unit_nbytes
 from mint.formats.units import Parameter, Unit
 from mint.model.roles import role_floor
@@ -40,7 +40,7 @@ def possible_bytes(units: Sequence[Unit], parameters: Sequence[Parameter]) -> tu
 
     The veto, known only after measuring, can forbid the smallest formats; a probe can allow smaller ones.
     """
-    digits = digits_for(sum(unit.size for unit in units) + sum(prod(parameter.shape) for parameter in parameters))
+    digits = _digits(units, parameters)
     smallest = largest = sum(stored_nbytes([parameter.tensor for parameter in parameters], digits))
     for unit in units:
         floor = floor_bits(unit)
@@ -49,3 +49,18 @@ def possible_bytes(units: Sequence[Unit], parameters: Sequence[Parameter]) -> tu
         smallest += min(sizes)
         largest += sizes[-1]
     return smallest + overhead_nbytes(smallest, MAX_SHARD_BYTES), largest + overhead_nbytes(largest, MAX_SHARD_BYTES)
+
+
+def least_bytes(
+    units: Sequence[Unit], parameters: Sequence[Parameter], formats_of: Callable[[Unit], Sequence[Format]]
+) -> int:
+    """A lower bound of the weight files: every unit in the smallest of the formats that it might get."""
+    digits = _digits(units, parameters)
+    nbytes = sum(stored_nbytes([parameter.tensor for parameter in parameters], digits))
+    for unit in units:
+        nbytes += min(sum(unit_nbytes(unit.path, f, unit.shape, unit.dtype, digits)) for f in formats_of(unit))
+    return nbytes
+
+
+def _digits(units: Sequence[Unit], parameters: Sequence[Parameter]) -> int:
+    return digits_for(sum(unit.size for unit in units) + sum(prod(parameter.shape) for parameter in parameters))

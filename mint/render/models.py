@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from mint.analysis.probes.sensitivity import prior_alphas
 from mint.core.errors import MintError
 from mint.core.pick import pick
-from mint.targets.devices import devices
+from mint.targets.devices import GIB, Device, devices
 from mint.targets.loaders import loaders
 
 if TYPE_CHECKING:
@@ -145,20 +145,40 @@ def verification_record(verification: Verification) -> Record:
     return {"checks": checks, "output": str(verification.folder), "passed": verification.passed}
 
 
-def devices_record(part: str) -> Record:
-    """The record of `mint devices`."""
-    matches = [asdict(device) for device in devices() if part.lower() in device.name]
-    rows = [{"device": row.pop("name"), **row} for row in matches]
-    if not rows:
+def devices_record(part: str, *, brief: bool) -> Record:
+    """The record of `mint devices`; `brief` leaves out sources, and lists the sizes of a chip in one row."""
+    matches = [device for device in devices() if part.lower() in device.name]
+    if not matches:
         raise MintError(f"no device has {part!r} in its name; `mint devices` lists all")
-    return {"devices": rows, "shown": len(rows)}
-
-
-def loaders_record() -> Record:
-    """The record of `mint devices --loaders`."""
+    if not brief:
+        fields = map(asdict, matches)
+        return {"devices": [{"device": row.pop("name"), **row} for row in fields], "shown": len(matches)}
+    if part:
+        rows = [
+            {"device": device.name, "memory": _gib(device), "gpu_bytes": device.working_set_bytes}
+            | pick(device, "gb_per_second")
+            for device in matches
+        ]
+        return {"devices": rows}
+    families: dict[tuple[str, float], list[str]] = defaultdict(list)
+    for device in matches:
+        families[device.chip, device.gb_per_second].append(device.name)
     rows = [
-        {"loader": loader.name, **pick(loader, "released formats mixed source")}
+        {"chip": chip, "gb_per_second": speed, "devices": ", ".join(names)} for (chip, speed), names in families.items()
+    ]
+    return {"devices": rows, "more": "mint devices NAME shows the memory of devices, --sources where figures come from"}
+
+
+def _gib(device: Device) -> str:
+    return f"{device.memory_bytes / GIB:g} GiB"
+
+
+def loaders_record(*, brief: bool) -> Record:
+    """The record of `mint devices --loaders`; `brief` leaves out sources."""
+    rows = [
+        {"loader": loader.name, **pick(loader, "released mixed")}
         | {"formats": ", ".join(map(str, loader.formats))}
+        | ({} if brief else {"source": loader.source})
         for loader in loaders()
     ]
     return {"loaders": rows}

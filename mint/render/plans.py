@@ -118,11 +118,18 @@ def curve_record(
     for point in sorted({*points, *curve.knees}, key=lambda point: point.budget_bytes):
         here, there = curve.loss_at(point.budget_bytes), curve.loss_at(point.budget_bytes + step)
         is_knee = point in curve.knees
+        saved = f"{1 - there / here:.1%}" if here > 0 else "0.0%"
+        if brief:
+            kl = {"kl": point.predicted_kl.value} if point.predicted_kl else {"loss": point.loss}
+            rows.append(
+                {"budget_bytes": point.budget_bytes, "bits": round(point.bits_per_weight, 3), **kl}
+                | {saving: saved, "": "knee" if is_knee else ""}
+            )
+            continue
         rows.append(
             pick(point, "budget_bytes planned_bytes bits_per_weight loss")
             | {"bits_per_weight": round(point.bits_per_weight, 3), **_predicted(point.predicted_kl), "gap": point.gap}
-            | {saving: f"{1 - there / here:.1%}" if here > 0 else "0.0%"}
-            | {"knee": ("knee" if is_knee else "") if brief else is_knee}
+            | {saving: saved, "knee": is_knee}
         )
     verdicts = Counter(placed.verdict for placed in devices)
     return {
@@ -148,7 +155,7 @@ def curve_record(
 def explanation_record(plan: Plan, explanations: Sequence[Explanation], *, brief: bool) -> Record:
     """The record of `mint explain`: all options of one unit; for several a row each, for people without features."""
     if len(explanations) > 1:
-        rows = [_unit_record(plan, explanation, featured=not brief) for explanation in explanations]
+        rows = [_unit_row(plan, e) if brief else _unit_record(plan, e, featured=True) for e in explanations]
         return {"units": rows, "price_per_mb": plan.price * 1e6}
     (explanation,) = explanations
     options = [
@@ -171,6 +178,20 @@ def _unit_record(plan: Plan, explanation: Explanation, *, featured: bool) -> Rec
         "larger": _step_text(explanation.larger, plan.price, "saves"),
         "smaller": _step_text(explanation.smaller, plan.price, "costs"),
         **({"features": asdict(choice.features)} if choice.features and featured else {}),
+    }
+
+
+def _unit_row(plan: Plan, explanation: Explanation) -> Record:
+    """A unit in one row: its format, the next ones, and the loss per MB that they save or cost."""
+    choice, larger, smaller = explanation.choice, explanation.larger, explanation.smaller
+    return {
+        **pick(choice, "path format"),
+        "format": str(choice.format),
+        "loss": plan.loss_of(choice),
+        "larger": str(larger.format) if larger else "-",
+        "saves/MB": larger.loss_per_mb if larger else "",
+        "smaller": str(smaller.format) if smaller else "-",
+        "costs/MB": smaller.loss_per_mb if smaller else "",
     }
 
 

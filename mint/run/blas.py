@@ -18,6 +18,7 @@ _NAMES = (
     "/usr/lib/aarch64-linux-gnu/openblas-pthread/libopenblas.so.0",
     "/usr/lib64/libopenblasp.so.0",
 )
+RESTARTED = "MINT_RESTARTED"  # set for the restarted process, which says nothing twice
 _may_restart = False
 
 
@@ -48,7 +49,7 @@ def restart_with_fast_blas() -> None:
         if _may_restart and (library := find_openblas()):
             sys.stdout.flush()
             sys.stderr.flush()
-            os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], preloading(library))
+            os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], {**preloading(library), RESTARTED: "1"})
         warn_of_slow_blas()
 
 

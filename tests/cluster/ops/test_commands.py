@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from cluster.ops.autostart import NodeService, launchd, systemd
-from cluster.ops.doctor import BAD, DOUBTFUL, GOOD, examine, is_well
+from cluster.ops.doctor import examine
 from cluster.ops.machine import Machine, models, observe
 from cluster.settings import (
     TOKEN_VARIABLE,
@@ -34,6 +34,7 @@ from cluster.transport.throughput import metered, rates
 from mint.cli.main import run_command
 from mint.core.errors import MintError
 from mint.model.source import open_source
+from mint.run.checkup import BAD, DOUBTFUL, GOOD, is_well
 from tests.worlds.zoo import write_model
 
 pytest.importorskip("ray", reason="the cluster's tests need ray: pip install 'mint-mlx[cluster]'")
@@ -306,12 +307,12 @@ def test_the_doctor_s_report_is_one_object_without_secrets(
 ) -> None:
     monkeypatch.setenv(TOKEN_VARIABLE, str(token))
     port = _free_port()
-    assert run_command(["cluster", "doctor", f"{HERE}:{port}", "--json"]) == 1
+    assert run_command(["doctor", f"{HERE}:{port}", "--json"]) == 1
     output = capsys.readouterr().out
     report = json.loads(output)
     assert report["checks"][-1]["check"] == "cluster"
     assert f"nobody listens at {HERE}:{port}" in report["checks"][-1]["cure"]
-    assert not report["well"]
+    assert not report["passed"]
     assert token.read_text() not in output
 
 

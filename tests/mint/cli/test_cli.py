@@ -46,12 +46,29 @@ def test_quantize_reports_what_machines_need(llama: Path, tmp_path: Path, capsys
     assert {"bits_per_weight", "loss", "bound", "gap", "peak_rss_bytes", "verified"} <= set(record)
 
 
-def test_people_get_tables_on_stdout(llama: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run_command(["quantize", str(llama), "--budget", "400kB", "--output", str(tmp_path / "out")]) == 0
+def test_people_get_six_lines_and_every_detail_on_request(
+    llama: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "out"
+    assert run_command(["quantize", str(llama), "--budget", "400kB", "--output", str(output)]) == 0
     shown = capsys.readouterr().out
-    assert "planned_bytes" in shown
-    assert "400,000 (400 kB)" in shown
-    assert "share" in shown
+    assert [line.split()[0] for line in shown.splitlines()] == ["model", "size", "bits", "closeness", "next"]
+    assert "of 400 kB" in shown
+    assert f"mlx_lm.chat --model {output}" in shown
+    assert run_command(["show", str(output), "--verbose"]) == 0
+    details = capsys.readouterr().out
+    assert "share" in details
+    assert "objective" in details
+    assert _json(capsys, "show", str(output))["kind"] == "model"
+
+
+def test_a_ruined_model_is_called_so(llama: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    analysis = tmp_path / "a.mint"
+    assert run_command(["analyze", str(llama), "--output", str(analysis)]) == 0
+    assert run_command(["allocate", str(analysis), "--budget", "min", "--veto", "0"]) == 0
+    assert "WARNING" in capsys.readouterr().out
+    assert run_command(["allocate", str(analysis), "--budget", "max"]) == 0
+    assert "WARNING" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -90,7 +107,8 @@ def test_an_error_is_one_object_too_with_json(capsys: pytest.CaptureFixture[str]
     "arguments",
     [
         ["frobnicate"],
-        ["quantize", "m"],
+        ["quantize"],
+        ["quantize", "m", "--budget", "1MB", "--progress", "loud"],
         ["inspect", "m", "--nonsense"],
         ["allocate", "a", "--budget", "1MB", "--veto", "x"],
         ["inspect", "m", "--dtype", "int3"],
@@ -114,7 +132,7 @@ def test_a_bug_exits_3_with_its_traceback(capsys: pytest.CaptureFixture[str], mo
 @pytest.mark.parametrize(
     "command",
     ["quantize", "inspect", "analyze", "probe", "allocate", "curve", "explain", "diff", "assemble", "verify",
-     "evaluate", "devices", "submit", "jobs", "cancel", "download"],
+     "evaluate", "show", "devices", "doctor", "config", "submit", "jobs", "cancel", "download"],
 )  # fmt: skip
 def test_every_command_explains_itself(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run_command([command, "--help"]) == 0
@@ -160,3 +178,91 @@ def test_every_verb_of_a_quantized_source_needs_the_word(
     _json(capsys, "allocate", file, "-b", "max", "-o", plan)
     _json(capsys, "assemble", plan, "--model", str(folder), "-o", f"{out}2")  # the plan is of this very model
     assert _json(capsys, "verify", f"{out}2", "--model", str(folder))["passed"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "hint"),
+    [
+        (["convert", "--hf-path", "x", "-q"], "mint quantize MODEL --budget 4.5bpw"),
+        (["quantize", "m", "--q-bits", "4"], "--budget 4.5bpw"),
+        (["quantize", "--hf-path", "m"], "mint quantize MODEL"),
+        (["quantize", "m", "--target-bpw", "4"], "needed: --budget 4.5bpw"),
+        (["allocate", "a.mint", "--bits", "4"], "--min-bits and --max-bits"),
+        (["allocate", "a.mint", "--budget", "m4-pro-24"], "needed: --device m4-pro-24"),
+        (["allocate", "a.mint", "--device", "90MB"], "needed: --budget 90MB"),
+        (["allocate", "a.mint", "--budget", "4.5"], "4.5bpw"),
+        (["allocate", "a.mint", "--budget", "90000000"], "90000000B"),
+        (["allocate", "a.mint", "--budget", "90MB", "--context", "32k"], "are for --device"),
+    ],
+)
+def test_words_of_neighbours_and_mixed_up_options_get_a_hint(
+    arguments: list[str], hint: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_command(arguments) in (1, 2)
+    assert hint in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (["--budget", "20kB"], "by the headers alone"),
+        (["--budget", "400kB", "--keep", "*.nothing"], "matches no unit"),
+        (["--budget", "400kB", "--set", "*.q_proj=4/32", "--keep", "*.q_proj"], "make the patterns disjoint"),
+        (["--budget", "400kB", "--output", "/dev/null/x"], "is a file"),
+        (["--budget", "400kB", "--output", "a[b]c"], "needed: no [ ]"),
+        (["--budget", "400kB", "--locks", "nope.json"], "No such file"),
+    ],
+)
+def test_what_must_fail_fails_before_anything_is_measured(
+    llama: Path, arguments: list[str], complaint: str, tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    output = [] if "--output" in arguments else ["--output", str(tmp_path / "out")]
+    analysis = tmp_path / "a.mint"
+    assert run_command(["quantize", str(llama), *arguments, *output, "--analysis", str(analysis)]) == 1
+    assert complaint in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_default_output_lies_beside_the_model_and_force_moves_it_aside(
+    make_model: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = make_model(tokenizer=True)
+    output = model.parent / "model-400kB"
+    command = ["quantize", str(model), "--budget", "400kB", "--json"]
+    assert _json(capsys, *command[:-1])["output"] == str(output)
+    (output / "mint.json").unlink()
+    assert run_command(command) == 1
+    assert "--force" in capsys.readouterr().err
+    assert _json(capsys, *command[:-1], "--force")["output"] == str(output)
+    assert (output / "mint.json").exists()
+    assert (model.parent / "model-400kB.old").is_dir()
+
+
+def test_settings_come_from_the_users_file_and_unknown_ones_are_refused(
+    llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("MINT_CONFIG", str(tmp_path))
+    file = tmp_path / "mint.toml"
+    file.write_text('[inspect]\ndtype = "float32"\n')
+    larger = _json(capsys, "inspect", str(llama))["largest_bytes"]
+    assert _json(capsys, "inspect", str(llama), "--dtype", "bfloat16")["largest_bytes"] < larger
+    assert _json(capsys, "config")["exists"]
+    for text in ('[inspect]\nnonsense = "x"\n', '[nonsense]\nx = "y"\n', 'token = "secret"\n', "[["):
+        file.write_text(text)
+        assert run_command(["inspect", str(llama)]) == 1
+        assert str(file) in capsys.readouterr().err
+
+
+def test_the_doctor_checks_this_machine(capsys: pytest.CaptureFixture[str]) -> None:
+    checks = {check["check"]: check["verdict"] for check in _json(capsys, "doctor")["checks"]}
+    assert {"packages", "processor", "device", "cache", "disk", "memory"} <= set(checks)
+
+
+def test_values_are_completed(llama: Path) -> None:
+    from mint.cli import completion
+
+    assert "m4-pro-24" in completion.devices("m4-p")
+    assert completion.roundings("sea") == ["search"]
+    assert str(llama) in completion.models(str(llama)[:-2])

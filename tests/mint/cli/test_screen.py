@@ -1,33 +1,33 @@
-"""Progress bars on a terminal."""
+"""Progress bars on a terminal, and the words of progress."""
 
-import pytest
+import re
+from io import StringIO
 
-from mint.cli.screen import Screen
+from rich.console import Console
+
+from mint.cli.terminal.bars import Bars
+from mint.cli.terminal.meter import Meter
 from mint.core.progress import Progress, Share
 
 
-@pytest.fixture
-def _terminal(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in (("FORCE_COLOR", "1"), ("TERM", "xterm"), ("COLUMNS", "120"), ("NO_COLOR", "1")):
-        monkeypatch.setenv(name, value)
-
-
-def _shown(capsys: pytest.CaptureFixture[str], *steps: Progress) -> list[str]:
+def _shown(*steps: Progress, columns: int = 120) -> list[str]:
     """The lines on the terminal after all steps."""
-    with Screen(as_json=False) as screen:
-        for step in steps:
-            screen.on_progress(step)
-        capsys.readouterr()
-    drawn = capsys.readouterr().err.rpartition("\x1b[2K")[2]  # the last redraw begins at the last cleared line
-    return [line for line in drawn.splitlines() if line.strip("\x1b[?25hlGKm ")]
+    meter, file = Meter(), StringIO()
+    bars = Bars(meter, Console(file=file, force_terminal=True, width=columns, color_system=None))
+    bars.start()
+    for step in steps:
+        meter.update(step)
+        bars.show()
+    bars.stop()
+    frames = [frame for frame in re.split(r"(?:\x1b\[(?:1A|2K|\?25[hl])|\r)+", file.getvalue()) if frame.strip()]
+    return [line for line in frames[-1].splitlines() if line.strip()]
 
 
 TWO = (Share("alpha", 30_000_000, 5_000_000), Share("beta", 10_000_000, 0))
 
 
-@pytest.mark.usefixtures("_terminal")
-def test_several_nodes_have_a_line_each_below_their_stage(capsys: pytest.CaptureFixture[str]) -> None:
-    stage, alpha, beta = _shown(capsys, Progress("analyze", 40_000_000, 90_000_000, "x.q_proj", TWO))
+def test_several_nodes_have_a_line_each_below_their_stage() -> None:
+    stage, alpha, beta = _shown(Progress("analyze", 40_000_000, 90_000_000, "x.q_proj", TWO))
     assert "analyze" in stage
     assert "40 MB of 90 MB" in stage
     assert "alpha" in alpha
@@ -38,14 +38,37 @@ def test_several_nodes_have_a_line_each_below_their_stage(capsys: pytest.Capture
     assert "/s" not in beta
 
 
-@pytest.mark.usefixtures("_terminal")
-def test_a_single_node_has_no_line(capsys: pytest.CaptureFixture[str]) -> None:
-    shown = _shown(capsys, Progress("analyze", 4, 9, "x", TWO[:1]))
+def test_a_single_node_has_no_line() -> None:
+    shown = _shown(Progress("analyze", 4, 9, "x", TWO[:1]))
     assert not any("alpha" in line for line in shown)
 
 
-@pytest.mark.usefixtures("_terminal")
-def test_the_next_stage_removes_the_nodes_of_the_last(capsys: pytest.CaptureFixture[str]) -> None:
-    shown = _shown(capsys, Progress("analyze", 9, 9, "", TWO), Progress("assemble", 0, 9, ""))
+def test_the_next_stage_removes_the_nodes_of_the_last() -> None:
+    shown = _shown(Progress("analyze", 9, 9, "", TWO), Progress("assemble", 0, 9, ""))
     assert any("assemble" in line for line in shown)
     assert not any("alpha" in line or "beta" in line for line in shown)
+
+
+def test_a_bar_fits_80_columns() -> None:
+    steps = (
+        Progress("analyze", 0, 325_600_000, ""),
+        Progress("analyze", 64_360_000, 325_600_000, "model.layers.0.mlp"),
+    )
+    (line,) = _shown(*steps, columns=80)
+    assert "64.36 MB of 325.6 MB" in line
+    assert len(line.rstrip()) <= 80
+
+
+def test_rate_and_rest_are_of_this_run() -> None:
+    now = [0.0]
+    meter = Meter(clock=lambda: now[0])
+    assert meter.line == "starting: 0:00 so far"
+    meter.update(Progress("analyze", 76_000_000, 326_000_000, ""))  # an earlier run did that much
+    now[0] = 10.0
+    meter.update(Progress("analyze", 126_000_000, 326_000_000, ""))
+    assert meter.line == "analyze: 126 MB of 326 MB, 5 MB/s, 0:40 left"
+    meter.update(Progress("verify", 0, 8, "files"))
+    assert meter.line == "verify: 0 of 8, 0:00 so far"
+    meter.update(Progress("compile", 0, 1, "kernels, once"))
+    now[0] = 13.0
+    assert meter.line == "compiling kernels, once, about 20 s: 0:03 so far"

@@ -27,10 +27,14 @@ def write_csv(curve: Curve, path: Path) -> None:
             writer.writerow([*pick(point, _COLUMNS).values(), int(point in curve.knees), *kl])
 
 
-def draw_curve(curve: Curve, devices: Sequence[Placed], path: Path, *, title: str) -> None:
-    """Draw loss over budget, with the knees and the devices on the curve; `MintError` for an unknown kind of file."""
+def require_picture(path: Path) -> None:
+    """Raise `MintError` for the name of an unknown kind of picture."""
     if path.suffix not in _PICTURES:
         raise MintError(f"{path}: found no kind of picture, needed a name that ends in {', '.join(_PICTURES)}")
+
+
+def draw_curve(curve: Curve, devices: Sequence[Placed], path: Path, *, title: str) -> None:
+    """Draw loss over budget, with the knees and the devices on the curve."""
     import matplotlib
 
     matplotlib.use("agg")

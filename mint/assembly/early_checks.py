@@ -1,0 +1,82 @@
+"""Checks of a request that need names and headers only: they come before the first long step, whatever makes a model.
+
+A check refuses what must fail. Sizes are lower bounds: measuring can only forbid more formats (the veto).
+"""
+
+import shutil
+from collections.abc import Sequence
+from math import prod
+from pathlib import Path
+
+from mint.core.errors import DiskFullError, MintError
+from mint.core.files import partial_path, require_loadable, require_writable
+from mint.core.memory import memory_bytes
+from mint.core.sizes import format_size
+from mint.model.source import Source
+from mint.plan.objectives import objective
+from mint.plan.recipe import Budget, Recipe
+from mint.plan.rules import Allowance
+from mint.plan.size_range import least_bytes, possible_bytes
+from mint.targets.devices import device
+
+
+def check_request(
+    source: Source, recipe: Recipe, budgets: Sequence[Budget], outputs: Sequence[Path], files: Sequence[Path] = ()
+) -> None:
+    """Raise `MintError` for patterns without a unit, and for budgets, disks or memory that are too small.
+
+    `files` are those that the work writes beside the `outputs`.
+    """
+    for path in (*outputs, *files):
+        require_writable(path)
+    for path in outputs:
+        require_loadable(path)
+    allowance = Allowance(recipe.rules, source.units, objective(recipe.objective).formats)
+    smallest = least_bytes(source.units, source.parameters, allowance.conceivable)
+    _, largest = possible_bytes(source.units, source.parameters)
+    sizes = [_most_bytes(budget, source, largest) for budget in budgets]
+    for budget, nbytes in zip(budgets, sizes, strict=True):
+        if nbytes is not None and nbytes < smallest:
+            raise MintError(
+                f"the budget {budget} ({format_size(nbytes)}) is too small; every plan takes more than "
+                f"{format_size(smallest)}, by the headers alone. Raise the budget, or relax --keep, --set and --formats"
+            )
+    _check_disk([(path, min(nbytes or smallest, largest)) for path, nbytes in zip(outputs, sizes, strict=True)])
+    _check_memory(source)
+
+
+def _most_bytes(budget: Budget, source: Source, largest: int) -> int | None:
+    """Bytes of a budget at most; None for the smallest plan."""
+    if budget.amount is None:
+        return device(budget.device).working_set_bytes - budget.room.reserve_bytes
+    weights = sum(unit.size for unit in source.units) + sum(prod(p.shape) for p in source.parameters)
+    number = budget.amount.number
+    factors = {"B": 1, "bpw": weights, "x": source.nbytes}
+    if budget.amount.unit not in factors:
+        return None if budget.amount.unit == "min" else largest
+    return int(number * factors[budget.amount.unit]) // (8 if budget.amount.unit == "bpw" else 1)
+
+
+def _check_disk(sizes: Sequence[tuple[Path, int]]) -> None:
+    """Raise `DiskFullError` where the outputs of one disk cannot fit it; what unfinished outputs hold counts."""
+    needed: dict[int, int] = {}
+    for path, nbytes in sizes:
+        folder = next(parent for parent in path.absolute().parents if parent.exists())
+        disk, partial = folder.stat().st_dev, partial_path(path)
+        held = sum(file.stat().st_blocks * 512 for file in partial.glob("*") if file.is_file())
+        needed[disk] = needed.get(disk, 0) + max(0, nbytes - held)
+        if needed[disk] > (free := shutil.disk_usage(folder).free):
+            raise DiskFullError(
+                f"{folder}: {format_size(free)} are free, needed {format_size(needed[disk])} for {path.name}; "
+                "free some space, or choose an --output on another disk"
+            )
+
+
+def _check_memory(source: Source) -> None:
+    """Raise `MintError` for a weight that this machine cannot hold."""
+    largest = max(source.units, key=lambda unit: unit.nbytes, default=None)
+    if largest and largest.nbytes > (memory := memory_bytes()):
+        raise MintError(
+            f"{largest.path} takes {format_size(largest.nbytes)}, this machine has {format_size(memory)} of memory; "
+            "needed: a machine that holds the largest weight"
+        )

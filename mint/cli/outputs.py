@@ -1,0 +1,75 @@
+"""The names that commands write to: defaults, and the checks that come before any heavy import."""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mint.cli.terminal.screen import Screen
+from mint.core.files import move_aside, require_loadable, require_new, require_writable
+from mint.core.sizes import format_size
+
+if TYPE_CHECKING:
+    from mint.plan.recipe import Budget
+
+
+def outputs_of(budgets: "Sequence[Budget]", output: Path) -> list[Path]:
+    """The output of each budget: `output` itself for one, `output-BUDGET` for several."""
+    if len(budgets) == 1:
+        return [output]
+    return [output.with_name(f"{named(output.stem, str(budget))}{output.suffix}") for budget in budgets]
+
+
+def default_outputs(model: str, budgets: "Sequence[Budget]") -> list[Path]:
+    """MODEL-BUDGET beside a local model, here for a model of the hub or of its cache."""
+    from mint.model.locate import hub_id, model_name
+
+    folder = Path(model)
+    is_local = hub_id(model) is None and not any(part.startswith("models--") for part in folder.absolute().parts)
+    beside = folder.parent if is_local and folder.name not in ("", "..") else Path()
+    return [beside / named(model_name(model), str(budget)) for budget in budgets]
+
+
+def named(model: str, budget: str) -> str:
+    """The name of a model within a budget."""
+    return f"{model}-{budget}".replace(" ", "")
+
+
+def described(model: str) -> str:
+    """The name of a model, with its size where it is a folder."""
+    from mint.model.locate import model_name
+
+    nbytes = sum(file.stat().st_size for file in Path(model).glob("*.safetensors"))
+    return model_name(model) + (f" ({format_size(nbytes)})" if nbytes else "")
+
+
+def check_names(model: str, outputs: Sequence[Path], files: Sequence[Path] = (), *, force: bool = False) -> None:
+    """Raise `MintError` for a folder without a model, and for outputs and files that cannot be written.
+
+    An output that is a written model may turn out to be the wanted one: the work checks it.
+    """
+    from mint.model.checkpoint.manifest import MANIFEST_NAME
+    from mint.model.config import check_config
+    from mint.model.locate import hub_id, locate
+
+    for path in (*outputs, *files):
+        require_writable(path)
+    for path in outputs:
+        require_loadable(path)
+    check_new([path for path in outputs if not (path / MANIFEST_NAME).is_file()], force=force)
+    if hub_id(model) is None and (folder := locate(model)).is_dir():
+        check_config(folder)
+
+
+def check_new(paths: Iterable[Path], *, force: bool) -> None:
+    """Raise `MintError` for paths that cannot be written or, without `force`, exist."""
+    for path in paths:
+        require_writable(path)
+        if not force:
+            require_new(path)
+
+
+def set_aside(screen: Screen, force: bool, *paths: Path) -> None:
+    """With --force, rename what exists, and say so."""
+    for path in paths if force else ():
+        if old := move_aside(path):
+            screen.note(f"{path} is now {old}")

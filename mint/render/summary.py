@@ -1,0 +1,93 @@
+"""The end of a command in a few lines that a person can judge: name, size, bits, closeness, warning, next command."""
+
+import shlex
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mint.core.sizes import format_size
+from mint.plan.plan import Plan
+
+RUINED_KL = 1.0  # nats per token: text is mostly nonsense
+# KL divergence in nats per token, up to this value: the words for it
+_WORDS = (
+    (0.01, "hardly distinguishable from the original"),
+    (0.05, "very close to the original"),
+    (0.15, "close to the original"),
+    (0.4, "a noticeable loss"),
+    (RUINED_KL, "a heavy loss"),
+)
+_MAX_FORMATS = 3  # named in a summary
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """A label and its text."""
+
+    label: str
+    text: str
+    is_warning: bool = False
+
+
+def model_summary(
+    plan: Plan, output: Path, measured: Mapping[str, Any] | None = None, *, is_verified: bool = True
+) -> list[Line]:
+    """The lines for a model that was written to `output`; `measured` is the closeness of its manifest."""
+    verb = "mlx_lm.chat --model" if is_verified else "mint verify"
+    command = f"{verb} {shlex.quote(str(output))}"
+    return [
+        Line("model", f"{output} ({'verified' if is_verified else 'not verified yet'})"),
+        *_judgement(plan, measured),
+        Line("next", command),
+    ]
+
+
+def plan_summary(plan: Plan, path: Path | None) -> list[Line]:
+    """The lines for a plan, and for its file if it was written."""
+    file = str(path) if path else "not written; --output FILE keeps it"
+    command = f"mint assemble {shlex.quote(str(path))} --model MODEL --output OUT" if path else ""
+    return [Line("plan", file), *_judgement(plan, None), *([Line("next", command)] if path else [])]
+
+
+def kl_in_words(kl: float) -> str:
+    """The meaning of a KL divergence in nats per token."""
+    return next((words for limit, words in _WORDS if kl <= limit), "the model is ruined")
+
+
+def _judgement(plan: Plan, measured: Mapping[str, Any] | None) -> list[Line]:
+    lines = [
+        Line("size", f"{format_size(plan.planned_bytes)} of {format_size(plan.budget_bytes)}"),
+        Line("bits", f"{plan.bits_per_weight:.2f} per weight: {_formats(plan)}"),
+    ]
+    estimate = plan.predicted_kl
+    kl = float(measured["kl"]["value"]) if measured else estimate.value if estimate else None
+    if kl is None:
+        lines.append(Line("loss", f"{plan.loss:.4g} of the objective {plan.objective.name}, which predicts no KL"))
+    else:
+        lines.append(Line("closeness", _measured_text(measured) if measured else f"{_kl(kl)} predicted"))
+    if kl is not None and kl > RUINED_KL:
+        text = "this size ruins the model: expect nonsense. Give it more bytes; mint curve ANALYSIS shows how many"
+        lines.append(Line("WARNING", text, is_warning=True))
+    return lines
+
+
+def _kl(kl: float) -> str:
+    return f"{kl_in_words(kl)}: KL {kl:.2g}"
+
+
+def _measured_text(measured: Mapping[str, Any]) -> str:
+    kl, top1 = measured["kl"], measured["top1"]
+    interval = f"({kl['low']:.2g} to {kl['high']:.2g})"
+    return f"{_kl(kl['value'])} {interval} measured, same first word {top1['value']:.0%}"
+
+
+def _formats(plan: Plan) -> str:
+    """The formats of most weights, with their shares."""
+    weights: dict[str, int] = defaultdict(int)
+    for choice in plan.choices:
+        weights[str(choice.format)] += choice.weights
+    total, names = sum(weights.values()), sorted(weights, key=lambda name: -weights[name])
+    more = [f"{len(names) - _MAX_FORMATS} more"] if len(names) > _MAX_FORMATS else []
+    return ", ".join([f"{weights[name] / total:.0%} {name}" for name in names[:_MAX_FORMATS]] + more)
