@@ -7,6 +7,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+os.environ["MINT_QUALITY"] = "fast"  # of tests that name none
 os.environ["HF_HUB_OFFLINE"] = "1"  # huggingface_hub reads it when it is imported: no test asks the real hub
 
 import mlx.core as mx

@@ -91,12 +91,14 @@ class Measure(RoundingJob[Measurement]):
         if not formats:
             nonfinite = nonfinite_count(raw(weight), unit.dtype) if unit.dtype in FLOATS else 0
             return Measurement(unit.path, (), (), (), 0.0, nonfinite)
-        measured = ROUNDINGS[ROUNDINGS[self.rounding].measured_as]
+        rounding = ROUNDINGS[self.rounding]
+        measured = ROUNDINGS[rounding.measured_as]
         stack = weight.reshape(unit.slices, *unit.shape[-2:])
         errors = backend().errors(stack, formats, measured)
         if errors.nonfinite:
             zeros = (0.0,) * len(formats)
             return Measurement(unit.path, formats, zeros, zeros, 0.0, int(errors.nonfinite))
+        errors.squared[:] *= np.array([rounding.shares.get(str(format), 1.0) for format in formats])
         if on_grid := store_on_grid(stack, formats):
             errors.squared[:, formats.index(on_grid.format)] = on_grid.squared
         if unit.path in self.carried:

@@ -22,7 +22,6 @@ from mint.analysis.unit_jobs import Packed, Quantize, check_measured
 from mint.assembly.layer_inputs import Inputs, Rows, Walk
 from mint.core.progress import OnProgress
 from mint.formats.format import KEEP, Format
-from mint.formats.rounding import ROUNDINGS
 from mint.formats.units import Unit
 from mint.kernels.compensate import factor, pack_compensated, second_moments
 from mint.kernels.compiled import Floats
@@ -40,7 +39,7 @@ from mint.run.executor import Executor
 SEED = 1  # of the text; that of the probe has another
 JUDGED = 12  # sequences that measure the result
 FEWEST = 32  # rows of inputs; an expert with fewer keeps the searched rounding
-_SEARCH = ROUNDINGS["compensate"].measured_as
+_SEARCH = "search"  # the rounding of units without inputs
 
 
 def compensate(

@@ -1,9 +1,10 @@
-"""The values that a shell completes: devices, loaders, roundings and models."""
+"""The values that a shell completes: devices, loaders, qualities, roundings and models."""
 
 import os
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
+from mint.formats.quality import QUALITIES
 from mint.formats.rounding import ROUNDINGS
 from mint.plan.objectives import OBJECTIVES
 from mint.plan.recipe import DTYPES
@@ -50,6 +51,7 @@ def models(incomplete: str) -> list[str]:
 
 devices = _starting(_devices)
 loaders = _starting(_loaders)
+qualities = _starting(lambda: QUALITIES)
 roundings = _starting(lambda: ROUNDINGS)
 objectives = _starting(lambda: OBJECTIVES)
 dtypes = _starting(lambda: DTYPES)

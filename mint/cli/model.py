@@ -11,6 +11,7 @@ from mint.cli import options as opt
 from mint.cli.options import argument, option
 from mint.cli.outputs import check_names, default_outputs, described, outputs_of, set_aside
 from mint.cli.terminal.screen import Answer, Record, Screen
+from mint.formats.quality import parse_quality
 from mint.formats.rounding import ROUNDINGS
 
 
@@ -91,7 +92,8 @@ def analyze(
     dtype: opt.Dtype = "",
     vision: opt.Vision = None,
     requantize: opt.Requantize = False,
-    rounding: opt.Rounding = opt.RECIPE.rounding,
+    quality: opt.Quality = "",
+    rounding: opt.Rounding = "",
     keep_nonfinite: opt.KeepNonfinite = False,
     features: Annotated[bool, option("", "Also describe units (spectrum, kurtosis, noise).", "--features")] = False,
     cluster: opt.Cluster = "",
@@ -112,7 +114,7 @@ def analyze(
         analysis = mint.analyze(
             source,
             path,
-            rounding=rounding,
+            rounding=rounding or parse_quality(quality).rounding,
             keep_nonfinite=keep_nonfinite,
             features=features,
             executor=executor,

@@ -19,6 +19,7 @@ from mint.cli.terminal.screen import PROGRESS, Screen
 from mint.core.errors import MintError
 from mint.core.log import configure_logging, is_verbose
 from mint.core.sizes import Amount, parse_budget
+from mint.formats.quality import parse_quality
 from mint.formats.rounding import ROUNDINGS
 from mint.plan.recipe import DTYPES, TEXT, VISION, Budget, Recipe, Room
 from mint.plan.rules import read_locks
@@ -52,7 +53,7 @@ def _checked_dtype(name: str) -> str:
 
 
 def _checked_rounding(name: str) -> str:
-    if name not in ROUNDINGS:
+    if name and name not in ROUNDINGS:
         raise typer.BadParameter(f"found {name!r}, needed {' or '.join(ROUNDINGS)}")
     return name
 
@@ -85,8 +86,8 @@ Requantize = Annotated[
 Rounding = Annotated[
     str,
     option(
-        "NAME", "nearest, as mlx rounds; search: scales with less error, same bytes; compensate: least error by far. "
-        "Weights then compensate each other's errors, on text that the model writes: it has to run.",
+        "NAME", "Instead of --quality: nearest, as mlx rounds; search: scales with less error, same bytes; "
+        "compensate: least error by far. The model then has to run, on text that it writes itself.",
         callback=_checked_rounding, autocompletion=completion.roundings,
     ),
 ]  # fmt: skip
@@ -95,6 +96,13 @@ Vision = Annotated[
     option(
         "", "Keep the vision and audio towers of a multimodal model, or write its text model alone; default: keep "
         "them if mlx-vlm is installed and knows the model.", "--vision/--text-only",
+    ),
+]  # fmt: skip
+Quality = Annotated[
+    str,
+    option(
+        "fast|good", "fast: seconds; good: much closer, minutes (mint recipes). Sets --rounding; default: good.",
+        autocompletion=completion.qualities,
     ),
 ]  # fmt: skip
 KeepNonfinite = Annotated[bool, option("", "Keep units with NaN or infinite weights unquantized.", "--keep-nonfinite")]
@@ -165,10 +173,12 @@ def recipe(
     dtype: Dtype = "",
     vision: Vision = None,
     requantize: Requantize = False,
-    rounding: Rounding = RECIPE.rounding,
+    quality: Quality = "",
+    rounding: Rounding = "",
     probe: Probe = False,
 ) -> Recipe:
     """The whole recipe; raises `MintError` for one that no model can have."""
+    rounding = rounding or parse_quality(quality).rounding
     return replace(rules, dtype=dtype, loader=loader(vision), requantize=requantize, rounding=rounding, probe=probe)
 
 

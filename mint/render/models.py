@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from mint.analysis.probes.sensitivity import prior_alphas
 from mint.core.errors import MintError
 from mint.core.pick import pick
+from mint.formats.quality import QUALITIES
 from mint.targets.devices import GIB, Device, devices
 from mint.targets.loaders import loaders
 
@@ -171,6 +172,15 @@ def devices_record(part: str, *, brief: bool) -> Record:
 
 def _gib(device: Device) -> str:
     return f"{device.memory_bytes / GIB:g} GiB"
+
+
+def qualities_record() -> Record:
+    """The record of `mint recipes`."""
+    return {
+        "qualities": [
+            {"quality": row.name, **pick(row, "rounding seconds memory kl title")} for row in QUALITIES.values()
+        ]
+    }
 
 
 def loaders_record(*, brief: bool) -> Record:

@@ -114,8 +114,8 @@ def test_an_invalid_budget_is_refused(record: dict[str, Any]) -> None:
 # the command line
 
 VALUES: dict[str, Any] = {
-    "rounding": "search", "dtype": "float16", "vision": True, "probe": True, "objective": "mint", "veto_db": 3.0,
-    "min_bits": 3, "max_bits": 8, "formats": ["4"], "keep": ["*.q_proj"], "set": ["*.q_proj=4/64"],
+    "rounding": "search", "dtype": "float16", "quality": "good", "vision": True, "probe": True, "objective": "mint",
+    "veto_db": 3.0, "min_bits": 3, "max_bits": 8, "formats": ["4"], "keep": ["*.q_proj"], "set": ["*.q_proj=4/64"],
     "compat": "mlx-0.21.1", "prefer_speed": 1.0, "ignore_probe": True, "max_shard_size": "1GB",
     "ignore_floors": ["*.q_proj"], "requantize": True,
 }  # fmt: skip
@@ -130,7 +130,7 @@ def _parameters(command: str) -> dict[str, Any]:
 
 def _recipe(values: dict[str, Any]) -> Recipe:
     """The recipe of a command's options."""
-    measuring = {name: values[name] for name in ("dtype", "vision", "requantize", "rounding", "probe")}
+    measuring = {name: values[name] for name in ("dtype", "vision", "requantize", "quality", "rounding", "probe")}
     limits = {name: value for name, value in values.items() if name not in measuring}
     return options.recipe(options.rules(**limits), **measuring)
 
