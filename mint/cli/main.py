@@ -5,6 +5,7 @@ the user can fix, 2 wrong usage, 3 a bug, 130 interrupted.
 """
 
 import gc
+import os
 import signal
 import sys
 from typing import Annotated
@@ -22,6 +23,8 @@ from mint.core.errors import MintError, fixable
 from mint.core.log import configure_logging
 from mint.core.version import __version__
 from mint.run.blas import allow_restart
+
+INTERRUPTED = 130  # the exit code after Ctrl-C
 
 app = typer.Typer(
     name="mint",
@@ -107,6 +110,10 @@ def main(arguments: list[str] | None = None) -> None:
     allow_restart()
     code = run_command(sys.argv[1:] if arguments is None else arguments)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the answer is out: nothing is left to interrupt
+    if code == INTERRUPTED:  # Python itself would end by a signal if the interrupt came within an `exec`
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
     gc.freeze()
     sys.exit(code)
 
@@ -119,9 +126,9 @@ def run_command(arguments: list[str]) -> int:
     except MintError as error:
         return _fail(arguments, str(error), 1)
     except Interrupted as error:
-        return _fail(arguments, interruption(arguments, error.stage), 130)
+        return _fail(arguments, interruption(arguments, error.stage), INTERRUPTED)
     except (KeyboardInterrupt, typer.Abort):
-        return _fail(arguments, interruption(arguments), 130)
+        return _fail(arguments, interruption(arguments), INTERRUPTED)
     except Exception as error:
         if hasattr(error, "show"):  # wrong usage
             return _refuse(arguments, error)
@@ -133,8 +140,8 @@ def run_command(arguments: list[str]) -> int:
         return _fail(
             arguments, f"this is a bug in mint, please report it with the output of mint doctor --json: {error!r}", 3
         )
-    if code == 130:  # typer's way to say that a command was interrupted
-        return _fail(arguments, interruption(arguments), 130)
+    if code == INTERRUPTED:  # typer's way to say that a command was interrupted
+        return _fail(arguments, interruption(arguments), INTERRUPTED)
     return int(code or 0)
 
 

@@ -114,6 +114,7 @@ def show(
 ) -> Answer | Record:
     """Show what a model folder, a plan or an analysis is. --verbose shows its formats too."""
     from mint.analysis.analysis import MAGIC
+    from mint.model.checkpoint.manifest import read_manifest
     from mint.render.models import analysis_record
     from mint.render.plans import plan_record
     from mint.render.summary import model_summary, plan_summary
@@ -121,9 +122,12 @@ def show(
     if path.is_file() and path.read_bytes()[: len(MAGIC)] == MAGIC:
         return {"kind": "analysis", **analysis_record(mint.read_analysis(path), path)}
     plan = mint.read_plan(path)
-    kind = "model" if path.is_dir() else "plan"
-    summary = model_summary(plan, path, is_verified=False) if path.is_dir() else plan_summary(plan, path)
-    return Answer({"kind": kind, **plan_record(plan, path, 0.0)}, summary)
+    record = plan_record(plan, path, 0.0)
+    if not path.is_dir():
+        return Answer({"kind": "plan", **record}, plan_summary(plan, path))
+    manifest = read_manifest(path)
+    summary = model_summary(plan, path, manifest.closeness, is_verified=False)
+    return Answer({"kind": "model", **record, "closeness": manifest.closeness}, summary)
 
 
 def diff(

@@ -48,7 +48,7 @@ def _logger() -> Any:
             structlog.contextvars.merge_contextvars,
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
-            *([structlog.dev.ConsoleRenderer()] if is_text else renderers),
+            *([structlog.dev.ConsoleRenderer(repr_native_str=True)] if is_text else renderers),
         ],
     )
 

@@ -78,7 +78,7 @@ def _text(name: str, value: Any) -> str:
     if isinstance(value, list):
         first = ", ".join(map(str, value[:3])) + (", ..." if len(value) > 3 else "")
         return f"{len(value)} ({first})" if value else "none"
-    return "" if value is None else str(value)
+    return "–" if value is None else str(value)
 
 
 def _is_number(name: str, rows: Sequence[Record]) -> bool:

@@ -251,7 +251,7 @@ def test_errors_of_a_disk_or_a_folder_are_one_sentence_that_names_the_files(numb
 def test_a_path_through_a_file_is_no_bug(llama: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "file").touch()
     assert run_command(["analyze", str(llama), "-o", str(tmp_path / "file" / "a.mint")]) == 1
-    assert f"{tmp_path / 'file'}: File exists; fix that" in capsys.readouterr().err
+    assert f"{tmp_path / 'file'} is a file; needed: a folder" in capsys.readouterr().err
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="a full disk without /dev/full needs mount")
