@@ -268,7 +268,7 @@ def read_locks(path: Path) -> tuple[str, ...]:
     try:
         record = json.loads(path.read_text())
     except OSError as error:
-        raise MintError(f"{path}: {error.strerror}; needed a file with JSON like {example}") from error
+        raise MintError(f"{path}: {error.strerror}; needed JSON like {example}") from error
     except (ValueError, RecursionError) as error:
         raise MintError(f"{path}: cannot read the locks ({error}); needed JSON like {example}") from error
     if not isinstance(record, dict) or not all(isinstance(name, str) for name in record.values()):
