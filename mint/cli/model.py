@@ -41,7 +41,7 @@ def quantize(
     """
     outputs = outputs_of(budgets, output) if output else default_outputs(model, budgets)
     screen.begin(f"quantize {described(model)} to {', '.join(map(str, budgets))} -> {', '.join(map(str, outputs))}")
-    check_names(model, outputs, force=force)
+    check_names(model, outputs, requantize=recipe.requantize, force=force)
     if recipe.probe or ROUNDINGS[recipe.rounding].needs_model:
         from mint.run.blas import restart_with_fast_blas
 
@@ -105,7 +105,7 @@ def analyze(
 
     path = output or Path(f"{model_name(model)}.mint")
     screen.begin(f"analyze {described(model)} -> {path}")
-    check_names(model, [], [path])
+    check_names(model, [], [path], requantize=requantize)
     from mint.render.models import analysis_record
 
     opening: dict[str, Any] = {"loader": opt.loader(vision), "requantize": requantize}
@@ -136,7 +136,7 @@ def assemble(
 ) -> Answer:
     """Write the model that a plan describes; formats edited by hand count. Killed, the same command resumes."""
     screen.begin(f"assemble {plan} from {described(model)} -> {output}")
-    check_names(model, [output], force=force)
+    check_names(model, [output], requantize=True, force=force)
     from mint.render.models import manifest_record
     from mint.render.summary import model_summary
 

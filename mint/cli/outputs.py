@@ -42,22 +42,23 @@ def described(model: str) -> str:
     return model_name(model) + (f" ({format_size(nbytes)})" if nbytes else "")
 
 
-def check_names(model: str, outputs: Sequence[Path], files: Sequence[Path] = (), *, force: bool = False) -> None:
-    """Raise `MintError` for a folder without a model, and for outputs and files that cannot be written.
+def check_names(
+    model: str, outputs: Sequence[Path], files: Sequence[Path] = (), *, requantize: bool, force: bool = False
+) -> None:
+    """Raise `MintError` for a model with an unusable config, and for outputs and files that cannot be written.
 
     An output that is a written model may turn out to be the wanted one: the work checks it.
     """
     from mint.model.checkpoint.manifest import MANIFEST_NAME
     from mint.model.config import check_config
-    from mint.model.locate import hub_id, locate
 
     for path in (*outputs, *files):
         require_writable(path)
     for path in outputs:
         require_loadable(path)
     check_new([path for path in outputs if not (path / MANIFEST_NAME).is_file()], force=force)
-    if hub_id(model) is None and (folder := locate(model)).is_dir():
-        check_config(folder)
+    if (Path(model) / "config.json").is_file():  # other folders, GGUF files and ids of the hub are located later
+        check_config(Path(model), requantize=requantize)
 
 
 def check_new(paths: Iterable[Path], *, force: bool) -> None:
