@@ -6,7 +6,7 @@ and kind of device give the same bytes.
 """
 
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import astuple, dataclass, fields
 from functools import cache
 from math import inf, log10
@@ -17,7 +17,9 @@ from mint.analysis.features.features import Features
 from mint.core.errors import MintError
 from mint.core.files import partial_path
 from mint.core.journal import SealedKind, read_sealed, write_sealed
+from mint.core.records import reading, typed
 from mint.formats.format import KEEP, Format, parse_format
+from mint.formats.rounding import parse_rounding
 from mint.formats.units import Parameter, Unit, from_fields
 from mint.model.kv_memory import ContextMemory
 
@@ -69,7 +71,10 @@ class Measurement:
             "worst_errors": _unpacked(record["worst_errors"]) or errors,
             "features": Features(*features) if features else None,
         }
-        return cls(**{**record, **values})
+        measurement = typed(cls(**{**record, **values}))
+        if {len(errors), len(measurement.worst_errors)} != {len(measurement.formats)}:
+            raise ValueError(f"{measurement.path}: {len(errors)} errors for {len(measurement.formats)} formats")
+        return measurement
 
 
 def sqnr_db(error: float) -> float:
@@ -137,16 +142,25 @@ def read_analysis(path: Path | str) -> Analysis:
         hint = " (an unfinished one is there: run mint analyze again)" if partial_path(path).exists() else ""
         raise MintError(f"{path}: no such analysis{hint}; make one with: mint analyze MODEL --output {path}")
     sealed = read_sealed(path, _KIND)
-    measurements = {record["path"]: Measurement.from_record(record) for record in sealed.records}
-    return _analysis(sealed.header, measurements, sealed.sha256)
+    with reading(f"{path}: a damaged analysis", f"remove the file and {_KIND.remedy}"):
+        return _analysis(sealed.header, measurements_of(sealed.records), sealed.sha256)
+
+
+def measurements_of(records: Iterable[Mapping[str, Any]]) -> dict[str, Measurement]:
+    """The measurements of frames by path."""
+    return {measurement.path: measurement for measurement in map(Measurement.from_record, records)}
 
 
 def _analysis(header: Mapping[str, Any], measurements: Mapping[str, Measurement], digest: str) -> Analysis:
     context = header["context"]
+    parse_rounding(header["rounding"])
     values = {name: value for name, value in header.items() if name not in ("schema", "context")} | {
         "units": tuple(from_fields(Unit, fields) for fields in header["units"]),
         "parameters": tuple(from_fields(Parameter, fields) for fields in header["parameters"]),
         "dropped_towers": tuple(header["dropped_towers"]),
         "traced": context if isinstance(context, str) else ContextMemory.from_fields(context),
     }
-    return Analysis(**values, measurements=measurements, digest=digest)
+    analysis = typed(Analysis(**values, measurements=measurements, digest=digest))
+    if {unit.path for unit in analysis.units} != measurements.keys():
+        raise ValueError("its measurements are not those of its units")
+    return analysis

@@ -11,7 +11,15 @@ import mlx.core as mx
 import numpy as np
 import numpy.typing as npt
 
-from mint.analysis.analysis import MAGIC, SCHEMA, Analysis, Measurement, read_analysis, write_analysis
+from mint.analysis.analysis import (
+    MAGIC,
+    SCHEMA,
+    Analysis,
+    Measurement,
+    measurements_of,
+    read_analysis,
+    write_analysis,
+)
 from mint.analysis.cast_check import check_cast
 from mint.analysis.cross_device import is_mixed, rounded
 from mint.analysis.features.features import features as features_of
@@ -23,6 +31,7 @@ from mint.core.files import partial_path
 from mint.core.journal import Journal, read_header, remove_stray
 from mint.core.log import log
 from mint.core.progress import OnNote, OnProgress, ignore, say_nothing
+from mint.core.records import reading
 from mint.formats.rounding import DEFAULT_ROUNDING, parse_rounding
 from mint.formats.units import Unit, to_fields
 from mint.kernels.ready import ready_kernels
@@ -69,7 +78,8 @@ def analyze(
     works = (MEASURE, FEATURES) if features else (MEASURE,)
     ready_kernels(rounding, on_progress, works, {unit.dtype for unit in source.units})
     with Journal(partial_path(output), MAGIC, header) as journal:
-        measurements = {record["path"]: Measurement.from_record(record) for record in journal.records}
+        with reading(f"{journal.path}: a damaged journal", "remove the file and run the same command again"):
+            measurements = measurements_of(journal.records)
         pending = [unit for unit in source.units if unit.path not in measurements]
         if measurements:
             on_note(f"resumes: {len(measurements)} of {len(source.units)} units are measured in {journal.path}")

@@ -20,8 +20,9 @@ from mint.analysis.analysis import Measurement
 from mint.analysis.cross_device import difference
 from mint.core.errors import MintError
 from mint.core.progress import ignore
+from mint.core.records import typed
 from mint.formats.format import KEEP, Format, TensorSpec, parse_format
-from mint.formats.rounding import DEFAULT_ROUNDING, ROUNDINGS
+from mint.formats.rounding import DEFAULT_ROUNDING, ROUNDINGS, parse_rounding
 from mint.formats.units import Unit
 from mint.kernels.backend import backend
 from mint.kernels.exact import store_on_grid
@@ -119,7 +120,7 @@ class Measure(RoundingJob[Measurement]):
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any], source: Source) -> Self:
-        return cls(fields["rounding"], carried=source.carried)
+        return cls(parse_rounding(fields["rounding"]).name, carried=source.carried)
 
     def encode(self, result: Measurement) -> Iterable[bytes]:
         """The record of the analysis file, which rounds nothing."""
@@ -172,7 +173,7 @@ class Quantize(RoundingJob[Packed]):
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any], source: Source) -> Self:
         formats = {path: parse_format(text) for path, text in fields["formats"].items()}
-        return cls(formats, fields["checksums"], fields["rounding"], source)
+        return typed(cls(formats, fields["checksums"], parse_rounding(fields["rounding"]).name, source))
 
     def encode(self, result: Packed) -> Iterable[bytes | memoryview]:
         return result.data
