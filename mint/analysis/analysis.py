@@ -34,7 +34,7 @@ class Measurement:
 
     `errors` are squared relative errors |Q(W) - W|^2 / |W|^2 (NRMSE^2) of the whole unit, one per format;
     `worst_errors` those of the worst matrix of a stack; `slice_errors` float32 (slices, formats), empty for a
-    plain matrix. `energy` is |W|^2. `checksum` is that of the weight's bytes (`weight_checksum`): only these bytes have
+    plain matrix. `energy` is |W|^2. `checksum` is that of the weight's bytes (`checksum_of`): only these bytes have
     these errors. `features` are None unless they were measured.
     """
 
@@ -96,6 +96,7 @@ class Analysis:
     versions: Mapping[str, str]
     units: tuple[Unit, ...]
     parameters: tuple[Parameter, ...]
+    parameter_checksums: Mapping[str, str]  # by name
     dropped_towers: tuple[str, ...]  # vision or audio, which the loader's classes drop
     measurements: Mapping[str, Measurement]
     active: Mapping[str, float]  # share of a stack's matrices that one token uses, by path
@@ -163,4 +164,6 @@ def _analysis(header: Mapping[str, Any], measurements: Mapping[str, Measurement]
     analysis = typed(Analysis(**values, measurements=measurements, digest=digest))
     if {unit.path for unit in analysis.units} != measurements.keys():
         raise ValueError("its measurements are not those of its units")
+    if {parameter.name for parameter in analysis.parameters} != analysis.parameter_checksums.keys():
+        raise ValueError("its checksums are not those of its parameters")
     return analysis

@@ -85,7 +85,7 @@ class Measure(RoundingJob[Measurement]):
 
         NaN and infinite weights are counted in `nonfinite`; the errors then mean nothing.
         """
-        return replace(self._measured(unit, weight), checksum=weight_checksum(weight))
+        return replace(self._measured(unit, weight), checksum=checksum_of(weight))
 
     def _measured(self, unit: Unit, weight: mx.array) -> Measurement:
         formats = tuple(format for format in unit.formats if format != KEEP)
@@ -191,17 +191,22 @@ class Quantize(RoundingJob[Packed]):
         return self.formats[unit.path].nbytes(unit.shape, unit.dtype)
 
 
-def weight_checksum(weight: mx.array) -> str:
-    """The XXH3 (64 bits) of an evaluated weight's bytes in its own dtype, in hexadecimal digits."""
-    return xxhash.xxh3_64_hexdigest(raw_bytes(weight))
+def checksum_of(array: mx.array) -> str:
+    """The XXH3 (64 bits) of an evaluated array's bytes in its own dtype, in hexadecimal digits."""
+    return xxhash.xxh3_64_hexdigest(raw_bytes(array))
 
 
 def check_measured(unit: Unit, weight: mx.array, checksums: Mapping[str, str]) -> None:
     """Raise `MintError` unless `weight` is the one that was measured."""
-    if (checksum := weight_checksum(weight)) != checksums[unit.path]:
+    check_analyzed(f"unit {unit.path}: its weight is", weight, checksums[unit.path])
+
+
+def check_analyzed(subject: str, array: mx.array, needed: str) -> None:
+    """Raise `MintError` unless `array`, the `subject` of the message, has the `needed` checksum."""
+    if (checksum := checksum_of(array)) != needed:
         raise MintError(
-            f"unit {unit.path}: its weight is not the one that was measured (found checksum {checksum}, needed "
-            f"{checksums[unit.path]}); put the analyzed model back, or analyze this one into a new file (--analysis)"
+            f"{subject} not the one that was measured (found checksum {checksum}, needed {needed}); "
+            "put the analyzed model back, or analyze this one into a new file (--analysis)"
         )
 
 

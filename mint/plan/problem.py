@@ -130,7 +130,8 @@ class Problem:
         choice = [solution.choice[self._twins.get(index, index)] for index in range(len(self._rows))]
         picks = zip(self.analysis.units, self._allowed, choice, strict=True)
         plan = Plan(
-            **pick(self.analysis, "model model_type dtype loader rounding device parameters dropped_towers"),
+            **pick(self.analysis, "model model_type dtype loader rounding device dropped_towers"),
+            **pick(self.analysis, "parameters parameter_checksums"),
             **pick(self, "objective rules max_shard_bytes"),
             analysis=self.analysis.digest,
             budget_bytes=budget_bytes,
