@@ -1,4 +1,4 @@
-"""Records that come from files and messages: their fields have the declared types, or one error says so."""
+"""Records as plain values, and back: their fields have the declared types, or one error says so."""
 
 import struct
 from collections.abc import Callable, Iterator, Mapping
@@ -13,6 +13,11 @@ from mint.core.errors import MintError
 MALFORMED = (KeyError, IndexError, TypeError, ValueError, AttributeError, OverflowError, struct.error)
 T = TypeVar("T")
 _hints: Callable[[type], dict[str, Any]] = cache(get_type_hints)
+
+
+def pick(record: object, names: str) -> dict[str, Any]:
+    """The attributes of a record with these names, which are separated by spaces, in their order."""
+    return {name: getattr(record, name) for name in names.split()}
 
 
 @contextmanager

@@ -19,7 +19,7 @@ from mint.analysis.analysis import sqnr_db
 from mint.analysis.features.features import Features
 from mint.core.errors import MintError
 from mint.core.files import write_whole
-from mint.core.pick import pick
+from mint.core.records import pick
 from mint.core.sizes import MAX_SHARD_BYTES
 from mint.formats.format import KEEP, Format, TensorSpec, parse_format
 from mint.formats.layout import OutputShard, lay_out, shards_nbytes, stored_nbytes, unit_nbytes
@@ -33,7 +33,7 @@ from mint.plan.rules import NONFINITE, Rules
 from mint.quality.estimates import Estimate
 from mint.targets.speed import bytes_per_token, decode_cost
 
-SCHEMA = 6
+SCHEMA = 7
 KIND = "mint plan"
 _BY_LAYER = itemgetter(0)
 _HEAD = (

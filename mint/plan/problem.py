@@ -16,7 +16,7 @@ from mint.analysis.analysis import Analysis
 from mint.analysis.probes.probe_file import Probed
 from mint.analysis.probes.sensitivity import PROBED, Alpha, alphas_from
 from mint.core.errors import MintError
-from mint.core.pick import pick
+from mint.core.records import pick
 from mint.core.sizes import MAX_SHARD_BYTES, format_size
 from mint.formats.format import KEEP, parse_format
 from mint.formats.layout import name_nbytes, overhead_nbytes, stored_nbytes, unnamed_nbytes
