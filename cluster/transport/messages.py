@@ -28,6 +28,7 @@ from cluster.copies.inventory import Held, Holder, Inventory
 from cluster.copies.sparse_copy import Outline
 from cluster.schedule.events import Arrived, Failed
 from mint.core.errors import MintError
+from mint.core.records import reading, typed
 from mint.formats.format import parse_format
 from mint.formats.units import Parameter, Unit, from_fields, to_fields
 from mint.model.checkpoint.file_states import FileStates
@@ -51,18 +52,14 @@ def pack(record: Any) -> bytes:
 
 
 @contextmanager
-def reading(subject: str) -> Iterator[None]:
+def _reading(subject: str) -> Iterator[None]:
     """Turn the errors of reading a malformed record into one `MintError`."""
-    try:
+    needed = "needed: one of this version of mint, as on every node of the cluster"
+    with reading(f"{subject} cannot be read", needed):
         yield
-    except (KeyError, IndexError, TypeError, ValueError, AttributeError, msgpack.UnpackException) as error:
-        raise MintError(
-            f"{subject} cannot be read ({type(error).__name__}: {error}); needed: one of this version of mint, as "
-            "on every node of the cluster"
-        ) from error
 
 
-@reading("a message")
+@_reading("a message")
 def unpack(data: bytes) -> Any:
     """The record that `pack` was given, in plain values; tuples are lists, dataclasses are dicts."""
     return msgpack.unpackb(data, strict_map_key=False)
@@ -75,7 +72,7 @@ def tell_job(job: PortableJob[Any]) -> dict[str, Any]:
 
 def make_job(record: Mapping[str, Any], source: Source, previous: PortableJob[Any] | None = None) -> PortableJob[Any]:
     """The job of a record, ready to be done with `source`; it may take over files and models of the `previous` one."""
-    with reading("the record of a job"):
+    with _reading("the record of a job"):
         job = load_job(record["job"]).from_dict(record["fields"], source)
     job.prepare(previous)
     return job
@@ -95,7 +92,7 @@ def to_pieces(job: PortableJob[T], result: T) -> Iterator[tuple[bytes, bool]]:
 
 def from_pieces(job: PortableJob[T], unit: Unit, pieces: Sequence[bytes]) -> T:
     """The result of a job for `unit`, from all its pieces."""
-    with reading(f"the result for {unit.path}"):
+    with _reading(f"the result for {unit.path}"):
         *body, digest = pieces
         data = memoryview(b"".join(body))
         if hashlib.sha256(data).digest() != digest:
@@ -119,10 +116,19 @@ def tell_model(source: Source, outlines: Mapping[str, Outline]) -> dict[str, Any
     }
 
 
-@reading("the record of a model")
+@_reading("the record of a model")
+def config_of(record: Mapping[str, Any]) -> tuple[str, bytes]:
+    """The identity and the text of the config in the record of a model."""
+    identity, text = record["identity"], record["config_text"]
+    if not (isinstance(identity, str) and isinstance(text, bytes)):
+        raise TypeError(f"found an identity {identity!r}")
+    return identity, text
+
+
+@_reading("the record of a model")
 def outlines_of(record: Mapping[str, Any]) -> dict[str, Outline]:
     """The outlines in the record of a model."""
-    return {name: Outline(**fields) for name, fields in record["outlines"].items()}
+    return {name: typed(Outline(**fields)) for name, fields in record["outlines"].items()}
 
 
 def source_from(record: Mapping[str, Any], folder: Path, borrowed: Container[str] = ()) -> Source:
@@ -132,22 +138,22 @@ def source_from(record: Mapping[str, Any], folder: Path, borrowed: Container[str
     """
     files = FileStates.of(folder, [name for name in shard_names(folder) if name not in borrowed])
     shards = read_shards(folder)
-    with reading("the record of a model"):
+    with _reading("the record of a model"):
         config, dtype, loader = record["config"], record["dtype"], record["loader"]
         units = tuple(from_fields(Unit, fields) for fields in record["units"])
         parameters = tuple(from_fields(Parameter, fields) for fields in record["parameters"])
         opened, dropped = OpenedModel(folder, config, shards, dtype, loader), tuple(record["dropped"])
         carried = {path: parse_format(name) for path, name in record["carried"].items()}
         layout = shards, units, parameters, dropped
-        return Source(folder, config, dtype, loader, record["identity"], *layout, files, opened, carried)
+        return typed(Source(folder, config, dtype, loader, record["identity"], *layout, files, opened, carried))
 
 
-@reading("the description of a node")
+@_reading("the description of a node")
 def holder_from(record: Mapping[str, Any]) -> Holder:
     """The description of a node of a record."""
     node, folder, shards, faults = (record["inventory"][name] for name in ("node", "folder", "shards", "faults"))
-    inventory = Inventory(node, folder, tuple(Held(**fields) for fields in shards), tuple(faults))
-    return Holder(**{**record, "inventory": inventory, "lent": tuple(record["lent"])})
+    inventory = typed(Inventory(node, folder, tuple(typed(Held(**fields)) for fields in shards), tuple(faults)))
+    return typed(Holder(**{**record, "inventory": inventory, "lent": tuple(record["lent"])}))
 
 
 class Parcel(Generic[T]):
@@ -193,7 +199,11 @@ class Gathering:
 
     def add(self, message: bytes) -> Iterator[Arrived | Failed]:
         """The events of this message, in its order: results that are whole now, and failures."""
-        for item, reason, piece, is_last in unpack(message):
+        with _reading("a message with results"):
+            entries = [
+                (str(item), str(reason), bytes(piece), bool(last)) for item, reason, piece, last in unpack(message)
+            ]
+        for item, reason, piece, is_last in entries:
             self._pieces.append(piece)
             if is_last:  # as every failure is, to which earlier pieces are of no use
                 pieces, self._pieces = self._pieces, []

@@ -16,7 +16,16 @@ import mlx.core as mx
 from cluster.copies.inventory import Holder, find_model, model_roots, take_inventory
 from cluster.copies.lending import Borrower, Lender, Loans, Peers, Piece, RefusedError
 from cluster.copies.sparse_copy import Outline, Range, make_view, read_outline, read_ranges, view_folder
-from cluster.transport.messages import Parcel, make_job, outlines_of, pack, source_from, to_pieces, unpack
+from cluster.transport.messages import (
+    Parcel,
+    config_of,
+    make_job,
+    outlines_of,
+    pack,
+    source_from,
+    to_pieces,
+    unpack,
+)
 from cluster.transport.prefetch import BatchWeights, Part, ReadAhead
 from cluster.transport.throughput import metered
 from mint.analysis.probes.packed_base import memory_for_models
@@ -100,12 +109,12 @@ class Worker:
             self._loans = Loans(self.source.folder, self._lacking, self.tensors, Borrower(peers))
 
     def _open_model(self, record: dict[str, Any]) -> None:
-        folder, config = self._folder, record["config_text"]
+        folder, (identity, config) = self._folder, config_of(record)
         present = {path.name for path in folder.iterdir()} if folder else set()
         self._lacking = {name: outline for name, outline in outlines_of(record).items() if name not in present}
         has_config = "config.json" in present and folder and (folder / "config.json").read_bytes() == config
         if self._lacking or folder is None or not has_config:
-            folder = make_view(view_folder(record["identity"], folder), folder, config, self._lacking)
+            folder = make_view(view_folder(identity, folder), folder, config, self._lacking)
         self.source = source_from(record, folder, self._lacking)
         self.units = {unit.path: unit for unit in self.source.units}
         self.tensors = self.source.tensors()

@@ -6,7 +6,7 @@ and kind of device give the same bytes.
 """
 
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import astuple, dataclass, fields
 from functools import cache
 from math import inf, log10
@@ -17,12 +17,14 @@ from mint.analysis.features.features import Features
 from mint.core.errors import MintError
 from mint.core.files import partial_path
 from mint.core.journal import SealedKind, read_sealed, write_sealed
+from mint.core.records import reading, typed
 from mint.formats.format import KEEP, Format, parse_format
+from mint.formats.rounding import parse_rounding
 from mint.formats.units import Parameter, Unit, from_fields
 from mint.model.kv_memory import ContextMemory
 
 MAGIC = b"MINT analysis\n"
-SCHEMA = 6
+SCHEMA = 7
 _KIND = SealedKind(MAGIC, SCHEMA, "a mint analysis", "mint analyze", "analyze the model again")
 
 
@@ -32,7 +34,7 @@ class Measurement:
 
     `errors` are squared relative errors |Q(W) - W|^2 / |W|^2 (NRMSE^2) of the whole unit, one per format;
     `worst_errors` those of the worst matrix of a stack; `slice_errors` float32 (slices, formats), empty for a
-    plain matrix. `energy` is |W|^2. `checksum` is that of the weight's bytes (`weight_checksum`): only these bytes have
+    plain matrix. `energy` is |W|^2. `checksum` is that of the weight's bytes (`checksum_of`): only these bytes have
     these errors. `features` are None unless they were measured.
     """
 
@@ -69,7 +71,10 @@ class Measurement:
             "worst_errors": _unpacked(record["worst_errors"]) or errors,
             "features": Features(*features) if features else None,
         }
-        return cls(**{**record, **values})
+        measurement = typed(cls(**{**record, **values}))
+        if {len(errors), len(measurement.worst_errors)} != {len(measurement.formats)}:
+            raise ValueError(f"{measurement.path}: {len(errors)} errors for {len(measurement.formats)} formats")
+        return measurement
 
 
 def sqnr_db(error: float) -> float:
@@ -91,6 +96,7 @@ class Analysis:
     versions: Mapping[str, str]
     units: tuple[Unit, ...]
     parameters: tuple[Parameter, ...]
+    parameter_checksums: Mapping[str, str]  # by name
     dropped_towers: tuple[str, ...]  # vision or audio, which the loader's classes drop
     measurements: Mapping[str, Measurement]
     active: Mapping[str, float]  # share of a stack's matrices that one token uses, by path
@@ -137,16 +143,27 @@ def read_analysis(path: Path | str) -> Analysis:
         hint = " (an unfinished one is there: run mint analyze again)" if partial_path(path).exists() else ""
         raise MintError(f"{path}: no such analysis{hint}; make one with: mint analyze MODEL --output {path}")
     sealed = read_sealed(path, _KIND)
-    measurements = {record["path"]: Measurement.from_record(record) for record in sealed.records}
-    return _analysis(sealed.header, measurements, sealed.sha256)
+    with reading(f"{path}: a damaged analysis", f"remove the file and {_KIND.remedy}"):
+        return _analysis(sealed.header, measurements_of(sealed.records), sealed.sha256)
+
+
+def measurements_of(records: Iterable[Mapping[str, Any]]) -> dict[str, Measurement]:
+    """The measurements of frames by path."""
+    return {measurement.path: measurement for measurement in map(Measurement.from_record, records)}
 
 
 def _analysis(header: Mapping[str, Any], measurements: Mapping[str, Measurement], digest: str) -> Analysis:
     context = header["context"]
+    parse_rounding(header["rounding"])
     values = {name: value for name, value in header.items() if name not in ("schema", "context")} | {
         "units": tuple(from_fields(Unit, fields) for fields in header["units"]),
         "parameters": tuple(from_fields(Parameter, fields) for fields in header["parameters"]),
         "dropped_towers": tuple(header["dropped_towers"]),
         "traced": context if isinstance(context, str) else ContextMemory.from_fields(context),
     }
-    return Analysis(**values, measurements=measurements, digest=digest)
+    analysis = typed(Analysis(**values, measurements=measurements, digest=digest))
+    if {unit.path for unit in analysis.units} != measurements.keys():
+        raise ValueError("its measurements are not those of its units")
+    if {parameter.name for parameter in analysis.parameters} != analysis.parameter_checksums.keys():
+        raise ValueError("its checksums are not those of its parameters")
+    return analysis

@@ -11,18 +11,27 @@ import mlx.core as mx
 import numpy as np
 import numpy.typing as npt
 
-from mint.analysis.analysis import MAGIC, SCHEMA, Analysis, Measurement, read_analysis, write_analysis
+from mint.analysis.analysis import (
+    MAGIC,
+    SCHEMA,
+    Analysis,
+    Measurement,
+    measurements_of,
+    read_analysis,
+    write_analysis,
+)
 from mint.analysis.cast_check import check_cast
 from mint.analysis.cross_device import is_mixed, rounded
 from mint.analysis.features.features import features as features_of
 from mint.analysis.features.features import group_size_of
 from mint.analysis.features.norms import norm_gains, preceding_norms
-from mint.analysis.unit_jobs import Measure
+from mint.analysis.unit_jobs import Measure, checksum_of
 from mint.core.errors import MintError
 from mint.core.files import partial_path
 from mint.core.journal import Journal, read_header, remove_stray
 from mint.core.log import log
 from mint.core.progress import OnNote, OnProgress, ignore, say_nothing
+from mint.core.records import reading
 from mint.formats.rounding import DEFAULT_ROUNDING, parse_rounding
 from mint.formats.units import Unit, to_fields
 from mint.kernels.ready import ready_kernels
@@ -65,16 +74,16 @@ def analyze(
         return _reuse(output, header, features=features)
     check_cast(source)
     header |= traced_header(source, features=features)
+    header["parameter_checksums"] = _parameter_checksums(source, finite=not keep_nonfinite)
     output.parent.mkdir(parents=True, exist_ok=True)
     works = (MEASURE, FEATURES) if features else (MEASURE,)
     ready_kernels(rounding, on_progress, works, {unit.dtype for unit in source.units})
     with Journal(partial_path(output), MAGIC, header) as journal:
-        measurements = {record["path"]: Measurement.from_record(record) for record in journal.records}
+        with reading(f"{journal.path}: a damaged journal", "remove the file and run the same command again"):
+            measurements = measurements_of(journal.records)
         pending = [unit for unit in source.units if unit.path not in measurements]
         if measurements:
             on_note(f"resumes: {len(measurements)} of {len(source.units)} units are measured in {journal.path}")
-        if not keep_nonfinite:
-            _check_parameters(source)
         results = executor(source, _job(source, rounding, header), pending)
         for unit, measurement, seconds in reported("analyze", results, source.units, pending, on_progress):
             if measurement.nonfinite and not keep_nonfinite:
@@ -93,19 +102,24 @@ def analyze(
     return analysis
 
 
-def _check_parameters(source: Source) -> None:
-    """Raise `MintError` for a NaN or infinite value in a parameter, such as a norm, which no unit would show.
+def _parameter_checksums(source: Source, *, finite: bool) -> dict[str, str]:
+    """The checksums of all parameters, such as norms, by name.
 
-    A scalar may be infinite: it bounds activations in the towers of Gemma 4.
+    Raises `MintError` for a NaN or infinite value if they have to be `finite`; no unit would show it. A scalar may be
+    infinite: it bounds activations in the towers of Gemma 4.
     """
+    checksums = {}
     with source.files.reading():
         arrays = source.opened.take([parameter.name for parameter in source.parameters])
         for parameter in source.parameters:
             array = arrays.pop(parameter.name)
             mx.eval(array)
-            if parameter.shape and parameter.dtype in FLOATS and not all_finite(raw(array), parameter.dtype):
+            bounded = finite and parameter.shape and parameter.dtype in FLOATS
+            if bounded and not all_finite(raw(array), parameter.dtype):
                 fault = f"parameter {parameter.name}: some of its values are NaN or infinite"
                 raise MintError(f"{fault}; needed: finite values. Download the model again")
+            checksums[parameter.name] = checksum_of(array)
+    return checksums
 
 
 def header_of(source: Source, rounding: str, device: str) -> dict[str, Any]:

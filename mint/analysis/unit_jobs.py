@@ -20,8 +20,9 @@ from mint.analysis.analysis import Measurement
 from mint.analysis.cross_device import difference
 from mint.core.errors import MintError
 from mint.core.progress import ignore
+from mint.core.records import typed
 from mint.formats.format import KEEP, Format, TensorSpec, parse_format
-from mint.formats.rounding import DEFAULT_ROUNDING, ROUNDINGS
+from mint.formats.rounding import DEFAULT_ROUNDING, ROUNDINGS, parse_rounding
 from mint.formats.units import Unit
 from mint.kernels.backend import backend
 from mint.kernels.exact import store_on_grid
@@ -84,7 +85,7 @@ class Measure(RoundingJob[Measurement]):
 
         NaN and infinite weights are counted in `nonfinite`; the errors then mean nothing.
         """
-        return replace(self._measured(unit, weight), checksum=weight_checksum(weight))
+        return replace(self._measured(unit, weight), checksum=checksum_of(weight))
 
     def _measured(self, unit: Unit, weight: mx.array) -> Measurement:
         formats = tuple(format for format in unit.formats if format != KEEP)
@@ -119,7 +120,7 @@ class Measure(RoundingJob[Measurement]):
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any], source: Source) -> Self:
-        return cls(fields["rounding"], carried=source.carried)
+        return cls(parse_rounding(fields["rounding"]).name, carried=source.carried)
 
     def encode(self, result: Measurement) -> Iterable[bytes]:
         """The record of the analysis file, which rounds nothing."""
@@ -172,7 +173,7 @@ class Quantize(RoundingJob[Packed]):
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any], source: Source) -> Self:
         formats = {path: parse_format(text) for path, text in fields["formats"].items()}
-        return cls(formats, fields["checksums"], fields["rounding"], source)
+        return typed(cls(formats, fields["checksums"], parse_rounding(fields["rounding"]).name, source))
 
     def encode(self, result: Packed) -> Iterable[bytes | memoryview]:
         return result.data
@@ -190,17 +191,22 @@ class Quantize(RoundingJob[Packed]):
         return self.formats[unit.path].nbytes(unit.shape, unit.dtype)
 
 
-def weight_checksum(weight: mx.array) -> str:
-    """The XXH3 (64 bits) of an evaluated weight's bytes in its own dtype, in hexadecimal digits."""
-    return xxhash.xxh3_64_hexdigest(raw_bytes(weight))
+def checksum_of(array: mx.array) -> str:
+    """The XXH3 (64 bits) of an evaluated array's bytes in its own dtype, in hexadecimal digits."""
+    return xxhash.xxh3_64_hexdigest(raw_bytes(array))
 
 
 def check_measured(unit: Unit, weight: mx.array, checksums: Mapping[str, str]) -> None:
     """Raise `MintError` unless `weight` is the one that was measured."""
-    if (checksum := weight_checksum(weight)) != checksums[unit.path]:
+    check_analyzed(f"unit {unit.path}: its weight is", weight, checksums[unit.path])
+
+
+def check_analyzed(subject: str, array: mx.array, needed: str) -> None:
+    """Raise `MintError` unless `array`, the `subject` of the message, has the `needed` checksum."""
+    if (checksum := checksum_of(array)) != needed:
         raise MintError(
-            f"unit {unit.path}: its weight is not the one that was measured (found checksum {checksum}, needed "
-            f"{checksums[unit.path]}); put the analyzed model back, or analyze this one into a new file (--analysis)"
+            f"{subject} not the one that was measured (found checksum {checksum}, needed {needed}); "
+            "put the analyzed model back, or analyze this one into a new file (--analysis)"
         )
 
 

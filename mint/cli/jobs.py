@@ -11,7 +11,7 @@ from mint.cli.options import argument, option
 from mint.cli.outputs import named
 from mint.cli.terminal.screen import Record, Screen
 from mint.core.errors import MintError
-from mint.core.pick import pick
+from mint.core.records import pick
 
 if TYPE_CHECKING:
     from mint.client.client import ServedJob

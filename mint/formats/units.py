@@ -5,7 +5,8 @@ from dataclasses import asdict, dataclass
 from math import prod
 from typing import Any, TypeVar
 
-from mint.formats.format import KEEP, Format, TensorSpec, admissible
+from mint.core.records import typed
+from mint.formats.format import ITEMSIZE, KEEP, Format, TensorSpec, admissible
 
 
 def parts_of(shape: tuple[int, ...], size: int) -> Iterator[slice]:
@@ -93,6 +94,9 @@ def to_fields(record: Unit | Parameter) -> list[Any]:
 
 
 def from_fields(kind: type[T], fields: list[Any]) -> T:
-    """The unit or parameter of a list that `to_fields` made."""
+    """The unit or parameter of a list that `to_fields` made; `TypeError` for another."""
     values: list[Any] = [tuple(value) if isinstance(value, list) else value for value in fields]
-    return kind(*values)
+    record = typed(kind(*values))
+    if record.dtype not in ITEMSIZE or min(record.shape, default=1) < 1 or (kind is Unit and len(record.shape) < 2):
+        raise ValueError(f"found {record.dtype} of shape {record.shape}, needed a matrix or a parameter")
+    return record

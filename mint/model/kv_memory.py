@@ -10,6 +10,7 @@ from itertools import pairwise
 from typing import Any
 
 from mint.core.errors import MintError
+from mint.core.records import typed
 
 STEP = 256  # tokens by which mlx_lm's caches grow
 KV_BITS = (2, 3, 4, 5, 6, 8)  # of `mx.quantize`
@@ -59,7 +60,7 @@ class ContextMemory:
     def from_fields(fields: list[Any]) -> ContextMemory:
         """The record that `to_fields` wrote."""
         points, obstacle = fields
-        return ContextMemory(tuple((tokens, fixed, size, plain) for tokens, fixed, size, plain in points), obstacle)
+        return typed(ContextMemory(tuple(map(tuple, points)), obstacle))
 
     def _at(self, tokens: int) -> tuple[int, ...]:
         tokens = max(-(-tokens // STEP) * STEP, self.points[0][0])

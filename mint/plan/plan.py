@@ -19,7 +19,7 @@ from mint.analysis.analysis import sqnr_db
 from mint.analysis.features.features import Features
 from mint.core.errors import MintError
 from mint.core.files import write_whole
-from mint.core.pick import pick
+from mint.core.records import pick
 from mint.core.sizes import MAX_SHARD_BYTES
 from mint.formats.format import KEEP, Format, TensorSpec, parse_format
 from mint.formats.layout import OutputShard, lay_out, shards_nbytes, stored_nbytes, unit_nbytes
@@ -33,7 +33,7 @@ from mint.plan.rules import NONFINITE, Rules
 from mint.quality.estimates import Estimate
 from mint.targets.speed import bytes_per_token, decode_cost
 
-SCHEMA = 6
+SCHEMA = 7
 KIND = "mint plan"
 _BY_LAYER = itemgetter(0)
 _HEAD = (
@@ -106,6 +106,7 @@ class Plan:
     price: float  # loss that one more byte of budget saves
     choices: tuple[Choice, ...]
     parameters: tuple[Parameter, ...]
+    parameter_checksums: Mapping[str, str]  # by name, when they were measured
     max_shard_bytes: int = MAX_SHARD_BYTES
     evidence: Evidence = NO_PROBES  # of the predicted KL
     dropped_towers: tuple[str, ...] = ()  # vision or audio: the model to write is text only
@@ -204,7 +205,8 @@ class Plan:
     def digest(self) -> str:
         """SHA-256 of the fields that decide the bytes of the output."""
         formats = [(c.path, str(c.format), c.checksum) for c in self.choices]
-        decisive = [self.model, self.dtype, self.rounding, self.max_shard_bytes, formats]
+        parameters = [self.parameter_checksums[parameter.name] for parameter in self.parameters]
+        decisive = [self.model, self.dtype, self.rounding, self.max_shard_bytes, formats, parameters]
         return hashlib.sha256(json.dumps(decisive).encode()).hexdigest()
 
 
@@ -251,7 +253,8 @@ def plan_text(plan: Plan) -> str:
     }
     lines = [f"  {json.dumps(name)}: {json.dumps(value)}," for name, value in head.items()]
     units = _lines("units", [_choice_record(plan, choice) for choice in plan.choices])
-    parameters = _lines("parameters", list(map(asdict, plan.parameters)))
+    checksums = plan.parameter_checksums
+    parameters = _lines("parameters", [asdict(p) | {"checksum": checksums[p.name]} for p in plan.parameters])
     return "\n".join(["{", *lines, *units, "  ],", *parameters, "  ]", "}", ""])
 
 
@@ -303,6 +306,7 @@ def _plan(record: dict[str, Any]) -> Plan:
             Parameter(line["name"], tuple(line["shape"]), line["dtype"], tuple(line["sources"]))
             for line in record["parameters"]
         ),
+        parameter_checksums={str(line["name"]): str(line["checksum"]) for line in record["parameters"]},
         evidence=Evidence(**record["evidence"]),
         dropped_towers=tuple(record["dropped_towers"]),
     )

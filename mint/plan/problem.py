@@ -16,7 +16,7 @@ from mint.analysis.analysis import Analysis
 from mint.analysis.probes.probe_file import Probed
 from mint.analysis.probes.sensitivity import PROBED, Alpha, alphas_from
 from mint.core.errors import MintError
-from mint.core.pick import pick
+from mint.core.records import pick
 from mint.core.sizes import MAX_SHARD_BYTES, format_size
 from mint.formats.format import KEEP, parse_format
 from mint.formats.layout import name_nbytes, overhead_nbytes, stored_nbytes, unnamed_nbytes
@@ -130,7 +130,8 @@ class Problem:
         choice = [solution.choice[self._twins.get(index, index)] for index in range(len(self._rows))]
         picks = zip(self.analysis.units, self._allowed, choice, strict=True)
         plan = Plan(
-            **pick(self.analysis, "model model_type dtype loader rounding device parameters dropped_towers"),
+            **pick(self.analysis, "model model_type dtype loader rounding device dropped_towers"),
+            **pick(self.analysis, "parameters parameter_checksums"),
             **pick(self, "objective rules max_shard_bytes"),
             analysis=self.analysis.digest,
             budget_bytes=budget_bytes,

@@ -6,7 +6,7 @@ from dataclasses import astuple
 from pathlib import Path
 
 from mint.core.errors import MintError
-from mint.core.pick import pick
+from mint.core.records import pick
 from mint.plan.curve import Curve, Point
 from mint.plan.device_fit import Placed
 

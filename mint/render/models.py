@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from mint.analysis.probes.sensitivity import prior_alphas
 from mint.core.errors import MintError
-from mint.core.pick import pick
+from mint.core.records import pick
 from mint.formats.quality import QUALITIES
 from mint.targets.devices import GIB, Device, devices
 from mint.targets.loaders import loaders

@@ -9,7 +9,7 @@ from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mint.core.pick import pick
+from mint.core.records import pick
 from mint.core.sizes import format_size
 from mint.formats.format import KEEP
 

@@ -82,7 +82,7 @@ class Weights:
         return self.lazy.pop(unit.path)
 
     def begin(self, unit: Unit) -> None:
-        """Start to read the weight of `unit`; an encoded one is decoded when it is evaluated."""
+        """Start to read the weight of `unit`; of an encoded one its codes, which are small."""
         self._open(unit)
         mx.async_eval(self.codes.pop(unit.path, None) or self.lazy[unit.path])
 
@@ -118,6 +118,7 @@ def do(job: Job[T], units: Sequence[Unit], weights: Weights) -> Iterator[tuple[U
     far stay good. The weight that is read meanwhile is dropped: MLX reports a failed read once, to any array.
     """
     files = weights.source.files
+    shards = {name: tensor.shard for name, tensor in weights.source.tensors().items()}
     if isinstance(job, PortableJob):
         job.ready(units)
     with small_cache(), files.reading():
@@ -127,7 +128,7 @@ def do(job: Job[T], units: Sequence[Unit], weights: Weights) -> Iterator[tuple[U
             if number < len(units) and not memory_is_short():
                 weights.begin(units[number])
             result = job(unit, weight)
-            files.check()
+            files.check({shards[name] for name in unit.sources})
             yield unit, result
             del weight, result
 

@@ -8,7 +8,7 @@ import mlx.core as mx
 import numpy as np
 
 from mint.analysis.analysis import Measurement
-from mint.analysis.unit_jobs import Measure, weight_checksum
+from mint.analysis.unit_jobs import Measure, checksum_of
 from mint.formats.units import Unit
 from mint.model.source import Source
 from mint.run.executor import in_process
@@ -17,7 +17,7 @@ from mint.run.job import PortableJob
 
 def checksums_of(source: Source) -> dict[str, str]:
     """The checksum of every weight of `source`."""
-    checksums = in_process(source, lambda _, weight: weight_checksum(weight), source.units)
+    checksums = in_process(source, lambda _, weight: checksum_of(weight), source.units)
     return {unit.path: checksum for unit, checksum in checksums}
 
 

@@ -88,7 +88,8 @@ def _write(path: Path, size: int) -> None:
     header = {
         "schema": SCHEMA, "model_type": "made", "model": "0" * 64, "dtype": "", "device": "none", "versions": {},
         "source_nbytes": sum(unit.nbytes for unit in units), "units": [to_fields(unit) for unit in units],
-        "parameters": [], "rounding": "nearest", "context": [[[256, 0, 1, 2], [512, 0, 2, 4]], ""], "active": {},
+        "parameters": [], "parameter_checksums": {}, "dropped_towers": [], "rounding": "nearest",
+        "context": [[[256, 0, 1, 2], [512, 0, 2, 4]], ""], "active": {},
         "features": {},
     }  # fmt: skip
     write_analysis(path, header, measurements)

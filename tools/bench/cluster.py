@@ -272,7 +272,9 @@ def made_analysis(source: Source) -> Analysis:
         measurements[unit.path] = made
     with tempfile.TemporaryDirectory() as name:
         path = Path(name) / "made.mint"
-        return write_analysis(path, header_of(source, "nearest", device_kind()) | traced_header(source), measurements)
+        header = header_of(source, "nearest", device_kind()) | traced_header(source)
+        header["parameter_checksums"] = dict.fromkeys((parameter.name for parameter in source.parameters), "")
+        return write_analysis(path, header, measurements)
 
 
 def dry_assembly(plan: Plan) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from typing import Any
 from mint.analysis.analysis import read_analysis
 from mint.analysis.probes.probe_file import read_probes
 from mint.core.errors import MintError
-from mint.core.pick import pick
+from mint.core.records import pick
 from mint.plan.curve import Curve, curve
 from mint.plan.device_fit import devices_on
 from mint.plan.prediction import describe

@@ -23,6 +23,7 @@ from mint.core.files import partial_path
 from mint.core.journal import Journal, read_header, remove_stray
 from mint.core.log import log
 from mint.core.progress import OnNote, OnProgress, ignore, say_nothing
+from mint.core.records import reading
 from mint.formats.units import Unit
 from mint.model.roles import TOWER
 from mint.model.source import Source
@@ -59,7 +60,8 @@ def probe(
         remove_stray(output, MAGIC)
         return probed
     with Journal(partial, MAGIC, header) as journal:
-        probes = {record["path"]: Probe.from_record(record) for record in journal.records}
+        with reading(f"{journal.path}: a damaged journal", "remove the file and run the same command again"):
+            probes = {probe.path: probe for probe in map(Probe.from_record, journal.records)}
         pending = [unit for unit in units if unit.path not in probes]
         if probes:
             on_note(f"resumes: {len(probes)} of {len(units)} units are probed in {partial}")

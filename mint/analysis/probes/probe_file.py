@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from mint.core.journal import SealedKind, read_sealed, write_sealed
+from mint.core.records import reading, typed
 
 MAGIC = b"MINT probe\n"
 SCHEMA = 3
@@ -39,7 +40,10 @@ class Probe:
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> Self:
         """The probe of a frame."""
-        return cls(record["path"], tuple(record["kls"]), record["error"])
+        probe = typed(cls(record["path"], tuple(record["kls"]), record["error"]))
+        if not probe.kls:
+            raise ValueError(f"{probe.path}: no divergences")
+        return probe
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,8 +87,9 @@ def probes_beside(analysis: Path) -> Probed | None:
 def read_probes(path: Path) -> Probed:
     """Read finished probes; `MintError` when the file is foreign, damaged or of another schema."""
     sealed = read_sealed(path, _KIND)
-    return _probed(sealed.header, map(Probe.from_record, sealed.records))
+    with reading(f"{path}: a damaged file of probes", f"remove the file and {_KIND.remedy}"):
+        return _probed(sealed.header, map(Probe.from_record, sealed.records))
 
 
 def _probed(header: Mapping[str, Any], probes: Iterable[Probe]) -> Probed:
-    return Probed(header["model"], header["tokens"], header["base"], {probe.path: probe for probe in probes})
+    return typed(Probed(header["model"], header["tokens"], header["base"], {probe.path: probe for probe in probes}))

@@ -33,9 +33,10 @@ class FileStates:
         """The present states of those of the files that exist."""
         return cls(folder, {name: _state(folder / name) for name in sorted(names) if (folder / name).is_file()})
 
-    def check(self) -> None:
-        """Raise `MintError` naming the first file that is not as it was."""
-        for name, state in self.states.items():
+    def check(self, names: Iterable[str] | None = None) -> None:
+        """Raise `MintError` naming the first file, all of them or those of `names`, that is not as it was."""
+        for name in self.states if names is None else sorted(self.states.keys() & names):
+            state = self.states[name]
             path = self.folder / name
             try:
                 fault = "changed" if _state(path) != state else ""

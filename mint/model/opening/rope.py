@@ -28,6 +28,7 @@ def lift_rope(readers: Iterable[Reader]) -> None:
             for name, value in _lifted(reader).items():
                 if reader.values.get(name) is None:
                     reader.values[name] = value  # None where the old config says null: some classes insist on the key
+            _lift_nested(reader)
 
 
 def old_words(reader: Reader) -> dict[str, Any]:
@@ -46,6 +47,14 @@ def _lifted(reader: Reader) -> dict[str, Any]:
         lifted |= dict.fromkeys(_LOCAL_FIELDS, local[_THETA]) if _THETA in local else {}
         _check_local(reader, main, local)
     return {name: value for name, value in lifted.items() if name in reader.fields}
+
+
+def _lift_nested(reader: Reader) -> None:
+    """Add the base to the dictionaries in which the code of the class looks for it, as dbrx does in `attn_config`."""
+    main, _ = _kinds(reader)
+    for key, part in {**reader.values, reader.key: reader.values}.items():
+        if isinstance(part, dict) and _THETA in main and f'{key}["{_THETA}"]' in reader.code:
+            part.setdefault(_THETA, main[_THETA])
 
 
 def _kinds(reader: Reader) -> tuple[Mapping[str, Any], Mapping[str, Any]]:

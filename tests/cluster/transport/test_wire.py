@@ -1,15 +1,19 @@
 """Every job and its results come back as they were, and an unreadable message has its error."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from cluster.copies.inventory import Held, Holder, Inventory
+from cluster.copies.sparse_copy import Outline
 from cluster.schedule.events import Arrived
 from cluster.transport.messages import (
     PIECE_BYTES,
     Gathering,
+    config_of,
     from_pieces,
     holder_from,
     make_job,
@@ -31,6 +35,7 @@ from mint.model.checkpoint.reader import open_stored
 from mint.model.source import Source, open_source
 from mint.run.executor import in_process
 from mint.run.job import PortableJob
+from tests.worlds.damage import damaged
 from tests.worlds.encodings import quantized, write_encoded
 from tests.worlds.jobs import Clipped, checksums_of
 from tests.worlds.zoo import write_model
@@ -149,3 +154,25 @@ def test_messages_that_cannot_be_read_say_so(source: Source) -> None:
     ):
         with pytest.raises(MintError, match=r"cannot be read .* needed: one of this version of mint"):
             reads()
+
+
+def test_a_message_with_any_field_that_is_gone_or_wrong_is_refused_or_read(source: Source) -> None:
+    """No other error than `MintError` comes of it, and nothing is compiled for it."""
+    model = unpack(pack(tell_model(source, {"shard": Outline(10, b"header")})))
+    jobs = [unpack(pack(tell_job(job))) for job in (Measure("search"), Quantize({"up": KEEP}, {"up": "0"}, "nearest"))]
+    held = Held("model.safetensors", 10, "0", "0")
+    holder = unpack(pack(Holder(Inventory("node", "", (held,)), "cpu", 10**9, 1, {"mlx": "0"})))
+    reads: list[tuple[Any, Callable[[Any], object]]] = [
+        (model, lambda record: (config_of(record), outlines_of(record), source_from(record, source.folder))),
+        *((job, lambda record: make_job(record, source)) for job in jobs),
+        (holder, holder_from),
+        ([["up", "", b"", True]], lambda record: list(Gathering("node").add(pack(record)))),
+    ]
+    refused = 0
+    for record, read in reads:
+        for wrong in damaged(record):
+            try:
+                read(wrong)
+            except MintError:
+                refused += 1
+    assert refused > 200

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from mint.analysis.analyze import analyze
-from mint.analysis.unit_jobs import Quantize, weight_checksum
+from mint.analysis.unit_jobs import Quantize, checksum_of
 from mint.assembly.assemble import assemble
 from mint.assembly.compensated import FEWEST, Compensation
 from mint.assembly.layer_inputs import Inputs
@@ -144,7 +144,7 @@ def test_an_expert_that_saw_little_keeps_the_search() -> None:
     rows = correlated(2 * FEWEST, 64)
     experts = np.array([[0]] * (FEWEST - 1) + [[1]] * (FEWEST + 1))
     format = parse_format("4/64")
-    formats, checksums = {"experts": format}, {"experts": weight_checksum(weight)}
+    formats, checksums = {"experts": format}, {"experts": checksum_of(weight)}
     result = Compensation(formats, checksums, {"experts": Inputs(rows, experts)})(unit, weight)
     searched = Quantize(formats, checksums, "search")(unit, weight)
     assert result.tensors == searched.tensors

@@ -3,6 +3,7 @@
 import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -141,3 +142,14 @@ def test_a_weight_that_was_not_measured_is_not_packed(make_model: Make) -> None:
     job = Quantize(dict.fromkeys(checksums, KEEP), checksums)
     with pytest.raises(MintError, match=r"unit .*: its weight is not the one that was measured \(found checksum"):
         list(in_process(source, job, source.units))
+
+
+def test_a_norm_that_was_not_measured_is_not_written(llama: Path, tmp_path: Path) -> None:
+    source = open_source(llama)
+    plan = allocate(analyze(source, tmp_path / "a.mint"), "6bpw", Recipe(veto_db=-100.0))
+    norm = next(name for name in plan.parameter_checksums if "norm" in name)
+    other = replace(plan, parameter_checksums={**plan.parameter_checksums, norm: "0" * 16})
+    assert other.digest != plan.digest
+    with pytest.raises(MintError, match=f"parameter {norm} is not the one that was measured"):
+        assemble(other, source, tmp_path / "out")
+    assert not (tmp_path / "out").exists()

@@ -177,7 +177,7 @@ def test_a_written_plan_keeps_the_evidence_of_its_prediction(
     assert plan.predicted_kl
     assert record["predicted_kl"]["high"] == plan.predicted_kl.high
     file.write_text(json.dumps(record | {"schema": 4}))
-    with pytest.raises(MintError, match=r"schema 4, written by another version of mint; needed: one of schema 6"):
+    with pytest.raises(MintError, match=r"schema 4, written by another version of mint; needed: one of schema 7"):
         read_plan(file)
 
 

@@ -18,6 +18,7 @@ from mint.model.opening.rope import lift_rope
 from mint.model.opening.unseen import unseen_keys
 from mint.model.source import open_source
 from tests.worlds.zoo import ARCHITECTURES
+from tools.models.families import write_family
 
 Make = Callable[..., Path]
 takes, readers = MLX_LM.takes, MLX_LM.readers
@@ -131,6 +132,16 @@ def test_a_part_of_a_config_is_lifted_for_the_class_that_reads_it(make_model: Ma
     text = json.loads((folder / "config.json").read_text())["text_config"]
     rewrite(folder, text_config={**text, "rope_theta": None, "rope_parameters": {"rope_theta": 7e5}})
     assert open_source(folder).config["text_config"]["rope_theta"] == 7e5
+
+
+@pytest.mark.parametrize("part", ["", "attn_config"])
+def test_a_base_that_a_class_looks_for_in_a_dictionary_is_put_there(part: str, tmp_path: Path) -> None:
+    folder = write_family("dbrx", tmp_path / "model")
+    config = json.loads((folder / "config.json").read_text())
+    del config["attn_config"]["rope_theta"]
+    (config[part] if part else config)["rope_parameters"] = {"rope_type": "default", "rope_theta": 5e5}
+    (folder / "config.json").write_text(json.dumps(config))
+    assert open_source(folder).config["attn_config"]["rope_theta"] == 5e5
 
 
 def test_a_part_without_a_class_of_its_own_is_read_by_the_class_that_knows_most_of_it() -> None:
