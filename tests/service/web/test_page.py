@@ -333,7 +333,7 @@ def test_a_budget_that_is_too_small_says_so_in_the_queue_or_at_once_if_the_model
 ) -> None:
     page.open()
     submit(page, EVIL, "20kB")
-    page.until(lambda: "smallest" in page.read(".job[data-state='failed'] .reason"))
+    page.until(lambda: "too small" in page.read(".job[data-state='failed'] .reason"))
     assert page.read("#announcements").endswith("failed")
     page.forgiven = ("422",)
     Select(page.one("#model")).select_by_value("small-llama")
