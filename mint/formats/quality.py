@@ -27,9 +27,9 @@ class Quality:
 QUALITIES = {
     quality.name: quality
     for quality in (
-        Quality("fast", "the best formats, rounded as mlx rounds", "nearest", "6", "0.5 GB", "-36 to -48 %"),
-        Quality("good", "weights make up for each other's rounding errors", "compensate", "130", "2.7 GB",
-                "-80 to -82 %"),
+        Quality("fast", "the best formats, rounded as mlx rounds", "nearest", "5", "0.6 GB", "-36 to -51 %"),
+        Quality("good", "weights make up for each other's rounding errors", "compensate", "90", "4.6 GB",
+                "-81 to -83 %"),
     )
 }  # fmt: skip
 DEFAULT_QUALITY = "good"
