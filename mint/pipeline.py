@@ -160,8 +160,7 @@ class Pipeline:
             stock()  # starts while this process analyzes
         source = model
         if not isinstance(source, Source):
-            opening = {name: getattr(self.recipe, name) for name in ("dtype", "loader", "requantize")}
-            source = open_source(source, **opening, on_progress=self.on_progress)
+            source = open_source(source, **self.recipe.opening, on_progress=self.on_progress)
         for notice in source.notices:
             self.on_note(notice)
         self._refuse(targets, model=source.identity)

@@ -29,7 +29,7 @@ from mint.kernels.exact import store_on_grid
 from mint.kernels.ready import ready_kernels
 from mint.kernels.storage import raw, raw_bytes
 from mint.kernels.warmup import MEASURE, WRITE
-from mint.model.checkpoint.reader import FLOATS, StoredModel, nonfinite_count
+from mint.model.checkpoint.reader import FLOATS, nonfinite_count
 from mint.model.checkpoint.shards import SourceTensor
 from mint.model.source import Source
 from mint.run.job import Difference, PortableJob, T
@@ -157,7 +157,7 @@ class Quantize(RoundingJob[Packed]):
         if format == KEEP:
             return Packed(unit.path, format, tensors, (raw_bytes(weight),))
         if self.source and self.source.carried.get(unit.path) == format:
-            stored = StoredModel(self.source.folder, self.source.tensors())
+            stored = self.source.opened.stored
             return Packed(unit.path, format, tensors, tuple(raw_bytes(stored.array(t.name)) for t in tensors))
         stack = weight.reshape(unit.slices, *unit.shape[-2:])
         on_grid = store_on_grid(stack, unit.formats)

@@ -107,8 +107,7 @@ def plain_logits(
         _hook(module, stored, path, units[path][1])
         if rounding:
             hook(module, partial(_round_inputs, rounding, np.random.default_rng(crc32(path.encode()))))
-    caches = make_cache(plain)
-    return np.concatenate([_step(plain, tokens[:, [position]], caches) for position in range(tokens.shape[1])], 1)
+    return _step(plain, tokens, make_cache(plain))
 
 
 def coarse_rounding() -> float:
@@ -229,6 +228,6 @@ def _round_inputs(
 
 
 def _step(model: Module, tokens: npt.NDArray[np.int32], caches: list[Any]) -> npt.NDArray[np.float32]:
-    """The logits (B, 1, V) after one more token (B, 1), computed as in generation."""
+    """The logits (B, L, V) after each of more tokens (B, L), computed over caches as in generation."""
     with fusing_nothing():
         return as_numpy(logits_of(model, mx.array(tokens), caches))

@@ -32,7 +32,7 @@ from mint.model.source import Source
 from mint.plan.plan import Plan
 from mint.plan.rules import LOSSLESS
 from mint.quality.closeness import Closeness, closeness
-from mint.quality.forward import fusing_nothing, open_wide, vocabulary_size
+from mint.quality.forward import fusing_nothing, open_wide
 from mint.quality.sequences import OWN_TEXT, TextSize
 from mint.run.executor import Executor
 
@@ -61,11 +61,11 @@ def compensate(
     as_searched |= {path for unit in source.units if unit.twin for path in (unit.path, unit.twin)}  # the same bytes
     text = own_text(source, TextSize(size.count + JUDGED, size.window), SEED, on_progress)
     judged = text[size.count :]
-    finished = {unit.path for unit in source.units} - {unit.path for unit in pending}
+    everything = {unit.path for unit in source.units}
+    finished = everything - {unit.path for unit in pending}
     with fusing_nothing():
         walk = Walk(open_wide(source.folder, source.loader), source.units, text[: size.count], judged)
         original = Walk(open_wide(source.folder, source.loader), source.units, judged)
-        everything = {unit.path for unit in source.units}
         for unit, packed in executor(source, Compensation(formats, checksums, {}, source), walk.tied):
             walk.store(unit.path, _dequantized(packed))
         for stage, _ in zip(walk.stages(finished), original.stages(everything), strict=True):
@@ -78,8 +78,7 @@ def compensate(
                 if packed.format != KEEP:
                     walk.store(unit.path, _dequantized(packed))
                 yield unit, packed
-        vocabulary = vocabulary_size(source.folder, source.loader)
-        on_closeness(closeness(original.logits, walk.logits, judged, vocabulary, OWN_TEXT))
+        on_closeness(closeness(original.logits, walk.logits, judged, OWN_TEXT))
 
 
 @dataclass(eq=False, slots=True)

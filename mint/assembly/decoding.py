@@ -56,7 +56,7 @@ def check_decoding(plan: Plan, source: Source, written: StoredModel) -> str:
     stored = source.opened.tree().stored
     choices = {choice.path: choice for choice in plan.choices}
     units = [unit for unit in source.units if choices[unit.path].is_finite]
-    files = StoredModel(source.folder, source.tensors())
+    files = source.opened.stored
     samples = {sample.unit.path: sample for sample in _samples(units, files.tensors, stored)}
 
     def compare(unit: Unit, weight: mx.array) -> float:
@@ -110,7 +110,7 @@ def _as_read(sample: Sample, weight: mx.array, files: StoredModel) -> Rows | Non
 
 def _decoded(sample: Sample, source: Source, stored: Stored) -> mx.array:
     """The weight of a unit as `sanitize` makes it of its decoded tensors, zeros where a tensor is not decoded."""
-    files = StoredModel(source.folder, source.tensors())
+    files = source.opened.stored
     plain = {name: tensor for name, tensor in files.tensors.items() if name not in stored.parts.keys() | stored.runtime}
     dtype = source.opened.decoded_dtype
     weights = {name: mx.zeros(tensor.shape, _MLX_DTYPES[tensor.dtype]) for name, tensor in plain.items()}

@@ -50,11 +50,9 @@ def _most_bytes(budget: Budget, source: Source, largest: int) -> int | None:
     if budget.amount is None:
         return device(budget.device).working_set_bytes - budget.room.reserve_bytes
     weights = sum(unit.size for unit in source.units) + sum(prod(p.shape) for p in source.parameters)
-    number = budget.amount.number
-    factors = {"B": 1, "bpw": weights, "x": source.nbytes}
-    if budget.amount.unit not in factors:
+    if budget.amount.unit in ("min", "max"):
         return None if budget.amount.unit == "min" else largest
-    return int(number * factors[budget.amount.unit]) // (8 if budget.amount.unit == "bpw" else 1)
+    return budget.amount.nbytes(weights, source.nbytes)
 
 
 def _check_disk(sizes: Sequence[tuple[Path, int]]) -> None:

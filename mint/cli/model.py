@@ -55,9 +55,7 @@ def quantize(
     from mint.run.executor import executing
 
     work: dict[str, Any] = {"on_progress": screen.on_progress, "on_note": screen.note}
-    opening: dict[str, Any] = {"loader": recipe.loader, "requantize": recipe.requantize, "share": share}
-    nodes = executing(cluster, model, recipe.dtype, **opening, **work)
-    with nodes as (folder, executor):
+    with executing(cluster, model, **recipe.opening, share=share, **work) as (folder, executor):
         pipeline = Pipeline(recipe, analysis, keep_nonfinite, reuse, executor, force=force, **work)
         results = pipeline.run(folder, list(map(Target, outputs, budgets)))
     return [

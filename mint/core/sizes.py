@@ -49,6 +49,11 @@ class Amount:
         """A number of bytes."""
         return cls(f"{nbytes}B", "B", Decimal(nbytes))
 
+    def nbytes(self, weights: int, source_nbytes: int) -> int:
+        """Bytes of a number, for a model of so many weights; not of a word."""
+        factors = {"B": Decimal(1), "bpw": Decimal(weights) / 8, "x": Decimal(source_nbytes)}
+        return int(self.number * factors[self.unit])
+
     def __str__(self) -> str:
         return self.text
 

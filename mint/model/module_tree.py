@@ -11,7 +11,7 @@ import json
 from collections.abc import Callable, Collection
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from mlx.utils import tree_flatten, tree_map, tree_map_with_path, tree_unflatten
 from mint.core.errors import MintError
 from mint.core.later import importing_later
 from mint.model.checkpoint.lazy import lazy_arrays
+from mint.model.checkpoint.reader import StoredModel
 from mint.model.checkpoint.shards import Shard, read_shards, tensors_of
 from mint.model.loaders.loader import Arrays, TreeLoader
 from mint.model.loaders.table import tree_loader
@@ -81,6 +82,12 @@ class OpenedModel:
         self._model: Module | None = None
         self.unshared: Collection[str] = ()  # parameters that share no source tensor with others
         self._left: Arrays = {}  # these, of the last reading
+
+    @cached_property
+    def stored(self) -> StoredModel:
+        """The weight files, for reading tensors as they are."""
+        folder, _, shards, *_ = self._files
+        return StoredModel(folder, tensors_of(shards))
 
     def tree(self) -> Tree:
         """The tree, for a look: its arrays will get another owner."""

@@ -106,6 +106,11 @@ class Recipe(_Plain):
         return formats
 
     @property
+    def opening(self) -> dict[str, Any]:
+        """The options of `open_source` that it decides."""
+        return {"dtype": self.dtype, "loader": self.loader, "requantize": self.requantize}
+
+    @property
     def analysis(self) -> "Recipe":
         """The part that decides what is measured, defaults for the rest."""
         return Recipe(**{name: getattr(self, name) for name in ANALYSIS_FIELDS})
@@ -186,11 +191,7 @@ class Budget:
             return problem.smallest_bytes
         if self.amount.unit == "max":
             return problem.largest_bytes
-        if self.amount.unit == "bpw":
-            return int(self.amount.number * problem.weights / 8)
-        if self.amount.unit == "x":
-            return int(self.amount.number * problem.analysis.source_nbytes)
-        return int(self.amount.number)
+        return self.amount.nbytes(problem.weights, problem.analysis.source_nbytes)
 
     def to_dict(self) -> dict[str, Any]:
         """All fields as plain values, as JSON has them."""

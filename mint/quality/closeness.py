@@ -11,7 +11,7 @@ import numpy as np
 
 from mint.quality.divergence import Tokens, differences, predictions
 from mint.quality.estimates import Estimate, estimates, mean
-from mint.quality.forward import BLOCK, as_numpy
+from mint.quality.forward import as_numpy, sequence_blocks
 
 LogitsOf = Callable[[slice], mx.array]  # of some sequences
 
@@ -36,12 +36,11 @@ class Closeness:
         return cls(**{**record, **intervals})
 
 
-def closeness(original: LogitsOf, candidate: LogitsOf, tokens: Tokens, vocabulary: int, text: str) -> Closeness:
+def closeness(original: LogitsOf, candidate: LogitsOf, tokens: Tokens, text: str) -> Closeness:
     """Compare two models on the tokens (J, L), which `text` describes, in blocks of sequences."""
+    vocabulary = original(slice(0, 1)).shape[-1]  # lazy: nothing is computed
     kl, agrees = np.empty(tokens[:, 1:].shape), np.empty(tokens[:, 1:].shape)
-    step = max(1, BLOCK // (vocabulary * tokens.shape[1]))
-    for start in range(0, len(tokens), step):
-        rows = slice(start, start + step)
+    for rows in sequence_blocks(tokens, vocabulary):
         following = tokens[rows, 1:]
         expected = predictions(as_numpy(original(rows)[:, :-1]), following)
         logits = as_numpy(candidate(rows)[:, :-1])

@@ -84,11 +84,16 @@ def vocabulary_size(folder: Path, loader: str = "") -> int:
 
 def all_logits(model: Module, tokens: Tokens, vocabulary: int, block: int = BLOCK) -> Iterator[tuple[slice, Logits]]:
     """The logits (B, L - 1, V) that predict all but the first of the tokens (S, L), in blocks of `block` logits."""
+    for rows in sequence_blocks(tokens, vocabulary, block):
+        yield rows, as_numpy(logits_of(model, mx.array(tokens[rows, :-1])))
+
+
+def sequence_blocks(tokens: Tokens, vocabulary: int, block: int = BLOCK) -> Iterator[slice]:
+    """The sequences (S, L) in blocks of `block` logits at most, or one sequence."""
     sequences, length = tokens.shape
     step = max(1, block // (vocabulary * length))
     for start in range(0, sequences, step):
-        rows = slice(start, min(start + step, sequences))
-        yield rows, as_numpy(logits_of(model, mx.array(tokens[rows, :-1])))
+        yield slice(start, min(start + step, sequences))
 
 
 def as_numpy(array: mx.array) -> npt.NDArray[np.float32]:

@@ -82,11 +82,10 @@ class Stages(pipeline.Hooks):
         events = ProgressEvents(self._emit, self.host)
         model = self._identified()
         with ExitStack() as self._nodes:
-            opening: dict[str, Any] = {"loader": recipe.loader, "requantize": recipe.requantize}
-            nodes = executing(self.cluster, model, recipe.dtype, **opening, on_note=self._note)
+            nodes = executing(self.cluster, model, **recipe.opening, on_note=self._note)
             view, executor = self._nodes.enter_context(nodes)
             self._executor = events.counting(executor)
-            self._source = open_source(view, dtype=recipe.dtype, **opening)
+            self._source = open_source(view, **recipe.opening)
             self._insist_on(self._source.identity)
             self._folder = self._make_folder()
             line = pipeline.Pipeline(

@@ -88,10 +88,10 @@ def test_compensated_rounding_walks_through_the_language_model(family: str, tmp_
         analysis = mint.analyze(source, tmp_path / f"{rounding}.mint", rounding=rounding)
         problem = mint.Recipe(lock=("language_model.model.layers.*=3/64",)).problem(analysis)
         plan, output = problem.plan(problem.largest_bytes), tmp_path / rounding
-        mint.assemble(plan, source, output, text=TextSize(4, 48))
+        mint.assemble(plan, source, output, text=TextSize(8, 48))
         assert mint.verify(output, source).passed
         errors[rounding] = distance(np.array(logits_of(open_wide(output), tokens)), expected)
-    assert errors["compensate"] < 0.97 * errors["nearest"]
+    assert errors["compensate"] < 0.95 * errors["nearest"]
 
 
 def test_the_text_model_alone_bears_no_trace_of_pictures(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
