@@ -4,6 +4,7 @@ import os
 from dataclasses import dataclass
 
 from mint.core.errors import MintError
+from mint.core.log import log
 
 ENVIRONMENT = "MINT_QUALITY"  # a user's own default
 
@@ -44,5 +45,8 @@ def parse_quality(name: str) -> Quality:
 
 
 def default_rounding() -> str:
-    """The rounding of the default quality; that of `DEFAULT_QUALITY` where the user's own does not exist."""
-    return QUALITIES.get(os.environ.get(ENVIRONMENT, ""), QUALITIES[DEFAULT_QUALITY]).rounding
+    """The rounding of the default quality; a user's own that does not exist is logged, since imports need a value."""
+    name = os.environ.get(ENVIRONMENT, "") or DEFAULT_QUALITY
+    if name not in QUALITIES:
+        log.warning("quality.unknown", variable=ENVIRONMENT, found=name, used=DEFAULT_QUALITY)
+    return QUALITIES.get(name, QUALITIES[DEFAULT_QUALITY]).rounding

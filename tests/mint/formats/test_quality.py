@@ -36,6 +36,11 @@ def test_python_has_the_default_of_the_command_line(monkeypatch: pytest.MonkeyPa
     code = "from mint.plan.recipe import Recipe; print(Recipe().rounding)"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "compensate"
+    monkeypatch.setenv(ENVIRONMENT, "nonsense")
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "compensate"
+    assert "quality.unknown" in result.stderr
+    assert "nonsense" in result.stderr
 
 
 def test_the_recipes_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
