@@ -78,7 +78,7 @@ def compensate(
                 if packed.format != KEEP:
                     walk.store(unit.path, _dequantized(packed))
                 yield unit, packed
-        on_closeness(closeness(original.logits, walk.logits, judged, OWN_TEXT))
+        on_closeness(closeness(original.logits(), walk.logits(), judged, OWN_TEXT))
 
 
 @dataclass(eq=False, slots=True)

@@ -31,6 +31,7 @@ from mint.model.hooks import hook, hooked, unhooked_after
 from mint.model.passes.logits import logits_of
 from mint.model.roles import layer_path
 from mint.quality.divergence import Tokens
+from mint.quality.forward import sequence_blocks
 
 Rows = npt.NDArray[np.float32]
 _Noted = list[tuple[mx.array, mx.array | None]]  # rows and experts of each call of a unit
@@ -60,7 +61,7 @@ class Stage:
 class Walk:
     """A walk through `model` on `tokens` (B, L): iterate over its stages, and `store` every unit of a stage.
 
-    `judged` (J, L) are the tokens whose `logits` are there at the end; by default `tokens` themselves.
+    `judged` (J, L) are the tokens whose `logits` are there at the end, by default `tokens`; L is that of `tokens`.
     """
 
     def __init__(self, model: Module, units: Sequence[Unit], tokens: Tokens, judged: Tokens | None = None) -> None:
@@ -78,9 +79,11 @@ class Walk:
         self._before = tuple(unit for unit in outer if unit not in self._after and unit not in self._between)
         self.tied = tuple(unit for unit in self._after if calls[unit.path].before)
         self._replay = Replay(model, self._layers, self._tokens)
-        self._passes = [(self._replay, self._tokens)]
+        self._judged = [(self._replay, self._tokens)]
         if judged is not None:
-            self._passes.append((Replay(model, self._layers, mx.array(judged)), mx.array(judged)))
+            vocabulary = logits_of(model, self._tokens[:1]).shape[-1]  # lazy: nothing is computed
+            blocks = sequence_blocks(judged, vocabulary)
+            self._judged = [(self._replay.another(), mx.array(judged[rows])) for rows in blocks]
         self._in_a_row = sorted(self._replay.order) == sorted(self._layers)
 
     def stages(self, finished: Collection[str] = ()) -> Iterator[Stage]:
@@ -99,17 +102,17 @@ class Walk:
             mx.eval(layer.parameters())  # reading inside of a GPU's work trips Metal's watchdog
             yield self._stage(self._layers[path], finished, path)
             if self._in_a_row:
-                for replay, tokens in self._passes:
+                for replay, tokens in dict([(self._replay, self._tokens), *self._judged]).items():
                     with replay.up_to(path, record=True):
                         logits_of(self._model, tokens)
                 layer.update(tree_map(lambda _: mx.zeros(()), layer.parameters()))  # drops them
         yield self._stage(self._after, finished)
 
-    def logits(self, rows: slice) -> mx.array:
-        """The logits of some judged sequences, by the stored weights; after the last stage."""
-        replay, tokens = self._passes[-1]
-        with replay.of(rows).before(None):
-            return logits_of(self._model, tokens[rows])
+    def logits(self) -> Iterator[mx.array]:
+        """The logits of the judged sequences in blocks (b, L, V), by the stored weights; after the last stage."""
+        for replay, tokens in self._judged:
+            with replay.before(None):
+                yield logits_of(self._model, tokens)
 
     def store(self, path: str, weight: mx.array) -> None:
         """Give a unit the weight that it is stored with, in float32."""

@@ -1,8 +1,8 @@
 """The distance of a new model from its original, measured while it is made."""
 
-# J sequences, B of a block, L tokens, V vocabulary
+# J sequences, b of a block, L tokens, V vocabulary
 
-from collections.abc import Callable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Self
 
@@ -11,9 +11,9 @@ import numpy as np
 
 from mint.quality.divergence import Tokens, differences, predictions
 from mint.quality.estimates import Estimate, estimates, mean
-from mint.quality.forward import as_numpy, sequence_blocks
+from mint.quality.forward import as_numpy
 
-LogitsOf = Callable[[slice], mx.array]  # of some sequences
+Blocks = Iterable[mx.array]  # (b, L, V) each
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,15 +36,15 @@ class Closeness:
         return cls(**{**record, **intervals})
 
 
-def closeness(original: LogitsOf, candidate: LogitsOf, tokens: Tokens, text: str) -> Closeness:
-    """Compare two models on the tokens (J, L), which `text` describes, in blocks of sequences."""
-    vocabulary = original(slice(0, 1)).shape[-1]  # lazy: nothing is computed
+def closeness(original: Blocks, candidate: Blocks, tokens: Tokens, text: str) -> Closeness:
+    """Compare two models on the tokens (J, L), which `text` describes, by their logits in the same blocks (b, L, V)."""
     kl, agrees = np.empty(tokens[:, 1:].shape), np.empty(tokens[:, 1:].shape)
-    for rows in sequence_blocks(tokens, vocabulary):
+    done = 0
+    for truth, block in zip(original, candidate, strict=True):
+        rows = slice(done, done := done + len(truth))
         following = tokens[rows, 1:]
-        expected = predictions(as_numpy(original(rows)[:, :-1]), following)
-        logits = as_numpy(candidate(rows)[:, :-1])
-        divergence = differences(expected.log_probabilities, expected.top, logits, following)
+        expected = predictions(as_numpy(truth[:, :-1]), following)
+        divergence = differences(expected.log_probabilities, expected.top, as_numpy(block[:, :-1]), following)
         kl[rows], agrees[rows] = divergence.kl, divergence.agrees
     figures = estimates({"kl": (mean, kl), "top1": (mean, agrees)})
     return Closeness(figures["kl"], figures["top1"], len(tokens), tokens.size, text)

@@ -42,7 +42,6 @@ class Replay:
         self._layers = {path: module for path, module in model.named_modules() if path in paths}
         self._calls = trace_layer_calls(model, self._layers, tokens[:1])
         self._records: list[_Record] = []
-        self._sequences = len(tokens)
 
     @property
     def order(self) -> list[str]:
@@ -80,18 +79,11 @@ class Replay:
         """The share of the calls that `before` replays."""
         return self._end(path) / len(self._calls) if self._calls else 0.0
 
-    def of(self, rows: slice) -> "Replay":
-        """The replay for some of the sequences: a pass over `tokens[rows]`."""
-
-        def cut(value: Any) -> Any:
-            is_of_all = isinstance(value, mx.array) and value.ndim and value.shape[0] == self._sequences
-            return value[rows] if is_of_all else value
-
-        part = copy(self)
-        part._records = [
-            _Record(tree_map(cut, record.answer), tree_map(cut, record.states)) for record in self._records
-        ]
-        return part
+    def another(self) -> "Replay":
+        """A replay of the same calls that has recorded nothing, for other sequences as long."""
+        other = copy(self)
+        other._records = []
+        return other
 
     def forget(self) -> None:
         """Compute everything from now on."""
