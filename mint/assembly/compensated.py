@@ -12,7 +12,8 @@ compensated too, inputs from own text 0.172 and 0.115, from novels (the second) 
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from tempfile import TemporaryFile
+from typing import Any, BinaryIO
 
 import mlx.core as mx
 import numpy as np
@@ -22,23 +23,25 @@ from mint.analysis.unit_jobs import Packed, Quantize, check_measured
 from mint.assembly.layer_inputs import Inputs, Rows, Walk
 from mint.core.progress import OnProgress
 from mint.formats.format import KEEP, Format
-from mint.formats.units import Unit
+from mint.formats.units import Unit, parts_of
 from mint.kernels.compensate import factor, pack_compensated, second_moments
-from mint.kernels.compiled import Floats
+from mint.kernels.compiled import Floats, Raw
 from mint.kernels.cpu import CpuBackend, pack
 from mint.kernels.storage import NUMPY_DTYPES, from_raw, raw
 from mint.model.checkpoint.reader import StoredModel
 from mint.model.source import Source
 from mint.plan.plan import Plan
 from mint.plan.rules import LOSSLESS
-from mint.quality.closeness import Closeness, closeness
+from mint.quality.closeness import Closeness, Expected, closeness
 from mint.quality.forward import fusing_nothing, open_wide
+from mint.quality.divergence import Tokens
 from mint.quality.sequences import OWN_TEXT, TextSize
-from mint.run.executor import Executor
+from mint.run.executor import Executor, small_cache
 
 SEED = 1  # of the text; that of the probe has another
 JUDGED = 12  # sequences that measure the result
 FEWEST = 32  # rows of inputs; an expert with fewer keeps the searched rounding
+BLOCK = 1 << 24  # weights that are compensated at once, beside the factor of their inputs
 _SEARCH = "search"  # the rounding of units without inputs
 
 
@@ -61,14 +64,13 @@ def compensate(
     as_searched |= {path for unit in source.units if unit.twin for path in (unit.path, unit.twin)}  # the same bytes
     text = own_text(source, TextSize(size.count + JUDGED, size.window), SEED, on_progress)
     judged = text[size.count :]
-    everything = {unit.path for unit in source.units}
-    finished = everything - {unit.path for unit in pending}
-    with fusing_nothing():
+    finished = {unit.path for unit in source.units} - {unit.path for unit in pending}
+    with fusing_nothing(), small_cache(), TemporaryFile(dir=stored.folder) as file:
+        expected = _expected(source, judged, file)
         walk = Walk(open_wide(source.folder, source.loader), source.units, text[: size.count], judged)
-        original = Walk(open_wide(source.folder, source.loader), source.units, judged)
         for unit, packed in executor(source, Compensation(formats, checksums, {}, source), walk.tied):
             walk.store(unit.path, _dequantized(packed))
-        for stage, _ in zip(walk.stages(finished), original.stages(everything), strict=True):
+        for stage in walk.stages(finished):
             for unit in stage.units:
                 if unit.path in finished and formats[unit.path] != KEEP:
                     walk.store(unit.path, stored.dequantized(unit.path, formats[unit.path]))
@@ -78,7 +80,15 @@ def compensate(
                 if packed.format != KEEP:
                     walk.store(unit.path, _dequantized(packed))
                 yield unit, packed
-        on_closeness(closeness(original.logits(), walk.logits(), judged, OWN_TEXT))
+        on_closeness(closeness(expected, walk.logits(), OWN_TEXT))
+
+
+def _expected(source: Source, judged: Tokens, file: BinaryIO) -> Expected:
+    """The original's predictions of the judged sequences; it is gone from memory before another model is opened."""
+    original = Walk(open_wide(source.folder, source.loader), source.units, judged[:0], judged)
+    for _ in original.stages({unit.path for unit in source.units}):
+        pass  # a layer is read, called and dropped
+    return Expected(original.logits(), judged, file)
 
 
 @dataclass(eq=False, slots=True)
@@ -101,14 +111,20 @@ class Compensation:
         for index, matrix in enumerate(raw(weight).reshape(unit.slices, *unit.shape[-2:])):
             rows = inputs.of(index)
             if inputs.experts is None:
-                slices.append(pack_compensated(matrix, unit.dtype, format, self._shared_factor(rows)))
+                slices.append(self._pack(matrix, unit, self._shared_factor(rows)))
             elif len(rows) < FEWEST:
                 slices.append(tuple(part[0] for part in pack(matrix[None], unit.dtype, format, search=True)))
             else:
-                slices.append(pack_compensated(matrix, unit.dtype, format, factor(second_moments(rows))))
+                slices.append(self._pack(matrix, unit, factor(second_moments(rows))))
         tensors = format.tensors(unit.path, unit.shape, unit.dtype)
         parts: list[Any] = [np.stack(parts) for parts in zip(*slices, strict=True)]
         return Packed(unit.path, format, tensors, tuple(memoryview(part).cast("B") for part in parts))
+
+    def _pack(self, matrix: Raw, unit: Unit, upper: Floats) -> tuple[Any, ...]:
+        """The parts of a matrix (R, C), packed in blocks of rows: a head has hundreds of thousands."""
+        blocks = (matrix[rows] for rows in parts_of(matrix.shape, BLOCK))
+        packed = [pack_compensated(block, unit.dtype, self.formats[unit.path], upper) for block in blocks]
+        return tuple(np.concatenate(parts) for parts in zip(*packed, strict=True))
 
     def _shared_factor(self, rows: Rows) -> Floats:
         """The factor of these inputs, computed once for all units that share them."""

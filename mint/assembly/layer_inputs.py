@@ -2,17 +2,18 @@
 
 A walk runs the model on some tokens one layer at a time. It yields the inputs of the layer's units, takes the weights
 that they are stored with, and continues with the layer's output for those. So later layers compensate earlier errors.
-Finished layers are dropped and answer from memory (`probes/replay.py`): beside the weights outside the layers, memory
-is bounded by one layer in float32, its activations, and what later layers use of earlier ones.
+Finished layers are dropped and answer from memory (`probes/replay.py`). The head is read when its turn comes. So memory
+is bounded by the other weights outside the layers, one layer in float32, its inputs, the activations of one block of
+sequences, and what later layers use of earlier ones. Blocks have a fixed size: less memory never changes a result.
 
 That needs layers that are called once each. In other models the inputs of each layer come from a pass through the
 whole model: slower, and nothing is dropped.
 """
 
-# B sequences, L tokens, N rows of inputs, C columns
+# S sequences, B of a block, L tokens, N rows of inputs, C columns
 
 from collections import defaultdict
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -34,8 +35,12 @@ from mint.quality.divergence import Tokens
 from mint.quality.forward import sequence_blocks
 
 Rows = npt.NDArray[np.float32]
+Experts = npt.NDArray[np.int64]
+ROWS = 1 << 10  # tokens of a block of sequences
+LOGITS = 1 << 24  # of a block of judged sequences
 _Noted = list[tuple[mx.array, mx.array | None]]  # rows and experts of each call of a unit
 _Calls = dict[str, _Noted]  # by path
+_Block = tuple[Replay, mx.array]  # sequences (B, L), and what the finished layers answer for them
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +48,7 @@ class Inputs:
     """The inputs of a unit: rows (N, C), and for a stack the experts of each row, (N, K), unless all see every row."""
 
     rows: Rows
-    experts: npt.NDArray[np.int64] | None = None
+    experts: Experts | None = None
 
     def of(self, index: int) -> Rows:
         """The rows of one matrix of the stack."""
@@ -59,15 +64,15 @@ class Stage:
 
 
 class Walk:
-    """A walk through `model` on `tokens` (B, L): iterate over its stages, and `store` every unit of a stage.
+    """A walk through `model` on `tokens` (S, L): iterate over its stages, and `store` every unit of a stage.
 
-    `judged` (J, L) are the tokens whose `logits` are there at the end, by default `tokens`; L is that of `tokens`.
+    `judged` (J, L) are other sequences, whose `logits` are there at the end. Both may be empty.
     """
 
-    def __init__(self, model: Module, units: Sequence[Unit], tokens: Tokens, judged: Tokens | None = None) -> None:
+    def __init__(self, model: Module, units: Sequence[Unit], tokens: Tokens, judged: Tokens) -> None:
         self._model = model
         self._modules: dict[str, Module] = dict(model.named_modules())
-        self._tokens = mx.array(tokens)
+        self._example = mx.zeros((1, tokens.shape[1]), mx.int32)  # of a sequence
         self._layers: dict[str, list[Unit]] = defaultdict(list)
         for unit in units:
             if unit.layer >= 0:
@@ -78,38 +83,36 @@ class Walk:
         self._between = tuple(unit for unit in outer if unit not in self._after and calls[unit.path].multiplies)
         self._before = tuple(unit for unit in outer if unit not in self._after and unit not in self._between)
         self.tied = tuple(unit for unit in self._after if calls[unit.path].before)
-        self._replay = Replay(model, self._layers, self._tokens)
-        self._judged = [(self._replay, self._tokens)]
-        if judged is not None:
-            vocabulary = logits_of(model, self._tokens[:1]).shape[-1]  # lazy: nothing is computed
-            blocks = sequence_blocks(judged, vocabulary)
-            self._judged = [(self._replay.another(), mx.array(judged[rows])) for rows in blocks]
-        self._in_a_row = sorted(self._replay.order) == sorted(self._layers)
+        replay = Replay(model, self._layers, self._example)
+        vocabulary = logits_of(model, self._example).shape[-1]  # lazy: nothing is computed
+        self._blocks = _blocks(replay, tokens, sequence_blocks(tokens, 1, ROWS))
+        self._judged = _blocks(replay, judged, sequence_blocks(judged, vocabulary, LOGITS))
+        self._order = replay.order
+        self._in_a_row = sorted(self._order) == sorted(self._layers)
 
     def stages(self, finished: Collection[str] = ()) -> Iterator[Stage]:
         """The stages in the order of the model; inputs are left out if all units are `finished`."""
-        inside = tuple(f"{path}." for path in self._layers)
-        parameters = dict(tree_flatten(self._model.parameters()))
-        mx.eval([array for name, array in parameters.items() if not name.startswith(inside)])
+        self._read_outer()
         yield Stage(self._before, {})
         if self._between:
             yield self._stage(self._between, finished)
         if not self._in_a_row:
-            nbytes = sum(4 * array.size for array in parameters.values())
+            nbytes = sum(4 * unit.size for units in self._layers.values() for unit in units)
             log.warning("model.held_whole", reason="its layers are not called once each", needed_bytes=nbytes)
-        for path in self._replay.order if self._in_a_row else sorted(self._layers, key=_by_number):
+        for path in self._order if self._in_a_row else sorted(self._layers, key=_by_number):
             layer = self._modules[path]
             mx.eval(layer.parameters())  # reading inside of a GPU's work trips Metal's watchdog
             yield self._stage(self._layers[path], finished, path)
             if self._in_a_row:
-                for replay, tokens in dict([(self._replay, self._tokens), *self._judged]).items():
+                for replay, tokens in (*self._blocks, *self._judged):
                     with replay.up_to(path, record=True):
                         logits_of(self._model, tokens)
                 layer.update(tree_map(lambda _: mx.zeros(()), layer.parameters()))  # drops them
         yield self._stage(self._after, finished)
 
     def logits(self) -> Iterator[mx.array]:
-        """The logits of the judged sequences in blocks (b, L, V), by the stored weights; after the last stage."""
+        """The logits of the judged sequences in blocks (B, L, V), by the stored weights; after the last stage."""
+        mx.eval(self._model.parameters())
         for replay, tokens in self._judged:
             with replay.before(None):
                 yield logits_of(self._model, tokens)
@@ -118,18 +121,28 @@ class Walk:
         """Give a unit the weight that it is stored with, in float32."""
         self._modules[path]["weight"] = weight
 
+    def _read_outer(self) -> None:
+        """Read what is outside of the layers, but not the head: its stored weight replaces it unread."""
+        heads = {f"{unit.path}.weight" for unit in self._after if unit not in self.tied}
+        inside = tuple(f"{path}." for path in self._layers)
+        parameters: Any = tree_flatten(self._model.parameters())
+        mx.eval([array for name, array in parameters if name not in heads and not name.startswith(inside)])
+
     def _stage(self, units: Sequence[Unit], finished: Collection[str], layer: str = "") -> Stage:
         """The stage of `units`, which are in `layer` or in none; a pass notes their calls."""
-        calls: _Calls = {unit.path: [] for unit in units if unit.path not in finished}
-        if calls:
-            stop = self._replay.up_to(layer) if layer and self._in_a_row else self._replay.before(None)
-            with stop, unhooked_after(self._modules[path] for path in calls):
+        paths = [unit.path for unit in units if unit.path not in finished]
+        inputs = _Joined()
+        for replay, tokens in self._blocks if paths else ():
+            calls: _Calls = {path: [] for path in paths}
+            stop = replay.up_to(layer) if layer and self._in_a_row else replay.before(None)
+            with stop, unhooked_after(self._modules[path] for path in paths):
                 for path, noted in calls.items():
                     module = self._modules[path]
                     name = "as_linear" if hasattr(module, "as_linear") else "__call__"
                     hook(module, partial(_note_inputs, noted), (name,))
-                logits_of(self._model, self._tokens)
-        return Stage(tuple(units), _inputs_of({path: noted for path, noted in calls.items() if noted}))
+                logits_of(self._model, tokens)
+            inputs.add(calls)
+        return Stage(tuple(units), inputs.whole())
 
     def _outer_calls(self, paths: Sequence[str]) -> dict[str, "_OuterCalls"]:
         """When the modules at `paths`, which are in no layer, are called; nothing is computed."""
@@ -147,7 +160,7 @@ class Walk:
 
         hooks = {path: partial(enter, path) for path in self._layers} | {path: partial(note, path) for path in paths}
         with hooked(self._modules, hooks):
-            logits_of(self._model, self._tokens[:1, :2])
+            logits_of(self._model, self._example[:, :2])
         return calls
 
 
@@ -165,20 +178,41 @@ class _OuterCalls:
         self.multiplies_after |= multiplies and after
 
 
-def _inputs_of(calls: _Calls) -> dict[str, Inputs]:
-    """The inputs of units, with one array for units that share them."""
-    noted = [call for calls_of_unit in calls.values() for call in calls_of_unit]
-    mx.eval([part for call in noted for part in call if part is not None])
-    shared = {id(rows): rows for rows, _ in noted}
-    flat = {key: numpy_view(rows.astype(mx.float32)).reshape(-1, rows.shape[-1]) for key, rows in shared.items()}
-    inputs = {}
-    for path, calls_of_unit in calls.items():
-        rows = [flat[id(rows)] for rows, _ in calls_of_unit]
-        experts = [numpy_view(experts).astype(np.int64) for _, experts in calls_of_unit if experts is not None]
-        inputs[path] = Inputs(
-            rows[0] if len(rows) == 1 else np.concatenate(rows), np.concatenate(experts) if experts else None
-        )
-    return inputs
+def _blocks(replay: Replay, tokens: Tokens, blocks: Iterable[slice]) -> list[_Block]:
+    """Blocks of sequences (B, L) of `tokens`, each with a replay of its own."""
+    return [(replay.another(), mx.array(tokens[rows])) for rows in blocks]
+
+
+class _Joined:
+    """The inputs of units over all blocks, with one array for units that share them."""
+
+    def __init__(self) -> None:
+        self._rows: dict[str, list[Rows]] = defaultdict(list)
+        self._experts: dict[str, list[Experts]] = defaultdict(list)
+
+    def add(self, calls: _Calls) -> None:
+        """Compute the inputs that the calls of a block have noted."""
+        noted = [call for calls_of_unit in calls.values() for call in calls_of_unit]
+        mx.eval([part for call in noted for part in call if part is not None])
+        shared = {id(rows): rows for rows, _ in noted}
+        flat = {key: numpy_view(rows.astype(mx.float32)).reshape(-1, rows.shape[-1]) for key, rows in shared.items()}
+        for path, calls_of_unit in calls.items():
+            self._rows[path] += [flat[id(rows)] for rows, _ in calls_of_unit]
+            experts = [experts for _, experts in calls_of_unit if experts is not None]
+            self._experts[path] += [numpy_view(array).astype(np.int64) for array in experts]
+
+    def whole(self) -> dict[str, Inputs]:
+        """The inputs by path; units without any are left out."""
+        joined: dict[tuple[int, ...], Rows] = {}
+        inputs = {}
+        for path, rows in self._rows.items():
+            if rows:
+                key = tuple(map(id, rows))
+                if key not in joined:
+                    joined[key] = rows[0] if len(rows) == 1 else np.concatenate(rows)
+                experts = self._experts[path]
+                inputs[path] = Inputs(joined[key], np.concatenate(experts) if experts else None)
+        return inputs
 
 
 def _by_number(path: str) -> tuple[int, str]:

@@ -1,19 +1,19 @@
 """The distance of a new model from its original, measured while it is made."""
 
-# J sequences, b of a block, L tokens, V vocabulary
+# J sequences, B of a block, L tokens, V vocabulary
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, Self
+from typing import Any, BinaryIO, Self
 
 import mlx.core as mx
 import numpy as np
 
-from mint.quality.divergence import Tokens, differences, predictions
+from mint.quality.divergence import Logits, Tokens, differences, predictions
 from mint.quality.estimates import Estimate, estimates, mean
 from mint.quality.forward import as_numpy
 
-Blocks = Iterable[mx.array]  # (b, L, V) each
+Blocks = Iterable[mx.array]  # (B, L, V) each
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,15 +36,44 @@ class Closeness:
         return cls(**{**record, **intervals})
 
 
-def closeness(original: Blocks, candidate: Blocks, tokens: Tokens, text: str) -> Closeness:
-    """Compare two models on the tokens (J, L), which `text` describes, by their logits in the same blocks (b, L, V)."""
+class Expected:
+    """The original's predictions of the tokens (J, L), in a file: no two models are ever in memory together.
+
+    Half precision is enough for log-probabilities: see `reference_file.py`.
+    """
+
+    def __init__(self, logits: Blocks, tokens: Tokens, file: BinaryIO) -> None:
+        self.tokens = tokens
+        self._file = file
+        self._tops: list[Tokens] = []
+        self._vocabulary = 0
+        for rows, block in _counted(logits):
+            expected = predictions(as_numpy(block[:, :-1]), tokens[rows, 1:])
+            expected.log_probabilities.astype(np.float16).tofile(file)
+            self._tops.append(expected.top)
+            self._vocabulary = block.shape[-1]
+
+    def blocks(self) -> Iterator[tuple[Logits, Tokens]]:
+        """The log-probabilities (B, L - 1, V) and the likeliest tokens (B, L - 1) of one block after the other."""
+        self._file.seek(0)
+        for top in self._tops:
+            block = np.fromfile(self._file, np.float16, top.size * self._vocabulary)
+            yield block.reshape(*top.shape, self._vocabulary), top
+
+
+def closeness(expected: Expected, candidate: Blocks, text: str) -> Closeness:
+    """Compare a model with its original by its logits in the same blocks (B, L, V); `text` describes the tokens."""
+    tokens = expected.tokens
     kl, agrees = np.empty(tokens[:, 1:].shape), np.empty(tokens[:, 1:].shape)
-    done = 0
-    for truth, block in zip(original, candidate, strict=True):
-        rows = slice(done, done := done + len(truth))
-        following = tokens[rows, 1:]
-        expected = predictions(as_numpy(truth[:, :-1]), following)
-        divergence = differences(expected.log_probabilities, expected.top, as_numpy(block[:, :-1]), following)
+    for (rows, block), (log_probabilities, top) in zip(_counted(candidate), expected.blocks(), strict=True):
+        divergence = differences(log_probabilities, top, as_numpy(block[:, :-1]), tokens[rows, 1:])
         kl[rows], agrees[rows] = divergence.kl, divergence.agrees
     figures = estimates({"kl": (mean, kl), "top1": (mean, agrees)})
     return Closeness(figures["kl"], figures["top1"], len(tokens), tokens.size, text)
+
+
+def _counted(logits: Blocks) -> Iterator[tuple[slice, mx.array]]:
+    """Blocks of logits, each with its sequences."""
+    start = 0
+    for block in logits:
+        yield slice(start, start := start + len(block)), block

@@ -81,7 +81,7 @@ def own_sequences(
     key, first = mx.random.split(mx.random.key(seed))
     start = mx.random.randint(0, vocabulary, (size.count, 1), key=first)
     last = mx.concatenate([mx.broadcast_to(mx.array(list(prefix), mx.int32), (size.count, len(prefix))), start], axis=1)
-    caches = make_cache(model)
+    caches = _short_caches(model, size.window)
     written = [last]
     for position in range(last.shape[1], size.window):
         key, now = mx.random.split(key)
@@ -90,6 +90,15 @@ def own_sequences(
         written.append(last)
         on_progress(Progress("write text", position + 1, size.window, f"{size.count} sequences"))
     return numpy_view(mx.concatenate(written, axis=1))
+
+
+def _short_caches(model: Module, window: int) -> list[Any]:
+    """The caches of a model; they grow in steps of 256 tokens, and here of `window` where that is less."""
+    caches = make_cache(model)
+    for cache in caches:
+        if getattr(cache, "step", 0) > window:
+            cache.step = window
+    return caches
 
 
 def prefix_of(folder: Path) -> list[int]:

@@ -1,6 +1,7 @@
 """The distance from the original that compensation measures: that of the written folder, on text that took no part."""
 
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 
 import mlx.core as mx
@@ -17,7 +18,7 @@ from mint.model.passes.logits import logits_of
 from mint.model.source import open_source
 from mint.plan.allocate import allocate
 from mint.plan.recipe import Recipe
-from mint.quality.closeness import Closeness
+from mint.quality.closeness import Closeness, Expected, closeness
 from mint.quality.forward import open_wide
 from mint.quality.sequences import TextSize
 
@@ -50,6 +51,21 @@ def test_the_measured_closeness_is_that_of_the_written_folder(
     assert measured.top1.value == pytest.approx((original.argmax(-1) == result.argmax(-1)).mean(), abs=0.01)
     assert (measured.sequences, measured.tokens) == (JUDGED, JUDGED * SIZE.window)
     assert "KL divergence from the original" in (tmp_path / "out" / "README.md").read_text()
+
+
+def test_blocks_of_sequences_change_nothing(tmp_path: Path) -> None:
+    tokens = np.random.default_rng(0).integers(0, 50, (5, 8)).astype(np.int32)
+    original, candidate = (mx.random.normal((5, 8, 50), key=mx.random.key(seed)) for seed in (0, 1))
+
+    def measured(*sizes: int) -> Closeness:
+        starts = np.cumsum((0, *sizes)).tolist()
+        parts = [slice(*pair) for pair in pairwise(starts)]
+        with (tmp_path / "expected").open("w+b") as file:
+            expected = Expected((original[part] for part in parts), tokens, file)
+            return closeness(expected, (candidate[part] for part in parts), "of nobody")
+
+    assert measured(5) == measured(2, 2, 1) == measured(1, 1, 1, 1, 1)
+    assert measured(5).kl.value > 0.5
 
 
 def test_nothing_is_claimed_where_nothing_was_measured(llama: Path, tmp_path: Path) -> None:

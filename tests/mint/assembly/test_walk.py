@@ -9,7 +9,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from mint.assembly.layer_inputs import Stage, Walk
+from mint.assembly.layer_inputs import ROWS, Stage, Walk
 from mint.model.source import Source, open_source
 from mint.quality.forward import open_wide
 from tests.conftest import FULL_PRECISION
@@ -20,7 +20,7 @@ EVERY_ROW = "unembed_out"  # all heads see every latent of a prompt
 
 
 def walk(source: Source) -> Walk:
-    return Walk(open_wide(source.folder), source.units, TOKENS)
+    return Walk(open_wide(source.folder), source.units, TOKENS, TOKENS[:0])
 
 
 def stages_of(source: Source, **options: object) -> list[Stage]:
@@ -66,6 +66,27 @@ def test_inputs_are_those_of_the_whole_model(llama: Path) -> None:
     assert shared[0] is shared[1]
 
 
+def test_blocks_of_sequences_change_no_input(llama: Path) -> None:
+    source = open_source(llama)
+    tokens = np.random.default_rng(0).integers(0, 50, (5 * ROWS // 48, 24)).astype(np.int32)  # 2.5 blocks
+    first = list(Walk(open_wide(source.folder), source.units, tokens, tokens[:0]).stages())[1]
+    model = open_wide(llama)
+    expected = model.model.layers[0].input_layernorm(model.model.embed_tokens(mx.array(tokens)))
+    rows, others = (first.inputs[f"model.layers.0.self_attn.{name}"].rows for name in ("q_proj", "k_proj"))
+    np.testing.assert_allclose(rows, np.asarray(expected).reshape(tokens.size, -1), rtol=1e-5, atol=1e-6)
+    assert rows is others
+
+
+def test_no_layer_stays_in_memory(llama: Path) -> None:
+    source = open_source(llama)
+    layer = sum(4 * unit.size for unit in source.units if unit.layer == 0)
+    before = mx.get_active_memory()
+    walking = walk(source)
+    held = [mx.get_active_memory() - before for _ in walking.stages()]
+    assert max(held) < held[1] + layer / 2
+    assert held[-1] < held[0] + layer / 2
+
+
 def test_later_layers_see_what_was_stored_before_them(llama: Path) -> None:
     """With nothing but zeros in the first layer, the second sees the embeddings."""
     source = open_source(llama)
@@ -109,7 +130,7 @@ def test_layers_that_answer_each_other_out_of_turn_are_seen_through_the_whole_mo
     model = open_wide(llama)
     inner = model.model
     inner.layers = [*inner.layers, inner.layers[0]]
-    stages = list(Walk(model, source.units, TOKENS).stages())
+    stages = list(Walk(model, source.units, TOKENS, TOKENS[:0]).stages())
     rows = stages[1].inputs["model.layers.0.self_attn.q_proj"].rows
     assert len(rows) == 2 * TOKENS.size
     assert sorted(unit.path for stage in stages for unit in stage.units) == sorted(unit.path for unit in source.units)
