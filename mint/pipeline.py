@@ -5,7 +5,7 @@ checks, stand in its `Hooks`.
 """
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -27,6 +27,8 @@ from mint.core.errors import MintError
 from mint.core.files import move_aside
 from mint.core.memory import peak_rss_bytes
 from mint.core.progress import OnNote, OnProgress, ignore, say_nothing
+from mint.forecast.forecast import Forecast, forecast
+from mint.forecast.memory import check_memory
 from mint.formats.rounding import DEFAULT_ROUNDING
 from mint.kernels.ready import begin_kernels
 from mint.kernels.warmup import MEASURE, WRITE
@@ -40,6 +42,7 @@ from mint.run.device_kind import device_kind, versions
 from mint.run.executor import Executor, in_process, measuring_device
 
 ANALYZE, PROBE, ALLOCATE, ASSEMBLE, VERIFY = "analyze", "probe", "allocate", "assemble", "verify"  # the stages
+OnForecast = Callable[[Forecast], object]
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,19 +120,23 @@ def quantize(
     on_progress: OnProgress = ignore,
     force: bool = False,
     on_note: OnNote = say_nothing,
+    memory: int | None = None,
+    on_forecast: OnForecast | None = None,
 ) -> Quantized:
     """Write the best MLX model of `model` whose weight files take at most `budget` to the new folder `output`.
 
     `model` is a folder, or as a `str` an id of the Hugging Face hub, which is downloaded if need be.
     The analysis is kept (in the user's cache, or in `analysis`), so another budget costs no measuring. With
     `recipe.probe` the sensitivities are measured too, by `probing`; later calls use them. Units that a folder of
-    `reuse` holds in the planned format are copied. Killed at any point, the same call resumes. Raises `MintError` for
-    everything that the user can fix. The model is verified before `output` appears; one that fails its verification
-    raises too, and stays for inspection as `output`.partial.
+    `reuse` holds in the planned format are copied. `on_forecast` gets the expected time, memory and disk before
+    anything long begins. Killed at any point, the same call resumes. Raises `MintError` for everything that the user
+    can fix, also if the work cannot keep to `memory` bytes. The model is verified before `output` appears; one that
+    fails its verification raises too, and stays for inspection as `output`.partial.
     """
     pipeline = Pipeline(
-        recipe, analysis, keep_nonfinite, reuse, executor, on_progress, probing, force=force, on_note=on_note
-    )
+        recipe, analysis, keep_nonfinite, reuse, executor, on_progress, probing, force=force, on_note=on_note,
+        memory=memory, on_forecast=on_forecast,
+    )  # fmt: skip
     (result,) = pipeline.run(model, [Target(Path(output), Budget.of(budget))])
     return result
 
@@ -147,6 +154,8 @@ class Pipeline:
     probing: Probing = Probing()  # noqa: RUF009, it is frozen
     force: bool = False
     on_note: OnNote = say_nothing
+    memory: int | None = None  # bytes, for all processes together; by default those of this machine
+    on_forecast: OnForecast | None = None
     hooks: Hooks = field(default_factory=Hooks)
     seconds: dict[str, float] = field(default_factory=dict)
 
@@ -158,16 +167,9 @@ class Pipeline:
         self._refuse(targets)
         if targets:
             stock()  # starts while this process analyzes
-        source = model
-        if not isinstance(source, Source):
-            source = open_source(source, **self.recipe.opening, on_progress=self.on_progress)
-        for notice in source.notices:
-            self.on_note(notice)
-        self._refuse(targets, model=source.identity)
-        budgets, outputs = [target.budget for target in targets], [target.output for target in targets]
-        check_request(source, self.recipe, budgets, outputs, [self._analysis_path(source)])
-        if has_own_code(source.folder) and (fault := tokenizer_fault(source.folder)):
-            self.on_note(f"{source.folder.name}: {fault}")
+        source, sizes = self._opened(model, targets)
+        if self.on_forecast:
+            self.on_forecast(self._forecast(source, sizes))
         measured = self._measure(source)
         plans = self._plans(targets, measured) if targets else []
         for target, plan in zip(targets, plans, strict=True):
@@ -181,6 +183,35 @@ class Pipeline:
             folders.append(target.output)
         return results
 
+    def foresee(self, model: Source | Path | str, targets: Sequence[Target]) -> Forecast:
+        """The forecast for `run`, after all checks that need no long work; nothing is written."""
+        self._refuse(targets)
+        return self._forecast(*self._opened(model, targets))
+
+    def _opened(self, model: Source | Path | str, targets: Sequence[Target]) -> tuple[Source, list[int]]:
+        """The opened model and the bytes of each target at most; `MintError` for what must fail."""
+        source = model
+        if not isinstance(source, Source):
+            source = open_source(source, **self.recipe.opening, on_progress=self.on_progress)
+        for notice in source.notices:
+            self.on_note(notice)
+        self._refuse(targets, model=source.identity)
+        budgets, outputs = [target.budget for target in targets], [target.output for target in targets]
+        sizes = check_request(source, self.recipe, budgets, outputs, [self._analysis_path(source)])
+        if self.memory is not None:
+            check_memory(source, self.recipe.rounding, self.memory)
+        if has_own_code(source.folder) and (fault := tokenizer_fault(source.folder)):
+            self.on_note(f"{source.folder.name}: {fault}")
+        return source, sizes
+
+    def _forecast(self, source: Source, sizes: Sequence[int]) -> Forecast:
+        probing = None if not self.recipe.probe or probe_path(self._probes_path(source)).exists() else self.probing
+        analysis = self._analysis_path(source)
+        return forecast(
+            source, self.recipe.rounding, sizes, analysis=analysis, probing=probing, memory=self.memory,
+            on_progress=self.on_progress,
+        )  # fmt: skip
+
     def _refuse(self, targets: Sequence[Target], **digests: str) -> None:
         """Raise `MintError` for an existing output that is not the finished model of these digests."""
         for target in targets:
@@ -191,11 +222,15 @@ class Pipeline:
         device = measuring_device(self.executor)
         return Path(self.analysis or cached_analysis(source, self.recipe.rounding, device=device))
 
+    def _probes_path(self, source: Source) -> Path:
+        """The analysis that probes lie beside: they serve all roundings."""
+        return Path(self.analysis or cached_analysis(source, device=measuring_device(self.executor)))
+
     def _measure(self, source: Source) -> Measured:
         """Analyze, and probe if the recipe asks for it."""
-        device, rounding = measuring_device(self.executor), self.recipe.rounding
+        rounding = self.recipe.rounding
         path = self._analysis_path(source)
-        beside = Path(self.analysis or cached_analysis(source, device=device))  # the probes serve all roundings
+        beside = self._probes_path(source)
         works = (WRITE,) if path.exists() else (MEASURE, WRITE)
         begin_kernels(rounding, works, {unit.dtype for unit in source.units})  # they compile side by side
         work: dict[str, Any] = {"executor": self.executor, "on_progress": self.on_progress, "on_note": self.on_note}
@@ -230,10 +265,12 @@ class Pipeline:
                     self.on_note(f"{output} is the finished model of this plan: it is verified, not written again")
                 else:
                     reuse = Reuse([*folders, *self.hooks.earlier()])
-                    work: dict[str, Any] = {"on_progress": self.on_progress, "on_note": self.on_note}
                     draft = stack.enter_context(
-                        drafted(plan, source, output, reuse=reuse, executor=self.executor, **work)
-                    )
+                        drafted(
+                            plan, source, output, reuse=reuse, executor=self.executor, memory=self.memory,
+                            on_progress=self.on_progress, on_note=self.on_note,
+                        )
+                    )  # fmt: skip
                     manifest = draft.manifest
                     self.hooks.assembled(reuse)
             with self._stage(VERIFY):

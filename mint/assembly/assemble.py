@@ -22,7 +22,7 @@ from mint.core.errors import DiskFullError, MintError
 from mint.core.files import flush, partial_path, require_new, require_writable, write_whole
 from mint.core.journal import Journal
 from mint.core.log import log
-from mint.core.memory import memory_is_short
+from mint.core.memory import PROCESSES_BYTES, memory_is_short
 from mint.core.progress import OnNote, OnProgress, ignore, say_nothing
 from mint.formats.format import Format, TensorSpec
 from mint.formats.rounding import ROUNDINGS
@@ -40,7 +40,7 @@ from mint.model.opening.towers import towers_in, without_towers
 from mint.model.source import Source
 from mint.plan.plan import Plan, plan_text, quantization_entries
 from mint.quality.closeness import Closeness
-from mint.quality.sequences import TextSize
+from mint.quality.sequences import CALIBRATION, JUDGED, TextSize
 from mint.run.device_kind import device_kind, versions
 from mint.run.executor import Executor, in_process
 from mint.run.job import T
@@ -58,20 +58,23 @@ def assemble(
     *,
     reuse: Reuse | None = None,
     executor: Executor = in_process,
-    text: TextSize = TextSize(32, 128),  # noqa: B008, it is frozen
+    text: TextSize = CALIBRATION,
+    memory: int | None = None,
     on_progress: OnProgress = ignore,
     on_note: OnNote = say_nothing,
 ) -> Manifest:
     """Write the model that `plan` describes to the new folder `output`. It is not verified: see `verify`.
 
     Units that a folder of `reuse` holds in the planned format are copied, unless they are compensated. Memory is
-    bounded by the largest unit, or with compensation by a layer and its activations on the calibration `text`.
+    bounded by the largest unit, or with compensation by a layer and its activations on the calibration `text`, which a
+    model of fewer bits writes where the original does not fit in `memory` (by default this machine's).
     Raises `MintError` when the plan is of another model, the output exists, the disk is too small or the source
     changes meanwhile; after an interruption the same call resumes.
     """
     with drafted(
-        plan, source, Path(output), reuse=reuse, executor=executor, text=text, on_progress=on_progress, on_note=on_note
-    ) as draft:
+        plan, source, Path(output), reuse=reuse, executor=executor, text=text, memory=memory, on_progress=on_progress,
+        on_note=on_note,
+    ) as draft:  # fmt: skip
         return draft.finish()
 
 
@@ -83,7 +86,8 @@ def drafted(
     *,
     reuse: Reuse | None = None,
     executor: Executor = in_process,
-    text: TextSize = TextSize(32, 128),  # noqa: B008, it is frozen
+    text: TextSize = CALIBRATION,
+    memory: int | None = None,
     on_progress: OnProgress = ignore,
     on_note: OnNote = say_nothing,
 ) -> Iterator[Draft]:
@@ -94,10 +98,13 @@ def drafted(
     folder.mkdir(parents=True, exist_ok=True)
     _check_space(folder, plan)
     require_new(output)  # its journal may be gone because another process has just finished it
-    header = {"plan": plan.digest, "device": device_kind(), "versions": versions(), "text": [text.count, text.window]}
+    base = _text_base(plan, source, text, memory)
+    decided = {"text": [text.count, text.window], "base": base}
+    header = {"plan": plan.digest, "device": device_kind(), "versions": versions(), **decided}
     with Journal(folder / JOURNAL_NAME, _MAGIC, header) as journal:
         with source.files.reading(), naming_full_disk(folder, plan.planned_bytes):
-            manifest = _fill(plan, source, folder, journal, reuse or Reuse(), executor, text, on_progress, on_note)
+            work = reuse or Reuse(), executor, text, base, on_progress, on_note
+            manifest = _fill(plan, source, folder, journal, *work)
         yield Draft(folder, output, manifest, source.files)
 
 
@@ -109,6 +116,7 @@ def _fill(
     reuse: Reuse,
     executor: Executor,
     text: TextSize,
+    base: str,
     on_progress: OnProgress,
     on_note: OnNote,
 ) -> Manifest:
@@ -126,7 +134,7 @@ def _fill(
             from mint.assembly.compensated import compensate
 
             stored = open_weights(folder, [shard.name for shard in plan.layout])
-            packed = compensate(plan, source, pending, stored, text, executor, on_progress, measured.append)
+            packed = compensate(plan, source, pending, stored, text, base, executor, on_progress, measured.append)
         else:
             packed = _packed(plan, source, pending, reuse, executor)
         written = _written(packed, partial(_write, journal, files), aside)
@@ -142,6 +150,16 @@ def _fill(
         flush(file)
     flush(folder)
     return manifest
+
+
+def _text_base(plan: Plan, source: Source, text: TextSize, memory: int | None) -> str:
+    """The base of the model that writes the text of a compensation; empty for other roundings."""
+    if not ROUNDINGS[plan.rounding].needs_model:
+        return ""
+    from mint.analysis.probes.own_text import text_base
+
+    size = TextSize(text.count + JUDGED, text.window)
+    return text_base(source, size, None if memory is None else memory - PROCESSES_BYTES)
 
 
 def _write(journal: Journal, files: WeightFiles, unit: Packed) -> tuple[Format, str]:

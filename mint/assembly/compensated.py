@@ -33,13 +33,12 @@ from mint.model.source import Source
 from mint.plan.plan import Plan
 from mint.plan.rules import LOSSLESS
 from mint.quality.closeness import Closeness, Expected, closeness
-from mint.quality.forward import fusing_nothing, open_wide
 from mint.quality.divergence import Tokens
-from mint.quality.sequences import OWN_TEXT, TextSize
+from mint.quality.forward import fusing_nothing, open_wide
+from mint.quality.sequences import JUDGED, OWN_TEXT, TextSize
 from mint.run.executor import Executor, small_cache
 
 SEED = 1  # of the text; that of the probe has another
-JUDGED = 12  # sequences that measure the result
 FEWEST = 32  # rows of inputs; an expert with fewer keeps the searched rounding
 BLOCK = 1 << 24  # weights that are compensated at once, beside the factor of their inputs
 _SEARCH = "search"  # the rounding of units without inputs
@@ -51,18 +50,19 @@ def compensate(
     pending: Sequence[Unit],
     stored: StoredModel,
     size: TextSize,
+    base: str,
     executor: Executor,
     on_progress: OnProgress,
     on_closeness: Callable[[Closeness], object],
 ) -> Iterator[tuple[Unit, Packed]]:
-    """Yield the `pending` units as planned, on a text of this size; `stored` has all others.
+    """Yield the `pending` units as planned, on a text of this size from the model in `base`; `stored` has all others.
 
     More text of the model's own, which takes no part, tells at the end how close the result is.
     """
     formats, checksums = plan.formats, plan.checksums
     as_searched = {choice.path for choice in plan.choices if choice.error <= LOSSLESS}  # nothing to compensate
     as_searched |= {path for unit in source.units if unit.twin for path in (unit.path, unit.twin)}  # the same bytes
-    text = own_text(source, TextSize(size.count + JUDGED, size.window), SEED, on_progress)
+    text = own_text(source, TextSize(size.count + JUDGED, size.window), SEED, base, on_progress)
     judged = text[size.count :]
     finished = {unit.path for unit in source.units} - {unit.path for unit in pending}
     with fusing_nothing(), small_cache(), TemporaryFile(dir=stored.folder) as file:

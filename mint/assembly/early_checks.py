@@ -22,8 +22,8 @@ from mint.targets.devices import device
 
 def check_request(
     source: Source, recipe: Recipe, budgets: Sequence[Budget], outputs: Sequence[Path], files: Sequence[Path] = ()
-) -> None:
-    """Raise `MintError` for patterns without a unit, and for budgets, disks or memory that are too small.
+) -> list[int]:
+    """The bytes of each output at most. Raises `MintError` for patterns without a unit, and too little of anything.
 
     `files` are those that the work writes beside the `outputs`.
     """
@@ -41,8 +41,10 @@ def check_request(
                 f"the budget {budget} ({format_size(nbytes)}) is too small; every plan takes more than "
                 f"{format_size(smallest)}, by the headers alone. Raise the budget, or relax --keep, --set and --formats"
             )
-    _check_disk([(path, min(nbytes or smallest, largest)) for path, nbytes in zip(outputs, sizes, strict=True)])
+    most = [min(nbytes or smallest, largest) for nbytes in sizes]
+    _check_disk(list(zip(outputs, most, strict=True)))
     _check_memory(source)
+    return most
 
 
 def _most_bytes(budget: Budget, source: Source, largest: int) -> int | None:

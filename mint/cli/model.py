@@ -32,10 +32,12 @@ def quantize(
     cluster: opt.Cluster = "",
     share: opt.Share = False,
     reuse: opt.Reused = opt.NONE,
+    memory: opt.MemoryLimit = None,
+    dry_run: opt.DryRun = False,
 ) -> list[Answer]:
     """Write the best MLX model that fits: analyze, allocate, assemble, verify.
 
-    Interrupted or killed, the same command resumes.
+    A forecast comes first. Interrupted or killed, the same command resumes.
 
     Example: mint quantize models/Qwen3-8B --budget 6GB --output Qwen3-8B-6GB
     """
@@ -49,17 +51,34 @@ def quantize(
     from mint.assembly.stock_child import stock
 
     stock()  # imports mlx_lm while this process does
+    from mint.forecast.forecast import Forecast
     from mint.pipeline import Pipeline, Target
     from mint.render.plans import quantized_record
-    from mint.render.summary import model_summary
+    from mint.render.summary import forecast_summary, model_summary
     from mint.run.executor import executing
 
     work: dict[str, Any] = {"on_progress": screen.on_progress, "on_note": screen.note}
     with executing(cluster, model, **recipe.opening, share=share, **work) as (folder, executor):
-        pipeline = Pipeline(recipe, analysis, keep_nonfinite, reuse, executor, force=force, **work)
-        results = pipeline.run(folder, list(map(Target, outputs, budgets)))
+        pipeline = Pipeline(recipe, analysis, keep_nonfinite, reuse, executor, force=force, memory=memory, **work)
+        targets = list(map(Target, outputs, budgets))
+        if dry_run:
+            forecast = pipeline.foresee(folder, targets)
+            return [Answer({"forecast": forecast.to_dict()}, forecast_summary(forecast))]
+        forecasts: list[Forecast] = []
+        if not cluster:  # the rates are those of this machine alone
+
+            def show(forecast: Forecast) -> None:
+                forecasts.append(forecast)
+                screen.note(str(forecast))
+
+            pipeline.on_forecast = show
+        results = pipeline.run(folder, targets)
+    expected = {"forecast": forecasts[0].to_dict()} if forecasts else {}
     return [
-        Answer(quantized_record(result), model_summary(result.plan, result.output, result.manifest.closeness))
+        Answer(
+            {**quantized_record(result), **expected},
+            model_summary(result.plan, result.output, result.manifest.closeness),
+        )
         for result in results
     ]
 
@@ -131,10 +150,12 @@ def assemble(
     cluster: opt.Cluster = "",
     share: opt.Share = False,
     force: opt.Force = False,
+    memory: opt.MemoryLimit = None,
 ) -> Answer:
     """Write the model that a plan describes; formats edited by hand count. Killed, the same command resumes."""
     screen.begin(f"assemble {plan} from {described(model)} -> {output}")
     check_names(model, [output], requantize=True, force=force)
+    from mint.forecast.memory import check_memory
     from mint.render.models import manifest_record
     from mint.render.summary import model_summary
 
@@ -148,12 +169,15 @@ def assemble(
     earlier = mint.Reuse(reuse)
     opening: dict[str, Any] = {"loader": chosen.loader, "requantize": True}
     with opt.opened(screen, model, chosen.dtype, cluster, share=share, **opening) as (source, executor):
+        if memory is not None:
+            check_memory(source, chosen.rounding, memory)
         set_aside(screen, force, output)
         manifest = mint.assemble(
             chosen,
             source,
             output,
             reuse=earlier,
+            memory=memory,
             executor=executor,
             on_progress=screen.on_progress,
             on_note=screen.note,

@@ -18,7 +18,7 @@ from mint.cli import completion
 from mint.cli.terminal.screen import PROGRESS, Screen
 from mint.core.errors import MintError
 from mint.core.log import configure_logging, is_verbose
-from mint.core.sizes import Amount, parse_budget
+from mint.core.sizes import Amount, parse_budget, parse_size
 from mint.formats.quality import parse_quality
 from mint.formats.rounding import ROUNDINGS
 from mint.plan.recipe import DTYPES, TEXT, VISION, Budget, Recipe, Room
@@ -116,6 +116,16 @@ ProgressKind = Annotated[
     str,
     option("KIND", "Progress on stderr: bar, plain (lines), json (an object a line) or none.", envvar="MINT_PROGRESS",
            callback=_checked_progress),
+]  # fmt: skip
+DryRun = Annotated[
+    bool, option("", "Print the expected minutes, memory and disk, measured on this machine, and stop.", "--dry-run")
+]
+MemoryLimit = Annotated[
+    int | None,
+    option(
+        "SIZE", "Memory that the work may take, such as 8GB; too little is refused at the start. Default: all.",
+        "--memory", parser=parse_size,
+    ),
 ]  # fmt: skip
 Force = Annotated[bool, option("", "Move an existing output aside (to OUTPUT.old) instead of refusing.", "--force")]
 Reused = Annotated[list[Path], option("FOLDER", "Copy units of the same format from here. May be repeated.", "--reuse")]

@@ -56,14 +56,14 @@ def kernel_sets(work: str, rounding: Rounding | None, dtypes: Iterable[str] = QU
     return [KernelSet(work, name, storage) for storage in sorted(storages, reverse=True)]
 
 
-def marker(kernels: KernelSet, processor: str | None = None) -> Path:
+def marker(kernels: KernelSet, name: str | None = None) -> Path:
     """The file that says that a set is compiled for a processor, by default this one."""
     compilers = f"{version('numba')}-{version('llvmlite')}-{platform.python_version()}-{platform.machine()}"
-    return code_folder() / f"ready-{kernels}-{compilers}-{processor or _processor()}"
+    return code_folder() / f"ready-{kernels}-{compilers}-{name or processor()}"
 
 
 @cache
-def _processor() -> str:
+def processor() -> str:
     """A digest of the processor and its features: code for another one is compiled anew, and cached beside it."""
     file = Path("/proc/cpuinfo")
     lines = file.read_text().splitlines() if file.exists() else []
@@ -72,9 +72,9 @@ def _processor() -> str:
     return sha256("\n".join([*(names or [platform.processor()]), *settings]).encode()).hexdigest()[:8]
 
 
-def is_ready(kernels: KernelSet, processor: str | None = None) -> bool:
+def is_ready(kernels: KernelSet, name: str | None = None) -> bool:
     """True where a set is compiled, or no folder can keep it."""
-    return not may_cache() or marker(kernels, processor).exists()
+    return not may_cache() or marker(kernels, name).exists()
 
 
 @cache

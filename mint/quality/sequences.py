@@ -41,6 +41,10 @@ class TextSize:
     window: int
 
 
+CALIBRATION = TextSize(32, 128)  # of compensation
+JUDGED = 12  # more sequences, which measure the result
+
+
 def text_size(tokens: int | None, window: int | None, *, own: bool) -> TextSize:
     """The number and length of sequences that make `tokens` tokens; `MintError` when that is fewer than two."""
     tokens = tokens if tokens is not None else OWN_TOKENS if own else TEXT_TOKENS

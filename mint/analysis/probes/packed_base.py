@@ -47,16 +47,21 @@ def base_format(unit: Unit, base: str) -> Format | None:
 
 def needed_bytes(source: Source, base: str, tokens: int) -> int:
     """Approximate memory of probes around a base: the model, the activations of `tokens`, and the probed unit."""
+    units = [unit for unit in source.units if unit.role != TOWER]
+    largest = max((unit.size * (4 + 4) + unit.nbytes for unit in units), default=0)
+    rows, width = max((unit.shape[-2:] for unit in units if unit.role in ("head", "embedding")), default=(0, 0))
+    return model_bytes(source, base) + largest + 4 * tokens * (_LOGITS * rows + source.layers * width)
+
+
+def model_bytes(source: Source, base: str) -> int:
+    """Memory of a model that computes in float32 in a base."""
     plain = 0 if backend().runs_stored_weights else 4  # bytes of a weight that is not packed; 0: as it is stored
     nbytes = 0
     units = [unit for unit in source.units if unit.role != TOWER]
     for unit in units:
         format = base_format(unit, base)
         nbytes += format.nbytes(unit.shape, unit.dtype) if format else (unit.size * plain or unit.nbytes)
-    nbytes += sum(4 * prod(parameter.shape) for parameter in source.parameters)
-    largest = max((unit.size * (4 + 4) + unit.nbytes for unit in units), default=0)
-    rows, width = max((unit.shape[-2:] for unit in units if unit.role in ("head", "embedding")), default=(0, 0))
-    return nbytes + largest + 4 * tokens * (_LOGITS * rows + source.layers * width)
+    return nbytes + sum(4 * prod(parameter.shape) for parameter in source.parameters)
 
 
 def memory_for_models() -> int:

@@ -10,8 +10,9 @@ import pytest
 
 from mint.analysis.analyze import analyze
 from mint.analysis.probes.own_text import own_text
+from mint.analysis.probes.probe_file import FULL
 from mint.assembly.assemble import assemble
-from mint.assembly.compensated import JUDGED, SEED
+from mint.assembly.compensated import SEED
 from mint.core.progress import ignore
 from mint.model.checkpoint.manifest import read_manifest
 from mint.model.passes.logits import logits_of
@@ -20,7 +21,7 @@ from mint.plan.allocate import allocate
 from mint.plan.recipe import Recipe
 from mint.quality.closeness import Closeness, Expected, closeness
 from mint.quality.forward import open_wide
-from mint.quality.sequences import TextSize
+from mint.quality.sequences import JUDGED, TextSize
 
 SIZE = TextSize(4, 16)
 
@@ -42,7 +43,7 @@ def test_the_measured_closeness_is_that_of_the_written_folder(
     assert read_manifest(tmp_path / "out") == manifest
     measured = Closeness.from_dict(manifest.closeness)
 
-    judged = mx.array(own_text(source, TextSize(SIZE.count + JUDGED, SIZE.window), SEED, ignore)[SIZE.count :])
+    judged = mx.array(own_text(source, TextSize(SIZE.count + JUDGED, SIZE.window), SEED, FULL, ignore)[SIZE.count :])
     original = _log_softmax(logits_of(open_wide(source.folder), judged)[:, :-1])
     result = _log_softmax(logits_of(open_wide(tmp_path / "out"), judged)[:, :-1])
     kl = (np.exp(original) * (original - result)).sum(-1)

@@ -1,0 +1,190 @@
+"""Predicts a request: its steps, and the minutes, memory and disk that they take on this machine.
+
+Seconds are amounts of work over the rates of the machine. A matrix (R, C) multiplies T rows in 2 T R C operations; its
+compensation takes R C weights, R C^2 operations in products, and for new inputs 2 T C^2 and the C^3 of a factor.
+"""
+
+# T rows of inputs, R rows, C columns
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mint.analysis.probes.own_text import text_base, text_path
+from mint.analysis.probes.prober import Probing
+from mint.assembly.compensated import SEED
+from mint.core.errors import MintError
+from mint.core.memory import PROCESSES_BYTES, memory_bytes
+from mint.core.progress import OnProgress
+from mint.core.sizes import format_size
+from mint.forecast.memory import SHARED, TEXT, needed_memory
+from mint.forecast.rates import Rates, machine_rates, read_rate
+from mint.formats.rounding import ROUNDINGS
+from mint.formats.units import Unit
+from mint.model.kv_trace import active_experts
+from mint.model.roles import TOWER
+from mint.model.source import Source
+from mint.quality.sequences import CALIBRATION, JUDGED
+
+_START_SECONDS = 1.0  # imports and the opening of the model
+_VERIFY_SECONDS = 2.0  # to load stock mlx_lm beside it
+_VERIFY_PASSES = 12  # over all weights: digests, decoding, and products with few rows
+_UNIT_SECONDS = 0.002  # to take one up, in any step
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One step of the work."""
+
+    name: str
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Forecast:
+    """The expected work of a request."""
+
+    steps: tuple[Step, ...]
+    memory: dict[str, int]  # bytes at most, by step
+    disk_bytes: int  # of the results, and of temporary files
+    machine_bytes: int  # of memory
+
+    @property
+    def seconds(self) -> float:
+        return sum(step.seconds for step in self.steps)
+
+    @property
+    def peak_bytes(self) -> int:
+        """Memory of all processes at most."""
+        return max(self.memory.values())
+
+    def to_dict(self) -> dict[str, Any]:
+        """All figures as plain values."""
+        return {
+            "seconds": round(self.seconds, 1),
+            "steps": [{"step": step.name, "seconds": round(step.seconds, 1)} for step in self.steps],
+            "peak_memory_bytes": self.peak_bytes,
+            "memory_bytes": dict(self.memory),
+            "disk_bytes": self.disk_bytes,
+        }
+
+    def __str__(self) -> str:
+        steps = ", ".join(f"{step.name} {spoken(step.seconds)}" for step in self.steps if step.seconds >= 1)
+        machine = f" (this machine has {format_size(self.machine_bytes)})"
+        short = machine if self.peak_bytes > self.machine_bytes else ""
+        return (
+            f"about {spoken(self.seconds)} ({steps}); up to {format_size(self.peak_bytes)} of memory{short}, "
+            f"{format_size(self.disk_bytes)} of disk"
+        )
+
+
+def spoken(seconds: float) -> str:
+    """Seconds, minutes or hours in as many figures as a forecast has."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 100 * 60 else f"{seconds / 3600:.1f} h"
+
+
+def forecast(
+    source: Source,
+    rounding: str,
+    sizes: Sequence[int],
+    *,
+    analysis: Path,
+    probing: Probing | None,
+    memory: int | None,
+    on_progress: OnProgress,
+) -> Forecast:
+    """The forecast for models of these `sizes` in bytes; steps whose results are in the cache or `analysis` are free.
+
+    `probing` is that of missing probes. `memory` bounds the model that writes text. The first forecast on a machine
+    measures its rates, for a second or two.
+    """
+    rates = machine_rates(rounding, on_progress)
+    shard = max(source.shards, key=lambda shard: shard.nbytes)
+    reading = source.nbytes / read_rate(source.folder / shard.name)
+    needs_model = ROUNDINGS[rounding].needs_model
+    base = text_base(source, TEXT, None if memory is None else memory - PROCESSES_BYTES) if needs_model else ""
+    once = [Step("start", _START_SECONDS)]
+    if not analysis.exists():
+        once.append(Step("analyze", max(reading, _weights(source) / rates.measured) + _overhead(source)))
+    if needs_model and not text_path(source, TEXT, SEED, base).exists():
+        once.append(Step("write text", reading + _writing(source, rates)))
+    if probing:
+        once.append(Step("probe", reading + _probing(source, rates, probing)))
+    each = list(_compensating(source, rates, reading) if needs_model else _packing(source, rates, reading))
+    each.append(Step("verify", _VERIFY_SECONDS + _VERIFY_PASSES * _weights(source) / rates.packed + _overhead(source)))
+    temporary = 2 * JUDGED * TEXT.window * _vocabulary(source) if needs_model else 0
+    return Forecast(
+        (*once, *(Step(step.name, step.seconds * len(sizes)) for step in each)),
+        needed_memory(source, rounding, base),
+        sum(sizes) + temporary,
+        memory_bytes(),
+    )
+
+
+def _packing(source: Source, rates: Rates, reading: float) -> Iterator[Step]:
+    yield Step("assemble", max(reading, _weights(source) / rates.packed) + _overhead(source))
+
+
+def _compensating(source: Source, rates: Rates, reading: float) -> Iterator[Step]:
+    """The original's pass, the two passes of each layer, and the rounding of its units."""
+    operations = _operations(source)
+    judged, calibrated = JUDGED * TEXT.window, CALIBRATION.count * CALIBRATION.window
+    compared = judged * _vocabulary(source) / rates.compared
+    yield Step("predict", reading + judged * operations / rates.forward + compared / 2)
+    passes = (2 * calibrated + 2 * judged) * operations / rates.forward
+    rounding = sum(_rounding(unit, rates, calibrated) for unit in _units(source))
+    yield Step("assemble", 2 * reading + passes + rounding + compared / 2 + _overhead(source))
+
+
+def _rounding(unit: Unit, rates: Rates, rows: int) -> float:
+    """Seconds to compensate a unit."""
+    if unit.role == "embedding":
+        return unit.size / rates.packed
+    columns = unit.shape[-1]
+    seconds = unit.size / rates.compensated + unit.size * columns / rates.products
+    if unit.role in SHARED and unit.slices == 1:
+        return seconds
+    return seconds + 2 * rows * columns**2 / rates.products + unit.slices * columns**3 / rates.factored
+
+
+def _writing(source: Source, rates: Rates) -> float:
+    """Seconds in which the model writes a text: every position reads all weights."""
+    tokens = TEXT.count * TEXT.window
+    return tokens * _operations(source) / rates.written + tokens * _vocabulary(source) / rates.sampled
+
+
+def _probing(source: Source, rates: Rates, probing: Probing) -> float:
+    """Seconds to change one unit after the other; a pass begins at its layer, so half of one on average."""
+    tokens = probing.sequences * probing.length
+    passes = tokens * (_operations(source) / rates.forward + _vocabulary(source) / rates.compared)
+    return len(source.units) * passes / 2 + _writing(source, rates)
+
+
+def _operations(source: Source) -> float:
+    """Operations of the products of one token."""
+    try:
+        shares = active_experts(source)
+    except MintError:  # a model that cannot be traced: as if every token went to every expert
+        shares = {}
+    units = [unit for unit in _units(source) if unit.role not in ("position", "layer_embedding")]
+    tied = not any(unit.role == "head" for unit in units)
+    return 2.0 * sum(shares.get(unit.path, 1.0) * unit.size for unit in units if unit.role != "embedding" or tied)
+
+
+def _units(source: Source) -> list[Unit]:
+    return [unit for unit in source.units if unit.role != TOWER]
+
+
+def _weights(source: Source) -> int:
+    return sum(unit.size for unit in source.units)
+
+
+def _overhead(source: Source) -> float:
+    return _UNIT_SECONDS * len(source.units)
+
+
+def _vocabulary(source: Source) -> int:
+    return max((unit.shape[-2] for unit in source.units if unit.role in ("head", "embedding")), default=0)

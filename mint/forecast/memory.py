@@ -1,0 +1,104 @@
+"""The memory that a request takes at most, by arithmetic on the headers: an upper bound of the peak of all processes.
+
+Compensation holds one of these at a time, each named by its step: the model that writes the text; the original, one
+layer after the other; one layer or the head of the result with its inputs, and what one unit takes to be rounded; the
+logits of a block of sequences. `Walk` and `compensate` keep to it.
+"""
+
+# T tokens, C columns, V vocabulary
+
+from collections.abc import Iterable, Mapping
+from functools import partial
+
+from mint.analysis.probes.own_text import text_bytes
+from mint.analysis.probes.packed_base import BASES
+from mint.analysis.probes.probe_file import FULL
+from mint.assembly.compensated import BLOCK
+from mint.assembly.layer_inputs import LOGITS, ROWS
+from mint.core.errors import MintError
+from mint.core.memory import PROCESSES_BYTES
+from mint.core.sizes import format_size
+from mint.formats.rounding import ROUNDINGS
+from mint.formats.units import Unit
+from mint.kernels.backend import backend
+from mint.model.roles import TOWER
+from mint.model.source import Source
+from mint.quality.sequences import CALIBRATION, JUDGED, TextSize
+
+_WIDE = 4  # bytes of a float32
+_MOMENTS = 20  # bytes for each of C^2 second moments while they are factored
+_PACKING = 10  # for each weight of a block that is compensated
+_COMPARED = 16  # for each logit of a block
+SHARED = ("k", "v", "up", "expert_up")  # roles whose inputs are also those of another unit
+TEXT = TextSize(CALIBRATION.count + JUDGED, CALIBRATION.window)
+
+
+def needed_memory(source: Source, rounding: str, base: str) -> dict[str, int]:
+    """Bytes of each step at most; `base` is that of the model that writes the text of a compensation."""
+    largest = max((unit.nbytes for unit in source.units), default=0)
+    working = backend().working_bytes(max((unit.size for unit in source.units), default=0))
+    steps = {"measure and write": 3 * largest + working, "verify": 4 * largest}
+    if ROUNDINGS[rounding].needs_model:
+        steps["write text"] = text_bytes(source, base, TEXT)
+        steps |= _walk(source)
+    return {name: PROCESSES_BYTES + nbytes for name, nbytes in steps.items()}
+
+
+def check_memory(source: Source, rounding: str, memory: int) -> None:
+    """Raise `MintError` if a request cannot keep to so many bytes of memory."""
+    bases = (FULL, *BASES)
+    steps = min((needed_memory(source, rounding, base) for base in bases), key=lambda needs: max(needs.values()))
+    step, needed = max(steps.items(), key=lambda item: item[1])
+    if needed > memory:
+        raise MintError(
+            f"--memory {format_size(memory)} is too little: to {step} takes up to {format_size(needed)}, and "
+            f"{source.folder.name} cannot be made with less. Needed: --memory {format_size(needed)}, or --quality fast"
+        )
+
+
+def _walk(source: Source) -> dict[str, int]:
+    """The steps of a walk through the model."""
+    units = [unit for unit in source.units if unit.role != TOWER]
+    heads = [unit for unit in units if unit.role == "head"]
+    outside = [unit for unit in units if unit.layer < 0 and unit not in heads]
+    tables = [unit for unit in units if unit.role in ("head", "embedding")]
+    vocabulary = max((unit.shape[-2] for unit in tables), default=0)
+    width = max((unit.shape[-1] for unit in tables), default=0)
+    between = 2 * TEXT.count * TEXT.window * width * _WIDE  # the answers of a layer, old and new
+    outer = sum(unit.size for unit in outside) * _WIDE + sum(parameter.nbytes * 2 for parameter in source.parameters)
+    layers: dict[int, list[Unit]] = {}
+    for unit in units:
+        layers.setdefault(unit.layer, []).append(unit)
+    layers.pop(-1, None)
+    logits = max(LOGITS, vocabulary * TEXT.window) * _COMPARED
+    head = sum(unit.size for unit in heads) * _WIDE
+    stage = partial(_stage, experts=_experts_per_token(source.config))
+    return {
+        "round a layer": outer + between + max(map(stage, layers.values()), default=0),
+        "round the head": outer + between + (stage(heads or outside[:1]) if tables else 0),
+        "measure the closeness": outer + head + between + logits,
+    }
+
+
+def _stage(units: Iterable[Unit], *, experts: int) -> int:
+    """Bytes to round these units: their weights, their inputs and activations, and the work on the largest of them."""
+    weights = inputs = activations = factors = working = 0
+    for unit in units:
+        rows, columns = unit.shape[-2:]
+        calls = experts if unit.slices > 1 else 1
+        weights += unit.size * _WIDE
+        inputs += 0 if unit.role in SHARED else CALIBRATION.count * CALIBRATION.window * calls * columns * _WIDE
+        activations += ROWS * calls * (rows + 2 * columns) * _WIDE
+        factors += 0 if unit.role in SHARED else columns * columns * _WIDE
+        packing = min(unit.size // unit.slices, BLOCK) * _PACKING + unit.size * (_WIDE + 2) + 2 * unit.nbytes
+        working = max(working, max(columns * columns * _MOMENTS, packing))
+    return weights + 2 * inputs + activations + factors + working
+
+
+def _experts_per_token(config: Mapping[str, object]) -> int:
+    """The largest number of experts that a token goes to, by the config; 1 for other models."""
+    names = ("num_experts_per_tok", "moe_topk", "moe_k", "top_k_experts", "num_experts_per_token")
+    text = config.get("text_config")
+    settings = {**config, **text} if isinstance(text, Mapping) else config
+    counts = [value for name in names if isinstance(value := settings.get(name), int)]
+    return max(counts, default=1 if not any("expert" in name for name in settings) else 8)
