@@ -34,7 +34,7 @@ from mint.run.device_kind import device_kind, versions
 
 SCHEMA = 1
 _SECONDS = 0.08  # of the calls for one rate
-_ROWS, _COLUMNS = 512, 1024
+_ROWS, _COLUMNS = 512, 1536
 _VOCABULARY = 1 << 15
 _READ_BYTES = 8 << 20
 
@@ -49,7 +49,7 @@ class Rates:
     products: float  # operations in numpy's matrix products
     factored: float  # C^3 of second moments (C, C)
     forward: float  # operations of a model on many rows
-    written: float  # operations of a model that writes text: few rows
+    written: float  # operations on the few rows of a text that is written
     sampled: float  # logits
     compared: float  # logits of two models
 
@@ -81,7 +81,8 @@ def _measured(rounding: str) -> Rates:
     rows = random.standard_normal((_ROWS, _COLUMNS)).astype(np.float32)
     logits = random.standard_normal((1, 8, _VOCABULARY)).astype(np.float32)
     wide, tokens = mx.array(rows), np.zeros((1, 8), np.int32)
-    mx.eval(weight, wide)
+    table = mx.random.normal((_COLUMNS, _COLUMNS), key=mx.random.key(1))
+    mx.eval(weight, wide, table)
     formats = [format for format in FORMATS if format != KEEP]
     upper = factor(second_moments(rows))
     packs = ROUNDINGS["search"] if how.sequential else how
@@ -89,7 +90,7 @@ def _measured(rounding: str) -> Rates:
     expected = predictions(logits, tokens)
 
     def wrote() -> None:
-        mx.eval(wide[: CALIBRATION.count] @ wide.T)
+        mx.eval(wide[: CALIBRATION.count] @ table.T)
 
     def compare() -> None:
         predictions(logits, tokens)
@@ -107,7 +108,7 @@ def _measured(rounding: str) -> Rates:
         products=_rate(products * _COLUMNS, cores, lambda: rows.T @ rows),
         factored=_rate(_COLUMNS**3, cores, lambda: factor(second_moments(rows))),
         forward=_rate(products * _ROWS, models, lambda: mx.eval(wide @ wide.T)),
-        written=_rate(products * CALIBRATION.count, models, wrote),
+        written=_rate(2 * table.size * CALIBRATION.count, models, wrote),
         sampled=_rate(logits.size, alone, lambda: mx.eval(mx.random.categorical(mx.array(logits)))),
         compared=_rate(logits.size, 1, compare),
     )
