@@ -24,8 +24,8 @@ from mint.assembly.layer_inputs import Inputs, Rows, Walk
 from mint.core.progress import OnProgress
 from mint.formats.format import KEEP, Format
 from mint.formats.units import Unit, parts_of
-from mint.kernels.compensate import factor, pack_compensated, second_moments
-from mint.kernels.compiled import Floats, Raw
+from mint.kernels.compensate import Curvature, pack_compensated
+from mint.kernels.compiled import Raw
 from mint.kernels.cpu import CpuBackend, pack
 from mint.kernels.storage import NUMPY_DTYPES, from_raw, raw
 from mint.model.checkpoint.reader import StoredModel
@@ -40,7 +40,7 @@ from mint.run.executor import Executor, small_cache
 
 SEED = 1  # of the text; that of the probe has another
 FEWEST = 32  # rows of inputs; an expert with fewer keeps the searched rounding
-BLOCK = 1 << 24  # weights that are compensated at once, beside the factor of their inputs
+BLOCK = 1 << 24  # weights that are compensated at once, beside the curvature of their inputs
 _SEARCH = "search"  # the rounding of units without inputs
 
 
@@ -99,7 +99,7 @@ class Compensation:
     checksums: Mapping[str, str]  # of the measured weights
     inputs: Mapping[str, Inputs]
     source: Source | None = None
-    _factors: dict[int, Floats] = field(default_factory=dict, init=False)
+    _curvatures: dict[int, Curvature] = field(default_factory=dict, init=False)
 
     def __call__(self, unit: Unit, weight: mx.array) -> Packed:
         """The bytes of `unit`, whose evaluated weight is given."""
@@ -111,26 +111,26 @@ class Compensation:
         for index, matrix in enumerate(raw(weight).reshape(unit.slices, *unit.shape[-2:])):
             rows = inputs.of(index)
             if inputs.experts is None:
-                slices.append(self._pack(matrix, unit, self._shared_factor(rows)))
+                slices.append(self._pack(matrix, unit, self._shared_curvature(rows)))
             elif len(rows) < FEWEST:
                 slices.append(tuple(part[0] for part in pack(matrix[None], unit.dtype, format, search=True)))
             else:
-                slices.append(self._pack(matrix, unit, factor(second_moments(rows))))
+                slices.append(self._pack(matrix, unit, Curvature.of(rows)))
         tensors = format.tensors(unit.path, unit.shape, unit.dtype)
         parts: list[Any] = [np.stack(parts) for parts in zip(*slices, strict=True)]
         return Packed(unit.path, format, tensors, tuple(memoryview(part).cast("B") for part in parts))
 
-    def _pack(self, matrix: Raw, unit: Unit, upper: Floats) -> tuple[Any, ...]:
+    def _pack(self, matrix: Raw, unit: Unit, curvature: Curvature) -> tuple[Any, ...]:
         """The parts of a matrix (R, C), packed in blocks of rows: a head has hundreds of thousands."""
         blocks = (matrix[rows] for rows in parts_of(matrix.shape, BLOCK))
-        packed = [pack_compensated(block, unit.dtype, self.formats[unit.path], upper) for block in blocks]
+        packed = [pack_compensated(block, unit.dtype, self.formats[unit.path], curvature) for block in blocks]
         return tuple(np.concatenate(parts) for parts in zip(*packed, strict=True))
 
-    def _shared_factor(self, rows: Rows) -> Floats:
-        """The factor of these inputs, computed once for all units that share them."""
-        if id(rows) not in self._factors:
-            self._factors[id(rows)] = factor(second_moments(rows))
-        return self._factors[id(rows)]
+    def _shared_curvature(self, rows: Rows) -> Curvature:
+        """The curvature of these inputs, computed once for all units that share them."""
+        if id(rows) not in self._curvatures:
+            self._curvatures[id(rows)] = Curvature.of(rows)
+        return self._curvatures[id(rows)]
 
 
 def _dequantized(packed: Packed) -> mx.array:

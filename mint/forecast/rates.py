@@ -23,7 +23,7 @@ from mint.core.progress import OnProgress
 from mint.formats.format import FORMATS, KEEP, parse_format
 from mint.formats.rounding import ROUNDINGS
 from mint.kernels.backend import backend
-from mint.kernels.compensate import factor, pack_compensated, second_moments
+from mint.kernels.compensate import Curvature, factor, pack_compensated, second_moments
 from mint.kernels.ready import ready_kernels
 from mint.kernels.storage import raw
 from mint.kernels.warmup import MEASURE, WRITE, processor
@@ -84,7 +84,7 @@ def _measured(rounding: str) -> Rates:
     table = mx.random.normal((_COLUMNS, _COLUMNS), key=mx.random.key(1))
     mx.eval(weight, wide, table)
     formats = [format for format in FORMATS if format != KEEP]
-    upper = factor(second_moments(rows))
+    curvature = Curvature.of(rows)
     packs = ROUNDINGS["search"] if how.sequential else how
     measures = ROUNDINGS[how.measured_as]
     expected = predictions(logits, tokens)
@@ -104,7 +104,7 @@ def _measured(rounding: str) -> Rates:
     return Rates(
         measured=_rate(weight.size, kernels, lambda: backend().errors(weight, formats, measures)),
         packed=_rate(weight.size, kernels, lambda: backend().pack(weight, format, packs)),
-        compensated=_rate(weight.size, cores, lambda: pack_compensated(raw(weight)[0], "BF16", format, upper)),
+        compensated=_rate(weight.size, cores, lambda: pack_compensated(raw(weight)[0], "BF16", format, curvature)),
         products=_rate(products * _COLUMNS, cores, lambda: rows.T @ rows),
         factored=_rate(_COLUMNS**3, cores, lambda: factor(second_moments(rows))),
         forward=_rate(products * _ROWS, models, lambda: mx.eval(wide @ wide.T)),

@@ -15,12 +15,15 @@ and a small share of its mean diagonal is added, so that directions that were no
 that took no part, this halves the harm of few rows against the usual damping, and with a quarter as many rows as
 columns the output is still nearer than without compensation.
 
+At last the codes, scales and biases of affine formats are refined under H (`refine.py`).
+
 The search is exact on every machine; products of matrices are the BLAS's, and equal on one machine.
 """
 
 # T rows of inputs, R rows, C columns, G groups, B columns of a block
 
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Self
 
 import numpy as np
 from scipy.linalg.lapack import dpotrf, dtrtri
@@ -46,11 +49,26 @@ from mint.kernels.compiled import (
     write_raw,
 )
 from mint.kernels.cpu import pack
+from mint.kernels.refine import refine
 from mint.kernels.unpack import FP4
 
 DAMPING = 0.01  # of the mean diagonal
 BLOCK = 128  # columns between two products of matrices
 _ROWS = 64  # of one piece of parallel work
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Curvature:
+    """H of the inputs of a matrix, (C, C), and its `factor`."""
+
+    moments: Floats
+    upper: Floats
+
+    @classmethod
+    def of(cls, inputs: Floats) -> Self:
+        """The curvature of the rows (T, C)."""
+        moments = second_moments(inputs)
+        return cls(moments.astype(np.float32), factor(moments))
 
 
 def second_moments(inputs: Floats) -> Doubles:
@@ -77,12 +95,32 @@ def factor(moments: Doubles) -> Floats:
 
 
 def pack_compensated(
-    weight: Raw, dtype: str, format: Format, upper: Floats, *, threads: int | None = None
+    weight: Raw, dtype: str, format: Format, curvature: Curvature, *, threads: int | None = None
 ) -> tuple[Any, ...]:
     """The tensors that store (R, C) weights: packed codes, scales and, for affine formats, biases; as `cpu.pack`.
 
-    `weight` is raw storage of the safetensors `dtype`, `upper` (C, C) is the `factor` of the second moments.
+    `weight` is raw storage of the safetensors `dtype`.
     """
+    codes, parts = _rounded(weight, dtype, format, curvature.upper, threads)
+    if format.scheme.has_bias:
+        grids = np.stack([widened(part.reshape(-1), dtype).reshape(part.shape) for part in parts], axis=-1)
+        refine(weight, dtype, format, curvature.moments, codes, grids, threads)
+        for index, part in enumerate(parts):
+            write_raw(grids[..., index].reshape(-1), STORAGES[dtype], part.reshape(-1))
+    words = np.empty((len(codes), codes.shape[1] * format.bits // 32), np.uint32)
+
+    def write(piece: slice) -> None:
+        wide: Words = codes[piece].reshape(-1).astype(np.uint32)
+        pack_codes(wide, format.bits, words[piece].reshape(-1).view(np.uint8))
+
+    spread(write, [slice(start, start + _ROWS) for start in range(0, len(codes), _ROWS)], threads)
+    return words, *parts
+
+
+def _rounded(
+    weight: Raw, dtype: str, format: Format, upper: Floats, threads: int | None
+) -> tuple[Bytes, tuple[Any, ...]]:
+    """The codes (R, C) of raw weights, their losses compensated, and the raw scales and maybe biases (R, G)."""
     rows, columns = weight.shape
     values = np.empty((rows, columns), np.float32)
     widen(weight.reshape(-1), STORAGES[dtype], values.reshape(-1))
@@ -106,14 +144,7 @@ def pack_compensated(
             spread(lambda arguments: _round(*arguments), work, threads)
         if end < columns:
             values[:, end:] -= losses[:, : end - start] @ upper[start:end, end:]
-    words = np.empty((rows, columns * format.bits // 32), np.uint32)
-
-    def write(piece: slice) -> None:
-        wide: Words = codes[piece].reshape(-1).astype(np.uint32)
-        pack_codes(wide, format.bits, words[piece].reshape(-1).view(np.uint8))
-
-    spread(write, pieces, threads)
-    return words, *(np.concatenate(parts, axis=-1) for parts in zip(*stored, strict=True))
+    return codes, tuple(np.concatenate(parts, axis=-1) for parts in zip(*stored, strict=True))
 
 
 def _searched(values: Floats, dtype: str, format: Format, importance: Doubles) -> tuple[Any, ...]:

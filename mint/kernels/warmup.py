@@ -128,9 +128,10 @@ def _write(weight: "NDArray[Any]", dtype: str, rounding: str) -> None:
         unpack(parts, dtype, format)
         multiply([part[0] for part in parts], dtype, format, np.zeros((1, 128), np.float32))
         if ROUNDINGS[rounding].sequential:
-            from mint.kernels.compensate import pack_compensated
+            from mint.kernels.compensate import Curvature, pack_compensated
 
-            pack_compensated(weight[0], dtype, format, np.eye(128, dtype=np.float32))
+            curvature = Curvature(np.eye(128, dtype=np.float32), np.eye(128, dtype=np.float32))
+            pack_compensated(weight[0], dtype, format, curvature)
 
 
 def _describe(weight: "NDArray[Any]", dtype: str, _: str) -> None:

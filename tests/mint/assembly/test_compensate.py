@@ -21,7 +21,7 @@ from mint.core.errors import MintError
 from mint.formats.format import AFFINE, FORMATS, KEEP, MXFP4, NVFP4, Format, parse_format
 from mint.formats.units import Unit
 from mint.kernels import cpu
-from mint.kernels.compensate import DAMPING, factor, pack_compensated, second_moments
+from mint.kernels.compensate import DAMPING, Curvature, factor, pack_compensated, second_moments
 from mint.kernels.compiled import scale_values, widened
 from mint.kernels.unpack import unpack
 from mint.model.source import Source, open_source
@@ -63,8 +63,8 @@ def one_matrix(dtype: str, columns: int = 640) -> tuple[Any, np.ndarray]:
 def test_a_compensated_matrix_is_nearer_where_its_inputs_are(dtype: str, format: Format) -> None:
     """On inputs that took no part."""
     packed, wide = one_matrix(dtype)
-    upper = factor(second_moments(correlated(4096, 640)))
-    stored = np.asarray(unpack(pack_compensated(packed, dtype, format, upper), dtype, format))
+    curvature = Curvature.of(correlated(4096, 640))
+    stored = np.asarray(unpack(pack_compensated(packed, dtype, format, curvature), dtype, format))
     searched = np.asarray(unpack(cpu.pack(packed[None], dtype, format, search=True), dtype, format))[0]
     unseen = correlated(4096, 640, draw=1)
     assert output_error(stored, wide, unseen) < 0.9 * output_error(searched, wide, unseen)
@@ -74,7 +74,7 @@ def test_a_compensated_matrix_is_nearer_where_its_inputs_are(dtype: str, format:
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_inputs_that_know_nothing_of_each_other_leave_the_search_as_it_is(dtype: str, format: Format) -> None:
     packed, _ = one_matrix(dtype)
-    result = pack_compensated(packed, dtype, format, np.eye(640, dtype=np.float32))
+    result = pack_compensated(packed, dtype, format, Curvature.of(np.zeros((3, 640), np.float32)))
     searched = cpu.pack(packed[None], dtype, format, search=True)
     for ours, theirs in zip(result, searched, strict=True):
         np.testing.assert_array_equal(ours, theirs[0])
@@ -85,7 +85,7 @@ def test_every_code_is_the_nearest_to_what_the_columns_before_left(format: Forma
     """The recursion of GPTQ column by column in float64, with the scales that the kernel stored."""
     packed, wide = one_matrix("BF16", 256)
     upper = factor(second_moments(correlated(2048, 256)))
-    parts = pack_compensated(packed, "BF16", format, upper)
+    parts = pack_compensated(packed, "BF16", format, Curvature(np.zeros_like(upper), upper))  # nothing is refined
     stored = np.asarray(unpack(parts, "BF16", format)).astype(np.float64)
     scales = scale_values(parts[1].reshape(-1), "BF16", format.scheme).reshape(parts[1].shape)
     rest = wide.astype(np.float64)
@@ -103,6 +103,24 @@ def test_every_code_is_the_nearest_to_what_the_columns_before_left(format: Forma
         assert not closer.any(), column
         loss = (target - result) / upper[column, column]
         rest[:, column + 1 :] -= loss[:, None] * upper[column, column + 1 :]
+
+
+@pytest.mark.parametrize("format", AFFINE, ids=str)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_refined_weights_are_nearer_in_every_row(dtype: str, format: Format) -> None:
+    """Under the very moments: no step makes a row worse, and together they pay."""
+    packed, wide = one_matrix(dtype)
+    curvature = Curvature.of(correlated(4096, 640))
+    moments = curvature.moments.astype(np.float64)
+
+    def errors(moments_used: np.ndarray) -> np.ndarray:
+        parts = pack_compensated(packed, dtype, format, Curvature(moments_used, curvature.upper))
+        change = np.asarray(unpack(parts, dtype, format)).astype(np.float64) - wide
+        return np.asarray(np.einsum("rc,cd,rd->r", change, moments, change))
+
+    before, after = errors(np.zeros_like(curvature.moments)), errors(curvature.moments)
+    assert (after <= before * (1 + 1e-4)).all()
+    assert after.sum() < 0.97 * before.sum()
 
 
 def test_the_factor_is_that_of_the_inverse() -> None:
@@ -131,10 +149,10 @@ def test_few_rows_are_believed_less_and_none_not_at_all() -> None:
 
 def test_neither_threads_nor_rows_around_it_change_a_row() -> None:
     packed, _ = one_matrix("BF16")
-    upper = factor(second_moments(correlated(1000, 640)))
+    curvature = Curvature.of(correlated(1000, 640))
     format = parse_format("4/64")
-    alone = pack_compensated(packed, "BF16", format, upper, threads=1)
-    for part, other in zip(alone, pack_compensated(packed, "BF16", format, upper, threads=5), strict=True):
+    alone = pack_compensated(packed, "BF16", format, curvature, threads=1)
+    for part, other in zip(alone, pack_compensated(packed, "BF16", format, curvature, threads=5), strict=True):
         np.testing.assert_array_equal(part, other)
 
 
