@@ -13,7 +13,7 @@ from mint.plan.plan import Plan
 
 RUINED_KL = 1.0  # nats per token: text is mostly nonsense
 # KL divergence in nats per token, up to this value: the words for it
-_WORDS = (
+KL_WORDS = (
     (0.01, "hardly distinguishable from the original"),
     (0.05, "very close to the original"),
     (0.15, "close to the original"),
@@ -69,7 +69,7 @@ def forecast_summary(forecast: Forecast) -> list[Line]:
 
 def kl_in_words(kl: float) -> str:
     """The meaning of a KL divergence in nats per token."""
-    return next((words for limit, words in _WORDS if kl <= limit), "the model is ruined")
+    return next((words for limit, words in KL_WORDS if kl <= limit), "the model is ruined")
 
 
 def _judgement(plan: Plan, measured: Mapping[str, Any] | None) -> list[Line]:

@@ -63,8 +63,8 @@ def test_the_metadata_name_version_licence_and_dependencies(wheel: Path) -> None
         metadata = Parser().parsestr(archive.read(name).decode())
     assert (metadata["Name"], metadata["Version"]) == (PROJECT["name"], __version__)
     assert metadata["License-Expression"] == "MIT"
-    assert set(PROJECT["optional-dependencies"]) <= set(metadata.get_all("Provides-Extra"))
-    plain = {line.split(";")[0].strip() for line in metadata.get_all("Requires-Dist") if "extra ==" not in line}
+    assert set(PROJECT["optional-dependencies"]) <= set(metadata.get_all("Provides-Extra", []))
+    plain = {line.split(";")[0].strip() for line in metadata.get_all("Requires-Dist", []) if "extra ==" not in line}
     assert len(plain) == len(PROJECT["dependencies"])
 
 

@@ -3,8 +3,8 @@
     python -m tools.bench.quality MODEL --text FILE [--text FILE ...] [--work FOLDER]
 
 Makes every model in FOLDER and compares it with MODEL on the text. Each plan of MINT is within the bytes of the recipe
-beside it. Models stay in FOLDER, so a second run resumes. KL is in nats per token, with its 95 % interval. Probing takes
-minutes; without variants that need probes, or a search, none is made.
+beside it. Models stay in FOLDER, so a second run resumes. KL is in nats per token, with its 95 % interval. Variants
+with probes take minutes more.
 """
 
 import argparse
@@ -13,8 +13,8 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from functools import cached_property, partial
+from dataclasses import dataclass, replace
+from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -94,28 +94,20 @@ def rows(
         }  # fmt: skip
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Bench:
     """A model with its analyses and probes, each made when a candidate first needs it."""
 
     source: Source
     work: Path
 
-    @cached_property
-    def nearest(self) -> Analysis:
-        return analyze(self.source, self.work / "analysis.mint")
-
-    @cached_property
-    def searched(self) -> Analysis:
-        return analyze(self.source, self.work / "searched.mint", rounding="search")
-
-    @cached_property
-    def compensated(self) -> Analysis:
-        return analyze(self.source, self.work / "compensated.mint", rounding="compensate")
+    @cache  # noqa: B019  one bench a run
+    def analysis(self, rounding: str) -> Analysis:
+        return analyze(self.source, self.work / f"{rounding}.mint", rounding=rounding)
 
     @cached_property
     def probed(self) -> Probed:
-        return probe(self.source, self.nearest, self.work / "analysis.mint.probe")
+        return probe(self.source, self.analysis("nearest"), self.work / "analysis.mint.probe")
 
 
 def _candidates(bench: Bench) -> Iterator[Candidate]:
@@ -123,10 +115,12 @@ def _candidates(bench: Bench) -> Iterator[Candidate]:
         return lambda folder, nbytes: (assemble(plan_of(nbytes), bench.source, folder), None)[1]
 
     def uniform(format: str, rounding: str, _: int) -> Plan:
-        return allocate(getattr(bench, rounding), "max", Recipe(veto_db=-100.0, lock=(f"*={format}",)))
+        recipe = Recipe(rounding=rounding, veto_db=-100.0, lock=(f"*={format}",))
+        return allocate(bench.analysis(rounding), "max", recipe)
 
     def allocated(rounding: str, nbytes: int, *, probe: bool = False, objective: str = "output") -> Plan:
-        return _allocated(getattr(bench, rounding), nbytes, bench.probed if probe else None, objective)
+        probed = bench.probed if probe else None
+        return _allocated(bench.analysis(rounding), nbytes, Recipe(rounding=rounding, objective=objective), probed)
 
     recipes = [(f"uniform {format}", ours(partial(uniform, format, "nearest"))) for format in UNIFORM]
     recipes += [(recipe, partial(_convert, bench.source.folder, recipe)) for recipe in MIXED]
@@ -136,27 +130,24 @@ def _candidates(bench: Bench) -> Iterator[Candidate]:
             "published objective": ours(partial(allocated, "nearest", objective="mint")),
             "prior": ours(partial(allocated, "nearest")),
             "probe": ours(partial(allocated, "nearest", probe=True)),
-            "prior, search": ours(partial(allocated, "searched")),
-            "probe, search": ours(partial(allocated, "searched", probe=True)),
-            "prior, compensate": ours(partial(allocated, "compensated")),
-            "probe, compensate": ours(partial(allocated, "compensated", probe=True)),
+            "prior, search": ours(partial(allocated, "search")),
+            "probe, search": ours(partial(allocated, "search", probe=True)),
+            "prior, compensate": ours(partial(allocated, "compensate")),
+            "probe, compensate": ours(partial(allocated, "compensate", probe=True)),
         }
         if name.startswith("uniform "):
-            variants["itself, compensate"] = ours(partial(uniform, name.removeprefix("uniform "), "compensated"))
+            variants["itself, compensate"] = ours(partial(uniform, name.removeprefix("uniform "), "compensate"))
         for variant, make_ours in variants.items():
             yield Candidate(f"{variant}, bytes of {name}", name, make_ours)
 
 
-def _allocated(measured: Analysis, nbytes: int, probed: Probed | None, objective: str) -> Plan:
+def _allocated(measured: Analysis, nbytes: int, recipe: Recipe, probed: Probed | None) -> Plan:
     """The plan for these bytes; planned without the veto, with a message, if the veto allows none so small."""
-    problem = Recipe(objective=objective).problem(measured, probed)
+    problem = recipe.problem(measured, probed)
     if problem.smallest_bytes > nbytes:
-        print(
-            f"the veto allows no plan below {problem.smallest_bytes} bytes; planning without it",
-            file=sys.stderr,
-            flush=True,
-        )
-        problem = Recipe(objective=objective, veto_db=-100.0).problem(measured, probed)
+        message = f"the veto allows no plan below {problem.smallest_bytes} bytes; planning without it"
+        print(message, file=sys.stderr, flush=True)
+        problem = replace(recipe, veto_db=-100.0).problem(measured, probed)
     return problem.plan(nbytes)
 
 
