@@ -29,7 +29,7 @@ NOT_RUN = {
     "apt-get": "installs", "pip": "installs", "uv": "installs", "uvx": "installs", "pre-commit": "installs",
     "python3.11": "installs", ".": "sets up a shell", "export": "sets up a shell", "chmod": "sets up a file",
     "mkdir": "sets up a folder", "sh tools/": "is run by the checks themselves", "ruff": "is a check",
-    "lint-imports": "is a check", "mypy": "is a check", "pytest": "is a check", "python": "takes minutes",
+    "lint-imports": "is a check", "mypy": "is a check", "mkdocs": "is a check", "pytest": "is a check", "python": "takes minutes",
     "hf": "needs the network", "mlx_lm.chat": "waits for a person", "mint serve": "serves (tests/service)",
     "mint token": "is for a service (tests/service)", "mint submit": "needs a service (tests/service)",
     "mint jobs": "needs a service (tests/service)", "mint cluster": "needs machines (tests/cluster)",
