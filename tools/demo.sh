@@ -1,12 +1,15 @@
 #!/bin/sh
-# From nothing to a sentence: a virtual environment, a real model, 90 MB of it in quality `fast`, a generated text.
+# From nothing to a sentence: a virtual environment, a real model, 90 MB of it, a generated text.
 # Steps already done are skipped. To start over: rm -r build/demo .venv-demo
 set -eu
 cd "$(dirname "$0")/.."
 
 venv=.venv-demo
 model=build/demo/SmolLM2-135M-Instruct
-small=build/demo/SmolLM2-135M-Instruct-fast-90MB
+small=$model-90MB
+
+slow_blas="import sys; from mint.run.blas import find_openblas, multiplies_slowly
+sys.exit(not multiplies_slowly() or bool(find_openblas()))"
 
 . tools/python.sh
 
@@ -26,7 +29,12 @@ fi
 
 if [ ! -e "$small" ]; then
     echo "== quantizing to 90 MB"
-    mint quantize "$model" --budget 90MB --quality fast --output "$small"
+    if python -c "$slow_blas"; then
+        echo "== no OpenBLAS found: --rounding search; the default quality would take an hour"
+        mint quantize "$model" --budget 90MB --rounding search
+    else
+        mint quantize "$model" --budget 90MB
+    fi
 fi
 mint verify "$small"
 
@@ -35,6 +43,6 @@ mlx_lm.generate --model "$small" --prompt "What is the capital of France?" --max
 
 cat <<END
 == done. For commands of your own: . $venv/bin/activate
-== the default quality, minutes instead of seconds: mint quantize $model --budget 90MB
+== closeness to the original: mint evaluate $small --reference $model
 == to start over: rm -r build/demo $venv
 END
