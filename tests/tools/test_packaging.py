@@ -1,5 +1,6 @@
 """The package builds, has all its files, and runs from its wheel; the files around it name what exists."""
 
+import ast
 import os
 import re
 import shutil
@@ -9,6 +10,7 @@ import tarfile
 import tomllib
 import zipfile
 from email.parser import Parser
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
@@ -18,6 +20,9 @@ from mint.core.version import __version__
 from tools.house import PACKAGES, ROOT
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+
+
+EXTRAS = sorted(set(PROJECT["optional-dependencies"]) - {"dev", "docs"})
 
 
 @pytest.fixture(scope="module")
@@ -66,6 +71,41 @@ def test_the_metadata_name_version_licence_and_dependencies(wheel: Path) -> None
     assert set(PROJECT["optional-dependencies"]) <= set(metadata.get_all("Provides-Extra", []))
     plain = {line.split(";")[0].strip() for line in metadata.get_all("Requires-Dist", []) if "extra ==" not in line}
     assert len(plain) == len(PROJECT["dependencies"])
+
+
+def test_every_package_that_is_imported_is_declared() -> None:
+    lines = [*PROJECT["dependencies"], *(line for extra in EXTRAS for line in PROJECT["optional-dependencies"][extra])]
+    declared = {_normal(re.split(r"[^\w.-]", line)[0]) for line in lines}
+    distributions = packages_distributions()
+    undeclared = {
+        f"{path.relative_to(ROOT)}: {name}"
+        for package in PACKAGES
+        for path in (ROOT / package).rglob("*.py")
+        for name in _imported(path) - set(sys.stdlib_module_names) - set(PACKAGES)
+        if not {_normal(distribution) for distribution in distributions.get(name, [])} & declared
+    }
+    assert not undeclared
+
+
+def _imported(path: Path) -> set[str]:
+    """The top-level names of everything that a file imports, apart from what only type checkers read."""
+    nodes = list(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
+    unread = {
+        id(child) for node in nodes if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test)
+        for child in ast.walk(node)
+    }  # fmt: skip
+    names = [
+        alias.name for node in nodes if isinstance(node, ast.Import) and id(node) not in unread for alias in node.names
+    ]
+    names += [
+        node.module for node in nodes
+        if isinstance(node, ast.ImportFrom) and not node.level and node.module and id(node) not in unread
+    ]  # fmt: skip
+    return {name.partition(".")[0] for name in names}
+
+
+def _normal(name: str) -> str:
+    return name.lower().replace("_", "-").replace(".", "-")
 
 
 def test_the_installed_wheel_quantizes_a_model(wheel: Path, llama: Path, tmp_path: Path) -> None:
