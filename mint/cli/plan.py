@@ -141,6 +141,40 @@ def diff(
     return diff_record(first, second, mint.diff(first, second))
 
 
+def export_predicate(
+    screen: Screen,
+    plan: opt.PlanFile,
+    output: Annotated[Path, option("FILE.py", "New Python file.", "--output", "-o")] = Path("quant_predicate.py"),
+    tensor_types: Annotated[
+        Path | None, option("FILE", "Also write a file for llama-quantize --tensor-type-file.")
+    ] = None,
+    force: opt.Force = False,
+) -> Record:
+    """Write a plan as a Python file for mlx_lm.convert(quant_predicate=...); the file needs no mint.
+
+    The converter rounds to nearest. llama.cpp has other formats, so its file names types of as many bits.
+
+    Example: mint export-predicate Qwen3-8B-6GB && python quant_predicate.py Qwen/Qwen3-8B out
+    """
+    from mint.core.files import write_whole
+    from mint.exports.predicate import predicate_text
+    from mint.exports.tensor_types import tensor_types as types_of
+
+    files = [output, *([tensor_types] if tensor_types else [])]
+    check_new(files, force=force)
+    if not output.stem.isidentifier() or output.suffix != ".py":
+        raise MintError(f"{output}: Python cannot import it; needed: a name such as quant_predicate.py")
+    chosen = mint.read_plan(plan)
+    types, unnamed = types_of(chosen) if tensor_types else ("", ())
+    set_aside(screen, force, *files)
+    write_whole(output, predicate_text(chosen, output.name).encode())
+    record: Record = {"predicate": str(output), "units": len(chosen.choices), "plan_rounding": chosen.rounding}
+    if tensor_types:
+        write_whole(tensor_types, types.encode())
+        record |= {"tensor_types": str(tensor_types), "without_name": list(unnamed)}
+    return record
+
+
 def recipes(screen: Screen) -> Record:
     """List the qualities: the rounding that each stands for, its cost and its gain.
 
