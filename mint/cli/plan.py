@@ -115,6 +115,7 @@ def show(
     """Show what a model folder, a plan or an analysis is. --verbose shows its formats too."""
     from mint.analysis.analysis import MAGIC
     from mint.model.checkpoint.manifest import read_manifest
+    from mint.model.checkpoint.verified import is_verified
     from mint.render.models import analysis_record
     from mint.render.plans import plan_record
     from mint.render.summary import model_summary, plan_summary
@@ -126,8 +127,9 @@ def show(
     if not path.is_dir():
         return Answer({"kind": "plan", **record}, plan_summary(plan, path))
     manifest = read_manifest(path)
-    summary = model_summary(plan, path, manifest.closeness, is_verified=False)
-    return Answer({"kind": "model", **record, "closeness": manifest.closeness}, summary)
+    summary = model_summary(plan, path, manifest.closeness, is_verified=is_verified(path))
+    facts = {"closeness": manifest.closeness, "verified": is_verified(path)}
+    return Answer({"kind": "model", **record, **facts}, summary)
 
 
 def diff(

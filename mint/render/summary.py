@@ -10,16 +10,8 @@ from typing import Any
 from mint.core.sizes import format_size
 from mint.forecast.forecast import Forecast, spoken
 from mint.plan.plan import Plan
+from mint.quality.verdict import RUINED_KL, kl_in_words
 
-RUINED_KL = 1.0  # nats per token: text is mostly nonsense
-# KL divergence in nats per token, up to this value: the words for it
-_WORDS = (
-    (0.01, "hardly distinguishable from the original"),
-    (0.05, "very close to the original"),
-    (0.15, "close to the original"),
-    (0.4, "a noticeable loss"),
-    (RUINED_KL, "a heavy loss"),
-)
 _MAX_FORMATS = 3  # named in a summary
 
 
@@ -65,11 +57,6 @@ def forecast_summary(forecast: Forecast) -> list[Line]:
         memory,
         Line("disk", format_size(forecast.disk_bytes)),
     ]
-
-
-def kl_in_words(kl: float) -> str:
-    """The meaning of a KL divergence in nats per token."""
-    return next((words for limit, words in _WORDS if kl <= limit), "the model is ruined")
 
 
 def _judgement(plan: Plan, measured: Mapping[str, Any] | None) -> list[Line]:
