@@ -39,9 +39,10 @@ OWNERS = {
         "mint/model/hub_download.py",
         "mint/exports/card.py",
         "mint/exports/source_card.py",
+        "mint/exports/upload.py",
     },
     "httpx": {"mint/client/http.py"},
-    "httpx2": {"mint/model/hub_download.py"},
+    "httpx2": {"mint/model/hub_download.py", "mint/exports/upload.py"},
     "httpx_sse": {"mint/client/client.py"},
 }
 
