@@ -55,8 +55,8 @@ def options(
 
 for _function in (
     model.quantize, model.inspect, model.analyze, quality.probe, plan.allocate, plan.curve, plan.explain, plan.diff,
-    model.assemble, model.verify, quality.evaluate, model.upload, plan.show, plan.export_predicate, plan.recipes,
-    plan.devices, machine.doctor, machine.config, jobs.submit, jobs.jobs, jobs.cancel, jobs.download,
+    plan.report, model.assemble, model.verify, quality.evaluate, model.upload, plan.show, plan.export_predicate,
+    plan.recipes, plan.devices, machine.doctor, machine.config, jobs.submit, jobs.jobs, jobs.cancel, jobs.download,
 ):  # fmt: skip
     app.command()(command(_function))
 

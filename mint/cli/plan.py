@@ -96,6 +96,30 @@ def curve(
     return curve_record(line, devices, csv, plot, brief=not screen.as_json)
 
 
+def report(
+    screen: Screen,
+    paths: Annotated[list[Path], argument("PATH...", "Analyses, plans and model folders that mint wrote.")],
+    recipe: opt.RuleOptions,
+    output: Annotated[Path, option("FILE.html", "New page.", "--output", "-o")] = Path("report.html"),
+    force: opt.Force = False,
+) -> Record:
+    """Write one HTML page about analyses, plans and models: curve, formats, errors, sensitivities, quality.
+
+    The rules are those of the curve of an analysis. Several plans are compared. The page needs no network.
+
+    Example: mint report Qwen3-8B.mint Qwen3-8B-6GB Qwen3-8B-8GB -o report.html
+    """
+    from mint.core.files import write_whole
+    from mint.render.report.report import report as report_of
+
+    check_new([output], force=force)
+    screen.begin(f"report on {', '.join(map(str, paths))} -> {output}")
+    text = report_of(paths, recipe)
+    set_aside(screen, force, output)
+    write_whole(output, text.encode())
+    return {"report": str(output), "nbytes": len(text.encode())}
+
+
 def explain(
     screen: Screen,
     plan: opt.PlanFile,
