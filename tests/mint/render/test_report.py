@@ -99,7 +99,7 @@ def test_a_browser_draws_every_chart_and_table(made: Path, tmp_path: Path) -> No
     command = ["chromium", "--headless", "--no-sandbox", "--disable-gpu", profile, "--virtual-time-budget=20000"]
     result = subprocess.run([*command, "--dump-dom", file.as_uri()], capture_output=True, text=True, timeout=120)
     assert len(re.findall(r'<svg [^>]*class="marks"', result.stdout)) == 6
-    assert result.stdout.count("<table>") == 4
+    assert result.stdout.count("<tbody>") == 4
     assert "model.layers.1.mlp.down_proj" in result.stdout
 
 
