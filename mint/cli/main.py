@@ -38,7 +38,7 @@ app = typer.Typer(
 
 def _show_version(is_given: bool) -> None:
     if is_given:
-        typer.echo(f"mint {__version__}")
+        print(f"mint {__version__}")
         raise typer.Exit
 
 
