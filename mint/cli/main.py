@@ -124,7 +124,7 @@ def run_command(arguments: list[str]) -> int:
         _add_outside_command(arguments)
         code = app(arguments, standalone_mode=False, default_map=option_defaults(app))
     except MintError as error:
-        return _fail(arguments, str(error), 1)
+        return _fail(arguments, error.typed, 1)
     except Interrupted as error:
         return _fail(arguments, interruption(arguments, error.stage), INTERRUPTED)
     except (KeyboardInterrupt, typer.Abort):
