@@ -2,7 +2,7 @@
 
 The verbs of the pipeline as functions, imported when first used:
 
-    from mint import open_source, analyze, probe, allocate, assemble, verify, evaluate, quantize, Recipe, Budget
+    from mint import open_source, analyze, probe, allocate, assemble, verify, evaluate, upload, quantize, Recipe, Budget
 """
 
 import importlib
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from mint.client.client import Client as Client
     from mint.core.sizes import parse_budget as parse_budget
     from mint.core.sizes import parse_size as parse_size
+    from mint.exports.upload import upload as upload
     from mint.model.source import open_source as open_source
     from mint.pipeline import quantize as quantize
     from mint.plan.allocate import allocate as allocate
@@ -53,6 +54,7 @@ _HOMES = {
     "mint.assembly.verify": "verify",
     "mint.client.client": "Client",
     "mint.core.sizes": "parse_budget parse_size",
+    "mint.exports.upload": "upload",
     "mint.model.source": "open_source",
     "mint.pipeline": "quantize",
     "mint.plan.allocate": "allocate",

@@ -197,7 +197,9 @@ class Pipeline:
             self.on_note(notice)
         self._refuse(targets, model=source.identity)
         budgets, outputs = [target.budget for target in targets], [target.output for target in targets]
-        sizes = check_request(source, self.recipe, budgets, outputs, [self._analysis_path(source)])
+        sizes = check_request(
+            source, self.recipe, budgets, outputs, [self._analysis_path(source)], on_note=self.on_note
+        )
         if self.memory is not None:
             check_memory(source, self.recipe.rounding, self.memory)
         if has_own_code(source.folder) and (fault := tokenizer_fault(source.folder)):

@@ -34,9 +34,15 @@ OWNERS = {
     "transformers": {"mint/model/gguf/vocabulary.py"},
     "gguf": {"mint/model/gguf", "mint/model/storages/reference.py"},
     "matplotlib": {"mint/render/chart.py"},
-    "huggingface_hub": {"mint/model/hub_cache.py", "mint/model/hub_download.py"},
+    "huggingface_hub": {
+        "mint/model/hub_cache.py",
+        "mint/model/hub_download.py",
+        "mint/exports/card.py",
+        "mint/exports/source_card.py",
+        "mint/exports/upload.py",
+    },
     "httpx": {"mint/client/http.py"},
-    "httpx2": {"mint/model/hub_download.py"},
+    "httpx2": {"mint/model/hub_download.py", "mint/exports/upload.py"},
     "httpx_sse": {"mint/client/client.py"},
 }
 

@@ -21,6 +21,7 @@ from cluster.settings import (
 )
 from cluster.transport.connect import driving, needing_ray
 from mint.cli.options import NONE, Dtype, Json, Model, argument, option
+from mint.cli.terminal.foreign import echo
 from mint.cli.terminal.screen import Screen
 from mint.core.errors import MintError
 
@@ -70,7 +71,7 @@ def up(
         secrets = checked_secrets(head_address, token)
         start = NodeStart(head_address, address, True, secrets, _folders(model_root))
         require_free(head_address)
-        typer.echo(f"token: {token} ({'new' if is_new else 'existing'}; anyone who has it can run programs here)")
+        echo(f"token: {token} ({'new' if is_new else 'existing'}; anyone who has it can run programs here)")
         raise typer.Exit(run_node(start, lambda: _print_next_steps(head_address, token)))
 
 
@@ -90,7 +91,7 @@ def join(head: Head, token_file: TokenFile = None, model_root: ModelRoots = NONE
         if knock(address, secrets).has(own):
             raise MintError(f"this machine ({own}) is already a node of {address}; needed: one node per machine")
         start = NodeStart(address, own, False, secrets, roots)
-        raise typer.Exit(run_node(start, lambda: typer.echo(f"joined {address} as {own}. Press Ctrl-C to leave")))
+        raise typer.Exit(run_node(start, lambda: echo(f"joined {address} as {own}. Press Ctrl-C to leave")))
 
 
 @app.command()
@@ -114,7 +115,7 @@ def certs(
     from cluster.ops.certificates import make_certificates
 
     for folder in make_certificates(hosts, output):
-        typer.echo(f"{folder}: copy it to {tls_folder()} on {folder.name}")
+        echo(f"{folder}: copy it to {tls_folder()} on {folder.name}")
 
 
 @app.command()
@@ -138,7 +139,7 @@ def plan(
     if as_json:
         screen.answer(outlook.record())
     else:
-        typer.echo(outlook.table())
+        echo(*outlook.table().splitlines())
 
 
 @app.command("service-file")
@@ -177,23 +178,23 @@ def service_file(
     ]
     variables = {name: os.environ[name] for name in ("MINT_CACHE", "MINT_CONFIG") if name in os.environ}
     service = NodeService(f"mint-cluster-{role}", command, getpass.getuser(), str(Path.home()), variables)
-    typer.echo(KINDS[kind](service), nl=False)
-    typer.echo(install_hint(kind, service.name), err=True)
+    echo(*KINDS[kind](service).splitlines())
+    echo(*install_hint(kind, service.name).splitlines(), error=True)
 
 
 def _print_next_steps(address: Address, token: Path) -> None:
     url = f"tls://{address}" if address.tls else str(address)
     if address.is_loopback:
-        typer.echo("The head is up, for this machine only; for other machines, give --address with this one's address")
+        echo("The head is up, for this machine only; for other machines, give --address with this one's address")
     else:
-        typer.echo(
-            f"The head is up. On every other machine, with a copy of the token (chmod 600), run:\n"
-            f"  mint cluster join {url} --token-file TOKEN --model-root DIR\n"
-            "Ray now listens on all networks of this machine; it accepts nobody without the token."
+        echo(
+            "The head is up. On every other machine, with a copy of the token (chmod 600), run:",
+            f"  mint cluster join {url} --token-file TOKEN --model-root DIR",
+            "Ray now listens on all networks of this machine; it accepts nobody without the token.",
         )
     variable = "" if token == token_path() else f"{TOKEN_VARIABLE}={token} "
-    typer.echo(f"Then run on any of them:\n  {variable}mint quantize MODEL --budget 64GB --cluster {url}")
-    typer.echo("Ctrl-C stops the head and thereby the cluster.")
+    echo("Then run on any of them:", f"  {variable}mint quantize MODEL --budget 64GB --cluster {url}")
+    echo("Ctrl-C stops the head and thereby the cluster.")
 
 
 def _folders(roots: list[Path]) -> tuple[Path, ...]:

@@ -17,6 +17,7 @@ import typer
 from cluster.service.data.records import SCOPES, Quota
 from cluster.service.settings import Settings
 from mint.cli.options import NONE, Json, argument, option
+from mint.cli.terminal.foreign import echo
 from mint.cli.terminal.screen import Screen
 from mint.client.http import PORT
 from mint.core.errors import MintError
@@ -115,7 +116,7 @@ def serve(
     with _extra():
         from cluster.service.http.server import serve as run
 
-        run(settings, on_start=lambda url: typer.echo(f"mint serves at {url}/ (data: {settings.data}). Ctrl-C ends it"))
+        run(settings, on_start=lambda url: echo(f"mint serves at {url}/ (data: {settings.data}). Ctrl-C ends it"))
 
 
 @token_app.command()
@@ -136,8 +137,8 @@ def create(
     """
     with _tokens(data, database) as tokens:
         text = tokens.create(name, [part.strip() for part in scope.split(",") if part.strip()], parse_quota(quota))
-    typer.echo(text)
-    typer.echo(f"for {name}: pass it in MINT_TOKEN or --token-file; it is not shown again", err=True)
+    echo(text)
+    echo(f"for {name}: pass it in MINT_TOKEN or --token-file; it is not shown again", error=True)
 
 
 @token_app.command("list")
@@ -165,7 +166,7 @@ def revoke(
     """Revoke a token at once. Its jobs continue."""
     with _tokens(data, database) as tokens:
         tokens.revoke(name)
-    typer.echo(f"the token of {name} is revoked")
+    echo(f"the token of {name} is revoked")
 
 
 def parse_quota(text: str) -> Quota:

@@ -30,6 +30,7 @@ from cluster.transport.prefetch import BatchWeights, Part, ReadAhead
 from cluster.transport.throughput import metered
 from mint.analysis.probes.packed_base import memory_for_models
 from mint.analysis.unit_jobs import peak_bytes
+from mint.core.errors import typed
 from mint.core.memory import memory_is_short
 from mint.core.sizes import format_size
 from mint.formats.units import Unit
@@ -150,7 +151,7 @@ class Worker:
             except Exception as error:  # of any kind: it counts against the unit, and a second worker tries
                 self.weights.forget()  # those that are read ahead may hold bytes of a failed read
                 self._begun = None
-                parcel.add([rest[0].path, f"{type(error).__name__}: {error}", b"", True], 0)
+                parcel.add([rest[0].path, f"{type(error).__name__}: {typed(error)}", b"", True], 0)
                 yield pack(parcel.take())
                 rest = rest[1:]
         self._ahead.stop(batch)

@@ -6,7 +6,6 @@ written units, each with its digest; the same command checks these against the f
 
 import json
 import shutil
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -24,16 +23,19 @@ from mint.core.journal import Journal
 from mint.core.log import log
 from mint.core.memory import PROCESSES_BYTES, memory_is_short
 from mint.core.progress import OnNote, OnProgress, ignore, say_nothing
+from mint.exports.card import RECIPE_NAME, card_text, recipe_record
+from mint.exports.source_card import read_source_card
 from mint.formats.format import Format, TensorSpec
 from mint.formats.rounding import ROUNDINGS
 from mint.formats.units import Unit
 from mint.kernels.ready import ready_kernels
 from mint.kernels.storage import raw_bytes
 from mint.kernels.warmup import WRITE
-from mint.model.checkpoint.beside import files_beside
+from mint.model.checkpoint.beside import CARD_NAME, files_beside
 from mint.model.checkpoint.manifest import MANIFEST_NAME, PLAN_NAME, Manifest, file_digest, write_manifest
 from mint.model.checkpoint.reader import open_weights
 from mint.model.checkpoint.shards import INDEX_NAME
+from mint.model.checkpoint.verified import VERIFIED_NAME
 from mint.model.checkpoint.writer import WeightFiles, disk_full
 from mint.model.module_tree import write_config
 from mint.model.opening.towers import towers_in, without_towers
@@ -48,7 +50,8 @@ from mint.run.stage import reported
 
 _MAGIC = b"MINT assembly\n"
 _SETTINGS = ("hf_quant_config.json", "quantize_config.json", "quant_config.json")  # of the source's own quantization
-_NOT_COPIED = ("config.json", *_SETTINGS, PLAN_NAME, MANIFEST_NAME)
+_NOT_COPIED = ("config.json", *_SETTINGS, PLAN_NAME, MANIFEST_NAME, VERIFIED_NAME, RECIPE_NAME)
+_NOT_LISTED = (JOURNAL_NAME, MANIFEST_NAME, VERIFIED_NAME)  # in the manifest
 
 
 def assemble(
@@ -258,7 +261,8 @@ def _finish(
             (folder / name).parent.mkdir(exist_ok=True)
             shutil.copyfile(source.folder / name, folder / name)
     task = "image-text-to-text" if "vision" in kept else "text-generation"
-    (folder / "README.md").write_text(_card(plan, closeness, task))
+    (folder / CARD_NAME).write_text(card_text(plan, read_source_card(source.folder), closeness, task))
+    (folder / RECIPE_NAME).write_text(json.dumps(recipe_record(plan, closeness), indent=1) + "\n")
     (folder / PLAN_NAME).write_text(plan_text(plan))
     files = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
     manifest = Manifest(
@@ -268,39 +272,10 @@ def _finish(
         versions=versions(),
         budget_bytes=plan.budget_bytes,
         weight_bytes=plan.planned_bytes,
-        files={name: file_digest(folder / name) for name in files if name not in (JOURNAL_NAME, MANIFEST_NAME)},
+        files={name: file_digest(folder / name) for name in files if name not in _NOT_LISTED},
         units=units,
         dropped_towers=plan.dropped_towers,
         closeness=closeness.to_dict() if closeness else None,
     )
     write_manifest(manifest, folder)
     return manifest
-
-
-def _card(plan: Plan, closeness: Closeness | None, task: str) -> str:
-    used = Counter(str(choice.format) for choice in plan.choices)
-    rows = "\n".join(f"| {name} | {count} |" for name, count in sorted(used.items()))
-    return (
-        f"---\nlibrary_name: mlx\npipeline_tag: {task}\ntags:\n- mlx\n- mint\n---\n\n"
-        f"Quantized by MINT to {plan.planned_bytes} bytes of weights "
-        f"({plan.bits_per_weight:.2f} bits per weight), budget {plan.budget_bytes} bytes.\n\n{_text_only(plan)}"
-        f"{_measured(closeness)}| format (bits/group) | modules |\n|---|---|\n{rows}\n"
-    )
-
-
-def _measured(closeness: Closeness | None) -> str:
-    """A paragraph on the measured distance from the original; empty where it was not measured."""
-    if closeness is None:
-        return ""
-    kl, top1 = closeness.kl, closeness.top1
-    return (
-        f"KL divergence from the original {kl.value:.4g} nats per token (95 % interval {kl.low:.4g} to {kl.high:.4g}), "
-        f"the same likeliest token {top1.value:.1%} of the time; measured on {closeness.tokens} tokens "
-        f"{closeness.text} that took no part in the quantization.\n\n"
-    )
-
-
-def _text_only(plan: Plan) -> str:
-    """A paragraph for a model that was multimodal; empty for others."""
-    towers = " and ".join(plan.dropped_towers)
-    return f"Text only: the {towers} tower of the original model is not included.\n\n" if towers else ""

@@ -34,8 +34,9 @@ from mint.plan.plan import Plan
 from mint.plan.rules import LOSSLESS
 from mint.quality.closeness import Closeness, Expected, closeness
 from mint.quality.divergence import Tokens
+from mint.quality.evaluation import OWN_TEXT
 from mint.quality.forward import fusing_nothing, open_wide
-from mint.quality.sequences import JUDGED, OWN_TEXT, TextSize
+from mint.quality.sequences import JUDGED, TextSize
 from mint.run.executor import Executor, small_cache
 
 SEED = 1  # of the text; that of the probe has another

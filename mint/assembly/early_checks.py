@@ -4,14 +4,17 @@ A check refuses what must fail. Sizes are lower bounds: measuring can only forbi
 """
 
 import shutil
-from collections.abc import Sequence
-from math import prod
+from collections.abc import Mapping, Sequence
+from math import log10, prod
 from pathlib import Path
 
 from mint.core.errors import DiskFullError, MintError
 from mint.core.files import partial_path, require_loadable, require_writable
 from mint.core.memory import memory_bytes
+from mint.core.progress import OnNote, say_nothing
 from mint.core.sizes import format_size
+from mint.formats.format import KEEP, Format
+from mint.formats.units import Unit
 from mint.model.source import Source
 from mint.plan.objectives import objective
 from mint.plan.recipe import Budget, Recipe
@@ -19,13 +22,22 @@ from mint.plan.rules import Allowance
 from mint.plan.size_range import least_bytes, possible_bytes
 from mint.targets.devices import device
 
+# 4 bits of normal weights have a ratio of 21.7 dB, each bit has 6 dB; real weights have up to 2 dB less
+OVERHEAD_DB = 4.5
+
 
 def check_request(
-    source: Source, recipe: Recipe, budgets: Sequence[Budget], outputs: Sequence[Path], files: Sequence[Path] = ()
+    source: Source,
+    recipe: Recipe,
+    budgets: Sequence[Budget],
+    outputs: Sequence[Path],
+    files: Sequence[Path] = (),
+    *,
+    on_note: OnNote = say_nothing,
 ) -> list[int]:
     """The bytes of each output at most. Raises `MintError` for patterns without a unit, and too little of anything.
 
-    `files` are those that the work writes beside the `outputs`.
+    `files` are those that the work writes beside the `outputs`. A note tells of a budget that the veto may forbid.
     """
     for path in (*outputs, *files):
         require_writable(path)
@@ -41,10 +53,29 @@ def check_request(
                 f"the budget {budget} ({format_size(nbytes)}) is too small; every plan takes more than "
                 f"{format_size(smallest)}, by the headers alone. Raise the budget, or relax --keep, --set and --formats"
             )
+    _warn_of_veto(source, recipe, allowance, dict(zip(budgets, sizes, strict=True)), on_note)
     most = [min(nbytes or smallest, largest) for nbytes in sizes]
     _check_disk(list(zip(outputs, most, strict=True)))
     _check_memory(source)
     return most
+
+
+def _warn_of_veto(
+    source: Source, recipe: Recipe, allowance: Allowance, sizes: Mapping[Budget, int | None], on_note: OnNote
+) -> None:
+    """Note the budgets that have a plan only if the veto permits formats in which real weights may be too noisy."""
+
+    def safe(unit: Unit) -> Sequence[Format]:
+        formats = allowance.conceivable(unit)
+        return [f for f in formats if f == KEEP or 10 * log10(4) * f.bits - OVERHEAD_DB >= recipe.veto_db] or formats
+
+    nbytes = least_bytes(source.units, source.parameters, safe)
+    for budget, size in sizes.items():
+        if size is not None and size < nbytes:
+            on_note(
+                f"the budget {budget} ({format_size(size)}) may be too small: if the veto of {recipe.veto_db:g} dB "
+                f"forbids the fewest bits, every plan takes more than {format_size(nbytes)}; the analysis will tell"
+            )
 
 
 def _most_bytes(budget: Budget, source: Source, largest: int) -> int | None:

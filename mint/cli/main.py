@@ -38,7 +38,7 @@ app = typer.Typer(
 
 def _show_version(is_given: bool) -> None:
     if is_given:
-        typer.echo(f"mint {__version__}")
+        print(f"mint {__version__}")
         raise typer.Exit
 
 
@@ -55,8 +55,8 @@ def options(
 
 for _function in (
     model.quantize, model.inspect, model.analyze, quality.probe, plan.allocate, plan.curve, plan.explain, plan.diff,
-    model.assemble, model.verify, quality.evaluate, plan.show, plan.recipes, plan.devices, machine.doctor,
-    machine.config, jobs.submit, jobs.jobs, jobs.cancel, jobs.download,
+    plan.report, model.assemble, model.verify, quality.evaluate, model.upload, plan.show, plan.export_predicate,
+    plan.recipes, plan.devices, machine.doctor, machine.config, jobs.submit, jobs.jobs, jobs.cancel, jobs.download,
 ):  # fmt: skip
     app.command()(command(_function))
 
@@ -124,7 +124,7 @@ def run_command(arguments: list[str]) -> int:
         _add_outside_command(arguments)
         code = app(arguments, standalone_mode=False, default_map=option_defaults(app))
     except MintError as error:
-        return _fail(arguments, str(error), 1)
+        return _fail(arguments, error.typed, 1)
     except Interrupted as error:
         return _fail(arguments, interruption(arguments, error.stage), INTERRUPTED)
     except (KeyboardInterrupt, typer.Abort):

@@ -11,6 +11,7 @@ from mint.cli import options as opt
 from mint.cli.options import argument, option
 from mint.cli.outputs import check_names, default_outputs, described, outputs_of, set_aside
 from mint.cli.terminal.screen import Answer, Record, Screen
+from mint.core.errors import MintError
 from mint.formats.quality import parse_quality
 from mint.formats.rounding import ROUNDINGS
 
@@ -34,6 +35,7 @@ def quantize(
     reuse: opt.Reused = opt.NONE,
     memory: opt.MemoryLimit = None,
     dry_run: opt.DryRun = False,
+    upload: Annotated[str, option("OWNER/NAME", "Upload the verified model to this repository of the hub.")] = "",
 ) -> list[Answer]:
     """Write the best MLX model that fits: analyze, allocate, assemble, verify.
 
@@ -44,6 +46,12 @@ def quantize(
     outputs = outputs_of(budgets, output) if output else default_outputs(model, budgets)
     screen.begin(f"quantize {described(model)} to {', '.join(map(str, budgets))} -> {', '.join(map(str, outputs))}")
     check_names(model, outputs, requantize=recipe.requantize, force=force)
+    if upload:
+        from mint.exports.upload import check_upload
+
+        check_upload(upload)
+        if len(outputs) > 1:
+            raise MintError(f"--upload {upload}: a repository holds one model; needed: one budget, or mint upload")
     if recipe.probe or ROUNDINGS[recipe.rounding].needs_model:
         from mint.run.blas import restart_with_fast_blas
 
@@ -73,6 +81,8 @@ def quantize(
 
             pipeline.on_forecast = show
         results = pipeline.run(folder, targets)
+    if upload:
+        screen.note(f"uploaded to {mint.upload(outputs[0], upload, on_progress=screen.on_progress).url}")
     expected = {"forecast": forecasts[0].to_dict()} if forecasts else {}
     return [
         Answer(
@@ -209,3 +219,19 @@ def verify(
         opening: dict[str, Any] = {"dtype": plan.dtype, "loader": plan.loader, "requantize": True}  # as it was planned
         source = mint.open_source(model, **opening, on_progress=screen.on_progress)
     return verification_record(mint.verify(folder, source, on_progress=screen.on_progress))
+
+
+def upload(
+    screen: Screen,
+    folder: Annotated[Path, argument("OUT", "A verified folder that mint wrote.")],
+    repository: Annotated[str, argument("OWNER/NAME", "Repository of the Hugging Face hub; made if need be.")],
+    private: Annotated[bool, option("", "Make a private repository.", "--private")] = False,
+) -> Record:
+    """Upload a verified model to the Hugging Face hub. Interrupted, the same command resumes.
+
+    Example: mint upload Qwen3-8B-6GB me/Qwen3-8B-6GB
+    """
+    from dataclasses import asdict
+
+    screen.begin(f"upload {described(str(folder))} to {repository}")
+    return asdict(mint.upload(folder, repository, private=private, on_progress=screen.on_progress))

@@ -96,6 +96,30 @@ def curve(
     return curve_record(line, devices, csv, plot, brief=not screen.as_json)
 
 
+def report(
+    screen: Screen,
+    paths: Annotated[list[Path], argument("PATH...", "Analyses, plans and model folders that mint wrote.")],
+    recipe: opt.RuleOptions,
+    output: Annotated[Path, option("FILE.html", "New page.", "--output", "-o")] = Path("report.html"),
+    force: opt.Force = False,
+) -> Record:
+    """Write one HTML page about analyses, plans and models: curve, formats, errors, sensitivities, quality.
+
+    The rules are those of the curve of an analysis. Several plans are compared. The page needs no network.
+
+    Example: mint report Qwen3-8B.mint Qwen3-8B-6GB Qwen3-8B-8GB -o report.html
+    """
+    from mint.core.files import write_whole
+    from mint.render.report.report import report as report_of
+
+    check_new([output], force=force)
+    screen.begin(f"report on {', '.join(map(str, paths))} -> {output}")
+    text = report_of(paths, recipe)
+    set_aside(screen, force, output)
+    write_whole(output, text.encode())
+    return {"report": str(output), "nbytes": len(text.encode())}
+
+
 def explain(
     screen: Screen,
     plan: opt.PlanFile,
@@ -115,6 +139,7 @@ def show(
     """Show what a model folder, a plan or an analysis is. --verbose shows its formats too."""
     from mint.analysis.analysis import MAGIC
     from mint.model.checkpoint.manifest import read_manifest
+    from mint.model.checkpoint.verified import is_verified
     from mint.render.models import analysis_record
     from mint.render.plans import plan_record
     from mint.render.summary import model_summary, plan_summary
@@ -126,8 +151,9 @@ def show(
     if not path.is_dir():
         return Answer({"kind": "plan", **record}, plan_summary(plan, path))
     manifest = read_manifest(path)
-    summary = model_summary(plan, path, manifest.closeness, is_verified=False)
-    return Answer({"kind": "model", **record, "closeness": manifest.closeness}, summary)
+    summary = model_summary(plan, path, manifest.closeness, is_verified=is_verified(path))
+    facts = {"closeness": manifest.closeness, "verified": is_verified(path)}
+    return Answer({"kind": "model", **record, **facts}, summary)
 
 
 def diff(
@@ -139,6 +165,40 @@ def diff(
 
     first, second = mint.read_plan(before), mint.read_plan(after)
     return diff_record(first, second, mint.diff(first, second))
+
+
+def export_predicate(
+    screen: Screen,
+    plan: opt.PlanFile,
+    output: Annotated[Path, option("FILE.py", "New Python file.", "--output", "-o")] = Path("quant_predicate.py"),
+    tensor_types: Annotated[
+        Path | None, option("FILE", "Also write a file for llama-quantize --tensor-type-file.")
+    ] = None,
+    force: opt.Force = False,
+) -> Record:
+    """Write a plan as a Python file for mlx_lm.convert(quant_predicate=...); the file needs no mint.
+
+    The converter rounds to nearest. llama.cpp has other formats, so its file names types of as many bits.
+
+    Example: mint export-predicate Qwen3-8B-6GB && python quant_predicate.py Qwen/Qwen3-8B out
+    """
+    from mint.core.files import write_whole
+    from mint.exports.predicate import predicate_text
+    from mint.exports.tensor_types import tensor_types as types_of
+
+    files = [output, *([tensor_types] if tensor_types else [])]
+    check_new(files, force=force)
+    if not output.stem.isidentifier() or output.suffix != ".py":
+        raise MintError(f"{output}: Python cannot import it; needed: a name such as quant_predicate.py")
+    chosen = mint.read_plan(plan)
+    types, unnamed = types_of(chosen) if tensor_types else ("", ())
+    set_aside(screen, force, *files)
+    write_whole(output, predicate_text(chosen, output.name).encode())
+    record: Record = {"predicate": str(output), "units": len(chosen.choices), "plan_rounding": chosen.rounding}
+    if tensor_types:
+        write_whole(tensor_types, types.encode())
+        record |= {"tensor_types": str(tensor_types), "without_name": list(unnamed)}
+    return record
 
 
 def recipes(screen: Screen) -> Record:

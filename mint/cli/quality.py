@@ -6,7 +6,8 @@ from typing import Annotated, Any
 import mint
 from mint.cli import options as opt
 from mint.cli.options import argument, option
-from mint.cli.terminal.screen import Record, Screen
+from mint.cli.outputs import check_names, described
+from mint.cli.terminal.screen import Answer, Record, Screen
 
 
 def probe(
@@ -28,6 +29,8 @@ def probe(
 
     Later plans of the same analysis use the result. Takes a fraction of a forward pass for every unit.
     """
+    screen.begin(f"probe {described(model)}")
+    check_names(model, [], [analysis] if analysis else [], requantize=requantize)
     from mint.run.blas import restart_with_fast_blas
 
     restart_with_fast_blas()
@@ -49,7 +52,9 @@ def probe(
 
 def evaluate(
     screen: Screen,
-    output: Annotated[str, argument("OUT", "Folder of an MLX model, mint's or any other, or an id of the hub.")],
+    outputs: Annotated[
+        list[str], argument("OUT...", "Folders of MLX models, mint's or any other, GGUF files, or ids of the hub.")
+    ],
     reference: Annotated[
         str, option("MODEL", "The original model: its folder, its id of the hub, or a file of --save-reference.")
     ],
@@ -62,18 +67,21 @@ def evaluate(
     save_reference: Annotated[
         Path | None, option("FILE", "Keep MODEL's predictions, so that the next model is compared without MODEL.")
     ] = None,
-) -> Record:
-    """Compare a quantized model's predictions with the original's: KL divergence, agreement, perplexity.
+) -> list[Answer]:
+    """Compare the predictions of quantized models with the original's: KL divergence, agreement, perplexity.
 
     Every figure comes with a 95 % confidence interval over sequences. noise_floor is the KL that 16-bit arithmetic
-    alone causes.
+    alone causes. --verbose shows all figures.
 
     Example: mint evaluate Qwen3-8B-6GB --reference models/Qwen3-8B
     """
+    from mint.quality.evaluate import evaluate_all
     from mint.render.models import evaluation_record
+    from mint.render.summary import evaluation_summary
 
-    evaluation = mint.evaluate(
-        output,
+    screen.begin(f"evaluate {', '.join(map(described, outputs))} against {described(reference)}")
+    evaluations = evaluate_all(
+        outputs,
         reference,
         text=text,
         tokens=tokens,
@@ -82,4 +90,4 @@ def evaluate(
         save_reference=save_reference,
         on_progress=screen.on_progress,
     )
-    return evaluation_record(evaluation)
+    return [Answer(evaluation_record(evaluation), evaluation_summary(evaluation)) for evaluation in evaluations]

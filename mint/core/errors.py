@@ -4,6 +4,7 @@ Everything else that is raised is a bug.
 """
 
 import errno
+import re
 
 _OF_READS = ("[read]", "[load_safetensors]")  # MLX begins the message of a failed read so (0.32); it has no errno
 _FIXABLE = (
@@ -13,8 +14,45 @@ _FIXABLE = (
 )  # fmt: skip
 
 
+# by option: the argument or the field that says the same in Python; others have the name of their option
+_ARGUMENTS = {
+    "keep": "lock", "set": "lock", "locks": "lock", "veto": "veto_db", "quality": "rounding", "text-only": "loader",
+    "vision": "loader",
+}  # fmt: skip
+OPTIONS = (
+    "analysis", "base", "budget", "compat", "context", "device", "dtype", "force", "formats", "ignore-floors",
+    "ignore-probe", "keep-nonfinite", "kv-bits", "length", "max-bits", "max-shard-size", "memory", "min-bits",
+    "objective", "output", "prefer-speed", "probe", "reference", "requantize", "reserve", "reuse", "rounding",
+    "save-reference", "seed", "sequences", "text", "tokens", "window", *_ARGUMENTS,
+)  # fmt: skip
+_COMMAND = r"\bmint (?:analyze|allocate|assemble|cluster|curve|devices|evaluate|probe|quantize|verify)\b[^;,()]*"
+_WORDS = re.compile(rf"(?P<command>{_COMMAND})|(?<![\w-])--(?P<option>{'|'.join(OPTIONS)})(?![\w-])")
+
+
 class MintError(Exception):
-    """An error that a user can fix; the message says found, needed, do this, and is shown without a traceback."""
+    """An error that a user can fix; the message says found, needed, do this, and is shown without a traceback.
+
+    Messages are written with the options of the command line. In Python they name arguments instead; commands in them
+    stay as they are.
+    """
+
+    def __str__(self) -> str:
+        return _WORDS.sub(_argument, self.typed)
+
+    @property
+    def typed(self) -> str:
+        """The message in the words of the command line."""
+        return super().__str__()
+
+
+def typed(error: BaseException) -> str:
+    """The message of any error, that of a `MintError` in the words of the command line."""
+    return error.typed if isinstance(error, MintError) else str(error)
+
+
+def _argument(match: re.Match[str]) -> str:
+    option = match["option"]
+    return match["command"] if option is None else _ARGUMENTS.get(option, option.replace("-", "_"))
 
 
 class DiskFullError(MintError):

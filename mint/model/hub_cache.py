@@ -15,6 +15,7 @@ from mint.model.checkpoint.beside import BESIDE
 from mint.model.checkpoint.shards import PATTERN, read_index
 
 _NEEDED = (PATTERN, *BESIDE)  # a snapshot without one of these is not whole
+_REPOSITORY = "models--"  # begins the folder of a model in the cache
 _NESTED = "*/*"  # files in folders are not needed, unless the index names them
 _PART = r"[A-Za-z0-9](?:[\w.-]{0,94}\w)?"  # huggingface_hub's rule, but for a `_` in front
 _URL = re.compile(
@@ -87,12 +88,18 @@ def is_whole(folder: Path) -> bool:
     return weights and (folder / "config.json").exists()
 
 
+def origin(folder: Path) -> HubId | None:
+    """The id of the snapshot in `folder`; None for a folder that is none."""
+    repository = folder.parent.parent.name
+    if folder.parent.name != "snapshots" or not repository.startswith(_REPOSITORY):
+        return None
+    return HubId("/".join(repository.removeprefix(_REPOSITORY).split("--", 1)), folder.name)
+
+
 def blob_folders(snapshot: Path) -> tuple[Path, ...]:
     """The folders that hold the files of a snapshot: its repository's blobs, and those that repositories share.
 
     Empty for any other folder. Since version 2 huggingface_hub keeps what came by Xet once for all repositories.
     """
     repository = snapshot.parent.parent
-    if snapshot.parent.name != "snapshots" or not repository.name.startswith("models--"):
-        return ()
-    return repository / "blobs", repository.parent / "blobs"
+    return (repository / "blobs", repository.parent / "blobs") if origin(snapshot) else ()

@@ -22,7 +22,7 @@ from mint.model.checkpoint.shards import identity, read_shards
 from mint.quality import sequences
 from mint.quality.divergence import Array, Logits, Tokens, differences, predictions
 from mint.quality.estimates import Statistic, estimates, mean, median_perplexity, percentile, perplexity
-from mint.quality.evaluation import Evaluation, Question
+from mint.quality.evaluation import OWN_TEXT, Evaluation, Question
 from mint.quality.forward import all_logits, fusing_nothing, open_narrow, open_used, open_wide, vocabulary_size
 from mint.quality.reference_file import Origin, Reference, new_reference, read_reference
 from mint.run.device_kind import device_kind, versions
@@ -65,7 +65,7 @@ def _write_reference(question: Question, path: Path, on_progress: OnProgress) ->
         model=str(folder),
         identity=identity(read_shards(folder), (folder / "config.json").read_bytes()),
         tokenizer=tokenizer,
-        sequences=", ".join(map(str, question.text)) or sequences.OWN_TEXT,
+        sequences=", ".join(map(str, question.text)) or OWN_TEXT,
         seed=question.seed or 0,
         device=device_kind(),
         versions=versions(),

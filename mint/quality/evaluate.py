@@ -8,8 +8,9 @@ import pickle
 import sys
 import tempfile
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 from mint.core.errors import MintError
 from mint.core.files import partial_path
@@ -20,8 +21,13 @@ from mint.run.blas import find_openblas, multiplies_slowly, preloading, warn_of_
 from mint.run.child import Child, end_with_parent, open_answers, send
 
 
-def evaluate(
-    output: Path | str,
+def evaluate(output: Path | str, reference: Path | str, **options: Any) -> Evaluation:
+    """Compare the model `output` with `reference`: `evaluate_all` for one model, with the same options and errors."""
+    return evaluate_all([output], reference, **options)[0]
+
+
+def evaluate_all(
+    outputs: Sequence[Path | str],
     reference: Path | str,
     *,
     text: Sequence[Path | str] = (),
@@ -30,18 +36,30 @@ def evaluate(
     seed: int | None = None,
     save_reference: Path | str | None = None,
     on_progress: OnProgress = ignore,
-) -> Evaluation:
-    """Compare the model `output` with `reference`: folders or ids of the hub, the latter also a `save_reference` file.
+) -> list[Evaluation]:
+    """Compare the models `outputs` with `reference`, which runs once: folders, GGUF files or ids of the hub.
 
-    The sequences are windows of the `text` files, else what the reference itself writes by `seed`; they come from the
-    file if `reference` is one. Raises `MintError` when a model does not load, a reference is damaged or of another
+    `reference` may also be a `save_reference` file. The sequences are windows of the `text` files, else what the
+    reference itself writes by `seed`; they come from the file if `reference` is one. Raises `MintError` before any
+    work for a model that does not exist, and later when a model does not load, a reference is damaged or of another
     vocabulary, or a text is too short.
     """
-    question = Question(
-        locate(output, on_progress), locate(reference, on_progress), tuple(map(Path, text)), tokens, window, seed,
-        Path(save_reference) if save_reference else None,
-    )  # fmt: skip
-    question.check()
+    folders, origin = [locate(output, on_progress) for output in outputs], locate(reference, on_progress)
+    with tempfile.TemporaryDirectory(prefix="mint-") as scratch:
+        file = Path(save_reference) if save_reference else None
+        if file is None and len(folders) > 1 and origin.is_dir():
+            file = Path(scratch) / "reference.safetensors"
+        questions = [Question(folders[0], origin, tuple(map(Path, text)), tokens, window, seed, file)]
+        questions += [Question(folder, origin) for folder in folders[1:]]
+        for question in questions:
+            question.check()
+        evaluations = [_answered(questions[0], on_progress)]
+        for question in questions[1:]:
+            evaluations.append(_answered(replace(question, reference=file or origin), on_progress))
+    return evaluations
+
+
+def _answered(question: Question, on_progress: OnProgress) -> Evaluation:
     if multiplies_slowly():
         if library := find_openblas():
             return evaluate_in_child(question, library, on_progress)

@@ -7,6 +7,8 @@ from pathlib import Path
 from mint.core.errors import MintError
 from mint.quality.estimates import Estimate
 
+OWN_TEXT = "written by the reference model"
+
 
 @dataclass(frozen=True, slots=True)
 class Question:

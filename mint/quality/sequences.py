@@ -30,7 +30,6 @@ from mint.quality.divergence import Tokens
 TEXT_TOKENS, TEXT_WINDOW = 4_096, 512
 OWN_TOKENS, OWN_WINDOW = 2_048, 128
 FEWEST = 2  # sequences: an interval needs some to draw from
-OWN_TEXT = "written by the reference model"
 
 
 @dataclass(frozen=True, slots=True)

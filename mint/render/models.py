@@ -14,6 +14,7 @@ from mint.analysis.probes.sensitivity import prior_alphas
 from mint.core.errors import MintError
 from mint.core.records import pick
 from mint.formats.quality import QUALITIES
+from mint.quality.verdict import kl_in_words
 from mint.targets.devices import GIB, Device, devices
 from mint.targets.loaders import loaders
 
@@ -198,7 +199,8 @@ def evaluation_record(evaluation: Evaluation) -> Record:
     """The record of `mint evaluate`."""
     names = "output reference identity text seed sequences tokens device seconds peak_rss_bytes"
     figures = [{"figure": name, **asdict(figure)} for name, figure in evaluation.estimates.items()]
-    return {"figures": figures, **pick(evaluation, names)}
+    verdict = kl_in_words(evaluation.estimates["kl_mean"].value)
+    return {"figures": figures, **pick(evaluation, names), "verdict": verdict}
 
 
 def probed_record(analysis: Analysis, probed: Probed, path: Path) -> Record:

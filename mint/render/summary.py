@@ -10,16 +10,10 @@ from typing import Any
 from mint.core.sizes import format_size
 from mint.forecast.forecast import Forecast, spoken
 from mint.plan.plan import Plan
+from mint.quality.estimates import Estimate
+from mint.quality.evaluation import OWN_TEXT, Evaluation
+from mint.quality.verdict import RUINED_KL, kl_in_words
 
-RUINED_KL = 1.0  # nats per token: text is mostly nonsense
-# KL divergence in nats per token, up to this value: the words for it
-KL_WORDS = (
-    (0.01, "hardly distinguishable from the original"),
-    (0.05, "very close to the original"),
-    (0.15, "close to the original"),
-    (0.4, "a noticeable loss"),
-    (RUINED_KL, "a heavy loss"),
-)
 _MAX_FORMATS = 3  # named in a summary
 
 
@@ -67,9 +61,26 @@ def forecast_summary(forecast: Forecast) -> list[Line]:
     ]
 
 
-def kl_in_words(kl: float) -> str:
-    """The meaning of a KL divergence in nats per token."""
-    return next((words for limit, words in KL_WORDS if kl <= limit), "the model is ruined")
+def evaluation_summary(evaluation: Evaluation) -> list[Line]:
+    """The lines for a model that was compared with its original."""
+    figures = evaluation.estimates
+    kl, floor = figures["kl_mean"], figures["noise_floor"].value
+    perplexity, original = figures["perplexity"].value, figures["reference_perplexity"].value
+    lines = [
+        Line("model", evaluation.output),
+        Line("closeness", _closeness_text(kl, figures["top1_agreement"])),
+        Line("noise", f"KL {floor:.2g} from 16-bit arithmetic alone"),
+        Line("text", f"perplexity {perplexity:.4g}, the original's {original:.4g}; {_text_of(evaluation)}"),
+    ]
+    if kl.value > RUINED_KL:
+        lines.append(Line("WARNING", "expect nonsense from this model", is_warning=True))
+    return lines
+
+
+def _text_of(evaluation: Evaluation) -> str:
+    """The tokens of the comparison, in words."""
+    origin = evaluation.text if evaluation.text == OWN_TEXT else f"of {evaluation.text}"
+    return f"{evaluation.tokens:,} tokens {origin}"
 
 
 def _judgement(plan: Plan, measured: Mapping[str, Any] | None) -> list[Line]:
@@ -94,9 +105,12 @@ def _kl(kl: float) -> str:
 
 
 def _measured_text(measured: Mapping[str, Any]) -> str:
-    kl, top1 = measured["kl"], measured["top1"]
-    interval = f"({kl['low']:.2g} to {kl['high']:.2g})"
-    return f"{_kl(kl['value'])} {interval} measured, same first word {top1['value']:.0%}"
+    kl, top1 = (Estimate(**measured[name]) for name in ("kl", "top1"))
+    return _closeness_text(kl, top1)
+
+
+def _closeness_text(kl: Estimate, top1: Estimate) -> str:
+    return f"{_kl(kl.value)} ({kl.low:.2g} to {kl.high:.2g}) measured, same first word {top1.value:.0%}"
 
 
 def _formats(plan: Plan) -> str:

@@ -1,5 +1,6 @@
 """A Hugging Face hub on loopback, as far as huggingface_hub asks one: what it serves, what breaks, what was asked."""
 
+import base64
 import hashlib
 import json
 import os
@@ -17,6 +18,9 @@ import pytest
 
 _CHUNK = 1 << 14
 _API = re.compile(r"/api/models/(?P<id>[^/]+/[^/]+)/(?P<what>revision|tree)/(?P<revision>[^/]+)")
+_WRITE = re.compile(r"/api/models/(?P<id>[^/]+/[^/]+)/(?P<what>preupload|commit)/main")
+_BATCH = re.compile(r"/(?P<id>[^/]+/[^/]+)\.git/info/lfs/objects/batch")
+_BLOB = re.compile(r"/lfs/(?P<digest>[0-9a-f]{64})")
 _FILE = re.compile(r"/(?P<id>[^/]+/[^/]+)/resolve/(?P<revision>[^/]+)/(?P<name>.+)")
 
 
@@ -44,6 +48,10 @@ class FakeHub:
     held: threading.Event = field(default_factory=threading.Event)
     go: threading.Event = field(default_factory=threading.Event)
     large: tuple[str, ...] = (".safetensors",)
+    blobs: dict[str, bytes] = field(default_factory=dict)  # uploaded large files, by SHA-256
+    commits: list[str] = field(default_factory=list)  # their messages
+    loses: int = 0  # the next so many uploads of large files are cut off
+    is_closed: bool = False  # to those who write
     url: str = ""
 
     def add(self, id: str, folder: Path, **more: bytes) -> None:
@@ -122,6 +130,62 @@ class _Handler(BaseHTTPRequestHandler):
     def do_HEAD(self) -> None:
         self._answer()
 
+    def do_PUT(self) -> None:
+        found = _BLOB.fullmatch(self.path)
+        text = self._body()
+        if not found or self.world.loses > 0:
+            self.world.loses -= 1
+            self._refuse(400, "")
+            return
+        assert hashlib.sha256(text).hexdigest() == found["digest"]
+        self.world.blobs[found["digest"]] = text
+        self._tell({})
+
+    def do_POST(self) -> None:
+        body, path = self._body(), unquote(urlsplit(self.path).path)
+        found = _WRITE.fullmatch(path) or _BATCH.fullmatch(path)
+        if self.world.is_closed:
+            self._refuse(403, "")
+        elif path == "/api/repos/create":
+            id = "{organization}/{name}".format(**json.loads(body))
+            self.world.models.setdefault(id, {})
+            self._tell({"url": f"{self.world.url}/{id}", "id": id})
+        elif path == "/api/validate-yaml":
+            faults = [] if "---\nlicense: [" not in json.loads(body)["content"] else [{"message": "no license"}]
+            self._tell({"errors": faults, "warnings": []}, 400 if faults else 200)
+        elif not found:
+            self._refuse(404, "")
+        elif "what" not in found.groupdict():
+            self._tell({"transfer": "basic", "objects": [self._action(item) for item in json.loads(body)["objects"]]})
+        elif found["what"] == "preupload":
+            self._tell({"files": [self._mode(item["path"]) for item in json.loads(body)["files"]]})
+        else:
+            self._commit(found["id"], [json.loads(line) for line in body.splitlines()])
+
+    def _body(self) -> bytes:
+        return self.rfile.read(int(self.headers["Content-Length"]))
+
+    def _mode(self, name: str) -> Mapping[str, Any]:
+        mode = "lfs" if name.endswith(self.world.large) else "regular"
+        return {"path": name, "uploadMode": mode, "shouldIgnore": False, "oid": None}
+
+    def _action(self, item: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The way to upload a large file, unless the hub has it."""
+        there = item["oid"] in self.world.blobs
+        return {**item, **({} if there else {"actions": {"upload": {"href": f"{self.world.url}/lfs/{item['oid']}"}}})}
+
+    def _commit(self, id: str, lines: list[dict[str, Any]]) -> None:
+        for line in lines:
+            value = line["value"]
+            if line["key"] == "header":
+                self.world.commits.append(value["summary"])
+            elif line["key"] == "file":
+                self.world.models[id][value["path"]] = base64.b64decode(value["content"])
+            else:
+                self.world.models[id][value["path"]] = self.world.blobs[value["oid"]]
+        commit = self.world.commit(id)
+        self._tell({"commitUrl": f"{self.world.url}/{id}/commit/{commit}", "commitOid": commit})
+
     def log_message(self, format: str, *args: object) -> None:
         pass
 
@@ -165,9 +229,9 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Length", "0")
         self.end_headers()
 
-    def _tell(self, answer: Any) -> None:
+    def _tell(self, answer: Any, status: int = 200) -> None:
         text = json.dumps(answer).encode()
-        self.send_response(200)
+        self.send_response(status)
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(text)))
         self.end_headers()

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from mint.cli.settings import VARIABLES
 from mint.formats.quality import DEFAULT_QUALITY, QUALITIES
 from mint.plan.objectives import OBJECTIVES
-from mint.render.summary import KL_WORDS, RUINED_KL
+from mint.quality.verdict import KL_WORDS, RUINED_KL
 from mint.targets.loaders import loaders
 
 _PLACE = re.compile(r"<!-- table: (\w+) -->\n.*?<!-- end -->", re.DOTALL)

@@ -1,5 +1,6 @@
 """Shows text that others wrote, such as names of files, models and people, without letting it act on the screen."""
 
+import sys
 import unicodedata
 
 # Cc control characters, Cf formats such as marks of direction, Cs lone surrogates, Zl and Zp other line ends
@@ -15,6 +16,11 @@ def visible(text: str) -> str:
 def visible_lines(text: str) -> str:
     """The same of every line: only for text whose own line ends are meant."""
     return "\n".join(map(visible, text.split("\n")))
+
+
+def echo(*lines: str, error: bool = False) -> None:
+    """Print lines on stdout, or on stderr for an `error`; each stays one line."""
+    print(*map(visible, lines), sep="\n", file=sys.stderr if error else sys.stdout, flush=True)
 
 
 def _escaped(char: str) -> str:

@@ -8,7 +8,7 @@ from mint.core.progress import Progress
 from mint.core.sizes import format_size
 
 # by stage: the text of a bar; other stages go by their own names
-_TITLES = {"compile": "compiling kernels, once, about 20 s", "start": "starting"}
+_TITLES = {"compile": "compiling kernels, once, about 20 s", "start": "starting", "upload": "uploading"}
 _OF_BYTES = ("analyze", "assemble", "download")  # the others count pieces
 _SECONDS_OF_RATE = 1.0  # before that, a rate says nothing
 

@@ -10,6 +10,7 @@ from mint.core.files import TEMPLATES
 BESIDE = ("*.json", "*.jinja", "*.model", "*.tiktoken", "*.txt", "*.jsonl", "*.py")
 # terms that the model may only be passed on with, and templates that transformers keeps in a folder
 TERMS = ("LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*", "COPYING*")
+CARD_NAME = "README.md"  # the output has its own, with the metadata of this one
 _TEMPLATES = f"{TEMPLATES}/*.jinja"
 _TRAINING = (
     "trainer_state.json", "training_args*", "train*.json*", "valid*.jsonl", "test*.jsonl", "eval*.json*", "dataset*",
@@ -22,7 +23,7 @@ _TOWERS = ("*preprocessor_config.json", "processor_config.json", "image_processo
 
 def is_wanted(name: str) -> bool:
     """True for a file of the hub, as a path in its repository, that the output may keep or that its making needs."""
-    return _matches(name, _TEMPLATES) if "/" in name else _matches(name, *BESIDE, *TERMS)
+    return _matches(name, _TEMPLATES) if "/" in name else _matches(name, CARD_NAME, *BESIDE, *TERMS)
 
 
 def files_beside(folder: Path, *, text_only: bool) -> Iterator[PurePosixPath]:

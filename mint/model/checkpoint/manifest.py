@@ -8,6 +8,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from mint.core.errors import MintError
+from mint.model.checkpoint.beside import CARD_NAME
 
 MANIFEST_NAME = "mint.json"
 PLAN_NAME = "mint-plan.json"
@@ -67,6 +68,22 @@ def _inside(name: str) -> str:
     if not path.parts or path.is_absolute() or ".." in path.parts:
         raise ValueError(f"{name!r} is no file of this folder")
     return name
+
+
+def difference(folder: Path, manifest: Manifest) -> str:
+    """The first file that is not as the manifest says, in words; empty if all are. People edit the card."""
+    for name, expected in manifest.files.items():
+        path = folder / name
+        if name == CARD_NAME:
+            continue
+        if not path.is_file():
+            return f"{name} is missing"
+        digest = file_digest(path)
+        if digest.nbytes != expected.nbytes:
+            return f"{name} has {digest.nbytes} bytes, the manifest says {expected.nbytes}"
+        if digest != expected:
+            return f"{name} has SHA-256 {digest.sha256[:16]}, the manifest says {expected.sha256[:16]}"
+    return ""
 
 
 def file_digest(path: Path) -> WrittenFile:

@@ -112,7 +112,7 @@ def test_the_base_is_the_first_that_fits_the_memory(source: Source) -> None:
     assert needed_bytes(source, "8", 1600) > needed_bytes(source, "8", 16)
     for base, needed in zip(bases, needs, strict=True):
         assert chosen_base(source, AUTO, 16, needed) == base
-    with pytest.raises(MintError, match=r"around 4 bits, this machine has .*--base 4 tries all the same"):
+    with pytest.raises(MintError, match=r"around 4 bits, this machine has .*base 4 tries all the same"):
         chosen_base(source, AUTO, 16, needs[-1] - 1)
     assert memory_for_models() > needs[0]
 

@@ -258,7 +258,7 @@ def test_features_change_no_measurement_and_serve_those_who_ask_for_none(llama: 
         path: replace(result, features=None) for path, result in featured.measurements.items()
     } == plain.measurements
     assert analyze(source, tmp_path / "a.mint") == featured
-    with pytest.raises(MintError, match="without features; choose another --output"):
+    with pytest.raises(MintError, match="without features; choose another output"):
         analyze(source, tmp_path / "b.mint", features=True)
 
 

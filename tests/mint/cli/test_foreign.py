@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mint.cli.main import run_command
-from mint.cli.terminal.foreign import visible
+from mint.cli.terminal.foreign import echo, visible
 from mint.cli.terminal.screen import Screen
 from tests.worlds.zoo import write_model
 
@@ -74,3 +74,16 @@ def test_json_keeps_every_character(tmp_path: Path, capsys: pytest.CaptureFixtur
     model = write_model("llama", tmp_path / NAME)
     assert run_command(["inspect", str(model), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["model"] == str(model)
+
+
+def test_echo_keeps_one_line_a_line(capsys: pytest.CaptureFixture[str]) -> None:
+    echo(f"joined {NAME}", "as it is")
+    echo(NAME, error=True)
+    out, err = capsys.readouterr()
+    assert (out, err) == (f"joined {SHOWN}\nas it is\n", f"{SHOWN}\n")
+
+
+def test_no_command_prints_past_the_place_that_escapes() -> None:
+    root = Path(__file__).parents[3]
+    files = [*(root / "mint" / "cli").glob("*.py"), *(root / "cluster").rglob("*.py")]
+    assert [file.name for file in files if "typer.echo(" in file.read_text() or "click.echo(" in file.read_text()] == []

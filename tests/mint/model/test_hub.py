@@ -28,6 +28,7 @@ from tests.worlds.zoo import write_model
 
 ID = "Owner/tiny-llama"
 WEIGHTS = "model.safetensors"
+CARD = b"---\nlicense: mit\n---\n"
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +46,7 @@ def cache(tmp_path: Path) -> Path:
 def hub(big: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
     """A hub that has the model, with files beside it that nobody needs."""
     with fake_hub() as hub:
-        hub.add(ID, big, pytorch_model_bin=b"no", README_md=b"no")
+        hub.add(ID, big, pytorch_model_bin=b"no", README_md=CARD)
         hub.models[ID] |= {"original/params.json": b"{}", "consolidated.safetensors": b"no"}
         know(hub, cache, monkeypatch)
         yield hub
@@ -54,10 +55,9 @@ def hub(big: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Fak
 def test_a_model_comes_whole_and_nothing_else_comes(hub: FakeHub, big: Path) -> None:
     steps: list[Progress] = []
     folder = locate(ID, steps.append)
-    assert {path.name: path.read_bytes() for path in folder.iterdir()} == {
-        path.name: path.read_bytes() for path in big.iterdir()
-    }
-    total = sum(path.stat().st_size for path in big.iterdir())
+    files = {path.name: path.read_bytes() for path in big.iterdir()} | {"README.md": CARD}
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == files
+    total = sum(map(len, files.values()))
     assert {(step.stage, step.total) for step in steps} == {("download", total)}
     assert [step.done for step in steps] == sorted(step.done for step in steps)
     assert (steps[0].done, steps[-1].done) == (0, total)
@@ -330,8 +330,10 @@ def test_quantize_downloads_and_writes_what_the_folder_gives(
     (line,) = capfd.readouterr().err.splitlines()  # no bars of others
     assert line.startswith("quantize ")
     mint.quantize(big, "4.5bpw", tmp_path / "other")
-    for path in (tmp_path / "other").iterdir():
-        assert (tmp_path / "out" / path.name).read_bytes() == path.read_bytes(), path.name
+    names = {path.name for path in (tmp_path / "other").iterdir()}
+    for name in names - {"README.md", "mint.json", "mint-verified.json"}:  # the card names the model of the hub
+        assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "other" / name).read_bytes(), name
+    assert f"base_model: {ID}" in (tmp_path / "out" / "README.md").read_text()
 
 
 def test_files_that_the_index_names_come_too(hub: FakeHub, big: Path) -> None:

@@ -136,7 +136,7 @@ def test_a_matrix_whose_weight_the_code_of_a_tower_reads_is_kept(tmp_path: Path)
 def test_towers_are_refused_where_there_are_none_or_no_package_holds_them(
     llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with pytest.raises(MintError, match=r"no vision or audio tower found; needed a multimodal model, or no --vision"):
+    with pytest.raises(MintError, match=r"no vision or audio tower found; needed a multimodal model, or no loader"):
         mint.open_source(llama, loader="mlx_vlm")
     with pytest.raises(MintError, match="is not a package of model classes; needed one of: mlx_lm, mlx_vlm"):
         mint.open_source(llama, loader="torch")

@@ -360,7 +360,7 @@ def test_an_analysis_is_not_resumed_with_another_rounding(llama: Path, tmp_path:
     with pytest.raises(MintError, match="rounding: found nearest, needed search"):
         analyze(source, path, rounding="search")
     analyze(source, path)
-    with pytest.raises(MintError, match="holds an analysis for --rounding nearest, needed one for search"):
+    with pytest.raises(MintError, match="holds an analysis for rounding nearest, needed one for search"):
         analyze(source, path, rounding="search")
     with pytest.raises(MintError, match="'best' is not a rounding; needed one of: nearest, search"):
         analyze(source, tmp_path / "b.mint", rounding="best")

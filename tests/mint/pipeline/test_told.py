@@ -15,6 +15,7 @@ from mint.core.errors import MintError
 from mint.model.checkpoint.manifest import read_manifest
 from mint.model.source import open_source
 from mint.plan.recipe import Recipe
+from mint.plan.size_range import possible_bytes
 from mint.render.plans import plan_record
 
 Make = Callable[..., Path]
@@ -121,21 +122,35 @@ def test_the_refusal_of_a_budget_names_what_binds_and_what_stays(make_model: Mak
         MintError, match=r"too small.*matrices of .* stay as they are: .*o_proj \(.*no group size divides"
     ):
         Recipe(veto_db=-20).problem(analysis).plan(1000)
-    with pytest.raises(MintError, match=r"relax what binds: the veto of 60 dB \(--veto\), up to "):
+    with pytest.raises(MintError, match=r"relax what binds: the veto of 60 dB \(veto_db\), up to "):
         Recipe(veto_db=60).problem(analysis).plan(1000)
-    with pytest.raises(
-        MintError, match=r"relax what binds: the formats set or kept \(--set, --keep, --locks\), up to "
-    ):
+    with pytest.raises(MintError, match=r"relax what binds: the formats set or kept \(lock, lock, lock\), up to "):
         Recipe(veto_db=-20, lock=("*.down_proj=8/32",)).problem(analysis).plan(1000)
-    with pytest.raises(MintError, match=r"relax what binds: --min-bits 6, up to "):
+    with pytest.raises(MintError, match=r"relax what binds: min_bits 6, up to "):
         Recipe(veto_db=-20, min_bits=6).problem(analysis).plan(1000)
+
+
+def test_a_budget_that_the_veto_may_forbid_is_doubted_before_the_analysis(llama: Path, tmp_path: Path) -> None:
+    source = open_source(llama)
+    smallest, _ = possible_bytes(source.units, source.parameters)
+    events: list[str] = []
+    with pytest.raises(MintError, match="too small"):
+        mint.quantize(
+            llama, smallest + 1000, tmp_path / "out", Recipe(veto_db=15),
+            on_note=events.append, on_progress=lambda step: events.append(step.stage),
+        )  # fmt: skip
+    (doubt,) = [event for event in events if "may be too small" in event]
+    assert "if the veto of 15 dB forbids the fewest bits, every plan takes more than" in doubt
+    assert "analyze" not in events[: events.index(doubt)]
+    mint.quantize(llama, "8bpw", tmp_path / "out", on_note=events.append)
+    assert len([event for event in events if "may be too small" in event]) == 1
 
 
 def test_a_floor_of_the_model_binds_until_the_rules_ignore_it(make_model: Make, tmp_path: Path) -> None:
     source = open_source(make_model("qwen3_moe"))
     analysis = mint.analyze(source, tmp_path / "a.mint")
     floors = [unit.path for unit in source.units if unit.min_bits == 8]
-    with pytest.raises(MintError, match=r"floors of the model or of roles \(--ignore-floors\), up to "):
+    with pytest.raises(MintError, match=r"floors of the model or of roles \(ignore_floors\), up to "):
         Recipe(veto_db=-20).problem(analysis).plan(1000)
     bound, free = (Recipe(veto_db=-20, ignore_floors=floors) for floors in ((), ("*.gate",)))
     assert free.problem(analysis).smallest_bytes < bound.problem(analysis).smallest_bytes
@@ -145,7 +160,7 @@ def test_a_floor_of_the_model_binds_until_the_rules_ignore_it(make_model: Make, 
     mint.write_plan(plan, tmp_path / "plan.json")
     assert mint.read_plan(tmp_path / "plan.json") == plan
     locked = Recipe(lock=("*.gate=4/64",))
-    with pytest.raises(MintError, match="ignore its floor with --ignore-floors"):
+    with pytest.raises(MintError, match="ignore its floor with ignore_floors"):
         locked.problem(analysis)
     Recipe(lock=("*.gate=4/64",), ignore_floors=("*.gate",)).problem(analysis)
     with pytest.raises(MintError, match="matches no unit"):

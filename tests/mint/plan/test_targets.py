@@ -150,7 +150,7 @@ def test_this_device_with_cuda_is_its_total_memory(monkeypatch: pytest.MonkeyPat
 
 def test_on_a_machine_without_a_gpu_the_error_asks_for_a_device(monkeypatch: pytest.MonkeyPatch) -> None:
     _reports(monkeypatch, {})
-    with pytest.raises(MintError, match=r"--device this needs Apple silicon or MLX CUDA.*mint devices"):
+    with pytest.raises(MintError, match=r"device this needs Apple silicon or MLX CUDA.*mint devices"):
         this_device()
 
 

@@ -27,6 +27,7 @@ from mint.quality.evaluate import evaluate_in_child
 from mint.quality.evaluation import Evaluation, Question
 from mint.quality.reference_file import read_reference
 from mint.run.blas import find_openblas, preloading
+from tests.worlds.gguf_world import write_gguf
 
 SIZE = {"tokens": 64, "window": 8}
 
@@ -225,6 +226,44 @@ def test_the_command_prints_one_object(
     assert {"kl_mean", "kl_median", "kl_p99", "kl_p99.9", "noise_floor", "top1_agreement", "perplexity"} <= set(figures)
     assert figures["kl_mean"]["low"] <= figures["kl_mean"]["value"] <= figures["kl_mean"]["high"]
     assert (record["sequences"], record["tokens"], record["seed"]) == (8, 64, 0)
+
+
+def test_several_models_and_a_gguf_file_are_compared_with_one_pass_of_the_original(
+    llama: Path, converted: dict[int, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for file in llama.glob("tokenizer*"):  # beside the GGUF file, whose own tokens are invented
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    write_gguf(llama, tmp_path / "llama.gguf")
+    models = [str(converted[8]), str(converted[2]), str(tmp_path / "llama.gguf")]
+    options = ["--reference", str(llama), "--tokens", "64", "--window", "8", "--progress", "json"]
+    assert run_command(["evaluate", *models, *options, "--json"]) == 0
+    answer = capsys.readouterr()
+    results = json.loads(answer.out)["results"]
+    kl = [result["figures"][0]["value"] for result in results]
+    assert kl[2] < kl[0] < kl[1]
+    assert [result["reference"] for result in results] == [str(llama)] * 3
+    assert results[0]["verdict"] == "hardly distinguishable from the original"
+    stages = [json.loads(line)["stage"] for line in answer.err.splitlines() if '"stage"' in line]
+    assert stages.index("compare") > max(at for at, stage in enumerate(stages) if stage == "reference")
+
+
+def test_a_missing_model_is_named_before_the_first_one_runs(
+    llama: Path, converted: dict[int, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_command(["evaluate", str(converted[8]), "./nowhere", "--reference", str(llama)]) == 1
+    error = capsys.readouterr().err
+    assert "nowhere: no such folder" in error
+    assert "reference:" not in error
+
+
+def test_people_get_a_verdict_in_words(
+    converted: dict[int, Path], saved: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_command(["evaluate", str(converted[8]), "--reference", str(saved)]) == 0
+    out, err = capsys.readouterr()
+    assert err.startswith("evaluate 8 (")
+    assert "hardly distinguishable from the original: KL " in out
+    assert "64 tokens written by the reference model" in out
 
 
 def test_a_preloaded_openblas_is_what_mlx_uses() -> None:

@@ -81,7 +81,7 @@ def test_a_damaged_file_is_refused(damage: Callable[[bytes], bytes], path: Path)
     content = path.read_bytes()
     assert damage(content) != content
     path.write_bytes(damage(content))
-    with pytest.raises(MintError, match="make it again with --save-reference"):
+    with pytest.raises(MintError, match="make it again with save_reference"):
         read_reference(path)
 
 

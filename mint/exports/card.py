@@ -1,0 +1,155 @@
+"""The model card of a written folder: README.md, with the metadata of the Hugging Face hub."""
+
+import shlex
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from mint.core.sizes import format_size
+from mint.core.version import __version__
+from mint.exports.source_card import SourceCard
+from mint.plan.plan import Choice, Plan
+from mint.plan.recipe import TEXT, Recipe
+from mint.quality.closeness import Closeness
+from mint.quality.verdict import kl_in_words
+from mint.run.device_kind import versions
+
+MODEL = "MODEL"  # stands in the commands for this folder, or its id on the hub
+RECIPE_NAME = "quant-recipe.json"  # as mlx-kld reads it
+_TAGS = ("mlx", "mint")
+_MOST_FORMATS = 4  # named for a role
+
+
+def card_text(plan: Plan, source: SourceCard, closeness: Closeness | None, task: str) -> str:
+    """The card of the model that `plan` made from `source`; `task` is its pipeline tag on the hub."""
+    name = f"{source.name}, {plan.bits_per_weight:.2f} bits per weight"
+    sections = (
+        f"---\n{_metadata(source, task)}\n---\n\n# {name}",
+        _origin(plan, source),
+        f"## Quality\n\n{_quality(closeness)}",
+        f"## Use\n\n{_use(plan)}",
+        f"## Formats\n\n{_sizes(plan)}\n\n{_roles(plan.choices)}",
+        f"## How it was made\n\n{_making(plan, source)}",
+    )
+    return "\n\n".join(sections) + "\n"
+
+
+def _metadata(source: SourceCard, task: str) -> str:
+    from huggingface_hub import ModelCardData
+
+    tags = list(dict.fromkeys((*source.tags, *_TAGS)))
+    fields: dict[str, Any] = {**source.metadata, "library_name": "mlx", "pipeline_tag": task, "tags": tags}
+    for name in ("language", "base_model"):  # one is written as a text
+        if len(fields.get(name, ())) == 1:
+            (fields[name],) = fields[name]
+    return ModelCardData(**fields).to_yaml().strip()
+
+
+def _origin(plan: Plan, source: SourceCard) -> str:
+    base = source.metadata.get("base_model_relation") and source.metadata["base_model"][0]
+    original = f"[{base}](https://huggingface.co/{base})" if base else source.name
+    text = f"{original}, quantized by MINT for MLX: every matrix has its own format."
+    towers = " and ".join(plan.dropped_towers)
+    return text + (f"\n\nText only: the {towers} tower of the original model is not included." if towers else "")
+
+
+def _quality(closeness: Closeness | None) -> str:
+    if closeness is None:
+        return "Not measured. `mint evaluate MODEL --reference ORIGINAL` compares it with the original."
+    kl, top1 = closeness.kl, closeness.top1
+    return (
+        f"KL divergence from the original {kl.value:.4g} nats per token (95 % interval {kl.low:.4g} to {kl.high:.4g}): "
+        f"{kl_in_words(kl.value)}. The likeliest token is the same {top1.value:.1%} of the time "
+        f"({top1.low:.1%} to {top1.high:.1%}). "
+        f"Measured on {closeness.tokens} tokens {closeness.text}, which took no part in the quantization."
+    )
+
+
+def _use(plan: Plan) -> str:
+    package = plan.loader.replace("_", "-")
+    is_text = plan.loader == TEXT
+    chat = f"{plan.loader}.chat --model {MODEL}" if is_text else f"mlx_vlm.generate --model {MODEL} --prompt Hello"
+    swift = "" if not is_text else (
+        "- Swift: `LLMModelFactory.shared.loadContainer` of mlx-swift-lm, with the folder or the id.\n"
+    )  # fmt: skip
+    return (
+        f"`{MODEL}` is this folder, or its id on the hub.\n\n"
+        f"```bash\npip install {package}\n{chat}\n{plan.loader}.server --model {MODEL}  # an OpenAI API on port 8080\n"
+        f"```\n\n{swift}"
+        "- LM Studio: download the id in the app, or move the folder to `~/.lmstudio/models/OWNER/NAME`."
+    )
+
+
+def _sizes(plan: Plan) -> str:
+    return (
+        f"{format_size(plan.planned_bytes)} of weight files ({plan.planned_bytes:,} bytes) for "
+        f"{plan.weights:,} weights; the budget was {format_size(plan.budget_bytes)}."
+    )
+
+
+def _roles(choices: Sequence[Choice]) -> str:
+    """The table of roles, the one with most weights first."""
+    roles: dict[str, list[Choice]] = defaultdict(list)
+    for choice in choices:
+        roles[choice.role].append(choice)
+    rows = sorted(roles.items(), key=lambda item: -sum(choice.weights for choice in item[1]))
+    lines = [f"| {role} | {len(members)} | {_bits(members):.2f} | {_formats(members)} |" for role, members in rows]
+    return "\n".join(["| role | modules | bits per weight | formats (bits/group) |", "|---|---|---|---|", *lines])
+
+
+def _bits(choices: Iterable[Choice]) -> float:
+    sizes = [(choice.format.nbytes(choice.shape, choice.dtype), choice.weights) for choice in choices]
+    return 8 * sum(nbytes for nbytes, _ in sizes) / max(sum(weights for _, weights in sizes), 1)
+
+
+def _formats(choices: Iterable[Choice]) -> str:
+    counts = Counter(str(choice.format) for choice in choices).most_common()
+    more = f", {len(counts) - _MOST_FORMATS} more" if len(counts) > _MOST_FORMATS else ""
+    return ", ".join(f"{name} ({count})" for name, count in counts[:_MOST_FORMATS]) + more
+
+
+def _making(plan: Plan, source: SourceCard) -> str:
+    used = ", ".join(f"{name} {version}" for name, version in versions().items())
+    return (
+        f"With {used}. `mint-plan.json` holds the format of every module and its reason.\n\n"
+        f"```bash\n{quantize_command(plan, source)}\n"
+        f"mint assemble mint-plan.json --model ORIGINAL --output OUT  # exactly these formats\n```"
+    )
+
+
+def quantize_command(plan: Plan, source: SourceCard) -> str:
+    """The command whose plan this is; a preference for speed is not in a plan, nor is a choice by hand."""
+    default, rules = Recipe(), plan.rules
+    base = source.metadata["base_model"][0] if "base_model_relation" in source.metadata else source.name
+    words = ["mint", "quantize", base, "--budget", f"{plan.budget_bytes}B", "--rounding", plan.rounding]
+    words += ["--dtype", plan.dtype] if plan.dtype else []
+    words += ["--text-only"] if plan.dropped_towers else []
+    words += ["--probe"] if plan.evidence.probed else []
+    values = {"objective": plan.objective.name, "veto_db": rules.veto_db, "min_bits": rules.min_bits}
+    values |= {"max_bits": rules.max_bits}
+    for name, value in values.items():
+        if value != getattr(default, name):
+            words += [f"--{name.removesuffix('_db').replace('_', '-')}", f"{value}"]
+    words += ["--formats", ",".join(map(str, rules.formats))] if rules.formats else []
+    for pattern, format in rules.locks:
+        words += ["--set", f"{pattern}={format}"]
+    for pattern in rules.ignored_floors:
+        words += ["--ignore-floors", pattern]
+    return shlex.join(words)
+
+
+def recipe_record(plan: Plan, closeness: Closeness | None) -> dict[str, Any]:
+    """The plain values of `quant-recipe.json`: mlx-kld reports them beside its figures."""
+    measured = {"kl": closeness.kl.value, "top1": closeness.top1.value} if closeness else {}
+    return {
+        "tool": "mint",
+        "tool_version": __version__,
+        "loader": plan.loader,
+        "rounding": plan.rounding,
+        "objective": plan.objective.name,
+        "bits_per_weight": round(plan.bits_per_weight, 4),
+        "weight_bytes": plan.planned_bytes,
+        "budget_bytes": plan.budget_bytes,
+        "plan": plan.digest,
+        **measured,
+    }

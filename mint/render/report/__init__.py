@@ -1,0 +1,1 @@
+"""One HTML page about analyses, plans and written models, without a network."""

@@ -1,0 +1,212 @@
+"""The charts of a report as Vega-Lite specifications: https://vega.github.io/vega-lite/docs/."""
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from statistics import median
+from typing import Any
+
+from mint.analysis.analysis import sqnr_db
+from mint.formats.format import KEEP, Format
+from mint.plan.plan import Plan
+from mint.render.report.subjects import UNIFORM, AnalyzedModel, PlannedModel, uniform
+
+Spec = dict[str, Any]
+Rows = list[dict[str, Any]]
+# text and lines take the colour of the page, which has a light, a dark and a printed form
+_PLAIN = {"labelColor": "currentColor", "titleColor": "currentColor"}
+_CONFIG = {
+    "background": "transparent",
+    "axis": {
+        **_PLAIN,
+        "domainColor": "currentColor",
+        "tickColor": "currentColor",
+        "gridColor": "#888888",
+        "gridOpacity": 0.25,
+    },
+    "legend": {**_PLAIN, "symbolLimit": 60},
+    "header": _PLAIN,
+    "text": {"color": "currentColor"},
+    "view": {"stroke": "transparent"},
+}
+
+
+def _chart(height: int, **spec: Any) -> Spec:
+    return {"width": "container", "height": height, "config": _CONFIG, "autosize": {"type": "fit-x"}, **spec}
+
+
+def _axis(field: str, title: str, *, kind: str = "quantitative", **more: Any) -> Spec:
+    return {"field": field, "type": kind, "title": title, **more}
+
+
+def _size_axis() -> Spec:
+    """Bytes with the letters of thousands: 1.5M, 4G."""
+    return _axis("nbytes", "weight files, bytes", scale={"zero": False}, axis={"format": "~s"})
+
+
+def curve_chart(model: AnalyzedModel, planned: Sequence[PlannedModel]) -> Spec:
+    """Loss over size: the best plans as a line, and devices, uniform formats and the given plans as points."""
+    title = "predicted KL, nats per token" if model.best.objective.probes else "loss"
+    x, y = _size_axis(), _axis("loss", title, scale={"type": "log"})
+    tooltip = [{"field": name} for name in ("name", "nbytes", "loss", "bits")]
+    line = [
+        {"nbytes": point.planned_bytes, "loss": _height(point), "bits": round(point.bits_per_weight, 3)}
+        for point in model.curve.points
+        if _height(point) > 0
+    ]
+    points = [
+        *_points("knee", [("knee", p.planned_bytes, _height(p), p.bits_per_weight) for p in model.curve.knees]),
+        *_points("device", _device_points(model)),
+        *_points("uniform", [(f"uniform {p.name}", *_figures(p.plan)) for p in _uniform_plans(model.best)]),
+        *_points("plan", [(p.name, *_figures(p.plan)) for p in planned]),
+    ]
+    shape = {"color": _axis("kind", "", kind="nominal"), "shape": _axis("kind", "", kind="nominal")}
+    return _chart(
+        360,
+        layer=[
+            {"data": {"values": line}, "mark": {"type": "line"}, "encoding": {"x": x, "y": y}},
+            {
+                "data": {"values": points},
+                "mark": {"type": "point", "filled": True, "size": 70},
+                "encoding": {"x": x, "y": y, **shape, "tooltip": tooltip},
+            },
+            {
+                "data": {"values": [point for point in points if point["kind"] in ("uniform", "plan")]},
+                "mark": {"type": "text", "align": "left", "dx": 7, "dy": -5, "fontSize": 10},
+                "encoding": {"x": x, "y": y, "text": {"field": "name"}},
+            },
+        ],
+    )
+
+
+def _height(point: Any) -> float:
+    """The predicted KL of a plan or point, or its loss where nothing is predicted."""
+    return float(point.predicted_kl.value if point.predicted_kl else point.loss)
+
+
+def _figures(plan: Plan) -> tuple[int, float, float]:
+    return plan.planned_bytes, _height(plan), plan.bits_per_weight
+
+
+def _points(kind: str, rows: Sequence[tuple[str, int, float, float]]) -> Rows:
+    """The points of one kind; a logarithmic scale has no place for a loss of 0."""
+    return [
+        {"kind": kind, "name": name, "nbytes": nbytes, "loss": loss, "bits": round(bits, 3)}
+        for name, nbytes, loss, bits in rows
+        if loss > 0
+    ]
+
+
+def _device_points(model: AnalyzedModel) -> list[tuple[str, int, float, float]]:
+    """Devices whose memory limits the plan, on the curve; those with the same budget share a point."""
+    names: dict[int, list[str]] = defaultdict(list)
+    for placed in model.devices:
+        if placed.verdict == "fits" and placed.budget_bytes is not None:
+            names[placed.budget_bytes].append(placed.device.name)
+    points = model.curve.points
+    nearest = {nbytes: min(points, key=lambda point: abs(point.planned_bytes - nbytes)) for nbytes in names}
+    return [
+        (", ".join(names[nbytes]), nbytes, _height(point), point.bits_per_weight) for nbytes, point in nearest.items()
+    ]
+
+
+def _uniform_plans(plan: Plan) -> list[PlannedModel]:
+    """The plans that store all units in one format; equal ones, where nothing has the format, are left out."""
+    plans = [PlannedModel(str(format), uniform(plan, format)) for format in UNIFORM]
+    return [model for model in plans if any(choice.format != KEEP for choice in model.plan.choices)]
+
+
+def bits_chart(model: PlannedModel) -> Spec:
+    """Bits of every role in every layer; units outside of the layers come first."""
+    rows = [
+        {
+            "layer": "outside" if choice.layer < 0 else choice.layer,
+            "role": choice.role,
+            "bits": round(8 * model.plan.nbytes_of(choice) / max(choice.weights, 1), 2),
+            "format": str(choice.format),
+            "unit": choice.path,
+        }
+        for choice in sorted(model.plan.choices, key=lambda choice: choice.layer)
+    ]
+    roles = len({row["role"] for row in rows})
+    encoding = {
+        "x": _axis("layer", "layer", kind="ordinal", sort=None, axis={"labelOverlap": True, "labelAngle": 0}),
+        "y": _axis("role", "", kind="nominal", sort=None),
+        "color": _axis("bits", "bits", aggregate="mean", scale={"scheme": "viridis", "domain": [2, 8], "clamp": True}),
+        "tooltip": [{"field": name} for name in ("unit", "format", "bits")],
+    }
+    return _chart(24 * roles + 20, data={"values": rows}, mark={"type": "rect"}, encoding=encoding)
+
+
+def rate_chart(measurements: Mapping[str, Sequence[tuple[float, float, str]]]) -> Spec:
+    """Median signal-to-noise ratio over bits, a line for every role; rows (bits, dB, format) by role."""
+    rows = [
+        {"role": role, "bits": bits, "sqnr": round(decibels, 2), "format": format}
+        for role, points in measurements.items()
+        for bits, decibels, format in points
+    ]
+    encoding = {
+        "x": _axis("bits", "bits per weight", scale={"zero": False}),
+        "y": _axis("sqnr", "signal to quantization noise, dB", scale={"zero": False}),
+        "color": _axis("role", "", kind="nominal"),
+        "tooltip": [{"field": name} for name in ("role", "format", "bits", "sqnr")],
+    }
+    return _chart(300, data={"values": rows}, mark={"type": "line", "point": True}, encoding=encoding)
+
+
+def rates_of(plan: Plan) -> dict[str, list[tuple[float, float, str]]]:
+    """Bits and median ratio of every affine format of group size 64, by role."""
+    errors: dict[str, dict[Format, list[float]]] = defaultdict(lambda: defaultdict(list))
+    for choice in plan.choices:
+        for format, error in zip(choice.formats, choice.errors, strict=True):
+            if format in UNIFORM and format.scheme.is_default and error > 0:
+                errors[choice.role][format].append(error)
+    return {role: sorted(_rate(*item) for item in measured.items()) for role, measured in errors.items()}
+
+
+def _rate(format: Format, errors: Sequence[float]) -> tuple[float, float, str]:
+    """Bits per weight, with scale and bias of 16 bits for every group, and the ratio of the median error."""
+    return format.bits + 32 / format.group_size, sqnr_db(median(errors)), str(format)
+
+
+def alpha_chart(plan: Plan) -> Spec:
+    """The sensitivity of every unit, by layer."""
+    rows = [
+        {"layer": choice.layer, "role": choice.role, "alpha": choice.alpha, "unit": choice.path}
+        | {"from": choice.alpha_from}
+        for choice in plan.choices
+        if choice.alpha > 0
+    ]
+    encoding = {
+        "x": _axis("layer", "layer (-1: outside)", axis={"tickMinStep": 1, "format": "d"}),
+        "y": _axis("alpha", "KL per squared NRMSE", scale={"type": "log"}),
+        "color": _axis("role", "", kind="nominal"),
+        "tooltip": [{"field": name} for name in ("unit", "alpha", "from")],
+    }
+    return _chart(300, data={"values": rows}, mark={"type": "point", "filled": True, "size": 40}, encoding=encoding)
+
+
+def closeness_chart(planned: Sequence[PlannedModel]) -> Spec:
+    """The measured KL of written models with its interval, over their size."""
+    rows = [
+        {"name": model.name, "nbytes": model.plan.planned_bytes, **model.closeness["kl"]}
+        for model in planned
+        if model.closeness
+    ]
+    x = _size_axis()
+    tooltip = [{"field": name} for name in ("name", "nbytes", "value", "low", "high")]
+    title = "measured KL, nats per token"
+    return _chart(
+        240,
+        data={"values": rows},
+        layer=[
+            {"mark": "rule", "encoding": {"x": x, "y": _axis("low", title), "y2": {"field": "high"}}},
+            {
+                "mark": {"type": "point", "filled": True, "size": 70},
+                "encoding": {"x": x, "y": _axis("value", title), "tooltip": tooltip},
+            },
+            {
+                "mark": {"type": "text", "align": "left", "dx": 7, "fontSize": 10},
+                "encoding": {"x": x, "y": _axis("value", title), "text": {"field": "name"}},
+            },
+        ],
+    )

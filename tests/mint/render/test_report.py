@@ -1,0 +1,119 @@
+"""A report is one page that holds everything, draws its charts in a browser, and acts on nothing that others wrote."""
+
+import json
+import re
+import subprocess
+from html import unescape
+from pathlib import Path
+from shutil import which
+from typing import Any
+
+import pytest
+import vl_convert
+
+from mint.analysis.analyze import analyze
+from mint.assembly.assemble import assemble
+from mint.cli.main import run_command
+from mint.core.errors import MintError
+from mint.formats.format import parse_format
+from mint.model.source import open_source
+from mint.plan.allocate import allocate
+from mint.plan.plan import write_plan
+from mint.plan.recipe import Recipe
+from mint.render.report.report import report
+from mint.render.report.subjects import uniform
+
+HOSTILE = "<script>alert(1)</script>&"
+
+
+@pytest.fixture(scope="module")
+def made(llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with an analysis, two plans and a written model. Not to be changed by a test."""
+    folder = tmp_path_factory.mktemp("made")
+    source = open_source(llama)
+    analysis = analyze(source, folder / "tiny.mint")
+    recipe = Recipe(veto_db=-100.0)
+    write_plan(allocate(analysis, "4bpw", recipe), folder / "small.json")
+    write_plan(allocate(analysis, "8bpw", recipe), folder / "large.json")
+    assemble(allocate(analysis, "6bpw", recipe), source, folder / "written")
+    return folder
+
+
+def _paths(made: Path) -> list[Path]:
+    return [made / name for name in ("tiny.mint", "small.json", "large.json", "written")]
+
+
+def _data(page: str) -> dict[str, Any]:
+    text = re.search(r'<script type="application/json" id="data">(.*?)</script>', page, re.DOTALL)
+    assert text
+    data: dict[str, Any] = json.loads(text[1])
+    return data
+
+
+def test_every_chart_is_valid_vega_lite(made: Path) -> None:
+    charts = _data(report(_paths(made), Recipe(veto_db=-100.0)))["charts"]
+    assert len(charts) == 3 + 3  # of the analysis, and one of every plan
+    assert len(_data(report([made / "small.json"], Recipe()))["charts"]) == 3
+    for spec in charts.values():
+        svg = vl_convert.vegalite_to_svg({**spec, "width": 600})
+        assert "NaN" not in svg
+        assert svg.count("<path") > 5
+
+
+def test_the_curve_has_plans_uniform_formats_and_devices(made: Path) -> None:
+    spec = next(iter(_data(report(_paths(made), Recipe(veto_db=-100.0)))["charts"].values()))
+    points = spec["layer"][1]["data"]["values"]
+    names = {point["name"] for point in points}
+    assert {"small", "large", "written", "uniform 4/64", "uniform mxfp4"} <= names
+    line = [(point["nbytes"], point["loss"]) for point in spec["layer"][0]["data"]["values"]]
+    assert line == sorted(line)
+    least = dict(line)
+    for point in points:
+        if point["kind"] == "uniform":  # no point lies below the line
+            assert point["loss"] >= min(loss for nbytes, loss in least.items() if nbytes <= point["nbytes"]) * (
+                1 - 1e-9
+            )
+
+
+def test_a_uniform_plan_has_one_format(made: Path, llama: Path) -> None:
+    plan = allocate(analyze(open_source(llama), made / "tiny.mint"), "max", Recipe(veto_db=-100.0))
+    assert {str(choice.format) for choice in uniform(plan, parse_format("4/64")).choices} <= {"4/64", "keep"}
+
+
+def test_the_page_needs_no_network_and_escapes_names(made: Path, tmp_path: Path) -> None:
+    hostile = tmp_path / f"{HOSTILE.replace('/', '∕')}.json"
+    hostile.write_bytes((made / "small.json").read_bytes())
+    page = report([hostile], Recipe())
+    head = page[: page.index('<script type="application/json"')]
+    assert "<script>alert" not in page
+    assert HOSTILE.replace("/", "∕") in unescape(head)
+    assert not re.search(r'(src|href)\s*=\s*["\']?https?:', head)
+    assert "default-src 'none'" in page
+
+
+@pytest.mark.skipif(not which("chromium"), reason="no chromium here")
+def test_a_browser_draws_every_chart_and_table(made: Path, tmp_path: Path) -> None:
+    file = tmp_path / "report.html"
+    file.write_text(report(_paths(made), Recipe(veto_db=-100.0)))
+    profile = f"--user-data-dir={tmp_path / 'profile'}"
+    command = ["chromium", "--headless", "--no-sandbox", "--disable-gpu", profile, "--virtual-time-budget=20000"]
+    result = subprocess.run([*command, "--dump-dom", file.as_uri()], capture_output=True, text=True, timeout=120)
+    assert len(re.findall(r'<svg [^>]*class="marks"', result.stdout)) == 6
+    assert result.stdout.count("<tbody>") == 4
+    assert "model.layers.1.mlp.down_proj" in result.stdout
+
+
+def test_the_command_writes_a_new_page(made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["report", *map(str, _paths(made)), "-o", str(tmp_path / "r.html"), "--json"]
+    assert run_command(command) == 0
+    assert json.loads(capsys.readouterr().out)["report"] == str(tmp_path / "r.html")
+    assert run_command(command) == 1
+    assert "exists" in capsys.readouterr().out
+
+
+def test_other_files_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(MintError, match="no such file or folder"):
+        report([tmp_path / "absent"], Recipe())
+    (tmp_path / "text.json").write_text("{}")
+    with pytest.raises(MintError, match="not a plan"):
+        report([tmp_path / "text.json"], Recipe())
