@@ -132,7 +132,8 @@ def test_a_bug_exits_3_with_its_traceback(capsys: pytest.CaptureFixture[str], mo
 @pytest.mark.parametrize(
     "command",
     ["quantize", "inspect", "analyze", "probe", "allocate", "curve", "explain", "diff", "assemble", "verify",
-     "evaluate", "show", "devices", "doctor", "config", "submit", "jobs", "cancel", "download"],
+     "evaluate", "upload", "report", "export-predicate", "show", "devices", "doctor", "config", "submit", "jobs",
+     "cancel", "download"],
 )  # fmt: skip
 def test_every_command_explains_itself(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run_command([command, "--help"]) == 0
