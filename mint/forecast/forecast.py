@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mint.analysis.probes.own_text import text_base, text_path
+from mint.analysis.probes.own_text import STREAMED, text_base, text_path
 from mint.analysis.probes.prober import Probing
 from mint.assembly.compensated import SEED
 from mint.core.errors import MintError
@@ -111,7 +111,8 @@ def forecast(
     if not analysis.exists():
         once.append(Step("analyze", max(reading, _weights(source) / rates.measured) + _overhead(source)))
     if needs_model and not text_path(source, TEXT, SEED, base).exists():
-        once.append(Step("write text", reading + _writing(source, rates)))
+        readings = TEXT.window if base == STREAMED else 1
+        once.append(Step("write text", readings * reading + _writing(source, rates)))
     if probing:
         once.append(Step("probe", reading + _probing(source, rates, probing)))
     each = list(_compensating(source, rates, reading) if needs_model else _packing(source, rates, reading))
