@@ -11,15 +11,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mint.analysis.probes.own_text import STREAMED, text_base, text_path
+from mint.analysis.probes.own_text import SEED, STREAMED, text_base, text_path
 from mint.analysis.probes.prober import Probing
-from mint.assembly.compensated import SEED
 from mint.core.errors import MintError
 from mint.core.memory import PROCESSES_BYTES, memory_bytes
 from mint.core.progress import OnProgress
-from mint.core.sizes import format_size
+from mint.core.sizes import format_seconds, format_size
+from mint.forecast.machine import machine_rates, read_rate
 from mint.forecast.memory import SHARED, TEXT, needed_memory
-from mint.forecast.rates import Rates, machine_rates, read_rate
+from mint.forecast.rates import Rates
 from mint.formats.rounding import ROUNDINGS
 from mint.formats.units import Unit
 from mint.model.kv_trace import active_experts
@@ -71,20 +71,13 @@ class Forecast:
         }
 
     def __str__(self) -> str:
-        steps = ", ".join(f"{step.name} {spoken(step.seconds)}" for step in self.steps if step.seconds >= 1)
+        steps = ", ".join(f"{step.name} {format_seconds(step.seconds)}" for step in self.steps if step.seconds >= 1)
         machine = f" (this machine has {format_size(self.machine_bytes)})"
         short = machine if self.peak_bytes > self.machine_bytes else ""
         return (
-            f"about {spoken(self.seconds)} ({steps}); up to {format_size(self.peak_bytes)} of memory{short}, "
+            f"about {format_seconds(self.seconds)} ({steps}); up to {format_size(self.peak_bytes)} of memory{short}, "
             f"{format_size(self.disk_bytes)} of disk"
         )
-
-
-def spoken(seconds: float) -> str:
-    """Seconds, minutes or hours in as many figures as a forecast has."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 100 * 60 else f"{seconds / 3600:.1f} h"
 
 
 def forecast(

@@ -11,8 +11,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 
 from mint.analysis.probes.own_text import BASES_OF_TEXT, WIDE, text_bytes
-from mint.assembly.compensated import BLOCK
-from mint.assembly.layer_inputs import LOGITS, ROWS
+from mint.assembly.layer_inputs import LOGITS, ROWS, WEIGHTS
 from mint.core.errors import MintError
 from mint.core.memory import PROCESSES_BYTES
 from mint.core.sizes import format_size
@@ -96,7 +95,7 @@ def _rounding(units: Sequence[Unit], experts: int) -> int:
         if unit.role not in SHARED:
             inputs += CALIBRATION.count * CALIBRATION.window * calls * columns * WIDE
             factors += columns * columns * WIDE
-        block = min(unit.size // unit.slices, BLOCK) * _PACKING
+        block = min(unit.size // unit.slices, WEIGHTS) * _PACKING
         working = max(working, columns * columns * _MOMENTS, block + unit.size * WIDE)
     whole = max(unit.nbytes for unit in units)
     return 2 * inputs + factors + working + int(_WHOLE * whole)

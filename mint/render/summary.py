@@ -5,11 +5,13 @@ from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from mint.core.sizes import format_size
-from mint.forecast.forecast import Forecast, spoken
+from mint.core.sizes import format_seconds, format_size
 from mint.plan.plan import Plan
+
+if TYPE_CHECKING:
+    from mint.forecast.forecast import Forecast
 
 RUINED_KL = 1.0  # nats per token: text is mostly nonsense
 # KL divergence in nats per token, up to this value: the words for it
@@ -52,16 +54,16 @@ def plan_summary(plan: Plan, path: Path | None) -> list[Line]:
     return [Line("plan", file), *_judgement(plan, None), *([Line("next", command)] if path else [])]
 
 
-def forecast_summary(forecast: Forecast) -> list[Line]:
+def forecast_summary(forecast: "Forecast") -> list[Line]:
     """The lines for a forecast."""
-    steps = [f"{step.name} {spoken(step.seconds)}" for step in forecast.steps]
+    steps = [f"{step.name} {format_seconds(step.seconds)}" for step in forecast.steps]
     memory = Line(
         "memory",
         f"up to {format_size(forecast.peak_bytes)} of {format_size(forecast.machine_bytes)}",
         is_warning=forecast.peak_bytes > forecast.machine_bytes,
     )
     return [
-        Line("time", f"about {spoken(forecast.seconds)}: {', '.join(steps)}"),
+        Line("time", f"about {format_seconds(forecast.seconds)}: {', '.join(steps)}"),
         memory,
         Line("disk", format_size(forecast.disk_bytes)),
     ]

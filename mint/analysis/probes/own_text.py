@@ -37,6 +37,7 @@ from mint.run.device_kind import device_kind, versions
 
 _CACHED = ("k", "v", "kv", "kv_latent")  # roles whose outputs are cached
 _LOGITS = 3  # copies of those of one position
+SEED = 1  # of the text of a compensation; that of the probe has another
 WIDE = 4  # bytes of a float32
 STREAMED = "streamed"  # full precision, every layer read anew for every position
 BASES_OF_TEXT = (FULL, *BASES, STREAMED)  # by falling memory

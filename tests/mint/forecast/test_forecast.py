@@ -15,10 +15,10 @@ from mint.analysis.probes.own_text import BASES_OF_TEXT
 from mint.cli.main import run_command
 from mint.core.errors import MintError
 from mint.core.progress import ignore
-from mint.core.sizes import parse_size
-from mint.forecast.forecast import Forecast, spoken
+from mint.core.sizes import format_seconds, parse_size
+from mint.forecast.forecast import Forecast
+from mint.forecast.machine import machine_rates
 from mint.forecast.memory import check_memory, needed_memory
-from mint.forecast.rates import machine_rates
 from mint.model.source import open_source
 from mint.pipeline import Pipeline, Target, quantize
 from mint.plan.recipe import Budget, Recipe
@@ -44,7 +44,8 @@ def test_a_dry_run_writes_nothing(llama: Path, tmp_path: Path, capsys: pytest.Ca
 
 
 def test_the_forecast_comes_first_and_counts_only_what_is_left(make_model: Callable[..., Path], tmp_path: Path) -> None:
-    model, forecasts = make_model(), []
+    model = make_model()
+    forecasts: list[Forecast] = []
     first = forecast_of(model, tmp_path / "out")
     result = quantize(model, "6bpw", tmp_path / "out", GOOD, on_forecast=forecasts.append)
     assert [step.name for step in first.steps] == ["start", "analyze", "write text", "predict", "assemble", "verify"]
@@ -65,7 +66,7 @@ def test_a_step_takes_longer_the_more_there_is_to_do(make_model: Callable[..., P
     assert fast.peak_bytes < good.peak_bytes
     two = Pipeline(GOOD).foresee(model, [Target(tmp_path / name, Budget.of(name)) for name in ("5bpw", "6bpw")])
     assert good.seconds < two.seconds < 2 * good.seconds
-    assert [spoken(seconds) for seconds in (3.2, 200, 9000)] == ["3 s", "3 min", "2.5 h"]
+    assert [format_seconds(seconds) for seconds in (3.2, 200, 9000)] == ["3 s", "3 min", "2.5 h"]
 
 
 def test_the_machine_is_measured_once() -> None:
