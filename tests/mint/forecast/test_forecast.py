@@ -43,6 +43,13 @@ def test_a_dry_run_writes_nothing(llama: Path, tmp_path: Path, capsys: pytest.Ca
     assert list(tmp_path.iterdir()) == []
 
 
+def test_qualities_have_the_time_and_memory_of_a_model(llama: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_command(["recipes", str(llama), "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)["qualities"]
+    assert [row["time"].split()[1] for row in rows if row["quality"] in ("fast", "good")] == ["s", "s"]
+    assert not any("seconds" in row for row in rows)
+
+
 def test_the_forecast_comes_first_and_counts_only_what_is_left(make_model: Callable[..., Path], tmp_path: Path) -> None:
     model = make_model()
     forecasts: list[Forecast] = []
