@@ -13,7 +13,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from mint.forecast.rates import Rates
+from mint.forecast.rates import COLUMNS, Rates
 from mint.formats.format import FORMATS, KEEP, parse_format
 from mint.formats.rounding import ROUNDINGS
 from mint.kernels.backend import backend
@@ -23,18 +23,18 @@ from mint.quality.divergence import differences, predictions
 from mint.quality.sequences import CALIBRATION
 
 _SECONDS = 0.08  # of the calls for one rate
-_ROWS, _COLUMNS = 512, 1536
+_ROWS = 512
 _VOCABULARY = 1 << 15
 
 
 def measured_rates(rounding: str) -> Rates:
     """The rates of this machine for a rounding, whose kernels are compiled."""
     how, random = ROUNDINGS[rounding], np.random.default_rng(0)
-    weight = mx.random.normal((1, _ROWS, _COLUMNS), key=mx.random.key(0)).astype(mx.bfloat16)
-    rows = random.standard_normal((_ROWS, _COLUMNS)).astype(np.float32)
+    weight = mx.random.normal((1, _ROWS, COLUMNS), key=mx.random.key(0)).astype(mx.bfloat16)
+    rows = random.standard_normal((_ROWS, COLUMNS)).astype(np.float32)
     logits = random.standard_normal((1, 8, _VOCABULARY)).astype(np.float32)
     wide, tokens = mx.array(rows), np.zeros((1, 8), np.int32)
-    table = mx.random.normal((_COLUMNS, _COLUMNS), key=mx.random.key(1))
+    table = mx.random.normal((COLUMNS, COLUMNS), key=mx.random.key(1))
     mx.eval(weight, wide, table)
     formats = [format for format in FORMATS if format != KEEP]
     curvature = Curvature.of(rows)
@@ -50,7 +50,7 @@ def measured_rates(rounding: str) -> Rates:
         differences(expected.log_probabilities, expected.top, logits, tokens)
 
     format = parse_format("4/64")
-    products = 2 * _ROWS * _COLUMNS
+    products = 2 * _ROWS * COLUMNS
     cores = os.cpu_count() or 1
     models, alone = (cores, 1) if backend().uses_blas else (0, 0)
     kernels = cores if backend().has_compiled_kernels else 0
@@ -58,8 +58,8 @@ def measured_rates(rounding: str) -> Rates:
         measured=_rate(weight.size, kernels, lambda: backend().errors(weight, formats, measures)),
         packed=_rate(weight.size, kernels, lambda: backend().pack(weight, format, packs)),
         compensated=_rate(weight.size, cores, lambda: pack_compensated(raw(weight)[0], "BF16", format, curvature)),
-        products=_rate(products * _COLUMNS, cores, lambda: rows.T @ rows),
-        factored=_rate(_COLUMNS**3, cores, lambda: factor(second_moments(rows))),
+        products=_rate(products * COLUMNS, cores, lambda: rows.T @ rows),
+        factored=_rate(COLUMNS**3, cores, lambda: factor(second_moments(rows))),
         forward=_rate(products * _ROWS, models, lambda: mx.eval(wide @ wide.T)),
         written=_rate(2 * table.size * CALIBRATION.count, models, wrote),
         sampled=_rate(logits.size, alone, lambda: mx.eval(mx.random.categorical(mx.array(logits)))),

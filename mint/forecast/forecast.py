@@ -1,7 +1,8 @@
 """Predicts a request: its steps, and the minutes, memory and disk that they take on this machine.
 
-Seconds are amounts of work over the rates of the machine. A matrix (R, C) multiplies T rows in 2 T R C operations; its
-compensation takes R C weights, R C^2 operations in products, and for new inputs 2 T C^2 and the C^3 of a factor.
+Seconds are amounts of work over the rates of the machine. A matrix (R, C) multiplies T rows in 2 T R C operations. Its
+compensation takes the time of R C weights, and 7 R C (C - 1536) operations more where it is wider than the measured
+one; new inputs take 2 T C^2 and the C^3 of a factor.
 """
 
 # T rows of inputs, R rows, C columns
@@ -19,7 +20,7 @@ from mint.core.progress import OnProgress
 from mint.core.sizes import format_seconds, format_size
 from mint.forecast.machine import machine_rates, read_rate
 from mint.forecast.memory import SHARED, TEXT, needed_memory
-from mint.forecast.rates import Rates
+from mint.forecast.rates import COLUMNS, Rates
 from mint.formats.rounding import ROUNDINGS
 from mint.formats.units import Unit
 from mint.model.kv_trace import active_experts
@@ -31,6 +32,7 @@ _START_SECONDS = 1.0  # imports and the opening of the model
 _VERIFY_SECONDS = 2.0  # to load stock mlx_lm beside it
 _VERIFY_PASSES = 12  # over all weights: digests, decoding, and products with few rows
 _BESIDE_PRODUCTS = 1.6  # times as long: attention and all else of a pass with few rows, measured on SmolLM2
+_PRODUCTS = 7  # operations of a compensated and refined weight for each column of its matrix
 _UNIT_SECONDS = 0.002  # to take one up, in any step
 
 
@@ -139,7 +141,8 @@ def _rounding(unit: Unit, rates: Rates, rows: int) -> float:
     if unit.role == "embedding":
         return unit.size / rates.packed
     columns = unit.shape[-1]
-    seconds = unit.size / rates.compensated + unit.size * columns / rates.products
+    wider = max(0, columns - COLUMNS)
+    seconds = unit.size / rates.compensated + _PRODUCTS * unit.size * wider / rates.products
     if unit.role in SHARED and unit.slices == 1:
         return seconds
     return seconds + 2 * rows * columns**2 / rates.products + unit.slices * columns**3 / rates.factored

@@ -22,8 +22,8 @@ from mint.model.roles import TOWER, layer_path
 from mint.model.source import Source
 from mint.quality.sequences import CALIBRATION, JUDGED, TextSize
 
-_MOMENTS = 20  # bytes for each of C^2 second moments while they are factored
-_PACKING = 10  # for each weight of a block that is compensated
+_MOMENTS = 24  # bytes for each of C^2 second moments while they are factored
+_PACKING = 12  # for each weight of a block that is compensated
 _WHOLE = 2.3  # times the bytes of a unit: its weight, and its packed parts before and after they are joined
 _COMPARED = 16  # for each logit of a block
 SHARED = ("k", "v", "up", "expert_up")  # roles whose inputs are also those of another unit
@@ -94,7 +94,7 @@ def _rounding(units: Sequence[Unit], experts: int) -> int:
         columns, calls = unit.shape[-1], experts if unit.slices > 1 else 1
         if unit.role not in SHARED:
             inputs += CALIBRATION.count * CALIBRATION.window * calls * columns * WIDE
-            factors += columns * columns * WIDE
+            factors += 2 * columns * columns * WIDE
         block = min(unit.size // unit.slices, WEIGHTS) * _PACKING
         working = max(working, columns * columns * _MOMENTS, block + unit.size * WIDE)
     whole = max(unit.nbytes for unit in units)

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+COLUMNS = 1536  # of the matrix that is compensated to measure
+
 
 @dataclass(frozen=True, slots=True)
 class Rates:
@@ -9,7 +11,7 @@ class Rates:
 
     measured: float  # weights, in all formats
     packed: float  # weights
-    compensated: float  # weights, without the products of whole blocks
+    compensated: float  # weights of a matrix with so many columns; wider ones take more products
     products: float  # operations in numpy's matrix products
     factored: float  # C^3 of second moments (C, C)
     forward: float  # operations of a model on many rows
