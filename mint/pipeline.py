@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mint.analysis.analysis import SCHEMA, Analysis
 from mint.analysis.analyze import analyze
@@ -27,8 +27,6 @@ from mint.core.errors import MintError
 from mint.core.files import move_aside
 from mint.core.memory import peak_rss_bytes
 from mint.core.progress import OnNote, OnProgress, ignore, say_nothing
-from mint.forecast.forecast import Forecast, forecast
-from mint.forecast.memory import check_memory
 from mint.formats.rounding import DEFAULT_ROUNDING
 from mint.kernels.ready import begin_kernels
 from mint.kernels.warmup import MEASURE, WRITE
@@ -41,8 +39,11 @@ from mint.plan.recipe import Budget, Recipe
 from mint.run.device_kind import device_kind, versions
 from mint.run.executor import Executor, in_process, measuring_device
 
+if TYPE_CHECKING:
+    from mint.forecast.forecast import Forecast
+
 ANALYZE, PROBE, ALLOCATE, ASSEMBLE, VERIFY = "analyze", "probe", "allocate", "assemble", "verify"  # the stages
-OnForecast = Callable[[Forecast], object]
+OnForecast = Callable[["Forecast"], object]
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,7 +184,7 @@ class Pipeline:
             folders.append(target.output)
         return results
 
-    def foresee(self, model: Source | Path | str, targets: Sequence[Target]) -> Forecast:
+    def foresee(self, model: Source | Path | str, targets: Sequence[Target]) -> "Forecast":
         """The forecast for `run`, after all checks that need no long work; nothing is written."""
         self._refuse(targets)
         return self._forecast(*self._opened(model, targets))
@@ -201,13 +202,17 @@ class Pipeline:
             source, self.recipe, budgets, outputs, [self._analysis_path(source)], on_note=self.on_note
         )
         if self.memory is not None:
+            from mint.forecast.memory import check_memory
+
             check_memory(source, self.recipe.rounding, self.memory)
         if has_own_code(source.folder) and (fault := tokenizer_fault(source.folder)):
             self.on_note(f"{source.folder.name}: {fault}")
         return source, sizes
 
-    def _forecast(self, source: Source, sizes: Sequence[int]) -> Forecast:
+    def _forecast(self, source: Source, sizes: Sequence[int]) -> "Forecast":
         probing = None if not self.recipe.probe or probe_path(self._probes_path(source)).exists() else self.probing
+        from mint.forecast.forecast import forecast
+
         analysis = self._analysis_path(source)
         return forecast(
             source, self.recipe.rounding, sizes, analysis=analysis, probing=probing, memory=self.memory,

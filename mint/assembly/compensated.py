@@ -18,9 +18,9 @@ from typing import Any, BinaryIO
 import mlx.core as mx
 import numpy as np
 
-from mint.analysis.probes.own_text import own_text
+from mint.analysis.probes.own_text import SEED, own_text
 from mint.analysis.unit_jobs import Packed, Quantize, check_measured
-from mint.assembly.layer_inputs import Inputs, Rows, Walk
+from mint.assembly.layer_inputs import WEIGHTS, Inputs, Rows, Walk
 from mint.core.progress import OnProgress
 from mint.formats.format import KEEP, Format
 from mint.formats.units import Unit, parts_of
@@ -39,9 +39,7 @@ from mint.quality.forward import fusing_nothing, open_wide
 from mint.quality.sequences import JUDGED, TextSize
 from mint.run.executor import Executor, small_cache
 
-SEED = 1  # of the text; that of the probe has another
 FEWEST = 32  # rows of inputs; an expert with fewer keeps the searched rounding
-BLOCK = 1 << 24  # weights that are compensated at once, beside the curvature of their inputs
 _SEARCH = "search"  # the rounding of units without inputs
 
 
@@ -123,7 +121,7 @@ class Compensation:
 
     def _pack(self, matrix: Raw, unit: Unit, curvature: Curvature) -> tuple[Any, ...]:
         """The parts of a matrix (R, C), packed in blocks of rows: a head has hundreds of thousands."""
-        blocks = (matrix[rows] for rows in parts_of(matrix.shape, BLOCK))
+        blocks = (matrix[rows] for rows in parts_of(matrix.shape, WEIGHTS))
         packed = [pack_compensated(block, unit.dtype, self.formats[unit.path], curvature) for block in blocks]
         return tuple(np.concatenate(parts) for parts in zip(*packed, strict=True))
 

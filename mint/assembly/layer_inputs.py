@@ -38,6 +38,7 @@ Rows = npt.NDArray[np.float32]
 Experts = npt.NDArray[np.int64]
 ROWS = 1 << 10  # tokens of a block of sequences
 LOGITS = 1 << 24  # of a block of judged sequences
+WEIGHTS = 1 << 24  # of a matrix that are rounded at once: fewer are rounded whole
 _Noted = list[tuple[mx.array, mx.array | None]]  # rows and experts of each call of a unit
 _Calls = dict[str, _Noted]  # by path
 _Block = tuple[Replay, mx.array]  # sequences (B, L), and what the finished layers answer for them

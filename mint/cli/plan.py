@@ -8,9 +8,10 @@ from typing import Annotated
 import mint
 from mint.cli import options as opt
 from mint.cli.options import argument, option
-from mint.cli.outputs import check_new, outputs_of, set_aside
+from mint.cli.outputs import check_new, default_outputs, described, outputs_of, set_aside
 from mint.cli.terminal.screen import Answer, Record, Screen
 from mint.core.errors import MintError
+from mint.formats.quality import QUALITIES
 from mint.plan.recipe import Room
 
 
@@ -201,14 +202,32 @@ def export_predicate(
     return record
 
 
-def recipes(screen: Screen) -> Record:
+def recipes(
+    screen: Screen,
+    model: Annotated[str, argument("[MODEL]", "Also give the time and memory of this model on this machine.")] = "",
+) -> Record:
     """List the qualities: the rounding that each stands for, its cost and its gain.
 
     Seconds and memory are those of SmolLM2-135M on two cores; the KL is against uniform 4-bit at equal bytes.
     """
     from mint.render.models import qualities_record
 
-    return qualities_record()
+    if not model:
+        return qualities_record()
+    screen.begin(f"forecast {described(model)}")
+    from mint.run.blas import restart_with_fast_blas
+
+    restart_with_fast_blas()
+    from mint.pipeline import Pipeline, Target
+    from mint.plan.recipe import Budget, Recipe
+
+    source = mint.open_source(model, on_progress=screen.on_progress)
+    target = Target(default_outputs(model, [Budget.of("max")])[0], Budget.of("max"))
+
+    def expected(rounding: str) -> Record:
+        return Pipeline(Recipe(rounding=rounding), force=True).foresee(source, [target]).to_dict()
+
+    return qualities_record({row.name: expected(row.rounding) for row in QUALITIES.values()})
 
 
 def devices(

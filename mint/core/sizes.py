@@ -91,3 +91,10 @@ def format_size(nbytes: int) -> str:
         if nbytes >= UNITS[unit]:
             return f"{nbytes / UNITS[unit]:.4g} {unit}"
     return f"{nbytes} B"
+
+
+def format_seconds(seconds: float) -> str:
+    """Seconds, minutes or hours for people, in as many figures as a forecast has."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 100 * 60 else f"{seconds / 3600:.1f} h"

@@ -1,7 +1,8 @@
 """Predicts a request: its steps, and the minutes, memory and disk that they take on this machine.
 
-Seconds are amounts of work over the rates of the machine. A matrix (R, C) multiplies T rows in 2 T R C operations; its
-compensation takes R C weights, R C^2 operations in products, and for new inputs 2 T C^2 and the C^3 of a factor.
+Seconds are amounts of work over the rates of the machine. A matrix (R, C) multiplies T rows in 2 T R C operations. Its
+compensation takes the time of R C weights, and 7 R C (C - 1536) operations more where it is wider than the measured
+one; new inputs take 2 T C^2 and the C^3 of a factor.
 """
 
 # T rows of inputs, R rows, C columns
@@ -11,15 +12,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mint.analysis.probes.own_text import text_base, text_path
+from mint.analysis.probes.own_text import SEED, STREAMED, text_base, text_path
 from mint.analysis.probes.prober import Probing
-from mint.assembly.compensated import SEED
 from mint.core.errors import MintError
 from mint.core.memory import PROCESSES_BYTES, memory_bytes
 from mint.core.progress import OnProgress
-from mint.core.sizes import format_size
+from mint.core.sizes import format_seconds, format_size
+from mint.forecast.machine import machine_rates, read_rate
 from mint.forecast.memory import SHARED, TEXT, needed_memory
-from mint.forecast.rates import Rates, machine_rates, read_rate
+from mint.forecast.rates import COLUMNS, Rates
 from mint.formats.rounding import ROUNDINGS
 from mint.formats.units import Unit
 from mint.model.kv_trace import active_experts
@@ -31,6 +32,7 @@ _START_SECONDS = 1.0  # imports and the opening of the model
 _VERIFY_SECONDS = 2.0  # to load stock mlx_lm beside it
 _VERIFY_PASSES = 12  # over all weights: digests, decoding, and products with few rows
 _BESIDE_PRODUCTS = 1.6  # times as long: attention and all else of a pass with few rows, measured on SmolLM2
+_PRODUCTS = 7  # operations of a compensated and refined weight for each column of its matrix
 _UNIT_SECONDS = 0.002  # to take one up, in any step
 
 
@@ -71,20 +73,13 @@ class Forecast:
         }
 
     def __str__(self) -> str:
-        steps = ", ".join(f"{step.name} {spoken(step.seconds)}" for step in self.steps if step.seconds >= 1)
+        steps = ", ".join(f"{step.name} {format_seconds(step.seconds)}" for step in self.steps if step.seconds >= 1)
         machine = f" (this machine has {format_size(self.machine_bytes)})"
         short = machine if self.peak_bytes > self.machine_bytes else ""
         return (
-            f"about {spoken(self.seconds)} ({steps}); up to {format_size(self.peak_bytes)} of memory{short}, "
+            f"about {format_seconds(self.seconds)} ({steps}); up to {format_size(self.peak_bytes)} of memory{short}, "
             f"{format_size(self.disk_bytes)} of disk"
         )
-
-
-def spoken(seconds: float) -> str:
-    """Seconds, minutes or hours in as many figures as a forecast has."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 100 * 60 else f"{seconds / 3600:.1f} h"
 
 
 def forecast(
@@ -111,7 +106,8 @@ def forecast(
     if not analysis.exists():
         once.append(Step("analyze", max(reading, _weights(source) / rates.measured) + _overhead(source)))
     if needs_model and not text_path(source, TEXT, SEED, base).exists():
-        once.append(Step("write text", reading + _writing(source, rates)))
+        readings = TEXT.window if base == STREAMED else 1
+        once.append(Step("write text", readings * reading + _writing(source, rates)))
     if probing:
         once.append(Step("probe", reading + _probing(source, rates, probing)))
     each = list(_compensating(source, rates, reading) if needs_model else _packing(source, rates, reading))
@@ -145,7 +141,8 @@ def _rounding(unit: Unit, rates: Rates, rows: int) -> float:
     if unit.role == "embedding":
         return unit.size / rates.packed
     columns = unit.shape[-1]
-    seconds = unit.size / rates.compensated + unit.size * columns / rates.products
+    wider = max(0, columns - COLUMNS)
+    seconds = unit.size / rates.compensated + _PRODUCTS * unit.size * wider / rates.products
     if unit.role in SHARED and unit.slices == 1:
         return seconds
     return seconds + 2 * rows * columns**2 / rates.products + unit.slices * columns**3 / rates.factored

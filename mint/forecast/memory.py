@@ -7,27 +7,24 @@ logits of a block of sequences. `Walk` and `compensate` keep to it.
 
 # T tokens, C columns, V vocabulary
 
-from collections.abc import Iterable, Mapping
-from functools import partial
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 
-from mint.analysis.probes.own_text import text_bytes
-from mint.analysis.probes.packed_base import BASES
-from mint.analysis.probes.probe_file import FULL
-from mint.assembly.compensated import BLOCK
-from mint.assembly.layer_inputs import LOGITS, ROWS
+from mint.analysis.probes.own_text import BASES_OF_TEXT, WIDE, text_bytes
+from mint.assembly.layer_inputs import LOGITS, ROWS, WEIGHTS
 from mint.core.errors import MintError
 from mint.core.memory import PROCESSES_BYTES
 from mint.core.sizes import format_size
 from mint.formats.rounding import ROUNDINGS
 from mint.formats.units import Unit
 from mint.kernels.backend import backend
-from mint.model.roles import TOWER
+from mint.model.roles import TOWER, layer_path
 from mint.model.source import Source
 from mint.quality.sequences import CALIBRATION, JUDGED, TextSize
 
-_WIDE = 4  # bytes of a float32
-_MOMENTS = 20  # bytes for each of C^2 second moments while they are factored
-_PACKING = 10  # for each weight of a block that is compensated
+_MOMENTS = 24  # bytes for each of C^2 second moments while they are factored
+_PACKING = 12  # for each weight of a block that is compensated
+_WHOLE = 2.3  # times the bytes of a unit: its weight, and its packed parts before and after they are joined
 _COMPARED = 16  # for each logit of a block
 SHARED = ("k", "v", "up", "expert_up")  # roles whose inputs are also those of another unit
 TEXT = TextSize(CALIBRATION.count + JUDGED, CALIBRATION.window)
@@ -46,7 +43,7 @@ def needed_memory(source: Source, rounding: str, base: str) -> dict[str, int]:
 
 def check_memory(source: Source, rounding: str, memory: int) -> None:
     """Raise `MintError` if a request cannot keep to so many bytes of memory."""
-    bases = (FULL, *BASES)
+    bases = BASES_OF_TEXT
     steps = min((needed_memory(source, rounding, base) for base in bases), key=lambda needs: max(needs.values()))
     step, needed = max(steps.items(), key=lambda item: item[1])
     if needed > memory:
@@ -64,35 +61,44 @@ def _walk(source: Source) -> dict[str, int]:
     tables = [unit for unit in units if unit.role in ("head", "embedding")]
     vocabulary = max((unit.shape[-2] for unit in tables), default=0)
     width = max((unit.shape[-1] for unit in tables), default=0)
-    between = 2 * TEXT.count * TEXT.window * width * _WIDE  # the answers of a layer, old and new
-    outer = sum(unit.size for unit in outside) * _WIDE + sum(parameter.nbytes * 2 for parameter in source.parameters)
-    layers: dict[int, list[Unit]] = {}
+    between = 2 * TEXT.count * TEXT.window * width * WIDE  # the answers of a layer, old and new
+    outer = sum(unit.size for unit in outside) * WIDE + sum(parameter.nbytes * 2 for parameter in source.parameters)
+    layers: dict[str, list[Unit]] = defaultdict(list)
     for unit in units:
-        layers.setdefault(unit.layer, []).append(unit)
-    layers.pop(-1, None)
+        if unit.layer >= 0:
+            layers[layer_path(unit.path)].append(unit)
+    experts = _experts_per_token(source.config)
+    layer = max((_layer(units, experts) for units in layers.values()), default=0)
+    table = max((_rounding([unit], 1) for unit in heads or outside if unit in tables), default=0)
     logits = max(LOGITS, vocabulary * TEXT.window) * _COMPARED
-    head = sum(unit.size for unit in heads) * _WIDE
-    stage = partial(_stage, experts=_experts_per_token(source.config))
+    head = sum(unit.size for unit in heads) * WIDE
     return {
-        "round a layer": outer + between + max(map(stage, layers.values()), default=0),
-        "round the head": outer + between + (stage(heads or outside[:1]) if tables else 0),
+        "round a layer": outer + between + layer,
+        "round the head": outer + between + table,
         "measure the closeness": outer + head + between + logits,
     }
 
 
-def _stage(units: Iterable[Unit], *, experts: int) -> int:
-    """Bytes to round these units: their weights, their inputs and activations, and the work on the largest of them."""
-    weights = inputs = activations = factors = working = 0
+def _layer(units: Sequence[Unit], experts: int) -> int:
+    """Bytes to round the units of a layer: its weights, the activations of a block of sequences, and the rounding."""
+    activations = 0
     for unit in units:
-        rows, columns = unit.shape[-2:]
-        calls = experts if unit.slices > 1 else 1
-        weights += unit.size * _WIDE
-        inputs += 0 if unit.role in SHARED else CALIBRATION.count * CALIBRATION.window * calls * columns * _WIDE
-        activations += ROWS * calls * (rows + 2 * columns) * _WIDE
-        factors += 0 if unit.role in SHARED else columns * columns * _WIDE
-        packing = min(unit.size // unit.slices, BLOCK) * _PACKING + unit.size * (_WIDE + 2) + 2 * unit.nbytes
-        working = max(working, max(columns * columns * _MOMENTS, packing))
-    return weights + 2 * inputs + activations + factors + working
+        activations += ROWS * (experts if unit.slices > 1 else 1) * (unit.shape[-2] + 2 * unit.shape[-1]) * WIDE
+    return sum(unit.size for unit in units) * WIDE + activations + _rounding(units, experts)
+
+
+def _rounding(units: Sequence[Unit], experts: int) -> int:
+    """Bytes of the inputs of units that are rounded together, and of the work on the largest of them."""
+    inputs = factors = working = 0
+    for unit in units:
+        columns, calls = unit.shape[-1], experts if unit.slices > 1 else 1
+        if unit.role not in SHARED:
+            inputs += CALIBRATION.count * CALIBRATION.window * calls * columns * WIDE
+            factors += 2 * columns * columns * WIDE
+        block = min(unit.size // unit.slices, WEIGHTS) * _PACKING
+        working = max(working, columns * columns * _MOMENTS, block + unit.size * WIDE)
+    whole = max(unit.nbytes for unit in units)
+    return 2 * inputs + factors + working + int(_WHOLE * whole)
 
 
 def _experts_per_token(config: Mapping[str, object]) -> int:

@@ -49,7 +49,7 @@ class Expected:
         self._vocabulary = 0
         for rows, block in _counted(logits):
             expected = predictions(as_numpy(block[:, :-1]), tokens[rows, 1:])
-            expected.log_probabilities.astype(np.float16).tofile(file)
+            file.write(expected.log_probabilities.astype(np.float16).data)
             self._tops.append(expected.top)
             self._vocabulary = block.shape[-1]
 

@@ -10,6 +10,7 @@ reference file, which serves any number of candidates.
 import tempfile
 import time
 from collections.abc import Iterator
+from itertools import repeat
 from pathlib import Path
 
 import numpy as np
@@ -75,7 +76,7 @@ def _write_reference(question: Question, path: Path, on_progress: OnProgress) ->
     model = open_wide(folder)
     if tokens is None:
         prefix = sequences.prefix_of(folder)
-        tokens = sequences.own_sequences(model, prefix, vocabulary, size, origin.seed, on_progress)
+        tokens = sequences.own_sequences(repeat(model), prefix, vocabulary, size, origin.seed, on_progress)
     noisy = max(sequences.FEWEST, len(tokens) // NOISE_SHARE)
     with new_reference(path, origin, tokens, vocabulary, noisy=noisy) as (reference, append):
         for rows, logits, following in _passes("reference", "in float32", model, tokens, vocabulary, on_progress):

@@ -8,7 +8,7 @@ tokenizer begins every text (with the BOS token, or with nothing).
 # S sequences, L tokens of each
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain, zip_longest
 from pathlib import Path
@@ -78,17 +78,25 @@ def text_sequences(folder: Path, texts: Sequence[Path], size: TextSize) -> Token
 
 
 def own_sequences(
-    model: Module, prefix: Sequence[int], vocabulary: int, size: TextSize, seed: int, on_progress: OnProgress
+    models: Iterator[Module],
+    prefix: Sequence[int],
+    vocabulary: int,
+    size: TextSize,
+    seed: int,
+    on_progress: OnProgress,
 ) -> Tokens:
-    """(S, L) tokens below `vocabulary` that `model` writes, decided by `seed`; every sequence begins with `prefix`."""
+    """(S, L) tokens below `vocabulary` that a model writes, decided by `seed`; every sequence begins with `prefix`.
+
+    Each position is written by the next of `models`, all of which are the same model.
+    """
     key, first = mx.random.split(mx.random.key(seed))
     start = mx.random.randint(0, vocabulary, (size.count, 1), key=first)
     last = mx.concatenate([mx.broadcast_to(mx.array(list(prefix), mx.int32), (size.count, len(prefix))), start], axis=1)
-    caches = _short_caches(model, size.window)
+    caches = _short_caches(next(models), size.window)
     written = [last]
     for position in range(last.shape[1], size.window):
         key, now = mx.random.split(key)
-        last = mx.random.categorical(logits_of(model, last, caches)[:, -1], key=now)[:, None].astype(mx.int32)
+        last = mx.random.categorical(logits_of(next(models), last, caches)[:, -1], key=now)[:, None].astype(mx.int32)
         mx.eval(last)
         written.append(last)
         on_progress(Progress("write text", position + 1, size.window, f"{size.count} sequences"))

@@ -8,12 +8,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from statistics import median, median_high
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from mint.analysis.probes.sensitivity import prior_alphas
 from mint.core.errors import MintError
 from mint.core.records import pick
-from mint.formats.quality import QUALITIES
+from mint.core.sizes import format_seconds, format_size
+from mint.formats.quality import QUALITIES, Quality
 from mint.quality.verdict import kl_in_words
 from mint.targets.devices import GIB, Device, devices
 from mint.targets.loaders import loaders
@@ -175,11 +177,19 @@ def _gib(device: Device) -> str:
     return f"{device.memory_bytes / GIB:g} GiB"
 
 
-def qualities_record() -> Record:
-    """The record of `mint recipes`."""
+def qualities_record(forecasts: Mapping[str, Record] = MappingProxyType({})) -> Record:
+    """The record of `mint recipes`, with the forecasts for a model by quality if there are any."""
+
+    def costs(row: Quality) -> Record:
+        if row.name not in forecasts:
+            return pick(row, "seconds memory")
+        forecast = forecasts[row.name]
+        return {"time": format_seconds(forecast["seconds"]), "memory": format_size(forecast["peak_memory_bytes"])}
+
     return {
         "qualities": [
-            {"quality": row.name, **pick(row, "rounding seconds memory kl title")} for row in QUALITIES.values()
+            {"quality": row.name, "rounding": row.rounding, **costs(row), **pick(row, "kl title")}
+            for row in QUALITIES.values()
         ]
     }
 

@@ -5,14 +5,16 @@ from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from mint.core.sizes import format_size
-from mint.forecast.forecast import Forecast, spoken
+from mint.core.sizes import format_seconds, format_size
 from mint.plan.plan import Plan
 from mint.quality.estimates import Estimate
 from mint.quality.evaluation import OWN_TEXT, Evaluation
 from mint.quality.verdict import RUINED_KL, kl_in_words
+
+if TYPE_CHECKING:
+    from mint.forecast.forecast import Forecast
 
 _MAX_FORMATS = 3  # named in a summary
 
@@ -46,16 +48,16 @@ def plan_summary(plan: Plan, path: Path | None) -> list[Line]:
     return [Line("plan", file), *_judgement(plan, None), *([Line("next", command)] if path else [])]
 
 
-def forecast_summary(forecast: Forecast) -> list[Line]:
+def forecast_summary(forecast: "Forecast") -> list[Line]:
     """The lines for a forecast."""
-    steps = [f"{step.name} {spoken(step.seconds)}" for step in forecast.steps]
+    steps = [f"{step.name} {format_seconds(step.seconds)}" for step in forecast.steps]
     memory = Line(
         "memory",
         f"up to {format_size(forecast.peak_bytes)} of {format_size(forecast.machine_bytes)}",
         is_warning=forecast.peak_bytes > forecast.machine_bytes,
     )
     return [
-        Line("time", f"about {spoken(forecast.seconds)}: {', '.join(steps)}"),
+        Line("time", f"about {format_seconds(forecast.seconds)}: {', '.join(steps)}"),
         memory,
         Line("disk", format_size(forecast.disk_bytes)),
     ]

@@ -1,27 +1,46 @@
-"""Caches the text that a model writes: the same model and versions write the same text, so it is written once."""
+"""The text that a model writes, in the memory that there is.
 
+The same model, base and versions write the same text, so it is written once and cached. A model that does not fit in
+full precision writes in 8, 6 or 4 bits; one that does not fit in 4 bits is streamed, layer by layer for every position.
+"""
+
+from collections import defaultdict
+from collections.abc import Callable, Iterator
 from io import BytesIO
+from itertools import repeat
+from math import prod
 from pathlib import Path
+from typing import Any
 
+import mlx.core as mx
 import numpy as np
+from mlx.nn.layers.base import Module
+from mlx.utils import tree_flatten, tree_map
 
 from mint.analysis.probes.packed_base import BASES, memory_for_models, model_bytes, open_base
 from mint.analysis.probes.probe_file import FULL
+from mint.analysis.probes.replay import Replay
 from mint.core.cache import cached_path
 from mint.core.errors import MintError
 from mint.core.files import write_whole
 from mint.core.log import log
 from mint.core.progress import OnProgress
 from mint.core.sizes import format_size
+from mint.model.hooks import hook
+from mint.model.passes.layer_calls import read_state, states_in
+from mint.model.roles import layer_path
 from mint.model.source import Source
 from mint.quality.divergence import Tokens
-from mint.quality.forward import fusing_nothing, vocabulary_size
+from mint.quality.forward import fusing_nothing, open_wide, vocabulary_size
 from mint.quality.sequences import TextSize, own_sequences, prefix_of
 from mint.run.device_kind import device_kind, versions
 
 _CACHED = ("k", "v", "kv", "kv_latent")  # roles whose outputs are cached
 _LOGITS = 3  # copies of those of one position
-_WIDE = 4  # bytes of a float32
+SEED = 1  # of the text of a compensation; that of the probe has another
+WIDE = 4  # bytes of a float32
+STREAMED = "streamed"  # full precision, every layer read anew for every position
+BASES_OF_TEXT = (FULL, *BASES, STREAMED)  # by falling memory
 
 
 def own_text(source: Source, size: TextSize, seed: int, base: str, on_progress: OnProgress) -> Tokens:
@@ -31,9 +50,9 @@ def own_text(source: Source, size: TextSize, seed: int, base: str, on_progress: 
         tokens: Tokens = np.load(path)
         return tokens
     with fusing_nothing():
-        model = open_base(source, base)
+        models = streamed(source) if base == STREAMED else repeat(open_base(source, base))
         prefix, vocabulary = prefix_of(source.folder), vocabulary_size(source.folder, source.loader)
-        text = own_sequences(model, prefix, vocabulary, size, seed, on_progress)
+        text = own_sequences(models, prefix, vocabulary, size, seed, on_progress)
     path.parent.mkdir(parents=True, exist_ok=True)
     buffer = BytesIO()
     np.save(buffer, text)
@@ -48,21 +67,21 @@ def text_path(source: Source, size: TextSize, seed: int, base: str) -> Path:
 
 
 def text_base(source: Source, size: TextSize, memory: int | None = None) -> str:
-    """Full precision if the model writes its text within `memory`, by default this machine's; else 8 bits or fewer.
+    """The first base in which the model writes its text within `memory`, by default this machine's.
 
     Raises `MintError` if no base fits.
     """
     memory = memory_for_models() if memory is None else memory
-    needs = {base: text_bytes(source, base, size) for base in (FULL, *BASES)}
+    needs = {base: text_bytes(source, base, size) for base in BASES_OF_TEXT}
     base = next((base for base, needed in needs.items() if needed <= memory), "")
     if not base:
         least = min(needs.values())
         raise MintError(
-            f"writing a text takes {format_size(least)} with {source.folder.name} in 4 bits; {format_size(memory)} of "
-            "memory are there for it. Needed: a machine with more, or --quality fast"
+            f"writing a text takes {format_size(least)} with {source.folder.name}; {format_size(memory)} of memory are "
+            "there for it. Needed: a machine with more, or --quality fast"
         )
     if base != FULL:
-        log.warning("base.chosen", base=f"{base} bits", needed_bytes=needs[FULL], memory_bytes=memory)
+        log.warning("base.chosen", base=base, needed_bytes=needs[FULL], memory_bytes=memory)
     return base
 
 
@@ -71,5 +90,45 @@ def text_bytes(source: Source, base: str, size: TextSize) -> int:
     cached = sum(unit.shape[-2] for unit in source.units if unit.role in _CACHED) * size.window
     vocabulary = max((unit.shape[-2] for unit in source.units if unit.role in ("head", "embedding")), default=0)
     largest = max((unit.size for unit in source.units), default=0)
-    unpacked = 0 if base == FULL else largest * 2 * _WIDE
-    return model_bytes(source, base) + unpacked + size.count * (2 * cached + _LOGITS * vocabulary) * _WIDE
+    beside = size.count * (2 * cached + _LOGITS * vocabulary) * WIDE
+    if base == STREAMED:
+        return beside + _streamed_bytes(source)
+    return model_bytes(source, base) + (0 if base == FULL else largest * 2 * WIDE) + beside
+
+
+def _streamed_bytes(source: Source) -> int:
+    """Memory of what is outside of the layers and, twice, of the largest layer."""
+    layers: dict[str, int] = defaultdict(int)
+    for unit in source.units:
+        layers[layer_path(unit.path)] += unit.size
+    outside = layers.pop("", 0) + sum(prod(parameter.shape) for parameter in source.parameters)
+    return (outside + 2 * max(layers.values(), default=0)) * WIDE
+
+
+def streamed(source: Source) -> Iterator[Module]:
+    """The model again and again, for one pass each: its layers are read when they are called, and dropped after it.
+
+    Raises `MintError` for a model that does not call each of its layers once.
+    """
+    paths = {path for unit in source.units if (path := layer_path(unit.path))}
+    once = Replay(source.opened.model, paths, mx.zeros((1, 2), mx.int32)).order
+    if sorted(once) != sorted(paths):
+        raise MintError(
+            f"{source.folder.name} does not call its layers once each, so it cannot be streamed; needed: more memory"
+        )
+    while True:
+        model = open_wide(source.folder, source.loader)
+        layers = {path: module for path, module in model.named_modules() if path in paths}
+        for layer in layers.values():
+            hook(layer, _call_and_drop, ("__call__",))
+        yield model
+
+
+def _call_and_drop(method: Callable[..., Any], layer: Module, *arguments: Any, **options: Any) -> Any:
+    mx.eval(layer.parameters())
+    answer = method(layer, *arguments, **options)
+    states = [read_state(state) for state in states_in(*arguments, *options.values())]
+    flat: Any = tree_flatten([answer, states])
+    mx.eval([value for _, value in flat if isinstance(value, mx.array)])
+    layer.update(tree_map(lambda _: mx.zeros(()), layer.parameters()))
+    return answer

@@ -7,6 +7,7 @@ A probe runs the whole model on the tokens, so its node needs both: the jobs pre
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import KW_ONLY, asdict, astuple, dataclass, field
+from itertools import repeat
 from time import perf_counter
 from typing import Any, Self
 
@@ -116,7 +117,9 @@ class TextJob(PortableJob[Tokens]):
             size = TextSize(probing.sequences, probing.length)
             if probing.written == OWN:
                 model = self.opened()
-                self.tokens = own_sequences(model, self.prefix, vocabulary, size, probing.seed, self.on_progress)
+                self.tokens = own_sequences(
+                    repeat(model), self.prefix, vocabulary, size, probing.seed, self.on_progress
+                )
             else:
                 random = np.random.default_rng(probing.seed)
                 self.tokens = random.integers(0, vocabulary, astuple(size), dtype=np.int32)

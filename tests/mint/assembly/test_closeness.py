@@ -9,10 +9,9 @@ import numpy as np
 import pytest
 
 from mint.analysis.analyze import analyze
-from mint.analysis.probes.own_text import own_text
+from mint.analysis.probes.own_text import SEED, own_text
 from mint.analysis.probes.probe_file import FULL
 from mint.assembly.assemble import assemble
-from mint.assembly.compensated import SEED
 from mint.core.progress import ignore
 from mint.model.checkpoint.manifest import read_manifest
 from mint.model.passes.logits import logits_of

@@ -1,6 +1,7 @@
 """The sequences of an evaluation: windows of a text, or text that the model writes."""
 
 import json
+from itertools import repeat
 from pathlib import Path
 
 import numpy as np
@@ -72,7 +73,7 @@ def test_text_needs_a_tokenizer_and_a_file_of_text(llama: Path, text: Path, tmp_
 def test_own_text_is_decided_by_its_seed(llama: Path) -> None:
     model = open_wide(llama)
     first, again, other = (
-        own_sequences(model, prefix_of(llama), 512, TextSize(3, 10), seed, ignore) for seed in (1, 1, 2)
+        own_sequences(repeat(model), prefix_of(llama), 512, TextSize(3, 10), seed, ignore) for seed in (1, 1, 2)
     )
     assert first.shape == (3, 10)
     assert (first == again).all()
@@ -87,7 +88,7 @@ def test_own_text_follows_the_models_distribution(llama: Path) -> None:
     from mint.quality.forward import all_logits
 
     model = open_wide(llama)
-    tokens = own_sequences(model, prefix_of(llama), 512, TextSize(128, 8), 0, ignore)
+    tokens = own_sequences(repeat(model), prefix_of(llama), 512, TextSize(128, 8), 0, ignore)
     ((_, logits),) = all_logits(model, tokens, 512)
     prediction = predictions(logits, tokens[:, 1:])
     p = prediction.log_probabilities.astype(np.float64)

@@ -1,0 +1,42 @@
+"""The rates of this machine that decide how long a request takes, measured once for each processor and version."""
+
+import json
+import os
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+from mint.core.cache import cached_path
+from mint.core.files import write_whole
+from mint.core.progress import OnProgress
+from mint.forecast.rates import Rates
+from mint.kernels.ready import ready_kernels
+from mint.kernels.warmup import MEASURE, WRITE, processor
+from mint.run.blas import multiplies_slowly
+from mint.run.device_kind import device_kind, versions
+
+SCHEMA = 1
+_READ_BYTES = 8 << 20
+
+
+def machine_rates(rounding: str, on_progress: OnProgress) -> Rates:
+    """The rates of this machine for a rounding, from the cache or measured; compiles the kernels once."""
+    chip = processor(), os.cpu_count(), device_kind(), multiplies_slowly()
+    path = cached_path("rates", ".json", SCHEMA, rounding, *chip, versions())
+    if path.exists():
+        return Rates(**json.loads(path.read_text()))
+    ready_kernels(rounding, on_progress, (MEASURE, WRITE), ("BF16",))
+    from mint.forecast.benchmark import measured_rates
+
+    rates = measured_rates(rounding)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(path, json.dumps(asdict(rates)).encode())
+    return rates
+
+
+def read_rate(path: Path) -> float:
+    """Bytes per second that this machine reads from a file, by its first bytes; the system may have cached them."""
+    with path.open("rb", buffering=0) as file:
+        started = time.perf_counter()
+        count = len(file.read(_READ_BYTES))
+        return count / max(time.perf_counter() - started, 1e-6)

@@ -1,0 +1,121 @@
+"""A forecast comes before the work: its time counts what is left to do, its memory is never exceeded."""
+
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mint.analysis.probes.own_text import BASES_OF_TEXT
+from mint.cli.main import run_command
+from mint.core.errors import MintError
+from mint.core.progress import ignore
+from mint.core.sizes import format_seconds, parse_size
+from mint.forecast.forecast import Forecast
+from mint.forecast.machine import machine_rates
+from mint.forecast.memory import check_memory, needed_memory
+from mint.model.source import open_source
+from mint.pipeline import Pipeline, Target, quantize
+from mint.plan.recipe import Budget, Recipe
+from tests.worlds.zoo import ARCHITECTURES
+from tools.models.make_shape import write_shape
+from tools.models.shapes import SHAPES
+
+GOOD = Recipe(rounding="compensate")
+
+
+def forecast_of(model: Path, output: Path, recipe: Recipe = GOOD) -> Forecast:
+    return Pipeline(recipe).foresee(model, [Target(output, Budget.of("6bpw"))])
+
+
+def test_a_dry_run_writes_nothing(llama: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    request = ["quantize", str(llama), "--budget", "6bpw", "--output", str(tmp_path / "out"), "--dry-run"]
+    assert run_command([*request, "--json"]) == 0
+    forecast = json.loads(capsys.readouterr().out)["forecast"]
+    assert {"seconds", "steps", "peak_memory_bytes", "memory_bytes", "disk_bytes"} <= set(forecast)
+    assert run_command(request) == 0
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == ["time", "memory", "disk"]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_qualities_have_the_time_and_memory_of_a_model(llama: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_command(["recipes", str(llama), "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)["qualities"]
+    assert [row["time"].split()[1] for row in rows if row["quality"] in ("fast", "good")] == ["s", "s"]
+    assert not any("seconds" in row for row in rows)
+
+
+def test_the_forecast_comes_first_and_counts_only_what_is_left(make_model: Callable[..., Path], tmp_path: Path) -> None:
+    model = make_model()
+    forecasts: list[Forecast] = []
+    first = forecast_of(model, tmp_path / "out")
+    result = quantize(model, "6bpw", tmp_path / "out", GOOD, on_forecast=forecasts.append)
+    assert [step.name for step in first.steps] == ["start", "analyze", "write text", "predict", "assemble", "verify"]
+    assert [step.name for step in forecasts[0].steps] == [step.name for step in first.steps]
+    assert [step.name for step in forecast_of(model, tmp_path / "2").steps] == [
+        "start",
+        "predict",
+        "assemble",
+        "verify",
+    ]
+    assert result.manifest.weight_bytes <= first.disk_bytes
+
+
+def test_a_step_takes_longer_the_more_there_is_to_do(make_model: Callable[..., Path], tmp_path: Path) -> None:
+    model = make_model()
+    fast, good = (forecast_of(model, tmp_path / "out", Recipe(rounding=name)) for name in ("nearest", "compensate"))
+    assert 0 < fast.seconds < good.seconds
+    assert fast.peak_bytes < good.peak_bytes
+    two = Pipeline(GOOD).foresee(model, [Target(tmp_path / name, Budget.of(name)) for name in ("5bpw", "6bpw")])
+    assert good.seconds < two.seconds < 2 * good.seconds
+    assert [format_seconds(seconds) for seconds in (3.2, 200, 9000)] == ["3 s", "3 min", "2.5 h"]
+
+
+def test_the_machine_is_measured_once() -> None:
+    first = machine_rates("nearest", ignore)
+    assert machine_rates("nearest", ignore) == first
+    assert min(getattr(first, name) for name in first.__dataclass_fields__) > 0
+
+
+@pytest.mark.parametrize("name", sorted(ARCHITECTURES))
+def test_every_architecture_has_a_bound(name: str, make_model: Callable[..., Path]) -> None:
+    source = open_source(make_model(name), requantize=True)
+    needs = [max(needed_memory(source, "compensate", base).values()) for base in BASES_OF_TEXT]
+    assert min(needs) >= max(needed_memory(source, "nearest", "").values())
+
+
+def test_too_little_memory_is_refused_at_the_start_with_the_least_that_works(llama: Path, tmp_path: Path) -> None:
+    source = open_source(llama)
+    with pytest.raises(MintError, match=r"too little: to .* takes up to") as refusal:
+        quantize(llama, "6bpw", tmp_path / "out", GOOD, memory=10**6)
+    least = re.search(r"Needed: --memory ([\d.]+ \w+),", str(refusal.value))
+    assert least is not None and not list(tmp_path.iterdir())
+    check_memory(source, "compensate", int(1.001 * parse_size(least[1])))
+
+
+def large_vocabulary(folder: Path) -> Path:
+    """A model of which the tables of tokens are nearly all."""
+    folder.mkdir()
+    more = {
+        "vocab_size": 32768, "hidden_size": 256, "intermediate_size": 512, "num_attention_heads": 4, "head_dim": 64,
+        "num_key_value_heads": 2,
+    }  # fmt: skip
+    shape = SHAPES["qwen3-0.6b"]
+    write_shape(folder, replace(shape, config=shape.config | more), layers=2, random=True)
+    return folder
+
+
+@pytest.mark.parametrize("rounding", ["nearest", "compensate"])
+def test_all_processes_together_keep_to_the_bound(rounding: str, tmp_path: Path) -> None:
+    model = large_vocabulary(tmp_path / "model")
+    command = [sys.executable, "-m", "mint", "quantize", str(model), "--budget", "5bpw", "--rounding", rounding]
+    command += ["--output", str(tmp_path / "out"), "--json", "--veto", "0"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    record: dict[str, Any] = json.loads(done.stdout)
+    assert record["peak_rss_bytes"] <= record["forecast"]["peak_memory_bytes"]
