@@ -14,7 +14,7 @@ from pathlib import Path
 
 import mlx.core as mx
 
-from mint.analysis.unit_jobs import Packed, Quantize, check_analyzed
+from mint.analysis.unit_jobs import Packed, Quantize, check_analyzed, checksum_of
 from mint.assembly.draft import JOURNAL_NAME, Draft, naming_full_disk
 from mint.assembly.reuse import Reuse
 from mint.core.errors import DiskFullError, MintError
@@ -235,7 +235,7 @@ def _write_parameters(plan: Plan, source: Source, files: WeightFiles) -> None:
     for parameter in plan.parameters:
         array = arrays.pop(parameter.name)
         mx.eval(array)
-        check_analyzed(f"parameter {parameter.name} is", array, plan.parameter_checksums[parameter.name])
+        check_analyzed(f"parameter {parameter.name} is", checksum_of(array), plan.parameter_checksums[parameter.name])
         files.write((TensorSpec(parameter.name, parameter.dtype, parameter.shape),), (raw_bytes(array),))
 
 

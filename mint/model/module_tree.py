@@ -31,7 +31,7 @@ from mint.model.opening.names import spellings, without_extras
 from mint.model.opening.readers import Reader
 from mint.model.opening.renamed import lift_renamed
 from mint.model.opening.rope import lift_rope
-from mint.model.storages.decoding import Stored, decoded, find_stored, without_settings
+from mint.model.storages.decoding import Stored, decoded, decoded_zeros, find_stored, without_settings
 from mint.model.storages.guards import undecoded_of
 from mint.model.storages.storage import Settings
 
@@ -39,12 +39,6 @@ with importing_later("transformers", "huggingface_hub", "mlx_lm.tokenizer_utils"
     from mlx_lm.convert import MODEL_CONVERSION_DTYPES
     from mlx_lm.models.cache import make_prompt_cache
     from mlx_lm.utils import load_config, load_tokenizer, save_config
-
-DTYPES = {
-    mx.bool_: "BOOL", mx.uint8: "U8", mx.int8: "I8", mx.uint16: "U16", mx.int16: "I16", mx.float16: "F16",
-    mx.bfloat16: "BF16", mx.uint32: "U32", mx.int32: "I32", mx.float32: "F32", mx.uint64: "U64", mx.int64: "I64",
-    mx.complex64: "C64",
-}  # fmt: skip
 
 UNCAST = "as stored"  # in place of a dtype to cast to
 
@@ -130,6 +124,27 @@ class OpenedModel:
             plain = Stored(Settings(), {}, frozenset())
             model, _ = _built(folder, without_settings(config), weights, plain, shards, dtype, loader)
         return dict(tree_flatten(model.parameters()))
+
+    def remade(self, weights: Arrays, parameter: str) -> mx.array:
+        """The lazy `parameter` that the class makes of these decoded tensors, which may hold some slices of their own.
+
+        Zeros stand in for all other tensors.
+        """
+        folder, config, shards, _, loader_name = self._files
+        config = without_settings(config)
+        loader = tree_loader(folder, config, tensors_of(shards), loader_name)
+        for spelled in spellings(self._stand_ins | weights):
+            with suppress(MintError), explained(f"{folder}: the weights do not fit", "", config):
+                sanitized = loader.sanitized(loader.module(config), dict(spelled))
+                if parameter in sanitized:
+                    return sanitized[parameter]
+        raise AssertionError(f"{parameter} is not made of {', '.join(weights)}")
+
+    @cached_property
+    def _stand_ins(self) -> Arrays:
+        """Lazy zeros in place of all decoded tensors."""
+        folder, config, shards, *_ = self._files
+        return decoded_zeros(find_stored(folder, config, shards), tensors_of(shards), self.decoded_dtype)
 
     def take(self, names: Collection[str]) -> Arrays:
         """Fresh lazy arrays of these parameters, if possible those that the last reading of `arrays` left."""
