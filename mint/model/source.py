@@ -16,7 +16,7 @@ from mlx.nn.layers.base import Module
 from mint.core.errors import MintError
 from mint.core.progress import OnProgress, ignore
 from mint.formats.format import AFFINE, QUANTIZABLE, Format, admissible
-from mint.formats.units import Parameter, Unit
+from mint.formats.units import KEEP_BITS, Parameter, Unit
 from mint.kernels.storage import DTYPES
 from mint.model.checkpoint.file_states import FileStates
 from mint.model.checkpoint.shards import Shard, SourceTensor, identity, read_index, read_shards, tensors_of
@@ -185,10 +185,10 @@ def _find_units(
         role = TOWER if path in towers else role_of(path)
         unit = Unit(
             path, weight.shape, DTYPES[weight.dtype], role, layers[path], sources[f"{path}.weight"],
-            min_bits=int(verdict.get("bits", 0)) if isinstance(verdict, dict) else 0,
+            min_bits=_own_floor(verdict),
             twin=taken.get(f"{path}.weight", "").removesuffix(".weight"),
         )  # fmt: skip
-        reason = READ if path in uses.read else _keep_reason(unit, modules[path], verdict)
+        reason = READ if path in uses.read else _keep_reason(unit, modules[path])
         if role == TOWER:
             reason = reason or tower_obstacle(path, modules[path], tree.model)
         units.append(replace(unit, keep_reason=reason))
@@ -198,10 +198,16 @@ def _find_units(
     return tuple(units)
 
 
-def _keep_reason(unit: Unit, module: Module, verdict: object) -> str:
+def _own_floor(verdict: object) -> int:
+    """The fewest bits by the answer of a model's `quant_predicate`: false, true, or the parameters of a format.
+
+    mlx_lm asks it when it quantizes, not when it loads: a written model says by its tensors what is quantized.
+    """
+    return int(verdict.get("bits", 0)) if isinstance(verdict, dict) else 0 if verdict else KEEP_BITS
+
+
+def _keep_reason(unit: Unit, module: Module) -> str:
     """The reason to keep a unit: it has no known role, or MLX would not store it as `Format` says; else empty."""
-    if not verdict:
-        return "the model's own quant_predicate keeps it"
     if unit.role == UNKNOWN:
         return "no rule knows this module"
     if unit.dtype not in QUANTIZABLE:
