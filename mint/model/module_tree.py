@@ -8,7 +8,7 @@ buffer (a lazy graph that does trips Metal's watchdog, ml-explore/mlx#3803).
 """
 
 import json
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -31,9 +31,9 @@ from mint.model.opening.names import spellings, without_extras
 from mint.model.opening.readers import Reader
 from mint.model.opening.renamed import lift_renamed
 from mint.model.opening.rope import lift_rope
-from mint.model.storages.decoding import Stored, decoded, decoded_zeros, find_stored, without_settings
+from mint.model.storages.decoding import Stored, decoded, decoded_zeros, find_stored, stacks_of, without_settings
 from mint.model.storages.guards import undecoded_of
-from mint.model.storages.storage import Settings
+from mint.model.storages.storage import Leaf, Settings
 
 with importing_later("transformers", "huggingface_hub", "mlx_lm.tokenizer_utils"):
     from mlx_lm.convert import MODEL_CONVERSION_DTYPES
@@ -145,6 +145,13 @@ class OpenedModel:
         """Lazy zeros in place of all decoded tensors."""
         folder, config, shards, *_ = self._files
         return decoded_zeros(find_stored(folder, config, shards), tensors_of(shards), self.decoded_dtype)
+
+    def stacks(
+        self, shapes: Mapping[str, tuple[int, ...]], slices: Mapping[str, Sequence[str]]
+    ) -> dict[str, tuple[Leaf, ...]]:
+        """The leaves of stacks by the paths of units, from the names that another process found (`stacks_of`)."""
+        folder, config, shards, *_ = self._files
+        return stacks_of(find_stored(folder, config, shards), tensors_of(shards), slices, shapes) if slices else {}
 
     def take(self, names: Collection[str]) -> Arrays:
         """Fresh lazy arrays of these parameters, if possible those that the last reading of `arrays` left."""

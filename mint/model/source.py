@@ -33,7 +33,7 @@ from mint.model.opening.towers import dropped_towers
 from mint.model.opening.unseen import unseen_keys
 from mint.model.passes.weight_uses import weight_uses
 from mint.model.roles import TOWER, UNKNOWN, UNTIED, layer_numbers, role_of
-from mint.model.storages.decoding import slices_of
+from mint.model.storages.decoding import stacks_of
 from mint.model.storages.guards import check_used
 from mint.model.storages.quantized import carried_formats
 from mint.model.storages.storage import Leaf
@@ -129,10 +129,8 @@ def open_source(
     model = identity(shards, text)
     carried = carried_formats(units, tensors, tree.stored.settings.modules)
     layout = shards, units, parameters, dropped
-    slices = {
-        unit.path: slices_of(tree.stored, tensors, lineages[f"{unit.path}.weight"].slices, unit.shape) for unit in units
-    }
-    stacks = {path: leaves for path, leaves in slices.items() if leaves}
+    slices = {unit.path: lineages[f"{unit.path}.weight"].slices for unit in units}
+    stacks = stacks_of(tree.stored, tensors, slices, {unit.path: unit.shape for unit in units})
     source = Source(folder, config, dtype, tree_loader.name, model, *layout, files, opened, carried, stacks)
     encoded = tree.stored.parts
     notices += requantize_notice(tree.stored.settings)

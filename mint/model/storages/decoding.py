@@ -93,13 +93,24 @@ def decoded_zeros(stored: Stored, tensors: Mapping[str, SourceTensor], dtype: mx
     return zeros | {name: mx.zeros(encoded.shape, dtype) for name, encoded in stored.encoded.items()}
 
 
-def slices_of(
+def stacks_of(
+    stored: Stored,
+    tensors: Mapping[str, SourceTensor],
+    slices: Mapping[str, Iterable[str]],
+    shapes: Mapping[str, tuple[int, ...]],
+) -> dict[str, tuple[Leaf, ...]]:
+    """The leaves that hold the slices of stacks, one for each or one for all, by the paths of units with these shapes.
+
+    `slices` are the names of leaves as the graph tells them. Other units are left out, and stacks of which no slice can
+    be decoded without the rest.
+    """
+    stacks = {path: _slices(stored, tensors, names, shapes[path]) for path, names in slices.items()}
+    return {path: leaves for path, leaves in stacks.items() if leaves}
+
+
+def _slices(
     stored: Stored, tensors: Mapping[str, SourceTensor], names: Iterable[str], shape: tuple[int, ...]
 ) -> tuple[Leaf, ...]:
-    """The leaves of these names that hold the slices of a stack of `shape`, each its own, or one of them all.
-
-    None where the names are those of other leaves, or where no slice can be decoded without the rest.
-    """
     leaves = tuple(stored.encoded.get(name) or tensors[name] for name in names)
     if len(shape) != 3 or not leaves:
         return ()

@@ -52,6 +52,7 @@ def test_stock_mlx_vlm_sees_the_same_picture_with_the_result(family: str, tmp_pa
     assert detail["loads"] == "mlx_vlm loads it (there is no tokenizer to load)"
     manifest, config = read_manifest(result.output), json.loads((result.output / "config.json").read_text())
     assert (manifest.dropped_towers, result.plan.dropped_towers, result.plan.loader) == ((), (), "mlx_vlm")
+    assert manifest.versions["mlx-vlm"] == mlx_vlm.__version__  # its classes decide what is measured
     assert "vision_config" in config
     assert (result.output / "preprocessor_config.json").exists()
     card = (result.output / "README.md").read_text()
