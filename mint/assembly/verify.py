@@ -53,7 +53,7 @@ class Verification:
     folder: Path
     checks: tuple[Check, ...]
     peak_rss_bytes: int  # of the process that loaded it
-    tokenizer_fault: str  # a sentence if its tokenizer, which is the source's, does not load; no failure
+    tokenizer_fault: str  # a sentence if its tokenizer or processor does not load; no failure: they are the source's
 
     @property
     def passed(self) -> bool:
@@ -212,7 +212,7 @@ def _loads(folder: Path, loader: str, stock_answer: Callable[[], Answer]) -> str
     answer = stock_answer()
     _insist(not answer.loads_error, f"{loader} does not load it: {answer.loads_error}")
     if answer.tokenizer_fault:
-        return f"{loader} loads it without its tokenizer: {answer.tokenizer_fault}"
+        return f"{loader} loads its weights; {answer.tokenizer_fault}"
     return f"{loader}.load loads it" if has_tokenizer(folder) else f"{loader} loads it (there is no tokenizer to load)"
 
 

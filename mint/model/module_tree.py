@@ -26,6 +26,7 @@ from mint.model.checkpoint.reader import StoredModel
 from mint.model.checkpoint.shards import Shard, read_shards, tensors_of
 from mint.model.loaders.loader import Arrays, TreeLoader
 from mint.model.loaders.table import tree_loader
+from mint.model.loaders.vision import PROCESSOR_NAME, is_installed, read_processor
 from mint.model.opening.faults import explained
 from mint.model.opening.names import spellings, without_extras
 from mint.model.opening.readers import Reader
@@ -303,25 +304,35 @@ def tokenizer_fault(folder: Path) -> str:
 
     Code that the tokenizer brings is not run.
     """
+    return _fault("tokenizer", "mlx_lm", folder, read_tokenizer) if has_tokenizer(folder) else ""
+
+
+def processor_fault(folder: Path) -> str:
+    """The same of `mlx_vlm.load` and the processor of pictures, which a text model does not have."""
+    if not is_installed() or not (folder / PROCESSOR_NAME).exists():
+        return ""
+    return _fault("processor", "mlx_vlm", folder, read_processor)
+
+
+def _fault(part: str, loader: str, folder: Path, read: Callable[[Path], object]) -> str:
     try:
-        if has_tokenizer(folder):
-            read_tokenizer(folder)
+        read(folder)
     except Exception as error:  # transformers raises any kind
         reason = " ".join(str(error).split())[:200]
         if has_own_code(folder):
             return (
-                f"the tokenizer brings its own code, which is not run here, and does not load without it ({reason}); "
+                f"the {part} brings its own code, which is not run here, and does not load without it ({reason}); "
                 "whoever loads the model needs --trust-remote-code"
             )
-        return f"mlx_lm does not load the tokenizer ({reason})"
+        return f"{loader} does not load the {part} ({reason})"
     return ""
 
 
 def has_own_code(folder: Path) -> bool:
     """True if a config in `folder` names classes in files of its own."""
-    for path in (folder / "tokenizer_config.json", folder / "config.json"):
+    for name in ("tokenizer_config.json", "config.json", PROCESSOR_NAME, "processor_config.json"):
         with suppress(OSError, ValueError, RecursionError):
-            config = json.loads(path.read_bytes())
+            config = json.loads((folder / name).read_bytes())
             if isinstance(config, dict) and "auto_map" in config:
                 return True
     return False

@@ -28,7 +28,7 @@ from mint.model.loaders.vision import tower_obstacle
 from mint.model.locate import locate
 from mint.model.module_tree import OpenedModel, Tree, read_source_config
 from mint.model.opening.kinds import refuse_other_kinds
-from mint.model.opening.notices import cast_notice, head_notice, requantize_notice, tower_notice
+from mint.model.opening.notices import cast_notice, head_notice, requantize_notice, scales_notice, tower_notice
 from mint.model.opening.towers import dropped_towers
 from mint.model.opening.unseen import unseen_keys
 from mint.model.passes.weight_uses import weight_uses
@@ -135,6 +135,7 @@ def open_source(
     encoded = tree.stored.parts
     notices += requantize_notice(tree.stored.settings)
     notices += cast_notice(units, {name: tensor for name, tensor in tensors.items() if name not in encoded})
+    notices += scales_notice(units, encoded)
     if towers := source.dropped_towers:
         advice = tower_advice(tree_loader, config, loader)
         notices += tower_notice(towers, [tensors[name] for name in dropped], tree_loader.name, advice)

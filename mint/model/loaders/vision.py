@@ -26,6 +26,7 @@ from mint.model.loaders.loader import Arrays, TreeLoader
 INSTALL = "pip install 'mint-mlx[vision]'"
 _PACKAGE = "mlx_vlm"
 _LANGUAGE = "language_model"
+PROCESSOR_NAME = "preprocessor_config.json"
 _SECTIONS = ["text", "vision", "perceiver", "projector", "audio"]  # of a config, each with a class of its own
 _PARTS = (("VisionModel", "vision_config"), ("LanguageModel", "text_config"), ("AudioModel", "audio_config"))
 _POSITIONS, _POSITION_SHIFTS = "_position_ids", "_rope_deltas"  # a language model keeps those of its last prompt
@@ -103,6 +104,13 @@ def _make_cache(model: Any) -> list[Any]:
 
     caches: list[Any] = make_prompt_cache(model.language_model)
     return caches
+
+
+def read_processor(folder: Path) -> None:
+    """Load the processor of pictures in `folder` as mlx_vlm does; any exception of it comes through."""
+    from mlx_vlm.utils import load_processor
+
+    load_processor(folder, add_detokenizer=False, trust_remote_code=False)
 
 
 def tower_parameters(model: Module) -> Arrays:

@@ -151,3 +151,12 @@ def test_a_locked_tower_has_its_format(tmp_path: Path) -> None:
     }
     assert formats == {parse_format("4/64")}
     assert result.verification.passed
+
+
+def test_a_processor_that_does_not_load_is_reported(tmp_path: Path) -> None:
+    folder = write_multimodal("llava", tmp_path / "model")
+    write_processor(folder)
+    (folder / "preprocessor_config.json").write_text('{"image_processor_type": "NoSuchImageProcessor"}')
+    result = mint.quantize(folder, "max", tmp_path / "out")
+    assert result.verification.passed  # it is the source's
+    assert result.verification.tokenizer_fault.startswith("mlx_vlm does not load the processor (")
