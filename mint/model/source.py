@@ -24,7 +24,7 @@ from mint.model.config import check_config
 from mint.model.lineage import Lineage, trace_sources
 from mint.model.loaders.reloading import taken_weights
 from mint.model.loaders.table import tower_advice
-from mint.model.loaders.vision import tower_obstacle
+from mint.model.loaders.vision import language_path, tower_obstacle
 from mint.model.locate import locate
 from mint.model.module_tree import OpenedModel, Tree, read_source_config
 from mint.model.opening.kinds import refuse_other_kinds
@@ -116,7 +116,8 @@ def open_source(
     tensors = tensors_of(shards)
     notices += check_used(folder, tree.stored, tensors, sources, tree.integers)
     taken = taken_weights(folder, tree_loader, config, tree.arrays) if tree_loader.language else {}
-    units = _find_units(tree, sources, tree_loader.language, taken)
+    language = language_path(tree.model) if tree_loader.language else ""
+    units = _find_units(tree, sources, language, taken)
     weights = {f"{unit.path}.weight" for unit in units}
     parameters = tuple(
         Parameter(name, array.shape, DTYPES[array.dtype], sources[name])
