@@ -320,5 +320,13 @@ def cached_analysis(source: Source, rounding: str = DEFAULT_ROUNDING, *, device:
     """
     device = device or device_kind()
     return cached_path(
-        "analyses", ".mint", SCHEMA, source.identity, source.dtype, source.loader, rounding, device, versions()
+        "analyses",
+        ".mint",
+        SCHEMA,
+        source.identity,
+        source.dtype,
+        source.loader,
+        rounding,
+        device,
+        versions(source.loader),
     )

@@ -156,7 +156,7 @@ class ClusterExecutor:
     def _tried(self, work: Work[T]) -> Iterator[tuple[Unit, T]]:
         """Do a few units here; then all others here or with all workers, whatever is faster."""
         tensors = work.source.tensors()
-        fits = max(peak_bytes(unit, tensors) for unit in work.units) <= memory_for_models()
+        fits = max(peak_bytes(work.source, unit, tensors) for unit in work.units) <= memory_for_models()
         if self.lacking or not fits or not self._trial_seconds:
             yield from self._spread(work)
             return
@@ -232,7 +232,7 @@ class ClusterExecutor:
         tensors = work.source.tensors()
         nodes = self._holdings.nodes_of(work.kinds)
         placement = place_units(work.units, tensors, owners, nodes, set(self.carrier.peers()) if self._share else None)
-        peaks = {unit.path: peak_bytes(unit, tensors) for unit in work.units}
+        peaks = {unit.path: peak_bytes(work.source, unit, tensors) for unit in work.units}
         return within_memory(placement, peaks, {node: self._holdings.holders[node].memory_bytes for node in nodes})
 
     def _obstacles(self, source: Source, job: PortableJob[Any]) -> dict[str, str]:

@@ -112,6 +112,7 @@ def tell_model(source: Source, outlines: Mapping[str, Outline]) -> dict[str, Any
         "parameters": [to_fields(parameter) for parameter in source.parameters],
         "dropped": source.dropped,
         "carried": {path: str(format) for path, format in source.carried.items()},
+        "stacks": {path: [leaf.name for leaf in leaves] for path, leaves in source.stacks.items()},
         "outlines": dict(outlines),
     }
 
@@ -144,8 +145,9 @@ def source_from(record: Mapping[str, Any], folder: Path, borrowed: Container[str
         parameters = tuple(from_fields(Parameter, fields) for fields in record["parameters"])
         opened, dropped = OpenedModel(folder, config, shards, dtype, loader), tuple(record["dropped"])
         carried = {path: parse_format(name) for path, name in record["carried"].items()}
+        stacks = opened.stacks({unit.path: unit.shape for unit in units}, record["stacks"])
         layout = shards, units, parameters, dropped
-        return typed(Source(folder, config, dtype, loader, record["identity"], *layout, files, opened, carried))
+        return typed(Source(folder, config, dtype, loader, record["identity"], *layout, files, opened, carried, stacks))
 
 
 @_reading("the description of a node")

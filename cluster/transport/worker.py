@@ -11,8 +11,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import mlx.core as mx
-
 from cluster.copies.inventory import Holder, find_model, model_roots, take_inventory
 from cluster.copies.lending import Borrower, Lender, Loans, Peers, Piece, RefusedError
 from cluster.copies.sparse_copy import Outline, Range, make_view, read_outline, read_ranges, view_folder
@@ -161,17 +159,9 @@ class Worker:
 
     def results(self, units: Sequence[Unit]) -> Iterator[tuple[Unit, Any]]:
         assert self.job
-        job = self.job
         if self._loans:  # its files are filled for one batch, so they are opened for one
-            return self._loans.before(units, in_process(self.source, job, units))
-
-        def reading_ahead(unit: Unit, weight: mx.array) -> Any:
-            if unit is units[-1]:
-                self._read_ahead()
-            return job(unit, weight)
-
-        job.ready(units)
-        return do(reading_ahead, units, self.weights)
+            return self._loans.before(units, in_process(self.source, self.job, units))
+        return do(self.job, units, self.weights, on_last=self._read_ahead)
 
     def expect(self, number: int, batch: int, names: Sequence[str]) -> None:
         """Announce a batch: its first units are read ahead as soon as the disk is idle."""
@@ -205,7 +195,7 @@ class Worker:
 
     def _too_large(self, unit: Unit) -> str:
         """The reason why this machine refuses a unit, rather than be killed for it; empty when it has room."""
-        needed = peak_bytes(unit, self.tensors)
+        needed = peak_bytes(self.source, unit, self.tensors)
         if needed <= self.memory_bytes:
             return ""
         return f"it takes about {format_size(needed)} of memory, there are {format_size(self.memory_bytes)}"

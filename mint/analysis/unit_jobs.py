@@ -5,7 +5,7 @@ They run wherever an executor puts them, on the backend of that device: it measu
 
 # S slices (experts; 1 for a plain matrix), R rows, C columns, F formats
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import accumulate, pairwise
 from typing import Any, ClassVar, Self
@@ -25,14 +25,16 @@ from mint.formats.format import KEEP, Format, TensorSpec, parse_format
 from mint.formats.rounding import DEFAULT_ROUNDING, ROUNDINGS, parse_rounding
 from mint.formats.units import Unit
 from mint.kernels.backend import backend
-from mint.kernels.exact import store_on_grid
+from mint.kernels.exact import OnGrid, stored_on_grid
+from mint.kernels.oracle import joined
 from mint.kernels.ready import ready_kernels
 from mint.kernels.storage import raw, raw_bytes
 from mint.kernels.warmup import MEASURE, WRITE
 from mint.model.checkpoint.reader import FLOATS, nonfinite_count
 from mint.model.checkpoint.shards import SourceTensor
 from mint.model.source import Source
-from mint.run.job import Difference, PortableJob, T
+from mint.run.job import BlockJob, Blocks, Difference, PortableJob, T, numbered
+from mint.run.stacks import BLOCK, block_bytes, comes_in_blocks
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,17 +48,68 @@ class Packed:
     sha256: str = ""  # of all the data, if known
 
 
-def peak_bytes(unit: Unit, tensors: Mapping[str, SourceTensor]) -> int:
-    """Approximate peak memory of either job from `unit` on, the largest unit first; `tensors` are the source's.
+def peak_bytes(source: Source, unit: Unit, tensors: Mapping[str, SourceTensor]) -> int:
+    """Approximate peak memory of either job from `unit` on, the largest unit first; `tensors` are those of `source`.
 
-    The sources of the weight, the weight, a copy or its packed form; the next weight, which is no larger, read
-    meanwhile; and the working memory of the backend.
+    The tensors of the weight, the weight, a copy or its packed form; the next weight, which is no larger, read
+    meanwhile; and the working memory of the backend. Of a stack in blocks only the packed form is whole.
     """
-    sources = sum(tensors[name].nbytes for name in unit.sources)
-    return 2 * (sources + unit.nbytes) + unit.nbytes + backend().working_bytes(unit.size)
+    stored = sum(tensors[name].nbytes for name in unit.sources)
+    if comes_in_blocks(source, unit):
+        return block_bytes(unit, stored) + unit.nbytes + backend().working_bytes(BLOCK)
+    return 2 * (stored + unit.nbytes) + unit.nbytes + backend().working_bytes(unit.size)
 
 
-class RoundingJob(PortableJob[T]):
+class Checksummed:
+    """Blocks of a weight, and the checksum of its bytes after a whole pass over them."""
+
+    def __init__(self, blocks: Blocks) -> None:
+        self._blocks = blocks
+        self.checksum = ""
+
+    def __call__(self) -> Iterator[tuple[slice, mx.array]]:
+        """Every block with its slices of the stack."""
+        digest = xxhash.xxh3_64()
+        for slices, block in numbered(self._blocks):
+            digest.update(raw_bytes(block))
+            yield slices, block
+        self.checksum = digest.hexdigest()
+
+    def exhaust(self) -> None:
+        """Pass over all blocks for their checksum."""
+        for _ in self():
+            pass
+
+    def check(self, unit: Unit, checksums: Mapping[str, str]) -> None:
+        """Raise `MintError` unless the blocks are those of the weight that was measured."""
+        check_analyzed(f"unit {unit.path}: its weight is", self.checksum, checksums[unit.path])
+
+
+class PackedParts:
+    """The tensors of a stack in a format, filled block by block."""
+
+    def __init__(self, unit: Unit, format: Format) -> None:
+        self.unit, self.format = unit, format
+        self.tensors = format.tensors(unit.path, unit.shape, unit.dtype)
+        self._arrays: list[Any] = []  # of numpy
+
+    def fill(self, slices: slice, parts: Sequence[npt.NDArray[Any]]) -> None:
+        """Take the tensors of some slices, in the order of `Format.tensors`."""
+        if slices.stop - slices.start == self.unit.slices:
+            self._arrays = list(parts)  # without a copy
+            return
+        if not self._arrays:
+            self._arrays = [np.empty((self.unit.slices, *part.shape[1:]), part.dtype) for part in parts]
+        for array, part in zip(self._arrays, parts, strict=True):
+            array[slices] = part
+
+    def packed(self) -> Packed:
+        """The whole unit."""
+        data = tuple(memoryview(array).cast("B") for array in self._arrays)
+        return Packed(self.unit.path, self.format, self.tensors, data)
+
+
+class RoundingJob(BlockJob[T], PortableJob[T]):
     """A job that depends on the rounding, by its compiled kernels."""
 
     work: ClassVar[str]  # of the kernels
@@ -80,28 +133,32 @@ class Measure(RoundingJob[Measurement]):
     rounding: str = DEFAULT_ROUNDING
     carried: Mapping[str, Format] = field(default_factory=dict, kw_only=True)  # `Source.carried`
 
-    def __call__(self, unit: Unit, weight: mx.array) -> Measurement:
-        """The errors for `rounding`, or for the one measured in its place; `weight` is evaluated, of `unit.shape`.
+    def of_blocks(self, unit: Unit, blocks: Blocks) -> Measurement:
+        """The errors for `rounding`, or for the one measured in its place.
 
         NaN and infinite weights are counted in `nonfinite`; the errors then mean nothing.
         """
-        return replace(self._measured(unit, weight), checksum=checksum_of(weight))
+        checked = Checksummed(blocks)
+        measurement = self._measured(unit, checked)
+        return replace(measurement, checksum=checked.checksum)
 
-    def _measured(self, unit: Unit, weight: mx.array) -> Measurement:
+    def _measured(self, unit: Unit, blocks: Checksummed) -> Measurement:
         formats = tuple(format for format in unit.formats if format != KEEP)
         if not formats:
-            nonfinite = nonfinite_count(raw(weight), unit.dtype) if unit.dtype in FLOATS else 0
+            is_float = unit.dtype in FLOATS
+            nonfinite = sum(nonfinite_count(raw(block), unit.dtype) if is_float else 0 for _, block in blocks())
             return Measurement(unit.path, (), (), (), 0.0, nonfinite)
         rounding = ROUNDINGS[self.rounding]
         measured = ROUNDINGS[rounding.measured_as]
-        stack = weight.reshape(unit.slices, *unit.shape[-2:])
-        errors = backend().errors(stack, formats, measured)
+        errors = joined([backend().errors(block, formats, measured) for _, block in blocks()])
         if errors.nonfinite:
             zeros = (0.0,) * len(formats)
             return Measurement(unit.path, formats, zeros, zeros, 0.0, int(errors.nonfinite))
         errors.squared[:] *= np.array([rounding.shares.get(str(format), 1.0) for format in formats])
-        if on_grid := store_on_grid(stack, formats):
-            errors.squared[:, formats.index(on_grid.format)] = on_grid.squared
+        on_grid = np.empty(unit.slices)
+        grid = stored_on_grid(blocks, formats, lambda slices, stored: on_grid.__setitem__(slices, stored.squared))
+        if grid:
+            errors.squared[:, formats.index(grid)] = on_grid
         if unit.path in self.carried:
             errors.squared[:, formats.index(self.carried[unit.path])] = 0.0
         energy = errors.energy.sum()
@@ -144,27 +201,37 @@ class Quantize(RoundingJob[Packed]):
     rounding: str = DEFAULT_ROUNDING
     source: Source | None = None  # of units that may be copied as they are
 
-    def __call__(self, unit: Unit, weight: mx.array) -> Packed:
+    def of_blocks(self, unit: Unit, blocks: Blocks) -> Packed:
         """The packed unit: as it is stored, or on the grid of its weights, where the format is that one.
 
         Otherwise, rounded to nearest, the bytes are those of `mx.quantize` on this device.
 
         Raises `MintError` for another weight than the measured one.
         """
-        check_measured(unit, weight, self.checksums)
-        format = self.formats[unit.path]
-        tensors = format.tensors(unit.path, unit.shape, unit.dtype)
-        if format == KEEP:
-            return Packed(unit.path, format, tensors, (raw_bytes(weight),))
-        if self.source and self.source.carried.get(unit.path) == format:
+        checked, packed = Checksummed(blocks), PackedParts(unit, self.formats[unit.path])
+        if self.source and self.source.carried.get(unit.path) == packed.format:
             stored = self.source.opened.stored
-            return Packed(unit.path, format, tensors, tuple(raw_bytes(stored.array(t.name)) for t in tensors))
-        stack = weight.reshape(unit.slices, *unit.shape[-2:])
-        on_grid = store_on_grid(stack, unit.formats)
-        arrays: Sequence[Any] = on_grid.parts if on_grid else ()
-        if not on_grid or on_grid.format != format:
-            arrays = backend().pack(stack, format, ROUNDINGS[self.rounding])
-        return Packed(unit.path, format, tensors, tuple(memoryview(array).cast("B") for array in arrays))
+            packed.fill(slice(0, unit.slices), [stored.raw(tensor.name) for tensor in packed.tensors])
+            checked.exhaust()
+        else:
+            self._pack(unit, checked, packed)
+        checked.check(unit, self.checksums)
+        return packed.packed()
+
+    def _pack(self, unit: Unit, blocks: Checksummed, packed: PackedParts) -> None:
+        format = packed.format
+        if format == KEEP:
+            for slices, block in blocks():
+                packed.fill(slices, (raw(block),))
+            return
+
+        def take(slices: slice, stored: OnGrid) -> None:
+            if stored.format == format:
+                packed.fill(slices, stored.parts)
+
+        if stored_on_grid(blocks, unit.formats, take) != format:
+            for slices, block in blocks():
+                packed.fill(slices, backend().pack(block, format, ROUNDINGS[self.rounding]))
 
     def to_dict(self) -> dict[str, Any]:
         formats = {path: str(format) for path, format in self.formats.items()}
@@ -196,14 +263,9 @@ def checksum_of(array: mx.array) -> str:
     return xxhash.xxh3_64_hexdigest(raw_bytes(array))
 
 
-def check_measured(unit: Unit, weight: mx.array, checksums: Mapping[str, str]) -> None:
-    """Raise `MintError` unless `weight` is the one that was measured."""
-    check_analyzed(f"unit {unit.path}: its weight is", weight, checksums[unit.path])
-
-
-def check_analyzed(subject: str, array: mx.array, needed: str) -> None:
-    """Raise `MintError` unless `array`, the `subject` of the message, has the `needed` checksum."""
-    if (checksum := checksum_of(array)) != needed:
+def check_analyzed(subject: str, checksum: str, needed: str) -> None:
+    """Raise `MintError` unless the array that is the `subject` of the message has the `needed` checksum."""
+    if checksum != needed:
         raise MintError(
             f"{subject} not the one that was measured (found checksum {checksum}, needed {needed}); "
             "put the analyzed model back, or analyze this one into a new file (--analysis)"

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import mlx.core as mx
 
-from mint.analysis.unit_jobs import Packed, Quantize, check_analyzed
+from mint.analysis.unit_jobs import Packed, Quantize, check_analyzed, checksum_of
 from mint.assembly.draft import JOURNAL_NAME, Draft, naming_full_disk
 from mint.assembly.reuse import Reuse
 from mint.core.errors import DiskFullError, MintError
@@ -103,7 +103,7 @@ def drafted(
     require_new(output)  # its journal may be gone because another process has just finished it
     base = _text_base(plan, source, text, memory)
     decided = {"text": [text.count, text.window], "base": base}
-    header = {"plan": plan.digest, "device": device_kind(), "versions": versions(), **decided}
+    header = {"plan": plan.digest, "device": device_kind(), "versions": versions(plan.loader), **decided}
     with Journal(folder / JOURNAL_NAME, _MAGIC, header) as journal:
         with source.files.reading(), naming_full_disk(folder, plan.planned_bytes):
             work = reuse or Reuse(), executor, text, base, on_progress, on_note
@@ -235,7 +235,7 @@ def _write_parameters(plan: Plan, source: Source, files: WeightFiles) -> None:
     for parameter in plan.parameters:
         array = arrays.pop(parameter.name)
         mx.eval(array)
-        check_analyzed(f"parameter {parameter.name} is", array, plan.parameter_checksums[parameter.name])
+        check_analyzed(f"parameter {parameter.name} is", checksum_of(array), plan.parameter_checksums[parameter.name])
         files.write((TensorSpec(parameter.name, parameter.dtype, parameter.shape),), (raw_bytes(array),))
 
 
@@ -269,7 +269,7 @@ def _finish(
         plan=plan.digest,
         model=plan.model,
         device=device_kind(),
-        versions=versions(),
+        versions=versions(plan.loader),
         budget_bytes=plan.budget_bytes,
         weight_bytes=plan.planned_bytes,
         files={name: file_digest(folder / name) for name in files if name not in _NOT_LISTED},

@@ -19,7 +19,7 @@ import mlx.core as mx
 import numpy as np
 
 from mint.analysis.probes.own_text import SEED, own_text
-from mint.analysis.unit_jobs import Packed, Quantize, check_measured
+from mint.analysis.unit_jobs import Checksummed, Packed, PackedParts, Quantize
 from mint.assembly.layer_inputs import WEIGHTS, Inputs, Rows, Walk
 from mint.core.progress import OnProgress
 from mint.formats.format import KEEP, Format
@@ -38,6 +38,7 @@ from mint.quality.evaluation import OWN_TEXT
 from mint.quality.forward import fusing_nothing, open_wide
 from mint.quality.sequences import JUDGED, TextSize
 from mint.run.executor import Executor, small_cache
+from mint.run.job import BlockJob, Blocks
 
 FEWEST = 32  # rows of inputs; an expert with fewer keeps the searched rounding
 _SEARCH = "search"  # the rounding of units without inputs
@@ -91,7 +92,7 @@ def _expected(source: Source, judged: Tokens, file: BinaryIO) -> Expected:
 
 
 @dataclass(eq=False, slots=True)
-class Compensation:
+class Compensation(BlockJob[Packed]):
     """The job: packs a unit, given the inputs of the units of its stage."""
 
     formats: Mapping[str, Format]
@@ -100,24 +101,27 @@ class Compensation:
     source: Source | None = None
     _curvatures: dict[int, Curvature] = field(default_factory=dict, init=False)
 
-    def __call__(self, unit: Unit, weight: mx.array) -> Packed:
-        """The bytes of `unit`, whose evaluated weight is given."""
+    def of_blocks(self, unit: Unit, blocks: Blocks) -> Packed:
+        """The bytes of `unit`."""
         format, inputs = self.formats[unit.path], self.inputs.get(unit.path)
         if inputs is None or format == KEEP or not format.scheme.is_compiled:
-            return Quantize(self.formats, self.checksums, _SEARCH, self.source)(unit, weight)
-        check_measured(unit, weight, self.checksums)
-        slices = []
-        for index, matrix in enumerate(raw(weight).reshape(unit.slices, *unit.shape[-2:])):
-            rows = inputs.of(index)
-            if inputs.experts is None:
-                slices.append(self._pack(matrix, unit, self._shared_curvature(rows)))
-            elif len(rows) < FEWEST:
-                slices.append(tuple(part[0] for part in pack(matrix[None], unit.dtype, format, search=True)))
-            else:
-                slices.append(self._pack(matrix, unit, Curvature.of(rows)))
-        tensors = format.tensors(unit.path, unit.shape, unit.dtype)
-        parts: list[Any] = [np.stack(parts) for parts in zip(*slices, strict=True)]
-        return Packed(unit.path, format, tensors, tuple(memoryview(part).cast("B") for part in parts))
+            return Quantize(self.formats, self.checksums, _SEARCH, self.source).of_blocks(unit, blocks)
+        checked, packed = Checksummed(blocks), PackedParts(unit, format)
+        for slices, block in checked():
+            matrices = zip(range(slices.start, slices.stop), raw(block), strict=True)
+            parts = [self._matrix(unit, inputs, index, matrix) for index, matrix in matrices]
+            packed.fill(slices, [np.stack(part) for part in zip(*parts, strict=True)])
+        checked.check(unit, self.checksums)
+        return packed.packed()
+
+    def _matrix(self, unit: Unit, inputs: Inputs, index: int, matrix: Raw) -> tuple[Any, ...]:
+        """The tensors that store one matrix (R, C) of a stack."""
+        rows = inputs.of(index)
+        if inputs.experts is None:
+            return self._pack(matrix, unit, self._shared_curvature(rows))
+        if len(rows) < FEWEST:
+            return tuple(part[0] for part in pack(matrix[None], unit.dtype, self.formats[unit.path], search=True))
+        return self._pack(matrix, unit, Curvature.of(rows))
 
     def _pack(self, matrix: Raw, unit: Unit, curvature: Curvature) -> tuple[Any, ...]:
         """The parts of a matrix (R, C), packed in blocks of rows: a head has hundreds of thousands."""

@@ -10,6 +10,7 @@ import mlx.core as mx
 import numpy as np
 import numpy.typing as npt
 
+from mint.formats.units import parts_of
 from mint.kernels.storage import numpy_view
 
 BLOCK = 1 << 20  # weights at once
@@ -23,6 +24,9 @@ class Distance:
 
     squared: float
     energy: float
+
+    def __add__(self, other: "Distance") -> "Distance":
+        return Distance(self.squared + other.squared, self.energy + other.energy)
 
     @property
     def relative(self) -> float:
@@ -50,6 +54,13 @@ def distance_of(weight: Rows, expected: Rows, parts: Iterable[slice], *, skips_z
         squared += float(np.vdot(found, found))
         energy += float(np.vdot(needed, needed))
     return Distance(squared, energy)
+
+
+def distance_from_block(weight: Rows, slices: slice, block: mx.array) -> Distance:
+    """The distance of `weight` from a block (S, R, C) of a stack, which has these slices."""
+    start = slices.start
+    parts = (slice(*part.indices(len(block))[:2]) for part in parts_of(block.shape, BLOCK))
+    return distance_of(lambda part: weight(slice(start + part.start, start + part.stop)), block.__getitem__, parts)
 
 
 def _wide(block: mx.array) -> npt.NDArray[np.float64]:

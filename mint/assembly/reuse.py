@@ -57,7 +57,7 @@ class Reuse:
             except MintError as error:  # of another version
                 log.warning("folder.not_reused", folder=str(folder), reason=str(error))
                 continue
-            ours = (plan.model, plan.dtype, plan.rounding, device_kind(), versions())
+            ours = (plan.model, plan.dtype, plan.rounding, device_kind(), versions(plan.loader))
             theirs = (other.model, other.dtype, other.rounding, manifest.device, dict(manifest.versions))
             if theirs != ours:
                 reason = "another model, dtype, rounding, device or version"

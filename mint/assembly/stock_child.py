@@ -24,7 +24,7 @@ class Answer:
     """The result for one folder: the logits of the loaded model, or the errors that the loader raised."""
 
     loads_error: str
-    tokenizer_fault: str  # the model is loaded without a tokenizer that does not load
+    tokenizer_fault: str  # the model is loaded without a tokenizer or processor that does not load
     logits_error: str
     tokens: npt.NDArray[np.int32]  # (B, L) that the model finds likely
     logits: npt.NDArray[np.float32]  # (B, L, V)
@@ -97,14 +97,14 @@ def answer_questions() -> None:
     import mlx_lm  # noqa: F401, as it is, with tokenizers, while the parent works
 
     from mint.core.memory import peak_rss_bytes
-    from mint.model.module_tree import tokenizer_fault
+    from mint.model.module_tree import processor_fault, tokenizer_fault
     from mint.run.executor import CACHE_BYTES
 
     mx.set_cache_limit(CACHE_BYTES)
     for question in questions():
         folder = Path(question["folder"])
         record = {"number": question["number"], "loads_error": "", "logits_error": ""}
-        record["tokenizer_fault"] = tokenizer_fault(folder) if "paths" in question else ""
+        record["tokenizer_fault"] = (tokenizer_fault(folder) or processor_fault(folder)) if "paths" in question else ""
         tokens, logits = np.array(question.get("tokens", []), np.int32), np.empty(0, np.float32)
         try:
             if "paths" in question:

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from mint.analysis.cross_device import ROUNDING, TOLERANCE, is_mixed
 from mint.assembly.agreement import FACTOR, INCONCLUSIVE, NEGLIGIBLE, coarse_rounding, distance, plain_logits
 from mint.assembly.decoding import check_decoding
-from mint.assembly.distances import BLOCK, distance_of
+from mint.assembly.distances import BLOCK, Distance, Rows, distance_from_block, distance_of
 from mint.assembly.stock_child import Answer, stock
 from mint.core.errors import MintError
 from mint.core.progress import OnProgress, Progress, ignore
@@ -28,6 +28,7 @@ from mint.model.passes.logits import NeedsMetalError
 from mint.model.source import Source
 from mint.plan.plan import Choice, Plan, quantization_entries, read_plan
 from mint.run.executor import in_process, small_cache
+from mint.run.job import BlockJob, Blocks, numbered
 
 # a compensated unit may have this many times the measured error: compensation moves the error where inputs are small.
 # Real models show up to 6 times at 8 bits; other weights give a hundred times
@@ -52,7 +53,7 @@ class Verification:
     folder: Path
     checks: tuple[Check, ...]
     peak_rss_bytes: int  # of the process that loaded it
-    tokenizer_fault: str  # a sentence if its tokenizer, which is the source's, does not load; no failure
+    tokenizer_fault: str  # a sentence if its tokenizer or processor does not load; no failure: they are the source's
 
     @property
     def passed(self) -> bool:
@@ -211,7 +212,7 @@ def _loads(folder: Path, loader: str, stock_answer: Callable[[], Answer]) -> str
     answer = stock_answer()
     _insist(not answer.loads_error, f"{loader} does not load it: {answer.loads_error}")
     if answer.tokenizer_fault:
-        return f"{loader} loads it without its tokenizer: {answer.tokenizer_fault}"
+        return f"{loader} loads its weights; {answer.tokenizer_fault}"
     return f"{loader}.load loads it" if has_tokenizer(folder) else f"{loader} loads it (there is no tokenizer to load)"
 
 
@@ -224,7 +225,7 @@ def _errors(folder: Path, plan: Plan, source: Source) -> str:
     _insist(source.identity == plan.model, f"{source.folder} is not the model of the plan")
     choices = {choice.path: choice for choice in plan.choices}
     units = [unit for unit in source.units if choices[unit.path].is_finite]
-    changes = partial(_error_change, open_stored(folder), choices)
+    changes = _ErrorChange(open_stored(folder), choices)
     changed = {unit.path: change for unit, change in in_process(source, changes, units)}
     path = max(changed, key=changed.__getitem__, default="")
     worst = changed.get(path, 0.0)
@@ -236,10 +237,26 @@ def _errors(folder: Path, plan: Plan, source: Source) -> str:
     return f"{len(changed)} units have their measured errors (largest relative difference {worst:.1e})"
 
 
-def _error_change(stored: StoredModel, choices: Mapping[str, Choice], unit: Unit, weight: mx.array) -> float:
+@dataclass(frozen=True, slots=True)
+class _ErrorChange(BlockJob[float]):
     """The relative change from the planned to the stored squared error of a unit; the error itself if that is 0."""
-    choice = choices[unit.path]
-    rows = partial(stored.dequantized, unit.path, choice.format)
-    error = distance_of(rows, weight.__getitem__, unit.parts(BLOCK)).relative
-    planned = 0.0 if choice.format == KEEP else choice.error
-    return abs(error - planned) / planned if planned else error
+
+    stored: StoredModel
+    choices: Mapping[str, Choice]
+
+    def __call__(self, unit: Unit, weight: mx.array) -> float:
+        return self._change(unit, distance_of(self._rows(unit), weight.__getitem__, unit.parts(BLOCK)))
+
+    def of_blocks(self, unit: Unit, blocks: Blocks) -> float:
+        rows, distance = self._rows(unit), Distance(0.0, 0.0)
+        for slices, block in numbered(blocks):
+            distance += distance_from_block(rows, slices, block)
+        return self._change(unit, distance)
+
+    def _rows(self, unit: Unit) -> Rows:
+        return partial(self.stored.dequantized, unit.path, self.choices[unit.path].format)
+
+    def _change(self, unit: Unit, distance: Distance) -> float:
+        choice = self.choices[unit.path]
+        planned = 0.0 if choice.format == KEEP else choice.error
+        return abs(distance.relative - planned) / planned if planned else distance.relative

@@ -8,6 +8,9 @@ from typing import Any, TypeVar
 from mint.core.records import typed
 from mint.formats.format import ITEMSIZE, KEEP, Format, TensorSpec, admissible
 
+KEEP_BITS = 16  # the floor of a unit that the model's class does not quantize
+CLASS_KEEPS = "the model's own quant_predicate keeps it; --ignore-floors PATTERN waives that"
+
 
 def parts_of(shape: tuple[int, ...], size: int) -> Iterator[slice]:
     """Slices of the first axis of `shape`, each of at most `size` values, or of one index."""
@@ -20,9 +23,10 @@ class Unit:
     """One quantizable MLX module: what is measured, decided and stored in one format.
 
     `shape` is `(out, in)`, or `(experts, out, in)` for a stack; `dtype` (safetensors name) is that of the weight as
-    it will be stored. `sources` are the tensors on disk that feed it. `min_bits` is the model's own floor.
-    `keep_reason` says why the unit may not be quantized at all; empty when it may. `twin` is the path of an equal unit
-    whose stored weight the loader takes for this one, so both have one format.
+    it will be stored. `sources` are the tensors on disk that feed it. `min_bits` is the model's own floor, `KEEP_BITS`
+    where its class does not quantize the unit. `keep_reason` says why the unit may not be quantized at all; empty when
+    it may. `twin` is the path of an equal unit whose stored weight the loader takes for this one, so both have one
+    format.
     """
 
     path: str
@@ -60,6 +64,11 @@ class Unit:
         if self.keep_reason or any(format != KEEP for format in self.formats):
             return self.keep_reason
         return f"no group size divides its last axis ({self.shape[-1]})"
+
+    @property
+    def kept(self) -> str:
+        """The reason why the unit stays as it is unless its floor is waived; empty if it may be quantized."""
+        return self.stays or (CLASS_KEEPS if self.min_bits >= KEEP_BITS else "")
 
     @property
     def formats(self) -> tuple[Format, ...]:

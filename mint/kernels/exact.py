@@ -11,7 +11,7 @@ not rounded. It is rounded for checkpoints with odd zero points (AWQ); then the 
 
 # S slices, R rows, C columns, N weights of a piece of a slice, G groups
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -45,10 +45,15 @@ _LEAST_GROUP = 32
 _SPACING = {"BF16": 1 << 16, "F16": 1 << 13, "F32": 1}  # of neighbours, in the last bit of a float32
 
 
+Place = tuple[int, int, int]  # of a format among those that are tried: largest integer, -group size, bits
+_FIRST: Place = (0, 0, 0)
+
+
 @dataclass(frozen=True, slots=True)
 class Grid:
     """The affine format whose codes give a stack, and for all groups (S, G) the scale and the range of integers."""
 
+    place: Place
     format: Format
     scales: Floats
     lows: Raw
@@ -64,30 +69,51 @@ class OnGrid:
     squared: Doubles
 
 
-def store_on_grid(weight: mx.array, formats: Sequence[Format]) -> OnGrid | None:
-    """The evaluated (S, R, C) weights in the affine format of fewest bits, and the largest groups, that is their grid.
+def stored_on_grid(
+    blocks: Callable[[], Iterable[tuple[slice, mx.array]]],
+    formats: Sequence[Format],
+    take: Callable[[slice, OnGrid], object],
+) -> Format | None:
+    """The affine format of fewest bits, and the largest groups, that is the grid of a stack; None for ordinary weights.
 
-    None for weights off every grid. A weight counts no error where the stored value, rounded to its dtype, is equal.
+    `blocks` makes a pass over evaluated weights (S, R, C), each with its slices. `take` gets every block as stored, for
+    a last time in that format. A weight counts no error where the stored value, rounded to its dtype, is equal. Where
+    blocks have different grids, another pass begins at the farthest one: no earlier one fits them all.
     """
-    dtype, stack = DTYPE_NAMES[weight.dtype], raw(weight)
-    grid = _find(stack, dtype, [format for format in formats if format.scheme.is_default])
-    return _store(stack, dtype, grid) if grid else None
+    affine, least = [format for format in formats if format.scheme.is_default], _FIRST
+    while True:
+        grids: dict[Place, Format] = {}
+        has_weights = False
+        for slices, block in blocks():
+            dtype, stack = DTYPE_NAMES[block.dtype], raw(block)
+            if not has_weights and (group := _first_weights(stack.reshape(-1))) is not None:
+                has_weights = True
+                if not _may_lie_on_grid(group, dtype):
+                    return None
+            grid = _find(stack, dtype, affine, least)
+            if grid is None:
+                return None
+            grids[grid.place] = grid.format
+            take(slices, _store(stack, dtype, grid))
+        if len(grids) == 1 or not has_weights:
+            return grids[max(grids)] if has_weights else None
+        least = max(grids)
 
 
-def _find(stack: Raw, dtype: str, formats: Sequence[Format]) -> Grid | None:
+def _find(stack: Raw, dtype: str, formats: Sequence[Format], least: Place) -> Grid | None:
     slices = stack.reshape(len(stack), -1)
-    if not _may_lie_on_grid(stack.reshape(-1), dtype):
-        return None
     for top in _TOPS:
         for group_size in sorted({format.group_size for format in formats}, reverse=True):
+            if (top, -group_size) < least[:2]:
+                continue
             groups = len(slices), slices.shape[1] // group_size
             parts = np.empty(groups, np.float32), np.empty(groups, np.int32), np.empty(groups, np.int32)
             if not all(spread(partial(_fit_chunk, slices, dtype, top, group_size, parts), _chunks(slices), None)):
                 continue
             span = int((parts[2] - parts[1]).max())
-            storing = [f for f in formats if f.group_size == group_size and 2**f.bits > span]
-            if storing:
-                return Grid(min(storing), *parts)
+            places = {(top, -group_size, f.bits): f for f in formats if f.group_size == group_size and 2**f.bits > span}
+            if storing := [place for place in places if place >= least]:
+                return Grid(min(storing), places[min(storing)], *parts)
     return None
 
 
@@ -127,17 +153,19 @@ def _chunks(slices: Raw) -> list[tuple[int, int]]:
     return [(index, start) for index in range(len(slices)) for start in range(0, slices.shape[1], CHUNK)]
 
 
-def _may_lie_on_grid(vector: Raw, dtype: str) -> bool:
-    """A quick look in numpy at the first group of 32 with a weight: ordinary weights need no compiled kernel."""
-    top = _TOPS[-1]
+def _first_weights(vector: Raw) -> Raw | None:
+    """The first group of 32 with a weight; None if all are zeros."""
     for size in (_LEAST_GROUP, CHUNK, vector.size):
         bits = vector[:size].view(f"u{vector.itemsize}") << 1  # without the sign
         if bits.any():
-            break
-    else:
-        return False
-    start = int(np.argmax(bits != 0)) // _LEAST_GROUP * _LEAST_GROUP
-    values = widened(np.ascontiguousarray(vector[start : start + _LEAST_GROUP]), dtype)
+            start = int(np.argmax(bits != 0)) // _LEAST_GROUP * _LEAST_GROUP
+            return np.ascontiguousarray(vector[start : start + _LEAST_GROUP])
+    return None
+
+
+def _may_lie_on_grid(group: Raw, dtype: str) -> bool:
+    """A quick look in numpy at a group: ordinary weights need no compiled kernel."""
+    top, values = _TOPS[-1], widened(group, dtype)
     middles = _rounded(np.abs(values).max() / np.arange(1, top + 1, dtype=np.float32), dtype)
     steps = np.array([0, -1, 1], np.int32) * np.int32(_SPACING[dtype])
     scales = (middles.view(np.int32)[:, None] + steps).reshape(-1, 1).view(np.float32)

@@ -25,6 +25,12 @@ class Errors:
     nonfinite: int  # NaN and infinite weights; above zero, the sums mean nothing
 
 
+def joined(parts: Sequence[Errors]) -> Errors:
+    """The errors of a stack from those of its parts."""
+    squared, energy = (np.concatenate(arrays) for arrays in zip(*((p.squared, p.energy) for p in parts), strict=True))
+    return Errors(squared, energy, sum(part.nonfinite for part in parts))
+
+
 def errors(weight: mx.array, formats: Sequence[Format]) -> Errors:
     """The squared error of each slice of (S, R, C) weights in each of the F formats, summed in float64."""
     exact = numpy_view(weight.astype(mx.float32)).astype(np.float64)

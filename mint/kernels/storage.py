@@ -6,6 +6,12 @@ import mlx.core as mx
 import numpy as np
 from numpy.typing import NDArray
 
+DTYPES = {  # of a safetensors file, by those of arrays
+    mx.bool_: "BOOL", mx.uint8: "U8", mx.int8: "I8", mx.uint16: "U16", mx.int16: "I16", mx.float16: "F16",
+    mx.bfloat16: "BF16", mx.uint32: "U32", mx.int32: "I32", mx.float32: "F32", mx.uint64: "U64", mx.int64: "I64",
+    mx.complex64: "C64",
+}  # fmt: skip
+MLX_DTYPES = {name: dtype for dtype, name in DTYPES.items()}
 DTYPE_NAMES = {mx.bfloat16: "BF16", mx.float16: "F16", mx.float32: "F32"}  # of weights, as safetensors calls them
 NUMPY_DTYPES = {  # of a safetensors file; 16-bit and 8-bit floats as bit patterns
     "BF16": np.uint16, "F16": np.uint16, "F32": np.float32, "U8": np.uint8, "U16": np.uint16, "U32": np.uint32,

@@ -19,20 +19,37 @@ _INTO = re.compile(r'^"(?P<name>.*)" -> (?P<primitive>\d+)$')
 _OUT_OF = re.compile(r'^(?P<primitive>\d+) -> "(?P<name>.*)"$')
 
 
-def trace_sources(parameters: Mapping[str, mx.array], leaves: Mapping[str, mx.array]) -> dict[str, tuple[str, ...]]:
-    """For every parameter the names of the leaves that it is computed from, in the order of `leaves`."""
+# operations on one array that keep each index of the first axis apart, where the length of that axis stays
+_KEEPING = {"AsType", "Contiguous", "Copy", "Slice", "Split", "Transpose"}
+
+
+@dataclass(frozen=True, slots=True)
+class Lineage:
+    """The leaves that a parameter is computed from, and those whose parts are the slices of a stack.
+
+    `slices` are leaves in the order of the slices, or the one leaf that has them along its first axis; empty where the
+    graph shows neither.
+    """
+
+    leaves: tuple[str, ...]
+    slices: tuple[str, ...]
+
+
+def trace_sources(parameters: Mapping[str, mx.array], leaves: Mapping[str, mx.array]) -> dict[str, Lineage]:
+    """The lineage of every parameter, its leaves in the order of `leaves`."""
     leaf_of: dict[str, str] = {}
     for names in batches(leaves):
         producers = read_graph({f"leaf:{name}": array for name, array in names.items()}).producers
         leaf_of.update({producers[f"leaf:{name}"]: name for name in names if f"leaf:{name}" in producers})
     rank = {name: index for index, name in enumerate(leaves)}
-    sources: dict[str, tuple[str, ...]] = {}
+    lineages: dict[str, Lineage] = {}
     for names in batches(parameters):
         graph = read_graph({f"parameter:{name}": array for name, array in names.items()})
         for name in names:
-            leaf_names = _leaves_behind(graph.producers.get(f"parameter:{name}", ""), graph, leaf_of)
-            sources[name] = tuple(sorted(leaf_names, key=rank.__getitem__))
-    return sources
+            producer = graph.producers.get(f"parameter:{name}", "")
+            behind = sorted(_leaves_behind(producer, graph, leaf_of), key=rank.__getitem__)
+            lineages[name] = Lineage(tuple(behind), _slices_behind(producer, graph, leaf_of))
+    return lineages
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,3 +102,24 @@ def _leaves_behind(primitive: str, graph: Graph, leaf_of: Mapping[str, str]) -> 
             inputs = () if current in leaf_of else graph.inputs.get(current, ())
             stack.extend(graph.producers[name] for name in inputs if name in graph.producers)
     return {leaf_of[current] for current in seen & leaf_of.keys()}
+
+
+def _slices_behind(primitive: str, graph: Graph, leaf_of: Mapping[str, str]) -> tuple[str, ...]:
+    labels: set[str] = set()
+    while primitive not in leaf_of:
+        label, inputs = graph.labels.get(primitive, ""), graph.inputs.get(primitive, [])
+        if label == "Concatenate" and labels <= {"AsType"}:  # `mx.stack` expands each array and concatenates them
+            stacked = [graph.producers.get(name, "") for name in inputs]
+            expanded = [_only_input(other, graph) for other in stacked if graph.labels.get(other) == "ExpandDims"]
+            is_stack = len(expanded) == len(inputs) and leaf_of.keys() >= set(expanded)
+            return tuple(leaf_of[other] for other in expanded) if is_stack else ()
+        if label not in _KEEPING or len(inputs) != 1:
+            return ()
+        labels.add(label)
+        primitive = _only_input(primitive, graph)
+    return (leaf_of[primitive],)
+
+
+def _only_input(primitive: str, graph: Graph) -> str:
+    """The primitive that the one input of another comes out of; empty where there is none."""
+    return graph.producers.get(next(iter(graph.inputs.get(primitive, [])), ""), "")

@@ -8,7 +8,7 @@ buffer (a lazy graph that does trips Metal's watchdog, ml-explore/mlx#3803).
 """
 
 import json
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -26,25 +26,20 @@ from mint.model.checkpoint.reader import StoredModel
 from mint.model.checkpoint.shards import Shard, read_shards, tensors_of
 from mint.model.loaders.loader import Arrays, TreeLoader
 from mint.model.loaders.table import tree_loader
+from mint.model.loaders.vision import PROCESSOR_NAME, is_installed, read_processor
 from mint.model.opening.faults import explained
 from mint.model.opening.names import spellings, without_extras
 from mint.model.opening.readers import Reader
 from mint.model.opening.renamed import lift_renamed
 from mint.model.opening.rope import lift_rope
-from mint.model.storages.decoding import Stored, decoded, find_stored, without_settings
+from mint.model.storages.decoding import Stored, decoded, decoded_zeros, find_stored, stacks_of, without_settings
 from mint.model.storages.guards import undecoded_of
-from mint.model.storages.storage import Settings
+from mint.model.storages.storage import Leaf, Settings
 
 with importing_later("transformers", "huggingface_hub", "mlx_lm.tokenizer_utils"):
     from mlx_lm.convert import MODEL_CONVERSION_DTYPES
     from mlx_lm.models.cache import make_prompt_cache
     from mlx_lm.utils import load_config, load_tokenizer, save_config
-
-DTYPES = {
-    mx.bool_: "BOOL", mx.uint8: "U8", mx.int8: "I8", mx.uint16: "U16", mx.int16: "I16", mx.float16: "F16",
-    mx.bfloat16: "BF16", mx.uint32: "U32", mx.int32: "I32", mx.float32: "F32", mx.uint64: "U64", mx.int64: "I64",
-    mx.complex64: "C64",
-}  # fmt: skip
 
 UNCAST = "as stored"  # in place of a dtype to cast to
 
@@ -130,6 +125,34 @@ class OpenedModel:
             plain = Stored(Settings(), {}, frozenset())
             model, _ = _built(folder, without_settings(config), weights, plain, shards, dtype, loader)
         return dict(tree_flatten(model.parameters()))
+
+    def remade(self, weights: Arrays, parameter: str) -> mx.array:
+        """The lazy `parameter` that the class makes of these decoded tensors, which may hold some slices of their own.
+
+        Zeros stand in for all other tensors.
+        """
+        folder, config, shards, _, loader_name = self._files
+        config = without_settings(config)
+        loader = tree_loader(folder, config, tensors_of(shards), loader_name)
+        for spelled in spellings(self._stand_ins | weights):
+            with suppress(MintError), explained(f"{folder}: the weights do not fit", "", config):
+                sanitized = loader.sanitized(loader.module(config), dict(spelled))
+                if parameter in sanitized:
+                    return sanitized[parameter]
+        raise AssertionError(f"{parameter} is not made of {', '.join(weights)}")
+
+    @cached_property
+    def _stand_ins(self) -> Arrays:
+        """Lazy zeros in place of all decoded tensors."""
+        folder, config, shards, *_ = self._files
+        return decoded_zeros(find_stored(folder, config, shards), tensors_of(shards), self.decoded_dtype)
+
+    def stacks(
+        self, shapes: Mapping[str, tuple[int, ...]], slices: Mapping[str, Sequence[str]]
+    ) -> dict[str, tuple[Leaf, ...]]:
+        """The leaves of stacks by the paths of units, from the names that another process found (`stacks_of`)."""
+        folder, config, shards, *_ = self._files
+        return stacks_of(find_stored(folder, config, shards), tensors_of(shards), slices, shapes) if slices else {}
 
     def take(self, names: Collection[str]) -> Arrays:
         """Fresh lazy arrays of these parameters, if possible those that the last reading of `arrays` left."""
@@ -281,25 +304,35 @@ def tokenizer_fault(folder: Path) -> str:
 
     Code that the tokenizer brings is not run.
     """
+    return _fault("tokenizer", "mlx_lm", folder, read_tokenizer) if has_tokenizer(folder) else ""
+
+
+def processor_fault(folder: Path) -> str:
+    """The same of `mlx_vlm.load` and the processor of pictures, which a text model does not have."""
+    if not is_installed() or not (folder / PROCESSOR_NAME).exists():
+        return ""
+    return _fault("processor", "mlx_vlm", folder, read_processor)
+
+
+def _fault(part: str, loader: str, folder: Path, read: Callable[[Path], object]) -> str:
     try:
-        if has_tokenizer(folder):
-            read_tokenizer(folder)
+        read(folder)
     except Exception as error:  # transformers raises any kind
         reason = " ".join(str(error).split())[:200]
         if has_own_code(folder):
             return (
-                f"the tokenizer brings its own code, which is not run here, and does not load without it ({reason}); "
+                f"the {part} brings its own code, which is not run here, and does not load without it ({reason}); "
                 "whoever loads the model needs --trust-remote-code"
             )
-        return f"mlx_lm does not load the tokenizer ({reason})"
+        return f"{loader} does not load the {part} ({reason})"
     return ""
 
 
 def has_own_code(folder: Path) -> bool:
     """True if a config in `folder` names classes in files of its own."""
-    for path in (folder / "tokenizer_config.json", folder / "config.json"):
+    for name in ("tokenizer_config.json", "config.json", PROCESSOR_NAME, "processor_config.json"):
         with suppress(OSError, ValueError, RecursionError):
-            config = json.loads(path.read_bytes())
+            config = json.loads((folder / name).read_bytes())
             if isinstance(config, dict) and "auto_map" in config:
                 return True
     return False

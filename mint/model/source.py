@@ -16,24 +16,27 @@ from mlx.nn.layers.base import Module
 from mint.core.errors import MintError
 from mint.core.progress import OnProgress, ignore
 from mint.formats.format import AFFINE, QUANTIZABLE, Format, admissible
-from mint.formats.units import Parameter, Unit
+from mint.formats.units import KEEP_BITS, Parameter, Unit
+from mint.kernels.storage import DTYPES
 from mint.model.checkpoint.file_states import FileStates
 from mint.model.checkpoint.shards import Shard, SourceTensor, identity, read_index, read_shards, tensors_of
 from mint.model.config import check_config
-from mint.model.lineage import trace_sources
+from mint.model.lineage import Lineage, trace_sources
 from mint.model.loaders.reloading import taken_weights
 from mint.model.loaders.table import tower_advice
-from mint.model.loaders.vision import tower_obstacle
+from mint.model.loaders.vision import language_path, tower_obstacle
 from mint.model.locate import locate
-from mint.model.module_tree import DTYPES, OpenedModel, Tree, read_source_config
+from mint.model.module_tree import OpenedModel, Tree, read_source_config
 from mint.model.opening.kinds import refuse_other_kinds
-from mint.model.opening.notices import cast_notice, head_notice, requantize_notice, tower_notice
+from mint.model.opening.notices import cast_notice, head_notice, requantize_notice, scales_notice, tower_notice
 from mint.model.opening.towers import dropped_towers
 from mint.model.opening.unseen import unseen_keys
 from mint.model.passes.weight_uses import weight_uses
 from mint.model.roles import TOWER, UNKNOWN, UNTIED, layer_numbers, role_of
+from mint.model.storages.decoding import stacks_of
 from mint.model.storages.guards import check_used
 from mint.model.storages.quantized import carried_formats
+from mint.model.storages.storage import Leaf
 
 READ = "the model reads its weight itself, which no loader could if it were packed"
 
@@ -54,6 +57,7 @@ class Source:
     files: FileStates = field(compare=False, repr=False)  # when it was opened
     opened: OpenedModel = field(compare=False, repr=False)  # owns the module tree and the lazy weights
     carried: Mapping[str, Format] = field(default_factory=dict)  # units by path that MLX has stored in this format
+    stacks: Mapping[str, tuple[Leaf, ...]] = field(default_factory=dict, repr=False)  # units whose slices are apart
     notices: tuple[str, ...] = ()  # sentences that the user must read before the work begins
 
     @property
@@ -107,11 +111,13 @@ def open_source(
     notices = unseen_keys(readers)
     opened = OpenedModel(folder, config, shards, dtype, tree_loader.name)
     tree = opened.tree()
-    sources = _trace(opened, tree)
+    lineages = _trace(opened, tree)
+    sources = {name: lineage.leaves for name, lineage in lineages.items()}
     tensors = tensors_of(shards)
     notices += check_used(folder, tree.stored, tensors, sources, tree.integers)
     taken = taken_weights(folder, tree_loader, config, tree.arrays) if tree_loader.language else {}
-    units = _find_units(tree, sources, tree_loader.language, taken)
+    language = language_path(tree.model) if tree_loader.language else ""
+    units = _find_units(tree, sources, language, taken)
     weights = {f"{unit.path}.weight" for unit in units}
     parameters = tuple(
         Parameter(name, array.shape, DTYPES[array.dtype], sources[name])
@@ -124,10 +130,13 @@ def open_source(
     model = identity(shards, text)
     carried = carried_formats(units, tensors, tree.stored.settings.modules)
     layout = shards, units, parameters, dropped
-    source = Source(folder, config, dtype, tree_loader.name, model, *layout, files, opened, carried)
+    slices = {unit.path: lineages[f"{unit.path}.weight"].slices for unit in units}
+    stacks = stacks_of(tree.stored, tensors, slices, {unit.path: unit.shape for unit in units})
+    source = Source(folder, config, dtype, tree_loader.name, model, *layout, files, opened, carried, stacks)
     encoded = tree.stored.parts
     notices += requantize_notice(tree.stored.settings)
     notices += cast_notice(units, {name: tensor for name, tensor in tensors.items() if name not in encoded})
+    notices += scales_notice(units, encoded)
     if towers := source.dropped_towers:
         advice = tower_advice(tree_loader, config, loader)
         notices += tower_notice(towers, [tensors[name] for name in dropped], tree_loader.name, advice)
@@ -135,8 +144,10 @@ def open_source(
     return replace(source, notices=notices)
 
 
-def _trace(opened: OpenedModel, tree: Tree) -> dict[str, tuple[str, ...]]:
+def _trace(opened: OpenedModel, tree: Tree) -> dict[str, Lineage]:
     """For every parameter the source tensors that feed it, also those that only say how others are decoded.
+
+    Slices are named by the decoded weights.
 
     Stand-ins take the place of decoded weights: the graphs of their decoding make tracing a large model slow.
     """
@@ -148,10 +159,11 @@ def _trace(opened: OpenedModel, tree: Tree) -> dict[str, tuple[str, ...]]:
     weights |= {name: mx.zeros(weight.shape, mx.bfloat16) for name, weight in stored.encoded.items()}
     parts = {name: [part.name for part in weight.parts.values()] for name, weight in stored.encoded.items()}
     order = {name: index for index, name in enumerate(tree.leaves)}
-    return {
-        parameter: tuple(sorted((part for name in names for part in parts.get(name, [name])), key=order.__getitem__))
-        for parameter, names in trace_sources(opened.parameters_of(weights), weights).items()
-    }
+    lineages = {}
+    for parameter, lineage in trace_sources(opened.parameters_of(weights), weights).items():
+        leaves = [part for name in lineage.leaves for part in parts.get(name, [name])]
+        lineages[parameter] = Lineage(tuple(sorted(leaves, key=order.__getitem__)), lineage.slices)
+    return lineages
 
 
 def _find_units(
@@ -173,10 +185,10 @@ def _find_units(
         role = TOWER if path in towers else role_of(path)
         unit = Unit(
             path, weight.shape, DTYPES[weight.dtype], role, layers[path], sources[f"{path}.weight"],
-            min_bits=int(verdict.get("bits", 0)) if isinstance(verdict, dict) else 0,
+            min_bits=_own_floor(verdict),
             twin=taken.get(f"{path}.weight", "").removesuffix(".weight"),
         )  # fmt: skip
-        reason = READ if path in uses.read else _keep_reason(unit, modules[path], verdict)
+        reason = READ if path in uses.read else _keep_reason(unit, modules[path])
         if role == TOWER:
             reason = reason or tower_obstacle(path, modules[path], tree.model)
         units.append(replace(unit, keep_reason=reason))
@@ -186,10 +198,16 @@ def _find_units(
     return tuple(units)
 
 
-def _keep_reason(unit: Unit, module: Module, verdict: object) -> str:
+def _own_floor(verdict: object) -> int:
+    """The fewest bits by the answer of a model's `quant_predicate`: false, true, or the parameters of a format.
+
+    mlx_lm asks it when it quantizes, not when it loads: a written model says by its tensors what is quantized.
+    """
+    return int(verdict.get("bits", 0)) if isinstance(verdict, dict) else 0 if verdict else KEEP_BITS
+
+
+def _keep_reason(unit: Unit, module: Module) -> str:
     """The reason to keep a unit: it has no known role, or MLX would not store it as `Format` says; else empty."""
-    if not verdict:
-        return "the model's own quant_predicate keeps it"
     if unit.role == UNKNOWN:
         return "no rule knows this module"
     if unit.dtype not in QUANTIZABLE:

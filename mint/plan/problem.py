@@ -240,7 +240,7 @@ class Problem:
     def _infeasible(self, budget_bytes: int) -> str:
         limits = [f"{limit}, up to {format_size(nbytes)}" for limit, nbytes in self._binding().items()]
         remedy = f"Raise the budget, or relax what binds: {'; '.join(limits)}" if limits else "Raise the budget"
-        kept = kept_matrices(self.analysis.units, self.analysis.parameters)
+        kept = kept_matrices(list(filter(self._allowance.keeps, self.analysis.units)), self.analysis.parameters)
         total = format_size(sum(matrix.nbytes for matrix in kept))
         largest = ", ".join(f"{matrix.name} ({format_size(matrix.nbytes)}: {matrix.reason})" for matrix in kept[:3])
         stays = f". {len(kept)} matrices of {total} stay as they are: {largest}" if kept else ""

@@ -17,11 +17,12 @@ from typing import TYPE_CHECKING, Any
 
 from mint.core.errors import MintError
 from mint.formats.format import AFFINE, ITEMSIZE, KEEP, Format, known_formats, parse_format
+from mint.formats.units import KEEP_BITS, Unit
 from mint.model.roles import role_floor
 
 if TYPE_CHECKING:
     from mint.analysis.analysis import Measurement
-    from mint.formats.units import Unit
+
 
 VETO_DB = 9.0  # the published floor: below it a matrix is mostly noise
 MAX_BITS = 64  # no weight has more bits
@@ -114,6 +115,10 @@ class Allowance:
     def _own_floor(self, unit: Unit) -> int:
         return 0 if unit.path in self._floorless else unit.min_bits
 
+    def keeps(self, unit: Unit) -> bool:
+        """True for a unit that stays as it is: by its nature, or since the model's class does not quantize it."""
+        return bool(unit.stays) or self._own_floor(unit) >= KEEP_BITS
+
     def binding(self, unit: Unit, format: Format) -> str:
         """The limit that keeps a measured format from a unit, with the option that moves it."""
         if unit.path in self._locks:
@@ -130,8 +135,8 @@ class Allowance:
         keep_reason = _keep_reason(unit, measurement)
         if unit.path in self._locks:
             return self._locked(unit, keep_reason)
-        if keep_reason:
-            return Allowed((KEEP,), (), f"kept: {keep_reason}")
+        if keep_reason or self.keeps(unit):
+            return Allowed((KEEP,), (), f"kept: {keep_reason or unit.kept}")
         limit = self._max_error
         vetoes = tuple([worst > limit for worst in measurement.worst_errors])
         lossless = self._lossless(measurement)
@@ -147,7 +152,7 @@ class Allowance:
         if unit.path in self._locks:
             return self._locked(unit, unit.stays).formats
         formats = tuple(format for format in unit.formats if format != KEEP and self._rules.permits_lossless(format))
-        return (KEEP,) if unit.stays else (*formats, KEEP)
+        return (KEEP,) if self.keeps(unit) else (*formats, KEEP)
 
     def _lossless(self, measurement: Measurement) -> tuple[Format, ...]:
         """The formats that store a unit without loss and are not ruled out by name."""

@@ -14,7 +14,7 @@ from mint.plan.plan import digits_for
 
 @dataclass(frozen=True, slots=True)
 class Kept:
-    """A matrix that no plan can quantize."""
+    """A matrix that no plan quantizes by itself."""
 
     name: str
     nbytes: int
@@ -22,8 +22,8 @@ class Kept:
 
 
 def kept_matrices(units: Sequence[Unit], parameters: Sequence[Parameter]) -> list[Kept]:
-    """The units and other parameters of two axes and more that every plan keeps, the largest first."""
-    kept = [Kept(unit.path, unit.nbytes, unit.stays) for unit in units if unit.stays]
+    """The units and other parameters of two axes and more that a plan keeps by itself, the largest first."""
+    kept = [Kept(unit.path, unit.nbytes, unit.kept) for unit in units if unit.kept]
     for parameter in parameters:
         if prod(parameter.shape) > max(parameter.shape, default=0):  # no vector
             kept.append(Kept(parameter.name, parameter.nbytes, "no module that MLX quantizes holds it"))

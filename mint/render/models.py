@@ -53,8 +53,8 @@ def source_record(source: Source) -> Record:
         "dropped_tensors": list(source.dropped),
         "dropped_towers": list(source.dropped_towers),
         "notices": list(source.notices),
-        "kept_units": {unit.path: unit.stays for unit in source.units if unit.stays},
-        "floors": {unit.path: bits for unit in source.units if (bits := floor_bits(unit)) and not unit.stays},
+        "kept_units": {unit.path: unit.kept for unit in source.units if unit.kept},
+        "floors": {unit.path: bits for unit in source.units if (bits := floor_bits(unit)) and not unit.kept},
         "smallest_bytes": smallest,
         "largest_bytes": largest,
     }

@@ -1,7 +1,7 @@
 """The device that measures and quantizes, and the versions that results depend on."""
 
 from collections.abc import Iterable
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 
 from mint.core.version import __version__
 from mint.kernels.backend import backend
@@ -24,6 +24,18 @@ def kinds_in(device: str) -> tuple[str, ...]:
     return tuple(device.split(_AND))
 
 
-def versions() -> dict[str, str]:
-    """Versions of the packages that decide a measurement."""
-    return {"mint": __version__, "mlx": version("mlx"), "mlx-lm": version("mlx-lm")}
+def versions(loader: str = "") -> dict[str, str]:
+    """Versions of the packages that decide a measurement; `loader` is the one whose classes hold the model."""
+    packages = dict.fromkeys(("mint", "mlx", "mlx-lm", *([loader.replace("_", "-")] if loader else [])))
+    return installed(packages)
+
+
+def installed(packages: Iterable[str]) -> dict[str, str]:
+    """The installed versions of packages by name; empty for one that is missing."""
+    found = {}
+    for name in packages:
+        try:
+            found[name] = __version__ if name == "mint" else version(name)
+        except PackageNotFoundError:
+            found[name] = ""
+    return found

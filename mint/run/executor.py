@@ -25,7 +25,8 @@ from mint.model.hub_cache import NotOnHubError
 from mint.model.locate import locate
 from mint.model.source import Source
 from mint.run.device_kind import device_kind, joined_kinds
-from mint.run.job import Job, PortableJob
+from mint.run.job import BlockJob, Job, PortableJob
+from mint.run.stacks import blocks_of, comes_in_blocks
 
 T = TypeVar("T")
 GROUP = "mint.executors"  # of the entry points by which installed packages offer theirs
@@ -82,9 +83,10 @@ class Weights:
         return self.lazy.pop(unit.path)
 
     def begin(self, unit: Unit) -> None:
-        """Start to read the weight of `unit`; of an encoded one its codes, which are small."""
-        self._open(unit)
-        mx.async_eval(self.codes.pop(unit.path, None) or self.lazy[unit.path])
+        """Start to read the weight of `unit`, unless it comes in blocks; of an encoded one its small codes."""
+        if not comes_in_blocks(self.source, unit):
+            self._open(unit)
+            mx.async_eval(self.codes.pop(unit.path, None) or self.lazy[unit.path])
 
     def _open(self, unit: Unit) -> None:
         if unit.path not in self.lazy:
@@ -111,8 +113,10 @@ class InProcess:
 in_process = InProcess()
 
 
-def do(job: Job[T], units: Sequence[Unit], weights: Weights) -> Iterator[tuple[Unit, T]]:
-    """Do `job` for every unit in the order given, and read the next weight meanwhile.
+def do(
+    job: Job[T], units: Sequence[Unit], weights: Weights, on_last: Callable[[], object] = lambda: None
+) -> Iterator[tuple[Unit, T]]:
+    """Do `job` for every unit in the order given, and read the next weight meanwhile; `on_last` follows the last read.
 
     Raises `MintError` when a file of the source cannot be read or changed before a result was there. The results so
     far stay good. The weight that is read meanwhile is dropped: MLX reports a failed read once, to any array.
@@ -122,15 +126,24 @@ def do(job: Job[T], units: Sequence[Unit], weights: Weights) -> Iterator[tuple[U
     if isinstance(job, PortableJob):
         job.ready(units)
     with small_cache(), files.reading():
-        for number, unit in enumerate(units, start=1):
-            weight = weights.take(unit)
-            mx.eval(weight)
-            if number < len(units) and not memory_is_short():
-                weights.begin(units[number])
-            result = job(unit, weight)
+        for unit, following in zip(units, [*units[1:], None], strict=True):
+            work: Callable[[], T]
+            if isinstance(job, BlockJob) and comes_in_blocks(weights.source, unit):
+                work = partial(job.of_blocks, unit, blocks_of(weights.source, unit))
+            else:
+                weight = weights.take(unit)
+                mx.eval(weight)
+                work = partial(job, unit, weight)
+                del weight
+            if not following:
+                on_last()
+            elif not memory_is_short():
+                weights.begin(following)
+            result = work()
+            del work
             files.check({shards[name] for name in unit.sources})
             yield unit, result
-            del weight, result
+            del result
 
 
 @contextmanager

@@ -5,7 +5,8 @@ bytes. It is named by the module and class that define it, so a new kind of job 
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from pkgutil import resolve_name
 from typing import Any, ClassVar, Generic, Self, TypeVar
 
@@ -17,7 +18,28 @@ from mint.model.source import Source
 
 T = TypeVar("T")
 Job = Callable[[Unit, mx.array], T]  # a unit and its evaluated weight
+Blocks = Callable[[], Iterator[mx.array]]  # one pass over a weight: evaluated arrays (S, R, C) of some slices each
 Difference = tuple[str, float, float]  # the differing quantity, its value in one result and in the other
+
+
+def numbered(blocks: Blocks) -> Iterator[tuple[slice, mx.array]]:
+    """One pass over the blocks of a weight, each with its slices of the stack."""
+    start = 0
+    for block in blocks():
+        yield slice(start, start + len(block)), block
+        start += len(block)
+
+
+class BlockJob(ABC, Generic[T]):
+    """A job that gets a weight block by block, so that no large stack is ever whole."""
+
+    def __call__(self, unit: Unit, weight: mx.array) -> T:
+        """The result for `unit`, whose evaluated weight is given."""
+        return self.of_blocks(unit, partial(iter, (weight.reshape(unit.slices, *unit.shape[-2:]),)))
+
+    @abstractmethod
+    def of_blocks(self, unit: Unit, blocks: Blocks) -> T:
+        """The result for `unit`, whose weight comes in `blocks`; it is the same for all divisions of the weight."""
 
 
 class PortableJob(ABC, Generic[T]):

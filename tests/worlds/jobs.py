@@ -12,7 +12,7 @@ from mint.analysis.unit_jobs import Measure, checksum_of
 from mint.formats.units import Unit
 from mint.model.source import Source
 from mint.run.executor import in_process
-from mint.run.job import PortableJob
+from mint.run.job import Blocks, PortableJob
 
 
 def checksums_of(source: Source) -> dict[str, str]:
@@ -53,8 +53,8 @@ class Skewed(Measure):
 
     factor: float = 1.0
 
-    def __call__(self, unit: Unit, weight: mx.array) -> Measurement:
-        measurement = super().__call__(unit, weight)
+    def of_blocks(self, unit: Unit, blocks: Blocks) -> Measurement:
+        measurement = super().of_blocks(unit, blocks)
         errors, worst = (
             tuple(error * self.factor for error in part) for part in (measurement.errors, measurement.worst_errors)
         )

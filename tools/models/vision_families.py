@@ -21,6 +21,7 @@ from tools.models.family_configs import OVERRIDES, SMALL
 
 Config = dict[str, Any]
 _MROPE = {"rope_scaling": {"type": "mrope", "mrope_section": [4, 6, 6]}}
+_LFM2 = {"layer_types": ["conv", "full_attention"] * 2, "block_dim": 128, "conv_dim": 128, "conv_dim_out": 128}
 _TOWER: Config = {
     "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2, "patch_size": 4,
     "image_size": 16, "depth": 2, "num_heads": 2, "out_hidden_size": 128, "embed_dim": 64, "window_size": 16,
@@ -30,6 +31,7 @@ _TOWER: Config = {
 # the model types of the text and of the tower, settings of the text, and settings of the tower
 FAMILIES: dict[str, tuple[str, str, Config, Config]] = {
     "aya_vision": ("cohere2", "siglip_vision_model", {}, {}),
+    "deepseek_vl_v2": ("deepseek_v2", "vision", {"topk_method": "greedy"}, {"layers": 2, "width": 64}),
     "gemma3": ("gemma3_text", "siglip_vision_model", {"mm_tokens_per_image": 4}, {}),
     "gemma4": ("gemma4_text", "gemma4_vision", {}, {}),
     "glm4v": ("glm4v_text", "glm4v", _MROPE, {}),
@@ -37,11 +39,14 @@ FAMILIES: dict[str, tuple[str, str, Config, Config]] = {
     "internvl": ("qwen2", "internvl_vision", {}, {}),
     "internvl_chat": ("qwen2", "intern_vit_6b", {}, {}),
     "kimi_vl": ("deepseek_v3", "moonvit", {}, {}),
+    "lfm2_vl": ("lfm2", "lfm2_vl", _LFM2, {"num_patches": 16}),
     "llama4": ("llama4_text", "llama4_vision_model", {}, {}),
     "llava": ("llama", "clip_vision_model", {}, {}),
     "llava_next": ("mistral", "clip_vision_model", {}, {}),
     "mistral3": ("mistral", "pixtral", {}, {}),
     "mllama": ("mllama_text_model", "mllama", {}, {}),
+    "moondream2": ("phi", "moondream2", {}, {}),
+    "moondream3": ("moondream3", "moondream3", {"num_key_value_heads": 4}, {}),
     "paligemma": ("gemma", "siglip_vision_model", {}, {}),
     "pixtral": ("mistral", "pixtral", {}, {}),
     "qwen2_5_vl": ("qwen2_5_vl", "qwen2_5_vl", _MROPE, {}),
@@ -52,13 +57,18 @@ FAMILIES: dict[str, tuple[str, str, Config, Config]] = {
     "qwen3_vl_moe": ("qwen3_vl_moe_text", "qwen3_vl_moe", _MROPE, {"deepstack_visual_indexes": [0]}),
     "smolvlm": ("llama", "idefics3", {}, {}),
 }
+# settings of other sections
+_MORE: dict[str, Config] = {
+    "deepseek_vl_v2": {"projector_config": {"input_dim": 64, "n_embed": 128, "depth": 2, "mlp_ratio": 1}},
+    "lfm2_vl": {"projector_hidden_size": 64},
+}
 
 
 def vision_config_of(family: str) -> Config:
     """A small config of a multimodal family."""
     package = importlib.import_module(f"mlx_vlm.models.{family}")
     text_type, tower_type, text, tower = FAMILIES[family]
-    other = dict(OVERRIDES.get(family, {}))  # of mlx_lm's class with the same name
+    other = _MORE.get(family, {}) | OVERRIDES.get(family, {})  # the latter of mlx_lm's class with the same name
     text = _fields(package, "TextConfig", SMALL | {"tie_word_embeddings": False} | text) | other.pop("text_config", {})
     text["model_type"] = text_type
     sections = {

@@ -19,6 +19,7 @@ from cluster.service.data.catalog import Catalog
 from cluster.service.errors import DatabaseUnavailableError, NotFetchedError
 from mint.core.errors import MintError
 from mint.model.checkpoint.shards import PATTERN, identity, read_shards
+from mint.model.gguf.files import SUFFIX
 from mint.model.hub_cache import blob_folders, cached, parse_id
 
 _MOST_LEVELS = 5  # of folders below a root; Hugging Face's cache has three
@@ -77,6 +78,7 @@ class Roots:
                 path = self._confined(folder / spelling)
                 if path and (path / _CONFIG).is_file():
                     return path
+        self._refuse_gguf(name)
         if self._allow_hub and (id := parse_id(name)):
             if path := cached(id):
                 return path.resolve()
@@ -85,6 +87,16 @@ class Roots:
                 "POST /v1/fetches"
             )
         raise MintError(f"there is no model {name!r} here; {self._advice()}")
+
+    def _refuse_gguf(self, name: str) -> None:
+        """Raise `MintError` for GGUF files: they are converted for minutes, which no request may wait for."""
+        for folder in self._folders:
+            path = self._confined((folder / name).parent if name.endswith(SUFFIX) else folder / name)
+            if path and any(path.glob(f"*{SUFFIX}")):
+                raise MintError(
+                    f"{name} is a model in GGUF files, which the service does not convert; needed: a folder with "
+                    "safetensors. `mint inspect FILE.gguf --json` makes one and names it: copy it below a root"
+                )
 
     def identify(self, name: str) -> tuple[Path, str]:
         """The folder and the identity of a model; raises `MintError` for an incomplete or forbidden model.

@@ -40,7 +40,7 @@ _LOGITS = 4  # the expected ones, their probabilities, those of a probe, and a t
 
 def base_format(unit: Unit, base: str) -> Format | None:
     """The format of a unit in a base; None if it stays as it is."""
-    if base == FULL or unit.keep_reason or unit.role == TOWER:
+    if base == FULL or unit.kept or unit.role == TOWER:
         return None
     return next(iter(admissible(unit.shape, unit.dtype, map(parse_format, BASES[base]))), None)
 

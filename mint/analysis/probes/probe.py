@@ -86,7 +86,7 @@ def _header(source: Source, probing: Probing, units: Sequence[Unit], paths: Iter
         "tokens": str(probing),
         "base": probing.base,
         "device": device_kind(),
-        "versions": versions(),
+        "versions": versions(source.loader),
         "units": [unit.path for unit in units],
     }
     earlier = [read_header(path, MAGIC) for path in paths] if probing.base == AUTO else []
@@ -96,7 +96,7 @@ def _header(source: Source, probing: Probing, units: Sequence[Unit], paths: Iter
 
 def probed_units(units: Sequence[Unit], most: int | None) -> tuple[Unit, ...]:
     """The units to probe, in their order: all that may be quantized and that text reaches, or the largest of them."""
-    possible = [unit for unit in units if not unit.keep_reason and unit.role != TOWER and coarse_format(unit)]
+    possible = [unit for unit in units if not unit.kept and unit.role != TOWER and coarse_format(unit)]
     chosen = {unit.path for unit in sorted(possible, key=lambda unit: -unit.size)[:most]}
     return tuple(unit for unit in possible if unit.path in chosen)
 

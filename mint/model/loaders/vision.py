@@ -26,6 +26,7 @@ from mint.model.loaders.loader import Arrays, TreeLoader
 INSTALL = "pip install 'mint-mlx[vision]'"
 _PACKAGE = "mlx_vlm"
 _LANGUAGE = "language_model"
+PROCESSOR_NAME = "preprocessor_config.json"
 _SECTIONS = ["text", "vision", "perceiver", "projector", "audio"]  # of a config, each with a class of its own
 _PARTS = (("VisionModel", "vision_config"), ("LanguageModel", "text_config"), ("AudioModel", "audio_config"))
 _POSITIONS, _POSITION_SHIFTS = "_position_ids", "_rope_deltas"  # a language model keeps those of its last prompt
@@ -78,7 +79,7 @@ def _load(folder: Path) -> Module:
 
 def _answering_text(model: Any, package: ModuleType) -> Module:
     """The model, its calls those of its language model; `package` holds the classes of its parts."""
-    if not isinstance(getattr(model, _LANGUAGE, None), Module):
+    if not language_path(model):
         fault = f"{type(model).__module__}.{type(model).__name__} has no part {_LANGUAGE}"
         raise MintError(f"{fault}; needed: a class that holds its language model apart")
     kind = type(model)
@@ -105,12 +106,29 @@ def _make_cache(model: Any) -> list[Any]:
     return caches
 
 
+def read_processor(folder: Path) -> None:
+    """Load the processor of pictures in `folder` as mlx_vlm does; any exception of it comes through."""
+    from mlx_vlm.utils import load_processor
+
+    load_processor(folder, add_detokenizer=False, trust_remote_code=False)
+
+
+def language_path(model: Module) -> str:
+    """The path of the language model in a model with towers, which the class may name otherwise (Moondream: `text`).
+
+    Empty where no part is the language model.
+    """
+    language = getattr(model, _LANGUAGE, None)
+    return next((path for path, part in model.named_modules() if path and part is language), "")
+
+
 def tower_parameters(model: Module) -> Arrays:
     """The parameters beside the language model by name; none of a text model."""
     if not hasattr(model, "package"):
         return {}
     parameters: Any = tree_flatten(model.parameters())
-    return {name: array for name, array in parameters if not name.startswith(f"{_LANGUAGE}.")}
+    path = language_path(model)
+    return {name: array for name, array in parameters if not name.startswith(f"{path}.")}
 
 
 def release_towers(model: Module) -> None:

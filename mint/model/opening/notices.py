@@ -8,7 +8,7 @@ from mint.core.sizes import format_size
 from mint.formats.format import QUANTIZABLE
 from mint.formats.units import Unit
 from mint.model.checkpoint.shards import SourceTensor, sampled_ranges
-from mint.model.storages.storage import GGUF, Settings
+from mint.model.storages.storage import GGUF, Encoded, Settings
 
 Notices = tuple[str, ...]
 
@@ -28,6 +28,29 @@ def cast_notice(units: Sequence[Unit], tensors: Mapping[str, SourceTensor]) -> N
         f"the weights of {count} units are cast from {before} to {after}, as config.json or --dtype says"
         for (before, after), count in sorted(casts.items())
     )
+
+
+def scales_notice(units: Sequence[Unit], encoded: Mapping[str, Encoded]) -> Notices:
+    """Integers with scales in float16 whose weights bfloat16 rounds; `encoded` are weights by names of their tensors.
+
+    A product of such a scale and an integer of few bits has up to 15 bits; bfloat16 has 8.
+    """
+    rounded = [
+        unit
+        for unit in units
+        if unit.dtype == "BF16" and any(_integers_by_half(encoded[name]) for name in unit.sources if name in encoded)
+    ]
+    if not rounded:
+        return ()
+    return (
+        f"bfloat16 rounds the weights of {len(rounded)} units, whose scales are float16: no format holds them exactly; "
+        "--dtype float16 keeps them, where the activations of the model fit it",
+    )
+
+
+def _integers_by_half(weight: Encoded) -> bool:
+    is_integer = weight.storage in ("awq", "gptq", "packed", "int8") or weight.numbers.get("mode") == "affine"
+    return is_integer and weight.parts["scales"].dtype == "F16"
 
 
 def requantize_notice(settings: Settings) -> Notices:

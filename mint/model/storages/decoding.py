@@ -4,7 +4,7 @@ A storage that stands earlier may use a tensor as a scale which a later one woul
 """
 
 from bisect import bisect_right
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,13 +12,14 @@ from typing import Any
 import mlx.core as mx
 
 from mint.core.errors import MintError
+from mint.kernels.storage import MLX_DTYPES
 from mint.model.checkpoint.shards import Shard, SourceTensor, tensors_of
 from mint.model.storages.bitsandbytes import BNB_4BIT, BNB_INT8
 from mint.model.storages.fp4 import MXFP4, NVFP4
 from mint.model.storages.packed import AWQ, GPTQ, PACKED
 from mint.model.storages.quantized import QUANTIZED, check_entries
 from mint.model.storages.scaled import FP8, INT8
-from mint.model.storages.storage import GGUF, Checkpoint, Encoded, Settings
+from mint.model.storages.storage import GGUF, Checkpoint, Encoded, Leaf, Settings
 from mint.model.storages.super_blocks import SUPER_BLOCKS
 from mint.model.storages.transposed import TRANSPOSED
 
@@ -82,6 +83,48 @@ def decoded(stored: Stored, leaves: Mapping[str, mx.array], dtype: mx.Dtype) -> 
         elif name not in consumed:
             weights[name] = leaf
     return weights
+
+
+def decoded_zeros(stored: Stored, tensors: Mapping[str, SourceTensor], dtype: mx.Dtype) -> dict[str, mx.array]:
+    """Lazy zeros in place of all tensors of `decoded`."""
+    apart = stored.parts.keys() | stored.runtime
+    plain = {name: tensor for name, tensor in tensors.items() if name not in apart}
+    zeros = {name: mx.zeros(tensor.shape, MLX_DTYPES[tensor.dtype]) for name, tensor in plain.items()}
+    return zeros | {name: mx.zeros(encoded.shape, dtype) for name, encoded in stored.encoded.items()}
+
+
+def stacks_of(
+    stored: Stored,
+    tensors: Mapping[str, SourceTensor],
+    slices: Mapping[str, Iterable[str]],
+    shapes: Mapping[str, tuple[int, ...]],
+) -> dict[str, tuple[Leaf, ...]]:
+    """The leaves that hold the slices of stacks, one for each or one for all, by the paths of units with these shapes.
+
+    `slices` are the names of leaves as the graph tells them. Other units are left out, and stacks of which no slice can
+    be decoded without the rest.
+    """
+    stacks = {path: _slices(stored, tensors, names, shapes[path]) for path, names in slices.items()}
+    return {path: leaves for path, leaves in stacks.items() if leaves}
+
+
+def _slices(
+    stored: Stored, tensors: Mapping[str, SourceTensor], names: Iterable[str], shape: tuple[int, ...]
+) -> tuple[Leaf, ...]:
+    leaves = tuple(stored.encoded.get(name) or tensors[name] for name in names)
+    if len(shape) != 3 or not leaves:
+        return ()
+    if len(leaves) == shape[0] and all(leaf.shape == shape[1:] for leaf in leaves):
+        return leaves
+    holds_all = len(leaves) == 1 and len(leaves[0].shape) == 3 and leaves[0].shape[0] == shape[0]
+    return leaves if holds_all and _has_slices(leaves[0]) else ()
+
+
+def _has_slices(leaf: Leaf) -> bool:
+    """True if every slice of a stack can be decoded alone."""
+    if isinstance(leaf, SourceTensor):
+        return True
+    return STORAGES[leaf.storage].stacks and leaf.numbers.get("sizes", (1,))[0] <= 1
 
 
 def without_settings(config: Mapping[str, Any]) -> dict[str, Any]:

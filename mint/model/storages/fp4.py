@@ -81,5 +81,5 @@ def _decode_nvfp4(encoded: Encoded, parts: Arrays, dtype: mx.Dtype) -> mx.array:
     return in_blocks(encoded.shape, dtype, block)
 
 
-MXFP4 = Storage("mxfp4", "MXFP4", match_mxfp4, _decode_mxfp4)
-NVFP4 = Storage("nvfp4", "NVFP4", match_nvfp4, _decode_nvfp4)
+MXFP4 = Storage("mxfp4", "MXFP4", match_mxfp4, _decode_mxfp4, stacks=True)
+NVFP4 = Storage("nvfp4", "NVFP4", match_nvfp4, _decode_nvfp4, stacks=True)

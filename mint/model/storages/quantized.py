@@ -86,4 +86,4 @@ def _decode(encoded: Encoded, parts: Arrays, dtype: mx.Dtype) -> mx.array:
     return in_blocks(encoded.shape, dtype, block)
 
 
-QUANTIZED = Storage("mlx", "MLX's formats", match, _decode)
+QUANTIZED = Storage("mlx", "MLX's formats", match, _decode, stacks=True)

@@ -112,5 +112,5 @@ def _from_int8(codes: mx.array, _: str) -> mx.array:
     return codes.astype(mx.float32)
 
 
-FP8 = Storage("fp8", "8-bit floats with scales", match_fp8, partial(_decode, _from_fp8))
-INT8 = Storage("int8", "8-bit integers with scales", match_int8, partial(_decode, _from_int8))
+FP8 = Storage("fp8", "8-bit floats with scales", match_fp8, partial(_decode, _from_fp8), stacks=True)
+INT8 = Storage("int8", "8-bit integers with scales", match_int8, partial(_decode, _from_int8), stacks=True)

@@ -64,18 +64,23 @@ class Encoded:
         return self.parts.keys() == {"codes"}
 
 
+Leaf = SourceTensor | Encoded  # a plain tensor, or an encoded weight
+
+
 @dataclass(frozen=True, slots=True)
 class Storage:
     """One entry of the table of storages.
 
     `match` gives the encoded weight whose main part is this tensor, or None. `decode` turns the arrays of the parts by
-    role into the lazy weight in a dtype.
+    role into the lazy weight in a dtype. `stacks` says that the parts of a stack are stacks: some of its matrices are
+    decoded from those rows of every part that has one for each matrix.
     """
 
     name: str
     title: str
     match: Callable[[SourceTensor, Checkpoint], Encoded | None]
     decode: Callable[[Encoded, Arrays, mx.Dtype], mx.array]
+    stacks: bool = False
 
 
 def module_of(name: str) -> str:

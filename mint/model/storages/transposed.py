@@ -28,4 +28,4 @@ def _decode(_: Encoded, parts: Arrays, __: mx.Dtype) -> mx.array:
     return parts["weight"].swapaxes(-1, -2)
 
 
-TRANSPOSED = Storage("transposed", "the experts of gpt-oss in bf16", match, _decode)
+TRANSPOSED = Storage("transposed", "the experts of gpt-oss in bf16", match, _decode, stacks=True)

@@ -50,6 +50,13 @@ def test_a_worker_knows_the_whole_model(source: Source) -> None:
     assert source_from(unpack(pack(tell_model(source, {}))), source.folder) == source
 
 
+@pytest.mark.parametrize("name", ["deepseek_v3_fp8", "gpt_oss_mxfp4"])
+def test_a_worker_knows_the_slices_of_encoded_stacks(name: str, tmp_path: Path) -> None:
+    source = open_source(write_model(name, tmp_path / name))
+    assert source.stacks
+    assert source_from(unpack(pack(tell_model(source, {}))), source.folder).stacks == source.stacks
+
+
 def _done_by_a_worker(source: Source, job: PortableJob[Any]) -> dict[str, Any]:
     worker, gathering = Worker("node"), Gathering("node")
     worker.hello(str(source.folder))

@@ -197,7 +197,7 @@ def test_the_peak_of_a_unit_is_no_more_than_was_estimated(name: str, tmp_path: P
         before = mx.get_active_memory()
         mx.reset_peak_memory()
         list(in_process(source, JOB, [unit]))
-        assert unit.nbytes <= mx.get_peak_memory() - before <= peak_bytes(unit, tensors)
+        assert unit.nbytes <= mx.get_peak_memory() - before <= peak_bytes(source, unit, tensors)
 
 
 def test_what_is_said_of_an_earlier_job_changes_nothing(tmp_path: Path) -> None:
@@ -216,7 +216,7 @@ def test_what_is_said_of_an_earlier_job_changes_nothing(tmp_path: Path) -> None:
 
 def test_a_worker_refuses_a_unit_that_its_memory_is_too_small_for(tmp_path: Path) -> None:
     source = open_source(write_model("llama", tmp_path / "model"))
-    sizes = {unit.path: peak_bytes(unit, source.tensors()) for unit in source.units}
+    sizes = {unit.path: peak_bytes(source, unit, source.tensors()) for unit in source.units}
     memory_bytes = sorted(sizes.values())[len(sizes) // 2]
     results = _results(_worker(source, memory_bytes).run(1, 1, list(sizes)))
     refused = {path for path, result in results.items() if isinstance(result, str)}

@@ -3,7 +3,7 @@ import pytest
 
 from mint.core.errors import MintError
 from mint.formats.format import AFFINE, FORMATS, KEEP, MXFP4, NVFP4, Format, admissible, parse_format
-from mint.model.module_tree import DTYPES
+from mint.kernels.storage import DTYPES
 
 SHAPES = [(64, 128), (96, 256), (3, 32, 384), (1, 128), (7, 160)]
 MLX_DTYPES = {name: dtype for dtype, name in DTYPES.items()}

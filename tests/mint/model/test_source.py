@@ -13,10 +13,10 @@ from mlx.utils import tree_flatten
 
 from mint.core.errors import MintError
 from mint.formats.format import KEEP
+from mint.kernels.storage import DTYPES
 from mint.model.kv_trace import active_experts, context_memory
 from mint.model.loaders.loader import TreeLoader
 from mint.model.loaders.table import TREE_LOADERS
-from mint.model.module_tree import DTYPES
 from mint.model.roles import UNKNOWN
 from mint.model.source import open_source
 from tests.conftest import FULL_PRECISION

@@ -7,6 +7,7 @@ from pathlib import Path
 import mlx.core as mx
 import numpy as np
 import pytest
+from mlx.nn.layers.base import Module
 from mlx.nn.layers.linear import Linear
 from mlx_vlm.utils import load_model
 from safetensors.numpy import load_file, save_file
@@ -16,11 +17,12 @@ from mint.analysis.probes.probe import probed_units
 from mint.core.errors import MintError
 from mint.formats.format import KEEP
 from mint.model.loaders.reloading import taken_weights
-from mint.model.loaders.vision import MLX_VLM, tower_obstacle
+from mint.model.loaders.vision import MLX_VLM, language_path, tower_obstacle
 from mint.model.passes.logits import logits_of
 from mint.model.roles import TOWER
 from mint.quality.forward import open_wide
 from tests.worlds.pictures import FAMILIES, write_multimodal
+from tools.models.vision_families import write_vision_family
 
 pytestmark = pytest.mark.usefixtures("vision")
 
@@ -161,3 +163,20 @@ def test_an_unknown_family_says_which_package_does_not_know_it(tmp_path: Path) -
         path.write_text(json.dumps({**json.loads(path.read_text()), "model_type": model_type}))
         with pytest.raises(MintError, match=fault):
             mint.open_source(folder, loader=loader)
+
+
+@pytest.mark.parametrize("family", ["moondream2", "moondream3"])
+def test_a_language_model_by_another_name_is_no_tower(family: str, tmp_path: Path) -> None:
+    """Moondream's class holds it as `text`."""
+    source = mint.open_source(write_vision_family(family, tmp_path / "model"))
+    assert all((unit.role == TOWER) != unit.path.startswith("text.") for unit in source.units)
+    assert {unit.role for unit in source.units} == {TOWER, "embedding", "head", "qkv", "o", "up", "down"}
+
+
+def test_the_language_model_of_a_class_is_one_of_its_parts_or_none() -> None:
+    whole, apart = Module(), Module()
+    apart.text = Module()
+    apart.language_model = apart.text
+    whole.__dict__["language_model"] = whole  # as that of Molmo Point; Phi 3 vision has none
+    assert language_path(apart) in ("text", "language_model")
+    assert language_path(whole) == language_path(Module()) == ""  # such a class is refused by name

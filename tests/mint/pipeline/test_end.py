@@ -228,7 +228,7 @@ def test_a_tokenizer_that_is_the_models_own_code_is_said_and_no_failure(make_mod
     assert len(notes) == 2  # at the start and at the end
     assert all("its own code, which is not run here" in note and "--trust-remote-code" in note for note in notes)
     details = {check.name: check.detail for check in result.verification.checks}
-    assert details["loads"].startswith("mlx_lm loads it without its tokenizer")
+    assert details["loads"].startswith("mlx_lm loads its weights; the tokenizer brings its own code")
     assert "logits equal" in details["logits"]
     assert not (tmp_path / "ran").exists()
 

@@ -12,11 +12,15 @@ from safetensors.numpy import load_file, save_file
 import mint
 from mint.cli.main import run_command
 from mint.core.errors import MintError
+from mint.formats.format import KEEP
+from mint.formats.units import KEEP_BITS
 from mint.model.checkpoint.manifest import read_manifest
 from mint.model.source import open_source
 from mint.plan.recipe import Recipe
 from mint.plan.size_range import possible_bytes
+from mint.render.models import source_record
 from mint.render.plans import plan_record
+from tools.models.families import write_family
 
 Make = Callable[..., Path]
 
@@ -165,3 +169,29 @@ def test_a_floor_of_the_model_binds_until_the_rules_ignore_it(make_model: Make, 
     Recipe(lock=("*.gate=4/64",), ignore_floors=("*.gate",)).problem(analysis)
     with pytest.raises(MintError, match="matches no unit"):
         Recipe(ignore_floors=("*.nothing",)).problem(analysis)
+
+
+@pytest.mark.parametrize("family", ["bailing_moe_v3", "bailing_hybrid"])
+def test_units_that_the_class_does_not_quantize_are_kept_until_the_rules_ignore_that(
+    family: str, tmp_path: Path
+) -> None:
+    """mlx_lm asks the class when it quantizes; what it loads is what the written config and tensors say."""
+    source = open_source(write_family(family, tmp_path / "model"), loader="mlx_lm")
+    kept = {unit.path for unit in source.units if unit.min_bits == KEEP_BITS}
+    assert kept
+    record = source_record(source)
+    assert all("--ignore-floors PATTERN waives that" in record["kept_units"][path] for path in kept)
+    assert record["floors"].keys().isdisjoint(kept)
+    analysis = mint.analyze(source, tmp_path / "a.mint")
+    problem = Recipe(veto_db=-20).problem(analysis)
+    plan = problem.plan(problem.smallest_bytes)
+    assert {choice.format for choice in plan.choices if choice.path in kept} == {KEEP}
+    path = min(kept)
+    with pytest.raises(MintError, match="ignore its floor with --ignore-floors"):
+        Recipe(lock=(f"{path}=4/32",)).problem(analysis)
+    waived = Recipe(veto_db=-20, ignore_floors=tuple(kept)).problem(analysis)
+    plan = waived.plan(waived.smallest_bytes)
+    quantized = {choice.path for choice in plan.choices if choice.path in kept and choice.format != KEEP}
+    assert quantized
+    mint.assemble(plan, source, tmp_path / "out")
+    assert mint.verify(tmp_path / "out", source).passed

@@ -52,6 +52,7 @@ def test_stock_mlx_vlm_sees_the_same_picture_with_the_result(family: str, tmp_pa
     assert detail["loads"] == "mlx_vlm loads it (there is no tokenizer to load)"
     manifest, config = read_manifest(result.output), json.loads((result.output / "config.json").read_text())
     assert (manifest.dropped_towers, result.plan.dropped_towers, result.plan.loader) == ((), (), "mlx_vlm")
+    assert manifest.versions["mlx-vlm"] == mlx_vlm.__version__  # its classes decide what is measured
     assert "vision_config" in config
     assert (result.output / "preprocessor_config.json").exists()
     card = (result.output / "README.md").read_text()
@@ -150,3 +151,12 @@ def test_a_locked_tower_has_its_format(tmp_path: Path) -> None:
     }
     assert formats == {parse_format("4/64")}
     assert result.verification.passed
+
+
+def test_a_processor_that_does_not_load_is_reported(tmp_path: Path) -> None:
+    folder = write_multimodal("llava", tmp_path / "model")
+    write_processor(folder)
+    (folder / "preprocessor_config.json").write_text('{"image_processor_type": "NoSuchImageProcessor"}')
+    result = mint.quantize(folder, "max", tmp_path / "out")
+    assert result.verification.passed  # it is the source's
+    assert result.verification.tokenizer_fault.startswith("mlx_vlm does not load the processor (")

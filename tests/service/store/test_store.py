@@ -247,6 +247,15 @@ def test_a_link_out_of_the_roots_is_no_model(roots: Roots, tmp_path: Path) -> No
             roots.identify(name)
 
 
+@pytest.mark.parametrize("name", ["gguf", "gguf/tiny-Q4_K_M.gguf"])
+def test_gguf_files_are_refused_by_name_with_what_helps(name: str, roots: Roots, tmp_path: Path) -> None:
+    (tmp_path / "root" / "gguf").mkdir()
+    (tmp_path / "root" / "gguf" / "tiny-Q4_K_M.gguf").write_bytes(b"GGUF")
+    assert "gguf" not in roots.names()
+    with pytest.raises(MintError, match="GGUF files, which the service does not convert; needed: a folder with"):
+        roots.identify(name)
+
+
 def test_a_file_that_is_a_link_out_of_the_roots_is_refused(roots: Roots, tmp_path: Path) -> None:
     (tmp_path / "secret.json").write_text("{}")
     (tmp_path / "root" / "llama" / "vocab.json").symlink_to(tmp_path / "secret.json")

@@ -103,6 +103,15 @@ def test_blocks_of_an_affine_type_are_kept_bit_by_bit(kind: str, tmp_path: Path)
         np.testing.assert_allclose(np.array(restored), values[f"{path}.weight"], rtol=1e-5, atol=1e-8)
 
 
+def test_scales_that_the_dtype_of_the_family_rounds_are_said_at_the_start(tmp_path: Path) -> None:
+    folder = write_model("qwen3", tmp_path / "hf")
+    write_gguf(folder, tmp_path / "tiny.gguf", blocks_of(Type.Q4_1))
+    usual, half = (open_source(str(tmp_path / "tiny.gguf"), dtype=dtype) for dtype in ("", "float16"))
+    said = [sum("--dtype float16 keeps them" in notice for notice in source.notices) for source in (usual, half)]
+    assert said == [1, 0]
+    assert not usual.carried and half.carried
+
+
 def test_a_model_in_parts_is_one_model(tmp_path: Path) -> None:
     folder = write_model("llama", tmp_path / "hf")
     write_gguf(folder, tmp_path / "whole.gguf")

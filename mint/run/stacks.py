@@ -1,0 +1,112 @@
+"""Reads a large stack of matrices some slices at a time: from the files, decoded, as the model's class stacks them.
+
+MLX would hold every matrix of a stack once decoded and once stacked. The graph says which tensors hold the slices
+(`mint/model/lineage.py`), so memory is bounded by two blocks. The next block is read while this one is worked on.
+"""
+
+# S slices, R rows, C columns
+
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import mlx.core as mx
+import numpy.typing as npt
+
+from mint.formats.units import Unit, parts_of
+from mint.kernels.storage import MLX_DTYPES, from_raw
+from mint.model.checkpoint.reader import ALL
+from mint.model.checkpoint.shards import SourceTensor
+from mint.model.source import Source
+from mint.model.storages.decoding import STORAGES
+from mint.model.storages.storage import Encoded, Leaf
+from mint.run.job import Blocks
+
+BLOCK = 64 << 20  # weights at once; a stack with no more comes whole
+
+_Raw = Mapping[str, npt.NDArray[Any]]  # the memory of tensors by name
+
+
+def comes_in_blocks(source: Source, unit: Unit) -> bool:
+    """True for a stack that jobs get block by block if they can."""
+    return unit.size > BLOCK and unit.path in source.stacks
+
+
+def block_bytes(unit: Unit, source_bytes: int) -> int:
+    """The most bytes, about, that reading a stack of `source_bytes` takes: two blocks as stored, one as weights."""
+    share = max(BLOCK / unit.size, 1 / unit.shape[0])
+    return int(share * 3 * (source_bytes + unit.nbytes))
+
+
+def blocks_of(source: Source, unit: Unit) -> Blocks:
+    """The weight of a stack that comes in blocks: every pass yields evaluated arrays (S, R, C), read anew."""
+    return partial(_blocks, _Stack(source, unit, source.stacks[unit.path]))
+
+
+def _blocks(stack: "_Stack") -> Iterator[mx.array]:
+    count = stack.unit.shape[0]
+    parts = [slice(*part.indices(count)[:2]) for part in parts_of(stack.unit.shape, BLOCK)]
+    with ThreadPoolExecutor(1, thread_name_prefix="mint-read") as aside:
+        ahead = aside.submit(stack.read, parts[0])
+        for part, following in zip(parts, [*parts[1:], None], strict=True):
+            raw = ahead.result()
+            if following:
+                ahead = aside.submit(stack.read, following)
+            block = stack.decoded(part, raw)
+            del raw
+            mx.eval(block)
+            yield block
+            del block
+
+
+@dataclass(frozen=True, slots=True)
+class _Stack:
+    """A stack and the leaves of its slices: one for each, or one that has them along its first axis."""
+
+    source: Source
+    unit: Unit
+    leaves: tuple[Leaf, ...]
+
+    def read(self, part: slice) -> _Raw:
+        """The tensors that hold some slices, or those rows of them that do."""
+        files = self.source.opened.stored
+        return {
+            tensor.name: files.raw(tensor.name, self._rows(tensor, part))
+            for leaf in self._of(part)
+            for tensor in _tensors(leaf).values()
+        }
+
+    def decoded(self, part: slice, raw: _Raw) -> mx.array:
+        """Some slices (S, R, C) from their tensors, lazy."""
+        name = f"{self.unit.path}.weight"
+        with mx.stream(mx.cpu):
+            arrays = {leaf.name: self._weight(leaf, part, raw) for leaf in self._of(part)}
+            is_apart = len(self.leaves) > 1
+            block = mx.stack(list(arrays.values())) if is_apart else self.source.opened.remade(arrays, name)
+            assert block.shape == (part.stop - part.start, *self.unit.shape[1:]), f"{name}: {block.shape}"
+            return block.astype(MLX_DTYPES[self.unit.dtype]).reshape(-1, *self.unit.shape[-2:])
+
+    def _of(self, part: slice) -> tuple[Leaf, ...]:
+        return self.leaves[part] if len(self.leaves) > 1 else self.leaves
+
+    def _rows(self, tensor: SourceTensor, part: slice) -> slice:
+        """Some rows of a tensor that has one for each slice; all of others."""
+        return part if len(self.leaves) == 1 and tensor.shape[:1] == self.unit.shape[:1] else ALL
+
+    def _weight(self, leaf: Leaf, part: slice, raw: _Raw) -> mx.array:
+        parts = {role: from_raw(raw[tensor.name], tensor.dtype) for role, tensor in _tensors(leaf).items()}
+        if isinstance(leaf, SourceTensor):
+            return parts[_PLAIN]
+        if len(self.leaves) == 1:
+            leaf = replace(leaf, shape=(part.stop - part.start, *leaf.shape[1:]))
+        return STORAGES[leaf.storage].decode(leaf, parts, self.source.opened.decoded_dtype)
+
+
+_PLAIN = "weight"  # the role of a plain tensor
+
+
+def _tensors(leaf: Leaf) -> Mapping[str, SourceTensor]:
+    """The tensors of a leaf by role."""
+    return leaf.parts if isinstance(leaf, Encoded) else {_PLAIN: leaf}

@@ -1,0 +1,152 @@
+"""A large stack of experts comes block by block: the same weights, measurements and bytes, in little memory."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+import mlx.core as mx
+import numpy as np
+import pytest
+
+from mint.analysis.unit_jobs import Measure, Quantize
+from mint.assembly.compensated import Compensation
+from mint.assembly.layer_inputs import Inputs
+from mint.formats.format import parse_format
+from mint.formats.units import Unit
+from mint.model.source import Source, open_source
+from mint.run import stacks
+from mint.run.executor import in_process
+from mint.run.job import BlockJob, Blocks, Job
+from mint.run.stacks import comes_in_blocks
+from tests.worlds.encodings import Encoding, fp8, int8, mxfp4, nvfp4, packed, write_encoded
+from tests.worlds.jobs import checksums_of
+from tests.worlds.zoo import ARCHITECTURES, write_model
+
+T = TypeVar("T")
+EXPERTS = r"experts.*(proj|w\d)\.weight$"
+STACKS = [
+    "qwen3_moe", "mixtral", "granitemoe", "jamba", "deepseek_v3_fp8", "minimax", "llama4", "gpt_oss", "gpt_oss_mxfp4",
+    "qwen3_next", "qwen3_5_moe",
+]  # fmt: skip
+
+
+@pytest.fixture
+def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stacks, "BLOCK", 40_000)
+
+
+class Whole(BlockJob[mx.array]):
+    """Puts the blocks of a weight together."""
+
+    def of_blocks(self, unit: Unit, blocks: Blocks) -> mx.array:
+        return mx.concatenate(list(blocks())).reshape(unit.shape)
+
+
+def _experts(source: Source) -> list[Unit]:
+    return [unit for unit in source.units if len(unit.shape) == 3 and unit.path.endswith("proj")]
+
+
+def _check_blocks(source: Source) -> None:
+    """Every stack of experts comes in blocks, which are its weight bit by bit."""
+    units, whole = _experts(source), source.arrays()
+    assert units and all(comes_in_blocks(source, unit) for unit in units)
+    for unit, weight in in_process(source, Whole(), units):
+        expected = whole.pop(f"{unit.path}.weight")
+        assert weight.dtype == expected.dtype
+        assert mx.array_equal(weight, expected), unit.path
+
+
+@pytest.mark.parametrize("name", STACKS)
+@pytest.mark.usefixtures("small_blocks")
+def test_the_blocks_of_a_stack_are_its_weight(name: str, tmp_path: Path) -> None:
+    _check_blocks(open_source(write_model(name, tmp_path / "model"), loader="mlx_lm"))
+
+
+@pytest.mark.parametrize("encoding", [packed(), fp8(), int8(), mxfp4(), nvfp4()])
+@pytest.mark.usefixtures("small_blocks")
+def test_the_blocks_of_encoded_experts_are_their_weight(encoding: Encoding, tmp_path: Path) -> None:
+    folder = write_model("qwen3_moe", tmp_path / "model")
+    write_encoded(folder, EXPERTS, encoding)
+    _check_blocks(open_source(folder))
+
+
+@pytest.mark.parametrize("encoding", [fp8(), fp8(kind="scalar"), fp8(kind="row"), int8(zeros=True), mxfp4(), nvfp4()])
+@pytest.mark.usefixtures("small_blocks")
+def test_the_blocks_of_an_encoded_stack_are_its_weight(encoding: Encoding, tmp_path: Path) -> None:
+    folder = write_model("granitemoe", tmp_path / "model")
+    write_encoded(folder, r"(input|output)_linear\.weight$", encoding)
+    _check_blocks(open_source(folder))
+
+
+@pytest.mark.usefixtures("small_blocks")
+def test_a_cast_stack_has_the_dtype_of_the_request(tmp_path: Path) -> None:
+    _check_blocks(open_source(write_model("qwen3_moe", tmp_path / "model"), dtype="float32"))
+
+
+def _both(source: Source, job: Job[T], monkeypatch: pytest.MonkeyPatch) -> tuple[list[T], list[T]]:
+    """The results for all stacks of experts, whole and in blocks."""
+    units, results = _experts(source), []
+    for block in (1 << 40, 40_000):
+        monkeypatch.setattr(stacks, "BLOCK", block)
+        results.append([result for _, result in in_process(source, job, units)])
+    return results[0], results[1]
+
+
+@pytest.mark.parametrize("rounding", ["nearest", "search"])
+@pytest.mark.parametrize("encoding", [None, packed(), fp8()])
+def test_a_stack_in_blocks_is_measured_and_packed_to_the_same_bytes(
+    encoding: Encoding | None, rounding: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = write_model("qwen3_moe", tmp_path / "model")
+    if encoding:
+        write_encoded(folder, EXPERTS, encoding)
+    source = open_source(folder)
+    whole, blocks = _both(source, Measure(rounding), monkeypatch)
+    assert whole == blocks
+    checksums = checksums_of(source)
+    for format in map(parse_format, ("4/32", "3/64", "keep")):
+        job = Quantize({unit.path: format for unit in source.units}, checksums, rounding)
+        packed_whole, packed_blocks = _both(source, job, monkeypatch)
+        assert packed_whole == packed_blocks
+
+
+def test_a_stack_in_blocks_is_compensated_to_the_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = open_source(write_model("qwen3_moe", tmp_path / "model"))
+    formats = {unit.path: parse_format("3/64") for unit in source.units}
+    random = np.random.default_rng(0)
+    inputs = {
+        unit.path: Inputs(
+            random.standard_normal((300, unit.shape[-1]), np.float32), random.integers(0, 8, (300, 2), dtype=np.int64)
+        )
+        for unit in source.units
+    }
+    checksums = checksums_of(source)
+    whole, blocks = _both(source, Compensation(formats, checksums, inputs, source), monkeypatch)
+    assert whole == blocks
+
+
+@pytest.mark.parametrize("encoding", [None, packed(), fp8()])
+@pytest.mark.parametrize("job", ["measure", "quantize"])
+def test_a_stack_takes_little_memory_beside_its_packed_form(
+    encoding: Encoding | None, job: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """MLX's peak memory: arrays in blocks, where one stack takes twice its decoded size if it is whole."""
+    recipe = ARCHITECTURES["qwen3_moe"]
+    monkeypatch.setitem(ARCHITECTURES, "qwen3_moe", replace(recipe, config=recipe.config | {"num_experts": 32}))
+    folder = write_model("qwen3_moe", tmp_path / "model")
+    if encoding:
+        write_encoded(folder, EXPERTS, encoding)
+    source = open_source(folder)
+    units = _experts(source)[:2]
+    jobs: dict[str, Any] = {
+        "measure": Measure("nearest"),
+        "quantize": Quantize(dict.fromkeys((u.path for u in units), parse_format("4/32")), checksums_of(source)),
+    }
+    monkeypatch.setattr(stacks, "BLOCK", 16_384)
+    mx.synchronize()
+    mx.clear_cache()
+    before = mx.get_active_memory()
+    mx.reset_peak_memory()
+    for _ in in_process(source, jobs[job], units):
+        pass
+    assert mx.get_peak_memory() - before < units[0].nbytes / 4
