@@ -154,7 +154,9 @@ def _rounding(unit: Unit, rates: Rates, rows: int) -> float:
 def _writing(source: Source, rates: Rates) -> float:
     """Seconds in which the model writes a text: every position reads all weights."""
     tokens = TEXT.count * TEXT.window
-    return _BESIDE_PRODUCTS * tokens * _operations(source) / rates.written + tokens * _vocabulary(source) / rates.sampled
+    return (
+        _BESIDE_PRODUCTS * tokens * _operations(source) / rates.written + tokens * _vocabulary(source) / rates.sampled
+    )
 
 
 def _probing(source: Source, rates: Rates, probing: Probing) -> float:
