@@ -2,7 +2,7 @@
 
     python -m tools.house [CHECK ...]      all checks of the table `CHECKS`, or those named
 
-Prints one line per violation and exits with 1 if there is any. CONTRIBUTING.md explains the rules.
+Prints one line per violation and exits with 1 if there is any. docs/contributing.md explains the rules.
 """
 
 import argparse

@@ -18,7 +18,7 @@ stage() {
 install() {
     python=$(find_python)
     "$python" -m venv "$venv"
-    "$venv/bin/pip" install --quiet --disable-pip-version-check -e ".[dev,cluster,service,postgres]"
+    "$venv/bin/pip" install --quiet --disable-pip-version-check -e ".[dev,docs,cluster,service,postgres]"
     touch "$venv/ready"
 }
 
@@ -49,4 +49,5 @@ stage lint ruff check .
 stage house python -m tools.house rooms length english
 stage imports lint-imports
 stage types mypy
+stage docs env NO_MKDOCS_2_WARNING=1 mkdocs build --strict --quiet
 stage tests pytest "$@"

@@ -24,7 +24,6 @@ from mint.cli.options import NONE, Dtype, Json, Model, argument, option
 from mint.cli.terminal.foreign import echo
 from mint.cli.terminal.screen import Screen
 from mint.core.errors import MintError
-from mint.formats.rounding import DEFAULT_ROUNDING
 
 app = typer.Typer(
     name="cluster",
@@ -123,7 +122,7 @@ def certs(
 def plan(
     model: Model,
     machines: Annotated[int, option("", "Number of machines like this one.", min=2)] = 2,
-    rounding: Annotated[str, option("NAME", "The rounding to measure: nearest or search.")] = DEFAULT_ROUNDING,
+    rounding: Annotated[str, option("NAME", "The rounding to measure: nearest or search.")] = "nearest",
     dtype: Dtype = "",
     as_json: Json = False,
 ) -> None:

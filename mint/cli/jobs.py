@@ -102,7 +102,7 @@ def download(
     client: opt.Service,
     output: Annotated[Path | None, option("", "New folder; default: MODEL-BUDGET.", "--output", "-o")] = None,
 ) -> Record:
-    """Download the result of a job and check every byte. Killed or cut off, the same command resumes."""
+    """Download the result of a job and check every byte. Run it again to resume."""
     job = client.job(id)
     if job.state != "done":
         raise MintError(f"job {job.id} is {job.state}, there is nothing to download; mint jobs {id} --follow")

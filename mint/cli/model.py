@@ -127,7 +127,7 @@ def analyze(
     share: opt.Share = False,
     force: opt.Force = False,
 ) -> Record:
-    """Measure the error of every format in every unit. Killed at any point, the same command resumes."""
+    """Measure the error of every format in every unit. Safe to interrupt: run it again to resume."""
     from mint.model.locate import model_name
 
     path = output or Path(f"{model_name(model)}.mint")
@@ -162,7 +162,7 @@ def assemble(
     force: opt.Force = False,
     memory: opt.MemoryLimit = None,
 ) -> Answer:
-    """Write the model that a plan describes; formats edited by hand count. Killed, the same command resumes."""
+    """Write the model that a plan describes; formats edited by hand count. Run it again to resume."""
     screen.begin(f"assemble {plan} from {described(model)} -> {output}")
     check_names(model, [output], requantize=True, force=force)
     from mint.forecast.memory import check_memory

@@ -25,7 +25,7 @@ def probe(
     requantize: opt.Requantize = False,
     cluster: opt.Cluster = "",
 ) -> Record:
-    """Measure how far the output moves when each unit alone is stored coarsely. Needs no data; resumes by itself.
+    """Measure how sensitive the output is to quantizing each unit. Needs no data; run it again to resume.
 
     Later plans of the same analysis use the result. Takes a fraction of a forward pass for every unit.
     """

@@ -51,7 +51,7 @@ _FREE = _Row(np.zeros(1, np.int64), np.zeros(1), np.zeros(1))  # of a unit that 
 class Problem:
     """One analysis under an objective and rules, ready for any budget.
 
-    `prefer_speed` charges a format for what it costs at decoding: at 1, a hundredth of the time of uniform 4/64 is
+    `prefer_speed` penalizes formats that decode slowly: at 1, a hundredth of the time of uniform 4/64 is
     worth a hundredth of the loss of uniform 4/64. Raises `MintError` for rules that contradict each other.
     """
 

@@ -10,7 +10,7 @@ It is a safetensors file, written sequence by sequence:
     log_probabilities  (S, L-1, V)   F16   of every next token
 
 Half precision is enough for the log-probabilities: they are normalized again when read, so that the rest is of second
-order. See `tests/mint/quality/test_divergence.py` for the law, and README for the figure on a real model.
+order. See `tests/mint/quality/test_divergence.py` for the law, and docs/closeness.md for the figure on a real model.
 The metadata holds the `Origin`, and a digest of everything.
 """
 

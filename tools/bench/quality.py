@@ -3,8 +3,8 @@
     python -m tools.bench.quality MODEL --text FILE [--text FILE ...] [--work FOLDER]
 
 Makes every model in FOLDER and compares it with MODEL on the text. Each plan of MINT is within the bytes of the recipe
-beside it. Models stay in FOLDER, so a second run resumes. KL is in nats per token, with its 95 % interval. The model is
-probed once, which takes minutes.
+beside it. Models stay in FOLDER, so a second run resumes. KL is in nats per token, with its 95 % interval. Variants
+with probes take minutes more.
 """
 
 import argparse
@@ -13,8 +13,8 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
+from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -68,14 +68,11 @@ def rows(
 ) -> Iterator[dict[str, Any]]:
     """Make every candidate, compare it, and yield its row."""
     source = open_source(model)
-    analysis = analyze(source, work / "analysis.mint")
-    searched = analyze(source, work / "searched.mint", rounding="search")
-    compensated = analyze(source, work / "compensated.mint", rounding="compensate")
-    probed = probe(source, analysis, work / "analysis.mint.probe")
+    bench = Bench(source, work)
     reference = work / f"reference-{tokens}"
     sizes: dict[str, int] = {}
     base = 0.0
-    for candidate in _candidates(source, analysis, searched, compensated, probed):
+    for candidate in _candidates(bench):
         recipe = candidate.within or candidate.name
         if only not in recipe or candidate.name.partition(", bytes of")[0] in without:
             continue
@@ -97,44 +94,60 @@ def rows(
         }  # fmt: skip
 
 
-def _candidates(
-    source: Source, analysis: Analysis, searched: Analysis, compensated: Analysis, probed: Probed
-) -> Iterator[Candidate]:
+@dataclass(frozen=True, eq=False)
+class Bench:
+    """A model with its analyses and probes, each made when a candidate first needs it."""
+
+    source: Source
+    work: Path
+
+    @cache  # noqa: B019  one bench a run
+    def analysis(self, rounding: str) -> Analysis:
+        return analyze(self.source, self.work / f"{rounding}.mint", rounding=rounding)
+
+    @cached_property
+    def probed(self) -> Probed:
+        return probe(self.source, self.analysis("nearest"), self.work / "analysis.mint.probe")
+
+
+def _candidates(bench: Bench) -> Iterator[Candidate]:
     def ours(plan_of: Callable[[int], Plan]) -> Callable[[Path, int], None]:
-        return lambda folder, nbytes: (assemble(plan_of(nbytes), source, folder), None)[1]
+        return lambda folder, nbytes: (assemble(plan_of(nbytes), bench.source, folder), None)[1]
 
-    def uniform(format: str, measured: Analysis, _: int) -> Plan:
-        return allocate(measured, "max", Recipe(veto_db=-100.0, lock=(f"*={format}",)))
+    def uniform(format: str, rounding: str, _: int) -> Plan:
+        recipe = Recipe(rounding=rounding, veto_db=-100.0, lock=(f"*={format}",))
+        return allocate(bench.analysis(rounding), "max", recipe)
 
-    recipes = [(f"uniform {format}", ours(partial(uniform, format, analysis))) for format in UNIFORM]
-    recipes += [(recipe, partial(_convert, source.folder, recipe)) for recipe in MIXED]
+    def allocated(rounding: str, nbytes: int, *, probe: bool = False, objective: str = "output") -> Plan:
+        probed = bench.probed if probe else None
+        return _allocated(bench.analysis(rounding), nbytes, Recipe(rounding=rounding, objective=objective), probed)
+
+    recipes = [(f"uniform {format}", ours(partial(uniform, format, "nearest"))) for format in UNIFORM]
+    recipes += [(recipe, partial(_convert, bench.source.folder, recipe)) for recipe in MIXED]
     for name, make in recipes:
         yield Candidate(name, "", make)
         variants = {
-            "published objective": ours(partial(_allocated, analysis, objective="mint")),
-            "prior": ours(partial(_allocated, analysis)),
-            "probe": ours(partial(_allocated, analysis, probed=probed)),
-            "prior, search": ours(partial(_allocated, searched)),
-            "probe, search": ours(partial(_allocated, searched, probed=probed)),
-            "prior, compensate": ours(partial(_allocated, compensated)),
-            "probe, compensate": ours(partial(_allocated, compensated, probed=probed)),
+            "published objective": ours(partial(allocated, "nearest", objective="mint")),
+            "prior": ours(partial(allocated, "nearest")),
+            "probe": ours(partial(allocated, "nearest", probe=True)),
+            "prior, search": ours(partial(allocated, "search")),
+            "probe, search": ours(partial(allocated, "search", probe=True)),
+            "prior, compensate": ours(partial(allocated, "compensate")),
+            "probe, compensate": ours(partial(allocated, "compensate", probe=True)),
         }
         if name.startswith("uniform "):
-            variants["itself, compensate"] = ours(partial(uniform, name.removeprefix("uniform "), compensated))
+            variants["itself, compensate"] = ours(partial(uniform, name.removeprefix("uniform "), "compensate"))
         for variant, make_ours in variants.items():
             yield Candidate(f"{variant}, bytes of {name}", name, make_ours)
 
 
-def _allocated(measured: Analysis, nbytes: int, *, objective: str = "output", probed: Probed | None = None) -> Plan:
+def _allocated(measured: Analysis, nbytes: int, recipe: Recipe, probed: Probed | None) -> Plan:
     """The plan for these bytes; planned without the veto, with a message, if the veto allows none so small."""
-    problem = Recipe(objective=objective).problem(measured, probed)
+    problem = recipe.problem(measured, probed)
     if problem.smallest_bytes > nbytes:
-        print(
-            f"the veto allows no plan below {problem.smallest_bytes} bytes; planning without it",
-            file=sys.stderr,
-            flush=True,
-        )
-        problem = Recipe(objective=objective, veto_db=-100.0).problem(measured, probed)
+        message = f"the veto allows no plan below {problem.smallest_bytes} bytes; planning without it"
+        print(message, file=sys.stderr, flush=True)
+        problem = replace(recipe, veto_db=-100.0).problem(measured, probed)
     return problem.plan(nbytes)
 
 

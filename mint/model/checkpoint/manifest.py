@@ -50,7 +50,7 @@ def read_manifest(folder: Path) -> Manifest:
     """The manifest of the model in `folder`; `MintError` when there is none or it is damaged."""
     path = folder / MANIFEST_NAME
     if not path.is_file():
-        raise MintError(f"{folder}: no {MANIFEST_NAME} found; needed: a folder that `mint assemble` wrote")
+        raise MintError(f"{folder}: no {MANIFEST_NAME} found; needed: a folder that mint wrote")
     try:
         record: dict[str, Any] = json.loads(path.read_text())
         if record.pop("kind") != KIND or record.pop("schema") != SCHEMA:
