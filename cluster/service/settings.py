@@ -25,11 +25,15 @@ class Settings:
     cluster: str = ""  # of Ray, for the runners
     slots: int = 1  # jobs at a time on this host; 0: serve only
     max_store_bytes: int | None = None
+    job_memory_bytes: int | None = None  # of a job; None: no limit
+    job_cpus: int | None = None
+    job_seconds: float | None = None  # of work
     tls_cert: Path | None = None
     tls_key: Path | None = None
     insecure: bool = False  # plain HTTP beyond loopback
     lease_seconds: float = 20.0  # that a runner may be silent for, where nobody sees its process
     retention_days: float = 30.0  # of events and logs, after the end of a job
+    audit_bytes: int = 64 << 20  # of each of the five files of the audit log
     names: tuple[str, ...] = ()  # further host names of the service
     trusted_proxies: tuple[str, ...] = ()  # addresses or networks
     root_path: str = ""  # prefix of all paths at the proxy, such as /mint

@@ -56,7 +56,7 @@ def options(
 for _function in (
     model.quantize, model.inspect, model.analyze, quality.probe, plan.allocate, plan.curve, plan.explain, plan.diff,
     model.assemble, model.verify, quality.evaluate, plan.show, plan.recipes, plan.devices, machine.doctor,
-    machine.config, jobs.submit, jobs.jobs, jobs.cancel, jobs.download,
+    machine.config, jobs.submit, jobs.jobs, jobs.cancel, jobs.pause, jobs.resume, jobs.download,
 ):  # fmt: skip
     app.command()(command(_function))
 

@@ -35,6 +35,20 @@ class ModelRequest:
 
 
 @dataclass(frozen=True, slots=True)
+class Forecast:
+    """The expected size and length of a job before its turn."""
+
+    most_bytes: int = 0  # upper bound of the result, for a quota
+    source_bytes: int = 0
+    stages: Mapping[str, float] = field(default_factory=dict)  # seconds
+
+    @property
+    def seconds(self) -> float:
+        """The expected seconds of all stages."""
+        return sum(self.stages.values())
+
+
+@dataclass(frozen=True, slots=True)
 class Job:
     """A snapshot of a job. Times are seconds since 1970, sizes bytes."""
 
@@ -54,6 +68,13 @@ class Job:
     needed_bytes: int  # on disk, known once there is a plan
     artifact: str  # digest of the result; empty until done
     result: Mapping[str, Any]  # figures to show: plan, predicted KL, seconds per stage, bytes reused
+    source_bytes: int  # of the model's weights
+    expected_stages: Mapping[str, float]  # seconds, from earlier jobs
+    worked_seconds: float  # of runners before the one at work
+    deadline_seconds: float | None  # of work; None: the service's own limit
+    queued_at: float
+    position: int  # of a queued job in the order of the queue, from 1; else 0
+    yields_to: str = ""  # the state that it moves to after the unit at work
     cancel_wanted: bool = False
 
 
@@ -150,4 +171,5 @@ class Lease(Enum):
 
     HELD = "held"
     CANCEL_WANTED = "cancel wanted"  # still held, to write the end and stop
+    YIELD_WANTED = "yield wanted"  # still held, to finish the unit at work and return the job
     LOST = "lost"

@@ -1,20 +1,29 @@
 """Routes of jobs: submit, list, look, cancel, follow."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path as FilePath
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Header, Path, Query, Request, Response
 
-from cluster.service.data.records import Job, ModelRequest, Person
-from cluster.service.data.states import ACTIVE, BLOCKED, FINAL, GROUPS, QUEUED
+from cluster.service.data.records import Forecast, Job, ModelRequest, Person
+from cluster.service.data.states import ACTIVE, ANALYZING, FINAL, GROUPS, PROBING, WAITING
 from cluster.service.errors import DatabaseUnavailableError, NotFetchedError
 from cluster.service.http.context import POSTED, Here, Reader, Service, Submitter, refusals
 from cluster.service.http.error_answers import ApiError
-from cluster.service.http.schema import JobAnswer, JobsAnswer, Sha256, Submission, SubmittedAnswer, SubmittedJob
+from cluster.service.http.schema import (
+    JobAnswer,
+    JobChange,
+    JobsAnswer,
+    Sha256,
+    Submission,
+    SubmittedAnswer,
+    SubmittedJob,
+)
 from cluster.service.http.sse import EventStream
-from cluster.service.http.stored import require_room
+from cluster.service.http.stored import has, require_room, stored_analyses
+from cluster.service.queue.forecast import expected_stages
 from cluster.service.queue.listing import NEWEST, SORTS
 from cluster.service.request_options import budget_of, canonical, checked_options, most_bytes, recipe_of
 from mint.core.errors import MintError
@@ -22,7 +31,7 @@ from mint.plan.recipe import Budget
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
 JobId = Annotated[str, Path(pattern="^[0-9a-f]{16}$")]
-State = Literal[QUEUED, *ACTIVE, *FINAL, BLOCKED, *GROUPS]  # type: ignore[valid-type]
+State = Literal[*WAITING, *ACTIVE, *FINAL, *GROUPS]  # type: ignore[valid-type]
 Sort = Literal[*SORTS]  # type: ignore[valid-type]
 
 
@@ -53,12 +62,13 @@ def submit(
     if sized:
         require_room(service, identity, recipe_of(sized[0], options), sized)
     source_bytes = sum(shard.stat().st_size for shard in path.glob("*.safetensors"))
-    requests = [
-        (ModelRequest(submission.model, identity, text, values), most_bytes(budget, source_bytes))
-        for text, (budget, values) in changes.items()
-    ]
+    requests = []
+    for text, (budget, values) in changes.items():
+        forecast = _forecast(service, identity, budget, values, source_bytes)
+        requests.append((ModelRequest(submission.model, identity, text, values), forecast))
+    deadline = submission.deadline_hours and submission.deadline_hours * 3600.0
     jobs = []
-    for job, is_new in service.queue.submit(requests, person, submission.priority):
+    for job, is_new in service.queue.submit(requests, person, submission.priority, deadline):
         service.note(
             request,
             person,
@@ -71,6 +81,19 @@ def submit(
         jobs.append(SubmittedJob(**job_record(job, person), is_new=is_new))
     response.status_code = 201 if any(job.is_new for job in jobs) else 200
     return SubmittedAnswer(jobs=jobs)
+
+
+def _forecast(
+    service: Service, identity: str, budget: Budget | None, options: Mapping[str, Any], source_bytes: int
+) -> Forecast:
+    """The expected size and stages of a job."""
+    recipe = recipe_of(budget, options)
+    stored: set[str] = set()
+    for entry in stored_analyses(service, identity):
+        if has(entry.answer, recipe.rounding, recipe.dtype, recipe.loader):
+            stored |= {ANALYZING, *([PROBING] if entry.answer.probed else [])}
+    stages = expected_stages(service.database, options, source_bytes, stored=stored, only_analysis=budget is None)
+    return Forecast(most_bytes(budget, source_bytes), source_bytes, stages)
 
 
 def identified(service: Service, name: str) -> tuple[FilePath, str]:
@@ -126,6 +149,17 @@ def cancel(
     """Withdraw from a job, which ends when it has no subscriber left. An admin who is not one ends it for all."""
     job = service.queue.cancel(id, person, everybody=everybody)
     service.note(request, person, "job.cancelled", job=id, left=len(job.watchers))
+    return JobAnswer(**job_record(job, person))
+
+
+@router.patch("/{id}", responses=refusals(404, *POSTED))
+def change(request: Request, id: JobId, body: JobChange, service: Here, person: Submitter) -> JobAnswer:
+    """Pause a job, a running one after the unit at work, or return it to the queue; it resumes where it was.
+
+    Only its one subscriber, or an admin, may.
+    """
+    job = service.queue.pause(id, person) if body.paused else service.queue.resume(id, person)
+    service.note(request, person, "job.paused" if body.paused else "job.resumed", job=id)
     return JobAnswer(**job_record(job, person))
 
 

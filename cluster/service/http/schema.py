@@ -98,6 +98,15 @@ class Submission(_Request):
     budgets: Annotated[list[Budget], Field(max_length=64)] = []
     options: Options = Options()
     priority: Annotated[int, Field(ge=-10, le=10, description="Above 0 only for admins."), Whole] = 0
+    deadline_hours: Annotated[
+        float | None, Field(gt=0, le=10_000, allow_inf_nan=False, description="Of work; the job fails after them.")
+    ] = None
+
+
+class JobChange(_Request):
+    """The state that an unfinished job shall have: paused, or in the queue."""
+
+    paused: bool
 
 
 class FetchRequest(_Request):

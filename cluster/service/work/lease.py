@@ -26,6 +26,7 @@ from mint.core.log import log
 RENEW_SECONDS = 2.0
 PATIENCE_SECONDS = LEASE_SECONDS - 4.0  # without a renewal; a runner must have ended before others take its lease back
 _PAUSE_SECONDS = 0.5  # between two attempts to reach the database
+YIELD_SECONDS = 120.0  # for the unit at work; then the job stops within it
 
 # calls the database; while it is away, repeats for as long as a lease lives
 retry_while_leased = Retrying(
@@ -49,7 +50,10 @@ def end_descendants() -> None:
 
 @dataclass
 class LeaseKeeper:
-    """Keeps the lease of `claim` while its block runs. SIGTERM returns the job to the queue, and calls `end`."""
+    """Keeps the lease of `claim` while its block runs. SIGTERM returns the job to the queue, and calls `end`.
+
+    `must_yield` is set when the job must return to the queue after the unit at work.
+    """
 
     queue: Queue
     claim: Claim
@@ -61,6 +65,7 @@ class LeaseKeeper:
         self._read, self._write = os.pipe()
         os.set_blocking(self._write, False)
         self._stopping = threading.Event()
+        self.must_yield = threading.Event()
         context = copy_context()  # with the names that events are logged with
         self._thread = threading.Thread(target=context.run, args=(self._keep,), name="lease", daemon=True)
 
@@ -83,7 +88,7 @@ class LeaseKeeper:
 
     def _keep(self) -> None:
         awake = AwakeClock(2 * self.renew_seconds)
-        renewed_at = awake()
+        renewed_at = yields_at = awake()
         while True:
             ready, _, _ = select.select([self._read], [], [], self.renew_seconds)
             signals = os.read(self._read, 512) if ready else b""
@@ -103,6 +108,13 @@ class LeaseKeeper:
             renewed_at = now
             if lease is Lease.CANCEL_WANTED:
                 self._update(lambda: self.queue.advance(self.claim, CANCELLED))
+            if lease is Lease.YIELD_WANTED and not self.must_yield.is_set():
+                self.must_yield.set()
+                yields_at = now + YIELD_SECONDS
+            if lease is Lease.YIELD_WANTED and now < yields_at:
+                continue
+            if lease is Lease.YIELD_WANTED:
+                self._update(lambda: self.queue.release(self.claim, "it did not yield in time"))
             if lease is not Lease.HELD:
                 with suppress(OSError):
                     log.info("lease.ended", reason=lease.value)

@@ -2,8 +2,9 @@
 
 A thread in the server. All its state of jobs is in the database and in the data folder, so nothing is lost with it:
 when the service ends, its runners continue, and the next service finds their jobs at work on this host. A round: reap
-dead runners, take back silent leases, end cancelled runners, requeue blocked jobs that now fit, start the next jobs,
-evict, and remove the folders of finished jobs, and now and then the events and logs of jobs that ended long ago.
+dead runners, take back silent leases, end cancelled runners and those beyond their limits, requeue blocked jobs that
+now fit, start the next jobs or let a long one yield, evict, and remove the folders of finished jobs, and now and then
+the events and logs of jobs that ended long ago.
 """
 
 import os
@@ -26,6 +27,7 @@ from cluster.service.settings import Settings
 from cluster.service.store.store import RESERVE_BYTES, Store, written_bytes
 from cluster.service.work.folder_lock import holder
 from cluster.service.work.lease_watch import LeaseWatch
+from cluster.service.work.limits import excess
 from cluster.service.work.runner import AWAY, DISK, is_full
 from cluster.service.work.warm_runner import WarmRunner, send_order, start
 from mint.core.log import log
@@ -94,12 +96,16 @@ class Supervisor:
             log.warning("lease.taken_back", job=job.id, state=job.state, reason=job.reason)
         here = [job for job in self._queue.find(ACTIVE, limit=_MAX_JOBS) if job.host == self._host]
         self._end_cancelled(here)
+        self._end_excessive(here)
         self.unblock()
         running = len({*(job.id for job in here), *self._children})
         for _ in range(self._settings.slots - running):
             if self._stopping.is_set() or not (claim := self._queue.claim(self._host)):
                 break
             self._spawn(claim)
+        else:
+            if job := self._queue.preempt(self._host):
+                log.info("job.preempted", job=job.id, model=job.request.model)
         self._store.evict()
         self._clear()
         if self._clock() >= self._forget_at:
@@ -197,6 +203,16 @@ class Supervisor:
                 if (job.id, pid) not in before or now - signalled_at >= KILL_SECONDS:
                     with suppress(ProcessLookupError, PermissionError):
                         os.killpg(pid, signal.SIGKILL if (job.id, pid) in before else signal.SIGTERM)
+
+    def _end_excessive(self, here: list[Job]) -> None:
+        """End jobs that are beyond one of their limits."""
+        for job in here:
+            if (child := self._children.get(job.id)) and not job.cancel_wanted:
+                process, claim = child
+                if reason := excess(job, process.pid, self._settings, time.time()):
+                    with suppress(LeaseLostError, ProcessLookupError):
+                        self._queue.advance(claim, FAILED, reason=reason)
+                        os.killpg(process.pid, signal.SIGKILL)
 
     # room
 
