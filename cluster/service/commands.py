@@ -45,6 +45,9 @@ DatabaseUrl = Annotated[
 ]  # fmt: skip
 
 
+Days = Annotated[float | None, option("DAYS", "How long it is valid; default: for ever.", "--days", min=0.01)]
+
+
 @serve_app.command()
 def serve(
     data: Data = None,
@@ -127,6 +130,7 @@ def create(
     quota: Annotated[
         str, option("LIST", "Limits: active=1,queued=20,bytes=500GB (jobs that run, that wait or run; stored bytes).")
     ] = "",
+    days: Days = None,
     data: Data = None,
     database: DatabaseUrl = "",
 ) -> None:
@@ -134,10 +138,33 @@ def create(
 
     Example: mint token create anna --quota active=1,bytes=500GB > anna.token
     """
+    scopes = [part.strip() for part in scope.split(",") if part.strip()]
     with _tokens(data, database) as tokens:
-        text = tokens.create(name, [part.strip() for part in scope.split(",") if part.strip()], parse_quota(quota))
+        text = tokens.create(name, scopes, parse_quota(quota), seconds=_seconds(days))
+    _show_once(name, text)
+
+
+@token_app.command()
+def rotate(
+    name: Annotated[str, argument("NAME", "The person.")],
+    grace_hours: Annotated[float, option("HOURS", "How long the token before stays valid.", "--grace", min=0)] = 24.0,
+    days: Days = None,
+    data: Data = None,
+    database: DatabaseUrl = "",
+) -> None:
+    """Make a new token for a person, with the same scopes and quota, and print it once."""
+    with _tokens(data, database) as tokens:
+        text = tokens.rotate(name, grace_seconds=grace_hours * 3600.0, seconds=_seconds(days))
+    _show_once(name, text)
+
+
+def _show_once(name: str, text: str) -> None:
     typer.echo(text)
     typer.echo(f"for {name}: pass it in MINT_TOKEN or --token-file; it is not shown again", err=True)
+
+
+def _seconds(days: float | None) -> float | None:
+    return None if days is None else days * 86400.0
 
 
 @token_app.command("list")
@@ -149,11 +176,18 @@ def list_(data: Data = None, database: DatabaseUrl = "", as_json: Json = False) 
                 "name": grant.person.name,
                 "scopes": ",".join(grant.person.scopes),
                 "quota": write_quota(grant.person.quota),
-                "created": datetime.fromtimestamp(grant.created_at, UTC).isoformat(timespec="seconds"),
+                "created": _time(grant.created_at),
+                "last_use": _time(grant.used_at),
+                "expires": _time(grant.expires_at),
             }
             for grant in tokens.list()
         ]
     screen.answer({"tokens": rows})
+
+
+def _time(seconds: float | None) -> str:
+    """A time as ISO 8601 in UTC; empty for none."""
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds") if seconds else ""
 
 
 @token_app.command()

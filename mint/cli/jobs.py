@@ -146,9 +146,8 @@ def _line(job: "ServedJob", folder: str = "") -> "Line":
 
     state = f"{job.state}, number {job.position} in the queue" if job.position else job.state
     yielding = f" ({job.yields_to} after the unit at work)" if job.yields_to else ""
-    return Line(
-        "job", f"{job.id}  {job.model} {job.budget or 'analysis'}, {state}{yielding}{folder and f', in {folder}'}"
-    )
+    path = f", in {folder}" if folder else ""
+    return Line("job", f"{job.id}  {job.model} {job.budget or 'analysis'}, {state}{yielding}{path}")
 
 
 def _brief(job: "ServedJob", names: str) -> Record:

@@ -38,7 +38,7 @@ def excess(job: Job, pid: int, settings: Settings, now: float) -> str:
 def limit_threads(environment: MutableMapping[str, str], cpus: int | None) -> None:
     """Let the numeric libraries of a process use so many threads."""
     if cpus:
-        environment |= dict.fromkeys(_THREADS, str(cpus))
+        environment.update(dict.fromkeys(_THREADS, str(cpus)))
 
 
 def limit_cpus(cpus: int | None) -> None:

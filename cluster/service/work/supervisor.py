@@ -104,8 +104,8 @@ class Supervisor:
                 break
             self._spawn(claim)
         else:
-            if job := self._queue.preempt(self._host):
-                log.info("job.preempted", job=job.id, model=job.request.model)
+            if preempted := self._queue.preempt(self._host):
+                log.info("job.preempted", job=preempted.id, model=preempted.request.model)
         self._store.evict()
         self._clear()
         if self._clock() >= self._forget_at:
