@@ -24,7 +24,7 @@ OWNERS = {
     "sqlalchemy": {"cluster/service/data", "cluster/service/queue"},
     "alembic": {"cluster/service/data/database.py", "cluster/service/data/migrations"},
     "psycopg": set(),  # SQLAlchemy imports it
-    "typer": {"mint/cli", "cluster/ops/commands.py", "cluster/service/commands.py"},
+    "typer": {"mint/cli", "cluster/ops/commands.py", "cluster/service/commands", "cluster/service/operations"},
     "fastapi": {"cluster/service/http"},
     "starlette": {"cluster/service/http"},
     "uvicorn": {"cluster/service/http/server.py", "cluster/service/http/head_deadline.py"},

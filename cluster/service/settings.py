@@ -33,6 +33,9 @@ class Settings:
     insecure: bool = False  # plain HTTP beyond loopback
     lease_seconds: float = 20.0  # that a runner may be silent for, where nobody sees its process
     retention_days: float = 30.0  # of events and logs, after the end of a job
+    webhook: str = ""  # URL that is told of the end of jobs
+    webhook_secret: str = ""
+    notify: str = ""  # command, the same
     audit_bytes: int = 64 << 20  # of each of the five files of the audit log
     names: tuple[str, ...] = ()  # further host names of the service
     trusted_proxies: tuple[str, ...] = ()  # addresses or networks
