@@ -35,7 +35,7 @@ OWNERS = {
     "gguf": {"mint/model/gguf", "mint/model/storages/reference.py"},
     "matplotlib": {"mint/render/chart.py"},
     "huggingface_hub": {"mint/model/hub_cache.py", "mint/model/hub_download.py"},
-    "httpx": {"mint/client/http.py"},
+    "httpx": {"mint/client/http.py", "cluster/service/work/notifier.py"},
     "httpx2": {"mint/model/hub_download.py"},
     "httpx_sse": {"mint/client/client.py"},
 }

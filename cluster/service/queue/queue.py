@@ -49,6 +49,8 @@ from cluster.service.queue.rows import (
 
 LEASE_SECONDS = 20.0
 ATTEMPTS = 3  # without progress
+NOTICE_SECONDS = 24 * 3600.0
+NOTICE_PAUSE_SECONDS = 15.0  # to the second report of an end; longer than an answer takes
 
 
 @dataclass
@@ -288,6 +290,31 @@ class Queue(Queries):
                 return None
             self._lose(connection, row, f"it did not report for {self.lease_seconds:.0f} seconds")
             return read_job(connection, self.clock(), row.number)
+
+    def take_notice(self) -> Job | None:
+        """A job whose end is to be reported now; until `end_notice` it is due again, after pauses that double.
+
+        An end is reported for a day.
+        """
+        now = self.clock()
+        if not self._any(jobs.c.notice_at <= now):
+            return None
+        with self.database.write() as connection:
+            is_old = (jobs.c.notice_at <= now) & (jobs.c.finished_at < now - NOTICE_SECONDS)
+            connection.execute(update(jobs).where(is_old).values(notice_at=None))
+            due = select(jobs).where(jobs.c.notice_at <= now).order_by(jobs.c.notice_at).limit(1)
+            row = connection.execute(due).one_or_none()
+            if row is None:
+                return None
+            values = {"notice_at": now + NOTICE_PAUSE_SECONDS * 2.0**row.notice_tries}
+            change = update(jobs).where(jobs.c.number == row.number)
+            connection.execute(change.values(values | {"notice_tries": row.notice_tries + 1}))
+            return read_job(connection, now, row.number)
+
+    def end_notice(self, id: str) -> None:
+        """Note that the end of a job is reported."""
+        with self.database.write() as connection:
+            connection.execute(update(jobs).where(jobs.c.id == id).values(notice_at=None))
 
     def trim(self, before: float) -> int:
         """Remove all but the last event of some jobs that ended before a time; return the number of events."""

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from cluster.service.data.catalog import Catalog
-from cluster.service.data.database import Database, connect
+from cluster.service.data.database import connect
 from cluster.service.operations.backup import DATABASE, backup, check, restore
 from cluster.service.queue.queue import Queue
 from cluster.service.settings import file_url
@@ -120,6 +120,6 @@ def test_nothing_is_overwritten(lab: Lab, tmp_path: Path) -> None:
         backup(tmp_path / "letters", tmp_path / "b")
 
 
-def test_the_database_of_a_backup_opens_as_that_of_a_service(lab: Lab, tmp_path: Path, database: Database) -> None:
+def test_the_database_of_a_backup_opens_as_that_of_a_service(lab: Lab, tmp_path: Path) -> None:
     backup(lab.data, tmp_path / "backup")
     connect(file_url(tmp_path / "backup" / DATABASE)).close()
