@@ -28,7 +28,7 @@ OWNERS = {
     "fastapi": {"cluster/service/http"},
     "starlette": {"cluster/service/http"},
     "uvicorn": {"cluster/service/http/server.py", "cluster/service/http/head_deadline.py"},
-    "pydantic": {"cluster/service/http/schema.py", "cluster/service/work/runner.py"},
+    "pydantic": {"cluster/service/http/schema", "cluster/service/work/runner.py"},
     "prometheus_client": {"cluster/service/http/metrics.py"},
     "rich": {"mint/cli/terminal/bars.py"},
     "transformers": {"mint/model/gguf/vocabulary.py"},

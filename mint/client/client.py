@@ -261,6 +261,48 @@ class Client(Connection):
             self.download(artifact, folder, on_progress)
         return folder / ANALYSIS
 
+    def history(self, id: str, after: int = 0) -> tuple[JobEvent, ...]:
+        """The events of a job so far, after number `after`; `events` waits for more."""
+        answer = self.ask("GET", f"/v1/jobs/{_plain(id)}/history", params={"after": after})
+        return tuple(JobEvent(event["seq"], event["kind"], event["body"]) for event in answer["events"])
+
+    def curve(self, identity: str, recipe: Recipe = _RECIPE, *, points: int = 60) -> Record:
+        """The curve of budget and loss of an analyzed model, its knees, and where devices lie on it."""
+        options = {name: getattr(recipe, name) for name in ("rounding", "dtype", "loader", "objective")}
+        return self.ask("GET", f"/v1/models/{_plain(identity)}/curve", params=options | {"points": points})
+
+    def plan(self, model: str, budget: str | Budget, recipe: Recipe = _RECIPE) -> Record:
+        """The plan of a budget from a stored analysis, now and without a job; `model` is a name or an identity."""
+        size = Budget.of(budget)
+        options = {**recipe.to_dict(), **(size.room if size.device else Room()).to_dict()}
+        return self.ask("POST", "/v1/plans", json={"model": model, "budget": str(size), "options": options})
+
+    def artifacts(self, *, kind: str = "", identity: str = "", limit: int = 100) -> list[Record]:
+        """The stored artifacts with their files, of a kind (`model` or `analysis`) and of a model, newest first."""
+        params = {"kind": kind, "model": identity, "limit": limit}
+        given = {name: value for name, value in params.items() if value}
+        return list(self.ask("GET", "/v1/artifacts", params=given)["artifacts"])
+
+    def artifact(self, digest: str) -> Record:
+        """An artifact and its files."""
+        return self.ask("GET", f"/v1/artifacts/{_plain(digest)}")
+
+    def model(self, identity: str) -> Record:
+        """Everything that the service knows about a model: its layers, analyses, jobs and artifacts."""
+        return self.ask("GET", f"/v1/models/{_plain(identity)}")
+
+    def devices(self) -> list[Record]:
+        """The devices whose names can stand for a budget."""
+        return list(self.ask("GET", "/v1/devices")["devices"])
+
+    def hosts(self) -> list[Record]:
+        """The machines that work for the queue, with their jobs and their capacity."""
+        return list(self.ask("GET", "/v1/hosts")["hosts"])
+
+    def me(self) -> Record:
+        """The person of the token: name and scopes."""
+        return self.ask("GET", "/v1/me")
+
     def models(self) -> list[Record]:
         """The models that the service can quantize."""
         return list(self.ask("GET", "/v1/models")["models"])

@@ -9,6 +9,7 @@ from typing import Any
 
 from mint.client.download import ServedFile
 
+TIME_BOUNDS = (1.0, 5.0, 15.0, 60.0, 300.0, 900.0, 3600.0, 14400.0, 86400.0)  # seconds
 SCOPES = ("read", "submit", "admin")  # each includes those before it
 
 
@@ -115,13 +116,20 @@ class HeldLease:
 
 @dataclass(frozen=True, slots=True)
 class Times:
-    """Of the jobs of a state: the number that began, seconds before and after their start, the first submission."""
+    """Of the jobs of a person in a state: their number, and how long they wait or, once they ended, waited and worked.
+
+    Counts are numbers of jobs of at most so many seconds, for each of `TIME_BOUNDS`.
+    """
 
     state: str
-    begun: int
+    owner: str
+    number: int
+    begun: int  # that had a runner
     waited: float
-    ran: float
-    first_created_at: float
+    worked: float
+    first_queued_at: float
+    waited_counts: tuple[int, ...]
+    worked_counts: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,6 +21,7 @@ from cluster.service.http.schema import (
     SubmittedAnswer,
     SubmittedJob,
 )
+from cluster.service.http.schema_events import EventsAnswer, JobEnded
 from cluster.service.http.sse import EventStream
 from cluster.service.http.stored import has, require_room, stored_analyses
 from cluster.service.queue.forecast import expected_stages
@@ -42,7 +43,7 @@ def job_record(job: Job, person: Person) -> dict[str, Any]:
 
 
 @router.post("", status_code=201, responses={200: {"model": SubmittedAnswer}, **refusals(404, 409, *POSTED)})
-def submit(
+def submit_jobs(
     request: Request, response: Response, submission: Submission, service: Here, person: Submitter
 ) -> SubmittedAnswer:
     """Submit a job for each budget, or one for the analysis alone. All of them are accepted, or none.
@@ -107,7 +108,7 @@ def identified(service: Service, name: str) -> tuple[FilePath, str]:
 
 
 @router.get("", responses=refusals(404))
-def find(
+def list_jobs(
     service: Here,
     person: Reader,
     state: Annotated[list[State], Query(description="States, or running, waiting and ended for several.")] = [],  # noqa: B006, FastAPI copies it
@@ -133,13 +134,13 @@ def find(
 
 
 @router.get("/{id}", responses=refusals(404))
-def look(id: JobId, service: Here, person: Reader) -> JobAnswer:
+def show_job(id: JobId, service: Here, person: Reader) -> JobAnswer:
     """The current state of a job."""
     return JobAnswer(**job_record(service.queue.get(id), person))
 
 
 @router.delete("/{id}", responses=refusals(404))
-def cancel(
+def cancel_job(
     request: Request,
     id: JobId,
     service: Here,
@@ -153,7 +154,7 @@ def cancel(
 
 
 @router.patch("/{id}", responses=refusals(404, *POSTED))
-def change(request: Request, id: JobId, body: JobChange, service: Here, person: Submitter) -> JobAnswer:
+def change_job(request: Request, id: JobId, body: JobChange, service: Here, person: Submitter) -> JobAnswer:
     """Pause a job, a running one after the unit at work, or return it to the queue; it resumes where it was.
 
     Only its one subscriber, or an admin, may.
@@ -161,6 +162,25 @@ def change(request: Request, id: JobId, body: JobChange, service: Here, person: 
     job = service.queue.pause(id, person) if body.paused else service.queue.resume(id, person)
     service.note(request, person, "job.paused" if body.paused else "job.resumed", job=id)
     return JobAnswer(**job_record(job, person))
+
+
+def job_ended(body: JobEnded) -> None:
+    """Sent to the address of `mint serve --webhook` at the end of a job, at least once, signed.
+
+    `webhook-signature` is `v1,` and the base64 of HMAC-SHA256(secret, `webhook-id.webhook-timestamp.BODY`).
+    """
+
+
+@router.get("/{id}/history", responses=refusals(404))
+def list_events(
+    id: JobId,
+    service: Here,
+    person: Reader,
+    after: Annotated[int, Query(ge=0, le=2**53, description="Only events after this one.")] = 0,
+) -> EventsAnswer:
+    """The events of a job so far, at most 1000: what the stream of events sends, as one answer."""
+    events = service.queue.events(id, after)
+    return EventsAnswer.model_validate({"events": [asdict(event) for event in events]})
 
 
 @router.get(
@@ -172,7 +192,7 @@ def change(request: Request, id: JobId, body: JobChange, service: Here, person: 
         **refusals(404),
     },
 )
-def follow(
+def follow_job(
     request: Request,
     id: JobId,
     service: Here,

@@ -4,10 +4,10 @@ import time
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import func, select
+from sqlalchemy import case, func, select
 
 from cluster.service.data.database import Database
-from cluster.service.data.records import Event, HeldLease, Job, Times
+from cluster.service.data.records import TIME_BOUNDS, Event, HeldLease, Job, Times
 from cluster.service.data.states import ACTIVE, BLOCKED, FINAL, PAUSED, QUEUED
 from cluster.service.data.tables import jobs
 from cluster.service.queue import history
@@ -65,15 +65,24 @@ class Queries:
         return {state: counts.get(state, 0) for state in (QUEUED, *ACTIVE, BLOCKED, PAUSED, *FINAL)}
 
     def times(self) -> list[Times]:
-        """The seconds that jobs of each state waited and ran, and the time since which the first one waits."""
-        columns = {
-            "begun": func.count(jobs.c.started_at),
-            "waited": func.coalesce(func.sum(jobs.c.started_at - jobs.c.created_at), 0.0),
-            "ran": func.coalesce(func.sum(jobs.c.worked_seconds), 0.0),
-            "first_created_at": func.min(jobs.c.created_at),
-        }
-        statement = select(jobs.c.state, *(column.label(name) for name, column in columns.items()))
-        return [Times(**row._mapping) for row in self.database.rows(statement.group_by(jobs.c.state))]
+        """The times of all jobs, by state and owner; those of an ended job never change."""
+        waited = jobs.c.finished_at - jobs.c.created_at - jobs.c.worked_seconds
+        has_begun = jobs.c.started_at.is_not(None)
+        columns = [
+            func.count().label("number"),
+            func.count(jobs.c.started_at).label("begun"),
+            func.coalesce(func.sum(case((has_begun, waited))), 0.0).label("waited"),
+            func.sum(jobs.c.worked_seconds).label("worked"),
+            func.min(jobs.c.queued_at).label("first_queued_at"),
+        ]
+        for seconds in (waited, jobs.c.worked_seconds):
+            columns += [func.count(case((has_begun & (seconds <= bound), 1))) for bound in TIME_BOUNDS]
+        statement = select(jobs.c.state, jobs.c.owner, *columns).group_by(jobs.c.state, jobs.c.owner)
+        plain, bounds = 7, len(TIME_BOUNDS)
+        return [
+            Times(*row[:plain], tuple(row[plain : plain + bounds]), tuple(row[plain + bounds :]))
+            for row in self.database.rows(statement)
+        ]
 
     def leases(self) -> list[HeldLease]:
         """All leases that runners hold."""

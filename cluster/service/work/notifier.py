@@ -44,7 +44,8 @@ def report(job: Job) -> dict[str, object]:
     return {
         "type": "job.ended", "job": job.id, "state": job.state, "model": job.request.model,
         "budget": job.request.budget, "owner": job.owner, "watchers": list(job.watchers), "reason": job.reason,
-        "finished_at": job.finished_at, "worked_seconds": job.worked_seconds, "artifact": job.artifact, "result": result,
+        "finished_at": job.finished_at, "worked_seconds": job.worked_seconds, "artifact": job.artifact,
+        "result": result,
     }  # fmt: skip
 
 
