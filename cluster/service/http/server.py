@@ -83,7 +83,7 @@ def create_app(
         exception_handlers=dict.fromkeys((ApiError, MintError, RequestValidationError, HTTPException), _refuse),
     )
     app.state.service = service
-    refused = {422: {"description": "Any status but 2xx: the report is repeated."}}
+    refused: dict[int | str, dict[str, Any]] = {422: {"description": "Any status but 2xx: the report is repeated."}}
     app.webhooks.add_api_route("job.ended", routes_jobs.job_ended, methods=["POST"], responses=refused)
     for part in (routes_jobs, routes_models, routes_fetches, routes_artifacts, routes_about):
         app.include_router(part.router, responses=refusals())

@@ -68,21 +68,26 @@ class Queries:
         """The times of all jobs, by state and owner; those of an ended job never change."""
         waited = jobs.c.finished_at - jobs.c.created_at - jobs.c.worked_seconds
         has_begun = jobs.c.started_at.is_not(None)
-        columns = [
-            func.count().label("number"),
-            func.count(jobs.c.started_at).label("begun"),
-            func.coalesce(func.sum(case((has_begun, waited))), 0.0).label("waited"),
-            func.sum(jobs.c.worked_seconds).label("worked"),
-            func.min(jobs.c.queued_at).label("first_queued_at"),
+        columns = {
+            "number": func.count(),
+            "begun": func.count(jobs.c.started_at),
+            "waited": func.coalesce(func.sum(case((has_begun, waited))), 0.0),
+            "worked": func.sum(jobs.c.worked_seconds),
+            "first_queued_at": func.min(jobs.c.queued_at),
+        }
+        counts = [
+            func.count(case((has_begun & (seconds <= bound), 1)))
+            for seconds in (waited, jobs.c.worked_seconds)
+            for bound in TIME_BOUNDS
         ]
-        for seconds in (waited, jobs.c.worked_seconds):
-            columns += [func.count(case((has_begun & (seconds <= bound), 1))) for bound in TIME_BOUNDS]
-        statement = select(jobs.c.state, jobs.c.owner, *columns).group_by(jobs.c.state, jobs.c.owner)
-        plain, bounds = 7, len(TIME_BOUNDS)
-        return [
-            Times(*row[:plain], tuple(row[plain : plain + bounds]), tuple(row[plain + bounds :]))
-            for row in self.database.rows(statement)
-        ]
+        named = [column.label(name) for name, column in columns.items()]
+        statement = select(jobs.c.state, jobs.c.owner, *named, *counts).group_by(jobs.c.state, jobs.c.owner)
+        times = []
+        for row in self.database.rows(statement):
+            plain = {name: row._mapping[name] for name in ("state", "owner", *columns)}
+            of_waits, of_work = row[-2 * len(TIME_BOUNDS) : -len(TIME_BOUNDS)], row[-len(TIME_BOUNDS) :]
+            times.append(Times(**plain, waited_counts=tuple(of_waits), worked_counts=tuple(of_work)))
+        return times
 
     def leases(self) -> list[HeldLease]:
         """All leases that runners hold."""

@@ -115,7 +115,7 @@ export class JobCard {
       isActive(job.state) ? job.host && ["on ", foreign(job.host)] : [time],
       ran && job.state !== "queued" ? [`${isActive(job.state) ? "for" : "took"} ${duration(ran)}`] : "",
       job.position ? [`number ${job.position} in the queue`] : "",
-      left === null ? "" : [`about ${duration(left)} left`],
+      left === null || left < 1 ? "" : [`about ${duration(left)} left`],
       job.attempts > 1 ? [`attempt ${job.attempts}`] : "",
     ].filter(Boolean);
     return facts.flatMap((parts, index) => (index ? [" · ", ...parts] : parts));

@@ -31,7 +31,7 @@ export async function jobsPage({ signal }) {
 export async function jobPage({ key, signal }) {
   let job = await ask(`/v1/jobs/${key}`, { signal });
   const card = new JobCard(job);
-  const result = h("div", {});
+  const result = h("div", { class: "sections" });
   const log = h("ol", { class: "log" });
   const stages = h("div", {});
   const events = [];

@@ -60,7 +60,7 @@ async function pictures(job, signal) {
   const [curve, own, uniform] = await Promise.all([
     ask(`/v1/models/${job.identity}/curve?${query}`, { signal }),
     plan(`${job.result.planned_bytes}B`, optionsOf(job, ["formats", "lock", "veto_db", "min_bits", "max_bits", "ignore_floors", "compat"])),
-    plan("max", { formats: [UNIFORM] })]);
+    plan("min", { formats: [UNIFORM], ignore_floors: ["*"] })]);
   const made = [job.result.planned_bytes];
   const chart = new CurveChart({ points: curve.points, made, onChoose: () => {} });
   chart.choose(chart.nearest(job.result.planned_bytes));

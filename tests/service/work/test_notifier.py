@@ -53,8 +53,9 @@ def _receiving() -> Iterator[tuple[str, Receiver]]:
         thread.join()
 
 
-def _notifier(world: World, folder: Path, **options: str) -> Notifier:
-    return Notifier(world.queue, Settings(folder, webhook_secret=SECRET, **options), clock=world.clock)
+def _notifier(world: World, folder: Path, webhook: str = "", notify: str = "") -> Notifier:
+    settings = Settings(folder, webhook=webhook, webhook_secret=SECRET, notify=notify)
+    return Notifier(world.queue, settings, clock=world.clock)
 
 
 def test_a_webhook_gets_every_end_once_with_a_signature_that_the_secret_proves(world: World, tmp_path: Path) -> None:
