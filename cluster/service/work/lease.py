@@ -88,7 +88,8 @@ class LeaseKeeper:
 
     def _keep(self) -> None:
         awake = AwakeClock(2 * self.renew_seconds)
-        renewed_at = yields_at = awake()
+        renewed_at = awake()
+        yields_at: float | None = None
         while True:
             ready, _, _ = select.select([self._read], [], [], self.renew_seconds)
             signals = os.read(self._read, 512) if ready else b""
@@ -108,12 +109,15 @@ class LeaseKeeper:
             renewed_at = now
             if lease is Lease.CANCEL_WANTED:
                 self._update(lambda: self.queue.advance(self.claim, CANCELLED))
-            if lease is Lease.YIELD_WANTED and not self.must_yield.is_set():
+            if lease is Lease.YIELD_WANTED and yields_at is None:
                 self.must_yield.set()
                 yields_at = now + YIELD_SECONDS
-            if lease is Lease.YIELD_WANTED and now < yields_at:
+            if yields_at is not None and lease is not Lease.YIELD_WANTED:
+                yields_at = None  # resumed
+                self.must_yield.clear()
+            if yields_at is not None and now < yields_at:
                 continue
-            if lease is Lease.YIELD_WANTED:
+            if yields_at is not None:
                 self._update(lambda: self.queue.release(self.claim, "it did not yield in time"))
             if lease is not Lease.HELD:
                 with suppress(OSError):

@@ -126,11 +126,14 @@ def run(order: Order) -> int:
     database = connect(settings.database_url)
     queue, catalog = Queue(database, lease_seconds=settings.lease_seconds), Catalog(database)
     claim = Claim(queue.get(order.job), order.lease)
-    if queue.renew(claim) is Lease.LOST:
+    lease = queue.renew(claim)
+    if lease is Lease.LOST:
         return LOST
     bind_contextvars(model=claim.job.request.model)
     log.info("job.begun", attempt=claim.job.attempts, pid=os.getpid())
     with LeaseKeeper(queue, claim) as keeper:
+        if lease is Lease.YIELD_WANTED:
+            keeper.must_yield.set()
         try:
             with exclusive(settings.work_folder / "locks" / claim.job.request.analysis_key):
                 from cluster.service.work.stages import Stages  # imports MLX, which takes longer than a lease lives
