@@ -4,7 +4,8 @@ Serving the least recently served owner is a round robin over the owners, whatev
 
 Lanes. A job that is expected to take long waits behind all short ones of its priority, but at most `PATIENCE_SECONDS`:
 then it takes its turn among them. A long job that has worked for `TURN_SECONDS` yields to a short one if no slot is
-free. So a short job waits for one turn, and a long job always comes to its end.
+free, after the unit at work. If that takes long, the short job runs beside it. So a short job waits for about one turn,
+and a long job always comes to its end.
 """
 
 from collections import defaultdict, deque
@@ -22,7 +23,7 @@ TURN_SECONDS = 60.0
 PATIENCE_SECONDS = 600.0
 
 
-def next_queued(connection: Connection, now: float) -> Row[tuple[Any, ...]] | None:
+def next_queued(connection: Connection, now: float, *, only_short: bool = False) -> Row[tuple[Any, ...]] | None:
     """The row of the next job; None if no waiting job may start.
 
     A job waits while another works on the same analysis, which it then reuses, and while its owner has as many running
@@ -32,7 +33,10 @@ def next_queued(connection: Connection, now: float) -> Row[tuple[Any, ...]] | No
     is_analyzed = exists().where(other.c.lease.is_not(None), other.c.analysis_key == jobs.c.analysis_key)
     running = select(func.count()).where(own.c.lease.is_not(None), own.c.owner == jobs.c.owner).scalar_subquery()
     has_turn = or_(people.c.active_quota.is_(None), running < people.c.active_quota)
-    return connection.execute(_queued(now, jobs).where(~is_analyzed, has_turn).limit(1)).one_or_none()
+    statement = _queued(now, jobs).where(~is_analyzed, has_turn)
+    if only_short:
+        statement = statement.where(jobs.c.expected_seconds < LONG_SECONDS)
+    return connection.execute(statement.limit(1)).one_or_none()
 
 
 def is_long(now: float) -> ColumnElement[bool]:
@@ -44,15 +48,15 @@ def is_long(now: float) -> ColumnElement[bool]:
 
 
 def to_preempt(connection: Connection, host: str, now: float) -> Row[tuple[Any, ...]] | None:
-    """The running job of a host that must yield to the next one: a long one to a short one of no lower priority.
+    """The running job of a host that must yield: a long one, if a short one of no lower priority waits.
 
     One yields at a time.
     """
     is_yielding = exists().where(jobs.c.host == host, jobs.c.lease.is_not(None), jobs.c.yields_to == QUEUED)
     if connection.execute(select(is_yielding)).scalar_one():
         return None
-    waiting = next_queued(connection, now)
-    if waiting is None or waiting.expected_seconds >= LONG_SECONDS:
+    waiting = next_queued(connection, now, only_short=True)
+    if waiting is None:
         return None
     long = select(jobs).where(is_long(now), jobs.c.host == host, jobs.c.priority <= waiting.priority)
     return connection.execute(long.order_by(jobs.c.priority, jobs.c.started_at).limit(1)).one_or_none()

@@ -154,16 +154,16 @@ class Queue(Queries):
             self._move(connection, row, QUEUED, reason="")
         elif row.yields_to == PAUSED:
             change = update(jobs).where(jobs.c.number == row.number)
-            connection.execute(change.values(yields_to=QUEUED, reason="resumed before it was paused"))
+            connection.execute(change.values(yields_to="", reason=""))
 
     # for runners and the supervisor
 
-    def claim(self, host: str) -> Claim | None:
+    def claim(self, host: str, *, only_short: bool = False) -> Claim | None:
         """Begin the next job by `fairness`; None if there is none."""
         if not self._any(jobs.c.state == QUEUED):
             return None
         with self.database.write() as connection:
-            row = next_queued(connection, self.clock())
+            row = next_queued(connection, self.clock(), only_short=only_short)
             if row is None:
                 return None
             count_turn(connection, row.owner)

@@ -26,7 +26,6 @@ from mint.core.log import log
 RENEW_SECONDS = 2.0
 PATIENCE_SECONDS = LEASE_SECONDS - 4.0  # without a renewal; a runner must have ended before others take its lease back
 _PAUSE_SECONDS = 0.5  # between two attempts to reach the database
-YIELD_SECONDS = 120.0  # for the unit at work; then the job stops within it
 
 # calls the database; while it is away, repeats for as long as a lease lives
 retry_while_leased = Retrying(
@@ -89,7 +88,6 @@ class LeaseKeeper:
     def _keep(self) -> None:
         awake = AwakeClock(2 * self.renew_seconds)
         renewed_at = awake()
-        yields_at: float | None = None
         while True:
             ready, _, _ = select.select([self._read], [], [], self.renew_seconds)
             signals = os.read(self._read, 512) if ready else b""
@@ -109,20 +107,12 @@ class LeaseKeeper:
             renewed_at = now
             if lease is Lease.CANCEL_WANTED:
                 self._update(lambda: self.queue.advance(self.claim, CANCELLED))
-            if lease is Lease.YIELD_WANTED and yields_at is None:
-                self.must_yield.set()
-                yields_at = now + YIELD_SECONDS
-            if yields_at is not None and lease is not Lease.YIELD_WANTED:
-                yields_at = None  # resumed
-                self.must_yield.clear()
-            if yields_at is not None and now < yields_at:
+            if lease in (Lease.HELD, Lease.YIELD_WANTED):
+                (self.must_yield.set if lease is Lease.YIELD_WANTED else self.must_yield.clear)()
                 continue
-            if yields_at is not None:
-                self._update(lambda: self.queue.release(self.claim, "it did not yield in time"))
-            if lease is not Lease.HELD:
-                with suppress(OSError):
-                    log.info("lease.ended", reason=lease.value)
-                break
+            with suppress(OSError):
+                log.info("lease.ended", reason=lease.value)
+            break
         self.end()
 
     def _update(self, call: Callable[[], object]) -> None:

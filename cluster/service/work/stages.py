@@ -44,6 +44,7 @@ from mint.run.executor import executing, measuring_device
 _REUSED = 4  # earlier results of the model are looked into, the last made first
 _REUSED_FOLDER = "earlier"
 _MARGIN_BYTES = 1 << 20  # of config, card, plan and manifest
+_SAVED = (pipeline.ANALYZE, pipeline.PROBE, pipeline.ASSEMBLE)  # stages that save each unit
 _NOT_IN_RESULT = ("output", "analysis")  # paths on this machine
 _STATES = {
     pipeline.ANALYZE: ANALYZING,
@@ -193,9 +194,12 @@ class Stages(pipeline.Hooks):
     # events
 
     def _on_progress(self, progress: Progress) -> None:
-        """Emit progress; raises `YieldedError` after a unit, whose result is saved, if the job must yield."""
+        """Emit progress; raises `YieldedError` after a unit, whose result is saved, if the job must yield.
+
+        So every turn of a job brings it on by a unit at least, however long its start takes.
+        """
         self._events.on_progress(progress)
-        if self.must_yield.is_set():
+        if self.must_yield.is_set() and progress.stage in _SAVED and progress.item:
             raise YieldedError("it stopped after a unit, and resumes")
 
     def _emit(self, kind: str, body: Mapping[str, Any]) -> None:

@@ -1,12 +1,17 @@
 """Lanes: long jobs let short ones pass, one at a time, and still come to their end. Pausing uses the same way back."""
 
+from pathlib import Path
+
 import pytest
 
-from cluster.service.data.records import Forecast, Job, Lease, Person
+from cluster.service.data.records import Claim, Forecast, Job, Lease, Person
 from cluster.service.data.states import DONE, PAUSED, QUEUED
 from cluster.service.errors import NotWatchingError
 from cluster.service.queue.fairness import LONG_SECONDS, PATIENCE_SECONDS, TURN_SECONDS
 from cluster.service.queue.forecast import expected_stages
+from cluster.service.settings import Settings
+from cluster.service.store.store import Store
+from cluster.service.work.supervisor import YIELD_SECONDS, Supervisor
 from tests.worlds.service_world import ADMIN, ANN, BOB, WAY, World, check_laws, model_request
 
 
@@ -138,3 +143,42 @@ def test_the_forecast_of_a_job_is_what_its_kind_took_for_each_byte(world: World)
     assert expected_stages(world.database, {"rounding": "search"}, 1000, stored=(), only_analysis=True) == {
         "analyzing": 0.0
     }
+
+
+def test_a_job_that_is_resumed_before_it_stopped_goes_on(world: World) -> None:
+    job = world.submit()
+    claim = world.claim()
+    world.queue.pause(job.id, ANN)
+    world.queue.resume(job.id, ANN)
+    assert world.queue.renew(claim) is Lease.HELD
+    assert (world.queue.get(job.id).yields_to, world.queue.get(job.id).reason) == ("", "")
+
+
+def test_a_short_job_runs_beside_a_long_one_whose_unit_takes_long_and_no_other_job_does(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun: list[str] = []
+    now = 0.0
+    settings = Settings(tmp_path)
+    store = Store(tmp_path / "store", world.catalog)
+    supervisor = Supervisor(world.queue, store, settings, clock=lambda: now)
+    monkeypatch.setattr(supervisor, "_host", "here")
+    monkeypatch.setattr(supervisor, "_spawn", lambda claim: begun.append(claim.job.id))
+    long = _submit(world, "long", LONG_SECONDS)
+    supervisor.step()
+    other, first, second = _submit(world, "b", LONG_SECONDS), _submit(world, "c", 1.0), _submit(world, "d", 1.0)
+    world.clock.now += TURN_SECONDS
+    supervisor.step()
+    assert world.queue.get(long.id).yields_to == QUEUED
+    supervisor.step()
+    assert begun == [long.id], "its unit has time"
+    now += YIELD_SECONDS
+    for _ in range(3):
+        supervisor.step()
+    assert begun == [long.id, first.id], "one beside it"
+    world.finish(
+        Claim(world.queue.get(first.id), next(held.lease for held in world.queue.leases() if held.job == first.id))
+    )
+    for _ in range(3):
+        supervisor.step()
+    assert begun == [long.id, first.id, second.id] and world.queue.get(other.id).state == QUEUED

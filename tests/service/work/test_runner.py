@@ -226,7 +226,7 @@ def test_killed_and_stopped_at_any_moment_a_job_ends_with_the_same_bytes_and_mea
     assert set(measured.values()) == {1}
 
 
-def test_a_job_that_is_paused_before_its_runner_begins_stops_at_once_and_resumes_to_the_same_bytes(
+def test_a_job_that_is_paused_before_its_runner_begins_stops_after_a_unit_and_resumes_to_the_same_bytes(
     lab: Lab, model: Path, budgets: tuple[int, int], expected: dict[str, str]
 ) -> None:
     shutil.copytree(model, lab.roots / "moe")
@@ -236,6 +236,7 @@ def test_a_job_that_is_paused_before_its_runner_begins_stops_at_once_and_resumes
     runner = lab.begin(claim)
     lines = runner.end()
     assert runner.process.returncode == OVER, lines
+    assert len(_units_measured(lines)) == 1
     paused = lab.queue.get(job.id)
     assert (paused.state, paused.reason, paused.attempts) == (PAUSED, "paused by ann", 0)
     lab.queue.resume(job.id, ANN)
