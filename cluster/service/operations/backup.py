@@ -102,8 +102,8 @@ def check(data: Path, *, reads_files: bool = False, on_file: OnFile = lambda don
         done += nbytes
         if not path.is_file():
             faults.append(f"{path}: missing")
-        elif (found := path.stat().st_size) != nbytes:
-            faults.append(f"{path}: {found} bytes, needed {nbytes}")
+        elif (size := path.stat().st_size) != nbytes:
+            faults.append(f"{path}: {size} bytes, needed {nbytes}")
         elif reads_files and file_digest(path).sha256 != digest:
             faults.append(f"{path}: its SHA-256 is another one")
         on_file(done, total, digest[:12])

@@ -7,7 +7,7 @@ import { submitForm } from "./form.js";
 import { Queue } from "./queue.js";
 import { follow } from "./stream.js";
 import { resultOf } from "./result.js";
-import { spans, timeline } from "./timeline.js";
+import { spansOf, timeline } from "./timeline.js";
 import { FINAL, STATES, base, figures, moment, short, size, wanted } from "./words.js";
 
 /** The running, waiting and finished jobs, and a form for more. */
@@ -35,7 +35,7 @@ export async function jobPage({ key, signal }) {
   const log = h("ol", { class: "log" });
   const stages = h("div", {});
   const events = [];
-  const drawStages = () => stages.replaceChildren(timeline(spans(events, job.finished_at ?? Date.now() / 1000)));
+  const drawStages = () => stages.replaceChildren(timeline(spansOf(events, job.finished_at ?? Date.now() / 1000)));
   const refresh = async () => {
     job = await ask(`/v1/jobs/${key}`, { signal });
     card.update(job);

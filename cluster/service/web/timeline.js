@@ -7,7 +7,7 @@ const TALL = 22;
 const WRITTEN = 46; // a stage narrower than this has no room for its name
 
 /** The spans of states, from the events of a job: [{state, seconds}], repeated attempts each for itself. */
-export function spans(events, now) {
+export function spansOf(events, now) {
   const states = events.filter(({ kind }) => kind === "state");
   return states
     .map(({ at, body }, index) => ({ state: body.state, seconds: Math.max(0, (states[index + 1]?.at ?? now) - at) }))
@@ -15,10 +15,10 @@ export function spans(events, now) {
 }
 
 /** The picture of the spans, with a list of the seconds of each. */
-export function timeline(found) {
-  const picture = h("div", { class: "timeline", role: "img", "aria-label": found.map(inWords).join(", ") });
-  new ResizeObserver(([entry]) => draw(picture, found, Math.floor(entry.contentRect.width))).observe(picture);
-  return h("figure", {}, picture, h("figcaption", {}, h("ul", { class: "legend" }, found.filter(({ seconds }) => seconds >= 0.5)
+export function timeline(spans) {
+  const picture = h("div", { class: "timeline", role: "img", "aria-label": spans.map(inWords).join(", ") });
+  new ResizeObserver(([entry]) => draw(picture, spans, Math.floor(entry.contentRect.width))).observe(picture);
+  return h("figure", {}, picture, h("figcaption", {}, h("ul", { class: "legend" }, spans.filter(({ seconds }) => seconds >= 0.5)
     .map((span) => h("li", {}, h("i", { class: `key span-${kind(span)}` }), inWords(span))))));
 }
 
@@ -32,11 +32,11 @@ function kind({ state }) {
   return ["analyzing", "assembling"].includes(state) ? "work" : "other";
 }
 
-function draw(picture, found, width) {
+function draw(picture, spans, width) {
   if (width < 60) return;
-  const whole = found.reduce((sum, { seconds }) => sum + seconds, 0) || 1;
+  const whole = spans.reduce((sum, { seconds }) => sum + seconds, 0) || 1;
   let x = 0;
-  picture.replaceChildren(svg("svg", { width, height: TALL, viewBox: `0 0 ${width} ${TALL}` }, found.map((span) => {
+  picture.replaceChildren(svg("svg", { width, height: TALL, viewBox: `0 0 ${width} ${TALL}` }, spans.map((span) => {
     const wide = (span.seconds / whole) * width;
     const here = x;
     x += wide;
