@@ -7,6 +7,8 @@ needs them. The processors are those that the runner may use (Linux), and the th
 import os
 import random
 from collections.abc import MutableMapping
+from contextlib import suppress
+from pathlib import Path
 
 import psutil
 
@@ -45,7 +47,10 @@ def limit_cpus(cpus: int | None) -> None:
     """Let this process and its children run on so many processors, chosen by chance; only Linux can do that."""
     if cpus and hasattr(os, "sched_setaffinity"):
         allowed = sorted(os.sched_getaffinity(0))
-        os.sched_setaffinity(0, random.sample(allowed, min(cpus, len(allowed))))
+        chosen = random.sample(allowed, min(cpus, len(allowed)))
+        for thread in Path("/proc/self/task").iterdir():  # a prepared runner has some already
+            with suppress(ProcessLookupError):
+                os.sched_setaffinity(int(thread.name), chosen)
 
 
 def _memory_bytes(pid: int) -> int:
