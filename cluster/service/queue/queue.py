@@ -302,7 +302,7 @@ class Queue(Queries):
         with self.database.write() as connection:
             is_old = (jobs.c.notice_at <= now) & (jobs.c.finished_at < now - NOTICE_SECONDS)
             connection.execute(update(jobs).where(is_old).values(notice_at=None))
-            due = select(jobs).where(jobs.c.notice_at <= now).order_by(jobs.c.notice_at).limit(1)
+            due = select(jobs).where(jobs.c.notice_at <= now).order_by(jobs.c.notice_at, jobs.c.number).limit(1)
             row = connection.execute(due).one_or_none()
             if row is None:
                 return None
