@@ -13,12 +13,13 @@ from functools import partial
 from math import prod, sqrt
 
 import mlx.core as mx
+import numpy as np
 
 from mint.analysis.unit_jobs import check_measured
 from mint.assembly.distances import BLOCK, Rows, distance_of
 from mint.core.errors import MintError
 from mint.formats.units import Unit
-from mint.kernels.storage import from_raw
+from mint.kernels.storage import from_raw, raw
 from mint.model.checkpoint.reader import StoredModel
 from mint.model.checkpoint.shards import SourceTensor
 from mint.model.module_tree import DTYPES
@@ -61,9 +62,14 @@ def check_decoding(plan: Plan, source: Source, written: StoredModel) -> str:
 
     def compare(unit: Unit, weight: mx.array) -> float:
         check_measured(unit, weight, plan.checksums)
-        sample = samples[unit.path]
-        expected = _as_read(sample, weight, files) or _decoded(sample, source, stored).__getitem__
-        return _compare(sample, weight, expected, choices[unit.path], written)
+        sample, choice = samples[unit.path], choices[unit.path]
+        if rows := _as_read(sample, weight, files):
+            _check_stored(sample, rows, choice, written)
+            return 0.0
+        expected = _decoded(sample, source, stored).__getitem__
+        difference = _check_weight(sample, weight, expected)
+        _check_stored(sample, expected, choice, written)
+        return difference
 
     chosen = [sample.unit for sample in samples.values()]
     worst = max((difference for _, difference in in_process(source, compare, chosen)), default=0.0)
@@ -100,12 +106,13 @@ def _kind(leaf: Leaf) -> str:
 
 
 def _as_read(sample: Sample, weight: mx.array, files: StoredModel) -> Rows | None:
-    """The rows of the one plain tensor that is the weight as it stands, read without MLX; None for other weights."""
+    """The rows of the one plain tensor that is the weight bit by bit, read without MLX; None for other weights."""
     leaf, unit = sample.leaves[0], sample.unit
     if isinstance(leaf, Encoded) or len(unit.sources) > 1 or (leaf.shape, leaf.dtype) != (unit.shape, unit.dtype):
         return None
-    rows = partial(files.array, leaf.name)
-    return None if distance_of(weight.__getitem__, rows, unit.parts(BLOCK)).squared else rows
+    bits = raw(weight)
+    equal = (np.array_equal(bits[part], files.raw(leaf.name, part)) for part in unit.parts(BLOCK))
+    return partial(files.array, leaf.name) if all(equal) else None
 
 
 def _decoded(sample: Sample, source: Source, stored: Stored) -> mx.array:
@@ -117,8 +124,8 @@ def _decoded(sample: Sample, source: Source, stored: Stored) -> mx.array:
     weights |= {name: mx.zeros(encoded.shape, dtype) for name, encoded in stored.encoded.items()}
     for leaf in sample.leaves:
         if isinstance(leaf, Encoded):
-            raw = {role: files.raw(part.name) for role, part in leaf.parts.items()}
-            weights[leaf.name] = mx.array(reference.decode(leaf, raw)).astype(dtype)
+            parts = {role: files.raw(part.name) for role, part in leaf.parts.items()}
+            weights[leaf.name] = mx.array(reference.decode(leaf, parts)).astype(dtype)
         else:
             weights[leaf.name] = from_raw(files.raw(leaf.name), leaf.dtype)
     array = source.opened.parameters_of(weights)[f"{sample.unit.path}.weight"]
@@ -126,25 +133,29 @@ def _decoded(sample: Sample, source: Source, stored: Stored) -> mx.array:
     return array
 
 
-def _compare(sample: Sample, weight: mx.array, expected: Rows, choice: Choice, written: StoredModel) -> float:
-    """The relative difference of the measured weight; `MintError` if it, or that of the stored weight, is too large."""
-    unit = sample.unit
-
-    def difference_of(rows: Rows) -> float:
-        return distance_of(rows, expected, unit.parts(BLOCK), skips_zeros=not sample.is_whole).relative_norm
-
-    difference = difference_of(weight.__getitem__)
+def _check_weight(sample: Sample, weight: mx.array, expected: Rows) -> float:
+    """The relative difference of the measured weight; `MintError` if it is too large."""
+    difference = _difference(sample, weight.__getitem__, expected)
     if not difference <= TOLERANCE:
         raise MintError(
-            f"unit {unit.path}: the measured weight differs from the one that numpy decodes by {difference:.2g} "
+            f"unit {sample.unit.path}: the measured weight differs from the one that numpy decodes by {difference:.2g} "
             f"relative, allowed {TOLERANCE:.2g}; its tensors are decoded wrongly"
         )
-    if choice.error <= GENEROUS:
-        allowed = TOLERANCE + FACTOR * sqrt(choice.error)
-        stored = difference_of(partial(written.dequantized, unit.path, choice.format))
-        if not stored <= allowed:
-            raise MintError(
-                f"unit {unit.path}: the stored weight differs from the one that numpy decodes by {stored:.2g} "
-                f"relative, allowed {allowed:.2g}"
-            )
     return difference
+
+
+def _check_stored(sample: Sample, expected: Rows, choice: Choice, written: StoredModel) -> None:
+    """Raise `MintError` if the stored weight, planned with little error, differs too much."""
+    if choice.error > GENEROUS:
+        return
+    path, allowed = sample.unit.path, TOLERANCE + FACTOR * sqrt(choice.error)
+    difference = _difference(sample, partial(written.dequantized, path, choice.format), expected)
+    if not difference <= allowed:
+        raise MintError(
+            f"unit {path}: the stored weight differs from the one that numpy decodes by {difference:.2g} "
+            f"relative, allowed {allowed:.2g}"
+        )
+
+
+def _difference(sample: Sample, rows: Rows, expected: Rows) -> float:
+    return distance_of(rows, expected, sample.unit.parts(BLOCK), skips_zeros=not sample.is_whole).relative_norm
