@@ -95,33 +95,22 @@ def measured(models: Sequence[Path], runs: int) -> dict[str, dict[str, Any]]:
 
 def conversions(model: Path, runs: int) -> Ratios:
     """`mint quantize` beside `mlx_lm.convert`."""
-    record = convert.pairs(model, "nearest", runs)
-    units = {"cpu_seconds": "CPU s", "seconds": "s", "peak_mb": "MB"}
-    return {
-        f"mint quantize {model.name}, {unit}": Ratio(
-            record[quantity]["ratio"],
-            f"{record[quantity]['mint']:.4g} {unit}",
-            CONVERT,
-            None if unit == "MB" else 1.0,
-        )
-        for quantity, unit in units.items()
-    }
+    seconds = convert.pairs(model, "nearest", runs)["cpu_seconds"]
+    return {f"mint quantize {model.name}": Ratio(seconds["ratio"], f"{seconds['mint']:.3g} CPU s", CONVERT, 1.0)}
 
 
 def first_runs(model: Path, runs: int) -> Ratios:
     """The first run on a machine beside a later one."""
-    seconds = convert.first_use(model, "nearest", runs)["seconds"]
-    return {f"first mint quantize {model.name}, s": Ratio(seconds["ratio"], f"{seconds['first']:.4g} s", "later", 1.5)}
+    seconds = convert.first_use(model, "nearest", runs)["cpu_seconds"]
+    return {f"first mint quantize {model.name}": Ratio(seconds["ratio"], f"{seconds['first']:.3g} CPU s", "later", 1.5)}
 
 
 def kernels(runs: int) -> Ratios:
     """The fused kernel beside MLX operations, and the search beside rounding to nearest; one core."""
     fused = analyze.measuring(2048, runs)
     weight = rounding.made(2048, "BF16", students=False)
-    search, pack = (
-        rounding.measuring(weight, "BF16", runs),
-        rounding.packing(weight, "BF16", parse_format("4/64"), runs),
-    )
+    search = rounding.measuring(weight, "BF16", runs)
+    pack = rounding.packing(weight, "BF16", parse_format("4/64"), runs)
     return {
         f"measure {len(AFFINE)} formats": Ratio(
             1 / fused["operations_over_fused_one_core"], f"{fused['fused_one_core_seconds']:.3g} s", "MLX operations"
@@ -162,9 +151,9 @@ def openings(folder: Path, runs: int) -> Ratios:
 
 def _pairs(command: Sequence[str], environment: dict[str, str]) -> Iterator[tuple[float, float]]:
     """CPU seconds of a command and of the reference, in turns."""
+    reference = [sys.executable, "-c", IMPORT]
     while True:
-        ours, theirs = (convert.run(run, environment).cpu_seconds for run in (command, [sys.executable, "-c", IMPORT]))
-        yield ours, theirs
+        yield convert.run(command, environment).cpu_seconds, convert.run(reference, environment).cpu_seconds
 
 
 def machine() -> dict[str, Any]:
