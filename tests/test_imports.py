@@ -74,7 +74,7 @@ def test_the_command_line_starts_without_the_heavy_packages() -> None:
 
 def test_allocating_needs_neither_mlx_lm_nor_numba_nor_ray() -> None:
     code = (
-        "import sys, mint.plan.allocate, mint.plan.plan, mint.analysis.analysis;"
+        "import sys, mint.plan.allocate, mint.plan.plan, mint.analysis.analysis, mint.render.summary;"
         "print([p for p in ('mlx_lm', 'numba', 'ray', 'transformers') if p in sys.modules])"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -61,8 +61,9 @@ def quantize(
     stock()  # imports mlx_lm while this process does
     from mint.forecast.forecast import Forecast
     from mint.pipeline import Pipeline, Target
+    from mint.render.forecasts import forecast_summary
     from mint.render.plans import quantized_record
-    from mint.render.summary import forecast_summary, model_summary
+    from mint.render.summary import model_summary
     from mint.run.executor import executing
 
     work: dict[str, Any] = {"on_progress": screen.on_progress, "on_note": screen.note}

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from mint.core.sizes import format_size
-from mint.forecast.forecast import Forecast, spoken
 from mint.plan.plan import Plan
 from mint.quality.estimates import Estimate
 from mint.quality.evaluation import OWN_TEXT, Evaluation
@@ -44,21 +43,6 @@ def plan_summary(plan: Plan, path: Path | None) -> list[Line]:
     file = str(path) if path else "not written; --output FILE keeps it"
     command = f"mint assemble {shlex.quote(str(path))} --model MODEL --output OUT" if path else ""
     return [Line("plan", file), *_judgement(plan, None), *([Line("next", command)] if path else [])]
-
-
-def forecast_summary(forecast: Forecast) -> list[Line]:
-    """The lines for a forecast."""
-    steps = [f"{step.name} {spoken(step.seconds)}" for step in forecast.steps]
-    memory = Line(
-        "memory",
-        f"up to {format_size(forecast.peak_bytes)} of {format_size(forecast.machine_bytes)}",
-        is_warning=forecast.peak_bytes > forecast.machine_bytes,
-    )
-    return [
-        Line("time", f"about {spoken(forecast.seconds)}: {', '.join(steps)}"),
-        memory,
-        Line("disk", format_size(forecast.disk_bytes)),
-    ]
 
 
 def evaluation_summary(evaluation: Evaluation) -> list[Line]:
