@@ -24,11 +24,11 @@ OWNERS = {
     "sqlalchemy": {"cluster/service/data", "cluster/service/queue"},
     "alembic": {"cluster/service/data/database.py", "cluster/service/data/migrations"},
     "psycopg": set(),  # SQLAlchemy imports it
-    "typer": {"mint/cli", "cluster/ops/commands.py", "cluster/service/commands.py"},
+    "typer": {"mint/cli", "cluster/ops/commands.py", "cluster/service/commands", "cluster/service/operations"},
     "fastapi": {"cluster/service/http"},
     "starlette": {"cluster/service/http"},
     "uvicorn": {"cluster/service/http/server.py", "cluster/service/http/head_deadline.py"},
-    "pydantic": {"cluster/service/http/schema.py", "cluster/service/work/runner.py"},
+    "pydantic": {"cluster/service/http/schema", "cluster/service/work/runner.py"},
     "prometheus_client": {"cluster/service/http/metrics.py"},
     "rich": {"mint/cli/terminal/bars.py"},
     "transformers": {"mint/model/gguf/vocabulary.py"},
@@ -41,7 +41,7 @@ OWNERS = {
         "mint/exports/source_card.py",
         "mint/exports/upload.py",
     },
-    "httpx": {"mint/client/http.py"},
+    "httpx": {"mint/client/http.py", "cluster/service/work/notifier.py"},
     "httpx2": {"mint/model/hub_download.py", "mint/exports/upload.py"},
     "httpx_sse": {"mint/client/client.py"},
 }
@@ -74,7 +74,7 @@ def test_the_command_line_starts_without_the_heavy_packages() -> None:
 
 def test_allocating_needs_neither_mlx_lm_nor_numba_nor_ray() -> None:
     code = (
-        "import sys, mint.plan.allocate, mint.plan.plan, mint.analysis.analysis;"
+        "import sys, mint.plan.allocate, mint.plan.plan, mint.analysis.analysis, mint.render.summary;"
         "print([p for p in ('mlx_lm', 'numba', 'ray', 'transformers') if p in sys.modules])"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

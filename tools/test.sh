@@ -22,13 +22,14 @@ install() {
     touch "$venv/ready"
 }
 
-# the service's tests need a PostgreSQL and a browser; without them they are skipped, with the reason
+# the service's tests need a PostgreSQL, a browser, nginx and Prometheus; without them they are skipped, with the reason
 packages() {
-    if ls /usr/lib/postgresql/*/bin/postgres >/dev/null 2>&1 && command -v chromium >/dev/null && command -v chromedriver >/dev/null; then
+    if ls /usr/lib/postgresql/*/bin/postgres >/dev/null 2>&1 && command -v chromium >/dev/null && command -v chromedriver >/dev/null &&
+        command -v promtool >/dev/null && [ -x /usr/sbin/nginx ]; then
         return
     fi
     if [ "$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then
-        echo "== packages: some tests are skipped; needed: sudo apt-get install postgresql chromium chromium-driver"
+        echo "== packages: some tests are skipped; needed: sudo apt-get install postgresql chromium chromium-driver nginx-light prometheus"
         return
     fi
     # tests start servers of their own: the package's would only take the port
@@ -37,7 +38,8 @@ packages() {
         echo "create_main_cluster = false" >/etc/postgresql-common/createcluster.conf
     export DEBIAN_FRONTEND=noninteractive UCF_FORCE_CONFFOLD=1
     apt-get update -qq || echo "== packages: apt-get update failed"
-    apt-get install -qq -y --no-install-recommends -o Dpkg::Options::=--force-confold postgresql chromium chromium-driver >/dev/null ||
+    apt-get install -qq -y --no-install-recommends -o Dpkg::Options::=--force-confold postgresql chromium chromium-driver \
+        nginx-light prometheus >/dev/null ||
         echo "== packages: apt-get install failed; some tests are skipped"
 }
 

@@ -160,7 +160,7 @@ def service_file(
     import getpass
     import sys
 
-    from cluster.ops.autostart import KINDS, LAUNCHD, SYSTEMD, NodeService, install_hint
+    from cluster.autostart import KINDS, LAUNCHD, SYSTEMD, BootService, install_hint
 
     if role not in ("head", "worker"):
         raise typer.BadParameter(f"found {role!r}, needed head or worker", param_hint="head|worker")
@@ -177,7 +177,7 @@ def service_file(
         *(["--tls"] if head.tls else []),
     ]
     variables = {name: os.environ[name] for name in ("MINT_CACHE", "MINT_CONFIG") if name in os.environ}
-    service = NodeService(f"mint-cluster-{role}", command, getpass.getuser(), str(Path.home()), variables)
+    service = BootService(f"mint-cluster-{role}", command, getpass.getuser(), str(Path.home()), variables)
     echo(*KINDS[kind](service).splitlines())
     echo(*install_hint(kind, service.name).splitlines(), error=True)
 

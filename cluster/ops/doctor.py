@@ -7,7 +7,7 @@ from documentation and issue trackers. The report is meant to be sent, so it con
 from dataclasses import asdict
 from typing import Any
 
-from cluster.ops.autostart import OPEN_FILES
+from cluster.autostart import OPEN_FILES
 from cluster.ops.machine import PACKAGES, Machine, observe
 from cluster.settings import STORE_BYTES, checked_secrets, installed_version, parse_address
 from cluster.transport.connect import needing_ray

@@ -15,6 +15,10 @@ class LeaseLostError(MintError):
     """The job belongs to another runner or to nobody; the former holder must stop writing."""
 
 
+class YieldedError(MintError):
+    """The job stops after a unit, and returns to the queue."""
+
+
 class ArtifactInUseError(MintError):
     """A job or a download uses the artifact."""
 

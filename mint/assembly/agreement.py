@@ -44,7 +44,7 @@ from mint.model.passes.logits import logits_of
 from mint.model.passes.weight_uses import weight_uses
 from mint.quality.forward import as_numpy, fusing_nothing
 
-SEQUENCES, LENGTH = 4, 3  # of tokens; a CPU takes a nanosecond for a weight and a token
+LENGTH = 3  # tokens; a CPU takes a nanosecond for a weight and a token
 NEGLIGIBLE = 1e-4  # relative distance that needs no explanation; on a CPU it is 1e-6 to 1e-5
 FACTOR = 4.0  # times the distance that coarse rounding causes
 INCONCLUSIVE = 0.3  # a wrong format has a distance near 1, so an allowance beyond this tells nothing
@@ -56,7 +56,7 @@ _BLOCK = 4 << 20  # stored words of a quantized matrix, read at once
 def stock_logits(
     stock: Module, folder: Path, paths: Collection[str]
 ) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.float32]]:
-    """Tokens (B, L) that the model from `folder`, as its loader has it, finds likely, and its logits (B, L, V).
+    """Tokens (1, L) that the model from `folder`, as its loader has it, finds likeliest, and its logits (1, L, V).
 
     The weights of the modules at `paths` are streamed. The model cannot be used afterwards.
     """
@@ -64,14 +64,11 @@ def stock_logits(
     stock.load_weights(list(_wide_rest(stored, paths).items()), strict=False)
     for path, module in _modules(stock, paths):
         _hook(module, stored, path, KEEP if type(module) in _PLAIN else None)
-    tokens = np.full((SEQUENCES, 1), _first_token(read_loaded_config(folder)), np.int32)
-    caches, logits = make_cache(stock), []
-    for position in range(1, LENGTH + 1):
-        logits.append(_step(stock, tokens[:, -1:], caches))
-        rank = np.arange(SEQUENCES)[:, None] % logits[-1].shape[-1] if position == 1 else np.zeros((SEQUENCES, 1), int)
-        likely = np.take_along_axis(np.argsort(-logits[-1][:, -1]), rank, 1).astype(np.int32)
-        tokens = np.concatenate([tokens, likely], 1)
-    return tokens[:, :-1], np.concatenate(logits, 1)
+    tokens, caches, logits = [_first_token(read_loaded_config(folder))], make_cache(stock), []
+    for _ in range(LENGTH):
+        logits.append(_step(stock, np.array([tokens[-1:]], np.int32), caches))
+        tokens.append(int(logits[-1].argmax()))
+    return np.array([tokens[:-1]], np.int32), np.concatenate(logits, 1)
 
 
 def misread_tower(stock: Module, folder: Path) -> str:

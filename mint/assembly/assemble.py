@@ -18,7 +18,7 @@ from mint.analysis.unit_jobs import Packed, Quantize, check_analyzed, checksum_o
 from mint.assembly.draft import JOURNAL_NAME, Draft, naming_full_disk
 from mint.assembly.reuse import Reuse
 from mint.core.errors import DiskFullError, MintError
-from mint.core.files import flush, partial_path, require_new, require_writable, write_whole
+from mint.core.files import flush, partial_path, remove_temporary, require_new, require_writable, write_whole
 from mint.core.journal import Journal
 from mint.core.log import log
 from mint.core.memory import PROCESSES_BYTES, memory_is_short
@@ -105,6 +105,7 @@ def drafted(
     decided = {"text": [text.count, text.window], "base": base}
     header = {"plan": plan.digest, "device": device_kind(), "versions": versions(plan.loader), **decided}
     with Journal(folder / JOURNAL_NAME, _MAGIC, header) as journal:
+        remove_temporary(folder)
         with source.files.reading(), naming_full_disk(folder, plan.planned_bytes):
             work = reuse or Reuse(), executor, text, base, on_progress, on_note
             manifest = _fill(plan, source, folder, journal, *work)

@@ -14,12 +14,13 @@ from functools import partial
 from math import prod, sqrt
 
 import mlx.core as mx
+import numpy as np
 
 from mint.analysis.unit_jobs import Checksummed, check_analyzed, checksum_of
 from mint.assembly.distances import BLOCK, Distance, Rows, distance_from_block, distance_of
 from mint.core.errors import MintError
 from mint.formats.units import Unit
-from mint.kernels.storage import from_raw
+from mint.kernels.storage import from_raw, raw
 from mint.model.checkpoint.reader import StoredModel
 from mint.model.checkpoint.shards import SourceTensor
 from mint.model.source import Source
@@ -75,12 +76,14 @@ class _Comparison(BlockJob[float]):
     def __call__(self, unit: Unit, weight: mx.array) -> float:
         check_analyzed(f"unit {unit.path}: its weight is", checksum_of(weight), self.checksums[unit.path])
         sample, files = self.samples[unit.path], self.source.opened.stored
-        expected = _as_read(sample, weight, files) or _decoded(sample, self.source, self.stored).__getitem__
+        as_read = _as_read(sample, weight, files)
+        expected = as_read or _decoded(sample, self.source, self.stored).__getitem__
 
         def difference_of(rows: Rows) -> float:
             return distance_of(rows, expected, unit.parts(BLOCK), skips_zeros=not sample.is_whole).relative_norm
 
-        return self._checked(unit, difference_of(weight.__getitem__), lambda: difference_of(self._written(unit)))
+        difference = 0.0 if as_read else difference_of(weight.__getitem__)
+        return self._checked(unit, difference, lambda: difference_of(self._written(unit)))
 
     def of_blocks(self, unit: Unit, blocks: Blocks) -> float:
         """Of a large stack the first slices are decoded, which need no other tensors."""
@@ -150,12 +153,13 @@ def _kind(leaf: Leaf) -> str:
 
 
 def _as_read(sample: Sample, weight: mx.array, files: StoredModel) -> Rows | None:
-    """The rows of the one plain tensor that is the weight as it stands, read without MLX; None for other weights."""
+    """The rows of the one plain tensor that is the weight bit by bit, read without MLX; None for other weights."""
     leaf, unit = sample.leaves[0], sample.unit
     if isinstance(leaf, Encoded) or len(unit.sources) > 1 or (leaf.shape, leaf.dtype) != (unit.shape, unit.dtype):
         return None
-    rows = partial(files.array, leaf.name)
-    return None if distance_of(weight.__getitem__, rows, unit.parts(BLOCK)).squared else rows
+    bits = raw(weight)
+    equal = (np.array_equal(bits[part], files.raw(leaf.name, part)) for part in unit.parts(BLOCK))
+    return partial(files.array, leaf.name) if all(equal) else None
 
 
 def _decoded(sample: Sample, source: Source, stored: Stored) -> mx.array:
@@ -172,5 +176,5 @@ def _leaf(leaf: Leaf, files: StoredModel, dtype: mx.Dtype) -> mx.array:
     """A tensor as it lies on the disk, or an encoded weight as numpy decodes it."""
     if not isinstance(leaf, Encoded):
         return from_raw(files.raw(leaf.name), leaf.dtype)
-    raw = {role: files.raw(part.name) for role, part in leaf.parts.items()}
-    return mx.array(reference.decode(leaf, raw)).astype(dtype)
+    parts = {role: files.raw(part.name) for role, part in leaf.parts.items()}
+    return mx.array(reference.decode(leaf, parts)).astype(dtype)

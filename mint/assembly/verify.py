@@ -83,13 +83,15 @@ def verify(
         "tensors": partial(_tensors, folder, plan),
         "config": partial(_config, folder, plan),
         "finite": partial(_finite, folder, plan),
-        "logits": partial(_logits, folder, plan, answer),
-        "loads": partial(_loads, folder, plan.loader, answer),
     }
     if source is not None:
         inspections["decoding"] = partial(_decoding, folder, plan, source)
         if measure_again:
             inspections["errors"] = partial(_errors, folder, plan, source)
+    inspections |= {  # last: the child computes meanwhile
+        "logits": partial(_logits, folder, plan, answer),
+        "loads": partial(_loads, folder, plan.loader, answer),
+    }
     checks: dict[str, Check] = {}
     with small_cache():
         for index, (name, inspect) in enumerate(inspections.items()):

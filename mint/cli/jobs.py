@@ -9,12 +9,13 @@ import typer
 from mint.cli import options as opt
 from mint.cli.options import argument, option
 from mint.cli.outputs import named
-from mint.cli.terminal.screen import Record, Screen
+from mint.cli.terminal.screen import Answer, Record, Screen
 from mint.core.errors import MintError
 from mint.core.records import pick
 
 if TYPE_CHECKING:
     from mint.client.client import ServedJob
+    from mint.render.summary import Line
 
 Id = Annotated[str, argument("ID", "Of a job; mint jobs lists them.")]
 
@@ -29,28 +30,33 @@ def submit(
     recipe: opt.RecipeOptions,
     client: opt.Service,
     priority: Annotated[int, option("", "Jobs of higher priority go first.")] = 0,
+    deadline: Annotated[float | None, option("HOURS", "Most hours of work; then the job fails.", min=0.01)] = None,
     wait: Annotated[bool, option("", "Follow the jobs to their end.", "--wait")] = False,
     download: Annotated[Path | None, option("DIR", "Wait, and download each result to DIR/MODEL-BUDGET.")] = None,
-) -> list[Record]:
+) -> list[Answer]:
     """Ask the service for a model within every budget or device, or without any for its analysis alone.
 
     A request equal to an earlier one gets that result at once.
 
     Example: mint submit Qwen3-8B --budget 6GB --budget 8GB --download models
     """
-    jobs = client.submit(model, budgets, recipe, priority=priority, on_progress=screen.on_progress)
+    jobs = client.submit(
+        model, budgets, recipe, priority=priority, deadline_hours=deadline, on_progress=screen.on_progress
+    )
+    if not (wait or download):
+        return [Answer(job_record(job), [_line(job)]) for job in jobs]
     for job in jobs:
-        screen.note(f"job {job.id}: {job.model} {job.budget or 'analysis'}, {job.state}")
-    if wait or download:
-        jobs = tuple(client.wait(job.id, screen.on_progress, screen.note) for job in jobs)
-    records = [job_record(job) for job in jobs]
-    for job, record in zip(jobs, records, strict=True):
+        screen.note(_line(job).text)
+    answers = []
+    for job in [client.wait(job.id, screen.on_progress, screen.note) for job in jobs]:
+        record, folder = job_record(job), ""
         if download:
             output = download / _folder_name(job)
             output.parent.mkdir(parents=True, exist_ok=True)
             client.download(job.artifact, output, screen.on_progress)
-            record["output"] = str(output)
-    return records
+            record["output"] = folder = str(output)
+        answers.append(Answer(record, [_line(job, folder)]))
+    return answers
 
 
 def jobs(
@@ -96,6 +102,16 @@ def cancel(screen: Screen, id: Id, client: opt.Service) -> Record:
     return job_record(job)
 
 
+def pause(screen: Screen, id: Id, client: opt.Service) -> Answer:
+    """Pause a job, a running one after the unit at work; mint resume continues it, and so does the same request."""
+    return _brief_answer(client.pause(id))
+
+
+def resume(screen: Screen, id: Id, client: opt.Service) -> Answer:
+    """Return a paused job to the queue; it resumes where it was."""
+    return _brief_answer(client.resume(id))
+
+
 def download(
     screen: Screen,
     id: Id,
@@ -118,6 +134,20 @@ def job_record(job: "ServedJob") -> Record:
     record |= {name.removesuffix("_at"): _time(seconds) for name, seconds in times.items()}
     record |= {"watchers": list(job.watchers), "artifact": job.artifact}
     return record | {name: value for name, value in job.result.items() if name not in record}
+
+
+def _brief_answer(job: "ServedJob") -> Answer:
+    return Answer(job_record(job), [_line(job)])
+
+
+def _line(job: "ServedJob", folder: str = "") -> "Line":
+    """A job in one line: its id, its request, its state, and its place in the queue, or the folder of its model."""
+    from mint.render.summary import Line
+
+    state = f"{job.state}, number {job.position} in the queue" if job.position else job.state
+    yielding = f" ({job.yields_to} after the unit at work)" if job.yields_to else ""
+    path = f", in {folder}" if folder else ""
+    return Line("job", f"{job.id}  {job.model} {job.budget or 'analysis'}, {state}{yielding}{path}")
 
 
 def _brief(job: "ServedJob", names: str) -> Record:

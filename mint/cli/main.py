@@ -56,7 +56,8 @@ def options(
 for _function in (
     model.quantize, model.inspect, model.analyze, quality.probe, plan.allocate, plan.curve, plan.explain, plan.diff,
     plan.report, model.assemble, model.verify, quality.evaluate, model.upload, plan.show, plan.export_predicate,
-    plan.recipes, plan.devices, machine.doctor, machine.config, jobs.submit, jobs.jobs, jobs.cancel, jobs.download,
+    plan.recipes, plan.devices, machine.doctor, machine.config, jobs.submit, jobs.jobs, jobs.cancel, jobs.pause,
+    jobs.resume, jobs.download,
 ):  # fmt: skip
     app.command()(command(_function))
 
@@ -64,8 +65,11 @@ for _function in (
 _PLUGINS = (
     ("cluster", "cluster", "Use several machines as one, for --cluster: start, join, inspect and diagnose nodes."),
     ("serve", "service", "Run a lab's quantization service: submit models, follow jobs, download results."),
+    ("service", "service", "Back up, restore and check the data of the service."),
+    ("service-file", "service", "Print a service file that starts mint serve at boot, for launchd or systemd."),
     ("token", "service", "Create, list and revoke tokens for the service of this machine."),
 )
+_RUN_AS_THEY_ARE = ("serve", "service-file")  # others show their help without arguments
 
 
 def _add_plugin(name: str, extra: str = "", help: str = "") -> None:
@@ -84,7 +88,7 @@ def _add_plugin(name: str, extra: str = "", help: str = "") -> None:
             raise MintError(
                 f"mint {name}: no installed package has this command; needed: pip install 'mint-mlx[{extra}]'"
             )
-        arguments = context.args or ([] if name == "serve" else ["--help"])
+        arguments = context.args or ([] if name in _RUN_AS_THEY_ARE else ["--help"])
         raise typer.Exit(next(iter(points)).load()(arguments, prog_name=f"mint {name}", standalone_mode=False))
 
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from httpx_sse import EventSource
 
 FINAL = ("done", "failed", "cancelled")
-WAITING = ("queued", "blocked")
+WAITING = ("queued", "blocked", "paused")
 ANALYSIS = "analysis.mint"  # its name in an artifact
 _RECIPE = Recipe()
 
@@ -54,6 +54,13 @@ class ServedJob:
     needed_bytes: int  # on the service's disk
     artifact: str  # digest of the result
     result: Mapping[str, Any]
+    source_bytes: int  # of the model's weights
+    expected_stages: Mapping[str, float]  # seconds of each stage, from earlier jobs
+    worked_seconds: float  # before its last start
+    deadline_seconds: float | None
+    queued_at: float
+    position: int  # in the queue, from 1; 0 for a job that is not queued
+    yields_to: str  # the state that it moves to after the unit at work; empty: it continues
     cancel_wanted: bool
 
     @property
@@ -81,6 +88,7 @@ class Client(Connection):
         recipe: Recipe = _RECIPE,
         *,
         priority: int = 0,
+        deadline_hours: float | None = None,
         on_progress: OnProgress = ignore,
     ) -> tuple[ServedJob, ...]:
         """Submit a job for each budget, or one for the analysis alone if there is none.
@@ -95,6 +103,7 @@ class Client(Connection):
             raise MintError(f"found devices with {len(rooms)} different rooms; needed one room, or a submission each")
         options = {**recipe.to_dict(), **rooms.pop().to_dict()}
         request = {"model": model, "budgets": list(map(str, sizes)), "options": options, "priority": priority}
+        request |= {"deadline_hours": deadline_hours} if deadline_hours else {}
         try:
             answer = self.ask("POST", "/v1/jobs", json=request)
         except RefusedError as error:
@@ -157,6 +166,14 @@ class Client(Connection):
     def cancel(self, id: str) -> ServedJob:
         """Withdraw from a job; it ends when no other subscriber is left."""
         return _job(self.ask("DELETE", f"/v1/jobs/{_plain(id)}"))
+
+    def pause(self, id: str) -> ServedJob:
+        """Pause a job, a running one after the unit at work; `resume` returns it to the queue."""
+        return _job(self.ask("PATCH", f"/v1/jobs/{_plain(id)}", json={"paused": True}))
+
+    def resume(self, id: str) -> ServedJob:
+        """Return a paused job to the queue."""
+        return _job(self.ask("PATCH", f"/v1/jobs/{_plain(id)}", json={"paused": False}))
 
     def events(self, id: str, after: int = 0) -> Iterator[JobEvent]:
         """Yield the events of a job after number `after`, to its end; a broken connection is made again.
@@ -243,6 +260,48 @@ class Client(Connection):
             folder.parent.mkdir(parents=True, exist_ok=True)
             self.download(artifact, folder, on_progress)
         return folder / ANALYSIS
+
+    def history(self, id: str, after: int = 0) -> tuple[JobEvent, ...]:
+        """The events of a job so far, after number `after`; `events` waits for more."""
+        answer = self.ask("GET", f"/v1/jobs/{_plain(id)}/history", params={"after": after})
+        return tuple(JobEvent(event["seq"], event["kind"], event["body"]) for event in answer["events"])
+
+    def curve(self, identity: str, recipe: Recipe = _RECIPE, *, points: int = 60) -> Record:
+        """The curve of budget and loss of an analyzed model, its knees, and where devices lie on it."""
+        options = {name: getattr(recipe, name) for name in ("rounding", "dtype", "loader", "objective")}
+        return self.ask("GET", f"/v1/models/{_plain(identity)}/curve", params=options | {"points": points})
+
+    def plan(self, model: str, budget: str | Budget, recipe: Recipe = _RECIPE) -> Record:
+        """The plan of a budget from a stored analysis, now and without a job; `model` is a name or an identity."""
+        size = Budget.of(budget)
+        options = {**recipe.to_dict(), **(size.room if size.device else Room()).to_dict()}
+        return self.ask("POST", "/v1/plans", json={"model": model, "budget": str(size), "options": options})
+
+    def artifacts(self, *, kind: str = "", identity: str = "", limit: int = 100) -> list[Record]:
+        """The stored artifacts with their files, of a kind (`model` or `analysis`) and of a model, newest first."""
+        params = {"kind": kind, "model": identity, "limit": limit}
+        given = {name: value for name, value in params.items() if value}
+        return list(self.ask("GET", "/v1/artifacts", params=given)["artifacts"])
+
+    def artifact(self, digest: str) -> Record:
+        """An artifact and its files."""
+        return self.ask("GET", f"/v1/artifacts/{_plain(digest)}")
+
+    def model(self, identity: str) -> Record:
+        """Everything that the service knows about a model: its layers, analyses, jobs and artifacts."""
+        return self.ask("GET", f"/v1/models/{_plain(identity)}")
+
+    def devices(self) -> list[Record]:
+        """The devices whose names can stand for a budget."""
+        return list(self.ask("GET", "/v1/devices")["devices"])
+
+    def hosts(self) -> list[Record]:
+        """The machines that work for the queue, with their jobs and their capacity."""
+        return list(self.ask("GET", "/v1/hosts")["hosts"])
+
+    def me(self) -> Record:
+        """The person of the token: name and scopes."""
+        return self.ask("GET", "/v1/me")
 
     def models(self) -> list[Record]:
         """The models that the service can quantize."""

@@ -27,6 +27,12 @@ def write_whole(path: Path, text: bytes) -> None:
         raise
 
 
+def remove_temporary(folder: Path) -> None:
+    """Remove what a killed `write_whole` left in a folder, where nobody else writes."""
+    for path in folder.rglob("*.tmp"):
+        path.unlink()
+
+
 def is_model_file(name: str) -> bool:
     """True for the name that a file of a written model may have: a plain one, or one in the folder of templates."""
     plain = name.removeprefix(f"{TEMPLATES}/")

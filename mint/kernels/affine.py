@@ -21,28 +21,36 @@ _ROUNDER = np.float32(2.0**23)
 def extremes(values: Floats, lows: Floats, highs: Floats) -> None:
     """Least and greatest weight per 32, 64 and 128: `values` (N,) -> `lows`, `highs` (3, at least N/32).
 
-    Integers in the order of the floats are compared, since LLVM turns only those reductions into vectors.
+    Four minima and maxima run side by side, as selections without branches: neither waits for the other, and no branch
+    is guessed wrongly.
     """
-    keys, low_keys, high_keys = values.view(np.int32), lows.view(np.int32), highs.view(np.int32)
     count = values.size // 32
     for i in range(count):
-        group = keys[32 * i : 32 * i + 32]
-        low = high = _ordered(group[0])
-        for j in range(32):
-            key = _ordered(group[j])
-            low, high = min(low, key), max(high, key)
-        low_keys[0, i], high_keys[0, i] = _ordered(low), _ordered(high)
+        group = values[32 * i : 32 * i + 32]
+        low_a = low_b = low_c = low_d = high_a = high_b = high_c = high_d = group[0]
+        for j in range(0, 32, 4):
+            a, b, c, d = group[j], group[j + 1], group[j + 2], group[j + 3]
+            low_a, high_a = _lower(a, low_a), _higher(a, high_a)
+            low_b, high_b = _lower(b, low_b), _higher(b, high_b)
+            low_c, high_c = _lower(c, low_c), _higher(c, high_c)
+            low_d, high_d = _lower(d, low_d), _higher(d, high_d)
+        lows[0, i] = _lower(_lower(low_a, low_b), _lower(low_c, low_d))
+        highs[0, i] = _higher(_higher(high_a, high_b), _higher(high_c, high_d))
     for level in range(1, 3):
         count //= 2
         for i in range(count):
-            lows[level, i] = min(lows[level - 1, 2 * i], lows[level - 1, 2 * i + 1])
-            highs[level, i] = max(highs[level - 1, 2 * i], highs[level - 1, 2 * i + 1])
+            lows[level, i] = _lower(lows[level - 1, 2 * i], lows[level - 1, 2 * i + 1])
+            highs[level, i] = _higher(highs[level - 1, 2 * i], highs[level - 1, 2 * i + 1])
 
 
 @inlined
-def _ordered(bits: np.int32) -> np.int32:
-    """An integer in the order of the floats from a float's bits, and back."""
-    return bits ^ ((bits >> np.int32(31)) & np.int32(0x7FFFFFFF))
+def _lower(one: np.float32, other: np.float32) -> np.float32:
+    return one if one < other else other
+
+
+@inlined
+def _higher(one: np.float32, other: np.float32) -> np.float32:
+    return one if one > other else other
 
 
 @inner

@@ -84,8 +84,8 @@ def begin(kernels: KernelSet) -> "subprocess.Popen[bytes]":
     A failure is no error: kernels are then compiled when they are called. Its process group is its own: Ctrl-C in a
     terminal reaches the parent alone, and the process finishes for the next run.
     """
-    code = f"from mint.kernels.warmup import KernelSet, compile_once; compile_once(KernelSet{astuple(kernels)})"
-    command = [sys.executable, "-P", "-c", code]
+    call = f"from mint.kernels.warmup import KernelSet, compile_once; compile_once(KernelSet{astuple(kernels)})"
+    command = [sys.executable, "-P", "-c", f"import gc; gc.disable(); {call}"]  # the compiler frees little
     return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, process_group=0)
 
 

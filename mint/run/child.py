@@ -27,7 +27,8 @@ class Child(AbstractContextManager["Child"]):
         self, function: str, *arguments: str, environment: Mapping[str, str] | None = None, stderr: TextIO | None = None
     ) -> None:
         module, _, name = function.partition(":")
-        command = [sys.executable, "-P", "-c", f"from {module} import {name}; {name}()", *arguments]
+        rarely = "import gc; gc.set_threshold(100_000)"  # imports leave objects for the whole run
+        command = [sys.executable, "-P", "-c", f"{rarely}; from {module} import {name}; {name}()", *arguments]
         with _interrupts_blocked():
             self._process = process = Popen(command, stdin=PIPE, stdout=PIPE, stderr=PIPE, env=environment)
         assert process.stdin and process.stdout and process.stderr

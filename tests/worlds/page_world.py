@@ -24,8 +24,8 @@ CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shuti
 DRIVER = shutil.which("chromedriver")
 PICTURES = Path(__file__).parents[2] / ".artifacts" / "page"
 PATIENCE = 120.0  # seconds; a busy machine is slow, and nothing waits longer than it has to
-_SERVE = "import sys; from cluster.service.commands import serve_app; serve_app(sys.argv[1:])"
-_TOKEN = "import sys; from cluster.service.commands import token_app; token_app(sys.argv[1:])"
+_SERVE = "import sys; from cluster.service.commands.serve import app; app(sys.argv[1:])"
+_TOKEN = "import sys; from cluster.service.commands.token import app; app(sys.argv[1:])"
 _SWITCHES = (
     "--headless=new",
     "--no-sandbox",  # which Chromium refuses to have as root

@@ -8,7 +8,7 @@ from sqlalchemy import select
 
 from cluster.service.data.catalog import Catalog
 from cluster.service.data.database import Database
-from cluster.service.data.records import Artifact, Claim, Job, ModelRequest, Person, Quota
+from cluster.service.data.records import Artifact, Claim, Forecast, Job, ModelRequest, Person, Quota
 from cluster.service.data.states import ACTIVE, DONE, FINAL, INVENTORY, QUEUED, can_become
 from cluster.service.data.tables import events, jobs, metadata, watchers
 from cluster.service.queue.queue import ATTEMPTS, Queue
@@ -65,7 +65,7 @@ def submit(queue: Queue, request: ModelRequest, by: Person, priority: int = 0) -
     """The job for a request whose result takes at most its budget, if that is one of bytes; and whether it is new."""
     budget = parse_budget(request.budget) if request.budget else None
     most_bytes = int(budget.number) if budget and budget.unit == "B" else 0
-    return queue.submit([(request, most_bytes)], by, priority)[0]
+    return queue.submit([(request, Forecast(most_bytes))], by, priority)[0]
 
 
 def model_request(identity: str = "one", budget: str = "", options: Mapping[str, Any] | None = None) -> ModelRequest:

@@ -50,7 +50,7 @@ def whole(size: int, runs: int) -> dict[str, Any]:
     """Seconds of `mint allocate` at several budgets, imports included."""
     with tempfile.TemporaryDirectory() as name:
         path = Path(name) / "made.mint"
-        _write(path, size)
+        write_made(path, size)
         command = [sys.executable, "-m", "mint", "allocate", str(path), "--json"]
         seconds, gaps = [], []
         for _, budget in product(range(runs), _BITS):
@@ -79,7 +79,8 @@ def filling(path: Path) -> dict[str, Any]:
     }
 
 
-def _write(path: Path, size: int) -> None:
+def write_made(path: Path, size: int) -> None:
+    """Write an analysis of `size` units with the shapes of Qwen3-30B-A3B and errors like those of real weights."""
     random = np.random.default_rng(0)
     units = list(islice(_units(_EXPERTS if size > 1000 else 1), size))
     measurements = {}
@@ -87,7 +88,8 @@ def _write(path: Path, size: int) -> None:
         measurements[unit.path] = made_measurement(unit, random)
     header = {
         "schema": SCHEMA, "model_type": "made", "model": "0" * 64, "dtype": "", "device": "none", "versions": {},
-        "source_nbytes": sum(unit.nbytes for unit in units), "units": [to_fields(unit) for unit in units],
+        "loader": "mlx_lm", "source_nbytes": sum(unit.nbytes for unit in units),
+        "units": [to_fields(unit) for unit in units],
         "parameters": [], "parameter_checksums": {}, "dropped_towers": [], "rounding": "nearest",
         "context": [[[256, 0, 1, 2], [512, 0, 2, 4]], ""], "active": {},
         "features": {},

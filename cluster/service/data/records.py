@@ -9,6 +9,7 @@ from typing import Any
 
 from mint.client.download import ServedFile
 
+TIME_BOUNDS = (1.0, 5.0, 15.0, 60.0, 300.0, 900.0, 3600.0, 14400.0, 86400.0)  # seconds
 SCOPES = ("read", "submit", "admin")  # each includes those before it
 
 
@@ -35,6 +36,20 @@ class ModelRequest:
 
 
 @dataclass(frozen=True, slots=True)
+class Forecast:
+    """The expected size and length of a job before its turn."""
+
+    most_bytes: int = 0  # upper bound of the result, for a quota
+    source_bytes: int = 0
+    stages: Mapping[str, float] = field(default_factory=dict)  # seconds
+
+    @property
+    def seconds(self) -> float:
+        """The expected seconds of all stages."""
+        return sum(self.stages.values())
+
+
+@dataclass(frozen=True, slots=True)
 class Job:
     """A snapshot of a job. Times are seconds since 1970, sizes bytes."""
 
@@ -54,6 +69,13 @@ class Job:
     needed_bytes: int  # on disk, known once there is a plan
     artifact: str  # digest of the result; empty until done
     result: Mapping[str, Any]  # figures to show: plan, predicted KL, seconds per stage, bytes reused
+    source_bytes: int  # of the model's weights
+    expected_stages: Mapping[str, float]  # seconds, from earlier jobs
+    worked_seconds: float  # of runners before the one at work
+    deadline_seconds: float | None  # of work; None: the service's own limit
+    queued_at: float
+    position: int  # of a queued job in the order of the queue, from 1; else 0
+    yields_to: str = ""  # the state that it moves to after the unit at work
     cancel_wanted: bool = False
 
 
@@ -94,13 +116,20 @@ class HeldLease:
 
 @dataclass(frozen=True, slots=True)
 class Times:
-    """Of the jobs of a state: the number that began, seconds before and after their start, the first submission."""
+    """Of the jobs of a person in a state: their number, and how long they wait or, once they ended, waited and worked.
+
+    Counts are numbers of jobs of at most so many seconds, for each of `TIME_BOUNDS`.
+    """
 
     state: str
-    begun: int
+    owner: str
+    number: int
+    begun: int  # that had a runner
     waited: float
-    ran: float
-    first_created_at: float
+    worked: float
+    first_queued_at: float
+    waited_counts: tuple[int, ...]
+    worked_counts: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,4 +179,5 @@ class Lease(Enum):
 
     HELD = "held"
     CANCEL_WANTED = "cancel wanted"  # still held, to write the end and stop
+    YIELD_WANTED = "yield wanted"  # still held, to finish the unit at work and return the job
     LOST = "lost"

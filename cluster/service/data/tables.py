@@ -23,6 +23,11 @@ tokens = sa.Table(
     sa.Column("digest", sa.String(64), nullable=False, unique=True),  # SHA-256 of the token, which is not stored
     sa.Column("scopes", sa.String(64), nullable=False),  # separated by commas
     sa.Column("created_at", sa.Double, nullable=False),
+    sa.Column("expires_at", sa.Double),  # never, without a time
+    sa.Column("used_at", sa.Double),  # of the last use, to the minute
+    # the token before a rotation, and the time until which it is valid
+    sa.Column("previous_digest", sa.String(64), nullable=False, server_default=sa.text("''")),
+    sa.Column("previous_until", sa.Double, nullable=False, server_default="0"),
 )
 
 jobs = sa.Table(
@@ -58,6 +63,17 @@ jobs = sa.Table(
     # the farthest position of all attempts, and whether the latest attempt moved it
     sa.Column("reached", sa.Double, nullable=False, server_default="0"),
     sa.Column("has_progressed", sa.Boolean, nullable=False, server_default=sa.false()),
+    sa.Column("queued_at", sa.Double, nullable=False, server_default="0"),  # when it last joined the queue
+    # a state outside ACTIVE that the runner moves the job to after the unit at work; empty: it continues
+    sa.Column("yields_to", sa.String(16), nullable=False, server_default=sa.text("''")),
+    sa.Column("source_bytes", sa.BigInteger, nullable=False, server_default="0"),  # of the model's weights
+    sa.Column("expected_seconds", sa.Double, nullable=False, server_default="0"),  # from earlier jobs
+    sa.Column("expected_stages", sa.JSON),  # the same by stage
+    sa.Column("worked_seconds", sa.Double, nullable=False, server_default="0"),  # of all runners before the one at work
+    sa.Column("deadline_seconds", sa.Double),  # of work; none: the service's own limit
+    # when its end is reported next, and the tries so far; none: nothing is to be reported
+    sa.Column("notice_at", sa.Double, index=True),
+    sa.Column("notice_tries", sa.Integer, nullable=False, server_default="0"),
 )
 # the database itself enforces these two invariants
 _LIVE = sa.text("finished_at IS NULL AND NOT cancel_wanted")

@@ -9,19 +9,24 @@ import threading
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from mint.core.log import log
 
-_MAX_BYTES = 64 << 20
+_FILES = 5
 
 
 @dataclass
 class Audit:
-    """The audit log at `path`, which only its owner can read; beyond 64 MiB it moves to `path`.1, and begins anew."""
+    """The audit log at `path`, which only its owner can read.
+
+    Beyond `most_bytes` it moves to `path`.1, that to `path`.2, and so on; the fifth file is the last.
+    """
 
     path: Path
+    most_bytes: int
     _lock: threading.Lock = field(default_factory=threading.Lock, init=False)
 
     def note(self, event: str, *, person: str, client: str, **context: Any) -> None:
@@ -30,9 +35,15 @@ class Audit:
         line = json.dumps({"person": person, "client": client, **context, "event": event, "timestamp": timestamp})
         try:
             with self._lock:
-                if self.path.exists() and self.path.stat().st_size > _MAX_BYTES:
-                    self.path.replace(self.path.with_name(self.path.name + ".1"))
+                if self.path.exists() and self.path.stat().st_size >= self.most_bytes:
+                    self._rotate()
                 with open(self.path, "ab", buffering=0, opener=partial(os.open, mode=0o600)) as file:
                     file.write(f"{line}\n".encode())
         except OSError as error:
             log.error("audit.not_written", reason=error.strerror, line=line)
+
+    def _rotate(self) -> None:
+        names = [self.path, *(self.path.with_name(f"{self.path.name}.{number}") for number in range(1, _FILES))]
+        for older, newer in pairwise(reversed(names)):
+            if newer.exists():
+                newer.replace(older)

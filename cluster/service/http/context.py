@@ -58,7 +58,7 @@ class Service:
         self.fetches = Fetches(settings.data / "logs" / "fetches.log")
         self.tickets = Tickets()
         self.token_cache = TokenCache(self.tokens, seconds=settings.token_seconds)
-        self.audit = Audit(settings.data / "audit.log")
+        self.audit = Audit(settings.data / "audit.log", settings.audit_bytes)
         rate = settings.requests_per_second
         self.addresses = TokenBucket(_ADDRESS_FACTOR * rate, _ADDRESS_FACTOR * rate * _BURST_SECONDS)
         self.guesses = TokenBucket(_GUESS_FACTOR * rate, _GUESS_FACTOR * rate * _BURST_SECONDS)
@@ -82,6 +82,12 @@ class Service:
                 supervisor = Supervisor(self.queue, self.store, self.settings)
                 supervisor.start()
                 parts.callback(supervisor.stop)
+            if self.settings.webhook or self.settings.notify:
+                from cluster.service.work.notifier import Notifier
+
+                notifier = Notifier(self.queue, self.settings)
+                notifier.start()
+                parts.callback(notifier.stop)
             yield
 
     def person(self, request: Request, scope: str) -> Person:

@@ -5,10 +5,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
-from prometheus_client.core import GaugeMetricFamily, SummaryMetricFamily
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from cluster.service.data.records import Times
+from cluster.service.data.records import TIME_BOUNDS, Times
 from cluster.service.data.states import FINAL, QUEUED
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -17,7 +17,10 @@ _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5
 
 @dataclass(frozen=True)
 class _JobTimes(Collector):
-    """Seconds that jobs waited and ran, summed by the database, so that they are those of all servers and restarts."""
+    """Times of jobs, counted by the database, so that they are those of all servers and restarts.
+
+    Histograms are of ended jobs, whose times never change: a counter must not fall.
+    """
 
     times: Callable[[], Sequence[Times]]
 
@@ -25,25 +28,38 @@ class _JobTimes(Collector):
         """Nothing: the registry must not ask the database when it is made."""
         return ()
 
-    def collect(self) -> Iterator[SummaryMetricFamily | GaugeMetricFamily]:
+    def collect(self) -> Iterator[Metric]:
         """The metrics now."""
         times = self.times()
-        waits = SummaryMetricFamily(
-            "mint_job_wait_seconds",
-            "Seconds from the submission of a job to its last start.",
-            count_value=sum(row.begun for row in times),
-            sum_value=sum(row.waited for row in times),
+        ended = [row for row in times if row.state in FINAL]
+        waits = HistogramMetricFamily("mint_job_wait_seconds", "Seconds that jobs waited, all but their work.")
+        waits.add_metric(
+            [],
+            _buckets([row.waited_counts for row in ended], [row.begun for row in ended]),
+            sum(row.waited for row in ended),
         )
-        runs = SummaryMetricFamily(
-            "mint_job_seconds", "Seconds from the last start of a job to its end, by its final state.", labels=["state"]
-        )
+        works = HistogramMetricFamily("mint_job_seconds", "Seconds of work on jobs, by final state.", labels=["state"])
+        for state in FINAL:
+            rows = [row for row in ended if row.state == state]
+            counts = _buckets([row.worked_counts for row in rows], [row.begun for row in rows])
+            works.add_metric([state], counts, sum(row.worked for row in rows))
+        number = GaugeMetricFamily("mint_person_jobs", "Jobs of a person in a state.", labels=["person", "state"])
+        seconds = CounterMetricFamily("mint_person_work_seconds", "Work on ended jobs of a person.", labels=["person"])
         for row in times:
-            if row.state in FINAL:
-                runs.add_metric([row.state], row.begun, row.ran)
-        first = next((row.first_created_at for row in times if row.state == QUEUED), None)
+            number.add_metric([row.owner, row.state], row.number)
+        for owner in sorted({row.owner for row in ended}):
+            seconds.add_metric([owner], sum(row.worked for row in ended if row.owner == owner))
+        first = min((row.first_queued_at for row in times if row.state == QUEUED), default=None)
         oldest = 0.0 if first is None else max(0.0, time.time() - first)
-        yield from (waits, runs)
+        yield from (waits, works, number, seconds)
         yield GaugeMetricFamily("mint_queue_oldest_seconds", "Seconds that the oldest queued job waits.", oldest)
+
+
+def _buckets(counts: Sequence[Sequence[int]], numbers: Sequence[int]) -> list[tuple[str, float]]:
+    """The cumulated counts of a histogram, summed over rows."""
+    bounds = [str(bound) for bound in TIME_BOUNDS]
+    sums = [sum(column) for column in zip(*counts, strict=True)] or [0] * len(bounds)
+    return [*zip(bounds, map(float, sums), strict=True), ("+Inf", float(sum(numbers)))]
 
 
 class Metrics:

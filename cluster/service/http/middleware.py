@@ -109,7 +109,7 @@ class Guard:
             raise ApiError(403, "a page of another site asked for this; open the service's own page", code="cross_site")
         if "\0" in scope["path"]:
             raise ApiError(404, "there is nothing of this name")
-        if scope["method"] == "POST" and not is_json(headers.get("content-type", "")):
+        if scope["method"] in ("POST", "PATCH") and not is_json(headers.get("content-type", "")):
             raise ApiError(415, "needed: Content-Type: application/json")
         if "transfer-encoding" in headers and "content-length" in headers:
             raise ApiError(400, "found both Content-Length and Transfer-Encoding; needed one of them")

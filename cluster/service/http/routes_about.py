@@ -22,7 +22,7 @@ WEB = Path(__file__).parent.parent / "web"
 
 
 @router.get("/v1/devices")
-def devices(person: Reader) -> DevicesAnswer:
+def list_devices(person: Reader) -> DevicesAnswer:
     """The devices whose names can stand for a budget."""
     return DevicesAnswer.model_validate({"devices": [asdict(device) for device in targets.devices()]})
 
@@ -35,7 +35,7 @@ def host_now(service: Service) -> Host:
 
 
 @router.get("/v1/hosts")
-def hosts(service: Here, person: Reader) -> HostsAnswer:
+def list_hosts(service: Here, person: Reader) -> HostsAnswer:
     """The machines that serve or work for the queue, as each reported itself at `seen_at`, a few seconds ago."""
     here = host_now(service)
     last_seen = [*service.hosts.last_seen().items(), (here, time.time())]
@@ -52,19 +52,19 @@ def hosts(service: Here, person: Reader) -> HostsAnswer:
 
 
 @router.get("/v1/me")
-def me(person: Reader) -> PersonAnswer:
+def show_me(person: Reader) -> PersonAnswer:
     """The person behind the request, and their scopes."""
     return PersonAnswer.model_validate(person)
 
 
 @router.get("/healthz")
-async def health() -> HealthAnswer:
+async def check_health() -> HealthAnswer:
     """200 if the process answers."""
     return HealthAnswer(status="ok", version=__version__)
 
 
 @router.get("/readyz", responses=refusals())
-def ready(service: Here) -> HealthAnswer:
+def check_readiness(service: Here) -> HealthAnswer:
     """200 if the database answers too, 503 if it does not."""
     service.queue.counts()
     return HealthAnswer(status="ready", version=__version__)
@@ -75,7 +75,7 @@ def ready(service: Here) -> HealthAnswer:
     response_class=Response,
     responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}, **refusals()},
 )
-def metrics(service: Here, person: Reader) -> Response:
+def read_metrics(service: Here, person: Reader) -> Response:
     """Metrics for Prometheus."""
     return Response(service.metrics.text(), media_type=CONTENT_TYPE)
 

@@ -39,7 +39,7 @@ def _url(digest: str, name: str) -> str:
 
 
 @router.get("")
-def find(
+def list_artifacts(
     service: Here,
     person: Reader,
     kind: Literal["model", "analysis"] | None = None,
@@ -51,13 +51,13 @@ def find(
 
 
 @router.get("/{digest}", responses=refusals(404))
-def look(digest: Digest, service: Here, person: Reader) -> ArtifactAnswer:
+def show_artifact(digest: Digest, service: Here, person: Reader) -> ArtifactAnswer:
     """The files of an artifact."""
     return artifact_answer(service.catalog.get(digest))
 
 
 @router.post("/{digest}/tickets", status_code=201, responses=refusals(404, *POSTED))
-def give_ticket(request: Request, digest: Digest, body: TicketRequest, service: Here, person: Reader) -> TicketAnswer:
+def make_ticket(request: Request, digest: Digest, body: TicketRequest, service: Here, person: Reader) -> TicketAnswer:
     """A link to one file that works once, within a minute, for a browser: a link cannot send a token."""
     file = _file(service.catalog.get(digest), body.name)
     ticket = service.tickets.give(person.name, digest, file.name, service.grant(request))

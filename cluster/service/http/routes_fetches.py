@@ -14,7 +14,7 @@ FetchId = Annotated[str, Path(pattern="^[0-9a-f]{16}$")]
 
 
 @router.post("", status_code=202, responses={200: {"model": FetchAnswer}, **refusals(*POSTED)})
-def fetch(
+def fetch_model(
     request: Request, response: Response, body: FetchRequest, service: Here, person: Submitter
 ) -> FetchAnswer:  # fmt: skip
     """Download a model of the hub to the service's machine, so that jobs can be submitted for it.
@@ -37,6 +37,6 @@ def fetch(
 
 
 @router.get("/{id}", responses=refusals(404))
-def look(id: FetchId, service: Here, person: Reader) -> FetchAnswer:
+def show_fetch(id: FetchId, service: Here, person: Reader) -> FetchAnswer:
     """The progress of a download."""
     return FetchAnswer.model_validate(service.fetches.get(id))

@@ -1,20 +1,30 @@
 """Routes of jobs: submit, list, look, cancel, follow."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path as FilePath
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Header, Path, Query, Request, Response
 
-from cluster.service.data.records import Job, ModelRequest, Person
-from cluster.service.data.states import ACTIVE, BLOCKED, FINAL, GROUPS, QUEUED
+from cluster.service.data.records import Forecast, Job, ModelRequest, Person
+from cluster.service.data.states import ACTIVE, ANALYZING, FINAL, GROUPS, PROBING, WAITING
 from cluster.service.errors import DatabaseUnavailableError, NotFetchedError
 from cluster.service.http.context import POSTED, Here, Reader, Service, Submitter, refusals
 from cluster.service.http.error_answers import ApiError
-from cluster.service.http.schema import JobAnswer, JobsAnswer, Sha256, Submission, SubmittedAnswer, SubmittedJob
+from cluster.service.http.schema import (
+    JobAnswer,
+    JobChange,
+    JobsAnswer,
+    Sha256,
+    Submission,
+    SubmittedAnswer,
+    SubmittedJob,
+)
+from cluster.service.http.schema_events import EventsAnswer, JobEnded
 from cluster.service.http.sse import EventStream
-from cluster.service.http.stored import require_room
+from cluster.service.http.stored import has, require_room, stored_analyses
+from cluster.service.queue.forecast import expected_stages
 from cluster.service.queue.listing import NEWEST, SORTS
 from cluster.service.request_options import budget_of, canonical, checked_options, most_bytes, recipe_of
 from mint.core.errors import MintError
@@ -22,7 +32,7 @@ from mint.plan.recipe import Budget
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
 JobId = Annotated[str, Path(pattern="^[0-9a-f]{16}$")]
-State = Literal[QUEUED, *ACTIVE, *FINAL, BLOCKED, *GROUPS]  # type: ignore[valid-type]
+State = Literal[*WAITING, *ACTIVE, *FINAL, *GROUPS]  # type: ignore[valid-type]
 Sort = Literal[*SORTS]  # type: ignore[valid-type]
 
 
@@ -33,7 +43,7 @@ def job_record(job: Job, person: Person) -> dict[str, Any]:
 
 
 @router.post("", status_code=201, responses={200: {"model": SubmittedAnswer}, **refusals(404, 409, *POSTED)})
-def submit(
+def submit_jobs(
     request: Request, response: Response, submission: Submission, service: Here, person: Submitter
 ) -> SubmittedAnswer:
     """Submit a job for each budget, or one for the analysis alone. All of them are accepted, or none.
@@ -53,12 +63,13 @@ def submit(
     if sized:
         require_room(service, identity, recipe_of(sized[0], options), sized)
     source_bytes = sum(shard.stat().st_size for shard in path.glob("*.safetensors"))
-    requests = [
-        (ModelRequest(submission.model, identity, text, values), most_bytes(budget, source_bytes))
-        for text, (budget, values) in changes.items()
-    ]
+    requests = []
+    for text, (budget, values) in changes.items():
+        forecast = _forecast(service, identity, budget, values, source_bytes)
+        requests.append((ModelRequest(submission.model, identity, text, values), forecast))
+    deadline = submission.deadline_hours and submission.deadline_hours * 3600.0
     jobs = []
-    for job, is_new in service.queue.submit(requests, person, submission.priority):
+    for job, is_new in service.queue.submit(requests, person, submission.priority, deadline):
         service.note(
             request,
             person,
@@ -73,6 +84,19 @@ def submit(
     return SubmittedAnswer(jobs=jobs)
 
 
+def _forecast(
+    service: Service, identity: str, budget: Budget | None, options: Mapping[str, Any], source_bytes: int
+) -> Forecast:
+    """The expected size and stages of a job."""
+    recipe = recipe_of(budget, options)
+    stored: set[str] = set()
+    for entry in stored_analyses(service, identity):
+        if has(entry.answer, recipe.rounding, recipe.dtype, recipe.loader):
+            stored |= {ANALYZING, *([PROBING] if entry.answer.probed else [])}
+    stages = expected_stages(service.database, options, source_bytes, stored=stored, only_analysis=budget is None)
+    return Forecast(most_bytes(budget, source_bytes), source_bytes, stages)
+
+
 def identified(service: Service, name: str) -> tuple[FilePath, str]:
     """The folder and the identity of a model; raises `ApiError` if the service has no such model."""
     try:
@@ -84,7 +108,7 @@ def identified(service: Service, name: str) -> tuple[FilePath, str]:
 
 
 @router.get("", responses=refusals(404))
-def find(
+def list_jobs(
     service: Here,
     person: Reader,
     state: Annotated[list[State], Query(description="States, or running, waiting and ended for several.")] = [],  # noqa: B006, FastAPI copies it
@@ -110,13 +134,13 @@ def find(
 
 
 @router.get("/{id}", responses=refusals(404))
-def look(id: JobId, service: Here, person: Reader) -> JobAnswer:
+def show_job(id: JobId, service: Here, person: Reader) -> JobAnswer:
     """The current state of a job."""
     return JobAnswer(**job_record(service.queue.get(id), person))
 
 
 @router.delete("/{id}", responses=refusals(404))
-def cancel(
+def cancel_job(
     request: Request,
     id: JobId,
     service: Here,
@@ -129,6 +153,36 @@ def cancel(
     return JobAnswer(**job_record(job, person))
 
 
+@router.patch("/{id}", responses=refusals(404, *POSTED))
+def change_job(request: Request, id: JobId, body: JobChange, service: Here, person: Submitter) -> JobAnswer:
+    """Pause a job, a running one after the unit at work, or return it to the queue; it resumes where it was.
+
+    Only its one subscriber, or an admin, may.
+    """
+    job = service.queue.pause(id, person) if body.paused else service.queue.resume(id, person)
+    service.note(request, person, "job.paused" if body.paused else "job.resumed", job=id)
+    return JobAnswer(**job_record(job, person))
+
+
+def job_ended(body: JobEnded) -> None:
+    """Sent to the address of `mint serve --webhook` at the end of a job, at least once, signed.
+
+    `webhook-signature` is `v1,` and the base64 of HMAC-SHA256(secret, `webhook-id.webhook-timestamp.BODY`).
+    """
+
+
+@router.get("/{id}/history", responses=refusals(404))
+def list_events(
+    id: JobId,
+    service: Here,
+    person: Reader,
+    after: Annotated[int, Query(ge=0, le=2**53, description="Only events after this one.")] = 0,
+) -> EventsAnswer:
+    """The events of a job so far, at most 1000: what the stream of events sends, as one answer."""
+    events = service.queue.events(id, after)
+    return EventsAnswer.model_validate({"events": [asdict(event) for event in events]})
+
+
 @router.get(
     "/{id}/events",
     response_class=Response,
@@ -138,7 +192,7 @@ def cancel(
         **refusals(404),
     },
 )
-def follow(
+def follow_job(
     request: Request,
     id: JobId,
     service: Here,

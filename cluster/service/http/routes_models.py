@@ -23,7 +23,7 @@ _MOST_JOBS = 100
 
 
 @router.get("/models")
-def models(service: Here, person: Reader) -> schema.ModelsAnswer:
+def list_models(service: Here, person: Reader) -> schema.ModelsAnswer:
     """Every model below the roots of the service."""
     analyzed = {artifact.identity for artifact in service.catalog.find(kind="analysis", limit=10_000)}
     rows = [_model(service, name, analyzed) for name in service.models.names()]
@@ -42,7 +42,7 @@ def _model(service: Service, name: str, analyzed: Set[str] = frozenset()) -> sch
 
 
 @router.get("/models/{identity}", responses=refusals(404))
-def model(identity: Identity, service: Here, person: Reader) -> schema.ModelDetail:
+def show_model(identity: Identity, service: Here, person: Reader) -> schema.ModelDetail:
     """Everything that the service knows about a model."""
     rows = [row for name in service.models.names() if (row := _model(service, name)).identity == identity]
     jobs = service.queue.find(model_identity=identity, limit=_MOST_JOBS)
@@ -65,7 +65,7 @@ def model(identity: Identity, service: Here, person: Reader) -> schema.ModelDeta
 
 
 @router.get("/models/{identity}/curve", responses=refusals(404, 409))
-def curve(
+def show_curve(
     identity: Identity,
     service: Here,
     person: Reader,
@@ -81,7 +81,7 @@ def curve(
 
 
 @router.post("/plans", responses=refusals(404, 409, *POSTED))
-def plan(request: schema.PlanRequest, service: Here, person: Reader) -> schema.PlanAnswer:
+def make_plan(request: schema.PlanRequest, service: Here, person: Reader) -> schema.PlanAnswer:
     """The plan of a budget, now and without a job."""
     options = request.options.model_dump()
     budget = budget_of(request.budget, options)
@@ -92,7 +92,7 @@ def plan(request: schema.PlanRequest, service: Here, person: Reader) -> schema.P
 
 
 @router.get("/analyses/{identity}", responses=refusals(404))
-def analysis(
+def show_analysis(
     identity: Identity,
     service: Here,
     person: Reader,

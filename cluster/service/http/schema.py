@@ -94,10 +94,24 @@ class Options(_Request):
 class Submission(_Request):
     """A model and budgets: a job each; without a budget, one for the analysis alone."""
 
+    model_config = ConfigDict(
+        extra="forbid",
+        strict=True,
+        json_schema_extra={"examples": [{"model": "Qwen3-8B", "budgets": ["6GB", "4.5bpw"]}]},
+    )
     model: ModelName
     budgets: Annotated[list[Budget], Field(max_length=64)] = []
     options: Options = Options()
     priority: Annotated[int, Field(ge=-10, le=10, description="Above 0 only for admins."), Whole] = 0
+    deadline_hours: Annotated[
+        float | None, Field(gt=0, le=10_000, allow_inf_nan=False, description="Of work; the job fails after them.")
+    ] = None
+
+
+class JobChange(_Request):
+    """The state that an unfinished job shall have: paused, or in the queue."""
+
+    paused: bool
 
 
 class FetchRequest(_Request):
@@ -115,6 +129,9 @@ class FetchRequest(_Request):
 class PlanRequest(_Request):
     """A plan to be made at once from a stored analysis."""
 
+    model_config = ConfigDict(
+        extra="forbid", strict=True, json_schema_extra={"examples": [{"model": "Qwen3-8B", "budget": "6GB"}]}
+    )
     model: ModelName  # or its identity
     budget: Budget
     options: Options = Options()
@@ -129,16 +146,18 @@ class TicketRequest(_Request):
 _EXACT = ConfigDict(extra="forbid", from_attributes=True)
 
 
-class _Answer(BaseModel):
+class Answer(BaseModel):
+    """An answer, whose fields are all that it has."""
+
     model_config = _EXACT
 
 
-class ErrorDetail(_Answer):
+class ErrorDetail(Answer):
     code: str
     message: str
 
 
-class ErrorAnswer(_Answer):
+class ErrorAnswer(Answer):
     """The body of every error."""
 
     error: ErrorDetail
@@ -151,7 +170,7 @@ class JobAnswer(ServedJob):
     __pydantic_config__ = _EXACT
 
 
-class JobsAnswer(_Answer):
+class JobsAnswer(Answer):
     """A page of jobs; `counts` says how many of all pages are in each state."""
 
     jobs: list[JobAnswer]
@@ -165,11 +184,11 @@ class SubmittedJob(JobAnswer):
     is_new: bool
 
 
-class SubmittedAnswer(_Answer):
+class SubmittedAnswer(Answer):
     jobs: list[SubmittedJob]
 
 
-class FetchAnswer(_Answer):
+class FetchAnswer(Answer):
     """A download of a model of the hub: waiting, running, done or failed, with the reason."""
 
     id: str
@@ -180,7 +199,7 @@ class FetchAnswer(_Answer):
     reason: str
 
 
-class EstimateAnswer(_Answer):
+class EstimateAnswer(Answer):
     """A figure and its 95 % interval."""
 
     value: float
@@ -188,7 +207,7 @@ class EstimateAnswer(_Answer):
     high: float
 
 
-class PointAnswer(_Answer):
+class PointAnswer(Answer):
     """The best plan of a budget; `gap` bounds its distance from the optimum, 0 if it is proved optimal."""
 
     budget_bytes: int
@@ -199,7 +218,7 @@ class PointAnswer(_Answer):
     predicted_kl: EstimateAnswer | None
 
 
-class UnitAnswer(_Answer):
+class UnitAnswer(Answer):
     path: str
     role: str
     layer: int
@@ -231,7 +250,7 @@ class PlanAnswer(PointAnswer):
     next: NextAnswer | None
 
 
-class PlacedDevice(_Answer):
+class PlacedDevice(Answer):
     """A device on a curve: the budget that it leaves, if any."""
 
     name: str
@@ -239,7 +258,7 @@ class PlacedDevice(_Answer):
     verdict: str
 
 
-class CurveAnswer(_Answer):
+class CurveAnswer(Answer):
     model: str
     model_type: str
     source_bytes: int
@@ -251,7 +270,7 @@ class CurveAnswer(_Answer):
     no_devices_because: str
 
 
-class ModelAnswer(_Answer):
+class ModelAnswer(Answer):
     """A model below a root; if it cannot be read, `reason` says why, and the other fields are empty."""
 
     name: str
@@ -261,19 +280,19 @@ class ModelAnswer(_Answer):
     reason: str
 
 
-class ModelsAnswer(_Answer):
+class ModelsAnswer(Answer):
     models: list[ModelAnswer]
     allows_hub: bool
 
 
-class RoleAnswer(_Answer):
+class RoleAnswer(Answer):
     role: str
     units: int
     weights: int
     nbytes: int
 
 
-class AnalysisAnswer(_Answer):
+class AnalysisAnswer(Answer):
     """A stored analysis: its settings, and the artifact that holds it."""
 
     rounding: str
@@ -289,7 +308,7 @@ class FileAnswer(ServedFile):
     url: str
 
 
-class ArtifactAnswer(_Answer):
+class ArtifactAnswer(Answer):
     digest: str
     kind: str
     identity: str
@@ -297,11 +316,11 @@ class ArtifactAnswer(_Answer):
     files: list[FileAnswer]
 
 
-class ArtifactsAnswer(_Answer):
+class ArtifactsAnswer(Answer):
     artifacts: list[ArtifactAnswer]
 
 
-class ModelDetail(_Answer):
+class ModelDetail(Answer):
     """Everything known about a model: its layers and roles (once analyzed), its jobs and artifacts.
 
     `analyzed` are the roundings of its analyses.
@@ -319,7 +338,7 @@ class ModelDetail(_Answer):
     artifacts: list[ArtifactAnswer]
 
 
-class TicketAnswer(_Answer):
+class TicketAnswer(Answer):
     """A link that works once, within a minute; below the address of the service, as all links of files."""
 
     url: str
@@ -330,11 +349,11 @@ class DeviceAnswer(Device):
     __pydantic_config__ = _EXACT
 
 
-class DevicesAnswer(_Answer):
+class DevicesAnswer(Answer):
     devices: list[DeviceAnswer]
 
 
-class HostAnswer(_Answer):
+class HostAnswer(Answer):
     """A machine: the jobs that it runs, and its capacity as it reported it at `seen_at`."""
 
     name: str
@@ -347,17 +366,17 @@ class HostAnswer(_Answer):
     seen_at: float | None
 
 
-class HostsAnswer(_Answer):
+class HostsAnswer(Answer):
     hosts: list[HostAnswer]
 
 
-class PersonAnswer(_Answer):
+class PersonAnswer(Answer):
     """The person behind a request, and their scopes."""
 
     name: str
     scopes: list[str]
 
 
-class HealthAnswer(_Answer):
+class HealthAnswer(Answer):
     status: str
     version: str

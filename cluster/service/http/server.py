@@ -75,6 +75,7 @@ def create_app(
         version=__version__,
         summary="Give it a language model and a memory budget, get the best MLX model that fits.",
         lifespan=running,
+        generate_unique_id_function=lambda route: route.name,  # the names of the routes are verbs
         docs_url=None,  # its pages load scripts from elsewhere
         redoc_url=None,
         redirect_slashes=False,
@@ -82,6 +83,8 @@ def create_app(
         exception_handlers=dict.fromkeys((ApiError, MintError, RequestValidationError, HTTPException), _refuse),
     )
     app.state.service = service
+    refused: dict[int | str, dict[str, Any]] = {422: {"description": "Any status but 2xx: the report is repeated."}}
+    app.webhooks.add_api_route("job.ended", routes_jobs.job_ended, methods=["POST"], responses=refused)
     for part in (routes_jobs, routes_models, routes_fetches, routes_artifacts, routes_about):
         app.include_router(part.router, responses=refusals())
     if routes_about.WEB.is_dir():

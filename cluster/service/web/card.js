@@ -3,17 +3,16 @@
 import { ask } from "./api.js";
 import { announce, foreign, h, plain, say } from "./dom.js";
 import { follow } from "./stream.js";
-import { FINAL, STAGES, STATES, base, duration, figures, isActive, moment, size, wanted } from "./words.js";
-
-const IN_BYTES = ["analyze", "assemble"]; // what the runner counts in bytes of weights, and not in pieces
+import { FINAL, IN_BYTES, STAGES, STATES, base, duration, figures, isActive, moment, secondsLeft, size, wanted } from "./words.js";
 
 /** One job on the page: made once, then told what changed, so that focus and buttons stay where they are. */
 export class JobCard {
   #job;
+  #progress = null;
   #bars = new Map();
   #hosts = new Map();
 
-  constructor(job, { onCancelled = () => {} } = {}) {
+  constructor(job, { onChanged = () => {} } = {}) {
     this.#job = job;
     this.state = h("span", { class: "state" });
     this.reason = h("p", { class: "reason", hidden: true });
@@ -25,13 +24,15 @@ export class JobCard {
     }));
     this.hosts = h("ul", { class: "hosts" });
     this.cancel = h("button", { type: "button", class: "quiet", "aria-label": `Cancel ${plain(base(job.model))}, ${wanted(job)}`,
-      onclick: () => this.#cancelJob(onCancelled) }, "Cancel");
+      onclick: () => this.#change("DELETE", undefined, onChanged) }, "Cancel");
+    this.pause = h("button", { type: "button", class: "quiet",
+      onclick: () => this.#change("PATCH", { paused: !this.#isPaused }, onChanged) }, "Pause");
     this.element = h("article", { class: "card job", "data-job": job.id },
       h("div", { class: "head" },
         h("h3", {}, h("a", { href: `#/jobs/${job.id}` }, foreign(base(job.model))), " ", h("span", { class: "budget" }, wanted(job))),
         this.state),
       this.track, this.doing, this.hosts, this.reason,
-      h("div", { class: "foot" }, this.figures = h("p", { class: "hint" }), this.cancel));
+      h("div", { class: "foot" }, this.figures = h("p", { class: "hint" }), h("div", { class: "inline" }, this.pause, this.cancel)));
     this.update(job);
   }
 
@@ -39,12 +40,17 @@ export class JobCard {
     return this.#job;
   }
 
+  get #isPaused() {
+    return this.#job.state === "paused" || this.#job.yields_to === "paused";
+  }
+
   /** Show the job as it stands now. */
   update(job) {
     const before = this.#job.state;
+    if (before !== job.state) this.#progress = null;
     this.#job = job;
     this.element.dataset.state = job.state;
-    say(this.state, job.cancel_wanted && !FINAL.includes(job.state) ? "being cancelled" : STATES[job.state] ?? job.state);
+    say(this.state, stateWords(job));
     if (before !== job.state) announce(`${plain(base(job.model))}, ${wanted(job)}: ${STATES[job.state]}`);
     const here = STAGES.indexOf(job.state);
     this.track.hidden = here < 0;
@@ -62,11 +68,15 @@ export class JobCard {
     this.reason.hidden = !job.reason;
     say(this.reason, foreign(job.reason));
     this.cancel.hidden = !job.mine || FINAL.includes(job.state) || job.cancel_wanted;
+    this.pause.hidden = this.cancel.hidden || job.watchers.length > 1;
+    say(this.pause, this.#isPaused ? "Resume" : "Pause");
+    this.pause.setAttribute("aria-label", `${this.#isPaused ? "Resume" : "Pause"} ${plain(base(job.model))}, ${wanted(job)}`);
     say(this.figures, ...this.#summary());
   }
 
   /** Show how far its stage has come. */
   progress(body) {
+    this.#progress = body;
     const bar = this.#bars.get(this.#job.state);
     const share = body.total > 0 ? body.done / body.total : 0;
     if (bar) bar.value = share;
@@ -99,27 +109,30 @@ export class JobCard {
     const people = [job.owner, ...job.watchers.filter((name) => name !== job.owner)].filter(Boolean);
     const ran = job.started_at && (job.finished_at ?? Date.now() / 1000) - job.started_at;
     const time = FINAL.includes(job.state) ? moment(job.finished_at) : `since ${moment(job.created_at)}`;
+    const left = secondsLeft(job, this.#progress);
     const facts = [
       ["asked by ", foreign(people.join(", ") || "this machine")],
       isActive(job.state) ? job.host && ["on ", foreign(job.host)] : [time],
-      ran ? [`${isActive(job.state) ? "for" : "took"} ${duration(ran)}`] : "",
+      ran && job.state !== "queued" ? [`${isActive(job.state) ? "for" : "took"} ${duration(ran)}`] : "",
+      job.position ? [`number ${job.position} in the queue`] : "",
+      left === null || left < 1 ? "" : [`about ${duration(left)} left`],
       job.attempts > 1 ? [`attempt ${job.attempts}`] : "",
     ].filter(Boolean);
     return facts.flatMap((parts, index) => (index ? [" · ", ...parts] : parts));
   }
 
-  async #cancelJob(onCancelled) {
-    this.cancel.disabled = true;
+  async #change(method, body, onChanged) {
+    this.cancel.disabled = this.pause.disabled = true;
     try {
-      const job = await ask(`/v1/jobs/${this.#job.id}`, { method: "DELETE" });
+      const job = await ask(`/v1/jobs/${this.#job.id}`, { method, body });
       this.update(job);
       announce(`${plain(base(job.model))}, ${wanted(job)}: ${STATES[job.state]}`);
-      onCancelled(job);
+      onChanged(job);
     } catch (error) {
       this.reason.hidden = false;
       say(this.reason, foreign(error.message));
     }
-    this.cancel.disabled = false;
+    this.cancel.disabled = this.pause.disabled = false;
   }
 }
 
@@ -136,6 +149,12 @@ export function live(card, signal, onEnd = () => {}) {
       return over;
     },
   }).catch(() => onEnd());
+}
+
+function stateWords(job) {
+  if (FINAL.includes(job.state)) return STATES[job.state];
+  if (job.cancel_wanted) return "being cancelled";
+  return isActive(job.state) && job.yields_to === "paused" ? "being paused" : STATES[job.state] ?? job.state;
 }
 
 /** The fields of a job that an event of its state changes. */

@@ -2,18 +2,29 @@
 
 import { ask, at } from "./api.js";
 import { announce, foreign, h, plain, table } from "./dom.js";
-import { short, size } from "./words.js";
+import { figures, moment, short, size, wanted } from "./words.js";
 
 const BETWEEN = 400; // milliseconds: a browser drops a download that another follows at once
 
-/** The artifacts of these digests with their files, each to be downloaded. */
-export async function downloads(digests, signal) {
-  const found = await Promise.all(digests.map((digest) => ask(`/v1/artifacts/${digest}`, { signal })));
-  return found.map(artifactCard);
+/** The artifacts of jobs with their files, each to be downloaded. */
+export async function downloads(jobs, signal) {
+  const artifacts = await Promise.all(jobs.map(({ artifact }) => ask(`/v1/artifacts/${artifact}`, { signal })));
+  return artifacts.map((artifact, index) => artifactCard(artifact, jobs[index]));
 }
 
-/** One artifact. */
-export function artifactCard(artifact) {
+/** The name of an artifact: the budget and the quality of its job, its closeness, its person, its date. */
+function nameOf({ kind, digest }, job) {
+  if (!job) return [kind === "analysis" ? "Analysis" : "Model", " ", h("code", {}, short(digest))];
+  const { result, options } = job;
+  const kl = result.closeness?.kl.value ?? result.predicted_kl;
+  const parts = [kind === "analysis" ? "Analysis" : wanted(job), options.rounding ?? "nearest",
+    kl && kind !== "analysis" ? `KL ${figures(kl, 2)} ${result.closeness ? "measured" : "predicted"}` : ""];
+  return [parts.filter(Boolean).join(", "), " ",
+    h("small", {}, "by ", foreign(job.owner), `, ${moment(job.finished_at)}`)];
+}
+
+/** One artifact, of a job if that is known. */
+export function artifactCard(artifact, job) {
   const trouble = h("p", { class: "alert", role: "alert", hidden: true });
   const guarded = (button, work) => async () => {
     button().disabled = true;
@@ -29,7 +40,7 @@ export function artifactCard(artifact) {
   const all = h("button", { type: "button", onclick: guarded(() => all, () => fetchAll(artifact)) }, `Download ${size(artifact.nbytes, 3)}`);
   return h("article", { class: "card artifact" },
     h("div", { class: "head" },
-      h("h3", {}, artifact.kind === "analysis" ? "Analysis" : "Model", " ", h("code", {}, short(artifact.digest))), all),
+      h("h3", { title: artifact.digest }, ...nameOf(artifact, job)), all),
     trouble,
     h("details", {}, h("summary", {}, `${artifact.files.length === 1 ? "One file" : `${artifact.files.length} files`} and the SHA-256`), table("Files", [
       ["File", (file) => {

@@ -3,6 +3,7 @@
 import { ask } from "./api.js";
 import { announce, foreign, h, plain } from "./dom.js";
 import { submitted } from "./fetches.js";
+import { Preview } from "./preview.js";
 import { memory, size } from "./words.js";
 
 const BUDGET = /^(\d+(\.\d+)?\s*([kmgt]?b|[kmgt]ib|bpw|x)|min|max)$/i; // the service is stricter, and has the last word
@@ -25,14 +26,19 @@ export async function submitForm({ onSubmitted, signal }) {
   const [{ models, allows_hub: allowsHub }, { devices }, { components }] = await Promise.all(asked);
   const options = components.schemas.Options.properties;
   const model = modelChoice(models, allowsHub);
-  const budgets = new Budgets(devices, options.context.default);
+  const preview = new Preview(signal);
+  const look = () => preview.look({
+    identity: models.find(({ name }) => name === model.value)?.identity, budgets: budgets.all,
+    options: { rounding: rounding.value, objective: objective.value, ...budgets.options },
+  });
+  const budgets = new Budgets(devices, options.context.default, look);
   const rounding = radios("rounding", "Rounding", options.rounding, ROUNDINGS);
   const objective = radios("objective", "What is kept close", options.objective, OBJECTIVES);
   const probe = h("input", { type: "checkbox", id: "probe" });
   const trouble = h("p", { class: "alert", role: "alert", hidden: true });
   const taken = h("p", { class: "taken", role: "status", hidden: true });
   const button = h("button", { type: "submit", class: "primary" }, "Submit");
-  const form = h("form", { class: "card", novalidate: true, onsubmit: (event) => { event.preventDefault(); send(); } },
+  const form = h("form", { class: "card", novalidate: true, onchange: look, onsubmit: (event) => { event.preventDefault(); send(); } },
     h("div", { class: "field" }, h("label", { for: "model" }, "Model"), model.element),
     budgets.element,
     h("details", {}, h("summary", {}, "Options"),
@@ -40,7 +46,7 @@ export async function submitForm({ onSubmitted, signal }) {
       h("div", { class: "choice" }, probe, h("label", { for: "probe" }, "Probe",
         h("small", {}, "Measures which layers matter by running the model on text that it writes itself. Without a probe, built-in defaults per role and depth are used."))),
       objective.element),
-    trouble, taken, button);
+    preview.element, trouble, taken, button);
 
   async function send() {
     if (!budgets.take()) return;
@@ -107,7 +113,10 @@ function radios(name, title, { enum: values, default: usual }, words) {
 class Budgets {
   chosen = [];
 
-  constructor(devices, context) {
+  #onChanged;
+
+  constructor(devices, context, onChanged) {
+    this.#onChanged = onChanged;
     this.context = h("select", { id: "context" }, CONTEXTS.map((tokens) => h("option", { selected: tokens === context }, tokens)));
     this.chips = h("ul", { class: "chips", "aria-label": "Budgets" });
     this.size = h("input", { id: "size", placeholder: "24GB", autocomplete: "off", spellcheck: "false", "aria-describedby": "size-wrong size-hint",
@@ -126,9 +135,16 @@ class Budgets {
         h("div", { class: "inline" }, h("label", { for: "context" }, "beside a context of"), this.context, h("span", {}, "tokens"))));
   }
 
+  /** The budgets, with one that is typed or picked and not yet added. */
+  get all() {
+    const typed = this.size.value.trim();
+    const more = [BUDGET.test(typed) ? typed : "", this.device.value].filter(Boolean);
+    return [...new Set([...this.chosen, ...more])];
+  }
+
   /** The options of the jobs that belong to the budgets. */
   get options() {
-    return this.chosen.some((text) => this.#isDevice(text)) ? { context: this.context.value } : {};
+    return this.all.some((text) => this.#isDevice(text)) ? { context: this.context.value } : {};
   }
 
   /** Take what was typed or picked but not yet added; false, with the reason shown, if that is no budget. */
@@ -170,6 +186,7 @@ class Budgets {
   }
 
   #show() {
+    this.#onChanged();
     this.chips.replaceChildren(...this.chosen.map((text) => h("li", {}, text,
       h("button", { type: "button", "aria-label": `Remove ${text}`, onclick: () => {
         this.chosen = this.chosen.filter((each) => each !== text);

@@ -6,8 +6,9 @@ import { facts, foreign, h, table } from "./dom.js";
 import { submitForm } from "./form.js";
 import { Queue } from "./queue.js";
 import { follow } from "./stream.js";
-import { downloads } from "./downloads.js";
-import { FINAL, STATES, base, duration, figures, moment, short, size, wanted } from "./words.js";
+import { resultOf } from "./result.js";
+import { spansOf, timeline } from "./timeline.js";
+import { FINAL, STATES, base, figures, moment, short, size, wanted } from "./words.js";
 
 /** The running, waiting and finished jobs, and a form for more. */
 export async function jobsPage({ signal }) {
@@ -30,11 +31,15 @@ export async function jobsPage({ signal }) {
 export async function jobPage({ key, signal }) {
   let job = await ask(`/v1/jobs/${key}`, { signal });
   const card = new JobCard(job);
-  const result = h("div", {});
+  const result = h("div", { class: "sections" });
   const log = h("ol", { class: "log" });
+  const stages = h("div", {});
+  const events = [];
+  const drawStages = () => stages.replaceChildren(timeline(spansOf(events, job.finished_at ?? Date.now() / 1000)));
   const refresh = async () => {
     job = await ask(`/v1/jobs/${key}`, { signal });
     card.update(job);
+    drawStages();
     result.replaceChildren(...(await resultOf(job, signal)));
   };
   result.replaceChildren(...(await resultOf(job, signal)));
@@ -42,6 +47,10 @@ export async function jobPage({ key, signal }) {
     signal,
     onEvent: (event) => {
       if (event.kind !== "progress") log.append(h("li", {}, h("time", {}, moment(event.at)), " ", foreign(noteOf(event))));
+      if (event.kind === "state") {
+        events.push(event);
+        drawStages();
+      }
       if (event.seq < job.last_seq) return false; // the card knows more already
       if (event.kind === "progress") card.progress(event.body);
       if (event.kind === "state") card.update({ ...card.job, ...stateOf(event) });
@@ -62,7 +71,7 @@ export async function jobPage({ key, signal }) {
       ...Object.entries(job.options).map(([name, value]) => [name, foreign(Array.isArray(value) ? value.join(", ") : String(value))]),
       ["Asked at", moment(job.created_at)],
     ])),
-    h("section", {}, h("h2", {}, "What happened"), log),
+    h("section", {}, h("h2", {}, "What happened"), stages, log),
   ];
 }
 
@@ -71,26 +80,14 @@ function noteOf({ kind, body }) {
   return body.message ?? body.text ?? JSON.stringify(body);
 }
 
-async function resultOf(job, signal) {
-  if (job.state !== "done" || !job.artifact) return [];
-  return [h("section", {}, h("h2", {}, "Result"), resultFacts(job), ...(await downloads([job.artifact], signal)))];
-}
-
-function resultFacts({ result }) {
-  const kl = result.predicted_kl;
-  return facts([
-    ["All weight files", result.planned_bytes && size(result.planned_bytes)],
-    ["Bits per weight", result.bits_per_weight && figures(result.bits_per_weight, 3)],
-    ["Predicted KL", kl && figures(kl.value ?? kl, 3)],
-    ["Took", Number.isFinite(result.seconds) ? duration(result.seconds) : ""],
-  ]);
-}
-
 /** The history of a model: its jobs as rows. */
 export function history(jobs) {
   return table("Jobs of this model", [
     ["Asked", (job) => h("a", { href: `#/jobs/${job.id}` }, moment(job.created_at))],
     ["Budget", wanted],
+    ["Quality", (job) => job.options.rounding ?? "nearest"],
+    ["Size", ({ result }) => (result.planned_bytes ? size(result.planned_bytes, 3) : ""), true],
+    ["KL", ({ result }) => (result.closeness ? `${figures(result.closeness.kl.value, 3)} measured` : result.predicted_kl ? figures(result.predicted_kl, 3) : ""), true],
     ["State", (job) => h("span", { class: "state", "data-state": job.state }, STATES[job.state] ?? job.state)],
     ["By", (job) => foreign(job.watchers.join(", ") || job.owner)],
   ], jobs);

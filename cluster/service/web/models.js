@@ -39,10 +39,17 @@ export async function modelPage({ key, signal }) {
     ]),
     ...(model.analyses.length ? await curveSection(model, name, maySubmit, signal) : [notAnalyzed(name, maySubmit)]),
     h("section", {}, h("h2", {}, "Downloads"), model.artifacts.length
-      ? h("div", { class: "artifacts" }, model.artifacts.map(artifactCard))
+      ? h("div", { class: "artifacts" }, model.artifacts.map((artifact) => artifactCard(artifact, jobOf(model.jobs, artifact))))
       : h("p", { class: "empty" }, "Nothing was made of this model yet.")),
     h("section", {}, h("h2", {}, "History"), model.jobs.length ? history(model.jobs) : h("p", { class: "empty" }, "No jobs yet.")),
   ];
+}
+
+/** The job that made an artifact: a model's own, or the first that stored an analysis. */
+function jobOf(jobs, { kind, digest }) {
+  const done = jobs.filter(({ state }) => state === "done");
+  return done.find(({ artifact }) => artifact === digest)
+    ?? (kind === "analysis" ? done.findLast(({ result }) => digest === result.analysis) : undefined);
 }
 
 function notAnalyzed(name, maySubmit) {

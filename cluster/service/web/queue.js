@@ -3,7 +3,8 @@
 import { ask } from "./api.js";
 import { JobCard, live } from "./card.js";
 import { alertOf, h, say } from "./dom.js";
-import { FINAL, STAGES } from "./words.js";
+import { JobRow } from "./row.js";
+import { FINAL, STAGES, isActive } from "./words.js";
 
 const EVERY = 3_000; // milliseconds between two looks at the list
 const TYPING = 300; // milliseconds without a key, until a search begins
@@ -17,8 +18,8 @@ export class Queue {
   #streams = new Map();
   #groups = [
     new Group("Running", "running", STAGES, 100, "Nothing runs."),
-    new Group("Waiting", "waiting", ["queued", "blocked"], 20, "Nobody waits."),
-    new Group("Ended", "ended", FINAL, 20, "Nothing yet. What you submit shows up here."),
+    new Group("Waiting", "waiting", ["queued", "blocked", "paused"], 100, "Nobody waits."),
+    new Group("Ended", "ended", FINAL, 100, "Nothing yet. What you submit shows up here."),
   ];
 
   constructor(signal) {
@@ -73,8 +74,13 @@ export class Queue {
     }
     for (const [id, { job }] of latest) {
       const card = this.#cards.get(id);
-      if (card) card.update(job);
-      else this.#cards.set(id, new JobCard(job, { onCancelled: () => this.look() }));
+      if (card && card instanceof JobCard === isActive(job.state)) {
+        card.update(job);
+        continue;
+      }
+      card?.update(job); // says what changed
+      const Shape = isActive(job.state) ? JobCard : JobRow;
+      this.#cards.set(id, new Shape(job, { onChanged: () => this.look() }));
     }
     this.#groups.forEach((group, index) => {
       const here = answers[index].jobs.filter((job) => latest.get(job.id).index === index);
@@ -109,7 +115,7 @@ class Group {
     this.#step = this.limit = step;
     this.count = h("span", { class: "count" });
     this.empty = h("p", { class: "empty" }, empty);
-    this.list = h("div", { class: "cards" });
+    this.list = h("div", { class: name === "running" ? "cards" : "rows" });
     this.more = h("button", { type: "button", class: "quiet", hidden: true });
     this.element = h("section", { class: "group", "data-group": name },
       h("h3", {}, title, " ", this.count), this.empty, this.list, this.more);

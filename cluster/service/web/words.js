@@ -65,6 +65,9 @@ export function base(name) {
   return name.split("/").pop();
 }
 
+// stages whose progress is in bytes of weights, and not in pieces
+export const IN_BYTES = ["analyze", "assemble"];
+
 // the way of a job, in order; the service's states in words
 export const STAGES = ["inventory", "analyzing", "probing", "solving", "assembling", "verifying"];
 export const FINAL = ["done", "failed", "cancelled"];
@@ -80,11 +83,24 @@ export const STATES = {
   failed: "failed",
   cancelled: "cancelled",
   blocked: "waiting for disk",
+  paused: "paused",
 };
 
 /** True if a runner works on a job of this state. */
 export function isActive(state) {
   return STAGES.includes(state);
+}
+
+/** The expected seconds until a job is done: the stage at work by its measured rate, later ones as earlier jobs took. */
+export function secondsLeft(job, progress) {
+  const expected = job.expected_stages ?? {};
+  const here = STAGES.indexOf(job.state);
+  if (here < 0 || !Object.keys(expected).length) return null;
+  const later = STAGES.slice(here + 1).reduce((sum, stage) => sum + (expected[stage] ?? 0), 0);
+  const left = progress?.total > 0 ? progress.total - progress.done : 0;
+  const rate = (progress?.hosts ?? []).reduce((sum, host) => sum + host.bytes_per_second, 0);
+  const share = progress?.total > 0 ? left / progress.total : 1;
+  return later + (rate > 0 && IN_BYTES.includes(progress.stage) ? left / rate : share * (expected[job.state] ?? 0));
 }
 
 /** The request of a job, in words. */

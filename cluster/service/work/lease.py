@@ -49,7 +49,10 @@ def end_descendants() -> None:
 
 @dataclass
 class LeaseKeeper:
-    """Keeps the lease of `claim` while its block runs. SIGTERM returns the job to the queue, and calls `end`."""
+    """Keeps the lease of `claim` while its block runs. SIGTERM returns the job to the queue, and calls `end`.
+
+    `must_yield` is set when the job must return to the queue after the unit at work.
+    """
 
     queue: Queue
     claim: Claim
@@ -61,6 +64,7 @@ class LeaseKeeper:
         self._read, self._write = os.pipe()
         os.set_blocking(self._write, False)
         self._stopping = threading.Event()
+        self.must_yield = threading.Event()
         context = copy_context()  # with the names that events are logged with
         self._thread = threading.Thread(target=context.run, args=(self._keep,), name="lease", daemon=True)
 
@@ -103,10 +107,12 @@ class LeaseKeeper:
             renewed_at = now
             if lease is Lease.CANCEL_WANTED:
                 self._update(lambda: self.queue.advance(self.claim, CANCELLED))
-            if lease is not Lease.HELD:
-                with suppress(OSError):
-                    log.info("lease.ended", reason=lease.value)
-                break
+            if lease in (Lease.HELD, Lease.YIELD_WANTED):
+                (self.must_yield.set if lease is Lease.YIELD_WANTED else self.must_yield.clear)()
+                continue
+            with suppress(OSError):
+                log.info("lease.ended", reason=lease.value)
+            break
         self.end()
 
     def _update(self, call: Callable[[], object]) -> None:

@@ -26,13 +26,14 @@ from cluster.service.data.catalog import Catalog
 from cluster.service.data.database import connect
 from cluster.service.data.records import Claim, Lease
 from cluster.service.data.states import DONE, FAILED
-from cluster.service.errors import DatabaseUnavailableError, LeaseLostError
+from cluster.service.errors import DatabaseUnavailableError, LeaseLostError, YieldedError
 from cluster.service.queue.queue import Queue
 from cluster.service.settings import Settings
 from cluster.service.store.model_roots import Roots
 from cluster.service.store.store import Store
 from cluster.service.work.folder_lock import FolderInUseError, exclusive
 from cluster.service.work.lease import LeaseKeeper, end_descendants, end_group, retry_while_leased
+from cluster.service.work.limits import limit_cpus
 from mint.core.errors import DiskFullError, MintError, fixable
 from mint.core.log import configure_logging, log
 from mint.plan.recipe import Recipe
@@ -121,14 +122,18 @@ def run(order: Order) -> int:
     Raises `LeaseLostError` or `DatabaseUnavailableError`.
     """
     settings = order.settings
+    limit_cpus(settings.job_cpus)
     database = connect(settings.database_url)
     queue, catalog = Queue(database, lease_seconds=settings.lease_seconds), Catalog(database)
     claim = Claim(queue.get(order.job), order.lease)
-    if queue.renew(claim) is Lease.LOST:
+    lease = queue.renew(claim)
+    if lease is Lease.LOST:
         return LOST
     bind_contextvars(model=claim.job.request.model)
     log.info("job.begun", attempt=claim.job.attempts, pid=os.getpid())
     with LeaseKeeper(queue, claim) as keeper:
+        if lease is Lease.YIELD_WANTED:
+            keeper.must_yield.set()
         try:
             with exclusive(settings.work_folder / "locks" / claim.job.request.analysis_key):
                 from cluster.service.work.stages import Stages  # imports MLX, which takes longer than a lease lives
@@ -136,7 +141,9 @@ def run(order: Order) -> int:
                 store = Store(settings.data / "store", catalog, settings.max_store_bytes)
                 roots = Roots(settings.roots, catalog, allow_hub=settings.allow_hub)
                 work = settings.work_folder / order.job
-                end = Stages(queue, claim, store, roots, work, socket.gethostname(), settings.cluster).run()
+                end = Stages(
+                    queue, claim, store, roots, work, socket.gethostname(), settings.cluster, keeper.must_yield
+                ).run()
             keeper.stop()
             retry_while_leased(queue.advance, claim, DONE, artifact=end.artifact, result=end.result)
             with suppress(DatabaseUnavailableError):  # its holds run out
@@ -144,7 +151,8 @@ def run(order: Order) -> int:
         except (LeaseLostError, DatabaseUnavailableError):
             raise
         except Exception as error:  # the job must end with a reason
-            traceback.print_exc()
+            if not isinstance(error, YieldedError):
+                traceback.print_exc()
             keeper.stop()
             retry_while_leased(_write_failure, queue, claim, error)
     log.info("job.ended")
@@ -153,7 +161,7 @@ def run(order: Order) -> int:
 
 def _write_failure(queue: Queue, claim: Claim, error: Exception) -> None:
     """Write the reason why a job cannot go on."""
-    if isinstance(error, FolderInUseError):
+    if isinstance(error, FolderInUseError | YieldedError):
         queue.release(claim, str(error))
     elif is_full(error):
         queue.block(claim, f"{DISK}{str(error).removeprefix(DISK)}")

@@ -7,15 +7,16 @@ whole one lie in the job's folder. So a runner that is killed at any moment cost
 import json
 import math
 import shutil
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from cluster.service.data.records import Claim
 from cluster.service.data.states import ANALYZING, ASSEMBLING, PROBING, SOLVING, VERIFYING
-from cluster.service.errors import DatabaseUnavailableError, NotFoundError
+from cluster.service.errors import DatabaseUnavailableError, NotFoundError, YieldedError
 from cluster.service.queue.queue import Queue
 from cluster.service.request_options import budget_of, recipe_of
 from cluster.service.store.model_roots import Roots
@@ -29,6 +30,7 @@ from mint.assembly.stock_child import stock
 from mint.core.errors import MintError
 from mint.core.files import sha256_of
 from mint.core.log import log
+from mint.core.progress import Progress
 from mint.core.sizes import format_size
 from mint.formats.rounding import ROUNDINGS
 from mint.model.checkpoint.manifest import Manifest
@@ -42,6 +44,7 @@ from mint.run.executor import executing, measuring_device
 _REUSED = 4  # earlier results of the model are looked into, the last made first
 _REUSED_FOLDER = "earlier"
 _MARGIN_BYTES = 1 << 20  # of config, card, plan and manifest
+_SAVED = (pipeline.ANALYZE, pipeline.PROBE, pipeline.ASSEMBLE)  # stages that save each unit
 _NOT_IN_RESULT = ("output", "analysis")  # paths on this machine
 _STATES = {
     pipeline.ANALYZE: ANALYZING,
@@ -71,6 +74,7 @@ class Stages(pipeline.Hooks):
     work: Path
     host: str
     cluster: str = ""
+    must_yield: threading.Event = field(default_factory=threading.Event)
 
     def run(self) -> End:
         """Do all that is left to do. Raises `MintError` for what fails the job, `DiskFullError` if it must wait."""
@@ -79,7 +83,7 @@ class Stages(pipeline.Hooks):
         self._recipe = recipe = recipe_of(budget, request.options)
         if budget:
             stock()  # imports mlx_lm while this process works
-        events = ProgressEvents(self._emit, self.host)
+        self._events = events = ProgressEvents(self._emit, self.host)
         model = self._identified()
         with ExitStack() as self._nodes:
             nodes = executing(self.cluster, model, **recipe.opening, on_note=self._note)
@@ -89,7 +93,7 @@ class Stages(pipeline.Hooks):
             self._insist_on(self._source.identity)
             self._folder = self._make_folder()
             line = pipeline.Pipeline(
-                recipe, executor=self._executor, hooks=self, on_progress=events.on_progress, on_note=self._note
+                recipe, executor=self._executor, hooks=self, on_progress=self._on_progress, on_note=self._note
             )
             targets = [Target(self._folder / OUTPUT, budget, self._folder / "plan.json")] if budget else []
             results = line.run(self._source, targets)
@@ -188,6 +192,15 @@ class Stages(pipeline.Hooks):
         reserve_space(self.queue, self.claim, self.store, needed, self.work, written=written)
 
     # events
+
+    def _on_progress(self, progress: Progress) -> None:
+        """Emit progress; raises `YieldedError` after a unit, whose result is saved, if the job must yield.
+
+        So every turn of a job brings it on by a unit at least, however long its start takes.
+        """
+        self._events.on_progress(progress)
+        if self.must_yield.is_set() and progress.stage in _SAVED and progress.item:
+            raise YieldedError("it stopped after a unit, and resumes")
 
     def _emit(self, kind: str, body: Mapping[str, Any]) -> None:
         try:

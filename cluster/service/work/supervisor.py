@@ -2,8 +2,9 @@
 
 A thread in the server. All its state of jobs is in the database and in the data folder, so nothing is lost with it:
 when the service ends, its runners continue, and the next service finds their jobs at work on this host. A round: reap
-dead runners, take back silent leases, end cancelled runners, requeue blocked jobs that now fit, start the next jobs,
-evict, and remove the folders of finished jobs, and now and then the events and logs of jobs that ended long ago.
+dead runners, take back silent leases, end cancelled runners and those beyond their limits, requeue blocked jobs that
+now fit, start the next jobs or let a long one yield, evict, and remove the folders of finished jobs, and now and then
+the events and logs of jobs that ended long ago.
 """
 
 import os
@@ -18,7 +19,7 @@ from collections.abc import Callable
 from contextlib import suppress
 
 from cluster.service.data.records import Claim, HeldLease, Job
-from cluster.service.data.states import ACTIVE, BLOCKED, FAILED, FINAL
+from cluster.service.data.states import ACTIVE, BLOCKED, FAILED, FINAL, QUEUED
 from cluster.service.errors import DatabaseUnavailableError, LeaseLostError, NotFoundError
 from cluster.service.queue.queue import Queue
 from cluster.service.request_options import recipe_of
@@ -26,6 +27,7 @@ from cluster.service.settings import Settings
 from cluster.service.store.store import RESERVE_BYTES, Store, written_bytes
 from cluster.service.work.folder_lock import holder
 from cluster.service.work.lease_watch import LeaseWatch
+from cluster.service.work.limits import excess
 from cluster.service.work.runner import AWAY, DISK, is_full
 from cluster.service.work.warm_runner import WarmRunner, send_order, start
 from mint.core.log import log
@@ -36,6 +38,7 @@ from mint.run.blas import find_openblas
 
 ROUND_SECONDS = 0.5
 LOOK_SECONDS = 0.05  # between looks for a job that a free slot could take, and for a runner that ended
+YIELD_SECONDS = 30.0  # for a unit of a job that must yield; then a short one runs beside it
 KILL_SECONDS = 5.0  # from SIGTERM to SIGKILL for the runner of a cancelled job
 FORGET_SECONDS = 3600.0  # between removals of old events and logs
 _MAX_JOBS = 1000
@@ -57,6 +60,7 @@ class Supervisor:
         self._children: dict[str, tuple[subprocess.Popen[bytes], Claim]] = {}  # runners of this process, by job
         self._warm_runner = WarmRunner(settings, early=not _has_kernels(Recipe().rounding), clock=clock)
         self._watch = LeaseWatch(queue, self._lives, clock)
+        self._yielding_since: dict[str, float] = {}  # when jobs were first seen to yield
         self._signalled_at: dict[tuple[str, int], float] = {}  # times of SIGTERM, by cancelled job and process
         self._forget_at = clock()
         self._stopping = threading.Event()
@@ -94,12 +98,9 @@ class Supervisor:
             log.warning("lease.taken_back", job=job.id, state=job.state, reason=job.reason)
         here = [job for job in self._queue.find(ACTIVE, limit=_MAX_JOBS) if job.host == self._host]
         self._end_cancelled(here)
+        self._end_excessive(here)
         self.unblock()
-        running = len({*(job.id for job in here), *self._children})
-        for _ in range(self._settings.slots - running):
-            if self._stopping.is_set() or not (claim := self._queue.claim(self._host)):
-                break
-            self._spawn(claim)
+        self._begin(here)
         self._store.evict()
         self._clear()
         if self._clock() >= self._forget_at:
@@ -134,6 +135,26 @@ class Supervisor:
         return False
 
     # runners
+
+    def _begin(self, here: list[Job]) -> None:
+        """Begin jobs in the free slots, or let a long job yield; one that takes long to do so shares its slot."""
+        running = {*(job.id for job in here), *self._children}
+        free = self._settings.slots - len(running)
+        late = self._late(here)
+        while not self._stopping.is_set() and free + late > 0:
+            claim = self._queue.claim(self._host, only_short=free <= 0)
+            if not claim:
+                return
+            self._spawn(claim)
+            free -= 1
+        if free <= 0 and (preempted := self._queue.preempt(self._host)):
+            log.info("job.preempted", job=preempted.id, model=preempted.request.model)
+
+    def _late(self, here: list[Job]) -> int:
+        """The number of jobs whose unit at work goes on long after they should have yielded."""
+        now, before = self._clock(), self._yielding_since
+        self._yielding_since = {job.id: before.get(job.id, now) for job in here if job.yields_to == QUEUED}
+        return sum(now - since >= YIELD_SECONDS for since in self._yielding_since.values())
 
     def _spawn(self, claim: Claim) -> None:
         id, library = claim.job.id, _library(claim.job)
@@ -197,6 +218,16 @@ class Supervisor:
                 if (job.id, pid) not in before or now - signalled_at >= KILL_SECONDS:
                     with suppress(ProcessLookupError, PermissionError):
                         os.killpg(pid, signal.SIGKILL if (job.id, pid) in before else signal.SIGTERM)
+
+    def _end_excessive(self, here: list[Job]) -> None:
+        """End jobs that are beyond one of their limits."""
+        for job in here:
+            if (child := self._children.get(job.id)) and not job.cancel_wanted:
+                process, claim = child
+                if reason := excess(job, process.pid, self._settings, time.time()):
+                    with suppress(LeaseLostError, ProcessLookupError):
+                        self._queue.advance(claim, FAILED, reason=reason)
+                        os.killpg(process.pid, signal.SIGKILL)
 
     # room
 

@@ -16,6 +16,7 @@ from contextlib import suppress
 
 from cluster.service.data.records import Claim
 from cluster.service.settings import Settings
+from cluster.service.work.limits import limit_threads
 from cluster.service.work.runner import ORDERS, Order
 from mint.core.log import log
 from mint.kernels.code_cache import code_folder, may_cache
@@ -80,6 +81,7 @@ def start(settings: Settings, job: str, output: int, library: str) -> subprocess
     """Start a runner that logs to the open file `output`; without a `job` it gets ready for any."""
     environment = preloading(library) if library else dict(os.environ)
     environment["MINT_CACHE"] = str(settings.data / "cache")
+    limit_threads(environment, settings.job_cpus)
     if may_cache():
         environment["MINT_KERNELS"] = str(code_folder().parent)
     command = [sys.executable, "-P", "-m", "cluster.service.work.runner", *([job] if job else [])]

@@ -10,7 +10,7 @@ from mint.core.sizes import format_size
 
 Record = dict[str, Any]
 _MAX_ITEMS = 20  # of a dict in a field
-_LEAST_WIDTH = 12  # of a column whose cells are cut
+_LEAST_WIDTH = 7  # of a column whose cells are cut
 _WHOLE = ("id", "identity", "digest", "format", "command")  # columns that are copied or compared: never cut
 _GAP = "  "
 
@@ -87,7 +87,7 @@ def _is_number(name: str, rows: Sequence[Record]) -> bool:
 
 
 def _shrink(widths: list[int], names: Sequence[str], room: int) -> None:
-    """Take width from the widest columns until all fit, or none may lose more."""
+    """Take width from the widest columns until all fit, or none may lose more: a line never breaks within an id."""
     while sum(widths) > room:
         index = max(range(len(widths)), key=lambda i: 0 if names[i] in _WHOLE else widths[i])
         if names[index] in _WHOLE or widths[index] <= _LEAST_WIDTH:

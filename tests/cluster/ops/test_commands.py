@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from cluster.ops.autostart import NodeService, launchd, systemd
+from cluster.autostart import BootService, launchd, systemd
 from cluster.ops.doctor import examine
 from cluster.ops.machine import Machine, models, observe
 from cluster.settings import (
@@ -343,7 +343,7 @@ def test_a_systemd_unit_starts_the_node_again(capsys: pytest.CaptureFixture[str]
 
 def test_words_with_spaces_survive_in_both_kinds_of_file() -> None:
     command = ("/opt/my mint", "--model-root", "/Volumes/100% models & more")
-    service = NodeService("mint", command, "me", "/home/me", {})
+    service = BootService("mint", command, "me", "/home/me", {})
     assert plistlib.loads(launchd(service).encode())["ProgramArguments"][2:] == list(command)
     assert shlex.split(systemd(service).split("ExecStart=")[1].splitlines()[0].replace("%%", "%")) == list(command)
 

@@ -8,8 +8,10 @@ from pathlib import Path
 import mlx.core as mx
 import pytest
 
+from mint.assembly.decoding import check_decoding
 from mint.assembly.verify import verify
 from mint.core.errors import MintError
+from mint.model.checkpoint.reader import open_stored
 from mint.model.source import open_source
 from mint.model.storages import decoding, fp4, scaled
 from mint.model.storages.storage import Arrays, Encoded, Storage
@@ -78,3 +80,21 @@ def test_a_storage_that_decodes_wrongly_fails_verification(
     with pytest.raises(MintError, match=r"fails its verification \(decoding: unit .* its tensors are decoded wrongly"):
         quantize(model, budget, tmp_path / "out", RECIPE)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("change", [lambda packed: packed << 1, lambda packed: mx.roll(packed, 1, 0)])
+def test_a_stored_weight_that_is_another_one_fails_the_check(
+    change: Callable[[mx.array], mx.array], make_model: Make, tmp_path: Path
+) -> None:
+    source = open_source(make_model())
+    plan = quantize(source.folder, "9bpw", tmp_path / "out", RECIPE).plan
+    check_decoding(plan, source, open_stored(tmp_path / "out"))
+    path = tmp_path / "out" / "model.safetensors"
+    weights = mx.load(str(path))
+    assert isinstance(weights, dict)
+    packed = {name: change(array) if array.dtype == mx.uint32 else array for name, array in weights.items()}
+    mx.eval(packed)
+    mx.save_safetensors(str(path), packed)
+    (path.parent / "model.safetensors.index.json").unlink()
+    with pytest.raises(MintError, match="the stored weight differs from the one that numpy decodes"):
+        check_decoding(plan, source, open_stored(path.parent))

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from mint.cli.main import run_command
+from mint.cli.terminal.tables import table_lines
 from tests.worlds.terminals import on_terminal, piped
 from tests.worlds.zoo import write_model
 
@@ -82,3 +83,13 @@ def test_progress_can_be_lines_of_json(folder: Path) -> None:
 def test_progress_can_be_silent(folder: Path) -> None:
     result = piped("analyze", str(folder / "model"), "-o", str(folder / "e.mint"), "--progress", "none")
     assert result.stderr == ""
+
+
+def test_a_list_of_jobs_fits_80_columns_with_every_id_whole() -> None:
+    row = {
+        "id": "0123456789abcdef", "model": "team/Qwen3-Next-80B-A3B-Instruct", "budget": "macbook-pro-m4-max-64gb",
+        "state": "assembling", "owner": "anna.longname@lab", "reason": "it made way for a shorter job, and resumes",
+    }  # fmt: skip
+    lines = table_lines([row, row | {"reason": ""}], 80)
+    assert all(len(line) <= 80 for line in lines)
+    assert all(line.startswith(row["id"]) for line in lines[1:])

@@ -187,7 +187,7 @@ def test_units_that_the_class_does_not_quantize_are_kept_until_the_rules_ignore_
     plan = problem.plan(problem.smallest_bytes)
     assert {choice.format for choice in plan.choices if choice.path in kept} == {KEEP}
     path = min(kept)
-    with pytest.raises(MintError, match="ignore its floor with --ignore-floors"):
+    with pytest.raises(MintError, match="ignore its floor with ignore_floors"):
         Recipe(lock=(f"{path}=4/32",)).problem(analysis)
     waived = Recipe(veto_db=-20, ignore_floors=tuple(kept)).problem(analysis)
     plan = waived.plan(waived.smallest_bytes)

@@ -2,6 +2,7 @@
 
 import pytest
 
+from cluster.service.data.records import Forecast
 from cluster.service.data.states import DONE
 from cluster.service.errors import QuotaExceededError
 from tests.worlds.service_world import ANN, BOB, World, check_laws, model_request, quota
@@ -58,9 +59,9 @@ def test_bytes_are_counted_from_the_budget_until_they_are_known(world: World) ->
 
 def test_the_caller_may_give_a_better_upper_bound_than_the_budget(world: World) -> None:
     few = quota(ANN, nbytes=100)
-    world.queue.submit([(model_request("a", "64GB"), 70)], few)
+    world.queue.submit([(model_request("a", "64GB"), Forecast(70))], few)
     with pytest.raises(QuotaExceededError):
-        world.queue.submit([(model_request("b", "4bpw"), 31)], few)
+        world.queue.submit([(model_request("b", "4bpw"), Forecast(31))], few)
 
 
 def test_cancelling_a_finished_job_frees_its_quota(world: World) -> None:

@@ -133,3 +133,44 @@ def test_a_missing_token_cannot_be_revoked(access: Tokens, database: Database) -
         access.revoke("eve")
     with database.read() as connection:
         assert connection.execute(select(tokens)).all() == []
+
+
+def test_a_token_expires_and_a_new_one_can_be_made(database: Database) -> None:
+    clock = Clock()
+    access = Tokens(database, clock)
+    text = access.create("ann", ["read"], seconds=60.0)
+    assert access.verify(text) and access.valid_digests()
+    clock.now += 60.0
+    assert access.verify(text) is None and not access.valid_digests()
+    assert access.create("ann", ["read"])
+
+
+def test_a_rotated_token_has_the_same_rights_and_the_one_before_ends_after_its_grace(database: Database) -> None:
+    clock = Clock()
+    access = Tokens(database, clock)
+    first = access.create("ann", ["submit"], Quota(active=2))
+    second = access.rotate("ann", grace_seconds=60.0)
+    assert access.verify(first) == access.verify(second)
+    assert len(access.valid_digests()) == 2
+    clock.now += 60.0
+    assert access.verify(first) is None and access.verify(second)
+    third = access.rotate("ann", grace_seconds=60.0)
+    access.revoke("ann")
+    assert access.verify(second) is None and access.verify(third) is None and not access.valid_digests()
+    with pytest.raises(NotFoundError, match="no valid token"):
+        access.rotate("ann")
+
+
+def test_the_last_use_of_a_token_is_saved_to_the_minute(database: Database) -> None:
+    clock = Clock()
+    access = Tokens(database, clock)
+    text = access.create("ann", ["read"])
+    assert access.list()[0].used_at is None
+    began = clock.now
+    for seconds in (0.0, 30.0, 29.0):
+        clock.now += seconds
+        access.verify(text)
+    assert access.list()[0].used_at == began
+    clock.now += 1.0
+    access.verify(text)
+    assert access.list()[0].used_at == began + 60.0

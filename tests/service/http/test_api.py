@@ -9,9 +9,12 @@ import pytest
 
 from cluster.service.data.records import Quota
 from cluster.service.http.schema import Options
+from cluster.service.http.schema_events import JobEnded
 from cluster.service.request_options import DEFAULTS, budget_of, canonical
+from cluster.service.work.notifier import report
 from mint.analysis.analysis import read_analysis
 from mint.analysis.analyze import analyze
+from mint.client.client import Client
 from mint.core.sizes import parse_budget
 from mint.model.checkpoint.shards import identity, read_shards
 from mint.model.source import open_source
@@ -345,12 +348,14 @@ def test_the_service_tells_how_it_is(world: Served) -> None:
     text = world.client.get("/metrics").text
     assert 'mint_jobs{state="inventory"} 1.0' in text
     assert "mint_leases 1.0" in text
-    assert "mint_job_wait_seconds_count 1.0" in text
+    assert "mint_job_wait_seconds_count 0.0" in text
+    assert 'mint_person_jobs{person="local",state="inventory"} 1.0' in text
     assert "mint_queue_oldest_seconds 0.0\n" in text
     world.service.queue.advance(claim, "failed", reason="broken")
     world.submit("llama", "2GB")
     text = world.client.get("/metrics").text
     assert 'mint_job_seconds_count{state="failed"} 1.0' in text
+    assert "mint_job_wait_seconds_count 1.0" in text
     assert "mint_leases 0.0" in text
     assert "mint_queue_oldest_seconds 0.0\n" not in text
     assert 'mint_requests_total{method="POST",route="/v1/jobs",status="201"} 2.0' in text
@@ -367,3 +372,47 @@ def test_the_description_names_every_route_and_its_errors(world: Served) -> None
             assert operation["security"], (method, path)
             assert operation["summary"]
     assert "HTTPValidationError" not in json.dumps(described)
+
+
+# operation: the method of the client that calls it
+_CLIENT = {
+    "submit_jobs": "submit", "list_jobs": "jobs", "show_job": "job", "cancel_job": "cancel", "change_job": "pause",
+    "follow_job": "events", "list_events": "history", "list_models": "models", "show_model": "model",
+    "show_curve": "curve", "make_plan": "plan", "find_analysis": "analysis", "fetch_model": "fetch",
+    "show_fetch": "fetch", "list_artifacts": "artifacts", "show_artifact": "artifact", "download_file": "download",
+    "list_devices": "devices", "list_hosts": "hosts", "show_me": "me",
+}  # fmt: skip
+# of browsers, probes and Prometheus; `show_analysis` is `find_analysis` by another name
+_NOT_OF_CLIENTS = {
+    "make_ticket", "describe_file", "check_health", "check_readiness", "read_metrics", "show_analysis",
+}  # fmt: skip
+
+
+def test_every_operation_is_a_verb_and_the_client_has_them_all(world: Served) -> None:
+    described = world.client.get("/openapi.json").json()
+    operations = {operation["operationId"] for path in described["paths"].values() for operation in path.values()}
+    assert operations == _CLIENT.keys() | _NOT_OF_CLIENTS
+    assert all(callable(getattr(Client, method)) for method in _CLIENT.values())
+    assert "job.ended" in described["webhooks"]
+    assert {"StateEvent", "ProgressEvent", "NoteEvent"} <= described["components"]["schemas"].keys()
+
+
+def test_what_a_webhook_gets_is_what_is_described(world: Served) -> None:
+    world.submit("llama", "1GB")
+    world.service.queue.advance(world.claim(), "failed", reason="broken")
+    job = world.service.queue.take_notice()
+    assert job and JobEnded.model_validate(report(job)).reason == "broken"
+
+
+def test_the_history_of_a_job_has_typed_events(world: Served) -> None:
+    (job,) = world.submit("llama", "1GB")
+    claim = world.claim()
+    share = {"host": "here", "done": 1, "bytes_per_second": 2}
+    progress = {"stage": "analyze", "done": 1, "total": 2, "item": "a", "hosts": [share]}
+    world.service.queue.emit(claim, "progress", progress)
+    world.service.queue.emit(claim, "note", {"message": "hello"})
+    events = world.client.get(f"/v1/jobs/{job['id']}/history").json()["events"]
+    assert [event["kind"] for event in events] == ["state", "state", "progress", "note"]
+    assert events[2]["body"] == progress
+    later = world.client.get(f"/v1/jobs/{job['id']}/history", params={"after": 3}).json()["events"]
+    assert [event["seq"] for event in later] == [4]

@@ -12,7 +12,7 @@ from typing import Any
 import httpx
 import pytest
 
-from cluster.service.commands import serve
+from cluster.service.commands.serve import serve
 from cluster.service.data.database import connect
 from cluster.service.data.tokens import Tokens
 from cluster.service.http.security import need_safe

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from cluster.service.http.audit import Audit
 from cluster.service.http.error_answers import ApiError
 from cluster.service.http.grants import TICKET_SECONDS, Tickets
 from cluster.service.http.middleware import MAX_BODY_BYTES, Guard
@@ -395,3 +396,14 @@ def test_who_may_ask_is_decided_by_where_the_service_listens_not_by_who_says_so(
     with served(tmp_path / "data", roots=(llama.parent,), host="0.0.0.0", insecure=True) as world:
         assert world.client.get("/v1/jobs").status_code == 401  # the last token was revoked: nobody, not everybody
         assert replace(world.service.settings, host="127.0.0.1").is_local
+
+
+def test_the_audit_log_is_rotated_and_five_files_are_kept(tmp_path: Path) -> None:
+    audit = Audit(tmp_path / "audit.log", most_bytes=100)
+    for number in range(12):
+        audit.note(f"event.{number}", person="ann", client="here")
+    files = [tmp_path / "audit.log", *(tmp_path / f"audit.log.{number}" for number in range(1, 5))]
+    assert sorted(tmp_path.iterdir()) == files
+    events = [json.loads(line)["event"] for file in files for line in file.read_text().splitlines()]
+    assert events == [f"event.{number}" for number in range(11, 6, -1)]
+    assert all(file.stat().st_mode & 0o077 == 0 for file in files)

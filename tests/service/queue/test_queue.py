@@ -447,4 +447,4 @@ def test_every_state_is_counted(world: World) -> None:
     world.finish(world.claim())
     counts = world.queue.counts()
     assert {state: many for state, many in counts.items() if many} == {QUEUED: 2, DONE: 1}
-    assert len(counts) == 11
+    assert len(counts) == 12

@@ -186,7 +186,7 @@ def test_the_keyboard_is_enough(page: Page, made: str) -> None:
 def test_every_page_fits_a_phone_and_can_be_read(page: Page, made: str, dark: bool) -> None:
     job = _first_job(page)
     for name, address in {"jobs": "#/", "models": "#/models", "model": made, "job": job}.items():
-        for width in (360, 1280):
+        for width in (360, 1600):
             page.open(address, width=width, dark=dark)
             page.one(".plan .big" if address == made else "main h1, main h2")
             page.script("for (const each of document.querySelectorAll('details')) each.open = true")
@@ -263,6 +263,7 @@ def test_with_many_jobs_the_page_shows_what_runs_and_counts_the_rest(browser: An
         with mint.Client(url) as client:
             jobs = [*client.submit("small-llama", [f"{mb}MB" for mb in range(1, 61)])]
             jobs += client.submit("small-llama", [f"{mb}MB" for mb in range(61, 121)])
+            jobs += client.submit("small-llama", [f"{mb}MB" for mb in range(121, 181)])
             for job in jobs[1:31]:
                 client.cancel(job.id)
         with closing(connect(Settings(tmp_path).database_url)) as database:
@@ -270,13 +271,14 @@ def test_with_many_jobs_the_page_shows_what_runs_and_counts_the_rest(browser: An
         page.open()
         page.until(lambda: page.read("[data-group=running] h3") == "Running 1")
         assert page.read("[data-group=running] .budget") == "1MB"
-        assert page.read("[data-group=waiting] h3") == "Waiting 89"
+        assert page.read("[data-group=waiting] h3") == "Waiting 149"
         assert page.read("[data-group=ended] h3") == "Ended 30"
-        assert len(page.all("[data-group=waiting] .job")) == 20
+        assert len(page.all("[data-group=waiting] .job")) == 100
+        assert page.read("[data-group=waiting] .state") == "waiting, no. 1"
         page.picture("many jobs")
+        assert page.read("[data-group=waiting] > button") == "Show 49 more of 49"
         page.click("[data-group=waiting] > button")
-        page.until(lambda: len(page.all("[data-group=waiting] .job")) == 40)
-        assert page.read("[data-group=waiting] > button") == "Show 20 more of 49"
+        page.until(lambda: len(page.all("[data-group=waiting] .job")) == 149)
         page.one("#search").send_keys("120MB")
         page.until(lambda: page.read("[data-group=waiting] h3") == "Waiting 1")
         assert page.read("[data-group=ended]").endswith("shows up here.")
@@ -287,11 +289,13 @@ def test_a_name_that_turns_text_around_changes_nothing_beside_it(page: Page) -> 
     page.open()
     shown = page.module("""
         const {JobCard} = await import("/static/card.js");
+        const {JobRow} = await import("/static/row.js");
         const job = {
           id: "0", model: "lab/evil\u202elamaj", budget: "24GB", state: "failed", reason: "no \u202emodel",
           owner: "\u202eada", host: "", watchers: [], mine: true, attempts: 1, created_at: 1, started_at: 2,
           finished_at: 3};
-        const card = new JobCard(job);
+        const card = new JobCard(job), row = new JobRow(job);
+        card.element.append(row.element);
         const texts = document.createTreeWalker(card.element, NodeFilter.SHOW_TEXT);
         const bare = [];
         while (texts.nextNode()) {
@@ -299,6 +303,7 @@ def test_a_name_that_turns_text_around_changes_nothing_beside_it(page: Page) -> 
           if (data.includes("\u202e") && parentElement.localName !== "bdi") bare.push(data);
         }
         const labels = [...card.element.querySelectorAll("[aria-label]")].map((node) => node.ariaLabel);
+        labels.push(row.element.title);
         return [bare, labels.filter((label) => label.includes("\u202e"))];
     """)
     assert shown == [[], []]
@@ -381,7 +386,7 @@ def test_a_token_is_typed_once_and_travels_in_a_header_only(browser: Any, tmp_pa
         page.one("#token").send_keys(token + Keys.ENTER)
         submit(page, EVIL, "4.5bpw")
         page.driver.refresh()
-        page.until(lambda: "asked by ada" in page.read(".queue"))
+        page.until(lambda: page.read(".queue .owner") == "ada")
         assert EVIL in page.read(".queue") and page.script("return window.pwned") is None
         page.click(".job button[aria-label^='Cancel']")
         page.until(lambda: page.all(".job[data-state='cancelled']"))

@@ -20,7 +20,7 @@ import pytest
 from cluster.service.data.catalog import Catalog
 from cluster.service.data.database import connect
 from cluster.service.data.records import Artifact, Claim, Job, ModelRequest, Person
-from cluster.service.data.states import BLOCKED, CANCELLED, DONE, FAILED, QUEUED
+from cluster.service.data.states import BLOCKED, CANCELLED, DONE, FAILED, PAUSED, QUEUED
 from cluster.service.queue.queue import LEASE_SECONDS, Queue
 from cluster.service.settings import Settings
 from cluster.service.store.model_roots import Roots
@@ -224,6 +224,24 @@ def test_killed_and_stopped_at_any_moment_a_job_ends_with_the_same_bytes_and_mea
     measured = _units_measured(lines)
     assert len(measured) == units
     assert set(measured.values()) == {1}
+
+
+def test_a_job_that_is_paused_before_its_runner_begins_stops_after_a_unit_and_resumes_to_the_same_bytes(
+    lab: Lab, model: Path, budgets: tuple[int, int], expected: dict[str, str]
+) -> None:
+    shutil.copytree(model, lab.roots / "moe")
+    job = lab.submit("moe", budgets[0])
+    claim = lab.claim()
+    lab.queue.pause(job.id, ANN)
+    runner = lab.begin(claim)
+    lines = runner.end()
+    assert runner.process.returncode == OVER, lines
+    assert len(_units_measured(lines)) == 1
+    paused = lab.queue.get(job.id)
+    assert (paused.state, paused.reason, paused.attempts) == (PAUSED, "paused by ann", 0)
+    lab.queue.resume(job.id, ANN)
+    done, _ = lab.work()
+    assert lab.digests(done.artifact) == expected
 
 
 _GRANDCHILD = """

@@ -3,6 +3,7 @@
 import itertools
 import json
 import shutil
+import threading
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ import pytest
 
 from cluster.service.data.database import connect
 from cluster.service.data.records import Claim, Job, ModelRequest
+from cluster.service.errors import YieldedError
 from cluster.service.store.model_roots import Roots
 from cluster.service.store.store import Store
 from cluster.service.work.progress_events import EVERY_SECONDS, ProgressEvents
@@ -151,6 +153,42 @@ def test_a_job_whose_cluster_grows_between_two_attempts_makes_its_plan_from_the_
     plan = read_plan(lab.files(end.artifact)[PLAN_NAME])
     analysis = read_analysis(lab.files(str(end.result["analysis"]))["analysis.mint"])
     assert (plan.analysis, plan.device) == (analysis.digest, _BOTH)
+
+
+def test_a_job_that_must_yield_stops_after_a_unit_and_measures_and_writes_nothing_twice(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: dict[str, list[int]] = {"analyze": [], "assemble": []}
+    must_yield = threading.Event()
+    original = ProgressEvents.on_progress
+
+    def observed(events: ProgressEvents, progress: Progress) -> None:
+        original(events, progress)
+        if progress.stage in done and progress.item:
+            done[progress.stage].append(progress.done)
+            must_yield.set()
+
+    monkeypatch.setattr(ProgressEvents, "on_progress", observed)
+    job, store = lab.submit("5bpw"), Store(lab.folder / "store", lab.world.catalog)
+    pauses = 0
+    while True:
+        must_yield.clear()
+        claim = lab.world.claim()
+        try:
+            stages = Stages(
+                lab.world.queue, claim, store, lab.roots, lab.folder / "work", "here", must_yield=must_yield
+            )
+            end = stages.run()
+            break
+        except YieldedError as error:
+            lab.world.queue.release(claim, str(error))
+            pauses += 1
+    units = len(open_source(lab.model).units)
+    assert pauses == 2 * units, "one stop after each unit measured and each written"
+    for stage in done.values():
+        assert len(stage) == len(set(stage)) == units and stage == sorted(stage)
+    assert lab.world.queue.get(job.id).attempts == 1
+    assert not [name for name in lab.files(end.artifact) if name.endswith(".tmp")]
 
 
 _BOTH = joined_kinds([device_kind(), "gpu Other"])

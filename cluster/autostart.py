@@ -1,7 +1,7 @@
-"""Service files that start a node at boot: a property list for launchd, a unit for systemd.
+"""Service files that start a mint command at boot: a property list for launchd, a unit for systemd.
 
 A Mac needs a LaunchDaemon with a user: macOS blocks LaunchAgents and most terminals from the local network.
-`caffeinate` keeps the Mac awake while the node runs. Neither file contains a secret.
+`caffeinate` keeps the Mac awake while the command runs. Neither file contains a secret.
 """
 
 import plistlib
@@ -12,12 +12,12 @@ from dataclasses import dataclass
 OPEN_FILES = 65536
 LAUNCHD, SYSTEMD = "launchd", "systemd"
 _CAFFEINATE = ("/usr/bin/caffeinate", "-is")
-_RESTART_SECONDS = 10  # between the end of a node and its next start
-_STOP_SECONDS = 60  # for the node to end its children
+_RESTART_SECONDS = 10  # between the end of the command and its next start
+_STOP_SECONDS = 60  # for the command to end its children
 
 
 @dataclass(frozen=True, slots=True)
-class NodeService:
+class BootService:
     """A mint command that always runs, as a user with a home folder."""
 
     name: str  # mint-cluster-head
@@ -27,7 +27,7 @@ class NodeService:
     variables: Mapping[str, str]
 
 
-def launchd(service: NodeService) -> str:
+def launchd(service: BootService) -> str:
     """The property list of a LaunchDaemon, for /Library/LaunchDaemons."""
     log = f"{service.home}/{service.name}.log"
     listing = {
@@ -49,13 +49,13 @@ def launchd(service: NodeService) -> str:
     return plistlib.dumps(listing, sort_keys=False).decode()
 
 
-def systemd(service: NodeService) -> str:
+def systemd(service: BootService) -> str:
     """The unit of a system service, for /etc/systemd/system."""
     command = " ".join(shlex.quote(word.replace("%", "%%").replace("$", "$$")) for word in service.command)
     assignments = " ".join(f'"{name}={value.replace("%", "%%")}"' for name, value in service.variables.items())
     variables = f"Environment={assignments}\n" if assignments else ""
     return (
-        f"[Unit]\nDescription=MINT cluster node ({service.name})\n"
+        f"[Unit]\nDescription=MINT ({service.name})\n"
         "Wants=network-online.target\nAfter=network-online.target\n\n"
         f"[Service]\nExecStart={command}\nUser={service.user}\nWorkingDirectory={service.home}\n{variables}"
         f"Restart=always\nRestartSec={_RESTART_SECONDS}\nTimeoutStopSec={_STOP_SECONDS}\nLimitNOFILE={OPEN_FILES}\n\n"

@@ -1,0 +1,1 @@
+"""The commands `mint serve`, `mint service`, `mint service-file` and `mint token`."""
