@@ -50,7 +50,7 @@ def report(paths: Sequence[Path], recipe: Recipe) -> str:
         style=_asset("report.css"),
         body="\n".join(page.parts),
         data=json.dumps({"charts": page.charts, "tables": page.tables}).replace("<", "\\u003c"),
-        library=vl_convert.javascript_bundle().replace("</script", "<\\/script"),  # type: ignore[call-arg]  # its stub
+        library=vl_convert.javascript_bundle().replace("</script", "<\\/script"),  # type: ignore[call-arg]  # the stub is wrong
         script=_asset("report.js"),
     )
 
