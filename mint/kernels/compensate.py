@@ -15,7 +15,7 @@ and a small share of its mean diagonal is added, so that directions that were no
 that took no part, this halves the harm of few rows against the usual damping, and with a quarter as many rows as
 columns the output is still nearer than without compensation.
 
-At last the codes, scales and biases are refined under H (`refine.py`).
+At last the codes, scales and biases of affine formats are refined under H (`refine.py`).
 
 The search is exact on every machine; products of matrices are the BLAS's, and equal on one machine.
 """
@@ -102,9 +102,11 @@ def pack_compensated(
     `weight` is raw storage of the safetensors `dtype`.
     """
     codes, parts = _rounded(weight, dtype, format, curvature.upper, threads)
-    grids = _grids(parts, dtype, format)
-    refine(weight, dtype, format, curvature.moments, codes, grids, threads)
-    _store(grids, parts, dtype, format)
+    if format.scheme.has_bias:
+        grids = np.stack([widened(part.reshape(-1), dtype).reshape(part.shape) for part in parts], axis=-1)
+        refine(weight, dtype, format, curvature.moments, codes, grids, threads)
+        for index, part in enumerate(parts):
+            write_raw(grids[..., index].reshape(-1), STORAGES[dtype], part.reshape(-1))
     words = np.empty((len(codes), codes.shape[1] * format.bits // 32), np.uint32)
 
     def write(piece: slice) -> None:
@@ -113,26 +115,6 @@ def pack_compensated(
 
     spread(write, [slice(start, start + _ROWS) for start in range(0, len(codes), _ROWS)], threads)
     return words, *parts
-
-
-def _grids(parts: tuple[Any, ...], dtype: str, format: Format) -> Floats:
-    """The scales and biases (R, G, 2) that raw parts (R, G) stand for; biases of 0 where there are none."""
-    grids = np.zeros((*parts[0].shape, 2), np.float32)
-    grids[..., 0] = scale_values(parts[0].reshape(-1), dtype, format.scheme).reshape(parts[0].shape)
-    if format.scheme.has_bias:
-        grids[..., 1] = widened(parts[1].reshape(-1), dtype).reshape(parts[1].shape)
-    return grids
-
-
-def _store(grids: Floats, parts: tuple[Any, ...], dtype: str, format: Format) -> None:
-    """Write grids (R, G, 2) into the raw parts (R, G)."""
-    if format.scheme.has_bias:
-        for index, part in enumerate(parts):
-            write_raw(grids[..., index].reshape(-1), STORAGES[dtype], part.reshape(-1))
-    else:
-        values = scale_values(np.arange(len(format.scheme.scale_values), dtype=np.uint8), dtype, format.scheme)
-        order = np.argsort(values, kind="stable")  # 0 comes before -0
-        parts[0][...] = order[np.searchsorted(values, grids[..., 0], sorter=order)]
 
 
 def _rounded(

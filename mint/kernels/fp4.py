@@ -59,7 +59,7 @@ def _mxfp4_byte(quotient: np.float32) -> np.uint32:
 
 
 @inlined
-def nvfp4_byte(quotient: np.float32) -> np.uint32:
+def _nvfp4_byte(quotient: np.float32) -> np.uint32:
     """The nearest e4m3 number, at most 448: MLX's `ToFP8`."""
     word = np.float32(quotient).view(np.uint32)
     # 2^14: adding it leaves multiples of 2^-9, as subnormals are
@@ -83,7 +83,7 @@ def group_scales(values: Floats, mode: int, storage: int, stored: Bytes, scales:
         largest[i] = magnitude
     for i in range(scales.size):
         quotient = rounded(scales[i] / _LARGEST, storage)
-        byte = _mxfp4_byte(quotient) if mode == MXFP4 else nvfp4_byte(quotient)
+        byte = _mxfp4_byte(quotient) if mode == MXFP4 else _nvfp4_byte(quotient)
         stored[i] = byte
         scales[i] = scale_value(byte, mode)
 

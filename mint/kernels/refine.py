@@ -1,18 +1,16 @@
-"""Refines weights under the moments of their inputs: codes by coordinate descent, scales by least squares.
+"""Refines affine weights under the moments of their inputs: codes by coordinate descent, scales by least squares.
 
 Compensation rounds each column once and moves its loss to later columns alone. Here every column of a group is rounded
-anew with regard to all others, then the group's grid is refitted to its codes:
+anew with regard to all others, then the group's scale and bias are refitted for its codes:
 
     E = (stored - w) H,    stored_c - E_c / H_cc is the best value of column c while all others stay
 
-With q the values of the group's codes before scale and bias, h = H over the group and E the gradient over it, the best
-changes of scale and bias solve
+With the group's codes q, h = H over the group and E the gradient over it, the best changes of scale and bias solve
 
     (q h q)  (q h 1)     -(E q)
     (q h 1)  (1 h 1)  =  -(E 1)
 
-and are taken, rounded to storage, where d H d^T falls. So no step makes the output worse on the inputs. nvfp4 has a
-scale alone. mxfp4 keeps its scale: powers of two are too far apart.
+and are taken, rounded to storage, where d H d^T falls. So no step makes the output worse on the inputs.
 """
 
 # R rows, C columns, G groups, S columns of a group
@@ -20,23 +18,8 @@ scale alone. mxfp4 keeps its scale: powers of two are too far apart.
 import numpy as np
 
 from mint.formats.format import Format
-from mint.kernels import affine, fp4
-from mint.kernels.compiled import (
-    AFFINE,
-    NVFP4,
-    STORAGES,
-    Bytes,
-    Floats,
-    Numbers,
-    Raw,
-    compiled,
-    inner,
-    numbers,
-    rounded,
-    spread,
-    widen,
-)
-from mint.kernels.unpack import FP4
+from mint.kernels import affine
+from mint.kernels.compiled import STORAGES, Bytes, Floats, Raw, compiled, rounded, spread, widen
 
 SWEEPS = 2  # over all groups
 BLOCK = 1024  # rows whose gradient is in memory
@@ -50,7 +33,7 @@ def refine(
 ) -> None:
     """Improve the codes (R, C) and grids (R, G, 2) of raw (R, C) weights in place, under moments (C, C).
 
-    A grid is a group's scale and bias in float32, as stored; the bias is 0 where the format has none.
+    A grid is a group's scale and bias in float32, as stored; the format is affine.
     """
     size = format.group_size
     for start in range(0, len(weight), BLOCK):
@@ -58,8 +41,7 @@ def refine(
         values = np.empty(codes[rows].shape, np.float32)
         widen(weight[rows].reshape(-1), STORAGES[dtype], values.reshape(-1))
         scales, biases = (np.repeat(grids[rows, :, part], size, axis=1) for part in (0, 1))
-        levels = codes[rows].astype(np.float32) if format.scheme.has_bias else FP4[codes[rows]]
-        gradient: Floats = np.asarray(scales * levels + biases - values, np.float32) @ moments
+        gradient: Floats = (scales * codes[rows] + biases - values).astype(np.float32, copy=False) @ moments
         for _ in range(SWEEPS):
             for index in range(grids.shape[1]):
                 _refine_group(gradient, index, format, STORAGES[dtype], moments, codes[rows], grids[rows], threads)
@@ -80,7 +62,7 @@ def _refine_group(
     own = np.ascontiguousarray(moments[group, group])
     changes = np.zeros((len(codes), format.group_size), np.float32)
     work = [
-        (gradient[rows, group].copy(), index, numbers(format), storage, own, codes[rows], grids[rows], changes[rows])
+        (gradient[rows, group].copy(), index, format.bits, storage, own, codes[rows], grids[rows], changes[rows])
         for rows in (slice(start, start + _ROWS) for start in range(0, len(codes), _ROWS))
     ]
     spread(lambda arguments: _descend(*arguments), work, threads)
@@ -91,7 +73,7 @@ def _refine_group(
 def _descend(
     gradient: Floats,
     index: int,
-    numbers: Numbers,
+    bits: int,
     storage: int,
     moments: Floats,
     codes: Bytes,
@@ -99,65 +81,49 @@ def _descend(
     changes: Floats,
 ) -> None:
     """Improve group `index` of all rows, given its gradient (R, S) and moments (S, S); note what weights changed."""
-    mode, bits, size = numbers
-    top = np.float32((1 << bits) - 1)
-    totals, levels = np.empty(size, np.float32), np.empty(size, np.float32)
-    between = fp4.midpoints(np.float32(1.0))
+    top, size = np.float32((1 << bits) - 1), len(moments)
+    totals = np.empty(size, np.float32)
     for i in range(size):
         totals[i] = moments[i].sum()
     for r in range(codes.shape[0]):
         own, grid, slope = codes[r, index * size : (index + 1) * size], grids[r, index], gradient[r]
-        for c in range(size):
-            levels[c] = np.float32(own[c]) if mode == AFFINE else FP4[own[c]]
         for _ in range(_ROUNDS):
             scale = grid[0]
             if scale == 0:
                 break
+            inverse = np.float32(1.0) / scale
             for c in range(size):
                 if not moments[c, c] > 0:
                     continue
-                best = levels[c] - slope[c] / (moments[c, c] * scale)
-                if mode == AFFINE:
-                    level = affine.nearest_code(best, top)
-                    code = np.uint8(np.int32(level))
-                else:
-                    code = np.uint8(fp4.nearest_code(best, between))
-                    level = FP4[code]
-                if level != levels[c]:
-                    change = (level - levels[c]) * scale
-                    own[c], levels[c] = code, level
+                before = np.float32(own[c])
+                best = before * scale - slope[c] / moments[c, c]
+                code = affine.nearest_code(best * inverse, top)
+                if code != before:
+                    own[c] = np.uint8(np.int32(code))
+                    change = (code - before) * scale
                     changes[r, c] += change
                     for j in range(size):
                         slope[j] += change * moments[c, j]
-            if mode == AFFINE:
-                _refit(slope, storage, moments, totals, levels, grid, changes[r])
-            elif mode == NVFP4:
-                _rescale(slope, moments, levels, grid, changes[r])
+            _refit(slope, storage, moments, totals, own, grid, changes[r])
 
 
-@inner
-def _weighted(levels: Floats, moments: Floats) -> Floats:
-    """The product q h of (S,) values and (S, S) moments."""
-    product = np.zeros(levels.size, np.float32)
-    for i in range(levels.size):
-        if levels[i] != 0:
-            for j in range(levels.size):
-                product[j] += levels[i] * moments[i, j]
-    return product
-
-
-@inner
+@compiled
 def _refit(
-    slope: Floats, storage: int, moments: Floats, totals: Floats, levels: Floats, grid: Floats, changes: Floats
+    slope: Floats, storage: int, moments: Floats, totals: Floats, codes: Bytes, grid: Floats, changes: Floats
 ) -> None:
     """Change the scale and bias of one group (S,) to what suits its codes, where that pays."""
-    weighted = _weighted(levels, moments)
+    size, weighted = codes.size, np.zeros(codes.size, np.float32)  # q h
+    for i in range(size):
+        if codes[i] != 0:
+            code = np.float32(codes[i])
+            for j in range(size):
+                weighted[j] += code * moments[i, j]
     both, mixed, alone, first, second = 0.0, 0.0, 0.0, 0.0, 0.0
-    for j in range(levels.size):
-        both += weighted[j] * levels[j]
+    for j in range(size):
+        both += weighted[j] * codes[j]
         mixed += weighted[j]
         alone += totals[j]
-        first -= slope[j] * levels[j]
+        first -= slope[j] * codes[j]
         second -= slope[j]
     determinant = both * alone - mixed * mixed
     if not determinant > _SINGULAR * both * alone:
@@ -168,27 +134,7 @@ def _refit(
     shift = np.float64(bias) - grid[1]
     gain = 2 * (step * first + shift * second) - step * step * both - 2 * step * shift * mixed - shift * shift * alone
     if gain > 0 and scale != 0:  # false for infinities too
-        for j in range(levels.size):
-            changes[j] += np.float32(step * levels[j] + shift)
+        for j in range(size):
+            changes[j] += np.float32(step * codes[j] + shift)
             slope[j] += np.float32(step * weighted[j] + shift * totals[j])
         grid[0], grid[1] = scale, bias
-
-
-@inner
-def _rescale(slope: Floats, moments: Floats, levels: Floats, grid: Floats, changes: Floats) -> None:
-    """Change the scale of one group (S,) of nvfp4 to what suits its codes, where that pays."""
-    weighted = _weighted(levels, moments)
-    both, first = 0.0, 0.0
-    for j in range(levels.size):
-        both += weighted[j] * levels[j]
-        first -= slope[j] * levels[j]
-    best = np.float32(grid[0] + first / both) if both > 0 else np.float32(0.0)
-    if not best > 0:
-        return
-    scale = fp4.scale_value(fp4.nvfp4_byte(best), NVFP4)
-    step = np.float64(scale) - grid[0]
-    if 2 * step * first - step * step * both > 0 and scale > 0:
-        for j in range(levels.size):
-            changes[j] += np.float32(step * levels[j])
-            slope[j] += np.float32(step * weighted[j])
-        grid[0] = scale
