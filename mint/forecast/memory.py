@@ -49,7 +49,8 @@ def check_memory(source: Source, rounding: str, memory: int) -> None:
     if needed > memory:
         raise MintError(
             f"--memory {format_size(memory)} is too little: to {step} takes up to {format_size(needed)}, and "
-            f"{source.folder.name} cannot be made with less. Needed: --memory {format_size(needed)}, or --quality fast"
+            f"{source.folder.name} cannot be made with less. Needed: --memory {format_size(needed)}, "
+            "or --rounding nearest"
         )
 
 

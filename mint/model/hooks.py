@@ -44,4 +44,11 @@ def unhooked_after(modules: Iterable[Module]) -> Iterator[None]:
         yield
     finally:
         for module, kind in kinds:
-            module.__class__ = kind
+            hooks, module.__class__ = type(module), kind
+            _release(hooks)
+
+
+def _release(kind: type) -> None:
+    """Take the calls out of a hooked module's class: it is a cycle, and would hold their arrays for some time."""
+    for name in [name for name, value in vars(kind).items() if isinstance(value, partialmethod)]:
+        delattr(kind, name)

@@ -308,8 +308,8 @@ def tokenizer_fault(folder: Path) -> str:
 
 
 def processor_fault(folder: Path) -> str:
-    """The same of `mlx_vlm.load` and the processor of pictures, which a text model does not have."""
-    if not is_installed() or not (folder / PROCESSOR_NAME).exists():
+    """The same of `mlx_vlm.load` and the processor of pictures, which a text model or one without tokenizer lacks."""
+    if not is_installed() or not (folder / PROCESSOR_NAME).exists() or not has_tokenizer(folder):
         return ""
     return _fault("processor", "mlx_vlm", folder, read_processor)
 

@@ -71,7 +71,8 @@ class Replay:
         try:
             with self._answering(len(self._records), record=record, stop=True):
                 yield
-        except _PassedError:
+        except _PassedError as passed:
+            passed.__traceback__ = None  # its frames hold the layer's arrays, and would until garbage is collected
             if record:
                 self._drop_unused()
 

@@ -35,7 +35,7 @@ def test_each_verb_hands_its_file_to_the_next(llama: Path, tmp_path: Path, capsy
     assert assembled["weight_bytes"] == allocated["planned_bytes"] <= allocated["budget_bytes"]
     verified = _json(capsys, "verify", output, "--model", str(llama))
     assert verified["passed"]
-    assert [check["check"] for check in verified["checks"]][-1] == "errors"
+    assert "errors" in [check["check"] for check in verified["checks"]]
 
 
 def test_quantize_reports_what_machines_need(llama: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

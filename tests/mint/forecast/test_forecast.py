@@ -93,7 +93,7 @@ def test_too_little_memory_is_refused_at_the_start_with_the_least_that_works(lla
     source = open_source(llama)
     with pytest.raises(MintError, match=r"too little: to .* takes up to") as refusal:
         quantize(llama, "6bpw", tmp_path / "out", GOOD, memory=10**6)
-    least = re.search(r"Needed: --memory ([\d.]+ \w+),", str(refusal.value))
+    least = re.search(r"Needed: memory ([\d.]+ \w+),", str(refusal.value))
     assert least is not None and not list(tmp_path.iterdir())
     check_memory(source, "compensate", int(1.001 * parse_size(least[1])))
 

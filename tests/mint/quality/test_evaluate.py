@@ -179,7 +179,7 @@ def test_question_and_evaluation_survive_the_way_between_two_processes(converted
     [
         ({"output": Path("nowhere")}, "nowhere: no such folder"),
         ({"reference": Path("nowhere")}, "nowhere: no such model or file"),
-        ({"tokens": 64, "seed": 1}, "--tokens, --seed was given"),
+        ({"tokens": 64, "seed": 1}, "tokens, seed was given"),
         ({"save_reference": Path(__file__)}, "exists; needed a new name"),
     ],
 )
