@@ -35,8 +35,9 @@ def read_outline(path: Path) -> Outline:
 
 
 def view_folder(identity: str, folder: Path | None) -> Path:
-    """The folder for a view of a model over the files of `folder`: two nodes on one machine have two."""
-    return cache_folder() / "views" / hashlib.sha256(f"{identity}\0{folder}".encode()).hexdigest()[:32]
+    """The folder for a view of a model over the files of `folder`, under its name: two nodes on a machine have two."""
+    digest = hashlib.sha256(f"{identity}\0{folder}".encode()).hexdigest()[:32]
+    return cache_folder() / "views" / digest / (folder.absolute().name if folder else "model")
 
 
 def make_view(view: Path, local: Path | None, config: bytes, outlines: Mapping[str, Outline]) -> Path:

@@ -31,6 +31,7 @@ NOT_RUN = {
     "mkdir": "sets up a folder", "sh tools/": "is run by the checks themselves", "ruff": "is a check",
     "lint-imports": "is a check", "mypy": "is a check", "mkdocs": "is a check", "pytest": "is a check",
     "python": "takes minutes",
+    "docker": "needs a daemon", "MODELS=/": "needs a daemon",
     "hf": "needs the network", "mlx_lm.chat": "waits for a person", "mint serve": "serves (tests/service)",
     "mint token": "is for a service (tests/service)", "mint submit": "needs a service (tests/service)",
     "mint jobs": "needs a service (tests/service)", "mint cluster": "needs machines (tests/cluster)",
