@@ -33,6 +33,7 @@ NOT_RUN = {
     "python": "takes minutes",
     "docker": "needs a daemon", "MODELS=/": "needs a daemon",
     "hf": "needs the network", "mlx_lm.chat": "waits for a person", "mint serve": "serves (tests/service)",
+    "mint service": "needs a service (tests/service)",
     "mint token": "is for a service (tests/service)", "mint submit": "needs a service (tests/service)",
     "mint jobs": "needs a service (tests/service)", "mint cluster": "needs machines (tests/cluster)",
     "mint -v": "takes minutes", "mint upload": "needs the hub (tests/mint/exports)",
