@@ -18,6 +18,7 @@ from cluster.service.data.catalog import Catalog
 from cluster.service.data.database import connect
 from cluster.service.errors import NotFoundError
 from cluster.service.settings import file_url
+from cluster.service.store.store import file_path
 from mint.core.errors import MintError
 from mint.core.files import flush, partial_path
 from mint.model.checkpoint.manifest import file_digest
@@ -98,7 +99,7 @@ def check(data: Path, *, reads_files: bool = False, on_file: OnFile = lambda don
     wanted = _files_of(data / DATABASE) if not faults else {}
     total, done = sum(wanted.values()), 0
     for digest, nbytes in wanted.items():
-        path = _path(data / STORE, digest)
+        path = file_path(data / STORE, digest)
         done += nbytes
         if not path.is_file():
             faults.append(f"{path}: missing")
@@ -170,10 +171,10 @@ def _copy_files(
 ) -> Copied:
     total, done, copied_files, copied_bytes = sum(wanted.values()), 0, 0, 0
     for digest, nbytes in wanted.items():
-        path = _path(target, digest)
+        path = file_path(target, digest)
         if not (path.is_file() and path.stat().st_size == nbytes):
             renew()
-            _copy_file(_path(source, digest), path, digest if must_match else "")
+            _copy_file(file_path(source, digest), path, digest if must_match else "")
             copied_files, copied_bytes = copied_files + 1, copied_bytes + nbytes
         done += nbytes
         on_file(done, total, digest[:12])
@@ -202,10 +203,6 @@ def _database_faults(path: Path) -> Iterator[str]:
                 yield f"row {row} of {table} names a missing row of {parent}"
     except sqlite3.Error as error:
         yield str(error)
-
-
-def _path(store: Path, digest: str) -> Path:
-    return store / digest[:2] / digest
 
 
 def _stored(store: Path) -> Iterator[Path]:

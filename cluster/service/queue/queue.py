@@ -38,6 +38,7 @@ from cluster.service.queue.fairness import LONG_SECONDS, count_turn, is_long, ne
 from cluster.service.queue.queries import Queries
 from cluster.service.queue.rows import (
     JobRow,
+    change_row,
     job_row,
     new_job,
     progress_values,
@@ -121,8 +122,7 @@ class Queue(Queries):
             if is_unwanted and row.finished_at is None and not row.cancel_wanted:
                 reason = f"cancelled by {by.name}"
                 if row.state in ACTIVE:
-                    change = update(jobs).where(jobs.c.number == row.number)
-                    connection.execute(change.values(cancel_wanted=True, reason=reason))
+                    change_row(connection, row, cancel_wanted=True, reason=reason)
                 else:
                     self._move(connection, row, CANCELLED, reason=reason)
             return read_job(connection, self.clock(), row.number)
@@ -134,8 +134,7 @@ class Queue(Queries):
             _need_alone(connection, row, by, "pause")
             reason = f"paused by {by.name}"
             if row.state in ACTIVE:
-                change = update(jobs).where(jobs.c.number == row.number)
-                connection.execute(change.values(yields_to=PAUSED, reason=reason))
+                change_row(connection, row, yields_to=PAUSED, reason=reason)
             elif row.finished_at is None and row.state != PAUSED:
                 self._move(connection, row, PAUSED, reason=reason)
             return read_job(connection, self.clock(), row.number)
@@ -153,8 +152,7 @@ class Queue(Queries):
         if row.state == PAUSED:
             self._move(connection, row, QUEUED, reason="")
         elif row.yields_to == PAUSED:
-            change = update(jobs).where(jobs.c.number == row.number)
-            connection.execute(change.values(yields_to="", reason=""))
+            change_row(connection, row, yields_to="", reason="")
 
     # for runners and the supervisor
 
@@ -194,9 +192,8 @@ class Queue(Queries):
         """Save an event of a job; progress replaces progress, see `history`. Raises `LeaseLostError`."""
         with self.database.write() as connection:
             row = self._leased(connection, claim)
-            values = {"last_seq": row.last_seq + 1, **progress_values(row, rank(row.state, kind, body))}
-            change = update(jobs).where(jobs.c.number == row.number).values(values)
-            row = connection.execute(change.returning(*jobs.c)).one()
+            values = progress_values(row, rank(row.state, kind, body))
+            row = change_row(connection, row, last_seq=row.last_seq + 1, **values)
             return history.append(connection, row, self.clock(), kind, body)
 
     def advance(
@@ -229,7 +226,7 @@ class Queue(Queries):
             row = self._leased(connection, claim)
             if reason := shortage(reserved_bytes(connection) - row.reserved_bytes):
                 return reason
-            connection.execute(update(jobs).where(jobs.c.number == row.number).values(reserved_bytes=nbytes))
+            change_row(connection, row, reserved_bytes=nbytes)
             return ""
 
     def preempt(self, host: str) -> Job | None:
@@ -241,9 +238,8 @@ class Queue(Queries):
             row = to_preempt(connection, host, now)
             if row is None:
                 return None
-            values = {"yields_to": QUEUED, "expected_seconds": max(row.expected_seconds, LONG_SECONDS)}
-            change = update(jobs).where(jobs.c.number == row.number)
-            connection.execute(change.values(values | {"reason": "it made way for a shorter job, and resumes"}))
+            reason, seconds = "it made way for a shorter job, and resumes", max(row.expected_seconds, LONG_SECONDS)
+            change_row(connection, row, yields_to=QUEUED, expected_seconds=seconds, reason=reason)
             return read_job(connection, self.clock(), row.number)
 
     def release(self, claim: Claim, reason: str, *, state: str = QUEUED) -> None:
@@ -306,9 +302,8 @@ class Queue(Queries):
             row = connection.execute(due).one_or_none()
             if row is None:
                 return None
-            values = {"notice_at": now + NOTICE_PAUSE_SECONDS * 2.0**row.notice_tries}
-            change = update(jobs).where(jobs.c.number == row.number)
-            connection.execute(change.values(values | {"notice_tries": row.notice_tries + 1}))
+            pause = NOTICE_PAUSE_SECONDS * 2.0**row.notice_tries
+            change_row(connection, row, notice_at=now + pause, notice_tries=row.notice_tries + 1)
             return read_job(connection, now, row.number)
 
     def end_notice(self, id: str) -> None:
@@ -364,9 +359,7 @@ class Queue(Queries):
             # databases reject NUL and lone surrogates, which file names may contain
             values["reason"] = reason.replace("\0", "\N{REPLACEMENT CHARACTER}").encode("utf-8", "replace").decode()
         values |= {"state": state, "last_seq": row.last_seq + 1}
-        change = update(jobs).where(jobs.c.number == row.number).values(values)
-        row = connection.execute(change.returning(*jobs.c)).one()
-        history.append_state(connection, row, now)
+        history.append_state(connection, change_row(connection, row, **values), now)
 
 
 def _need_alone(connection: Connection, row: JobRow, by: Person, verb: str) -> None:

@@ -6,7 +6,7 @@ from dataclasses import asdict, fields
 from types import MappingProxyType
 from typing import Any
 
-from sqlalchemy import Connection, Row, exists, func, insert, or_, select
+from sqlalchemy import Connection, Row, exists, func, insert, or_, select, update
 
 from cluster.service.data.records import Forecast, Job, ModelRequest, Person
 from cluster.service.data.states import ACTIVE, DONE, QUEUED
@@ -63,6 +63,12 @@ def job_row(connection: Connection, id: str) -> JobRow:
     if row is None:
         raise NotFoundError(f"there is no job {id!r}; needed: an id from `mint jobs`")
     return row
+
+
+def change_row(connection: Connection, row: JobRow, **values: Any) -> JobRow:
+    """Change columns of the row of a job, and return it."""
+    change = update(jobs).where(jobs.c.number == row.number).values(values)
+    return connection.execute(change.returning(*jobs.c)).one()
 
 
 def read_job(connection: Connection, now: float, number: int) -> Job:

@@ -35,6 +35,13 @@ _DIGEST = re.compile(r"[0-9a-f]{64}")
 _EVERYTHING = 1_000_000_000
 
 
+def file_path(folder: Path, digest: str) -> Path:
+    """The path of the file of a digest in a store's folder; raises `MintError` for what is no digest."""
+    if not _DIGEST.fullmatch(digest):
+        raise MintError(f"{digest!r} is no digest; needed: 64 hexadecimal digits")
+    return folder / digest[:2] / digest
+
+
 @dataclass
 class Store:
     """The files below `folder` and their catalog; at most `max_bytes`, if given."""
@@ -50,9 +57,7 @@ class Store:
 
     def path(self, digest: str) -> Path:
         """The path of the file of a digest, which may be missing."""
-        if not _DIGEST.fullmatch(digest):
-            raise MintError(f"{digest!r} is no digest; needed: 64 hexadecimal digits")
-        return self.folder / digest[:2] / digest
+        return file_path(self.folder, digest)
 
     def put(
         self,
