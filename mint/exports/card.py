@@ -46,7 +46,7 @@ def _metadata(source: SourceCard, task: str) -> str:
 
 
 def _origin(plan: Plan, source: SourceCard) -> str:
-    base = source.metadata.get("base_model_relation") and source.metadata["base_model"][0]
+    base = source.base
     original = f"[{base}](https://huggingface.co/{base})" if base else source.name
     text = f"{original}, quantized by MINT for MLX: every matrix has its own format."
     towers = " and ".join(plan.dropped_towers)
@@ -120,8 +120,15 @@ def _making(plan: Plan, source: SourceCard) -> str:
 def quantize_command(plan: Plan, source: SourceCard) -> str:
     """The command whose plan this is; a preference for speed is not in a plan, nor is a choice by hand."""
     default, rules = Recipe(), plan.rules
-    base = source.metadata["base_model"][0] if "base_model_relation" in source.metadata else source.name
-    words = ["mint", "quantize", base, "--budget", f"{plan.budget_bytes}B", "--rounding", plan.rounding]
+    words = [
+        "mint",
+        "quantize",
+        source.base or source.name,
+        "--budget",
+        f"{plan.budget_bytes}B",
+        "--rounding",
+        plan.rounding,
+    ]
     words += ["--dtype", plan.dtype] if plan.dtype else []
     words += ["--text-only"] if plan.dropped_towers else []
     words += ["--probe"] if plan.evidence.probed else []

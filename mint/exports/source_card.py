@@ -20,6 +20,11 @@ class SourceCard:
     metadata: Mapping[str, Any] = field(default_factory=dict)
 
     @property
+    def base(self) -> str:
+        """The id of the source on the hub; empty where it is unknown."""
+        return str(self.metadata["base_model"][0]) if "base_model_relation" in self.metadata else ""
+
+    @property
     def tags(self) -> list[str]:
         return list(self.metadata.get("tags", ()))
 

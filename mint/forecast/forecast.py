@@ -112,7 +112,7 @@ def forecast(
         once.append(Step("probe", reading + _probing(source, rates, probing)))
     each = list(_compensating(source, rates, reading) if needs_model else _packing(source, rates, reading))
     each.append(Step("verify", _VERIFY_SECONDS + _VERIFY_PASSES * _weights(source) / rates.packed + _overhead(source)))
-    temporary = 2 * JUDGED * TEXT.window * _vocabulary(source) if needs_model else 0
+    temporary = 2 * JUDGED * TEXT.window * source.vocabulary if needs_model else 0
     return Forecast(
         (*once, *(Step(step.name, step.seconds * len(sizes)) for step in each)),
         needed_memory(source, rounding, base),
@@ -129,7 +129,7 @@ def _compensating(source: Source, rates: Rates, reading: float) -> Iterator[Step
     """The original's pass, the two passes of each layer, and the rounding of its units."""
     operations = _operations(source)
     judged, calibrated = JUDGED * TEXT.window, CALIBRATION.count * CALIBRATION.window
-    compared = judged * _vocabulary(source) / rates.compared
+    compared = judged * source.vocabulary / rates.compared
     yield Step("predict", reading + judged * operations / rates.forward + compared / 2)
     passes = (2 * calibrated + 2 * judged) * operations / rates.forward
     rounding = sum(_rounding(unit, rates, calibrated) for unit in _units(source))
@@ -151,15 +151,13 @@ def _rounding(unit: Unit, rates: Rates, rows: int) -> float:
 def _writing(source: Source, rates: Rates) -> float:
     """Seconds in which the model writes a text: every position reads all weights."""
     tokens = TEXT.count * TEXT.window
-    return (
-        _BESIDE_PRODUCTS * tokens * _operations(source) / rates.written + tokens * _vocabulary(source) / rates.sampled
-    )
+    return _BESIDE_PRODUCTS * tokens * _operations(source) / rates.written + tokens * source.vocabulary / rates.sampled
 
 
 def _probing(source: Source, rates: Rates, probing: Probing) -> float:
     """Seconds to change one unit after the other; a pass begins at its layer, so half of one on average."""
     tokens = probing.sequences * probing.length
-    passes = tokens * (_operations(source) / rates.forward + _vocabulary(source) / rates.compared)
+    passes = tokens * (_operations(source) / rates.forward + source.vocabulary / rates.compared)
     return len(source.units) * passes / 2 + _writing(source, rates)
 
 
@@ -184,7 +182,3 @@ def _weights(source: Source) -> int:
 
 def _overhead(source: Source) -> float:
     return _UNIT_SECONDS * len(source.units)
-
-
-def _vocabulary(source: Source) -> int:
-    return max((unit.shape[-2] for unit in source.units if unit.role in ("head", "embedding")), default=0)

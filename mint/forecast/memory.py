@@ -60,7 +60,6 @@ def _walk(source: Source) -> dict[str, int]:
     heads = [unit for unit in units if unit.role == "head"]
     outside = [unit for unit in units if unit.layer < 0 and unit not in heads]
     tables = [unit for unit in units if unit.role in ("head", "embedding")]
-    vocabulary = max((unit.shape[-2] for unit in tables), default=0)
     width = max((unit.shape[-1] for unit in tables), default=0)
     between = 2 * TEXT.count * TEXT.window * width * WIDE  # the answers of a layer, old and new
     outer = sum(unit.size for unit in outside) * WIDE + sum(parameter.nbytes * 2 for parameter in source.parameters)
@@ -71,7 +70,7 @@ def _walk(source: Source) -> dict[str, int]:
     experts = _experts_per_token(source.config)
     layer = max((_layer(units, experts) for units in layers.values()), default=0)
     table = max((_rounding([unit], 1) for unit in heads or outside if unit in tables), default=0)
-    logits = max(LOGITS, vocabulary * TEXT.window) * _COMPARED
+    logits = max(LOGITS, source.vocabulary * TEXT.window) * _COMPARED
     head = sum(unit.size for unit in heads) * WIDE
     return {
         "round a layer": outer + between + layer,

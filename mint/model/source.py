@@ -75,6 +75,11 @@ class Source:
     def layers(self) -> int:
         return 1 + max((unit.layer for unit in self.units), default=-1)
 
+    @property
+    def vocabulary(self) -> int:
+        """The rows of the largest table of tokens; 0 without one."""
+        return max((unit.shape[-2] for unit in self.units if unit.role in ("head", "embedding")), default=0)
+
     def tensors(self) -> dict[str, SourceTensor]:
         """Every tensor on disk by its name."""
         return tensors_of(self.shards)

@@ -78,7 +78,7 @@ def text_base(source: Source, size: TextSize, memory: int | None = None) -> str:
         least = min(needs.values())
         raise MintError(
             f"writing a text takes {format_size(least)} with {source.folder.name}; {format_size(memory)} of memory are "
-            "there for it. Needed: a machine with more, or --quality fast"
+            "there for it. Needed: a machine with more, or --rounding nearest"
         )
     if base != FULL:
         log.warning("base.chosen", base=base, needed_bytes=needs[FULL], memory_bytes=memory)
@@ -88,9 +88,8 @@ def text_base(source: Source, size: TextSize, memory: int | None = None) -> str:
 def text_bytes(source: Source, base: str, size: TextSize) -> int:
     """Memory of the model of a base that writes a text: weights, caches, and the logits of one position."""
     cached = sum(unit.shape[-2] for unit in source.units if unit.role in _CACHED) * size.window
-    vocabulary = max((unit.shape[-2] for unit in source.units if unit.role in ("head", "embedding")), default=0)
     largest = max((unit.size for unit in source.units), default=0)
-    beside = size.count * (2 * cached + _LOGITS * vocabulary) * WIDE
+    beside = size.count * (2 * cached + _LOGITS * source.vocabulary) * WIDE
     if base == STREAMED:
         return beside + _streamed_bytes(source)
     return model_bytes(source, base) + (0 if base == FULL else largest * 2 * WIDE) + beside

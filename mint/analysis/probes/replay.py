@@ -71,8 +71,7 @@ class Replay:
         try:
             with self._answering(len(self._records), record=record, stop=True):
                 yield
-        except _PassedError as passed:
-            passed.__traceback__ = None  # its frames hold the layer's arrays, and would until garbage is collected
+        except _PassedError:
             if record:
                 self._drop_unused()
 
