@@ -30,12 +30,13 @@ def _no_fused_functions() -> None:
 
 
 def own_cache(folder: Path) -> Path:
-    """A cache folder for analyses of a test's own; compiled kernels are shared, since compiling takes seconds."""
-    kernels = Path(platformdirs.user_cache_dir("mint")) / "kernels"
-    kernels.mkdir(parents=True, exist_ok=True)
+    """A cache folder of a test's own; compiled kernels and rates of the machine are shared, since they take seconds."""
     folder.mkdir(parents=True, exist_ok=True)
-    if not (folder / "kernels").exists():
-        (folder / "kernels").symlink_to(kernels)
+    for name in ("kernels", "rates"):
+        shared = Path(platformdirs.user_cache_dir("mint")) / name
+        shared.mkdir(parents=True, exist_ok=True)
+        if not (folder / name).exists():
+            (folder / name).symlink_to(shared)
     return folder
 
 

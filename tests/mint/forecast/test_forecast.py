@@ -13,6 +13,7 @@ import pytest
 
 from mint.analysis.probes.own_text import BASES_OF_TEXT
 from mint.cli.main import run_command
+from mint.core.cache import cache_folder
 from mint.core.errors import MintError
 from mint.core.progress import ignore
 from mint.core.sizes import format_seconds, parse_size
@@ -77,6 +78,7 @@ def test_a_step_takes_longer_the_more_there_is_to_do(make_model: Callable[..., P
 
 
 def test_the_machine_is_measured_once() -> None:
+    (cache_folder() / "rates").unlink()  # those that tests share
     first = machine_rates("nearest", ignore)
     assert machine_rates("nearest", ignore) == first
     assert min(getattr(first, name) for name in first.__dataclass_fields__) > 0
