@@ -30,19 +30,24 @@ def _no_fused_functions() -> None:
 
 
 def own_cache(folder: Path) -> Path:
-    """A cache folder of a test's own; compiled kernels and rates of the machine are shared, since they take seconds."""
+    """A cache folder for analyses of a test's own; compiled kernels are shared, since compiling takes seconds."""
     folder.mkdir(parents=True, exist_ok=True)
-    for name in ("kernels", "rates"):
-        shared = Path(platformdirs.user_cache_dir("mint")) / name
-        shared.mkdir(parents=True, exist_ok=True)
-        if not (folder / name).exists():
-            (folder / name).symlink_to(shared)
+    _share(folder, "kernels")
     return folder
+
+
+def _share(folder: Path, name: str) -> None:
+    shared = Path(platformdirs.user_cache_dir("mint")) / name
+    shared.mkdir(parents=True, exist_ok=True)
+    if not (folder / name).exists():
+        (folder / name).symlink_to(shared)
 
 
 @pytest.fixture(autouse=True)
 def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MINT_CACHE", str(own_cache(tmp_path_factory.mktemp("cache"))))
+    cache = own_cache(tmp_path_factory.mktemp("cache"))
+    _share(cache, "rates")  # of this machine: measuring takes a second
+    monkeypatch.setenv("MINT_CACHE", str(cache))
     monkeypatch.setenv("MINT_CONFIG", str(tmp_path_factory.mktemp("config")))
 
 

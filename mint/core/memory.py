@@ -10,7 +10,7 @@ import psutil
 
 _LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
 _LEAST_SHARE = 0.05  # of Linux's memory that is available
-PROCESSES_BYTES = 1 << 30  # of this process, of compilers, and of the one that loads the result, before any weight
+PROCESSES_BYTES = 768 << 20  # of this process and the one that loads the result, before any weight
 _NORMAL = 1  # macOS's pressure level; 2 is a warning, 4 critical
 
 

@@ -8,6 +8,7 @@ Every rate is that of the fastest of a few short calls: other work on the machin
 import os
 import time
 from collections.abc import Callable
+from math import inf
 from typing import Any
 
 import mlx.core as mx
@@ -25,6 +26,7 @@ from mint.quality.sequences import CALIBRATION
 _SECONDS = 0.08  # of the calls for one rate
 _ROWS = 512
 _VOCABULARY = 1 << 15
+_FORMAT = parse_format("4/64")
 
 
 def measured_rates(rounding: str) -> Rates:
@@ -37,7 +39,6 @@ def measured_rates(rounding: str) -> Rates:
     table = mx.random.normal((COLUMNS, COLUMNS), key=mx.random.key(1))
     mx.eval(weight, wide, table)
     formats = [format for format in FORMATS if format != KEEP]
-    curvature = Curvature.of(rows)
     packs = ROUNDINGS["search"] if how.sequential else how
     measures = ROUNDINGS[how.measured_as]
     expected = predictions(logits, tokens)
@@ -49,15 +50,14 @@ def measured_rates(rounding: str) -> Rates:
         predictions(logits, tokens)
         differences(expected.log_probabilities, expected.top, logits, tokens)
 
-    format = parse_format("4/64")
     products = 2 * _ROWS * COLUMNS
     cores = os.cpu_count() or 1
     models, alone = (cores, 1) if backend().uses_blas else (0, 0)
     kernels = cores if backend().has_compiled_kernels else 0
     return Rates(
         measured=_rate(weight.size, kernels, lambda: backend().errors(weight, formats, measures)),
-        packed=_rate(weight.size, kernels, lambda: backend().pack(weight, format, packs)),
-        compensated=_rate(weight.size, cores, lambda: pack_compensated(raw(weight)[0], "BF16", format, curvature)),
+        packed=_rate(weight.size, kernels, lambda: backend().pack(weight, _FORMAT, packs)),
+        compensated=_compensated(raw(weight)[0], rows) if how.sequential else inf,
         products=_rate(products * COLUMNS, cores, lambda: rows.T @ rows),
         factored=_rate(COLUMNS**3, cores, lambda: factor(second_moments(rows))),
         forward=_rate(products * _ROWS, models, lambda: mx.eval(wide @ wide.T)),
@@ -65,6 +65,12 @@ def measured_rates(rounding: str) -> Rates:
         sampled=_rate(logits.size, alone, lambda: mx.eval(mx.random.categorical(mx.array(logits)))),
         compared=_rate(logits.size, 1, compare),
     )
+
+
+def _compensated(weight: Any, rows: Any) -> float:
+    """Raw weights per second; other roundings do not ask, since their kernels would be compiled in this process."""
+    curvature = Curvature.of(rows)
+    return _rate(weight.size, os.cpu_count() or 1, lambda: pack_compensated(weight, "BF16", _FORMAT, curvature))
 
 
 def _rate(amount: int, threads: int, call: Callable[[], Any]) -> float:

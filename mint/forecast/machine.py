@@ -15,7 +15,7 @@ from mint.kernels.warmup import MEASURE, WRITE, processor
 from mint.run.blas import multiplies_slowly
 from mint.run.device_kind import device_kind, versions
 
-SCHEMA = 1
+SCHEMA = 2
 _READ_BYTES = 8 << 20
 
 

@@ -11,7 +11,7 @@ class Rates:
 
     measured: float  # weights, in all formats
     packed: float  # weights
-    compensated: float  # weights of a matrix with so many columns; wider ones take more products
+    compensated: float  # weights of a matrix with so many columns, infinite for a rounding that does not compensate
     products: float  # operations in numpy's matrix products
     factored: float  # C^3 of second moments (C, C)
     forward: float  # operations of a model on many rows

@@ -84,6 +84,15 @@ def test_the_machine_is_measured_once() -> None:
     assert min(getattr(first, name) for name in first.__dataclass_fields__) > 0
 
 
+def test_rates_of_a_rounding_need_no_kernels_of_others() -> None:
+    """They would be compiled in this process, which keeps the compiler's memory to its end."""
+    code = (
+        "from mint.forecast.benchmark import measured_rates; measured_rates('nearest'); "
+        "from mint.kernels import compensate; assert not compensate._round.signatures"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
 @pytest.mark.parametrize("name", sorted(ARCHITECTURES))
 def test_every_architecture_has_a_bound(name: str, make_model: Callable[..., Path]) -> None:
     source = open_source(make_model(name), requantize=True)
