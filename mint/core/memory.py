@@ -15,7 +15,15 @@ _NORMAL = 1  # macOS's pressure level; 2 is a warning, 4 critical
 
 
 def peak_rss_bytes() -> int:
-    """The largest resident memory of this process so far."""
+    """The largest resident memory of this process so far.
+
+    Linux counts the memory of the process that started this one in `ru_maxrss`, and not in `VmHWM`.
+    """
+    status = Path("/proc/self/status")
+    lines = status.read_text().splitlines() if status.exists() else []
+    for line in lines:
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) * 1024
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
 

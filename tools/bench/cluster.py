@@ -35,6 +35,7 @@ from cluster.schedule.events import Event, Item
 from cluster.schedule.placement import Placement, place_units
 from mint.analysis.analysis import Analysis, write_analysis
 from mint.analysis.analyze import header_of, traced_header
+from mint.core.memory import peak_rss_bytes
 from mint.core.progress import ignore
 from mint.formats.units import Unit
 from mint.kernels.ready import ready_kernels
@@ -232,8 +233,7 @@ def shape(folder: Path, rate: float, budget: str) -> dict[str, Any]:
         result |= {"planned_bytes": plan.planned_bytes, "budget_bytes": plan.budget_bytes, "gap": plan.gap}
     with step("dry assembly") as result:
         result |= dry_assembly(plan)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-    return {"peak_bytes": peak, "steps": [asdict(step) for step in steps]}
+    return {"peak_bytes": peak_rss_bytes(), "steps": [asdict(step) for step in steps]}
 
 
 def placed(source: Source) -> Placement:
