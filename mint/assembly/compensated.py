@@ -10,7 +10,7 @@ compensated too, inputs from own text 0.172 and 0.115, from novels (the second) 
 0.165. The squared gain of the preceding norm as weight, which needs no pass at all, changed 0.495 to 0.481.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from tempfile import TemporaryFile
 from typing import Any, BinaryIO
@@ -20,22 +20,26 @@ import numpy as np
 
 from mint.analysis.probes.own_text import SEED, own_text
 from mint.analysis.unit_jobs import Checksummed, Packed, PackedParts, Quantize
-from mint.assembly.layer_inputs import WEIGHTS, Inputs, Rows, Walk
-from mint.core.progress import OnProgress
+from mint.assembly.layer_inputs import LOGITS, WEIGHTS, Inputs, Rows, Walk
+from mint.core.log import log
+from mint.core.progress import OnProgress, Progress
 from mint.formats.format import KEEP, Format
+from mint.formats.rounding import ROUNDINGS
 from mint.formats.units import Unit, parts_of
 from mint.kernels.compensate import Curvature, pack_compensated
 from mint.kernels.compiled import Raw
+from mint.kernels.coupling import MOST_ROWS, Coupling, pack_coupled
 from mint.kernels.cpu import CpuBackend, pack
 from mint.kernels.storage import NUMPY_DTYPES, from_raw, raw
 from mint.model.checkpoint.reader import StoredModel
+from mint.model.passes.gradients import Gradients, NoGradientError, output_gradients
 from mint.model.source import Source
 from mint.plan.plan import Plan
 from mint.plan.rules import LOSSLESS
 from mint.quality.closeness import Closeness, Expected, closeness
 from mint.quality.divergence import Tokens
 from mint.quality.evaluation import OWN_TEXT
-from mint.quality.forward import fusing_nothing, open_wide
+from mint.quality.forward import fusing_nothing, open_wide, sequence_blocks
 from mint.quality.sequences import JUDGED, TextSize
 from mint.run.executor import Executor, small_cache
 from mint.run.job import BlockJob, Blocks
@@ -62,13 +66,22 @@ def compensate(
     formats, checksums = plan.formats, plan.checksums
     as_searched = {choice.path for choice in plan.choices if choice.error <= LOSSLESS}  # nothing to compensate
     as_searched |= {path for unit in source.units if unit.twin for path in (unit.path, unit.twin)}  # the same bytes
+    outputs = {unit.path for unit in pending if unit.layer >= 0 and unit.shape[-2] <= MOST_ROWS}
     text = own_text(source, TextSize(size.count + JUDGED, size.window), SEED, base, on_progress)
     judged = text[size.count :]
     finished = {unit.path for unit in source.units} - {unit.path for unit in pending}
-    with fusing_nothing(), small_cache(), TemporaryFile(dir=stored.folder) as file:
+    with (
+        fusing_nothing(),
+        small_cache(),
+        TemporaryFile(dir=stored.folder) as file,
+        TemporaryFile(dir=stored.folder) as gradient_file,
+    ):
+        gradients = Gradients(gradient_file)
+        if ROUNDINGS[plan.rounding].needs_gradients:
+            gradients = _gradients(source, outputs, text[: size.count], gradient_file, on_progress)
         expected = _expected(source, judged, file)
         walk = Walk(open_wide(source.folder, source.loader), source.units, text[: size.count], judged)
-        for unit, packed in executor(source, Compensation(formats, checksums, {}, source), walk.tied):
+        for unit, packed in executor(source, Compensation(formats, checksums, {}, source=source), walk.tied):
             walk.store(unit.path, _dequantized(packed))
         for stage in walk.stages(finished):
             for unit in stage.units:
@@ -76,11 +89,29 @@ def compensate(
                     walk.store(unit.path, stored.dequantized(unit.path, formats[unit.path]))
             rest = [unit for unit in stage.units if unit.path not in finished]
             inputs = {path: rows for path, rows in stage.inputs.items() if path not in as_searched}
-            for unit, packed in executor(source, Compensation(formats, checksums, inputs, source), rest):
+            job = Compensation(formats, checksums, inputs, gradients, source)
+            for unit, packed in executor(source, job, rest):
                 if packed.format != KEEP:
                     walk.store(unit.path, _dequantized(packed))
                 yield unit, packed
         on_closeness(closeness(expected, walk.logits(), OWN_TEXT))
+
+
+def _gradients(
+    source: Source, paths: Collection[str], text: Tokens, file: BinaryIO, on_progress: OnProgress
+) -> Gradients:
+    """The original's gradients at these units' outputs; none for a model that cannot be differentiated."""
+
+    def blocks() -> Iterator[Tokens]:
+        for rows in sequence_blocks(text, source.vocabulary, LOGITS):
+            yield text[rows]
+            on_progress(Progress("take gradients", rows.stop, len(text), f"{rows.stop} sequences"))
+
+    try:
+        return output_gradients(open_wide(source.folder, source.loader), paths, blocks(), file)
+    except NoGradientError as error:
+        log.warning("gradients.none", reason=str(error), used="compensate")
+        return Gradients(file)
 
 
 def _expected(source: Source, judged: Tokens, file: BinaryIO) -> Expected:
@@ -98,6 +129,7 @@ class Compensation(BlockJob[Packed]):
     formats: Mapping[str, Format]
     checksums: Mapping[str, str]  # of the measured weights
     inputs: Mapping[str, Inputs]
+    gradients: Gradients | None = None
     source: Source | None = None
     _curvatures: dict[int, Curvature] = field(default_factory=dict, init=False)
 
@@ -107,27 +139,37 @@ class Compensation(BlockJob[Packed]):
         if inputs is None or format == KEEP or not format.scheme.is_compiled:
             return Quantize(self.formats, self.checksums, _SEARCH, self.source).of_blocks(unit, blocks)
         checked, packed = Checksummed(blocks), PackedParts(unit, format)
+        coupling = self._coupling(unit)
         for slices, block in checked():
             matrices = zip(range(slices.start, slices.stop), raw(block), strict=True)
-            parts = [self._matrix(unit, inputs, index, matrix) for index, matrix in matrices]
+            parts = [self._matrix(unit, inputs, coupling, index, matrix) for index, matrix in matrices]
             packed.fill(slices, [np.stack(part) for part in zip(*parts, strict=True)])
         checked.check(unit, self.checksums)
         return packed.packed()
 
-    def _matrix(self, unit: Unit, inputs: Inputs, index: int, matrix: Raw) -> tuple[Any, ...]:
+    def _matrix(
+        self, unit: Unit, inputs: Inputs, coupling: Coupling | None, index: int, matrix: Raw
+    ) -> tuple[Any, ...]:
         """The tensors that store one matrix (R, C) of a stack."""
         rows = inputs.of(index)
         if inputs.experts is None:
-            return self._pack(matrix, unit, self._shared_curvature(rows))
+            return self._pack(matrix, unit, self._shared_curvature(rows), coupling)
         if len(rows) < FEWEST:
             return tuple(part[0] for part in pack(matrix[None], unit.dtype, self.formats[unit.path], search=True))
-        return self._pack(matrix, unit, Curvature.of(rows))
+        return self._pack(matrix, unit, Curvature.of(rows), coupling)
 
-    def _pack(self, matrix: Raw, unit: Unit, curvature: Curvature) -> tuple[Any, ...]:
+    def _pack(self, matrix: Raw, unit: Unit, curvature: Curvature, coupling: Coupling | None) -> tuple[Any, ...]:
         """The parts of a matrix (R, C), packed in blocks of rows: a head has hundreds of thousands."""
+        if coupling is not None:
+            return pack_coupled(matrix, unit.dtype, self.formats[unit.path], curvature, coupling)
         blocks = (matrix[rows] for rows in parts_of(matrix.shape, WEIGHTS))
         packed = [pack_compensated(block, unit.dtype, self.formats[unit.path], curvature) for block in blocks]
         return tuple(np.concatenate(parts) for parts in zip(*packed, strict=True))
+
+    def _coupling(self, unit: Unit) -> Coupling | None:
+        """How the rows of a unit count together; None without gradients."""
+        rows = self.gradients.of(unit.path) if self.gradients else None
+        return None if rows is None else Coupling.of(rows)
 
     def _shared_curvature(self, rows: Rows) -> Curvature:
         """The curvature of these inputs, computed once for all units that share them."""

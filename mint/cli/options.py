@@ -101,7 +101,8 @@ Vision = Annotated[
 Quality = Annotated[
     str,
     option(
-        "fast|good", "fast: seconds; good: much closer, minutes (mint recipes). Sets --rounding; default: good.",
+        "fast|good|best",
+        "fast: seconds; good: much closer, minutes; best: closer still (mint recipes). Sets --rounding; default: good.",
         autocompletion=completion.qualities,
     ),
 ]  # fmt: skip

@@ -34,7 +34,7 @@ VARIABLES = (
     Variable("MINT_KERNELS", "folder of compiled kernels alone", "kernels in MINT_CACHE"),
     Variable("MINT_CONFIG", "folder of mint.toml and of tokens and certificates", "the user's configuration folder"),
     Variable("MINT_PROGRESS", "progress of every command: bar, plain, json or none", "auto"),
-    Variable("MINT_QUALITY", "quality of every command: fast or good (mint recipes)", "good"),
+    Variable("MINT_QUALITY", "quality of every command: fast, good or best (mint recipes)", "good"),
     Variable("MINT_SERVER", "address of a lab's service"),
     Variable("MINT_TOKEN", "token for that service"),
     Variable("MINT_DATABASE", "database of mint serve", "SQLite in its data folder"),

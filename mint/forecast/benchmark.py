@@ -16,9 +16,10 @@ import numpy as np
 
 from mint.forecast.rates import COLUMNS, Rates
 from mint.formats.format import FORMATS, KEEP, parse_format
-from mint.formats.rounding import ROUNDINGS
+from mint.formats.rounding import ROUNDINGS, Rounding
 from mint.kernels.backend import backend
 from mint.kernels.compensate import Curvature, factor, pack_compensated, second_moments
+from mint.kernels.coupling import Coupling, pack_coupled
 from mint.kernels.storage import raw
 from mint.quality.divergence import differences, predictions
 from mint.quality.sequences import CALIBRATION
@@ -57,7 +58,7 @@ def measured_rates(rounding: str) -> Rates:
     return Rates(
         measured=_rate(weight.size, kernels, lambda: backend().errors(weight, formats, measures)),
         packed=_rate(weight.size, kernels, lambda: backend().pack(weight, _FORMAT, packs)),
-        compensated=_compensated(raw(weight)[0], rows) if how.sequential else inf,
+        compensated=_compensated(raw(weight)[0], rows, how) if how.sequential else inf,
         products=_rate(products * COLUMNS, cores, lambda: rows.T @ rows),
         factored=_rate(COLUMNS**3, cores, lambda: factor(second_moments(rows))),
         forward=_rate(products * _ROWS, models, lambda: mx.eval(wide @ wide.T)),
@@ -67,10 +68,17 @@ def measured_rates(rounding: str) -> Rates:
     )
 
 
-def _compensated(weight: Any, rows: Any) -> float:
+def _compensated(weight: Any, rows: Any, how: Rounding) -> float:
     """Raw weights per second; other roundings do not ask, since their kernels would be compiled in this process."""
-    curvature = Curvature.of(rows)
-    return _rate(weight.size, os.cpu_count() or 1, lambda: pack_compensated(weight, "BF16", _FORMAT, curvature))
+    curvature, coupling = Curvature.of(rows), Coupling.of(rows[:, : len(weight)])
+
+    def pack() -> None:
+        if how.needs_gradients:
+            pack_coupled(weight, "BF16", _FORMAT, curvature, coupling)
+        else:
+            pack_compensated(weight, "BF16", _FORMAT, curvature)
+
+    return _rate(weight.size, os.cpu_count() or 1, pack)
 
 
 def _rate(amount: int, threads: int, call: Callable[[], Any]) -> float:

@@ -19,10 +19,11 @@ from mint.core.memory import PROCESSES_BYTES, memory_bytes
 from mint.core.progress import OnProgress
 from mint.core.sizes import format_seconds, format_size
 from mint.forecast.machine import machine_rates, read_rate
-from mint.forecast.memory import SHARED, TEXT, needed_memory
+from mint.forecast.memory import SHARED, TEXT, gradient_bytes, needed_memory
 from mint.forecast.rates import COLUMNS, Rates
 from mint.formats.rounding import ROUNDINGS
 from mint.formats.units import Unit
+from mint.kernels.coupling import MOST_ROWS
 from mint.model.kv_trace import active_experts
 from mint.model.roles import TOWER
 from mint.model.source import Source
@@ -32,6 +33,7 @@ _START_SECONDS = 1.0  # imports and the opening of the model
 _VERIFY_SECONDS = 2.0  # to load stock mlx_lm beside it
 _VERIFY_PASSES = 12  # over all weights: digests, decoding, and products with few rows
 _BESIDE_PRODUCTS = 1.6  # times as long: attention and all else of a pass with few rows, measured on SmolLM2
+_BACK = 2.0  # times the operations of a pass: forth, and back to the outputs alone
 _PRODUCTS = 7  # operations of a compensated and refined weight for each column of its matrix
 _UNIT_SECONDS = 0.002  # to take one up, in any step
 
@@ -110,9 +112,13 @@ def forecast(
         once.append(Step("write text", readings * reading + _writing(source, rates)))
     if probing:
         once.append(Step("probe", reading + _probing(source, rates, probing)))
-    each = list(_compensating(source, rates, reading) if needs_model else _packing(source, rates, reading))
+    coupled = ROUNDINGS[rounding].needs_gradients
+    each = list(
+        _compensating(source, rates, reading, coupled=coupled) if needs_model else _packing(source, rates, reading)
+    )
     each.append(Step("verify", _VERIFY_SECONDS + _VERIFY_PASSES * _weights(source) / rates.packed + _overhead(source)))
     temporary = 2 * JUDGED * TEXT.window * source.vocabulary if needs_model else 0
+    temporary += gradient_bytes(source) if coupled else 0
     return Forecast(
         (*once, *(Step(step.name, step.seconds * len(sizes)) for step in each)),
         needed_memory(source, rounding, base),
@@ -125,14 +131,18 @@ def _packing(source: Source, rates: Rates, reading: float) -> Iterator[Step]:
     yield Step("assemble", max(reading, _weights(source) / rates.packed) + _overhead(source))
 
 
-def _compensating(source: Source, rates: Rates, reading: float) -> Iterator[Step]:
-    """The original's pass, the two passes of each layer, and the rounding of its units."""
+def _compensating(source: Source, rates: Rates, reading: float, *, coupled: bool) -> Iterator[Step]:
+    """Maybe the pass forth and back for gradients; the original's pass, the two of each layer, and the rounding."""
     operations = _operations(source)
     judged, calibrated = JUDGED * TEXT.window, CALIBRATION.count * CALIBRATION.window
     compared = judged * source.vocabulary / rates.compared
+    if coupled:
+        logits = calibrated * source.vocabulary / rates.compared
+        yield Step("take gradients", reading + _BACK * calibrated * operations / rates.forward + logits)
     yield Step("predict", reading + judged * operations / rates.forward + compared / 2)
     passes = (2 * calibrated + 2 * judged) * operations / rates.forward
     rounding = sum(_rounding(unit, rates, calibrated) for unit in _units(source))
+    rounding += sum(_coupling(unit, rates, calibrated) for unit in _units(source)) if coupled else 0
     yield Step("assemble", 2 * reading + passes + rounding + compared / 2 + _overhead(source))
 
 
@@ -146,6 +156,15 @@ def _rounding(unit: Unit, rates: Rates, rows: int) -> float:
     if unit.role in SHARED and unit.slices == 1:
         return seconds
     return seconds + 2 * rows * columns**2 / rates.products + unit.slices * columns**3 / rates.factored
+
+
+def _coupling(unit: Unit, rates: Rates, gradients: int) -> float:
+    """Seconds to couple the rows of a unit, beside compensating them."""
+    rows = unit.shape[-2]
+    if unit.layer < 0 or rows > MOST_ROWS:
+        return 0.0
+    products = 2 * gradients * rows**2 + rows * unit.size
+    return products / rates.products + rows**3 / rates.factored
 
 
 def _writing(source: Source, rates: Rates) -> float:

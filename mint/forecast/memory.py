@@ -18,6 +18,8 @@ from mint.core.sizes import format_size
 from mint.formats.rounding import ROUNDINGS
 from mint.formats.units import Unit
 from mint.kernels.backend import backend
+from mint.kernels.coupling import MOST_ROWS
+from mint.model.passes.gradients import BYTES
 from mint.model.roles import TOWER, layer_path
 from mint.model.source import Source
 from mint.quality.sequences import CALIBRATION, JUDGED, TextSize
@@ -37,7 +39,9 @@ def needed_memory(source: Source, rounding: str, base: str) -> dict[str, int]:
     steps = {"measure and write": 3 * largest + working, "verify": 4 * largest}
     if ROUNDINGS[rounding].needs_model:
         steps["write text"] = text_bytes(source, base, TEXT)
-        steps |= _walk(source)
+        steps |= _walk(source, coupled=ROUNDINGS[rounding].needs_gradients)
+    if ROUNDINGS[rounding].needs_gradients:
+        steps["take gradients"] = _gradients(source)
     return {name: PROCESSES_BYTES + nbytes for name, nbytes in steps.items()}
 
 
@@ -54,7 +58,29 @@ def check_memory(source: Source, rounding: str, memory: int) -> None:
         )
 
 
-def _walk(source: Source) -> dict[str, int]:
+def gradient_bytes(source: Source) -> int:
+    """Bytes of the file of gradients."""
+    experts = _experts_per_token(source.config)
+    rows = sum(unit.shape[-2] * (experts if unit.slices > 1 else 1) for unit in _coupled(source))
+    return CALIBRATION.count * CALIBRATION.window * rows * BYTES
+
+
+def _coupled(source: Source) -> list[Unit]:
+    return [unit for unit in source.units if unit.layer >= 0 and unit.shape[-2] <= MOST_ROWS and unit.role != TOWER]
+
+
+def _gradients(source: Source) -> int:
+    """The whole model, what a pass back through it needs of a block of sequences, and the block's logits."""
+    experts = _experts_per_token(source.config)
+    tokens = max(LOGITS // source.vocabulary, CALIBRATION.window)
+    kept = sum(
+        (2 * unit.shape[-1] + 4 * unit.shape[-2]) * (experts if unit.slices > 1 else 1) for unit in _coupled(source)
+    )
+    weights = sum(unit.size for unit in source.units) * WIDE + sum(2 * row.nbytes for row in source.parameters)
+    return weights + tokens * (kept * WIDE + source.vocabulary * _COMPARED)
+
+
+def _walk(source: Source, *, coupled: bool) -> dict[str, int]:
     """The steps of a walk through the model."""
     units = [unit for unit in source.units if unit.role != TOWER]
     heads = [unit for unit in units if unit.role == "head"]
@@ -68,7 +94,7 @@ def _walk(source: Source) -> dict[str, int]:
         if unit.layer >= 0:
             layers[layer_path(unit.path)].append(unit)
     experts = _experts_per_token(source.config)
-    layer = max((_layer(units, experts) for units in layers.values()), default=0)
+    layer = max((_layer(units, experts, coupled=coupled) for units in layers.values()), default=0)
     table = max((_rounding([unit], 1) for unit in heads or outside if unit in tables), default=0)
     logits = max(LOGITS, source.vocabulary * TEXT.window) * _COMPARED
     head = sum(unit.size for unit in heads) * WIDE
@@ -79,15 +105,15 @@ def _walk(source: Source) -> dict[str, int]:
     }
 
 
-def _layer(units: Sequence[Unit], experts: int) -> int:
+def _layer(units: Sequence[Unit], experts: int, *, coupled: bool) -> int:
     """Bytes to round the units of a layer: its weights, the activations of a block of sequences, and the rounding."""
     activations = 0
     for unit in units:
         activations += ROWS * (experts if unit.slices > 1 else 1) * (unit.shape[-2] + 2 * unit.shape[-1]) * WIDE
-    return sum(unit.size for unit in units) * WIDE + activations + _rounding(units, experts)
+    return sum(unit.size for unit in units) * WIDE + activations + _rounding(units, experts, coupled=coupled)
 
 
-def _rounding(units: Sequence[Unit], experts: int) -> int:
+def _rounding(units: Sequence[Unit], experts: int, *, coupled: bool = False) -> int:
     """Bytes of the inputs of units that are rounded together, and of the work on the largest of them."""
     inputs = factors = working = 0
     for unit in units:
@@ -97,6 +123,10 @@ def _rounding(units: Sequence[Unit], experts: int) -> int:
             factors += 2 * columns * columns * WIDE
         block = min(unit.size // unit.slices, WEIGHTS) * _PACKING
         working = max(working, columns * columns * _MOMENTS, block + unit.size * WIDE)
+        if coupled and (rows := unit.shape[-2]) <= MOST_ROWS:
+            values = unit.size // unit.slices * 2 * WIDE
+            taken = CALIBRATION.count * CALIBRATION.window * calls * rows * 2 * WIDE
+            working = max(working, rows * rows * _MOMENTS + taken, rows * rows * WIDE + values + block)
     whole = max(unit.nbytes for unit in units)
     return 2 * inputs + factors + working + int(_WHOLE * whole)
 

@@ -27,6 +27,7 @@ class Rounding:
     shares: Mapping[str, float] = field(default_factory=dict)  # of these errors, by format: an estimate of its own
     sequential: bool = False  # a unit depends on the units before it; otherwise on its weight and format alone
     needs_model: bool = False  # the model runs while its units are rounded
+    needs_gradients: bool = False  # and back, whole in memory
 
     @property
     def is_measured(self) -> bool:
@@ -49,6 +50,16 @@ ROUNDINGS = {
             shares=SEARCHED_SHARE,
             sequential=True,
             needs_model=True,
+        ),
+        Rounding(
+            "couple",
+            "rows compensate for each other too, by the gradients of own text (YAQA)",
+            searches=True,
+            measured_as="nearest",
+            shares=SEARCHED_SHARE,
+            sequential=True,
+            needs_model=True,
+            needs_gradients=True,
         ),
     )
 }

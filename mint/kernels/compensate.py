@@ -44,7 +44,7 @@ from mint.kernels.compiled import (
     pack_codes,
     scale_values,
     spread,
-    widen,
+    values_of,
     widened,
     write_raw,
 )
@@ -99,7 +99,7 @@ def pack_compensated(
 ) -> tuple[Any, ...]:
     """The tensors that store (R, C) weights: packed codes, scales and, for affine formats, biases; as `cpu.pack`.
 
-    `weight` is raw storage of the safetensors `dtype`.
+    `weight` is raw storage of the safetensors `dtype`, or float32 values; `dtype` is that of the scales.
     """
     codes, parts = _rounded(weight, dtype, format, curvature.upper, threads)
     if format.scheme.has_bias:
@@ -122,8 +122,7 @@ def _rounded(
 ) -> tuple[Bytes, tuple[Any, ...]]:
     """The codes (R, C) of raw weights, their losses compensated, and the raw scales and maybe biases (R, G)."""
     rows, columns = weight.shape
-    values = np.empty((rows, columns), np.float32)
-    widen(weight.reshape(-1), STORAGES[dtype], values.reshape(-1))
+    values = values_of(weight, dtype)
     importance = 1 / np.square(np.diagonal(upper), dtype=np.float64)
     codes, losses = np.empty((rows, columns), np.uint8), np.empty((rows, BLOCK), np.float32)
     stored = []

@@ -149,6 +149,13 @@ def widened(stored: Raw, dtype: str) -> Floats:
     return values
 
 
+def values_of(weight: Raw, dtype: str) -> Floats:
+    """Raw weights of a safetensors `dtype`, or float32 values, as new float32 of the same shape."""
+    if weight.dtype == np.float32:
+        return weight.copy()
+    return widened(weight.reshape(-1), dtype).reshape(weight.shape)
+
+
 def scale_values(stored: Raw, dtype: str, scheme: Scheme) -> Floats:
     """Stored scales (G,) as the float32 they stand for."""
     return _scale_table(scheme)[stored] if scheme.scale_values else widened(stored, dtype)

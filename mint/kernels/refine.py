@@ -19,7 +19,7 @@ import numpy as np
 
 from mint.formats.format import Format
 from mint.kernels import affine
-from mint.kernels.compiled import STORAGES, Bytes, Floats, Raw, compiled, rounded, spread, widen
+from mint.kernels.compiled import STORAGES, Bytes, Floats, Raw, compiled, rounded, spread, values_of
 
 SWEEPS = 2  # over all groups
 BLOCK = 1024  # rows whose gradient is in memory
@@ -38,10 +38,9 @@ def refine(
     size = format.group_size
     for start in range(0, len(weight), BLOCK):
         rows = slice(start, start + BLOCK)
-        values = np.empty(codes[rows].shape, np.float32)
-        widen(weight[rows].reshape(-1), STORAGES[dtype], values.reshape(-1))
         scales, biases = (np.repeat(grids[rows, :, part], size, axis=1) for part in (0, 1))
-        gradient: Floats = (scales * codes[rows] + biases - values).astype(np.float32, copy=False) @ moments
+        change = (scales * codes[rows] + biases).astype(np.float32, copy=False) - values_of(weight[rows], dtype)
+        gradient: Floats = change @ moments
         for _ in range(SWEEPS):
             for index in range(grids.shape[1]):
                 _refine_group(gradient, index, format, STORAGES[dtype], moments, codes[rows], grids[rows], threads)

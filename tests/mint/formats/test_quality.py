@@ -27,7 +27,7 @@ def test_a_word_beats_the_users_default_which_beats_ours(monkeypatch: pytest.Mon
     monkeypatch.delenv(ENVIRONMENT)
     assert parse_quality("").name == DEFAULT_QUALITY
     monkeypatch.setenv(ENVIRONMENT, "nonsense")
-    with pytest.raises(MintError, match="'nonsense' is not a quality; needed one of: fast, good"):
+    with pytest.raises(MintError, match="'nonsense' is not a quality; needed one of: fast, good, best"):
         parse_quality("")
 
 

@@ -121,7 +121,7 @@ def test_a_stack_in_blocks_is_compensated_to_the_same_bytes(tmp_path: Path, monk
         for unit in source.units
     }
     checksums = checksums_of(source)
-    whole, blocks = _both(source, Compensation(formats, checksums, inputs, source), monkeypatch)
+    whole, blocks = _both(source, Compensation(formats, checksums, inputs, source=source), monkeypatch)
     assert whole == blocks
 
 
