@@ -21,7 +21,9 @@ from mint.kernels.storage import DTYPES
 from mint.model.checkpoint.file_states import FileStates
 from mint.model.checkpoint.shards import Shard, SourceTensor, identity, read_index, read_shards, tensors_of
 from mint.model.config import check_config
+from mint.model.gguf.files import PACKAGE as GGUF_PACKAGE
 from mint.model.lineage import Lineage, trace_sources
+from mint.model.loaders.loader import MLX_LM
 from mint.model.loaders.reloading import taken_weights
 from mint.model.loaders.table import tower_advice
 from mint.model.loaders.vision import language_path, tower_obstacle
@@ -33,10 +35,10 @@ from mint.model.opening.towers import dropped_towers
 from mint.model.opening.unseen import unseen_keys
 from mint.model.passes.weight_uses import weight_uses
 from mint.model.roles import TOWER, UNKNOWN, UNTIED, layer_numbers, role_of
-from mint.model.storages.decoding import stacks_of
+from mint.model.storages.decoding import settings_of, stacks_of
 from mint.model.storages.guards import check_used
 from mint.model.storages.quantized import carried_formats
-from mint.model.storages.storage import Leaf
+from mint.model.storages.storage import GGUF, Leaf
 
 READ = "the model reads its weight itself, which no loader could if it were packed"
 
@@ -64,6 +66,12 @@ class Source:
     def nbytes(self) -> int:
         """Bytes of the source's shards, headers included."""
         return sum(shard.nbytes for shard in self.shards)
+
+    @property
+    def packages(self) -> tuple[str, ...]:
+        """The packages beside mint, mlx and mlx-lm whose versions decide results of this model."""
+        own = () if self.loader == MLX_LM.name else (self.loader.replace("_", "-"),)
+        return (*own, GGUF_PACKAGE) if settings_of(self.config).method == GGUF else own
 
     @property
     def dropped_towers(self) -> tuple[str, ...]:
@@ -139,7 +147,7 @@ def open_source(
     stacks = stacks_of(tree.stored, tensors, slices, {unit.path: unit.shape for unit in units})
     source = Source(folder, config, dtype, tree_loader.name, model, *layout, files, opened, carried, stacks)
     encoded = tree.stored.parts
-    notices += requantize_notice(tree.stored.settings)
+    notices += requantize_notice(tree.stored)
     notices += cast_notice(units, {name: tensor for name, tensor in tensors.items() if name not in encoded})
     notices += scales_notice(units, encoded)
     if towers := source.dropped_towers:

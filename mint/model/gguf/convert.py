@@ -18,24 +18,21 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from mint.core.cache import cached_path
 from mint.core.errors import DiskFullError, MintError
-from mint.core.files import sha256_of, write_all
+from mint.core.files import write_all
 from mint.core.progress import OnProgress, Progress
 from mint.formats.format import Format, TensorSpec
 from mint.formats.layout import lay_out
 from mint.model.checkpoint.beside import files_beside
-from mint.model.checkpoint.shards import sampled_ranges
 from mint.model.checkpoint.writer import disk_full
 from mint.model.gguf.architectures import Architecture, architecture_of, config_of
 from mint.model.gguf.blocks import PLAIN, affine_format, affine_parts, decoded_halves
-from mint.model.gguf.files import gguf_name
+from mint.model.gguf.files import conversion_of, identities
 from mint.model.gguf.metadata import GgufModel, read_gguf
 from mint.model.gguf.vocabulary import write_tokenizer
 from mint.model.storages.storage import GGUF
 from mint.model.storages.super_blocks import K_TYPES
 
-_VERSION = 1  # of the conversion; another one makes its folders anew
 _BLOCK_BYTES = 8 << 20  # of source rows, converted at once
 _DIGITS = 13  # of the offsets in a shard
 _FACTORS = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")  # the config has them
@@ -90,13 +87,13 @@ class _Weight:
                 yield (decoded_halves(rows, self.kind).view(np.uint8),)
 
 
-def converted(files: Sequence[Path], on_progress: OnProgress) -> Path:
+def converted(files: Sequence[Path], on_progress: OnProgress, *, reserve_bytes: int = 0) -> Path:
     """The folder of the model in these GGUF files: in the cache, or converted now.
 
-    Raises `MintError` for an unknown architecture or tokenizer, and for damaged files.
+    `reserve_bytes` of the disk stay free. Raises `MintError` for an unknown architecture or tokenizer, and for damaged
+    files.
     """
-    identities = [_identity(file) for file in files]
-    folder = cached_path("gguf", "", _VERSION, identities) / gguf_name(files[0])
+    before, folder = identities(files), conversion_of(files)
     if (folder / "config.json").exists():
         return folder
     model = read_gguf(files)
@@ -107,25 +104,16 @@ def converted(files: Sequence[Path], on_progress: OnProgress) -> Path:
     partial = Path(mkdtemp(prefix=f"{folder.name}.", dir=folder.parent))
     try:
         _write_tokenizer(model, partial)
-        _write_weights(weights, partial, on_progress)
-        if any(weight.kind not in PLAIN for weight in weights):
-            config["quantization_config"] = {"quant_method": GGUF, **_entries(weights)}
+        _write_weights(weights, partial, on_progress, reserve_bytes)
+        config["quantization_config"] = {"quant_method": GGUF, **_entries(weights)}
         (partial / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-        if [_identity(file) for file in files] != identities:
+        if identities(files) != before:
             raise MintError(f"{files[0]}: changed while it was converted; run the same command again")
         if not folder.exists():
             partial.rename(folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return folder
-
-
-def _identity(file: Path) -> list[object]:
-    """The name, size and a digest of sampled bytes of a file."""
-    nbytes = file.stat().st_size
-    with file.open("rb") as stream:
-        samples = [(stream.seek(start), stream.read(length))[1] for start, length in sampled_ranges(0, nbytes)]
-    return [file.name, nbytes, sha256_of(samples)]
 
 
 def _weights(model: GgufModel, architecture: Architecture, config: dict[str, Any]) -> list[_Weight]:
@@ -149,10 +137,10 @@ def _weights(model: GgufModel, architecture: Architecture, config: dict[str, Any
     return weights
 
 
-def _write_weights(weights: Sequence[_Weight], folder: Path, on_progress: OnProgress) -> None:
+def _write_weights(weights: Sequence[_Weight], folder: Path, on_progress: OnProgress, reserve_bytes: int) -> None:
     layout = lay_out([weight.tensors for weight in weights], digits=_DIGITS)
     total, done = sum(shard.nbytes for shard in layout), 0
-    if shutil.disk_usage(folder).free < total:
+    if shutil.disk_usage(folder).free < total + reserve_bytes:
         raise DiskFullError(disk_full(folder, total))
     places = {placed.tensor: (shard.name, placed.offset) for shard in layout for placed in shard.tensors}
     for shard in layout:
