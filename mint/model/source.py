@@ -23,7 +23,6 @@ from mint.model.checkpoint.shards import Shard, SourceTensor, identity, read_ind
 from mint.model.config import check_config
 from mint.model.gguf.files import PACKAGE as GGUF_PACKAGE
 from mint.model.lineage import Lineage, trace_sources
-from mint.model.loaders.loader import MLX_LM
 from mint.model.loaders.reloading import taken_weights
 from mint.model.loaders.table import tower_advice
 from mint.model.loaders.vision import language_path, tower_obstacle
@@ -41,6 +40,7 @@ from mint.model.storages.quantized import carried_formats
 from mint.model.storages.storage import GGUF, Leaf
 
 READ = "the model reads its weight itself, which no loader could if it were packed"
+PACKAGES = ("mlx-vlm", GGUF_PACKAGE)  # beside mint, mlx and mlx-lm, that results may depend on
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,8 +70,7 @@ class Source:
     @property
     def packages(self) -> tuple[str, ...]:
         """The packages beside mint, mlx and mlx-lm whose versions decide results of this model."""
-        own = () if self.loader == MLX_LM.name else (self.loader.replace("_", "-"),)
-        return (*own, GGUF_PACKAGE) if settings_of(self.config).method == GGUF else own
+        return packages_of(self.loader, self.config)
 
     @property
     def dropped_towers(self) -> tuple[str, ...]:
@@ -155,6 +154,13 @@ def open_source(
         notices += tower_notice(towers, [tensors[name] for name in dropped], tree_loader.name, advice)
     notices += head_notice(folder, units, [tensors[name] for name in dropped], tensors)
     return replace(source, notices=notices)
+
+
+def packages_of(loader: str, config: Mapping[str, Any]) -> tuple[str, ...]:
+    """Those of `PACKAGES` that results of a model with this loader and config depend on."""
+    is_gguf = settings_of(config).method == GGUF
+    used = {loader.replace("_", "-"), *([GGUF_PACKAGE] if is_gguf else [])}
+    return tuple(package for package in PACKAGES if package in used)
 
 
 def _trace(opened: OpenedModel, tree: Tree) -> dict[str, Lineage]:

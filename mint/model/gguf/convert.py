@@ -20,7 +20,7 @@ import numpy.typing as npt
 
 from mint.core.errors import DiskFullError, MintError
 from mint.core.files import write_all
-from mint.core.progress import OnProgress, Progress
+from mint.core.progress import OnProgress, Progress, ignore
 from mint.formats.format import Format, TensorSpec
 from mint.formats.layout import lay_out
 from mint.model.checkpoint.beside import files_beside
@@ -87,7 +87,7 @@ class _Weight:
                 yield (decoded_halves(rows, self.kind).view(np.uint8),)
 
 
-def converted(files: Sequence[Path], on_progress: OnProgress, *, reserve_bytes: int = 0) -> Path:
+def converted(files: Sequence[Path], on_progress: OnProgress = ignore, *, reserve_bytes: int = 0) -> Path:
     """The folder of the model in these GGUF files: in the cache, or converted now.
 
     `reserve_bytes` of the disk stay free. Raises `MintError` for an unknown architecture or tokenizer, and for damaged

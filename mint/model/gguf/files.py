@@ -21,8 +21,10 @@ _PART = re.compile(r"^(?P<stem>.+)-(?P<index>\d{5})-of-(?P<count>\d{5})\.gguf$")
 def gguf_files(path: Path) -> list[Path]:
     """The GGUF files of the model at `path`, a file or a folder without safetensors; empty for anything else.
 
-    Raises `MintError` for a folder with several models, and for a part whose other parts are missing.
+    Raises `MintError` for a file that is not there, a folder with several models, and a part without the others.
     """
+    if path.suffix == SUFFIX and not path.exists():
+        raise MintError(f"{path}: no such file; needed: the path of a GGUF file on this machine")
     if path.suffix == SUFFIX and path.is_file():
         first = path
     elif path.is_dir() and any(path.glob(f"*{SUFFIX}")) and not any(path.glob("*.safetensors")):

@@ -211,6 +211,8 @@ def test_the_factors_of_llama_3_become_its_settings(tmp_path: Path) -> None:
 
 
 def test_damaged_and_foreign_files_are_named(tmp_path: Path) -> None:
+    with pytest.raises(MintError, match=r"nowhere\.gguf: no such file; needed: the path of a GGUF file"):
+        open_source(tmp_path / "nowhere.gguf")
     folder = write_model("llama", tmp_path / "hf")
     write_gguf(folder, tmp_path / "tiny.gguf")
     data = (tmp_path / "tiny.gguf").read_bytes()
