@@ -6,20 +6,21 @@ rows, its names and its shift of norms are undone on the way.
 
 # E experts, R rows, B bytes of a row
 
+import fcntl
 import json
 import shutil
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import mkdtemp
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from mint.core.errors import DiskFullError, MintError
-from mint.core.files import write_all
+from mint.core.files import partial_path, write_all
 from mint.core.progress import OnProgress, Progress, ignore
 from mint.formats.format import Format, TensorSpec
 from mint.formats.layout import lay_out
@@ -35,6 +36,7 @@ from mint.model.storages.super_blocks import K_TYPES
 
 _BLOCK_BYTES = 8 << 20  # of source rows, converted at once
 _DIGITS = 13  # of the offsets in a shard
+_LOCK = "lock"  # in the folder of a conversion
 _FACTORS = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")  # the config has them
 
 
@@ -93,15 +95,32 @@ def converted(files: Sequence[Path], on_progress: OnProgress = ignore, *, reserv
     `reserve_bytes` of the disk stay free. Raises `MintError` for an unknown architecture or tokenizer, and for damaged
     files.
     """
-    before, folder = identities(files), conversion_of(files)
-    if (folder / "config.json").exists():
+    folder = conversion_of(files)
+    if folder.exists():
         return folder
-    model = read_gguf(files)
+    with _alone(folder.parent):
+        if not folder.exists():
+            _convert(files, folder, on_progress, reserve_bytes)
+    return folder
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Hold `folder` as its only process; the end of a process, by any signal, frees it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / _LOCK).open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _convert(files: Sequence[Path], folder: Path, on_progress: OnProgress, reserve_bytes: int) -> None:
+    before, model = identities(files), read_gguf(files)
     architecture = architecture_of(model)
     config = config_of(model, architecture)
     weights = _weights(model, architecture, config)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(mkdtemp(prefix=f"{folder.name}.", dir=folder.parent))
+    partial = partial_path(folder)
+    shutil.rmtree(partial, ignore_errors=True)  # of a process that was killed
+    partial.mkdir()
     try:
         _write_tokenizer(model, partial)
         _write_weights(weights, partial, on_progress, reserve_bytes)
@@ -109,11 +128,9 @@ def converted(files: Sequence[Path], on_progress: OnProgress = ignore, *, reserv
         (partial / "config.json").write_text(json.dumps(config, indent=2) + "\n")
         if identities(files) != before:
             raise MintError(f"{files[0]}: changed while it was converted; run the same command again")
-        if not folder.exists():
-            partial.rename(folder)
+        partial.rename(folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    return folder
 
 
 def _weights(model: GgufModel, architecture: Architecture, config: dict[str, Any]) -> list[_Weight]:

@@ -46,6 +46,12 @@ def gguf_files(path: Path) -> list[Path]:
     return parts
 
 
+def is_first_part(file: Path) -> bool:
+    """True for a GGUF file that is a model or its first part."""
+    match = _PART.match(file.name)
+    return not match or int(match["index"]) == 1
+
+
 def gguf_name(path: Path) -> str:
     """The name of the model in a GGUF file."""
     return match["stem"] if (match := _PART.match(path.name)) else path.stem
