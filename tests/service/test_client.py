@@ -346,5 +346,5 @@ def test_a_gguf_file_below_a_root_is_converted_and_quantized_as_on_one_machine(l
 @pytest.mark.usefixtures("people")
 def test_a_gguf_file_that_cannot_be_converted_is_refused_with_the_reason(lab: Lab) -> None:
     (lab.folder / "models" / "broken.gguf").write_bytes(b"GGUF" * 100)
-    with _bob(lab) as client, pytest.raises(mint.MintError, match="broken.gguf: not a GGUF file"):
+    with _bob(lab) as client, pytest.raises(mint.MintError, match=r"broken\.gguf: not a GGUF file"):
         client.submit("broken.gguf", ["5bpw"])
