@@ -146,8 +146,8 @@ def mixture(folder: Path) -> Path:
     """A model of which the experts are nearly all."""
     folder.mkdir()
     more = {
-        "vocab_size": 2048, "hidden_size": 256, "moe_intermediate_size": 512, "num_experts": 16, "num_experts_per_tok": 2,
-        "num_attention_heads": 4, "head_dim": 64, "num_key_value_heads": 2,
+        "vocab_size": 2048, "hidden_size": 256, "moe_intermediate_size": 512, "num_experts": 16,
+        "num_experts_per_tok": 2, "num_attention_heads": 4, "head_dim": 64, "num_key_value_heads": 2,
     }  # fmt: skip
     shape = SHAPES["qwen3-30b-a3b"]
     write_shape(folder, replace(shape, config=shape.config | more), layers=1, random=True)
