@@ -328,5 +328,5 @@ def cached_analysis(source: Source, rounding: str = DEFAULT_ROUNDING, *, device:
         source.loader,
         rounding,
         device,
-        versions(source.loader),
+        versions(source.packages),
     )

@@ -11,10 +11,12 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from cluster.copies.conversions import find_conversion
 from mint.core.errors import MintError
 from mint.core.sizes import format_size
 from mint.formats.units import Unit
 from mint.model.checkpoint.shards import PATTERN, SourceTensor, read_index, read_shard, shard_names
+from mint.model.gguf.files import is_conversion
 
 ROOTS_VARIABLE = "MINT_MODEL_ROOTS"  # where a node looks for models, separated as in PATH
 _DIGESTS = {"header_digest": "header", "sample_digest": "sampled content", "full_digest": "content"}
@@ -61,8 +63,10 @@ def find_model(model: str, roots: Sequence[Path]) -> Path | None:
     """This node's folder of the model that the head has in the folder `model`: under its roots, or at the same path.
 
     A root may be the folder itself. Of a hub cache, the head's snapshot is preferred to the newest one; a snapshot of
-    the head may be a folder of the model's name here.
+    the head may be a folder of the model's name here. Raises `MintError` for a GGUF model that is another one here.
     """
+    if is_conversion(Path(model)):
+        return find_conversion(Path(model), roots)
     for name in _names(Path(model)):
         for root in roots:
             for folder in (root / name, root):

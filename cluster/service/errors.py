@@ -32,7 +32,7 @@ class QuotaExceededError(MintError):
 
 
 class NotFetchedError(MintError):
-    """A model of the hub is not on this machine yet; it can be fetched."""
+    """A model of the hub is not on this machine yet, or a GGUF file not converted; it can be fetched."""
 
 
 class DatabaseUnavailableError(MintError):

@@ -52,6 +52,11 @@ class Settings:
         return self.database or file_url(self.data / "service.db")
 
     @property
+    def cache_folder(self) -> Path:
+        """The cache of mint in the runners and in the children of the server."""
+        return self.data / "cache"
+
+    @property
     def work_folder(self) -> Path:
         """The folder of the runners' locks, and of a folder for each job that is not done."""
         return self.data / "work"

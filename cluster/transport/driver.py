@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from math import inf
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -31,8 +32,12 @@ from cluster.transport.survey import AGAIN_SECONDS, GET_SECONDS, Node, first_lin
 from cluster.transport.worker import Worker
 from mint.core.errors import MintError
 from mint.core.log import log
+from mint.model.checkpoint.shards import PATTERN
+from mint.model.gguf.files import PACKAGE as GGUF_PACKAGE
+from mint.model.gguf.files import is_conversion
 from mint.run.device_kind import versions
 
+CONVERSION_RATE = 20e6  # bytes per second of a GGUF model that a node converts before it describes itself, at least
 START_SECONDS = 90.0  # for a worker to describe its node, or to get ready; longer after each restart
 ASK_SECONDS = 60.0  # for an answer without which nothing can begin, per worker
 LOOK_BYTES = (1, 512 << 10, 8 << 20)  # that a worker sends to show its link's rate; the first to make connections
@@ -81,6 +86,8 @@ class Carrier:
         self.on_hello: Callable[[Link, Holder], None]  # for a worker that comes while work goes on
         self._model = ""
         self._share = False
+        self._packages: tuple[str, ...] = ()  # beside those of every model, that need the versions of this machine
+        self._start_seconds = START_SECONDS
         self._lenders: list[RayPeer] = []  # of this machine
         self._waiting: dict[Any, Call] = {}
         self._job = 1  # the number that all messages to workers carry
@@ -89,24 +96,35 @@ class Carrier:
         self._lives: dict[str, int] = {}
         self._nodes = Beside(ray.nodes, AGAIN_SECONDS)
 
-    def meet(self, model: str, *, share: bool = False) -> list[Link]:
+    def meet(self, model: Path, *, share: bool = False) -> list[Link]:
         """The workers of all nodes, each with its inventory of `model`; started where there is none.
 
         A node with other versions is refused, because its results would not be those of this machine.
         With `share` they lend each other their shards. After the first answer the others have `GRACE_SECONDS`; a later
         one may still join the work.
         """
-        self._model, self._share, self.on_hello = model, share, lambda link, holder: None
+        self._model, self._share, self.on_hello = str(model), share, lambda link, holder: None
+        self._packages, converting = (), 0.0
+        if is_conversion(model):
+            self._packages = (GGUF_PACKAGE,)
+            converting = sum(file.stat().st_size for file in model.glob(PATTERN)) / CONVERSION_RATE
+        self._start_seconds = START_SECONDS + converting
         self.refused.clear()
         for link in self.links.values():
             self._greet(link)
         self._start_missing(workable(ray.nodes()))
-        deadline = time.monotonic() + START_SECONDS
+        deadline = time.monotonic() + self._start_seconds
         while self._waiting and time.monotonic() < deadline:
             self._wait(deadline - time.monotonic())
             if any(link.holder for link in self.links.values()):
                 deadline = min(deadline, time.monotonic() + GRACE_SECONDS)
         return [link for link in self.links.values() if link.holder]
+
+    def require(self, packages: Sequence[str]) -> list[Link]:
+        """The workers of nodes that have also these packages in the versions of this machine; others are refused."""
+        self._packages = tuple(packages)
+        links = [link for link in self.links.values() if link.holder]
+        return [link for link in links if link.holder and self._has_versions(link, link.holder)]
 
     def open(self, link: Link, model: Any, job: bytes, missing: Mapping[str, int], peers: Peers) -> None:
         """Let a worker get ready; it has joined when it is."""
@@ -247,11 +265,16 @@ class Carrier:
         link.holder = holder = holder_from(unpack(description))
         for shard, reason in holder.unlent.items():
             log.debug("shard.kept", shard=shard, worker=link.worker, reason=reason)
-        for name, needed in versions().items():
-            if (version := holder.versions.get(name)) != needed:
-                self.refuse(link, f"{name}: found {version}, needed {needed} as on this machine")
-                return
-        self.on_hello(link, holder)
+        if self._has_versions(link, holder):
+            self.on_hello(link, holder)
+
+    def _has_versions(self, link: Link, holder: Holder) -> bool:
+        """True for a node with the versions of this machine; another one is refused."""
+        for name, needed in versions(self._packages).items():
+            if (version := holder.versions.get(name, "")) != needed:
+                self.refuse(link, f"{name}: found {version or 'none'}, needed {needed} as on this machine")
+                return False
+        return True
 
     def _send(self, link: Link, batch: int, items: tuple[str, ...]) -> None:
         gathering = Gathering(link.worker)
@@ -285,7 +308,7 @@ class Carrier:
         return lambda link, answer: self._heard.append(event)
 
     def _deadline(self, link: Link) -> float:
-        return time.monotonic() + START_SECONDS * self._lives[link.node.name]
+        return time.monotonic() + self._start_seconds * self._lives[link.node.name]
 
     def _lose(self, link: Link, error: Exception) -> None:
         """Drop a worker; its node is asked for a new one."""

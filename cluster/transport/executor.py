@@ -32,8 +32,11 @@ from mint.analysis.unit_jobs import peak_bytes
 from mint.core.errors import MintError
 from mint.core.log import log
 from mint.formats.units import Unit
-from mint.model.checkpoint.shards import PATTERN, sampled_ranges
-from mint.model.source import Source, open_source
+from mint.model.checkpoint.shards import PATTERN, read_shards, sampled_ranges
+from mint.model.config import check_config
+from mint.model.module_tree import read_source_config
+from mint.model.opening.kinds import refuse_other_kinds
+from mint.model.source import Source, open_source, packages_of
 from mint.run.device_kind import device_kind
 from mint.run.executor import in_process
 from mint.run.job import Job, PortableJob
@@ -78,25 +81,41 @@ class ClusterExecutor:
         self.made_by: dict[str, str] = {}  # by the path of a unit, the node that did it last
         self._policy = policy
         here = any(model.glob(PATTERN)) or (model / "config.json").exists()
-        head = take_inventory("this machine", model if here else None)
-        holders = {link.node.name: link.holder for link in carrier.meet(str(model), share=share) if link.holder}
+        self._head = head = take_inventory("this machine", model if here else None)
+        self._take_on(carrier.meet(model, share=share))
+        if share:
+            carrier.lend(head)
+
+    def _take_on(self, links: Sequence[Link]) -> None:
+        """Work with these workers; raises `MintError` if there are none, or if a shard is on none of them."""
+        holders = {link.node.name: link.holder for link in links if link.holder}
         if not holders:
-            reasons = "; ".join(f"{node}: {why}" for node, why in carrier.refused.items())
+            reasons = "; ".join(f"{node}: {why}" for node, why in self.carrier.refused.items())
             raise MintError(
                 f"no node of the cluster can work ({reasons or 'none is there'}); needed: at least one that was "
                 f"started with the resource {RESOURCE}: 1 and with this version of mint"
             )
-        self._holdings = Holdings(head, holders)
+        self._holdings = Holdings(self._head, holders)
         self.devices = self._holdings.devices  # that measure
         self.lacking = self._holdings.lacking  # shards that this machine does not hold itself
-        if share:
-            carrier.lend(head)
 
     def close(self) -> None:
         """End the lending of this machine's shards; that of the nodes ends with their workers."""
         self.carrier.stop_lending()
 
     def whole_folder(self, model: Path, dtype: str = "", loader: str = "") -> Path:
+        """The folder to open `model` from: itself if all shards are here, else a view of it.
+
+        Nodes that differ in the packages that the model needs do not take part; raises `MintError` if no node stays.
+        """
+        folder = self._view(model, dtype, loader)
+        refuse_other_kinds(folder)
+        check_config(folder, requantize=True)
+        config, _, tree_loader = read_source_config(folder, read_shards(folder), loader)
+        self._take_on(self.carrier.require(packages_of(tree_loader.name, config)))
+        return folder
+
+    def _view(self, model: Path, dtype: str, loader: str) -> Path:
         """`model` itself if all shards are here, else a view of it with the true headers, samples and parameters.
 
         The view opens with the identity of the whole model, but lacks the weights of its units.

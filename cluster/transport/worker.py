@@ -11,7 +11,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from cluster.copies.inventory import Holder, find_model, model_roots, take_inventory
+from cluster.copies.inventory import Holder, Inventory, find_model, model_roots, take_inventory
 from cluster.copies.lending import Borrower, Lender, Loans, Peers, Piece, RefusedError
 from cluster.copies.sparse_copy import Outline, Range, make_view, read_outline, read_ranges, view_folder
 from cluster.transport.messages import (
@@ -28,12 +28,12 @@ from cluster.transport.prefetch import BatchWeights, Part, ReadAhead
 from cluster.transport.throughput import metered
 from mint.analysis.probes.packed_base import memory_for_models
 from mint.analysis.unit_jobs import peak_bytes
-from mint.core.errors import typed
+from mint.core.errors import MintError, typed
 from mint.core.memory import memory_is_short
 from mint.core.sizes import format_size
 from mint.formats.units import Unit
 from mint.model.checkpoint.shards import SourceTensor
-from mint.model.source import Source
+from mint.model.source import PACKAGES, Source
 from mint.run.device_kind import device_kind, versions
 from mint.run.executor import do, in_process
 from mint.run.job import PortableJob
@@ -68,11 +68,15 @@ class Worker:
 
     def hello(self, model: str, *, share: bool = False) -> bytes:
         """Describe this node as a `Holder`; to `share` it lends the shards of `model` that it may lend."""
-        self._folder = find_model(model, model_roots())
-        inventory = take_inventory(self.node, self._folder)
+        self._folder = None
+        try:
+            self._folder = find_model(model, model_roots())
+            inventory = take_inventory(self.node, self._folder)
+        except MintError as error:
+            inventory = Inventory(self.node, "", faults=(str(error),))
         self._lender = Lender(inventory) if share else None
         lent, unlent = (tuple(self._lender.lent), self._lender.unlent) if self._lender else ((), {})
-        all_versions = {**versions(), "python": platform.python_version(), "ray": version("ray")}
+        all_versions = {**versions(PACKAGES), "python": platform.python_version(), "ray": version("ray")}
         return pack(Holder(inventory, device_kind(), self.memory_bytes, os.getpid(), all_versions, lent, unlent))
 
     def outline(self, shard: str) -> bytes:

@@ -133,7 +133,7 @@ def header_of(source: Source, rounding: str, device: str) -> dict[str, Any]:
         "source_nbytes": source.nbytes,
         "rounding": rounding,
         "device": device,
-        "versions": versions(source.loader),
+        "versions": versions(source.packages),
         "units": [to_fields(unit) for unit in source.units],
         "parameters": [to_fields(parameter) for parameter in source.parameters],
         "dropped_towers": list(source.dropped_towers),

@@ -103,7 +103,7 @@ def drafted(
     require_new(output)  # its journal may be gone because another process has just finished it
     base = _text_base(plan, source, text, memory)
     decided = {"text": [text.count, text.window], "base": base}
-    header = {"plan": plan.digest, "device": device_kind(), "versions": versions(plan.loader), **decided}
+    header = {"plan": plan.digest, "device": device_kind(), "versions": versions(source.packages), **decided}
     with Journal(folder / JOURNAL_NAME, _MAGIC, header) as journal:
         remove_temporary(folder)
         with source.files.reading(), naming_full_disk(folder, plan.planned_bytes):
@@ -270,7 +270,7 @@ def _finish(
         plan=plan.digest,
         model=plan.model,
         device=device_kind(),
-        versions=versions(plan.loader),
+        versions=versions(source.packages),
         budget_bytes=plan.budget_bytes,
         weight_bytes=plan.planned_bytes,
         files={name: file_digest(folder / name) for name in files if name not in _NOT_LISTED},

@@ -15,7 +15,7 @@ from mint.core.files import flush, require_new
 from mint.model.checkpoint.file_states import FileStates
 from mint.model.checkpoint.manifest import MANIFEST_NAME, Manifest, read_manifest
 from mint.model.checkpoint.writer import disk_full
-from mint.run.device_kind import device_kind, installed, versions
+from mint.run.device_kind import device_kind, versions
 
 JOURNAL_NAME = "assembly.journal"
 
@@ -49,7 +49,7 @@ def refuse_foreign(output: Path, **digests: str) -> None:
         require_new(output)
         return
     manifest = read_manifest(output)
-    needed = {**digests, "device": device_kind(), "versions": installed({**versions(), **manifest.versions})}
+    needed = {**digests, "device": device_kind(), "versions": versions(manifest.versions)}
     differing = [name for name, value in needed.items() if getattr(manifest, name) != value]
     if differing:
         require_new(output, f"it is of another {differing[0]}")

@@ -57,14 +57,18 @@ class Reuse:
             except MintError as error:  # of another version
                 log.warning("folder.not_reused", folder=str(folder), reason=str(error))
                 continue
-            ours = (plan.model, plan.dtype, plan.rounding, device_kind(), versions(plan.loader))
-            theirs = (other.model, other.dtype, other.rounding, manifest.device, dict(manifest.versions))
+            ours = (_origin(plan), device_kind(), versions(manifest.versions))
+            theirs = (_origin(other), manifest.device, dict(manifest.versions))
             if theirs != ours:
-                reason = "another model, dtype, rounding, device or version"
+                reason = "another model, dtype, loader, rounding, device or version"
                 log.warning("folder.not_reused", folder=str(folder), reason=reason)
                 continue
             digests = {(c.path, c.format, c.checksum): manifest.units[c.path] for c in other.choices}
             yield open_stored(folder), digests
+
+
+def _origin(plan: Plan) -> tuple[str, ...]:
+    return plan.model, plan.dtype, plan.loader, plan.rounding
 
 
 def _read(unit: Unit, format: Format, model: StoredModel, sha256: str) -> Packed | None:

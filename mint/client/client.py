@@ -94,8 +94,8 @@ class Client(Connection):
         """Submit a job for each budget, or one for the analysis alone if there is none.
 
         A request equal to an earlier one gets the job of that. A model of the hub that the service allows and does not
-        have is fetched first. Raises `RefusedError` with the service's reason, and `MintError` for devices of different
-        rooms: those need a submission each.
+        have is fetched first, and a GGUF file is converted. Raises `RefusedError` with the service's reason, and
+        `MintError` for devices of different rooms: those need a submission each.
         """
         sizes = [Budget.of(budget) for budget in budgets]
         rooms = {budget.room for budget in sizes if budget.device} or {Room()}
@@ -114,7 +114,7 @@ class Client(Connection):
         return tuple(map(_job, answer["jobs"]))
 
     def fetch(self, model: str, on_progress: OnProgress = ignore) -> None:
-        """Let the service download a model of the hub, and wait for it; a download that is under way is joined.
+        """Let the service download a model of the hub or convert a GGUF file, and wait; one under way is joined.
 
         Raises `MintError` with the reason of a failure; the same call then resumes. A service that answered once may be
         away for `timing.patience` seconds.

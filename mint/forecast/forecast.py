@@ -14,17 +14,15 @@ from typing import Any
 
 from mint.analysis.probes.own_text import SEED, STREAMED, text_base, text_path
 from mint.analysis.probes.prober import Probing
-from mint.core.errors import MintError
 from mint.core.memory import PROCESSES_BYTES, memory_bytes
 from mint.core.progress import OnProgress
 from mint.core.sizes import format_seconds, format_size
 from mint.forecast.machine import machine_rates, read_rate
-from mint.forecast.memory import SHARED, TEXT, gradient_bytes, needed_memory
+from mint.forecast.memory import SHARED, TEXT, gradient_bytes, matrices_per_token, needed_memory
 from mint.forecast.rates import COLUMNS, Rates
 from mint.formats.rounding import ROUNDINGS
 from mint.formats.units import Unit
 from mint.kernels.coupling import MOST_ROWS
-from mint.model.kv_trace import active_experts
 from mint.model.roles import TOWER
 from mint.model.source import Source
 from mint.quality.sequences import CALIBRATION, JUDGED
@@ -182,13 +180,11 @@ def _probing(source: Source, rates: Rates, probing: Probing) -> float:
 
 def _operations(source: Source) -> float:
     """Operations of the products of one token."""
-    try:
-        shares = active_experts(source)
-    except MintError:  # a model that cannot be traced: as if every token went to every expert
-        shares = {}
+    calls = matrices_per_token(source)
     units = [unit for unit in _units(source) if unit.role not in ("position", "layer_embedding")]
     tied = not any(unit.role == "head" for unit in units)
-    return 2.0 * sum(shares.get(unit.path, 1.0) * unit.size for unit in units if unit.role != "embedding" or tied)
+    products = (calls[unit.path] * (unit.size // unit.slices) for unit in units if unit.role != "embedding" or tied)
+    return 2.0 * sum(products)
 
 
 def _units(source: Source) -> list[Unit]:

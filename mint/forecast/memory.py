@@ -9,8 +9,10 @@ logits of a block of sequences. `Walk` and `compensate` keep to it.
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from math import ceil
 
 from mint.analysis.probes.own_text import BASES_OF_TEXT, WIDE, text_bytes
+from mint.assembly.agreement import LENGTH
 from mint.assembly.layer_inputs import LOGITS, ROWS, WEIGHTS
 from mint.core.errors import MintError
 from mint.core.memory import PROCESSES_BYTES
@@ -19,14 +21,18 @@ from mint.formats.rounding import ROUNDINGS
 from mint.formats.units import Unit
 from mint.kernels.backend import backend
 from mint.kernels.coupling import MOST_ROWS
+from mint.model.kv_trace import active_experts
 from mint.model.passes.gradients import BYTES
 from mint.model.roles import TOWER, layer_path
 from mint.model.source import Source
 from mint.quality.sequences import CALIBRATION, JUDGED, TextSize
+from mint.run.stacks import BLOCK, block_bytes, comes_in_blocks
 
 _MOMENTS = 24  # bytes for each of C^2 second moments while they are factored
 _PACKING = 12  # for each weight of a block that is compensated
-_WHOLE = 2.3  # times the bytes of a unit: its weight, and its packed parts before and after they are joined
+_WHOLE = (
+    2.3  # times the bytes of a unit that comes whole: its weight, and its packed parts before and after they are joined
+)
 _COMPARED = 16  # for each logit of a block
 SHARED = ("k", "v", "up", "expert_up")  # roles whose inputs are also those of another unit
 TEXT = TextSize(CALIBRATION.count + JUDGED, CALIBRATION.window)
@@ -34,21 +40,59 @@ TEXT = TextSize(CALIBRATION.count + JUDGED, CALIBRATION.window)
 
 def needed_memory(source: Source, rounding: str, base: str) -> dict[str, int]:
     """Bytes of each step at most; `base` is that of the model that writes the text of a compensation."""
-    largest = max((unit.nbytes for unit in source.units), default=0)
-    working = backend().working_bytes(max((unit.size for unit in source.units), default=0))
-    steps = {"measure and write": 3 * largest + working, "verify": 4 * largest}
+    stored, calls = stored_bytes(source), matrices_per_token(source)
+    steps = {
+        "measure and write": max((_writing(source, unit, stored[unit.path]) for unit in source.units), default=0),
+        "verify": max(
+            (_verifying(source, unit, stored[unit.path], calls[unit.path]) for unit in source.units), default=0
+        ),
+    }
     if ROUNDINGS[rounding].needs_model:
         steps["write text"] = text_bytes(source, base, TEXT)
-        steps |= _walk(source, coupled=ROUNDINGS[rounding].needs_gradients)
+        steps |= _walk(source, stored, calls)
     if ROUNDINGS[rounding].needs_gradients:
-        steps["take gradients"] = _gradients(source)
+        steps["take gradients"] = _gradients(source, calls)
+        steps["round a layer"] += max((_coupling(unit, calls) for unit in _coupled(source)), default=0)
     return {name: PROCESSES_BYTES + nbytes for name, nbytes in steps.items()}
+
+
+def stored_bytes(source: Source) -> dict[str, int]:
+    """Bytes of the source tensors that feed each unit, by its path."""
+    tensors = source.tensors()
+    return {unit.path: sum(tensors[name].nbytes for name in unit.sources) for unit in source.units}
+
+
+def matrices_per_token(source: Source) -> dict[str, int]:
+    """The number of its matrices that one token is multiplied with, by the path of each unit.
+
+    Those of a model that cannot be traced are all of them.
+    """
+    try:
+        shares = active_experts(source)
+    except MintError:
+        shares = {}
+    return {unit.path: ceil(shares.get(unit.path, 1.0) * unit.slices) for unit in source.units}
+
+
+def _writing(source: Source, unit: Unit, stored: int) -> int:
+    """Bytes to measure a unit, or to pack it while the one before is written."""
+    if comes_in_blocks(source, unit):
+        return block_bytes(unit, stored) + 2 * unit.nbytes + backend().working_bytes(BLOCK)
+    return 3 * unit.nbytes + backend().working_bytes(unit.size)
+
+
+def _verifying(source: Source, unit: Unit, stored: int, calls: int) -> int:
+    """Bytes to compare a unit with its original, and its product with that of its dequantized weight."""
+    if not comes_in_blocks(source, unit):
+        return 4 * unit.nbytes
+    named = min(unit.slices, calls * LENGTH) * unit.size // unit.slices
+    return block_bytes(unit, stored) + 2 * named * WIDE
 
 
 def check_memory(source: Source, rounding: str, memory: int) -> None:
     """Raise `MintError` if a request cannot keep to so many bytes of memory."""
-    bases = BASES_OF_TEXT
-    steps = min((needed_memory(source, rounding, base) for base in bases), key=lambda needs: max(needs.values()))
+    base = min(BASES_OF_TEXT, key=lambda base: text_bytes(source, base, TEXT))
+    steps = needed_memory(source, rounding, base)
     step, needed = max(steps.items(), key=lambda item: item[1])
     if needed > memory:
         raise MintError(
@@ -60,8 +104,8 @@ def check_memory(source: Source, rounding: str, memory: int) -> None:
 
 def gradient_bytes(source: Source) -> int:
     """Bytes of the file of gradients."""
-    experts = _experts_per_token(source.config)
-    rows = sum(unit.shape[-2] * (experts if unit.slices > 1 else 1) for unit in _coupled(source))
+    calls = matrices_per_token(source)
+    rows = sum(unit.shape[-2] * calls[unit.path] for unit in _coupled(source))
     return CALIBRATION.count * CALIBRATION.window * rows * BYTES
 
 
@@ -69,18 +113,22 @@ def _coupled(source: Source) -> list[Unit]:
     return [unit for unit in source.units if unit.layer >= 0 and unit.shape[-2] <= MOST_ROWS and unit.role != TOWER]
 
 
-def _gradients(source: Source) -> int:
+def _coupling(unit: Unit, calls: Mapping[str, int]) -> int:
+    """Bytes to couple the rows of a unit: its gradients and their moments, then the values of a matrix."""
+    rows = unit.shape[-2]
+    gradients = CALIBRATION.count * CALIBRATION.window * calls[unit.path] * rows * WIDE
+    return max(rows * rows * _MOMENTS + 2 * gradients, rows * rows * WIDE + 2 * WIDE * unit.size // unit.slices)
+
+
+def _gradients(source: Source, calls: Mapping[str, int]) -> int:
     """The whole model, what a pass back through it needs of a block of sequences, and the block's logits."""
-    experts = _experts_per_token(source.config)
     tokens = max(LOGITS // source.vocabulary, CALIBRATION.window)
-    kept = sum(
-        (2 * unit.shape[-1] + 4 * unit.shape[-2]) * (experts if unit.slices > 1 else 1) for unit in _coupled(source)
-    )
+    kept = sum((2 * unit.shape[-1] + 4 * unit.shape[-2]) * calls[unit.path] for unit in _coupled(source))
     weights = sum(unit.size for unit in source.units) * WIDE + sum(2 * row.nbytes for row in source.parameters)
     return weights + tokens * (kept * WIDE + source.vocabulary * _COMPARED)
 
 
-def _walk(source: Source, *, coupled: bool) -> dict[str, int]:
+def _walk(source: Source, stored: Mapping[str, int], calls: Mapping[str, int]) -> dict[str, int]:
     """The steps of a walk through the model."""
     units = [unit for unit in source.units if unit.role != TOWER]
     heads = [unit for unit in units if unit.role == "head"]
@@ -93,9 +141,9 @@ def _walk(source: Source, *, coupled: bool) -> dict[str, int]:
     for unit in units:
         if unit.layer >= 0:
             layers[layer_path(unit.path)].append(unit)
-    experts = _experts_per_token(source.config)
-    layer = max((_layer(units, experts, coupled=coupled) for units in layers.values()), default=0)
-    table = max((_rounding([unit], 1) for unit in heads or outside if unit in tables), default=0)
+    packed = {unit.path: _packing(source, unit, stored[unit.path]) for unit in units}
+    layer = max((_layer(units, packed, calls) for units in layers.values()), default=0)
+    table = max((_rounding([unit], packed, calls) for unit in heads or outside if unit in tables), default=0)
     logits = max(LOGITS, source.vocabulary * TEXT.window) * _COMPARED
     head = sum(unit.size for unit in heads) * WIDE
     return {
@@ -105,36 +153,25 @@ def _walk(source: Source, *, coupled: bool) -> dict[str, int]:
     }
 
 
-def _layer(units: Sequence[Unit], experts: int, *, coupled: bool) -> int:
+def _layer(units: Sequence[Unit], packed: Mapping[str, int], calls: Mapping[str, int]) -> int:
     """Bytes to round the units of a layer: its weights, the activations of a block of sequences, and the rounding."""
-    activations = 0
-    for unit in units:
-        activations += ROWS * (experts if unit.slices > 1 else 1) * (unit.shape[-2] + 2 * unit.shape[-1]) * WIDE
-    return sum(unit.size for unit in units) * WIDE + activations + _rounding(units, experts, coupled=coupled)
+    activations = sum(ROWS * calls[unit.path] * (unit.shape[-2] + 2 * unit.shape[-1]) * WIDE for unit in units)
+    return sum(unit.size for unit in units) * WIDE + activations + _rounding(units, packed, calls)
 
 
-def _rounding(units: Sequence[Unit], experts: int, *, coupled: bool = False) -> int:
+def _rounding(units: Sequence[Unit], packed: Mapping[str, int], calls: Mapping[str, int]) -> int:
     """Bytes of the inputs of units that are rounded together, and of the work on the largest of them."""
     inputs = factors = working = 0
     for unit in units:
-        columns, calls = unit.shape[-1], experts if unit.slices > 1 else 1
+        columns = unit.shape[-1]
         if unit.role not in SHARED:
-            inputs += CALIBRATION.count * CALIBRATION.window * calls * columns * WIDE
+            inputs += CALIBRATION.count * CALIBRATION.window * calls[unit.path] * columns * WIDE
             factors += 2 * columns * columns * WIDE
         block = min(unit.size // unit.slices, WEIGHTS) * _PACKING
         working = max(working, columns * columns * _MOMENTS, block + unit.size * WIDE)
-        if coupled and (rows := unit.shape[-2]) <= MOST_ROWS:
-            values = unit.size // unit.slices * 2 * WIDE
-            taken = CALIBRATION.count * CALIBRATION.window * calls * rows * 2 * WIDE
-            working = max(working, rows * rows * _MOMENTS + taken, rows * rows * WIDE + values + block)
-    whole = max(unit.nbytes for unit in units)
-    return 2 * inputs + factors + working + int(_WHOLE * whole)
+    return 2 * inputs + factors + working + max(packed[unit.path] for unit in units)
 
 
-def _experts_per_token(config: Mapping[str, object]) -> int:
-    """The largest number of experts that a token goes to, by the config; 1 for other models."""
-    names = ("num_experts_per_tok", "moe_topk", "moe_k", "top_k_experts", "num_experts_per_token")
-    text = config.get("text_config")
-    settings = {**config, **text} if isinstance(text, Mapping) else config
-    counts = [value for name in names if isinstance(value := settings.get(name), int)]
-    return max(counts, default=1 if not any("expert" in name for name in settings) else 8)
+def _packing(source: Source, unit: Unit, stored: int) -> int:
+    """Bytes of the weight of a unit and of its packed parts, while it is packed."""
+    return block_bytes(unit, stored) + unit.nbytes if comes_in_blocks(source, unit) else int(_WHOLE * unit.nbytes)

@@ -39,8 +39,8 @@ def refine(
     for start in range(0, len(weight), BLOCK):
         rows = slice(start, start + BLOCK)
         scales, biases = (np.repeat(grids[rows, :, part], size, axis=1) for part in (0, 1))
-        change = (scales * codes[rows] + biases).astype(np.float32, copy=False) - values_of(weight[rows], dtype)
-        gradient: Floats = change @ moments
+        change = scales * codes[rows] + biases - values_of(weight[rows], dtype)
+        gradient: Floats = change.astype(np.float32, copy=False) @ moments
         for _ in range(SWEEPS):
             for index in range(grids.shape[1]):
                 _refine_group(gradient, index, format, STORAGES[dtype], moments, codes[rows], grids[rows], threads)

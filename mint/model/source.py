@@ -21,6 +21,7 @@ from mint.kernels.storage import DTYPES
 from mint.model.checkpoint.file_states import FileStates
 from mint.model.checkpoint.shards import Shard, SourceTensor, identity, read_index, read_shards, tensors_of
 from mint.model.config import check_config
+from mint.model.gguf.files import PACKAGE as GGUF_PACKAGE
 from mint.model.lineage import Lineage, trace_sources
 from mint.model.loaders.reloading import taken_weights
 from mint.model.loaders.table import tower_advice
@@ -33,12 +34,13 @@ from mint.model.opening.towers import dropped_towers
 from mint.model.opening.unseen import unseen_keys
 from mint.model.passes.weight_uses import weight_uses
 from mint.model.roles import TOWER, UNKNOWN, UNTIED, layer_numbers, role_of
-from mint.model.storages.decoding import stacks_of
+from mint.model.storages.decoding import settings_of, stacks_of
 from mint.model.storages.guards import check_used
 from mint.model.storages.quantized import carried_formats
-from mint.model.storages.storage import Leaf
+from mint.model.storages.storage import GGUF, Leaf
 
 READ = "the model reads its weight itself, which no loader could if it were packed"
+PACKAGES = ("mlx-vlm", GGUF_PACKAGE)  # beside mint, mlx and mlx-lm, that results may depend on
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +66,11 @@ class Source:
     def nbytes(self) -> int:
         """Bytes of the source's shards, headers included."""
         return sum(shard.nbytes for shard in self.shards)
+
+    @property
+    def packages(self) -> tuple[str, ...]:
+        """The packages beside mint, mlx and mlx-lm whose versions decide results of this model."""
+        return packages_of(self.loader, self.config)
 
     @property
     def dropped_towers(self) -> tuple[str, ...]:
@@ -139,7 +146,7 @@ def open_source(
     stacks = stacks_of(tree.stored, tensors, slices, {unit.path: unit.shape for unit in units})
     source = Source(folder, config, dtype, tree_loader.name, model, *layout, files, opened, carried, stacks)
     encoded = tree.stored.parts
-    notices += requantize_notice(tree.stored.settings)
+    notices += requantize_notice(tree.stored)
     notices += cast_notice(units, {name: tensor for name, tensor in tensors.items() if name not in encoded})
     notices += scales_notice(units, encoded)
     if towers := source.dropped_towers:
@@ -147,6 +154,13 @@ def open_source(
         notices += tower_notice(towers, [tensors[name] for name in dropped], tree_loader.name, advice)
     notices += head_notice(folder, units, [tensors[name] for name in dropped], tensors)
     return replace(source, notices=notices)
+
+
+def packages_of(loader: str, config: Mapping[str, Any]) -> tuple[str, ...]:
+    """Those of `PACKAGES` that results of a model with this loader and config depend on."""
+    is_gguf = settings_of(config).method == GGUF
+    used = {loader.replace("_", "-"), *([GGUF_PACKAGE] if is_gguf else [])}
+    return tuple(package for package in PACKAGES if package in used)
 
 
 def _trace(opened: OpenedModel, tree: Tree) -> dict[str, Lineage]:

@@ -24,18 +24,17 @@ def kinds_in(device: str) -> tuple[str, ...]:
     return tuple(device.split(_AND))
 
 
-def versions(loader: str = "") -> dict[str, str]:
-    """Versions of the packages that decide a measurement; `loader` is the one whose classes hold the model."""
-    packages = dict.fromkeys(("mint", "mlx", "mlx-lm", *([loader.replace("_", "-")] if loader else [])))
-    return installed(packages)
+def versions(packages: Iterable[str] = ()) -> dict[str, str]:
+    """Versions of mint, mlx, mlx-lm and further packages by name; empty for one that is missing.
+
+    The further ones that decide a measurement are `Source.packages`.
+    """
+    names = dict.fromkeys(("mint", "mlx", "mlx-lm", *packages))
+    return {name: __version__ if name == "mint" else _installed(name) for name in names}
 
 
-def installed(packages: Iterable[str]) -> dict[str, str]:
-    """The installed versions of packages by name; empty for one that is missing."""
-    found = {}
-    for name in packages:
-        try:
-            found[name] = __version__ if name == "mint" else version(name)
-        except PackageNotFoundError:
-            found[name] = ""
-    return found
+def _installed(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return ""

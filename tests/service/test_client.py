@@ -16,7 +16,7 @@ import pytest
 
 import mint
 from mint.cli.main import run_command
-from mint.model.checkpoint.manifest import file_digest
+from mint.model.checkpoint.manifest import file_digest, read_manifest
 from mint.plan.recipe import Recipe
 from tests.conftest import own_cache
 from tests.worlds.zoo import write_model
@@ -317,3 +317,34 @@ class Cutting:
         for end in (source, target):
             with suppress(OSError):
                 end.shutdown(socket.SHUT_RDWR)
+
+
+def _bob(lab: Lab) -> mint.Client:
+    return mint.Client(lab.address, (lab.folder / "bob").read_text().strip())
+
+
+@pytest.mark.usefixtures("people")
+def test_a_gguf_file_below_a_root_is_converted_and_quantized_as_on_one_machine(lab: Lab, tmp_path: Path) -> None:
+    pytest.importorskip("gguf")
+    from tests.worlds.gguf_world import write_gguf
+
+    file = lab.folder / "models" / "gguf" / "small.gguf"
+    file.parent.mkdir()
+    write_gguf(write_model("llama", tmp_path / "hf"), file)
+    expected = mint.quantize(file, "5bpw", tmp_path / "alone", Recipe(rounding="nearest"))
+    with _bob(lab) as client:
+        (row,) = [row for row in client.models() if row["name"] == "gguf/small.gguf"]
+        assert (row["identity"], row["reason"], row["nbytes"]) == ("", "", file.stat().st_size)
+        (job,) = client.submit("gguf/small.gguf", ["5bpw"], Recipe(rounding="nearest"))
+        done = client.wait(job.id)
+        client.download(done.artifact, tmp_path / "served")
+    assert expected.plan.model == read_manifest(tmp_path / "served").model
+    for weights in expected.output.glob("*.safetensors"):
+        assert (tmp_path / "served" / weights.name).read_bytes() == weights.read_bytes()
+
+
+@pytest.mark.usefixtures("people")
+def test_a_gguf_file_that_cannot_be_converted_is_refused_with_the_reason(lab: Lab) -> None:
+    (lab.folder / "models" / "broken.gguf").write_bytes(b"GGUF" * 100)
+    with _bob(lab) as client, pytest.raises(mint.MintError, match=r"broken\.gguf: not a GGUF file"):
+        client.submit("broken.gguf", ["5bpw"])

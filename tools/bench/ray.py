@@ -121,7 +121,7 @@ def overhead(count: int, shape: Sequence[int]) -> dict[str, Any]:
         from cluster.transport.driver import Carrier
 
         carrier = Carrier(making_actor())
-        (link,) = carrier.meet("made")
+        (link,) = carrier.meet(Path("made"))
         assert link.holder
         pid = link.holder.pid
         model = ray.put(pack({"names": names, "shape": list(shape), "job": "measure"}))
@@ -178,7 +178,7 @@ def packed(nbytes: int) -> dict[str, Any]:
         from cluster.transport.driver import Carrier
 
         carrier = Carrier(making_actor())
-        (link,) = carrier.meet("made")
+        (link,) = carrier.meet(Path("made"))
         assert link.holder
         pid = link.holder.pid
         model = ray.put(pack({"names": names, "shape": [8, 512], "job": "quantize"}))

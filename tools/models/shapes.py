@@ -50,9 +50,11 @@ LLAMA4_SCOUT: dict[str, Any] = {
         "rope_theta": 500000.0, "tie_word_embeddings": False, "use_qk_norm": True, "vocab_size": 202048,
     },
     "vision_config": {
-        "model_type": "llama4_vision_model", "hidden_size": 1408, "image_size": 336, "intermediate_size": 5632,
-        "num_attention_heads": 16, "num_hidden_layers": 34, "patch_size": 14, "projector_input_dim": 4096,
-        "projector_output_dim": 4096, "vision_output_dim": 4096,
+        "model_type": "llama4_vision_model", "hidden_size": 1408, "image_size": 336, "initializer_range": 0.02,
+        "intermediate_size": 5632, "norm_eps": 1e-5, "num_attention_heads": 16, "num_channels": 3,
+        "num_hidden_layers": 34, "patch_size": 14, "pixel_shuffle_ratio": 0.5, "projector_dropout": 0.0,
+        "projector_input_dim": 4096, "projector_output_dim": 4096, "rope_theta": 10000, "vision_feature_layer": -1,
+        "vision_feature_select_strategy": "default", "vision_output_dim": 4096,
     },
 }  # fmt: skip
 

@@ -1,10 +1,10 @@
-"""Routes that download models of the hub to the service's machine, if it allows them."""
+"""Routes that bring models to the service: GGUF files are converted, models of the hub downloaded if it allows them."""
 
 from typing import Annotated
 
 from fastapi import APIRouter, Path, Request, Response
 
-from cluster.service.http.context import POSTED, Here, Reader, Submitter, refusals
+from cluster.service.http.context import POSTED, Here, Reader, Service, Submitter, refusals
 from cluster.service.http.error_answers import ApiError
 from cluster.service.http.schema import FetchAnswer, FetchRequest
 from mint.model.hub_cache import parse_id
@@ -17,10 +17,21 @@ FetchId = Annotated[str, Path(pattern="^[0-9a-f]{16}$")]
 def fetch_model(
     request: Request, response: Response, body: FetchRequest, service: Here, person: Submitter
 ) -> FetchAnswer:  # fmt: skip
-    """Download a model of the hub to the service's machine, so that jobs can be submitted for it.
+    """Convert a GGUF file below a root, or download a model of the hub, so that jobs can be submitted for it.
 
-    202 if the download begins, 200 if an earlier request began it. The same request after an error resumes.
+    202 if that begins, 200 if an earlier request began it. The same request after an error resumes.
     """
+    name, source = _named(service, body.model)
+    entry, is_new = service.fetches.ask(name, person, source)
+    service.note(request, person, "fetch.asked", model=entry.model, is_new=is_new)
+    response.status_code = 202 if is_new else 200
+    return FetchAnswer.model_validate(entry)
+
+
+def _named(service: Service, model: str) -> tuple[str, str]:
+    """The one name of a model, and its source; raises `ApiError` for a model that cannot be fetched."""
+    if files := service.models.gguf(model):
+        return model, str(files[0])
     if not service.settings.allow_hub:
         raise ApiError(
             403,
@@ -28,15 +39,12 @@ def fetch_model(
             "with --allow-hub",
             code="no_hub",
         )
-    if not (id := parse_id(body.model)):
-        raise ApiError(422, f"{body.model!r} is no id of the hub; needed OWNER/NAME or OWNER/NAME@REVISION")
-    entry, is_new = service.fetches.ask(str(id), person)
-    service.note(request, person, "fetch.asked", model=entry.model, is_new=is_new)
-    response.status_code = 202 if is_new else 200
-    return FetchAnswer.model_validate(entry)
+    if not (id := parse_id(model)):
+        raise ApiError(422, f"{model!r} is no id of the hub; needed OWNER/NAME or OWNER/NAME@REVISION")
+    return str(id), str(id)
 
 
 @router.get("/{id}", responses=refusals(404))
 def show_fetch(id: FetchId, service: Here, person: Reader) -> FetchAnswer:
-    """The progress of a download."""
+    """The progress of a download or a conversion."""
     return FetchAnswer.model_validate(service.fetches.get(id))

@@ -49,7 +49,8 @@ def submit_jobs(
     """Submit a job for each budget, or one for the analysis alone. All of them are accepted, or none.
 
     A request equal to an earlier one shares its job: 200 if all jobs are shared, 201 otherwise. Repeating a request
-    after an error is safe. A model of the hub that is not here yet is refused as `not_fetched`: fetch it first.
+    after an error is safe. A model of the hub that is not here yet, and a GGUF file that is not converted yet, are
+    refused as `not_fetched`: fetch it first.
     """
     if submission.priority > 0 and not person.may("admin"):
         raise ApiError(

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Path, Query
 
-from cluster.service.errors import DatabaseUnavailableError
+from cluster.service.errors import DatabaseUnavailableError, NotFetchedError
 from cluster.service.http import schema
 from cluster.service.http.context import POSTED, Here, Reader, Service, refusals
 from cluster.service.http.error_answers import ApiError
@@ -35,6 +35,9 @@ def _model(service: Service, name: str, analyzed: Set[str] = frozenset()) -> sch
         path, identity = service.models.identify(name)
     except DatabaseUnavailableError:
         raise
+    except NotFetchedError:
+        nbytes = sum(file.stat().st_size for file in service.models.gguf(name))
+        return schema.ModelAnswer(name=name, identity="", nbytes=nbytes, analyzed=False, reason="")
     except MintError as error:
         return schema.ModelAnswer(name=name, identity="", nbytes=0, analyzed=False, reason=str(error))
     nbytes = sum(shard.stat().st_size for shard in path.glob("*.safetensors"))

@@ -40,8 +40,8 @@ ModelName = Annotated[
     str,
     Field(
         min_length=1, max_length=255, pattern=r"^[^\x00-\x1f\x7f]+$", examples=["Qwen3-8B"],
-        description="A folder below one of the service's roots, as `GET /v1/models` names it; or, where the service "
-        "allows it, an id of the Hugging Face hub, which `POST /v1/fetches` brings to it.",
+        description="A folder or a GGUF file below one of the service's roots, as `GET /v1/models` names it; or, where "
+        "the service allows it, an id of the Hugging Face hub. `POST /v1/fetches` makes either ready.",
     ),
 ]  # fmt: skip
 
@@ -115,13 +115,14 @@ class JobChange(_Request):
 
 
 class FetchRequest(_Request):
-    """A model of the Hugging Face hub to be downloaded to the service's machine."""
+    """A model of the Hugging Face hub to be downloaded to the service, or a GGUF file to be converted there."""
 
     model: Annotated[
         str,
         Field(
-            max_length=255, pattern=rf"^{_PART}/{_PART}(@{_PART}(/{_PART})*)?$", examples=["Qwen/Qwen3-8B"],
-            description="OWNER/NAME or OWNER/NAME@REVISION.",
+            max_length=255, pattern=rf"^({_PART}/{_PART}(@{_PART}(/{_PART})*)?|[^\x00-\x1f\x7f]+\.gguf)$",
+            examples=["Qwen/Qwen3-8B"],
+            description="OWNER/NAME or OWNER/NAME@REVISION; or a GGUF file, as `GET /v1/models` names it.",
         ),
     ]  # fmt: skip
 
@@ -189,7 +190,7 @@ class SubmittedAnswer(Answer):
 
 
 class FetchAnswer(Answer):
-    """A download of a model of the hub: waiting, running, done or failed, with the reason."""
+    """A download or a conversion: waiting, running, done or failed, with the reason."""
 
     id: str
     model: str
@@ -271,7 +272,10 @@ class CurveAnswer(Answer):
 
 
 class ModelAnswer(Answer):
-    """A model below a root; if it cannot be read, `reason` says why, and the other fields are empty."""
+    """A model below a root; if it cannot be read, `reason` says why, and the other fields are empty.
+
+    A GGUF file has its size, and no identity before `POST /v1/fetches` has converted it.
+    """
 
     name: str
     identity: str

@@ -18,8 +18,9 @@ from pathlib import Path
 from cluster.service.data.catalog import Catalog
 from cluster.service.errors import DatabaseUnavailableError, NotFetchedError
 from mint.core.errors import MintError
+from mint.model.checkpoint.beside import files_beside
 from mint.model.checkpoint.shards import PATTERN, identity, read_shards
-from mint.model.gguf.files import SUFFIX
+from mint.model.gguf.files import SUFFIX, conversion_of, gguf_files, is_conversion, is_first_part
 from mint.model.hub_cache import blob_folders, cached, parse_id
 
 _MOST_LEVELS = 5  # of folders below a root; Hugging Face's cache has three
@@ -32,12 +33,16 @@ _MOST_CONFIG_BYTES = 16 << 20
 class Roots:
     """The models below `folders`; with `allow_hub` also those of Hugging Face's cache, by their ids.
 
-    Names resolve at once: a model that is missing from the cache is not downloaded here.
+    GGUF models are converted in the folder `cache`, by default the user's. Names resolve at once: a model that is
+    missing from a cache is not downloaded or converted here.
     """
 
-    def __init__(self, folders: Sequence[Path], catalog: Catalog, *, allow_hub: bool = False) -> None:
+    def __init__(
+        self, folders: Sequence[Path], catalog: Catalog, *, cache: Path | None = None, allow_hub: bool = False
+    ) -> None:
         self._folders = [Path(folder).resolve() for folder in folders]
         self._catalog = catalog
+        self._cache = cache
         self._allow_hub = allow_hub
         for folder in self._folders:
             if not folder.is_dir():
@@ -61,10 +66,14 @@ class Roots:
         if folder != root and any(entry.name == _CONFIG for entry in entries):
             if next(folder.glob(PATTERN), None):
                 yield name.as_posix()
-        elif len(name.parts) < _MOST_LEVELS:
-            for entry in entries:
-                if not entry.name.startswith(".") and entry.is_dir() and _is_name(entry.name):
-                    yield from self._below(root, Path(entry.path), seen)
+            return
+        for entry in entries:
+            if entry.name.startswith(".") or not _is_name(entry.name):
+                continue
+            if entry.name.endswith(SUFFIX) and is_first_part(Path(entry.path)) and self._file(Path(entry.path)):
+                yield (name / entry.name).as_posix()
+            elif entry.is_dir() and len(name.parts) < _MOST_LEVELS:
+                yield from self._below(root, Path(entry.path), seen)
 
     def resolve(self, name: str) -> Path:
         """The folder of the model `name`, with all links followed; raises `MintError`."""
@@ -78,7 +87,10 @@ class Roots:
                 path = self._confined(folder / spelling)
                 if path and (path / _CONFIG).is_file():
                     return path
-        self._refuse_gguf(name)
+        if files := self.gguf(name):
+            if (conversion := conversion_of(files, self._cache)).is_dir():
+                return conversion
+            raise NotFetchedError(f"{name} is not converted yet; needed: convert it first with POST /v1/fetches")
         if self._allow_hub and (id := parse_id(name)):
             if path := cached(id):
                 return path.resolve()
@@ -88,15 +100,19 @@ class Roots:
             )
         raise MintError(f"there is no model {name!r} here; {self._advice()}")
 
-    def _refuse_gguf(self, name: str) -> None:
-        """Raise `MintError` for GGUF files: they are converted for minutes, which no request may wait for."""
-        for folder in self._folders:
-            path = self._confined((folder / name).parent if name.endswith(SUFFIX) else folder / name)
-            if path and any(path.glob(f"*{SUFFIX}")):
-                raise MintError(
-                    f"{name} is a model in GGUF files, which the service does not convert; needed: a folder with "
-                    "safetensors. `mint inspect FILE.gguf --json` makes one and names it: copy it below a root"
-                )
+    def gguf(self, name: str) -> list[Path]:
+        """The files of the GGUF model `name`; empty for any other name.
+
+        Raises `MintError` for a missing part, and for a part or a small file beside it that is a link out of the roots.
+        """
+        for folder in self._folders if name.endswith(SUFFIX) and _is_name(name) else ():
+            if path := self._file(folder / name):
+                files = gguf_files(path)
+                for file in (*files, *(path.parent / beside for beside in files_beside(path.parent, text_only=True))):
+                    if not self._file(file):
+                        raise _leads_out(path, file.name)
+                return files
+        return []
 
     def identify(self, name: str) -> tuple[Path, str]:
         """The folder and the identity of a model; raises `MintError` for an incomplete or forbidden model.
@@ -119,14 +135,12 @@ class Roots:
     def _stamp(self, path: Path) -> str:
         """A digest that changes with every file of a model; raises `MintError` for a link out of the roots."""
         digest = hashlib.sha256(os.fsencode(path))
-        bases = [*self._folders, *([path, *blob_folders(path)] if self._allow_hub else [])]
+        has_own_files = self._allow_hub or is_conversion(path)
+        bases = [*self._folders, *([path, *blob_folders(path)] if has_own_files else [])]
         for entry in _entries(path):
             real = Path(os.path.realpath(entry.path))
             if not any(real.is_relative_to(base) for base in bases):
-                raise MintError(
-                    f"{path.name}: the file {_shown(entry.name)} is a link that leads out of the service's folders; "
-                    "needed: a model with all files there. Replace the link with a copy of the file"
-                )
+                raise _leads_out(path, entry.name)
             try:
                 status = real.stat()
             except OSError as error:
@@ -141,12 +155,21 @@ class Roots:
 
     def _confined(self, path: Path) -> Path | None:
         """The folder of a path with all links followed, if it is below a root; None otherwise."""
+        real = self._real(path)
+        return real if real and real.is_dir() else None
+
+    def _file(self, path: Path) -> Path | None:
+        """The path of a regular file, its folder with all links followed, if both are below a root; None otherwise."""
+        folder, file = self._confined(path.parent), self._real(path)
+        return folder / path.name if folder and file and file.is_file() else None
+
+    def _real(self, path: Path) -> Path | None:
+        """A path with all links followed, if it is below a root; None otherwise."""
         try:
             real = path.resolve(strict=True)
         except (OSError, RuntimeError, ValueError):  # missing, a loop of links, or an invalid name
             return None
-        is_below = any(real.is_relative_to(folder) for folder in self._folders)
-        return real if is_below and real.is_dir() else None
+        return real if any(real.is_relative_to(folder) for folder in self._folders) else None
 
     def _advice(self) -> str:
         names = self.names()
@@ -162,6 +185,12 @@ def _entries(folder: Path) -> Iterator[os.DirEntry[str]]:
             yield entry
         elif not entry.name.startswith("."):
             yield from _entries(Path(entry.path))
+
+
+def _leads_out(model: Path, name: str) -> MintError:
+    fault = f"the file {_shown(name)} is a link that leads out of the service's folders"
+    remedy = "needed: a model with all files there. Replace the link with a copy of the file"
+    return MintError(f"{model.name}: {fault}; {remedy}")
 
 
 def _is_name(name: str) -> bool:

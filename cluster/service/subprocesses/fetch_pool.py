@@ -1,10 +1,11 @@
-"""Downloads models of the hub to this machine: a few at a time, each once, in a process of its own.
+"""Downloads models of the hub to this machine, and converts GGUF files: a few at a time, each in its own process.
 
-The state of the fetches lies in memory, and their files in the hub's cache. After a restart, a new request begins a new
-fetch, which continues where the old one was.
+The state of the fetches lies in memory, and their files in the caches. After a restart, a new request begins a new
+fetch; a download continues where the old one was.
 """
 
 import hashlib
+import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -31,6 +32,7 @@ class Fetch:
 
     id: str
     model: str
+    source: str  # an id of the hub, or the absolute path of a GGUF file
     by: str
     state: str = WAITING
     done_bytes: int = 0
@@ -44,17 +46,17 @@ class Fetch:
 
 
 class Fetches:
-    """The fetches of this service; their processes log to the file `log_path`."""
+    """The fetches of this service; their processes log to the file `log_path` and convert in the folder `cache`."""
 
-    def __init__(self, log_path: Path) -> None:
-        self._log_path = log_path
+    def __init__(self, log_path: Path, cache: Path) -> None:
+        self._log_path, self._cache = log_path, cache
         self._lock = threading.Lock()
         self._fetches: dict[str, Fetch] = {}  # the oldest first
         self._children: dict[str, Child] = {}
         self._pool = ThreadPoolExecutor(AT_ONCE, thread_name_prefix="fetch")  # starts threads when they are needed
         self._closed = False
 
-    def ask(self, model: str, person: Person) -> tuple[Fetch, bool]:
+    def ask(self, model: str, person: Person, source: str) -> tuple[Fetch, bool]:
         """The fetch of a model, and true if it begins now; a request for a model on its way joins the fetch.
 
         Raises `QuotaExceededError` if the person has too many on their way, `ServiceBusyError` if all people have.
@@ -65,7 +67,7 @@ class Fetches:
                 return current, False
             self._need_room_for(person)
             self._fetches.pop(id, None)
-            fetch = self._fetches[id] = Fetch(id, model, person.name)
+            fetch = self._fetches[id] = Fetch(id, model, source, person.name)
             over = [fetch.id for fetch in self._fetches.values() if fetch.is_over]
             for old in over[: max(0, len(self._fetches) - _REMEMBERED)]:
                 del self._fetches[old]
@@ -97,12 +99,12 @@ class Fetches:
         most = _MOST_OF_ONE if person.quota.queued is None else min(_MOST_OF_ONE, person.quota.queued)
         if unfinished.count(person.name) >= most:
             raise QuotaExceededError(
-                f"{person.name} has {unfinished.count(person.name)} models of the hub on their way and may have {most};"
+                f"{person.name} has {unfinished.count(person.name)} models on their way and may have {most};"
                 " needed: one of them here first",
                 retry_after=_RETRY_SECONDS,
             )
         if len(unfinished) >= _MOST:
-            raise ServiceBusyError(f"{_MOST} models of the hub are on their way; come back later")
+            raise ServiceBusyError(f"{_MOST} models are on their way; come back later")
 
     def _change(self, id: str, **figures: Any) -> None:
         with self._lock:
@@ -129,8 +131,10 @@ class Fetches:
             with self._lock:
                 if self._closed:
                     return "the service ends; request it again"
-                arguments = (fetch.model, str(RESERVE_BYTES))
-                child = Child("cluster.service.subprocesses.fetch_child:main", *arguments, stderr=output)
+                arguments = (fetch.source, str(RESERVE_BYTES))
+                environment = {**os.environ, "MINT_CACHE": str(self._cache)}
+                function = "cluster.service.subprocesses.fetch_child:main"
+                child = Child(function, *arguments, environment=environment, stderr=output)
                 self._children[fetch.id] = child
             reason = ""
             try:

@@ -1,4 +1,4 @@
-// Models of the hub that the service does not have yet: asked for, waited for, then submitted.
+// Models of the hub and GGUF files that the service does not have ready yet: asked for, waited for, then submitted.
 
 import { Refusal, ask } from "./api.js";
 import { rest } from "./stream.js";

@@ -85,7 +85,7 @@ export async function submitForm({ onSubmitted, signal }) {
 
 /** A model of the service's folders; where the hub is allowed, its ids can be typed, too. */
 function modelChoice(models, allowsHub) {
-  const choices = models.filter(({ identity }) => identity).map(({ name, nbytes }) =>
+  const choices = models.filter(({ reason }) => !reason).map(({ name, nbytes }) =>
     h("option", { value: name }, `${plain(name)} (${size(nbytes, 3)})`));
   if (!allowsHub) {
     const select = h("select", { id: "model", required: true }, choices);

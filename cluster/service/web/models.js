@@ -17,7 +17,7 @@ export async function modelsPage({ signal }) {
     h("h1", {}, "Models"),
     models.length ? table("Models", [
       ["Model", ({ name, identity }) => (identity ? h("a", { href: `#/models/${identity}` }, foreign(name)) : foreign(name))],
-      ["Size", ({ identity, nbytes }) => (identity ? size(nbytes, 3) : ""), true],
+      ["Size", ({ nbytes }) => (nbytes ? size(nbytes, 3) : ""), true],
       ["Analyzed", ({ analyzed, reason }) => (reason && foreign(reason)) || (analyzed ? "yes" : "not yet")],
     ], models) : h("p", { class: "empty" }, "There is no model below the service's folders."),
   ];

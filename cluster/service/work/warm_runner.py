@@ -80,7 +80,7 @@ class WarmRunner:
 def start(settings: Settings, job: str, output: int, library: str) -> subprocess.Popen[bytes]:
     """Start a runner that logs to the open file `output`; without a `job` it gets ready for any."""
     environment = preloading(library) if library else dict(os.environ)
-    environment["MINT_CACHE"] = str(settings.data / "cache")
+    environment["MINT_CACHE"] = str(settings.cache_folder)
     limit_threads(environment, settings.job_cpus)
     if may_cache():
         environment["MINT_KERNELS"] = str(code_folder().parent)

@@ -62,7 +62,7 @@ def own_text(source: Source, size: TextSize, seed: int, base: str, on_progress: 
 
 def text_path(source: Source, size: TextSize, seed: int, base: str) -> Path:
     """The file in the cache for this very text."""
-    key = source.identity, source.loader, size.count, size.window, seed, base, device_kind(), versions(source.loader)
+    key = source.identity, source.loader, size.count, size.window, seed, base, device_kind(), versions(source.packages)
     return cached_path("texts", ".npy", *key)
 
 

@@ -86,7 +86,7 @@ def _header(source: Source, probing: Probing, units: Sequence[Unit], paths: Iter
         "tokens": str(probing),
         "base": probing.base,
         "device": device_kind(),
-        "versions": versions(source.loader),
+        "versions": versions(source.packages),
         "units": [unit.path for unit in units],
     }
     earlier = [read_header(path, MAGIC) for path in paths] if probing.base == AUTO else []

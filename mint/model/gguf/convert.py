@@ -6,38 +6,37 @@ rows, its names and its shift of norms are undone on the way.
 
 # E experts, R rows, B bytes of a row
 
+import fcntl
 import json
 import shutil
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import mkdtemp
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from mint.core.cache import cached_path
 from mint.core.errors import DiskFullError, MintError
-from mint.core.files import sha256_of, write_all
-from mint.core.progress import OnProgress, Progress
+from mint.core.files import partial_path, write_all
+from mint.core.progress import OnProgress, Progress, ignore
 from mint.formats.format import Format, TensorSpec
 from mint.formats.layout import lay_out
 from mint.model.checkpoint.beside import files_beside
-from mint.model.checkpoint.shards import sampled_ranges
 from mint.model.checkpoint.writer import disk_full
 from mint.model.gguf.architectures import Architecture, architecture_of, config_of
 from mint.model.gguf.blocks import PLAIN, affine_format, affine_parts, decoded_halves
-from mint.model.gguf.files import gguf_name
+from mint.model.gguf.files import conversion_of, identities
 from mint.model.gguf.metadata import GgufModel, read_gguf
 from mint.model.gguf.vocabulary import write_tokenizer
 from mint.model.storages.storage import GGUF
 from mint.model.storages.super_blocks import K_TYPES
 
-_VERSION = 1  # of the conversion; another one makes its folders anew
 _BLOCK_BYTES = 8 << 20  # of source rows, converted at once
 _DIGITS = 13  # of the offsets in a shard
+_LOCK = "lock"  # in the folder of a conversion
 _FACTORS = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")  # the config has them
 
 
@@ -90,42 +89,48 @@ class _Weight:
                 yield (decoded_halves(rows, self.kind).view(np.uint8),)
 
 
-def converted(files: Sequence[Path], on_progress: OnProgress) -> Path:
+def converted(files: Sequence[Path], on_progress: OnProgress = ignore, *, reserve_bytes: int = 0) -> Path:
     """The folder of the model in these GGUF files: in the cache, or converted now.
 
-    Raises `MintError` for an unknown architecture or tokenizer, and for damaged files.
+    `reserve_bytes` of the disk stay free. Raises `MintError` for an unknown architecture or tokenizer, and for damaged
+    files.
     """
-    identities = [_identity(file) for file in files]
-    folder = cached_path("gguf", "", _VERSION, identities) / gguf_name(files[0])
-    if (folder / "config.json").exists():
+    folder = conversion_of(files)
+    if folder.exists():
         return folder
-    model = read_gguf(files)
-    architecture = architecture_of(model)
-    config = config_of(model, architecture)
-    weights = _weights(model, architecture, config)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(mkdtemp(prefix=f"{folder.name}.", dir=folder.parent))
-    try:
-        _write_tokenizer(model, partial)
-        _write_weights(weights, partial, on_progress)
-        if any(weight.kind not in PLAIN for weight in weights):
-            config["quantization_config"] = {"quant_method": GGUF, **_entries(weights)}
-        (partial / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-        if [_identity(file) for file in files] != identities:
-            raise MintError(f"{files[0]}: changed while it was converted; run the same command again")
+    with _alone(folder.parent):
         if not folder.exists():
-            partial.rename(folder)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+            _convert(files, folder, on_progress, reserve_bytes)
     return folder
 
 
-def _identity(file: Path) -> list[object]:
-    """The name, size and a digest of sampled bytes of a file."""
-    nbytes = file.stat().st_size
-    with file.open("rb") as stream:
-        samples = [(stream.seek(start), stream.read(length))[1] for start, length in sampled_ranges(0, nbytes)]
-    return [file.name, nbytes, sha256_of(samples)]
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Hold `folder` as its only process; the end of a process, by any signal, frees it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / _LOCK).open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _convert(files: Sequence[Path], folder: Path, on_progress: OnProgress, reserve_bytes: int) -> None:
+    before, model = identities(files), read_gguf(files)
+    architecture = architecture_of(model)
+    config = config_of(model, architecture)
+    weights = _weights(model, architecture, config)
+    partial = partial_path(folder)
+    shutil.rmtree(partial, ignore_errors=True)  # of a process that was killed
+    partial.mkdir()
+    try:
+        _write_tokenizer(model, partial)
+        _write_weights(weights, partial, on_progress, reserve_bytes)
+        config["quantization_config"] = {"quant_method": GGUF, **_entries(weights)}
+        (partial / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+        if identities(files) != before:
+            raise MintError(f"{files[0]}: changed while it was converted; run the same command again")
+        partial.rename(folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 def _weights(model: GgufModel, architecture: Architecture, config: dict[str, Any]) -> list[_Weight]:
@@ -149,10 +154,10 @@ def _weights(model: GgufModel, architecture: Architecture, config: dict[str, Any
     return weights
 
 
-def _write_weights(weights: Sequence[_Weight], folder: Path, on_progress: OnProgress) -> None:
+def _write_weights(weights: Sequence[_Weight], folder: Path, on_progress: OnProgress, reserve_bytes: int) -> None:
     layout = lay_out([weight.tensors for weight in weights], digits=_DIGITS)
     total, done = sum(shard.nbytes for shard in layout), 0
-    if shutil.disk_usage(folder).free < total:
+    if shutil.disk_usage(folder).free < total + reserve_bytes:
         raise DiskFullError(disk_full(folder, total))
     places = {placed.tensor: (shard.name, placed.offset) for shard in layout for placed in shard.tensors}
     for shard in layout:

@@ -8,7 +8,8 @@ from mint.core.sizes import format_size
 from mint.formats.format import QUANTIZABLE
 from mint.formats.units import Unit
 from mint.model.checkpoint.shards import SourceTensor, sampled_ranges
-from mint.model.storages.storage import GGUF, Encoded, Settings
+from mint.model.storages.decoding import Stored
+from mint.model.storages.storage import GGUF, Encoded
 
 Notices = tuple[str, ...]
 
@@ -53,9 +54,10 @@ def _integers_by_half(weight: Encoded) -> bool:
     return is_integer and weight.parts["scales"].dtype == "F16"
 
 
-def requantize_notice(settings: Settings) -> Notices:
+def requantize_notice(stored: Stored) -> Notices:
     """The errors of a model that was quantized as a whole are not those against its original."""
-    program = "llama.cpp" if settings.method == GGUF else "MLX" if settings.modules else ""
+    is_gguf = stored.settings.method == GGUF
+    program = "llama.cpp" if is_gguf and stored.encoded else "MLX" if stored.settings.modules else ""
     if not program:
         return ()
     return (f"{program} has quantized this model already: errors are measured against it, not against its original",)

@@ -12,6 +12,7 @@ from pathlib import Path
 from mint.core.errors import MintError
 from mint.model.checkpoint.shards import Shard, SourceTensor, tensors_of
 from mint.model.storages.decoding import STORAGES, Stored
+from mint.model.storages.storage import GGUF
 
 _FLOATS = ("BF16", "F16", "F32", "F64", "C64", "BOOL")  # a mask counts as numbers
 # a scale or zero point of the weight that has the rest of the name
@@ -46,7 +47,7 @@ def check_used(
 
 def _notices(stored: Stored) -> tuple[str, ...]:
     notices = []
-    if stored.settings.method and not stored.encoded:
+    if stored.settings.method not in ("", GGUF) and not stored.encoded:
         dropped = f"the config's quantization_config ({stored.settings.method}) is dropped"
         notices.append(f"{dropped}: no weight is stored in such a way")
     if bare := sum(weight.is_bare for weight in stored.encoded.values()):

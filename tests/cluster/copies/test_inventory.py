@@ -16,7 +16,9 @@ from cluster.schedule.placement import group_of, place_units
 from cluster.transport.messages import Gathering, holder_from, pack, unpack
 from mint.core.errors import MintError
 from mint.model.checkpoint.shards import SAMPLES, read_shard, sampled_ranges
+from mint.model.locate import locate
 from mint.model.source import open_source
+from tests.worlds.gguf_world import write_gguf
 from tests.worlds.zoo import write_model
 
 SHARD = Held("model-1.safetensors", 100, "a" * 64, "b" * 64)
@@ -195,3 +197,33 @@ def test_a_result_has_arrived_with_its_last_piece_and_streams_do_not_mix() -> No
     assert list(one.add(pack([["unit", "", b"half", False]]))) == []  # a unit that fails half-way through its result
     failed = list(one.add(pack([["next", "KeyError", b"", True], ["last", "", b"y", True]])))
     assert failed == [Failed("a", "next", "KeyError"), Arrived("a", "last", [b"y"])]
+
+
+def _gguf(folder: Path) -> Path:
+    write_gguf(write_model("llama", folder / "hf"), folder / "tiny-Q8.gguf")
+    return folder / "tiny-Q8.gguf"
+
+
+@pytest.mark.parametrize("place", ["{}.gguf", "team/{}.gguf", "models--a--b/snapshots/c/{}.gguf"])
+def test_a_node_converts_its_own_copy_of_a_gguf_model_of_the_head(
+    place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = _gguf(tmp_path / "head")
+    head = locate(file)
+    monkeypatch.setenv("MINT_CACHE", str(tmp_path / "cache of the node"))
+    assert find_model(str(head), []) == head  # as on the head itself
+    shutil.rmtree(head)
+    assert find_model(str(head), [tmp_path / "root"]) is None
+    own = tmp_path / "root" / place.format("tiny-Q8")
+    own.parent.mkdir(parents=True)
+    shutil.copyfile(file, own)
+    folder = find_model(str(head), [tmp_path / "root"])
+    assert folder and folder.is_relative_to(tmp_path / "cache of the node")
+    own.unlink()
+    assert find_model(str(head), [tmp_path / "root"]) == folder
+
+
+def test_a_node_names_a_gguf_file_that_is_another_than_the_head_s(tmp_path: Path) -> None:
+    head = locate(_gguf(tmp_path / "head")).parent.parent / ("0" * 32) / "tiny-Q8"
+    with pytest.raises(MintError, match=r"tiny-Q8.gguf is not the GGUF file that the head has under this name"):
+        find_model(str(head), [tmp_path / "head"])

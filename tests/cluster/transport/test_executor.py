@@ -7,11 +7,13 @@ import signal
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import replace
+from importlib.metadata import version
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import pytest
+from gguf import GGMLQuantizationType
 
 from mint.analysis.analysis import Analysis
 from mint.analysis.analyze import analyze
@@ -26,14 +28,17 @@ from mint.core.cache import cache_folder
 from mint.core.errors import MintError
 from mint.formats.format import parse_format
 from mint.formats.units import Unit
-from mint.model.source import Source, open_source
+from mint.model.locate import locate
+from mint.model.source import PACKAGES, Source, open_source
 from mint.plan.allocate import allocate
 from mint.plan.size_range import possible_bytes
 from mint.run.executor import Executor, in_process
 from mint.run.job import Job
 from tests.conftest import own_cache
 from tests.worlds.executors import FunctionExecutor
+from tests.worlds.gguf_world import blocks_of, write_gguf
 from tests.worlds.jobs import Clipped, Skewed, checksums_of
+from tests.worlds.pictures import write_multimodal
 from tests.worlds.zoo import write_model
 from tools.models.make_shape import write_shape
 from tools.models.shapes import QWEN3_06B, Shape, qwen3
@@ -188,6 +193,52 @@ def test_the_head_needs_no_shard_of_its_own(lab: Lab, connect: Callable[..., Clu
     assert (tmp_path / "cluster.mint").read_bytes() == (tmp_path / "alone.mint").read_bytes()
     assemble(plan, open_source(folder), tmp_path / "cluster", executor=executor)
     assert _bytes(tmp_path / "cluster") == _bytes(tmp_path / "alone")
+
+
+def test_nodes_convert_their_own_copies_of_a_gguf_model(
+    lab: Lab, connect: Callable[..., ClusterExecutor], tmp_path: Path
+) -> None:
+    file = tmp_path / "tiny-Q4_0.gguf"
+    write_gguf(write_model("llama", tmp_path / "hf"), file, blocks_of(GGMLQuantizationType.Q4_0))
+    for root in lab.roots:
+        shutil.copyfile(file, root / file.name)
+    model = locate(file)
+    source = open_source(model)
+    alone = analyze(source, tmp_path / "alone.mint")
+    plan = allocate(alone, _half(source))
+    assemble(plan, source, tmp_path / "alone")
+    head = tmp_path / model.relative_to(model.parents[2])
+    shutil.copytree(model, head, ignore=shutil.ignore_patterns("*.safetensors"))
+    executor = connect(head)
+    folder = executor.whole_folder(head)
+    analyze(open_source(folder), tmp_path / "cluster.mint", executor=executor)
+    assert (tmp_path / "cluster.mint").read_bytes() == (tmp_path / "alone.mint").read_bytes()
+    assemble(plan, open_source(folder), tmp_path / "cluster", executor=executor)
+    assert _bytes(tmp_path / "cluster") == _bytes(tmp_path / "alone")
+
+
+class OlderPackages(Worker):
+    """A worker that has other versions of the packages that few models need where `OTHER_CHIP` is set."""
+
+    def hello(self, model: str, *, share: bool = False) -> bytes:
+        record = unpack(super().hello(model, share=share))
+        older = dict.fromkeys(PACKAGES, "0.0") if os.environ.get(OTHER_CHIP) else {}
+        return pack(record | {"versions": record["versions"] | older})
+
+
+@pytest.mark.usefixtures("vision")
+def test_a_package_that_the_model_needs_has_one_version_on_all_nodes(
+    lab: Lab, carrying: Callable[[type], Carrier], tmp_path: Path
+) -> None:
+    plain = write_model("llama", tmp_path / "plain")
+    write_gguf(plain, tmp_path / "tiny.gguf")
+    gguf, pictures = locate(tmp_path / "tiny.gguf"), write_multimodal("qwen2_5_vl", tmp_path / "pictures")
+    carrier = carrying(OlderPackages)
+    for model, package in ((plain, ""), (gguf, "gguf"), (pictures, "mlx-vlm"), (plain, "")):
+        executor = ClusterExecutor(carrier, model, IMPATIENT)
+        executor.whole_folder(model)
+        expected = [f"{package}: found 0.0, needed {version(package)} as on this machine"] if package else []
+        assert (list(carrier.refused.values()), len(carrier.links)) == (expected, NODES - len(expected))
 
 
 def test_a_unit_whose_tensors_lie_on_several_nodes_is_refused_before_any_work_unless_they_share(

@@ -6,23 +6,28 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from mint.analysis.probes.own_text import BASES_OF_TEXT
+from mint.analysis.unit_jobs import peak_bytes
 from mint.cli.main import run_command
 from mint.core.cache import cache_folder
 from mint.core.errors import MintError
+from mint.core.memory import PROCESSES_BYTES
 from mint.core.progress import ignore
 from mint.core.sizes import format_seconds, parse_size
 from mint.forecast.forecast import Forecast
 from mint.forecast.machine import machine_rates
-from mint.forecast.memory import check_memory, needed_memory
+from mint.forecast.memory import check_memory, matrices_per_token, needed_memory
+from mint.kernels.backend import backend
 from mint.model.source import open_source
 from mint.pipeline import Pipeline, Target, quantize
 from mint.plan.recipe import Budget, Recipe
+from mint.run.stacks import BLOCK
 from tests.worlds.zoo import ARCHITECTURES
 from tools.models.make_shape import write_shape
 from tools.models.shapes import SHAPES
@@ -93,6 +98,22 @@ def test_rates_of_a_rounding_need_no_kernels_of_others() -> None:
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
+@pytest.mark.parametrize(("name", "experts"), [("llama4-scout", 1), ("qwen3-30b-a3b", 8), ("kimi-k2.5", 8)])
+def test_stacks_take_the_memory_of_their_blocks(name: str, experts: int, tmp_path: Path) -> None:
+    write_shape(tmp_path, SHAPES[name], layers=4)
+    source = open_source(tmp_path)
+    stacks = [unit for unit in source.units if unit.role.startswith("expert_") and unit.slices > 1]
+    largest = max(unit.nbytes for unit in source.units)
+    assert largest > 3 * BLOCK
+    assert {matrices_per_token(source)[unit.path] for unit in stacks} == {experts}
+    needs = needed_memory(source, "nearest", "")
+    blocks = 4 * BLOCK * 3 * 1.01 + backend().working_bytes(BLOCK)  # two as stored and one as weights, at most 4 bytes
+    whole = max(unit.nbytes for unit in source.units if unit not in stacks)
+    assert needs["measure and write"] - PROCESSES_BYTES <= max(2 * largest + blocks, 3 * whole)
+    assert needs["verify"] - PROCESSES_BYTES <= max(3 * 10**9, 4 * whole)
+    assert max(needs.values()) >= max(map(partial(peak_bytes, source, tensors=source.tensors()), stacks))
+
+
 @pytest.mark.parametrize("name", sorted(ARCHITECTURES))
 def test_every_architecture_has_a_bound(name: str, make_model: Callable[..., Path]) -> None:
     source = open_source(make_model(name), requantize=True)
@@ -121,10 +142,24 @@ def large_vocabulary(folder: Path) -> Path:
     return folder
 
 
+def mixture(folder: Path) -> Path:
+    """A model of which the experts are nearly all."""
+    folder.mkdir()
+    more = {
+        "vocab_size": 2048, "hidden_size": 256, "moe_intermediate_size": 512, "num_experts": 16,
+        "num_experts_per_tok": 2, "num_attention_heads": 4, "head_dim": 64, "num_key_value_heads": 2,
+    }  # fmt: skip
+    shape = SHAPES["qwen3-30b-a3b"]
+    write_shape(folder, replace(shape, config=shape.config | more), layers=1, random=True)
+    return folder
+
+
+@pytest.mark.parametrize("make", [large_vocabulary, mixture])
 @pytest.mark.parametrize("rounding", ["nearest", "compensate"])
-def test_all_processes_together_keep_to_the_bound(rounding: str, tmp_path: Path) -> None:
-    model = large_vocabulary(tmp_path / "model")
-    command = [sys.executable, "-m", "mint", "quantize", str(model), "--budget", "5bpw", "--rounding", rounding]
+def test_all_processes_together_keep_to_the_bound(rounding: str, make: Callable[[Path], Path], tmp_path: Path) -> None:
+    model = make(tmp_path / "model")
+    main = "import mint.run.stacks as stacks; stacks.BLOCK = 1 << 20; from mint.__main__ import run; run()"
+    command = [sys.executable, "-c", main, "quantize", str(model), "--budget", "5bpw", "--rounding", rounding]
     command += ["--output", str(tmp_path / "out"), "--json", "--veto", "0"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

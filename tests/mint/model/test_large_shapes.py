@@ -5,7 +5,10 @@ from pathlib import Path
 
 import pytest
 
+from mint.model.opening.towers import towers_in
+from mint.model.roles import TOWER
 from mint.model.source import open_source
+from mint.render.models import source_record
 from tools.bench.cluster import coordinating, shape
 from tools.models.make_shape import write_shape
 from tools.models.shapes import SHAPES
@@ -60,6 +63,18 @@ def test_an_encoded_shape_opens_with_every_weight_decoded(name: str, tmp_path: P
     feeding = {tensor for unit in source.units for tensor in unit.sources}
     feeding |= {tensor for parameter in source.parameters for tensor in parameter.sources}
     assert feeding == source.tensors().keys()
+
+
+@pytest.mark.usefixtures("vision")
+@pytest.mark.parametrize("name", SHAPES)
+def test_every_shape_is_inspected_with_its_towers(name: str, tmp_path: Path) -> None:
+    write_shape(tmp_path, SHAPES[name], layers=4)
+    source = open_source(tmp_path)
+    towers = towers_in(source.tensors())
+    assert (source.loader == "mlx_vlm") == bool(towers) == any(unit.role == TOWER for unit in source.units)
+    record = source_record(source)
+    assert (record["units"], record["dropped_towers"]) == (len(source.units), [])
+    assert record["smallest_bytes"] < record["largest_bytes"]
 
 
 def test_a_shape_goes_through_everything_but_the_arithmetic(folder: Path) -> None:

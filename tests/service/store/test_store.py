@@ -15,7 +15,7 @@ from cluster.service.data.catalog import Catalog
 from cluster.service.data.database import Database, connect
 from cluster.service.data.records import Artifact
 from cluster.service.data.tables import identities
-from cluster.service.errors import NotFoundError
+from cluster.service.errors import NotFetchedError, NotFoundError
 from cluster.service.store.model_roots import Roots
 from cluster.service.store.store import ORPHAN_SECONDS, Store
 from mint.core.errors import MintError
@@ -225,6 +225,7 @@ def test_models_are_found_by_their_paths_below_the_roots(roots: Roots, llama: Pa
         "", ".", "..", "../outside", "llama/../../outside", "llama/..", "./llama", "llama/", "team//lläma", "/etc",
         "llama\0", "\0", "llama\n", "..\\outside", "\\\\server\\share", "\udcff", "\ud800", "a" * 5000, "~/models",
         "team", "nothing", "%2e%2e/outside", "．．/outside", "llama/config.json", "C:/models",
+        "../a.gguf", "llama/../a.gguf", "a\n.gguf", ".gguf",
     ],
 )  # fmt: skip
 def test_no_name_leads_out_of_the_roots(roots: Roots, name: str) -> None:
@@ -247,13 +248,33 @@ def test_a_link_out_of_the_roots_is_no_model(roots: Roots, tmp_path: Path) -> No
             roots.identify(name)
 
 
-@pytest.mark.parametrize("name", ["gguf", "gguf/tiny-Q4_K_M.gguf"])
-def test_gguf_files_are_refused_by_name_with_what_helps(name: str, roots: Roots, tmp_path: Path) -> None:
+def test_a_gguf_file_is_a_model_once_it_is_converted(roots: Roots, llama: Path, tmp_path: Path) -> None:
+    pytest.importorskip("gguf")
+    from mint.model.locate import locate
+    from tests.worlds.gguf_world import write_gguf
+
     (tmp_path / "root" / "gguf").mkdir()
-    (tmp_path / "root" / "gguf" / "tiny-Q4_K_M.gguf").write_bytes(b"GGUF")
-    assert "gguf" not in roots.names()
-    with pytest.raises(MintError, match="GGUF files, which the service does not convert; needed: a folder with"):
-        roots.identify(name)
+    write_gguf(llama, tmp_path / "root" / "gguf" / "tiny.gguf")
+    assert roots.names() == ["gguf/tiny.gguf", "llama", "team/lläma"]
+    with pytest.raises(NotFetchedError, match=r"gguf/tiny.gguf is not converted yet; needed: convert it first with"):
+        roots.identify("gguf/tiny.gguf")
+    folder = locate(tmp_path / "root" / "gguf" / "tiny.gguf")
+    assert roots.identify("gguf/tiny.gguf") == (folder, open_source(folder).identity)
+
+
+@pytest.mark.parametrize("name", ["tiny.gguf", "vocab.json", "tiny-00002-of-00002.gguf"])
+def test_no_file_of_a_gguf_model_is_a_link_out_of_the_roots(name: str, roots: Roots, tmp_path: Path) -> None:
+    folder = tmp_path / "root" / "gguf"
+    folder.mkdir()
+    model = "tiny-00001-of-00002.gguf" if name.startswith("tiny-") else "tiny.gguf"
+    for file in (model, name):
+        (folder / file).write_bytes(b"GGUF")
+    assert f"gguf/{model}" in roots.names()
+    (folder / name).replace(tmp_path / "secret")
+    (folder / name).symlink_to(tmp_path / "secret")
+    with pytest.raises(MintError, match="there is no model" if name == model else "a link that leads out"):
+        roots.identify(f"gguf/{model}")
+    assert (f"gguf/{model}" in roots.names()) == (name != model)
 
 
 def test_a_file_that_is_a_link_out_of_the_roots_is_refused(roots: Roots, tmp_path: Path) -> None:

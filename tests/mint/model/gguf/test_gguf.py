@@ -1,6 +1,7 @@
 """GGUF files open as the checkpoints that they were converted from."""
 
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 from gguf import GGMLQuantizationType as Type
 from mlx.utils import tree_unflatten
 
+from mint.analysis.analysis import read_analysis
 from mint.core.errors import MintError
 from mint.model.locate import locate, model_name
 from mint.model.module_tree import build_tree, read_tokenizer
@@ -112,6 +114,20 @@ def test_scales_that_the_dtype_of_the_family_rounds_are_said_at_the_start(tmp_pa
     assert not usual.carried and half.carried
 
 
+@pytest.mark.parametrize("kind", [Type.BF16, Type.Q4_0])
+def test_the_version_of_the_package_that_reads_a_file_is_recorded(kind: Type, tmp_path: Path) -> None:
+    folder = write_family("llama", tmp_path / "hf", **PLAIN)
+    write_gguf(folder, tmp_path / "tiny.gguf", blocks_of(kind))
+    source = open_source(tmp_path / "tiny.gguf")
+    assert any("llama.cpp has quantized" in notice for notice in source.notices) == (kind != Type.BF16)
+    assert not any("dropped" in notice for notice in source.notices)
+    result = quantize(tmp_path / "tiny.gguf", "5bpw", tmp_path / "out")
+    versions = {"gguf": version("gguf")}
+    assert result.manifest.versions.items() >= versions.items()
+    assert read_analysis(result.analysis).versions.items() >= versions.items()
+    assert "gguf" not in quantize(folder, "5bpw", tmp_path / "plain").manifest.versions
+
+
 def test_a_model_in_parts_is_one_model(tmp_path: Path) -> None:
     folder = write_model("llama", tmp_path / "hf")
     write_gguf(folder, tmp_path / "whole.gguf")
@@ -195,6 +211,8 @@ def test_the_factors_of_llama_3_become_its_settings(tmp_path: Path) -> None:
 
 
 def test_damaged_and_foreign_files_are_named(tmp_path: Path) -> None:
+    with pytest.raises(MintError, match=r"nowhere\.gguf: no such file; needed: the path of a GGUF file"):
+        open_source(tmp_path / "nowhere.gguf")
     folder = write_model("llama", tmp_path / "hf")
     write_gguf(folder, tmp_path / "tiny.gguf")
     data = (tmp_path / "tiny.gguf").read_bytes()
