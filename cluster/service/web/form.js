@@ -13,6 +13,7 @@ const ROUNDINGS = {
   nearest: ["Nearest", "As MLX rounds by itself. Quickest."],
   search: ["Search", "Looks for better scales in every group: same bytes, less error, measuring takes about ten times as long."],
   compensate: ["Compensate", "The rounding error of each column is compensated in later columns (GPTQ): by far the closest to the original. The model has to run."],
+  couple: ["Couple", "Compensates errors of rows too, by gradients: closest to the original. The whole model is in memory while it runs."],
 };
 const OBJECTIVES = {
   output: ["Output", "The change of the model's output. The only objective with a predicted KL."],
