@@ -17,7 +17,7 @@ from typing import Any, Generic, TypeVar
 import ray
 
 from cluster.copies.inventory import Holder, Holdings, take_inventory
-from cluster.copies.sparse_copy import Outline, Range, fill_in, make_view, read_outline, view_folder
+from mint.model.checkpoint.sparse_copy import Outline, Range, fill_in, make_view, read_outline, view_folder
 from cluster.schedule.commands import Accept, Finish
 from cluster.schedule.coordinator import Coordinator
 from cluster.schedule.cross_check import check_agreement, cross_check_units

@@ -25,7 +25,7 @@ from typing import Any, Generic, TypeVar
 import msgpack
 
 from cluster.copies.inventory import Held, Holder, Inventory
-from cluster.copies.sparse_copy import Outline
+from mint.model.checkpoint.sparse_copy import Outline
 from cluster.schedule.events import Arrived, Failed
 from mint.core.errors import MintError
 from mint.core.records import reading, typed

@@ -13,7 +13,7 @@ from typing import Any
 
 from cluster.copies.inventory import Holder, find_model, model_roots, take_inventory
 from cluster.copies.lending import Borrower, Lender, Loans, Peers, Piece, RefusedError
-from cluster.copies.sparse_copy import Outline, Range, make_view, read_outline, read_ranges, view_folder
+from mint.model.checkpoint.sparse_copy import Outline, Range, make_view, read_outline, read_ranges, view_folder
 from cluster.transport.messages import (
     Parcel,
     config_of,

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from cluster.copies.inventory import Held, Holder, Inventory, agree, find_model, needed_shards, take_inventory
-from cluster.copies.sparse_copy import fill_in, make_view, read_outline, read_ranges
+from mint.model.checkpoint.sparse_copy import fill_in, make_view, read_outline, read_ranges
 from cluster.schedule.events import Arrived, Failed
 from cluster.schedule.placement import group_of, place_units
 from cluster.transport.messages import Gathering, holder_from, pack, unpack

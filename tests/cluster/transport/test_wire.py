@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from cluster.copies.inventory import Held, Holder, Inventory
-from cluster.copies.sparse_copy import Outline
+from mint.model.checkpoint.sparse_copy import Outline
 from cluster.schedule.events import Arrived
 from cluster.transport.messages import (
     PIECE_BYTES,
