@@ -37,12 +37,13 @@ OWNERS = {
     "huggingface_hub": {
         "mint/model/hub_cache.py",
         "mint/model/hub_download.py",
+        "mint/model/remote/ranges.py",
         "mint/exports/card.py",
         "mint/exports/source_card.py",
         "mint/exports/upload.py",
     },
     "httpx": {"mint/client/http.py", "cluster/service/work/notifier.py"},
-    "httpx2": {"mint/model/hub_download.py", "mint/exports/upload.py"},
+    "httpx2": {"mint/model/hub_download.py", "mint/model/remote/ranges.py", "mint/exports/upload.py"},
     "httpx_sse": {"mint/client/client.py"},
 }
 

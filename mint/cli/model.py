@@ -96,18 +96,30 @@ def quantize(
 def inspect(
     screen: Screen,
     model: opt.Model,
+    devices: opt.Devices,
     dtype: opt.Dtype = "",
     vision: opt.Vision = None,
     requantize: opt.Requantize = False,
 ) -> Record:
-    """Show the units, roles and sizes of a model, and its smallest and largest result. Reads headers only."""
+    """Show the units, roles and sizes of a model, and its smallest and largest result. Reads headers only.
+
+    Of a model of the hub nothing but its headers is downloaded. With --device also the formats that fit there, each
+    with its longest context.
+
+    Example: mint inspect Qwen/Qwen3-8B --device m4-16
+    """
+    from mint.model.remote.headers import headers_of
+    from mint.plan.device_fit import fit_rows
     from mint.render.models import source_record
+    from mint.targets.devices import device
 
     opening: dict[str, Any] = {"dtype": dtype, "loader": opt.loader(vision), "requantize": requantize}
-    source = mint.open_source(model, **opening, on_progress=screen.on_progress)
-    for notice in source.notices:
-        screen.note(notice)
-    return source_record(source)
+    with headers_of(model, **opening, on_progress=screen.on_progress) as source:
+        for notice in source.notices:
+            screen.note(notice)
+        rows = [row for budget in devices for row in fit_rows(source, device(budget.device), budget.room)]
+        name = str(source.folder) if source.identity else model
+        return {**({"fits": rows} if rows else {}), **source_record(source, name)}
 
 
 def analyze(

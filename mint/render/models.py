@@ -34,8 +34,8 @@ if TYPE_CHECKING:
 Record = dict[str, Any]
 
 
-def source_record(source: Source) -> Record:
-    """The record of `mint inspect`."""
+def source_record(source: Source, name: str) -> Record:
+    """The record of `mint inspect` for the model of this name."""
     from mint.plan.size_range import floor_bits, kept_matrices, possible_bytes
 
     smallest, largest = possible_bytes(source.units, source.parameters)
@@ -43,7 +43,7 @@ def source_record(source: Source) -> Record:
     return {
         "roles": role_rows(source.units),
         "kept": kept_rows(kept),
-        "model": str(source.folder),
+        "model": name,
         "model_type": source.config["model_type"],
         **pick(source, "identity layers"),
         "shards": len(source.shards),
