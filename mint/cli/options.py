@@ -120,6 +120,13 @@ ProgressKind = Annotated[
 DryRun = Annotated[
     bool, option("", "Print the expected minutes, memory and disk, measured on this machine, and stop.", "--dry-run")
 ]
+LowDisk = Annotated[
+    bool,
+    option(
+        "", "Of a model of the hub, keep no more than a shard on the disk: weights come when they are needed, twice in "
+        "all. With --quality fast.", "--low-disk",
+    ),
+]  # fmt: skip
 MemoryLimit = Annotated[
     int | None,
     option(

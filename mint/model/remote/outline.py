@@ -46,6 +46,12 @@ class RemoteModel:
         """The ranges by shard that the identity of the model is made of."""
         return {name: sampled_ranges(8 + len(shard.header), shard.nbytes) for name, shard in self.outlines.items()}
 
+    @property
+    def settings(self) -> list[str]:
+        """The tensors that may say how others are stored: without them the model cannot be opened."""
+        small = (tensor for tensor in self.tensors.values() if tensor.nbytes <= _SETTING_BYTES)
+        return [tensor.name for tensor in small if tensor.dtype in _SETTINGS]
+
     def ranges_of(self, names: Iterable[str]) -> dict[str, list[Range]]:
         """The ranges of these tensors by shard, without those that are on the disk."""
         ranges: dict[str, list[Range]] = {}
@@ -86,7 +92,7 @@ def outline_in(id: HubId, folder: Path, *, check: Check = lambda folder: None) -
     make_view(view, hub.folder, (hub.folder / "config.json").read_bytes(), outlines)
     tensors = tensors_of(read_shard(view, name) for name in outlines)
     remote = RemoteModel(id, view, outlines, files, tensors)
-    remote.bring(remote.ranges_of(name for name, tensor in tensors.items() if _may_be_setting(tensor)))
+    remote.bring(remote.ranges_of(remote.settings))
     return remote
 
 
@@ -103,10 +109,6 @@ def _header(file: HubFile, name: str, nbytes: int) -> bytes:
         lengths = f"its header claims {length} bytes, the file has {nbytes}"
         raise MintError(f"{name}: not a safetensors file: {lengths}; look for another revision of the model")
     return file.read(8, length)
-
-
-def _may_be_setting(tensor: SourceTensor) -> bool:
-    return tensor.dtype in _SETTINGS and tensor.nbytes <= _SETTING_BYTES
 
 
 def _requests(ranges: Iterable[Range]) -> Iterator[Range]:
