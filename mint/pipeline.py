@@ -133,9 +133,10 @@ def quantize(
     `recipe.probe` the sensitivities are measured too, by `probing`; later calls use them. Units that a folder of
     `reuse` holds in the planned format are copied. `on_forecast` gets the expected time, memory and disk before
     anything long begins. With `low_disk` the weights of a model of the hub are downloaded when they are needed, and the
-    disk holds one shard of them (`mint/run/low_disk.py`). Killed at any point, the same call resumes. Raises `MintError` for everything that the user
-    can fix, also if the work cannot keep to `memory` bytes. The model is verified before `output` appears; one that
-    fails its verification raises too, and stays for inspection as `output`.partial.
+    disk holds one shard of them (`mint/run/low_disk.py`). Killed at any point, the same call resumes. Raises
+    `MintError` for everything that the user can fix, also if the work cannot keep to `memory` bytes. The model is
+    verified before `output` appears; one that fails its verification raises too, and stays for inspection as
+    `output`.partial.
     """
     work: dict[str, Any] = {"on_progress": on_progress, "on_note": on_note}
     with ExitStack() as stack:

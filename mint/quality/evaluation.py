@@ -56,3 +56,11 @@ class Evaluation:
     estimates: Mapping[str, Estimate]
     seconds: float
     peak_rss_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """A model that cannot be compared, and the reason."""
+
+    output: str
+    error: MintError

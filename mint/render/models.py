@@ -16,6 +16,7 @@ from mint.core.errors import MintError
 from mint.core.records import pick
 from mint.core.sizes import format_seconds, format_size
 from mint.formats.quality import QUALITIES, Quality
+from mint.quality.evaluation import Evaluation, Refused
 from mint.quality.verdict import kl_in_words
 from mint.targets.devices import GIB, Device, devices
 from mint.targets.loaders import loaders
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
     from mint.model.checkpoint.manifest import Manifest
     from mint.model.source import Source
     from mint.plan.size_range import Kept
-    from mint.quality.evaluation import Evaluation
 
 Record = dict[str, Any]
 
@@ -205,8 +205,10 @@ def loaders_record(*, brief: bool) -> Record:
     return {"loaders": rows}
 
 
-def evaluation_record(evaluation: Evaluation) -> Record:
-    """The record of `mint evaluate`."""
+def evaluation_record(evaluation: Evaluation | Refused) -> Record:
+    """The record of `mint evaluate` for a model."""
+    if isinstance(evaluation, Refused):
+        return {"output": evaluation.output, "passed": False, "error": evaluation.error.typed}
     names = "output reference identity text seed sequences tokens device seconds peak_rss_bytes"
     figures = [{"figure": name, **asdict(figure)} for name, figure in evaluation.estimates.items()]
     verdict = kl_in_words(evaluation.estimates["kl_mean"].value)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from mint.core.files import write_all
 from mint.core.progress import OnProgress, ignore
 from mint.formats.units import Unit
-from mint.model.checkpoint.sparse_copy import Range, read_ranges
+from mint.model.checkpoint.sparse_copy import read_ranges
 
 if TYPE_CHECKING:
     from mint.model.remote.outline import RemoteModel  # imports what asks a network

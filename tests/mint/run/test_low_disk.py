@@ -160,7 +160,7 @@ def test_two_processes_do_not_stream_one_model(hub: FakeHub, tmp_path: Path) -> 
     hub.models[ID] = _files(write_model("llama", tmp_path / "model"))
     with (
         streaming(ID),
-        pytest.raises(MintError, match="another process streams Owner/tiny to .*wait for it"),
+        pytest.raises(MintError, match=r"another process streams Owner/tiny to .*wait for it"),
         streaming(ID),
     ):
         pass
