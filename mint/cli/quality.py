@@ -67,7 +67,14 @@ def evaluate(
     save_reference: Annotated[
         Path | None, option("FILE", "Keep MODEL's predictions, so that the next model is compared without MODEL.")
     ] = None,
-) -> list[Answer]:
+    tasks: Annotated[
+        Path | None,
+        option(
+            "FILE", 'Also ask every OUT questions, an object a line: {"question": "2 + 2 =", "choices": ["3", "4"], '
+            '"answer": 1}. Needs the extra `tasks`.',
+        ),
+    ] = None,
+) -> list[Answer]:  # fmt: skip
     """Compare the predictions of quantized models with the original's: KL divergence, agreement, perplexity.
 
     Every figure comes with a 95 % confidence interval over sequences. noise_floor is the KL that 16-bit arithmetic
@@ -90,6 +97,7 @@ def evaluate(
         window=window,
         seed=seed,
         save_reference=save_reference,
+        tasks=tasks,
         on_progress=screen.on_progress,
     )
     if len(evaluations) == 1 and isinstance(evaluations[0], Refused):

@@ -41,12 +41,14 @@ def evaluate_all(
     window: int | None = None,
     seed: int | None = None,
     save_reference: Path | str | None = None,
+    tasks: Path | str | None = None,
     on_progress: OnProgress = ignore,
 ) -> list[Evaluation | Refused]:
     """Compare the models `outputs` with `reference`, which runs once: folders, GGUF files or ids of the hub.
 
     `reference` may also be a `save_reference` file. The sequences are windows of the `text` files, else what the
-    reference itself writes by `seed`; they come from the file if `reference` is one. Raises `MintError` before any
+    reference itself writes by `seed`; they come from the file if `reference` is one. `tasks` is a file of questions for
+    every model (`mint/quality/tasks.py`). Raises `MintError` before any
     work for a model that does not exist and for options that do not fit. A model is `Refused` when it does not load,
     when its reference is damaged or of another vocabulary, or when a text is too short; the others are compared.
     """
@@ -56,12 +58,13 @@ def evaluate_all(
         file = Path(save_reference) if save_reference else None
         if file is None and len(folders) > 1 and origin.is_dir():
             file = Path(scratch) / "reference.safetensors"
-        questions = [Question(folder, origin, tuple(map(Path, text)), tokens, window, seed, file) for folder in folders]
+        options = tuple(map(Path, text)), tokens, window, seed, file, Path(tasks) if tasks else None
+        questions = [Question(folder, origin, *options) for folder in folders]
         for question in questions:
             question.check()
         for question in questions:
             if file and file.exists():  # an earlier model was compared
-                question = Question(question.output, file)
+                question = Question(question.output, file, tasks=question.tasks)
             try:
                 results.append(_answered(question, on_progress))
             except MintError as error:

@@ -76,6 +76,9 @@ def evaluation_summary(evaluation: Evaluation | Refused) -> list[Line]:
         Line("noise", f"KL {floor:.2g} from 16-bit arithmetic alone"),
         Line("text", f"perplexity {perplexity:.4g}, the original's {original:.4g}; {_text_of(evaluation)}"),
     ]
+    if accuracy := figures.get("task_accuracy"):
+        share = f"{accuracy.value:.1%} of the answers are right ({accuracy.low:.1%} to {accuracy.high:.1%})"
+        lines.append(Line("tasks", share))
     if kl.value > RUINED_KL:
         lines.append(Line("WARNING", "expect nonsense from this model", is_warning=True))
     return lines

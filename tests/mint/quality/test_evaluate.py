@@ -29,14 +29,14 @@ from mint.quality.reference_file import read_reference
 from mint.run.blas import find_openblas, preloading
 from tests.worlds.gguf_world import write_gguf
 
-SIZE = {"tokens": 64, "window": 8}
+SIZE = 64, 8  # tokens, window
 
 
 def _question(
     output: Path, reference: Path, *text: Path, save: Path | None = None, seed: int | None = None
 ) -> Question:
-    size: dict[str, int | None] = {"tokens": None, "window": None} if reference.is_file() else {**SIZE}
-    return Question(output, reference, text, seed=seed, save_reference=save, **size)
+    tokens, window = (None, None) if reference.is_file() else SIZE
+    return Question(output, reference, text, tokens, window, seed, save)
 
 
 def _evaluate(output: Path, reference: Path, *text: Path, **options: Path | int) -> Evaluation:
