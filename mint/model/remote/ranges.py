@@ -49,6 +49,7 @@ class HubFile:
         is_hub = self._address == self._url
         headers = {**build_hf_headers(token=None if is_hub else False), "Accept-Encoding": "identity"}
         headers["Range"] = f"bytes={start}-{end - 1}"
+        cut: httpx2.TransportError | None = None
         with http_stream_backoff("GET", self._address, headers=headers, timeout=_SECONDS) as response:
             if response.status_code in _EXPIRED and not is_hub and not is_last_try:
                 self._address = self._url
@@ -66,6 +67,7 @@ class HubFile:
                 for piece in response.iter_raw(_PIECE):
                     yield piece[: end - start]
                     start += len(piece)
-            except httpx2.TransportError:
-                if is_last_try:
-                    raise
+            except httpx2.TransportError as error:  # raised in here, it would be taken for one of the request
+                cut = error
+        if cut and is_last_try:
+            raise cut

@@ -11,9 +11,11 @@ import mint
 from mint.cli.main import run_command
 from mint.core.errors import MintError
 from mint.model.checkpoint.shards import read_header
-from mint.model.hub_cache import NotOnHubError
+from mint.model.hub_cache import HubId, NotOnHubError
+from mint.model.hub_download import explained
 from mint.model.locate import locate
 from mint.model.remote.headers import headers_of
+from mint.model.remote.ranges import HubFile
 from mint.model.source import Source
 from tests.worlds.encodings import Encoding, bnb_4bit, packed, write_encoded
 from tests.worlds.hub_world import FakeHub, fake_hub, know
@@ -71,6 +73,17 @@ def test_a_busy_hub_is_asked_again_and_a_cut_connection_made_again(hub: FakeHub)
     hub.breaks["model-00002-of-00003.safetensors"] = 3
     with headers_of(ID) as source:
         assert source.units
+
+
+def test_a_connection_that_always_breaks_ends_with_the_remedy(hub: FakeHub) -> None:
+    class Always(dict[str, int]):
+        def pop(self, name: str, *default: object) -> int:  # type: ignore[override]
+            return 0
+
+    hub.breaks = Always()
+    file = HubFile(HubId(ID), hub.commit(ID), "model-00001-of-00003.safetensors")
+    with pytest.raises(NotOnHubError, match=r"does not answer .*run the same command again"), explained(HubId(ID)):
+        file.read(0, 8)
 
 
 def test_a_hub_that_sends_no_ranges_is_named_and_not_read(hub: FakeHub) -> None:
