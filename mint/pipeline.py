@@ -38,6 +38,7 @@ from mint.plan.plan import Plan, read_plan, write_plan
 from mint.plan.recipe import Budget, Recipe
 from mint.run.device_kind import device_kind, versions
 from mint.run.executor import Executor, in_process, measuring_device
+from mint.run.low_disk import Streamed, check_streamable, streaming
 
 if TYPE_CHECKING:
     from mint.forecast.forecast import Forecast
@@ -123,6 +124,7 @@ def quantize(
     on_note: OnNote = say_nothing,
     memory: int | None = None,
     on_forecast: OnForecast | None = None,
+    low_disk: bool = False,
 ) -> Quantized:
     """Write the best MLX model of `model` whose weight files take at most `budget` to the new folder `output`.
 
@@ -130,15 +132,23 @@ def quantize(
     The analysis is kept (in the user's cache, or in `analysis`), so another budget costs no measuring. With
     `recipe.probe` the sensitivities are measured too, by `probing`; later calls use them. Units that a folder of
     `reuse` holds in the planned format are copied. `on_forecast` gets the expected time, memory and disk before
-    anything long begins. Killed at any point, the same call resumes. Raises `MintError` for everything that the user
-    can fix, also if the work cannot keep to `memory` bytes. The model is verified before `output` appears; one that
-    fails its verification raises too, and stays for inspection as `output`.partial.
+    anything long begins. With `low_disk` the weights of a model of the hub are downloaded when they are needed, and the
+    disk holds one shard of them (`mint/run/low_disk.py`). Killed at any point, the same call resumes. Raises
+    `MintError` for everything that the user can fix, also if the work cannot keep to `memory` bytes. The model is
+    verified before `output` appears; one that fails its verification raises too, and stays for inspection as
+    `output`.partial.
     """
-    pipeline = Pipeline(
-        recipe, analysis, keep_nonfinite, reuse, executor, on_progress, probing, force=force, on_note=on_note,
-        memory=memory, on_forecast=on_forecast,
-    )  # fmt: skip
-    (result,) = pipeline.run(model, [Target(Path(output), Budget.of(budget))])
+    work: dict[str, Any] = {"on_progress": on_progress, "on_note": on_note}
+    with ExitStack() as stack:
+        opened: Source | Path | str = model
+        if low_disk:
+            check_streamable(recipe.rounding, probe=recipe.probe, is_cluster=executor is not in_process)
+            opened, executor = stack.enter_context(streaming(model, **recipe.opening, **work))
+        pipeline = Pipeline(
+            recipe, analysis, keep_nonfinite, reuse, executor, probing=probing, force=force, memory=memory,
+            on_forecast=on_forecast, **work,
+        )  # fmt: skip
+        (result,) = pipeline.run(opened, [Target(Path(output), Budget.of(budget))])
     return result
 
 
@@ -214,9 +224,10 @@ class Pipeline:
         from mint.forecast.forecast import forecast
 
         analysis = self._analysis_path(source)
+        streamed_bytes = self.executor.disk_bytes if isinstance(self.executor, Streamed) else 0
         return forecast(
             source, self.recipe.rounding, sizes, analysis=analysis, probing=probing, memory=self.memory,
-            on_progress=self.on_progress,
+            streamed_bytes=streamed_bytes, on_progress=self.on_progress,
         )  # fmt: skip
 
     def _refuse(self, targets: Sequence[Target], **digests: str) -> None:

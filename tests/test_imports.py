@@ -15,6 +15,7 @@ OWNERS = {
         "mint/model/loaders/loader.py",
         "mint/model/opening/readers.py",
         "mint/assembly/stock_child.py",
+        "mint/quality/tasks.py",
     },
     "mlx_vlm": {"mint/model/loaders/vision.py"},
     "ray": {"cluster/transport", "cluster/head/handshake.py"},
@@ -33,16 +34,19 @@ OWNERS = {
     "rich": {"mint/cli/terminal/bars.py"},
     "transformers": {"mint/model/gguf/vocabulary.py"},
     "gguf": {"mint/model/gguf", "mint/model/storages/reference.py"},
+    "lm_eval": {"mint/quality/tasks.py"},
+    "datasets": {"mint/quality/tasks.py"},
     "matplotlib": {"mint/render/chart.py"},
     "huggingface_hub": {
         "mint/model/hub_cache.py",
         "mint/model/hub_download.py",
+        "mint/model/remote/ranges.py",
         "mint/exports/card.py",
         "mint/exports/source_card.py",
         "mint/exports/upload.py",
     },
     "httpx": {"mint/client/http.py", "cluster/service/work/notifier.py"},
-    "httpx2": {"mint/model/hub_download.py", "mint/exports/upload.py"},
+    "httpx2": {"mint/model/hub_download.py", "mint/model/remote/ranges.py", "mint/exports/upload.py"},
     "httpx_sse": {"mint/client/client.py"},
 }
 

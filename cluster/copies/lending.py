@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import NamedTuple, Protocol, TypeVar
 
 from cluster.copies.inventory import Held, Inventory
-from cluster.copies.sparse_copy import Outline, Range, fill_in, make_outline, read_ranges
 from mint.core.errors import MintError
 from mint.formats.units import Unit
 from mint.model.checkpoint.shards import SourceTensor
+from mint.model.checkpoint.sparse_copy import Outline, Range, fill_in, make_outline, read_ranges
 from mint.model.hub_cache import blob_folders
 
 PIECE_BYTES = 8 << 20

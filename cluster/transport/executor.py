@@ -17,7 +17,6 @@ from typing import Any, Generic, TypeVar
 import ray
 
 from cluster.copies.inventory import Holder, Holdings, take_inventory
-from cluster.copies.sparse_copy import Outline, Range, fill_in, make_view, read_outline, view_folder
 from cluster.schedule.commands import Accept, Finish
 from cluster.schedule.coordinator import Coordinator
 from cluster.schedule.cross_check import check_agreement, cross_check_units
@@ -33,6 +32,7 @@ from mint.core.errors import MintError
 from mint.core.log import log
 from mint.formats.units import Unit
 from mint.model.checkpoint.shards import PATTERN, read_shards, sampled_ranges
+from mint.model.checkpoint.sparse_copy import Outline, Range, fill_in, make_view, read_outline, view_folder
 from mint.model.config import check_config
 from mint.model.module_tree import read_source_config
 from mint.model.opening.kinds import refuse_other_kinds

@@ -25,7 +25,6 @@ from typing import Any, Generic, TypeVar
 import msgpack
 
 from cluster.copies.inventory import Held, Holder, Inventory
-from cluster.copies.sparse_copy import Outline
 from cluster.schedule.events import Arrived, Failed
 from mint.core.errors import MintError
 from mint.core.records import reading, typed
@@ -33,6 +32,7 @@ from mint.formats.format import parse_format
 from mint.formats.units import Parameter, Unit, from_fields, to_fields
 from mint.model.checkpoint.file_states import FileStates
 from mint.model.checkpoint.shards import read_shards, shard_names
+from mint.model.checkpoint.sparse_copy import Outline
 from mint.model.module_tree import OpenedModel
 from mint.model.source import Source
 from mint.run.job import PortableJob, job_path, load_job

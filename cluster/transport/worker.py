@@ -13,7 +13,6 @@ from typing import Any
 
 from cluster.copies.inventory import Holder, Inventory, find_model, model_roots, take_inventory
 from cluster.copies.lending import Borrower, Lender, Loans, Peers, Piece, RefusedError
-from cluster.copies.sparse_copy import Outline, Range, make_view, read_outline, read_ranges, view_folder
 from cluster.transport.messages import (
     Parcel,
     config_of,
@@ -33,6 +32,7 @@ from mint.core.memory import memory_is_short
 from mint.core.sizes import format_size
 from mint.formats.units import Unit
 from mint.model.checkpoint.shards import SourceTensor
+from mint.model.checkpoint.sparse_copy import Outline, Range, make_view, read_outline, read_ranges, view_folder
 from mint.model.source import PACKAGES, Source
 from mint.run.device_kind import device_kind, versions
 from mint.run.executor import do, in_process

@@ -72,7 +72,7 @@ def analyze(
     header["device"] = _device(header, output)
     if output.exists():
         return _reuse(output, header, features=features)
-    check_cast(source)
+    check_cast(source, executor.lacking)
     header |= traced_header(source, features=features)
     header["parameter_checksums"] = _parameter_checksums(source, finite=not keep_nonfinite)
     output.parent.mkdir(parents=True, exist_ok=True)

@@ -5,6 +5,8 @@ against the weights after the cast, so a cast that loses weights would be invisi
 range float16 rounds to 11 bits, a squared relative error of at most 2^-22; more is a loss by the range.
 """
 
+from collections.abc import Collection
+
 import mlx.core as mx
 import numpy as np
 
@@ -17,8 +19,11 @@ _LIMIT = 2.0**-22  # of |f16(w) - w|^2 / |w|^2
 _BLOCK = 1 << 22  # weights looked at together
 
 
-def check_cast(source: Source) -> None:
-    """Read every array that is cast to float16 from a wider range; `MintError` names the first that changes."""
+def check_cast(source: Source, lacking: Collection[str] = ()) -> None:
+    """Read every array that is cast to float16 from a wider range; `MintError` names the first that changes.
+
+    Raises it too for an array in one of the `lacking` shards, which read as zeros.
+    """
     before = {name: tensor.dtype for name, tensor in source.tensors().items()}
     feeding = {f"{unit.path}.weight": (unit.dtype, unit.sources) for unit in source.units}
     feeding |= {parameter.name: (parameter.dtype, parameter.sources) for parameter in source.parameters}
@@ -29,6 +34,10 @@ def check_cast(source: Source) -> None:
     ]
     if not names:
         return
+    shards = {name: tensor.shard for name, tensor in source.tensors().items()}
+    if missing := sorted({shards[tensor] for name in names for tensor in feeding[name][1]} & set(lacking)):
+        fault = f"{missing[0]} is not on this machine, so the cast of its weights to float16 cannot be checked"
+        raise MintError(f"{fault}; needed: --dtype bfloat16, or all shards here")
     arrays = source.uncast_arrays()
     for name in names:
         if fault := _fault(arrays.pop(name)):

@@ -34,6 +34,7 @@ def quantize(
     share: opt.Share = False,
     reuse: opt.Reused = opt.NONE,
     memory: opt.MemoryLimit = None,
+    low_disk: opt.LowDisk = False,
     dry_run: opt.DryRun = False,
     upload: Annotated[str, option("OWNER/NAME", "Upload the verified model to this repository of the hub.")] = "",
 ) -> list[Answer]:
@@ -52,6 +53,10 @@ def quantize(
         check_upload(upload)
         if len(outputs) > 1:
             raise MintError(f"--upload {upload}: a repository holds one model; needed: one budget, or mint upload")
+    if low_disk:
+        from mint.run.low_disk import check_streamable
+
+        check_streamable(recipe.rounding, probe=recipe.probe, is_cluster=bool(cluster))
     if recipe.probe or ROUNDINGS[recipe.rounding].needs_model:
         from mint.run.blas import restart_with_fast_blas
 
@@ -64,13 +69,18 @@ def quantize(
     from mint.render.plans import quantized_record
     from mint.render.summary import forecast_summary, model_summary
     from mint.run.executor import executing
+    from mint.run.low_disk import streaming
 
     work: dict[str, Any] = {"on_progress": screen.on_progress, "on_note": screen.note}
-    with executing(cluster, model, **recipe.opening, share=share, **work) as (folder, executor):
+    with (
+        streaming(model, **recipe.opening, **work)
+        if low_disk
+        else executing(cluster, model, **recipe.opening, share=share, **work)
+    ) as (opened, executor):
         pipeline = Pipeline(recipe, analysis, keep_nonfinite, reuse, executor, force=force, memory=memory, **work)
         targets = list(map(Target, outputs, budgets))
         if dry_run:
-            forecast = pipeline.foresee(folder, targets)
+            forecast = pipeline.foresee(opened, targets)
             return [Answer({"forecast": forecast.to_dict()}, forecast_summary(forecast))]
         forecasts: list[Forecast] = []
         if not cluster:  # the rates are those of this machine alone
@@ -80,7 +90,7 @@ def quantize(
                 screen.note(str(forecast))
 
             pipeline.on_forecast = show
-        results = pipeline.run(folder, targets)
+        results = pipeline.run(opened, targets)
     if upload:
         screen.note(f"uploaded to {mint.upload(outputs[0], upload, on_progress=screen.on_progress).url}")
     expected = {"forecast": forecasts[0].to_dict()} if forecasts else {}
@@ -96,18 +106,30 @@ def quantize(
 def inspect(
     screen: Screen,
     model: opt.Model,
+    devices: opt.Devices,
     dtype: opt.Dtype = "",
     vision: opt.Vision = None,
     requantize: opt.Requantize = False,
 ) -> Record:
-    """Show the units, roles and sizes of a model, and its smallest and largest result. Reads headers only."""
+    """Show the units, roles and sizes of a model, and its smallest and largest result. Reads headers only.
+
+    Of a model of the hub nothing but its headers is downloaded. With --device also the formats that fit there, each
+    with its longest context.
+
+    Example: mint inspect Qwen/Qwen3-8B --device m4-16
+    """
+    from mint.model.remote.headers import headers_of
+    from mint.plan.device_fit import fit_rows
     from mint.render.models import source_record
+    from mint.targets.devices import device
 
     opening: dict[str, Any] = {"dtype": dtype, "loader": opt.loader(vision), "requantize": requantize}
-    source = mint.open_source(model, **opening, on_progress=screen.on_progress)
-    for notice in source.notices:
-        screen.note(notice)
-    return source_record(source)
+    with headers_of(model, **opening, on_progress=screen.on_progress) as source:
+        for notice in source.notices:
+            screen.note(notice)
+        rows = [row for budget in devices for row in fit_rows(source, device(budget.device), budget.room)]
+        name = str(source.folder) if source.identity else model
+        return {**({"fits": rows} if rows else {}), **source_record(source, name)}
 
 
 def analyze(

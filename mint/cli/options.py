@@ -122,6 +122,13 @@ ProgressKind = Annotated[
 DryRun = Annotated[
     bool, option("", "Print the expected minutes, memory and disk, measured on this machine, and stop.", "--dry-run")
 ]
+LowDisk = Annotated[
+    bool,
+    option(
+        "", "Of a model of the hub, keep no more than a shard on the disk: weights come when they are needed, twice in "
+        "all. With --quality fast.", "--low-disk",
+    ),
+]  # fmt: skip
 MemoryLimit = Annotated[
     int | None,
     option(
@@ -199,15 +206,7 @@ def loader(vision: bool | None) -> str:
     return "" if vision is None else VISION if vision else TEXT
 
 
-def budgets(
-    budget: Annotated[
-        list[str],
-        _memory(
-            "SIZE", "Size of all weight files together: 90MB, 16.5GiB (kB MB GB: powers of 1000, KiB MiB GiB: of "
-            "1024), 4.5bpw (bits per weight), 0.3x (of the source), min or max. Repeated: one plan each.",
-            "--budget", "-b",
-        ),
-    ] = NONE,
+def devices(
     device: Annotated[
         list[str],
         _memory("NAME", "The memory of a device ('this': this machine; see mint devices). May be repeated.",
@@ -217,12 +216,30 @@ def budgets(
     kv_bits: Annotated[int | None, _memory("BITS", "With --device: bits of a quantized KV cache.")] = ROOM.kv_bits,
     reserve: Annotated[str, _memory("SIZE", "With --device: memory for everything else.")] = ROOM.reserve,
 ) -> list[Budget]:  # fmt: skip
-    """The budgets; raises `MintError` if one is given twice, or room without a device."""
+    """The budgets of devices; raises `MintError` for room without a device."""
     room = Room(context, kv_bits, reserve)
     if room != ROOM and not device:
         raise MintError("--context, --kv-bits and --reserve are for --device; a budget is the size of the files alone")
-    budgets = [Budget(_amount(text), room=room) for text in budget]
-    budgets += [Budget(device=_device_name(name), room=room) for name in device]
+    return [Budget(device=_device_name(name), room=room) for name in device]
+
+
+Devices = Annotated[list[Budget], devices]
+
+
+def budgets(
+    budget: Annotated[
+        list[str],
+        _memory(
+            "SIZE", "Size of all weight files together: 90MB, 16.5GiB (kB MB GB: powers of 1000, KiB MiB GiB: of "
+            "1024), 4.5bpw (bits per weight), 0.3x (of the source), min or max. Repeated: one plan each.",
+            "--budget", "-b",
+        ),
+    ] = NONE,
+    devices: Devices = NONE,
+) -> list[Budget]:  # fmt: skip
+    """The budgets; raises `MintError` if one is given twice."""
+    room = devices[0].room if devices else ROOM
+    budgets = [*(Budget(_amount(text), room=room) for text in budget), *devices]
     if len(set(map(str, budgets))) < len(budgets):
         raise MintError("a budget is given twice; give each one once")
     return budgets

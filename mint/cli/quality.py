@@ -67,15 +67,24 @@ def evaluate(
     save_reference: Annotated[
         Path | None, option("FILE", "Keep MODEL's predictions, so that the next model is compared without MODEL.")
     ] = None,
-) -> list[Answer]:
+    tasks: Annotated[
+        Path | None,
+        option(
+            "FILE", 'Also ask every OUT questions, an object a line: {"question": "2 + 2 =", "choices": ["3", "4"], '
+            '"answer": 1}. Needs the extra `tasks`.',
+        ),
+    ] = None,
+) -> list[Answer]:  # fmt: skip
     """Compare the predictions of quantized models with the original's: KL divergence, agreement, perplexity.
 
     Every figure comes with a 95 % confidence interval over sequences. noise_floor is the KL that 16-bit arithmetic
-    alone causes. --verbose shows all figures.
+    alone causes. --verbose shows all figures. Of several models, one that cannot be compared is reported with its
+    reason, and the exit code is 1.
 
     Example: mint evaluate Qwen3-8B-6GB --reference models/Qwen3-8B
     """
     from mint.quality.evaluate import evaluate_all
+    from mint.quality.evaluation import Refused
     from mint.render.models import evaluation_record
     from mint.render.summary import evaluation_summary
 
@@ -88,6 +97,9 @@ def evaluate(
         window=window,
         seed=seed,
         save_reference=save_reference,
+        tasks=tasks,
         on_progress=screen.on_progress,
     )
+    if len(evaluations) == 1 and isinstance(evaluations[0], Refused):
+        raise evaluations[0].error
     return [Answer(evaluation_record(evaluation), evaluation_summary(evaluation)) for evaluation in evaluations]

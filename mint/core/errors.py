@@ -21,9 +21,9 @@ _ARGUMENTS = {
 }  # fmt: skip
 OPTIONS = (
     "analysis", "base", "budget", "compat", "context", "device", "dtype", "force", "formats", "ignore-floors",
-    "ignore-probe", "keep-nonfinite", "kv-bits", "length", "max-bits", "max-shard-size", "memory", "min-bits",
-    "objective", "output", "prefer-speed", "probe", "reference", "requantize", "reserve", "reuse", "rounding",
-    "save-reference", "seed", "sequences", "text", "tokens", "window", *_ARGUMENTS,
+    "ignore-probe", "keep-nonfinite", "kv-bits", "length", "low-disk", "max-bits", "max-shard-size", "memory",
+    "min-bits", "objective", "output", "prefer-speed", "probe", "reference", "requantize", "reserve", "reuse",
+    "rounding", "save-reference", "seed", "sequences", "tasks", "text", "tokens", "window", *_ARGUMENTS,
 )  # fmt: skip
 _COMMAND = r"\bmint (?:analyze|allocate|assemble|cluster|curve|devices|evaluate|probe|quantize|verify)\b[^;,()]*"
 _WORDS = re.compile(rf"(?P<command>{_COMMAND})|(?<![\w-])--(?P<option>{'|'.join(OPTIONS)})(?![\w-])")

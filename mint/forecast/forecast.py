@@ -90,12 +90,14 @@ def forecast(
     analysis: Path,
     probing: Probing | None,
     memory: int | None,
+    streamed_bytes: int = 0,
     on_progress: OnProgress,
 ) -> Forecast:
     """The forecast for models of these `sizes` in bytes; steps whose results are in the cache or `analysis` are free.
 
-    `probing` is that of missing probes. `memory` bounds the model that writes text. The first forecast on a machine
-    measures its rates, for a second or two.
+    `probing` is that of missing probes. `memory` bounds the model that writes text. `streamed_bytes` are the most
+    weights on the disk of a model that is streamed from the hub; the seconds of downloads are not known. The first
+    forecast on a machine measures its rates, for a second or two.
     """
     rates = machine_rates(rounding, on_progress)
     shard = max(source.shards, key=lambda shard: shard.nbytes)
@@ -120,7 +122,7 @@ def forecast(
     return Forecast(
         (*once, *(Step(step.name, step.seconds * len(sizes)) for step in each)),
         needed_memory(source, rounding, base),
-        sum(sizes) + temporary,
+        sum(sizes) + temporary + streamed_bytes,
         memory_bytes(),
     )
 

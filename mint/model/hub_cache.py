@@ -96,6 +96,11 @@ def origin(folder: Path) -> HubId | None:
     return HubId("/".join(repository.removeprefix(_REPOSITORY).split("--", 1)), folder.name)
 
 
+def snapshot_path(id: HubId, commit: str, cache: Path) -> Path:
+    """The folder of a snapshot in a cache; `origin` gives the id and the commit back."""
+    return cache / f"{_REPOSITORY}{id.repository.replace('/', '--')}" / "snapshots" / commit
+
+
 def blob_folders(snapshot: Path) -> tuple[Path, ...]:
     """The folders that hold the files of a snapshot: its repository's blobs, and those that repositories share.
 

@@ -8,8 +8,10 @@ immediate end on Ctrl-C, and a remedy in every error.
 import fnmatch
 import shutil
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError, Future
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -41,31 +43,58 @@ def fetch(
     has no such model or does not answer, `DiskFullError` where less than `reserve_bytes` would stay free, and
     `MintError` for everything else that can be fixed.
     """
-    if is_offline_mode():
-        fault = f"{id} is not whole in the hub's cache ({constants.HF_HUB_CACHE}), and HF_HUB_OFFLINE is set"
-        raise NotOnHubError(f"{fault}; needed: HF_HUB_OFFLINE=0, or the path of a folder that holds it")
+    require_online(id)
 
     def report(done: int) -> None:
         on_progress(Progress("download", done, total, str(id)))
 
-    try:
-        sizes = _listed(id)
-        small = [name for name in sizes if is_wanted(name)]
-        _need_room(Path(constants.HF_HUB_CACHE), sum(sizes[name] for name in small), reserve_bytes)
-        folder = _bring(id, sorted(small), lambda nbytes: None)
-        check(folder)
-        indexed = set(read_index(folder).values())
-        shards = {name for name in fnmatch.filter(sizes, PATTERN) if "/" not in name} | (sizes.keys() & indexed)
-        names = {*small, *shards}
-        total = sum(sizes[name] for name in names)
+    with explained(id):
+        files = fetch_beside(id, check=check, reserve_bytes=reserve_bytes)
+        sizes, folder = {**files.beside, **files.shards}, files.folder
+        total = sum(sizes.values())
         report(0)
-        missing = sum(sizes[name] for name in names if not (folder / name).exists())
+        missing = sum(nbytes for name, nbytes in sizes.items() if not (folder / name).exists())
         _need_room(folder, missing, reserve_bytes)
-        folder = _bring(id, sorted(names), lambda nbytes: report(total - missing + min(nbytes, missing)))
-    except (errors.HfHubHTTPError, errors.HFValidationError, *_UNREACHABLE) as error:
-        raise _explained(id, error) from error
+        folder = _bring(id, sorted(sizes), lambda nbytes: report(total - missing + min(nbytes, missing)))
     report(total)
     return folder
+
+
+@dataclass(frozen=True, slots=True)
+class HubFiles:
+    """The files of a model that mint needs, with their bytes; `folder` is the snapshot, and has those `beside`."""
+
+    folder: Path
+    beside: Mapping[str, int]
+    shards: Mapping[str, int]
+
+
+def fetch_beside(id: HubId, *, check: Check = lambda folder: None, reserve_bytes: int = 0) -> HubFiles:
+    """Download the files of a model beside its weights; `check` gets their folder. Call it within `explained`."""
+    sizes = _listed(id)
+    beside = {name: nbytes for name, nbytes in sizes.items() if is_wanted(name)}
+    _need_room(Path(constants.HF_HUB_CACHE), sum(beside.values()), reserve_bytes)
+    folder = _bring(id, sorted(beside), lambda nbytes: None)
+    check(folder)
+    indexed = set(read_index(folder).values())
+    shards = {name for name in fnmatch.filter(sizes, PATTERN) if "/" not in name} | (sizes.keys() & indexed)
+    return HubFiles(folder, beside, {name: sizes[name] for name in sorted(shards)})
+
+
+@contextmanager
+def explained(id: HubId) -> Iterator[None]:
+    """Turn an error of huggingface_hub into one with its remedy."""
+    try:
+        yield
+    except (errors.HfHubHTTPError, errors.HFValidationError, *_UNREACHABLE) as error:
+        raise _explained(id, error) from error
+
+
+def require_online(id: HubId) -> None:
+    """Raise `NotOnHubError` where huggingface_hub is told to ask no network."""
+    if is_offline_mode():
+        fault = f"{id} is not whole in the hub's cache ({constants.HF_HUB_CACHE}), and HF_HUB_OFFLINE is set"
+        raise NotOnHubError(f"{fault}; needed: HF_HUB_OFFLINE=0, or the path of a folder that holds it")
 
 
 def _listed(id: HubId) -> Mapping[str, int]:

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from math import prod
+from typing import TYPE_CHECKING, Any
 
 from mint.core.errors import MintError
 from mint.core.sizes import format_size
-from mint.model.kv_memory import STEP
+from mint.model.kv_memory import STEP, ContextMemory
+from mint.plan.size_range import format_bytes
 from mint.targets.devices import Device, devices
 
 if TYPE_CHECKING:
+    from mint.model.source import Source
     from mint.plan.problem import Problem
     from mint.plan.recipe import Room
 
@@ -51,10 +54,35 @@ def room_for_weights(problem: Problem, device: Device, room: Room) -> int:
     return nbytes
 
 
+def fit_rows(source: Source, device: Device, room: Room) -> list[dict[str, Any]]:
+    """Models of a source by their formats, from its headers: sizes, and the longest context on a device.
+
+    Raises `MintError` for a model that cannot be traced.
+    """
+    from mint.model.kv_trace import context_memory  # imports mlx_lm, which planning does without
+
+    context = context_memory(source)
+    weights = sum(unit.size for unit in source.units) + sum(prod(parameter.shape) for parameter in source.parameters)
+    rows = []
+    for name, nbytes in format_bytes(source.units, source.parameters).items():
+        tokens = longest_context(context, device.working_set_bytes - room.reserve_bytes - nbytes, room)
+        verdict = (
+            "fits" if tokens >= room.tokens else f"needs a context below {room.context}" if tokens else "too large"
+        )
+        row = {"device": device.name, "formats": name, "nbytes": nbytes}
+        rows.append(row | {"bpw": round(8 * nbytes / weights, 2), "longest_context": tokens, "verdict": verdict})
+    return rows
+
+
+def longest_context(context: ContextMemory, nbytes: int, room: Room) -> int:
+    """The most tokens whose cache takes at most `nbytes`; 0 if none fits."""
+    steps = range(1, _MOST_STEPS + 1)  # the cache grows by steps
+    return STEP * bisect_right(steps, nbytes, key=lambda step: context.nbytes(step * STEP, room.kv_bits))
+
+
 def _too_long(problem: Problem, device: Device, room: Room) -> str:
     context, left = problem.analysis.context, device.working_set_bytes - room.reserve_bytes - problem.smallest_bytes
-    steps = range(1, _MOST_STEPS + 1)  # the cache grows by steps
-    longest = STEP * bisect_right(steps, left, key=lambda step: context.nbytes(step * STEP, room.kv_bits))
+    longest = longest_context(context, left, room)
     sizes = (
         f"{device.name} has {format_size(device.working_set_bytes)} for the GPU; a context of {room.tokens} tokens "
         f"takes {format_size(context.nbytes(room.tokens, room.kv_bits))}, the reserve "

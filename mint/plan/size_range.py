@@ -11,6 +11,8 @@ from mint.formats.units import Parameter, Unit
 from mint.model.roles import role_floor
 from mint.plan.plan import digits_for
 
+_USUAL = ("4/64", "5/64", "6/64", "8/64")  # in the order of their bits
+
 
 @dataclass(frozen=True, slots=True)
 class Kept:
@@ -40,15 +42,28 @@ def possible_bytes(units: Sequence[Unit], parameters: Sequence[Parameter]) -> tu
 
     The veto, known only after measuring, can forbid the smallest formats; a probe can allow smaller ones.
     """
+    sizes = format_bytes(units, parameters)
+    return sizes["smallest"], sizes["largest"]
+
+
+def format_bytes(units: Sequence[Unit], parameters: Sequence[Parameter]) -> dict[str, int]:
+    """Upper bounds of the weight files by the format of the units, the smallest first.
+
+    A unit that cannot have the format, or must have more bits, gets the next larger one.
+    """
     digits = _digits(units, parameters)
-    smallest = largest = sum(stored_nbytes([parameter.tensor for parameter in parameters], digits))
+    others = sum(stored_nbytes([parameter.tensor for parameter in parameters], digits))
+    totals = dict.fromkeys(("smallest", *_USUAL, "largest"), others)
     for unit in units:
         floor = floor_bits(unit)
         formats = [format for format in unit.formats if format == KEEP or format.bits >= floor]
-        sizes = [sum(unit_nbytes(unit.path, format, unit.shape, unit.dtype, digits)) for format in formats]
-        smallest += min(sizes)
-        largest += sizes[-1]
-    return smallest + overhead_nbytes(smallest, MAX_SHARD_BYTES), largest + overhead_nbytes(largest, MAX_SHARD_BYTES)
+        sizes = {str(f): sum(unit_nbytes(unit.path, f, unit.shape, unit.dtype, digits)) for f in formats}
+        totals["smallest"] += min(sizes.values())
+        kept = sizes[str(formats[-1])]
+        totals["largest"] += kept
+        for name in _USUAL:
+            totals[name] += sizes.get(name) or min((sizes[n] for n in _USUAL if n > name and n in sizes), default=kept)
+    return {name: nbytes + overhead_nbytes(nbytes, MAX_SHARD_BYTES) for name, nbytes in totals.items()}
 
 
 def least_bytes(

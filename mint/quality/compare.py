@@ -26,6 +26,7 @@ from mint.quality.estimates import Statistic, estimates, mean, median_perplexity
 from mint.quality.evaluation import OWN_TEXT, Evaluation, Question
 from mint.quality.forward import all_logits, fusing_nothing, open_narrow, open_used, open_wide, vocabulary_size
 from mint.quality.reference_file import Origin, Reference, new_reference, read_reference
+from mint.quality.tasks import task_figures
 from mint.run.device_kind import device_kind, versions
 
 NOISE_SHARE = 4  # one sequence in four is measured for noise: bf16 is slow on CPUs, and sequences differ little in it
@@ -43,6 +44,10 @@ def compare(question: Question, on_progress: OnProgress) -> Evaluation:
         reference = read_reference(path)
         origin, tokens = reference.origin, reference.tokens
         _check_vocabulary(folder, origin.tokenizer, reference.vocabulary, origin.model)
+        figures = _figures(folder, reference, on_progress)
+        if question.tasks:
+            on_progress(Progress("tasks", 0, 0, str(folder)))
+            figures |= task_figures(folder, question.tasks)
         return Evaluation(
             output=str(folder),
             reference=origin.model,
@@ -52,7 +57,7 @@ def compare(question: Question, on_progress: OnProgress) -> Evaluation:
             sequences=len(tokens),
             tokens=tokens.size,
             device=device_kind(),
-            estimates=estimates(_figures(folder, reference, on_progress)),
+            estimates=estimates(figures),
             seconds=round(time.perf_counter() - started, 3),
             peak_rss_bytes=peak_rss_bytes(),
         )

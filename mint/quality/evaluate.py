@@ -8,7 +8,7 @@ import pickle
 import sys
 import tempfile
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +16,20 @@ from mint.core.errors import MintError
 from mint.core.files import partial_path
 from mint.core.progress import OnProgress, Progress, ignore
 from mint.model.locate import locate
-from mint.quality.evaluation import Evaluation, Question
+from mint.quality.evaluation import Evaluation, Question, Refused
 from mint.run.blas import find_openblas, multiplies_slowly, preloading, warn_of_slow_blas
 from mint.run.child import Child, end_with_parent, open_answers, send
 
 
 def evaluate(output: Path | str, reference: Path | str, **options: Any) -> Evaluation:
-    """Compare the model `output` with `reference`: `evaluate_all` for one model, with the same options and errors."""
-    return evaluate_all([output], reference, **options)[0]
+    """Compare the model `output` with `reference`: `evaluate_all` for one model, with the same options.
+
+    Raises `MintError` for a model that cannot be compared.
+    """
+    (result,) = evaluate_all([output], reference, **options)
+    if isinstance(result, Refused):
+        raise result.error
+    return result
 
 
 def evaluate_all(
@@ -35,28 +41,35 @@ def evaluate_all(
     window: int | None = None,
     seed: int | None = None,
     save_reference: Path | str | None = None,
+    tasks: Path | str | None = None,
     on_progress: OnProgress = ignore,
-) -> list[Evaluation]:
+) -> list[Evaluation | Refused]:
     """Compare the models `outputs` with `reference`, which runs once: folders, GGUF files or ids of the hub.
 
     `reference` may also be a `save_reference` file. The sequences are windows of the `text` files, else what the
-    reference itself writes by `seed`; they come from the file if `reference` is one. Raises `MintError` before any
-    work for a model that does not exist, and later when a model does not load, a reference is damaged or of another
-    vocabulary, or a text is too short.
+    reference itself writes by `seed`; they come from the file if `reference` is one. `tasks` is a file of questions for
+    every model (`mint/quality/tasks.py`). Raises `MintError` before any
+    work for a model that does not exist and for options that do not fit. A model is `Refused` when it does not load,
+    when its reference is damaged or of another vocabulary, or when a text is too short; the others are compared.
     """
     folders, origin = [locate(output, on_progress) for output in outputs], locate(reference, on_progress)
+    results: list[Evaluation | Refused] = []
     with tempfile.TemporaryDirectory(prefix="mint-") as scratch:
         file = Path(save_reference) if save_reference else None
         if file is None and len(folders) > 1 and origin.is_dir():
             file = Path(scratch) / "reference.safetensors"
-        questions = [Question(folders[0], origin, tuple(map(Path, text)), tokens, window, seed, file)]
-        questions += [Question(folder, origin) for folder in folders[1:]]
+        options = tuple(map(Path, text)), tokens, window, seed, file, Path(tasks) if tasks else None
+        questions = [Question(folder, origin, *options) for folder in folders]
         for question in questions:
             question.check()
-        evaluations = [_answered(questions[0], on_progress)]
-        for question in questions[1:]:
-            evaluations.append(_answered(replace(question, reference=file or origin), on_progress))
-    return evaluations
+        for question in questions:
+            if file and file.exists():  # an earlier model was compared
+                question = Question(question.output, file, tasks=question.tasks)
+            try:
+                results.append(_answered(question, on_progress))
+            except MintError as error:
+                results.append(Refused(str(question.output), error))
+    return results
 
 
 def _answered(question: Question, on_progress: OnProgress) -> Evaluation:

@@ -21,6 +21,7 @@ class Question:
     window: int | None = None
     seed: int | None = None
     save_reference: Path | None = None
+    tasks: Path | None = None  # questions for `output`
 
     def check(self) -> None:
         """Raise `MintError` for what is wrong before any work."""
@@ -31,6 +32,10 @@ class Question:
             raise MintError(f"{self.reference}: no such model or file; {needed}")
         if self.save_reference and self.save_reference.exists():
             raise MintError(f"{self.save_reference} exists; needed a new name for --save-reference, or remove the file")
+        if self.tasks:
+            from mint.quality.tasks import read_tasks  # imports mlx_lm
+
+            read_tasks(self.tasks)
         names = ("text", "tokens", "window", "seed", "save_reference")
         given = [f"--{name.replace('_', '-')}" for name in names if getattr(self, name) not in (None, ())]
         if self.reference.is_file() and given:
@@ -56,3 +61,11 @@ class Evaluation:
     estimates: Mapping[str, Estimate]
     seconds: float
     peak_rss_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """A model that cannot be compared, and the reason."""
+
+    output: str
+    error: MintError

@@ -16,6 +16,7 @@ from mint.core.errors import MintError
 from mint.core.records import pick
 from mint.core.sizes import format_seconds, format_size
 from mint.formats.quality import QUALITIES, Quality
+from mint.quality.evaluation import Evaluation, Refused
 from mint.quality.verdict import kl_in_words
 from mint.targets.devices import GIB, Device, devices
 from mint.targets.loaders import loaders
@@ -29,13 +30,12 @@ if TYPE_CHECKING:
     from mint.model.checkpoint.manifest import Manifest
     from mint.model.source import Source
     from mint.plan.size_range import Kept
-    from mint.quality.evaluation import Evaluation
 
 Record = dict[str, Any]
 
 
-def source_record(source: Source) -> Record:
-    """The record of `mint inspect`."""
+def source_record(source: Source, name: str) -> Record:
+    """The record of `mint inspect` for the model of this name."""
     from mint.plan.size_range import floor_bits, kept_matrices, possible_bytes
 
     smallest, largest = possible_bytes(source.units, source.parameters)
@@ -43,7 +43,7 @@ def source_record(source: Source) -> Record:
     return {
         "roles": role_rows(source.units),
         "kept": kept_rows(kept),
-        "model": str(source.folder),
+        "model": name,
         "model_type": source.config["model_type"],
         **pick(source, "identity layers"),
         "shards": len(source.shards),
@@ -205,8 +205,10 @@ def loaders_record(*, brief: bool) -> Record:
     return {"loaders": rows}
 
 
-def evaluation_record(evaluation: Evaluation) -> Record:
-    """The record of `mint evaluate`."""
+def evaluation_record(evaluation: Evaluation | Refused) -> Record:
+    """The record of `mint evaluate` for a model."""
+    if isinstance(evaluation, Refused):
+        return {"output": evaluation.output, "passed": False, "error": evaluation.error.typed}
     names = "output reference identity text seed sequences tokens device seconds peak_rss_bytes"
     figures = [{"figure": name, **asdict(figure)} for name, figure in evaluation.estimates.items()]
     verdict = kl_in_words(evaluation.estimates["kl_mean"].value)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from mint.core.sizes import format_seconds, format_size
 from mint.plan.plan import Plan
 from mint.quality.estimates import Estimate
-from mint.quality.evaluation import OWN_TEXT, Evaluation
+from mint.quality.evaluation import OWN_TEXT, Evaluation, Refused
 from mint.quality.verdict import RUINED_KL, kl_in_words
 
 if TYPE_CHECKING:
@@ -63,8 +63,10 @@ def forecast_summary(forecast: "Forecast") -> list[Line]:
     ]
 
 
-def evaluation_summary(evaluation: Evaluation) -> list[Line]:
-    """The lines for a model that was compared with its original."""
+def evaluation_summary(evaluation: Evaluation | Refused) -> list[Line]:
+    """The lines for a model that was compared with its original, or could not be."""
+    if isinstance(evaluation, Refused):
+        return [Line("model", evaluation.output), Line("ERROR", evaluation.error.typed, is_warning=True)]
     figures = evaluation.estimates
     kl, floor = figures["kl_mean"], figures["noise_floor"].value
     perplexity, original = figures["perplexity"].value, figures["reference_perplexity"].value
@@ -74,6 +76,9 @@ def evaluation_summary(evaluation: Evaluation) -> list[Line]:
         Line("noise", f"KL {floor:.2g} from 16-bit arithmetic alone"),
         Line("text", f"perplexity {perplexity:.4g}, the original's {original:.4g}; {_text_of(evaluation)}"),
     ]
+    if accuracy := figures.get("task_accuracy"):
+        share = f"{accuracy.value:.1%} of the answers are right ({accuracy.low:.1%} to {accuracy.high:.1%})"
+        lines.append(Line("tasks", share))
     if kl.value > RUINED_KL:
         lines.append(Line("WARNING", "expect nonsense from this model", is_warning=True))
     return lines

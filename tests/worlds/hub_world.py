@@ -21,6 +21,7 @@ _API = re.compile(r"/api/models/(?P<id>[^/]+/[^/]+)/(?P<what>revision|tree)/(?P<
 _WRITE = re.compile(r"/api/models/(?P<id>[^/]+/[^/]+)/(?P<what>preupload|commit)/main")
 _BATCH = re.compile(r"/(?P<id>[^/]+/[^/]+)\.git/info/lfs/objects/batch")
 _BLOB = re.compile(r"/lfs/(?P<digest>[0-9a-f]{64})")
+_OTHER = "/other"  # begins the paths of the other host
 _FILE = re.compile(r"/(?P<id>[^/]+/[^/]+)/resolve/(?P<revision>[^/]+)/(?P<name>.+)")
 
 
@@ -31,6 +32,7 @@ class Asked:
     method: str
     name: str
     start: int
+    token: str = ""
     nbytes: int = 0
 
 
@@ -48,6 +50,9 @@ class FakeHub:
     held: threading.Event = field(default_factory=threading.Event)
     go: threading.Event = field(default_factory=threading.Event)
     large: tuple[str, ...] = (".safetensors",)
+    is_redirecting: bool = False  # ranges come from another host, which must not see the token
+    busy: int = 0  # the next so many ranges are answered by 429
+    knows_ranges: bool = True  # otherwise the whole file comes
     blobs: dict[str, bytes] = field(default_factory=dict)  # uploaded large files, by SHA-256
     commits: list[str] = field(default_factory=list)  # their messages
     loses: int = 0  # the next so many uploads of large files are cut off
@@ -191,7 +196,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _answer(self) -> None:
         path = unquote(urlsplit(self.path).path)
-        found = _API.fullmatch(urlsplit(self.path).path) or _FILE.fullmatch(path)
+        found = _API.fullmatch(urlsplit(self.path).path) or _FILE.fullmatch(path.removeprefix(_OTHER))
         self.world.tokens.append(self.headers.get("Authorization", ""))
         id = found["id"] if found else ""
         if id in self.world.refused:
@@ -204,6 +209,12 @@ class _Handler(BaseHTTPRequestHandler):
             self._tell({"revision": self._info, "tree": self._tree}[found["what"]](id))
         elif id in self.world.gated:
             self._refuse(403, "GatedRepo")
+        elif self.world.busy and "Range" in self.headers:
+            self.world.busy -= 1
+            self._refuse(429, "", **{"Retry-After": "0"})
+        elif self.world.is_redirecting and "Range" in self.headers and not path.startswith(_OTHER):
+            port = urlsplit(self.world.url).port
+            self._refuse(302, "", Location=f"http://localhost:{port}{_OTHER}{self.path}")
         else:
             self._send(id, found["name"])
 
@@ -223,9 +234,10 @@ class _Handler(BaseHTTPRequestHandler):
         digest = etag(name, text, self.world.large)
         return {"size": len(text), "lfs": {"sha256": digest, "oid": digest, "size": len(text), "pointerSize": 130}}
 
-    def _refuse(self, status: int, code: str) -> None:
+    def _refuse(self, status: int, code: str, **headers: str) -> None:
         self.send_response(status)
-        self.send_header("X-Error-Code", code)
+        for name, value in {"X-Error-Code": code, **headers}.items():
+            self.send_header(name, value)
         self.send_header("Content-Length", "0")
         self.end_headers()
 
@@ -239,16 +251,20 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _send(self, id: str, name: str) -> None:
         text = self.world.models[id][name]
-        start = int(self.headers.get("Range", "bytes=0-").removeprefix("bytes=").rstrip("-"))
-        self.send_response(206 if "Range" in self.headers else 200)
+        asks = "Range" in self.headers and self.world.knows_ranges
+        first, _, last = self.headers["Range"].removeprefix("bytes=").partition("-") if asks else ("0", "", "")
+        start, end = int(first), min(int(last or len(text)) + 1, len(text))
+        self.send_response(206 if asks else 200)
+        if asks:
+            self.send_header("Content-Range", f"bytes {start}-{end - 1}/{len(text)}")
         self.send_header("ETag", f'"{etag(name, text, self.world.large)}"')
         self.send_header("X-Repo-Commit", self.world.commit(id))
-        self.send_header("Content-Length", str(len(text) - start))
+        self.send_header("Content-Length", str(end - start))
         self.end_headers()
-        asked = Asked(self.command, name, start)
-        self.world.asked.append(asked)
+        request = Asked(self.command, name, start, self.headers.get("Authorization", ""))
+        self.world.asked.append(request)
         if self.command == "GET":
-            self._send_body(asked, name, text[start:])
+            self._send_body(request, name, text[start:end])
 
     def _send_body(self, asked: Asked, name: str, text: bytes) -> None:
         most = min(len(text), self.world.breaks.pop(name, len(text)))

@@ -9,6 +9,7 @@ of both plans under the alphas of full precision. With --text both models are ma
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -23,6 +24,7 @@ from mint.analysis.analysis import read_analysis
 from mint.analysis.probes.packed_base import BASES
 from mint.analysis.probes.probe_file import FULL, Probed, probe_path, read_probes
 from mint.assembly.assemble import assemble
+from mint.formats.quality import ENVIRONMENT
 from mint.model.source import Source, open_source
 from mint.plan.allocate import allocate
 from mint.plan.plan import Plan
@@ -119,7 +121,11 @@ def _probed(base: str, options: argparse.Namespace, work: Path) -> tuple[Probed,
     ]
     command += ["--probes", str(options.probes)] if options.probes else []
     process = subprocess.run(
-        [sys.executable, "-c", _PROBE, *command, "--json"], check=True, capture_output=True, text=True
+        [sys.executable, "-c", _PROBE, *command, "--json"],
+        check=True,
+        capture_output=True,
+        text=True,
+        env={**os.environ, ENVIRONMENT: "fast"},  # plans round to nearest, so a difference comes from the base alone
     )
     return read_probes(probe_path(analysis)), int(process.stderr.split()[-1])
 

@@ -89,7 +89,7 @@ def main() -> None:
 
 def rows(source: Source, options: argparse.Namespace, work: Path) -> Iterator[Row]:
     """A row for every budget, smallest first."""
-    nearest = analyze(source, work / "analysis.mint")
+    nearest = analyze(source, work / "analysis.mint", rounding="nearest")
     analysis = nearest
     if options.rounding != "nearest":
         analysis = analyze(source, work / f"{options.rounding}.mint", rounding=options.rounding)

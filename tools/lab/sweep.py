@@ -84,7 +84,7 @@ def try_family(family: str, folder: Path, on_step: Callable[[Row], None] = lambd
         source = open_source(write(name, folder / "model", **settings))
     except Exception as error:  # it is the finding
         return Row(family, {"inspect": _sentence(error)}, 0.0)
-    analysis = analyze(source, folder / "a.mint")
+    analysis = analyze(source, folder / "a.mint", rounding="nearest")
     searched = analyze(source, folder / "s.mint", rounding="compensate")
     smallest, largest = (allocate(analysis, budget).planned_bytes for budget in ("min", "max"))
     between = _quantize(source, folder / "between", analysis, (smallest + largest) // 2 + HEADERS)

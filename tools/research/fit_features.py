@@ -2,12 +2,12 @@
 
     python -m tools.research.fit_features MODEL=ANALYSIS=PROBES ... [--only NAME] [--text FILE --work FOLDER]
 
-Each model needs an analysis with features (`mint analyze --features`) and its probes (`mint probe`). The target is
-y = log(probed alpha / prior alpha), centred in each model, since a common factor of all units changes no plan. A
-feature enters as its logarithm (unchanged if it may be 0), centred in each model, or in each role of each model: then
-it adds only information that the role does not have. One slope (ridge regression for all features) is fitted on all
-models but one and judged on that one. With --text, plans of the best form at the bytes of uniform 4/64 are compared
-with the prior's.
+Each model needs an analysis with features (`mint analyze --features --quality fast`) and its probes (`mint probe`). The
+target is y = log(probed alpha / prior alpha), centred in each model, since a common factor of all units changes no
+plan. A feature enters as its logarithm (unchanged if it may be 0), centred in each model, or in each role of each
+model: then it adds only information that the role does not have. One slope (ridge regression for all features) is
+fitted on all models but one and judged on that one. With --text, plans of the best form at the bytes of uniform 4/64
+are compared with the prior's.
 """
 
 # U units, P features
@@ -30,6 +30,7 @@ from mint.analysis.features.features import NAMES
 from mint.analysis.probes.probe_file import FULL, Probe, Probed, read_probes
 from mint.analysis.probes.sensitivity import prior_alphas
 from mint.assembly.assemble import assemble
+from mint.core.errors import MintError
 from mint.formats.units import Unit
 from mint.model.source import open_source
 from mint.plan.allocate import allocate
@@ -60,6 +61,9 @@ def read_case(text: str) -> Case:
     """The case of `MODEL=ANALYSIS=PROBES`."""
     folder, analysis_path, probes_path = map(Path, text.split("="))
     analysis, probed = read_analysis(analysis_path), read_probes(probes_path)
+    if analysis.rounding != "nearest":
+        remedy = "needed: one of mint analyze --quality fast"
+        raise MintError(f"{analysis_path}: an analysis of --rounding {analysis.rounding}; {remedy}")
     priors = prior_alphas(analysis.units)
     alphas = {path: alpha for path, alpha in probed.alphas.items() if alpha > 0 and path in priors}
     units = tuple(u for u in analysis.units if u.path in alphas and analysis.measurements[u.path].features)

@@ -8,6 +8,7 @@ import mlx.core as mx
 
 from mint.model.checkpoint.shards import Shard, read_header
 
+READ_AT_ONCE = ("F8_E5M2",)
 _UNKNOWN, _KNOWN = b'"F8_E5M2"', b'"F8_E4M3"'  # mlx 0.32 loads either as bytes, but refuses the name of the first
 
 
@@ -18,7 +19,7 @@ def lazy_arrays(folder: Path, shard: Shard) -> dict[str, mx.array]:
     """
     path = folder / shard.name
     arrays: Any
-    if all(tensor.dtype != "F8_E5M2" for tensor in shard.tensors):
+    if all(tensor.dtype not in READ_AT_ONCE for tensor in shard.tensors):
         arrays = mx.load(str(path))
     else:
         arrays = mx.load(_Renamed(path), format="safetensors")

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 
 from cluster.copies.inventory import Held, Holder, Inventory, agree, find_model, needed_shards, take_inventory
-from cluster.copies.sparse_copy import fill_in, make_view, read_outline, read_ranges
 from cluster.schedule.events import Arrived, Failed
 from cluster.schedule.placement import group_of, place_units
 from cluster.transport.messages import Gathering, holder_from, pack, unpack
 from mint.core.errors import MintError
 from mint.model.checkpoint.shards import SAMPLES, read_shard, sampled_ranges
+from mint.model.checkpoint.sparse_copy import fill_in, make_view, read_outline, read_ranges
 from mint.model.locate import locate
 from mint.model.source import open_source
 from tests.worlds.gguf_world import write_gguf

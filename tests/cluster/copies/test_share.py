@@ -10,13 +10,13 @@ import pytest
 
 from cluster.copies.inventory import take_inventory
 from cluster.copies.lending import PIECE_BYTES, Answer, Borrower, Lender, Loans, Piece, RefusedError, joined
-from cluster.copies.sparse_copy import make_view, read_outline
 from cluster.schedule.placement import group_of, place_units
 from cluster.transport.worker import Worker
 from mint.analysis.unit_jobs import Measure
 from mint.core.errors import MintError
 from mint.model.checkpoint.file_states import FileStates
 from mint.model.checkpoint.shards import Shard
+from mint.model.checkpoint.sparse_copy import make_view, read_outline
 from mint.model.source import open_source
 from mint.run.executor import in_process
 from tests.worlds.zoo import write_model

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from cluster.copies.inventory import Held, Holder, Inventory
-from cluster.copies.sparse_copy import Outline
 from cluster.schedule.events import Arrived
 from cluster.transport.messages import (
     PIECE_BYTES,
@@ -32,6 +31,7 @@ from mint.core.errors import MintError
 from mint.formats.format import KEEP
 from mint.formats.units import Unit
 from mint.model.checkpoint.reader import open_stored
+from mint.model.checkpoint.sparse_copy import Outline
 from mint.model.source import Source, open_source
 from mint.run.executor import in_process
 from mint.run.job import PortableJob

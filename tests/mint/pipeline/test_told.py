@@ -179,7 +179,7 @@ def test_units_that_the_class_does_not_quantize_are_kept_until_the_rules_ignore_
     source = open_source(write_family(family, tmp_path / "model"), loader="mlx_lm")
     kept = {unit.path for unit in source.units if unit.min_bits == KEEP_BITS}
     assert kept
-    record = source_record(source)
+    record = source_record(source, "model")
     assert all("--ignore-floors PATTERN waives that" in record["kept_units"][path] for path in kept)
     assert record["floors"].keys().isdisjoint(kept)
     analysis = mint.analyze(source, tmp_path / "a.mint")

@@ -156,10 +156,10 @@ def test_every_option_of_a_device_stands_for_exactly_one_field_with_its_default(
     parameters = _parameters(command)
     defaults = {name: parameters[name] for name in ROOM_VALUES}
     for name, value in ROOM_VALUES.items():
-        (budget,) = options.budgets(**{**defaults, name: value, "budget": [], "device": ["m1-8"]})
+        (budget,) = options.devices(**{**defaults, name: value}, device=["m1-8"])
         changed = budget.room.to_dict()
         assert [field for field, default in Room().to_dict().items() if changed[field] != default] == [name]
-    assert options.budgets(**defaults, budget=["1GB"], device=[]) == [Budget.of("1GB")]
+    assert options.budgets(["1GB"], options.devices(**defaults, device=[])) == [Budget.of("1GB")]
 
 
 def test_the_memory_of_a_curve_has_the_same_defaults() -> None:

@@ -29,14 +29,14 @@ from mint.quality.reference_file import read_reference
 from mint.run.blas import find_openblas, preloading
 from tests.worlds.gguf_world import write_gguf
 
-SIZE = {"tokens": 64, "window": 8}
+SIZE = 64, 8  # tokens, window
 
 
 def _question(
     output: Path, reference: Path, *text: Path, save: Path | None = None, seed: int | None = None
 ) -> Question:
-    size: dict[str, int | None] = {"tokens": None, "window": None} if reference.is_file() else {**SIZE}
-    return Question(output, reference, text, seed=seed, save_reference=save, **size)
+    tokens, window = (None, None) if reference.is_file() else SIZE
+    return Question(output, reference, text, tokens, window, seed, save)
 
 
 def _evaluate(output: Path, reference: Path, *text: Path, **options: Path | int) -> Evaluation:
@@ -200,21 +200,48 @@ def test_a_reference_with_another_tokenizer_is_refused(saved: Path, make_model: 
         _evaluate(folder, saved)
 
 
-def test_a_reference_of_another_vocabulary_is_refused(
-    llama: Path, saved: Path, make_model: Callable[..., Path], tmp_path: Path
-) -> None:
+@pytest.fixture
+def halved(make_model: Callable[..., Path]) -> Path:
+    """A model of half the vocabulary."""
     folder = make_model()
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"vocab_size": 256}))
     weights = mx.load(str(folder / "model.safetensors"))
     assert isinstance(weights, dict)
-    halved = {name: array[:256] if array.shape[0] == 512 else array for name, array in weights.items()}
-    mx.save_safetensors(str(folder / "model.safetensors"), halved)
+    halves = {name: array[:256] if array.shape[0] == 512 else array for name, array in weights.items()}
+    mx.save_safetensors(str(folder / "model.safetensors"), halves)
+    return folder
+
+
+def test_a_reference_of_another_vocabulary_is_refused(llama: Path, saved: Path, halved: Path, tmp_path: Path) -> None:
     with pytest.raises(MintError, match=r"has 256 tokens, that of the reference .* has 512"):
-        _evaluate(folder, saved)
+        _evaluate(halved, saved)
     with pytest.raises(MintError, match=r"has 256 tokens, that of the reference .* has 512"):
-        _evaluate(folder, llama, save=tmp_path / "new")
+        _evaluate(halved, llama, save=tmp_path / "new")
     assert not list(tmp_path.glob("new*"))
+
+
+@pytest.mark.parametrize("position", [0, 1])
+@pytest.mark.parametrize("is_saved", [True, False])
+def test_a_model_that_cannot_be_compared_costs_no_result_of_another(
+    llama: Path,
+    saved: Path,
+    halved: Path,
+    converted: dict[int, Path],
+    capsys: pytest.CaptureFixture[str],
+    position: int,
+    is_saved: bool,
+) -> None:
+    models = [str(converted[8]), str(converted[4])]
+    models.insert(position, str(halved))
+    reference = [str(saved)] if is_saved else [str(llama), "--tokens", "64", "--window", "8"]
+    assert run_command(["evaluate", *models, "--reference", *reference, "--json"]) == 1
+    results = json.loads(capsys.readouterr().out)["results"]
+    assert [result["output"] for result in results] == models
+    refused = results.pop(position)
+    assert "has 256 tokens" in refused["error"]
+    assert refused["passed"] is False
+    assert all(result["figures"] for result in results)
 
 
 def test_the_command_prints_one_object(

@@ -1,6 +1,6 @@
-"""A folder that looks like the whole model on a node that holds only a part of it.
+"""A folder that looks like a whole model of which this machine holds only a part.
 
-Files of the node are links. Every other shard is a sparse file of its full size with the true header and the ranges
+Files that it holds are links. Every other shard is a sparse file of its full size with the true header and the ranges
 that were filled in; all else in it reads as zeros, so only filled ranges may be read. MLX builds the whole lazy module
 tree over such a folder and reads only the tensors that feed a unit.
 """
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mint.core.cache import cache_folder
-from mint.core.files import write_all
+from mint.core.files import TEMPLATES, write_all
 from mint.model.checkpoint.shards import read_header, shard_names
 
 
@@ -47,6 +47,7 @@ def make_view(view: Path, local: Path | None, config: bytes, outlines: Mapping[s
         shutil.rmtree(old) if old.is_dir() and not old.is_symlink() else old.unlink()
     if local:
         beside = {path.name for path in local.iterdir() if path.is_file() and path.name != "config.json"}
+        beside |= {path.relative_to(local).as_posix() for path in local.glob(f"{TEMPLATES}/*.jinja")}
         for name in sorted(beside | set(shard_names(local))):
             (view / name).parent.mkdir(parents=True, exist_ok=True)
             (view / name).symlink_to((local / name).resolve())

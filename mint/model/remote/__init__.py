@@ -1,0 +1,1 @@
+"""Models of the hub whose weights are not on this disk."""

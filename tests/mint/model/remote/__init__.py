@@ -1,0 +1,1 @@
+"""Tests of models whose weights are on the hub alone."""
