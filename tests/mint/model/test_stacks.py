@@ -8,6 +8,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
+from mint.analysis.analyze import analyze
 from mint.analysis.unit_jobs import Measure, Quantize
 from mint.assembly.compensated import Compensation
 from mint.assembly.layer_inputs import Inputs
@@ -108,6 +109,15 @@ def test_a_stack_in_blocks_is_measured_and_packed_to_the_same_bytes(
         job = Quantize({unit.path: format for unit in source.units}, checksums, rounding)
         packed_whole, packed_blocks = _both(source, job, monkeypatch)
         assert packed_whole == packed_blocks
+
+
+def test_an_analysis_with_features_is_the_same_in_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source, analyses = open_source(write_model("qwen3_moe", tmp_path / "model")), []
+    for block in (1 << 40, 40_000):
+        monkeypatch.setattr(stacks, "BLOCK", block)
+        analyze(source, tmp_path / f"{block}.mint", features=True)
+        analyses.append((tmp_path / f"{block}.mint").read_bytes())
+    assert analyses[0] == analyses[1]
 
 
 def test_a_stack_in_blocks_is_compensated_to_the_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
