@@ -20,6 +20,7 @@ from mint.plan.objectives import objective
 from mint.plan.recipe import Budget, Recipe
 from mint.plan.rules import Allowance
 from mint.plan.size_range import least_bytes, possible_bytes
+from mint.run.stacks import held_bytes
 from mint.targets.devices import device
 
 # 4 bits of normal weights have a ratio of 21.7 dB, each bit has 6 dB; real weights have up to 2 dB less
@@ -105,9 +106,10 @@ def _check_disk(sizes: Sequence[tuple[Path, int]]) -> None:
 
 def _check_memory(source: Source) -> None:
     """Raise `MintError` for a weight that this machine cannot hold."""
-    largest = max(source.units, key=lambda unit: unit.nbytes, default=None)
-    if largest and largest.nbytes > (memory := memory_bytes()):
+    held = {unit.path: held_bytes(source, unit) for unit in source.units}
+    largest = max(held, key=held.__getitem__, default="")
+    if largest and held[largest] > (memory := memory_bytes()):
         raise MintError(
-            f"{largest.path} takes {format_size(largest.nbytes)}, this machine has {format_size(memory)} of memory; "
+            f"{largest} takes {format_size(held[largest])}, this machine has {format_size(memory)} of memory; "
             "needed: a machine that holds the largest weight"
         )

@@ -21,6 +21,7 @@ from mint.kernels.backend import backend
 from mint.model.roles import TOWER, layer_path
 from mint.model.source import Source
 from mint.quality.sequences import CALIBRATION, JUDGED, TextSize
+from mint.run.stacks import BLOCK, comes_in_blocks, held_bytes
 
 _MOMENTS = 24  # bytes for each of C^2 second moments while they are factored
 _PACKING = 12  # for each weight of a block that is compensated
@@ -32,8 +33,9 @@ TEXT = TextSize(CALIBRATION.count + JUDGED, CALIBRATION.window)
 
 def needed_memory(source: Source, rounding: str, base: str) -> dict[str, int]:
     """Bytes of each step at most; `base` is that of the model that writes the text of a compensation."""
-    largest = max((unit.nbytes for unit in source.units), default=0)
-    working = backend().working_bytes(max((unit.size for unit in source.units), default=0))
+    largest = max((held_bytes(source, unit) for unit in source.units), default=0)
+    sizes = (BLOCK if comes_in_blocks(source, unit) else unit.size for unit in source.units)
+    working = backend().working_bytes(max(sizes, default=0))
     steps = {"measure and write": 3 * largest + working, "verify": 4 * largest}
     if ROUNDINGS[rounding].needs_model:
         steps["write text"] = text_bytes(source, base, TEXT)

@@ -34,10 +34,13 @@ def comes_in_blocks(source: Source, unit: Unit) -> bool:
     return unit.size > BLOCK and unit.path in source.stacks
 
 
-def block_bytes(unit: Unit, source_bytes: int) -> int:
-    """The most bytes, about, that reading a stack of `source_bytes` takes: two blocks as stored, one as weights."""
+def held_bytes(source: Source, unit: Unit) -> int:
+    """The most bytes, about, that the weight of a unit takes in a job; of a stack two blocks as stored, one decoded."""
+    if not comes_in_blocks(source, unit):
+        return unit.nbytes
     share = max(BLOCK / unit.size, 1 / unit.shape[0])
-    return int(share * 3 * (source_bytes + unit.nbytes))
+    stored = sum(source.opened.stored.tensors[name].nbytes for name in unit.sources)
+    return int(share * 3 * (stored + unit.nbytes))
 
 
 def blocks_of(source: Source, unit: Unit) -> Blocks:

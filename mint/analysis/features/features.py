@@ -113,7 +113,7 @@ def features(
     for block in blocks:
         stop = start + len(block)
         kurtosis[start:stop].reshape(-1)[:], reach = kurtoses(block, dtype, group_size)
-        outliers += np.count_nonzero(reach > SIGMAS)
+        outliers += int(np.count_nonzero(reach > SIGMAS))
         for index in drawn[(start <= drawn) & (drawn < stop)]:
             spectral.append(_sampled(block[index - start], dtype, group_size, sample, probes, random))
         start = stop
