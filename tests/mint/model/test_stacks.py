@@ -11,6 +11,9 @@ import numpy as np
 import pytest
 
 from mint.analysis.analyze import analyze
+from mint.analysis.probes import packed_weight
+from mint.analysis.probes.probe_file import FULL
+from mint.analysis.probes.prober import ProbeJob, Probing, TextJob
 from mint.analysis.unit_jobs import Measure, Quantize
 from mint.assembly.assemble import assemble
 from mint.assembly.compensated import Compensation
@@ -121,6 +124,25 @@ def test_a_stack_in_blocks_is_measured_and_packed_to_the_same_bytes(
         assert packed_whole == packed_blocks
 
 
+@pytest.mark.parametrize(
+    ("name", "base"), [("qwen3_moe", FULL), ("gpt_oss", "4"), ("deepseek_v3", "4"), ("llama4", FULL)]
+)
+def test_probes_of_stacks_in_blocks_are_the_same(
+    name: str, base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To the last bit, of the model that is packed in blocks and of the unit that is stored coarsely."""
+    source, probes = open_source(write_model(name, tmp_path / "model")), []
+    units = [unit for unit in source.units if unit.role in ("head", "expert_up", "expert_gate", "expert_down")]
+    for block in (1 << 40, 40_000):
+        monkeypatch.setattr(stacks, "BLOCK", block)
+        monkeypatch.setattr(packed_weight, "BLOCK", block)
+        job = ProbeJob(TextJob(source, Probing("random", 2, 24, base=base), ()))
+        probes.append([result for _, result in in_process(source, job, units)])
+    assert probes[0] == probes[1]
+    assert min(probe.kl for probe in probes[0]) > 0
+    assert len(probes[0]) > 1
+
+
 def test_an_analysis_with_features_is_the_same_in_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source, analyses = open_source(write_model("qwen3_moe", tmp_path / "model")), []
     for block in (1 << 40, 40_000):
@@ -169,9 +191,7 @@ def test_a_stack_takes_little_memory(
     encoding: Encoding | None, job: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Peak memory of MLX and of Python: one stack takes twice its decoded size if it is whole, and its packed form."""
-    recipe = ARCHITECTURES["qwen3_moe"]
-    monkeypatch.setitem(ARCHITECTURES, "qwen3_moe", replace(recipe, config=recipe.config | {"num_experts": 128}))
-    folder = write_model("qwen3_moe", tmp_path / "model")
+    folder = _many_experts(tmp_path / "model", monkeypatch)
     if encoding:
         write_encoded(folder, EXPERTS, encoding)
     source = open_source(folder)
@@ -186,6 +206,22 @@ def test_a_stack_takes_little_memory(
             files = opened.enter_context(WeightFiles(tmp_path, layout))
             measuring = Quantize({unit.path: format for unit in units}, checksums, "nearest", source, files)
         assert _peak_bytes(source, measuring, units) < units[0].nbytes / 3
+
+
+@pytest.mark.parametrize("base", [FULL, "4"])
+def test_a_probe_unpacks_no_stack_whole(base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither the probed one nor, around a base, the others."""
+    source = open_source(_many_experts(tmp_path / "model", monkeypatch))
+    units = _experts(source)[:2]
+    monkeypatch.setattr(stacks, "BLOCK", 16_384)
+    job = ProbeJob(TextJob(source, Probing("random", 1, 4, base=base), ()))
+    assert _peak_bytes(source, job, units) < units[0].size * 4 / 2
+
+
+def _many_experts(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    recipe = ARCHITECTURES["qwen3_moe"]
+    monkeypatch.setitem(ARCHITECTURES, "qwen3_moe", replace(recipe, config=recipe.config | {"num_experts": 128}))
+    return write_model("qwen3_moe", folder)
 
 
 def _peak_bytes(source: Source, job: Job[Any], units: list[Unit]) -> int:
