@@ -5,6 +5,7 @@ They run wherever an executor puts them, on the backend of that device: it measu
 
 # S slices (experts; 1 for a plain matrix), R rows, C columns, F formats
 
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import accumulate, pairwise
@@ -155,10 +156,13 @@ class Measure(RoundingJob[Measurement]):
             zeros = (0.0,) * len(formats)
             return Measurement(unit.path, formats, zeros, zeros, 0.0, int(errors.nonfinite))
         errors.squared[:] *= np.array([rounding.shares.get(str(format), 1.0) for format in formats])
-        on_grid = np.empty(unit.slices)
-        grid = stored_on_grid(blocks, formats, lambda slices, stored: on_grid.__setitem__(slices, stored.squared))
-        if grid:
-            errors.squared[:, formats.index(grid)] = on_grid
+        on_grid: dict[Format, npt.NDArray[np.float64]] = defaultdict(lambda: np.empty(unit.slices))
+
+        def take(slices: slice, stored: OnGrid) -> None:
+            on_grid[stored.format][slices] = stored.squared
+
+        for grid in stored_on_grid(blocks, formats, take):
+            errors.squared[:, formats.index(grid)] = on_grid[grid]
         if unit.path in self.carried:
             errors.squared[:, formats.index(self.carried[unit.path])] = 0.0
         energy = errors.energy.sum()
@@ -230,7 +234,7 @@ class Quantize(RoundingJob[Packed]):
             if stored.format == format:
                 packed.fill(slices, stored.parts)
 
-        if stored_on_grid(blocks, unit.formats, take) != format:
+        if format not in stored_on_grid(blocks, unit.formats, take):
             for slices, block in blocks():
                 packed.fill(slices, backend().pack(block, format, ROUNDINGS[self.rounding]))
 
