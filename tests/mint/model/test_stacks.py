@@ -25,6 +25,7 @@ from mint.formats.layout import lay_out
 from mint.formats.units import Unit
 from mint.model.checkpoint.writer import WeightFiles
 from mint.model.source import Source, open_source
+from mint.model.storages import storage
 from mint.plan.allocate import allocate
 from mint.plan.recipe import Recipe
 from mint.quality.sequences import TextSize
@@ -206,6 +207,21 @@ def test_a_stack_takes_little_memory(
             files = opened.enter_context(WeightFiles(tmp_path, layout))
             measuring = Quantize({unit.path: format for unit in units}, checksums, "nearest", source, files)
         assert _peak_bytes(source, measuring, units) < units[0].nbytes / 3
+
+
+@pytest.mark.parametrize("encoding", [fp8(), packed(), mxfp4()])
+def test_encoded_experts_take_no_more_memory_than_those_of_the_plain_twin(
+    encoding: Encoding, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = _many_experts(tmp_path / "model", monkeypatch)
+    twin = write_encoded(folder, EXPERTS, encoding)
+    monkeypatch.setattr(stacks, "BLOCK", 1 << 18)
+    monkeypatch.setattr(storage, "LARGE", 0)
+    monkeypatch.setattr(storage, "BLOCK", 1 << 14)
+    peaks = [
+        _peak_bytes(source, Measure("nearest"), _experts(source)[:2]) for source in map(open_source, (folder, twin))
+    ]
+    assert peaks[0] <= peaks[1]
 
 
 @pytest.mark.parametrize("base", [FULL, "4"])
