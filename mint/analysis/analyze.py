@@ -1,8 +1,7 @@
 """Source to Analysis: measures every unit once, and resumes after a kill."""
 
 from collections.abc import Mapping
-from dataclasses import replace
-from functools import partial
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -42,7 +41,7 @@ from mint.model.kv_trace import active_experts, context_memory
 from mint.model.source import Source
 from mint.run.device_kind import device_kind, kinds_in, versions
 from mint.run.executor import Executor, in_process, measuring_device
-from mint.run.job import Job
+from mint.run.job import BlockJob, Blocks, Job
 from mint.run.stage import reported
 
 
@@ -167,17 +166,22 @@ def _job(source: Source, rounding: str, header: Mapping[str, Any]) -> Job[Measur
     if not header["features"]:
         return measure
     traced = isinstance(header["features"]["norms"], dict)
-    return partial(_measure_with_features, measure=measure, gains=norm_gains(source) if traced else {})
+    return _MeasureWithFeatures(measure, norm_gains(source) if traced else {})
 
 
-def _measure_with_features(
-    unit: Unit, weight: mx.array, *, measure: Measure, gains: Mapping[str, npt.NDArray[np.float32]]
-) -> Measurement:
-    measurement = measure(unit, weight)
-    if not measurement.formats or measurement.nonfinite or not group_size_of(unit.shape[-1]):
-        return measurement
-    stack = raw(weight).reshape(unit.slices, *unit.shape[-2:])
-    return replace(measurement, features=features_of(stack, unit.dtype, unit.path, gains.get(unit.path)))
+@dataclass(frozen=True, slots=True)
+class _MeasureWithFeatures(BlockJob[Measurement]):
+    measure: Measure
+    gains: Mapping[str, npt.NDArray[np.float32]]
+
+    def of_blocks(self, unit: Unit, blocks: Blocks) -> Measurement:
+        measurement = self.measure.of_blocks(unit, blocks)
+        if not measurement.formats or measurement.nonfinite or not group_size_of(unit.shape[-1]):
+            return measurement
+        rows, columns = unit.shape[-2:]
+        shape = unit.slices, rows, columns
+        features = features_of(map(raw, blocks()), shape, unit.dtype, unit.path, self.gains.get(unit.path))
+        return replace(measurement, features=features)
 
 
 def _device(header: Mapping[str, Any], output: Path) -> str:

@@ -5,6 +5,7 @@ They run wherever an executor puts them, on the backend of that device: it measu
 
 # S slices (experts; 1 for a plain matrix), R rows, C columns, F formats
 
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import accumulate, pairwise
@@ -30,11 +31,12 @@ from mint.kernels.oracle import joined
 from mint.kernels.ready import ready_kernels
 from mint.kernels.storage import raw, raw_bytes
 from mint.kernels.warmup import MEASURE, WRITE
-from mint.model.checkpoint.reader import FLOATS, nonfinite_count
+from mint.model.checkpoint.reader import ALL, FLOATS, nonfinite_count
 from mint.model.checkpoint.shards import SourceTensor
+from mint.model.checkpoint.writer import WeightFiles
 from mint.model.source import Source
 from mint.run.job import BlockJob, Blocks, Difference, PortableJob, T, numbered
-from mint.run.stacks import BLOCK, block_bytes, comes_in_blocks
+from mint.run.stacks import BLOCK, comes_in_blocks, held_bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +46,7 @@ class Packed:
     path: str
     format: Format
     tensors: tuple[TensorSpec, ...]
-    data: tuple[bytes | memoryview, ...]
+    data: tuple[bytes | memoryview, ...]  # none where the weight files have them already
     sha256: str = ""  # of all the data, if known
 
 
@@ -54,9 +56,9 @@ def peak_bytes(source: Source, unit: Unit, tensors: Mapping[str, SourceTensor]) 
     The tensors of the weight, the weight, a copy or its packed form; the next weight, which is no larger, read
     meanwhile; and the working memory of the backend. Of a stack in blocks only the packed form is whole.
     """
-    stored = sum(tensors[name].nbytes for name in unit.sources)
     if comes_in_blocks(source, unit):
-        return block_bytes(unit, stored) + unit.nbytes + backend().working_bytes(BLOCK)
+        return held_bytes(source, unit) + unit.nbytes + backend().working_bytes(BLOCK)
+    stored = sum(tensors[name].nbytes for name in unit.sources)
     return 2 * (stored + unit.nbytes) + unit.nbytes + backend().working_bytes(unit.size)
 
 
@@ -75,21 +77,16 @@ class Checksummed:
             yield slices, block
         self.checksum = digest.hexdigest()
 
-    def exhaust(self) -> None:
-        """Pass over all blocks for their checksum."""
-        for _ in self():
-            pass
-
     def check(self, unit: Unit, checksums: Mapping[str, str]) -> None:
         """Raise `MintError` unless the blocks are those of the weight that was measured."""
         check_analyzed(f"unit {unit.path}: its weight is", self.checksum, checksums[unit.path])
 
 
 class PackedParts:
-    """The tensors of a stack in a format, filled block by block."""
+    """The tensors of a stack in a format, filled block by block; with `files`, blocks are written there at once."""
 
-    def __init__(self, unit: Unit, format: Format) -> None:
-        self.unit, self.format = unit, format
+    def __init__(self, unit: Unit, format: Format, files: WeightFiles | None = None) -> None:
+        self.unit, self.format, self._files = unit, format, files
         self.tensors = format.tensors(unit.path, unit.shape, unit.dtype)
         self._arrays: list[Any] = []  # of numpy
 
@@ -97,6 +94,10 @@ class PackedParts:
         """Take the tensors of some slices, in the order of `Format.tensors`."""
         if slices.stop - slices.start == self.unit.slices:
             self._arrays = list(parts)  # without a copy
+            return
+        if self._files:
+            for tensor, part in zip(self.tensors, parts, strict=True):
+                self._files.write_piece(tensor, part.reshape(-1).view("u1").data, slices.start * part[0].nbytes)
             return
         if not self._arrays:
             self._arrays = [np.empty((self.unit.slices, *part.shape[1:]), part.dtype) for part in parts]
@@ -155,10 +156,13 @@ class Measure(RoundingJob[Measurement]):
             zeros = (0.0,) * len(formats)
             return Measurement(unit.path, formats, zeros, zeros, 0.0, int(errors.nonfinite))
         errors.squared[:] *= np.array([rounding.shares.get(str(format), 1.0) for format in formats])
-        on_grid = np.empty(unit.slices)
-        grid = stored_on_grid(blocks, formats, lambda slices, stored: on_grid.__setitem__(slices, stored.squared))
-        if grid:
-            errors.squared[:, formats.index(grid)] = on_grid
+        on_grid: dict[Format, npt.NDArray[np.float64]] = defaultdict(lambda: np.empty(unit.slices))
+
+        def take(slices: slice, stored: OnGrid) -> None:
+            on_grid[stored.format][slices] = stored.squared
+
+        for grid in stored_on_grid(blocks, formats, take):
+            errors.squared[:, formats.index(grid)] = on_grid[grid]
         if unit.path in self.carried:
             errors.squared[:, formats.index(self.carried[unit.path])] = 0.0
         energy = errors.energy.sum()
@@ -200,6 +204,7 @@ class Quantize(RoundingJob[Packed]):
     checksums: Mapping[str, str]
     rounding: str = DEFAULT_ROUNDING
     source: Source | None = None  # of units that may be copied as they are
+    files: WeightFiles | None = None  # of the result, in this process
 
     def of_blocks(self, unit: Unit, blocks: Blocks) -> Packed:
         """The packed unit: as it is stored, or on the grid of its weights, where the format is that one.
@@ -208,11 +213,11 @@ class Quantize(RoundingJob[Packed]):
 
         Raises `MintError` for another weight than the measured one.
         """
-        checked, packed = Checksummed(blocks), PackedParts(unit, self.formats[unit.path])
+        checked, packed = Checksummed(blocks), PackedParts(unit, self.formats[unit.path], self.files)
         if self.source and self.source.carried.get(unit.path) == packed.format:
-            stored = self.source.opened.stored
-            packed.fill(slice(0, unit.slices), [stored.raw(tensor.name) for tensor in packed.tensors])
-            checked.exhaust()
+            for slices, _ in checked():
+                rows = slices if len(unit.shape) > 2 else ALL
+                packed.fill(slices, [self.source.opened.stored.raw(tensor.name, rows) for tensor in packed.tensors])
         else:
             self._pack(unit, checked, packed)
         checked.check(unit, self.checksums)
@@ -229,7 +234,7 @@ class Quantize(RoundingJob[Packed]):
             if stored.format == format:
                 packed.fill(slices, stored.parts)
 
-        if stored_on_grid(blocks, unit.formats, take) != format:
+        if format not in stored_on_grid(blocks, unit.formats, take):
             for slices, block in blocks():
                 packed.fill(slices, backend().pack(block, format, ROUNDINGS[self.rounding]))
 

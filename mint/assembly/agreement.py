@@ -167,7 +167,8 @@ def _stream(
     """Call a module on its weight in `format`, dequantized, or on its stored tensors; they are dropped after it.
 
     Of an embedding or a stack only the rows or experts that the call names are read. `by_rows` says that a product
-    may be computed for some rows of the weight at a time.
+    may be computed for some rows of the weight at a time. MLX looks up rows of mxfp4 and nvfp4 in bfloat16, which holds
+    them exactly; the answer is float32, so that no later step rounds to bfloat16.
     """
     batches = [[ALL]]
     if not mx.issubdtype(x.dtype, mx.floating):
@@ -183,7 +184,7 @@ def _stream(
     results = []
     for batch in batches:
         module.update({part: mx.concatenate([rows(piece) for piece in batch]) for part, rows in read.items()})
-        results.append(method(module, x, *arguments, **options))
+        results.append(method(module, x, *arguments, **options).astype(mx.float32))
         mx.eval(results[-1])
     module.update(lazy)
     return results[0] if len(results) == 1 else mx.concatenate(results, axis=-1)

@@ -138,9 +138,10 @@ def _fill(
             from mint.assembly.compensated import compensate
 
             stored = open_weights(folder, [shard.name for shard in plan.layout])
-            packed = compensate(plan, source, pending, stored, text, base, executor, on_progress, measured.append)
+            work = text, base, executor, on_progress, measured.append
+            packed = compensate(plan, source, pending, stored, files, *work)
         else:
-            packed = _packed(plan, source, pending, reuse, executor)
+            packed = _packed(plan, source, pending, files, reuse, executor)
         written = _written(packed, partial(_write, journal, files), aside)
         for unit, (format, digest), _ in reported("assemble", written, source.units, pending, on_progress):
             digests[unit.path] = digest
@@ -167,7 +168,7 @@ def _text_base(plan: Plan, source: Source, text: TextSize, memory: int | None) -
 
 
 def _write(journal: Journal, files: WeightFiles, unit: Packed) -> tuple[Format, str]:
-    digest = files.write(unit.tensors, unit.data, unit.sha256)
+    digest = files.write(unit.tensors, unit.data) if unit.data else unit.sha256 or files.digest(unit.tensors)
     journal.append([unit.path, digest])
     return unit.format, digest
 
@@ -192,14 +193,14 @@ def _written(
 
 
 def _packed(
-    plan: Plan, source: Source, units: Sequence[Unit], reuse: Reuse, executor: Executor
+    plan: Plan, source: Source, units: Sequence[Unit], files: WeightFiles, reuse: Reuse, executor: Executor
 ) -> Iterator[tuple[Unit, Packed]]:
     """Yield every unit as planned: copied if a folder holds it, else quantized."""
     copied = set()
-    for unit, packed in reuse.take(plan, units):
+    for unit, packed in reuse.take(plan, units, files):
         copied.add(unit.path)
         yield unit, packed
-    job = Quantize(plan.formats, plan.checksums, plan.rounding, source)
+    job = Quantize(plan.formats, plan.checksums, plan.rounding, source, files)
     yield from executor(source, job, [unit for unit in units if unit.path not in copied])
 
 

@@ -32,6 +32,7 @@ from mint.kernels.coupling import MOST_ROWS, Coupling, pack_coupled
 from mint.kernels.cpu import CpuBackend, pack
 from mint.kernels.storage import NUMPY_DTYPES, from_raw, raw
 from mint.model.checkpoint.reader import StoredModel
+from mint.model.checkpoint.writer import WeightFiles
 from mint.model.passes.gradients import Gradients, NoGradientError, output_gradients
 from mint.model.source import Source
 from mint.plan.plan import Plan
@@ -53,6 +54,7 @@ def compensate(
     source: Source,
     pending: Sequence[Unit],
     stored: StoredModel,
+    files: WeightFiles,
     size: TextSize,
     base: str,
     executor: Executor,
@@ -60,6 +62,8 @@ def compensate(
     on_closeness: Callable[[Closeness], object],
 ) -> Iterator[tuple[Unit, Packed]]:
     """Yield the `pending` units as planned, on a text of this size from the model in `base`; `stored` has all others.
+
+    A stack that comes in blocks is written to `files`, which `stored` reads.
 
     More text of the model's own, which takes no part, tells at the end how close the result is.
     """
@@ -82,17 +86,17 @@ def compensate(
         expected = _expected(source, judged, file)
         walk = Walk(open_wide(source.folder, source.loader), source.units, text[: size.count], judged)
         for unit, packed in executor(source, Compensation(formats, checksums, {}, source=source), walk.tied):
-            walk.store(unit.path, _dequantized(packed))
+            walk.store(unit.path, _dequantized(packed, stored))
         for stage in walk.stages(finished):
             for unit in stage.units:
                 if unit.path in finished and formats[unit.path] != KEEP:
                     walk.store(unit.path, stored.dequantized(unit.path, formats[unit.path]))
             rest = [unit for unit in stage.units if unit.path not in finished]
             inputs = {path: rows for path, rows in stage.inputs.items() if path not in as_searched}
-            job = Compensation(formats, checksums, inputs, gradients, source)
+            job = Compensation(formats, checksums, inputs, gradients, source, files)
             for unit, packed in executor(source, job, rest):
                 if packed.format != KEEP:
-                    walk.store(unit.path, _dequantized(packed))
+                    walk.store(unit.path, _dequantized(packed, stored))
                 yield unit, packed
         on_closeness(closeness(expected, walk.logits(), OWN_TEXT))
 
@@ -131,14 +135,15 @@ class Compensation(BlockJob[Packed]):
     inputs: Mapping[str, Inputs]
     gradients: Gradients | None = None
     source: Source | None = None
+    files: WeightFiles | None = None
     _curvatures: dict[int, Curvature] = field(default_factory=dict, init=False)
 
     def of_blocks(self, unit: Unit, blocks: Blocks) -> Packed:
         """The bytes of `unit`."""
         format, inputs = self.formats[unit.path], self.inputs.get(unit.path)
         if inputs is None or format == KEEP or not format.scheme.is_compiled:
-            return Quantize(self.formats, self.checksums, _SEARCH, self.source).of_blocks(unit, blocks)
-        checked, packed = Checksummed(blocks), PackedParts(unit, format)
+            return Quantize(self.formats, self.checksums, _SEARCH, self.source, self.files).of_blocks(unit, blocks)
+        checked, packed = Checksummed(blocks), PackedParts(unit, format, self.files)
         coupling = self._coupling(unit)
         for slices, block in checked():
             matrices = zip(range(slices.start, slices.stop), raw(block), strict=True)
@@ -178,8 +183,10 @@ class Compensation(BlockJob[Packed]):
         return self._curvatures[id(rows)]
 
 
-def _dequantized(packed: Packed) -> mx.array:
-    """The float32 weight that a loader will use."""
+def _dequantized(packed: Packed, stored: StoredModel) -> mx.array:
+    """The float32 weight that a loader will use; `stored` has a unit without data."""
+    if not packed.data:
+        return stored.dequantized(packed.path, packed.format)
     parts = [
         from_raw(np.frombuffer(data, NUMPY_DTYPES[tensor.dtype]).reshape(tensor.shape), tensor.dtype)
         for tensor, data in zip(packed.tensors, packed.data, strict=True)

@@ -13,14 +13,14 @@ from mint.core.files import partial_path, require_loadable, require_writable
 from mint.core.memory import memory_bytes
 from mint.core.progress import OnNote, say_nothing
 from mint.core.sizes import format_size
-from mint.formats.format import KEEP, Format, admissible
+from mint.formats.format import KEEP, Format
 from mint.formats.units import Unit
 from mint.model.source import Source
 from mint.plan.objectives import objective
 from mint.plan.recipe import Budget, Recipe
 from mint.plan.rules import Allowance
 from mint.plan.size_range import least_bytes, possible_bytes
-from mint.run.stacks import comes_in_blocks
+from mint.run.stacks import held_bytes
 from mint.targets.devices import device
 
 # 4 bits of normal weights have a ratio of 21.7 dB, each bit has 6 dB; real weights have up to 2 dB less
@@ -105,18 +105,11 @@ def _check_disk(sizes: Sequence[tuple[Path, int]]) -> None:
 
 
 def _check_memory(source: Source) -> None:
-    """Raise `MintError` for a weight that this machine cannot hold; of a stack in blocks, its smallest packed form."""
-    needs = {unit.path: _least_bytes(source, unit) for unit in source.units}
-    path, needed = max(needs.items(), key=lambda need: need[1], default=("", 0))
-    if needed > (memory := memory_bytes()):
+    """Raise `MintError` for a weight that this machine cannot hold."""
+    held = {unit.path: held_bytes(source, unit) for unit in source.units}
+    largest = max(held, key=held.__getitem__, default="")
+    if largest and held[largest] > (memory := memory_bytes()):
         raise MintError(
-            f"{path} takes {format_size(needed)}, this machine has {format_size(memory)} of memory; needed: a machine "
-            "that holds the largest weight"
+            f"{largest} takes {format_size(held[largest])}, this machine has {format_size(memory)} of memory; "
+            "needed: a machine that holds the largest weight"
         )
-
-
-def _least_bytes(source: Source, unit: Unit) -> int:
-    if not comes_in_blocks(source, unit):
-        return unit.nbytes
-    packed = (format.nbytes(unit.shape, unit.dtype) for format in admissible(unit.shape, unit.dtype))
-    return min(packed, default=unit.nbytes)

@@ -4,20 +4,23 @@ A folder of another budget of the model mostly differs in few units. The others 
 checked against the SHA-256 in that folder's manifest; a unit that differs is quantized again.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from mint.analysis.unit_jobs import Packed
 from mint.core.errors import MintError
 from mint.core.files import sha256_of
 from mint.core.log import log
-from mint.formats.format import Format
+from mint.formats.format import Format, TensorSpec
 from mint.formats.rounding import ROUNDINGS
-from mint.formats.units import Unit
+from mint.formats.units import Unit, parts_of
 from mint.model.checkpoint.manifest import PLAN_NAME, read_manifest
 from mint.model.checkpoint.reader import StoredModel, open_stored
+from mint.model.checkpoint.writer import WeightFiles
 from mint.plan.plan import Plan, read_plan
 from mint.run.device_kind import device_kind, versions
+
+_PIECE = 4 << 20  # values copied at once
 
 
 class Reuse:
@@ -33,16 +36,16 @@ class Reuse:
             read_manifest(folder)
         self.units = self.nbytes = 0
 
-    def take(self, plan: Plan, units: Sequence[Unit]) -> Iterator[tuple[Unit, Packed]]:
-        """Yield those of `units` that a folder holds in the format of `plan`."""
+    def take(self, plan: Plan, units: Sequence[Unit], files: WeightFiles) -> Iterator[tuple[Unit, Packed]]:
+        """Yield those of `units` that a folder holds in the format of `plan`, once `files` have them."""
         stored = list(self._usable(plan))
         wanted = {choice.path: (choice.path, choice.format, choice.checksum) for choice in plan.choices}
         for unit in units:
             for model, digests in stored:
                 digest = digests.get(wanted[unit.path])
-                if digest and (packed := _read(unit, wanted[unit.path][1], model, digest)):
+                if digest and (packed := _copied(unit, wanted[unit.path][1], model, digest, files)):
                     self.units += 1
-                    self.nbytes += sum(map(len, packed.data))
+                    self.nbytes += sum(tensor.nbytes for tensor in packed.tensors)
                     yield unit, packed
                     break
 
@@ -71,14 +74,26 @@ def _origin(plan: Plan) -> tuple[str, ...]:
     return plan.model, plan.dtype, plan.loader, plan.rounding
 
 
-def _read(unit: Unit, format: Format, model: StoredModel, sha256: str) -> Packed | None:
-    """The unit's bytes in a folder; None, with a log event, if they do not have this digest."""
+def _copied(unit: Unit, format: Format, model: StoredModel, sha256: str, files: WeightFiles) -> Packed | None:
+    """The unit, copied from a folder in pieces; None, with a log event, if its bytes have another digest."""
     tensors = format.tensors(unit.path, unit.shape, unit.dtype)
+    stored = {TensorSpec(tensor.name, tensor.dtype, tensor.shape) for tensor in model.tensors.values()}
     try:
-        data = tuple(model.raw(tensor.name).reshape(-1).view("u1").data for tensor in tensors)
-    except (KeyError, OSError, MintError):
-        data = ()
-    if not data or sha256_of(data) != sha256:
+        is_same = stored.issuperset(tensors) and sha256_of(_pieces(tensors, model, files)) == sha256
+    except (OSError, MintError):
+        is_same = False
+    if not is_same:
         log.warning("unit.not_reused", unit=unit.path, folder=str(model.folder), reason="its bytes changed")
         return None
-    return Packed(unit.path, format, tensors, data, sha256)
+    return Packed(unit.path, format, tensors, (), sha256)
+
+
+def _pieces(tensors: Iterable[TensorSpec], model: StoredModel, files: WeightFiles) -> Iterator[memoryview]:
+    """The bytes of some tensors, each piece once it is written to `files`."""
+    for tensor in tensors:
+        start = 0
+        for rows in parts_of(tensor.shape, _PIECE):
+            piece = model.raw(tensor.name, rows).reshape(-1).view("u1").data
+            files.write_piece(tensor, piece, start)
+            start += len(piece)
+            yield piece

@@ -87,8 +87,8 @@ Rounding = Annotated[
     str,
     option(
         "NAME", "Instead of --quality: nearest, as mlx rounds; search: scales with less error, same bytes; "
-        "compensate: least error by far, the model then has to run, on text that it writes itself; couple: less still, by "
-        "gradients of that text, with the whole model in memory.",
+        "compensate: least error by far, the model then has to run, on text that it writes itself; couple: less still, "
+        "by gradients of that text, with the whole model in memory.",
         callback=_checked_rounding, autocompletion=completion.roundings,
     ),
 ]  # fmt: skip

@@ -26,7 +26,7 @@ from mint.model.passes.gradients import BYTES
 from mint.model.roles import TOWER, layer_path
 from mint.model.source import Source
 from mint.quality.sequences import CALIBRATION, JUDGED, TextSize
-from mint.run.stacks import BLOCK, block_bytes, comes_in_blocks
+from mint.run.stacks import BLOCK, comes_in_blocks, held_bytes
 
 _MOMENTS = 24  # bytes for each of C^2 second moments while they are factored
 _PACKING = 12  # for each weight of a block that is compensated
@@ -40,26 +40,18 @@ TEXT = TextSize(CALIBRATION.count + JUDGED, CALIBRATION.window)
 
 def needed_memory(source: Source, rounding: str, base: str) -> dict[str, int]:
     """Bytes of each step at most; `base` is that of the model that writes the text of a compensation."""
-    stored, calls = stored_bytes(source), matrices_per_token(source)
+    calls = matrices_per_token(source)
     steps = {
-        "measure and write": max((_writing(source, unit, stored[unit.path]) for unit in source.units), default=0),
-        "verify": max(
-            (_verifying(source, unit, stored[unit.path], calls[unit.path]) for unit in source.units), default=0
-        ),
+        "measure and write": max((_writing(source, unit) for unit in source.units), default=0),
+        "verify": max((_verifying(source, unit, calls[unit.path]) for unit in source.units), default=0),
     }
     if ROUNDINGS[rounding].needs_model:
         steps["write text"] = text_bytes(source, base, TEXT)
-        steps |= _walk(source, stored, calls)
+        steps |= _walk(source, calls)
     if ROUNDINGS[rounding].needs_gradients:
         steps["take gradients"] = _gradients(source, calls)
         steps["round a layer"] += max((_coupling(unit, calls) for unit in _coupled(source)), default=0)
     return {name: PROCESSES_BYTES + nbytes for name, nbytes in steps.items()}
-
-
-def stored_bytes(source: Source) -> dict[str, int]:
-    """Bytes of the source tensors that feed each unit, by its path."""
-    tensors = source.tensors()
-    return {unit.path: sum(tensors[name].nbytes for name in unit.sources) for unit in source.units}
 
 
 def matrices_per_token(source: Source) -> dict[str, int]:
@@ -74,19 +66,19 @@ def matrices_per_token(source: Source) -> dict[str, int]:
     return {unit.path: ceil(shares.get(unit.path, 1.0) * unit.slices) for unit in source.units}
 
 
-def _writing(source: Source, unit: Unit, stored: int) -> int:
+def _writing(source: Source, unit: Unit) -> int:
     """Bytes to measure a unit, or to pack it while the one before is written."""
     if comes_in_blocks(source, unit):
-        return block_bytes(unit, stored) + 2 * unit.nbytes + backend().working_bytes(BLOCK)
+        return held_bytes(source, unit) + backend().working_bytes(BLOCK)
     return 3 * unit.nbytes + backend().working_bytes(unit.size)
 
 
-def _verifying(source: Source, unit: Unit, stored: int, calls: int) -> int:
+def _verifying(source: Source, unit: Unit, calls: int) -> int:
     """Bytes to compare a unit with its original, and its product with that of its dequantized weight."""
     if not comes_in_blocks(source, unit):
         return 4 * unit.nbytes
     named = min(unit.slices, calls * LENGTH) * unit.size // unit.slices
-    return block_bytes(unit, stored) + 2 * named * WIDE
+    return held_bytes(source, unit) + 2 * named * WIDE
 
 
 def check_memory(source: Source, rounding: str, memory: int) -> None:
@@ -128,7 +120,7 @@ def _gradients(source: Source, calls: Mapping[str, int]) -> int:
     return weights + tokens * (kept * WIDE + source.vocabulary * _COMPARED)
 
 
-def _walk(source: Source, stored: Mapping[str, int], calls: Mapping[str, int]) -> dict[str, int]:
+def _walk(source: Source, calls: Mapping[str, int]) -> dict[str, int]:
     """The steps of a walk through the model."""
     units = [unit for unit in source.units if unit.role != TOWER]
     heads = [unit for unit in units if unit.role == "head"]
@@ -141,7 +133,7 @@ def _walk(source: Source, stored: Mapping[str, int], calls: Mapping[str, int]) -
     for unit in units:
         if unit.layer >= 0:
             layers[layer_path(unit.path)].append(unit)
-    packed = {unit.path: _packing(source, unit, stored[unit.path]) for unit in units}
+    packed = {unit.path: _packing(source, unit) for unit in units}
     layer = max((_layer(units, packed, calls) for units in layers.values()), default=0)
     table = max((_rounding([unit], packed, calls) for unit in heads or outside if unit in tables), default=0)
     logits = max(LOGITS, source.vocabulary * TEXT.window) * _COMPARED
@@ -172,6 +164,6 @@ def _rounding(units: Sequence[Unit], packed: Mapping[str, int], calls: Mapping[s
     return 2 * inputs + factors + working + max(packed[unit.path] for unit in units)
 
 
-def _packing(source: Source, unit: Unit, stored: int) -> int:
-    """Bytes of the weight of a unit and of its packed parts, while it is packed."""
-    return block_bytes(unit, stored) + unit.nbytes if comes_in_blocks(source, unit) else int(_WHOLE * unit.nbytes)
+def _packing(source: Source, unit: Unit) -> int:
+    """Bytes of the weight of a unit and of its packed parts, while it is packed; those of blocks are in a file."""
+    return held_bytes(source, unit) if comes_in_blocks(source, unit) else int(_WHOLE * unit.nbytes)

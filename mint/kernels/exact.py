@@ -6,12 +6,13 @@ integer k in every group, rounded to the weight's dtype. Their extremes need not
 integer K, up to the rounding of m and of the scale. The first K that gives every weight of the group is taken; a group
 off any grid is left after a few weights, so ordinary weights cost next to nothing.
 A bias is the lowest integer times the scale: -2^(bits-1), a power of two, where the integers allow it, so that it is
-not rounded. It is rounded for checkpoints with odd zero points (AWQ); then the error is that of the rounding.
+not rounded. It is rounded for checkpoints with odd zero points (AWQ); then the error is that of the rounding. With one
+bit more every integer of such a grid lies from -2^bits up, so that format has no error.
 """
 
 # S slices, R rows, C columns, N weights of a piece of a slice, G groups
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -73,31 +74,41 @@ def stored_on_grid(
     blocks: Callable[[], Iterable[tuple[slice, mx.array]]],
     formats: Sequence[Format],
     take: Callable[[slice, OnGrid], object],
-) -> Format | None:
-    """The affine format of fewest bits, and the largest groups, that is the grid of a stack; None for ordinary weights.
+) -> Iterator[Format]:
+    """Yield the affine format of fewest bits, and the largest groups, that is the grid of a stack, after a pass.
 
-    `blocks` makes a pass over evaluated weights (S, R, C), each with its slices. `take` gets every block as stored, for
-    a last time in that format. A weight counts no error where the stored value, rounded to its dtype, is equal. Where
-    blocks have different grids, another pass begins at the farthest one: no earlier one fits them all.
+    If it rounds biases, the next format of its groups with more bits, which rounds none, is yielded too, after another
+    pass. Ordinary weights have no format. `blocks` makes a pass over evaluated weights (S, R, C), each with its slices.
+    `take` gets every block as stored in a format, for a last time in the pass before that format is yielded. A weight
+    counts no error where the stored value, rounded to its dtype, is equal. Where blocks have different grids, another
+    pass begins at the farthest one: no earlier one fits them all.
     """
-    affine, least = [format for format in formats if format.scheme.is_default], _FIRST
-    while True:
+    affine, least, is_exact = [format for format in formats if format.scheme.is_default], _FIRST, False
+    while not is_exact:
         grids: dict[Place, Format] = {}
-        has_weights = False
+        has_weights, is_exact = False, True
         for slices, block in blocks():
             dtype, stack = DTYPE_NAMES[block.dtype], raw(block)
             if not has_weights and (group := _first_weights(stack.reshape(-1))) is not None:
                 has_weights = True
                 if not _may_lie_on_grid(group, dtype):
-                    return None
+                    return
             grid = _find(stack, dtype, affine, least)
             if grid is None:
-                return None
+                return
             grids[grid.place] = grid.format
-            take(slices, _store(stack, dtype, grid))
-        if len(grids) == 1 or not has_weights:
-            return grids[max(grids)] if has_weights else None
+            stored = _store(stack, dtype, grid)
+            take(slices, stored)
+            is_exact &= dtype == "F32" or not stored.squared.any()  # float32 rounds below any other dtype
+        if not has_weights:
+            return
         least = max(grids)
+        if len(grids) > 1:
+            is_exact = False
+            continue
+        yield (format := grids[least])
+        affine = [other for other in affine if other.group_size == format.group_size and other.bits > format.bits]
+        least = (*least[:2], least[2] + 1)
 
 
 def _find(stack: Raw, dtype: str, formats: Sequence[Format], least: Place) -> Grid | None:

@@ -1,7 +1,8 @@
 """Reads a large stack of matrices some slices at a time: from the files, decoded, as the model's class stacks them.
 
 MLX would hold every matrix of a stack once decoded and once stacked. The graph says which tensors hold the slices
-(`mint/model/lineage.py`), so memory is bounded by two blocks. The next block is read while this one is worked on.
+(`mint/model/lineage.py`), so memory is bounded by one block and two as stored: the next block is read while this one
+is worked on.
 """
 
 # S slices, R rows, C columns
@@ -16,7 +17,8 @@ import mlx.core as mx
 import numpy.typing as npt
 
 from mint.formats.units import Unit, parts_of
-from mint.kernels.storage import MLX_DTYPES, from_raw
+from mint.kernels.storage import MLX_DTYPES, from_raw, numpy_view
+from mint.kernels.storage import raw as raw_of
 from mint.model.checkpoint.reader import ALL
 from mint.model.checkpoint.shards import SourceTensor
 from mint.model.source import Source
@@ -34,10 +36,13 @@ def comes_in_blocks(source: Source, unit: Unit) -> bool:
     return unit.size > BLOCK and unit.path in source.stacks
 
 
-def block_bytes(unit: Unit, source_bytes: int) -> int:
-    """The most bytes, about, that reading a stack of `source_bytes` takes: two blocks as stored, one as weights."""
+def held_bytes(source: Source, unit: Unit) -> int:
+    """The most bytes, about, that the weight of a unit takes in a job; of a stack two blocks as stored, one decoded."""
+    if not comes_in_blocks(source, unit):
+        return unit.nbytes
     share = max(BLOCK / unit.size, 1 / unit.shape[0])
-    return int(share * 3 * (source_bytes + unit.nbytes))
+    stored = sum(source.opened.stored.tensors[name].nbytes for name in unit.sources)
+    return int(share * 3 * (stored + unit.nbytes))
 
 
 def blocks_of(source: Source, unit: Unit) -> Blocks:
@@ -79,14 +84,23 @@ class _Stack:
         }
 
     def decoded(self, part: slice, raw: _Raw) -> mx.array:
-        """Some slices (S, R, C) from their tensors, lazy."""
-        name = f"{self.unit.path}.weight"
+        """Some slices (S, R, C) from their tensors; slices of tensors of their own are decoded one after another."""
+        name, dtype = f"{self.unit.path}.weight", MLX_DTYPES[self.unit.dtype]
         with mx.stream(mx.cpu):
-            arrays = {leaf.name: self._weight(leaf, part, raw) for leaf in self._of(part)}
-            is_apart = len(self.leaves) > 1
-            block = mx.stack(list(arrays.values())) if is_apart else self.source.opened.remade(arrays, name)
+            if len(self.leaves) > 1:
+                return self._joined(part, raw, dtype)
+            arrays = {leaf.name: self._weight(leaf, part, raw) for leaf in self.leaves}
+            block = self.source.opened.remade(arrays, name)
             assert block.shape == (part.stop - part.start, *self.unit.shape[1:]), f"{name}: {block.shape}"
-            return block.astype(MLX_DTYPES[self.unit.dtype]).reshape(-1, *self.unit.shape[-2:])
+            return block.astype(dtype).reshape(-1, *self.unit.shape[-2:])
+
+    def _joined(self, part: slice, raw: _Raw, dtype: mx.Dtype) -> mx.array:
+        memory = mx.zeros((part.stop - part.start, *self.unit.shape[1:]), mx.uint16 if dtype.size == 2 else dtype)
+        mx.eval(memory)
+        bits = numpy_view(memory)  # it is filled through this view
+        for index, leaf in enumerate(self._of(part)):
+            bits[index] = raw_of(self._weight(leaf, part, raw).astype(dtype))
+        return memory.view(dtype)
 
     def _of(self, part: slice) -> tuple[Leaf, ...]:
         return self.leaves[part] if len(self.leaves) > 1 else self.leaves

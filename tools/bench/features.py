@@ -64,9 +64,11 @@ def of_model(folder: Path, runs: int, exact: bool) -> Iterator[dict[str, Any]]:
             stack = _stack(unit, weight)
             whole = Sample(unit.shape[0], unit.shape[1], sample_of(*unit.shape).rank)
             svd = _of_svd(np.array(weight.astype(mx.float32)), whole.rank)
-            rest = astuple(features(stack, unit.dtype, unit.path, gains.get(unit.path), sample=whole))[SPECTRAL:]
+            rest = astuple(features([stack], stack.shape, unit.dtype, unit.path, gains.get(unit.path), sample=whole))[
+                SPECTRAL:
+            ]
             true.append((*svd, *rest))
-            sampled.append(astuple(features(stack, unit.dtype, unit.path, gains.get(unit.path))))
+            sampled.append(astuple(features([stack], stack.shape, unit.dtype, unit.path, gains.get(unit.path))))
     yield _row(folder.name, *totals)
     for index, name in enumerate(NAMES if exact else ()):
         ratios = np.array([a[index] / b[index] for a, b in zip(sampled, true, strict=True)])
@@ -89,7 +91,7 @@ def _milliseconds(unit: Unit, weight: mx.array, gain: Any, runs: int) -> tuple[f
     stack = _stack(unit, weight)
     jobs: tuple[Callable[[], object], ...] = (
         lambda: Measure()(unit, weight),
-        lambda: features(stack, unit.dtype, unit.path, gain),
+        lambda: features([stack], stack.shape, unit.dtype, unit.path, gain),
     )
     least = [float("inf")] * len(jobs)
     for run in range(runs + 1):

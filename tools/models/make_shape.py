@@ -84,6 +84,8 @@ def _fewer(config: dict[str, Any], layers: int) -> dict[str, Any]:
         return {"text_config": {**config["text_config"], **_fewer(config["text_config"], layers)}}
     own = {"num_hidden_layers": layers}
     own |= {"num_nextn_predict_layers": 0} if "num_nextn_predict_layers" in config else {}
+    if "first_k_dense_replace" in config:  # at least one mixture of experts
+        own["first_k_dense_replace"] = min(config["first_k_dense_replace"], max(1, layers - 1))
     return own | ({"layer_types": config["layer_types"][:layers]} if "layer_types" in config else {})
 
 

@@ -1,8 +1,8 @@
 """The configs and tensors of public checkpoints, as `tools.models.make_shape` writes them.
 
 Qwen/Qwen3-0.6B, Qwen/Qwen3-30B-A3B and its -FP8, meta-llama/Llama-4-Scout-17B-16E with its vision tower,
-deepseek-ai/DeepSeek-V3 with its prediction layer, moonshotai/Kimi-K2.5 without its vision tower, openai/gpt-oss-20b as
-published and in bf16.
+deepseek-ai/DeepSeek-V3 with its prediction layer, moonshotai/Kimi-K2.5 without its vision tower, openai/gpt-oss-20b.
+DeepSeek-V3 and gpt-oss as published and in bf16.
 """
 
 # E experts, H hidden size, N inner size, V hidden size of the vision tower
@@ -338,6 +338,7 @@ SHAPES = {
     ),
     "llama4-scout": Shape(LLAMA4_SCOUT, llama4),
     "deepseek-v3": Shape(DEEPSEEK_V3 | {"quantization_config": _FP8}, deepseek_v3, partial(as_fp8, scales="F32")),
+    "deepseek-v3-bf16": Shape(DEEPSEEK_V3, deepseek_v3),
     "kimi-k2.5": Shape(KIMI_K25, kimi_k25, as_int4),
     "gpt-oss-20b": Shape(GPT_OSS_20B | {"quantization_config": _MXFP4}, gpt_oss, as_mxfp4),
     "gpt-oss-20b-bf16": Shape(GPT_OSS_20B, gpt_oss),

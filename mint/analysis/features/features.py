@@ -21,6 +21,7 @@ All are rounded to `DIGITS` significant digits, since BLAS adds in another order
 # E matrices, R rows, C columns, G groups, K columns of a random matrix
 
 import sys
+from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from math import isqrt, log10
 from typing import Any
@@ -60,7 +61,6 @@ class Features:
 
 
 NAMES = tuple(field.name for field in fields(Features))
-NONE = Features(*(0.0 for _ in NAMES))
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,32 +85,41 @@ def group_size_of(columns: int) -> int:
 
 
 def features(
-    weight: Raw, dtype: str, path: str, gain: Floats | None = None, *, sample: Sample | None = None
+    blocks: Iterable[Raw],
+    shape: tuple[int, int, int],
+    dtype: str,
+    path: str,
+    gain: Floats | None = None,
+    *,
+    sample: Sample | None = None,
 ) -> Features:
-    """The features of contiguous raw weights (E, R, C) of the unit at `path`, which seeds the sample.
+    """The features of contiguous raw weights (E, R, C), one pass over blocks of some matrices each.
 
-    `weight` is finite and a group size divides its rows; uint16 patterns for BF16 and F16, float32 for F32. `gain` (C,)
-    is that of the norm before the unit. `sample` overrides the size of the sample.
+    `path` is that of the unit and seeds the sample. Weights are finite and a group size divides their rows; uint16
+    patterns for BF16 and F16, float32 for F32. `gain` (C,) is that of the norm before the unit. `sample` overrides the
+    size of the sample. The kurtoses of all groups are held: 1/64 of the bytes of weights in 16 bits.
     """
     from mint.kernels.group_features import kurtoses  # here, so that reading an analysis loads no compiler
 
-    experts, rows, columns = weight.shape
-    group_size = group_size_of(columns)
-    sample = sample or sample_of(rows, columns)
-    kurtosis, reach = kurtoses(weight, dtype, group_size)
-    if not kurtosis.any() and not weight.any():
-        return NONE
+    experts, rows, columns = shape
+    group_size, sample = group_size_of(columns), sample or sample_of(rows, columns)
     random = np.random.default_rng(crc32(path.encode()))
     probes = random.standard_normal((columns, PROBES), np.float32)
     if gain is not None:
         probes *= gain[:, None]
-    spectral = np.mean(
-        [_sampled(weight[i], dtype, group_size, sample, probes, random) for i in _draw(random, experts, EXPERTS)],
-        axis=0,
-    )
+    drawn = _draw(random, experts, EXPERTS)
+    kurtosis = np.empty((experts, rows * columns // group_size), np.float32)
+    spectral, outliers, start = [], 0, 0
+    for block in blocks:
+        stop = start + len(block)
+        kurtosis[start:stop].reshape(-1)[:], reach = kurtoses(block, dtype, group_size)
+        outliers += int(np.count_nonzero(reach > SIGMAS))
+        for index in drawn[(start <= drawn) & (drawn < stop)]:
+            spectral.append(_sampled(block[index - start], dtype, group_size, sample, probes, random))
+        start = stop
     middle, p90, p99 = np.percentile(kurtosis, (50, 90, 99))
-    outliers = np.count_nonzero(reach > SIGMAS) / reach.size
-    values = (*spectral[:3], p90, p99 - middle, kurtosis.max() - middle, outliers, spectral[3])
+    *spectrum, noise = np.mean(spectral, axis=0)
+    values = (*spectrum, p90, p99 - middle, kurtosis.max() - middle, outliers / kurtosis.size, noise)
     return Features(*(float(f"{value:.{DIGITS}g}") for value in values))
 
 

@@ -18,6 +18,7 @@ from mlx.nn.layers.base import Module
 from mlx.utils import tree_flatten, tree_map
 
 from mint.analysis.probes.packed_base import BASES, memory_for_models, model_bytes, open_base
+from mint.analysis.probes.packed_weight import unpacked_size
 from mint.analysis.probes.probe_file import FULL
 from mint.analysis.probes.replay import Replay
 from mint.core.cache import cached_path
@@ -88,7 +89,7 @@ def text_base(source: Source, size: TextSize, memory: int | None = None) -> str:
 def text_bytes(source: Source, base: str, size: TextSize) -> int:
     """Memory of the model of a base that writes a text: weights, caches, and the logits of one position."""
     cached = sum(unit.shape[-2] for unit in source.units if unit.role in _CACHED) * size.window
-    largest = max((unit.size for unit in source.units), default=0)
+    largest = max((unpacked_size(source, unit) for unit in source.units), default=0)
     beside = size.count * (2 * cached + _LOGITS * source.vocabulary) * WIDE
     if base == STREAMED:
         return beside + _streamed_bytes(source)

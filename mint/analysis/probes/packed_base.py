@@ -1,19 +1,21 @@
 """Opens a model with packed weights, for probes of a model that does not fit in memory at full precision.
 
 Every matrix is stored as `mx.quantize` stores it and unpacked to float32 while it is used, one at a time; packing
-streams it from the source unit by unit. So memory stays near the packed size plus one unit, and the model computes
-exactly the float32 function of its packed weights. A module with a `weight` uses that one instead.
+streams it from the source unit by unit, a large stack of experts in blocks. So memory stays near the packed size plus
+one matrix or block, and the model computes exactly the float32 function of its packed weights. A module with a `weight`
+uses that one instead.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import partial
 from math import prod
 from typing import Any
 
 import mlx.core as mx
 from mlx.nn.layers.base import Module
-from mlx.nn.layers.embedding import Embedding
 
+from mint.analysis.probes.packed_weight import PackedWeight, unpacked_size
 from mint.analysis.probes.probe_file import FULL
 from mint.core.errors import MintError
 from mint.core.log import log
@@ -21,12 +23,14 @@ from mint.core.sizes import format_size
 from mint.formats.format import Format, admissible, parse_format
 from mint.formats.units import Unit
 from mint.kernels.backend import backend
-from mint.kernels.oracle import dequantize, pack
+from mint.kernels.oracle import pack
 from mint.model.hooks import hook
 from mint.model.roles import TOWER
 from mint.model.source import Source
 from mint.quality.forward import open_wide, open_without
 from mint.run.executor import in_process, small_cache
+from mint.run.job import BlockJob, Blocks
+from mint.run.stacks import held_bytes
 
 AUTO = "auto"
 BASES = {  # by falling memory; each unit gets the first format that it admits, or stays as it is
@@ -48,7 +52,7 @@ def base_format(unit: Unit, base: str) -> Format | None:
 def needed_bytes(source: Source, base: str, tokens: int) -> int:
     """Approximate memory of probes around a base: the model, the activations of `tokens`, and the probed unit."""
     units = [unit for unit in source.units if unit.role != TOWER]
-    largest = max((unit.size * (4 + 4) + unit.nbytes for unit in units), default=0)
+    largest = max((unpacked_size(source, unit) * (4 + 4) + held_bytes(source, unit) for unit in units), default=0)
     rows, width = max((unit.shape[-2:] for unit in units if unit.role in ("head", "embedding")), default=(0, 0))
     return model_bytes(source, base) + largest + 4 * tokens * (_LOGITS * rows + source.layers * width)
 
@@ -100,34 +104,29 @@ def open_base(source: Source, base: str) -> Module:
     model = open_without(source.folder, formats, source.loader)
     modules = dict(model.named_modules())
 
-    def pack_unit(unit: Unit, weight: mx.array) -> tuple[mx.array, ...]:
-        parts = pack(weight, formats[unit.path])
-        mx.eval(parts)
-        return parts
-
     with small_cache():
-        for unit, parts in in_process(source, pack_unit, [unit for unit in source.units if unit.path in formats]):
-            hook(modules[unit.path], partial(_unpack_and_call, parts, formats[unit.path]))
+        for unit, packed in in_process(source, _Pack(formats), [unit for unit in source.units if unit.path in formats]):
+            hook(modules[unit.path], partial(_call_without_weight, packed))
     return model
 
 
-def _unpack_and_call(
-    parts: Sequence[mx.array],
-    format: Format,
-    method: Callable[..., mx.array],
-    module: Module,
-    *arguments: Any,
-    **options: Any,
+@dataclass(frozen=True, slots=True)
+class _Pack(BlockJob[PackedWeight]):
+    """The unit in its format of a base, as `mx.quantize` packs it."""
+
+    formats: Mapping[str, Format]
+
+    def of_blocks(self, unit: Unit, blocks: Blocks) -> PackedWeight:
+        format = self.formats[unit.path]
+        packed = []
+        for block in blocks():
+            packed.append(pack(block.reshape(-1, *unit.shape[1:]), format))
+            mx.eval(packed[-1])
+        return PackedWeight(tuple(packed), partial(backend().unpack, format=format))
+
+
+def _call_without_weight(
+    packed: PackedWeight, method: Callable[..., mx.array], module: Module, *arguments: Any, **options: Any
 ) -> mx.array:
-    if "weight" in module:
-        return method(module, *arguments, **options)
-    if method is Embedding.__call__:
-        return dequantize(tuple(part[arguments[0]] for part in parts), format)
-    module["weight"] = backend().unpack(parts, format)
-    try:
-        result = method(module, *arguments, **options)
-        if not backend().unpacks_lazily:
-            mx.eval(result)  # or every matrix of the model would be unpacked before the first is used
-    finally:
-        module.pop("weight")
-    return result
+    call = method if "weight" in module else partial(packed.call, method)
+    return call(module, *arguments, **options)

@@ -7,6 +7,7 @@ A probe runs the whole model on the tokens, so its node needs both: the jobs pre
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import KW_ONLY, asdict, astuple, dataclass, field
+from functools import partial
 from itertools import repeat
 from time import perf_counter
 from typing import Any, Self
@@ -14,9 +15,11 @@ from typing import Any, Self
 import mlx.core as mx
 import msgpack
 import numpy as np
+import numpy.typing as npt
 from mlx.nn.layers.base import Module
 
 from mint.analysis.probes.packed_base import AUTO, BASES, chosen_base, needed_bytes, open_base
+from mint.analysis.probes.packed_weight import PackedWeight, Parts
 from mint.analysis.probes.probe_file import FULL, Probe
 from mint.analysis.probes.replay import Replay
 from mint.core.errors import MintError
@@ -24,14 +27,16 @@ from mint.core.log import log
 from mint.core.progress import OnProgress, Progress, ignore
 from mint.formats.format import Format, admissible, parse_format
 from mint.formats.units import Unit
+from mint.kernels.oracle import pack
 from mint.kernels.storage import numpy_view
+from mint.model.hooks import hooked
 from mint.model.passes.logits import logits_of
 from mint.model.roles import layer_path
 from mint.model.source import Source
 from mint.quality.divergence import Tokens
 from mint.quality.forward import fusing_nothing, vocabulary_size
 from mint.quality.sequences import TextSize, own_sequences
-from mint.run.job import PortableJob
+from mint.run.job import BlockJob, Blocks, PortableJob
 
 OWN, RANDOM = "own", "random"
 COARSE = tuple(map(parse_format, ("3/64", "3/32", "3/128", "4/32", "mxfp4", "nvfp4")))  # the first that a unit admits
@@ -162,7 +167,7 @@ class TextJob(PortableJob[Tokens]):
 
 
 @dataclass(eq=False)
-class ProbeJob(PortableJob[Probe]):
+class ProbeJob(BlockJob[Probe], PortableJob[Probe]):
     """The probe of a unit, on the model and the tokens of `text`; `done` counts earlier probes, for progress."""
 
     name = "probe"
@@ -180,11 +185,11 @@ class ProbeJob(PortableJob[Probe]):
             total = self.done + len(units)
             self.text.on_progress(Progress("probe", self.done, total, self._prober.estimate(units)))
 
-    def __call__(self, unit: Unit, weight: mx.array) -> Probe:
-        """The probe of `unit`, whose evaluated weight is given."""
+    def of_blocks(self, unit: Unit, blocks: Blocks) -> Probe:
+        """The probe of `unit`, whose weight comes in `blocks`."""
         assert self._prober is not None, "get ready first"
         with fusing_nothing():
-            return self._prober(unit, weight)
+            return self._prober.of_blocks(unit, blocks)
 
     def to_dict(self) -> dict[str, Any]:
         assert self.text.tokens is not None, "write the text first: all nodes probe on the same"
@@ -207,7 +212,7 @@ class ProbeJob(PortableJob[Probe]):
         return self.text.memory_bytes(source)
 
 
-class Prober:
+class Prober(BlockJob[Probe]):
     """A model in memory, its output on `tokens`, and the probes of its units."""
 
     def __init__(self, source: Source, model: Module, tokens: Tokens) -> None:
@@ -233,22 +238,13 @@ class Prober:
         seconds = sum(replayed + (computed - replayed) * share for share in shares)
         return f"about {seconds / 60:.0f} min" if seconds > 90 else f"about {seconds:.0f} s"
 
-    def __call__(self, unit: Unit, weight: mx.array) -> Probe:
-        """The probe of `unit`, whose evaluated weight is given."""
+    def of_blocks(self, unit: Unit, blocks: Blocks) -> Probe:
+        """The probe of `unit`, whose weight comes in `blocks`."""
         format = coarse_format(unit)
         assert format
-        coarse, error = _coarse(weight, format)
-        module = self._modules[unit.path]
-        original = module.get("weight")  # None if it is packed
-        module["weight"] = coarse
-        try:
-            with self._replay.before(self._start(unit)):
-                kls = self._kls()
-        finally:
-            module.pop("weight")
-            if original is not None:
-                module["weight"] = original
-        return Probe(unit.path, kls, error)
+        coarse, error = _coarse(unit, blocks, format)
+        with hooked(self._modules, {unit.path: coarse.call}), self._replay.before(self._start(unit)):
+            return Probe(unit.path, self._kls(), error)
 
     def _start(self, unit: Unit) -> str | None:
         """The first layer that a change of the unit affects; None for none (head), "" for all (other outer units)."""
@@ -280,28 +276,41 @@ class Prober:
                     return
 
 
-def _coarse(weight: mx.array, format: Format) -> tuple[mx.array, float]:
-    """The weight (..., R, C) as `format` stores it, in float32, and its squared relative error.
+def _coarse(unit: Unit, blocks: Blocks, format: Format) -> tuple[PackedWeight, float]:
+    """The weight (..., R, C) as `format` stores it, and its squared relative error.
 
-    Works in blocks of rows: beside the weight and the result it takes little memory.
+    Sums are in float32 within a row and in float64 over rows, in an order that no division into blocks changes.
     """
-    rows = weight.reshape(-1, weight.shape[-1])
-    coarse = mx.zeros(rows.shape, mx.float32, stream=mx.cpu)  # written through numpy's view
-    mx.eval(coarse)
-    written = numpy_view(coarse)
+    columns = unit.shape[-1]
+    step = max(1, _BLOCK // columns)
+    unpack = partial(_unpacked, format)
+    packed, squares, energies = [], [], []
+    for block in blocks():
+        parts = []
+        for rows in mx.split(block.reshape(-1, columns), list(range(step, block.size // columns, step))):
+            parts.append(pack(rows, format))
+            wide = rows.astype(mx.float32)
+            squares.append(_row_sums(mx.square(unpack(parts[-1]) - wide)))
+            energies.append(_row_sums(mx.square(wide)))
+        joined = (mx.concatenate(list(pieces)) for pieces in zip(*parts, strict=True))
+        packed.append(tuple(part.reshape(-1, *unit.shape[1:-1], part.shape[-1]) for part in joined))
+        mx.eval(packed[-1])
+    squared, energy = (_total(sums, step) for sums in (squares, energies))
+    return PackedWeight(tuple(packed), unpack), squared / energy if energy else 0.0
+
+
+def _unpacked(format: Format, parts: Parts) -> mx.array:
     dequantize: Any = mx.dequantize  # its stub knows no unpacked arguments
-    squared = energy = 0.0
-    step = max(1, _BLOCK // rows.shape[-1])
-    for start in range(0, len(rows), step):
-        block = rows[start : start + step]
-        stored = dequantize(*mx.quantize(block, **format.parameters()), **format.parameters(), dtype=mx.float32)
-        wide = block.astype(mx.float32)
-        squared += _total(mx.square(stored - wide))
-        energy += _total(mx.square(wide))
-        written[start : start + step] = numpy_view(stored)
-    return coarse.reshape(weight.shape), squared / energy if energy else 0.0
+    weight: mx.array = dequantize(*parts, **format.parameters(), dtype=mx.float32)
+    return weight
 
 
-def _total(values: mx.array) -> float:
-    """The sum of many float32: of each row in float32, of the rows in float64."""
-    return float(numpy_view(values.sum(axis=-1)).astype(np.float64).sum())
+def _row_sums(values: mx.array) -> npt.NDArray[np.float64]:
+    """The sums of rows (N, C), each in float32."""
+    return numpy_view(values.sum(axis=-1)).astype(np.float64)
+
+
+def _total(sums: Sequence[npt.NDArray[np.float64]], step: int) -> float:
+    """The sum of the sums of rows, `step` rows at a time."""
+    rows = np.concatenate(sums)
+    return sum(float(rows[start : start + step].sum()) for start in range(0, len(rows), step))

@@ -36,13 +36,19 @@ class WeightFiles(AbstractContextManager["WeightFiles"]):
         while self._descriptors:
             os.close(self._descriptors.pop())
 
-    def write(self, tensors: Iterable[TensorSpec], data: Sequence[bytes | memoryview], sha256: str = "") -> str:
-        """Write the bytes of each tensor at its position; returns the SHA-256 of them all, computed unless given."""
+    def write(self, tensors: Iterable[TensorSpec], data: Sequence[bytes | memoryview]) -> str:
+        """Write the bytes of each tensor at its position; returns the SHA-256 of them all."""
         for tensor, piece in zip(tensors, data, strict=True):
             index, offset, planned = self._positions[tensor.name]
             assert tensor == planned and len(piece) == planned.nbytes, f"{tensor.name} is not as planned"
             write_all(self._descriptors[index], piece, offset)
-        return sha256 or sha256_of(data)
+        return sha256_of(data)
+
+    def write_piece(self, tensor: TensorSpec, piece: memoryview, start: int) -> None:
+        """Write some bytes of a tensor, the first of them at byte `start` of it."""
+        index, offset, planned = self._positions[tensor.name]
+        assert tensor == planned and 0 <= start <= planned.nbytes - len(piece), f"{tensor.name} is not as planned"
+        write_all(self._descriptors[index], piece, offset + start)
 
     def digest(self, tensors: Iterable[TensorSpec]) -> str:
         """The SHA-256 of the bytes that these tensors now have in the files."""

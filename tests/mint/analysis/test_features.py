@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import astuple, replace
 from pathlib import Path
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
@@ -19,7 +20,7 @@ from mint.analysis.features.features import (
     EXPERTS,
     GROUP_SIZES,
     MOST_SPREAD,
-    NONE,
+    NAMES,
     RANK,
     Features,
     Sample,
@@ -47,10 +48,17 @@ def decaying(rows: int, columns: int, ratio: float) -> Array:
     return np.asarray((left * ratio ** np.arange(left.shape[1])) @ right.T, np.float32)
 
 
+def of(stack: Array, dtype: str, path: str, *gain: Array | None, block: int = 0, **options: Any) -> Features:
+    """The features of raw weights (E, R, C) in blocks of so many matrices, by default in one."""
+    size = block or len(stack)
+    blocks = [stack[start : start + size] for start in range(0, len(stack), size)]
+    return features(blocks, stack.shape, dtype, path, *gain, **options)
+
+
 def whole(weight: Array, rank: int = RANK, gain: Array | None = None) -> Features:
     """The features of all of a float32 weight (R, C), nothing drawn."""
     sample = Sample(weight.shape[0], weight.shape[1], min(rank, *weight.shape))
-    return features(np.ascontiguousarray(weight)[None], "F32", "a", gain, sample=sample)
+    return of(np.ascontiguousarray(weight)[None], "F32", "a", gain, sample=sample)
 
 
 def of_svd(weight: Array, rank: int) -> tuple[float, float, float]:
@@ -115,7 +123,7 @@ def test_kurtosis_and_reach_of_every_group_are_those_of_its_moments(kind: str, d
 def test_percentiles_and_shares_are_taken_over_all_groups() -> None:
     weight = weights("normal", (1, 40, 640))
     kurtosis, reach = kurtoses(weight, "F32", 128)
-    result = features(weight, "F32", "a", sample=Sample(8, 64, 8))
+    result = of(weight, "F32", "a", sample=Sample(8, 64, 8))
     middle = np.median(kurtosis)
     assert result.kurtosis_p90 == pytest.approx(np.percentile(kurtosis, 90), rel=1e-3)
     assert result.kurtosis_range == pytest.approx(np.percentile(kurtosis, 99) - middle, rel=1e-3)
@@ -158,7 +166,7 @@ def test_a_norm_that_shuts_a_column_takes_its_noise_away() -> None:
 
 
 def test_a_weight_of_zeros_has_no_features_to_speak_of() -> None:
-    assert features(np.zeros((2, 64, 128), np.uint16), "BF16", "a") == NONE
+    assert of(np.zeros((2, 64, 128), np.uint16), "BF16", "a") == Features(*(0.0 for _ in NAMES))
 
 
 def test_equal_weights_are_finite() -> None:
@@ -168,8 +176,8 @@ def test_equal_weights_are_finite() -> None:
 def test_features_of_a_stack_are_means_over_its_matrices() -> None:
     stack = weights("heavy tails", (4, 64, 128))
     sample = Sample(64, 128, 64)
-    singles = np.array([astuple(features(matrix[None], "F32", "a", sample=sample)) for matrix in stack])
-    result = astuple(features(stack, "F32", "a", sample=sample))
+    singles = np.array([astuple(of(matrix[None], "F32", "a", sample=sample)) for matrix in stack])
+    result = astuple(of(stack, "F32", "a", sample=sample))
     for index in (0, 1, 2, 7):
         assert result[index] == pytest.approx(singles[:, index].mean(), rel=1e-3)
 
@@ -177,15 +185,21 @@ def test_features_of_a_stack_are_means_over_its_matrices() -> None:
 def test_of_many_experts_a_few_are_looked_at() -> None:
     """Equal matrices but for one: it shows in the groups of all of them, and in the spectrum of those drawn only."""
     stack = np.repeat(weights("normal", (1, 64, 128)), 50 * EXPERTS, axis=0)
-    base = features(stack, "F32", "a", sample=Sample(64, 128, 64))
+    base = of(stack, "F32", "a", sample=Sample(64, 128, 64))
     drawn = 0
     for path in "abcd":
         other = stack.copy()
         other[17] = decaying(64, 128, 0.5)
-        result = features(other, "F32", path, sample=Sample(64, 128, 64))
+        result = of(other, "F32", path, sample=Sample(64, 128, 64))
         assert result.kurtosis_peak != base.kurtosis_peak
         drawn += result.stable_rank != base.stable_rank
     assert drawn < 4
+
+
+@pytest.mark.parametrize("block", [1, 3, 7, 20])
+def test_a_stack_in_blocks_has_the_same_features(block: int) -> None:
+    stack = weights("heavy tails", (20, 72, 640))
+    assert of(stack, "F32", "a", block=block) == of(stack, "F32", "a")
 
 
 @pytest.mark.parametrize(("columns", "size"), [(4096, 128), (640, 128), (576, 64), (96, 32), (40, 0)])
@@ -210,7 +224,7 @@ def test_the_sample_follows_the_size_of_the_matrix(shape: tuple[int, int], sampl
 
 def test_the_path_decides_what_is_drawn() -> None:
     weight = weights("heavy tails", (1, 640, 640))
-    first, again, other = (features(weight, "F32", path) for path in ("a", "a", "b"))
+    first, again, other = (of(weight, "F32", path) for path in ("a", "a", "b"))
     assert first == again
     assert first.stable_rank != other.stable_rank
     assert first.kurtosis_p90 == other.kurtosis_p90
@@ -219,7 +233,8 @@ def test_the_path_decides_what_is_drawn() -> None:
 def test_threads_of_blas_and_of_kernels_do_not_change_a_digit() -> None:
     code = (
         "import numpy as np; from mint.analysis.features.features import features;"
-        "w = np.random.default_rng(0).standard_t(4, (1, 1500, 1664)).astype(np.float32); print(features(w, 'F32', 'a'))"
+        "w = np.random.default_rng(0).standard_t(4, (1, 1500, 1664)).astype(np.float32);"
+        "print(features([w], w.shape, 'F32', 'a'))"
     )
     outputs = {
         subprocess.run(
@@ -271,6 +286,6 @@ def test_the_noise_of_a_unit_follows_the_norm_before_it(make_model: Make, tmp_pa
 
 
 def test_what_a_feature_is_rounded_to() -> None:
-    result = astuple(features(weights("heavy tails", (1, 64, 640)), "F32", "a"))
+    result = astuple(of(weights("heavy tails", (1, 64, 640)), "F32", "a"))
     assert all(value == float(f"{value:.{SEEN}g}") for value in result)
     assert any(value != float(f"{value:.{SEEN - 1}g}") for value in result)

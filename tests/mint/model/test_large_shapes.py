@@ -72,7 +72,7 @@ def test_every_shape_is_inspected_with_its_towers(name: str, tmp_path: Path) -> 
     source = open_source(tmp_path)
     towers = towers_in(source.tensors())
     assert (source.loader == "mlx_vlm") == bool(towers) == any(unit.role == TOWER for unit in source.units)
-    record = source_record(source)
+    record = source_record(source, name)
     assert (record["units"], record["dropped_towers"]) == (len(source.units), [])
     assert record["smallest_bytes"] < record["largest_bytes"]
 

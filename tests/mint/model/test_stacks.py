@@ -1,5 +1,7 @@
 """A large stack of experts comes block by block: the same weights, measurements and bytes, in little memory."""
 
+import tracemalloc
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -8,12 +10,25 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
+from mint.analysis.analyze import analyze
+from mint.analysis.probes import packed_weight
+from mint.analysis.probes.probe_file import FULL
+from mint.analysis.probes.prober import ProbeJob, Probing, TextJob
 from mint.analysis.unit_jobs import Measure, Quantize
+from mint.assembly.assemble import assemble
 from mint.assembly.compensated import Compensation
 from mint.assembly.layer_inputs import Inputs
+from mint.assembly.reuse import Reuse
+from mint.assembly.verify import verify
 from mint.formats.format import parse_format
+from mint.formats.layout import lay_out
 from mint.formats.units import Unit
+from mint.model.checkpoint.writer import WeightFiles
 from mint.model.source import Source, open_source
+from mint.model.storages import storage
+from mint.plan.allocate import allocate
+from mint.plan.recipe import Recipe
+from mint.quality.sequences import TextSize
 from mint.run import stacks
 from mint.run.executor import in_process
 from mint.run.job import BlockJob, Blocks, Job
@@ -110,6 +125,52 @@ def test_a_stack_in_blocks_is_measured_and_packed_to_the_same_bytes(
         assert packed_whole == packed_blocks
 
 
+@pytest.mark.parametrize(
+    ("name", "base"), [("qwen3_moe", FULL), ("gpt_oss", "4"), ("deepseek_v3", "4"), ("llama4", FULL)]
+)
+def test_probes_of_stacks_in_blocks_are_the_same(
+    name: str, base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To the last bit, of the model that is packed in blocks and of the unit that is stored coarsely."""
+    source, probes = open_source(write_model(name, tmp_path / "model")), []
+    units = [unit for unit in source.units if unit.role in ("head", "expert_up", "expert_gate", "expert_down")]
+    for block in (1 << 40, 40_000):
+        monkeypatch.setattr(stacks, "BLOCK", block)
+        monkeypatch.setattr(packed_weight, "BLOCK", block)
+        job = ProbeJob(TextJob(source, Probing("random", 2, 24, base=base), ()))
+        probes.append([result for _, result in in_process(source, job, units)])
+    assert probes[0] == probes[1]
+    assert min(probe.kl for probe in probes[0]) > 0
+    assert len(probes[0]) > 1
+
+
+def test_an_analysis_with_features_is_the_same_in_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source, analyses = open_source(write_model("qwen3_moe", tmp_path / "model")), []
+    for block in (1 << 40, 40_000):
+        monkeypatch.setattr(stacks, "BLOCK", block)
+        analyze(source, tmp_path / f"{block}.mint", features=True)
+        analyses.append((tmp_path / f"{block}.mint").read_bytes())
+    assert analyses[0] == analyses[1]
+
+
+@pytest.mark.parametrize("rounding", ["nearest", "compensate"])
+def test_a_model_with_stacks_in_blocks_is_written_to_the_same_bytes(
+    rounding: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = open_source(write_model("qwen3_moe", tmp_path / "model", tokenizer=True))
+    analysis = analyze(source, tmp_path / "a.mint", rounding=rounding)
+    locks = tuple(f"{unit.path}=keep" for unit in _experts(source)[:2])
+    plan, manifests = allocate(analysis, "0.7x", Recipe(rounding, lock=locks)), []
+    for block in (1 << 40, 40_000):
+        monkeypatch.setattr(stacks, "BLOCK", block)
+        manifests.append(assemble(plan, source, tmp_path / f"{block}", text=TextSize(2, 16)))
+    assert manifests[0] == manifests[1]
+    again = assemble(plan, source, tmp_path / "again", reuse=Reuse([tmp_path / "40000"]), text=TextSize(2, 16))
+    assert again == manifests[0]
+    if rounding == "nearest":
+        assert verify(tmp_path / "40000", source).passed
+
+
 def test_a_stack_in_blocks_is_compensated_to_the_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = open_source(write_model("qwen3_moe", tmp_path / "model"))
     formats = {unit.path: parse_format("3/64") for unit in source.units}
@@ -126,27 +187,70 @@ def test_a_stack_in_blocks_is_compensated_to_the_same_bytes(tmp_path: Path, monk
 
 
 @pytest.mark.parametrize("encoding", [None, packed(), fp8()])
-@pytest.mark.parametrize("job", ["measure", "quantize"])
-def test_a_stack_takes_little_memory_beside_its_packed_form(
+@pytest.mark.parametrize("job", ["measure", "4/32", "keep"])
+def test_a_stack_takes_little_memory(
     encoding: Encoding | None, job: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """MLX's peak memory: arrays in blocks, where one stack takes twice its decoded size if it is whole."""
-    recipe = ARCHITECTURES["qwen3_moe"]
-    monkeypatch.setitem(ARCHITECTURES, "qwen3_moe", replace(recipe, config=recipe.config | {"num_experts": 32}))
-    folder = write_model("qwen3_moe", tmp_path / "model")
+    """Peak memory of MLX and of Python: one stack takes twice its decoded size if it is whole, and its packed form."""
+    folder = _many_experts(tmp_path / "model", monkeypatch)
     if encoding:
         write_encoded(folder, EXPERTS, encoding)
     source = open_source(folder)
     units = _experts(source)[:2]
-    jobs: dict[str, Any] = {
-        "measure": Measure("nearest"),
-        "quantize": Quantize(dict.fromkeys((u.path for u in units), parse_format("4/32")), checksums_of(source)),
-    }
+    checksums = checksums_of(source)
     monkeypatch.setattr(stacks, "BLOCK", 16_384)
+    with ExitStack() as opened:
+        measuring: Job[Any] = Measure("nearest")
+        if job != "measure":
+            format = parse_format(job)
+            layout = lay_out([format.tensors(unit.path, unit.shape, unit.dtype) for unit in units], digits=9)
+            files = opened.enter_context(WeightFiles(tmp_path, layout))
+            measuring = Quantize({unit.path: format for unit in units}, checksums, "nearest", source, files)
+        assert _peak_bytes(source, measuring, units) < units[0].nbytes / 3
+
+
+@pytest.mark.parametrize("encoding", [fp8(), packed(), mxfp4()])
+def test_encoded_experts_take_no_more_memory_than_those_of_the_plain_twin(
+    encoding: Encoding, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = _many_experts(tmp_path / "model", monkeypatch)
+    twin = write_encoded(folder, EXPERTS, encoding)
+    monkeypatch.setattr(stacks, "BLOCK", 1 << 18)
+    monkeypatch.setattr(storage, "LARGE", 0)
+    monkeypatch.setattr(storage, "BLOCK", 1 << 14)
+    peaks = [
+        _peak_bytes(source, Measure("nearest"), _experts(source)[:2]) for source in map(open_source, (folder, twin))
+    ]
+    assert peaks[0] <= peaks[1]
+
+
+@pytest.mark.parametrize("base", [FULL, "4"])
+def test_a_probe_unpacks_no_stack_whole(base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither the probed one nor, around a base, the others."""
+    source = open_source(_many_experts(tmp_path / "model", monkeypatch))
+    units = _experts(source)[:2]
+    monkeypatch.setattr(stacks, "BLOCK", 16_384)
+    job = ProbeJob(TextJob(source, Probing("random", 1, 4, base=base), ()))
+    assert _peak_bytes(source, job, units) < units[0].size * 4 / 2
+
+
+def _many_experts(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    recipe = ARCHITECTURES["qwen3_moe"]
+    monkeypatch.setitem(ARCHITECTURES, "qwen3_moe", replace(recipe, config=recipe.config | {"num_experts": 128}))
+    return write_model("qwen3_moe", folder)
+
+
+def _peak_bytes(source: Source, job: Job[Any], units: list[Unit]) -> int:
+    """The bytes that a job takes at most, of MLX and of Python with numpy."""
+    for _ in in_process(source, job, units):  # compiles what it needs
+        pass
     mx.synchronize()
     mx.clear_cache()
     before = mx.get_active_memory()
     mx.reset_peak_memory()
-    for _ in in_process(source, jobs[job], units):
+    tracemalloc.start()
+    for _ in in_process(source, job, units):
         pass
-    assert mx.get_peak_memory() - before < units[0].nbytes / 4
+    python_bytes = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    return mx.get_peak_memory() - before + python_bytes

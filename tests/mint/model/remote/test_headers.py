@@ -77,7 +77,7 @@ def test_a_busy_hub_is_asked_again_and_a_cut_connection_made_again(hub: FakeHub)
 
 def test_a_connection_that_always_breaks_ends_with_the_remedy(hub: FakeHub) -> None:
     class Always(dict[str, int]):
-        def pop(self, name: str, *default: object) -> int:  # type: ignore[override]
+        def pop(self, name: str, *default: object) -> int:
             return 0
 
     hub.breaks = Always()

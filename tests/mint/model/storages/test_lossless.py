@@ -13,12 +13,12 @@ from mint.model.source import open_source
 from mint.pipeline import quantize
 from mint.plan.recipe import Recipe
 from mint.quality.evaluate import evaluate
-from tests.worlds.encodings import Encoding, awq, fp8, mxfp4, packed, write_encoded
+from tests.worlds.encodings import Encoding, awq, fp8, gptq, mxfp4, packed, write_encoded
 
 Make = Callable[..., Path]
 EXPERTS = r"experts\.(\d+\.)?\w+_proj\.weight$"
 MATRICES = r"proj\.weight$"
-PARTS = ("_blocks", ".weight_packed")
+PARTS = ("_blocks", ".weight_packed", ".qweight")
 
 
 @pytest.mark.parametrize(
@@ -29,6 +29,9 @@ PARTS = ("_blocks", ".weight_packed")
         ("deepseek_v3", EXPERTS, packed(), "4/32", Recipe()),
         ("llama", MATRICES, packed(group=64), "4/64", Recipe(rounding="search", min_bits=6)),
         ("llama", MATRICES, packed(), "4/32", Recipe(rounding="compensate")),
+        ("llama", MATRICES, packed(zeros=True), "5/32", Recipe()),  # one bit more for odd zero points
+        ("llama", MATRICES, awq(), "5/64", Recipe(dtype="float16")),
+        ("llama", MATRICES, gptq(group=128), "5/128", Recipe(dtype="float16", rounding="search")),
     ],
 )
 def test_the_largest_budget_carries_the_codes_over(
@@ -36,19 +39,21 @@ def test_the_largest_budget_carries_the_codes_over(
 ) -> None:
     folder = make_model(family, tokenizer=True)
     write_encoded(folder, pattern, encoding, {"quantization_config": {"quant_method": "of the test"}})
-    encoded = {unit.path for unit in open_source(folder).units if any(name.endswith(PARTS) for name in unit.sources)}
+    source = open_source(folder, dtype=recipe.dtype)
+    encoded = {unit.path for unit in source.units if any(name.endswith(PARTS) for name in unit.sources)}
     result = quantize(folder, "max", tmp_path / "out", recipe)
     assert encoded and result.verification.passed
     for choice in result.plan.choices:
         assert str(choice.format) == (format if choice.path in encoded else str(KEEP)), choice.path
         assert choice.error == 0
     stored: Any = mx.load(str(tmp_path / "out" / "model.safetensors"))
-    weights = open_source(folder).arrays()
+    weights = source.arrays()
     for path in encoded:
         parts = [stored[f"{path}.{part}"] for part in ("weight", "scales", "biases") if f"{path}.{part}" in stored]
         choice = next(choice for choice in result.plan.choices if choice.path == path)
         restored = oracle.dequantize(tuple(parts), choice.format)
-        assert mx.array_equal(restored.astype(mx.bfloat16), weights[f"{path}.weight"])
+        weight = weights.pop(f"{path}.weight")
+        assert mx.array_equal(restored.astype(weight.dtype), weight)
 
 
 def test_formats_that_the_user_names_bind_lossless_ones_too(make_model: Make, tmp_path: Path) -> None:
