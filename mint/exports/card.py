@@ -65,16 +65,20 @@ def _quality(closeness: Closeness | None) -> str:
     )
 
 
+def first_command(plan: Plan, model: str) -> str:
+    """A command that runs the written model, for its user."""
+    return f"mlx_lm.chat --model {model}" if plan.loader == TEXT else f"mlx_vlm.generate --model {model} --prompt Hello"
+
+
 def _use(plan: Plan) -> str:
     package = plan.loader.replace("_", "-")
-    is_text = plan.loader == TEXT
-    chat = f"{plan.loader}.chat --model {MODEL}" if is_text else f"mlx_vlm.generate --model {MODEL} --prompt Hello"
-    swift = "" if not is_text else (
+    swift = "" if plan.loader != TEXT else (
         "- Swift: `LLMModelFactory.shared.loadContainer` of mlx-swift-lm, with the folder or the id.\n"
     )  # fmt: skip
     return (
         f"`{MODEL}` is this folder, or its id on the hub.\n\n"
-        f"```bash\npip install {package}\n{chat}\n{plan.loader}.server --model {MODEL}  # an OpenAI API on port 8080\n"
+        f"```bash\npip install {package}\n{first_command(plan, MODEL)}\n"
+        f"{plan.loader}.server --model {MODEL}  # an OpenAI API on port 8080\n"
         f"```\n\n{swift}"
         "- LM Studio: download the id in the app, or move the folder to `~/.lmstudio/models/OWNER/NAME`."
     )

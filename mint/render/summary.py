@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mint.core.sizes import format_seconds, format_size
+from mint.exports.card import first_command
 from mint.plan.plan import Plan
 from mint.quality.estimates import Estimate
 from mint.quality.evaluation import OWN_TEXT, Evaluation, Refused
@@ -32,8 +33,8 @@ def model_summary(
     plan: Plan, output: Path, measured: Mapping[str, Any] | None = None, *, is_verified: bool = True
 ) -> list[Line]:
     """The lines for a model that was written to `output`; `measured` is the closeness of its manifest."""
-    verb = "mlx_lm.chat --model" if is_verified else "mint verify"
-    command = f"{verb} {shlex.quote(str(output))}"
+    folder = shlex.quote(str(output))
+    command = first_command(plan, folder) if is_verified else f"mint verify {folder}"
     return [
         Line("model", f"{output} ({'verified' if is_verified else 'not verified yet'})"),
         *_judgement(plan, measured),

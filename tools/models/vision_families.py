@@ -28,11 +28,13 @@ _TOWER: Config = {
     "fullatt_block_indexes": [1], "spatial_patch_size": 4, "num_position_embeddings": 64, "num_channels": 3,
     "in_channels": 3, "projection_dim": 64,
 }  # fmt: skip
+_MOBILENET = {"hidden_size": 2048, "vocab_offset": 256, "vocab_size": 128}  # no setting makes its 0.6 GB smaller
 # the model types of the text and of the tower, settings of the text, and settings of the tower
 FAMILIES: dict[str, tuple[str, str, Config, Config]] = {
     "aya_vision": ("cohere2", "siglip_vision_model", {}, {}),
     "deepseek_vl_v2": ("deepseek_v2", "vision", {"topk_method": "greedy"}, {"layers": 2, "width": 64}),
     "gemma3": ("gemma3_text", "siglip_vision_model", {"mm_tokens_per_image": 4}, {}),
+    "gemma3n": ("gemma3n_text", "gemma3n_vision", {"intermediate_size": [256] * 8}, _MOBILENET),
     "gemma4": ("gemma4_text", "gemma4_vision", {}, {}),
     "glm4v": ("glm4v_text", "glm4v", _MROPE, {}),
     "idefics3": ("llama", "idefics3", {}, {}),
@@ -60,6 +62,20 @@ FAMILIES: dict[str, tuple[str, str, Config, Config]] = {
 # settings of other sections
 _MORE: dict[str, Config] = {
     "deepseek_vl_v2": {"projector_config": {"input_dim": 64, "n_embed": 128, "depth": 2, "mlp_ratio": 1}},
+    "gemma3n": {
+        "audio_config": {
+            "hidden_size": 64,
+            "conf_num_attention_heads": 2,
+            "conf_num_hidden_layers": 2,
+            "vocab_offset": 384,
+            "sscp_conv_channel_size": [8, 4],
+            "input_feat_size": 16,
+            "conf_attention_chunk_size": 4,
+            "conf_attention_context_left": 5,
+        },
+        "image_token_id": 500,
+        "audio_token_id": 501,
+    },
     "lfm2_vl": {"projector_hidden_size": 64},
 }
 
