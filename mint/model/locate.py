@@ -4,6 +4,8 @@ A path is every `Path`, every name that exists, and every name that is no id (`.
 `owner/name` is looked for in the hub's cache, then downloaded.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from mint.core.errors import MintError
@@ -31,8 +33,15 @@ def locate(model: str | Path, on_progress: OnProgress = ignore, *, check: Check 
         return folder
     from mint.model.hub_download import fetch  # imports what asks a network
 
-    try:
+    with no_folder(model):
         return fetch(id, on_progress, check=check)
+
+
+@contextmanager
+def no_folder(model: str | Path) -> Iterator[None]:
+    """Add to an error of the hub that there is no folder of this name, which may be what the user meant."""
+    try:
+        yield
     except NotOnHubError as error:
         raise NotOnHubError(f"{model}: no such folder, and as a model of the hub: {error}") from error
 

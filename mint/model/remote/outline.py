@@ -21,6 +21,7 @@ from mint.model.checkpoint.shards import MAX_HEADER_BYTES, SourceTensor, read_sh
 from mint.model.checkpoint.sparse_copy import Outline, Range, make_view
 from mint.model.hub_cache import Check, HubId, snapshot_path
 from mint.model.hub_download import explained, fetch_beside, require_online
+from mint.model.locate import no_folder
 from mint.model.remote.ranges import HubFile
 
 _AT_ONCE = 8  # requests
@@ -81,8 +82,8 @@ class RemoteModel:
 
 def outline_in(id: HubId, folder: Path, *, check: Check = lambda folder: None) -> RemoteModel:
     """Make the outline of a model in a new folder within `folder`; errors are those of `fetch`."""
-    require_online(id)
-    with explained(id), _hurrying(Event()) as pool:
+    with no_folder(str(id)), explained(id), _hurrying(Event()) as pool:
+        require_online(id)
         hub = fetch_beside(id, check=check)
         missing = {name: nbytes for name, nbytes in hub.shards.items() if not (hub.folder / name).exists()}
         files = {name: HubFile(id, hub.folder.name, name) for name in missing}

@@ -11,10 +11,12 @@ from mint.cli.main import run_command
 from mint.core.cache import cache_folder
 from mint.core.errors import MintError
 from mint.core.progress import Progress
+from mint.forecast.forecast import Forecast
 from mint.model.checkpoint import shards
 from mint.model.remote import outline
+from mint.run import stacks
 from mint.run.low_disk import streaming
-from tests.worlds.encodings import Encoding, bnb_4bit, fp8, packed, write_encoded
+from tests.worlds.encodings import Encoding, bnb_4bit, fp8, gptq, packed, write_encoded
 from tests.worlds.hub_world import FakeHub, fake_hub, know
 from tests.worlds.zoo import write_model
 
@@ -57,11 +59,13 @@ def test_low_disk_writes_the_same_bytes_and_holds_one_shard(hub: FakeHub, tmp_pa
     largest = max(path.stat().st_size for path in folder.glob("*.safetensors"))
     held: list[int] = []
     notes: list[str] = []
+    forecasts: list[Forecast] = []
     result = mint.quantize(
-        ID, "5bpw", tmp_path / "out", RECIPE, low_disk=True, on_note=notes.append,
+        ID, "5bpw", tmp_path / "out", RECIPE, low_disk=True, on_note=notes.append, on_forecast=forecasts.append,
         on_progress=lambda step: held.append(_held_bytes()),
     )  # fmt: skip
     assert largest / 2 < max(held) < 1.3 * largest
+    assert largest <= forecasts[0].disk_bytes - result.plan.budget_bytes < 1.3 * largest
     assert any("at most" in note and "on the disk at once" in note for note in notes)
     assert result.verification.passed
     assert not list((cache_folder() / "streams").rglob("*.safetensors"))
@@ -70,12 +74,25 @@ def test_low_disk_writes_the_same_bytes_and_holds_one_shard(hub: FakeHub, tmp_pa
     _check_same(tmp_path / "out", tmp_path / "ordinary")
 
 
+@pytest.mark.parametrize("kind", ["qwen3_moe", "gpt_oss", "deepseek_v3", "mamba2"])
+def test_what_is_measured_does_not_depend_on_the_place_of_the_weights(
+    hub: FakeHub, tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stacks, "BLOCK", 4096)
+    folder = write_model(kind, tmp_path / "model", shards=3)
+    hub.models[ID] = _files(folder)
+    mint.analyze(mint.open_source(folder, loader="mlx_lm"), tmp_path / "whole", rounding="nearest")
+    with streaming(ID, loader="mlx_lm") as (source, executor):
+        mint.analyze(source, tmp_path / "streamed", rounding="nearest", executor=executor)
+    assert (tmp_path / "streamed").read_bytes() == (tmp_path / "whole").read_bytes()
+
+
 def _files(folder: Path) -> dict[str, bytes]:
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-@pytest.mark.parametrize("encoding", [packed(), bnb_4bit()])
-def test_low_disk_keeps_the_tensors_that_say_how_others_are_stored(
+@pytest.mark.parametrize("encoding", [packed(), bnb_4bit(), fp8(), gptq(act_order=True)])
+def test_low_disk_writes_encoded_weights_as_the_whole_files_give_them(
     hub: FakeHub, tmp_path: Path, encoding: Encoding
 ) -> None:
     folder = write_model("llama", tmp_path / "model")
@@ -88,7 +105,7 @@ def test_low_disk_keeps_the_tensors_that_say_how_others_are_stored(
 
 @pytest.mark.parametrize(
     ("encoding", "dtype", "message"),
-    [(fp8("F8_E5M2"), "", "tensors of F8_E5M2.* needed: no --low-disk"), (None, "float16", "cast of its weights")],
+    [(fp8("F8_E5M2"), "", "tensors of F8_E5M2.* needed: no low_disk"), (None, "float16", "cast of its weights")],
 )
 def test_weights_that_are_read_before_they_are_needed_are_refused(
     hub: FakeHub, tmp_path: Path, encoding: Encoding | None, dtype: str, message: str
