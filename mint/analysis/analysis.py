@@ -24,7 +24,7 @@ from mint.formats.units import Parameter, Unit, from_fields
 from mint.model.kv_memory import ContextMemory
 
 MAGIC = b"MINT analysis\n"
-SCHEMA = 7
+SCHEMA = 8
 _KIND = SealedKind(MAGIC, SCHEMA, "a mint analysis", "mint analyze", "analyze the model again")
 
 

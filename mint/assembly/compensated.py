@@ -172,7 +172,7 @@ class Compensation(BlockJob[Packed]):
         return tuple(np.concatenate(parts) for parts in zip(*packed, strict=True))
 
     def _coupling(self, unit: Unit) -> Coupling | None:
-        """How the rows of a unit count together; None without gradients."""
+        """The coupling of the rows of a unit; None without gradients."""
         rows = self.gradients.of(unit.path) if self.gradients else None
         return None if rows is None else Coupling.of(rows)
 
