@@ -10,6 +10,7 @@ from typing import Any, cast
 import mlx.core as mx
 import numpy as np
 import pytest
+from structlog.testing import capture_logs
 
 from mint.analysis.analyze import analyze
 from mint.analysis.unit_jobs import Quantize, checksum_of
@@ -19,6 +20,7 @@ from mint.assembly.layer_inputs import Inputs
 from mint.assembly.verify import verify
 from mint.core.errors import MintError
 from mint.formats.format import AFFINE, FORMATS, KEEP, MXFP4, NVFP4, Format, parse_format
+from mint.formats.rounding import ROUNDINGS
 from mint.formats.units import Unit
 from mint.kernels import cpu
 from mint.kernels.compensate import DAMPING, Curvature, factor, pack_compensated, second_moments
@@ -37,6 +39,7 @@ from tests.worlds.executors import FunctionExecutor
 
 ANY_SQNR = -100.0
 TEXT = TextSize(6, 24)
+SEQUENTIAL = [name for name, rounding in ROUNDINGS.items() if rounding.sequential]
 CASES = [parse_format(name) for name in ("2/64", "3/32", "4/128", "5/64", "6/64", "8/64", "mxfp4", "nvfp4")]
 
 
@@ -171,21 +174,24 @@ def test_an_expert_that_saw_little_keeps_the_search() -> None:
     assert same == [True, False, True]
 
 
-def compensated_plan(source: Source, folder: Path, share: float = 0.4) -> Plan:
-    analysis = analyze(source, folder / f"{source.folder.name}.mint", rounding="compensate")
+def compensated_plan(source: Source, folder: Path, rounding: str = "compensate") -> Plan:
+    analysis = analyze(source, folder / f"{source.folder.name}-{rounding}.mint", rounding=rounding)
     recipe = Recipe(veto_db=ANY_SQNR, formats=tuple(str(format) for format in FORMATS if format != KEEP))
     least, most = (allocate(analysis, budget, recipe).planned_bytes for budget in ("min", "max"))
-    return allocate(analysis, int(least + share * (most - least)), recipe)
+    return allocate(analysis, int(least + 0.4 * (most - least)), recipe)
 
 
 def bytes_of(folder: Path) -> dict[str, bytes]:
     return {file.name: file.read_bytes() for file in folder.iterdir()}
 
 
+@pytest.mark.parametrize("rounding", SEQUENTIAL)
 @pytest.mark.parametrize("name", ["llama", "gemma2", "qwen3_moe", "qwen3_next", "deepseek_v3", "gpt2"])
-def test_a_compensated_model_is_what_its_plan_says(name: str, make_model: Callable[..., Path], tmp_path: Path) -> None:
+def test_a_compensated_model_is_what_its_plan_says(
+    name: str, rounding: str, make_model: Callable[..., Path], tmp_path: Path
+) -> None:
     source = open_source(make_model(name))
-    plan = compensated_plan(source, tmp_path)
+    plan = compensated_plan(source, tmp_path, rounding)
     assemble(plan, source, tmp_path / "out", text=TEXT)
     verification = verify(tmp_path / "out", source)
     assert verification.passed, [check for check in verification.checks if not check.passed]
@@ -205,9 +211,12 @@ def _dying_after(count: int) -> Executor:
     return dying
 
 
-def test_killed_anywhere_and_in_any_order_it_ends_with_the_same_bytes(llama: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("rounding", SEQUENTIAL)
+def test_killed_anywhere_and_in_any_order_it_ends_with_the_same_bytes(
+    rounding: str, llama: Path, tmp_path: Path
+) -> None:
     source = open_source(llama)
-    plan = compensated_plan(source, tmp_path)
+    plan = compensated_plan(source, tmp_path, rounding)
     assemble(plan, source, tmp_path / "whole", text=TEXT)
     expected = bytes_of(tmp_path / "whole")
     for count in (1, 5, 4, 2):
@@ -257,3 +266,36 @@ def test_a_unit_of_other_weights_is_found_although_errors_are_not_as_measured(ll
 def test_a_name_that_is_no_rounding_is_told(llama: Path, tmp_path: Path) -> None:
     with pytest.raises(MintError, match="needed one of: nearest, search, compensate"):
         analyze(open_source(llama), tmp_path / "a.mint", rounding="gptq")
+
+
+def test_coupled_rows_are_other_bytes_of_the_same_size(llama: Path, tmp_path: Path) -> None:
+    source = open_source(llama)
+    for rounding in SEQUENTIAL:
+        assemble(compensated_plan(source, tmp_path, rounding), source, tmp_path / f"out-{rounding}", text=TEXT)
+    files = [bytes_of(tmp_path / f"out-{rounding}") for rounding in SEQUENTIAL]
+    weights = [name for name in files[0] if name.endswith(".safetensors")]
+    assert weights
+    for name in weights:
+        assert len(files[0][name]) == len(files[1][name])
+        assert files[0][name] != files[1][name]
+
+
+def test_a_model_without_gradients_is_compensated_and_the_log_says_so(
+    llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = open_source(llama)
+    plan = compensated_plan(source, tmp_path, "couple")
+    assemble(replace(plan, rounding="compensate"), source, tmp_path / "compensated", text=TEXT)
+    monkeypatch.setattr("mint.model.passes.gradients.mx.grad", _no_gradient)
+    with capture_logs() as events:
+        assemble(plan, source, tmp_path / "coupled", text=TEXT)
+    assert [event["used"] for event in events if event["event"] == "gradients.none"] == ["compensate"]
+    names = [file.name for file in (tmp_path / "coupled").glob("*.safetensors")]
+    assert all((tmp_path / "coupled" / n).read_bytes() == (tmp_path / "compensated" / n).read_bytes() for n in names)
+
+
+def _no_gradient(_: object) -> Callable[..., object]:
+    def fail(*_: object) -> object:
+        raise ValueError("[Scan::vjp] Not implemented.")
+
+    return fail
