@@ -16,6 +16,7 @@ from mint.model.source import Source
 
 _LARGEST = 65504.0
 _LIMIT = 2.0**-22  # of |f16(w) - w|^2 / |w|^2
+_INTEGERS = ("I8", "I16", "I32", "I64", "U8", "U16", "U32", "U64")
 _BLOCK = 1 << 22  # weights looked at together
 
 
@@ -30,7 +31,7 @@ def check_cast(source: Source, lacking: Collection[str] = ()) -> None:
     names = [
         name
         for name, (dtype, sources) in feeding.items()
-        if dtype == "F16" and any(before.get(tensor) != "F16" for tensor in sources)
+        if dtype == "F16" and is_wider([before.get(tensor, "") for tensor in sources])
     ]
     if not names:
         return
@@ -45,6 +46,11 @@ def check_cast(source: Source, lacking: Collection[str] = ()) -> None:
                 f"{name}: float16 cannot hold its values: {fault}; needed: --dtype bfloat16, or float32. (float16 is "
                 "the dtype of --dtype or of config.json)"
             )
+
+
+def is_wider(dtypes: Collection[str]) -> bool:
+    """True for stored dtypes whose values are not float16's: packed integers with scales in float16 are."""
+    return "F16" not in dtypes or any(dtype != "F16" and dtype not in _INTEGERS for dtype in dtypes)
 
 
 def _fault(array: mx.array) -> str:

@@ -184,7 +184,8 @@ def _stream(
     results = []
     for batch in batches:
         module.update({part: mx.concatenate([rows(piece) for piece in batch]) for part, rows in read.items()})
-        results.append(method(module, x, *arguments, **options).astype(mx.float32))
+        answer = method(module, x, *arguments, **options)
+        results.append(answer.astype(mx.float32) if isinstance(answer, mx.array) else answer)  # some modules split it
         mx.eval(results[-1])
     module.update(lazy)
     return results[0] if len(results) == 1 else mx.concatenate(results, axis=-1)

@@ -3,16 +3,18 @@
 import shlex
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mint.core.sizes import format_size
 from mint.core.version import __version__
 from mint.exports.source_card import SourceCard
 from mint.plan.plan import Choice, Plan
 from mint.plan.recipe import TEXT, Recipe
-from mint.quality.closeness import Closeness
 from mint.quality.verdict import kl_in_words
 from mint.run.device_kind import versions
+
+if TYPE_CHECKING:  # it brings mlx_lm, which planning never needs
+    from mint.quality.closeness import Closeness
 
 MODEL = "MODEL"  # stands in the commands for this folder, or its id on the hub
 RECIPE_NAME = "quant-recipe.json"  # as mlx-kld reads it
@@ -20,7 +22,7 @@ _TAGS = ("mlx", "mint")
 _MOST_FORMATS = 4  # named for a role
 
 
-def card_text(plan: Plan, source: SourceCard, closeness: Closeness | None, task: str) -> str:
+def card_text(plan: Plan, source: SourceCard, closeness: "Closeness | None", task: str) -> str:
     """The card of the model that `plan` made from `source`; `task` is its pipeline tag on the hub."""
     name = f"{source.name}, {plan.bits_per_weight:.2f} bits per weight"
     sections = (
@@ -53,7 +55,7 @@ def _origin(plan: Plan, source: SourceCard) -> str:
     return text + (f"\n\nText only: the {towers} tower of the original model is not included." if towers else "")
 
 
-def _quality(closeness: Closeness | None) -> str:
+def _quality(closeness: "Closeness | None") -> str:
     if closeness is None:
         return "Not measured. `mint evaluate MODEL --reference ORIGINAL` compares it with the original."
     kl, top1 = closeness.kl, closeness.top1
@@ -149,7 +151,7 @@ def quantize_command(plan: Plan, source: SourceCard) -> str:
     return shlex.join(words)
 
 
-def recipe_record(plan: Plan, closeness: Closeness | None) -> dict[str, Any]:
+def recipe_record(plan: Plan, closeness: "Closeness | None") -> dict[str, Any]:
     """The plain values of `quant-recipe.json`: mlx-kld reports them beside its figures."""
     measured = {"kl": closeness.kl.value, "top1": closeness.top1.value} if closeness else {}
     return {

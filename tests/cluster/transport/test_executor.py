@@ -208,7 +208,7 @@ def test_nodes_convert_their_own_copies_of_a_gguf_model(
     plan = allocate(alone, _half(source))
     assemble(plan, source, tmp_path / "alone")
     head = tmp_path / model.relative_to(model.parents[2])
-    shutil.copytree(model, head, ignore=shutil.ignore_patterns("*.safetensors"))
+    shutil.copytree(model, head)  # its norms are checked before they are cast to float16
     executor = connect(head)
     folder = executor.whole_folder(head)
     analyze(open_source(folder), tmp_path / "cluster.mint", executor=executor)

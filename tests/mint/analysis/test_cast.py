@@ -9,6 +9,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 import mint
+from mint.analysis.cast_check import is_wider
 from mint.core.errors import MintError
 from mint.model.source import open_source
 
@@ -70,3 +71,11 @@ def test_encoded_weights_are_looked_at_too(make_model: Make, tmp_path: Path) -> 
     source = open_source(make_model("deepseek_v3_fp8"), dtype="float16")
     assert {unit.dtype for unit in source.units if unit.role != "router"} == {"F16"}
     mint.analyze(source, tmp_path / "a.mint")
+
+
+def test_shards_that_are_elsewhere_are_missed_for_casts_alone() -> None:
+    """Integers with scales in float16 are float16 already; floats of a wider range are not."""
+    assert not is_wider(["F16"])
+    assert not is_wider(["U32", "F16", "F16"])
+    assert all(is_wider(["U32", "F16", other]) for other in ("BF16", "F32", "F8_E5M2"))
+    assert is_wider(["U8", "U8"])  # scales that are powers of two
