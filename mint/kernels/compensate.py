@@ -54,7 +54,7 @@ from mint.kernels.unpack import FP4
 
 DAMPING = 0.01  # of the mean diagonal
 BLOCK = 128  # columns between two products of matrices
-_ROWS = 64  # of one piece of parallel work
+_ROWS = 32  # of one piece of parallel work
 
 
 @dataclass(frozen=True, slots=True, eq=False)

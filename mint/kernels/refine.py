@@ -24,7 +24,7 @@ from mint.kernels.compiled import STORAGES, Bytes, Floats, Raw, compiled, rounde
 SWEEPS = 2  # over all groups
 BLOCK = 1024  # rows whose gradient is in memory
 _ROUNDS = 2  # of codes and grid, at each visit of a group
-_ROWS = 64  # of one piece of parallel work
+_ROWS = 32  # of one piece of parallel work
 _SINGULAR = np.float64(1e-5)  # of the product of the diagonal
 
 
