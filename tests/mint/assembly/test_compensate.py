@@ -2,6 +2,7 @@
 
 # S slices, R rows, C columns, T rows of inputs
 
+import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +11,6 @@ from typing import Any, cast
 import mlx.core as mx
 import numpy as np
 import pytest
-from structlog.testing import capture_logs
 
 from mint.analysis.analyze import analyze
 from mint.analysis.unit_jobs import Quantize, checksum_of
@@ -281,14 +281,15 @@ def test_coupled_rows_are_other_bytes_of_the_same_size(llama: Path, tmp_path: Pa
 
 
 def test_a_model_without_gradients_is_compensated_and_the_log_says_so(
-    llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     source = open_source(llama)
     plan = compensated_plan(source, tmp_path, "couple")
     assemble(replace(plan, rounding="compensate"), source, tmp_path / "compensated", text=TEXT)
     monkeypatch.setattr("mint.model.passes.gradients.mx.grad", _no_gradient)
-    with capture_logs() as events:
-        assemble(plan, source, tmp_path / "coupled", text=TEXT)
+    capsys.readouterr()
+    assemble(plan, source, tmp_path / "coupled", text=TEXT)
+    events = [json.loads(line) for line in capsys.readouterr().err.splitlines() if line.startswith("{")]
     assert [event["used"] for event in events if event["event"] == "gradients.none"] == ["compensate"]
     names = [file.name for file in (tmp_path / "coupled").glob("*.safetensors")]
     assert all((tmp_path / "coupled" / n).read_bytes() == (tmp_path / "compensated" / n).read_bytes() for n in names)
