@@ -25,7 +25,8 @@ def check_cast(source: Source, lacking: Collection[str] = ()) -> None:
 
     Raises it too for an array in one of the `lacking` shards, which read as zeros.
     """
-    before = {name: tensor.dtype for name, tensor in source.tensors().items()}
+    tensors = source.tensors()
+    before = {name: tensor.dtype for name, tensor in tensors.items()}
     feeding = {f"{unit.path}.weight": (unit.dtype, unit.sources) for unit in source.units}
     feeding |= {parameter.name: (parameter.dtype, parameter.sources) for parameter in source.parameters}
     names = [
@@ -35,8 +36,7 @@ def check_cast(source: Source, lacking: Collection[str] = ()) -> None:
     ]
     if not names:
         return
-    shards = {name: tensor.shard for name, tensor in source.tensors().items()}
-    if missing := sorted({shards[tensor] for name in names for tensor in feeding[name][1]} & set(lacking)):
+    if missing := sorted({tensors[tensor].shard for name in names for tensor in feeding[name][1]} & set(lacking)):
         fault = f"{missing[0]} is not on this machine, so the cast of its weights to float16 cannot be checked"
         raise MintError(f"{fault}; needed: --dtype bfloat16, or all shards here")
     arrays = source.uncast_arrays()

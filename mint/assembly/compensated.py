@@ -10,7 +10,7 @@ compensated too, inputs from own text 0.172 and 0.115, from novels (the second) 
 0.165. The squared gain of the preceding norm as weight, which needs no pass at all, changed 0.495 to 0.481.
 """
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from tempfile import TemporaryFile
 from typing import Any, BinaryIO
@@ -70,7 +70,6 @@ def compensate(
     formats, checksums = plan.formats, plan.checksums
     as_searched = {choice.path for choice in plan.choices if choice.error <= LOSSLESS}  # nothing to compensate
     as_searched |= {path for unit in source.units if unit.twin for path in (unit.path, unit.twin)}  # the same bytes
-    outputs = {unit.path for unit in pending if unit.layer >= 0 and unit.shape[-2] <= MOST_ROWS}
     text = own_text(source, TextSize(size.count + JUDGED, size.window), SEED, base, on_progress)
     judged = text[size.count :]
     finished = {unit.path for unit in source.units} - {unit.path for unit in pending}
@@ -80,9 +79,9 @@ def compensate(
         TemporaryFile(dir=stored.folder) as file,
         TemporaryFile(dir=stored.folder) as gradient_file,
     ):
-        gradients = Gradients(gradient_file)
+        gradients = None
         if ROUNDINGS[plan.rounding].needs_gradients:
-            gradients = _gradients(source, outputs, text[: size.count], gradient_file, on_progress)
+            gradients = _gradients(source, pending, text[: size.count], gradient_file, on_progress)
         expected = _expected(source, judged, file)
         walk = Walk(open_wide(source.folder, source.loader), source.units, text[: size.count], judged)
         for unit, packed in executor(source, Compensation(formats, checksums, {}, source=source), walk.tied):
@@ -102,9 +101,10 @@ def compensate(
 
 
 def _gradients(
-    source: Source, paths: Collection[str], text: Tokens, file: BinaryIO, on_progress: OnProgress
-) -> Gradients:
+    source: Source, units: Sequence[Unit], text: Tokens, file: BinaryIO, on_progress: OnProgress
+) -> Gradients | None:
     """The original's gradients at these units' outputs; none for a model that cannot be differentiated."""
+    paths = {unit.path for unit in units if unit.layer >= 0 and unit.shape[-2] <= MOST_ROWS}
 
     def blocks() -> Iterator[Tokens]:
         for rows in sequence_blocks(text, source.vocabulary, LOGITS):
@@ -115,7 +115,7 @@ def _gradients(
         return output_gradients(open_wide(source.folder, source.loader), paths, blocks(), file)
     except NoGradientError as error:
         log.warning("gradients.none", reason=str(error), used="compensate")
-        return Gradients(file)
+        return None
 
 
 def _expected(source: Source, judged: Tokens, file: BinaryIO) -> Expected:

@@ -24,17 +24,10 @@ from mint.model.hub_download import fetch
 from mint.model.locate import locate, model_name
 from mint.run.executor import Executor, executing, in_process
 from tests.worlds.hub_world import FakeHub, fake_hub, know
-from tests.worlds.zoo import write_model
 
 ID = "Owner/tiny-llama"
 WEIGHTS = "model.safetensors"
 CARD = b"---\nlicense: mit\n---\n"
-
-
-@pytest.fixture(scope="module")
-def big(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model in three shards, with a tokenizer."""
-    return write_model("llama", tmp_path_factory.mktemp("models") / "big", shards=3, tokenizer=True)
 
 
 @pytest.fixture

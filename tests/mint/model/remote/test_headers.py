@@ -25,12 +25,6 @@ ID = "Owner/tiny-llama"
 MATRICES = r"(self_attn|mlp)\..*_proj\.weight$"
 
 
-@pytest.fixture(scope="module")
-def big(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model in three shards, with a tokenizer."""
-    return write_model("llama", tmp_path_factory.mktemp("models") / "big", shards=3, tokenizer=True)
-
-
 @pytest.fixture
 def hub(big: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
     with fake_hub() as hub:
