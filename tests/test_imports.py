@@ -22,6 +22,7 @@ OWNERS = {
     "grpc": {"cluster/head/handshake.py"},
     "cryptography": {"cluster/ops/certificates.py"},
     "numba": {"mint/kernels"},
+    "threadpoolctl": {"mint/kernels/blas.py"},
     "sqlalchemy": {"cluster/service/data", "cluster/service/queue"},
     "alembic": {"cluster/service/data/database.py", "cluster/service/data/migrations"},
     "psycopg": set(),  # SQLAlchemy imports it

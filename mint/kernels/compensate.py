@@ -30,6 +30,7 @@ from scipy.linalg.lapack import dpotrf, dtrtri
 
 from mint.formats.format import Format
 from mint.kernels import affine, fp4
+from mint.kernels.blas import single_threaded_products
 from mint.kernels.compiled import (
     AFFINE,
     STORAGES,
@@ -54,7 +55,8 @@ from mint.kernels.unpack import FP4
 
 DAMPING = 0.01  # of the mean diagonal
 BLOCK = 128  # columns between two products of matrices
-_ROWS = 32  # of one piece of parallel work
+_ROWS, _FEW_ROWS = 64, 32  # of one piece of parallel work
+_FEW = 128  # rows that make small pieces
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -99,34 +101,37 @@ def pack_compensated(
 ) -> tuple[Any, ...]:
     """The tensors that store (R, C) weights: packed codes, scales and, for affine formats, biases; as `cpu.pack`.
 
-    `weight` is raw storage of the safetensors `dtype`, or float32 values; `dtype` is that of the scales.
+    `weight` is raw storage of the safetensors `dtype`, or float32 values; `dtype` is that of the scales. Rows do not
+    depend on each other, so pieces of them are packed at once, their products on one thread each.
     """
-    codes, parts = _rounded(weight, dtype, format, curvature.upper, threads)
+    size = _ROWS if len(weight) > _FEW else _FEW_ROWS
+    pieces = [weight[start : start + size] for start in range(0, len(weight), size)]
+    with single_threaded_products():
+        packed = spread(lambda piece: _pack(piece, dtype, format, curvature), pieces, threads)
+    return tuple(np.concatenate(parts) for parts in zip(*packed, strict=True))
+
+
+def _pack(weight: Raw, dtype: str, format: Format, curvature: Curvature) -> tuple[Any, ...]:
+    """The tensors of a piece of rows."""
+    codes, parts = _rounded(weight, dtype, format, curvature.upper)
     if format.scheme.has_bias:
         grids = np.stack([widened(part.reshape(-1), dtype).reshape(part.shape) for part in parts], axis=-1)
-        refine(weight, dtype, format, curvature.moments, codes, grids, threads)
+        refine(weight, dtype, format, curvature.moments, codes, grids)
         for index, part in enumerate(parts):
             write_raw(grids[..., index].reshape(-1), STORAGES[dtype], part.reshape(-1))
     words = np.empty((len(codes), codes.shape[1] * format.bits // 32), np.uint32)
-
-    def write(piece: slice) -> None:
-        wide: Words = codes[piece].reshape(-1).astype(np.uint32)
-        pack_codes(wide, format.bits, words[piece].reshape(-1).view(np.uint8))
-
-    spread(write, [slice(start, start + _ROWS) for start in range(0, len(codes), _ROWS)], threads)
+    wide: Words = codes.reshape(-1).astype(np.uint32)
+    pack_codes(wide, format.bits, words.reshape(-1).view(np.uint8))
     return words, *parts
 
 
-def _rounded(
-    weight: Raw, dtype: str, format: Format, upper: Floats, threads: int | None
-) -> tuple[Bytes, tuple[Any, ...]]:
+def _rounded(weight: Raw, dtype: str, format: Format, upper: Floats) -> tuple[Bytes, tuple[Any, ...]]:
     """The codes (R, C) of raw weights, their losses compensated, and the raw scales and maybe biases (R, G)."""
     rows, columns = weight.shape
     values = values_of(weight, dtype)
     importance = 1 / np.square(np.diagonal(upper), dtype=np.float64)
     codes, losses = np.empty((rows, columns), np.uint8), np.empty((rows, BLOCK), np.float32)
     stored = []
-    pieces = [slice(start, start + _ROWS) for start in range(0, rows, _ROWS)]
     for start in range(0, columns, BLOCK):
         end = min(start + BLOCK, columns)
         for first in range(start, end, format.group_size):
@@ -135,12 +140,7 @@ def _rounded(
             stored.append(parts)
             scales = scale_values(parts[0].reshape(-1), dtype, format.scheme)
             biases = widened(parts[1].reshape(-1), dtype) if format.scheme.has_bias else scales
-            grids = np.stack((scales, biases), axis=1)
-            work = [
-                (values[rows], numbers(format), first, end, upper, grids[rows], codes[rows], losses[rows])
-                for rows in pieces
-            ]
-            spread(lambda arguments: _round(*arguments), work, threads)
+            _round(values, numbers(format), first, end, upper, np.stack((scales, biases), axis=1), codes, losses)
         if end < columns:
             values[:, end:] -= losses[:, : end - start] @ upper[start:end, end:]
     return codes, tuple(np.concatenate(parts, axis=-1) for parts in zip(*stored, strict=True))
@@ -152,7 +152,7 @@ def _searched(values: Floats, dtype: str, format: Format, importance: Doubles) -
     stored = np.empty(flat.size, np.float32 if dtype == "F32" else np.uint16)
     write_raw(flat, STORAGES[dtype], stored)
     weights = (importance / importance.mean()).astype(np.float32)
-    _, *parts = pack(stored.reshape(1, *values.shape), dtype, format, search=True, importance=weights)
+    _, *parts = pack(stored.reshape(1, *values.shape), dtype, format, search=True, importance=weights, threads=1)
     return tuple(part[0] for part in parts)
 
 

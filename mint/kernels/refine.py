@@ -19,53 +19,30 @@ import numpy as np
 
 from mint.formats.format import Format
 from mint.kernels import affine
-from mint.kernels.compiled import STORAGES, Bytes, Floats, Raw, compiled, rounded, spread, values_of
+from mint.kernels.compiled import STORAGES, Bytes, Floats, Raw, compiled, rounded, values_of
 
 SWEEPS = 2  # over all groups
-BLOCK = 1024  # rows whose gradient is in memory
 _ROUNDS = 2  # of codes and grid, at each visit of a group
-_ROWS = 32  # of one piece of parallel work
 _SINGULAR = np.float64(1e-5)  # of the product of the diagonal
 
 
-def refine(
-    weight: Raw, dtype: str, format: Format, moments: Floats, codes: Bytes, grids: Floats, threads: int | None = None
-) -> None:
+def refine(weight: Raw, dtype: str, format: Format, moments: Floats, codes: Bytes, grids: Floats) -> None:
     """Improve the codes (R, C) and grids (R, G, 2) of raw (R, C) weights in place, under moments (C, C).
 
     A grid is a group's scale and bias in float32, as stored; the format is affine.
     """
     size = format.group_size
-    for start in range(0, len(weight), BLOCK):
-        rows = slice(start, start + BLOCK)
-        scales, biases = (np.repeat(grids[rows, :, part], size, axis=1) for part in (0, 1))
-        change = scales * codes[rows] + biases - values_of(weight[rows], dtype)
-        gradient: Floats = change.astype(np.float32, copy=False) @ moments
-        for _ in range(SWEEPS):
-            for index in range(grids.shape[1]):
-                _refine_group(gradient, index, format, STORAGES[dtype], moments, codes[rows], grids[rows], threads)
-
-
-def _refine_group(
-    gradient: Floats,
-    index: int,
-    format: Format,
-    storage: int,
-    moments: Floats,
-    codes: Bytes,
-    grids: Floats,
-    threads: int | None,
-) -> None:
-    """Improve one group in all rows, and bring their gradient (R, C) up to date."""
-    group = slice(index * format.group_size, (index + 1) * format.group_size)
-    own = np.ascontiguousarray(moments[group, group])
-    changes = np.zeros((len(codes), format.group_size), np.float32)
-    work = [
-        (gradient[rows, group].copy(), index, format.bits, storage, own, codes[rows], grids[rows], changes[rows])
-        for rows in (slice(start, start + _ROWS) for start in range(0, len(codes), _ROWS))
-    ]
-    spread(lambda arguments: _descend(*arguments), work, threads)
-    gradient += changes @ moments[group]
+    scales, biases = (np.repeat(grids[..., part], size, axis=1) for part in (0, 1))
+    change = scales * codes + biases - values_of(weight, dtype)
+    gradient: Floats = change.astype(np.float32, copy=False) @ moments
+    for _ in range(SWEEPS):
+        for index in range(grids.shape[1]):
+            group = slice(index * size, (index + 1) * size)
+            own = np.ascontiguousarray(moments[group, group])
+            changes = np.zeros((len(codes), size), np.float32)
+            slopes = gradient[:, group].copy()
+            _descend(slopes, index, format.bits, STORAGES[dtype], own, codes, grids, changes)
+            gradient += changes @ moments[group]
 
 
 @compiled
