@@ -23,6 +23,7 @@ from mint.forecast.rates import COLUMNS, Rates
 from mint.formats.rounding import ROUNDINGS
 from mint.formats.units import Unit
 from mint.kernels.coupling import MOST_ROWS
+from mint.model.passes.tuning import SEQUENCES, STEPS
 from mint.model.roles import TOWER
 from mint.model.source import Source
 from mint.quality.sequences import CALIBRATION, JUDGED
@@ -32,6 +33,7 @@ _VERIFY_SECONDS = 2.0  # to load stock mlx_lm beside it
 _VERIFY_PASSES = 12  # over all weights: digests, decoding, and products with few rows
 _BESIDE_PRODUCTS = 1.6  # times as long: attention and all else of a pass with few rows, measured on SmolLM2
 _BACK = 3.0  # times the operations of a pass: forth, and back to the outputs alone, with little else at once
+_TRAINED = 4.0  # times the operations of a pass: forth, back to all weights, and these from their codes
 _PRODUCTS = 7  # operations of a compensated and refined weight for each column of its matrix
 _UNIT_SECONDS = 0.002  # to take one up, in any step
 
@@ -112,13 +114,11 @@ def forecast(
         once.append(Step("write text", readings * reading + _writing(source, rates)))
     if probing:
         once.append(Step("probe", reading + _probing(source, rates, probing)))
-    coupled = ROUNDINGS[rounding].needs_gradients
-    each = list(
-        _compensating(source, rates, reading, coupled=coupled) if needs_model else _packing(source, rates, reading)
-    )
+    each = list(_compensating(source, rates, reading, rounding) if needs_model else _packing(source, rates, reading))
     each.append(Step("verify", _VERIFY_SECONDS + _VERIFY_PASSES * _weights(source) / rates.packed + _overhead(source)))
     temporary = 2 * JUDGED * TEXT.window * source.vocabulary if needs_model else 0
-    temporary += gradient_bytes(source) if coupled else 0
+    temporary += gradient_bytes(source) if ROUNDINGS[rounding].needs_gradients else 0
+    temporary += 2 * CALIBRATION.count * CALIBRATION.window * source.vocabulary if ROUNDINGS[rounding].tunes else 0
     return Forecast(
         (*once, *(Step(step.name, step.seconds * len(sizes)) for step in each)),
         needed_memory(source, rounding, base),
@@ -131,8 +131,12 @@ def _packing(source: Source, rates: Rates, reading: float) -> Iterator[Step]:
     yield Step("assemble", max(reading, _weights(source) / rates.packed) + _overhead(source))
 
 
-def _compensating(source: Source, rates: Rates, reading: float, *, coupled: bool) -> Iterator[Step]:
-    """Maybe the pass forth and back for gradients; the original's pass, the two of each layer, and the rounding."""
+def _compensating(source: Source, rates: Rates, reading: float, rounding: str) -> Iterator[Step]:
+    """Maybe the pass forth and back for gradients; the original's pass, the two of each layer, and the rounding.
+
+    At last maybe the training: it compares predictions, takes steps, and measures the closeness thrice more.
+    """
+    coupled = ROUNDINGS[rounding].needs_gradients
     operations = _operations(source)
     judged, calibrated = JUDGED * TEXT.window, CALIBRATION.count * CALIBRATION.window
     compared = judged * source.vocabulary / rates.compared
@@ -141,9 +145,14 @@ def _compensating(source: Source, rates: Rates, reading: float, *, coupled: bool
         yield Step("take gradients", reading + _BACK * calibrated * operations / rates.forward + logits)
     yield Step("predict", reading + judged * operations / rates.forward + compared / 2)
     passes = (2 * calibrated + 2 * judged) * operations / rates.forward
-    rounding = sum(_rounding(unit, rates, calibrated) for unit in _units(source))
-    rounding += sum(_coupling(unit, rates, calibrated) for unit in _units(source)) if coupled else 0
-    yield Step("assemble", 2 * reading + passes + rounding + compared / 2 + _overhead(source))
+    rounds = sum(_rounding(unit, rates, calibrated) for unit in _units(source))
+    rounds += sum(_coupling(unit, rates, calibrated) for unit in _units(source)) if coupled else 0
+    yield Step("assemble", 2 * reading + passes + rounds + compared / 2 + _overhead(source))
+    if ROUNDINGS[rounding].tunes:
+        trained = STEPS * SEQUENCES * CALIBRATION.window
+        tokens = _TRAINED * trained + calibrated + 4 * judged
+        logits = (trained + calibrated + 4 * judged) * source.vocabulary / rates.compared
+        yield Step("tune", 3 * reading + tokens * operations / rates.forward + logits)
 
 
 def _rounding(unit: Unit, rates: Rates, rows: int) -> float:

@@ -51,6 +51,8 @@ def needed_memory(source: Source, rounding: str, base: str) -> dict[str, int]:
     if ROUNDINGS[rounding].needs_gradients:
         steps["take gradients"] = _gradients(source, calls)
         steps["round a layer"] += max((_coupling(unit, calls) for unit in _coupled(source)), default=0)
+    if ROUNDINGS[rounding].tunes:
+        steps["tune"] = _tuning(source, steps["take gradients"])
     return {name: PROCESSES_BYTES + nbytes for name, nbytes in steps.items()}
 
 
@@ -118,6 +120,14 @@ def _gradients(source: Source, calls: Mapping[str, int]) -> int:
     kept = sum((2 * unit.shape[-1] + 4 * unit.shape[-2]) * calls[unit.path] for unit in _coupled(source))
     weights = sum(unit.size for unit in source.units) * WIDE + sum(2 * row.nbytes for row in source.parameters)
     return weights + tokens * (kept * WIDE + source.vocabulary * _COMPARED)
+
+
+def _tuning(source: Source, gradients: int) -> int:
+    """Bytes that gradients at outputs take, the codes of all weights, and the gradients of the weights of a layer."""
+    layers: dict[str, int] = defaultdict(int)
+    for unit in source.units:
+        layers[layer_path(unit.path) if unit.layer >= 0 else unit.path] += unit.size
+    return gradients + sum(layers.values()) + 2 * WIDE * max(layers.values(), default=0)
 
 
 def _walk(source: Source, calls: Mapping[str, int]) -> dict[str, int]:
