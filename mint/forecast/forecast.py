@@ -33,7 +33,7 @@ _VERIFY_SECONDS = 2.0  # to load stock mlx_lm beside it
 _VERIFY_PASSES = 12  # over all weights: digests, decoding, and products with few rows
 _BESIDE_PRODUCTS = 1.6  # times as long: attention and all else of a pass with few rows, measured on SmolLM2
 _BACK = 3.0  # times the operations of a pass: forth, and back to the outputs alone, with little else at once
-_TRAINED = 4.0  # times the operations of a pass: forth, back to all weights, and these from their codes
+_TRAINED = 8.0  # times a pass: forth, back to all weights, these from their codes; measured on SmolLM2
 _PRODUCTS = 7  # operations of a compensated and refined weight for each column of its matrix
 _UNIT_SECONDS = 0.002  # to take one up, in any step
 
