@@ -138,19 +138,27 @@ class Compensation(BlockJob[Packed]):
     files: WeightFiles | None = None
     _curvatures: dict[int, Curvature] = field(default_factory=dict, init=False)
 
+    def takes_rows(self, unit: Unit) -> bool:
+        return self._is_quantized_alone(unit)
+
     def of_blocks(self, unit: Unit, blocks: Blocks) -> Packed:
         """The bytes of `unit`."""
         format, inputs = self.formats[unit.path], self.inputs.get(unit.path)
-        if inputs is None or format == KEEP or not format.scheme.is_compiled:
+        if inputs is None or self._is_quantized_alone(unit):
             return Quantize(self.formats, self.checksums, _SEARCH, self.source, self.files).of_blocks(unit, blocks)
-        checked, packed = Checksummed(blocks), PackedParts(unit, format, self.files)
+        checked, packed = Checksummed(unit, blocks), PackedParts(unit, format, self.files)
         coupling = self._coupling(unit)
         for slices, block in checked():
-            matrices = zip(range(slices.start, slices.stop), raw(block), strict=True)
+            matrices = enumerate(raw(block), slices.start)
             parts = [self._matrix(unit, inputs, coupling, index, matrix) for index, matrix in matrices]
             packed.fill(slices, [np.stack(part) for part in zip(*parts, strict=True)])
-        checked.check(unit, self.checksums)
+        checked.check(self.checksums)
         return packed.packed()
+
+    def _is_quantized_alone(self, unit: Unit) -> bool:
+        """True if no later column compensates an error."""
+        format = self.formats[unit.path]
+        return unit.path not in self.inputs or format == KEEP or not format.scheme.is_compiled
 
     def _matrix(
         self, unit: Unit, inputs: Inputs, coupling: Coupling | None, index: int, matrix: Raw

@@ -246,13 +246,16 @@ class _ErrorChange(BlockJob[float]):
     stored: StoredModel
     choices: Mapping[str, Choice]
 
+    def takes_rows(self, unit: Unit) -> bool:
+        return True
+
     def __call__(self, unit: Unit, weight: mx.array) -> float:
         return self._change(unit, distance_of(self._rows(unit), weight.__getitem__, unit.parts(BLOCK)))
 
     def of_blocks(self, unit: Unit, blocks: Blocks) -> float:
         rows, distance = self._rows(unit), Distance(0.0, 0.0)
-        for slices, block in numbered(blocks):
-            distance += distance_from_block(rows, slices, block)
+        for slices, block in numbered(unit, blocks):
+            distance += distance_from_block(rows, slices, block.reshape(-1, *unit.shape[1:]))
         return self._change(unit, distance)
 
     def _rows(self, unit: Unit) -> Rows:
