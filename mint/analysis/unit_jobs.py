@@ -173,7 +173,9 @@ class Measure(RoundingJob[Measurement]):
         for stored in stored_on_grid(blocks, formats):
             if isinstance(stored, Format):
                 squares = list(on_grid[stored].values())
-                errors.squared[:, formats.index(stored)] = np.concatenate(squares) if len(unit.shape) > 2 else sum(squares)
+                errors.squared[:, formats.index(stored)] = (
+                    np.concatenate(squares) if len(unit.shape) > 2 else sum(squares)
+                )
             else:
                 on_grid[stored[1].format][stored[0].start] = stored[1].squared
         if unit.path in self.carried:

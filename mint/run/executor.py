@@ -19,6 +19,7 @@ from mint.core.errors import MintError
 from mint.core.log import log
 from mint.core.memory import memory_is_short
 from mint.core.progress import OnProgress, ignore
+from mint.core.version import install_command
 from mint.formats.units import Unit
 from mint.model.config import check_config
 from mint.model.hub_cache import NotOnHubError
@@ -172,7 +173,7 @@ def executing(
         return
     offers = metadata.entry_points(group=GROUP)
     if not offers:
-        raise MintError(f"--cluster {address}: no executor is installed; needed: pip install 'mint-mlx[cluster]'")
+        raise MintError(f"--cluster {address}: no executor is installed; needed: {install_command('cluster')}")
     try:
         folder = locate(model, on_progress, check=check)
     except NotOnHubError as error:  # it may be a folder that only nodes have

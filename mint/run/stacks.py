@@ -32,7 +32,7 @@ _Raw = Mapping[str, npt.NDArray[Any]]  # the memory of tensors by name
 
 
 def in_blocks(job: Job[Any], source: Source, unit: Unit) -> bool:
-    """True if a job gets a unit block by block: a large stack in slices, a large matrix in rows if the job takes them."""
+    """True if a job gets a unit block by block: a large stack in slices, a large matrix in rows if it takes them."""
     is_stack = len(unit.shape) > 2
     return may_come_in_blocks(source, unit) and isinstance(job, BlockJob) and (is_stack or job.takes_rows(unit))
 

@@ -33,6 +33,7 @@ from cluster.settings import (
 from cluster.transport.throughput import metered, rates
 from mint.cli.main import run_command
 from mint.core.errors import MintError
+from mint.core.version import install_command
 from mint.model.source import open_source
 from mint.run.checkup import BAD, DOUBTFUL, GOOD, is_well
 from tests.worlds.zoo import write_model
@@ -405,7 +406,7 @@ def test_a_missing_extra_is_named(package: str, token: Path) -> None:
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert result.returncode == 1
-    assert "needed: pip install 'mint-mlx[cluster]'" in result.stderr
+    assert f"needed: {install_command('cluster')}" in result.stderr
 
 
 def test_without_the_cluster_commands_the_extra_is_named(
@@ -413,7 +414,7 @@ def test_without_the_cluster_commands_the_extra_is_named(
 ) -> None:
     monkeypatch.setattr("importlib.metadata.entry_points", lambda group, name: ())
     assert run_command(["cluster", "status"]) == 1
-    assert "pip install 'mint-mlx[cluster]'" in capsys.readouterr().err
+    assert install_command("cluster") in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -199,9 +199,7 @@ def test_a_stack_takes_little_memory(
     _check_memory(source, _experts(source)[:2], job, tmp_path, monkeypatch)
 
 
-def _check_memory(
-    source: Source, units: list[Unit], job: str, folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def _check_memory(source: Source, units: list[Unit], job: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     checksums = checksums_of(source)
     monkeypatch.setattr(stacks, "BLOCK", 16_384)
     with ExitStack() as opened:
@@ -256,7 +254,7 @@ def test_a_matrix_in_blocks_of_rows_is_measured_and_packed_as_a_whole_one(
     source, checksums = open_source(tmp_path / "model", dtype=dtype), {}
     for block in (1 << 40, 40_000):
         monkeypatch.setattr(stacks, "BLOCK", block)
-        (_, measured), = in_process(source, Measure("nearest"), [table])
+        ((_, measured),) = in_process(source, Measure("nearest"), [table])
         checksums[block] = measured.checksum, measured.nonfinite, np.array([measured.energy, *measured.errors])
     whole, blocks = checksums.values()
     assert whole[:2] == blocks[:2]
