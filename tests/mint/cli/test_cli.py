@@ -52,7 +52,7 @@ def test_people_get_six_lines_and_every_detail_on_request(
     output = tmp_path / "out"
     assert run_command(["quantize", str(llama), "--budget", "400kB", "--output", str(output)]) == 0
     shown = capsys.readouterr().out
-    assert [line.split()[0] for line in shown.splitlines()] == ["model", "size", "bits", "closeness", "next"]
+    assert [line.split()[0] for line in shown.splitlines()] == ["model", "size", "bits", "closeness", "4-bit", "next"]
     assert "of 400 kB" in shown
     assert f"mlx_lm.chat --model {output}" in shown
     assert run_command(["show", str(output), "--verbose"]) == 0
