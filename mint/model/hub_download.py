@@ -8,6 +8,7 @@ immediate end on Ctrl-C, and a remedy in every error.
 import fnmatch
 import shutil
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError, Future
 from contextlib import contextmanager
@@ -26,6 +27,7 @@ from mint.model.checkpoint.beside import is_wanted
 from mint.model.checkpoint.shards import PATTERN, read_index
 from mint.model.hub_cache import Check, HubId, NotOnHubError, snapshot
 from mint.model.opening.kinds import kind_of
+from mint.model.remote.rate import record_download
 
 _SECONDS = 30.0  # without an answer of the hub
 _TICK_SECONDS = 0.2  # between two reports
@@ -55,7 +57,9 @@ def fetch(
         report(0)
         missing = sum(nbytes for name, nbytes in sizes.items() if not (folder / name).exists())
         _need_room(folder, missing, reserve_bytes)
+        started = time.perf_counter()
         folder = _bring(id, sorted(sizes), lambda nbytes: report(total - missing + min(nbytes, missing)))
+        record_download(missing, time.perf_counter() - started)
     report(total)
     return folder
 

@@ -61,6 +61,7 @@ def forecast_summary(forecast: "Forecast") -> list[Line]:
         Line("time", f"about {format_seconds(forecast.seconds)}: {', '.join(steps)}"),
         memory,
         Line("disk", format_size(forecast.disk_bytes)),
+        *([Line("download", forecast.download)] if forecast.download else []),
     ]
 
 

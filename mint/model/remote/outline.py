@@ -5,6 +5,7 @@ is a sparse file (`mint/model/checkpoint/sparse_copy.py`). Tensors that say how 
 the model cannot be opened without them.
 """
 
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -23,6 +24,7 @@ from mint.model.hub_cache import Check, HubId, snapshot_path
 from mint.model.hub_download import explained, fetch_beside, require_online
 from mint.model.locate import no_folder
 from mint.model.remote.ranges import HubFile
+from mint.model.remote.rate import record_download
 
 _AT_ONCE = 8  # requests
 _NEAR = 1 << 16  # bytes between two ranges that one request brings
@@ -63,11 +65,12 @@ class RemoteModel:
     def bring(self, ranges: Mapping[str, Sequence[Range]], on_progress: OnProgress = ignore) -> None:
         """Download these ranges into the sparse shards."""
         requests = [(name, part) for name, parts in ranges.items() for part in _requests(parts)]
-        total, done = sum(nbytes for _, (_, nbytes) in requests), 0
+        total, done, started = sum(nbytes for _, (_, nbytes) in requests), 0, time.perf_counter()
         with explained(self.id), _hurrying(self._stop) as pool:
             for nbytes in pool.map(lambda request: self._fill(*request), requests):
                 done += nbytes
                 on_progress(Progress("download", done, total, str(self.id)))
+        record_download(total, time.perf_counter() - started)
 
     def _fill(self, name: str, part: Range) -> int:
         start, nbytes = part
