@@ -194,6 +194,8 @@ def test_every_verb_of_a_quantized_source_needs_the_word(
         (["allocate", "a.mint", "--budget", "4.5"], "4.5bpw"),
         (["allocate", "a.mint", "--budget", "90000000"], "90000000B"),
         (["allocate", "a.mint", "--budget", "90MB", "--context", "32k"], "are for --device"),
+        (["submit", "a/b", "--budget", "4GB", "--low-disk"], "mint quantize OWNER/NAME --low-disk --quality fast"),
+        (["quantize", "m", "--upload-repo", "a/b"], "needed: --upload OWNER/NAME"),
     ],
 )
 def test_words_of_neighbours_and_mixed_up_options_get_a_hint(
