@@ -1,7 +1,7 @@
 """The rate of this node in its last batch of each job: stored beside its cache, shown by `mint cluster status`."""
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TypeVar
 
@@ -13,7 +13,7 @@ from mint.formats.units import Unit
 T = TypeVar("T")
 
 
-def metered(job: str, pieces: Iterable[tuple[Unit, T, bool]]) -> Iterator[tuple[Unit, T, bool]]:
+def metered(job: str, pieces: Iterator[tuple[Unit, T, bool]]) -> Iterator[tuple[Unit, T, bool]]:
     """The pieces of results as they come, each marked if it is the last; their rate is stored at the end.
 
     Only the time in which they are made counts.

@@ -23,7 +23,6 @@ from mint.forecast.rates import COLUMNS, Rates
 from mint.formats.rounding import ROUNDINGS
 from mint.formats.units import Unit
 from mint.kernels.coupling import MOST_ROWS
-from mint.model.remote.rate import download_rate
 from mint.model.roles import TOWER
 from mint.model.source import Source
 from mint.quality.sequences import CALIBRATION, JUDGED
@@ -119,8 +118,11 @@ def forecast(
     needs_model = ROUNDINGS[rounding].needs_model
     base = text_base(source, TEXT, None if memory is None else memory - PROCESSES_BYTES) if needs_model else ""
     once = [Step("start", _START_SECONDS)]
-    if download_bytes and (rate := download_rate()):
-        once.append(Step(DOWNLOAD, download_bytes / rate))
+    if download_bytes:
+        from mint.model.hub_download import download_rate  # imports what asks a network
+
+        if rate := download_rate():
+            once.append(Step(DOWNLOAD, download_bytes / rate))
     if not analysis.exists():
         once.append(Step("analyze", max(reading, _weights(source) / rates.measured) + _overhead(source)))
     if needs_model and not text_path(source, TEXT, SEED, base).exists():

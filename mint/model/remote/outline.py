@@ -21,10 +21,9 @@ from mint.core.progress import OnProgress, Progress, ignore
 from mint.model.checkpoint.shards import MAX_HEADER_BYTES, SourceTensor, read_shard, sampled_ranges, tensors_of
 from mint.model.checkpoint.sparse_copy import Outline, Range, make_view
 from mint.model.hub_cache import Check, HubId, snapshot_path
-from mint.model.hub_download import explained, fetch_beside, require_online
+from mint.model.hub_download import explained, fetch_beside, record_download, require_online
 from mint.model.locate import no_folder
 from mint.model.remote.ranges import HubFile
-from mint.model.remote.rate import record_download
 
 _AT_ONCE = 8  # requests
 _NEAR = 1 << 16  # bytes between two ranges that one request brings

@@ -368,9 +368,8 @@ def test_a_node_records_its_rates(llama: Path) -> None:
 
     assert rates() == {}
     units = open_source(llama).units
-    assert list(metered("measure nearest", iter([(unit, unit.path) for unit in units]))) == [
-        (unit, unit.path) for unit in units
-    ]
+    pieces = [(unit, unit.path, is_last) for unit in units for is_last in (False, True)]
+    assert list(metered("measure nearest", iter(pieces))) == pieces
     assert rates()["measure nearest"] > 0
 
 

@@ -1,7 +1,7 @@
 """Every job and its results come back as they were, and an unreadable message has its error."""
 
 import tracemalloc
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -139,19 +139,20 @@ def test_a_stack_is_packed_block_by_block_on_a_node_and_written_so_by_the_head(
         job = Quantize(formats, checksums, "nearest", files=files)
         worker = _worker(source, job)
         for _ in range(2):  # the first time compiles what it needs
-            peak = _peak_bytes(lambda: [_written(worker, job, unit) for unit in units])
+            peak = _peak_bytes(lambda: _write(worker, job, units))
     stored = open_weights(tmp_path, [shard.name for shard in layout])
     for result in whole.values():
         assert _bytes(result) == [stored.raw(tensor.name).tobytes() for tensor in result.tensors]
     assert peak < min(sum(tensor.nbytes for tensor in result.tensors) for result in whole.values()) / 2
 
 
-def _written(worker: Worker, job: Quantize, unit: Unit) -> None:
+def _write(worker: Worker, job: Quantize, units: Sequence[Unit]) -> None:
     gathering = Gathering("node")
-    for message in worker.run(1, 1, [unit.path]):
-        for event in gathering.add(message):
-            assert isinstance(event, Arrived), event
-            assert not from_pieces(job, unit, event.pieces).data
+    for unit in units:
+        for message in worker.run(1, 1, [unit.path]):
+            for event in gathering.add(message):
+                assert isinstance(event, Arrived), event
+                assert not from_pieces(job, unit, event.pieces).data
 
 
 def _peak_bytes(work: Callable[[], object]) -> int:

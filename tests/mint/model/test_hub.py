@@ -19,10 +19,10 @@ from cluster.forecast.forecast import plan_cluster
 from mint.cli.main import run_command
 from mint.core.errors import DiskFullError, MintError
 from mint.core.progress import Progress
+from mint.model import hub_download
 from mint.model.hub_cache import HubId, NotOnHubError, cached, parse_id
 from mint.model.hub_download import fetch
 from mint.model.locate import locate, model_name
-from mint.model.remote import rate
 from mint.run.executor import Executor, executing, in_process
 from tests.worlds.hub_world import FakeHub, fake_hub, know
 
@@ -359,7 +359,7 @@ def test_a_dry_run_states_the_download_and_its_time_once_a_rate_was_measured(
     hub: FakeHub, big: Path, cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    monkeypatch.setattr(rate, "_LEAST_BYTES", 0)
+    monkeypatch.setattr(hub_download, "_LEAST_BYTES", 0)
     request = ["quantize", ID, "--budget", "6bpw", "-o", str(tmp_path / "out"), "--dry-run", "--quality", "fast"]
     assert run_command([*request, "--json"]) == 0
     forecast = json.loads(capsys.readouterr().out)["forecast"]
