@@ -18,6 +18,7 @@ from typing import Any, BinaryIO
 import mlx.core as mx
 import numpy as np
 
+from mint.analysis.cast_check import check_activations
 from mint.analysis.probes.own_text import SEED, own_text
 from mint.analysis.unit_jobs import Checksummed, Packed, PackedParts, Quantize
 from mint.assembly.layer_inputs import LOGITS, WEIGHTS, Inputs, Rows, Walk
@@ -122,7 +123,7 @@ def _expected(source: Source, judged: Tokens, file: BinaryIO) -> Expected:
     """The original's predictions of the judged sequences; it is gone from memory before another model is opened."""
     original = Walk(open_wide(source.folder, source.loader), source.units, judged[:0], judged)
     for _ in original.stages({unit.path for unit in source.units}):
-        pass  # a layer is read, called and dropped
+        check_activations(source, original.largest)  # a layer is read, called and dropped
     return Expected(original.logits(), judged, file)
 
 
