@@ -42,7 +42,7 @@ def check_cast(source: Source, lacking: Collection[str] = ()) -> None:
 
 
 def check_activations(source: Source, largest: float) -> None:
-    """Raise `MintError` if the `largest` value between the layers of a model that is cast to float16 overflows there."""
+    """Raise `MintError` if the `largest` value between the layers overflows in a cast to float16."""
     if largest > _LARGEST and _cast(source):
         raise MintError(
             f"{source.folder.name}: values between its layers reach {largest:.3g}, float16 ends at {_LARGEST:.0f}, so "
