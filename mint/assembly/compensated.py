@@ -19,6 +19,7 @@ from typing import Any, BinaryIO
 import mlx.core as mx
 import numpy as np
 
+from mint.analysis.cast_check import check_activations
 from mint.analysis.probes.own_text import SEED, own_text
 from mint.analysis.unit_jobs import Checksummed, Packed, PackedParts, Quantize
 from mint.assembly.layer_inputs import LOGITS, WEIGHTS, Inputs, Rows, Walk
@@ -188,7 +189,7 @@ def _expected(source: Source, judged: Tokens, file: BinaryIO) -> Expected:
     """The original's predictions of the judged sequences; it is gone from memory before another model is opened."""
     original = Walk(open_wide(source.folder, source.loader), source.units, judged[:0], judged)
     for _ in original.stages({unit.path for unit in source.units}):
-        pass  # a layer is read, called and dropped
+        check_activations(source, original.largest)  # a layer is read, called and dropped
     return Expected(original.logits(), judged, file)
 
 
@@ -204,19 +205,27 @@ class Compensation(BlockJob[Packed]):
     files: WeightFiles | None = None
     _curvatures: dict[int, Curvature] = field(default_factory=dict, init=False)
 
+    def takes_rows(self, unit: Unit) -> bool:
+        return self._is_quantized_alone(unit)
+
     def of_blocks(self, unit: Unit, blocks: Blocks) -> Packed:
         """The bytes of `unit`."""
         format, inputs = self.formats[unit.path], self.inputs.get(unit.path)
-        if inputs is None or format == KEEP or not format.scheme.is_compiled:
+        if inputs is None or self._is_quantized_alone(unit):
             return Quantize(self.formats, self.checksums, _SEARCH, self.source, self.files).of_blocks(unit, blocks)
-        checked, packed = Checksummed(blocks), PackedParts(unit, format, self.files)
+        checked, packed = Checksummed(unit, blocks), PackedParts(unit, format, self.files)
         coupling = self._coupling(unit)
         for slices, block in checked():
-            matrices = zip(range(slices.start, slices.stop), raw(block), strict=True)
+            matrices = enumerate(raw(block), slices.start)
             parts = [self._matrix(unit, inputs, coupling, index, matrix) for index, matrix in matrices]
             packed.fill(slices, [np.stack(part) for part in zip(*parts, strict=True)])
-        checked.check(unit, self.checksums)
+        checked.check(self.checksums)
         return packed.packed()
+
+    def _is_quantized_alone(self, unit: Unit) -> bool:
+        """True if no later column compensates an error."""
+        format = self.formats[unit.path]
+        return unit.path not in self.inputs or format == KEEP or not format.scheme.is_compiled
 
     def _matrix(
         self, unit: Unit, inputs: Inputs, coupling: Coupling | None, index: int, matrix: Raw

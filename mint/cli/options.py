@@ -120,7 +120,10 @@ ProgressKind = Annotated[
            callback=_checked_progress),
 ]  # fmt: skip
 DryRun = Annotated[
-    bool, option("", "Print the expected minutes, memory and disk, measured on this machine, and stop.", "--dry-run")
+    bool,
+    option(
+        "", "Print the expected minutes, memory, disk and download, and stop. No weights are downloaded.", "--dry-run"
+    ),
 ]
 LowDisk = Annotated[
     bool,

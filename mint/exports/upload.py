@@ -55,7 +55,7 @@ def upload(folder: Path | str, repository: str, *, private: bool = False, on_pro
     except (httpx2.TransportError, RuntimeError) as error:  # huggingface_hub wraps what breaks a large file
         raise MintError(f"{id}: the upload broke off ({error}); run the same command again to resume") from error
     except ValueError as error:  # metadata of the card
-        raise MintError(f"{folder}: the hub refuses it ({error}); mend README.md") from error
+        raise MintError(f"{folder}: the hub refuses it ({error}); fix README.md") from error
     return Uploaded(id.repository, str(page), commit.oid)
 
 

@@ -28,6 +28,7 @@ from mint.model.roles import TOWER
 from mint.model.source import Source
 from mint.quality.sequences import CALIBRATION, JUDGED
 
+DOWNLOAD = "download"  # the step
 _START_SECONDS = 1.0  # imports and the opening of the model
 _VERIFY_SECONDS = 2.0  # to load stock mlx_lm beside it
 _VERIFY_PASSES = 12  # over all weights: digests, decoding, and products with few rows
@@ -54,6 +55,7 @@ class Forecast:
     memory: dict[str, int]  # bytes at most, by step
     disk_bytes: int  # of the results, and of temporary files
     machine_bytes: int  # of memory
+    download_bytes: int  # of weights that are not on this machine
 
     @property
     def seconds(self) -> float:
@@ -72,6 +74,7 @@ class Forecast:
             "peak_memory_bytes": self.peak_bytes,
             "memory_bytes": dict(self.memory),
             "disk_bytes": self.disk_bytes,
+            "download_bytes": self.download_bytes,
         }
 
     def __str__(self) -> str:
@@ -80,8 +83,17 @@ class Forecast:
         short = machine if self.peak_bytes > self.machine_bytes else ""
         return (
             f"about {format_seconds(self.seconds)} ({steps}); up to {format_size(self.peak_bytes)} of memory{short}, "
-            f"{format_size(self.disk_bytes)} of disk"
+            f"{format_size(self.disk_bytes)} of disk{f', {self.download}' if self.download else ''}"
         )
+
+    @property
+    def download(self) -> str:
+        """The download in words, and if its time is known; empty where nothing is to be downloaded."""
+        if not self.download_bytes:
+            return ""
+        is_timed = any(step.name == DOWNLOAD for step in self.steps)
+        unknown = "" if is_timed else ", whose time is not known: nothing was downloaded here before"
+        return f"{format_size(self.download_bytes)} to download{unknown}"
 
 
 def forecast(
@@ -93,13 +105,14 @@ def forecast(
     probing: Probing | None,
     memory: int | None,
     streamed_bytes: int = 0,
+    download_bytes: int = 0,
     on_progress: OnProgress,
 ) -> Forecast:
     """The forecast for models of these `sizes` in bytes; steps whose results are in the cache or `analysis` are free.
 
     `probing` is that of missing probes. `memory` bounds the model that writes text. `streamed_bytes` are the most
-    weights on the disk of a model that is streamed from the hub; the seconds of downloads are not known. The first
-    forecast on a machine measures its rates, for a second or two.
+    weights on the disk of a model that is streamed from the hub. The `download_bytes` of weights take the time of this
+    machine's last download, if there was one. The first forecast on a machine measures its rates, for a second or two.
     """
     rates = machine_rates(rounding, on_progress)
     shard = max(source.shards, key=lambda shard: shard.nbytes)
@@ -107,6 +120,11 @@ def forecast(
     needs_model = ROUNDINGS[rounding].needs_model
     base = text_base(source, TEXT, None if memory is None else memory - PROCESSES_BYTES) if needs_model else ""
     once = [Step("start", _START_SECONDS)]
+    if download_bytes:
+        from mint.model.hub_download import download_rate  # imports what asks a network
+
+        if rate := download_rate():
+            once.append(Step(DOWNLOAD, download_bytes / rate))
     if not analysis.exists():
         once.append(Step("analyze", max(reading, _weights(source) / rates.measured) + _overhead(source)))
     if needs_model and not text_path(source, TEXT, SEED, base).exists():
@@ -124,6 +142,7 @@ def forecast(
         needed_memory(source, rounding, base),
         sum(sizes) + temporary + streamed_bytes,
         memory_bytes(),
+        download_bytes,
     )
 
 

@@ -26,7 +26,7 @@ from mint.model.passes.gradients import BYTES
 from mint.model.roles import TOWER, layer_path
 from mint.model.source import Source
 from mint.quality.sequences import CALIBRATION, JUDGED, TextSize
-from mint.run.stacks import BLOCK, comes_in_blocks, held_bytes
+from mint.run.stacks import BLOCK, comes_in_blocks, held_bytes, may_come_in_blocks
 
 _MOMENTS = 24  # bytes for each of C^2 second moments while they are factored
 _PACKING = 12  # for each weight of a block that is compensated
@@ -70,7 +70,7 @@ def matrices_per_token(source: Source) -> dict[str, int]:
 
 def _writing(source: Source, unit: Unit) -> int:
     """Bytes to measure a unit, or to pack it while the one before is written."""
-    if comes_in_blocks(source, unit):
+    if may_come_in_blocks(source, unit):
         return held_bytes(source, unit) + backend().working_bytes(BLOCK)
     return 3 * unit.nbytes + backend().working_bytes(unit.size)
 

@@ -79,6 +79,13 @@ class Replay:
         """The share of the calls that `before` replays."""
         return self._end(path) / len(self._calls) if self._calls else 0.0
 
+    @property
+    def largest(self) -> float:
+        """The largest magnitude in the answer of the last recorded call."""
+        flat: Any = tree_flatten(self._records[-1].answer)
+        sizes = [mx.abs(value).max() for _, value in flat if isinstance(value, mx.array)]
+        return max((float(size.item()) for size in sizes), default=0.0)
+
     def another(self) -> "Replay":
         """A replay of the same calls that has recorded nothing, for other sequences as long."""
         other = copy(self)

@@ -89,7 +89,7 @@ def test_refusals_come_before_the_work(
 def test_a_card_that_the_hub_refuses_is_named(hub: FakeHub, made: Path, tmp_path: Path) -> None:
     shutil.copytree(made, tmp_path / "copy")
     (tmp_path / "copy" / "README.md").write_text("---\nlicense: [mit]\n---\n")
-    with pytest.raises(MintError, match=r"mend README.md"):
+    with pytest.raises(MintError, match=r"fix README.md"):
         upload(tmp_path / "copy", ID)
 
 
