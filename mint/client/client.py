@@ -13,6 +13,7 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 from mint.client.download import ServedFile, download
 from mint.client.http import Connection, Record, RefusedError, SilentError, is_away
@@ -266,6 +267,11 @@ class Client(Connection):
         answer = self.ask("GET", f"/v1/jobs/{_plain(id)}/history", params={"after": after})
         return tuple(JobEvent(event["seq"], event["kind"], event["body"]) for event in answer["events"])
 
+    def log(self, id: str) -> str:
+        """The end of the output of a job's runners, for its subscribers and admins."""
+        with self.stream("GET", f"/v1/jobs/{_plain(id)}/log") as response:
+            return response.read().decode()
+
     def curve(self, identity: str, recipe: Recipe = _RECIPE, *, points: int = 60) -> Record:
         """The curve of budget and loss of an analyzed model, its knees, and where devices lie on it."""
         options = {name: getattr(recipe, name) for name in ("rounding", "dtype", "loader", "objective")}
@@ -298,6 +304,32 @@ class Client(Connection):
     def hosts(self) -> list[Record]:
         """The machines that work for the queue, with their jobs and their capacity."""
         return list(self.ask("GET", "/v1/hosts")["hosts"])
+
+    # for admins
+
+    def requeue(self, id: str) -> ServedJob:
+        """Return a job to the queue: a running one after the unit at work, an ended one as a new job."""
+        return _job(self.ask("POST", f"/v1/jobs/{_plain(id)}/requeue", json={}))
+
+    def drain(self, host: str, *, drained: bool = True) -> Record:
+        """Let a machine begin no more jobs, or let it begin jobs again."""
+        return self.ask("PATCH", f"/v1/hosts/{quote(host, safe='')}", json={"drained": drained})
+
+    def people(self) -> list[Record]:
+        """Everybody with a token or a job: their token, quota, jobs and work."""
+        return list(self.ask("GET", "/v1/people")["people"])
+
+    def change_person(self, name: str, *, quota: Mapping[str, int | None]) -> Record:
+        """Replace the quota of a person: `active` and `queued` jobs, `nbytes`; a limit that is left out is none."""
+        return self.ask("PATCH", f"/v1/people/{quote(name, safe='')}", json={"quota": dict(quota)})
+
+    def remove_artifact(self, digest: str) -> Record:
+        """Remove an artifact from the service's disk."""
+        return self.ask("DELETE", f"/v1/artifacts/{_plain(digest)}")
+
+    def audit(self, *, search: str = "", limit: int = 100) -> list[Record]:
+        """The latest entries of the audit log, the newest first, with all words of a search."""
+        return list(self.ask("GET", "/v1/audit", params={"search": search, "limit": limit})["entries"])
 
     def me(self) -> Record:
         """The person of the token: name and scopes."""

@@ -15,6 +15,7 @@ from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from cluster.service.data.catalog import Catalog
 from cluster.service.data.database import Database
 from cluster.service.data.hosts import Hosts
+from cluster.service.data.people import People
 from cluster.service.data.records import Person
 from cluster.service.data.tokens import NOBODY, Tokens, digest_of
 from cluster.service.http.audit import Audit
@@ -49,6 +50,7 @@ class Service:
         self.database = database
         self.queue = Queue(database, clock, settings.lease_seconds)
         self.tokens = Tokens(database, clock)
+        self.roster = People(database, clock)
         self.catalog = Catalog(database, clock)
         self.hosts = Hosts(database, clock)
         self.store = Store(settings.data / "store", self.catalog, settings.max_store_bytes)
@@ -157,6 +159,7 @@ def _need(scope: str) -> Callable[..., Person]:
 Here = Annotated[Service, Depends(service_of)]
 Reader = Annotated[Person, Depends(_need("read"))]
 Submitter = Annotated[Person, Depends(_need("submit"))]
+Admin = Annotated[Person, Depends(_need("admin"))]
 
 
 def refusals(*statuses: int) -> dict[int | str, dict[str, Any]]:

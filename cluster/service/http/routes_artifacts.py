@@ -10,10 +10,11 @@ from fastapi import APIRouter, Depends, Path, Query, Request, Response
 
 from cluster.service.data.records import Artifact, Person
 from cluster.service.errors import DatabaseUnavailableError
-from cluster.service.http.context import BEARER, POSTED, Here, Reader, Service, refusals
+from cluster.service.http.context import BEARER, POSTED, Admin, Here, Reader, Service, refusals
 from cluster.service.http.downloads import Download
 from cluster.service.http.error_answers import ApiError
-from cluster.service.http.schema import ArtifactAnswer, ArtifactsAnswer, FileAnswer, Sha256, TicketAnswer, TicketRequest
+from cluster.service.http.schema import ArtifactAnswer, ArtifactsAnswer, FileAnswer, TicketAnswer
+from cluster.service.http.schema_requests import Sha256, TicketRequest
 from mint.client.download import ServedFile
 
 router = APIRouter(prefix="/v1/artifacts", tags=["artifacts"])
@@ -54,6 +55,15 @@ def list_artifacts(
 def show_artifact(digest: Digest, service: Here, person: Reader) -> ArtifactAnswer:
     """The files of an artifact."""
     return artifact_answer(service.catalog.get(digest))
+
+
+@router.delete("/{digest}", responses=refusals(404, 409))
+def remove_artifact(request: Request, digest: Digest, service: Here, person: Admin) -> ArtifactAnswer:
+    """Remove an artifact from the disk. A job that asks for it again makes it anew; one in use is refused."""
+    artifact = service.catalog.get(digest)
+    service.store.remove(digest)
+    service.note(request, person, "artifact.removed", artifact=digest, nbytes=artifact.nbytes)
+    return artifact_answer(artifact)
 
 
 @router.post("/{digest}/tickets", status_code=201, responses=refusals(404, *POSTED))

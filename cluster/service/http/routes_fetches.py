@@ -6,7 +6,8 @@ from fastapi import APIRouter, Path, Request, Response
 
 from cluster.service.http.context import POSTED, Here, Reader, Service, Submitter, refusals
 from cluster.service.http.error_answers import ApiError
-from cluster.service.http.schema import FetchAnswer, FetchRequest
+from cluster.service.http.schema import FetchAnswer
+from cluster.service.http.schema_requests import FetchRequest
 from mint.model.hub_cache import parse_id
 
 router = APIRouter(prefix="/v1/fetches", tags=["fetches"])

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from os import SEEK_END
 from pathlib import Path as FilePath
 from typing import Annotated, Any, Literal
 
@@ -10,18 +11,11 @@ from fastapi import APIRouter, Header, Path, Query, Request, Response
 from cluster.service.data.records import Forecast, Job, ModelRequest, Person
 from cluster.service.data.states import ACTIVE, ANALYZING, FINAL, GROUPS, PROBING, WAITING
 from cluster.service.errors import DatabaseUnavailableError, NotFetchedError
-from cluster.service.http.context import POSTED, Here, Reader, Service, Submitter, refusals
+from cluster.service.http.context import POSTED, Admin, Here, Reader, Service, Submitter, refusals
 from cluster.service.http.error_answers import ApiError
-from cluster.service.http.schema import (
-    JobAnswer,
-    JobChange,
-    JobsAnswer,
-    Sha256,
-    Submission,
-    SubmittedAnswer,
-    SubmittedJob,
-)
+from cluster.service.http.schema import JobAnswer, JobsAnswer, SubmittedAnswer, SubmittedJob
 from cluster.service.http.schema_events import EventsAnswer, JobEnded
+from cluster.service.http.schema_requests import JobChange, Nothing, Sha256, Submission
 from cluster.service.http.sse import EventStream
 from cluster.service.http.stored import has, require_room, stored_analyses
 from cluster.service.queue.forecast import expected_stages
@@ -163,6 +157,47 @@ def change_job(request: Request, id: JobId, body: JobChange, service: Here, pers
     job = service.queue.pause(id, person) if body.paused else service.queue.resume(id, person)
     service.note(request, person, "job.paused" if body.paused else "job.resumed", job=id)
     return JobAnswer(**job_record(job, person))
+
+
+@router.post("/{id}/requeue", responses=refusals(404, *POSTED))
+def requeue_job(request: Request, id: JobId, body: Nothing, service: Here, person: Admin) -> JobAnswer:
+    """Return a job to the queue: a running one after the unit at work, an ended one as a new job for its subscribers.
+
+    A job that is done and still stored stays as it is.
+    """
+    job = service.queue.requeue(id, person)
+    service.note(request, person, "job.requeued", job=id, new=job.id)
+    return JobAnswer(**job_record(job, person))
+
+
+@router.get(
+    "/{id}/log",
+    response_class=Response,
+    responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}, **refusals(404)},
+)
+def read_log(
+    id: JobId,
+    service: Here,
+    person: Reader,
+    nbytes: Annotated[int, Query(ge=1, le=1 << 20, description="Of the end of the log.")] = 64 << 10,
+) -> Response:
+    """The end of the output of a job's runners, for its subscribers and admins; empty before it has begun."""
+    job = service.queue.get(id)
+    if person.name not in job.watchers and not person.may("admin"):
+        raise ApiError(403, f"the log of job {id} is for those who want the job, and for admins")
+    return Response(_tail(service.settings.log_path(id), nbytes), media_type="text/plain")
+
+
+def _tail(path: FilePath, nbytes: int) -> str:
+    """The last bytes of a text file, from the start of a line on; empty without the file."""
+    try:
+        with path.open("rb") as file:
+            size = file.seek(0, SEEK_END)
+            file.seek(max(0, size - nbytes))
+            text = file.read()
+    except FileNotFoundError:
+        return ""
+    return (text if size <= nbytes else text.partition(b"\n")[2]).decode("utf-8", "replace")
 
 
 def job_ended(body: JobEnded) -> None:

@@ -8,6 +8,7 @@ from fastapi import APIRouter, Path, Query
 
 from cluster.service.errors import DatabaseUnavailableError, NotFetchedError
 from cluster.service.http import schema
+from cluster.service.http import schema_requests as requests
 from cluster.service.http.context import POSTED, Here, Reader, Service, refusals
 from cluster.service.http.error_answers import ApiError
 from cluster.service.http.routes_artifacts import artifact_answer
@@ -72,10 +73,10 @@ def show_curve(
     identity: Identity,
     service: Here,
     person: Reader,
-    rounding: schema.Rounding = DEFAULTS["rounding"],
-    dtype: schema.Dtype = DEFAULTS["dtype"],
-    loader: schema.Loader = DEFAULTS["loader"],
-    objective: schema.ObjectiveName = DEFAULTS["objective"],
+    rounding: requests.Rounding = DEFAULTS["rounding"],
+    dtype: requests.Dtype = DEFAULTS["dtype"],
+    loader: requests.Loader = DEFAULTS["loader"],
+    objective: requests.ObjectiveName = DEFAULTS["objective"],
     points: Annotated[int, Query(ge=2, le=200)] = 60,
 ) -> schema.CurveAnswer:
     """The curve of budget and loss of an analyzed model, its knees, and where devices lie on it."""
@@ -84,7 +85,7 @@ def show_curve(
 
 
 @router.post("/plans", responses=refusals(404, 409, *POSTED))
-def make_plan(request: schema.PlanRequest, service: Here, person: Reader) -> schema.PlanAnswer:
+def make_plan(request: requests.PlanRequest, service: Here, person: Reader) -> schema.PlanAnswer:
     """The plan of a budget, now and without a job."""
     options = request.options.model_dump()
     budget = budget_of(request.budget, options)
@@ -99,9 +100,9 @@ def show_analysis(
     identity: Identity,
     service: Here,
     person: Reader,
-    rounding: schema.Rounding = DEFAULTS["rounding"],
-    dtype: schema.Dtype = DEFAULTS["dtype"],
-    loader: schema.Loader = DEFAULTS["loader"],
+    rounding: requests.Rounding = DEFAULTS["rounding"],
+    dtype: requests.Dtype = DEFAULTS["dtype"],
+    loader: requests.Loader = DEFAULTS["loader"],
 ) -> schema.ArtifactAnswer:
     """The files of an analysis: a few MB, from which everybody who has the model can make any plan, and assemble it."""
     return _stored(service, identity, rounding, dtype, loader)
@@ -109,12 +110,12 @@ def show_analysis(
 
 @router.get("/analyses", responses=refusals(404, 409))
 def find_analysis(
-    model: schema.ModelName,
+    model: requests.ModelName,
     service: Here,
     person: Reader,
-    rounding: schema.Rounding = DEFAULTS["rounding"],
-    dtype: schema.Dtype = DEFAULTS["dtype"],
-    loader: schema.Loader = DEFAULTS["loader"],
+    rounding: requests.Rounding = DEFAULTS["rounding"],
+    dtype: requests.Dtype = DEFAULTS["dtype"],
+    loader: requests.Loader = DEFAULTS["loader"],
     probe: Annotated[bool, Query(description="Only an analysis with probes.")] = False,
 ) -> schema.ArtifactAnswer:
     """The same by the name of a model."""

@@ -22,7 +22,14 @@ from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 from cluster.service.data.database import connect
 from cluster.service.data.hosts import BEAT_SECONDS, Hosts
 from cluster.service.errors import DatabaseUnavailableError
-from cluster.service.http import routes_about, routes_artifacts, routes_fetches, routes_jobs, routes_models
+from cluster.service.http import (
+    routes_about,
+    routes_admin,
+    routes_artifacts,
+    routes_fetches,
+    routes_jobs,
+    routes_models,
+)
 from cluster.service.http.context import Service, refusals, service_of
 from cluster.service.http.error_answers import CODES, ApiError, describe_invalid
 from cluster.service.http.head_deadline import DeadlineProtocol
@@ -85,7 +92,7 @@ def create_app(
     app.state.service = service
     refused: dict[int | str, dict[str, Any]] = {422: {"description": "Any status but 2xx: the report is repeated."}}
     app.webhooks.add_api_route("job.ended", routes_jobs.job_ended, methods=["POST"], responses=refused)
-    for part in (routes_jobs, routes_models, routes_fetches, routes_artifacts, routes_about):
+    for part in (routes_jobs, routes_models, routes_fetches, routes_artifacts, routes_about, routes_admin):
         app.include_router(part.router, responses=refusals())
     if routes_about.WEB.is_dir():
         app.mount("/static", StaticFiles(directory=routes_about.WEB))

@@ -8,7 +8,7 @@ from typing import Any
 
 from sqlalchemy import Connection, Row, exists, func, insert, or_, select, update
 
-from cluster.service.data.records import Forecast, Job, ModelRequest, Person
+from cluster.service.data.records import Forecast, Job, ModelRequest
 from cluster.service.data.states import ACTIVE, DONE, QUEUED
 from cluster.service.data.tables import artifacts, jobs
 from cluster.service.errors import NotFoundError
@@ -19,17 +19,29 @@ JobRow = Row[tuple[Any, ...]]
 _COPIED = tuple(copied.name for copied in fields(Job) if copied.name in jobs.c)
 
 
-def new_job(connection: Connection, request: ModelRequest, by: Person, forecast: Forecast, **values: Any) -> JobRow:
+def new_job(connection: Connection, request: ModelRequest, owner: str, forecast: Forecast, **values: Any) -> JobRow:
     """Insert a queued job of a person."""
     values |= {
         **asdict(request), "id": secrets.token_hex(8), "wish_key": request.key, "analysis_key": request.analysis_key,
-        "state": QUEUED, "owner": by.name, "queued_at": values["created_at"], "expected_bytes": forecast.most_bytes,
+        "state": QUEUED, "owner": owner, "queued_at": values["created_at"], "expected_bytes": forecast.most_bytes,
         "source_bytes": forecast.source_bytes, "expected_seconds": forecast.seconds,
         "expected_stages": dict(forecast.stages),
     }  # fmt: skip
     row = connection.execute(insert(jobs).values(values).returning(*jobs.c)).one()
     history.append_state(connection, row, values["created_at"])
     return row
+
+
+def repeated_job(connection: Connection, row: JobRow, now: float) -> JobRow:
+    """Insert a queued job for the request of an ended one, its watchers and, without them, its owner."""
+    forecast = Forecast(row.expected_bytes, row.source_bytes, row.expected_stages or {})
+    request = ModelRequest(row.model, row.identity, row.budget, row.options)
+    values = {"priority": row.priority, "created_at": now, "deadline_seconds": row.deadline_seconds}
+    names = subscriptions.names(connection, [row.number]).get(row.number) or (row.owner,)
+    repeated = new_job(connection, request, names[0], forecast, **values)
+    for name in names:
+        subscriptions.add(connection, repeated.number, name, row.priority)
+    return repeated
 
 
 def shared_job(connection: Connection, key: str) -> JobRow | None:

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from cluster.service.data.records import Quota
-from cluster.service.http.schema import Options
 from cluster.service.http.schema_events import JobEnded
+from cluster.service.http.schema_requests import Options
 from cluster.service.request_options import DEFAULTS, budget_of, canonical
 from cluster.service.work.notifier import report
 from mint.analysis.analysis import read_analysis
@@ -381,6 +381,8 @@ _CLIENT = {
     "show_curve": "curve", "make_plan": "plan", "find_analysis": "analysis", "fetch_model": "fetch",
     "show_fetch": "fetch", "list_artifacts": "artifacts", "show_artifact": "artifact", "download_file": "download",
     "list_devices": "devices", "list_hosts": "hosts", "show_me": "me",
+    "read_log": "log", "requeue_job": "requeue", "change_host": "drain", "list_people": "people",
+    "change_person": "change_person", "remove_artifact": "remove_artifact", "list_audit": "audit",
 }  # fmt: skip
 # of browsers, probes and Prometheus; `show_analysis` is `find_analysis` by another name
 _NOT_OF_CLIENTS = {
