@@ -13,7 +13,7 @@ export async function downloads(jobs, signal) {
 }
 
 /** The name of an artifact: the budget and the quality of its job, its closeness, its person, its date. */
-function nameOf({ kind, digest }, job) {
+export function nameOf({ kind, digest }, job) {
   if (!job) return [kind === "analysis" ? "Analysis" : "Model", " ", h("code", {}, short(digest))];
   const { result, options } = job;
   const kl = result.closeness?.kl.value ?? result.predicted_kl;

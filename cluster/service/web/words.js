@@ -50,6 +50,13 @@ export function moment(seconds) {
     : then.toLocaleDateString([], { year: "numeric", month: "short", day: "numeric" });
 }
 
+/** The time since a moment, such as 3 min ago. */
+export function ago(seconds) {
+  const past = Math.max(0, Date.now() / 1000 - seconds);
+  const [unit, length] = [["d", 86400], ["h", 3600], ["min", 60]].find(([, length]) => past >= length) ?? ["", 1];
+  return unit ? `${Math.floor(past / length)} ${unit} ago` : "now";
+}
+
 /** A KL divergence and its interval. */
 export function interval(kl) {
   return `${figures(kl.value, 3)} (${figures(kl.low, 2)} to ${figures(kl.high, 2)})`;

@@ -5,8 +5,7 @@ Pictures of what was seen are kept in .artifacts/page, which git ignores.
 
 import hashlib
 import re
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -24,81 +23,9 @@ from cluster.service.data.database import connect
 from cluster.service.queue.queue import Queue
 from cluster.service.settings import Settings
 from tests.worlds.hub_world import fake_hub
-from tests.worlds.page_world import CHROMIUM, DRIVER, Page, chromium, make_token, serving
-from tests.worlds.zoo import write_model
+from tests.worlds.page_world import EVIL, Page, make_token, needs_chromium, serving, submit, watched
 
 WEB = Path(__file__).parents[3] / "cluster" / "service" / "web"
-EVIL = "<img src=x onerror=window.pwned=1>"
-needs_chromium = pytest.mark.skipif(
-    not (CHROMIUM and DRIVER), reason="no Chromium here: apt-get install chromium chromium-driver"
-)
-
-
-@pytest.fixture(scope="module")
-def roots(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two models, one of them with a name that is also markup."""
-    folder = tmp_path_factory.mktemp("roots")
-    write_model("llama", folder / "small-llama", tokenizer=True)
-    write_model("llama", folder / EVIL, seed=1)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def service(tmp_path_factory: pytest.TempPathFactory, roots: Path) -> Iterator[str]:
-    """A service that works."""
-    with serving(tmp_path_factory.mktemp("service"), roots) as url:
-        yield url
-
-
-@pytest.fixture(scope="module")
-def downloads(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("downloads")
-
-
-@pytest.fixture(scope="module")
-def browser(downloads: Path) -> Iterator[Any]:
-    with chromium(downloads) as driver:
-        yield driver
-
-
-@contextmanager
-def watched(browser: Any, url: str) -> Iterator[Page]:
-    """A page that keeps the console silent and asks nothing of another host, or the test fails."""
-    page = Page(browser, url)
-    page.requests(), page.complaints()
-    yield page
-    assert not page.complaints()
-    foreign = [
-        request["url"]
-        for request in page.requests()
-        if not request["url"].startswith((url, "about:", "data:", "chrome:"))
-    ]
-    assert not foreign
-
-
-@pytest.fixture
-def page(browser: Any, service: str) -> Iterator[Page]:
-    with watched(browser, service) as page:
-        yield page
-
-
-@pytest.fixture(scope="module")
-def made(browser: Any, service: str) -> str:
-    """The identity of a model that was submitted in the page with a budget and is done."""
-    page = Page(browser, service)
-    page.open()
-    submit(page, "small-llama", "5bpw")
-    page.until(lambda: "done" in page.read("[data-state='done'] .state"))
-    page.open("#/models")
-    return str(page.script("return [...document.querySelectorAll('td a')].find((a) => a.text === 'small-llama').hash"))
-
-
-def submit(page: Page, model: str, *budgets: str) -> None:
-    Select(page.one("#model")).select_by_value(model)
-    for budget in budgets:
-        page.one("#size").send_keys(budget + Keys.ENTER)
-    page.click("form [type=submit]")
-    page.until(lambda: page.read("form .taken"))
 
 
 @needs_chromium
