@@ -19,7 +19,7 @@ export async function adminPage({ signal }) {
   if (!mayAdmin) return [h("h1", {}, "Administration"), h("p", { class: "empty" }, "This page needs a token with the scope admin.")];
   const trouble = h("div", {});
   const desk = new JobDesk(signal, () => look());
-  const [summary, hosts, people, disk] = [new Live(drawSummary), new Live(drawHosts), new Live(drawPeople), new Live(drawDisk)];
+  const [summary, hosts, people, disk] = [new Live(drawSummary, ""), new Live(drawHosts), new Live(drawPeople), new Live(drawDisk)];
   const audit = new Live(drawAudit);
   const words = h("input", { type: "search", id: "audit-search", "aria-label": "Search the audit log", placeholder: "Person, event, job",
     oninput: () => look() });
@@ -87,7 +87,7 @@ function drawHosts({ hosts, look }) {
     ["Jobs", ({ jobs }) => jobs.length ? jobs.map((id, index) => [index ? ", " : "", h("a", { href: `#/jobs/${id}` }, id.slice(0, 6))]) : "none"],
     ["Slots", ({ slots }) => slots ?? "", true],
     ["Free", ({ free_bytes: free }) => (free === null ? "" : size(free, 3)), true],
-    ["Cluster", ({ cluster }) => foreign(cluster ?? "")],
+    ["Cluster", ({ cluster }) => (cluster ? foreign(cluster) : "")],
     ["Report", ({ seen_at: at }) => (at ? ago(at) : "never")],
     ["", (host) => action(host.drained_by ? "Take jobs again" : "Drain", `drain-${host.name}`, host.name, () =>
       ask(`/v1/hosts/${encodeURIComponent(host.name)}`, { method: "PATCH", body: { drained: !host.drained_by } }), look)],

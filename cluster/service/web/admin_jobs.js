@@ -48,7 +48,7 @@ export class JobDesk {
         ["Person", (job) => foreign(job.watchers.join(", ") || job.owner)],
         ["State", (job) => [h("span", { class: "state", "data-state": job.state }, STATES[job.state]),
           job.position ? ` no. ${job.position}` : "", job.reason && h("small", { class: "why" }, foreign(job.reason))]],
-        ["Machine", (job) => foreign(job.host)],
+        ["Machine", (job) => (job.host ? foreign(job.host) : "")],
         ["Since", (job) => ago(job.finished_at ?? (isActive(job.state) ? job.started_at : job.created_at))],
         ["", (job) => this.#actions(job)],
       ], jobs),

@@ -65,7 +65,7 @@ export async function jobPage({ key, signal }) {
   return [
     h("p", { class: "path" }, h("a", { href: `#/models/${job.identity}` }, foreign(job.model))),
     h("h1", {}, foreign(base(job.model)), ` in ${wanted(job)}`),
-    card.element, result,
+    h("h2", { class: "hidden" }, "Progress"), card.element, result,
     h("section", {}, h("h2", {}, "What was asked"), facts([
       ["Job", h("code", {}, job.id)],
       ["Model", foreign(job.model)],

@@ -7,9 +7,9 @@ export class Live {
   #draw;
   #content;
 
-  constructor(draw) {
+  constructor(draw, shape = "card") {
     this.#draw = draw;
-    this.element = h("div", { class: "live" });
+    this.element = h("div", { class: `live ${shape}` });
   }
 
   show(state) {

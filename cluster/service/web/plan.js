@@ -22,7 +22,7 @@ export class PlanPanel {
     this.#name = name;
     this.#options = options;
     this.#signal = signal;
-    this.element = h("aside", { class: "card plan", "aria-labelledby": "plan", "aria-live": "off" });
+    this.element = h("section", { class: "card plan", "aria-labelledby": "plan", "aria-live": "off" });
     this.picture = h("div", {});
   }
 
