@@ -22,7 +22,7 @@ AXE = Path(_SPEC.origin).with_name("axe.min.js") if _SPEC and _SPEC.origin else 
 _RUN = """
 const done = arguments[0];
 axe.run(document, {runOnly: ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "best-practice"]}).then(({violations}) =>
-  done(violations.map(({id, nodes}) => `${id}: ${nodes.map((node) => node.html.slice(0, 160)).slice(0, 3).join(" | ")}`)),
+  done(violations.map(({id, nodes}) => [id, ...nodes.slice(0, 3).map(({html}) => html.slice(0, 160))].join(" | "))),
   (error) => done([String(error)]));
 """
 
