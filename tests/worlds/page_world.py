@@ -177,6 +177,7 @@ class Page:
 def watched(browser: Any, url: str) -> Iterator[Page]:
     """A page that keeps the console silent and asks nothing of another host, or the test fails."""
     page = Page(browser, url)
+    browser.get("about:blank")  # ends the requests of the page before
     page.requests(), page.complaints()
     yield page
     assert not page.complaints()
