@@ -21,6 +21,7 @@ class Settings:
     port: int = PORT
     database: str = ""  # URL; empty: SQLite in `data`
     roots: tuple[Path, ...] = ()
+    group_roots: tuple[tuple[str, Path], ...] = ()  # a group, and a folder of models that only it sees
     allow_hub: bool = False
     cluster: str = ""  # of Ray, for the runners
     slots: int = 1  # jobs at a time on this host; 0: serve only

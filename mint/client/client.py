@@ -40,6 +40,7 @@ class ServedJob:
     identity: str
     budget: str  # empty: an analysis
     options: Mapping[str, Any]
+    group: str  # that sees it; empty: everybody
     state: str
     reason: str
     owner: str
@@ -89,6 +90,7 @@ class Client(Connection):
         recipe: Recipe = _RECIPE,
         *,
         priority: int = 0,
+        group: str = "",
         deadline_hours: float | None = None,
         on_progress: OnProgress = ignore,
     ) -> tuple[ServedJob, ...]:
@@ -98,12 +100,8 @@ class Client(Connection):
         have is fetched first, and a GGUF file is converted. Raises `RefusedError` with the service's reason, and
         `MintError` for devices of different rooms: those need a submission each.
         """
-        sizes = [Budget.of(budget) for budget in budgets]
-        rooms = {budget.room for budget in sizes if budget.device} or {Room()}
-        if len(rooms) > 1:
-            raise MintError(f"found devices with {len(rooms)} different rooms; needed one room, or a submission each")
-        options = {**recipe.to_dict(), **rooms.pop().to_dict()}
-        request = {"model": model, "budgets": list(map(str, sizes)), "options": options, "priority": priority}
+        request = _request(model, budgets, recipe) | {"priority": priority}
+        request |= {"group": group} if group else {}
         request |= {"deadline_hours": deadline_hours} if deadline_hours else {}
         try:
             answer = self.ask("POST", "/v1/jobs", json=request)
@@ -113,6 +111,13 @@ class Client(Connection):
             self.fetch(model, on_progress)
             answer = self.ask("POST", "/v1/jobs", json=request)
         return tuple(map(_job, answer["jobs"]))
+
+    def forecast(
+        self, model: str, budgets: Sequence[str | Budget] = (), recipe: Recipe = _RECIPE
+    ) -> tuple[Record, ...]:
+        """The expected seconds of the jobs that `submit` would make, in all and by stage, from earlier jobs."""
+        request = _request(model, budgets, recipe)
+        return tuple(self.ask("POST", "/v1/jobs/forecasts", json=request)["forecasts"])
 
     def fetch(self, model: str, on_progress: OnProgress = ignore) -> None:
         """Let the service download a model of the hub or convert a GGUF file, and wait; one under way is joined.
@@ -319,9 +324,15 @@ class Client(Connection):
         """Everybody with a token or a job: their token, quota, jobs and work."""
         return list(self.ask("GET", "/v1/people")["people"])
 
-    def change_person(self, name: str, *, quota: Mapping[str, int | None]) -> Record:
-        """Replace the quota of a person: `active` and `queued` jobs, `nbytes`; a limit that is left out is none."""
-        return self.ask("PATCH", f"/v1/people/{quote(name, safe='')}", json={"quota": dict(quota)})
+    def change_person(
+        self, name: str, *, quota: Mapping[str, int | None] | None = None, groups: Sequence[str] | None = None
+    ) -> Record:
+        """Replace the quota of a person, `active` and `queued` jobs and `nbytes`, or the groups.
+
+        A limit that is left out is none.
+        """
+        change = {"quota": quota, "groups": groups}
+        return self.ask("PATCH", f"/v1/people/{quote(name, safe='')}", json=change)
 
     def remove_artifact(self, digest: str) -> Record:
         """Remove an artifact from the service's disk."""
@@ -338,6 +349,14 @@ class Client(Connection):
     def models(self) -> list[Record]:
         """The models that the service can quantize."""
         return list(self.ask("GET", "/v1/models")["models"])
+
+
+def _request(model: str, budgets: Sequence[str | Budget], recipe: Recipe) -> dict[str, Any]:
+    sizes = [Budget.of(budget) for budget in budgets]
+    rooms = {budget.room for budget in sizes if budget.device} or {Room()}
+    if len(rooms) > 1:
+        raise MintError(f"found devices with {len(rooms)} different rooms; needed one room, or a submission each")
+    return {"model": model, "budgets": list(map(str, sizes)), "options": {**recipe.to_dict(), **rooms.pop().to_dict()}}
 
 
 def _job(record: Record) -> ServedJob:

@@ -1,17 +1,17 @@
 """The people of a service: their token, their quota, and what they use."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from sqlalchemy import Connection, case, func, select, update
+from sqlalchemy import Connection, case, func, select
 
 from cluster.service.data import quotas
 from cluster.service.data.database import Database
 from cluster.service.data.records import Quota
 from cluster.service.data.states import ACTIVE, FINAL, WAITING
 from cluster.service.data.tables import jobs, people
-from cluster.service.data.tokens import Grant, Tokens
+from cluster.service.data.tokens import Grant, Tokens, set_groups
 from cluster.service.errors import NotFoundError
 
 _GROUPS = (WAITING, ACTIVE, FINAL)
@@ -24,6 +24,7 @@ class Usage:
     name: str
     grant: Grant | None  # none: the token was revoked, or never made
     quota: Quota
+    groups: tuple[str, ...]
     waiting: int
     running: int
     ended: int
@@ -43,7 +44,7 @@ class People:
         self._tokens = Tokens(self.database, self.clock)
 
     def usage(self) -> list[Usage]:
-        """Everybody with a token or a job, by name."""
+        """Everybody who ever had a token or a job, by name."""
         grants = {grant.person.name: grant for grant in self._tokens.list()}
         with self.database.read() as connection:
             counts = _counts(connection)
@@ -52,19 +53,22 @@ class People:
                     row.name,
                     grants.get(row.name),
                     Quota(row.active_quota, row.queued_quota, row.nbytes_quota),
+                    tuple(filter(None, row.groups.split(","))),
                     *counts.get(row.name, (0, 0, 0, 0.0)),
                     quotas.used_bytes(connection, row.name),
                 )
                 for row in connection.execute(select(people).order_by(people.c.name))
-                if row.name in grants or row.name in counts
             ]
 
-    def change_quota(self, name: str, quota: Quota) -> None:
-        """Change the quota of a person; raises `NotFoundError`."""
-        change = update(people).where(people.c.name == name).values(quotas.columns(quota))
+    def change(self, name: str, quota: Quota | None = None, groups: Sequence[str] | None = None) -> None:
+        """Replace the quota or the groups of a person; raises `NotFoundError`."""
         with self.database.write() as connection:
-            if connection.execute(change).rowcount == 0:
+            if connection.execute(select(people).where(people.c.name == name)).one_or_none() is None:
                 raise NotFoundError(f"there is no person {name!r}; needed: a name from GET /v1/people")
+            if quota is not None:
+                quotas.save(connection, name, quota)
+            if groups is not None:
+                set_groups(connection, name, groups)
 
 
 def _counts(connection: Connection) -> dict[str, tuple[int, int, int, float]]:

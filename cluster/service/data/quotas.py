@@ -28,16 +28,15 @@ _SHORTEST, _LONGEST = 5, 3600  # limits of `retry_after`, seconds
 def save(connection: Connection, name: str, quota: Quota) -> None:
     """Save the current quota of a person."""
     statement = _insert(connection, name, quota)
-    connection.execute(statement.on_conflict_do_update(index_elements=[people.c.name], set_=columns(quota)))
+    connection.execute(statement.on_conflict_do_update(index_elements=[people.c.name], set_=_columns(quota)))
 
 
 def _insert(connection: Connection, name: str, quota: Quota) -> Any:
     insert = insert_sqlite if connection.dialect.name == "sqlite" else insert_postgresql
-    return insert(people).values(name=name, served=0, **columns(quota))
+    return insert(people).values(name=name, served=0, **_columns(quota))
 
 
-def columns(quota: Quota) -> dict[str, int | None]:
-    """The columns of a quota, and their values."""
+def _columns(quota: Quota) -> dict[str, int | None]:
     return {f"{name}_quota": limit for name, limit in asdict(quota).items()}
 
 

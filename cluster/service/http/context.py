@@ -54,7 +54,13 @@ class Service:
         self.catalog = Catalog(database, clock)
         self.hosts = Hosts(database, clock)
         self.store = Store(settings.data / "store", self.catalog, settings.max_store_bytes)
-        self.models = Roots(settings.roots, self.catalog, cache=settings.cache_folder, allow_hub=settings.allow_hub)
+        self.models = Roots(
+            settings.roots,
+            self.catalog,
+            groups=settings.group_roots,
+            cache=settings.cache_folder,
+            allow_hub=settings.allow_hub,
+        )
         self.fanout = EventFanout(self.queue, streams_per_person=settings.streams_each)
         self.planner = Planner()
         self.fetches = Fetches(settings.data / "logs" / "fetches.log", settings.cache_folder)

@@ -31,6 +31,7 @@ def _usage_answer(usage: Usage) -> UsageAnswer:
         created_at=grant.created_at if grant else None,
         used_at=grant.used_at if grant else None,
         expires_at=grant.expires_at if grant else None,
+        groups=list(usage.groups),
         quota=QuotaAnswer(**asdict(usage.quota)),
         waiting=usage.waiting,
         running=usage.running,
@@ -41,18 +42,18 @@ def _usage_answer(usage: Usage) -> UsageAnswer:
 
 
 @router.patch("/people/{name}", responses=refusals(404, *POSTED))
-def change_person(request: Request, name: Name, body: PersonChange, service: Here, person: Admin) -> QuotaAnswer:
-    """Replace the quota of a person; a limit that is left out or null is none."""
-    quota = Quota(**body.quota.model_dump())
-    service.roster.change_quota(name, quota)
-    service.note(request, person, "quota.changed", of=name, **asdict(quota))
-    return QuotaAnswer(**asdict(quota))
+def change_person(request: Request, name: Name, body: PersonChange, service: Here, person: Admin) -> UsageAnswer:
+    """Replace the quota or the groups of a person; a limit that is left out or null is none."""
+    quota = Quota(**body.quota.model_dump()) if body.quota else None
+    service.roster.change(name, quota, body.groups)
+    service.note(request, person, "person.changed", of=name, **body.model_dump(exclude_none=True))
+    return next(_usage_answer(usage) for usage in service.roster.usage() if usage.name == name)
 
 
 @router.patch("/hosts/{name}", responses=refusals(404, *POSTED))
 def change_host(request: Request, name: Name, body: HostChange, service: Here, person: Admin) -> HostAnswer:
     """Drain a machine, which then begins no job and finishes those that it runs; or let it begin jobs again."""
-    if name not in (host.name for host in host_answers(service)):
+    if name not in (host.name for host in host_answers(service, person)):
         raise NotFoundError(f"there is no host {name!r}; needed: a name from GET /v1/hosts")
     if body.drained:
         service.hosts.drain(name, person.name)
@@ -60,7 +61,7 @@ def change_host(request: Request, name: Name, body: HostChange, service: Here, p
         service.hosts.end_drain(name)
         service.queue.submitted.set()
     service.note(request, person, "host.drained" if body.drained else "host.opened", host=name)
-    return next(host for host in host_answers(service) if host.name == name)
+    return next(host for host in host_answers(service, person) if host.name == name)
 
 
 @router.get("/audit")

@@ -53,6 +53,18 @@ class SubmittedAnswer(Answer):
     jobs: list[SubmittedJob]
 
 
+class ForecastAnswer(Answer):
+    """The expected work on a job: its seconds, and those of each stage, from earlier jobs of this service."""
+
+    budget: str
+    seconds: float
+    stages: dict[str, float]
+
+
+class ForecastsAnswer(Answer):
+    forecasts: list[ForecastAnswer]
+
+
 class FetchAnswer(Answer):
     """A download or a conversion: waiting, running, done or failed, with the reason."""
 
@@ -243,10 +255,11 @@ class HostsAnswer(Answer):
 
 
 class PersonAnswer(Answer):
-    """The person behind a request, and their scopes."""
+    """The person behind a request, their scopes and their groups."""
 
     name: str
     scopes: list[str]
+    groups: list[str]
 
 
 class QuotaAnswer(Answer):
@@ -265,6 +278,7 @@ class UsageAnswer(Answer):
 
     name: str
     scopes: list[str]
+    groups: list[str]
     created_at: float | None
     used_at: float | None
     expires_at: float | None

@@ -99,9 +99,22 @@ class Submission(_Request):
     budgets: Annotated[list[Budget], Field(max_length=64)] = []
     options: Options = Options()
     priority: Annotated[int, Field(ge=-10, le=10, description="Above 0 only for admins."), Whole] = 0
+    group: Annotated[
+        str,
+        Field(max_length=64, pattern="^([A-Za-z0-9][A-Za-z0-9._@-]*)?$", description="One of yours, which alone sees "
+              "the jobs; empty: everybody, or the group of the model."),
+    ] = ""  # fmt: skip
     deadline_hours: Annotated[
         float | None, Field(gt=0, le=10_000, allow_inf_nan=False, description="Of work; the job fails after them.")
     ] = None
+
+
+class ForecastRequest(_Request):
+    """A submission that is only considered."""
+
+    model: ModelName
+    budgets: Annotated[list[Budget], Field(max_length=64)] = []
+    options: Options = Options()
 
 
 class JobChange(_Request):
@@ -120,6 +133,7 @@ class HostChange(_Request):
     drained: bool
 
 
+_Group = Annotated[str, Field(pattern="^[A-Za-z0-9][A-Za-z0-9._@-]{0,63}$")]
 _Limit = Annotated[int | None, Field(ge=0, le=2**53), Whole]
 
 
@@ -132,9 +146,10 @@ class QuotaChange(_Request):
 
 
 class PersonChange(_Request):
-    """A new quota of a person, in place of the old one."""
+    """A new quota or new groups of a person, in place of the old ones; null changes nothing."""
 
-    quota: QuotaChange
+    quota: QuotaChange | None = None
+    groups: Annotated[list[_Group], Field(max_length=32)] | None = None
 
 
 class FetchRequest(_Request):

@@ -35,7 +35,7 @@ def new_job(connection: Connection, request: ModelRequest, owner: str, forecast:
 def repeated_job(connection: Connection, row: JobRow, now: float) -> JobRow:
     """Insert a queued job for the request of an ended one, its watchers and, without them, its owner."""
     forecast = Forecast(row.expected_bytes, row.source_bytes, row.expected_stages or {})
-    request = ModelRequest(row.model, row.identity, row.budget, row.options)
+    request = ModelRequest(row.model, row.identity, row.budget, row.options, row.group)
     values = {"priority": row.priority, "created_at": now, "deadline_seconds": row.deadline_seconds}
     names = subscriptions.names(connection, [row.number]).get(row.number) or (row.owner,)
     repeated = new_job(connection, request, names[0], forecast, **values)
@@ -73,8 +73,13 @@ def job_row(connection: Connection, id: str) -> JobRow:
     """The row of a job; raises `NotFoundError`."""
     row = connection.execute(select(jobs).where(jobs.c.id == id)).one_or_none()
     if row is None:
-        raise NotFoundError(f"there is no job {id!r}; needed: an id from `mint jobs`")
+        raise no_job(id)
     return row
+
+
+def no_job(id: str) -> NotFoundError:
+    """The error for an id without a job."""
+    return NotFoundError(f"there is no job {id!r}; needed: an id from `mint jobs`")
 
 
 def change_row(connection: Connection, row: JobRow, **values: Any) -> JobRow:
@@ -94,7 +99,7 @@ def read_jobs(connection: Connection, now: float, rows: Sequence[JobRow]) -> lis
     order = positions(connection, now) if any(row.state == QUEUED for row in rows) else {}
     return [
         Job(
-            request=ModelRequest(row.model, row.identity, row.budget, row.options),
+            request=ModelRequest(row.model, row.identity, row.budget, row.options, row.group),
             watchers=names.get(row.number, ()),
             position=order.get(row.number, 0),
             **{name: getattr(row, name) for name in _COPIED} | {"expected_stages": row.expected_stages or {}},

@@ -103,8 +103,9 @@ function drawPeople({ people, look }) {
     ["Ended", ({ ended }) => ended, true],
     ["Work", ({ worked_seconds: seconds }) => duration(seconds), true],
     ["Stored", ({ used_bytes: used, quota }) => [size(used, 3), quota.nbytes !== null && h("small", {}, ` of ${size(quota.nbytes, 3)}`)], true],
+    ["Groups", ({ groups }) => foreign(groups.join(", ") || "none")],
     ["Quota", ({ quota }) => quotaWords(quota)],
-    ["", (row) => action("Quota", `quota-${row.name}`, row.name, () => quotaForm(row), look)],
+    ["", (row) => action("Change", `quota-${row.name}`, row.name, () => quotaForm(row), look)],
   ], people);
 }
 

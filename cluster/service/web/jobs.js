@@ -71,6 +71,7 @@ export async function jobPage({ key, signal }) {
       ["Model", foreign(job.model)],
       ["Identity", h("code", {}, short(job.identity))],
       ["Budget", wanted(job)],
+      ["Seen by", job.group && ["the group ", foreign(job.group)]],
       ...Object.entries(job.options).map(([name, value]) => [name, foreign(Array.isArray(value) ? value.join(", ") : String(value))]),
       ["Asked at", moment(job.created_at)],
     ])),

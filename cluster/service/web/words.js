@@ -40,6 +40,12 @@ export function duration(seconds) {
   return `${Math.floor(whole / 3600)} h ${String(Math.floor((whole % 3600) / 60)).padStart(2, "0")} min`;
 }
 
+/** Seconds in about so many minutes, for what is only expected. */
+export function minutes(seconds) {
+  if (seconds < 60) return "a minute";
+  return seconds < 5400 ? `${Math.round(seconds / 60)} minutes` : `${figures(seconds / 3600, 2)} hours`;
+}
+
 /** A moment: the time of day today, the date before. */
 export function moment(seconds) {
   if (!seconds) return "";

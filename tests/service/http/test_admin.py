@@ -63,11 +63,18 @@ def test_a_changed_quota_holds_at_once_and_for_later_submissions(world: Served, 
     ada = world.token("ada")
     world.submit("llama", "1GB", headers=ada)
     changed = world.client.patch("/v1/people/ada", json={"quota": {"queued": 1}}, headers=root)
-    assert changed.json() == {"active": None, "queued": 1, "nbytes": None}
+    assert changed.json()["quota"] == {"active": None, "queued": 1, "nbytes": None}
     for _ in range(2):  # a refused submission does not bring the old quota back
         body = {"model": "llama", "budgets": ["2GB"]}
         assert world.client.post("/v1/jobs", json=body, headers=ada).status_code == 429
     assert world.client.patch("/v1/people/nobody", json={"quota": {}}, headers=root).status_code == 404
+
+
+def test_groups_are_changed_beside_the_quota(world: Served, root: dict[str, str]) -> None:
+    ada = world.token("ada", quota=Quota(queued=5))
+    changed = world.client.patch("/v1/people/ada", json={"groups": ["vision", "speech"]}, headers=root).json()
+    assert (changed["groups"], changed["quota"]["queued"]) == (["speech", "vision"], 5)
+    assert world.client.get("/v1/me", headers=ada).json()["groups"] == ["speech", "vision"]
 
 
 def test_a_drained_machine_finishes_its_job_and_begins_none(world: Served, root: dict[str, str]) -> None:
@@ -144,7 +151,7 @@ def test_the_audit_log_is_read_newest_first_and_searched(world: Served, root: di
     world.submit("llama", "1GB", headers=ada)
     world.client.patch("/v1/people/ada", json={"quota": {"active": 1}}, headers=root)
     entries = world.client.get("/v1/audit", headers=root).json()["entries"]
-    assert [entry["event"] for entry in entries[:2]] == ["quota.changed", "job.submitted"]
+    assert [entry["event"] for entry in entries[:2]] == ["person.changed", "job.submitted"]
     assert entries[0]["of"] == "ada"
     (entry,) = world.client.get("/v1/audit", params={"search": "submitted ADA"}, headers=root).json()["entries"]
     assert entry["person"] == "ada"

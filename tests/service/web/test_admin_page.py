@@ -96,8 +96,9 @@ def test_an_admin_changes_a_quota_drains_a_machine_and_cancels_by_keyboard_alone
     page.script("document.querySelector('[data-key=\"quota-ada\"]').focus()")
     page.press(Keys.ENTER)
     page.until(lambda: page.all("dialog"))
-    page.press("1", Keys.TAB, "5", Keys.TAB, "2.5", Keys.ENTER)
+    page.press("1", Keys.TAB, "5", Keys.TAB, "2.5", Keys.TAB, "vision, speech", Keys.ENTER)
     page.until(lambda: "1 running, 5 unfinished, 2.5 GB" in page.read("main"))
+    assert "speech, vision" in page.read("main")
     assert page.script("return document.activeElement.dataset.key") == "quota-ada"
     page.script("document.querySelector('[data-key=drain-studio]').focus()")
     page.press(Keys.ENTER)

@@ -51,6 +51,9 @@ def test_a_click_on_the_curve_shows_a_plan_that_is_made_and_downloaded_whole(
     page.until(lambda: page.read(".plan .big") not in ("", first))
     assert page.read(".curve .readout strong") and page.all(".strip .cell")
     assert "% less loss" in page.read(".plan") and "Predicted KL" in page.read(".plan")
+    page.click(".devices summary")
+    assert len(page.all(".devices li")) == 1 + int(page.read(".devices summary").split()[1])
+    assert "for weights" in page.read(".devices li")
     page.picture("model")
     page.click(".plan .primary")
     page.click(".plan .taken a")
@@ -65,6 +68,18 @@ def test_a_click_on_the_curve_shows_a_plan_that_is_made_and_downloaded_whole(
     file = downloads / "model.safetensors"
     page.until(lambda: file.exists() and not list(downloads.glob("*.crdownload")))
     assert hashlib.sha256(file.read_bytes()).hexdigest() == digest
+
+
+@needs_chromium
+def test_the_form_says_what_it_will_make_and_how_long_that_takes(page: Page, made: str) -> None:
+    page.open()
+    Select(page.one("#model")).select_by_value("small-llama")
+    page.one("#size").send_keys("6bpw" + Keys.ENTER)
+    page.until(lambda: "The smallest possible is" in page.read(".preview"))
+    page.until(lambda: "of work once it begins" in page.read(".preview"))
+    Select(page.one("#model")).select_by_value(EVIL)
+    page.one("#size").send_keys("7bpw" + Keys.ENTER)
+    page.until(lambda: "Not measured yet" in page.read(".preview") and "minute" in page.read(".preview"))
 
 
 @needs_chromium
