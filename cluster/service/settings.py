@@ -40,6 +40,7 @@ class Settings:
     audit_bytes: int = 64 << 20  # of each of the five files of the audit log
     names: tuple[str, ...] = ()  # further host names of the service
     trusted_proxies: tuple[str, ...] = ()  # addresses or networks
+    user_header: str = ""  # of the proxy, with the name of the person who signed in there
     root_path: str = ""  # prefix of all paths at the proxy, such as /mint
     requests_per_second: float = 100.0  # of one person; of one address ten times that
     streams_each: int = 100  # of events, that one person may have open

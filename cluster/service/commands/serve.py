@@ -86,6 +86,10 @@ def serve(
             "--trusted-proxy",
         ),
     ] = NONE,
+    user_header: Annotated[
+        str,
+        option("NAME", "The header by which the proxy names a person who signed in there.", "--user-header"),
+    ] = "",
     root_path: Annotated[str, option("PATH", "Where a proxy serves this service, such as /mint.")] = "",
     requests_per_second: Annotated[float, option("", "Requests a second from one person.", "--rate", min=1)] = 100.0,
     streams_each: Annotated[int, option("", "Event streams of one person at a time.", "--streams", min=1)] = 100,
@@ -118,6 +122,10 @@ def serve(
     options |= {"data": data_folder(data), "roots": _roots(roots), "names": tuple(names)}
     options |= {"group_roots": tuple(map(_group_root, group_roots))}
     options |= {"trusted_proxies": _networks(trusted_proxies), "root_path": _root_path(root_path)}
+    if user_header and not (trusted_proxies and re.fullmatch("[A-Za-z0-9-]+", user_header)):
+        raise MintError(
+            f"--user-header {user_header}: needed: a name of a header such as X-Auth-Request-User, and --trusted-proxy"
+        )
     options |= {"tls_cert": _file(tls_cert, "--tls-cert"), "tls_key": _file(tls_key, "--tls-key")}
     settings = Settings(
         **options,

@@ -13,7 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Row, delete, insert, or_, select, update
+from sqlalchemy import ColumnElement, Connection, Row, delete, insert, literal, or_, select, update
 
 from cluster.service.data import quotas
 from cluster.service.data.database import Database
@@ -23,6 +23,7 @@ from cluster.service.errors import DatabaseUnavailableError, NotFoundError
 from mint.core.errors import MintError
 
 NOBODY = "local"  # name of everybody on this machine as long as there are no tokens
+SIGNED_IN_SCOPES = ("read", "submit")  # of a person without a token whom a proxy vouches for
 PREFIX = "mint_"  # recognized by scanners for leaked secrets
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,63}")
 
@@ -101,6 +102,24 @@ class Tokens:
             return None
         self._note_use(matches[0])
         return _person(matches[0])
+
+    def revoked(self) -> frozenset[str]:
+        """The people whose token was revoked."""
+        return frozenset(name for (name,) in self.database.rows(select(tokens.c.name).where(~_KEPT)))
+
+    def signed_in(self, name: str) -> Person | None:
+        """The person of a name that a proxy vouches for; None for no name, or if their token was revoked.
+
+        Without a token they may read and submit.
+        """
+        if not _NAME.fullmatch(name) or name == NOBODY:
+            return None
+        if name in self.revoked():
+            return None
+        grants = self.database.rows(_GRANTS.where(tokens.c.name == name))
+        others = select(people, literal(",".join(SIGNED_IN_SCOPES)).label("scopes")).where(people.c.name == name)
+        rows = grants or self.database.rows(others)
+        return _person(rows[0]) if rows else Person(name, SIGNED_IN_SCOPES)
 
     def list(self) -> list[Grant]:
         """All tokens that were not revoked, by name."""

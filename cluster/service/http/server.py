@@ -35,6 +35,7 @@ from cluster.service.http.error_answers import CODES, ApiError, describe_invalid
 from cluster.service.http.head_deadline import DeadlineProtocol
 from cluster.service.http.middleware import Guard
 from cluster.service.http.security import need_safe, own_names
+from cluster.service.http.user_header import UserHeader
 from cluster.service.settings import Settings
 from cluster.service.work.folder_lock import noted
 from mint.core.errors import MintError
@@ -106,6 +107,8 @@ def create_app(
         is_behind_proxy=settings.is_behind_proxy,
     )
     app.add_middleware(ProxyHeadersMiddleware, trusted_hosts=list(settings.trusted_proxies))
+    if settings.user_header:  # the outermost layer: it needs the address of the connection
+        app.add_middleware(UserHeader, header=settings.user_header, proxies=settings.trusted_proxies)
     return app
 
 
