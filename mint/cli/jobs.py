@@ -31,7 +31,7 @@ def submit(
     client: opt.Service,
     priority: Annotated[int, option("", "Jobs of higher priority go first.")] = 0,
     deadline: Annotated[float | None, option("HOURS", "Most hours of work; then the job fails.", min=0.01)] = None,
-    group: Annotated[str, option("GROUP", "Only this group of yours sees the jobs.")] = "",
+    group: Annotated[str, option("GROUP", "Only this group of yours sees the jobs.", "--group")] = "",
     wait: Annotated[bool, option("", "Follow the jobs to their end.", "--wait")] = False,
     download: Annotated[Path | None, option("DIR", "Wait, and download each result to DIR/MODEL-BUDGET.")] = None,
 ) -> list[Answer]:
