@@ -2,19 +2,31 @@
 
 import hashlib
 import os
+import time
 from collections.abc import Iterable
+from contextlib import suppress
 from fnmatch import fnmatchcase
+from glob import escape
 from pathlib import Path, PurePosixPath
 
 from mint.core.errors import MintError
 
 MOST_AT_ONCE = 1 << 30  # bytes of a write: macOS refuses more than 2 GiB, which an expert layer can have
 
+_LEFTOVER_SECONDS = 3600.0  # longer than any write of one file
+
 TEMPLATES = "additional_chat_templates"  # the only folder of a model; transformers reads it
 
 
 def write_whole(path: Path, text: bytes) -> None:
-    """Write a file under a temporary name, flush it to the disk, and give it its name: whole or not at all."""
+    """Write a file under a temporary name, flush it to the disk, and give it its name: whole or not at all.
+
+    Removes what killed writers of the same file left behind.
+    """
+    for leftover in path.parent.glob(f"{escape(path.name)}.*.tmp"):
+        with suppress(FileNotFoundError):
+            if time.time() - leftover.stat().st_mtime > _LEFTOVER_SECONDS:
+                leftover.unlink()
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
         with temporary.open("wb") as file:

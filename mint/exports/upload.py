@@ -15,7 +15,7 @@ from mint.model.hub_cache import HubId, parse_id
 if TYPE_CHECKING:
     from huggingface_hub.errors import HfHubHTTPError
 
-_LOCAL = ["*.journal", VERIFIED_NAME]  # files that are of this machine
+_LOCAL = ["*.journal", "*.tmp", VERIFIED_NAME]  # files that are of this machine
 
 
 @dataclass(frozen=True, slots=True)

@@ -36,7 +36,9 @@ def made(llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_verified_model_is_uploaded_and_comes_back(hub: FakeHub, made: Path) -> None:
+    (made / "mint-verified.json.7.tmp").write_bytes(b"half")  # of a killed verification
     result = upload(made, ID)
+    (made / "mint-verified.json.7.tmp").unlink()
     assert (result.id, result.url, result.commit) == (ID, f"{hub.url}/{ID}", hub.commit(ID))
     files = {path.name: path.read_bytes() for path in made.iterdir() if path.name != "mint-verified.json"}
     assert hub.models[ID] == files
