@@ -10,6 +10,7 @@ Rules of the compiled code:
 # N weights of a piece of a slice, G groups
 
 import os
+import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
@@ -43,6 +44,19 @@ Numbers = tuple[int, int, int]  # mode, bits and group size of a format
 Function = TypeVar("Function", bound=Callable[..., Any])
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+
+
+def _load_array_functions() -> None:
+    """Load numba's functions of arrays without scipy, 0.4 s: it serves products of matrices, which no kernel makes."""
+    if "scipy.linalg" not in sys.modules:
+        sys.modules["scipy.linalg"] = None  # type: ignore[assignment]  # an import of it fails
+        try:
+            import numba.np.arraymath  # noqa: F401
+        finally:
+            del sys.modules["scipy.linalg"]
+
+
+_load_array_functions()
 
 
 def compiled(function: Function) -> Function:

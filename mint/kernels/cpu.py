@@ -192,7 +192,7 @@ def _cut(weight: Raw) -> tuple[Raw, list[tuple[int, int]]]:
 
 
 def _buffers() -> tuple[Floats, Floats, Floats, Floats, Bytes, Words, Floats, Doubles]:
-    """The arrays of a segment: weights, lows, highs, scales and biases, scales as bytes, codes, and lanes of two widths.
+    """The arrays of a segment: weights, lows, highs, scales and biases, scales as bytes, codes, lanes of both widths.
 
     Made here: every call of numpy in compiled code costs the compiler a tenth of a second.
     """
