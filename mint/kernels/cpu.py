@@ -250,7 +250,7 @@ def _count_nonfinite(values: Floats, storage: int) -> int:
     for i in range(values.size):
         word = np.float32(values[i]).view(np.uint32) & np.uint32(0x7FFFFFFF)
         count += np.uint32(1) if word >= limit else np.uint32(0)
-    return count
+    return int(count)
 
 
 @inner
