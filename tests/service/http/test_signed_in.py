@@ -13,6 +13,7 @@ import pytest
 from cluster.service.commands.serve import serve
 from cluster.service.data.database import connect
 from cluster.service.data.tokens import Tokens
+from cluster.service.http.grants import SIGNED_IN, TokenCache
 from cluster.service.settings import Settings
 from mint.core.errors import MintError
 from tests.service.http.test_proxy import NGINX, NGINX_CONFIG, through
@@ -45,6 +46,16 @@ def test_a_person_who_signed_in_reads_and_submits_and_has_the_scopes_of_a_token(
         assert root and (root.scopes, root.groups) == (("admin",), ("vision",))
         assert ada and ada.scopes == ("read", "submit")
         assert [tokens.signed_in(name) for name in ("eve", "local", "", "a b", "x" * 65, "-a")] == [None] * 6
+
+
+def test_what_a_signed_in_person_opened_ends_once_their_token_is_revoked(tmp_path: Path) -> None:
+    with closing(connect(Settings(tmp_path).database_url)) as database:
+        tokens = Tokens(database)
+        tokens.create("ada", ["read"])
+        cache = TokenCache(tokens, seconds=0.0)
+        assert [cache.is_good(f"{SIGNED_IN}{name}") for name in ("ada", "bob")] == [True, True]
+        tokens.revoke("ada")
+        assert [cache.is_good(f"{SIGNED_IN}{name}") for name in ("ada", "bob")] == [False, True]
 
 
 class _SignIn(BaseHTTPRequestHandler):
