@@ -4,6 +4,7 @@ import hashlib
 import os
 from collections.abc import Iterable
 from fnmatch import fnmatchcase
+from glob import escape
 from pathlib import Path, PurePosixPath
 
 from mint.core.errors import MintError
@@ -14,8 +15,16 @@ TEMPLATES = "additional_chat_templates"  # the only folder of a model; transform
 
 
 def write_whole(path: Path, text: bytes) -> None:
-    """Write a file under a temporary name, flush it to the disk, and give it its name: whole or not at all."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    """Write a file under a temporary name, flush it to the disk, and give it its name: whole or not at all.
+
+    What killed processes of this machine left of the same file is removed.
+    """
+    machine = f"{path.name}.{os.uname().nodename}-"
+    temporary = path.with_name(f"{machine}{os.getpid()}.tmp")
+    for stray in path.parent.glob(f"{escape(machine)}*.tmp"):
+        writer = stray.name.removeprefix(machine).removesuffix(".tmp")
+        if not _is_running(writer):
+            stray.unlink(missing_ok=True)
     try:
         with temporary.open("wb") as file:
             file.write(text)
@@ -25,6 +34,21 @@ def write_whole(path: Path, text: bytes) -> None:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def _is_running(pid: str) -> bool:
+    try:
+        os.kill(int(pid), 0)
+    except PermissionError:
+        return True
+    except (ProcessLookupError, OverflowError, ValueError):
+        return False
+    return True
+
+
+def holds(path: Path, text: bytes) -> bool:
+    """True for a file with this content."""
+    return path.is_file() and path.stat().st_size == len(text) and path.read_bytes() == text
 
 
 def remove_temporary(folder: Path) -> None:

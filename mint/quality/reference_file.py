@@ -18,6 +18,7 @@ The metadata holds the `Origin`, and a digest of everything.
 
 import hashlib
 import json
+import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
@@ -107,6 +108,8 @@ def new_reference(
             assert file.tell() == len(head) + 2 * prod(shape)
             file.seek(0)
             file.write(_head(origin, small, shape, _digest(origin, small, shape, data.hexdigest())))
+            file.flush()
+            os.fsync(file.fileno())
         reference.path.replace(path)
     finally:
         reference.path.unlink(missing_ok=True)
