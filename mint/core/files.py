@@ -2,7 +2,8 @@
 
 import hashlib
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from glob import escape
 from pathlib import Path, PurePosixPath
@@ -12,6 +13,17 @@ from mint.core.errors import MintError
 MOST_AT_ONCE = 1 << 30  # bytes of a write: macOS refuses more than 2 GiB, which an expert layer can have
 
 TEMPLATES = "additional_chat_templates"  # the only folder of a model; transformers reads it
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Give an error of the operating system that names no file this one: those of open files name none."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno and error.filename is None:
+            error.filename = str(path)
+        raise
 
 
 def write_whole(path: Path, text: bytes) -> None:
@@ -26,7 +38,7 @@ def write_whole(path: Path, text: bytes) -> None:
         if not _is_running(writer):
             stray.unlink(missing_ok=True)
     try:
-        with temporary.open("wb") as file:
+        with naming(temporary), temporary.open("wb") as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
@@ -72,7 +84,8 @@ def flush(path: Path) -> None:
     """Let the content of a file, or the names in a folder, outlive a loss of power."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(descriptor)
+        with naming(path):
+            os.fsync(descriptor)
     finally:
         os.close(descriptor)
 

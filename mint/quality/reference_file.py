@@ -31,7 +31,7 @@ import numpy.typing as npt
 from safetensors import SafetensorError, safe_open
 
 from mint.core.errors import MintError
-from mint.core.files import partial_path
+from mint.core.files import naming, partial_path
 from mint.formats.layout import file_head
 from mint.quality.divergence import Logits, Tokens
 
@@ -95,7 +95,7 @@ def new_reference(
     reference = Reference(partial_path(path), origin, **small, vocabulary=vocabulary, start=len(head))
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
-        with reference.path.open("wb") as file:
+        with naming(path), reference.path.open("wb") as file:
             file.write(head)
 
             def append(log_probabilities: Logits) -> None:

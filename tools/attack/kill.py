@@ -25,7 +25,7 @@ _MOST_KILLS = 3  # of one trial
 
 @dataclass(slots=True)
 class Tally:
-    """What became of the trials of one command."""
+    """The counts and faults of one command."""
 
     command: str
     kills: int = 0
@@ -53,7 +53,7 @@ def attack(name: str, count: int, *, by_time: bool = False, seed: int = 0) -> Ta
                         break  # its moment never came
                     tally.kills += 1
                     tally.faults += [f"{history}: {fault}" for fault in _false_results(folder, place)]
-                tally.faults += [f"{history}: {fault}" for fault in _differences(folder, place)]
+                tally.faults += [f"{history}: {fault}" for fault in differences(folder, place)]
     return tally
 
 
@@ -88,7 +88,7 @@ def _false_results(folder: Path, place: World) -> Iterator[str]:
             yield f"{name} has its final name, and is not the final file"
 
 
-def _differences(folder: Path, place: World) -> Iterator[str]:
+def differences(folder: Path, place: World) -> Iterator[str]:
     """The faults of the run that may finish."""
     outcome = place.run(folder)
     if outcome.code:
@@ -105,7 +105,7 @@ def _differences(folder: Path, place: World) -> Iterator[str]:
 def main() -> None:
     """Parse the command line, attack, print a line per command, and exit with 1 if anything is wrong."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("command", nargs="*", choices=[[], *ATTACKED], help="default: all")
+    parser.add_argument("command", nargs="*", help=f"of {', '.join(ATTACKED)}; default: all")
     parser.add_argument("--count", type=int, default=500, help="kills per command")
     parser.add_argument("--by", choices=("operation", "time"), default="operation")
     parser.add_argument("--seed", type=int, default=0)

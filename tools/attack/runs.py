@@ -49,8 +49,8 @@ def warm_up() -> None:
     for module in pkgutil.walk_packages(mint.__path__, "mint."):
         if not module.name.endswith("__main__"):  # which runs the command line
             importlib.import_module(module.name)
-    importlib.import_module("mlx_lm.models.llama")
-    importlib.import_module("mlx_lm.models.qwen3_moe")
+    for name in ("mlx_lm.models.llama", "mlx_lm.models.qwen3_moe", "matplotlib.pyplot"):
+        importlib.import_module(name)
     for name, rounding in ROUNDINGS.items():
         ready_kernels(name, ignore, (MEASURE, WRITE, FEATURES))
         for kernels in kernel_sets(MEASURE, rounding):  # those that write compute with MLX
@@ -60,8 +60,8 @@ def warm_up() -> None:
     gc.collect()
     gc.freeze()  # a collection in a child would copy all of it
     gc.set_threshold(100_000)  # as the command does
-    stock_child.Stock._start = lambda self: None  # type: ignore[method-assign]
-    stock_child.Stock._ask = _answer_here  # type: ignore[method-assign]
+    setattr(stock_child.Stock, "_start", lambda self: None)  # noqa: B010, a method of a class of mint
+    setattr(stock_child.Stock, "_ask", _answer_here)  # noqa: B010
 
 
 def _answer_here(stock: stock_child.Stock, question: dict[str, Any]) -> Callable[[], stock_child.Answer]:

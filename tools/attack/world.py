@@ -38,7 +38,9 @@ ATTACKED: dict[str, Attacked] = {
     "allocate": Attacked(_ALLOCATE, (_ANALYZE,)),
     "curve": Attacked(("curve", "a.mint", "--points", "5", "--csv", "c.csv", "--plot", "c.svg"), (_ANALYZE,)),
     "export": Attacked(("export-predicate", "plan.json", "--tensor-types", "types"), (_ANALYZE, _ALLOCATE)),
-    "assemble": Attacked(("assemble", "plan.json", "--model", MODEL, "--output", "out"), (_ANALYZE, _ALLOCATE), "qwen3_moe"),
+    "assemble": Attacked(
+        ("assemble", "plan.json", "--model", MODEL, "--output", "out"), (_ANALYZE, _ALLOCATE), "qwen3_moe"
+    ),
     "fast": Attacked((*_QUANTIZE, "--quality", "fast", "--budget", "6bpw"), family="qwen3_moe"),
     "search": Attacked((*_QUANTIZE, "--rounding", "search", "--budget", "6bpw")),
     "two budgets": Attacked((*_QUANTIZE, "--quality", "fast", *_TWO), family="qwen3_moe"),
