@@ -17,7 +17,7 @@ from tools.attack.fuzz import fuzz
 from tools.attack.parsers import PARSERS, Made, make
 from tools.attack.shim import may_preload
 
-INPUTS = 150
+INPUTS = 60
 
 
 @pytest.fixture(scope="module")

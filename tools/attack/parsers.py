@@ -168,7 +168,7 @@ def _journal_seeds(made: Made) -> list[bytes]:
 
 def _messages(made: Made) -> list[bytes]:
     held = Held("model.safetensors", 10, "0", "0")
-    jobs = Measure("search"), Quantize({"up": KEEP}, {"up": "0"}, "nearest")
+    jobs = Measure("nearest"), Quantize({"up": KEEP}, {"up": "0"}, "nearest")
     holder = Holder(Inventory("node", "", (held,)), "cpu", 10**9, 1, {"mlx": "0"})
     return [
         pack(tell_model(made.source, {"shard": Outline(10, b"header")})),
