@@ -69,6 +69,14 @@ def check_new(paths: Iterable[Path], *, force: bool) -> None:
             require_new(path)
 
 
+def check_files(paths: Iterable[Path], *, force: bool) -> None:
+    """Raise `MintError` for paths where no file can be written; the content of an existing file is compared later."""
+    for path in paths:
+        require_writable(path)
+        if not (force or path.is_file()):
+            require_new(path)
+
+
 def write_files(screen: Screen, files: Mapping[Path, bytes], *, force: bool) -> None:
     """Write new files, each whole; one that holds the same already is what a killed run wrote, and stays.
 

@@ -8,10 +8,9 @@ from typing import Annotated
 import mint
 from mint.cli import options as opt
 from mint.cli.options import argument, option
-from mint.cli.outputs import default_outputs, described, outputs_of, write_files
+from mint.cli.outputs import check_files, default_outputs, described, outputs_of, write_files
 from mint.cli.terminal.screen import Answer, Record, Screen
 from mint.core.errors import MintError
-from mint.core.files import require_writable
 from mint.formats.quality import QUALITIES
 from mint.plan.recipe import Room
 
@@ -51,8 +50,7 @@ def allocate(
             "needed: --server, which makes another, or mint analyze and mint probe"
         )
     outputs = outputs_of(budgets, output) if output else []
-    for file in outputs:
-        require_writable(file)
+    check_files(outputs, force=force)
     path = Path(analysis)
     if client:
         path = client.analysis(analysis, recipe, on_progress=screen.on_progress, on_note=screen.note)
@@ -84,8 +82,7 @@ def curve(
     from mint.render.plans import curve_record
 
     room = Room(context=context, reserve=reserve)
-    for path in filter(None, (csv, plot)):
-        require_writable(path)
+    check_files(filter(None, (csv, plot)), force=force)
     if plot:
         require_picture(plot)
     problem = recipe.problem(mint.read_analysis(analysis), probes_beside(analysis))
@@ -113,7 +110,7 @@ def report(
     """
     from mint.render.report.report import report as report_of
 
-    require_writable(output)
+    check_files([output], force=force)
     screen.begin(f"report on {', '.join(map(str, paths))} -> {output}")
     text = report_of(paths, recipe).encode()
     write_files(screen, {output: text}, force=force)
@@ -185,8 +182,7 @@ def export_predicate(
     from mint.exports.predicate import predicate_text
     from mint.exports.tensor_types import tensor_types as types_of
 
-    for file in filter(None, (output, tensor_types)):
-        require_writable(file)
+    check_files(filter(None, (output, tensor_types)), force=force)
     if not output.stem.isidentifier() or output.suffix != ".py":
         raise MintError(f"{output}: Python cannot import it; needed: a name such as quant_predicate.py")
     chosen = mint.read_plan(plan)
