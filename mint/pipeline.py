@@ -32,6 +32,7 @@ from mint.kernels.ready import begin_kernels
 from mint.kernels.warmup import MEASURE, WRITE
 from mint.model.checkpoint.manifest import Manifest
 from mint.model.module_tree import has_own_code, tokenizer_fault
+from mint.model.remote.headers import missing_bytes
 from mint.model.source import Source, open_source
 from mint.plan.allocate import allocate_all
 from mint.plan.plan import Plan, read_plan, write_plan
@@ -224,10 +225,13 @@ class Pipeline:
         from mint.forecast.forecast import forecast
 
         analysis = self._analysis_path(source)
-        streamed_bytes = self.executor.disk_bytes if isinstance(self.executor, Streamed) else 0
+        streamed = self.executor if isinstance(self.executor, Streamed) else None
+        streamed_bytes = streamed.disk_bytes if streamed else 0
+        passes = 1 if analysis.exists() else 2  # to measure, and to write
+        download_bytes = passes * streamed.model_bytes if streamed else missing_bytes(source)
         return forecast(
             source, self.recipe.rounding, sizes, analysis=analysis, probing=probing, memory=self.memory,
-            streamed_bytes=streamed_bytes, on_progress=self.on_progress,
+            streamed_bytes=streamed_bytes, download_bytes=download_bytes, on_progress=self.on_progress,
         )  # fmt: skip
 
     def _refuse(self, targets: Sequence[Target], **digests: str) -> None:

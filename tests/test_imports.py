@@ -42,8 +42,6 @@ OWNERS = {
         "mint/model/hub_cache.py",
         "mint/model/hub_download.py",
         "mint/model/remote/ranges.py",
-        "mint/exports/card.py",
-        "mint/exports/source_card.py",
         "mint/exports/upload.py",
     },
     "httpx": {"mint/client/http.py", "cluster/service/work/notifier.py"},
@@ -84,6 +82,28 @@ def test_allocating_needs_neither_mlx_lm_nor_numba_nor_ray() -> None:
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"
+
+
+def test_measuring_packing_and_cards_import_neither_scipy_s_products_nor_the_hub(tmp_path: Path) -> None:
+    """Numba would import the former, for products that no kernel makes."""
+    (tmp_path / "README.md").write_text("---\nlicense: mit\n---\n")
+    code = f"""
+import sys
+from pathlib import Path
+from mint.exports.card import _metadata
+from mint.exports.source_card import read_source_card
+from mint.forecast import forecast
+from mint.kernels.warmup import MEASURE, WRITE, KernelSet, compile_all
+compile_all(KernelSet(MEASURE, "nearest", "uint16"))
+compile_all(KernelSet(WRITE, "nearest", "uint16"))
+print(_metadata(read_source_card(Path({str(tmp_path)!r})), "text-generation").split())
+print([name for name in ("scipy.linalg", "huggingface_hub", "transformers") if name in sys.modules])
+import scipy.linalg  # still works
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    metadata, modules = result.stdout.splitlines()
+    assert "'mit'" in metadata
+    assert modules == "[]"
 
 
 def test_importing_hashes_nothing_and_reads_no_file(tmp_path: Path) -> None:

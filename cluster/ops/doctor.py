@@ -13,6 +13,7 @@ from cluster.settings import STORE_BYTES, checked_secrets, installed_version, pa
 from cluster.transport.connect import needing_ray
 from mint.client.http import is_loopback
 from mint.core.errors import MintError
+from mint.core.version import install_command
 from mint.run.checkup import BAD, DOUBTFUL, GOOD, Finding
 
 SOCKET_PATH = 104  # bytes of a socket's path on macOS, with the 0 at its end; Linux has 108
@@ -21,7 +22,7 @@ FREE_BYTES = 2 * 10**9
 
 # by check, with the details of a problem in place of {}
 CURES = {
-    "packages": "{} missing: pip install 'mint-mlx[cluster]'",
+    "packages": f"{{}} missing: {install_command('cluster')}",
     "processor": "this Python runs under Rosetta, without MLX: install one for arm64",
     "GPU": "MLX sees no Metal device; it needs Apple silicon",
     "Ray on macOS 26": "`ray start --head` is reported broken on macOS 26 since Ray 2.49 (ray-project/ray#58211); if "

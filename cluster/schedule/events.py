@@ -6,6 +6,8 @@ A worker is one incarnation of a node: a node that comes back is a new worker.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+Piece = bytes | memoryview  # of a result
+
 
 @dataclass(frozen=True, slots=True)
 class Item:
@@ -45,7 +47,7 @@ class Arrived(OfWorker):
     """A worker sent the result of an item, in pieces."""
 
     item: str
-    pieces: Sequence[bytes] = ()
+    pieces: Sequence[Piece] = ()
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ class Settings:
     port: int = PORT
     database: str = ""  # URL; empty: SQLite in `data`
     roots: tuple[Path, ...] = ()
+    group_roots: tuple[tuple[str, Path], ...] = ()  # a group, and a folder of models that only it sees
     allow_hub: bool = False
     cluster: str = ""  # of Ray, for the runners
     slots: int = 1  # jobs at a time on this host; 0: serve only
@@ -39,6 +40,7 @@ class Settings:
     audit_bytes: int = 64 << 20  # of each of the five files of the audit log
     names: tuple[str, ...] = ()  # further host names of the service
     trusted_proxies: tuple[str, ...] = ()  # addresses or networks
+    user_header: str = ""  # of the proxy, with the name of the person who signed in there
     root_path: str = ""  # prefix of all paths at the proxy, such as /mint
     requests_per_second: float = 100.0  # of one person; of one address ten times that
     streams_each: int = 100  # of events, that one person may have open

@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING
 from cluster.head.watch import HeadWatch, Patience
 from cluster.settings import UNWANTED, Address, Secrets, checked_secrets, make_token, parse_address, ray_environment
 from mint.core.errors import MintError
+from mint.core.version import install_command
 
 if TYPE_CHECKING:
     from cluster.head.handshake import Head
     from mint.run.executor import Executor
 
 LOCAL = "local"
-INSTALL = "pip install 'mint-mlx[cluster]'"
 EXTRA = ("ray", "grpc", "cryptography")  # packages of this extra
 
 
@@ -77,7 +77,7 @@ def needing_ray() -> Iterator[None]:
         yield
     except ImportError as error:
         if (error.name or "").partition(".")[0] in EXTRA:
-            raise MintError(f"a cluster needs {error.name} ({error}); needed: {INSTALL}") from error
+            raise MintError(f"a cluster needs {error.name} ({error}); needed: {install_command('cluster')}") from error
         raise
 
 

@@ -311,7 +311,7 @@ def _insist(end: Finish, units: Sequence[Unit]) -> None:
         nbytes = next(unit.nbytes for unit in units if unit.path == first)
         raise MintError(
             f"{len(end.bad_items)} of {len(units)} units broke every worker that tried, the first is {first} "
-            f"({nbytes} bytes): {'; '.join(reasons)}. Everything else is kept; mend that and run the same command again"
+            f"({nbytes} bytes): {'; '.join(reasons)}. Everything else is kept; fix that and run the same command again"
         )
     if end.stranded:
         raise MintError(

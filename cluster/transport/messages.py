@@ -10,7 +10,7 @@ older than that, the deadlines of the head stay exact, a large unit never delays
 distributes the last units by recent news.
 
 Large results travel in pieces. A batch sends one result after the other, so at most one result of a worker is held in
-pieces.
+pieces, a large one in a temporary file.
 """
 
 import hashlib
@@ -19,13 +19,16 @@ from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from math import inf
+from mmap import ACCESS_READ, mmap
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from tempfile import TemporaryFile
+from typing import IO, Any, Generic, TypeVar
 
 import msgpack
 
 from cluster.copies.inventory import Held, Holder, Inventory
-from cluster.schedule.events import Arrived, Failed
+from cluster.schedule.events import Arrived, Failed, Piece
+from mint.core.cache import cache_folder
 from mint.core.errors import MintError
 from mint.core.records import reading, typed
 from mint.formats.format import parse_format
@@ -38,6 +41,7 @@ from mint.model.source import Source
 from mint.run.job import PortableJob, job_path, load_job
 
 PIECE_BYTES = 8 << 20  # of a result, at most; source weights never travel beside them
+MEMORY_BYTES = 256 << 20  # of a result that is held in memory; more of it goes to a file
 HOLD_SECONDS = 0.25
 HOLD_SHARE = 0.05  # of the time worked so far
 PARCEL_BYTES = 256 << 10  # a parcel with so many is sent; packed weights have more and travel as they come
@@ -90,11 +94,11 @@ def to_pieces(job: PortableJob[T], result: T) -> Iterator[tuple[bytes, bool]]:
     yield digest.digest(), True
 
 
-def from_pieces(job: PortableJob[T], unit: Unit, pieces: Sequence[bytes]) -> T:
+def from_pieces(job: PortableJob[T], unit: Unit, pieces: Sequence[Piece]) -> T:
     """The result of a job for `unit`, from all its pieces."""
     with _reading(f"the result for {unit.path}"):
         *body, digest = pieces
-        data = memoryview(b"".join(body))
+        data = memoryview(body[0] if len(body) == 1 else b"".join(body))
         if hashlib.sha256(data).digest() != digest:
             raise MintError(f"the result for {unit.path} was changed on its way; run the same command again")
         return job.decode(unit, data)
@@ -192,12 +196,41 @@ class Parcel(Generic[T]):
         return entries
 
 
+class Spool:
+    """The pieces of one result in their order: in memory, and beyond `MEMORY_BYTES` in a file without a name."""
+
+    def __init__(self) -> None:
+        self._pieces: list[bytes] = []
+        self._nbytes = 0
+        self._file: IO[bytes] | None = None
+
+    def add(self, piece: bytes) -> None:
+        """Hold another piece."""
+        self._pieces.append(piece)
+        self._nbytes += len(piece)
+        if self._file is None and self._nbytes <= MEMORY_BYTES:
+            return
+        if self._file is None:
+            folder = cache_folder() / "cluster"
+            folder.mkdir(parents=True, exist_ok=True)
+            self._file = TemporaryFile(dir=folder)  # noqa: SIM115  # it is gone with its last reference
+        self._file.writelines(self._pieces)
+        self._pieces.clear()
+
+    def take(self) -> Sequence[Piece]:
+        """All pieces; those of a file as one, which the system reads when it is needed."""
+        if self._file is None:
+            return self._pieces
+        self._file.flush()
+        return [memoryview(mmap(self._file.fileno(), 0, access=ACCESS_READ))]
+
+
 class Gathering:
     """The stream of one batch of a worker, with the pieces that wait for the rest of their result."""
 
     def __init__(self, worker: str) -> None:
         self._worker = worker
-        self._pieces: list[bytes] = []
+        self._pieces = Spool()
 
     def add(self, message: bytes) -> Iterator[Arrived | Failed]:
         """The events of this message, in its order: results that are whole now, and failures."""
@@ -206,7 +239,8 @@ class Gathering:
                 (str(item), str(reason), bytes(piece), bool(last)) for item, reason, piece, last in unpack(message)
             ]
         for item, reason, piece, is_last in entries:
-            self._pieces.append(piece)
-            if is_last:  # as every failure is, to which earlier pieces are of no use
-                pieces, self._pieces = self._pieces, []
-                yield Failed(self._worker, item, reason) if reason else Arrived(self._worker, item, pieces)
+            if not is_last:
+                self._pieces.add(piece)
+                continue
+            pieces, self._pieces = [*self._pieces.take(), piece], Spool()  # a failure has no use for them
+            yield Failed(self._worker, item, reason) if reason else Arrived(self._worker, item, pieces)

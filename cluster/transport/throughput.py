@@ -13,13 +13,16 @@ from mint.formats.units import Unit
 T = TypeVar("T")
 
 
-def metered(job: str, results: Iterator[tuple[Unit, T]]) -> Iterator[tuple[Unit, T]]:
-    """`results` as they come; their rate is stored at the end. Only the time in which they are made counts."""
-    timed, nbytes = Timed(results), 0
+def metered(job: str, pieces: Iterator[tuple[Unit, T, bool]]) -> Iterator[tuple[Unit, T, bool]]:
+    """The pieces of results as they come, each marked if it is the last; their rate is stored at the end.
+
+    Only the time in which they are made counts.
+    """
+    timed, nbytes = Timed(pieces), 0
     try:
-        for unit, result in timed:
-            nbytes += unit.nbytes
-            yield unit, result
+        for unit, piece, is_last in timed:
+            nbytes += unit.nbytes if is_last else 0
+            yield unit, piece, is_last
     finally:
         if nbytes:
             path = _path()

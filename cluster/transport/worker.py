@@ -37,6 +37,7 @@ from mint.model.source import PACKAGES, Source
 from mint.run.device_kind import device_kind, versions
 from mint.run.executor import do, in_process
 from mint.run.job import PortableJob
+from mint.run.stacks import in_blocks
 
 AHEAD_BYTES = 1 << 30  # of a batch that comes next; or its first unit, if that is larger
 
@@ -140,11 +141,12 @@ class Worker:
                 rest = [other for other in rest if other is not unit]
         while rest := [unit for unit in rest if (number, batch, unit.path) not in skipped]:
             try:
-                for unit, result in metered(self.job.label, self.results(rest)):
+                for unit, piece, is_last in metered(self.job.label, self._pieces(rest)):
+                    if parcel.add([unit.path, "", piece, is_last], len(piece)):
+                        yield pack(parcel.take())
+                    if not is_last:
+                        continue
                     rest = rest[1:]
-                    for piece, is_last in to_pieces(self.job, result):
-                        if parcel.add([unit.path, "", piece, is_last], len(piece)):
-                            yield pack(parcel.take())
                     again = any((number, batch, unit.path) in skipped for unit in rest)
                     if parcel.is_due(unit.nbytes, rest[0].nbytes if rest and not again else None):
                         yield pack(parcel.take())
@@ -160,6 +162,14 @@ class Worker:
         self.weights.forget_kin(units, keep=self._begun.path if self._begun else "")
         if self._loans:
             self._loans.give_back()
+
+    def _pieces(self, units: Sequence[Unit]) -> Iterator[tuple[Unit, bytes, bool]]:
+        """The pieces of every result, packed while they are taken where the weight comes in blocks."""
+        assert self.job
+        for unit, result in self.results(units):
+            for piece, is_last in to_pieces(self.job, result):
+                yield unit, piece, is_last
+            del result
 
     def results(self, units: Sequence[Unit]) -> Iterator[tuple[Unit, Any]]:
         assert self.job
@@ -191,9 +201,12 @@ class Worker:
         The estimate of a unit's peak has room for the next, which is no larger: the largest come first.
         """
         name = self._ahead.next
+        assert self.job
         if name and not memory_is_short():
-            self._begun = self.units[name]
-            self.weights.begin(self._begun)
+            unit = self.units[name]
+            if not in_blocks(self.job, self.source, unit):
+                self._begun = unit
+                self.weights.begin(unit)
         elif not name:
             self._ahead.free()
 

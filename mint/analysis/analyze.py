@@ -33,6 +33,7 @@ from mint.core.progress import OnNote, OnProgress, ignore, say_nothing
 from mint.core.records import reading
 from mint.formats.rounding import DEFAULT_ROUNDING, parse_rounding
 from mint.formats.units import Unit, to_fields
+from mint.kernels.backend import backend
 from mint.kernels.ready import ready_kernels
 from mint.kernels.storage import raw
 from mint.kernels.warmup import FEATURES, MEASURE
@@ -99,6 +100,7 @@ def analyze(
         source.files.check()
         analysis = write_analysis(output, header, measurements)
         journal.path.unlink(missing_ok=True)
+    log.info("analysis.measured", units=len(pending), device=header["device"], measured_with=backend().measures_with)
     return analysis
 
 

@@ -1,4 +1,4 @@
-"""Refuses a cast to float16 that changes weights.
+"""Refuses a cast to float16 that changes weights, or in which the model overflows.
 
 float16 ends at 65504 and has no numbers below 6e-8, where bfloat16 and float32 go on. Errors of formats are measured
 against the weights after the cast, so a cast that loses weights would be invisible in every later figure. Within its
@@ -25,18 +25,11 @@ def check_cast(source: Source, lacking: Collection[str] = ()) -> None:
 
     Raises it too for an array in one of the `lacking` shards, which read as zeros.
     """
-    tensors = source.tensors()
-    before = {name: tensor.dtype for name, tensor in tensors.items()}
-    feeding = {f"{unit.path}.weight": (unit.dtype, unit.sources) for unit in source.units}
-    feeding |= {parameter.name: (parameter.dtype, parameter.sources) for parameter in source.parameters}
-    names = [
-        name
-        for name, (dtype, sources) in feeding.items()
-        if dtype == "F16" and is_wider([before.get(tensor, "") for tensor in sources])
-    ]
-    if not names:
+    if not (names := _cast(source)):
         return
-    if missing := sorted({tensors[tensor].shard for name in names for tensor in feeding[name][1]} & set(lacking)):
+    tensors = source.tensors()
+    shards = {tensors[tensor].shard for sources in names.values() for tensor in sources}
+    if missing := sorted(shards & set(lacking)):
         fault = f"{missing[0]} is not on this machine, so the cast of its weights to float16 cannot be checked"
         raise MintError(f"{fault}; needed: --dtype bfloat16, or all shards here")
     arrays = source.uncast_arrays()
@@ -46,6 +39,27 @@ def check_cast(source: Source, lacking: Collection[str] = ()) -> None:
                 f"{name}: float16 cannot hold its values: {fault}; needed: --dtype bfloat16, or float32. (float16 is "
                 "the dtype of --dtype or of config.json)"
             )
+
+
+def check_activations(source: Source, largest: float) -> None:
+    """Raise `MintError` if the `largest` value between the layers overflows in a cast to float16."""
+    if largest > _LARGEST and _cast(source):
+        raise MintError(
+            f"{source.folder.name}: values between its layers reach {largest:.3g}, float16 ends at {_LARGEST:.0f}, so "
+            "the model overflows there; needed: --dtype bfloat16, or float32"
+        )
+
+
+def _cast(source: Source) -> dict[str, tuple[str, ...]]:
+    """The arrays that are cast to float16 from a wider range, each with its tensors."""
+    before = {name: tensor.dtype for name, tensor in source.tensors().items()}
+    feeding = {f"{unit.path}.weight": (unit.dtype, unit.sources) for unit in source.units}
+    feeding |= {parameter.name: (parameter.dtype, parameter.sources) for parameter in source.parameters}
+    return {
+        name: sources
+        for name, (dtype, sources) in feeding.items()
+        if dtype == "F16" and is_wider([before.get(tensor, "") for tensor in sources])
+    }
 
 
 def is_wider(dtypes: Collection[str]) -> bool:

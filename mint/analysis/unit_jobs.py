@@ -9,6 +9,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import accumulate, pairwise
+from struct import Struct
 from typing import Any, ClassVar, Self
 
 import mlx.core as mx
@@ -26,38 +27,45 @@ from mint.formats.format import KEEP, Format, TensorSpec, parse_format
 from mint.formats.rounding import DEFAULT_ROUNDING, ROUNDINGS, parse_rounding
 from mint.formats.units import Unit
 from mint.kernels.backend import backend
-from mint.kernels.exact import OnGrid, stored_on_grid
-from mint.kernels.oracle import joined
+from mint.kernels.exact import stored_on_grid
+from mint.kernels.oracle import joined_slices, summed
 from mint.kernels.ready import ready_kernels
 from mint.kernels.storage import raw, raw_bytes
 from mint.kernels.warmup import MEASURE, WRITE
-from mint.model.checkpoint.reader import ALL, FLOATS, nonfinite_count
+from mint.model.checkpoint.reader import FLOATS, nonfinite_count
 from mint.model.checkpoint.shards import SourceTensor
 from mint.model.checkpoint.writer import WeightFiles
 from mint.model.source import Source
-from mint.run.job import BlockJob, Blocks, Difference, PortableJob, T, numbered
-from mint.run.stacks import BLOCK, comes_in_blocks, held_bytes
+from mint.run.job import BlockJob, Blocks, Difference, PortableJob, T, numbered, one_block
+from mint.run.stacks import BLOCK, held_bytes, may_come_in_blocks
+
+_PART = Struct("<QQ")  # of the first axis: before the packed bytes of each block that is sent
 
 
 @dataclass(frozen=True, slots=True)
 class Packed:
-    """A unit as stored: the tensors of its format and their bytes, in the same order."""
+    """A unit as stored: the tensors of its format and their bytes, in the same order.
+
+    `blocks` are the bytes of parts of the first axis, packed while they are sent; a part that comes again is the valid
+    one.
+    """
 
     path: str
     format: Format
     tensors: tuple[TensorSpec, ...]
     data: tuple[bytes | memoryview, ...]  # none where the weight files have them already
     sha256: str = ""  # of all the data, if known
+    blocks: Iterable[tuple[slice, Sequence[Any]]] = ()  # in place of the data
 
 
 def peak_bytes(source: Source, unit: Unit, tensors: Mapping[str, SourceTensor]) -> int:
     """Approximate peak memory of either job from `unit` on, the largest unit first; `tensors` are those of `source`.
 
     The tensors of the weight, the weight, a copy or its packed form; the next weight, which is no larger, read
-    meanwhile; and the working memory of the backend. Of a stack in blocks only the packed form is whole.
+    meanwhile; and the working memory of the backend. A weight in blocks is never whole.
     """
-    if comes_in_blocks(source, unit):
-        return held_bytes(source, unit) + unit.nbytes + backend().working_bytes(BLOCK)
+    if may_come_in_blocks(source, unit):
+        return 2 * held_bytes(source, unit) + backend().working_bytes(BLOCK)
     stored = sum(tensors[name].nbytes for name in unit.sources)
     return 2 * (stored + unit.nbytes) + unit.nbytes + backend().working_bytes(unit.size)
 
@@ -65,49 +73,50 @@ def peak_bytes(source: Source, unit: Unit, tensors: Mapping[str, SourceTensor]) 
 class Checksummed:
     """Blocks of a weight, and the checksum of its bytes after a whole pass over them."""
 
-    def __init__(self, blocks: Blocks) -> None:
-        self._blocks = blocks
+    def __init__(self, unit: Unit, blocks: Blocks) -> None:
+        self._unit, self._blocks = unit, blocks
         self.checksum = ""
 
     def __call__(self) -> Iterator[tuple[slice, mx.array]]:
-        """Every block with its slices of the stack."""
+        """Every block with its part of the first axis."""
         digest = xxhash.xxh3_64()
-        for slices, block in numbered(self._blocks):
+        for part, block in numbered(self._unit, self._blocks):
             digest.update(raw_bytes(block))
-            yield slices, block
+            yield part, block
         self.checksum = digest.hexdigest()
 
-    def check(self, unit: Unit, checksums: Mapping[str, str]) -> None:
+    def check(self, checksums: Mapping[str, str]) -> None:
         """Raise `MintError` unless the blocks are those of the weight that was measured."""
-        check_analyzed(f"unit {unit.path}: its weight is", self.checksum, checksums[unit.path])
+        path = self._unit.path
+        check_analyzed(f"unit {path}: its weight is", self.checksum, checksums[path])
 
 
 class PackedParts:
-    """The tensors of a stack in a format, filled block by block; with `files`, blocks are written there at once."""
+    """The tensors of a unit in a format, filled block by block; with `files`, blocks are written there at once."""
 
     def __init__(self, unit: Unit, format: Format, files: WeightFiles | None = None) -> None:
         self.unit, self.format, self._files = unit, format, files
         self.tensors = format.tensors(unit.path, unit.shape, unit.dtype)
-        self._arrays: list[Any] = []  # of numpy
+        self._data: list[memoryview] = []
 
-    def fill(self, slices: slice, parts: Sequence[npt.NDArray[Any]]) -> None:
-        """Take the tensors of some slices, in the order of `Format.tensors`."""
-        if slices.stop - slices.start == self.unit.slices:
-            self._arrays = list(parts)  # without a copy
+    def fill(self, part: slice, arrays: Sequence[Any]) -> None:
+        """Take the bytes of a part of the first axis, in the order of `Format.tensors`."""
+        pieces = [memoryview(array).cast("B") for array in arrays]
+        if all(len(piece) == tensor.nbytes for piece, tensor in zip(pieces, self.tensors, strict=True)):
+            self._data = pieces  # without a copy
             return
+        starts = [part.start * tensor.nbytes // self.unit.shape[0] for tensor in self.tensors]
         if self._files:
-            for tensor, part in zip(self.tensors, parts, strict=True):
-                self._files.write_piece(tensor, part.reshape(-1).view("u1").data, slices.start * part[0].nbytes)
+            for tensor, piece, start in zip(self.tensors, pieces, starts, strict=True):
+                self._files.write_piece(tensor, piece, start)
             return
-        if not self._arrays:
-            self._arrays = [np.empty((self.unit.slices, *part.shape[1:]), part.dtype) for part in parts]
-        for array, part in zip(self._arrays, parts, strict=True):
-            array[slices] = part
+        self._data = self._data or [memoryview(bytearray(tensor.nbytes)) for tensor in self.tensors]
+        for data, piece, start in zip(self._data, pieces, starts, strict=True):
+            data[start : start + len(piece)] = piece
 
     def packed(self) -> Packed:
         """The whole unit."""
-        data = tuple(memoryview(array).cast("B") for array in self._arrays)
-        return Packed(self.unit.path, self.format, self.tensors, data)
+        return Packed(self.unit.path, self.format, self.tensors, tuple(self._data))
 
 
 class RoundingJob(BlockJob[T], PortableJob[T]):
@@ -134,12 +143,15 @@ class Measure(RoundingJob[Measurement]):
     rounding: str = DEFAULT_ROUNDING
     carried: Mapping[str, Format] = field(default_factory=dict, kw_only=True)  # `Source.carried`
 
+    def takes_rows(self, unit: Unit) -> bool:
+        return True
+
     def of_blocks(self, unit: Unit, blocks: Blocks) -> Measurement:
         """The errors for `rounding`, or for the one measured in its place.
 
         NaN and infinite weights are counted in `nonfinite`; the errors then mean nothing.
         """
-        checked = Checksummed(blocks)
+        checked = Checksummed(unit, blocks)
         measurement = self._measured(unit, checked)
         return replace(measurement, checksum=checked.checksum)
 
@@ -151,18 +163,21 @@ class Measure(RoundingJob[Measurement]):
             return Measurement(unit.path, (), (), (), 0.0, nonfinite)
         rounding = ROUNDINGS[self.rounding]
         measured = ROUNDINGS[rounding.measured_as]
+        joined = joined_slices if len(unit.shape) > 2 else summed
         errors = joined([backend().errors(block, formats, measured) for _, block in blocks()])
         if errors.nonfinite:
             zeros = (0.0,) * len(formats)
             return Measurement(unit.path, formats, zeros, zeros, 0.0, int(errors.nonfinite))
         errors.squared[:] *= np.array([rounding.shares.get(str(format), 1.0) for format in formats])
-        on_grid: dict[Format, npt.NDArray[np.float64]] = defaultdict(lambda: np.empty(unit.slices))
-
-        def take(slices: slice, stored: OnGrid) -> None:
-            on_grid[stored.format][slices] = stored.squared
-
-        for grid in stored_on_grid(blocks, formats, take):
-            errors.squared[:, formats.index(grid)] = on_grid[grid]
+        on_grid: dict[Format, dict[int, npt.NDArray[np.float64]]] = defaultdict(dict)  # by the start of the block
+        for stored in stored_on_grid(blocks, formats):
+            if isinstance(stored, Format):
+                squares = list(on_grid[stored].values())
+                errors.squared[:, formats.index(stored)] = (
+                    np.concatenate(squares) if len(unit.shape) > 2 else sum(squares)
+                )
+            else:
+                on_grid[stored[1].format][stored[0].start] = stored[1].squared
         if unit.path in self.carried:
             errors.squared[:, formats.index(self.carried[unit.path])] = 0.0
         energy = errors.energy.sum()
@@ -205,38 +220,59 @@ class Quantize(RoundingJob[Packed]):
     rounding: str = DEFAULT_ROUNDING
     source: Source | None = None  # of units that may be copied as they are
     files: WeightFiles | None = None  # of the result, in this process
+    sends: bool = False  # results go to another process: blocks are packed while they are sent
+
+    def takes_rows(self, unit: Unit) -> bool:
+        return True
+
+    def __call__(self, unit: Unit, weight: mx.array) -> Packed:
+        return self._packed(unit, one_block(unit, weight))
 
     def of_blocks(self, unit: Unit, blocks: Blocks) -> Packed:
         """The packed unit: as it is stored, or on the grid of its weights, where the format is that one.
 
         Otherwise, rounded to nearest, the bytes are those of `mx.quantize` on this device.
 
-        Raises `MintError` for another weight than the measured one.
+        Raises `MintError` for another weight than the measured one; to send it, only while its blocks are taken.
         """
-        checked, packed = Checksummed(blocks), PackedParts(unit, self.formats[unit.path], self.files)
-        if self.source and self.source.carried.get(unit.path) == packed.format:
-            for slices, _ in checked():
-                rows = slices if len(unit.shape) > 2 else ALL
-                packed.fill(slices, [self.source.opened.stored.raw(tensor.name, rows) for tensor in packed.tensors])
-        else:
-            self._pack(unit, checked, packed)
-        checked.check(unit, self.checksums)
+        if not self.sends:
+            return self._packed(unit, blocks)
+        format = self.formats[unit.path]
+        tensors = format.tensors(unit.path, unit.shape, unit.dtype)
+        return Packed(unit.path, format, tensors, (), blocks=self._parts(unit, blocks, tensors))
+
+    def _packed(self, unit: Unit, blocks: Blocks) -> Packed:
+        packed = PackedParts(unit, self.formats[unit.path], self.files)
+        for part, arrays in self._parts(unit, blocks, packed.tensors):
+            packed.fill(part, arrays)
         return packed.packed()
 
-    def _pack(self, unit: Unit, blocks: Checksummed, packed: PackedParts) -> None:
-        format = packed.format
+    def _parts(
+        self, unit: Unit, blocks: Blocks, tensors: Sequence[TensorSpec]
+    ) -> Iterator[tuple[slice, Sequence[npt.NDArray[Any]]]]:
+        """Parts of the first axis and their tensors; the last that come of a part are valid."""
+        checked, format = Checksummed(unit, blocks), self.formats[unit.path]
+        if self.source and self.source.carried.get(unit.path) == format:
+            for part, _ in checked():
+                yield part, [self.source.opened.stored.raw(tensor.name, part) for tensor in tensors]
+        else:
+            yield from self._rounded(unit, checked, format)
+        checked.check(self.checksums)
+
+    def _rounded(
+        self, unit: Unit, blocks: Checksummed, format: Format
+    ) -> Iterator[tuple[slice, Sequence[npt.NDArray[Any]]]]:
         if format == KEEP:
-            for slices, block in blocks():
-                packed.fill(slices, (raw(block),))
+            for part, block in blocks():
+                yield part, (raw(block),)
             return
-
-        def take(slices: slice, stored: OnGrid) -> None:
-            if stored.format == format:
-                packed.fill(slices, stored.parts)
-
-        if format not in stored_on_grid(blocks, unit.formats, take):
-            for slices, block in blocks():
-                packed.fill(slices, backend().pack(block, format, ROUNDINGS[self.rounding]))
+        for stored in stored_on_grid(blocks, unit.formats):
+            if stored == format:
+                return
+            if not isinstance(stored, Format) and stored[1].format == format:
+                yield stored[0], stored[1].parts
+        for part, block in blocks():
+            yield part, backend().pack(block, format, ROUNDINGS[self.rounding])
 
     def to_dict(self) -> dict[str, Any]:
         formats = {path: str(format) for path, format in self.formats.items()}
@@ -245,19 +281,29 @@ class Quantize(RoundingJob[Packed]):
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any], source: Source) -> Self:
         formats = {path: parse_format(text) for path, text in fields["formats"].items()}
-        return typed(cls(formats, fields["checksums"], parse_rounding(fields["rounding"]).name, source))
+        return typed(cls(formats, fields["checksums"], parse_rounding(fields["rounding"]).name, source, sends=True))
 
     def encode(self, result: Packed) -> Iterable[bytes | memoryview]:
-        return result.data
+        """For each block its part of the first axis, then its tensors one behind the other."""
+        whole = slice(0, result.tensors[0].shape[0]), result.data
+        for part, arrays in result.blocks or (whole,):
+            yield _PART.pack(part.start, part.stop)
+            yield from (memoryview(array).cast("B") for array in arrays)
 
     def decode(self, unit: Unit, data: memoryview) -> Packed:
-        """The tensors lie one behind the other."""
-        format = self.formats[unit.path]
-        tensors = format.tensors(unit.path, unit.shape, unit.dtype)
-        ends = list(accumulate((tensor.nbytes for tensor in tensors), initial=0))
-        if len(data) != ends[-1]:
-            raise MintError(f"{unit.path}: {len(data)} bytes came, needed the {ends[-1]} bytes of {format}")
-        return Packed(unit.path, format, tensors, tuple(data[start:end] for start, end in pairwise(ends)))
+        """The unit; its blocks are written to the `files`, if it comes in several."""
+        packed, count, stop = PackedParts(unit, self.formats[unit.path], self.files), unit.shape[0], 0
+        while data:
+            start, end = _PART.unpack_from(data)
+            needed = [tensor.nbytes * (end - start) // count for tensor in packed.tensors]
+            ends = list(accumulate(needed, initial=_PART.size))
+            if start not in (0, stop) or not start < end <= count or len(data) < ends[-1]:
+                raise MintError(f"{unit.path}: {len(data)} bytes came for {start}:{end} of {count}, needed {ends[-1]}")
+            packed.fill(slice(start, end), [data[first:last] for first, last in pairwise(ends)])
+            data, stop = data[ends[-1] :], end
+        if stop != count:
+            raise MintError(f"{unit.path}: {stop} of {count} came")
+        return packed.packed()
 
     def result_nbytes(self, unit: Unit) -> int:
         return self.formats[unit.path].nbytes(unit.shape, unit.dtype)

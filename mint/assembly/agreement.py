@@ -9,6 +9,9 @@ those that the model itself finds likely, and the distance is the median of thei
 decides changes few of them. A distance above `NEGLIGIBLE` is compared with that of this model from itself when the
 inputs of all its modules are rounded more coarsely than any float32 product rounds.
 
+Some models compute another function of several tokens at once than of one after another (in mlx_vlm 0.7.10 the layers
+of Gemma 3n that share keys turn their queries too far). A distance above `NEGLIGIBLE` is first taken one by one.
+
 Weights are read when their module is called and dropped after it: the rows of tokens, the experts of a token, and
 blocks of rows of a matrix, so the largest table takes no more memory than a small one.
 The backend multiplies by the dequantized ones in blocks of rows: on a CPU many times faster than MLX's own BLAS.
@@ -89,11 +92,13 @@ def plain_logits(
     tokens: npt.NDArray[np.int32],
     *,
     rounding: float = 0.0,
+    one_by_one: bool = False,
 ) -> npt.NDArray[np.float32]:
     """The logits (B, L, V) of the same model with every weight dequantized.
 
     `units` maps the path of every unit, kept ones too, to the shape of its weight and its format. Each float that
-    enters a unit is changed by up to `rounding`, relative, at random.
+    enters a unit is changed by up to `rounding`, relative, at random. Tokens come at once, or `one_by_one` as in
+    `stock_logits`.
     """
     stored = open_stored(folder)
     weights = _wide_rest(stored, units) | {f"{path}.weight": mx.zeros(shape) for path, (shape, _) in units.items()}
@@ -104,7 +109,9 @@ def plain_logits(
         _hook(module, stored, path, units[path][1])
         if rounding:
             hook(module, partial(_round_inputs, rounding, np.random.default_rng(crc32(path.encode()))))
-    return _step(plain, tokens, make_cache(plain))
+    caches, size = make_cache(plain), 1 if one_by_one else tokens.shape[1]
+    parts = [tokens[:, start : start + size] for start in range(0, tokens.shape[1], size)]
+    return np.concatenate([_step(plain, part, caches) for part in parts], 1)
 
 
 def coarse_rounding() -> float:

@@ -13,9 +13,10 @@ from functools import partial
 from pathlib import Path
 
 import mlx.core as mx
+from safetensors.numpy import load_file, save
 
 from mint.analysis.unit_jobs import Packed, Quantize, check_analyzed, checksum_of
-from mint.assembly.draft import JOURNAL_NAME, Draft, naming_full_disk, read_finished, refuse_foreign
+from mint.assembly.draft import JOURNAL_NAME, TUNED_NAME, Draft, naming_full_disk, read_finished, refuse_foreign
 from mint.assembly.reuse import Reuse
 from mint.core.errors import DiskFullError, MintError
 from mint.core.files import flush, partial_path, remove_temporary, require_new, require_writable, write_whole
@@ -29,7 +30,7 @@ from mint.formats.format import Format, TensorSpec
 from mint.formats.rounding import ROUNDINGS
 from mint.formats.units import Unit
 from mint.kernels.ready import ready_kernels
-from mint.kernels.storage import raw_bytes
+from mint.kernels.storage import raw, raw_bytes
 from mint.kernels.warmup import WRITE
 from mint.model.checkpoint.beside import CARD_NAME, files_beside
 from mint.model.checkpoint.manifest import MANIFEST_NAME, PLAN_NAME, Manifest, file_digest, write_manifest
@@ -51,7 +52,7 @@ from mint.run.stage import reported
 _MAGIC = b"MINT assembly\n"
 _SETTINGS = ("hf_quant_config.json", "quantize_config.json", "quant_config.json")  # of the source's own quantization
 _NOT_COPIED = ("config.json", *_SETTINGS, PLAN_NAME, MANIFEST_NAME, VERIFIED_NAME, RECIPE_NAME)
-_NOT_LISTED = (JOURNAL_NAME, MANIFEST_NAME, VERIFIED_NAME)  # in the manifest
+_NOT_LISTED = (JOURNAL_NAME, TUNED_NAME, MANIFEST_NAME, VERIFIED_NAME)  # in the manifest
 
 
 def assemble(
@@ -134,13 +135,13 @@ def _fill(
         WeightFiles(folder, plan.layout) as files,
         ThreadPoolExecutor(1, thread_name_prefix="mint-write") as aside,
     ):
-        digests = _intact(journal, files, plan)
+        digests = _tuned(folder, files, plan) or _intact(journal, files, plan)
         if digests:
             on_note(f"resumes: {len(digests)} of {len(source.units)} units are in {folder}")
         pending = [unit for unit in source.units if unit.path not in digests]
         measured: list[Closeness] = []
         if ROUNDINGS[plan.rounding].sequential:
-            from mint.assembly.compensated import compensate
+            from mint.assembly.compensated import compensate, tune
 
             stored = open_weights(folder, [shard.name for shard in plan.layout])
             work = text, base, executor, on_progress, measured.append
@@ -152,9 +153,16 @@ def _fill(
             digests[unit.path] = digest
             log.debug("unit.written", unit=unit.path, format=str(format))
         _write_parameters(plan, source, files)
+        if ROUNDINGS[plan.rounding].tunes and not (folder / TUNED_NAME).exists():
+            files.flush()  # a rerun believes the trained values and reads the codes
+            parts = tune(plan, source, stored, text, base, on_progress)
+            write_whole(folder / TUNED_NAME, save({name: raw(part) for name, part in parts.items()}))
+            digests = _tuned(folder, files, plan)
+            for _ in compensate(plan, source, [], stored, files, *work):
+                raise AssertionError("nothing is pending")
         flushed = aside.submit(files.flush)  # while all is read again
         units = {unit.path: digests[unit.path] for unit in source.units}
-        manifest = _finish(plan, source, folder, units, measured[0] if measured else None)
+        manifest = _finish(plan, source, folder, units, measured[-1] if measured else None)
         flushed.result()
     for file in folder.rglob("*"):  # the files beside the weights too
         flush(file)
@@ -235,6 +243,21 @@ def _intact(journal: Journal, files: WeightFiles, plan: Plan) -> dict[str, str]:
     """The digests of the journal's units whose bytes are in the files; a power cut can lose those."""
     tensors = {choice.path: choice.tensors for choice in plan.choices}
     return {path: digest for path, digest in journal.records if files.digest(tensors[path]) == digest}
+
+
+def _tuned(folder: Path, files: WeightFiles, plan: Plan) -> dict[str, str]:
+    """The digests of all units after the trained scales and biases are in their place; none if nothing is trained yet.
+
+    They are written once all units are whole: so a run that was killed here finds everything in the files.
+    """
+    if not (folder / TUNED_NAME).exists():
+        return {}
+    parts = load_file(folder / TUNED_NAME)
+    for choice in plan.choices:
+        for tensor in choice.tensors:
+            if tensor.name in parts:
+                files.write((tensor,), (parts[tensor.name].tobytes(),))
+    return {choice.path: files.digest(choice.tensors) for choice in plan.choices}
 
 
 def _write_parameters(plan: Plan, source: Source, files: WeightFiles) -> None:

@@ -87,7 +87,7 @@ class _Comparison(BlockJob[float]):
 
     def of_blocks(self, unit: Unit, blocks: Blocks) -> float:
         """Of a large stack the first slices are decoded, which need no other tensors."""
-        leaves, checked = self.source.stacks[unit.path], Checksummed(blocks)
+        leaves, checked = self.source.stacks[unit.path], Checksummed(unit, blocks)
         if len(leaves) == 1:
             return self(unit, mx.concatenate(list(blocks())).reshape(unit.shape))
         count = max(1, LARGE // prod(leaves[0].shape))
@@ -96,7 +96,7 @@ class _Comparison(BlockJob[float]):
             if slices.stop <= count:
                 difference += distance_from_block(self._decoded_slices(leaves), slices, block)
                 stored += distance_from_block(self._written(unit), slices, block)
-        checked.check(unit, self.checksums)
+        checked.check(self.checksums)
         return self._checked(unit, difference.relative_norm, lambda: stored.relative_norm)
 
     def _decoded_slices(self, leaves: Sequence[Leaf]) -> Rows:

@@ -18,6 +18,7 @@ from mint.model.checkpoint.writer import disk_full
 from mint.run.device_kind import device_kind, versions
 
 JOURNAL_NAME = "assembly.journal"
+TUNED_NAME = "assembly.tuned"  # the trained scales and biases, whole or not there
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +35,7 @@ class Draft:
         self.source_files.check()
         require_new(self.output)  # a rename replaces an empty folder in silence
         self.folder.rename(self.output)
+        (self.output / TUNED_NAME).unlink(missing_ok=True)
         (self.output / JOURNAL_NAME).unlink()  # locked until now: nobody resumes a folder that is about to be renamed
         flush(self.output)
         flush(self.output.parent)
@@ -56,7 +58,8 @@ def refuse_foreign(output: Path, **digests: str) -> None:
 
 
 def read_finished(output: Path) -> Manifest:
-    """The manifest of a finished model; a journal that a killed process left there is removed."""
+    """The manifest of a finished model; what a killed process left there is removed."""
+    (output / TUNED_NAME).unlink(missing_ok=True)
     (output / JOURNAL_NAME).unlink(missing_ok=True)
     return read_manifest(output)
 

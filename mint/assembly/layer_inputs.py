@@ -90,6 +90,7 @@ class Walk:
         self._judged = _blocks(replay, judged, sequence_blocks(judged, vocabulary, LOGITS))
         self._order = replay.order
         self._in_a_row = sorted(self._order) == sorted(self._layers)
+        self.largest = 0.0  # magnitude between layers so far, where they are called once each
 
     def stages(self, finished: Collection[str] = ()) -> Iterator[Stage]:
         """The stages in the order of the model; inputs are left out if all units are `finished`."""
@@ -108,6 +109,7 @@ class Walk:
                 for replay, tokens in (*self._blocks, *self._judged):
                     with replay.up_to(path, record=True):
                         logits_of(self._model, tokens)
+                    self.largest = max(self.largest, replay.largest)
                 layer.update(tree_map(lambda _: mx.zeros(()), layer.parameters()))  # drops them
         yield self._stage(self._after, finished)
 

@@ -59,10 +59,11 @@ class Stock:
         tokens: npt.NDArray[np.int32],
         *,
         rounding: float = 0.0,
+        one_by_one: bool = False,
     ) -> Callable[[], Answer]:
         """Begin to compute `plain_logits` with these arguments; the result waits for the answer."""
         formats = {path: (shape, str(format)) for path, (shape, format) in units.items()}
-        options = {"units": formats, "tokens": tokens.tolist(), "rounding": rounding}
+        options = {"units": formats, "tokens": tokens.tolist(), "rounding": rounding, "one_by_one": one_by_one}
         return self._ask({"folder": str(folder.absolute()), **options})
 
     def _ask(self, question: dict[str, Any]) -> Callable[[], Answer]:
@@ -117,7 +118,8 @@ def answer_to(question: Mapping[str, Any]) -> tuple[dict[str, Any], npt.NDArray[
         if is_stock:
             tokens, logits = _loaded(folder, question["paths"])
         else:
-            logits = _dequantized(folder, question["units"], tokens, rounding=question["rounding"])
+            options = {name: question[name] for name in ("rounding", "one_by_one")}
+            logits = _dequantized(folder, question["units"], tokens, **options)
     except _LoadError as error:
         record["loads_error"] = str(error)
     except Exception as error:  # a model may raise anything: it is the finding
@@ -148,8 +150,9 @@ def _dequantized(
     tokens: npt.NDArray[np.int32],
     *,
     rounding: float,
+    one_by_one: bool,
 ) -> npt.NDArray[np.float32]:
     from mint.assembly.agreement import plain_logits
 
     units = {path: (tuple(shape), parse_format(name)) for path, (shape, name) in names.items()}
-    return plain_logits(folder, units, tokens, rounding=rounding)
+    return plain_logits(folder, units, tokens, rounding=rounding, one_by_one=one_by_one)

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from functools import partial
 from math import isfinite
 from pathlib import Path
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
@@ -175,13 +176,16 @@ def _logits(folder: Path, plan: Plan, stock_answer: Callable[[], Answer]) -> str
     if NeedsMetalError.__name__ in answer.logits_error:
         return "cannot be computed here: its forward pass calls Metal kernels; verify it again on a Mac"
     _insist(not answer.logits_error, f"{plan.loader} does not compute with it: {answer.logits_error}")
-    expected = _dequantized_logits(folder, plan, answer.tokens)
-    change = distance(answer.logits, expected)
+    dequantized = partial(_dequantized_logits, folder, plan, answer.tokens)
+    change = distance(answer.logits, dequantized())
     if not all(choice.is_finite for choice in plan.choices) and not isfinite(change):
         return "not compared: logits are not finite, since the source has weights that are not"
     _insist(isfinite(change), "logits are not finite")
     if change > NEGLIGIBLE:
-        rounded = distance(_dequantized_logits(folder, plan, answer.tokens, rounding=coarse_rounding()), expected)
+        expected = dequantized(one_by_one=True)
+        change = distance(answer.logits, expected)
+    if change > NEGLIGIBLE:
+        rounded = distance(dequantized(one_by_one=True, rounding=coarse_rounding()), expected)
         allowed = max(NEGLIGIBLE, FACTOR * rounded)
         if allowed > INCONCLUSIVE:
             return f"not compared: rounding alone changes the logits of this model by up to {rounded:.1g}"
@@ -191,21 +195,21 @@ def _logits(folder: Path, plan: Plan, stock_answer: Callable[[], Answer]) -> str
 
 
 def _dequantized_logits(
-    folder: Path, plan: Plan, tokens: npt.NDArray[np.int32], *, rounding: float = 0.0
+    folder: Path, plan: Plan, tokens: npt.NDArray[np.int32], **options: Any
 ) -> npt.NDArray[np.float32]:
     """The logits of the dequantized model, computed in the child too: a crash of MLX does not end this process.
 
-    A format that was registered from outside is known to this process only.
+    `options` are those of `plain_logits`. A format that was registered from outside is known to this process only.
     """
     units = {choice.path: (choice.shape, choice.format) for choice in plan.choices}
     fault = f"{plan.loader} does not compute with the dequantized weights"
     if all(choice.format in FORMATS for choice in plan.choices):
-        answer = stock().ask_dequantized(folder, units, tokens, rounding=rounding)()
+        answer = stock().ask_dequantized(folder, units, tokens, **options)()
         message = answer.loads_error or answer.logits_error
         _insist(not message, f"{fault}: {message}")
         return answer.logits
     try:
-        return plain_logits(folder, units, tokens, rounding=rounding)
+        return plain_logits(folder, units, tokens, **options)
     except Exception as error:  # a model may raise anything: it is the finding
         raise _DisagreesError(f"{fault}: {error!r}") from error
 
@@ -246,13 +250,16 @@ class _ErrorChange(BlockJob[float]):
     stored: StoredModel
     choices: Mapping[str, Choice]
 
+    def takes_rows(self, unit: Unit) -> bool:
+        return True
+
     def __call__(self, unit: Unit, weight: mx.array) -> float:
         return self._change(unit, distance_of(self._rows(unit), weight.__getitem__, unit.parts(BLOCK)))
 
     def of_blocks(self, unit: Unit, blocks: Blocks) -> float:
         rows, distance = self._rows(unit), Distance(0.0, 0.0)
-        for slices, block in numbered(blocks):
-            distance += distance_from_block(rows, slices, block)
+        for slices, block in numbered(unit, blocks):
+            distance += distance_from_block(rows, slices, block.reshape(-1, *unit.shape[1:]))
         return self._change(unit, distance)
 
     def _rows(self, unit: Unit) -> Rows:

@@ -31,6 +31,7 @@ def submit(
     client: opt.Service,
     priority: Annotated[int, option("", "Jobs of higher priority go first.")] = 0,
     deadline: Annotated[float | None, option("HOURS", "Most hours of work; then the job fails.", min=0.01)] = None,
+    group: Annotated[str, option("GROUP", "Only this group of yours sees the jobs.", "--group")] = "",
     wait: Annotated[bool, option("", "Follow the jobs to their end.", "--wait")] = False,
     download: Annotated[Path | None, option("DIR", "Wait, and download each result to DIR/MODEL-BUDGET.")] = None,
 ) -> list[Answer]:
@@ -41,7 +42,7 @@ def submit(
     Example: mint submit Qwen3-8B --budget 6GB --budget 8GB --download models
     """
     jobs = client.submit(
-        model, budgets, recipe, priority=priority, deadline_hours=deadline, on_progress=screen.on_progress
+        model, budgets, recipe, priority=priority, group=group, deadline_hours=deadline, on_progress=screen.on_progress
     )
     if not (wait or download):
         return [Answer(job_record(job), [_line(job)]) for job in jobs]

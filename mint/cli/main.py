@@ -21,7 +21,7 @@ from mint.cli.terminal.interruption import Interrupted, interruption
 from mint.core.cache import cache_folder
 from mint.core.errors import MintError, fixable
 from mint.core.log import configure_logging
-from mint.core.version import __version__
+from mint.core.version import __version__, install_command
 from mint.run.blas import allow_restart
 
 INTERRUPTED = 130  # the exit code after Ctrl-C
@@ -85,9 +85,7 @@ def _add_plugin(name: str, extra: str = "", help: str = "") -> None:
 
         points = entry_points(group="mint.commands", name=name)
         if not points:
-            raise MintError(
-                f"mint {name}: no installed package has this command; needed: pip install 'mint-mlx[{extra}]'"
-            )
+            raise MintError(f"mint {name}: no installed package has this command; needed: {install_command(extra)}")
         arguments = context.args or ([] if name in _RUN_AS_THEY_ARE else ["--help"])
         raise typer.Exit(next(iter(points)).load()(arguments, prog_name=f"mint {name}", standalone_mode=False))
 

@@ -4,7 +4,7 @@ Commands call the verbs of `mint`, which are imported when first used, so that `
 """
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import mint
 from mint.cli import options as opt
@@ -14,6 +14,9 @@ from mint.cli.terminal.screen import Answer, Record, Screen
 from mint.core.errors import MintError
 from mint.formats.quality import parse_quality
 from mint.formats.rounding import ROUNDINGS
+
+if TYPE_CHECKING:
+    from mint.forecast.forecast import Forecast
 
 
 def quantize(
@@ -64,14 +67,18 @@ def quantize(
     from mint.assembly.stock_child import stock
 
     stock()  # imports mlx_lm while this process does
-    from mint.forecast.forecast import Forecast
+    from mint.model.remote.headers import headers_of
     from mint.pipeline import Pipeline, Target
     from mint.render.plans import quantized_record
-    from mint.render.summary import forecast_summary, model_summary
+    from mint.render.summary import model_summary
     from mint.run.executor import executing
     from mint.run.low_disk import streaming
 
     work: dict[str, Any] = {"on_progress": screen.on_progress, "on_note": screen.note}
+    if dry_run and not (low_disk or cluster):  # weights that are not here stay where they are
+        with headers_of(model, **recipe.opening, on_progress=screen.on_progress) as source:
+            pipeline = Pipeline(recipe, analysis, keep_nonfinite, reuse, force=force, memory=memory, **work)
+            return [_foreseen(pipeline.foresee(source, list(map(Target, outputs, budgets))))]
     with (
         streaming(model, **recipe.opening, **work)
         if low_disk
@@ -80,8 +87,7 @@ def quantize(
         pipeline = Pipeline(recipe, analysis, keep_nonfinite, reuse, executor, force=force, memory=memory, **work)
         targets = list(map(Target, outputs, budgets))
         if dry_run:
-            forecast = pipeline.foresee(opened, targets)
-            return [Answer({"forecast": forecast.to_dict()}, forecast_summary(forecast))]
+            return [_foreseen(pipeline.foresee(opened, targets))]
         forecasts: list[Forecast] = []
         if not cluster:  # the rates are those of this machine alone
 
@@ -101,6 +107,12 @@ def quantize(
         )
         for result in results
     ]
+
+
+def _foreseen(forecast: "Forecast") -> Answer:
+    from mint.render.summary import forecast_summary
+
+    return Answer({"forecast": forecast.to_dict()}, forecast_summary(forecast))
 
 
 def inspect(

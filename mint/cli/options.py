@@ -88,7 +88,7 @@ Rounding = Annotated[
     option(
         "NAME", "Instead of --quality: nearest, as mlx rounds; search: scales with less error, same bytes; "
         "compensate: least error by far, the model then has to run, on text that it writes itself; couple: less still, "
-        "by gradients of that text, with the whole model in memory.",
+        "by gradients of that text, with the whole model in memory; tune: then scales are trained on it too.",
         callback=_checked_rounding, autocompletion=completion.roundings,
     ),
 ]  # fmt: skip
@@ -120,7 +120,10 @@ ProgressKind = Annotated[
            callback=_checked_progress),
 ]  # fmt: skip
 DryRun = Annotated[
-    bool, option("", "Print the expected minutes, memory and disk, measured on this machine, and stop.", "--dry-run")
+    bool,
+    option(
+        "", "Print the expected minutes, memory, disk and download, and stop. No weights are downloaded.", "--dry-run"
+    ),
 ]
 LowDisk = Annotated[
     bool,

@@ -13,6 +13,7 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 from mint.client.download import ServedFile, download
 from mint.client.http import Connection, Record, RefusedError, SilentError, is_away
@@ -39,6 +40,7 @@ class ServedJob:
     identity: str
     budget: str  # empty: an analysis
     options: Mapping[str, Any]
+    group: str  # that sees it; empty: everybody
     state: str
     reason: str
     owner: str
@@ -88,6 +90,7 @@ class Client(Connection):
         recipe: Recipe = _RECIPE,
         *,
         priority: int = 0,
+        group: str = "",
         deadline_hours: float | None = None,
         on_progress: OnProgress = ignore,
     ) -> tuple[ServedJob, ...]:
@@ -97,12 +100,8 @@ class Client(Connection):
         have is fetched first, and a GGUF file is converted. Raises `RefusedError` with the service's reason, and
         `MintError` for devices of different rooms: those need a submission each.
         """
-        sizes = [Budget.of(budget) for budget in budgets]
-        rooms = {budget.room for budget in sizes if budget.device} or {Room()}
-        if len(rooms) > 1:
-            raise MintError(f"found devices with {len(rooms)} different rooms; needed one room, or a submission each")
-        options = {**recipe.to_dict(), **rooms.pop().to_dict()}
-        request = {"model": model, "budgets": list(map(str, sizes)), "options": options, "priority": priority}
+        request = _request(model, budgets, recipe) | {"priority": priority}
+        request |= {"group": group} if group else {}
         request |= {"deadline_hours": deadline_hours} if deadline_hours else {}
         try:
             answer = self.ask("POST", "/v1/jobs", json=request)
@@ -112,6 +111,13 @@ class Client(Connection):
             self.fetch(model, on_progress)
             answer = self.ask("POST", "/v1/jobs", json=request)
         return tuple(map(_job, answer["jobs"]))
+
+    def forecast(
+        self, model: str, budgets: Sequence[str | Budget] = (), recipe: Recipe = _RECIPE
+    ) -> tuple[Record, ...]:
+        """The expected seconds of the jobs that `submit` would make, in all and by stage, from earlier jobs."""
+        request = _request(model, budgets, recipe)
+        return tuple(self.ask("POST", "/v1/jobs/forecasts", json=request)["forecasts"])
 
     def fetch(self, model: str, on_progress: OnProgress = ignore) -> None:
         """Let the service download a model of the hub or convert a GGUF file, and wait; one under way is joined.
@@ -266,6 +272,11 @@ class Client(Connection):
         answer = self.ask("GET", f"/v1/jobs/{_plain(id)}/history", params={"after": after})
         return tuple(JobEvent(event["seq"], event["kind"], event["body"]) for event in answer["events"])
 
+    def log(self, id: str) -> str:
+        """The end of the output of a job's runners, for its subscribers and admins."""
+        with self.stream("GET", f"/v1/jobs/{_plain(id)}/log") as response:
+            return response.read().decode()
+
     def curve(self, identity: str, recipe: Recipe = _RECIPE, *, points: int = 60) -> Record:
         """The curve of budget and loss of an analyzed model, its knees, and where devices lie on it."""
         options = {name: getattr(recipe, name) for name in ("rounding", "dtype", "loader", "objective")}
@@ -299,6 +310,38 @@ class Client(Connection):
         """The machines that work for the queue, with their jobs and their capacity."""
         return list(self.ask("GET", "/v1/hosts")["hosts"])
 
+    # for admins
+
+    def requeue(self, id: str) -> ServedJob:
+        """Return a job to the queue: a running one after the unit at work, an ended one as a new job."""
+        return _job(self.ask("POST", f"/v1/jobs/{_plain(id)}/requeue", json={}))
+
+    def drain(self, host: str, *, drained: bool = True) -> Record:
+        """Let a machine begin no more jobs, or let it begin jobs again."""
+        return self.ask("PATCH", f"/v1/hosts/{quote(host, safe='')}", json={"drained": drained})
+
+    def people(self) -> list[Record]:
+        """Everybody with a token or a job: their token, quota, jobs and work."""
+        return list(self.ask("GET", "/v1/people")["people"])
+
+    def change_person(
+        self, name: str, *, quota: Mapping[str, int | None] | None = None, groups: Sequence[str] | None = None
+    ) -> Record:
+        """Replace the quota of a person, `active` and `queued` jobs and `nbytes`, or the groups.
+
+        A limit that is left out is none.
+        """
+        change = {"quota": quota, "groups": groups}
+        return self.ask("PATCH", f"/v1/people/{quote(name, safe='')}", json=change)
+
+    def remove_artifact(self, digest: str) -> Record:
+        """Remove an artifact from the service's disk."""
+        return self.ask("DELETE", f"/v1/artifacts/{_plain(digest)}")
+
+    def audit(self, *, search: str = "", limit: int = 100) -> list[Record]:
+        """The latest entries of the audit log, the newest first, with all words of a search."""
+        return list(self.ask("GET", "/v1/audit", params={"search": search, "limit": limit})["entries"])
+
     def me(self) -> Record:
         """The person of the token: name and scopes."""
         return self.ask("GET", "/v1/me")
@@ -306,6 +349,14 @@ class Client(Connection):
     def models(self) -> list[Record]:
         """The models that the service can quantize."""
         return list(self.ask("GET", "/v1/models")["models"])
+
+
+def _request(model: str, budgets: Sequence[str | Budget], recipe: Recipe) -> dict[str, Any]:
+    sizes = [Budget.of(budget) for budget in budgets]
+    rooms = {budget.room for budget in sizes if budget.device} or {Room()}
+    if len(rooms) > 1:
+        raise MintError(f"found devices with {len(rooms)} different rooms; needed one room, or a submission each")
+    return {"model": model, "budgets": list(map(str, sizes)), "options": {**recipe.to_dict(), **rooms.pop().to_dict()}}
 
 
 def _job(record: Record) -> ServedJob:

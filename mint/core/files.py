@@ -2,8 +2,9 @@
 
 import hashlib
 import os
+import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from fnmatch import fnmatchcase
 from glob import escape
 from pathlib import Path, PurePosixPath
@@ -11,6 +12,8 @@ from pathlib import Path, PurePosixPath
 from mint.core.errors import MintError
 
 MOST_AT_ONCE = 1 << 30  # bytes of a write: macOS refuses more than 2 GiB, which an expert layer can have
+
+_LEFTOVER_SECONDS = 3600.0  # longer than any write of one file
 
 TEMPLATES = "additional_chat_templates"  # the only folder of a model; transformers reads it
 
@@ -29,14 +32,16 @@ def naming(path: Path) -> Iterator[None]:
 def write_whole(path: Path, text: bytes) -> None:
     """Write a file under a temporary name, flush it to the disk, and give it its name: whole or not at all.
 
-    What killed processes of this machine left of the same file is removed.
+    Removes what killed writers of the same file left behind: those of this machine, and old ones of any.
     """
     machine = f"{path.name}.{os.uname().nodename}-"
     temporary = path.with_name(f"{machine}{os.getpid()}.tmp")
-    for stray in path.parent.glob(f"{escape(machine)}*.tmp"):
-        writer = stray.name.removeprefix(machine).removesuffix(".tmp")
-        if not _is_running(writer):
-            stray.unlink(missing_ok=True)
+    for leftover in path.parent.glob(f"{escape(path.name)}.*.tmp"):
+        with suppress(FileNotFoundError):
+            is_own = leftover.name.startswith(machine)
+            is_old = time.time() - leftover.stat().st_mtime > _LEFTOVER_SECONDS
+            if is_old or (is_own and not _is_running(leftover.name.removeprefix(machine).removesuffix(".tmp"))):
+                leftover.unlink()
     try:
         with naming(temporary), temporary.open("wb") as file:
             file.write(text)

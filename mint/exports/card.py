@@ -19,6 +19,10 @@ if TYPE_CHECKING:  # it brings mlx_lm, which planning never needs
 MODEL = "MODEL"  # stands in the commands for this folder, or its id on the hub
 RECIPE_NAME = "quant-recipe.json"  # as mlx-kld reads it
 _TAGS = ("mlx", "mint")
+_ORDER = (
+    "base_model", "language", "library_name", "license", "license_name", "license_link", "pipeline_tag", "tags",
+    "base_model_relation",
+)  # fmt: skip
 _MOST_FORMATS = 4  # named for a role
 
 
@@ -37,14 +41,16 @@ def card_text(plan: Plan, source: SourceCard, closeness: "Closeness | None", tas
 
 
 def _metadata(source: SourceCard, task: str) -> str:
-    from huggingface_hub import ModelCardData
+    """The metadata as huggingface_hub's `ModelCardData` writes it, which is slow to import."""
+    import yaml
 
     tags = list(dict.fromkeys((*source.tags, *_TAGS)))
     fields: dict[str, Any] = {**source.metadata, "library_name": "mlx", "pipeline_tag": task, "tags": tags}
     for name in ("language", "base_model"):  # one is written as a text
         if len(fields.get(name, ())) == 1:
             (fields[name],) = fields[name]
-    return ModelCardData(**fields).to_yaml().strip()
+    ordered = {name: fields[name] for name in _ORDER if name in fields}
+    return str(yaml.dump(ordered, allow_unicode=True, sort_keys=False)).strip()
 
 
 def _origin(plan: Plan, source: SourceCard) -> str:

@@ -1,5 +1,6 @@
 """Reads the metadata of a source's card that its quantized model keeps."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 from mint.model.checkpoint.beside import CARD_NAME
 from mint.model.hub_cache import origin
 
+_BLOCK = re.compile(r"\s*---\n(?P<metadata>.*?)\n---[ \t]*(?:\n|$)", re.DOTALL)  # as huggingface_hub reads it
 _TEXTS = ("license", "license_name", "license_link")
 _LISTS = ("language", "tags", "base_model")
 
@@ -34,18 +36,24 @@ def read_source_card(folder: Path) -> SourceCard:
 
     The base model is the source itself where its id on the hub is known, and else what its card names.
     """
-    from huggingface_hub import metadata_load
-
-    try:
-        written = (metadata_load(folder / CARD_NAME) if (folder / CARD_NAME).is_file() else None) or {}
-    except Exception:  # YAML has errors of its own
-        written = {}
+    written = _metadata(folder / CARD_NAME)
     metadata: dict[str, Any] = {name: value for name in _TEXTS if isinstance(value := written.get(name), str) and value}
     metadata |= {name: values for name in _LISTS if (values := _texts(written.get(name)))}
     id = origin(folder)
     if id is None:
         return SourceCard(folder.absolute().name, metadata)
     return SourceCard(id.name, {**metadata, "base_model": [id.repository], "base_model_relation": "quantized"})
+
+
+def _metadata(card: Path) -> dict[str, Any]:
+    import yaml
+
+    try:
+        match = _BLOCK.match(card.read_text(encoding="utf-8-sig"))
+        metadata = yaml.safe_load(match["metadata"]) if match else None
+    except (OSError, ValueError, yaml.YAMLError):
+        return {}
+    return metadata if isinstance(metadata, dict) else {}
 
 
 def _texts(value: Any) -> list[str]:

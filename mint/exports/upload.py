@@ -15,7 +15,7 @@ from mint.model.hub_cache import HubId, parse_id
 if TYPE_CHECKING:
     from huggingface_hub.errors import HfHubHTTPError
 
-_LOCAL = ["*.journal", VERIFIED_NAME]  # files that are of this machine
+_LOCAL = ["*.journal", "*.tmp", VERIFIED_NAME]  # files that are of this machine
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +55,7 @@ def upload(folder: Path | str, repository: str, *, private: bool = False, on_pro
     except (httpx2.TransportError, RuntimeError) as error:  # huggingface_hub wraps what breaks a large file
         raise MintError(f"{id}: the upload broke off ({error}); run the same command again to resume") from error
     except ValueError as error:  # metadata of the card
-        raise MintError(f"{folder}: the hub refuses it ({error}); mend README.md") from error
+        raise MintError(f"{folder}: the hub refuses it ({error}); fix README.md") from error
     return Uploaded(id.repository, str(page), commit.oid)
 
 

@@ -23,15 +23,18 @@ from mint.forecast.rates import COLUMNS, Rates
 from mint.formats.rounding import ROUNDINGS
 from mint.formats.units import Unit
 from mint.kernels.coupling import MOST_ROWS
+from mint.model.passes.tuning import SEQUENCES, STEPS
 from mint.model.roles import TOWER
 from mint.model.source import Source
 from mint.quality.sequences import CALIBRATION, JUDGED
 
+DOWNLOAD = "download"  # the step
 _START_SECONDS = 1.0  # imports and the opening of the model
 _VERIFY_SECONDS = 2.0  # to load stock mlx_lm beside it
 _VERIFY_PASSES = 12  # over all weights: digests, decoding, and products with few rows
 _BESIDE_PRODUCTS = 1.6  # times as long: attention and all else of a pass with few rows, measured on SmolLM2
 _BACK = 3.0  # times the operations of a pass: forth, and back to the outputs alone, with little else at once
+_TRAINED = 8.0  # times a pass: forth, back to all weights, these from their codes; measured on SmolLM2
 _PRODUCTS = 7  # operations of a compensated and refined weight for each column of its matrix
 _UNIT_SECONDS = 0.002  # to take one up, in any step
 
@@ -52,6 +55,7 @@ class Forecast:
     memory: dict[str, int]  # bytes at most, by step
     disk_bytes: int  # of the results, and of temporary files
     machine_bytes: int  # of memory
+    download_bytes: int  # of weights that are not on this machine
 
     @property
     def seconds(self) -> float:
@@ -70,6 +74,7 @@ class Forecast:
             "peak_memory_bytes": self.peak_bytes,
             "memory_bytes": dict(self.memory),
             "disk_bytes": self.disk_bytes,
+            "download_bytes": self.download_bytes,
         }
 
     def __str__(self) -> str:
@@ -78,8 +83,17 @@ class Forecast:
         short = machine if self.peak_bytes > self.machine_bytes else ""
         return (
             f"about {format_seconds(self.seconds)} ({steps}); up to {format_size(self.peak_bytes)} of memory{short}, "
-            f"{format_size(self.disk_bytes)} of disk"
+            f"{format_size(self.disk_bytes)} of disk{f', {self.download}' if self.download else ''}"
         )
+
+    @property
+    def download(self) -> str:
+        """The download in words, and if its time is known; empty where nothing is to be downloaded."""
+        if not self.download_bytes:
+            return ""
+        is_timed = any(step.name == DOWNLOAD for step in self.steps)
+        unknown = "" if is_timed else ", whose time is not known: nothing was downloaded here before"
+        return f"{format_size(self.download_bytes)} to download{unknown}"
 
 
 def forecast(
@@ -91,13 +105,14 @@ def forecast(
     probing: Probing | None,
     memory: int | None,
     streamed_bytes: int = 0,
+    download_bytes: int = 0,
     on_progress: OnProgress,
 ) -> Forecast:
     """The forecast for models of these `sizes` in bytes; steps whose results are in the cache or `analysis` are free.
 
     `probing` is that of missing probes. `memory` bounds the model that writes text. `streamed_bytes` are the most
-    weights on the disk of a model that is streamed from the hub; the seconds of downloads are not known. The first
-    forecast on a machine measures its rates, for a second or two.
+    weights on the disk of a model that is streamed from the hub. The `download_bytes` of weights take the time of this
+    machine's last download, if there was one. The first forecast on a machine measures its rates, for a second or two.
     """
     rates = machine_rates(rounding, on_progress)
     shard = max(source.shards, key=lambda shard: shard.nbytes)
@@ -105,6 +120,11 @@ def forecast(
     needs_model = ROUNDINGS[rounding].needs_model
     base = text_base(source, TEXT, None if memory is None else memory - PROCESSES_BYTES) if needs_model else ""
     once = [Step("start", _START_SECONDS)]
+    if download_bytes:
+        from mint.model.hub_download import download_rate  # imports what asks a network
+
+        if rate := download_rate():
+            once.append(Step(DOWNLOAD, download_bytes / rate))
     if not analysis.exists():
         once.append(Step("analyze", max(reading, _weights(source) / rates.measured) + _overhead(source)))
     if needs_model and not text_path(source, TEXT, SEED, base).exists():
@@ -112,18 +132,17 @@ def forecast(
         once.append(Step("write text", readings * reading + _writing(source, rates)))
     if probing:
         once.append(Step("probe", reading + _probing(source, rates, probing)))
-    coupled = ROUNDINGS[rounding].needs_gradients
-    each = list(
-        _compensating(source, rates, reading, coupled=coupled) if needs_model else _packing(source, rates, reading)
-    )
+    each = list(_compensating(source, rates, reading, rounding) if needs_model else _packing(source, rates, reading))
     each.append(Step("verify", _VERIFY_SECONDS + _VERIFY_PASSES * _weights(source) / rates.packed + _overhead(source)))
     temporary = 2 * JUDGED * TEXT.window * source.vocabulary if needs_model else 0
-    temporary += gradient_bytes(source) if coupled else 0
+    temporary += gradient_bytes(source) if ROUNDINGS[rounding].needs_gradients else 0
+    temporary += 2 * CALIBRATION.count * CALIBRATION.window * source.vocabulary if ROUNDINGS[rounding].tunes else 0
     return Forecast(
         (*once, *(Step(step.name, step.seconds * len(sizes)) for step in each)),
         needed_memory(source, rounding, base),
         sum(sizes) + temporary + streamed_bytes,
         memory_bytes(),
+        download_bytes,
     )
 
 
@@ -131,8 +150,12 @@ def _packing(source: Source, rates: Rates, reading: float) -> Iterator[Step]:
     yield Step("assemble", max(reading, _weights(source) / rates.packed) + _overhead(source))
 
 
-def _compensating(source: Source, rates: Rates, reading: float, *, coupled: bool) -> Iterator[Step]:
-    """Maybe the pass forth and back for gradients; the original's pass, the two of each layer, and the rounding."""
+def _compensating(source: Source, rates: Rates, reading: float, rounding: str) -> Iterator[Step]:
+    """Maybe the pass forth and back for gradients; the original's pass, the two of each layer, and the rounding.
+
+    At last maybe the training: it compares predictions, takes steps, and measures the closeness thrice more.
+    """
+    coupled = ROUNDINGS[rounding].needs_gradients
     operations = _operations(source)
     judged, calibrated = JUDGED * TEXT.window, CALIBRATION.count * CALIBRATION.window
     compared = judged * source.vocabulary / rates.compared
@@ -141,9 +164,14 @@ def _compensating(source: Source, rates: Rates, reading: float, *, coupled: bool
         yield Step("take gradients", reading + _BACK * calibrated * operations / rates.forward + logits)
     yield Step("predict", reading + judged * operations / rates.forward + compared / 2)
     passes = (2 * calibrated + 2 * judged) * operations / rates.forward
-    rounding = sum(_rounding(unit, rates, calibrated) for unit in _units(source))
-    rounding += sum(_coupling(unit, rates, calibrated) for unit in _units(source)) if coupled else 0
-    yield Step("assemble", 2 * reading + passes + rounding + compared / 2 + _overhead(source))
+    rounds = sum(_rounding(unit, rates, calibrated) for unit in _units(source))
+    rounds += sum(_coupling(unit, rates, calibrated) for unit in _units(source)) if coupled else 0
+    yield Step("assemble", 2 * reading + passes + rounds + compared / 2 + _overhead(source))
+    if ROUNDINGS[rounding].tunes:
+        trained = STEPS * SEQUENCES * CALIBRATION.window
+        tokens = _TRAINED * trained + calibrated + 4 * judged
+        logits = (trained + calibrated + 4 * judged) * source.vocabulary / rates.compared
+        yield Step("tune", 3 * reading + tokens * operations / rates.forward + logits)
 
 
 def _rounding(unit: Unit, rates: Rates, rows: int) -> float:

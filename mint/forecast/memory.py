@@ -26,7 +26,7 @@ from mint.model.passes.gradients import BYTES
 from mint.model.roles import TOWER, layer_path
 from mint.model.source import Source
 from mint.quality.sequences import CALIBRATION, JUDGED, TextSize
-from mint.run.stacks import BLOCK, comes_in_blocks, held_bytes
+from mint.run.stacks import BLOCK, comes_in_blocks, held_bytes, may_come_in_blocks
 
 _MOMENTS = 24  # bytes for each of C^2 second moments while they are factored
 _PACKING = 12  # for each weight of a block that is compensated
@@ -51,6 +51,8 @@ def needed_memory(source: Source, rounding: str, base: str) -> dict[str, int]:
     if ROUNDINGS[rounding].needs_gradients:
         steps["take gradients"] = _gradients(source, calls)
         steps["round a layer"] += max((_coupling(unit, calls) for unit in _coupled(source)), default=0)
+    if ROUNDINGS[rounding].tunes:
+        steps["tune"] = _tuning(source, steps["take gradients"])
     return {name: PROCESSES_BYTES + nbytes for name, nbytes in steps.items()}
 
 
@@ -68,7 +70,7 @@ def matrices_per_token(source: Source) -> dict[str, int]:
 
 def _writing(source: Source, unit: Unit) -> int:
     """Bytes to measure a unit, or to pack it while the one before is written."""
-    if comes_in_blocks(source, unit):
+    if may_come_in_blocks(source, unit):
         return held_bytes(source, unit) + backend().working_bytes(BLOCK)
     return 3 * unit.nbytes + backend().working_bytes(unit.size)
 
@@ -118,6 +120,14 @@ def _gradients(source: Source, calls: Mapping[str, int]) -> int:
     kept = sum((2 * unit.shape[-1] + 4 * unit.shape[-2]) * calls[unit.path] for unit in _coupled(source))
     weights = sum(unit.size for unit in source.units) * WIDE + sum(2 * row.nbytes for row in source.parameters)
     return weights + tokens * (kept * WIDE + source.vocabulary * _COMPARED)
+
+
+def _tuning(source: Source, gradients: int) -> int:
+    """Bytes that gradients at outputs take, the codes of all weights, and the gradients of the weights of a layer."""
+    layers: dict[str, int] = defaultdict(int)
+    for unit in source.units:
+        layers[layer_path(unit.path) if unit.layer >= 0 else unit.path] += unit.size
+    return gradients + sum(layers.values()) + 2 * WIDE * max(layers.values(), default=0)
 
 
 def _walk(source: Source, calls: Mapping[str, int]) -> dict[str, int]:

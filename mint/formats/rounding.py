@@ -28,6 +28,7 @@ class Rounding:
     sequential: bool = False  # a unit depends on the units before it; otherwise on its weight and format alone
     needs_model: bool = False  # the model runs while its units are rounded
     needs_gradients: bool = False  # and back, whole in memory
+    tunes: bool = False  # scales and biases are trained at last
 
     @property
     def is_measured(self) -> bool:
@@ -60,6 +61,17 @@ ROUNDINGS = {
             sequential=True,
             needs_model=True,
             needs_gradients=True,
+        ),
+        Rounding(
+            "tune",
+            "coupled, then scales and biases trained on own text, end to end (EfficientQAT)",
+            searches=True,
+            measured_as="nearest",
+            shares=SEARCHED_SHARE,
+            sequential=True,
+            needs_model=True,
+            needs_gradients=True,
+            tunes=True,
         ),
     )
 }

@@ -25,6 +25,7 @@ class Backend(Protocol):
     """One kind of device. Weights are evaluated arrays (S, R, C) in their own dtype."""
 
     kind: str  # the name of the device in analyses and models: results are equal to the last bit within one kind
+    measures_with: str  # the code that measures affine formats, in words
     roundings: tuple[str, ...]  # names of those that it computes; other roundings are measured as one of them
     runs_stored_weights: bool  # products with stored weights are fast; elsewhere a model is held in float32
     unpacks_lazily: bool  # `unpack` returns a graph; elsewhere its result takes memory at once

@@ -13,7 +13,9 @@ from threadpoolctl import ThreadpoolController
 
 @cache
 def _libraries() -> ThreadpoolController:
-    """The libraries of this process: to find them takes milliseconds."""
+    """The libraries of this process, that of scipy included: to find them takes milliseconds."""
+    import scipy.linalg  # noqa: F401, it loads its own BLAS
+
     return ThreadpoolController()
 
 

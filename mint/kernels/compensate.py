@@ -26,7 +26,6 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 import numpy as np
-from scipy.linalg.lapack import dpotrf, dtrtri
 
 from mint.formats.format import Format
 from mint.kernels import affine, fp4
@@ -88,6 +87,8 @@ def factor(moments: Doubles) -> Floats:
     """The upper triangular U (C, C) of second moments (C, C); the identity where all inputs were zero."""
     if not np.trace(moments) > 0:
         return np.eye(len(moments), dtype=np.float32)
+    from scipy.linalg.lapack import dpotrf, dtrtri  # slow to import
+
     # V turned by half is lower triangular; LAPACK inverts such a one in a quarter of the time of any other
     lower, failed = dpotrf(np.asfortranarray(moments[::-1, ::-1]), lower=1, clean=1, overwrite_a=1)
     if failed:

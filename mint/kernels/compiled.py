@@ -10,6 +10,7 @@ Rules of the compiled code:
 # N weights of a piece of a slice, G groups
 
 import os
+import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
@@ -43,6 +44,19 @@ Numbers = tuple[int, int, int]  # mode, bits and group size of a format
 Function = TypeVar("Function", bound=Callable[..., Any])
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+
+
+def _load_array_functions() -> None:
+    """Load numba's functions of arrays without scipy, 0.4 s: it serves products of matrices, which no kernel makes."""
+    if "scipy.linalg" not in sys.modules:
+        sys.modules["scipy.linalg"] = None  # type: ignore[assignment]  # an import of it fails
+        try:
+            import numba.np.arraymath  # noqa: F401
+        finally:
+            del sys.modules["scipy.linalg"]
+
+
+_load_array_functions()
 
 
 def compiled(function: Function) -> Function:
@@ -96,8 +110,9 @@ def rounded(value: np.float32, storage: int) -> np.float32:
         odd = (word >> np.uint32(16)) & np.uint32(1)
         return np.uint32((word + (np.uint32(0x7FFF) + odd)) & np.uint32(0xFFFF0000)).view(np.float32)
     if storage == F16:
-        power = max(word & np.uint32(0x7F800000), np.uint32(0x38800000)) + np.uint32(13 << 23)
-        rounder = np.uint32((word & np.uint32(0x80000000)) | power).view(np.float32)
+        power = np.uint32(word & np.uint32(0x7F800000))
+        power = power if power > np.uint32(0x38800000) else np.uint32(0x38800000)
+        rounder = np.uint32((word & np.uint32(0x80000000)) | (power + np.uint32(13 << 23))).view(np.float32)
         return (value + rounder) - rounder if abs(value) < np.float32(65520.0) else np.float32(np.inf)
     return value
 
@@ -110,10 +125,10 @@ def write_raw(values: Floats, storage: int, raw: Raw) -> None:
             raw[i] = values[i]
     elif storage == BF16:
         for i in range(values.size):
-            raw[i] = np.float32(rounded(values[i], BF16)).view(np.uint32) >> np.uint32(16)
+            raw[i] = np.float32(rounded(values[i], storage)).view(np.uint32) >> np.uint32(16)
     else:
         for i in range(values.size):
-            word = np.float32(rounded(values[i], F16) * np.float32(2.0**-112)).view(np.uint32)
+            word = np.float32(rounded(values[i], storage) * np.float32(2.0**-112)).view(np.uint32)
             sign = (word >> np.uint32(16)) & np.uint32(0x8000)
             raw[i] = sign | ((word >> np.uint32(13)) & np.uint32(0x7FFF))
 
@@ -125,13 +140,12 @@ def pack_codes(codes: Words, bits: int, packed: Bytes) -> None:
     Neighbours merge in pairs: 2, 4, then 8 codes become one integer of `8 * bits` bits, that is, `bits` whole bytes.
     """
     eights = np.empty(codes.size // 8, np.uint64)
-    fours = np.empty(codes.size // 4, np.uint32)
     once, twice, thrice = np.uint32(bits), np.uint32(2 * bits), np.uint32(3 * bits)
-    for i in range(fours.size):
-        quad = codes[4 * i : 4 * i + 4]
-        fours[i] = (quad[0] | (quad[1] << once)) | ((quad[2] << twice) | (quad[3] << thrice))
     for i in range(eights.size):
-        eights[i] = np.uint64(fours[2 * i]) | (np.uint64(fours[2 * i + 1]) << np.uint64(4 * bits))
+        eight = codes[8 * i : 8 * i + 8]
+        low = (eight[0] | (eight[1] << once)) | ((eight[2] << twice) | (eight[3] << thrice))
+        high = (eight[4] | (eight[5] << once)) | ((eight[6] << twice) | (eight[7] << thrice))
+        eights[i] = np.uint64(np.uint32(low)) | (np.uint64(np.uint32(high)) << np.uint64(4 * bits))
     for i in range(eights.size):
         for byte in range(bits):
             packed[i * bits + byte] = (eights[i] >> np.uint64(8 * byte)) & np.uint64(0xFF)

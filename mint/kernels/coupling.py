@@ -23,7 +23,6 @@ from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.linalg import solve_triangular
 
 from mint.formats.format import Format
 from mint.kernels.blas import single_threaded_products
@@ -61,6 +60,8 @@ def pack_coupled(
     weight: Raw, dtype: str, format: Format, curvature: Curvature, coupling: Coupling, *, threads: int | None = None
 ) -> tuple[Any, ...]:
     """The tensors that store (R, C) weights, as `pack_compensated`, with rows that compensate for earlier ones."""
+    from scipy.linalg import solve_triangular  # slow to import
+
     order, upper = coupling.order, coupling.upper
     values = values_of(weight[order], dtype)
     packed = []

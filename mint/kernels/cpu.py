@@ -34,6 +34,7 @@ from mint.kernels.compiled import (
     Floats,
     Numbers,
     Raw,
+    Words,
     compiled,
     inner,
     numbers,
@@ -53,6 +54,7 @@ class CpuBackend:
     """Any CPU. Products of float32 matrices are what it multiplies fast; of bf16 or packed ones 10-20 times slower."""
 
     kind = "cpu"
+    measures_with = "compiled kernels"
     roundings: tuple[str, ...] = ("nearest", "search")
     runs_stored_weights = False
     unpacks_lazily = False
@@ -124,12 +126,11 @@ def errors(
 
     def measure(chunk: tuple[int, int]) -> tuple[Doubles, int]:
         index, start = chunk
-        piece = slices[index, start : start + CHUNK]
-        if not search:
-            return _measure(piece, STORAGES[dtype], table)
-        (energy,), nonfinite = _measure(piece, STORAGES[dtype], table[:0])
-        squared = searched.measure(piece, STORAGES[dtype], table, importance, start % weight.shape[2])
-        return np.append(squared, energy), nonfinite
+        piece, totals = slices[index, start : start + CHUNK], np.zeros(len(formats) + 1)
+        nonfinite = _measure(piece, STORAGES[dtype], table[: 0 if search else None], _buffers(), totals)
+        if search:
+            totals[:-1] = searched.measure(piece, STORAGES[dtype], table, importance, start % weight.shape[2])
+        return totals, nonfinite
 
     totals = np.zeros((len(slices), len(formats) + 1))
     nonfinite = 0
@@ -160,16 +161,19 @@ def pack(
     tensors = format.tensors("", weight.shape, dtype)
     outputs: tuple[Raw, ...] = tuple(np.empty(tensor.shape, NUMPY_DTYPES[tensor.dtype]) for tensor in tensors)
     vectors = [output.reshape(len(slices), -1).view(np.uint8) for output in outputs]
+    empty = np.empty((2, 0), np.uint8)  # in place of affine scales and biases
 
     def write(chunk: tuple[int, int]) -> None:
         index, start = chunk
         piece = slices[index, start : start + CHUNK]
         parts = [vector[index, start * vector.shape[1] // slices.shape[1] :] for vector in vectors]
-        written = (parts[0], parts[1], parts[-1])  # without biases, the last is not written
         if search:
+            written = (parts[0], parts[1], parts[-1])  # without biases, the last is not written
             searched.pack(piece, STORAGES[dtype], numbers(format), importance, start % weight.shape[2], written)
         else:
-            _pack(piece, STORAGES[dtype], numbers(format), written)
+            packed, scale_bytes = parts[:2]
+            scales, biases = (part.view(weight.dtype) for part in (parts[1:] if format.scheme.has_bias else empty))
+            _pack(piece, STORAGES[dtype], numbers(format), packed, scale_bytes, scales, biases, _buffers())
 
     spread(write, chunks, threads)
     return outputs
@@ -187,31 +191,45 @@ def _cut(weight: Raw) -> tuple[Raw, list[tuple[int, int]]]:
     return slices, [(index, start) for index in range(len(slices)) for start in range(0, slices.shape[1], CHUNK)]
 
 
-@compiled
-def _measure(raw: Raw, storage: int, table: Any) -> tuple[Doubles, int]:
-    """Squared errors in each format, then squared weights, summed (F+1,) float64, and the count of nonfinite weights.
+def _buffers() -> tuple[Floats, Floats, Floats, Floats, Bytes, Words, Floats, Doubles]:
+    """The arrays of a segment: weights, lows, highs, scales and biases, scales as bytes, codes, lanes of both widths.
 
-    `table` (F, 3): mode, bits, group_size.
+    Made here: every call of numpy in compiled code costs the compiler a tenth of a second.
     """
-    formats = table.shape[0]
-    totals = np.zeros(formats + 1, np.float64)
-    nonfinite = 0
-    buffer = np.empty(SEGMENT, np.float32)
-    lanes = np.empty(LANES, np.float32)
-    lows, highs = np.empty((3, SEGMENT // 32), np.float32), np.empty((3, SEGMENT // 32), np.float32)
-    grids, stored = np.empty((2, SEGMENT // _LEAST_GROUP), np.float32), np.empty(SEGMENT // _LEAST_GROUP, np.uint8)
+    groups = SEGMENT // 32
+    return (
+        np.empty(SEGMENT, np.float32),
+        np.empty((3, groups), np.float32),
+        np.empty((3, groups), np.float32),
+        np.empty((2, SEGMENT // _LEAST_GROUP), np.float32),
+        np.empty(SEGMENT // _LEAST_GROUP, np.uint8),
+        np.empty(SEGMENT, np.uint32),
+        np.empty(LANES, np.float32),
+        np.empty(LANES, np.float64),
+    )
+
+
+@compiled
+def _measure(raw: Raw, storage: int, table: Any, buffers: Any, totals: Doubles) -> int:
+    """Add the squared errors in each format, then the squared weights, to `totals` (F+1,).
+
+    Returns the count of nonfinite weights. `table` (F, 3): mode, bits, group_size.
+    """
+    buffer, lows, highs, grids, stored, _, lanes, wide_lanes = buffers
+    formats, nonfinite = table.shape[0], 0
     for start in range(0, raw.size, SEGMENT):
         piece = raw[start : start + SEGMENT]
         values = buffer[: piece.size]
         widen(piece, storage, values)
         nonfinite += _count_nonfinite(values, storage)
-        totals[formats] += _energy(values)
+        totals[formats] += _energy(values, wide_lanes)
         affine.extremes(values, lows, highs)
         for f in range(formats):
-            mode, bits, group_size = table[f]
+            mode, bits, group_size = table[f, 0], table[f, 1], table[f, 2]
             groups, level = piece.size // group_size, group_size // 64
             scales, biases = grids[0, :groups], grids[1, :groups]
-            lanes[:] = 0.0
+            for lane in range(LANES):
+                lanes[lane] = np.float32(0.0)
             if mode == AFFINE:
                 top = np.float32((1 << bits) - 1)
                 affine.grid(lows[level, :groups], highs[level, :groups], top, scales, biases)
@@ -221,24 +239,25 @@ def _measure(raw: Raw, storage: int, table: Any) -> tuple[Doubles, int]:
                 fp4.add_errors(values, group_size, scales, lanes)
             for lane in range(LANES):
                 totals[f] += lanes[lane]
-    return totals, nonfinite
+    return nonfinite
 
 
 @inner
 def _count_nonfinite(values: Floats, storage: int) -> int:
     """The number of (N,) weights that are infinite or NaN; `widen` maps those of float16 to 2^16 and beyond."""
-    words = values.view(np.uint32)
     limit = np.uint32(0x47800000) if storage == F16 else np.uint32(0x7F800000)
     count = np.uint32(0)
-    for i in range(words.size):
-        count += np.uint32(1) if (words[i] & np.uint32(0x7FFFFFFF)) >= limit else np.uint32(0)
+    for i in range(values.size):
+        word = np.float32(values[i]).view(np.uint32) & np.uint32(0x7FFFFFFF)
+        count += np.uint32(1) if word >= limit else np.uint32(0)
     return int(count)
 
 
 @inner
-def _energy(values: Floats) -> float:
+def _energy(values: Floats, lanes: Doubles) -> float:
     """The sum of the squares of (N,) weights, N a multiple of LANES, in float64."""
-    lanes = np.zeros(LANES, np.float64)
+    for lane in range(LANES):
+        lanes[lane] = 0.0
     for start in range(0, values.size, LANES):
         block = values[start : start + LANES]
         for lane in range(LANES):
@@ -251,27 +270,32 @@ def _energy(values: Floats) -> float:
 
 
 @compiled
-def _pack(raw: Raw, storage: int, numbers: Numbers, parts: tuple[Bytes, Bytes, Bytes]) -> None:
-    """Write the codes, scales and, for affine formats, biases of a chunk (N,), all of them as bytes."""
+def _pack(
+    raw: Raw,
+    storage: int,
+    numbers: Numbers,
+    packed: Bytes,
+    scale_bytes: Bytes,
+    stored_scales: Raw,
+    stored_biases: Raw,
+    buffers: Any,
+) -> None:
+    """Write the codes of a chunk (N,), and its scales: as bytes, or for affine formats with biases as `raw`."""
     mode, bits, group_size = numbers
-    packed, scale_bytes, bias_bytes = parts
+    buffer, lows, highs, grids, _, codes, _, _ = buffers
     top = np.float32((1 << bits) - 1)
-    buffer, codes = np.empty(SEGMENT, np.float32), np.empty(SEGMENT, np.uint32)
-    lows, highs = np.empty((3, SEGMENT // 32), np.float32), np.empty((3, SEGMENT // 32), np.float32)
-    grids = np.empty((2, SEGMENT // group_size), np.float32)
     for start in range(0, raw.size, SEGMENT):
         piece = raw[start : start + SEGMENT]
         groups, first, level = piece.size // group_size, start // group_size, group_size // 64
         values, scales, biases = buffer[: piece.size], grids[0, :groups], grids[1, :groups]
-        group = slice(first, first + groups)
         widen(piece, storage, values)
         if mode == AFFINE:
             affine.extremes(values, lows, highs)
             affine.grid(lows[level, :groups], highs[level, :groups], top, scales, biases)
             affine.write_codes(values, group_size, top, scales, biases, codes)
-            write_raw(scales, storage, scale_bytes.view(raw.dtype)[group])
-            write_raw(biases, storage, bias_bytes.view(raw.dtype)[group])
+            write_raw(scales, storage, stored_scales[first : first + groups])
+            write_raw(biases, storage, stored_biases[first : first + groups])
         else:
-            fp4.group_scales(values, mode, storage, scale_bytes[group], scales)
+            fp4.group_scales(values, mode, storage, scale_bytes[first : first + groups], scales)
             fp4.write_codes(values, group_size, scales, codes)
         pack_codes(codes[: piece.size], bits, packed[start * bits // 8 :])

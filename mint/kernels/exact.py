@@ -71,17 +71,15 @@ class OnGrid:
 
 
 def stored_on_grid(
-    blocks: Callable[[], Iterable[tuple[slice, mx.array]]],
-    formats: Sequence[Format],
-    take: Callable[[slice, OnGrid], object],
-) -> Iterator[Format]:
-    """Yield the affine format of fewest bits, and the largest groups, that is the grid of a stack, after a pass.
+    blocks: Callable[[], Iterable[tuple[slice, mx.array]]], formats: Sequence[Format]
+) -> Iterator[tuple[slice, OnGrid] | Format]:
+    """Yield the affine format of fewest bits, and the largest groups, that is the grid of a stack, after its blocks.
 
     If it rounds biases, the next format of its groups with more bits, which rounds none, is yielded too, after another
     pass. Ordinary weights have no format. `blocks` makes a pass over evaluated weights (S, R, C), each with its slices.
-    `take` gets every block as stored in a format, for a last time in the pass before that format is yielded. A weight
-    counts no error where the stored value, rounded to its dtype, is equal. Where blocks have different grids, another
-    pass begins at the farthest one: no earlier one fits them all.
+    Every block is yielded as stored in a format; only those of the pass before a format are stored in it for certain.
+    A weight counts no error where the stored value, rounded to its dtype, is equal. Where blocks have different grids,
+    another pass begins at the farthest one: no earlier one fits them all.
     """
     affine, least, is_exact = [format for format in formats if format.scheme.is_default], _FIRST, False
     while not is_exact:
@@ -98,7 +96,7 @@ def stored_on_grid(
                 return
             grids[grid.place] = grid.format
             stored = _store(stack, dtype, grid)
-            take(slices, stored)
+            yield slices, stored
             is_exact &= dtype == "F32" or not stored.squared.any()  # float32 rounds below any other dtype
         if not has_weights:
             return

@@ -45,7 +45,8 @@ def scale_value(byte: np.uint32, mode: int) -> np.float32:
     """The scale that a byte means: a power of two, or an 8-bit float (e4m3)."""
     if mode == MXFP4:
         # 2^-127, the least, is a subnormal float32
-        return np.uint32(max(byte << np.uint32(23), np.uint32(1 << 22))).view(np.float32)
+        power = np.uint32(byte << np.uint32(23))
+        return np.uint32(power if byte else np.uint32(1 << 22)).view(np.float32)
     return np.uint32(byte << np.uint32(20)).view(np.float32) * np.float32(2.0**120)
 
 
@@ -73,14 +74,14 @@ def _nvfp4_byte(quotient: np.float32) -> np.uint32:
 @inner
 def group_scales(values: Floats, mode: int, storage: int, stored: Bytes, scales: Floats) -> None:
     """Write MLX's scales of (N,) weights in G groups, as bytes and as float32."""
-    words, largest = values.view(np.uint32), scales.view(np.uint32)
     group_size = values.size // scales.size
     for i in range(scales.size):
-        group = words[i * group_size : (i + 1) * group_size]
-        magnitude = np.uint32(0)
+        group = values[i * group_size : (i + 1) * group_size]
+        largest = np.uint32(0)
         for j in range(group_size):
-            magnitude = max(magnitude, group[j] & np.uint32(0x7FFFFFFF))
-        largest[i] = magnitude
+            magnitude = np.uint32(np.float32(group[j]).view(np.uint32) & np.uint32(0x7FFFFFFF))
+            largest = magnitude if magnitude > largest else largest
+        scales[i] = np.uint32(largest).view(np.float32)
     for i in range(scales.size):
         quotient = rounded(scales[i] / _LARGEST, storage)
         byte = _mxfp4_byte(quotient) if mode == MXFP4 else _nvfp4_byte(quotient)

@@ -1,9 +1,10 @@
-"""The same errors and bytes in MLX operations, for the devices that MLX drives: Metal and CUDA.
+"""The same errors and bytes on the devices that MLX drives: Metal and CUDA.
 
-What is measured is what the device's own `mx.quantize` writes, which may differ from the CPU's in single codes. The
-device has no float64: squares are summed in float32 over runs of at most `RUN` weights, and the runs in float64 on the
-host. Work goes in blocks of rows, each finished before the next begins, so that memory stays bounded; every sum belongs
-to one row, so blocks change no result.
+Affine formats rounded to nearest are measured and packed by fused kernels where these agreed with the CPU on this
+machine (see `fused_check`). Everything else is MLX operations: what is measured is what the device's own `mx.quantize`
+writes, which may differ from the CPU's in single codes. The device has no float64: squares are summed in float32 over
+runs of at most `RUN` weights, and the runs in float64 on the host. Work goes in blocks of rows, each finished before
+the next begins, so that memory stays bounded; every sum belongs to one row, so blocks change no result.
 
 Run so far on MLX's CPU device only: no Metal or CUDA device was at hand.
 """
@@ -11,6 +12,7 @@ Run so far on MLX's CPU device only: no Metal or CUDA device was at hand.
 # S slices (experts), R rows, C columns, F formats
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from math import gcd
 from typing import Any
@@ -22,6 +24,8 @@ from numpy.typing import NDArray
 from mint.formats.format import Format
 from mint.formats.rounding import Rounding
 from mint.kernels import oracle, search_arrays
+from mint.kernels.fused import FusedKernels, this_gpu
+from mint.kernels.fused_check import cpu_is_faster, fault_of
 from mint.kernels.oracle import Errors
 from mint.kernels.storage import DTYPE_NAMES, numpy_view, raw
 from mint.targets.devices import this_device
@@ -33,7 +37,7 @@ RUN = 128
 
 
 class GpuBackend:
-    """A GPU that MLX drives; what it writes is what its own `mx.quantize` writes."""
+    """A GPU that MLX drives, with `fused` kernels or, where they disagree with the CPU, MLX operations."""
 
     roundings: tuple[str, ...] = ("nearest", "search")
     runs_stored_weights = True
@@ -42,8 +46,15 @@ class GpuBackend:
     has_compiled_kernels = False
     uses_blas = False
 
-    def __init__(self) -> None:
-        self.kind = f"gpu {mx.device_info().get('device_name', 'unknown')}"
+    def __init__(self, fused: FusedKernels | None = None) -> None:
+        self._chip = str(mx.device_info().get("device_name", "unknown"))
+        fused = fused or this_gpu()
+        fault = fault_of(fused, self._chip) if fused else ""
+        self._fused = None if fault else fused
+        self._on_cpu: bool | None = None
+        self.kind = f"gpu {self._chip}, fused kernels" if self._fused else f"gpu {self._chip}"
+        reason = f", since the fused kernels failed: {fault}" if fault else ""
+        self.measures_with = "fused kernels" if self._fused else f"MLX operations{reason}"
 
     def memory_bytes(self) -> int:
         """The working set that Metal or CUDA recommends."""
@@ -54,9 +65,29 @@ class GpuBackend:
         return min(weights, BLOCK_ELEMENTS) * _WORKING_BYTES
 
     def errors(self, weight: mx.array, formats: Sequence[Format], rounding: Rounding) -> Errors:
-        return errors(weight, formats, search=rounding.searches)
+        if rounding.searches or not self._fused:
+            return errors(weight, formats, search=rounding.searches)
+        affine = [format for format in formats if format.scheme.is_default]
+        others = [format for format in formats if format not in affine]
+        measured = errors(weight, others)
+        squared = dict(zip(others, measured.squared.T, strict=True))
+        if affine:
+            squared |= zip(affine, self._affine_squared(self._fused, weight, affine).T, strict=True)
+        return replace(measured, squared=np.stack([squared[format] for format in formats], axis=1))
+
+    def _affine_squared(self, fused: FusedKernels, weight: mx.array, formats: Sequence[Format]) -> NDArray[np.float64]:
+        if self._on_cpu is None:
+            self._on_cpu = cpu_is_faster(fused, self._chip, weight)
+        if not self._on_cpu:
+            return fused.squared(weight, formats)
+        from mint.kernels import cpu  # imports the compiler
+
+        self.measures_with = "compiled kernels of the CPU, faster here than fused ones"
+        return cpu.errors(raw(weight), DTYPE_NAMES[weight.dtype], formats).squared
 
     def pack(self, weight: mx.array, format: Format, rounding: Rounding) -> tuple[Any, ...]:
+        if self._fused and format.scheme.is_default and not rounding.searches:
+            return tuple(map(raw, self._fused.pack(weight, format)))
         return tuple(map(raw, pack(weight, format, search=rounding.searches)))
 
     def unpack(self, parts: Sequence[mx.array], format: Format) -> mx.array:

@@ -25,9 +25,15 @@ class Errors:
     nonfinite: int  # NaN and infinite weights; above zero, the sums mean nothing
 
 
-def joined(parts: Sequence[Errors]) -> Errors:
-    """The errors of a stack from those of its parts."""
+def joined_slices(parts: Sequence[Errors]) -> Errors:
+    """The errors of a stack from those of some slices each."""
     squared, energy = (np.concatenate(arrays) for arrays in zip(*((p.squared, p.energy) for p in parts), strict=True))
+    return Errors(squared, energy, sum(part.nonfinite for part in parts))
+
+
+def summed(parts: Sequence[Errors]) -> Errors:
+    """The errors of a matrix from those of some rows each."""
+    squared, energy = (sum(arrays) for arrays in zip(*((p.squared, p.energy) for p in parts), strict=True))
     return Errors(squared, energy, sum(part.nonfinite for part in parts))
 
 

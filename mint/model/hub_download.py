@@ -6,8 +6,10 @@ immediate end on Ctrl-C, and a remedy in every error.
 """
 
 import fnmatch
+import json
 import shutil
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError, Future
 from contextlib import contextmanager
@@ -19,7 +21,9 @@ import httpx2
 from huggingface_hub import HfApi, constants, errors, get_token, is_offline_mode
 from huggingface_hub.utils import tqdm  # type: ignore[attr-defined]
 
+from mint.core.cache import cache_folder
 from mint.core.errors import DiskFullError, MintError
+from mint.core.files import write_whole
 from mint.core.progress import OnProgress, Progress, ignore
 from mint.core.sizes import format_size
 from mint.model.checkpoint.beside import is_wanted
@@ -31,6 +35,8 @@ _SECONDS = 30.0  # without an answer of the hub
 _TICK_SECONDS = 0.2  # between two reports
 _BYTES_BAR = "huggingface_hub.snapshot_download"  # its bar that counts written bytes
 _UNREACHABLE = (httpx2.TransportError, errors.LocalEntryNotFoundError, errors.XetDownloadError)
+_RATE = "rates/download.json"  # in the cache
+_LEAST_BYTES = 32 << 20  # a shorter download measures how fast it begins
 _LOG_IN = "log in (hf auth login, or HF_TOKEN)"
 
 
@@ -55,9 +61,28 @@ def fetch(
         report(0)
         missing = sum(nbytes for name, nbytes in sizes.items() if not (folder / name).exists())
         _need_room(folder, missing, reserve_bytes)
+        started = time.perf_counter()
         folder = _bring(id, sorted(sizes), lambda nbytes: report(total - missing + min(nbytes, missing)))
+        record_download(missing, time.perf_counter() - started)
     report(total)
     return folder
+
+
+def record_download(nbytes: int, seconds: float) -> None:
+    """Remember the rate of a download, unless it was too short to tell."""
+    if nbytes > _LEAST_BYTES:
+        path = cache_folder() / _RATE
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(path, json.dumps({"bytes_per_second": nbytes / seconds}).encode())
+
+
+def download_rate() -> float:
+    """Bytes per second of this machine's last download of some size; 0 where there was none."""
+    try:
+        record = json.loads((cache_folder() / _RATE).read_text())
+        return float(record["bytes_per_second"])
+    except (OSError, ValueError, TypeError, KeyError):
+        return 0.0
 
 
 @dataclass(frozen=True, slots=True)

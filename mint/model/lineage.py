@@ -20,7 +20,8 @@ _OUT_OF = re.compile(r'^(?P<primitive>\d+) -> "(?P<name>.*)"$')
 
 
 # operations on one array that keep each index of the first axis apart, where the length of that axis stays
-_KEEPING = {"AsType", "Contiguous", "Copy", "Slice", "Split", "Transpose"}
+_COPYING = {"AsType", "Contiguous", "Copy"}
+_KEEPING = _COPYING | {"Slice", "Split", "Transpose"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,11 +29,12 @@ class Lineage:
     """The leaves that a parameter is computed from, and those whose parts are the slices of a stack.
 
     `slices` are leaves in the order of the slices, or the one leaf that has them along its first axis; empty where the
-    graph shows neither.
+    graph shows neither. `is_plain` where the parameter is its one leaf, but for the dtype.
     """
 
     leaves: tuple[str, ...]
     slices: tuple[str, ...]
+    is_plain: bool
 
 
 def trace_sources(parameters: Mapping[str, mx.array], leaves: Mapping[str, mx.array]) -> dict[str, Lineage]:
@@ -48,7 +50,8 @@ def trace_sources(parameters: Mapping[str, mx.array], leaves: Mapping[str, mx.ar
         for name in names:
             producer = graph.producers.get(f"parameter:{name}", "")
             behind = sorted(_leaves_behind(producer, graph, leaf_of), key=rank.__getitem__)
-            lineages[name] = Lineage(tuple(behind), _slices_behind(producer, graph, leaf_of))
+            is_plain = _behind_casts(producer, graph) in leaf_of
+            lineages[name] = Lineage(tuple(behind), _slices_behind(producer, graph, leaf_of), is_plain)
     return lineages
 
 
@@ -118,6 +121,12 @@ def _slices_behind(primitive: str, graph: Graph, leaf_of: Mapping[str, str]) -> 
         labels.add(label)
         primitive = _only_input(primitive, graph)
     return (leaf_of[primitive],)
+
+
+def _behind_casts(primitive: str, graph: Graph) -> str:
+    while graph.labels.get(primitive) in _COPYING:
+        primitive = _only_input(primitive, graph)
+    return primitive
 
 
 def _only_input(primitive: str, graph: Graph) -> str:

@@ -142,7 +142,7 @@ def open_source(
     model = identity(shards, text)
     carried = carried_formats(units, tensors, tree.stored.settings.modules)
     layout = shards, units, parameters, dropped
-    slices = {unit.path: lineages[f"{unit.path}.weight"].slices for unit in units}
+    slices = {unit.path: _slices(unit, lineages[f"{unit.path}.weight"]) for unit in units}
     stacks = stacks_of(tree.stored, tensors, slices, {unit.path: unit.shape for unit in units})
     source = Source(folder, config, dtype, tree_loader.name, model, *layout, files, opened, carried, stacks)
     encoded = tree.stored.parts
@@ -163,6 +163,11 @@ def packages_of(loader: str, config: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple(package for package in PACKAGES if package in used)
 
 
+def _slices(unit: Unit, lineage: Lineage) -> tuple[str, ...]:
+    """The leaves that hold the slices of a stack, or the rows of a matrix."""
+    return lineage.slices if len(unit.shape) > 2 or lineage.is_plain else ()
+
+
 def _trace(opened: OpenedModel, tree: Tree) -> dict[str, Lineage]:
     """For every parameter the source tensors that feed it, also those that only say how others are decoded.
 
@@ -181,7 +186,7 @@ def _trace(opened: OpenedModel, tree: Tree) -> dict[str, Lineage]:
     lineages = {}
     for parameter, lineage in trace_sources(opened.parameters_of(weights), weights).items():
         leaves = [part for name in lineage.leaves for part in parts.get(name, [name])]
-        lineages[parameter] = Lineage(tuple(sorted(leaves, key=order.__getitem__)), lineage.slices)
+        lineages[parameter] = replace(lineage, leaves=tuple(sorted(leaves, key=order.__getitem__)))
     return lineages
 
 

@@ -23,7 +23,7 @@ from mint.core.records import pick
 from mint.core.sizes import MAX_SHARD_BYTES
 from mint.formats.format import KEEP, Format, TensorSpec, parse_format
 from mint.formats.layout import OutputShard, lay_out, shards_nbytes, stored_nbytes, unit_nbytes
-from mint.formats.rounding import parse_rounding
+from mint.formats.rounding import ROUNDINGS, SEARCHED_SHARE, parse_rounding
 from mint.formats.units import Parameter
 from mint.model.checkpoint.manifest import PLAN_NAME
 from mint.model.roles import layer_numbers
@@ -35,6 +35,7 @@ from mint.targets.speed import bytes_per_token, decode_cost
 
 SCHEMA = 7
 KIND = "mint plan"
+CONVERTED = parse_format("4/64")  # by `mlx_lm.convert -q`
 _BY_LAYER = itemgetter(0)
 _HEAD = (
     "digest model model_type dtype loader analysis rounding device budget_bytes planned_bytes bits_per_weight "
@@ -208,6 +209,24 @@ class Plan:
         parameters = [self.parameter_checksums[parameter.name] for parameter in self.parameters]
         decisive = [self.model, self.dtype, self.rounding, self.max_shard_bytes, formats, parameters]
         return hashlib.sha256(json.dumps(decisive).encode()).hexdigest()
+
+
+def uniform(plan: Plan, format: Format) -> Plan:
+    """The plan that stores every unit in one format, as far as it was measured there, and keeps the others."""
+    choices = [
+        replace(choice, format=format if format in choice.formats else KEEP, reason="uniform")
+        for choice in plan.choices
+    ]
+    return replace(plan, choices=tuple(choices))
+
+
+def converted(plan: Plan) -> Plan:
+    """The plan of `mlx_lm.convert -q`: uniform 4-bit, group 64, rounded to nearest; its errors are estimated."""
+    plain = uniform(plan, CONVERTED)
+    share = SEARCHED_SHARE[str(CONVERTED)] if ROUNDINGS[plan.rounding].searches else 1.0
+    choices = [replace(choice, errors=tuple(error / share for error in choice.errors)) for choice in plain.choices]
+    evidence = replace(plan.evidence, compensated=False)
+    return replace(plain, choices=tuple(choices), rounding="nearest", evidence=evidence)
 
 
 def digits_for(weights: int) -> int:

@@ -60,6 +60,18 @@ class Expected:
             block = np.fromfile(self._file, np.float16, top.size * self._vocabulary)
             yield block.reshape(*top.shape, self._vocabulary), top
 
+    def token_blocks(self) -> Iterator[Tokens]:
+        """The tokens (B, L) of one block after the other."""
+        start = 0
+        for top in self._tops:
+            yield self.tokens[start : start + len(top)]
+            start += len(top)
+
+    def with_tokens(self) -> Iterator[tuple[Tokens, Logits]]:
+        """The tokens (B, L) and the log-probabilities (B, L - 1, V) of one block after the other."""
+        for tokens, (log_probabilities, _) in zip(self.token_blocks(), self.blocks(), strict=True):
+            yield tokens, log_probabilities
+
 
 def closeness(expected: Expected, candidate: Blocks, text: str) -> Closeness:
     """Compare a model with its original by its logits in the same blocks (B, L, V); `text` describes the tokens."""

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from mint.core.errors import MintError
+from mint.core.version import install_command
 from mint.model.module_tree import has_tokenizer
 from mint.quality.divergence import Array
 from mint.quality.estimates import Statistic, mean
@@ -29,7 +30,7 @@ _BATCH = 8  # sequences; mlx_lm's default
 def read_tasks(path: Path) -> list[dict[str, Any]]:
     """The questions of a file; `MintError` names the first line that is none."""
     if find_spec("lm_eval") is None:
-        raise MintError("--tasks: lm-evaluation-harness is not installed; needed: pip install 'mint-mlx[tasks]'")
+        raise MintError(f"--tasks: lm-evaluation-harness is not installed; needed: {install_command('tasks')}")
     questions = []
     for number, line in enumerate(path.read_text().splitlines(), 1):
         try:

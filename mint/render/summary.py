@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from mint.core.sizes import format_seconds, format_size
 from mint.exports.card import first_command
-from mint.plan.plan import Plan
+from mint.plan.plan import Plan, converted
 from mint.quality.estimates import Estimate
 from mint.quality.evaluation import OWN_TEXT, Evaluation, Refused
 from mint.quality.verdict import RUINED_KL, kl_in_words
@@ -61,6 +61,7 @@ def forecast_summary(forecast: "Forecast") -> list[Line]:
         Line("time", f"about {format_seconds(forecast.seconds)}: {', '.join(steps)}"),
         memory,
         Line("disk", format_size(forecast.disk_bytes)),
+        *([Line("download", forecast.download)] if forecast.download else []),
     ]
 
 
@@ -102,10 +103,17 @@ def _judgement(plan: Plan, measured: Mapping[str, Any] | None) -> list[Line]:
         lines.append(Line("loss", f"{plan.loss:.4g} of the objective {plan.objective.name}, which predicts no KL"))
     else:
         lines.append(Line("closeness", _measured_text(measured) if measured else f"{_kl(kl)} predicted"))
+        lines.append(Line("4-bit", _converted_text(converted(plan))))
     if kl is not None and kl > RUINED_KL:
         text = "this size ruins the model: expect nonsense. Give it more bytes; mint curve ANALYSIS shows how many"
         lines.append(Line("WARNING", text, is_warning=True))
     return lines
+
+
+def _converted_text(plain: Plan) -> str:
+    assert plain.predicted_kl
+    size = format_size(plain.planned_bytes)
+    return f"mlx_lm.convert would write {size} with KL {plain.predicted_kl.value:.2g}, predicted"
 
 
 def _kl(kl: float) -> str:

@@ -61,11 +61,12 @@ def _processor() -> Finding:
 
 
 def _device() -> Finding:
-    from mint.run.device_kind import device_kind
+    from mint.kernels.backend import backend
 
-    kind = device_kind()
+    kind = backend().kind
+    text = f"MLX works on {kind}; formats are measured by {backend().measures_with}"
     cure = "MLX sees no Metal device; it needs Apple silicon"
-    return _finding("device", kind != "cpu" or sys.platform != "darwin", f"MLX works on {kind}", cure, BAD)
+    return _finding("device", kind != "cpu" or sys.platform != "darwin", text, cure, BAD)
 
 
 def _products() -> Finding:

@@ -19,6 +19,7 @@ from mint.core.errors import MintError
 from mint.core.log import log
 from mint.core.memory import memory_is_short
 from mint.core.progress import OnProgress, ignore
+from mint.core.version import install_command
 from mint.formats.units import Unit
 from mint.model.config import check_config
 from mint.model.hub_cache import NotOnHubError
@@ -26,7 +27,7 @@ from mint.model.locate import locate
 from mint.model.source import Source
 from mint.run.device_kind import device_kind, joined_kinds
 from mint.run.job import BlockJob, Job, PortableJob
-from mint.run.stacks import blocks_of, comes_in_blocks
+from mint.run.stacks import blocks_of, in_blocks
 
 T = TypeVar("T")
 GROUP = "mint.executors"  # of the entry points by which installed packages offer theirs
@@ -83,10 +84,9 @@ class Weights:
         return self.lazy.pop(unit.path)
 
     def begin(self, unit: Unit) -> None:
-        """Start to read the weight of `unit`, unless it comes in blocks; of an encoded one its small codes."""
-        if not comes_in_blocks(self.source, unit):
-            self._open(unit)
-            mx.async_eval(self.codes.pop(unit.path, None) or self.lazy[unit.path])
+        """Start to read the weight of `unit`; of an encoded one its small codes."""
+        self._open(unit)
+        mx.async_eval(self.codes.pop(unit.path, None) or self.lazy[unit.path])
 
     def _open(self, unit: Unit) -> None:
         if unit.path not in self.lazy:
@@ -128,7 +128,7 @@ def do(
     with small_cache(), files.reading():
         for unit, following in zip(units, [*units[1:], None], strict=True):
             work: Callable[[], T]
-            if isinstance(job, BlockJob) and comes_in_blocks(weights.source, unit):
+            if isinstance(job, BlockJob) and in_blocks(job, weights.source, unit):
                 work = partial(job.of_blocks, unit, blocks_of(weights.source, unit))
             else:
                 weight = weights.take(unit)
@@ -137,7 +137,7 @@ def do(
                 del weight
             if not following:
                 on_last()
-            elif not memory_is_short():
+            elif not memory_is_short() and not in_blocks(job, weights.source, following):
                 weights.begin(following)
             result = work()
             del work
@@ -173,7 +173,7 @@ def executing(
         return
     offers = metadata.entry_points(group=GROUP)
     if not offers:
-        raise MintError(f"--cluster {address}: no executor is installed; needed: pip install 'mint-mlx[cluster]'")
+        raise MintError(f"--cluster {address}: no executor is installed; needed: {install_command('cluster')}")
     try:
         folder = locate(model, on_progress, check=check)
     except NotOnHubError as error:  # it may be a folder that only nodes have

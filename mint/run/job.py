@@ -18,24 +18,35 @@ from mint.model.source import Source
 
 T = TypeVar("T")
 Job = Callable[[Unit, mx.array], T]  # a unit and its evaluated weight
-Blocks = Callable[[], Iterator[mx.array]]  # one pass over a weight: evaluated arrays (S, R, C) of some slices each
+# one pass over a weight: evaluated arrays (S, R, C), each of some slices of a stack or of some rows of a matrix
+Blocks = Callable[[], Iterator[mx.array]]
 Difference = tuple[str, float, float]  # the differing quantity, its value in one result and in the other
 
 
-def numbered(blocks: Blocks) -> Iterator[tuple[slice, mx.array]]:
-    """One pass over the blocks of a weight, each with its slices of the stack."""
+def numbered(unit: Unit, blocks: Blocks) -> Iterator[tuple[slice, mx.array]]:
+    """One pass over the blocks of a weight, each with its part of the weight's first axis."""
     start = 0
     for block in blocks():
-        yield slice(start, start + len(block)), block
-        start += len(block)
+        stop = start + block.shape[0 if len(unit.shape) > 2 else 1]
+        yield slice(start, stop), block
+        start = stop
+
+
+def one_block(unit: Unit, weight: mx.array) -> Blocks:
+    """A whole weight as its only block."""
+    return partial(iter, (weight.reshape(unit.slices, *unit.shape[-2:]),))
 
 
 class BlockJob(ABC, Generic[T]):
     """A job that gets a weight block by block, so that no large stack is ever whole."""
 
+    def takes_rows(self, unit: Unit) -> bool:
+        """True if a matrix may come in blocks of rows."""
+        return False
+
     def __call__(self, unit: Unit, weight: mx.array) -> T:
         """The result for `unit`, whose evaluated weight is given."""
-        return self.of_blocks(unit, partial(iter, (weight.reshape(unit.slices, *unit.shape[-2:]),)))
+        return self.of_blocks(unit, one_block(unit, weight))
 
     @abstractmethod
     def of_blocks(self, unit: Unit, blocks: Blocks) -> T:

@@ -37,6 +37,7 @@ class Streamed:
 
     def __init__(self, window: Window, lacking: Sequence[str], disk_bytes: int, on_progress: OnProgress) -> None:
         self.lacking, self.disk_bytes = lacking, disk_bytes
+        self.model_bytes = window.total_bytes
         self._window, self._on_progress = window, on_progress
 
     @property
@@ -102,7 +103,7 @@ def streaming(
         if needed > (free := shutil.disk_usage(folder).free):
             sizes = f"{format_size(free)} are free, needed {format_size(needed)}"
             raise DiskFullError(f"{folder}: {sizes}; free some space, or set MINT_CACHE to a folder on another disk")
-        total = format_size(window.nbytes(remote.tensors))
+        total = format_size(window.total_bytes)
         on_note(
             f"low disk: {total} are downloaded to measure, and again to write; at most {format_size(needed)} of them "
             f"are on the disk at once, in {folder}"

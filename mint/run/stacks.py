@@ -1,8 +1,8 @@
-"""Reads a large stack of matrices some slices at a time: from the files, decoded, as the model's class stacks them.
+"""Reads a large weight in blocks: slices of a stack, decoded, as the model's class stacks them, or rows of a matrix.
 
 MLX would hold every matrix of a stack once decoded and once stacked. The graph says which tensors hold the slices
 (`mint/model/lineage.py`), so memory is bounded by one block and two as stored: the next block is read while this one
-is worked on.
+is worked on. Rows are those of a plain tensor that the class takes as it is.
 """
 
 # S slices, R rows, C columns
@@ -24,21 +24,32 @@ from mint.model.checkpoint.shards import SourceTensor
 from mint.model.source import Source
 from mint.model.storages.decoding import STORAGES
 from mint.model.storages.storage import Encoded, Leaf
-from mint.run.job import Blocks
+from mint.run.job import BlockJob, Blocks, Job
 
 BLOCK = 64 << 20  # weights at once; a stack with no more comes whole
 
 _Raw = Mapping[str, npt.NDArray[Any]]  # the memory of tensors by name
 
 
+def in_blocks(job: Job[Any], source: Source, unit: Unit) -> bool:
+    """True if a job gets a unit block by block: a large stack in slices, a large matrix in rows if it takes them."""
+    is_stack = len(unit.shape) > 2
+    return may_come_in_blocks(source, unit) and isinstance(job, BlockJob) and (is_stack or job.takes_rows(unit))
+
+
 def comes_in_blocks(source: Source, unit: Unit) -> bool:
-    """True for a stack that jobs get block by block if they can."""
+    """True for a stack that all jobs get block by block."""
+    return may_come_in_blocks(source, unit) and len(unit.shape) > 2
+
+
+def may_come_in_blocks(source: Source, unit: Unit) -> bool:
+    """True for a stack or a matrix that jobs get block by block if they can."""
     return unit.size > BLOCK and unit.path in source.stacks
 
 
 def held_bytes(source: Source, unit: Unit) -> int:
-    """The most bytes, about, that the weight of a unit takes in a job; of a stack two blocks as stored, one decoded."""
-    if not comes_in_blocks(source, unit):
+    """The most bytes, about, that the weight of a unit takes in a job; in blocks two as stored and one decoded."""
+    if not may_come_in_blocks(source, unit):
         return unit.nbytes
     share = max(BLOCK / unit.size, 1 / unit.shape[0])
     stored = sum(source.opened.stored.tensors[name].nbytes for name in unit.sources)
@@ -46,12 +57,12 @@ def held_bytes(source: Source, unit: Unit) -> int:
 
 
 def blocks_of(source: Source, unit: Unit) -> Blocks:
-    """The weight of a stack that comes in blocks: every pass yields evaluated arrays (S, R, C), read anew."""
+    """The weight of a unit that comes in blocks: every pass yields evaluated arrays (S, R, C), read anew."""
     return partial(_blocks, _Stack(source, unit, source.stacks[unit.path]))
 
 
 def _blocks(stack: "_Stack") -> Iterator[mx.array]:
-    count = stack.unit.shape[0]
+    count = stack.unit.shape[0]  # slices of a stack, rows of a matrix
     parts = [slice(*part.indices(count)[:2]) for part in parts_of(stack.unit.shape, BLOCK)]
     with ThreadPoolExecutor(1, thread_name_prefix="mint-read") as aside:
         ahead = aside.submit(stack.read, parts[0])
@@ -68,7 +79,7 @@ def _blocks(stack: "_Stack") -> Iterator[mx.array]:
 
 @dataclass(frozen=True, slots=True)
 class _Stack:
-    """A stack and the leaves of its slices: one for each, or one that has them along its first axis."""
+    """A stack and the leaves of its slices: one for each, or one that has them along its first axis, as of a matrix."""
 
     source: Source
     unit: Unit
@@ -87,6 +98,8 @@ class _Stack:
         """Some slices (S, R, C) from their tensors; slices of tensors of their own are decoded one after another."""
         name, dtype = f"{self.unit.path}.weight", MLX_DTYPES[self.unit.dtype]
         with mx.stream(mx.cpu):
+            if len(self.unit.shape) == 2:
+                return self._weight(self.leaves[0], part, raw).astype(dtype)[None]
             if len(self.leaves) > 1:
                 return self._joined(part, raw, dtype)
             arrays = {leaf.name: self._weight(leaf, part, raw) for leaf in self.leaves}

@@ -11,17 +11,23 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pytest
 from selenium import webdriver
 from selenium.common.exceptions import StaleElementReferenceException
 from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.by import By
+from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.remote.webelement import WebElement
-from selenium.webdriver.support.ui import WebDriverWait
+from selenium.webdriver.support.ui import Select, WebDriverWait
 
 from tests.conftest import own_cache
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 DRIVER = shutil.which("chromedriver")
+EVIL = "<img src=x onerror=window.pwned=1>"  # the name of a model
+needs_chromium = pytest.mark.skipif(
+    not (CHROMIUM and DRIVER), reason="no Chromium here: apt-get install chromium chromium-driver"
+)
 PICTURES = Path(__file__).parents[2] / ".artifacts" / "page"
 PATIENCE = 120.0  # seconds; a busy machine is slow, and nothing waits longer than it has to
 _SERVE = "import sys; from cluster.service.commands.serve import app; app(sys.argv[1:])"
@@ -165,3 +171,28 @@ class Page:
         get_log: Any = self.driver.get_log  # has no annotations
         entries: list[dict[str, Any]] = get_log(kind)
         return entries
+
+
+@contextmanager
+def watched(browser: Any, url: str) -> Iterator[Page]:
+    """A page that keeps the console silent and asks nothing of another host, or the test fails."""
+    page = Page(browser, url)
+    browser.get("about:blank")  # ends the requests of the page before
+    page.requests(), page.complaints()
+    yield page
+    assert not page.complaints()
+    foreign = [
+        request["url"]
+        for request in page.requests()
+        if not request["url"].startswith((url, "about:", "data:", "chrome:"))
+    ]
+    assert not foreign
+
+
+def submit(page: Page, model: str, *budgets: str) -> None:
+    """Fill in the form and send it."""
+    Select(page.one("#model")).select_by_value(model)
+    for budget in budgets:
+        page.one("#size").send_keys(budget + Keys.ENTER)
+    page.click("form [type=submit]")
+    page.until(lambda: page.read("form .taken"))

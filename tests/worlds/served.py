@@ -1,7 +1,7 @@
 """Shared by tests of the HTTP API: a service over an empty folder, a model that is stored as analyzed, artifacts."""
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,9 +33,15 @@ class Served:
         service: Service = self.app.state.service
         return service
 
-    def token(self, name: str, *scopes: str, quota: Quota = Quota()) -> dict[str, str]:  # noqa: B008, it is frozen
+    def token(
+        self,
+        name: str,
+        *scopes: str,
+        quota: Quota = Quota(),  # noqa: B008, it is frozen
+        groups: Sequence[str] = (),
+    ) -> dict[str, str]:
         """The header that proves to be someone new."""
-        text = self.service.tokens.create(name, scopes or ("read", "submit"), quota)
+        text = self.service.tokens.create(name, scopes or ("read", "submit"), quota, groups=groups)
         return {"Authorization": f"Bearer {text}"}
 
     def submit(self, model: str, *budgets: str, status: int = 201, **more: Any) -> list[dict[str, Any]]:

@@ -43,6 +43,10 @@ def serve(
     roots: Annotated[
         list[Path], option("DIR", "A folder of models; nothing outside is ever read. May be repeated.", "--root")
     ] = NONE,
+    group_roots: Annotated[
+        list[str],
+        option("GROUP=DIR", "A folder of models that only this group sees; absolute. May be repeated.", "--group-root"),
+    ] = NONE,
     allow_hub: Annotated[
         bool,
         option(
@@ -82,6 +86,10 @@ def serve(
             "--trusted-proxy",
         ),
     ] = NONE,
+    user_header: Annotated[
+        str,
+        option("NAME", "The header by which the proxy names a person who signed in there.", "--user-header"),
+    ] = "",
     root_path: Annotated[str, option("PATH", "Where a proxy serves this service, such as /mint.")] = "",
     requests_per_second: Annotated[float, option("", "Requests a second from one person.", "--rate", min=1)] = 100.0,
     streams_each: Annotated[int, option("", "Event streams of one person at a time.", "--streams", min=1)] = 100,
@@ -112,7 +120,12 @@ def serve(
         del options[name]
     _configure_log(log_level, log_format)
     options |= {"data": data_folder(data), "roots": _roots(roots), "names": tuple(names)}
+    options |= {"group_roots": tuple(map(_group_root, group_roots))}
     options |= {"trusted_proxies": _networks(trusted_proxies), "root_path": _root_path(root_path)}
+    if user_header and not (trusted_proxies and re.fullmatch("[A-Za-z0-9-]+", user_header)):
+        raise MintError(
+            f"--user-header {user_header}: needed: a name of a header such as X-Auth-Request-User, and --trusted-proxy"
+        )
     options |= {"tls_cert": _file(tls_cert, "--tls-cert"), "tls_key": _file(tls_key, "--tls-key")}
     settings = Settings(
         **options,
@@ -133,6 +146,14 @@ def _roots(roots: list[Path]) -> tuple[Path, ...]:
         if not root.is_dir():
             raise MintError(f"--root {root}: no such folder; needed one with models in it")
     return tuple(root.resolve() for root in roots)
+
+
+def _group_root(text: str) -> tuple[str, Path]:
+    group, _, folder = text.partition("=")
+    path = Path(folder)
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,63}", group) or not path.is_absolute() or not path.is_dir():
+        raise MintError(f"--group-root {text}: needed: GROUP=DIR, with the absolute path of a folder with models")
+    return group, path.resolve()
 
 
 def _configure_log(level: str, format: str) -> None:

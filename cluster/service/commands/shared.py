@@ -12,6 +12,7 @@ import platformdirs
 
 from mint.cli.options import option
 from mint.core.errors import MintError
+from mint.core.version import install_command
 
 HELP: dict[str, Any] = {
     "pretty_exceptions_enable": False,
@@ -39,4 +40,4 @@ def needing_extra() -> Iterator[None]:
     except ModuleNotFoundError as error:
         if str(error.name).partition(".")[0] in ("mint", "cluster"):
             raise
-        raise MintError(f"{error.name} is not installed; needed: pip install 'mint-mlx[service]'") from error
+        raise MintError(f"{error.name} is not installed; needed: {install_command('service')}") from error

@@ -11,7 +11,7 @@ import typer
 from cluster.service.commands.shared import HELP, Data, DatabaseUrl, data_folder, needing_extra
 from cluster.service.data.records import SCOPES, Quota
 from cluster.service.settings import Settings
-from mint.cli.options import Json, argument, option
+from mint.cli.options import NONE, Json, argument, option
 from mint.cli.terminal.foreign import echo
 from mint.cli.terminal.screen import Screen
 from mint.core.errors import MintError
@@ -36,6 +36,9 @@ def create(
     quota: Annotated[
         str, option("LIST", "Limits: active=1,queued=20,bytes=500GB (jobs that run, that wait or run; stored bytes).")
     ] = "",
+    groups: Annotated[
+        list[str], option("GROUP", "A group, whose models and jobs the person sees. May be repeated.", "--group")
+    ] = NONE,
     days: Days = None,
     data: Data = None,
     database: DatabaseUrl = "",
@@ -46,7 +49,7 @@ def create(
     """
     scopes = [part.strip() for part in scope.split(",") if part.strip()]
     with _tokens(data, database) as tokens:
-        text = tokens.create(name, scopes, parse_quota(quota), seconds=_seconds(days))
+        text = tokens.create(name, scopes, parse_quota(quota), groups=groups, seconds=_seconds(days))
     _show_once(name, text)
 
 
@@ -81,6 +84,7 @@ def list_(data: Data = None, database: DatabaseUrl = "", as_json: Json = False) 
             {
                 "name": grant.person.name,
                 "scopes": ",".join(grant.person.scopes),
+                "groups": ",".join(grant.person.groups),
                 "quota": write_quota(grant.person.quota),
                 "created": _time(grant.created_at),
                 "last_use": _time(grant.used_at),

@@ -11,8 +11,9 @@ from dataclasses import asdict, dataclass
 from sqlalchemy import Connection, delete, exists, func, insert, select, update
 
 from cluster.service.data.database import Database
-from cluster.service.data.records import Artifact
+from cluster.service.data.records import Artifact, Person
 from cluster.service.data.tables import artifact_files, artifacts, holds, identities
+from cluster.service.data.visibility import visible_artifacts
 from cluster.service.errors import ArtifactInUseError, NotFoundError
 from mint.client.download import ServedFile
 
@@ -43,19 +44,29 @@ class Catalog:
             if holder:
                 _hold(connection, digest, holder, now + seconds)
 
-    def get(self, digest: str) -> Artifact:
-        """One artifact; raises `NotFoundError`."""
+    def get(self, digest: str, viewer: Person | None = None) -> Artifact:
+        """One artifact; raises `NotFoundError`, also for an artifact that the viewer does not see."""
+        seen = select(artifacts.c.digest).where(artifacts.c.digest == digest, visible_artifacts(viewer))
         with self.database.read() as connection:
-            rows = _read(connection, [digest])
+            rows = _read(connection, connection.execute(seen).scalars().all())
         if not rows:
             raise NotFoundError(f"there is no artifact {digest!r}: it was never made here, or it was evicted")
         return rows[0]
 
-    def find(self, kind: str | None = None, identity: str | None = None, limit: int = 100) -> list[Artifact]:
-        """The artifacts of a kind and of a model, newest first."""
+    def find(
+        self,
+        kind: str | None = None,
+        identity: str | None = None,
+        limit: int = 100,
+        *,
+        viewer: Person | None = None,
+    ) -> list[Artifact]:
+        """The artifacts of a kind and of a model that a viewer sees, newest first."""
         values = {artifacts.c.kind: kind, artifacts.c.identity: identity}
         statement = select(artifacts.c.digest).order_by(artifacts.c.created_at.desc(), artifacts.c.digest).limit(limit)
-        statement = statement.where(*(column == value for column, value in values.items() if value is not None))
+        statement = statement.where(
+            visible_artifacts(viewer), *(column == value for column, value in values.items() if value is not None)
+        )
         with self.database.read() as connection:
             return _read(connection, connection.execute(statement).scalars().all())
 

@@ -25,6 +25,7 @@ from tenacity import retry, retry_if_exception_message, stop_after_delay, wait_f
 from cluster.service.data.tables import metadata
 from cluster.service.errors import DatabaseUnavailableError
 from mint.core.errors import MintError
+from mint.core.version import install_command
 
 MIGRATIONS = Path(__file__).parent / "migrations"
 _WAIT_SECONDS = 60  # for another writer; far longer than a transaction, even on a busy machine
@@ -146,7 +147,7 @@ def make_engine(address: str) -> Engine:
         )
     except ModuleNotFoundError as error:
         raise MintError(
-            f"{url.render_as_string()} needs the package {error.name}; install it: pip install 'mint-mlx[postgres]'"
+            f"{url.render_as_string()} needs the package {error.name}; install it: {install_command('postgres')}"
         ) from None
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from sqlalchemy import delete, insert, select
 
 from cluster.service.data.database import Database
-from cluster.service.data.tables import hosts, stores
+from cluster.service.data.tables import drains, hosts, stores
 from mint.core.errors import MintError
 from mint.core.files import write_whole
 
@@ -52,6 +52,21 @@ class Hosts:
         """The machines, and the time of the last report of each."""
         rows = self.database.rows(select(hosts).order_by(hosts.c.name))
         return {Host(*(row._mapping[name] for name in Host.__slots__)): row.seen_at for row in rows}
+
+    def drain(self, name: str, by: str) -> None:
+        """Let a machine begin no more jobs; those that it runs go on. Noted with the person who wants it."""
+        with self.database.write() as connection:
+            connection.execute(delete(drains).where(drains.c.host == name))
+            connection.execute(insert(drains).values(host=name, by=by))
+
+    def end_drain(self, name: str) -> None:
+        """Let a machine begin jobs again."""
+        with self.database.write() as connection:
+            connection.execute(delete(drains).where(drains.c.host == name))
+
+    def drained(self) -> dict[str, str]:
+        """The machines that begin no job, and the person who wants it of each."""
+        return {row.host: row.by for row in self.database.rows(select(drains))}
 
     def require_store(self, store: Path, host: str) -> None:
         """Raise `MintError` unless `store` belongs to this database; the first store does from then on."""

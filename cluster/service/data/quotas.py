@@ -27,10 +27,23 @@ _SHORTEST, _LONGEST = 5, 3600  # limits of `retry_after`, seconds
 
 def save(connection: Connection, name: str, quota: Quota) -> None:
     """Save the current quota of a person."""
+    statement = _insert(connection, name, quota)
+    connection.execute(statement.on_conflict_do_update(index_elements=[people.c.name], set_=_columns(quota)))
+
+
+def _insert(connection: Connection, name: str, quota: Quota) -> Any:
     insert = insert_sqlite if connection.dialect.name == "sqlite" else insert_postgresql
-    values = {f"{name}_quota": limit for name, limit in asdict(quota).items()}
-    statement = insert(people).values(name=name, served=0, **values)
-    connection.execute(statement.on_conflict_do_update(index_elements=[people.c.name], set_=values))
+    return insert(people).values(name=name, served=0, **_columns(quota))
+
+
+def _columns(quota: Quota) -> dict[str, int | None]:
+    return {f"{name}_quota": limit for name, limit in asdict(quota).items()}
+
+
+def enter(connection: Connection, by: Person) -> None:
+    """Add a person who is not known yet, with their quota; a known one keeps the saved quota."""
+    statement = _insert(connection, by.name, by.quota)
+    connection.execute(statement.on_conflict_do_nothing(index_elements=[people.c.name]))
 
 
 def check(connection: Connection, by: Person, more_bytes: int, now: float, *, unfinished: bool) -> None:
@@ -43,7 +56,7 @@ def check(connection: Connection, by: Person, more_bytes: int, now: float, *, un
             "or cancelled first",
             retry_after=_seconds_until_done(connection, by.name, now),
         )
-    if by.quota.nbytes is not None and (nbytes := _nbytes(connection, by.name)) + more_bytes > by.quota.nbytes:
+    if by.quota.nbytes is not None and (nbytes := used_bytes(connection, by.name)) + more_bytes > by.quota.nbytes:
         raise QuotaExceededError(
             f"{by.name} has {format_size(nbytes)} stored or expected and may have {format_size(by.quota.nbytes)}, "
             f"this job takes up to {format_size(more_bytes)}; cancel jobs whose models are no longer "
@@ -58,7 +71,7 @@ def _of_wanted(name: str, value: ColumnElement[Any]) -> Select[Any]:
     return select(value).select_from(wanted).where(watchers.c.name == name, watchers.c.wants)
 
 
-def _nbytes(connection: Connection, name: str) -> int:
+def used_bytes(connection: Connection, name: str) -> int:
     """Bytes of the artifacts of a person's jobs, counted once each, and an upper bound for unfinished jobs."""
     made = _of_wanted(name, jobs.c.artifact).where(jobs.c.state == DONE)
     stored = select(func.coalesce(func.sum(artifacts.c.nbytes), 0)).where(artifacts.c.digest.in_(made))

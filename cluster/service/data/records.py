@@ -21,11 +21,13 @@ class ModelRequest:
     identity: str  # of the model's content (`Source.identity`)
     budget: str = ""
     options: Mapping[str, Any] = field(default_factory=dict)  # checked: rounding, objective, probe, dtype, veto, ...
+    group: str = ""  # that sees it; empty: everybody
 
     @property
     def key(self) -> str:
-        """SHA-256 of everything that decides the bytes: equal requests share a job."""
+        """SHA-256 of everything that decides the bytes, and of the group: equal requests share a job."""
         content = {"identity": self.identity, "budget": self.budget, "options": dict(self.options)}
+        content |= {"group": self.group} if self.group else {}
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
     @property
@@ -168,6 +170,7 @@ class Person:
     name: str
     scopes: tuple[str, ...]
     quota: Quota = Quota()
+    groups: tuple[str, ...] = ()
 
     def may(self, scope: str) -> bool:
         """True if one of the scopes includes this scope."""

@@ -14,6 +14,7 @@ people = sa.Table(
     sa.Column("active_quota", sa.Integer),
     sa.Column("queued_quota", sa.Integer),
     sa.Column("nbytes_quota", sa.BigInteger),
+    sa.Column("groups", sa.Text, nullable=False, server_default=sa.text("''")),  # separated by commas
 )
 
 tokens = sa.Table(
@@ -74,6 +75,7 @@ jobs = sa.Table(
     # when its end is reported next, and the tries so far; none: nothing is to be reported
     sa.Column("notice_at", sa.Double, index=True),
     sa.Column("notice_tries", sa.Integer, nullable=False, server_default="0"),
+    sa.Column("group", sa.String(64), nullable=False, server_default=sa.text("''")),  # that sees it; empty: everybody
 )
 # the database itself enforces these two invariants
 _LIVE = sa.text("finished_at IS NULL AND NOT cancel_wanted")
@@ -138,6 +140,13 @@ hosts = sa.Table(
     sa.Column("store_bytes", sa.BigInteger, nullable=False),
     sa.Column("cluster", sa.Text, nullable=False),
     sa.Column("seen_at", sa.Double, nullable=False),
+)
+
+drains = sa.Table(
+    "drains",
+    metadata,
+    sa.Column("host", sa.String(255), primary_key=True),  # that begins no job
+    sa.Column("by", sa.String(64), nullable=False),
 )
 
 stores = sa.Table(

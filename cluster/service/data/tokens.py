@@ -8,12 +8,12 @@ import hmac
 import re
 import secrets
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import ColumnElement, Row, delete, insert, or_, select, update
+from sqlalchemy import ColumnElement, Connection, Row, delete, insert, literal, or_, select, update
 
 from cluster.service.data import quotas
 from cluster.service.data.database import Database
@@ -23,6 +23,7 @@ from cluster.service.errors import DatabaseUnavailableError, NotFoundError
 from mint.core.errors import MintError
 
 NOBODY = "local"  # name of everybody on this machine as long as there are no tokens
+SIGNED_IN_SCOPES = ("read", "submit")  # of a person without a token whom a proxy vouches for
 PREFIX = "mint_"  # recognized by scanners for leaked secrets
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,63}")
 
@@ -50,6 +51,7 @@ class Tokens:
         scopes: Sequence[str],
         quota: Quota = Quota(),  # noqa: B008 (it is frozen)
         *,
+        groups: Sequence[str] = (),
         seconds: float | None = None,
     ) -> str:
         """Make a token for a person without one, valid for `seconds`, and return its only copy. Raises `MintError`."""
@@ -64,6 +66,7 @@ class Tokens:
             if connection.execute(select(tokens).where(tokens.c.name == name, self._valid())).one_or_none() is not None:
                 raise MintError(f"{name} has a token; revoke it first: mint token revoke {name}")
             quotas.save(connection, name, quota)
+            set_groups(connection, name, groups)
             ordered = ",".join(scope for scope in SCOPES if scope in scopes)
             connection.execute(delete(tokens).where(tokens.c.name == name))
             values = {"name": name, "digest": digest_of(text), "scopes": ordered, "created_at": self.clock()}
@@ -99,6 +102,24 @@ class Tokens:
             return None
         self._note_use(matches[0])
         return _person(matches[0])
+
+    def revoked(self) -> frozenset[str]:
+        """The people whose token was revoked."""
+        return frozenset(name for (name,) in self.database.rows(select(tokens.c.name).where(~_KEPT)))
+
+    def signed_in(self, name: str) -> Person | None:
+        """The person of a name that a proxy vouches for; None for no name, or if their token was revoked.
+
+        Without a token they may read and submit.
+        """
+        if not _NAME.fullmatch(name) or name == NOBODY:
+            return None
+        if name in self.revoked():
+            return None
+        grants = self.database.rows(_GRANTS.where(tokens.c.name == name))
+        others = select(people, literal(",".join(SIGNED_IN_SCOPES)).label("scopes")).where(people.c.name == name)
+        rows = grants or self.database.rows(others)
+        return _person(rows[0]) if rows else Person(name, SIGNED_IN_SCOPES)
 
     def list(self) -> list[Grant]:
         """All tokens that were not revoked, by name."""
@@ -154,4 +175,14 @@ def digest_of(text: str) -> str:
 
 def _person(row: Row[Any]) -> Person:
     quota = Quota(row.active_quota, row.queued_quota, row.nbytes_quota)
-    return Person(row.name, tuple(row.scopes.split(",")), quota)
+    return Person(row.name, tuple(row.scopes.split(",")), quota, tuple(filter(None, row.groups.split(","))))
+
+
+def set_groups(connection: Connection, name: str, groups: Iterable[str]) -> None:
+    """Replace the groups of a person; raises `MintError` for what is no name of a group."""
+    if wrong := [group for group in groups if not _NAME.fullmatch(group)]:
+        raise MintError(
+            f"{wrong[0]!r} is no name of a group; needed: 1 to 64 letters, digits, . _ @ -, and no sign first"
+        )
+    change = update(people).where(people.c.name == name).values(groups=",".join(sorted(set(groups))))
+    connection.execute(change)

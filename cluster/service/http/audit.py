@@ -42,6 +42,19 @@ class Audit:
         except OSError as error:
             log.error("audit.not_written", reason=error.strerror, line=line)
 
+    def latest(self, search: str, limit: int) -> list[dict[str, Any]]:
+        """The newest entries first, of those with all words of a search; of this file and the one before it."""
+        words = search.lower().split()
+        entries: list[dict[str, Any]] = []
+        for path in (self.path, self.path.with_name(f"{self.path.name}.1")):
+            lines = path.read_text(errors="replace").splitlines() if path.exists() else []
+            for line in reversed(lines):
+                if len(entries) == limit:
+                    return entries
+                if all(word in line.lower() for word in words) and line.endswith("}"):  # else a full disk cut it
+                    entries.append(json.loads(line))
+        return entries
+
     def _rotate(self) -> None:
         names = [self.path, *(self.path.with_name(f"{self.path.name}.{number}") for number in range(1, _FILES))]
         for older, newer in pairwise(reversed(names)):

@@ -15,11 +15,12 @@ from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from cluster.service.data.catalog import Catalog
 from cluster.service.data.database import Database
 from cluster.service.data.hosts import Hosts
+from cluster.service.data.people import People
 from cluster.service.data.records import Person
 from cluster.service.data.tokens import NOBODY, Tokens, digest_of
 from cluster.service.http.audit import Audit
 from cluster.service.http.error_answers import ApiError
-from cluster.service.http.grants import Tickets, TokenCache
+from cluster.service.http.grants import SIGNED_IN, Tickets, TokenCache
 from cluster.service.http.metrics import Metrics
 from cluster.service.http.middleware import client_of
 from cluster.service.http.rate_limit import TokenBucket
@@ -49,10 +50,17 @@ class Service:
         self.database = database
         self.queue = Queue(database, clock, settings.lease_seconds)
         self.tokens = Tokens(database, clock)
+        self.roster = People(database, clock)
         self.catalog = Catalog(database, clock)
         self.hosts = Hosts(database, clock)
         self.store = Store(settings.data / "store", self.catalog, settings.max_store_bytes)
-        self.models = Roots(settings.roots, self.catalog, cache=settings.cache_folder, allow_hub=settings.allow_hub)
+        self.models = Roots(
+            settings.roots,
+            self.catalog,
+            groups=settings.group_roots,
+            cache=settings.cache_folder,
+            allow_hub=settings.allow_hub,
+        )
         self.fanout = EventFanout(self.queue, streams_per_person=settings.streams_each)
         self.planner = Planner()
         self.fetches = Fetches(settings.data / "logs" / "fetches.log", settings.cache_folder)
@@ -92,33 +100,52 @@ class Service:
 
     def person(self, request: Request, scope: str) -> Person:
         """The person behind a request, if the token has a scope; raises `ApiError`."""
-        client, text = client_of(request.scope), _token(request)
-        if text is None:
-            if not self._is_open(client, request):
+        text, name = _token(request), self._user(request)
+        if text is None and not name:
+            if not self._is_open(client_of(request.scope), request):
                 raise ApiError(
                     401, "needed: a token, in the header Authorization: Bearer TOKEN; mint token create NAME"
                 )
             return LOCAL
-        person = self.tokens.verify(text) if text else None
+        person = self.tokens.signed_in(name) if text is None else self._of_token(request, text)
         if person is None:
-            self.guesses.need(client)  # delays guesses only: honest people may share the address
-            self.audit.note("token.refused", person="", client=client, path=request.url.path)
-            log.warning("token.refused", client=client, path=request.url.path)
-            raise ApiError(401, "the token is not known here, or was revoked; make one with mint token create NAME")
+            self.audit.note("user.refused", person=name[:64], client=client_of(request.scope), path=request.url.path)
+            raise ApiError(401, "the proxy's name of the person is no name here, or the person's token was revoked")
         self.people.need(person.name)
         if not person.may(scope):
             self.note(request, person, "scope.refused", path=request.url.path, scope=scope)
             raise ApiError(403, f"{person.name}'s token does not allow this; needed the scope {scope!r}")
         return person
 
+    def _of_token(self, request: Request, text: str) -> Person:
+        person = self.tokens.verify(text) if text else None
+        if person is None:
+            client = client_of(request.scope)
+            self.guesses.need(client)  # delays guesses only: honest people may share the address
+            self.audit.note("token.refused", person="", client=client, path=request.url.path)
+            log.warning("token.refused", client=client, path=request.url.path)
+            raise ApiError(401, "the token is not known here, or was revoked; make one with mint token create NAME")
+        return person
+
     def grant(self, request: Request) -> str:
-        """The digest of a request's token, as `TokenCache` takes it; empty for a request without one."""
-        text = _token(request)
-        return digest_of(text) if text else ""
+        """The digest of a request's token, as `TokenCache` takes it; for a person who signed in at the proxy, the name.
+
+        Empty for a request without either.
+        """
+        if text := _token(request):
+            return digest_of(text)
+        name = self._user(request)
+        return f"{SIGNED_IN}{name}" if name else ""
 
     def note(self, request: Request, person: Person, event: str, **context: Any) -> None:
         """Write a line into the audit log."""
         self.audit.note(event, person=person.name, client=client_of(request.scope), **context)
+
+    def _user(self, request: Request) -> str:
+        """The name of a person who signed in at the proxy; empty without one. `UserHeader` removed those of others."""
+        header = self.settings.user_header
+        names = request.headers.getlist(header) if header else []
+        return names[0] if len(names) == 1 else ""
 
     def _is_open(self, client: str, request: Request) -> bool:
         is_direct = not self.settings.is_behind_proxy and not is_forwarded(request.headers.keys())
@@ -157,6 +184,7 @@ def _need(scope: str) -> Callable[..., Person]:
 Here = Annotated[Service, Depends(service_of)]
 Reader = Annotated[Person, Depends(_need("read"))]
 Submitter = Annotated[Person, Depends(_need("submit"))]
+Admin = Annotated[Person, Depends(_need("admin"))]
 
 
 def refusals(*statuses: int) -> dict[int | str, dict[str, Any]]:

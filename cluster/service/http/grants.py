@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from cluster.service.data.tokens import Tokens
 from cluster.service.errors import DatabaseUnavailableError
 
+SIGNED_IN = "user:"  # begins the grant of a person who signed in at the proxy, before the name
 TICKET_SECONDS = 60.0
 _MAX_TICKETS = 10_000
 
@@ -28,26 +29,29 @@ class TokenCache:
     seconds: float
     clock: Callable[[], float] = time.monotonic
     _read_at: float = field(default=float("-inf"), init=False)
-    _digests: frozenset[str] | None = field(default=None, init=False)  # None: not read yet
-    _is_open: bool = field(default=False, init=False)  # no token was ever made: everybody here may do everything
+    _state: tuple[frozenset[str], frozenset[str], bool] | None = field(default=None, init=False)  # None: not read yet
 
     def is_good(self, grant: str) -> bool:
         """True if the database lists the token of a grant now, or, without one, if no token was ever made."""
-        digests, is_open = self._read()
-        return grant in digests if grant else is_open
+        return _allows(grant, *self._read())
 
     async def is_still_good(self, grant: str) -> bool:
         """The same from the cache; a database that is away revokes nothing."""
         if self.clock() - self._read_at >= self.seconds:
             self._read_at = self.clock()
             with suppress(DatabaseUnavailableError):
-                self._digests, self._is_open = await asyncio.to_thread(self._read)
-        if self._digests is None:
-            return True
-        return grant in self._digests if grant else self._is_open
+                self._state = await asyncio.to_thread(self._read)
+        return self._state is None or _allows(grant, *self._state)
 
-    def _read(self) -> tuple[frozenset[str], bool]:
-        return self.tokens.valid_digests(), not self.tokens.has_any()
+    def _read(self) -> tuple[frozenset[str], frozenset[str], bool]:
+        """The valid digests, the people whose token was revoked, and true if no token was ever made."""
+        return self.tokens.valid_digests(), self.tokens.revoked(), not self.tokens.has_any()
+
+
+def _allows(grant: str, digests: frozenset[str], revoked: frozenset[str], is_open: bool) -> bool:
+    if grant.startswith(SIGNED_IN):
+        return grant.removeprefix(SIGNED_IN) not in revoked
+    return grant in digests if grant else is_open
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,7 @@ from fastapi import APIRouter, Request, Response
 from starlette.responses import FileResponse
 
 from cluster.service.data.hosts import Host
+from cluster.service.data.records import Person
 from cluster.service.data.states import ACTIVE
 from cluster.service.http.context import Here, Reader, Service, refusals
 from cluster.service.http.metrics import CONTENT_TYPE
@@ -37,18 +38,30 @@ def host_now(service: Service) -> Host:
 @router.get("/v1/hosts")
 def list_hosts(service: Here, person: Reader) -> HostsAnswer:
     """The machines that serve or work for the queue, as each reported itself at `seen_at`, a few seconds ago."""
+    return HostsAnswer(hosts=host_answers(service, person))
+
+
+def host_answers(service: Service, viewer: Person) -> list[HostAnswer]:
+    """Every machine that reported itself, runs a job, or is drained, with the jobs that the viewer sees."""
     here = host_now(service)
     last_seen = [*service.hosts.last_seen().items(), (here, time.time())]
     reports = {host.name: {**asdict(host), "seen_at": at} for host, at in last_seen}
     running: dict[str, list[str]] = {name: [] for name in reports}
-    for job in service.queue.find(ACTIVE, limit=_MOST_JOBS):
+    for job in service.queue.find(ACTIVE, viewer=viewer, limit=_MOST_JOBS):
         running.setdefault(job.host, []).append(job.id)
+    drained = service.hosts.drained()
+    for name in drained:
+        running.setdefault(name, [])
     silent = dict.fromkeys(("slots", "free_bytes", "store_bytes", "cluster", "seen_at"))
-    rows = [
-        HostAnswer(**reports.get(name, {"name": name, **silent}), jobs=jobs, is_here=name == here.name)
+    return [
+        HostAnswer(
+            **reports.get(name, {"name": name, **silent}),
+            jobs=jobs,
+            is_here=name == here.name,
+            drained_by=drained.get(name, ""),
+        )
         for name, jobs in running.items()
     ]
-    return HostsAnswer(hosts=rows)
 
 
 @router.get("/v1/me")

@@ -10,10 +10,11 @@ from fastapi import APIRouter, Depends, Path, Query, Request, Response
 
 from cluster.service.data.records import Artifact, Person
 from cluster.service.errors import DatabaseUnavailableError
-from cluster.service.http.context import BEARER, POSTED, Here, Reader, Service, refusals
+from cluster.service.http.context import BEARER, POSTED, Admin, Here, Reader, Service, refusals
 from cluster.service.http.downloads import Download
 from cluster.service.http.error_answers import ApiError
-from cluster.service.http.schema import ArtifactAnswer, ArtifactsAnswer, FileAnswer, Sha256, TicketAnswer, TicketRequest
+from cluster.service.http.schema import ArtifactAnswer, ArtifactsAnswer, FileAnswer, TicketAnswer
+from cluster.service.http.schema_requests import Sha256, TicketRequest
 from mint.client.download import ServedFile
 
 router = APIRouter(prefix="/v1/artifacts", tags=["artifacts"])
@@ -47,19 +48,30 @@ def list_artifacts(
     limit: Annotated[int, Query(ge=1, le=500)] = 100,
 ) -> ArtifactsAnswer:
     """The stored artifacts, the last made first."""
-    return ArtifactsAnswer(artifacts=list(map(artifact_answer, service.catalog.find(kind, model, limit))))
+    return ArtifactsAnswer(
+        artifacts=list(map(artifact_answer, service.catalog.find(kind, model, limit, viewer=person)))
+    )
 
 
 @router.get("/{digest}", responses=refusals(404))
 def show_artifact(digest: Digest, service: Here, person: Reader) -> ArtifactAnswer:
     """The files of an artifact."""
-    return artifact_answer(service.catalog.get(digest))
+    return artifact_answer(service.catalog.get(digest, person))
+
+
+@router.delete("/{digest}", responses=refusals(404, 409))
+def remove_artifact(request: Request, digest: Digest, service: Here, person: Admin) -> ArtifactAnswer:
+    """Remove an artifact from the disk. A job that asks for it again makes it anew; one in use is refused."""
+    artifact = service.catalog.get(digest)
+    service.store.remove(digest)
+    service.note(request, person, "artifact.removed", artifact=digest, nbytes=artifact.nbytes)
+    return artifact_answer(artifact)
 
 
 @router.post("/{digest}/tickets", status_code=201, responses=refusals(404, *POSTED))
 def make_ticket(request: Request, digest: Digest, body: TicketRequest, service: Here, person: Reader) -> TicketAnswer:
     """A link to one file that works once, within a minute, for a browser: a link cannot send a token."""
-    file = _file(service.catalog.get(digest), body.name)
+    file = _file(service.catalog.get(digest, person), body.name)
     ticket = service.tickets.give(person.name, digest, file.name, service.grant(request))
     service.note(request, person, "ticket.given", artifact=digest, file=file.name)
     return TicketAnswer(url=f"{_url(digest, file.name)}?ticket={ticket}")
@@ -90,7 +102,7 @@ Ticket = Annotated[str | None, Query(max_length=64, description="Of POST .../tic
 def download(request: Request, digest: Digest, name: FileName, service: Here, ticket: Ticket = None) -> Response:
     """A file, or one range of it. Its ETag is its SHA-256: a cut download goes on with `Range` and `If-Range`."""
     person, grant = _allowed(service, request, digest, name, ticket)
-    file = _file(service.catalog.get(digest), name)
+    file = _file(service.catalog.get(digest, None if ticket else person), name)  # a ticket is of somebody who sees it
     holder = f"download-{secrets.token_hex(8)}"
 
     # a database that cannot record a hold, on a full disk, evicts nothing either

@@ -6,7 +6,9 @@ from fastapi import APIRouter, Path, Request, Response
 
 from cluster.service.http.context import POSTED, Here, Reader, Service, Submitter, refusals
 from cluster.service.http.error_answers import ApiError
-from cluster.service.http.schema import FetchAnswer, FetchRequest
+from cluster.service.http.routes_jobs import need_seen
+from cluster.service.http.schema import FetchAnswer
+from cluster.service.http.schema_requests import FetchRequest
 from mint.model.hub_cache import parse_id
 
 router = APIRouter(prefix="/v1/fetches", tags=["fetches"])
@@ -21,6 +23,7 @@ def fetch_model(
 
     202 if that begins, 200 if an earlier request began it. The same request after an error resumes.
     """
+    need_seen(body.model, person)
     name, source = _named(service, body.model)
     entry, is_new = service.fetches.ask(name, person, source)
     service.note(request, person, "fetch.asked", model=entry.model, is_new=is_new)

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from os import SEEK_END
 from pathlib import Path as FilePath
 from typing import Annotated, Any, Literal
 
@@ -9,19 +10,20 @@ from fastapi import APIRouter, Header, Path, Query, Request, Response
 
 from cluster.service.data.records import Forecast, Job, ModelRequest, Person
 from cluster.service.data.states import ACTIVE, ANALYZING, FINAL, GROUPS, PROBING, WAITING
+from cluster.service.data.visibility import group_of, sees
 from cluster.service.errors import DatabaseUnavailableError, NotFetchedError
-from cluster.service.http.context import POSTED, Here, Reader, Service, Submitter, refusals
+from cluster.service.http.context import POSTED, Admin, Here, Reader, Service, Submitter, refusals
 from cluster.service.http.error_answers import ApiError
 from cluster.service.http.schema import (
+    ForecastAnswer,
+    ForecastsAnswer,
     JobAnswer,
-    JobChange,
     JobsAnswer,
-    Sha256,
-    Submission,
     SubmittedAnswer,
     SubmittedJob,
 )
 from cluster.service.http.schema_events import EventsAnswer, JobEnded
+from cluster.service.http.schema_requests import ForecastRequest, JobChange, Nothing, Sha256, Submission
 from cluster.service.http.sse import EventStream
 from cluster.service.http.stored import has, require_room, stored_analyses
 from cluster.service.queue.forecast import expected_stages
@@ -56,18 +58,8 @@ def submit_jobs(
         raise ApiError(
             403, f"priority {submission.priority} goes before others; needed the scope 'admin', or at most 0"
         )
-    options = submission.options.model_dump()
-    budgets: Sequence[Budget | None] = [budget_of(text, options) for text in submission.budgets] or [None]
-    changes = {canonical(budget): (budget, checked_options(budget, options)) for budget in budgets}
-    path, identity = identified(service, submission.model)
-    sized = [budget for budget in budgets if budget]
-    if sized:
-        require_room(service, identity, recipe_of(sized[0], options), sized)
-    source_bytes = sum(shard.stat().st_size for shard in path.glob("*.safetensors"))
-    requests = []
-    for text, (budget, values) in changes.items():
-        forecast = _forecast(service, identity, budget, values, source_bytes)
-        requests.append((ModelRequest(submission.model, identity, text, values), forecast))
+    group = _group(submission, person)
+    requests = _requests(service, submission.model, submission.budgets, submission.options.model_dump(), group, person)
     deadline = submission.deadline_hours and submission.deadline_hours * 3600.0
     jobs = []
     for job, is_new in service.queue.submit(requests, person, submission.priority, deadline):
@@ -85,27 +77,85 @@ def submit_jobs(
     return SubmittedAnswer(jobs=jobs)
 
 
+@router.post("/forecasts", responses=refusals(404, 409, *POSTED))
+def forecast_jobs(body: ForecastRequest, service: Here, person: Reader) -> ForecastsAnswer:
+    """The expected work on the jobs of a submission, without submitting them."""
+    requests = _requests(service, body.model, body.budgets, body.options.model_dump(), "", person)
+    return ForecastsAnswer(
+        forecasts=[
+            ForecastAnswer(budget=request.budget, seconds=forecast.seconds, stages=dict(forecast.stages))
+            for request, forecast in requests
+        ]
+    )
+
+
+def _requests(
+    service: Service, model: str, texts: Sequence[str], options: Mapping[str, Any], group: str, person: Person
+) -> list[tuple[ModelRequest, Forecast]]:
+    """The request of each budget, or that of the analysis alone, with its forecast; raises for what cannot be made."""
+    budgets: Sequence[Budget | None] = [budget_of(text, options) for text in texts] or [None]
+    changes = {canonical(budget): (budget, checked_options(budget, options)) for budget in budgets}
+    path, identity = identified(service, model, person)
+    sized = [budget for budget in budgets if budget]
+    if sized:
+        require_room(service, identity, recipe_of(sized[0], options), sized, person)
+    source_bytes = sum(shard.stat().st_size for shard in path.glob("*.safetensors"))
+    return [
+        (
+            ModelRequest(model, identity, text, values, group),
+            _forecast(service, identity, budget, values, source_bytes, person),
+        )
+        for text, (budget, values) in changes.items()
+    ]
+
+
 def _forecast(
-    service: Service, identity: str, budget: Budget | None, options: Mapping[str, Any], source_bytes: int
+    service: Service,
+    identity: str,
+    budget: Budget | None,
+    options: Mapping[str, Any],
+    source_bytes: int,
+    person: Person,
 ) -> Forecast:
     """The expected size and stages of a job."""
     recipe = recipe_of(budget, options)
     stored: set[str] = set()
-    for entry in stored_analyses(service, identity):
+    for entry in stored_analyses(service, identity, person):
         if has(entry.answer, recipe.rounding, recipe.dtype, recipe.loader):
             stored |= {ANALYZING, *([PROBING] if entry.answer.probed else [])}
     stages = expected_stages(service.database, options, source_bytes, stored=stored, only_analysis=budget is None)
     return Forecast(most_bytes(budget, source_bytes), source_bytes, stages)
 
 
-def identified(service: Service, name: str) -> tuple[FilePath, str]:
-    """The folder and the identity of a model; raises `ApiError` if the service has no such model."""
+def _group(submission: Submission, person: Person) -> str:
+    """The group of the jobs of a submission; raises `ApiError` for one that the person or the model is not of."""
+    owner = group_of(submission.model)
+    if not sees(person, submission.group):
+        raise ApiError(
+            403, f"{person.name} is not of the group {submission.group!r}; needed: one of your groups, or none"
+        )
+    if owner and submission.group not in ("", owner):
+        raise ApiError(422, f"the model is of the group {owner!r}, its jobs cannot be of {submission.group!r}")
+    return owner or submission.group
+
+
+def identified(service: Service, name: str, person: Person) -> tuple[FilePath, str]:
+    """The folder and the identity of a model; raises `ApiError` if the service has no such model for the person."""
+    need_seen(name, person)
     try:
         return service.models.identify(name)
     except (DatabaseUnavailableError, NotFetchedError):
         raise
     except MintError as error:
         raise ApiError(404, str(error), code="no_such_model") from error
+
+
+def need_seen(name: str, person: Person) -> None:
+    """Raise `ApiError` for a model of a group that the person is not of, as for one that is not there."""
+    if not sees(person, group_of(name)):
+        raise ApiError(
+            404, f"there is no model {name!r} here; GET /v1/models lists those that there are", code="no_such_model"
+        )
 
 
 @router.get("", responses=refusals(404))
@@ -128,16 +178,23 @@ def list_jobs(
     watcher = person.name if mine else None
     states = [name for part in state for name in GROUPS.get(part, (part,))]
     jobs = service.queue.find(
-        states, watcher=watcher, model_identity=model, search=search, sort=sort, before=before, limit=limit
+        states,
+        viewer=person,
+        watcher=watcher,
+        model_identity=model,
+        search=search,
+        sort=sort,
+        before=before,
+        limit=limit,
     )
-    counts = service.queue.counts(watcher=watcher, model_identity=model, search=search)
+    counts = service.queue.counts(viewer=person, watcher=watcher, model_identity=model, search=search)
     return JobsAnswer(jobs=[JobAnswer(**job_record(job, person)) for job in jobs], counts=counts)
 
 
 @router.get("/{id}", responses=refusals(404))
 def show_job(id: JobId, service: Here, person: Reader) -> JobAnswer:
     """The current state of a job."""
-    return JobAnswer(**job_record(service.queue.get(id), person))
+    return JobAnswer(**job_record(service.queue.get(id, person), person))
 
 
 @router.delete("/{id}", responses=refusals(404))
@@ -149,6 +206,7 @@ def cancel_job(
     everybody: Annotated[bool, Query(description="Take it from all who want it; only for admins.")] = False,
 ) -> JobAnswer:
     """Withdraw from a job, which ends when it has no subscriber left. An admin who is not one ends it for all."""
+    service.queue.get(id, person)
     job = service.queue.cancel(id, person, everybody=everybody)
     service.note(request, person, "job.cancelled", job=id, left=len(job.watchers))
     return JobAnswer(**job_record(job, person))
@@ -160,9 +218,51 @@ def change_job(request: Request, id: JobId, body: JobChange, service: Here, pers
 
     Only its one subscriber, or an admin, may.
     """
+    service.queue.get(id, person)
     job = service.queue.pause(id, person) if body.paused else service.queue.resume(id, person)
     service.note(request, person, "job.paused" if body.paused else "job.resumed", job=id)
     return JobAnswer(**job_record(job, person))
+
+
+@router.post("/{id}/requeue", responses=refusals(404, *POSTED))
+def requeue_job(request: Request, id: JobId, body: Nothing, service: Here, person: Admin) -> JobAnswer:
+    """Return a job to the queue: a running one after the unit at work, an ended one as a new job for its subscribers.
+
+    A job that is done and still stored stays as it is.
+    """
+    job = service.queue.requeue(id, person)
+    service.note(request, person, "job.requeued", job=id, new=job.id)
+    return JobAnswer(**job_record(job, person))
+
+
+@router.get(
+    "/{id}/log",
+    response_class=Response,
+    responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}, **refusals(404)},
+)
+def read_log(
+    id: JobId,
+    service: Here,
+    person: Reader,
+    nbytes: Annotated[int, Query(ge=1, le=1 << 20, description="Of the end of the log.")] = 64 << 10,
+) -> Response:
+    """The end of the output of a job's runners, for its subscribers and admins; empty before it has begun."""
+    job = service.queue.get(id, person)
+    if person.name not in job.watchers and not person.may("admin"):
+        raise ApiError(403, f"the log of job {id} is for those who want the job, and for admins")
+    return Response(_tail(service.settings.log_path(id), nbytes), media_type="text/plain")
+
+
+def _tail(path: FilePath, nbytes: int) -> str:
+    """The last bytes of a text file, from the start of a line on; empty without the file."""
+    try:
+        with path.open("rb") as file:
+            size = file.seek(0, SEEK_END)
+            file.seek(max(0, size - nbytes))
+            text = file.read()
+    except FileNotFoundError:
+        return ""
+    return (text if size <= nbytes else text.partition(b"\n")[2]).decode("utf-8", "replace")
 
 
 def job_ended(body: JobEnded) -> None:
@@ -180,6 +280,7 @@ def list_events(
     after: Annotated[int, Query(ge=0, le=2**53, description="Only events after this one.")] = 0,
 ) -> EventsAnswer:
     """The events of a job so far, at most 1000: what the stream of events sends, as one answer."""
+    service.queue.get(id, person)
     events = service.queue.events(id, after)
     return EventsAnswer.model_validate({"events": [asdict(event) for event in events]})
 
@@ -207,7 +308,7 @@ def follow_job(
     left. The stream ends after the event of a final state; comments keep it open until then. A revoked token ends it
     too.
     """
-    job = service.queue.get(id)
+    job = service.queue.get(id, person)
     seen = min(int(last_event_id) if last_event_id else after, job.last_seq)
     if job.state in FINAL and seen == job.last_seq:
         return Response(status_code=204)

@@ -6,8 +6,11 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Path, Query
 
+from cluster.service.data.records import Person
+from cluster.service.data.visibility import group_of, sees, sees_model
 from cluster.service.errors import DatabaseUnavailableError, NotFetchedError
 from cluster.service.http import schema
+from cluster.service.http import schema_requests as requests
 from cluster.service.http.context import POSTED, Here, Reader, Service, refusals
 from cluster.service.http.error_answers import ApiError
 from cluster.service.http.routes_artifacts import artifact_answer
@@ -25,8 +28,9 @@ _MOST_JOBS = 100
 @router.get("/models")
 def list_models(service: Here, person: Reader) -> schema.ModelsAnswer:
     """Every model below the roots of the service."""
+    names = [name for name in service.models.names() if sees(person, group_of(name))]
     analyzed = {artifact.identity for artifact in service.catalog.find(kind="analysis", limit=10_000)}
-    rows = [_model(service, name, analyzed) for name in service.models.names()]
+    rows = [_model(service, name, analyzed) for name in names]
     return schema.ModelsAnswer(models=rows, allows_hub=service.settings.allow_hub)
 
 
@@ -47,13 +51,16 @@ def _model(service: Service, name: str, analyzed: Set[str] = frozenset()) -> sch
 @router.get("/models/{identity}", responses=refusals(404))
 def show_model(identity: Identity, service: Here, person: Reader) -> schema.ModelDetail:
     """Everything that the service knows about a model."""
-    rows = [row for name in service.models.names() if (row := _model(service, name)).identity == identity]
-    jobs = service.queue.find(model_identity=identity, limit=_MOST_JOBS)
-    artifacts = service.catalog.find(identity=identity, limit=_MOST_JOBS)
+    if not sees_model(service.database, person, identity):
+        raise _no_model(identity)
+    names = [name for name in service.models.names() if sees(person, group_of(name))]
+    rows = [row for name in names if (row := _model(service, name)).identity == identity]
+    jobs = service.queue.find(viewer=person, model_identity=identity, limit=_MOST_JOBS)
+    artifacts = service.catalog.find(identity=identity, limit=_MOST_JOBS, viewer=person)
     if not rows and not jobs and not artifacts:
-        raise ApiError(404, f"nothing is known of a model {identity[:12]}; GET /v1/models lists those that there are")
+        raise _no_model(identity)
     structure: dict[str, Any] = {"model_type": "", "layers": 0, "roles": []}
-    if analyses := stored_analyses(service, identity):
+    if analyses := stored_analyses(service, identity, person):
         structure = service.planner.ask("roles", analysis=analyses[0].path)
     return schema.ModelDetail(
         identity=identity,
@@ -67,30 +74,34 @@ def show_model(identity: Identity, service: Here, person: Reader) -> schema.Mode
     )
 
 
+def _no_model(identity: str) -> ApiError:
+    return ApiError(404, f"nothing is known of a model {identity[:12]}; GET /v1/models lists those that there are")
+
+
 @router.get("/models/{identity}/curve", responses=refusals(404, 409))
 def show_curve(
     identity: Identity,
     service: Here,
     person: Reader,
-    rounding: schema.Rounding = DEFAULTS["rounding"],
-    dtype: schema.Dtype = DEFAULTS["dtype"],
-    loader: schema.Loader = DEFAULTS["loader"],
-    objective: schema.ObjectiveName = DEFAULTS["objective"],
+    rounding: requests.Rounding = DEFAULTS["rounding"],
+    dtype: requests.Dtype = DEFAULTS["dtype"],
+    loader: requests.Loader = DEFAULTS["loader"],
+    objective: requests.ObjectiveName = DEFAULTS["objective"],
     points: Annotated[int, Query(ge=2, le=200)] = 60,
 ) -> schema.CurveAnswer:
     """The curve of budget and loss of an analyzed model, its knees, and where devices lie on it."""
     recipe = Recipe(rounding=rounding, dtype=dtype, loader=loader, objective=objective)
-    return schema.CurveAnswer(**planned(service, "curve", identity, recipe, points=points))
+    return schema.CurveAnswer(**planned(service, "curve", identity, recipe, person, points=points))
 
 
 @router.post("/plans", responses=refusals(404, 409, *POSTED))
-def make_plan(request: schema.PlanRequest, service: Here, person: Reader) -> schema.PlanAnswer:
+def make_plan(request: requests.PlanRequest, service: Here, person: Reader) -> schema.PlanAnswer:
     """The plan of a budget, now and without a job."""
     options = request.options.model_dump()
     budget = budget_of(request.budget, options)
     is_identity = re.fullmatch("[0-9a-f]{64}", request.model)
-    identity = request.model if is_identity else identified(service, request.model)[1]
-    plan = planned(service, "plan", identity, recipe_of(budget, options), budget=budget.to_dict())
+    identity = request.model if is_identity else identified(service, request.model, person)[1]
+    plan = planned(service, "plan", identity, recipe_of(budget, options), person, budget=budget.to_dict())
     return schema.PlanAnswer(budget=canonical(budget), **plan)
 
 
@@ -99,32 +110,32 @@ def show_analysis(
     identity: Identity,
     service: Here,
     person: Reader,
-    rounding: schema.Rounding = DEFAULTS["rounding"],
-    dtype: schema.Dtype = DEFAULTS["dtype"],
-    loader: schema.Loader = DEFAULTS["loader"],
+    rounding: requests.Rounding = DEFAULTS["rounding"],
+    dtype: requests.Dtype = DEFAULTS["dtype"],
+    loader: requests.Loader = DEFAULTS["loader"],
 ) -> schema.ArtifactAnswer:
     """The files of an analysis: a few MB, from which everybody who has the model can make any plan, and assemble it."""
-    return _stored(service, identity, rounding, dtype, loader)
+    return _stored(service, identity, person, rounding, dtype, loader)
 
 
 @router.get("/analyses", responses=refusals(404, 409))
 def find_analysis(
-    model: schema.ModelName,
+    model: requests.ModelName,
     service: Here,
     person: Reader,
-    rounding: schema.Rounding = DEFAULTS["rounding"],
-    dtype: schema.Dtype = DEFAULTS["dtype"],
-    loader: schema.Loader = DEFAULTS["loader"],
+    rounding: requests.Rounding = DEFAULTS["rounding"],
+    dtype: requests.Dtype = DEFAULTS["dtype"],
+    loader: requests.Loader = DEFAULTS["loader"],
     probe: Annotated[bool, Query(description="Only an analysis with probes.")] = False,
 ) -> schema.ArtifactAnswer:
     """The same by the name of a model."""
-    return _stored(service, identified(service, model)[1], rounding, dtype, loader, probe=probe)
+    return _stored(service, identified(service, model, person)[1], person, rounding, dtype, loader, probe=probe)
 
 
 def _stored(
-    service: Service, identity: str, rounding: str, dtype: str, loader: str, *, probe: bool = False
+    service: Service, identity: str, person: Person, rounding: str, dtype: str, loader: str, *, probe: bool = False
 ) -> schema.ArtifactAnswer:
-    for entry in stored_analyses(service, identity):
+    for entry in stored_analyses(service, identity, person):
         if has(entry.answer, rounding, dtype, loader) and entry.answer.probed >= probe:
             return artifact_answer(entry.artifact)
     kind = f"rounding {rounding}{' and probes' if probe else ''}"

@@ -22,12 +22,20 @@ from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 from cluster.service.data.database import connect
 from cluster.service.data.hosts import BEAT_SECONDS, Hosts
 from cluster.service.errors import DatabaseUnavailableError
-from cluster.service.http import routes_about, routes_artifacts, routes_fetches, routes_jobs, routes_models
+from cluster.service.http import (
+    routes_about,
+    routes_admin,
+    routes_artifacts,
+    routes_fetches,
+    routes_jobs,
+    routes_models,
+)
 from cluster.service.http.context import Service, refusals, service_of
 from cluster.service.http.error_answers import CODES, ApiError, describe_invalid
 from cluster.service.http.head_deadline import DeadlineProtocol
 from cluster.service.http.middleware import Guard
 from cluster.service.http.security import need_safe, own_names
+from cluster.service.http.user_header import UserHeader
 from cluster.service.settings import Settings
 from cluster.service.work.folder_lock import noted
 from mint.core.errors import MintError
@@ -85,7 +93,7 @@ def create_app(
     app.state.service = service
     refused: dict[int | str, dict[str, Any]] = {422: {"description": "Any status but 2xx: the report is repeated."}}
     app.webhooks.add_api_route("job.ended", routes_jobs.job_ended, methods=["POST"], responses=refused)
-    for part in (routes_jobs, routes_models, routes_fetches, routes_artifacts, routes_about):
+    for part in (routes_jobs, routes_models, routes_fetches, routes_artifacts, routes_about, routes_admin):
         app.include_router(part.router, responses=refusals())
     if routes_about.WEB.is_dir():
         app.mount("/static", StaticFiles(directory=routes_about.WEB))
@@ -99,6 +107,8 @@ def create_app(
         is_behind_proxy=settings.is_behind_proxy,
     )
     app.add_middleware(ProxyHeadersMiddleware, trusted_hosts=list(settings.trusted_proxies))
+    if settings.user_header:  # the outermost layer: it needs the address of the connection
+        app.add_middleware(UserHeader, header=settings.user_header, proxies=settings.trusted_proxies)
     return app
 
 

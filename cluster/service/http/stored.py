@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cluster.service.data.records import Artifact
+from cluster.service.data.records import Artifact, Person
+from cluster.service.data.visibility import sees_model
 from cluster.service.errors import ServiceBusyError
 from cluster.service.http.context import Service
 from cluster.service.http.error_answers import ApiError
@@ -27,8 +28,13 @@ class StoredAnalysis:
     answer: AnalysisAnswer
 
 
-def stored_analyses(service: Service, identity: str) -> list[StoredAnalysis]:
-    """The stored analyses of a model, the last made first; a damaged one counts as none, so a job makes it anew."""
+def stored_analyses(service: Service, identity: str, person: Person) -> list[StoredAnalysis]:
+    """The stored analyses of a model, the last made first; a damaged one counts as none, so a job makes it anew.
+
+    There are none of a model that the person does not see.
+    """
+    if not sees_model(service.database, person, identity):
+        return []
     analyses = []
     for artifact in service.catalog.find(kind="analysis", identity=identity):
         paths = {Path(file.name).suffix: str(service.store.path(file.digest)) for file in artifact.files}
@@ -48,9 +54,11 @@ def has(answer: AnalysisAnswer, rounding: str, dtype: str, loader: str) -> bool:
     return (answer.rounding, answer.dtype) == (rounding, dtype) and loader in ("", answer.loader)
 
 
-def planned(service: Service, verb: str, identity: str, recipe: Recipe, **request: Any) -> dict[str, Any]:
+def planned(
+    service: Service, verb: str, identity: str, recipe: Recipe, person: Person, **request: Any
+) -> dict[str, Any]:
     """The answer of the planner from the newest analysis with the recipe's rounding and dtype."""
-    analyses = stored_analyses(service, identity)
+    analyses = stored_analyses(service, identity, person)
     for entry in analyses:
         if has(entry.answer, recipe.rounding, recipe.dtype, recipe.loader):
             opened = entry.answer.dtype, entry.answer.loader
@@ -65,14 +73,14 @@ def planned(service: Service, verb: str, identity: str, recipe: Recipe, **reques
     )
 
 
-def require_room(service: Service, identity: str, recipe: Recipe, budgets: Sequence[Budget]) -> None:
+def require_room(service: Service, identity: str, recipe: Recipe, budgets: Sequence[Budget], person: Person) -> None:
     """Raise `MintError` for a budget that no plan of a stored analysis fits; its job would wait for its turn to fail.
 
     Without an analysis, or while the planner is busy, the job finds out.
     """
     with suppress(ServiceBusyError):
         try:
-            planned(service, "require", identity, recipe, budgets=[budget.to_dict() for budget in budgets])
+            planned(service, "require", identity, recipe, person, budgets=[budget.to_dict() for budget in budgets])
         except ApiError as error:
             if error.code != "not_analyzed":
                 raise

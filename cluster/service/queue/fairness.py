@@ -16,15 +16,17 @@ from typing import Any
 from sqlalchemy import ColumnElement, Connection, Row, Select, case, exists, func, or_, select, update
 
 from cluster.service.data.states import QUEUED
-from cluster.service.data.tables import jobs, people
+from cluster.service.data.tables import drains, jobs, people
 
 LONG_SECONDS = 300.0
 TURN_SECONDS = 60.0
 PATIENCE_SECONDS = 600.0
 
 
-def next_queued(connection: Connection, now: float, *, only_short: bool = False) -> Row[tuple[Any, ...]] | None:
-    """The row of the next job; None if no waiting job may start.
+def next_queued(
+    connection: Connection, now: float, *, host: str, only_short: bool = False
+) -> Row[tuple[Any, ...]] | None:
+    """The row of the next job of a host; None if no waiting job may start.
 
     A job waits while another works on the same analysis, which it then reuses, and while its owner has as many running
     jobs as the quota allows.
@@ -33,10 +35,15 @@ def next_queued(connection: Connection, now: float, *, only_short: bool = False)
     is_analyzed = exists().where(other.c.lease.is_not(None), other.c.analysis_key == jobs.c.analysis_key)
     running = select(func.count()).where(own.c.lease.is_not(None), own.c.owner == jobs.c.owner).scalar_subquery()
     has_turn = or_(people.c.active_quota.is_(None), running < people.c.active_quota)
-    statement = _queued(now, jobs).where(~is_analyzed, has_turn)
+    statement = _queued(now, jobs).where(~is_analyzed, has_turn, ~is_drained(host))
     if only_short:
         statement = statement.where(jobs.c.expected_seconds < LONG_SECONDS)
     return connection.execute(statement.limit(1)).one_or_none()
+
+
+def is_drained(host: str) -> ColumnElement[bool]:
+    """True if an admin wants no job to begin on a host."""
+    return exists().where(drains.c.host == host)
 
 
 def is_long(now: float) -> ColumnElement[bool]:
@@ -55,7 +62,7 @@ def to_preempt(connection: Connection, host: str, now: float) -> Row[tuple[Any, 
     is_yielding = exists().where(jobs.c.host == host, jobs.c.lease.is_not(None), jobs.c.yields_to == QUEUED)
     if connection.execute(select(is_yielding)).scalar_one():
         return None
-    waiting = next_queued(connection, now, only_short=True)
+    waiting = next_queued(connection, now, host=host, only_short=True)
     if waiting is None:
         return None
     long = select(jobs).where(is_long(now), jobs.c.host == host, jobs.c.priority <= waiting.priority)

@@ -19,7 +19,13 @@ from cluster.service.request_options import DEFAULTS
 
 _RECENT = 100
 _MEASURED = (ANALYZING, PROBING)  # of a model once, not of each budget
-_ANALYZING = {"nearest": 20.0, "search": 200.0, "compensate": 1000.0, "couple": 1500.0}  # seconds per GB
+_ANALYZING = {
+    "nearest": 20.0,
+    "search": 200.0,
+    "compensate": 1000.0,
+    "couple": 1500.0,
+    "tune": 3000.0,
+}  # seconds per GB
 _OTHERS = {PROBING: 300.0, SOLVING: 1.0, ASSEMBLING: 10.0, VERIFYING: 10.0}
 _GB = 1e9
 

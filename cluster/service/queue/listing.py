@@ -6,8 +6,10 @@ from operator import add
 
 from sqlalchemy import ColumnElement, Connection, Select, and_, case, exists, func, or_, select
 
+from cluster.service.data.records import Person
 from cluster.service.data.states import ACTIVE, CANCELLED, FINAL
 from cluster.service.data.tables import jobs, watchers
+from cluster.service.data.visibility import visible_jobs
 from cluster.service.errors import NotFoundError
 
 NEWEST = "newest"
@@ -30,13 +32,20 @@ _TEXT = func.lower(reduce(add, _SPACED))
 
 
 def conditions(
-    states: Collection[str] = (), *, watcher: str | None = None, model_identity: str | None = None, search: str = ""
+    states: Collection[str] = (),
+    *,
+    viewer: Person | None = None,
+    watcher: str | None = None,
+    model_identity: str | None = None,
+    search: str = "",
 ) -> list[ColumnElement[bool]]:
-    """The conditions of jobs in some states, of a watcher, of a model, with all words of a search; none is no limit.
+    """The conditions of jobs in some states, seen by a viewer, of a watcher, of a model, with all words of a search.
 
     The jobs of a watcher are those that they want, and cancelled ones.
     """
-    chosen: list[ColumnElement[bool]] = [jobs.c.state.in_(states)] if states else []
+    chosen = [visible_jobs(viewer)] if viewer else []
+    if states:
+        chosen.append(jobs.c.state.in_(states))
     if model_identity is not None:
         chosen.append(jobs.c.identity == model_identity)
     if watcher is not None:

@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from sqlalchemy import case, func, select
 
 from cluster.service.data.database import Database
-from cluster.service.data.records import TIME_BOUNDS, Event, HeldLease, Job, Times
+from cluster.service.data.records import TIME_BOUNDS, Event, HeldLease, Job, Person, Times
 from cluster.service.data.states import ACTIVE, BLOCKED, FINAL, PAUSED, QUEUED
 from cluster.service.data.tables import jobs
+from cluster.service.data.visibility import visible_jobs
 from cluster.service.queue import history
 from cluster.service.queue.listing import NEWEST, conditions, page
-from cluster.service.queue.rows import job_row, read_jobs, reserved_bytes
+from cluster.service.queue.rows import job_row, no_job, read_jobs, reserved_bytes
 
 
 @dataclass
@@ -22,15 +23,19 @@ class Queries:
     database: Database
     clock: Callable[[], float] = time.time
 
-    def get(self, id: str) -> Job:
-        """One job; raises `NotFoundError`."""
+    def get(self, id: str, viewer: Person | None = None) -> Job:
+        """One job; raises `NotFoundError`, also for a job that the viewer does not see."""
         with self.database.read() as connection:
+            is_visible = select(jobs.c.number).where(jobs.c.id == id, visible_jobs(viewer))
+            if connection.execute(is_visible).one_or_none() is None:
+                raise no_job(id)
             return read_jobs(connection, self.clock(), [job_row(connection, id)])[0]
 
     def find(
         self,
         states: Collection[str] = (),
         *,
+        viewer: Person | None = None,
         watcher: str | None = None,
         model_identity: str | None = None,
         search: str = "",
@@ -39,7 +44,7 @@ class Queries:
         limit: int = 100,
     ) -> list[Job]:
         """A page of the jobs that `listing.conditions` describes; `before` is the last id of the page before."""
-        chosen = conditions(states, watcher=watcher, model_identity=model_identity, search=search)
+        chosen = conditions(states, viewer=viewer, watcher=watcher, model_identity=model_identity, search=search)
         with self.database.read() as connection:
             return read_jobs(
                 connection, self.clock(), connection.execute(page(connection, chosen, sort, before, limit)).all()
@@ -56,10 +61,15 @@ class Queries:
         return {row.id: row.last_seq for row in self.database.rows(statement)}
 
     def counts(
-        self, *, watcher: str | None = None, model_identity: str | None = None, search: str = ""
+        self,
+        *,
+        viewer: Person | None = None,
+        watcher: str | None = None,
+        model_identity: str | None = None,
+        search: str = "",
     ) -> dict[str, int]:
         """The number of jobs in each state, of those that `listing.conditions` describes."""
-        chosen = conditions(watcher=watcher, model_identity=model_identity, search=search)
+        chosen = conditions(viewer=viewer, watcher=watcher, model_identity=model_identity, search=search)
         statement = select(jobs.c.state, func.count().label("many")).where(*chosen).group_by(jobs.c.state)
         counts = {row.state: row.many for row in self.database.rows(statement)}
         return {state: counts.get(state, 0) for state in (QUEUED, *ACTIVE, BLOCKED, PAUSED, *FINAL)}

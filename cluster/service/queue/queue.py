@@ -34,7 +34,7 @@ from cluster.service.data.states import (
 from cluster.service.data.tables import artifacts, jobs
 from cluster.service.errors import LeaseLostError, NotWatchingError
 from cluster.service.queue import history, subscriptions
-from cluster.service.queue.fairness import LONG_SECONDS, count_turn, is_long, next_queued, to_preempt
+from cluster.service.queue.fairness import LONG_SECONDS, count_turn, is_drained, is_long, next_queued, to_preempt
 from cluster.service.queue.queries import Queries
 from cluster.service.queue.rows import (
     JobRow,
@@ -44,6 +44,7 @@ from cluster.service.queue.rows import (
     progress_values,
     rank,
     read_job,
+    repeated_job,
     reserved_bytes,
     shared_job,
 )
@@ -76,7 +77,7 @@ class Queue(Queries):
         A paused job continues. All requests are accepted, or none: raises `QuotaExceededError`.
         """
         with self.database.write() as connection:
-            quotas.save(connection, by.name, by.quota)
+            quotas.enter(connection, by)
             answers = [
                 self._submit(connection, request, forecast, by, priority, deadline_seconds)
                 for request, forecast in requests
@@ -102,7 +103,7 @@ class Queue(Queries):
             quotas.check(connection, by, nbytes, now, unfinished=not is_done)
         if row is None:
             values = {"priority": priority, "created_at": now, "deadline_seconds": deadline_seconds}
-            row = new_job(connection, request, by, forecast, **values)
+            row = new_job(connection, request, by.name, forecast, **values)
         else:
             self._resume(connection, row)
         subscriptions.add(connection, row.number, by.name, priority)
@@ -148,6 +149,22 @@ class Queue(Queries):
         self.submitted.set()
         return self.get(id)
 
+    def requeue(self, id: str, by: Person) -> Job:
+        """Return a job to the queue, a running one after the unit at work; an ended one as a new job for its watchers.
+
+        The new job counts against no quota: an admin decides.
+        """
+        with self.database.write() as connection:
+            row = job_row(connection, id)
+            if row.finished_at is not None:
+                row = shared_job(connection, row.wish_key) or repeated_job(connection, row, self.clock())
+            elif row.state in ACTIVE:
+                change_row(connection, row, yields_to=QUEUED, reason=f"requeued by {by.name}")
+            elif row.state != QUEUED:
+                self._move(connection, row, QUEUED, reason="")
+        self.submitted.set()
+        return self.get(row.id)
+
     def _resume(self, connection: Connection, row: JobRow) -> None:
         if row.state == PAUSED:
             self._move(connection, row, QUEUED, reason="")
@@ -157,11 +174,11 @@ class Queue(Queries):
     # for runners and the supervisor
 
     def claim(self, host: str, *, only_short: bool = False) -> Claim | None:
-        """Begin the next job by `fairness`; None if there is none."""
-        if not self._any(jobs.c.state == QUEUED):
+        """Begin the next job by `fairness`; None if there is none, or the host is drained."""
+        if not self._any((jobs.c.state == QUEUED) & ~is_drained(host)):
             return None
         with self.database.write() as connection:
-            row = next_queued(connection, self.clock(), only_short=only_short)
+            row = next_queued(connection, self.clock(), host=host, only_short=only_short)
             if row is None:
                 return None
             count_turn(connection, row.owner)

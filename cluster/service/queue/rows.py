@@ -8,7 +8,7 @@ from typing import Any
 
 from sqlalchemy import Connection, Row, exists, func, insert, or_, select, update
 
-from cluster.service.data.records import Forecast, Job, ModelRequest, Person
+from cluster.service.data.records import Forecast, Job, ModelRequest
 from cluster.service.data.states import ACTIVE, DONE, QUEUED
 from cluster.service.data.tables import artifacts, jobs
 from cluster.service.errors import NotFoundError
@@ -19,17 +19,29 @@ JobRow = Row[tuple[Any, ...]]
 _COPIED = tuple(copied.name for copied in fields(Job) if copied.name in jobs.c)
 
 
-def new_job(connection: Connection, request: ModelRequest, by: Person, forecast: Forecast, **values: Any) -> JobRow:
+def new_job(connection: Connection, request: ModelRequest, owner: str, forecast: Forecast, **values: Any) -> JobRow:
     """Insert a queued job of a person."""
     values |= {
         **asdict(request), "id": secrets.token_hex(8), "wish_key": request.key, "analysis_key": request.analysis_key,
-        "state": QUEUED, "owner": by.name, "queued_at": values["created_at"], "expected_bytes": forecast.most_bytes,
+        "state": QUEUED, "owner": owner, "queued_at": values["created_at"], "expected_bytes": forecast.most_bytes,
         "source_bytes": forecast.source_bytes, "expected_seconds": forecast.seconds,
         "expected_stages": dict(forecast.stages),
     }  # fmt: skip
     row = connection.execute(insert(jobs).values(values).returning(*jobs.c)).one()
     history.append_state(connection, row, values["created_at"])
     return row
+
+
+def repeated_job(connection: Connection, row: JobRow, now: float) -> JobRow:
+    """Insert a queued job for the request of an ended one, its watchers and, without them, its owner."""
+    forecast = Forecast(row.expected_bytes, row.source_bytes, row.expected_stages or {})
+    request = ModelRequest(row.model, row.identity, row.budget, row.options, row.group)
+    values = {"priority": row.priority, "created_at": now, "deadline_seconds": row.deadline_seconds}
+    names = subscriptions.names(connection, [row.number]).get(row.number) or (row.owner,)
+    repeated = new_job(connection, request, names[0], forecast, **values)
+    for name in names:
+        subscriptions.add(connection, repeated.number, name, row.priority)
+    return repeated
 
 
 def shared_job(connection: Connection, key: str) -> JobRow | None:
@@ -61,8 +73,13 @@ def job_row(connection: Connection, id: str) -> JobRow:
     """The row of a job; raises `NotFoundError`."""
     row = connection.execute(select(jobs).where(jobs.c.id == id)).one_or_none()
     if row is None:
-        raise NotFoundError(f"there is no job {id!r}; needed: an id from `mint jobs`")
+        raise no_job(id)
     return row
+
+
+def no_job(id: str) -> NotFoundError:
+    """The error for an id without a job."""
+    return NotFoundError(f"there is no job {id!r}; needed: an id from `mint jobs`")
 
 
 def change_row(connection: Connection, row: JobRow, **values: Any) -> JobRow:
@@ -82,7 +99,7 @@ def read_jobs(connection: Connection, now: float, rows: Sequence[JobRow]) -> lis
     order = positions(connection, now) if any(row.state == QUEUED for row in rows) else {}
     return [
         Job(
-            request=ModelRequest(row.model, row.identity, row.budget, row.options),
+            request=ModelRequest(row.model, row.identity, row.budget, row.options, row.group),
             watchers=names.get(row.number, ()),
             position=order.get(row.number, 0),
             **{name: getattr(row, name) for name in _COPIED} | {"expected_stages": row.expected_stages or {}},

@@ -13,9 +13,11 @@ import stat
 import unicodedata
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from itertools import permutations, product
 from pathlib import Path
 
 from cluster.service.data.catalog import Catalog
+from cluster.service.data.visibility import MARK, group_of
 from cluster.service.errors import DatabaseUnavailableError, NotFetchedError
 from mint.core.errors import MintError
 from mint.model.checkpoint.beside import files_beside
@@ -33,12 +35,21 @@ _MOST_CONFIG_BYTES = 16 << 20
 class Roots:
     """The models below `folders`; with `allow_hub` also those of Hugging Face's cache, by their ids.
 
+    `groups` are folders of groups (see `visibility`), with a `Roots` of its own for each.
+
     GGUF models are converted in the folder `cache`, by default the user's. Names resolve at once: a model that is
     missing from a cache is not downloaded or converted here.
     """
 
     def __init__(
-        self, folders: Sequence[Path], catalog: Catalog, *, cache: Path | None = None, allow_hub: bool = False
+        self,
+        folders: Sequence[Path],
+        catalog: Catalog,
+        *,
+        groups: Sequence[tuple[str, Path]] = (),
+        cache: Path | None = None,
+        allow_hub: bool = False,
+        prefix: str = "",
     ) -> None:
         self._folders = [Path(folder).resolve() for folder in folders]
         self._catalog = catalog
@@ -47,10 +58,36 @@ class Roots:
         for folder in self._folders:
             if not folder.is_dir():
                 raise MintError(f"{folder}: no such folder; needed folders with models below them")
+        self._prefix = prefix
+        self._groups = {
+            group: Roots(
+                [path for name, path in groups if name == group], catalog, cache=cache, prefix=f"{MARK}{group}/"
+            )
+            for group in dict.fromkeys(name for name, _ in groups)
+        }
+        self._require_apart()
+
+    def _require_apart(self) -> None:
+        """Raise `MintError` if a folder is below one of another group, or of everybody: others would see its models."""
+        parts = [self, *self._groups.values()]
+        for one, other in permutations(parts, 2):
+            for folder, outer in product(one._folders, other._folders):
+                if folder.is_relative_to(outer):
+                    raise MintError(
+                        f"{folder} is below {outer}, whose models others see; needed: a folder outside of it"
+                    )
+
+    def _of_group(self, name: str) -> "tuple[Roots, str] | None":
+        """The roots of the group in a name, and the rest of the name; None for a name of everybody."""
+        group = group_of(name)
+        return (self._groups[group], name.partition("/")[2]) if group in self._groups else None
 
     def names(self) -> list[str]:
-        """The models below the roots, by name."""
-        return sorted({name for folder in self._folders for name in self._below(folder, folder, set())})
+        """The models below the roots, by name; the names of a group's begin with `@GROUP/`."""
+        return sorted([*self._own_names(), *(name for roots in self._groups.values() for name in roots.names())])
+
+    def _own_names(self) -> set[str]:
+        return {self._prefix + name for folder in self._folders for name in self._below(folder, folder, set())}
 
     def _below(self, root: Path, folder: Path, seen: set[Path]) -> Iterator[str]:
         """The names of the models in a folder and below it; visits each folder once, and no folder of a model."""
@@ -77,6 +114,8 @@ class Roots:
 
     def resolve(self, name: str) -> Path:
         """The folder of the model `name`, with all links followed; raises `MintError`."""
+        if found := self._of_group(name):
+            return found[0].resolve(found[1])
         if not _is_name(name):
             raise MintError(
                 f"{_shown(name[:80])} is no name of a model; needed: a folder below one of the service's roots, such "
@@ -105,6 +144,8 @@ class Roots:
 
         Raises `MintError` for a missing part, and for a part or a small file beside it that is a link out of the roots.
         """
+        if found := self._of_group(name):
+            return found[0].gguf(found[1])
         for folder in self._folders if name.endswith(SUFFIX) and _is_name(name) else ():
             if path := self._file(folder / name):
                 files = gguf_files(path)
@@ -119,17 +160,19 @@ class Roots:
 
         The catalog caches the identity until a file changes.
         """
+        if found := self._of_group(name):
+            return found[0].identify(found[1])
         path = self.resolve(name)
         stamp = self._stamp(path)
         _refuse_code(path)
-        if cached_identity := self._catalog.identity(name, stamp):
+        if cached_identity := self._catalog.identity(self._prefix + name, stamp):
             return path, cached_identity
         try:
             new_identity = identity(read_shards(path), (path / _CONFIG).read_bytes())
         except OSError as error:
             raise MintError(f"the model {name!r} cannot be read: {error.strerror}; check its files") from error
         with suppress(DatabaseUnavailableError):  # the next call computes it again
-            self._catalog.save_identity(name, stamp, new_identity)
+            self._catalog.save_identity(self._prefix + name, stamp, new_identity)
         return path, new_identity
 
     def _stamp(self, path: Path) -> str:
@@ -172,7 +215,7 @@ class Roots:
         return real if any(real.is_relative_to(folder) for folder in self._folders) else None
 
     def _advice(self) -> str:
-        names = self.names()
+        names = sorted(self._own_names())  # without those of groups
         if not names:
             return "the service's folders have no model; needed: a model there, or another --root"
         return f"needed: one of {', '.join(names[:_MOST_SHOWN])}{', ...' if len(names) > _MOST_SHOWN else ''}"
@@ -198,6 +241,7 @@ def _is_name(name: str) -> bool:
         0 < len(name) <= _MOST_CHARACTERS
         and not any(part in ("", ".", "..") for part in name.split("/"))
         and "\\" not in name
+        and not name.startswith(MARK)
         and not any(unicodedata.category(character) in ("Cc", "Cs") for character in name)
         and not Path(name).is_absolute()
     )

@@ -185,12 +185,16 @@ class Store:
         self.catalog.with_digests(discard)
         return len(orphans), count
 
+    def remove(self, digest: str) -> None:
+        """Remove an artifact and its files; raises `ArtifactInUseError` or `NotFoundError`."""
+        self.catalog.remove(digest, self._discard)
+
     def _remove(self, artifacts: Iterable[Artifact]) -> int:
         """Remove artifacts that no other process holds or removed; return their number."""
         count = 0
         for artifact in artifacts:
             with suppress(ArtifactInUseError, NotFoundError):
-                self.catalog.remove(artifact.digest, self._discard)
+                self.remove(artifact.digest)
                 count += 1
         return count
 

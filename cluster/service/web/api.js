@@ -22,10 +22,11 @@ export function setToken(text) {
   else sessionStorage.removeItem(KEY);
 }
 
-/** The person of this tab and their permissions: {name, scopes, maySubmit}. */
+/** The person of this tab and their permissions: {name, scopes, maySubmit, mayAdmin}. */
 export async function person(signal) {
   known ??= await ask("/v1/me", { signal });
-  return { ...known, maySubmit: known.scopes.some((scope) => scope === "submit" || scope === "admin") };
+  const mayAdmin = known.scopes.includes("admin");
+  return { ...known, mayAdmin, maySubmit: mayAdmin || known.scopes.includes("submit") };
 }
 
 /** The headers of every request. */
@@ -39,7 +40,17 @@ export function at(path) {
 }
 
 /** Ask the service and return its JSON; throws a `Refusal` for any other answer. A 401 is also an event of the page. */
-export async function ask(path, { method = "GET", body, signal } = {}) {
+export async function ask(path, request) {
+  const response = await answer(path, request);
+  return response.status === 204 ? null : response.json();
+}
+
+/** The same for an answer that is plain text. */
+export async function askText(path, request) {
+  return (await answer(path, request)).text();
+}
+
+async function answer(path, { method = "GET", body, signal } = {}) {
   const sent = body === undefined ? {} : { "Content-Type": "application/json" };
   let response;
   try {
@@ -55,7 +66,7 @@ export async function ask(path, { method = "GET", body, signal } = {}) {
     throw new Refusal(0, "unreachable", "The service does not answer.");
   }
   if (!response.ok) throw await refusal(response);
-  return response.status === 204 ? null : response.json();
+  return response;
 }
 
 /** The refusal in a response that is not OK. */

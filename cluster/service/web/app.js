@@ -1,5 +1,6 @@
 // The page's start: signs the person in, and shows the part that the address names.
 
+import { adminPage } from "./admin.js";
 import { person, setToken, token } from "./api.js";
 import { alertOf, h, say } from "./dom.js";
 import { jobPage, jobsPage } from "./jobs.js";
@@ -11,6 +12,7 @@ import { themes } from "./theme.js";
 const ROUTES = [
   [/^#\/models\/([0-9a-f]+)$/, modelPage],
   [/^#\/models$/, modelsPage],
+  [/^#\/admin$/, adminPage],
   [/^#\/jobs\/([\w-]+)$/, jobPage],
   [/^(#\/?)?$/, jobsPage],
 ];
@@ -36,7 +38,9 @@ async function show({ focus = true } = {}) {
     const elements = await page({ signal, key: route?.[0].exec(location.hash)[1] });
     if (signal.aborted) return;
     main.replaceChildren(...elements);
-    if (token()) say(leave, `Sign out ${(await person(signal)).name}`);
+    const { name, mayAdmin } = await person(signal);
+    document.getElementById("admin").hidden = !mayAdmin;
+    if (token()) say(leave, `Sign out ${name}`);
   } catch (error) {
     if (signal.aborted || error.status === 401) return;
     main.replaceChildren(h("h1", {}, "This did not work"), alertOf(error), h("p", {}, h("a", { href: "#/" }, "To the jobs")));
@@ -57,7 +61,7 @@ function askForToken() {
   if (main.querySelector("form.sign-in")) return;
   shown.abort();
   setToken("");
-  leave.hidden = true;
+  leave.hidden = document.getElementById("admin").hidden = true;
   main.replaceChildren(...signIn(() => show()));
   main.querySelector("input").focus();
 }

@@ -13,7 +13,7 @@ export async function downloads(jobs, signal) {
 }
 
 /** The name of an artifact: the budget and the quality of its job, its closeness, its person, its date. */
-function nameOf({ kind, digest }, job) {
+export function nameOf({ kind, digest }, job) {
   if (!job) return [kind === "analysis" ? "Analysis" : "Model", " ", h("code", {}, short(digest))];
   const { result, options } = job;
   const kl = result.closeness?.kl.value ?? result.predicted_kl;
@@ -42,7 +42,7 @@ export function artifactCard(artifact, job) {
     h("div", { class: "head" },
       h("h3", { title: artifact.digest }, ...nameOf(artifact, job)), all),
     trouble,
-    h("details", {}, h("summary", {}, `${artifact.files.length === 1 ? "One file" : `${artifact.files.length} files`} and the SHA-256`), table("Files", [
+    h("details", {}, h("summary", {}, `${artifact.files.length === 1 ? "One file" : `${artifact.files.length} files`} and the SHA-256`), table(`Files of ${short(artifact.digest)}`, [
       ["File", (file) => {
         const button = h("button", { type: "button", class: "link", "aria-label": `Download ${plain(file.name)}`,
           onclick: guarded(() => button, () => fetchFile(artifact, file)) }, foreign(file.name));

@@ -1,6 +1,6 @@
 // The form of a request: a model, budgets as sizes or devices, and options. The service checks it; its errors are shown.
 
-import { ask } from "./api.js";
+import { ask, person } from "./api.js";
 import { announce, foreign, h, plain } from "./dom.js";
 import { submitted } from "./fetches.js";
 import { Preview } from "./preview.js";
@@ -24,17 +24,18 @@ const OBJECTIVES = {
 /** The form; `onSubmitted(jobs)` is called when the service took it. `model` fixes the model. */
 export async function submitForm({ onSubmitted, signal }) {
   const asked = ["/v1/models", "/v1/devices", "/openapi.json"].map((path) => ask(path, { signal }));
-  const [{ models, allows_hub: allowsHub }, { devices }, { components }] = await Promise.all(asked);
+  const [{ models, allows_hub: allowsHub }, { devices }, { components }, { groups }] = await Promise.all([...asked, person(signal)]);
   const options = components.schemas.Options.properties;
   const model = modelChoice(models, allowsHub);
   const preview = new Preview(signal);
   const look = () => preview.look({
-    identity: models.find(({ name }) => name === model.value)?.identity, budgets: budgets.all,
-    options: { rounding: rounding.value, objective: objective.value, ...budgets.options },
+    identity: models.find(({ name }) => name === model.value)?.identity, model: model.value, budgets: budgets.all,
+    options: { rounding: rounding.value, objective: objective.value, probe: probe.checked, ...budgets.options },
   });
   const budgets = new Budgets(devices, options.context.default, look);
   const rounding = radios("rounding", "Rounding", options.rounding, ROUNDINGS);
   const objective = radios("objective", "What is kept close", options.objective, OBJECTIVES);
+  const group = h("select", { id: "group" }, h("option", { value: "" }, "everybody"), groups.map((name) => h("option", {}, name)));
   const probe = h("input", { type: "checkbox", id: "probe" });
   const trouble = h("p", { class: "alert", role: "alert", hidden: true });
   const taken = h("p", { class: "taken", role: "status", hidden: true });
@@ -46,7 +47,8 @@ export async function submitForm({ onSubmitted, signal }) {
       rounding.element,
       h("div", { class: "choice" }, probe, h("label", { for: "probe" }, "Probe",
         h("small", {}, "Measures which layers matter by running the model on text that it writes itself. Without a probe, built-in defaults per role and depth are used."))),
-      objective.element),
+      objective.element,
+      groups.length > 0 && h("div", { class: "field" }, h("label", { for: "group" }, "Seen by"), group)),
     preview.element, trouble, taken, button);
 
   async function send() {
@@ -60,6 +62,7 @@ export async function submitForm({ onSubmitted, signal }) {
         options: {
           rounding: rounding.value, objective: objective.value, probe: probe.checked, ...budgets.options,
         },
+        ...(group.value ? { group: group.value } : {}),
       }, { onProgress: showFetch, signal });
       budgets.clear();
       taken.textContent = jobs.length === 1 ? "Submitted one job." : `Submitted ${jobs.length} jobs.`;

@@ -1,9 +1,11 @@
 // The page of all jobs: a form beside the queue; and the page of one job.
 
 import { ask, person } from "./api.js";
+import { action } from "./parts.js";
 import { JobCard, stateOf } from "./card.js";
 import { facts, foreign, h, table } from "./dom.js";
 import { submitForm } from "./form.js";
+import { showLog } from "./log.js";
 import { Queue } from "./queue.js";
 import { follow } from "./stream.js";
 import { resultOf } from "./result.js";
@@ -29,7 +31,8 @@ export async function jobsPage({ signal }) {
 
 /** Everything about one job: how it goes, what was asked, what came of it, what happened. */
 export async function jobPage({ key, signal }) {
-  let job = await ask(`/v1/jobs/${key}`, { signal });
+  const [first, { mayAdmin }] = await Promise.all([ask(`/v1/jobs/${key}`, { signal }), person(signal)]);
+  let job = first;
   const card = new JobCard(job);
   const result = h("div", { class: "sections" });
   const log = h("ol", { class: "log" });
@@ -62,17 +65,22 @@ export async function jobPage({ key, signal }) {
   return [
     h("p", { class: "path" }, h("a", { href: `#/models/${job.identity}` }, foreign(job.model))),
     h("h1", {}, foreign(base(job.model)), ` in ${wanted(job)}`),
-    card.element, result,
+    h("h2", { class: "hidden" }, "Progress"), card.element, result,
     h("section", {}, h("h2", {}, "What was asked"), facts([
       ["Job", h("code", {}, job.id)],
       ["Model", foreign(job.model)],
       ["Identity", h("code", {}, short(job.identity))],
       ["Budget", wanted(job)],
+      ["Seen by", job.group && ["the group ", foreign(job.group)]],
       ...Object.entries(job.options).map(([name, value]) => [name, foreign(Array.isArray(value) ? value.join(", ") : String(value))]),
       ["Asked at", moment(job.created_at)],
     ])),
-    h("section", {}, h("h2", {}, "What happened"), stages, log),
+    h("section", {}, h("div", { class: "head" }, h("h2", {}, "What happened"), (job.mine || mayAdmin) && logButton(job)), stages, log),
   ];
+}
+
+function logButton(job) {
+  return action("Log", "log", base(job.model), () => showLog(job));
 }
 
 function noteOf({ kind, body }) {

@@ -22,7 +22,7 @@ export class PlanPanel {
     this.#name = name;
     this.#options = options;
     this.#signal = signal;
-    this.element = h("aside", { class: "card plan", "aria-labelledby": "plan", "aria-live": "off" });
+    this.element = h("section", { class: "card plan", "aria-labelledby": "plan", "aria-live": "off" });
     this.picture = h("div", {});
   }
 
@@ -72,8 +72,11 @@ export class PlanPanel {
     const able = this.#placed.filter(({ budget_bytes: room }) => room !== null && room >= nbytes);
     if (!able.length) return this.#placed.length ? "none of the table" : "";
     const least = able.reduce((a, b) => (b.memory_bytes < a.memory_bytes ? b : a));
-    const first = `${least.chip}, ${memory(least.memory_bytes)}`;
-    return able.length > 1 ? `${first} and ${able.length - 1} others` : first;
+    const words = ({ chip, memory_bytes: nbytes }) => `${chip}, ${memory(nbytes)}`;
+    if (able.length === 1) return words(least);
+    const byMemory = able.toSorted((a, b) => a.memory_bytes - b.memory_bytes || a.chip.localeCompare(b.chip));
+    return [words(least), h("details", { class: "devices" }, h("summary", {}, `and ${able.length - 1} others`),
+      h("ul", { tabindex: "0", "aria-label": "Devices that hold it" }, byMemory.map((device) => h("li", {}, `${words(device)}: ${size(device.budget_bytes, 3)} for weights`))))];
   }
 
   async #make(plan, button, note) {

@@ -2,10 +2,12 @@
 
 import { ask } from "./api.js";
 import { h, foreign } from "./dom.js";
-import { figures, interval, size } from "./words.js";
+import { figures, interval, minutes, size } from "./words.js";
 
 const PAUSE = 300; // milliseconds without a change, until the service is asked
 const MOST = 6; // budgets
+const SHARED = ["analyzing", "probing"]; // once for all budgets of a model
+const OWN = ["solving", "assembling", "verifying"];
 
 /** A place for the preview; `look(request)` with {identity, budgets, options} fills it soon. */
 export class Preview {
@@ -28,12 +30,21 @@ export class Preview {
     }, PAUSE);
   }
 
-  async #lines({ identity, budgets, options }) {
+  async #lines({ identity, model, budgets, options }) {
     if (!identity || !budgets.length) return [];
-    if (!(await this.#hasAnalysis(identity, options))) {
-      return [h("p", { class: "hint" }, "Not measured yet with this rounding: the job measures it first.")];
-    }
-    return Promise.all(budgets.slice(0, MOST).map((budget) => this.#line(identity, budget, options)));
+    const isMeasured = await this.#hasAnalysis(identity, options);
+    const plans = isMeasured
+      ? await Promise.all(budgets.slice(0, MOST).map((budget) => this.#line(identity, budget, options)))
+      : [h("p", { class: "hint" }, "Not measured yet with this rounding: the job measures it first.")];
+    return [...plans, await this.#time(model, budgets, options).catch(() => "")];
+  }
+
+  /** The expected time of all jobs; what the first of them measures, the others find. */
+  async #time(model, budgets, options) {
+    const { forecasts } = await ask("/v1/jobs/forecasts", { method: "POST", signal: this.#signal, body: { model, budgets, options } });
+    const sum = (names) => names.reduce((total, name) => total + Math.max(...forecasts.map(({ stages }) => stages[name] ?? 0)), 0);
+    const own = forecasts.reduce((total, { stages }) => total + OWN.reduce((all, name) => all + (stages[name] ?? 0), 0), 0);
+    return h("p", { class: "hint" }, `About ${minutes(sum(SHARED) + own)} of work once it begins, as earlier jobs took.`);
   }
 
   /** True if the service can plan at once. */

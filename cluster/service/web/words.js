@@ -40,6 +40,12 @@ export function duration(seconds) {
   return `${Math.floor(whole / 3600)} h ${String(Math.floor((whole % 3600) / 60)).padStart(2, "0")} min`;
 }
 
+/** Seconds in about so many minutes, for what is only expected. */
+export function minutes(seconds) {
+  if (seconds < 60) return "a minute";
+  return seconds < 5400 ? `${Math.round(seconds / 60)} minutes` : `${figures(seconds / 3600, 2)} hours`;
+}
+
 /** A moment: the time of day today, the date before. */
 export function moment(seconds) {
   if (!seconds) return "";
@@ -48,6 +54,13 @@ export function moment(seconds) {
   return today
     ? then.toLocaleTimeString([], { hour: "2-digit", minute: "2-digit" })
     : then.toLocaleDateString([], { year: "numeric", month: "short", day: "numeric" });
+}
+
+/** The time since a moment, such as 3 min ago. */
+export function ago(seconds) {
+  const past = Math.max(0, Date.now() / 1000 - seconds);
+  const [unit, length] = [["d", 86400], ["h", 3600], ["min", 60]].find(([, length]) => past >= length) ?? ["", 1];
+  return unit ? `${Math.floor(past / length)} ${unit} ago` : "now";
 }
 
 /** A KL divergence and its interval. */

@@ -139,7 +139,13 @@ def run(order: Order) -> int:
                 from cluster.service.work.stages import Stages  # imports MLX, which takes longer than a lease lives
 
                 store = Store(settings.data / "store", catalog, settings.max_store_bytes)
-                roots = Roots(settings.roots, catalog, cache=settings.cache_folder, allow_hub=settings.allow_hub)
+                roots = Roots(
+                    settings.roots,
+                    catalog,
+                    groups=settings.group_roots,
+                    cache=settings.cache_folder,
+                    allow_hub=settings.allow_hub,
+                )
                 work = settings.work_folder / order.job
                 end = Stages(
                     queue, claim, store, roots, work, socket.gethostname(), settings.cluster, keeper.must_yield

@@ -30,7 +30,7 @@ from mint.model.source import Source
 from mint.quality.forward import open_wide, open_without
 from mint.run.executor import in_process, small_cache
 from mint.run.job import BlockJob, Blocks
-from mint.run.stacks import held_bytes
+from mint.run.stacks import comes_in_blocks, held_bytes
 
 AUTO = "auto"
 BASES = {  # by falling memory; each unit gets the first format that it admits, or stays as it is
@@ -52,9 +52,13 @@ def base_format(unit: Unit, base: str) -> Format | None:
 def needed_bytes(source: Source, base: str, tokens: int) -> int:
     """Approximate memory of probes around a base: the model, the activations of `tokens`, and the probed unit."""
     units = [unit for unit in source.units if unit.role != TOWER]
-    largest = max((unpacked_size(source, unit) * (4 + 4) + held_bytes(source, unit) for unit in units), default=0)
+    largest = max((unpacked_size(source, unit) * (4 + 4) + _weight_bytes(source, unit) for unit in units), default=0)
     rows, width = max((unit.shape[-2:] for unit in units if unit.role in ("head", "embedding")), default=(0, 0))
     return model_bytes(source, base) + largest + 4 * tokens * (_LOGITS * rows + source.layers * width)
+
+
+def _weight_bytes(source: Source, unit: Unit) -> int:
+    return held_bytes(source, unit) if comes_in_blocks(source, unit) else unit.nbytes
 
 
 def model_bytes(source: Source, base: str) -> int:

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from copy import copy
 from dataclasses import dataclass
 from itertools import count
-from typing import Any
+from typing import Any, cast
 
 import mlx.core as mx
 from mlx.nn.layers.base import Module
@@ -78,6 +78,13 @@ class Replay:
     def share_before(self, path: str | None) -> float:
         """The share of the calls that `before` replays."""
         return self._end(path) / len(self._calls) if self._calls else 0.0
+
+    @property
+    def largest(self) -> float:
+        """The largest magnitude in the answer of the last recorded call."""
+        flat: Any = tree_flatten(self._records[-1].answer)
+        sizes = [mx.abs(value).max() for _, value in flat if isinstance(value, mx.array)]
+        return max((cast(float, size.item()) for size in sizes), default=0.0)
 
     def another(self) -> "Replay":
         """A replay of the same calls that has recorded nothing, for other sequences as long."""

@@ -1,4 +1,4 @@
-"""Says how mint calls what neighbouring tools call otherwise: mlx_lm.convert, llama-quantize and others."""
+"""Names the options of mint for the words of other tools (mlx_lm.convert, llama-quantize) and other commands."""
 
 from collections.abc import Sequence
 
@@ -23,9 +23,13 @@ _OPTIONS = {
     "--tensor-type": "needed: --set PATTERN=FORMAT, such as --set '*.down_proj=6/64'",
     "--imatrix": "mint needs no data: --rounding compensate uses text that the model writes",
     "--calibration-data": "mint needs no data: --rounding compensate uses text that the model writes",
-    "--upload-repo": "upload the finished folder: mlx_lm.upload --path OUT --upload-repo OWNER/NAME",
+    "--upload-repo": "needed: --upload OWNER/NAME, or mint upload OUT OWNER/NAME",
     "--size": "needed: --budget SIZE",
     "--overwrite": "needed: --force, which moves the old output aside",
+}
+_OF_COMMANDS = {
+    ("submit", "--low-disk"): "a service downloads a model whole, once for all of its users; on this machine: "
+    "mint quantize OWNER/NAME --low-disk --quality fast",
 }
 
 
@@ -35,5 +39,6 @@ def hints(arguments: Sequence[str]) -> list[str]:
     command = next((word for word in words if not word.startswith("-")), "")
     if command in _COMMANDS:
         return [_COMMANDS[command]]
-    sentences = [text.format(command=command) for word in words if (text := _OPTIONS.get(word))]
+    known = (_OF_COMMANDS.get((command, word)) or _OPTIONS.get(word, "").format(command=command) for word in words)
+    sentences = [text for text in known if text]
     return list(dict.fromkeys(sentences))

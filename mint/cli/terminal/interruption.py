@@ -1,11 +1,11 @@
-"""The one line after Ctrl-C: the progress, the work that is kept, and the command that goes on."""
+"""The one line after Ctrl-C: the progress, the work that is kept, and the command that resumes."""
 
 import shlex
 from collections.abc import Sequence
 
 from mint.cli.terminal.meter import Meter
 
-# by command: the effect of an interrupt; the same command goes on where there is something to resume
+# by command: the effect of an interrupt; the same command resumes where there is something to resume
 _KEPT = {
     "quantize": "finished units are kept",
     "analyze": "finished units are kept",

@@ -1,7 +1,7 @@
-"""Records as text: a table has one line a row, and fits the terminal; without one nothing is cut, for `grep`."""
+"""Records as text: a table fits the terminal, and has one line a row but for sentences; without one nothing is cut."""
 
 from collections.abc import Sequence
-from itertools import islice
+from itertools import islice, zip_longest
 from textwrap import wrap
 from typing import Any
 
@@ -12,6 +12,7 @@ Record = dict[str, Any]
 _MAX_ITEMS = 20  # of a dict in a field
 _LEAST_WIDTH = 7  # of a column whose cells are cut
 _WHOLE = ("id", "identity", "digest", "format", "command")  # columns that are copied or compared: never cut
+_SENTENCES = ("detail", "cure")  # columns that continue below instead of being cut
 _GAP = "  "
 
 
@@ -21,7 +22,7 @@ def is_table(value: Any) -> bool:
 
 
 def table_lines(rows: Sequence[Record], width: int | None) -> list[str]:
-    """The names of the columns, then a line for every row; text in the middle of cells is cut to fit `width`."""
+    """The names of the columns, then every row; text in the middle of cells is cut to fit `width`, sentences wrap."""
     names = list(dict.fromkeys(name for row in rows for name in row))
     heads = [label(name) for name in names]
     cells = [[cell(name, row.get(name, "")) for name in names] for row in rows]
@@ -29,12 +30,13 @@ def table_lines(rows: Sequence[Record], width: int | None) -> list[str]:
     if width:
         _shrink(widths, names, width - len(_GAP) * (len(names) - 1))
     right = [_is_number(name, rows) for name in names]
-    return [
-        _GAP.join(
-            _padded(_cut(text, size), size, at_right) for text, size, at_right in zip(*columns, strict=True)
-        ).rstrip()
-        for columns in ((line, widths, right) for line in (heads, *cells))
-    ]
+    lines = []
+    for row in (heads, *cells):
+        parts = [_fitted(*column) for column in zip(names, row, widths, strict=True)]
+        for texts in zip_longest(*parts, fillvalue=""):
+            columns = zip(texts, widths, right, strict=True)
+            lines.append(_GAP.join(_padded(*column) for column in columns).rstrip())
+    return lines
 
 
 def field_lines(record: Record, width: int | None) -> list[str]:
@@ -93,6 +95,12 @@ def _shrink(widths: list[int], names: Sequence[str], room: int) -> None:
         if names[index] in _WHOLE or widths[index] <= _LEAST_WIDTH:
             return
         widths[index] -= 1
+
+
+def _fitted(name: str, text: str, width: int) -> list[str]:
+    if name in _SENTENCES and len(text) > width:
+        return wrap(text, width, break_on_hyphens=False)
+    return [_cut(text, width)]
 
 
 def _cut(text: str, width: int) -> str:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mint.core.errors import MintError
+from mint.core.version import install_command
 
 if TYPE_CHECKING:
     from gguf import ReaderTensor
@@ -64,7 +65,7 @@ def read_gguf(paths: Sequence[Path]) -> GgufModel:
     try:
         from gguf import GGUFReader
     except ImportError as error:
-        raise MintError(f"{paths[0]}: a GGUF model; needed to read it: pip install 'mint-mlx[gguf]'") from error
+        raise MintError(f"{paths[0]}: a GGUF model; needed to read it: {install_command('gguf')}") from error
     try:
         readers = [GGUFReader(path) for path in paths]
         values = {name: field.contents() for name, field in readers[0].fields.items()}

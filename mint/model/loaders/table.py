@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from mint.core.errors import MintError
+from mint.core.version import install_command
 from mint.model.loaders.loader import MLX_LM, TreeLoader
-from mint.model.loaders.vision import INSTALL, MLX_VLM, is_installed
+from mint.model.loaders.vision import MLX_VLM, is_installed
 from mint.model.opening.towers import towers_in
 
 TREE_LOADERS = [MLX_LM, MLX_VLM]
@@ -35,7 +36,7 @@ def tower_advice(loader: TreeLoader, config: dict[str, Any], name: str) -> str:
     if loader.language or name:
         return ""
     if not is_installed():
-        return f"; {INSTALL} keeps such towers"
+        return f"; {install_command('vision')} keeps such towers"
     return "" if MLX_VLM.takes(config) else f"; mlx_vlm does not know model_type {config['model_type']!r}"
 
 
@@ -45,7 +46,9 @@ def _named(name: str) -> TreeLoader:
         names = ", ".join(loader.name for loader in TREE_LOADERS)
         raise MintError(f"{name!r} is not a package of model classes; needed one of: {names}")
     if loader is MLX_VLM and not is_installed():
-        raise MintError(f"vision and audio towers need mlx_vlm, which is not installed; needed: {INSTALL}")
+        raise MintError(
+            f"vision and audio towers need mlx_vlm, which is not installed; needed: {install_command('vision')}"
+        )
     return loader
 
 

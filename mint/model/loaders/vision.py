@@ -23,7 +23,6 @@ from mlx.utils import tree_flatten, tree_unflatten
 from mint.core.errors import MintError
 from mint.model.loaders.loader import Arrays, TreeLoader
 
-INSTALL = "pip install 'mint-mlx[vision]'"
 _PACKAGE = "mlx_vlm"
 _LANGUAGE = "language_model"
 PROCESSOR_NAME = "preprocessor_config.json"

@@ -7,6 +7,7 @@ Fisher information, the curvature of the KL divergence from the model itself. Th
 # B sequences, L tokens, T outputs of all calls, R values of an output
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from typing import Any, BinaryIO
 
@@ -67,16 +68,23 @@ def output_gradients(
     modules = {path: module for path, module in model.named_modules() if path in paths}
     gradients = Gradients(file)
     mx.eval(model.parameters())  # reading inside of a GPU's work trips Metal's watchdog
-    try:
+    with naming_no_gradient():
         for block in blocks:
             for path, calls in _of_block(model, modules, mx.array(block)).items():
                 for rows in calls:
                     gradients.add(path, numpy_view(rows.astype(mx.float32)).reshape(-1, rows.shape[-1]))
+    return gradients
+
+
+@contextmanager
+def naming_no_gradient() -> Iterator[None]:
+    """Raise `NoGradientError` where MLX finds a function without one."""
+    try:
+        yield
     except (ValueError, RuntimeError) as error:
         if "vjp" not in str(error).lower():
             raise
         raise NoGradientError(f"the model has no gradient ({error})") from error
-    return gradients
 
 
 def _of_block(model: Module, modules: Mapping[str, Module], tokens: mx.array) -> _Outputs:

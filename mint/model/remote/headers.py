@@ -29,3 +29,10 @@ def headers_of(
     with outlined(id, check=partial(check_config, requantize=requantize)) as folder:
         source = open_source(folder, dtype=dtype, loader=loader, requantize=requantize)
         yield replace(source, identity="")
+
+
+def missing_bytes(source: Source) -> int:
+    """Bytes of the weight files that have to be downloaded; files that are here are links in the folder of headers."""
+    if source.identity:
+        return 0
+    return sum(shard.nbytes for shard in source.shards if not (source.folder / shard.name).is_symlink())

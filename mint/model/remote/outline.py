@@ -5,6 +5,7 @@ is a sparse file (`mint/model/checkpoint/sparse_copy.py`). Tensors that say how 
 the model cannot be opened without them.
 """
 
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -20,7 +21,7 @@ from mint.core.progress import OnProgress, Progress, ignore
 from mint.model.checkpoint.shards import MAX_HEADER_BYTES, SourceTensor, read_shard, sampled_ranges, tensors_of
 from mint.model.checkpoint.sparse_copy import Outline, Range, make_view
 from mint.model.hub_cache import Check, HubId, snapshot_path
-from mint.model.hub_download import explained, fetch_beside, require_online
+from mint.model.hub_download import explained, fetch_beside, record_download, require_online
 from mint.model.locate import no_folder
 from mint.model.remote.ranges import HubFile
 
@@ -63,11 +64,12 @@ class RemoteModel:
     def bring(self, ranges: Mapping[str, Sequence[Range]], on_progress: OnProgress = ignore) -> None:
         """Download these ranges into the sparse shards."""
         requests = [(name, part) for name, parts in ranges.items() for part in _requests(parts)]
-        total, done = sum(nbytes for _, (_, nbytes) in requests), 0
+        total, done, started = sum(nbytes for _, (_, nbytes) in requests), 0, time.perf_counter()
         with explained(self.id), _hurrying(self._stop) as pool:
             for nbytes in pool.map(lambda request: self._fill(*request), requests):
                 done += nbytes
                 on_progress(Progress("download", done, total, str(self.id)))
+        record_download(total, time.perf_counter() - started)
 
     def _fill(self, name: str, part: Range) -> int:
         start, nbytes = part

@@ -35,6 +35,11 @@ class Window:
         """Bytes of the largest shard: a batch has no more, unless one unit has."""
         return max((outline.nbytes for outline in self._remote.outlines.values()), default=0)
 
+    @property
+    def total_bytes(self) -> int:
+        """Bytes of all tensors that are not in the hub's cache."""
+        return self.nbytes(self._remote.tensors)
+
     def keep(self, names: Iterable[str]) -> None:
         """Download these tensors, and keep them."""
         ranges = self._remote.ranges_of(names)

@@ -102,8 +102,8 @@ def stacks_of(
 ) -> dict[str, tuple[Leaf, ...]]:
     """The leaves that hold the slices of stacks, one for each or one for all, by the paths of units with these shapes.
 
-    `slices` are the names of leaves as the graph tells them. Other units are left out, and stacks of which no slice can
-    be decoded without the rest.
+    `slices` are the names of leaves as the graph tells them. Of a matrix it is the plain tensor that holds its rows.
+    Other units are left out, and stacks of which no slice can be decoded without the rest.
     """
     stacks = {path: _slices(stored, tensors, names, shapes[path]) for path, names in slices.items()}
     return {path: leaves for path, leaves in stacks.items() if leaves}
@@ -113,6 +113,8 @@ def _slices(
     stored: Stored, tensors: Mapping[str, SourceTensor], names: Iterable[str], shape: tuple[int, ...]
 ) -> tuple[Leaf, ...]:
     leaves = tuple(stored.encoded.get(name) or tensors[name] for name in names)
+    if len(shape) == 2:
+        return leaves if [leaf.shape for leaf in leaves if isinstance(leaf, SourceTensor)] == [shape] else ()
     if len(shape) != 3 or not leaves:
         return ()
     if len(leaves) == shape[0] and all(leaf.shape == shape[1:] for leaf in leaves):

@@ -7,8 +7,8 @@ from typing import Any
 
 from mint.analysis.analysis import sqnr_db
 from mint.formats.format import KEEP, Format
-from mint.plan.plan import Plan
-from mint.render.report.subjects import UNIFORM, AnalyzedModel, PlannedModel, uniform
+from mint.plan.plan import Plan, uniform
+from mint.render.report.subjects import UNIFORM, AnalyzedModel, PlannedModel
 
 Spec = dict[str, Any]
 Rows = list[dict[str, Any]]

@@ -15,7 +15,7 @@ from typing import Any
 from mint.analysis.analysis import sqnr_db
 from mint.core.errors import MintError
 from mint.core.sizes import format_size
-from mint.core.version import __version__
+from mint.core.version import __version__, install_command
 from mint.plan.plan import Plan
 from mint.plan.recipe import Recipe
 from mint.quality.verdict import kl_in_words
@@ -33,7 +33,7 @@ def report(paths: Sequence[Path], recipe: Recipe) -> str:
     try:
         import vl_convert
     except ImportError as error:
-        raise MintError("a report needs Vega-Lite; needed: pip install 'mint-mlx[report]'") from error
+        raise MintError(f"a report needs Vega-Lite; needed: {install_command('report')}") from error
     analyzed, planned = read_subjects(paths, recipe)
     page = _Page()
     for model in analyzed:

@@ -1,14 +1,14 @@
 """The subjects of a report: analyses, plans and written folders, each read from its path."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from mint.analysis.analysis import MAGIC, Analysis, read_analysis
 from mint.analysis.probes.probe_file import probes_beside
 from mint.core.errors import MintError
-from mint.formats.format import AFFINE, KEEP, MXFP4, NVFP4, Format
+from mint.formats.format import AFFINE, MXFP4, NVFP4
 from mint.model.checkpoint.manifest import MANIFEST_NAME, read_manifest
 from mint.plan.curve import Curve, curve
 from mint.plan.device_fit import Placed, devices_on
@@ -66,12 +66,3 @@ def _analyzed(path: Path, recipe: Recipe) -> AnalyzedModel:
 
 def _name(path: Path) -> str:
     return path.absolute().name if path.is_dir() else path.stem
-
-
-def uniform(plan: Plan, format: Format) -> Plan:
-    """The plan that stores every unit in one format, as far as it was measured there, and keeps the others."""
-    choices = [
-        replace(choice, format=format if format in choice.formats else KEEP, reason="uniform")
-        for choice in plan.choices
-    ]
-    return replace(plan, choices=tuple(choices))

@@ -33,6 +33,7 @@ from cluster.settings import (
 from cluster.transport.throughput import metered, rates
 from mint.cli.main import run_command
 from mint.core.errors import MintError
+from mint.core.version import install_command
 from mint.model.source import open_source
 from mint.run.checkup import BAD, DOUBTFUL, GOOD, is_well
 from tests.worlds.zoo import write_model
@@ -367,9 +368,8 @@ def test_a_node_records_its_rates(llama: Path) -> None:
 
     assert rates() == {}
     units = open_source(llama).units
-    assert list(metered("measure nearest", iter([(unit, unit.path) for unit in units]))) == [
-        (unit, unit.path) for unit in units
-    ]
+    pieces = [(unit, unit.path, is_last) for unit in units for is_last in (False, True)]
+    assert list(metered("measure nearest", iter(pieces))) == pieces
     assert rates()["measure nearest"] > 0
 
 
@@ -405,7 +405,7 @@ def test_a_missing_extra_is_named(package: str, token: Path) -> None:
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert result.returncode == 1
-    assert "needed: pip install 'mint-mlx[cluster]'" in result.stderr
+    assert f"needed: {install_command('cluster')}" in result.stderr
 
 
 def test_without_the_cluster_commands_the_extra_is_named(
@@ -413,7 +413,7 @@ def test_without_the_cluster_commands_the_extra_is_named(
 ) -> None:
     monkeypatch.setattr("importlib.metadata.entry_points", lambda group, name: ())
     assert run_command(["cluster", "status"]) == 1
-    assert "pip install 'mint-mlx[cluster]'" in capsys.readouterr().err
+    assert install_command("cluster") in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

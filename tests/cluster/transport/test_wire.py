@@ -1,14 +1,18 @@
 """Every job and its results come back as they were, and an unreadable message has its error."""
 
-from collections.abc import Callable
+import tracemalloc
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import mlx.core as mx
 import numpy as np
 import pytest
 
 from cluster.copies.inventory import Held, Holder, Inventory
 from cluster.schedule.events import Arrived
+from cluster.transport import messages
 from cluster.transport.messages import (
     PIECE_BYTES,
     Gathering,
@@ -28,17 +32,20 @@ from cluster.transport.worker import Worker
 from mint.analysis.probes.prober import ProbeJob, Probing, TextJob
 from mint.analysis.unit_jobs import Measure, Packed, Quantize
 from mint.core.errors import MintError
-from mint.formats.format import KEEP
+from mint.formats.format import KEEP, parse_format
+from mint.formats.layout import lay_out
 from mint.formats.units import Unit
-from mint.model.checkpoint.reader import open_stored
+from mint.model.checkpoint.reader import open_stored, open_weights
 from mint.model.checkpoint.sparse_copy import Outline
+from mint.model.checkpoint.writer import WeightFiles
 from mint.model.source import Source, open_source
+from mint.run import stacks
 from mint.run.executor import in_process
 from mint.run.job import PortableJob
 from tests.worlds.damage import damaged
-from tests.worlds.encodings import quantized, write_encoded
+from tests.worlds.encodings import packed, quantized, write_encoded
 from tests.worlds.jobs import Clipped, checksums_of
-from tests.worlds.zoo import write_model
+from tests.worlds.zoo import ARCHITECTURES, write_model
 
 
 @pytest.fixture(scope="module")
@@ -57,10 +64,15 @@ def test_a_worker_knows_the_slices_of_encoded_stacks(name: str, tmp_path: Path) 
     assert source_from(unpack(pack(tell_model(source, {}))), source.folder).stacks == source.stacks
 
 
-def _done_by_a_worker(source: Source, job: PortableJob[Any]) -> dict[str, Any]:
-    worker, gathering = Worker("node"), Gathering("node")
+def _worker(source: Source, job: PortableJob[Any]) -> Worker:
+    worker = Worker("node")
     worker.hello(str(source.folder))
     worker.open(1, pack(tell_model(source, {})), pack(tell_job(job)), {})
+    return worker
+
+
+def _done_by_a_worker(source: Source, job: PortableJob[Any]) -> dict[str, Any]:
+    worker, gathering = _worker(source, job), Gathering("node")
     units = {unit.path: unit for unit in source.units}
     arrived = [event for message in worker.run(1, 1, list(units)) for event in gathering.add(message)]
     return {
@@ -105,6 +117,57 @@ def test_a_worker_copies_the_units_that_are_stored_in_their_format(tmp_path: Pat
         assert _bytes(packed[path]) == [stored.raw(tensor.name).tobytes() for tensor in packed[path].tensors]
 
 
+@pytest.mark.parametrize("format", ["keep", "4/32"])
+def test_a_stack_is_packed_block_by_block_on_a_node_and_written_so_by_the_head(
+    format: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither holds it whole: the node packs a block while it sends the one before, the head takes it from a file."""
+    recipe = ARCHITECTURES["qwen3_moe"]
+    monkeypatch.setitem(ARCHITECTURES, "qwen3_moe", replace(recipe, config=recipe.config | {"num_experts": 256}))
+    folder = write_model("qwen3_moe", tmp_path / "model")
+    write_encoded(folder, r"experts.*up_proj\.weight$", packed())  # these lie on a grid
+    source = open_source(folder)
+    units = [unit for unit in source.units if len(unit.shape) == 3][:3]
+    formats, checksums = {unit.path: parse_format(format) for unit in units}, checksums_of(source)
+    whole = {unit.path: result for unit, result in in_process(source, Quantize(formats, checksums, "nearest"), units)}
+    for module, name, value in (
+        (stacks, "BLOCK", 1 << 14), (messages, "PIECE_BYTES", 1 << 14), (messages, "MEMORY_BYTES", 1 << 14)
+    ):  # fmt: skip
+        monkeypatch.setattr(module, name, value)
+    layout = lay_out([result.tensors for result in whole.values()], digits=9)
+    with WeightFiles(tmp_path, layout) as files:
+        job = Quantize(formats, checksums, "nearest", files=files)
+        worker = _worker(source, job)
+        for _ in range(2):  # the first time compiles what it needs
+            peak = _peak_bytes(lambda: _write(worker, job, units))
+    stored = open_weights(tmp_path, [shard.name for shard in layout])
+    for result in whole.values():
+        assert _bytes(result) == [stored.raw(tensor.name).tobytes() for tensor in result.tensors]
+    assert peak < min(sum(tensor.nbytes for tensor in result.tensors) for result in whole.values()) / 2
+
+
+def _write(worker: Worker, job: Quantize, units: Sequence[Unit]) -> None:
+    gathering = Gathering("node")
+    for unit in units:
+        for message in worker.run(1, 1, [unit.path]):
+            for event in gathering.add(message):
+                assert isinstance(event, Arrived), event
+                assert not from_pieces(job, unit, event.pieces).data
+
+
+def _peak_bytes(work: Callable[[], object]) -> int:
+    """The bytes that `work` takes at most, of MLX and of Python with numpy."""
+    mx.synchronize()
+    mx.clear_cache()
+    before = mx.get_active_memory()
+    mx.reset_peak_memory()
+    tracemalloc.start()
+    work()
+    python_bytes = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    return mx.get_peak_memory() - before + python_bytes
+
+
 def _pieces(job: PortableJob[Any], result: Any) -> list[bytes]:
     return [piece for piece, _ in to_pieces(job, result)]
 
@@ -113,16 +176,28 @@ def test_a_large_result_comes_in_pieces_and_one_that_was_changed_is_refused() ->
     unit = Unit("up", (4096, 4096), "BF16", "up", 0, ())
     data = np.random.default_rng(0).bytes(unit.nbytes)
     job = Quantize({"up": KEEP}, {})
-    packed = Packed("up", KEEP, KEEP.tensors("up", unit.shape, unit.dtype), (data,))
-    pieces = _pieces(job, packed)
-    assert [is_last for _, is_last in to_pieces(job, packed)] == [False] * 4 + [True]
-    assert [len(piece) for piece in pieces] == [PIECE_BYTES] * 4 + [32]
+    tensors = KEEP.tensors("up", unit.shape, unit.dtype)
+    pieces, marks = zip(*to_pieces(job, Packed("up", KEEP, tensors, (data,))), strict=True)
+    assert marks == (False,) * 5 + (True,)
+    assert [len(piece) for piece in pieces] == [16] + [PIECE_BYTES] * 4 + [32]
     assert bytes(from_pieces(job, unit, pieces).data[0]) == data
     with pytest.raises(MintError, match="the result for up was changed on its way"):
         from_pieces(job, unit, [pieces[1], pieces[0], *pieces[2:]])
-    short = _pieces(job, Packed("up", KEEP, (), (data[:-2],)))
-    with pytest.raises(MintError, match=f"up: {unit.nbytes - 2} bytes came, needed the {unit.nbytes} bytes"):
-        from_pieces(job, unit, short)
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        [(slice(0, 8), 7)], [(slice(0, 8), 9)], [(slice(0, 4), 4)], [(slice(4, 8), 4)], [(slice(0, 9), 9)],
+        [(slice(0, 4), 4), (slice(5, 8), 3)], [(slice(4, 4), 0)], [],
+    ],
+)  # fmt: skip
+def test_a_result_with_other_parts_than_those_of_its_unit_is_refused(parts: list[tuple[slice, int]]) -> None:
+    unit = Unit("up", (8, 64), "BF16", "up", 0, ())
+    job, tensors = Quantize({"up": KEEP}, {}), KEEP.tensors("up", unit.shape, unit.dtype)
+    blocks = [(part, (bytes(128 * rows),)) for part, rows in parts] or iter(())
+    with pytest.raises(MintError, match=r"up: .* of 8|the result for up cannot be read"):
+        from_pieces(job, unit, _pieces(job, Packed("up", KEEP, tensors, (), blocks=blocks)))
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,8 @@ import mint
 from mint.analysis.cast_check import is_wider
 from mint.core.errors import MintError
 from mint.model.source import open_source
+from mint.plan.recipe import Recipe
+from mint.quality.sequences import TextSize
 
 Make = Callable[..., Path]
 NAME = "model.layers.1.mlp.up_proj.weight"
@@ -79,3 +81,20 @@ def test_shards_that_are_elsewhere_are_missed_for_casts_alone() -> None:
     assert not is_wider(["U32", "F16", "F16"])
     assert all(is_wider(["U32", "F16", other]) for other in ("BF16", "F32", "F8_E5M2"))
     assert is_wider(["U8", "U8"])  # scales that are powers of two
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_a_model_that_overflows_in_float16_is_refused_where_it_runs(
+    dtype: str, make_model: Make, tmp_path: Path
+) -> None:
+    """Its weights fit, the values between its layers do not."""
+    folder = make_model("llama", tokenizer=True)
+    for name in ("up_proj", "down_proj"):
+        scaled(folder, 3e4, f"model.layers.1.mlp.{name}.weight")
+    source = open_source(folder, dtype=dtype)
+    plan = mint.allocate(mint.analyze(source, tmp_path / "a.mint", rounding="compensate"), "0.7x", Recipe("compensate"))
+    if dtype == "bfloat16":
+        mint.assemble(plan, source, tmp_path / "out", text=TextSize(2, 16))
+        return
+    with pytest.raises(MintError, match=r"between its layers reach .*float16 ends at 65504.*dtype bfloat16"):
+        mint.assemble(plan, source, tmp_path / "out", text=TextSize(2, 16))

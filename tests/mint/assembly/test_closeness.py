@@ -73,3 +73,21 @@ def test_nothing_is_claimed_where_nothing_was_measured(llama: Path, tmp_path: Pa
     plan = allocate(analyze(source, tmp_path / "a.mint", rounding="nearest"), "5bpw")
     assert assemble(plan, source, tmp_path / "out").closeness is None
     assert "KL divergence" not in (tmp_path / "out" / "README.md").read_text()
+
+
+def test_a_candidate_may_run_on_the_tokens_of_one_block_after_the_other(tmp_path: Path) -> None:
+    """The blocks of the original are read from one file meanwhile."""
+    tokens = np.random.default_rng(0).integers(0, 50, (5, 8)).astype(np.int32)
+    original, candidate = (mx.random.normal((5, 8, 50), key=mx.random.key(seed)) for seed in (0, 1))
+    with (tmp_path / "expected").open("w+b") as file:
+        expected = Expected((original[:2], original[2:4], original[4:]), tokens, file)
+        whole = closeness(expected, (candidate[:2], candidate[2:4], candidate[4:]), "")
+        rows = [len(block) for block in expected.token_blocks()]
+        starts = np.cumsum([0, *rows[:-1]])
+        lazily = (
+            candidate[start : start + len(block)] for start, block in zip(starts, expected.token_blocks(), strict=True)
+        )
+        assert closeness(expected, lazily, "") == whole
+        joined = np.concatenate([block for block, _ in expected.with_tokens()])
+    assert rows == [2, 2, 1]
+    np.testing.assert_array_equal(joined, tokens)

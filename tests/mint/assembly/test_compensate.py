@@ -19,6 +19,7 @@ from mint.assembly.compensated import FEWEST, Compensation
 from mint.assembly.layer_inputs import Inputs
 from mint.assembly.verify import verify
 from mint.core.errors import MintError
+from mint.core.progress import Progress
 from mint.formats.format import AFFINE, FORMATS, KEEP, MXFP4, NVFP4, Format, parse_format
 from mint.formats.rounding import ROUNDINGS
 from mint.formats.units import Unit
@@ -26,6 +27,7 @@ from mint.kernels import cpu
 from mint.kernels.compensate import DAMPING, Curvature, factor, pack_compensated, second_moments
 from mint.kernels.compiled import scale_values, widened
 from mint.kernels.unpack import unpack
+from mint.model.checkpoint.reader import open_stored
 from mint.model.source import Source, open_source
 from mint.pipeline import quantize
 from mint.plan.allocate import allocate
@@ -270,14 +272,52 @@ def test_a_name_that_is_no_rounding_is_told(llama: Path, tmp_path: Path) -> None
 
 def test_coupled_rows_are_other_bytes_of_the_same_size(llama: Path, tmp_path: Path) -> None:
     source = open_source(llama)
-    for rounding in SEQUENTIAL:
+    for rounding in ("compensate", "couple"):
         assemble(compensated_plan(source, tmp_path, rounding), source, tmp_path / f"out-{rounding}", text=TEXT)
-    files = [bytes_of(tmp_path / f"out-{rounding}") for rounding in SEQUENTIAL]
+    files = [bytes_of(tmp_path / f"out-{rounding}") for rounding in ("compensate", "couple")]
     weights = [name for name in files[0] if name.endswith(".safetensors")]
     assert weights
     for name in weights:
         assert len(files[0][name]) == len(files[1][name])
         assert files[0][name] != files[1][name]
+
+
+def test_tuning_changes_scales_and_biases_alone_and_brings_the_model_closer(llama: Path, tmp_path: Path) -> None:
+    source = open_source(llama)
+    recipe = Recipe(veto_db=ANY_SQNR, lock=("*=2/64",))  # at more bits, so little text teaches a random model nothing
+    manifests, tensors = [], []
+    for rounding in ("couple", "tune"):
+        folder = tmp_path / rounding
+        plan = allocate(analyze(source, tmp_path / f"{rounding}.mint", rounding=rounding), "max", recipe)
+        manifests.append(assemble(plan, source, folder, text=TextSize(16, 24)))
+        stored = open_stored(folder)
+        tensors.append({name: stored.raw(name).tobytes() for name in stored.tensors})
+    differing = {name for name in tensors[0] if tensors[0][name] != tensors[1][name]}
+    assert differing and all(name.endswith((".scales", ".biases")) for name in differing)
+    coupled, tuned = (manifest.closeness["kl"]["value"] for manifest in manifests if manifest.closeness)
+    assert tuned < coupled
+    assert not [file for file in (tmp_path / "tune").iterdir() if file.name.startswith("assembly.")]
+
+
+def test_killed_after_its_training_a_run_does_not_train_again(llama: Path, tmp_path: Path) -> None:
+    source = open_source(llama)
+    plan = compensated_plan(source, tmp_path, "tune")
+    assemble(plan, source, tmp_path / "whole", text=TEXT)
+
+    @FunctionExecutor
+    def dying(source: Source, job: Job[T], units: Sequence[Unit]) -> Iterator[tuple[Unit, T]]:
+        if (tmp_path / "killed.partial" / "assembly.tuned").exists():
+            raise KeyboardInterrupt
+        return in_process(source, job, units)
+
+    steps: list[Progress] = []
+    with pytest.raises(KeyboardInterrupt):
+        assemble(plan, source, tmp_path / "killed", executor=dying, text=TEXT, on_progress=steps.append)
+    assert "tune" in {step.stage for step in steps}
+    steps.clear()
+    assemble(plan, source, tmp_path / "killed", text=TEXT, on_progress=steps.append)
+    assert "tune" not in {step.stage for step in steps}
+    assert bytes_of(tmp_path / "killed") == bytes_of(tmp_path / "whole")
 
 
 def test_a_model_without_gradients_is_compensated_and_the_log_says_so(

@@ -52,7 +52,7 @@ def test_people_get_six_lines_and_every_detail_on_request(
     output = tmp_path / "out"
     assert run_command(["quantize", str(llama), "--budget", "400kB", "--output", str(output)]) == 0
     shown = capsys.readouterr().out
-    assert [line.split()[0] for line in shown.splitlines()] == ["model", "size", "bits", "closeness", "next"]
+    assert [line.split()[0] for line in shown.splitlines()] == ["model", "size", "bits", "closeness", "4-bit", "next"]
     assert "of 400 kB" in shown
     assert f"mlx_lm.chat --model {output}" in shown
     assert run_command(["show", str(output), "--verbose"]) == 0
@@ -194,6 +194,8 @@ def test_every_verb_of_a_quantized_source_needs_the_word(
         (["allocate", "a.mint", "--budget", "4.5"], "4.5bpw"),
         (["allocate", "a.mint", "--budget", "90000000"], "90000000B"),
         (["allocate", "a.mint", "--budget", "90MB", "--context", "32k"], "are for --device"),
+        (["submit", "a/b", "--budget", "4GB", "--low-disk"], "mint quantize OWNER/NAME --low-disk --quality fast"),
+        (["quantize", "m", "--upload-repo", "a/b"], "needed: --upload OWNER/NAME"),
     ],
 )
 def test_words_of_neighbours_and_mixed_up_options_get_a_hint(

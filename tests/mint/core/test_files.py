@@ -32,3 +32,17 @@ def test_the_temporary_file_of_a_running_writer_stays(tmp_path: Path) -> None:
     other.touch()
     write_whole(path, b"whole")
     assert other.exists()
+
+
+def test_what_a_killed_writer_left_is_removed_by_the_next_write_of_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "plan[1].json"
+    killed, other, writing = (
+        tmp_path / name for name in ("plan[1].json.7.tmp", "plan1.json.7.tmp", "plan[1].json.8.tmp")
+    )
+    for leftover in (killed, other, writing):
+        leftover.write_bytes(b"half")
+    for leftover in (killed, other):
+        os.utime(leftover, (0, 0))
+    write_whole(path, b"whole")
+    assert path.read_bytes() == b"whole"
+    assert sorted(tmp_path.iterdir()) == sorted((path, other, writing))  # of another file, and of a writer at work

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from huggingface_hub import ModelCard
+from huggingface_hub import ModelCard, ModelCardData, metadata_load
 
 from mint.analysis.analyze import analyze
 from mint.assembly.assemble import assemble
@@ -66,6 +66,14 @@ def test_metadata_and_terms_of_the_source_are_carried_over(source_folder: Path, 
     assert "The original's text" not in card.text
     assert (output / "LICENSE").read_text() == "Do as you like."
     assert (output / "NOTICE").read_text() == "Made by someone."
+
+
+def test_metadata_is_what_the_hub_s_library_writes(source_folder: Path, tmp_path: Path) -> None:
+    (source_folder / "README.md").write_text(CARD.replace("tiny-licence", "Lizenz für é"))
+    text = (_written(source_folder, tmp_path / "out") / "README.md").read_text()
+    metadata = metadata_load(tmp_path / "out" / "README.md")
+    assert metadata is not None
+    assert text.startswith(f"---\n{ModelCardData(**metadata).to_yaml()}\n---\n")
 
 
 def test_a_model_of_the_hub_is_its_own_base_model(source_folder: Path, tmp_path: Path) -> None:

@@ -153,7 +153,7 @@ def mixture(folder: Path) -> Path:
 
 
 @pytest.mark.parametrize("make", [large_vocabulary, mixture])
-@pytest.mark.parametrize("rounding", ["nearest", "compensate", "couple"])
+@pytest.mark.parametrize("rounding", ["nearest", "compensate", "couple", "tune"])
 def test_all_processes_together_keep_to_the_bound(rounding: str, make: Callable[[Path], Path], tmp_path: Path) -> None:
     model = make(tmp_path / "model")
     main = "import mint.run.stacks as stacks; stacks.BLOCK = 1 << 20; from mint.__main__ import run; run()"

@@ -26,11 +26,11 @@ def _grids(weight: mx.array, formats: Sequence[Format], block: int = 2) -> list[
     taken: dict[tuple[Format, int], OnGrid] = {}
     parts = [slice(start, start + block) for start in range(0, len(weight), block)]
     grids = []
-    for format in stored_on_grid(
-        lambda: ((part, weight[part]) for part in parts),
-        formats,
-        lambda part, stored: taken.update({(stored.format, part.start): stored}),
-    ):
+    for stored_part in stored_on_grid(lambda: ((part, weight[part]) for part in parts), formats):
+        if isinstance(stored_part, tuple):
+            taken[stored_part[1].format, stored_part[0].start] = stored_part[1]
+            continue
+        format = stored_part
         stored = [taken[format, part.start] for part in parts]
         arrays = zip(*(part.parts for part in stored), strict=True)
         squared = np.concatenate([part.squared for part in stored])

@@ -19,6 +19,7 @@ from cluster.forecast.forecast import plan_cluster
 from mint.cli.main import run_command
 from mint.core.errors import DiskFullError, MintError
 from mint.core.progress import Progress
+from mint.model import hub_download
 from mint.model.hub_cache import HubId, NotOnHubError, cached, parse_id
 from mint.model.hub_download import fetch
 from mint.model.locate import locate, model_name
@@ -352,3 +353,23 @@ def test_files_that_the_index_names_come_too(hub: FakeHub, big: Path) -> None:
     assert cached(HubId(ID)) == folder
     (folder / "parts" / "two.safetensors").unlink()
     assert cached(HubId(ID)) is None
+
+
+def test_a_dry_run_states_the_download_and_its_time_once_a_rate_was_measured(
+    hub: FakeHub, big: Path, cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(hub_download, "_LEAST_BYTES", 0)
+    request = ["quantize", ID, "--budget", "6bpw", "-o", str(tmp_path / "out"), "--dry-run", "--quality", "fast"]
+    assert run_command([*request, "--json"]) == 0
+    forecast = json.loads(capsys.readouterr().out)["forecast"]
+    assert forecast["download_bytes"] == sum(path.stat().st_size for path in big.glob("*.safetensors"))
+    assert "download" not in [step["step"] for step in forecast["steps"]]
+    assert not list(cache.rglob("*.safetensors"))
+    assert run_command(request) == 0
+    assert "to download, whose time is not known" in capsys.readouterr().out
+    hub.add("Owner/other", big)
+    locate("Owner/other")
+    assert run_command(request) == 0
+    shown = capsys.readouterr().out
+    assert "to download" in shown and "not known" not in shown and "download 0 s" in shown

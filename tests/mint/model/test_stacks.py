@@ -196,7 +196,10 @@ def test_a_stack_takes_little_memory(
     if encoding:
         write_encoded(folder, EXPERTS, encoding)
     source = open_source(folder)
-    units = _experts(source)[:2]
+    _check_memory(source, _experts(source)[:2], job, tmp_path, monkeypatch)
+
+
+def _check_memory(source: Source, units: list[Unit], job: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     checksums = checksums_of(source)
     monkeypatch.setattr(stacks, "BLOCK", 16_384)
     with ExitStack() as opened:
@@ -204,7 +207,7 @@ def test_a_stack_takes_little_memory(
         if job != "measure":
             format = parse_format(job)
             layout = lay_out([format.tensors(unit.path, unit.shape, unit.dtype) for unit in units], digits=9)
-            files = opened.enter_context(WeightFiles(tmp_path, layout))
+            files = opened.enter_context(WeightFiles(folder, layout))
             measuring = Quantize({unit.path: format for unit in units}, checksums, "nearest", source, files)
         assert _peak_bytes(source, measuring, units) < units[0].nbytes / 3
 
@@ -232,6 +235,52 @@ def test_a_probe_unpacks_no_stack_whole(base: str, tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(stacks, "BLOCK", 16_384)
     job = ProbeJob(TextJob(source, Probing("random", 1, 4, base=base), ()))
     assert _peak_bytes(source, job, units) < units[0].size * 4 / 2
+
+
+def _large_table(folder: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Source, Unit]:
+    """A model whose embedding comes in blocks of rows, with an odd number of rows."""
+    recipe = ARCHITECTURES["llama"]
+    monkeypatch.setitem(ARCHITECTURES, "llama", replace(recipe, config=recipe.config | {"vocab_size": 4999}))
+    source = open_source(write_model("llama", folder))
+    return source, next(unit for unit in source.units if unit.role == "embedding")
+
+
+@pytest.mark.parametrize("dtype", ["", "float32"])
+def test_a_matrix_in_blocks_of_rows_is_measured_and_packed_as_a_whole_one(
+    dtype: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The bytes are the same; sums of errors are added in another order."""
+    _, table = _large_table(tmp_path / "model", monkeypatch)
+    source, checksums = open_source(tmp_path / "model", dtype=dtype), {}
+    for block in (1 << 40, 40_000):
+        monkeypatch.setattr(stacks, "BLOCK", block)
+        ((_, measured),) = in_process(source, Measure("nearest"), [table])
+        checksums[block] = measured.checksum, measured.nonfinite, np.array([measured.energy, *measured.errors])
+    whole, blocks = checksums.values()
+    assert whole[:2] == blocks[:2]
+    np.testing.assert_allclose(whole[2], blocks[2], rtol=1e-7)
+    for format in map(parse_format, ("4/32", "3/64", "mxfp4", "keep")):
+        results = []
+        for block in (1 << 40, 40_000):
+            monkeypatch.setattr(stacks, "BLOCK", block)
+            job = Quantize({table.path: format}, {table.path: whole[0]}, "nearest", source)
+            results += [packed for _, packed in in_process(source, job, [table])]
+        assert results[0] == results[1]
+
+
+def test_only_a_plain_matrix_comes_in_rows(tmp_path: Path) -> None:
+    """One that the class transposes, joins or decodes is whole."""
+    source = open_source(write_model("gpt2", tmp_path / "gpt2"))
+    assert {unit.role for unit in source.units if unit.path in source.stacks} == {"embedding"}
+    folder = write_model("qwen3", tmp_path / "qwen3")
+    write_encoded(folder, r"_proj\.weight$", fp8())
+    assert not any(path.endswith("_proj") for path in open_source(folder).stacks)
+
+
+@pytest.mark.parametrize("job", ["measure", "4/32", "keep"])
+def test_a_large_matrix_takes_little_memory(job: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source, table = _large_table(tmp_path / "model", monkeypatch)
+    _check_memory(source, [table], job, tmp_path, monkeypatch)
 
 
 def _many_experts(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:

@@ -15,6 +15,7 @@ from safetensors.numpy import load_file, save_file
 import mint
 from mint.analysis.probes.probe import probed_units
 from mint.core.errors import MintError
+from mint.core.version import install_command
 from mint.formats.format import KEEP
 from mint.model.loaders.reloading import taken_weights
 from mint.model.loaders.vision import MLX_VLM, language_path, tower_obstacle
@@ -149,7 +150,7 @@ def test_towers_are_refused_where_there_are_none_or_no_package_holds_them(
     source = mint.open_source(folder)
     assert source.loader == "mlx_lm"
     (notice,) = (notice for notice in source.notices if "text only" in notice)
-    assert notice.endswith("; pip install 'mint-mlx[vision]' keeps such towers")
+    assert notice.endswith(f"; {install_command('vision')} keeps such towers")
 
 
 def test_an_unknown_family_says_which_package_does_not_know_it(tmp_path: Path) -> None:

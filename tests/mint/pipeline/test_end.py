@@ -143,6 +143,15 @@ def test_a_resumed_analysis_says_so(llama: Path, tmp_path: Path) -> None:
     assert notes == [f"resumes: 1 of {len(source.units)} units are measured in {partial_path(path)}"]
 
 
+def test_temporary_files_of_a_killed_run_are_no_part_of_the_model(llama: Path, tmp_path: Path) -> None:
+    templates = partial_path(tmp_path / "out") / "additional_chat_templates"
+    templates.mkdir(parents=True)
+    for path in (templates / "tool.jinja.7.tmp", templates.parent / "mint-verified.json.7.tmp"):
+        path.write_bytes(b"half")
+    _run(llama, {"6bpw": tmp_path / "out"})
+    assert not list((tmp_path / "out").rglob("*.tmp"))
+
+
 def test_nobody_else_takes_a_folder_until_it_has_its_name(llama: Path, tmp_path: Path) -> None:
     source = open_source(llama)
     plan = _plan(source, tmp_path)

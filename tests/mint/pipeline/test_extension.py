@@ -120,6 +120,7 @@ class OracleBackend:
     unpacks_lazily = True
     fuses_functions = False
     has_compiled_kernels = False
+    measures_with = "mx.quantize"
     uses_blas = False
 
     def memory_bytes(self) -> int:

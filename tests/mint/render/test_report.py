@@ -18,10 +18,9 @@ from mint.core.errors import MintError
 from mint.formats.format import parse_format
 from mint.model.source import open_source
 from mint.plan.allocate import allocate
-from mint.plan.plan import write_plan
+from mint.plan.plan import uniform, write_plan
 from mint.plan.recipe import Recipe
 from mint.render.report.report import report
-from mint.render.report.subjects import uniform
 
 HOSTILE = "<script>alert(1)</script>&"
 

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from cluster.service.data.records import Quota
-from cluster.service.http.schema import Options
 from cluster.service.http.schema_events import JobEnded
+from cluster.service.http.schema_requests import Options
 from cluster.service.request_options import DEFAULTS, budget_of, canonical
 from cluster.service.work.notifier import report
 from mint.analysis.analysis import read_analysis
@@ -305,6 +305,16 @@ def test_what_is_wrong_with_a_request_is_said_in_the_words_of_the_api(world: Ser
     assert "needed a size (24GB" in said(llama | {"budgets": ["4"]})
 
 
+def test_a_forecast_is_that_of_the_job_and_submits_nothing(world: Served) -> None:
+    body = {"model": "llama", "budgets": ["1GB", "4bpw"], "options": {"rounding": "search"}}
+    forecasts = world.client.post("/v1/jobs/forecasts", json=body).json()["forecasts"]
+    assert [forecast["budget"] for forecast in forecasts] == ["1GB", "4bpw"]
+    assert not world.client.get("/v1/jobs").json()["jobs"]
+    (job, _) = world.submit("llama", "1GB", "4bpw", options={"rounding": "search"})
+    assert forecasts[0]["stages"] == job["expected_stages"]
+    assert forecasts[0]["seconds"] == pytest.approx(sum(job["expected_stages"].values()))
+
+
 def test_every_error_has_the_one_form(world: Served) -> None:
     client = world.client
     assert _error(client.get("/nothing"), 404) == "not_found"
@@ -335,7 +345,7 @@ def test_a_bug_is_an_error_like_others_and_tells_nothing(world: Served) -> None:
 def test_the_service_tells_how_it_is(world: Served) -> None:
     assert world.client.get("/healthz").json()["status"] == "ok"
     assert world.client.get("/readyz").json()["status"] == "ready"
-    assert world.client.get("/v1/me").json() == {"name": "local", "scopes": ["admin"]}
+    assert world.client.get("/v1/me").json() == {"name": "local", "scopes": ["admin"], "groups": []}
     assert len(world.client.get("/v1/devices").json()["devices"]) > 50
     world.submit("llama", "1GB")
     (here,) = world.client.get("/v1/hosts").json()["hosts"]
@@ -381,6 +391,9 @@ _CLIENT = {
     "show_curve": "curve", "make_plan": "plan", "find_analysis": "analysis", "fetch_model": "fetch",
     "show_fetch": "fetch", "list_artifacts": "artifacts", "show_artifact": "artifact", "download_file": "download",
     "list_devices": "devices", "list_hosts": "hosts", "show_me": "me",
+    "forecast_jobs": "forecast",
+    "read_log": "log", "requeue_job": "requeue", "change_host": "drain", "list_people": "people",
+    "change_person": "change_person", "remove_artifact": "remove_artifact", "list_audit": "audit",
 }  # fmt: skip
 # of browsers, probes and Prometheus; `show_analysis` is `find_analysis` by another name
 _NOT_OF_CLIENTS = {

@@ -24,6 +24,7 @@ from tests.worlds.served import Served, served
 from tools.house import ROOT
 
 NGINX = shutil.which("nginx", path=f"{os.environ['PATH']}:/usr/sbin") or ""
+CADDY = shutil.which("caddy") or ""
 PROXY = "127.0.0.1"  # the address of the test client
 
 
@@ -119,7 +120,7 @@ def test_a_wrong_option_names_what_is_needed(tmp_path: Path, options: dict[str, 
         serve(tmp_path, **options)
 
 
-_NGINX = """
+NGINX_CONFIG = """
 daemon off; pid {folder}/pid; error_log stderr;
 events {{}}
 http {{
@@ -140,9 +141,9 @@ def test_the_documented_nginx_passes_pages_tokens_and_addresses_on(tmp_path: Pat
     with serving(tmp_path, *options) as server:
         locations = block.replace("8420", str(server.port))
         assert locations != block
-        (tmp_path / "nginx.conf").write_text(_NGINX.format(folder=tmp_path, locations=locations))
+        (tmp_path / "nginx.conf").write_text(NGINX_CONFIG.format(folder=tmp_path, locations=locations))
         command = [NGINX, "-p", str(tmp_path), "-c", str(tmp_path / "nginx.conf")]
-        with subprocess.Popen(command) as nginx, _through(tmp_path / "nginx.sock") as client:
+        with subprocess.Popen(command) as nginx, through(tmp_path / "nginx.sock") as client:
             try:
                 assert "MINT" in client.get("/mint").text  # redirected
                 assert client.get("/mint/v1/me", headers={"Authorization": f"Bearer {token}"}).json()["name"] == "ann"
@@ -154,7 +155,33 @@ def test_the_documented_nginx_passes_pages_tokens_and_addresses_on(tmp_path: Pat
     assert line["client"] == "unix:"  # nginx's own word for its client, not what the client says
 
 
-def _through(socket: Path) -> httpx.Client:
+@pytest.mark.skipif(not CADDY, reason="needs caddy")
+def test_the_documented_caddy_passes_pages_tokens_and_addresses_on(tmp_path: Path) -> None:
+    block = re.findall(r"Caddy:\n\n```\n(.*?)```", (ROOT / "docs" / "service.md").read_text(), re.DOTALL)[0]
+    options = ("--slots", "0", "--trusted-proxy", "127.0.0.1", "--root-path", "/mint", "--name", "lab.example")
+    with closing(connect(Settings(tmp_path).database_url)) as database:
+        token = Tokens(database).create("ann", ["read"])
+    with serving(tmp_path, *options) as server:
+        site = f"http://lab.example {{\n    bind unix/{tmp_path}/caddy.sock"
+        sites = block.replace("lab.example {", site).replace("8420", str(server.port))
+        (tmp_path / "Caddyfile").write_text("{\n    admin off\n    auto_https off\n}\n" + sites)
+        command = [CADDY, "run", "--config", str(tmp_path / "Caddyfile"), "--adapter", "caddyfile"]
+        with (
+            subprocess.Popen(command, env={**os.environ, "HOME": str(tmp_path)}, stderr=subprocess.DEVNULL) as caddy,
+            through(tmp_path / "caddy.sock") as client,
+        ):
+            try:
+                assert "MINT" in client.get("/mint").text  # redirected
+                assert client.get("/mint/v1/me", headers={"Authorization": f"Bearer {token}"}).json()["name"] == "ann"
+                guess = {"Authorization": "Bearer x", "X-Forwarded-For": "192.0.2.66"}
+                assert client.get("/mint/v1/me", headers=guess).status_code == 401
+            finally:
+                caddy.terminate()
+    line = json.loads((tmp_path / "audit.log").read_text().splitlines()[-1])
+    assert line["client"] != "192.0.2.66"
+
+
+def through(socket: Path) -> httpx.Client:
     transport = httpx.HTTPTransport(uds=str(socket), retries=5)
     return httpx.Client(transport=transport, base_url="http://lab.example", follow_redirects=True)
 

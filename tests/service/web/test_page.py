@@ -5,8 +5,7 @@ Pictures of what was seen are kept in .artifacts/page, which git ignores.
 
 import hashlib
 import re
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -24,81 +23,9 @@ from cluster.service.data.database import connect
 from cluster.service.queue.queue import Queue
 from cluster.service.settings import Settings
 from tests.worlds.hub_world import fake_hub
-from tests.worlds.page_world import CHROMIUM, DRIVER, Page, chromium, make_token, serving
-from tests.worlds.zoo import write_model
+from tests.worlds.page_world import EVIL, Page, make_token, needs_chromium, serving, submit, watched
 
 WEB = Path(__file__).parents[3] / "cluster" / "service" / "web"
-EVIL = "<img src=x onerror=window.pwned=1>"
-needs_chromium = pytest.mark.skipif(
-    not (CHROMIUM and DRIVER), reason="no Chromium here: apt-get install chromium chromium-driver"
-)
-
-
-@pytest.fixture(scope="module")
-def roots(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two models, one of them with a name that is also markup."""
-    folder = tmp_path_factory.mktemp("roots")
-    write_model("llama", folder / "small-llama", tokenizer=True)
-    write_model("llama", folder / EVIL, seed=1)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def service(tmp_path_factory: pytest.TempPathFactory, roots: Path) -> Iterator[str]:
-    """A service that works."""
-    with serving(tmp_path_factory.mktemp("service"), roots) as url:
-        yield url
-
-
-@pytest.fixture(scope="module")
-def downloads(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("downloads")
-
-
-@pytest.fixture(scope="module")
-def browser(downloads: Path) -> Iterator[Any]:
-    with chromium(downloads) as driver:
-        yield driver
-
-
-@contextmanager
-def watched(browser: Any, url: str) -> Iterator[Page]:
-    """A page that keeps the console silent and asks nothing of another host, or the test fails."""
-    page = Page(browser, url)
-    page.requests(), page.complaints()
-    yield page
-    assert not page.complaints()
-    foreign = [
-        request["url"]
-        for request in page.requests()
-        if not request["url"].startswith((url, "about:", "data:", "chrome:"))
-    ]
-    assert not foreign
-
-
-@pytest.fixture
-def page(browser: Any, service: str) -> Iterator[Page]:
-    with watched(browser, service) as page:
-        yield page
-
-
-@pytest.fixture(scope="module")
-def made(browser: Any, service: str) -> str:
-    """The identity of a model that was submitted in the page with a budget and is done."""
-    page = Page(browser, service)
-    page.open()
-    submit(page, "small-llama", "5bpw")
-    page.until(lambda: "done" in page.read("[data-state='done'] .state"))
-    page.open("#/models")
-    return str(page.script("return [...document.querySelectorAll('td a')].find((a) => a.text === 'small-llama').hash"))
-
-
-def submit(page: Page, model: str, *budgets: str) -> None:
-    Select(page.one("#model")).select_by_value(model)
-    for budget in budgets:
-        page.one("#size").send_keys(budget + Keys.ENTER)
-    page.click("form [type=submit]")
-    page.until(lambda: page.read("form .taken"))
 
 
 @needs_chromium
@@ -124,6 +51,9 @@ def test_a_click_on_the_curve_shows_a_plan_that_is_made_and_downloaded_whole(
     page.until(lambda: page.read(".plan .big") not in ("", first))
     assert page.read(".curve .readout strong") and page.all(".strip .cell")
     assert "% less loss" in page.read(".plan") and "Predicted KL" in page.read(".plan")
+    page.click(".devices summary")
+    assert len(page.all(".devices li")) == 1 + int(page.read(".devices summary").split()[1])
+    assert "for weights" in page.read(".devices li")
     page.picture("model")
     page.click(".plan .primary")
     page.click(".plan .taken a")
@@ -138,6 +68,18 @@ def test_a_click_on_the_curve_shows_a_plan_that_is_made_and_downloaded_whole(
     file = downloads / "model.safetensors"
     page.until(lambda: file.exists() and not list(downloads.glob("*.crdownload")))
     assert hashlib.sha256(file.read_bytes()).hexdigest() == digest
+
+
+@needs_chromium
+def test_the_form_says_what_it_will_make_and_how_long_that_takes(page: Page, made: str) -> None:
+    page.open()
+    Select(page.one("#model")).select_by_value("small-llama")
+    page.one("#size").send_keys("6bpw" + Keys.ENTER)
+    page.until(lambda: "The smallest possible is" in page.read(".preview"))
+    page.until(lambda: "of work once it begins" in page.read(".preview"))
+    Select(page.one("#model")).select_by_value(EVIL)
+    page.one("#size").send_keys("7bpw" + Keys.ENTER)
+    page.until(lambda: "Not measured yet" in page.read(".preview") and "minute" in page.read(".preview"))
 
 
 @needs_chromium
