@@ -54,7 +54,7 @@ def parse_address(text: str, tls: bool = False) -> Address:
     """`HOST:PORT` or `tls://HOST:PORT`; without a port it is 6379. Raises `MintError` for anything else."""
     rest = text.removeprefix(TLS_SCHEME)
     host, colon, port = rest.partition(":")
-    if not host or "/" in rest or (colon and not port.isdigit()):
+    if not host or "/" in rest or (colon and not port.isdecimal()):
         raise MintError(f"{text!r} is no address; needed HOST:PORT such as 10.0.0.1:{PORT}, or tls://HOST:PORT")
     if int(port or PORT) > 65535:
         raise MintError(f"{text!r}: {port} is no port; needed at most 65535")

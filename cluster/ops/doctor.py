@@ -88,7 +88,7 @@ def _software(machine: Machine) -> Results:
     versions = ", ".join(f"{name} {version}" for name, version in machine.packages.items())
     platform = f"{machine.system} {machine.release} {machine.processor}, Python {machine.python}"
     ray = machine.packages.get("ray", "none")
-    ray_version = tuple(int(part) for part in ray.split(".")[:2] if part.isdigit())
+    ray_version = tuple(int(part) for part in ray.split(".")[:2] if part.isdecimal())
     device = "GPU" if machine.has_gpu else "CPU"
     kind = "ray[default]" if machine.has_dashboard else "no dashboard, no jobs API"
     return {
@@ -134,4 +134,4 @@ def _resources(machine: Machine) -> Results:
 def _macos_version(machine: Machine) -> int:
     """The major version of macOS; 0 on other systems."""
     major = machine.release.split(".")[0]
-    return int(major) if machine.system == "Darwin" and major.isdigit() else 0
+    return int(major) if machine.system == "Darwin" and major.isdecimal() else 0

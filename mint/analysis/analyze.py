@@ -72,13 +72,14 @@ def analyze(
     header["device"] = _device(header, output)
     if output.exists():
         return _reuse(output, header, features=features)
-    check_cast(source, executor.lacking)
-    header |= traced_header(source, features=features)
+    with source.files.reading():
+        check_cast(source, executor.lacking)
+        header |= traced_header(source, features=features)
     header["parameter_checksums"] = _parameter_checksums(source, finite=not keep_nonfinite)
     output.parent.mkdir(parents=True, exist_ok=True)
     works = (MEASURE, FEATURES) if features else (MEASURE,)
     ready_kernels(rounding, on_progress, works, {unit.dtype for unit in source.units})
-    with Journal(partial_path(output), MAGIC, header) as journal:
+    with source.files.reading(), Journal(partial_path(output), MAGIC, header) as journal:
         with reading(f"{journal.path}: a damaged journal", "remove the file and run the same command again"):
             measurements = measurements_of(journal.records)
         pending = [unit for unit in source.units if unit.path not in measurements]

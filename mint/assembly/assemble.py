@@ -16,7 +16,7 @@ import mlx.core as mx
 from safetensors.numpy import load_file, save
 
 from mint.analysis.unit_jobs import Packed, Quantize, check_analyzed, checksum_of
-from mint.assembly.draft import JOURNAL_NAME, TUNED_NAME, Draft, naming_full_disk
+from mint.assembly.draft import JOURNAL_NAME, TUNED_NAME, Draft, naming_full_disk, read_finished, refuse_foreign
 from mint.assembly.reuse import Reuse
 from mint.core.errors import DiskFullError, MintError
 from mint.core.files import flush, partial_path, remove_temporary, require_new, require_writable, write_whole
@@ -72,11 +72,16 @@ def assemble(
     Units that a folder of `reuse` holds in the planned format are copied, unless they are compensated. Memory is
     bounded by the largest unit, or with compensation by a layer and its activations on the calibration `text`, which a
     model of fewer bits writes where the original does not fit in `memory` (by default this machine's).
-    Raises `MintError` when the plan is of another model, the output exists, the disk is too small or the source
-    changes meanwhile; after an interruption the same call resumes.
+    Raises `MintError` when the plan is of another model, the output is anything but the finished model of this plan,
+    the disk is too small or the source changes meanwhile; after an interruption the same call resumes.
     """
+    output = Path(output)
+    if output.exists():
+        refuse_foreign(output, plan=plan.digest)
+        on_note(f"{output} is the finished model of this plan: it is not written again")
+        return read_finished(output)
     with drafted(
-        plan, source, Path(output), reuse=reuse, executor=executor, text=text, memory=memory, on_progress=on_progress,
+        plan, source, output, reuse=reuse, executor=executor, text=text, memory=memory, on_progress=on_progress,
         on_note=on_note,
     ) as draft:  # fmt: skip
         return draft.finish()

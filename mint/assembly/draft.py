@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mint.core.errors import DiskFullError
-from mint.core.files import flush, require_new
+from mint.core.files import flush, naming, require_new
 from mint.model.checkpoint.file_states import FileStates
 from mint.model.checkpoint.manifest import MANIFEST_NAME, Manifest, read_manifest
 from mint.model.checkpoint.writer import disk_full
@@ -68,10 +68,11 @@ def read_finished(output: Path) -> Manifest:
 def naming_full_disk(folder: Path, nbytes: int) -> Iterator[None]:
     """Raise `DiskFullError` for `folder`, which needs so many bytes, where a disk becomes full.
 
-    The error of a copy names its source instead.
+    The error of a copy names its source instead. Other errors that name no file get the folder.
     """
     try:
-        yield
+        with naming(folder):
+            yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise DiskFullError(disk_full(folder, nbytes)) from error

@@ -97,28 +97,34 @@ def answer_questions() -> None:
     import mlx.core as mx
     import mlx_lm  # noqa: F401, as it is, with tokenizers, while the parent works
 
-    from mint.core.memory import peak_rss_bytes
-    from mint.model.module_tree import processor_fault, tokenizer_fault
     from mint.run.executor import CACHE_BYTES
 
     mx.set_cache_limit(CACHE_BYTES)
     for question in questions():
-        folder = Path(question["folder"])
-        record = {"number": question["number"], "loads_error": "", "logits_error": ""}
-        record["tokenizer_fault"] = (tokenizer_fault(folder) or processor_fault(folder)) if "paths" in question else ""
-        tokens, logits = np.array(question.get("tokens", []), np.int32), np.empty(0, np.float32)
-        try:
-            if "paths" in question:
-                tokens, logits = _loaded(folder, question["paths"])
-            else:
-                options = {name: question[name] for name in ("rounding", "one_by_one")}
-                logits = _dequantized(folder, question["units"], tokens, **options)
-        except _LoadError as error:
-            record["loads_error"] = str(error)
-        except Exception as error:  # a model may raise anything: it is the finding
-            record["logits_error"] = repr(error)
-        record |= {"tokens": tokens.tolist(), "shape": logits.shape, "peak_rss_bytes": peak_rss_bytes()}
-        send(answers, record, np.ascontiguousarray(logits).tobytes())
+        record, logits = answer_to(question)
+        send(answers, {"number": question["number"], **record}, np.ascontiguousarray(logits).tobytes())
+
+
+def answer_to(question: Mapping[str, Any]) -> tuple[dict[str, Any], npt.NDArray[np.float32]]:
+    """The fields of the answer to one question, computed in this process, and the logits."""
+    from mint.core.memory import peak_rss_bytes
+    from mint.model.module_tree import processor_fault, tokenizer_fault
+
+    folder, is_stock = Path(question["folder"]), "paths" in question
+    record: dict[str, Any] = {"loads_error": "", "logits_error": ""}
+    record["tokenizer_fault"] = (tokenizer_fault(folder) or processor_fault(folder)) if is_stock else ""
+    tokens, logits = np.array(question.get("tokens", []), np.int32), np.empty(0, np.float32)
+    try:
+        if is_stock:
+            tokens, logits = _loaded(folder, question["paths"])
+        else:
+            options = {name: question[name] for name in ("rounding", "one_by_one")}
+            logits = _dequantized(folder, question["units"], tokens, **options)
+    except _LoadError as error:
+        record["loads_error"] = str(error)
+    except Exception as error:  # a model may raise anything: it is the finding
+        record["logits_error"] = repr(error)
+    return record | {"tokens": tokens.tolist(), "shape": logits.shape, "peak_rss_bytes": peak_rss_bytes()}, logits
 
 
 class _LoadError(Exception):

@@ -1,11 +1,11 @@
 """The names that commands write to: defaults, and the checks that come before any heavy import."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mint.cli.terminal.screen import Screen
-from mint.core.files import move_aside, require_loadable, require_new, require_writable
+from mint.core.files import holds, move_aside, require_loadable, require_new, require_writable, write_whole
 from mint.core.sizes import format_size
 
 if TYPE_CHECKING:
@@ -67,6 +67,27 @@ def check_new(paths: Iterable[Path], *, force: bool) -> None:
         require_writable(path)
         if not force:
             require_new(path)
+
+
+def check_files(paths: Iterable[Path], *, force: bool) -> None:
+    """Raise `MintError` for paths where no file can be written; the content of an existing file is compared later."""
+    for path in paths:
+        require_writable(path)
+        if not (force or path.is_file()):
+            require_new(path)
+
+
+def write_files(screen: Screen, files: Mapping[Path, bytes], *, force: bool) -> None:
+    """Write new files, each whole; one that holds the same already is what a killed run wrote, and stays.
+
+    With --force others are renamed. Without it they are refused, and nothing is written.
+    """
+    missing = {path: text for path, text in files.items() if not holds(path, text)}
+    set_aside(screen, force, *missing)
+    check_new(missing, force=force)
+    for path, text in missing.items():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(path, text)
 
 
 def set_aside(screen: Screen, force: bool, *paths: Path) -> None:

@@ -8,7 +8,7 @@ from typing import Annotated
 import mint
 from mint.cli import options as opt
 from mint.cli.options import argument, option
-from mint.cli.outputs import check_new, default_outputs, described, outputs_of, set_aside
+from mint.cli.outputs import check_files, default_outputs, described, outputs_of, write_files
 from mint.cli.terminal.screen import Answer, Record, Screen
 from mint.core.errors import MintError
 from mint.formats.quality import QUALITIES
@@ -37,6 +37,7 @@ def allocate(
     """
     from mint.analysis.probes.probe_file import probes_beside
     from mint.plan.allocate import allocate_all
+    from mint.plan.plan import plan_text
     from mint.render.plans import plan_record
     from mint.render.summary import plan_summary
 
@@ -49,15 +50,14 @@ def allocate(
             "needed: --server, which makes another, or mint analyze and mint probe"
         )
     outputs = outputs_of(budgets, output) if output else []
-    check_new(outputs, force=force)
+    check_files(outputs, force=force)
     path = Path(analysis)
     if client:
         path = client.analysis(analysis, recipe, on_progress=screen.on_progress, on_note=screen.note)
         screen.note(f"the service's analysis is in {path}")
     plans = allocate_all(mint.read_analysis(path), budgets, recipe, probed=probes_beside(path))
-    set_aside(screen, force, *outputs)
-    for plan, file in zip(plans, outputs, strict=False):
-        mint.write_plan(plan, file)
+    texts = {file: plan_text(plan).encode() for plan, file in zip(plans, outputs, strict=False)}
+    write_files(screen, texts, force=force)
     seconds = time.perf_counter() - started
     return [
         Answer(plan_record(plan, file, seconds), plan_summary(plan, file)) for plan, file in zip_longest(plans, outputs)
@@ -78,22 +78,20 @@ def curve(
     """Show the whole curve of budget and loss: its knees, the gain of the next bytes, the position of every device."""
     from mint.analysis.probes.probe_file import probes_beside
     from mint.plan.device_fit import devices_on
-    from mint.render.chart import draw_curve, require_picture, write_csv
+    from mint.render.chart import curve_table, drawn_curve, require_picture
     from mint.render.plans import curve_record
 
     room = Room(context=context, reserve=reserve)
-    files = [path for path in (csv, plot) if path]
-    check_new(files, force=force)
+    check_files(filter(None, (csv, plot)), force=force)
     if plot:
         require_picture(plot)
     problem = recipe.problem(mint.read_analysis(analysis), probes_beside(analysis))
     line = mint.curve(problem, points=points, on_progress=screen.on_progress)
     devices = devices_on(problem, room)
-    set_aside(screen, force, *files)
-    if csv:
-        write_csv(line, csv)
+    files = {csv: curve_table(line)} if csv else {}
     if plot:
-        draw_curve(line, devices, plot, title=analysis.stem)
+        files[plot] = drawn_curve(line, devices, plot.suffix, title=analysis.stem)
+    write_files(screen, files, force=force)
     return curve_record(line, devices, csv, plot, brief=not screen.as_json)
 
 
@@ -110,15 +108,13 @@ def report(
 
     Example: mint report Qwen3-8B.mint Qwen3-8B-6GB Qwen3-8B-8GB -o report.html
     """
-    from mint.core.files import write_whole
     from mint.render.report.report import report as report_of
 
-    check_new([output], force=force)
+    check_files([output], force=force)
     screen.begin(f"report on {', '.join(map(str, paths))} -> {output}")
-    text = report_of(paths, recipe)
-    set_aside(screen, force, output)
-    write_whole(output, text.encode())
-    return {"report": str(output), "nbytes": len(text.encode())}
+    text = report_of(paths, recipe).encode()
+    write_files(screen, {output: text}, force=force)
+    return {"report": str(output), "nbytes": len(text)}
 
 
 def explain(
@@ -183,21 +179,20 @@ def export_predicate(
 
     Example: mint export-predicate Qwen3-8B-6GB && python quant_predicate.py Qwen/Qwen3-8B out
     """
-    from mint.core.files import write_whole
     from mint.exports.predicate import predicate_text
     from mint.exports.tensor_types import tensor_types as types_of
 
-    files = [output, *([tensor_types] if tensor_types else [])]
-    check_new(files, force=force)
+    check_files(filter(None, (output, tensor_types)), force=force)
     if not output.stem.isidentifier() or output.suffix != ".py":
         raise MintError(f"{output}: Python cannot import it; needed: a name such as quant_predicate.py")
     chosen = mint.read_plan(plan)
     types, unnamed = types_of(chosen) if tensor_types else ("", ())
-    set_aside(screen, force, *files)
-    write_whole(output, predicate_text(chosen, output.name).encode())
+    files = {output: predicate_text(chosen, output.name).encode()}
+    if tensor_types:
+        files[tensor_types] = types.encode()
+    write_files(screen, files, force=force)
     record: Record = {"predicate": str(output), "units": len(chosen.choices), "plan_rounding": chosen.rounding}
     if tensor_types:
-        write_whole(tensor_types, types.encode())
         record |= {"tensor_types": str(tensor_types), "without_name": list(unnamed)}
     return record
 

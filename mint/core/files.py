@@ -3,8 +3,8 @@
 import hashlib
 import os
 import time
-from collections.abc import Iterable
-from contextlib import suppress
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from fnmatch import fnmatchcase
 from glob import escape
 from pathlib import Path, PurePosixPath
@@ -18,18 +18,32 @@ _LEFTOVER_SECONDS = 3600.0  # longer than any write of one file
 TEMPLATES = "additional_chat_templates"  # the only folder of a model; transformers reads it
 
 
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Give an error of the operating system that names no file this one: those of open files name none."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno and error.filename is None:
+            error.filename = str(path)
+        raise
+
+
 def write_whole(path: Path, text: bytes) -> None:
     """Write a file under a temporary name, flush it to the disk, and give it its name: whole or not at all.
 
-    Removes what killed writers of the same file left behind.
+    Removes what killed writers of the same file left behind: those of this machine, and old ones of any.
     """
+    machine = f"{path.name}.{os.uname().nodename}-"
+    temporary = path.with_name(f"{machine}{os.getpid()}.tmp")
     for leftover in path.parent.glob(f"{escape(path.name)}.*.tmp"):
         with suppress(FileNotFoundError):
-            if time.time() - leftover.stat().st_mtime > _LEFTOVER_SECONDS:
+            is_own = leftover.name.startswith(machine)
+            is_old = time.time() - leftover.stat().st_mtime > _LEFTOVER_SECONDS
+            if is_old or (is_own and not _is_running(leftover.name.removeprefix(machine).removesuffix(".tmp"))):
                 leftover.unlink()
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
-        with temporary.open("wb") as file:
+        with naming(temporary), temporary.open("wb") as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
@@ -37,6 +51,21 @@ def write_whole(path: Path, text: bytes) -> None:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def _is_running(pid: str) -> bool:
+    try:
+        os.kill(int(pid), 0)
+    except PermissionError:
+        return True
+    except (ProcessLookupError, OverflowError, ValueError):
+        return False
+    return True
+
+
+def holds(path: Path, text: bytes) -> bool:
+    """True for a file with this content."""
+    return path.is_file() and path.stat().st_size == len(text) and path.read_bytes() == text
 
 
 def remove_temporary(folder: Path) -> None:
@@ -60,7 +89,8 @@ def flush(path: Path) -> None:
     """Let the content of a file, or the names in a folder, outlive a loss of power."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(descriptor)
+        with naming(path):
+            os.fsync(descriptor)
     finally:
         os.close(descriptor)
 

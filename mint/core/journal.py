@@ -16,7 +16,7 @@ from typing import Any
 import msgpack
 
 from mint.core.errors import MintError
-from mint.core.files import partial_path, sha256_of, write_whole
+from mint.core.files import naming, partial_path, sha256_of, write_whole
 
 _FRAME = struct.Struct("<II")
 MAX_FRAME_BYTES = 1 << 30
@@ -51,7 +51,7 @@ def read_header(path: Path, magic: bytes) -> dict[str, Any] | None:
     """The header of the file at `path`, without the rest of it; None where there is no whole one after `magic`."""
     if not path.exists():
         return None
-    with path.open("rb") as file:
+    with naming(path), path.open("rb") as file:
         text = file.read(len(magic) + _FRAME.size)
         if len(text) < len(magic) + _FRAME.size or not text.startswith(magic):
             return None
@@ -98,7 +98,8 @@ def write_sealed(path: Path, kind: SealedKind, header: Mapping[str, Any], record
 
 def read_sealed(path: Path, kind: SealedKind) -> Sealed:
     """Read a finished file; `MintError` when it is foreign, damaged, unfinished or of another schema."""
-    text = path.read_bytes()
+    with naming(path):
+        text = path.read_bytes()
     if not text.startswith(kind.magic):
         raise MintError(f"{path}: not {kind.name}; needed: a file that `{kind.command}` wrote")
     frames = list(read_frames(text, len(kind.magic)))
@@ -124,18 +125,21 @@ class Journal(AbstractContextManager["Journal"]):
         self.path = path
         self._file = path.open("a+b")
         try:
-            self.records = self._recover(magic, header)
+            with naming(path):
+                self.records = self._recover(magic, header)
         except BaseException:
             self._file.close()
             raise
 
     def __exit__(self, *_: object) -> None:
-        self._file.close()
+        with naming(self.path):
+            self._file.close()
 
     def append(self, record: Any) -> None:
         """Write one frame; once this returns a killed process no longer loses it."""
-        self._file.write(frame(record))
-        self._file.flush()
+        with naming(self.path):
+            self._file.write(frame(record))
+            self._file.flush()
 
     def _recover(self, magic: bytes, header: dict[str, Any]) -> list[Any]:
         try:

@@ -32,7 +32,7 @@ def memory_bytes(limits: Iterable[Path] = _LIMITS) -> int:
     """The memory of this machine, or of the container that Linux holds this process in if that is less."""
     texts = [path.read_text().strip() for path in limits if path.exists()]
     machine: int = psutil.virtual_memory().total
-    return min([machine, *(int(text) for text in texts if text.isdigit())])
+    return min([machine, *(int(text) for text in texts if text.isdecimal())])
 
 
 def memory_is_short() -> bool:

@@ -68,7 +68,7 @@ def parse_budget(text: str) -> Amount:
         try:
             return Amount(text.strip(), "B", Decimal(parse_size(text)))
         except MintError as error:
-            bits = f"{word}bpw" if word.replace(".", "", 1).isdigit() and float(word) <= 16 else "4.5bpw"
+            bits = f"{word}bpw" if word.replace(".", "", 1).isdecimal() and float(word) <= 16 else "4.5bpw"
             others = f"for a budget also bits per weight ({bits}), a share of the source (0.3x), min or max"
             raise MintError(f"{error}; {others}") from error
     number = Decimal(match[1])

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from mint.core.errors import MintError
+from mint.core.files import naming
 from mint.model.checkpoint.shards import LFS_MARK
 
 
@@ -16,7 +17,8 @@ def check_config(folder: Path, *, requantize: bool = False) -> bytes:
     path = folder / "config.json"
     if not path.is_file():
         raise MintError(f"{folder}: no config.json found; needed: a Hugging Face model folder")
-    text = path.read_bytes()
+    with naming(path):
+        text = path.read_bytes()
     if text.startswith(LFS_MARK):
         remedy = "run git lfs pull in that folder, or download the model with hf download"
         raise MintError(f"{path}: a Git LFS pointer, the file itself is not there; {remedy}")

@@ -18,7 +18,7 @@ from typing import Any
 from mint.analysis.analysis import sqnr_db
 from mint.analysis.features.features import Features
 from mint.core.errors import MintError
-from mint.core.files import write_whole
+from mint.core.files import naming, write_whole
 from mint.core.records import pick
 from mint.core.sizes import MAX_SHARD_BYTES
 from mint.formats.format import KEEP, Format, TensorSpec, parse_format
@@ -289,7 +289,8 @@ def read_plan(path: Path | str) -> Plan:
     if not path.is_file():
         raise MintError(f"{path}: no such plan; make one with: mint allocate ANALYSIS --budget SIZE --output {path}")
     try:
-        record = json.loads(path.read_text())
+        with naming(path):
+            record = json.loads(path.read_text())
     except (ValueError, RecursionError) as error:
         raise MintError(f"{path}: not valid JSON ({error}); needed: a plan that `mint allocate` wrote") from error
     if not isinstance(record, dict) or record.get("kind") != KIND:

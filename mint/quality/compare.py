@@ -33,7 +33,7 @@ NOISE_SHARE = 4  # one sequence in four is measured for noise: bf16 is slow on C
 
 
 def compare(question: Question, on_progress: OnProgress) -> Evaluation:
-    """Evaluate in this process: write the reference file, unless there is one, and compare."""
+    """Evaluate in this process: write the reference file, unless there is one of the same question, and compare."""
     started = time.perf_counter()
     folder = question.output
     with fusing_nothing(), tempfile.TemporaryDirectory(prefix="mint-") as scratch:
@@ -64,6 +64,7 @@ def compare(question: Question, on_progress: OnProgress) -> Evaluation:
 
 
 def _write_reference(question: Question, path: Path, on_progress: OnProgress) -> None:
+    """Write the reference file of a question; `MintError` for an existing file that is not the same."""
     folder = question.reference
     vocabulary, tokenizer = vocabulary_size(folder), sequences.vocabulary_digest(folder)
     _check_vocabulary(question.output, tokenizer, vocabulary, str(folder))  # before the long work
@@ -78,6 +79,9 @@ def _write_reference(question: Question, path: Path, on_progress: OnProgress) ->
     )
     size = sequences.text_size(question.tokens, question.window, own=not question.text)
     tokens = sequences.text_sequences(folder, question.text, size) if question.text else None
+    if path.exists():
+        _check_same(path, origin, (size.count, size.window), tokens)
+        return
     model = open_wide(folder)
     if tokens is None:
         prefix = sequences.prefix_of(folder)
@@ -93,6 +97,18 @@ def _write_reference(question: Question, path: Path, on_progress: OnProgress) ->
         for rows, logits, following in _passes(stage, "in bfloat16", narrow, tokens[:noisy], vocabulary, on_progress):
             expected = reference.log_probabilities(rows)
             reference.noise[rows] = differences(expected, reference.top[rows], logits, following).kl
+
+
+def _check_same(path: Path, origin: Origin, size: tuple[int, ...], tokens: Tokens | None) -> None:
+    """Raise `MintError` unless a killed run for this very `origin` wrote the file: nothing is overwritten."""
+    needed = f"{path} exists; needed a new name for --save-reference, or remove the file"
+    try:
+        saved = read_reference(path)
+    except MintError as error:
+        raise MintError(needed) from error
+    is_same = np.array_equal(saved.tokens, tokens) if tokens is not None else saved.tokens.shape == size
+    if saved.origin != origin or not is_same:
+        raise MintError(needed)
 
 
 def _passes(

@@ -62,8 +62,8 @@ def evaluate_all(
         questions = [Question(folder, origin, *options) for folder in folders]
         for question in questions:
             question.check()
-        for question in questions:
-            if file and file.exists():  # an earlier model was compared
+        for index, question in enumerate(questions):
+            if index and file and file.exists():  # an earlier model was compared
                 question = Question(question.output, file, tasks=question.tasks)
             try:
                 results.append(_answered(question, on_progress))

@@ -30,8 +30,6 @@ class Question:
         if not self.reference.exists():
             needed = "needed: the original model's folder, or a file of --save-reference"
             raise MintError(f"{self.reference}: no such model or file; {needed}")
-        if self.save_reference and self.save_reference.exists():
-            raise MintError(f"{self.save_reference} exists; needed a new name for --save-reference, or remove the file")
         if self.tasks:
             from mint.quality.tasks import read_tasks  # imports mlx_lm
 

@@ -18,6 +18,7 @@ The metadata holds the `Origin`, and a digest of everything.
 
 import hashlib
 import json
+import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
@@ -30,7 +31,7 @@ import numpy.typing as npt
 from safetensors import SafetensorError, safe_open
 
 from mint.core.errors import MintError
-from mint.core.files import partial_path
+from mint.core.files import naming, partial_path
 from mint.formats.layout import file_head
 from mint.quality.divergence import Logits, Tokens
 
@@ -94,7 +95,7 @@ def new_reference(
     reference = Reference(partial_path(path), origin, **small, vocabulary=vocabulary, start=len(head))
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
-        with reference.path.open("wb") as file:
+        with naming(path), reference.path.open("wb") as file:
             file.write(head)
 
             def append(log_probabilities: Logits) -> None:
@@ -107,6 +108,8 @@ def new_reference(
             assert file.tell() == len(head) + 2 * prod(shape)
             file.seek(0)
             file.write(_head(origin, small, shape, _digest(origin, small, shape, data.hexdigest())))
+            file.flush()
+            os.fsync(file.fileno())
         reference.path.replace(path)
     finally:
         reference.path.unlink(missing_ok=True)

@@ -1,6 +1,7 @@
 """Writes a curve as a picture or as a table of numbers."""
 
 import csv
+import io
 from collections.abc import Sequence
 from dataclasses import astuple
 from pathlib import Path
@@ -13,18 +14,20 @@ from mint.plan.device_fit import Placed
 _PICTURES = (".png", ".svg", ".pdf")
 _COLUMNS = "budget_bytes planned_bytes bits_per_weight loss gap"
 _PREDICTED = ("predicted_kl", "predicted_low", "predicted_high")
+_WITHOUT_DATE = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}}
 _MAX_DEVICES = 12  # more names would overlap
 
 
-def write_csv(curve: Curve, path: Path) -> None:
-    """Write every point of the curve, one a line, under a line of names."""
-    with path.open("x", newline="") as file:
-        writer = csv.writer(file)
-        predicted = _PREDICTED if curve.points[0].predicted_kl else ()
-        writer.writerow([*_COLUMNS.split(), "knee", *predicted])
-        for point in curve.points:
-            kl = astuple(point.predicted_kl) if point.predicted_kl else ()
-            writer.writerow([*pick(point, _COLUMNS).values(), int(point in curve.knees), *kl])
+def curve_table(curve: Curve) -> bytes:
+    """The CSV text of every point of the curve, one a line, under a line of names."""
+    text = io.StringIO()
+    writer = csv.writer(text)
+    predicted = _PREDICTED if curve.points[0].predicted_kl else ()
+    writer.writerow([*_COLUMNS.split(), "knee", *predicted])
+    for point in curve.points:
+        kl = astuple(point.predicted_kl) if point.predicted_kl else ()
+        writer.writerow([*pick(point, _COLUMNS).values(), int(point in curve.knees), *kl])
+    return text.getvalue().encode()
 
 
 def require_picture(path: Path) -> None:
@@ -33,11 +36,12 @@ def require_picture(path: Path) -> None:
         raise MintError(f"{path}: found no kind of picture, needed a name that ends in {', '.join(_PICTURES)}")
 
 
-def draw_curve(curve: Curve, devices: Sequence[Placed], path: Path, *, title: str) -> None:
-    """Draw loss over budget, with the knees and the devices on the curve."""
+def drawn_curve(curve: Curve, devices: Sequence[Placed], kind: str, *, title: str) -> bytes:
+    """A picture of loss over budget, with the knees and the devices on the curve; the same bytes each time."""
     import matplotlib
 
     matplotlib.use("agg")
+    matplotlib.rcParams["svg.hashsalt"] = "mint"
     from matplotlib import pyplot
 
     unit, scale = ("GB", 1e9) if curve.points[-1].budget_bytes >= 10**9 else ("MB", 1e6)
@@ -66,8 +70,10 @@ def draw_curve(curve: Curve, devices: Sequence[Placed], path: Path, *, title: st
     axes.set(yscale="log", xlabel=f"weight files, {unit}", ylabel=height, title=title)
     axes.grid(True, which="major", color="0.93")
     axes.legend(loc="lower left")
-    figure.savefig(path, dpi=150)
+    picture = io.BytesIO()
+    figure.savefig(picture, dpi=150, format=kind.removeprefix("."), metadata=_WITHOUT_DATE.get(kind))
     pyplot.close(figure)
+    return picture.getvalue()
 
 
 def _height(point: Point) -> float:

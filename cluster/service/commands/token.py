@@ -118,7 +118,7 @@ def parse_quota(text: str) -> Quota:
     for part in filter(None, (part.strip() for part in text.split(","))):
         key, _, value = part.partition("=")
         field = _QUOTAS.get(key, "")
-        if not field or field in limits or not (field == "nbytes" or value.isdigit()):
+        if not field or field in limits or not (field == "nbytes" or value.isdecimal()):
             raise MintError(f"--quota {part!r}; needed some of active=N, queued=N, bytes=SIZE, separated by commas")
         limits[field] = parse_size(value) if field == "nbytes" else int(value)
     return Quota(**limits)

@@ -118,7 +118,7 @@ class Guard:
             return b""
         try:
             async with asyncio.timeout(self.body_seconds):
-                return await _read_body(Request(scope, receive), int(length) if length.isdigit() else 0)
+                return await _read_body(Request(scope, receive), int(length) if length.isdecimal() else 0)
         except TimeoutError:
             raise ApiError(
                 408, f"the body was not complete after {self.body_seconds:g} seconds; send it at once"

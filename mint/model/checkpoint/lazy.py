@@ -6,6 +6,7 @@ from typing import Any
 
 import mlx.core as mx
 
+from mint.core.errors import MintError, is_failed_read
 from mint.model.checkpoint.shards import Shard, read_header
 
 READ_AT_ONCE = ("F8_E5M2",)
@@ -15,15 +16,22 @@ _UNKNOWN, _KNOWN = b'"F8_E5M2"', b'"F8_E4M3"'  # mlx 0.32 loads either as bytes,
 def lazy_arrays(folder: Path, shard: Shard) -> dict[str, mx.array]:
     """The tensors by name in the order of the file; those of 8-bit floats are bytes.
 
-    A shard with a dtype whose name MLX refuses is read at once, and its arrays still name it in a graph.
+    A shard with a dtype whose name MLX refuses is read at once, and its arrays still name it in a graph. Raises
+    `MintError` for a shard that cannot be read.
     """
     path = folder / shard.name
     arrays: Any
-    if all(tensor.dtype not in READ_AT_ONCE for tensor in shard.tensors):
-        arrays = mx.load(str(path))
-    else:
-        arrays = mx.load(_Renamed(path), format="safetensors")
-        arrays = {name: mx.stop_gradient(array) for name, array in arrays.items()}
+    try:
+        if all(tensor.dtype not in READ_AT_ONCE for tensor in shard.tensors):
+            arrays = mx.load(str(path))
+        else:
+            arrays = mx.load(_Renamed(path), format="safetensors")
+            arrays = {name: mx.stop_gradient(array) for name, array in arrays.items()}
+    except RuntimeError as error:
+        if not is_failed_read(error):
+            raise
+        fault = f"{path}: cannot be read (mlx says: {error})"
+        raise MintError(f"{fault}; check the disk, then run the same command again") from error
     return {tensor.name: arrays[tensor.name] for tensor in shard.tensors}
 
 

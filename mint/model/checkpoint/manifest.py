@@ -8,6 +8,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from mint.core.errors import MintError
+from mint.core.files import naming
 from mint.model.checkpoint.beside import CARD_NAME
 
 MANIFEST_NAME = "mint.json"
@@ -52,7 +53,8 @@ def read_manifest(folder: Path) -> Manifest:
     if not path.is_file():
         raise MintError(f"{folder}: no {MANIFEST_NAME} found; needed: a folder that mint wrote")
     try:
-        record: dict[str, Any] = json.loads(path.read_text())
+        with naming(path):
+            record: dict[str, Any] = json.loads(path.read_text())
         if record.pop("kind") != KIND or record.pop("schema") != SCHEMA:
             raise ValueError(f"not a manifest of schema {SCHEMA}")
         record["files"] = {_inside(name): WrittenFile(**fields) for name, fields in record["files"].items()}
@@ -88,6 +90,6 @@ def difference(folder: Path, manifest: Manifest) -> str:
 
 def file_digest(path: Path) -> WrittenFile:
     """Size and SHA-256 of the file at `path`, read in pieces."""
-    with path.open("rb") as file:
+    with naming(path), path.open("rb") as file:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
         return WrittenFile(file.tell(), sha256)

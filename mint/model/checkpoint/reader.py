@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mint.core.errors import MintError
+from mint.core.files import naming
 from mint.formats.format import KEEP, Format
 from mint.formats.units import parts_of
 from mint.kernels.backend import backend
@@ -41,7 +42,8 @@ class StoredModel:
         shape = (stop - start, *tensor.shape[1:]) if tensor.shape else ()
         row = prod(tensor.shape[1:])
         offset = tensor.offset + start * row * dtype.itemsize
-        data: npt.NDArray[np.generic] = np.fromfile(self.folder / tensor.shard, dtype, prod(shape), offset=offset)
+        with naming(self.folder / tensor.shard):
+            data: npt.NDArray[np.generic] = np.fromfile(self.folder / tensor.shard, dtype, prod(shape), offset=offset)
         if data.size != prod(shape):  # numpy returns fewer in silence
             message = f"{data.size} of {prod(shape)} values of tensor {name} can be read"
             raise MintError(f"{self.folder / tensor.shard}: {message}; check the disk, or write the file again")

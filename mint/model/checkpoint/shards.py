@@ -13,7 +13,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from mint.core.errors import MintError
-from mint.core.files import sha256_of
+from mint.core.files import naming, sha256_of
 from mint.formats.format import ITEMSIZE
 
 MAX_HEADER_BYTES = 100_000_000  # the limit of the safetensors library itself
@@ -23,6 +23,7 @@ INDEX_NAME = "model.safetensors.index.json"
 PATTERN = "model*.safetensors"  # mlx_lm loads these; it ignores other names in silence
 LFS_MARK = b"version https://git-lfs"  # the first bytes of a pointer that git leaves in place of a file
 _MAX_NUMBER = 1 << 63
+_LONGEST_NAME = 255  # of a file
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,14 +106,15 @@ def read_index(folder: Path) -> dict[str, str]:
     if not path.exists():
         return {}
     try:
-        listed = json.loads(path.read_bytes())["weight_map"]
+        with naming(path):
+            listed = json.loads(path.read_bytes())["weight_map"]
         index = {str(name): str(shard) for name, shard in listed.items()}
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise MintError(f"{path}: not a safetensors index ({error!r:.200}); download it again or remove it") from error
     for shard in set(index.values()):
         hidden = any(part.startswith(".") for part in PurePosixPath(shard).parts)
-        if PurePosixPath(shard).is_absolute() or hidden or "\0" in shard:
-            raise MintError(f"{path}: names the shard {shard!r:.200} outside of the folder; download it again")
+        if PurePosixPath(shard).is_absolute() or hidden or "\0" in shard or len(shard) > _LONGEST_NAME:
+            raise MintError(f"{path}: names the shard {shard!r:.200}, no file of the folder; download it again")
     return index
 
 
@@ -122,7 +124,7 @@ def read_shard(folder: Path, name: str) -> Shard:
     header, nbytes = read_header(path)
     tensors = _parse_header(path, name, header, nbytes)
     samples = hashlib.sha256()
-    with path.open("rb") as file:
+    with naming(path), path.open("rb") as file:
         for start, length in sampled_ranges(8 + len(header), nbytes):
             file.seek(start)
             samples.update(file.read(length))
@@ -132,7 +134,7 @@ def read_shard(folder: Path, name: str) -> Shard:
 def read_header(path: Path) -> tuple[bytes, int]:
     """The header of a safetensors file, and how many bytes the file has; `MintError` when it is not whole."""
     nbytes = path.stat().st_size
-    with path.open("rb") as file:
+    with naming(path), path.open("rb") as file:
         prefix = file.read(8)
         length = int.from_bytes(prefix, "little")
         if prefix + file.read(len(LFS_MARK) - 8) == LFS_MARK:

@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 
 from mint.core.errors import DiskFullError
-from mint.core.files import sha256_of, write_all
+from mint.core.files import naming, sha256_of, write_all
 from mint.formats.format import TensorSpec
 from mint.formats.layout import OutputShard
 
@@ -20,14 +20,16 @@ class WeightFiles(AbstractContextManager["WeightFiles"]):
 
     def __init__(self, folder: Path, layout: Sequence[OutputShard]) -> None:
         self._descriptors: list[int] = []
+        self._paths = [folder / shard.name for shard in layout]
         self._positions = {
             placed.tensor.name: (index, placed.offset, placed.tensor)
             for index, shard in enumerate(layout)
             for placed in shard.tensors
         }
         try:
-            for shard in layout:
-                self._open(folder / shard.name, shard)
+            for path, shard in zip(self._paths, layout, strict=True):
+                with naming(path):
+                    self._open(path, shard)
         except BaseException:
             self.__exit__()
             raise
@@ -41,14 +43,16 @@ class WeightFiles(AbstractContextManager["WeightFiles"]):
         for tensor, piece in zip(tensors, data, strict=True):
             index, offset, planned = self._positions[tensor.name]
             assert tensor == planned and len(piece) == planned.nbytes, f"{tensor.name} is not as planned"
-            write_all(self._descriptors[index], piece, offset)
+            with naming(self._paths[index]):
+                write_all(self._descriptors[index], piece, offset)
         return sha256_of(data)
 
     def write_piece(self, tensor: TensorSpec, piece: memoryview, start: int) -> None:
         """Write some bytes of a tensor, the first of them at byte `start` of it."""
         index, offset, planned = self._positions[tensor.name]
         assert tensor == planned and 0 <= start <= planned.nbytes - len(piece), f"{tensor.name} is not as planned"
-        write_all(self._descriptors[index], piece, offset + start)
+        with naming(self._paths[index]):
+            write_all(self._descriptors[index], piece, offset + start)
 
     def digest(self, tensors: Iterable[TensorSpec]) -> str:
         """The SHA-256 of the bytes that these tensors now have in the files."""
@@ -57,14 +61,18 @@ class WeightFiles(AbstractContextManager["WeightFiles"]):
     def _read(self, tensor: TensorSpec) -> Iterator[bytes]:
         index, offset, planned = self._positions[tensor.name]
         end = offset + planned.nbytes
-        while offset < end and (piece := os.pread(self._descriptors[index], min(end - offset, CHUNK_BYTES), offset)):
-            yield piece
-            offset += len(piece)
+        with naming(self._paths[index]):
+            while offset < end and (
+                piece := os.pread(self._descriptors[index], min(end - offset, CHUNK_BYTES), offset)
+            ):
+                yield piece
+                offset += len(piece)
 
     def flush(self) -> None:
         """Wait until everything is on the disk."""
-        for descriptor in self._descriptors:
-            os.fsync(descriptor)
+        for path, descriptor in zip(self._paths, self._descriptors, strict=True):
+            with naming(path):
+                os.fsync(descriptor)
 
     def _open(self, path: Path, shard: OutputShard) -> None:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)

@@ -12,6 +12,7 @@ from typing import Any
 import mlx.core as mx
 
 from mint.core.errors import MintError
+from mint.core.records import reading
 from mint.kernels.storage import MLX_DTYPES
 from mint.model.checkpoint.shards import Shard, SourceTensor, tensors_of
 from mint.model.storages.bitsandbytes import BNB_4BIT, BNB_INT8
@@ -138,19 +139,20 @@ def without_settings(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def settings_of(config: Mapping[str, Any]) -> Settings:
-    """The settings under `quantization_config`, of the model or of its text model."""
-    fields = config.get(_KEY) or (config.get("text_config") or {}).get(_KEY) or {}
-    groups = [group.get("weights") or {} for group in (fields.get("config_groups") or {}).values()]
-    bits = {int(group["num_bits"]) for group in groups if "num_bits" in group} or {int(fields.get("bits") or 0)}
-    blocks = {tuple(group["block_structure"]) for group in groups if group.get("block_structure")}
-    block = tuple(fields.get("weight_block_size") or ()) or (blocks.pop() if len(blocks) == 1 else ())
-    return Settings(
-        method=str(fields.get("quant_method") or fields.get("quant_algo") or "unknown") if fields else "",
-        bits=bits.pop() if len(bits) == 1 else 0,
-        block=tuple(map(int, block)),
-        exact_zeros=fields.get("checkpoint_format") == "gptq_v2",
-        modules=quantization_of(config),
-    )
+    """The settings under `quantization_config`, of the model or of its text model; `MintError` for malformed ones."""
+    with reading(f"config.json: {_KEY} cannot be read", "download config.json again, or mend that entry"):
+        fields = config.get(_KEY) or (config.get("text_config") or {}).get(_KEY) or {}
+        groups = [group.get("weights") or {} for group in (fields.get("config_groups") or {}).values()]
+        bits = {int(group["num_bits"]) for group in groups if "num_bits" in group} or {int(fields.get("bits") or 0)}
+        blocks = {tuple(group["block_structure"]) for group in groups if group.get("block_structure")}
+        block = tuple(fields.get("weight_block_size") or ()) or (blocks.pop() if len(blocks) == 1 else ())
+        return Settings(
+            method=str(fields.get("quant_method") or fields.get("quant_algo") or "unknown") if fields else "",
+            bits=bits.pop() if len(bits) == 1 else 0,
+            block=tuple(map(int, block)),
+            exact_zeros=fields.get("checkpoint_format") == "gptq_v2",
+            modules=quantization_of(config),
+        )
 
 
 def quantization_of(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -39,8 +39,13 @@ def test_several_budgets_make_several_plans(analysis: Path, tmp_path: Path, caps
     assert [Path(result["plan"]).name for result in results] == ["plan-min.json", "plan-0.5x.json", "plan-6bpw.json"]
     for result in results:
         assert read_plan(result["plan"]).planned_bytes == result["planned_bytes"] <= result["budget_bytes"]
-    assert run_command(["allocate", str(analysis), *arguments, "--output", str(output)]) == 1
+    written = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    assert run_command(["allocate", str(analysis), *arguments, "--output", str(output)]) == 0  # the run was killed
+    other = ["allocate", str(analysis), *arguments, "--max-bits", "5", "--output", str(output)]
+    capsys.readouterr()
+    assert run_command(other) == 1
     assert "exists; nothing is ever overwritten" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == written
 
 
 def test_rules_reach_the_plan(analysis: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -112,7 +117,9 @@ def test_a_curve_is_printed_written_and_drawn(
         rows = list(csv.DictReader(file))
     assert [float(row["loss"]) for row in rows] == losses
     assert picture.read_text().lstrip().startswith("<?xml")
-    assert run_command(arguments) == 1
+    assert run_command(arguments) == 0  # the same bytes
+    capsys.readouterr()
+    assert run_command(["curve", str(analysis), "--points", "5", "--plot", str(picture)]) == 1
     assert "exists; nothing is ever overwritten" in capsys.readouterr().err
     assert run_command(["curve", str(analysis), "--points", "5", "--plot", str(tmp_path / "curve.txt")]) == 1
     assert "found no kind of picture" in capsys.readouterr().err

@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
@@ -180,7 +181,6 @@ def test_question_and_evaluation_survive_the_way_between_two_processes(converted
         ({"output": Path("nowhere")}, "nowhere: no such folder"),
         ({"reference": Path("nowhere")}, "nowhere: no such model or file"),
         ({"tokens": 64, "seed": 1}, "tokens, seed was given"),
-        ({"save_reference": Path(__file__)}, "exists; needed a new name"),
     ],
 )
 def test_a_wrong_question_is_refused_before_any_work(
@@ -188,6 +188,17 @@ def test_a_wrong_question_is_refused_before_any_work(
 ) -> None:
     with pytest.raises(MintError, match=complaint):
         evaluate(**{"output": llama, "reference": saved, **options})  # type: ignore[arg-type]
+
+
+def test_the_same_command_takes_the_reference_that_a_killed_run_saved(
+    converted: dict[int, Path], llama: Path, tmp_path: Path
+) -> None:
+    options: dict[str, Any] = {"tokens": 64, "window": 16, "save_reference": tmp_path / "reference"}
+    first = evaluate(converted[4], llama, **options)
+    assert evaluate(converted[4], llama, **options).estimates == first.estimates
+    for other in ({"seed": 1}, {"tokens": 48}, {"save_reference": Path(__file__)}):
+        with pytest.raises(MintError, match="exists; needed a new name"):
+            evaluate(converted[4], llama, **{**options, **other})
 
 
 def test_a_reference_with_another_tokenizer_is_refused(saved: Path, make_model: Callable[..., Path]) -> None:
