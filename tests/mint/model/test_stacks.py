@@ -250,8 +250,9 @@ def test_a_matrix_in_blocks_of_rows_is_measured_and_packed_as_a_whole_one(
     dtype: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The bytes are the same; sums of errors are added in another order."""
-    _, table = _large_table(tmp_path / "model", monkeypatch)
+    path = _large_table(tmp_path / "model", monkeypatch)[1].path
     source, checksums = open_source(tmp_path / "model", dtype=dtype), {}
+    table = next(unit for unit in source.units if unit.path == path)
     for block in (1 << 40, 40_000):
         monkeypatch.setattr(stacks, "BLOCK", block)
         ((_, measured),) = in_process(source, Measure("nearest"), [table])
