@@ -12,7 +12,7 @@ from typing import Any
 
 import mint
 from cluster.copies.inventory import Held, Holder, Inventory
-from cluster.service.http import schema
+from cluster.service.http import schema_requests as schema
 from cluster.service.http.downloads import is_single_range
 from cluster.service.http.error_answers import ApiError
 from cluster.transport.messages import (
