@@ -91,7 +91,7 @@ def quantize(
         forecasts: list[Forecast] = []
         if not cluster:  # the rates are those of this machine alone
 
-            def show(forecast: Forecast) -> None:
+            def show(forecast: "Forecast") -> None:
                 forecasts.append(forecast)
                 screen.note(str(forecast))
 

@@ -32,7 +32,7 @@ QUALITIES = {
         Quality("good", "weights make up for each other's rounding errors", "compensate", "90", "1.3 GB",
                 "-80 to -82 %"),
         Quality("best", "rows too, by gradients; then scales are trained", "tune", "300", "2.5 GB",
-                "-83 %"),
+                "-82 %"),
     )
 }  # fmt: skip
 DEFAULT_QUALITY = "good"

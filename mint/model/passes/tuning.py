@@ -5,7 +5,7 @@ scale, so one rate suits every matrix. The target is the original's prediction o
 (the end-to-end phase of EfficientQAT, arXiv 2407.11062, learns from text). The whole model is in memory in float32.
 
 Measured on SmolLM2, `dither`, at the bytes of uniform 3/64, mean KL on 2,048 tokens of other text: 0.545 before,
-0.449 after 20 steps, 0.442 after 40.
+0.449 after 20 steps, 0.442 after 40. In 4 bits it brings 1 %.
 """
 
 # B sequences of a block, L tokens, V vocabulary, G groups, S weights of a group
@@ -28,6 +28,7 @@ from mint.model.passes.logits import logits_of
 STEPS = 24
 SEQUENCES = 4  # of a step
 _RATE = 1.5e-3  # of the largest step
+_TOP = 7  # the largest code of the bits that have this rate
 _WARMUP = 3  # steps
 _BIAS = 3.0  # changes of a bias relative to those of a scale, in scales
 Block = tuple[npt.NDArray[np.int32], npt.NDArray[np.floating]]  # tokens (B, L), log-probabilities (B, L - 1, V)
@@ -41,6 +42,7 @@ class Grid:
     codes: mx.array
     scales: mx.array
     biases: mx.array
+    bits: int
 
     @classmethod
     def of(cls, words: mx.array, scales: mx.array, biases: mx.array, bits: int) -> Self:
@@ -49,7 +51,7 @@ class Grid:
         wide = scales.astype(mx.float32)
         codes = mx.dequantize(words, mx.ones_like(wide), mx.zeros_like(wide), group_size=size, bits=bits)
         codes = mx.round(codes).astype(mx.uint8).reshape(*scales.shape, size)
-        return cls(codes, wide, biases.astype(mx.float32))
+        return cls(codes, wide, biases.astype(mx.float32), bits)
 
     def weight(self) -> mx.array:
         """The weight (..., C) in float32."""
@@ -58,12 +60,15 @@ class Grid:
 
     def changed(self, scale: mx.array, bias: mx.array) -> Self:
         """The grid with relative changes of its scales and biases."""
-        return type(self)(self.codes, self.scales * (1 + scale), self.biases + _BIAS * self.scales * bias)
+        share = min(1.0, _TOP / ((1 << self.bits) - 1))  # more bits: as far at the largest code, in scales
+        return type(self)(
+            self.codes, self.scales * (1 + share * scale), self.biases + _BIAS * self.scales * bias, self.bits
+        )
 
     def stored(self, dtype: mx.Dtype) -> Self:
         """The grid as its file will hold it."""
         scales, biases = (part.astype(dtype).astype(mx.float32) for part in (self.scales, self.biases))
-        return type(self)(self.codes, scales, biases)
+        return type(self)(self.codes, scales, biases, self.bits)
 
 
 def tuned(
