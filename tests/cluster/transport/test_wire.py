@@ -32,7 +32,7 @@ from cluster.transport.worker import Worker
 from mint.analysis.probes.prober import ProbeJob, Probing, TextJob
 from mint.analysis.unit_jobs import Measure, Packed, Quantize
 from mint.core.errors import MintError
-from mint.formats.format import KEEP, parse_format
+from mint.formats.format import KEEP, TensorSpec, parse_format
 from mint.formats.layout import lay_out
 from mint.formats.units import Unit
 from mint.model.checkpoint.reader import open_stored, open_weights
@@ -123,7 +123,7 @@ def test_a_stack_is_packed_block_by_block_on_a_node_and_written_so_by_the_head(
 ) -> None:
     """Neither holds it whole: the node packs a block while it sends the one before, the head takes it from a file."""
     recipe = ARCHITECTURES["qwen3_moe"]
-    monkeypatch.setitem(ARCHITECTURES, "qwen3_moe", replace(recipe, config=recipe.config | {"num_experts": 256}))
+    monkeypatch.setitem(ARCHITECTURES, "qwen3_moe", replace(recipe, config=recipe.config | {"num_experts": 768}))
     folder = write_model("qwen3_moe", tmp_path / "model")
     write_encoded(folder, r"experts.*up_proj\.weight$", packed())  # these lie on a grid
     source = open_source(folder)
@@ -225,6 +225,7 @@ def test_a_record_that_is_no_job_is_refused_and_says_what_is_needed(source: Sour
 
 def test_messages_that_cannot_be_read_say_so(source: Source) -> None:
     unit = Unit("up", (64, 64), "BF16", "up", 0, ())
+    packed = Packed("up", KEEP, (TensorSpec("up.weight", "I8", (3,)),), (b"abc",))
     for reads in (
         lambda: unpack(b"\xc1"),
         lambda: unpack(pack([1, 2])[:-1]),
@@ -232,7 +233,11 @@ def test_messages_that_cannot_be_read_say_so(source: Source) -> None:
         lambda: outlines_of({"outlines": {"shard": {"nbytes": 3}}}),
         lambda: holder_from({"inventory": {"node": "one"}}),
         lambda: from_pieces(Measure(), unit, []),
-        lambda: from_pieces(Clipped(1.0), unit, _pieces(Quantize({}, {}), Packed("up", KEEP, (), (b"abc",)))),
+        lambda: from_pieces(
+            Clipped(1.0),
+            unit,
+            _pieces(Quantize({}, {}), Packed("up", KEEP, (TensorSpec("up.weight", "I8", (3,)),), (b"abc",))),
+        ),
     ):
         with pytest.raises(MintError, match=r"cannot be read .* needed: one of this version of mint"):
             reads()
