@@ -126,10 +126,12 @@ def errors(
 
     def measure(chunk: tuple[int, int]) -> tuple[Doubles, int]:
         index, start = chunk
-        piece, totals = slices[index, start : start + CHUNK], np.zeros(len(formats) + 1)
-        nonfinite = _measure(piece, STORAGES[dtype], table[: 0 if search else None], _buffers(), totals)
+        piece, here = slices[index, start : start + CHUNK], table[: 0 if search else None]
+        totals = np.zeros(len(here) + 1)
+        nonfinite = _measure(piece, STORAGES[dtype], here, _buffers(), totals)
         if search:
-            totals[:-1] = searched.measure(piece, STORAGES[dtype], table, importance, start % weight.shape[2])
+            squared = searched.measure(piece, STORAGES[dtype], table, importance, start % weight.shape[2])
+            totals = np.append(squared, totals)
         return totals, nonfinite
 
     totals = np.zeros((len(slices), len(formats) + 1))

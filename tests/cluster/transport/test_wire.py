@@ -233,11 +233,7 @@ def test_messages_that_cannot_be_read_say_so(source: Source) -> None:
         lambda: outlines_of({"outlines": {"shard": {"nbytes": 3}}}),
         lambda: holder_from({"inventory": {"node": "one"}}),
         lambda: from_pieces(Measure(), unit, []),
-        lambda: from_pieces(
-            Clipped(1.0),
-            unit,
-            _pieces(Quantize({}, {}), Packed("up", KEEP, (TensorSpec("up.weight", "I8", (3,)),), (b"abc",))),
-        ),
+        lambda: from_pieces(Clipped(1.0), unit, _pieces(Quantize({}, {}), packed)),
     ):
         with pytest.raises(MintError, match=r"cannot be read .* needed: one of this version of mint"):
             reads()

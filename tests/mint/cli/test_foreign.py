@@ -47,7 +47,8 @@ def test_every_command_that_prints_names_escapes_them(tmp_path: Path, capsys: py
         shown = "".join(capsys.readouterr())
         assert not [raw for raw in RAW if raw in shown], arguments
         assert SHOWN in shown or "\\u202egpj\\x1b[31m\\nfake" in shown or arguments[0] in ("diff", "explain"), arguments
-    for arguments in (["inspect", f"{model}-no"], ["allocate", str(analysis), *budget, "-o", str(plan)], [NAME]):
+    another = ["allocate", str(analysis), "--budget", "500kB", "-o", str(plan)]
+    for arguments in (["inspect", f"{model}-no"], another, [NAME]):
         assert run_command(arguments) in (1, 2)
         shown = capsys.readouterr().err
         assert not [raw for raw in ("\u202e", "\x1b[31m") if raw in shown], arguments

@@ -205,6 +205,15 @@ def test_a_long_sum_keeps_five_digits() -> None:
     assert_close(cpu.errors(raw(weight), "BF16", formats), reference.errors(weight, formats))
 
 
+def test_the_energy_does_not_depend_on_the_search() -> None:
+    weight = stored_as("BF16", weights("normal"))
+    plain, searched = (
+        cpu.errors(raw(weight), "BF16", (Format("affine", 4, 64), MXFP4), search=search) for search in (False, True)
+    )
+    assert plain.energy.all()
+    np.testing.assert_array_equal(searched.energy, plain.energy)
+
+
 def test_without_formats_only_the_energy_is_measured() -> None:
     weight = stored_as("BF16", weights("normal"))
     answer = cpu.errors(raw(weight), "BF16", ())

@@ -106,7 +106,10 @@ def test_the_command_writes_a_new_page(made: Path, tmp_path: Path, capsys: pytes
     command = ["report", *map(str, _paths(made)), "-o", str(tmp_path / "r.html"), "--json"]
     assert run_command(command) == 0
     assert json.loads(capsys.readouterr().out)["report"] == str(tmp_path / "r.html")
-    assert run_command(command) == 1
+    assert run_command(command) == 0  # the same page: as after a kill
+    capsys.readouterr()
+    other = ["report", str(_paths(made)[0]), "-o", str(tmp_path / "r.html"), "--json"]
+    assert run_command(other) == 1
     assert "exists" in capsys.readouterr().out
 
 
