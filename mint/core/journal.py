@@ -124,12 +124,12 @@ class Journal(AbstractContextManager["Journal"]):
     def __init__(self, path: Path, magic: bytes, header: dict[str, Any]) -> None:
         self.path = path
         self._file = path.open("a+b")
-        try:
-            with naming(path):
+        with naming(path):
+            try:
                 self.records = self._recover(magic, header)
-        except BaseException:
-            self._file.close()
-            raise
+            except BaseException:
+                self._file.close()  # flushes what could not be written, and can fail as that did
+                raise
 
     def __exit__(self, *_: object) -> None:
         with naming(self.path):
