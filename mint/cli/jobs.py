@@ -66,7 +66,8 @@ def jobs(
     id: Annotated[str, argument("[ID]", "Of a job; default: a list.")] = "",
     follow: Annotated[bool, option("", "Stay until the job ends.", "--follow", "-f")] = False,
     state: Annotated[
-        list[str], option("STATE", "Only running, waiting or ended jobs, or those of a state. May be repeated.")
+        list[str],
+        option("STATE", "Only running, waiting or ended jobs, or those of a state. May be repeated.", "--state"),
     ] = opt.NONE,
     mine: Annotated[bool, option("", "Only my jobs.", "--mine")] = False,
     search: Annotated[str, option("WORDS", "Only jobs with these words: of model, budget, person, host, reason.")] = "",

@@ -43,9 +43,14 @@ def _checked(file: Path, key: str, value: Any, parameter: Any, context: typer.Co
         parsed = parameter.process_value(context, value)
     except typer.BadParameter as error:
         raise MintError(f"--config {file}: {key} = {value!r}: {error.message}") from error
-    if isinstance(parsed, Path):
-        return _beside(file, parsed)
-    return [_beside(file, part) if isinstance(part, Path) else part for part in parsed] if is_many else value
+    is_path = getattr(getattr(parameter, "type", None), "name", "") == "path"  # typer 0.27 returns text
+    parts = [
+        _beside(file, Path(part)) if is_path or isinstance(part, Path) else part
+        for part in (parsed if is_many else [parsed])
+    ]
+    if is_many:
+        return parts
+    return parts[0] if is_path or isinstance(parsed, Path) else value
 
 
 def _beside(file: Path, path: Path) -> str:

@@ -241,7 +241,7 @@ def test_with_tls_and_a_token_it_serves_the_network(tmp_path: Path) -> None:
             assert client.get("/healthz").status_code == 200
             assert client.get("/v1/me").status_code == 401
             me = client.get("/v1/me", headers={"Authorization": f"Bearer {token}"})
-            assert me.json() == {"name": "ann", "scopes": ["read", "submit"]}
+            assert me.json() == {"name": "ann", "scopes": ["read", "submit"], "groups": []}
         with server.connect() as connection:
             connection.sendall(b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
             assert b"200" not in connection.recv(100)
