@@ -92,7 +92,10 @@ def test_the_command_writes_both_files(make_model: Make, tmp_path: Path, capsys:
     assert record["predicate"] == str(python)
     assert record["without_name"] == []
     assert len(types.read_text().splitlines()) == record["units"]
+    assert run_command(command) == 0  # the same files: as after a kill
+    python.write_text("another")
     assert run_command(command) == 1  # nothing is overwritten
+    assert python.read_text() == "another"
 
 
 @pytest.mark.parametrize("name", ["a-b.py", "predicate.txt"])
