@@ -35,7 +35,7 @@ _SECONDS = 30.0  # without an answer of the hub
 _TICK_SECONDS = 0.2  # between two reports
 _BYTES_BAR = "huggingface_hub.snapshot_download"  # its bar that counts written bytes
 _UNREACHABLE = (httpx2.TransportError, errors.LocalEntryNotFoundError, errors.XetDownloadError)
-_RATE = "rates/download.json"  # in the cache
+_RATE = "downloads/rate.json"  # in the cache
 _LEAST_BYTES = 32 << 20  # a shorter download measures how fast it begins
 _LOG_IN = "log in (hf auth login, or HF_TOKEN)"
 
