@@ -14,7 +14,7 @@ class Quality:
     """One word for a recipe: the rounding that it stands for, and what that costs and gains, as measured.
 
     Seconds and memory are those of SmolLM2-135M on two cores with OpenBLAS, `kl` is that against uniform 4-bit rounded
-    by mlx, at equal bytes, on novels and a handbook (docs/benchmarks.md).
+    by mlx, at equal bytes, on novels and a handbook, of it and of a small mixture (docs/benchmarks.md).
     """
 
     name: str
@@ -28,11 +28,11 @@ class Quality:
 QUALITIES = {
     quality.name: quality
     for quality in (
-        Quality("fast", "the best formats, rounded as mlx rounds", "nearest", "5", "0.6 GB", "-28 to -48 %"),
+        Quality("fast", "the best formats, rounded as mlx rounds", "nearest", "5", "0.6 GB", "-28 to -68 %"),
         Quality("good", "weights make up for each other's rounding errors", "compensate", "90", "1.3 GB",
                 "-80 to -82 %"),
         Quality("best", "rows too, by gradients; then scales are trained", "tune", "300", "2.5 GB",
-                "-82 %"),
+                "-82 to -86 %"),
     )
 }  # fmt: skip
 DEFAULT_QUALITY = "good"
