@@ -73,8 +73,7 @@ def compensate(
     More text of the model's own, which takes no part, tells at the end how close the result is.
     """
     formats, checksums = plan.formats, plan.checksums
-    as_searched = {choice.path for choice in plan.choices if choice.error <= LOSSLESS}  # nothing to compensate
-    as_searched |= {path for unit in source.units if unit.twin for path in (unit.path, unit.twin)}  # the same bytes
+    as_searched = _as_searched(plan, source)
     text = own_text(source, TextSize(size.count + JUDGED, size.window), SEED, base, on_progress)
     judged = text[size.count :]
     finished = {unit.path for unit in source.units} - {unit.path for unit in pending}
@@ -107,6 +106,12 @@ def compensate(
                     walk.store(unit.path, _dequantized(packed, stored))
                 yield unit, packed
         on_closeness(closeness(expected, walk.logits(), OWN_TEXT))
+
+
+def _as_searched(plan: Plan, source: Source) -> set[str]:
+    """The units that keep the searched rounding: those that lose nothing, and twins, which need the same bytes."""
+    lossless = {choice.path for choice in plan.choices if choice.error <= LOSSLESS}
+    return lossless | {path for unit in source.units if unit.twin for path in (unit.path, unit.twin)}
 
 
 def _gradients(
@@ -172,12 +177,11 @@ def tune(
 
 
 def _grids(plan: Plan, source: Source, stored: StoredModel) -> dict[str, Grid]:
-    """The units in affine formats; one that loses nothing stays, as does one whose weight another has too."""
-    lossless = {choice.path for choice in plan.choices if choice.error <= LOSSLESS}
-    twins = {path for unit in source.units if unit.twin for path in (unit.path, unit.twin)}
-    units = [unit for unit in source.units if unit.path not in lossless | twins and unit.role != TOWER]
-    grids = {}
-    for unit in units:
+    """The grids of the units in affine formats that were not left as searched."""
+    as_searched, grids = _as_searched(plan, source), {}
+    for unit in source.units:
+        if unit.path in as_searched or unit.role == TOWER:
+            continue
         format = plan.formats[unit.path]
         if format != KEEP and format.scheme.has_bias:
             words, scales, biases = (stored.array(f"{unit.path}.{part}") for part in ("weight", "scales", "biases"))

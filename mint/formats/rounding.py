@@ -1,7 +1,7 @@
 """The ways to choose the scales and biases of a stored weight: a rounding is one row of `ROUNDINGS`."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 
 from mint.core.errors import MintError
@@ -38,41 +38,35 @@ class Rounding:
 
 DEFAULT_ROUNDING = default_rounding()
 # compensation searches too; how much more it gains depends on the inputs, which an analysis does not have
+_COMPENSATE = Rounding(
+    "compensate",
+    "later weights compensate the errors of earlier ones (GPTQ)",
+    searches=True,
+    measured_as="nearest",
+    shares=SEARCHED_SHARE,
+    sequential=True,
+    needs_model=True,
+)
+_COUPLE = replace(
+    _COMPENSATE,
+    name="couple",
+    title="rows compensate for each other too, by the gradients of own text (YAQA)",
+    needs_gradients=True,
+)
+_TUNE = replace(
+    _COUPLE,
+    name="tune",
+    title="coupled, then scales and biases trained on own text, end to end (EfficientQAT)",
+    tunes=True,
+)
 ROUNDINGS = {
     rounding.name: rounding
     for rounding in (
         Rounding("nearest", "as mlx rounds", searches=False, measured_as="nearest"),
         Rounding("search", "scales of less error, same bytes", searches=True, measured_as="search"),
-        Rounding(
-            "compensate",
-            "later weights compensate the errors of earlier ones (GPTQ)",
-            searches=True,
-            measured_as="nearest",
-            shares=SEARCHED_SHARE,
-            sequential=True,
-            needs_model=True,
-        ),
-        Rounding(
-            "couple",
-            "rows compensate for each other too, by the gradients of own text (YAQA)",
-            searches=True,
-            measured_as="nearest",
-            shares=SEARCHED_SHARE,
-            sequential=True,
-            needs_model=True,
-            needs_gradients=True,
-        ),
-        Rounding(
-            "tune",
-            "coupled, then scales and biases trained on own text, end to end (EfficientQAT)",
-            searches=True,
-            measured_as="nearest",
-            shares=SEARCHED_SHARE,
-            sequential=True,
-            needs_model=True,
-            needs_gradients=True,
-            tunes=True,
-        ),
+        _COMPENSATE,
+        _COUPLE,
+        _TUNE,
     )
 }
 

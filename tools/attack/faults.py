@@ -9,14 +9,12 @@ that does no harm may be absorbed, if all files are those of an undisturbed run.
 import argparse
 import errno
 import random
-import sys
-import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tools.attack.kill import differences
-from tools.attack.runs import Outcome, warm_up
-from tools.attack.shim import CHANGES, Kind, Spoil, Way, preload
+from tools.attack.kill import attack_each, differences
+from tools.attack.runs import Outcome
+from tools.attack.shim import CHANGES, Kind, Spoil, Way
 from tools.attack.world import ATTACKED, World, digests, world
 
 _FULL, _BROKEN, _READ_ONLY = errno.ENOSPC, errno.EIO, errno.EROFS
@@ -102,15 +100,7 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=200, help="failures per command")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
-    preload()
-    warm_up()
-    faults = 0
-    for name in options.command or ATTACKED:
-        started = time.monotonic()
-        tally = attack(name, options.count, seed=options.seed)
-        print(f"{tally}, {time.monotonic() - started:.0f} s", *tally.faults[:20], sep="\n    ", flush=True)
-        faults += len(tally.faults)
-    sys.exit(bool(faults))
+    attack_each(options.command, lambda name: attack(name, options.count, seed=options.seed))
 
 
 if __name__ == "__main__":

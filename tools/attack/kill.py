@@ -11,9 +11,10 @@ import random
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from tools.attack.runs import warm_up
 from tools.attack.shim import KILLS, Spoil, preload
@@ -110,12 +111,18 @@ def main() -> None:
     parser.add_argument("--by", choices=("operation", "time"), default="operation")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
+    by_time = options.by == "time"
+    attack_each(options.command, lambda name: attack(name, options.count, by_time=by_time, seed=options.seed))
+
+
+def attack_each(names: Sequence[str], attack: Callable[[str], Any]) -> None:
+    """Attack each of the named commands, or all; print the tallies, and exit with 1 if one of them has faults."""
     preload()
     warm_up()
     faults = 0
-    for name in options.command or ATTACKED:
+    for name in names or ATTACKED:
         started = time.monotonic()
-        tally = attack(name, options.count, by_time=options.by == "time", seed=options.seed)
+        tally = attack(name)
         print(f"{tally}, {time.monotonic() - started:.0f} s", *tally.faults[:20], sep="\n    ", flush=True)
         faults += len(tally.faults)
     sys.exit(bool(faults))
