@@ -28,6 +28,9 @@ OPTIONS = (
 _COMMAND = r"\bmint (?:analyze|allocate|assemble|cluster|curve|devices|evaluate|probe|quantize|verify)\b[^;,()]*"
 _WORDS = re.compile(rf"(?P<command>{_COMMAND})|(?<![\w-])--(?P<option>{'|'.join(OPTIONS)})(?![\w-])")
 
+# two options that are one argument in Python, in one list
+_TWICE = re.compile(rf"\b(?P<name>{'|'.join(sorted(set(_ARGUMENTS.values())))})(?:(?:, | and | or )(?P=name)\b)+")
+
 
 class MintError(Exception):
     """An error that a user can fix; the message says found, needed, do this, and is shown without a traceback.
@@ -37,7 +40,7 @@ class MintError(Exception):
     """
 
     def __str__(self) -> str:
-        return _WORDS.sub(_argument, self.typed)
+        return _TWICE.sub(r"\g<name>", _WORDS.sub(_argument, self.typed))
 
     @property
     def typed(self) -> str:

@@ -1,7 +1,8 @@
 // A job as a card that lives: its way through the stages, its figures for every host, its end.
 
 import { ask } from "./api.js";
-import { announce, foreign, h, plain, say } from "./dom.js";
+import { foreign, h, plain, say } from "./dom.js";
+import { announceState } from "./parts.js";
 import { follow } from "./stream.js";
 import { FINAL, IN_BYTES, STAGES, STATES, base, duration, figures, isActive, moment, secondsLeft, size, wanted } from "./words.js";
 
@@ -51,7 +52,7 @@ export class JobCard {
     this.#job = job;
     this.element.dataset.state = job.state;
     say(this.state, stateWords(job));
-    if (before !== job.state) announce(`${plain(base(job.model))}, ${wanted(job)}: ${STATES[job.state]}`);
+    if (before !== job.state) announceState(job);
     const here = STAGES.indexOf(job.state);
     this.track.hidden = here < 0;
     STAGES.forEach((stage, index) => {
@@ -126,7 +127,7 @@ export class JobCard {
     try {
       const job = await ask(`/v1/jobs/${this.#job.id}`, { method, body });
       this.update(job);
-      announce(`${plain(base(job.model))}, ${wanted(job)}: ${STATES[job.state]}`);
+      announceState(job);
       onChanged(job);
     } catch (error) {
       this.reason.hidden = false;

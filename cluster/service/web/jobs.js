@@ -17,7 +17,7 @@ export async function jobsPage({ signal }) {
   const queue = new Queue(signal);
   const [{ maySubmit }] = await Promise.all([person(signal), queue.load()]);
   const form = maySubmit
-    ? await submitForm({ onSubmitted: () => queue.look(), signal })
+    ? await submitForm({ onSubmitted: (jobs) => queue.add(jobs), signal })
     : h("p", { class: "empty" }, "This token allows to look, plan and download; to submit it needs the scope submit.");
   queue.keepLooking();
   return [

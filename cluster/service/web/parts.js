@@ -1,6 +1,12 @@
 // Parts of pages: a place that keeps its focus when it is drawn anew, and a button that works.
 
 import { announce, foreign, h, plain } from "./dom.js";
+import { STATES, base, wanted } from "./words.js";
+
+/** Have screen readers say where a job stands. */
+export function announceState(job) {
+  announce(`${plain(base(job.model))}, ${wanted(job)}: ${STATES[job.state]}`);
+}
 
 /** A place for what `draw(state)` makes; drawn anew only if its text or its things change. */
 export class Live {

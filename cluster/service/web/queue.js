@@ -3,6 +3,7 @@
 import { ask } from "./api.js";
 import { JobCard, live } from "./card.js";
 import { alertOf, h, say } from "./dom.js";
+import { announceState } from "./parts.js";
 import { JobRow } from "./row.js";
 import { FINAL, STAGES, isActive } from "./words.js";
 
@@ -16,6 +17,7 @@ export class Queue {
   #signal;
   #cards = new Map();
   #streams = new Map();
+  #submitted = new Set(); // ids of jobs whose first sight is announced
   #groups = [
     new Group("Running", "running", STAGES, 100, "Nothing runs."),
     new Group("Waiting", "waiting", ["queued", "blocked", "paused"], 100, "Nobody waits."),
@@ -36,6 +38,16 @@ export class Queue {
       h("label", { class: "check", for: "mine" }, this.mine, "only mine"));
     this.groups = this.#groups.map((group) => group.element);
     for (const group of this.#groups) group.more.addEventListener("click", () => { group.grow(); this.look(); });
+  }
+
+  /** Look at the list with jobs that were just submitted, and say where they stand: the first look may find their end. */
+  add(jobs) {
+    for (const { id } of jobs) {
+      const seen = this.#cards.get(id);
+      if (seen) announceState(seen.job);
+      else this.#submitted.add(id);
+    }
+    return this.look();
   }
 
   /** Look at the list now; what went wrong is shown. */
@@ -78,6 +90,7 @@ export class Queue {
         card.update(job);
         continue;
       }
+      if (this.#submitted.delete(id)) announceState(job);
       card?.update(job); // says what changed
       const Shape = isActive(job.state) ? JobCard : JobRow;
       this.#cards.set(id, new Shape(job, { onChanged: () => this.look() }));

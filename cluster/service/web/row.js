@@ -1,7 +1,8 @@
 // A job that waits or has ended, as a row of a list: many fit on a screen.
 
 import { ask } from "./api.js";
-import { announce, foreign, h, plain, say } from "./dom.js";
+import { foreign, h, plain, say } from "./dom.js";
+import { announceState } from "./parts.js";
 import { FINAL, STATES, base, moment, wanted } from "./words.js";
 
 /** One job as a row; its page has everything else. */
@@ -31,7 +32,7 @@ export class JobRow {
     const before = this.#job.state;
     this.#job = job;
     this.element.dataset.state = job.state;
-    if (before !== job.state) announce(`${plain(base(job.model))}, ${wanted(job)}: ${STATES[job.state]}`);
+    if (before !== job.state) announceState(job);
     say(this.owner, foreign(job.owner));
     say(this.state, standing(job));
     this.cancel.hidden = !job.mine || FINAL.includes(job.state) || job.cancel_wanted;

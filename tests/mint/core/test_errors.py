@@ -16,7 +16,7 @@ from mint.quality.evaluate import evaluate_all
 def test_python_reads_arguments_and_the_command_line_options(
     llama: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with pytest.raises(MintError, match="Raise the budget, or relax lock, lock and formats"):
+    with pytest.raises(MintError, match="Raise the budget, or relax lock and formats"):
         mint.quantize(llama, "10kB", tmp_path / "out")
     assert run_command(["quantize", str(llama), "-b", "10kB", "-o", str(tmp_path / "out")]) == 1
     assert "Raise the budget, or relax --keep, --set and --formats" in capsys.readouterr().err
@@ -25,7 +25,7 @@ def test_python_reads_arguments_and_the_command_line_options(
 @pytest.mark.parametrize(
     ("typed", "spoken"),
     [
-        ("relax --keep, --set and --formats", "relax lock, lock and formats"),
+        ("relax --keep, --set and --formats", "relax lock and formats"),
         ("the veto of 60 dB (--veto)", "the veto of 60 dB (veto_db)"),
         ("keep such units with --keep-nonfinite", "keep such units with keep_nonfinite"),
         ("make one with: mint analyze MODEL --output a.mint", "make one with: mint analyze MODEL --output a.mint"),

@@ -290,6 +290,27 @@ def test_a_budget_that_is_too_small_says_so_in_the_queue_or_at_once_if_the_model
 
 
 @needs_chromium
+def test_the_end_of_a_job_is_announced_though_it_came_before_the_answer_to_its_submission(
+    page: Page, made: str
+) -> None:
+    page.open()
+    page.script(
+        "const real = fetch, held = new Promise((go) => { window.answerNow = go; });"
+        "window.fetch = async (place, options) => {"
+        "  const answer = await real(place, options);"
+        "  if (options?.method === 'POST') await held;"
+        "  return answer;"
+        "}"
+    )
+    Select(page.one("#model")).select_by_value(EVIL)
+    page.one("#size").send_keys("21kB" + Keys.ENTER)
+    page.click("form [type=submit]")
+    page.until(lambda: "21kB" in page.read("[data-group='ended'] .job[data-state='failed']"))
+    page.script("window.answerNow()")
+    page.until(lambda: page.read("#announcements").endswith("21kB: failed"))
+
+
+@needs_chromium
 def test_a_model_of_the_hub_is_fetched_in_sight_and_then_submitted(
     browser: Any, tmp_path: Path, roots: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
