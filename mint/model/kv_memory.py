@@ -79,7 +79,7 @@ def find_points(measure: Callable[[int], Point]) -> tuple[Point, ...]:
 
     def split(first: int, last: int) -> None:
         middle = (first + last) // 2 // STEP * STEP
-        if middle > first and at(middle) != _on_line(at(first), at(last), middle):
+        if middle > first and not _is_on_line(at(first), at(last), at(middle)):
             split(first, middle)
             split(middle, last)
 
@@ -92,12 +92,12 @@ def find_points(measure: Callable[[int], Point]) -> tuple[Point, ...]:
         top //= 2
     at(top)
     grid = [*(tokens for tokens in GRID if tokens < top), top]
-    if len(grid) == 2 or any(at(tokens) != _on_line(at(STEP), at(top), tokens) for tokens in grid):
+    if len(grid) == 2 or not all(_is_on_line(at(STEP), at(top), at(tokens)) for tokens in grid):
         for first, last in pairwise(grid):
             split(first, last)
     points = [measured[tokens] for tokens in sorted(measured)]
     triples = zip(points, points[1:], points[2:], strict=False)
-    kinks = [point for before, point, after in triples if point != _on_line(before, after, point[0])]
+    kinks = [point for before, point, after in triples if not _is_on_line(before, after, point)]
     return points[0], *kinks, points[-1]
 
 
@@ -108,3 +108,9 @@ def _on_line(first: Point, last: Point, tokens: int) -> Point:
         a - (a - b) * (tokens - first[0]) // run for a, b in zip(first[1:], last[1:], strict=True)
     )  # fmt: skip
     return tokens, fixed, elements, plain
+
+
+def _is_on_line(first: Point, last: Point, point: Point) -> bool:
+    """True where a point lies on the straight line through two others, to the byte: a kink may be as small as one."""
+    run, step = last[0] - first[0], point[0] - first[0]
+    return all((c - a) * run == (b - a) * step for a, b, c in zip(first, last, point, strict=True))

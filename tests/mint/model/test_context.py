@@ -12,7 +12,7 @@ from typing import Any
 import mlx.core as mx
 import msgpack
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from mlx.utils import tree_flatten
 from mlx_lm.generate import maybe_quantize_kv_cache
@@ -231,6 +231,7 @@ def windows_bytes(windows: list[int]) -> Callable[[int], tuple[int, int, int, in
 
 
 @given(st.lists(st.integers(1, 1 << 21), max_size=4), st.lists(st.integers(1, 1 << 12), min_size=1))
+@example([262_142], [1_023])  # a kink of two bytes
 def test_every_window_is_found_whatever_its_size(windows: list[int], steps: list[int]) -> None:
     measure = windows_bytes(windows)
     memory = ContextMemory(find_points(measure))
