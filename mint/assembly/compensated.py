@@ -46,7 +46,7 @@ from mint.quality.closeness import Closeness, Expected, closeness
 from mint.quality.divergence import Tokens
 from mint.quality.evaluation import OWN_TEXT
 from mint.quality.forward import fusing_nothing, open_wide, sequence_blocks
-from mint.quality.sequences import JUDGED, TextSize
+from mint.quality.sequences import JUDGED, TRAINING, TextSize
 from mint.run.executor import Executor, small_cache
 from mint.run.job import BlockJob, Blocks
 
@@ -85,7 +85,7 @@ def compensate(
     ):
         gradients = None
         if pending and ROUNDINGS[plan.rounding].needs_gradients:
-            gradients = _gradients(source, pending, text[: size.count], gradient_file, on_progress)
+            gradients = _gradients(source, pending, text[: min(TRAINING, size.count)], gradient_file, on_progress)
         expected = _expected(source, judged, file)
         walk = Walk(open_wide(source.folder, source.loader), source.units, text[: size.count], judged)
         tied = [unit for unit in walk.tied if unit.path not in finished]
@@ -143,7 +143,7 @@ def tune(
         TemporaryFile(dir=stored.folder) as judged_file,
     ):
         text = own_text(source, TextSize(size.count + JUDGED, size.window), SEED, base, on_progress)
-        expected = _expected(source, text[: size.count], file)
+        expected = _expected(source, text[: min(TRAINING, size.count)], file)
         judged = _expected(source, text[size.count :], judged_file)
         model = open_wide(source.folder, source.loader)
         modules, grids = dict(model.named_modules()), _grids(plan, source, stored)

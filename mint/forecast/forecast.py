@@ -26,7 +26,7 @@ from mint.kernels.coupling import MOST_ROWS
 from mint.model.passes.tuning import SEQUENCES, STEPS
 from mint.model.roles import TOWER
 from mint.model.source import Source
-from mint.quality.sequences import CALIBRATION, JUDGED
+from mint.quality.sequences import CALIBRATION, JUDGED, TRAINING
 
 DOWNLOAD = "download"  # the step
 _START_SECONDS = 1.0  # imports and the opening of the model
@@ -136,7 +136,7 @@ def forecast(
     each.append(Step("verify", _VERIFY_SECONDS + _VERIFY_PASSES * _weights(source) / rates.packed + _overhead(source)))
     temporary = 2 * JUDGED * TEXT.window * source.vocabulary if needs_model else 0
     temporary += gradient_bytes(source) if ROUNDINGS[rounding].needs_gradients else 0
-    temporary += 2 * CALIBRATION.count * CALIBRATION.window * source.vocabulary if ROUNDINGS[rounding].tunes else 0
+    temporary += 2 * TRAINING * CALIBRATION.window * source.vocabulary if ROUNDINGS[rounding].tunes else 0
     return Forecast(
         (*once, *(Step(step.name, step.seconds * len(sizes)) for step in each)),
         needed_memory(source, rounding, base),
@@ -158,24 +158,26 @@ def _compensating(source: Source, rates: Rates, reading: float, rounding: str) -
     coupled = ROUNDINGS[rounding].needs_gradients
     operations = _operations(source)
     judged, calibrated = JUDGED * TEXT.window, CALIBRATION.count * CALIBRATION.window
+    differentiated = TRAINING * CALIBRATION.window
     compared = judged * source.vocabulary / rates.compared
     if coupled:
-        logits = calibrated * source.vocabulary / rates.compared
-        yield Step("take gradients", reading + _BACK * calibrated * operations / rates.forward + logits)
+        logits = differentiated * source.vocabulary / rates.compared
+        yield Step("take gradients", reading + _BACK * differentiated * operations / rates.forward + logits)
     yield Step("predict", reading + judged * operations / rates.forward + compared / 2)
     passes = (2 * calibrated + 2 * judged) * operations / rates.forward
-    rounds = sum(_rounding(unit, rates, calibrated) for unit in _units(source))
-    rounds += sum(_coupling(unit, rates, calibrated) for unit in _units(source)) if coupled else 0
+    calls = matrices_per_token(source)
+    rounds = sum(_rounding(unit, rates, calibrated * calls[unit.path]) for unit in _units(source))
+    rounds += sum(_coupling(unit, rates, differentiated) for unit in _units(source)) if coupled else 0
     yield Step("assemble", 2 * reading + passes + rounds + compared / 2 + _overhead(source))
     if ROUNDINGS[rounding].tunes:
         trained = STEPS * SEQUENCES * CALIBRATION.window
-        tokens = _TRAINED * trained + calibrated + 4 * judged
-        logits = (trained + calibrated + 4 * judged) * source.vocabulary / rates.compared
+        tokens = _TRAINED * trained + differentiated + 4 * judged
+        logits = (trained + differentiated + 4 * judged) * source.vocabulary / rates.compared
         yield Step("tune", 3 * reading + tokens * operations / rates.forward + logits)
 
 
 def _rounding(unit: Unit, rates: Rates, rows: int) -> float:
-    """Seconds to compensate a unit."""
+    """Seconds to compensate a unit whose matrices have so many rows of inputs together."""
     if unit.role == "embedding":
         return unit.size / rates.packed
     columns = unit.shape[-1]

@@ -25,7 +25,7 @@ from mint.model.kv_trace import active_experts
 from mint.model.passes.gradients import BYTES
 from mint.model.roles import TOWER, layer_path
 from mint.model.source import Source
-from mint.quality.sequences import CALIBRATION, JUDGED, TextSize
+from mint.quality.sequences import CALIBRATION, JUDGED, TRAINING, TextSize
 from mint.run.stacks import BLOCK, comes_in_blocks, held_bytes, may_come_in_blocks
 
 _MOMENTS = 24  # bytes for each of C^2 second moments while they are factored
@@ -100,7 +100,7 @@ def gradient_bytes(source: Source) -> int:
     """Bytes of the file of gradients."""
     calls = matrices_per_token(source)
     rows = sum(unit.shape[-2] * calls[unit.path] for unit in _coupled(source))
-    return CALIBRATION.count * CALIBRATION.window * rows * BYTES
+    return TRAINING * CALIBRATION.window * rows * BYTES
 
 
 def _coupled(source: Source) -> list[Unit]:
@@ -110,7 +110,7 @@ def _coupled(source: Source) -> list[Unit]:
 def _coupling(unit: Unit, calls: Mapping[str, int]) -> int:
     """Bytes to couple the rows of a unit: its gradients and their moments, then the values of a matrix."""
     rows = unit.shape[-2]
-    gradients = CALIBRATION.count * CALIBRATION.window * calls[unit.path] * rows * WIDE
+    gradients = TRAINING * CALIBRATION.window * calls[unit.path] * rows * WIDE
     return max(rows * rows * _MOMENTS + 2 * gradients, rows * rows * WIDE + 2 * WIDE * unit.size // unit.slices)
 
 

@@ -40,7 +40,8 @@ class TextSize:
     window: int
 
 
-CALIBRATION = TextSize(32, 128)  # of compensation
+CALIBRATION = TextSize(128, 128)  # of compensation; as many tokens in longer sequences have less variety
+TRAINING = 32  # of these sequences, from which gradients are taken and scales are trained
 JUDGED = 12  # more sequences, which measure the result
 
 
