@@ -202,6 +202,7 @@ class Pipeline:
 
     def _opened(self, model: Source | Path | str, targets: Sequence[Target]) -> tuple[Source, list[int]]:
         """The opened model and the bytes of each target at most; `MintError` for what must fail."""
+        Reuse(self.reuse)  # refuses folders that mint did not write
         source = model
         if not isinstance(source, Source):
             source = open_source(source, **self.recipe.opening, on_progress=self.on_progress)

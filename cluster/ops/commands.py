@@ -20,7 +20,7 @@ from cluster.settings import (
     token_path,
 )
 from cluster.transport.connect import driving, needing_ray
-from mint.cli.options import NONE, Dtype, Json, Model, argument, option
+from mint.cli.options import NONE, Dtype, Json, Model, argument, flag, option
 from mint.cli.terminal.foreign import echo
 from mint.cli.terminal.screen import Screen
 from mint.core.errors import MintError
@@ -41,13 +41,13 @@ TokenFile = Annotated[
 ModelRoots = Annotated[
     list[Path], option("DIR", "A folder with models, or a hub cache, on this machine. May be repeated.")
 ]
-Tls = Annotated[bool, option("", "Encrypt all traffic with the certificates of mint cluster certs.", "--tls")]
+Tls = Annotated[bool, flag("Encrypt all traffic with the certificates of mint cluster certs.", "--tls")]
 HERE = f"127.0.0.1:{PORT}"
 
 
 @app.command()
 def up(
-    head: Annotated[bool, option("", "Start the head, which works too.", "--head")] = False,
+    head: Annotated[bool, flag("Start the head, which works too.", "--head")] = False,
     address: Annotated[
         str, option("IP", "The address of this machine for the other nodes; default: this machine only.")
     ] = "127.0.0.1",

@@ -22,6 +22,7 @@ from mint.formats.format import KEEP, Format, parse_format
 from mint.formats.rounding import parse_rounding
 from mint.formats.units import Parameter, Unit, from_fields
 from mint.model.kv_memory import ContextMemory
+from mint.model.opening.path_kind import refuse_kind
 
 MAGIC = b"MINT analysis\n"
 SCHEMA = 8
@@ -139,6 +140,7 @@ def write_analysis(path: Path, header: dict[str, Any], measurements: Mapping[str
 def read_analysis(path: Path | str) -> Analysis:
     """Read a finished analysis; `MintError` when the file is foreign, damaged, unfinished or of another schema."""
     path = Path(path)
+    refuse_kind(path, "a file that `mint analyze` wrote", "an analysis")
     if not path.is_file():
         hint = " (an unfinished one is there: run mint analyze again)" if partial_path(path).exists() else ""
         raise MintError(f"{path}: no such analysis{hint}; make one with: mint analyze MODEL --output {path}")

@@ -9,12 +9,13 @@ from math import log10, prod
 from pathlib import Path
 
 from mint.core.errors import DiskFullError, MintError
-from mint.core.files import partial_path, require_loadable, require_writable
+from mint.core.files import partial_path, require_loadable, require_outside, require_writable
 from mint.core.memory import memory_bytes
 from mint.core.progress import OnNote, say_nothing
 from mint.core.sizes import format_size
 from mint.formats.format import KEEP, Format
 from mint.formats.units import Unit
+from mint.model.opening.path_kind import refuse_kind
 from mint.model.source import Source
 from mint.plan.objectives import objective
 from mint.plan.recipe import Budget, Recipe
@@ -42,8 +43,11 @@ def check_request(
     """
     for path in (*outputs, *files):
         require_writable(path)
+    for path in files:
+        refuse_kind(path, "the name of a file for an analysis", "an analysis")
     for path in outputs:
         require_loadable(path)
+        require_outside(path, source.folder)
     allowance = Allowance(recipe.rules, source.units, objective(recipe.objective).formats)
     smallest = least_bytes(source.units, source.parameters, allowance.conceivable)
     _, largest = possible_bytes(source.units, source.parameters)
@@ -54,7 +58,10 @@ def check_request(
                 f"the budget {budget} ({format_size(nbytes)}) is too small; every plan takes more than "
                 f"{format_size(smallest)}, by the headers alone. Raise the budget, or relax --keep, --set and --formats"
             )
-    _warn_of_veto(source, recipe, allowance, dict(zip(budgets, sizes, strict=True)), on_note)
+    of_budgets = dict(zip(budgets, sizes, strict=True))
+    _warn_of_veto(source, recipe, allowance, of_budgets, on_note)
+    if not recipe.rules.formats and all(recipe.rules.permits_keep(unit.dtype) for unit in source.units):
+        _note_of_room(of_budgets, largest, on_note)
     most = [min(nbytes or smallest, largest) for nbytes in sizes]
     _check_disk(list(zip(outputs, most, strict=True)))
     _check_memory(source)
@@ -77,6 +84,14 @@ def _warn_of_veto(
                 f"the budget {budget} ({format_size(size)}) may be too small: if the veto of {recipe.veto_db:g} dB "
                 f"forbids the fewest bits, every plan takes more than {format_size(nbytes)}; the analysis will tell"
             )
+
+
+def _note_of_room(sizes: Mapping[Budget, int | None], largest: int, on_note: OnNote) -> None:
+    """Note the budgets, other than `max`, that hold the whole model unquantized."""
+    for budget, size in sizes.items():
+        is_max = budget.amount is not None and budget.amount.unit == "max"
+        if size is not None and size >= largest and not is_max:
+            on_note(f"{budget} has room for the whole model ({format_size(largest)}): no unit has to be quantized")
 
 
 def _most_bytes(budget: Budget, source: Source, largest: int) -> int | None:

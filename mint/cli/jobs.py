@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from mint.cli import options as opt
-from mint.cli.options import argument, option
+from mint.cli.options import argument, flag, option
 from mint.cli.outputs import named
 from mint.cli.terminal.screen import Answer, Record, Screen
 from mint.core.errors import MintError
@@ -32,7 +32,7 @@ def submit(
     priority: Annotated[int, option("", "Jobs of higher priority go first.")] = 0,
     deadline: Annotated[float | None, option("HOURS", "Most hours of work; then the job fails.", min=0.01)] = None,
     group: Annotated[str, option("GROUP", "Only this group of yours sees the jobs.", "--group")] = "",
-    wait: Annotated[bool, option("", "Follow the jobs to their end.", "--wait")] = False,
+    wait: Annotated[bool, flag("Follow the jobs to their end.", "--wait")] = False,
     download: Annotated[Path | None, option("DIR", "Wait, and download each result to DIR/MODEL-BUDGET.")] = None,
 ) -> list[Answer]:
     """Ask the service for a model within every budget or device, or without any for its analysis alone.
@@ -64,12 +64,12 @@ def jobs(
     screen: Screen,
     client: opt.Service,
     id: Annotated[str, argument("[ID]", "Of a job; default: a list.")] = "",
-    follow: Annotated[bool, option("", "Stay until the job ends.", "--follow", "-f")] = False,
+    follow: Annotated[bool, flag("Stay until the job ends.", "--follow", "-f")] = False,
     state: Annotated[
         list[str],
         option("STATE", "Only running, waiting or ended jobs, or those of a state. May be repeated.", "--state"),
     ] = opt.NONE,
-    mine: Annotated[bool, option("", "Only my jobs.", "--mine")] = False,
+    mine: Annotated[bool, flag("Only my jobs.", "--mine")] = False,
     search: Annotated[str, option("WORDS", "Only jobs with these words: of model, budget, person, host, reason.")] = "",
     sort: Annotated[str, option("ORDER", "live, newest, oldest or ended.")] = "live",
     before: Annotated[str, option("ID", "The next page: the last job of this one.")] = "",

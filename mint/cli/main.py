@@ -11,6 +11,8 @@ import sys
 from typing import Annotated
 
 import typer
+from typer.core import TyperGroup
+from typer.main import get_command
 
 from mint.cli import jobs, machine, model, plan, quality
 from mint.cli.command import command
@@ -28,7 +30,8 @@ INTERRUPTED = 130  # the exit code after Ctrl-C
 
 app = typer.Typer(
     name="mint",
-    help="Give it a language model and a memory budget, get the best MLX model that fits.",
+    help="Give it a language model and a memory budget, get the best MLX model that fits.\n\n"
+    "Example: mint quantize Qwen/Qwen3-8B --budget 6GB",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -53,29 +56,38 @@ def options(
     configure_logging(level="debug" if verbose else "warning")
 
 
-for _function in (
-    model.quantize, model.inspect, model.analyze, quality.probe, plan.allocate, plan.curve, plan.explain, plan.diff,
-    plan.report, model.assemble, model.verify, quality.evaluate, model.upload, plan.show, plan.export_predicate,
-    plan.recipes, plan.devices, machine.doctor, machine.config, jobs.submit, jobs.jobs, jobs.cancel, jobs.pause,
-    jobs.resume, jobs.download,
-):  # fmt: skip
-    app.command()(command(_function))
+_SERVICE, _SERVER, _MACHINES = "Use a lab's service", "Run a lab's service", "Machines and settings"
+# by heading of the help
+_FUNCTIONS = {
+    "Make a model": (model.quantize, quality.evaluate, plan.show, model.verify, model.upload),
+    "Choose": (model.inspect, plan.devices, plan.recipes),
+    "Step by step": (
+        model.analyze, quality.probe, plan.curve, plan.allocate, plan.explain, plan.diff, plan.report, model.assemble,
+        plan.export_predicate,
+    ),
+    _MACHINES: (machine.doctor, machine.config),
+    _SERVICE: (jobs.submit, jobs.jobs, jobs.cancel, jobs.pause, jobs.resume, jobs.download),
+}  # fmt: skip
+for _panel, _functions in _FUNCTIONS.items():
+    for _function in _functions:
+        app.command(rich_help_panel=_panel)(command(_function))
 
-# commands of packages that are installed beside mint: name, extra that installs it, help
+# commands of packages that are installed beside mint: name, heading, extra that installs it, help
 _PLUGINS = (
-    ("cluster", "cluster", "Use several machines as one, for --cluster: start, join, inspect and diagnose nodes."),
-    ("serve", "service", "Run a lab's quantization service: submit models, follow jobs, download results."),
-    ("service", "service", "Back up, restore and check the data of the service."),
-    ("service-file", "service", "Print a service file that starts mint serve at boot, for launchd or systemd."),
-    ("token", "service", "Create, list and revoke tokens for the service of this machine."),
+    ("cluster", _MACHINES, "cluster", "Use several machines as one, for --cluster: start, join and inspect nodes."),
+    ("serve", _SERVER, "service", "Run a lab's quantization service: submit models, follow jobs, download results."),
+    ("service", _SERVER, "service", "Back up, restore and check the data of the service."),
+    ("service-file", _SERVER, "service", "Print a service file that starts mint serve at boot (launchd, systemd)."),
+    ("token", _SERVER, "service", "Create, list and revoke tokens for the service of this machine."),
 )
 _RUN_AS_THEY_ARE = ("serve", "service-file")  # others show their help without arguments
 
 
-def _add_plugin(name: str, extra: str = "", help: str = "") -> None:
+def _add_plugin(name: str, panel: str | None = None, extra: str = "", help: str = "") -> None:
     @app.command(
         name,
         help=help,
+        rich_help_panel=panel,
         context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
         add_help_option=False,
         options_metavar="[COMMAND] [OPTIONS]",
@@ -152,9 +164,19 @@ def _refuse(arguments: list[str], error: Exception) -> int:
     from typer import rich_utils
 
     rich_utils.rich_format_error(error)  # type: ignore[arg-type]
-    for hint in hints(arguments):
+    for hint in hints(arguments, _options_of_commands()):
         print(f"mint: {hint}", file=sys.stderr)
     return int(getattr(error, "exit_code", 2))
+
+
+def _options_of_commands() -> dict[str, frozenset[str]]:
+    """The options of every command, as they are typed."""
+    group = get_command(app)
+    assert isinstance(group, TyperGroup)
+    return {
+        name: frozenset(word for parameter in command.params for word in (*parameter.opts, *parameter.secondary_opts))
+        for name, command in group.commands.items()
+    }
 
 
 def _fail(arguments: list[str], message: str, code: int) -> int:

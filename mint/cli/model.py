@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import mint
 from mint.cli import options as opt
-from mint.cli.options import argument, option
+from mint.cli.options import argument, flag, option
 from mint.cli.outputs import check_names, default_outputs, described, outputs_of, set_aside
 from mint.cli.terminal.screen import Answer, Record, Screen
 from mint.core.errors import MintError
@@ -31,7 +31,9 @@ def quantize(
         ),
     ] = None,
     force: opt.Force = False,
-    analysis: Annotated[Path | None, option("", "Keep the analysis here; default: in a cache.")] = None,
+    analysis: Annotated[
+        Path | None, option("", "Keep the analysis here; default: in a cache.", panel=opt.METHOD)
+    ] = None,
     keep_nonfinite: opt.KeepNonfinite = False,
     cluster: opt.Cluster = "",
     share: opt.Share = False,
@@ -156,7 +158,7 @@ def analyze(
     quality: opt.Quality = "",
     rounding: opt.Rounding = "",
     keep_nonfinite: opt.KeepNonfinite = False,
-    features: Annotated[bool, option("", "Also describe units (spectrum, kurtosis, noise).", "--features")] = False,
+    features: Annotated[bool, flag("Also describe units (spectrum, kurtosis, noise).", "--features")] = False,
     cluster: opt.Cluster = "",
     share: opt.Share = False,
     force: opt.Force = False,
@@ -259,7 +261,7 @@ def upload(
     screen: Screen,
     folder: Annotated[Path, argument("OUT", "A verified folder that mint wrote.")],
     repository: Annotated[str, argument("OWNER/NAME", "Repository of the Hugging Face hub; made if need be.")],
-    private: Annotated[bool, option("", "Make a private repository.", "--private")] = False,
+    private: Annotated[bool, flag("Make a private repository.", "--private")] = False,
 ) -> Record:
     """Upload a verified model to the Hugging Face hub. Interrupted, the same command resumes.
 

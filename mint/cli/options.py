@@ -38,12 +38,21 @@ def option(metavar: str, help: str, *names: str, panel: str | None = None, **set
     return typer.Option(*names, metavar=metavar or None, help=help, rich_help_panel=panel, **settings)
 
 
+def flag(help: str, *names: str, panel: str | None = None) -> Any:
+    """An option without a value; typer would show `<bool>`."""
+    return typer.Option(*names, metavar="", help=help, rich_help_panel=panel)
+
+
 def argument(metavar: str, help: str, **settings: Any) -> Any:
     """An argument of a command."""
     return typer.Argument(metavar=metavar, help=help, **settings)
 
 
-_memory, _rule, _service = (partial(option, panel=panel) for panel in ("Memory", "Rules", "Service"))
+# headings of a help; options that most people need stand before them
+_DEVICE, METHOD, _MODEL, _RULES, _WORK, _SERVICE = (
+    "With --device", "Method", "Model", "Rules of the plan", "Where the work runs", "Service"
+)  # fmt: skip
+_rule, _service = partial(option, panel=_RULES), partial(option, panel=_SERVICE)
 
 
 def _checked_dtype(name: str) -> str:
@@ -78,10 +87,14 @@ Dtype = Annotated[
         "Cast weights to float16, bfloat16 or float32; default: the config's own.",
         callback=_checked_dtype,
         autocompletion=completion.dtypes,
+        panel=_MODEL,
     ),
 ]
 Requantize = Annotated[
-    bool, option("", "Accept a model that MLX has quantized; its errors stay, and new ones are added.", "--requantize")
+    bool,
+    flag(
+        "Accept a model that MLX has quantized; its errors stay, and new ones are added.", "--requantize", panel=_MODEL
+    ),
 ]
 Rounding = Annotated[
     str,
@@ -89,14 +102,13 @@ Rounding = Annotated[
         "NAME", "Instead of --quality: nearest, as mlx rounds; search: scales with less error, same bytes; "
         "compensate: least error by far, the model then has to run, on text that it writes itself; couple: less still, "
         "by gradients of that text, with the whole model in memory; tune: then scales are trained on it too.",
-        callback=_checked_rounding, autocompletion=completion.roundings,
+        callback=_checked_rounding, autocompletion=completion.roundings, panel=METHOD,
     ),
 ]  # fmt: skip
 Vision = Annotated[
     bool | None,
-    option(
-        "", "Keep the vision and audio towers of a multimodal model, or write its text model alone; default: keep "
-        "them if mlx-vlm is installed and knows the model.", "--vision/--text-only",
+    flag("Keep the vision and audio towers of a multimodal model, or write its text model alone; default: keep "
+        "them if mlx-vlm is installed and knows the model.", "--vision/--text-only", panel=_MODEL,
     ),
 ]  # fmt: skip
 Quality = Annotated[
@@ -107,13 +119,15 @@ Quality = Annotated[
         autocompletion=completion.qualities,
     ),
 ]  # fmt: skip
-KeepNonfinite = Annotated[bool, option("", "Keep units with NaN or infinite weights unquantized.", "--keep-nonfinite")]
-Cluster = Annotated[
-    str, option("ADDRESS", "Work on this Ray cluster (HOST:PORT), or on a 'local' Ray of this machine.")
+KeepNonfinite = Annotated[
+    bool, flag("Keep units with NaN or infinite weights unquantized.", "--keep-nonfinite", panel=_MODEL)
 ]
-Share = Annotated[bool, option("", "With --cluster: nodes read missing shards from other nodes.", "--share")]
-Json = Annotated[bool, option("", "Print one JSON object on stdout, everything else on stderr.", "--json")]
-Verbose = Annotated[bool, option("", "Show every detail, and log every unit of work.", "--verbose", "-v")]
+Cluster = Annotated[
+    str, option("ADDRESS", "Work on this Ray cluster (HOST:PORT), or on a 'local' Ray of this machine.", panel=_WORK)
+]
+Share = Annotated[bool, flag("With --cluster: nodes read missing shards from other nodes.", "--share", panel=_WORK)]
+Json = Annotated[bool, flag("Print one JSON object on stdout, everything else on stderr.", "--json")]
+Verbose = Annotated[bool, flag("Show every detail, and log every unit of work.", "--verbose", "-v")]
 ProgressKind = Annotated[
     str,
     option("KIND", "Progress on stderr: bar, plain (lines), json (an object a line) or none.", envvar="MINT_PROGRESS",
@@ -121,27 +135,26 @@ ProgressKind = Annotated[
 ]  # fmt: skip
 DryRun = Annotated[
     bool,
-    option(
-        "", "Print the expected minutes, memory, disk and download, and stop. No weights are downloaded.", "--dry-run"
-    ),
+    flag("Print the expected minutes, memory, disk and download, and stop. No weights are downloaded.", "--dry-run"),
 ]
 LowDisk = Annotated[
     bool,
-    option(
-        "", "Of a model of the hub, keep no more than a shard on the disk: weights come when they are needed, twice in "
-        "all. With --quality fast.", "--low-disk",
+    flag("Of a model of the hub, keep no more than a shard on the disk: weights come when they are needed, twice in "
+        "all. With --quality fast.", "--low-disk", panel=_WORK,
     ),
 ]  # fmt: skip
 MemoryLimit = Annotated[
     int | None,
     option(
         "SIZE", "Memory that the work may take, such as 8GB; too little is refused at the start. Default: all.",
-        "--memory", parser=parse_size,
+        "--memory", parser=parse_size, panel=_WORK,
     ),
 ]  # fmt: skip
-Force = Annotated[bool, option("", "Move an existing output aside (to OUTPUT.old) instead of refusing.", "--force")]
-Reused = Annotated[list[Path], option("FOLDER", "Copy units of the same format from here. May be repeated.", "--reuse")]
-Probe = Annotated[bool, option("", "Measure the sensitivity of every unit first (see mint probe).", "--probe")]
+Force = Annotated[bool, flag("Move an existing output aside (to OUTPUT.old) instead of refusing.", "--force")]
+Reused = Annotated[
+    list[Path], option("FOLDER", "Copy units of the same format from here. May be repeated.", "--reuse", panel=METHOD)
+]
+Probe = Annotated[bool, flag("Measure the sensitivity of every unit first (see mint probe).", "--probe", panel=METHOD)]
 
 
 def screen_of(as_json: Json = False, verbose: Verbose = False, progress: ProgressKind = PROGRESS[0]) -> Screen:
@@ -177,7 +190,7 @@ def rules(
         float, _rule("X", "Trade quality for speed: at 1, 1 % of decoding time is worth 1 % of the loss of 4/64.")
     ] = RECIPE.prefer_speed,
     ignore_probe: Annotated[
-        bool, _rule("", "Use the prior sensitivities although the model was probed.", "--ignore-probe")
+        bool, flag("Use the default sensitivities although the model was probed.", "--ignore-probe", panel=_RULES)
     ] = RECIPE.ignore_probe,
     max_shard_size: Annotated[str, _rule("SIZE", "Largest weight file to write.")] = RECIPE.max_shard_size,
 ) -> Recipe:
@@ -212,12 +225,12 @@ def loader(vision: bool | None) -> str:
 def devices(
     device: Annotated[
         list[str],
-        _memory("NAME", "The memory of a device ('this': this machine; see mint devices). May be repeated.",
-                autocompletion=completion.devices),
+        option("NAME", "The room that a device has for a model, such as m4-pro-24 ('this': this machine; see mint "
+               "devices). May be repeated.", autocompletion=completion.devices),
     ] = NONE,
-    context: Annotated[str, _memory("TOKENS", "With --device: the context to leave room for.")] = ROOM.context,
-    kv_bits: Annotated[int | None, _memory("BITS", "With --device: bits of a quantized KV cache.")] = ROOM.kv_bits,
-    reserve: Annotated[str, _memory("SIZE", "With --device: memory for everything else.")] = ROOM.reserve,
+    context: Annotated[str, option("TOKENS", "The context to leave room for.", panel=_DEVICE)] = ROOM.context,
+    kv_bits: Annotated[int | None, option("BITS", "Bits of a quantized KV cache.", panel=_DEVICE)] = ROOM.kv_bits,
+    reserve: Annotated[str, option("SIZE", "Memory for everything else.", panel=_DEVICE)] = ROOM.reserve,
 ) -> list[Budget]:  # fmt: skip
     """The budgets of devices; raises `MintError` for room without a device."""
     room = Room(context, kv_bits, reserve)
@@ -232,9 +245,10 @@ Devices = Annotated[list[Budget], devices]
 def budgets(
     budget: Annotated[
         list[str],
-        _memory(
-            "SIZE", "Size of all weight files together: 90MB, 16.5GiB (kB MB GB: powers of 1000, KiB MiB GiB: of "
-            "1024), 4.5bpw (bits per weight), 0.3x (of the source), min or max. Repeated: one plan each.",
+        option(
+            "SIZE", "Size of all weight files together (or use --device): 90MB, 16.5GiB (kB MB GB: powers of 1000, "
+            "KiB MiB GiB: of 1024), 4.5bpw (bits per weight), 0.3x (of the source), min or max. Repeated: one plan "
+            "each.",
             "--budget", "-b",
         ),
     ] = NONE,
@@ -278,7 +292,9 @@ def _connection(
     server: Annotated[str, _service("HOST:PORT", "Or in MINT_SERVER; https://... with TLS.")] = "",
     token_file: Annotated[Path | None, _service("FILE", "The token of mint token create; or in MINT_TOKEN.")] = None,
     ca: Annotated[Path | None, _service("FILE", "Certificate authorities of the service.")] = None,
-    insecure: Annotated[bool, _service("", "Send the token unencrypted, over plain HTTP.", "--insecure")] = False,
+    insecure: Annotated[
+        bool, flag("Send the token unencrypted, over plain HTTP.", "--insecure", panel=_SERVICE)
+    ] = False,
 ) -> dict[str, Any]:
     return {"server": server, "token_file": token_file, "ca": ca, "insecure": insecure}
 

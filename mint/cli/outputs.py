@@ -5,7 +5,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mint.cli.terminal.screen import Screen
-from mint.core.files import holds, move_aside, require_loadable, require_new, require_writable, write_whole
+from mint.core.files import (
+    holds,
+    move_aside,
+    require_loadable,
+    require_new,
+    require_outside,
+    require_writable,
+    write_whole,
+)
 from mint.core.sizes import format_size
 
 if TYPE_CHECKING:
@@ -25,7 +33,8 @@ def default_outputs(model: str, budgets: "Sequence[Budget]") -> list[Path]:
 
     folder = Path(model)
     is_local = hub_id(model) is None and not any(part.startswith("models--") for part in folder.absolute().parts)
-    beside = folder.parent if is_local and folder.name not in ("", "..") else Path()
+    parent = folder.parent if folder.name not in ("", "..") else folder.resolve().parent
+    beside = parent if is_local else Path()
     return [beside / named(model_name(model), str(budget)) for budget in budgets]
 
 
@@ -51,11 +60,15 @@ def check_names(
     """
     from mint.model.checkpoint.manifest import MANIFEST_NAME
     from mint.model.config import check_config
+    from mint.model.opening.path_kind import refuse_kind
 
     for path in (*outputs, *files):
         require_writable(path)
+    for path in files:
+        refuse_kind(path, "the name of a file for an analysis", "an analysis")
     for path in outputs:
         require_loadable(path)
+        require_outside(path, Path(model))
     check_new([path for path in outputs if not (path / MANIFEST_NAME).is_file()], force=force)
     if (Path(model) / "config.json").is_file():  # other folders, GGUF files and ids of the hub are located later
         check_config(Path(model), requantize=requantize)

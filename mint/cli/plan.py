@@ -7,7 +7,7 @@ from typing import Annotated
 
 import mint
 from mint.cli import options as opt
-from mint.cli.options import argument, option
+from mint.cli.options import argument, flag, option
 from mint.cli.outputs import check_files, default_outputs, described, outputs_of, write_files
 from mint.cli.terminal.screen import Answer, Record, Screen
 from mint.core.errors import MintError
@@ -141,6 +141,8 @@ def show(
     from mint.render.plans import plan_record
     from mint.render.summary import model_summary, plan_summary
 
+    if not path.exists():
+        raise MintError(f"{path}: no such file or folder; needed: an analysis, a plan or a folder that mint wrote")
     if path.is_file() and path.read_bytes()[: len(MAGIC)] == MAGIC:
         return {"kind": "analysis", **analysis_record(mint.read_analysis(path), path)}
     plan = mint.read_plan(path)
@@ -228,8 +230,8 @@ def recipes(
 def devices(
     screen: Screen,
     name: Annotated[str, argument("[NAME]", "Only devices whose name contains this.")] = "",
-    loaders: Annotated[bool, option("", "List loaders for --compat instead.", "--loaders")] = False,
-    sources: Annotated[bool, option("", "Also list where the figures come from.", "--sources")] = False,
+    loaders: Annotated[bool, flag("List loaders for --compat instead.", "--loaders")] = False,
+    sources: Annotated[bool, flag("Also list where the figures come from.", "--sources")] = False,
 ) -> Record:
     """List the devices for --device, with the memory that they leave for a model."""
     from mint.render.models import devices_record, loaders_record

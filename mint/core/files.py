@@ -128,6 +128,12 @@ def require_writable(path: Path) -> None:
         raise MintError(f"{path}: {folder} is not writable; needed: a folder that you may write to")
 
 
+def require_outside(path: Path, folder: Path) -> None:
+    """Raise `MintError` if `path` is inside `folder`: an output changes no model that it is made of."""
+    if folder.resolve() in path.resolve().parents:
+        raise MintError(f"{path} is inside {folder}, which it is made of; needed: an --output elsewhere")
+
+
 def require_loadable(folder: Path) -> None:
     """Raise `MintError` for the name of a model folder in which mlx_lm finds no weights: it searches by a pattern."""
     if not all(fnmatchcase(part, part) for part in folder.absolute().parts):

@@ -13,6 +13,14 @@ UNITS = {
 MAX_SHARD_BYTES = 5 * UNITS["GiB"]  # of a weight file, as mlx_lm.convert
 _BY_LOWER = {unit.lower(): factor for unit, factor in UNITS.items()}
 _RELATIVE = re.compile(r"(\d+(?:\.\d+)?)\s*(bpw|x)")
+# what people write for a budget, and what they mean; uniform formats of mlx_lm have half a bit of scales and biases
+_MEANT = (
+    (r"(?:q|int|w)?([2-8])[-_ ]?(?:bits?|_k(?:_[sml])?|_0|_1)?", r"\1.5bpw, the size of uniform \1-bit"),
+    (r"(\d\d)\s*%", r"0.\1x"), (r"(\d)\s*%", r"0.0\1x"),
+    (r"(\d+),(\d+)\s*([a-z]+)", r"\1.\2\3"),
+    (r"([^,\s]+)[,\s]+([^,\s]+).*", r"\1 and \2, each with a --budget of its own"),
+    (r"min.*|small.*", "min"), (r"max.*|full|large.*|none", "max"),
+)  # fmt: skip
 _TOKENS = re.compile(r"(\d+)\s*([kKmM]?)")
 _SIZE = re.compile(r"\s*(\d+(?:[._]\d+)*)\s*([A-Za-z]*)\s*")
 
@@ -70,11 +78,19 @@ def parse_budget(text: str) -> Amount:
         except MintError as error:
             bits = f"{word}bpw" if word.replace(".", "", 1).isdecimal() and float(word) <= 16 else "4.5bpw"
             others = f"for a budget also bits per weight ({bits}), a share of the source (0.3x), min or max"
-            raise MintError(f"{error}; {others}") from error
+            raise MintError(f"{error}; {others}{_meant(text.strip())}") from error
     number = Decimal(match[1])
     if number <= 0:
         raise MintError(f"{text!r} is no budget; needed a number above zero")
     return Amount(text.strip(), match[2], number)
+
+
+def _meant(text: str) -> str:
+    """The budget that a text probably means, as the end of an error message; empty where nothing is probable."""
+    for pattern, meaning in _MEANT:
+        if (match := re.fullmatch(pattern, text, re.IGNORECASE)) and not text.isdecimal():
+            return f". Perhaps you mean {match.expand(meaning)}"
+    return ""
 
 
 def parse_tokens(text: str) -> int:

@@ -62,6 +62,8 @@ def _snapshot_in(folder: Path) -> Path:
 
 def hub_id(model: str | Path) -> HubId | None:
     """The id that `model` is; None for a path. Raises `MintError` for one that cannot be looked at."""
+    if model == "":  # `Path` would make it the current folder
+        raise MintError("the name of the model is empty; needed: the path of a folder, or an id of the hub")
     try:
         return None if isinstance(model, Path) or Path(model).exists() else parse_id(model)
     except OSError as error:

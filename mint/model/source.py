@@ -114,7 +114,8 @@ def open_source(
     folder = locate(model, on_progress, check=check)
     refuse_other_kinds(folder)
     if not folder.is_dir():
-        raise MintError(f"{folder}: no such folder; needed: the folder of a Hugging Face model, or an id of the hub")
+        needed = f"the folder of a Hugging Face model, or an id of the hub, such as OWNER/{folder.name}"
+        raise MintError(f"{folder}: no such folder; needed: {needed}")
     text = check(folder)
     names = [path.name for pattern in ("*.safetensors", "*.index.json") for path in folder.glob(pattern)]
     files = FileStates.of(folder, {"config.json", *names, *read_index(folder).values()})

@@ -26,6 +26,7 @@ from mint.formats.layout import OutputShard, lay_out, shards_nbytes, stored_nbyt
 from mint.formats.rounding import ROUNDINGS, SEARCHED_SHARE, parse_rounding
 from mint.formats.units import Parameter
 from mint.model.checkpoint.manifest import PLAN_NAME
+from mint.model.opening.path_kind import refuse_kind
 from mint.model.roles import layer_numbers
 from mint.plan.objectives import Objective, objective
 from mint.plan.prediction import NO_PROBES, Evidence, predicted_kl
@@ -284,6 +285,8 @@ def read_plan(path: Path | str) -> Plan:
     a format that a unit cannot have, or a total over the budget.
     """
     path = Path(path)
+    if path.name != PLAN_NAME:
+        refuse_kind(path, "a plan, or a folder that mint wrote", "a plan", "a model that mint wrote")
     if path.is_dir():
         path /= PLAN_NAME
     if not path.is_file():

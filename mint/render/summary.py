@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from mint.core.sizes import format_seconds, format_size
 from mint.exports.card import first_command
+from mint.formats.format import KEEP
 from mint.plan.plan import Plan, converted
 from mint.quality.estimates import Estimate
 from mint.quality.evaluation import OWN_TEXT, Evaluation, Refused
@@ -133,7 +134,7 @@ def _formats(plan: Plan) -> str:
     """The formats of most weights, with their shares."""
     weights: dict[str, int] = defaultdict(int)
     for choice in plan.choices:
-        weights[str(choice.format)] += choice.weights
+        weights["unquantized" if choice.format == KEEP else str(choice.format)] += choice.weights
     total, names = sum(weights.values()), sorted(weights, key=lambda name: -weights[name])
     more = [f"{len(names) - _MAX_FORMATS} more"] if len(names) > _MAX_FORMATS else []
     return ", ".join([f"{weights[name] / total:.0%} {name}" for name in names[:_MAX_FORMATS]] + more)

@@ -10,7 +10,7 @@ import typer
 from cluster.service.commands.shared import HELP, Data, DatabaseUrl, data_folder, needing_extra
 from cluster.service.operations.config_file import read_defaults
 from cluster.service.settings import Settings
-from mint.cli.options import NONE, option
+from mint.cli.options import NONE, flag, option
 from mint.cli.terminal.foreign import echo
 from mint.client.http import PORT, check_private
 from mint.core.errors import MintError
@@ -49,8 +49,7 @@ def serve(
     ] = NONE,
     allow_hub: Annotated[
         bool,
-        option(
-            "",
+        flag(
             "Accept models of the Hugging Face hub too; they are downloaded to this machine's cache of it, with "
             "this machine's token.",
             "--allow-hub",
@@ -63,7 +62,7 @@ def serve(
     tls_cert: Annotated[Path | None, option("FILE", "Certificate for HTTPS, PEM.")] = None,
     tls_key: Annotated[Path | None, option("FILE", "Its key, PEM.")] = None,
     insecure: Annotated[
-        bool, option("", "Plain HTTP beyond loopback: where a proxy or a VPN encrypts.", "--insecure")
+        bool, flag("Plain HTTP beyond loopback: where a proxy or a VPN encrypts.", "--insecure")
     ] = False,
     names: Annotated[
         list[str], option("HOST", "A further host name of this service. May be repeated.", "--name")

@@ -12,7 +12,7 @@ import typer
 
 from cluster.autostart import KINDS, LAUNCHD, SYSTEMD, BootService, install_hint
 from cluster.service.commands.shared import HELP, Data, data_folder, needing_extra
-from mint.cli.options import Json, argument, option
+from mint.cli.options import Json, argument, flag, option
 from mint.cli.terminal.foreign import echo
 from mint.cli.terminal.screen import Screen
 from mint.core.errors import MintError
@@ -58,7 +58,7 @@ def restore(folder: Annotated[Path, argument("FOLDER", "A backup.")], data: Data
 @app.command()
 def check(
     folder: Annotated[Path | None, argument("[FOLDER]", "A backup; default: the data of the service.")] = None,
-    reads_files: Annotated[bool, option("", "Read every file and compare its SHA-256.", "--read")] = False,
+    reads_files: Annotated[bool, flag("Read every file and compare its SHA-256.", "--read")] = False,
     data: Data = None,
     as_json: Json = False,
 ) -> int:

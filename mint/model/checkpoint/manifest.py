@@ -50,6 +50,8 @@ def write_manifest(manifest: Manifest, folder: Path) -> None:
 def read_manifest(folder: Path) -> Manifest:
     """The manifest of the model in `folder`; `MintError` when there is none or it is damaged."""
     path = folder / MANIFEST_NAME
+    if not folder.exists():
+        raise MintError(f"{folder}: no such folder; needed: a folder that mint wrote")
     if not path.is_file():
         raise MintError(f"{folder}: no {MANIFEST_NAME} found; needed: a folder that mint wrote")
     try:

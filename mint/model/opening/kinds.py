@@ -11,6 +11,7 @@ from pathlib import Path
 
 from mint.core.errors import MintError
 from mint.model.checkpoint.shards import PATTERN, shard_names
+from mint.model.opening.path_kind import refuse_kind
 
 _ORIGINAL = "needed: the original model in safetensors format"
 _PEFT = (
@@ -53,6 +54,8 @@ def refuse_other_kinds(path: Path) -> None:
     """Raise `MintError` for a file, and for a folder without a model whose files tell its kind."""
     if path.is_file():
         kind = kind_of(path, [path.name])
+        if not kind:
+            refuse_kind(path, "the folder of a Hugging Face model")
         raise MintError(f"{path}: {kind or 'it is a file; needed: the folder of a Hugging Face model'}")
     if not path.is_dir() or ((path / "config.json").exists() and shard_names(path)):
         return

@@ -79,7 +79,7 @@ def test_a_ruined_model_is_called_so(llama: Path, tmp_path: Path, capsys: pytest
         (["quantize", "nowhere", "--budget", "90MB", "--output", "out"], "no such folder"),
         (["allocate", "nowhere.mint", "--budget", "1MB"], "no such analysis"),
         (["assemble", "nowhere.json", "--model", "m", "--output", "out"], "no such plan"),
-        (["verify", "nowhere"], "no mint.json found"),
+        (["verify", "nowhere"], "no such folder"),
         (["evaluate", "nowhere", "--reference", "m"], "no such folder"),
     ],
 )
@@ -269,3 +269,16 @@ def test_values_are_completed(llama: Path) -> None:
     assert "m4-pro-24" in completion.devices("m4-p")
     assert completion.roundings("sea") == ["search"]
     assert str(llama) in completion.models(str(llama)[:-2])
+
+
+def test_help_shows_what_most_people_need_first(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_command(["--help"]) == 0
+    shown = capsys.readouterr().out
+    headings = ["Make a model", "Choose", "Step by step", "Machines and settings", "a lab's service"]
+    assert [shown.index(heading) for heading in headings] == sorted(shown.index(heading) for heading in headings)
+    assert run_command(["quantize", "--help"]) == 0
+    shown = capsys.readouterr().out
+    first = ["--budget", "--device", "--quality", "--output", "--json", "Rules of the plan", "--veto", "--rounding"]
+    positions = [shown.index(f"\u2502 {option}" if option[0] == "-" else option) for option in first]
+    assert positions == sorted(positions)
+    assert "--force <bool>" not in " ".join(shown.split())

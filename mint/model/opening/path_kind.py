@@ -1,0 +1,50 @@
+"""Errors about a path of the wrong kind: they name its kind, what is needed, and the commands that take it.
+
+A command takes a model, an analysis, a plan or a folder that mint wrote, and people mix them up.
+"""
+
+import shlex
+from pathlib import Path
+
+from mint.core.errors import MintError
+from mint.model.checkpoint.manifest import MANIFEST_NAME
+
+_JOURNAL = b"MINT "  # files of frames begin so, then their kind and the end of the line
+_PLAN = b'"kind": "mint plan"'
+_HEAD_BYTES = 64
+
+# by kind: the commands that take such a path; {path} is quoted, {name} is its last part
+_COMMANDS = {
+    "an analysis": "mint allocate {path} --budget SIZE makes a plan of it",
+    "a plan": "mint assemble {path} --model MODEL --output OUT writes its model",
+    "a model": "mint quantize {path} --budget SIZE quantizes it, mint analyze {path} makes its analysis {name}.mint",
+    "a model that mint wrote": "mint show {path} describes it",
+}
+
+
+def kind_of_path(path: Path) -> str:
+    """The kind of an existing file or folder in words, such as `a plan`; `a file` or `a folder` for foreign ones."""
+    if path.is_dir():
+        if (path / MANIFEST_NAME).is_file():
+            return "a model that mint wrote"
+        return (
+            "a model" if (path / "config.json").is_file() else "a folder" if any(path.iterdir()) else "an empty folder"
+        )
+    with path.open("rb") as file:
+        head = file.read(_HEAD_BYTES)
+    if head.startswith(_JOURNAL):
+        kind = head.removeprefix(_JOURNAL).partition(b"\n")[0].decode(errors="replace")
+        return {"analysis": "an analysis", "probe": "a file of probes"}.get(kind, f"a file of the kind {kind}")
+    if _PLAN in head:
+        return "a plan"
+    is_of_model = (path.parent / "config.json").is_file()
+    return f"a file of the model in {path.absolute().parent}" if is_of_model else "a file"
+
+
+def refuse_kind(path: Path, needed: str, *accepted: str) -> None:
+    """Raise `MintError` for an existing path of a kind that is none of `accepted`; foreign files pass."""
+    kind = kind_of_path(path) if path.exists() else ""
+    if kind in ("", "a file", *accepted):
+        return
+    commands = _COMMANDS.get(kind, "").format(path=shlex.quote(str(path)), name=path.absolute().name)
+    raise MintError(f"{path}: it is {kind}; needed: {needed}" + (f". {commands}" if commands else ""))
