@@ -110,7 +110,7 @@ def checked_token(path: Path) -> Path:
     if not path.is_file():
         raise MintError(
             f"no token at {path}; needed: the token of the cluster, copied from the head "
-            f"(mint cluster up says where it lies), or its path in {TOKEN_VARIABLE}"
+            f"(mint cluster up prints its path), or its path in {TOKEN_VARIABLE}"
         )
     check_private(path, "token")
     if not path.read_text().strip():

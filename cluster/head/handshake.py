@@ -208,7 +208,7 @@ def _ask(address: Address, channel: grpc.Channel, secrets: Secrets) -> Head:
         if error.code() == grpc.StatusCode.UNAUTHENTICATED:
             raise MintError(
                 f"{address}: token rejected; {secrets.token} is not the token of that cluster. Copy the head's token "
-                "over it (mint cluster up says where it lies) and chmod 600 it"
+                "over it (mint cluster up prints its path) and chmod 600 it"
             ) from error
         raise MintError(f"{address}: the head does not answer ({error.code().name.lower()})") from error
     nodes = tuple(map(_node, answer.node_info_list))

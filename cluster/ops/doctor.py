@@ -13,6 +13,7 @@ from cluster.settings import STORE_BYTES, checked_secrets, installed_version, pa
 from cluster.transport.connect import needing_ray
 from mint.client.http import is_loopback
 from mint.core.errors import MintError
+from mint.core.sizes import format_size
 from mint.core.version import install_command
 from mint.run.checkup import BAD, DOUBTFUL, GOOD, Finding
 
@@ -34,7 +35,7 @@ CURES = {
     "open files": f"ulimit -n {OPEN_FILES}, or a service: mint cluster service-file sets it",
     "socket paths": "set RAY_TMPDIR to a shorter path",
     "host name": "use addresses, not names: other machines cannot resolve this machine's name",
-    "shared memory": f"/dev/shm needs {STORE_BYTES} bytes; in a container: --shm-size=1g",
+    "shared memory": f"/dev/shm needs {format_size(STORE_BYTES)}; in a container: --shm-size=1g",
     "disk": "free space for {}; MINT_CACHE and RAY_TMPDIR move them",
     "model roots": "no such folder: {}",
     "sleep": "sudo pmset -a sleep 0, or a service: mint cluster service-file keeps the Mac awake with caffeinate",
@@ -126,7 +127,7 @@ def _resources(machine: Machine) -> Results:
         "open files": (files < 0 or files >= OPEN_FILES, f"at most {files} open files"),
         "socket paths": (length <= SOCKET_PATH, f"{length} of {SOCKET_PATH} bytes"),
         "host name": (not is_loopback(name), f"{machine.hostname} is {name or 'unknown'}"),
-        "shared memory": (machine.system != "Linux" or store >= STORE_BYTES, f"{store} bytes"),
+        "shared memory": (machine.system != "Linux" or store >= STORE_BYTES, format_size(store)),
         "disk": (not full, space, full),
     }
 

@@ -15,6 +15,7 @@ import typer
 
 import mint
 from mint.cli import completion
+from mint.cli.settings import values_in_file
 from mint.cli.terminal.screen import PROGRESS, Screen
 from mint.core.errors import MintError
 from mint.core.log import configure_logging, is_verbose
@@ -234,7 +235,9 @@ def devices(
 ) -> list[Budget]:  # fmt: skip
     """The budgets of devices; raises `MintError` for room without a device."""
     room = Room(context, kv_bits, reserve)
-    if room != ROOM and not device:
+    given = {"context": (context, ROOM.context), "kv-bits": (kv_bits, ROOM.kv_bits), "reserve": (reserve, ROOM.reserve)}
+    typed = any(value not in (default, *values_in_file(name)) for name, (value, default) in given.items())
+    if typed and not device:
         raise MintError("--context, --kv-bits and --reserve are for --device; a budget is the size of the files alone")
     return [Budget(device=_device_name(name), room=room) for name in device]
 

@@ -69,6 +69,11 @@ def option_defaults(app: Typer) -> dict[str, Any]:
     return {name: _options_of(group, name, section) for name, section in sections.items()}
 
 
+def values_in_file(option: str) -> list[Any]:
+    """The values that the sections of `mint.toml` give to this option."""
+    return [section[option] for section in _read().values() if isinstance(section, dict) and option in section]
+
+
 def _read() -> dict[str, Any]:
     import tomllib
 

@@ -96,14 +96,18 @@ NO_PROBES = Evidence()
 def describe(kl: Estimate, evidence: Evidence) -> str:
     """The basis and the limits of a predicted KL, in words."""
     sampled = f" on {evidence.sequences} sequences, standard error {evidence.spread:.0%}" if evidence.sequences else ""
-    prior = f"{evidence.probed:.0%} from probes{sampled}" if evidence.probed else "the prior table of one small model"
+    prior = (
+        f"{evidence.probed:.0%} from probes{sampled}"
+        if evidence.probed
+        else "the default sensitivities, fitted to one small model"
+    )
     beyond = (
         f"; beyond {VALID_KL:g} nats it was never tried: it may tell which plan is closer, not how close"
         if kl.value > VALID_KL
         else ""
     )
     relief = f", times {evidence.relief:.2g} for compensation" if evidence.compensated else ""
-    return f"{prior}{relief}; right to a factor of {evidence.factor:.2g}{beyond}"
+    return f"{prior}{relief}; right to a factor of {float(f'{evidence.factor:.2g}'):g}{beyond}"
 
 
 def predicted_kl(loss: float, evidence: Evidence) -> Estimate:

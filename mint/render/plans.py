@@ -143,7 +143,7 @@ def curve_record(
         ],
         "devices_too_small": verdicts["too small"],
         "devices_with_room_for_all": verdicts["holds the largest plan"],
-        "knees": [point.budget_bytes for point in curve.knees],
+        "knees": [format_size(p.budget_bytes) if brief else p.budget_bytes for p in curve.knees],
         "smallest_bytes": smallest,
         "largest_bytes": largest,
         **({"predicted_from": curve.predicted_from} if curve.predicted_from else {}),

@@ -93,3 +93,22 @@ def test_every_link_between_pages_leads_somewhere(page: Path) -> None:
         if anchor:
             titles = re.findall(r"^#+ (.*)", path.read_text(encoding="utf-8"), re.MULTILINE)
             assert anchor in {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}, target
+
+
+def test_messages_that_the_page_of_troubles_quotes_are_those_of_the_program() -> None:
+    page = (ROOT / "docs" / "troubleshooting.md").read_text(encoding="utf-8")
+    symptoms = [line.split("|")[1] for line in page.splitlines() if line.startswith("| ")]
+    quotes = [text.strip(". ") for symptom in symptoms for text in re.findall(r'"([^"]+)"', symptom)]
+    source = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "mint").rglob("*.py"))
+    words = re.sub(r"[\"'{}\s]+", " ", re.sub(r'"\s*\n\s*f?"', "", source))
+    assert quotes
+    assert not [quote for quote in quotes if re.sub(r"\s+", " ", quote) not in words]
+
+
+def test_the_page_of_the_output_explains_every_line_of_the_end() -> None:
+    page = (ROOT / "docs" / "output.md").read_text(encoding="utf-8")
+    summary = (ROOT / "mint" / "render" / "summary.py").read_text(encoding="utf-8")
+    end = summary.partition("def model_summary")[2].partition("def plan_summary")[0]
+    judgement = summary.partition("def _judgement")[2].partition("def _converted_text")[0]
+    labels = set(re.findall(r'Line\("([\w-]+)"', end + judgement)) - {"loss"}
+    assert not [label for label in sorted(labels) if f"| `{label}` |" not in page]

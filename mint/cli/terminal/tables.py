@@ -14,6 +14,8 @@ _LEAST_WIDTH = 7  # of a column whose cells are cut
 _WHOLE = ("id", "identity", "digest", "format", "command")  # columns that are copied or compared: never cut
 _SENTENCES = ("detail", "cure")  # columns that continue below instead of being cut
 _GAP = "  "
+_LABELS = {"parameters": "tensors beside units", "alpha": "sensitivity", "alpha_from": "sensitivity from",
+           "alphas": "sensitivities from", "gb_per_second": "GB/s", "kl": "KL", "sqnr_db": "SQNR dB"}  # fmt: skip
 
 
 def is_table(value: Any) -> bool:
@@ -58,7 +60,7 @@ def labelled(fields: Sequence[tuple[str, str]], width: int | None) -> list[str]:
 
 def label(name: str) -> str:
     """The name of a field as people read it: sizes have units, so it need not say bytes."""
-    return visible(name.removesuffix("_bytes").replace("_", " "))
+    return visible(_LABELS.get(name) or name.removesuffix("_bytes").replace("_", " "))
 
 
 def cell(name: str, value: Any) -> str:

@@ -120,3 +120,13 @@ def test_a_budget_with_room_for_the_whole_model_is_noted(
     ):
         assert run_command(["quantize", "tiny", *options, "--dry-run"]) == 0
         assert ("has room for the whole model" in capsys.readouterr().err) == is_noted
+
+
+def test_a_context_of_the_settings_file_is_for_devices_alone(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("MINT_CONFIG", str(tmp_path))
+    (tmp_path / "mint.toml").write_text('[allocate]\ncontext = "32k"\n')
+    monkeypatch.chdir(world)
+    assert run_command(["allocate", "a.mint", "--budget", "400kB"]) == 0
+    assert "are for --device" in complaint("allocate a.mint --budget 400kB --context 16k", capsys)

@@ -186,7 +186,7 @@ def test_the_description_names_the_evidence_and_its_limit() -> None:
     assert "75% from probes on 8 sequences, standard error 12%" in describe(predicted_kl(0.3, evidence), evidence)
     assert "beyond" not in describe(predicted_kl(VALID_KL, evidence), evidence)
     assert "which plan is closer" in describe(predicted_kl(1.01 * VALID_KL, NO_PROBES), NO_PROBES)
-    assert "prior table" in describe(predicted_kl(0.3, NO_PROBES), NO_PROBES)
+    assert "default sensitivities" in describe(predicted_kl(0.3, NO_PROBES), NO_PROBES)
 
 
 def test_allocate_and_curve_show_the_interval(
