@@ -1,8 +1,20 @@
 """MINT: give it a language model and a memory budget, get the best MLX model that fits.
 
-The verbs of the pipeline as functions, imported when first used:
+    from mint import quantize
+    quantize("models/Qwen3-8B", "6GB", "Qwen3-8B-6GB")
 
-    from mint import open_source, analyze, probe, allocate, assemble, verify, evaluate, upload, quantize, Recipe, Budget
+The verbs are functions, imported when first used. `quantize` runs them all:
+
+    open_source  a model folder or an id of the hub: its headers
+    analyze      the error of every format in every unit
+    probe        the sensitivity of the output to every unit (optional)
+    allocate     a format for every unit, within a `Budget` and a `Recipe`; `curve` for all budgets, `explain`, `diff`
+    assemble     the model folder of a plan
+    verify       the check of a written folder
+    evaluate     the distance of a model's predictions from the original's
+    upload       a verified folder to the hub
+
+Errors that a user can fix are `MintError`.
 """
 
 import importlib

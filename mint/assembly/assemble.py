@@ -19,7 +19,15 @@ from mint.analysis.unit_jobs import Packed, Quantize, check_analyzed, checksum_o
 from mint.assembly.draft import JOURNAL_NAME, TUNED_NAME, Draft, naming_full_disk, read_finished, refuse_foreign
 from mint.assembly.reuse import Reuse
 from mint.core.errors import DiskFullError, MintError
-from mint.core.files import flush, partial_path, remove_temporary, require_new, require_writable, write_whole
+from mint.core.files import (
+    flush,
+    partial_path,
+    remove_temporary,
+    require_new,
+    require_outside,
+    require_writable,
+    write_whole,
+)
 from mint.core.journal import Journal
 from mint.core.log import log
 from mint.core.memory import PROCESSES_BYTES, memory_is_short
@@ -220,6 +228,7 @@ def _packed(
 def _check(plan: Plan, source: Source, output: Path) -> None:
     require_new(output)
     require_writable(output)
+    require_outside(output, source.folder)
     if (plan.model, plan.dtype, plan.loader) != (source.identity, source.dtype, source.loader):
         raise MintError(
             f"the plan is for another model than {source.folder} (found identity {source.identity[:12]}, "

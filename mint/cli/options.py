@@ -19,7 +19,7 @@ from mint.cli.settings import values_in_file
 from mint.cli.terminal.screen import PROGRESS, Screen
 from mint.core.errors import MintError
 from mint.core.log import configure_logging, is_verbose
-from mint.core.sizes import Amount, parse_budget, parse_size
+from mint.core.sizes import parse_budget, parse_size
 from mint.formats.quality import parse_quality
 from mint.formats.rounding import ROUNDINGS
 from mint.plan.recipe import DTYPES, TEXT, VISION, Budget, Recipe, Room
@@ -259,20 +259,10 @@ def budgets(
 ) -> list[Budget]:  # fmt: skip
     """The budgets; raises `MintError` if one is given twice."""
     room = devices[0].room if devices else ROOM
-    budgets = [*(Budget(_amount(text), room=room) for text in budget), *devices]
+    budgets = [*(replace(Budget.of(text), room=room) for text in budget), *devices]
     if len(set(map(str, budgets))) < len(budgets):
         raise MintError("a budget is given twice; give each one once")
     return budgets
-
-
-def _amount(text: str) -> Amount:
-    """The amount of a budget; `MintError` names the right option for a device."""
-    try:
-        return parse_budget(text)
-    except MintError as error:
-        if text in completion.devices(text):
-            raise MintError(f"{text} is a device; needed: --device {text}") from error
-        raise
 
 
 def _device_name(text: str) -> str:

@@ -237,7 +237,10 @@ def _dtype_name(config: dict[str, Any], dtype: str) -> str:
     """The dtype to cast to: `dtype`, else the config's torch_dtype, its dtype (transformers 5), or the text config's.
 
     Empty for no cast. `mlx_lm.convert` 0.32 does the same, except for the config's own `dtype`, which it overlooks.
+    Raises `MintError` for a `dtype` that mlx_lm does not cast to; such ones of a config mean no cast.
     """
+    if dtype not in ("", UNCAST, *MODEL_CONVERSION_DTYPES):
+        raise MintError(f"dtype {dtype!r}; needed one of: {', '.join(MODEL_CONVERSION_DTYPES)}")
     name = dtype or config.get("torch_dtype") or config.get("dtype") or (config.get("text_config") or {}).get("dtype")
     return str(name) if name in MODEL_CONVERSION_DTYPES else ""
 

@@ -62,6 +62,9 @@ class Source:
     stacks: Mapping[str, tuple[Leaf, ...]] = field(default_factory=dict, repr=False)  # units whose slices are apart
     notices: tuple[str, ...] = ()  # sentences that the user must read before the work begins
 
+    def __repr__(self) -> str:
+        return f"<Source {self.folder}, {self.config['model_type']}, {len(self.units)} units, {self.nbytes:,} bytes>"
+
     @property
     def nbytes(self) -> int:
         """Bytes of the source's shards, headers included."""

@@ -71,6 +71,9 @@ class Recipe(_Plain):
     max_shard_size: str = f"{MAX_SHARD_BYTES >> 30}GiB"
 
     def __post_init__(self) -> None:
+        for name in ("formats", "lock", "ignore_floors"):
+            if isinstance(getattr(self, name), str):  # it would be taken for a list of its letters
+                raise MintError(f"{name} is a text; needed: a list of texts, such as [{getattr(self, name)!r}]")
         parse_rounding(self.rounding)
         if self.dtype not in ("", *DTYPES):
             raise MintError(f"dtype {self.dtype!r}; needed {', '.join(DTYPES[:-1])} or {DTYPES[-1]}")
@@ -175,7 +178,18 @@ class Budget:
         """A budget from bytes, or from text such as `18GB`, `4.5bpw`, `0.3x`, `min` or `max`."""
         if isinstance(budget, Budget):
             return budget
-        return cls(Amount.of_bytes(budget) if isinstance(budget, int) else parse_budget(budget))
+        if isinstance(budget, int):
+            return cls(Amount.of_bytes(budget))
+        if not isinstance(budget, str):
+            raise MintError(f"{budget!r} is no budget; needed a whole number of bytes, or a text such as 4.5bpw or 6GB")
+        try:
+            return cls(parse_budget(budget))
+        except MintError as error:
+            from mint.targets.devices import devices
+
+            if budget in {device.name for device in devices()}:
+                raise MintError(f"{budget} is a device; needed: --device {budget}") from error
+            raise
 
     def __str__(self) -> str:
         return str(self.amount or self.device)

@@ -40,6 +40,9 @@ class Manifest:
     dropped_towers: tuple[str, ...] = ()  # vision or audio: the model is text only
     closeness: Mapping[str, Any] | None = None  # to the original, as `quality.closeness` measured it
 
+    def __repr__(self) -> str:
+        return f"<Manifest of {len(self.units)} units, {self.weight_bytes:,} bytes of weights, {len(self.files)} files>"
+
 
 def write_manifest(manifest: Manifest, folder: Path) -> None:
     """Write `mint.json` into `folder`; the same manifest always gives the same bytes."""
