@@ -34,10 +34,10 @@ def test_records_have_short_texts(records: tuple[Any, ...]) -> None:
     ("act", "message"),
     [
         (lambda source, analysis, plan: allocate(analysis, "m4-16"), "m4-16 is a device; needed: device m4-16"),
-        (lambda source, analysis, plan: allocate(analysis, 4.5), "4.5 is no budget"),
+        (lambda source, analysis, plan: allocate(analysis, 4.5), "4.5 is no budget"),  # type: ignore[arg-type]
         (lambda source, analysis, plan: allocate(analysis, "30%"), "Perhaps you mean 0.30x"),
-        (lambda source, analysis, plan: Recipe(formats="4bit"), "formats is a text; needed: a list"),
-        (lambda source, analysis, plan: Recipe(lock="lm_head=4/64"), "lock is a text; needed: a list"),
+        (lambda source, analysis, plan: Recipe(formats="4bit"), "formats is a text; needed: a list"),  # type: ignore[arg-type]
+        (lambda source, analysis, plan: Recipe(lock="lm_head=4/64"), "lock is a text; needed: a list"),  # type: ignore[arg-type]
         (lambda source, analysis, plan: Budget(device="m4"), "not a known device"),
         (
             lambda source, analysis, plan: open_source(source.folder, dtype="fp16"),

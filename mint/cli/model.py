@@ -3,6 +3,7 @@
 Commands call the verbs of `mint`, which are imported when first used, so that `--help` answers at once.
 """
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -143,7 +144,10 @@ def inspect(
             screen.note(notice)
         rows = [row for budget in devices for row in fit_rows(source, device(budget.device), budget.room)]
         name = str(source.folder) if source.identity else model
-        return {**({"fits": rows} if rows else {}), **source_record(source, name)}
+        record = source_record(source, name)
+        if not screen.as_json:
+            record = {field: value for field, value in record.items() if value not in ([], {})}
+        return {**({"fits": rows} if rows else {}), **record}
 
 
 def analyze(
@@ -184,6 +188,7 @@ def analyze(
             on_progress=screen.on_progress,
             on_note=screen.note,
         )
+    screen.note(f"next: mint allocate {shlex.quote(str(path))} --budget SIZE --output plan.json, or mint curve")
     return analysis_record(analysis, path)
 
 

@@ -13,7 +13,7 @@ UNITS = {
 MAX_SHARD_BYTES = 5 * UNITS["GiB"]  # of a weight file, as mlx_lm.convert
 _BY_LOWER = {unit.lower(): factor for unit, factor in UNITS.items()}
 _RELATIVE = re.compile(r"(\d+(?:\.\d+)?)\s*(bpw|x)")
-# what people write for a budget, and what they mean; uniform formats of mlx_lm have half a bit of scales and biases
+# texts that people write for a budget, and their meaning; uniform formats of mlx_lm add half a bit of scales, biases
 _MEANT = (
     (r"(?:q|int|w)?([2-8])[-_ ]?(?:bits?|_k(?:_[sml])?|_0|_1)?", r"\1.5bpw, the size of uniform \1-bit"),
     (r"(\d\d)\s*%", r"0.\1x"), (r"(\d)\s*%", r"0.0\1x"),

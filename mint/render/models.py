@@ -6,6 +6,7 @@ import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from math import prod
 from pathlib import Path
 from statistics import median, median_high
 from types import MappingProxyType
@@ -48,6 +49,7 @@ def source_record(source: Source, name: str) -> Record:
         **pick(source, "identity layers"),
         "shards": len(source.shards),
         "source_bytes": source.nbytes,
+        "weights": sum(unit.size for unit in source.units) + sum(prod(p.shape) for p in source.parameters),
         "units": len(source.units),
         "parameters": len(source.parameters),
         "dropped_tensors": list(source.dropped),

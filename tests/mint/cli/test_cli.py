@@ -282,3 +282,15 @@ def test_help_shows_what_most_people_need_first(capsys: pytest.CaptureFixture[st
     positions = [shown.index(f"\u2502 {option}" if option[0] == "-" else option) for option in first]
     assert positions == sorted(positions)
     assert "--force <bool>" not in " ".join(shown.split())
+
+
+def test_inspect_shows_people_what_the_model_has_and_machines_everything(
+    llama: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_command(["inspect", str(llama)]) == 0
+    shown = capsys.readouterr().out
+    assert "none" not in shown
+    assert "tensors beside units" in shown
+    record = _json(capsys, "inspect", str(llama))
+    assert record["weights"] > sum(role["weights"] for role in record["roles"])
+    assert record["notices"] == []
