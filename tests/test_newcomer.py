@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 import mint
-from mint import Budget, MintError, Recipe, allocate, analyze, assemble, open_source, quantize
+from mint import Budget, MintError, Recipe, allocate, analyze, assemble, explain, open_source, quantize, verify
 
 
 @pytest.fixture(scope="module")
@@ -43,6 +43,11 @@ def test_records_have_short_texts(records: tuple[Any, ...]) -> None:
             lambda source, analysis, plan: open_source(source.folder, dtype="fp16"),
             "dtype 'fp16'; needed one of: float16",
         ),
+        (lambda source, analysis, plan: analyze("m", "a.mint"), "'m' is a path; needed: open_source('m')"),  # type: ignore[arg-type]
+        (lambda source, analysis, plan: allocate("a.mint", "4GB"), "needed: read_analysis('a.mint')"),  # type: ignore[arg-type]
+        (lambda source, analysis, plan: assemble("p.json", source, "o"), "needed: read_plan('p.json')"),  # type: ignore[arg-type]
+        (lambda source, analysis, plan: verify("o", Path("m")), "needed: open_source('m')"),  # type: ignore[arg-type]
+        (lambda source, analysis, plan: explain("p.json"), "needed: read_plan('p.json')"),  # type: ignore[arg-type]
         (lambda source, analysis, plan: open_source(""), "the name of the model is empty"),
         (lambda source, analysis, plan: assemble(plan, source, source.folder / "out"), "is inside"),
         (

@@ -30,7 +30,7 @@ from mint.core.files import partial_path
 from mint.core.journal import Journal, read_header, remove_stray
 from mint.core.log import log
 from mint.core.progress import OnNote, OnProgress, ignore, say_nothing
-from mint.core.records import reading
+from mint.core.records import reading, require_record
 from mint.formats.rounding import DEFAULT_ROUNDING, parse_rounding
 from mint.formats.units import Unit, to_fields
 from mint.kernels.backend import backend
@@ -66,6 +66,7 @@ def analyze(
     is NaN or infinite (with `keep_nonfinite` such a unit stays unquantized), for a file of the model that changes
     meanwhile, and for an `output` of something else.
     """
+    require_record("open_source", source)
     output = Path(output)
     parse_rounding(rounding)
     header = header_of(source, rounding, device_kind() if features else measuring_device(executor))  # features: here

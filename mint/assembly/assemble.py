@@ -32,6 +32,7 @@ from mint.core.journal import Journal
 from mint.core.log import log
 from mint.core.memory import PROCESSES_BYTES, memory_is_short
 from mint.core.progress import OnNote, OnProgress, ignore, say_nothing
+from mint.core.records import require_record
 from mint.exports.card import RECIPE_NAME, card_text, recipe_record
 from mint.exports.source_card import read_source_card
 from mint.formats.format import Format, TensorSpec
@@ -83,6 +84,8 @@ def assemble(
     Raises `MintError` when the plan is of another model, the output is anything but the finished model of this plan,
     the disk is too small or the source changes meanwhile; after an interruption the same call resumes.
     """
+    require_record("read_plan", plan)
+    require_record("open_source", source)
     output = Path(output)
     if output.exists():
         refuse_foreign(output, plan=plan.digest)

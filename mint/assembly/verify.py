@@ -18,6 +18,7 @@ from mint.assembly.distances import BLOCK, Distance, Rows, distance_from_block, 
 from mint.assembly.stock_child import Answer, stock
 from mint.core.errors import MintError
 from mint.core.progress import OnProgress, Progress, ignore
+from mint.core.records import require_record
 from mint.formats.format import FORMATS, KEEP
 from mint.formats.rounding import ROUNDINGS
 from mint.formats.units import Unit, parts_of
@@ -74,6 +75,7 @@ def verify(
     errors of all units are measured too, which reads all of it. Raises `MintError` only without manifest or plan.
     Disagreements are failed checks. The folder records its last verification, if it is writable.
     """
+    require_record("open_source", source)
     folder = Path(folder)
     manifest = read_manifest(folder)
     plan = read_plan(folder / PLAN_NAME)

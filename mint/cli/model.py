@@ -188,8 +188,9 @@ def analyze(
             on_progress=screen.on_progress,
             on_note=screen.note,
         )
-    screen.note(f"next: mint allocate {shlex.quote(str(path))} --budget SIZE --output plan.json, or mint curve")
-    return analysis_record(analysis, path)
+    record = analysis_record(analysis, path)
+    next_command = f"mint allocate {shlex.quote(str(path))} --budget SIZE --output plan.json"
+    return record if screen.as_json else {**record, "next": next_command}
 
 
 def assemble(

@@ -210,6 +210,7 @@ def recipes(
     from mint.render.models import qualities_record
 
     if not model:
+        screen.note("of SmolLM2-135M on two cores; of another model: mint recipes MODEL")
         return qualities_record()
     screen.begin(f"forecast {described(model)}")
     from mint.run.blas import restart_with_fast_blas

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import fields
 from functools import cache
+from pathlib import Path
 from types import UnionType
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -18,6 +19,13 @@ _hints: Callable[[type], dict[str, Any]] = cache(get_type_hints)
 def pick(record: object, names: str) -> dict[str, Any]:
     """The attributes of a record with these names, which are separated by spaces, in their order."""
     return {name: getattr(record, name) for name in names.split()}
+
+
+def require_record(maker: str, *values: object) -> None:
+    """Raise `MintError` for a path in place of a record; `maker` is the function that makes the record of a path."""
+    for value in values:
+        if isinstance(value, str | Path):
+            raise MintError(f"{str(value)!r} is a path; needed: {maker}({str(value)!r})")
 
 
 @contextmanager

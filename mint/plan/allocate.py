@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from mint.analysis.analysis import Analysis
 from mint.analysis.probes.probe_file import Probed
+from mint.core.records import require_record
 from mint.plan.plan import Plan
 from mint.plan.recipe import Budget, Recipe
 
@@ -21,6 +22,7 @@ def allocate(
     sensitivities go before those of the prior table. Raises `MintError` naming the smallest budget that works when
     there is no plan, and for rules that contradict each other.
     """
+    require_record("read_analysis", analysis)
     (plan,) = allocate_all(analysis, [Budget.of(budget)], recipe, probed=probed)
     return plan
 

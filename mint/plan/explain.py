@@ -4,6 +4,7 @@ from dataclasses import dataclass, replace
 
 from mint.analysis.analysis import sqnr_db
 from mint.core.errors import MintError
+from mint.core.records import require_record
 from mint.formats.format import KEEP, Format
 from mint.plan.plan import Choice, Plan
 from mint.plan.rules import LOSSLESS, matching
@@ -58,12 +59,14 @@ class Change:
 
 def explain(plan: Plan, pattern: str = "*") -> tuple[Explanation, ...]:
     """Explain the units whose path matches `pattern`; `MintError` if no path matches."""
+    require_record("read_plan", plan)
     paths = set(matching(pattern, [choice.path for choice in plan.choices]))
     return tuple(_explain(plan, choice) for choice in plan.choices if choice.path in paths)
 
 
 def diff(before: Plan, after: Plan) -> tuple[Change, ...]:
     """The units whose formats differ, by falling change of loss; `MintError` for plans of two models."""
+    require_record("read_plan", before, after)
     if before.model != after.model or before.dtype != after.dtype:
         raise MintError(
             f"the plans are of two models (identities {before.model[:12]} and {after.model[:12]}); "

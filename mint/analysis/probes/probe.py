@@ -23,7 +23,7 @@ from mint.core.files import partial_path
 from mint.core.journal import Journal, read_header, remove_stray
 from mint.core.log import log
 from mint.core.progress import OnNote, OnProgress, ignore, say_nothing
-from mint.core.records import reading
+from mint.core.records import reading, require_record
 from mint.formats.units import Unit
 from mint.model.roles import TOWER
 from mint.model.source import Source
@@ -47,6 +47,8 @@ def probe(
 
     Raises `MintError` when the analysis is of another model, `output` of something else, or the model changes.
     """
+    require_record("open_source", source)
+    require_record("read_analysis", analysis)
     if analysis.model != source.identity:
         raise MintError(f"the analysis is of another model than {source.folder}; analyze this one first")
     probing.check()

@@ -13,9 +13,12 @@ _MAX_ITEMS = 20  # of a dict in a field
 _LEAST_WIDTH = 7  # of a column whose cells are cut
 _WHOLE = ("id", "identity", "digest", "format", "command")  # columns that are copied or compared: never cut
 _SENTENCES = ("detail", "cure")  # columns that continue below instead of being cut
+_ALARMING = ("passed", "verified")  # a no is a failure
 _GAP = "  "
-_LABELS = {"parameters": "tensors beside units", "alpha": "sensitivity", "alpha_from": "sensitivity from",
-           "alphas": "sensitivities from", "gb_per_second": "GB/s", "kl": "KL", "sqnr_db": "SQNR dB"}  # fmt: skip
+_LABELS = {  # of fields whose names are those of machines
+    "parameters": "tensors beside units", "alpha": "sensitivity", "alpha_from": "sensitivity from",
+    "alphas": "sensitivities from", "nbytes": "size", "gb_per_second": "GB/s", "kl": "KL", "sqnr_db": "SQNR dB",
+}  # fmt: skip
 
 
 def is_table(value: Any) -> bool:
@@ -70,7 +73,7 @@ def cell(name: str, value: Any) -> str:
 
 def _text(name: str, value: Any) -> str:
     if isinstance(value, bool):
-        return "yes" if value else "NO"
+        return "yes" if value else "NO" if name in _ALARMING else "no"
     if isinstance(value, int):
         return format_size(value) if name.endswith("bytes") and value >= 0 else f"{value:,}"
     if isinstance(value, float):
