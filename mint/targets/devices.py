@@ -72,8 +72,8 @@ def device(name: str) -> Device:
     by_name = {device.name: device for device in devices()}
     if name not in by_name:
         close = get_close_matches(name.lower().replace(" ", "-"), by_name, n=3, cutoff=0.5)
-        near = f" such as {', '.join(close)}" if close else ""
-        raise MintError(f"{name!r} is not a known device; needed a name{near}; `mint devices` lists all")
+        near = ", ".join(close or ("m4-pro-24",))
+        raise MintError(f"{name!r} is not a known device; needed a name such as {near}; `mint devices` lists all")
     return by_name[name]
 
 
