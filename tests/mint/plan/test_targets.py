@@ -92,7 +92,9 @@ def test_an_unknown_device_gets_the_closest_names_and_the_list(name: str, closes
 
 
 def test_a_device_like_no_other_gets_the_list() -> None:
-    with pytest.raises(MintError, match="is not a known device; needed a name such as m4-pro-24; `mint devices` lists all"):
+    with pytest.raises(
+        MintError, match="is not a known device; needed a name such as m4-pro-24; `mint devices` lists all"
+    ):
         device("abacus")
 
 
