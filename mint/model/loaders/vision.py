@@ -22,10 +22,12 @@ from mlx.utils import tree_flatten, tree_unflatten
 
 from mint.core.errors import MintError
 from mint.model.loaders.loader import Arrays, TreeLoader
+from mint.model.opening.readers import Reader, reader_of
 
 _PACKAGE = "mlx_vlm"
 _LANGUAGE = "language_model"
 PROCESSOR_NAME = "preprocessor_config.json"
+_TEXTS = ("text_config", "llm_config")
 _SECTIONS = ["text", "vision", "perceiver", "projector", "audio"]  # of a config, each with a class of its own
 _PARTS = (("VisionModel", "vision_config"), ("LanguageModel", "text_config"), ("AudioModel", "audio_config"))
 _POSITIONS, _POSITION_SHIFTS = "_position_ids", "_rope_deltas"  # a language model keeps those of its last prompt
@@ -56,6 +58,34 @@ def _module(config: dict[str, Any]) -> Module:
         config.setdefault(section, {})
     arguments = update_module_configs(package.ModelConfig.from_dict(config), package, config, _SECTIONS)
     return _answering_text(package.Model(apply_generation_config_defaults(arguments, config)), package)
+
+
+def _readers(config: dict[str, Any]) -> tuple[Reader, ...]:
+    """The class of the text model, over its section of the config, or over the top where it takes its values from.
+
+    Values that such a config has in its section alone are copied to the top.
+    """
+    from mlx_vlm.utils import get_model_and_args
+
+    package, _ = get_model_and_args(config)
+    key = next((key for key in _TEXTS if isinstance(config.get(key), dict)), "")
+    if _takes_text_from_top(package, config):
+        for name, value in config.get(key, {}).items():
+            config.setdefault(name, value)
+        key = ""
+    if not hasattr(package, "TextConfig"):
+        return ()
+    modules = {sys.modules[part.__module__]: None for part in (package.TextConfig, package.LanguageModel)}
+    return (reader_of(key, config[key] if key else config, package.TextConfig, modules),)
+
+
+def _takes_text_from_top(package: ModuleType, config: dict[str, Any]) -> bool:
+    """True for a class that overwrites the section of the text with the config itself, as older ones of Qwen do."""
+    try:
+        text = package.ModelConfig.from_dict({**deepcopy(config), "text_config": {"own": True}}).text_config
+    except Exception:  # of a class that builds the text model's config from the section
+        return False
+    return isinstance(text, dict) and "own" not in text
 
 
 def _sanitized(model: Any, weights: Arrays) -> Arrays:
@@ -168,4 +198,4 @@ def _name_of(node: ast.expr) -> str:
     return node.attr if isinstance(node, ast.Attribute) else node.id if isinstance(node, ast.Name) else "self"
 
 
-MLX_VLM = TreeLoader(_PACKAGE, _takes, _module, _sanitized, load=_load, language=_LANGUAGE)
+MLX_VLM = TreeLoader(_PACKAGE, _takes, _module, _sanitized, _readers, load=_load, language=_LANGUAGE)

@@ -1,17 +1,18 @@
 """The classes that read a model's config, and the keys that each of them can see.
 
-mlx_lm's classes take the keys that are their fields and ignore all others in silence. A part of a config, such as
+Classes take the keys that are their fields and ignore all others in silence. A part of a config, such as
 `text_config`, is read by the class of its own `model_type`, or by the class nearby that knows most of its keys.
 """
 
 import inspect
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from types import ModuleType
 from typing import Any
 
-_PACKAGE = "mlx_lm.models."
+_MODELS = ".models."  # behind the name of a package, and before that of a model
+_PACKAGE = f"mlx_lm{_MODELS}"
 _TOWERS = ("vision", "visual", "audio", "image", "speech")  # their parts of a config are read by no text model
 
 
@@ -21,10 +22,16 @@ class Reader:
 
     key: str  # of the part; empty for the config itself
     values: dict[str, Any]
+    package: str  # of the class: mlx_lm or mlx_vlm
     model: str  # the module of the class, such as llama
     fields: frozenset[str]
     required: tuple[str, ...]  # of the fields, those without default
     code: str  # the text of that module, and of those that it takes its parts from
+
+    @property
+    def title(self) -> str:
+        """The class in words."""
+        return f"{self.package}'s {self.model} model"
 
     def sees(self, name: str) -> bool:
         """True for a field of the class, and for a key that its module mentions."""
@@ -48,17 +55,24 @@ def is_text_part(key: str) -> bool:
     return key.endswith("_config") and "quant" not in key and not any(tower in key for tower in _TOWERS)
 
 
-def _reader(key: str, values: dict[str, Any], args: type) -> Reader:
+def reader_of(key: str, values: dict[str, Any], args: type, modules: Iterable[ModuleType]) -> Reader:
+    """A part of a config whose class is `args`, in one of the `modules` that compute with it."""
     declared = fields(args) if is_dataclass(args) else ()
     bare = (field for field in declared if field.default is MISSING and field.default_factory is MISSING)
+    package, _, model = args.__module__.partition(_MODELS)
     return Reader(
         key,
         values,
-        args.__module__.removeprefix(_PACKAGE),
+        package,
+        model.partition(".")[0],
         frozenset(field.name for field in declared),
         tuple(field.name for field in bare),
-        "".join(map(inspect.getsource, _modules_near(args.__module__))),
+        "".join(map(inspect.getsource, modules)),
     )
+
+
+def _reader(key: str, values: dict[str, Any], args: type) -> Reader:
+    return reader_of(key, values, args, _modules_near(args.__module__))
 
 
 def _class_near(part: dict[str, Any], class_of: ClassOf, nearby: list[type]) -> type:

@@ -69,7 +69,7 @@ def _kinds(reader: Reader) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
     main = next((name for name in _GLOBAL_KINDS if name in kinds), next(iter(kinds)))
     others = [kind for name, kind in kinds.items() if name != main]
     if NEW not in reader.fields and any(other != others[0] for other in others):
-        raise MintError(f"{place} has {', '.join(kinds)}; mlx_lm's {reader.model} model knows two kinds of layers")
+        raise MintError(f"{place} has {', '.join(kinds)}; {reader.title} knows two kinds of layers")
     return kinds[main], others[0] if others else {}
 
 
@@ -87,6 +87,6 @@ def _check_local(reader: Reader, main: Mapping[str, Any], local: Mapping[str, An
     bases = main.get(_THETA), local.get(_THETA)
     if local and bases[0] != bases[1] and not reader.fields & set(_LOCAL_FIELDS) and _THETA in reader.fields:
         raise MintError(
-            f"config.json: {NEW} gives layers of two kinds the bases {bases[0]} and {bases[1]}, and mlx_lm's "
-            f"{reader.model} model has one base for all; it would compute with wrong positions"
+            f"config.json: {NEW} gives layers of two kinds the bases {bases[0]} and {bases[1]}, and "
+            f"{reader.title} has one base for all; it would compute with wrong positions"
         )

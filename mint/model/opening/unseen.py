@@ -33,8 +33,7 @@ def unseen_keys(readers: Iterable[Reader]) -> tuple[str, ...]:
         if values.get(NEW) is not None and not reader.sees(NEW):
             values = {**old_words(reader), **values}
         if keys := [f"{prefix}{name}" for name, value in values.items() if _is_lost(reader, name, value)]:
-            class_name = f"mlx_lm's {reader.model} model"
-            notices.append(f"config.json: {class_name} does not read {', '.join(keys)}; it computes without")
+            notices.append(f"config.json: {reader.title} does not read {', '.join(keys)}; it computes without")
     return tuple(notices)
 
 

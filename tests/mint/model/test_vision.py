@@ -39,6 +39,22 @@ def test_every_tensor_of_a_multimodal_model_is_used_and_towers_are_in_no_layer(f
     assert any(unit.role == TOWER and not unit.stays for unit in source.units)
 
 
+@pytest.mark.parametrize("family", ["idefics3", "llava", "qwen2_5_vl", "qwen2_vl", "qwen3_vl"])
+def test_the_rotary_base_of_a_newer_config_reaches_the_language_model(family: str, tmp_path: Path) -> None:
+    path = write_vision_family(family, tmp_path / "model") / "config.json"
+    config = json.loads(path.read_text())
+    text = config["text_config"]
+    scaling = text.pop("rope_scaling", None) or {}
+    rope = {"rope_theta": 7e5, "rope_type": "default"} | {name: scaling[name] for name in scaling if name != "type"}
+    text |= {"rope_parameters": rope, "rope_theta": None}
+    newer = {name: value for name, value in config.items() if name not in text}
+    sections = {name: config[name] for name in ("model_type", "vision_config", "torch_dtype")}
+    path.write_text(json.dumps({**newer, **sections, "text_config": text}))
+    source = mint.open_source(path.parent)
+    assert source.opened.model.config.text_config.rope_theta == 7e5
+    assert source.notices == ()
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_pass_over_text_is_that_of_mlx_vlm_whatever_came_before(family: str, tmp_path: Path) -> None:
     folder = write_multimodal(family, tmp_path / "model")
