@@ -25,12 +25,12 @@ from mint.model.checkpoint.lazy import lazy_arrays
 from mint.model.checkpoint.reader import StoredModel
 from mint.model.checkpoint.shards import Shard, read_shards, tensors_of
 from mint.model.loaders.loader import Arrays, TreeLoader
-from mint.model.loaders.table import tree_loader
+from mint.model.loaders.table import in_known_type, tree_loader
 from mint.model.loaders.vision import PROCESSOR_NAME, is_installed, read_processor
 from mint.model.opening.faults import explained
 from mint.model.opening.names import spellings, without_extras
 from mint.model.opening.readers import Reader
-from mint.model.opening.renamed import lift_renamed
+from mint.model.opening.renamed import lift_renamed, lift_tied
 from mint.model.opening.rope import lift_rope
 from mint.model.storages.decoding import Stored, decoded, decoded_zeros, find_stored, stacks_of, without_settings
 from mint.model.storages.guards import undecoded_of
@@ -134,7 +134,7 @@ class OpenedModel:
         folder, config, shards, _, loader_name = self._files
         config = without_settings(config)
         loader = tree_loader(folder, config, tensors_of(shards), loader_name)
-        for spelled in spellings(self._stand_ins | weights):
+        for spelled in spellings(self._stand_ins | weights, config):
             with suppress(MintError), explained(f"{folder}: the weights do not fit", "", config):
                 sanitized = loader.sanitized(loader.module(config), dict(spelled))
                 if parameter in sanitized:
@@ -198,7 +198,8 @@ def _built(
         f"needed: the config.json of the original model; download it again{without}",
         undecoded_of(stored, shards) or f"needed: a complete model of that type{without}",
     )
-    for weights in spellings(decoded(stored, leaves, getattr(mx, _dtype_name(config, dtype) or "bfloat16"))):
+    own_weights = decoded(stored, leaves, getattr(mx, _dtype_name(config, dtype) or "bfloat16"))
+    for weights in spellings(own_weights, config):
         try:
             with explained(f"{folder}: {kind} cannot be built from config.json", remedies[0], config):
                 model = loader.module(config)
@@ -268,11 +269,14 @@ def read_source_config(
     """The config of an original model in the words of its class, the classes that read it, and the loader."""
     with explained(f"{folder}: the config cannot be read", "download config.json and generation_config.json again", {}):
         config = load_config(folder)
-    loader = tree_loader(folder, config, tensors_of(shards), loader_name)
+    tensors = tensors_of(shards)
+    config = in_known_type(config)
+    loader = tree_loader(folder, config, tensors, loader_name)
     with explained(f"{folder}: {loader.name} cannot read config.json", "download it again", config):
         own_readers = loader.readers(config)
     lift_rope(own_readers)
     lift_renamed(own_readers)
+    lift_tied(config, own_readers, has_head=any(name.endswith("lm_head.weight") for name in tensors))
     return config, own_readers, loader
 
 

@@ -12,6 +12,7 @@ from mint.model.loaders.vision import MLX_VLM, is_installed
 from mint.model.opening.towers import towers_in
 
 TREE_LOADERS = [MLX_LM, MLX_VLM]
+_TEXT = "_text"  # behind the type of a multimodal model: the type of its text model
 
 
 def tree_loader(folder: Path, config: dict[str, Any], tensors: Iterable[str], name: str = "") -> TreeLoader:
@@ -29,6 +30,14 @@ def tree_loader(folder: Path, config: dict[str, Any], tensors: Iterable[str], na
     if loader is None:
         raise MintError(f"{folder}: {_unknown(config, loaders, name)}")
     return loader
+
+
+def in_known_type(config: dict[str, Any]) -> dict[str, Any]:
+    """The config; that of a text model alone by the type of its multimodal model where mlx_lm knows only this one."""
+    whole = str(config["model_type"]).removesuffix(_TEXT)
+    if whole == config["model_type"] or MLX_LM.takes(config) or not MLX_LM.takes({**config, "model_type": whole}):
+        return config
+    return {**config, "model_type": whole, "text_config": config}
 
 
 def tower_advice(loader: TreeLoader, config: dict[str, Any], name: str) -> str:

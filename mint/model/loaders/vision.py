@@ -63,11 +63,12 @@ def _module(config: dict[str, Any]) -> Module:
 def _readers(config: dict[str, Any]) -> tuple[Reader, ...]:
     """The class of the text model, over its section of the config, or over the top where it takes its values from.
 
-    Values that such a config has in its section alone are copied to the top.
+    Values that such a config has in its section alone are copied to the top, and the tower gets its older type.
     """
     from mlx_vlm.utils import get_model_and_args
 
     package, _ = get_model_and_args(config)
+    _rename_tower(package, config)
     key = next((key for key in _TEXTS if isinstance(config.get(key), dict)), "")
     if _takes_text_from_top(package, config):
         for name, value in config.get(key, {}).items():
@@ -77,6 +78,14 @@ def _readers(config: dict[str, Any]) -> tuple[Reader, ...]:
         return ()
     modules = {sys.modules[part.__module__]: None for part in (package.TextConfig, package.LanguageModel)}
     return (reader_of(key, config[key] if key else config, package.TextConfig, modules),)
+
+
+def _rename_tower(package: ModuleType, config: dict[str, Any]) -> None:
+    """Give the tower its type in older configs: newer ones put the whole model's before `_vision`."""
+    tower, name = config.get("vision_config"), str(config["model_type"])
+    if isinstance(tower, dict) and tower.get("model_type") == f"{name}_vision":
+        own = getattr(package.VisionConfig, "model_type", name)
+        tower["model_type"] = own if isinstance(own, str) else name
 
 
 def _takes_text_from_top(package: ModuleType, config: dict[str, Any]) -> bool:

@@ -1,14 +1,15 @@
-"""Names of tensors that a class of mlx_lm does not expect, although the checkpoint is complete.
+"""Names of tensors that a class does not expect, although the checkpoint is complete.
 
 Newer multimodal exports put `model.` before all their parts. mlx_lm renames them for some families (qwen3_5, mistral3);
-the same renaming serves their kin (gemma3). Files beyond mlx_lm's pattern, such as `mtp.safetensors`, may hold tensors
-that no class knows: mlx_lm never sees them.
+the same renaming serves their kin (gemma3). Programs save a model under the name of the object that holds it, or without
+its head's (sentence-transformers), and beside tensors that follow from the config or predict further tokens. Files
+beyond mlx_lm's pattern, such as `mtp.safetensors`, may hold tensors that no class knows: mlx_lm never sees them.
 """
 
 import fnmatch
 import re
-from collections.abc import Collection, Iterable, Mapping
-from typing import TypeVar
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from typing import Any, TypeVar
 
 from mint.model.checkpoint.shards import PATTERN, Shard
 
@@ -19,13 +20,43 @@ _RENAMED = (
     (re.compile(r"^lm_head\."), "language_model.lm_head."),
     (re.compile(r"^model\.(?=\w*(vision|visual|audio|projector|embed_vision|embed_audio))"), ""),
 )
+# the objects that hold a model: of GPT-2's classes, torch.compile, data parallelism, PEFT, a multimodal model
+_HOLDERS = ("transformer.", "_orig_mod.", "module.", "base_model.model.", "language_model.")
+# tensors that follow from the config, or that no program reads
+_DERIVED = re.compile(r"(rotary_emb|rope)\.\w*inv_freq$|position_ids$|\.masked_bias$|_extra_state$")
+_LAYER = re.compile(r"(?:^|\.)layers\.(\d+)\.")
 
 
-def spellings(tensors: Mapping[str, T]) -> list[Mapping[str, T]]:
-    """The tensors by their own names, and for newer multimodal exports by the older ones too."""
-    if not any(name.startswith(_TEXT) for name in tensors):
-        return [tensors]
-    return [tensors, {_older(name): tensor for name, tensor in tensors.items()}]
+def spellings(tensors: Mapping[str, T], config: Mapping[str, Any]) -> Iterator[Mapping[str, T]]:
+    """The tensors by their own names, then without those that no class needs, then by the names of other exports."""
+    needed = {name: tensor for name, tensor in tensors.items() if not _is_apart(name, config)}
+    variants = [tensors, needed]
+    variants += [{spell(name): tensor for name, tensor in needed.items()} for spell in _other_names(needed)]
+    tried: list[Collection[str]] = []
+    for variant in variants:
+        if variant.keys() not in tried:
+            tried.append(variant.keys())
+            yield variant
+
+
+def _other_names(names: Collection[str]) -> Iterator[Callable[[str], str]]:
+    if any(name.startswith(_TEXT) for name in names):
+        yield _older
+        yield lambda name: re.sub(r"^model\.language_model\.", "model.", name)
+    for holder in _HOLDERS:
+        yield lambda name, holder=holder: name.removeprefix(holder)  # type: ignore[misc]
+    yield lambda name: re.sub(r"^(?:model\.)?vision_tower\.(?!vision_model\.)", "vision_tower.vision_model.", name)
+    yield lambda name: f"language_model.{name}"
+    if not any(name.startswith("model.") for name in names):
+        yield lambda name: name if name.startswith("lm_head.") else f"model.{name}"
+
+
+def _is_apart(name: str, config: Mapping[str, Any]) -> bool:
+    """True for a tensor that follows from the config, and for one of a layer that predicts further tokens."""
+    text = config.get("text_config") or config
+    layer, layers = _LAYER.search(name), text.get("num_hidden_layers")
+    predicts = bool(layer and isinstance(layers, int) and int(layer[1]) >= layers)
+    return bool(_DERIVED.search(name)) or (predicts and bool(text.get("num_nextn_predict_layers")))
 
 
 def _older(name: str) -> str:

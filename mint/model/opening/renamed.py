@@ -1,24 +1,62 @@
-"""Keys that a class insists on, and that newer configs have under another name or leave to be derived.
+"""Keys and words that a class insists on, and that newer configs have under another name or leave to be derived.
 
 A wrong value cannot go unnoticed: the shapes of the weights have to fit.
 """
 
 from collections.abc import Iterable
+from typing import Any
 
 from mint.model.opening.readers import Reader
 
-_RENAMED = {"num_experts": "num_local_experts", "n_ctx": "n_positions", "block_dim": "hidden_size"}
+_RENAMED = {
+    "num_experts": "num_local_experts", "n_ctx": "n_positions", "block_dim": "hidden_size",
+    "num_layers": "num_hidden_layers",
+}  # fmt: skip
+# the kinds of layers that transformers 5.2 renamed
+_LAYERS = {"linear_attention": "mamba", "full_attention": "attention", "indexed_attention": "deepseek_sparse_attention"}
+_LISTS = ("layer_types", "layers_block_type")
+_TIED = "tie_word_embeddings"
 
 
 def lift_renamed(readers: Iterable[Reader]) -> None:
-    """Add what classes insist on to the parts of a config that lack it."""
+    """Add what classes insist on to the parts of a config that lack it, and put layers in the words of the class."""
     for reader in readers:
         values = reader.values
         for name in reader.required:
-            if values.get(name) is not None:
-                continue
-            hidden, heads = values.get("hidden_size"), values.get("num_attention_heads")
-            if (value := values.get(_RENAMED.get(name, ""))) is not None:
+            if values.get(name) is None and (value := _value(name, values)) is not None:
                 values[name] = value
-            elif name == "head_dim" and isinstance(hidden, int) and isinstance(heads, int) and heads > 0:
-                values[name] = hidden // heads
+        for name in _LISTS:
+            if isinstance(layers := values.get(name), list):
+                values[name] = [_known_layer(layer, reader) for layer in layers]
+
+
+def lift_tied(config: dict[str, Any], readers: Iterable[Reader], *, has_head: bool) -> None:
+    """Put the tie of head and embedding, which a newer config has at its top, where the text model looks for it.
+
+    A checkpoint without a head is tied if any part says so.
+    """
+    tied = config.get(_TIED)
+    for reader in readers:
+        if reader.key and isinstance(tied, bool) and _TIED in reader.fields:
+            own = reader.values.get(_TIED)
+            reader.values[_TIED] = own if own is not None and has_head else bool(own or tied or not has_head)
+
+
+def _value(name: str, values: dict[str, Any]) -> Any:
+    """The value of a key by another one; None where no other tells it."""
+    hidden, heads = values.get("hidden_size"), values.get("num_attention_heads")
+    if (value := values.get(_RENAMED.get(name, ""))) is not None:
+        return value
+    if name == "head_dim" and isinstance(hidden, int) and isinstance(heads, int) and heads > 0:
+        return hidden // heads
+    if name == "intermediate_size" and isinstance(hidden, int) and isinstance(expand := values.get("expand"), int):
+        return expand * hidden
+    if name == "is_moe_layer" and isinstance(layers := values.get("mlp_layer_types"), list):
+        return [layer == "sparse" for layer in layers]
+    return None
+
+
+def _known_layer(layer: Any, reader: Reader) -> Any:
+    older = _LAYERS.get(layer) if isinstance(layer, str) else None
+    knows_older = older and f'"{layer}"' not in reader.code and f'"{older}"' in reader.code
+    return older if knows_older else layer

@@ -1,0 +1,72 @@
+"""A checkpoint under the names of another program opens as the same model."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import mlx.core as mx
+import numpy as np
+import pytest
+
+from mint.core.errors import MintError
+from mint.model.source import open_source
+from tests.worlds.encodings import Tensors, edit_config, read_tensors, write_tensors
+
+Make = Callable[..., Path]
+
+
+def held(holder: str) -> Callable[[str], str]:
+    return lambda name: f"{holder}{name}"
+
+
+def bare(name: str) -> str:
+    return name.removeprefix("model.")
+
+
+def check_same_weights(folder: Path, tensors: Tensors) -> None:
+    """The model opens with the same parameters from these tensors."""
+    expected = open_source(folder).arrays()
+    mx.eval(expected)
+    write_tensors(folder / "model.safetensors", tensors)
+    arrays = open_source(folder).arrays()
+    assert arrays.keys() == expected.keys()
+    assert all(mx.array_equal(array, expected[name]) for name, array in arrays.items())
+
+
+@pytest.mark.parametrize(
+    ("family", "rename"),
+    [
+        ("gpt2", held("transformer.")),
+        ("llama", held("_orig_mod.")),
+        ("llama", held("module.")),
+        ("qwen3_moe", held("base_model.model.")),
+        ("llama", held("language_model.")),
+        ("llama", lambda name: name.replace("model.", "model.language_model.", 1)),
+        ("qwen3", bare),
+        ("gemma2", bare),
+        ("deepseek_v3", bare),
+    ],
+)
+def test_names_of_other_programs_are_understood(family: str, rename: Callable[[str], str], make_model: Make) -> None:
+    folder = make_model(family)
+    tensors = read_tensors(folder / "model.safetensors")
+    check_same_weights(folder, {rename(name): tensor for name, tensor in tensors.items()})
+
+
+@pytest.mark.parametrize(
+    "name", ["model.rotary_emb.inv_freq", "model.embed_tokens.position_ids", "model.layers.0.self_attn._extra_state"]
+)
+@pytest.mark.parametrize("family", ["gemma2", "qwen3_moe"])
+def test_tensors_that_follow_from_the_config_are_left_out(family: str, name: str, make_model: Make) -> None:
+    folder = make_model(family)
+    tensors = read_tensors(folder / "model.safetensors")
+    check_same_weights(folder, tensors | {name: ("F32", np.arange(16, dtype=np.float32))})
+
+
+def test_layers_that_predict_further_tokens_are_left_out_if_the_config_says_so(make_model: Make) -> None:
+    folder = make_model("deepseek_v3")
+    tensors = {name.replace(".61.", ".3."): tensor for name, tensor in
+               read_tensors(folder / "model.safetensors").items()}  # fmt: skip
+    check_same_weights(folder, tensors)
+    edit_config(folder, {"num_nextn_predict_layers": 0})
+    with pytest.raises(MintError, match="do not fit"):
+        open_source(folder)
