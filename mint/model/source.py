@@ -29,7 +29,14 @@ from mint.model.loaders.vision import language_path, tower_obstacle
 from mint.model.locate import locate
 from mint.model.module_tree import OpenedModel, Tree, read_source_config
 from mint.model.opening.kinds import refuse_other_kinds
-from mint.model.opening.notices import cast_notice, head_notice, requantize_notice, scales_notice, tower_notice
+from mint.model.opening.notices import (
+    cast_notice,
+    dropped_notice,
+    head_notice,
+    requantize_notice,
+    scales_notice,
+    tower_notice,
+)
 from mint.model.opening.towers import dropped_towers
 from mint.model.opening.unseen import unseen_keys
 from mint.model.passes.weight_uses import weight_uses
@@ -156,6 +163,8 @@ def open_source(
     if towers := source.dropped_towers:
         advice = tower_advice(tree_loader, config, loader)
         notices += tower_notice(towers, [tensors[name] for name in dropped], tree_loader.name, advice)
+    lost = (tensors[name] for name in dropped if name not in tree.stored.runtime and name not in encoded)
+    notices += dropped_notice(opened.stored, lost, uses, tree_loader.name)
     notices += head_notice(folder, units, [tensors[name] for name in dropped], tensors)
     return replace(source, notices=notices)
 

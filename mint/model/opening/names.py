@@ -1,9 +1,9 @@
 """Names of tensors that a class does not expect, although the checkpoint is complete.
 
 Newer multimodal exports put `model.` before all their parts. mlx_lm renames them for some families (qwen3_5, mistral3);
-the same renaming serves their kin (gemma3). Programs save a model under the name of the object that holds it, or without
-its head's (sentence-transformers), and beside tensors that follow from the config or predict further tokens. Files
-beyond mlx_lm's pattern, such as `mtp.safetensors`, may hold tensors that no class knows: mlx_lm never sees them.
+the same renaming serves their kin (gemma3). Programs save a model under the name of the object that holds it, or
+without that of its class (sentence-transformers). They add tensors that follow from the config, and layers that predict
+further tokens. Files beyond mlx_lm's pattern, such as `mtp.safetensors`, may hold tensors that mlx_lm never sees.
 """
 
 import fnmatch
@@ -23,7 +23,7 @@ _RENAMED = (
 # the objects that hold a model: of GPT-2's classes, torch.compile, data parallelism, PEFT, a multimodal model
 _HOLDERS = ("transformer.", "_orig_mod.", "module.", "base_model.model.", "language_model.")
 # tensors that follow from the config, or that no program reads
-_DERIVED = re.compile(r"(rotary_emb|rope)\.\w*inv_freq$|position_ids$|\.masked_bias$|_extra_state$")
+_DERIVED = re.compile(r"(rotary_emb|rope)\.\w*inv_freq$|position_ids$|\.masked_bias$|_extra_state$|\.attn\.bias$")
 _LAYER = re.compile(r"(?:^|\.)layers\.(\d+)\.")
 
 
@@ -42,10 +42,11 @@ def spellings(tensors: Mapping[str, T], config: Mapping[str, Any]) -> Iterator[M
 def _other_names(names: Collection[str]) -> Iterator[Callable[[str], str]]:
     if any(name.startswith(_TEXT) for name in names):
         yield _older
+        yield lambda name: _with_tower(_older(name))
         yield lambda name: re.sub(r"^model\.language_model\.", "model.", name)
     for holder in _HOLDERS:
         yield lambda name, holder=holder: name.removeprefix(holder)  # type: ignore[misc]
-    yield lambda name: re.sub(r"^(?:model\.)?vision_tower\.(?!vision_model\.)", "vision_tower.vision_model.", name)
+    yield _with_tower
     yield lambda name: f"language_model.{name}"
     if not any(name.startswith("model.") for name in names):
         yield lambda name: name if name.startswith("lm_head.") else f"model.{name}"
@@ -56,13 +57,23 @@ def _is_apart(name: str, config: Mapping[str, Any]) -> bool:
     text = config.get("text_config") or config
     layer, layers = _LAYER.search(name), text.get("num_hidden_layers")
     predicts = bool(layer and isinstance(layers, int) and int(layer[1]) >= layers)
-    return bool(_DERIVED.search(name)) or (predicts and bool(text.get("num_nextn_predict_layers")))
+    return is_derived(name) or (predicts and bool(text.get("num_nextn_predict_layers")))
+
+
+def is_derived(name: str) -> bool:
+    """True for a tensor that follows from the config, such as frequencies and masks, and for state of a program."""
+    return bool(_DERIVED.search(name))
 
 
 def _older(name: str) -> str:
     for pattern, prefix in _RENAMED:
         name = pattern.sub(prefix, name)
     return name
+
+
+def _with_tower(name: str) -> str:
+    """The name with the object within a tower of CLIP or SigLIP that newer exports leave out."""
+    return re.sub(r"^vision_tower\.(?!vision_model\.)", "vision_tower.vision_model.", name)
 
 
 def without_extras(weights: Mapping[str, T], parameters: Collection[str], shards: Iterable[Shard]) -> dict[str, T]:

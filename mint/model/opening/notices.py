@@ -1,17 +1,22 @@
 """Facts about an opened model that its user must read before hours of work, each one sentence."""
 
+import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from mint.core.sizes import format_size
 from mint.formats.format import QUANTIZABLE
 from mint.formats.units import Unit
+from mint.model.checkpoint.reader import StoredModel
 from mint.model.checkpoint.shards import SourceTensor, sampled_ranges
+from mint.model.opening.names import is_derived
 from mint.model.storages.decoding import Stored
 from mint.model.storages.storage import GGUF, Encoded
 
 Notices = tuple[str, ...]
+_LAYER = re.compile(r".*?\.\d+\.")  # the path of a layer at the begin of a name
+_SMALL_BYTES = 1 << 20
 
 
 def cast_notice(units: Sequence[Unit], tensors: Mapping[str, SourceTensor]) -> Notices:
@@ -67,6 +72,22 @@ def tower_notice(towers: Sequence[str], dropped: Sequence[SourceTensor], loader:
     """The result of a multimodal model lacks its towers, which the classes of `loader` drop; `advice` may help."""
     size = format_size(sum(tensor.nbytes for tensor in dropped))
     return (f"text only: {loader} drops the {' and '.join(towers)} tower ({len(dropped)} tensors, {size}){advice}",)
+
+
+def dropped_notice(stored: StoredModel, dropped: Iterable[SourceTensor], used: Iterable[str], loader: str) -> Notices:
+    """The tensors that the classes of `loader` drop from layers that they compute, but for zeros and derived ones."""
+    layers = {match[0] for name in used if (match := _LAYER.match(name))}
+    lost = [tensor for tensor in dropped if _layer_of(tensor.name) in layers and not is_derived(tensor.name)]
+    lost = [tensor for tensor in lost if tensor.nbytes > _SMALL_BYTES or stored.raw(tensor.name).any()]
+    if not lost:
+        return ()
+    first = f"{lost[0].name} {lost[0].dtype} {list(lost[0].shape)}"
+    return (f"{loader} drops {len(lost)} tensors of layers that it computes, first {first}; it computes without",)
+
+
+def _layer_of(name: str) -> str:
+    match = _LAYER.match(name)
+    return match[0] if match else ""
 
 
 def head_notice(

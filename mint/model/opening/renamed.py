@@ -7,10 +7,11 @@ from collections.abc import Iterable
 from typing import Any
 
 from mint.model.opening.readers import Reader
+from mint.model.opening.rope import NEW
 
 _RENAMED = {
     "num_experts": "num_local_experts", "n_ctx": "n_positions", "block_dim": "hidden_size",
-    "num_layers": "num_hidden_layers",
+    "num_layers": "num_hidden_layers", "shared_intermediate_size": "intermediate_size",  # read by no code of minimax
 }  # fmt: skip
 # the kinds of layers that transformers 5.2 renamed
 _LAYERS = {"linear_attention": "mamba", "full_attention": "attention", "indexed_attention": "deepseek_sparse_attention"}
@@ -33,13 +34,14 @@ def lift_renamed(readers: Iterable[Reader]) -> None:
 def lift_tied(config: dict[str, Any], readers: Iterable[Reader], *, has_head: bool) -> None:
     """Put the tie of head and embedding, which a newer config has at its top, where the text model looks for it.
 
-    A checkpoint without a head is tied if any part says so.
+    A checkpoint with a head is tied if no part denies it, one without a head if any part says so.
     """
     tied = config.get(_TIED)
     for reader in readers:
         if reader.key and isinstance(tied, bool) and _TIED in reader.fields:
             own = reader.values.get(_TIED)
-            reader.values[_TIED] = own if own is not None and has_head else bool(own or tied or not has_head)
+            if has_head or own or tied:
+                reader.values[_TIED] = (tied and own is not False) or not has_head
 
 
 def _value(name: str, values: dict[str, Any]) -> Any:
@@ -51,6 +53,9 @@ def _value(name: str, values: dict[str, Any]) -> Any:
         return hidden // heads
     if name == "intermediate_size" and isinstance(hidden, int) and isinstance(expand := values.get("expand"), int):
         return expand * hidden
+    if name == "rotary_dim" and isinstance(width := values.get("head_dim"), int):
+        rope = values.get(NEW) or values
+        return int(width * float(rope.get("partial_rotary_factor") or 1.0))
     if name == "is_moe_layer" and isinstance(layers := values.get("mlp_layer_types"), list):
         return [layer == "sparse" for layer in layers]
     return None

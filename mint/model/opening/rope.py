@@ -46,6 +46,8 @@ def _lifted(reader: Reader) -> dict[str, Any]:
         lifted |= {field: main[name] for name, names in _FIELDS.items() if name in main for field in names}
         lifted |= dict.fromkeys(_LOCAL_FIELDS, local[_THETA]) if _THETA in local else {}
         _check_local(reader, main, local)
+    elif not local and _THETA in main:
+        lifted[_THETA] = main[_THETA]  # some classes with the new field compute with the old one all the same
     return {name: value for name, value in lifted.items() if name in reader.fields}
 
 

@@ -17,6 +17,8 @@ _ASIDE = re.compile(
     r"^_|dropout|init|quant|token|image|vision|audio|project|loss|aux|router_|max_window_layers|^rope_interleave"
     "|no_rope_layer"
 )
+_MISTRALS = ("mistral", "ministral3")  # in transformers all their layers have the window
+_MLX_EPS = 1e-5  # of a norm whose code does not say it
 _NEUTRAL = (None, False, 0, 1, "", "default", "none")
 _ROTARY = re.compile(r"\brope|RoPE|rotary")  # in code that knows positions of this kind
 _GATED = ("silu", "swiglu", "switchglu")
@@ -38,6 +40,8 @@ def unseen_keys(readers: Iterable[Reader]) -> tuple[str, ...]:
 
 
 def _is_lost(reader: Reader, name: str, value: Any) -> bool:
+    if name == "sliding_window" and _has_window_everywhere(reader):
+        return True
     if not _MEANING.search(name) or _ASIDE.search(name) or reader.sees(name) or name == NEW or not _is_meant(value):
         return False
     given = reader.fields & reader.values.keys()
@@ -46,6 +50,8 @@ def _is_lost(reader: Reader, name: str, value: Any) -> bool:
         return not any(word in reader.code.lower() for word in (*words, value.lower()))
     if re.search("eps|softcap", name) and value in map(float, _NUMBER.findall(reader.code)):
         return False  # the class has the same number for all its models
+    if "eps" in name and value == _MLX_EPS and re.search(r"nn\.(RMS|Layer)Norm\([^,()]*\)", reader.code):
+        return False
     if "sliding" in name or "window" in name:
         layers = reader.values.get("layer_types")
         is_used = reader.values.get("use_sliding_window") is not False and "sliding" in str(layers or "sliding")
@@ -55,6 +61,15 @@ def _is_lost(reader: Reader, name: str, value: Any) -> bool:
     if re.search("rope|rotary|theta", name):
         return bool(_ROTARY.search(reader.code)) and not given & set(OTHER_NAMES)
     return True
+
+
+def _has_window_everywhere(reader: Reader) -> bool:
+    """True for a Mistral whose class gives the window only to layers that `layer_types` names, which it lacks."""
+    values, fields = reader.values, reader.fields
+    window, positions = values.get("sliding_window"), values.get("max_position_embeddings")
+    is_short = isinstance(window, int) and (not isinstance(positions, int) or window < positions)
+    by_layer = {"sliding_window", "layer_types"} <= fields and not values.get("layer_types")
+    return is_short and by_layer and values.get("model_type") in _MISTRALS
 
 
 def _is_meant(value: Any) -> bool:

@@ -13,7 +13,7 @@ import pytest
 
 from mint.core.errors import MintError
 from mint.model.loaders.loader import MLX_LM
-from mint.model.opening.renamed import lift_renamed
+from mint.model.opening.renamed import lift_renamed, lift_tied
 from mint.model.opening.rope import lift_rope
 from mint.model.opening.unseen import unseen_keys
 from mint.model.source import open_source
@@ -190,6 +190,73 @@ def test_meaning_that_no_class_reads_is_a_notice(make_model: Make) -> None:
     rewrite(folder, partial_rotary_factor=0.25, logits_scaling=8.0, hidden_act="tanhshrink", attn_scaling=1.0)
     (notice,) = open_source(folder).notices
     assert "olmo2 model does not read hidden_act, partial_rotary_factor, logits_scaling;" in notice
+
+
+def test_the_window_of_a_mistral_without_kinds_of_layers_is_a_notice(make_model: Make) -> None:
+    folder = make_model("llama")
+    rewrite(folder, model_type="mistral", sliding_window=128)
+    (notice,) = open_source(folder).notices
+    assert "llama model does not read sliding_window" in notice
+    rewrite(folder, sliding_window=512)  # as many as there are positions
+    assert open_source(folder).notices == ()
+
+
+def test_the_layers_of_transformers_5_are_in_the_words_of_the_class(tmp_path: Path) -> None:
+    folder = write_family(
+        "granitemoehybrid", tmp_path / "model", layer_types=["mamba", "attention"] * 2, shared_intermediate_size=128
+    )
+    older = open_source(folder)
+    rewrite(folder, layer_types=["linear_attention", "full_attention"] * 2)
+    newer = open_source(folder)
+    assert newer.config["layer_types"] == ["mamba", "attention"] * 2
+    assert newer.units == older.units
+
+
+@pytest.mark.parametrize("family", ["qwen3_5", "qwen3_5_moe"])
+def test_a_text_model_alone_has_the_type_of_its_multimodal_model(family: str, tmp_path: Path) -> None:
+    folder = write_family(family, tmp_path / "model")
+    units = open_source(folder).units
+    text = json.loads((folder / "config.json").read_text())["text_config"]
+    (folder / "config.json").write_text(json.dumps({"torch_dtype": "bfloat16", **text}))
+    source = open_source(folder)
+    assert (source.config["model_type"], source.units) == (family, units)
+
+
+HEADS = [  # at the top, in the text's part, a head in the checkpoint, tied
+    (False, None, True, False), (True, None, True, True), (False, True, True, False), (True, False, True, False),
+    (True, None, False, True), (True, False, False, True), (False, True, False, True), (False, None, False, None),
+    (False, False, False, False), (None, False, True, False),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("top", "own", "has_head", "tied"), HEADS)
+def test_a_tie_at_the_top_of_a_config_is_that_of_the_text(
+    top: bool | None, own: bool | None, has_head: bool, tied: bool | None
+) -> None:
+    text = {"model_type": "llama"} | ({} if own is None else {"tie_word_embeddings": own})
+    config: dict[str, Any] = {"model_type": "mistral3", "text_config": text}
+    config |= {} if top is None else {"tie_word_embeddings": top}
+    lift_tied(config, readers(config), has_head=has_head)
+    assert config["text_config"].get("tie_word_embeddings") is tied
+
+
+DERIVED = [
+    ("mamba2", {"expand": 2, "hidden_size": 64}, "intermediate_size", 128),
+    ("exaone_moe", {"mlp_layer_types": ["dense", "sparse"]}, "is_moe_layer", [False, True]),
+    (
+        "minimax",
+        {"head_dim": 32, "rope_parameters": {"rope_theta": 1e4, "partial_rotary_factor": 0.5}},
+        "rotary_dim",
+        16,
+    ),
+]
+
+
+@pytest.mark.parametrize(("name", "values", "key", "value"), DERIVED)
+def test_a_key_that_follows_from_others_is_derived(name: str, values: dict[str, Any], key: str, value: Any) -> None:
+    config = {"model_type": name, **values}
+    lift_renamed(readers(config))
+    assert config[key] == value
 
 
 def test_a_dtype_of_transformers_5_casts_as_a_torch_dtype(make_model: Make) -> None:
