@@ -28,7 +28,7 @@ from mint.model.loaders.loader import Arrays, TreeLoader
 from mint.model.loaders.table import in_known_type, tree_loader
 from mint.model.loaders.vision import PROCESSOR_NAME, is_installed, read_processor
 from mint.model.opening.faults import explained
-from mint.model.opening.names import spellings, without_extras
+from mint.model.opening.names import advice_on, spellings, without_extras
 from mint.model.opening.readers import Reader
 from mint.model.opening.renamed import lift_renamed, lift_tied
 from mint.model.opening.rope import lift_rope
@@ -194,24 +194,25 @@ def _built(
     loader = tree_loader(folder, config, tensors_of(shards), loader_name)
     kind, errors = f"{loader.name}'s {config['model_type']} model", []
     without = ", or the text model alone (--text-only)" if loader.language else ""
-    remedies = (
-        f"needed: the config.json of the original model; download it again{without}",
-        undecoded_of(stored, shards) or f"needed: a complete model of that type{without}",
-    )
+    remedy = f"needed: the config.json of the original model; download it again{without}"
+    complete = undecoded_of(stored, shards) or f"needed: a complete model of that type{without}"
     own_weights = decoded(stored, leaves, getattr(mx, _dtype_name(config, dtype) or "bfloat16"))
     for weights in spellings(own_weights, config):
         try:
-            with explained(f"{folder}: {kind} cannot be built from config.json", remedies[0], config):
+            with explained(f"{folder}: {kind} cannot be built from config.json", remedy, config):
                 model = loader.module(config)
-                declared = dict(tree_flatten(model.parameters())).items()
-            with explained(f"{folder}: the weights do not fit {kind}", remedies[1], config):
+                declared = dict(tree_flatten(model.parameters()))
+            advice = advice_on(own_weights, declared) or complete
+            with explained(f"{folder}: the weights do not fit {kind}", advice, config):
                 sanitized = loader.sanitized(model, dict(weights))
                 _fill(model, without_extras(sanitized, dict(tree_flatten(model.parameters())), shards))
         except MintError as error:
             errors.append(error)
         else:
             _cast(model, config, dtype)
-            return model, frozenset(name for name, array in declared if not mx.issubdtype(array.dtype, mx.inexact))
+            return model, frozenset(
+                name for name, array in declared.items() if not mx.issubdtype(array.dtype, mx.inexact)
+            )
     raise errors[0]
 
 

@@ -10,6 +10,7 @@ from mint.core.errors import MintError, is_failed_read
 from mint.model.checkpoint.shards import Shard, read_header
 
 READ_AT_ONCE = ("F8_E5M2",)
+_REFUSED = ("F64",)  # mlx 0.32 has no such arrays on a GPU, and loads none
 _UNKNOWN, _KNOWN = b'"F8_E5M2"', b'"F8_E4M3"'  # mlx 0.32 loads either as bytes, but refuses the name of the first
 
 
@@ -17,9 +18,12 @@ def lazy_arrays(folder: Path, shard: Shard) -> dict[str, mx.array]:
     """The tensors by name in the order of the file; those of 8-bit floats are bytes.
 
     A shard with a dtype whose name MLX refuses is read at once, and its arrays still name it in a graph. Raises
-    `MintError` for a shard that cannot be read.
+    `MintError` for a shard that cannot be read, and for a dtype that MLX lacks.
     """
     path = folder / shard.name
+    if wide := next((tensor for tensor in shard.tensors if tensor.dtype in _REFUSED), None):
+        fault = f"{path}: tensor {wide.name} is {wide.dtype}, which MLX does not load"
+        raise MintError(f"{fault}; needed: the same model in float32 or less (torch.Tensor.float)")
     arrays: Any
     try:
         if all(tensor.dtype not in READ_AT_ONCE for tensor in shard.tensors):

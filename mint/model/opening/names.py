@@ -27,6 +27,16 @@ _DERIVED = re.compile(r"(rotary_emb|rope)\.\w*inv_freq$|position_ids$|\.masked_b
 _LAYER = re.compile(r"(?:^|\.)layers\.(\d+)\.")
 
 
+def advice_on(names: Iterable[str], parameters: Iterable[str]) -> str:
+    """A sentence about tensors of these names that do not fit a class with these parameters; empty without advice."""
+    names = list(names)
+    if any(".lora_A." in name for name in names):
+        return "it has LoRA weights beside the model's; merge them first (merge_and_unload of peft)"
+    if not any("lm_head" in name for name in names) and any(name.endswith("lm_head.weight") for name in parameters):
+        return "it has no head; if that is its embedding, set tie_word_embeddings to true in config.json"
+    return ""
+
+
 def spellings(tensors: Mapping[str, T], config: Mapping[str, Any]) -> Iterator[Mapping[str, T]]:
     """The tensors by their own names, then without those that no class needs, then by the names of other exports."""
     needed = {name: tensor for name, tensor in tensors.items() if not _is_apart(name, config)}

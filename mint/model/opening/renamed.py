@@ -34,14 +34,12 @@ def lift_renamed(readers: Iterable[Reader]) -> None:
 def lift_tied(config: dict[str, Any], readers: Iterable[Reader], *, has_head: bool) -> None:
     """Put the tie of head and embedding, which a newer config has at its top, where the text model looks for it.
 
-    A checkpoint with a head is tied if no part denies it, one without a head if any part says so.
+    A checkpoint with a head is tied if the config says so and no part denies it, one without if any part says so.
     """
-    tied = config.get(_TIED)
     for reader in readers:
-        if reader.key and isinstance(tied, bool) and _TIED in reader.fields:
-            own = reader.values.get(_TIED)
-            if has_head or own or tied:
-                reader.values[_TIED] = (tied and own is not False) or not has_head
+        answers = reader.values.get(_TIED), config.get(_TIED)
+        if _TIED in reader.fields and (has_head or any(answers)):
+            reader.values[_TIED] = any(answers) and not (has_head and False in answers)
 
 
 def _value(name: str, values: dict[str, Any]) -> Any:

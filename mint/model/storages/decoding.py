@@ -34,7 +34,8 @@ _KEYS = (_KEY, "quantization")
 _RUNTIME = (
     "input_scale", "input_scale_inv", "activation_scale", "act_scale", "output_scale", "input_global_scale",
     "act_quant_scale", "act_quant_zero_point",
-    "input_zero_point", "k_scale", "v_scale", "q_scale", "kv_scale", "prob_scale",
+    "input_zero_point", "k_zero_point", "v_zero_point", "q_zero_point",
+    "k_scale", "v_scale", "q_scale", "kv_scale", "prob_scale",
 )  # fmt: skip
 
 

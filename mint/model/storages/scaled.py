@@ -34,7 +34,7 @@ _TORCHAO = "._weight_qdata"
 
 def match_fp8(tensor: SourceTensor, checkpoint: Checkpoint) -> Encoded | None:
     """An FP8 tensor with its scales, or without any: whether that may be depends on the other ones."""
-    if tensor.dtype not in FP8_DTYPES:
+    if tensor.dtype not in FP8_DTYPES or tensor.name.endswith(_SCALES):
         return None
     scales = _scales_of(tensor.name, checkpoint)
     if not scales:

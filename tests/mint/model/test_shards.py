@@ -10,6 +10,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from mint.core.errors import MintError
+from mint.formats.format import ITEMSIZE
 from mint.model.checkpoint.shards import INDEX_NAME, read_shards
 from mint.model.source import open_source
 
@@ -133,3 +134,19 @@ def test_names_of_newer_multimodal_exports_are_those_of_their_kin(make_model: Ma
     source = open_source(folder)
     assert all(unit.path.startswith("language_model.model.") for unit in source.units)
     assert source.dropped == ("model.vision_tower.x.weight",)
+
+
+@pytest.mark.parametrize("dtype", ITEMSIZE)
+def test_every_dtype_of_the_format_opens_or_is_refused_by_name(dtype: str, make_model: Make) -> None:
+    folder = make_model("llama")
+    fields = {"dtype": dtype, "shape": [4], "data_offsets": [0, 4 * ITEMSIZE[dtype]]}
+    header = json.dumps({"model.layers.0.self_attn.rotary_emb.inv_freq": fields}).encode()
+    data = len(header).to_bytes(8, "little") + header + bytes(4 * ITEMSIZE[dtype])
+    tensors = load_file(folder / "model.safetensors")
+    kept = {name: array for name, array in tensors.items() if "layers.0.self_attn.rotary" not in name}
+    save_file(kept, folder / "model.safetensors")
+    (folder / "model-2.safetensors").write_bytes(data)
+    try:
+        open_source(folder)
+    except MintError as error:
+        assert dtype in str(error)

@@ -226,6 +226,7 @@ HEADS = [  # at the top, in the text's part, a head in the checkpoint, tied
     (False, None, True, False), (True, None, True, True), (False, True, True, False), (True, False, True, False),
     (True, None, False, True), (True, False, False, True), (False, True, False, True), (False, None, False, None),
     (False, False, False, False), (None, False, True, False),
+    (None, None, True, False), (None, None, False, None), (None, True, True, True), (None, True, False, True),
 ]  # fmt: skip
 
 
@@ -238,6 +239,14 @@ def test_a_tie_at_the_top_of_a_config_is_that_of_the_text(
     config |= {} if top is None else {"tie_word_embeddings": top}
     lift_tied(config, readers(config), has_head=has_head)
     assert config["text_config"].get("tie_word_embeddings") is tied
+
+
+def test_a_head_that_no_config_speaks_of_is_used(make_model: Make) -> None:
+    folder = make_model("llama")
+    rewrite(folder, tie_word_embeddings=None)
+    source = open_source(folder)
+    assert "head" in {unit.role for unit in source.units}
+    assert source.notices == ()
 
 
 DERIVED = [

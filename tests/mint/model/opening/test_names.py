@@ -70,3 +70,21 @@ def test_layers_that_predict_further_tokens_are_left_out_if_the_config_says_so(m
     edit_config(folder, {"num_nextn_predict_layers": 0})
     with pytest.raises(MintError, match="do not fit"):
         open_source(folder)
+
+
+def test_weights_of_adapters_beside_those_of_the_model_are_told(make_model: Make) -> None:
+    folder = make_model("llama")
+    tensors = read_tensors(folder / "model.safetensors")
+    adapter = {"base_model.model.model.layers.0.self_attn.q_proj.lora_A.default.weight": tensors["model.norm.weight"]}
+    write_tensors(folder / "model.safetensors", tensors | adapter)
+    with pytest.raises(MintError, match="it has LoRA weights beside the model's; merge them first"):
+        open_source(folder)
+
+
+def test_a_checkpoint_without_the_head_of_its_config_is_told_of_the_tie(make_model: Make) -> None:
+    folder = make_model("llama")
+    tensors = read_tensors(folder / "model.safetensors")
+    del tensors["lm_head.weight"]
+    write_tensors(folder / "model.safetensors", tensors)
+    with pytest.raises(MintError, match="it has no head; if that is its embedding, set tie_word_embeddings to true"):
+        open_source(folder)

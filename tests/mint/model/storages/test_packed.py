@@ -6,6 +6,8 @@ from typing import Any
 
 import pytest
 
+from mint.core.errors import MintError
+from mint.model.source import open_source
 from tests.mint.model.storages.twins import check_reference, check_same
 from tests.worlds.encodings import (
     Encoding,
@@ -16,8 +18,10 @@ from tests.worlds.encodings import (
     mxfp4,
     nvfp4,
     packed,
+    read_tensors,
     transposed,
     write_encoded,
+    write_tensors,
 )
 
 Make = Callable[..., Path]
@@ -64,3 +68,13 @@ def test_a_packed_checkpoint_opens_as_its_decoded_values(
     twin = write_encoded(folder, pattern, encoding, config)
     check_same(folder, twin)
     check_reference(folder, twin)
+
+
+def test_4_bit_floats_without_the_scale_of_the_tensor_are_refused_by_name(make_model: Make) -> None:
+    folder = make_model("llama")
+    write_encoded(folder, MATRICES, nvfp4())
+    tensors = read_tensors(folder / "model.safetensors")
+    kept = {name: tensor for name, tensor in tensors.items() if not name.endswith("weight_scale_2")}
+    write_tensors(folder / "model.safetensors", kept)
+    with pytest.raises(MintError, match=r"is encoded in a way .*weight_scale F8_E4M3 .*weight U8"):
+        open_source(folder)

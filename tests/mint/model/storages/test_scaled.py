@@ -151,7 +151,7 @@ def test_scales_of_inputs_and_caches_are_set_aside(make_model: Make) -> None:
     shard = folder / "model.safetensors"
     tensors = read_tensors(shard)
     one = tensors["model.layers.0.self_attn.k_proj.weight_scale_inv"]
-    extra = {f"model.layers.0.self_attn.{name}": one for name in ("k_proj.input_scale", "attn.k_scale", "k_scale")}
+    extra = {f"model.layers.0.self_attn.{name}": one for name in ("k_proj.input_scale", "attn.k_scale", "k_zero_point")}
     write_tensors(shard, tensors | extra)
     source = check_same(folder, twin)
     assert extra.keys() <= set(source.dropped)
