@@ -28,7 +28,7 @@ from mint.model.loaders.loader import Arrays, TreeLoader
 from mint.model.loaders.table import in_known_type, tree_loader
 from mint.model.loaders.vision import PROCESSOR_NAME, is_installed, read_processor
 from mint.model.opening.faults import explained
-from mint.model.opening.names import advice_on, spellings, without_extras
+from mint.model.opening.names import advice_on, check_head, spellings, without_extras
 from mint.model.opening.readers import Reader
 from mint.model.opening.renamed import lift_renamed, lift_tied
 from mint.model.opening.rope import lift_rope
@@ -197,15 +197,17 @@ def _built(
     remedy = f"needed: the config.json of the original model; download it again{without}"
     complete = undecoded_of(stored, shards) or f"needed: a complete model of that type{without}"
     own_weights = decoded(stored, leaves, getattr(mx, _dtype_name(config, dtype) or "bfloat16"))
+    complete = advice_on(own_weights) or complete
     for weights in spellings(own_weights, config):
         try:
             with explained(f"{folder}: {kind} cannot be built from config.json", remedy, config):
                 model = loader.module(config)
                 declared = dict(tree_flatten(model.parameters()))
-            advice = advice_on(own_weights, declared) or complete
-            with explained(f"{folder}: the weights do not fit {kind}", advice, config):
+            with explained(f"{folder}: the weights do not fit {kind}", complete, config):
                 sanitized = loader.sanitized(model, dict(weights))
-                _fill(model, without_extras(sanitized, dict(tree_flatten(model.parameters())), shards))
+                parameters = dict(tree_flatten(model.parameters()))
+                check_head(sanitized, parameters)
+                _fill(model, without_extras(sanitized, parameters, shards))
         except MintError as error:
             errors.append(error)
         else:

@@ -11,6 +11,8 @@ import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Any, TypeVar
 
+import mlx.core as mx
+
 from mint.model.checkpoint.shards import PATTERN, Shard
 
 T = TypeVar("T")
@@ -24,24 +26,33 @@ _RENAMED = (
 _HOLDERS = ("transformer.", "_orig_mod.", "module.", "base_model.model.", "language_model.")
 # tensors that follow from the config, or that no program reads
 _DERIVED = re.compile(r"(rotary_emb|rope)\.\w*inv_freq$|position_ids$|\.masked_bias$|_extra_state$|\.attn\.bias$")
+_EXPERT = re.compile(r"(.*\.)experts\.(\d+)\.(\w+\.weight)")
 _LAYER = re.compile(r"(?:^|\.)layers\.(\d+)\.")
 
 
-def advice_on(names: Iterable[str], parameters: Iterable[str]) -> str:
-    """A sentence about tensors of these names that do not fit a class with these parameters; empty without advice."""
-    names = list(names)
-    if any(".lora_A." in name for name in names):
-        return "it has LoRA weights beside the model's; merge them first (merge_and_unload of peft)"
-    if not any("lm_head" in name for name in names) and any(name.endswith("lm_head.weight") for name in parameters):
-        return "it has no head; if that is its embedding, set tie_word_embeddings to true in config.json"
-    return ""
+def advice_on(names: Iterable[str]) -> str:
+    """A sentence about tensors of these names that fit no class; empty without advice."""
+    has_adapters = any(".lora_A." in name for name in names)
+    return "it has LoRA weights beside the model's; merge them first (merge_and_unload of peft)" if has_adapters else ""
 
 
-def spellings(tensors: Mapping[str, T], config: Mapping[str, Any]) -> Iterator[Mapping[str, T]]:
-    """The tensors by their own names, then without those that no class needs, then by the names of other exports."""
+def check_head(weights: Collection[str], parameters: Iterable[str]) -> None:
+    """Raise `ValueError` where the head is the only parameter without a weight."""
+    missing = [name for name in parameters if name not in weights]
+    if len(missing) == 1 and missing[0].endswith("lm_head.weight"):
+        remedy = "if the head is the embedding, set tie_word_embeddings to true in config.json"
+        raise ValueError(f"there is no {missing[0]}; {remedy}")
+
+
+def spellings(tensors: Mapping[str, mx.array], config: Mapping[str, Any]) -> Iterator[Mapping[str, mx.array]]:
+    """The tensors by their own names, then without those that no class needs, then by the names of other exports.
+
+    The last have experts that lie apart in lazy stacks, for a class that knows its stacks alone.
+    """
     needed = {name: tensor for name, tensor in tensors.items() if not _is_apart(name, config)}
-    variants = [tensors, needed]
+    variants: list[Mapping[str, mx.array]] = [tensors, needed]
     variants += [{spell(name): tensor for name, tensor in needed.items()} for spell in _other_names(needed)]
+    variants += [_stacked(needed)]
     tried: list[Collection[str]] = []
     for variant in variants:
         if variant.keys() not in tried:
@@ -60,6 +71,18 @@ def _other_names(names: Collection[str]) -> Iterator[Callable[[str], str]]:
     yield lambda name: f"language_model.{name}"
     if not any(name.startswith("model.") for name in names):
         yield lambda name: name if name.startswith("lm_head.") else f"model.{name}"
+
+
+def _stacked(tensors: Mapping[str, mx.array]) -> dict[str, mx.array]:
+    """The tensors with the experts of a layer, which have numbers, as MLX stacks them."""
+    stacked: dict[str, mx.array] = {}
+    experts: dict[str, dict[int, mx.array]] = {}
+    for name, tensor in tensors.items():
+        if match := _EXPERT.fullmatch(name):
+            experts.setdefault(f"{match[1]}switch_mlp.{match[3]}", {})[int(match[2])] = tensor
+        else:
+            stacked[name] = tensor
+    return stacked | {name: mx.stack([parts[index] for index in sorted(parts)]) for name, parts in experts.items()}
 
 
 def _is_apart(name: str, config: Mapping[str, Any]) -> bool:

@@ -9,7 +9,18 @@ import pytest
 
 from mint.core.errors import MintError
 from mint.model.source import open_source
-from tests.worlds.encodings import Tensors, edit_config, read_tensors, write_tensors
+from tests.mint.model.storages.twins import check_same
+from tests.worlds.encodings import (
+    Encoding,
+    Tensors,
+    edit_config,
+    fp8,
+    int8,
+    read_tensors,
+    write_encoded,
+    write_tensors,
+)
+from tools.models.families import write_family
 
 Make = Callable[..., Path]
 
@@ -72,6 +83,23 @@ def test_layers_that_predict_further_tokens_are_left_out_if_the_config_says_so(m
         open_source(folder)
 
 
+@pytest.mark.parametrize("encoding", [None, fp8(), int8()])
+def test_experts_that_lie_apart_are_stacked_for_a_class_of_stacks(encoding: Encoding | None, tmp_path: Path) -> None:
+    folder = write_family("qwen3_5_moe", tmp_path / "model")
+    stacks = read_tensors(folder / "model.safetensors")
+    apart = {name: tensor for name, tensor in stacks.items() if "switch_mlp" not in name}
+    for name, (dtype, array) in stacks.items():
+        if "switch_mlp" in name:
+            apart |= {name.replace("switch_mlp", f"experts.{e}"): (dtype, part) for e, part in enumerate(array)}
+    if encoding is None:
+        check_same_weights(folder, apart)
+        return
+    write_tensors(folder / "model.safetensors", apart)
+    twin = write_encoded(folder, r"experts\.\d+\.\w+\.weight$", encoding)
+    source = check_same(folder, twin)
+    assert any(unit.role.startswith("expert") and len(unit.sources) == 8 for unit in source.units)
+
+
 def test_weights_of_adapters_beside_those_of_the_model_are_told(make_model: Make) -> None:
     folder = make_model("llama")
     tensors = read_tensors(folder / "model.safetensors")
@@ -86,5 +114,7 @@ def test_a_checkpoint_without_the_head_of_its_config_is_told_of_the_tie(make_mod
     tensors = read_tensors(folder / "model.safetensors")
     del tensors["lm_head.weight"]
     write_tensors(folder / "model.safetensors", tensors)
-    with pytest.raises(MintError, match="it has no head; if that is its embedding, set tie_word_embeddings to true"):
+    with pytest.raises(
+        MintError, match=r"there is no lm_head\.weight; if the head is the embedding, set tie_word_embeddings to true"
+    ):
         open_source(folder)
