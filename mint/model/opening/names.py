@@ -49,15 +49,20 @@ def spellings(tensors: Mapping[str, mx.array], config: Mapping[str, Any]) -> Ite
 
     The last have experts that lie apart in lazy stacks, for a class that knows its stacks alone.
     """
+    yield tensors  # before any work on the others: nearly all checkpoints fit
     needed = {name: tensor for name, tensor in tensors.items() if not _is_apart(name, config)}
-    variants: list[Mapping[str, mx.array]] = [tensors, needed]
-    variants += [{spell(name): tensor for name, tensor in needed.items()} for spell in _other_names(needed)]
-    variants += [_stacked(needed)]
-    tried: list[Collection[str]] = []
-    for variant in variants:
-        if variant.keys() not in tried:
-            tried.append(variant.keys())
+    tried = {frozenset(tensors)}
+    for variant in _variants(needed):
+        if (names := frozenset(variant)) not in tried:
+            tried.add(names)
             yield variant
+
+
+def _variants(tensors: Mapping[str, mx.array]) -> Iterator[Mapping[str, mx.array]]:
+    yield tensors
+    for spell in _other_names(tensors):
+        yield {spell(name): tensor for name, tensor in tensors.items()}
+    yield _stacked(tensors)
 
 
 def _other_names(names: Collection[str]) -> Iterator[Callable[[str], str]]:
