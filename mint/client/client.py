@@ -16,14 +16,15 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from mint.client.download import ServedFile, download
-from mint.client.http import Connection, Record, RefusedError, SilentError, is_away
+from mint.client.http import OTHER_VERSION, Connection, Record, RefusedError, SilentError, is_away
 from mint.core.cache import cache_folder
 from mint.core.errors import MintError
 from mint.core.progress import OnProgress, Progress, Share, ignore
+from mint.core.records import reading, typed
 from mint.plan.recipe import ANALYSIS_FIELDS, Budget, Recipe, Room
 
 if TYPE_CHECKING:
-    from httpx_sse import EventSource
+    from httpx_sse import EventSource, ServerSentEvent
 
 FINAL = ("done", "failed", "cancelled")
 WAITING = ("queued", "blocked", "paused")
@@ -196,7 +197,7 @@ class Client(Connection):
             with suppress(SilentError), response:
                 for event in source.iter_sse():
                     if event.id and event.data:  # else a comment, or the pause before connecting again
-                        last = JobEvent(int(event.id), event.event, json.loads(event.data))
+                        last = _event(event)
                         after = last.seq
                         yield last
             if last and last.kind == "state" and last.body.get("state") in FINAL:
@@ -360,8 +361,14 @@ def _request(model: str, budgets: Sequence[str | Budget], recipe: Recipe) -> dic
 
 
 def _job(record: Record) -> ServedJob:
-    values = {field.name: record[field.name] for field in fields(ServedJob)}
-    return ServedJob(**values | {"watchers": tuple(record["watchers"])})
+    with reading("the service describes a job", OTHER_VERSION):
+        values = {field.name: record[field.name] for field in fields(ServedJob)}
+        return typed(ServedJob(**values | {"watchers": tuple(record["watchers"])}))
+
+
+def _event(event: ServerSentEvent) -> JobEvent:
+    with reading("the service describes an event", OTHER_VERSION):
+        return typed(JobEvent(int(event.id), event.event, json.loads(event.data)))
 
 
 def _plain(id: str) -> str:

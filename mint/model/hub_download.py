@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError, Future
 from contextlib import contextmanager
 from dataclasses import dataclass
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +22,8 @@ import httpx2
 from huggingface_hub import HfApi, constants, errors, get_token, is_offline_mode
 from huggingface_hub.utils import tqdm  # type: ignore[attr-defined]
 
-from mint.core.cache import cache_folder
+from mint.core.cache import cache_folder, keep, recall
 from mint.core.errors import DiskFullError, MintError
-from mint.core.files import write_whole
 from mint.core.progress import OnProgress, Progress, ignore
 from mint.core.sizes import format_size
 from mint.model.checkpoint.beside import is_wanted
@@ -71,18 +71,13 @@ def fetch(
 def record_download(nbytes: int, seconds: float) -> None:
     """Remember the rate of a download, unless it was too short to tell."""
     if nbytes > _LEAST_BYTES:
-        path = cache_folder() / _RATE
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(path, json.dumps({"bytes_per_second": nbytes / seconds}).encode())
+        keep(cache_folder() / _RATE, json.dumps({"bytes_per_second": nbytes / seconds}).encode())
 
 
 def download_rate() -> float:
     """Bytes per second of this machine's last download of some size; 0 where there was none."""
-    try:
-        record = json.loads((cache_folder() / _RATE).read_text())
-        return float(record["bytes_per_second"])
-    except (OSError, ValueError, TypeError, KeyError):
-        return 0.0
+    rate = recall(cache_folder() / _RATE, lambda text: float(json.loads(text)["bytes_per_second"]))
+    return rate if rate and 0 < rate < inf else 0.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,7 @@ import numpy as np
 from mlx.nn.layers.base import Module
 
 from mint.core.errors import MintError
-from mint.core.files import sha256_of
+from mint.core.files import read_text, sha256_of
 from mint.core.log import log
 from mint.core.progress import OnProgress, Progress
 from mint.kernels.storage import numpy_view
@@ -144,8 +144,8 @@ def _prefix(tokenizer: Any) -> list[int]:
 
 def _read(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
+        return read_text(path, "a file of plain text")
     except FileNotFoundError as error:
         raise MintError(f"{path}: no such text; needed: a file of plain text") from error
-    except (UnicodeDecodeError, IsADirectoryError) as error:
-        raise MintError(f"{path}: not a text in UTF-8 ({error}); needed: a file of plain text") from error
+    except IsADirectoryError as error:
+        raise MintError(f"{path}: a folder; needed: a file of plain text") from error
