@@ -16,7 +16,7 @@ from cluster.service.data.database import connect
 from cluster.service.http.audit import Audit
 from cluster.service.operations.backup import _files_of
 from cluster.service.operations.config_file import read_defaults
-from cluster.service.work.folder_lock import holder, noted
+from cluster.service.work.folder_lock import noted
 from cluster.settings import TLS_AUTHORITY, checked_token
 from cluster.transport.throughput import rates
 from mint.analysis.analysis import MAGIC, read_analysis
@@ -25,7 +25,7 @@ from mint.cli.main import app
 from mint.cli.settings import option_defaults, settings_file
 from mint.client.http import token_of
 from mint.core import files
-from mint.core.cache import cache_folder, recall
+from mint.core.cache import recall
 from mint.core.errors import MintError, fixable
 from mint.core.journal import Journal, remove_stray
 from mint.exports.source_card import read_source_card
@@ -221,8 +221,9 @@ def test_a_damaged_cache_begins_anew(
     assert read(tmp_path / file) in (fresh, [{}])
 
 
-# files that read in a way of their own, and why they may; all others use `read_whole`, `read_text`, `read_json`, `recall`
+# files that read in a way of their own, and why they may; all others use those of `mint.core`
 OWN_READERS = {
+    "mint/assembly/assemble.py": "in test_compensate.py", "mint/quality/evaluate.py": "a child of MINT",
     "mint/analysis/probes/own_text.py": "recalled", "mint/analysis/probes/prober.py": "within from_pieces",
     "mint/analysis/unit_jobs.py": "within from_pieces", "mint/cli/settings.py": "DOCUMENTS",
     "mint/client/client.py": "within reading", "mint/core/files.py": "the readers themselves",
@@ -237,13 +238,14 @@ OWN_READERS = {
     "mint/targets/loaders.py": "MINT's own table", "cluster/head/handshake.py": "within reading",
     "cluster/ops/machine.py": "the system's", "cluster/ops/nodes.py": "a log, of any bytes",
     "cluster/service/http/audit.py": "CACHES", "cluster/service/operations/config_file.py": "DOCUMENTS",
-    "cluster/service/store/model_roots.py": "bounded before", "cluster/service/subprocesses/plan_child.py": "the parent's",
+    "cluster/service/store/model_roots.py": "bounded before",
+    "cluster/service/subprocesses/plan_child.py": "the parent's",
     "cluster/service/work/folder_lock.py": "recalled", "cluster/transport/executor.py": "a checked config",
     "cluster/transport/messages.py": "fuzzed", "cluster/transport/throughput.py": "CACHES",
     "cluster/transport/worker.py": "compared alone",
 }  # fmt: skip
 _READS = re.compile(
-    r"\.read_(?:text|bytes)\(|\bjson\.loads\(|tomllib\.loads\(|np\.load\(|unpackb\(|safe_load\(|pickle|load_file\("
+    r"\.read_(?:text|bytes)\(|\bjson\.loads\(|tomllib\.loads\(|np\.load\(|unpackb\(|safe_load\(|pickle\.loads\(|\bload_file\("
 )
 
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from mint.client.download import ServedFile, download
-from mint.client.http import OTHER_VERSION, Connection, Record, RefusedError, SilentError, is_away
+from mint.client.http import OTHER_VERSION, Connection, Record, RefusedError, SilentError, is_away, records_of
 from mint.core.cache import cache_folder
 from mint.core.errors import MintError
 from mint.core.progress import OnProgress, Progress, Share, ignore
@@ -156,7 +156,7 @@ class Client(Connection):
         is the last id of the page before.
         """
         params = {"state": state, "mine": mine, "search": search, "sort": sort, "before": before, "limit": limit}
-        return tuple(map(_job, self._list(**params)["jobs"]))
+        return tuple(map(_job, records_of(self._list(**params), "jobs")))
 
     def job_counts(self, *, mine: bool = False, search: str = "") -> dict[str, int]:
         """The number of such jobs in each state."""
@@ -293,7 +293,7 @@ class Client(Connection):
         """The stored artifacts with their files, of a kind (`model` or `analysis`) and of a model, newest first."""
         params = {"kind": kind, "model": identity, "limit": limit}
         given = {name: value for name, value in params.items() if value}
-        return list(self.ask("GET", "/v1/artifacts", params=given)["artifacts"])
+        return self.ask_list("artifacts", "/v1/artifacts", params=given)
 
     def artifact(self, digest: str) -> Record:
         """An artifact and its files."""
@@ -305,11 +305,11 @@ class Client(Connection):
 
     def devices(self) -> list[Record]:
         """The devices whose names can stand for a budget."""
-        return list(self.ask("GET", "/v1/devices")["devices"])
+        return self.ask_list("devices", "/v1/devices")
 
     def hosts(self) -> list[Record]:
         """The machines that work for the queue, with their jobs and their capacity."""
-        return list(self.ask("GET", "/v1/hosts")["hosts"])
+        return self.ask_list("hosts", "/v1/hosts")
 
     # for admins
 
@@ -323,7 +323,7 @@ class Client(Connection):
 
     def people(self) -> list[Record]:
         """Everybody with a token or a job: their token, quota, jobs and work."""
-        return list(self.ask("GET", "/v1/people")["people"])
+        return self.ask_list("people", "/v1/people")
 
     def change_person(
         self, name: str, *, quota: Mapping[str, int | None] | None = None, groups: Sequence[str] | None = None
@@ -341,7 +341,7 @@ class Client(Connection):
 
     def audit(self, *, search: str = "", limit: int = 100) -> list[Record]:
         """The latest entries of the audit log, the newest first, with all words of a search."""
-        return list(self.ask("GET", "/v1/audit", params={"search": search, "limit": limit})["entries"])
+        return self.ask_list("entries", "/v1/audit", params={"search": search, "limit": limit})
 
     def me(self) -> Record:
         """The person of the token: name and scopes."""
@@ -349,7 +349,7 @@ class Client(Connection):
 
     def models(self) -> list[Record]:
         """The models that the service can quantize."""
-        return list(self.ask("GET", "/v1/models")["models"])
+        return self.ask_list("models", "/v1/models")
 
 
 def _request(model: str, budgets: Sequence[str | Budget], recipe: Recipe) -> dict[str, Any]:

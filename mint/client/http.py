@@ -133,6 +133,10 @@ class Connection:
 
         return self.retrying(may_repeat, tries=self.timing.tries)(send)
 
+    def ask_list(self, name: str, path: str, *, params: Mapping[str, Any] | None = None) -> list[Record]:
+        """The records under a name of the service's answer."""
+        return records_of(self.ask("GET", path, params=params), name)
+
     @contextmanager
     def stream(self, method: str, path: str, **request: Any) -> Iterator[httpx.Response]:
         """An answer whose body is still to be read; raises as `ask` does, also while the body is read."""
@@ -192,6 +196,12 @@ class Connection:
         if retry_after is not None:
             message += f"; try again in {retry_after:.0f} s"
         return RefusedError(f"{self.url}: {message}", response.status_code, code, retry_after)
+
+
+def records_of(answer: Record, name: str) -> list[Record]:
+    """The records under a name of an answer."""
+    with reading(f"the service answers without a list of {name}", OTHER_VERSION):
+        return [_Fields(record) for record in answer[name]]
 
 
 def _seconds(text: str) -> float | None:

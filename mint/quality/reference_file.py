@@ -131,6 +131,7 @@ def _head(origin: Origin, small: Small, shape: tuple[int, ...], digest: str) -> 
 def read_reference(path: Path) -> Reference:
     """The reference in the file at `path`, its digest checked; `MintError` when it is foreign or damaged."""
     again = "make it again with --save-reference"
+    path.open("rb").close()  # raises an error that names the file: those of safetensors do not
     try:
         with safe_open(path, "numpy") as file:
             metadata = file.metadata() or {}

@@ -227,3 +227,14 @@ def test_damaged_and_foreign_files_are_named(tmp_path: Path) -> None:
     writer.close()
     with pytest.raises(MintError, match=r"architecture 'mamba', of which mint knows llama, .*original model"):
         open_source(tmp_path / "mamba.gguf")
+
+
+@pytest.mark.parametrize("name", ["config.json", "*.safetensors"])
+def test_a_conversion_that_lost_bytes_is_made_again(name: str, tmp_path: Path) -> None:
+    write_gguf(write_model("llama", tmp_path / "hf"), tmp_path / "tiny.gguf")
+    folder = locate(tmp_path / "tiny.gguf")
+    path = next(folder.glob(name))
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    assert locate(tmp_path / "tiny.gguf") == folder
+    assert path.read_bytes() == whole
