@@ -111,7 +111,7 @@ class Client(Connection):
                 raise
             self.fetch(model, on_progress)
             answer = self.ask("POST", "/v1/jobs", json=request)
-        return tuple(map(_job, answer["jobs"]))
+        return tuple(map(job_of, answer["jobs"]))
 
     def forecast(
         self, model: str, budgets: Sequence[str | Budget] = (), recipe: Recipe = _RECIPE
@@ -156,7 +156,7 @@ class Client(Connection):
         is the last id of the page before.
         """
         params = {"state": state, "mine": mine, "search": search, "sort": sort, "before": before, "limit": limit}
-        return tuple(map(_job, records_of(self._list(**params), "jobs")))
+        return tuple(map(job_of, records_of(self._list(**params), "jobs")))
 
     def job_counts(self, *, mine: bool = False, search: str = "") -> dict[str, int]:
         """The number of such jobs in each state."""
@@ -168,19 +168,19 @@ class Client(Connection):
 
     def job(self, id: str) -> ServedJob:
         """The current state of a job."""
-        return _job(self.ask("GET", f"/v1/jobs/{_plain(id)}"))
+        return job_of(self.ask("GET", f"/v1/jobs/{_plain(id)}"))
 
     def cancel(self, id: str) -> ServedJob:
         """Withdraw from a job; it ends when no other subscriber is left."""
-        return _job(self.ask("DELETE", f"/v1/jobs/{_plain(id)}"))
+        return job_of(self.ask("DELETE", f"/v1/jobs/{_plain(id)}"))
 
     def pause(self, id: str) -> ServedJob:
         """Pause a job, a running one after the unit at work; `resume` returns it to the queue."""
-        return _job(self.ask("PATCH", f"/v1/jobs/{_plain(id)}", json={"paused": True}))
+        return job_of(self.ask("PATCH", f"/v1/jobs/{_plain(id)}", json={"paused": True}))
 
     def resume(self, id: str) -> ServedJob:
         """Return a paused job to the queue."""
-        return _job(self.ask("PATCH", f"/v1/jobs/{_plain(id)}", json={"paused": False}))
+        return job_of(self.ask("PATCH", f"/v1/jobs/{_plain(id)}", json={"paused": False}))
 
     def events(self, id: str, after: int = 0) -> Iterator[JobEvent]:
         """Yield the events of a job after number `after`, to its end; a broken connection is made again.
@@ -197,7 +197,7 @@ class Client(Connection):
             with suppress(SilentError), response:
                 for event in source.iter_sse():
                     if event.id and event.data:  # else a comment, or the pause before connecting again
-                        last = _event(event)
+                        last = event_of(event)
                         after = last.seq
                         yield last
             if last and last.kind == "state" and last.body.get("state") in FINAL:
@@ -315,7 +315,7 @@ class Client(Connection):
 
     def requeue(self, id: str) -> ServedJob:
         """Return a job to the queue: a running one after the unit at work, an ended one as a new job."""
-        return _job(self.ask("POST", f"/v1/jobs/{_plain(id)}/requeue", json={}))
+        return job_of(self.ask("POST", f"/v1/jobs/{_plain(id)}/requeue", json={}))
 
     def drain(self, host: str, *, drained: bool = True) -> Record:
         """Let a machine begin no more jobs, or let it begin jobs again."""
@@ -360,13 +360,15 @@ def _request(model: str, budgets: Sequence[str | Budget], recipe: Recipe) -> dic
     return {"model": model, "budgets": list(map(str, sizes)), "options": {**recipe.to_dict(), **rooms.pop().to_dict()}}
 
 
-def _job(record: Record) -> ServedJob:
+def job_of(record: Record) -> ServedJob:
+    """The job of a record; `MintError` for a service of another version."""
     with reading("the service describes a job", OTHER_VERSION):
         values = {field.name: record[field.name] for field in fields(ServedJob)}
         return typed(ServedJob(**values | {"watchers": tuple(record["watchers"])}))
 
 
-def _event(event: ServerSentEvent) -> JobEvent:
+def event_of(event: ServerSentEvent) -> JobEvent:
+    """The event of a stream; `MintError` for a service of another version."""
     with reading("the service describes an event", OTHER_VERSION):
         return typed(JobEvent(int(event.id), event.event, json.loads(event.data)))
 

@@ -172,17 +172,13 @@ class Connection:
         return min(seconds, self.timing.longest_pause)
 
     def _record(self, response: httpx.Response) -> Record:
-        """The JSON object of an answer that is still to be read, whose fields raise `MintError` where they lack."""
+        """The JSON object of an answer that is still to be read."""
         text = bytearray()
         for piece in response.iter_bytes():
             text += piece
             if len(text) > _MOST_BYTES:
                 raise MintError(f"{self.url}: an answer of more than {_MOST_BYTES} bytes; {OTHER_VERSION}")
-        with reading(f"{self.url}: not an answer of mint's service", OTHER_VERSION):
-            record = json_values(text or b"{}", object_hook=_Fields)
-            if not isinstance(record, dict):
-                raise TypeError("no JSON object")
-        return record
+        return record_of(text)
 
     def _refusal(self, response: httpx.Response) -> RefusedError:
         try:
@@ -196,6 +192,15 @@ class Connection:
         if retry_after is not None:
             message += f"; try again in {retry_after:.0f} s"
         return RefusedError(f"{self.url}: {message}", response.status_code, code, retry_after)
+
+
+def record_of(text: bytes | bytearray) -> Record:
+    """The JSON object of an answer, whose fields raise `MintError` where they lack."""
+    with reading("not an answer of mint's service", OTHER_VERSION):
+        record = json_values(text or b"{}", object_hook=_Fields)
+        if not isinstance(record, dict):
+            raise TypeError("no JSON object")
+    return record
 
 
 def records_of(answer: Record, name: str) -> list[Record]:

@@ -32,7 +32,7 @@ def cached_path(folder: str, suffix: str, *key: Any) -> Path:
 
 
 def recall(path: Path, read: Callable[[bytes], T]) -> T | None:
-    """What `read` makes of a file that need not be there; None for a missing or damaged one."""
+    """Read a file that need not be there; None for a missing or damaged one."""
     try:
         return read(read_whole(path))
     except (OSError, EOFError, MintError, *MALFORMED):

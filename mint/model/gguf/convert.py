@@ -22,13 +22,14 @@ import numpy.typing as npt
 from mint.core.errors import DiskFullError, MintError
 from mint.core.files import flush, partial_path, write_all
 from mint.core.progress import OnProgress, Progress, ignore
+from mint.core.records import reading
 from mint.formats.format import Format, TensorSpec
 from mint.formats.layout import lay_out
 from mint.model.checkpoint.beside import files_beside
 from mint.model.checkpoint.shards import read_shards
 from mint.model.checkpoint.writer import disk_full
 from mint.model.config import check_config
-from mint.model.gguf.architectures import Architecture, architecture_of, config_of
+from mint.model.gguf.architectures import Architecture, config_in
 from mint.model.gguf.blocks import PLAIN, affine_format, affine_parts, decoded_halves
 from mint.model.gguf.files import conversion_of, identities
 from mint.model.gguf.metadata import GgufModel, read_gguf
@@ -126,9 +127,9 @@ def _alone(folder: Path) -> Iterator[None]:
 
 def _convert(files: Sequence[Path], folder: Path, on_progress: OnProgress, reserve_bytes: int) -> None:
     before, model = identities(files), read_gguf(files)
-    architecture = architecture_of(model)
-    config = config_of(model, architecture)
-    weights = _weights(model, architecture, config)
+    architecture, config = config_in(model)
+    with reading(f"{files[0]}: its tensors cannot be read", "download it again"):
+        weights = _weights(model, architecture, config)
     partial = partial_path(folder)
     shutil.rmtree(partial, ignore_errors=True)  # of a process that was killed
     partial.mkdir()

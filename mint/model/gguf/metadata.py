@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mint.core.errors import MintError
+from mint.core.records import MALFORMED
 from mint.core.version import install_command
 
 if TYPE_CHECKING:
@@ -69,7 +70,7 @@ def read_gguf(paths: Sequence[Path]) -> GgufModel:
     try:
         readers = [GGUFReader(path) for path in paths]
         values = {name: field.contents() for name, field in readers[0].fields.items()}
-    except (ValueError, IndexError, KeyError, OverflowError, MemoryError, UnicodeDecodeError) as error:
+    except (*MALFORMED, MemoryError) as error:
         raise MintError(f"{paths[0]}: not a GGUF file that can be read ({error!s:.200}); download it again") from error
     tensors = {tensor.name: tensor for reader in readers for tensor in reader.tensors}
     for path, reader in zip(paths, readers, strict=True):
