@@ -41,8 +41,7 @@ from mint.model.source import Source
 from mint.run.job import BlockJob, Blocks, Difference, PortableJob, T, numbered, one_block
 from mint.run.stacks import BLOCK, held_bytes, may_come_in_blocks
 
-_SQUARES = 2.0**-50, 2.0**40  # root mean squares of weights whose squared errors float32 holds
-_SCALES = 2.0**-100, 2.0**115  # of those whose scales and their sums it holds
+_LEAST, _LARGE, _MOST = 2.0**-50, 2.0**40, 2.0**115  # root mean squares of weights, see `errors_of`
 _TOO_LARGE = 1e30  # a squared relative error that no rule admits
 
 _PART = Struct("<QQ")  # of the first axis: before the packed bytes of each block that is sent
@@ -336,16 +335,15 @@ def _ratio(squared: npt.NDArray[np.float64], energy: npt.NDArray[np.float64] | n
 
 
 def errors_of(block: mx.array, formats: Sequence[Format], rounding: Rounding) -> Errors:
-    """The errors of a block. Very large and very small weights are measured times a power of two.
+    """The errors of a block. Large weights are measured times a power of two, as backends square in float32.
 
-    Backends square in float32. No format is admitted for weights near the ends of float32: as stored, scales overflow
-    or lose digits.
+    No format is admitted below `_LEAST`, where squares vanish, and beyond `_MOST`, where scales can overflow.
     """
     errors = backend().errors(block, formats, rounding)
     size = sqrt(errors.energy.sum() / block.size)
-    if errors.nonfinite or size == 0 or _SQUARES[0] < size < _SQUARES[1]:
+    if errors.nonfinite or size == 0 or _LEAST < size < _LARGE:
         return errors
-    if not _SCALES[0] < size < _SCALES[1]:
+    if not _LEAST < size < _MOST:
         return replace(errors, squared=np.full(errors.squared.shape, inf))
     power = round(log2(size))
     scaled = backend().errors(block * mx.array(2.0**-power, block.dtype), formats, rounding)
