@@ -14,6 +14,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from cluster.service.data.tokens import hidden
 from mint.core.cache import recall
 from mint.core.log import log
 
@@ -34,7 +35,8 @@ class Audit:
     def note(self, event: str, *, person: str, client: str, **context: Any) -> None:
         """Write one line; on a full disk it goes to the log, and the service continues."""
         timestamp = datetime.now(UTC).isoformat().replace("+00:00", "Z")
-        line = json.dumps({"person": person, "client": client, **context, "event": event, "timestamp": timestamp})
+        entry = {"person": person, "client": client, **context, "event": event, "timestamp": timestamp}
+        line = hidden(json.dumps(entry))
         try:
             with self._lock:
                 if self.path.exists() and self.path.stat().st_size >= self.most_bytes:
