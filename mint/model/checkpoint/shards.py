@@ -105,7 +105,7 @@ def read_index(folder: Path) -> dict[str, str]:
     path = others[0] if len(others) == 1 else folder / INDEX_NAME
     if not path.exists():
         return {}
-    record = read_json(path, "download it again or remove it")
+    record = read_json(path, "needed: a safetensors index; download it again or remove it")
     try:
         listed = record["weight_map"]
         index = {str(name): str(shard) for name, shard in listed.items()}

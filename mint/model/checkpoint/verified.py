@@ -26,8 +26,10 @@ def record_verification(folder: Path, passed: bool) -> None:
 
 def is_verified(folder: Path) -> bool:
     """True if the model in `folder` was verified, and its manifest and the sizes of its files are still the same."""
-    record = recall(folder / VERIFIED_NAME, json.loads)
-    if record != {"kind": KIND, "manifest": file_digest(folder / MANIFEST_NAME).sha256}:
+    manifest = folder / MANIFEST_NAME
+    if not manifest.is_file():
+        return False
+    if recall(folder / VERIFIED_NAME, json.loads) != {"kind": KIND, "manifest": file_digest(manifest).sha256}:
         return False
     files = {name: file for name, file in read_manifest(folder).files.items() if name != CARD_NAME}
     return all((folder / n).is_file() and (folder / n).stat().st_size == file.nbytes for n, file in files.items())

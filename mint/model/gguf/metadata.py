@@ -14,6 +14,7 @@ import numpy as np
 from mint.core.errors import MintError
 from mint.core.records import MALFORMED
 from mint.core.version import install_command
+from mint.model.gguf.extent import check_extent
 
 if TYPE_CHECKING:
     from gguf import ReaderTensor
@@ -68,6 +69,8 @@ def read_gguf(paths: Sequence[Path]) -> GgufModel:
     except ImportError as error:
         raise MintError(f"{paths[0]}: a GGUF model; needed to read it: {install_command('gguf')}") from error
     try:
+        for path in paths:
+            check_extent(path)
         readers = [GGUFReader(path) for path in paths]
         values = {name: field.contents() for name, field in readers[0].fields.items()}
     except (*MALFORMED, MemoryError) as error:
