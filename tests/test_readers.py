@@ -41,7 +41,7 @@ from mint.plan.plan import read_plan
 from mint.plan.rules import read_locks
 from mint.quality.reference_file import read_reference
 from mint.quality.sequences import plain_text
-from mint.quality.tasks import read_tasks
+from mint.quality.tasks import questions_in
 from mint.render.report.subjects import read_subjects
 from tools.attack.mutations import DIGITS, NESTED
 from tools.attack.parsers import Made, make
@@ -149,7 +149,7 @@ DOCUMENTS: dict[str, Reader] = {
     ),
     "reference": ("r", lambda made: made.reference.read_bytes(), read_reference),
     "locks": ("locks.json", _bytes(b'{"*": "8/64"}'), read_locks),
-    "tasks": ("tasks", _bytes(b'{"question": "a", "choices": ["b"], "answer": 0}\n'), read_tasks),
+    "tasks": ("tasks", _bytes(b'{"question": "a", "choices": ["b"], "answer": 0}\n'), questions_in),
     "text": ("text", _bytes(b"a text\n"), plain_text),
     "config": (
         "config.json", lambda made: (made.model / "config.json").read_bytes(), lambda path: check_config(path.parent)

@@ -29,9 +29,14 @@ _BATCH = 8  # sequences; mlx_lm's default
 
 
 def read_tasks(path: Path) -> list[dict[str, Any]]:
-    """The questions of a file; `MintError` names the first line that is none."""
+    """The questions of a file; `MintError` where they cannot be asked."""
     if find_spec("lm_eval") is None:
         raise MintError(f"--tasks: lm-evaluation-harness is not installed; needed: {install_command('tasks')}")
+    return questions_in(path)
+
+
+def questions_in(path: Path) -> list[dict[str, Any]]:
+    """The questions of a file; `MintError` names the first line that is none."""
     questions = []
     for number, line in enumerate(read_text(path, "one JSON object a line").rstrip("\n").split("\n"), 1):
         try:

@@ -57,7 +57,7 @@ from mint.plan.rules import parse_formats, parse_lock, read_locks
 from mint.quality.evaluate import evaluate
 from mint.quality.reference_file import read_reference
 from mint.quality.sequences import plain_text
-from mint.quality.tasks import read_tasks
+from mint.quality.tasks import questions_in
 from mint.targets.devices import device
 from mint.targets.loaders import loader
 from tools.attack import mutations, readers
@@ -300,7 +300,7 @@ PARSERS: dict[str, Parser] = {
     "locks": Parser(
         _texts('{"*.k_proj": "8/32", "lm_head": "keep"}'), mutations.of_json, _at("locks.json", read_locks)
     ),
-    "tasks": Parser(_texts(_TASK * 2), mutations.of_bytes, _at("tasks", lambda path: read_tasks(path))),
+    "tasks": Parser(_texts(_TASK * 2), mutations.of_bytes, _at("tasks", lambda path: questions_in(path))),
     "text": Parser(_texts("a text\r\nof lines\n"), mutations.of_bytes, _at("text", plain_text)),
     "settings": Parser(
         _texts(_SETTINGS), mutations.of_bytes, lambda made, text: readers.read_settings(made.scratch, text)
