@@ -8,7 +8,7 @@ import pytest
 
 from mint.cli.main import run_command
 from mint.core.errors import MintError
-from mint.quality.tasks import questions_in, read_tasks
+from mint.quality.tasks import read_tasks
 from tests.worlds.zoo import write_model
 
 needs_harness = pytest.mark.skipif(importlib.util.find_spec("lm_eval") is None, reason="the extra tasks")
@@ -57,15 +57,3 @@ def test_the_extra_is_named_where_the_harness_is_missing(tmp_path: Path, monkeyp
     monkeypatch.setattr("mint.quality.tasks.find_spec", lambda name: None)
     with pytest.raises(MintError, match=r"needed: pip install 'mint-mlx\[tasks\]'"):
         read_tasks(tmp_path / "tasks.jsonl")
-
-
-def test_a_separator_of_lines_within_a_text_ends_no_question(tmp_path: Path) -> None:
-    question = {"question": "a\u2028b\x85c", "choices": ["d"], "answer": 0}
-    (tmp_path / "tasks.jsonl").write_text(json.dumps(question, ensure_ascii=False) + "\r\n", encoding="utf-8")
-    assert questions_in(tmp_path / "tasks.jsonl") == [question]
-
-
-def test_a_text_is_no_list_of_choices(tmp_path: Path) -> None:
-    (tmp_path / "tasks.jsonl").write_text(json.dumps({"question": "a", "choices": "bc", "answer": 0}))
-    with pytest.raises(MintError, match="line 1 is no question"):
-        questions_in(tmp_path / "tasks.jsonl")
