@@ -14,6 +14,7 @@ from secrets import token_hex
 from mint.client.http import check_private, is_loopback
 from mint.core.cache import config_folder as user_folder
 from mint.core.errors import MintError
+from mint.core.files import read_text
 
 TOKEN_VARIABLE = "RAY_AUTH_TOKEN_PATH"
 UNWANTED = ("RAY_AUTH_TOKEN", "RAY_ADDRESS", "RAY_NAMESPACE")  # they would override the variables that are set here
@@ -113,7 +114,7 @@ def checked_token(path: Path) -> Path:
             f"(mint cluster up prints its path), or its path in {TOKEN_VARIABLE}"
         )
     check_private(path, "token")
-    if not path.read_text().strip():
+    if not read_text(path, "a token").strip():
         raise MintError(f"{path} is empty; needed: the token of the cluster, copied from the head")
     return path.resolve()
 

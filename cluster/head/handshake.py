@@ -19,6 +19,8 @@ from ray.core.generated.gcs_service_pb2_grpc import InternalKVGcsServiceStub, No
 
 from cluster.settings import TLS_AUTHORITY, TLS_CERTIFICATE, TLS_KEY, Address, Secrets, installed_version
 from mint.core.errors import MintError
+from mint.core.files import read_text
+from mint.core.records import reading
 
 SECONDS = 5.0  # for one answer
 LABELS = {"mint": "mint-mlx", "mlx": "mlx", "mlx-lm": "mlx-lm"}  # of a node: label and package
@@ -140,9 +142,9 @@ def _expect_tls(address: Address, secrets: Secrets) -> None:
         return
     if not spoken:
         raise MintError(f"{address} speaks no TLS; needed: --tls for mint cluster up there, or no TLS here")
-    context = ssl.create_default_context(cafile=str(tls / TLS_AUTHORITY))
-    context.load_cert_chain(tls / TLS_CERTIFICATE, tls / TLS_KEY)
     try:
+        context = ssl.create_default_context(cafile=str(tls / TLS_AUTHORITY))
+        context.load_cert_chain(tls / TLS_CERTIFICATE, tls / TLS_KEY)
         with _tls_connection(address, context) as connection:
             connection.recv(1)  # with TLS 1.3 a client learns that its own certificate was refused when it reads
     except (ssl.SSLError, ConnectionResetError) as error:
@@ -199,7 +201,8 @@ def _expect_refusal(address: Address, channel: grpc.Channel) -> None:
 
 
 def _ask(address: Address, channel: grpc.Channel, secrets: Secrets) -> Head:
-    call = {"metadata": [("authorization", f"Bearer {secrets.token.read_text().strip()}")], "timeout": SECONDS}
+    token = read_text(secrets.token, "a token").strip()
+    call = {"metadata": [("authorization", f"Bearer {token}")], "timeout": SECONDS}
     try:
         request = gcs_service_pb2.InternalKVGetRequest(**_METADATA)
         metadata = InternalKVGcsServiceStub(channel).InternalKVGet(request, **call)
@@ -215,8 +218,10 @@ def _ask(address: Address, channel: grpc.Channel, secrets: Secrets) -> Head:
     head = next((node for node in nodes if node.is_alive and node.is_head), None)
     if not metadata.value or not head:
         raise MintError(f"{address}: the head has not started yet; try again in a few seconds")
-    record = json.loads(metadata.value)
-    return Head(address, {"ray": record["ray_version"], "python": record["python_version"], **head.versions}, nodes)
+    with reading(f"{address}: its versions cannot be read", "needed: a head that `mint cluster up` started"):
+        record = json.loads(metadata.value)
+        versions = {"ray": str(record["ray_version"]), "python": str(record["python_version"]), **head.versions}
+    return Head(address, versions, nodes)
 
 
 def _node(info: Any) -> Node:

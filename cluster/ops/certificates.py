@@ -16,6 +16,8 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from cluster.settings import TLS_AUTHORITY, TLS_CERTIFICATE, TLS_KEY, write_private
 from mint.core.errors import MintError
+from mint.core.files import read_whole
+from mint.core.records import reading
 
 AUTHORITY_KEY = "authority.key"
 _AUTHORITY = "mint cluster"
@@ -51,9 +53,12 @@ def make_certificates(hosts: Sequence[str], folder: Path) -> list[Path]:
 def _authority(folder: Path) -> tuple[ec.EllipticCurvePrivateKey, x509.Certificate]:
     """The key and certificate of the authority in `folder`; makes them if there are none."""
     if (folder / AUTHORITY_KEY).exists():
-        key = serialization.load_pem_private_key((folder / AUTHORITY_KEY).read_bytes(), password=None)
-        assert isinstance(key, ec.EllipticCurvePrivateKey)
-        return key, x509.load_pem_x509_certificate((folder / TLS_AUTHORITY).read_bytes())
+        with reading(f"{folder}: a damaged authority", "choose another folder, and give all machines new certificates"):
+            key = serialization.load_pem_private_key(read_whole(folder / AUTHORITY_KEY), password=None)
+            certificate = x509.load_pem_x509_certificate(read_whole(folder / TLS_AUTHORITY))
+            if not isinstance(key, ec.EllipticCurvePrivateKey) or key.public_key() != certificate.public_key():
+                raise ValueError("the key is not that of the certificate")
+        return key, certificate
     key = ec.generate_private_key(ec.SECP256R1())
     issuer = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, _AUTHORITY)])
     builder = _builder(_AUTHORITY, issuer, key, x509.BasicConstraints(ca=True, path_length=0))

@@ -236,7 +236,8 @@ class Gathering:
         """The events of this message, in its order: results that are whole now, and failures."""
         with _reading("a message with results"):
             entries = [
-                (str(item), str(reason), bytes(piece), bool(last)) for item, reason, piece, last in unpack(message)
+                (str(item), str(reason), memoryview(piece).tobytes(), bool(last))
+                for item, reason, piece, last in unpack(message)
             ]
         for item, reason, piece, is_last in entries:
             if not is_last:

@@ -6,8 +6,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from cluster.schedule.solo import Timed
-from mint.core.cache import cache_folder
-from mint.core.files import write_whole
+from mint.core.cache import cache_folder, keep, recall
 from mint.formats.units import Unit
 
 T = TypeVar("T")
@@ -25,18 +24,12 @@ def metered(job: str, pieces: Iterator[tuple[Unit, T, bool]]) -> Iterator[tuple[
             yield unit, piece, is_last
     finally:
         if nbytes:
-            path = _path()
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_whole(path, json.dumps({**rates(), job: nbytes / timed.seconds}).encode())
+            keep(_path(), json.dumps({**rates(), job: nbytes / timed.seconds}).encode())
 
 
 def rates() -> dict[str, float]:
     """Source bytes per second by job, as far as this node has worked."""
-    try:
-        record: dict[str, float] = json.loads(_path().read_text())
-    except (FileNotFoundError, json.JSONDecodeError):
-        return {}
-    return record
+    return recall(_path(), lambda text: {str(job): float(rate) for job, rate in json.loads(text).items()}) or {}
 
 
 def _path() -> Path:

@@ -9,6 +9,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import accumulate, pairwise
+from math import inf, log2, sqrt
 from struct import Struct
 from typing import Any, ClassVar, Self
 
@@ -24,11 +25,12 @@ from mint.core.errors import MintError
 from mint.core.progress import ignore
 from mint.core.records import typed
 from mint.formats.format import KEEP, Format, TensorSpec, parse_format
-from mint.formats.rounding import DEFAULT_ROUNDING, ROUNDINGS, parse_rounding
+from mint.formats.rounding import DEFAULT_ROUNDING, ROUNDINGS, Rounding, parse_rounding
+from mint.formats.scheme import NVFP4_SCHEME
 from mint.formats.units import Unit
 from mint.kernels.backend import backend
 from mint.kernels.exact import stored_on_grid
-from mint.kernels.oracle import joined_slices, summed
+from mint.kernels.oracle import Errors, joined_slices, summed
 from mint.kernels.ready import ready_kernels
 from mint.kernels.storage import raw, raw_bytes
 from mint.kernels.warmup import MEASURE, WRITE
@@ -38,6 +40,9 @@ from mint.model.checkpoint.writer import WeightFiles
 from mint.model.source import Source
 from mint.run.job import BlockJob, Blocks, Difference, PortableJob, T, numbered, one_block
 from mint.run.stacks import BLOCK, held_bytes, may_come_in_blocks
+
+_LEAST, _LARGE, _MOST = 2.0**-50, 2.0**40, 2.0**115  # root mean squares of weights, see `errors_of`
+_TOO_LARGE = 1e30  # a squared relative error that no rule admits
 
 _PART = Struct("<QQ")  # of the first axis: before the packed bytes of each block that is sent
 
@@ -164,7 +169,7 @@ class Measure(RoundingJob[Measurement]):
         rounding = ROUNDINGS[self.rounding]
         measured = ROUNDINGS[rounding.measured_as]
         joined = joined_slices if len(unit.shape) > 2 else summed
-        errors = joined([backend().errors(block, formats, measured) for _, block in blocks()])
+        errors = joined([errors_of(block, formats, measured) for _, block in blocks()])
         if errors.nonfinite:
             zeros = (0.0,) * len(formats)
             return Measurement(unit.path, formats, zeros, zeros, 0.0, int(errors.nonfinite))
@@ -324,5 +329,23 @@ def check_analyzed(subject: str, checksum: str, needed: str) -> None:
 
 
 def _ratio(squared: npt.NDArray[np.float64], energy: npt.NDArray[np.float64] | np.float64) -> npt.NDArray[np.float64]:
-    """squared / energy; 0 for a weight of zeros, whatever its scale is."""
-    return np.divide(squared, energy, out=np.zeros(squared.shape), where=energy > 0)
+    """squared / energy, at most `_TOO_LARGE`; 0 for a weight of zeros, whatever its scale is."""
+    ratio = np.divide(squared, energy, out=np.zeros(squared.shape), where=energy > 0)
+    return np.nan_to_num(ratio, nan=_TOO_LARGE, posinf=_TOO_LARGE).clip(max=_TOO_LARGE)
+
+
+def errors_of(block: mx.array, formats: Sequence[Format], rounding: Rounding) -> Errors:
+    """The errors of a block. Large weights are measured times a power of two, as backends square in float32.
+
+    No format is admitted below `_LEAST`, where squares vanish, and beyond `_MOST`, where scales can overflow.
+    """
+    errors = backend().errors(block, formats, rounding)
+    size = sqrt(errors.energy.sum() / block.size)
+    if errors.nonfinite or size == 0 or _LEAST < size < _LARGE:
+        return errors
+    if not _LEAST < size < _MOST:
+        return replace(errors, squared=np.full(errors.squared.shape, inf))
+    power = round(log2(size))
+    scaled = backend().errors(block * mx.array(2.0**-power, block.dtype), formats, rounding)
+    scaled.squared[:, [format.scheme == NVFP4_SCHEME for format in formats]] = inf  # its scales have few exponents
+    return replace(scaled, squared=scaled.squared * 4.0**power, energy=scaled.energy * 4.0**power)

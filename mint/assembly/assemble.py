@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 
 import mlx.core as mx
+from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 
 from mint.analysis.unit_jobs import Packed, Quantize, check_analyzed, checksum_of
@@ -146,7 +147,8 @@ def _fill(
         WeightFiles(folder, plan.layout) as files,
         ThreadPoolExecutor(1, thread_name_prefix="mint-write") as aside,
     ):
-        digests = _tuned(folder, files, plan) or _intact(journal, files, plan)
+        tuned = _tuned(folder, files, plan)
+        digests = tuned or _intact(journal, files, plan)
         if digests:
             on_note(f"resumes: {len(digests)} of {len(source.units)} units are in {folder}")
         pending = [unit for unit in source.units if unit.path not in digests]
@@ -164,7 +166,7 @@ def _fill(
             digests[unit.path] = digest
             log.debug("unit.written", unit=unit.path, format=str(format))
         _write_parameters(plan, source, files)
-        if ROUNDINGS[plan.rounding].tunes and not (folder / TUNED_NAME).exists():
+        if ROUNDINGS[plan.rounding].tunes and not tuned:
             files.flush()  # a rerun believes the trained values and reads the codes
             parts = tune(plan, source, stored, text, base, on_progress)
             write_whole(folder / TUNED_NAME, save({name: raw(part) for name, part in parts.items()}))
@@ -262,9 +264,10 @@ def _tuned(folder: Path, files: WeightFiles, plan: Plan) -> dict[str, str]:
 
     They are written once all units are whole: so a run that was killed here finds everything in the files.
     """
-    if not (folder / TUNED_NAME).exists():
+    try:
+        parts = load_file(folder / TUNED_NAME)
+    except (FileNotFoundError, SafetensorError):
         return {}
-    parts = load_file(folder / TUNED_NAME)
     for choice in plan.choices:
         for tensor in choice.tensors:
             if tensor.name in parts:

@@ -135,6 +135,7 @@ def show(
 ) -> Answer | Record:
     """Show what a model folder, a plan or an analysis is. --verbose shows its formats too."""
     from mint.analysis.analysis import MAGIC
+    from mint.core.files import begins_with
     from mint.model.checkpoint.manifest import read_manifest
     from mint.model.checkpoint.verified import is_verified
     from mint.render.models import analysis_record
@@ -143,7 +144,7 @@ def show(
 
     if not path.exists():
         raise MintError(f"{path}: no such file or folder; needed: an analysis, a plan or a folder that mint wrote")
-    if path.is_file() and path.read_bytes()[: len(MAGIC)] == MAGIC:
+    if begins_with(path, MAGIC):
         return {"kind": "analysis", **analysis_record(mint.read_analysis(path), path)}
     plan = mint.read_plan(path)
     record = plan_record(plan, path, 0.0)

@@ -16,6 +16,7 @@ from typer.main import get_command
 
 from mint.core.cache import config_folder
 from mint.core.errors import MintError
+from mint.core.files import read_text
 
 FILE_NAME = "mint.toml"
 
@@ -79,8 +80,8 @@ def _read() -> dict[str, Any]:
 
     path = settings_file()
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    except (OSError, ValueError) as error:
+        return tomllib.loads(read_text(path, "TOML")) if path.exists() else {}
+    except (OSError, ValueError, RecursionError) as error:
         raise MintError(f"{path}: cannot be read ({error}); fix or remove it") from error
 
 

@@ -16,14 +16,15 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from mint.client.download import ServedFile, download
-from mint.client.http import Connection, Record, RefusedError, SilentError, is_away
+from mint.client.http import OTHER_VERSION, Connection, Record, RefusedError, SilentError, is_away, records_of
 from mint.core.cache import cache_folder
 from mint.core.errors import MintError
 from mint.core.progress import OnProgress, Progress, Share, ignore
+from mint.core.records import reading, typed
 from mint.plan.recipe import ANALYSIS_FIELDS, Budget, Recipe, Room
 
 if TYPE_CHECKING:
-    from httpx_sse import EventSource
+    from httpx_sse import EventSource, ServerSentEvent
 
 FINAL = ("done", "failed", "cancelled")
 WAITING = ("queued", "blocked", "paused")
@@ -110,7 +111,7 @@ class Client(Connection):
                 raise
             self.fetch(model, on_progress)
             answer = self.ask("POST", "/v1/jobs", json=request)
-        return tuple(map(_job, answer["jobs"]))
+        return tuple(map(job_of, answer["jobs"]))
 
     def forecast(
         self, model: str, budgets: Sequence[str | Budget] = (), recipe: Recipe = _RECIPE
@@ -155,7 +156,7 @@ class Client(Connection):
         is the last id of the page before.
         """
         params = {"state": state, "mine": mine, "search": search, "sort": sort, "before": before, "limit": limit}
-        return tuple(map(_job, self._list(**params)["jobs"]))
+        return tuple(map(job_of, records_of(self._list(**params), "jobs")))
 
     def job_counts(self, *, mine: bool = False, search: str = "") -> dict[str, int]:
         """The number of such jobs in each state."""
@@ -167,19 +168,19 @@ class Client(Connection):
 
     def job(self, id: str) -> ServedJob:
         """The current state of a job."""
-        return _job(self.ask("GET", f"/v1/jobs/{_plain(id)}"))
+        return job_of(self.ask("GET", f"/v1/jobs/{_plain(id)}"))
 
     def cancel(self, id: str) -> ServedJob:
         """Withdraw from a job; it ends when no other subscriber is left."""
-        return _job(self.ask("DELETE", f"/v1/jobs/{_plain(id)}"))
+        return job_of(self.ask("DELETE", f"/v1/jobs/{_plain(id)}"))
 
     def pause(self, id: str) -> ServedJob:
         """Pause a job, a running one after the unit at work; `resume` returns it to the queue."""
-        return _job(self.ask("PATCH", f"/v1/jobs/{_plain(id)}", json={"paused": True}))
+        return job_of(self.ask("PATCH", f"/v1/jobs/{_plain(id)}", json={"paused": True}))
 
     def resume(self, id: str) -> ServedJob:
         """Return a paused job to the queue."""
-        return _job(self.ask("PATCH", f"/v1/jobs/{_plain(id)}", json={"paused": False}))
+        return job_of(self.ask("PATCH", f"/v1/jobs/{_plain(id)}", json={"paused": False}))
 
     def events(self, id: str, after: int = 0) -> Iterator[JobEvent]:
         """Yield the events of a job after number `after`, to its end; a broken connection is made again.
@@ -196,7 +197,7 @@ class Client(Connection):
             with suppress(SilentError), response:
                 for event in source.iter_sse():
                     if event.id and event.data:  # else a comment, or the pause before connecting again
-                        last = JobEvent(int(event.id), event.event, json.loads(event.data))
+                        last = event_of(event)
                         after = last.seq
                         yield last
             if last and last.kind == "state" and last.body.get("state") in FINAL:
@@ -292,7 +293,7 @@ class Client(Connection):
         """The stored artifacts with their files, of a kind (`model` or `analysis`) and of a model, newest first."""
         params = {"kind": kind, "model": identity, "limit": limit}
         given = {name: value for name, value in params.items() if value}
-        return list(self.ask("GET", "/v1/artifacts", params=given)["artifacts"])
+        return self.ask_list("artifacts", "/v1/artifacts", params=given)
 
     def artifact(self, digest: str) -> Record:
         """An artifact and its files."""
@@ -304,17 +305,17 @@ class Client(Connection):
 
     def devices(self) -> list[Record]:
         """The devices whose names can stand for a budget."""
-        return list(self.ask("GET", "/v1/devices")["devices"])
+        return self.ask_list("devices", "/v1/devices")
 
     def hosts(self) -> list[Record]:
         """The machines that work for the queue, with their jobs and their capacity."""
-        return list(self.ask("GET", "/v1/hosts")["hosts"])
+        return self.ask_list("hosts", "/v1/hosts")
 
     # for admins
 
     def requeue(self, id: str) -> ServedJob:
         """Return a job to the queue: a running one after the unit at work, an ended one as a new job."""
-        return _job(self.ask("POST", f"/v1/jobs/{_plain(id)}/requeue", json={}))
+        return job_of(self.ask("POST", f"/v1/jobs/{_plain(id)}/requeue", json={}))
 
     def drain(self, host: str, *, drained: bool = True) -> Record:
         """Let a machine begin no more jobs, or let it begin jobs again."""
@@ -322,7 +323,7 @@ class Client(Connection):
 
     def people(self) -> list[Record]:
         """Everybody with a token or a job: their token, quota, jobs and work."""
-        return list(self.ask("GET", "/v1/people")["people"])
+        return self.ask_list("people", "/v1/people")
 
     def change_person(
         self, name: str, *, quota: Mapping[str, int | None] | None = None, groups: Sequence[str] | None = None
@@ -340,7 +341,7 @@ class Client(Connection):
 
     def audit(self, *, search: str = "", limit: int = 100) -> list[Record]:
         """The latest entries of the audit log, the newest first, with all words of a search."""
-        return list(self.ask("GET", "/v1/audit", params={"search": search, "limit": limit})["entries"])
+        return self.ask_list("entries", "/v1/audit", params={"search": search, "limit": limit})
 
     def me(self) -> Record:
         """The person of the token: name and scopes."""
@@ -348,7 +349,7 @@ class Client(Connection):
 
     def models(self) -> list[Record]:
         """The models that the service can quantize."""
-        return list(self.ask("GET", "/v1/models")["models"])
+        return self.ask_list("models", "/v1/models")
 
 
 def _request(model: str, budgets: Sequence[str | Budget], recipe: Recipe) -> dict[str, Any]:
@@ -359,9 +360,17 @@ def _request(model: str, budgets: Sequence[str | Budget], recipe: Recipe) -> dic
     return {"model": model, "budgets": list(map(str, sizes)), "options": {**recipe.to_dict(), **rooms.pop().to_dict()}}
 
 
-def _job(record: Record) -> ServedJob:
-    values = {field.name: record[field.name] for field in fields(ServedJob)}
-    return ServedJob(**values | {"watchers": tuple(record["watchers"])})
+def job_of(record: Record) -> ServedJob:
+    """The job of a record; `MintError` for a service of another version."""
+    with reading("the service describes a job", OTHER_VERSION):
+        values = {field.name: record[field.name] for field in fields(ServedJob)}
+        return typed(ServedJob(**values | {"watchers": tuple(record["watchers"])}))
+
+
+def event_of(event: ServerSentEvent) -> JobEvent:
+    """The event of a stream; `MintError` for a service of another version."""
+    with reading("the service describes an event", OTHER_VERSION):
+        return typed(JobEvent(int(event.id), event.event, json.loads(event.data)))
 
 
 def _plain(id: str) -> str:

@@ -12,11 +12,15 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from json import loads as json_values
+from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 from urllib.parse import urlsplit
 
 from mint.core.errors import MintError
+from mint.core.files import read_text
+from mint.core.records import reading
 
 if TYPE_CHECKING:
     import httpx
@@ -24,9 +28,18 @@ if TYPE_CHECKING:
 
 SERVER_VARIABLE, TOKEN_VARIABLE = "MINT_SERVER", "MINT_TOKEN"
 PORT = 8420
+OTHER_VERSION = "needed: a service of this version of mint"
+_MOST_BYTES = 1 << 28  # of an answer
 BUSY = (429, 503)  # HTTP's statuses of a service that may answer later
 
 Record = dict[str, Any]
+
+
+class _Fields(dict[str, Any]):
+    """An object of an answer."""
+
+    def __missing__(self, name: str) -> None:
+        raise MintError(f"the service answers without {name}; {OTHER_VERSION}")
 
 
 class RefusedError(MintError):
@@ -111,9 +124,7 @@ class Connection:
 
         def send() -> Record:
             with self.stream(method, path, json=json, params=params) as response:
-                response.read()
-                record: Record = response.json() if response.content else {}
-                return record
+                return self._record(response)
 
         def may_repeat(error: BaseException) -> bool:
             if isinstance(error, RefusedError) and error.status in BUSY and error.retry_after is not None:
@@ -121,6 +132,10 @@ class Connection:
             return isinstance(error, SilentError) and method == "GET"
 
         return self.retrying(may_repeat, tries=self.timing.tries)(send)
+
+    def ask_list(self, name: str, path: str, *, params: Mapping[str, Any] | None = None) -> list[Record]:
+        """The records under a name of the service's answer."""
+        return records_of(self.ask("GET", path, params=params), name)
 
     @contextmanager
     def stream(self, method: str, path: str, **request: Any) -> Iterator[httpx.Response]:
@@ -130,10 +145,9 @@ class Connection:
         try:
             with self._client.stream(method, path, **request) as response:
                 if not response.is_success:
-                    response.read()
                     raise self._refusal(response)
                 yield response
-        except httpx.TransportError as error:
+        except httpx.RequestError as error:
             raise SilentError(
                 f"{self.url}: no answer ({error or type(error).__name__}); is `mint serve` running there?"
             ) from error
@@ -157,21 +171,51 @@ class Connection:
             seconds = error.retry_after
         return min(seconds, self.timing.longest_pause)
 
+    def _record(self, response: httpx.Response) -> Record:
+        """The JSON object of an answer that is still to be read."""
+        text = bytearray()
+        for piece in response.iter_bytes():
+            text += piece
+            if len(text) > _MOST_BYTES:
+                raise MintError(f"{self.url}: an answer of more than {_MOST_BYTES} bytes; {OTHER_VERSION}")
+        return record_of(text)
+
     def _refusal(self, response: httpx.Response) -> RefusedError:
         try:
-            error = response.json()["error"]
-            message, code = error["message"], error["code"]
-        except (ValueError, KeyError, TypeError):
+            error = self._record(response)["error"]
+            message, code = str(error["message"]), str(error["code"])
+        except (MintError, TypeError):
             message, code = f"{response.status_code} {response.reason_phrase}: not an answer of mint's service", ""
-        try:
-            retry_after = float(response.headers["Retry-After"])
-        except (KeyError, ValueError):
-            retry_after = None
+        retry_after = _seconds(response.headers.get("Retry-After", ""))
         if response.status_code == 401:
             message += f" (here: {TOKEN_VARIABLE} or --token-file)"
         if retry_after is not None:
             message += f"; try again in {retry_after:.0f} s"
         return RefusedError(f"{self.url}: {message}", response.status_code, code, retry_after)
+
+
+def record_of(text: bytes | bytearray) -> Record:
+    """The JSON object of an answer, whose fields raise `MintError` where they lack."""
+    with reading("not an answer of mint's service", OTHER_VERSION):
+        record = json_values(text or b"{}", object_hook=_Fields)
+        if not isinstance(record, dict):
+            raise TypeError("no JSON object")
+    return record
+
+
+def records_of(answer: Record, name: str) -> list[Record]:
+    """The records under a name of an answer."""
+    with reading(f"the service answers without a list of {name}", OTHER_VERSION):
+        return [_Fields(record) for record in answer[name]]
+
+
+def _seconds(text: str) -> float | None:
+    """The seconds of a header; None for anything else."""
+    try:
+        seconds = float(text)
+    except ValueError:
+        return None
+    return seconds if 0 <= seconds < inf else None
 
 
 def is_away(error: BaseException) -> bool:
@@ -200,7 +244,7 @@ def token_of(file: Path | None) -> str:
     if not file.is_file():
         raise MintError(f"{file}: not there; needed: a file that holds what `mint token create` printed")
     check_private(file, "token")
-    return file.read_text().strip()
+    return read_text(file, "a token").strip()
 
 
 def is_loopback(host: str) -> bool:

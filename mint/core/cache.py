@@ -2,12 +2,17 @@
 
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from platformdirs import user_cache_dir, user_config_dir
 
-from mint.core.files import sha256_of
+from mint.core.errors import MintError
+from mint.core.files import read_whole, sha256_of, write_whole
+from mint.core.records import MALFORMED
+
+T = TypeVar("T")
 
 
 def cache_folder() -> Path:
@@ -24,6 +29,20 @@ def cached_path(folder: str, suffix: str, *key: Any) -> Path:
     """The file in a folder of the cache whose name follows from everything in `key`, which JSON can hold."""
     name = sha256_of([json.dumps(key, sort_keys=True).encode()])[:32]
     return cache_folder() / folder / f"{name}{suffix}"
+
+
+def recall(path: Path, read: Callable[[bytes], T]) -> T | None:
+    """Read a file that need not be there; None for a missing or damaged one."""
+    try:
+        return read(read_whole(path))
+    except (OSError, EOFError, MintError, *MALFORMED):
+        return None
+
+
+def keep(path: Path, text: bytes) -> None:
+    """Write a file in the cache."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(path, text)
 
 
 def kernel_folder() -> Path:

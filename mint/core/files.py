@@ -1,6 +1,7 @@
 """Files that outlive a kill and a loss of power, and the digests of their bytes."""
 
 import hashlib
+import json
 import os
 import time
 from collections.abc import Iterable, Iterator
@@ -8,10 +9,12 @@ from contextlib import contextmanager, suppress
 from fnmatch import fnmatchcase
 from glob import escape
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from mint.core.errors import MintError
 
 MOST_AT_ONCE = 1 << 30  # bytes of a write: macOS refuses more than 2 GiB, which an expert layer can have
+MOST_READ = 1 << 30  # bytes of a file that is read into memory whole
 
 _LEFTOVER_SECONDS = 3600.0  # longer than any write of one file
 
@@ -27,6 +30,46 @@ def naming(path: Path) -> Iterator[None]:
         if error.errno and error.filename is None:
             error.filename = str(path)
         raise
+
+
+def read_whole(path: Path) -> bytes:
+    """The bytes of a file; `MintError` for one of more than `MOST_READ`, or without an end."""
+    with naming(path), path.open("rb") as file:
+        size = os.fstat(file.fileno()).st_size or MOST_READ  # a pipe has no size
+        text = file.read(min(size, MOST_READ) + 1)
+    if len(text) > MOST_READ:
+        raise MintError(f"{path}: more than {MOST_READ} bytes; needed: the right file, which is smaller")
+    return text
+
+
+def read_text(path: Path, needed: str) -> str:
+    """The text of a file, with line ends of Unix; `MintError` says what is `needed` where it is no text."""
+    try:
+        text = read_whole(path).decode()
+    except UnicodeDecodeError as error:
+        raise MintError(f"{path}: not a text in UTF-8 ({error}); needed: {needed}") from error
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def read_json(path: Path, remedy: str) -> Any:
+    """The JSON value in a file; `MintError` gives the `remedy` where there is none."""
+    return parse_json(read_whole(path), path, remedy)
+
+
+def parse_json(text: bytes, path: Path, remedy: str) -> Any:
+    """The JSON value in the text of the file at `path`; `MintError` gives the `remedy` where there is none."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise MintError(f"{path}: not valid JSON ({error}); {remedy}") from error
+
+
+def begins_with(path: Path, magic: bytes) -> bool:
+    """True for a file with these first bytes."""
+    if not path.is_file():
+        return False
+    with naming(path), path.open("rb") as file:
+        return file.read(len(magic)) == magic
 
 
 def write_whole(path: Path, text: bytes) -> None:

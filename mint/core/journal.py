@@ -16,7 +16,7 @@ from typing import Any
 import msgpack
 
 from mint.core.errors import MintError
-from mint.core.files import naming, partial_path, sha256_of, write_whole
+from mint.core.files import naming, partial_path, read_whole, sha256_of, write_whole
 
 _FRAME = struct.Struct("<II")
 MAX_FRAME_BYTES = 1 << 30
@@ -98,8 +98,7 @@ def write_sealed(path: Path, kind: SealedKind, header: Mapping[str, Any], record
 
 def read_sealed(path: Path, kind: SealedKind) -> Sealed:
     """Read a finished file; `MintError` when it is foreign, damaged, unfinished or of another schema."""
-    with naming(path):
-        text = path.read_bytes()
+    text = read_whole(path)
     if not text.startswith(kind.magic):
         raise MintError(f"{path}: not {kind.name}; needed: a file that `{kind.command}` wrote")
     frames = list(read_frames(text, len(kind.magic)))
@@ -148,7 +147,7 @@ class Journal(AbstractContextManager["Journal"]):
             raise MintError(f"{self.path}: another mint is writing this file; wait for it or end it first") from error
         if not self.path.exists() or not os.path.samestat(os.fstat(self._file.fileno()), self.path.stat()):
             raise MintError(f"{self.path}: another mint has just finished this file; run the same command again")
-        text = self.path.read_bytes()
+        text = read_whole(self.path)
         if not text.startswith(magic) and not magic.startswith(text):
             raise MintError(f"{self.path}: found a file that mint did not write; choose another output or remove it")
         frames = list(read_frames(text, len(magic)))

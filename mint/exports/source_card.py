@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from mint.core.cache import recall
 from mint.model.checkpoint.beside import CARD_NAME
 from mint.model.hub_cache import origin
 
@@ -48,10 +49,11 @@ def read_source_card(folder: Path) -> SourceCard:
 def _metadata(card: Path) -> dict[str, Any]:
     import yaml
 
+    text = recall(card, lambda text: text.decode("utf-8-sig").replace("\r\n", "\n")) or ""
+    match = _BLOCK.match(text)
     try:
-        match = _BLOCK.match(card.read_text(encoding="utf-8-sig"))
         metadata = yaml.safe_load(match["metadata"]) if match else None
-    except (OSError, ValueError, yaml.YAMLError):
+    except (ValueError, RecursionError, yaml.YAMLError):
         return {}
     return metadata if isinstance(metadata, dict) else {}
 

@@ -6,9 +6,9 @@ import time
 from dataclasses import asdict
 from pathlib import Path
 
-from mint.core.cache import cached_path
-from mint.core.files import write_whole
+from mint.core.cache import cached_path, keep, recall
 from mint.core.progress import OnProgress
+from mint.core.records import typed
 from mint.forecast.rates import Rates
 from mint.kernels.ready import ready_kernels
 from mint.kernels.warmup import MEASURE, WRITE, processor
@@ -23,14 +23,21 @@ def machine_rates(rounding: str, on_progress: OnProgress) -> Rates:
     """The rates of this machine for a rounding, from the cache or measured; compiles the kernels once."""
     chip = processor(), os.cpu_count(), device_kind(), multiplies_slowly()
     path = cached_path("rates", ".json", SCHEMA, rounding, *chip, versions())
-    if path.exists():
-        return Rates(**json.loads(path.read_text()))
+    if rates := recall(path, _rates):
+        return rates
     ready_kernels(rounding, on_progress, (MEASURE, WRITE), ("BF16",))
     from mint.forecast.benchmark import measured_rates
 
     rates = measured_rates(rounding)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(path, json.dumps(asdict(rates)).encode())
+    keep(path, json.dumps(asdict(rates)).encode())
+    return rates
+
+
+def _rates(text: bytes) -> Rates:
+    """The rates of a file, which are more than nothing."""
+    rates = typed(Rates(**json.loads(text)))
+    if not all(rate > 0 for rate in asdict(rates).values()):
+        raise ValueError(f"found {rates}")
     return rates
 
 

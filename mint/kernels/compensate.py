@@ -23,6 +23,7 @@ The search is exact on every machine; products of matrices are the BLAS's, and e
 # T rows of inputs, R rows, C columns, G groups, B columns of a block
 
 from dataclasses import dataclass
+from math import frexp, inf
 from typing import Any, Self
 
 import numpy as np
@@ -53,6 +54,7 @@ from mint.kernels.refine import refine
 from mint.kernels.unpack import FP4
 
 DAMPING = 0.01  # of the mean diagonal
+_SMALL = 2.0**-40  # the squares of such inputs are far within float32
 BLOCK = 128  # columns between two products of matrices
 _ROWS, _FEW_ROWS = 64, 32  # of one piece of parallel work
 _FEW = 128  # rows that make small pieces
@@ -68,8 +70,20 @@ class Curvature:
     @classmethod
     def of(cls, inputs: Floats) -> Self:
         """The curvature of the rows (T, C)."""
-        moments = second_moments(inputs)
+        moments = second_moments(_in_range(inputs))
         return cls(moments.astype(np.float32), factor(moments))
+
+
+def _in_range(inputs: Floats) -> Floats:
+    """The rows, times a power of two where float32 does not hold their squares: only ratios within H count.
+
+    Rows that are not finite count as zeros.
+    """
+    top = max(float(inputs.max(initial=0.0)), -float(inputs.min(initial=0.0)))
+    if not top < inf:
+        inputs = np.where(np.isfinite(inputs).all(axis=1, keepdims=True), inputs, np.float32(0))
+        return _in_range(inputs)
+    return inputs if top == 0 or _SMALL < top < 1 / _SMALL else np.ldexp(inputs, -frexp(top)[1])
 
 
 def second_moments(inputs: Floats) -> Doubles:

@@ -18,6 +18,7 @@ from typing import Any, TypeVar, cast
 
 import numpy as np
 from numba import config, njit
+from numba.core.caching import FunctionCache
 from numpy.typing import NDArray
 
 from mint.formats.format import Format
@@ -61,11 +62,26 @@ _load_array_functions()
 
 def compiled(function: Function) -> Function:
     """Compile at first use, cache on disk, release the GIL; division by zero gives infinity as in C."""
-    before, config.CACHE_DIR = config.CACHE_DIR, str(code_folder())
-    try:
-        return cast(Function, njit(**_OPTIONS, cache=may_cache())(function))
-    finally:
-        config.CACHE_DIR = before
+    kernel = njit(**_OPTIONS)(function)
+    if may_cache():
+        before, config.CACHE_DIR = config.CACHE_DIR, str(code_folder())
+        try:
+            kernel._cache = _CodeCache(function)
+        finally:
+            config.CACHE_DIR = before
+    return cast(Function, kernel)
+
+
+class _CodeCache(FunctionCache):  # type: ignore[misc]
+    """Numba's cache of a kernel; numba 0.68 does not start with files that a loss of power left empty."""
+
+    def load_overload(self, sig: object, target_context: object) -> object:
+        """The compiled code for a signature; None where it is to be compiled again."""
+        try:
+            return super().load_overload(sig, target_context)
+        except Exception:  # unpickling damaged bytes raises any kind
+            self.flush()
+            return None
 
 
 def inner(function: Function) -> Function:

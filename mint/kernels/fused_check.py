@@ -17,8 +17,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from mint.core.cache import kernel_folder
-from mint.core.files import write_whole
+from mint.core.cache import keep, kernel_folder, recall
 from mint.core.version import __version__
 from mint.formats.format import AFFINE
 from mint.formats.rounding import ROUNDINGS
@@ -55,14 +54,13 @@ def _remembered(question: str, fused: FusedKernels, chip: str, answer: Callable[
     text = repr((measure_kernel(fused.dialect), pack_kernel(fused.dialect)))
     key = json.dumps([question, chip, __version__, version("mlx"), text])
     path = kernel_folder() / f"fused-{sha256(key.encode()).hexdigest()[:16]}.json"
-    if path.exists():
-        result: str | bool = json.loads(path.read_text())
+    result = recall(path, json.loads)
+    if isinstance(result, str | bool):
         return result
-    result = answer()
+    answered = answer()
     with suppress(OSError):  # no folder can keep it: every process asks again
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(path, json.dumps(result).encode())
-    return result
+        keep(path, json.dumps(answered).encode())
+    return answered
 
 
 def _fault(fused: FusedKernels) -> str:

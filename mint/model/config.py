@@ -1,11 +1,10 @@
 """Checks a model's config.json, before any of its weights is there."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 from mint.core.errors import MintError
-from mint.core.files import naming
+from mint.core.files import parse_json, read_whole
 from mint.model.checkpoint.shards import LFS_MARK
 
 
@@ -17,15 +16,11 @@ def check_config(folder: Path, *, requantize: bool = False) -> bytes:
     path = folder / "config.json"
     if not path.is_file():
         raise MintError(f"{folder}: no config.json found; needed: a Hugging Face model folder")
-    with naming(path):
-        text = path.read_bytes()
+    text = read_whole(path)
     if text.startswith(LFS_MARK):
         remedy = "run git lfs pull in that folder, or download the model with hf download"
         raise MintError(f"{path}: a Git LFS pointer, the file itself is not there; {remedy}")
-    try:
-        config = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise MintError(f"{path}: not valid JSON ({error}); download it again") from error
+    config = parse_json(text, path, "download it again")
     if not isinstance(config, dict) or "model_type" not in config:
         raise MintError(f"{path}: no model_type found; needed: the config of a language model")
     if config.get("model_file") is not None:

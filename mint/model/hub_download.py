@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError, Future
 from contextlib import contextmanager
 from dataclasses import dataclass
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +22,10 @@ import httpx2
 from huggingface_hub import HfApi, constants, errors, get_token, is_offline_mode
 from huggingface_hub.utils import tqdm  # type: ignore[attr-defined]
 
-from mint.core.cache import cache_folder
+from mint.core.cache import cache_folder, keep, recall
 from mint.core.errors import DiskFullError, MintError
-from mint.core.files import write_whole
 from mint.core.progress import OnProgress, Progress, ignore
+from mint.core.records import MALFORMED
 from mint.core.sizes import format_size
 from mint.model.checkpoint.beside import is_wanted
 from mint.model.checkpoint.shards import PATTERN, read_index
@@ -34,7 +35,10 @@ from mint.model.opening.kinds import kind_of
 _SECONDS = 30.0  # without an answer of the hub
 _TICK_SECONDS = 0.2  # between two reports
 _BYTES_BAR = "huggingface_hub.snapshot_download"  # its bar that counts written bytes
-_UNREACHABLE = (httpx2.TransportError, errors.LocalEntryNotFoundError, errors.XetDownloadError)
+_EXPLAINED = (
+    errors.HfHubHTTPError, errors.HFValidationError, httpx2.TransportError, errors.LocalEntryNotFoundError,
+    errors.XetDownloadError,
+)  # fmt: skip
 _RATE = "downloads/rate.json"  # in the cache
 _LEAST_BYTES = 32 << 20  # a shorter download measures how fast it begins
 _LOG_IN = "log in (hf auth login, or HF_TOKEN)"
@@ -71,18 +75,13 @@ def fetch(
 def record_download(nbytes: int, seconds: float) -> None:
     """Remember the rate of a download, unless it was too short to tell."""
     if nbytes > _LEAST_BYTES:
-        path = cache_folder() / _RATE
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(path, json.dumps({"bytes_per_second": nbytes / seconds}).encode())
+        keep(cache_folder() / _RATE, json.dumps({"bytes_per_second": nbytes / seconds}).encode())
 
 
 def download_rate() -> float:
     """Bytes per second of this machine's last download of some size; 0 where there was none."""
-    try:
-        record = json.loads((cache_folder() / _RATE).read_text())
-        return float(record["bytes_per_second"])
-    except (OSError, ValueError, TypeError, KeyError):
-        return 0.0
+    rate = recall(cache_folder() / _RATE, lambda text: float(json.loads(text)["bytes_per_second"]))
+    return rate if rate and 0 < rate < inf else 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,8 +110,20 @@ def explained(id: HubId) -> Iterator[None]:
     """Turn an error of huggingface_hub into one with its remedy."""
     try:
         yield
-    except (errors.HfHubHTTPError, errors.HFValidationError, *_UNREACHABLE) as error:
+    except _EXPLAINED as error:
         raise _explained(id, error) from error
+
+
+@contextmanager
+def _answered(id: HubId) -> Iterator[None]:
+    """Turn the errors of an answer that is none of the hub's into `MintError`; `explained` gets all others."""
+    try:
+        yield
+    except _EXPLAINED:
+        raise
+    except MALFORMED as error:
+        fault = f"{constants.ENDPOINT} answers as no hub does ({type(error).__name__}: {error!s:.200})"
+        raise MintError(f"{id}: {fault}; check HF_ENDPOINT and proxies, then run the same command again") from error
 
 
 def require_online(id: HubId) -> None:
@@ -124,8 +135,9 @@ def require_online(id: HubId) -> None:
 
 def _listed(id: HubId) -> Mapping[str, int]:
     """The files of a model and their bytes; `MintError` for one without a config or without safetensors files."""
-    listing = HfApi().model_info(id.repository, revision=id.revision, files_metadata=True, timeout=_SECONDS)
-    sizes = {file.rfilename: file.size or 0 for file in listing.siblings or []}
+    with _answered(id):
+        listing = HfApi().model_info(id.repository, revision=id.revision, files_metadata=True, timeout=_SECONDS)
+        sizes = {str(file.rfilename): int(file.size or 0) for file in listing.siblings or []}
     names = [name for name in sizes if "/" not in name]
     has_index = any(name.endswith(".safetensors.index.json") for name in names)
     for pattern in ("*.safetensors" if has_index else PATTERN, "config.json"):
@@ -170,7 +182,8 @@ def _bring(id: HubId, patterns: Sequence[str], on_bytes: Callable[[int], object]
 
     def download() -> None:
         try:
-            snapshot_path.set_result(snapshot(id, patterns, tqdm_class=Bar))
+            with _answered(id):
+                snapshot_path.set_result(snapshot(id, patterns, tqdm_class=Bar))
         except BaseException as error:
             snapshot_path.set_exception(error)
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from mint.core.cache import recall
 from mint.core.errors import MintError
 from mint.core.progress import OnProgress, ignore
 from mint.model.gguf.files import SUFFIX, gguf_files, gguf_name
@@ -53,7 +54,8 @@ def _snapshot_in(folder: Path) -> Path:
     id = "/".join(folder.name.split("--")[1:])
     snapshots = sorted(path for path in folder.glob("snapshots/*") if path.is_dir())
     main = folder / "refs" / "main"
-    current = [path for path in snapshots if main.is_file() and path.name == main.read_text().strip()]
+    revision = recall(main, bytes.decode) or ""
+    current = [path for path in snapshots if path.name == revision.strip()]
     if len(current or snapshots) == 1:
         return (current or snapshots)[0]
     names = ", ".join(path.name for path in snapshots[:4]) or "none"

@@ -19,6 +19,7 @@ import mlx.core as mx
 from mlx.nn.layers.base import Module
 from mlx.utils import tree_flatten, tree_map, tree_map_with_path, tree_unflatten
 
+from mint.core.cache import recall
 from mint.core.errors import MintError
 from mint.core.later import importing_later
 from mint.model.checkpoint.lazy import lazy_arrays
@@ -341,10 +342,9 @@ def _fault(part: str, loader: str, folder: Path, read: Callable[[Path], object])
 def has_own_code(folder: Path) -> bool:
     """True if a config in `folder` names classes in files of its own."""
     for name in ("tokenizer_config.json", "config.json", PROCESSOR_NAME, "processor_config.json"):
-        with suppress(OSError, ValueError, RecursionError):
-            config = json.loads((folder / name).read_bytes())
-            if isinstance(config, dict) and "auto_map" in config:
-                return True
+        config = recall(folder / name, json.loads)
+        if isinstance(config, dict) and "auto_map" in config:
+            return True
     return False
 
 

@@ -18,7 +18,7 @@ from typing import Any
 from mint.analysis.analysis import sqnr_db
 from mint.analysis.features.features import Features
 from mint.core.errors import MintError
-from mint.core.files import naming, write_whole
+from mint.core.files import read_json, write_whole
 from mint.core.records import pick
 from mint.core.sizes import MAX_SHARD_BYTES
 from mint.formats.format import KEEP, Format, TensorSpec, parse_format
@@ -291,11 +291,7 @@ def read_plan(path: Path | str) -> Plan:
         path /= PLAN_NAME
     if not path.is_file():
         raise MintError(f"{path}: no such plan; make one with: mint allocate ANALYSIS --budget SIZE --output {path}")
-    try:
-        with naming(path):
-            record = json.loads(path.read_text())
-    except (ValueError, RecursionError) as error:
-        raise MintError(f"{path}: not valid JSON ({error}); needed: a plan that `mint allocate` wrote") from error
+    record = read_json(path, "needed: a plan that `mint allocate` wrote")
     if not isinstance(record, dict) or record.get("kind") != KIND:
         raise MintError(f"{path}: not a plan; needed: a file that `mint allocate` wrote")
     if record.get("schema") != SCHEMA:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mint.core.errors import MintError
+from mint.core.files import read_json
 from mint.formats.format import AFFINE, ITEMSIZE, KEEP, Format, known_formats, parse_format
 from mint.formats.units import KEEP_BITS, Unit
 from mint.model.roles import role_floor
@@ -267,15 +268,11 @@ def parse_lock(text: str) -> tuple[str, Format]:
 
 def read_locks(path: Path) -> tuple[str, ...]:
     """The locks of a JSON file, an object of patterns and formats, each as `PATTERN=FORMAT`."""
-    import json
-
     example = '{"*.v_proj": "8/64", "lm_head": "keep"}'
     try:
-        record = json.loads(path.read_text())
+        record = read_json(path, f"needed JSON like {example}")
     except OSError as error:
         raise MintError(f"{path}: {error.strerror}; needed JSON like {example}") from error
-    except (ValueError, RecursionError) as error:
-        raise MintError(f"{path}: cannot read the locks ({error}); needed JSON like {example}") from error
     if not isinstance(record, dict) or not all(isinstance(name, str) for name in record.values()):
         raise MintError(f"{path}: not a set of locks; needed JSON like {example}")
     return tuple(f"{pattern}={parse_format(name)}" for pattern, name in record.items())

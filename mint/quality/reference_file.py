@@ -32,6 +32,7 @@ from safetensors import SafetensorError, safe_open
 
 from mint.core.errors import MintError
 from mint.core.files import naming, partial_path
+from mint.core.records import MALFORMED
 from mint.formats.layout import file_head
 from mint.quality.divergence import Logits, Tokens
 
@@ -130,6 +131,7 @@ def _head(origin: Origin, small: Small, shape: tuple[int, ...], digest: str) -> 
 def read_reference(path: Path) -> Reference:
     """The reference in the file at `path`, its digest checked; `MintError` when it is foreign or damaged."""
     again = "make it again with --save-reference"
+    path.open("rb").close()  # raises an error that names the file: those of safetensors do not
     try:
         with safe_open(path, "numpy") as file:
             metadata = file.metadata() or {}
@@ -142,10 +144,10 @@ def read_reference(path: Path) -> Reference:
             shape = file.get_slice("log_probabilities").get_shape()
         record, sealed = json.loads(metadata["origin"]), metadata["digest"]
         origin = Origin(**{field.name: record[field.name] for field in fields(Origin)})
-    except (SafetensorError, KeyError, ValueError, TypeError) as error:
+    except (SafetensorError, *MALFORMED) as error:
         raise MintError(f"{path}: not a whole reference file ({error}); {again}") from error
     start = path.stat().st_size - 2 * prod(shape)
-    with path.open("rb") as rest:
+    with naming(path), path.open("rb") as rest:
         rest.seek(start)
         digest = _digest(origin, small, tuple(shape), hashlib.file_digest(rest, "sha256").hexdigest())
     if digest != sealed:

@@ -19,7 +19,7 @@ import numpy as np
 from mlx.nn.layers.base import Module
 
 from mint.core.errors import MintError
-from mint.core.files import sha256_of
+from mint.core.files import read_text, sha256_of
 from mint.core.log import log
 from mint.core.progress import OnProgress, Progress
 from mint.kernels.storage import numpy_view
@@ -66,7 +66,7 @@ def text_sequences(folder: Path, texts: Sequence[Path], size: TextSize) -> Token
         raise MintError(f"{folder}: no tokenizer found, needed for --text; copy tokenizer.json there, or go without")
     prefix = _prefix(tokenizer)
     fresh = size.window - len(prefix)
-    encoded = [tokenizer.encode(_read(path), add_special_tokens=False, verbose=False) for path in texts]
+    encoded = [tokenizer.encode(plain_text(path), add_special_tokens=False, verbose=False) for path in texts]
     chunks = [[tokens[start : start + fresh] for start in range(0, len(tokens), fresh)] for tokens in encoded]
     parts = (part for part in chain.from_iterable(zip_longest(*chunks, fillvalue=())) if len(part) == fresh)
     windows = [[*prefix, *part] for part in parts]
@@ -142,10 +142,11 @@ def _prefix(tokenizer: Any) -> list[int]:
     return first if first and first == [tokenizer.bos_token_id] else []
 
 
-def _read(path: Path) -> str:
+def plain_text(path: Path) -> str:
+    """The text of a file; `MintError` for a file without one."""
     try:
-        return path.read_text(encoding="utf-8")
+        return read_text(path, "a file of plain text")
     except FileNotFoundError as error:
         raise MintError(f"{path}: no such text; needed: a file of plain text") from error
-    except (UnicodeDecodeError, IsADirectoryError) as error:
-        raise MintError(f"{path}: not a text in UTF-8 ({error}); needed: a file of plain text") from error
+    except IsADirectoryError as error:
+        raise MintError(f"{path}: a folder; needed: a file of plain text") from error

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from mint.core.errors import MintError
+from mint.core.files import read_text
 from mint.core.version import install_command
 from mint.model.module_tree import has_tokenizer
 from mint.quality.divergence import Array
@@ -28,17 +29,22 @@ _BATCH = 8  # sequences; mlx_lm's default
 
 
 def read_tasks(path: Path) -> list[dict[str, Any]]:
-    """The questions of a file; `MintError` names the first line that is none."""
+    """The questions of a file; `MintError` where they cannot be asked."""
     if find_spec("lm_eval") is None:
         raise MintError(f"--tasks: lm-evaluation-harness is not installed; needed: {install_command('tasks')}")
+    return questions_in(path)
+
+
+def questions_in(path: Path) -> list[dict[str, Any]]:
+    """The questions of a file; `MintError` names the first line that is none."""
     questions = []
-    for number, line in enumerate(path.read_text().splitlines(), 1):
+    for number, line in enumerate(read_text(path, "one JSON object a line").rstrip("\n").split("\n"), 1):
         try:
             question = json.loads(line)
             text, choices, answer = question["question"], question["choices"], question["answer"]
             is_valid = type(answer) is int and all(isinstance(part, str) for part in (text, *choices))
-            is_valid = is_valid and 0 <= answer < len(choices)
-        except (ValueError, KeyError, TypeError):
+            is_valid = is_valid and isinstance(choices, list) and 0 <= answer < len(choices)
+        except (ValueError, KeyError, TypeError, RecursionError):
             is_valid = False
         if not is_valid:
             example = '{"question": "2 + 2 =", "choices": ["3", "4"], "answer": 1}'

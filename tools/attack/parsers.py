@@ -3,6 +3,7 @@
 A parser returns or raises `MintError`, in bounded time and memory, whatever the bytes are. A new parser is one row.
 """
 
+import hashlib
 import json
 import random
 from collections.abc import Callable, Iterable
@@ -18,6 +19,7 @@ from cluster.service.http.error_answers import ApiError
 from cluster.transport.messages import (
     Gathering,
     config_of,
+    from_pieces,
     holder_from,
     make_job,
     outlines_of,
@@ -45,6 +47,7 @@ from mint.model.checkpoint.shards import INDEX_NAME, read_index, read_shards
 from mint.model.checkpoint.sparse_copy import Outline
 from mint.model.checkpoint.verified import VERIFIED_NAME, is_verified
 from mint.model.config import check_config
+from mint.model.gguf.metadata import read_gguf
 from mint.model.locate import hub_id
 from mint.model.module_tree import processor_fault, tokenizer_fault
 from mint.model.source import Source
@@ -53,10 +56,11 @@ from mint.plan.recipe import Recipe
 from mint.plan.rules import parse_formats, parse_lock, read_locks
 from mint.quality.evaluate import evaluate
 from mint.quality.reference_file import read_reference
-from mint.quality.tasks import read_tasks
+from mint.quality.sequences import plain_text
+from mint.quality.tasks import questions_in
 from mint.targets.devices import device
 from mint.targets.loaders import loader
-from tools.attack import mutations
+from tools.attack import mutations, readers
 from tools.models.families import write_family
 
 TINY = {"num_hidden_layers": 2, "hidden_size": 64, "vocab_size": 256, "intermediate_size": 128, "head_dim": 16}
@@ -241,6 +245,15 @@ def _open(folder: Path) -> None:
     mint.open_source(folder)
 
 
+def _results(made: Made) -> list[bytes]:
+    return [pack(measurement.to_record()) for measurement in read_analysis(made.analysis).measurements.values()]
+
+
+def _read_result(made: Made, text: bytes) -> None:
+    from_pieces(Measure("nearest"), made.source.units[0], [text, hashlib.sha256(text).digest()])
+
+
+_SETTINGS = '[quantize]\nquality = "fast"\ncontext = 5\nforce = true\nformats = ["4/64"]\n[cluster]\n'
 _TOKENIZER = {
     "tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<s>", "eos_token": {"content": "</s>"},
     "chat_template": "{% for m in messages %}{{ m.content }}{% endfor %}", "model_max_length": 512,
@@ -287,7 +300,26 @@ PARSERS: dict[str, Parser] = {
     "locks": Parser(
         _texts('{"*.k_proj": "8/32", "lm_head": "keep"}'), mutations.of_json, _at("locks.json", read_locks)
     ),
-    "tasks": Parser(_texts(_TASK * 2), mutations.of_bytes, _at("tasks", lambda path: read_tasks(path))),
+    "tasks": Parser(_texts(_TASK * 2), mutations.of_bytes, _at("tasks", lambda path: questions_in(path))),
+    "text": Parser(_texts("a text\r\nof lines\n"), mutations.of_bytes, _at("text", plain_text)),
+    "settings": Parser(
+        _texts(_SETTINGS), mutations.of_bytes, lambda made, text: readers.read_settings(made.scratch, text)
+    ),
+    "gguf": Parser(
+        lambda made: [readers.gguf_file(made.scratch / "seed.gguf")],
+        mutations.of_bytes,
+        _at("m.gguf", lambda path: read_gguf([path])),
+    ),
+    "gguf values": Parser(
+        _texts(json.dumps(readers.GGUF_VALUES)), mutations.of_json, lambda made, text: readers.read_values(text)
+    ),
+    "answers": Parser(lambda made: [readers.answer()], mutations.of_json, lambda made, text: readers.read_answer(text)),
+    "events": Parser(
+        _texts('{"id": "1", "event": "state", "data": "{}"}'),
+        mutations.of_json,
+        lambda made, text: readers.read_event(text),
+    ),
+    "results": Parser(_results, mutations.of_msgpack, _read_result),
     "sizes": Parser(_texts(*_SIZES), mutations.of_words, _word(parse_budget, parse_size, parse_tokens)),
     "names": Parser(
         _texts(*_NAMES),

@@ -14,6 +14,7 @@ from mint.cli.options import NONE, flag, option
 from mint.cli.terminal.foreign import echo
 from mint.client.http import PORT, check_private
 from mint.core.errors import MintError
+from mint.core.files import read_text
 from mint.core.log import FORMATS, LEVELS, configure_logging
 from mint.core.sizes import parse_size
 
@@ -187,7 +188,7 @@ def _secret(webhook: str, file: Path | None) -> str:
         raise MintError("--webhook needs --webhook-secret FILE, with at least 16 characters that the receiver knows")
     assert file
     check_private(file, "secret")
-    secret = file.read_text().strip()
+    secret = read_text(file, "a secret").strip()
     if len(secret) < 16:
         raise MintError(f"--webhook-secret {file}: needed: at least 16 characters")
     return secret

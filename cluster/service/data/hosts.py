@@ -15,6 +15,7 @@ from sqlalchemy import delete, insert, select
 
 from cluster.service.data.database import Database
 from cluster.service.data.tables import drains, hosts, stores
+from mint.core.cache import recall
 from mint.core.errors import MintError
 from mint.core.files import write_whole
 
@@ -73,7 +74,7 @@ class Hosts:
         file = store / "id"
         store.mkdir(parents=True, exist_ok=True)
         with self.database.write() as connection:
-            file_id = file.read_text().strip() if file.exists() else ""
+            file_id = (recall(file, bytes.decode) or "").strip()
             row = connection.execute(select(stores)).one_or_none()
             if row is None:
                 id = file_id or secrets.token_hex(16)

@@ -25,7 +25,13 @@ from mint.core.errors import MintError
 NOBODY = "local"  # name of everybody on this machine as long as there are no tokens
 SIGNED_IN_SCOPES = ("read", "submit")  # of a person without a token whom a proxy vouches for
 PREFIX = "mint_"  # recognized by scanners for leaked secrets
+_TOKEN = re.compile(rf"{PREFIX}[\w-]{{43}}")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,63}")
+
+
+def hidden(text: str) -> str:
+    """The text without tokens, for a log: people put them into paths by mistake."""
+    return _TOKEN.sub(f"{PREFIX}(a token)", text)
 
 
 @dataclass(frozen=True, slots=True)

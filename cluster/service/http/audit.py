@@ -6,6 +6,7 @@ No line holds a token, a ticket or a query: people are named, secrets are not.
 import json
 import os
 import threading
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
@@ -13,6 +14,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from cluster.service.data.tokens import hidden
+from mint.core.cache import recall
 from mint.core.log import log
 
 _FILES = 5
@@ -32,7 +35,8 @@ class Audit:
     def note(self, event: str, *, person: str, client: str, **context: Any) -> None:
         """Write one line; on a full disk it goes to the log, and the service continues."""
         timestamp = datetime.now(UTC).isoformat().replace("+00:00", "Z")
-        line = json.dumps({"person": person, "client": client, **context, "event": event, "timestamp": timestamp})
+        entry = {"person": person, "client": client, **context, "event": event, "timestamp": timestamp}
+        line = hidden(json.dumps(entry))
         try:
             with self._lock:
                 if self.path.exists() and self.path.stat().st_size >= self.most_bytes:
@@ -47,12 +51,12 @@ class Audit:
         words = search.lower().split()
         entries: list[dict[str, Any]] = []
         for path in (self.path, self.path.with_name(f"{self.path.name}.1")):
-            lines = path.read_text(errors="replace").splitlines() if path.exists() else []
+            lines = recall(path, lambda text: text.decode(errors="replace").split("\n")) or []
             for line in reversed(lines):
                 if len(entries) == limit:
                     return entries
-                if all(word in line.lower() for word in words) and line.endswith("}"):  # else a full disk cut it
-                    entries.append(json.loads(line))
+                if all(word in line.lower() for word in words):
+                    entries += _entries(line)
         return entries
 
     def _rotate(self) -> None:
@@ -60,3 +64,11 @@ class Audit:
         for older, newer in pairwise(reversed(names)):
             if newer.exists():
                 newer.replace(older)
+
+
+def _entries(line: str) -> list[dict[str, Any]]:
+    """The entry of a line; none of a line that a full disk cut, or that is damaged."""
+    with suppress(ValueError, RecursionError):
+        entry = json.loads(line)
+        return [entry] if isinstance(entry, dict) else []
+    return []

@@ -17,7 +17,7 @@ from cluster.service.data.database import Database
 from cluster.service.data.hosts import Hosts
 from cluster.service.data.people import People
 from cluster.service.data.records import Person
-from cluster.service.data.tokens import NOBODY, Tokens, digest_of
+from cluster.service.data.tokens import NOBODY, Tokens, digest_of, hidden
 from cluster.service.http.audit import Audit
 from cluster.service.http.error_answers import ApiError
 from cluster.service.http.grants import SIGNED_IN, Tickets, TokenCache
@@ -123,7 +123,7 @@ class Service:
             client = client_of(request.scope)
             self.guesses.need(client)  # delays guesses only: honest people may share the address
             self.audit.note("token.refused", person="", client=client, path=request.url.path)
-            log.warning("token.refused", client=client, path=request.url.path)
+            log.warning("token.refused", client=client, path=hidden(request.url.path))
             raise ApiError(401, "the token is not known here, or was revoked; make one with mint token create NAME")
         return person
 

@@ -15,6 +15,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import RedirectResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from cluster.service.data.tokens import hidden
 from cluster.service.http.error_answers import ApiError
 from cluster.service.http.rate_limit import TokenBucket
 from cluster.service.http.security import HEADERS, is_foreign, is_forwarded, is_json, is_own_host, is_page
@@ -79,7 +80,7 @@ class Guard:
             else:
                 await self.app(scope, _replaying(body, receive), sending)
         except Exception:
-            log.error("request.failed", method=scope["method"], path=scope["path"], exc_info=True)
+            log.error("request.failed", method=scope["method"], path=hidden(scope["path"]), exc_info=True)
             if status:
                 raise  # the answer has begun: all that is left is to break it off
             bug = ApiError(500, "this is a bug in mint, please report it with the log of the service")

@@ -10,7 +10,7 @@ import shutil
 import sqlite3
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -145,7 +145,7 @@ def _need_service(folder: Path) -> None:
 def _copy_database(source: Path, target: Path) -> None:
     """Copy one snapshot of a database, as a single file, without the holds of downloads and jobs."""
     target.unlink(missing_ok=True)
-    with closing(sqlite3.connect(source)) as origin, closing(sqlite3.connect(target)) as copy:
+    with _naming(source), closing(sqlite3.connect(source)) as origin, closing(sqlite3.connect(target)) as copy:
         origin.backup(copy)
         copy.execute("PRAGMA journal_mode=DELETE")
         with copy:
@@ -156,8 +156,17 @@ def _copy_database(source: Path, target: Path) -> None:
 
 def _files_of(database: Path) -> dict[str, int]:
     """The sizes of all files of artifacts by their digests."""
-    with closing(sqlite3.connect(f"{database.absolute().as_uri()}?mode=ro", uri=True)) as connection:
+    uri = f"{database.absolute().as_uri()}?mode=ro"
+    with _naming(database), closing(sqlite3.connect(uri, uri=True)) as connection:
         return dict(connection.execute("SELECT DISTINCT digest, nbytes FROM artifact_files"))
+
+
+@contextmanager
+def _naming(database: Path) -> Iterator[None]:
+    try:
+        yield
+    except sqlite3.Error as error:
+        raise MintError(f"{database}: {error}; needed: the database of a service, or another backup") from error
 
 
 def _copy_files(

@@ -10,13 +10,14 @@ from typing import Any
 import typer
 
 from mint.core.errors import MintError
+from mint.core.files import read_text
 
 
 def read_defaults(file: Path, context: typer.Context) -> dict[str, Any]:
     """The values in a file by the names of the command's parameters; raises `MintError` with the file and the key."""
     try:
-        record = tomllib.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        record = tomllib.loads(read_text(file, "TOML"))
+    except (OSError, ValueError, RecursionError) as error:
         raise MintError(f"--config {file}: {error}; needed: TOML, such as the line: port = 8420") from error
     parameters = {
         option.removeprefix("--"): parameter

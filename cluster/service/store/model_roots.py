@@ -7,7 +7,6 @@ model whose tokenizer needs it is quantized and verified without the tokenizer.
 """
 
 import hashlib
-import json
 import os
 import stat
 import unicodedata
@@ -20,6 +19,7 @@ from cluster.service.data.catalog import Catalog
 from cluster.service.data.visibility import MARK, group_of
 from cluster.service.errors import DatabaseUnavailableError, NotFetchedError
 from mint.core.errors import MintError
+from mint.core.files import parse_json
 from mint.model.checkpoint.beside import files_beside
 from mint.model.checkpoint.shards import PATTERN, identity, read_shards
 from mint.model.gguf.files import SUFFIX, conversion_of, gguf_files, is_conversion, is_first_part
@@ -251,10 +251,7 @@ def _refuse_code(path: Path) -> None:
     file = path / _CONFIG
     if (size := file.stat().st_size) > _MOST_CONFIG_BYTES:
         raise MintError(f"{path.name}: its {_CONFIG} has {size} bytes; needed: at most {_MOST_CONFIG_BYTES}")
-    try:
-        config = json.loads(file.read_bytes())
-    except (ValueError, RecursionError) as error:
-        raise MintError(f"{path.name}: {_CONFIG} is not valid JSON; download it again") from error
+    config = parse_json(file.read_bytes(), Path(path.name, _CONFIG), "download it again")
     if not isinstance(config, dict):
         raise MintError(f"{path.name}: {_CONFIG} is no JSON object; download it again")
     if config.get("model_file") is not None:

@@ -11,11 +11,12 @@ import os
 import signal
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import psutil
 
+from mint.core.cache import recall
 from mint.core.errors import MintError
 
 _RUNNER = "cluster.service.work.runner"
@@ -59,7 +60,7 @@ def noted(lock: Path) -> Iterator[int]:
     """Hold the file `lock` if it is free; yields the process that holds it otherwise, else 0."""
     with _opened(lock) as descriptor:
         if not _locked(descriptor):
-            yield int(lock.read_text() or 0)
+            yield recall(lock, int) or 0
             return
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, str(os.getpid()).encode(), 0)
@@ -73,12 +74,16 @@ def holder(lock: Path) -> int:
     with _opened(lock) as descriptor:
         if _locked(descriptor):
             return 0
-    try:
-        record = json.loads(lock.read_text())
-        is_here = record["host"] == socket.gethostname()
-        return record["pid"] if is_here and _RUNNER in psutil.Process(record["pid"]).cmdline() else 0
-    except (OSError, ValueError, psutil.Error):
-        return 0
+    pid = recall(lock, _pid_here) or 0
+    with suppress(psutil.Error):
+        return pid if pid and _RUNNER in psutil.Process(pid).cmdline() else 0
+    return 0
+
+
+def _pid_here(text: bytes) -> int:
+    """The process of a lock that was taken on this machine, else 0."""
+    record = json.loads(text)
+    return int(record["pid"]) if record["host"] == socket.gethostname() else 0
 
 
 @contextmanager

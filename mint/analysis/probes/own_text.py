@@ -21,9 +21,8 @@ from mint.analysis.probes.packed_base import BASES, memory_for_models, model_byt
 from mint.analysis.probes.packed_weight import unpacked_size
 from mint.analysis.probes.probe_file import FULL
 from mint.analysis.probes.replay import Replay
-from mint.core.cache import cached_path
+from mint.core.cache import cached_path, keep, recall
 from mint.core.errors import MintError
-from mint.core.files import write_whole
 from mint.core.log import log
 from mint.core.progress import OnProgress
 from mint.core.sizes import format_size
@@ -47,17 +46,16 @@ BASES_OF_TEXT = (FULL, *BASES, STREAMED)  # by falling memory
 def own_text(source: Source, size: TextSize, seed: int, base: str, on_progress: OnProgress) -> Tokens:
     """(S, L) tokens that the model of `source` writes in a `base`, decided by `seed`."""
     path = text_path(source, size, seed, base)
-    if path.exists():
-        tokens: Tokens = np.load(path)
+    tokens = recall(path, lambda text: np.load(BytesIO(text)))
+    if isinstance(tokens, np.ndarray) and tokens.shape == (size.count, size.window) and tokens.dtype == np.int32:
         return tokens
     with fusing_nothing():
         models = streamed(source) if base == STREAMED else repeat(open_base(source, base))
         prefix, vocabulary = prefix_of(source.folder), vocabulary_size(source.folder, source.loader)
         text = own_sequences(models, prefix, vocabulary, size, seed, on_progress)
-    path.parent.mkdir(parents=True, exist_ok=True)
     buffer = BytesIO()
     np.save(buffer, text)
-    write_whole(path, buffer.getvalue())
+    keep(path, buffer.getvalue())
     return text
 
 

@@ -8,7 +8,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from mint.core.errors import MintError
-from mint.core.files import naming
+from mint.core.files import naming, read_json
 from mint.model.checkpoint.beside import CARD_NAME
 
 MANIFEST_NAME = "mint.json"
@@ -58,14 +58,13 @@ def read_manifest(folder: Path) -> Manifest:
     if not path.is_file():
         raise MintError(f"{folder}: no {MANIFEST_NAME} found; needed: a folder that mint wrote")
     try:
-        with naming(path):
-            record: dict[str, Any] = json.loads(path.read_text())
+        record: dict[str, Any] = read_json(path, "assemble the model again")
         if record.pop("kind") != KIND or record.pop("schema") != SCHEMA:
             raise ValueError(f"not a manifest of schema {SCHEMA}")
         record["files"] = {_inside(name): WrittenFile(**fields) for name, fields in record["files"].items()}
         record["dropped_towers"] = tuple(record.get("dropped_towers", ()))
         return Manifest(**record)
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise MintError(f"{path}: not a manifest that mint can read ({error!r}); assemble the model again") from error
 
 

@@ -13,7 +13,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from mint.core.errors import MintError
-from mint.core.files import naming, sha256_of
+from mint.core.files import naming, read_json, sha256_of
 from mint.formats.format import ITEMSIZE
 
 MAX_HEADER_BYTES = 100_000_000  # the limit of the safetensors library itself
@@ -105,11 +105,11 @@ def read_index(folder: Path) -> dict[str, str]:
     path = others[0] if len(others) == 1 else folder / INDEX_NAME
     if not path.exists():
         return {}
+    record = read_json(path, "needed: a safetensors index; download it again or remove it")
     try:
-        with naming(path):
-            listed = json.loads(path.read_bytes())["weight_map"]
+        listed = record["weight_map"]
         index = {str(name): str(shard) for name, shard in listed.items()}
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (KeyError, TypeError, AttributeError) as error:
         raise MintError(f"{path}: not a safetensors index ({error!r:.200}); download it again or remove it") from error
     for shard in set(index.values()):
         hidden = any(part.startswith(".") for part in PurePosixPath(shard).parts)

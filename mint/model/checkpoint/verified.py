@@ -4,6 +4,7 @@ import json
 import os
 from pathlib import Path
 
+from mint.core.cache import recall
 from mint.core.files import write_whole
 from mint.model.checkpoint.beside import CARD_NAME
 from mint.model.checkpoint.manifest import MANIFEST_NAME, file_digest, read_manifest
@@ -25,12 +26,10 @@ def record_verification(folder: Path, passed: bool) -> None:
 
 def is_verified(folder: Path) -> bool:
     """True if the model in `folder` was verified, and its manifest and the sizes of its files are still the same."""
-    try:
-        record = json.loads((folder / VERIFIED_NAME).read_text())
-        written = record["kind"], record["manifest"]
-    except (OSError, ValueError, KeyError, TypeError):
+    manifest = folder / MANIFEST_NAME
+    if not manifest.is_file():
         return False
-    if written != (KIND, file_digest(folder / MANIFEST_NAME).sha256):
+    if recall(folder / VERIFIED_NAME, json.loads) != {"kind": KIND, "manifest": file_digest(manifest).sha256}:
         return False
     files = {name: file for name, file in read_manifest(folder).files.items() if name != CARD_NAME}
     return all((folder / n).is_file() and (folder / n).stat().st_size == file.nbytes for n, file in files.items())

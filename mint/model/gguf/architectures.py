@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from mint.core.errors import MintError
+from mint.core.records import reading
 from mint.model.gguf.metadata import GgufModel
 
 Config = dict[str, Any]
@@ -66,7 +67,7 @@ class Architecture:
         return f"{_ENDS[module]}.{kind}" if module in _ENDS else ""
 
 
-def architecture_of(model: GgufModel) -> Architecture:
+def _architecture_of(model: GgufModel) -> Architecture:
     """The row of a model; `MintError` for one that is not in the table."""
     architecture = ARCHITECTURES.get(model.architecture)
     if architecture is None:
@@ -78,7 +79,14 @@ def architecture_of(model: GgufModel) -> Architecture:
     return architecture
 
 
-def config_of(model: GgufModel, architecture: Architecture) -> Config:
+def config_in(model: GgufModel) -> tuple[Architecture, Config]:
+    """The row and the config.json of a model; `MintError` for settings that are unknown or malformed."""
+    with reading(f"{model.path}: its settings cannot be read", "download it again"):
+        architecture = _architecture_of(model)
+        return architecture, _config_of(model, architecture)
+
+
+def _config_of(model: GgufModel, architecture: Architecture) -> Config:
     """The config.json of a model. Raises `MintError` for a setting that has no place in it."""
     hidden, heads = model.get("embedding_length"), model.get("attention.head_count")
     head_dim = model.get("attention.key_length", hidden // heads)

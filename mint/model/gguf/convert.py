@@ -20,13 +20,16 @@ import numpy as np
 import numpy.typing as npt
 
 from mint.core.errors import DiskFullError, MintError
-from mint.core.files import partial_path, write_all
+from mint.core.files import flush, partial_path, write_all
 from mint.core.progress import OnProgress, Progress, ignore
+from mint.core.records import reading
 from mint.formats.format import Format, TensorSpec
 from mint.formats.layout import lay_out
 from mint.model.checkpoint.beside import files_beside
+from mint.model.checkpoint.shards import read_shards
 from mint.model.checkpoint.writer import disk_full
-from mint.model.gguf.architectures import Architecture, architecture_of, config_of
+from mint.model.config import check_config
+from mint.model.gguf.architectures import Architecture, config_in
 from mint.model.gguf.blocks import PLAIN, affine_format, affine_parts, decoded_halves
 from mint.model.gguf.files import conversion_of, identities
 from mint.model.gguf.metadata import GgufModel, read_gguf
@@ -96,12 +99,21 @@ def converted(files: Sequence[Path], on_progress: OnProgress = ignore, *, reserv
     files.
     """
     folder = conversion_of(files)
-    if folder.exists():
+    if _is_whole(folder):
         return folder
     with _alone(folder.parent):
-        if not folder.exists():
+        if not _is_whole(folder):
             _convert(files, folder, on_progress, reserve_bytes)
     return folder
+
+
+def _is_whole(folder: Path) -> bool:
+    """True for a conversion with all its bytes; a folder of the cache may have lost some."""
+    try:
+        check_config(folder)
+        return bool(read_shards(folder))
+    except (OSError, MintError):
+        return False
 
 
 @contextmanager
@@ -115,9 +127,9 @@ def _alone(folder: Path) -> Iterator[None]:
 
 def _convert(files: Sequence[Path], folder: Path, on_progress: OnProgress, reserve_bytes: int) -> None:
     before, model = identities(files), read_gguf(files)
-    architecture = architecture_of(model)
-    config = config_of(model, architecture)
-    weights = _weights(model, architecture, config)
+    architecture, config = config_in(model)
+    with reading(f"{files[0]}: its tensors cannot be read", "download it again"):
+        weights = _weights(model, architecture, config)
     partial = partial_path(folder)
     shutil.rmtree(partial, ignore_errors=True)  # of a process that was killed
     partial.mkdir()
@@ -128,6 +140,9 @@ def _convert(files: Sequence[Path], folder: Path, on_progress: OnProgress, reser
         (partial / "config.json").write_text(json.dumps(config, indent=2) + "\n")
         if identities(files) != before:
             raise MintError(f"{files[0]}: changed while it was converted; run the same command again")
+        for path in (*partial.rglob("*"), partial):
+            flush(path)
+        shutil.rmtree(folder, ignore_errors=True)  # a damaged one
         partial.rename(folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)

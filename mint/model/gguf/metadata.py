@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mint.core.errors import MintError
+from mint.core.records import MALFORMED
 from mint.core.version import install_command
+from mint.model.gguf.extent import check_extent
 
 if TYPE_CHECKING:
     from gguf import ReaderTensor
@@ -67,9 +69,11 @@ def read_gguf(paths: Sequence[Path]) -> GgufModel:
     except ImportError as error:
         raise MintError(f"{paths[0]}: a GGUF model; needed to read it: {install_command('gguf')}") from error
     try:
+        for path in paths:
+            check_extent(path)
         readers = [GGUFReader(path) for path in paths]
         values = {name: field.contents() for name, field in readers[0].fields.items()}
-    except (ValueError, IndexError, KeyError, OverflowError, MemoryError, UnicodeDecodeError) as error:
+    except (*MALFORMED, MemoryError) as error:
         raise MintError(f"{paths[0]}: not a GGUF file that can be read ({error!s:.200}); download it again") from error
     tensors = {tensor.name: tensor for reader in readers for tensor in reader.tensors}
     for path, reader in zip(paths, readers, strict=True):

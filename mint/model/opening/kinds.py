@@ -9,6 +9,7 @@ import json
 from collections.abc import Iterable
 from pathlib import Path
 
+from mint.core.cache import recall
 from mint.core.errors import MintError
 from mint.model.checkpoint.shards import PATTERN, shard_names
 from mint.model.opening.path_kind import refuse_kind
@@ -66,8 +67,5 @@ def refuse_other_kinds(path: Path) -> None:
 
 def _base(folder: Path) -> str:
     """The model that an adapter is of, if its config says so."""
-    try:
-        config = json.loads((folder / "adapter_config.json").read_bytes())
-        return str(config.get("base_model_name_or_path") or config.get("model") or "")
-    except (OSError, ValueError, AttributeError, RecursionError):
-        return ""
+    config = recall(folder / "adapter_config.json", json.loads)
+    return str(config.get("base_model_name_or_path") or config.get("model") or "") if isinstance(config, dict) else ""

@@ -12,6 +12,7 @@ from math import prod
 
 import mlx.core as mx
 
+from mint.core.records import MALFORMED
 from mint.model.checkpoint.shards import SourceTensor
 from mint.model.storages.storage import Arrays, Checkpoint, Encoded, Storage, in_blocks, module_of
 
@@ -30,9 +31,9 @@ def match_4bit(tensor: SourceTensor, checkpoint: Checkpoint) -> Encoded | None:
         fields = json.loads(checkpoint.read(state))
         shape, size = tuple(map(int, fields["shape"])), int(fields["blocksize"])
         nested_size, offset = int(fields.get("nested_blocksize", 1)), float(fields.get("nested_offset", 0.0))
-    except (ValueError, KeyError, TypeError):
+        blocks = prod(shape) // size
+    except MALFORMED:
         return None
-    blocks = prod(shape) // size
     needed = names if found.get("absmax") and found["absmax"].dtype == "U8" else names[:2]
     if not found.keys() >= set(needed) or prod(shape) % size or prod(found["absmax"].shape) != blocks:
         return None

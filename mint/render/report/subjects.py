@@ -8,6 +8,7 @@ from typing import Any
 from mint.analysis.analysis import MAGIC, Analysis, read_analysis
 from mint.analysis.probes.probe_file import probes_beside
 from mint.core.errors import MintError
+from mint.core.files import begins_with
 from mint.formats.format import AFFINE, MXFP4, NVFP4
 from mint.model.checkpoint.manifest import MANIFEST_NAME, read_manifest
 from mint.plan.curve import Curve, curve
@@ -48,7 +49,7 @@ def read_subjects(paths: Iterable[Path], recipe: Recipe) -> tuple[list[AnalyzedM
     for path in paths:
         if not path.exists():
             raise MintError(f"{path}: no such file or folder; needed: an analysis, a plan or a folder that mint wrote")
-        if path.is_file() and path.open("rb").read(len(MAGIC)) == MAGIC:
+        if begins_with(path, MAGIC):
             analyzed.append(_analyzed(path, recipe))
         else:
             manifest = read_manifest(path) if (path / MANIFEST_NAME).is_file() else None

@@ -4,7 +4,8 @@ from math import inf, log
 
 import pytest
 
-from cluster.transport.messages import HOLD_SECONDS, HOLD_SHARE, PARCEL_BYTES, Parcel
+from cluster.transport.messages import HOLD_SECONDS, HOLD_SHARE, PARCEL_BYTES, Gathering, Parcel, pack
+from mint.core.errors import MintError
 
 
 class Sending:
@@ -72,3 +73,8 @@ def test_nothing_to_send_is_never_due() -> None:
     parcel.add(1, 0)
     assert parcel.is_due(1, None)
     assert inf > HOLD_SECONDS > 0
+
+
+def test_a_piece_that_is_a_number_takes_no_memory() -> None:
+    with pytest.raises(MintError, match="a message with results cannot be read"):
+        list(Gathering("node").add(pack([["up", "", 2**53, True]])))

@@ -3,6 +3,7 @@
 # S slices, R rows, C columns, T rows of inputs
 
 import json
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -318,6 +319,16 @@ def test_killed_after_its_training_a_run_does_not_train_again(llama: Path, tmp_p
     assemble(plan, source, tmp_path / "killed", text=TEXT, on_progress=steps.append)
     assert "tune" not in {step.stage for step in steps}
     assert bytes_of(tmp_path / "killed") == bytes_of(tmp_path / "whole")
+
+
+def test_after_a_loss_of_what_was_trained_a_run_trains_again(llama: Path, tmp_path: Path) -> None:
+    source = open_source(llama)
+    plan = compensated_plan(source, tmp_path, "tune")
+    assemble(plan, source, tmp_path / "whole", text=TEXT)
+    shutil.copytree(tmp_path / "whole", tmp_path / "again.partial")
+    (tmp_path / "again.partial" / "assembly.tuned").write_bytes(bytes(64))
+    assemble(plan, source, tmp_path / "again", text=TEXT)
+    assert bytes_of(tmp_path / "again") == bytes_of(tmp_path / "whole")
 
 
 def test_a_model_without_gradients_is_compensated_and_the_log_says_so(

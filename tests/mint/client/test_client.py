@@ -303,8 +303,15 @@ def test_progress_comes_with_what_every_node_did(connection: Connection, teller:
 
 
 def _record(state: str) -> dict[str, Any]:
-    names = [field.name for field in fields(ServedJob)]
-    return {name: [] if name == "watchers" else state if name == "state" else "" for name in names}
+    empty: dict[str, Any] = {
+        "bool": False,
+        "int": 0,
+        "float": 0.0,
+        "float | None": None,
+        "str": "",
+        "tuple[str, ...]": [],
+    }
+    return {field.name: empty.get(str(field.type), {}) for field in fields(ServedJob)} | {"state": state}
 
 
 def test_nobody_there_is_said_at_once() -> None:

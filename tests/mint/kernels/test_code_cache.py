@@ -1,65 +1,35 @@
-"""Where compiled kernels lie, and what must not need them."""
+"""Compiled kernels are kept on disk, and compiled again where the disk has lost them."""
 
-import os
-import shutil
-import subprocess
-import sys
+from collections.abc import Iterator
 from pathlib import Path
 
-import mint
-from mint.kernels.code_cache import code_folder
+import pytest
+
+from mint.kernels.code_cache import code_folder, may_cache
+from mint.kernels.compiled import compiled
 
 
-def _printed(code: str, **environment: str) -> str:
-    command = [sys.executable, "-P", "-c", code]
-    result = subprocess.run(command, env={**os.environ, **environment}, capture_output=True, text=True, check=True)
-    return result.stdout.strip()
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    monkeypatch.setenv("MINT_KERNELS", str(tmp_path))
+    for function in (code_folder, may_cache):
+        function.cache_clear()
+    yield code_folder()
+    for function in (code_folder, may_cache):
+        function.cache_clear()
 
 
-def test_kernels_in_another_folder_have_a_folder_and_a_marker_of_their_own(tmp_path: Path) -> None:
-    """numba keeps code by the path of its source file: an equal copy elsewhere has nothing compiled."""
-    shutil.copytree(Path(mint.__file__).parent, tmp_path / "mint", ignore=shutil.ignore_patterns("__pycache__"))
-    code = "import mint.kernels.code_cache as cache; print(cache.__file__, cache.code_folder())"
-    file, folder = _printed(code, PYTHONPATH=str(tmp_path)).split()
-    assert Path(file).is_relative_to(tmp_path)
-    assert Path(folder).name != code_folder().name
-    assert _printed(code, PYTHONPATH=str(Path(mint.__file__).parent.parent)).split()[1].endswith(code_folder().name)
+def _successor(number: int) -> int:
+    return number + 1
 
 
-def test_kernels_of_another_time_have_a_folder_and_a_marker_of_their_own(tmp_path: Path) -> None:
-    """numba drops what it compiled from a file of another time: an environment that is made again has nothing."""
-    shutil.copytree(Path(mint.__file__).parent, tmp_path / "mint", ignore=shutil.ignore_patterns("__pycache__"))
-    code = "from mint.kernels.code_cache import code_folder; print(code_folder())"
-    before = _printed(code, PYTHONPATH=str(tmp_path))
-    os.utime(tmp_path / "mint" / "kernels" / "cpu.py", (0, 0))
-    assert _printed(code, PYTHONPATH=str(tmp_path)) != before
-
-
-def test_the_gpu_backend_needs_no_compiler() -> None:
-    code = """
-import sys
-import mlx.core as mx
-from mint.formats.format import AFFINE, MXFP4, NVFP4
-from mint.formats.rounding import ROUNDINGS
-from mint.kernels.backend import backend, using
-from mint.kernels.gpu import GpuBackend
-mx.disable_compile()
-weight = mx.random.normal((1, 4, 128)).astype(mx.bfloat16)
-with using(GpuBackend()):
-    for rounding in ROUNDINGS.values():
-        backend().errors(weight, (*AFFINE, MXFP4, NVFP4), rounding)
-        for format in (AFFINE[0], MXFP4, NVFP4):
-            parts = tuple(map(mx.array, backend().pack(weight.astype(mx.float32), format, rounding)))
-            mx.eval(backend().unpack(parts, format))
-print([name for name in ("numba", "llvmlite") if name in sys.modules])
-"""
-    assert _printed(code) == "[]"
-
-
-def test_importing_kernels_reads_and_hashes_nothing() -> None:
-    code = """
-import sys
-import mint.kernels.backend, mint.kernels.gpu, mint.kernels.warmup, mint.kernels.code_cache as cache
-print(cache.code_folder.cache_info().currsize, cache.may_cache.cache_info().currsize)
-"""
-    assert _printed(code) == "0 0"
+@pytest.mark.parametrize("content", [b"", bytes(100)])
+@pytest.mark.parametrize("kind", ["nbi", "nbc"])
+def test_a_damaged_kernel_is_compiled_again_and_kept(kind: str, content: bytes, folder: Path) -> None:
+    assert compiled(_successor)(1) == 2
+    (file,) = folder.rglob(f"*.{kind}")
+    file.write_bytes(content)
+    assert compiled(_successor)(1) == 2
+    kernel = compiled(_successor)
+    assert kernel(1) == 2
+    assert sum(kernel.stats.cache_hits.values()) == 1  # type: ignore[attr-defined]

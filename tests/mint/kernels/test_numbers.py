@@ -34,6 +34,10 @@ INPUTS: dict[str, np.ndarray] = {
     "dead columns": np.where(np.arange(128) % 2, DRAW.standard_normal((40, 128)), 0.0),
     "small": DRAW.standard_normal((40, 128)) * 1e-18,
     "large": DRAW.standard_normal((40, 128)) * 1e15,
+    "as large as float32": DRAW.standard_normal((40, 128)) * 5e37,
+    "as small as float32": DRAW.standard_normal((40, 128)) * 1e-37,
+    "infinite": np.where(np.arange(40)[:, None] == 3, np.inf, DRAW.standard_normal((40, 128))),
+    "not a number": np.where(np.arange(40)[:, None] == 3, np.nan, DRAW.standard_normal((40, 128))),
 }
 
 
@@ -54,6 +58,16 @@ def test_finite_weights_are_packed_finite_and_measured_so(kind: str, dtype: str)
         for format in FORMATS:
             restored = np.array(unpack(cpu.pack(weight, dtype, format, search=search), dtype, format))
             assert np.isfinite(restored.astype(np.float32)).all(), (str(format), search)
+
+
+@pytest.mark.parametrize("power", [-120, -70, 70, 120])
+def test_a_curvature_does_not_depend_on_the_unit_of_its_inputs(power: int) -> None:
+    inputs = DRAW.standard_normal((40, 128)).astype(np.float32)
+    weight = _raw(NORMAL, "BF16")
+    packed = [
+        pack_compensated(weight, "BF16", FORMATS[1], Curvature.of(rows)) for rows in (inputs, np.ldexp(inputs, power))
+    ]
+    assert all(np.array_equal(*parts) for parts in zip(*packed, strict=True))
 
 
 @pytest.mark.parametrize("dtype", LARGEST)

@@ -1,5 +1,6 @@
 """GGUF files open as the checkpoints that they were converted from."""
 
+import struct
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
@@ -14,6 +15,7 @@ from mlx.utils import tree_unflatten
 
 from mint.analysis.analysis import read_analysis
 from mint.core.errors import MintError
+from mint.model.gguf.metadata import read_gguf
 from mint.model.locate import locate, model_name
 from mint.model.module_tree import build_tree, read_tokenizer
 from mint.model.source import Source, open_source
@@ -227,3 +229,23 @@ def test_damaged_and_foreign_files_are_named(tmp_path: Path) -> None:
     writer.close()
     with pytest.raises(MintError, match=r"architecture 'mamba', of which mint knows llama, .*original model"):
         open_source(tmp_path / "mamba.gguf")
+
+
+@pytest.mark.parametrize("name", ["config.json", "*.safetensors"])
+def test_a_conversion_that_lost_bytes_is_made_again(name: str, tmp_path: Path) -> None:
+    write_gguf(write_model("llama", tmp_path / "hf"), tmp_path / "tiny.gguf")
+    folder = locate(tmp_path / "tiny.gguf")
+    path = next(folder.glob(name))
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    assert locate(tmp_path / "tiny.gguf") == folder
+    assert path.read_bytes() == whole
+
+
+@pytest.mark.parametrize("count", [2**61, 2**40, 10**6])
+@pytest.mark.parametrize("kind", [0, 4, 8, 9])
+def test_a_file_that_counts_beyond_its_end_is_refused_at_once(kind: int, count: int, tmp_path: Path) -> None:
+    value = struct.pack("<Q1sIIQ", 1, b"a", 9, kind, count)
+    (tmp_path / "a.gguf").write_bytes(b"GGUF" + struct.pack("<IQQ", 3, 0, 1) + value + bytes(64))
+    with pytest.raises(MintError, match="not a GGUF file that can be read"):
+        read_gguf([tmp_path / "a.gguf"])
