@@ -7,6 +7,8 @@ OpenBLAS's threads then burn more than ten times the time of the products.
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
+from threading import Lock
+from typing import Any
 
 from threadpoolctl import ThreadpoolController
 
@@ -19,11 +21,41 @@ def _libraries() -> ThreadpoolController:
     return ThreadpoolController()
 
 
+class _Limit:
+    """One thread for every product from the first caller's entry until the last caller leaves.
+
+    Callers overlap in any order, so none of them can restore what it found: that may be another's limit.
+    """
+
+    def __init__(self) -> None:
+        self._lock = Lock()
+        self._callers = 0
+        self._limiter: Any = None
+
+    def enter(self) -> None:
+        with self._lock:
+            if not self._callers:
+                self._limiter = _libraries().limit(limits=1, user_api="blas")
+            self._callers += 1
+
+    def leave(self) -> None:
+        with self._lock:
+            self._callers -= 1
+            if not self._callers:
+                self._limiter.restore_original_limits()
+
+
+_LIMIT = _Limit()
+
+
 @contextmanager
 def single_threaded_products() -> Iterator[None]:
     """Products use one thread; libraries without such a setting, as Accelerate, go on.
 
-    The setting is the process's. The first thread that asks has it until it leaves; others change nothing meanwhile.
+    The setting is the process's, and lasts until the last of all callers leaves.
     """
-    with _libraries().limit(limits=1, user_api="blas"):
+    _LIMIT.enter()
+    try:
         yield
+    finally:
+        _LIMIT.leave()

@@ -28,3 +28,16 @@ def test_an_error_inside_ends_the_limit() -> None:
     with pytest.raises(ValueError, match="inside"), single_threaded_products():
         raise ValueError("inside")
     assert threads() == before
+
+
+def test_products_have_all_threads_again_in_whatever_order_callers_leave() -> None:
+    if not threads():
+        pytest.skip("the BLAS of this machine has no such setting")
+    with threadpool_limits(2, "blas"):
+        first, second = single_threaded_products(), single_threaded_products()
+        first.__enter__()
+        second.__enter__()
+        first.__exit__(None, None, None)
+        assert threads() == {1}, "the second still needs it"
+        second.__exit__(None, None, None)
+        assert threads() == {2}
