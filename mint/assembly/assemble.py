@@ -171,6 +171,8 @@ def _fill(
             parts = tune(plan, source, stored, text, base, on_progress)
             write_whole(folder / TUNED_NAME, save({name: raw(part) for name, part in parts.items()}))
             digests = _tuned(folder, files, plan)
+            measured.clear()
+        if ROUNDINGS[plan.rounding].sequential and not measured:
             for _ in compensate(plan, source, [], stored, files, *work):
                 raise AssertionError("nothing is pending")
         flushed = aside.submit(files.flush)  # while all is read again

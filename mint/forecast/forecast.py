@@ -163,8 +163,9 @@ def _compensating(source: Source, rates: Rates, reading: float, rounding: str) -
     if coupled:
         logits = differentiated * source.vocabulary / rates.compared
         yield Step("take gradients", reading + _BACK * differentiated * operations / rates.forward + logits)
-    yield Step("predict", reading + judged * operations / rates.forward + compared / 2)
-    passes = (2 * calibrated + 2 * judged) * operations / rates.forward
+    walks = 1 if any(unit.role == "head" for unit in source.units) else 2  # with a tied table all is measured once more
+    yield Step("predict", walks * (reading + judged * operations / rates.forward + compared / 2))
+    passes = (2 * calibrated + (1 + walks) * judged) * operations / rates.forward
     calls = matrices_per_token(source)
     rounds = sum(_rounding(unit, rates, calibrated * calls[unit.path]) for unit in _units(source))
     rounds += sum(_coupling(unit, rates, differentiated) for unit in _units(source)) if coupled else 0
