@@ -70,8 +70,8 @@ def compensate(
 
     A stack that comes in blocks is written to `files`, which `stored` reads.
 
-    More text of the model's own, which takes no part, tells at the end how close the result is. A table that is the head
-    too gets its bytes at the end, and layers have used others: then that is left to a call with nothing pending.
+    More text of the model's own, which takes no part, tells at the end how close the result is. A table that is the
+    head too gets its bytes at the end, and layers have used others: then a call with nothing pending has to tell.
     """
     formats, checksums = plan.formats, plan.checksums
     as_searched = _as_searched(plan, source)

@@ -29,6 +29,7 @@ from mint.plan.objectives import OBJECTIVES
 from mint.plan.plan import Plan, quantization_entries
 from mint.plan.recipe import Recipe
 from mint.plan.rules import parse_formats
+from mint.quality.sequences import TextSize
 from mint.run.device_kind import device_kind
 from mint.targets.loaders import CURRENT, compatible_formats
 from mint.targets.speed import decode_cost
@@ -77,7 +78,7 @@ def test_a_scheme_from_outside_is_analyzed_planned_assembled_verified_and_loaded
     assert any(choice.format != mxfp8 for choice in plan.choices)
     entry = quantization_entries(plan)["quantization"][chosen[0].path]
     assert entry == {"group_size": 32, "bits": 8, "mode": "mxfp8"}
-    assemble(plan, source, tmp_path / "out")
+    assemble(plan, source, tmp_path / "out", text=TextSize(4, 32))
     verification = verify(tmp_path / "out", source)
     assert verification.passed, [check for check in verification.checks if not check.passed]
     stored = mx.load(str(tmp_path / "out" / "model.safetensors"))
