@@ -31,7 +31,7 @@ QUALITIES = {
         Quality("fast", "the best formats, rounded as mlx rounds", "nearest", "5", "0.6 GB", "-28 to -68 %"),
         Quality("good", "weights make up for each other's rounding errors", "compensate", "225", "2.0 GB",
                 "-80 to -82 %"),
-        Quality("best", "rows too, by gradients; then scales are trained", "tune", "250", "1.9 GB",
+        Quality("best", "rows too, by gradients; then scales are trained", "tune", "395", "1.9 GB",
                 "-82 to -86 %"),
     )
 }  # fmt: skip
