@@ -9,13 +9,13 @@ from math import log10, prod
 from pathlib import Path
 
 from mint.core.errors import DiskFullError, MintError
-from mint.core.files import partial_path, require_loadable, require_outside, require_writable
+from mint.core.files import partial_path
 from mint.core.memory import memory_bytes
 from mint.core.progress import OnNote, say_nothing
 from mint.core.sizes import format_size
 from mint.formats.format import KEEP, Format
 from mint.formats.units import Unit
-from mint.model.opening.path_kind import refuse_kind
+from mint.model.opening.path_kind import check_outputs
 from mint.model.source import Source
 from mint.plan.objectives import objective
 from mint.plan.recipe import Budget, Recipe
@@ -41,13 +41,7 @@ def check_request(
 
     `files` are those that the work writes beside the `outputs`. A note tells of a budget that the veto may forbid.
     """
-    for path in (*outputs, *files):
-        require_writable(path)
-    for path in files:
-        refuse_kind(path, "the name of a file for an analysis", "an analysis")
-    for path in outputs:
-        require_loadable(path)
-        require_outside(path, source.folder)
+    check_outputs(outputs, files, source.folder)
     allowance = Allowance(recipe.rules, source.units, objective(recipe.objective).formats)
     smallest = least_bytes(source.units, source.parameters, allowance.conceivable)
     _, largest = possible_bytes(source.units, source.parameters)

@@ -8,9 +8,7 @@ from mint.cli.terminal.screen import Screen
 from mint.core.files import (
     holds,
     move_aside,
-    require_loadable,
     require_new,
-    require_outside,
     require_writable,
     write_whole,
 )
@@ -60,15 +58,9 @@ def check_names(
     """
     from mint.model.checkpoint.manifest import MANIFEST_NAME
     from mint.model.config import check_config
-    from mint.model.opening.path_kind import refuse_kind
+    from mint.model.opening.path_kind import check_outputs
 
-    for path in (*outputs, *files):
-        require_writable(path)
-    for path in files:
-        refuse_kind(path, "the name of a file for an analysis", "an analysis")
-    for path in outputs:
-        require_loadable(path)
-        require_outside(path, Path(model))
+    check_outputs(outputs, files, Path(model))
     check_new([path for path in outputs if not (path / MANIFEST_NAME).is_file()], force=force)
     if (Path(model) / "config.json").is_file():  # other folders, GGUF files and ids of the hub are located later
         check_config(Path(model), requantize=requantize)

@@ -60,8 +60,8 @@ def read_settings(folder: Path, text: bytes) -> None:
         option_defaults(app)
 
 
-def answer() -> bytes:
-    """An answer of a service with a job."""
+def empty_job() -> dict[str, Any]:
+    """The record of a job as a service sends it, with empty fields."""
     empty: dict[str, Any] = {
         "bool": False,
         "int": 0,
@@ -70,8 +70,12 @@ def answer() -> bytes:
         "str": "",
         "tuple[str, ...]": [],
     }
-    job = {field.name: empty.get(str(field.type), {}) for field in fields(ServedJob)}
-    return json.dumps({"jobs": [job], "models": [{"name": "m"}], "digest": "0"}).encode()
+    return {field.name: empty.get(str(field.type), {}) for field in fields(ServedJob)}
+
+
+def answer() -> bytes:
+    """An answer of a service with a job."""
+    return json.dumps({"jobs": [empty_job()], "models": [{"name": "m"}], "digest": "0"}).encode()
 
 
 def read_answer(text: bytes) -> None:

@@ -4,9 +4,11 @@ A command takes a model, an analysis, a plan or a folder that mint wrote, and pe
 """
 
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 
 from mint.core.errors import MintError
+from mint.core.files import require_loadable, require_outside, require_writable
 from mint.model.checkpoint.manifest import MANIFEST_NAME
 
 _JOURNAL = b"MINT "  # files of frames begin so, then their kind and the end of the line
@@ -48,3 +50,14 @@ def refuse_kind(path: Path, needed: str, *accepted: str) -> None:
         return
     commands = _COMMANDS.get(kind, "").format(path=shlex.quote(str(path)), name=path.absolute().name)
     raise MintError(f"{path}: it is {kind}; needed: {needed}" + (f". {commands}" if commands else ""))
+
+
+def check_outputs(outputs: Sequence[Path], files: Sequence[Path], model: Path) -> None:
+    """Raise `MintError` for `outputs` and analysis `files` that cannot be written, or would lie inside of `model`."""
+    for path in (*outputs, *files):
+        require_writable(path)
+    for path in files:
+        refuse_kind(path, "the name of a file for an analysis", "an analysis")
+    for path in outputs:
+        require_loadable(path)
+        require_outside(path, model)

@@ -5,7 +5,6 @@ import json
 import random
 import re
 from collections.abc import Iterator
-from dataclasses import fields
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
@@ -14,10 +13,11 @@ from typing import Any
 import pytest
 
 from mint import MintError
-from mint.client.client import Client, ServedJob
+from mint.client.client import Client
 from mint.client.download import ServedFile, download, fetch
 from mint.client.http import Connection, RefusedError, SilentError, Timing, parse_server, token_of
 from mint.core.progress import Progress, Share
+from tools.attack.readers import empty_job
 
 FILES = {
     name: random.Random(name).randbytes(nbytes) for name, nbytes in (("a.safetensors", 300_001), ("config.json", 7))
@@ -258,7 +258,7 @@ def test_who_follows_a_job_waits_for_a_service_that_is_started_again(connection:
     busy = (503, {"Retry-After": "60"}, {"error": {"code": "unavailable", "message": "come back"}})
     away: tuple[int, dict[str, str], Any] = (AWAY, {}, None)
     teller.records["/v1/jobs/abc/events"] = [(200, {}, [running]), *[away] * 9, busy, (200, {}, [over])]
-    teller.records["/v1/jobs/abc"] = [*[away] * 4 * 9, (200, {}, _record("analyzing"))]
+    teller.records["/v1/jobs/abc"] = [*[away] * 4 * 9, (200, {}, empty_job() | {"state": "analyzing"})]
     with Client(connection.url, timing=HASTY) as client:
         assert [event.seq for event in client.events("abc")] == [1, 2]
 
@@ -295,23 +295,11 @@ def test_progress_comes_with_what_every_node_did(connection: Connection, teller:
     hosts = [{"host": "alpha", "done": 30, "bytes_per_second": 5}, {"host": "beta", "done": 10, "bytes_per_second": 0}]
     body = {"stage": "analyze", "done": 40, "total": 90, "item": "x", "hosts": hosts}
     teller.records["/v1/jobs/abc/events"] = [(200, {}, [(1, "progress", body), (2, "state", {"state": "done"})])]
-    teller.records["/v1/jobs/abc"] = [(200, {}, _record("done"))]
+    teller.records["/v1/jobs/abc"] = [(200, {}, empty_job() | {"state": "done"})]
     steps: list[Progress] = []
     with Client(connection.url, timing=HASTY) as client:
         client.wait("abc", steps.append)
     assert steps == [Progress("analyze", 40, 90, "x", (Share("alpha", 30, 5), Share("beta", 10, 0)))]
-
-
-def _record(state: str) -> dict[str, Any]:
-    empty: dict[str, Any] = {
-        "bool": False,
-        "int": 0,
-        "float": 0.0,
-        "float | None": None,
-        "str": "",
-        "tuple[str, ...]": [],
-    }
-    return {field.name: empty.get(str(field.type), {}) for field in fields(ServedJob)} | {"state": state}
 
 
 def test_nobody_there_is_said_at_once() -> None:
