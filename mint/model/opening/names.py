@@ -75,8 +75,8 @@ def spellings(
     yield tensors  # before any work on the others: nearly all checkpoints fit
     needed = {name: tensor for name, tensor in tensors.items() if not _is_apart(name, config)}
     tried = {frozenset(tensors)}
-    for kept in (lambda: needed, lambda: _without_biases(needed, is_zero)):
-        for variant in _variants(kept()):
+    for has_biases in (True, False):
+        for variant in _variants(needed if has_biases else _without_biases(needed, is_zero)):
             if (names := frozenset(variant)) not in tried:
                 tried.add(names)
                 yield variant

@@ -16,7 +16,7 @@ from mint.model.opening.rope import NEW, OTHER_NAMES, old_words
 
 _MEANING = re.compile(
     r"rope|rotary|theta|eps|act(ivation)?(_fn|_function)?$|hidden_act|softcap|scal|sliding|window|multiplier"
-    r"|swiglu|norm_topk|scoring|multi_query|layer_types$"
+    r"|swiglu|norm_topk|scoring|layer_types$"
 )
 _ASIDE = re.compile(
     r"^_|dropout|init|quant|token|image|vision|audio|project|loss|aux|router_|max_window_layers"
@@ -30,7 +30,7 @@ _MLX_EPS = 1e-5  # of a norm whose code does not say it
 _NEUTRAL = (None, False, 0, 1, "", "default", "none")
 # flags by name, as classes compute that do not read them
 _FLAGS = {
-    "multi_query": True, "norm_topk_prob": False, "rope_interleave": True, "scale_attn_by_inverse_layer_idx": False,
+    "norm_topk_prob": False, "rope_interleave": True, "scale_attn_by_inverse_layer_idx": False,
     "scale_attn_weights": True,
 }  # fmt: skip
 _ROTARY = re.compile(r"RoPE|initialize_rope|fast\.rope|apply_rotary|rotary_emb\(")  # in code that rotates
@@ -145,7 +145,12 @@ def _divides_untied_heads_alone(reader: Reader) -> bool:
     return is_scaled and bool(values.get("tie_word_embeddings")) and "as_linear(out)" in reader.code
 
 
+def _concatenates_heads(reader: Reader) -> bool:
+    return reader.values.get("multi_query") is False and "mx.split(" in reader.code
+
+
 _FAULTS = (
+    _Fault("gpt_bigcode", _concatenates_heads, "splits queries, keys and values as if they were not side by side"),
     _Fault("jamba", lambda reader: reader.values.get("num_experts", 0) > 1 and "mx.softmax(scores" in reader.code,
            "lets the weights of the chosen experts sum to one"),
     _Fault("minicpm3", _divides_untied_heads_alone, "does not scale the logits of a tied head"),
