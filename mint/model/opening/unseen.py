@@ -24,6 +24,7 @@ _ASIDE = re.compile(
 )
 _MISTRALS = ("mistral", "ministral3")  # in transformers all their layers have the window
 _EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")
+_FULL = "full_attention"
 _SCALING = "rope_scaling"
 _YARNS = ("yarn", "deepseek_yarn", "telechat3-yarn")
 _MLX_EPS = 1e-5  # of a norm whose code does not say it
@@ -94,12 +95,12 @@ def _is_lost(reader: Reader, name: str, value: Any) -> bool:
 
 
 def _has_odd_layers(reader: Reader) -> bool:
-    """True for a class of a regular pattern, and layers that follow another one."""
-    layers = reader.values["layer_types"]
-    patterns = [reader.values[name] for name in PATTERNS if name in reader.fields and reader.values.get(name)]
-    if reader.sees("layer_types") or not isinstance(layers, list) or not patterns or len(set(layers)) < 2:
+    """True for a class of a regular pattern, and layers that follow another one, or none."""
+    layers, known = reader.values["layer_types"], [name for name in PATTERNS if name in reader.fields]
+    if reader.sees("layer_types") or not isinstance(layers, list) or not known or len(set(map(str, layers))) < 2:
         return False
-    return isinstance(patterns[0], int) and not is_regular(layers, patterns[0])
+    pattern = reader.values.get(known[0]) or [*map(str, layers), _FULL].index(_FULL) + 1
+    return isinstance(pattern, int) and not is_regular(layers, pattern)
 
 
 def _lost_of_rope(reader: Reader, prefix: str) -> list[str]:
