@@ -199,7 +199,8 @@ def _built(
     complete = undecoded_of(stored, shards) or f"needed: a complete model of that type{without}"
     own_weights = decoded(stored, leaves, getattr(mx, _dtype_name(config, dtype) or "bfloat16"))
     complete = advice_on(own_weights) or complete
-    for weights in spellings(own_weights, config):
+    checkpoint = StoredModel(folder, tensors_of(shards))
+    for weights in spellings(own_weights, config, lambda name: name in leaves and not checkpoint.raw(name).any()):
         try:
             with explained(f"{folder}: {kind} cannot be built from config.json", remedy, config):
                 model = loader.module(config)

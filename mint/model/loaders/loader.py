@@ -19,6 +19,7 @@ with importing_later("transformers", "huggingface_hub", "mlx_lm.tokenizer_utils"
     from mlx_lm.utils import _get_classes, load_model
 
 Arrays = dict[str, mx.array]  # by name
+_VOCABULARY = "vocab_size"
 
 
 def load_text_model(folder: Path) -> Module:
@@ -75,7 +76,11 @@ def _readers(config: dict[str, Any]) -> tuple[Reader, ...]:
         args: type = _get_classes(part)[1]
         return args
 
-    return readers(config, class_of)
+    known = readers(config, class_of)
+    text = config.get("text_config")
+    if isinstance(text, dict) and _VOCABULARY in known[0].fields and _VOCABULARY in text:
+        config.setdefault(_VOCABULARY, text[_VOCABULARY])  # such a class overwrites that of the text with its own
+    return known
 
 
 MLX_LM = TreeLoader("mlx_lm", _takes, _module, _sanitized, _readers)

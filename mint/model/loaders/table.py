@@ -13,6 +13,12 @@ from mint.model.opening.towers import towers_in
 
 TREE_LOADERS = [MLX_LM, MLX_VLM]
 _TEXT = "_text"  # behind the type of a multimodal model: the type of its text model
+_OTHER_TYPES = {
+    "ministral": "mistral",
+    "youtu": "youtu_llm",
+}  # of transformers, and mlx_lm's word for the same architecture
+_SHARED = ("architectures", "bos_token_id", "dtype", "eos_token_id", "quantization_config", "torch_dtype")
+_MIXTURES = ("llama4_text",)  # mlx_lm has these types for other, dense models
 
 
 def tree_loader(folder: Path, config: dict[str, Any], tensors: Iterable[str], name: str = "") -> TreeLoader:
@@ -33,8 +39,17 @@ def tree_loader(folder: Path, config: dict[str, Any], tensors: Iterable[str], na
 
 
 def in_known_type(config: dict[str, Any]) -> dict[str, Any]:
-    """The config; that of a text model alone by the type of its multimodal model where mlx_lm knows only this one."""
-    whole = str(config["model_type"]).removesuffix(_TEXT)
+    """The config; that of a text model alone by the type of its multimodal model where mlx_lm knows only this one.
+
+    Some types have another word in mlx_lm.
+    """
+    kind = str(config["model_type"])
+    if kind in _OTHER_TYPES:
+        return {**config, "model_type": _OTHER_TYPES[kind]}
+    whole = kind.removesuffix(_TEXT)
+    if kind in _MIXTURES and config.get("num_local_experts"):
+        shared = {key: value for key, value in config.items() if key in _SHARED}
+        return {**shared, "model_type": whole, "text_config": config}
     if whole == config["model_type"] or MLX_LM.takes(config) or not MLX_LM.takes({**config, "model_type": whole}):
         return config
     return {**config, "model_type": whole, "text_config": config}

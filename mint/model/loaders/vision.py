@@ -7,7 +7,11 @@ as mlx_vlm decodes text. So everything that runs a text model runs these too, an
 
 import ast
 import inspect
+import logging
+import re
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from copy import deepcopy
 from functools import cache
 from importlib.util import find_spec
@@ -27,6 +31,7 @@ from mint.model.opening.readers import Reader, reader_of
 _PACKAGE = "mlx_vlm"
 _LANGUAGE = "language_model"
 PROCESSOR_NAME = "preprocessor_config.json"
+_MODEL_FILE = re.compile(rf"{_PACKAGE}\.models\.\w+\.\w+")  # a file of a model, not one that all share
 _TEXTS = ("text_config", "llm_config")
 _SECTIONS = ["text", "vision", "perceiver", "projector", "audio"]  # of a config, each with a class of its own
 _PARTS = (("VisionModel", "vision_config"), ("LanguageModel", "text_config"), ("AudioModel", "audio_config"))
@@ -76,13 +81,25 @@ def _readers(config: dict[str, Any]) -> tuple[Reader, ...]:
         key = ""
     if not hasattr(package, "TextConfig"):
         return ()
-    modules = {sys.modules[part.__module__]: None for part in (package.TextConfig, package.LanguageModel)}
+    modules = {module: None for part in (package.TextConfig, package.LanguageModel) for module in _modules_of(part)}
     return (reader_of(key, config[key] if key else config, package.TextConfig, modules),)
 
 
+def _modules_of(part: type) -> list[ModuleType]:
+    """The module of a class, and those of the models that it takes parts from."""
+    module = sys.modules[part.__module__]
+    others = [getattr(value, "__module__", "") for value in vars(module).values() if isinstance(value, type)]
+    return [module, *(sys.modules[name] for name in dict.fromkeys(others) if _MODEL_FILE.match(name))]
+
+
 def _rename_tower(package: ModuleType, config: dict[str, Any]) -> None:
-    """Give the tower its type in older configs: newer ones put the whole model's before `_vision`."""
+    """Give the tower its type in older configs: newer ones put the whole model's before `_vision`.
+
+    They also name its dtype, which some classes do not take.
+    """
     tower, name = config.get("vision_config"), str(config["model_type"])
+    if isinstance(tower, dict):
+        tower.pop("dtype", None)
     if isinstance(tower, dict) and tower.get("model_type") == f"{name}_vision":
         own = getattr(package.VisionConfig, "model_type", name)
         tower["model_type"] = own if isinstance(own, str) else name
@@ -105,8 +122,20 @@ def _sanitized(model: Any, weights: Arrays) -> Arrays:
     for part, section in _PARTS:
         if hasattr(model.package, part) and hasattr(model.config, section):
             weights = sanitize_weights(getattr(model.package, part), weights, getattr(model.config, section))
-    _drop_modules_without_weights(model, weights)
+    with _without_warnings():
+        _drop_modules_without_weights(model, weights)
     return weights
+
+
+@contextmanager
+def _without_warnings() -> Iterator[None]:
+    """Log errors alone: the names of a checkpoint are tried in turn, and every wrong try would be a warning."""
+    before = logging.root.manager.disable
+    logging.disable(max(before, logging.WARNING))
+    try:
+        yield
+    finally:
+        logging.disable(before)
 
 
 def _load(folder: Path) -> Module:

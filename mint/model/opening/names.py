@@ -9,6 +9,7 @@ further tokens. Files beyond mlx_lm's pattern, such as `mtp.safetensors`, may ho
 import fnmatch
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from functools import partial
 from typing import Any, TypeVar
 
 import mlx.core as mx
@@ -26,6 +27,25 @@ _RENAMED = (
 _HOLDERS = ("transformer.", "_orig_mod.", "module.", "base_model.model.", "language_model.")
 # tensors that follow from the config, or that no program reads
 _DERIVED = re.compile(r"(rotary_emb|rope)\.\w*inv_freq$|position_ids$|\.masked_bias$|_extra_state$|\.attn\.bias$")
+# the pooling of a SigLIP tower, which no model with a projector reads
+_POOLING = re.compile(r"(^|\.)vision_tower\.(vision_model\.)?head\.")
+# names of a whole family: all its patterns fit, or none
+_FAMILIES = (
+    (
+        (re.compile(r"^model\.embed_tokens\."), "transformer.wte."),
+        (re.compile(r"^model\.layers\.(\d+)\.self_attn\.([qkv])_proj\."), r"transformer.h.\1.attn.c_\2."),
+        (re.compile(r"^model\.layers\.(\d+)\.self_attn\.o_proj\."), r"transformer.h.\1.attn.c_proj."),
+        (re.compile(r"^model\.layers\.(\d+)\.mlp\.fc1\."), r"transformer.h.\1.mlp.c_fc."),
+        (re.compile(r"^model\.layers\.(\d+)\.mlp\.fc2\."), r"transformer.h.\1.mlp.c_proj."),
+    ),  # nanochat of transformers
+    (
+        (re.compile(r"\.attention_layer_norm\."), ".input_layernorm."),
+        (re.compile(r"\.feedforward_layer_norm\."), ".post_attention_layernorm."),
+    ),  # OLMo Hybrid
+    ((re.compile(r"\.block_sparse_moe\.(?=(gate|up|down)_proj\.)"), ".mlp."),),  # Kimi Linear of transformers
+)
+_BIAS = ".bias"
+_STACKS = re.compile(r"\.experts\.(gate_up_proj|down_proj)$")
 _EXPERT = re.compile(r"(.*\.)experts\.(\d+)\.(\w+\.weight)")
 _LAYER = re.compile(r"(?:^|\.)layers\.(\d+)\.")
 
@@ -44,22 +64,35 @@ def check_head(weights: Collection[str], parameters: Iterable[str]) -> None:
         raise ValueError(f"there is no {missing[0]}; {remedy}")
 
 
-def spellings(tensors: Mapping[str, mx.array], config: Mapping[str, Any]) -> Iterator[Mapping[str, mx.array]]:
+def spellings(
+    tensors: Mapping[str, mx.array], config: Mapping[str, Any], is_zero: Callable[[str], bool] = lambda name: False
+) -> Iterator[Mapping[str, mx.array]]:
     """The tensors by their own names, then without those that no class needs, then by the names of other exports.
 
-    The last have experts that lie apart in lazy stacks, for a class that knows its stacks alone.
+    Experts that lie apart are put into lazy stacks, for a class that knows its stacks alone. At last come all of these
+    without the biases that `is_zero` finds: programs write such for layers that have none (GPTQ).
     """
     yield tensors  # before any work on the others: nearly all checkpoints fit
     needed = {name: tensor for name, tensor in tensors.items() if not _is_apart(name, config)}
     tried = {frozenset(tensors)}
-    for variant in _variants(needed):
-        if (names := frozenset(variant)) not in tried:
-            tried.add(names)
-            yield variant
+    for has_biases in (True, False):
+        for variant in _variants(needed if has_biases else _without_biases(needed, is_zero)):
+            if (names := frozenset(variant)) not in tried:
+                tried.add(names)
+                yield variant
+    if any(map(_STACKS.search, needed)):
+        yield _turned(needed)
+
+
+def _without_biases(tensors: Mapping[str, mx.array], is_zero: Callable[[str], bool]) -> dict[str, mx.array]:
+    return {name: tensor for name, tensor in tensors.items() if not (name.endswith(_BIAS) and is_zero(name))}
 
 
 def _variants(tensors: Mapping[str, mx.array]) -> Iterator[Mapping[str, mx.array]]:
     yield tensors
+    for rows in _FAMILIES:
+        if all(any(pattern.search(name) for name in tensors) for pattern, _ in rows):
+            yield from _variants({_substituted(rows, name): tensor for name, tensor in tensors.items()})
     for spell in _other_names(tensors):
         yield {spell(name): tensor for name, tensor in tensors.items()}
     yield _stacked(tensors)
@@ -90,12 +123,26 @@ def _stacked(tensors: Mapping[str, mx.array]) -> dict[str, mx.array]:
     return stacked | {name: mx.stack([parts[index] for index in sorted(parts)]) for name, parts in experts.items()}
 
 
+def _turned(tensors: Mapping[str, mx.array]) -> dict[str, mx.array]:
+    """The tensors with stacks of experts as transformers 4 had them: transformers 5 swaps their last two axes."""
+    return {
+        name: tensor.swapaxes(-2, -1) if tensor.ndim == 3 and _STACKS.search(name) else tensor
+        for name, tensor in tensors.items()
+    }
+
+
 def _is_apart(name: str, config: Mapping[str, Any]) -> bool:
-    """True for a tensor that follows from the config, and for one of a layer that predicts further tokens."""
+    """True for a tensor that follows from the config, for a pooling, and for a layer that predicts further tokens."""
     text = config.get("text_config") or config
     layer, layers = _LAYER.search(name), text.get("num_hidden_layers")
     predicts = bool(layer and isinstance(layers, int) and int(layer[1]) >= layers)
-    return is_derived(name) or (predicts and bool(text.get("num_nextn_predict_layers")))
+    if text.get("zero_expert_num") and (expert := _EXPERT.fullmatch(name)) and int(expert[2]) >= _experts(text):
+        return True  # an expert that answers its input
+    return is_derived(name) or bool(_POOLING.search(name)) or (predicts and bool(text.get("num_nextn_predict_layers")))
+
+
+def _experts(config: Mapping[str, Any]) -> int:
+    return int(config.get("n_routed_experts") or 0)
 
 
 def is_derived(name: str) -> bool:
@@ -103,10 +150,13 @@ def is_derived(name: str) -> bool:
     return bool(_DERIVED.search(name))
 
 
-def _older(name: str) -> str:
-    for pattern, prefix in _RENAMED:
-        name = pattern.sub(prefix, name)
+def _substituted(rows: Iterable[tuple[re.Pattern[str], str]], name: str) -> str:
+    for pattern, text in rows:
+        name = pattern.sub(text, name)
     return name
+
+
+_older = partial(_substituted, _RENAMED)
 
 
 def _with_tower(name: str) -> str:

@@ -5,9 +5,11 @@ Classes take the keys that are their fields and ignore all others in silence. A 
 """
 
 import inspect
+import re
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import MISSING, dataclass, fields, is_dataclass
+from importlib import import_module
 from types import ModuleType
 from typing import Any
 
@@ -34,8 +36,13 @@ class Reader:
         return f"{self.package}'s {self.model} model"
 
     def sees(self, name: str) -> bool:
-        """True for a field of the class, and for a key that its module mentions."""
-        return name in self.fields or f'"{name}"' in self.code
+        """True for a key that the code takes as an attribute or in quotes; a field alone may be read by nothing."""
+        return bool(re.search(rf'\.{re.escape(name)}\b|"{re.escape(name)}"', self.code))
+
+    @property
+    def rope_code(self) -> str:
+        """The text of the package's rotary embeddings."""
+        return inspect.getsource(import_module(f"{self.package}{_MODELS}rope_utils"))
 
 
 ClassOf = Callable[[dict[str, Any]], type]  # the class that reads a config; raises for an unknown model type

@@ -6,12 +6,16 @@ A wrong value cannot go unnoticed: the shapes of the weights have to fit.
 from collections.abc import Iterable
 from typing import Any
 
+from mint.model.opening.implied import implied
 from mint.model.opening.readers import Reader
 from mint.model.opening.rope import NEW
 
 _RENAMED = {
     "num_experts": "num_local_experts", "n_ctx": "n_positions", "block_dim": "hidden_size",
     "num_layers": "num_hidden_layers", "shared_intermediate_size": "intermediate_size",  # read by no code of minimax
+    "layer_norm_epsilon": "rms_norm_eps", "layernorm_epsilon": "rms_norm_eps", "sliding_window_size": "sliding_window",
+    "num_experts_per_tok": "num_experts_per_token", "n_group": "num_expert_group",
+    "max_position_embeddings": "model_max_length",
 }  # fmt: skip
 # the kinds of layers that transformers 5.2 renamed
 _LAYERS = {"linear_attention": "mamba", "full_attention": "attention", "indexed_attention": "deepseek_sparse_attention"}
@@ -23,6 +27,7 @@ def lift_renamed(readers: Iterable[Reader]) -> None:
     """Add what classes insist on to the parts of a config that lack it, and put layers in the words of the class."""
     for reader in readers:
         values = reader.values
+        values |= implied(reader)
         for name in reader.required:
             if values.get(name) is None and (value := _value(name, values)) is not None:
                 values[name] = value

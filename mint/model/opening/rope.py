@@ -5,6 +5,7 @@ transformers 5 writes `rope_parameters`, one dictionary or one for each kind of 
 with their default base. So the old keys are added where the class has such a field and the config does not.
 """
 
+import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -19,6 +20,7 @@ _FIELDS = {_THETA: (_THETA, OTHER_NAMES[0]), _PARTIAL: (_PARTIAL, OTHER_NAMES[1]
 _LOCAL_FIELDS = ("rope_local_base_freq", "rope_local_theta", "swa_rope_theta")  # the base of layers with a window
 _GLOBAL_KINDS = ("full_attention", "global_attention")
 _TYPES = ("rope_type", "type")
+_YARN = {"yarn", "deepseek_yarn"}
 
 
 def lift_rope(readers: Iterable[Reader]) -> None:
@@ -29,6 +31,7 @@ def lift_rope(readers: Iterable[Reader]) -> None:
                 if reader.values.get(name) is None:
                     reader.values[name] = value  # None where the old config says null: some classes insist on the key
             _lift_nested(reader)
+        _lift_attention_factor(reader.values.get(_SCALING))
 
 
 def old_words(reader: Reader) -> dict[str, Any]:
@@ -46,8 +49,8 @@ def _lifted(reader: Reader) -> dict[str, Any]:
         lifted |= {field: main[name] for name, names in _FIELDS.items() if name in main for field in names}
         lifted |= dict.fromkeys(_LOCAL_FIELDS, local[_THETA]) if _THETA in local else {}
         _check_local(reader, main, local)
-    elif not local and _THETA in main:
-        lifted[_THETA] = main[_THETA]  # some classes with the new field compute with the old one all the same
+    elif not local:  # some classes with the new field compute with the old ones all the same
+        lifted |= {name: main[name] for name in (_THETA, _PARTIAL) if name in main}
     return {name: value for name, value in lifted.items() if name in reader.fields}
 
 
@@ -57,6 +60,17 @@ def _lift_nested(reader: Reader) -> None:
     for key, part in {**reader.values, reader.key: reader.values}.items():
         if isinstance(part, dict) and _THETA in main and f'{key}["{_THETA}"]' in reader.code:
             part.setdefault(_THETA, main[_THETA])
+
+
+def _lift_attention_factor(scaling: Any) -> None:
+    """Put the factor of attention of YaRN into `mscale`, from which MLX computes it: factor = 0.1 mscale ln s + 1."""
+    if not isinstance(scaling, dict) or not _YARN & {scaling.get(name) for name in _TYPES}:
+        return
+    wanted, stretch = scaling.get("attention_factor"), scaling.get("factor")
+    if not isinstance(wanted, int | float) or not isinstance(stretch, int | float) or stretch <= 1:
+        return
+    if not scaling.keys() & {"mscale", "mscale_all_dim"}:
+        scaling["mscale"] = (wanted - 1) / (0.1 * math.log(stretch))
 
 
 def _kinds(reader: Reader) -> tuple[Mapping[str, Any], Mapping[str, Any]]:

@@ -22,6 +22,7 @@ from mint.model.loaders.vision import MLX_VLM, language_path, tower_obstacle
 from mint.model.passes.logits import logits_of
 from mint.model.roles import TOWER
 from mint.quality.forward import open_wide
+from tests.worlds.encodings import read_tensors, write_tensors
 from tests.worlds.pictures import FAMILIES, write_multimodal
 from tools.models.vision_families import write_vision_family
 
@@ -197,3 +198,20 @@ def test_the_language_model_of_a_class_is_one_of_its_parts_or_none() -> None:
     whole.__dict__["language_model"] = whole  # as that of Molmo Point; Phi 3 vision has none
     assert language_path(apart) in ("text", "language_model")
     assert language_path(whole) == language_path(Module()) == ""  # such a class is refused by name
+
+
+def test_a_siglip_tower_of_transformers_5_opens_without_its_pooling_and_without_a_word(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = write_vision_family("paligemma", tmp_path / "model")
+    units = [unit.path for unit in mint.open_source(folder).units]
+    path = folder / "model.safetensors"
+    tensors = read_tensors(path)
+    newer = {name.replace("vision_tower.vision_model.", "vision_tower."): tensor for name, tensor in tensors.items()}
+    assert newer.keys() != tensors.keys()
+    write_tensors(path, newer | {"vision_tower.head.probe": ("F32", np.ones((1, 1, 64), np.float32))})
+    assert [unit.path for unit in mint.open_source(folder).units] == units
+    write_tensors(path, {name: tensor for name, tensor in newer.items() if "down_proj" not in name})
+    with pytest.raises(MintError, match="do not fit"):
+        mint.open_source(folder)
+    assert caplog.records == []  # names that are tried in vain would be warnings

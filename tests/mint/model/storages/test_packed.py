@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from mint.core.errors import MintError
@@ -77,4 +78,20 @@ def test_4_bit_floats_without_the_scale_of_the_tensor_are_refused_by_name(make_m
     kept = {name: tensor for name, tensor in tensors.items() if not name.endswith("weight_scale_2")}
     write_tensors(folder / "model.safetensors", kept)
     with pytest.raises(MintError, match=r"is encoded in a way .*weight_scale F8_E4M3 .*weight U8"):
+        open_source(folder)
+
+
+@pytest.mark.parametrize("value", [0.0, 0.5])
+def test_biases_of_zeros_that_a_class_does_not_have_are_left_out(value: float, make_model: Make) -> None:
+    folder = make_model("llama")
+    twin = write_encoded(folder, MATRICES, gptq(), {"quantization_config": {"quant_method": "gptq", "bits": 4}})
+    tensors = read_tensors(folder / "model.safetensors")
+    for name in [name for name in tensors if name.endswith(".qweight")]:
+        rows = tensors[name.replace("qweight", "scales")][1].shape[1]
+        tensors[name.replace("qweight", "bias")] = "F16", np.full(rows, value, np.float16)
+    write_tensors(folder / "model.safetensors", tensors)
+    if not value:
+        assert not any("drops" in notice for notice in check_same(folder, twin).notices)
+        return
+    with pytest.raises(MintError, match=r"do not fit .*\.bias"):
         open_source(folder)
