@@ -33,7 +33,7 @@ from tools.attack.mutate.rooms import ROOT, Room
 _OWN = ("mint", "cluster", "tests", "tools", "conftest")
 _SECONDS = 8.0  # of tests for one mutant, as long as they took while they were traced
 _CALLS = 100  # of a function in a test, whose lines are recorded
-_PATIENCE = 60.0  # seconds of a run beyond ten times those of the tests
+_PATIENCE = 60.0  # seconds without an end, beyond forty times those of the tests
 
 
 @dataclass(slots=True)
@@ -188,7 +188,7 @@ def _in_child(work: Callable[[], int], seconds: float | None) -> int:
             os.setsid()
             os.chdir(ROOT)
             if seconds is not None:
-                limit = int(10 * seconds + _PATIENCE / 2)
+                limit = int(2 * seconds + 5)
                 resource.setrlimit(resource.RLIMIT_CPU, (limit, limit + 1))
                 resource.setrlimit(resource.RLIMIT_DATA, (8 << 30, 8 << 30))
                 null = os.open(os.devnull, os.O_RDWR)
@@ -199,7 +199,7 @@ def _in_child(work: Callable[[], int], seconds: float | None) -> int:
         finally:
             os._exit(code)
     descriptor = os.pidfd_open(pid)
-    wait = None if seconds is None else 40 * seconds + 5 * _PATIENCE
+    wait = None if seconds is None else 40 * seconds + _PATIENCE
     has_ended, _, _ = select.select([descriptor], [], [], wait)
     os.close(descriptor)
     if not has_ended:
