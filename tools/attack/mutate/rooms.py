@@ -29,7 +29,7 @@ ROOMS = {
     "states": Room(("cluster/service/data/states.py",), ("tests/service/data/test_states.py",)),
     "coordinator": Room(
         ("cluster/schedule/coordinator.py", "cluster/schedule/backlog.py"),
-        ("tests/cluster/schedule/test_coordinator.py", "tests/cluster/schedule/test_roster.py"),
+        tuple(f"tests/cluster/schedule/test_{name}.py" for name in ("coordinator", "roster", "workers")),
     ),
     "knapsack": Room(
         tuple(f"mint/plan/knapsack/{name}.py" for name in _KNAPSACK),
