@@ -50,6 +50,10 @@ def test_a_shard_is_filled_to_its_last_byte() -> None:
         assert shards_nbytes(parts, room) == sum(shard.nbytes for shard in shards)
 
 
+def test_a_shard_with_as_many_bytes_of_data_as_of_entries_is_not_empty() -> None:
+    assert shards_nbytes([(60, 60), (60, 60)], 130) == 2 * shards_nbytes([(60, 60)], 130)
+
+
 def test_shards_are_named_as_loaders_expect() -> None:
     groups = [(TensorSpec(name, "U8", (5,)),) for name in "abc"]
     assert [shard.name for shard in lay_out(groups, digits=DIGITS)] == ["model.safetensors"]
