@@ -1,4 +1,4 @@
-"""What the coordinator does with one worker: broken batches, silence, speed, copies of items."""
+"""The coordinator and one worker: broken batches, silence, speed, copies of items."""
 
 from cluster.schedule.commands import Accept, Command, Dismiss, Finish, Ping, Send, Skip
 from cluster.schedule.coordinator import Coordinator, Phase
