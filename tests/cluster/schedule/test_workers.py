@@ -1,5 +1,7 @@
 """The coordinator and one worker: broken batches, silence, speed, copies of items."""
 
+import pytest
+
 from cluster.schedule.commands import Accept, Command, Dismiss, Finish, Ping, Send, Skip
 from cluster.schedule.coordinator import Coordinator, Phase
 from cluster.schedule.events import Answered, Arrived, Broken, Died, Ended, Failed, Item, Joined, Policy
@@ -69,21 +71,22 @@ def test_a_worker_that_answers_without_progress_is_dismissed_after_its_silences(
     assert coordinator.phase("w") is Phase.GONE
 
 
-def test_an_idle_worker_copies_an_item_that_takes_twice_as_long_as_it_would_itself() -> None:
+@pytest.mark.parametrize("start", [0.0, 100.0])
+def test_an_idle_worker_copies_an_item_that_takes_twice_as_long_as_it_would_itself(start: float) -> None:
     coordinator = Coordinator(_items("slow", "one", "two"), PATIENT)
-    assert _sent(coordinator.step(0, Joined("a", ALL)), "a") == ["slow"]
+    assert _sent(coordinator.step(start, Joined("a", ALL)), "a") == ["slow"]
     batches = {}
     for now, event in ((0.0, Joined("b", ALL)), (1.0, Arrived("b", "one")), (2.0, Arrived("b", "two"))):
-        for command in coordinator.step(now, event):
+        for command in coordinator.step(start + now, event):
             if isinstance(command, Send):
                 batches[command.items[0]] = command.batch
         if isinstance(event, Arrived):
-            for command in coordinator.step(now, Ended("b", batches[event.item])):
+            for command in coordinator.step(start + now, Ended("b", batches[event.item])):
                 if isinstance(command, Send):
                     batches[command.items[0]] = command.batch
     assert set(batches) == {"one", "two"}  # 20 bytes in 2 s: "slow" would take one
-    assert coordinator.step(2.0) == []
-    assert _sent(coordinator.step(2.01), "b") == ["slow"]
+    assert coordinator.step(start + 2.0) == []
+    assert _sent(coordinator.step(start + 2.01), "b") == ["slow"]
 
 
 def test_a_worker_of_unknown_speed_copies_no_item_of_a_worker_that_is_not_suspect() -> None:
@@ -215,3 +218,32 @@ def test_half_of_what_the_busiest_has_not_begun_is_stolen() -> None:
         Skip("a", first.batch, (name,)) for name in stolen
     ]
     assert last.items == stolen
+    coordinator.step(2, Died("b", "killed"))
+    assert set(_sent(coordinator.step(3, Joined("c", ALL)), "c")) <= set(stolen)  # nobody else has them
+
+
+def test_an_item_that_failed_waits_for_a_busy_worker_that_has_not_tried_it() -> None:
+    coordinator = Coordinator(_items("a", "b"), PATIENT)
+    (first,) = coordinator.step(0, Joined("v", ALL))
+    (second,) = coordinator.step(0, Joined("w", ALL))
+    assert isinstance(first, Send)
+    assert isinstance(second, Send)
+    assert coordinator.step(1, Failed("v", "a", "no memory")) == []
+    assert coordinator.step(1, Ended("v", first.batch)) == []
+    coordinator.step(2, Arrived("w", "b"))
+    assert _sent(coordinator.step(2, Ended("w", second.batch)), "w") == ["a"]
+
+
+def test_of_two_suspects_one_item_is_copied_at_a_time() -> None:
+    coordinator = Coordinator(_items("a", "b"), Policy(window=1, patience_seconds=5, slowest=1e9))
+    coordinator.step(0, Joined("v", ALL))
+    coordinator.step(0, Joined("w", ALL))
+    commands = coordinator.step(6)
+    assert commands == [Ping("v"), Ping("w")]
+    assert _sent(coordinator.step(6, Joined("x", ALL)), "x") == ["a"]
+
+
+def test_workers_of_one_group_share_its_items() -> None:
+    coordinator = Coordinator([Item(f"unit{n}", 0) for n in range(12)], Policy(window=1))
+    assert len(_sent(coordinator.step(0, Joined("v", ALL)), "v")) == 6  # half of all
+    assert len(_sent(coordinator.step(0, Joined("w", ALL)), "w")) == 2  # half of its half of six
