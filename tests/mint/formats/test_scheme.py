@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from safetensors import SafetensorError, deserialize
 
-from mint.formats.format import FORMATS, ITEMSIZE, KEEP, Format, admissible, known_formats, parse_format
+from mint.formats.format import FORMATS, ITEMSIZE, KEEP, Format, admissible, formats_of, known_formats, parse_format
 from mint.formats.scheme import (
     AFFINE_SCHEME,
     E2M1,
@@ -29,6 +29,11 @@ BYTES = np.arange(256, dtype=np.uint8)
 def _file(dtype: str, nbytes: int) -> bytes:
     header = json.dumps({"a": {"dtype": dtype, "shape": [3], "data_offsets": [0, nbytes]}}).encode()
     return len(header).to_bytes(8, "little") + header + bytes(nbytes)
+
+
+def test_every_dtype_of_safetensors_with_whole_bytes_has_a_size() -> None:
+    names = "BOOL U8 I8 F8_E4M3 F8_E5M2 F8_E8M0 U16 I16 F16 BF16 U32 I32 F32 U64 I64 F64 C64"
+    assert set(ITEMSIZE) == set(names.split())
 
 
 @pytest.mark.parametrize("dtype", ITEMSIZE)
@@ -75,6 +80,7 @@ def test_each_scheme_says_what_mlx_stores() -> None:
 def test_a_format_of_a_mode_with_several_has_the_mode_in_its_name() -> None:
     assert Scheme("own", (4, 8), (32,), ()).name(8, 32) == "own-8/32"
     assert Scheme("own", (4,), (32, 64), ()).name(4, 64) == "own-4/64"
+    assert Scheme("own", (4, 8), (32, 64), ()).name(8, 64) == "own-8/64"
     assert Scheme("own", (4,), (32,), ()).name(4, 32) == "own"
 
 
@@ -100,6 +106,7 @@ def test_the_entry_of_a_module_has_the_arguments_of_mlx(format: Format) -> None:
 def test_known_formats_are_the_built_in_ones_with_keep_last() -> None:
     assert known_formats() == FORMATS
     assert FORMATS[-1] == KEEP == parse_format("keep")
+    assert formats_of(KEEP_SCHEME) == (KEEP,)
     assert KEEP.admits((3,), "I32")
     assert admissible((8, 128), "BF16") == FORMATS
     assert admissible((8, 128), "BF16", [KEEP, FORMATS[0]]) == (KEEP, FORMATS[0])

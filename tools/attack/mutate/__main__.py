@@ -64,7 +64,7 @@ def mutate(
             tally.killed += is_killed
             tally.false += is_killed and is_equivalent
             if is_killed == is_equivalent:
-                count = len(tests.of(file, mutant.lines))
+                count = len(tests.of(file, mutant))
                 print(f"{file}:{mutant.lines[0]} ({count} tests) {mutant.name}", flush=True)
     return tally
 

@@ -37,6 +37,7 @@ class Mutant:
     change: str
     node: int
     choice: int
+    is_cached: bool  # within a function whose results are kept, so that its lines are run for some tests only
 
     @property
     def name(self) -> str:
@@ -55,6 +56,7 @@ class _Site:
     index: int  # in a list; -1 outside of one
     statement: ast.stmt
     is_message: bool
+    is_cached: bool
 
     def replace(self, node: ast.AST) -> None:
         if self.index < 0:
@@ -73,7 +75,7 @@ def mutants_of(source: str) -> list[Mutant]:
             times[f"{site.scope}: {change}"] += 1
             if (time := times[f"{site.scope}: {change}"]) > 1:
                 change += f" #{time}"
-            mutants.append(Mutant(_lines(site.statement), site.scope, change, number, choice))
+            mutants.append(Mutant(_lines(site.statement), site.scope, change, number, choice, site.is_cached))
     return mutants
 
 
@@ -99,19 +101,24 @@ def _lines(statement: ast.stmt) -> range:
 
 
 def _sites(
-    parent: ast.AST, scope: str = "module", statement: ast.stmt | None = None, is_message: bool = False
+    parent: ast.AST,
+    scope: str = "module",
+    statement: ast.stmt | None = None,
+    is_message: bool = False,
+    is_cached: bool = False,
 ) -> Iterator[_Site]:
     for field, index, node in _children(parent):
         if _is_alias(parent, node):
             continue
         own = node if isinstance(node, ast.stmt) else statement
         if own:
-            yield _Site(node, scope, parent, field, index, own, is_message)
-        inner = scope
+            yield _Site(node, scope, parent, field, index, own, is_message, is_cached)
+        inner, keeps = scope, is_cached
         if isinstance(node, (ast.ClassDef, ast.FunctionDef)):
             inner = node.name if scope == "module" else f"{scope}.{node.name}"
+            keeps |= any("cache" in ast.unparse(decorator) for decorator in node.decorator_list)
         if not isinstance(node, ast.JoinedStr):
-            yield from _sites(node, inner, own, is_message or isinstance(node, ast.Raise))
+            yield from _sites(node, inner, own, is_message or isinstance(node, ast.Raise), keeps)
 
 
 def _children(parent: ast.AST) -> Iterator[tuple[str, int, ast.AST]]:

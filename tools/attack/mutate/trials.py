@@ -43,13 +43,17 @@ class Tests:
     seconds: dict[str, float] = field(default_factory=dict)
     lines: dict[str, dict[int, set[str]]] = field(default_factory=dict)
 
-    def of(self, file: str, lines: range) -> list[str]:
-        """The tests that run one of the lines, or all if one runs when the file is imported; the shortest first.
+    def of(self, file: str, mutant: Mutant) -> list[str]:
+        """The tests that run a line of the mutant, the shortest first.
+
+        All tests, if a line runs when the file is imported or if results of the function are kept.
 
         Long tests are left out where others of some seconds are there.
         """
-        names = set().union(*(self.lines[file].get(line, set()) for line in lines))
-        ordered = sorted(self.seconds if "" in names else names, key=lambda name: (self.seconds[name], name))
+        names = set().union(*(self.lines[file].get(line, set()) for line in mutant.lines))
+        ordered = sorted(
+            self.seconds if "" in names or mutant.is_cached else names, key=lambda name: (self.seconds[name], name)
+        )
         ends = accumulate(self.seconds[name] for name in ordered)
         return [name for name, end in zip(ordered, ends, strict=True) if end < _SECONDS] or ordered[:1]
 
@@ -155,7 +159,7 @@ def _survey(room: Room, file: Any) -> int:
 
 def is_noticed(room: Room, tests: Tests, file: str, mutant: Mutant) -> bool:
     """True if a test fails, or does not end, with this change."""
-    names = tests.of(file, mutant.lines)
+    names = tests.of(file, mutant)
     if not names:
         return False
     code = code_of((ROOT / file).read_text(), str(ROOT / file), mutant)
