@@ -129,7 +129,6 @@ class Coordinator:
         self._record_failure(event.item, worker.name, event.reason)
 
     def _ended(self, worker: _Worker, event: Ended) -> None:
-        worker.broken.discard(event.batch)
         self._release(worker, event.batch)
         self._renew(worker)
 

@@ -107,8 +107,8 @@ def read_sealed(path: Path, kind: SealedKind) -> Sealed:
     if header.get("schema") != kind.schema:
         raise MintError(f"{path}: {kind.name} of schema {header.get('schema')}, needed {kind.schema}; {kind.remedy}")
     body, seal = records[1:-1], records[-1]
-    digest = sha256_of([text[: frames[-2][1]]]) if len(frames) > 1 else ""
-    if not isinstance(seal, dict) or (seal.get("end"), seal.get("sha256")) != (len(body), digest):
+    digest = sha256_of([text[: frames[-2][1]]]) if len(frames) > 1 else None
+    if digest is None or not isinstance(seal, dict) or (seal.get("end"), seal.get("sha256")) != (len(body), digest):
         fault = f"damaged: {len(records) - 1} frames after the header are readable, the last is no seal"
         raise MintError(f"{path}: {fault}; remove the file and {kind.remedy}")
     return Sealed(header, body, digest)

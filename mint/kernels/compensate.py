@@ -70,11 +70,11 @@ class Curvature:
     @classmethod
     def of(cls, inputs: Floats) -> Self:
         """The curvature of the rows (T, C)."""
-        moments = second_moments(_in_range(inputs))
+        moments = second_moments(in_range(inputs))
         return cls(moments.astype(np.float32), factor(moments))
 
 
-def _in_range(inputs: Floats) -> Floats:
+def in_range(inputs: Floats) -> Floats:
     """The rows, times a power of two where float32 does not hold their squares: only ratios within H count.
 
     Rows that are not finite count as zeros.
@@ -82,7 +82,7 @@ def _in_range(inputs: Floats) -> Floats:
     top = max(float(inputs.max(initial=0.0)), -float(inputs.min(initial=0.0)))
     if not top < inf:
         inputs = np.where(np.isfinite(inputs).all(axis=1, keepdims=True), inputs, np.float32(0))
-        return _in_range(inputs)
+        return in_range(inputs)
     return inputs if top == 0 or _SMALL < top < 1 / _SMALL else np.ldexp(inputs, -frexp(top)[1])
 
 

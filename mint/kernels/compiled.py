@@ -10,15 +10,18 @@ Rules of the compiled code:
 # N weights of a piece of a slice, G groups
 
 import os
+import pickle
 import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from typing import Any, TypeVar, cast
+from zlib import crc32
 
 import numpy as np
 from numba import config, njit
-from numba.core.caching import FunctionCache
+from numba.core.caching import FunctionCache, IndexDataCacheFile
+from numba.core.serialize import dumps
 from numpy.typing import NDArray
 
 from mint.formats.format import Format
@@ -72,8 +75,36 @@ def compiled(function: Function) -> Function:
     return cast(Function, kernel)
 
 
+class _CheckedFile(IndexDataCacheFile):  # type: ignore[misc]
+    """Numba's files of a kernel, with a checksum: damaged machine code would be run."""
+
+    def save(self, key: object, data: object) -> None:
+        """Keep the compiled code of a key."""
+        payload = dumps(data)
+        super().save(key, (_checksum(key, payload), payload))
+
+    def load(self, key: object) -> object:
+        """The compiled code of a key, None if there is none; raises `ValueError` for damaged or other code."""
+        record = super().load(key)
+        if record is None:
+            return None
+        checksum, payload = record
+        if checksum != _checksum(key, payload):
+            raise ValueError("damaged code")
+        return pickle.loads(payload)
+
+
+def _checksum(key: object, payload: bytes) -> int:
+    return crc32(payload, crc32(repr(key).encode()))
+
+
 class _CodeCache(FunctionCache):  # type: ignore[misc]
     """Numba's cache of a kernel; numba 0.68 does not start with files that a loss of power left empty."""
+
+    def __init__(self, function: Function) -> None:
+        super().__init__(function)
+        kind = self._impl
+        self._cache_file = _CheckedFile(self.cache_path, kind.filename_base, kind.locator.get_source_stamp())
 
     def load_overload(self, sig: object, target_context: object) -> object:
         """The compiled code for a signature; None where it is to be compiled again."""

@@ -121,9 +121,13 @@ def _answered(id: HubId) -> Iterator[None]:
         yield
     except _EXPLAINED:
         raise
-    except MALFORMED as error:
-        fault = f"{constants.ENDPOINT} answers as no hub does ({type(error).__name__}: {error!s:.200})"
-        raise MintError(f"{id}: {fault}; check HF_ENDPOINT and proxies, then run the same command again") from error
+    except (*MALFORMED, AssertionError) as error:  # huggingface_hub asserts what a hub has to send
+        raise _no_hub(id, f"{type(error).__name__}: {error!s:.200}") from error
+
+
+def _no_hub(id: HubId, fault: str) -> MintError:
+    remedy = "check HF_ENDPOINT and proxies, then run the same command again"
+    return MintError(f"{id}: {constants.ENDPOINT} answers as no hub does ({fault}); {remedy}")
 
 
 def require_online(id: HubId) -> None:
@@ -158,7 +162,7 @@ def _need_room(folder: Path, needed: int, reserve_bytes: int) -> None:
         raise DiskFullError(f"{constants.HF_HUB_CACHE}: {sizes}; {remedy}")
 
 
-def _bring(id: HubId, patterns: Sequence[str], on_bytes: Callable[[int], object]) -> Path:
+def _bring(id: HubId, names: Sequence[str], on_bytes: Callable[[int], object]) -> Path:
     """Download what is missing of these files; `on_bytes` gets the bytes so far, several times a second.
 
     huggingface_hub works in threads of its own and waits for them in every case. So it runs in one more thread, which
@@ -169,6 +173,8 @@ def _bring(id: HubId, patterns: Sequence[str], on_bytes: Callable[[int], object]
 
     class Bar(tqdm):
         """A progress bar that nobody sees."""
+
+        monitor_interval = 0  # else tqdm starts one more thread for every such class, which never ends
 
         def __init__(self, *args: Any, name: str | None = None, **options: Any) -> None:
             super().__init__(*args, **{**options, "name": name, "disable": True})  # type: ignore[no-untyped-call]
@@ -183,7 +189,7 @@ def _bring(id: HubId, patterns: Sequence[str], on_bytes: Callable[[int], object]
     def download() -> None:
         try:
             with _answered(id):
-                snapshot_path.set_result(snapshot(id, patterns, tqdm_class=Bar))
+                snapshot_path.set_result(snapshot(id, names, tqdm_class=Bar))
         except BaseException as error:
             snapshot_path.set_exception(error)
 
@@ -195,7 +201,10 @@ def _bring(id: HubId, patterns: Sequence[str], on_bytes: Callable[[int], object]
             on_bytes(sum(counts))
     finally:
         stop.set()
-    return snapshot_path.result()
+    folder = snapshot_path.result()
+    if absent := [name for name in names if not (folder / name).is_file()]:
+        raise _no_hub(id, f"its two listings differ: {', '.join(absent)} stands in one")
+    return folder
 
 
 def _explained(id: HubId, error: Exception) -> MintError:

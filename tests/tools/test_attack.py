@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from mint.core.sizes import parse_budget
 from mint.model.checkpoint.shards import INDEX_NAME, read_index
 from mint.model.storages.decoding import settings_of
 from tools.attack.fuzz import fuzz
+from tools.attack.hub import hub_answers, read_hub
 from tools.attack.parsers import PARSERS, Made, make
 from tools.attack.shim import may_preload
 
@@ -27,7 +29,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
 
 @pytest.mark.parametrize("name", PARSERS)
 def test_a_parser_returns_or_refuses_whatever_it_gets(name: str, made: Made) -> None:
-    count = INPUTS // 5 if name in ("source", "tokenizer") else INPUTS
+    count = INPUTS // 5 if name in ("source", "tokenizer", "hub") else INPUTS
     assert not fuzz(name, made, range(count))
 
 
@@ -44,6 +46,24 @@ def test_a_parser_returns_or_refuses_whatever_it_gets(name: str, made: Made) -> 
 def test_settings_of_a_quantization_that_are_nonsense_are_refused(settings: dict[str, Any]) -> None:
     with pytest.raises(MintError, match="quantization_config cannot be read"):
         settings_of({"quantization_config": settings})
+
+
+@pytest.mark.parametrize(
+    ("change", "fault"),
+    [
+        (lambda answers: answers["info"].pop("sha"), "answers as no hub does"),
+        (lambda answers: answers["tree"].pop(0), "its two listings differ: config.json stands in one"),
+        (lambda answers: answers["tree"][0].update(path="config.json/a"), "its two listings differ: config.json"),
+        (lambda answers: answers["headers"].update({"Content-Length": 0}), "sends no byte|two listings|as no hub does"),
+    ],
+)
+def test_answers_that_no_hub_gives_are_refused(
+    change: Callable[[dict[str, Any]], object], fault: str, tmp_path: Path
+) -> None:
+    answers = json.loads(hub_answers())
+    change(answers)
+    with pytest.raises(MintError, match=fault):
+        read_hub(tmp_path, json.dumps(answers).encode())
 
 
 @pytest.mark.parametrize("word", ["32²", "٣²", "²"])

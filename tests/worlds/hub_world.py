@@ -53,6 +53,7 @@ class FakeHub:
     is_redirecting: bool = False  # ranges come from another host, which must not see the token
     busy: int = 0  # the next so many ranges are answered by 429
     knows_ranges: bool = True  # otherwise the whole file comes
+    is_mute: bool = False  # a range comes without a byte
     blobs: dict[str, bytes] = field(default_factory=dict)  # uploaded large files, by SHA-256
     commits: list[str] = field(default_factory=list)  # their messages
     loses: int = 0  # the next so many uploads of large files are cut off
@@ -254,17 +255,18 @@ class _Handler(BaseHTTPRequestHandler):
         asks = "Range" in self.headers and self.world.knows_ranges
         first, _, last = self.headers["Range"].removeprefix("bytes=").partition("-") if asks else ("0", "", "")
         start, end = int(first), min(int(last or len(text)) + 1, len(text))
+        request = Asked(self.command, name, start, self.headers.get("Authorization", ""))
+        self.world.asked.append(request)
         self.send_response(206 if asks else 200)
         if asks:
             self.send_header("Content-Range", f"bytes {start}-{end - 1}/{len(text)}")
         self.send_header("ETag", f'"{etag(name, text, self.world.large)}"')
         self.send_header("X-Repo-Commit", self.world.commit(id))
-        self.send_header("Content-Length", str(end - start))
+        body = b"" if asks and self.world.is_mute else text[start:end]
+        self.send_header("Content-Length", str(len(body)))
         self.end_headers()
-        request = Asked(self.command, name, start, self.headers.get("Authorization", ""))
-        self.world.asked.append(request)
         if self.command == "GET":
-            self._send_body(request, name, text[start:end])
+            self._send_body(request, name, body)
 
     def _send_body(self, asked: Asked, name: str, text: bytes) -> None:
         most = min(len(text), self.world.breaks.pop(name, len(text)))

@@ -60,7 +60,7 @@ from mint.quality.sequences import plain_text
 from mint.quality.tasks import questions_in
 from mint.targets.devices import device
 from mint.targets.loaders import loader
-from tools.attack import mutations, readers
+from tools.attack import hub, mutations, readers
 from tools.models.families import write_family
 
 TINY = {"num_hidden_layers": 2, "hidden_size": 64, "vocab_size": 256, "intermediate_size": 128, "head_dim": 16}
@@ -330,6 +330,9 @@ PARSERS: dict[str, Parser] = {
         _texts("http://lab:8420", "lab:8420", "https://[::1]:1/"), mutations.of_words, _word(parse_server)
     ),
     "messages": Parser(_messages, mutations.of_msgpack, _read_message),
+    "hub": Parser(
+        lambda made: [hub.hub_answers()], mutations.of_json, lambda made, text: hub.read_hub(made.scratch, text)
+    ),
     "bodies": Parser(_bodies, mutations.of_json, _read_body),
     "range": Parser(_texts("bytes=0-99", "bytes=-5", "bytes=5-"), mutations.of_words, _range),
 }

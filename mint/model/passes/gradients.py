@@ -17,6 +17,7 @@ import numpy.typing as npt
 from mlx.nn.layers.base import Module
 
 from mint.core.errors import MintError
+from mint.kernels.compensate import in_range
 from mint.kernels.storage import numpy_view
 from mint.model.hooks import hook, unhooked_after
 from mint.model.passes.logits import logits_of
@@ -39,8 +40,8 @@ class Gradients:
         self._parts: dict[str, list[tuple[int, tuple[int, int]]]] = {}  # offset and shape
 
     def add(self, path: str, rows: npt.NDArray[np.float32]) -> None:
-        """Append rows (T, R) to those of `path`."""
-        rows = np.where(np.isfinite(rows).all(axis=1, keepdims=True), rows, 0)
+        """Append rows (T, R) of gradients, in any unit, to those of `path`."""
+        rows = in_range(rows)
         squares = np.square(rows).mean(axis=1, keepdims=True)
         if squares.any():
             rows = rows / np.sqrt(squares + _FLOOR * squares.mean())

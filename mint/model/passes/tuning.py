@@ -66,8 +66,11 @@ class Grid:
         )
 
     def stored(self, dtype: mx.Dtype) -> Self:
-        """The grid as its file will hold it."""
-        scales, biases = (part.astype(dtype).astype(mx.float32) for part in (self.scales, self.biases))
+        """The grid as its file will hold it; what the dtype cannot hold is its largest number."""
+        top = mx.finfo(dtype).max
+        scales, biases = (
+            mx.clip(part, -top, top).astype(dtype).astype(mx.float32) for part in (self.scales, self.biases)
+        )
         return type(self)(self.codes, scales, biases, self.bits)
 
 

@@ -7,7 +7,7 @@ first one alone. The token goes to the hub only. A connection that breaks is mad
 from collections.abc import Iterator
 
 import httpx2
-from huggingface_hub import hf_hub_url
+from huggingface_hub import constants, hf_hub_url
 from huggingface_hub.utils import (  # type: ignore[attr-defined]
     build_hf_headers,
     hf_raise_for_status,
@@ -42,6 +42,9 @@ class HubFile:
             for piece in self._piecewise(position, end, is_last_try=failures == _TRIES):
                 position += len(piece)
                 yield piece
+            if position == before and failures == _TRIES:
+                fault = f"{constants.ENDPOINT} sends no byte of {self._name} from {position} on"
+                raise MintError(f"{self._id}: {fault}; check HF_ENDPOINT and proxies, then run the same command again")
             failures = 0 if position > before else failures + 1
 
     def _piecewise(self, start: int, end: int, *, is_last_try: bool) -> Iterator[bytes]:

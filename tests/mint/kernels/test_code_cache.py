@@ -33,3 +33,32 @@ def test_a_damaged_kernel_is_compiled_again_and_kept(kind: str, content: bytes, 
     kernel = compiled(_successor)
     assert kernel(1) == 2
     assert sum(kernel.stats.cache_hits.values()) == 1  # type: ignore[attr-defined]
+
+
+def _double(number: int) -> int:
+    return number * 2
+
+
+def test_code_of_another_kernel_is_not_run(folder: Path) -> None:
+    assert compiled(_successor)(5) == 6
+    (own,) = folder.rglob("*.nbc")
+    assert compiled(_double)(5) == 10
+    (other,) = set(folder.rglob("*.nbc")) - {own}
+    own.write_bytes(other.read_bytes())
+    assert compiled(_successor)(5) == 6
+
+
+def test_a_bit_that_a_disk_has_turned_is_noticed(folder: Path) -> None:
+    assert compiled(_successor)(5) == 6
+    (file,) = folder.rglob("*.nbc")
+    whole = file.read_bytes()
+    for position in range(len(whole) // 4, len(whole), len(whole) // 4):
+        damaged = bytearray(whole)
+        damaged[position] ^= 1
+        file.write_bytes(damaged)
+        kernel = compiled(_successor)
+        assert kernel(5) == 6
+        assert not kernel.stats.cache_hits  # type: ignore[attr-defined]
+        again = compiled(_successor)
+        assert again(5) == 6
+        assert again.stats.cache_hits  # type: ignore[attr-defined]

@@ -80,6 +80,14 @@ def test_a_connection_that_always_breaks_ends_with_the_remedy(hub: FakeHub) -> N
         file.read(0, 8)
 
 
+def test_a_hub_that_sends_ranges_without_a_byte_is_asked_a_few_times(hub: FakeHub) -> None:
+    hub.is_mute = True
+    file = HubFile(HubId(ID), hub.commit(ID), "model-00001-of-00003.safetensors")
+    with pytest.raises(MintError, match=r"sends no byte of model-00001-of-00003\.safetensors from 0 on; check"):
+        file.read(0, 8)
+    assert len(hub.sent("model-00001-of-00003.safetensors")) == 6
+
+
 def test_a_hub_that_sends_no_ranges_is_named_and_not_read(hub: FakeHub) -> None:
     hub.knows_ranges = False
     with (
