@@ -237,7 +237,7 @@ class _Outputs:
 
 
 def _missing(wanted: Sequence[mx.array], outputs: Sequence[mx.array], factor: float) -> Rows:
-    """What the outputs (B, L, D) of all blocks lack, as rows (N, D), divided by the factor before them."""
+    """The rows (N, D) that the outputs (B, L, D) of all blocks lack, divided by the factor before them."""
     blocks = [(more - less).astype(mx.float32) / factor for more, less in zip(wanted, outputs, strict=True)]
     return np.concatenate([numpy_view(block).reshape(-1, block.shape[-1]) for block in blocks])
 

@@ -2,6 +2,9 @@
 
 The outputs of a layer differ from the original's: earlier layers are stored with errors. As far as this difference
 follows from the inputs of a matrix whose outputs are added to the layer's, the matrix can put it out.
+
+Measured on SmolLM2, `dither`, KL on 4,096 tokens of other text: at 3.5 bits per weight 0.471 without, 0.383 with it;
+at 4.5 bits 0.0866 and 0.0856, which is not worth the original's pass. Other ridges at 3.5 bits: 0.1 0.397, 1.0 0.402.
 """
 
 # T rows of inputs, R rows of weights, C columns
@@ -10,6 +13,7 @@ import numpy as np
 
 from mint.kernels.compiled import Floats
 
+BELOW_BITS = 4.25  # per weight, on average over a model
 RIDGE = 0.01  # of the mean diagonal
 MOST_CHANGE = 0.04  # of the squares of the weights
 
