@@ -19,7 +19,9 @@ import numpy as np
 from mint.analysis.unit_jobs import Checksummed, check_analyzed, checksum_of
 from mint.assembly.distances import BLOCK, Distance, Rows, distance_from_block, distance_of
 from mint.core.errors import MintError
+from mint.formats.rounding import ROUNDINGS
 from mint.formats.units import Unit
+from mint.kernels.missing_outputs import MOST_CHANGE
 from mint.kernels.storage import from_raw, raw
 from mint.model.checkpoint.reader import StoredModel
 from mint.model.checkpoint.shards import SourceTensor
@@ -56,7 +58,8 @@ def check_decoding(plan: Plan, source: Source, written: StoredModel) -> str:
     choices = {choice.path: choice for choice in plan.choices}
     units = [unit for unit in source.units if choices[unit.path].is_finite]
     samples = {sample.unit.path: sample for sample in _samples(units, source.opened.stored.tensors, stored)}
-    comparison = _Comparison(source, stored, samples, choices, plan.checksums, written)
+    learned = sqrt(MOST_CHANGE) if ROUNDINGS[plan.rounding].sequential else 0.0
+    comparison = _Comparison(source, stored, samples, choices, plan.checksums, written, learned)
     chosen = [sample.unit for sample in samples.values()]
     worst = max((difference for _, difference in in_process(source, comparison, chosen)), default=0.0)
     return f"{len(samples)} units decode to the measured weights in numpy too (largest relative difference {worst:.1e})"
@@ -72,6 +75,7 @@ class _Comparison(BlockJob[float]):
     choices: Mapping[str, Choice]
     checksums: Mapping[str, str]
     written: StoredModel
+    learned: float  # relative change of a weight, beside that of its rounding
 
     def __call__(self, unit: Unit, weight: mx.array) -> float:
         check_analyzed(f"unit {unit.path}: its weight is", checksum_of(weight), self.checksums[unit.path])
@@ -114,7 +118,7 @@ class _Comparison(BlockJob[float]):
                 f"unit {unit.path}: the measured weight differs from the one that numpy decodes by {difference:.2g} "
                 f"relative, allowed {TOLERANCE:.2g}; its tensors are decoded wrongly"
             )
-        allowed = TOLERANCE + FACTOR * sqrt(choice.error)
+        allowed = TOLERANCE + FACTOR * sqrt(choice.error) + self.learned
         if choice.error <= GENEROUS and not (stored := stored_difference()) <= allowed:
             raise MintError(
                 f"unit {unit.path}: the stored weight differs from the one that numpy decodes by {stored:.2g} "

@@ -8,13 +8,17 @@ sequences, and what later layers use of earlier ones. Blocks have a fixed size: 
 
 That needs layers that are called once each. In other models the inputs of each layer come from a pass through the
 whole model: slower, and nothing is dropped.
+
+A walk that is given the original too runs it beside, layer by layer. The output of each layer differs from the
+original's by what earlier layers have lost. The widest unit that adds to the output learns the difference, so that it
+can make up for it. GPTAQ (arXiv 2504.02692) does so for the outputs of every unit.
 """
 
-# S sequences, B of a block, L tokens, N rows of inputs, C columns
+# S sequences, B of a block, L tokens, N rows of inputs, C columns, D channels between layers
 
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -29,6 +33,7 @@ from mint.core.log import log
 from mint.formats.units import Unit
 from mint.kernels.storage import numpy_view
 from mint.model.hooks import hook, hooked, unhooked_after
+from mint.model.passes.added_output import added_output
 from mint.model.passes.logits import logits_of
 from mint.model.roles import layer_path
 from mint.quality.divergence import Tokens
@@ -50,6 +55,7 @@ class Inputs:
 
     rows: Rows
     experts: Experts | None = None
+    missing: Rows | None = None  # (N, D) of a matrix: what its outputs should have more
 
     def of(self, index: int) -> Rows:
         """The rows of one matrix of the stack."""
@@ -67,10 +73,13 @@ class Stage:
 class Walk:
     """A walk through `model` on `tokens` (S, L): iterate over its stages, and `store` every unit of a stage.
 
-    `judged` (J, L) are other sequences, whose `logits` are there at the end. Both may be empty.
+    `judged` (J, L) are other sequences, whose `logits` are there at the end. Both may be empty. With the `original`,
+    a unit of each layer learns what is `missing` in its outputs, where there is such a unit.
     """
 
-    def __init__(self, model: Module, units: Sequence[Unit], tokens: Tokens, judged: Tokens) -> None:
+    def __init__(
+        self, model: Module, units: Sequence[Unit], tokens: Tokens, judged: Tokens, original: Module | None = None
+    ) -> None:
         self._model = model
         self._modules: dict[str, Module] = dict(model.named_modules())
         self._example = mx.zeros((1, tokens.shape[1]), mx.int32)  # of a sequence
@@ -90,11 +99,17 @@ class Walk:
         self._judged = _blocks(replay, judged, sequence_blocks(judged, vocabulary, LOGITS))
         self._order = replay.order
         self._in_a_row = sorted(self._order) == sorted(self._layers)
+        self._wanted: _Outputs | None = None
+        self._sample: list[_Block] = []
+        self._heads = {f"{unit.path}.weight" for unit in self._after if unit not in self.tied}
+        if original is not None and self._in_a_row and len(tokens):
+            self._wanted = _Outputs(original, self._layers, tokens, self._heads)
+            self._sample = _blocks(replay, tokens[:1], [slice(1)])
         self.largest = 0.0  # magnitude between layers so far, where they are called once each
 
     def stages(self, finished: Collection[str] = ()) -> Iterator[Stage]:
         """The stages in the order of the model; inputs are left out if all units are `finished`."""
-        self._read_outer()
+        _read_outer(self._model, self._heads, self._layers)  # a head's stored weight replaces it unread
         yield Stage(self._before, {})
         if self._between:
             yield self._stage(self._between, finished)
@@ -106,7 +121,7 @@ class Walk:
             mx.eval(layer.parameters())  # reading inside of a GPU's work trips Metal's watchdog
             yield self._stage(self._layers[path], finished, path)
             if self._in_a_row:
-                for replay, tokens in (*self._blocks, *self._judged):
+                for replay, tokens in (*self._sample, *self._blocks, *self._judged):
                     with replay.up_to(path, record=True):
                         logits_of(self._model, tokens)
                     self.largest = max(self.largest, replay.largest)
@@ -124,28 +139,43 @@ class Walk:
         """Give a unit the weight that it is stored with, in float32."""
         self._modules[path]["weight"] = weight
 
-    def _read_outer(self) -> None:
-        """Read what is outside of the layers, but not the head: its stored weight replaces it unread."""
-        heads = {f"{unit.path}.weight" for unit in self._after if unit not in self.tied}
-        inside = tuple(f"{path}." for path in self._layers)
-        parameters: Any = tree_flatten(self._model.parameters())
-        mx.eval([array for name, array in parameters if name not in heads and not name.startswith(inside)])
-
     def _stage(self, units: Sequence[Unit], finished: Collection[str], layer: str = "") -> Stage:
         """The stage of `units`, which are in `layer` or in none; a pass notes their calls."""
         paths = [unit.path for unit in units if unit.path not in finished]
-        inputs = _Joined()
+        added, factor = self._added_output(layer) if self._wanted and layer else ("", 0.0)
+        if layer and not added and layer == self._order[0]:
+            self._wanted = None  # the other layers are taken to be alike
+        wanted = self._wanted.of(layer) if self._wanted and layer else []
+        inputs, outputs = _Joined(), list[Any]()
         for replay, tokens in self._blocks if paths else ():
             calls: _Calls = {path: [] for path in paths}
             stop = replay.up_to(layer) if layer and self._in_a_row else replay.before(None)
-            with stop, unhooked_after(self._modules[path] for path in paths):
+            with stop as answers, unhooked_after(self._modules[path] for path in paths):
                 for path, noted in calls.items():
                     module = self._modules[path]
                     name = "as_linear" if hasattr(module, "as_linear") else "__call__"
                     hook(module, partial(_note_inputs, noted), (name,))
                 logits_of(self._model, tokens)
+            outputs += answers if wanted and answers else []
+            mx.eval(outputs)
             inputs.add(calls)
-        return Stage(tuple(units), inputs.whole())
+        whole = inputs.whole()
+        if added in whole:
+            whole[added] = replace(whole[added], missing=_missing(wanted, outputs, factor))
+        return Stage(tuple(units), whole)
+
+    def _added_output(self, layer: str) -> tuple[str, float]:
+        """The widest unit whose output, times a factor, is added to that of `layer`; empty if there is none."""
+        ((replay, tokens),) = self._sample
+
+        def answer() -> Any:
+            with replay.up_to(layer) as answers:
+                logits_of(self._model, tokens)
+            return answers[0]
+
+        units = [unit for unit in self._layers[layer] if len(unit.shape) == 2]
+        widest = sorted(units, key=lambda unit: unit.shape[-1], reverse=True)
+        return added_output(self._modules, [unit.path for unit in widest], answer)
 
     def _outer_calls(self, paths: Sequence[str]) -> dict[str, "_OuterCalls"]:
         """When the modules at `paths`, which are in no layer, are called; nothing is computed."""
@@ -179,6 +209,44 @@ class _OuterCalls:
         self.before |= not after
         self.multiplies |= multiplies
         self.multiplies_after |= multiplies and after
+
+
+class _Outputs:
+    """The outputs of the layers at `paths` of an original model on tokens (S, L), one layer after the other."""
+
+    def __init__(self, model: Module, paths: Collection[str], tokens: Tokens, heads: Collection[str]) -> None:
+        self._model = model
+        self._heads = heads  # names of parameters that are not used before the end
+        self._layers = {path: module for path, module in model.named_modules() if path in paths}
+        replay = Replay(model, paths, mx.zeros((1, tokens.shape[1]), mx.int32))
+        self._blocks = _blocks(replay, tokens, sequence_blocks(tokens, 1, ROWS))
+        self._outer_is_read = False
+
+    def of(self, path: str) -> list[mx.array]:
+        """The outputs of the layer at `path` for each block, after those of all layers before it."""
+        if not self._outer_is_read:
+            _read_outer(self._model, self._heads, self._layers)
+            self._outer_is_read = True
+        layer = self._layers[path]
+        mx.eval(layer.parameters())
+        for replay, tokens in self._blocks:
+            with replay.up_to(path, record=True):
+                logits_of(self._model, tokens)
+        layer.update(tree_map(lambda _: mx.zeros(()), layer.parameters()))  # drops them
+        return [replay.last for replay, _ in self._blocks]
+
+
+def _missing(wanted: Sequence[mx.array], outputs: Sequence[mx.array], factor: float) -> Rows:
+    """The rows (N, D) that the outputs (B, L, D) of all blocks lack, divided by the factor before them."""
+    blocks = [(more - less).astype(mx.float32) / factor for more, less in zip(wanted, outputs, strict=True)]
+    return np.concatenate([numpy_view(block).reshape(-1, block.shape[-1]) for block in blocks])
+
+
+def _read_outer(model: Module, but: Collection[str], layers: Iterable[str]) -> None:
+    """Read the parameters outside of the layers, `but` some by name."""
+    inside = tuple(f"{path}." for path in layers)
+    parameters: Any = tree_flatten(model.parameters())
+    mx.eval([array for name, array in parameters if name not in but and not name.startswith(inside)])
 
 
 def _blocks(replay: Replay, tokens: Tokens, blocks: Iterable[slice]) -> list[_Block]:

@@ -22,6 +22,7 @@ from mint.core.records import require_record
 from mint.formats.format import FORMATS, KEEP
 from mint.formats.rounding import ROUNDINGS
 from mint.formats.units import Unit, parts_of
+from mint.kernels.missing_outputs import MOST_CHANGE
 from mint.model.checkpoint.manifest import PLAN_NAME, Manifest, difference, read_manifest
 from mint.model.checkpoint.reader import FLOATS, StoredModel, all_finite, open_stored
 from mint.model.checkpoint.verified import record_verification
@@ -35,6 +36,8 @@ from mint.run.job import BlockJob, Blocks, numbered
 # a compensated unit may have this many times the measured error: compensation moves the error where inputs are small.
 # Real models show up to 6 times at 8 bits; other weights give a hundred times
 COMPENSATED = 20.0
+# and at any bits, these units may have this squared error: some have learned what earlier layers lost
+LEARNED = 4 * MOST_CHANGE
 # checks that read tensors by planned names and formats need these checks to pass
 _NEEDS = {"finite": ("tensors",), "logits": ("tensors", "config"), "errors": ("tensors",), "decoding": ("tensors",)}
 
@@ -233,7 +236,7 @@ def _errors(folder: Path, plan: Plan, source: Source) -> str:
     _insist(source.identity == plan.model, f"{source.folder} is not the model of the plan")
     choices = {choice.path: choice for choice in plan.choices}
     units = [unit for unit in source.units if choices[unit.path].is_finite]
-    changes = _ErrorChange(open_stored(folder), choices)
+    changes = _ErrorChange(open_stored(folder), choices, LEARNED if ROUNDINGS[plan.rounding].sequential else 0.0)
     changed = {unit.path: change for unit, change in in_process(source, changes, units)}
     path = max(changed, key=changed.__getitem__, default="")
     worst = changed.get(path, 0.0)
@@ -251,6 +254,7 @@ class _ErrorChange(BlockJob[float]):
 
     stored: StoredModel
     choices: Mapping[str, Choice]
+    learned: float = 0.0  # of the weights' squares: an error up to which nothing counts as a change
 
     def takes_rows(self, unit: Unit) -> bool:
         return True
@@ -270,4 +274,6 @@ class _ErrorChange(BlockJob[float]):
     def _change(self, unit: Unit, distance: Distance) -> float:
         choice = self.choices[unit.path]
         planned = 0.0 if choice.format == KEEP else choice.error
-        return abs(distance.relative - planned) / planned if planned else distance.relative
+        if not planned:
+            return distance.relative
+        return 0.0 if distance.relative <= self.learned else abs(distance.relative - planned) / planned

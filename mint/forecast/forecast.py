@@ -23,6 +23,7 @@ from mint.forecast.rates import COLUMNS, Rates
 from mint.formats.rounding import ROUNDINGS
 from mint.formats.units import Unit
 from mint.kernels.coupling import MOST_ROWS
+from mint.kernels.missing_outputs import BELOW_BITS
 from mint.model.passes.tuning import SEQUENCES, STEPS
 from mint.model.roles import TOWER
 from mint.model.source import Source
@@ -32,7 +33,7 @@ DOWNLOAD = "download"  # the step
 _START_SECONDS = 1.0  # imports and the opening of the model
 _VERIFY_SECONDS = 2.0  # to load stock mlx_lm beside it
 _VERIFY_PASSES = 12  # over all weights: digests, decoding, and products with few rows
-_BESIDE_PRODUCTS = 1.6  # times as long: attention and all else of a pass with few rows, measured on SmolLM2
+_BESIDE_PRODUCTS = 1.6  # times as long: attention and all else of a pass, measured on SmolLM2
 _BACK = 3.0  # times the operations of a pass: forth, and back to the outputs alone, with little else at once
 _TRAINED = 8.0  # times a pass: forth, back to all weights, these from their codes; measured on SmolLM2
 _PRODUCTS = 7  # operations of a compensated and refined weight for each column of its matrix
@@ -132,7 +133,12 @@ def forecast(
         once.append(Step("write text", readings * reading + _writing(source, rates)))
     if probing:
         once.append(Step("probe", reading + _probing(source, rates, probing)))
-    each = list(_compensating(source, rates, reading, rounding) if needs_model else _packing(source, rates, reading))
+    learns = 8 * min(sizes) < BELOW_BITS * _weights(source)
+    each = list(
+        _compensating(source, rates, reading, rounding, learns=learns)
+        if needs_model
+        else _packing(source, rates, reading)
+    )
     each.append(Step("verify", _VERIFY_SECONDS + _VERIFY_PASSES * _weights(source) / rates.packed + _overhead(source)))
     temporary = 2 * JUDGED * TEXT.window * source.vocabulary if needs_model else 0
     temporary += gradient_bytes(source) if ROUNDINGS[rounding].needs_gradients else 0
@@ -150,10 +156,11 @@ def _packing(source: Source, rates: Rates, reading: float) -> Iterator[Step]:
     yield Step("assemble", max(reading, _weights(source) / rates.packed) + _overhead(source))
 
 
-def _compensating(source: Source, rates: Rates, reading: float, rounding: str) -> Iterator[Step]:
+def _compensating(source: Source, rates: Rates, reading: float, rounding: str, *, learns: bool) -> Iterator[Step]:
     """Maybe the pass forth and back for gradients; the original's pass, the two of each layer, and the rounding.
 
-    At last maybe the training: it compares predictions, takes steps, and measures the closeness thrice more.
+    A model of few bits `learns` from one more pass of the original. At last maybe the training: it compares
+    predictions, takes steps, and measures the closeness thrice more.
     """
     coupled = ROUNDINGS[rounding].needs_gradients
     operations = _operations(source)
@@ -165,11 +172,11 @@ def _compensating(source: Source, rates: Rates, reading: float, rounding: str) -
         yield Step("take gradients", reading + _BACK * differentiated * operations / rates.forward + logits)
     walks = 1 if any(unit.role == "head" for unit in source.units) else 2  # with a tied table all is measured once more
     yield Step("predict", walks * (reading + judged * operations / rates.forward + compared / 2))
-    passes = (2 * calibrated + (1 + walks) * judged) * operations / rates.forward
+    passes = ((3 if learns else 2) * calibrated + (1 + walks) * judged) * _BESIDE_PRODUCTS * operations / rates.forward
     calls = matrices_per_token(source)
     rounds = sum(_rounding(unit, rates, calibrated * calls[unit.path]) for unit in _units(source))
     rounds += sum(_coupling(unit, rates, differentiated) for unit in _units(source)) if coupled else 0
-    yield Step("assemble", 2 * reading + passes + rounds + compared / 2 + _overhead(source))
+    yield Step("assemble", (3 if learns else 2) * reading + passes + rounds + compared / 2 + _overhead(source))
     if ROUNDINGS[rounding].tunes:
         trained = STEPS * SEQUENCES * CALIBRATION.window
         tokens = _TRAINED * trained + differentiated + 4 * judged

@@ -137,7 +137,8 @@ def _walk(source: Source, calls: Mapping[str, int]) -> dict[str, int]:
     outside = [unit for unit in units if unit.layer < 0 and unit not in heads]
     tables = [unit for unit in units if unit.role in ("head", "embedding")]
     width = max((unit.shape[-1] for unit in tables), default=0)
-    between = 2 * TEXT.count * TEXT.window * width * WIDE  # the answers of a layer, old and new
+    answers = TEXT.count * TEXT.window * width * WIDE
+    between = 2 * answers  # of a layer, old and new
     outer = sum(unit.size for unit in outside) * WIDE + sum(parameter.nbytes * 2 for parameter in source.parameters)
     layers: dict[str, list[Unit]] = defaultdict(list)
     for unit in units:
@@ -148,9 +149,10 @@ def _walk(source: Source, calls: Mapping[str, int]) -> dict[str, int]:
     table = max((_rounding([unit], packed, calls) for unit in heads or outside if unit in tables), default=0)
     logits = max(LOGITS, source.vocabulary * TEXT.window) * _COMPARED
     head = sum(unit.size for unit in heads) * WIDE
+    beside = outer + 3 * answers  # the original, its answers, and what those of a layer lack
     return {
-        "round a layer": outer + between + layer,
-        "round the head": outer + between + table,
+        "round a layer": outer + between + beside + layer,
+        "round the head": outer + between + beside + table,
         "measure the closeness": outer + head + between + logits,
     }
 

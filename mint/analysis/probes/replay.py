@@ -62,15 +62,16 @@ class Replay:
             yield
 
     @contextmanager
-    def up_to(self, path: str, *, record: bool = False) -> Iterator[None]:
+    def up_to(self, path: str, *, record: bool = False) -> Iterator[list[Any]]:
         """Replay all recorded calls and end the pass after the next, that of the layer at `path`; maybe record it.
 
-        Recording drops what no later call uses.
+        The list gets the answer of that call. Recording drops what no later call uses.
         """
         assert self.order[len(self._records)] == path, "layers are recorded in their order"
+        answers: list[Any] = []
         try:
-            with self._answering(len(self._records), record=record, stop=True):
-                yield
+            with self._answering(len(self._records), record=record, last=answers):
+                yield answers
         except _PassedError:
             if record:
                 self._drop_unused()
@@ -80,9 +81,14 @@ class Replay:
         return self._end(path) / len(self._calls) if self._calls else 0.0
 
     @property
+    def last(self) -> Any:
+        """The answer of the last recorded call."""
+        return self._records[-1].answer
+
+    @property
     def largest(self) -> float:
         """The largest magnitude in the answer of the last recorded call."""
-        flat: Any = tree_flatten(self._records[-1].answer)
+        flat: Any = tree_flatten(self.last)
         sizes = [mx.abs(value).max() for _, value in flat if isinstance(value, mx.array)]
         return max((cast(float, size.item()) for size in sizes), default=0.0)
 
@@ -103,8 +109,8 @@ class Replay:
         return min(self.order.index(path), len(self._records)) if path in self.order else 0
 
     @contextmanager
-    def _answering(self, end: int, *, record: bool = False, stop: bool = False) -> Iterator[None]:
-        """Replay the calls before number `end`; maybe record the others, or end the pass after one of them."""
+    def _answering(self, end: int, *, record: bool = False, last: list[Any] | None = None) -> Iterator[None]:
+        """Replay the calls before number `end`; maybe record the others, or end the pass after one, the `last`."""
         numbers = count()
 
         def answer(method: Any, layer: Module, *arguments: Any, **options: Any) -> Any:
@@ -114,7 +120,8 @@ class Replay:
             result = method(layer, *arguments, **options)
             if record:
                 self._record(number, result, list(states_in(*arguments, *options.values())))
-            if stop:
+            if last is not None:
+                last.append(result)
                 raise _PassedError
             return result
 

@@ -134,3 +134,34 @@ def test_layers_that_answer_each_other_out_of_turn_are_seen_through_the_whole_mo
     rows = stages[1].inputs["model.layers.0.self_attn.q_proj"].rows
     assert len(rows) == 2 * TOKENS.size
     assert sorted(unit.path for stage in stages for unit in stage.units) == sorted(unit.path for unit in source.units)
+
+
+def test_a_unit_learns_what_the_output_of_its_layer_misses(llama: Path) -> None:
+    source = open_source(llama)
+    walked = Walk(open_wide(llama), source.units, TOKENS, TOKENS[:0], open_wide(llama))
+    table = open_wide(llama).model.embed_tokens["weight"]
+    stages = walked.stages()
+    next(stages)
+    walked.store("model.embed_tokens", table * 1.5)
+    model, changed = open_wide(llama), open_wide(llama)
+    changed.model.embed_tokens["weight"] = table * 1.5
+    expected, states = (each.model.embed_tokens(mx.array(TOKENS)) for each in (model, changed))
+    for index, stage in zip(range(len(model.layers)), stages, strict=False):
+        expected, states = (
+            each.layers[index](hidden, "causal", None) for each, hidden in ((model, expected), (changed, states))
+        )
+        missing = {path: inputs.missing for path, inputs in stage.inputs.items() if inputs.missing is not None}
+        (path,) = missing
+        assert path == f"model.layers.{index}.mlp.down_proj"
+        wanted = np.asarray(expected - states).reshape(TOKENS.size, -1)
+        np.testing.assert_allclose(missing[path], wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_nothing_is_missing_without_the_original_or_an_output_that_is_added(
+    make_model: Callable[..., Path], llama: Path
+) -> None:
+    assert all(inputs.missing is None for stage in stages_of(open_source(llama)) for inputs in stage.inputs.values())
+    gemma = make_model("gemma2")  # a norm follows the last unit of its layers
+    source = open_source(gemma)
+    walked = Walk(open_wide(gemma), source.units, TOKENS, TOKENS[:0], open_wide(gemma))
+    assert all(inputs.missing is None for stage in walked.stages() for inputs in stage.inputs.values())
