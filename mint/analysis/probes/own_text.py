@@ -25,7 +25,7 @@ from mint.core.cache import cached_path, keep, recall
 from mint.core.errors import MintError
 from mint.core.log import log
 from mint.core.progress import OnProgress
-from mint.core.sizes import format_size
+from mint.core.sizes import enough_size, format_size
 from mint.model.hooks import hook
 from mint.model.passes.layer_calls import read_state, states_in
 from mint.model.roles import layer_path
@@ -76,7 +76,7 @@ def text_base(source: Source, size: TextSize, memory: int | None = None) -> str:
     if not base:
         least = min(needs.values())
         raise MintError(
-            f"writing a text takes {format_size(least)} with {source.folder.name}; {format_size(memory)} of memory are "
+            f"writing a text takes {enough_size(least)} with {source.folder.name}; {format_size(memory)} of memory are "
             "there for it. Needed: a machine with more, or --rounding nearest"
         )
     if base != FULL:
