@@ -86,9 +86,10 @@ def text_base(source: Source, size: TextSize, memory: int | None = None) -> str:
 
 def text_bytes(source: Source, base: str, size: TextSize) -> int:
     """Memory of the model of a base that writes a text: weights, caches, and the logits of one position."""
-    cached = sum(unit.shape[-2] for unit in source.units if unit.role in _CACHED) * size.window
+    rows = [unit.shape[-2] for unit in source.units if unit.role in _CACHED]
+    cached = (sum(rows) + 2 * max(rows, default=0)) * size.window  # all, and copies of one layer while it attends
     largest = max((unpacked_size(source, unit) for unit in source.units), default=0)
-    beside = size.count * (2 * cached + _LOGITS * source.vocabulary) * WIDE
+    beside = size.count * (cached + _LOGITS * source.vocabulary) * WIDE
     if base == STREAMED:
         return beside + _streamed_bytes(source)
     return model_bytes(source, base) + (0 if base == FULL else largest * 2 * WIDE) + beside
