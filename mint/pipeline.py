@@ -11,20 +11,20 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mint.analysis.analysis import SCHEMA, Analysis
+from mint.analysis.analysis import MAGIC, SCHEMA, Analysis, read_analysis
 from mint.analysis.analyze import analyze
 from mint.analysis.probes.probe import probe
 from mint.analysis.probes.probe_file import Probed, probe_path, probes_beside
 from mint.analysis.probes.prober import Probing
 from mint.assembly.assemble import drafted
 from mint.assembly.draft import read_finished, refuse_foreign
-from mint.assembly.early_checks import check_request
+from mint.assembly.early_checks import check_request, keeps_all
 from mint.assembly.reuse import Reuse
 from mint.assembly.stock_child import stock
 from mint.assembly.verify import Verification, verify
 from mint.core.cache import cached_path
 from mint.core.errors import MintError
-from mint.core.files import move_aside
+from mint.core.files import begins_with, move_aside
 from mint.core.memory import peak_rss_bytes
 from mint.core.progress import OnNote, OnProgress, ignore, say_nothing
 from mint.formats.rounding import DEFAULT_ROUNDING
@@ -36,6 +36,7 @@ from mint.model.remote.headers import missing_bytes
 from mint.model.source import Source, open_source
 from mint.plan.allocate import allocate_all
 from mint.plan.plan import Plan, read_plan, write_plan
+from mint.plan.problem import Problem
 from mint.plan.recipe import Budget, Recipe
 from mint.run.device_kind import device_kind, versions
 from mint.run.executor import Executor, in_process, measuring_device
@@ -211,8 +212,9 @@ class Pipeline:
         self._refuse(targets, model=source.identity)
         budgets, outputs = [target.budget for target in targets], [target.output for target in targets]
         sizes = check_request(
-            source, self.recipe, budgets, outputs, [self._analysis_path(source)], on_note=self.on_note
-        )
+            source, self.recipe, budgets, outputs, [self._analysis_path(source)],
+            problem=self._known_problem(source), on_note=self.on_note,
+        )  # fmt: skip
         if self.memory is not None:
             from mint.forecast.memory import check_memory
 
@@ -220,6 +222,15 @@ class Pipeline:
         if has_own_code(source.folder) and (fault := tokenizer_fault(source.folder)):
             self.on_note(f"{source.folder.name}: {fault}")
         return source, sizes
+
+    def _known_problem(self, source: Source) -> Problem | None:
+        """The choices of the model, if earlier runs measured all that decides them."""
+        path, beside = self._analysis_path(source), self._probes_path(source)
+        if not (path.is_file() and begins_with(path, MAGIC)) or (self.recipe.probe and not probe_path(beside).exists()):
+            return None
+        analysis = read_analysis(path)
+        is_of_source = (analysis.model, analysis.dtype) == (source.identity, source.dtype)
+        return self.recipe.problem(analysis, probes_beside(beside)) if is_of_source else None
 
     def _forecast(self, source: Source, sizes: Sequence[int]) -> "Forecast":
         probing = None if not self.recipe.probe or probe_path(self._probes_path(source)).exists() else self.probing
@@ -231,7 +242,8 @@ class Pipeline:
         passes = 1 if analysis.exists() else 2  # to measure, and to write
         download_bytes = passes * streamed.model_bytes if streamed else missing_bytes(source)
         return forecast(
-            source, self.recipe.rounding, sizes, analysis=analysis, probing=probing, memory=self.memory,
+            source, self.recipe.rounding, sizes, kept=sum(keeps_all(source, self.recipe, size) for size in sizes),
+            analysis=analysis, probing=probing, memory=self.memory,
             streamed_bytes=streamed_bytes, download_bytes=download_bytes, on_progress=self.on_progress,
         )  # fmt: skip
 

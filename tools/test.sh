@@ -18,7 +18,7 @@ stage() {
 install() {
     python=$(find_python)
     "$python" -m venv "$venv"
-    "$venv/bin/pip" install --quiet --disable-pip-version-check -e ".[dev,docs,cluster,service,postgres]"
+    "$venv/bin/pip" install --quiet --disable-pip-version-check --config-settings editable_mode=compat -e ".[dev,docs,cluster,service,postgres]"
     touch "$venv/ready"
 }
 

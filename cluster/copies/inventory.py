@@ -13,7 +13,7 @@ from pathlib import Path
 
 from cluster.copies.conversions import find_conversion
 from mint.core.errors import MintError
-from mint.core.sizes import format_size
+from mint.core.sizes import enough_size, format_size
 from mint.formats.units import Unit
 from mint.model.checkpoint.shards import PATTERN, SourceTensor, read_index, read_shard, shard_names
 from mint.model.gguf.files import is_conversion
@@ -202,7 +202,7 @@ class Holdings:
             elif lacks:
                 reasons[node] = f"lacks {lacks} of {len(self.needed)} shards"
             elif memory_bytes > holder.memory_bytes:
-                reasons[node] = f"needs {format_size(memory_bytes)} of memory, has {format_size(holder.memory_bytes)}"
+                reasons[node] = f"needs {enough_size(memory_bytes)} of memory, has {format_size(holder.memory_bytes)}"
             else:
                 reasons[node] = ""
         return reasons

@@ -29,7 +29,7 @@ from mint.analysis.probes.packed_base import memory_for_models
 from mint.analysis.unit_jobs import peak_bytes
 from mint.core.errors import MintError, typed
 from mint.core.memory import memory_is_short
-from mint.core.sizes import format_size
+from mint.core.sizes import enough_size, format_size
 from mint.formats.units import Unit
 from mint.model.checkpoint.shards import SourceTensor
 from mint.model.checkpoint.sparse_copy import Outline, Range, make_view, read_outline, read_ranges, view_folder
@@ -215,7 +215,7 @@ class Worker:
         needed = peak_bytes(self.source, unit, self.tensors)
         if needed <= self.memory_bytes:
             return ""
-        return f"it takes about {format_size(needed)} of memory, there are {format_size(self.memory_bytes)}"
+        return f"it takes about {enough_size(needed)} of memory, there are {format_size(self.memory_bytes)}"
 
     def _parts(self, names: Sequence[str]) -> Iterator[Part]:
         """The file ranges of the first of these units, and of as many others as make `AHEAD_BYTES`."""

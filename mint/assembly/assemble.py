@@ -37,7 +37,7 @@ from mint.core.records import require_record
 from mint.exports.card import RECIPE_NAME, card_text, recipe_record
 from mint.exports.source_card import read_source_card
 from mint.formats.format import Format, TensorSpec
-from mint.formats.rounding import ROUNDINGS
+from mint.formats.rounding import ROUNDINGS, Rounding
 from mint.formats.units import Unit
 from mint.kernels.ready import ready_kernels
 from mint.kernels.storage import raw, raw_bytes
@@ -143,6 +143,7 @@ def _fill(
     on_note: OnNote,
 ) -> Manifest:
     """Write everything that is not in `folder` yet, and wait until it is on the disk."""
+    rounding = _rounding(plan)
     with (
         WeightFiles(folder, plan.layout) as files,
         ThreadPoolExecutor(1, thread_name_prefix="mint-write") as aside,
@@ -153,7 +154,7 @@ def _fill(
             on_note(f"resumes: {len(digests)} of {len(source.units)} units are in {folder}")
         pending = [unit for unit in source.units if unit.path not in digests]
         measured: list[Closeness] = []
-        if ROUNDINGS[plan.rounding].sequential:
+        if rounding.sequential:
             from mint.assembly.compensated import compensate, tune
 
             stored = open_weights(folder, [shard.name for shard in plan.layout])
@@ -166,13 +167,13 @@ def _fill(
             digests[unit.path] = digest
             log.debug("unit.written", unit=unit.path, format=str(format))
         _write_parameters(plan, source, files)
-        if ROUNDINGS[plan.rounding].tunes and not tuned:
+        if rounding.tunes and not tuned:
             files.flush()  # a rerun believes the trained values and reads the codes
             parts = tune(plan, source, stored, text, base, on_progress)
             write_whole(folder / TUNED_NAME, save({name: raw(part) for name, part in parts.items()}))
             digests = _tuned(folder, files, plan)
             measured.clear()
-        if ROUNDINGS[plan.rounding].sequential and not measured:
+        if rounding.sequential and not measured:
             for _ in compensate(plan, source, [], stored, files, *work):
                 raise AssertionError("nothing is pending")
         flushed = aside.submit(files.flush)  # while all is read again
@@ -185,9 +186,14 @@ def _fill(
     return manifest
 
 
+def _rounding(plan: Plan) -> Rounding:
+    """The work that a plan asks for: one that keeps every unit needs no text and no model that runs."""
+    return ROUNDINGS["nearest" if plan.keeps_all else plan.rounding]
+
+
 def _text_base(plan: Plan, source: Source, text: TextSize, memory: int | None) -> str:
     """The base of the model that writes the text of a compensation; empty for other roundings."""
-    if not ROUNDINGS[plan.rounding].needs_model:
+    if not _rounding(plan).needs_model:
         return ""
     from mint.analysis.probes.own_text import text_base
 

@@ -5,27 +5,25 @@ A check refuses what must fail. Sizes are lower bounds: measuring can only forbi
 
 import shutil
 from collections.abc import Mapping, Sequence
-from math import log10, prod
+from math import prod
 from pathlib import Path
 
 from mint.core.errors import DiskFullError, MintError
 from mint.core.files import partial_path
 from mint.core.memory import memory_bytes
 from mint.core.progress import OnNote, say_nothing
-from mint.core.sizes import format_size
-from mint.formats.format import KEEP, Format
-from mint.formats.units import Unit
+from mint.core.sizes import enough_size, format_size, parse_size
+from mint.formats.format import KEEP
 from mint.model.opening.path_kind import check_outputs
+from mint.model.roles import TOWER
 from mint.model.source import Source
 from mint.plan.objectives import objective
+from mint.plan.problem import Problem
 from mint.plan.recipe import Budget, Recipe
-from mint.plan.rules import Allowance
+from mint.plan.rules import BITS, FORMATS, LOCKS, VETO, Allowance, Rules
 from mint.plan.size_range import least_bytes, possible_bytes
 from mint.run.stacks import held_bytes
 from mint.targets.devices import device
-
-# 4 bits of normal weights have a ratio of 21.7 dB, each bit has 6 dB; real weights have up to 2 dB less
-OVERHEAD_DB = 4.5
 
 
 def check_request(
@@ -35,26 +33,26 @@ def check_request(
     outputs: Sequence[Path],
     files: Sequence[Path] = (),
     *,
+    problem: Problem | None = None,
     on_note: OnNote = say_nothing,
 ) -> list[int]:
     """The bytes of each output at most. Raises `MintError` for patterns without a unit, and too little of anything.
 
-    `files` are those that the work writes beside the `outputs`. A note tells of a budget that the veto may forbid.
+    `files` are those that the work writes beside the `outputs`. `problem` is known if the model was analyzed before:
+    its sizes are exact. Without it a note tells of a budget that the veto may forbid.
     """
     check_outputs(outputs, files, source.folder)
-    allowance = Allowance(recipe.rules, source.units, objective(recipe.objective).formats)
-    smallest = least_bytes(source.units, source.parameters, allowance.conceivable)
     _, largest = possible_bytes(source.units, source.parameters)
-    sizes = [_most_bytes(budget, source, largest) for budget in budgets]
-    for budget, nbytes in zip(budgets, sizes, strict=True):
-        if nbytes is not None and nbytes < smallest:
-            raise MintError(
-                f"the budget {budget} ({format_size(nbytes)}) is too small; every plan takes more than "
-                f"{format_size(smallest)}, by the headers alone. Raise the budget, or relax --keep, --set and --formats"
-            )
+    if problem:
+        smallest = problem.smallest_bytes
+        sizes: list[int | None] = [budget.nbytes(problem) for budget in budgets]
+        for nbytes in filter(None, sizes):
+            problem.require(nbytes)
+    else:
+        sizes = [_most_bytes(budget, source, largest) for budget in budgets]
+        smallest = _check_sizes(source, recipe, dict(zip(budgets, sizes, strict=True)), on_note)
     of_budgets = dict(zip(budgets, sizes, strict=True))
-    _warn_of_veto(source, recipe, allowance, of_budgets, on_note)
-    if not recipe.rules.formats and all(recipe.rules.permits_keep(unit.dtype) for unit in source.units):
+    if keeps_all(source, recipe, largest):
         _note_of_room(of_budgets, largest, on_note)
     most = [min(nbytes or smallest, largest) for nbytes in sizes]
     _check_disk(list(zip(outputs, most, strict=True)))
@@ -62,22 +60,43 @@ def check_request(
     return most
 
 
-def _warn_of_veto(
-    source: Source, recipe: Recipe, allowance: Allowance, sizes: Mapping[Budget, int | None], on_note: OnNote
-) -> None:
-    """Note the budgets that have a plan only if the veto permits formats in which real weights may be too noisy."""
+def _check_sizes(source: Source, recipe: Recipe, sizes: Mapping[Budget, int | None], on_note: OnNote) -> int:
+    """The smallest budget that may have a plan, by the headers; `MintError` for a smaller one of `sizes`.
 
-    def safe(unit: Unit) -> Sequence[Format]:
-        formats = allowance.conceivable(unit)
-        return [f for f in formats if f == KEEP or 10 * log10(4) * f.bits - OVERHEAD_DB >= recipe.veto_db] or formats
+    A note tells of budgets that have a plan only if the veto permits formats in which usual weights are too noisy.
+    """
+    chosen, rules = objective(recipe.objective), recipe.rules
+    is_floorless = recipe.probe or not chosen.probes
+    unfloored = {unit.path for unit in source.units if unit.role != TOWER} if is_floorless else ()
+    allowance = Allowance(rules, source.units, chosen.formats, unfloored)
+    smallest, usual = (
+        least_bytes(source.units, source.parameters, formats, parse_size(recipe.max_shard_size))
+        for formats in (allowance.conceivable, allowance.expected)
+    )
+    limits = f", and up to {enough_size(usual)} with {_limits(rules)}" if usual > smallest else ""
+    takes = f"the smallest plan takes {enough_size(smallest)} by the headers alone{limits}"
+    for budget, nbytes in sizes.items():
+        if nbytes is None or nbytes >= usual:
+            continue
+        named = f"the budget {budget} ({format_size(nbytes)})"
+        if nbytes < smallest:
+            locks = f", or relax {rules.named(LOCKS)}" if rules.locks else ""
+            raise MintError(f"{named} is too small; {takes}. Raise the budget{locks}")
+        on_note(f"{named} may be too small: {takes}; the analysis will tell")
+    return smallest
 
-    nbytes = least_bytes(source.units, source.parameters, safe)
-    for budget, size in sizes.items():
-        if size is not None and size < nbytes:
-            on_note(
-                f"the budget {budget} ({format_size(size)}) may be too small: if the veto of {recipe.veto_db:g} dB "
-                f"forbids the fewest bits, every plan takes more than {format_size(nbytes)}; the analysis will tell"
-            )
+
+def _limits(rules: Rules) -> str:
+    """The limits that make the smallest plan larger than the headers tell, in words."""
+    limits = [VETO, *([BITS] if rules.min_bits else []), *([FORMATS] if rules.formats else [])]
+    return ", ".join(map(rules.named, limits))
+
+
+def keeps_all(source: Source, recipe: Recipe, nbytes: int) -> bool:
+    """True if the plan of a budget keeps every unit: it has room for all, and no rule asks for a format."""
+    rules, (_, largest) = recipe.rules, possible_bytes(source.units, source.parameters)
+    is_free = not (rules.formats or recipe.prefer_speed or any(format != KEEP for _, format in rules.locks))
+    return is_free and nbytes >= largest and all(rules.permits_keep(unit.dtype) for unit in source.units)
 
 
 def _note_of_room(sizes: Mapping[Budget, int | None], largest: int, on_note: OnNote) -> None:
@@ -108,7 +127,7 @@ def _check_disk(sizes: Sequence[tuple[Path, int]]) -> None:
         needed[disk] = needed.get(disk, 0) + max(0, nbytes - held)
         if needed[disk] > (free := shutil.disk_usage(folder).free):
             raise DiskFullError(
-                f"{folder}: {format_size(free)} are free, needed {format_size(needed[disk])} for {path.name}; "
+                f"{folder}: {format_size(free)} are free, needed {enough_size(needed[disk])} for {path.name}; "
                 "free some space, or choose an --output on another disk"
             )
 

@@ -161,9 +161,10 @@ def run_command(arguments: list[str]) -> int:
 
 def _refuse(arguments: list[str], error: Exception) -> int:
     """Say what is wrong with the usage, and how mint says what other tools call otherwise."""
-    from typer import rich_utils
-
-    rich_utils.rich_format_error(error)  # type: ignore[arg-type]
+    context, message = getattr(error, "ctx", None), getattr(error, "format_message", error.__str__)()
+    if message:
+        path = f". See {context.command_path} --help" if context else ""
+        print(f"mint: {visible_lines(message).rstrip('.')}{path}", file=sys.stderr)
     for hint in hints(arguments, _options_of_commands()):
         print(f"mint: {hint}", file=sys.stderr)
     return int(getattr(error, "exit_code", 2))

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import mint
 from mint.cli import options as opt
 from mint.cli.options import argument, flag, option
-from mint.cli.outputs import check_names, default_outputs, described, outputs_of, set_aside
+from mint.cli.outputs import check_finished, check_names, default_outputs, described, outputs_of, set_aside
 from mint.cli.terminal.screen import Answer, Record, Screen
 from mint.core.errors import MintError
 from mint.formats.quality import parse_quality
@@ -53,6 +53,8 @@ def quantize(
     outputs = outputs_of(budgets, output) if output else default_outputs(model, budgets)
     screen.begin(f"quantize {described(model)} to {', '.join(map(str, budgets))} -> {', '.join(map(str, outputs))}")
     check_names(model, outputs, requantize=recipe.requantize, force=force)
+    if not force:
+        check_finished(outputs, budgets, recipe.rounding)
     if upload:
         from mint.exports.upload import check_upload
 
@@ -106,7 +108,7 @@ def quantize(
     return [
         Answer(
             {**quantized_record(result), **expected},
-            model_summary(result.plan, result.output, result.manifest.closeness),
+            model_summary(result.plan, result.output, result.manifest.closeness, analysis=result.analysis),
         )
         for result in results
     ]
@@ -133,6 +135,7 @@ def inspect(
 
     Example: mint inspect Qwen/Qwen3-8B --device m4-16
     """
+    check_names(model, [], requantize=requantize)
     from mint.model.remote.headers import headers_of
     from mint.plan.device_fit import fit_rows
     from mint.render.models import source_record
@@ -143,10 +146,9 @@ def inspect(
         for notice in source.notices:
             screen.note(notice)
         rows = [row for budget in devices for row in fit_rows(source, device(budget.device), budget.room)]
-        name = str(source.folder) if source.identity else model
-        record = source_record(source, name)
-        if not screen.as_json:
-            record = {field: value for field, value in record.items() if value not in ([], {})}
+        record = source_record(source, model)
+        if not screen.as_json:  # people have read the notices
+            record = {field: value for field, value in record.items() if field != "notices" and value not in ([], {})}
         return {**({"fits": rows} if rows else {}), **record}
 
 
@@ -206,12 +208,12 @@ def assemble(
 ) -> Answer:
     """Write the model that a plan describes; formats edited by hand count. Run it again to resume."""
     screen.begin(f"assemble {plan} from {described(model)} -> {output}")
+    chosen = mint.read_plan(plan)
     check_names(model, [output], requantize=True, force=force)
     from mint.forecast.memory import check_memory
     from mint.render.models import manifest_record
     from mint.render.summary import model_summary
 
-    chosen = mint.read_plan(plan)
     if ROUNDINGS[chosen.rounding].needs_model:
         from mint.run.blas import restart_with_fast_blas
 

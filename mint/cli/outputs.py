@@ -52,18 +52,42 @@ def described(model: str) -> str:
 def check_names(
     model: str, outputs: Sequence[Path], files: Sequence[Path] = (), *, requantize: bool, force: bool = False
 ) -> None:
-    """Raise `MintError` for a model with an unusable config, and for outputs and files that cannot be written.
+    """Raise `MintError` for a folder that is no usable model, and for outputs and files that cannot be written.
 
-    An output that is a written model may turn out to be the wanted one: the work checks it.
+    An output that is a written model may turn out to be the wanted one: `check_finished` and the work compare it.
     """
     from mint.model.checkpoint.manifest import MANIFEST_NAME
     from mint.model.config import check_config
+    from mint.model.gguf.files import gguf_files
+    from mint.model.locate import hub_id
+    from mint.model.opening.kinds import require_model
     from mint.model.opening.path_kind import check_outputs
 
     check_outputs(outputs, files, Path(model))
     check_new([path for path in outputs if not (path / MANIFEST_NAME).is_file()], force=force)
-    if (Path(model) / "config.json").is_file():  # other folders, GGUF files and ids of the hub are located later
-        check_config(Path(model), requantize=requantize)
+    path = Path(model)
+    if hub_id(model) or path.name.startswith("models--") or gguf_files(path):
+        return  # located later
+    require_model(path)
+    check_config(path, requantize=requantize)
+
+
+def check_finished(outputs: Sequence[Path], budgets: "Sequence[Budget]", rounding: str) -> None:
+    """Raise `MintError` for outputs that are models of another rounding or of another number of bytes."""
+    from mint.core.files import read_json
+    from mint.model.checkpoint.manifest import MANIFEST_NAME, PLAN_NAME, read_manifest
+
+    for output, budget in zip(outputs, budgets, strict=True):
+        if not (output / MANIFEST_NAME).is_file():
+            continue
+        found = {"rounding": read_json(output / PLAN_NAME, "remove the folder").get("rounding")}
+        wanted: dict[str, str | int] = {"rounding": rounding}
+        if budget.amount and budget.amount.unit == "B":
+            found["budget"], wanted["budget"] = read_manifest(output).budget_bytes, int(budget.amount.number)
+        for name, value in wanted.items():
+            if found[name] != value:
+                shown = format_size(found[name]) if name == "budget" else found[name]
+                require_new(output, f"it is of the {name} {shown}")
 
 
 def check_new(paths: Iterable[Path], *, force: bool) -> None:

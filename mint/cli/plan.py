@@ -60,7 +60,8 @@ def allocate(
     write_files(screen, texts, force=force)
     seconds = time.perf_counter() - started
     return [
-        Answer(plan_record(plan, file, seconds), plan_summary(plan, file)) for plan, file in zip_longest(plans, outputs)
+        Answer(plan_record(plan, file, seconds), plan_summary(plan, file, path))
+        for plan, file in zip_longest(plans, outputs)
     ]
 
 

@@ -17,7 +17,7 @@ from mint.client.http import Connection, SilentError
 from mint.core.errors import MintError
 from mint.core.files import is_model_file, require_new, require_writable
 from mint.core.progress import OnProgress, Progress, ignore
-from mint.core.sizes import format_size
+from mint.core.sizes import enough_size, format_size
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +44,7 @@ def download(
     total = sum(file.nbytes for file in files)
     missing = total - sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     if (free := shutil.disk_usage(folder).free) < missing:
-        raise MintError(f"{output}: {format_size(missing)} are still to come, {format_size(free)} are free there")
+        raise MintError(f"{output}: {enough_size(missing)} are still to come, {format_size(free)} are free there")
     done = 0
     for file in files:
 

@@ -2,7 +2,7 @@
 
 import re
 from dataclasses import dataclass
-from decimal import Decimal
+from decimal import ROUND_CEILING, Decimal
 
 from mint.core.errors import MintError
 
@@ -106,6 +106,16 @@ def format_size(nbytes: int) -> str:
     for unit in ("TB", "GB", "MB", "kB"):
         if nbytes >= UNITS[unit]:
             return f"{nbytes / UNITS[unit]:.4g} {unit}"
+    return f"{nbytes} B"
+
+
+def enough_size(nbytes: int) -> str:
+    """A size for people that holds `nbytes` when it is read back: four figures, rounded up."""
+    for unit in ("TB", "GB", "MB", "kB"):
+        if nbytes >= UNITS[unit]:
+            number = Decimal(nbytes) / UNITS[unit]
+            number = number.quantize(Decimal(10) ** (number.adjusted() - 3), ROUND_CEILING)
+            return f"{number.normalize():f} {unit}"
     return f"{nbytes} B"
 
 

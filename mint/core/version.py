@@ -2,6 +2,9 @@
 
 __version__ = "0.1.0"
 
+# an editable installation that a folder called `mint` in the current one does not hide
+_COMPAT = ("--config-settings", "editable_mode=compat")
+
 
 def install_command(extra: str) -> str:
     """The pip command that adds an extra to this installation: from the folder or file that it came from, if any."""
@@ -17,5 +20,6 @@ def install_command(extra: str) -> str:
         record = {}
     url = urlsplit(record.get("url", ""))
     origin = url2pathname(url.path) if url.scheme == "file" else "mint-mlx"
-    editable = ["-e"] if record.get("dir_info", {}).get("editable") else []
-    return shlex.join(["pip", "install", *editable, f"{origin}[{extra}]"])
+    wanted = f"{origin}[{extra}]"
+    editable = record.get("dir_info", {}).get("editable")
+    return shlex.join(["pip", "install", *(["-e", wanted, *_COMPAT] if editable else [wanted])])

@@ -10,7 +10,7 @@ from mint.core.version import __version__
 from mint.exports.source_card import SourceCard
 from mint.plan.plan import Choice, Plan
 from mint.plan.recipe import TEXT, Recipe
-from mint.quality.verdict import kl_in_words
+from mint.quality.verdict import kl_in_words, kl_text, predicted_text
 from mint.run.device_kind import versions
 
 if TYPE_CHECKING:  # it brings mlx_lm, which planning never needs
@@ -32,7 +32,7 @@ def card_text(plan: Plan, source: SourceCard, closeness: "Closeness | None", tas
     sections = (
         f"---\n{_metadata(source, task)}\n---\n\n# {name}",
         _origin(plan, source),
-        f"## Quality\n\n{_quality(closeness)}",
+        f"## Quality\n\n{_quality(plan, closeness)}",
         f"## Use\n\n{_use(plan)}",
         f"## Formats\n\n{_sizes(plan)}\n\n{_roles(plan.choices)}",
         f"## How it was made\n\n{_making(plan, source)}",
@@ -61,12 +61,14 @@ def _origin(plan: Plan, source: SourceCard) -> str:
     return text + (f"\n\nText only: the {towers} tower of the original model is not included." if towers else "")
 
 
-def _quality(closeness: "Closeness | None") -> str:
+def _quality(plan: Plan, closeness: "Closeness | None") -> str:
     if closeness is None:
-        return "Not measured. `mint evaluate MODEL --reference ORIGINAL` compares it with the original."
+        expected = f" From the errors of its weights: {predicted_text(plan.predicted_kl)}." if plan.predicted_kl else ""
+        return f"Not measured.{expected} `mint evaluate MODEL --reference ORIGINAL` compares it with the original."
     kl, top1 = closeness.kl, closeness.top1
     return (
-        f"KL divergence from the original {kl.value:.4g} nats per token (95 % interval {kl.low:.4g} to {kl.high:.4g}): "
+        f"KL divergence from the original {kl_text(kl.value)} nats per token (95 % interval {kl_text(kl.low)} to "
+        f"{kl_text(kl.high)}): "
         f"{kl_in_words(kl.value)}. The likeliest token is the same {top1.value:.1%} of the time "
         f"({top1.low:.1%} to {top1.high:.1%}). "
         f"Measured on {closeness.tokens} tokens {closeness.text}, which took no part in the quantization."

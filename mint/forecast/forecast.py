@@ -102,6 +102,7 @@ def forecast(
     rounding: str,
     sizes: Sequence[int],
     *,
+    kept: int = 0,
     analysis: Path,
     probing: Probing | None,
     memory: int | None,
@@ -111,14 +112,17 @@ def forecast(
 ) -> Forecast:
     """The forecast for models of these `sizes` in bytes; steps whose results are in the cache or `analysis` are free.
 
-    `probing` is that of missing probes. `memory` bounds the model that writes text. `streamed_bytes` are the most
-    weights on the disk of a model that is streamed from the hub. The `download_bytes` of weights take the time of this
-    machine's last download, if there was one. The first forecast on a machine measures its rates, for a second or two.
+    At `kept` of the sizes nothing is rounded, so no text is needed. `probing` is that of missing probes. `memory`
+    bounds the model that writes text. `streamed_bytes` are the most weights on the disk of a model that is streamed
+    from the hub. The `download_bytes` of weights take the time of this machine's last download, if there was one. The
+    first forecast on a machine measures its rates, for a second or two.
     """
     rates = machine_rates(rounding, on_progress)
     shard = max(source.shards, key=lambda shard: shard.nbytes)
     reading = source.nbytes / read_rate(source.folder / shard.name)
-    needs_model = ROUNDINGS[rounding].needs_model
+    rounded = len(sizes) - kept
+    method = ROUNDINGS[rounding if rounded else "nearest"]
+    needs_model = method.needs_model
     base = text_base(source, TEXT, None if memory is None else memory - PROCESSES_BYTES) if needs_model else ""
     once = [Step("start", _START_SECONDS)]
     if download_bytes:
@@ -134,18 +138,17 @@ def forecast(
     if probing:
         once.append(Step("probe", reading + _probing(source, rates, probing)))
     learns = 8 * min(sizes) < BELOW_BITS * _weights(source)
-    each = list(
-        _compensating(source, rates, reading, rounding, learns=learns)
-        if needs_model
-        else _packing(source, rates, reading)
-    )
-    each.append(Step("verify", _VERIFY_SECONDS + _VERIFY_PASSES * _weights(source) / rates.packed + _overhead(source)))
+    compensating = _compensating(source, rates, reading, rounding, learns=learns) if needs_model else ()
+    each = [(rounded, step) for step in compensating]
+    each += [(kept if needs_model else len(sizes), step) for step in _packing(source, rates, reading)]
+    verifying = _VERIFY_SECONDS + _VERIFY_PASSES * _weights(source) / rates.packed + _overhead(source)
+    each.append((len(sizes), Step("verify", verifying)))
     temporary = 2 * JUDGED * TEXT.window * source.vocabulary if needs_model else 0
-    temporary += gradient_bytes(source) if ROUNDINGS[rounding].needs_gradients else 0
-    temporary += 2 * TRAINING * CALIBRATION.window * source.vocabulary if ROUNDINGS[rounding].tunes else 0
+    temporary += gradient_bytes(source) if method.needs_gradients else 0
+    temporary += 2 * TRAINING * CALIBRATION.window * source.vocabulary if method.tunes else 0
     return Forecast(
-        (*once, *(Step(step.name, step.seconds * len(sizes)) for step in each)),
-        needed_memory(source, rounding, base),
+        (*once, *(Step(step.name, step.seconds * count) for count, step in each if count)),
+        needed_memory(source, method.name, base),
         sum(sizes) + temporary + streamed_bytes,
         memory_bytes(),
         download_bytes,

@@ -16,7 +16,7 @@ from mint.assembly.agreement import LENGTH
 from mint.assembly.layer_inputs import LOGITS, ROWS, WEIGHTS
 from mint.core.errors import MintError
 from mint.core.memory import PROCESSES_BYTES
-from mint.core.sizes import format_size
+from mint.core.sizes import enough_size, format_size
 from mint.formats.rounding import ROUNDINGS
 from mint.formats.units import Unit
 from mint.kernels.backend import backend
@@ -90,8 +90,8 @@ def check_memory(source: Source, rounding: str, memory: int) -> None:
     step, needed = max(steps.items(), key=lambda item: item[1])
     if needed > memory:
         raise MintError(
-            f"--memory {format_size(memory)} is too little: to {step} takes up to {format_size(needed)}, and "
-            f"{source.folder.name} cannot be made with less. Needed: --memory {format_size(needed)}, "
+            f"--memory {format_size(memory)} is too little: to {step} takes up to {enough_size(needed)}, and "
+            f"{source.folder.name} cannot be made with less. Needed: --memory {enough_size(needed)}, "
             "or --rounding nearest"
         )
 

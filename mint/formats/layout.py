@@ -85,6 +85,14 @@ def overhead_nbytes(total: int, max_shard_bytes: int) -> int:
     return SHARD_OVERHEAD_BYTES * (2 * (total // max_shard_bytes) + 2)
 
 
+def budget_nbytes(nbytes: int, max_shard_bytes: int) -> int:
+    """The smallest budget that has room for `nbytes` of tensors and the overhead of its shards."""
+    budget = nbytes
+    while (short := nbytes + overhead_nbytes(budget, max_shard_bytes) - budget) > 0:
+        budget += short
+    return budget
+
+
 def lay_out(
     groups: Iterable[tuple[TensorSpec, ...]], *, digits: int, max_shard_bytes: int = MAX_SHARD_BYTES
 ) -> tuple[OutputShard, ...]:

@@ -1,11 +1,15 @@
 """Checks a model's config.json, before any of its weights is there."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from mint.core.errors import MintError
 from mint.core.files import parse_json, read_whole
 from mint.model.checkpoint.shards import LFS_MARK
+
+# names of the longest context in configs
+_POSITIONS = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "max_sequence_length", "seq_length")
 
 
 def check_config(folder: Path, *, requantize: bool = False) -> bytes:
@@ -33,6 +37,18 @@ def check_config(folder: Path, *, requantize: bool = False) -> bytes:
         remedy = "needed: the original model, or --requantize, which adds new errors to those that it has"
         raise MintError(f"{folder}: the model is already quantized by MLX ({kind}); {remedy}")
     return text
+
+
+def context_limit(config: Mapping[str, Any]) -> int | None:
+    """The most tokens of a context that a config allows, with the scaling of its rotary embedding; None if unknown."""
+    parts = [part for part in (config, config.get("text_config")) if isinstance(part, Mapping)]
+    limits = [part[name] for part in parts for name in _POSITIONS if isinstance(part.get(name), int)]
+    for part in parts:
+        scaling = part.get("rope_scaling") or part.get("rope_parameters")
+        if isinstance(scaling, Mapping) and isinstance(factor := scaling.get("factor"), int | float):
+            original = scaling.get("original_max_position_embeddings")
+            limits += [int(factor * original)] if isinstance(original, int) else []
+    return max(limits, default=None)
 
 
 def _check_sections(path: Path, config: dict[str, Any]) -> None:

@@ -26,7 +26,7 @@ from mint.core.cache import cache_folder, keep, recall
 from mint.core.errors import DiskFullError, MintError
 from mint.core.progress import OnProgress, Progress, ignore
 from mint.core.records import MALFORMED
-from mint.core.sizes import format_size
+from mint.core.sizes import enough_size, format_size
 from mint.model.checkpoint.beside import is_wanted
 from mint.model.checkpoint.shards import PATTERN, read_index
 from mint.model.hub_cache import Check, HubId, NotOnHubError, snapshot
@@ -157,7 +157,7 @@ def _need_room(folder: Path, needed: int, reserve_bytes: int) -> None:
     existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     free = max(0, shutil.disk_usage(existing).free - reserve_bytes)
     if needed > free:
-        sizes = f"{format_size(needed)} are still to come, {format_size(free)} are free there"
+        sizes = f"{enough_size(needed)} are still to come, {format_size(free)} are free there"
         remedy = "make room (hf cache ls), or set HF_HUB_CACHE to a folder on another disk"
         raise DiskFullError(f"{constants.HF_HUB_CACHE}: {sizes}; {remedy}")
 

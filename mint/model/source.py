@@ -13,7 +13,6 @@ from typing import Any
 import mlx.core as mx
 from mlx.nn.layers.base import Module
 
-from mint.core.errors import MintError
 from mint.core.progress import OnProgress, ignore
 from mint.formats.format import AFFINE, QUANTIZABLE, Format, admissible
 from mint.formats.units import KEEP_BITS, Parameter, Unit
@@ -28,7 +27,7 @@ from mint.model.loaders.table import tower_advice
 from mint.model.loaders.vision import language_path, tower_obstacle
 from mint.model.locate import locate
 from mint.model.module_tree import OpenedModel, Tree, read_source_config
-from mint.model.opening.kinds import refuse_other_kinds
+from mint.model.opening.kinds import require_model
 from mint.model.opening.notices import (
     cast_notice,
     dropped_notice,
@@ -122,10 +121,7 @@ def open_source(
     """
     check = partial(check_config, requantize=requantize)
     folder = locate(model, on_progress, check=check)
-    refuse_other_kinds(folder)
-    if not folder.is_dir():
-        needed = f"the folder of a Hugging Face model, or an id of the hub, such as OWNER/{folder.name}"
-        raise MintError(f"{folder}: no such folder; needed: {needed}")
+    require_model(folder)
     text = check(folder)
     names = [path.name for pattern in ("*.safetensors", "*.index.json") for path in folder.glob(pattern)]
     files = FileStates.of(folder, {"config.json", *names, *read_index(folder).values()})

@@ -8,7 +8,7 @@ from math import prod
 from typing import TYPE_CHECKING, Any
 
 from mint.core.errors import MintError
-from mint.core.sizes import format_size
+from mint.core.sizes import enough_size, format_size
 from mint.model.kv_memory import STEP, ContextMemory
 from mint.plan.size_range import format_bytes
 from mint.targets.devices import Device, devices
@@ -57,11 +57,13 @@ def room_for_weights(problem: Problem, device: Device, room: Room) -> int:
 def fit_rows(source: Source, device: Device, room: Room) -> list[dict[str, Any]]:
     """Models of a source by their formats, from its headers: sizes, and the longest context on a device.
 
-    Raises `MintError` for a model that cannot be traced.
+    A context is never longer than the model's config allows. Raises `MintError` for a model that cannot be traced.
     """
+    from mint.model.config import context_limit
     from mint.model.kv_trace import context_memory  # imports mlx_lm, which planning does without
 
     context = context_memory(source)
+    limit = context_limit(source.config)
     weights = sum(unit.size for unit in source.units) + sum(prod(parameter.shape) for parameter in source.parameters)
     rows = []
     for name, nbytes in format_bytes(source.units, source.parameters).items():
@@ -70,7 +72,8 @@ def fit_rows(source: Source, device: Device, room: Room) -> list[dict[str, Any]]
             "fits" if tokens >= room.tokens else f"needs a context below {room.context}" if tokens else "too large"
         )
         row = {"device": device.name, "formats": name, "nbytes": nbytes}
-        rows.append(row | {"bpw": round(8 * nbytes / weights, 2), "longest_context": tokens, "verdict": verdict})
+        longest = min(tokens, limit or tokens)
+        rows.append(row | {"bpw": round(8 * nbytes / weights, 2), "longest_context": longest, "verdict": verdict})
     return rows
 
 
@@ -85,8 +88,8 @@ def _too_long(problem: Problem, device: Device, room: Room) -> str:
     longest = longest_context(context, left, room)
     sizes = (
         f"{device.name} has {format_size(device.working_set_bytes)} for the GPU; a context of {room.tokens} tokens "
-        f"takes {format_size(context.nbytes(room.tokens, room.kv_bits))}, the reserve "
-        f"{format_size(room.reserve_bytes)}, the smallest plan {format_size(problem.smallest_bytes)}. "
+        f"takes {enough_size(context.nbytes(room.tokens, room.kv_bits))}, the reserve "
+        f"{format_size(room.reserve_bytes)}, the smallest plan {enough_size(problem.smallest_bytes)}. "
     )
     if not longest:
         return sizes + "The model does not fit this device: choose a larger one, or relax the rules"

@@ -127,6 +127,11 @@ class Plan:
         """The expected KL divergence in nats per token; None for objectives that predict none."""
         return predicted_kl(self.loss, self.evidence) if self.objective.probes else None
 
+    @property
+    def keeps_all(self) -> bool:
+        """True where every unit stays as it is: nothing is rounded."""
+        return all(choice.format == KEEP for choice in self.choices)
+
     def loss_of(self, choice: Choice, format: Format | None = None) -> float:
         """A unit's share of the loss, in its format or another measured one."""
         return self.objective.loss(choice.alpha, choice.error_of(format or choice.format))
@@ -221,10 +226,10 @@ def uniform(plan: Plan, format: Format) -> Plan:
     return replace(plan, choices=tuple(choices))
 
 
-def converted(plan: Plan) -> Plan:
-    """The plan of `mlx_lm.convert -q`: uniform 4-bit, group 64, rounded to nearest; its errors are estimated."""
-    plain = uniform(plan, CONVERTED)
-    share = SEARCHED_SHARE[str(CONVERTED)] if ROUNDINGS[plan.rounding].searches else 1.0
+def converted(plan: Plan, format: Format = CONVERTED) -> Plan:
+    """The plan of `mlx_lm.convert -q` in a format: uniform, rounded to nearest; its errors are estimated."""
+    plain = uniform(plan, format)
+    share = SEARCHED_SHARE[str(format)] if ROUNDINGS[plan.rounding].searches else 1.0
     choices = [replace(choice, errors=tuple(error / share for error in choice.errors)) for choice in plain.choices]
     evidence = replace(plan.evidence, compensated=False)
     return replace(plain, choices=tuple(choices), rounding="nearest", evidence=evidence)

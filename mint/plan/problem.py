@@ -17,9 +17,9 @@ from mint.analysis.probes.probe_file import Probed
 from mint.analysis.probes.sensitivity import PROBED, Alpha, alphas_from
 from mint.core.errors import MintError
 from mint.core.records import pick
-from mint.core.sizes import MAX_SHARD_BYTES, format_size
+from mint.core.sizes import MAX_SHARD_BYTES, enough_size, format_size
 from mint.formats.format import KEEP, parse_format
-from mint.formats.layout import name_nbytes, overhead_nbytes, stored_nbytes, unnamed_nbytes
+from mint.formats.layout import budget_nbytes, name_nbytes, overhead_nbytes, stored_nbytes, unnamed_nbytes
 from mint.formats.rounding import ROUNDINGS
 from mint.formats.units import Unit
 from mint.model.roles import TOWER, UNTIED
@@ -68,6 +68,7 @@ class Problem:
         if probed and probed.model != analysis.model:
             raise MintError("the probes are of another model than the analysis; probe this one, or go without")
         self.analysis = analysis
+        self._probed = probed
         self.objective = objective
         self.rules = rules
         self.max_shard_bytes = max_shard_bytes
@@ -105,12 +106,12 @@ class Problem:
     @cached_property
     def smallest_bytes(self) -> int:
         """The smallest budget that has a plan."""
-        return self._with_overhead(self._knapsack.smallest)
+        return budget_nbytes(self._knapsack.smallest + self._parameter_nbytes, self.max_shard_bytes)
 
     @cached_property
     def largest_bytes(self) -> int:
         """The smallest budget whose plan has the least loss of all."""
-        return self._with_overhead(sum(map(_size_of_least, self._rows)))
+        return budget_nbytes(sum(map(_size_of_least, self._rows)) + self._parameter_nbytes, self.max_shard_bytes)
 
     def require(self, budget_bytes: int) -> None:
         """Raise `MintError` naming the smallest budget that works if this one has no plan; solves nothing."""
@@ -230,15 +231,11 @@ class Problem:
     def _capacity(self, budget_bytes: int) -> int:
         return budget_bytes - self._parameter_nbytes - overhead_nbytes(budget_bytes, self.max_shard_bytes)
 
-    def _with_overhead(self, nbytes: int) -> int:
-        """The smallest budget that leaves this capacity."""
-        budget = nbytes + self._parameter_nbytes
-        while self._capacity(budget) < nbytes:
-            budget += nbytes - self._capacity(budget)
-        return budget
-
     def _infeasible(self, budget_bytes: int) -> str:
-        limits = [f"{limit}, up to {format_size(nbytes)}" for limit, nbytes in self._binding().items()]
+        limits = [
+            f"without {self.rules.named(limit)} it is {enough_size(nbytes)}"
+            for limit, nbytes in self._relaxed().items()
+        ]
         remedy = f"Raise the budget, or relax what binds: {'; '.join(limits)}" if limits else "Raise the budget"
         kept = kept_matrices(list(filter(self._allowance.keeps, self.analysis.units)), self.analysis.parameters)
         total = format_size(sum(matrix.nbytes for matrix in kept))
@@ -246,21 +243,32 @@ class Problem:
         stays = f". {len(kept)} matrices of {total} stay as they are: {largest}" if kept else ""
         return (
             f"the budget of {budget_bytes} bytes ({format_size(budget_bytes)}) is too small; "
-            f"the smallest that works is {self.smallest_bytes} bytes ({format_size(self.smallest_bytes)}, rounded). "
+            f"the smallest that works is {self.smallest_bytes} bytes ({enough_size(self.smallest_bytes)}). "
             f"{remedy}{stays}{', ...' if len(kept) > 3 else ''}"
         )
 
-    def _binding(self) -> dict[str, int]:
-        """The limits that keep units from the smallest format that was measured, and the bytes that each costs."""
-        costs: dict[str, int] = defaultdict(int)
+    def _relaxed(self) -> dict[str, int]:
+        """The smallest budget without each limit that binds, the smallest first."""
+        sizes = {
+            limit: Problem(
+                self.analysis, self.objective, self.rules.without(limit),
+                probed=self._probed, max_shard_bytes=self.max_shard_bytes,
+            ).smallest_bytes
+            for limit in self._binding()
+        }  # fmt: skip
+        return dict(sorted(sizes.items(), key=lambda item: item[1]))
+
+    def _binding(self) -> set[str]:
+        """The limits that keep units from the smallest format that was measured."""
+        limits = set()
         for unit, allowed, row in zip(self.analysis.units, self._allowed, self._rows, strict=True):
             measured = self.analysis.measurements[unit.path]
             sizes = {format: format.nbytes(unit.shape, unit.dtype) for format in measured.formats}
             smallest = min(sizes, key=sizes.__getitem__, default=None)
             chosen = allowed.formats[int(row.nbytes.argmin())]
-            if smallest and not measured.nonfinite and sizes[smallest] < (now := chosen.nbytes(unit.shape, unit.dtype)):
-                costs[self._allowance.binding(unit, smallest)] += now - sizes[smallest]
-        return dict(sorted(costs.items(), key=lambda item: -item[1]))
+            if smallest and not measured.nonfinite and sizes[smallest] < chosen.nbytes(unit.shape, unit.dtype):
+                limits.add(self._allowance.binding(unit, smallest))
+        return limits
 
 
 def _shared(unit: Unit, main: Allowed, twin: Allowed) -> Allowed:

@@ -11,13 +11,14 @@ from __future__ import annotations
 import fnmatch
 import re
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from math import inf, log10
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mint.core.errors import MintError
 from mint.core.files import read_json
-from mint.formats.format import AFFINE, ITEMSIZE, KEEP, Format, known_formats, parse_format
+from mint.formats.format import AFFINE, ITEMSIZE, KEEP, MXFP4, NVFP4, Format, known_formats, parse_format
 from mint.formats.units import KEEP_BITS, Unit
 from mint.model.roles import role_floor
 
@@ -29,6 +30,15 @@ VETO_DB = 9.0  # the published floor: below it a matrix is mostly noise
 MAX_BITS = 64  # no weight has more bits
 NONFINITE = "weights are NaN or infinite"  # ends the reason to keep such a unit
 LOSSLESS = 1e-7  # squared relative error: that of rounding to float16
+# 4 bits of normal weights have a ratio of 21.7 dB, each bit has 6 dB; real weights have up to 2 dB less
+OVERHEAD_DB = 4.5
+# the limits that keep a format from a unit
+VETO, FLOORS, LOCKS, BITS, FORMATS, OBJECTIVE = "veto", "floors", "locks", "bits", "formats", "objective"
+
+
+def is_usually_vetoed(format: Format, veto_db: float) -> bool:
+    """True if usual weights have a lower ratio in this format than the veto permits."""
+    return 10 * log10(4) * format.bits - OVERHEAD_DB < veto_db
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +63,30 @@ class Rules:
     def permits_keep(self, dtype: str) -> bool:
         """True if a weight of this dtype may stay as it is although a format fits it."""
         return 8 * ITEMSIZE[dtype] <= self.max_bits
+
+    def without(self, limit: str) -> Rules:
+        """The rules with one limit relaxed."""
+        relaxed: dict[str, dict[str, Any]] = {
+            VETO: {"veto_db": -inf},
+            FLOORS: {"ignored_floors": ("*",)},
+            LOCKS: {"locks": ()},
+            BITS: {"min_bits": 0},
+            FORMATS: {"formats": (*AFFINE, MXFP4, NVFP4)},
+            OBJECTIVE: {"formats": (*AFFINE, MXFP4, NVFP4)},
+        }
+        return replace(self, **relaxed[limit])
+
+    def named(self, limit: str) -> str:
+        """A limit in words, with the options that move it."""
+        words = {
+            VETO: f"the veto of {self.veto_db:g} dB (--veto)",
+            FLOORS: "the floors of the model or of roles (--ignore-floors)",
+            LOCKS: "the formats set or kept (--set, --keep, --locks)",
+            BITS: f"--min-bits {self.min_bits}",
+            FORMATS: "the chosen formats (--formats, --compat)",
+            OBJECTIVE: "the objective's formats (--formats)",
+        }
+        return words[limit]
 
     def to_dict(self) -> dict[str, Any]:
         """The rules as the JSON of a plan."""
@@ -121,15 +155,14 @@ class Allowance:
         return bool(unit.stays) or self._own_floor(unit) >= KEEP_BITS
 
     def binding(self, unit: Unit, format: Format) -> str:
-        """The limit that keeps a measured format from a unit, with the option that moves it."""
+        """The limit that keeps a measured format from a unit."""
         if unit.path in self._locks:
-            return "the formats set or kept (--set, --keep, --locks)"
+            return LOCKS
         if format.bits < self.floor(unit):
-            return "floors of the model or of roles (--ignore-floors)"
+            return FLOORS
         if format not in self._formats:
-            low = format.bits < self._rules.min_bits
-            return f"--min-bits {self._rules.min_bits}" if low else "--formats, --compat or the objective's formats"
-        return f"the veto of {self._rules.veto_db:g} dB (--veto)"
+            return BITS if format.bits < self._rules.min_bits else FORMATS if self._rules.formats else OBJECTIVE
+        return VETO
 
     def of(self, unit: Unit, measurement: Measurement) -> Allowed:
         """The formats that may be chosen for a measured unit."""
@@ -154,6 +187,19 @@ class Allowance:
             return self._locked(unit, unit.stays).formats
         formats = tuple(format for format in unit.formats if format != KEEP and self._rules.permits_lossless(format))
         return (KEEP,) if self.keeps(unit) else (*formats, KEEP)
+
+    def expected(self, unit: Unit) -> tuple[Format, ...]:
+        """The formats that a unit of usual weights gets under the veto; raises `MintError` for an impossible lock."""
+        if unit.path in self._locks or self.keeps(unit):
+            return self.conceivable(unit)
+        formats = tuple(
+            format
+            for format in unit.formats
+            if format in self._formats
+            and format.bits >= self.floor(unit)
+            and not is_usually_vetoed(format, self._rules.veto_db)
+        )
+        return (*formats, KEEP) if self._rules.permits_keep(unit.dtype) or not formats else formats
 
     def _lossless(self, measurement: Measurement) -> tuple[Format, ...]:
         """The formats that store a unit without loss and are not ruled out by name."""

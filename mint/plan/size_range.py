@@ -6,10 +6,11 @@ from math import prod
 
 from mint.core.sizes import MAX_SHARD_BYTES
 from mint.formats.format import KEEP, Format
-from mint.formats.layout import overhead_nbytes, stored_nbytes, unit_nbytes
+from mint.formats.layout import budget_nbytes, stored_nbytes, unit_nbytes
 from mint.formats.units import Parameter, Unit
 from mint.model.roles import role_floor
 from mint.plan.plan import digits_for
+from mint.plan.rules import VETO_DB, is_usually_vetoed
 
 _USUAL = ("4/64", "5/64", "6/64", "8/64")  # in the order of their bits
 
@@ -40,7 +41,8 @@ def floor_bits(unit: Unit) -> int:
 def possible_bytes(units: Sequence[Unit], parameters: Sequence[Parameter]) -> tuple[int, int]:
     """Upper bounds of the weight files: every unit in its smallest format, and every unit kept.
 
-    The veto, known only after measuring, can forbid the smallest formats; a probe can allow smaller ones.
+    The smallest format is that which the default veto leaves to usual weights. Measuring, a rounding with less error
+    and a probe can allow smaller ones.
     """
     sizes = format_bytes(units, parameters)
     return sizes["smallest"], sizes["largest"]
@@ -58,23 +60,26 @@ def format_bytes(units: Sequence[Unit], parameters: Sequence[Parameter]) -> dict
         floor = floor_bits(unit)
         formats = [format for format in unit.formats if format == KEEP or format.bits >= floor]
         sizes = {str(f): sum(unit_nbytes(unit.path, f, unit.shape, unit.dtype, digits)) for f in formats}
-        totals["smallest"] += min(sizes.values())
+        totals["smallest"] += min(sizes[str(f)] for f in formats if f == KEEP or not is_usually_vetoed(f, VETO_DB))
         kept = sizes[str(formats[-1])]
         totals["largest"] += kept
         for name in _USUAL:
             totals[name] += sizes.get(name) or min((sizes[n] for n in _USUAL if n > name and n in sizes), default=kept)
-    return {name: nbytes + overhead_nbytes(nbytes, MAX_SHARD_BYTES) for name, nbytes in totals.items()}
+    return {name: budget_nbytes(nbytes, MAX_SHARD_BYTES) for name, nbytes in totals.items()}
 
 
 def least_bytes(
-    units: Sequence[Unit], parameters: Sequence[Parameter], formats_of: Callable[[Unit], Sequence[Format]]
+    units: Sequence[Unit],
+    parameters: Sequence[Parameter],
+    formats_of: Callable[[Unit], Sequence[Format]],
+    max_shard_bytes: int = MAX_SHARD_BYTES,
 ) -> int:
-    """A lower bound of the weight files: every unit in the smallest of the formats that it might get."""
+    """The smallest budget that has a plan, where every unit may have these formats."""
     digits = _digits(units, parameters)
     nbytes = sum(stored_nbytes([parameter.tensor for parameter in parameters], digits))
     for unit in units:
         nbytes += min(sum(unit_nbytes(unit.path, f, unit.shape, unit.dtype, digits)) for f in formats_of(unit))
-    return nbytes
+    return budget_nbytes(nbytes, max_shard_bytes)
 
 
 def _digits(units: Sequence[Unit], parameters: Sequence[Parameter]) -> int:

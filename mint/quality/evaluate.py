@@ -65,6 +65,7 @@ def evaluate_all(
         for index, question in enumerate(questions):
             if index and file and file.exists():  # an earlier model was compared
                 question = Question(question.output, file, tasks=question.tasks)
+            on_progress(Progress("load", 0, 0, str(question.output)))
             try:
                 results.append(_answered(question, on_progress))
             except MintError as error:

@@ -19,7 +19,7 @@ from mint.core.sizes import format_seconds, format_size
 from mint.formats.quality import QUALITIES, Quality
 from mint.quality.evaluation import Evaluation, Refused
 from mint.quality.verdict import kl_in_words
-from mint.targets.devices import GIB, Device, devices
+from mint.targets.devices import GIB, devices
 from mint.targets.loaders import loaders
 
 if TYPE_CHECKING:
@@ -161,7 +161,7 @@ def devices_record(part: str, *, brief: bool) -> Record:
         return {"devices": [{"device": row.pop("name"), **row} for row in fields], "shown": len(matches)}
     if part:
         rows = [
-            {"device": device.name, "memory": _gib(device), "gpu_bytes": device.working_set_bytes}
+            {"device": device.name, "memory": _gib(device.memory_bytes), "gpu": _gib(device.working_set_bytes)}
             | pick(device, "gb_per_second")
             for device in matches
         ]
@@ -175,8 +175,8 @@ def devices_record(part: str, *, brief: bool) -> Record:
     return {"devices": rows, "more": "mint devices NAME shows the memory of devices, --sources where figures come from"}
 
 
-def _gib(device: Device) -> str:
-    return f"{device.memory_bytes / GIB:g} GiB"
+def _gib(nbytes: int) -> str:
+    return f"{nbytes / GIB:.4g} GiB"
 
 
 def qualities_record(forecasts: Mapping[str, Record] = MappingProxyType({})) -> Record:

@@ -16,7 +16,7 @@ from mint.core.cache import cache_folder
 from mint.core.errors import DiskFullError, MintError
 from mint.core.log import log
 from mint.core.progress import OnNote, OnProgress, ignore, say_nothing
-from mint.core.sizes import format_size
+from mint.core.sizes import enough_size, format_size
 from mint.formats.rounding import ROUNDINGS
 from mint.formats.units import Unit
 from mint.model.checkpoint.lazy import READ_AT_ONCE
@@ -101,7 +101,7 @@ def streaming(
         most = max(window.nbytes(unit.sources) for unit in source.units)
         needed = max(window.most_bytes, most) + window.nbytes({*parameters, *remote.settings})
         if needed > (free := shutil.disk_usage(folder).free):
-            sizes = f"{format_size(free)} are free, needed {format_size(needed)}"
+            sizes = f"{format_size(free)} are free, needed {enough_size(needed)}"
             raise DiskFullError(f"{folder}: {sizes}; free some space, or set MINT_CACHE to a folder on another disk")
         total = format_size(window.total_bytes)
         on_note(

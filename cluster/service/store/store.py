@@ -23,7 +23,7 @@ from cluster.service.queue.queue import Queue
 from mint.client.download import ServedFile
 from mint.core.errors import DiskFullError, MintError
 from mint.core.files import flush, is_model_file, partial_path
-from mint.core.sizes import format_size
+from mint.core.sizes import enough_size, format_size
 from mint.model.checkpoint.manifest import WrittenFile, file_digest
 
 OUTPUT = "model"  # output folder of a job; a partial folder has this prefix
@@ -151,14 +151,14 @@ class Store:
         if evictable < excess:
             allowed = format_size(max(0, need - (excess - evictable)))
             others = f", {format_size(reserved)} reserved for running jobs" if reserved else ""
-            return f"needs {format_size(need)}, {allowed} free below the limit of the store{others}"
+            return f"needs {enough_size(need)}, {allowed} free below the limit of the store{others}"
         need = max(0, need + spare - written)
         disks = {folder.stat().st_dev: folder for folder in (work or self.folder, self.folder)}
         for folder in disks.values():
             free = max(0, shutil.disk_usage(folder).free - RESERVE_BYTES)
             free += evictable if folder == self.folder else 0
             if free < need:
-                return f"needs {format_size(need)}, {format_size(free)} free"
+                return f"needs {enough_size(need)}, {format_size(free)} free"
         return ""
 
     def sweep(self) -> tuple[int, int]:

@@ -31,7 +31,7 @@ from mint.core.errors import MintError
 from mint.core.files import sha256_of
 from mint.core.log import log
 from mint.core.progress import Progress
-from mint.core.sizes import format_size
+from mint.core.sizes import enough_size, format_size
 from mint.formats.rounding import ROUNDINGS
 from mint.model.checkpoint.manifest import Manifest
 from mint.model.source import open_source
@@ -185,7 +185,7 @@ class Stages(pipeline.Hooks):
         limit = self.store.max_bytes
         if limit is not None and needed > limit:
             raise MintError(
-                f"the result takes {format_size(needed)}, the service stores at most {format_size(limit)}; needed a "
+                f"the result takes {enough_size(needed)}, the service stores at most {format_size(limit)}; needed a "
                 "smaller budget, or a service with another --max-store"
             )
         written = written_bytes(self._folder)

@@ -25,7 +25,7 @@ from mint.core.cache import cached_path, keep, recall
 from mint.core.errors import MintError
 from mint.core.log import log
 from mint.core.progress import OnProgress
-from mint.core.sizes import format_size
+from mint.core.sizes import enough_size, format_size
 from mint.model.hooks import hook
 from mint.model.passes.layer_calls import read_state, states_in
 from mint.model.roles import layer_path
@@ -76,7 +76,7 @@ def text_base(source: Source, size: TextSize, memory: int | None = None) -> str:
     if not base:
         least = min(needs.values())
         raise MintError(
-            f"writing a text takes {format_size(least)} with {source.folder.name}; {format_size(memory)} of memory are "
+            f"writing a text takes {enough_size(least)} with {source.folder.name}; {format_size(memory)} of memory are "
             "there for it. Needed: a machine with more, or --rounding nearest"
         )
     if base != FULL:
@@ -86,9 +86,10 @@ def text_base(source: Source, size: TextSize, memory: int | None = None) -> str:
 
 def text_bytes(source: Source, base: str, size: TextSize) -> int:
     """Memory of the model of a base that writes a text: weights, caches, and the logits of one position."""
-    cached = sum(unit.shape[-2] for unit in source.units if unit.role in _CACHED) * size.window
+    rows = [unit.shape[-2] for unit in source.units if unit.role in _CACHED]
+    cached = (sum(rows) + 2 * max(rows, default=0)) * size.window  # all, and copies of one layer while it attends
     largest = max((unpacked_size(source, unit) for unit in source.units), default=0)
-    beside = size.count * (2 * cached + _LOGITS * source.vocabulary) * WIDE
+    beside = size.count * (cached + _LOGITS * source.vocabulary) * WIDE
     if base == STREAMED:
         return beside + _streamed_bytes(source)
     return model_bytes(source, base) + (0 if base == FULL else largest * 2 * WIDE) + beside

@@ -19,7 +19,7 @@ from mint.analysis.probes.packed_weight import PackedWeight, unpacked_size
 from mint.analysis.probes.probe_file import FULL
 from mint.core.errors import MintError
 from mint.core.log import log
-from mint.core.sizes import format_size
+from mint.core.sizes import enough_size, format_size
 from mint.formats.format import Format, admissible, parse_format
 from mint.formats.units import Unit
 from mint.kernels.backend import backend
@@ -90,7 +90,7 @@ def chosen_base(source: Source, base: str, tokens: int, memory: int | None = Non
     if not base:
         base, needed = needs.popitem()
         raise MintError(
-            f"probing takes about {format_size(needed)} around {base} bits, this machine has {format_size(memory)} for "
+            f"probing takes about {enough_size(needed)} around {base} bits, this machine has {format_size(memory)} for "
             f"it; needed a machine with more, fewer --sequences or a smaller --length. --base {base} tries all the same"
         )
     if base != FULL:

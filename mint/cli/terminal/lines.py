@@ -6,6 +6,7 @@ from threading import Event, Thread
 from time import monotonic
 
 from mint.cli.terminal.meter import Meter
+from mint.core.progress import Progress
 
 EVERY_SECONDS = 5.0
 _STEP_SECONDS = 0.1  # between two lines of JSON within a stage
@@ -16,6 +17,7 @@ class PlainLines:
 
     def __init__(self, meter: Meter, seconds: float = EVERY_SECONDS) -> None:
         self._meter, self._seconds = meter, seconds
+        self._finished: Progress | None = None  # step whose last line is printed
         self._ended = Event()
         self._thread = Thread(target=self._tick, daemon=True)
         self.start = self._thread.start
@@ -29,6 +31,10 @@ class PlainLines:
 
     def _tick(self) -> None:
         while not self._ended.wait(self._seconds):
+            step = self._meter.step
+            if self._meter.is_finished and step == self._finished:
+                continue
+            self._finished = step
             print(self._meter.line, file=sys.stderr, flush=True)
 
 

@@ -8,7 +8,10 @@ from mint.core.progress import Progress
 from mint.core.sizes import format_size
 
 # by stage: the text of a bar; other stages go by their own names
-_TITLES = {"compile": "compiling kernels, once, about 20 s", "start": "starting", "upload": "uploading"}
+_TITLES = {
+    "compile": "compiling the kernels of this rounding, for its first run only", "start": "starting",
+    "load": "loading the model", "upload": "uploading",
+}  # fmt: skip
 _OF_BYTES = ("analyze", "assemble", "download")  # the others count pieces
 _SECONDS_OF_RATE = 1.0  # before that, a rate says nothing
 
@@ -22,8 +25,8 @@ class Meter:
         self._first, self._started = 0, clock()
 
     def update(self, step: Progress) -> None:
-        """Take the next step; a new stage starts the clock again."""
-        if step.stage != self.step.stage:
+        """Take the next step; a new stage, and the next pass of the same stage, start the clock again."""
+        if step.stage != self.step.stage or step.done < self.step.done:
             self._first, self._started = step.done, self._clock()
         self.step = step
 
@@ -35,6 +38,11 @@ class Meter:
     def is_open(self) -> bool:
         """True for a stage without steps that a bar could show."""
         return self.step.stage in _TITLES
+
+    @property
+    def is_finished(self) -> bool:
+        """True for a stage whose last step is done."""
+        return 0 < self.step.total == self.step.done and not self.is_open
 
     @property
     def seconds(self) -> float:

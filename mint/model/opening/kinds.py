@@ -65,6 +65,14 @@ def refuse_other_kinds(path: Path) -> None:
         raise MintError(f"{path}: no {PATTERN} found (found {', '.join(names[:8])}): {kind}")
 
 
+def require_model(path: Path) -> None:
+    """Raise `MintError` unless there is a folder that may be a model."""
+    refuse_other_kinds(path)
+    if not path.is_dir():
+        needed = f"the folder of a Hugging Face model, or an id of the hub, such as OWNER/{path.name}"
+        raise MintError(f"{path}: no such folder; needed: {needed}")
+
+
 def _base(folder: Path) -> str:
     """The model that an adapter is of, if its config says so."""
     config = recall(folder / "adapter_config.json", json.loads)

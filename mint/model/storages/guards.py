@@ -54,7 +54,8 @@ def _notices(stored: Stored) -> tuple[str, ...]:
         notices.append(f"{bare} FP8 weights are taken as they are stored: the checkpoint has no scales")
     titles = (STORAGES[weight.storage].title for weight in stored.encoded.values() if not weight.is_bare)
     if kinds := Counter(titles):
-        notices.append(f"decoded: {', '.join(f'{count} weights of {title}' for title, count in kinds.items())}")
+        weights = ", ".join(f"{count} weights of {title}" for title, count in kinds.items())
+        notices.append(f"{weights} are decoded to floats, and quantized again")
     return tuple(notices)
 
 

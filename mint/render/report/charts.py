@@ -7,7 +7,8 @@ from typing import Any
 
 from mint.analysis.analysis import sqnr_db
 from mint.formats.format import KEEP, Format
-from mint.plan.plan import Plan, uniform
+from mint.plan.curve import Point
+from mint.plan.plan import Plan, converted
 from mint.render.report.subjects import UNIFORM, AnalyzedModel, PlannedModel
 
 Spec = dict[str, Any]
@@ -30,6 +31,10 @@ _CONFIG = {
 }
 
 
+_UNIFORM_KIND = "uniform, nearest (mlx_lm.convert)"
+_SIDES = (("left", 7, -7), ("right", -7, 9), ("left", 7, 9), ("right", -7, -7))  # alignment and distance of a name
+
+
 def _chart(height: int, **spec: Any) -> Spec:
     return {"width": "container", "height": height, "config": _CONFIG, "autosize": {"type": "fit-x"}, **spec}
 
@@ -44,38 +49,60 @@ def _size_axis() -> Spec:
 
 
 def curve_chart(model: AnalyzedModel, planned: Sequence[PlannedModel]) -> Spec:
-    """Loss over size: the best plans as a line, and devices, uniform formats and the given plans as points."""
+    """Loss over size: the best plans as a line, and devices, uniform formats and the given plans as points.
+
+    Losses of different roundings are not alike, so every kind names its rounding. A uniform format is that of
+    `mlx_lm.convert`, which rounds to nearest.
+    """
     title = "predicted KL, nats per token" if model.best.objective.probes else "loss"
     x, y = _size_axis(), _axis("loss", title, scale={"type": "log"})
-    tooltip = [{"field": name} for name in ("name", "nbytes", "loss", "bits")]
+    tooltip = _tooltip(name="name", nbytes="bytes", loss=title, bits="bits per weight")
+    best = f"best plans, {model.analysis.rounding}"
     line = [
-        {"nbytes": point.planned_bytes, "loss": _height(point), "bits": round(point.bits_per_weight, 3)}
+        {"kind": best, "nbytes": point.planned_bytes, "loss": _height(point), "bits": round(point.bits_per_weight, 3)}
         for point in model.curve.points
         if _height(point) > 0
     ]
     points = [
-        *_points("knee", [("knee", p.planned_bytes, _height(p), p.bits_per_weight) for p in model.curve.knees]),
-        *_points("device", _device_points(model)),
-        *_points("uniform", [(f"uniform {p.name}", *_figures(p.plan)) for p in _uniform_plans(model.best)]),
-        *_points("plan", [(p.name, *_figures(p.plan)) for p in planned]),
+        *_points(f"knee, {model.analysis.rounding}", [("knee", *_figures(point)) for point in model.curve.knees]),
+        *_points(f"device, {model.analysis.rounding}", _device_points(model)),
+        *_points(_UNIFORM_KIND, [(f"uniform {p.name}", *_figures(p.plan)) for p in _uniform_plans(model.best)]),
     ]
-    shape = {"color": _axis("kind", "", kind="nominal"), "shape": _axis("kind", "", kind="nominal")}
+    for p in planned:
+        points += _points(f"plan, {p.plan.rounding}", [(p.name, *_figures(p.plan))])
+    color = {"color": _axis("kind", "", kind="nominal")}
+    shape = {**color, "shape": _axis("kind", "", kind="nominal")}
+    named = [point for point in points if point["kind"].startswith(("uniform", "plan"))]
     return _chart(
         360,
         layer=[
-            {"data": {"values": line}, "mark": {"type": "line"}, "encoding": {"x": x, "y": y}},
+            {"data": {"values": line}, "mark": {"type": "line"}, "encoding": {"x": x, "y": y, **color}},
             {
                 "data": {"values": points},
                 "mark": {"type": "point", "filled": True, "size": 70},
                 "encoding": {"x": x, "y": y, **shape, "tooltip": tooltip},
             },
-            {
-                "data": {"values": [point for point in points if point["kind"] in ("uniform", "plan")]},
-                "mark": {"type": "text", "align": "left", "dx": 7, "dy": -5, "fontSize": 10},
-                "encoding": {"x": x, "y": y, "text": {"field": "name"}},
-            },
+            *_labels(named, x, y),
         ],
     )
+
+
+def _labels(points: Rows, x: Spec, y: Spec) -> list[Spec]:
+    """Layers of names, each at another side of its points: neighbours do not write over each other."""
+    ordered = sorted(points, key=lambda point: point["nbytes"])
+    return [
+        {
+            "data": {"values": ordered[side :: len(_SIDES)]},
+            "mark": {"type": "text", "align": align, "dx": dx, "dy": dy, "fontSize": 10},
+            "encoding": {"x": x, "y": y, "text": {"field": "name"}},
+        }
+        for side, (align, dx, dy) in enumerate(_SIDES)
+    ]
+
+
+def _tooltip(**titles: str) -> list[Spec]:
+    """The fields that a point shows, with their titles."""
+    return [{"field": field, "title": title} for field, title in titles.items()]
 
 
 def _height(point: Any) -> float:
@@ -83,7 +110,7 @@ def _height(point: Any) -> float:
     return float(point.predicted_kl.value if point.predicted_kl else point.loss)
 
 
-def _figures(plan: Plan) -> tuple[int, float, float]:
+def _figures(plan: Plan | Point) -> tuple[int, float, float]:
     return plan.planned_bytes, _height(plan), plan.bits_per_weight
 
 
@@ -110,8 +137,8 @@ def _device_points(model: AnalyzedModel) -> list[tuple[str, int, float, float]]:
 
 
 def _uniform_plans(plan: Plan) -> list[PlannedModel]:
-    """The plans that store all units in one format; equal ones, where nothing has the format, are left out."""
-    plans = [PlannedModel(str(format), uniform(plan, format)) for format in UNIFORM]
+    """The plans that `mlx_lm.convert` makes; equal ones, where nothing has the format, are left out."""
+    plans = [PlannedModel(str(format), converted(plan, format)) for format in UNIFORM]
     return [model for model in plans if any(choice.format != KEEP for choice in model.plan.choices)]
 
 
@@ -148,7 +175,7 @@ def rate_chart(measurements: Mapping[str, Sequence[tuple[float, float, str]]]) -
         "x": _axis("bits", "bits per weight", scale={"zero": False}),
         "y": _axis("sqnr", "signal to quantization noise, dB", scale={"zero": False}),
         "color": _axis("role", "", kind="nominal"),
-        "tooltip": [{"field": name} for name in ("role", "format", "bits", "sqnr")],
+        "tooltip": _tooltip(role="role", format="format", bits="bits per weight", sqnr="SQNR, dB"),
     }
     return _chart(300, data={"values": rows}, mark={"type": "line", "point": True}, encoding=encoding)
 
@@ -178,9 +205,9 @@ def alpha_chart(plan: Plan) -> Spec:
     ]
     encoding = {
         "x": _axis("layer", "layer (-1: outside)", axis={"tickMinStep": 1, "format": "d"}),
-        "y": _axis("alpha", "KL per squared NRMSE", scale={"type": "log"}),
+        "y": _axis("alpha", "sensitivity: KL per squared NRMSE", scale={"type": "log"}),
         "color": _axis("role", "", kind="nominal"),
-        "tooltip": [{"field": name} for name in ("unit", "alpha", "from")],
+        "tooltip": _tooltip(unit="unit", alpha="sensitivity", **{"from": "from"}),
     }
     return _chart(300, data={"values": rows}, mark={"type": "point", "filled": True, "size": 40}, encoding=encoding)
 
@@ -193,7 +220,7 @@ def closeness_chart(planned: Sequence[PlannedModel]) -> Spec:
         if model.closeness
     ]
     x = _size_axis()
-    tooltip = [{"field": name} for name in ("name", "nbytes", "value", "low", "high")]
+    tooltip = _tooltip(name="name", nbytes="bytes", value="KL", low="KL from", high="KL to")
     title = "measured KL, nats per token"
     return _chart(
         240,

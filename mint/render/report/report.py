@@ -18,11 +18,13 @@ from mint.core.sizes import format_size
 from mint.core.version import __version__, install_command
 from mint.plan.plan import Plan
 from mint.plan.recipe import Recipe
-from mint.quality.verdict import kl_in_words
+from mint.quality.verdict import kl_in_words, kl_text, predicted_in_words
 from mint.render.report import charts
 from mint.render.report.subjects import AnalyzedModel, PlannedModel, read_subjects
 
-_COLUMNS = ("unit", "role", "layer", "format", "bits", "nbytes", "sqnr_db", "alpha", "loss", "reason")
+_COLUMNS = (
+    "unit", "role", "layer", "format", "bits per weight", "bytes", "SQNR, dB", "sensitivity", "loss", "reason",
+)  # fmt: skip
 
 
 def report(paths: Sequence[Path], recipe: Recipe) -> str:
@@ -45,7 +47,7 @@ def report(paths: Sequence[Path], recipe: Recipe) -> str:
         _show_plan(page, subject, is_measured=subject.plan.analysis not in shown)
     names = ", ".join([*(model.name for model in analyzed), *(model.name for model in planned)])
     return Template(_asset("page.html")).substitute(
-        title=escape(names),
+        title=escape(f"MINT report: {names}"),
         version=__version__,
         style=_asset("report.css"),
         body="\n".join(page.parts),
@@ -107,16 +109,19 @@ def _compare(page: _Page, planned: Sequence[PlannedModel]) -> None:
 
 def _plan_row(model: PlannedModel) -> dict[str, Any]:
     plan, measured = model.plan, model.closeness
-    kl = measured["kl"]["value"] if measured else plan.predicted_kl.value if plan.predicted_kl else None
+    predicted = plan.predicted_kl
+    words = kl_in_words(measured["kl"]["value"]) if measured else predicted and predicted_in_words(predicted)
     return {
         "plan": model.name,
         "size": format_size(plan.planned_bytes),
         "bits": round(plan.bits_per_weight, 3),
         "rounding": plan.rounding,
-        "predicted KL": _rounded(plan.predicted_kl.value if plan.predicted_kl else None),
-        "measured KL": _rounded(measured["kl"]["value"] if measured else None),
+        "predicted KL": _printed(predicted.value if predicted else None),
+        "from": _printed(predicted.low if predicted else None),
+        "to": _printed(predicted.high if predicted else None),
+        "measured KL": _printed(measured["kl"]["value"] if measured else None),
         "same first word": f"{measured['top1']['value']:.1%}" if measured else None,
-        "in words": kl_in_words(kl) if kl is not None else None,
+        "in words": words,
         "gap": _rounded(plan.gap),
     }
 
@@ -138,15 +143,20 @@ def _unit_rows(plan: Plan) -> list[dict[str, Any]]:
             "role": choice.role,
             "layer": choice.layer,
             "format": str(choice.format),
-            "bits": round(8 * plan.nbytes_of(choice) / max(choice.weights, 1), 3),
-            "nbytes": plan.nbytes_of(choice),
-            "sqnr_db": round(sqnr_db(choice.error), 2) if choice.error > 0 else None,
-            "alpha": _rounded(choice.alpha),
+            "bits per weight": round(8 * plan.nbytes_of(choice) / max(choice.weights, 1), 3),
+            "bytes": plan.nbytes_of(choice),
+            "SQNR, dB": round(sqnr_db(choice.error), 2) if choice.error > 0 else None,
+            "sensitivity": _rounded(choice.alpha),
             "loss": _rounded(plan.loss_of(choice)),
             "reason": choice.reason,
         }
         for choice in plan.choices
     ]
+
+
+def _printed(kl: float | None) -> float | None:
+    """A KL divergence in the figures of the command line, which decide its words."""
+    return None if kl is None else float(kl_text(kl))
 
 
 def _rounded(value: float | None) -> float | None:

@@ -1,6 +1,9 @@
 """Mistakes of newcomers: each gets one message with what was found, what is needed and the command that helps."""
 
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -31,6 +34,34 @@ def complaint(line: str, capsys: pytest.CaptureFixture[str]) -> str:
     assert "Traceback" not in shown.err
     assert not shown.out
     return " ".join(shown.err.split())
+
+
+@pytest.mark.parametrize(
+    ("line", "found"),
+    [
+        ("quantize nowhere -b 400kB", "no such folder"),
+        ("quantize empty -b 400kB", "no config.json found"),
+        ("analyze empty -o n.mint", "no config.json found"),
+        ("evaluate out --reference nowhere", "no such model"),
+        ("inspect nowhere", "no such folder"),
+        (
+            "quantize tiny -b 400kB -o out --quality good",
+            "out exists; nothing is ever overwritten (it is of the rounding nearest",
+        ),
+        ("quantize tiny -b 300kB -o out", "out exists; nothing is ever overwritten (it is of the budget 400 kB)"),
+        ("quantize tiny -b 400kB -o tiny", "tiny exists"),
+    ],
+)
+def test_a_wrong_folder_is_refused_before_mlx_is_imported(world: Path, line: str, found: str) -> None:
+    code = (
+        "import sys; from mint.cli.main import run_command; code = run_command(sys.argv[1:]); "
+        "print('mlx.core' in sys.modules, code)"
+    )
+    environment = {**os.environ, "MINT_QUALITY": "fast"}
+    command = [sys.executable, "-c", code, *line.split()]
+    done = subprocess.run(command, cwd=world, env=environment, capture_output=True, text=True, check=True)
+    assert found in done.stderr
+    assert done.stdout.split() == ["False", "1"]
 
 
 @pytest.mark.parametrize(

@@ -3,9 +3,11 @@
 import re
 from io import StringIO
 
+import pytest
 from rich.console import Console
 
 from mint.cli.terminal.bars import Bars
+from mint.cli.terminal.lines import PlainLines
 from mint.cli.terminal.meter import Meter
 from mint.core.progress import Progress, Share
 
@@ -71,4 +73,32 @@ def test_rate_and_rest_are_of_this_run() -> None:
     assert meter.line == "verify: 0 of 8, 0:00 so far"
     meter.update(Progress("compile", 0, 1, "kernels, once"))
     now[0] = 13.0
-    assert meter.line == "compiling kernels, once, about 20 s: 0:03 so far"
+    assert meter.line == "compiling the kernels of this rounding, for its first run only: 0:03 so far"
+
+
+def test_the_next_pass_of_a_stage_starts_the_clock_again() -> None:
+    now = [0.0]
+    meter = Meter(clock=lambda: now[0])
+    meter.update(Progress("compare", 0, 16, ""))
+    now[0] = 141.0
+    meter.update(Progress("compare", 16, 16, "first"))
+    assert meter.is_finished
+    meter.update(Progress("compare", 0, 16, ""))
+    assert meter.line == "compare: 0 of 16, 0:00 so far"
+    now[0] = 171.0
+    meter.update(Progress("compare", 5, 16, "second"))
+    assert meter.line == "compare: 5 of 16, 1:06 left"
+
+
+def test_the_last_line_of_a_stage_is_printed_once(capsys: pytest.CaptureFixture[str]) -> None:
+    meter = Meter()
+    lines = PlainLines(meter, seconds=0.01)
+    meter.update(Progress("compare", 16, 16, "first"))
+    lines.start()
+    text = ""
+    while "verify" not in text or text.count("verify") < 3:
+        text += capsys.readouterr().err
+        if "16 of 16" in text:
+            meter.update(Progress("verify", 0, 8, ""))
+    lines.stop()
+    assert text.count("16 of 16") == 1  # unfinished stages go on with their clock

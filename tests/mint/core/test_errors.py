@@ -16,10 +16,10 @@ from mint.quality.evaluate import evaluate_all
 def test_python_reads_arguments_and_the_command_line_options(
     llama: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with pytest.raises(MintError, match="Raise the budget, or relax lock and formats"):
+    with pytest.raises(MintError, match=r"with the veto of 9 dB \(veto_db\)"):
         mint.quantize(llama, "10kB", tmp_path / "out")
     assert run_command(["quantize", str(llama), "-b", "10kB", "-o", str(tmp_path / "out")]) == 1
-    assert "Raise the budget, or relax --keep, --set and --formats" in capsys.readouterr().err
+    assert "with the veto of 9 dB (--veto)" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,9 @@
+import random
+
 import pytest
 
 from mint.core.errors import MintError
-from mint.core.sizes import format_size, parse_size
+from mint.core.sizes import enough_size, format_size, parse_size
 
 
 @pytest.mark.parametrize(
@@ -41,3 +43,20 @@ def test_anything_else_is_refused_with_what_is_needed(text: str, complaint: str)
 
 def test_sizes_are_shown_in_powers_of_1000() -> None:
     assert [format_size(n) for n in (999, 90_000_000, 17_716_740_096)] == ["999 B", "90 MB", "17.72 GB"]
+
+
+def test_a_size_that_is_enough_is_enough_when_it_is_read_back() -> None:
+    rng = random.Random(0)
+    for nbytes in [
+        1,
+        999,
+        1000,
+        1001,
+        70_513_001,
+        999_999,
+        10**15,
+        *(int(10 ** rng.uniform(0, 14)) for _ in range(999)),
+    ]:
+        assert nbytes <= parse_size(enough_size(nbytes)) <= nbytes * 1.001 + 1
+    assert enough_size(70_513_001) == "70.52 MB"
+    assert enough_size(90_000_000) == "90 MB"

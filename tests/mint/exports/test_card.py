@@ -1,6 +1,7 @@
 """The card of a written model: valid metadata of the hub, carried over from the source, and what was made."""
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -105,7 +106,13 @@ def test_the_card_tells_what_was_made_and_how(source_folder: Path, tmp_path: Pat
         "--veto -100.0 --min-bits 3 --set '*.q_proj=6/64'",
     ):  # fmt: skip
         assert part in text
-    assert "Not measured" in card_text(plan, SourceCard("model"), None, "text-generation")
+    unmeasured = card_text(plan, SourceCard("model"), None, "text-generation")
+    assert re.search(
+        r"Not measured. From the errors of its weights: .*KL \S+ predicted, within a factor of", unmeasured
+    )
+    at_the_border = Closeness(Estimate(0.0504, 0.042, 0.06), closeness.top1, 8, 1024, "of its own")
+    text = card_text(plan, SourceCard("model"), at_the_border, "text-generation")
+    assert "original 0.05 nats per token (95 % interval 0.042 to 0.06): very close" in text
 
 
 def test_the_command_of_the_card_makes_the_same_plan(source_folder: Path, tmp_path: Path) -> None:

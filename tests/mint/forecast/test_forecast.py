@@ -163,3 +163,22 @@ def test_all_processes_together_keep_to_the_bound(rounding: str, make: Callable[
     assert done.returncode == 0, done.stderr
     record: dict[str, Any] = json.loads(done.stdout)
     assert record["peak_rss_bytes"] <= record["forecast"]["peak_memory_bytes"]
+
+
+def test_a_budget_for_the_whole_model_needs_no_text(
+    llama: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def steps(*budgets: str) -> list[str]:
+        targets = [Target(tmp_path / budget, Budget.of(budget)) for budget in budgets]
+        return [step.name for step in Pipeline(GOOD).foresee(llama, targets).steps]
+
+    assert steps("1GB") == ["start", "analyze", "assemble", "verify"]
+    assert {"write text", "predict"} <= set(steps("1GB", "6bpw")) == set(steps("6bpw"))
+    stages: list[str] = []
+    result = quantize(llama, "1GB", tmp_path / "out", GOOD, on_progress=lambda step: stages.append(step.stage))
+    assert "write text" not in stages
+    assert result.verification.passed
+    assert result.plan.keeps_all
+    assert result.manifest.closeness is None
+    assert run_command(["show", str(tmp_path / "out")]) == 0
+    assert "closeness  hardly distinguishable from the original: KL 0, nothing is rounded" in capsys.readouterr().out

@@ -20,10 +20,14 @@ from mlx_lm.models import llama, mixtral
 from mlx_lm.models.cache import make_prompt_cache
 
 from mint.core.errors import MintError
+from mint.model.config import context_limit
 from mint.model.kv_memory import KV_BITS, STEP, ContextMemory, find_points
 from mint.model.kv_trace import Passes, active_experts, context_memory
 from mint.model.module_tree import build_tree
 from mint.model.source import Source, open_source
+from mint.plan.device_fit import fit_rows
+from mint.plan.recipe import Room
+from mint.targets.devices import device
 from tests.conftest import FULL_PRECISION
 from tests.worlds.zoo import ARCHITECTURES, write_model
 
@@ -301,3 +305,25 @@ def test_the_record_is_read_without_mlx_lm() -> None:
     code = "import sys, mint.model.kv_memory; print([p for p in ('mlx_lm', 'numba') if p in sys.modules])"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(
+    ("config", "limit"),
+    [
+        ({"max_position_embeddings": 8192}, 8192),
+        ({"n_positions": 1024}, 1024),
+        ({"text_config": {"max_position_embeddings": 4096}}, 4096),
+        ({"max_position_embeddings": 9, "rope_scaling": {"factor": 4, "original_max_position_embeddings": 8}}, 32),
+        ({}, None),
+    ],
+)
+def test_a_config_limits_the_context(config: dict[str, Any], limit: int | None) -> None:
+    assert context_limit(config) == limit
+
+
+def test_no_context_is_longer_than_that_of_the_model(zoo: Callable[[str], Source]) -> None:
+    source = zoo("llama")
+    limit = context_limit(source.config)
+    assert limit
+    rows = fit_rows(source, device("m2-8"), Room())
+    assert {row["longest_context"] for row in rows} == {limit}

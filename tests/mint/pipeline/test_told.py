@@ -1,7 +1,10 @@
 """Results say everything that is true of them: dropped towers, matrices that stay, limits that bind."""
 
 import json
+import re
 from collections.abc import Callable
+from dataclasses import replace
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +15,17 @@ from safetensors.numpy import load_file, save_file
 import mint
 from mint.cli.main import run_command
 from mint.core.errors import MintError
+from mint.core.sizes import parse_size
 from mint.formats.format import KEEP
 from mint.formats.units import KEEP_BITS
 from mint.model.checkpoint.manifest import read_manifest
 from mint.model.source import open_source
-from mint.plan.recipe import Recipe
+from mint.plan.device_fit import fit_rows
+from mint.plan.recipe import Recipe, Room
 from mint.plan.size_range import possible_bytes
 from mint.render.models import source_record
 from mint.render.plans import plan_record
+from mint.targets.devices import device
 from tools.models.families import write_family
 
 Make = Callable[..., Path]
@@ -126,17 +132,17 @@ def test_the_refusal_of_a_budget_names_what_binds_and_what_stays(make_model: Mak
         MintError, match=r"too small.*matrices of .* stay as they are: .*o_proj \(.*no group size divides"
     ):
         Recipe(veto_db=-20).problem(analysis).plan(1000)
-    with pytest.raises(MintError, match=r"relax what binds: the veto of 60 dB \(veto_db\), up to "):
+    with pytest.raises(MintError, match=r"relax what binds: without the veto of 60 dB \(veto_db\) it is "):
         Recipe(veto_db=60).problem(analysis).plan(1000)
-    with pytest.raises(MintError, match=r"relax what binds: the formats set or kept \(lock\), up to "):
+    with pytest.raises(MintError, match=r"relax what binds: without the formats set or kept \(lock\) it is "):
         Recipe(veto_db=-20, lock=("*.down_proj=8/32",)).problem(analysis).plan(1000)
-    with pytest.raises(MintError, match=r"relax what binds: min_bits 6, up to "):
+    with pytest.raises(MintError, match=r"relax what binds: without min_bits 6 it is "):
         Recipe(veto_db=-20, min_bits=6).problem(analysis).plan(1000)
 
 
 def test_a_budget_that_the_veto_may_forbid_is_doubted_before_the_analysis(llama: Path, tmp_path: Path) -> None:
     source = open_source(llama)
-    smallest, _ = possible_bytes(source.units, source.parameters)
+    smallest, _ = possible_bytes(source.units, source.parameters)  # with a veto of 9 dB
     events: list[str] = []
     with pytest.raises(MintError, match="too small"):
         mint.quantize(
@@ -144,17 +150,65 @@ def test_a_budget_that_the_veto_may_forbid_is_doubted_before_the_analysis(llama:
             on_note=events.append, on_progress=lambda step: events.append(step.stage),
         )  # fmt: skip
     (doubt,) = [event for event in events if "may be too small" in event]
-    assert "if the veto of 15 dB forbids the fewest bits, every plan takes more than" in doubt
+    assert "by the headers alone, and up to " in doubt
+    assert "with the veto of 15 dB (--veto)" in doubt
     assert "analyze" not in events[: events.index(doubt)]
     mint.quantize(llama, "8bpw", tmp_path / "out", on_note=events.append)
     assert len([event for event in events if "may be too small" in event]) == 1
+
+
+def test_the_size_that_a_refusal_offers_is_enough_as_it_is_printed(llama: Path, tmp_path: Path) -> None:
+    folder, analysis = tmp_path / "out", tmp_path / "a.mint"
+    measured = mint.analyze(mint.open_source(llama), analysis, rounding="nearest")
+    for veto_db, relaxed_db in ((9.0, -inf), (15.0, -inf), (-20.0, -20.0)):
+        recipe = Recipe(rounding="nearest", veto_db=veto_db)
+        with pytest.raises(MintError, match="too small") as refused:
+            recipe.problem(measured).plan(1000)
+        offered = re.search(r"smallest that works is \d+ bytes \((.*?)\)", str(refused.value))
+        assert offered
+        assert mint.allocate(measured, offered[1], recipe).planned_bytes <= parse_size(offered[1])
+        relaxed = re.search(r"without the veto of .*? it is ([\d.]+ \w+)", str(refused.value))
+        assert bool(relaxed) == (relaxed_db != veto_db)
+        if relaxed:
+            mint.allocate(measured, relaxed[1], replace(recipe, veto_db=relaxed_db))
+        # the same size is named by every message of a command line
+        notes: list[str] = []
+        for budget in (1000, parse_size(offered[1]) - 1000):
+            with pytest.raises(MintError, match=re.escape(offered[1])):
+                mint.quantize(llama, budget, folder, recipe, analysis=analysis, on_note=notes.append)
+        assert not notes
+
+
+@pytest.mark.parametrize("veto_db", [9.0, -20.0])
+def test_the_headers_tell_the_smallest_size_without_the_veto_and_at_most_with_it(
+    llama: Path, tmp_path: Path, veto_db: float
+) -> None:
+    recipe = Recipe(rounding="nearest", veto_db=veto_db)
+    with pytest.raises(MintError, match="too small") as refused:
+        mint.quantize(llama, "10kB", tmp_path / "out", recipe)
+    sizes = [parse_size(size) for size in re.findall(r"(?:takes|up to) ([\d.]+ kB)", str(refused.value))]
+    problem = recipe.problem(mint.analyze(mint.open_source(llama), tmp_path / "a.mint", rounding="nearest"))
+    free = replace(recipe, veto_db=-inf).problem(problem.analysis)
+    assert len(sizes) == (2 if veto_db > 0 else 1)
+    assert 0 <= sizes[0] - free.smallest_bytes < free.smallest_bytes / 500
+    assert sizes[-1] >= problem.smallest_bytes
+    assert "--" not in str(refused.value).partition("Raise the budget")[2]
+
+
+def test_inspect_names_sizes_that_quantize_reaches(llama: Path, tmp_path: Path) -> None:
+    source = open_source(llama)
+    record = source_record(source, "llama")
+    analysis = mint.analyze(source, tmp_path / "a.mint", rounding="nearest")
+    assert mint.allocate(analysis, record["smallest_bytes"]).planned_bytes <= record["smallest_bytes"]
+    rows = fit_rows(source, device("m4-16"), Room())
+    assert rows[0]["nbytes"] == record["smallest_bytes"]
 
 
 def test_a_floor_of_the_model_binds_until_the_rules_ignore_it(make_model: Make, tmp_path: Path) -> None:
     source = open_source(make_model("qwen3_moe"))
     analysis = mint.analyze(source, tmp_path / "a.mint")
     floors = [unit.path for unit in source.units if unit.min_bits == 8]
-    with pytest.raises(MintError, match=r"floors of the model or of roles \(ignore_floors\), up to "):
+    with pytest.raises(MintError, match=r"without the floors of the model or of roles \(ignore_floors\) it is "):
         Recipe(veto_db=-20).problem(analysis).plan(1000)
     bound, free = (Recipe(veto_db=-20, ignore_floors=floors) for floors in ((), ("*.gate",)))
     assert free.problem(analysis).smallest_bytes < bound.problem(analysis).smallest_bytes

@@ -282,6 +282,7 @@ def test_several_models_and_a_gguf_file_are_compared_with_one_pass_of_the_origin
     assert [result["reference"] for result in results] == [str(llama)] * 3
     assert results[0]["verdict"] == "hardly distinguishable from the original"
     stages = [json.loads(line)["stage"] for line in answer.err.splitlines() if '"stage"' in line]
+    assert stages.count("load") == 3  # between two models: no finished pass stands still on the screen
     assert stages.index("compare") > max(at for at, stage in enumerate(stages) if stage == "reference")
 
 

@@ -63,15 +63,45 @@ def test_the_curve_has_plans_uniform_formats_and_devices(made: Path) -> None:
     spec = next(iter(_data(report(_paths(made), Recipe(veto_db=-100.0)))["charts"].values()))
     points = spec["layer"][1]["data"]["values"]
     names = {point["name"] for point in points}
+    kinds = {point["kind"] for point in points} | {point["kind"] for point in spec["layer"][0]["data"]["values"]}
+    assert {"best plans, nearest", "plan, nearest", "uniform, nearest (mlx_lm.convert)"} <= kinds
     assert {"small", "large", "written", "uniform 4/64", "uniform mxfp4"} <= names
     line = [(point["nbytes"], point["loss"]) for point in spec["layer"][0]["data"]["values"]]
     assert line == sorted(line)
     least = dict(line)
     for point in points:
-        if point["kind"] == "uniform":  # no point lies below the line
+        if point["kind"].startswith("uniform"):  # no point lies below the line
             assert point["loss"] >= min(loss for nbytes, loss in least.items() if nbytes <= point["nbytes"]) * (
                 1 - 1e-9
             )
+
+
+def test_uniform_formats_are_those_of_the_converter_whatever_the_rounding_of_the_analysis(
+    llama: Path, tmp_path: Path
+) -> None:
+    recipe, heights = Recipe(veto_db=-100.0), []
+    for rounding in ("nearest", "compensate"):
+        path = tmp_path / f"{rounding}.mint"
+        analysis = analyze(open_source(llama), path, rounding=rounding)
+        write_plan(allocate(analysis, "6bpw", recipe), tmp_path / f"{rounding}.json")
+        spec = _data(report([path, tmp_path / "nearest.json"], recipe))["charts"]["chart-0"]
+        points = spec["layer"][1]["data"]["values"]
+        heights.append({point["name"]: point["loss"] for point in points if point["kind"].startswith(("uni", "plan"))})
+        assert {point["kind"].rpartition(", ")[2] for point in points if point["kind"].startswith("plan")} == {
+            "nearest"
+        }
+        assert {row["kind"] for row in spec["layer"][0]["data"]["values"]} == {f"best plans, {rounding}"}
+    assert heights[0].keys() == heights[1].keys()
+    for name, height in heights[0].items():
+        assert heights[1][name] == pytest.approx(height)
+
+
+def test_titles_and_columns_are_words(made: Path) -> None:
+    page = report(_paths(made), Recipe(veto_db=-100.0))
+    assert "<title>MINT report: tiny, " in page
+    columns = {name for table in _data(page)["tables"].values() for name in table["columns"]}
+    assert {"bytes", "SQNR, dB", "sensitivity", "predicted KL", "from", "to"} <= columns
+    assert not [name for name in columns if "_" in name or name in ("nbytes", "alpha")]
 
 
 def test_a_uniform_plan_has_one_format(made: Path, llama: Path) -> None:

@@ -1,0 +1,30 @@
+"""Words say what the printed figure means, and no more than a prediction supports."""
+
+import re
+
+import pytest
+
+from mint.quality.estimates import Estimate
+from mint.quality.verdict import KL_WORDS, is_ruined, kl_in_words, kl_text, predicted_in_words, predicted_text
+
+
+@pytest.mark.parametrize("limit", [limit for limit, _ in KL_WORDS])
+def test_figures_that_are_printed_alike_have_the_same_words(limit: float) -> None:
+    for kl in (0.996 * limit, limit, 1.004 * limit):
+        assert float(kl_text(kl)) == limit
+        assert kl_in_words(kl) == kl_in_words(limit)
+        assert is_ruined(kl) == is_ruined(limit)
+    assert kl_in_words(1.1 * limit) != kl_in_words(limit)
+
+
+def test_a_prediction_shows_its_uncertainty_and_words_only_where_both_ends_agree() -> None:
+    assert predicted_text(Estimate(0.22, 0.073, 0.66)) == "KL 0.22 predicted, within a factor of 3"
+    sure = Estimate(0.22, 0.2, 0.242)
+    assert predicted_text(sure) == "a noticeable loss: KL 0.22 predicted, within a factor of 1.1"
+    for factor in (1.0, 1.5, 3.0, 32.0):
+        for kl in (0.001, 0.02, 0.049, 0.3, 0.9, 3.0):
+            estimate = Estimate(kl, kl / factor, kl * factor)
+            words = predicted_in_words(estimate)
+            assert words in (None, kl_in_words(estimate.low))
+            assert (words is None) == (kl_in_words(estimate.low) != kl_in_words(estimate.high))
+            assert re.search(rf"within a factor of {factor:g}$", predicted_text(estimate))
