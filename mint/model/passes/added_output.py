@@ -25,9 +25,9 @@ def added_output(modules: Mapping[str, Module], paths: Iterable[str], answer: Ca
     size = mx.sqrt(mx.square(before.astype(mx.float32)).mean())
     change = mx.random.normal(before.shape, key=mx.random.key(_SEED)) * size
 
-    def changed(method: Any, module: Module, *arguments: Any, **options: Any) -> mx.array:
-        output: mx.array = method(module, *arguments, **options)
-        return output + change if output.shape == change.shape else output
+    def changed(method: Any, module: Module, *arguments: Any, **options: Any) -> Any:
+        output = method(module, *arguments, **options)
+        return output + change if getattr(output, "shape", None) == change.shape else output
 
     for path in paths:
         with hooked(modules, {path: changed}):

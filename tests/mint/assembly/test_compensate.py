@@ -181,7 +181,7 @@ def compensated_plan(source: Source, folder: Path, rounding: str = "compensate")
     analysis = analyze(source, folder / f"{source.folder.name}-{rounding}.mint", rounding=rounding)
     recipe = Recipe(veto_db=ANY_SQNR, formats=tuple(str(format) for format in FORMATS if format != KEEP))
     least, most = (allocate(analysis, budget, recipe).planned_bytes for budget in ("min", "max"))
-    return allocate(analysis, int(least + 0.4 * (most - least)), recipe)
+    return allocate(analysis, int(least + 0.25 * (most - least)), recipe)  # few bits: matrices learn
 
 
 def bytes_of(folder: Path) -> dict[str, bytes]:
