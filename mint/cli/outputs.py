@@ -73,21 +73,22 @@ def check_names(
 
 
 def check_finished(outputs: Sequence[Path], budgets: "Sequence[Budget]", rounding: str) -> None:
-    """Raise `MintError` for outputs that are models of another rounding or of another number of bytes."""
+    """Raise `MintError` for outputs that are models of another rounding or of more bytes.
+
+    One of fewer bytes may be all that a budget larger than the model gives: its plan is compared later.
+    """
     from mint.core.files import read_json
     from mint.model.checkpoint.manifest import MANIFEST_NAME, PLAN_NAME, read_manifest
 
     for output, budget in zip(outputs, budgets, strict=True):
         if not (output / MANIFEST_NAME).is_file():
             continue
-        found = {"rounding": read_json(output / PLAN_NAME, "remove the folder").get("rounding")}
-        wanted: dict[str, str | int] = {"rounding": rounding}
-        if budget.amount and budget.amount.unit == "B":
-            found["budget"], wanted["budget"] = read_manifest(output).budget_bytes, int(budget.amount.number)
-        for name, value in wanted.items():
-            if found[name] != value:
-                shown = format_size(found[name]) if name == "budget" else found[name]
-                require_new(output, f"it is of the {name} {shown}")
+        found = read_json(output / PLAN_NAME, "remove the folder").get("rounding")
+        if found != rounding:
+            require_new(output, f"it is of the rounding {found}")
+        nbytes = read_manifest(output).budget_bytes
+        if budget.amount and budget.amount.unit == "B" and int(budget.amount.number) < nbytes:
+            require_new(output, f"it is of the budget {format_size(nbytes)}")
 
 
 def check_new(paths: Iterable[Path], *, force: bool) -> None:
