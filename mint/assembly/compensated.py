@@ -27,13 +27,13 @@ from mint.assembly.layer_inputs import LOGITS, WEIGHTS, Inputs, Rows, Walk
 from mint.core.log import log
 from mint.core.progress import OnProgress, Progress
 from mint.formats.format import KEEP, Format
-from mint.formats.rounding import ROUNDINGS
+from mint.formats.rounding import ROUNDINGS, learns
 from mint.formats.units import Unit, parts_of
 from mint.kernels.compensate import Curvature, pack_compensated
 from mint.kernels.compiled import Raw, values_of
 from mint.kernels.coupling import MOST_ROWS, Coupling, pack_coupled
 from mint.kernels.cpu import CpuBackend, pack
-from mint.kernels.missing_outputs import BELOW_BITS, with_outputs
+from mint.kernels.missing_outputs import with_outputs
 from mint.kernels.storage import MLX_DTYPES, NUMPY_DTYPES, from_raw, raw
 from mint.model.checkpoint.reader import StoredModel
 from mint.model.checkpoint.writer import WeightFiles
@@ -90,8 +90,8 @@ def compensate(
         if pending and ROUNDINGS[plan.rounding].needs_gradients:
             gradients = _gradients(source, pending, text[: min(TRAINING, size.count)], gradient_file, on_progress)
         expected = _expected(source, judged, file)
-        learns = bool(pending) and plan.bits_per_weight < BELOW_BITS
-        original = open_wide(source.folder, source.loader) if learns else None
+        needs_original = pending and learns(ROUNDINGS[plan.rounding], plan.bits_per_weight)
+        original = open_wide(source.folder, source.loader) if needs_original else None
         walk = Walk(open_wide(source.folder, source.loader), source.units, text[: size.count], judged, original)
         tied = [unit for unit in walk.tied if unit.path not in finished]
         changes = any(unit.path not in as_searched and formats[unit.path] != KEEP for unit in tied)

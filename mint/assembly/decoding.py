@@ -19,7 +19,7 @@ import numpy as np
 from mint.analysis.unit_jobs import Checksummed, check_analyzed, checksum_of
 from mint.assembly.distances import BLOCK, Distance, Rows, distance_from_block, distance_of
 from mint.core.errors import MintError
-from mint.formats.rounding import ROUNDINGS
+from mint.formats.rounding import ROUNDINGS, learns
 from mint.formats.units import Unit
 from mint.kernels.missing_outputs import MOST_CHANGE
 from mint.kernels.storage import from_raw, raw
@@ -58,7 +58,7 @@ def check_decoding(plan: Plan, source: Source, written: StoredModel) -> str:
     choices = {choice.path: choice for choice in plan.choices}
     units = [unit for unit in source.units if choices[unit.path].is_finite]
     samples = {sample.unit.path: sample for sample in _samples(units, source.opened.stored.tensors, stored)}
-    learned = sqrt(MOST_CHANGE) if ROUNDINGS[plan.rounding].sequential else 0.0
+    learned = sqrt(MOST_CHANGE) if learns(ROUNDINGS[plan.rounding], plan.bits_per_weight) else 0.0
     comparison = _Comparison(source, stored, samples, choices, plan.checksums, written, learned)
     chosen = [sample.unit for sample in samples.values()]
     worst = max((difference for _, difference in in_process(source, comparison, chosen)), default=0.0)

@@ -20,7 +20,7 @@ from mint.core.errors import MintError
 from mint.core.progress import OnProgress, Progress, ignore
 from mint.core.records import require_record
 from mint.formats.format import FORMATS, KEEP
-from mint.formats.rounding import ROUNDINGS
+from mint.formats.rounding import ROUNDINGS, learns
 from mint.formats.units import Unit, parts_of
 from mint.kernels.missing_outputs import MOST_CHANGE
 from mint.model.checkpoint.manifest import PLAN_NAME, Manifest, difference, read_manifest
@@ -36,7 +36,7 @@ from mint.run.job import BlockJob, Blocks, numbered
 # a compensated unit may have this many times the measured error: compensation moves the error where inputs are small.
 # Real models show up to 6 times at 8 bits; other weights give a hundred times
 COMPENSATED = 20.0
-# and at any bits, these units may have this squared error: some have learned what earlier layers lost
+# at few bits, any of them may have this squared error: some have learned what earlier layers lost
 LEARNED = 4 * MOST_CHANGE
 # checks that read tensors by planned names and formats need these checks to pass
 _NEEDS = {"finite": ("tensors",), "logits": ("tensors", "config"), "errors": ("tensors",), "decoding": ("tensors",)}
@@ -236,7 +236,8 @@ def _errors(folder: Path, plan: Plan, source: Source) -> str:
     _insist(source.identity == plan.model, f"{source.folder} is not the model of the plan")
     choices = {choice.path: choice for choice in plan.choices}
     units = [unit for unit in source.units if choices[unit.path].is_finite]
-    changes = _ErrorChange(open_stored(folder), choices, LEARNED if ROUNDINGS[plan.rounding].sequential else 0.0)
+    learned = LEARNED if learns(ROUNDINGS[plan.rounding], plan.bits_per_weight) else 0.0
+    changes = _ErrorChange(open_stored(folder), choices, learned)
     changed = {unit.path: change for unit, change in in_process(source, changes, units)}
     path = max(changed, key=changed.__getitem__, default="")
     worst = changed.get(path, 0.0)

@@ -20,10 +20,9 @@ from mint.core.sizes import format_seconds, format_size
 from mint.forecast.machine import machine_rates, read_rate
 from mint.forecast.memory import SHARED, TEXT, gradient_bytes, matrices_per_token, needed_memory
 from mint.forecast.rates import COLUMNS, Rates
-from mint.formats.rounding import ROUNDINGS
+from mint.formats.rounding import ROUNDINGS, learns
 from mint.formats.units import Unit
 from mint.kernels.coupling import MOST_ROWS
-from mint.kernels.missing_outputs import BELOW_BITS
 from mint.model.passes.tuning import SEQUENCES, STEPS
 from mint.model.roles import TOWER
 from mint.model.source import Source
@@ -137,8 +136,8 @@ def forecast(
         once.append(Step("write text", readings * reading + _writing(source, rates)))
     if probing:
         once.append(Step("probe", reading + _probing(source, rates, probing)))
-    learns = 8 * min(sizes) < BELOW_BITS * _weights(source)
-    compensating = _compensating(source, rates, reading, rounding, learns=learns) if needs_model else ()
+    passes = 3 if learns(method, 8 * min(sizes) / max(_weights(source), 1)) else 2
+    compensating = _compensating(source, rates, reading, rounding, passes) if needs_model else ()
     each = [(rounded, step) for step in compensating]
     each += [(kept if needs_model else len(sizes), step) for step in _packing(source, rates, reading)]
     verifying = _VERIFY_SECONDS + _VERIFY_PASSES * _weights(source) / rates.packed + _overhead(source)
@@ -159,11 +158,10 @@ def _packing(source: Source, rates: Rates, reading: float) -> Iterator[Step]:
     yield Step("assemble", max(reading, _weights(source) / rates.packed) + _overhead(source))
 
 
-def _compensating(source: Source, rates: Rates, reading: float, rounding: str, *, learns: bool) -> Iterator[Step]:
-    """Maybe the pass forth and back for gradients; the original's pass, the two of each layer, and the rounding.
+def _compensating(source: Source, rates: Rates, reading: float, rounding: str, passes: int) -> Iterator[Step]:
+    """Maybe the pass forth and back for gradients; the original's pass, so many of each layer, and the rounding.
 
-    A model of few bits `learns` from one more pass of the original. At last maybe the training: it compares
-    predictions, takes steps, and measures the closeness thrice more.
+    At last maybe the training: it compares predictions, takes steps, and measures the closeness thrice more.
     """
     coupled = ROUNDINGS[rounding].needs_gradients
     operations = _operations(source)
@@ -175,11 +173,11 @@ def _compensating(source: Source, rates: Rates, reading: float, rounding: str, *
         yield Step("take gradients", reading + _BACK * differentiated * operations / rates.forward + logits)
     walks = 1 if any(unit.role == "head" for unit in source.units) else 2  # with a tied table all is measured once more
     yield Step("predict", walks * (reading + judged * operations / rates.forward + compared / 2))
-    passes = ((3 if learns else 2) * calibrated + (1 + walks) * judged) * _BESIDE_PRODUCTS * operations / rates.forward
+    walked = (passes * calibrated + (1 + walks) * judged) * _BESIDE_PRODUCTS * operations / rates.forward
     calls = matrices_per_token(source)
     rounds = sum(_rounding(unit, rates, calibrated * calls[unit.path]) for unit in _units(source))
     rounds += sum(_coupling(unit, rates, differentiated) for unit in _units(source)) if coupled else 0
-    yield Step("assemble", (3 if learns else 2) * reading + passes + rounds + compared / 2 + _overhead(source))
+    yield Step("assemble", passes * reading + walked + rounds + compared / 2 + _overhead(source))
     if ROUNDINGS[rounding].tunes:
         trained = STEPS * SEQUENCES * CALIBRATION.window
         tokens = _TRAINED * trained + differentiated + 4 * judged

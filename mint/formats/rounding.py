@@ -37,6 +37,7 @@ class Rounding:
 
 
 DEFAULT_ROUNDING = default_rounding()
+_LEARNING_BITS = 4.25  # per weight; with more, learning gains too little for a pass of the original
 # compensation searches too; how much more it gains depends on the inputs, which an analysis does not have
 _COMPENSATE = Rounding(
     "compensate",
@@ -69,6 +70,11 @@ ROUNDINGS = {
         _TUNE,
     )
 }
+
+
+def learns(rounding: Rounding, bits_per_weight: float) -> bool:
+    """True if matrices of such a model learn what their outputs miss (`kernels/missing_outputs.py`)."""
+    return rounding.sequential and bits_per_weight < _LEARNING_BITS
 
 
 def parse_rounding(name: str) -> Rounding:

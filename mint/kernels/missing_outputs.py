@@ -13,7 +13,6 @@ import numpy as np
 
 from mint.kernels.compiled import Floats
 
-BELOW_BITS = 4.25  # per weight, on average over a model
 RIDGE = 0.01  # of the mean diagonal
 MOST_CHANGE = 0.04  # of the squares of the weights
 
