@@ -29,7 +29,7 @@ from mint.core.progress import OnProgress, Progress
 from mint.formats.format import KEEP, Format
 from mint.formats.rounding import ROUNDINGS, learns
 from mint.formats.units import Unit, parts_of
-from mint.kernels.compensate import Curvature, pack_compensated
+from mint.kernels.compensation import Compensator, OnCpu, compensator
 from mint.kernels.compiled import Raw, values_of
 from mint.kernels.coupling import MOST_ROWS, Coupling, pack_coupled
 from mint.kernels.cpu import CpuBackend, pack
@@ -214,7 +214,7 @@ class Compensation(BlockJob[Packed]):
     gradients: Gradients | None = None
     source: Source | None = None
     files: WeightFiles | None = None
-    _curvatures: dict[int, Curvature] = field(default_factory=dict, init=False)
+    _curvatures: dict[int, Any] = field(default_factory=dict, init=False)
 
     def takes_rows(self, unit: Unit) -> bool:
         return self._is_quantized_alone(unit)
@@ -250,14 +250,15 @@ class Compensation(BlockJob[Packed]):
             return self._pack(matrix, unit, curvature, coupling)
         if len(rows) < FEWEST:
             return tuple(part[0] for part in pack(matrix[None], unit.dtype, self.formats[unit.path], search=True))
-        return self._pack(matrix, unit, Curvature.of(rows), coupling)
+        return self._pack(matrix, unit, self._compensator.curvature(rows), coupling)
 
-    def _pack(self, matrix: Raw, unit: Unit, curvature: Curvature, coupling: Coupling | None) -> tuple[Any, ...]:
+    def _pack(self, matrix: Raw, unit: Unit, curvature: Any, coupling: Coupling | None) -> tuple[Any, ...]:
         """The parts of a matrix (R, C), packed in blocks of rows: a head has hundreds of thousands."""
         if coupling is not None:
             return pack_coupled(matrix, unit.dtype, self.formats[unit.path], curvature, coupling)
         blocks = (matrix[rows] for rows in parts_of(matrix.shape, WEIGHTS))
-        packed = [pack_compensated(block, unit.dtype, self.formats[unit.path], curvature) for block in blocks]
+        rounded, format = self._compensator.pack, self.formats[unit.path]
+        packed = [rounded(block, unit.dtype, format, curvature) for block in blocks]
         return tuple(np.concatenate(parts) for parts in zip(*packed, strict=True))
 
     def _coupling(self, unit: Unit) -> Coupling | None:
@@ -265,10 +266,15 @@ class Compensation(BlockJob[Packed]):
         rows = self.gradients.of(unit.path) if self.gradients else None
         return None if rows is None else Coupling.of(rows)
 
-    def _shared_curvature(self, rows: Rows) -> Curvature:
+    @property
+    def _compensator(self) -> Compensator:
+        """That of the backend; rows are coupled on the CPU."""
+        return OnCpu() if self.gradients else compensator()
+
+    def _shared_curvature(self, rows: Rows) -> Any:
         """The curvature of these inputs, computed once for all units that share them."""
         if id(rows) not in self._curvatures:
-            self._curvatures[id(rows)] = Curvature.of(rows)
+            self._curvatures[id(rows)] = self._compensator.curvature(rows)
         return self._curvatures[id(rows)]
 
 

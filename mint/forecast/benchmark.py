@@ -18,7 +18,8 @@ from mint.forecast.rates import COLUMNS, Rates
 from mint.formats.format import FORMATS, KEEP, parse_format
 from mint.formats.rounding import ROUNDINGS, Rounding
 from mint.kernels.backend import backend
-from mint.kernels.compensate import Curvature, factor, pack_compensated, second_moments
+from mint.kernels.compensate import Curvature, factor, second_moments
+from mint.kernels.compensation import compensator
 from mint.kernels.coupling import Coupling, pack_coupled
 from mint.kernels.storage import raw
 from mint.quality.divergence import differences, predictions
@@ -60,7 +61,7 @@ def measured_rates(rounding: str) -> Rates:
         packed=_rate(weight.size, kernels, lambda: backend().pack(weight, _FORMAT, packs)),
         compensated=_compensated(raw(weight)[0], rows, how) if how.sequential else inf,
         products=_rate(products * COLUMNS, cores, lambda: rows.T @ rows),
-        factored=_rate(COLUMNS**3, cores, lambda: factor(second_moments(rows))),
+        factored=_factored(rows, how),
         forward=_rate(products * _ROWS, models, lambda: mx.eval(wide @ wide.T)),
         written=_rate(2 * table.size * CALIBRATION.count, models, wrote),
         sampled=_rate(logits.size, alone, lambda: mx.eval(mx.random.categorical(mx.array(logits)))),
@@ -70,15 +71,22 @@ def measured_rates(rounding: str) -> Rates:
 
 def _compensated(weight: Any, rows: Any, how: Rounding) -> float:
     """Raw weights per second; other roundings do not ask, since their kernels would be compiled in this process."""
-    curvature, coupling = Curvature.of(rows), Coupling.of(rows[:, : len(weight)])
+    if how.needs_gradients:
+        curvature, coupling = Curvature.of(rows), Coupling.of(rows[:, : len(weight)])
+        return _rate(
+            weight.size, os.cpu_count() or 1, lambda: pack_coupled(weight, "BF16", _FORMAT, curvature, coupling)
+        )
+    device = compensator()
+    own = device.curvature(rows)
+    cores = 0 if backend().fused_rounding else os.cpu_count() or 1
+    return _rate(weight.size, cores, lambda: device.pack(weight, "BF16", _FORMAT, own))
 
-    def pack() -> None:
-        if how.needs_gradients:
-            pack_coupled(weight, "BF16", _FORMAT, curvature, coupling)
-        else:
-            pack_compensated(weight, "BF16", _FORMAT, curvature)
 
-    return _rate(weight.size, os.cpu_count() or 1, pack)
+def _factored(rows: Any, how: Rounding) -> float:
+    """The cube of columns per second."""
+    if backend().fused_rounding and not how.needs_gradients:
+        return _rate(COLUMNS**3, 0, lambda: compensator().curvature(rows))
+    return _rate(COLUMNS**3, os.cpu_count() or 1, lambda: factor(second_moments(rows)))
 
 
 def _rate(amount: int, threads: int, call: Callable[[], Any]) -> float:

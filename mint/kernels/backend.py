@@ -18,6 +18,7 @@ from mint.formats.rounding import Rounding
 if TYPE_CHECKING:
     import mlx.core as mx
 
+    from mint.kernels.fused_rounding import FusedRounding
     from mint.kernels.oracle import Errors
 
 
@@ -26,12 +27,17 @@ class Backend(Protocol):
 
     kind: str  # the name of the device in analyses and models: results are equal to the last bit within one kind
     measures_with: str  # the code that measures affine formats, in words
+    compensates_with: str  # the code of compensated rounding, in words; on a GPU known once it was used
     roundings: tuple[str, ...]  # names of those that it computes; other roundings are measured as one of them
     runs_stored_weights: bool  # products with stored weights are fast; elsewhere a model is held in float32
     unpacks_lazily: bool  # `unpack` returns a graph; elsewhere its result takes memory at once
     fuses_functions: bool  # `mx.compile` pays; on a CPU each fused function calls a C++ compiler, for seconds
     has_compiled_kernels: bool  # those of `warmup`; elsewhere nothing waits for the compiler
     uses_blas: bool  # a BLAS library multiplies float32 matrices
+
+    @property
+    def fused_rounding(self) -> "FusedRounding | None":
+        """The kernels that compensate on the device; None: those of the CPU do."""
 
     def memory_bytes(self) -> int:
         """Bytes that the device has for a model and the work on it."""

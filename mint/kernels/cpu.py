@@ -43,6 +43,7 @@ from mint.kernels.compiled import (
     widen,
     write_raw,
 )
+from mint.kernels.fused_rounding import FusedRounding
 from mint.kernels.oracle import Errors
 from mint.kernels.storage import DTYPE_NAMES, NUMPY_DTYPES, raw
 from mint.kernels.unpack import multiply, unpack
@@ -54,13 +55,14 @@ class CpuBackend:
     """Any CPU. Products of float32 matrices are what it multiplies fast; of bf16 or packed ones 10-20 times slower."""
 
     kind = "cpu"
-    measures_with = "compiled kernels"
+    measures_with = compensates_with = "compiled kernels"
     roundings: tuple[str, ...] = ("nearest", "search")
     runs_stored_weights = False
     unpacks_lazily = False
     fuses_functions = False
     has_compiled_kernels = True
     uses_blas = True
+    fused_rounding: FusedRounding | None = None
 
     def memory_bytes(self) -> int:
         return memory_bytes()

@@ -34,7 +34,7 @@ _CONTEST = 4 << 20  # weights of which both devices measure the errors
 
 def fault_of(fused: FusedKernels, chip: str) -> str:
     """Empty where the fused kernels agree with MLX's CPU code on this chip; else the first difference or error."""
-    return str(_remembered("fault", fused, chip, lambda: _fault(fused)))
+    return str(remembered("fault", _text_of(fused), chip, lambda: _fault(fused)))
 
 
 def cpu_is_faster(fused: FusedKernels, chip: str, weight: mx.array) -> bool | None:
@@ -47,11 +47,17 @@ def cpu_is_faster(fused: FusedKernels, chip: str, weight: mx.array) -> bool | No
     missing = [kernels for kernels in kernel_sets(MEASURE, ROUNDINGS["nearest"]) if not is_ready(kernels)]
     for kernels in missing:
         begin(kernels)
-    return None if missing else bool(_remembered("cpu is faster", fused, chip, lambda: _cpu_wins(fused, weight)))
+    return (
+        None if missing else bool(remembered("cpu is faster", _text_of(fused), chip, lambda: _cpu_wins(fused, weight)))
+    )
 
 
-def _remembered(question: str, fused: FusedKernels, chip: str, answer: Callable[[], str | bool]) -> str | bool:
-    text = repr((measure_kernel(fused.dialect), pack_kernel(fused.dialect)))
+def _text_of(fused: FusedKernels) -> str:
+    return repr((measure_kernel(fused.dialect), pack_kernel(fused.dialect)))
+
+
+def remembered(question: str, text: str, chip: str, answer: Callable[[], str | bool]) -> str | bool:
+    """The answer of this chip to a question about kernels of this text: from the cache, else asked and kept."""
     key = json.dumps([question, chip, __version__, version("mlx"), text])
     path = kernel_folder() / f"fused-{sha256(key.encode()).hexdigest()[:16]}.json"
     result = recall(path, json.loads)

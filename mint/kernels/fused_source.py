@@ -15,6 +15,7 @@ from mint.formats.format import AFFINE
 from mint.formats.scheme import AFFINE_SCHEME
 
 SEGMENT, LANES = 2048, 16  # those of `compiled`, which imports the compiler
+_INPUTS = ("weights", "numbers")
 PACKED_TOGETHER = 32  # weights of one thread of the kernel that packs
 MEASURE_THREADS, PACK_THREADS = len(AFFINE) * LANES, 256
 
@@ -29,6 +30,7 @@ class Dialect:
     product: str  # of two float32, never fused with an addition
     thread: str  # index in its group
     group: str  # index of the group
+    memory: str  # before a pointer to numbers of an input
     each: str = ""  # before a phase
     sync: str = ""  # after a phase
     prelude: str = ""
@@ -41,6 +43,7 @@ METAL = Dialect(
     product="((a) * (b))",
     thread="thread_position_in_threadgroup.x",
     group="threadgroup_position_in_grid.x",
+    memory="const device",
     sync="threadgroup_barrier(metal::mem_flags::mem_threadgroup);",
     prelude="#pragma METAL fp contract(off)",
 )
@@ -51,6 +54,7 @@ CUDA = Dialect(
     product="__fmul_rn(a, b)",
     thread="threadIdx.x",
     group="blockIdx.x",
+    memory="const",
     sync="__syncthreads();",
 )
 
@@ -205,15 +209,24 @@ class Kernel:
 
 def measure_kernel(dialect: Dialect) -> Kernel:
     """Sums the squared errors of every format of `AFFINE`: weights (N,) -> sums (N / SEGMENT, F, LANES)."""
-    return _kernel(dialect, "mint_measure", ("sums",), MEASURE_THREADS, _MEASURE)
+    return kernel_of(dialect, "mint_measure", _INPUTS, ("sums",), MEASURE_THREADS, _MEASURE)
 
 
 def pack_kernel(dialect: Dialect) -> Kernel:
     """Packs in an affine format: weights (N,) -> codes (N * bits / 32,), scales and biases (N / group_size,)."""
-    return _kernel(dialect, "mint_pack", ("codes", "scales", "biases"), PACK_THREADS, _PACK)
+    return kernel_of(dialect, "mint_pack", _INPUTS, ("codes", "scales", "biases"), PACK_THREADS, _PACK)
 
 
-def _kernel(dialect: Dialect, name: str, outputs: tuple[str, ...], threads: int, body: str) -> Kernel:
+def kernel_of(
+    dialect: Dialect,
+    name: str,
+    inputs: tuple[str, ...],
+    outputs: tuple[str, ...],
+    threads: int,
+    body: str,
+    header: str = "",
+) -> Kernel:
+    """A kernel in the words of a language; `header` has its own functions."""
     words = {
         "FUNCTION": dialect.function,
         "SHARED": dialect.shared,
@@ -221,14 +234,16 @@ def _kernel(dialect: Dialect, name: str, outputs: tuple[str, ...], threads: int,
         "PRODUCT": dialect.product,
         "THREAD": dialect.thread,
         "GROUP": dialect.group,
+        "MEMORY": dialect.memory,
         "EACH": dialect.each,
         "SYNC": dialect.sync,
         "PRELUDE": dialect.prelude,
+        "LARGEST": "3.40282347e38f",
         "THREADS": str(threads),
         "SEGMENT": str(SEGMENT),
         "LANES": str(LANES),
         "WIDTHS": str(len(AFFINE_SCHEME.bits)),
         "TOPS": ", ".join(f"{2**bits - 1}.0f" for bits in AFFINE_SCHEME.bits),
     }
-    header, text = (Template(template).substitute(words) for template in (_HEADER, body))
-    return Kernel(name, ("weights", "numbers"), outputs, threads, header, text)
+    functions, text = (Template(template).substitute(words) for template in (_HEADER + header, body))
+    return Kernel(name, inputs, outputs, threads, functions, text)

@@ -1,19 +1,21 @@
 """The same errors and bytes on the devices that MLX drives: Metal and CUDA.
 
-Affine formats rounded to nearest are measured and packed by fused kernels where these agreed with the CPU on this
-machine (see `fused_check`). Everything else is MLX operations: what is measured is what the device's own `mx.quantize`
-writes, which may differ from the CPU's in single codes. The device has no float64: squares are summed in float32 over
-runs of at most `RUN` weights, and the runs in float64 on the host. Work goes in blocks of rows, each finished before
-the next begins, so that memory stays bounded; every sum belongs to one row, so blocks change no result.
+Affine formats rounded to nearest are measured and packed by fused kernels, and errors are compensated by others, where
+these agreed with the CPU on this machine (`fused_check`, `rounding_check`). Everything else is MLX operations: what is
+measured is what the device's own `mx.quantize` writes, which may differ from the CPU's in single codes. The device has
+no float64: squares are summed in float32 over runs of at most `RUN` weights, and the runs in float64 on the host. Work
+goes in blocks of rows, each finished before the next begins, so that memory stays bounded; every sum belongs to one
+row, so blocks change no result.
 
 Run so far on MLX's CPU device only: no Metal or CUDA device was at hand.
 """
 
 # S slices (experts), R rows, C columns, F formats
 
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from functools import partial
+from functools import cached_property, partial
 from math import gcd
 from typing import Any
 
@@ -26,7 +28,9 @@ from mint.formats.rounding import Rounding
 from mint.kernels import oracle, search_arrays
 from mint.kernels.fused import FusedKernels, this_gpu
 from mint.kernels.fused_check import cpu_is_faster, fault_of
+from mint.kernels.fused_rounding import FusedRounding, words_of
 from mint.kernels.oracle import Errors
+from mint.kernels.rounding_check import rounding_fault_of
 from mint.kernels.storage import DTYPE_NAMES, numpy_view, raw
 from mint.targets.devices import this_device
 
@@ -34,6 +38,7 @@ BLOCK_ELEMENTS = 64 << 20
 SEARCHED_AT_ONCE = 8 << 20  # weights; a search holds a dozen float32 arrays of them
 _WORKING_BYTES = 6 * 4  # of each weight of a block: a few float32 arrays that a lazy graph holds at once
 RUN = 128
+_TENSOR_FLOAT = "MLX_ENABLE_TF32"  # MLX reads it at the first product
 
 
 class GpuBackend:
@@ -49,12 +54,28 @@ class GpuBackend:
     def __init__(self, fused: FusedKernels | None = None) -> None:
         self._chip = str(mx.device_info().get("device_name", "unknown"))
         fused = fused or this_gpu()
+        os.environ.setdefault(_TENSOR_FLOAT, "0")  # its 10 bits are too few to factor second moments
         fault = fault_of(fused, self._chip) if fused else ""
         self._fused = None if fault else fused
         self._on_cpu: bool | None = None
+        self._language = fused or None
+        self.compensates_with = "compiled kernels of the CPU"
         self.kind = f"gpu {self._chip}, fused kernels" if self._fused else f"gpu {self._chip}"
         reason = f", since the fused kernels failed: {fault}" if fault else ""
         self.measures_with = "fused kernels" if self._fused else f"MLX operations{reason}"
+
+    @cached_property
+    def fused_rounding(self) -> FusedRounding | None:
+        """The kernels of compensated rounding where they agreed with the CPU on this machine."""
+        if not self._language:
+            return None
+        rounding = FusedRounding(self._language.dialect, self._language.build)
+        fault = rounding_fault_of(rounding, self._chip)
+        if fault:
+            self.compensates_with += f", since the fused kernels failed: {fault}"
+            return None
+        self.compensates_with = "fused kernels"
+        return rounding
 
     def memory_bytes(self) -> int:
         """The working set that Metal or CUDA recommends."""
@@ -171,7 +192,7 @@ def _searched(
         codes, byte = search_arrays.search_fp4(
             mx, groups * down, plain[1].reshape(-1, 1).astype(mx.int32), format.scheme, up, heights
         )
-        return _words(codes.reshape(rows, columns), format.bits), byte.astype(mx.uint8).reshape(rows, -1)
+        return words_of(codes.reshape(rows, columns), format.bits), byte.astype(mx.uint8).reshape(rows, -1)
 
     def store(values: mx.array) -> mx.array:
         return (values * up).astype(block.dtype).astype(mx.float32) * down
@@ -181,20 +202,7 @@ def _searched(
         mx, groups * down, (start[0], start[1]), format.bits, DTYPE_NAMES[block.dtype], store, heights
     )
     stored = ((part * up).astype(block.dtype).reshape(rows, -1) for part in (scales, biases))
-    return _words(codes.reshape(rows, columns), format.bits), *stored
-
-
-def _words(codes: mx.array, bits: int) -> mx.array:
-    """(rows, C) codes in one little-endian stream of bits, the first code lowest: uint32 (rows, C * bits / 32)."""
-    rows, columns = codes.shape
-    codes = codes.astype(mx.uint32).reshape(rows, columns // 32, 32)
-    words = [mx.zeros(codes.shape[:2], mx.uint32) for _ in range(bits)]
-    for index in range(32):
-        word, shift = divmod(index * bits, 32)
-        words[word] = words[word] | (codes[..., index] << shift)
-        if shift + bits > 32:
-            words[word + 1] = words[word + 1] | (codes[..., index] >> (32 - shift))
-    return mx.stack(words, -1).reshape(rows, -1)
+    return words_of(codes.reshape(rows, columns), format.bits), *stored
 
 
 @partial(mx.compile, shapeless=True)

@@ -64,7 +64,9 @@ def _device() -> Finding:
     from mint.kernels.backend import backend
 
     kind = backend().kind
-    text = f"MLX works on {kind}; formats are measured by {backend().measures_with}"
+    where = backend()
+    compensated = where.compensates_with if where.fused_rounding is None else "fused kernels"
+    text = f"MLX works on {kind}; formats are measured by {where.measures_with}, errors compensated by {compensated}"
     cure = "MLX sees no Metal device; it needs Apple silicon"
     return _finding("device", kind != "cpu" or sys.platform != "darwin", text, cure, BAD)
 

@@ -20,6 +20,7 @@ CPP = Dialect(
     shared="",
     math="std::",
     product="a * b",
+    memory="const",
     thread="thread",
     group="group",
     each="for (unsigned thread = 0; thread < threads; thread++)",
@@ -44,7 +45,13 @@ struct bfloat16 {
     }
 };
 """
-_TYPES = {mx.bfloat16: "bfloat16", mx.float16: "_Float16", mx.float32: "float", mx.uint32: "unsigned"}
+_TYPES = {
+    mx.bfloat16: "bfloat16",
+    mx.float16: "_Float16",
+    mx.float32: "float",
+    mx.uint32: "unsigned",
+    mx.uint8: "uint8_t",
+}
 
 
 def compiler() -> str | None:
@@ -71,10 +78,10 @@ def _program(kernel: Kernel, folder: Path) -> Callable[..., list[mx.array]]:
     ) -> list[mx.array]:
         ((_, dtype),) = template
         if dtype not in libraries:
-            libraries[dtype] = _compiled(kernel, dtype, output_dtypes, folder)
+            libraries[dtype] = _compiled(kernel, dtype, [array.dtype for array in inputs], output_dtypes, folder)
         names = [DTYPES[dtype] for dtype in output_dtypes]
         outputs: list[NDArray[Any]] = [
-            np.empty(shape, NUMPY_DTYPES[name]) for shape, name in zip(output_shapes, names, strict=True)
+            np.full(shape, 77, NUMPY_DTYPES[name]) for shape, name in zip(output_shapes, names, strict=True)
         ]
         arrays = [*map(raw, inputs), *outputs]
         pointers = [array.ctypes.data_as(ctypes.c_void_p) for array in arrays]
@@ -85,10 +92,12 @@ def _program(kernel: Kernel, folder: Path) -> Callable[..., list[mx.array]]:
     return run
 
 
-def _compiled(kernel: Kernel, dtype: mx.Dtype, output_dtypes: Sequence[mx.Dtype], folder: Path) -> ctypes.CDLL:
+def _compiled(
+    kernel: Kernel, dtype: mx.Dtype, input_dtypes: Sequence[mx.Dtype], output_dtypes: Sequence[mx.Dtype], folder: Path
+) -> ctypes.CDLL:
     outputs = [f"{_TYPES[type]}* {name}" for type, name in zip(output_dtypes, kernel.outputs, strict=True)]
-    weights, numbers = kernel.inputs
-    arguments = [f"const T* {weights}", f"const unsigned* {numbers}", *outputs, "unsigned groups", "unsigned threads"]
+    inputs = [f"const {_TYPES[type]}* {name}" for type, name in zip(input_dtypes, kernel.inputs, strict=True)]
+    arguments = [*inputs, *outputs, "unsigned groups", "unsigned threads"]
     source = "\n".join(
         [
             f"{_PRELUDE}using T = {_TYPES[dtype]};{kernel.header}",

@@ -123,6 +123,8 @@ class OracleBackend:
     has_compiled_kernels = False
     measures_with = "mx.quantize"
     uses_blas = False
+    fused_rounding = None
+    compensates_with = "compiled kernels"
 
     def memory_bytes(self) -> int:
         return memory_bytes()

@@ -1,0 +1,61 @@
+"""Compensated rounding where the backend does it: with kernels of a GPU, or with the compiled ones of the CPU."""
+
+# T rows of inputs, R rows of weights, C columns
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import mlx.core as mx
+import numpy as np
+
+from mint.formats.format import Format
+from mint.kernels.backend import backend
+from mint.kernels.compensate import Curvature, in_range, pack_compensated
+from mint.kernels.compiled import Floats, Raw
+from mint.kernels.fused_rounding import DeviceCurvature, FusedRounding
+from mint.kernels.storage import MLX_DTYPES, from_raw, raw
+
+
+class Compensator(Protocol):
+    """Where matrices are rounded with regard to their inputs; a curvature is used where it was made."""
+
+    def curvature(self, inputs: Floats) -> Any:
+        """The curvature of the rows (T, C)."""
+
+    def pack(self, weight: Raw, dtype: str, format: Format, curvature: Any) -> tuple[Any, ...]:
+        """The tensors that store (R, C) weights, as `pack_compensated` gives them."""
+
+
+class OnCpu:
+    """The compiled kernels."""
+
+    def curvature(self, inputs: Floats) -> Curvature:
+        return Curvature.of(inputs)
+
+    def pack(self, weight: Raw, dtype: str, format: Format, curvature: Curvature) -> tuple[Any, ...]:
+        return pack_compensated(weight, dtype, format, curvature)
+
+
+@dataclass(frozen=True, slots=True)
+class OnDevice:
+    """The kernels of a GPU."""
+
+    fused: FusedRounding
+
+    def curvature(self, inputs: Floats) -> DeviceCurvature:
+        rows = in_range(inputs)
+        try:
+            return DeviceCurvature.of(rows)
+        except np.linalg.LinAlgError:  # float32 has too few digits for these inputs
+            exact = Curvature.of(rows)
+            return DeviceCurvature(mx.array(exact.moments), mx.array(exact.upper))
+
+    def pack(self, weight: Raw, dtype: str, format: Format, curvature: DeviceCurvature) -> tuple[Any, ...]:
+        array = mx.array(weight) if weight.dtype == np.float32 else from_raw(weight, dtype)
+        return tuple(map(raw, self.fused.pack(array, MLX_DTYPES[dtype], format, curvature)))
+
+
+def compensator() -> Compensator:
+    """That of the backend."""
+    fused = backend().fused_rounding
+    return OnDevice(fused) if fused else OnCpu()
