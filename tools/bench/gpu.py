@@ -12,6 +12,7 @@ import os
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import mlx.core as mx
@@ -31,6 +32,7 @@ LAYER = {  # rows and columns of an 8B model's matrices, and how many a layer ha
     "gate, up": (14336, 4096, 2),
     "down": (4096, 14336, 1),
 }
+_JUDGED = 256  # rows of weights whose losses are compared
 _FORMATS = ("4/64", "3/64", "nvfp4")
 _NEAREST = ROUNDINGS["nearest"]
 _SCOUT = 109e9  # weights of Llama 4 Scout
@@ -89,13 +91,13 @@ def compensating(device: OnDevice | None, rows: int, columns: int, count: int, r
     if device:
         device.curvature(inputs)
         ours, record["curvature"] = once(lambda: device.curvature(inputs))
-    for name in _FORMATS:
-        format = parse_format(name)
-        nearest = loss(weight, oracle.dequantize(oracle.pack(weight, format), format), exact.moments)
-        stored, seconds = once(lambda format=format: on_cpu.pack(raw(weight), "BF16", format, exact))
+    for format in map(parse_format, _FORMATS):
+        name = str(format)
+        nearest = loss_of(weight, tuple(map(raw, oracle.pack(weight, format))), name, exact.moments)
+        stored, seconds = once(partial(on_cpu.pack, raw(weight), "BF16", format, exact))
         record[f"{name} cpu"] = {"seconds": seconds, "loss": loss_of(weight, stored, name, exact.moments) / nearest}
         if device and ours:
-            seconds = timed(lambda format=format: device.pack(raw(weight), "BF16", format, ours), runs)
+            seconds = timed(partial(device.pack, raw(weight), "BF16", format, ours), runs)
             stored = device.pack(raw(weight), "BF16", format, ours)
             record[name] = {"seconds": seconds, "loss": loss_of(weight, stored, name, exact.moments) / nearest}
     return record
@@ -109,9 +111,10 @@ def made(rows: int, columns: int) -> mx.array:
 
 
 def loss_of(weight: mx.array, parts: tuple[Any, ...], name: str, moments: Any) -> float:
-    """The loss of stored tensors."""
-    scales = [mx.array(part) if part.dtype == np.uint8 else from_raw(part, "BF16") for part in parts[1:]]
-    return loss(weight, oracle.dequantize((mx.array(parts[0]), *scales), parse_format(name)), moments)
+    """The loss of stored tensors, on some rows."""
+    first = [part[:_JUDGED] for part in parts]
+    scales = [mx.array(part) if part.dtype == np.uint8 else from_raw(part, "BF16") for part in first[1:]]
+    return loss(weight[:_JUDGED], oracle.dequantize((mx.array(first[0]), *scales), parse_format(name)), moments)
 
 
 def once(call: Callable[[], Any]) -> tuple[Any, float]:
