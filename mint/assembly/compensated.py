@@ -33,7 +33,6 @@ from mint.kernels.compensation import Compensator, OnCpu, compensator
 from mint.kernels.compiled import Raw, values_of
 from mint.kernels.coupling import MOST_ROWS, Coupling, pack_coupled
 from mint.kernels.cpu import CpuBackend, pack
-from mint.kernels.missing_outputs import with_outputs
 from mint.kernels.storage import MLX_DTYPES, NUMPY_DTYPES, from_raw, raw
 from mint.model.checkpoint.reader import StoredModel
 from mint.model.checkpoint.writer import WeightFiles
@@ -246,7 +245,7 @@ class Compensation(BlockJob[Packed]):
         if inputs.experts is None:
             curvature = self._shared_curvature(rows)
             if inputs.missing is not None:
-                matrix = with_outputs(values_of(matrix, unit.dtype), rows, inputs.missing)
+                matrix = self._compensator.with_outputs(values_of(matrix, unit.dtype), rows, inputs.missing)
             return self._pack(matrix, unit, curvature, coupling)
         if len(rows) < FEWEST:
             return tuple(part[0] for part in pack(matrix[None], unit.dtype, self.formats[unit.path], search=True))

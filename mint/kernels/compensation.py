@@ -13,6 +13,7 @@ from mint.kernels.backend import backend
 from mint.kernels.compensate import Curvature, in_range, pack_compensated
 from mint.kernels.compiled import Floats, Raw
 from mint.kernels.fused_rounding import DeviceCurvature, FusedRounding
+from mint.kernels.missing_outputs import DeviceAlgebra, with_outputs
 from mint.kernels.storage import MLX_DTYPES, from_raw, raw
 
 
@@ -21,6 +22,9 @@ class Compensator(Protocol):
 
     def curvature(self, inputs: Floats) -> Any:
         """The curvature of the rows (T, C)."""
+
+    def with_outputs(self, weight: Floats, inputs: Floats, missing: Floats) -> Floats:
+        """Weights (R, C) whose outputs have `missing` (T, R) more for rows (T, C), as `with_outputs` gives them."""
 
     def pack(self, weight: Raw, dtype: str, format: Format, curvature: Any) -> tuple[Any, ...]:
         """The tensors that store (R, C) weights, as `pack_compensated` gives them."""
@@ -31,6 +35,9 @@ class OnCpu:
 
     def curvature(self, inputs: Floats) -> Curvature:
         return Curvature.of(inputs)
+
+    def with_outputs(self, weight: Floats, inputs: Floats, missing: Floats) -> Floats:
+        return with_outputs(weight, inputs, missing)
 
     def pack(self, weight: Raw, dtype: str, format: Format, curvature: Curvature) -> tuple[Any, ...]:
         return pack_compensated(weight, dtype, format, curvature)
@@ -49,6 +56,9 @@ class OnDevice:
         except np.linalg.LinAlgError:  # float32 has too few digits for these inputs
             exact = Curvature.of(rows)
             return DeviceCurvature(mx.array(exact.moments), mx.array(exact.upper))
+
+    def with_outputs(self, weight: Floats, inputs: Floats, missing: Floats) -> Floats:
+        return with_outputs(weight, inputs, missing, DeviceAlgebra())
 
     def pack(self, weight: Raw, dtype: str, format: Format, curvature: DeviceCurvature) -> tuple[Any, ...]:
         array = mx.array(weight) if weight.dtype == np.float32 else from_raw(weight, dtype)

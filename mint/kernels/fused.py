@@ -74,13 +74,13 @@ class FusedKernels:
         return tuple(mx.concatenate(list(part)).reshape(*weight.shape[:2], -1) for part in zip(*pieces, strict=True))
 
     def _sums(self, weight: mx.array) -> Iterator[tuple[int, mx.array]]:
-        """The slice of each piece, and its sums (N / SEGMENT, F, LANES) in float32."""
+        """The slice of each piece, and its sums (N / SEGMENT, LANES, F) in float32."""
         kernel = measure_kernel(self.dialect)
         for index, slice_weights in enumerate(weight.reshape(len(weight), -1)):
             for start in range(0, slice_weights.size, _PIECE):
                 piece = slice_weights[start : start + _PIECE]
                 segments = -(-piece.size // SEGMENT)
-                shapes = ((segments, len(AFFINE), LANES),)
+                shapes = ((segments, LANES, len(AFFINE)),)
                 threads = segments * kernel.threads
                 yield index, _call(self._measure, kernel, piece, (), threads, shapes, (mx.float32,))[0]
 
@@ -108,10 +108,9 @@ def _add(totals: NDArray[np.float64], piece: tuple[int, mx.array] | None) -> Non
     """Add the sums of a piece to the totals (S, F) one after the other, a chunk of segments at a time."""
     if piece is None:
         return
-    index, sums = piece[0], numpy_view(piece[1])
-    for start in range(0, len(sums), _CHUNK):
-        lanes = sums[start : start + _CHUNK].astype(np.float64).swapaxes(1, 2).reshape(-1, len(AFFINE))
-        totals[index] += lanes.cumsum(0)[-1]
+    index, sums = piece[0], numpy_view(piece[1]).reshape(-1, len(AFFINE))
+    for start in range(0, len(sums), _CHUNK * LANES):
+        totals[index] += sums[start : start + _CHUNK * LANES].sum(axis=0, dtype=np.float64)  # in order
 
 
 def this_gpu() -> FusedKernels | None:

@@ -27,11 +27,12 @@ DAMPING = 0.01  # of the mean diagonal, as in `compensate`
 SWEEPS, _ROUNDS = 2, 2  # those of `refine`
 _SINGULAR = 1e-4  # of the product of the diagonal: float32 has fewer digits than the CPU's sums
 _BLOCK = 128  # columns between two products with all later columns
-_FACTORED = 1024  # columns that LAPACK factors
+_FACTORED = 512  # columns that LAPACK factors
 _LARGEST_UNIT = 100  # power of two
 
 Floats = NDArray[np.float32]
 Program = Callable[..., list[mx.array]]
+RoundGroup = Callable[[mx.array, mx.array, mx.array], list[mx.array]]  # of values (S, R), heights (S,), U (S, S)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -57,21 +58,21 @@ class DeviceCurvature:
         moments[mx.arange(columns), mx.arange(columns)] = diagonal
         if not float(numpy_view(mean)) > 0:
             return cls(moments, mx.eye(columns))
-        turned = _inverse_factor(moments[::-1, ::-1], factored)
+        turned = inverse_factor(moments[::-1, ::-1], factored)
         upper = mx.contiguous(turned[::-1, ::-1])
         mx.eval(moments, upper)
         return cls(moments, upper)
 
 
-def _inverse_factor(moments: mx.array, factored: int) -> mx.array:
+def inverse_factor(moments: mx.array, factored: int = _FACTORED) -> mx.array:
     """The inverse of the lower triangular L (C, C) with L L^T = H; raises `LinAlgError` if H is not positive."""
     columns = len(moments)
     if columns <= factored:
         return mx.array(_inverse_factor_on_cpu(numpy_view(mx.contiguous(moments, stream=mx.cpu))))
     half = columns // 2
-    first = _inverse_factor(moments[:half, :half], factored)
+    first = inverse_factor(moments[:half, :half], factored)
     below = moments[half:, :half] @ first.T
-    second = _inverse_factor(moments[half:, half:] - below @ below.T, factored)
+    second = inverse_factor(moments[half:, half:] - below @ below.T, factored)
     corner = mx.zeros((half, columns - half))
     left = -(second @ (below @ first))
     return mx.concatenate([mx.concatenate([first, corner], 1), mx.concatenate([left, second], 1)], 0)
@@ -124,6 +125,11 @@ class FusedRounding:
         """The codes (C, R) of columns (C, R), their losses compensated; scales and maybe biases (G, R)."""
         size, total = format.group_size, len(columns)
         importance = 1 / mx.square(mx.diagonal(upper))
+        shape = size, columns.shape[1]
+        if format.scheme.has_bias:
+            round_group = self._affine_rounder(shape, dtype, format, unit)
+        else:
+            round_group = self._fp4_rounder(shape, format, unit)
         codes, parts = list[mx.array](), list[Sequence[mx.array]]()
         rest = columns
         for start in range(0, total, _BLOCK):
@@ -133,7 +139,7 @@ class FusedRounding:
                 group = slice(first, first + size)
                 heights = importance[group] / mx.mean(importance[group])
                 own = mx.contiguous(upper[group, group])
-                code, loss, *stored = self._round(block[:size], heights, own, dtype, format, unit)
+                code, loss, *stored = round_group(block[:size], heights, own)
                 codes.append(code)
                 losses.append(loss)
                 parts.append(stored)
@@ -143,23 +149,23 @@ class FusedRounding:
                 mx.eval(rest, codes, parts)
         return mx.concatenate(codes), [mx.stack(list(part)) for part in zip(*parts, strict=True)]
 
-    def _round(
-        self, values: mx.array, heights: mx.array, upper: mx.array, dtype: mx.Dtype, format: Format, unit: float
-    ) -> list[mx.array]:
-        """The codes and losses (S, R) of a group (S, R), and its scales and maybe biases (R,)."""
-        size, rows = values.shape
-        if format.scheme.has_bias:
-            schedules = SCHEDULES_BF16 if dtype == mx.bfloat16 else SCHEDULES
-            step, *counts = schedules[format.bits]
-            inputs = (values, heights, upper, _words([rows, format.bits, size, *counts]), _floats(step, unit, 1 / unit))
-            dtypes = mx.uint8, mx.float32, dtype, dtype
-            return _call(self._affine, round_affine_kernel(self.dialect), inputs, dtype, values.shape, dtypes)
-        kernel = format.scheme.kernel
-        last, neighbours = LAST_SCALE[kernel], NEIGHBOURS[kernel]
+    def _affine_rounder(self, shape: tuple[int, int], dtype: mx.Dtype, format: Format, unit: float) -> RoundGroup:
+        """Gives the codes and losses (S, R) of a group of this shape, and its scales and biases (R,)."""
+        size, rows = shape
+        step, *counts = (SCHEDULES_BF16 if dtype == mx.bfloat16 else SCHEDULES)[format.bits]
+        rest = _words([rows, format.bits, size, *counts]), _floats(step, unit, 1 / unit)
+        kernel, dtypes = round_affine_kernel(self.dialect), (mx.uint8, mx.float32, dtype, dtype)
+        return lambda *group: _call(self._affine, kernel, (*group, *rest), dtype, shape, dtypes)
+
+    def _fp4_rounder(self, shape: tuple[int, int], format: Format, unit: float) -> RoundGroup:
+        """Gives the codes and losses (S, R) of a group of this shape, and its scales (R,)."""
+        size, rows = shape
+        number = format.scheme.kernel
+        last, neighbours = LAST_SCALE[number], NEIGHBOURS[number]
         table = mx.array(np.array(format.scheme.scale_values[: last + 1], np.float32)) / unit
-        inputs = (values, heights, upper, table, _words([rows, size, last, -min(neighbours), max(1, *neighbours)]))
-        stored = mx.uint8, mx.float32, mx.uint8
-        return _call(self._fp4, round_fp4_kernel(self.dialect), inputs, mx.float32, values.shape, stored)
+        rest = table, _words([rows, size, last, -min(neighbours), max(1, *neighbours)])
+        kernel, dtypes = round_fp4_kernel(self.dialect), (mx.uint8, mx.float32, mx.uint8)
+        return lambda *group: _call(self._fp4, kernel, (*group, *rest), mx.float32, shape, dtypes)
 
     def _refined(
         self,

@@ -9,6 +9,7 @@ over the threads runs the same text on a CPU, which is how the tests compile it,
 # N weights of a vector, T their dtype, F formats, LANES partial sums
 
 from dataclasses import dataclass
+from functools import cache
 from string import Template
 
 from mint.formats.format import AFFINE
@@ -154,7 +155,7 @@ $EACH {
         const float other = squared_error(values[j + lane + 16], scales[i], biases[i], stored[i], tops[width]);
         sum += one + other;
     }
-    sums[$GROUP * $THREADS + $THREAD] = sum;
+    sums[($GROUP * $LANES + lane) * ($THREADS / $LANES) + format] = sum;
 }
 """
 
@@ -207,11 +208,13 @@ class Kernel:
     body: str
 
 
+@cache
 def measure_kernel(dialect: Dialect) -> Kernel:
-    """Sums the squared errors of every format of `AFFINE`: weights (N,) -> sums (N / SEGMENT, F, LANES)."""
+    """Sums the squared errors of every format of `AFFINE`: weights (N,) -> sums (N / SEGMENT, LANES, F)."""
     return kernel_of(dialect, "mint_measure", _INPUTS, ("sums",), MEASURE_THREADS, _MEASURE)
 
 
+@cache
 def pack_kernel(dialect: Dialect) -> Kernel:
     """Packs in an affine format: weights (N,) -> codes (N * bits / 32,), scales and biases (N / group_size,)."""
     return kernel_of(dialect, "mint_pack", _INPUTS, ("codes", "scales", "biases"), PACK_THREADS, _PACK)

@@ -9,15 +9,76 @@ at 4.5 bits 0.0866 and 0.0856, which is not worth the original's pass. Other rid
 
 # T rows of inputs, R rows of weights, C columns
 
-import numpy as np
+from dataclasses import dataclass
+from typing import Any, Protocol
 
-from mint.kernels.compiled import Floats
+import mlx.core as mx
+import numpy as np
+from numpy.typing import NDArray
+
+from mint.kernels.fused_rounding import inverse_factor
+from mint.kernels.storage import numpy_view
+
+Floats = NDArray[np.float32]
 
 RIDGE = 0.01  # of the mean diagonal
 MOST_CHANGE = 0.04  # of the squares of the weights
 
 
-def with_outputs(weight: Floats, inputs: Floats, missing: Floats) -> Floats:
+class Algebra(Protocol):
+    """Where large matrices are multiplied, and what of them is asked."""
+
+    def place(self, matrix: Floats) -> Any:
+        """The matrix there."""
+
+    def dot(self, one: Any, other: Any) -> float:
+        """The sum of the products of the elements of two matrices."""
+
+    def solve(self, squares: Any, products: Any) -> Any:
+        """The (R, C) matrix whose product with positive definite squares (C, C) is `products`; NaN if they are not."""
+
+
+class NumpyAlgebra:
+    """That of numpy and LAPACK."""
+
+    def place(self, matrix: Floats) -> Floats:
+        return matrix
+
+    def dot(self, one: Floats, other: Floats) -> Any:
+        return np.vdot(one, other)
+
+    def solve(self, squares: Floats, products: Floats) -> Floats:
+        from scipy.linalg import LinAlgError, cho_factor, cho_solve  # slow to import
+
+        ridge = RIDGE * np.trace(squares) / len(squares)
+        squares = squares + ridge * np.eye(len(squares), dtype=np.float32)
+        try:
+            solved: Floats = cho_solve(cho_factor(squares, check_finite=False), products.T, check_finite=False).T
+        except LinAlgError:
+            return np.full_like(products, np.nan)
+        return solved
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceAlgebra:
+    """That of MLX's device."""
+
+    def place(self, matrix: Floats) -> mx.array:
+        return mx.array(matrix)
+
+    def dot(self, one: mx.array, other: mx.array) -> Any:
+        return np.float32(numpy_view((one * other).sum()))
+
+    def solve(self, squares: mx.array, products: mx.array) -> mx.array:
+        ridge = RIDGE * mx.mean(mx.diagonal(squares))
+        try:
+            inverse = inverse_factor(squares + ridge * mx.eye(len(squares)))
+        except np.linalg.LinAlgError:
+            return mx.full(products.shape, np.nan)
+        return (products @ inverse.T) @ inverse
+
+
+def with_outputs(weight: Floats, inputs: Floats, missing: Floats, algebra: Algebra | None = None) -> Floats:
     """Weights (R, C) near `weight` whose outputs have `missing` (T, R) more for the rows `inputs` (T, C).
 
     Ridge regression, as far as the rows tell: the first half of them predicts what the second half misses, and the
@@ -29,30 +90,22 @@ def with_outputs(weight: Floats, inputs: Floats, missing: Floats) -> Floats:
     half = len(inputs) // 2
     if not half:
         return weight
+    algebra = algebra or NumpyAlgebra()
+    rows, outputs = algebra.place(inputs), algebra.place(missing)
     with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
-        first, second = _products(inputs[:half], missing[:half]), _products(inputs[half:], missing[half:])
-        told = inputs[half:] @ _ridge(*first).T
-        share = np.clip(np.vdot(told, missing[half:]) / np.vdot(told, told), 0, 1)
+        first, second = _products(rows[:half], outputs[:half]), _products(rows[half:], outputs[half:])
+        told = rows[half:] @ algebra.solve(*first).T
+        share = np.clip(algebra.dot(told, outputs[half:]) / algebra.dot(told, told), 0, 1)
         whole = (ours + theirs for ours, theirs in zip(first, second, strict=True))
-        change = np.float32(2 * share / (1 + share)) * _ridge(*whole)
+        solved = algebra.solve(*whole)
+        change = np.float32(2 * share / (1 + share)) * (
+            solved if isinstance(solved, np.ndarray) else numpy_view(solved)
+        )
         most = np.sqrt(MOST_CHANGE * np.vdot(weight, weight) / np.vdot(change, change))
         changed: Floats = weight + np.minimum(most, 1) * change
     return changed if np.isfinite(changed).all() else weight
 
 
-def _products(inputs: Floats, missing: Floats) -> tuple[Floats, Floats]:
+def _products(inputs: Any, missing: Any) -> tuple[Any, Any]:
     """The products of the rows (T, C) with themselves, (C, C), and of `missing` (T, R) with them, (R, C)."""
     return inputs.T @ inputs, missing.T @ inputs
-
-
-def _ridge(squares: Floats, products: Floats) -> Floats:
-    """The weights (R, C) that predict best, each as likely as the others to be far from zero."""
-    from scipy.linalg import LinAlgError, cho_factor, cho_solve  # slow to import
-
-    ridge = RIDGE * np.trace(squares) / len(squares)
-    squares = squares + ridge * np.eye(len(squares), dtype=np.float32)
-    try:
-        solved: Floats = cho_solve(cho_factor(squares, check_finite=False), products.T, check_finite=False).T
-    except LinAlgError:
-        return np.full_like(products, np.nan)
-    return solved

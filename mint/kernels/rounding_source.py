@@ -7,6 +7,8 @@ float32 and may be fused, so results are those of one device.
 
 # R rows, S columns of a group, N scales of a table; T dtype of scales
 
+from functools import cache
+
 from mint.kernels.fused_source import Dialect, Kernel, kernel_of
 
 ROUND_THREADS = 64
@@ -255,6 +257,7 @@ $EACH {
 """
 
 
+@cache
 def round_affine_kernel(dialect: Dialect) -> Kernel:
     """Rounds a group: values (S, R), heights (S,), upper (S, S) -> codes and losses (S, R), scales and biases (R,)."""
     return kernel_of(
@@ -268,6 +271,7 @@ def round_affine_kernel(dialect: Dialect) -> Kernel:
     )
 
 
+@cache
 def round_fp4_kernel(dialect: Dialect) -> Kernel:
     """Rounds a group: values (S, R), heights (S,), upper (S, S), table (N,) -> codes, losses (S, R), scales (R,)."""
     return kernel_of(
@@ -281,6 +285,7 @@ def round_fp4_kernel(dialect: Dialect) -> Kernel:
     )
 
 
+@cache
 def refine_kernel(dialect: Dialect) -> Kernel:
     """Refines a group: gradient and codes (S, R), moments (S, S), scales, biases (R,) -> the same anew, and changes."""
     return kernel_of(

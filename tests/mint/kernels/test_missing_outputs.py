@@ -4,9 +4,15 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from mint.kernels.missing_outputs import MOST_CHANGE, with_outputs
+from mint.kernels.missing_outputs import MOST_CHANGE, Algebra, DeviceAlgebra, NumpyAlgebra, with_outputs
 
 ROWS, OUTPUTS, COLUMNS = 2048, 24, 64
+
+
+@pytest.fixture(params=[NumpyAlgebra(), DeviceAlgebra()], ids=["numpy", "device"])
+def algebra(request: pytest.FixtureRequest) -> Algebra:
+    chosen: Algebra = request.param
+    return chosen
 
 
 def random(*shape: int, seed: int = 0) -> npt.NDArray[np.float32]:
@@ -19,61 +25,62 @@ def inputs_of(seed: int = 1) -> npt.NDArray[np.float32]:
     return random(ROWS, COLUMNS, seed=seed) @ mixed
 
 
-def test_what_follows_from_the_inputs_is_learned() -> None:
+def test_what_follows_from_the_inputs_is_learned(algebra: Algebra) -> None:
     weight, change, inputs = random(OUTPUTS, COLUMNS), random(OUTPUTS, COLUMNS, seed=2) / np.float32(10), inputs_of()
     missing = inputs @ change.T
-    learned = with_outputs(weight, inputs, missing)
+    learned = with_outputs(weight, inputs, missing, algebra)
     unseen = inputs_of(seed=3)
     wanted = unseen @ (weight + change).T
     before, after = (np.square(unseen @ matrix.T - wanted).sum() for matrix in (weight, learned))
     assert after < 0.05 * before
 
 
-def test_nothing_is_learned_from_noise() -> None:
+def test_nothing_is_learned_from_noise(algebra: Algebra) -> None:
     weight, inputs = random(OUTPUTS, COLUMNS), inputs_of()
     noise = random(ROWS, OUTPUTS, seed=4) * np.float32(3)
-    learned = with_outputs(weight, inputs, noise)
+    learned = with_outputs(weight, inputs, noise, algebra)
     least = inputs @ np.linalg.lstsq(inputs, noise, rcond=None)[0]
     assert np.square(inputs @ (learned - weight).T).sum() < 0.1 * np.square(least).sum()
 
 
-def test_a_change_is_bounded_by_the_weights() -> None:
+def test_a_change_is_bounded_by_the_weights(algebra: Algebra) -> None:
     weight, inputs = random(OUTPUTS, COLUMNS), inputs_of()
-    learned = with_outputs(weight, inputs, inputs @ random(OUTPUTS, COLUMNS, seed=2).T)
+    learned = with_outputs(weight, inputs, inputs @ random(OUTPUTS, COLUMNS, seed=2).T, algebra)
     share = np.square(learned - weight).sum() / np.square(weight).sum()
     assert share == pytest.approx(MOST_CHANGE, rel=1e-3)
 
 
 @pytest.mark.parametrize("power", [-30, 0, 20])
-def test_powers_of_two_change_nothing(power: int) -> None:
+def test_powers_of_two_change_nothing(algebra: Algebra, power: int) -> None:
     weight, inputs = random(OUTPUTS, COLUMNS), inputs_of()
     missing = inputs @ (random(OUTPUTS, COLUMNS, seed=2) / np.float32(10)).T
-    expected = with_outputs(weight, inputs, missing)
-    learned = with_outputs(weight, np.ldexp(inputs, power), np.ldexp(missing, power))
+    expected = with_outputs(weight, inputs, missing, algebra)
+    learned = with_outputs(weight, np.ldexp(inputs, power), np.ldexp(missing, power), algebra)
     np.testing.assert_array_equal(learned, expected)
 
 
-def test_rows_that_are_not_finite_teach_nothing() -> None:
+def test_rows_that_are_not_finite_teach_nothing(algebra: Algebra) -> None:
     weight, inputs = random(OUTPUTS, COLUMNS), inputs_of()
     missing = inputs @ (random(OUTPUTS, COLUMNS, seed=2) / np.float32(10)).T
     spoiled, spoiled_missing = inputs.copy(), missing.copy()
     spoiled[5, 3], spoiled_missing[1999, 0] = np.inf, np.nan
     rest = np.delete(np.arange(ROWS), [5, 1999])
     np.testing.assert_array_equal(
-        with_outputs(weight, spoiled, spoiled_missing), with_outputs(weight, inputs[rest], missing[rest])
+        with_outputs(weight, spoiled, spoiled_missing, algebra),
+        with_outputs(weight, inputs[rest], missing[rest], algebra),
     )
 
 
 @pytest.mark.parametrize("rows", [0, 1])
-def test_without_rows_weights_stay(rows: int) -> None:
+def test_without_rows_weights_stay(algebra: Algebra, rows: int) -> None:
     weight = random(OUTPUTS, COLUMNS)
-    learned = with_outputs(weight, random(rows, COLUMNS), random(rows, OUTPUTS))
+    learned = with_outputs(weight, random(rows, COLUMNS), random(rows, OUTPUTS), algebra)
     np.testing.assert_array_equal(learned, weight)
 
 
 @pytest.mark.parametrize("inputs", [np.zeros((64, 32)), np.full((64, 32), 1e30), np.full((64, 32), np.nan)])
-def test_inputs_that_say_nothing_leave_the_weights(inputs: np.ndarray) -> None:
+def test_inputs_that_say_nothing_leave_the_weights(algebra: Algebra, inputs: np.ndarray) -> None:
     weight = random(OUTPUTS, 32)
-    learned = with_outputs(weight, inputs.astype(np.float32), random(64, OUTPUTS))
+    learned = with_outputs(weight, inputs.astype(np.float32), random(64, OUTPUTS), algebra)
     assert np.isfinite(learned).all()
     np.testing.assert_allclose(learned, weight, atol=1e-6)
