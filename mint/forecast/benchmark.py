@@ -28,6 +28,7 @@ from mint.quality.sequences import CALIBRATION
 _SECONDS = 0.08  # of the calls for one rate
 _ROWS = 512
 _VOCABULARY = 1 << 15
+_WIDER = 8  # times so many rows occupy a GPU
 _FORMAT = parse_format("4/64")
 
 
@@ -76,6 +77,8 @@ def _compensated(weight: Any, rows: Any, how: Rounding) -> float:
         return _rate(
             weight.size, os.cpu_count() or 1, lambda: pack_coupled(weight, "BF16", _FORMAT, curvature, coupling)
         )
+    if backend().fused_rounding:
+        weight = np.concatenate([weight] * _WIDER)
     device = compensator()
     own = device.curvature(rows)
     cores = 0 if backend().fused_rounding else os.cpu_count() or 1

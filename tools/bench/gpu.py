@@ -1,6 +1,7 @@
 """The GPU path on this machine's GPU: agreement with the CPU, and seconds for layers of an 8B model.
 
-    python -m tools.bench.gpu              measuring, packing and compensating, beside this machine's CPU cores
+    python -m tools.bench.gpu              measuring, packing, compensating and learning on the GPU
+    python -m tools.bench.gpu --cpu        beside this machine's cores, with the losses of both: some minutes
     python -m tools.bench.gpu --rows 2048  fewer rows of inputs
 
 Times are medians of some calls, each finished before the clock stops. Losses are d H d^T on the inputs.
@@ -10,6 +11,7 @@ import argparse
 import json
 import os
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from functools import partial
@@ -43,6 +45,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=16384, help="rows of inputs (default 16384)")
     parser.add_argument("--runs", type=int, default=3, help="calls per figure (default 3)")
+    parser.add_argument("--cpu", action="store_true", help="measure the CPU's cores too")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     options = parser.parse_args()
     began = time.perf_counter()
@@ -51,55 +54,62 @@ def main() -> None:
     fused = backend.fused_rounding
     record |= {"compensates_with": backend.compensates_with, "check_seconds": time.perf_counter() - began}
     record["cores"] = os.cpu_count()
-    record["measuring"] = measuring(backend, options.runs)
+    record["measuring"] = measuring(backend, options.runs, cpu_too=options.cpu)
     device = OnDevice(fused) if fused else None
-    record["compensating"] = {
-        name: compensating(device, shape[0], shape[1], options.rows, options.runs) for name, shape in LAYER.items()
-    }
+    record["layer"] = {}
+    for name, (rows, columns, _) in LAYER.items():
+        print(f"{name}: {rows} x {columns}", file=sys.stderr)
+        inputs = inputs_of(options.rows, columns)
+        record["layer"][name] = on_device(device, made(rows, columns)[0], inputs, options.runs) if device else {}
+        if options.cpu:
+            record["layer"][name] |= beside_cpu(device, made(rows, columns)[0], inputs)
     print(json.dumps(record) if options.json else json.dumps(record, indent=1))
 
 
-def measuring(backend: GpuBackend, runs: int) -> dict[str, Any]:
-    """Weights per second of all affine formats, by fused kernels, MLX operations and the CPU's cores."""
+def measuring(backend: GpuBackend, runs: int, *, cpu_too: bool) -> dict[str, Any]:
+    """Seconds to measure all affine formats: by the backend, by MLX operations and maybe by the CPU's cores."""
     weight = made(4096, 14336)
     seconds = {
-        "fused": timed(lambda: backend.errors(weight, AFFINE, _NEAREST), runs),
+        "backend": timed(lambda: backend.errors(weight, AFFINE, _NEAREST), runs),
         "operations": timed(lambda: gpu.errors(weight, AFFINE), runs),
-        "cpu": timed(lambda: cpu.errors(raw(weight), "BF16", AFFINE), runs),
         "pack 4/64": timed(lambda: backend.pack(weight, parse_format("4/64"), _NEAREST), runs),
     }
-    ours, theirs = backend.errors(weight, AFFINE, _NEAREST), cpu.errors(raw(weight), "BF16", AFFINE)
-    return {
-        "weights": weight.size,
-        "seconds": seconds,
-        "equal_to_the_last_bit": bool(np.array_equal(ours.squared, theirs.squared)),
-        "seconds_for_109B": _SCOUT / weight.size * seconds["fused"],
-    }
+    record = {"weights": weight.size, "seconds": seconds, "for 109B": _SCOUT / weight.size * seconds["backend"]}
+    if cpu_too:
+        ours, theirs = backend.errors(weight, AFFINE, _NEAREST), cpu.errors(raw(weight), "BF16", AFFINE)
+        record["equal to the last bit"] = bool(np.array_equal(ours.squared, theirs.squared))
+        seconds["cpu"] = timed(lambda: cpu.errors(raw(weight), "BF16", AFFINE), runs)
+    return record
 
 
-def compensating(device: OnDevice | None, rows: int, columns: int, count: int, runs: int) -> dict[str, Any]:
-    """Seconds for the curvature of inputs and for rounding a matrix, and how much less both lose than rounding."""
-    weight = made(rows, columns)[0]
-    random = np.random.default_rng(1)
-    mixed = random.standard_normal((count, columns // 8), np.float32) @ random.standard_normal(
-        (columns // 8, columns), np.float32
-    )
-    inputs = mixed / np.float32(np.sqrt(columns / 8)) + random.standard_normal((count, columns), np.float32)
+def inputs_of(rows: int, columns: int) -> Any:
+    """(rows, columns) float32, whose columns go together."""
+    common = mx.random.normal((rows, 64)) @ mx.random.normal((64, columns))
+    return np.array(common + mx.random.normal((rows, columns)))
+
+
+def on_device(device: OnDevice, weight: mx.array, inputs: Any, runs: int) -> dict[str, float]:
+    """Seconds for the curvature of inputs, for rounding a matrix, and for learning what its outputs miss."""
+    curvature = device.curvature(inputs)
+    record = {"curvature": timed(lambda: device.curvature(inputs), runs)}
+    for format in map(parse_format, _FORMATS):
+        record[str(format)] = timed(partial(device.pack, raw(weight), "BF16", format, curvature), runs)
+    wide, missing = np.array(weight.astype(mx.float32)), np.array(mx.random.normal((len(inputs), len(weight))))
+    return record | {"learning": timed(lambda: device.with_outputs(wide, inputs, missing), runs)}
+
+
+def beside_cpu(device: OnDevice | None, weight: mx.array, inputs: Any) -> dict[str, Any]:
+    """The CPU's seconds, and how much less than rounding to nearest both lose."""
     on_cpu, record = OnCpu(), dict[str, Any]()
-    exact, record["cpu curvature"] = once(lambda: on_cpu.curvature(inputs))
-    ours = None
-    if device:
-        device.curvature(inputs)
-        ours, record["curvature"] = once(lambda: device.curvature(inputs))
+    exact, record["curvature, cpu"] = once(lambda: on_cpu.curvature(inputs))
     for format in map(parse_format, _FORMATS):
         name = str(format)
         nearest = loss_of(weight, tuple(map(raw, oracle.pack(weight, format))), name, exact.moments)
-        stored, seconds = once(partial(on_cpu.pack, raw(weight), "BF16", format, exact))
-        record[f"{name} cpu"] = {"seconds": seconds, "loss": loss_of(weight, stored, name, exact.moments) / nearest}
-        if device and ours:
-            seconds = timed(partial(device.pack, raw(weight), "BF16", format, ours), runs)
-            stored = device.pack(raw(weight), "BF16", format, ours)
-            record[name] = {"seconds": seconds, "loss": loss_of(weight, stored, name, exact.moments) / nearest}
+        stored, record[f"{name}, cpu"] = once(partial(on_cpu.pack, raw(weight), "BF16", format, exact))
+        record[f"{name}, loss, cpu"] = loss_of(weight, stored, name, exact.moments) / nearest
+        if device:
+            stored = device.pack(raw(weight), "BF16", format, device.curvature(inputs))
+            record[f"{name}, loss"] = loss_of(weight, stored, name, exact.moments) / nearest
     return record
 
 
