@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 os.environ["MINT_QUALITY"] = "fast"  # of tests that name none
+os.environ["MLX_DISABLE_COMPILE"] = "1"  # of child processes, too: see `_no_fused_functions`
 os.environ["HF_HUB_OFFLINE"] = "1"  # huggingface_hub reads it when it is imported: no test asks the real hub
 
 import mlx.core as mx

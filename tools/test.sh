@@ -52,4 +52,5 @@ stage house python -m tools.house rooms length english
 stage imports lint-imports
 stage types mypy
 stage docs env NO_MKDOCS_2_WARNING=1 mkdocs build --strict --quiet
-stage tests pytest "$@"
+# a file stays in one process: its tests share what they make
+stage tests pytest --numprocesses=logical --maxprocesses=4 --dist=loadfile --no-loadscope-reorder "$@"
