@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import signal
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
@@ -20,6 +21,9 @@ from tests.worlds.zoo import ARCHITECTURES, write_model
 if TYPE_CHECKING:  # tests of mint alone need neither the service nor what it needs
     from cluster.service.data.database import Database
     from tests.worlds.service_world import World
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell starts jobs in the background so; children inherit it
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 FULL_PRECISION = [name for name in ARCHITECTURES if name != "gpt_oss_mxfp4"]
 
