@@ -2,12 +2,14 @@
 
 import itertools
 import os
+import signal
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 os.environ["MINT_QUALITY"] = "fast"  # of tests that name none
+os.environ["MLX_DISABLE_COMPILE"] = "1"  # of child processes, too: see `_no_fused_functions`
 os.environ["HF_HUB_OFFLINE"] = "1"  # huggingface_hub reads it when it is imported: no test asks the real hub
 
 import mlx.core as mx
@@ -19,6 +21,9 @@ from tests.worlds.zoo import ARCHITECTURES, write_model
 if TYPE_CHECKING:  # tests of mint alone need neither the service nor what it needs
     from cluster.service.data.database import Database
     from tests.worlds.service_world import World
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell starts jobs in the background so; children inherit it
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 FULL_PRECISION = [name for name in ARCHITECTURES if name != "gpt_oss_mxfp4"]
 

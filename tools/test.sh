@@ -1,5 +1,6 @@
 #!/bin/sh
-# Every check of the project, in a virtual environment of its own: tools/test.sh [PYTEST OPTIONS]
+# The checks of the project, in a virtual environment of its own: tools/test.sh [PYTEST OPTIONS]
+# The long cases of the tests are left out: tools/long.sh.
 set -eu
 cd "$(dirname "$0")/.."
 
@@ -18,7 +19,8 @@ stage() {
 install() {
     python=$(find_python)
     "$python" -m venv "$venv"
-    "$venv/bin/pip" install --quiet --disable-pip-version-check --config-settings editable_mode=compat -e ".[dev,docs,cluster,service,postgres]"
+    # not compiled: about half of the modules are imported, and each is compiled then
+    "$venv/bin/pip" install --quiet --no-compile --disable-pip-version-check --config-settings editable_mode=compat -e ".[dev,docs,cluster,service,postgres]"
     touch "$venv/ready"
 }
 
@@ -52,4 +54,5 @@ stage house python -m tools.house rooms length english
 stage imports lint-imports
 stage types mypy
 stage docs env NO_MKDOCS_2_WARNING=1 mkdocs build --strict --quiet
-stage tests pytest "$@"
+# a file stays in one process: its tests share what they make
+stage tests pytest --numprocesses=logical --maxprocesses=4 --dist=loadfile --no-loadscope-reorder "$@"

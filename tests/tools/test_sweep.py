@@ -45,7 +45,7 @@ def test_a_multimodal_family_keeps_its_towers(family: str, tmp_path: Path) -> No
 
 
 @pytest.mark.usefixtures("vision")
-@pytest.mark.parametrize("family", ["gemma3n", "gemma4", "qwen3_5_moe"])
+@pytest.mark.parametrize("family", [pytest.param("gemma3n", marks=pytest.mark.long), "gemma4", "qwen3_5_moe"])
 def test_a_multimodal_family_of_each_kind_passes_every_step(family: str, tmp_path: Path) -> None:
     """Another function of several tokens at once; infinite bounds; states computed in every pass."""
     assert try_family(f"mlx_vlm/{family}", tmp_path).fault == ""

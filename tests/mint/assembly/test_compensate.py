@@ -18,6 +18,7 @@ from mint.analysis.unit_jobs import Quantize, checksum_of
 from mint.assembly.assemble import assemble
 from mint.assembly.compensated import FEWEST, Compensation
 from mint.assembly.layer_inputs import Inputs
+from mint.assembly.reuse import Reuse
 from mint.assembly.verify import verify
 from mint.core.errors import MintError
 from mint.core.progress import Progress
@@ -30,7 +31,6 @@ from mint.kernels.compiled import scale_values, widened
 from mint.kernels.unpack import unpack
 from mint.model.checkpoint.reader import open_stored
 from mint.model.source import Source, open_source
-from mint.pipeline import quantize
 from mint.plan.allocate import allocate
 from mint.plan.plan import Plan
 from mint.plan.recipe import Recipe
@@ -238,10 +238,13 @@ def test_killed_anywhere_and_in_any_order_it_ends_with_the_same_bytes(
 
 def test_compensated_units_are_never_reused(llama: Path, tmp_path: Path) -> None:
     """A unit compensates errors that depend on the formats of all before it."""
-    first = quantize(llama, "6bpw", tmp_path / "first", Recipe(rounding="compensate"))
-    again = quantize(llama, "6bpw", tmp_path / "again", Recipe(rounding="compensate"), reuse=[tmp_path / "first"])
-    assert again.reused_bytes == 0
-    assert again.manifest.units == first.manifest.units
+    source = open_source(llama)
+    plan = compensated_plan(source, tmp_path)
+    first = assemble(plan, source, tmp_path / "first", text=TEXT)
+    reuse = Reuse([tmp_path / "first"])
+    again = assemble(plan, source, tmp_path / "again", reuse=reuse, text=TEXT)
+    assert reuse.nbytes == 0
+    assert again.units == first.units
 
 
 def test_a_unit_of_other_weights_is_found_although_errors_are_not_as_measured(llama: Path, tmp_path: Path) -> None:

@@ -152,8 +152,23 @@ def mixture(folder: Path) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("make", [large_vocabulary, mixture])
-@pytest.mark.parametrize("rounding", ["nearest", "compensate", "couple", "tune"])
+# training holds more of a large vocabulary than any other pass, so the passes before it have it among the long cases
+long = pytest.mark.long
+
+
+@pytest.mark.parametrize(
+    ("rounding", "make"),
+    [
+        ("nearest", large_vocabulary),
+        ("nearest", mixture),
+        pytest.param("compensate", large_vocabulary, marks=long),
+        ("compensate", mixture),
+        pytest.param("couple", large_vocabulary, marks=long),
+        ("couple", mixture),
+        ("tune", large_vocabulary),
+        pytest.param("tune", mixture, marks=long),
+    ],
+)
 def test_all_processes_together_keep_to_the_bound(rounding: str, make: Callable[[Path], Path], tmp_path: Path) -> None:
     model = make(tmp_path / "model")
     main = "import mint.run.stacks as stacks; stacks.BLOCK = 1 << 20; from mint.__main__ import run; run()"

@@ -7,17 +7,23 @@ from typing import Any
 import mlx.core as mx
 import pytest
 
+from mint.analysis.analyze import analyze
+from mint.assembly.assemble import assemble
+from mint.assembly.verify import verify
 from mint.formats.format import KEEP
 from mint.kernels import oracle
 from mint.model.source import open_source
 from mint.pipeline import quantize
+from mint.plan.allocate import allocate
 from mint.plan.recipe import Recipe
 from mint.quality.evaluate import evaluate
+from mint.quality.sequences import TextSize
 from tests.worlds.encodings import Encoding, awq, fp8, gptq, mxfp4, packed, write_encoded
 
 Make = Callable[..., Path]
 EXPERTS = r"experts\.(\d+\.)?\w+_proj\.weight$"
 MATRICES = r"proj\.weight$"
+TEXT = TextSize(6, 24)  # of compensation
 PARTS = ("_blocks", ".weight_packed", ".qweight")
 
 
@@ -41,16 +47,17 @@ def test_the_largest_budget_carries_the_codes_over(
     write_encoded(folder, pattern, encoding, {"quantization_config": {"quant_method": "of the test"}})
     source = open_source(folder, dtype=recipe.dtype)
     encoded = {unit.path for unit in source.units if any(name.endswith(PARTS) for name in unit.sources)}
-    result = quantize(folder, "max", tmp_path / "out", recipe)
-    assert encoded and result.verification.passed
-    for choice in result.plan.choices:
+    plan = allocate(analyze(source, tmp_path / "a.mint", rounding=recipe.rounding), "max", recipe)
+    assemble(plan, source, tmp_path / "out", text=TEXT)
+    assert encoded and verify(tmp_path / "out", source).passed
+    for choice in plan.choices:
         assert str(choice.format) == (format if choice.path in encoded else str(KEEP)), choice.path
         assert choice.error == 0
     stored: Any = mx.load(str(tmp_path / "out" / "model.safetensors"))
     weights = source.arrays()
     for path in encoded:
         parts = [stored[f"{path}.{part}"] for part in ("weight", "scales", "biases") if f"{path}.{part}" in stored]
-        choice = next(choice for choice in result.plan.choices if choice.path == path)
+        choice = next(choice for choice in plan.choices if choice.path == path)
         restored = oracle.dequantize(tuple(parts), choice.format)
         weight = weights.pop(f"{path}.weight")
         assert mx.array_equal(restored.astype(weight.dtype), weight)

@@ -9,18 +9,24 @@ import numpy as np
 import pytest
 from mlx_lm import convert
 
+from mint.analysis.analyze import analyze
+from mint.assembly.assemble import assemble
+from mint.assembly.verify import verify
 from mint.core.errors import MintError
 from mint.formats.format import KEEP
 from mint.model.checkpoint.reader import open_stored
 from mint.model.source import open_source
 from mint.pipeline import quantize
+from mint.plan.allocate import allocate
 from mint.plan.recipe import Recipe
+from mint.quality.sequences import TextSize
 from tests.mint.model.storages.twins import check_reference, check_same
 from tests.worlds.encodings import Array, Tensors, edit_config, quantized, write_encoded
 
 Make = Callable[..., Path]
 MATRICES = r"(proj|embed_tokens)\.weight$"
 AGAIN = Recipe(requantize=True)
+TEXT = TextSize(6, 24)  # of compensation
 MODES = [*(("affine", bits, 64) for bits in (2, 3, 4, 5, 6, 8)), ("affine", 4, 32), ("affine", 8, 128)]
 MODES += [("mxfp4", 4, 32), ("mxfp8", 8, 32), ("nvfp4", 4, 16)]
 
@@ -68,9 +74,11 @@ def test_the_largest_budget_copies_the_modules(
 ) -> None:
     folder = make_model("llama", tokenizer=True)
     write_encoded(folder, MATRICES, quantized(mode, bits, group), {"quantization": _entry(mode, bits, group)})
-    result = quantize(folder, "max", tmp_path / "out", Recipe(requantize=True, rounding=rounding))
-    assert result.verification.passed
-    assert any("errors are measured against it" in notice for notice in result.notices)
+    source = open_source(folder, requantize=True)
+    plan = allocate(analyze(source, tmp_path / "a.mint", rounding=rounding), "max", AGAIN)
+    assemble(plan, source, tmp_path / "out", text=TEXT)
+    assert verify(tmp_path / "out", source).passed
+    assert any("errors are measured against it" in notice for notice in source.notices)
     stored, written = open_stored(folder), open_stored(tmp_path / "out")
     assert len(written.tensors) == len(stored.tensors) - 3  # `inv_freq` of three layers
     for name in written.tensors:
