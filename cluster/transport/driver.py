@@ -126,7 +126,7 @@ class Carrier:
         links = [link for link in self.links.values() if link.holder]
         return [link for link in links if link.holder and self._has_versions(link, link.holder)]
 
-    def open(self, link: Link, model: Any, job: bytes, missing: Mapping[str, int], peers: Peers) -> None:
+    def open(self, link: Link, model: Any, job: Any, missing: Mapping[str, int], peers: Peers) -> None:
         """Let a worker get ready; it has joined when it is."""
         reference = link.actor.open.remote(self._job, model, job, peers)
         self._waiting[reference] = Call(

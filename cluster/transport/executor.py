@@ -4,8 +4,9 @@ The shards of the nodes are compared before any work. Every node that holds the 
 first result counts: all do the same arithmetic on the same bytes, so the result is that of one machine. Nodes with
 another kind of device do jobs of `any_device` only; some of their results are compared (`cross_check.py`).
 
-A job of `whole_model` is done by the nodes that hold all shards. A job that is not portable is done in this process:
-compensation, for example, rounds every layer behind those that are stored already.
+A job of `whole_model` is done by the nodes that hold all shards. A job that is not portable is done in this process.
+Compensation runs the model here, layer by layer behind those that are stored already, and tells the nodes the second
+moments of each layer's inputs: they round its matrices.
 """
 
 import time
@@ -203,7 +204,7 @@ class ClusterExecutor:
         speeds = []
         for node, missing in self._placement(work).missing.items():
             if missing and (link := links.get(node)):
-                crossing = (packed + sum(missing.values())) / nbytes
+                crossing = (packed + work.job.told_nbytes() + sum(missing.values())) / nbytes
                 is_local = link.node.address == ray.util.get_node_ip_address()
                 speeds.append(LinkSpeed(self._rate_of(self.carrier, link), crossing, is_local))
         return speeds
@@ -214,7 +215,7 @@ class ClusterExecutor:
             return
         placement = self._placement(work)
         outlines = {name: read_outline(work.source.folder / name) for name in self._holdings.needed}
-        model, job = ray.put(pack(tell_model(work.source, outlines))), pack(tell_job(work.job))
+        model, job = ray.put(pack(tell_model(work.source, outlines))), ray.put(pack(tell_job(work.job)))
 
         def open_worker(link: Link, placement: Placement) -> None:
             if missing := placement.missing.get(link.node.name):
@@ -251,7 +252,9 @@ class ClusterExecutor:
         tensors = work.source.tensors()
         nodes = self._holdings.nodes_of(work.kinds)
         placement = place_units(work.units, tensors, owners, nodes, set(self.carrier.peers()) if self._share else None)
-        peaks = {unit.path: peak_bytes(work.source, unit, tensors) for unit in work.units}
+        peaks = {
+            unit.path: peak_bytes(work.source, unit, tensors) + work.job.working_bytes(unit) for unit in work.units
+        }
         return within_memory(placement, peaks, {node: self._holdings.holders[node].memory_bytes for node in nodes})
 
     def _obstacles(self, source: Source, job: PortableJob[Any]) -> dict[str, str]:

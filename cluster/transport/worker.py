@@ -212,7 +212,8 @@ class Worker:
 
     def _too_large(self, unit: Unit) -> str:
         """The reason why this machine refuses a unit, rather than be killed for it; empty when it has room."""
-        needed = peak_bytes(self.source, unit, self.tensors)
+        assert self.job
+        needed = peak_bytes(self.source, unit, self.tensors) + self.job.working_bytes(unit)
         if needed <= self.memory_bytes:
             return ""
         return f"it takes about {enough_size(needed)} of memory, there are {format_size(self.memory_bytes)}"

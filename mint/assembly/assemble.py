@@ -114,6 +114,11 @@ def drafted(
 ) -> Iterator[Draft]:
     """The model of `assemble` before it gets its name, whole and on the disk; no other process may touch it here."""
     _check(plan, source, output)
+    if ROUNDINGS[plan.rounding].sequential and executor.lacking:
+        raise MintError(
+            f"{len(executor.lacking)} shards are not on this machine, which runs the model for --rounding "
+            f"{plan.rounding}; copy them to the model's folder here, the first is {executor.lacking[0]}"
+        )
     ready_kernels(plan.rounding, on_progress, (WRITE,), {unit.dtype for unit in source.units})
     folder = partial_path(output)
     folder.mkdir(parents=True, exist_ok=True)

@@ -13,27 +13,25 @@ compensated too, inputs from own text 0.172 and 0.115, from novels (the second) 
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from tempfile import TemporaryFile
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import mlx.core as mx
 import numpy as np
 
 from mint.analysis.cast_check import check_activations
+from mint.analysis.compensation_job import SEARCH, Compensation
 from mint.analysis.probes.own_text import SEED, own_text
-from mint.analysis.unit_jobs import Checksummed, Packed, PackedParts, Quantize
-from mint.assembly.layer_inputs import LOGITS, WEIGHTS, Inputs, Rows, Walk
+from mint.analysis.unit_jobs import Packed, Quantize
+from mint.assembly.layer_inputs import LOGITS, Walk
 from mint.core.log import log
 from mint.core.progress import OnProgress, Progress
-from mint.formats.format import KEEP, Format
+from mint.formats.format import KEEP
 from mint.formats.rounding import ROUNDINGS, learns
-from mint.formats.units import Unit, parts_of
-from mint.kernels.compensation import Compensator, OnCpu, compensator
-from mint.kernels.compiled import Raw, values_of
-from mint.kernels.coupling import MOST_ROWS, Coupling, pack_coupled
-from mint.kernels.cpu import CpuBackend, pack
-from mint.kernels.storage import MLX_DTYPES, NUMPY_DTYPES, from_raw, raw
+from mint.formats.units import Unit
+from mint.kernels.coupling import MOST_ROWS
+from mint.kernels.cpu import CpuBackend
+from mint.kernels.storage import MLX_DTYPES, NUMPY_DTYPES, from_raw
 from mint.model.checkpoint.reader import StoredModel
 from mint.model.checkpoint.writer import WeightFiles
 from mint.model.passes.gradients import Gradients, NoGradientError, output_gradients
@@ -48,11 +46,7 @@ from mint.quality.divergence import Tokens
 from mint.quality.evaluation import OWN_TEXT
 from mint.quality.forward import fusing_nothing, open_wide, sequence_blocks
 from mint.quality.sequences import JUDGED, TRAINING, TextSize
-from mint.run.executor import Executor, small_cache
-from mint.run.job import BlockJob, Blocks
-
-FEWEST = 32  # rows of inputs; an expert with fewer keeps the searched rounding
-_SEARCH = "search"  # the rounding of units without inputs
+from mint.run.executor import Executor, in_process, small_cache
 
 
 def compensate(
@@ -94,7 +88,7 @@ def compensate(
         walk = Walk(open_wide(source.folder, source.loader), source.units, text[: size.count], judged, original)
         tied = [unit for unit in walk.tied if unit.path not in finished]
         changes = any(unit.path not in as_searched and formats[unit.path] != KEEP for unit in tied)
-        for unit, packed in executor(source, Compensation(formats, checksums, {}, source=source), tied):
+        for unit, packed in executor(source, Quantize(formats, checksums, SEARCH, source), tied):
             walk.store(unit.path, _dequantized(packed, stored))
         for unit in walk.tied:
             if unit.path in finished:
@@ -106,12 +100,22 @@ def compensate(
             rest = [unit for unit in stage.units if unit.path not in finished]
             inputs = {path: rows for path, rows in stage.inputs.items() if path not in as_searched}
             job = Compensation(formats, checksums, inputs, gradients, source, files)
-            for unit, packed in executor(source, job, rest):
+            for unit, packed in _packed(executor, source, job, rest):
                 if packed.format != KEEP:
                     walk.store(unit.path, _dequantized(packed, stored))
                 yield unit, packed
         if not changes:
             on_closeness(closeness(expected, walk.logits(), OWN_TEXT))
+
+
+def _packed(
+    executor: Executor, source: Source, job: Compensation, units: Sequence[Unit]
+) -> Iterator[tuple[Unit, Packed]]:
+    """Do the job for all units of a stage: what can be told to another process by the executor, the rest here."""
+    portable = [unit for unit in units if job.is_portable(unit)]
+    here = [unit for unit in units if unit not in portable]
+    yield from executor(source, job.of(portable), portable)
+    yield from in_process(source, job.of(here), here)
 
 
 def _as_searched(plan: Plan, source: Source) -> set[str]:
@@ -201,80 +205,6 @@ def _expected(source: Source, judged: Tokens, file: BinaryIO) -> Expected:
     for _ in original.stages({unit.path for unit in source.units}):
         check_activations(source, original.largest)  # a layer is read, called and dropped
     return Expected(original.logits(), judged, file)
-
-
-@dataclass(eq=False, slots=True)
-class Compensation(BlockJob[Packed]):
-    """The job: packs a unit, given the inputs of the units of its stage."""
-
-    formats: Mapping[str, Format]
-    checksums: Mapping[str, str]  # of the measured weights
-    inputs: Mapping[str, Inputs]
-    gradients: Gradients | None = None
-    source: Source | None = None
-    files: WeightFiles | None = None
-    _curvatures: dict[int, Any] = field(default_factory=dict, init=False)
-
-    def takes_rows(self, unit: Unit) -> bool:
-        return self._is_quantized_alone(unit)
-
-    def of_blocks(self, unit: Unit, blocks: Blocks) -> Packed:
-        """The bytes of `unit`."""
-        format, inputs = self.formats[unit.path], self.inputs.get(unit.path)
-        if inputs is None or self._is_quantized_alone(unit):
-            return Quantize(self.formats, self.checksums, _SEARCH, self.source, self.files).of_blocks(unit, blocks)
-        checked, packed = Checksummed(unit, blocks), PackedParts(unit, format, self.files)
-        coupling = self._coupling(unit)
-        for slices, block in checked():
-            matrices = enumerate(raw(block), slices.start)
-            parts = [self._matrix(unit, inputs, coupling, index, matrix) for index, matrix in matrices]
-            packed.fill(slices, [np.stack(part) for part in zip(*parts, strict=True)])
-        checked.check(self.checksums)
-        return packed.packed()
-
-    def _is_quantized_alone(self, unit: Unit) -> bool:
-        """True if no later column compensates an error."""
-        format = self.formats[unit.path]
-        return unit.path not in self.inputs or format == KEEP or not format.scheme.is_compiled
-
-    def _matrix(
-        self, unit: Unit, inputs: Inputs, coupling: Coupling | None, index: int, matrix: Raw
-    ) -> tuple[Any, ...]:
-        """The tensors that store one matrix (R, C) of a stack."""
-        rows = inputs.of(index)
-        if inputs.experts is None:
-            curvature = self._shared_curvature(rows)
-            if inputs.missing is not None:
-                matrix = self._compensator.with_outputs(values_of(matrix, unit.dtype), rows, inputs.missing)
-            return self._pack(matrix, unit, curvature, coupling)
-        if len(rows) < FEWEST:
-            return tuple(part[0] for part in pack(matrix[None], unit.dtype, self.formats[unit.path], search=True))
-        return self._pack(matrix, unit, self._compensator.curvature(rows), coupling)
-
-    def _pack(self, matrix: Raw, unit: Unit, curvature: Any, coupling: Coupling | None) -> tuple[Any, ...]:
-        """The parts of a matrix (R, C), packed in blocks of rows: a head has hundreds of thousands."""
-        if coupling is not None:
-            return pack_coupled(matrix, unit.dtype, self.formats[unit.path], curvature, coupling)
-        blocks = (matrix[rows] for rows in parts_of(matrix.shape, WEIGHTS))
-        rounded, format = self._compensator.pack, self.formats[unit.path]
-        packed = [rounded(block, unit.dtype, format, curvature) for block in blocks]
-        return tuple(np.concatenate(parts) for parts in zip(*packed, strict=True))
-
-    def _coupling(self, unit: Unit) -> Coupling | None:
-        """The coupling of the rows of a unit; None without gradients."""
-        rows = self.gradients.of(unit.path) if self.gradients else None
-        return None if rows is None else Coupling.of(rows)
-
-    @property
-    def _compensator(self) -> Compensator:
-        """That of the backend; rows are coupled on the CPU."""
-        return OnCpu() if self.gradients else compensator()
-
-    def _shared_curvature(self, rows: Rows) -> Any:
-        """The curvature of these inputs, computed once for all units that share them."""
-        if id(rows) not in self._curvatures:
-            self._curvatures[id(rows)] = self._compensator.curvature(rows)
-        return self._curvatures[id(rows)]
 
 
 def _dequantized(packed: Packed, stored: StoredModel) -> mx.array:

@@ -24,11 +24,11 @@ from typing import Any
 
 import mlx.core as mx
 import numpy as np
-import numpy.typing as npt
 from mlx.nn.layers.base import Module
 from mlx.utils import tree_flatten, tree_map
 
 from mint.analysis.probes.replay import Replay
+from mint.analysis.unit_inputs import Experts, Inputs, Rows
 from mint.core.log import log
 from mint.formats.units import Unit
 from mint.kernels.storage import numpy_view
@@ -39,27 +39,11 @@ from mint.model.roles import layer_path
 from mint.quality.divergence import Tokens
 from mint.quality.forward import sequence_blocks
 
-Rows = npt.NDArray[np.float32]
-Experts = npt.NDArray[np.int64]
 ROWS = 1 << 10  # tokens of a block of sequences
 LOGITS = 1 << 24  # of a block of judged sequences
-WEIGHTS = 1 << 24  # of a matrix that are rounded at once: fewer are rounded whole
 _Noted = list[tuple[mx.array, mx.array | None]]  # rows and experts of each call of a unit
 _Calls = dict[str, _Noted]  # by path
 _Block = tuple[Replay, mx.array]  # sequences (B, L), and what the finished layers answer for them
-
-
-@dataclass(frozen=True, slots=True)
-class Inputs:
-    """The inputs of a unit: rows (N, C), and for a stack the experts of each row, (N, K), unless all see every row."""
-
-    rows: Rows
-    experts: Experts | None = None
-    missing: Rows | None = None  # (N, D) of a matrix: what its outputs should have more
-
-    def of(self, index: int) -> Rows:
-        """The rows of one matrix of the stack."""
-        return self.rows if self.experts is None else self.rows[(self.experts == index).any(axis=1)]
 
 
 @dataclass(frozen=True, slots=True)

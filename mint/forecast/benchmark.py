@@ -80,7 +80,7 @@ def _compensated(weight: Any, rows: Any, how: Rounding) -> float:
     if backend().fused_rounding:
         weight = np.concatenate([weight] * _WIDER)
     device = compensator()
-    own = device.curvature(rows)
+    own = device.curvature_of(rows)
     cores = 0 if backend().fused_rounding else os.cpu_count() or 1
     return _rate(weight.size, cores, lambda: device.pack(weight, "BF16", _FORMAT, own))
 
@@ -88,7 +88,7 @@ def _compensated(weight: Any, rows: Any, how: Rounding) -> float:
 def _factored(rows: Any, how: Rounding) -> float:
     """The cube of columns per second."""
     if backend().fused_rounding and not how.needs_gradients:
-        return _rate(COLUMNS**3, 0, lambda: compensator().curvature(rows))
+        return _rate(COLUMNS**3, 0, lambda: compensator().curvature_of(rows))
     return _rate(COLUMNS**3, os.cpu_count() or 1, lambda: factor(second_moments(rows)))
 
 

@@ -12,8 +12,9 @@ from collections.abc import Mapping, Sequence
 from math import ceil
 
 from mint.analysis.probes.own_text import BASES_OF_TEXT, WIDE, text_bytes
+from mint.analysis.unit_inputs import WEIGHTS
 from mint.assembly.agreement import LENGTH
-from mint.assembly.layer_inputs import LOGITS, ROWS, WEIGHTS
+from mint.assembly.layer_inputs import LOGITS, ROWS
 from mint.core.errors import MintError
 from mint.core.memory import PROCESSES_BYTES
 from mint.core.sizes import enough_size, format_size

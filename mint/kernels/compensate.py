@@ -70,8 +70,12 @@ class Curvature:
     @classmethod
     def of(cls, inputs: Floats) -> Self:
         """The curvature of the rows (T, C)."""
-        moments = second_moments(in_range(inputs))
-        return cls(moments.astype(np.float32), factor(moments))
+        return cls.of_moments(second_moments(in_range(inputs)).astype(np.float32))
+
+    @classmethod
+    def of_moments(cls, moments: Floats) -> Self:
+        """The curvature of second moments (C, C)."""
+        return cls(moments, factor(moments.astype(np.float64)))
 
 
 def in_range(inputs: Floats) -> Floats:

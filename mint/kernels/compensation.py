@@ -10,18 +10,24 @@ import numpy as np
 
 from mint.formats.format import Format
 from mint.kernels.backend import backend
-from mint.kernels.compensate import Curvature, in_range, pack_compensated
+from mint.kernels.compensate import Curvature, in_range, pack_compensated, second_moments
 from mint.kernels.compiled import Floats, Raw
-from mint.kernels.fused_rounding import DeviceCurvature, FusedRounding
+from mint.kernels.fused_rounding import DeviceCurvature, FusedRounding, device_moments
 from mint.kernels.missing_outputs import DeviceAlgebra, with_outputs
-from mint.kernels.storage import MLX_DTYPES, from_raw, raw
+from mint.kernels.storage import MLX_DTYPES, from_raw, numpy_view, raw
 
 
 class Compensator(Protocol):
     """Where matrices are rounded with regard to their inputs; a curvature is used where it was made."""
 
-    def curvature(self, inputs: Floats) -> Any:
-        """The curvature of the rows (T, C)."""
+    def moments(self, inputs: Floats) -> Floats:
+        """The second moments (C, C) of the rows (T, C), symmetric to the last bit."""
+
+    def curvature(self, moments: Floats) -> Any:
+        """The curvature of second moments (C, C)."""
+
+    def curvature_of(self, inputs: Floats) -> Any:
+        """The curvature of the rows (T, C): that of their moments."""
 
     def with_outputs(self, weight: Floats, inputs: Floats, missing: Floats) -> Floats:
         """Weights (R, C) whose outputs have `missing` (T, R) more for rows (T, C), as `with_outputs` gives them."""
@@ -33,7 +39,13 @@ class Compensator(Protocol):
 class OnCpu:
     """The compiled kernels."""
 
-    def curvature(self, inputs: Floats) -> Curvature:
+    def moments(self, inputs: Floats) -> Floats:
+        return second_moments(in_range(inputs)).astype(np.float32)
+
+    def curvature(self, moments: Floats) -> Curvature:
+        return Curvature.of_moments(moments)
+
+    def curvature_of(self, inputs: Floats) -> Curvature:
         return Curvature.of(inputs)
 
     def with_outputs(self, weight: Floats, inputs: Floats, missing: Floats) -> Floats:
@@ -49,13 +61,21 @@ class OnDevice:
 
     fused: FusedRounding
 
-    def curvature(self, inputs: Floats) -> DeviceCurvature:
-        rows = in_range(inputs)
+    def moments(self, inputs: Floats) -> Floats:
+        return numpy_view(device_moments(in_range(inputs)))
+
+    def curvature(self, moments: Floats) -> DeviceCurvature:
+        return self._curvature(mx.array(moments))
+
+    def curvature_of(self, inputs: Floats) -> DeviceCurvature:
+        return self._curvature(device_moments(in_range(inputs)))
+
+    def _curvature(self, moments: mx.array) -> DeviceCurvature:
         try:
-            return DeviceCurvature.of(rows)
+            return DeviceCurvature.of_moments(moments)
         except np.linalg.LinAlgError:  # float32 has too few digits for these inputs
-            exact = Curvature.of(rows)
-            return DeviceCurvature(mx.array(exact.moments), mx.array(exact.upper))
+            exact = Curvature.of_moments(numpy_view(moments))
+            return DeviceCurvature(moments, mx.array(exact.upper))
 
     def with_outputs(self, weight: Floats, inputs: Floats, missing: Floats) -> Floats:
         return with_outputs(weight, inputs, missing, DeviceAlgebra())

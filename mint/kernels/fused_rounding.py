@@ -48,20 +48,31 @@ class DeviceCurvature:
 
         LAPACK factors blocks of at most `factored` columns.
         """
-        count, columns = inputs.shape
-        rows = mx.array(inputs)
-        moments = rows.T @ rows
-        squares = mx.diagonal(moments)
-        mean = mx.mean(squares) / max(count, 1)
-        diagonal = squares * (1 + columns / max(count, 1)) / (count + columns) + DAMPING * mean
-        moments = moments / (count + columns)
-        moments[mx.arange(columns), mx.arange(columns)] = diagonal
-        if not float(numpy_view(mean)) > 0:
-            return cls(moments, mx.eye(columns))
+        return cls.of_moments(device_moments(inputs), factored)
+
+    @classmethod
+    def of_moments(cls, moments: mx.array, factored: int = _FACTORED) -> Self:
+        """The curvature of second moments (C, C)."""
+        if not float(numpy_view(mx.max(mx.diagonal(moments)))) > 0:
+            return cls(moments, mx.eye(len(moments)))
         turned = inverse_factor(moments[::-1, ::-1], factored)
         upper = mx.contiguous(turned[::-1, ::-1])
         mx.eval(moments, upper)
         return cls(moments, upper)
+
+
+def device_moments(inputs: Floats) -> mx.array:
+    """H (C, C) of the rows (T, C) as far as so many rows can tell, symmetric to the last bit: see `second_moments`."""
+    count, columns = inputs.shape
+    rows = mx.array(inputs)
+    moments = rows.T @ rows
+    squares = mx.diagonal(moments)
+    mean = mx.mean(squares) / max(count, 1)
+    above = mx.triu(moments, 1) / (count + columns)
+    diagonal = squares * (1 + columns / max(count, 1)) / (count + columns) + DAMPING * mean
+    symmetric: mx.array = above + above.T + mx.diag(diagonal)
+    mx.eval(symmetric)
+    return symmetric
 
 
 def inverse_factor(moments: mx.array, factored: int = _FACTORED) -> mx.array:

@@ -96,6 +96,14 @@ class PortableJob(ABC, Generic[T]):
         """Bytes of an encoded result where they are about as many as those of a weight; else 0."""
         return 0
 
+    def working_bytes(self, unit: Unit) -> int:
+        """Memory that a job takes beside a weight and its result."""
+        return 0
+
+    def told_nbytes(self) -> int:
+        """Bytes of the job itself where they are about as many as those of weights; else 0."""
+        return 0
+
     def memory_bytes(self, source: Source) -> int:
         """Memory that a job with `whole_model` takes."""
         return 0

@@ -90,8 +90,8 @@ def inputs_of(rows: int, columns: int) -> Any:
 
 def on_device(device: OnDevice, weight: mx.array, inputs: Any, runs: int) -> dict[str, float]:
     """Seconds for the curvature of inputs, for rounding a matrix, and for learning what its outputs miss."""
-    curvature = device.curvature(inputs)
-    record = {"curvature": timed(lambda: device.curvature(inputs), runs)}
+    curvature = device.curvature_of(inputs)
+    record = {"curvature": timed(lambda: device.curvature_of(inputs), runs)}
     for format in map(parse_format, _FORMATS):
         record[str(format)] = timed(partial(device.pack, raw(weight), "BF16", format, curvature), runs)
     wide, missing = np.array(weight.astype(mx.float32)), np.array(mx.random.normal((len(inputs), len(weight))))
@@ -101,14 +101,14 @@ def on_device(device: OnDevice, weight: mx.array, inputs: Any, runs: int) -> dic
 def beside_cpu(device: OnDevice | None, weight: mx.array, inputs: Any) -> dict[str, Any]:
     """The CPU's seconds, and how much less than rounding to nearest both lose."""
     on_cpu, record = OnCpu(), dict[str, Any]()
-    exact, record["curvature, cpu"] = once(lambda: on_cpu.curvature(inputs))
+    exact, record["curvature, cpu"] = once(lambda: on_cpu.curvature_of(inputs))
     for format in map(parse_format, _FORMATS):
         name = str(format)
         nearest = loss_of(weight, tuple(map(raw, oracle.pack(weight, format))), name, exact.moments)
         stored, record[f"{name}, cpu"] = once(partial(on_cpu.pack, raw(weight), "BF16", format, exact))
         record[f"{name}, loss, cpu"] = loss_of(weight, stored, name, exact.moments) / nearest
         if device:
-            stored = device.pack(raw(weight), "BF16", format, device.curvature(inputs))
+            stored = device.pack(raw(weight), "BF16", format, device.curvature_of(inputs))
             record[f"{name}, loss"] = loss_of(weight, stored, name, exact.moments) / nearest
     return record
 

@@ -31,7 +31,9 @@ from mint.formats.units import Unit
 from mint.model.locate import locate
 from mint.model.source import PACKAGES, Source, open_source
 from mint.plan.allocate import allocate
+from mint.plan.recipe import Recipe
 from mint.plan.size_range import possible_bytes
+from mint.quality.sequences import TextSize
 from mint.run.executor import Executor, in_process
 from mint.run.job import Job
 from tests.conftest import own_cache
@@ -193,6 +195,41 @@ def test_the_head_needs_no_shard_of_its_own(lab: Lab, connect: Callable[..., Clu
     assert (tmp_path / "cluster.mint").read_bytes() == (tmp_path / "alone.mint").read_bytes()
     assemble(plan, open_source(folder), tmp_path / "cluster", executor=executor)
     assert _bytes(tmp_path / "cluster") == _bytes(tmp_path / "alone")
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen3_moe"])
+def test_a_model_is_compensated_by_the_nodes_to_the_bytes_of_one_process(
+    name: str, lab: Lab, connect: Callable[..., ClusterExecutor], tmp_path: Path
+) -> None:
+    model = write_model(name, tmp_path / f"{name}-compensated", shards=3, tokenizer=True)
+    _distribute(model, lab, [(0, 1), (2,), (0, 1, 2)])
+    source = open_source(model)
+    analysis = analyze(source, tmp_path / "alone.mint", rounding="compensate")
+    plan = allocate(analysis, "3.5bpw", Recipe(veto_db=0.0))  # few bits: matrices learn
+    text = TextSize(4, 32)
+    assemble(plan, source, tmp_path / "alone", text=text)
+    executor = connect(model)
+    assemble(plan, open_source(model), tmp_path / "cluster", executor=executor, text=text)
+    assert _bytes(tmp_path / "cluster") == _bytes(tmp_path / "alone")
+    compensated = {path for path, node in executor.made_by.items() if node and ".layers." in path}
+    assert len(compensated) > len(source.units) / 2
+
+
+def test_who_lacks_shards_cannot_compensate_and_is_told_at_once(
+    lab: Lab, connect: Callable[..., ClusterExecutor], tmp_path: Path
+) -> None:
+    model = write_model("llama", tmp_path / "llama-elsewhere", shards=3, tokenizer=True)
+    _distribute(model, lab, [(0, 1, 2), (), ()])
+    plan = allocate(analyze(open_source(model), tmp_path / "a.mint", rounding="compensate"), "6bpw")
+    head = tmp_path / "head" / model.name
+    shutil.copytree(model, head, ignore=shutil.ignore_patterns("*.safetensors"))
+    executor = connect(head)
+    source = open_source(executor.whole_folder(head))
+    with pytest.raises(
+        MintError, match="3 shards are not on this machine, which runs the model for .*rounding compensate"
+    ):
+        assemble(plan, source, tmp_path / "out", executor=executor)
+    assert not list(tmp_path.glob("*out*"))
 
 
 def test_nodes_convert_their_own_copies_of_a_gguf_model(

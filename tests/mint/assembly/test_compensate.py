@@ -7,17 +7,19 @@ import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import mlx.core as mx
+import msgpack
 import numpy as np
 import pytest
 
 from mint.analysis.analyze import analyze
+from mint.analysis.compensation_job import Compensation
+from mint.analysis.unit_inputs import FEWEST, Inputs
 from mint.analysis.unit_jobs import Quantize, checksum_of
 from mint.assembly.assemble import assemble
-from mint.assembly.compensated import FEWEST, Compensation
-from mint.assembly.layer_inputs import Inputs
 from mint.assembly.reuse import Reuse
 from mint.assembly.verify import verify
 from mint.core.errors import MintError
@@ -175,6 +177,45 @@ def test_an_expert_that_saw_little_keeps_the_search() -> None:
     codes = [np.frombuffer(packed.data[0], np.uint32).reshape(3, 8, -1) for packed in (result, searched)]
     same = [bool((codes[0][index] == codes[1][index]).all()) for index in range(3)]
     assert same == [True, False, True]
+
+
+@pytest.mark.parametrize("name", ["4/64", "nvfp4", "keep"])
+def test_another_process_packs_the_same_bytes_from_second_moments(name: str) -> None:
+    units = [
+        Unit("one", (8, 64), "BF16", "mlp_up", 0, ()),
+        Unit("other", (16, 64), "BF16", "mlp_gate", 0, ()),
+        Unit("stack", (3, 8, 64), "BF16", "expert_up", 0, ()),
+        Unit("each", (2, 8, 64), "BF16", "expert_up", 0, ()),
+        Unit("embedding", (32, 64), "BF16", "embedding", -1, ()),
+    ]
+    rows, experts = correlated(3 * FEWEST, 64), np.array([[0]] * (FEWEST - 1) + [[1]] * (FEWEST + 1) + [[2]] * FEWEST)
+    inputs = {"one": Inputs(rows), "other": Inputs(rows), "stack": Inputs(rows, experts), "each": Inputs(rows)}
+    weights = {
+        unit.path: mx.random.normal(unit.shape, key=mx.random.key(number)).astype(mx.bfloat16)
+        for number, unit in enumerate(units)
+    }
+    formats = dict.fromkeys(weights, parse_format(name))
+    checksums = {path: checksum_of(weight) for path, weight in weights.items()}
+    source: Any = SimpleNamespace(units=tuple(units), carried={})
+    job = Compensation(formats, checksums, inputs, source=source)
+    told = msgpack.unpackb(msgpack.packb(job.of(units).to_dict()))
+    assert len(told["moments"]) == 1 + 2  # of what units share, and of the experts that saw enough
+    assert sum(map(len, told["moments"])) <= job.told_nbytes() * 65 / 64
+    elsewhere = Compensation.from_dict(told, source)
+    for unit in units:
+        expected, sent = job(unit, weights[unit.path]), elsewhere(unit, weights[unit.path])
+        data = memoryview(b"".join(bytes(piece) for piece in elsewhere.encode(sent)))
+        came = job.decode(unit, data)
+        assert came.tensors == expected.tensors
+        assert [bytes(part) for part in came.data] == [bytes(part) for part in expected.data]
+
+
+def test_what_learns_and_what_is_coupled_stays_where_the_inputs_are() -> None:
+    unit = Unit("down", (8, 64), "BF16", "mlp_down", 0, ())
+    rows = correlated(FEWEST, 64)
+    formats, checksums = {"down": parse_format("3/64")}, {"down": ""}
+    assert Compensation(formats, checksums, {"down": Inputs(rows)}).is_portable(unit)
+    assert not Compensation(formats, checksums, {"down": Inputs(rows, missing=rows[:, :8])}).is_portable(unit)
 
 
 def compensated_plan(source: Source, folder: Path, rounding: str = "compensate") -> Plan:

@@ -115,8 +115,8 @@ def test_inputs_that_float32_cannot_factor_are_factored_on_the_cpu(rounding: Fus
     random = np.random.default_rng(2)
     rows = random.standard_normal((5000, 1100)).astype(np.float32)
     rows[:, 0] *= np.float32(1e18)
-    curvature = OnDevice(rounding).curvature(rows)
-    exact = OnCpu().curvature(rows)
+    curvature = OnDevice(rounding).curvature_of(rows)
+    exact = OnCpu().curvature_of(rows)
     assert np.isfinite(np.asarray(curvature.upper)).all()
     ratio = np.diagonal(np.asarray(curvature.upper))[1:] / np.diagonal(exact.upper)[1:]
     np.testing.assert_allclose(ratio, 1, atol=0.02)

@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 
 from mint.analysis.analyze import analyze
+from mint.analysis.compensation_job import Compensation
 from mint.analysis.probes import packed_weight
 from mint.analysis.probes.probe_file import FULL
 from mint.analysis.probes.prober import ProbeJob, Probing, TextJob
+from mint.analysis.unit_inputs import Inputs
 from mint.analysis.unit_jobs import Measure, Quantize
 from mint.assembly.assemble import assemble
-from mint.assembly.compensated import Compensation
-from mint.assembly.layer_inputs import Inputs
 from mint.assembly.reuse import Reuse
 from mint.assembly.verify import verify
 from mint.formats.format import parse_format
