@@ -50,15 +50,17 @@ def _mrope(*sections: int) -> Row:
 
 
 _PLAIN = (
-    "afmoe apertus cohere cohere2 dots1 ernie4_5 exaone exaone4 exaone_moe gemma3_text glm4 glm4_moe gpt2 gpt_bigcode "
-    "granite granitemoe helium hunyuan_v1_dense laguna llama mellum minimax_m2 nemotron olmo2 olmo3 olmoe "
-    "phi qwen2 qwen2_moe qwen3 qwen3_5_text qwen3_5_moe_text qwen3_moe qwen3_next seed_oss smollm3 solar_open stablelm"
+    "afmoe apertus cohere cohere2 dots1 ernie4_5 exaone exaone4 exaone_moe gemma3_text gemma4_text glm4 glm4_moe gpt2 "
+    "gpt_bigcode granite granitemoe helium hunyuan_v1_dense laguna llama mellum minimax_m2 nanochat nemotron olmo2 "
+    "olmo3 olmoe phi qwen2 qwen2_moe qwen3 qwen3_5_text qwen3_5_moe_text qwen3_moe qwen3_next seed_oss smollm3 "
+    "solar_open stablelm"
 )
 ROWS: dict[str, Row] = {name: {"type": name} for name in _PLAIN.split()} | {
     name: {"type": name, **_MLA}
     for name in ["deepseek_v2", "deepseek_v3", "deepseek_v32", "glm4_moe_lite", "glm_moe_dsa"]
 }
 ROWS |= {
+    "falcon_mamba": {"type": "falcon_mamba"},
     "falcon_h1": {"type": "falcon_h1", "mamba_d_ssm": 128},
     "gemma3": {"type": "gemma3", "mm_tokens_per_image": 4},
     "gpt_neox": {"type": "gpt_neox", "intermediate_size": 512},
@@ -76,6 +78,8 @@ ROWS |= {
     "mistral": {"type": "mistral", **_NO_WINDOW},
     "mixtral": {"type": "mixtral", **_NO_WINDOW},
     "olmo_hybrid": {"type": "olmo_hybrid", "linear_num_key_heads": 4},
+    "paligemma": {"type": "paligemma", "loader": "mlx_vlm"},
+    "paligemma2": {"type": "paligemma", "text_config": {"model_type": "gemma2"}, "loader": "mlx_vlm"},
     "phi3": {"type": "phi3", **_NO_WINDOW},
     "qwen2_vl": {"type": "qwen2_vl", "text_config": _mrope(4, 6, 6), "loader": "mlx_vlm"},
     "qwen3_vl": {"type": "qwen3_vl", "loader": "mlx_vlm"},

@@ -73,7 +73,7 @@ def spellings(
     without the biases that `is_zero` finds: programs write such for layers that have none (GPTQ).
     """
     yield tensors  # before any work on the others: nearly all checkpoints fit
-    needed = {name: tensor for name, tensor in tensors.items() if not _is_apart(name, config)}
+    needed = {name: tensor for name, tensor in tensors.items() if not is_apart(name, config)}
     tried = {frozenset(tensors)}
     for has_biases in (True, False):
         for variant in _variants(needed if has_biases else _without_biases(needed, is_zero)):
@@ -107,6 +107,7 @@ def _other_names(names: Collection[str]) -> Iterator[Callable[[str], str]]:
         yield lambda name, holder=holder: name.removeprefix(holder)  # type: ignore[misc]
     yield _with_tower
     yield lambda name: f"language_model.{name}"
+    yield lambda name: re.sub(r"^model\.", _TEXT, name)
     if not any(name.startswith("model.") for name in names):
         yield lambda name: name if name.startswith("lm_head.") else f"model.{name}"
 
@@ -131,7 +132,7 @@ def _turned(tensors: Mapping[str, mx.array]) -> dict[str, mx.array]:
     }
 
 
-def _is_apart(name: str, config: Mapping[str, Any]) -> bool:
+def is_apart(name: str, config: Mapping[str, Any]) -> bool:
     """True for a tensor that follows from the config, for a pooling, and for a layer that predicts further tokens."""
     text = config.get("text_config") or config
     layer, layers = _LAYER.search(name), text.get("num_hidden_layers")
