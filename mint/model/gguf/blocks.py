@@ -124,5 +124,7 @@ def decoded(rows: npt.NDArray[Any], kind: str) -> Bytes:
 
     values = dequantize(rows, GGMLQuantizationType[kind])
     if kind in _FLOAT_BLOCKS:
-        return (np.ascontiguousarray(values, np.float32).view(np.uint32) >> 16).astype(np.uint16).view(np.uint8)
-    return values.astype(np.float16).view(np.uint8)
+        upper: Bytes = (np.ascontiguousarray(values, np.float32).view(np.uint32) >> 16).astype(np.uint16).view(np.uint8)
+        return upper
+    halves: Bytes = values.astype(np.float16).view(np.uint8)
+    return halves

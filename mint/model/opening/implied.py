@@ -30,7 +30,19 @@ _ALWAYS: dict[str, dict[str, Any]] = {
 PATTERNS = ("sliding_window_pattern", "full_attention_interval")  # every such layer attends to everything
 _LETTERS = ("exaone4",)  # classes whose pattern is a word of L (with a window) and G
 _INSISTING = ("mlx_lm deepseek_v2", "mlx_lm minicpm3")  # classes whose code fails without a scaling of the positions
+_OF_WHOLE_LAYERS = ("llama", "ministral3")  # classes whose layers have no window where nothing lists them
 _OF_WINDOWS = "swa_"  # before a key: the same of layers with a window
+
+
+def without_only_windows(reader: Reader) -> None:
+    """Remove a list of layers that all have a window, for a class that looks for one without: its layers have none.
+
+    The window that no layer has then is told as one that the class does not read.
+    """
+    layers = reader.values.get("layer_types")
+    has_only_windows = isinstance(layers, list) and set(map(str, layers)) == {"sliding_attention"}
+    if has_only_windows and reader.model in _OF_WHOLE_LAYERS:
+        reader.values["layer_types"] = None
 
 
 def implied(reader: Reader) -> dict[str, Any]:

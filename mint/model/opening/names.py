@@ -25,6 +25,8 @@ _RENAMED = (
 )
 # the objects that hold a model: of GPT-2's classes, torch.compile, data parallelism, PEFT, a multimodal model
 _HOLDERS = ("transformer.", "_orig_mod.", "module.", "base_model.model.", "language_model.")
+# the object that holds the text model beside towers, and the name that such a model has alone
+_LANGUAGE = ((_TEXT, "model."), ("language_model.", ""))
 # tensors that follow from the config, or that no program reads
 _DERIVED = re.compile(r"(rotary_emb|rope)\.\w*inv_freq$|position_ids$|\.masked_bias$|_extra_state$|\.attn\.bias$")
 # the pooling of a SigLIP tower, which no model with a projector reads
@@ -43,6 +45,10 @@ _FAMILIES = (
         (re.compile(r"\.feedforward_layer_norm\."), ".post_attention_layernorm."),
     ),  # OLMo Hybrid
     ((re.compile(r"\.block_sparse_moe\.(?=(gate|up|down)_proj\.)"), ".mlp."),),  # Kimi Linear of transformers
+    (
+        (re.compile(r"^language_model\.model\.blocks\."), "language_model.model.layers."),
+        (re.compile(r"^model\.mm_projector\."), "mm_projector."),
+    ),  # Kimi K2.5 as transformers saves it
 )
 _BIAS = ".bias"
 _STACKS = re.compile(r"\.experts\.(gate_up_proj|down_proj)$")
@@ -95,6 +101,11 @@ def _variants(tensors: Mapping[str, mx.array]) -> Iterator[Mapping[str, mx.array
             yield from _variants({_substituted(rows, name): tensor for name, tensor in tensors.items()})
     for spell in _other_names(tensors):
         yield {spell(name): tensor for name, tensor in tensors.items()}
+    for holder, own in _LANGUAGE:
+        if any(name.startswith(holder) for name in tensors):
+            held = {own + name.removeprefix(holder): tensor for name, tensor in tensors.items() if
+                    name.startswith(holder)}  # fmt: skip
+            yield held | {name: tensor for name, tensor in tensors.items() if name.startswith("lm_head.")}
     yield _stacked(tensors)
 
 
