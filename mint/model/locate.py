@@ -75,6 +75,6 @@ def hub_id(model: str | Path) -> HubId | None:
 def model_name(model: str | Path) -> str:
     """The name of a model, without its folder or owner."""
     id, path = hub_id(model), Path(model).resolve()
-    if id or path.suffix == SUFFIX:
+    if id or path.suffix.lower() == SUFFIX:
         return id.name if id else gguf_name(path)
     return path.name.rpartition("--")[2] if path.name.startswith("models--") else path.name

@@ -25,10 +25,10 @@ from mint.core.later import importing_later
 from mint.model.checkpoint.lazy import lazy_arrays
 from mint.model.checkpoint.reader import StoredModel
 from mint.model.checkpoint.shards import Shard, read_shards, tensors_of
-from mint.model.loaders.loader import Arrays, TreeLoader
+from mint.model.loaders.loader import MLX_LM, Arrays, TreeLoader
 from mint.model.loaders.table import in_known_type, tree_loader
 from mint.model.loaders.vision import PROCESSOR_NAME, is_installed, read_processor
-from mint.model.opening.faults import explained
+from mint.model.opening.faults import explained, misfits
 from mint.model.opening.names import advice_on, check_head, spellings, without_extras
 from mint.model.opening.readers import Reader
 from mint.model.opening.renamed import lift_renamed, lift_tied
@@ -190,7 +190,7 @@ def _built(
 ) -> tuple[Module, frozenset[str]]:
     """The modules of a config over its decoded and cast tensors, and the names of the parameters that are integers.
 
-    An error is that of the checkpoint's own names.
+    The error is that of the names that fit best, and of the checkpoint's own where others fit no better.
     """
     loader = tree_loader(folder, config, tensors_of(shards), loader_name)
     kind, errors = f"{loader.name}'s {config['model_type']} model", []
@@ -217,7 +217,7 @@ def _built(
             return model, frozenset(
                 name for name, array in declared.items() if not mx.issubdtype(array.dtype, mx.inexact)
             )
-    raise errors[0]
+    raise min(errors, key=misfits)
 
 
 def _fill(model: Module, weights: Arrays) -> None:
@@ -275,13 +275,16 @@ def read_source_config(
     with explained(f"{folder}: the config cannot be read", "download config.json and generation_config.json again", {}):
         config = load_config(folder)
     tensors = tensors_of(shards)
-    config = in_known_type(config)
-    loader = tree_loader(folder, config, tensors, loader_name)
+    has_head = any(name.endswith("lm_head.weight") for name in tensors)
+    known = in_known_type(config, loader_name, has_head=has_head)
+    is_text_alone = "text_config" in config and "text_config" not in known
+    config = known
+    loader = tree_loader(folder, config, tensors, MLX_LM.name if is_text_alone else loader_name)
     with explained(f"{folder}: {loader.name} cannot read config.json", "download it again", config):
         own_readers = loader.readers(config)
     lift_rope(own_readers)
     lift_renamed(own_readers)
-    lift_tied(config, own_readers, has_head=any(name.endswith("lm_head.weight") for name in tensors))
+    lift_tied(config, own_readers, has_head=has_head)
     return config, own_readers, loader
 
 

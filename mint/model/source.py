@@ -37,7 +37,8 @@ from mint.model.opening.notices import (
     tower_notice,
 )
 from mint.model.opening.towers import dropped_towers
-from mint.model.opening.unseen import unseen_keys
+from mint.model.originals.epsilons import other_epsilons
+from mint.model.originals.unseen import unseen_keys
 from mint.model.passes.weight_uses import weight_uses
 from mint.model.roles import TOWER, UNKNOWN, UNTIED, layer_numbers, role_of
 from mint.model.storages.decoding import settings_of, stacks_of
@@ -130,6 +131,7 @@ def open_source(
     notices = unseen_keys(readers)
     opened = OpenedModel(folder, config, shards, dtype, tree_loader.name)
     tree = opened.tree()
+    notices += other_epsilons(readers, tree.model)
     lineages = _trace(opened, tree)
     sources = {name: lineage.leaves for name, lineage in lineages.items()}
     tensors = tensors_of(shards)
@@ -160,7 +162,7 @@ def open_source(
         advice = tower_advice(tree_loader, config, loader)
         notices += tower_notice(towers, [tensors[name] for name in dropped], tree_loader.name, advice)
     lost = (tensors[name] for name in dropped if name not in tree.stored.runtime and name not in encoded)
-    notices += dropped_notice(opened.stored, lost, uses, tree_loader.name)
+    notices += dropped_notice(opened.stored, lost, uses, config, tree_loader.name)
     notices += head_notice(folder, units, [tensors[name] for name in dropped], tensors)
     return replace(source, notices=notices)
 

@@ -84,7 +84,10 @@ def write_tensors(path: Path, tensors: Tensors) -> None:
 
 
 def fp8(dtype: str = "F8_E4M3", scale: str = "_scale_inv", kind: str = "block", scale_dtype: str = "F32") -> Encoding:
-    """FP8 with scales of a `kind`: scalar, row, expert, block (128 x 128), block32 (32 x 32)."""
+    """FP8 with scales of a `kind`: scalar, row, column, group64 (of a row), block (128 x 128), block32 (32 x 32).
+
+    For stacks: expert (E, 1, 1) and stack (E,).
+    """
 
     def encode(rng: np.random.Generator, name: str, shape: tuple[int, ...]) -> tuple[Tensors, Array]:
         codes = rng.normal(0, 8, shape).astype(NUMPY[dtype])
@@ -129,6 +132,10 @@ def _counts(kind: str, shape: tuple[int, ...]) -> tuple[int, ...]:
     *experts, rows, columns = shape
     size = 32 if kind == "block32" else 128
     return {
+        "column": (*experts, 1, columns),
+        "stack": tuple(experts),
+        "group32": (*experts, rows, columns // 32),
+        "group64": (*experts, rows, columns // 64),
         "scalar": (),
         "row": (*experts, rows, 1),
         "expert": (*experts, 1, 1),
@@ -139,6 +146,10 @@ def _counts(kind: str, shape: tuple[int, ...]) -> tuple[int, ...]:
 
 def _at_blocks(scales: Array, shape: tuple[int, ...], kind: str) -> Array:
     """The scale of every weight."""
+    if kind.startswith("group"):
+        return np.repeat(scales, shape[-1] // scales.shape[-1], axis=-1)
+    if kind == "stack":
+        scales = scales.reshape(*scales.shape, 1, 1)
     if not kind.startswith("block"):
         return np.broadcast_to(scales, shape)
     size = 32 if kind == "block32" else 128
@@ -168,13 +179,15 @@ def words(codes: Array, bits: int, axis: int = -1, order: tuple[int, ...] = ()) 
     if order:
         codes = codes.reshape(*codes.shape[:-1], -1, len(order))[..., order].reshape(codes.shape)
     bit_planes = codes[..., None] >> np.arange(bits, dtype=np.uint64) & 1
+    bit_planes = bit_planes.reshape(*codes.shape[:-1], -1)
+    bit_planes = np.pad(bit_planes, [(0, 0)] * (codes.ndim - 1) + [(0, -bit_planes.shape[-1] % 32)])
     flat = bit_planes.reshape(*codes.shape[:-1], -1, 32).astype(np.uint64)
     packed = (flat << np.arange(32, dtype=np.uint64)).sum(-1).astype(np.uint32).view(np.int32)
     return np.moveaxis(packed, -1, axis)
 
 
 def mxfp4(name_of: str = "weight_packed", bottom: int = 118) -> Encoding:
-    """MXFP4 as compressed-tensors, ModelOpt (`weight`) or gpt-oss (`_blocks`) store it."""
+    """MXFP4 as compressed-tensors, ModelOpt (`weight`), gpt-oss (`_blocks`) or DeepSeek V4 (`scale`) store it."""
 
     def encode(rng: np.random.Generator, name: str, shape: tuple[int, ...]) -> tuple[Tensors, Array]:
         codes = rng.integers(0, 16, shape, dtype=np.uint8)
@@ -184,6 +197,8 @@ def mxfp4(name_of: str = "weight_packed", bottom: int = 118) -> Encoding:
         if name_of == "_blocks":
             blocks = nibbles(codes).reshape(*exponents.shape, 16)
             return {f"{module}_blocks": ("U8", blocks), f"{module}_scales": ("U8", exponents)}, values
+        if name_of == "scale":
+            return {name: ("I8", nibbles(codes).view(np.int8)), f"{module}.scale": ("F8_E8M0", exponents)}, values
         return {f"{module}.{name_of}": ("U8", nibbles(codes)), f"{module}.weight_scale": ("U8", exponents)}, values
 
     return encode
@@ -209,8 +224,23 @@ def nvfp4(compressed_tensors: bool = False) -> Encoding:
     return encode
 
 
-def packed(bits: int = 4, group: int = 32, zeros: bool = False, ordered: bool = False) -> Encoding:
-    """`pack-quantized` of compressed-tensors; a group of 0 is a whole row; `ordered` has a group for each column."""
+def whole_words(codes: Array, bits: int, axis: int = -1) -> Array:
+    """Codes packed along an axis into int32 words, 32 // bits in each, the lowest bits first."""
+    codes = np.moveaxis(codes, axis, -1).astype(np.uint64)
+    count = 32 // bits
+    codes = np.pad(codes, [(0, 0)] * (codes.ndim - 1) + [(0, -codes.shape[-1] % count)])
+    places = np.arange(count, dtype=np.uint64) * np.uint64(bits)
+    packed = (codes.reshape(*codes.shape[:-1], -1, count) << places).sum(-1).astype(np.uint32).view(np.int32)
+    return np.moveaxis(packed, -1, axis)
+
+
+def packed(
+    bits: int = 4, group: int = 32, zeros: bool = False, ordered: bool = False, unset: bool = False, old: bool = False
+) -> Encoding:
+    """`pack-quantized` of compressed-tensors; a group of 0 is a whole row; `ordered` has a group for each column.
+
+    `unset`: the groups of columns are all -1. `old`: no code lies in two words, and zero points are int8.
+    """
 
     def encode(rng: np.random.Generator, name: str, shape: tuple[int, ...]) -> tuple[Tensors, Array]:
         columns = shape[1]
@@ -219,12 +249,16 @@ def packed(bits: int = 4, group: int = 32, zeros: bool = False, ordered: bool = 
         index = np.arange(columns) // (group or columns)
         module = name.removesuffix(".weight")
         tensors: Tensors = {
-            f"{module}.weight_packed": ("I32", words(codes, bits)),
+            f"{module}.weight_packed": ("I32", whole_words(codes, bits) if old else words(codes, bits)),
             f"{module}.weight_scale": ("BF16", stored),
             f"{module}.weight_shape": ("I64", np.array(shape)),
         }
         if zeros:
             tensors[f"{module}.weight_zero_point"] = "I32", words(points, bits, axis=0)
+        if zeros and old:
+            tensors[f"{module}.weight_zero_point"] = "I8", points - 2 ** (bits - 1)
+        if unset:
+            tensors[f"{module}.weight_g_idx"] = "I32", np.full(columns, -1)
         if ordered:
             index = rng.permutation(index)
             tensors[f"{module}.weight_g_idx"] = "I32", index
@@ -266,7 +300,7 @@ def awq(group: int = 64) -> Encoding:
 
     def encode(rng: np.random.Generator, name: str, shape: tuple[int, ...]) -> tuple[Tensors, Array]:
         codes, points, scales, stored = _integers(rng, shape, 4, group, "F16")
-        index, module = np.arange(shape[1]) // group, name.removesuffix(".weight")
+        index, module = np.arange(shape[1]) // (group or shape[1]), name.removesuffix(".weight")
         order = (0, 2, 4, 6, 1, 3, 5, 7)
         tensors: Tensors = {
             f"{module}.qweight": ("I32", words(codes.T, 4, order=order)),
@@ -278,12 +312,15 @@ def awq(group: int = 64) -> Encoding:
     return encode
 
 
-def gptq(bits: int = 4, group: int = 64, act_order: bool = False, v2: bool = False) -> Encoding:
-    """GPTQ, as AutoGPTQ stores it: zero points less one, unless it is the second version."""
+def gptq(
+    bits: int = 4, group: int = 64, act_order: bool = False, v2: bool = False, symmetric: bool = False
+) -> Encoding:
+    """GPTQ, as AutoGPTQ stores it: zero points less one, unless it is the second version; a group of 0 is a row."""
 
     def encode(rng: np.random.Generator, name: str, shape: tuple[int, ...]) -> tuple[Tensors, Array]:
         codes, points, scales, stored = _integers(rng, shape, bits, group, "F16")
-        index, module = np.arange(shape[1]) // group, name.removesuffix(".weight")
+        index, module = np.arange(shape[1]) // (group or shape[1]), name.removesuffix(".weight")
+        points = np.full_like(points, 2 ** (bits - 1)) if symmetric else points
         if act_order:
             index = rng.permutation(index)
         points = points if v2 else np.maximum(points, 1)
@@ -315,8 +352,11 @@ def transposed(rng: np.random.Generator, name: str, shape: tuple[int, ...]) -> t
     return {name.removesuffix(".weight"): ("BF16", values.swapaxes(-1, -2))}, values
 
 
-def bnb_4bit(kind: str = "nf4", double: bool = False) -> Encoding:
-    """NF4 or FP4 of bitsandbytes, as transformers serializes it; `double`: its scales are quantized too."""
+def bnb_4bit(kind: str = "nf4", double: bool = False, storage: str = "U8") -> Encoding:
+    """NF4 or FP4 of bitsandbytes, as transformers serializes it; `double`: its scales are quantized too.
+
+    `storage` is the dtype that the bytes of codes are stored as.
+    """
 
     def encode(rng: np.random.Generator, name: str, shape: tuple[int, ...]) -> tuple[Tensors, Array]:
         codes, size = rng.integers(0, 16, int(np.prod(shape)), dtype=np.uint8), 64
@@ -335,7 +375,9 @@ def bnb_4bit(kind: str = "nf4", double: bool = False) -> Encoding:
         tensors |= {f"{name}.quant_state.bitsandbytes__{kind}": ("U8", text)}
         values = table[codes] * scales[np.arange(codes.size) // size]
         packed_codes = (codes[0::2] << 4 | codes[1::2]).reshape(-1, 1)
-        return {name: ("U8", packed_codes)} | tensors, values.reshape(shape)
+        return {name: (storage, packed_codes.reshape(-1).view(NUMPY[storage])[:, None])} | tensors, values.reshape(
+            shape
+        )
 
     return encode
 

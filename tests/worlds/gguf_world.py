@@ -109,6 +109,46 @@ def split_gguf(file: Path, parts: list[Path]) -> None:
         writer.close()
 
 
+def rewrite_gguf(
+    file: Path,
+    target: Path,
+    *,
+    kind: str = "",
+    alignment: int = 0,
+    is_big_endian: bool = False,
+    retyped: Mapping[str, Type] | None = None,
+    without: str = "",
+) -> Path:
+    """Write a file with other facts: its `general.type`, alignment and byte order, and zeros of other types.
+
+    `retyped` are types by tensors; those whose name has `without` are left out.
+    """
+    reader = gguf.GGUFReader(file)
+    order = gguf.GGUFEndian.BIG if is_big_endian else gguf.GGUFEndian.LITTLE
+    writer = gguf.GGUFWriter(target, reader.fields["general.architecture"].contents(), endianess=order)
+    if alignment:
+        writer.add_custom_alignment(alignment)
+    if kind:
+        writer.add_type(kind)
+    for name, field in reader.fields.items():
+        if not name.startswith(("GGUF.", "general.architecture")):
+            form, *element = field.types
+            writer.add_key_value(name, field.contents(), form, element[0] if element else None)
+    for tensor in reader.tensors:
+        data, stored = tensor.data, tensor.tensor_type
+        if without and without in tensor.name:
+            continue
+        if other := (retyped or {}).get(tensor.name):
+            size, nbytes = gguf.GGML_QUANT_SIZES[other]
+            stored, data = other, np.zeros((*data.shape[:-1], int(tensor.shape[0]) // size * nbytes), np.uint8)
+        writer.add_tensor(tensor.name, data, raw_dtype=stored)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return target
+
+
 def _shard(folder: Path) -> Path:
     (shard,) = folder.glob("*.safetensors")
     return shard

@@ -49,22 +49,34 @@ def _mrope(*sections: int) -> Row:
     return {"rope_parameters": parameters}
 
 
+def _rotated(part: float, *sections: int) -> Row:
+    return {"rope_parameters": {**_mrope(*sections)["rope_parameters"], "partial_rotary_factor": part}}
+
+
 _PLAIN = (
-    "afmoe apertus cohere cohere2 dots1 ernie4_5 exaone exaone4 exaone_moe gemma3_text glm4 glm4_moe gpt2 gpt_bigcode "
-    "granite granitemoe helium hunyuan_v1_dense laguna llama mellum minimax_m2 nemotron olmo2 olmo3 olmoe "
-    "phi qwen2 qwen2_moe qwen3 qwen3_5_text qwen3_5_moe_text qwen3_moe qwen3_next seed_oss smollm3 solar_open stablelm"
+    "afmoe apertus cohere cohere2 dots1 ernie4_5 exaone exaone4 exaone_moe gemma3_text gemma4_text glm4 glm4_moe gpt2 "
+    "gpt_bigcode granite granitemoe helium hunyuan_v1_dense laguna llama mellum minimax_m2 nanochat nemotron olmo2 "
+    "olmo3 olmoe phi qwen2 qwen2_moe qwen3 qwen3_5_text qwen3_5_moe_text qwen3_moe qwen3_next seed_oss smollm3 "
+    "solar_open stablelm"
 )
 ROWS: dict[str, Row] = {name: {"type": name} for name in _PLAIN.split()} | {
     name: {"type": name, **_MLA}
     for name in ["deepseek_v2", "deepseek_v3", "deepseek_v32", "glm4_moe_lite", "glm_moe_dsa"]
 }
 ROWS |= {
+    "falcon_mamba": {"type": "falcon_mamba"},
     "falcon_h1": {"type": "falcon_h1", "mamba_d_ssm": 128},
     "gemma3": {"type": "gemma3", "mm_tokens_per_image": 4},
     "gpt_neox": {"type": "gpt_neox", "intermediate_size": 512},
     "gpt_oss": {"type": "gpt_oss", "rope_parameters": _YARN},
     "gptj": {"type": "gptj"},
     "granitemoehybrid": {"type": "granitemoehybrid", "mamba_n_heads": 8},
+    "glm4v, text": {"type": "glm4v", "text_config": _rotated(0.5, 2, 3, 3), "loader": "mlx_lm"},
+    "glm_ocr, text": {"type": "glm_ocr", "text_config": _rotated(1.0, 4, 6, 6), "loader": "mlx_lm"},
+    "internvl": {"type": "internvl", "text_config": {"model_type": "qwen3"}, "loader": "mlx_vlm"},
+    "internvl with llama, text": {"type": "internvl", "text_config": {"model_type": "llama"}, "loader": "mlx_lm"},
+    "internvl with qwen2, text": {"type": "internvl", "text_config": {"model_type": "qwen2"}, "loader": "mlx_lm"},
+    "kimi_k25, text": {"type": "kimi_k25", "text_config": _MLA, "tie_word_embeddings": False, "loader": "mlx_lm"},
     "kimi_linear": {"type": "kimi_linear", **_MLA, "q_lora_rank": None},
     "lfm2": {"type": "lfm2", "layer_types": [_C, _F, _C, _F]},
     "lfm2_moe": {"type": "lfm2_moe", "layer_types": [_C, _F, _C, _F], "num_dense_layers": 1},
@@ -76,6 +88,8 @@ ROWS |= {
     "mistral": {"type": "mistral", **_NO_WINDOW},
     "mixtral": {"type": "mixtral", **_NO_WINDOW},
     "olmo_hybrid": {"type": "olmo_hybrid", "linear_num_key_heads": 4},
+    "paligemma": {"type": "paligemma", "loader": "mlx_vlm"},
+    "paligemma2": {"type": "paligemma", "text_config": {"model_type": "gemma2"}, "loader": "mlx_vlm"},
     "phi3": {"type": "phi3", **_NO_WINDOW},
     "qwen2_vl": {"type": "qwen2_vl", "text_config": _mrope(4, 6, 6), "loader": "mlx_vlm"},
     "qwen3_vl": {"type": "qwen3_vl", "loader": "mlx_vlm"},
@@ -100,6 +114,8 @@ _DIFFERENT: dict[str, Row] = {
     "llama without truncation": {"type": "llama", "rope_parameters": {**_YARN, "truncate": False},
                                  "told": f"{_UNREAD}rope_scaling.truncate"},
     "minicpm3": {"type": "minicpm3", **_MLA, "told": "logits of a tied head"},
+    "ministral of windows": {"type": "ministral", "layer_types": ["sliding_attention"] * LAYERS, "told": _WINDOW},
+    "ministral3 of windows": {"type": "ministral3", "told": _WINDOW},
     "mistral with a window": {"type": "mistral", "told": _WINDOW},
     "phi3 in short texts": {"type": "phi3", **_NO_WINDOW, "original_max_position_embeddings": 128,
                             "rope_parameters": {"rope_type": "longrope", "rope_theta": 10000.0, "short_factor": _SHORT,

@@ -3,7 +3,7 @@
 Types with an integer and a scale, or a scale and a bias, per 32 weights are MLX's affine formats in another order of
 bits: they are kept bit by bit, with the float16 scales of the file. The K types are kept as they are, and decoded when
 the folder is opened (`storages/super_blocks.py`). All other block types are decoded by the `gguf` package, ggml's own
-reference, and rounded to float16.
+reference, and rounded to float16; those of 4-bit floats have more magnitudes, all of which bfloat16 holds.
 
 | type | weight | affine |
 |---|---|---|
@@ -74,6 +74,7 @@ def _q8_0(blocks: Bytes) -> Fields:
 _AFFINE: dict[str, tuple[int, Callable[[Bytes], Fields]]] = {  # bits, and the fields of blocks
     "Q4_0": (4, _q4_0), "Q4_1": (4, _q4_1), "Q5_0": (5, _q5_0), "Q5_1": (5, _q5_1), "Q8_0": (8, _q8_0),
 }  # fmt: skip
+_FLOAT_BLOCKS = ("MXFP4", "NVFP4")
 PLAIN = {"F32": "F32", "F16": "F16", "BF16": "BF16"}  # types of one number each, by safetensors dtype
 
 
@@ -99,9 +100,31 @@ def _columns(nbytes: int, kind: str) -> int:
     return int(nbytes // type_nbytes * size)
 
 
-def decoded_halves(rows: npt.NDArray[Any], kind: str) -> Halves:
-    """(R, B) bytes of any block type -> (R, C) weights."""
+def decoded_dtype(kind: str) -> str:
+    """The safetensors dtype of the decoded weights of a block type."""
+    return "BF16" if kind in _FLOAT_BLOCKS else "F16"
+
+
+def is_decodable(kind: str) -> bool:
+    """True for plain numbers and the block types that can be decoded."""
+    from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, dequantize
+
+    if kind in PLAIN:
+        return True
+    try:
+        dequantize(np.zeros((1, GGML_QUANT_SIZES[GGMLQuantizationType[kind]][1]), np.uint8), GGMLQuantizationType[kind])
+    except NotImplementedError:
+        return False
+    return True
+
+
+def decoded(rows: npt.NDArray[Any], kind: str) -> Bytes:
+    """(R, B) bytes of any block type -> (R, any) bytes of weights in its `decoded_dtype`."""
     from gguf import GGMLQuantizationType, dequantize
 
-    halves: Halves = dequantize(rows, GGMLQuantizationType[kind]).astype(np.float16)
+    values = dequantize(rows, GGMLQuantizationType[kind])
+    if kind in _FLOAT_BLOCKS:
+        upper: Bytes = (np.ascontiguousarray(values, np.float32).view(np.uint32) >> 16).astype(np.uint16).view(np.uint8)
+        return upper
+    halves: Bytes = values.astype(np.float16).view(np.uint8)
     return halves

@@ -30,7 +30,7 @@ from mint.model.checkpoint.shards import read_shards
 from mint.model.checkpoint.writer import disk_full
 from mint.model.config import check_config
 from mint.model.gguf.architectures import Architecture, config_in
-from mint.model.gguf.blocks import PLAIN, affine_format, affine_parts, decoded_halves
+from mint.model.gguf.blocks import PLAIN, affine_format, affine_parts, decoded, decoded_dtype, is_decodable
 from mint.model.gguf.files import conversion_of, identities
 from mint.model.gguf.metadata import GgufModel, read_gguf
 from mint.model.gguf.vocabulary import write_tokenizer
@@ -71,7 +71,7 @@ class _Weight:
             return self.format.tensors(self.name.removesuffix(".weight"), self.shape, "F16")
         if self.is_in_super_blocks:
             return (TensorSpec(f"{self.name}.{self.kind.lower()}", "U8", self.rows.shape),)
-        return (TensorSpec(self.name, PLAIN.get(self.kind, "F16"), self.shape),)
+        return (TensorSpec(self.name, PLAIN.get(self.kind, decoded_dtype(self.kind)), self.shape),)
 
     def pieces(self) -> Iterator[tuple[npt.NDArray[np.uint8], ...]]:
         """The bytes of its tensors, some rows at a time, in the order of transformers."""
@@ -89,7 +89,7 @@ class _Weight:
                 plain = rows - np.float32(self.offset) if self.offset else rows
                 yield (np.ascontiguousarray(plain).view(np.uint8).reshape(len(rows), -1),)
             else:
-                yield (decoded_halves(rows, self.kind).view(np.uint8),)
+                yield (decoded(rows, self.kind),)
 
 
 def converted(files: Sequence[Path], on_progress: OnProgress = ignore, *, reserve_bytes: int = 0) -> Path:
@@ -149,6 +149,10 @@ def _convert(files: Sequence[Path], folder: Path, on_progress: OnProgress, reser
 
 
 def _weights(model: GgufModel, architecture: Architecture, config: dict[str, Any]) -> list[_Weight]:
+    kinds = {tensor.tensor_type.name: name for name, tensor in model.tensors.items()}
+    for kind, first in ((kind, first) for kind, first in kinds.items() if not is_decodable(kind)):
+        fault = f"the tensor {first} is of ggml's type {kind}, which mint does not decode"
+        raise MintError(f"{model.path}: {fault}; needed: the original model in safetensors format")
     heads = {"attn_q": config["num_attention_heads"], "attn_k": config["num_key_value_heads"]}
     weights = []
     for ggml_name, tensor in model.tensors.items():

@@ -13,7 +13,7 @@ from mint.model.checkpoint.shards import sampled_ranges
 PACKAGE = "gguf"  # reads the files, and decodes the block types that mint does not
 SUFFIX = ".gguf"
 CONVERSIONS = "gguf"  # folder of the cache
-_VERSION = 2  # of the conversion; another one makes its folders anew
+_VERSION = 3  # of the conversion; another one makes its folders anew
 _KEY = re.compile(r"[0-9a-f]{32}")
 _PART = re.compile(r"^(?P<stem>.+)-(?P<index>\d{5})-of-(?P<count>\d{5})\.gguf$")
 
@@ -23,9 +23,9 @@ def gguf_files(path: Path) -> list[Path]:
 
     Raises `MintError` for a file that is not there, a folder with several models, and a part without the others.
     """
-    if path.suffix == SUFFIX and not path.exists():
+    if path.suffix.lower() == SUFFIX and not path.exists():
         raise MintError(f"{path}: no such file; needed: the path of a GGUF file on this machine")
-    if path.suffix == SUFFIX and path.is_file():
+    if path.suffix.lower() == SUFFIX and path.is_file():
         first = path
     elif path.is_dir() and any(path.glob(f"*{SUFFIX}")) and not any(path.glob("*.safetensors")):
         names = sorted(file.name for file in path.glob(f"*{SUFFIX}"))

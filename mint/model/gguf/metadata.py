@@ -20,6 +20,13 @@ if TYPE_CHECKING:
     from gguf import ReaderTensor
 
 _REQUIRED = object()
+_SWAPPED = "S"  # the reader's word; it swaps plain numbers, but not those in blocks
+# by `general.type`, with what to do
+_KINDS = {
+    "adapter": "a LoRA adapter, not a model; needed: the model that it is merged into (llama-export-lora)",
+    "mmproj": "the vision or audio tower of a model; needed: the file of the text model",
+    "imatrix": "the statistics of a calibration, not a model; needed: the file of the model",
+}
 _TOLD_BY_TENSORS = ("vocab_size",)
 
 
@@ -46,7 +53,9 @@ class GgufModel:
         return float(str(np.float32(value))) if isinstance(value, float) else value
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """The shape of a tensor, rows before columns."""
+        """The shape of a tensor, rows before columns; `MintError` for one that is not there."""
+        if name not in self.tensors:
+            raise MintError(f"{self.path}: {len(self.tensors)} tensors and no {name}; needed: a complete GGUF model")
         return tuple(int(size) for size in reversed(self.tensors[name].shape))
 
     def numbers(self, name: str) -> list[float]:
@@ -62,6 +71,14 @@ class GgufModel:
             raise MintError(f"{self.path}: {fault}; needed: the original model in safetensors format")
 
 
+def _check_kind(path: Path, values: dict[str, Any]) -> None:
+    """Raise `MintError` for a file that says that it is no language model."""
+    kind = str(values.get("general.type", "model"))
+    kind = "mmproj" if values.get("general.architecture") == "clip" else kind
+    if kind != "model":
+        raise MintError(f"{path}: {_KINDS.get(kind, f'a GGUF file of the type {kind}, not a model')}")
+
+
 def read_gguf(paths: Sequence[Path]) -> GgufModel:
     """The model in these files, the first of which has the settings; `MintError` for files that are not GGUF."""
     try:
@@ -75,6 +92,11 @@ def read_gguf(paths: Sequence[Path]) -> GgufModel:
         values = {name: field.contents() for name, field in readers[0].fields.items()}
     except (*MALFORMED, MemoryError) as error:
         raise MintError(f"{paths[0]}: not a GGUF file that can be read ({error!s:.200}); download it again") from error
+    for path, reader in zip(paths, readers, strict=True):
+        if reader.byte_order == _SWAPPED:
+            fault = "its bytes are in the order of another processor (big-endian)"
+            raise MintError(f"{path}: {fault}; convert a copy of it: gguf-convert-endian {path} little")
+    _check_kind(paths[0], values)
     tensors = {tensor.name: tensor for reader in readers for tensor in reader.tensors}
     for path, reader in zip(paths, readers, strict=True):
         end = max((tensor.data_offset + tensor.n_bytes for tensor in reader.tensors), default=0)

@@ -9,14 +9,18 @@ from mint.core.errors import MintError
 from mint.core.version import install_command
 from mint.model.loaders.loader import MLX_LM, TreeLoader
 from mint.model.loaders.vision import MLX_VLM, is_installed
+from mint.model.opening.renamed import TIED, is_tied
 from mint.model.opening.towers import towers_in
 
 TREE_LOADERS = [MLX_LM, MLX_VLM]
 _TEXT = "_text"  # behind the type of a multimodal model: the type of its text model
-_OTHER_TYPES = {
-    "ministral": "mistral",
-    "youtu": "youtu_llm",
-}  # of transformers, and mlx_lm's word for the same architecture
+# types of transformers: mlx_lm's word for the same architecture, and what its class insists on
+_OTHER_TYPES: dict[str, dict[str, Any]] = {
+    "glm4v_text": {"attention_bias": True, "model_type": "glm4"},
+    "glm_ocr_text": {"attention_bias": False, "model_type": "glm4"},
+    "ministral": {"model_type": "mistral"},
+    "youtu": {"model_type": "youtu_llm"},
+}
 _SHARED = ("architectures", "bos_token_id", "dtype", "eos_token_id", "quantization_config", "torch_dtype")
 _MIXTURES = ("llama4_text",)  # mlx_lm has these types for other, dense models
 
@@ -38,14 +42,18 @@ def tree_loader(folder: Path, config: dict[str, Any], tensors: Iterable[str], na
     return loader
 
 
-def in_known_type(config: dict[str, Any]) -> dict[str, Any]:
+def in_known_type(config: dict[str, Any], loader: str = "", *, has_head: bool = False) -> dict[str, Any]:
     """The config; that of a text model alone by the type of its multimodal model where mlx_lm knows only this one.
 
-    Some types have another word in mlx_lm.
+    Some types have another word in mlx_lm. A multimodal model that the packages of this `loader` do not know has the
+    config of its text model, if mlx_lm knows that one.
     """
     kind = str(config["model_type"])
     if kind in _OTHER_TYPES:
-        return {**config, "model_type": _OTHER_TYPES[kind]}
+        other = _OTHER_TYPES[kind]
+        return {**other, **config, "model_type": other["model_type"]}
+    if loader != MLX_VLM.name and (alone := _text_alone(config, loader, has_head=has_head)):
+        return alone
     whole = kind.removesuffix(_TEXT)
     if kind in _MIXTURES and config.get("num_local_experts"):
         shared = {key: value for key, value in config.items() if key in _SHARED}
@@ -53,6 +61,18 @@ def in_known_type(config: dict[str, Any]) -> dict[str, Any]:
     if whole == config["model_type"] or MLX_LM.takes(config) or not MLX_LM.takes({**config, "model_type": whole}):
         return config
     return {**config, "model_type": whole, "text_config": config}
+
+
+def _text_alone(config: dict[str, Any], loader: str, *, has_head: bool) -> dict[str, Any]:
+    """The config of the text model of a multimodal one that no package of this `loader` knows; empty for others."""
+    text = config.get("text_config")
+    packages = (MLX_LM,) if loader == MLX_LM.name else (MLX_LM, MLX_VLM)
+    if not isinstance(text, dict) or "model_type" not in text or any(package.takes(config) for package in packages):
+        return {}
+    shared = {key: value for key, value in config.items() if key in _SHARED and key != "architectures"}
+    tie = {TIED: is_tied((text.get(TIED), config.get(TIED)), has_head=has_head)} if TIED in {*text, *config} else {}
+    alone = in_known_type({**shared, **text, **tie})
+    return alone if MLX_LM.takes(alone) else {}
 
 
 def tower_advice(loader: TreeLoader, config: dict[str, Any], name: str) -> str:

@@ -35,6 +35,7 @@ _MODEL_FILE = re.compile(rf"{_PACKAGE}\.models\.\w+\.\w+")  # a file of a model,
 _TEXTS = ("text_config", "llm_config")
 _SECTIONS = ["text", "vision", "perceiver", "projector", "audio"]  # of a config, each with a class of its own
 _PARTS = (("VisionModel", "vision_config"), ("LanguageModel", "text_config"), ("AudioModel", "audio_config"))
+_BOTH_WAYS = "use_bidirectional_attention"  # of a prompt; a text that no prompt begins is read as it is written
 _POSITIONS, _POSITION_SHIFTS = "_position_ids", "_rope_deltas"  # a language model keeps those of its last prompt
 
 
@@ -145,10 +146,15 @@ def _load(folder: Path) -> Module:
 
 
 def _answering_text(model: Any, package: ModuleType) -> Module:
-    """The model, its calls those of its language model; `package` holds the classes of its parts."""
+    """The model, its calls those of its language model; `package` holds the classes of its parts.
+
+    A model that reads its prompt both ways (PaliGemma) writes from left to right, as all text is read here.
+    """
     if not language_path(model):
         fault = f"{type(model).__module__}.{type(model).__name__} has no part {_LANGUAGE}"
         raise MintError(f"{fault}; needed: a class that holds its language model apart")
+    if getattr(config := getattr(model.language_model, "config", None), _BOTH_WAYS, None) is True:
+        setattr(config, _BOTH_WAYS, False)
     kind = type(model)
     members = {"__call__": _call_on_text, "make_cache": _make_cache, "package": package, "pictured": kind.__call__}
     model.__class__ = type(kind.__name__, (kind,), members)

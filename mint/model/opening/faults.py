@@ -3,6 +3,7 @@
 A class may raise anything for a config or for tensors that it does not expect: it checks nothing.
 """
 
+import math
 import re
 import traceback
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ from typing import Any
 from mint.core.errors import MintError
 
 _MAX_TEXT = 300
+_MISFITS = re.compile(r"(?:Received|Missing) (\d+) parameters|there is no \S*lm_head")  # of `load_weights`, and a head
 
 
 @contextmanager
@@ -23,6 +25,12 @@ def explained(fault: str, remedy: str, config: dict[str, Any]) -> Iterator[None]
         raise
     except (Exception, SystemExit) as error:
         raise MintError(f"{fault}: {_summary(error)}{_keys(error, config)}; {remedy}") from error
+
+
+def misfits(error: BaseException) -> float:
+    """The number of parameters that an error about weights counts; infinite for other errors."""
+    match = _MISFITS.search(str(error))
+    return int(match[1] or 1) if match else math.inf
 
 
 def _summary(error: BaseException) -> str:

@@ -29,8 +29,20 @@ _ALWAYS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 PATTERNS = ("sliding_window_pattern", "full_attention_interval")  # every such layer attends to everything
 _LETTERS = ("exaone4",)  # classes whose pattern is a word of L (with a window) and G
-_INSISTING = ("deepseek_v2", "minicpm3")  # classes whose code fails without a scaling of the positions
+_INSISTING = ("mlx_lm deepseek_v2", "mlx_lm minicpm3")  # classes whose code fails without a scaling of the positions
+_OF_WHOLE_LAYERS = ("llama", "ministral3")  # classes whose layers have no window where nothing lists them
 _OF_WINDOWS = "swa_"  # before a key: the same of layers with a window
+
+
+def without_only_windows(reader: Reader) -> None:
+    """Remove a list of layers that all have a window, for a class that looks for one without: its layers have none.
+
+    The window that no layer has then is told as one that the class does not read.
+    """
+    layers = reader.values.get("layer_types")
+    has_only_windows = isinstance(layers, list) and set(map(str, layers)) == {"sliding_attention"}
+    if has_only_windows and reader.model in _OF_WHOLE_LAYERS:
+        reader.values["layer_types"] = None
 
 
 def implied(reader: Reader) -> dict[str, Any]:
@@ -53,6 +65,7 @@ def _followed(reader: Reader) -> dict[str, Any]:
     windowed = [name for name in reader.required if name.startswith(_OF_WINDOWS)]
     follows = {name: values.get(name.removeprefix(_OF_WINDOWS)) for name in windowed}
     follows |= {name: follow(values) for name, follow in _FOLLOWS.items()}
+    follows |= {"rope_scaling": _no_scaling(values)} if f"{reader.package} {reader.model}" in _INSISTING else {}
     return {name: value for name, value in follows.items() if value is not None}
 
 
@@ -79,10 +92,8 @@ def _head_dim(values: Values) -> Any:
     return hidden // heads if is_derived and heads else None
 
 
-def _no_scaling(values: Values) -> Any:
+def _no_scaling(values: Values) -> dict[str, Any]:
     """A scaling of the positions that changes nothing."""
-    if values.get("model_type") not in _INSISTING:
-        return None
     positions = values.get("max_position_embeddings")
     return {"type": "default", "factor": 1.0, "original_max_position_embeddings": positions}
 
@@ -129,7 +140,6 @@ def _flags(key: str, kind: str) -> Callable[[Values], Any]:
 _FOLLOWS: dict[str, Callable[[Values], Any]] = {
     "block_dim": lambda values: values.get("hidden_size"),  # of LFM2
     "head_dim": _head_dim,
-    "rope_scaling": _no_scaling,
     "swa_num_key_value_heads": _mimo_heads,
     "first_k_dense_replace": _dense_layers,
     "linear_attn_config": _linear_attention,

@@ -25,6 +25,8 @@ _RENAMED = (
 )
 # the objects that hold a model: of GPT-2's classes, torch.compile, data parallelism, PEFT, a multimodal model
 _HOLDERS = ("transformer.", "_orig_mod.", "module.", "base_model.model.", "language_model.")
+# the object that holds the text model beside towers, and the name that such a model has alone
+_LANGUAGE = ((_TEXT, "model."), ("language_model.", ""))
 # tensors that follow from the config, or that no program reads
 _DERIVED = re.compile(r"(rotary_emb|rope)\.\w*inv_freq$|position_ids$|\.masked_bias$|_extra_state$|\.attn\.bias$")
 # the pooling of a SigLIP tower, which no model with a projector reads
@@ -43,6 +45,10 @@ _FAMILIES = (
         (re.compile(r"\.feedforward_layer_norm\."), ".post_attention_layernorm."),
     ),  # OLMo Hybrid
     ((re.compile(r"\.block_sparse_moe\.(?=(gate|up|down)_proj\.)"), ".mlp."),),  # Kimi Linear of transformers
+    (
+        (re.compile(r"^language_model\.model\.blocks\."), "language_model.model.layers."),
+        (re.compile(r"^model\.mm_projector\."), "mm_projector."),
+    ),  # Kimi K2.5 as transformers saves it
 )
 _BIAS = ".bias"
 _STACKS = re.compile(r"\.experts\.(gate_up_proj|down_proj)$")
@@ -73,7 +79,7 @@ def spellings(
     without the biases that `is_zero` finds: programs write such for layers that have none (GPTQ).
     """
     yield tensors  # before any work on the others: nearly all checkpoints fit
-    needed = {name: tensor for name, tensor in tensors.items() if not _is_apart(name, config)}
+    needed = {name: tensor for name, tensor in tensors.items() if not is_apart(name, config)}
     tried = {frozenset(tensors)}
     for has_biases in (True, False):
         for variant in _variants(needed if has_biases else _without_biases(needed, is_zero)):
@@ -95,6 +101,11 @@ def _variants(tensors: Mapping[str, mx.array]) -> Iterator[Mapping[str, mx.array
             yield from _variants({_substituted(rows, name): tensor for name, tensor in tensors.items()})
     for spell in _other_names(tensors):
         yield {spell(name): tensor for name, tensor in tensors.items()}
+    for holder, own in _LANGUAGE:
+        if any(name.startswith(holder) for name in tensors):
+            held = {own + name.removeprefix(holder): tensor for name, tensor in tensors.items() if
+                    name.startswith(holder)}  # fmt: skip
+            yield held | {name: tensor for name, tensor in tensors.items() if name.startswith("lm_head.")}
     yield _stacked(tensors)
 
 
@@ -107,6 +118,7 @@ def _other_names(names: Collection[str]) -> Iterator[Callable[[str], str]]:
         yield lambda name, holder=holder: name.removeprefix(holder)  # type: ignore[misc]
     yield _with_tower
     yield lambda name: f"language_model.{name}"
+    yield lambda name: re.sub(r"^model\.", _TEXT, name)
     if not any(name.startswith("model.") for name in names):
         yield lambda name: name if name.startswith("lm_head.") else f"model.{name}"
 
@@ -131,7 +143,7 @@ def _turned(tensors: Mapping[str, mx.array]) -> dict[str, mx.array]:
     }
 
 
-def _is_apart(name: str, config: Mapping[str, Any]) -> bool:
+def is_apart(name: str, config: Mapping[str, Any]) -> bool:
     """True for a tensor that follows from the config, for a pooling, and for a layer that predicts further tokens."""
     text = config.get("text_config") or config
     layer, layers = _LAYER.search(name), text.get("num_hidden_layers")

@@ -4,13 +4,14 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from mint.core.sizes import format_size
 from mint.formats.format import QUANTIZABLE
 from mint.formats.units import Unit
 from mint.model.checkpoint.reader import StoredModel
 from mint.model.checkpoint.shards import SourceTensor, sampled_ranges
-from mint.model.opening.names import is_derived
+from mint.model.opening.names import is_apart
 from mint.model.storages.decoding import Stored
 from mint.model.storages.storage import GGUF, Encoded
 
@@ -74,10 +75,16 @@ def tower_notice(towers: Sequence[str], dropped: Sequence[SourceTensor], loader:
     return (f"text only: {loader} drops the {' and '.join(towers)} tower ({len(dropped)} tensors, {size}){advice}",)
 
 
-def dropped_notice(stored: StoredModel, dropped: Iterable[SourceTensor], used: Iterable[str], loader: str) -> Notices:
-    """The tensors that the classes of `loader` drop from layers that they compute, but for zeros and derived ones."""
+def dropped_notice(
+    stored: StoredModel,
+    dropped: Iterable[SourceTensor],
+    used: Iterable[str],
+    config: Mapping[str, Any],
+    loader: str,
+) -> Notices:
+    """The tensors that the classes of `loader` drop from layers that they compute, but for zeros and unread ones."""
     layers = {match[0] for name in used if (match := _LAYER.match(name))}
-    lost = [tensor for tensor in dropped if _layer_of(tensor.name) in layers and not is_derived(tensor.name)]
+    lost = [tensor for tensor in dropped if _layer_of(tensor.name) in layers and not is_apart(tensor.name, config)]
     lost = [tensor for tensor in lost if tensor.nbytes > _SMALL_BYTES or stored.raw(tensor.name).any()]
     if not lost:
         return ()

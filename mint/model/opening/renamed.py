@@ -6,7 +6,7 @@ A wrong value cannot go unnoticed: the shapes of the weights have to fit.
 from collections.abc import Iterable
 from typing import Any
 
-from mint.model.opening.implied import implied
+from mint.model.opening.implied import implied, without_only_windows
 from mint.model.opening.readers import Reader
 from mint.model.opening.rope import NEW
 
@@ -20,7 +20,7 @@ _RENAMED = {
 # the kinds of layers that transformers 5.2 renamed
 _LAYERS = {"linear_attention": "mamba", "full_attention": "attention", "indexed_attention": "deepseek_sparse_attention"}
 _LISTS = ("layer_types", "layers_block_type")
-_TIED = "tie_word_embeddings"
+TIED = "tie_word_embeddings"
 
 
 def lift_renamed(readers: Iterable[Reader]) -> None:
@@ -28,6 +28,7 @@ def lift_renamed(readers: Iterable[Reader]) -> None:
     for reader in readers:
         values = reader.values
         values |= implied(reader)
+        without_only_windows(reader)
         for name in reader.required:
             if values.get(name) is None and (value := _value(name, values)) is not None:
                 values[name] = value
@@ -42,9 +43,15 @@ def lift_tied(config: dict[str, Any], readers: Iterable[Reader], *, has_head: bo
     A checkpoint with a head is tied if the config says so and no part denies it, one without if any part says so.
     """
     for reader in readers:
-        answers = reader.values.get(_TIED), config.get(_TIED)
-        if _TIED in reader.fields and (has_head or any(answers)):
-            reader.values[_TIED] = any(answers) and not (has_head and False in answers)
+        answers = reader.values.get(TIED), config.get(TIED)
+        if TIED in reader.fields and (has_head or any(answers)):
+            reader.values[TIED] = is_tied(answers, has_head=has_head)
+
+
+def is_tied(answers: Iterable[Any], *, has_head: bool) -> bool:
+    """True if the parts of a config with these ties, some of which may be None, mean a tied head."""
+    answers = list(answers)
+    return any(answers) and not (has_head and False in answers)
 
 
 def _value(name: str, values: dict[str, Any]) -> Any:

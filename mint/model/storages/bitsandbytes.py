@@ -1,6 +1,7 @@
 """bitsandbytes as it is serialized: NF4, FP4 and LLM.int8().
 
-4 bits: `weight` U8 (N/2, 1), all weights in one row, the high nibble first; `weight.quant_map`, the 16 values of codes;
+4 bits: `weight` U8 (N/2, 1), all weights in one row, the high nibble first, also as words of another dtype
+(`bnb_4bit_quant_storage`); `weight.quant_map`, the 16 values of codes;
 `weight.absmax`, the scale of each block of weights; and `weight.quant_state.bitsandbytes__nf4` (or fp4), JSON with the
 shape and the size of a block. Scales may be quantized once more ("double"): bytes into `weight.nested_quant_map`, times
 `weight.nested_absmax` of each block of scales, plus an offset.
@@ -21,9 +22,9 @@ _INT8_MAX = 127.0
 
 
 def match_4bit(tensor: SourceTensor, checkpoint: Checkpoint) -> Encoded | None:
-    """Bytes with their state."""
+    """Bytes, or words of another dtype, with their state."""
     state = checkpoint.first(*(f"{tensor.name}.quant_state.{name}" for name in _STATES))
-    if tensor.dtype != "U8" or not state:
+    if not state:
         return None
     names = ("absmax", "quant_map", "nested_absmax", "nested_quant_map")
     found = {name: part for name in names if (part := checkpoint.first(f"{tensor.name}.{name}"))}
@@ -37,6 +38,8 @@ def match_4bit(tensor: SourceTensor, checkpoint: Checkpoint) -> Encoded | None:
     needed = names if found.get("absmax") and found["absmax"].dtype == "U8" else names[:2]
     if not found.keys() >= set(needed) or prod(shape) % size or prod(found["absmax"].shape) != blocks:
         return None
+    if 2 * tensor.nbytes != prod(shape):
+        return None
     numbers = {"size": size, "nested_size": nested_size, "offset": offset}
     return Encoded("bitsandbytes 4-bit", tensor.name, shape, {"codes": tensor, "state": state} | found, numbers)
 
@@ -47,6 +50,8 @@ def match_int8(tensor: SourceTensor, checkpoint: Checkpoint) -> Encoded | None:
     scales, layout = checkpoint.first(f"{module}.SCB"), checkpoint.first(f"{module}.weight_format")
     if tensor.dtype != "I8" or not scales or scales.shape != tensor.shape[:1]:
         return None
+    if layout and any(checkpoint.read(layout)):
+        return None  # the tiles of a GPU, not rows
     parts = {"codes": tensor, "scales": scales} | ({"layout": layout} if layout else {})
     return Encoded("bitsandbytes int8", tensor.name, tensor.shape, parts)
 
@@ -57,7 +62,7 @@ def _decode_4bit(encoded: Encoded, parts: Arrays, dtype: mx.Dtype) -> mx.array:
     if "nested_absmax" in parts:
         outer = mx.repeat(parts["nested_absmax"], encoded.numbers["nested_size"])[: scales.size]
         scales = mx.take(parts["nested_quant_map"], scales) * outer + encoded.numbers["offset"]
-    codes, values = parts["codes"].reshape(-1, size // 2), parts["quant_map"].astype(mx.float32)
+    codes, values = parts["codes"].view(mx.uint8).reshape(-1, size // 2), parts["quant_map"].astype(mx.float32)
 
     def block(rows: slice) -> mx.array:
         pairs = mx.stack([mx.right_shift(codes[rows], 4), mx.bitwise_and(codes[rows], 15)], axis=-1).flatten(-2)

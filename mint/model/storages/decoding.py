@@ -17,7 +17,7 @@ from mint.kernels.storage import MLX_DTYPES
 from mint.model.checkpoint.shards import Shard, SourceTensor, tensors_of
 from mint.model.storages.bitsandbytes import BNB_4BIT, BNB_INT8
 from mint.model.storages.fp4 import MXFP4, NVFP4
-from mint.model.storages.packed import AWQ, GPTQ, PACKED
+from mint.model.storages.packed import AWQ, GPTQ, PACKED, with_zero_points
 from mint.model.storages.quantized import QUANTIZED, check_entries
 from mint.model.storages.scaled import FP8, INT8
 from mint.model.storages.storage import GGUF, Checkpoint, Encoded, Leaf, Settings
@@ -30,6 +30,7 @@ STORAGES = {
 }
 _KEY = "quantization_config"
 _KEYS = (_KEY, "quantization")
+_FUSED = ("weight_input", "weight_output")  # transforms of compressed-tensors that are in the weights
 # of inputs and caches at run time: MLX quantizes neither
 _RUNTIME = (
     "input_scale", "input_scale_inv", "activation_scale", "act_scale", "output_scale", "input_global_scale",
@@ -66,6 +67,7 @@ def find_stored(folder: Path, config: Mapping[str, Any], shards: tuple[Shard, ..
                 continue
             encoded[match.name] = match
             used |= {part.name for part in match.parts.values()}
+    encoded = with_zero_points(encoded, checkpoint)
     _check_scales(folder, encoded, checkpoint)
     check_entries(folder, settings.modules, encoded)
     is_encoded = bool(encoded or settings.method)
@@ -147,13 +149,24 @@ def settings_of(config: Mapping[str, Any]) -> Settings:
         bits = {int(group["num_bits"]) for group in groups if "num_bits" in group} or {int(fields.get("bits") or 0)}
         blocks = {tuple(group["block_structure"]) for group in groups if group.get("block_structure")}
         block = tuple(fields.get("weight_block_size") or ()) or (blocks.pop() if len(blocks) == 1 else ())
+        _check_transforms(fields.get("transform_config") or {})
         return Settings(
             method=str(fields.get("quant_method") or fields.get("quant_algo") or "unknown") if fields else "",
             bits=bits.pop() if len(bits) == 1 else 0,
             block=tuple(map(int, block)),
+            is_symmetric=fields.get("sym") is True,
             exact_zeros=fields.get("checkpoint_format") == "gptq_v2",
             modules=quantization_of(config),
         )
+
+
+def _check_transforms(config: Mapping[str, Any]) -> None:
+    """Raise `MintError` for rotations of activations at run time (SpinQuant, QuIP), which no class computes."""
+    groups = (config.get("config_groups") or {}).values()
+    places = {str(step.get("location")) for group in groups for step in group.get("apply") or ()}
+    if at_run_time := sorted(places - set(_FUSED)):
+        fault = f"config.json: transform_config rotates activations at run time ({', '.join(at_run_time)})"
+        raise MintError(f"{fault}, and no class of mlx_lm does; needed: the original model")
 
 
 def quantization_of(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,7 +1,8 @@
 """4-bit floats (E2M1), two to a byte with the low nibble first, and a scale per group.
 
 MXFP4: 32 weights share a power of two, a byte of E8M0. gpt-oss stores `X_blocks` (E, R, G, 16) and `X_scales`
-(E, R, G); compressed-tensors and ModelOpt store `weight_packed` or `weight` (R, C/2) and `weight_scale` (R, C/32).
+(E, R, G); compressed-tensors and ModelOpt store `weight_packed` or `weight` (R, C/2) and `weight_scale` (R, C/32);
+DeepSeek V4 stores `weight` as int8 and `scale`.
 NVFP4: 16 weights share an FP8 scale, and a float scales the tensor: ModelOpt's `weight_scale_2` multiplies,
 compressed-tensors' `weight_global_scale` divides.
 """
@@ -13,12 +14,13 @@ import mlx.core as mx
 from mint.model.checkpoint.shards import SourceTensor
 from mint.model.storages.storage import Arrays, Checkpoint, Encoded, Storage, in_blocks
 
+_BYTES = ("U8", "I8")
 _EXPONENTS = ("U8", "F8_E8M0")
 
 
 def match_mxfp4(tensor: SourceTensor, checkpoint: Checkpoint) -> Encoded | None:
     """Bytes with an exponent per 16 of them."""
-    if tensor.dtype != "U8":
+    if tensor.dtype not in _BYTES:
         return None
     if tensor.name.endswith("_blocks"):
         module = tensor.name.removesuffix("_blocks")
@@ -26,8 +28,8 @@ def match_mxfp4(tensor: SourceTensor, checkpoint: Checkpoint) -> Encoded | None:
         fits = scales and tensor.shape == (*scales.shape, 16)
     else:
         module = _module(tensor.name)
-        scales = checkpoint.first(f"{module}.weight_scale")
-        fits = scales and _groups(tensor, 32) == scales.shape
+        scales = checkpoint.first(f"{module}.weight_scale", f"{module}.scale")
+        fits = scales and _groups(tensor, 32) == scales.shape and (tensor.dtype == "U8" or scales.dtype == "F8_E8M0")
     if not (scales and fits and scales.dtype in _EXPONENTS):
         return None
     shape = (*scales.shape[:-1], 32 * scales.shape[-1])
@@ -62,7 +64,7 @@ def _groups(tensor: SourceTensor, group_size: int) -> tuple[int, ...]:
 def _decode_mxfp4(encoded: Encoded, parts: Arrays, dtype: mx.Dtype) -> mx.array:
     """The values are powers of two times eight magnitudes, so bf16 holds them exactly."""
     wide = mx.float32 if dtype == mx.float32 else mx.bfloat16
-    codes = parts["codes"].reshape(*encoded.shape[:-1], -1).view(mx.uint32)
+    codes = parts["codes"].view(mx.uint8).reshape(*encoded.shape[:-1], -1).view(mx.uint32)
     weight = mx.dequantize(codes, parts["scales"], group_size=32, bits=4, mode="mxfp4", dtype=wide)
     return weight.astype(dtype)
 

@@ -1,7 +1,9 @@
 """Integers of few bits packed into 32-bit words, with scales and zero points per group: (code - zero point) * scale.
 
 compressed-tensors (`pack-quantized`, Kimi K2): `weight_packed` (R, C * bits/32), `weight_scale` (R, G), and where it is
-not symmetric `weight_zero_point` (R * bits/32, G); a missing zero point is half the range.
+not symmetric `weight_zero_point` (R * bits/32, G), or in older ones int8 (R, G), less half the range; a missing zero
+point is half the range. Older ones let no code lie in two words. A row ends with unused codes where `weight_shape` has
+fewer columns. A `weight_g_idx` with -1 says nothing.
 AWQ: `qweight` (C, R/8), `qzeros` (G, R/8), `scales` (G, R); the codes of a word are rows 0 2 4 6 1 3 5 7.
 GPTQ: `qweight` (C * bits/32, R), `qzeros` (G, R * bits/32), `scales` (G, R), and `g_idx` (C,), the group of each
 column; its first version stores zero points less one.
@@ -9,8 +11,13 @@ column; its first version stores zero points less one.
 
 # R rows, C columns, G groups, W words
 
+from collections.abc import Mapping
+from dataclasses import replace
+from math import ceil
+
 import mlx.core as mx
 
+from mint.core.errors import MintError
 from mint.model.checkpoint.shards import SourceTensor
 from mint.model.storages.storage import Arrays, Checkpoint, Encoded, Storage, in_blocks
 
@@ -30,13 +37,15 @@ def match_packed(tensor: SourceTensor, checkpoint: Checkpoint) -> Encoded | None
         "shape": checkpoint.first(f"{module}.weight_shape"),
     }
     rows, width = tensor.shape
-    bits = checkpoint.settings.bits or _bits_of(optional["shape"], width, checkpoint)
-    columns = 32 * width // bits if bits else 0
     groups = scales.shape[-1] if len(scales.shape) == 2 else 1
+    columns, bits, is_dense = _columns(width, groups, optional["shape"], checkpoint)
+    zeros = optional["zeros"]
     if not columns or scales.shape[0] != rows or columns % groups:
         return None
+    if zeros and (zeros.shape[0] != (rows if zeros.dtype == "I8" else _words(rows, bits, is_dense=is_dense))):
+        return None
     parts = {"codes": tensor, "scales": scales} | {role: part for role, part in optional.items() if part}
-    return Encoded("packed", f"{module}.weight", (rows, columns), parts, {"bits": bits})
+    return Encoded("packed", f"{module}.weight", (rows, columns), parts, {"bits": bits, "is_dense": is_dense})
 
 
 def match_awq(tensor: SourceTensor, checkpoint: Checkpoint) -> Encoded | None:
@@ -65,13 +74,46 @@ def match_gptq(tensor: SourceTensor, checkpoint: Checkpoint) -> Encoded | None:
     return Encoded("gptq", f"{module}.weight", (rows, columns), parts | ({"groups": order} if order else {}), numbers)
 
 
-def _bits_of(shape: SourceTensor | None, width: int, checkpoint: Checkpoint) -> int:
-    """The bits of a code by the tensor that has the shape of the weight; 0 without it."""
+def with_zero_points(encoded: Mapping[str, Encoded], checkpoint: Checkpoint) -> dict[str, Encoded]:
+    """The weights with the version of GPTQ that a symmetric model tells by its zero points, which are half the range.
+
+    Configs of the second version do not all say so. Raises `MintError` for zero points of neither.
+    """
+    first = next((weight for weight in encoded.values() if weight.storage == "gptq"), None)
+    if not first or not checkpoint.settings.is_symmetric:
+        return dict(encoded)
+    bits = first.numbers["bits"]
+    point = int.from_bytes(checkpoint.read(first.parts["zeros"])[:4], "little") & (2**bits - 1)
+    less = 2 ** (bits - 1) - point
+    if less not in (0, 1):
+        fault = f"config.json says that weights are symmetric, but {first.parts['zeros'].name} has zero points {point}"
+        raise MintError(f"{fault}; needed: the config.json of this model. Download it again")
+    return {
+        name: replace(weight, numbers={**weight.numbers, "less": less}) if weight.storage == "gptq" else weight
+        for name, weight in encoded.items()
+    }
+
+
+def _columns(width: int, groups: int, shape: SourceTensor | None, checkpoint: Checkpoint) -> tuple[int, int, bool]:
+    """Columns and bits of rows of `width` words, and true if codes may lie in two words; zeros where they do not fit.
+
+    The tensor with the shape of the weight is read where the words leave a choice.
+    """
+    bits = checkpoint.settings.bits
+    if bits and 32 % bits == 0 and groups > 1 and (32 * width // bits) % groups == 0:
+        return 32 * width // bits, bits, True  # no unused codes: groups have a multiple of 8 columns
     if not shape:
-        return 0
+        return (32 * width // bits if bits else 0), bits, True
     data = checkpoint.read(shape)
     columns = int.from_bytes(data[len(data) // 2 :], "little")
-    return 32 * width // columns if columns else 0
+    kinds = ((kind, is_dense) for is_dense in (True, False) for kind in ([bits] if bits else range(1, 9)))
+    fitting = ((kind, dense) for kind, dense in kinds if _words(columns, kind, is_dense=dense) == width)
+    return (columns, *next(fitting, (0, True))) if columns else (0, 0, True)
+
+
+def _words(count: int, bits: int, *, is_dense: bool) -> int:
+    """The words of a number of codes."""
+    return ceil(count * bits / 32) if is_dense else ceil(count / (32 // bits))
 
 
 def _gptq_parts(tensor: SourceTensor, checkpoint: Checkpoint) -> tuple[str, dict[str, SourceTensor]]:
@@ -82,11 +124,11 @@ def _gptq_parts(tensor: SourceTensor, checkpoint: Checkpoint) -> tuple[str, dict
     return module, parts if is_packed and all(len(part.shape) == 2 for part in parts.values()) else {}
 
 
-def unpack(words: mx.array, bits: int, count: int) -> mx.array:
-    """(..., W) words -> (..., count) codes, the lowest bits first; a code may lie in two words."""
+def unpack(words: mx.array, bits: int, count: int, *, is_dense: bool = True) -> mx.array:
+    """(..., W) words -> (..., count) codes, the lowest bits first; dense codes may lie in two words."""
     words = words.view(mx.uint32)
-    if 32 % bits == 0:
-        codes = mx.right_shift(words[..., None], mx.arange(0, 32, bits, dtype=mx.uint32))
+    if 32 % bits == 0 or not is_dense:
+        codes = mx.right_shift(words[..., None], mx.arange(0, 32 - bits + 1, bits, dtype=mx.uint32))
         return mx.bitwise_and(codes, 2**bits - 1).flatten(-2)[..., :count]
     starts = mx.arange(count) * bits
     low = mx.take(words, starts // 32, axis=-1).astype(mx.uint64)
@@ -96,15 +138,21 @@ def unpack(words: mx.array, bits: int, count: int) -> mx.array:
 
 
 def _decode_packed(encoded: Encoded, parts: Arrays, dtype: mx.Dtype) -> mx.array:
-    bits, (rows, columns) = encoded.numbers["bits"], encoded.shape
+    bits, is_dense, (rows, columns) = encoded.numbers["bits"], encoded.numbers["is_dense"], encoded.shape
     scales = parts["scales"].astype(mx.float32).reshape(rows, -1)
     zeros = mx.broadcast_to(mx.array(2.0 ** (bits - 1)), scales.shape)
-    if "zeros" in parts:
-        zeros = unpack(parts["zeros"].T, bits, rows).T.astype(mx.float32).reshape(rows, -1)
+    if "zeros" in parts and encoded.parts["zeros"].dtype == "I8":
+        zeros = zeros + parts["zeros"].astype(mx.float32).reshape(rows, -1)
+    elif "zeros" in parts:
+        zeros = unpack(parts["zeros"].T, bits, rows, is_dense=is_dense).T.astype(mx.float32).reshape(rows, -1)
+    groups = parts.get("groups")
+    if groups is not None:
+        runs = mx.arange(columns) // (columns // scales.shape[1])
+        groups = mx.where((groups < 0).any(), runs, groups)
 
     def block(part: slice) -> mx.array:
-        codes = unpack(parts["codes"][part], bits, columns)
-        return _scaled(codes, zeros[part], scales[part], parts.get("groups")).astype(dtype)
+        codes = unpack(parts["codes"][part], bits, columns, is_dense=is_dense)
+        return _scaled(codes, zeros[part], scales[part], groups).astype(dtype)
 
     return in_blocks(encoded.shape, dtype, block)
 

@@ -57,7 +57,7 @@ def _index(scales: Floats, encoded: Encoded) -> Floats:
 
 
 def _fp4(encoded: Encoded, raw: Mapping[str, Raw]) -> Floats:
-    bytes_ = raw["codes"].reshape(*encoded.shape[:-1], -1)
+    bytes_ = raw["codes"].view(np.uint8).reshape(*encoded.shape[:-1], -1)
     codes = np.stack([bytes_ & 15, bytes_ >> 4], axis=-1).reshape(encoded.shape)
     scales = _floats(encoded, raw, "scales")
     values: Floats = np.array(E2M1, np.float32)[codes]
@@ -70,11 +70,17 @@ def _fp4(encoded: Encoded, raw: Mapping[str, Raw]) -> Floats:
 
 def _packed(encoded: Encoded, raw: Mapping[str, Raw]) -> Floats:
     bits, (rows, columns) = encoded.numbers["bits"], encoded.shape
+    codes_of = _codes if encoded.numbers["is_dense"] else _codes_of_words
     scales = _floats(encoded, raw, "scales").reshape(rows, -1)
     zeros = np.full(scales.shape, 2.0 ** (bits - 1), np.float32)
-    if "zeros" in raw:
-        zeros = _codes(raw["zeros"].T, bits)[:, :rows].T.astype(np.float32).reshape(rows, -1)
-    return _by_column(_codes(raw["codes"], bits)[:, :columns], zeros, scales, raw.get("groups"))
+    if "zeros" in raw and encoded.parts["zeros"].dtype == "I8":
+        zeros += raw["zeros"].reshape(rows, -1)
+    elif "zeros" in raw:
+        zeros = codes_of(raw["zeros"].T, bits)[:, :rows].T.astype(np.float32).reshape(rows, -1)
+    groups = raw.get("groups")
+    if groups is not None and groups.min() < 0:
+        groups = None
+    return _by_column(codes_of(raw["codes"], bits)[:, :columns], zeros, scales, groups)
 
 
 def _gptq(encoded: Encoded, raw: Mapping[str, Raw]) -> Floats:
@@ -92,6 +98,13 @@ def _awq(encoded: Encoded, raw: Mapping[str, Raw]) -> Floats:
 
     zeros = rows_of(raw["zeros"]).astype(np.float32)
     return _by_column(rows_of(raw["codes"]), zeros, _floats(encoded, raw, "scales").T, None)
+
+
+def _codes_of_words(words: Raw, bits: int) -> Raw:
+    """(R, W) words -> the unsigned codes of each row, none of which lies in two words."""
+    shifts = np.arange(32 // bits, dtype=np.uint32) * np.uint32(bits)
+    codes: Raw = np.ascontiguousarray(words).view(np.uint32)[..., None] >> shifts & np.uint32(2**bits - 1)
+    return codes.reshape(len(words), -1)
 
 
 def _codes(words: Raw, bits: int) -> Raw:
@@ -117,7 +130,7 @@ def _bnb_4bit(encoded: Encoded, raw: Mapping[str, Raw]) -> Floats:
     if "nested_absmax" in raw:
         outer = np.repeat(raw["nested_absmax"].reshape(-1), encoded.numbers["nested_size"])[: scales.size]
         scales = raw["nested_quant_map"][scales] * outer + np.float32(encoded.numbers["offset"])
-    codes = raw["codes"].reshape(-1)
+    codes = np.ascontiguousarray(raw["codes"]).reshape(-1).view(np.uint8)
     values = raw["quant_map"].astype(np.float32)[np.stack([codes >> 4, codes & 15], axis=-1).reshape(-1)]
     return (values * np.repeat(scales.astype(np.float32), encoded.numbers["size"])).reshape(encoded.shape)
 

@@ -29,6 +29,7 @@ class Settings:
     bits: int = 0  # 0: not the same for all weights, or not given
     block: tuple[int, ...] = ()  # weights per scale along the last axes
     exact_zeros: bool = False  # GPTQ's second version stores a zero point as it is, the first one less
+    is_symmetric: bool = False  # of GPTQ: every zero point is half the range
     modules: Mapping[str, Any] = field(default_factory=dict)  # `quantization` of a model that MLX has quantized
 
 

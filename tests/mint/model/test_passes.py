@@ -15,6 +15,7 @@ from mint.model.roles import layer_path
 from mint.model.source import READ, Source, open_source
 from mint.quality.forward import open_wide
 from tools.models.families import write_family
+from tools.models.vision_families import FAMILIES, write_vision_family
 
 TOKENS = mx.array(np.random.default_rng(0).integers(0, 512, (2, 24)))
 # layers that share caches, answer tuples, write in place, hand on a dictionary, or are called twice
@@ -33,6 +34,18 @@ def test_logits_are_those_of_generation(tmp_path: Path) -> None:
     generated, without = mx.concatenate(steps, axis=1), model(TOKENS)
     assert mx.allclose(logits_of(model, TOKENS), generated, atol=1e-3)
     assert not mx.allclose(without, generated, atol=1e-3)
+
+
+@pytest.mark.usefixtures("vision")
+@pytest.mark.parametrize("family", FAMILIES)
+def test_what_follows_in_a_text_changes_nothing_before_it_or_the_user_is_told(family: str, tmp_path: Path) -> None:
+    """PaliGemma reads a prompt both ways; mlx_vlm's Gemma 3n rotates queries by the length of the text."""
+    folder = write_vision_family(family, tmp_path / "model")
+    model = open_wide(folder, "mlx_vlm")
+    whole, beginning = np.array(logits_of(model, TOKENS % 90)), np.array(logits_of(model, TOKENS[:, :9] % 90))
+    is_same = np.abs(whole[:, :9] - beginning).max() < 1e-2 * whole.std()
+    notices = open_source(folder, loader="mlx_vlm").notices
+    assert is_same != any("as if they came after all keys" in notice for notice in notices)
 
 
 @pytest.mark.parametrize("family", ENTANGLED)

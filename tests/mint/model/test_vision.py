@@ -1,6 +1,7 @@
 """Multimodal models open as mlx_vlm builds them: towers beside a language model, with one set of laws for both."""
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -162,7 +163,7 @@ def test_towers_are_refused_where_there_are_none_or_no_package_holds_them(
         mint.open_source(llama, loader="torch")
     folder = write_multimodal("gemma3", tmp_path / "model")
     monkeypatch.setattr("mint.model.loaders.vision.find_spec", lambda name: None)
-    with pytest.raises(MintError, match=r"mlx_vlm, which is not installed; needed: pip install 'mint-mlx\[vision\]'"):
+    with pytest.raises(MintError, match=re.escape(f"not installed; needed: {install_command('vision')}")):
         mint.open_source(folder, loader="mlx_vlm")
     source = mint.open_source(folder)
     assert source.loader == "mlx_lm"
@@ -173,14 +174,28 @@ def test_towers_are_refused_where_there_are_none_or_no_package_holds_them(
 def test_an_unknown_family_says_which_package_does_not_know_it(tmp_path: Path) -> None:
     folder = write_multimodal("llava", tmp_path / "model")
     for model_type, loader, fault in (
-        ("idefics3", "mlx_lm", "mlx_lm does not know model_type 'idefics3', mlx_vlm does"),
         ("nothing", "mlx_vlm", "mlx_vlm does not know model_type 'nothing'; This is mlx-vlm"),
         ("nothing", "", "mlx_vlm and mlx_lm do not know model_type 'nothing'; This is mlx-lm"),
     ):
         path = folder / "config.json"
-        path.write_text(json.dumps({**json.loads(path.read_text()), "model_type": model_type}))
+        changes = {"model_type": model_type, "text_config": {"model_type": "nothing_text"}}
+        path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
         with pytest.raises(MintError, match=fault):
             mint.open_source(folder, loader=loader)
+
+
+@pytest.mark.parametrize(("model_type", "loader"), [("idefics3", "mlx_lm"), ("nothing", "")])
+def test_the_text_model_of_a_family_that_mlx_lm_does_not_know_is_written_alone(
+    model_type: str, loader: str, tmp_path: Path
+) -> None:
+    folder = write_multimodal("llava", tmp_path / "model")
+    path = folder / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "model_type": model_type}))
+    result = mint.quantize(folder, "max", tmp_path / "out", mint.Recipe(loader=loader))
+    assert result.verification.passed
+    assert any(notice.startswith("text only: mlx_lm drops the vision tower") for notice in result.notices)
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert config["model_type"] == "llama" and not config.keys() & {"text_config", "vision_config"}
 
 
 @pytest.mark.parametrize("family", ["moondream2", "moondream3"])

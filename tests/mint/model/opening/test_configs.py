@@ -15,7 +15,7 @@ from mint.core.errors import MintError
 from mint.model.loaders.loader import MLX_LM
 from mint.model.opening.renamed import lift_renamed, lift_tied
 from mint.model.opening.rope import lift_rope
-from mint.model.opening.unseen import unseen_keys
+from mint.model.originals.unseen import unseen_keys
 from mint.model.source import open_source
 from tests.worlds.zoo import ARCHITECTURES
 from tools.models.families import write_family
@@ -190,6 +190,17 @@ def test_meaning_that_no_class_reads_is_a_notice(make_model: Make) -> None:
     rewrite(folder, partial_rotary_factor=0.25, logits_scaling=8.0, hidden_act="tanhshrink", attn_scaling=1.0)
     (notice,) = open_source(folder).notices
     assert "olmo2 model does not read hidden_act, partial_rotary_factor, logits_scaling;" in notice
+
+
+@pytest.mark.parametrize("key", ["use_bidirectional_attention", "is_causal"])
+def test_attention_to_later_tokens_that_no_class_reads_is_a_notice(key: str, make_model: Make) -> None:
+    folder = make_model("gemma3_text")
+    others = open_source(folder).notices
+    rewrite(folder, **{key: key != "is_causal"})
+    notices = open_source(folder).notices
+    assert any(f" {key}" in notice for notice in notices)
+    rewrite(folder, **{key: key == "is_causal"})
+    assert open_source(folder).notices == others
 
 
 def test_the_window_of_a_mistral_without_kinds_of_layers_is_a_notice(make_model: Make) -> None:

@@ -1,5 +1,6 @@
 """A checkpoint under the names of another program opens as the same model."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -118,3 +119,15 @@ def test_a_checkpoint_without_the_head_of_its_config_is_told_of_the_tie(make_mod
         MintError, match=r"there is no lm_head\.weight; if the head is the embedding, set tie_word_embeddings to true"
     ):
         open_source(folder)
+
+
+def test_the_text_of_gemma_3n_alone_opens(tmp_path: Path) -> None:
+    folder = write_family("gemma3n", tmp_path / "model")
+    units = open_source(folder).units
+    tensors = read_tensors(folder / "model.safetensors")
+    alone = {name.replace("model.language_model.", "model."): tensor for name, tensor in tensors.items()}
+    write_tensors(folder / "model.safetensors", alone)
+    text = json.loads((folder / "config.json").read_text())["text_config"]
+    (folder / "config.json").write_text(json.dumps({"torch_dtype": "bfloat16", **text, "model_type": "gemma3n_text"}))
+    source = open_source(folder)
+    assert [unit.path for unit in source.units] == [unit.path for unit in units]

@@ -18,7 +18,20 @@ from mint.plan.allocate import allocate
 from mint.plan.recipe import Recipe
 from mint.quality.evaluate import evaluate
 from mint.quality.sequences import TextSize
-from tests.worlds.encodings import Encoding, awq, fp8, gptq, mxfp4, packed, write_encoded
+from tests.worlds.encodings import (
+    Encoding,
+    awq,
+    bnb_4bit,
+    bnb_int8,
+    fp8,
+    gptq,
+    int8,
+    mxfp4,
+    nvfp4,
+    packed,
+    torchao,
+    write_encoded,
+)
 
 Make = Callable[..., Path]
 EXPERTS = r"experts\.(\d+\.)?\w+_proj\.weight$"
@@ -70,12 +83,30 @@ def test_formats_that_the_user_names_bind_lossless_ones_too(make_model: Make, tm
     assert {str(choice.format) for choice in plan.choices} <= {"8/64", "keep"}
 
 
-@pytest.mark.parametrize(("family", "encoding"), [("qwen3_moe", fp8(scale_dtype="U8")), ("llama", awq())])
+@pytest.mark.parametrize(
+    ("family", "encoding"),
+    [
+        ("qwen3_moe", fp8(scale_dtype="U8")),
+        ("mixtral", fp8("F8_E5M2", kind="row", scale="_scale")),
+        ("gemma3_text", int8(zeros=True)),
+        ("phi3", torchao(int8("group64", zeros=True))),
+        ("deepseek_v3", mxfp4("weight")),
+        ("qwen3_next", nvfp4()),
+        ("olmo2", packed(3, group=0, zeros=True)),
+        ("llama", packed(6, old=True, zeros=True)),
+        ("llama", awq()),
+        ("qwen2", gptq(3, act_order=True)),
+        ("qwen3", gptq(symmetric=True, v2=True)),
+        ("gemma2", bnb_4bit(double=True, storage="BF16")),
+        ("glm4_moe", bnb_int8),
+    ],
+)
 def test_a_generous_budget_keeps_the_function_of_the_decoded_model(
     family: str, encoding: Encoding, make_model: Make, tmp_path: Path
 ) -> None:
     folder = make_model(family, tokenizer=True)
-    twin = write_encoded(folder, MATRICES, encoding, {"quantization_config": {"weight_block_size": [128, 128]}})
+    settings = {"weight_block_size": [128, 128], "quant_method": "of the test", "sym": family == "qwen3"}
+    twin = write_encoded(folder, MATRICES, encoding, {"quantization_config": settings})
     assert quantize(folder, "max", tmp_path / "out").verification.passed
     for reference in (twin, folder):
         assert evaluate(tmp_path / "out", reference, tokens=64, window=32, seed=0).estimates["kl_mean"].value < 1e-4

@@ -28,6 +28,7 @@ MATRICES = r"(proj|w[123])\.weight$"
 FP8_BLOCKS = {"quantization_config": {"quant_method": "fp8", "weight_block_size": [128, 128]}}
 TORCHAO = {"quantization_config": {"quant_method": "torchao", "quant_type": {"default": {"_type": "of the test"}}}}
 QUARK = {"quantization_config": {"quant_method": "quark", "export": {"pack_method": "reorder"}}}
+MXFP8 = {"quantization_config": {"quant_method": "compressed-tensors", "format": "mxfp8-quantized"}}
 FP8_32 = {"quantization_config": {"quant_method": "fp8", "weight_block_size": [32, 32], "scale_fmt": "ue8m0"}}
 
 
@@ -45,6 +46,19 @@ FP8_32 = {"quantization_config": {"quant_method": "fp8", "weight_block_size": [3
         ("deepseek_v3", fp8(), FP8_BLOCKS),
         ("deepseek_v3", fp8(scale_dtype="U8"), FP8_BLOCKS),
         ("granitemoe", fp8(kind="expert", scale="_scale"), {}),
+        ("granitemoe", fp8(kind="stack", scale="_scale"), {}),
+        ("granitemoe", fp8(kind="row", scale="_scale"), {}),
+        ("granitemoe", fp8(kind="column", scale="_scale"), {}),
+        ("granitemoe", fp8(), FP8_BLOCKS),
+        ("qwen2", fp8(kind="column", scale="_scale"), {}),
+        ("gemma3_text", fp8(kind="group32", scale="_scale", scale_dtype="U8"), MXFP8),
+        ("gemma3_text", fp8("F8_E5M2", kind="group32", scale="_scale", scale_dtype="U8"), MXFP8),
+        ("llama", fp8(kind="group64", scale="_scale", scale_dtype="BF16"), {}),
+        ("llama", int8("group64", zeros=True), {}),
+        ("mixtral", int8("group32"), {}),
+        ("qwen2", int8("scalar", zeros=True), {}),
+        ("granitemoe", int8("row", zeros=True), {}),
+        ("llama", torchao(int8("group64", zeros=True)), TORCHAO),
         ("llama", int8(), {}),
         ("qwen3_moe", int8("row", zeros=True), {}),
         ("llama", torchao(fp8(kind="row", scale="_scale")), TORCHAO),

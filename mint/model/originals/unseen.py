@@ -13,6 +13,7 @@ from typing import Any
 from mint.model.opening.implied import PATTERNS, is_regular
 from mint.model.opening.readers import Reader
 from mint.model.opening.rope import NEW, OTHER_NAMES, old_words
+from mint.model.originals.epsilons import CALLED
 
 _MEANING = re.compile(
     r"rope|rotary|theta|eps|act(ivation)?(_fn|_function)?$|hidden_act|softcap|scal|sliding|window|multiplier"
@@ -31,8 +32,8 @@ _MLX_EPS = 1e-5  # of a norm whose code does not say it
 _NEUTRAL = (None, False, 0, 1, "", "default", "none")
 # flags by name, as classes compute that do not read them
 _FLAGS = {
-    "norm_topk_prob": False, "rope_interleave": True, "scale_attn_by_inverse_layer_idx": False,
-    "scale_attn_weights": True,
+    "is_causal": True, "norm_topk_prob": False, "rope_interleave": True, "scale_attn_by_inverse_layer_idx": False,
+    "scale_attn_weights": True, "use_bidirectional_attention": False,
 }  # fmt: skip
 _ROTARY = re.compile(r"RoPE|initialize_rope|fast\.rope|apply_rotary|rotary_emb\(")  # in code that rotates
 _MLX_THETA = 10000.0  # the base of a rotation whose code does not say it
@@ -82,7 +83,7 @@ def _is_lost(reader: Reader, name: str, value: Any) -> bool:
         is_used = reader.values.get("use_sliding_window") is not False and "sliding" in str(layers or "sliding")
         return is_used and not any("window" in other for other in given) and not ("pattern" in name and layers)
     if "eps" in name:
-        return not any("eps" in other for other in given)
+        return reader.model not in CALLED and not any("eps" in other for other in given)
     if name in _NUMBERS:
         return bool(value != _NUMBERS[name])
     if re.search("rope|rotary|theta", name):
@@ -150,7 +151,11 @@ def _concatenates_heads(reader: Reader) -> bool:
     return reader.values.get("multi_query") is False and "mx.split(" in reader.code
 
 
+_OFFSET_OF_FILLED_CACHE = re.compile(r"keys, values = state\[0\], state\[1\]\s+offset = cache\.offset")
+
 _FAULTS = (
+    _Fault("gemma3n", lambda reader: bool(_OFFSET_OF_FILLED_CACHE.search(reader.code)),
+           "rotates queries of layers that share keys as if they came after all keys"),
     _Fault("gpt_bigcode", _concatenates_heads, "splits queries, keys and values as if they were not side by side"),
     _Fault("jamba", lambda reader: reader.values.get("num_experts", 0) > 1 and "mx.softmax(scores" in reader.code,
            "lets the weights of the chosen experts sum to one"),
