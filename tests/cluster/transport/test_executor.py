@@ -225,9 +225,7 @@ def test_who_lacks_shards_cannot_compensate_and_is_told_at_once(
     shutil.copytree(model, head, ignore=shutil.ignore_patterns("*.safetensors"))
     executor = connect(head)
     source = open_source(executor.whole_folder(head))
-    with pytest.raises(
-        MintError, match="3 shards are not on this machine, which runs the model for .*rounding compensate"
-    ):
+    with pytest.raises(MintError, match=r"3 shards are not on this machine, which runs the model for .*compensate"):
         assemble(plan, source, tmp_path / "out", executor=executor)
     assert not list(tmp_path.glob("*out*"))
 
