@@ -99,6 +99,7 @@ def quantize(
             def show(forecast: "Forecast") -> None:
                 forecasts.append(forecast)
                 screen.note(str(forecast))
+                screen.meter.expect({step.name: step.seconds for step in forecast.steps})
 
             pipeline.on_forecast = show
         results = pipeline.run(opened, targets)
@@ -108,7 +109,14 @@ def quantize(
     return [
         Answer(
             {**quantized_record(result), **expected},
-            model_summary(result.plan, result.output, result.manifest.closeness, analysis=result.analysis),
+            model_summary(
+                result.plan,
+                result.output,
+                result.manifest.closeness,
+                result.manifest.uniform,
+                analysis=result.analysis,
+                original=model,
+            ),
         )
         for result in results
     ]
@@ -237,7 +245,8 @@ def assemble(
             on_note=screen.note,
         )
     return Answer(
-        manifest_record(manifest, output, earlier), model_summary(chosen, output, manifest.closeness, is_verified=False)
+        manifest_record(manifest, output, earlier),
+        model_summary(chosen, output, manifest.closeness, manifest.uniform, is_verified=False, original=model),
     )
 
 
