@@ -13,6 +13,7 @@ from mint.cli.options import argument, flag, option
 from mint.cli.outputs import check_finished, check_names, default_outputs, described, outputs_of, set_aside
 from mint.cli.terminal.screen import Answer, Record, Screen
 from mint.core.errors import MintError
+from mint.core.sizes import format_size
 from mint.formats.quality import parse_quality
 from mint.formats.rounding import ROUNDINGS
 
@@ -51,10 +52,10 @@ def quantize(
     Example: mint quantize models/Qwen3-8B --budget 6GB --output Qwen3-8B-6GB
     """
     outputs = outputs_of(budgets, output) if output else default_outputs(model, budgets)
-    screen.begin(f"quantize {described(model)} to {', '.join(map(str, budgets))} -> {', '.join(map(str, outputs))}")
     check_names(model, outputs, requantize=recipe.requantize, force=force)
     if not force:
         check_finished(outputs, budgets, recipe.rounding)
+    screen.begin(f"quantize {described(model)} to {', '.join(map(str, budgets))} -> {', '.join(map(str, outputs))}")
     if upload:
         from mint.exports.upload import check_upload
 
@@ -157,6 +158,8 @@ def inspect(
         record = source_record(source, model)
         if not screen.as_json:  # people have read the notices
             record = {field: value for field, value in record.items() if field != "notices" and value not in ([], {})}
+            smallest = format_size(record.pop("smallest_bytes"))
+            record["smallest"] = f"{smallest} with --quality fast; good and best can need less, their analysis tells"
         return {**({"fits": rows} if rows else {}), **record}
 
 
@@ -181,8 +184,8 @@ def analyze(
     from mint.model.locate import model_name
 
     path = output or Path(f"{model_name(model)}.mint")
-    screen.begin(f"analyze {described(model)} -> {path}")
     check_names(model, [], [path], requantize=requantize)
+    screen.begin(f"analyze {described(model)} -> {path}")
     from mint.render.models import analysis_record
 
     opening: dict[str, Any] = {"loader": opt.loader(vision), "requantize": requantize}
@@ -215,9 +218,9 @@ def assemble(
     memory: opt.MemoryLimit = None,
 ) -> Answer:
     """Write the model that a plan describes; formats edited by hand count. Run it again to resume."""
-    screen.begin(f"assemble {plan} from {described(model)} -> {output}")
     chosen = mint.read_plan(plan)
     check_names(model, [output], requantize=True, force=force)
+    screen.begin(f"assemble {plan} from {described(model)} -> {output}")
     from mint.forecast.memory import check_memory
     from mint.render.models import manifest_record
     from mint.render.summary import model_summary
@@ -260,8 +263,8 @@ def verify(
     """Check sizes, digests, tensors and config, load the model with mlx_lm, and compare its logits."""
     from mint.model.checkpoint.manifest import read_manifest
 
-    screen.begin(f"verify {folder}" + (f" against {model}" if model else ""))
     read_manifest(folder)
+    screen.begin(f"verify {folder}" + (f" against {model}" if model else ""))
     from mint.assembly.stock_child import stock
     from mint.render.models import verification_record
 
