@@ -1,5 +1,7 @@
 """The commands that need an analysis or a plan, and never the model: they take a moment."""
 
+import shlex
+import sys
 import time
 from itertools import zip_longest
 from pathlib import Path
@@ -117,7 +119,9 @@ def report(
     screen.begin(f"report on {', '.join(map(str, paths))} -> {output}")
     text = report_of(paths, recipe).encode()
     write_files(screen, {output: text}, force=force)
-    return {"report": str(output), "nbytes": len(text)}
+    opener = "open" if sys.platform == "darwin" else "xdg-open"
+    opening = {} if screen.as_json else {"next": f"{opener} {shlex.quote(str(output))}, or open it in any browser"}
+    return {"report": str(output), "nbytes": len(text), **opening}
 
 
 def explain(

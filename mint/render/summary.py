@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from mint.forecast.forecast import Forecast
 
 _MAX_FORMATS = 3  # named in a summary
-_SLOW = "mlx multiplies packed weights slowly on CPUs, about a token a second; a Mac's GPU does not"
+_SLOW = "mlx multiplies packed weights slowly on CPUs, not on Macs"
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +59,15 @@ def model_summary(
         *_warning(plan, measured, analysis),
         Line("next", command),
         *([Line("speed", _SLOW)] if is_verified and device_kind() == CPU else []),
+    ]
+
+
+def quality_lines(plan: Plan, measured: Mapping[str, Any] | None, uniform: Mapping[str, Any] | None) -> list[Line]:
+    """The lines on size, bits and closeness alone, with uniform 4-bit beside; the last two as in `model_summary`."""
+    return [
+        *_judgement(plan, measured, unknown="not measured"),
+        *_beside(plan, uniform),
+        *_warning(plan, measured, None),
     ]
 
 
