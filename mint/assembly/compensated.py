@@ -12,7 +12,7 @@ compensated too, inputs from own text 0.172 and 0.115, from novels (the second) 
 0.165. The squared gain of the preceding norm as weight, which needs no pass at all, changed 0.495 to 0.481.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from tempfile import TemporaryFile
 from typing import BinaryIO
 
@@ -31,6 +31,8 @@ from mint.formats.rounding import ROUNDINGS, learns
 from mint.formats.units import Unit
 from mint.kernels.coupling import MOST_ROWS
 from mint.kernels.cpu import CpuBackend
+from mint.kernels.oracle import dequantize
+from mint.kernels.oracle import pack as pack_to_nearest
 from mint.kernels.storage import MLX_DTYPES, NUMPY_DTYPES, from_raw
 from mint.model.checkpoint.reader import StoredModel
 from mint.model.checkpoint.writer import WeightFiles
@@ -39,7 +41,7 @@ from mint.model.passes.logits import logits_of
 from mint.model.passes.tuning import STEPS, Grid, tuned
 from mint.model.roles import TOWER
 from mint.model.source import Source
-from mint.plan.plan import Plan
+from mint.plan.plan import Plan, converted
 from mint.plan.rules import LOSSLESS
 from mint.quality.closeness import Closeness, Expected, closeness
 from mint.quality.divergence import Tokens
@@ -47,6 +49,8 @@ from mint.quality.evaluation import OWN_TEXT
 from mint.quality.forward import fusing_nothing, open_wide, sequence_blocks
 from mint.quality.sequences import JUDGED, TRAINING, TextSize
 from mint.run.executor import Executor, in_process, small_cache
+
+OnCloseness = Callable[[Closeness, Closeness | None], object]  # of the new model, and of uniform 4-bit
 
 
 def compensate(
@@ -59,14 +63,15 @@ def compensate(
     base: str,
     executor: Executor,
     on_progress: OnProgress,
-    on_closeness: Callable[[Closeness], object],
+    on_closeness: OnCloseness,
 ) -> Iterator[tuple[Unit, Packed]]:
     """Yield the `pending` units as planned, on a text of this size from the model in `base`; `stored` has all others.
 
     A stack that comes in blocks is written to `files`, which `stored` reads.
 
-    More text of the model's own, which takes no part, tells at the end how close the result is. A table that is the
-    head too gets its bytes at the end, and layers have used others: then a call with nothing pending has to tell.
+    More text of the model's own, which takes no part, tells at the end how close the result is, and how close uniform
+    4-bit is. A table that is the head too gets its bytes at the end, and layers have used others: then a call with
+    nothing pending has to tell. So it does where scales are trained afterwards.
     """
     formats, checksums = plan.formats, plan.checksums
     as_searched = _as_searched(plan, source)
@@ -104,8 +109,10 @@ def compensate(
                 if packed.format != KEEP:
                     walk.store(unit.path, _dequantized(packed, stored))
                 yield unit, packed
-        if not changes:
-            on_closeness(closeness(expected, walk.logits(), OWN_TEXT))
+        if not (changes or (pending and ROUNDINGS[plan.rounding].tunes)):
+            measured = closeness(expected, walk.logits(), OWN_TEXT)
+            del walk, original  # no two models are in memory together
+            on_closeness(measured, _uniform_closeness(plan, source, expected))
 
 
 def _packed(
@@ -205,6 +212,28 @@ def _expected(source: Source, judged: Tokens, file: BinaryIO) -> Expected:
     for _ in original.stages({unit.path for unit in source.units}):
         check_activations(source, original.largest)  # a layer is read, called and dropped
     return Expected(original.logits(), judged, file)
+
+
+def _uniform_closeness(plan: Plan, source: Source, expected: Expected) -> Closeness | None:
+    """The closeness of the model that `mlx_lm.convert -q` would write; None where it would quantize nothing.
+
+    Its weights are rounded in memory, layer by layer, while the model runs on the judged tokens.
+    """
+    formats = {path: format for path, format in converted(plan).formats.items() if format != KEEP}
+    if not formats:
+        return None
+    walk = Walk(open_wide(source.folder, source.loader), source.units, expected.tokens[:0], expected.tokens)
+
+    def store(units: Iterable[Unit]) -> None:
+        for unit in units:
+            if unit.path in formats:
+                weight, format = walk.weight(unit.path).astype(MLX_DTYPES[unit.dtype]), formats[unit.path]
+                walk.store(unit.path, dequantize(pack_to_nearest(weight, format), format))
+
+    store(walk.tied)
+    for stage in walk.stages({unit.path for unit in source.units}):
+        store(unit for unit in stage.units if unit not in walk.tied)
+    return closeness(expected, walk.logits(), OWN_TEXT)
 
 
 def _dequantized(packed: Packed, stored: StoredModel) -> mx.array:

@@ -73,7 +73,7 @@ def _check_sizes(source: Source, recipe: Recipe, sizes: Mapping[Budget, int | No
         least_bytes(source.units, source.parameters, formats, parse_size(recipe.max_shard_size))
         for formats in (allowance.conceivable, allowance.expected)
     )
-    limits = f", and up to {enough_size(usual)} with {_limits(rules)}" if usual > smallest else ""
+    limits = f", and up to {enough_size(usual)} with {_limits(rules)}, rounded to nearest" if usual > smallest else ""
     takes = f"the smallest plan takes {enough_size(smallest)} by the headers alone{limits}"
     for budget, nbytes in sizes.items():
         if nbytes is None or nbytes >= usual:
@@ -104,7 +104,10 @@ def _note_of_room(sizes: Mapping[Budget, int | None], largest: int, on_note: OnN
     for budget, size in sizes.items():
         is_max = budget.amount is not None and budget.amount.unit == "max"
         if size is not None and size >= largest and not is_max:
-            on_note(f"{budget} has room for the whole model ({format_size(largest)}): no unit has to be quantized")
+            on_note(
+                f"{budget} has room for the whole model ({format_size(largest)}): no unit is quantized. For a smaller "
+                "model give less, such as --budget 4.5bpw, the size of uniform 4-bit"
+            )
 
 
 def _most_bytes(budget: Budget, source: Source, largest: int) -> int | None:

@@ -119,6 +119,11 @@ class Walk:
             with replay.before(None):
                 yield logits_of(self._model, tokens)
 
+    def weight(self, path: str) -> mx.array:
+        """The float32 weight of a unit, as it is now; that of a head may not be read yet."""
+        weight: mx.array = self._modules[path]["weight"]
+        return weight
+
     def store(self, path: str, weight: mx.array) -> None:
         """Give a unit the weight that it is stored with, in float32."""
         self._modules[path]["weight"] = weight

@@ -164,7 +164,8 @@ def _refuse(arguments: list[str], error: Exception) -> int:
     context, message = getattr(error, "ctx", None), getattr(error, "format_message", error.__str__)()
     if message:
         path = f". See {context.command_path} --help" if context else ""
-        print(f"mint: {visible_lines(message).rstrip('.')}{path}", file=sys.stderr)
+        text = visible_lines(message).rstrip(".")
+        print(f"mint: {text}{path.removeprefix('.') if text.endswith('?') else path}", file=sys.stderr)
     for hint in hints(arguments, _options_of_commands()):
         print(f"mint: {hint}", file=sys.stderr)
     return int(getattr(error, "exit_code", 2))

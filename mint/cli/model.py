@@ -13,6 +13,7 @@ from mint.cli.options import argument, flag, option
 from mint.cli.outputs import check_finished, check_names, default_outputs, described, outputs_of, set_aside
 from mint.cli.terminal.screen import Answer, Record, Screen
 from mint.core.errors import MintError
+from mint.core.sizes import format_size
 from mint.formats.quality import parse_quality
 from mint.formats.rounding import ROUNDINGS
 
@@ -51,10 +52,10 @@ def quantize(
     Example: mint quantize models/Qwen3-8B --budget 6GB --output Qwen3-8B-6GB
     """
     outputs = outputs_of(budgets, output) if output else default_outputs(model, budgets)
-    screen.begin(f"quantize {described(model)} to {', '.join(map(str, budgets))} -> {', '.join(map(str, outputs))}")
     check_names(model, outputs, requantize=recipe.requantize, force=force)
     if not force:
         check_finished(outputs, budgets, recipe.rounding)
+    screen.begin(f"quantize {described(model)} to {', '.join(map(str, budgets))} -> {', '.join(map(str, outputs))}")
     if upload:
         from mint.exports.upload import check_upload
 
@@ -99,6 +100,7 @@ def quantize(
             def show(forecast: "Forecast") -> None:
                 forecasts.append(forecast)
                 screen.note(str(forecast))
+                screen.meter.expect({step.name: step.seconds for step in forecast.steps})
 
             pipeline.on_forecast = show
         results = pipeline.run(opened, targets)
@@ -108,7 +110,14 @@ def quantize(
     return [
         Answer(
             {**quantized_record(result), **expected},
-            model_summary(result.plan, result.output, result.manifest.closeness, analysis=result.analysis),
+            model_summary(
+                result.plan,
+                result.output,
+                result.manifest.closeness,
+                result.manifest.uniform,
+                analysis=result.analysis,
+                original=model,
+            ),
         )
         for result in results
     ]
@@ -149,6 +158,8 @@ def inspect(
         record = source_record(source, model)
         if not screen.as_json:  # people have read the notices
             record = {field: value for field, value in record.items() if field != "notices" and value not in ([], {})}
+            smallest = format_size(record.pop("smallest_bytes"))
+            record["smallest"] = f"{smallest} with --quality fast; good and best can need less, their analysis tells"
         return {**({"fits": rows} if rows else {}), **record}
 
 
@@ -173,8 +184,8 @@ def analyze(
     from mint.model.locate import model_name
 
     path = output or Path(f"{model_name(model)}.mint")
-    screen.begin(f"analyze {described(model)} -> {path}")
     check_names(model, [], [path], requantize=requantize)
+    screen.begin(f"analyze {described(model)} -> {path}")
     from mint.render.models import analysis_record
 
     opening: dict[str, Any] = {"loader": opt.loader(vision), "requantize": requantize}
@@ -207,9 +218,9 @@ def assemble(
     memory: opt.MemoryLimit = None,
 ) -> Answer:
     """Write the model that a plan describes; formats edited by hand count. Run it again to resume."""
-    screen.begin(f"assemble {plan} from {described(model)} -> {output}")
     chosen = mint.read_plan(plan)
     check_names(model, [output], requantize=True, force=force)
+    screen.begin(f"assemble {plan} from {described(model)} -> {output}")
     from mint.forecast.memory import check_memory
     from mint.render.models import manifest_record
     from mint.render.summary import model_summary
@@ -237,7 +248,8 @@ def assemble(
             on_note=screen.note,
         )
     return Answer(
-        manifest_record(manifest, output, earlier), model_summary(chosen, output, manifest.closeness, is_verified=False)
+        manifest_record(manifest, output, earlier),
+        model_summary(chosen, output, manifest.closeness, manifest.uniform, is_verified=False, original=model),
     )
 
 
@@ -251,8 +263,8 @@ def verify(
     """Check sizes, digests, tensors and config, load the model with mlx_lm, and compare its logits."""
     from mint.model.checkpoint.manifest import read_manifest
 
-    screen.begin(f"verify {folder}" + (f" against {model}" if model else ""))
     read_manifest(folder)
+    screen.begin(f"verify {folder}" + (f" against {model}" if model else ""))
     from mint.assembly.stock_child import stock
     from mint.render.models import verification_record
 

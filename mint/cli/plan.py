@@ -1,5 +1,7 @@
 """The commands that need an analysis or a plan, and never the model: they take a moment."""
 
+import shlex
+import sys
 import time
 from itertools import zip_longest
 from pathlib import Path
@@ -11,6 +13,8 @@ from mint.cli.options import argument, flag, option
 from mint.cli.outputs import check_files, default_outputs, described, outputs_of, write_files
 from mint.cli.terminal.screen import Answer, Record, Screen
 from mint.core.errors import MintError
+from mint.core.records import pick
+from mint.core.sizes import enough_size
 from mint.formats.quality import QUALITIES
 from mint.plan.recipe import Room
 
@@ -115,7 +119,9 @@ def report(
     screen.begin(f"report on {', '.join(map(str, paths))} -> {output}")
     text = report_of(paths, recipe).encode()
     write_files(screen, {output: text}, force=force)
-    return {"report": str(output), "nbytes": len(text)}
+    opener = "open" if sys.platform == "darwin" else "xdg-open"
+    opening = {} if screen.as_json else {"next": f"{opener} {shlex.quote(str(output))}, or open it in any browser"}
+    return {"report": str(output), "nbytes": len(text), **opening}
 
 
 def explain(
@@ -152,8 +158,8 @@ def show(
     if not path.is_dir():
         return Answer({"kind": "plan", **record}, plan_summary(plan, path))
     manifest = read_manifest(path)
-    summary = model_summary(plan, path, manifest.closeness, is_verified=is_verified(path))
-    facts = {"closeness": manifest.closeness, "verified": is_verified(path)}
+    summary = model_summary(plan, path, manifest.closeness, manifest.uniform, is_verified=is_verified(path))
+    facts = {**pick(manifest, "closeness uniform"), "verified": is_verified(path)}
     return Answer({"kind": "model", **record, **facts}, summary)
 
 
@@ -207,7 +213,8 @@ def recipes(
 ) -> Record:
     """List the qualities: the rounding that each stands for, its cost and its gain.
 
-    Seconds and memory are those of SmolLM2-135M on two cores; the KL is against uniform 4-bit at equal bytes.
+    Seconds and memory are those of SmolLM2-135M on two cores; the KL is against uniform 4-bit at equal bytes. Of a
+    MODEL they are forecasts for the size of uniform 4-bit, as `mint quantize --dry-run` gives them for that budget.
     """
     from mint.render.models import qualities_record
 
@@ -219,15 +226,21 @@ def recipes(
 
     restart_with_fast_blas()
     from mint.pipeline import Pipeline, Target
+    from mint.plan.plan import CONVERTED
     from mint.plan.recipe import Budget, Recipe
+    from mint.plan.size_range import format_bytes
 
     source = mint.open_source(model, on_progress=screen.on_progress)
-    target = Target(default_outputs(model, [Budget.of("max")])[0], Budget.of("max"))
+    nbytes = format_bytes(source.units, source.parameters)[str(CONVERTED)]
+    budget = Budget.of(enough_size(nbytes))
+    target = Target(default_outputs(model, [budget])[0], budget)
+    screen.note(f"forecast for --budget {str(budget).replace(' ', '')}, the size of uniform 4-bit")
 
     def expected(rounding: str) -> Record:
         return Pipeline(Recipe(rounding=rounding), force=True).foresee(source, [target]).to_dict()
 
-    return qualities_record({row.name: expected(row.rounding) for row in QUALITIES.values()})
+    forecasts = {row.name: expected(row.rounding) for row in QUALITIES.values()}
+    return {**qualities_record(forecasts), "budget": str(budget).replace(" ", "")}
 
 
 def devices(

@@ -29,8 +29,8 @@ def probe(
 
     Later plans of the same analysis use the result. Takes a fraction of a forward pass for every unit.
     """
-    screen.begin(f"probe {described(model)}")
     check_names(model, [], [analysis] if analysis else [], requantize=requantize)
+    screen.begin(f"probe {described(model)}")
     from mint.run.blas import restart_with_fast_blas
 
     restart_with_fast_blas()

@@ -18,6 +18,7 @@ _MEANT = (
     (r"(?:q|int|w)?([2-8])[-_ ]?(?:bits?|_k(?:_[sml])?|_0|_1)?", r"\1.5bpw, the size of uniform \1-bit"),
     (r"(\d\d)\s*%", r"0.\1x"), (r"(\d)\s*%", r"0.0\1x"),
     (r"(\d+),(\d+)\s*([a-z]+)", r"\1.\2\3"),
+    (r"\d[\d.]*\s*[a-z]*\s*(?:-|–|to|\.\.)\s*(\d[\d.]*\s*[a-z]+)", r"\1: a budget is the most that may be used"),
     (r"([^,\s]+)[,\s]+([^,\s]+).*", r"\1 and \2, each with a --budget of its own"),
     (r"min.*|small.*", "min"), (r"max.*|full|large.*|none", "max"),
 )  # fmt: skip

@@ -5,16 +5,17 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from mint.core.sizes import format_size
+from mint.core.sizes import format_size, parse_size
 from mint.core.version import __version__
 from mint.exports.source_card import SourceCard
-from mint.plan.plan import Choice, Plan
+from mint.plan.plan import Choice, Plan, converted
 from mint.plan.recipe import TEXT, Recipe
-from mint.quality.verdict import kl_in_words, kl_text, predicted_text
-from mint.run.device_kind import versions
+from mint.quality.verdict import interval_in_words, is_vague, kl_text, predicted_text
+from mint.run.device_kind import CPU, device_kind, versions
 
 if TYPE_CHECKING:  # it brings mlx_lm, which planning never needs
     from mint.quality.closeness import Closeness
+    from mint.quality.estimates import Estimate
 
 MODEL = "MODEL"  # stands in the commands for this folder, or its id on the hub
 RECIPE_NAME = "quant-recipe.json"  # as mlx-kld reads it
@@ -26,13 +27,18 @@ _ORDER = (
 _MOST_FORMATS = 4  # named for a role
 
 
-def card_text(plan: Plan, source: SourceCard, closeness: "Closeness | None", task: str) -> str:
-    """The card of the model that `plan` made from `source`; `task` is its pipeline tag on the hub."""
+def card_text(
+    plan: Plan, source: SourceCard, closeness: "Closeness | None", task: str, uniform: "Closeness | None" = None
+) -> str:
+    """The card of the model that `plan` made from `source`; `task` is its pipeline tag on the hub.
+
+    `uniform` is the closeness of uniform 4-bit.
+    """
     name = f"{source.name}, {plan.bits_per_weight:.2f} bits per weight"
     sections = (
         f"---\n{_metadata(source, task)}\n---\n\n# {name}",
         _origin(plan, source),
-        f"## Quality\n\n{_quality(plan, closeness)}",
+        f"## Quality\n\n{_quality(plan, closeness)}{_beside(plan, uniform)}",
         f"## Use\n\n{_use(plan)}",
         f"## Formats\n\n{_sizes(plan)}\n\n{_roles(plan.choices)}",
         f"## How it was made\n\n{_making(plan, source)}",
@@ -63,21 +69,42 @@ def _origin(plan: Plan, source: SourceCard) -> str:
 
 def _quality(plan: Plan, closeness: "Closeness | None") -> str:
     if closeness is None:
-        expected = f" From the errors of its weights: {predicted_text(plan.predicted_kl)}." if plan.predicted_kl else ""
+        guess = plan.predicted_kl
+        expected = ""
+        if guess and not is_vague(guess):
+            expected = f" From the errors of its weights: {predicted_text(guess)}."
         return f"Not measured.{expected} `mint evaluate MODEL --reference ORIGINAL` compares it with the original."
     kl, top1 = closeness.kl, closeness.top1
     return (
-        f"KL divergence from the original {kl_text(kl.value)} nats per token (95 % interval {kl_text(kl.low)} to "
-        f"{kl_text(kl.high)}): "
-        f"{kl_in_words(kl.value)}. The likeliest token is the same {top1.value:.1%} of the time "
+        f"KL divergence from the original, in nats per token: {_interval(kl)}, "
+        f"{interval_in_words(kl)}. The likeliest token is the same {top1.value:.1%} of the time "
         f"({top1.low:.1%} to {top1.high:.1%}). "
         f"Measured on {closeness.tokens} tokens {closeness.text}, which took no part in the quantization."
     )
 
 
+def _beside(plan: Plan, uniform: "Closeness | None") -> str:
+    """Uniform 4-bit on the same tokens; empty where it was not measured."""
+    if uniform is None:
+        return ""
+    size = format_size(converted(plan).planned_bytes)
+    return f" Uniform 4-bit as `mlx_lm.convert -q` writes it ({size}) has {_interval(uniform.kl)} on the same tokens."
+
+
+def _interval(kl: "Estimate") -> str:
+    return f"{kl_text(kl.value)} (95 % interval {kl_text(kl.low)} to {kl_text(kl.high)})"
+
+
 def first_command(plan: Plan, model: str) -> str:
     """A command that runs the written model, for its user."""
     return f"mlx_lm.chat --model {model}" if plan.loader == TEXT else f"mlx_vlm.generate --model {model} --prompt Hello"
+
+
+def next_command(plan: Plan, model: str) -> str:
+    """The command that shows the written model at work here: a CPU is too slow for a chat."""
+    if plan.loader == TEXT and device_kind() == CPU:
+        return f"mlx_lm.generate --model {model} --prompt Hello --max-tokens 16"
+    return first_command(plan, model)
 
 
 def _use(plan: Plan) -> str:
@@ -139,7 +166,7 @@ def quantize_command(plan: Plan, source: SourceCard) -> str:
         "quantize",
         source.base or source.name,
         "--budget",
-        f"{plan.budget_bytes}B",
+        _budget(plan.budget_bytes),
         "--rounding",
         plan.rounding,
     ]
@@ -157,6 +184,12 @@ def quantize_command(plan: Plan, source: SourceCard) -> str:
     for pattern in rules.ignored_floors:
         words += ["--ignore-floors", pattern]
     return shlex.join(words)
+
+
+def _budget(nbytes: int) -> str:
+    """A budget as people write it, where that is exact."""
+    short = format_size(nbytes).replace(" ", "")
+    return short if parse_size(short) == nbytes else f"{nbytes}B"
 
 
 def recipe_record(plan: Plan, closeness: "Closeness | None") -> dict[str, Any]:

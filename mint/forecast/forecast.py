@@ -172,7 +172,9 @@ def _compensating(source: Source, rates: Rates, reading: float, rounding: str, p
         logits = differentiated * source.vocabulary / rates.compared
         yield Step("take gradients", reading + _BACK * differentiated * operations / rates.forward + logits)
     walks = 1 if any(unit.role == "head" for unit in source.units) else 2  # with a tied table all is measured once more
-    yield Step("predict", walks * (reading + judged * operations / rates.forward + compared / 2))
+    predicting = reading + judged * operations / rates.forward
+    uniform = predicting + _weights(source) / rates.packed + compared  # a pass of uniform 4-bit beside
+    yield Step("predict", walks * (predicting + compared / 2) + uniform)
     walked = (passes * calibrated + (1 + walks) * judged) * _BESIDE_PRODUCTS * operations / rates.forward
     calls = matrices_per_token(source)
     rounds = sum(_rounding(unit, rates, calibrated * calls[unit.path]) for unit in _units(source))

@@ -46,6 +46,12 @@ def parse_quality(name: str) -> Quality:
     return QUALITIES[name]
 
 
+def option_of(rounding: str) -> str:
+    """The option that asks for a rounding, as people type it: a quality, where one stands for it."""
+    name = next((row.name for row in QUALITIES.values() if row.rounding == rounding), "")
+    return f"--quality {name}" if name else f"--rounding {rounding}"
+
+
 def default_rounding() -> str:
     """The rounding of the default quality; a user's own that does not exist is logged, since imports need a value."""
     name = os.environ.get(ENVIRONMENT, "") or DEFAULT_QUALITY

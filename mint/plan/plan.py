@@ -18,7 +18,7 @@ from typing import Any
 from mint.analysis.analysis import sqnr_db
 from mint.analysis.features.features import Features
 from mint.core.errors import MintError
-from mint.core.files import read_json, write_whole
+from mint.core.files import begins_with, read_json, write_whole
 from mint.core.records import pick
 from mint.core.sizes import MAX_SHARD_BYTES
 from mint.formats.format import KEEP, Format, TensorSpec, parse_format
@@ -296,6 +296,8 @@ def read_plan(path: Path | str) -> Plan:
         path /= PLAN_NAME
     if not path.is_file():
         raise MintError(f"{path}: no such plan; make one with: mint allocate ANALYSIS --budget SIZE --output {path}")
+    if not begins_with(path, b"{"):
+        raise MintError(f"{path}: not a plan; needed: a plan that `mint allocate` wrote, or a folder that mint wrote")
     record = read_json(path, "needed: a plan that `mint allocate` wrote")
     if not isinstance(record, dict) or record.get("kind") != KIND:
         raise MintError(f"{path}: not a plan; needed: a file that `mint allocate` wrote")

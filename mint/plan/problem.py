@@ -20,6 +20,7 @@ from mint.core.records import pick
 from mint.core.sizes import MAX_SHARD_BYTES, enough_size, format_size
 from mint.formats.format import KEEP, parse_format
 from mint.formats.layout import budget_nbytes, name_nbytes, overhead_nbytes, stored_nbytes, unnamed_nbytes
+from mint.formats.quality import option_of
 from mint.formats.rounding import ROUNDINGS
 from mint.formats.units import Unit
 from mint.model.roles import TOWER, UNTIED
@@ -243,8 +244,8 @@ class Problem:
         stays = f". {len(kept)} matrices of {total} stay as they are: {largest}" if kept else ""
         return (
             f"the budget of {budget_bytes} bytes ({format_size(budget_bytes)}) is too small; "
-            f"the smallest that works is {self.smallest_bytes} bytes ({enough_size(self.smallest_bytes)}). "
-            f"{remedy}{stays}{', ...' if len(kept) > 3 else ''}"
+            f"the smallest that works is {self.smallest_bytes} bytes ({enough_size(self.smallest_bytes)}) with "
+            f"{option_of(self.analysis.rounding)}. {remedy}{stays}{', ...' if len(kept) > 3 else ''}"
         )
 
     def _relaxed(self) -> dict[str, int]:

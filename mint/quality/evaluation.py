@@ -25,6 +25,8 @@ class Question:
 
     def check(self) -> None:
         """Raise `MintError` for what is wrong before any work."""
+        if self.output.is_file():
+            raise MintError(f"{self.output}: it is a file; needed: the folder of an MLX model, or a GGUF file")
         if not self.output.is_dir():
             raise MintError(f"{self.output}: no such folder; needed: the folder of an MLX model")
         if not self.reference.exists():

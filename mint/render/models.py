@@ -18,7 +18,7 @@ from mint.core.records import pick
 from mint.core.sizes import format_seconds, format_size
 from mint.formats.quality import QUALITIES, Quality
 from mint.quality.evaluation import Evaluation, Refused
-from mint.quality.verdict import kl_in_words
+from mint.quality.verdict import interval_in_words
 from mint.targets.devices import GIB, devices
 from mint.targets.loaders import loaders
 
@@ -138,7 +138,7 @@ def manifest_record(manifest: Manifest, output: Path, reuse: Reuse) -> Record:
     """The record of `mint assemble`."""
     return {
         "output": str(output),
-        **pick(manifest, "plan budget_bytes weight_bytes"),
+        **pick(manifest, "plan budget_bytes weight_bytes closeness uniform"),
         "reused_bytes": reuse.nbytes,
         "reused_units": reuse.units,
         "files": len(manifest.files),
@@ -213,7 +213,7 @@ def evaluation_record(evaluation: Evaluation | Refused) -> Record:
         return {"output": evaluation.output, "passed": False, "error": evaluation.error.typed}
     names = "output reference identity text seed sequences tokens device seconds peak_rss_bytes"
     figures = [{"figure": name, **asdict(figure)} for name, figure in evaluation.estimates.items()]
-    verdict = kl_in_words(evaluation.estimates["kl_mean"].value)
+    verdict = interval_in_words(evaluation.estimates["kl_mean"])
     return {"figures": figures, **pick(evaluation, names), "verdict": verdict}
 
 

@@ -52,7 +52,7 @@ def quantized_record(result: Quantized) -> Record:
         **pick(result.plan, "budget_bytes planned_bytes"),
         "weight_bytes": result.manifest.weight_bytes,
         **_solution(result.plan),
-        "closeness": result.manifest.closeness,
+        **pick(result.manifest, "closeness uniform"),
         **_reading(result.plan),
         "reused_bytes": result.reused_bytes,
         "dropped_towers": list(result.plan.dropped_towers),

@@ -8,17 +8,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mint.core.sizes import format_seconds, format_size
-from mint.exports.card import first_command
+from mint.exports.card import next_command
 from mint.formats.format import KEEP
+from mint.formats.rounding import ROUNDINGS
 from mint.plan.plan import Plan, converted
 from mint.quality.estimates import Estimate
 from mint.quality.evaluation import OWN_TEXT, Evaluation, Refused
-from mint.quality.verdict import is_ruined, kl_in_words, kl_text, predicted_text
+from mint.quality.verdict import interval_in_words, is_ruined, is_vague, kl_text, predicted_text
+from mint.run.device_kind import CPU, device_kind
 
 if TYPE_CHECKING:
     from mint.forecast.forecast import Forecast
 
 _MAX_FORMATS = 3  # named in a summary
+_SLOW = "mlx multiplies packed weights slowly on CPUs, not on Macs"
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,20 +37,37 @@ def model_summary(
     plan: Plan,
     output: Path,
     measured: Mapping[str, Any] | None = None,
+    uniform: Mapping[str, Any] | None = None,
     *,
     is_verified: bool = True,
     analysis: Path | None = None,
+    original: str = "MODEL",
 ) -> list[Line]:
     """The lines for a model that was written to `output`.
 
-    `measured` is the closeness of its manifest, `analysis` the file that tells what more bytes bring.
+    `measured` and `uniform` are those of its manifest, `analysis` is the file that tells what more bytes bring, and
+    `original` stands for the source in commands.
     """
-    folder = shlex.quote(str(output))
-    command = first_command(plan, folder) if is_verified else f"mint verify {folder}"
+    folder, source = shlex.quote(str(output)), shlex.quote(original)
+    command = next_command(plan, folder) if is_verified else f"mint verify {folder}"
+    unknown = f"not measured; needed: mint evaluate {folder} --reference {source}"
+    convert = f"; to compare: mlx_lm.convert --hf-path {source} -q --mlx-path 4bit, then mint evaluate 4bit "
     return [
         Line("model", f"{output} ({'verified' if is_verified else 'not verified yet'})"),
-        *_judgement(plan, measured, analysis),
+        *_judgement(plan, measured, unknown=unknown),
+        *_beside(plan, uniform, f"{convert}--reference {source}"),
+        *_warning(plan, measured, analysis),
         Line("next", command),
+        *([Line("speed", _SLOW)] if is_verified and device_kind() == CPU else []),
+    ]
+
+
+def quality_lines(plan: Plan, measured: Mapping[str, Any] | None, uniform: Mapping[str, Any] | None) -> list[Line]:
+    """The lines on size, bits and closeness alone, with uniform 4-bit beside; the last two as in `model_summary`."""
+    return [
+        *_judgement(plan, measured, unknown="not measured"),
+        *_beside(plan, uniform),
+        *_warning(plan, measured, None),
     ]
 
 
@@ -55,7 +75,15 @@ def plan_summary(plan: Plan, path: Path | None, analysis: Path | None = None) ->
     """The lines for a plan, and for its file if it was written; `analysis` as in `model_summary`."""
     file = str(path) if path else "not written; --output FILE keeps it"
     command = f"mint assemble {shlex.quote(str(path))} --model MODEL --output OUT" if path else ""
-    return [Line("plan", file), *_judgement(plan, None, analysis), *([Line("next", command)] if path else [])]
+    rounding = ROUNDINGS[plan.rounding]
+    remedy = "the written model is measured" if rounding.needs_model else "mint probe MODEL makes a prediction possible"
+    return [
+        Line("plan", file),
+        *_judgement(plan, None, unknown=f"not known before the model is written; {remedy}"),
+        *_beside(plan),
+        *_warning(plan, None, analysis),
+        *([Line("next", command)] if path else []),
+    ]
 
 
 def forecast_summary(forecast: "Forecast") -> list[Line]:
@@ -101,32 +129,47 @@ def _text_of(evaluation: Evaluation) -> str:
     return f"{evaluation.tokens:,} tokens {origin}"
 
 
-def _judgement(plan: Plan, measured: Mapping[str, Any] | None, analysis: Path | None) -> list[Line]:
+def _judgement(plan: Plan, measured: Mapping[str, Any] | None, *, unknown: str) -> list[Line]:
+    """Size, bits and closeness; `unknown` says how to learn one that is neither measured nor predicted."""
     lines = [
         Line("size", f"{format_size(plan.planned_bytes)} of {format_size(plan.budget_bytes)}"),
         Line("bits", f"{plan.bits_per_weight:.2f} per weight: {_formats(plan)}"),
     ]
     estimate = plan.predicted_kl
-    kl = float(measured["kl"]["value"]) if measured else estimate.value if estimate else None
-    if kl is None:
+    if measured:
+        lines.append(Line("closeness", _measured_text(measured)))
+    elif estimate is None:
         lines.append(Line("loss", f"{plan.loss:.4g} of the objective {plan.objective.name}, which predicts no KL"))
     else:
-        text = _measured_text(measured) if measured else predicted_text(estimate) if estimate else ""
-        lines.append(Line("closeness", text))
-        lines.append(Line("4-bit", _converted_text(converted(plan))))
-    if kl is not None and is_ruined(kl):
-        verb = "ruins" if measured else "may ruin"
-        curve = f"; mint curve {shlex.quote(str(analysis))} shows how many" if analysis else ""
-        text = f"this size {verb} the model: expect nonsense. Give it more bytes{curve}"
-        lines.append(Line("WARNING", text, is_warning=True))
+        lines.append(Line("closeness", unknown if is_vague(estimate) else predicted_text(estimate)))
     return lines
 
 
-def _converted_text(plain: Plan) -> str:
-    assert plain.predicted_kl
-    size = format_size(plain.planned_bytes)
-    kl = plain.predicted_kl
-    return f"mlx_lm.convert would write {size} with {predicted_text(kl).rpartition(': ')[2]}"
+def _beside(plan: Plan, uniform: Mapping[str, Any] | None = None, convert: str = "") -> list[Line]:
+    """The line of uniform 4-bit: measured on the same text, predicted well, or just its size and how to `convert`."""
+    plain = converted(plan)
+    size = f"mlx_lm.convert would write {format_size(plain.planned_bytes)}"
+    if uniform:
+        kl = Estimate(**uniform["kl"])
+        interval = f"({kl_text(kl.low)} to {kl_text(kl.high)})"
+        return [Line("4-bit", f"{size}: KL {kl_text(kl.value)} {interval} measured on the same text")]
+    kl_of_plain = plain.predicted_kl
+    if kl_of_plain is None:
+        return []
+    if is_vague(kl_of_plain):
+        return [Line("4-bit", f"{size}{convert}")]
+    return [Line("4-bit", f"{size} with {predicted_text(kl_of_plain).rpartition(': ')[2]}")]
+
+
+def _warning(plan: Plan, measured: Mapping[str, Any] | None, analysis: Path | None) -> list[Line]:
+    """The warning of a model whose text is mostly nonsense."""
+    estimate = plan.predicted_kl
+    kl = float(measured["kl"]["value"]) if measured else estimate.value if estimate else 0.0
+    if not is_ruined(kl):
+        return []
+    verb = "ruins" if measured else "may ruin"
+    curve = f"; mint curve {shlex.quote(str(analysis))} shows how many" if analysis else ""
+    return [Line("WARNING", f"this size {verb} the model: expect nonsense. Give it more bytes{curve}", is_warning=True)]
 
 
 def _measured_text(measured: Mapping[str, Any]) -> str:
@@ -136,8 +179,7 @@ def _measured_text(measured: Mapping[str, Any]) -> str:
 
 def _closeness_text(kl: Estimate, top1: Estimate) -> str:
     interval = f"{kl_text(kl.low)} to {kl_text(kl.high)}"
-    words = kl_in_words(kl.value)
-    return f"{words}: KL {kl_text(kl.value)} ({interval}) measured, same first word {top1.value:.0%}"
+    return f"{interval_in_words(kl)}: KL {kl_text(kl.value)} ({interval}) measured, same first word {top1.value:.0%}"
 
 
 def _formats(plan: Plan) -> str:

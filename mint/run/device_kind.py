@@ -6,6 +6,7 @@ from importlib.metadata import PackageNotFoundError, version
 from mint.core.version import __version__
 from mint.kernels.backend import backend
 
+CPU = "cpu"  # the kind of a machine without a GPU for mlx
 _AND = " + "
 
 

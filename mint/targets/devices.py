@@ -19,6 +19,7 @@ from mint.core.errors import MintError
 
 GIB = 2**30
 THIS = "this"
+_MACS = ("mac", "macbook", "imac", "mini", "studio", "air", "apple")  # words of products, which have several chips
 CUDA_SHARE = Fraction(95, 100)  # MLX's own limit: memory_limit_ in ml-explore/mlx, mlx/backend/cuda/allocator.cpp
 
 
@@ -73,7 +74,9 @@ def device(name: str) -> Device:
     if name not in by_name:
         close = get_close_matches(name.lower().replace(" ", "-"), by_name, n=3, cutoff=0.5)
         near = ", ".join(close or ("m4-pro-24",))
-        raise MintError(f"{name!r} is not a known device; needed a name such as {near}; `mint devices` lists all")
+        words = name.lower().replace("-", " ").split()
+        chip = "; a Mac goes by its chip and memory in GB" if any(word in words for word in _MACS) else ""
+        raise MintError(f"{name!r} is not a known device; needed a name such as {near}{chip}; `mint devices` lists all")
     return by_name[name]
 
 

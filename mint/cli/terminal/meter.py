@@ -1,6 +1,6 @@
 """The progress of the current stage in words: the share that is done, its rate and the remaining time."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from time import monotonic
 
 from mint.cli.terminal.foreign import visible
@@ -14,6 +14,7 @@ _TITLES = {
 }  # fmt: skip
 _OF_BYTES = ("analyze", "assemble", "download")  # the others count pieces
 _SECONDS_OF_RATE = 1.0  # before that, a rate says nothing
+_LATE, _LATE_SECONDS = 1.2, 5.0  # times a forecast, and more: the stage is late
 
 
 class Meter:
@@ -23,12 +24,29 @@ class Meter:
         self._clock = clock
         self.step = Progress("start", 0, 0, "")
         self._first, self._started = 0, clock()
+        self._expected: dict[str, float] = {}
 
     def update(self, step: Progress) -> None:
         """Take the next step; a new stage, and the next pass of the same stage, start the clock again."""
         if step.stage != self.step.stage or step.done < self.step.done:
             self._first, self._started = step.done, self._clock()
         self.step = step
+
+    def expect(self, seconds: Mapping[str, float]) -> None:
+        """Take the forecast: seconds by stage."""
+        self._expected = dict(seconds)
+
+    def overrun(self) -> str:
+        """Says once for each stage that it takes longer than its forecast; else empty."""
+        stage, seconds = self.step.stage, self.seconds
+        expected = self._expected.get(stage)
+        if expected is None or seconds < _LATE * expected + _LATE_SECONDS:
+            return ""
+        del self._expected[stage]
+        return (
+            f"{stage}: {clock_text(seconds)} so far, the forecast was {clock_text(expected)}: "
+            "this machine does other work too, or was faster when it was measured"
+        )
 
     @property
     def title(self) -> str:

@@ -71,6 +71,8 @@ class Screen:
         """Show a step of a stage."""
         self._start()
         self.meter.update(step)
+        if self._kind != "none" and (text := self.meter.overrun()):
+            self.note(text)
         self._indicator.show()
 
     def _start(self) -> None:

@@ -39,6 +39,7 @@ class Manifest:
     units: Mapping[str, str]
     dropped_towers: tuple[str, ...] = ()  # vision or audio: the model is text only
     closeness: Mapping[str, Any] | None = None  # to the original, as `quality.closeness` measured it
+    uniform: Mapping[str, Any] | None = None  # the bytes and the closeness of uniform 4-bit, on the same text
 
     def __repr__(self) -> str:
         return f"<Manifest of {len(self.units)} units, {self.weight_bytes:,} bytes of weights, {len(self.files)} files>"

@@ -42,11 +42,16 @@ class _Header:
                 for _ in range(count):
                     self._value(inner)
         else:
+            if kind not in _BYTES:
+                raise ValueError(f"its header has a value of the unknown kind {kind}")
             self._skip(_BYTES[kind])
 
     def _number(self, code: str) -> int:
         size = struct.calcsize(code)
-        (number,) = struct.unpack(self._order + code, self._file.read(size))
+        text = self._file.read(size)
+        if len(text) < size:
+            raise ValueError(f"it ends within its header, after {self._nbytes} bytes")
+        (number,) = struct.unpack(self._order + code, text)
         return int(number)
 
     def _skip(self, nbytes: int) -> None:
@@ -56,6 +61,6 @@ class _Header:
 
 
 def check_extent(path: Path) -> None:
-    """Raise `ValueError`, `KeyError` or `struct.error` for a file whose header is malformed."""
+    """Raise `ValueError` for a file whose header is malformed."""
     with naming(path), path.open("rb") as file:
         _Header(file, path.stat().st_size).check()

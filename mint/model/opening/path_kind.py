@@ -3,10 +3,12 @@
 A command takes a model, an analysis, a plan or a folder that mint wrote, and people mix them up.
 """
 
+import json
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
+from mint.core.cache import recall
 from mint.core.errors import MintError
 from mint.core.files import require_loadable, require_outside, require_writable
 from mint.model.checkpoint.manifest import MANIFEST_NAME
@@ -20,6 +22,7 @@ _COMMANDS = {
     "an analysis": "mint allocate {path} --budget SIZE makes a plan of it",
     "a plan": "mint assemble {path} --model MODEL --output OUT writes its model",
     "a model": "mint quantize {path} --budget SIZE quantizes it, mint analyze {path} makes its analysis {name}.mint",
+    "a quantized model": "mint evaluate {path} --reference ORIGINAL compares it with its original",
     "a model that mint wrote": "mint show {path} describes it",
 }
 
@@ -29,9 +32,9 @@ def kind_of_path(path: Path) -> str:
     if path.is_dir():
         if (path / MANIFEST_NAME).is_file():
             return "a model that mint wrote"
-        return (
-            "a model" if (path / "config.json").is_file() else "a folder" if any(path.iterdir()) else "an empty folder"
-        )
+        if (path / "config.json").is_file():
+            return "a quantized model" if _is_quantized(path / "config.json") else "a model"
+        return "a folder" if any(path.iterdir()) else "an empty folder"
     with path.open("rb") as file:
         head = file.read(_HEAD_BYTES)
     if head.startswith(_JOURNAL):
@@ -41,6 +44,12 @@ def kind_of_path(path: Path) -> str:
         return "a plan"
     is_of_model = (path.parent / "config.json").is_file()
     return f"a file of the model in {path.absolute().parent}" if is_of_model else "a file"
+
+
+def _is_quantized(config: Path) -> bool:
+    """True for the config of a model that MLX has quantized: quantizing it again is refused."""
+    record = recall(config, json.loads)
+    return isinstance(record, dict) and bool(record.get("quantization"))
 
 
 def refuse_kind(path: Path, needed: str, *accepted: str) -> None:

@@ -2,13 +2,14 @@
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from math import log10
 from statistics import median
 from typing import Any
 
 from mint.analysis.analysis import sqnr_db
 from mint.formats.format import KEEP, Format
 from mint.plan.curve import Point
-from mint.plan.plan import Plan, converted
+from mint.plan.plan import Choice, Plan, converted
 from mint.render.report.subjects import UNIFORM, AnalyzedModel, PlannedModel
 
 Spec = dict[str, Any]
@@ -24,13 +25,14 @@ _CONFIG = {
         "gridColor": "#888888",
         "gridOpacity": 0.25,
     },
-    "legend": {**_PLAIN, "symbolLimit": 60},
+    "legend": {**_PLAIN, "symbolLimit": 60, "labelLimit": 0},
     "header": _PLAIN,
     "text": {"color": "currentColor"},
     "view": {"stroke": "transparent"},
 }
 
 
+_CLOSE = 0.08  # of the width and of the height of all points: names would overlap
 _UNIFORM_KIND = "uniform, nearest (mlx_lm.convert)"
 _SIDES = (("left", 7, -7), ("right", -7, 9), ("left", 7, 9), ("right", -7, -7))  # alignment and distance of a name
 
@@ -44,8 +46,9 @@ def _axis(field: str, title: str, *, kind: str = "quantitative", **more: Any) ->
 
 
 def _size_axis() -> Spec:
-    """Bytes with the letters of thousands: 1.5M, 4G."""
-    return _axis("nbytes", "weight files, bytes", scale={"zero": False}, axis={"format": "~s"})
+    """Bytes with ticks in MB, or in GB from one on."""
+    ticks = "datum.value >= 1e9 ? format(datum.value / 1e9, '~g') + ' GB' : format(datum.value / 1e6, '~g') + ' MB'"
+    return _axis("nbytes", "weight files", scale={"zero": False}, axis={"labelExpr": ticks})
 
 
 def curve_chart(model: AnalyzedModel, planned: Sequence[PlannedModel]) -> Spec:
@@ -70,8 +73,9 @@ def curve_chart(model: AnalyzedModel, planned: Sequence[PlannedModel]) -> Spec:
     ]
     for p in planned:
         points += _points(f"plan, {p.plan.rounding}", [(p.name, *_figures(p.plan))])
-    color = {"color": _axis("kind", "", kind="nominal")}
-    shape = {**color, "shape": _axis("kind", "", kind="nominal")}
+    below = {"orient": "bottom", "columns": 2}
+    color = {"color": _axis("kind", "", kind="nominal", legend=below)}
+    shape = {**color, "shape": _axis("kind", "", kind="nominal", legend=below)}
     named = [point for point in points if point["kind"].startswith(("uniform", "plan"))]
     return _chart(
         360,
@@ -82,9 +86,31 @@ def curve_chart(model: AnalyzedModel, planned: Sequence[PlannedModel]) -> Spec:
                 "mark": {"type": "point", "filled": True, "size": 70},
                 "encoding": {"x": x, "y": y, **shape, "tooltip": tooltip},
             },
-            *_labels(named, x, y),
+            *_labels(_joined(named), x, y),
         ],
     )
+
+
+def _joined(points: Rows) -> Rows:
+    """The points to name: those too close for names of their own share the name of all of them."""
+    if not points:
+        return []
+    sizes, heights = [point["nbytes"] for point in points], [log10(point["loss"]) for point in points]
+    width = _CLOSE * (max(sizes) - min(sizes))
+    height = _CLOSE * (max(heights) - min(heights))
+    joined: Rows = []
+    for point in sorted(points, key=lambda point: point["nbytes"]):
+        name = point["name"].removeprefix("uniform ")
+        near = [
+            other for other in joined
+            if abs(other["nbytes"] - point["nbytes"]) <= width
+            and abs(log10(other["loss"]) - log10(point["loss"])) <= height
+        ]  # fmt: skip
+        if near:
+            near[0]["name"] += f", {name}"
+        else:
+            joined.append({**point, "name": name})
+    return joined
 
 
 def _labels(points: Rows, x: Spec, y: Spec) -> list[Spec]:
@@ -146,7 +172,7 @@ def bits_chart(model: PlannedModel) -> Spec:
     """Bits of every role in every layer; units outside of the layers come first."""
     rows = [
         {
-            "layer": "outside" if choice.layer < 0 else choice.layer,
+            "layer": _layer_of(choice),
             "role": choice.role,
             "bits": round(8 * model.plan.nbytes_of(choice) / max(choice.weights, 1), 2),
             "format": str(choice.format),
@@ -156,12 +182,21 @@ def bits_chart(model: PlannedModel) -> Spec:
     ]
     roles = len({row["role"] for row in rows})
     encoding = {
-        "x": _axis("layer", "layer", kind="ordinal", sort=None, axis={"labelOverlap": True, "labelAngle": 0}),
+        "x": _layer_axis(),
         "y": _axis("role", "", kind="nominal", sort=None),
         "color": _axis("bits", "bits", aggregate="mean", scale={"scheme": "viridis", "domain": [2, 8], "clamp": True}),
         "tooltip": [{"field": name} for name in ("unit", "format", "bits")],
     }
     return _chart(24 * roles + 20, data={"values": rows}, mark={"type": "rect"}, encoding=encoding)
+
+
+def _layer_of(choice: Choice) -> str | int:
+    return "outside" if choice.layer < 0 else choice.layer
+
+
+def _layer_axis() -> Spec:
+    """A place for every layer, after the one for units outside of them."""
+    return _axis("layer", "layer", kind="ordinal", sort=None, axis={"labelOverlap": True, "labelAngle": 0})
 
 
 def rate_chart(measurements: Mapping[str, Sequence[tuple[float, float, str]]]) -> Spec:
@@ -198,13 +233,13 @@ def _rate(format: Format, errors: Sequence[float]) -> tuple[float, float, str]:
 def alpha_chart(plan: Plan) -> Spec:
     """The sensitivity of every unit, by layer."""
     rows = [
-        {"layer": choice.layer, "role": choice.role, "alpha": choice.alpha, "unit": choice.path}
+        {"layer": _layer_of(choice), "role": choice.role, "alpha": choice.alpha, "unit": choice.path}
         | {"from": choice.alpha_from}
-        for choice in plan.choices
+        for choice in sorted(plan.choices, key=lambda choice: choice.layer)
         if choice.alpha > 0
     ]
     encoding = {
-        "x": _axis("layer", "layer (-1: outside)", axis={"tickMinStep": 1, "format": "d"}),
+        "x": _layer_axis(),
         "y": _axis("alpha", "sensitivity: KL per squared NRMSE", scale={"type": "log"}),
         "color": _axis("role", "", kind="nominal"),
         "tooltip": _tooltip(unit="unit", alpha="sensitivity", **{"from": "from"}),

@@ -18,9 +18,11 @@ from mint.core.sizes import format_size
 from mint.core.version import __version__, install_command
 from mint.plan.plan import Plan
 from mint.plan.recipe import Recipe
-from mint.quality.verdict import kl_in_words, kl_text, predicted_in_words
+from mint.quality.estimates import Estimate
+from mint.quality.verdict import interval_in_words, is_vague, kl_text, predicted_in_words
 from mint.render.report import charts
 from mint.render.report.subjects import AnalyzedModel, PlannedModel, read_subjects
+from mint.render.summary import quality_lines
 
 _COLUMNS = (
     "unit", "role", "layer", "format", "bits per weight", "bytes", "SQNR, dB", "sensitivity", "loss", "reason",
@@ -38,6 +40,9 @@ def report(paths: Sequence[Path], recipe: Recipe) -> str:
         raise MintError(f"a report needs Vega-Lite; needed: {install_command('report')}") from error
     analyzed, planned = read_subjects(paths, recipe)
     page = _Page()
+    for subject in planned:
+        lines = quality_lines(subject.plan, subject.closeness, subject.uniform)
+        page.summary(subject.name, [(line.label, line.text) for line in lines])
     for model in analyzed:
         _show_analysis(page, model, [p for p in planned if p.plan.model == model.analysis.model])
     if planned:
@@ -72,6 +77,11 @@ class _Page:
     def title(self, text: str, note: str = "") -> None:
         self.parts.append(f"<h2>{escape(text)}</h2>" + (f"<p>{escape(note)}</p>" if note else ""))
 
+    def summary(self, name: str, lines: Sequence[tuple[str, str]]) -> None:
+        """Labels and their texts, for a reader of nothing else."""
+        rows = "".join(f"<dt>{escape(label)}</dt><dd>{escape(text)}</dd>" for label, text in lines)
+        self.parts.append(f"<h2>{escape(name)} in short</h2><dl>{rows}</dl>")
+
     def chart(self, caption: str, spec: dict[str, Any]) -> None:
         id = f"chart-{len(self.charts)}"
         self.charts[id] = spec
@@ -100,17 +110,22 @@ def _show_measurements(page: _Page, plan: Plan) -> None:
 
 
 def _compare(page: _Page, planned: Sequence[PlannedModel]) -> None:
-    page.title("Plans" if len(planned) > 1 else "Plan")
+    page.title(
+        "Plans" if len(planned) > 1 else "Plan",
+        "The gap is how much less predicted loss a plan of that budget can have at most; 0: none is better, proved.",
+    )
     rows = [_plan_row(model) for model in planned]
     page.table(rows, [name for name in rows[0] if any(row[name] is not None for row in rows)])
-    if any(model.closeness for model in planned):
+    if sum(model.closeness is not None for model in planned) > 1:  # a single one is in the summary
         page.chart("Measured distance from the original, with 95 % intervals", charts.closeness_chart(planned))
 
 
 def _plan_row(model: PlannedModel) -> dict[str, Any]:
     plan, measured = model.plan, model.closeness
     predicted = plan.predicted_kl
-    words = kl_in_words(measured["kl"]["value"]) if measured else predicted and predicted_in_words(predicted)
+    words = interval_in_words(Estimate(**measured["kl"])) if measured else predicted and predicted_in_words(predicted)
+    if measured and predicted and is_vague(predicted):
+        predicted = None  # it tells nothing beside a measurement
     return {
         "plan": model.name,
         "size": format_size(plan.planned_bytes),

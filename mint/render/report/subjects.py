@@ -27,6 +27,7 @@ class PlannedModel:
     name: str
     plan: Plan
     closeness: Mapping[str, Any] | None = None
+    uniform: Mapping[str, Any] | None = None  # that of uniform 4-bit, on the same text
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +54,8 @@ def read_subjects(paths: Iterable[Path], recipe: Recipe) -> tuple[list[AnalyzedM
             analyzed.append(_analyzed(path, recipe))
         else:
             manifest = read_manifest(path) if (path / MANIFEST_NAME).is_file() else None
-            planned.append(PlannedModel(_name(path), read_plan(path), manifest.closeness if manifest else None))
+            measured = (manifest.closeness, manifest.uniform) if manifest else (None, None)
+            planned.append(PlannedModel(_name(path), read_plan(path), *measured))
     return analyzed, planned
 
 

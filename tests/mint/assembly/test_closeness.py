@@ -17,6 +17,7 @@ from mint.model.checkpoint.manifest import read_manifest
 from mint.model.passes.logits import logits_of
 from mint.model.source import open_source
 from mint.plan.allocate import allocate
+from mint.plan.plan import converted
 from mint.plan.recipe import Recipe
 from mint.quality.closeness import Closeness, Expected, closeness
 from mint.quality.forward import open_wide
@@ -53,6 +54,30 @@ def test_the_measured_closeness_is_that_of_the_written_folder(
     assert "KL divergence from the original" in (tmp_path / "out" / "README.md").read_text()
 
 
+@pytest.mark.parametrize("name", ["llama", "qwen3_moe", "gemma2"])
+def test_uniform_4_bit_is_measured_beside_as_it_would_be_written(
+    name: str, tmp_path: Path, make_model: Callable[..., Path]
+) -> None:
+    source = open_source(make_model(name))
+    analysis = analyze(source, tmp_path / "a.mint", rounding="compensate")
+    plan = allocate(analysis, "5bpw", Recipe(rounding="compensate", veto_db=-20.0))
+    manifest = assemble(plan, source, tmp_path / "out", text=SIZE)
+    assert manifest.uniform is not None
+    fields = dict(manifest.uniform)
+    plain = converted(plan)
+    assert fields.pop("weight_bytes") == plain.planned_bytes
+    measured = Closeness.from_dict(fields)
+
+    written = assemble(plain, source, tmp_path / "uniform")
+    assert written.weight_bytes == plain.planned_bytes
+    judged = mx.array(own_text(source, TextSize(SIZE.count + JUDGED, SIZE.window), SEED, FULL, ignore)[SIZE.count :])
+    original = _log_softmax(logits_of(open_wide(source.folder), judged)[:, :-1])
+    result = _log_softmax(logits_of(open_wide(tmp_path / "uniform"), judged)[:, :-1])
+    kl = (np.exp(original) * (original - result)).sum(-1)
+    assert measured.kl.value == pytest.approx(kl.mean(), rel=1e-3)
+    assert (measured.sequences, measured.tokens) == (JUDGED, JUDGED * SIZE.window)
+
+
 def test_blocks_of_sequences_change_nothing(tmp_path: Path) -> None:
     tokens = np.random.default_rng(0).integers(0, 50, (5, 8)).astype(np.int32)
     original, candidate = (mx.random.normal((5, 8, 50), key=mx.random.key(seed)) for seed in (0, 1))
@@ -71,7 +96,8 @@ def test_blocks_of_sequences_change_nothing(tmp_path: Path) -> None:
 def test_nothing_is_claimed_where_nothing_was_measured(llama: Path, tmp_path: Path) -> None:
     source = open_source(llama)
     plan = allocate(analyze(source, tmp_path / "a.mint", rounding="nearest"), "5bpw")
-    assert assemble(plan, source, tmp_path / "out").closeness is None
+    manifest = assemble(plan, source, tmp_path / "out")
+    assert (manifest.closeness, manifest.uniform) == (None, None)
     assert "KL divergence" not in (tmp_path / "out" / "README.md").read_text()
 
 

@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 
 from mint.cli.main import run_command
+from mint.quality.verdict import kl_text
 from tests.worlds.encodings import quantized, write_encoded
 
 
@@ -46,20 +48,39 @@ def test_quantize_reports_what_machines_need(llama: Path, tmp_path: Path, capsys
     assert {"bits_per_weight", "loss", "bound", "gap", "peak_rss_bytes", "verified"} <= set(record)
 
 
-def test_people_get_six_lines_and_every_detail_on_request(
+def test_people_get_few_lines_and_every_detail_on_request(
     llama: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     output = tmp_path / "out"
     assert run_command(["quantize", str(llama), "--budget", "400kB", "--output", str(output)]) == 0
     shown = capsys.readouterr().out
-    assert [line.split()[0] for line in shown.splitlines()] == ["model", "size", "bits", "closeness", "4-bit", "next"]
+    labels = ["model", "size", "bits", "closeness", "4-bit", "next", "speed"]
+    assert [line.split()[0] for line in shown.splitlines()] == labels
     assert "of 400 kB" in shown
-    assert f"mlx_lm.chat --model {output}" in shown
+    assert f"not measured; needed: mint evaluate {output} --reference {llama}" in shown
+    assert f"; to compare: mlx_lm.convert --hf-path {llama} -q --mlx-path 4bit" in shown
+    assert "predicted" not in shown  # by default sensitivities, which are right to a factor of 32
+    assert f"mlx_lm.generate --model {output}" in shown  # a chat takes minutes on a CPU
     assert run_command(["show", str(output), "--verbose"]) == 0
     details = capsys.readouterr().out
     assert "share" in details
     assert "objective" in details
     assert _json(capsys, "show", str(output))["kind"] == "model"
+
+
+def test_uniform_4_bit_is_shown_as_it_was_measured(
+    llama: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "out"
+    request = ["quantize", str(llama), "--budget", "400kB", "--quality", "good", "--output", str(output)]
+    record = _json(capsys, *request)
+    uniform = record["uniform"]
+    assert uniform["text"] == record["closeness"]["text"]
+    assert _json(capsys, "show", str(output))["uniform"] == uniform
+    assert run_command(["show", str(output)]) == 0
+    kl = kl_text(uniform["kl"]["value"])
+    assert re.search(rf"would write \S+ kB: KL {kl} \(.*\) measured on the same text", capsys.readouterr().out)
+    assert f"has {kl} (95 % interval" in (output / "README.md").read_text()
 
 
 def test_a_ruined_model_is_called_so(llama: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,5 +1,6 @@
 """Mistakes of newcomers: each gets one message with what was found, what is needed and the command that helps."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -17,6 +18,12 @@ def world(tmp_path_factory: pytest.TempPathFactory, llama: Path) -> Path:
     folder = tmp_path_factory.mktemp("mistakes")
     shutil.copytree(llama, folder / "tiny")
     (folder / "empty").mkdir()
+    (folder / "notes.md").write_text("# Notes")
+    shutil.copytree(llama, folder / "uniform")
+    config = json.loads((llama / "config.json").read_text())
+    (folder / "uniform" / "config.json").write_text(
+        json.dumps(config | {"quantization": {"bits": 4, "group_size": 64}})
+    )
     files = {name: str(folder / name) for name in ("tiny", "a.mint", "plan.json", "out")}
     for words in (
         ["analyze", files["tiny"], "-o", files["a.mint"]],
@@ -78,6 +85,13 @@ def test_a_wrong_folder_is_refused_before_mlx_is_imported(world: Path, line: str
         ("show tiny/config.json", "it is a file of the model in", "needed: a plan"),
         ("show nowhere", "no such file or folder", "an analysis, a plan or a folder that mint wrote"),
         ("report tiny", "it is a model;", "mint quantize tiny"),
+        ("show uniform", "it is a quantized model;", "mint evaluate uniform --reference ORIGINAL"),
+        ("report uniform", "it is a quantized model;", "mint evaluate uniform --reference ORIGINAL"),
+        ("show notes.md", "not a plan", "a folder that mint wrote"),
+        ("evaluate notes.md --reference tiny", "it is a file", "the folder of an MLX model"),
+        ("quantize tiny --device MacBook-Air", "is not a known device", "its chip and memory"),
+        ("quantiz tiny", "Did you mean 'quantize'? See ", "mint quantize MODEL"),
+        ("quantize tiny -b 1kB -o n", "too small", "smallest"),
         ("verify nowhere", "no such folder", "a folder that mint wrote"),
         ("verify tiny", "no mint.json found", "a folder that mint wrote"),
         ("inspect a.mint", "it is an analysis", "the folder of a Hugging Face model"),
@@ -118,11 +132,28 @@ def test_a_hint_is_about_what_the_command_does_not_have(capsys: pytest.CaptureFi
     ("budget", "meaning"),
     [
         ("4bit", "4.5bpw, the size of uniform 4-bit"), ("q4_k_m", "4.5bpw"), ("30%", "0.30x"), ("5%", "0.05x"),
+
+        ("90MB-110MB", "110MB: a budget is the most"),
         ("minimum", "Perhaps you mean min"), ("4,5GB", "4.5GB"), ("4GB,6GB", "4GB and 6GB, each"),
     ],
 )  # fmt: skip
 def test_a_budget_in_other_words_is_translated(budget: str, meaning: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert meaning in complaint(f"allocate a.mint --budget {budget}", capsys)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "quantize uniform -b 1kB", "quantize notes.md -b 1kB", "quantize tiny -b 400kB -o out --quality good",
+        "analyze notes.md", "probe notes.md", "assemble plan.json -m notes.md -o n", "verify tiny",
+    ],
+)  # fmt: skip
+def test_what_is_refused_is_not_announced(
+    line: str, world: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The name of an output that will not be written confuses."""
+    monkeypatch.chdir(world)
+    assert complaint(line, capsys).startswith("mint: ")
 
 
 def test_an_empty_name_is_no_model(capsys: pytest.CaptureFixture[str]) -> None:

@@ -90,6 +90,23 @@ def test_the_next_pass_of_a_stage_starts_the_clock_again() -> None:
     assert meter.line == "compare: 5 of 16, 1:06 left"
 
 
+def test_a_stage_that_exceeds_its_forecast_says_so_once() -> None:
+    now = [0.0]
+    meter = Meter(clock=lambda: now[0])
+    meter.expect({"analyze": 3.0, "assemble": 124.0})
+    meter.update(Progress("assemble", 0, 326, ""))
+    now[0] = 130.0
+    meter.update(Progress("assemble", 200, 326, ""))
+    assert meter.overrun() == ""  # a forecast is not that exact
+    now[0] = 160.0
+    meter.update(Progress("assemble", 210, 326, ""))
+    assert meter.overrun().startswith("assemble: 2:40 so far, the forecast was 2:04: this machine")
+    assert meter.overrun() == ""
+    meter.update(Progress("verify", 0, 8, ""))
+    now[0] = 999.0
+    assert meter.overrun() == ""  # nothing was forecast
+
+
 def test_the_last_line_of_a_stage_is_printed_once(capsys: pytest.CaptureFixture[str]) -> None:
     meter = Meter()
     lines = PlainLines(meter, seconds=0.01)

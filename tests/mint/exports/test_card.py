@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from mint.exports.source_card import SourceCard, read_source_card
 from mint.model.source import open_source
 from mint.plan.allocate import allocate
 from mint.plan.plan import Plan
+from mint.plan.prediction import Evidence
 from mint.plan.recipe import Recipe
 from mint.quality.closeness import Closeness
 from mint.quality.estimates import Estimate
@@ -97,22 +99,28 @@ def test_a_missing_or_damaged_card_says_nothing(text: str, source_folder: Path) 
 
 def test_the_card_tells_what_was_made_and_how(source_folder: Path, tmp_path: Path) -> None:
     plan = _plan(source_folder, Recipe(veto_db=-100.0, lock=("*.q_proj=6/64",), min_bits=3))
-    closeness = Closeness(Estimate(0.02, 0.01, 0.03), Estimate(0.9, 0.8, 0.95), 8, 1024, "of its own")
+    closeness = Closeness(Estimate(0.02, 0.015, 0.03), Estimate(0.9, 0.8, 0.95), 8, 1024, "of its own")
     text = card_text(plan, read_source_card(source_folder), closeness, "text-generation")
     for part in (
-        "KL divergence from the original 0.02 nats per token (95 % interval 0.01 to 0.03): very close",
+        "KL divergence from the original, in nats per token: 0.02 (95 % interval 0.015 to 0.03), very close",
         "the same 90.0% of the time", "Measured on 1024 tokens of its own", "mlx_lm.chat --model MODEL",
         "mlx_lm.server --model MODEL", "mlx-swift", "LM Studio", f"{plan.planned_bytes:,} bytes", "| q | ", "6/64 (",
         "--veto -100.0 --min-bits 3 --set '*.q_proj=6/64'",
     ):  # fmt: skip
         assert part in text
     unmeasured = card_text(plan, SourceCard("model"), None, "text-generation")
+    assert "Not measured. `mint evaluate" in unmeasured  # the default sensitivities tell nothing
+    sure = replace(plan, evidence=Evidence(probed=1.0, sequences=8, spread=0.01))
+    told = card_text(sure, SourceCard("model"), None, "text-generation")
     assert re.search(
-        r"Not measured. From the errors of its weights: .*KL \S+ predicted, within a factor of", unmeasured
+        r"Not measured. From the errors of its weights: .*KL \S+ predicted, within a factor of [123]", told
     )
+    uniform = Closeness(Estimate(0.2, 0.1, 0.3), closeness.top1, 8, 1024, "of its own")
+    beside = card_text(plan, SourceCard("model"), closeness, "text-generation", uniform)
+    assert "`mlx_lm.convert -q` writes it (" in beside and "has 0.2 (95 % interval 0.1 to 0.3) on the same" in beside
     at_the_border = Closeness(Estimate(0.0504, 0.042, 0.06), closeness.top1, 8, 1024, "of its own")
     text = card_text(plan, SourceCard("model"), at_the_border, "text-generation")
-    assert "original 0.05 nats per token (95 % interval 0.042 to 0.06): very close" in text
+    assert "0.05 (95 % interval 0.042 to 0.06), between very close and close to the original" in text
 
 
 def test_the_command_of_the_card_makes_the_same_plan(source_folder: Path, tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from mint.core.cache import cache_folder
 from mint.core.errors import MintError
 from mint.core.memory import PROCESSES_BYTES
 from mint.core.progress import ignore
-from mint.core.sizes import format_seconds, parse_size
+from mint.core.sizes import format_seconds, format_size, parse_size
 from mint.forecast.forecast import Forecast
 from mint.forecast.machine import machine_rates
 from mint.forecast.memory import check_memory, matrices_per_token, needed_memory
@@ -52,6 +52,23 @@ def test_qualities_have_the_time_and_memory_of_a_model(llama: Path, capsys: pyte
     rows = json.loads(capsys.readouterr().out)["qualities"]
     assert [row["time"].split()[1] for row in rows if row["quality"] in ("fast", "good")] == ["s", "s"]
     assert not any("seconds" in row for row in rows)
+
+
+def test_qualities_have_the_forecast_of_a_dry_run_at_the_size_of_uniform_4_bit(
+    llama: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """At the size of the whole model nothing is rounded: that forecast is of another work than people mean."""
+    assert run_command(["recipes", str(llama), "--json"]) == 0
+    answer = capsys.readouterr()
+    record = json.loads(answer.out)
+    assert f"--budget {record['budget']}, the size of uniform 4-bit" in answer.err
+    assert 4.5 < 8 * parse_size(record["budget"]) / sum(u.size for u in open_source(llama).units) < 5.5
+    for row in record["qualities"]:
+        request = ["quantize", str(llama), "--budget", record["budget"], "--quality", row["quality"]]
+        assert run_command([*request, "--output", str(tmp_path / "out"), "--dry-run", "--json"]) == 0
+        forecast = json.loads(capsys.readouterr().out)["forecast"]
+        assert row["memory"] == format_size(forecast["peak_memory_bytes"])
+        assert ("predict" in [step["step"] for step in forecast["steps"]]) == (row["quality"] != "fast")
 
 
 def test_the_forecast_comes_first_and_counts_only_what_is_left(make_model: Callable[..., Path], tmp_path: Path) -> None:

@@ -5,7 +5,17 @@ import re
 import pytest
 
 from mint.quality.estimates import Estimate
-from mint.quality.verdict import KL_WORDS, is_ruined, kl_in_words, kl_text, predicted_in_words, predicted_text
+from mint.quality.verdict import (
+    KL_WORDS,
+    VAGUE,
+    interval_in_words,
+    is_ruined,
+    is_vague,
+    kl_in_words,
+    kl_text,
+    predicted_in_words,
+    predicted_text,
+)
 
 
 @pytest.mark.parametrize("limit", [limit for limit, _ in KL_WORDS])
@@ -28,3 +38,20 @@ def test_a_prediction_shows_its_uncertainty_and_words_only_where_both_ends_agree
             assert words in (None, kl_in_words(estimate.low))
             assert (words is None) == (kl_in_words(estimate.low) != kl_in_words(estimate.high))
             assert re.search(rf"within a factor of {factor:g}$", predicted_text(estimate))
+
+
+def test_two_measurements_that_agree_never_have_words_that_contradict() -> None:
+    """Of one model two texts gave 0.051 and 0.042: a border of the words lay inside of both intervals."""
+    first, second = Estimate(0.051, 0.042, 0.062), Estimate(0.042, 0.035, 0.053)
+    assert interval_in_words(first) == interval_in_words(second) == "between very close and close to the original"
+    assert interval_in_words(Estimate(0.02, 0.015, 0.05)) == "very close to the original"
+    assert interval_in_words(Estimate(0.14, 0.12, 0.2)) == "between close to the original and a noticeable loss"
+    for low, (limit, words) in zip((0.0, *(limit for limit, _ in KL_WORDS)), KL_WORDS, strict=False):
+        assert interval_in_words(Estimate(limit, 1.1 * low, limit)) == words
+
+
+def test_a_prediction_that_can_be_wrong_by_a_large_factor_is_vague() -> None:
+    assert is_vague(Estimate(0.52, 0.016, 16.6))
+    assert is_vague(Estimate(1.0, 1 / VAGUE, VAGUE))
+    assert not is_vague(Estimate(1.0, 1 / 3.9, 3.9))
+    assert not is_vague(Estimate(0.0, 0.0, 0.0))  # nothing is rounded

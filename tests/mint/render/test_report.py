@@ -20,6 +20,7 @@ from mint.model.source import open_source
 from mint.plan.allocate import allocate
 from mint.plan.plan import uniform, write_plan
 from mint.plan.recipe import Recipe
+from mint.quality.sequences import TextSize
 from mint.render.report.report import report
 
 HOSTILE = "<script>alert(1)</script>&"
@@ -149,3 +150,32 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
     (tmp_path / "text.json").write_text("{}")
     with pytest.raises(MintError, match="not a plan"):
         report([tmp_path / "text.json"], Recipe())
+
+
+def test_the_page_begins_with_a_summary_in_plain_words(made: Path) -> None:
+    page = report(_paths(made), Recipe(veto_db=-100.0))
+    assert page.index("written in short") < page.index("<figure>")
+    assert "<dt>size</dt>" in page
+    assert "mlx_lm.convert would write" in page
+
+
+def test_points_too_close_for_names_of_their_own_share_one(made: Path) -> None:
+    spec = next(iter(_data(report([*_paths(made), made / "small.json"], Recipe(veto_db=-100.0)))["charts"].values()))
+    named = [row for layer in spec["layer"] if layer["mark"]["type"] == "text" for row in layer["data"]["values"]]
+    places = [(row["nbytes"], row["loss"]) for row in named]
+    assert len(set(places)) == len(places)
+    names = [name for row in named for name in row["name"].split(", ")]
+    assert names.count("small") == 2  # given twice: both are named, in one place
+    assert {"4/64", "mxfp4", "large", "written"} <= set(names)
+
+
+def test_a_single_measurement_is_text_and_a_vague_prediction_gives_way_to_it(llama: Path, tmp_path: Path) -> None:
+    source = open_source(llama)
+    analysis = analyze(source, tmp_path / "c.mint", rounding="compensate")
+    for name, budget in (("six", "6bpw"), ("eight", "8bpw")):
+        assemble(allocate(analysis, budget), source, tmp_path / name, text=TextSize(4, 16))
+    single, both = (report([tmp_path / name for name in names], Recipe()) for names in (["six"], ["six", "eight"]))
+    assert "measured on the same text" in single
+    assert "predicted KL" not in _data(single)["tables"]["table-0"]["columns"]  # right to a factor of 100
+    assert len(_data(single)["charts"]) == 3
+    assert len(_data(both)["charts"]) == 1 + 2 * 3
