@@ -68,9 +68,7 @@ class Compensation(BlockJob[Packed], PortableJob[Packed]):
     def is_portable(self, unit: Unit) -> bool:
         """True if another process needs no inputs."""
         inputs = self.inputs.get(unit.path)
-        return inputs is None or (
-            inputs.missing is None and not (self.gradients and self.gradients.of(unit.path) is not None)
-        )
+        return inputs is None or (inputs.missing is None and not self.gradients)
 
     def takes_rows(self, unit: Unit) -> bool:
         return self._is_quantized_alone(unit)

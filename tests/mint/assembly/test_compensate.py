@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from io import BytesIO
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -32,6 +33,7 @@ from mint.kernels.compensate import DAMPING, Curvature, factor, pack_compensated
 from mint.kernels.compiled import scale_values, widened
 from mint.kernels.unpack import unpack
 from mint.model.checkpoint.reader import open_stored
+from mint.model.passes.gradients import Gradients
 from mint.model.source import Source, open_source
 from mint.plan.allocate import allocate
 from mint.plan.plan import Plan
@@ -216,6 +218,8 @@ def test_what_learns_and_what_is_coupled_stays_where_the_inputs_are() -> None:
     formats, checksums = {"down": parse_format("3/64")}, {"down": ""}
     assert Compensation(formats, checksums, {"down": Inputs(rows)}).is_portable(unit)
     assert not Compensation(formats, checksums, {"down": Inputs(rows, missing=rows[:, :8])}).is_portable(unit)
+    assert not Compensation(formats, checksums, {"down": Inputs(rows)}, Gradients(BytesIO())).is_portable(unit)
+    assert Compensation(formats, checksums, {}, Gradients(BytesIO())).is_portable(unit)
 
 
 def compensated_plan(source: Source, folder: Path, rounding: str = "compensate") -> Plan:
