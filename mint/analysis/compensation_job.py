@@ -53,7 +53,7 @@ class Compensation(BlockJob[Packed], PortableJob[Packed]):
     files: WeightFiles | None = None
     received: Mapping[str, Sequence[Moments | None]] = field(default_factory=dict)  # by path, then matrix of a stack
     sends: bool = False  # results go to another process
-    _curvatures: dict[int, Any] = field(default_factory=dict, init=False)
+    _curvatures: dict[tuple[int, bool], Any] = field(default_factory=dict, init=False)
 
     def of(self, units: Sequence[Unit]) -> Self:
         """The job for some of its units, which alone are told to others."""
@@ -68,7 +68,7 @@ class Compensation(BlockJob[Packed], PortableJob[Packed]):
     def is_portable(self, unit: Unit) -> bool:
         """True if another process needs no inputs."""
         inputs = self.inputs.get(unit.path)
-        return inputs is None or (inputs.missing is None and not self.gradients)
+        return inputs is None or (inputs.missing is None and not self._is_coupled(unit.path))
 
     def takes_rows(self, unit: Unit) -> bool:
         return self._is_quantized_alone(unit)
@@ -102,8 +102,8 @@ class Compensation(BlockJob[Packed], PortableJob[Packed]):
         inputs = self.inputs.get(unit.path)
         if inputs and inputs.missing is not None:
             values = values_of(matrix, unit.dtype)
-            matrix = self._compensator.with_outputs(values, inputs.of(index), inputs.missing)
-        curvature = self._received(unit, index) if inputs is None else self._curvature(inputs, index)
+            matrix = self._compensator(unit.path).with_outputs(values, inputs.of(index), inputs.missing)
+        curvature = self._received(unit.path, index) if inputs is None else self._curvature(unit.path, inputs, index)
         if curvature is None:
             return tuple(part[0] for part in pack(matrix[None], unit.dtype, self.formats[unit.path], search=True))
         return self._pack(matrix, unit, curvature, coupling)
@@ -113,7 +113,7 @@ class Compensation(BlockJob[Packed], PortableJob[Packed]):
         if coupling is not None:
             return pack_coupled(matrix, unit.dtype, self.formats[unit.path], curvature, coupling)
         blocks = (matrix[rows] for rows in parts_of(matrix.shape, WEIGHTS))
-        rounded, format = self._compensator.pack, self.formats[unit.path]
+        rounded, format = self._compensator(unit.path).pack, self.formats[unit.path]
         packed = [rounded(block, unit.dtype, format, curvature) for block in blocks]
         return tuple(np.concatenate(parts) for parts in zip(*packed, strict=True))
 
@@ -122,31 +122,35 @@ class Compensation(BlockJob[Packed], PortableJob[Packed]):
         rows = self.gradients.of(unit.path) if self.gradients else None
         return None if rows is None else Coupling.of(rows)
 
-    @property
-    def _compensator(self) -> Compensator:
+    def _is_coupled(self, path: str) -> bool:
+        return self.gradients is not None and path in self.gradients
+
+    def _compensator(self, path: str) -> Compensator:
         """That of the backend; rows are coupled on the CPU."""
-        return OnCpu() if self.gradients else compensator()
+        return OnCpu() if self._is_coupled(path) else compensator()
 
-    def _curvature(self, inputs: Inputs, index: int) -> Any:
+    def _curvature(self, path: str, inputs: Inputs, index: int) -> Any:
         """The curvature of the inputs of one matrix; None if they are too few. Units may share it."""
-        rows = inputs.of(index)
+        rows, device = inputs.of(index), self._compensator(path)
         if inputs.experts is not None:
-            return None if len(rows) < FEWEST else self._compensator.curvature_of(rows)
-        if id(rows) not in self._curvatures:
-            self._curvatures[id(rows)] = self._compensator.curvature_of(rows)
-        return self._curvatures[id(rows)]
+            return None if len(rows) < FEWEST else device.curvature_of(rows)
+        key = id(rows), self._is_coupled(path)
+        if key not in self._curvatures:
+            self._curvatures[key] = device.curvature_of(rows)
+        return self._curvatures[key]
 
-    def _received(self, unit: Unit, index: int) -> Any:
+    def _received(self, path: str, index: int) -> Any:
         """The curvature of the moments that came for one matrix; None if none came."""
-        received = self.received[unit.path]
+        received = self.received[path]
         moments = received[index if len(received) > 1 else 0]
         if moments is None:
             return None
+        device, key = self._compensator(path), (id(moments), False)
         if len(received) > 1:
-            return self._compensator.curvature(moments)
-        if id(moments) not in self._curvatures:
-            self._curvatures[id(moments)] = self._compensator.curvature(moments)
-        return self._curvatures[id(moments)]
+            return device.curvature(moments)
+        if key not in self._curvatures:
+            self._curvatures[key] = device.curvature(moments)
+        return self._curvatures[key]
 
     def prepare(self, previous: PortableJob[Any] | None) -> None:
         ready_kernels(_ROUNDING, ignore, (WRITE,))
@@ -157,7 +161,7 @@ class Compensation(BlockJob[Packed], PortableJob[Packed]):
             if inputs.experts is None:
                 if id(inputs.rows) not in numbers:
                     numbers[id(inputs.rows)] = len(matrices)
-                    matrices.append(_upper_half(self._compensator.moments(inputs.rows)))
+                    matrices.append(_upper_half(self._compensator(path).moments(inputs.rows)))
                 uses[path] = [numbers[id(inputs.rows)]]
                 continue
             uses[path] = []
@@ -165,7 +169,7 @@ class Compensation(BlockJob[Packed], PortableJob[Packed]):
                 rows = inputs.of(index)
                 uses[path].append(_NONE if len(rows) < FEWEST else len(matrices))
                 if len(rows) >= FEWEST:
-                    matrices.append(_upper_half(self._compensator.moments(rows)))
+                    matrices.append(_upper_half(self._compensator(path).moments(rows)))
         formats = {path: str(format) for path, format in self.formats.items()}
         return {"formats": formats, "checksums": dict(self.checksums), "moments": matrices, "uses": uses}
 
@@ -203,6 +207,19 @@ class Compensation(BlockJob[Packed], PortableJob[Packed]):
         assert self.source
         slices: int = next(unit.slices for unit in self.source.units if unit.path == path)
         return slices
+
+
+@dataclass(frozen=True, slots=True)
+class InThisProcess(BlockJob[Packed]):
+    """The same job, for units that are not portable."""
+
+    job: Compensation
+
+    def takes_rows(self, unit: Unit) -> bool:
+        return self.job.takes_rows(unit)
+
+    def of_blocks(self, unit: Unit, blocks: Blocks) -> Packed:
+        return self.job.of_blocks(unit, blocks)
 
 
 def _upper_half(moments: Moments) -> bytes:

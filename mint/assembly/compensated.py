@@ -20,7 +20,7 @@ import mlx.core as mx
 import numpy as np
 
 from mint.analysis.cast_check import check_activations
-from mint.analysis.compensation_job import SEARCH, Compensation
+from mint.analysis.compensation_job import SEARCH, Compensation, InThisProcess
 from mint.analysis.probes.own_text import SEED, own_text
 from mint.analysis.unit_jobs import Packed, Quantize
 from mint.assembly.layer_inputs import LOGITS, Walk
@@ -48,7 +48,7 @@ from mint.quality.divergence import Tokens
 from mint.quality.evaluation import OWN_TEXT
 from mint.quality.forward import fusing_nothing, open_wide, sequence_blocks
 from mint.quality.sequences import JUDGED, TRAINING, TextSize
-from mint.run.executor import Executor, in_process, small_cache
+from mint.run.executor import Executor, small_cache
 
 OnCloseness = Callable[[Closeness, Closeness | None], object]  # of the new model, and of uniform 4-bit
 
@@ -118,11 +118,11 @@ def compensate(
 def _packed(
     executor: Executor, source: Source, job: Compensation, units: Sequence[Unit]
 ) -> Iterator[tuple[Unit, Packed]]:
-    """Do the job for all units of a stage: what can be told to another process by the executor, the rest here."""
+    """Do the job for all units of a stage: where the executor likes what can be told to another process, else here."""
     portable = [unit for unit in units if job.is_portable(unit)]
     here = [unit for unit in units if unit not in portable]
     yield from executor(source, job.of(portable), portable)
-    yield from in_process(source, job.of(here), here)
+    yield from executor(source, InThisProcess(job.of(here)), here)
 
 
 def _as_searched(plan: Plan, source: Source) -> set[str]:
@@ -136,6 +136,8 @@ def _gradients(
 ) -> Gradients | None:
     """The original's gradients at these units' outputs; none for a model that cannot be differentiated."""
     paths = {unit.path for unit in units if unit.layer >= 0 and unit.shape[-2] <= MOST_ROWS}
+    if not paths:
+        return None
 
     def blocks() -> Iterator[Tokens]:
         for rows in sequence_blocks(text, source.vocabulary, LOGITS):
@@ -226,7 +228,7 @@ def _uniform_closeness(plan: Plan, source: Source, expected: Expected) -> Closen
 
     def store(units: Iterable[Unit]) -> None:
         for unit in units:
-            if unit.path in formats:
+            if unit.path in formats and unit.role != TOWER:  # towers are not called
                 weight, format = walk.weight(unit.path).astype(MLX_DTYPES[unit.dtype]), formats[unit.path]
                 walk.store(unit.path, dequantize(pack_to_nearest(weight, format), format))
 

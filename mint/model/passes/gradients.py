@@ -50,6 +50,9 @@ class Gradients:
         self._file.write(rows.astype(np.float16).data)
         self._end += BYTES * rows.size
 
+    def __contains__(self, path: str) -> bool:
+        return path in self._parts
+
     def of(self, path: str) -> npt.NDArray[np.float32] | None:
         """All rows (T, R) of a module; None for one that has none."""
         return np.concatenate([self._read(*part) for part in self._parts[path]]) if path in self._parts else None

@@ -218,8 +218,11 @@ def test_what_learns_and_what_is_coupled_stays_where_the_inputs_are() -> None:
     formats, checksums = {"down": parse_format("3/64")}, {"down": ""}
     assert Compensation(formats, checksums, {"down": Inputs(rows)}).is_portable(unit)
     assert not Compensation(formats, checksums, {"down": Inputs(rows, missing=rows[:, :8])}).is_portable(unit)
-    assert not Compensation(formats, checksums, {"down": Inputs(rows)}, Gradients(BytesIO())).is_portable(unit)
-    assert Compensation(formats, checksums, {}, Gradients(BytesIO())).is_portable(unit)
+    gradients = Gradients(BytesIO())
+    assert Compensation(formats, checksums, {"down": Inputs(rows)}, gradients).is_portable(unit)
+    gradients.add("down", rows[:, :8])
+    assert not Compensation(formats, checksums, {"down": Inputs(rows)}, gradients).is_portable(unit)
+    assert Compensation(formats, checksums, {}, gradients).is_portable(unit)
 
 
 def compensated_plan(source: Source, folder: Path, rounding: str = "compensate") -> Plan:
