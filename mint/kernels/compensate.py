@@ -50,10 +50,10 @@ from mint.kernels.compiled import (
     write_raw,
 )
 from mint.kernels.cpu import pack
+from mint.kernels.fused_rounding import DAMPING
 from mint.kernels.refine import refine
 from mint.kernels.unpack import FP4
 
-DAMPING = 0.01  # of the mean diagonal
 _SMALL = 2.0**-40  # the squares of such inputs are far within float32
 BLOCK = 128  # columns between two products of matrices
 _ROWS, _FEW_ROWS = 64, 32  # of one piece of parallel work

@@ -23,8 +23,9 @@ from mint.kernels.rounding_source import refine_kernel, round_affine_kernel, rou
 from mint.kernels.search_arrays import LAST_SCALE, NEIGHBOURS, SCHEDULES, SCHEDULES_BF16
 from mint.kernels.storage import numpy_view
 
-DAMPING = 0.01  # of the mean diagonal, as in `compensate`
-SWEEPS, _ROUNDS = 2, 2  # those of `refine`
+DAMPING = 0.01  # of the mean diagonal
+SWEEPS = 2  # of the refinement over all groups
+ROUNDS = 2  # of codes and grid, at each visit of a group
 _SINGULAR = 1e-4  # of the product of the diagonal: float32 has fewer digits than the CPU's sums
 _BLOCK = 128  # columns between two products with all later columns
 _FACTORED = 512  # columns that LAPACK factors
@@ -193,7 +194,7 @@ class FusedRounding:
         gradient = moments @ (codes.astype(mx.float32) * scales + biases - columns)
         starts = range(0, total, size)
         groups = [(codes[start : start + size], *(part[index] for part in parts)) for index, start in enumerate(starts)]
-        numbers = _words([rows, format.bits, size, _ROUNDS])
+        numbers = _words([rows, format.bits, size, ROUNDS])
         factors = _floats(unit, 1 / unit, _SINGULAR)
         kernel, dtype = refine_kernel(self.dialect), parts[0].dtype
         dtypes = mx.uint8, mx.float32, dtype, dtype

@@ -31,6 +31,9 @@ class Algebra(Protocol):
     def place(self, matrix: Floats) -> Any:
         """The matrix there."""
 
+    def fetch(self, matrix: Any) -> Floats:
+        """The matrix as numpy sees it."""
+
     def dot(self, one: Any, other: Any) -> float:
         """The sum of the products of the elements of two matrices."""
 
@@ -42,6 +45,9 @@ class NumpyAlgebra:
     """That of numpy and LAPACK."""
 
     def place(self, matrix: Floats) -> Floats:
+        return matrix
+
+    def fetch(self, matrix: Floats) -> Floats:
         return matrix
 
     def dot(self, one: Floats, other: Floats) -> Any:
@@ -65,6 +71,9 @@ class DeviceAlgebra:
 
     def place(self, matrix: Floats) -> mx.array:
         return mx.array(matrix)
+
+    def fetch(self, matrix: mx.array) -> Floats:
+        return numpy_view(matrix)
 
     def dot(self, one: mx.array, other: mx.array) -> Any:
         return np.float32(numpy_view((one * other).sum()))
@@ -97,10 +106,7 @@ def with_outputs(weight: Floats, inputs: Floats, missing: Floats, algebra: Algeb
         told = rows[half:] @ algebra.solve(*first).T
         share = np.clip(algebra.dot(told, outputs[half:]) / algebra.dot(told, told), 0, 1)
         whole = (ours + theirs for ours, theirs in zip(first, second, strict=True))
-        solved = algebra.solve(*whole)
-        change = np.float32(2 * share / (1 + share)) * (
-            solved if isinstance(solved, np.ndarray) else numpy_view(solved)
-        )
+        change = np.float32(2 * share / (1 + share)) * algebra.fetch(algebra.solve(*whole))
         most = np.sqrt(MOST_CHANGE * np.vdot(weight, weight) / np.vdot(change, change))
         changed: Floats = weight + np.minimum(most, 1) * change
     return changed if np.isfinite(changed).all() else weight

@@ -20,9 +20,8 @@ import numpy as np
 from mint.formats.format import Format
 from mint.kernels import affine
 from mint.kernels.compiled import STORAGES, Bytes, Floats, Raw, compiled, rounded, values_of
+from mint.kernels.fused_rounding import ROUNDS, SWEEPS
 
-SWEEPS = 2  # over all groups
-_ROUNDS = 2  # of codes and grid, at each visit of a group
 _SINGULAR = np.float64(1e-5)  # of the product of the diagonal
 
 
@@ -63,7 +62,7 @@ def _descend(
         totals[i] = moments[i].sum()
     for r in range(codes.shape[0]):
         own, grid, slope = codes[r, index * size : (index + 1) * size], grids[r, index], gradient[r]
-        for _ in range(_ROUNDS):
+        for _ in range(ROUNDS):
             scale = grid[0]
             if scale == 0:
                 break

@@ -14,7 +14,7 @@ from mint.kernels import oracle
 from mint.kernels.fused_check import remembered
 from mint.kernels.fused_rounding import DeviceCurvature, Floats, FusedRounding
 from mint.kernels.rounding_source import refine_kernel, round_affine_kernel, round_fp4_kernel
-from mint.kernels.storage import numpy_view
+from mint.kernels.storage import MLX_DTYPES, numpy_view
 
 TOLERANCE = 0.02  # of a loss, which may be less
 _FACTORED = 64  # columns: so that all kinds of products are tried
@@ -27,7 +27,6 @@ LOSSES = {  # of the CPU's kernels, relative to rounding to nearest
     ("BF16", "nvfp4"): 0.3909,
     ("BF16", "mxfp4"): 0.5014,
 }
-_DTYPES = {"BF16": mx.bfloat16, "F16": mx.float16, "F32": mx.float32}
 
 
 def rounding_fault_of(rounding: FusedRounding, chip: str) -> str:
@@ -64,8 +63,8 @@ def _fault(rounding: FusedRounding) -> str:
         curvature = DeviceCurvature.of(rows, _FACTORED)
         moments = _wide(curvature.moments)
         for (dtype, name), expected in LOSSES.items():
-            format, weight = parse_format(name), mx.array(values).astype(_DTYPES[dtype])
-            parts = rounding.pack(weight, _DTYPES[dtype], format, curvature)
+            format, weight = parse_format(name), mx.array(values).astype(MLX_DTYPES[dtype])
+            parts = rounding.pack(weight, MLX_DTYPES[dtype], format, curvature)
             mx.eval(parts)
             with mx.stream(mx.cpu):
                 ours = loss(weight, oracle.dequantize(parts, format), moments)

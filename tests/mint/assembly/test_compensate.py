@@ -29,8 +29,9 @@ from mint.formats.format import AFFINE, FORMATS, KEEP, MXFP4, NVFP4, Format, par
 from mint.formats.rounding import ROUNDINGS
 from mint.formats.units import Unit
 from mint.kernels import cpu
-from mint.kernels.compensate import DAMPING, Curvature, factor, pack_compensated, second_moments
+from mint.kernels.compensate import Curvature, factor, pack_compensated, second_moments
 from mint.kernels.compiled import scale_values, widened
+from mint.kernels.fused_rounding import DAMPING
 from mint.kernels.unpack import unpack
 from mint.model.checkpoint.reader import open_stored
 from mint.model.passes.gradients import Gradients
