@@ -1,17 +1,21 @@
-"""Trains a small mixture of experts (qwen3_moe) on plain text: a real model with a router that has learned.
+"""Trains a small model on plain text: real weights, of a structure that no package has.
 
     python -m tools.models.make_text TEXT
-    python -m tools.models.train_moe TEXT OUT --minutes 120
+    python -m tools.models.train_small TEXT OUT --kind mixture --minutes 120
 
-16 experts of 256 neurons, 2 of them for a token, in 8 layers of 256 channels: 28 million weights, bf16, 56 MB. A
-byte-level BPE tokenizer of 4,096 tokens is trained first. One novel and the last tenth of every other text are held
-out; their perplexity is printed and goes into `training.json`. State is saved every 25 steps, and the same command
-goes on from there. The seed decides order and first weights; sums of threads differ in the last bits, so two machines
-end with two models of about the same perplexity.
+| kind | class | weights |
+|---|---|---|
+| `mixture` | qwen3_moe: 16 experts of 256 neurons, 2 of them for a token, in 8 layers of 256 channels | 28 million |
+| `post-norm` | gemma3_text: norms before and after attention and neurons, in 8 layers of 384 channels | 21 million |
 
-While it trains, every expert takes at most 1.25 times its even share of the tokens of a batch (Switch Transformer,
-arXiv:2101.03961, with its loss for balance), since MLX multiplies gathered matrices slowly on CPUs. The written model
-is the stock class without that limit.
+Models are bf16. A byte-level BPE tokenizer of 4,096 tokens is trained first. One novel and the last tenth of every
+other text are held out; their perplexity is printed and goes into `training.json`. State is saved every minute, and
+the same command goes on from there. The seed decides order and first weights; sums of threads differ in the last bits,
+so two machines end with two models of about the same perplexity.
+
+While a mixture trains, every expert takes at most 1.25 times its even share of the tokens of a batch (Switch
+Transformer, arXiv:2101.03961, with its loss for balance), since MLX multiplies gathered matrices slowly on CPUs. The
+written model is the stock class without that limit.
 """
 
 # B sequences, S tokens of one, T = B S tokens, D channels, E experts, K experts of a token, C slots of an expert
@@ -31,7 +35,7 @@ import mlx.optimizers as optim
 import numpy as np
 from mlx.nn.utils import value_and_grad
 from mlx.utils import tree_flatten, tree_map, tree_unflatten
-from mlx_lm.models.qwen3_moe import Model, ModelArgs, Qwen3MoeSparseMoeBlock
+from mlx_lm.models import gemma3_text, qwen3_moe
 from numpy.typing import NDArray
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
@@ -39,21 +43,11 @@ from mint.core.errors import MintError
 from tools.models.make_smollm2 import say
 
 BEGIN, VOCABULARY = "<|begin|>", 4096
-CONFIG = {
-    "architectures": ["Qwen3MoeForCausalLM"],
-    "model_type": "qwen3_moe",
-    "hidden_size": 256,
-    "intermediate_size": 768,
+_COMMON = {
     "num_hidden_layers": 8,
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
     "head_dim": 64,
-    "num_experts": 16,
-    "num_experts_per_tok": 2,
-    "moe_intermediate_size": 256,
-    "decoder_sparse_step": 1,
-    "mlp_only_layers": [],
-    "norm_topk_prob": True,
     "rms_norm_eps": 1e-6,
     "rope_theta": 10000.0,
     "tie_word_embeddings": True,
@@ -63,8 +57,47 @@ CONFIG = {
     "eos_token_id": 0,
     "torch_dtype": "bfloat16",
 }
+_MIXTURE = _COMMON | {
+    "architectures": ["Qwen3MoeForCausalLM"],
+    "model_type": "qwen3_moe",
+    "hidden_size": 256,
+    "intermediate_size": 768,
+    "num_experts": 16,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 256,
+    "decoder_sparse_step": 1,
+    "mlp_only_layers": [],
+    "norm_topk_prob": True,
+}
+_POST_NORM = _COMMON | {
+    "architectures": ["Gemma3ForCausalLM"],
+    "model_type": "gemma3_text",
+    "hidden_size": 384,
+    "intermediate_size": 1536,
+    "query_pre_attn_scalar": 64,
+    "sliding_window": 512,
+    "sliding_window_pattern": 4,
+    "rope_local_base_freq": 10000.0,
+    "hidden_activation": "gelu_pytorch_tanh",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """A structure to train."""
+
+    config: dict[str, Any]
+    classes: Any  # the module of mlx_lm
+    norm: float  # the weight of a norm that changes nothing
+
+    @property
+    def is_mixture(self) -> bool:
+        return "num_experts" in self.config
+
+
+KINDS = {"mixture": Kind(_MIXTURE, qwen3_moe, 1.0), "post-norm": Kind(_POST_NORM, gemma3_text, 0.0)}
 BALANCE = 0.01  # weight of the loss for balance
-SAVED_EVERY = 50  # steps
+SAVED_EVERY = 60  # seconds of work
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +112,7 @@ class Course:
     seed: int = 0
 
 
-class LimitedBlock(Qwen3MoeSparseMoeBlock):  # type: ignore[misc]  # mlx_lm has no types
+class LimitedBlock(qwen3_moe.Qwen3MoeSparseMoeBlock):  # type: ignore[misc]  # mlx_lm has no types
     """A block of experts that works on C slots an expert, in batched products, and adds its loss for balance."""
 
     losses: ClassVar[list[mx.array]] = []  # of the blocks of one pass
@@ -151,17 +184,20 @@ def windows(texts: list[str], tokenizer: Tokenizer, window: int) -> NDArray[np.i
     return np.concatenate(rows)
 
 
-def first_model(seed: int) -> Any:
-    """The model with random weights of standard deviation 0.02, smaller where a residual is written."""
+def first_model(kind: Kind, seed: int) -> Any:
+    """The model with random weights of standard deviation 0.04, of the embedding 0.02, smaller at residuals."""
     mx.random.seed(seed)
-    model = Model(ModelArgs.from_dict(CONFIG))
-    layers = 2 * CONFIG["num_hidden_layers"]  # type: ignore[operator]
+    classes, config = kind.classes, kind.config
+    model = classes.Model(classes.ModelArgs.from_dict(config))
+    if "lm_head" in model:  # the class drops it when it loads a model without one
+        model.sanitize({})
+    layers = 2 * config["num_hidden_layers"]
 
     def drawn(name: str, weight: mx.array) -> mx.array:
         if weight.ndim < 2:
-            return weight
+            return mx.full(weight.shape, kind.norm)
         spread = 0.02 / math.sqrt(layers) if name.endswith(("o_proj.weight", "down_proj.weight")) else 0.02
-        return mx.random.normal(weight.shape) * (spread * (16 / math.sqrt(256)) if "embed" in name else spread * 2)
+        return mx.random.normal(weight.shape) * (spread if "embed" in name else spread * 2)
 
     model.update(tree_unflatten([(name, drawn(name, weight)) for name, weight in _flat(model.parameters())]))
     return model
@@ -184,19 +220,20 @@ def perplexity(model: Any, rows: NDArray[np.int32]) -> float:
 
 
 def train(
-    model: Any, rows: NDArray[np.int32], held: NDArray[np.int32], out: Path, course: Course, minutes: float
+    model: Any, kind: Kind, rows: NDArray[np.int32], held: NDArray[np.int32], out: Path, course: Course, minutes: float
 ) -> None:
     """Train `model` until the minutes of work are over, going on from a state in `out`; the rate falls to zero."""
-    for layer in model.layers:
+    for layer in model.layers if kind.is_mixture else ():
         layer.mlp.__class__ = LimitedBlock
     optimizer = optim.AdamW(learning_rate=course.rate, betas=[0.9, 0.95], weight_decay=course.decay)
     optimizer.init(model.trainable_parameters())
     step, worked = _resumed(model, optimizer, out)
+    saved = worked
 
     def loss(tokens: mx.array) -> mx.array:
         LimitedBlock.losses.clear()
         words = nn.losses.cross_entropy(model(tokens[:, :-1]), tokens[:, 1:], reduction="mean")
-        return words + BALANCE * mx.stack(LimitedBlock.losses).sum()
+        return words + BALANCE * mx.stack(LimitedBlock.losses).sum() if kind.is_mixture else words
 
     gradients_of = value_and_grad(model, loss)
     while worked < 60 * minutes:
@@ -211,14 +248,15 @@ def train(
         optimizer.update(model, gradients)
         mx.eval(value, model.parameters(), optimizer.state)
         step, worked = step + 1, worked + time.perf_counter() - began
-        if step % SAVED_EVERY == 0:
+        if worked - saved >= SAVED_EVERY:
             _save(model, optimizer, out, step, worked)
+            saved = worked
             say(
                 f"step {step}, {worked / 60:.1f} of {minutes:g} min, loss {value.item():.3f}, "
                 f"perplexity {perplexity(model, held[::32]):.1f}"
             )
-    for layer in model.layers:
-        layer.mlp.__class__ = Qwen3MoeSparseMoeBlock
+    for layer in model.layers if kind.is_mixture else ():
+        layer.mlp.__class__ = qwen3_moe.Qwen3MoeSparseMoeBlock
 
 
 def _save(model: Any, optimizer: Any, out: Path, step: int, worked: float) -> None:
@@ -245,7 +283,7 @@ def _resumed(model: Any, optimizer: Any, out: Path) -> tuple[int, float]:
     return int(numbers["step"]), float(numbers["worked"])
 
 
-def write(model: Any, tokenizer: Tokenizer, out: Path, report: dict[str, Any]) -> None:
+def write(model: Any, kind: Kind, tokenizer: Tokenizer, out: Path, report: dict[str, Any]) -> None:
     """Write the model as a folder of the hub: every expert a tensor of its own, bf16."""
     tensors: dict[str, mx.array] = {}
     for name, tensor in _flat(tree_map(lambda array: array.astype(mx.bfloat16), model.parameters())):
@@ -256,7 +294,7 @@ def write(model: Any, tokenizer: Tokenizer, out: Path, report: dict[str, Any]) -
             tensors[name.replace("switch_mlp", f"experts.{expert}")] = matrix
     tensors.pop("lm_head.weight", None)
     mx.save_safetensors(str(out / "model.safetensors"), tensors, {"format": "pt"})
-    (out / "config.json").write_text(json.dumps(CONFIG, indent=2))
+    (out / "config.json").write_text(json.dumps(kind.config, indent=2))
     tokenizer.save(str(out / "tokenizer.json"))
     special = {"bos_token": BEGIN, "eos_token": BEGIN, "tokenizer_class": "PreTrainedTokenizerFast"}
     (out / "tokenizer_config.json").write_text(json.dumps(special | {"model_max_length": 1024}, indent=2))
@@ -268,21 +306,22 @@ def main(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("texts", type=Path)
     parser.add_argument("out", type=Path)
+    parser.add_argument("--kind", choices=KINDS, default="mixture")
     parser.add_argument("--minutes", type=float, default=120, help="minutes of work, evaluations apart")
     parser.add_argument("--sequences", type=int, default=Course().sequences, help="in a batch")
     options = parser.parse_args(arguments)
     if (options.out / "model.safetensors").exists():
         raise MintError(f"{options.out} has a model already")
     options.out.mkdir(parents=True, exist_ok=True)
-    course = Course(sequences=options.sequences)
+    kind, course = KINDS[options.kind], Course(sequences=options.sequences)
     training, held_out = split(options.texts)
     tokenizer = make_tokenizer(training)
     rows, held = windows(training, tokenizer, course.window), windows(held_out, tokenizer, course.window)
     say(f"{rows.size:,} tokens to train on, {held.size:,} held out")
-    model = first_model(course.seed)
-    train(model, rows, held, options.out, course, options.minutes)
+    model = first_model(kind, course.seed)
+    train(model, kind, rows, held, options.out, course, options.minutes)
     report = asdict(course) | {"minutes": options.minutes, "perplexity": perplexity(model, held[::2])}
-    write(model, tokenizer, options.out, report)
+    write(model, kind, tokenizer, options.out, report)
     (options.out / "state.safetensors").unlink(missing_ok=True)
     say(f"perplexity {report['perplexity']:.1f} of held-out text")
 
