@@ -1,11 +1,13 @@
 """The inputs of a unit while the model runs."""
 
-# N rows of inputs, K experts of a row, C columns, D channels between layers
+# N rows of inputs, K experts of a row, C columns
 
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+
+from mint.kernels.missing_outputs import Missing
 
 Rows = npt.NDArray[np.float32]
 Experts = npt.NDArray[np.int64]
@@ -19,7 +21,7 @@ class Inputs:
 
     rows: Rows
     experts: Experts | None = None
-    missing: Rows | None = None  # (N, D) of a matrix: what its outputs should have more
+    missing: Missing | None = None  # of a matrix
 
     def of(self, index: int) -> Rows:
         """The rows of one matrix of the stack."""

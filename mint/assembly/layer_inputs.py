@@ -18,6 +18,7 @@ can make up for it. GPTAQ (arXiv 2504.02692) does so for the outputs of every un
 
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -31,9 +32,10 @@ from mint.analysis.probes.replay import Replay
 from mint.analysis.unit_inputs import Experts, Inputs, Rows
 from mint.core.log import log
 from mint.formats.units import Unit
+from mint.kernels.missing_outputs import Missing
 from mint.kernels.storage import numpy_view
 from mint.model.hooks import hook, hooked, unhooked_after
-from mint.model.passes.added_output import added_output
+from mint.model.passes.added_output import AddedOutput, added_output, sizes_of
 from mint.model.passes.logits import logits_of
 from mint.model.roles import layer_path
 from mint.quality.divergence import Tokens
@@ -131,30 +133,29 @@ class Walk:
     def _stage(self, units: Sequence[Unit], finished: Collection[str], layer: str = "") -> Stage:
         """The stage of `units`, which are in `layer` or in none; a pass notes their calls."""
         paths = [unit.path for unit in units if unit.path not in finished]
-        added, factor = self._added_output(layer) if self._wanted and layer else ("", 0.0)
+        added = self._added_output(layer) if self._wanted and layer else None
         if layer and not added and layer == self._order[0]:
             self._wanted = None  # the other layers are taken to be alike
         wanted = self._wanted.of(layer) if self._wanted and layer else []
-        inputs, outputs = _Joined(), list[Any]()
+        inputs, sums = _Joined(), _Sums(self._modules, added)
         for replay, tokens in self._blocks if paths else ():
             calls: _Calls = {path: [] for path in paths}
             stop = replay.up_to(layer) if layer and self._in_a_row else replay.before(None)
-            with stop as answers, unhooked_after(self._modules[path] for path in paths):
+            with stop as answers, sums.noted(), unhooked_after(self._modules[path] for path in paths):
                 for path, noted in calls.items():
                     module = self._modules[path]
                     name = "as_linear" if hasattr(module, "as_linear") else "__call__"
                     hook(module, partial(_note_inputs, noted), (name,))
                 logits_of(self._model, tokens)
-            outputs += answers if wanted and answers else []
-            mx.eval(outputs)
+            sums.add(answers)
             inputs.add(calls)
         whole = inputs.whole()
-        if added in whole:
-            whole[added] = replace(whole[added], missing=_missing(wanted, outputs, factor))
+        if added and added.path in whole:
+            whole[added.path] = replace(whole[added.path], missing=sums.missing(wanted))
         return Stage(tuple(units), whole)
 
-    def _added_output(self, layer: str) -> tuple[str, float]:
-        """The widest unit whose output, times a factor, is added to that of `layer`; empty if there is none."""
+    def _added_output(self, layer: str) -> AddedOutput | None:
+        """The widest unit whose output is added in `layer`, if there is one."""
         ((replay, tokens),) = self._sample
 
         def answer() -> Any:
@@ -164,7 +165,8 @@ class Walk:
 
         units = [unit for unit in self._layers[layer] if len(unit.shape) == 2]
         widest = sorted(units, key=lambda unit: unit.shape[-1], reverse=True)
-        return added_output(self._modules, [unit.path for unit in widest], answer)
+        modules = {path: module for path, module in self._modules.items() if path.startswith(f"{layer}.")}
+        return added_output(modules, [unit.path for unit in widest], answer)
 
     def _outer_calls(self, paths: Sequence[str]) -> dict[str, "_OuterCalls"]:
         """When the modules at `paths`, which are in no layer, are called; nothing is computed."""
@@ -225,9 +227,41 @@ class _Outputs:
         return [replay.last for replay, _ in self._blocks]
 
 
-def _missing(wanted: Sequence[mx.array], outputs: Sequence[mx.array], factor: float) -> Rows:
-    """The rows (N, D) that the outputs (B, L, D) of all blocks lack, divided by the factor before them."""
-    blocks = [(more - less).astype(mx.float32) / factor for more, less in zip(wanted, outputs, strict=True)]
+class _Sums:
+    """The outputs of a layer to which that of a unit is added, and the sizes of the latter under a norm."""
+
+    def __init__(self, modules: Mapping[str, Module], added: AddedOutput | None) -> None:
+        self._added = added
+        self._hooks = {added.path: self._note_size} if added and added.is_normalized else {}
+        self._modules = modules
+        self._blocks: list[mx.array] = []
+        self._sizes: list[mx.array] = []
+
+    def noted(self) -> AbstractContextManager[None]:
+        """Note the sizes in a pass while this lasts."""
+        return hooked(self._modules, self._hooks)
+
+    def add(self, answers: list[Any] | None) -> None:
+        """Compute what a pass noted, and the layer's output, which `answers` has."""
+        if self._added and answers:
+            self._blocks += answers
+            mx.eval(answers, self._sizes)
+
+    def missing(self, wanted: Sequence[mx.array]) -> Missing:
+        """The difference between the original's blocks (B, L, D) and these."""
+        assert self._added is not None
+        blocks = [(more - less).astype(mx.float32) for more, less in zip(wanted, self._blocks, strict=True)]
+        sizes = _rows(self._sizes) if self._added.is_normalized else None
+        return Missing(_rows(blocks), numpy_view(self._added.gain), sizes)
+
+    def _note_size(self, method: Any, module: Module, *arguments: Any, **options: Any) -> Any:
+        output = method(module, *arguments, **options)
+        self._sizes.append(sizes_of(output))
+        return output
+
+
+def _rows(blocks: Sequence[mx.array]) -> Rows:
+    """The rows (N, D) of blocks (B, L, D)."""
     return np.concatenate([numpy_view(block).reshape(-1, block.shape[-1]) for block in blocks])
 
 

@@ -13,7 +13,7 @@ from mint.kernels.backend import backend
 from mint.kernels.compensate import Curvature, in_range, pack_compensated, second_moments
 from mint.kernels.compiled import Floats, Raw
 from mint.kernels.fused_rounding import DeviceCurvature, FusedRounding, device_moments
-from mint.kernels.missing_outputs import DeviceAlgebra, with_outputs
+from mint.kernels.missing_outputs import DeviceAlgebra, Missing, with_outputs
 from mint.kernels.storage import MLX_DTYPES, from_raw, numpy_view, raw
 
 
@@ -29,8 +29,8 @@ class Compensator(Protocol):
     def curvature_of(self, inputs: Floats) -> Any:
         """The curvature of the rows (T, C): that of their moments."""
 
-    def with_outputs(self, weight: Floats, inputs: Floats, missing: Floats) -> Floats:
-        """Weights (R, C) whose outputs have `missing` (T, R) more for rows (T, C), as `with_outputs` gives them."""
+    def with_outputs(self, weight: Floats, inputs: Floats, missing: Missing) -> Floats:
+        """Weights (R, C) whose outputs have what is missing more for rows (T, C), as `with_outputs` gives them."""
 
     def pack(self, weight: Raw, dtype: str, format: Format, curvature: Any) -> tuple[Any, ...]:
         """The tensors that store (R, C) weights, as `pack_compensated` gives them."""
@@ -48,7 +48,7 @@ class OnCpu:
     def curvature_of(self, inputs: Floats) -> Curvature:
         return Curvature.of(inputs)
 
-    def with_outputs(self, weight: Floats, inputs: Floats, missing: Floats) -> Floats:
+    def with_outputs(self, weight: Floats, inputs: Floats, missing: Missing) -> Floats:
         return with_outputs(weight, inputs, missing)
 
     def pack(self, weight: Raw, dtype: str, format: Format, curvature: Curvature) -> tuple[Any, ...]:
@@ -77,7 +77,7 @@ class OnDevice:
             exact = Curvature.of_moments(numpy_view(moments))
             return DeviceCurvature(moments, mx.array(exact.upper))
 
-    def with_outputs(self, weight: Floats, inputs: Floats, missing: Floats) -> Floats:
+    def with_outputs(self, weight: Floats, inputs: Floats, missing: Missing) -> Floats:
         return with_outputs(weight, inputs, missing, DeviceAlgebra())
 
     def pack(self, weight: Raw, dtype: str, format: Format, curvature: DeviceCurvature) -> tuple[Any, ...]:

@@ -25,6 +25,7 @@ from mint.formats.rounding import ROUNDINGS
 from mint.kernels import cpu, gpu, oracle
 from mint.kernels.compensation import OnCpu, OnDevice
 from mint.kernels.gpu import GpuBackend
+from mint.kernels.missing_outputs import Missing
 from mint.kernels.rounding_check import loss
 from mint.kernels.storage import from_raw, raw
 
@@ -94,7 +95,8 @@ def on_device(device: OnDevice, weight: mx.array, inputs: Any, runs: int) -> dic
     record = {"curvature": timed(lambda: device.curvature_of(inputs), runs)}
     for format in map(parse_format, _FORMATS):
         record[str(format)] = timed(partial(device.pack, raw(weight), "BF16", format, curvature), runs)
-    wide, missing = np.array(weight.astype(mx.float32)), np.array(mx.random.normal((len(inputs), len(weight))))
+    wide, outputs = np.array(weight.astype(mx.float32)), np.array(mx.random.normal((len(inputs), len(weight))))
+    missing = Missing(outputs, np.ones(len(weight), np.float32))
     return record | {"learning": timed(lambda: device.with_outputs(wide, inputs, missing), runs)}
 
 

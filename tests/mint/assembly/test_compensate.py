@@ -32,6 +32,7 @@ from mint.kernels import cpu
 from mint.kernels.compensate import Curvature, factor, pack_compensated, second_moments
 from mint.kernels.compiled import scale_values, widened
 from mint.kernels.fused_rounding import DAMPING
+from mint.kernels.missing_outputs import Missing
 from mint.kernels.unpack import unpack
 from mint.model.checkpoint.reader import open_stored
 from mint.model.passes.gradients import Gradients
@@ -217,8 +218,9 @@ def test_what_learns_and_what_is_coupled_stays_where_the_inputs_are() -> None:
     unit = Unit("down", (8, 64), "BF16", "mlp_down", 0, ())
     rows = correlated(FEWEST, 64)
     formats, checksums = {"down": parse_format("3/64")}, {"down": ""}
+    missing = Missing(rows[:, :8], np.ones(8, np.float32))
     assert Compensation(formats, checksums, {"down": Inputs(rows)}).is_portable(unit)
-    assert not Compensation(formats, checksums, {"down": Inputs(rows, missing=rows[:, :8])}).is_portable(unit)
+    assert not Compensation(formats, checksums, {"down": Inputs(rows, missing=missing)}).is_portable(unit)
     gradients = Gradients(BytesIO())
     assert Compensation(formats, checksums, {"down": Inputs(rows)}, gradients).is_portable(unit)
     gradients.add("down", rows[:, :8])

@@ -154,14 +154,30 @@ def test_a_unit_learns_what_the_output_of_its_layer_misses(llama: Path) -> None:
         (path,) = missing
         assert path == f"model.layers.{index}.mlp.down_proj"
         wanted = np.asarray(expected - states).reshape(TOKENS.size, -1)
-        np.testing.assert_allclose(missing[path], wanted, rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(missing[path].outputs, wanted, rtol=1e-4, atol=1e-5)
+        assert missing[path].sizes is None
 
 
-def test_nothing_is_missing_without_the_original_or_an_output_that_is_added(
-    make_model: Callable[..., Path], llama: Path
-) -> None:
+def test_nothing_is_missing_without_the_original(llama: Path) -> None:
     assert all(inputs.missing is None for stage in stages_of(open_source(llama)) for inputs in stage.inputs.values())
-    gemma = make_model("gemma2")  # a norm follows the last unit of its layers
+
+
+def test_under_a_norm_the_sizes_of_outputs_are_known(make_model: Callable[..., Path]) -> None:
+    gemma = make_model("gemma2")
     source = open_source(gemma)
     walked = Walk(open_wide(gemma), source.units, TOKENS, TOKENS[:0], open_wide(gemma))
-    assert all(inputs.missing is None for stage in walked.stages() for inputs in stage.inputs.values())
+    learning = [
+        (path, inputs)
+        for stage in walked.stages()
+        for path, inputs in stage.inputs.items()
+        if inputs.missing is not None
+    ]
+    assert [path for path, _ in learning] == [unit.path for unit in source.units if unit.path.endswith("mlp.down_proj")]
+    model = dict(open_wide(gemma).named_modules())
+    for path, inputs in learning:
+        assert inputs.missing
+        assert inputs.missing.sizes is not None
+        outputs = inputs.rows @ np.array(model[path]["weight"]).T
+        sizes = np.sqrt(np.square(outputs).mean(axis=1, keepdims=True))
+        np.testing.assert_allclose(inputs.missing.sizes, sizes, rtol=1e-4)
+        assert np.abs(inputs.missing.outputs).max() == 0  # nothing was changed

@@ -5,19 +5,20 @@ from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
+import numpy as np
 import pytest
 from mlx.nn.layers.base import Module
 from mlx.nn.layers.linear import Linear
 
 from mint.analysis.probes.replay import Replay
-from mint.model.passes.added_output import added_output
+from mint.model.passes.added_output import AddedOutput, added_output
 from mint.model.passes.logits import logits_of
 from mint.quality.forward import open_wide
 
 TOKENS = mx.array([[1, 2, 3, 4]])
 
 
-def added_in_first_layer(folder: Path, names: list[str]) -> tuple[str, float]:
+def added_in_first_layer(folder: Path, names: list[str]) -> AddedOutput | None:
     model: Any = open_wide(folder)
     path = "model.layers.0"
     replay = Replay(model, [f"model.layers.{index}" for index in range(len(model.layers))], TOKENS)
@@ -27,24 +28,34 @@ def added_in_first_layer(folder: Path, names: list[str]) -> tuple[str, float]:
             logits_of(model, TOKENS)
         return answers[0]
 
-    return added_output(dict(model.named_modules()), [f"{path}.{name}" for name in names], answer)
+    modules = {name: module for name, module in model.named_modules() if name.startswith(path)}
+    return added_output(modules, [f"{path}.{name}" for name in names], answer)
 
 
-LLAMA = ["self_attn.q_proj", "self_attn.o_proj", "mlp.up_proj", "mlp.down_proj"]
+DENSE = ["self_attn.q_proj", "self_attn.o_proj", "mlp.up_proj", "mlp.down_proj"]
+SPARSE = DENSE[:2]
 
 
-@pytest.mark.parametrize(
-    ("name", "expected"),
-    [
-        ("llama", "model.layers.0.mlp.down_proj"),
-        ("qwen3", "model.layers.0.mlp.down_proj"),
-        ("gemma2", ""),  # a norm follows
-    ],
-)
-def test_the_last_matrix_of_a_layer_is_added(name: str, expected: str, make_model: Callable[..., Path]) -> None:
-    path, factor = added_in_first_layer(make_model(name), LLAMA)
-    assert path == expected
-    assert factor == pytest.approx(1.0 if expected else 0.0, rel=1e-4)
+@pytest.mark.parametrize("name", ["llama", "qwen3"])
+def test_the_last_matrix_of_a_layer_is_added(name: str, make_model: Callable[..., Path]) -> None:
+    added = added_in_first_layer(make_model(name), DENSE)
+    assert added
+    assert (added.path, added.is_normalized) == ("model.layers.0.mlp.down_proj", False)
+    np.testing.assert_allclose(np.array(added.gain), 1.0, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["gemma2", "gemma3_text", "olmo2"])
+def test_a_norm_may_stand_before_the_sum(name: str, make_model: Callable[..., Path]) -> None:
+    added = added_in_first_layer(make_model(name), DENSE)
+    assert added
+    assert (added.path, added.is_normalized) == ("model.layers.0.mlp.down_proj", True)
+    norm: Any = open_wide(make_model(name)).model.layers[0].post_feedforward_layernorm
+    np.testing.assert_allclose(np.array(added.gain), np.array(norm(mx.ones(added.gain.shape))), rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["qwen3_moe", "mixtral"])
+def test_before_experts_nothing_is_added_to_the_output(name: str, make_model: Callable[..., Path]) -> None:
+    assert added_in_first_layer(make_model(name), SPARSE) is None
 
 
 class Scaled(Module):
@@ -63,12 +74,13 @@ class Scaled(Module):
 def test_a_factor_before_the_output_is_found() -> None:
     model: Any = Scaled()
     example = mx.random.normal((1, 4, 8), key=mx.random.key(0))
-    path, factor = added_output(dict(model.named_modules()), ["up", "down"], lambda: model(example))
-    assert path == "down"
-    assert factor == pytest.approx(0.25, rel=1e-4)
+    added = added_output(dict(model.named_modules()), ["up", "down"], lambda: model(example))
+    assert added
+    assert added.path == "down"
+    np.testing.assert_allclose(np.array(added.gain), 0.25, rtol=1e-4)
 
 
 def test_an_answer_of_several_parts_has_none() -> None:
     model: Any = Scaled()
     example = mx.random.normal((1, 4, 8), key=mx.random.key(0))
-    assert added_output(dict(model.named_modules()), ["down"], lambda: (model(example), 1)) == ("", 0.0)
+    assert added_output(dict(model.named_modules()), ["down"], lambda: (model(example), 1)) is None
