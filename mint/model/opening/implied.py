@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from mint.model.opening.readers import Reader
+from mint.model.originals.defaults import DEFAULTS
 
 Values = Mapping[str, Any]
 
@@ -50,7 +51,12 @@ def implied(reader: Reader) -> dict[str, Any]:
     values = reader.values
     found = {**_ALWAYS.get(str(values.get("model_type")), {}), **_followed(reader)}
     found = {name: value for name, value in found.items() if name in reader.fields and values.get(name) is None}
-    return found | _pattern(reader)
+    defaults = DEFAULTS.get(str(values.get("model_type")), {})
+    return {name: value for name, value in defaults.items() if _is_left_out(name, reader)} | found | _pattern(reader)
+
+
+def _is_left_out(name: str, reader: Reader) -> bool:
+    return name in reader.fields and name not in reader.values
 
 
 def is_regular(layers: Sequence[Any], pattern: object) -> bool:
