@@ -165,8 +165,9 @@ def _beside(
     size = f"mlx_lm.convert would write {format_size(plain.planned_bytes)}"
     if uniform:
         kl = Estimate(**uniform["kl"])
-        ratio = f"; this model is {beside_text(Estimate(**measured['kl']), kl)}" if measured else ""
-        return [Line("4-bit", f"{size}: {interval_text(kl)} measured on the same text{ratio}")]
+        ratio = beside_text(Estimate(**measured["kl"]), kl).removesuffix(" than 4-bit") if measured else ""
+        words = f"; this model is {ratio}" if ratio else ""
+        return [Line("4-bit", f"{size}: {interval_text(kl)} measured on the same text{words}")]
     kl_of_plain = plain.predicted_kl
     if kl_of_plain is None:
         return []
