@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mint.analysis.analysis import MAGIC, SCHEMA, Analysis, read_analysis
+from mint.analysis.analysis_name import write_name
 from mint.analysis.analyze import analyze
 from mint.analysis.probes.probe import probe
 from mint.analysis.probes.probe_file import Probed, probe_path, probes_beside
@@ -28,6 +29,7 @@ from mint.core.files import begins_with, move_aside
 from mint.core.memory import peak_rss_bytes
 from mint.core.progress import OnNote, OnProgress, ignore, say_nothing
 from mint.core.sizes import format_size
+from mint.exports.source_card import read_source_card
 from mint.formats.rounding import DEFAULT_ROUNDING
 from mint.kernels.ready import begin_kernels
 from mint.kernels.warmup import MEASURE, WRITE
@@ -277,6 +279,8 @@ class Pipeline:
         work: dict[str, Any] = {"executor": self.executor, "on_progress": self.on_progress, "on_note": self.on_note}
         with self._stage(ANALYZE):
             analysis = analyze(source, path, rounding=rounding, keep_nonfinite=self.keep_nonfinite, **work)
+        if not self.analysis:
+            write_name(path, read_source_card(source.folder).name)
         if self.recipe.probe:
             with self._stage(PROBE):
                 probe(source, analysis, probe_path(beside), probing=self.probing, **work)

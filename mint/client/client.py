@@ -57,6 +57,7 @@ class ServedJob:
     needed_bytes: int  # on the service's disk
     artifact: str  # digest of the result
     result: Mapping[str, Any]
+    in_words: Mapping[str, str]  # rounding; closeness of the result: whole, `short`, `4-bit` beside it, `WARNING`
     source_bytes: int  # of the model's weights
     expected_stages: Mapping[str, float]  # seconds of each stage, from earlier jobs
     worked_seconds: float  # before its last start

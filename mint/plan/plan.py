@@ -21,7 +21,7 @@ from mint.core.errors import MintError
 from mint.core.files import begins_with, read_json, write_whole
 from mint.core.records import pick
 from mint.core.sizes import MAX_SHARD_BYTES
-from mint.formats.format import KEEP, Format, TensorSpec, parse_format
+from mint.formats.format import AFFINE, KEEP, MXFP4, NVFP4, Format, TensorSpec, parse_format
 from mint.formats.layout import OutputShard, lay_out, shards_nbytes, stored_nbytes, unit_nbytes
 from mint.formats.rounding import ROUNDINGS, SEARCHED_SHARE, parse_rounding
 from mint.formats.units import Parameter
@@ -37,6 +37,7 @@ from mint.targets.speed import bytes_per_token, decode_cost
 SCHEMA = 7
 KIND = "mint plan"
 CONVERTED = parse_format("4/64")  # by `mlx_lm.convert -q`
+UNIFORM = (*(format for format in AFFINE if format.group_size == 64), MXFP4, NVFP4)  # its other formats
 _BY_LAYER = itemgetter(0)
 _HEAD = (
     "digest model model_type dtype loader analysis rounding device budget_bytes planned_bytes bits_per_weight "
@@ -233,6 +234,12 @@ def converted(plan: Plan, format: Format = CONVERTED) -> Plan:
     choices = [replace(choice, errors=tuple(error / share for error in choice.errors)) for choice in plain.choices]
     evidence = replace(plan.evidence, compensated=False)
     return replace(plain, choices=tuple(choices), rounding="nearest", evidence=evidence)
+
+
+def converted_plans(plan: Plan) -> dict[str, Plan]:
+    """The plans of `mlx_lm.convert` by the name of their format; none for a format that no unit has."""
+    plans = {str(format): converted(plan, format) for format in UNIFORM}
+    return {name: plain for name, plain in plans.items() if any(c.format != KEEP for c in plain.choices)}
 
 
 def digits_for(weights: int) -> int:

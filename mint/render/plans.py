@@ -223,9 +223,16 @@ def diff_record(before: Plan, after: Plan, changes: Sequence[Change]) -> Record:
 
 
 def figures(plan: Plan | Point) -> Record:
-    """The size and the quality of a plan or of a point of a curve."""
-    record = pick(plan, "budget_bytes planned_bytes bits_per_weight loss gap predicted_kl")
-    return record | {"predicted_kl": asdict(plan.predicted_kl) if plan.predicted_kl else None}
+    """The size and the quality of a plan or of a point of a curve; `predicted` is the KL divergence in words."""
+    from mint.quality.verdict import is_vague, predicted_text
+
+    kl = plan.predicted_kl
+    record = pick(plan, "budget_bytes planned_bytes bits_per_weight loss gap")
+    return (
+        record
+        | {"predicted_kl": asdict(kl) if kl else None, "predicted": predicted_text(kl) if kl else ""}
+        | {"is_vague": bool(kl and is_vague(kl))}
+    )
 
 
 def unit_rows(plan: Plan) -> list[Record]:

@@ -14,7 +14,16 @@ from mint.formats.rounding import ROUNDINGS
 from mint.plan.plan import Plan, converted
 from mint.quality.estimates import Estimate
 from mint.quality.evaluation import OWN_TEXT, Evaluation, Refused
-from mint.quality.verdict import interval_in_words, is_ruined, is_vague, kl_text, predicted_text
+from mint.quality.verdict import (
+    beside_text,
+    interval_text,
+    is_ruined,
+    is_vague,
+    kl_text,
+    measured_text,
+    predicted_text,
+    ruined_text,
+)
 from mint.run.device_kind import CPU, device_kind
 
 if TYPE_CHECKING:
@@ -55,7 +64,7 @@ def model_summary(
     return [
         Line("model", f"{output} ({'verified' if is_verified else 'not verified yet'})"),
         *_judgement(plan, measured, unknown=unknown),
-        *_beside(plan, uniform, f"{convert}--reference {source}"),
+        *_beside(plan, measured, uniform, f"{convert}--reference {source}"),
         *_warning(plan, measured, analysis),
         Line("next", command),
         *([Line("speed", _SLOW)] if is_verified and device_kind() == CPU else []),
@@ -66,7 +75,7 @@ def quality_lines(plan: Plan, measured: Mapping[str, Any] | None, uniform: Mappi
     """The lines on size, bits and closeness alone, with uniform 4-bit beside; the last two as in `model_summary`."""
     return [
         *_judgement(plan, measured, unknown="not measured"),
-        *_beside(plan, uniform),
+        *_beside(plan, measured, uniform),
         *_warning(plan, measured, None),
     ]
 
@@ -111,7 +120,7 @@ def evaluation_summary(evaluation: Evaluation | Refused) -> list[Line]:
     perplexity, original = figures["perplexity"].value, figures["reference_perplexity"].value
     lines = [
         Line("model", evaluation.output),
-        Line("closeness", _closeness_text(kl, figures["top1_agreement"])),
+        Line("closeness", measured_text(kl, figures["top1_agreement"])),
         Line("noise", f"KL {kl_text(floor)} from 16-bit arithmetic alone"),
         Line("text", f"perplexity {perplexity:.4g}, the original's {original:.4g}; {_text_of(evaluation)}"),
     ]
@@ -137,7 +146,7 @@ def _judgement(plan: Plan, measured: Mapping[str, Any] | None, *, unknown: str) 
     ]
     estimate = plan.predicted_kl
     if measured:
-        lines.append(Line("closeness", _measured_text(measured)))
+        lines.append(Line("closeness", measured_text(Estimate(**measured["kl"]), Estimate(**measured["top1"]))))
     elif estimate is None:
         lines.append(Line("loss", f"{plan.loss:.4g} of the objective {plan.objective.name}, which predicts no KL"))
     else:
@@ -145,14 +154,20 @@ def _judgement(plan: Plan, measured: Mapping[str, Any] | None, *, unknown: str) 
     return lines
 
 
-def _beside(plan: Plan, uniform: Mapping[str, Any] | None = None, convert: str = "") -> list[Line]:
+def _beside(
+    plan: Plan,
+    measured: Mapping[str, Any] | None = None,
+    uniform: Mapping[str, Any] | None = None,
+    convert: str = "",
+) -> list[Line]:
     """The line of uniform 4-bit: measured on the same text, predicted well, or just its size and how to `convert`."""
     plain = converted(plan)
     size = f"mlx_lm.convert would write {format_size(plain.planned_bytes)}"
     if uniform:
         kl = Estimate(**uniform["kl"])
-        interval = f"({kl_text(kl.low)} to {kl_text(kl.high)})"
-        return [Line("4-bit", f"{size}: KL {kl_text(kl.value)} {interval} measured on the same text")]
+        ratio = beside_text(Estimate(**measured["kl"]), kl).removesuffix(" than 4-bit") if measured else ""
+        words = f"; this model is {ratio}" if ratio else ""
+        return [Line("4-bit", f"{size}: {interval_text(kl)} measured on the same text{words}")]
     kl_of_plain = plain.predicted_kl
     if kl_of_plain is None:
         return []
@@ -167,19 +182,8 @@ def _warning(plan: Plan, measured: Mapping[str, Any] | None, analysis: Path | No
     kl = float(measured["kl"]["value"]) if measured else estimate.value if estimate else 0.0
     if not is_ruined(kl):
         return []
-    verb = "ruins" if measured else "may ruin"
     curve = f"; mint curve {shlex.quote(str(analysis))} shows how many" if analysis else ""
-    return [Line("WARNING", f"this size {verb} the model: expect nonsense. Give it more bytes{curve}", is_warning=True)]
-
-
-def _measured_text(measured: Mapping[str, Any]) -> str:
-    kl, top1 = (Estimate(**measured[name]) for name in ("kl", "top1"))
-    return _closeness_text(kl, top1)
-
-
-def _closeness_text(kl: Estimate, top1: Estimate) -> str:
-    interval = f"{kl_text(kl.low)} to {kl_text(kl.high)}"
-    return f"{interval_in_words(kl)}: KL {kl_text(kl.value)} ({interval}) measured, same first word {top1.value:.0%}"
+    return [Line("WARNING", ruined_text(is_measured=bool(measured)) + curve, is_warning=True)]
 
 
 def _formats(plan: Plan) -> str:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from tools.house import ROOT
 from tools.pages.commands import commands_page
+from tools.pages.glossary import glossary_script
 from tools.pages.pictures import closeness_picture, read_comparisons
 from tools.pages.tables import with_tables
 
@@ -37,6 +38,9 @@ def generated_files() -> dict[Path, str]:
         DOCS / "commands.md": commands_page(),
         DOCS / "closeness.svg": closeness_picture(read_comparisons(DOCS / "results" / "closeness.toml")),
     }
+    files[ROOT / "cluster" / "service" / "web" / "glossary.js"] = glossary_script(
+        (DOCS / "glossary.md").read_text(encoding="utf-8")
+    )
     pages = [ROOT / "README.md", *sorted(DOCS.glob("*.md"))]
     for path in pages:
         if path not in files and "<!-- table:" in (text := path.read_text(encoding="utf-8")):

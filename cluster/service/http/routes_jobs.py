@@ -28,9 +28,10 @@ from cluster.service.http.sse import EventStream
 from cluster.service.http.stored import has, require_room, stored_analyses
 from cluster.service.queue.forecast import expected_stages
 from cluster.service.queue.listing import NEWEST, SORTS
-from cluster.service.request_options import budget_of, canonical, checked_options, most_bytes, recipe_of
+from cluster.service.request_options import DEFAULTS, budget_of, canonical, checked_options, most_bytes, recipe_of
 from mint.core.errors import MintError
 from mint.plan.recipe import Budget
+from mint.quality.verdict import result_in_words
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
 JobId = Annotated[str, Path(pattern="^[0-9a-f]{16}$")]
@@ -41,7 +42,8 @@ Sort = Literal[*SORTS]  # type: ignore[valid-type]
 def job_record(job: Job, person: Person) -> dict[str, Any]:
     """A job as the API answers it."""
     record = asdict(job)
-    return {**record.pop("request"), **record, "mine": person.name in job.watchers}
+    words = {"rounding": job.request.options.get("rounding", DEFAULTS["rounding"]), **result_in_words(job.result)}
+    return {**record.pop("request"), **record, "mine": person.name in job.watchers, "in_words": words}
 
 
 @router.post("", status_code=201, responses={200: {"model": SubmittedAnswer}, **refusals(404, 409, *POSTED)})

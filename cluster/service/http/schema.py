@@ -93,6 +93,8 @@ class PointAnswer(Answer):
     loss: float
     gap: float
     predicted_kl: EstimateAnswer | None
+    predicted: str  # in words, as the command line says it
+    is_vague: bool  # the prediction can be wrong by a factor of 4 or more
 
 
 class UnitAnswer(Answer):
@@ -113,7 +115,10 @@ class NextAnswer(PointAnswer):
 
 
 class PlanAnswer(PointAnswer):
-    """A plan; its units stand in the order of the model."""
+    """A plan; its units stand in the order of the model.
+
+    `in_words` are the lines of the command line, by their labels: size, bits, closeness, 4-bit, WARNING.
+    """
 
     model: str
     model_type: str
@@ -123,6 +128,7 @@ class PlanAnswer(PointAnswer):
     digest: str
     smallest_bytes: int
     largest_bytes: int
+    in_words: dict[str, str]
     units: list[UnitAnswer]
     next: NextAnswer | None
 
@@ -135,7 +141,15 @@ class PlacedDevice(Answer):
     verdict: str
 
 
+class UniformAnswer(PointAnswer):
+    """The model that `mlx_lm.convert` writes in one format."""
+
+    format: str
+
+
 class CurveAnswer(Answer):
+    """The curve, with the uniform models and the devices to draw beside it."""
+
     model: str
     model_type: str
     source_bytes: int
@@ -143,6 +157,7 @@ class CurveAnswer(Answer):
     points: list[PointAnswer]
     knees: list[int]
     predicted_from: str
+    uniform: list[UniformAnswer]
     devices: list[PlacedDevice]
     no_devices_because: str
 

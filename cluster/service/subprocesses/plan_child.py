@@ -17,11 +17,13 @@ from mint.core.errors import MintError
 from mint.core.records import pick
 from mint.plan.curve import Curve, curve
 from mint.plan.device_fit import devices_on
+from mint.plan.plan import converted_plans
 from mint.plan.prediction import describe
 from mint.plan.problem import Problem
 from mint.plan.recipe import Budget, Recipe, Room
 from mint.render.models import role_rows
 from mint.render.plans import figures, next_record, unit_rows
+from mint.render.summary import plan_summary
 from mint.run.child import open_answers, questions, send
 
 _OF_ROLE = ("role", "units", "weights", "nbytes")
@@ -55,6 +57,7 @@ def plan_record(question: Mapping[str, Any]) -> Record:
         "bytes_per_token": round(plan.bytes_per_token),
         "predicted_from": describe(plan.predicted_kl, plan.evidence) if plan.predicted_kl else "",
         **pick(problem, "smallest_bytes largest_bytes"),
+        "in_words": {line.label: line.text for line in plan_summary(plan, None)[1:]},  # without that of its file
         "units": unit_rows(plan),
         "next": next_record(problem, plan),
     }
@@ -72,6 +75,10 @@ def curve_record(question: Mapping[str, Any]) -> Record:
         "points": [figures(point) for point in line.points],
         "knees": [point.budget_bytes for point in line.knees],
         "predicted_from": line.predicted_from,
+        "uniform": [
+            {"format": name, **figures(plain)}
+            for name, plain in converted_plans(problem.plan(problem.largest_bytes)).items()
+        ],
         "devices": [
             {"name": fit.device.name, **pick(fit, "budget_bytes verdict")}
             for fit in (() if untraced else devices_on(problem, Room()))

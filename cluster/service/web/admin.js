@@ -5,8 +5,9 @@ import { JobDesk } from "./admin_jobs.js";
 import { Live, action } from "./parts.js";
 import { quotaForm, quotaWords } from "./admin_quota.js";
 import { confirmed } from "./dialog.js";
-import { alertOf, facts, foreign, h, svg, table } from "./dom.js";
-import { nameOf } from "./downloads.js";
+import { alertOf, foreign, h, svg } from "./dom.js";
+import { makerOf, nameOf } from "./downloads.js";
+import { facts, table } from "./tables.js";
 import { ago, duration, moment, size } from "./words.js";
 
 const EVERY = 5_000; // milliseconds between two looks
@@ -118,18 +119,17 @@ function tokenWords({ scopes, used_at: used, expires_at: expires }) {
 function drawDisk({ artifacts, jobs, hosts, look }) {
   const { store_bytes: stored, free_bytes: free } = hosts.find((host) => host.is_here);
   const share = 100 * stored / Math.max(1, stored + free);
-  const makers = new Map(jobs.map((job) => [job.artifact, job]));
+  const modelOf = (identity) => jobs.find((job) => job.identity === identity)?.model ?? "a model without jobs";
   return [
     svg("svg", { class: "disk", width: "100%", height: 12, role: "img", "aria-label": `${size(stored, 3)} stored, ${size(free, 3)} free` },
       svg("rect", { class: "rest", width: "100%", height: 12, rx: 3 }),
       svg("rect", { class: "used", width: `${Math.max(0.3, share)}%`, height: 12, rx: 3 })),
     h("p", { class: "hint" }, `${size(stored, 3)} stored, ${size(free, 3)} can still be stored.`),
     artifacts.length ? table("Artifacts", [
-      ["Artifact", (artifact) => h("span", { title: artifact.digest }, nameOf(artifact, makers.get(artifact.digest)))],
-      ["Model", ({ identity, digest }) => h("a", { href: `#/models/${identity}` },
-        foreign(makers.get(digest)?.model ?? identity.slice(0, 12)))],
+      ["Artifact", (artifact) => h("span", { title: artifact.digest }, nameOf(artifact, makerOf(jobs, artifact)))],
+      ["Model", ({ identity }) => h("a", { href: `#/models/${identity}` }, foreign(modelOf(identity)))],
       ["Size", ({ nbytes }) => size(nbytes, 3), true],
-      ["", (artifact) => action("Remove", `remove-${artifact.digest}`, artifact.digest.slice(0, 12), () =>
+      ["", (artifact) => action("Remove", `remove-${artifact.digest}`, `${artifact.kind} of ${modelOf(artifact.identity)}, ${size(artifact.nbytes, 3)}`, () =>
         confirmed(`Remove ${size(artifact.nbytes, 3)}?`, "A job that asks for it again makes it anew.", "Remove", () =>
           ask(`/v1/artifacts/${artifact.digest}`, { method: "DELETE" })), look)],
     ], artifacts) : h("p", { class: "empty" }, "Nothing is stored yet."),

@@ -3,8 +3,9 @@
 import { ask } from "./api.js";
 import { Live, action } from "./parts.js";
 import { confirmed } from "./dialog.js";
-import { foreign, h, table } from "./dom.js";
+import { foreign, h } from "./dom.js";
 import { showLog } from "./log.js";
+import { table } from "./tables.js";
 import { FINAL, STATES, ago, base, isActive, wanted } from "./words.js";
 
 const MOST = 100;

@@ -1,8 +1,9 @@
 // Artifacts and their files. A link cannot send a header, so every download gets a ticket for one file and one minute.
 
 import { ask, at } from "./api.js";
-import { announce, foreign, h, plain, table } from "./dom.js";
-import { figures, moment, short, size, wanted } from "./words.js";
+import { announce, foreign, h, plain } from "./dom.js";
+import { table } from "./tables.js";
+import { moment, size, wanted } from "./words.js";
 
 const BETWEEN = 400; // milliseconds: a browser drops a download that another follows at once
 
@@ -12,13 +13,19 @@ export async function downloads(jobs, signal) {
   return artifacts.map((artifact, index) => artifactCard(artifact, jobs[index]));
 }
 
+/** The job that made an artifact: a model's own, or the first that stored an analysis. */
+export function makerOf(jobs, { kind, digest }) {
+  const done = jobs.filter(({ state }) => state === "done");
+  return done.find(({ artifact }) => artifact === digest)
+    ?? (kind === "analysis" ? done.findLast(({ result }) => digest === result.analysis) : undefined);
+}
+
 /** The name of an artifact: the budget and the quality of its job, its closeness, its person, its date. */
-export function nameOf({ kind, digest }, job) {
-  if (!job) return [kind === "analysis" ? "Analysis" : "Model", " ", h("code", {}, short(digest))];
-  const { result, options } = job;
-  const kl = result.closeness?.kl.value ?? result.predicted_kl;
-  const parts = [kind === "analysis" ? "Analysis" : wanted(job), options.rounding ?? "nearest",
-    kl && kind !== "analysis" ? `KL ${figures(kl, 2)} ${result.closeness ? "measured" : "predicted"}` : ""];
+export function nameOf({ kind, nbytes }, job) {
+  if (!job) return [kind === "analysis" ? "Analysis" : "Model", " ", h("small", {}, `of ${size(nbytes, 3)}, by a job that is not listed`)];
+  const { in_words: words } = job;
+  const parts = [kind === "analysis" ? "Analysis" : wanted(job), words.rounding,
+    kind === "analysis" ? "" : words.short];
   return [parts.filter(Boolean).join(", "), " ",
     h("small", {}, "by ", foreign(job.owner), `, ${moment(job.finished_at)}`)];
 }
@@ -42,7 +49,8 @@ export function artifactCard(artifact, job) {
     h("div", { class: "head" },
       h("h3", { title: artifact.digest }, ...nameOf(artifact, job)), all),
     trouble,
-    h("details", {}, h("summary", {}, `${artifact.files.length === 1 ? "One file" : `${artifact.files.length} files`} and the SHA-256`), table(`Files of ${short(artifact.digest)}`, [
+    artifact.kind === "model" && job?.in_words["4-bit"] && h("p", { class: "hint" }, `uniform 4-bit, ${size(job.result.uniform.weight_bytes, 3)}: ${job.in_words["4-bit"]}`),
+    h("details", {}, h("summary", {}, `${artifact.files.length === 1 ? "One file" : `${artifact.files.length} files`} and the SHA-256`), table(`Files of the ${artifact.kind}`, [
       ["File", (file) => {
         const button = h("button", { type: "button", class: "link", "aria-label": `Download ${plain(file.name)}`,
           onclick: guarded(() => button, () => fetchFile(artifact, file)) }, foreign(file.name));

@@ -4,6 +4,7 @@ import { ask, person } from "./api.js";
 import { announce, foreign, h, plain } from "./dom.js";
 import { submitted } from "./fetches.js";
 import { Preview } from "./preview.js";
+import { explained } from "./terms.js";
 import { memory, size } from "./words.js";
 
 const BUDGET = /^(\d+(\.\d+)?\s*([kmgt]?b|[kmgt]ib|bpw|x)|min|max)$/i; // the service is stricter, and has the last word
@@ -13,7 +14,8 @@ const ROUNDINGS = {
   nearest: ["Nearest", "As MLX rounds by itself. Quickest."],
   search: ["Search", "Looks for better scales in every group: same bytes, less error, measuring takes about ten times as long."],
   compensate: ["Compensate", "The rounding error of each column is compensated in later columns (GPTQ): by far the closest to the original. The model has to run."],
-  couple: ["Couple", "Compensates errors of rows too, by gradients: closest to the original. The whole model is in memory while it runs."],
+  couple: ["Couple", "Compensates errors of rows too, by gradients. The whole model is in memory while it runs."],
+  tune: ["Tune", "Couples, then trains scales and biases: closest to the original, and slowest."],
 };
 const OBJECTIVES = {
   output: ["Output", "The change of the model's output. The only objective with a predicted KL."],
@@ -106,7 +108,7 @@ function modelChoice(models, allowsHub) {
 /** A choice of the values that the API describes for an option, its default checked. */
 function radios(name, title, { enum: values, default: usual }, words) {
   const inputs = values.map((value) => h("input", { type: "radio", name, id: `${name}-${value}`, value, checked: value === usual }));
-  const element = h("fieldset", {}, h("legend", {}, title), values.map((value, index) => {
+  const element = h("fieldset", {}, h("legend", {}, explained(title)), values.map((value, index) => {
     const [label, explanation] = words[value] ?? [value, ""];
     return h("div", { class: "choice" }, inputs[index], h("label", { for: `${name}-${value}` }, label, h("small", {}, explanation)));
   }));
@@ -127,7 +129,7 @@ class Budgets {
       onkeydown: (event) => { if (event.key === "Enter" && this.size.value.trim()) { event.preventDefault(); this.take(); } } });
     this.device = h("select", { id: "device" }, h("option", { value: "" }, "Choose a device"), families(devices));
     this.element = h("fieldset", { class: "budgets" },
-      h("legend", {}, "Memory"),
+      h("legend", {}, explained("Memory")),
       this.chips,
       h("div", { class: "field" }, h("label", { for: "size" }, "A size"),
         h("div", { class: "joined" }, this.size, h("button", { type: "button", onclick: () => this.take() }, "Add")),

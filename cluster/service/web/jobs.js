@@ -3,14 +3,15 @@
 import { ask, person } from "./api.js";
 import { action } from "./parts.js";
 import { JobCard, stateOf } from "./card.js";
-import { facts, foreign, h, table } from "./dom.js";
+import { foreign, h } from "./dom.js";
 import { submitForm } from "./form.js";
 import { showLog } from "./log.js";
 import { Queue } from "./queue.js";
 import { follow } from "./stream.js";
 import { resultOf } from "./result.js";
+import { facts, table } from "./tables.js";
 import { spansOf, timeline } from "./timeline.js";
-import { FINAL, STATES, base, figures, moment, short, size, wanted } from "./words.js";
+import { FINAL, STATES, base, moment, short, size, wanted } from "./words.js";
 
 /** The running, waiting and finished jobs, and a form for more. */
 export async function jobsPage({ signal }) {
@@ -93,9 +94,9 @@ export function history(jobs) {
   return table("Jobs of this model", [
     ["Asked", (job) => h("a", { href: `#/jobs/${job.id}` }, moment(job.created_at))],
     ["Budget", wanted],
-    ["Quality", (job) => job.options.rounding ?? "nearest"],
+    ["Rounding", (job) => job.in_words.rounding],
     ["Size", ({ result }) => (result.planned_bytes ? size(result.planned_bytes, 3) : ""), true],
-    ["KL", ({ result }) => (result.closeness ? `${figures(result.closeness.kl.value, 3)} measured` : result.predicted_kl ? figures(result.predicted_kl, 3) : ""), true],
+    ["Closeness", (job) => job.in_words.short ?? ""],
     ["State", (job) => h("span", { class: "state", "data-state": job.state }, STATES[job.state] ?? job.state)],
     ["By", (job) => foreign(job.watchers.join(", ") || job.owner)],
   ], jobs);

@@ -2,11 +2,13 @@
 
 import { ask, person } from "./api.js";
 import { CurveChart, describe, legend } from "./curve.js";
-import { alertOf, facts, foreign, h, table } from "./dom.js";
-import { artifactCard } from "./downloads.js";
+import { alertOf, foreign, h } from "./dom.js";
+import { artifactCard, makerOf } from "./downloads.js";
 import { history } from "./jobs.js";
+import { marksOf } from "./marks.js";
 import { PlanPanel } from "./plan.js";
-import { base, figures, short, size } from "./words.js";
+import { facts, table } from "./tables.js";
+import { base, figures, minutes, short, size } from "./words.js";
 
 const POINTS = 60;
 
@@ -39,33 +41,32 @@ export async function modelPage({ key, signal }) {
     ]),
     ...(model.analyses.length ? await curveSection(model, name, maySubmit, signal) : [notAnalyzed(name, maySubmit)]),
     h("section", {}, h("h2", {}, "Downloads"), model.artifacts.length
-      ? h("div", { class: "artifacts" }, model.artifacts.map((artifact) => artifactCard(artifact, jobOf(model.jobs, artifact))))
+      ? h("div", { class: "artifacts" }, model.artifacts.map((artifact) => artifactCard(artifact, makerOf(model.jobs, artifact))))
       : h("p", { class: "empty" }, "Nothing was made of this model yet.")),
     h("section", {}, h("h2", {}, "History"), model.jobs.length ? history(model.jobs) : h("p", { class: "empty" }, "No jobs yet.")),
   ];
 }
 
-/** The job that made an artifact: a model's own, or the first that stored an analysis. */
-function jobOf(jobs, { kind, digest }) {
-  const done = jobs.filter(({ state }) => state === "done");
-  return done.find(({ artifact }) => artifact === digest)
-    ?? (kind === "analysis" ? done.findLast(({ result }) => digest === result.analysis) : undefined);
+function notAnalyzed(name, maySubmit) {
+  return h("section", { class: "card" }, h("h2", {}, "Budget and loss"),
+    h("p", {}, "This model was not measured yet. Once it is, every budget takes seconds, for everybody."),
+    maySubmit && submitButton("Analyze it", { model: name, budgets: [], options: {} }));
 }
 
-function notAnalyzed(name, maySubmit) {
+/** A button that submits a request, and a place that links to the job. */
+function submitButton(title, request) {
   const note = h("p", { class: "taken", role: "status" });
   const button = h("button", { type: "button", class: "primary", onclick: async () => {
     button.disabled = true;
     try {
-      const { jobs: [job] } = await ask("/v1/jobs", { method: "POST", body: { model: name, budgets: [], options: {} } });
+      const { jobs: [job] } = await ask("/v1/jobs", { method: "POST", body: request });
       note.replaceChildren("Submitted: ", h("a", { href: `#/jobs/${job.id}` }, "follow it"));
     } catch (error) {
       note.replaceChildren(foreign(error.message));
       button.disabled = false;
     }
-  } }, "Analyze it");
-  return h("section", { class: "card" }, h("h2", {}, "Budget and loss"),
-    h("p", {}, "This model was not measured yet. Once it is, every budget takes seconds, for everybody."), maySubmit && button, note);
+  } }, title);
+  return [button, note];
 }
 
 async function curveSection(model, name, maySubmit, signal) {
@@ -87,11 +88,14 @@ async function curveSection(model, name, maySubmit, signal) {
       const known = new Map(devices.map((device) => [device.name, device]));
       const placed = curve.devices.map((each) => ({ ...known.get(each.name), ...each }));
       const panel = new PlanPanel({ identity: model.identity, name, options, devices: placed, maySubmit, signal });
-      const made = model.jobs.map((job) => job.result?.planned_bytes).filter(Boolean);
-      const chart = new CurveChart({ points, made, onChoose: (point) => panel.show(point) });
+      const marks = marksOf({ uniform: curve.uniform, devices: placed, jobs: model.jobs });
+      const chart = new CurveChart({ points, marks, onChoose: (point) => panel.show(point) });
+      const isVague = points.some((point) => point.is_vague) && !model.analyses[rounding.value].probed;
       place.replaceChildren(
-        h("div", { class: "card" }, chart.element, legend(chart.points, made),
-          h("details", {}, h("summary", {}, "The points as a table"), pointTable(chart))),
+        h("div", { class: "card" }, chart.element, legend(chart.points, marks),
+          isVague && maySubmit && (await probeOffer(name, options, signal)),
+          h("details", {}, h("summary", {}, "The points as a table"), pointTable(chart)),
+          h("details", {}, h("summary", {}, "What stands beside the curve, as a table"), markTable(marks))),
         panel.element);
       picture.replaceChildren(panel.picture);
       chart.choose(start(chart.points));
@@ -113,15 +117,30 @@ async function curveSection(model, name, maySubmit, signal) {
 /** The first point to show: the one nearest to 4.5 bits per weight. */
 function start(points) {
   const far = points.map((point) => Math.abs(point.bits_per_weight - 4.5));
-  return far.indexOf(Math.min(...far));
+  return points[far.indexOf(Math.min(...far))];
+}
+
+/** A button that submits probes of the model, which narrow the band of its curve, with the expected time. */
+async function probeOffer(name, options, signal) {
+  const request = { model: name, budgets: [], options: { ...options, probe: true } };
+  const { forecasts: [{ stages }] } = await ask("/v1/jobs/forecasts", { method: "POST", signal, body: request });
+  return h("div", { class: "offer" }, h("p", { class: "hint" }, "Predictions are vague: the model was not probed."),
+    ...submitButton(`Probe this model: about ${minutes(stages.probing ?? 0)}`, request));
+}
+
+function markTable(marks) {
+  return table("Beside the curve", [
+    ["Size", ({ nbytes }) => size(nbytes, 3), true],
+    ["Meaning", ({ says }) => says],
+  ], marks);
 }
 
 function pointTable(chart) {
   return table("Points of the curve", [
     ["Budget", (point) => h("button", { type: "button", class: "link", "aria-label": `Plan of ${describe(point)}`,
-      onclick: () => chart.choose(chart.points.indexOf(point)) }, size(point.budget_bytes)), true],
+      onclick: () => chart.choose(point) }, size(point.budget_bytes)), true],
     ["Bits per weight", (point) => figures(point.bits_per_weight, 3), true],
-    ["Predicted KL", (point) => (point.predicted_kl ? figures(point.predicted_kl.value, 3) : "–"), true],
+    ["Closeness", (point) => point.predicted || "–"],
     ["Loss", (point) => figures(point.loss, 3), true],
   ], chart.points);
 }

@@ -1,8 +1,9 @@
 // One point of the curve: the plan, its size, what to expect of it, what more memory would buy, and the button.
 
 import { ask } from "./api.js";
-import { announce, facts, h } from "./dom.js";
+import { announce, h } from "./dom.js";
 import { strip } from "./strip.js";
+import { facts } from "./tables.js";
 import { figures, memory, size } from "./words.js";
 
 /** A panel for the plan and a place for its picture; `show(point)` fills both. `devices` have room for so many bytes. */
@@ -55,14 +56,16 @@ export class PlanPanel {
       h("p", { class: "big" }, size(plan.planned_bytes)),
       facts([
         ["Bits per weight", figures(plan.bits_per_weight, 4)],
-        ["Predicted KL", kl && [figures(kl.value, 3), h("small", {}, `${figures(kl.low, 2)} to ${figures(kl.high, 2)} nats per token`)]],
+        ["Closeness", plan.in_words.closeness],
+        ["Uniform 4-bit", plan.in_words["4-bit"]],
         ["Loss", kl ? "" : figures(plan.loss, 3)],
         [plan.next ? `The next ${size(plan.next.step_bytes, 3)} buy` : "More memory buys", nextWords(plan)],
         ["Holds it beside 8k tokens", fits],
         ["Proof", plan.gap > 0 ? `within ${figures(100 * plan.gap, 2)} % of the best` : "no plan of this size is better"],
       ]),
       mix(plan.units),
-      plan.predicted_from && h("p", { class: "hint" }, `Predicted from ${plan.predicted_from}.`),
+      plan.in_words.WARNING && h("p", { class: "wrong" }, plan.in_words.WARNING),
+      plan.predicted_from && !plan.is_vague && h("p", { class: "hint" }, `Predicted from ${plan.predicted_from}.`),
       this.#maySubmit && button, note,
     ].filter(Boolean);
   }

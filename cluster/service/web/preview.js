@@ -2,7 +2,7 @@
 
 import { ask } from "./api.js";
 import { h, foreign } from "./dom.js";
-import { figures, interval, minutes, size } from "./words.js";
+import { figures, minutes, size } from "./words.js";
 
 const PAUSE = 300; // milliseconds without a change, until the service is asked
 const MOST = 6; // budgets
@@ -61,7 +61,7 @@ export class Preview {
     const body = { model: identity, budget, options: { rounding, objective, ...(context ? { context } : {}) } };
     try {
       const plan = await ask("/v1/plans", { method: "POST", signal: this.#signal, body });
-      const kl = plan.predicted_kl ? `, KL ${interval(plan.predicted_kl)}` : "";
+      const kl = plan.predicted && !plan.is_vague ? `, ${plan.predicted}` : "";
       return h("p", { class: "hint" }, h("strong", {}, budget),
         ` leaves ${size(plan.budget_bytes, 3)}: ${size(plan.planned_bytes, 3)}, ${figures(plan.bits_per_weight, 3)} bits${kl}. `,
         `The smallest possible is ${size(plan.smallest_bytes, 3)}.`);

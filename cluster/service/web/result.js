@@ -2,13 +2,15 @@
 
 import { ask } from "./api.js";
 import { CurveChart, legend } from "./curve.js";
-import { announce, foreign, h, facts, table } from "./dom.js";
+import { announce, foreign, h } from "./dom.js";
 import { downloads } from "./downloads.js";
+import { marksOf } from "./marks.js";
 import { strip } from "./strip.js";
-import { base, duration, figures, interval, size, wanted } from "./words.js";
+import { facts, table } from "./tables.js";
+import { base, duration, figures, size, wanted } from "./words.js";
 
 const POINTS = 60;
-const UNIFORM = "4/64";
+const UNIFORM = "4/64"; // the format of `mlx_lm.convert -q`
 
 /** The sections of a job that is done. */
 export async function resultOf(job, signal) {
@@ -18,7 +20,9 @@ export async function resultOf(job, signal) {
     downloads([job], signal), isModel ? pictures(job, signal).catch(() => []) : []]);
   return [
     h("section", {}, h("h2", {}, "Result"),
-      h("div", { class: "card result" }, isModel && h("p", { class: "big" }, size(job.result.planned_bytes)), resultFacts(job),
+      h("div", { class: "card result" }, isModel && h("p", { class: "big" }, size(job.result.planned_bytes)),
+        job.in_words["4-bit"] && h("p", { class: "closeness" }, job.in_words.short), resultFacts(job),
+        job.in_words.WARNING && h("p", { class: "wrong" }, job.in_words.WARNING),
         isModel && copyLines(job),
         h("p", {}, h("a", { href: `#/models/${job.identity}` }, "Same model, another budget")))),
     ...picture,
@@ -26,13 +30,11 @@ export async function resultOf(job, signal) {
   ];
 }
 
-function resultFacts({ result }) {
-  const kl = result.predicted_kl;
-  const measured = result.closeness;
+function resultFacts({ result, in_words: words }) {
   return facts([
     ["Bits per weight", result.bits_per_weight && figures(result.bits_per_weight, 3)],
-    ["Measured KL", measured && [interval(measured.kl), h("small", {}, `same first word ${figures(100 * measured.top1.value, 3)} %`)]],
-    ["Predicted KL", kl && [figures(kl, 3), h("small", {}, `${figures(result.predicted_low, 2)} to ${figures(result.predicted_high, 2)} nats per token`)]],
+    ["Closeness", words.closeness],
+    ["Uniform 4-bit", words["4-bit"] && `${size(result.uniform.weight_bytes, 4)}: ${words["4-bit"]}`],
     ["Checks", "verified" in result && (result.verified ? "loads and runs in stock mlx_lm" : "failed")],
     ["Took", Number.isFinite(result.seconds) ? duration(result.seconds) : ""],
     ["Taken from earlier results", result.reused_bytes ? size(result.reused_bytes, 3) : ""],
@@ -57,33 +59,31 @@ async function pictures(job, signal) {
   const query = new URLSearchParams({ ...options, points: POINTS });
   const plan = (budget, more = {}) => ask("/v1/plans", {
     method: "POST", signal, body: { model: job.identity, budget, options: { ...options, ...more } } });
-  const [curve, own, uniform] = await Promise.all([
+  const [curve, own] = await Promise.all([
     ask(`/v1/models/${job.identity}/curve?${query}`, { signal }),
-    plan(`${job.result.planned_bytes}B`, optionsOf(job, ["formats", "lock", "veto_db", "min_bits", "max_bits", "ignore_floors", "compat"])),
-    plan("min", { formats: [UNIFORM], ignore_floors: ["*"] })]);
-  const made = [job.result.planned_bytes];
-  const chart = new CurveChart({ points: curve.points, made, onChoose: () => {} });
+    plan(`${job.result.planned_bytes}B`, optionsOf(job, ["formats", "lock", "veto_db", "min_bits", "max_bits", "ignore_floors", "compat"]))]);
+  const uniform = curve.uniform.find(({ format }) => format === UNIFORM);
+  const marks = marksOf({ uniform: curve.uniform, jobs: [job] });
+  const chart = new CurveChart({ points: curve.points, marks, onChoose: () => {} });
   chart.choose(chart.nearest(job.result.planned_bytes));
   return [
-    h("section", {}, h("h2", {}, "Beside uniform 4-bit"), comparison(job, uniform)),
-    h("section", { class: "card" }, h("h2", {}, "Budget and loss"), chart.element, legend(chart.points, made)),
+    h("section", {}, h("h2", {}, "Beside uniform 4-bit"), uniform ? comparison(job, uniform) : h("p", { class: "empty" }, "Nothing of this model has that format.")),
+    h("section", { class: "card" }, h("h2", {}, "Budget and loss"), chart.element, legend(chart.points, marks)),
     h("section", { class: "card" }, h("h2", {}, "Bits per layer"), strip(own.units)),
   ];
 }
 
-function comparison({ result, ...job }, uniform) {
-  const measured = result.closeness?.kl;
+function comparison({ result, in_words: words, ...job }, uniform) {
   const rows = [
-    { name: `this model, ${wanted(job)}`, nbytes: result.planned_bytes, bits: result.bits_per_weight,
-      kl: result.predicted_kl && { value: result.predicted_kl, low: result.predicted_low, high: result.predicted_high }, measured },
-    { name: `uniform ${UNIFORM}`, nbytes: uniform.planned_bytes, bits: uniform.bits_per_weight, kl: uniform.predicted_kl },
+    { name: `this model, ${wanted(job)}`, nbytes: result.planned_bytes, bits: result.bits_per_weight, closeness: words.closeness },
+    { name: `uniform ${UNIFORM}`, nbytes: uniform.planned_bytes, bits: uniform.bits_per_weight,
+      closeness: words["4-bit"] ?? (uniform.predicted && !uniform.is_vague ? uniform.predicted : "not measured") },
   ];
   return table("Comparison with uniform 4-bit", [
     ["Model", ({ name }) => name],
     ["Size", ({ nbytes }) => size(nbytes), true],
     ["Bits per weight", ({ bits }) => figures(bits, 3), true],
-    ["Predicted KL", ({ kl }) => (kl ? interval(kl) : "–"), true],
-    ["Measured KL", (row) => (row.measured ? interval(row.measured) : "–"), true],
+    ["Closeness", ({ closeness }) => closeness ?? "–"],
   ], rows);
 }
 

@@ -17,9 +17,10 @@ export class JobRow {
     this.budget = h("span", { class: "budget" }, wanted(job));
     this.owner = h("span", { class: "owner" });
     this.state = h("span", { class: "state" });
+    this.closeness = h("span", { class: "closeness", hidden: true });
     this.reason = h("p", { class: "reason", hidden: true });
     this.element = h("article", { class: "job row", "data-job": job.id },
-      h("h3", {}, this.name, " ", this.budget), this.owner, this.state, this.cancel, this.reason);
+      h("h3", {}, this.name, " ", this.budget), this.owner, this.state, this.cancel, this.closeness, this.reason);
     this.update(job);
   }
 
@@ -36,6 +37,8 @@ export class JobRow {
     say(this.owner, foreign(job.owner));
     say(this.state, standing(job));
     this.cancel.hidden = !job.mine || FINAL.includes(job.state) || job.cancel_wanted;
+    this.closeness.hidden = !job.in_words["4-bit"];
+    say(this.closeness, this.closeness.hidden ? "" : job.in_words.short);
     const needsReason = ["failed", "blocked"].includes(job.state) && job.reason;
     this.reason.hidden = !needsReason;
     say(this.reason, foreign(needsReason ? job.reason : ""));

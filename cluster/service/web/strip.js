@@ -1,13 +1,15 @@
 // Bits per layer as a picture: a column for every layer, a row for every role, darker where more bits are kept.
 
-import { h, svg, table } from "./dom.js";
+import { h, svg } from "./dom.js";
+import { table } from "./tables.js";
 import { figures, size } from "./words.js";
 
 const LABEL = 84;
 const ROW = 24;
 const HEAD = 18;
 const WIDEST = 48; // of a cell, where there are few layers
-const WRITTEN = 15; // a cell narrower than this has no room for its figure
+const NARROWEST = 17; // a narrower cell has no room for its figure: the layers continue below
+const BETWEEN = 14; // pixels between the bands of layers
 export const LEVELS = [2, 3, 4, 5, 6, 8, 16];
 
 const ROLES = {
@@ -80,28 +82,49 @@ function draw(picture, found, width, readout) {
   picture.dataset.width = String(width);
   const layers = [...new Set(found.flatMap(([, cells]) => [...cells.keys()]))].filter((layer) => layer >= 0);
   layers.sort((a, b) => a - b);
-  const cell = Math.min(WIDEST, (width - LABEL) / Math.max(1, layers.length));
-  const room = Math.max(cell * layers.length, WIDEST);
-  const tall = HEAD + found.length * ROW;
+  const bands = bandsOf(layers, width - LABEL);
+  const cell = Math.min(WIDEST, (width - LABEL) / bands[0].length);
+  const read = (units) => readout.replaceChildren(...readingOf(units));
+  let top = 0;
+  const drawn = bands.map((band, index) => {
+    const here = found.map(([role, cells]) => [role, [...cells].filter(([layer]) => (layer < 0 ? index === 0 : band.includes(layer)))]);
+    const shown = here.filter(([, cells]) => cells.length);
+    const group = svg("g", { transform: `translate(0 ${top})` }, oneBand(band, shown, cell, read));
+    top += HEAD + shown.length * ROW + BETWEEN;
+    return group;
+  });
+  const tall = top - BETWEEN;
+  picture.replaceChildren(svg("svg", { width, height: tall, viewBox: `0 0 ${width} ${tall}` }, drawn));
+}
+
+/** Layers in bands of equal length, as few as have room for their figures; one band without layers. */
+export function bandsOf(layers, room) {
+  const most = Math.max(1, Math.floor(room / NARROWEST));
+  const count = Math.max(1, Math.ceil(layers.length / most));
+  const length = Math.max(1, Math.ceil(layers.length / count));
+  return layers.length ? Array.from({ length: count }, (_, index) => layers.slice(index * length, (index + 1) * length)) : [[-1]];
+}
+
+function oneBand(band, rows, cell, read) {
   const every = [1, 2, 5, 10, 20, 50].find((step) => step * cell >= 26) ?? 100;
-  picture.replaceChildren(svg("svg", { width, height: tall, viewBox: `0 0 ${width} ${tall}` },
-    layers.filter((layer) => layer % every === 0).map((layer) => svg("text", {
-      class: "layer", x: LABEL + (layers.indexOf(layer) + 0.5) * cell, y: 11, "text-anchor": "middle",
+  return [
+    band.filter((layer) => layer >= 0 && layer % every === 0).map((layer) => svg("text", {
+      class: "layer", x: LABEL + (band.indexOf(layer) + 0.5) * cell, y: 11, "text-anchor": "middle",
     }, layer)),
-    found.map(([role, cells], row) => svg("g", { transform: `translate(0 ${HEAD + row * ROW})` },
+    rows.map(([role, cells], row) => svg("g", { transform: `translate(0 ${HEAD + row * ROW})` },
       svg("text", { class: "role", x: LABEL - 8, y: ROW / 2, dy: "0.32em", "text-anchor": "end" }, ROLES[role] ?? role),
-      [...cells].map(([layer, units]) => {
+      cells.map(([layer, units]) => {
         const whole = layer < 0;
-        const x = whole ? LABEL : LABEL + layers.indexOf(layer) * cell;
-        return oneCell(units, x, whole ? room : cell, () => readout.replaceChildren(...readingOf(units)));
+        const x = whole ? LABEL : LABEL + band.indexOf(layer) * cell;
+        return oneCell(units, x, whole ? Math.max(cell * band.length, WIDEST) : cell, () => read(units));
       }),
     )),
-  ));
+  ];
 }
 
 function oneCell(units, x, wide, onPoint) {
   const bits = meanBits(units);
-  const mark = wide >= WRITTEN && svg("text", { x: x + wide / 2, y: ROW / 2, dy: "0.34em", "text-anchor": "middle" },
+  const mark = svg("text", { x: x + wide / 2, y: ROW / 2, dy: "0.34em", "text-anchor": "middle" },
     figures(bits, 2));
   const gap = wide > 6 ? 1 : 0;
   return svg("g", { class: `cell bits-${level(bits)}`, onpointerenter: onPoint },

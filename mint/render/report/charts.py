@@ -7,10 +7,10 @@ from statistics import median
 from typing import Any
 
 from mint.analysis.analysis import sqnr_db
-from mint.formats.format import KEEP, Format
+from mint.formats.format import Format
 from mint.plan.curve import Point
-from mint.plan.plan import Choice, Plan, converted
-from mint.render.report.subjects import UNIFORM, AnalyzedModel, PlannedModel
+from mint.plan.plan import UNIFORM, Choice, Plan, converted_plans
+from mint.render.report.subjects import AnalyzedModel, PlannedModel
 
 Spec = dict[str, Any]
 Rows = list[dict[str, Any]]
@@ -66,16 +66,20 @@ def curve_chart(model: AnalyzedModel, planned: Sequence[PlannedModel]) -> Spec:
         for point in model.curve.points
         if _height(point) > 0
     ]
+    plain = converted_plans(model.best).items()
     points = [
         *_points(f"knee, {model.analysis.rounding}", [("knee", *_figures(point)) for point in model.curve.knees]),
         *_points(f"device, {model.analysis.rounding}", _device_points(model)),
-        *_points(_UNIFORM_KIND, [(f"uniform {p.name}", *_figures(p.plan)) for p in _uniform_plans(model.best)]),
+        *_points(_UNIFORM_KIND, [(f"uniform {name}", *_figures(plan)) for name, plan in plain]),
     ]
     for p in planned:
         points += _points(f"plan, {p.plan.rounding}", [(p.name, *_figures(p.plan))])
     below = {"orient": "bottom", "columns": 2}
-    color = {"color": _axis("kind", "", kind="nominal", legend=below)}
-    shape = {**color, "shape": _axis("kind", "", kind="nominal", legend=below)}
+    # both scales have all kinds as their domain: Vega-Lite then draws one legend, and not one for each
+    kinds = list(dict.fromkeys(row["kind"] for row in [*line, *points]))
+    by_kind = _axis("kind", "", kind="nominal", legend=below, scale={"domain": kinds})
+    color = {"color": by_kind}
+    shape = {**color, "shape": by_kind}
     named = [point for point in points if point["kind"].startswith(("uniform", "plan"))]
     return _chart(
         360,
@@ -160,12 +164,6 @@ def _device_points(model: AnalyzedModel) -> list[tuple[str, int, float, float]]:
     return [
         (", ".join(names[nbytes]), nbytes, _height(point), point.bits_per_weight) for nbytes, point in nearest.items()
     ]
-
-
-def _uniform_plans(plan: Plan) -> list[PlannedModel]:
-    """The plans that `mlx_lm.convert` makes; equal ones, where nothing has the format, are left out."""
-    plans = [PlannedModel(str(format), converted(plan, format)) for format in UNIFORM]
-    return [model for model in plans if any(choice.format != KEEP for choice in model.plan.choices)]
 
 
 def bits_chart(model: PlannedModel) -> Spec:

@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from mint.analysis.analysis import MAGIC, Analysis, read_analysis
+from mint.analysis.analysis_name import read_name
 from mint.analysis.probes.probe_file import probes_beside
 from mint.core.errors import MintError
 from mint.core.files import begins_with
-from mint.formats.format import AFFINE, MXFP4, NVFP4
 from mint.model.checkpoint.manifest import MANIFEST_NAME, read_manifest
 from mint.plan.curve import Curve, curve
 from mint.plan.device_fit import Placed, devices_on
@@ -17,7 +17,6 @@ from mint.plan.plan import Plan, read_plan
 from mint.plan.recipe import Recipe, Room
 
 POINTS = 60  # of a curve
-UNIFORM = (*(format for format in AFFINE if format.group_size == 64), MXFP4, NVFP4)
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +63,7 @@ def _analyzed(path: Path, recipe: Recipe) -> AnalyzedModel:
     problem = recipe.problem(analysis, probes_beside(path))
     placed = [] if isinstance(analysis.traced, str) else devices_on(problem, Room())
     best = problem.plan(problem.largest_bytes)
-    return AnalyzedModel(_name(path), analysis, curve(problem, points=POINTS), tuple(placed), best)
+    return AnalyzedModel(read_name(path) or _name(path), analysis, curve(problem, points=POINTS), tuple(placed), best)
 
 
 def _name(path: Path) -> str:

@@ -8,6 +8,7 @@ from mint.quality.estimates import Estimate
 from mint.quality.verdict import (
     KL_WORDS,
     VAGUE,
+    beside_text,
     interval_in_words,
     is_ruined,
     is_vague,
@@ -15,6 +16,7 @@ from mint.quality.verdict import (
     kl_text,
     predicted_in_words,
     predicted_text,
+    result_in_words,
 )
 
 
@@ -55,3 +57,28 @@ def test_a_prediction_that_can_be_wrong_by_a_large_factor_is_vague() -> None:
     assert is_vague(Estimate(1.0, 1 / VAGUE, VAGUE))
     assert not is_vague(Estimate(1.0, 1 / 3.9, 3.9))
     assert not is_vague(Estimate(0.0, 0.0, 0.0))  # nothing is rounded
+
+
+def test_a_ratio_to_uniform_is_told_only_where_the_intervals_are_apart() -> None:
+    kl = Estimate(0.09, 0.08, 0.1)
+    assert beside_text(kl, Estimate(0.306, 0.28, 0.33)) == "3.4 times closer than 4-bit"
+    assert beside_text(Estimate(0.306, 0.28, 0.33), kl) == "3.4 times farther than 4-bit"
+    assert beside_text(kl, Estimate(0.11, 0.095, 0.13)) == "as close as 4-bit"
+    assert beside_text(Estimate(0.0, 0.0, 0.0), kl) == "closer than 4-bit"
+
+
+def test_a_result_is_told_by_its_measurement_and_else_by_a_prediction_that_is_not_vague() -> None:
+    measured = {"kl": {"value": 0.09, "low": 0.08, "high": 0.1}, "top1": {"value": 0.87, "low": 0.8, "high": 0.9}}
+    predicted = {"predicted_kl": 0.2, "predicted_low": 0.1, "predicted_high": 0.4}
+    vague = predicted | {"predicted_high": 0.2 * VAGUE}
+    uniform = measured | {"kl": {"value": 0.306, "low": 0.28, "high": 0.33}}
+    words = result_in_words({**vague, "closeness": measured, "uniform": uniform})
+    assert words["short"] == "KL 0.09, 3.4 times closer than 4-bit"
+    assert words["closeness"] == "close to the original: KL 0.09 (0.08 to 0.1) measured, same first word 87%"
+    assert words["4-bit"] == "KL 0.31 (0.28 to 0.33) measured on the same text"
+    assert result_in_words({**predicted, "closeness": measured})["short"] == "KL 0.09 measured"
+    assert result_in_words({**predicted, "closeness": None})["short"] == "KL 0.2 predicted"
+    assert result_in_words(vague) == {"closeness": "not measured"}
+    assert result_in_words({}) == result_in_words({"predicted_kl": None}) == {}
+    ruined = {"predicted_kl": 2.0, "predicted_low": 1.5, "predicted_high": 3.0}
+    assert "may ruin the model" in result_in_words(ruined)["WARNING"]

@@ -17,6 +17,7 @@ from mint.cli.main import run_command
 from mint.core.errors import MintError
 from mint.formats.format import parse_format
 from mint.model.source import open_source
+from mint.pipeline import Pipeline, cached_analysis
 from mint.plan.allocate import allocate
 from mint.plan.plan import uniform, write_plan
 from mint.plan.recipe import Recipe
@@ -179,3 +180,17 @@ def test_a_single_measurement_is_text_and_a_vague_prediction_gives_way_to_it(lla
     assert "predicted KL" not in _data(single)["tables"]["table-0"]["columns"]  # right to a factor of 100
     assert len(_data(single)["charts"]) == 3
     assert len(_data(both)["charts"]) == 1 + 2 * 3
+
+
+def test_a_cached_analysis_has_the_name_of_its_model(llama: Path) -> None:
+    source = open_source(llama)
+    Pipeline(Recipe(rounding="nearest")).run(source, [])
+    page = report([cached_analysis(source, "nearest")], Recipe())
+    assert f"<title>MINT report: {llama.name}</title>" in page
+
+
+def test_the_legend_of_the_curve_names_every_kind_once(made: Path) -> None:
+    spec = next(iter(_data(report(_paths(made), Recipe(veto_db=-100.0)))["charts"].values()))
+    svg = vl_convert.vegalite_to_svg({**spec, "width": 600})
+    for kind in ("best plans, nearest", "uniform, nearest (mlx_lm.convert)"):
+        assert len(re.findall(rf"<text [^>]*>{re.escape(kind)}</text>", svg)) == 1

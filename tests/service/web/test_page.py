@@ -50,7 +50,7 @@ def test_a_click_on_the_curve_shows_a_plan_that_is_made_and_downloaded_whole(
     ActionChains(page.driver).move_to_element_with_offset(chart, chart.size["width"] // 4, 0).click().perform()
     page.until(lambda: page.read(".plan .big") not in ("", first))
     assert page.read(".curve .readout strong") and page.all(".strip .cell")
-    assert "% less loss" in page.read(".plan") and "Predicted KL" in page.read(".plan")
+    assert "% less loss" in page.read(".plan") and "Closeness" in page.read(".plan")
     page.click(".devices summary")
     assert len(page.all(".devices li")) == 1 + int(page.read(".devices summary").split()[1])
     assert "for weights" in page.read(".devices li")
@@ -235,7 +235,7 @@ def test_a_name_that_turns_text_around_changes_nothing_beside_it(page: Page) -> 
         const job = {
           id: "0", model: "lab/evil\u202elamaj", budget: "24GB", state: "failed", reason: "no \u202emodel",
           owner: "\u202eada", host: "", watchers: [], mine: true, attempts: 1, created_at: 1, started_at: 2,
-          finished_at: 3};
+          finished_at: 3, in_words: {}};
         const card = new JobCard(job), row = new JobRow(job);
         card.element.append(row.element);
         const texts = document.createTreeWalker(card.element, NodeFilter.SHOW_TEXT);
