@@ -20,7 +20,13 @@ from tools.attack.runs import warm_up
 from tools.attack.shim import KILLS, Spoil, preload
 from tools.attack.world import ATTACKED, World, digests, world
 
-_UNFINISHED = (".partial", ".tmp", ".journal", "/.")  # parts of names of files that nobody takes for results
+_UNFINISHED = (
+    ".partial",
+    ".tmp",
+    ".journal",
+    ".incomplete",
+    "/.",
+)  # parts of names of files that nobody takes for results
 _MOST_KILLS = 3  # of one trial
 
 
