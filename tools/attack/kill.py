@@ -21,13 +21,8 @@ from tools.attack.runs import warm_up
 from tools.attack.shim import KILLS, Spoil, preload
 from tools.attack.world import ATTACKED, World, digests, world
 
-_UNFINISHED = (
-    ".partial",
-    ".tmp",
-    ".journal",
-    ".incomplete",
-    "/.",
-)  # parts of names of files that nobody takes for results
+# parts of paths of files that nobody takes for results
+_UNFINISHED = (".partial", ".tmp", ".journal", ".incomplete", "/cache/streams/", "/.")
 _MOST_KILLS = 3  # of one trial
 
 

@@ -19,9 +19,9 @@ from tools.models.families import write_family
 MODEL = "MODEL"  # stands for the model in the words of a command
 _OF_HUB = str(ID)  # the same model, on a hub
 _NOT_COMPARED = ("kernels", "rates")  # folders of the cache that belong to the machine
-# temporary files of a few bytes that huggingface_hub leaves in its own cache, and that no later download removes
+# files of a few bytes that a killed huggingface_hub leaves in its own cache, and that no later download mends
 _OF_OTHERS = re.compile(
-    r"hub/models--[^/]+/(trees/tmp\w+\.tmp|refs/main\.\w+\.tmp|(blobs/)?tmp[^/]*(/dummy_file_\w+)?)"
+    r"hub/CACHEDIR\.TAG|hub/models--[^/]+/(trees/tmp\w+\.tmp|refs/main\.\w+\.tmp|(blobs/)?tmp[^/]*(/dummy_file_\w+)?)"
 )
 _TINY = {"num_hidden_layers": 2, "hidden_size": 64, "vocab_size": 256, "intermediate_size": 128, "head_dim": 16}
 _QUANTIZE = ("quantize", MODEL, "--output", "out")
