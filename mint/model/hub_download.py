@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError, Future
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from math import inf
 from pathlib import Path
@@ -20,7 +20,8 @@ from typing import Any
 
 import httpx2
 from huggingface_hub import HfApi, constants, errors, get_token, is_offline_mode
-from huggingface_hub.utils import tqdm  # type: ignore[attr-defined]
+from huggingface_hub.file_download import repo_folder_name
+from huggingface_hub.utils import WeakFileLock, tqdm  # type: ignore[attr-defined]
 
 from mint.core.cache import cache_folder, keep, recall
 from mint.core.errors import DiskFullError, MintError
@@ -34,6 +35,7 @@ from mint.model.opening.kinds import kind_of
 
 _SECONDS = 30.0  # without an answer of the hub
 _TICK_SECONDS = 0.2  # between two reports
+_UNFINISHED = "*.????????.incomplete"  # names of huggingface_hub for blobs that it writes, other ones in each process
 _BYTES_BAR = "huggingface_hub.snapshot_download"  # its bar that counts written bytes
 _EXPLAINED = (
     errors.HfHubHTTPError, errors.HFValidationError, httpx2.TransportError, errors.LocalEntryNotFoundError,
@@ -96,6 +98,7 @@ class HubFiles:
 def fetch_beside(id: HubId, *, check: Check = lambda folder: None, reserve_bytes: int = 0) -> HubFiles:
     """Download the files of a model beside its weights; `check` gets their folder. Call it within `explained`."""
     sizes = _listed(id)
+    _remove_unfinished(id)
     beside = {name: nbytes for name, nbytes in sizes.items() if is_wanted(name)}
     _need_room(Path(constants.HF_HUB_CACHE), sum(beside.values()), reserve_bytes)
     folder = _bring(id, sorted(beside), lambda nbytes: None)
@@ -151,6 +154,18 @@ def _listed(id: HubId) -> Mapping[str, int]:
             needed = kind_of(id.repository, sizes) or f"needed: a model in safetensors format. {remedy}"
             raise MintError(f"{id} has no {pattern} (found {others}); {needed}")
     return sizes
+
+
+def _remove_unfinished(id: HubId) -> None:
+    """Remove the unfinished blobs of killed downloads, each as large as a shard: no other process resumes them.
+
+    A download that runs has the lock of its blob.
+    """
+    cache, name = Path(constants.HF_HUB_CACHE), repo_folder_name(repo_id=id.repository, repo_type="model")
+    for path in (cache / name / "blobs").glob(_UNFINISHED):
+        lock = cache / ".locks" / name / f"{path.name.partition('.')[0]}.lock"
+        with suppress(OSError), WeakFileLock(lock, timeout=_TICK_SECONDS):
+            path.unlink()
 
 
 def _need_room(folder: Path, needed: int, reserve_bytes: int) -> None:

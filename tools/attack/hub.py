@@ -1,9 +1,15 @@
-"""A hub on loopback whose answers are mutated: listings, headers of files, and files, all parts of one JSON object."""
+"""A hub on loopback with one model: a real one, or one whose answers are mutated.
 
+Mutated answers are listings, headers of files, and files, all parts of one JSON object.
+"""
+
+import hashlib
 import json
+import os
 import shutil
+import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -24,12 +30,37 @@ _FILES = {"config.json": '{"model_type": "llama"}', "model.safetensors": "\x02\0
 _LINE = str.maketrans({"\r": " ", "\n": " "})  # a header with an end of line would be two
 
 
-class _Hub(ThreadingHTTPServer):
+class _Server(ThreadingHTTPServer):
     daemon_threads = True
-    answers: dict[str, Any]
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Ignore clients that have left, and answers that HTTP cannot carry."""
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_port}"
+
+    def answer(self, path: str) -> tuple[bytes, dict[str, Any]]:
+        """The body and headers for a path."""
+        raise NotImplementedError
+
+
+class _Model(_Server):
+    """Serves the files of a folder as the one model `ID`."""
+
+    files: Mapping[str, bytes]
+
+    def answer(self, path: str) -> tuple[bytes, dict[str, Any]]:
+        """The body and headers for a path."""
+        if path.startswith("/api/"):
+            listing = _tree(self.files) if "/tree/" in path else _info(self.files)
+            return json.dumps(listing).encode(), {"Content-Type": "application/json"}
+        text = self.files[path.rpartition("/")[2]]
+        return text, {"ETag": f'"{_digest(text)}"', "X-Repo-Commit": _COMMIT}
+
+
+class _Hub(_Server):
+    answers: dict[str, Any]
 
     def answer(self, path: str) -> tuple[bytes, dict[str, Any]]:
         """The body and headers for a path."""
@@ -43,7 +74,7 @@ class _Hub(ThreadingHTTPServer):
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
-    server: _Hub
+    server: _Server
 
     def do_GET(self) -> None:
         body, headers = self.server.answer(unquote(urlsplit(self.path).path))
@@ -76,13 +107,40 @@ def _hub() -> _Hub:
 
 def hub_answers() -> bytes:
     """The answers of a hub that has one model."""
-    sizes = {name: len(text) for name, text in _FILES.items()}
-    return json.dumps({
-        "info": {"id": str(ID), "sha": _COMMIT, "siblings": [{"rfilename": n, "size": s} for n, s in sizes.items()]},
-        "tree": [{"type": "file", "path": name, "size": size, "oid": "0" * 40} for name, size in sizes.items()],
-        "headers": {"ETag": '"1"', "X-Repo-Commit": _COMMIT},
-        "files": _FILES,
-    }).encode()  # fmt: skip
+    files = {name: text.encode() for name, text in _FILES.items()}
+    headers = {"ETag": '"1"', "X-Repo-Commit": _COMMIT}
+    return json.dumps({"info": _info(files), "tree": _tree(files), "headers": headers, "files": _FILES}).encode()
+
+
+def _info(files: Mapping[str, bytes]) -> dict[str, Any]:
+    siblings = [{"rfilename": name, "size": len(text)} for name, text in files.items()]
+    return {"id": str(ID), "sha": _COMMIT, "siblings": siblings}
+
+
+def _tree(files: Mapping[str, bytes]) -> list[dict[str, Any]]:
+    return [{"type": "file", "path": name, "size": len(text), "oid": "0" * 40} for name, text in files.items()]
+
+
+def _digest(text: bytes) -> str:
+    return hashlib.sha256(text).hexdigest()
+
+
+@contextmanager
+def serving(folder: Path) -> Iterator[str]:
+    """Serve the model of a folder from a process of its own; yield the address of this hub."""
+    with _Model(("127.0.0.1", 0), _Handler) as hub:
+        hub.files = {path.name: path.read_bytes() for path in folder.iterdir()}
+        pid = os.fork()  # threads of the parent would not survive its own forks
+        if not pid:
+            try:
+                hub.serve_forever()
+            finally:
+                os._exit(1)
+        try:
+            yield hub.url
+        finally:
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
 
 
 def read_hub(folder: Path, text: bytes) -> None:
@@ -93,8 +151,8 @@ def read_hub(folder: Path, text: bytes) -> None:
         return
     hub = _hub()
     hub.answers = answers if isinstance(answers, dict) else {}
-    url, cache_folder = f"http://127.0.0.1:{hub.server_port}", folder / "hub"
-    with _knowing(url, cache_folder):
+    cache_folder = folder / "hub"
+    with knowing(hub.url, cache_folder), patch("time.sleep"):  # and wait for nothing before it tries again
         shutil.rmtree(cache_folder, ignore_errors=True)
         try:
             with outlined(ID):
@@ -105,18 +163,15 @@ def read_hub(folder: Path, text: bytes) -> None:
 
 
 @contextmanager
-def _knowing(url: str, cache_folder: Path) -> Iterator[None]:
-    """Let huggingface_hub know this hub and no other, and wait for nothing before it tries again."""
-    with (
-        patch("time.sleep"),
-        patch.multiple(
-            constants,
-            ENDPOINT=url,
-            HUGGINGFACE_CO_URL_TEMPLATE=url + "/{repo_id}/resolve/{revision}/{filename}",
-            HF_HUB_CACHE=str(cache_folder),
-            HF_HUB_OFFLINE=False,
-            HF_HUB_DISABLE_XET=True,
-            HF_TOKEN_PATH=str(cache_folder / "no-token"),
-        ),
+def knowing(url: str, cache_folder: Path) -> Iterator[None]:
+    """Let huggingface_hub know this hub and no other."""
+    with patch.multiple(
+        constants,
+        ENDPOINT=url,
+        HUGGINGFACE_CO_URL_TEMPLATE=url + "/{repo_id}/resolve/{revision}/{filename}",
+        HF_HUB_CACHE=str(cache_folder),
+        HF_HUB_OFFLINE=False,
+        HF_HUB_DISABLE_XET=True,
+        HF_TOKEN_PATH=str(cache_folder / "no-token"),
     ):
         yield

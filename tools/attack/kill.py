@@ -1,6 +1,6 @@
 """Kills a command at many moments, runs it again, and compares all files with those of an undisturbed run.
 
-    python -m tools.attack.kill [COMMAND ...] [--count N] [--by operation|time] [--seed N]
+    python -m tools.attack.kill [COMMAND ...] [--count N] [--minutes N] [--by operation|time] [--seed N]
 
 Moments are spread over the operations that change a disk (before, half way through and after each), or over time. Some
 runs are killed twice or three times before they may finish. Linux with gcc only. The exit code is 1 for any fault.
@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,8 @@ from tools.attack.runs import warm_up
 from tools.attack.shim import KILLS, Spoil, preload
 from tools.attack.world import ATTACKED, World, digests, world
 
-_UNFINISHED = (".partial", ".tmp", ".journal", "/.")  # parts of names of files that nobody takes for results
+# parts of paths of files that nobody takes for results
+_UNFINISHED = (".partial", ".tmp", ".journal", ".incomplete", "/cache/streams/", "/.")
 _MOST_KILLS = 3  # of one trial
 
 
@@ -37,12 +39,12 @@ class Tally:
         return f"{self.command:12} {self.kills:5} kills in {self.trials} trials, {len(self.faults)} faults"
 
 
-def attack(name: str, count: int, *, by_time: bool = False, seed: int = 0) -> Tally:
-    """Kill the command `name` about `count` times; return the faults."""
-    tally, chance = Tally(name), random.Random(seed)
+def attack(name: str, count: int, *, minutes: float = inf, by_time: bool = False, seed: int = 0) -> Tally:
+    """Kill the command `name` about `count` times, or as often as the minutes allow; return the faults."""
+    tally, chance, end = Tally(name), random.Random(seed), time.monotonic() + 60 * minutes
     with world(name) as place:
         moments = _by_time(place, chance) if by_time else _by_operation(place, count, chance)
-        while tally.kills < count:
+        while tally.kills < count and time.monotonic() < end:
             with place.folder() as folder:
                 tally.trials += 1
                 history = []
@@ -108,11 +110,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("command", nargs="*", help=f"of {', '.join(ATTACKED)}; default: all")
     parser.add_argument("--count", type=int, default=500, help="kills per command")
+    parser.add_argument("--minutes", type=float, default=inf, help="the longest time per command")
     parser.add_argument("--by", choices=("operation", "time"), default="operation")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
-    by_time = options.by == "time"
-    attack_each(options.command, lambda name: attack(name, options.count, by_time=by_time, seed=options.seed))
+    count, minutes, by_time, seed = options.count, options.minutes, options.by == "time", options.seed
+    attack_each(options.command, lambda name: attack(name, count, minutes=minutes, by_time=by_time, seed=seed))
 
 
 def attack_each(names: Sequence[str], attack: Callable[[str], Any]) -> None:

@@ -1,21 +1,28 @@
 """The commands under attack, the folders they start in, and what an undisturbed run leaves."""
 
 import os
+import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from mint.core.cache import cache_folder, kernel_folder
 from mint.core.files import sha256_of
-from tools.attack.runs import Outcome, run
+from tools.attack.hub import ID, serving
+from tools.attack.runs import HUB, Outcome, run
 from tools.attack.shim import Spoil
 from tools.models.families import write_family
 
 MODEL = "MODEL"  # stands for the model in the words of a command
+_OF_HUB = str(ID)  # the same model, on a hub
 _NOT_COMPARED = ("kernels", "rates")  # folders of the cache that belong to the machine
+# files of a few bytes that a killed huggingface_hub leaves in its own cache, and that no later download mends
+_OF_OTHERS = re.compile(
+    r"hub/CACHEDIR\.TAG|hub/models--[^/]+/(trees/tmp\w+\.tmp|refs/main\.\w+\.tmp|(blobs/)?tmp[^/]*(/dummy_file_\w+)?)"
+)
 _TINY = {"num_hidden_layers": 2, "hidden_size": 64, "vocab_size": 256, "intermediate_size": 128, "head_dim": 16}
 _QUANTIZE = ("quantize", MODEL, "--output", "out")
 _TWO = ("--budget", "6bpw", "--budget", "5bpw")
@@ -45,10 +52,15 @@ ATTACKED: dict[str, Attacked] = {
     "search": Attacked((*_QUANTIZE, "--rounding", "search", "--budget", "6bpw")),
     "two budgets": Attacked((*_QUANTIZE, "--quality", "fast", *_TWO), family="qwen3_moe"),
     "good": Attacked((*_QUANTIZE, "--quality", "good", "--budget", "6bpw")),
+    "learn": Attacked((*_QUANTIZE, "--quality", "good", "--budget", "3.5bpw")),  # matrices learn below 4.25 bits
     "best": Attacked((*_QUANTIZE, "--quality", "best", "--budget", "6bpw")),
     "evaluate": Attacked(
         ("evaluate", "out", "--reference", MODEL, "--save-reference", "kept.mint", "--tokens", "64", "--window", "16"),
         ((*_QUANTIZE, "--quality", "fast", "--budget", "6bpw"),),
+    ),
+    "hub": Attacked(("analyze", _OF_HUB, "--output", "a.mint")),
+    "low disk": Attacked(
+        ("quantize", _OF_HUB, "--output", "out", "--quality", "fast", "--budget", "6bpw", "--low-disk")
     ),
 }
 
@@ -105,11 +117,13 @@ def world(name: str) -> Iterator[World]:
         attacked = ATTACKED[name]
         model = write_family_apart(attacked.family, scratch / "model")
         (scratch / "trials").mkdir()
-        made = World(
-            attacked, str(model), scratch / "start", scratch / "trials", machine, {"MINT_KERNELS": str(kernel_folder())}
-        )
-        made.prepare()
-        yield made
+        variables = {"MINT_KERNELS": str(kernel_folder())}
+        with serving(model) if _OF_HUB in attacked.words else nullcontext("") as hub:
+            if hub:
+                variables[HUB] = hub
+            made = World(attacked, str(model), scratch / "start", scratch / "trials", machine, variables)
+            made.prepare()
+            yield made
 
 
 def write_family_apart(family: str, folder: Path) -> Path:
@@ -134,7 +148,7 @@ def digests(folder: Path) -> dict[str, str]:
     return {
         name: sha256_of([path.read_bytes()])
         for name, path in names.items()
-        if not set(_NOT_COMPARED).intersection(Path(name).parts)
+        if not set(_NOT_COMPARED).intersection(Path(name).parts) and not _OF_OTHERS.fullmatch(name)
     }
 
 

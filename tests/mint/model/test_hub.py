@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from huggingface_hub import constants
+from huggingface_hub.utils import WeakFileLock  # type: ignore[attr-defined]
 
 import mint
 from cluster.forecast.forecast import plan_cluster
@@ -67,6 +68,22 @@ def test_what_the_cache_has_is_found_without_a_network(
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     assert locate(ID) == folder
     assert capfd.readouterr() == ("", "")  # no bars and no warnings of others
+
+
+def test_blobs_that_killed_downloads_left_are_removed_and_those_of_running_ones_stay(hub: FakeHub, cache: Path) -> None:
+    folder = locate(ID)
+    path = folder / "model-00002-of-00003.safetensors"
+    blob = path.resolve()
+    path.unlink()
+    blob.unlink()
+    left, running = (blob.with_name(f"{digest}.0123abcd.incomplete") for digest in (blob.name, "0" * 64))
+    for unfinished in (left, running):
+        unfinished.write_bytes(b"begun")
+    with WeakFileLock(cache / ".locks" / folder.parents[1].name / f"{'0' * 64}.lock"):
+        assert locate(ID) == folder
+    assert not left.exists()
+    assert running.exists()
+    assert path.read_bytes() == hub.models[ID][path.name]
 
 
 @pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "model-00002-of-00003.safetensors"])

@@ -6,13 +6,16 @@ from math import inf
 import numpy as np
 import pytest
 from hypothesis import given
+from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from mint.plan.knapsack.bundles import Bundles, SuffixBound
-from mint.plan.knapsack.merge import ProofBudget, exchange, merge
+from mint.plan.knapsack.merge import ProofBudget, exchange, least_excess, merge
 from mint.plan.knapsack.relaxation import Case, pareto, relax, relax_each, snap
 from mint.plan.knapsack.search import PRECISION
 from tests.mint.plan.test_knapsack import Instance, brute_force, instances, quickly
+
+briefly = hypothesis_settings(max_examples=20, deadline=None)
 
 
 def case_of(sizes: list[list[int]], losses: list[list[float]], capacity: int) -> Case:
@@ -70,6 +73,30 @@ def test_an_exchange_fits_and_is_never_worse_than_the_base(instance: Instance, c
     assert np.array_equal(case.options.row[chosen], np.arange(len(instance.sizes)))
     assert case.options.size[chosen].sum() <= case.capacity
     assert case.options.loss[chosen].sum() <= case.options.loss[relaxation.base].sum() * (1 + PRECISION)
+
+
+@given(instances(classes=4))
+@briefly
+def test_an_exchange_among_four_classes_is_the_best_choice(instance: Instance) -> None:
+    case = case_of(instance.sizes, instance.losses, instance.capacity)
+    chosen = exchange(case, relax(case), inf, 100)
+    assert case.options.loss[chosen].sum() == pytest.approx(brute_force(instance), rel=1e-9, abs=1e-9)
+
+
+@given(instances(), st.integers(0, 20))
+@briefly
+def test_options_of_least_excess_are_alternatives_to_the_base(instance: Instance, count: int) -> None:
+    case = case_of(instance.sizes, instance.losses, instance.capacity)
+    options, relaxation = case.options, relax(case)
+    candidates = least_excess(options, relaxation, inf, count)
+    alternatives = np.setdiff1d(np.arange(len(options.size)), relaxation.base)
+    assert np.isin(candidates, alternatives).all()
+    for kind in set(options.common.tolist()):
+        alike, chosen = (
+            np.sort(relaxation.excess[part[options.common[options.row[part]] == kind]])
+            for part in (alternatives, candidates)
+        )
+        assert np.array_equal(chosen, alike[:count])
 
 
 @given(instances())
@@ -158,6 +185,31 @@ def test_an_alternative_takes_options_of_its_step_and_excess() -> None:
                 assert len(set(case.options.row[taken])) == len(taken)
                 assert relaxation.step[taken].sum() == step
                 assert relaxation.excess[taken].sum() == pytest.approx(excess, abs=1e-12)
+
+
+def test_common_classes_of_one_bundle_stay_below_what_they_reach_after_a_rare_class() -> None:
+    sizes, losses = [[0, 70]] + [[0, 100]] * 4, [[0.5, 0.0]] + [[2.0, 1.0]] * 4
+    case = case_of(sizes, losses, 430)
+    relaxation = relax(case)
+    bundles = Bundles.of(case.options, relaxation, 10.0, np.zeros(5, np.bool_))
+    assert len(bundles.kind) == 2
+    suffix = SuffixBound(bundles, relaxation.price, 10.0)
+    steps, lifts = bundles.alternatives(1)
+    assert np.all(suffix.lift(0, steps) <= lifts + 1e-12)
+
+
+def test_bytes_beyond_all_bundles_lift_the_suffix_bound_by_their_price() -> None:
+    rng = np.random.default_rng(29)
+    for _ in range(20):
+        sizes, losses = alike(6, 2, rng)
+        case = case_of(sizes, losses, (sum(map(min, sizes)) + sum(map(max, sizes))) // 2)
+        relaxation = relax(case)
+        bundles = Bundles.of(case.options, relaxation, 10.0, np.zeros(len(case.options.first), np.bool_))
+        suffix = SuffixBound(bundles, relaxation.price, 10.0)
+        for position in range(len(bundles.kind)):
+            reach = int(bundles.step[bundles.start[position + 1] :].clip(0).sum())
+            left = reach + np.arange(0, 2000, 100)
+            assert np.all(suffix.lift(position, left) >= relaxation.price * (left - reach) * (1 - PRECISION))
 
 
 def test_thousands_of_near_equal_classes_are_few_bundles() -> None:
