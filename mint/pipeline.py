@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from mint.analysis.analysis import MAGIC, SCHEMA, Analysis, read_analysis
 from mint.analysis.analysis_name import write_name
 from mint.analysis.analyze import analyze
+from mint.analysis.probes.packed_base import fitting_base
 from mint.analysis.probes.probe import probe
 from mint.analysis.probes.probe_file import Probed, probe_path, probes_beside
 from mint.analysis.probes.prober import Probing
@@ -26,11 +27,11 @@ from mint.assembly.verify import Verification, verify
 from mint.core.cache import cached_path
 from mint.core.errors import MintError
 from mint.core.files import begins_with, move_aside
-from mint.core.memory import peak_rss_bytes
+from mint.core.memory import PROCESSES_BYTES, peak_rss_bytes
 from mint.core.progress import OnNote, OnProgress, ignore, say_nothing
 from mint.core.sizes import format_size
 from mint.exports.source_card import read_source_card
-from mint.formats.rounding import DEFAULT_ROUNDING
+from mint.formats.rounding import DEFAULT_ROUNDING, ROUNDINGS
 from mint.kernels.ready import begin_kernels
 from mint.kernels.warmup import MEASURE, WRITE
 from mint.model.checkpoint.manifest import Manifest
@@ -38,6 +39,7 @@ from mint.model.module_tree import has_own_code, tokenizer_fault
 from mint.model.remote.headers import missing_bytes
 from mint.model.source import Source, open_source
 from mint.plan.allocate import allocate_all
+from mint.plan.objectives import objective
 from mint.plan.plan import Plan, read_plan, write_plan
 from mint.plan.problem import Problem
 from mint.plan.recipe import Budget, Recipe
@@ -140,7 +142,8 @@ def quantize(
 
     `model` is a folder, or as a `str` an id of the Hugging Face hub, which is downloaded if need be.
     The analysis is kept (in the user's cache, or in `analysis`), so another budget costs no measuring. With
-    `recipe.probe` the sensitivities are measured too, by `probing`; later calls use them. Units that a folder of
+    `recipe.probe`, and where a rounding runs the model anyway and `probing` fits this machine, the sensitivities are
+    measured too; later calls use them. `recipe.ignore_probe` leaves them out. Units that a folder of
     `reuse` holds in the planned format are copied. `on_forecast` gets the expected time, memory and disk before
     anything long begins. With `low_disk` the weights of a model of the hub are downloaded when they are needed, and the
     disk holds one shard of them (`mint/run/low_disk.py`). Killed at any point, the same call resumes. Raises
@@ -156,7 +159,7 @@ def quantize(
             opened, executor = stack.enter_context(streaming(model, **recipe.opening, **work))
         pipeline = Pipeline(
             recipe, analysis, keep_nonfinite, reuse, executor, probing=probing, force=force, memory=memory,
-            on_forecast=on_forecast, **work,
+            on_forecast=on_forecast, may_probe=True, **work,
         )  # fmt: skip
         (result,) = pipeline.run(opened, [Target(Path(output), Budget.of(budget))])
     return result
@@ -177,6 +180,7 @@ class Pipeline:
     on_note: OnNote = say_nothing
     memory: int | None = None  # bytes, for all processes together; by default those of this machine
     on_forecast: OnForecast | None = None
+    may_probe: bool = False  # where the model runs anyway and fits; the default sensitivities suit few models
     hooks: Hooks = field(default_factory=Hooks)
     seconds: dict[str, float] = field(default_factory=dict)
 
@@ -234,14 +238,14 @@ class Pipeline:
     def _known_problem(self, source: Source) -> Problem | None:
         """The choices of the model, if earlier runs measured all that decides them."""
         path, beside = self._analysis_path(source), self._probes_path(source)
-        if not (path.is_file() and begins_with(path, MAGIC)) or (self.recipe.probe and not probe_path(beside).exists()):
+        if not (path.is_file() and begins_with(path, MAGIC)) or self._missing_probes(source):
             return None
         analysis = read_analysis(path)
         is_of_source = (analysis.model, analysis.dtype) == (source.identity, source.dtype)
         return self.recipe.problem(analysis, probes_beside(beside)) if is_of_source else None
 
     def _forecast(self, source: Source, sizes: Sequence[int]) -> "Forecast":
-        probing = None if not self.recipe.probe or probe_path(self._probes_path(source)).exists() else self.probing
+        probing = self._missing_probes(source)
         from mint.forecast.forecast import forecast
 
         analysis = self._analysis_path(source)
@@ -269,8 +273,27 @@ class Pipeline:
         """The analysis that probes lie beside: they serve all roundings."""
         return Path(self.analysis or cached_analysis(source, device=measuring_device(self.executor)))
 
+    def _missing_probes(self, source: Source) -> Probing | None:
+        """The probes that are wanted and not there.
+
+        They are wanted if the recipe asks for them. If `may_probe`, they are, too, where the model runs on this machine
+        anyway and fits its memory with its units in some base.
+        """
+        if probe_path(self._probes_path(source)).exists():
+            return None
+        if self.recipe.probe:
+            return self.probing
+        runs_here = ROUNDINGS[self.recipe.rounding].needs_model and self.executor is in_process
+        if not (self.may_probe and runs_here and objective(self.recipe.objective).probes) or self.recipe.ignore_probe:
+            return None
+        memory = None if self.memory is None else self.memory - PROCESSES_BYTES
+        base = fitting_base(source, self.probing.base, self.probing.tokens, memory)
+        if not base or memory is None:
+            return self.probing if base else None
+        return replace(self.probing, base=base)
+
     def _measure(self, source: Source) -> Measured:
-        """Analyze, and probe if the recipe asks for it."""
+        """Analyze, and probe if that is wanted."""
         rounding = self.recipe.rounding
         path = self._analysis_path(source)
         beside = self._probes_path(source)
@@ -281,9 +304,9 @@ class Pipeline:
             analysis = analyze(source, path, rounding=rounding, keep_nonfinite=self.keep_nonfinite, **work)
         if not self.analysis:
             write_name(path, read_source_card(source.folder).name)
-        if self.recipe.probe:
+        if probing := self.probing if self.recipe.probe else self._missing_probes(source):
             with self._stage(PROBE):
-                probe(source, analysis, probe_path(beside), probing=self.probing, **work)
+                probe(source, analysis, probe_path(beside), probing=probing, **work)
         measured = Measured(analysis, probes_beside(beside), path, probe_path(beside), dict(self.seconds))
         self.hooks.measured(measured)
         return measured

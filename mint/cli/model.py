@@ -83,14 +83,18 @@ def quantize(
     work: dict[str, Any] = {"on_progress": screen.on_progress, "on_note": screen.note}
     if dry_run and not (low_disk or cluster):  # weights that are not here stay where they are
         with headers_of(model, **recipe.opening, on_progress=screen.on_progress) as source:
-            pipeline = Pipeline(recipe, analysis, keep_nonfinite, reuse, force=force, memory=memory, **work)
+            pipeline = Pipeline(
+                recipe, analysis, keep_nonfinite, reuse, force=force, memory=memory, may_probe=True, **work
+            )
             return [_foreseen(pipeline.foresee(source, list(map(Target, outputs, budgets))))]
     with (
         streaming(model, **recipe.opening, **work)
         if low_disk
         else executing(cluster, model, **recipe.opening, share=share, **work)
     ) as (opened, executor):
-        pipeline = Pipeline(recipe, analysis, keep_nonfinite, reuse, executor, force=force, memory=memory, **work)
+        pipeline = Pipeline(
+            recipe, analysis, keep_nonfinite, reuse, executor, force=force, memory=memory, may_probe=True, **work
+        )
         targets = list(map(Target, outputs, budgets))
         if dry_run:
             return [_foreseen(pipeline.foresee(opened, targets))]

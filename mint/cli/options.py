@@ -155,7 +155,15 @@ Force = Annotated[bool, flag("Move an existing output aside (to OUTPUT.old) inst
 Reused = Annotated[
     list[Path], option("FOLDER", "Copy units of the same format from here. May be repeated.", "--reuse", panel=METHOD)
 ]
-Probe = Annotated[bool, flag("Measure the sensitivity of every unit first (see mint probe).", "--probe", panel=METHOD)]
+Probe = Annotated[
+    bool,
+    flag(
+        "Measure the sensitivity of every unit first (see mint probe). mint quantize with good and best does so by "
+        "itself, on one machine whose memory holds the model.",
+        "--probe",
+        panel=METHOD,
+    ),
+]
 
 
 def screen_of(as_json: Json = False, verbose: Verbose = False, progress: ProgressKind = PROGRESS[0]) -> Screen:
@@ -191,7 +199,7 @@ def rules(
         float, _rule("X", "Trade quality for speed: at 1, 1 % of decoding time is worth 1 % of the loss of 4/64.")
     ] = RECIPE.prefer_speed,
     ignore_probe: Annotated[
-        bool, flag("Use the default sensitivities although the model was probed.", "--ignore-probe", panel=_RULES)
+        bool, flag("Use the default sensitivities: no probe is made or used.", "--ignore-probe", panel=_RULES)
     ] = RECIPE.ignore_probe,
     max_shard_size: Annotated[str, _rule("SIZE", "Largest weight file to write.")] = RECIPE.max_shard_size,
 ) -> Recipe:

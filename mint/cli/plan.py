@@ -237,7 +237,7 @@ def recipes(
     screen.note(f"forecast for --budget {str(budget).replace(' ', '')}, the size of uniform 4-bit")
 
     def expected(rounding: str) -> Record:
-        return Pipeline(Recipe(rounding=rounding), force=True).foresee(source, [target]).to_dict()
+        return Pipeline(Recipe(rounding=rounding), force=True, may_probe=True).foresee(source, [target]).to_dict()
 
     forecasts = {row.name: expected(row.rounding) for row in QUALITIES.values()}
     return {**qualities_record(forecasts), "budget": str(budget).replace(" ", "")}

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from mint.analysis.probes.own_text import SEED, STREAMED, text_base, text_path
+from mint.analysis.probes.packed_base import BASES, fitting_base, needed_bytes
 from mint.analysis.probes.prober import Probing
 from mint.core.memory import PROCESSES_BYTES, memory_bytes
 from mint.core.progress import OnProgress
@@ -147,11 +148,16 @@ def forecast(
     temporary += 2 * TRAINING * CALIBRATION.window * source.vocabulary if method.tunes else 0
     return Forecast(
         (*once, *(Step(step.name, step.seconds * count) for count, step in each if count)),
-        needed_memory(source, method.name, base),
+        needed_memory(source, method.name, base) | (_probing_memory(source, probing) if probing else {}),
         sum(sizes) + temporary + streamed_bytes,
         memory_bytes(),
         download_bytes,
     )
+
+
+def _probing_memory(source: Source, probing: Probing) -> dict[str, int]:
+    base = fitting_base(source, probing.base, probing.tokens) or list(BASES)[-1]
+    return {"probe": PROCESSES_BYTES + needed_bytes(source, base, probing.tokens)}
 
 
 def _packing(source: Source, rates: Rates, reading: float) -> Iterator[Step]:

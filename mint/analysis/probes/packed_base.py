@@ -77,6 +77,14 @@ def memory_for_models() -> int:
     return int(_SHARE * backend().memory_bytes())
 
 
+def fitting_base(source: Source, base: str, tokens: int, memory: int | None = None) -> str:
+    """The base itself; for `auto` full precision or the most bits that fit the memory, empty if none does."""
+    memory = memory_for_models() if memory is None else memory
+    if base != AUTO:
+        return base
+    return next((base for base in (FULL, *BASES) if needed_bytes(source, base, tokens) <= memory), "")
+
+
 def chosen_base(source: Source, base: str, tokens: int, memory: int | None = None) -> str:
     """The base itself; for `auto` full precision if it fits the memory, else the most bits that fit.
 
@@ -86,7 +94,7 @@ def chosen_base(source: Source, base: str, tokens: int, memory: int | None = Non
         return base
     memory = memory_for_models() if memory is None else memory
     needs = {base: needed_bytes(source, base, tokens) for base in (FULL, *BASES)}
-    base = next((base for base, needed in needs.items() if needed <= memory), "")
+    base = fitting_base(source, AUTO, tokens, memory)
     if not base:
         base, needed = needs.popitem()
         raise MintError(

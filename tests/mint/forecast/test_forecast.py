@@ -34,7 +34,7 @@ GOOD = Recipe(rounding="compensate")
 
 
 def forecast_of(model: Path, output: Path, recipe: Recipe = GOOD) -> Forecast:
-    return Pipeline(recipe).foresee(model, [Target(output, Budget.of("6bpw"))])
+    return Pipeline(recipe, may_probe=True).foresee(model, [Target(output, Budget.of("6bpw"))])
 
 
 def test_a_dry_run_writes_nothing(llama: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -76,7 +76,8 @@ def test_the_forecast_comes_first_and_counts_only_what_is_left(make_model: Calla
     forecasts: list[Forecast] = []
     first = forecast_of(model, tmp_path / "out")
     result = quantize(model, "6bpw", tmp_path / "out", GOOD, on_forecast=forecasts.append)
-    assert [step.name for step in first.steps] == ["start", "analyze", "write text", "predict", "assemble", "verify"]
+    stages = ["start", "analyze", "write text", "probe", "predict", "assemble", "verify"]
+    assert [step.name for step in first.steps] == stages
     assert [step.name for step in forecasts[0].steps] == [step.name for step in first.steps]
     assert [step.name for step in forecast_of(model, tmp_path / "2").steps] == [
         "start",
@@ -92,7 +93,9 @@ def test_a_step_takes_longer_the_more_there_is_to_do(make_model: Callable[..., P
     fast, good = (forecast_of(model, tmp_path / "out", Recipe(rounding=name)) for name in ("nearest", "compensate"))
     assert 0 < fast.seconds < good.seconds
     assert fast.peak_bytes < good.peak_bytes
-    two = Pipeline(GOOD).foresee(model, [Target(tmp_path / name, Budget.of(name)) for name in ("5bpw", "6bpw")])
+    two = Pipeline(GOOD, may_probe=True).foresee(
+        model, [Target(tmp_path / name, Budget.of(name)) for name in ("5bpw", "6bpw")]
+    )
     assert good.seconds < two.seconds < 2 * good.seconds
     assert [format_seconds(seconds) for seconds in (3.2, 200, 9000)] == ["3 s", "3 min", "2.5 h"]
 

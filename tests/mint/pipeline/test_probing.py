@@ -1,0 +1,70 @@
+"""A model that runs anyway is probed first: the default sensitivities come from another model."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from mint.analysis.probes.packed_base import AUTO, BASES, fitting_base, needed_bytes
+from mint.analysis.probes.prober import Probing
+from mint.analysis.probes.sensitivity import PRIOR, PROBED
+from mint.core.errors import MintError
+from mint.core.memory import PROCESSES_BYTES
+from mint.core.progress import Progress
+from mint.model.source import open_source
+from mint.pipeline import Pipeline, Quantized, Target, quantize
+from mint.plan.recipe import Budget, Recipe
+
+GOOD = Recipe(rounding="compensate")
+TOO_MANY = Probing(sequences=10**8)  # no machine has the memory for their activations
+
+
+def sources_of(result: Quantized) -> set[str]:
+    return {choice.alpha_from for choice in result.plan.choices}
+
+
+def test_a_model_that_runs_anyway_is_probed_first_and_once(llama: Path, tmp_path: Path) -> None:
+    seen: list[Progress] = []
+    first = quantize(llama, "6bpw", tmp_path / "one", GOOD, on_progress=seen.append)
+    assert sources_of(first) == {PROBED}
+    assert "probe" in {progress.stage for progress in seen}
+    seen.clear()
+    assert sources_of(quantize(llama, "5bpw", tmp_path / "two", GOOD, on_progress=seen.append)) == {PROBED}
+    assert "probe" not in {progress.stage for progress in seen}
+
+
+@pytest.mark.parametrize(
+    "recipe", [Recipe(rounding="nearest"), Recipe(rounding="search"), Recipe(rounding="compensate", ignore_probe=True)]
+)
+def test_nothing_is_probed_where_no_model_runs_or_nobody_wants_it(recipe: Recipe, llama: Path, tmp_path: Path) -> None:
+    assert sources_of(quantize(llama, "6bpw", tmp_path / "out", recipe)) == {PRIOR}
+
+
+def test_a_model_that_does_not_fit_in_memory_is_quantized_without_probes(llama: Path, tmp_path: Path) -> None:
+    result = quantize(llama, "6bpw", tmp_path / "out", GOOD, probing=TOO_MANY)
+    assert sources_of(result) == {PRIOR}
+    assert result.verification.passed
+
+
+def test_whoever_asks_for_probes_hears_that_they_do_not_fit(llama: Path, tmp_path: Path) -> None:
+    with pytest.raises(MintError, match="probing takes about"):
+        quantize(llama, "6bpw", tmp_path / "out", Recipe(rounding="compensate", probe=True), probing=TOO_MANY)
+
+
+def test_a_limit_of_memory_chooses_the_base(make_model: Callable[..., Path], tmp_path: Path) -> None:
+    source = open_source(make_model("llama"))
+    tokens = Probing().tokens
+    needs = {base: needed_bytes(source, base, tokens) for base in BASES}
+    assert fitting_base(source, AUTO, tokens, needs["6"]) == "6"
+    assert fitting_base(source, AUTO, tokens, min(needs.values()) - 1) == ""
+    assert fitting_base(source, "8", tokens, 1) == "8"  # as it was asked for
+    target = [Target(tmp_path / "out", Budget.of("6bpw"))]
+    large = Probing(sequences=2000)
+    memory = PROCESSES_BYTES + needed_bytes(source, "4", large.tokens) - 1
+    little, enough = (
+        Pipeline(GOOD, probing=large, memory=nbytes, may_probe=True).foresee(source, target)
+        for nbytes in (memory, memory + 1)
+    )
+    assert "probe" not in [step.name for step in little.steps]
+    assert "probe" in [step.name for step in enough.steps]
+    assert enough.peak_bytes <= memory + 1
