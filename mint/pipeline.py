@@ -17,7 +17,7 @@ from mint.analysis.analyze import analyze
 from mint.analysis.probes.packed_base import fitting_base
 from mint.analysis.probes.probe import probe
 from mint.analysis.probes.probe_file import Probed, probe_path, probes_beside
-from mint.analysis.probes.prober import Probing
+from mint.analysis.probes.prober import BRIEF, Probing
 from mint.assembly.assemble import drafted
 from mint.assembly.draft import read_finished, refuse_foreign
 from mint.assembly.early_checks import check_request, keeps_all
@@ -287,10 +287,11 @@ class Pipeline:
         if not (self.may_probe and runs_here and objective(self.recipe.objective).probes) or self.recipe.ignore_probe:
             return None
         memory = None if self.memory is None else self.memory - PROCESSES_BYTES
-        base = fitting_base(source, self.probing.base, self.probing.tokens, memory)
+        probing = BRIEF if self.probing == Probing() else self.probing
+        base = fitting_base(source, probing.base, probing.tokens, memory)
         if not base or memory is None:
-            return self.probing if base else None
-        return replace(self.probing, base=base)
+            return probing if base else None
+        return replace(probing, base=base)
 
     def _measure(self, source: Source) -> Measured:
         """Analyze, and probe if that is wanted."""

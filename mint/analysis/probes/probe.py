@@ -17,7 +17,7 @@ from typing import Any
 from mint.analysis.analysis import Analysis
 from mint.analysis.probes.packed_base import AUTO, BASES, chosen_base
 from mint.analysis.probes.probe_file import FULL, MAGIC, SCHEMA, Probe, Probed, read_probes, write_probed
-from mint.analysis.probes.prober import ProbeJob, Probing, TextJob, coarse_format
+from mint.analysis.probes.prober import BRIEF, ProbeJob, Probing, TextJob, coarse_format
 from mint.core.errors import MintError
 from mint.core.files import partial_path
 from mint.core.journal import Journal, read_header, remove_stray
@@ -45,7 +45,8 @@ def probe(
 ) -> Probed:
     """Probe the units of `source` that may be quantized and write `output`; resumes after a kill.
 
-    Raises `MintError` when the analysis is of another model, `output` of something else, or the model changes.
+    Brief probes in `output` are replaced. Raises `MintError` when the analysis is of another model, `output` of
+    something else, or the model changes.
     """
     require_record("open_source", source)
     require_record("read_analysis", analysis)
@@ -57,10 +58,12 @@ def probe(
     header = _header(source, probing, units, (output, partial))
     if output.exists():
         probed = read_probes(output)
-        if read_header(output, MAGIC) != header:
+        if read_header(output, MAGIC) == header:
+            remove_stray(output, MAGIC)
+            return probed
+        if probed.tokens != str(BRIEF):
             raise MintError(f"{output}: holds other probes ({probed.tokens}, {probed.origin}); move it away first")
-        remove_stray(output, MAGIC)
-        return probed
+        on_note(f"{output}: the brief probes ({probed.tokens}) are replaced")
     with Journal(partial, MAGIC, header) as journal:
         with reading(f"{journal.path}: a damaged journal", "remove the file and run the same command again"):
             probes = {probe.path: probe for probe in map(Probe.from_record, journal.records)}

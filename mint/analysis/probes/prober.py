@@ -80,6 +80,10 @@ class Probing:
             raise MintError(f"{self.most} probes; needed 1 or more")
 
 
+# before a compensation: plans for two small models were as close as with four times the tokens (docs/benchmarks.md)
+BRIEF = Probing(sequences=2)
+
+
 def coarse_format(unit: Unit) -> Format | None:
     """The format of a unit's probe; None if it admits none."""
     return next(iter(admissible(unit.shape, unit.dtype, COARSE)), None)

@@ -6,8 +6,8 @@ transformers 5 writes no key that its class never varies, and lists of kinds of 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from mint.model.opening.defaults import DEFAULTS
 from mint.model.opening.readers import Reader
-from mint.model.originals.defaults import DEFAULTS
 
 Values = Mapping[str, Any]
 

@@ -5,8 +5,11 @@ from pathlib import Path
 
 import pytest
 
+from mint.analysis.analyze import analyze
 from mint.analysis.probes.packed_base import AUTO, BASES, fitting_base, needed_bytes
-from mint.analysis.probes.prober import Probing
+from mint.analysis.probes.probe import probe
+from mint.analysis.probes.probe_file import probe_path, read_probes
+from mint.analysis.probes.prober import BRIEF, Probing
 from mint.analysis.probes.sensitivity import PRIOR, PROBED
 from mint.core.errors import MintError
 from mint.core.memory import PROCESSES_BYTES
@@ -68,3 +71,15 @@ def test_a_limit_of_memory_chooses_the_base(make_model: Callable[..., Path], tmp
     assert "probe" not in [step.name for step in little.steps]
     assert "probe" in [step.name for step in enough.steps]
     assert enough.peak_bytes <= memory + 1
+
+
+def test_brief_probes_are_replaced_by_those_that_somebody_asks_for(llama: Path, tmp_path: Path) -> None:
+    file, notes = tmp_path / "a.mint", list[str]()
+    source, analysis = open_source(llama), analyze(open_source(llama), file)
+    brief = probe(source, analysis, probe_path(file), probing=BRIEF)
+    whole = probe(source, analysis, probe_path(file), on_note=notes.append)
+    assert (brief.tokens, whole.tokens) == (str(BRIEF), str(Probing()))
+    assert any("replaced" in note for note in notes)
+    assert read_probes(probe_path(file)).tokens == str(Probing())
+    with pytest.raises(MintError, match="holds other probes"):
+        probe(source, analysis, probe_path(file), probing=BRIEF)

@@ -14,7 +14,7 @@ import mlx_lm.models
 import pytest
 from transformers import CONFIG_MAPPING
 
-from mint.model.originals.defaults import DEFAULTS
+from mint.model.opening.defaults import DEFAULTS
 from mint.model.source import open_source
 from mint.pipeline import quantize
 
