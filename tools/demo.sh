@@ -29,7 +29,7 @@ if [ ! -e "$model" ]; then
 fi
 
 if [ ! -e "$small" ]; then
-    echo "== quantizing to 110 MB: 4 minutes on two cores, longer beside other work"
+    echo "== quantizing to 110 MB: 6 minutes on two cores, longer beside other work"
     if python -c "$slow_blas"; then
         echo "== no OpenBLAS found: --rounding search; the default quality would take an hour"
         mint quantize "$model" --budget 110MB --rounding search

@@ -29,9 +29,9 @@ QUALITIES = {
     quality.name: quality
     for quality in (
         Quality("fast", "the best formats, rounded as mlx rounds", "nearest", "5", "0.6 GB", "-28 to -68 %"),
-        Quality("good", "weights make up for each other's rounding errors", "compensate", "225", "2.0 GB",
+        Quality("good", "weights make up for each other's rounding errors", "compensate", "380", "2.0 GB",
                 "-80 to -82 %"),
-        Quality("best", "rows too, by gradients; then scales are trained", "tune", "395", "1.9 GB",
+        Quality("best", "rows too, by gradients; then scales are trained", "tune", "500", "1.9 GB",
                 "-82 to -86 %"),
     )
 }  # fmt: skip
