@@ -195,7 +195,7 @@ class Pipeline:
         source, sizes = self._opened(model, targets)
         if self.on_forecast:
             self.on_forecast(self._forecast(source, sizes))
-        measured = self._measure(source)
+        measured = self._measure(source, sizes)
         plans = self._plans(targets, measured) if targets else []
         for target, plan in zip(targets, plans, strict=True):
             self._refuse([target], model=source.identity, plan=plan.digest)
@@ -238,14 +238,14 @@ class Pipeline:
     def _known_problem(self, source: Source) -> Problem | None:
         """The choices of the model, if earlier runs measured all that decides them."""
         path, beside = self._analysis_path(source), self._probes_path(source)
-        if not (path.is_file() and begins_with(path, MAGIC)) or self._missing_probes(source):
+        if not (path.is_file() and begins_with(path, MAGIC)) or self._missing_probes(source, [0]):
             return None
         analysis = read_analysis(path)
         is_of_source = (analysis.model, analysis.dtype) == (source.identity, source.dtype)
         return self.recipe.problem(analysis, probes_beside(beside)) if is_of_source else None
 
     def _forecast(self, source: Source, sizes: Sequence[int]) -> "Forecast":
-        probing = self._missing_probes(source)
+        probing = self._missing_probes(source, sizes)
         from mint.forecast.forecast import forecast
 
         analysis = self._analysis_path(source)
@@ -273,11 +273,11 @@ class Pipeline:
         """The analysis that probes lie beside: they serve all roundings."""
         return Path(self.analysis or cached_analysis(source, device=measuring_device(self.executor)))
 
-    def _missing_probes(self, source: Source) -> Probing | None:
-        """The probes that are wanted and not there.
+    def _missing_probes(self, source: Source, sizes: Sequence[int]) -> Probing | None:
+        """The probes that are wanted for models of these sizes in bytes and not there.
 
-        They are wanted if the recipe asks for them. If `may_probe`, they are, too, where the model runs on this machine
-        anyway and fits its memory with its units in some base.
+        They are wanted if the recipe asks for them. If `may_probe`, they are, too, where something is rounded, and the
+        model runs on this machine anyway and fits its memory with its units in some base.
         """
         if probe_path(self._probes_path(source)).exists():
             return None
@@ -286,6 +286,8 @@ class Pipeline:
         runs_here = ROUNDINGS[self.recipe.rounding].needs_model and self.executor is in_process
         if not (self.may_probe and runs_here and objective(self.recipe.objective).probes) or self.recipe.ignore_probe:
             return None
+        if all(keeps_all(source, self.recipe, size) for size in sizes):
+            return None
         memory = None if self.memory is None else self.memory - PROCESSES_BYTES
         probing = BRIEF if self.probing == Probing() else self.probing
         base = fitting_base(source, probing.base, probing.tokens, memory)
@@ -293,7 +295,7 @@ class Pipeline:
             return probing if base else None
         return replace(probing, base=base)
 
-    def _measure(self, source: Source) -> Measured:
+    def _measure(self, source: Source, sizes: Sequence[int]) -> Measured:
         """Analyze, and probe if that is wanted."""
         rounding = self.recipe.rounding
         path = self._analysis_path(source)
@@ -305,7 +307,7 @@ class Pipeline:
             analysis = analyze(source, path, rounding=rounding, keep_nonfinite=self.keep_nonfinite, **work)
         if not self.analysis:
             write_name(path, read_source_card(source.folder).name)
-        if probing := self.probing if self.recipe.probe else self._missing_probes(source):
+        if probing := self.probing if self.recipe.probe else self._missing_probes(source, sizes):
             with self._stage(PROBE):
                 probe(source, analysis, probe_path(beside), probing=probing, **work)
         measured = Measured(analysis, probes_beside(beside), path, probe_path(beside), dict(self.seconds))
