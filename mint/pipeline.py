@@ -27,6 +27,7 @@ from mint.assembly.verify import Verification, verify
 from mint.core.cache import cached_path
 from mint.core.errors import MintError
 from mint.core.files import begins_with, move_aside
+from mint.core.log import log
 from mint.core.memory import PROCESSES_BYTES, peak_rss_bytes
 from mint.core.progress import OnNote, OnProgress, ignore, say_nothing
 from mint.core.sizes import format_size
@@ -274,19 +275,12 @@ class Pipeline:
         return Path(self.analysis or cached_analysis(source, device=measuring_device(self.executor)))
 
     def _missing_probes(self, source: Source, sizes: Sequence[int]) -> Probing | None:
-        """The probes that are wanted for models of these sizes in bytes and not there.
-
-        They are wanted if the recipe asks for them. If `may_probe`, they are, too, where something is rounded, and the
-        model runs on this machine anyway and fits its memory with its units in some base.
-        """
+        """The probes that models of these sizes want: asked for, or worth it on this machine, and not there yet."""
         if probe_path(self._probes_path(source)).exists():
             return None
         if self.recipe.probe:
             return self.probing
-        runs_here = ROUNDINGS[self.recipe.rounding].needs_model and self.executor is in_process
-        if not (self.may_probe and runs_here and objective(self.recipe.objective).probes) or self.recipe.ignore_probe:
-            return None
-        if all(keeps_all(source, self.recipe, size) for size in sizes):
+        if not (self._may_probe(source, sizes) and self.executor is in_process):
             return None
         memory = None if self.memory is None else self.memory - PROCESSES_BYTES
         probing = BRIEF if self.probing == Probing() else self.probing
@@ -294,6 +288,13 @@ class Pipeline:
         if not base or memory is None:
             return probing if base else None
         return replace(probing, base=base)
+
+    def _may_probe(self, source: Source, sizes: Sequence[int]) -> bool:
+        """True if probes are worth their time though nobody asks for them: the model runs anyway."""
+        recipe = self.recipe
+        suits = objective(recipe.objective).probes and not recipe.ignore_probe
+        runs = ROUNDINGS[recipe.rounding].needs_model and not all(keeps_all(source, recipe, size) for size in sizes)
+        return self.may_probe and suits and runs
 
     def _measure(self, source: Source, sizes: Sequence[int]) -> Measured:
         """Analyze, and probe if that is wanted."""
@@ -311,6 +312,9 @@ class Pipeline:
             with self._stage(PROBE):
                 probe(source, analysis, probe_path(beside), probing=probing, **work)
         measured = Measured(analysis, probes_beside(beside), path, probe_path(beside), dict(self.seconds))
+        if self._may_probe(source, sizes) and not measured.probed:
+            reason = "too little memory" if self.executor is in_process else "only one machine probes by itself"
+            log.warning("probes.none", reason=reason, used="default sensitivities")
         self.hooks.measured(measured)
         return measured
 

@@ -79,10 +79,10 @@ def memory_for_models() -> int:
 
 def fitting_base(source: Source, base: str, tokens: int, memory: int | None = None) -> str:
     """The base itself; for `auto` full precision or the most bits that fit the memory, empty if none does."""
-    memory = memory_for_models() if memory is None else memory
     if base != AUTO:
         return base
-    return next((base for base in (FULL, *BASES) if needed_bytes(source, base, tokens) <= memory), "")
+    limit = memory_for_models() if memory is None else memory
+    return next((base for base in (FULL, *BASES) if needed_bytes(source, base, tokens) <= limit), "")
 
 
 def chosen_base(source: Source, base: str, tokens: int, memory: int | None = None) -> str:
@@ -90,22 +90,20 @@ def chosen_base(source: Source, base: str, tokens: int, memory: int | None = Non
 
     `memory` is that of this machine by default. Raises `MintError` if no base fits.
     """
-    if base != AUTO:
-        return base
     memory = memory_for_models() if memory is None else memory
-    needs = {base: needed_bytes(source, base, tokens) for base in (FULL, *BASES)}
-    base = fitting_base(source, AUTO, tokens, memory)
-    if not base:
-        base, needed = needs.popitem()
+    fitting = fitting_base(source, base, tokens, memory)
+    if not fitting:
+        smallest = [*BASES][-1]
+        needed = enough_size(needed_bytes(source, smallest, tokens))
         raise MintError(
-            f"probing takes about {enough_size(needed)} around {base} bits, this machine has {format_size(memory)} for "
-            f"it; needed a machine with more, fewer --sequences or a smaller --length. --base {base} tries all the same"
+            f"probing takes about {needed} around {smallest} bits, this machine has {format_size(memory)} for it; "
+            f"needed a machine with more, fewer --sequences or a smaller --length. --base {smallest} tries all the same"
         )
-    if base != FULL:
-        reason = f"probing at full precision takes about {format_size(needs[FULL])}"
-        numbers = {"needed_bytes": needs[base], "memory_bytes": memory}
-        log.warning("base.chosen", base=f"{base} bits", reason=reason, **numbers)
-    return base
+    if base == AUTO and fitting != FULL:
+        reason = f"probing at full precision takes about {format_size(needed_bytes(source, FULL, tokens))}"
+        numbers = {"needed_bytes": needed_bytes(source, fitting, tokens), "memory_bytes": memory}
+        log.warning("base.chosen", base=f"{fitting} bits", reason=reason, **numbers)
+    return fitting
 
 
 def open_base(source: Source, base: str) -> Module:
