@@ -14,10 +14,9 @@ from typing import TYPE_CHECKING, Any
 from mint.analysis.analysis import MAGIC, SCHEMA, Analysis, read_analysis
 from mint.analysis.analysis_name import write_name
 from mint.analysis.analyze import analyze
-from mint.analysis.probes.packed_base import fitting_base
-from mint.analysis.probes.probe import probe
+from mint.analysis.probes.probe import probe, unasked
 from mint.analysis.probes.probe_file import Probed, probe_path, probes_beside
-from mint.analysis.probes.prober import BRIEF, Probing
+from mint.analysis.probes.prober import Probing
 from mint.assembly.assemble import drafted
 from mint.assembly.draft import read_finished, refuse_foreign
 from mint.assembly.early_checks import check_request, keeps_all
@@ -32,7 +31,7 @@ from mint.core.memory import PROCESSES_BYTES, peak_rss_bytes
 from mint.core.progress import OnNote, OnProgress, ignore, say_nothing
 from mint.core.sizes import format_size
 from mint.exports.source_card import read_source_card
-from mint.formats.rounding import DEFAULT_ROUNDING, ROUNDINGS
+from mint.formats.rounding import DEFAULT_ROUNDING
 from mint.kernels.ready import begin_kernels
 from mint.kernels.warmup import MEASURE, WRITE
 from mint.model.checkpoint.manifest import Manifest
@@ -40,7 +39,6 @@ from mint.model.module_tree import has_own_code, tokenizer_fault
 from mint.model.remote.headers import missing_bytes
 from mint.model.source import Source, open_source
 from mint.plan.allocate import allocate_all
-from mint.plan.objectives import objective
 from mint.plan.plan import Plan, read_plan, write_plan
 from mint.plan.problem import Problem
 from mint.plan.recipe import Budget, Recipe
@@ -239,14 +237,14 @@ class Pipeline:
     def _known_problem(self, source: Source) -> Problem | None:
         """The choices of the model, if earlier runs measured all that decides them."""
         path, beside = self._analysis_path(source), self._probes_path(source)
-        if not (path.is_file() and begins_with(path, MAGIC)) or self._missing_probes(source, [0]):
+        if not (path.is_file() and begins_with(path, MAGIC)) or self._missing_probes(source):
             return None
         analysis = read_analysis(path)
         is_of_source = (analysis.model, analysis.dtype) == (source.identity, source.dtype)
         return self.recipe.problem(analysis, probes_beside(beside)) if is_of_source else None
 
     def _forecast(self, source: Source, sizes: Sequence[int]) -> "Forecast":
-        probing = self._missing_probes(source, sizes)
+        probing = self._missing_probes(source) if self.recipe.probe or self._rounds(source, sizes) else None
         from mint.forecast.forecast import forecast
 
         analysis = self._analysis_path(source)
@@ -274,27 +272,22 @@ class Pipeline:
         """The analysis that probes lie beside: they serve all roundings."""
         return Path(self.analysis or cached_analysis(source, device=measuring_device(self.executor)))
 
-    def _missing_probes(self, source: Source, sizes: Sequence[int]) -> Probing | None:
-        """The probes that models of these sizes want: asked for, or worth it on this machine, and not there yet."""
-        if probe_path(self._probes_path(source)).exists():
+    def _missing_probes(self, source: Source) -> Probing | None:
+        """The probes that a plan wants: asked for, or worth it on these machines, and not there yet."""
+        path = probe_path(self._probes_path(source))
+        if path.exists():
             return None
         if self.recipe.probe:
             return self.probing
-        if not (self._may_probe(source, sizes) and self.executor is in_process):
-            return None
-        memory = None if self.memory is None else self.memory - PROCESSES_BYTES
-        probing = BRIEF if self.probing == Probing() else self.probing
-        base = fitting_base(source, probing.base, probing.tokens, memory)
-        if not base or memory is None:
-            return probing if base else None
-        return replace(probing, base=base)
+        memory = self.executor.model_memory
+        if self.memory is not None:
+            memory = min(memory, self.memory - PROCESSES_BYTES)
+        may_probe = self.may_probe and self.recipe.probes_unasked
+        return unasked(source, path, self.probing, memory) if may_probe else None
 
-    def _may_probe(self, source: Source, sizes: Sequence[int]) -> bool:
-        """True if probes are worth their time though nobody asks for them: the model runs anyway."""
-        recipe = self.recipe
-        suits = objective(recipe.objective).probes and not recipe.ignore_probe
-        runs = ROUNDINGS[recipe.rounding].needs_model and not all(keeps_all(source, recipe, size) for size in sizes)
-        return self.may_probe and suits and runs
+    def _rounds(self, source: Source, sizes: Sequence[int]) -> bool:
+        """True if anything is rounded in a model of one of these sizes; probes are of no use otherwise."""
+        return not all(keeps_all(source, self.recipe, size) for size in sizes)
 
     def _measure(self, source: Source, sizes: Sequence[int]) -> Measured:
         """Analyze, and probe if that is wanted."""
@@ -308,12 +301,14 @@ class Pipeline:
             analysis = analyze(source, path, rounding=rounding, keep_nonfinite=self.keep_nonfinite, **work)
         if not self.analysis:
             write_name(path, read_source_card(source.folder).name)
-        if probing := self.probing if self.recipe.probe else self._missing_probes(source, sizes):
-            with self._stage(PROBE):
-                probe(source, analysis, probe_path(beside), probing=probing, **work)
+        is_wanted = self.may_probe and self.recipe.probes_unasked and self._rounds(source, sizes)
+        if self.recipe.probe or (is_wanted and self._missing_probes(source)):
+            with self._stage(PROBE):  # another job may have probed before its turn came
+                if probing := self.probing if self.recipe.probe else self._missing_probes(source):
+                    probe(source, analysis, probe_path(beside), probing=probing, **work)
         measured = Measured(analysis, probes_beside(beside), path, probe_path(beside), dict(self.seconds))
-        if self._may_probe(source, sizes) and not measured.probed:
-            reason = "too little memory" if self.executor is in_process else "only one machine probes by itself"
+        if is_wanted and not measured.probed:
+            reason = "too little memory" if self.executor.model_memory else "no machine has all weights"
             log.warning("probes.none", reason=reason, used="default sensitivities")
         self.hooks.measured(measured)
         return measured

@@ -192,6 +192,11 @@ class Holdings:
         needs = {unit.path: {tensors[name].shard for name in unit.sources} for unit in units}
         return {path for path, needed in needs.items() if any(needed <= shards for shards in shards_of_nodes)}
 
+    def model_memory(self, kind: str) -> int:
+        """The most memory for a model of the nodes of this kind that hold all shards; 0 without any."""
+        able = [node for node, obstacle in self.obstacles(kind, 0).items() if not obstacle]
+        return max((self.holders[node].memory_bytes for node in able), default=0)
+
     def obstacles(self, kind: str, memory_bytes: int) -> dict[str, str]:
         """By node, why it cannot run the model on a device of this kind in so much memory; empty where it can."""
         reasons = {}

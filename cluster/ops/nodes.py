@@ -20,6 +20,7 @@ from cluster.head.handshake import LABELS, is_here, knock, own_versions
 from cluster.settings import RESOURCE, STORE_BYTES, UNWANTED, Address, Secrets, ray_environment
 from mint.core.cache import cache_folder
 from mint.core.errors import MintError
+from mint.run.blas import fast_environment
 
 START_SECONDS = 90.0
 POLL_SECONDS = 0.5
@@ -92,7 +93,7 @@ def run_node(start: NodeStart, on_up: Callable[[], None]) -> int:
     log = cache_folder() / "cluster" / f"{'head' if start.is_head else 'worker'}-{start.ip}.log"
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("wb") as out, _interruptible():
-        variables = environment(start, os.environ)
+        variables = environment(start, fast_environment())  # its workers probe
         child = Popen(command_line(start), env=variables, stdin=DEVNULL, stdout=out, stderr=STDOUT)
         try:
             _wait_until_up(start, child, log)

@@ -20,8 +20,13 @@ _GROWTH = 4
 
 def recipe_of(budget: Budget | None, options: Mapping[str, Any]) -> Recipe:
     """The recipe of options, as far as they matter to a budget; without one, only the analysis is wanted."""
-    names = Recipe().to_dict() if budget else ANALYSIS_FIELDS
-    return Recipe.from_dict({name: options[name] for name in names if name in options})
+    fields = recipe_options(options)
+    return Recipe.from_dict(fields if budget else {name: fields[name] for name in ANALYSIS_FIELDS if name in fields})
+
+
+def recipe_options(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of the options that are fields of a recipe."""
+    return {name: options[name] for name in Recipe().to_dict() if name in options}
 
 
 def budget_of(text: str, options: Mapping[str, Any]) -> Budget:

@@ -27,7 +27,6 @@ from cluster.schedule.solo import TRIAL_SECONDS, LinkSpeed, Timed, reason_to_pac
 from cluster.settings import RESOURCE
 from cluster.transport.driver import Carrier, Link
 from cluster.transport.messages import from_pieces, pack, tell_job, tell_model
-from mint.analysis.probes.packed_base import memory_for_models
 from mint.analysis.unit_jobs import peak_bytes
 from mint.core.errors import MintError
 from mint.core.log import log
@@ -39,7 +38,7 @@ from mint.model.module_tree import read_source_config
 from mint.model.opening.kinds import refuse_other_kinds
 from mint.model.source import Source, open_source, packages_of
 from mint.run.device_kind import device_kind
-from mint.run.executor import in_process
+from mint.run.executor import in_process, memory_for_models
 from mint.run.job import Job, PortableJob
 
 T = TypeVar("T")
@@ -99,6 +98,11 @@ class ClusterExecutor:
         self._holdings = Holdings(self._head, holders)
         self.devices = self._holdings.devices  # that measure
         self.lacking = self._holdings.lacking  # shards that this machine does not hold itself
+
+    @property
+    def model_memory(self) -> int:
+        here = 0 if self.lacking else memory_for_models()
+        return max(here, self._holdings.model_memory(device_kind()))
 
     def close(self) -> None:
         """End the lending of this machine's shards; that of the nodes ends with their workers."""

@@ -25,7 +25,6 @@ from cluster.transport.messages import (
 )
 from cluster.transport.prefetch import BatchWeights, Part, ReadAhead
 from cluster.transport.throughput import metered
-from mint.analysis.probes.packed_base import memory_for_models
 from mint.analysis.unit_jobs import peak_bytes
 from mint.core.errors import MintError, typed
 from mint.core.memory import memory_is_short
@@ -35,7 +34,7 @@ from mint.model.checkpoint.shards import SourceTensor
 from mint.model.checkpoint.sparse_copy import Outline, Range, make_view, read_outline, read_ranges, view_folder
 from mint.model.source import PACKAGES, Source
 from mint.run.device_kind import device_kind, versions
-from mint.run.executor import do, in_process
+from mint.run.executor import do, in_process, memory_for_models
 from mint.run.job import PortableJob
 from mint.run.stacks import in_blocks
 

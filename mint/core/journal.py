@@ -7,7 +7,7 @@ import fcntl
 import os
 import struct
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -117,11 +117,19 @@ def read_sealed(path: Path, kind: SealedKind) -> Sealed:
 class Journal(AbstractContextManager["Journal"]):
     """An open journal: the `records` of earlier runs, to append to. One writer at a time.
 
-    The first frame is the header. A journal that was begun for another header is refused, never overwritten.
+    The first frame is the header. A journal that was begun for another header is refused, and overwritten only where
+    `is_replaceable` says so of that header.
     """
 
-    def __init__(self, path: Path, magic: bytes, header: dict[str, Any]) -> None:
+    def __init__(
+        self,
+        path: Path,
+        magic: bytes,
+        header: dict[str, Any],
+        is_replaceable: Callable[[Mapping[str, Any]], bool] = lambda header: False,
+    ) -> None:
         self.path = path
+        self._is_replaceable = is_replaceable
         self._file = path.open("a+b")
         with naming(path):
             try:
@@ -151,8 +159,11 @@ class Journal(AbstractContextManager["Journal"]):
         if not text.startswith(magic) and not magic.startswith(text):
             raise MintError(f"{self.path}: found a file that mint did not write; choose another output or remove it")
         frames = list(read_frames(text, len(magic)))
-        if frames and frames[0][0] != header:
-            fault = f"begun for something else ({_difference(frames[0][0], header)})"
+        earlier = frames[0][0] if frames else header
+        if isinstance(earlier, dict) and earlier != header and self._is_replaceable(earlier):
+            frames = []
+        elif earlier != header:
+            fault = f"begun for something else ({_difference(earlier, header)})"
             raise MintError(f"{self.path}: {fault}; choose another output, or remove this file to begin again")
         self._file.truncate(frames[-1][1] if frames else 0)
         if not frames:

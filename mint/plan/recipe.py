@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Self
 from mint.core.errors import MintError
 from mint.core.sizes import MAX_SHARD_BYTES, Amount, parse_budget, parse_size, parse_tokens
 from mint.formats.format import Format
-from mint.formats.rounding import DEFAULT_ROUNDING, parse_rounding
+from mint.formats.rounding import DEFAULT_ROUNDING, ROUNDINGS, parse_rounding
 from mint.plan.objectives import objective
 from mint.plan.rules import MAX_BITS, VETO_DB, Rules, parse_formats, parse_lock
 
@@ -130,6 +130,11 @@ class Recipe(_Plain):
             prefer_speed=self.prefer_speed,
             max_shard_bytes=parse_size(self.max_shard_size),
         )
+
+    @property
+    def probes_unasked(self) -> bool:
+        """True if probes are worth their time though nobody asks for them: the rounding runs the model anyway."""
+        return objective(self.objective).probes and not self.ignore_probe and ROUNDINGS[self.rounding].needs_model
 
 
 @dataclass(frozen=True, slots=True)

@@ -60,6 +60,16 @@ def warn_of_slow_blas() -> None:
     log.warning("openblas.not_found", reason="MLX's own BLAS on Linux is 10-40 times slower than OpenBLAS", cure=cure)
 
 
+def fast_environment() -> dict[str, str]:
+    """The environment of a child process that may run a model: with a system OpenBLAS where MLX has a slow BLAS."""
+    if not multiplies_slowly():
+        return dict(os.environ)
+    if library := find_openblas():
+        return preloading(library)
+    warn_of_slow_blas()
+    return dict(os.environ)
+
+
 def preloading(library: str) -> dict[str, str]:
     """The environment of a process that starts with `library` in the linker's global scope.
 

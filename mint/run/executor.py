@@ -21,6 +21,7 @@ from mint.core.memory import memory_is_short
 from mint.core.progress import OnProgress, ignore
 from mint.core.version import install_command
 from mint.formats.units import Unit
+from mint.kernels.backend import backend
 from mint.model.config import check_config
 from mint.model.hub_cache import NotOnHubError
 from mint.model.locate import locate
@@ -32,6 +33,7 @@ from mint.run.stacks import blocks_of, in_blocks
 T = TypeVar("T")
 GROUP = "mint.executors"  # of the entry points by which installed packages offer theirs
 CACHE_BYTES = 64 << 20  # freed buffers that MLX may hoard
+_SHARE = 0.8  # of the memory is for a model; the rest is for everything else
 
 
 class Executor(Protocol):
@@ -49,12 +51,21 @@ class Executor(Protocol):
     def lacking(self) -> Sequence[str]:
         """The shards that this machine does not hold, in files that read as zeros."""
 
+    @property
+    def model_memory(self) -> int:
+        """The most bytes that a machine with all weights has for the whole model; 0 if no machine has them all."""
+
     def __call__(self, source: Source, job: Job[T], units: Sequence[Unit]) -> Iterator[tuple[Unit, T]]: ...
 
 
 def measuring_device(executor: Executor) -> str:
     """The kinds of device that an executor measures on, as one name."""
     return joined_kinds(executor.devices)
+
+
+def memory_for_models() -> int:
+    """Bytes that this machine has for a model: its GPU's working set, else its memory, less a reserve."""
+    return int(_SHARE * backend().memory_bytes())
 
 
 @contextmanager
@@ -105,6 +116,10 @@ class InProcess:
     @property
     def devices(self) -> Sequence[str]:
         return (device_kind(),)
+
+    @property
+    def model_memory(self) -> int:
+        return memory_for_models()
 
     def __call__(self, source: Source, job: Job[T], units: Sequence[Unit]) -> Iterator[tuple[Unit, T]]:
         return do(job, units, Weights(source, units)) if units else iter(())

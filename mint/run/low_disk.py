@@ -40,6 +40,8 @@ class Streamed:
         self.model_bytes = window.total_bytes
         self._window, self._on_progress = window, on_progress
 
+    model_memory = 0  # no moment has all weights here
+
     @property
     def devices(self) -> Sequence[str]:
         return (device_kind(),)

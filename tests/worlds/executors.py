@@ -18,6 +18,7 @@ class FunctionExecutor:
     devices: Sequence[str] = field(default_factory=lambda: in_process.devices)
     made_by: Mapping[str, str] = field(default_factory=lambda: in_process.made_by)
     lacking: Sequence[str] = ()
+    model_memory: int = field(default_factory=lambda: in_process.model_memory)
 
     def __call__(self, source: Source, job: Job[T], units: Sequence[Unit]) -> Iterator[tuple[Unit, T]]:
         return self.function(source, job, units)

@@ -124,7 +124,9 @@ def _forecast(
     stored: set[str] = set()
     for entry in stored_analyses(service, identity, person):
         if has(entry.answer, recipe.rounding, recipe.dtype, recipe.loader):
-            stored |= {ANALYZING, *([PROBING] if entry.answer.probed else [])}
+            stored.add(ANALYZING)
+        if entry.answer.probed and has(entry.answer, entry.answer.rounding, recipe.dtype, recipe.loader):
+            stored.add(PROBING)  # they serve all roundings
     stages = expected_stages(service.database, options, source_bytes, stored=stored, only_analysis=budget is None)
     return Forecast(most_bytes(budget, source_bytes), source_bytes, stages)
 

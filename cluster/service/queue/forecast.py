@@ -15,7 +15,8 @@ from sqlalchemy import select
 from cluster.service.data.database import Database
 from cluster.service.data.states import ANALYZING, ASSEMBLING, DONE, PROBING, SOLVING, VERIFYING
 from cluster.service.data.tables import jobs
-from cluster.service.request_options import DEFAULTS
+from cluster.service.request_options import DEFAULTS, recipe_options
+from mint.plan.recipe import Recipe
 
 _RECENT = 100
 _MEASURED = (ANALYZING, PROBING)  # of a model once, not of each budget
@@ -36,6 +37,7 @@ def expected_stages(
     """The expected seconds of each stage of a job; `stored` are stages whose results are there already."""
     kind = rounding, probes = _kind(options)
     rates = _rates(database, kind)
+    probes |= not only_analysis and Recipe.from_dict(recipe_options(options)).probes_unasked
     usual = {ANALYZING: _ANALYZING.get(rounding, max(_ANALYZING.values())), **_OTHERS}
     stages = [ANALYZING, *([PROBING] if probes else [])]
     stages += [] if only_analysis else [SOLVING, ASSEMBLING, VERIFYING]

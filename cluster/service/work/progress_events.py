@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
+from mint.core.memory import PROCESSES_BYTES
 from mint.core.progress import Progress
 from mint.formats.units import Unit
 from mint.model.source import Source
@@ -47,9 +48,12 @@ class ProgressEvents:
         figures = {"stage": progress.stage, "done": progress.done, "total": progress.total, "item": progress.item}
         self.emit("progress", {**figures, "hosts": hosts})
 
-    def counting(self, executor: Executor) -> Executor:
-        """The same executor, with the unquantized bytes of its results counted by machine."""
-        return _Counting(executor, executor.devices, executor.made_by, executor.lacking, self._done, self.host)
+    def counting(self, executor: Executor, memory: int | None = None) -> Executor:
+        """The same executor, with the unquantized bytes of its results counted by machine, in at most `memory`."""
+        most = executor.model_memory
+        if memory is not None:
+            most = max(min(most, memory - PROCESSES_BYTES), 0)
+        return _Counting(executor, executor.devices, executor.made_by, executor.lacking, most, self._done, self.host)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +64,7 @@ class _Counting:
     devices: Sequence[str]
     made_by: Mapping[str, str]
     lacking: Sequence[str]
+    model_memory: int
     done: dict[str, int]
     host: str
 

@@ -147,9 +147,8 @@ def run(order: Order) -> int:
                     allow_hub=settings.allow_hub,
                 )
                 work = settings.work_folder / order.job
-                end = Stages(
-                    queue, claim, store, roots, work, socket.gethostname(), settings.cluster, keeper.must_yield
-                ).run()
+                host, memory = socket.gethostname(), settings.job_memory_bytes
+                end = Stages(queue, claim, store, roots, work, host, settings.cluster, keeper.must_yield, memory).run()
             keeper.stop()
             retry_while_leased(queue.advance, claim, DONE, artifact=end.artifact, result=end.result)
             with suppress(DatabaseUnavailableError):  # its holds run out

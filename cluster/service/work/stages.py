@@ -65,7 +65,10 @@ class End:
 
 @dataclass
 class Stages(pipeline.Hooks):
-    """The work on one claimed job. `work` is the job's folder, `host` this machine, `cluster` the address of a Ray."""
+    """The work on one claimed job. `work` is the job's folder, `host` this machine, `cluster` the address of a Ray.
+
+    `memory` limits its processes together, in bytes: models that need more are not probed unless someone asks for it.
+    """
 
     queue: Queue
     claim: Claim
@@ -75,6 +78,7 @@ class Stages(pipeline.Hooks):
     host: str
     cluster: str = ""
     must_yield: threading.Event = field(default_factory=threading.Event)
+    memory: int | None = None
 
     def run(self) -> End:
         """Do all that is left to do. Raises `MintError` for what fails the job, `DiskFullError` if it must wait."""
@@ -88,13 +92,12 @@ class Stages(pipeline.Hooks):
         with ExitStack() as self._nodes:
             nodes = executing(self.cluster, model, **recipe.opening, on_note=self._note)
             view, executor = self._nodes.enter_context(nodes)
-            self._executor = events.counting(executor)
+            self._executor = events.counting(executor, self.memory)
             self._source = open_source(view, **recipe.opening)
             self._insist_on(self._source.identity)
             self._folder = self._make_folder()
-            line = pipeline.Pipeline(
-                recipe, executor=self._executor, hooks=self, on_progress=self._on_progress, on_note=self._note
-            )
+            work: dict[str, Any] = {"hooks": self, "on_progress": self._on_progress, "on_note": self._note}
+            line = pipeline.Pipeline(recipe, executor=self._executor, may_probe=True, **work)
             targets = [Target(self._folder / OUTPUT, budget, self._folder / "plan.json")] if budget else []
             results = line.run(self._source, targets)
         result = results[0] if results else None

@@ -17,7 +17,7 @@ import numpy as np
 from mlx.nn.layers.base import Module
 from mlx.utils import tree_flatten, tree_map
 
-from mint.analysis.probes.packed_base import BASES, memory_for_models, model_bytes, open_base
+from mint.analysis.probes.packed_base import BASES, model_bytes, open_base
 from mint.analysis.probes.packed_weight import unpacked_size
 from mint.analysis.probes.probe_file import FULL
 from mint.analysis.probes.replay import Replay
@@ -34,6 +34,7 @@ from mint.quality.divergence import Tokens
 from mint.quality.forward import fusing_nothing, open_wide, vocabulary_size
 from mint.quality.sequences import TextSize, own_sequences, prefix_of
 from mint.run.device_kind import device_kind, versions
+from mint.run.executor import memory_for_models
 
 _CACHED = ("k", "v", "kv", "kv_latent")  # roles whose outputs are cached
 _LOGITS = 3  # copies of those of one position

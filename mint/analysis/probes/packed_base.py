@@ -28,7 +28,7 @@ from mint.model.hooks import hook
 from mint.model.roles import TOWER
 from mint.model.source import Source
 from mint.quality.forward import open_wide, open_without
-from mint.run.executor import in_process, small_cache
+from mint.run.executor import in_process, memory_for_models, small_cache
 from mint.run.job import BlockJob, Blocks
 from mint.run.stacks import comes_in_blocks, held_bytes
 
@@ -38,7 +38,6 @@ BASES = {  # by falling memory; each unit gets the first format that it admits, 
     "6": ("6/64", "6/32", "6/128"),
     "4": ("4/64", "4/32", "4/128"),
 }
-_SHARE = 0.8  # of the memory; the rest is for everything else
 _LOGITS = 4  # the expected ones, their probabilities, those of a probe, and a temporary
 
 
@@ -70,11 +69,6 @@ def model_bytes(source: Source, base: str) -> int:
         format = base_format(unit, base)
         nbytes += format.nbytes(unit.shape, unit.dtype) if format else (unit.size * plain or unit.nbytes)
     return nbytes + sum(4 * prod(parameter.shape) for parameter in source.parameters)
-
-
-def memory_for_models() -> int:
-    """Bytes that this machine has for a model: its GPU's working set, else its memory, less a reserve."""
-    return int(_SHARE * backend().memory_bytes())
 
 
 def fitting_base(source: Source, base: str, tokens: int, memory: int | None = None) -> str:

@@ -9,13 +9,13 @@ A model that does not fit in memory at full precision is probed around a base: a
 (`packed_base.py`), the probed one alone in its coarse format, and `model` above is the base model.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from mint.analysis.analysis import Analysis
-from mint.analysis.probes.packed_base import AUTO, BASES, chosen_base
+from mint.analysis.probes.packed_base import AUTO, BASES, chosen_base, fitting_base
 from mint.analysis.probes.probe_file import FULL, MAGIC, SCHEMA, Probe, Probed, read_probes, write_probed
 from mint.analysis.probes.prober import BRIEF, ProbeJob, Probing, TextJob, coarse_format
 from mint.core.errors import MintError
@@ -55,7 +55,7 @@ def probe(
     probing.check()
     units = probed_units(source.units, probing.most)
     partial = partial_path(output)
-    header = _header(source, probing, units, (output, partial))
+    header = _header(source, probing, units, (output, partial), executor.model_memory or None)
     if output.exists():
         probed = read_probes(output)
         if read_header(output, MAGIC) == header:
@@ -64,7 +64,7 @@ def probe(
         if probed.tokens != str(BRIEF):
             raise MintError(f"{output}: holds other probes ({probed.tokens}, {probed.origin}); move it away first")
         on_note(f"{output}: the brief probes ({probed.tokens}) are replaced")
-    with Journal(partial, MAGIC, header) as journal:
+    with Journal(partial, MAGIC, header, is_replaceable=_is_brief) as journal:
         with reading(f"{journal.path}: a damaged journal", "remove the file and run the same command again"):
             probes = {probe.path: probe for probe in map(Probe.from_record, journal.records)}
         pending = [unit for unit in units if unit.path not in probes]
@@ -81,7 +81,9 @@ def probe(
     return probed
 
 
-def _header(source: Source, probing: Probing, units: Sequence[Unit], paths: Iterable[Path]) -> dict[str, Any]:
+def _header(
+    source: Source, probing: Probing, units: Sequence[Unit], paths: Iterable[Path], memory: int | None
+) -> dict[str, Any]:
     """The header of the probes; for `auto` with the base of earlier probes at `paths`, if these match otherwise."""
     header: dict[str, Any] = {
         "schema": SCHEMA,
@@ -96,7 +98,24 @@ def _header(source: Source, probing: Probing, units: Sequence[Unit], paths: Iter
     }
     earlier = [read_header(path, MAGIC) for path in paths] if probing.base == AUTO else []
     same = next((base for base in (FULL, *BASES) if header | {"base": base} in earlier), probing.base)
-    return header | {"base": chosen_base(source, same, probing.tokens)}
+    return header | {"base": chosen_base(source, same, probing.tokens, memory)}
+
+
+def unasked(source: Source, output: Path, probing: Probing, memory: int) -> Probing | None:
+    """The probing to do though nobody asks for it: brief by default, around the base that fits `memory`.
+
+    None where no base fits, without any `memory`, and where somebody began other probes for `output`.
+    """
+    begun = read_header(partial_path(output), MAGIC)
+    if not memory or (begun is not None and not _is_brief(begun)):
+        return None
+    chosen = BRIEF if probing == Probing() else probing
+    base = fitting_base(source, chosen.base, chosen.tokens, memory)
+    return replace(chosen, base=base) if base else None
+
+
+def _is_brief(header: Mapping[str, Any]) -> bool:
+    return header.get("tokens") == str(BRIEF)
 
 
 def probed_units(units: Sequence[Unit], most: int | None) -> tuple[Unit, ...]:

@@ -34,7 +34,7 @@ from mint.plan.allocate import allocate
 from mint.plan.recipe import Recipe
 from mint.plan.size_range import possible_bytes
 from mint.quality.sequences import TextSize
-from mint.run.executor import Executor, in_process
+from mint.run.executor import Executor, in_process, memory_for_models
 from mint.run.job import Job
 from tests.conftest import own_cache
 from tests.worlds.executors import FunctionExecutor
@@ -594,6 +594,7 @@ def test_probes_are_made_by_the_nodes_that_hold_all_shards_and_are_those_of_one_
     head = tmp_path / "head" / model.name
     shutil.copytree(model, head, ignore=shutil.ignore_patterns("*.safetensors"))
     executor = connect(head)
+    assert executor.model_memory == memory_for_models()
     elsewhere = open_source(executor.whole_folder(head))
     for base in (FULL, "8"):
         alone = _probed(source, analysis, tmp_path / f"alone-{base}", base)
@@ -632,10 +633,12 @@ def test_a_model_that_no_node_holds_whole_is_probed_where_it_lies_or_not_at_all(
     source = open_source(model)
     analysis = analyze(source, tmp_path / "a.mint")
     alone = _probed(source, analysis, tmp_path / "alone", FULL)
+    assert connect(model).model_memory == memory_for_models()
     assert _probed(source, analysis, tmp_path / "cluster", FULL, connect(model)) == alone
     head = tmp_path / "head" / model.name
     shutil.copytree(model, head, ignore=shutil.ignore_patterns("*.safetensors"))
     executor = connect(head)
+    assert executor.model_memory == 0
     elsewhere = open_source(executor.whole_folder(head))
     with pytest.raises(MintError, match=r"3 shards are not on this machine, and no node .* lacks 2 of 3 shards"):
         _probed(elsewhere, analysis, tmp_path / "nowhere", FULL, executor)

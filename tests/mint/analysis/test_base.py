@@ -17,7 +17,6 @@ from mint.analysis.probes.packed_base import (
     BASES,
     base_format,
     chosen_base,
-    memory_for_models,
     needed_bytes,
     open_base,
 )
@@ -32,7 +31,7 @@ from mint.model.passes.logits import logits_of
 from mint.model.source import Source, open_source
 from mint.plan.allocate import allocate
 from mint.quality.forward import open_wide
-from mint.run.executor import in_process
+from mint.run.executor import in_process, memory_for_models
 from tests.worlds.zoo import write_model
 
 # dense, tied and not, latent attention with experts, states, parallel blocks, positions

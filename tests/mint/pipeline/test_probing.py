@@ -1,7 +1,9 @@
 """A model that runs anyway is probed first: the default sensitivities come from another model."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -12,11 +14,16 @@ from mint.analysis.probes.probe_file import probe_path, read_probes
 from mint.analysis.probes.prober import BRIEF, Probing
 from mint.analysis.probes.sensitivity import PRIOR, PROBED
 from mint.core.errors import MintError
+from mint.core.files import partial_path
 from mint.core.memory import PROCESSES_BYTES
 from mint.core.progress import Progress
-from mint.model.source import open_source
-from mint.pipeline import Pipeline, Quantized, Target, quantize
+from mint.formats.units import Unit
+from mint.model.source import Source, open_source
+from mint.pipeline import Pipeline, Quantized, Target, cached_analysis, quantize
 from mint.plan.recipe import Budget, Recipe
+from mint.run.executor import in_process
+from mint.run.job import Job
+from tests.worlds.executors import FunctionExecutor
 
 GOOD = Recipe(rounding="compensate")
 TOO_MANY = Probing(sequences=10**8)  # no machine has the memory for their activations
@@ -71,6 +78,49 @@ def test_a_limit_of_memory_chooses_the_base(make_model: Callable[..., Path], tmp
     assert "probe" not in [step.name for step in little.steps]
     assert "probe" in [step.name for step in enough.steps]
     assert enough.peak_bytes <= memory + 1
+
+
+def test_who_lacks_weights_does_not_probe_unasked(
+    llama: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+) -> None:
+    apart = FunctionExecutor(in_process, model_memory=0)
+    result = quantize(llama, "6bpw", tmp_path / "out", GOOD, executor=apart)
+    assert sources_of(result) == {PRIOR}
+    assert "no machine has all weights" in caplog.text + "".join(capsys.readouterr())
+
+
+def begin(llama: Path, folder: Path, probing: Probing) -> None:
+    """Begin probes of the model, and end as if killed after the first unit."""
+    source = open_source(llama)
+    path = cached_analysis(source)
+    path.parent.mkdir(parents=True, exist_ok=True)
+
+    @FunctionExecutor
+    def killed(source: Source, job: Job[Any], units: Sequence[Unit]) -> Iterator[tuple[Unit, Any]]:
+        for number, pair in enumerate(in_process(source, job, units)):
+            if number:
+                raise KeyboardInterrupt
+            yield pair
+
+    analysis = analyze(source, folder / "a.mint")
+    with pytest.raises(KeyboardInterrupt):
+        probe(source, analysis, probe_path(path), probing=probing, executor=killed)
+    assert partial_path(probe_path(path)).exists()
+
+
+def test_a_begun_brief_probe_never_stands_in_the_way_of_another(llama: Path, tmp_path: Path) -> None:
+    begin(llama, tmp_path, replace(BRIEF, base="8"))
+    assert sources_of(quantize(llama, "6bpw", tmp_path / "out", GOOD)) == {PROBED}
+    begin(llama, tmp_path, replace(BRIEF, base="4"))
+    probed = Recipe(rounding="compensate", probe=True)
+    assert sources_of(quantize(llama, "5bpw", tmp_path / "asked", probed)) == {PROBED}
+
+
+def test_a_probe_that_somebody_began_is_left_alone(llama: Path, tmp_path: Path) -> None:
+    begin(llama, tmp_path, Probing(sequences=3))
+    assert sources_of(quantize(llama, "6bpw", tmp_path / "out", GOOD)) == {PRIOR}
+    (begun,) = cached_analysis(open_source(llama)).parent.glob("*.probe.partial")
+    assert begun.stat().st_size
 
 
 def test_brief_probes_are_replaced_by_those_that_somebody_asks_for(llama: Path, tmp_path: Path) -> None:

@@ -1,11 +1,12 @@
 """Lanes: long jobs let short ones pass, one at a time, and still come to their end. Pausing uses the same way back."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 
 from cluster.service.data.records import Claim, Forecast, Job, Lease, Person
-from cluster.service.data.states import DONE, PAUSED, QUEUED
+from cluster.service.data.states import DONE, PAUSED, PROBING, QUEUED
 from cluster.service.errors import NotWatchingError
 from cluster.service.queue.fairness import LONG_SECONDS, PATIENCE_SECONDS, TURN_SECONDS
 from cluster.service.queue.forecast import expected_stages
@@ -143,6 +144,19 @@ def test_the_forecast_of_a_job_is_what_its_kind_took_for_each_byte(world: World)
     assert expected_stages(world.database, {"rounding": "search"}, 1000, stored=(), only_analysis=True) == {
         "analyzing": 0.0
     }
+
+
+def test_the_forecast_counts_the_probes_that_nobody_asked_for(world: World) -> None:
+    def probes(options: Mapping[str, object], *, stored: tuple[str, ...] = (), only_analysis: bool = False) -> bool:
+        return PROBING in expected_stages(world.database, options, 10**9, stored=stored, only_analysis=only_analysis)
+
+    compensate = {"rounding": "compensate"}
+    assert probes(compensate)
+    assert not probes(compensate, stored=(PROBING,))
+    assert not probes(compensate, only_analysis=True)
+    assert not probes(compensate | {"ignore_probe": True})
+    assert not probes({"rounding": "search"})
+    assert probes({"rounding": "search", "probe": True})
 
 
 def test_a_job_that_is_resumed_before_it_stopped_goes_on(world: World) -> None:

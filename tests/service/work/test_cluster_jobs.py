@@ -1,6 +1,5 @@
 """A service that works over a cluster: nodes come and go while a job runs, and the result is that of one process."""
 
-import os
 import subprocess
 import sys
 import threading
@@ -16,6 +15,7 @@ pytest.importorskip("fastapi")
 from cluster.settings import Secrets, make_token, ray_environment, token_path
 from mint.client.client import Client, JobEvent
 from mint.plan.recipe import Recipe
+from mint.run.blas import fast_environment
 from tests.conftest import own_cache
 from tools.bench.service import serving
 from tools.models.make_shape import write_shape
@@ -50,7 +50,7 @@ class Nodes:
     """A Ray cluster in a process of its own, whose head works too."""
 
     def __init__(self, roots: Path) -> None:
-        variables = os.environ | ray_environment(Secrets(token_path())) | {"MINT_MODEL_ROOTS": str(roots)}
+        variables = fast_environment() | ray_environment(Secrets(token_path())) | {"MINT_MODEL_ROOTS": str(roots)}
         self._process = subprocess.Popen(
             [sys.executable, "-c", CLUSTER], env=variables, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
             start_new_session=True,
@@ -106,6 +106,7 @@ def _done(client: Client, id: str) -> dict[str, str]:
     """The digests of the files of a job that must be done."""
     job = client.wait(id)
     assert job.state == "done", job.reason
+    assert "probing" in job.result["stage_seconds"]
     return {file["name"]: file["digest"] for file in client.artifact(job.artifact)["files"]}
 
 

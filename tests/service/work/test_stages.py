@@ -24,6 +24,7 @@ from mint.analysis.analyze import analyze
 from mint.analysis.cross_device import rounded
 from mint.analysis.probes.probe_file import probe_path
 from mint.core.errors import MintError
+from mint.core.memory import PROCESSES_BYTES
 from mint.core.progress import Progress
 from mint.model.checkpoint.manifest import PLAN_NAME
 from mint.model.source import open_source
@@ -50,9 +51,9 @@ class Lab:
         _, identity = self.roots.identify(self.model.name)
         return submit(self.world.queue, ModelRequest(self.model.name, identity, budget, options), ANN)[0]
 
-    def run(self, claim: Claim, cluster: str = "", max_bytes: int | None = None) -> End:
-        store = Store(self.folder / "store", self.world.catalog, max_bytes)
-        return Stages(self.world.queue, claim, store, self.roots, self.folder / "work", "here", cluster).run()
+    def run(self, claim: Claim, cluster: str = "", max_bytes: int | None = None, memory: int | None = None) -> End:
+        store, work = Store(self.folder / "store", self.world.catalog, max_bytes), self.folder / "work"
+        return Stages(self.world.queue, claim, store, self.roots, work, "here", cluster, memory=memory).run()
 
     def files(self, artifact: str) -> dict[str, Path]:
         store = Store(self.folder / "store", self.world.catalog)
@@ -116,6 +117,14 @@ def _offer(monkeypatch: pytest.MonkeyPatch, executor: Executor) -> None:
             return opened
 
     monkeypatch.setattr("importlib.metadata.entry_points", lambda group: (Offer(),))
+
+
+def test_models_get_no_more_memory_than_the_job() -> None:
+    executor = FunctionExecutor(in_process, model_memory=3 * PROCESSES_BYTES)
+    events = ProgressEvents(lambda kind, body: None, "here")
+    limits = (None, 5 * PROCESSES_BYTES, 2 * PROCESSES_BYTES, 1)
+    memories = [events.counting(executor, limit).model_memory for limit in limits]
+    assert memories == [3 * PROCESSES_BYTES, 3 * PROCESSES_BYTES, PROCESSES_BYTES, 0]
 
 
 def test_an_analysis_of_a_mixed_cluster_bears_the_names_of_all_kinds_and_is_cached_under_them(
