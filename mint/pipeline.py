@@ -283,7 +283,7 @@ class Pipeline:
         if self.memory is not None:
             memory = min(memory, self.memory - PROCESSES_BYTES)
         may_probe = self.may_probe and self.recipe.probes_unasked
-        return unasked(source, path, self.probing, memory, self.executor) if may_probe else None
+        return unasked(source, path, self.probing, memory) if may_probe else None
 
     def _rounds(self, source: Source, sizes: Sequence[int]) -> bool:
         """True if anything is rounded in a model of one of these sizes; probes are of no use otherwise."""

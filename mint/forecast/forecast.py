@@ -15,7 +15,6 @@ from typing import Any
 from mint.analysis.probes.own_text import SEED, STREAMED, text_base, text_path
 from mint.analysis.probes.packed_base import BASES, fitting_base, needed_bytes
 from mint.analysis.probes.prober import Probing
-from mint.analysis.probes.scores import scoring_bytes
 from mint.core.memory import PROCESSES_BYTES, memory_bytes
 from mint.core.progress import OnProgress
 from mint.core.sizes import format_seconds, format_size
@@ -157,8 +156,6 @@ def forecast(
 
 
 def _probing_memory(source: Source, probing: Probing) -> dict[str, int]:
-    if probing.scored:
-        return {"probe": PROCESSES_BYTES + scoring_bytes(source, probing)}
     base = fitting_base(source, probing.base, probing.tokens) or list(BASES)[-1]
     return {"probe": PROCESSES_BYTES + needed_bytes(source, base, probing.tokens)}
 
@@ -224,16 +221,8 @@ def _writing(source: Source, rates: Rates) -> float:
 
 
 def _probing(source: Source, rates: Rates, probing: Probing) -> float:
-    """Seconds to change one unit after the other; a pass begins at its layer, so half of one on average.
-
-    By gradients: to pack all, and a pass with all changed units beside the model's own, and back.
-    """
+    """Seconds to change one unit after the other; a pass begins at its layer, so half of one on average."""
     tokens = probing.sequences * probing.length
-    if probing.scored:
-        operations = (_BACK + 1) * _BESIDE_PRODUCTS * _operations(source)
-        return _weights(source) / rates.packed + tokens * (
-            operations / rates.forward + source.vocabulary / rates.compared
-        )
     passes = tokens * (_operations(source) / rates.forward + source.vocabulary / rates.compared)
     return len(source.units) * passes / 2 + _writing(source, rates)
 

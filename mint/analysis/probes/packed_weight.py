@@ -45,13 +45,6 @@ class PackedWeight:
         with _holding(module, weight=self.unpack(self._whole())):
             return _computed(method(module, *arguments, **options))
 
-    def call_lazily(self, method: Callable[..., mx.array], module: Module, *arguments: Any, **options: Any) -> mx.array:
-        """The same, not computed yet: for gradients."""
-        if method is Embedding.__call__:
-            return self.unpack(tuple(part[arguments[0]] for part in self._whole()))
-        with _holding(module, weight=self.unpack(self._whole())):
-            return method(module, *arguments, **options)
-
     def _whole(self) -> Parts:
         if len(self.blocks) == 1:
             return self.blocks[0]

@@ -17,8 +17,7 @@ from typing import Any
 from mint.analysis.analysis import Analysis
 from mint.analysis.probes.packed_base import AUTO, BASES, chosen_base, fitting_base
 from mint.analysis.probes.probe_file import FULL, MAGIC, SCHEMA, Probe, Probed, read_probes, write_probed
-from mint.analysis.probes.prober import BRIEF, SCORED, ProbeJob, Probing, TextJob, coarse_format
-from mint.analysis.probes.scores import NoScoresError, has_scores, scored, scoring_bytes
+from mint.analysis.probes.prober import BRIEF, ProbeJob, Probing, TextJob, coarse_format
 from mint.core.errors import MintError
 from mint.core.files import partial_path
 from mint.core.journal import Journal, read_header, remove_stray
@@ -26,12 +25,11 @@ from mint.core.log import log
 from mint.core.progress import OnNote, OnProgress, ignore, say_nothing
 from mint.core.records import reading, require_record
 from mint.formats.units import Unit
-from mint.model.passes.gradients import NoGradientError
 from mint.model.roles import TOWER
 from mint.model.source import Source
 from mint.quality.sequences import prefix_of
 from mint.run.device_kind import device_kind, versions
-from mint.run.executor import Executor, in_process, memory_for_models
+from mint.run.executor import Executor, in_process
 from mint.run.stage import reported
 
 
@@ -56,13 +54,6 @@ def probe(
         raise MintError(f"the analysis is of another model than {source.folder}; analyze this one first")
     probing.check()
     units = probed_units(source.units, probing.most)
-    scores: dict[str, Probe] = {}
-    if probing.scored and not output.exists():
-        try:
-            scores = {probe.path: probe for probe in scored(source, units, probing, on_progress)}
-        except (NoScoresError, NoGradientError) as error:
-            on_note(f"{source.folder.name} is probed unit by unit: {error}")
-            probing = BRIEF
     partial = partial_path(output)
     header = _header(source, probing, units, (output, partial), executor.model_memory or None)
     if output.exists():
@@ -70,7 +61,7 @@ def probe(
         if read_header(output, MAGIC) == header:
             remove_stray(output, MAGIC)
             return probed
-        if not _is_brief({"tokens": probed.tokens}):
+        if probed.tokens != str(BRIEF):
             raise MintError(f"{output}: holds other probes ({probed.tokens}, {probed.origin}); move it away first")
         on_note(f"{output}: the brief probes ({probed.tokens}) are replaced")
     with Journal(partial, MAGIC, header, is_replaceable=_is_brief) as journal:
@@ -79,12 +70,7 @@ def probe(
         pending = [unit for unit in units if unit.path not in probes]
         if probes:
             on_note(f"resumes: {len(probes)} of {len(units)} units are probed in {partial}")
-        probing = replace(probing, base=header["base"])
-        results: Iterable[tuple[Unit, Probe]] = (
-            [(unit, scores[unit.path]) for unit in pending]
-            if scores
-            else _probes(source, probing, pending, len(probes), executor, on_progress)
-        )
+        results = _probes(source, replace(probing, base=header["base"]), pending, len(probes), executor, on_progress)
         for unit, result, seconds in reported("probe", results, units, pending, on_progress, cost=lambda unit: 1):
             journal.append(asdict(result))
             probes[unit.path] = result
@@ -115,10 +101,8 @@ def _header(
     return header | {"base": chosen_base(source, same, probing.tokens, memory)}
 
 
-def unasked(source: Source, output: Path, probing: Probing, memory: int, executor: Executor) -> Probing | None:
+def unasked(source: Source, output: Path, probing: Probing, memory: int) -> Probing | None:
     """The probing to do though nobody asks for it: brief by default, around the base that fits `memory`.
-
-    By gradients where this machine has the weights of a model that has them, and the memory.
 
     None where no base fits, without any `memory`, and where somebody began other probes for `output`.
     """
@@ -126,15 +110,12 @@ def unasked(source: Source, output: Path, probing: Probing, memory: int, executo
     if not memory or (begun is not None and not _is_brief(begun)):
         return None
     chosen = BRIEF if probing == Probing() else probing
-    here = 0 if executor.lacking else min(memory, memory_for_models())
-    if chosen is BRIEF and has_scores(source) and scoring_bytes(source, SCORED) <= here:
-        return SCORED
     base = fitting_base(source, chosen.base, chosen.tokens, memory)
     return replace(chosen, base=base) if base else None
 
 
 def _is_brief(header: Mapping[str, Any]) -> bool:
-    return header.get("tokens") in (str(BRIEF), str(SCORED))
+    return header.get("tokens") == str(BRIEF)
 
 
 def probed_units(units: Sequence[Unit], most: int | None) -> tuple[Unit, ...]:

@@ -9,7 +9,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import KW_ONLY, asdict, astuple, dataclass, field
 from functools import partial
 from itertools import repeat
-from math import fsum
 from time import perf_counter
 from typing import Any, Self
 
@@ -19,7 +18,6 @@ import numpy as np
 import numpy.typing as npt
 from mlx.nn.layers.base import Module
 
-from mint.analysis.probes.own_text import SEED
 from mint.analysis.probes.packed_base import AUTO, BASES, chosen_base, needed_bytes, open_base
 from mint.analysis.probes.packed_weight import PackedWeight, Parts
 from mint.analysis.probes.probe_file import FULL, Probe
@@ -52,8 +50,7 @@ class Probing:
     """The input of the model: its origin (`own` or `random`), number and length of the sequences, and the seed.
 
     `most` limits the probes to the largest units. `base` is the storage of all other units: `full`, the bits of a
-    smaller base, or `auto` for the largest that fits in this machine's memory. `scored` probes are made together, by
-    gradients (`scores.py`).
+    smaller base, or `auto` for the largest that fits in this machine's memory.
     """
 
     written: str = OWN
@@ -62,12 +59,10 @@ class Probing:
     seed: int = 0
     most: int | None = None
     base: str = AUTO
-    scored: bool = False
 
     def __str__(self) -> str:
         origin = "written by the model" if self.written == OWN else "drawn at random"
-        gradients = ", by gradients" if self.scored else ""
-        return f"{self.sequences} x {self.length} tokens {origin}, seed {self.seed}{gradients}"
+        return f"{self.sequences} x {self.length} tokens {origin}, seed {self.seed}"
 
     @property
     def tokens(self) -> int:
@@ -87,7 +82,6 @@ class Probing:
 
 # before a compensation: plans for two small models were as close as with four times the tokens (docs/benchmarks.md)
 BRIEF = Probing(sequences=2)
-SCORED = Probing(sequences=64, length=32, seed=SEED, base=FULL, scored=True)  # on the text of the compensation
 
 
 def coarse_format(unit: Unit) -> Format | None:
@@ -252,17 +246,9 @@ class Prober(BlockJob[Probe]):
         """The probe of `unit`, whose weight comes in `blocks`."""
         format = coarse_format(unit)
         assert format
-        coarse, error = coarse_weight(unit, blocks, format)
-        return Probe(unit.path, self._with(unit, coarse), error)
-
-    def divergence(self, unit: Unit, coarse: PackedWeight) -> float:
-        """The mean KL divergence of the output with this weight of a unit, in nats."""
-        kls = self._with(unit, coarse)
-        return fsum(kls) / len(kls)
-
-    def _with(self, unit: Unit, coarse: PackedWeight) -> tuple[float, ...]:
+        coarse, error = _coarse(unit, blocks, format)
         with hooked(self._modules, {unit.path: coarse.call}), self._replay.before(self._start(unit)):
-            return self._kls()
+            return Probe(unit.path, self._kls(), error)
 
     def _start(self, unit: Unit) -> str | None:
         """The first layer that a change of the unit affects; None for none (head), "" for all (other outer units)."""
@@ -294,7 +280,7 @@ class Prober(BlockJob[Probe]):
                     return
 
 
-def coarse_weight(unit: Unit, blocks: Blocks, format: Format) -> tuple[PackedWeight, float]:
+def _coarse(unit: Unit, blocks: Blocks, format: Format) -> tuple[PackedWeight, float]:
     """The weight (..., R, C) as `format` stores it, and its squared relative error.
 
     Sums are in float32 within a row and in float64 over rows, in an order that no division into blocks changes.

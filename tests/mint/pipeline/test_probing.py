@@ -11,7 +11,7 @@ from mint.analysis.analyze import analyze
 from mint.analysis.probes.packed_base import AUTO, BASES, fitting_base, needed_bytes
 from mint.analysis.probes.probe import probe
 from mint.analysis.probes.probe_file import probe_path, read_probes
-from mint.analysis.probes.prober import BRIEF, SCORED, Probing
+from mint.analysis.probes.prober import BRIEF, Probing
 from mint.analysis.probes.sensitivity import PRIOR, PROBED
 from mint.core.errors import MintError
 from mint.core.files import partial_path
@@ -41,16 +41,6 @@ def test_a_model_that_runs_anyway_is_probed_first_and_once(llama: Path, tmp_path
     seen.clear()
     assert sources_of(quantize(llama, "5bpw", tmp_path / "two", GOOD, on_progress=seen.append)) == {PROBED}
     assert "probe" not in {progress.stage for progress in seen}
-
-
-@pytest.mark.parametrize(("name", "tokens"), [("llama", SCORED), ("qwen3_moe", BRIEF)])
-def test_gradients_serve_where_nothing_jumps(
-    name: str, tokens: Probing, make_model: Callable[..., Path], tmp_path: Path
-) -> None:
-    model = make_model(name, tokenizer=True)
-    quantize(model, "6bpw", tmp_path / "out", GOOD)
-    probed = read_probes(probe_path(cached_analysis(open_source(model))))
-    assert probed.tokens == str(tokens)
 
 
 @pytest.mark.parametrize(
