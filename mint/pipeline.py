@@ -11,9 +11,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mint.analysis.analysis import MAGIC, SCHEMA, Analysis, read_analysis
+from mint.analysis.analysis import MAGIC, Analysis, read_analysis
 from mint.analysis.analysis_name import write_name
 from mint.analysis.analyze import analyze
+from mint.analysis.cached import cached_analysis
 from mint.analysis.probes.probe import probe, unasked
 from mint.analysis.probes.probe_file import Probed, probe_path, probes_beside
 from mint.analysis.probes.prober import Probing
@@ -23,7 +24,6 @@ from mint.assembly.early_checks import check_request, keeps_all
 from mint.assembly.reuse import Reuse
 from mint.assembly.stock_child import stock
 from mint.assembly.verify import Verification, verify
-from mint.core.cache import cached_path
 from mint.core.errors import MintError
 from mint.core.files import begins_with, move_aside
 from mint.core.log import log
@@ -31,7 +31,6 @@ from mint.core.memory import PROCESSES_BYTES, peak_rss_bytes
 from mint.core.progress import OnNote, OnProgress, ignore, say_nothing
 from mint.core.sizes import format_size
 from mint.exports.source_card import read_source_card
-from mint.formats.rounding import DEFAULT_ROUNDING
 from mint.kernels.ready import begin_kernels
 from mint.kernels.warmup import MEASURE, WRITE
 from mint.model.checkpoint.manifest import Manifest
@@ -42,7 +41,6 @@ from mint.plan.allocate import allocate_all
 from mint.plan.plan import Plan, read_plan, write_plan
 from mint.plan.problem import Problem
 from mint.plan.recipe import Budget, Recipe
-from mint.run.device_kind import device_kind, versions
 from mint.run.executor import Executor, in_process, measuring_device
 from mint.run.low_disk import Streamed, check_streamable, streaming
 
@@ -374,22 +372,3 @@ class Pipeline:
             started = time.perf_counter()
             yield
             self.seconds[name] = round(time.perf_counter() - started, 3)
-
-
-def cached_analysis(source: Source, rounding: str = DEFAULT_ROUNDING, *, device: str = "") -> Path:
-    """The file in the cache folder for the analysis of this very model and rounding by these versions.
-
-    `device` is the kind, or kinds, that measured; this process's own by default.
-    """
-    device = device or device_kind()
-    return cached_path(
-        "analyses",
-        ".mint",
-        SCHEMA,
-        source.identity,
-        source.dtype,
-        source.loader,
-        rounding,
-        device,
-        versions(source.packages),
-    )

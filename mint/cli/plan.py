@@ -39,7 +39,7 @@ def allocate(
 
     Example: mint allocate Qwen3-8B --server lab:8420 --budget 6GB -o plan.json
     """
-    from mint.analysis.probes.probe_file import probes_beside
+    from mint.analysis.cached import probes_of
     from mint.plan.allocate import allocate_all
     from mint.plan.plan import plan_text
     from mint.render.plans import plan_record
@@ -59,7 +59,8 @@ def allocate(
     if client:
         path = client.analysis(analysis, recipe, on_progress=screen.on_progress, on_note=screen.note)
         screen.note(f"the service's analysis is in {path}")
-    plans = allocate_all(mint.read_analysis(path), budgets, recipe, probed=probes_beside(path))
+    measured = mint.read_analysis(path)
+    plans = allocate_all(measured, budgets, recipe, probed=probes_of(measured, path))
     texts = {file: plan_text(plan).encode() for plan, file in zip(plans, outputs, strict=False)}
     write_files(screen, texts, force=force)
     seconds = time.perf_counter() - started
@@ -81,7 +82,7 @@ def curve(
     force: opt.Force = False,
 ) -> Record:
     """Show the whole curve of budget and loss: its knees, the gain of the next bytes, the position of every device."""
-    from mint.analysis.probes.probe_file import probes_beside
+    from mint.analysis.cached import probes_of
     from mint.plan.device_fit import devices_on
     from mint.render.chart import curve_table, drawn_curve, require_picture
     from mint.render.plans import curve_record
@@ -90,7 +91,8 @@ def curve(
     check_files(filter(None, (csv, plot)), force=force)
     if plot:
         require_picture(plot)
-    problem = recipe.problem(mint.read_analysis(analysis), probes_beside(analysis))
+    measured = mint.read_analysis(analysis)
+    problem = recipe.problem(measured, probes_of(measured, analysis))
     line = mint.curve(problem, points=points, on_progress=screen.on_progress)
     devices = devices_on(problem, room)
     files = {csv: curve_table(line)} if csv else {}

@@ -34,7 +34,7 @@ def probe(
     from mint.run.blas import restart_with_fast_blas
 
     restart_with_fast_blas()
-    from mint.pipeline import cached_analysis
+    from mint.analysis.cached import cached_analysis
     from mint.render.models import probed_record
     from mint.run.executor import measuring_device
 

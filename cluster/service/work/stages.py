@@ -25,6 +25,7 @@ from cluster.service.work.folder_lock import in_turn
 from cluster.service.work.lease import retry_while_leased
 from cluster.service.work.progress_events import ProgressEvents
 from mint import pipeline
+from mint.analysis.cached import cached_analysis
 from mint.assembly.reuse import Reuse
 from mint.assembly.stock_child import stock
 from mint.core.errors import MintError
@@ -35,7 +36,7 @@ from mint.core.sizes import enough_size, format_size
 from mint.formats.rounding import ROUNDINGS
 from mint.model.checkpoint.manifest import Manifest
 from mint.model.source import open_source
-from mint.pipeline import Measured, Quantized, Target, cached_analysis
+from mint.pipeline import Measured, Quantized, Target
 from mint.plan.plan import Plan
 from mint.render.plans import quantized_record
 from mint.run.device_kind import device_kind, versions

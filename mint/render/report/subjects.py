@@ -7,7 +7,7 @@ from typing import Any
 
 from mint.analysis.analysis import MAGIC, Analysis, read_analysis
 from mint.analysis.analysis_name import read_name
-from mint.analysis.probes.probe_file import probes_beside
+from mint.analysis.cached import probes_of
 from mint.core.errors import MintError
 from mint.core.files import begins_with
 from mint.model.checkpoint.manifest import MANIFEST_NAME, read_manifest
@@ -60,7 +60,7 @@ def read_subjects(paths: Iterable[Path], recipe: Recipe) -> tuple[list[AnalyzedM
 
 def _analyzed(path: Path, recipe: Recipe) -> AnalyzedModel:
     analysis = read_analysis(path)
-    problem = recipe.problem(analysis, probes_beside(path))
+    problem = recipe.problem(analysis, probes_of(analysis, path))
     placed = [] if isinstance(analysis.traced, str) else devices_on(problem, Room())
     best = problem.plan(problem.largest_bytes)
     return AnalyzedModel(read_name(path) or _name(path), analysis, curve(problem, points=POINTS), tuple(placed), best)

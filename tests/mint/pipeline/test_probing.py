@@ -1,5 +1,7 @@
 """A model that runs anyway is probed first: the default sensitivities come from another model."""
 
+import json
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -7,19 +9,22 @@ from typing import Any
 
 import pytest
 
+from mint.analysis.analysis import read_analysis
 from mint.analysis.analyze import analyze
+from mint.analysis.cached import cached_analysis, probes_of
 from mint.analysis.probes.packed_base import AUTO, BASES, fitting_base, needed_bytes
 from mint.analysis.probes.probe import probe
 from mint.analysis.probes.probe_file import probe_path, read_probes
 from mint.analysis.probes.prober import BRIEF, Probing
 from mint.analysis.probes.sensitivity import PRIOR, PROBED
+from mint.cli.main import run_command
 from mint.core.errors import MintError
 from mint.core.files import partial_path
 from mint.core.memory import PROCESSES_BYTES
 from mint.core.progress import Progress
 from mint.formats.units import Unit
 from mint.model.source import Source, open_source
-from mint.pipeline import Pipeline, Quantized, Target, cached_analysis, quantize
+from mint.pipeline import Pipeline, Quantized, Target, quantize
 from mint.plan.recipe import Budget, Recipe
 from mint.run.executor import in_process
 from mint.run.job import Job
@@ -78,6 +83,19 @@ def test_a_limit_of_memory_chooses_the_base(make_model: Callable[..., Path], tmp
     assert "probe" not in [step.name for step in little.steps]
     assert "probe" in [step.name for step in enough.steps]
     assert enough.peak_bytes <= memory + 1
+
+
+def test_probes_serve_the_cached_analyses_of_all_roundings(
+    llama: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    quantize(llama, "6bpw", tmp_path / "good", GOOD)
+    quantize(llama, "6bpw", tmp_path / "fast", Recipe(rounding="nearest"))
+    path = cached_analysis(open_source(llama), "nearest")
+    assert probes_of(read_analysis(path), path) == read_probes(probe_path(cached_analysis(open_source(llama))))
+    elsewhere = shutil.copyfile(path, tmp_path / "a.mint")
+    assert probes_of(read_analysis(elsewhere), elsewhere) is None
+    assert run_command(["curve", str(path), "--json"]) == 0
+    assert "from probes" in json.loads(capsys.readouterr().out)["predicted_from"]
 
 
 def test_who_lacks_weights_does_not_probe_unasked(

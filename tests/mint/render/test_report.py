@@ -12,12 +12,13 @@ import pytest
 import vl_convert
 
 from mint.analysis.analyze import analyze
+from mint.analysis.cached import cached_analysis
 from mint.assembly.assemble import assemble
 from mint.cli.main import run_command
 from mint.core.errors import MintError
 from mint.formats.format import parse_format
 from mint.model.source import open_source
-from mint.pipeline import Pipeline, cached_analysis
+from mint.pipeline import Pipeline
 from mint.plan.allocate import allocate
 from mint.plan.plan import uniform, write_plan
 from mint.plan.recipe import Recipe

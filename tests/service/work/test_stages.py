@@ -21,6 +21,7 @@ from cluster.service.work.progress_events import EVERY_SECONDS, ProgressEvents
 from cluster.service.work.stages import End, Stages
 from mint.analysis.analysis import read_analysis
 from mint.analysis.analyze import analyze
+from mint.analysis.cached import cached_analysis
 from mint.analysis.cross_device import rounded
 from mint.analysis.probes.probe_file import probe_path
 from mint.core.errors import MintError
@@ -28,7 +29,6 @@ from mint.core.memory import PROCESSES_BYTES
 from mint.core.progress import Progress
 from mint.model.checkpoint.manifest import PLAN_NAME
 from mint.model.source import open_source
-from mint.pipeline import cached_analysis
 from mint.plan.plan import read_plan
 from mint.run.device_kind import device_kind, joined_kinds
 from mint.run.executor import Executor, in_process, measuring_device
