@@ -37,13 +37,14 @@ if [ ! -e "$small" ]; then
         mint quantize "$model" --budget 110MB
     fi
 fi
-mint verify "$small"
-
 echo "== generating (on Linux mlx is slow with quantized weights: about one token a second)"
 mlx_lm.generate --model "$small" --prompt "What is the capital of France?" --max-tokens 24
 
+echo "== the model, and how close it is to the original:"
+mint show "$small"
 cat <<END
 == done. For commands of your own: . $venv/bin/activate
-== closeness to the original: mint evaluate $small --reference $model
+== on a Mac, talk to it: mlx_lm.chat --model $small
+== on a text of yours: mint evaluate $small --reference $model --text FILE
 == to start over: rm -r build/demo $venv
 END

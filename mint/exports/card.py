@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from mint.core.sizes import format_size, parse_size
 from mint.core.version import __version__
 from mint.exports.source_card import SourceCard
+from mint.formats.quality import option_of
 from mint.plan.plan import Choice, Plan, converted
 from mint.plan.recipe import TEXT, Recipe
 from mint.quality.verdict import interval_in_words, is_vague, kl_text, predicted_text
@@ -167,12 +168,13 @@ def quantize_command(plan: Plan, source: SourceCard) -> str:
         source.base or source.name,
         "--budget",
         _budget(plan.budget_bytes),
-        "--rounding",
-        plan.rounding,
+        *option_of(plan.rounding).split(),
     ]
     words += ["--dtype", plan.dtype] if plan.dtype else []
     words += ["--text-only"] if plan.dropped_towers else []
-    words += ["--probe"] if plan.evidence.probed else []
+    probes_unasked = Recipe(rounding=plan.rounding, objective=plan.objective.name).probes_unasked
+    if bool(plan.evidence.probed) != probes_unasked:
+        words += ["--probe"] if plan.evidence.probed else ["--ignore-probe"]
     values = {"objective": plan.objective.name, "veto_db": rules.veto_db, "min_bits": rules.min_bits}
     values |= {"max_bits": rules.max_bits}
     for name, value in values.items():

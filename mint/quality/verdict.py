@@ -72,6 +72,12 @@ def measured_text(kl: Estimate, top1: Estimate) -> str:
     return f"{interval_in_words(kl)}: {interval_text(kl)} measured, same first word {top1.value:.0%}"
 
 
+def uniform_text(uniform: Mapping[str, Any]) -> str:
+    """The measured closeness of uniform 4-bit, from its record."""
+    top1 = Estimate(**uniform["top1"])
+    return f"{interval_text(Estimate(**uniform['kl']))} measured on the same text, same first word {top1.value:.0%}"
+
+
 def beside_text(kl: Estimate, uniform: Estimate) -> str:
     """The closeness of a model as a multiple of that of uniform 4-bit; no figure where the intervals overlap."""
     if kl.low <= uniform.high and uniform.low <= kl.high:
@@ -97,7 +103,7 @@ def result_in_words(result: Mapping[str, Any]) -> dict[str, str]:
         if uniform:
             beside = Estimate(**uniform["kl"])
             words["short"] = f"KL {kl_text(kl.value)}, {beside_text(kl, beside)}"
-            words["4-bit"] = f"{interval_text(beside)} measured on the same text"
+            words["4-bit"] = uniform_text(uniform)
         value = kl.value
     elif low is not None and value is not None and high is not None:
         predicted = Estimate(value, low, high)

@@ -16,13 +16,14 @@ from mint.quality.estimates import Estimate
 from mint.quality.evaluation import OWN_TEXT, Evaluation, Refused
 from mint.quality.verdict import (
     beside_text,
-    interval_text,
     is_ruined,
     is_vague,
     kl_text,
     measured_text,
+    predicted_in_words,
     predicted_text,
     ruined_text,
+    uniform_text,
 )
 from mint.run.device_kind import CPU, device_kind
 
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     from mint.forecast.forecast import Forecast
 
 _MAX_FORMATS = 3  # named in a summary
-_SLOW = "mlx multiplies packed weights slowly on CPUs, not on Macs"
+_SLOW = "on a CPU mlx runs packed weights several times slower than 16-bit ones; it is made for Apple's GPUs"
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,16 +59,17 @@ def model_summary(
     `original` stands for the source in commands.
     """
     folder, source = shlex.quote(str(output)), shlex.quote(original)
+    packs = any(choice.format != KEEP for choice in plan.choices)
     command = next_command(plan, folder) if is_verified else f"mint verify {folder}"
-    unknown = f"not measured; needed: mint evaluate {folder} --reference {source}"
+    evaluate = f"mint evaluate {folder} --reference {source}"
     convert = f"; to compare: mlx_lm.convert --hf-path {source} -q --mlx-path 4bit, then mint evaluate 4bit "
     return [
         Line("model", f"{output} ({'verified' if is_verified else 'not verified yet'})"),
-        *_judgement(plan, measured, unknown=unknown),
+        *_judgement(plan, measured, unknown=f"not measured; needed: {evaluate}", beside=f"; to measure: {evaluate}"),
         *_beside(plan, measured, uniform, f"{convert}--reference {source}"),
         *_warning(plan, measured, analysis),
         Line("next", command),
-        *([Line("speed", _SLOW)] if is_verified and device_kind() == CPU else []),
+        *([Line("speed", _SLOW)] if is_verified and packs and device_kind() == CPU else []),
     ]
 
 
@@ -138,8 +140,11 @@ def _text_of(evaluation: Evaluation) -> str:
     return f"{evaluation.tokens:,} tokens {origin}"
 
 
-def _judgement(plan: Plan, measured: Mapping[str, Any] | None, *, unknown: str) -> list[Line]:
-    """Size, bits and closeness; `unknown` says how to learn one that is neither measured nor predicted."""
+def _judgement(plan: Plan, measured: Mapping[str, Any] | None, *, unknown: str, beside: str = "") -> list[Line]:
+    """Size, bits and closeness. `unknown` says how to learn one that is neither measured nor predicted.
+
+    `beside` does so for a prediction that no word fits.
+    """
     lines = [
         Line("size", f"{format_size(plan.planned_bytes)} of {format_size(plan.budget_bytes)}"),
         Line("bits", f"{plan.bits_per_weight:.2f} per weight: {_formats(plan)}"),
@@ -149,8 +154,10 @@ def _judgement(plan: Plan, measured: Mapping[str, Any] | None, *, unknown: str) 
         lines.append(Line("closeness", measured_text(Estimate(**measured["kl"]), Estimate(**measured["top1"]))))
     elif estimate is None:
         lines.append(Line("loss", f"{plan.loss:.4g} of the objective {plan.objective.name}, which predicts no KL"))
+    elif is_vague(estimate):
+        lines.append(Line("closeness", unknown))
     else:
-        lines.append(Line("closeness", unknown if is_vague(estimate) else predicted_text(estimate)))
+        lines.append(Line("closeness", f"{predicted_text(estimate)}{'' if predicted_in_words(estimate) else beside}"))
     return lines
 
 
@@ -166,14 +173,20 @@ def _beside(
     if uniform:
         kl = Estimate(**uniform["kl"])
         ratio = beside_text(Estimate(**measured["kl"]), kl).removesuffix(" than 4-bit") if measured else ""
-        words = f"; this model is {ratio}" if ratio else ""
-        return [Line("4-bit", f"{size}: {interval_text(kl)} measured on the same text{words}")]
+        words = f"; this model is {ratio}, {_more_bytes(plan, plain)}" if ratio else ""
+        return [Line("4-bit", f"{size}: {uniform_text(uniform)}{words}")]
     kl_of_plain = plain.predicted_kl
     if kl_of_plain is None:
         return []
     if is_vague(kl_of_plain):
         return [Line("4-bit", f"{size}{convert}")]
     return [Line("4-bit", f"{size} with {predicted_text(kl_of_plain).rpartition(': ')[2]}")]
+
+
+def _more_bytes(plan: Plan, plain: Plan) -> str:
+    """The bytes of a plan beside those of another, in words."""
+    percent = round(100 * (plan.planned_bytes / plain.planned_bytes - 1))
+    return f"in {abs(percent)}% {'more' if percent > 0 else 'fewer'} bytes" if percent else "in as many bytes"
 
 
 def _warning(plan: Plan, measured: Mapping[str, Any] | None, analysis: Path | None) -> list[Line]:

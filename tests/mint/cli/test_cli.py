@@ -79,7 +79,10 @@ def test_uniform_4_bit_is_shown_as_it_was_measured(
     assert _json(capsys, "show", str(output))["uniform"] == uniform
     assert run_command(["show", str(output)]) == 0
     kl = kl_text(uniform["kl"]["value"])
-    assert re.search(rf"would write \S+ kB: KL {kl} \(.*\) measured on the same text", capsys.readouterr().out)
+    words = " ".join(capsys.readouterr().out.split())
+    top1 = f"{uniform['top1']['value']:.0%}"
+    assert re.search(rf"would write \S+ kB: KL {kl} \(.*\) measured on the same text, same first word {top1}; ", words)
+    assert re.search(r"this model is .*4-bit, in \d+% (more|fewer) bytes|closer, in \d+% (more|fewer) bytes", words)
     assert f"has {kl} (95 % interval" in (output / "README.md").read_text()
 
 

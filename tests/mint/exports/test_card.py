@@ -132,6 +132,17 @@ def test_the_command_of_the_card_makes_the_same_plan(source_folder: Path, tmp_pa
     assert again["plan"] == plan.digest
 
 
+@pytest.mark.parametrize(("rounding", "option"), [("compensate", "--quality good"), ("search", "--rounding search")])
+def test_the_command_of_the_card_names_a_quality_where_there_is_one(
+    rounding: str, option: str, source_folder: Path
+) -> None:
+    plan = replace(_plan(source_folder, Recipe()), rounding=rounding)
+    command = quantize_command(plan, SourceCard("model"))
+    assert option in command
+    assert ("--ignore-probe" in command) == (rounding == "compensate"), "it would probe, and this plan did without"
+    assert "--probe" not in command.split()
+
+
 def test_the_card_may_be_edited_or_removed(source_folder: Path, tmp_path: Path) -> None:
     output = _written(source_folder, tmp_path / "out")
     (output / "README.md").write_text("My own words.")

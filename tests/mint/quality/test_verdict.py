@@ -75,7 +75,7 @@ def test_a_result_is_told_by_its_measurement_and_else_by_a_prediction_that_is_no
     words = result_in_words({**vague, "closeness": measured, "uniform": uniform})
     assert words["short"] == "KL 0.09, 3.4 times closer than 4-bit"
     assert words["closeness"] == "close to the original: KL 0.09 (0.08 to 0.1) measured, same first word 87%"
-    assert words["4-bit"] == "KL 0.31 (0.28 to 0.33) measured on the same text"
+    assert words["4-bit"] == "KL 0.31 (0.28 to 0.33) measured on the same text, same first word 87%"
     assert result_in_words({**predicted, "closeness": measured})["short"] == "KL 0.09 measured"
     assert result_in_words({**predicted, "closeness": None})["short"] == "KL 0.2 predicted"
     assert result_in_words(vague) == {"closeness": "not measured"}
