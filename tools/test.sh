@@ -24,14 +24,16 @@ install() {
     touch "$venv/ready"
 }
 
-# the service's tests need a PostgreSQL, a browser, nginx and Prometheus; without them they are skipped, with the reason
+# the service's tests need a PostgreSQL, a browser, nginx and Prometheus; without them they are skipped, with the reason;
+# without OpenBLAS those that run a model take three times as long
 packages() {
     if ls /usr/lib/postgresql/*/bin/postgres >/dev/null 2>&1 && command -v chromium >/dev/null && command -v chromedriver >/dev/null &&
-        command -v promtool >/dev/null && [ -x /usr/sbin/nginx ]; then
+        command -v promtool >/dev/null && [ -x /usr/sbin/nginx ] &&
+        ls /usr/lib/*/openblas-pthread/libopenblas.so.0 >/dev/null 2>&1; then
         return
     fi
     if [ "$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then
-        echo "== packages: some tests are skipped; needed: sudo apt-get install postgresql chromium chromium-driver nginx-light prometheus"
+        echo "== packages: some tests are skipped; needed: sudo apt-get install postgresql chromium chromium-driver nginx-light prometheus libopenblas0-pthread"
         return
     fi
     # tests start servers of their own: the package's would only take the port
@@ -41,7 +43,7 @@ packages() {
     export DEBIAN_FRONTEND=noninteractive UCF_FORCE_CONFFOLD=1
     apt-get update -qq || echo "== packages: apt-get update failed"
     apt-get install -qq -y --no-install-recommends -o Dpkg::Options::=--force-confold postgresql chromium chromium-driver \
-        nginx-light prometheus >/dev/null ||
+        nginx-light prometheus libopenblas0-pthread >/dev/null ||
         echo "== packages: apt-get install failed; some tests are skipped"
 }
 
@@ -54,5 +56,7 @@ stage house python -m tools.house rooms length english
 stage imports lint-imports
 stage types mypy
 stage docs env NO_MKDOCS_2_WARNING=1 mkdocs build --strict --quiet
+fast_blas="from mint.run.blas import fast_environment; print(fast_environment().get('LD_PRELOAD', ''))"
+blas=$(python -c "$fast_blas" 2>/dev/null)
 # a file stays in one process: its tests share what they make
-stage tests pytest --numprocesses=logical --maxprocesses=4 --dist=loadfile --no-loadscope-reorder "$@"
+stage tests env ${blas:+LD_PRELOAD="$blas" OPENBLAS_NUM_THREADS=1 OPENBLAS_THREAD_TIMEOUT=8} pytest --numprocesses=logical --maxprocesses=4 --dist=loadfile --no-loadscope-reorder "$@"

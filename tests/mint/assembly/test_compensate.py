@@ -344,7 +344,7 @@ def test_tuning_changes_scales_and_biases_alone_and_brings_the_model_closer(llam
     for rounding in ("couple", "tune"):
         folder = tmp_path / rounding
         plan = allocate(analyze(source, tmp_path / f"{rounding}.mint", rounding=rounding), "max", recipe)
-        manifests.append(assemble(plan, source, folder, text=TextSize(16, 24)))
+        manifests.append(assemble(plan, source, folder, text=TextSize(32, 32)))
         stored = open_stored(folder)
         tensors.append({name: stored.raw(name).tobytes() for name in stored.tensors})
     differing = {name for name in tensors[0] if tensors[0][name] != tensors[1][name]}
