@@ -105,7 +105,7 @@ def forecast_summary(forecast: "Forecast") -> list[Line]:
         is_warning=forecast.peak_bytes > forecast.machine_bytes,
     )
     return [
-        Line("time", f"about {format_seconds(forecast.seconds)}: {', '.join(steps)}"),
+        Line("time", f"about {format_seconds(forecast.seconds)}: {', '.join(steps)}{forecast.verified}"),
         memory,
         Line("disk", format_size(forecast.disk_bytes)),
         *([Line("download", forecast.download)] if forecast.download else []),

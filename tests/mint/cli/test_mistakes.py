@@ -53,7 +53,7 @@ def complaint(line: str, capsys: pytest.CaptureFixture[str]) -> str:
         ("inspect nowhere", "no such folder"),
         (
             "quantize tiny -b 400kB -o out --quality good",
-            "out exists; nothing is ever overwritten (it is of the rounding nearest",
+            "out exists; nothing is ever overwritten (it was made with --quality fast",
         ),
         ("quantize tiny -b 300kB -o out", "out exists; nothing is ever overwritten (it is of the budget 400 kB)"),
         ("quantize tiny -b 400kB -o tiny", "tiny exists"),
