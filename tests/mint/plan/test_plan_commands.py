@@ -161,7 +161,7 @@ def test_devices_and_loaders_are_listed_with_their_sources(capsys: pytest.Captur
 
 @pytest.mark.parametrize("name", ["commodore", "m4pro24", "MacBook M4", "this"])
 def test_a_device_is_named_in_the_list_as_in_a_budget(name: str, capsys: pytest.CaptureFixture[str]) -> None:
-    answers = []
+    answers: list[tuple[str, bool | str]] = []
     for use in (lambda: device(name), lambda: devices_record(name, brief=True)):
         try:
             answers.append(("found", bool(use())))
