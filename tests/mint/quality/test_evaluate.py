@@ -297,6 +297,20 @@ def test_a_missing_model_is_named_before_the_first_one_runs(
     assert "reference:" not in error
 
 
+def test_own_text_is_written_once_for_a_model_a_size_and_a_seed(
+    converted: dict[int, Path], make_model: Callable[..., Path]
+) -> None:
+    model, answers = make_model(), []
+    for seed in (0, 0, 1):
+        stages: list[str] = []
+        question = _question(converted[8], model, seed=seed)
+        answer = compare(question, lambda step, stages=stages: stages.append(step.stage))  # type: ignore[misc]
+        answers.append(("write text" in stages, answer.estimates["reference_perplexity"]))
+    (first, again, other) = answers
+    assert (first[0], again[0], other[0]) == (True, False, True)
+    assert first[1] == again[1] != other[1]
+
+
 def test_people_get_a_verdict_in_words(
     converted: dict[int, Path], saved: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
