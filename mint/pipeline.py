@@ -19,7 +19,7 @@ from mint.analysis.probes.probe import probe, unasked
 from mint.analysis.probes.probe_file import Probed, probe_path, probes_beside
 from mint.analysis.probes.prober import Probing
 from mint.assembly.assemble import drafted
-from mint.assembly.draft import read_finished, refuse_foreign
+from mint.assembly.draft import is_finished, read_finished, refuse_foreign
 from mint.assembly.early_checks import check_request, keeps_all
 from mint.assembly.reuse import Reuse
 from mint.assembly.stock_child import stock
@@ -191,7 +191,7 @@ class Pipeline:
             stock()  # starts while this process analyzes
         source, sizes = self._opened(model, targets)
         if self.on_forecast:
-            self.on_forecast(self._forecast(source, sizes))
+            self.on_forecast(self._forecast(source, targets, sizes))
         measured = self._measure(source, sizes)
         plans = self._plans(targets, measured) if targets else []
         for target, plan in zip(targets, plans, strict=True):
@@ -206,9 +206,9 @@ class Pipeline:
         return results
 
     def foresee(self, model: Source | Path | str, targets: Sequence[Target]) -> "Forecast":
-        """The forecast for `run`, after all checks that need no long work; nothing is written."""
-        self._refuse(targets)
-        return self._forecast(*self._opened(model, targets))
+        """The forecast for `run`, after all checks that need no long work; notes tell of outputs that `run` refuses."""
+        source, sizes = replace(self, force=True)._opened(model, targets)
+        return self._forecast(source, targets, sizes)
 
     def _opened(self, model: Source | Path | str, targets: Sequence[Target]) -> tuple[Source, list[int]]:
         """The opened model and the bytes of each target at most; `MintError` for what must fail."""
@@ -241,7 +241,7 @@ class Pipeline:
         is_of_source = (analysis.model, analysis.dtype) == (source.identity, source.dtype)
         return self.recipe.problem(analysis, probes_beside(beside)) if is_of_source else None
 
-    def _forecast(self, source: Source, sizes: Sequence[int]) -> "Forecast":
+    def _forecast(self, source: Source, targets: Sequence[Target], sizes: Sequence[int]) -> "Forecast":
         probing = self._missing_probes(source) if self.recipe.probe or self._rounds(source, sizes) else None
         from mint.forecast.forecast import forecast
 
@@ -250,9 +250,11 @@ class Pipeline:
         streamed_bytes = streamed.disk_bytes if streamed else 0
         passes = 1 if analysis.exists() else 2  # to measure, and to write
         download_bytes = passes * streamed.model_bytes if streamed else missing_bytes(source)
+        are_finished = [not self.force and is_finished(t.output, self.on_note, model=source.identity) for t in targets]
+        new = [size for size, is_finished in zip(sizes, are_finished, strict=True) if not is_finished]
         return forecast(
-            source, self.recipe.rounding, sizes, kept=sum(keeps_all(source, self.recipe, size) for size in sizes),
-            analysis=analysis, probing=probing, memory=self.memory,
+            source, self.recipe.rounding, new, kept=sum(keeps_all(source, self.recipe, size) for size in new),
+            finished=sum(are_finished), analysis=analysis, probing=probing, memory=self.memory,
             streamed_bytes=streamed_bytes, download_bytes=download_bytes, on_progress=self.on_progress,
         )  # fmt: skip
 

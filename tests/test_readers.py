@@ -224,7 +224,7 @@ def test_a_damaged_cache_begins_anew(
 # files that read in a way of their own, and why they may; all others use those of `mint.core`
 OWN_READERS = {
     "mint/assembly/assemble.py": "in test_compensate.py", "mint/quality/evaluate.py": "a child of MINT",
-    "mint/analysis/probes/own_text.py": "recalled", "mint/analysis/probes/prober.py": "within from_pieces",
+    "mint/quality/sequences.py": "recalled", "mint/analysis/probes/prober.py": "within from_pieces",
     "mint/analysis/unit_jobs.py": "within from_pieces", "mint/cli/settings.py": "DOCUMENTS",
     "mint/client/client.py": "within reading", "mint/core/files.py": "the readers themselves",
     "mint/core/journal.py": "DOCUMENTS", "mint/core/memory.py": "the system's", "mint/core/version.py": "pip's",

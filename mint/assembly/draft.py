@@ -10,8 +10,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from mint.core.errors import DiskFullError
+from mint.core.errors import DiskFullError, MintError
 from mint.core.files import flush, naming, require_new
+from mint.core.progress import OnNote
 from mint.model.checkpoint.file_states import FileStates
 from mint.model.checkpoint.manifest import MANIFEST_NAME, Manifest, read_manifest
 from mint.model.checkpoint.writer import disk_full
@@ -55,6 +56,18 @@ def refuse_foreign(output: Path, **digests: str) -> None:
     differing = [name for name, value in needed.items() if getattr(manifest, name) != value]
     if differing:
         require_new(output, f"it is of another {differing[0]}")
+
+
+def is_finished(output: Path, on_note: OnNote, **digests: str) -> bool:
+    """True for an existing output that is not refused and need only be verified; a note tells why one is refused."""
+    if not output.exists():
+        return False
+    try:
+        refuse_foreign(output, **digests)
+    except MintError as error:
+        on_note(f"without --dry-run this stops: {error.typed}")
+        return False
+    return True
 
 
 def read_finished(output: Path) -> Manifest:

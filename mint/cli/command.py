@@ -14,12 +14,13 @@ from typing import Any
 
 from mint.cli.options import screen_of
 from mint.cli.terminal.interruption import Interrupted
-from mint.cli.terminal.screen import Answer, Record, Screen
+from mint.cli.terminal.screen import Answer, Overview, Record, Screen
 
 Result = Record | Answer
+Results = list[Answer] | Overview
 
 
-def command(function: Callable[..., Result | Sequence[Result]]) -> Callable[..., int]:
+def command(function: Callable[..., Result | Results]) -> Callable[..., int]:
     """The command of a function, with the options of the output; it prints the results and returns the exit code.
 
     The function may take the `Screen`. Results of groups that are context managers, such as connections, are closed
@@ -33,11 +34,10 @@ def command(function: Callable[..., Result | Sequence[Result]]) -> Callable[...,
         try:
             with screen, ExitStack() as stack:
                 result = _call(function, {**options, "screen": screen}, stack)
-            answers = result if isinstance(result, list) else [result]
-            _print(screen, answers)
+            _print(screen, result)
         except KeyboardInterrupt as error:
             raise Interrupted(screen.meter) from error
-        records = [answer.record if isinstance(answer, Answer) else answer for answer in answers]
+        records = [answer.record if isinstance(answer, Answer) else answer for answer in _answers(result)]
         return int(any(record.get("passed") is False for record in records))
 
     parameters = [*_options(function), *_options(screen_of)]
@@ -46,10 +46,19 @@ def command(function: Callable[..., Result | Sequence[Result]]) -> Callable[...,
     return run
 
 
-def _print(screen: Screen, answers: Sequence[Result]) -> None:
-    """Print the answers; a reader that has enough, such as `head`, is no error."""
+def _answers(result: Result | Results) -> Sequence[Result]:
+    if isinstance(result, Overview):
+        return result.answers
+    return result if isinstance(result, list) else [result]
+
+
+def _print(screen: Screen, result: Result | Results) -> None:
+    """Print the result; a reader that has enough, such as `head`, is no error."""
     try:
-        screen.answer(*answers)
+        if isinstance(result, Overview):
+            screen.overview(result)
+        else:
+            screen.answer(*_answers(result))
         sys.stdout.flush()
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # for what is left in the buffer

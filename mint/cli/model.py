@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import mint
 from mint.cli import options as opt
 from mint.cli.options import argument, flag, option
-from mint.cli.outputs import check_finished, check_names, default_outputs, described, outputs_of, set_aside
+from mint.cli.outputs import check_finished, check_names, default_outputs, described, outputs_of, refusals, set_aside
 from mint.cli.terminal.screen import Answer, Record, Screen
 from mint.core.errors import MintError
 from mint.core.sizes import format_size
@@ -52,10 +52,14 @@ def quantize(
     Example: mint quantize models/Qwen3-8B --budget 6GB --output Qwen3-8B-6GB
     """
     outputs = outputs_of(budgets, output) if output else default_outputs(model, budgets)
-    check_names(model, outputs, requantize=recipe.requantize, force=force)
-    if not force:
+    check_names(model, outputs, requantize=recipe.requantize, force=force or dry_run)
+    if not (force or dry_run):
         check_finished(outputs, budgets, recipe.rounding)
     screen.begin(f"quantize {described(model)} to {', '.join(map(str, budgets))} -> {', '.join(map(str, outputs))}")
+    if dry_run and not force:
+        for reason in refusals(outputs, budgets, recipe.rounding):
+            screen.note(f"without --dry-run this stops: {reason}")
+            force = True  # as the forecast is for the run that writes all
     if upload:
         from mint.exports.upload import check_upload
 

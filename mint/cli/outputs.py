@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mint.cli.terminal.screen import Screen
+from mint.core.errors import MintError
 from mint.core.files import (
     holds,
     move_aside,
@@ -13,6 +14,7 @@ from mint.core.files import (
     write_whole,
 )
 from mint.core.sizes import format_size
+from mint.formats.quality import option_of
 
 if TYPE_CHECKING:
     from mint.plan.recipe import Budget
@@ -85,10 +87,25 @@ def check_finished(outputs: Sequence[Path], budgets: "Sequence[Budget]", roundin
             continue
         found = read_json(output / PLAN_NAME, "remove the folder").get("rounding")
         if found != rounding:
-            require_new(output, f"it is of the rounding {found}")
+            require_new(output, f"it was made with {option_of(found)}")
         nbytes = read_manifest(output).budget_bytes
         if budget.amount and budget.amount.unit == "B" and int(budget.amount.number) < nbytes:
             require_new(output, f"it is of the budget {format_size(nbytes)}")
+
+
+def refusals(outputs: Sequence[Path], budgets: "Sequence[Budget]", rounding: str) -> list[str]:
+    """The reasons for which a run stops at existing outputs."""
+    from mint.model.checkpoint.manifest import MANIFEST_NAME
+
+    reasons = []
+    for output, budget in zip(outputs, budgets, strict=True):
+        try:
+            if not (output / MANIFEST_NAME).is_file():
+                require_new(output)
+            check_finished([output], [budget], rounding)
+        except MintError as error:
+            reasons.append(error.typed)
+    return reasons
 
 
 def check_new(paths: Iterable[Path], *, force: bool) -> None:

@@ -247,7 +247,7 @@ def recipes(
 
 def devices(
     screen: Screen,
-    name: Annotated[str, argument("[NAME]", "Only devices whose name contains this.")] = "",
+    name: Annotated[str, argument("[NAME]", "Only devices whose name contains this; 'this': this machine.")] = "",
     loaders: Annotated[bool, flag("List loaders for --compat instead.", "--loaders")] = False,
     sources: Annotated[bool, flag("Also list where the figures come from.", "--sources")] = False,
 ) -> Record:

@@ -7,7 +7,7 @@ import mint
 from mint.cli import options as opt
 from mint.cli.options import argument, option
 from mint.cli.outputs import check_names, described
-from mint.cli.terminal.screen import Answer, Record, Screen
+from mint.cli.terminal.screen import Answer, Overview, Record, Screen
 
 
 def probe(
@@ -74,19 +74,19 @@ def evaluate(
             '"answer": 1}. Needs the extra `tasks`.',
         ),
     ] = None,
-) -> list[Answer]:  # fmt: skip
+) -> Answer | Overview:  # fmt: skip
     """Compare the predictions of quantized models with the original's: KL divergence, agreement, perplexity.
 
     Every figure comes with a 95 % confidence interval over sequences. noise_floor is the KL that 16-bit arithmetic
-    alone causes. --verbose shows all figures. Of several models, one that cannot be compared is reported with its
-    reason, and the exit code is 1.
+    alone causes. --verbose shows all figures. Several models come in one table, the closest first; one that cannot be
+    compared is reported with its reason, and the exit code is 1.
 
     Example: mint evaluate Qwen3-8B-6GB --reference models/Qwen3-8B
     """
     from mint.quality.evaluate import evaluate_all
     from mint.quality.evaluation import Refused
     from mint.render.models import evaluation_record
-    from mint.render.summary import evaluation_summary
+    from mint.render.summary import comparison, evaluation_summary
 
     screen.begin(f"evaluate {', '.join(map(described, outputs))} against {described(reference)}")
     evaluations = evaluate_all(
@@ -102,4 +102,5 @@ def evaluate(
     )
     if len(evaluations) == 1 and isinstance(evaluations[0], Refused):
         raise evaluations[0].error
-    return [Answer(evaluation_record(evaluation), evaluation_summary(evaluation)) for evaluation in evaluations]
+    answers = [Answer(evaluation_record(evaluation), evaluation_summary(evaluation)) for evaluation in evaluations]
+    return answers[0] if len(answers) == 1 else Overview(answers, *comparison(outputs, evaluations))

@@ -19,6 +19,8 @@ _ARGUMENTS = {
     "keep": "lock", "set": "lock", "locks": "lock", "veto": "veto_db", "quality": "rounding", "text-only": "loader",
     "vision": "loader",
 }  # fmt: skip
+# by option: the words for its values that are other values of the argument; a test compares them with their tables
+VALUES = {"quality": {"fast": "nearest", "good": "compensate", "best": "tune"}}
 OPTIONS = (
     "analysis", "base", "budget", "compat", "context", "device", "dtype", "force", "formats", "ignore-floors",
     "ignore-probe", "keep-nonfinite", "kv-bits", "length", "low-disk", "max-bits", "max-shard-size", "memory",
@@ -26,7 +28,9 @@ OPTIONS = (
     "rounding", "save-reference", "seed", "sequences", "tasks", "text", "tokens", "window", *_ARGUMENTS,
 )  # fmt: skip
 _COMMAND = r"\bmint (?:analyze|allocate|assemble|cluster|curve|devices|evaluate|probe|quantize|verify)\b[^;,()]*"
-_WORDS = re.compile(rf"(?P<command>{_COMMAND})|(?<![\w-])--(?P<option>{'|'.join(OPTIONS)})(?![\w-])")
+_WORDS = re.compile(
+    rf"(?P<command>{_COMMAND})|(?<![\w-])--(?P<option>{'|'.join(OPTIONS)})(?![\w-])(?: (?P<value>\w+)(?![\w-]))?"
+)
 
 # two options that are one argument in Python, in one list
 _TWICE = re.compile(rf"\b(?P<name>{'|'.join(sorted(set(_ARGUMENTS.values())))})(?:(?:, | and | or )(?P=name)\b)+")
@@ -54,8 +58,11 @@ def typed(error: BaseException) -> str:
 
 
 def _argument(match: re.Match[str]) -> str:
-    option = match["option"]
-    return match["command"] if option is None else _ARGUMENTS.get(option, option.replace("-", "_"))
+    option, value = match["option"], match["value"]
+    if option is None:
+        return match["command"]
+    name = _ARGUMENTS.get(option, option.replace("-", "_"))
+    return f"{name} {VALUES.get(option, {}).get(value, value)}" if value else name
 
 
 class DiskFullError(MintError):

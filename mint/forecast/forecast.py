@@ -57,6 +57,7 @@ class Forecast:
     disk_bytes: int  # of the results, and of temporary files
     machine_bytes: int  # of memory
     download_bytes: int  # of weights that are not on this machine
+    finished: int = 0  # models that exist and are only verified
 
     @property
     def seconds(self) -> float:
@@ -82,10 +83,17 @@ class Forecast:
         steps = ", ".join(f"{step.name} {format_seconds(step.seconds)}" for step in self.steps if step.seconds >= 1)
         machine = f" (this machine has {format_size(self.machine_bytes)})"
         short = machine if self.peak_bytes > self.machine_bytes else ""
+        download = f", {self.download}" if self.download else ""
         return (
-            f"about {format_seconds(self.seconds)} ({steps}); up to {format_size(self.peak_bytes)} of memory{short}, "
-            f"{format_size(self.disk_bytes)} of disk{f', {self.download}' if self.download else ''}"
+            f"about {format_seconds(self.seconds)} ({steps}){self.verified}; up to {format_size(self.peak_bytes)} of "
+            f"memory{short}, {format_size(self.disk_bytes)} of disk{download}"
         )
+
+    @property
+    def verified(self) -> str:
+        """The finished outputs in words, after what the time is for; empty where all are to be written."""
+        outputs = "the output exists and is" if self.finished == 1 else f"{self.finished} outputs exist and are"
+        return f"; {outputs} only verified" if self.finished else ""
 
     @property
     def download(self) -> str:
@@ -103,6 +111,7 @@ def forecast(
     sizes: Sequence[int],
     *,
     kept: int = 0,
+    finished: int = 0,
     analysis: Path,
     probing: Probing | None,
     memory: int | None,
@@ -112,10 +121,11 @@ def forecast(
 ) -> Forecast:
     """The forecast for models of these `sizes` in bytes; steps whose results are in the cache or `analysis` are free.
 
-    At `kept` of the sizes nothing is rounded, so no text is needed. `probing` is that of missing probes. `memory`
-    bounds the model that writes text. `streamed_bytes` are the most weights on the disk of a model that is streamed
-    from the hub. The `download_bytes` of weights take the time of this machine's last download, if there was one. The
-    first forecast on a machine measures its rates, for a second or two.
+    At `kept` of the sizes nothing is rounded, so no text is needed. Models that are `finished` have no size here and
+    are only verified. `probing` is that of missing probes. `memory` bounds the model that writes text.
+    `streamed_bytes` are the most weights on the disk of a model that is streamed from the hub. The `download_bytes` of
+    weights take the time of this machine's last download, if there was one. The first forecast on a machine measures
+    its rates, for a second or two.
     """
     rates = machine_rates(rounding, on_progress)
     shard = max(source.shards, key=lambda shard: shard.nbytes)
@@ -137,12 +147,12 @@ def forecast(
         once.append(Step("write text", readings * reading + _writing(source, rates)))
     if probing:
         once.append(Step("probe", reading + _probing(source, rates, probing)))
-    passes = 3 if learns(method, 8 * min(sizes) / max(_weights(source), 1)) else 2
+    passes = 3 if learns(method, 8 * min(sizes, default=0) / max(_weights(source), 1)) else 2
     compensating = _compensating(source, rates, reading, rounding, passes) if needs_model else ()
     each = [(rounded, step) for step in compensating]
     each += [(kept if needs_model else len(sizes), step) for step in _packing(source, rates, reading)]
     verifying = _VERIFY_SECONDS + _VERIFY_PASSES * _weights(source) / rates.packed + _overhead(source)
-    each.append((len(sizes), Step("verify", verifying)))
+    each.append((len(sizes) + finished, Step("verify", verifying)))
     temporary = 2 * JUDGED * TEXT.window * source.vocabulary if needs_model else 0
     temporary += gradient_bytes(source) if method.needs_gradients else 0
     temporary += 2 * TRAINING * CALIBRATION.window * source.vocabulary if method.tunes else 0
@@ -152,6 +162,7 @@ def forecast(
         sum(sizes) + temporary + streamed_bytes,
         memory_bytes(),
         download_bytes,
+        finished,
     )
 
 

@@ -1,7 +1,8 @@
 """A model's name to its folder: a folder's own path, GGUF files, or an id of the Hugging Face hub.
 
-A path is every `Path`, every name that exists, and every name that is no id (`./a/b`, `/a/b`, `a/b/c`). Any other
-`owner/name` is looked for in the hub's cache, then downloaded.
+A path is every `Path`, every name that exists, and every name that is no id (`./a/b`, `/a/b`, `a/b/c`). An
+`owner/name` is looked for in the hub's cache. Of those that are not there, one whose `owner` is a local folder is a
+path, and any other is downloaded.
 """
 
 from collections.abc import Iterator
@@ -67,9 +68,18 @@ def hub_id(model: str | Path) -> HubId | None:
     if model == "":  # `Path` would make it the current folder
         raise MintError("the name of the model is empty; needed: the path of a folder, or an id of the hub")
     try:
-        return None if isinstance(model, Path) or Path(model).exists() else parse_id(model)
+        if isinstance(model, Path) or Path(model).exists():
+            return None
+        id = parse_id(model)
+        return None if id and is_in_folder(model) and not cached(id) else id
     except OSError as error:
         raise MintError(f"{model}: {error.strerror}; needed: the path of a folder, or an id of the hub") from error
+
+
+def is_in_folder(name: str | Path) -> bool:
+    """True for a name like `owner/name` whose first part is a local folder; an address of the hub has none."""
+    parts = Path(name).parts
+    return len(parts) > 1 and Path(parts[0]).is_dir()
 
 
 def model_name(model: str | Path) -> str:

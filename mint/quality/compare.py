@@ -10,12 +10,14 @@ reference file, which serves any number of candidates.
 import tempfile
 import time
 from collections.abc import Iterator
+from functools import partial
 from itertools import repeat
 from pathlib import Path
 
 import numpy as np
 from mlx.nn.layers.base import Module
 
+from mint.core.cache import cached_path
 from mint.core.errors import MintError
 from mint.core.memory import peak_rss_bytes
 from mint.core.progress import OnProgress, Progress
@@ -85,7 +87,12 @@ def _write_reference(question: Question, path: Path, on_progress: OnProgress) ->
     model = open_wide(folder)
     if tokens is None:
         prefix = sequences.prefix_of(folder)
-        tokens = sequences.own_sequences(repeat(model), prefix, vocabulary, size, origin.seed, on_progress)
+        key = origin.identity, prefix, vocabulary, size.count, size.window, origin.seed, origin.device, origin.versions
+        tokens = sequences.kept_sequences(
+            cached_path("evaluations", ".npy", *key),
+            size,
+            partial(sequences.own_sequences, repeat(model), prefix, vocabulary, size, origin.seed, on_progress),
+        )
     noisy = max(sequences.FEWEST, len(tokens) // NOISE_SHARE)
     with new_reference(path, origin, tokens, vocabulary, noisy=noisy) as (reference, append):
         for rows, logits, following in _passes("reference", "in float32", model, tokens, vocabulary, on_progress):

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mint.core.errors import MintError
+from mint.model.opening.path_kind import no_such_folder
 from mint.quality.estimates import Estimate
 
 OWN_TEXT = "written by the reference model"
@@ -28,7 +29,7 @@ class Question:
         if self.output.is_file():
             raise MintError(f"{self.output}: it is a file; needed: the folder of an MLX model, or a GGUF file")
         if not self.output.is_dir():
-            raise MintError(f"{self.output}: no such folder; needed: the folder of an MLX model")
+            raise no_such_folder(self.output, "the folder of an MLX model")
         if not self.reference.exists():
             needed = "needed: the original model's folder, or a file of --save-reference"
             raise MintError(f"{self.reference}: no such model or file; {needed}")

@@ -8,8 +8,9 @@ tokenizer begins every text (with the BOS token, or with nothing).
 # S sequences, L tokens of each
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from io import BytesIO
 from itertools import chain, zip_longest
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ import mlx.core as mx
 import numpy as np
 from mlx.nn.layers.base import Module
 
+from mint.core.cache import keep, recall
 from mint.core.errors import MintError
 from mint.core.files import read_text, sha256_of
 from mint.core.log import log
@@ -76,6 +78,18 @@ def text_sequences(folder: Path, texts: Sequence[Path], size: TextSize) -> Token
         remedy = "Give more text, or a smaller --tokens or --window"
         raise MintError(f"{', '.join(map(str, texts))}: {fault}; {needed}. {remedy}")
     return np.array(windows[: size.count], np.int32)
+
+
+def kept_sequences(path: Path, size: TextSize, write: Callable[[], Tokens]) -> Tokens:
+    """(S, L) tokens from a file of the cache; `write` makes them where there is none, and they are kept there."""
+    tokens = recall(path, lambda text: np.load(BytesIO(text)))
+    if isinstance(tokens, np.ndarray) and tokens.shape == (size.count, size.window) and tokens.dtype == np.int32:
+        return tokens
+    written = write()
+    buffer = BytesIO()
+    np.save(buffer, written)
+    keep(path, buffer.getvalue())
+    return written
 
 
 def own_sequences(

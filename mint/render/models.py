@@ -13,13 +13,12 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from mint.analysis.probes.sensitivity import prior_alphas
-from mint.core.errors import MintError
 from mint.core.records import pick
 from mint.core.sizes import format_seconds, format_size
 from mint.formats.quality import QUALITIES, Quality
 from mint.quality.evaluation import Evaluation, Refused
 from mint.quality.verdict import interval_in_words
-from mint.targets.devices import GIB, devices
+from mint.targets.devices import GIB, devices_with
 from mint.targets.loaders import loaders
 
 if TYPE_CHECKING:
@@ -152,10 +151,8 @@ def verification_record(verification: Verification) -> Record:
 
 
 def devices_record(part: str, *, brief: bool) -> Record:
-    """The record of `mint devices`; `brief` leaves out sources, and lists the sizes of a chip in one row."""
-    matches = [device for device in devices() if part.lower() in device.name]
-    if not matches:
-        raise MintError(f"no device has {part!r} in its name; `mint devices` lists all")
+    """The record of `mint devices NAME`; `brief` leaves out sources, and lists the sizes of a chip in one row."""
+    matches = devices_with(part)
     if not brief:
         fields = map(asdict, matches)
         return {"devices": [{"device": row.pop("name"), **row} for row in fields], "shown": len(matches)}

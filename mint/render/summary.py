@@ -2,7 +2,7 @@
 
 import shlex
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +16,8 @@ from mint.quality.estimates import Estimate
 from mint.quality.evaluation import OWN_TEXT, Evaluation, Refused
 from mint.quality.verdict import (
     beside_text,
+    interval_in_words,
+    interval_text,
     is_ruined,
     is_vague,
     kl_text,
@@ -106,7 +108,7 @@ def forecast_summary(forecast: "Forecast") -> list[Line]:
         is_warning=forecast.peak_bytes > forecast.machine_bytes,
     )
     return [
-        Line("time", f"about {format_seconds(forecast.seconds)}: {', '.join(steps)}"),
+        Line("time", f"about {format_seconds(forecast.seconds)}: {', '.join(steps)}{forecast.verified}"),
         memory,
         Line("disk", format_size(forecast.disk_bytes)),
         *([Line("download", forecast.download)] if forecast.download else []),
@@ -118,12 +120,12 @@ def evaluation_summary(evaluation: Evaluation | Refused) -> list[Line]:
     if isinstance(evaluation, Refused):
         return [Line("model", evaluation.output), Line("ERROR", evaluation.error.typed, is_warning=True)]
     figures = evaluation.estimates
-    kl, floor = figures["kl_mean"], figures["noise_floor"].value
-    perplexity, original = figures["perplexity"].value, figures["reference_perplexity"].value
+    kl, perplexity = figures["kl_mean"], figures["perplexity"].value
+    original = figures["reference_perplexity"].value
     lines = [
         Line("model", evaluation.output),
         Line("closeness", measured_text(kl, figures["top1_agreement"])),
-        Line("noise", f"KL {kl_text(floor)} from 16-bit arithmetic alone"),
+        _noise(evaluation),
         Line("text", f"perplexity {perplexity:.4g}, the original's {original:.4g}; {_text_of(evaluation)}"),
     ]
     if accuracy := figures.get("task_accuracy"):
@@ -132,6 +134,61 @@ def evaluation_summary(evaluation: Evaluation | Refused) -> list[Line]:
     if is_ruined(kl.value):
         lines.append(Line("WARNING", "expect nonsense from this model", is_warning=True))
     return lines
+
+
+def comparison(
+    names: Sequence[str], evaluations: Sequence[Evaluation | Refused]
+) -> tuple[list[dict[str, Any]], list[Line]]:
+    """A row for each of several models that were compared with one original, the closest first, and lines for all.
+
+    `names` are those that the user gave. Models that could not be compared come last, each with a line.
+    """
+    models = list(zip(names, evaluations, strict=True))
+    compared = [(name, result) for name, result in models if isinstance(result, Evaluation)]
+    compared.sort(key=lambda model: model[1].estimates["kl_mean"].value)
+    refused = [(name, result) for name, result in models if isinstance(result, Refused)]
+    lines = []
+    if compared:
+        _, first = compared[0]
+        original = first.estimates["reference_perplexity"].value
+        lines = [_noise(first), Line("text", f"{_text_of(first)}; the original's perplexity is {original:.4g}")]
+    for name, result in compared:
+        if is_ruined(result.estimates["kl_mean"].value):
+            lines.append(Line("WARNING", f"expect nonsense from {name}", is_warning=True))
+    for name, fault in refused:
+        text = fault.error.typed
+        lines.append(Line("ERROR", text if text.startswith(name) else f"{name}: {text}", is_warning=True))
+    return [_compared_row(*model) for model in compared] + [_refused_row(*model) for model in refused], lines
+
+
+def _compared_row(name: str, evaluation: Evaluation) -> dict[str, Any]:
+    figures = evaluation.estimates
+    kl, accuracy = figures["kl_mean"], figures.get("task_accuracy")
+    return {
+        "model": name,
+        "size": _size(name, evaluation.output),
+        "kl": f"{kl_text(kl.value)} ({kl_text(kl.low)} to {kl_text(kl.high)})",
+        "same_first_word": f"{figures['top1_agreement'].value:.0%}",
+        "perplexity": f"{figures['perplexity'].value:.4g}",
+        **({"right_answers": f"{accuracy.value:.1%}"} if accuracy else {}),
+        "in_words": interval_in_words(kl),
+    }
+
+
+def _refused_row(name: str, refused: Refused) -> dict[str, Any]:
+    return {"model": name, "size": _size(name, refused.output), "in_words": "not compared"}
+
+
+def _size(name: str, folder: str) -> str:
+    """The size of the weights of a model that the user gave by `name`: a GGUF file, or what was found in `folder`."""
+    files = [Path(name)] if Path(name).is_file() else Path(folder).glob("*.safetensors")
+    return format_size(sum(file.stat().st_size for file in files))
+
+
+def _noise(evaluation: Evaluation) -> Line:
+    """The line of the KL below which there is no loss."""
+    floor = kl_text(evaluation.estimates["noise_floor"].value)
+    return Line("noise", f"KL {floor} from 16-bit arithmetic alone; a smaller KL means no loss")
 
 
 def _text_of(evaluation: Evaluation) -> str:

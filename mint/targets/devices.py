@@ -72,12 +72,26 @@ def device(name: str) -> Device:
         return this_device()
     by_name = {device.name: device for device in devices()}
     if name not in by_name:
-        close = get_close_matches(name.lower().replace(" ", "-"), by_name, n=3, cutoff=0.5)
-        near = ", ".join(close or ("m4-pro-24",))
-        words = name.lower().replace("-", " ").split()
-        chip = "; a Mac goes by its chip and memory in GB" if any(word in words for word in _MACS) else ""
-        raise MintError(f"{name!r} is not a known device; needed a name such as {near}{chip}; `mint devices` lists all")
+        raise _unknown(name)
     return by_name[name]
+
+
+def devices_with(part: str) -> list[Device]:
+    """The devices whose name contains `part`, for `this` the machine at hand; `MintError` names the closest ones."""
+    if part.lower() == THIS:
+        return [this_device()]
+    matches = [device for device in devices() if part.lower() in device.name]
+    if not matches:
+        raise _unknown(part)
+    return matches
+
+
+def _unknown(name: str) -> MintError:
+    close = get_close_matches(name.lower().replace(" ", "-"), [device.name for device in devices()], n=3, cutoff=0.5)
+    near = ", ".join(close or ("m4-pro-24",))
+    words = name.lower().replace("-", " ").split()
+    chip = "; a Mac goes by its chip and memory in GB" if any(word in words for word in _MACS) else ""
+    return MintError(f"{name!r} is not a known device; needed a name such as {near}{chip}; `mint devices` lists all")
 
 
 def this_device() -> Device:

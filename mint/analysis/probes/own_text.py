@@ -6,14 +6,12 @@ full precision writes in 8, 6 or 4 bits; one that does not fit in 4 bits is stre
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from io import BytesIO
 from itertools import repeat
 from math import prod
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
-import numpy as np
 from mlx.nn.layers.base import Module
 from mlx.utils import tree_flatten, tree_map
 
@@ -21,7 +19,7 @@ from mint.analysis.probes.packed_base import BASES, model_bytes, open_base
 from mint.analysis.probes.packed_weight import unpacked_size
 from mint.analysis.probes.probe_file import FULL
 from mint.analysis.probes.replay import Replay
-from mint.core.cache import cached_path, keep, recall
+from mint.core.cache import cached_path
 from mint.core.errors import MintError
 from mint.core.log import log
 from mint.core.progress import OnProgress
@@ -32,7 +30,7 @@ from mint.model.roles import layer_path
 from mint.model.source import Source
 from mint.quality.divergence import Tokens
 from mint.quality.forward import fusing_nothing, open_wide, vocabulary_size
-from mint.quality.sequences import TextSize, own_sequences, prefix_of
+from mint.quality.sequences import TextSize, kept_sequences, own_sequences, prefix_of
 from mint.run.device_kind import device_kind, versions
 from mint.run.executor import memory_for_models
 
@@ -46,18 +44,14 @@ BASES_OF_TEXT = (FULL, *BASES, STREAMED)  # by falling memory
 
 def own_text(source: Source, size: TextSize, seed: int, base: str, on_progress: OnProgress) -> Tokens:
     """(S, L) tokens that the model of `source` writes in a `base`, decided by `seed`."""
-    path = text_path(source, size, seed, base)
-    tokens = recall(path, lambda text: np.load(BytesIO(text)))
-    if isinstance(tokens, np.ndarray) and tokens.shape == (size.count, size.window) and tokens.dtype == np.int32:
-        return tokens
-    with fusing_nothing():
-        models = streamed(source) if base == STREAMED else repeat(open_base(source, base))
-        prefix, vocabulary = prefix_of(source.folder), vocabulary_size(source.folder, source.loader)
-        text = own_sequences(models, prefix, vocabulary, size, seed, on_progress)
-    buffer = BytesIO()
-    np.save(buffer, text)
-    keep(path, buffer.getvalue())
-    return text
+
+    def write() -> Tokens:
+        with fusing_nothing():
+            models = streamed(source) if base == STREAMED else repeat(open_base(source, base))
+            prefix, vocabulary = prefix_of(source.folder), vocabulary_size(source.folder, source.loader)
+            return own_sequences(models, prefix, vocabulary, size, seed, on_progress)
+
+    return kept_sequences(text_path(source, size, seed, base), size, write)
 
 
 def text_path(source: Source, size: TextSize, seed: int, base: str) -> Path:

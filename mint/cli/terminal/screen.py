@@ -33,6 +33,15 @@ class Answer:
     summary: Sequence["Line"]
 
 
+@dataclass(frozen=True, slots=True)
+class Overview:
+    """Several results: their answers for --json and --verbose, and for people one table of all with lines below it."""
+
+    answers: Sequence[Answer]
+    rows: Sequence[Record]
+    lines: Sequence["Line"]
+
+
 class _Indicator(Protocol):
     def start(self) -> None: ...
     def show(self) -> None: ...
@@ -95,6 +104,16 @@ class Screen:
 
         line = json.dumps({"note": text}) if self._kind == "json" else visible(text)
         print(line, file=sys.stderr, flush=True)
+
+    def overview(self, overview: Overview) -> None:
+        """Print several results for people as one table, and with --verbose all of each below it; JSON as `answer`."""
+        if not self.as_json:
+            self._show({"models": list(overview.rows)})
+            self._summarize(overview.lines)
+            if not self.is_verbose:
+                return
+            print()
+        self.answer(*overview.answers)
 
     def answer(self, *answers: Record | Answer) -> None:
         """Print results: as JSON, several as the list `results` of one object, or one after the other for people."""

@@ -12,7 +12,7 @@ from pathlib import Path
 from mint.core.cache import recall
 from mint.core.errors import MintError
 from mint.model.checkpoint.shards import PATTERN, shard_names
-from mint.model.opening.path_kind import refuse_kind
+from mint.model.opening.path_kind import no_such_folder, refuse_kind
 
 _ORIGINAL = "needed: the original model in safetensors format"
 _PEFT = (
@@ -69,8 +69,9 @@ def require_model(path: Path) -> None:
     """Raise `MintError` unless there is a folder that may be a model."""
     refuse_other_kinds(path)
     if not path.is_dir():
-        needed = f"the folder of a Hugging Face model, or an id of the hub, such as OWNER/{path.name}"
-        raise MintError(f"{path}: no such folder; needed: {needed}")
+        is_name = len(path.parts) == 1  # without a folder in front
+        hub = f", or an id of the hub, such as OWNER/{path.name}" if is_name else ""
+        raise no_such_folder(path, f"the folder of a Hugging Face model{hub}")
 
 
 def _base(folder: Path) -> str:

@@ -6,12 +6,14 @@ A command takes a model, an analysis, a plan or a folder that mint wrote, and pe
 import json
 import shlex
 from collections.abc import Sequence
+from difflib import get_close_matches
 from pathlib import Path
 
 from mint.core.cache import recall
 from mint.core.errors import MintError
 from mint.core.files import require_loadable, require_outside, require_writable
 from mint.model.checkpoint.manifest import MANIFEST_NAME
+from mint.model.hub_cache import parse_id
 
 _JOURNAL = b"MINT "  # files of frames begin so, then their kind and the end of the line
 _PLAN = b'"kind": "mint plan"'
@@ -59,6 +61,20 @@ def refuse_kind(path: Path, needed: str, *accepted: str) -> None:
         return
     commands = _COMMANDS.get(kind, "").format(path=shlex.quote(str(path)), name=path.absolute().name)
     raise MintError(f"{path}: it is {kind}; needed: {needed}" + (f". {commands}" if commands else ""))
+
+
+def no_such_folder(path: Path, needed: str) -> MintError:
+    """The error for a path that does not exist; it names the folders beside it that are named much alike.
+
+    A path in a folder is not called a model of the hub, which it might be: its address there is.
+    """
+    parent = path.parent.expanduser()
+    folders = [entry.name for entry in parent.iterdir() if entry.is_dir()] if parent.is_dir() else []
+    close = get_close_matches(path.name, folders, n=3)
+    beside = f". In {parent} there is: {', '.join(close)}" if close else ""
+    id = parse_id(str(path)) if len(path.parts) > 1 else None
+    on_hub = f". A model of the hub: https://huggingface.co/{id.repository}" if id else ""
+    return MintError(f"{path}: no such folder; needed: {needed}{beside}{on_hub}")
 
 
 def check_outputs(outputs: Sequence[Path], files: Sequence[Path], model: Path) -> None:

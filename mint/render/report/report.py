@@ -19,7 +19,7 @@ from mint.core.version import __version__, install_command
 from mint.plan.plan import Plan
 from mint.plan.recipe import Recipe
 from mint.quality.estimates import Estimate
-from mint.quality.verdict import interval_in_words, is_vague, kl_text, predicted_in_words
+from mint.quality.verdict import interval_in_words, kl_text, predicted_in_words
 from mint.render.report import charts
 from mint.render.report.subjects import AnalyzedModel, PlannedModel, read_subjects
 from mint.render.summary import quality_lines
@@ -122,21 +122,18 @@ def _compare(page: _Page, planned: Sequence[PlannedModel]) -> None:
 
 def _plan_row(model: PlannedModel) -> dict[str, Any]:
     plan, measured = model.plan, model.closeness
-    predicted = plan.predicted_kl
-    words = interval_in_words(Estimate(**measured["kl"])) if measured else predicted and predicted_in_words(predicted)
-    if measured and predicted and is_vague(predicted):
-        predicted = None  # it tells nothing beside a measurement
+    kl = Estimate(**measured["kl"]) if measured else plan.predicted_kl
     return {
         "plan": model.name,
         "size": format_size(plan.planned_bytes),
         "bits": round(plan.bits_per_weight, 3),
         "rounding": plan.rounding,
-        "predicted KL": _printed(predicted.value if predicted else None),
-        "from": _printed(predicted.low if predicted else None),
-        "to": _printed(predicted.high if predicted else None),
-        "measured KL": _printed(measured["kl"]["value"] if measured else None),
+        "KL": _printed(kl.value if kl else None),
+        "from": _printed(kl.low if kl else None),
+        "to": _printed(kl.high if kl else None),
+        "KL is": kl and ("measured" if measured else "predicted"),
         "same first word": f"{measured['top1']['value']:.1%}" if measured else None,
-        "in words": words,
+        "in words": kl and (interval_in_words(kl) if measured else predicted_in_words(kl)),
         "gap": _rounded(plan.gap),
     }
 

@@ -53,7 +53,7 @@ def complaint(line: str, capsys: pytest.CaptureFixture[str]) -> str:
         ("inspect nowhere", "no such folder"),
         (
             "quantize tiny -b 400kB -o out --quality good",
-            "out exists; nothing is ever overwritten (it is of the rounding nearest",
+            "out exists; nothing is ever overwritten (it was made with --quality fast",
         ),
         ("quantize tiny -b 300kB -o out", "out exists; nothing is ever overwritten (it is of the budget 400 kB)"),
         ("quantize tiny -b 400kB -o tiny", "tiny exists"),
@@ -122,6 +122,26 @@ def test_a_mistake_is_named_with_what_is_needed(
     assert found in message
     assert needed in message
     assert sorted(world.rglob("*")) == before
+
+
+@pytest.mark.parametrize("name", ["build/nope", "./build/nope", "../here/build/nope", "{}/build/nope", "~/build/nope"])
+@pytest.mark.parametrize("command", ["inspect {}", "quantize {} -b 4bpw", "evaluate {} --reference tiny"])
+def test_a_path_that_does_not_exist_is_no_model_of_the_hub(
+    command: str, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    here = tmp_path / "here"
+    for folder in ("nopes", "other"):
+        (here / "build" / folder).mkdir(parents=True)
+    monkeypatch.chdir(here)
+    monkeypatch.setenv("HOME", str(here))
+    message = complaint(command.format(name.format(here)), capsys)
+    assert "build/nope: no such folder" in message
+    assert "there is: nopes" in message
+    assert "other" not in message
+    assert "cache" not in message
+    assert ("A model of the hub: https://huggingface.co/build/nope" in message) == (
+        name in ("build/nope", "./build/nope")
+    )
 
 
 def test_a_hint_is_about_what_the_command_does_not_have(capsys: pytest.CaptureFixture[str]) -> None:

@@ -8,7 +8,8 @@ import pytest
 
 import mint
 from mint.cli.main import run_command
-from mint.core.errors import OPTIONS, MintError
+from mint.core.errors import OPTIONS, VALUES, MintError
+from mint.formats.quality import QUALITIES
 from mint.plan.recipe import Budget, Recipe, Room
 from mint.quality.evaluate import evaluate_all
 
@@ -29,6 +30,9 @@ def test_python_reads_arguments_and_the_command_line_options(
         ("the veto of 60 dB (--veto)", "the veto of 60 dB (veto_db)"),
         ("keep such units with --keep-nonfinite", "keep such units with keep_nonfinite"),
         ("make one with: mint analyze MODEL --output a.mint", "make one with: mint analyze MODEL --output a.mint"),
+        ("7 MB with --quality fast. Raise", "7 MB with rounding nearest. Raise"),
+        ("--quality good and --formats", "rounding compensate and formats"),
+        ("--quality and --rounding differ", "rounding differ"),
         ("pip install --upgrade mlx-lm", "pip install --upgrade mlx-lm"),
         ("mint quantize M --budget 4GB, or --formats 4/64", "mint quantize M --budget 4GB, or formats 4/64"),
     ],
@@ -43,6 +47,10 @@ def test_every_argument_that_an_error_names_exists() -> None:
     known = {name for function in functions for name in signature(function).parameters}
     known |= {field.name for record in (Recipe, Room, Budget, mint.Probing) for field in fields(record)}
     assert {str(MintError(f"--{option}")) for option in OPTIONS} <= known
+
+
+def test_the_values_of_arguments_are_those_of_the_options() -> None:
+    assert {"quality": {row.name: row.rounding for row in QUALITIES.values()}} == VALUES
 
 
 def test_the_command_line_names_its_options(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

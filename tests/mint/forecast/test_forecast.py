@@ -88,6 +88,51 @@ def test_the_forecast_comes_first_and_counts_only_what_is_left(make_model: Calla
     assert result.manifest.weight_bytes <= first.disk_bytes
 
 
+def test_a_finished_output_is_announced_as_only_verified(make_model: Callable[..., Path], tmp_path: Path) -> None:
+    model, output, forecasts = make_model(), tmp_path / "out", list[Forecast]()
+    for _ in range(2):
+        quantize(model, "6bpw", output, GOOD, on_forecast=forecasts.append)
+    assert "only verified" not in str(forecasts[0])
+    assert "the output exists and is only verified" in str(forecasts[1])
+    assert [step.name for step in forecasts[1].steps] == ["start", "verify"]
+    assert forecasts[1].disk_bytes == 0
+    targets = [Target(folder, Budget.of("6bpw")) for folder in (output, tmp_path / "second")]
+    one, two = (Pipeline(GOOD).foresee(model, some) for some in (targets[1:], targets))
+    assert one.disk_bytes == two.disk_bytes
+    assert one.seconds < two.seconds < one.seconds + forecasts[1].seconds
+
+
+@pytest.mark.parametrize(
+    ("changed", "reason"),
+    [
+        (["--quality", "good"], "it was made with --quality fast"),
+        ([], "it is of another model"),
+        (["--output", "empty"], "nothing is ever overwritten"),
+    ],
+)
+def test_a_dry_run_forecasts_beside_an_existing_output_and_says_what_the_run_needs(
+    changed: list[str], reason: str, make_model: Callable[..., Path], tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    model = make_model()
+    quantize(model, "6bpw", tmp_path / "out", Recipe(rounding="nearest"))
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path)
+    if "model" in reason:
+        model = make_model("qwen3_moe", "other")
+    request = ["quantize", str(model), "--budget", "6bpw", "--quality", "fast", "--output", "out", *changed]
+    forecasts = []
+    for options in (["--dry-run"], ["--dry-run", "--force"]):
+        assert run_command([*request, *options, "--json"]) == 0
+        answer = capsys.readouterr()
+        forecasts.append([step["step"] for step in json.loads(answer.out)["forecast"]["steps"]])
+        assert ("without --dry-run this stops: " in answer.err) == ("--force" not in options)
+        assert (reason in answer.err and "give --force" in answer.err) == ("--force" not in options)
+    assert forecasts[0] == forecasts[1]
+    assert "assemble" in forecasts[0]
+    assert run_command(request) == 1
+
+
 def test_a_step_takes_longer_the_more_there_is_to_do(make_model: Callable[..., Path], tmp_path: Path) -> None:
     model = make_model()
     fast, good = (forecast_of(model, tmp_path / "out", Recipe(rounding=name)) for name in ("nearest", "compensate"))

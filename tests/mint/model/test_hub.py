@@ -261,6 +261,18 @@ PATHS = [
 PATHS += ["a/b@../c", "a/b@x/../y", "a/b@", "https://a/b"]
 
 
+def test_a_name_in_a_local_folder_is_a_path_unless_the_cache_has_its_model(
+    hub: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / ID.partition("/")[0]).mkdir()
+    with pytest.raises(MintError, match=f"no such folder; .*https://huggingface.co/{ID}"):
+        mint.open_source(ID)
+    assert not hub.tokens
+    units = mint.open_source(f"https://huggingface.co/{ID}").units
+    assert mint.open_source(ID).units == units  # from the cache
+
+
 @pytest.mark.parametrize("text", PATHS)
 def test_a_path_is_never_asked_of_the_hub(hub: FakeHub, text: str) -> None:
     assert parse_id(text) is None

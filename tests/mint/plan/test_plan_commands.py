@@ -10,7 +10,10 @@ from typing import Any
 import pytest
 
 from mint.cli.main import run_command
+from mint.core.errors import MintError
 from mint.plan.plan import read_plan
+from mint.render.models import devices_record
+from mint.targets.devices import device
 from tests.worlds.zoo import write_model
 
 
@@ -154,8 +157,20 @@ def test_devices_and_loaders_are_listed_with_their_sources(capsys: pytest.Captur
     assert {"m4-pro-24", "m2-ultra-192", "iphone-16-pro", "rtx-4090"} <= names
     assert {device["device"] for device in _json(capsys, "devices", "m4-pro")["devices"]} < names
     assert all(loader["source"] for loader in _json(capsys, "devices", "--loaders")["loaders"])
-    assert run_command(["devices", "commodore"]) == 1
-    assert "no device has 'commodore'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["commodore", "m4pro24", "MacBook M4", "this"])
+def test_a_device_is_named_in_the_list_as_in_a_budget(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    answers: list[tuple[str, bool | str]] = []
+    for use in (lambda: device(name), lambda: devices_record(name, brief=True)):
+        try:
+            answers.append(("found", bool(use())))
+        except MintError as error:
+            answers.append(("refused", error.typed))
+    assert answers[0] == answers[1]
+    assert run_command(["devices", name]) == (answers[0][0] == "refused")
+    if name == "m4pro24":
+        assert "m4-pro-24" in capsys.readouterr().err
 
 
 def test_allocate_imports_no_compiler_and_no_model_code(analysis: Path) -> None:

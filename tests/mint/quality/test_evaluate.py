@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import re
 import subprocess
 import sys
 import tempfile
@@ -23,6 +24,7 @@ from mint import evaluate, quantize
 from mint.cli.main import run_command
 from mint.core.errors import MintError
 from mint.core.progress import Progress, ignore
+from mint.core.sizes import format_size
 from mint.quality.compare import compare
 from mint.quality.evaluate import evaluate_in_child
 from mint.quality.evaluation import Evaluation, Question
@@ -295,6 +297,20 @@ def test_a_missing_model_is_named_before_the_first_one_runs(
     assert "reference:" not in error
 
 
+def test_own_text_is_written_once_for_a_model_a_size_and_a_seed(
+    converted: dict[int, Path], make_model: Callable[..., Path]
+) -> None:
+    model, answers = make_model(), []
+    for seed in (0, 0, 1):
+        stages: list[str] = []
+        question = _question(converted[8], model, seed=seed)
+        answer = compare(question, lambda step, stages=stages: stages.append(step.stage))  # type: ignore[misc]
+        answers.append(("write text" in stages, answer.estimates["reference_perplexity"]))
+    (first, again, other) = answers
+    assert (first[0], again[0], other[0]) == (True, False, True)
+    assert first[1] == again[1] != other[1]
+
+
 def test_people_get_a_verdict_in_words(
     converted: dict[int, Path], saved: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -303,6 +319,31 @@ def test_people_get_a_verdict_in_words(
     assert err.startswith("evaluate 8 (")
     assert "hardly distinguishable from the original: KL " in out
     assert "64 tokens written by the reference model" in out
+
+
+def test_people_get_several_models_in_one_table_the_closest_first(
+    converted: dict[int, Path], saved: Path, halved: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    models = [converted[2], halved, converted[8], converted[4]]
+    assert run_command(["evaluate", *map(str, models), "--reference", str(saved)]) == 1
+    head, *rows = capsys.readouterr().out.splitlines()
+    assert re.split(r"  +", head) == ["model", "size", "KL", "same first word", "perplexity", "in words"]
+    assert [row.split("  ")[0] for row in rows[:4]] == [str(converted[bits]) for bits in (8, 4, 2)] + [str(halved)]
+    nbytes = sum(file.stat().st_size for file in converted[8].glob("*.safetensors"))
+    assert re.match(rf"{converted[8]}  +{format_size(nbytes)}  +\S+ \(\S+ to \S+\)  +\d+%  +[\d.]+  +hardly", rows[0])
+    assert rows[3].endswith("not compared")
+    assert [row.split()[0] for row in rows[4:] if row] == ["noise", "text", "ERROR"]
+    assert str(halved) in rows[-1]
+
+
+def test_several_models_have_all_figures_below_their_table_on_request(
+    converted: dict[int, Path], saved: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    models = [str(converted[4]), str(converted[8])]
+    assert run_command(["evaluate", *models, "--reference", str(saved), "--verbose"]) == 0
+    out = capsys.readouterr().out
+    assert out.count("same first word") == 1
+    assert out.count("kl_p99.9") == len(models)
 
 
 def test_a_preloaded_openblas_is_what_mlx_uses() -> None:

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import subprocess
 from html import unescape
 from pathlib import Path
@@ -17,6 +18,7 @@ from mint.assembly.assemble import assemble
 from mint.cli.main import run_command
 from mint.core.errors import MintError
 from mint.formats.format import parse_format
+from mint.model.checkpoint.manifest import MANIFEST_NAME
 from mint.model.source import open_source
 from mint.pipeline import Pipeline
 from mint.plan.allocate import allocate
@@ -103,7 +105,7 @@ def test_titles_and_columns_are_words(made: Path) -> None:
     page = report(_paths(made), Recipe(veto_db=-100.0))
     assert "<title>MINT report: tiny, " in page
     columns = {name for table in _data(page)["tables"].values() for name in table["columns"]}
-    assert {"bytes", "SQNR, dB", "sensitivity", "predicted KL", "from", "to"} <= columns
+    assert {"bytes", "SQNR, dB", "sensitivity", "KL", "from", "to", "KL is"} <= columns
     assert not [name for name in columns if "_" in name or name in ("nbytes", "alpha")]
 
 
@@ -121,6 +123,60 @@ def test_the_page_needs_no_network_and_escapes_names(made: Path, tmp_path: Path)
     assert HOSTILE.replace("/", "∕") in unescape(head)
     assert not re.search(r'(src|href)\s*=\s*["\']?https?:', head)
     assert "default-src 'none'" in page
+
+
+def _plan_rows(page: str) -> list[dict[str, Any]]:
+    table = _data(page)["tables"]["table-0"]
+    return [dict(zip(table["columns"], row, strict=True)) for row in table["rows"]]
+
+
+def _with_closeness(folder: Path, copy: Path, **kl: float) -> Path:
+    """A copy of a written model whose manifest has this measured KL divergence."""
+    shutil.copytree(folder, copy)
+    manifest = json.loads((copy / MANIFEST_NAME).read_text())
+    manifest["closeness"] = {"kl": kl, "top1": {"value": 0.9, "low": 0.89, "high": 0.91}}
+    (copy / MANIFEST_NAME).write_text(json.dumps(manifest))
+    return copy
+
+
+def test_every_plan_has_one_kl_the_measured_one_where_there_is_one(made: Path, tmp_path: Path) -> None:
+    measured = _with_closeness(made / "written", tmp_path / "measured", value=0.05, low=0.04, high=0.06)
+    predicted, other = _plan_rows(report([made / "small.json", measured], Recipe()))
+    assert (other["KL"], other["from"], other["to"]) == (0.05, 0.04, 0.06)
+    assert (predicted["KL is"], other["KL is"]) == ("predicted", "measured")
+    assert predicted["KL"] > 0
+
+
+_MEASURE = """<script>
+const excess = (box) => box.scrollWidth - box.clientWidth;
+setTimeout(() => document.title = JSON.stringify({
+  page: excess(document.documentElement),
+  plans: excess(document.getElementById("table-0")),
+}), 5000)  // the charts are drawn
+</script>"""
+
+
+@pytest.mark.skipif(not which("chromium"), reason="no chromium here")
+@pytest.mark.parametrize("width", [1280, 700])
+def test_no_table_reaches_beyond_its_page_and_that_of_the_plans_is_seen_whole(
+    made: Path, tmp_path: Path, width: int
+) -> None:
+    name = "Qwen3-30B-A3B-Instruct-2507-12GB"
+    measured = _with_closeness(made / "written", tmp_path / name, value=0.05, low=0.04, high=0.06)
+    page = report([made / "small.json", measured], Recipe())
+    assert "between very close and close to the original" in page
+    file = tmp_path / "report.html"
+    file.write_text(page + _MEASURE)
+    profile = f"--user-data-dir={tmp_path / 'profile'}"
+    command = ["chromium", "--headless", "--no-sandbox", "--disable-gpu", profile, "--virtual-time-budget=20000"]
+    command += [f"--window-size={width},2000", "--dump-dom", file.as_uri()]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    title = re.search(r"<title>(.*?)</title>", result.stdout)
+    assert title
+    excess = json.loads(unescape(title[1]))
+    assert excess["page"] == 0
+    if width >= 1280:
+        assert excess["plans"] == 0
 
 
 @pytest.mark.skipif(not which("chromium"), reason="no chromium here")
@@ -178,7 +234,8 @@ def test_a_single_measurement_is_text_and_a_vague_prediction_gives_way_to_it(lla
         assemble(allocate(analysis, budget), source, tmp_path / name, text=TextSize(4, 16))
     single, both = (report([tmp_path / name for name in names], Recipe()) for names in (["six"], ["six", "eight"]))
     assert "measured on the same text" in single
-    assert "predicted KL" not in _data(single)["tables"]["table-0"]["columns"]  # right to a factor of 100
+    (row,) = _plan_rows(single)
+    assert row["KL is"] == "measured"  # the prediction is right to a factor of 100
     assert len(_data(single)["charts"]) == 3
     assert len(_data(both)["charts"]) == 1 + 2 * 3
 
