@@ -17,7 +17,6 @@ from mint.quality.evaluation import OWN_TEXT, Evaluation, Refused
 from mint.quality.verdict import (
     beside_text,
     interval_in_words,
-    interval_text,
     is_ruined,
     is_vague,
     kl_text,
