@@ -30,6 +30,7 @@ from mint.plan.allocate import allocate
 from mint.plan.recipe import Recipe
 from mint.quality.sequences import TextSize
 from mint.run import stacks
+from mint.run.blas import multiplies_slowly
 from mint.run.executor import in_process
 from mint.run.job import BlockJob, Blocks, Job
 from mint.run.stacks import comes_in_blocks
@@ -131,7 +132,10 @@ def test_a_stack_in_blocks_is_measured_and_packed_to_the_same_bytes(
 def test_probes_of_stacks_in_blocks_are_the_same(
     name: str, base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """To the last bit, of the model that is packed in blocks and of the unit that is stored coarsely."""
+    """Of the model that is packed in blocks and of the unit that is stored coarsely.
+
+    To the last bit in the reference BLAS of MLX's wheel; OpenBLAS adds in an order that depends on the number of rows.
+    """
     source, probes = open_source(write_model(name, tmp_path / "model")), []
     units = [unit for unit in source.units if unit.role in ("head", "expert_up", "expert_gate", "expert_down")]
     for block in (1 << 40, 40_000):
@@ -139,7 +143,11 @@ def test_probes_of_stacks_in_blocks_are_the_same(
         monkeypatch.setattr(packed_weight, "BLOCK", block)
         job = ProbeJob(TextJob(source, Probing("random", 2, 24, base=base), ()))
         probes.append([result for _, result in in_process(source, job, units)])
-    assert probes[0] == probes[1]
+    if multiplies_slowly():
+        assert probes[0] == probes[1]
+    for whole, in_blocks in zip(*probes, strict=True):
+        assert (in_blocks.path, in_blocks.error) == (whole.path, whole.error)
+        assert in_blocks.kls == pytest.approx(whole.kls, rel=1e-3)
     assert min(probe.kl for probe in probes[0]) > 0
     assert len(probes[0]) > 1
 
