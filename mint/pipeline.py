@@ -282,8 +282,11 @@ class Pipeline:
         memory = self.executor.model_memory
         if self.memory is not None:
             memory = min(memory, self.memory - PROCESSES_BYTES)
-        may_probe = self.may_probe and self.recipe.probes_unasked
-        return unasked(source, path, self.probing, memory) if may_probe else None
+        return unasked(source, path, self.probing, memory) if self._probes_unasked else None
+
+    @property
+    def _probes_unasked(self) -> bool:
+        return self.may_probe and self.recipe.probes_unasked
 
     def _rounds(self, source: Source, sizes: Sequence[int]) -> bool:
         """True if anything is rounded in a model of one of these sizes; probes are of no use otherwise."""
@@ -301,7 +304,7 @@ class Pipeline:
             analysis = analyze(source, path, rounding=rounding, keep_nonfinite=self.keep_nonfinite, **work)
         if not self.analysis:
             write_name(path, read_source_card(source.folder).name)
-        is_wanted = self.may_probe and self.recipe.probes_unasked and self._rounds(source, sizes)
+        is_wanted = self._probes_unasked and self._rounds(source, sizes)
         if self.recipe.probe or (is_wanted and self._missing_probes(source)):
             with self._stage(PROBE):  # another job may have probed before its turn came
                 if probing := self.probing if self.recipe.probe else self._missing_probes(source):

@@ -37,6 +37,7 @@ if [ ! -e "$small" ]; then
         mint quantize "$model" --budget 110MB
     fi
 fi
+
 echo "== generating (on Linux mlx is slow with quantized weights: about one token a second)"
 mlx_lm.generate --model "$small" --prompt "What is the capital of France?" --max-tokens 24
 

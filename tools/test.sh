@@ -57,6 +57,6 @@ stage imports lint-imports
 stage types mypy
 stage docs env NO_MKDOCS_2_WARNING=1 mkdocs build --strict --quiet
 fast_blas="from mint.run.blas import fast_environment; print(fast_environment().get('LD_PRELOAD', ''))"
-blas=$(python -c "$fast_blas" 2>/dev/null)
+blas=$(python -c "$fast_blas")
 # a file stays in one process: its tests share what they make
 stage tests env ${blas:+LD_PRELOAD="$blas" OPENBLAS_NUM_THREADS=1 OPENBLAS_THREAD_TIMEOUT=8} pytest --numprocesses=logical --maxprocesses=4 --dist=loadfile --no-loadscope-reorder "$@"

@@ -25,7 +25,7 @@ from cluster.service.http.schema import (
 from cluster.service.http.schema_events import EventsAnswer, JobEnded
 from cluster.service.http.schema_requests import ForecastRequest, JobChange, Nothing, Sha256, Submission
 from cluster.service.http.sse import EventStream
-from cluster.service.http.stored import has, require_room, stored_analyses
+from cluster.service.http.stored import has, is_opened_as, require_room, stored_analyses
 from cluster.service.queue.forecast import expected_stages
 from cluster.service.queue.listing import NEWEST, SORTS
 from cluster.service.request_options import DEFAULTS, budget_of, canonical, checked_options, most_bytes, recipe_of
@@ -125,8 +125,8 @@ def _forecast(
     for entry in stored_analyses(service, identity, person):
         if has(entry.answer, recipe.rounding, recipe.dtype, recipe.loader):
             stored.add(ANALYZING)
-        if entry.answer.probed and has(entry.answer, entry.answer.rounding, recipe.dtype, recipe.loader):
-            stored.add(PROBING)  # they serve all roundings
+        if entry.answer.probed and is_opened_as(entry.answer, recipe.dtype, recipe.loader):
+            stored.add(PROBING)
     stages = expected_stages(service.database, options, source_bytes, stored=stored, only_analysis=budget is None)
     return Forecast(most_bytes(budget, source_bytes), source_bytes, stages)
 

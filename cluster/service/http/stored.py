@@ -51,7 +51,12 @@ def stored_analyses(service: Service, identity: str, person: Person) -> list[Sto
 
 def has(answer: AnalysisAnswer, rounding: str, dtype: str, loader: str) -> bool:
     """True for an analysis with these settings; no loader asks for that of any."""
-    return (answer.rounding, answer.dtype) == (rounding, dtype) and loader in ("", answer.loader)
+    return answer.rounding == rounding and is_opened_as(answer, dtype, loader)
+
+
+def is_opened_as(answer: AnalysisAnswer, dtype: str, loader: str) -> bool:
+    """True for an analysis of the model in this dtype and loader, whatever its rounding: its probes serve all."""
+    return answer.dtype == dtype and loader in ("", answer.loader)
 
 
 def planned(
@@ -62,8 +67,8 @@ def planned(
     for entry in analyses:
         if has(entry.answer, recipe.rounding, recipe.dtype, recipe.loader):
             opened = entry.answer.dtype, entry.answer.loader
-            same = (other for other in analyses if (other.answer.dtype, other.answer.loader) == opened)
-            probe = next((other.probe for other in same if other.probe), "")  # it serves all roundings
+            probes = (other.probe for other in analyses if is_opened_as(other.answer, *opened))
+            probe = next(filter(None, probes), "")
             return service.planner.ask(verb, analysis=entry.path, probe=probe, recipe=recipe.to_dict(), **request)
     fault = f" with rounding {recipe.rounding} and dtype {recipe.dtype or 'of its own'}" if analyses else ""
     raise ApiError(

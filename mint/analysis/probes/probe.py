@@ -57,11 +57,11 @@ def probe(
     partial = partial_path(output)
     header = _header(source, probing, units, (output, partial), executor.model_memory or None)
     if output.exists():
-        probed = read_probes(output)
-        if read_header(output, MAGIC) == header:
+        probed, earlier = read_probes(output), read_header(output, MAGIC) or {}
+        if earlier == header:
             remove_stray(output, MAGIC)
             return probed
-        if probed.tokens != str(BRIEF):
+        if not _is_brief(earlier):
             raise MintError(f"{output}: holds other probes ({probed.tokens}, {probed.origin}); move it away first")
         on_note(f"{output}: the brief probes ({probed.tokens}) are replaced")
     with Journal(partial, MAGIC, header, is_replaceable=_is_brief) as journal:
